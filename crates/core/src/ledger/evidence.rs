@@ -1,0 +1,177 @@
+//! What one node's agent has said of one violation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{ChangeKind, NodeClock};
+use crate::Moment;
+use crate::names::NodeName;
+use crate::report::Record;
+use crate::snapshot::EvidenceView;
+
+/// How sure one node's evidence makes us that the process is there. Ordered from the strongest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    /// Fresh evidence.
+    Active,
+    /// Neither fresh evidence nor proof of absence.
+    Unconfirmed,
+    /// Proven absent by one of the rules in [`Cleared`].
+    Cleared,
+}
+
+/// By which rule a violation counts as absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cleared {
+    /// Its node has answered for long enough without fresh evidence.
+    ByClock,
+    /// Its node has not answered for `detection.unreachable_limit`.
+    Unreachable,
+    /// Its Pod is proven gone.
+    PodGone,
+}
+
+/// How many of an agent's timestamps are remembered per violation.
+///
+/// While an agent's pod is being replaced, two agents of one node answer in turn. With only the last timestamp, their
+/// two *old* records would look like a change each round.
+const REMEMBERED: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Evidence {
+    record: Arc<Record>,
+    /// The timestamps seen most recently, the latest last. Kept after clearing: the tombstone by which a record that
+    /// is still listed, but does not change, stays cleared.
+    timestamps: Vec<Timestamp>,
+    first_seen: Moment,
+    last_seen: Moment,
+    fresh_at: Option<Moment>,
+    agent_time: Timestamp,
+    /// The node's odometer at the last fresh evidence, or at first sight: where the clearing clock starts.
+    mark: Duration,
+    observations: u64,
+    aged: bool,
+    cleared: Option<(Moment, Cleared)>,
+}
+
+impl Evidence {
+    pub(super) fn first_sight(record: &Record, at: Moment, mark: Duration, fresh: bool) -> Self {
+        Self {
+            record: Arc::new(record.clone()),
+            timestamps: vec![record.detected_at],
+            first_seen: at,
+            last_seen: at,
+            fresh_at: fresh.then_some(at),
+            agent_time: record.detected_at,
+            mark,
+            observations: 1,
+            aged: !fresh,
+            cleared: None,
+        }
+    }
+
+    /// The record is listed again. It is fresh evidence if its timestamp differs from those remembered.
+    pub(super) fn listed(
+        &mut self,
+        record: &Record,
+        at: Moment,
+        mark: Duration,
+        same_incident: Duration,
+    ) -> Option<ChangeKind> {
+        self.last_seen = at;
+        if *self.record != *record {
+            self.record = Arc::new(record.clone());
+        }
+        if let Some(known) = self.timestamps.iter().position(|t| *t == record.detected_at) {
+            let timestamp = self.timestamps.remove(known);
+            self.timestamps.push(timestamp);
+            return None;
+        }
+        if self.timestamps.len() == REMEMBERED {
+            self.timestamps.remove(0);
+        }
+        self.timestamps.push(record.detected_at);
+
+        let was_active = self.fresh_at.is_some() && !self.aged && self.cleared.is_none();
+        if let Some((cleared_at, _)) = self.cleared.take()
+            && at.since(cleared_at) > same_incident
+        {
+            self.first_seen = at;
+            self.observations = 0;
+        }
+        self.observations += 1;
+        self.fresh_at = Some(at);
+        self.agent_time = record.detected_at;
+        self.mark = mark;
+        self.aged = false;
+        (!was_active).then_some(ChangeKind::Appeared)
+    }
+
+    /// Clears if the rules say so; the rule, the first time.
+    pub(super) fn try_clear(&mut self, clock: &NodeClock, now: Moment) -> Option<Cleared> {
+        if self.cleared.is_some() {
+            return None;
+        }
+        let why = clock.cleared(self.mark, self.fresh_at.unwrap_or(self.first_seen), now)?;
+        self.cleared = Some((now, why));
+        Some(why)
+    }
+
+    /// Whether this is the moment at which fresh evidence has become too old.
+    pub(super) fn try_age(&mut self, now: Moment, active_for: Duration) -> bool {
+        let ages = !self.aged && self.cleared.is_none() && !self.is_fresh(now, active_for);
+        self.aged |= ages;
+        ages
+    }
+
+    fn is_fresh(&self, now: Moment, active_for: Duration) -> bool {
+        self.fresh_at.is_some_and(|at| now.since(at) <= active_for)
+    }
+
+    pub(super) fn is_cleared(&self) -> bool {
+        self.cleared.is_some()
+    }
+
+    pub(super) fn is_offender(&self) -> bool {
+        self.fresh_at.is_some() && self.cleared.is_none()
+    }
+
+    /// Whether forgetting it loses nothing that can't be judged anew: a tombstone, or a record never believed.
+    pub(super) fn is_expendable(&self) -> bool {
+        self.is_cleared() || self.fresh_at.is_none()
+    }
+
+    pub(super) fn last_seen(&self) -> Moment {
+        self.last_seen
+    }
+
+    /// Whether it has been a tombstone, and unlisted, for `keep`.
+    pub(super) fn is_expired(&self, now: Moment, keep: Duration) -> bool {
+        self.cleared.is_some_and(|(at, _)| now.since(at) > keep) && now.since(self.last_seen) > keep
+    }
+
+    pub(super) fn view(&self, node: &NodeName, now: Moment, active_for: Duration) -> EvidenceView {
+        let presence = match self.cleared {
+            Some(_) => Presence::Cleared,
+            None if self.is_fresh(now, active_for) => Presence::Active,
+            None => Presence::Unconfirmed,
+        };
+        EvidenceView {
+            node: node.clone(),
+            presence,
+            record: self.record.clone(),
+            fresh_at: self.fresh_at,
+            mark: self.mark,
+            first_seen: self.first_seen,
+            last_seen: self.last_seen,
+            evidence_time: self.agent_time,
+            observations: self.observations,
+            cleared: self.cleared.map(|(_, why)| why),
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! What is known of every violation over time: presence and absence both need evidence.
+//!
+//! A record in an answer does not mean that its process runs (an agent keeps listing one that ended), and an answer
+//! without it does not mean that it ended (an agent lists one of several, or has just restarted). So the ledger believes
+//! in presence only when a record's timestamp *changes*, and in absence only after the violation's own node has answered
+//! for long enough without such a change. Silence is evidence of nothing.
+//!
+//! Evidence is kept per (violation, node): nodes that disagree do not overwrite each other.
+
+mod evidence;
+mod node;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use self::evidence::{Cleared, Presence};
+pub use self::node::NodeClock;
+
+use self::evidence::Evidence;
+use self::node::Node;
+use crate::Moment;
+use crate::names::{Key, NodeName, PodRef, Text};
+use crate::report::{Answer, Failure, Outcome, Record, Rejection, Rejections, Report, Target};
+use crate::snapshot::{Coverage, EvidenceView, Snapshot, State, TargetState, TargetView, Violation};
+
+/// The rules of evidence.
+#[derive(Clone, Debug)]
+pub struct Detection {
+    /// How old a record may be at first sight, by its agent's own clock, to count as fresh; and how long fresh evidence
+    /// keeps a violation active. At least 3 learned scan intervals of its node are allowed in any case.
+    pub max_age: Duration,
+    /// How long a node has to answer, in sum, without fresh evidence of a violation until it clears. Never less than 6
+    /// learned scan intervals of the node for each of its offenders.
+    pub clear_after: Duration,
+    /// How long to wait for a node that never returns.
+    pub unreachable_limit: Duration,
+    /// Offending again within this time continues the same incident; tombstones are kept as long.
+    pub same_incident: Duration,
+    /// How much time one answer can vouch for: the collector's round interval.
+    pub answer_gap: Duration,
+    /// How recent a target's last whole answer must be for its coverage to count as fresh.
+    pub fresh_within: Duration,
+    /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only.
+    pub max_keys_per_node: usize,
+}
+
+impl Default for Detection {
+    fn default() -> Self {
+        Self {
+            max_age: Duration::from_mins(30),
+            clear_after: Duration::from_mins(30),
+            unreachable_limit: Duration::from_hours(24),
+            same_incident: Duration::from_hours(24),
+            answer_gap: Duration::from_mins(1),
+            fresh_within: Duration::from_secs(150),
+            max_keys_per_node: 4000,
+        }
+    }
+}
+
+/// Something that changed, for logs and streams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The violation.
+    pub key: Key,
+    /// The node whose evidence it is.
+    pub node: NodeName,
+    /// What happened.
+    pub kind: ChangeKind,
+}
+
+/// What happened to one node's evidence of a violation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// Fresh evidence where there was none, or only a tombstone.
+    Appeared,
+    /// Listed for the first time, but too old or of unknown age: no evidence yet.
+    Sighted,
+    /// Fresh evidence has become too old, without proof of absence.
+    Unconfirmed,
+    /// Absent, and by which rule.
+    Cleared(Cleared),
+}
+
+/// Every violation, every node, every target. Owned by one task; others read its snapshots.
+#[derive(Debug)]
+pub struct Ledger {
+    rules: Detection,
+    nodes: BTreeMap<NodeName, Node>,
+    /// Which nodes have evidence of a violation, and since when its Pod is known to be gone.
+    violations: BTreeMap<Key, Entry>,
+    targets: BTreeMap<Text, TargetEntry>,
+    /// Agents that should exist but have no address: a DaemonSet's desired number beyond what is listed.
+    unlisted: usize,
+    rejected: Rejections,
+    revision: u64,
+    list: Arc<[Arc<Record>]>,
+    list_changed_at: Moment,
+    rounds: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    nodes: BTreeSet<NodeName>,
+    pod_gone: Option<Moment>,
+}
+
+#[derive(Debug)]
+struct TargetEntry {
+    node: NodeName,
+    expected: bool,
+    last_report: Option<Moment>,
+    last_answer: Option<Moment>,
+    last_failure: Option<(Moment, Failure)>,
+    consecutive_failures: u32,
+}
+
+impl Ledger {
+    /// An empty ledger. `now` is when its (empty) list came to be.
+    pub fn new(rules: Detection, now: Moment) -> Self {
+        Self {
+            rules,
+            nodes: BTreeMap::new(),
+            violations: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            unlisted: 0,
+            rejected: Rejections::default(),
+            revision: 0,
+            list: Arc::new([]),
+            list_changed_at: now,
+            rounds: 0,
+        }
+    }
+
+    /// Replaces the rules of evidence. What has cleared stays cleared.
+    pub fn set_rules(&mut self, rules: Detection) {
+        self.rules = rules;
+        self.revision += 1;
+    }
+
+    /// Which targets are expected to answer. `unlisted` are those that should exist but have no address.
+    ///
+    /// A target that leaves keeps its node's violations until they clear by the rules.
+    pub fn expect(&mut self, targets: impl IntoIterator<Item = Target>, unlisted: usize) {
+        for entry in self.targets.values_mut() {
+            entry.expected = false;
+        }
+        for target in targets {
+            let entry = self
+                .targets
+                .entry(target.address)
+                .or_insert_with(|| TargetEntry::new(target.node.clone()));
+            entry.expected = true;
+            if entry.node != target.node {
+                *entry = TargetEntry {
+                    expected: true,
+                    ..TargetEntry::new(target.node)
+                };
+            }
+        }
+        self.targets.retain(|_, entry| entry.expected);
+        self.drop_idle_nodes();
+        self.unlisted = unlisted;
+        self.revision += 1;
+    }
+
+    /// A round over all targets is done. Rounds are counted for readiness and for limits per round.
+    pub fn round_done(&mut self) {
+        self.rounds += 1;
+        self.revision += 1;
+    }
+
+    /// Takes in one report. The same report twice changes nothing; the order of reports of different nodes does not matter.
+    ///
+    /// A report of a target that is older than one already taken in is ignored.
+    pub fn absorb(&mut self, report: &Report) -> Vec<Change> {
+        let Some(target) = self.targets.get_mut(&report.target.address) else {
+            // The target left while it was being asked. Its answer is no longer anybody's word.
+            return Vec::new();
+        };
+        if target.node != report.target.node
+            || target
+                .last_report
+                .is_some_and(|last| report.at.uptime < last.uptime)
+        {
+            return Vec::new();
+        }
+        let repeated = target.last_report == Some(report.at);
+        target.last_report = Some(report.at);
+        self.revision += 1;
+        if let Outcome::Failed(failure) | Outcome::Partial(_, failure) = &report.outcome {
+            if !repeated {
+                target.consecutive_failures = target.consecutive_failures.saturating_add(1);
+            }
+            target.last_failure = Some((report.at, failure.clone()));
+        } else {
+            target.consecutive_failures = 0;
+            target.last_answer = Some(report.at);
+        }
+
+        let name = report.target.node.clone();
+        let node = self
+            .nodes
+            .entry(name.clone())
+            .or_insert_with(|| Node::new(report.at));
+        if let Outcome::Failed(failure) = &report.outcome {
+            node.failed(failure.reason);
+            return Vec::new();
+        }
+
+        let whole = matches!(report.outcome, Outcome::Complete(_) | Outcome::Unchanged);
+        if whole {
+            let empty = matches!(&report.outcome, Outcome::Complete(answer) if answer.records.is_empty());
+            node.answered(report.at, empty, self.rules.answer_gap);
+        }
+        let mut changes = match &report.outcome {
+            Outcome::Complete(answer) | Outcome::Partial(answer, _) => {
+                if !repeated {
+                    self.rejected.add(&answer.rejected);
+                    node.rejected.add(&answer.rejected);
+                }
+                self.absorb_records(&name, answer, report.at)
+            }
+            Outcome::Unchanged | Outcome::Failed(_) => Vec::new(),
+        };
+        if whole {
+            changes.extend(self.clear_by_clock(&name, report.at));
+        }
+        changes
+    }
+
+    fn absorb_records(&mut self, name: &NodeName, answer: &Answer, at: Moment) -> Vec<Change> {
+        let Some(node) = self.nodes.get_mut(name) else {
+            return Vec::new();
+        };
+        // One answer may list a key twice, in any order: the newest record speaks.
+        let mut newest: BTreeMap<&Key, &Record> = BTreeMap::new();
+        for record in &answer.records {
+            let slot = newest.entry(&record.key).or_insert(record);
+            if (record.detected_at, &record.cmdline) > (slot.detected_at, &slot.cmdline) {
+                *slot = record;
+            }
+        }
+        node.learn_interval(newest.values().map(|record| record.detected_at).max());
+
+        let new_keys = newest
+            .keys()
+            .filter(|key| !node.evidence.contains_key(**key))
+            .count();
+        let room = self.rules.max_keys_per_node.saturating_sub(node.evidence.len());
+        for evicted in node.evict(new_keys.saturating_sub(room), |key| newest.contains_key(key)) {
+            forget(&mut self.violations, &evicted, name);
+        }
+
+        let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
+        let mark = node.odometer;
+        let mut changes = Vec::new();
+        for (key, record) in newest {
+            let full = node.evidence.len() >= self.rules.max_keys_per_node;
+            let change = if let Some(evidence) = node.evidence.get_mut(key) {
+                evidence.listed(record, at, mark, self.rules.same_incident)
+            } else if full {
+                self.rejected.count(Rejection::NodeQuota);
+                node.rejected.count(Rejection::NodeQuota);
+                continue;
+            } else {
+                let age = crate::report::age_by_own_clock(record, answer.date);
+                let fresh = age.is_some_and(|age| age <= max_age);
+                node.evidence
+                    .insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
+                self.violations
+                    .entry(key.clone())
+                    .or_default()
+                    .nodes
+                    .insert(name.clone());
+                Some(if fresh {
+                    ChangeKind::Appeared
+                } else {
+                    ChangeKind::Sighted
+                })
+            };
+            if let Some(kind) = change {
+                changes.push(Change {
+                    key: key.clone(),
+                    node: name.clone(),
+                    kind,
+                });
+            }
+        }
+        changes
+    }
+
+    fn clear_by_clock(&mut self, name: &NodeName, at: Moment) -> Vec<Change> {
+        let Some(node) = self.nodes.get_mut(name) else {
+            return Vec::new();
+        };
+        let clock = node.clock(&self.rules);
+        node.evidence
+            .iter_mut()
+            .filter_map(|(key, evidence)| {
+                let why = evidence.try_clear(&clock, at)?;
+                Some(Change {
+                    key: key.clone(),
+                    node: name.clone(),
+                    kind: ChangeKind::Cleared(why),
+                })
+            })
+            .collect()
+    }
+
+    /// Proof that a Pod is gone: a direct GET answered 404, another UID, or a terminal phase. Never a cached absence.
+    ///
+    /// Clears the Pod's violations until fresh evidence comes. The App's block does not end by it (see [`crate::policy`]).
+    pub fn pod_gone(&mut self, pod: &PodRef, at: Moment) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (key, entry) in &mut self.violations {
+            if key.namespace == pod.namespace
+                && key.pod == pod.pod
+                && entry.pod_gone.is_none_or(|gone| gone < at)
+            {
+                entry.pod_gone = Some(at);
+                changes.extend(entry.nodes.iter().map(|node| Change {
+                    key: key.clone(),
+                    node: node.clone(),
+                    kind: ChangeKind::Cleared(Cleared::PodGone),
+                }));
+            }
+        }
+        if !changes.is_empty() {
+            self.revision += 1;
+        }
+        changes
+    }
+
+    /// Lets time pass: evidence grows old, the wait for lost nodes ends, tombstones expire. Idempotent for one `now`.
+    pub fn advance(&mut self, now: Moment) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut expired = false;
+        for (name, node) in &mut self.nodes {
+            let clock = node.clock(&self.rules);
+            let active_for = node.active_for(&self.rules);
+            let keep = self.rules.same_incident;
+            for (key, evidence) in &mut node.evidence {
+                let kind = if let Some(why) = evidence.try_clear(&clock, now) {
+                    ChangeKind::Cleared(why)
+                } else if evidence.try_age(now, active_for) {
+                    ChangeKind::Unconfirmed
+                } else {
+                    continue;
+                };
+                changes.push(Change {
+                    key: key.clone(),
+                    node: name.clone(),
+                    kind,
+                });
+            }
+            for key in node.expire(now, keep) {
+                forget(&mut self.violations, &key, name);
+                expired = true;
+            }
+        }
+        if expired {
+            self.drop_idle_nodes();
+        }
+        if expired || !changes.is_empty() {
+            self.revision += 1;
+        }
+        changes
+    }
+
+    /// A node without evidence and without a target has nothing left to tell.
+    fn drop_idle_nodes(&mut self) {
+        let asked: BTreeSet<&NodeName> = self.targets.values().map(|target| &target.node).collect();
+        self.nodes
+            .retain(|name, node| !node.evidence.is_empty() || asked.contains(name));
+    }
+
+    /// Counts every change of anything that a snapshot shows.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The read view as of `now`. Takes `&mut self` because it notes when the list last changed.
+    pub fn snapshot(&mut self, now: Moment) -> Snapshot {
+        let violations: Vec<Violation> = self
+            .violations
+            .iter()
+            .filter_map(|(key, entry)| self.view(key, entry, now))
+            .collect();
+        let shown = || {
+            violations
+                .iter()
+                .filter(|v| v.state != State::Cleared)
+                .map(|v| &v.record)
+        };
+        let same = shown().count() == self.list.len()
+            && shown()
+                .zip(self.list.iter())
+                .all(|(a, b)| Arc::ptr_eq(a, b) || a == b);
+        if !same {
+            self.list = shown().cloned().collect();
+            self.list_changed_at = now;
+        }
+
+        let targets: Vec<TargetView> = self
+            .targets
+            .iter()
+            .map(|(address, entry)| entry.view(address, &self.rules, now))
+            .collect();
+        let mut coverage = Coverage {
+            never_seen: self.unlisted,
+            ..Coverage::default()
+        };
+        for target in &targets {
+            match target.state {
+                TargetState::Fresh => coverage.fresh += 1,
+                TargetState::Stale => coverage.stale += 1,
+                TargetState::NeverSeen => coverage.never_seen += 1,
+            }
+        }
+        Snapshot {
+            at: now,
+            revision: self.revision,
+            rounds: self.rounds,
+            nodes: self
+                .nodes
+                .iter()
+                .map(|(name, node)| (name.clone(), node.view(&self.rules)))
+                .collect(),
+            violations,
+            list: self.list.clone(),
+            list_changed_at: self.list_changed_at.wall,
+            targets,
+            coverage,
+            rejected: self.rejected.clone(),
+        }
+    }
+
+    fn view(&self, key: &Key, entry: &Entry, now: Moment) -> Option<Violation> {
+        let evidence: Vec<EvidenceView> = entry
+            .nodes
+            .iter()
+            .filter_map(|name| {
+                let node = self.nodes.get(name)?;
+                Some(
+                    node.evidence
+                        .get(key)?
+                        .view(name, now, node.active_for(&self.rules)),
+                )
+            })
+            .collect();
+        // The longest-standing of the strongest evidence speaks, so that neither the order of arrival nor a second,
+        // lying node changes what people see of the first.
+        let speaker = evidence
+            .iter()
+            .min_by_key(|e| (e.presence, e.first_seen, &e.node))?;
+        let fresh_at = evidence.iter().filter_map(|e| e.fresh_at).max();
+        let gone = entry
+            .pod_gone
+            .is_some_and(|gone| fresh_at.is_none_or(|fresh| fresh.uptime <= gone.uptime));
+        let state = match speaker.presence {
+            _ if gone => State::Cleared,
+            Presence::Active => State::Active,
+            Presence::Unconfirmed => State::Unconfirmed,
+            Presence::Cleared => State::Cleared,
+        };
+        Some(Violation {
+            key: key.clone(),
+            state,
+            record: speaker.record.clone(),
+            node: speaker.node.clone(),
+            first_seen: evidence.iter().map(|e| e.first_seen.wall).min()?,
+            last_seen: evidence.iter().map(|e| e.last_seen.wall).max()?,
+            evidence_time: speaker.evidence_time,
+            observations: evidence.iter().map(|e| e.observations).sum(),
+            evidence,
+        })
+    }
+}
+
+fn forget(violations: &mut BTreeMap<Key, Entry>, key: &Key, node: &NodeName) {
+    if let Some(entry) = violations.get_mut(key) {
+        entry.nodes.remove(node);
+        if entry.nodes.is_empty() {
+            violations.remove(key);
+        }
+    }
+}
+
+impl TargetEntry {
+    fn new(node: NodeName) -> Self {
+        Self {
+            node,
+            expected: true,
+            last_report: None,
+            last_answer: None,
+            last_failure: None,
+            consecutive_failures: 0,
+        }
+    }
+
+    fn view(&self, address: &Text, rules: &Detection, now: Moment) -> TargetView {
+        let state = match self.last_answer {
+            None => TargetState::NeverSeen,
+            Some(at) if now.since(at) <= rules.fresh_within => TargetState::Fresh,
+            Some(_) => TargetState::Stale,
+        };
+        TargetView {
+            address: address.clone(),
+            node: self.node.clone(),
+            state,
+            last_answer: self.last_answer.map(|at| at.wall),
+            last_failure: self.last_failure.clone().map(|(at, failure)| (at.wall, failure)),
+            consecutive_failures: self.consecutive_failures,
+        }
+    }
+}

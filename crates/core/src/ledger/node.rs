@@ -1,0 +1,196 @@
+//! What is known of one node: how long it has answered, how often its agent scans, and its evidence.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::Detection;
+use super::evidence::{Cleared, Evidence};
+use crate::Moment;
+use crate::names::Key;
+use crate::report::{FailureReason, Rejections};
+use crate::snapshot::NodeView;
+
+/// The longest scan interval that is believed: an agent may not make its violations immortal.
+const MAX_INTERVAL: Duration = Duration::from_hours(1);
+
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Answered time, in sum. Clearing clocks are differences of its readings.
+    pub(super) odometer: Duration,
+    /// Answered time since the agent may have restarted. A restarted agent answers `[]` until its first scan, so its
+    /// first scan interval of answers says nothing.
+    settled: Duration,
+    since: Moment,
+    last_answer: Option<Moment>,
+    listed_something: bool,
+    interval: Option<Duration>,
+    latest: Option<Timestamp>,
+    pub(super) evidence: BTreeMap<Key, Evidence>,
+    pub(super) rejected: Rejections,
+}
+
+impl Node {
+    pub(super) fn new(now: Moment) -> Self {
+        Self {
+            odometer: Duration::ZERO,
+            settled: Duration::ZERO,
+            since: now,
+            last_answer: None,
+            listed_something: false,
+            interval: None,
+            latest: None,
+            evidence: BTreeMap::new(),
+            rejected: Rejections::default(),
+        }
+    }
+
+    /// Nobody listens there: the agent is down, and will have restarted when it answers again.
+    pub(super) fn failed(&mut self, reason: FailureReason) {
+        if reason == FailureReason::Refused {
+            self.settled = Duration::ZERO;
+        }
+    }
+
+    /// A whole answer. It vouches for the time since the last one, but for no more than `gap`: the time in between that
+    /// was not answered counts for nothing, however the failure showed.
+    pub(super) fn answered(&mut self, at: Moment, empty: bool, gap: Duration) {
+        let credit = self
+            .last_answer
+            .map_or(Duration::ZERO, |last| at.since(last))
+            .min(gap);
+        self.last_answer = self.last_answer.max(Some(at));
+        if empty && self.listed_something {
+            // The upstream agent never takes a record off its list, so this is how its restart looks.
+            self.settled = Duration::ZERO;
+        }
+        self.listed_something = !empty;
+        let warm_up = self.interval();
+        let before = self.settled.max(warm_up);
+        self.settled += credit;
+        self.odometer += self.settled.saturating_sub(before);
+    }
+
+    /// Learns from the newest timestamp of an answer: the smallest step between different ones is the scan interval.
+    ///
+    /// Steps between the records of one answer do not count: they belong to one scan, and would make the interval, and
+    /// with it the caution of the clearing clock, too small.
+    pub(super) fn learn_interval(&mut self, newest: Option<Timestamp>) {
+        let Some(newest) = newest else { return };
+        if let Some(latest) = self.latest
+            && newest > latest
+        {
+            let step = newest.duration_since(latest).unsigned_abs().min(MAX_INTERVAL);
+            self.interval = Some(self.interval.map_or(step, |known| known.min(step)));
+        }
+        self.latest = Some(newest);
+    }
+
+    /// The learned scan interval; zero while unknown.
+    pub(super) fn interval(&self) -> Duration {
+        self.interval.unwrap_or_default()
+    }
+
+    fn offenders(&self) -> usize {
+        self.evidence
+            .values()
+            .filter(|evidence| evidence.is_offender())
+            .count()
+    }
+
+    /// The interval at which one of several offenders can be expected to be listed by an agent that lists one per scan.
+    fn turn(&self) -> Duration {
+        self.interval()
+            .saturating_mul(u32::try_from(self.offenders().max(1)).unwrap_or(u32::MAX))
+    }
+
+    pub(super) fn active_for(&self, rules: &Detection) -> Duration {
+        rules.max_age.max(self.turn().saturating_mul(3))
+    }
+
+    pub(super) fn clock(&self, rules: &Detection) -> NodeClock {
+        NodeClock {
+            odometer: self.odometer,
+            required: rules.clear_after.max(self.turn().saturating_mul(6)),
+            last_answer: self.last_answer.unwrap_or(self.since),
+            unreachable_limit: rules.unreachable_limit,
+        }
+    }
+
+    /// Makes room for `n` more violations by forgetting what can be judged anew, the longest unlisted first.
+    ///
+    /// What `listed` says is in the answer at hand stays: a tombstone must meet the record that it is for.
+    pub(super) fn evict(&mut self, n: usize, listed: impl Fn(&Key) -> bool) -> Vec<Key> {
+        if n == 0 {
+            return Vec::new();
+        }
+        let mut expendable: Vec<(Moment, Key)> = self
+            .evidence
+            .iter()
+            .filter(|(key, evidence)| evidence.is_expendable() && !listed(key))
+            .map(|(key, evidence)| (evidence.last_seen(), key.clone()))
+            .collect();
+        expendable.sort_unstable();
+        expendable.truncate(n);
+        let keys: Vec<Key> = expendable.into_iter().map(|(_, key)| key).collect();
+        for key in &keys {
+            self.evidence.remove(key);
+        }
+        keys
+    }
+
+    /// Drops tombstones that have lain unlisted for `keep`.
+    pub(super) fn expire(&mut self, now: Moment, keep: Duration) -> Vec<Key> {
+        let keys: Vec<Key> = self
+            .evidence
+            .iter()
+            .filter(|(_, evidence)| evidence.is_expired(now, keep))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in &keys {
+            self.evidence.remove(key);
+        }
+        keys
+    }
+
+    pub(super) fn view(&self, rules: &Detection) -> NodeView {
+        NodeView {
+            clock: self.clock(rules),
+            interval: self.interval,
+            offenders: self.offenders(),
+            records: self
+                .evidence
+                .values()
+                .filter(|evidence| !evidence.is_cleared())
+                .count(),
+            last_answer: self.last_answer.map(|at| at.wall),
+            rejected: self.rejected.clone(),
+        }
+    }
+}
+
+/// By what a node's evidence clears: readings of the node's odometer of answered time.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeClock {
+    /// Answered time of the node, in sum.
+    pub odometer: Duration,
+    /// How much answered time without fresh evidence proves absence on this node.
+    pub required: Duration,
+    /// The last whole answer, or when we first asked.
+    pub last_answer: Moment,
+    /// How long to wait for a node that never returns.
+    pub unreachable_limit: Duration,
+}
+
+impl NodeClock {
+    /// Whether evidence that was last fresh at `since`, when the odometer read `mark`, has cleared by `now`.
+    pub fn cleared(&self, mark: Duration, since: Moment, now: Moment) -> Option<Cleared> {
+        if self.odometer.saturating_sub(mark) >= self.required {
+            return Some(Cleared::ByClock);
+        }
+        // Partial answers may have brought fresh evidence after the last whole one: silence counts from the later.
+        let heard = self.last_answer.max(since);
+        (now.since(heard) >= self.unreachable_limit).then_some(Cleared::Unreachable)
+    }
+}

@@ -1,0 +1,27 @@
+//! The domain of ProcScan Aggregator, pure: no I/O, no tasks, no clock.
+//!
+//! Data flows in one direction:
+//!
+//! ```text
+//! report ─► ledger ─► snapshot ─► policy ─► plan ─► resources
+//! ```
+//!
+//! * [`report`]: what one agent answered in one round, decoded tolerantly and within limits.
+//! * [`ledger`]: what is known of every violation over time; presence and absence both need evidence.
+//! * [`snapshot`]: the immutable read view of the ledger, with its coverage.
+//! * [`policy`]: decides who is blocked and who is told, with a reason for each decision.
+//! * [`plan`]: what the policy wants to be true outside.
+//! * [`resources`]: the plan as Kubernetes objects.
+//!
+//! Time is always passed in, as a [`Moment`]: whoever calls decides what time it is.
+
+pub mod ledger;
+pub mod moment;
+pub mod names;
+pub mod plan;
+pub mod policy;
+pub mod report;
+pub mod resources;
+pub mod snapshot;
+
+pub use moment::Moment;

@@ -1,0 +1,159 @@
+//! The names that things go by: nodes, pods, violations' keys and Apps.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Shared immutable text: cloned by reference count, because the same names appear in ledger, snapshot and plan.
+pub type Text = Arc<str>;
+
+/// The name of a node. Names, not addresses, identify a node: an agent's pod may be replaced and get another address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeName(pub Text);
+
+impl NodeName {
+    /// A node's name from its text.
+    pub fn new(name: impl Into<Text>) -> Self {
+        Self(name.into())
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A Pod, by namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodRef {
+    /// The Pod's namespace.
+    pub namespace: Text,
+    /// The Pod's name.
+    pub pod: Text,
+}
+
+/// What identifies a violation: the same triple that the agent itself uses as its key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Key {
+    /// The Pod's namespace, a DNS label.
+    pub namespace: Text,
+    /// The Pod's name, a DNS subdomain.
+    pub pod: Text,
+    /// The process name: any text, chosen by the tenant.
+    pub process: Text,
+}
+
+impl Key {
+    /// A key from its three parts.
+    pub fn new(namespace: impl Into<Text>, pod: impl Into<Text>, process: impl Into<Text>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            pod: pod.into(),
+            process: process.into(),
+        }
+    }
+
+    /// The Pod that this key's process runs in.
+    pub fn pod_ref(&self) -> PodRef {
+        PodRef {
+            namespace: self.namespace.clone(),
+            pod: self.pod.clone(),
+        }
+    }
+}
+
+/// The unit that gets blocked: one application of one tenant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct App {
+    /// The tenant's namespace.
+    pub namespace: Text,
+    /// `app`, `devbox`, or whatever an agent calls it.
+    pub kind: Text,
+    /// The application's name within its namespace and kind.
+    pub name: Text,
+}
+
+impl App {
+    /// An App from its three parts.
+    pub fn new(namespace: impl Into<Text>, kind: impl Into<Text>, name: impl Into<Text>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            kind: kind.into(),
+            name: name.into(),
+        }
+    }
+}
+
+/// `namespace/kind/name`, with everything unprintable escaped: the name may be a tenant's choice.
+impl fmt::Display for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}/{}/{}",
+            self.namespace.escape_debug(),
+            self.kind.escape_debug(),
+            self.name.escape_debug()
+        )
+    }
+}
+
+/// Whether `name` is a DNS label (RFC 1123): 1 to 63 of `a-z`, `0-9`, `-`, not at either end.
+///
+/// Kubernetes demands this of namespaces and of Services.
+pub fn is_dns_label(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    bytes.len() <= 63
+        && matches!(bytes.first(), Some(b'a'..=b'z' | b'0'..=b'9'))
+        && matches!(bytes.last(), Some(b'a'..=b'z' | b'0'..=b'9'))
+        && bytes
+            .iter()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+}
+
+/// Whether `name` is a DNS subdomain (RFC 1123): labels joined by dots, 253 characters at most.
+///
+/// Kubernetes demands this of Pods and of most other objects.
+pub fn is_dns_subdomain(name: &str) -> bool {
+    // A Pod's label may be longer than 63 as long as the whole fits, hence no check of each label's length.
+    name.len() <= 253
+        && name.split('.').all(|label| {
+            let bytes = label.as_bytes();
+            matches!(bytes.first(), Some(b'a'..=b'z' | b'0'..=b'9'))
+                && matches!(bytes.last(), Some(b'a'..=b'z' | b'0'..=b'9'))
+                && bytes
+                    .iter()
+                    .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dns_names_are_those_that_kubernetes_accepts() {
+        for good in ["a", "ns-user1", "0-0", &"x".repeat(63)] {
+            assert!(is_dns_label(good), "{good}");
+            assert!(is_dns_subdomain(good), "{good}");
+        }
+        for bad in ["", "-a", "a-", "A", "a_b", "a b", "ä", "a\n", &"x".repeat(64)] {
+            assert!(!is_dns_label(bad), "{bad:?}");
+        }
+        assert!(is_dns_subdomain("web-0.a.b"));
+        assert!(is_dns_subdomain(&"x".repeat(253)));
+        for bad in ["", ".", "a..b", ".a", "a.", "../etc", &"x".repeat(254)] {
+            assert!(!is_dns_subdomain(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_app_with_terminal_escapes_prints_harmlessly() {
+        assert_eq!(
+            App::new("ns-a", "app", "x\u{1b}[31m\n").to_string(),
+            "ns-a/app/x\\u{1b}[31m\\n"
+        );
+    }
+}

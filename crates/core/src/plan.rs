@@ -1,0 +1,177 @@
+//! What the policy wants to be true outside: who is blocked, who is told, with a reason for each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::names::{App, NodeName, Text};
+use crate::policy::Mode;
+use crate::report::Record;
+
+/// The desired blocks and notifications. Equal plans make equal objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// In dry-run nothing outside may be touched: the plan says what would be.
+    pub mode: Mode,
+    /// The Apps to block, ordered.
+    pub blocks: Vec<Block>,
+    /// The tenants to tell, ordered by App.
+    pub notices: Vec<Notice>,
+    /// What the administrators are told.
+    pub summary: Summary,
+}
+
+impl Plan {
+    /// The plan of a policy that has not seen anything yet.
+    pub fn empty(mode: Mode, now: Timestamp) -> Self {
+        Self {
+            mode,
+            blocks: Vec::new(),
+            notices: Vec::new(),
+            summary: Summary::none(now),
+        }
+    }
+}
+
+/// One App to block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Block {
+    /// The App.
+    pub app: App,
+    /// Since when.
+    pub since: Timestamp,
+    /// The accusations that the block rests on; never empty when it is new.
+    pub grounds: Vec<Accusation>,
+    /// Cluster-internal host names without the cluster's domain (`service.namespace.svc`) of the Services that expose it.
+    pub services: Vec<Text>,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// One violation on one node, as it counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accusation {
+    /// The record as that node's agent gave it.
+    pub record: Arc<Record>,
+    /// The accusing node.
+    pub node: NodeName,
+}
+
+/// The seed's five fields, and the node. The command line stays out: it may hold secrets.
+impl Serialize for Accusation {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut s = serializer.serialize_struct("Accusation", 5)?;
+        s.serialize_field("pod", &self.record.key.pod)?;
+        s.serialize_field("namespace", &self.record.key.namespace)?;
+        s.serialize_field("process", &self.record.key.process)?;
+        s.serialize_field("rule", self.record.rule())?;
+        s.serialize_field("node", &self.node)?;
+        s.end()
+    }
+}
+
+/// One tenant to tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Notice {
+    /// The App that it is about.
+    pub app: App,
+    /// When the incident opened: the notification's own time, so that it does not change from round to round.
+    pub opened: Timestamp,
+    /// What is happening to the App.
+    pub phase: NoticePhase,
+    /// The offending processes' names, ordered, each once.
+    pub processes: Vec<Text>,
+}
+
+/// What is happening to an App whose tenant is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoticePhase {
+    /// It will be blocked at that time unless the offence ends.
+    Grace {
+        /// When.
+        until: Timestamp,
+    },
+    /// It is blocked.
+    Blocked,
+}
+
+/// What the administrators are told: how many Apps, and since when it has been so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Blocked now.
+    pub blocked: usize,
+    /// Told, and not blocked yet.
+    pub in_grace: usize,
+    /// Held back by a brake: only an approval blocks them.
+    pub held: usize,
+    /// When one of the numbers, or the set of Apps behind them, last changed.
+    pub changed: Timestamp,
+}
+
+impl Summary {
+    fn none(changed: Timestamp) -> Self {
+        Self {
+            blocked: 0,
+            in_grace: 0,
+            held: 0,
+            changed,
+        }
+    }
+
+    /// All Apps that offend.
+    pub fn apps(&self) -> usize {
+        self.blocked + self.in_grace + self.held
+    }
+}
+
+/// An App that a brake holds back. Not a part of the plan: nothing outside may follow from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HeldApp {
+    /// The App.
+    pub app: App,
+    /// Since when.
+    pub since: Timestamp,
+    /// Which brake, for people.
+    pub reason: String,
+    /// Whether the brake holds its release rather than its block.
+    pub release: bool,
+}
+
+/// A duration for people: `30m`, `1h 5m`, `2d`, `90s` as `1m 30s`.
+pub(crate) fn human(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    if seconds == 0 {
+        return format!("{}ms", duration.as_millis());
+    }
+    let parts = [
+        (seconds / 86_400, "d"),
+        (seconds / 3600 % 24, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+    ];
+    let shown: Vec<String> = parts
+        .iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, unit)| format!("{n}{unit}"))
+        .collect();
+    shown.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_people_write_them() {
+        let shown = |seconds| human(Duration::from_secs(seconds));
+        assert_eq!(
+            (shown(90), shown(1800), shown(86_400)),
+            ("1m 30s".into(), "30m".into(), "1d".into())
+        );
+        assert_eq!(human(Duration::from_millis(250)), "250ms");
+    }
+}

@@ -1,0 +1,204 @@
+//! Brakes: how much may happen at once before a person has to look.
+//!
+//! A bad rule or a lying node accuses many Apps in a short time. The window counts every App that *became due*, whether it
+//! was blocked or held: as long as the storm goes on the brake stays on, and when it has passed, later accusations are
+//! judged by themselves. What was held meanwhile stays held (see [`super::Book`]).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::Moment;
+use crate::names::{App, NodeName, Text};
+use crate::plan::human;
+
+/// How much may happen within [`BrakeRules::window`].
+#[derive(Clone, Debug)]
+pub struct BrakeRules {
+    /// New blocks.
+    pub max_new_apps: usize,
+    /// The window.
+    pub window: Duration,
+    /// New blocks that rest on one node's word.
+    pub max_apps_per_node: usize,
+    /// Tenants that one rule may hit.
+    pub max_namespaces_per_rule: usize,
+    /// Releases without an operator's act.
+    pub max_releases: usize,
+}
+
+impl Default for BrakeRules {
+    fn default() -> Self {
+        Self {
+            max_new_apps: 20,
+            window: Duration::from_mins(10),
+            max_apps_per_node: 5,
+            max_namespaces_per_rule: 10,
+            max_releases: 20,
+        }
+    }
+}
+
+/// Which brake holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Brake {
+    /// Too many new blocks.
+    NewApps,
+    /// Too many from one node.
+    Node(NodeName),
+    /// One rule hits too many tenants.
+    Rule(Text),
+    /// Too many releases.
+    Releases,
+}
+
+impl Brake {
+    /// Why it holds, for people.
+    pub(super) fn reason(&self, rules: &BrakeRules) -> String {
+        let window = human(rules.window);
+        match self {
+            Self::NewApps => format!(
+                "more than {} new blocks within {window} (brake.max_new_apps)",
+                rules.max_new_apps
+            ),
+            Self::Node(node) => format!(
+                "more than {} new blocks within {window} on the word of node {node} (brake.max_apps_per_node)",
+                rules.max_apps_per_node
+            ),
+            Self::Rule(rule) => format!(
+                "the rule `{}` hits more than {} namespaces within {window} (brake.max_namespaces_per_rule)",
+                rule.escape_debug(),
+                rules.max_namespaces_per_rule
+            ),
+            Self::Releases => format!(
+                "more than {} releases within {window} (brake.max_releases)",
+                rules.max_releases
+            ),
+        }
+    }
+}
+
+/// What happened within the window. A part of the book: it survives what the book survives.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Window {
+    due: BTreeMap<App, Due>,
+    releases: BTreeMap<App, Moment>,
+    /// When a brake last held a block, and a release: an alert is raised once per storm, not once per App.
+    held_block: Option<Moment>,
+    held_release: Option<Moment>,
+}
+
+#[derive(Clone, Debug)]
+struct Due {
+    at: Moment,
+    passed: bool,
+    accusers: BTreeSet<(NodeName, Text)>,
+}
+
+/// The window in numbers, kept up to date while one evaluation adds to it.
+pub(super) struct Tally<'a> {
+    window: &'a mut Window,
+    rules: &'a BrakeRules,
+    now: Moment,
+    per_node: HashMap<NodeName, usize>,
+    per_rule: HashMap<Text, BTreeSet<Text>>,
+}
+
+impl Window {
+    pub(super) fn tally<'a>(&'a mut self, rules: &'a BrakeRules, now: Moment) -> Tally<'a> {
+        self.due.retain(|_, due| now.since(due.at) < rules.window);
+        self.releases.retain(|_, at| now.since(*at) < rules.window);
+        let due = self.due.clone();
+        let mut tally = Tally {
+            window: self,
+            rules,
+            now,
+            per_node: HashMap::new(),
+            per_rule: HashMap::new(),
+        };
+        for (app, due) in &due {
+            tally.add(app, &due.accusers);
+        }
+        tally
+    }
+}
+
+impl Tally<'_> {
+    fn add(&mut self, app: &App, accusers: &BTreeSet<(NodeName, Text)>) {
+        let nodes: BTreeSet<&NodeName> = accusers.iter().map(|(node, _)| node).collect();
+        for node in nodes {
+            *self.per_node.entry(node.clone()).or_default() += 1;
+        }
+        for (_, rule) in accusers {
+            self.per_rule
+                .entry(rule.clone())
+                .or_default()
+                .insert(app.namespace.clone());
+        }
+    }
+
+    /// `app` has become due on the word of `accusers` (node and rule). The brake that holds it, if any.
+    ///
+    /// One accuser within the limits is enough: a lying node or a bad rule does not protect from an honest one.
+    pub(super) fn due(&mut self, app: &App, accusers: BTreeSet<(NodeName, Text)>) -> Option<Brake> {
+        let counted = self.window.due.get(app).is_some_and(|due| due.passed);
+        let brake = if counted {
+            None
+        } else {
+            self.brake_for(app, &accusers)
+        };
+        if !counted {
+            self.add(app, &accusers);
+        }
+        self.window.due.insert(
+            app.clone(),
+            Due {
+                at: self.now,
+                passed: brake.is_none(),
+                accusers,
+            },
+        );
+        brake
+    }
+
+    fn brake_for(&self, app: &App, accusers: &BTreeSet<(NodeName, Text)>) -> Option<Brake> {
+        if self.window.due.len() >= self.rules.max_new_apps {
+            return Some(Brake::NewApps);
+        }
+        let mut first = None;
+        for (node, rule) in accusers {
+            let hit = self.per_rule.get(rule);
+            let brake = if self.per_node.get(node).copied().unwrap_or(0) >= self.rules.max_apps_per_node {
+                Brake::Node(node.clone())
+            } else if hit.is_some_and(|hit| {
+                !hit.contains(&app.namespace) && hit.len() >= self.rules.max_namespaces_per_rule
+            }) {
+                Brake::Rule(rule.clone())
+            } else {
+                return None;
+            };
+            first.get_or_insert(brake);
+        }
+        first
+    }
+
+    /// `app` is to be released by the rules. The brake that holds it, if any.
+    pub(super) fn release(&mut self, app: &App) -> Option<Brake> {
+        let held =
+            !self.window.releases.contains_key(app) && self.window.releases.len() >= self.rules.max_releases;
+        self.window.releases.insert(app.clone(), self.now);
+        held.then_some(Brake::Releases)
+    }
+
+    /// Notes that `brake` holds something; whether that is news.
+    pub(super) fn is_news(&mut self, brake: &Brake) -> bool {
+        let last = match brake {
+            Brake::Releases => &mut self.window.held_release,
+            Brake::NewApps | Brake::Node(_) | Brake::Rule(_) => &mut self.window.held_block,
+        };
+        last.replace(self.now)
+            .is_none_or(|last| self.now.since(last) >= self.rules.window)
+    }
+}

@@ -1,0 +1,103 @@
+//! What was decided, by whom and why: the entries of the log.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::Brake;
+use crate::names::{App, Text};
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    /// When, by our own wall clock.
+    pub at: Timestamp,
+    /// Of which App.
+    pub app: App,
+    /// What.
+    pub kind: DecisionKind,
+    /// By whom.
+    pub actor: Actor,
+    /// Why, for people. Tenants' texts in it are escaped.
+    pub reason: String,
+    /// Whether it was made in dry-run, and so had no effect.
+    pub dry_run: bool,
+}
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecisionKind {
+    /// The tenant is told first; the block follows after the grace.
+    Warned,
+    /// Blocked.
+    Blocked,
+    /// Released.
+    Released,
+    /// The block is held by a brake until an operator approves it.
+    Held,
+    /// The release is held by a brake until an operator approves it.
+    ReleaseHeld,
+    /// An operator approved what a brake held.
+    Approved,
+    /// Not enforced, because an exemption or a release covers it, or the namespace is not to be touched.
+    Exempted,
+    /// Not believed: a node accused a Pod that does not run on it.
+    Disputed,
+    /// The incident is over without a block.
+    Closed,
+}
+
+impl DecisionKind {
+    /// The kind as a label, `snake_case`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Warned => "warned",
+            Self::Blocked => "blocked",
+            Self::Released => "released",
+            Self::Held => "held",
+            Self::ReleaseHeld => "release_held",
+            Self::Approved => "approved",
+            Self::Exempted => "exempted",
+            Self::Disputed => "disputed",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// Who decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Actor {
+    /// The rules.
+    Policy,
+    /// A person, by the name that they are authenticated with.
+    Operator(Text),
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policy => f.write_str("policy"),
+            Self::Operator(name) => write!(f, "{}", name.escape_debug()),
+        }
+    }
+}
+
+/// Something that an operator should look at now. Raised once, not once per App.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Alert {
+    /// A brake holds what the rules would have done.
+    Brake {
+        /// Which one.
+        brake: Brake,
+        /// What it holds and what to do, for people.
+        message: String,
+    },
+    /// More tenants are to be told than one round may.
+    Notices {
+        /// How many wait for the next round.
+        waiting: usize,
+    },
+}

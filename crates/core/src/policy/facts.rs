@@ -1,0 +1,126 @@
+//! What the cluster itself says of an accusation. Gathered elsewhere and passed in.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::names::{App, NodeName, PodRef, Text};
+use crate::report::Record;
+
+/// What is known of the accused Pods, Apps and namespaces. What is missing is unknown, never absent.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The accused Pods.
+    pub pods: BTreeMap<PodRef, PodFact>,
+    /// The Apps that they belong to.
+    pub apps: BTreeMap<App, AppFact>,
+    /// Namespaces that are being deleted.
+    pub terminating: BTreeSet<Text>,
+}
+
+/// What is known of a Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodFact {
+    /// It exists.
+    Present {
+        /// `spec.nodeName`.
+        node: NodeName,
+        /// `status.hostIPs`: how static targets are recognised, which have no node names.
+        host_ips: Vec<Text>,
+        /// The App that it belongs to, by its own labels and owners.
+        app: App,
+    },
+    /// Proven gone.
+    Gone,
+    /// Could not be read, and why.
+    Unreadable(String),
+}
+
+/// What is known of an App.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AppFact {
+    /// How many Pods of it exist; `None` if unknown.
+    pub pods: Option<usize>,
+    /// The Services that expose it, as `service.namespace.svc`.
+    pub services: Vec<Text>,
+}
+
+/// Whether an accusation may count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may, against this App.
+    Accepted(App),
+    /// It may not: the node accuses a Pod that does not run on it.
+    Disputed(String),
+    /// Not known: no new block may follow from it, and no release.
+    Unverified(String),
+}
+
+impl Facts {
+    /// Judges what `node` says of `record`'s Pod.
+    pub(super) fn judge(&self, node: &NodeName, record: &Record, verify: bool) -> Verdict {
+        if !verify {
+            return Verdict::Accepted(claimed_app(record));
+        }
+        match self.pods.get(&record.key.pod_ref()) {
+            Some(PodFact::Present {
+                node: actual,
+                host_ips,
+                app,
+            }) => {
+                if actual == node || host_ips.iter().any(|ip| is_host_of(ip, &node.0)) {
+                    Verdict::Accepted(app.clone())
+                } else {
+                    Verdict::Disputed(format!("the Pod runs on node {actual}"))
+                }
+            }
+            Some(PodFact::Gone) => Verdict::Disputed("there is no such Pod".to_owned()),
+            Some(PodFact::Unreadable(why)) => Verdict::Unverified(why.clone()),
+            None => Verdict::Unverified("the Pod has not been looked up yet".to_owned()),
+        }
+    }
+
+    /// Whether it is proven that no Pod of `app` remains.
+    pub(super) fn is_gone(&self, app: &App) -> bool {
+        self.apps.get(app).is_some_and(|fact| fact.pods == Some(0))
+    }
+
+    /// The Services to close for `app`.
+    ///
+    /// Without a cluster to ask, the only guess that can't hit anybody else is a Service of the App's own name in its own
+    /// namespace.
+    pub(super) fn services(&self, app: &App, verify: bool) -> Vec<Text> {
+        match self.apps.get(app) {
+            Some(fact) => fact.services.clone(),
+            None if !verify && crate::names::is_dns_label(&app.name) => {
+                vec![format!("{}.{}.svc", app.name, app.namespace).into()]
+            }
+            None => Vec::new(),
+        }
+    }
+}
+
+/// The App that a record names. Wrong in practice (an agent can't know better), so only used where no Pod can be asked.
+pub(super) fn claimed_app(record: &Record) -> App {
+    let or = |text: &Text, fallback: &Text| {
+        if text.is_empty() {
+            fallback.clone()
+        } else {
+            text.clone()
+        }
+    };
+    let kind: Text = if record.kind.is_empty() {
+        "app".into()
+    } else {
+        record.kind.clone()
+    };
+    App {
+        namespace: record.key.namespace.clone(),
+        kind,
+        name: or(&record.name, &record.key.pod),
+    }
+}
+
+/// Whether `node`, a static target's `host:port`, names the host address `ip`.
+fn is_host_of(ip: &str, node: &str) -> bool {
+    let host = node.rsplit_once(':').map_or(node, |(host, _)| host);
+    host.trim_matches(['[', ']']) == ip
+}

@@ -1,0 +1,90 @@
+//! Decides who is blocked and who is told. Blocking an innocent tenant is worse than blocking a guilty one late.
+//!
+//! [`Book::evaluate`] is a pure function of a snapshot, the rules ([`Policy`]), what is known of Pods and Apps ([`Facts`])
+//! and the book of open incidents; its outcome is a [`Plan`] and the [`Decision`]s that explain every difference to the one
+//! before.
+//!
+//! An accusation becomes a block only if all of this holds:
+//!
+//! 1. its evidence is fresh (see [`crate::ledger`]), and the accused Pod runs on the accusing node;
+//! 2. its namespace is a tenant's, not protected and not terminating;
+//! 3. no exemption and no operator's release covers it;
+//! 4. the tenant's grace is over;
+//! 5. no brake holds it. A held App is blocked by an operator's approval only, never by time.
+
+mod book;
+mod brake;
+mod decision;
+mod evaluate;
+mod exemption;
+mod facts;
+
+use std::time::Duration;
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+pub use self::book::{Act, ActError, Book, Incident, Standing};
+pub use self::brake::{Brake, BrakeRules};
+pub use self::decision::{Actor, Alert, Decision, DecisionKind};
+pub use self::evaluate::Evaluation;
+pub use self::exemption::{Exemption, Pattern};
+pub use self::facts::{AppFact, Facts, PodFact, Verdict};
+
+#[cfg(doc)]
+use crate::plan::Plan;
+
+/// Whether decisions take effect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// They do.
+    #[default]
+    Enforce,
+    /// They are made and logged; nothing outside is touched.
+    DryRun,
+    /// Existing blocks stay, nothing new is blocked or released but by an operator.
+    Paused,
+}
+
+/// The rules of enforcement.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Whether decisions take effect.
+    pub mode: Mode,
+    /// Which namespaces are tenants'.
+    pub namespaces: Regex,
+    /// Namespaces that are never touched: exact names, or prefixes that end in `*`.
+    pub protected: Vec<String>,
+    /// Whether an accused Pod must be known to run on the accusing node.
+    pub verify_pods: bool,
+    /// How long a tenant is told before the block.
+    pub grace: Duration,
+    /// How much may happen at once.
+    pub brake: BrakeRules,
+    /// What is not enforced.
+    pub exemptions: Vec<Exemption>,
+    /// Offending again within this time continues the same incident.
+    pub same_incident: Duration,
+    /// How long to wait for a node that never returns.
+    pub unreachable_limit: Duration,
+    /// How many tenants are newly told per round.
+    pub max_notices_per_round: usize,
+}
+
+impl Policy {
+    /// Why Apps of `namespace` may not be blocked, if so.
+    pub fn refuses(&self, namespace: &str) -> Option<&'static str> {
+        let matches = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(prefix) => namespace.starts_with(prefix),
+            None => namespace == pattern,
+        };
+        if self.protected.iter().any(matches) {
+            Some("the namespace is protected (enforcement.protected_namespaces)")
+        } else if !self.namespaces.is_match(namespace) {
+            Some("the namespace is not a tenant's (enforcement.namespaces)")
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,230 @@
+use super::*;
+
+const GOOD: &str = r#"{"pod":"app-pod-1","namespace":"ns-user1","process":"miner","cmdline":"miner \u003e /dev/null","regex":"^miner$","status":"active","type":"app","name":"app-pod-1","timestamp":"2025-12-22T18:30:00+08:00"}"#;
+
+fn ok(body: &str) -> Answer {
+    let (answer, result) = decode(body.as_bytes(), &Limits::default());
+    result.unwrap();
+    answer
+}
+
+fn with(field: &str, value: &str) -> String {
+    let mut object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(GOOD).unwrap();
+    object.insert(field.to_owned(), serde_json::from_str(value).unwrap());
+    format!("[{}]", serde_json::Value::Object(object))
+}
+
+#[test]
+fn trap_7_other_shapes_are_read_and_bad_records_counted() {
+    assert_eq!(ok(&format!("[{GOOD}]\n")).records.len(), 1);
+    assert_eq!(
+        ok(&format!(
+            "{{\"total_count\":1,\"violations\":[{GOOD}],\"x\":{{}}}}"
+        ))
+        .records
+        .len(),
+        1
+    );
+    for empty in ["[]", "null", "{\"violations\":null}", " [ ] \n"] {
+        assert!(ok(empty).records.is_empty());
+    }
+    // Extra fields are ignored, optional ones may be missing.
+    let answer = ok(
+        r#"[{"pod":"p","namespace":"ns-a","process":"x","timestamp":"2025-12-22T10:30:00Z","extra":[{}]}]"#,
+    );
+    assert_eq!(answer.records[0].cmdline.as_ref(), "");
+
+    let mixed = format!(
+        r#"[{GOOD}, 7, null, "x", [1], {{}}, {{"pod":1}}, {}, {GOOD}]"#,
+        GOOD.replace("\"miner\"", "{\"deep\":[[]]}")
+    );
+    let answer = ok(&mixed);
+    assert_eq!(answer.records.len(), 2);
+    assert_eq!(answer.rejected.of(Rejection::NotARecord), 4);
+    assert_eq!(answer.rejected.of(Rejection::MissingField), 1 + 1);
+    assert_eq!(answer.rejected.of(Rejection::WrongType), 1);
+    assert_eq!(answer.rejected.total(), 7);
+}
+
+#[test]
+fn a_record_keeps_what_the_agent_wrote() {
+    let record = &ok(&format!("[{GOOD}]")).records[0];
+    assert_eq!(record.cmdline.as_ref(), "miner > /dev/null");
+    assert_eq!(record.timestamp.as_ref(), "2025-12-22T18:30:00+08:00");
+    assert_eq!(record.detected_at, "2025-12-22T10:30:00Z".parse().unwrap());
+    let value: serde_json::Value = serde_json::from_str(GOOD).unwrap();
+    assert_eq!(serde_json::to_value(record).unwrap(), value);
+    let text = serde_json::to_string(record).unwrap();
+    let order = [
+        "pod",
+        "namespace",
+        "process",
+        "cmdline",
+        "regex",
+        "status",
+        "type",
+        "name",
+        "timestamp",
+    ];
+    let places: Vec<_> = order
+        .iter()
+        .map(|f| text.find(&format!("\"{f}\":")).unwrap())
+        .collect();
+    assert!(places.is_sorted());
+}
+
+#[test]
+fn the_rule_is_the_regex_or_else_the_process() {
+    assert_eq!(ok(&format!("[{GOOD}]")).records[0].rule().as_ref(), "^miner$");
+    assert_eq!(ok(&with("regex", "\"\"")).records[0].rule().as_ref(), "miner");
+}
+
+#[test]
+fn what_is_no_list_is_an_error_that_quotes_nothing() {
+    for body in [
+        "",
+        "<html>secret</html>",
+        "7",
+        "\"secret\"",
+        "{}",
+        "{\"violations\":{\"violations\":[]}}",
+        "[1] x",
+    ] {
+        let (_, result) = decode(body.as_bytes(), &Limits::default());
+        let message = result.unwrap_err().to_string();
+        assert!(!message.contains("secret"), "{message}");
+    }
+}
+
+#[test]
+fn a_body_that_breaks_off_keeps_the_whole_records_before_it() {
+    let body = format!("[{GOOD},{GOOD},{}", &GOOD[..40]);
+    let (answer, result) = decode(body.as_bytes(), &Limits::default());
+    assert_eq!(answer.records.len(), 2);
+    assert!(result.unwrap_err().to_string().contains("breaks off"));
+}
+
+#[test]
+fn lone_surrogates_and_deep_nesting_cost_their_own_record_only() {
+    let deep = format!("{{\"pod\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
+    let body = format!(r#"[{{"pod":"\ud800"}},{deep},{GOOD}]"#);
+    let answer = ok(&body);
+    assert_eq!((answer.records.len(), answer.rejected.total()), (1, 2));
+}
+
+#[test]
+fn bytes_that_are_not_utf_8_become_the_replacement_character() {
+    let body = format!("[{GOOD}]")
+        .replace("miner \\u003e", "\u{1}\u{1}")
+        .into_bytes();
+    let body: Vec<u8> = body.iter().map(|b| if *b == 1 { 0xff } else { *b }).collect();
+    let (answer, result) = decode(&body, &Limits::default());
+    result.unwrap();
+    assert!(answer.records[0].cmdline.contains('\u{fffd}'));
+}
+
+#[test]
+fn trap_5_tenant_controlled_names_are_data_or_refused() {
+    for bad in ["\"NS\"", "\"ns a\"", "\"ns-a\\n\"", "\"../..\"", "\"ns-\\u202e\""] {
+        assert_eq!(
+            ok(&with("namespace", bad))
+                .rejected
+                .of(Rejection::InvalidNamespace),
+            1,
+            "{bad}"
+        );
+    }
+    for bad in ["\"a/b\"", "\"..\"", "\"A\"", "\"a: b\""] {
+        assert_eq!(
+            ok(&with("pod", bad)).rejected.of(Rejection::InvalidPod),
+            1,
+            "{bad}"
+        );
+    }
+    for odd in ["\\u001b[2J", "a: b\\n- c", "<script>", "\u{1f4a3}", "\\u202e"] {
+        let answer = ok(&with("process", &format!("\"{odd}\"")));
+        assert_eq!(answer.records.len(), 1, "{odd}");
+    }
+    for bad in ["\"yesterday\"", "\"2025-12-22T10:30:00\"", "\"\""] {
+        assert_eq!(ok(&with("timestamp", bad)).records.len(), 0, "{bad}");
+    }
+}
+
+#[test]
+fn fields_are_cut_at_characters_and_records_counted_beyond_their_limit() {
+    let limits = Limits {
+        records: 2,
+        process: 8,
+        cmdline: 10,
+        field: 64,
+    };
+    let long = with("cmdline", "\"ääääääääääää\"");
+    let (answer, _) = decode(long.as_bytes(), &limits);
+    assert_eq!(answer.records[0].cmdline.as_ref(), "äää…");
+    assert!(answer.records[0].cmdline.len() <= 10);
+
+    let body = format!("[{GOOD},{GOOD},{GOOD},{GOOD}]");
+    let (answer, result) = decode(body.as_bytes(), &limits);
+    result.unwrap();
+    assert_eq!(
+        (answer.records.len(), answer.rejected.of(Rejection::OverLimit)),
+        (2, 2)
+    );
+}
+
+#[test]
+fn age_is_judged_by_the_agents_own_clock() {
+    let record = &ok(&format!("[{GOOD}]")).records[0];
+    let date = |text: &str| Some(text.parse().unwrap());
+    assert_eq!(age_by_own_clock(record, None), None);
+    assert_eq!(
+        age_by_own_clock(record, date("2025-12-22T10:31:00Z")),
+        Some(Duration::from_mins(1))
+    );
+    assert_eq!(
+        age_by_own_clock(record, date("2025-12-22T10:29:57Z")),
+        Some(Duration::ZERO)
+    );
+    assert_eq!(
+        age_by_own_clock(record, date("2025-12-22T09:30:00Z")),
+        None,
+        "from the future: no evidence of age"
+    );
+}
+
+#[test]
+fn the_agents_sample_answer_is_read_where_it_is_present() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../../shared/contracts/agent-samples.json"
+    );
+    let Ok(body) = std::fs::read(path) else {
+        eprintln!("no contract files here: nothing to compare with");
+        return;
+    };
+    let (answer, result) = decode(&body, &Limits::default());
+    result.unwrap();
+    assert_eq!((answer.records.len(), answer.rejected.total()), (2, 0));
+    assert_eq!(
+        answer.records[0].cmdline.as_ref(),
+        "/usr/bin/miner --pool stratum+tcp://pool.example.com > /dev/null 2>&1"
+    );
+}
+
+proptest::proptest! {
+    #[test]
+    fn decoding_never_panics_and_never_exceeds_its_limits(body in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+        let _ = decode(&body, &Limits::default());
+    }
+
+    #[test]
+    fn any_text_in_tenant_fields_survives(process in "\\PC{1,40}", cmdline in "(?s).{0,200}") {
+        let body = serde_json::json!([{
+            "pod": "p", "namespace": "ns-a", "process": process, "cmdline": cmdline, "regex": "", "status": "active",
+            "type": "app", "name": "p", "timestamp": "2025-12-22T10:30:00Z"
+        }]).to_string();
+        let answer = ok(&body);
+        proptest::prop_assert_eq!(answer.records[0].key.process.as_ref(), process.as_str());
+        proptest::prop_assert_eq!(answer.records[0].cmdline.as_ref(), cmdline.as_str());
+    }
+}

@@ -1,0 +1,106 @@
+//! The plan as Kubernetes objects: pure functions, one module for each kind of object.
+//!
+//! To add a kind: write a module with a function from [`Plan`] to [`Object`]s, and add it to [`KINDS`]. Nothing else needs to
+//! know of it; every output writes what is registered here.
+
+pub mod notification;
+pub mod template;
+pub mod wasm_plugin;
+
+mod hash;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::plan::Plan;
+
+/// What the objects look like, apart from the plan.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The WasmPlugin.
+    pub gateway: wasm_plugin::Gateway,
+    /// The Notifications.
+    pub notification: notification::Texts,
+}
+
+/// What exists already and must not be given up: see [`wasm_plugin`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Existing {
+    /// How many `WasmPlugins` there are.
+    pub wasm_plugins: usize,
+}
+
+/// A kind of object that is made from the plan.
+pub struct Kind {
+    /// The Kubernetes kind.
+    pub name: &'static str,
+    /// Makes all objects of this kind.
+    pub render: fn(&Plan, &Settings, Existing) -> Vec<Object>,
+}
+
+/// All kinds of objects that are made from the plan.
+pub const KINDS: &[Kind] = &[
+    Kind {
+        name: "WasmPlugin",
+        render: wasm_plugin::render,
+    },
+    Kind {
+        name: "Notification",
+        render: notification::render,
+    },
+    Kind {
+        name: "Notification (summary)",
+        render: notification::render_summary,
+    },
+];
+
+/// Makes all objects of the plan, in the order of [`KINDS`].
+pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Object> {
+    KINDS
+        .iter()
+        .flat_map(|kind| (kind.render)(plan, settings, existing))
+        .collect()
+}
+
+/// The label that names us. Labels of Notifications do not last (see [`notification`]), so nothing depends on it.
+const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "procscan-aggregator");
+
+/// One Kubernetes object. Serialises as the object itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Object {
+    /// Group and version.
+    pub api_version: &'static str,
+    /// Kind.
+    pub kind: &'static str,
+    /// Name, namespace, labels, annotations.
+    pub metadata: Metadata,
+    /// The object's `spec`.
+    pub spec: Value,
+}
+
+/// The part of `metadata` that is ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Metadata {
+    /// The object's name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Labels.
+    pub labels: serde_json::Map<String, Value>,
+    /// Annotations.
+    #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
+    pub annotations: serde_json::Map<String, Value>,
+}
+
+impl Metadata {
+    fn new(name: impl Into<String>, namespace: impl Into<String>) -> Self {
+        let (label, value) = MANAGED_BY;
+        Self {
+            name: name.into(),
+            namespace: namespace.into(),
+            labels: serde_json::Map::from_iter([(label.to_owned(), value.into())]),
+            annotations: serde_json::Map::new(),
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Notifications: to the tenants, in their own namespaces, and a summary to the administrators.
+//!
+//! Shaped by what the Sealos desktop really does (`labring/sealos`): it lists Notifications of the user's current namespace only,
+//! shows `title` and `message` (English by convention) or `i18ns.zh`, sorts by `timestamp` (seconds), and marks one as read by
+//! *replacing all labels*. So ours are recognised by name and annotations, and their content depends on the incident only,
+//! never on the round: writing one again would mark it unread.
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::hash::stable_hash;
+use super::template::Template;
+use super::{Existing, Metadata, Object, Settings};
+use crate::names::App;
+use crate::plan::{Notice, NoticePhase, Plan};
+
+/// The sender. The desktop gives `Debt-System` and `Desktop-Alert` special meanings, and ours none.
+const FROM: &str = "ProcScan";
+
+/// The name of the administrators' summary.
+pub const SUMMARY_NAME: &str = "procscan-notification";
+
+/// The placeholders of texts to tenants.
+pub const PLACEHOLDERS: &[&str] = &[
+    "app",
+    "kind",
+    "namespace",
+    "processes",
+    "contact",
+    "appeal",
+    "until",
+];
+
+/// What tenants and administrators read.
+#[derive(Clone, Debug)]
+pub struct Texts {
+    /// The namespace of the summary.
+    pub summary_namespace: String,
+    /// Whom to ask, for `{contact}`.
+    pub contact: String,
+    /// Where to appeal, for `{appeal}`.
+    pub appeal: String,
+    /// To the tenant of a blocked App.
+    pub blocked: Message,
+    /// To the tenant of an App that will be blocked.
+    pub grace: Message,
+}
+
+/// A text in both languages.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// English.
+    pub title: Template,
+    /// English.
+    pub message: Template,
+    /// Chinese.
+    pub title_zh: Template,
+    /// Chinese.
+    pub message_zh: Template,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    title: String,
+    message: String,
+    /// Seconds since the epoch.
+    timestamp: i64,
+    from: &'static str,
+    importance: &'static str,
+    desktop_popup: bool,
+    i18ns: I18ns,
+}
+
+#[derive(Serialize)]
+struct I18ns {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    en: Option<Translation>,
+    zh: Translation,
+}
+
+#[derive(Serialize)]
+struct Translation {
+    title: String,
+    message: String,
+    from: &'static str,
+}
+
+/// Makes the tenants' Notifications: one for each notice.
+pub fn render(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Object> {
+    plan.notices
+        .iter()
+        .map(|notice| object(notice, &settings.notification))
+        .collect()
+}
+
+fn object(notice: &Notice, texts: &Texts) -> Object {
+    let processes: Vec<String> = notice
+        .processes
+        .iter()
+        .map(|process| printable(process, 64))
+        .collect();
+    let processes = processes.join(", ");
+    let (message, until) = match notice.phase {
+        NoticePhase::Grace { until } => (&texts.grace, until.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()),
+        NoticePhase::Blocked => (&texts.blocked, String::new()),
+    };
+    let app = printable(&notice.app.name, 128);
+    let kind = printable(&notice.app.kind, 32);
+    let value = |placeholder: &str| match placeholder {
+        "app" => app.as_str(),
+        "kind" => kind.as_str(),
+        "namespace" => &notice.app.namespace,
+        "processes" => &processes,
+        "contact" => &texts.contact,
+        "appeal" => &texts.appeal,
+        "until" => &until,
+        _ => "",
+    };
+    let mut metadata = Metadata::new(name(&notice.app), &*notice.app.namespace);
+    metadata.labels.insert("isRead".to_owned(), "false".into());
+    metadata.annotations.insert(
+        "procscan-aggregator/app".to_owned(),
+        format!("{kind}/{app}").into(),
+    );
+    metadata.annotations.insert(
+        "procscan-aggregator/incident".to_owned(),
+        notice.opened.to_string().into(),
+    );
+    Object {
+        api_version: "notification.sealos.io/v1",
+        kind: "Notification",
+        metadata,
+        spec: json!(Spec {
+            title: message.title.fill(value),
+            message: message.message.fill(value),
+            timestamp: notice.opened.as_second(),
+            from: FROM,
+            importance: "High",
+            desktop_popup: true,
+            i18ns: I18ns {
+                en: None,
+                zh: Translation {
+                    title: message.title_zh.fill(value),
+                    message: message.message_zh.fill(value),
+                    from: FROM
+                }
+            },
+        }),
+    }
+}
+
+/// The name of an App's Notification: the same for every incident of it.
+///
+/// An App's name may be any text where it comes from an agent; the hash keeps names apart that look alike once made valid.
+pub fn name(app: &App) -> String {
+    let mut readable: String = app
+        .name
+        .chars()
+        .take(40)
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    readable.truncate(readable.trim_end_matches('-').len());
+    let hash = stable_hash(&[&app.kind, &app.name]);
+    let readable = readable.trim_start_matches('-');
+    let separator = if readable.is_empty() { "" } else { "-" };
+    format!("procscan-{readable}{separator}{hash:016x}")
+}
+
+/// Makes the administrators' summary, if there is anything to tell.
+pub fn render_summary(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Object> {
+    let summary = &plan.summary;
+    let n = summary.apps();
+    if n == 0 {
+        return Vec::new();
+    }
+    let zh = format!("检测到 {n} 个不合规应用");
+    let mut parts = vec![format!("{} blocked", summary.blocked)];
+    if summary.in_grace > 0 {
+        parts.push(format!("{} told and to be blocked", summary.in_grace));
+    }
+    if summary.held > 0 {
+        parts.push(format!("{} held by a brake until approved", summary.held));
+    }
+    let apps = if n == 1 { "application" } else { "applications" };
+    let en = format!("{n} non-compliant {apps} detected: {}", parts.join(", "));
+    let mut metadata = Metadata::new(SUMMARY_NAME, &settings.notification.summary_namespace);
+    metadata.labels.insert("isRead".to_owned(), "false".into());
+    vec![Object {
+        api_version: "notification.sealos.io/v1",
+        kind: "Notification",
+        metadata,
+        spec: json!(Spec {
+            title: "ProcScan".to_owned(),
+            // For administrators, in the words that they asked for; the English ones are beside it.
+            message: zh.clone(),
+            timestamp: summary.changed.as_second(),
+            from: FROM,
+            importance: "High",
+            desktop_popup: false,
+            i18ns: I18ns {
+                en: Some(Translation {
+                    title: "ProcScan".to_owned(),
+                    message: en,
+                    from: FROM
+                }),
+                zh: Translation {
+                    title: "ProcScan".to_owned(),
+                    message: zh,
+                    from: FROM
+                },
+            },
+        }),
+    }]
+}
+
+/// A tenant's text for people to read: without control and formatting characters, and not too long.
+fn printable(text: &str, max_chars: usize) -> String {
+    let clean = |c: char| {
+        if c.is_control() || is_format(c) {
+            '\u{fffd}'
+        } else {
+            c
+        }
+    };
+    let mut shown: String = text.chars().take(max_chars).map(clean).collect();
+    if text.chars().nth(max_chars).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Characters that change how their neighbours are shown: joiners, marks and overrides of direction.
+fn is_format(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_valid_stable_and_apart() {
+        for odd in [
+            "",
+            "-",
+            "A b",
+            "x\u{202e}y",
+            "日本",
+            "a/../b",
+            &"x".repeat(300),
+            "--a--",
+        ] {
+            let name = name(&App::new("ns-a", "app", odd));
+            assert!(
+                crate::names::is_dns_subdomain(&name) && name.len() <= 63 + 3,
+                "{odd:?}: {name}"
+            );
+        }
+        assert_ne!(
+            name(&App::new("ns-a", "app", "a b")),
+            name(&App::new("ns-a", "app", "a-b"))
+        );
+        assert_ne!(
+            name(&App::new("ns-a", "app", "a")),
+            name(&App::new("ns-a", "devbox", "a"))
+        );
+        assert_eq!(
+            name(&App::new("ns-a", "app", "web")),
+            "procscan-web-".to_owned() + &format!("{:016x}", stable_hash(&["app", "web"]))
+        );
+    }
+
+    #[test]
+    fn what_tenants_read_has_no_control_characters() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{202e}", 10), "a\u{fffd}[2Jb\u{fffd}");
+        assert_eq!(printable("abcdef", 3), "abc…");
+    }
+}

@@ -1,0 +1,172 @@
+//! The immutable read view of the ledger, with its coverage.
+//!
+//! Whoever answers a question (API, policy, progress line) reads one of these and says how complete it is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::Moment;
+use crate::ledger::{Cleared, NodeClock, Presence};
+use crate::names::{Key, NodeName, Text};
+use crate::report::{Failure, Record, Rejections};
+
+/// The ledger at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// When it was taken.
+    pub at: Moment,
+    /// The ledger's revision; equal revisions and times mean equal snapshots.
+    pub revision: u64,
+    /// Rounds over all targets that are done.
+    pub rounds: u64,
+    /// Every violation, tombstones included, ordered by key.
+    pub violations: Vec<Violation>,
+    /// The records of those that are active or unconfirmed, in the same order: the seed's list. The same
+    /// allocation for as long as nothing in it changes.
+    pub list: Arc<[Arc<Record>]>,
+    /// When `list` last changed.
+    pub list_changed_at: Timestamp,
+    /// Every node that has evidence or a target.
+    pub nodes: BTreeMap<NodeName, NodeView>,
+    /// Every expected target, ordered by address.
+    pub targets: Vec<TargetView>,
+    /// How much of the cluster this view rests on.
+    pub coverage: Coverage,
+    /// Records refused since the start, by reason.
+    pub rejected: Rejections,
+}
+
+impl Snapshot {
+    /// How many violations are in `state`.
+    pub fn count(&self, state: State) -> usize {
+        self.violations.iter().filter(|v| v.state == state).count()
+    }
+}
+
+/// A violation's state over all nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Fresh evidence.
+    Active,
+    /// Neither fresh evidence nor proof of absence.
+    Unconfirmed,
+    /// Proven absent.
+    Cleared,
+}
+
+/// What is known of one (namespace, pod, process).
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// What identifies it.
+    pub key: Key,
+    /// Its state over all nodes.
+    pub state: State,
+    /// The record as the agent last gave it.
+    pub record: Arc<Record>,
+    /// The node whose record that is.
+    pub node: NodeName,
+    /// When we first saw it, in this incident.
+    pub first_seen: Timestamp,
+    /// When we last saw it listed.
+    pub last_seen: Timestamp,
+    /// The agent's own timestamp of the last fresh evidence.
+    pub evidence_time: Timestamp,
+    /// How many different timestamps were seen.
+    pub observations: u64,
+    /// The evidence of each node.
+    pub evidence: Vec<EvidenceView>,
+}
+
+/// What one node says of a violation.
+#[derive(Clone, Debug)]
+pub struct EvidenceView {
+    /// The node.
+    pub node: NodeName,
+    /// What it amounts to.
+    pub presence: Presence,
+    /// The record as this node's agent last gave it.
+    pub record: Arc<Record>,
+    /// When evidence was last fresh; `None` if it never was, and then it is never a reason for anything.
+    pub fresh_at: Option<Moment>,
+    /// The node's odometer at that time (see [`NodeClock`]).
+    pub mark: Duration,
+    /// When this node first listed it.
+    pub first_seen: Moment,
+    /// When this node last listed it.
+    pub last_seen: Moment,
+    /// The agent's own timestamp of the last fresh evidence.
+    pub evidence_time: Timestamp,
+    /// How many different timestamps this node gave.
+    pub observations: u64,
+    /// By which rule it cleared.
+    pub cleared: Option<Cleared>,
+}
+
+/// What is known of a node.
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    /// Its odometer of answered time.
+    pub clock: NodeClock,
+    /// Its agent's learned scan interval.
+    pub interval: Option<Duration>,
+    /// Offenders known on it that have not cleared.
+    pub offenders: usize,
+    /// Records known of it that have not cleared, believed or not.
+    pub records: usize,
+    /// Its last whole answer.
+    pub last_answer: Option<Timestamp>,
+    /// Records of it that were refused since the start.
+    pub rejected: Rejections,
+}
+
+/// How recently a target has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetState {
+    /// It has given a whole answer recently.
+    Fresh,
+    /// It has once given a whole answer.
+    Stale,
+    /// It has never given one.
+    NeverSeen,
+}
+
+/// What is known of a target.
+#[derive(Clone, Debug)]
+pub struct TargetView {
+    /// `host:port`.
+    pub address: Text,
+    /// The node it speaks for.
+    pub node: NodeName,
+    /// How recently it has answered.
+    pub state: TargetState,
+    /// Its last whole answer.
+    pub last_answer: Option<Timestamp>,
+    /// Its last failure, kept for people to see even after it answered again.
+    pub last_failure: Option<(Timestamp, Failure)>,
+    /// Failures since the last whole answer.
+    pub consecutive_failures: u32,
+}
+
+/// How much of the cluster an answer rests on, in targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Coverage {
+    /// Gave a whole answer recently.
+    pub fresh: usize,
+    /// Once gave a whole answer.
+    pub stale: usize,
+    /// Never gave one, or should exist but have no address.
+    pub never_seen: usize,
+}
+
+impl Coverage {
+    /// All targets that should answer. The three others always add up to it.
+    pub fn expected(&self) -> usize {
+        self.fresh + self.stale + self.never_seen
+    }
+}

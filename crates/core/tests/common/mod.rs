@@ -1,0 +1,266 @@
+//! A small world for the domain's tests: time that is told, nodes that answer what they are told to.
+#![allow(dead_code, unreachable_pub)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use procscan_core::Moment;
+use procscan_core::ledger::{Change, Detection, Ledger};
+use procscan_core::names::{App, Key, NodeName, PodRef};
+use procscan_core::policy::{AppFact, Book, BrakeRules, Evaluation, Facts, Mode, PodFact, Policy};
+use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record, Report, Target};
+use procscan_core::resources::template::Template;
+use procscan_core::resources::{Settings, notification, wasm_plugin};
+use procscan_core::snapshot::{Snapshot, State, Violation};
+
+pub const START: i64 = 1_766_399_400;
+pub const MINUTE: u64 = 60;
+pub const HOUR: u64 = 3600;
+
+pub struct World {
+    pub ledger: Ledger,
+    pub book: Book,
+    pub policy: Policy,
+    pub facts: Facts,
+    pub now: Moment,
+    pub rules: Detection,
+}
+
+pub fn at(seconds: u64) -> Moment {
+    Moment {
+        uptime: Duration::from_secs(seconds),
+        wall: Timestamp::from_second(START + i64::try_from(seconds).unwrap()).unwrap(),
+    }
+}
+
+pub fn policy() -> Policy {
+    Policy {
+        mode: Mode::Enforce,
+        namespaces: regex::Regex::new("^ns-").unwrap(),
+        protected: vec!["kube-*".into(), "ns-admin".into()],
+        verify_pods: false,
+        grace: Duration::ZERO,
+        brake: BrakeRules::default(),
+        exemptions: Vec::new(),
+        same_incident: Duration::from_secs(24 * HOUR),
+        unreachable_limit: Duration::from_secs(24 * HOUR),
+        max_notices_per_round: 1000,
+    }
+}
+
+pub fn target(node: &str) -> Target {
+    Target {
+        address: Arc::from(format!("{node}:9090")),
+        node: NodeName::new(node),
+    }
+}
+
+/// A record of `process` in Pod `web` of `namespace`, detected `stamp` seconds after the start by the agent's own clock.
+pub fn record_of(namespace: &str, pod: &str, process: &str, stamp: i64) -> Record {
+    let detected_at = Timestamp::from_second(START + stamp).unwrap();
+    Record {
+        key: Key::new(namespace, pod, process),
+        cmdline: Arc::from(format!("./{process} -o pool.example.com")),
+        regex: Arc::from(format!("^{process}$")),
+        status: Arc::from("active"),
+        kind: Arc::from("app"),
+        name: Arc::from(pod),
+        timestamp: Arc::from(detected_at.to_string()),
+        detected_at,
+    }
+}
+
+pub fn record(namespace: &str, stamp: i64) -> Record {
+    record_of(namespace, "web", "xmrig", stamp)
+}
+
+pub fn app(namespace: &str) -> App {
+    App::new(namespace, "app", "web")
+}
+
+pub fn complete(records: Vec<Record>, date: i64) -> Outcome {
+    let date = Some(Timestamp::from_second(START + date).unwrap());
+    Outcome::Complete(Answer {
+        records,
+        date,
+        ..Answer::default()
+    })
+}
+
+pub fn failed(reason: FailureReason) -> Outcome {
+    Outcome::Failed(Failure {
+        reason,
+        detail: "as told".into(),
+    })
+}
+
+impl World {
+    pub fn new(nodes: &[&str]) -> Self {
+        Self::with(nodes, Detection::default())
+    }
+
+    pub fn with(nodes: &[&str], rules: Detection) -> Self {
+        let mut ledger = Ledger::new(rules.clone(), at(0));
+        ledger.expect(nodes.iter().map(|node| target(node)), 0);
+        Self {
+            ledger,
+            book: Book::default(),
+            policy: policy(),
+            facts: Facts::default(),
+            now: at(0),
+            rules,
+        }
+    }
+
+    pub fn wait(&mut self, seconds: u64) -> Vec<Change> {
+        self.now = at(self.now.uptime.as_secs() + seconds);
+        self.ledger.advance(self.now)
+    }
+
+    pub fn clock(&self) -> i64 {
+        i64::try_from(self.now.uptime.as_secs()).unwrap()
+    }
+
+    pub fn report(&mut self, node: &str, outcome: Outcome) -> Vec<Change> {
+        self.ledger.absorb(&Report {
+            target: target(node),
+            at: self.now,
+            outcome,
+        })
+    }
+
+    /// A whole answer, by an agent whose clock is right.
+    pub fn answer(&mut self, node: &str, records: Vec<Record>) -> Vec<Change> {
+        let date = self.clock();
+        self.report(node, complete(records, date))
+    }
+
+    pub fn fail(&mut self, node: &str) -> Vec<Change> {
+        self.report(node, failed(FailureReason::Timeout))
+    }
+
+    /// `rounds` rounds, a minute apart, each after its minute.
+    pub fn rounds(&mut self, rounds: u64, mut each: impl FnMut(&mut Self)) {
+        for _ in 0..rounds {
+            self.wait(MINUTE);
+            each(self);
+            self.ledger.round_done();
+        }
+    }
+
+    pub fn snapshot(&mut self) -> Snapshot {
+        self.ledger.advance(self.now);
+        self.ledger.snapshot(self.now)
+    }
+
+    pub fn violation(&mut self, namespace: &str) -> Violation {
+        let mut all = self
+            .snapshot()
+            .violations
+            .into_iter()
+            .filter(|v| *v.key.namespace == *namespace);
+        let one = all
+            .next()
+            .unwrap_or_else(|| panic!("nothing is known of {namespace}"));
+        assert!(all.next().is_none(), "more than one violation in {namespace}");
+        one
+    }
+
+    pub fn state(&mut self, namespace: &str) -> State {
+        self.violation(namespace).state
+    }
+
+    pub fn evaluate(&mut self) -> Evaluation {
+        let snapshot = self.snapshot();
+        self.book.evaluate(&snapshot, &self.policy, &self.facts, self.now)
+    }
+
+    /// The namespaces of the blocked Apps.
+    pub fn blocked(&mut self) -> Vec<String> {
+        self.evaluate()
+            .plan
+            .blocks
+            .iter()
+            .map(|block| block.app.namespace.to_string())
+            .collect()
+    }
+
+    pub fn held(&mut self) -> Vec<String> {
+        self.evaluate()
+            .held
+            .iter()
+            .map(|held| held.app.namespace.to_string())
+            .collect()
+    }
+
+    pub fn pod_on(&mut self, namespace: &str, pod: &str, node: &str, app: &str) {
+        let pod = PodRef {
+            namespace: namespace.into(),
+            pod: pod.into(),
+        };
+        let app = App::new(namespace, "app", app);
+        self.facts.apps.entry(app.clone()).or_insert_with(|| AppFact {
+            pods: Some(1),
+            services: vec![Arc::from(format!("{}-x7k2.{namespace}.svc", app.name))],
+        });
+        self.facts.pods.insert(
+            pod,
+            PodFact::Present {
+                node: NodeName::new(node),
+                host_ips: Vec::new(),
+                app,
+            },
+        );
+    }
+
+    pub fn pod_is(&mut self, namespace: &str, pod: &str, fact: PodFact) {
+        self.facts.pods.insert(
+            PodRef {
+                namespace: namespace.into(),
+                pod: pod.into(),
+            },
+            fact,
+        );
+    }
+}
+
+/// Settings of the objects, as the configuration's defaults make them.
+pub fn settings() -> Settings {
+    let template = |text| Template::parse(text, notification::PLACEHOLDERS).unwrap();
+    let message = |title, text| notification::Message {
+        title: template(title),
+        message: template(text),
+        title_zh: template(title),
+        message_zh: template(text),
+    };
+    Settings {
+        gateway: wasm_plugin::Gateway {
+            namespace: "higress-system".into(),
+            name: "procscan-violations".into(),
+            url: "oci://registry.example/plugins/request-block:2.0.0".into(),
+            sha256: None,
+            image_pull_secret: None,
+            image_pull_policy: "IfNotPresent".into(),
+            phase: "AUTHN".into(),
+            priority: 320,
+            status_code: 403,
+            message: "blocked".into(),
+            cluster_domain: "cluster.local".into(),
+            max_bytes: 512 * 1024,
+        },
+        notification: notification::Texts {
+            summary_namespace: "default".into(),
+            contact: "ops".into(),
+            appeal: String::new(),
+            blocked: message(
+                "{app} is blocked",
+                "Found {processes} in {namespace}. Ask {contact}.",
+            ),
+            grace: message(
+                "{app} will be blocked",
+                "Found {processes}. Stop it before {until}.",
+            ),
+        },
+    }
+}

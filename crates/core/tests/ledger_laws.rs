@@ -1,0 +1,431 @@
+//! The ledger's laws, over sequences that nobody thought of.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use common::{MINUTE, START, World, failed, record_of, target};
+use jiff::Timestamp;
+use procscan_core::ledger::{Cleared, Detection, Presence};
+use procscan_core::names::{Key, NodeName};
+use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record, Rejections, Report};
+use procscan_core::snapshot::{Snapshot, State};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+const NODES: [&str; 3] = ["n0", "n1", "n2"];
+const NAMESPACES: [&str; 3] = ["ns-a", "ns-b", "ns-c"];
+
+/// What one node's agent does in one round.
+#[derive(Clone, Debug)]
+enum Deed {
+    /// Answers with these records: which namespace, and how many seconds before now it was detected.
+    List(Vec<(usize, i64)>),
+    /// Answers with what it listed last, unchanged.
+    Repeat,
+    /// The same as an HTTP 304.
+    NotModified,
+    /// Answers a list that is cut short.
+    CutShort(Vec<(usize, i64)>),
+    /// Restarts: an empty list.
+    Empty,
+    Fails(FailureReason),
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    let records = || vec((0..NAMESPACES.len(), 0..90_i64), 0..4);
+    prop_oneof![
+        2 => records().prop_map(Deed::List),
+        4 => Just(Deed::Repeat),
+        1 => Just(Deed::NotModified),
+        1 => records().prop_map(Deed::CutShort),
+        4 => Just(Deed::Empty),
+        2 => Just(Deed::Fails(FailureReason::Timeout)),
+        1 => Just(Deed::Fails(FailureReason::Refused)),
+    ]
+}
+
+/// Rounds of different lengths, each with a deed of each node.
+fn story(rounds: usize) -> impl Strategy<Value = Vec<(u64, [Deed; 3])>> {
+    vec(
+        (
+            prop_oneof![5 => 50..70_u64, 1 => 1..4000_u64],
+            [deed(), deed(), deed()],
+        ),
+        1..rounds,
+    )
+}
+
+struct Agents {
+    listed: BTreeMap<&'static str, Vec<Record>>,
+}
+
+impl Agents {
+    fn new() -> Self {
+        Self {
+            listed: BTreeMap::new(),
+        }
+    }
+
+    fn outcome(&mut self, node: &'static str, deed: &Deed, now: i64) -> Outcome {
+        let make = |wanted: &[(usize, i64)]| -> Vec<Record> {
+            wanted
+                .iter()
+                .map(|(ns, ago)| record_of(NAMESPACES[*ns], "web", "xmrig", now - ago))
+                .collect()
+        };
+        let answer = |records| {
+            let date = Some(Timestamp::from_second(START + now).unwrap());
+            Answer {
+                records,
+                date,
+                rejected: Rejections::default(),
+            }
+        };
+        match deed {
+            Deed::List(wanted) => {
+                self.listed.insert(node, make(wanted));
+                Outcome::Complete(answer(make(wanted)))
+            }
+            Deed::Repeat => Outcome::Complete(answer(self.listed.get(node).cloned().unwrap_or_default())),
+            Deed::NotModified => Outcome::Unchanged,
+            Deed::CutShort(wanted) => {
+                let failure = Failure {
+                    reason: FailureReason::TooLarge,
+                    detail: String::new(),
+                };
+                Outcome::Partial(answer(make(wanted)), failure)
+            }
+            Deed::Empty => {
+                self.listed.remove(node);
+                Outcome::Complete(answer(Vec::new()))
+            }
+            Deed::Fails(reason) => failed(*reason),
+        }
+    }
+}
+
+/// What the laws are checked against: told from the reports alone, by the words of the specification.
+#[derive(Default)]
+struct Model {
+    last_answer: BTreeMap<&'static str, u64>,
+    /// Answered time of a node since the last listing of a key with a new timestamp there.
+    answered: BTreeMap<(&'static str, Key), u64>,
+    seen: BTreeMap<(&'static str, Key), Vec<Timestamp>>,
+    heard: BTreeMap<&'static str, u64>,
+}
+
+impl Model {
+    fn tell(&mut self, node: &'static str, outcome: &Outcome, now: u64) {
+        if let Outcome::Complete(_) | Outcome::Unchanged = outcome {
+            let gap = self
+                .last_answer
+                .insert(node, now)
+                .map_or(0, |last| now - last)
+                .min(MINUTE);
+            for ((of, _), answered) in &mut self.answered {
+                if *of == node {
+                    *answered += gap;
+                }
+            }
+        }
+        if let Outcome::Complete(answer) | Outcome::Partial(answer, _) = outcome {
+            self.heard.insert(node, now);
+            let mut newest: BTreeMap<Key, Timestamp> = BTreeMap::new();
+            for record in &answer.records {
+                let slot = newest.entry(record.key.clone()).or_insert(record.detected_at);
+                *slot = record.detected_at.max(*slot);
+            }
+            for (key, stamp) in newest {
+                let seen = self.seen.entry((node, key.clone())).or_default();
+                if !seen.contains(&stamp) {
+                    seen.push(stamp);
+                    self.answered.insert((node, key), 0);
+                }
+            }
+        }
+    }
+}
+
+fn shown(snapshot: &Snapshot) -> String {
+    format!(
+        "{:?} {:?} {:?} {:?}",
+        snapshot.violations, snapshot.nodes, snapshot.targets, snapshot.coverage
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// No sequence of failures, empty answers or restarts clears before the clock has run on answered time.
+    #[test]
+    fn nothing_clears_before_its_clock_has_run_on_answered_time(story in story(120)) {
+        // Short enough for stories in which much does clear.
+        let rules = Detection { clear_after: Duration::from_mins(5), ..Detection::default() };
+        let mut world = World::with(&NODES, rules);
+        let (mut agents, mut model) = (Agents::new(), Model::default());
+        let mut cleared = BTreeSet::new();
+        for (wait, deeds) in &story {
+            world.wait(*wait);
+            for (node, deed) in NODES.into_iter().zip(deeds) {
+                let outcome = agents.outcome(node, deed, world.clock());
+                model.tell(node, &outcome, world.now.uptime.as_secs());
+                world.report(node, outcome);
+            }
+            let snapshot = world.snapshot();
+            for violation in &snapshot.violations {
+                for evidence in &violation.evidence {
+                    let node = NODES.into_iter().find(|n| **n == *evidence.node.0).unwrap();
+                    let view = &snapshot.nodes[&evidence.node];
+                    let id = (node, violation.key.clone());
+                    let news = if evidence.cleared.is_some() { cleared.insert(id) } else { !cleared.remove(&id) };
+                    if !news {
+                        continue;
+                    }
+                    match evidence.cleared {
+                        Some(Cleared::ByClock) => {
+                            let answered = model.answered[&(node, violation.key.clone())];
+                            prop_assert!(answered >= world.rules.clear_after.as_secs(), "{answered}");
+                            let turns = view.interval.unwrap_or_default().as_secs() * 6;
+                            prop_assert!(answered >= turns, "{answered} < {turns}");
+                        }
+                        Some(Cleared::Unreachable) => {
+                            let silent = world.now.uptime.as_secs() - model.heard.get(node).copied().unwrap_or(0);
+                            prop_assert!(silent >= world.rules.unreachable_limit.as_secs() || silent == 0);
+                        }
+                        Some(Cleared::PodGone) => prop_assert!(false, "no Pod was said to be gone"),
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Silence alone, however long below the limit, clears nothing.
+    #[test]
+    fn failures_alone_clear_nothing_below_the_unreachable_limit(
+        waits in vec((1..3000_u64, prop_oneof![Just(FailureReason::Timeout), Just(FailureReason::Refused)]), 1..28)
+    ) {
+        let mut world = World::new(&["n0"]);
+        world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 0)]);
+        for (wait, reason) in waits {
+            world.wait(wait);
+            world.report("n0", failed(reason));
+            prop_assert_ne!(world.state("ns-a"), State::Cleared);
+        }
+    }
+
+    /// The reports of one round arrive in any order: the ledger comes out the same.
+    #[test]
+    fn order_of_arrival_does_not_matter(
+        story in story(40),
+        order in Just(vec![0_usize, 1, 2]).prop_shuffle(),
+        reverse in any::<bool>(),
+    ) {
+        let (mut one, mut other) = (World::new(&NODES), World::new(&NODES));
+        let mut agents = Agents::new();
+        for (wait, deeds) in &story {
+            one.wait(*wait);
+            other.wait(*wait);
+            let now = one.clock();
+            let outcomes: Vec<Outcome> =
+                NODES.into_iter().zip(deeds).map(|(node, deed)| agents.outcome(node, deed, now)).collect();
+            for index in [0, 1, 2] {
+                one.report(NODES[index], outcomes[index].clone());
+            }
+            for index in &order {
+                let mut outcome = outcomes[*index].clone();
+                if let Outcome::Complete(answer) | Outcome::Partial(answer, _) = &mut outcome && reverse {
+                    answer.records.reverse();
+                }
+                other.report(NODES[*index], outcome);
+            }
+        }
+        prop_assert_eq!(shown(&one.snapshot()), shown(&other.snapshot()));
+    }
+
+    /// A report that is delivered twice changes nothing, and neither does one that arrives after a later one.
+    #[test]
+    fn duplicates_and_latecomers_change_nothing(story in story(40), late in any::<prop::sample::Index>()) {
+        let (mut one, mut other) = (World::new(&NODES), World::new(&NODES));
+        let mut agents = Agents::new();
+        let mut sent: Vec<Report> = Vec::new();
+        for (wait, deeds) in &story {
+            one.wait(*wait);
+            other.wait(*wait);
+            for (node, deed) in NODES.into_iter().zip(deeds) {
+                let outcome = agents.outcome(node, deed, one.clock());
+                let report = Report { target: target(node), at: one.now, outcome };
+                one.ledger.absorb(&report);
+                other.ledger.absorb(&report);
+                prop_assert!(other.ledger.absorb(&report).is_empty());
+                if !sent.is_empty() {
+                    let old = sent[late.index(sent.len())].clone();
+                    if old.at < other.now {
+                        prop_assert!(other.ledger.absorb(&old).is_empty());
+                    }
+                }
+                sent.push(report);
+            }
+        }
+        prop_assert_eq!(shown(&one.snapshot()), shown(&other.snapshot()));
+    }
+
+    /// Coverage always adds up, whoever leaves, joins, answers or does not.
+    #[test]
+    fn coverage_always_adds_up(
+        story in vec((story(3), vec(any::<bool>(), 3), 0..4_usize), 1..12)
+    ) {
+        let mut world = World::new(&NODES);
+        let mut agents = Agents::new();
+        for (rounds, present, unlisted) in story {
+            let expected: Vec<_> =
+                NODES.into_iter().zip(&present).filter(|(_, here)| **here).map(|(node, _)| target(node)).collect();
+            let targets = expected.len();
+            world.ledger.expect(expected, unlisted);
+            for (wait, deeds) in &rounds {
+                world.wait(*wait);
+                for (node, deed) in NODES.into_iter().zip(deeds) {
+                    let outcome = agents.outcome(node, deed, world.clock());
+                    world.report(node, outcome);
+                }
+                let snapshot = world.snapshot();
+                prop_assert_eq!(snapshot.coverage.expected(), targets + unlisted);
+                prop_assert_eq!(snapshot.targets.len(), targets);
+            }
+        }
+    }
+
+    /// What is old at first sight, and never changes, is never active.
+    #[test]
+    fn what_is_old_at_first_sight_is_never_active(
+        age in 1801..100_000_i64, deeds in vec((1..4000_u64, 0..4_u8), 1..100)
+    ) {
+        let mut world = World::new(&["n0"]);
+        world.wait(100_000);
+        let old = record_of("ns-a", "web", "xmrig", world.clock() - age);
+        for (wait, deed) in deeds {
+            world.wait(wait);
+            match deed {
+                0 => world.fail("n0"),
+                1 => world.answer("n0", vec![]),
+                _ => world.answer("n0", vec![old.clone()]),
+            };
+            for violation in world.snapshot().violations {
+                prop_assert_ne!(violation.state, State::Active);
+                prop_assert!(violation.evidence.iter().all(|e| e.presence != Presence::Active));
+            }
+            prop_assert!(world.blocked().is_empty());
+        }
+    }
+}
+
+#[test]
+fn the_scan_interval_is_the_smallest_step_and_believed_up_to_an_hour() {
+    let mut world = World::new(&["n0"]);
+    let interval = |w: &mut World| {
+        w.snapshot().nodes[&NodeName::new("n0")]
+            .interval
+            .map(|i| i.as_secs())
+    };
+    world.answer(
+        "n0",
+        vec![
+            record_of("ns-a", "web", "xmrig", 0),
+            record_of("ns-b", "web", "xmrig", 1),
+        ],
+    );
+    assert_eq!(interval(&mut world), None, "records of one scan are no step");
+    world.wait(20_000);
+    world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 20_000)]);
+    assert_eq!(interval(&mut world), Some(3600));
+    world.wait(400);
+    world.answer("n0", vec![record_of("ns-b", "web", "xmrig", 20_400)]);
+    assert_eq!(interval(&mut world), Some(400));
+    world.wait(1000);
+    world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 21_400)]);
+    assert_eq!(interval(&mut world), Some(400));
+}
+
+#[test]
+fn long_scan_intervals_make_the_clock_wait_for_six_turns_of_each_offender() {
+    let mut world = World::new(&["n0"]);
+    for round in 0..3_i64 {
+        world.answer(
+            "n0",
+            vec![
+                record_of("ns-a", "web", "xmrig", round * 1000),
+                record_of("ns-b", "web", "zmap", 0),
+            ],
+        );
+        world.wait(1000);
+    }
+    // Two offenders, 1000 s: 12,000 s of answers, a minute each, and not the 30 minutes of the configuration.
+    let rounds = 12_000 / 60;
+    world.rounds(rounds - 1, |w| drop(w.answer("n0", vec![])));
+    assert_ne!(world.state("ns-a"), State::Cleared);
+    // A restarting agent may have needed 1000 s for its first scan: these do not count.
+    world.rounds(1000 / 60 + 2, |w| drop(w.answer("n0", vec![])));
+    assert_eq!(world.state("ns-a"), State::Cleared);
+}
+
+#[test]
+fn a_node_that_never_returns_is_waited_for_until_the_limit() {
+    let mut world = World::new(&["n0"]);
+    world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 0)]);
+    world.ledger.expect([], 0);
+    world.wait(24 * 3600 - 1);
+    assert_eq!(world.state("ns-a"), State::Unconfirmed);
+    world.wait(1);
+    assert_eq!(
+        world.violation("ns-a").evidence[0].cleared,
+        Some(Cleared::Unreachable)
+    );
+    // A day after that the tombstone, and the node, are forgotten.
+    world.wait(24 * 3600 + 1);
+    let snapshot = world.snapshot();
+    assert!(snapshot.violations.is_empty() && snapshot.nodes.is_empty());
+}
+
+#[test]
+fn a_flooding_node_costs_itself_only() {
+    let rules = Detection {
+        max_keys_per_node: 50,
+        ..Detection::default()
+    };
+    let mut world = World::with(&["n0", "n1"], rules);
+    world.answer("n1", vec![record_of("ns-victim", "web", "xmrig", 0)]);
+    world.rounds(100, |w| {
+        let flood = (0..40)
+            .map(|i| record_of("ns-f", "web", &format!("p{}-{i}", w.clock()), w.clock()))
+            .collect();
+        w.answer("n0", flood);
+        let now = w.clock();
+        w.answer("n1", vec![record_of("ns-victim", "web", "xmrig", now)]);
+    });
+    let snapshot = world.snapshot();
+    assert!(snapshot.violations.len() <= 51, "{}", snapshot.violations.len());
+    assert!(snapshot.rejected.of(procscan_core::report::Rejection::NodeQuota) > 1000);
+    assert_eq!(world.state("ns-victim"), State::Active);
+}
+
+#[test]
+fn the_list_changes_only_when_it_changes() {
+    let mut world = World::new(&["n0"]);
+    world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 0)]);
+    let changed = world.snapshot().list_changed_at;
+    world.rounds(5, |w| {
+        drop(w.answer("n0", vec![record_of("ns-a", "web", "xmrig", 0)]));
+    });
+    assert_eq!(world.snapshot().list_changed_at, changed);
+    let now = world.clock();
+    world.answer("n0", vec![record_of("ns-a", "web", "xmrig", now)]);
+    assert_eq!(world.snapshot().list_changed_at, world.now.wall);
+}

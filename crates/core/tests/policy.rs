@@ -1,0 +1,524 @@
+//! What the policy decides, rule by rule.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{HOUR, MINUTE, World, app, record, record_of};
+use jiff::Timestamp;
+use procscan_core::names::{App, PodRef};
+use procscan_core::plan::NoticePhase;
+use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Exemption, Mode, Pattern, PodFact};
+
+fn namespaces(n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("ns-{i:03}")).collect()
+}
+
+fn kinds(world: &mut World) -> Vec<DecisionKind> {
+    world
+        .evaluate()
+        .decisions
+        .iter()
+        .map(|decision| decision.kind)
+        .collect()
+}
+
+#[test]
+fn a_block_has_a_reason_that_a_person_can_read() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    let evaluation = world.evaluate();
+    let decision = &evaluation.decisions[0];
+    assert_eq!(
+        (decision.kind, &decision.actor),
+        (DecisionKind::Blocked, &Actor::Policy)
+    );
+    assert_eq!(
+        decision.reason,
+        "process `xmrig` in Pod web matches rule `^xmrig$` on node n1, as of 2025-12-22T10:30:00Z"
+    );
+    assert!(
+        world.evaluate().decisions.is_empty(),
+        "nothing new, nothing decided"
+    );
+}
+
+#[test]
+fn the_plan_is_the_same_while_nothing_happens() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    let first = world.evaluate().plan;
+    world.wait(MINUTE);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.evaluate().plan, first);
+}
+
+#[test]
+fn namespaces_that_are_not_tenants_protected_or_terminating_are_left_alone() {
+    let mut world = World::new(&["n1"]);
+    let all = ["default", "kube-system", "ns-admin", "ns-dying", "ns-a"];
+    world.facts.terminating.insert("ns-dying".into());
+    world.answer("n1", all.iter().map(|ns| record(ns, 0)).collect());
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // A namespace that is protected later is released at once, with the reason.
+    world.policy.protected.push("ns-a".into());
+    let evaluation = world.evaluate();
+    assert!(evaluation.plan.blocks.is_empty() && evaluation.plan.notices.is_empty());
+    assert_eq!(evaluation.decisions[0].kind, DecisionKind::Released);
+    assert!(
+        evaluation.decisions[0]
+            .reason
+            .contains("enforcement.protected_namespaces")
+    );
+}
+
+#[test]
+fn grace_tells_the_tenant_first_and_blocks_after_it_only_on_fresh_evidence() {
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = Duration::from_secs(10 * MINUTE);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    let evaluation = world.evaluate();
+    assert!(evaluation.plan.blocks.is_empty());
+    assert!(matches!(
+        evaluation.plan.notices[0].phase,
+        NoticePhase::Grace { .. }
+    ));
+    assert_eq!(evaluation.decisions[0].kind, DecisionKind::Warned);
+    world.wait(10 * MINUTE - 1);
+    assert!(world.blocked().is_empty());
+    world.wait(1);
+    assert_eq!(world.blocked(), ["ns-a"]);
+
+    // Evidence that has grown old meanwhile blocks nobody.
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = Duration::from_secs(HOUR);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.evaluate();
+    world.wait(2 * HOUR);
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn dry_run_decides_and_enforcing_later_asks_the_brakes_again() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.mode = Mode::DryRun;
+    world.policy.brake.max_new_apps = 3;
+    for round in 0..3 {
+        world.wait(HOUR);
+        let now = world.clock();
+        let listed = (0..2).map(|i| record(&format!("ns-{round}-{i}"), now)).collect();
+        world.answer("n1", listed);
+        let evaluation = world.evaluate();
+        assert_eq!(evaluation.plan.mode, Mode::DryRun);
+        assert!(evaluation.decisions.iter().all(|decision| decision.dry_run));
+    }
+    let now = world.clock();
+    world.answer(
+        "n2",
+        (0..3)
+            .flat_map(|r| (0..2).map(move |i| record(&format!("ns-{r}-{i}"), now)))
+            .collect(),
+    );
+    assert_eq!(world.blocked().len(), 6, "what would be blocked is shown");
+    world.wait(HOUR);
+    let now = world.clock();
+    world.answer(
+        "n2",
+        (0..3)
+            .flat_map(|r| (0..2).map(move |i| record(&format!("ns-{r}-{i}"), now)))
+            .collect(),
+    );
+    world.policy.mode = Mode::Enforce;
+    let evaluation = world.evaluate();
+    assert_eq!(evaluation.plan.blocks.len(), 3);
+    assert_eq!(evaluation.held.len(), 3);
+}
+
+#[test]
+fn paused_keeps_blocks_and_decides_nothing_by_itself() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.evaluate();
+    world.policy.mode = Mode::Paused;
+    world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
+    world.rounds(40, |w| drop(w.answer("n1", vec![])));
+    assert_eq!(world.blocked(), ["ns-a"], "no automatic release, no new block");
+    let until = world.now.wall + jiff::SignedDuration::from_hours(24);
+    world.policy.mode = Mode::Paused;
+    world.policy.exemptions.push(exemption(
+        |e| e.namespace = Some(Pattern::Exact("ns-a".into())),
+        Some(until),
+    ));
+    let mut operator = World::new(&["n1"]);
+    operator.answer("n1", vec![record("ns-a", 0)]);
+    operator.evaluate();
+    operator.policy.mode = Mode::Paused;
+    operator.policy.exemptions = world.policy.exemptions.clone();
+    assert!(
+        operator.blocked().is_empty(),
+        "what an operator declares takes effect"
+    );
+    world.policy.mode = Mode::Enforce;
+    assert!(
+        world.blocked().is_empty(),
+        "and the release by the rules follows when they apply again"
+    );
+}
+
+fn exemption(set: impl Fn(&mut Exemption), until: Option<Timestamp>) -> Exemption {
+    let mut exemption = Exemption {
+        namespace: None,
+        app: None,
+        process: None,
+        rule: None,
+        reason: "a contract".into(),
+        until,
+    };
+    set(&mut exemption);
+    exemption
+}
+
+#[test]
+fn exemptions_cover_by_each_of_their_parts_until_their_date_and_release_at_once() {
+    let regex = |text| Some(Pattern::Regex(regex::Regex::new(text).unwrap()));
+    let exact = |text: &str| Some(Pattern::Exact(text.to_owned()));
+    let parts: [&dyn Fn(&mut Exemption); 5] = [
+        &|e| e.namespace = exact("ns-a"),
+        &|e| e.app = exact("web"),
+        &|e| e.process = regex("^xm"),
+        &|e| e.rule = exact("^xmrig$"),
+        &|e| (e.namespace, e.process) = (regex("a$"), exact("xmrig")),
+    ];
+    for set in parts {
+        let mut world = World::new(&["n1"]);
+        world.answer("n1", vec![record("ns-a", 0)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.policy.exemptions = vec![exemption(set, Some(common::at(HOUR).wall))];
+        let evaluation = world.evaluate();
+        assert!(evaluation.plan.blocks.is_empty());
+        assert_eq!(evaluation.decisions[0].kind, DecisionKind::Released);
+        assert_eq!(evaluation.decisions[0].reason, "exempted: a contract");
+        assert_eq!(kinds(&mut world), [], "said once");
+        world.wait(HOUR);
+        world.answer("n1", vec![record("ns-a", 3600)]);
+        assert_eq!(world.blocked(), ["ns-a"], "it has run out");
+    }
+    // Both parts must match, and one that names nothing covers nothing.
+    for set in [
+        &|e: &mut Exemption| (e.namespace, e.process) = (exact("ns-a"), exact("zmap")),
+        parts[0],
+    ] {
+        let mut world = World::new(&["n1"]);
+        world.policy.exemptions = vec![exemption(set, None), exemption(|_| (), None)];
+        world.answer("n1", vec![record("ns-b", 0)]);
+        assert_eq!(world.blocked(), ["ns-b"]);
+    }
+    // An App of which only one process is exempt stays blocked for the other.
+    let mut world = World::new(&["n1"]);
+    world.policy.exemptions = vec![exemption(|e| e.process = exact("xmrig"), None)];
+    world.answer("n1", vec![record("ns-a", 0), record_of("ns-a", "web", "zmap", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+#[test]
+fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days() {
+    let nodes: Vec<String> = (0..500).map(|i| format!("node-{i}")).collect();
+    let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    let mut world = World::new(&names);
+    let mut alerts: Vec<Alert> = Vec::new();
+    let accuse = |w: &mut World| {
+        let now = w.clock();
+        for (i, node) in nodes.iter().enumerate() {
+            let mut record = record(&format!("ns-{i:03}"), now);
+            record.regex = ".*".into();
+            w.answer(node, vec![record]);
+        }
+    };
+    // Two scans a minute apart, from which the scan interval is learned.
+    accuse(&mut world);
+    world.wait(MINUTE);
+    accuse(&mut world);
+    let evaluation = world.evaluate();
+    alerts.extend(evaluation.alerts);
+    assert_eq!(evaluation.plan.blocks.len(), 10, "one rule may hit ten tenants");
+    assert_eq!(evaluation.held.len(), 490);
+    // The held ones are not in any object either, and time changes nothing.
+    for _ in 0..3 * 24 {
+        world.wait(HOUR);
+        accuse(&mut world);
+        let evaluation = world.evaluate();
+        assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (10, 490));
+        assert_eq!(evaluation.plan.notices.len(), 10);
+        alerts.extend(evaluation.alerts);
+    }
+    assert_eq!(alerts.len(), 1, "one loud alert: {alerts:?}");
+
+    // Approval of one blocks one.
+    let held = world.evaluate().held[0].app.clone();
+    let decision = world
+        .book
+        .act(
+            &Act::Approve { app: held.clone() },
+            "ops",
+            &world.policy,
+            world.now,
+        )
+        .unwrap();
+    assert_eq!(
+        (decision.kind, decision.actor),
+        (DecisionKind::Approved, Actor::Operator("ops".into()))
+    );
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (11, 489));
+    let again = world.book.act(
+        &Act::Approve { app: held.clone() },
+        "ops",
+        &world.policy,
+        world.now,
+    );
+    assert_eq!(again, Err(ActError::NotHeld(held)));
+
+    // The rule is gone: by the clearing clock nothing is left, and offending again within a day is still held.
+    world.rounds(40, |w| {
+        for node in &nodes {
+            w.answer(node, vec![]);
+        }
+        w.evaluate();
+    });
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (0, 0));
+    accuse(&mut world);
+    assert!(world.held().len() >= 480);
+}
+
+#[test]
+fn at_most_twenty_new_apps_in_a_window_and_a_falling_rate_rearms_for_later_accusations_only() {
+    let nodes = namespaces(40);
+    let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    let mut world = World::new(&names);
+    // Each tenant by its own node and its own rule: only the number is suspicious.
+    let accuse = |w: &mut World, range: std::ops::Range<usize>| {
+        let now = w.clock();
+        for i in range {
+            let process = format!("miner{i}");
+            w.answer(&nodes[i], vec![record_of(&nodes[i], "web", &process, now)]);
+        }
+    };
+    accuse(&mut world, 0..30);
+    assert_eq!(world.blocked().len(), 20);
+    // The storm goes on below the limit's rate: the brake stays on.
+    world.wait(5 * MINUTE);
+    accuse(&mut world, 30..32);
+    assert_eq!(world.blocked().len(), 20);
+    // It has passed: what comes now is judged by itself, what is held stays held.
+    world.wait(10 * MINUTE);
+    accuse(&mut world, 32..34);
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (22, 12));
+}
+
+#[test]
+fn a_lying_node_gets_at_most_five_of_its_own_pods_blocked() {
+    let mut world = World::new(&["liar", "honest"]);
+    let all = namespaces(12);
+    let lies = |now| {
+        (0..12)
+            .map(|i| record_of(&format!("ns-{i:03}"), "web", &format!("m{i}"), now))
+            .collect()
+    };
+    world.answer("liar", lies(0));
+    let blocked = world.blocked();
+    assert_eq!(blocked.len(), 5);
+    // An honest node's word about another tenant is not held back by the liar.
+    world.answer("honest", vec![record("ns-x", 0)]);
+    assert!(world.blocked().contains(&"ns-x".to_owned()));
+    world.rounds(60, |w| {
+        let now = w.clock();
+        w.answer("liar", lies(now));
+    });
+    assert_eq!(world.blocked().len(), 6);
+    assert_eq!(world.held().len(), all.len() - 5);
+}
+
+#[test]
+fn a_mass_release_is_held_until_approved() {
+    let nodes = namespaces(30);
+    let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    let mut world = World::new(&names);
+    world.policy.brake.max_new_apps = 100;
+    world.policy.brake.max_namespaces_per_rule = 100;
+    for ns in &nodes {
+        world.answer(ns, vec![record(ns, 0)]);
+    }
+    assert_eq!(world.blocked().len(), 30);
+    let mut alerts = Vec::new();
+    world.rounds(40, |w| {
+        for ns in &nodes {
+            w.answer(ns, vec![]);
+        }
+        alerts.extend(w.evaluate().alerts);
+    });
+    assert_eq!(world.blocked().len(), 10, "twenty may go by themselves");
+    assert_eq!(alerts.len(), 1);
+    world.wait(5 * HOUR);
+    assert_eq!(world.blocked().len(), 10);
+    let held = world.evaluate().held[0].clone();
+    assert!(held.release);
+    world
+        .book
+        .act(&Act::Approve { app: held.app }, "ops", &world.policy, world.now)
+        .unwrap();
+    assert_eq!(world.blocked().len(), 9);
+    // Fresh evidence ends the wait for a release.
+    let left = world.blocked()[0].clone();
+    let now = world.clock();
+    world.answer(&left, vec![record(&left, now)]);
+    assert!(
+        world
+            .evaluate()
+            .held
+            .iter()
+            .all(|held| *held.app.namespace != *left)
+    );
+    assert!(world.blocked().contains(&left));
+}
+
+#[test]
+fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.evaluate();
+    let until = common::at(2 * HOUR).wall;
+    let act = Act::Release {
+        app: app("ns-a"),
+        until,
+    };
+    assert_eq!(
+        world
+            .book
+            .act(&act, "ops", &world.policy, world.now)
+            .unwrap()
+            .kind,
+        DecisionKind::Released
+    );
+    assert!(world.blocked().is_empty());
+    world.wait(HOUR);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert!(world.blocked().is_empty(), "the same accusation");
+    world.answer(
+        "n1",
+        vec![record("ns-a", now), record_of("ns-a", "web", "zmap", now)],
+    );
+    assert_eq!(world.blocked(), ["ns-a"], "another process is another accusation");
+    let nobody = Act::Release {
+        app: App::new("ns-x", "app", "web"),
+        until,
+    };
+    assert!(matches!(
+        world.book.act(&nobody, "ops", &world.policy, world.now),
+        Err(ActError::NoIncident(_))
+    ));
+}
+
+#[test]
+fn an_unreadable_pod_means_no_new_block_and_no_release() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.facts.pods.clear();
+    world.facts.pods.insert(
+        PodRef {
+            namespace: "ns-a".into(),
+            pod: "web".into(),
+        },
+        PodFact::Unreadable("the API server does not answer".into()),
+    );
+    world.rounds(5, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record("ns-a", now), record("ns-b", now)]);
+    });
+    let evaluation = world.evaluate();
+    assert_eq!(evaluation.plan.blocks.len(), 1);
+    assert_eq!(evaluation.unverified, 2);
+}
+
+#[test]
+fn an_incident_is_one_app_and_continues_within_a_day() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.answer("n1", vec![record("ns-a", 60)]);
+    let opened = world.evaluate().plan.notices[0].opened;
+    world.rounds(40, |w| drop(w.answer("n1", vec![])));
+    assert!(world.evaluate().plan.notices.is_empty());
+    world.wait(10 * HOUR);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert_eq!(
+        world.evaluate().plan.notices[0].opened,
+        opened,
+        "the same incident goes on"
+    );
+    world.rounds(40, |w| drop(w.answer("n1", vec![])));
+    world.evaluate();
+    world.wait(25 * HOUR);
+    world.evaluate();
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert!(
+        world.evaluate().plan.notices[0].opened > opened,
+        "a day later it is another one"
+    );
+}
+
+#[test]
+fn so_many_tenants_are_newly_told_per_round_and_the_rest_in_the_next() {
+    let mut world = World::new(&["n1"]);
+    world.policy.max_notices_per_round = 2;
+    world.answer("n1", (0..5).map(|i| record(&format!("ns-{i}"), 0)).collect());
+    let evaluation = world.evaluate();
+    assert_eq!(
+        (evaluation.plan.blocks.len(), evaluation.plan.notices.len()),
+        (5, 2)
+    );
+    assert!(matches!(evaluation.alerts[..], [Alert::Notices { waiting: 3 }]));
+    assert_eq!(world.evaluate().plan.notices.len(), 2, "the same round");
+    for expected in [4, 5] {
+        world.ledger.round_done();
+        assert_eq!(world.evaluate().plan.notices.len(), expected);
+    }
+}
+
+#[test]
+fn a_pods_new_labels_do_not_move_what_it_is_accused_of() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "guilty");
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.evaluate();
+    world.pod_on("ns-a", "web", "n1", "innocent");
+    let names = |w: &mut World| -> Vec<String> {
+        w.evaluate()
+            .plan
+            .blocks
+            .iter()
+            .map(|block| block.app.name.to_string())
+            .collect()
+    };
+    assert_eq!(names(&mut world), ["guilty"]);
+    world.wait(MINUTE);
+    world.answer("n1", vec![record("ns-a", 60)]);
+    assert_eq!(
+        names(&mut world),
+        ["guilty", "innocent"],
+        "what it does from now on is its new App's"
+    );
+}

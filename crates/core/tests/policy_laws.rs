@@ -1,0 +1,313 @@
+//! The policy's laws, over sequences that nobody thought of.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use common::{World, record_of, target};
+use procscan_core::names::App;
+use procscan_core::policy::{Act, DecisionKind, Exemption, Mode, Pattern, PodFact, Standing};
+use procscan_core::report::FailureReason;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+const NODES: [&str; 3] = ["n0", "n1", "n2"];
+const TENANTS: usize = 8;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Wait(u64),
+    Accuse { node: usize, tenants: Vec<usize> },
+    Empty(usize),
+    Fail(usize),
+    PodOn { tenant: usize, node: usize },
+    PodGone(usize),
+    PodUnreadable(usize),
+    PodForgotten(usize),
+    Exempt(usize),
+    EndExemptions,
+    Protect(usize),
+    Terminate(usize),
+    Approve(usize),
+    Release(usize),
+    Mode(Mode),
+    Grace(u64),
+    RoundDone,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let tenant = 0..TENANTS;
+    let node = 0..NODES.len();
+    prop_oneof![
+        6 => prop_oneof![1..120_u64, 1..7200_u64].prop_map(Step::Wait),
+        10 => (node.clone(), vec(tenant.clone(), 0..TENANTS))
+            .prop_map(|(node, tenants)| Step::Accuse { node, tenants }),
+        2 => node.clone().prop_map(Step::Empty),
+        1 => node.clone().prop_map(Step::Fail),
+        6 => (tenant.clone(), node).prop_map(|(tenant, node)| Step::PodOn { tenant, node }),
+        1 => tenant.clone().prop_map(Step::PodGone),
+        1 => tenant.clone().prop_map(Step::PodUnreadable),
+        1 => tenant.clone().prop_map(Step::PodForgotten),
+        1 => tenant.clone().prop_map(Step::Exempt),
+        1 => Just(Step::EndExemptions),
+        1 => tenant.clone().prop_map(Step::Protect),
+        1 => tenant.clone().prop_map(Step::Terminate),
+        1 => tenant.clone().prop_map(Step::Approve),
+        1 => tenant.prop_map(Step::Release),
+        1 => prop_oneof![2 => Just(Mode::Enforce), 1 => Just(Mode::DryRun), 1 => Just(Mode::Paused)]
+            .prop_map(Step::Mode),
+        1 => prop_oneof![Just(0), 1..600_u64].prop_map(Step::Grace),
+        1 => Just(Step::RoundDone),
+    ]
+}
+
+fn namespace(tenant: usize) -> String {
+    format!("ns-t{tenant}")
+}
+
+fn app(tenant: usize) -> App {
+    App::new(namespace(tenant), "app", "web")
+}
+
+fn world() -> World {
+    let mut world = World::new(&NODES);
+    world.policy.verify_pods = true;
+    world.policy.brake.max_new_apps = 3;
+    world.policy.brake.max_apps_per_node = 2;
+    world.policy.brake.max_namespaces_per_rule = 4;
+    world.policy.brake.max_releases = 2;
+    world
+}
+
+impl Step {
+    fn take(&self, world: &mut World) {
+        match self {
+            Step::Wait(seconds) => drop(world.wait(*seconds)),
+            Step::Accuse { node, tenants } => {
+                let now = world.clock();
+                let records = tenants
+                    .iter()
+                    .map(|t| record_of(&namespace(*t), "web", "xmrig", now))
+                    .collect();
+                world.answer(NODES[*node], records);
+            }
+            Step::Empty(node) => drop(world.answer(NODES[*node], vec![])),
+            Step::Fail(node) => drop(world.report(NODES[*node], common::failed(FailureReason::Timeout))),
+            Step::PodOn { tenant, node } => world.pod_on(&namespace(*tenant), "web", NODES[*node], "web"),
+            Step::PodGone(tenant) => world.pod_is(&namespace(*tenant), "web", PodFact::Gone),
+            Step::PodUnreadable(tenant) => {
+                world.pod_is(&namespace(*tenant), "web", PodFact::Unreadable("503".into()));
+            }
+            Step::PodForgotten(tenant) => world
+                .facts
+                .pods
+                .retain(|pod, _| *pod.namespace != *namespace(*tenant)),
+            Step::Exempt(tenant) => world.policy.exemptions.push(Exemption {
+                namespace: Some(Pattern::Exact(namespace(*tenant))),
+                app: None,
+                process: None,
+                rule: None,
+                reason: "told so".into(),
+                until: None,
+            }),
+            Step::EndExemptions => world.policy.exemptions.clear(),
+            Step::Protect(tenant) => world.policy.protected = vec![namespace(*tenant)],
+            Step::Terminate(tenant) => world.facts.terminating = BTreeSet::from([namespace(*tenant).into()]),
+            Step::Approve(tenant) => {
+                let _ = world.book.act(
+                    &Act::Approve { app: app(*tenant) },
+                    "ops",
+                    &world.policy,
+                    world.now,
+                );
+            }
+            Step::Release(tenant) => {
+                let until = world.now.wall + jiff::SignedDuration::from_hours(1);
+                let _ = world.book.act(
+                    &Act::Release {
+                        app: app(*tenant),
+                        until,
+                    },
+                    "ops",
+                    &world.policy,
+                    world.now,
+                );
+            }
+            Step::Mode(mode) => world.policy.mode = *mode,
+            Step::Grace(seconds) => world.policy.grace = Duration::from_secs(*seconds),
+            Step::RoundDone => world.ledger.round_done(),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// An exempt, protected, terminating, disputed, unverified or held App is never in the plan, and time alone never
+    /// takes it there. The log explains every difference between two plans.
+    #[test]
+    fn never_a_wrong_block(steps in vec(step(), 1..120)) {
+        let mut world = world();
+        // Apps that a brake holds and nobody has approved; Apps that were ever truly accused: fresh, by their Pod's node.
+        let mut held: BTreeSet<App> = BTreeSet::new();
+        let mut accused: BTreeSet<App> = BTreeSet::new();
+        let mut before: BTreeSet<App> = BTreeSet::new();
+        let mut mode = world.policy.mode;
+        for step in &steps {
+            step.take(&mut world);
+            let snapshot = world.snapshot();
+            for violation in &snapshot.violations {
+                for evidence in violation.evidence.iter().filter(|e| e.fresh_at.is_some()) {
+                    if let Some(PodFact::Present { node, app, .. }) = world.facts.pods.get(&violation.key.pod_ref())
+                        && *node == evidence.node
+                    {
+                        accused.insert(app.clone());
+                    }
+                }
+            }
+            if let Step::Approve(tenant) = step {
+                held.remove(&app(*tenant));
+            }
+            let evaluation = world.evaluate();
+            let now: BTreeSet<App> = evaluation.plan.blocks.iter().map(|block| block.app.clone()).collect();
+            let told: BTreeSet<App> = evaluation.plan.notices.iter().map(|notice| notice.app.clone()).collect();
+            for app in now.union(&told) {
+                prop_assert!(world.policy.refuses(&app.namespace).is_none(), "{app} is protected");
+                prop_assert!(!world.facts.terminating.contains(&app.namespace), "{app} is terminating");
+                prop_assert!(
+                    !world.policy.exemptions.iter().any(|e| e.namespace.as_ref().is_some_and(|p| p.matches(&app.namespace))),
+                    "{app} is exempt"
+                );
+                prop_assert!(accused.contains(app), "{app} was only ever disputed or unverified");
+                prop_assert!(!held.contains(app), "{app} is held, and nobody has approved it");
+            }
+            for entry in evaluation.held.iter().filter(|entry| !entry.release) {
+                prop_assert!(!now.contains(&entry.app) && !told.contains(&entry.app));
+                held.insert(entry.app.clone());
+            }
+            // Switching dry-run on or off shows or hides what dry-run decided; any other difference has its decision.
+            if mode == world.policy.mode && !matches!(step, Step::Approve(_) | Step::Release(_)) {
+                for app in now.symmetric_difference(&before) {
+                    let wanted = if now.contains(app) { DecisionKind::Blocked } else { DecisionKind::Released };
+                    prop_assert!(
+                        evaluation.decisions.iter().any(|d| d.app == *app && d.kind == wanted),
+                        "{app} is {wanted:?} without a decision"
+                    );
+                }
+            }
+            if world.policy.mode == Mode::Paused && mode == Mode::Paused && !matches!(step, Step::Approve(_)) {
+                prop_assert!(now.is_subset(&before), "something new while paused");
+            }
+            mode = world.policy.mode;
+            before = now;
+            // After the incident is forgotten, a new accusation is a new matter.
+            held.retain(|app| world.book.incidents().any(|(known, _)| known == app));
+
+            let again = world.evaluate();
+            prop_assert_eq!(again.plan, evaluation.plan, "evaluating again is idempotent");
+            prop_assert_eq!(again.decisions, vec![]);
+        }
+    }
+
+    /// A new block rests on evidence that is fresh at that very moment.
+    #[test]
+    fn every_new_block_has_fresh_evidence_of_the_pods_own_node(steps in vec(step(), 1..80)) {
+        let mut world = world();
+        let mut before: BTreeSet<App> = BTreeSet::new();
+        for step in &steps {
+            step.take(&mut world);
+            let evaluation = world.evaluate();
+            let snapshot = world.snapshot();
+            for decision in evaluation.decisions.iter().filter(|d| d.kind == DecisionKind::Blocked) {
+                if before.contains(&decision.app) {
+                    continue;
+                }
+                let fresh = snapshot.violations.iter().any(|violation| {
+                    violation.evidence.iter().any(|evidence| {
+                        evidence.presence == procscan_core::ledger::Presence::Active
+                            && matches!(
+                                world.facts.pods.get(&violation.key.pod_ref()),
+                                Some(PodFact::Present { node, .. }) if *node == evidence.node
+                            )
+                            && violation.key.namespace == decision.app.namespace
+                    })
+                });
+                prop_assert!(fresh, "{} is blocked on stale or disputed evidence", decision.app);
+            }
+            before = evaluation.plan.blocks.into_iter().map(|block| block.app).collect();
+        }
+    }
+
+    /// Within any window no more than the brake's number is blocked, approvals aside.
+    #[test]
+    fn brakes_hold_whatever_comes(
+        waves in vec((1..400_u64, vec((0..3_usize, 0..60_usize), 1..30)), 1..30)
+    ) {
+        let mut world = World::new(&NODES);
+        world.policy.brake.max_new_apps = 5;
+        world.policy.brake.max_apps_per_node = 3;
+        let mut blocks: Vec<u64> = Vec::new();
+        for (wait, accusations) in &waves {
+            world.wait(*wait);
+            let now = world.clock();
+            for (n, node) in NODES.iter().enumerate() {
+                let records = accusations
+                    .iter()
+                    .filter(|(of, _)| *of == n)
+                    .map(|(_, t)| record_of(&format!("ns-{t}"), "web", &format!("p{t}"), now))
+                    .collect();
+                world.answer(node, records);
+            }
+            let evaluation = world.evaluate();
+            let new = evaluation.decisions.iter().filter(|d| d.kind == DecisionKind::Blocked).count();
+            blocks.extend(std::iter::repeat_n(world.now.uptime.as_secs(), new));
+            let recent = blocks.iter().filter(|at| world.now.uptime.as_secs() - **at < 600).count();
+            prop_assert!(recent <= 5, "{recent} new blocks within the window");
+        }
+    }
+
+    /// The outcome is a function of the inputs: the same story told twice ends the same.
+    #[test]
+    fn the_plan_is_a_function_of_its_inputs(steps in vec(step(), 1..60)) {
+        let tell = || {
+            let mut world = world();
+            let mut told = Vec::new();
+            for step in &steps {
+                step.take(&mut world);
+                let evaluation = world.evaluate();
+                told.push(format!("{:?} {:?} {:?}", evaluation.plan, evaluation.decisions, evaluation.held));
+            }
+            told
+        };
+        prop_assert_eq!(tell(), tell());
+    }
+
+    /// Held Apps stay out of the plan for as long as one likes to wait.
+    #[test]
+    fn time_alone_never_blocks_a_held_app(waits in vec(1..20_000_u64, 1..60), listen in any::<bool>()) {
+        let mut world = World::new(&["n0"]);
+        world.policy.brake.max_new_apps = 0;
+        world.answer("n0", vec![record_of("ns-t0", "web", "xmrig", 0)]);
+        prop_assert!(world.blocked().is_empty());
+        for wait in waits {
+            world.wait(wait);
+            if listen {
+                let now = world.clock();
+                world.answer("n0", vec![record_of("ns-t0", "web", "xmrig", now)]);
+            } else {
+                world.ledger.expect([target("n0")], 0);
+            }
+            world.policy.brake.max_new_apps = 100;
+            let blocked = world.blocked();
+            let forgotten = world.book.incidents().all(|(_, i)| matches!(i.standing, Standing::Ended { .. }));
+            prop_assert!(blocked.is_empty() || forgotten);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use super::*;
+
+const UID: &str = "0f5e6a52-8c1d-4b8a-9a53-3c9d1f0b7a11";
+const STATIC_UID: &str = "0123456789abcdef0123456789abcdef";
+// Above any real process ID, so that a made-up process is never taken for the test itself.
+const PID: u32 = 5_000_000;
+
+/// A made-up node: `/proc` and the kubelet's log directories.
+struct Node {
+    root: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Self {
+        let node = Self {
+            root: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir_all(node.root.path().join("proc/sys")).unwrap();
+        fs::create_dir_all(node.root.path().join("pods")).unwrap();
+        node
+    }
+
+    fn pod(&self, namespace: &str, pod: &str, uid: &str) {
+        fs::create_dir(self.root.path().join(format!("pods/{namespace}_{pod}_{uid}"))).unwrap();
+    }
+
+    fn process(&self, pid: u32, cmdline: &[u8], cgroup: &str) {
+        let directory = self.root.path().join(format!("proc/{pid}"));
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("cmdline"), cmdline).unwrap();
+        fs::write(directory.join("cgroup"), cgroup).unwrap();
+    }
+
+    fn end(&self, pid: u32) {
+        fs::remove_dir_all(self.root.path().join(format!("proc/{pid}"))).unwrap();
+    }
+
+    fn scanner(&self, host: Option<HostIdentity>) -> Scanner {
+        let path = self.root.path();
+        Scanner::new(path.join("proc"), path.join("pods"), Rules::default(), host)
+    }
+}
+
+fn in_pod(uid: &str) -> String {
+    format!("0::/kubepods/burstable/pod{uid}/4f2a")
+}
+
+fn host() -> HostIdentity {
+    HostIdentity {
+        namespace: "ns-host".into(),
+        pod: "this".into(),
+    }
+}
+
+#[test]
+fn every_form_of_control_group_names_the_pod() {
+    let systemd = UID.replace('-', "_");
+    for cgroup in [
+        format!("0::/kubepods/pod{UID}/4f2a"),
+        format!("12:cpuset:/\n11:memory:/kubepods/besteffort/pod{UID}/4f2a\n0::/\n"),
+        format!(
+            "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{systemd}.slice/cri-containerd-4f.scope"
+        ),
+        format!("1:name=systemd:/kubepods.slice/kubepods-pod{systemd}.slice/docker-4f.scope"),
+        format!("0::/docker/4f/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{systemd}.slice/x"),
+        format!("0::/../../pod{UID}/4f2a"),
+        format!("0::/kubepods/pod{UID}/4f2a/kubepods/pod{STATIC_UID}/nested"),
+    ] {
+        assert_eq!(Home::of(&cgroup), Home::Pod(UID.to_owned()), "{cgroup}");
+    }
+    assert_eq!(Home::of(&in_pod(STATIC_UID)), Home::Pod(STATIC_UID.to_owned()));
+    assert_eq!(Home::of("0::/kubepods.slice/odd"), Home::Pod(String::new()));
+    for cgroup in [
+        "",
+        "0::/",
+        "0::/system.slice/docker-4f2a.scope",
+        "0::/user.slice/podman.slice",
+        "junk",
+    ] {
+        assert_eq!(Home::of(cgroup), Home::Outside, "{cgroup}");
+    }
+}
+
+#[test]
+fn a_pods_offender_is_reported_with_what_the_wire_needs() {
+    let node = Node::new();
+    node.pod("ns-a", "web-1", UID);
+    node.process(PID, b"/opt/xmrig\0-o\0pool \xff\0", &in_pod(UID));
+    node.process(PID + 1, b"", &in_pod(UID));
+    node.process(PID + 2, b"nginx\0", &in_pod(UID));
+
+    let findings = node.scanner(None).scan().unwrap();
+    assert_eq!(findings.len(), 1);
+    let at = "2025-12-22T18:30:00+08:00[+08:00]".parse().unwrap();
+    let record = findings[0].clone().into_record(&at);
+    let expected = Record {
+        pod: "web-1".into(),
+        namespace: "ns-a".into(),
+        process: "xmrig".into(),
+        cmdline: "/opt/xmrig -o pool \u{fffd}".into(),
+        regex: "^xmrig$".into(),
+        status: "active".into(),
+        kind: "app".into(),
+        name: "web-1".into(),
+        timestamp: "2025-12-22T18:30:00.000+08:00".into(),
+    };
+    assert_eq!(record, expected);
+}
+
+#[test]
+fn several_processes_of_one_name_are_one_finding_with_the_lowest_id() {
+    let node = Node::new();
+    node.pod("ns-a", "web-1", UID);
+    // As text, 10000000 would sort before 5000000.
+    node.process(10_000_000, b"xmrig\0second", &in_pod(UID));
+    node.process(PID, b"xmrig\0first", &in_pod(UID));
+    node.process(PID + 1, b"masscan", &in_pod(UID));
+    let findings = node.scanner(None).scan().unwrap();
+    let found: Vec<_> = findings
+        .iter()
+        .map(|f| (f.process.as_str(), f.cmdline.as_str(), f.pid))
+        .collect();
+    assert_eq!(
+        found,
+        [("masscan", "masscan", PID + 1), ("xmrig", "xmrig first", PID)]
+    );
+}
+
+#[test]
+fn only_known_tenants_count_and_the_host_only_when_asked() {
+    let node = Node::new();
+    node.pod("kube-system", "tool", UID);
+    node.process(PID, b"xmrig", &in_pod(UID));
+    node.process(PID + 1, b"xmrig", &in_pod(STATIC_UID));
+    node.process(PID + 2, b"xmrig", "0::/system.slice/docker-4f2a.scope");
+
+    let mut scanner = node.scanner(None);
+    assert_eq!(scanner.scan().unwrap(), []);
+    assert_eq!(scanner.unknown_pods(), 1);
+
+    let findings = node.scanner(Some(host())).scan().unwrap();
+    assert_eq!(findings.len(), 1);
+    assert_eq!((findings[0].pod.as_str(), findings[0].pid), ("this", PID + 2));
+}
+
+#[test]
+fn exemptions_hold_for_pods_too() {
+    let node = Node::new();
+    node.pod("ns-a", "web-1", UID);
+    node.process(PID, b"xmrig", &in_pod(UID));
+    let mut scanner = node.scanner(None);
+    scanner.rules =
+        Rules::from_yaml("detectionRules: {blacklist: {processes: [x]}, whitelist: {podNames: [web]}}")
+            .unwrap();
+    assert_eq!(scanner.scan().unwrap(), []);
+}
+
+#[test]
+fn an_ended_process_is_gone_and_a_half_gone_one_is_no_error() {
+    let node = Node::new();
+    node.process(PID, b"xmrig", "0::/");
+    node.process(PID + 1, b"masscan", "0::/");
+    fs::remove_file(node.root.path().join(format!("proc/{}/cgroup", PID + 1))).unwrap();
+    let mut scanner = node.scanner(Some(host()));
+    assert_eq!(scanner.scan().unwrap().len(), 1);
+    node.end(PID);
+    assert_eq!(scanner.scan().unwrap(), []);
+}
+
+#[test]
+fn command_lines_are_bounded_and_missing_roots_are_told_apart() {
+    let node = Node::new();
+    let long = [b"xmrig ".as_slice(), &vec![b'a'; 200_000]].concat();
+    node.process(PID, &long, "0::/");
+    let mut scanner = node.scanner(Some(host()));
+    scanner.pods_root = "/nonexistent/pods".into();
+    assert_eq!(scanner.scan().unwrap()[0].cmdline.len(), 64 * 1024);
+    scanner.proc_root = "/nonexistent/proc".into();
+    assert_eq!(scanner.scan().unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn a_real_process_is_found_while_it_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    // A name of its own: other offenders may well be running on this machine.
+    let name = format!("xmrig-{}", std::process::id());
+    let program = directory.path().join(&name);
+    fs::copy("/bin/sleep", &program).unwrap();
+    // Should this test itself run in a pod, let that pod be known.
+    if let Home::Pod(uid) = Home::of(&fs::read_to_string("/proc/self/cgroup").unwrap()) {
+        fs::create_dir(directory.path().join(format!("ns-host_this_{uid}"))).unwrap();
+    }
+    let rules = Rules::from_yaml(&format!(
+        "detectionRules: {{blacklist: {{processes: [^{name}$]}}}}"
+    ))
+    .unwrap();
+    let mut scanner = Scanner::new("/proc".into(), directory.path().into(), rules, Some(host()));
+
+    let mut child = Command::new(&program).arg("60").spawn().unwrap();
+    // The kernel lets the parent go on a moment before the child's command line can be read.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let running = loop {
+        let found = scanner.scan();
+        if Instant::now() > deadline || !matches!(&found, Ok(none) if none.is_empty()) {
+            break found;
+        }
+    };
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let running = running.unwrap();
+    assert_eq!(running.len(), 1);
+    assert_eq!(
+        (running[0].pid, running[0].namespace.as_str()),
+        (child.id(), "ns-host")
+    );
+    assert_eq!(running[0].cmdline, format!("{} 60", program.display()));
+    assert_eq!(scanner.scan().unwrap(), []);
+}

@@ -1,0 +1,328 @@
+//! The ways a simulated node can misbehave, and how people name them.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+/// How a simulated node answers `/api/violations`. Its `/health` stays well, as that of a stuck agent often does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Answers at once and truthfully.
+    #[default]
+    Healthy,
+    /// The whole answer is delayed.
+    Slow(Duration),
+    /// The answer arrives one byte per interval.
+    Drip(Duration),
+    /// Takes the request and never answers.
+    Hang,
+    /// Takes the request and resets the connection.
+    Reset,
+    /// Status 500.
+    Error500,
+    /// Status 200 with bytes that are neither JSON nor UTF-8.
+    Garbage,
+    /// A JSON array that never ends, as fast as the reader takes it.
+    Endless,
+    /// One record with a command line of 1 MiB next to the normal ones.
+    HugeRecord,
+    /// All timestamps are six hours old and never advance.
+    StaleTimestamps,
+    /// Scans as the agents in the field do, whatever the node's mode; see [`Mode::Upstream`].
+    OneAtATime,
+    /// Answers `[]`, as an agent that was restarted and has not scanned yet.
+    Restarted,
+    /// About 1 MiB of gzip that decompresses to a valid, empty array of 1 GiB.
+    GzipBomb,
+    /// The body is `null`.
+    Null,
+    /// The array is wrapped into `{"violations":[…]}`.
+    Wrapped,
+    /// Good records among malformed ones.
+    MixedBad,
+    /// No `Date` header.
+    NoDate,
+    /// The clock is off by this many seconds, in the `Date` header and in timestamps alike.
+    Skewed(i64),
+    /// Redirects to `/elsewhere` on the same node; who follows shows in [`Fleet::requests`](super::Fleet::requests).
+    Redirect,
+}
+
+/// Behaviours that take no argument. The rest is spelled out where it is parsed and shown.
+const PLAIN: [(&str, Behaviour); 16] = [
+    ("healthy", Behaviour::Healthy),
+    ("hang", Behaviour::Hang),
+    ("reset", Behaviour::Reset),
+    ("error500", Behaviour::Error500),
+    ("garbage", Behaviour::Garbage),
+    ("endless", Behaviour::Endless),
+    ("huge-record", Behaviour::HugeRecord),
+    ("stale-timestamps", Behaviour::StaleTimestamps),
+    ("one-at-a-time", Behaviour::OneAtATime),
+    ("restarted", Behaviour::Restarted),
+    ("gzip-bomb", Behaviour::GzipBomb),
+    ("null", Behaviour::Null),
+    ("wrapped", Behaviour::Wrapped),
+    ("mixed-bad", Behaviour::MixedBad),
+    ("no-date", Behaviour::NoDate),
+    ("redirect", Behaviour::Redirect),
+];
+
+impl Behaviour {
+    /// All forms that parse, for help texts: `healthy, hang, …, slow=DURATION, drip=DURATION, skewed=±DURATION`.
+    pub fn forms() -> String {
+        let plain = PLAIN.map(|(name, _)| name).join(", ");
+        format!("{plain}, slow=DURATION, drip=DURATION, skewed=±DURATION")
+    }
+}
+
+impl fmt::Display for Behaviour {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slow(delay) => write!(to, "slow={}", compact(*delay)),
+            Self::Drip(pause) => write!(to, "drip={}", compact(*pause)),
+            Self::Skewed(seconds) => {
+                let sign = if *seconds < 0 { "-" } else { "" };
+                write!(
+                    to,
+                    "skewed={sign}{}",
+                    compact(Duration::from_secs(seconds.unsigned_abs()))
+                )
+            }
+            plain => {
+                let name = PLAIN
+                    .iter()
+                    .find(|(_, behaviour)| behaviour == plain)
+                    .map_or("healthy", |(name, _)| name);
+                to.write_str(name)
+            }
+        }
+    }
+}
+
+/// Durations are parsed with or without spaces; without, a behaviour stays one word.
+fn compact(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string().replace(' ', "")
+}
+
+/// Why a text names no behaviour or mode.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum BehaviourError {
+    /// Nothing is called that, or it was given an argument it does not take, or lacks one.
+    #[error("`{given}` is no behaviour; one of: {}", Behaviour::forms())]
+    Unknown {
+        /// The text.
+        given: String,
+    },
+    /// The part after `=` is no duration.
+    #[error("`{given}`: {source}; write a duration such as `500ms` or `1h30m`")]
+    Duration {
+        /// The text.
+        given: String,
+        /// What is wrong with it.
+        source: humantime::DurationError,
+    },
+    /// The count after `:` is no number above zero.
+    #[error("`{given}`: after the colon comes how many nodes, at least 1")]
+    Count {
+        /// The text.
+        given: String,
+    },
+    /// Nothing is called that.
+    #[error("`{given}` is no mode; one of: correct, upstream")]
+    Mode {
+        /// The text.
+        given: String,
+    },
+}
+
+impl FromStr for Behaviour {
+    type Err = BehaviourError;
+
+    /// Reads `hang`, `slow=5s`, `skewed=-1h` and the like, see [`Behaviour::forms`].
+    fn from_str(text: &str) -> Result<Self, BehaviourError> {
+        let duration = |value: &str| {
+            humantime::parse_duration(value).map_err(|source| BehaviourError::Duration {
+                given: text.to_owned(),
+                source,
+            })
+        };
+        let plain = || {
+            PLAIN
+                .iter()
+                .find(|(name, _)| *name == text)
+                .map(|(_, behaviour)| *behaviour)
+        };
+        match text.split_once('=') {
+            Some(("slow", delay)) => Ok(Self::Slow(duration(delay)?)),
+            Some(("drip", pause)) => Ok(Self::Drip(duration(pause)?)),
+            Some(("skewed", skew)) => {
+                let seconds = duration(skew.trim_start_matches(['-', '+']))?.as_secs();
+                let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+                Ok(Self::Skewed(if skew.starts_with('-') {
+                    -seconds
+                } else {
+                    seconds
+                }))
+            }
+            _ => plain().ok_or_else(|| BehaviourError::Unknown {
+                given: text.to_owned(),
+            }),
+        }
+    }
+}
+
+/// How a node's scans fill its list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Each scan lists all that runs, and nothing else, with the scan's timestamp.
+    #[default]
+    Correct,
+    /// As the agents in the field: each scan leaves at most one record, the offenders taking turns, and a scan that
+    /// finds nothing keeps the last record with its old timestamp. The first scan comes one interval after the start.
+    Upstream,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(match self {
+            Self::Correct => "correct",
+            Self::Upstream => "upstream",
+        })
+    }
+}
+
+impl FromStr for Mode {
+    type Err = BehaviourError;
+
+    fn from_str(text: &str) -> Result<Self, BehaviourError> {
+        match text {
+            "correct" => Ok(Self::Correct),
+            "upstream" => Ok(Self::Upstream),
+            _ => Err(BehaviourError::Mode {
+                given: text.to_owned(),
+            }),
+        }
+    }
+}
+
+/// A behaviour for some nodes, written `BEHAVIOUR[:COUNT]`: `hang`, `reset:3`, `slow=5s:2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What those nodes do.
+    pub behaviour: Behaviour,
+    /// How many nodes.
+    pub count: usize,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}:{}", self.behaviour, self.count)
+    }
+}
+
+impl FromStr for Fault {
+    type Err = BehaviourError;
+
+    fn from_str(text: &str) -> Result<Self, BehaviourError> {
+        let Some((behaviour, count)) = text.rsplit_once(':') else {
+            return Ok(Self {
+                behaviour: text.parse()?,
+                count: 1,
+            });
+        };
+        let behaviour = behaviour.parse()?;
+        match count.parse() {
+            Ok(count) if count > 0 => Ok(Self { behaviour, count }),
+            _ => Err(BehaviourError::Count {
+                given: text.to_owned(),
+            }),
+        }
+    }
+}
+
+/// There are more faults than nodes to have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the faults need {wanted} nodes, the fleet has {nodes}")]
+pub struct TooManyFaults {
+    /// Sum of the counts.
+    pub wanted: usize,
+    /// Size of the fleet.
+    pub nodes: usize,
+}
+
+/// Gives the faults to the last of `nodes` nodes, in order: of ten nodes, `hang` and `reset:2` make node 7 hang, and
+/// nodes 8 and 9 reset.
+pub fn spread_faults(faults: &[Fault], nodes: usize) -> Result<Vec<(usize, Behaviour)>, TooManyFaults> {
+    let wanted = faults
+        .iter()
+        .fold(0_usize, |sum, fault| sum.saturating_add(fault.count));
+    let first = nodes.checked_sub(wanted).ok_or(TooManyFaults { wanted, nodes })?;
+    Ok((first..)
+        .zip(
+            faults
+                .iter()
+                .flat_map(|fault| std::iter::repeat_n(fault.behaviour, fault.count)),
+        )
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_behaviour_reads_back_what_it_shows() {
+        let timed = [
+            ("slow=5s", Behaviour::Slow(Duration::from_secs(5))),
+            ("drip=1m30s", Behaviour::Drip(Duration::from_secs(90))),
+            ("skewed=-1h", Behaviour::Skewed(-3600)),
+            ("skewed=2s", Behaviour::Skewed(2)),
+        ];
+        for (text, behaviour) in PLAIN.into_iter().chain(timed) {
+            assert_eq!(text.parse(), Ok(behaviour));
+            assert_eq!(behaviour.to_string(), text);
+        }
+        assert_eq!("skewed=-3600s".parse(), Ok(Behaviour::Skewed(-3600)));
+        assert_eq!("skewed=+1m".parse(), Ok(Behaviour::Skewed(60)));
+    }
+
+    #[test]
+    fn what_is_no_behaviour_is_told_what_would_be() {
+        let error = |text: &str| text.parse::<Behaviour>().unwrap_err().to_string();
+        for text in ["", "hung", "hang=1s", "slow", "Hang"] {
+            let message = error(text);
+            assert!(
+                message.starts_with(&format!("`{text}` is no behaviour; one of: healthy, hang,")),
+                "{message}"
+            );
+        }
+        assert!(error("slow=soon").contains("such as `500ms`"));
+        assert_eq!(
+            "best".parse::<Mode>().unwrap_err().to_string(),
+            "`best` is no mode; one of: correct, upstream"
+        );
+    }
+
+    #[test]
+    fn faults_go_to_the_last_nodes_in_order() {
+        let faults = ["hang", "reset:2", "slow=5s:1"].map(|text| text.parse::<Fault>().unwrap());
+        let slow = Behaviour::Slow(Duration::from_secs(5));
+        let spread = [
+            (6, Behaviour::Hang),
+            (7, Behaviour::Reset),
+            (8, Behaviour::Reset),
+            (9, slow),
+        ];
+        assert_eq!(spread_faults(&faults, 10).unwrap(), spread);
+        assert_eq!(
+            spread_faults(&faults, 3).unwrap_err().to_string(),
+            "the faults need 4 nodes, the fleet has 3"
+        );
+        for text in ["hang:", "hang:0", "hang:-1", "hang:two"] {
+            assert!(
+                matches!(text.parse::<Fault>(), Err(BehaviourError::Count { .. })),
+                "{text}"
+            );
+        }
+        assert_eq!(faults[1].to_string(), "reset:2");
+    }
+}

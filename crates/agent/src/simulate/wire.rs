@@ -1,0 +1,159 @@
+//! HTTP by hand.
+//!
+//! Resets, drips and answers without end need the socket itself, which a proper server rightly hides. So this speaks
+//! the little HTTP/1.1 an aggregator needs: requests without bodies, answers with a length, connections that live on.
+
+use std::{io, sync::Mutex, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    lock,
+    node::Node,
+    payload::{Head, Play, play},
+};
+
+/// A real agent drops connections that are idle for this long.
+const IDLE: Duration = Duration::from_secs(10);
+/// No answer takes longer, not even one that is meant never to end, and no connection takes requests for longer.
+const LIFETIME: Duration = Duration::from_mins(2);
+/// How long to wait for the peer to close after its last answer.
+const PARTING: Duration = Duration::from_secs(1);
+const HEAD_LIMIT: usize = 8 * 1024;
+
+pub(super) struct Request {
+    pub(super) method: String,
+    pub(super) path: String,
+    keep: bool,
+}
+
+enum Incoming {
+    Request(Request),
+    TooLarge,
+    Gone,
+}
+
+/// Answers requests on one connection until either side has had enough.
+pub(super) async fn converse(mut stream: TcpStream, node: &Mutex<Node>) -> io::Result<()> {
+    // Drips are meant to be seen byte by byte.
+    stream.set_nodelay(true)?;
+    let opened = Instant::now();
+    let mut received = Vec::new();
+    loop {
+        let incoming = match timeout(IDLE, receive(&mut stream, &mut received)).await {
+            Ok(incoming) => incoming?,
+            Err(_idle) => return Ok(()),
+        };
+        let (answer, keep) = match incoming {
+            Incoming::Gone => return Ok(()),
+            Incoming::TooLarge => {
+                let head = Head {
+                    date: None,
+                    keep: false,
+                };
+                (
+                    Play::Whole(head.render("431 Request Header Fields Too Large", b"")),
+                    false,
+                )
+            }
+            Incoming::Request(request) => {
+                let keep = request.keep && opened.elapsed() < LIFETIME;
+                (play(&mut lock(node), &request, keep), keep)
+            }
+        };
+        let keep = keep && matches!(answer, Play::Whole(_));
+        match timeout(LIFETIME, perform(&mut stream, answer)).await {
+            Ok(performed) => performed?,
+            Err(_overdue) => return Ok(()),
+        }
+        if !keep {
+            // Closed with bytes unread, a connection is reset, which may cost the peer the answer.
+            stream.shutdown().await?;
+            return timeout(PARTING, departure(&mut stream)).await.unwrap_or(Ok(()));
+        }
+    }
+}
+
+/// Reads up to the end of a request's head; what follows it stays in `received`.
+async fn receive(stream: &mut TcpStream, received: &mut Vec<u8>) -> io::Result<Incoming> {
+    loop {
+        let end = received.windows(4).position(|four| four == b"\r\n\r\n");
+        if end.unwrap_or(received.len()) > HEAD_LIMIT {
+            return Ok(Incoming::TooLarge);
+        }
+        if let Some(end) = end {
+            let head: Vec<u8> = received.drain(..end + 4).collect();
+            return Ok(Incoming::Request(parse(&String::from_utf8_lossy(&head))));
+        }
+        received.reserve(1024);
+        if stream.read_buf(received).await? == 0 {
+            return Ok(Incoming::Gone);
+        }
+    }
+}
+
+fn parse(head: &str) -> Request {
+    let mut lines = head.lines();
+    let mut words = lines.next().unwrap_or_default().split(' ').map(str::to_owned);
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    // A body is not read, so nothing after it could be.
+    let ends = |line: &str| {
+        let line = line.to_ascii_lowercase();
+        let (name, value) = line.split_once(':').unwrap_or_default();
+        match name {
+            "connection" => value.contains("close"),
+            "content-length" => value.trim() != "0",
+            "transfer-encoding" => true,
+            _ => false,
+        }
+    };
+    let keep = !lines.any(ends) && words.next().as_deref() == Some("HTTP/1.1");
+    Request { method, path, keep }
+}
+
+async fn perform(stream: &mut TcpStream, answer: Play) -> io::Result<()> {
+    match answer {
+        Play::Whole(bytes) => stream.write_all(&bytes).await,
+        Play::After(delay, bytes) => {
+            tokio::select! {
+                () = sleep(delay) => stream.write_all(&bytes).await,
+                gone = departure(stream) => gone,
+            }
+        }
+        Play::Drip(pause, bytes) => {
+            for byte in bytes {
+                stream.write_u8(byte).await?;
+                sleep(pause).await;
+            }
+            Ok(())
+        }
+        Play::Silence => departure(stream).await,
+        // Dropped with a lingering time of zero, a connection is reset.
+        Play::Reset => stream
+            .set_zero_linger()
+            .and(Err(io::ErrorKind::ConnectionAborted.into())),
+        Play::Repeat {
+            opening,
+            block,
+            times,
+            ending,
+        } => {
+            stream.write_all(&opening).await?;
+            for _ in 0..times {
+                stream.write_all(block).await?;
+            }
+            stream.write_all(&ending).await
+        }
+    }
+}
+
+/// Waits for the peer to leave, so that a node that hangs does not hold what nobody waits for.
+async fn departure(stream: &mut TcpStream) -> io::Result<()> {
+    let mut ignored = [0; 512];
+    while stream.read(&mut ignored).await? > 0 {}
+    Ok(())
+}

@@ -86,13 +86,7 @@ pub struct Scanner {
 impl Scanner {
     /// A scanner that has not looked yet.
     pub fn new(proc_root: PathBuf, pods_root: PathBuf, rules: Rules, host: Option<HostIdentity>) -> Self {
-        Self {
-            proc_root,
-            pods_root,
-            rules,
-            host,
-            unknown_pods: 0,
-        }
+        Self { proc_root, pods_root, rules, host, unknown_pods: 0 }
     }
 
     /// Offending processes the last scan had to skip because the kubelet's directories do not know their pod.
@@ -110,11 +104,7 @@ impl Scanner {
         let mut findings = BTreeMap::new();
         for pid in self.pids()? {
             if let Some(finding) = self.examine(pid, &pods) {
-                let key = (
-                    finding.namespace.clone(),
-                    finding.pod.clone(),
-                    finding.process.clone(),
-                );
+                let key = (finding.namespace.clone(), finding.pod.clone(), finding.process.clone());
                 findings.entry(key).or_insert(finding);
             }
         }
@@ -124,9 +114,7 @@ impl Scanner {
     /// Process IDs in ascending order, without our own.
     fn pids(&self) -> io::Result<Vec<u32>> {
         // `self` speaks the numbers of the mount, which may be another PID namespace than ours.
-        let own = fs::read_link(self.proc_root.join("self"))
-            .ok()
-            .and_then(|link| number(&link));
+        let own = fs::read_link(self.proc_root.join("self")).ok().and_then(|link| number(&link));
         let mut pids: Vec<u32> = fs::read_dir(&self.proc_root)?
             .filter_map(|entry| number(Path::new(&entry.ok()?.file_name())))
             .filter(|pid| Some(*pid) != own)
@@ -150,10 +138,7 @@ impl Scanner {
 
         let cgroup = read_bounded(&directory.join("cgroup"), CGROUP_LIMIT).ok()?;
         let (namespace, pod) = match Home::of(&String::from_utf8_lossy(&cgroup)) {
-            Home::Outside => self
-                .host
-                .as_ref()
-                .map(|host| (host.namespace.clone(), host.pod.clone()))?,
+            Home::Outside => self.host.as_ref().map(|host| (host.namespace.clone(), host.pod.clone()))?,
             Home::Pod(uid) => {
                 let pod = pods.get(&uid).cloned();
                 self.unknown_pods += usize::from(pod.is_none());
@@ -161,14 +146,7 @@ impl Scanner {
             }
         };
         let reported = namespace.starts_with(TENANT_PREFIX) && !self.rules.exempts_pod(&namespace, &pod);
-        reported.then_some(Finding {
-            namespace,
-            pod,
-            process,
-            cmdline,
-            regex: hit.regex,
-            pid,
-        })
+        reported.then_some(Finding { namespace, pod, process, cmdline, regex: hit.regex, pid })
     }
 }
 

@@ -118,12 +118,7 @@ fn compile(list: &str, patterns: Option<Vec<String>>) -> Result<Vec<Regex>, Rule
             source: Box::new(source),
         })
     };
-    patterns
-        .unwrap_or_default()
-        .into_iter()
-        .enumerate()
-        .map(compile_one)
-        .collect()
+    patterns.unwrap_or_default().into_iter().enumerate().map(compile_one).collect()
 }
 
 // Sections and lists are optional rather than defaulted: operators comment out all entries and leave the bare key.
@@ -176,30 +171,21 @@ detectionRules:
 "#;
 
     fn hit(regex: &str) -> Hit {
-        Hit {
-            regex: regex.to_owned(),
-        }
+        Hit { regex: regex.to_owned() }
     }
 
     #[test]
     fn names_and_command_lines_are_matched_unanchored() {
         let rules = Rules::from_yaml(FILE).unwrap();
         assert_eq!(rules.judge("miner", "/bin/miner"), Some(hit("^miner$")));
-        assert_eq!(
-            rules.judge("portscanner", "portscanner 10.0.0.0/8"),
-            Some(hit("scan"))
-        );
+        assert_eq!(rules.judge("portscanner", "portscanner 10.0.0.0/8"), Some(hit("scan")));
         assert_eq!(rules.judge("a", "a -o stratum+tcp://b"), Some(hit("")));
         assert_eq!(
             rules.judge("miner", "miner -o stratum+tcp://b"),
             Some(hit("^miner$")),
             "names come first"
         );
-        assert_eq!(
-            rules.judge("bash", "bash -c miner"),
-            None,
-            "a name rule does not read the arguments"
-        );
+        assert_eq!(rules.judge("bash", "bash -c miner"), None, "a name rule does not read the arguments");
     }
 
     #[test]
@@ -222,20 +208,11 @@ detectionRules:
     fn errors_name_the_place() {
         let error = |text: &str| Rules::from_yaml(text).unwrap_err().to_string();
         let bad = error("detectionRules: {blacklist: {keywords: [fine, 'open(']}}");
-        assert!(
-            bad.starts_with("detectionRules.blacklist.keywords[1]: `open(` is not"),
-            "{bad}"
-        );
+        assert!(bad.starts_with("detectionRules.blacklist.keywords[1]: `open(` is not"), "{bad}");
         let empty = error("detectionRules: {whitelist: {namespaces: ['']}}");
-        assert!(
-            empty.contains("whitelist.namespaces[0]: an empty pattern"),
-            "{empty}"
-        );
+        assert!(empty.contains("whitelist.namespaces[0]: an empty pattern"), "{empty}");
         let misspelt = error("detectionRules:\n  blacklist:\n    procesess: [x]");
-        assert!(
-            misspelt.contains("procesess") && misspelt.contains("line 3"),
-            "{misspelt}"
-        );
+        assert!(misspelt.contains("procesess") && misspelt.contains("line 3"), "{misspelt}");
         assert!(error("scanner: {}").contains("`detectionRules`"));
         assert!(error("detectionRules: [").starts_with("cannot read the rules"));
     }

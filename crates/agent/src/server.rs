@@ -119,10 +119,7 @@ impl Agent {
     }
 
     fn published(&self) -> Arc<Published> {
-        self.published
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -137,18 +134,8 @@ pub async fn start(
     options: Options,
     cancel: CancellationToken,
 ) -> Result<(SocketAddr, JoinHandle<Result<(), AgentError>>), AgentError> {
-    let Options {
-        bind,
-        scan_interval,
-        rules,
-        proc_root,
-        pods_root,
-        host,
-    } = options;
-    if let Some(host) = host
-        .as_ref()
-        .filter(|host| !host.namespace.starts_with(TENANT_PREFIX))
-    {
+    let Options { bind, scan_interval, rules, proc_root, pods_root, host } = options;
+    if let Some(host) = host.as_ref().filter(|host| !host.namespace.starts_with(TENANT_PREFIX)) {
         return Err(AgentError::HostNamespace(host.namespace.clone()));
     }
     let agent = Agent::new();
@@ -199,10 +186,7 @@ async fn violations(State(agent): State<Agent>, asked: HeaderMap) -> Response {
 }
 
 async fn health() -> impl IntoResponse {
-    (
-        [(header::CONTENT_TYPE, "application/json")],
-        "{\"status\":\"ok\"}\n",
-    )
+    ([(header::CONTENT_TYPE, "application/json")], "{\"status\":\"ok\"}\n")
 }
 
 async fn only_get() -> impl IntoResponse {
@@ -242,10 +226,7 @@ fn publish(agent: &Agent, scanner: &Scanner, findings: Vec<Finding>) {
     }
     tracing::debug!(found, "scanned");
     let at = Zoned::now();
-    let records: Vec<Record> = findings
-        .into_iter()
-        .map(|finding| finding.into_record(&at))
-        .collect();
+    let records: Vec<Record> = findings.into_iter().map(|finding| finding.into_record(&at)).collect();
     agent.publish(&records);
 }
 

@@ -21,14 +21,8 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn parse(bytes: &[u8]) -> Self {
-        let end = bytes
-            .windows(4)
-            .position(|four| four == b"\r\n\r\n")
-            .expect("a whole head");
-        Self {
-            head: String::from_utf8(bytes[..end].to_vec()).unwrap(),
-            body: bytes[end + 4..].to_vec(),
-        }
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a whole head");
+        Self { head: String::from_utf8(bytes[..end].to_vec()).unwrap(), body: bytes[end + 4..].to_vec() }
     }
 
     pub(crate) fn status(&self) -> u16 {
@@ -70,9 +64,7 @@ pub(crate) async fn open(to: SocketAddr, request: &str, headers: &str) -> TcpStr
 pub(crate) async fn ask_raw(to: SocketAddr, request: &str, headers: &str) -> io::Result<Vec<u8>> {
     let mut stream = open(to, request, &format!("Connection: close\r\n{headers}")).await;
     let mut bytes = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut bytes))
-        .await
-        .expect("an answer in time")?;
+    timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("an answer in time")?;
     Ok(bytes)
 }
 

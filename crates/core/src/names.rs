@@ -49,19 +49,12 @@ pub struct Key {
 impl Key {
     /// A key from its three parts.
     pub fn new(namespace: impl Into<Text>, pod: impl Into<Text>, process: impl Into<Text>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            pod: pod.into(),
-            process: process.into(),
-        }
+        Self { namespace: namespace.into(), pod: pod.into(), process: process.into() }
     }
 
     /// The Pod that this key's process runs in.
     pub fn pod_ref(&self) -> PodRef {
-        PodRef {
-            namespace: self.namespace.clone(),
-            pod: self.pod.clone(),
-        }
+        PodRef { namespace: self.namespace.clone(), pod: self.pod.clone() }
     }
 }
 
@@ -79,11 +72,7 @@ pub struct App {
 impl App {
     /// An App from its three parts.
     pub fn new(namespace: impl Into<Text>, kind: impl Into<Text>, name: impl Into<Text>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            kind: kind.into(),
-            name: name.into(),
-        }
+        Self { namespace: namespace.into(), kind: kind.into(), name: name.into() }
     }
 }
 
@@ -108,9 +97,7 @@ pub fn is_dns_label(name: &str) -> bool {
     bytes.len() <= 63
         && matches!(bytes.first(), Some(b'a'..=b'z' | b'0'..=b'9'))
         && matches!(bytes.last(), Some(b'a'..=b'z' | b'0'..=b'9'))
-        && bytes
-            .iter()
-            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
 /// Whether `name` is a DNS subdomain (RFC 1123): labels joined by dots, 253 characters at most.
@@ -123,9 +110,7 @@ pub fn is_dns_subdomain(name: &str) -> bool {
             let bytes = label.as_bytes();
             matches!(bytes.first(), Some(b'a'..=b'z' | b'0'..=b'9'))
                 && matches!(bytes.last(), Some(b'a'..=b'z' | b'0'..=b'9'))
-                && bytes
-                    .iter()
-                    .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+                && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
         })
 }
 
@@ -151,9 +136,6 @@ mod tests {
 
     #[test]
     fn an_app_with_terminal_escapes_prints_harmlessly() {
-        assert_eq!(
-            App::new("ns-a", "app", "x\u{1b}[31m\n").to_string(),
-            "ns-a/app/x\\u{1b}[31m\\n"
-        );
+        assert_eq!(App::new("ns-a", "app", "x\u{1b}[31m\n").to_string(), "ns-a/app/x\\u{1b}[31m\\n");
     }
 }

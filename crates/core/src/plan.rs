@@ -26,12 +26,7 @@ pub struct Plan {
 impl Plan {
     /// The plan of a policy that has not seen anything yet.
     pub fn empty(mode: Mode, now: Timestamp) -> Self {
-        Self {
-            mode,
-            blocks: Vec::new(),
-            notices: Vec::new(),
-            summary: Summary::none(now),
-        }
+        Self { mode, blocks: Vec::new(), notices: Vec::new(), summary: Summary::none(now) }
     }
 }
 
@@ -114,12 +109,7 @@ pub struct Summary {
 
 impl Summary {
     fn none(changed: Timestamp) -> Self {
-        Self {
-            blocked: 0,
-            in_grace: 0,
-            held: 0,
-            changed,
-        }
+        Self { blocked: 0, in_grace: 0, held: 0, changed }
     }
 
     /// All Apps that offend.
@@ -147,17 +137,10 @@ pub(crate) fn human(duration: Duration) -> String {
     if seconds == 0 {
         return format!("{}ms", duration.as_millis());
     }
-    let parts = [
-        (seconds / 86_400, "d"),
-        (seconds / 3600 % 24, "h"),
-        (seconds / 60 % 60, "m"),
-        (seconds % 60, "s"),
-    ];
-    let shown: Vec<String> = parts
-        .iter()
-        .filter(|(n, _)| *n > 0)
-        .map(|(n, unit)| format!("{n}{unit}"))
-        .collect();
+    let parts =
+        [(seconds / 86_400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let shown: Vec<String> =
+        parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect();
     shown.join(" ")
 }
 
@@ -168,10 +151,7 @@ mod tests {
     #[test]
     fn durations_read_as_people_write_them() {
         let shown = |seconds| human(Duration::from_secs(seconds));
-        assert_eq!(
-            (shown(90), shown(1800), shown(86_400)),
-            ("1m 30s".into(), "30m".into(), "1d".into())
-        );
+        assert_eq!((shown(90), shown(1800), shown(86_400)), ("1m 30s".into(), "30m".into(), "1d".into()));
         assert_eq!(human(Duration::from_millis(250)), "250ms");
     }
 }

@@ -148,11 +148,7 @@ pub struct Record {
 impl Record {
     /// The rule that accuses: the regex, or the process name where an agent's keyword matched.
     pub fn rule(&self) -> &Text {
-        if self.regex.is_empty() {
-            &self.key.process
-        } else {
-            &self.regex
-        }
+        if self.regex.is_empty() { &self.key.process } else { &self.regex }
     }
 }
 
@@ -188,12 +184,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            records: 1000,
-            process: 256,
-            cmdline: 4096,
-            field: 512,
-        }
+        Self { records: 1000, process: 256, cmdline: 4096, field: 512 }
     }
 }
 
@@ -261,23 +252,19 @@ pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>)
     let text = String::from_utf8_lossy(body);
     let mut answer = Answer::default();
     let mut json = serde_json::Deserializer::from_str(&text);
-    let result = ListSeed {
-        answer: &mut answer,
-        limits,
-        nested: false,
-    }
-    .deserialize(&mut json)
-    .and_then(|()| json.end())
-    // serde_json's own messages may quote the input: the position and the kind of trouble are enough.
-    .map_err(|e| {
-        DecodeError(match e.classify() {
-            serde_json::error::Category::Eof => format!("the JSON breaks off at byte {}", text.len()),
-            serde_json::error::Category::Syntax => {
-                format!("not JSON at line {} column {}", e.line(), e.column())
-            }
-            _ => "expected an array of records, null, or an object with `violations`".to_owned(),
-        })
-    });
+    let result = ListSeed { answer: &mut answer, limits, nested: false }
+        .deserialize(&mut json)
+        .and_then(|()| json.end())
+        // serde_json's own messages may quote the input: the position and the kind of trouble are enough.
+        .map_err(|e| {
+            DecodeError(match e.classify() {
+                serde_json::error::Category::Eof => format!("the JSON breaks off at byte {}", text.len()),
+                serde_json::error::Category::Syntax => {
+                    format!("not JSON at line {} column {}", e.line(), e.column())
+                }
+                _ => "expected an array of records, null, or an object with `violations`".to_owned(),
+            })
+        });
     (answer, result)
 }
 
@@ -330,20 +317,12 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
             if key == "violations" {
                 found = true;
-                map.next_value_seed(ListSeed {
-                    answer: self.answer,
-                    limits: self.limits,
-                    nested: true,
-                })?;
+                map.next_value_seed(ListSeed { answer: self.answer, limits: self.limits, nested: true })?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
         }
-        if found {
-            Ok(())
-        } else {
-            Err(de::Error::custom("no `violations`"))
-        }
+        if found { Ok(()) } else { Err(de::Error::custom("no `violations`")) }
     }
 }
 

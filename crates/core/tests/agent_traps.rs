@@ -1,10 +1,5 @@
 //! The traps of the real agent, one test each: what it answers is not what it seems to say.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 
@@ -100,13 +95,7 @@ fn trap_2_skewed_clocks_are_judged_by_the_agents_own_date() {
         let mut world = World::new(&["n1"]);
         world.wait(24 * HOUR);
         let own = world.clock() + skew;
-        world.report(
-            "n1",
-            complete(
-                vec![record("ns-new", own - 60), record("ns-old", own - 7200)],
-                own,
-            ),
-        );
+        world.report("n1", complete(vec![record("ns-new", own - 60), record("ns-old", own - 7200)], own));
         assert_eq!(world.state("ns-new"), State::Active, "skew {skew}");
         assert_eq!(world.state("ns-old"), State::Unconfirmed, "skew {skew}");
     }
@@ -188,22 +177,14 @@ fn trap_5_what_tenants_choose_stays_data_in_every_object() {
     assert_eq!(objects.len(), 3);
     for object in objects {
         let text = serde_json::to_string(&object).unwrap();
-        assert!(
-            !text.contains("wallet-secret"),
-            "the command line stays out of {}",
-            object.metadata.name
-        );
+        assert!(!text.contains("wallet-secret"), "the command line stays out of {}", object.metadata.name);
         assert!(procscan_core::names::is_dns_subdomain(&object.metadata.name));
         if object.kind == "Notification" {
             assert!(!text.contains("\\u001b") && !text.contains('\u{202e}'));
         } else {
             assert_eq!(object.spec["defaultConfig"]["violations"][0]["process"], nasty);
             let services = object.spec["matchRules"][0]["service"].as_array().unwrap();
-            assert_eq!(
-                services.len(),
-                1,
-                "no Service can have such a name: only the sentinel is there"
-            );
+            assert_eq!(services.len(), 1, "no Service can have such a name: only the sentinel is there");
         }
     }
     for decision in evaluation.decisions {
@@ -218,28 +199,13 @@ fn trap_6_a_node_may_only_accuse_pods_that_run_on_it() {
     world.pod_on("ns-a", "web", "n1", "web");
     world.pod_is("ns-b", "web", PodFact::Gone);
     world.pod_is("ns-c", "web", PodFact::Unreadable("403".into()));
-    let lies = vec![
-        record("ns-a", 0),
-        record("ns-b", 0),
-        record("ns-c", 0),
-        record("ns-d", 0),
-    ];
+    let lies = vec![record("ns-a", 0), record("ns-b", 0), record("ns-c", 0), record("ns-d", 0)];
     world.answer("n2", lies);
     let evaluation = world.evaluate();
     assert!(evaluation.plan.blocks.is_empty());
     assert_eq!((evaluation.disputed, evaluation.unverified), (2, 2));
-    let kinds: Vec<_> = evaluation
-        .decisions
-        .iter()
-        .map(|d| (d.kind, d.app.namespace.to_string()))
-        .collect();
-    assert_eq!(
-        kinds,
-        [
-            (DecisionKind::Disputed, "ns-a".into()),
-            (DecisionKind::Disputed, "ns-b".into())
-        ]
-    );
+    let kinds: Vec<_> = evaluation.decisions.iter().map(|d| (d.kind, d.app.namespace.to_string())).collect();
+    assert_eq!(kinds, [(DecisionKind::Disputed, "ns-a".into()), (DecisionKind::Disputed, "ns-b".into())]);
     assert!(world.evaluate().decisions.is_empty(), "logged once");
     // The true node's evidence stands, whatever the liar goes on saying.
     world.wait(60);
@@ -253,11 +219,7 @@ fn trap_6_a_node_may_only_accuse_pods_that_run_on_it() {
         w.evaluate();
     });
     assert!(world.blocked().is_empty());
-    assert_eq!(
-        world.state("ns-a"),
-        State::Active,
-        "what the liar says is still shown"
-    );
+    assert_eq!(world.state("ns-a"), State::Active, "what the liar says is still shown");
 }
 
 #[test]
@@ -288,18 +250,11 @@ fn a_tenant_does_not_unblock_itself_by_deleting_its_pod() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.wait(60);
-    let pod = PodRef {
-        namespace: "ns-a".into(),
-        pod: "web".into(),
-    };
+    let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
     world.ledger.pod_gone(&pod, world.now);
     world.pod_is("ns-a", "web", PodFact::Gone);
     assert_eq!(world.state("ns-a"), State::Cleared, "the violation is over");
-    assert_eq!(
-        world.blocked(),
-        ["ns-a"],
-        "the App's block is not: Pods of it remain"
-    );
+    assert_eq!(world.blocked(), ["ns-a"], "the App's block is not: Pods of it remain");
     world.facts.apps.get_mut(&app("ns-a")).unwrap().pods = Some(0);
     let evaluation = world.evaluate();
     assert!(evaluation.plan.blocks.is_empty());
@@ -311,13 +266,9 @@ fn trap_7_an_answer_that_is_cut_short_is_evidence_of_presence_only() {
     use procscan_core::report::{Failure, Outcome};
     let mut world = World::new(&["n1"]);
     let partial = |records: Vec<_>, date: i64| match complete(records, date) {
-        Outcome::Complete(answer) => Outcome::Partial(
-            answer,
-            Failure {
-                reason: FailureReason::TooLarge,
-                detail: String::new(),
-            },
-        ),
+        Outcome::Complete(answer) => {
+            Outcome::Partial(answer, Failure { reason: FailureReason::TooLarge, detail: String::new() })
+        }
         other => other,
     };
     world.report("n1", partial(vec![record("ns-a", 0)], 0));
@@ -329,9 +280,5 @@ fn trap_7_an_answer_that_is_cut_short_is_evidence_of_presence_only() {
     assert_ne!(world.state("ns-a"), State::Cleared);
     assert_eq!(world.blocked(), ["ns-a"]);
     let coverage = world.snapshot().coverage;
-    assert_eq!(
-        (coverage.fresh, coverage.expected()),
-        (0, 1),
-        "it is not covered either"
-    );
+    assert_eq!((coverage.fresh, coverage.expected()), (0, 1), "it is not covered either");
 }

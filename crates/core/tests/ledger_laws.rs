@@ -1,10 +1,5 @@
 //! The ledger's laws, over sequences that nobody thought of.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 
@@ -54,13 +49,7 @@ fn deed() -> impl Strategy<Value = Deed> {
 
 /// Rounds of different lengths, each with a deed of each node.
 fn story(rounds: usize) -> impl Strategy<Value = Vec<(u64, [Deed; 3])>> {
-    vec(
-        (
-            prop_oneof![5 => 50..70_u64, 1 => 1..4000_u64],
-            [deed(), deed(), deed()],
-        ),
-        1..rounds,
-    )
+    vec((prop_oneof![5 => 50..70_u64, 1 => 1..4000_u64], [deed(), deed(), deed()]), 1..rounds)
 }
 
 struct Agents {
@@ -69,25 +58,16 @@ struct Agents {
 
 impl Agents {
     fn new() -> Self {
-        Self {
-            listed: BTreeMap::new(),
-        }
+        Self { listed: BTreeMap::new() }
     }
 
     fn outcome(&mut self, node: &'static str, deed: &Deed, now: i64) -> Outcome {
         let make = |wanted: &[(usize, i64)]| -> Vec<Record> {
-            wanted
-                .iter()
-                .map(|(ns, ago)| record_of(NAMESPACES[*ns], "web", "xmrig", now - ago))
-                .collect()
+            wanted.iter().map(|(ns, ago)| record_of(NAMESPACES[*ns], "web", "xmrig", now - ago)).collect()
         };
         let answer = |records| {
             let date = Some(Timestamp::from_second(START + now).unwrap());
-            Answer {
-                records,
-                date,
-                rejected: Rejections::default(),
-            }
+            Answer { records, date, rejected: Rejections::default() }
         };
         match deed {
             Deed::List(wanted) => {
@@ -97,10 +77,7 @@ impl Agents {
             Deed::Repeat => Outcome::Complete(answer(self.listed.get(node).cloned().unwrap_or_default())),
             Deed::NotModified => Outcome::Unchanged,
             Deed::CutShort(wanted) => {
-                let failure = Failure {
-                    reason: FailureReason::TooLarge,
-                    detail: String::new(),
-                };
+                let failure = Failure { reason: FailureReason::TooLarge, detail: String::new() };
                 Outcome::Partial(answer(make(wanted)), failure)
             }
             Deed::Empty => {
@@ -125,11 +102,7 @@ struct Model {
 impl Model {
     fn tell(&mut self, node: &'static str, outcome: &Outcome, now: u64) {
         if let Outcome::Complete(_) | Outcome::Unchanged = outcome {
-            let gap = self
-                .last_answer
-                .insert(node, now)
-                .map_or(0, |last| now - last)
-                .min(MINUTE);
+            let gap = self.last_answer.insert(node, now).map_or(0, |last| now - last).min(MINUTE);
             for ((of, _), answered) in &mut self.answered {
                 if *of == node {
                     *answered += gap;
@@ -155,10 +128,7 @@ impl Model {
 }
 
 fn shown(snapshot: &Snapshot) -> String {
-    format!(
-        "{:?} {:?} {:?} {:?}",
-        snapshot.violations, snapshot.nodes, snapshot.targets, snapshot.coverage
-    )
+    format!("{:?} {:?} {:?} {:?}", snapshot.violations, snapshot.nodes, snapshot.targets, snapshot.coverage)
 }
 
 proptest! {
@@ -330,18 +300,8 @@ proptest! {
 #[test]
 fn the_scan_interval_is_the_smallest_step_and_believed_up_to_an_hour() {
     let mut world = World::new(&["n0"]);
-    let interval = |w: &mut World| {
-        w.snapshot().nodes[&NodeName::new("n0")]
-            .interval
-            .map(|i| i.as_secs())
-    };
-    world.answer(
-        "n0",
-        vec![
-            record_of("ns-a", "web", "xmrig", 0),
-            record_of("ns-b", "web", "xmrig", 1),
-        ],
-    );
+    let interval = |w: &mut World| w.snapshot().nodes[&NodeName::new("n0")].interval.map(|i| i.as_secs());
+    world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 0), record_of("ns-b", "web", "xmrig", 1)]);
     assert_eq!(interval(&mut world), None, "records of one scan are no step");
     world.wait(20_000);
     world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 20_000)]);
@@ -360,10 +320,7 @@ fn long_scan_intervals_make_the_clock_wait_for_six_turns_of_each_offender() {
     for round in 0..3_i64 {
         world.answer(
             "n0",
-            vec![
-                record_of("ns-a", "web", "xmrig", round * 1000),
-                record_of("ns-b", "web", "zmap", 0),
-            ],
+            vec![record_of("ns-a", "web", "xmrig", round * 1000), record_of("ns-b", "web", "zmap", 0)],
         );
         world.wait(1000);
     }
@@ -384,10 +341,7 @@ fn a_node_that_never_returns_is_waited_for_until_the_limit() {
     world.wait(24 * 3600 - 1);
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
     world.wait(1);
-    assert_eq!(
-        world.violation("ns-a").evidence[0].cleared,
-        Some(Cleared::Unreachable)
-    );
+    assert_eq!(world.violation("ns-a").evidence[0].cleared, Some(Cleared::Unreachable));
     // A day after that the tombstone, and the node, are forgotten.
     world.wait(24 * 3600 + 1);
     let snapshot = world.snapshot();
@@ -396,16 +350,12 @@ fn a_node_that_never_returns_is_waited_for_until_the_limit() {
 
 #[test]
 fn a_flooding_node_costs_itself_only() {
-    let rules = Detection {
-        max_keys_per_node: 50,
-        ..Detection::default()
-    };
+    let rules = Detection { max_keys_per_node: 50, ..Detection::default() };
     let mut world = World::with(&["n0", "n1"], rules);
     world.answer("n1", vec![record_of("ns-victim", "web", "xmrig", 0)]);
     world.rounds(100, |w| {
-        let flood = (0..40)
-            .map(|i| record_of("ns-f", "web", &format!("p{}-{i}", w.clock()), w.clock()))
-            .collect();
+        let flood =
+            (0..40).map(|i| record_of("ns-f", "web", &format!("p{}-{i}", w.clock()), w.clock())).collect();
         w.answer("n0", flood);
         let now = w.clock();
         w.answer("n1", vec![record_of("ns-victim", "web", "xmrig", now)]);

@@ -1,10 +1,5 @@
 //! What the policy decides, rule by rule.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 
@@ -21,12 +16,7 @@ fn namespaces(n: usize) -> Vec<String> {
 }
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {
-    world
-        .evaluate()
-        .decisions
-        .iter()
-        .map(|decision| decision.kind)
-        .collect()
+    world.evaluate().decisions.iter().map(|decision| decision.kind).collect()
 }
 
 #[test]
@@ -35,18 +25,12 @@ fn a_block_has_a_reason_that_a_person_can_read() {
     world.answer("n1", vec![record("ns-a", 0)]);
     let evaluation = world.evaluate();
     let decision = &evaluation.decisions[0];
-    assert_eq!(
-        (decision.kind, &decision.actor),
-        (DecisionKind::Blocked, &Actor::Policy)
-    );
+    assert_eq!((decision.kind, &decision.actor), (DecisionKind::Blocked, &Actor::Policy));
     assert_eq!(
         decision.reason,
         "process `xmrig` in Pod web matches rule `^xmrig$` on node n1, as of 2025-12-22T10:30:00Z"
     );
-    assert!(
-        world.evaluate().decisions.is_empty(),
-        "nothing new, nothing decided"
-    );
+    assert!(world.evaluate().decisions.is_empty(), "nothing new, nothing decided");
 }
 
 #[test]
@@ -71,11 +55,7 @@ fn namespaces_that_are_not_tenants_protected_or_terminating_are_left_alone() {
     let evaluation = world.evaluate();
     assert!(evaluation.plan.blocks.is_empty() && evaluation.plan.notices.is_empty());
     assert_eq!(evaluation.decisions[0].kind, DecisionKind::Released);
-    assert!(
-        evaluation.decisions[0]
-            .reason
-            .contains("enforcement.protected_namespaces")
-    );
+    assert!(evaluation.decisions[0].reason.contains("enforcement.protected_namespaces"));
 }
 
 #[test]
@@ -85,10 +65,7 @@ fn grace_tells_the_tenant_first_and_blocks_after_it_only_on_fresh_evidence() {
     world.answer("n1", vec![record("ns-a", 0)]);
     let evaluation = world.evaluate();
     assert!(evaluation.plan.blocks.is_empty());
-    assert!(matches!(
-        evaluation.plan.notices[0].phase,
-        NoticePhase::Grace { .. }
-    ));
+    assert!(matches!(evaluation.plan.notices[0].phase, NoticePhase::Grace { .. }));
     assert_eq!(evaluation.decisions[0].kind, DecisionKind::Warned);
     world.wait(10 * MINUTE - 1);
     assert!(world.blocked().is_empty());
@@ -121,18 +98,14 @@ fn dry_run_decides_and_enforcing_later_asks_the_brakes_again() {
     let now = world.clock();
     world.answer(
         "n2",
-        (0..3)
-            .flat_map(|r| (0..2).map(move |i| record(&format!("ns-{r}-{i}"), now)))
-            .collect(),
+        (0..3).flat_map(|r| (0..2).map(move |i| record(&format!("ns-{r}-{i}"), now))).collect(),
     );
     assert_eq!(world.blocked().len(), 6, "what would be blocked is shown");
     world.wait(HOUR);
     let now = world.clock();
     world.answer(
         "n2",
-        (0..3)
-            .flat_map(|r| (0..2).map(move |i| record(&format!("ns-{r}-{i}"), now)))
-            .collect(),
+        (0..3).flat_map(|r| (0..2).map(move |i| record(&format!("ns-{r}-{i}"), now))).collect(),
     );
     world.policy.mode = Mode::Enforce;
     let evaluation = world.evaluate();
@@ -151,24 +124,18 @@ fn paused_keeps_blocks_and_decides_nothing_by_itself() {
     assert_eq!(world.blocked(), ["ns-a"], "no automatic release, no new block");
     let until = world.now.wall + jiff::SignedDuration::from_hours(24);
     world.policy.mode = Mode::Paused;
-    world.policy.exemptions.push(exemption(
-        |e| e.namespace = Some(Pattern::Exact("ns-a".into())),
-        Some(until),
-    ));
+    world
+        .policy
+        .exemptions
+        .push(exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), Some(until)));
     let mut operator = World::new(&["n1"]);
     operator.answer("n1", vec![record("ns-a", 0)]);
     operator.evaluate();
     operator.policy.mode = Mode::Paused;
     operator.policy.exemptions = world.policy.exemptions.clone();
-    assert!(
-        operator.blocked().is_empty(),
-        "what an operator declares takes effect"
-    );
+    assert!(operator.blocked().is_empty(), "what an operator declares takes effect");
     world.policy.mode = Mode::Enforce;
-    assert!(
-        world.blocked().is_empty(),
-        "and the release by the rules follows when they apply again"
-    );
+    assert!(world.blocked().is_empty(), "and the release by the rules follows when they apply again");
 }
 
 fn exemption(set: impl Fn(&mut Exemption), until: Option<Timestamp>) -> Exemption {
@@ -210,10 +177,7 @@ fn exemptions_cover_by_each_of_their_parts_until_their_date_and_release_at_once(
         assert_eq!(world.blocked(), ["ns-a"], "it has run out");
     }
     // Both parts must match, and one that names nothing covers nothing.
-    for set in [
-        &|e: &mut Exemption| (e.namespace, e.process) = (exact("ns-a"), exact("zmap")),
-        parts[0],
-    ] {
+    for set in [&|e: &mut Exemption| (e.namespace, e.process) = (exact("ns-a"), exact("zmap")), parts[0]] {
         let mut world = World::new(&["n1"]);
         world.policy.exemptions = vec![exemption(set, None), exemption(|_| (), None)];
         world.answer("n1", vec![record("ns-b", 0)]);
@@ -261,27 +225,12 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
 
     // Approval of one blocks one.
     let held = world.evaluate().held[0].app.clone();
-    let decision = world
-        .book
-        .act(
-            &Act::Approve { app: held.clone() },
-            "ops",
-            &world.policy,
-            world.now,
-        )
-        .unwrap();
-    assert_eq!(
-        (decision.kind, decision.actor),
-        (DecisionKind::Approved, Actor::Operator("ops".into()))
-    );
+    let decision =
+        world.book.act(&Act::Approve { app: held.clone() }, "ops", &world.policy, world.now).unwrap();
+    assert_eq!((decision.kind, decision.actor), (DecisionKind::Approved, Actor::Operator("ops".into())));
     let evaluation = world.evaluate();
     assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (11, 489));
-    let again = world.book.act(
-        &Act::Approve { app: held.clone() },
-        "ops",
-        &world.policy,
-        world.now,
-    );
+    let again = world.book.act(&Act::Approve { app: held.clone() }, "ops", &world.policy, world.now);
     assert_eq!(again, Err(ActError::NotHeld(held)));
 
     // The rule is gone: by the clearing clock nothing is left, and offending again within a day is still held.
@@ -327,11 +276,8 @@ fn at_most_twenty_new_apps_in_a_window_and_a_falling_rate_rearms_for_later_accus
 fn a_lying_node_gets_at_most_five_of_its_own_pods_blocked() {
     let mut world = World::new(&["liar", "honest"]);
     let all = namespaces(12);
-    let lies = |now| {
-        (0..12)
-            .map(|i| record_of(&format!("ns-{i:03}"), "web", &format!("m{i}"), now))
-            .collect()
-    };
+    let lies =
+        |now| (0..12).map(|i| record_of(&format!("ns-{i:03}"), "web", &format!("m{i}"), now)).collect();
     world.answer("liar", lies(0));
     let blocked = world.blocked();
     assert_eq!(blocked.len(), 5);
@@ -370,22 +316,13 @@ fn a_mass_release_is_held_until_approved() {
     assert_eq!(world.blocked().len(), 10);
     let held = world.evaluate().held[0].clone();
     assert!(held.release);
-    world
-        .book
-        .act(&Act::Approve { app: held.app }, "ops", &world.policy, world.now)
-        .unwrap();
+    world.book.act(&Act::Approve { app: held.app }, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked().len(), 9);
     // Fresh evidence ends the wait for a release.
     let left = world.blocked()[0].clone();
     let now = world.clock();
     world.answer(&left, vec![record(&left, now)]);
-    assert!(
-        world
-            .evaluate()
-            .held
-            .iter()
-            .all(|held| *held.app.namespace != *left)
-    );
+    assert!(world.evaluate().held.iter().all(|held| *held.app.namespace != *left));
     assert!(world.blocked().contains(&left));
 }
 
@@ -395,36 +332,17 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();
     let until = common::at(2 * HOUR).wall;
-    let act = Act::Release {
-        app: app("ns-a"),
-        until,
-    };
-    assert_eq!(
-        world
-            .book
-            .act(&act, "ops", &world.policy, world.now)
-            .unwrap()
-            .kind,
-        DecisionKind::Released
-    );
+    let act = Act::Release { app: app("ns-a"), until };
+    assert_eq!(world.book.act(&act, "ops", &world.policy, world.now).unwrap().kind, DecisionKind::Released);
     assert!(world.blocked().is_empty());
     world.wait(HOUR);
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
     assert!(world.blocked().is_empty(), "the same accusation");
-    world.answer(
-        "n1",
-        vec![record("ns-a", now), record_of("ns-a", "web", "zmap", now)],
-    );
+    world.answer("n1", vec![record("ns-a", now), record_of("ns-a", "web", "zmap", now)]);
     assert_eq!(world.blocked(), ["ns-a"], "another process is another accusation");
-    let nobody = Act::Release {
-        app: App::new("ns-x", "app", "web"),
-        until,
-    };
-    assert!(matches!(
-        world.book.act(&nobody, "ops", &world.policy, world.now),
-        Err(ActError::NoIncident(_))
-    ));
+    let nobody = Act::Release { app: App::new("ns-x", "app", "web"), until };
+    assert!(matches!(world.book.act(&nobody, "ops", &world.policy, world.now), Err(ActError::NoIncident(_))));
 }
 
 #[test]
@@ -436,10 +354,7 @@ fn an_unreadable_pod_means_no_new_block_and_no_release() {
     assert_eq!(world.blocked(), ["ns-a"]);
     world.facts.pods.clear();
     world.facts.pods.insert(
-        PodRef {
-            namespace: "ns-a".into(),
-            pod: "web".into(),
-        },
+        PodRef { namespace: "ns-a".into(), pod: "web".into() },
         PodFact::Unreadable("the API server does not answer".into()),
     );
     world.rounds(5, |w| {
@@ -462,21 +377,14 @@ fn an_incident_is_one_app_and_continues_within_a_day() {
     world.wait(10 * HOUR);
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
-    assert_eq!(
-        world.evaluate().plan.notices[0].opened,
-        opened,
-        "the same incident goes on"
-    );
+    assert_eq!(world.evaluate().plan.notices[0].opened, opened, "the same incident goes on");
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
     world.evaluate();
     world.wait(25 * HOUR);
     world.evaluate();
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
-    assert!(
-        world.evaluate().plan.notices[0].opened > opened,
-        "a day later it is another one"
-    );
+    assert!(world.evaluate().plan.notices[0].opened > opened, "a day later it is another one");
 }
 
 #[test]
@@ -485,10 +393,7 @@ fn so_many_tenants_are_newly_told_per_round_and_the_rest_in_the_next() {
     world.policy.max_notices_per_round = 2;
     world.answer("n1", (0..5).map(|i| record(&format!("ns-{i}"), 0)).collect());
     let evaluation = world.evaluate();
-    assert_eq!(
-        (evaluation.plan.blocks.len(), evaluation.plan.notices.len()),
-        (5, 2)
-    );
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.plan.notices.len()), (5, 2));
     assert!(matches!(evaluation.alerts[..], [Alert::Notices { waiting: 3 }]));
     assert_eq!(world.evaluate().plan.notices.len(), 2, "the same round");
     for expected in [4, 5] {
@@ -506,19 +411,10 @@ fn a_pods_new_labels_do_not_move_what_it_is_accused_of() {
     world.evaluate();
     world.pod_on("ns-a", "web", "n1", "innocent");
     let names = |w: &mut World| -> Vec<String> {
-        w.evaluate()
-            .plan
-            .blocks
-            .iter()
-            .map(|block| block.app.name.to_string())
-            .collect()
+        w.evaluate().plan.blocks.iter().map(|block| block.app.name.to_string()).collect()
     };
     assert_eq!(names(&mut world), ["guilty"]);
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 60)]);
-    assert_eq!(
-        names(&mut world),
-        ["guilty", "innocent"],
-        "what it does from now on is its new App's"
-    );
+    assert_eq!(names(&mut world), ["guilty", "innocent"], "what it does from now on is its new App's");
 }

@@ -1,10 +1,5 @@
 //! The policy's laws, over sequences that nobody thought of.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 
@@ -92,10 +87,8 @@ impl Step {
             Step::Wait(seconds) => drop(world.wait(*seconds)),
             Step::Accuse { node, tenants } => {
                 let now = world.clock();
-                let records = tenants
-                    .iter()
-                    .map(|t| record_of(&namespace(*t), "web", "xmrig", now))
-                    .collect();
+                let records =
+                    tenants.iter().map(|t| record_of(&namespace(*t), "web", "xmrig", now)).collect();
                 world.answer(NODES[*node], records);
             }
             Step::Empty(node) => drop(world.answer(NODES[*node], vec![])),
@@ -105,10 +98,9 @@ impl Step {
             Step::PodUnreadable(tenant) => {
                 world.pod_is(&namespace(*tenant), "web", PodFact::Unreadable("503".into()));
             }
-            Step::PodForgotten(tenant) => world
-                .facts
-                .pods
-                .retain(|pod, _| *pod.namespace != *namespace(*tenant)),
+            Step::PodForgotten(tenant) => {
+                world.facts.pods.retain(|pod, _| *pod.namespace != *namespace(*tenant));
+            }
             Step::Exempt(tenant) => world.policy.exemptions.push(Exemption {
                 namespace: Some(Pattern::Exact(namespace(*tenant))),
                 app: None,
@@ -121,20 +113,12 @@ impl Step {
             Step::Protect(tenant) => world.policy.protected = vec![namespace(*tenant)],
             Step::Terminate(tenant) => world.facts.terminating = BTreeSet::from([namespace(*tenant).into()]),
             Step::Approve(tenant) => {
-                let _ = world.book.act(
-                    &Act::Approve { app: app(*tenant) },
-                    "ops",
-                    &world.policy,
-                    world.now,
-                );
+                let _ = world.book.act(&Act::Approve { app: app(*tenant) }, "ops", &world.policy, world.now);
             }
             Step::Release(tenant) => {
                 let until = world.now.wall + jiff::SignedDuration::from_hours(1);
                 let _ = world.book.act(
-                    &Act::Release {
-                        app: app(*tenant),
-                        until,
-                    },
+                    &Act::Release { app: app(*tenant), until },
                     "ops",
                     &world.policy,
                     world.now,

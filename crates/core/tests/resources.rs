@@ -1,10 +1,5 @@
 //! The objects: what Higress and Sealos need of them.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 
@@ -37,25 +32,14 @@ fn plan_of(apps: usize) -> Plan {
 fn services(object: &Object) -> Vec<String> {
     let rules = object.spec["matchRules"].as_array().unwrap();
     assert_eq!(rules.len(), 1);
-    rules[0]["service"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|s| s.as_str().unwrap().to_owned())
-        .collect()
+    rules[0]["service"].as_array().unwrap().iter().map(|s| s.as_str().unwrap().to_owned()).collect()
 }
 
 fn shards(plan: &Plan, existing: usize) -> Vec<Object> {
-    render(
-        plan,
-        &settings(),
-        Existing {
-            wasm_plugins: existing,
-        },
-    )
-    .into_iter()
-    .filter(|object| object.kind == "WasmPlugin")
-    .collect()
+    render(plan, &settings(), Existing { wasm_plugins: existing })
+        .into_iter()
+        .filter(|object| object.kind == "WasmPlugin")
+        .collect()
 }
 
 #[test]
@@ -97,9 +81,7 @@ fn a_blocked_app_is_in_the_rule_and_in_the_list_and_its_tenant_is_told() {
     world.answer("n1", vec![record("ns-a", 0), record_of("ns-a", "web", "zmap", 0)]);
     let plan = world.evaluate().plan;
     let objects = render(&plan, &settings(), Existing::default());
-    let [plugin, notification, summary] = &objects[..] else {
-        panic!("{objects:?}")
-    };
+    let [plugin, notification, summary] = &objects[..] else { panic!("{objects:?}") };
     assert_eq!(services(plugin), [SENTINEL, "web.ns-a.svc.cluster.local"]);
     let violation = |process: &str| serde_json::json!({"pod": "web", "namespace": "ns-a", "process": process, "type": "app", "name": "web"});
     assert_eq!(
@@ -110,22 +92,13 @@ fn a_blocked_app_is_in_the_rule_and_in_the_list_and_its_tenant_is_told() {
     assert_eq!(notification.metadata.namespace, "ns-a");
     assert_eq!(notification.metadata.labels["isRead"], "false");
     assert_eq!(notification.spec["title"], "web is blocked");
-    assert_eq!(
-        notification.spec["message"],
-        "Found xmrig, zmap in ns-a. Ask ops."
-    );
+    assert_eq!(notification.spec["message"], "Found xmrig, zmap in ns-a. Ask ops.");
     assert_eq!(notification.spec["timestamp"], common::START);
     assert_eq!(notification.spec["from"], "ProcScan");
 
-    assert_eq!(
-        (&*summary.metadata.name, &*summary.metadata.namespace),
-        ("procscan-notification", "default")
-    );
+    assert_eq!((&*summary.metadata.name, &*summary.metadata.namespace), ("procscan-notification", "default"));
     assert_eq!(summary.spec["message"], "检测到 1 个不合规应用");
-    assert_eq!(
-        summary.spec["i18ns"]["en"]["message"],
-        "1 non-compliant application detected: 1 blocked"
-    );
+    assert_eq!(summary.spec["i18ns"]["en"]["message"], "1 non-compliant application detected: 1 blocked");
 }
 
 #[test]
@@ -134,24 +107,16 @@ fn objects_stay_below_their_limit_and_the_list_gives_way_first() {
     world.policy.brake.max_new_apps = usize::MAX;
     world.policy.brake.max_apps_per_node = usize::MAX;
     world.policy.brake.max_namespaces_per_rule = usize::MAX;
-    let records = (0..900)
-        .map(|i| record_of(&format!("ns-{i}"), "web", &"x".repeat(256), 0))
-        .collect();
+    let records = (0..900).map(|i| record_of(&format!("ns-{i}"), "web", &"x".repeat(256), 0)).collect();
     world.answer("n1", records);
     let plan = world.evaluate().plan;
     let mut settings = settings();
     settings.gateway.max_bytes = 100 * 1024;
     let objects = render(&plan, &settings, Existing::default());
-    let plugins: Vec<_> = objects
-        .iter()
-        .filter(|object| object.kind == "WasmPlugin")
-        .collect();
+    let plugins: Vec<_> = objects.iter().filter(|object| object.kind == "WasmPlugin").collect();
     assert_eq!(plugins.len(), 1, "the Services fit");
     assert_eq!(services(plugins[0]).len(), 901);
-    let listed = plugins[0].spec["defaultConfig"]["violations"]
-        .as_array()
-        .unwrap()
-        .len();
+    let listed = plugins[0].spec["defaultConfig"]["violations"].as_array().unwrap().len();
     assert!(listed > 100 && listed < 900, "{listed}");
     assert!(serde_json::to_vec(plugins[0]).unwrap().len() <= 100 * 1024);
 }

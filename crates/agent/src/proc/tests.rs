@@ -17,9 +17,7 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        let node = Self {
-            root: tempfile::tempdir().unwrap(),
-        };
+        let node = Self { root: tempfile::tempdir().unwrap() };
         fs::create_dir_all(node.root.path().join("proc/sys")).unwrap();
         fs::create_dir_all(node.root.path().join("pods")).unwrap();
         node
@@ -51,10 +49,7 @@ fn in_pod(uid: &str) -> String {
 }
 
 fn host() -> HostIdentity {
-    HostIdentity {
-        namespace: "ns-host".into(),
-        pod: "this".into(),
-    }
+    HostIdentity { namespace: "ns-host".into(), pod: "this".into() }
 }
 
 #[test]
@@ -75,13 +70,7 @@ fn every_form_of_control_group_names_the_pod() {
     }
     assert_eq!(Home::of(&in_pod(STATIC_UID)), Home::Pod(STATIC_UID.to_owned()));
     assert_eq!(Home::of("0::/kubepods.slice/odd"), Home::Pod(String::new()));
-    for cgroup in [
-        "",
-        "0::/",
-        "0::/system.slice/docker-4f2a.scope",
-        "0::/user.slice/podman.slice",
-        "junk",
-    ] {
+    for cgroup in ["", "0::/", "0::/system.slice/docker-4f2a.scope", "0::/user.slice/podman.slice", "junk"] {
         assert_eq!(Home::of(cgroup), Home::Outside, "{cgroup}");
     }
 }
@@ -121,14 +110,8 @@ fn several_processes_of_one_name_are_one_finding_with_the_lowest_id() {
     node.process(PID, b"xmrig\0first", &in_pod(UID));
     node.process(PID + 1, b"masscan", &in_pod(UID));
     let findings = node.scanner(None).scan().unwrap();
-    let found: Vec<_> = findings
-        .iter()
-        .map(|f| (f.process.as_str(), f.cmdline.as_str(), f.pid))
-        .collect();
-    assert_eq!(
-        found,
-        [("masscan", "masscan", PID + 1), ("xmrig", "xmrig first", PID)]
-    );
+    let found: Vec<_> = findings.iter().map(|f| (f.process.as_str(), f.cmdline.as_str(), f.pid)).collect();
+    assert_eq!(found, [("masscan", "masscan", PID + 1), ("xmrig", "xmrig first", PID)]);
 }
 
 #[test]
@@ -195,10 +178,8 @@ fn a_real_process_is_found_while_it_runs() {
     if let Home::Pod(uid) = Home::of(&fs::read_to_string("/proc/self/cgroup").unwrap()) {
         fs::create_dir(directory.path().join(format!("ns-host_this_{uid}"))).unwrap();
     }
-    let rules = Rules::from_yaml(&format!(
-        "detectionRules: {{blacklist: {{processes: [^{name}$]}}}}"
-    ))
-    .unwrap();
+    let rules =
+        Rules::from_yaml(&format!("detectionRules: {{blacklist: {{processes: [^{name}$]}}}}")).unwrap();
     let mut scanner = Scanner::new("/proc".into(), directory.path().into(), rules, Some(host()));
 
     let mut child = Command::new(&program).arg("60").spawn().unwrap();
@@ -214,10 +195,7 @@ fn a_real_process_is_found_while_it_runs() {
     child.wait().unwrap();
     let running = running.unwrap();
     assert_eq!(running.len(), 1);
-    assert_eq!(
-        (running[0].pid, running[0].namespace.as_str()),
-        (child.id(), "ns-host")
-    );
+    assert_eq!((running[0].pid, running[0].namespace.as_str()), (child.id(), "ns-host"));
     assert_eq!(running[0].cmdline, format!("{} 60", program.display()));
     assert_eq!(scanner.scan().unwrap(), []);
 }

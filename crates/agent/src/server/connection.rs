@@ -34,10 +34,7 @@ pub(super) struct Bounded {
 
 impl Bounded {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self {
-            listener,
-            permits: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
-        }
+        Self { listener, permits: Arc::new(Semaphore::new(MOST_CONNECTIONS)) }
     }
 }
 
@@ -49,14 +46,7 @@ impl Listener for Bounded {
         // Only a closed semaphore refuses, and nobody closes this one.
         let permit = self.permits.clone().acquire_owned().await.ok();
         let (stream, peer) = Listener::accept(&mut self.listener).await;
-        (
-            Connection {
-                stream,
-                deadline: Box::pin(sleep(PATIENCE)),
-                _permit: permit,
-            },
-            peer,
-        )
+        (Connection { stream, deadline: Box::pin(sleep(PATIENCE)), _permit: permit }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -30,9 +30,7 @@ impl Published {
         let plain = encode(records);
         let mut hash = DefaultHasher::new();
         hash.write(&plain);
-        let gzip = (plain.len() > WORTH_COMPRESSING)
-            .then(|| compress(&plain))
-            .flatten();
+        let gzip = (plain.len() > WORTH_COMPRESSING).then(|| compress(&plain)).flatten();
         Self {
             etag: format!("W/\"{:016x}\"", hash.finish()),
             plain: plain.into(),
@@ -42,10 +40,7 @@ impl Published {
 
     /// Answers a request with these headers: in full, compressed, or that nothing changed.
     pub(super) fn answer(&self, asked: &HeaderMap) -> Response {
-        let common = [
-            (header::ETAG, self.etag.as_str()),
-            (header::VARY, "Accept-Encoding"),
-        ];
+        let common = [(header::ETAG, self.etag.as_str()), (header::VARY, "Accept-Encoding")];
         let opaque = self.etag.trim_start_matches("W/");
         if items(asked, header::IF_NONE_MATCH).any(|tag| tag == "*" || tag.trim_start_matches("W/") == opaque)
         {
@@ -77,10 +72,7 @@ fn compress(plain: &[u8]) -> Option<Vec<u8>> {
 fn accepts_gzip(asked: &HeaderMap) -> bool {
     items(asked, header::ACCEPT_ENCODING).any(|item| {
         let (coding, weight) = item.split_once(';').unwrap_or((item, ""));
-        let refused = weight
-            .trim()
-            .strip_prefix("q=")
-            .is_some_and(|q| q.parse() == Ok(0.0_f32));
+        let refused = weight.trim().strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0_f32));
         coding.trim().eq_ignore_ascii_case("gzip") && !refused
     })
 }

@@ -4,21 +4,12 @@ use super::*;
 use crate::testing::{ask, open, seconds_until_closed, violations};
 
 fn record(pod: &str) -> Record {
-    Record {
-        pod: pod.into(),
-        namespace: "ns-a".into(),
-        cmdline: "a > b".into(),
-        ..Record::default()
-    }
+    Record { pod: pod.into(), namespace: "ns-a".into(), cmdline: "a > b".into(), ..Record::default() }
 }
 
 async fn serving(records: &[Record]) -> (SocketAddr, Agent, CancellationToken, JoinHandle<io::Result<()>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, agent, cancel) = (
-        listener.local_addr().unwrap(),
-        Agent::new(),
-        CancellationToken::new(),
-    );
+    let (address, agent, cancel) = (listener.local_addr().unwrap(), Agent::new(), CancellationToken::new());
     agent.publish(records);
     let task = tokio::spawn(serve(listener, agent.clone(), cancel.clone()));
     (address, agent, cancel, task)
@@ -29,10 +20,7 @@ fn local(root: &std::path::Path) -> Options {
         bind: SocketAddr::from(([127, 0, 0, 1], 0)),
         proc_root: root.into(),
         pods_root: root.join("pods"),
-        host: Some(HostIdentity {
-            namespace: "ns-host".into(),
-            pod: "this".into(),
-        }),
+        host: Some(HostIdentity { namespace: "ns-host".into(), pod: "this".into() }),
         ..Options::default()
     }
 }
@@ -50,10 +38,7 @@ async fn the_contract_is_answered() {
     assert!(listed.text().contains(r"a \u003e b"));
     assert_eq!(listed.records(), [record("p")]);
 
-    assert_eq!(
-        ask(address, "GET /health", "").await.text(),
-        "{\"status\":\"ok\"}\n"
-    );
+    assert_eq!(ask(address, "GET /health", "").await.text(), "{\"status\":\"ok\"}\n");
     assert_eq!(ask(address, "GET /", "").await.status(), 404);
     for path in ["/api/violations", "/health"] {
         let refused = ask(address, &format!("DELETE {path}"), "").await;
@@ -72,37 +57,23 @@ async fn an_unchanged_list_is_not_sent_twice() {
     assert_eq!(again.header("etag"), first.header("etag"));
 
     agent.publish(&[record("q")]);
-    assert_eq!(
-        ask(address, "GET /api/violations", &known).await.records(),
-        [record("q")]
-    );
+    assert_eq!(ask(address, "GET /api/violations", &known).await.records(), [record("q")]);
 }
 
 #[tokio::test]
 async fn long_lists_are_compressed_for_those_who_ask() {
     let many: Vec<Record> = (0..50).map(|n| record(&format!("p{n}"))).collect();
     let (address, agent, ..) = serving(&many).await;
-    let zipped = ask(
-        address,
-        "GET /api/violations",
-        "Accept-Encoding: br, gzip;q=0.5\r\n",
-    )
-    .await;
+    let zipped = ask(address, "GET /api/violations", "Accept-Encoding: br, gzip;q=0.5\r\n").await;
     assert_eq!(zipped.header("content-encoding"), Some("gzip"));
     assert_eq!(zipped.unzipped(), crate::record::encode(&many));
     for headers in ["", "Accept-Encoding: gzip;q=0, br\r\n"] {
         let plain = ask(address, "GET /api/violations", headers).await;
-        assert_eq!(
-            (plain.header("content-encoding"), plain.records().len()),
-            (None, 50)
-        );
+        assert_eq!((plain.header("content-encoding"), plain.records().len()), (None, 50));
     }
     agent.publish(&many[..1]);
     let short = ask(address, "GET /api/violations", "Accept-Encoding: gzip\r\n").await;
-    assert_eq!(
-        (short.header("content-encoding"), short.records().len()),
-        (None, 1)
-    );
+    assert_eq!((short.header("content-encoding"), short.records().len()), (None, 1));
 }
 
 #[tokio::test]
@@ -129,16 +100,10 @@ async fn an_agent_has_scanned_before_it_answers_and_keeps_scanning() {
     fs::write(process.join("cgroup"), "0::/").unwrap();
 
     let cancel = CancellationToken::new();
-    let options = Options {
-        scan_interval: Duration::ZERO,
-        ..local(root.path())
-    };
+    let options = Options { scan_interval: Duration::ZERO, ..local(root.path()) };
     let (address, task) = start(options, cancel.clone()).await.unwrap();
     let first = violations(address).await.records();
-    assert_eq!(
-        (first.len(), first[0].process.as_str(), first[0].pod.as_str()),
-        (1, "xmrig", "this")
-    );
+    assert_eq!((first.len(), first[0].process.as_str(), first[0].pod.as_str()), (1, "xmrig", "this"));
 
     let deadline = Instant::now() + Duration::from_secs(5);
     let until = async |done: &dyn Fn(&[Record]) -> bool| {
@@ -146,11 +111,7 @@ async fn an_agent_has_scanned_before_it_answers_and_keeps_scanning() {
             assert!(Instant::now() < deadline, "the next scan never came");
         }
     };
-    until(&|list| {
-        list.first()
-            .is_some_and(|record| record.timestamp > first[0].timestamp)
-    })
-    .await;
+    until(&|list| list.first().is_some_and(|record| record.timestamp > first[0].timestamp)).await;
     fs::remove_dir_all(&process).unwrap();
     until(&<[Record]>::is_empty).await;
 
@@ -164,44 +125,16 @@ async fn an_agent_has_scanned_before_it_answers_and_keeps_scanning() {
 #[tokio::test]
 async fn what_cannot_start_says_why() {
     let root = tempfile::tempdir().unwrap();
-    let error = async |options| {
-        run(options, CancellationToken::new())
-            .await
-            .unwrap_err()
-            .to_string()
-    };
+    let error = async |options| run(options, CancellationToken::new()).await.unwrap_err().to_string();
     let missing = error(local(std::path::Path::new("/nonexistent/proc"))).await;
-    assert!(
-        missing.starts_with("cannot scan the processes in /nonexistent/proc: "),
-        "{missing}"
-    );
-    let elsewhere = error(Options {
-        bind: "192.0.2.1:1".parse().unwrap(),
-        ..local(root.path())
-    })
-    .await;
-    assert!(
-        elsewhere.starts_with("cannot listen on 192.0.2.1:1: "),
-        "{elsewhere}"
-    );
-    let host = Some(HostIdentity {
-        namespace: "default".into(),
-        pod: "this".into(),
-    });
-    let unreported = error(Options {
-        host,
-        ..local(root.path())
-    })
-    .await;
-    assert!(
-        unreported.contains("`default` must start with `ns-`"),
-        "{unreported}"
-    );
+    assert!(missing.starts_with("cannot scan the processes in /nonexistent/proc: "), "{missing}");
+    let elsewhere = error(Options { bind: "192.0.2.1:1".parse().unwrap(), ..local(root.path()) }).await;
+    assert!(elsewhere.starts_with("cannot listen on 192.0.2.1:1: "), "{elsewhere}");
+    let host = Some(HostIdentity { namespace: "default".into(), pod: "this".into() });
+    let unreported = error(Options { host, ..local(root.path()) }).await;
+    assert!(unreported.contains("`default` must start with `ns-`"), "{unreported}");
 }
 
 async fn timeout_of<T>(task: JoinHandle<T>) -> T {
-    tokio::time::timeout(Duration::from_secs(6), task)
-        .await
-        .expect("an end in time")
-        .unwrap()
+    tokio::time::timeout(Duration::from_secs(6), task).await.expect("an end in time").unwrap()
 }

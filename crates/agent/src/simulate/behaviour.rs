@@ -81,11 +81,7 @@ impl fmt::Display for Behaviour {
             Self::Drip(pause) => write!(to, "drip={}", compact(*pause)),
             Self::Skewed(seconds) => {
                 let sign = if *seconds < 0 { "-" } else { "" };
-                write!(
-                    to,
-                    "skewed={sign}{}",
-                    compact(Duration::from_secs(seconds.unsigned_abs()))
-                )
+                write!(to, "skewed={sign}{}", compact(Duration::from_secs(seconds.unsigned_abs())))
             }
             plain => {
                 let name = PLAIN
@@ -140,32 +136,19 @@ impl FromStr for Behaviour {
     /// Reads `hang`, `slow=5s`, `skewed=-1h` and the like, see [`Behaviour::forms`].
     fn from_str(text: &str) -> Result<Self, BehaviourError> {
         let duration = |value: &str| {
-            humantime::parse_duration(value).map_err(|source| BehaviourError::Duration {
-                given: text.to_owned(),
-                source,
-            })
+            humantime::parse_duration(value)
+                .map_err(|source| BehaviourError::Duration { given: text.to_owned(), source })
         };
-        let plain = || {
-            PLAIN
-                .iter()
-                .find(|(name, _)| *name == text)
-                .map(|(_, behaviour)| *behaviour)
-        };
+        let plain = || PLAIN.iter().find(|(name, _)| *name == text).map(|(_, behaviour)| *behaviour);
         match text.split_once('=') {
             Some(("slow", delay)) => Ok(Self::Slow(duration(delay)?)),
             Some(("drip", pause)) => Ok(Self::Drip(duration(pause)?)),
             Some(("skewed", skew)) => {
                 let seconds = duration(skew.trim_start_matches(['-', '+']))?.as_secs();
                 let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-                Ok(Self::Skewed(if skew.starts_with('-') {
-                    -seconds
-                } else {
-                    seconds
-                }))
+                Ok(Self::Skewed(if skew.starts_with('-') { -seconds } else { seconds }))
             }
-            _ => plain().ok_or_else(|| BehaviourError::Unknown {
-                given: text.to_owned(),
-            }),
+            _ => plain().ok_or_else(|| BehaviourError::Unknown { given: text.to_owned() }),
         }
     }
 }
@@ -197,9 +180,7 @@ impl FromStr for Mode {
         match text {
             "correct" => Ok(Self::Correct),
             "upstream" => Ok(Self::Upstream),
-            _ => Err(BehaviourError::Mode {
-                given: text.to_owned(),
-            }),
+            _ => Err(BehaviourError::Mode { given: text.to_owned() }),
         }
     }
 }
@@ -224,17 +205,12 @@ impl FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self, BehaviourError> {
         let Some((behaviour, count)) = text.rsplit_once(':') else {
-            return Ok(Self {
-                behaviour: text.parse()?,
-                count: 1,
-            });
+            return Ok(Self { behaviour: text.parse()?, count: 1 });
         };
         let behaviour = behaviour.parse()?;
         match count.parse() {
             Ok(count) if count > 0 => Ok(Self { behaviour, count }),
-            _ => Err(BehaviourError::Count {
-                given: text.to_owned(),
-            }),
+            _ => Err(BehaviourError::Count { given: text.to_owned() }),
         }
     }
 }
@@ -252,16 +228,10 @@ pub struct TooManyFaults {
 /// Gives the faults to the last of `nodes` nodes, in order: of ten nodes, `hang` and `reset:2` make node 7 hang, and
 /// nodes 8 and 9 reset.
 pub fn spread_faults(faults: &[Fault], nodes: usize) -> Result<Vec<(usize, Behaviour)>, TooManyFaults> {
-    let wanted = faults
-        .iter()
-        .fold(0_usize, |sum, fault| sum.saturating_add(fault.count));
+    let wanted = faults.iter().fold(0_usize, |sum, fault| sum.saturating_add(fault.count));
     let first = nodes.checked_sub(wanted).ok_or(TooManyFaults { wanted, nodes })?;
     Ok((first..)
-        .zip(
-            faults
-                .iter()
-                .flat_map(|fault| std::iter::repeat_n(fault.behaviour, fault.count)),
-        )
+        .zip(faults.iter().flat_map(|fault| std::iter::repeat_n(fault.behaviour, fault.count)))
         .collect())
 }
 
@@ -306,22 +276,14 @@ mod tests {
     fn faults_go_to_the_last_nodes_in_order() {
         let faults = ["hang", "reset:2", "slow=5s:1"].map(|text| text.parse::<Fault>().unwrap());
         let slow = Behaviour::Slow(Duration::from_secs(5));
-        let spread = [
-            (6, Behaviour::Hang),
-            (7, Behaviour::Reset),
-            (8, Behaviour::Reset),
-            (9, slow),
-        ];
+        let spread = [(6, Behaviour::Hang), (7, Behaviour::Reset), (8, Behaviour::Reset), (9, slow)];
         assert_eq!(spread_faults(&faults, 10).unwrap(), spread);
         assert_eq!(
             spread_faults(&faults, 3).unwrap_err().to_string(),
             "the faults need 4 nodes, the fleet has 3"
         );
         for text in ["hang:", "hang:0", "hang:-1", "hang:two"] {
-            assert!(
-                matches!(text.parse::<Fault>(), Err(BehaviourError::Count { .. })),
-                "{text}"
-            );
+            assert!(matches!(text.parse::<Fault>(), Err(BehaviourError::Count { .. })), "{text}");
         }
         assert_eq!(faults[1].to_string(), "reset:2");
     }

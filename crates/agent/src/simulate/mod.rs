@@ -104,15 +104,9 @@ impl Fleet {
     /// When the nodes do not fit behind `base`, or the port cannot be listened on.
     pub fn start(options: FleetOptions, cancel: &CancellationToken) -> io::Result<Self> {
         let last = u32::try_from(options.nodes.saturating_sub(1)).ok();
-        if options.nodes == 0
-            || last
-                .and_then(|last| u32::from(options.base).checked_add(last))
-                .is_none()
-        {
-            let problem = format!(
-                "{} nodes from {} on make no range of addresses",
-                options.nodes, options.base
-            );
+        if options.nodes == 0 || last.and_then(|last| u32::from(options.base).checked_add(last)).is_none() {
+            let problem =
+                format!("{} nodes from {} on make no range of addresses", options.nodes, options.base);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         let socket = TcpSocket::new_v4()?;
@@ -128,10 +122,7 @@ impl Fleet {
                 .collect();
             Mutex::new(Node::new(options.mode, offenders))
         });
-        let shared = Arc::new(Shared {
-            nodes: nodes.collect(),
-            options,
-        });
+        let shared = Arc::new(Shared { nodes: nodes.collect(), options });
         let stop = cancel.child_token();
         if !shared.options.scan_interval.is_zero() {
             shared.scan_where(|_, node| node.mode == Mode::Correct);
@@ -142,11 +133,7 @@ impl Fleet {
             let (shared, stop) = (shared.clone(), stop.clone());
             async move { stop.run_until_cancelled(accept(listener, shared, &stop)).await }
         });
-        Ok(Self {
-            shared,
-            port,
-            _stop: stop.drop_guard(),
-        })
+        Ok(Self { shared, port, _stop: stop.drop_guard() })
     }
 
     /// Names (`sim-0000`, `sim-0001`, …) and addresses of all nodes, in order.
@@ -175,12 +162,7 @@ impl Fleet {
     /// Changes how many made-up offenders run on a node; those that stay are the same as before.
     pub fn set_offender_count(&self, node: usize, count: usize) {
         let FleetOptions { seed, tenants, .. } = self.shared.options;
-        self.set_offenders(
-            node,
-            (0..count)
-                .map(|which| offender(seed, node, which, tenants))
-                .collect(),
-        );
+        self.set_offenders(node, (0..count).map(|which| offender(seed, node, which, tenants)).collect());
     }
 
     /// What truly runs on a node, whatever its agent says. Empty timestamps.
@@ -214,11 +196,7 @@ impl Fleet {
     fn with<T>(&self, node: usize, act: impl FnOnce(&mut Node) -> T) -> Option<T> {
         let found = self.shared.nodes.get(node);
         if found.is_none() {
-            tracing::warn!(
-                node,
-                nodes = self.shared.nodes.len(),
-                "the fleet has no such node"
-            );
+            tracing::warn!(node, nodes = self.shared.nodes.len(), "the fleet has no such node");
         }
         found.map(|node| act(&mut lock(node)))
     }
@@ -226,9 +204,7 @@ impl Fleet {
 
 impl Shared {
     fn address(&self, node: usize) -> Option<Ipv4Addr> {
-        u32::from(self.options.base)
-            .checked_add(u32::try_from(node).ok()?)
-            .map(Ipv4Addr::from)
+        u32::from(self.options.base).checked_add(u32::try_from(node).ok()?).map(Ipv4Addr::from)
     }
 
     /// Which node a connection was made to.

@@ -45,17 +45,10 @@ impl Node {
         let next = self.scanned + Duration::from_millis(1);
         self.scanned = Timestamp::now().max(next);
         if self.mode == Mode::Correct && self.behaviour != Behaviour::OneAtATime {
-            self.listed = self
-                .offenders
-                .iter()
-                .map(|record| (self.scanned, record.clone()))
-                .collect();
+            self.listed = self.offenders.iter().map(|record| (self.scanned, record.clone())).collect();
             return;
         }
-        let whose = self
-            .turn
-            .checked_rem(self.offenders.len())
-            .and_then(|turn| self.offenders.get(turn));
+        let whose = self.turn.checked_rem(self.offenders.len()).and_then(|turn| self.offenders.get(turn));
         if let Some(record) = whose {
             self.listed = vec![(self.scanned, record.clone())];
             self.turn += 1;
@@ -78,14 +71,9 @@ impl Node {
         };
         match self.behaviour {
             Behaviour::Restarted => Vec::new(),
-            _ => self
-                .listed
-                .iter()
-                .map(|(at, r)| Record {
-                    timestamp: timestamp(*at),
-                    ..r.clone()
-                })
-                .collect(),
+            _ => {
+                self.listed.iter().map(|(at, r)| Record { timestamp: timestamp(*at), ..r.clone() }).collect()
+            }
         }
     }
 
@@ -110,16 +98,8 @@ fn earlier(at: Timestamp, by: SignedDuration) -> Timestamp {
 /// The `which`-th made-up offender of a node: stable for the same seed, different between nodes.
 pub(super) fn offender(seed: u64, node: usize, which: usize, tenants: usize) -> Record {
     const KINDS: [(&str, &str, &str); 4] = [
-        (
-            "xmrig",
-            "^xmrig$",
-            "xmrig -o stratum+tcp://pool.example.com:3333 -u 4Ad7 -p x --donate-level 1",
-        ),
-        (
-            "masscan",
-            "^masscan$",
-            "/usr/bin/masscan 198.51.100.0/24 -p0-65535 --rate 100000",
-        ),
+        ("xmrig", "^xmrig$", "xmrig -o stratum+tcp://pool.example.com:3333 -u 4Ad7 -p x --donate-level 1"),
+        ("masscan", "^masscan$", "/usr/bin/masscan 198.51.100.0/24 -p0-65535 --rate 100000"),
         (
             "minerd",
             "^minerd$",
@@ -130,10 +110,8 @@ pub(super) fn offender(seed: u64, node: usize, which: usize, tenants: usize) -> 
     let hash = mix(seed ^ mix(((node as u64) << 32) | which as u64));
     // The first offender of each node is the one the demo and its texts speak of.
     let kind = if which == 0 { 0 } else { hash % 4 };
-    let (process, regex, cmdline) = KINDS
-        .get(usize::try_from(kind).unwrap_or(0))
-        .copied()
-        .unwrap_or(("xmrig", "", "xmrig"));
+    let (process, regex, cmdline) =
+        KINDS.get(usize::try_from(kind).unwrap_or(0)).copied().unwrap_or(("xmrig", "", "xmrig"));
     let pod = format!("web-{node}-{which}-{:08x}", hash >> 32);
     Record {
         name: pod.clone(),

@@ -28,27 +28,20 @@ pub(super) enum Play {
     /// A reset instead of an answer.
     Reset,
     /// An opening, then the same block over and over, then an end.
-    Repeat {
-        opening: Vec<u8>,
-        block: &'static [u8],
-        times: u64,
-        ending: Vec<u8>,
-    },
+    Repeat { opening: Vec<u8>, block: &'static [u8], times: u64, ending: Vec<u8> },
 }
 
 /// Decides how `node` answers `request`. `keep` says whether the connection may live on.
 pub(super) fn play(node: &mut Node, request: &Request, keep: bool) -> Play {
     node.requests += 1;
-    let head = Head {
-        date: Some(node.clock()),
-        keep,
-    };
-    let status = |line: &str, extra: &str, text: &str| {
-        Play::Whole(head.render(
-            &format!("{line}\r\nContent-Type: text/plain; charset=utf-8{extra}"),
-            text.as_bytes(),
-        ))
-    };
+    let head = Head { date: Some(node.clock()), keep };
+    let status =
+        |line: &str, extra: &str, text: &str| {
+            Play::Whole(head.render(
+                &format!("{line}\r\nContent-Type: text/plain; charset=utf-8{extra}"),
+                text.as_bytes(),
+            ))
+        };
     match (request.method.as_str(), request.path.as_str()) {
         ("GET", "/health") => Play::Whole(head.json(b"{\"status\":\"ok\"}\n")),
         ("GET", "/api/violations") => violations(node, &head),
@@ -148,12 +141,9 @@ fn mixed(list: &[Record]) -> Vec<u8> {
     for at in 0..bad.len().max(list.len()) {
         elements.extend(bad.get(at).map(ToString::to_string));
         let good = list.get(at).map(|record| encode(std::slice::from_ref(record)));
-        elements.extend(good.map(|array| {
-            String::from_utf8_lossy(&array)
-                .trim()
-                .trim_matches(['[', ']'])
-                .to_owned()
-        }));
+        elements.extend(
+            good.map(|array| String::from_utf8_lossy(&array).trim().trim_matches(['[', ']']).to_owned()),
+        );
     }
     format!("[{}]\n", elements.join(",")).into_bytes()
 }
@@ -161,12 +151,7 @@ fn mixed(list: &[Record]) -> Vec<u8> {
 fn with_huge(mut list: Vec<Record>) -> Vec<Record> {
     let normal = list.first().cloned().unwrap_or_default();
     let pod = format!("{}-huge", normal.pod);
-    list.push(Record {
-        name: pod.clone(),
-        pod,
-        cmdline: "A".repeat(HUGE),
-        ..normal
-    });
+    list.push(Record { name: pod.clone(), pod, cmdline: "A".repeat(HUGE), ..normal });
     list
 }
 
@@ -175,10 +160,7 @@ static ENDLESS: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let record = super::node::offender(0, 0, 0, 1);
     let array = encode(&vec![record; 128]);
     let records = array.trim_ascii_end();
-    let records = records
-        .strip_prefix(b"[")
-        .and_then(|r| r.strip_suffix(b"]"))
-        .unwrap_or_default();
+    let records = records.strip_prefix(b"[").and_then(|r| r.strip_suffix(b"]")).unwrap_or_default();
     let mut chunk = format!("{:x}\r\n", records.len() + 1).into_bytes();
     chunk.extend_from_slice(records);
     chunk.extend_from_slice(b",\r\n");
@@ -214,10 +196,5 @@ fn bomb(head: &Head) -> Play {
     ending.extend_from_slice(&crc.amount().to_le_bytes());
     let length = start.len() + block.len() * BLOCKS as usize + ending.len();
     let framing = format!("Content-Encoding: gzip\r\nContent-Length: {length}");
-    Play::Repeat {
-        opening: head.unsized_json(&framing, start),
-        block,
-        times: BLOCKS.into(),
-        ending,
-    }
+    Play::Repeat { opening: head.unsized_json(&framing, start), block, times: BLOCKS.into(), ending }
 }

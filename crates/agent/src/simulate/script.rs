@@ -54,12 +54,9 @@ impl Selection {
     pub fn within(&self, nodes: usize) -> Vec<usize> {
         match self {
             Self::All => (0..nodes).collect(),
-            Self::Ranges(ranges) => ranges
-                .iter()
-                .cloned()
-                .flatten()
-                .take_while(|node| *node < nodes)
-                .collect(),
+            Self::Ranges(ranges) => {
+                ranges.iter().cloned().flatten().take_while(|node| *node < nodes).collect()
+            }
         }
     }
 
@@ -124,16 +121,9 @@ impl Script {
     pub fn from_yaml(text: &str) -> Result<Self, ScriptError> {
         let File { steps } = serde_saphyr::from_str(text)?;
         let read = |(step, raw): (usize, RawStep)| {
-            raw.read(step + 1).map_err(|problem| ScriptError::Step {
-                step: step + 1,
-                problem,
-            })
+            raw.read(step + 1).map_err(|problem| ScriptError::Step { step: step + 1, problem })
         };
-        let mut steps = steps
-            .into_iter()
-            .enumerate()
-            .map(read)
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut steps = steps.into_iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
         steps.sort_by_key(|step| step.at);
         Ok(Self { steps })
     }
@@ -146,19 +136,11 @@ impl Script {
     /// Refuses a script that names nodes a fleet of this size does not have.
     pub fn check(&self, nodes: usize) -> Result<(), ScriptError> {
         let missing = |step: &&Step| step.nodes.highest().is_some_and(|highest| highest >= nodes);
-        self.steps
-            .iter()
-            .find(missing)
-            .map_or(Ok(()), |Step { number, .. }| {
-                let problem = format!(
-                    "the fleet has {nodes} nodes, numbered from 0 to {}",
-                    nodes.saturating_sub(1)
-                );
-                Err(ScriptError::Step {
-                    step: *number,
-                    problem,
-                })
-            })
+        self.steps.iter().find(missing).map_or(Ok(()), |Step { number, .. }| {
+            let problem =
+                format!("the fleet has {nodes} nodes, numbered from 0 to {}", nodes.saturating_sub(1));
+            Err(ScriptError::Step { step: *number, problem })
+        })
     }
 }
 
@@ -171,18 +153,8 @@ impl Fleet {
         let nodes = self.shared.nodes.len();
         script.check(nodes)?;
         let start = Instant::now();
-        for Step {
-            at,
-            nodes: selection,
-            action,
-            number,
-        } in script.steps
-        {
-            if cancel
-                .run_until_cancelled(sleep_until(start + at))
-                .await
-                .is_none()
-            {
+        for Step { at, nodes: selection, action, number } in script.steps {
+            if cancel.run_until_cancelled(sleep_until(start + at)).await.is_none() {
                 return Ok(());
             }
             tracing::info!(step = number, %action, "script");
@@ -239,16 +211,11 @@ impl RawStep {
             (None, None, None, Some(count)) => Action::Offenders(count),
             _ => {
                 return Err(
-                    "wants exactly one of `behaviour`, `mode`, `restart: true`, `offenders`".to_owned(),
+                    "wants exactly one of `behaviour`, `mode`, `restart: true`, `offenders`".to_owned()
                 );
             }
         };
-        Ok(Step {
-            at,
-            nodes: self.nodes.parse()?,
-            action,
-            number,
-        })
+        Ok(Step { at, nodes: self.nodes.parse()?, action, number })
     }
 }
 
@@ -287,54 +254,30 @@ steps:
             (60, vec![2], "mode: upstream"),
             (60, vec![2], "offenders: 0"),
         ];
-        assert_eq!(
-            told,
-            expected.map(|(at, nodes, action)| (at, nodes, action.to_owned()))
-        );
+        assert_eq!(told, expected.map(|(at, nodes, action)| (at, nodes, action.to_owned())));
     }
 
     #[test]
     fn errors_name_the_step_and_what_is_allowed() {
         let error = |step: &str| {
             let first = "{at: 1s, nodes: all, restart: true}";
-            Script::from_yaml(&format!("steps:\n- {first}\n- {step}"))
-                .unwrap_err()
-                .to_string()
+            Script::from_yaml(&format!("steps:\n- {first}\n- {step}")).unwrap_err().to_string()
         };
         for (step, expected) in [
             ("{at: soon, nodes: all, restart: true}", "step 2: `at: soon`: "),
-            (
-                "{at: 1s, nodes: 3-1, restart: true}",
-                "step 2: `nodes: 3-1` selects nothing; write `all`",
-            ),
-            (
-                "{at: 1s, nodes: '', restart: true}",
-                "step 2: `nodes: ` selects nothing",
-            ),
+            ("{at: 1s, nodes: 3-1, restart: true}", "step 2: `nodes: 3-1` selects nothing; write `all`"),
+            ("{at: 1s, nodes: '', restart: true}", "step 2: `nodes: ` selects nothing"),
             ("{at: 1s, nodes: all}", "step 2: wants exactly one of `behaviour`"),
-            (
-                "{at: 1s, nodes: all, restart: false}",
-                "step 2: wants exactly one of",
-            ),
-            (
-                "{at: 1s, nodes: all, behaviour: hung}",
-                "step 2: `hung` is no behaviour; one of: healthy, ",
-            ),
-            (
-                "{at: 1s, nodes: all, mode: best}",
-                "step 2: `best` is no mode; one of: correct",
-            ),
+            ("{at: 1s, nodes: all, restart: false}", "step 2: wants exactly one of"),
+            ("{at: 1s, nodes: all, behaviour: hung}", "step 2: `hung` is no behaviour; one of: healthy, "),
+            ("{at: 1s, nodes: all, mode: best}", "step 2: `best` is no mode; one of: correct"),
             ("{at: 1s, nodes: all, restrat: true}", "cannot read the script: "),
         ] {
             let message = error(step);
             assert!(message.starts_with(expected), "{message}");
         }
         assert!(error("{at: 1s, nodes: all, restrat: true}").contains("restrat"));
-        let missing = Script::from_yaml(SCRIPT)
-            .unwrap()
-            .check(3)
-            .unwrap_err()
-            .to_string();
+        let missing = Script::from_yaml(SCRIPT).unwrap().check(3).unwrap_err().to_string();
         assert_eq!(missing, "step 2: the fleet has 3 nodes, numbered from 0 to 2");
     }
 }

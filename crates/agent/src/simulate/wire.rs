@@ -51,14 +51,8 @@ pub(super) async fn converse(mut stream: TcpStream, node: &Mutex<Node>) -> io::R
         let (answer, keep) = match incoming {
             Incoming::Gone => return Ok(()),
             Incoming::TooLarge => {
-                let head = Head {
-                    date: None,
-                    keep: false,
-                };
-                (
-                    Play::Whole(head.render("431 Request Header Fields Too Large", b"")),
-                    false,
-                )
+                let head = Head { date: None, keep: false };
+                (Play::Whole(head.render("431 Request Header Fields Too Large", b"")), false)
             }
             Incoming::Request(request) => {
                 let keep = request.keep && opened.elapsed() < LIFETIME;
@@ -133,15 +127,8 @@ async fn perform(stream: &mut TcpStream, answer: Play) -> io::Result<()> {
         }
         Play::Silence => departure(stream).await,
         // Dropped with a lingering time of zero, a connection is reset.
-        Play::Reset => stream
-            .set_zero_linger()
-            .and(Err(io::ErrorKind::ConnectionAborted.into())),
-        Play::Repeat {
-            opening,
-            block,
-            times,
-            ending,
-        } => {
+        Play::Reset => stream.set_zero_linger().and(Err(io::ErrorKind::ConnectionAborted.into())),
+        Play::Repeat { opening, block, times, ending } => {
             stream.write_all(&opening).await?;
             for _ in 0..times {
                 stream.write_all(block).await?;

@@ -150,16 +150,11 @@ impl Ledger {
             entry.expected = false;
         }
         for target in targets {
-            let entry = self
-                .targets
-                .entry(target.address)
-                .or_insert_with(|| TargetEntry::new(target.node.clone()));
+            let entry =
+                self.targets.entry(target.address).or_insert_with(|| TargetEntry::new(target.node.clone()));
             entry.expected = true;
             if entry.node != target.node {
-                *entry = TargetEntry {
-                    expected: true,
-                    ..TargetEntry::new(target.node)
-                };
+                *entry = TargetEntry { expected: true, ..TargetEntry::new(target.node) };
             }
         }
         self.targets.retain(|_, entry| entry.expected);
@@ -183,9 +178,7 @@ impl Ledger {
             return Vec::new();
         };
         if target.node != report.target.node
-            || target
-                .last_report
-                .is_some_and(|last| report.at.uptime < last.uptime)
+            || target.last_report.is_some_and(|last| report.at.uptime < last.uptime)
         {
             return Vec::new();
         }
@@ -203,10 +196,7 @@ impl Ledger {
         }
 
         let name = report.target.node.clone();
-        let node = self
-            .nodes
-            .entry(name.clone())
-            .or_insert_with(|| Node::new(report.at));
+        let node = self.nodes.entry(name.clone()).or_insert_with(|| Node::new(report.at));
         if let Outcome::Failed(failure) = &report.outcome {
             node.failed(failure.reason);
             return Vec::new();
@@ -247,10 +237,7 @@ impl Ledger {
         }
         node.learn_interval(newest.values().map(|record| record.detected_at).max());
 
-        let new_keys = newest
-            .keys()
-            .filter(|key| !node.evidence.contains_key(**key))
-            .count();
+        let new_keys = newest.keys().filter(|key| !node.evidence.contains_key(**key)).count();
         let room = self.rules.max_keys_per_node.saturating_sub(node.evidence.len());
         for evicted in node.evict(new_keys.saturating_sub(room), |key| newest.contains_key(key)) {
             forget(&mut self.violations, &evicted, name);
@@ -270,25 +257,12 @@ impl Ledger {
             } else {
                 let age = crate::report::age_by_own_clock(record, answer.date);
                 let fresh = age.is_some_and(|age| age <= max_age);
-                node.evidence
-                    .insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
-                self.violations
-                    .entry(key.clone())
-                    .or_default()
-                    .nodes
-                    .insert(name.clone());
-                Some(if fresh {
-                    ChangeKind::Appeared
-                } else {
-                    ChangeKind::Sighted
-                })
+                node.evidence.insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
+                self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
+                Some(if fresh { ChangeKind::Appeared } else { ChangeKind::Sighted })
             };
             if let Some(kind) = change {
-                changes.push(Change {
-                    key: key.clone(),
-                    node: name.clone(),
-                    kind,
-                });
+                changes.push(Change { key: key.clone(), node: name.clone(), kind });
             }
         }
         changes
@@ -303,11 +277,7 @@ impl Ledger {
             .iter_mut()
             .filter_map(|(key, evidence)| {
                 let why = evidence.try_clear(&clock, at)?;
-                Some(Change {
-                    key: key.clone(),
-                    node: name.clone(),
-                    kind: ChangeKind::Cleared(why),
-                })
+                Some(Change { key: key.clone(), node: name.clone(), kind: ChangeKind::Cleared(why) })
             })
             .collect()
     }
@@ -352,11 +322,7 @@ impl Ledger {
                 } else {
                     continue;
                 };
-                changes.push(Change {
-                    key: key.clone(),
-                    node: name.clone(),
-                    kind,
-                });
+                changes.push(Change { key: key.clone(), node: name.clone(), kind });
             }
             for key in node.expire(now, keep) {
                 forget(&mut self.violations, &key, name);
@@ -375,8 +341,7 @@ impl Ledger {
     /// A node without evidence and without a target has nothing left to tell.
     fn drop_idle_nodes(&mut self) {
         let asked: BTreeSet<&NodeName> = self.targets.values().map(|target| &target.node).collect();
-        self.nodes
-            .retain(|name, node| !node.evidence.is_empty() || asked.contains(name));
+        self.nodes.retain(|name, node| !node.evidence.is_empty() || asked.contains(name));
     }
 
     /// Counts every change of anything that a snapshot shows.
@@ -386,35 +351,19 @@ impl Ledger {
 
     /// The read view as of `now`. Takes `&mut self` because it notes when the list last changed.
     pub fn snapshot(&mut self, now: Moment) -> Snapshot {
-        let violations: Vec<Violation> = self
-            .violations
-            .iter()
-            .filter_map(|(key, entry)| self.view(key, entry, now))
-            .collect();
-        let shown = || {
-            violations
-                .iter()
-                .filter(|v| v.state != State::Cleared)
-                .map(|v| &v.record)
-        };
+        let violations: Vec<Violation> =
+            self.violations.iter().filter_map(|(key, entry)| self.view(key, entry, now)).collect();
+        let shown = || violations.iter().filter(|v| v.state != State::Cleared).map(|v| &v.record);
         let same = shown().count() == self.list.len()
-            && shown()
-                .zip(self.list.iter())
-                .all(|(a, b)| Arc::ptr_eq(a, b) || a == b);
+            && shown().zip(self.list.iter()).all(|(a, b)| Arc::ptr_eq(a, b) || a == b);
         if !same {
             self.list = shown().cloned().collect();
             self.list_changed_at = now;
         }
 
-        let targets: Vec<TargetView> = self
-            .targets
-            .iter()
-            .map(|(address, entry)| entry.view(address, &self.rules, now))
-            .collect();
-        let mut coverage = Coverage {
-            never_seen: self.unlisted,
-            ..Coverage::default()
-        };
+        let targets: Vec<TargetView> =
+            self.targets.iter().map(|(address, entry)| entry.view(address, &self.rules, now)).collect();
+        let mut coverage = Coverage { never_seen: self.unlisted, ..Coverage::default() };
         for target in &targets {
             match target.state {
                 TargetState::Fresh => coverage.fresh += 1,
@@ -426,11 +375,7 @@ impl Ledger {
             at: now,
             revision: self.revision,
             rounds: self.rounds,
-            nodes: self
-                .nodes
-                .iter()
-                .map(|(name, node)| (name.clone(), node.view(&self.rules)))
-                .collect(),
+            nodes: self.nodes.iter().map(|(name, node)| (name.clone(), node.view(&self.rules))).collect(),
             violations,
             list: self.list.clone(),
             list_changed_at: self.list_changed_at.wall,
@@ -446,22 +391,15 @@ impl Ledger {
             .iter()
             .filter_map(|name| {
                 let node = self.nodes.get(name)?;
-                Some(
-                    node.evidence
-                        .get(key)?
-                        .view(name, now, node.active_for(&self.rules)),
-                )
+                Some(node.evidence.get(key)?.view(name, now, node.active_for(&self.rules)))
             })
             .collect();
         // The longest-standing of the strongest evidence speaks, so that neither the order of arrival nor a second,
         // lying node changes what people see of the first.
-        let speaker = evidence
-            .iter()
-            .min_by_key(|e| (e.presence, e.first_seen, &e.node))?;
+        let speaker = evidence.iter().min_by_key(|e| (e.presence, e.first_seen, &e.node))?;
         let fresh_at = evidence.iter().filter_map(|e| e.fresh_at).max();
-        let gone = entry
-            .pod_gone
-            .is_some_and(|gone| fresh_at.is_none_or(|fresh| fresh.uptime <= gone.uptime));
+        let gone =
+            entry.pod_gone.is_some_and(|gone| fresh_at.is_none_or(|fresh| fresh.uptime <= gone.uptime));
         let state = match speaker.presence {
             _ if gone => State::Cleared,
             Presence::Active => State::Active,

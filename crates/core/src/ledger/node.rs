@@ -56,10 +56,7 @@ impl Node {
     /// A whole answer. It vouches for the time since the last one, but for no more than `gap`: the time in between that
     /// was not answered counts for nothing, however the failure showed.
     pub(super) fn answered(&mut self, at: Moment, empty: bool, gap: Duration) {
-        let credit = self
-            .last_answer
-            .map_or(Duration::ZERO, |last| at.since(last))
-            .min(gap);
+        let credit = self.last_answer.map_or(Duration::ZERO, |last| at.since(last)).min(gap);
         self.last_answer = self.last_answer.max(Some(at));
         if empty && self.listed_something {
             // The upstream agent never takes a record off its list, so this is how its restart looks.
@@ -93,16 +90,12 @@ impl Node {
     }
 
     fn offenders(&self) -> usize {
-        self.evidence
-            .values()
-            .filter(|evidence| evidence.is_offender())
-            .count()
+        self.evidence.values().filter(|evidence| evidence.is_offender()).count()
     }
 
     /// The interval at which one of several offenders can be expected to be listed by an agent that lists one per scan.
     fn turn(&self) -> Duration {
-        self.interval()
-            .saturating_mul(u32::try_from(self.offenders().max(1)).unwrap_or(u32::MAX))
+        self.interval().saturating_mul(u32::try_from(self.offenders().max(1)).unwrap_or(u32::MAX))
     }
 
     pub(super) fn active_for(&self, rules: &Detection) -> Duration {
@@ -159,11 +152,7 @@ impl Node {
             clock: self.clock(rules),
             interval: self.interval,
             offenders: self.offenders(),
-            records: self
-                .evidence
-                .values()
-                .filter(|evidence| !evidence.is_cleared())
-                .count(),
+            records: self.evidence.values().filter(|evidence| !evidence.is_cleared()).count(),
             last_answer: self.last_answer.map(|at| at.wall),
             rejected: self.rejected.clone(),
         }

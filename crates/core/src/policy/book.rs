@@ -204,17 +204,15 @@ impl Book {
     pub fn held(&self, policy: &Policy) -> Vec<HeldApp> {
         self.incidents
             .iter()
-            .filter_map(
-                |(app, incident)| match (&incident.standing, &incident.held, incident.release_held) {
-                    (Standing::Held, Some((since, brake)), _) => {
-                        Some((app, *since, brake.reason(&policy.brake), false))
-                    }
-                    (Standing::Blocked { .. }, _, Some(since)) => {
-                        Some((app, since, Brake::Releases.reason(&policy.brake), true))
-                    }
-                    _ => None,
-                },
-            )
+            .filter_map(|(app, incident)| match (&incident.standing, &incident.held, incident.release_held) {
+                (Standing::Held, Some((since, brake)), _) => {
+                    Some((app, *since, brake.reason(&policy.brake), false))
+                }
+                (Standing::Blocked { .. }, _, Some(since)) => {
+                    Some((app, since, Brake::Releases.reason(&policy.brake), true))
+                }
+                _ => None,
+            })
             .map(|(app, since, reason, release)| HeldApp {
                 app: app.clone(),
                 since: since.wall,
@@ -234,11 +232,9 @@ impl Book {
     ) -> Result<Decision, ActError> {
         let (app, kind, reason) = match act {
             Act::Approve { app } => (app, DecisionKind::Approved, self.approve(app, policy, now)?),
-            Act::Release { app, until } => (
-                app,
-                DecisionKind::Released,
-                self.release(app, *until, actor, now)?,
-            ),
+            Act::Release { app, until } => {
+                (app, DecisionKind::Released, self.release(app, *until, actor, now)?)
+            }
         };
         Ok(Decision {
             at: now.wall,
@@ -263,14 +259,8 @@ impl Book {
             Standing::Held => {
                 incident.held = None;
                 incident.approved = true;
-                incident.standing = Standing::Blocked {
-                    since: now,
-                    dry_run: policy.mode == Mode::DryRun,
-                };
-                Ok(format!(
-                    "the block that a brake held is approved: {}",
-                    incident.accusation()
-                ))
+                incident.standing = Standing::Blocked { since: now, dry_run: policy.mode == Mode::DryRun };
+                Ok(format!("the block that a brake held is approved: {}", incident.accusation()))
             }
             Standing::Blocked { .. } if incident.release_held.is_some() => {
                 incident.end(now);
@@ -300,17 +290,14 @@ impl Book {
         }
         self.releases
             .retain(|old| !(old.app == *app && sticky.contains(&(old.process.clone(), old.rule.clone()))));
-        self.releases
-            .extend(sticky.into_iter().map(|(process, rule)| StickyRelease {
-                app: app.clone(),
-                process,
-                rule,
-                until,
-                actor: actor.into(),
-            }));
-        Ok(format!(
-            "released by hand; the same accusations do not block it until {until}"
-        ))
+        self.releases.extend(sticky.into_iter().map(|(process, rule)| StickyRelease {
+            app: app.clone(),
+            process,
+            rule,
+            until,
+            actor: actor.into(),
+        }));
+        Ok(format!("released by hand; the same accusations do not block it until {until}"))
     }
 
     /// What covers an accusation, if anything does.
@@ -321,10 +308,7 @@ impl Book {
         policy: &Policy,
         now: Timestamp,
     ) -> Option<String> {
-        let exemption = policy
-            .exemptions
-            .iter()
-            .find(|exemption| exemption.covers(app, record, now));
+        let exemption = policy.exemptions.iter().find(|exemption| exemption.covers(app, record, now));
         if let Some(exemption) = exemption {
             return Some(format!("exempted: {}", exemption.reason));
         }

@@ -59,10 +59,9 @@ impl Brake {
     pub(super) fn reason(&self, rules: &BrakeRules) -> String {
         let window = human(rules.window);
         match self {
-            Self::NewApps => format!(
-                "more than {} new blocks within {window} (brake.max_new_apps)",
-                rules.max_new_apps
-            ),
+            Self::NewApps => {
+                format!("more than {} new blocks within {window} (brake.max_new_apps)", rules.max_new_apps)
+            }
             Self::Node(node) => format!(
                 "more than {} new blocks within {window} on the word of node {node} (brake.max_apps_per_node)",
                 rules.max_apps_per_node
@@ -72,10 +71,9 @@ impl Brake {
                 rule.escape_debug(),
                 rules.max_namespaces_per_rule
             ),
-            Self::Releases => format!(
-                "more than {} releases within {window} (brake.max_releases)",
-                rules.max_releases
-            ),
+            Self::Releases => {
+                format!("more than {} releases within {window} (brake.max_releases)", rules.max_releases)
+            }
         }
     }
 }
@@ -111,13 +109,8 @@ impl Window {
         self.due.retain(|_, due| now.since(due.at) < rules.window);
         self.releases.retain(|_, at| now.since(*at) < rules.window);
         let due = self.due.clone();
-        let mut tally = Tally {
-            window: self,
-            rules,
-            now,
-            per_node: HashMap::new(),
-            per_rule: HashMap::new(),
-        };
+        let mut tally =
+            Tally { window: self, rules, now, per_node: HashMap::new(), per_rule: HashMap::new() };
         for (app, due) in &due {
             tally.add(app, &due.accusers);
         }
@@ -132,10 +125,7 @@ impl Tally<'_> {
             *self.per_node.entry(node.clone()).or_default() += 1;
         }
         for (_, rule) in accusers {
-            self.per_rule
-                .entry(rule.clone())
-                .or_default()
-                .insert(app.namespace.clone());
+            self.per_rule.entry(rule.clone()).or_default().insert(app.namespace.clone());
         }
     }
 
@@ -144,22 +134,11 @@ impl Tally<'_> {
     /// One accuser within the limits is enough: a lying node or a bad rule does not protect from an honest one.
     pub(super) fn due(&mut self, app: &App, accusers: BTreeSet<(NodeName, Text)>) -> Option<Brake> {
         let counted = self.window.due.get(app).is_some_and(|due| due.passed);
-        let brake = if counted {
-            None
-        } else {
-            self.brake_for(app, &accusers)
-        };
+        let brake = if counted { None } else { self.brake_for(app, &accusers) };
         if !counted {
             self.add(app, &accusers);
         }
-        self.window.due.insert(
-            app.clone(),
-            Due {
-                at: self.now,
-                passed: brake.is_none(),
-                accusers,
-            },
-        );
+        self.window.due.insert(app.clone(), Due { at: self.now, passed: brake.is_none(), accusers });
         brake
     }
 
@@ -198,7 +177,6 @@ impl Tally<'_> {
             Brake::Releases => &mut self.window.held_release,
             Brake::NewApps | Brake::Node(_) | Brake::Rule(_) => &mut self.window.held_block,
         };
-        last.replace(self.now)
-            .is_none_or(|last| self.now.since(last) >= self.rules.window)
+        last.replace(self.now).is_none_or(|last| self.now.since(last) >= self.rules.window)
     }
 }

@@ -55,14 +55,7 @@ impl Book {
         facts: &Facts,
         now: Moment,
     ) -> Evaluation {
-        let mut pass = Pass {
-            snapshot,
-            policy,
-            facts,
-            now,
-            decisions: Vec::new(),
-            alerts: Vec::new(),
-        };
+        let mut pass = Pass { snapshot, policy, facts, now, decisions: Vec::new(), alerts: Vec::new() };
         self.releases.retain(|release| now.wall < release.until);
         let (disputed, unverified) = self.hear(&mut pass);
         self.clear_grounds(&pass);
@@ -75,10 +68,8 @@ impl Book {
                 Wish::Nothing => {}
                 Wish::Release => releases.push(app),
                 Wish::Block => {
-                    let fresh_at = self
-                        .incidents
-                        .get(&app)
-                        .and_then(|i| i.grounds.values().map(|g| g.fresh_at).min());
+                    let fresh_at =
+                        self.incidents.get(&app).and_then(|i| i.grounds.values().map(|g| g.fresh_at).min());
                     blocks.push((fresh_at.unwrap_or(now), app));
                 }
             }
@@ -92,17 +83,8 @@ impl Book {
         });
 
         let plan = self.plan(&mut pass);
-        let Pass {
-            decisions, alerts, ..
-        } = pass;
-        Evaluation {
-            plan,
-            held: self.held(policy),
-            decisions,
-            alerts,
-            disputed,
-            unverified,
-        }
+        let Pass { decisions, alerts, .. } = pass;
+        Evaluation { plan, held: self.held(policy), decisions, alerts, disputed, unverified }
     }
 
     /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns (disputed, unverified).
@@ -133,16 +115,10 @@ impl Book {
                 }
                 let id = (violation.key.clone(), evidence.node.clone());
                 let already = known.get(&id).is_some_and(|(_, at)| *at >= fresh_at);
-                match pass
-                    .facts
-                    .judge(&evidence.node, &evidence.record, pass.policy.verify_pods)
-                {
+                match pass.facts.judge(&evidence.node, &evidence.record, pass.policy.verify_pods) {
                     Verdict::Accepted(app) => {
                         // What was accepted against one App stays against it, even if the Pod's labels now name another.
-                        let app = known
-                            .get(&id)
-                            .filter(|_| already)
-                            .map_or(app, |(app, _)| app.clone());
+                        let app = known.get(&id).filter(|_| already).map_or(app, |(app, _)| app.clone());
                         if evidence.presence == Presence::Active {
                             self.accuse(app, id, evidence, fresh_at, pass);
                         }
@@ -179,10 +155,7 @@ impl Book {
         pass: &Pass<'_>,
     ) {
         let same_incident = pass.policy.same_incident;
-        let incident = self
-            .incidents
-            .entry(app)
-            .or_insert_with(|| Incident::new(fresh_at));
+        let incident = self.incidents.entry(app).or_insert_with(|| Incident::new(fresh_at));
         if let Standing::Ended { at } = incident.standing {
             if pass.now.since(at) > same_incident {
                 *incident = Incident::new(fresh_at);
@@ -191,12 +164,7 @@ impl Book {
         }
         incident.release_held = None;
         incident.note_process(&id.0.process);
-        let ground = Ground {
-            record: evidence.record.clone(),
-            fresh_at,
-            mark: evidence.mark,
-            active: true,
-        };
+        let ground = Ground { record: evidence.record.clone(), fresh_at, mark: evidence.mark, active: true };
         match incident.grounds.get_mut(&id) {
             // Evidence that we have heard is still fresh, but its record may have been re-read: keep the clock.
             Some(old) if old.fresh_at >= fresh_at => old.active = true,
@@ -244,11 +212,7 @@ impl Book {
         };
         let covered = refusal.or_else(|| {
             // Every ground has its excuse: the first one speaks for all.
-            excuses
-                .iter()
-                .all(Option::is_some)
-                .then(|| excuses.into_iter().flatten().next())
-                .flatten()
+            excuses.iter().all(Option::is_some).then(|| excuses.into_iter().flatten().next()).flatten()
         });
         if let Some(why) = covered {
             if matches!(incident.standing, Standing::Blocked { .. }) {
@@ -307,10 +271,7 @@ impl Book {
             _ => {
                 let grace = pass.policy.grace;
                 let wall = pass.now.wall.checked_add(grace).unwrap_or(pass.now.wall);
-                let until = Moment {
-                    uptime: pass.now.uptime.saturating_add(grace),
-                    wall,
-                };
+                let until = Moment { uptime: pass.now.uptime.saturating_add(grace), wall };
                 incident.standing = Standing::Grace { until };
                 let reason = format!("{}; to be blocked in {}", incident.accusation(), human(grace));
                 pass.decide(app, DecisionKind::Warned, reason);
@@ -324,11 +285,7 @@ impl Book {
         let Some(incident) = self.incidents.get(app) else {
             return Vec::new();
         };
-        incident
-            .grounds
-            .values()
-            .map(|g| self.excuse(app, &g.record, pass.policy, pass.now.wall))
-            .collect()
+        incident.grounds.values().map(|g| self.excuse(app, &g.record, pass.policy, pass.now.wall)).collect()
     }
 
     /// Blocks and releases what is wished for, as far as the brakes let it.
@@ -347,11 +304,7 @@ impl Book {
             let Some(incident) = self.incidents.get_mut(&app) else {
                 continue;
             };
-            let brake = if incident.approved {
-                None
-            } else {
-                tally.due(&app, accusers)
-            };
+            let brake = if incident.approved { None } else { tally.due(&app, accusers) };
             if let Some(brake) = brake {
                 let reason = format!("{}; {}", brake.reason(&pass.policy.brake), incident.accusation());
                 pass.decide(&app, DecisionKind::Held, reason);
@@ -362,10 +315,7 @@ impl Book {
             } else {
                 pass.decide(&app, DecisionKind::Blocked, incident.accusation());
                 let dry_run = pass.policy.mode == Mode::DryRun;
-                incident.standing = Standing::Blocked {
-                    since: pass.now,
-                    dry_run,
-                };
+                incident.standing = Standing::Blocked { since: pass.now, dry_run };
             }
         }
         for app in releases {
@@ -394,19 +344,13 @@ impl Book {
                 brake.reason(&pass.policy.brake),
                 held_blocks.len()
             );
-            pass.alerts.push(Alert::Brake {
-                brake: brake.clone(),
-                message,
-            });
+            pass.alerts.push(Alert::Brake { brake: brake.clone(), message });
         }
         if held_releases > 0 && tally.is_news(&Brake::Releases) {
             let reason = Brake::Releases.reason(&pass.policy.brake);
             let message =
                 format!("{reason}: {held_releases} Apps stay blocked until their release is approved");
-            pass.alerts.push(Alert::Brake {
-                brake: Brake::Releases,
-                message,
-            });
+            pass.alerts.push(Alert::Brake { brake: Brake::Releases, message });
         }
     }
 
@@ -419,10 +363,7 @@ impl Book {
             .grounds
             .iter()
             .filter(|(_, ground)| ground.active)
-            .filter(|(_, ground)| {
-                self.excuse(app, &ground.record, pass.policy, pass.now.wall)
-                    .is_none()
-            })
+            .filter(|(_, ground)| self.excuse(app, &ground.record, pass.policy, pass.now.wall).is_none())
             .map(|((_, node), ground)| (node.clone(), ground.record.rule().clone()))
             .collect()
     }
@@ -437,12 +378,7 @@ impl Book {
         let mut waiting = 0;
         // A byte for each App says what is happening to it, so that any change of the set is seen.
         let mut standing: BTreeMap<App, u8> = BTreeMap::new();
-        let mut summary = Summary {
-            blocked: 0,
-            in_grace: 0,
-            held: 0,
-            changed: pass.now.wall,
-        };
+        let mut summary = Summary { blocked: 0, in_grace: 0, held: 0, changed: pass.now.wall };
         for (app, incident) in &mut self.incidents {
             let phase = match incident.standing {
                 Standing::Blocked { since, dry_run } if !dry_run || mode == Mode::DryRun => {
@@ -491,12 +427,7 @@ impl Book {
             Some((before, changed)) if *before == standing => summary.changed = *changed,
             _ => self.summary = Some((standing, summary.changed)),
         }
-        Plan {
-            mode,
-            blocks,
-            notices,
-            summary,
-        }
+        Plan { mode, blocks, notices, summary }
     }
 }
 

@@ -61,11 +61,7 @@ impl Facts {
             return Verdict::Accepted(claimed_app(record));
         }
         match self.pods.get(&record.key.pod_ref()) {
-            Some(PodFact::Present {
-                node: actual,
-                host_ips,
-                app,
-            }) => {
+            Some(PodFact::Present { node: actual, host_ips, app }) => {
                 if actual == node || host_ips.iter().any(|ip| is_host_of(ip, &node.0)) {
                     Verdict::Accepted(app.clone())
                 } else {
@@ -101,22 +97,10 @@ impl Facts {
 /// The App that a record names. Wrong in practice (an agent can't know better), so only used where no Pod can be asked.
 pub(super) fn claimed_app(record: &Record) -> App {
     let or = |text: &Text, fallback: &Text| {
-        if text.is_empty() {
-            fallback.clone()
-        } else {
-            text.clone()
-        }
+        if text.is_empty() { fallback.clone() } else { text.clone() }
     };
-    let kind: Text = if record.kind.is_empty() {
-        "app".into()
-    } else {
-        record.kind.clone()
-    };
-    App {
-        namespace: record.key.namespace.clone(),
-        kind,
-        name: or(&record.name, &record.key.pod),
-    }
+    let kind: Text = if record.kind.is_empty() { "app".into() } else { record.kind.clone() };
+    App { namespace: record.key.namespace.clone(), kind, name: or(&record.name, &record.key.pod) }
 }
 
 /// Whether `node`, a static target's `host:port`, names the host address `ip`.

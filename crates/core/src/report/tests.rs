@@ -17,14 +17,7 @@ fn with(field: &str, value: &str) -> String {
 #[test]
 fn trap_7_other_shapes_are_read_and_bad_records_counted() {
     assert_eq!(ok(&format!("[{GOOD}]\n")).records.len(), 1);
-    assert_eq!(
-        ok(&format!(
-            "{{\"total_count\":1,\"violations\":[{GOOD}],\"x\":{{}}}}"
-        ))
-        .records
-        .len(),
-        1
-    );
+    assert_eq!(ok(&format!("{{\"total_count\":1,\"violations\":[{GOOD}],\"x\":{{}}}}")).records.len(), 1);
     for empty in ["[]", "null", "{\"violations\":null}", " [ ] \n"] {
         assert!(ok(empty).records.is_empty());
     }
@@ -55,21 +48,8 @@ fn a_record_keeps_what_the_agent_wrote() {
     let value: serde_json::Value = serde_json::from_str(GOOD).unwrap();
     assert_eq!(serde_json::to_value(record).unwrap(), value);
     let text = serde_json::to_string(record).unwrap();
-    let order = [
-        "pod",
-        "namespace",
-        "process",
-        "cmdline",
-        "regex",
-        "status",
-        "type",
-        "name",
-        "timestamp",
-    ];
-    let places: Vec<_> = order
-        .iter()
-        .map(|f| text.find(&format!("\"{f}\":")).unwrap())
-        .collect();
+    let order = ["pod", "namespace", "process", "cmdline", "regex", "status", "type", "name", "timestamp"];
+    let places: Vec<_> = order.iter().map(|f| text.find(&format!("\"{f}\":")).unwrap()).collect();
     assert!(places.is_sorted());
 }
 
@@ -81,15 +61,9 @@ fn the_rule_is_the_regex_or_else_the_process() {
 
 #[test]
 fn what_is_no_list_is_an_error_that_quotes_nothing() {
-    for body in [
-        "",
-        "<html>secret</html>",
-        "7",
-        "\"secret\"",
-        "{}",
-        "{\"violations\":{\"violations\":[]}}",
-        "[1] x",
-    ] {
+    for body in
+        ["", "<html>secret</html>", "7", "\"secret\"", "{}", "{\"violations\":{\"violations\":[]}}", "[1] x"]
+    {
         let (_, result) = decode(body.as_bytes(), &Limits::default());
         let message = result.unwrap_err().to_string();
         assert!(!message.contains("secret"), "{message}");
@@ -114,9 +88,7 @@ fn lone_surrogates_and_deep_nesting_cost_their_own_record_only() {
 
 #[test]
 fn bytes_that_are_not_utf_8_become_the_replacement_character() {
-    let body = format!("[{GOOD}]")
-        .replace("miner \\u003e", "\u{1}\u{1}")
-        .into_bytes();
+    let body = format!("[{GOOD}]").replace("miner \\u003e", "\u{1}\u{1}").into_bytes();
     let body: Vec<u8> = body.iter().map(|b| if *b == 1 { 0xff } else { *b }).collect();
     let (answer, result) = decode(&body, &Limits::default());
     result.unwrap();
@@ -126,20 +98,10 @@ fn bytes_that_are_not_utf_8_become_the_replacement_character() {
 #[test]
 fn trap_5_tenant_controlled_names_are_data_or_refused() {
     for bad in ["\"NS\"", "\"ns a\"", "\"ns-a\\n\"", "\"../..\"", "\"ns-\\u202e\""] {
-        assert_eq!(
-            ok(&with("namespace", bad))
-                .rejected
-                .of(Rejection::InvalidNamespace),
-            1,
-            "{bad}"
-        );
+        assert_eq!(ok(&with("namespace", bad)).rejected.of(Rejection::InvalidNamespace), 1, "{bad}");
     }
     for bad in ["\"a/b\"", "\"..\"", "\"A\"", "\"a: b\""] {
-        assert_eq!(
-            ok(&with("pod", bad)).rejected.of(Rejection::InvalidPod),
-            1,
-            "{bad}"
-        );
+        assert_eq!(ok(&with("pod", bad)).rejected.of(Rejection::InvalidPod), 1, "{bad}");
     }
     for odd in ["\\u001b[2J", "a: b\\n- c", "<script>", "\u{1f4a3}", "\\u202e"] {
         let answer = ok(&with("process", &format!("\"{odd}\"")));
@@ -152,12 +114,7 @@ fn trap_5_tenant_controlled_names_are_data_or_refused() {
 
 #[test]
 fn fields_are_cut_at_characters_and_records_counted_beyond_their_limit() {
-    let limits = Limits {
-        records: 2,
-        process: 8,
-        cmdline: 10,
-        field: 64,
-    };
+    let limits = Limits { records: 2, process: 8, cmdline: 10, field: 64 };
     let long = with("cmdline", "\"ääääääääääää\"");
     let (answer, _) = decode(long.as_bytes(), &limits);
     assert_eq!(answer.records[0].cmdline.as_ref(), "äää…");
@@ -166,10 +123,7 @@ fn fields_are_cut_at_characters_and_records_counted_beyond_their_limit() {
     let body = format!("[{GOOD},{GOOD},{GOOD},{GOOD}]");
     let (answer, result) = decode(body.as_bytes(), &limits);
     result.unwrap();
-    assert_eq!(
-        (answer.records.len(), answer.rejected.of(Rejection::OverLimit)),
-        (2, 2)
-    );
+    assert_eq!((answer.records.len(), answer.rejected.of(Rejection::OverLimit)), (2, 2));
 }
 
 #[test]
@@ -177,14 +131,8 @@ fn age_is_judged_by_the_agents_own_clock() {
     let record = &ok(&format!("[{GOOD}]")).records[0];
     let date = |text: &str| Some(text.parse().unwrap());
     assert_eq!(age_by_own_clock(record, None), None);
-    assert_eq!(
-        age_by_own_clock(record, date("2025-12-22T10:31:00Z")),
-        Some(Duration::from_mins(1))
-    );
-    assert_eq!(
-        age_by_own_clock(record, date("2025-12-22T10:29:57Z")),
-        Some(Duration::ZERO)
-    );
+    assert_eq!(age_by_own_clock(record, date("2025-12-22T10:31:00Z")), Some(Duration::from_mins(1)));
+    assert_eq!(age_by_own_clock(record, date("2025-12-22T10:29:57Z")), Some(Duration::ZERO));
     assert_eq!(
         age_by_own_clock(record, date("2025-12-22T09:30:00Z")),
         None,
@@ -194,10 +142,7 @@ fn age_is_judged_by_the_agents_own_clock() {
 
 #[test]
 fn the_agents_sample_answer_is_read_where_it_is_present() {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../../shared/contracts/agent-samples.json"
-    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/contracts/agent-samples.json");
     let Ok(body) = std::fs::read(path) else {
         eprintln!("no contract files here: nothing to compare with");
         return;

@@ -20,9 +20,8 @@ pub(super) fn shard_of(mut hash: u64, shards: usize) -> usize {
         shard = next;
         hash = hash.wrapping_mul(2_862_933_555_777_941_757).wrapping_add(1);
         // (shard + 1) * 2^31 / ((hash >> 33) + 1), in integers: the same on every machine.
-        next = (u128::from(shard + 1) * (1 << 31) / u128::from((hash >> 33) + 1))
-            .try_into()
-            .unwrap_or(u64::MAX);
+        next =
+            (u128::from(shard + 1) * (1 << 31) / u128::from((hash >> 33) + 1)).try_into().unwrap_or(u64::MAX);
     }
     usize::try_from(shard).unwrap_or(0)
 }
@@ -42,17 +41,11 @@ mod tests {
     fn one_shard_more_moves_only_its_share_and_only_into_it() {
         let hashes: Vec<u64> = (0..10_000).map(|n: u32| stable_hash(&[&n.to_string()])).collect();
         for shards in 1..8 {
-            let moved: Vec<_> = hashes
-                .iter()
-                .filter(|h| shard_of(**h, shards) != shard_of(**h, shards + 1))
-                .collect();
+            let moved: Vec<_> =
+                hashes.iter().filter(|h| shard_of(**h, shards) != shard_of(**h, shards + 1)).collect();
             assert!(moved.iter().all(|h| shard_of(**h, shards + 1) == shards));
             let share = 10_000 / (shards + 1);
-            assert!(
-                moved.len() > share / 2 && moved.len() < share * 2,
-                "{shards}: {}",
-                moved.len()
-            );
+            assert!(moved.len() > share / 2 && moved.len() < share * 2, "{shards}: {}", moved.len());
         }
     }
 }

@@ -40,26 +40,14 @@ pub struct Kind {
 
 /// All kinds of objects that are made from the plan.
 pub const KINDS: &[Kind] = &[
-    Kind {
-        name: "WasmPlugin",
-        render: wasm_plugin::render,
-    },
-    Kind {
-        name: "Notification",
-        render: notification::render,
-    },
-    Kind {
-        name: "Notification (summary)",
-        render: notification::render_summary,
-    },
+    Kind { name: "WasmPlugin", render: wasm_plugin::render },
+    Kind { name: "Notification", render: notification::render },
+    Kind { name: "Notification (summary)", render: notification::render_summary },
 ];
 
 /// Makes all objects of the plan, in the order of [`KINDS`].
 pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Object> {
-    KINDS
-        .iter()
-        .flat_map(|kind| (kind.render)(plan, settings, existing))
-        .collect()
+    KINDS.iter().flat_map(|kind| (kind.render)(plan, settings, existing)).collect()
 }
 
 /// The label that names us. Labels of Notifications do not last (see [`notification`]), so nothing depends on it.

@@ -21,15 +21,7 @@ const FROM: &str = "ProcScan";
 pub const SUMMARY_NAME: &str = "procscan-notification";
 
 /// The placeholders of texts to tenants.
-pub const PLACEHOLDERS: &[&str] = &[
-    "app",
-    "kind",
-    "namespace",
-    "processes",
-    "contact",
-    "appeal",
-    "until",
-];
+pub const PLACEHOLDERS: &[&str] = &["app", "kind", "namespace", "processes", "contact", "appeal", "until"];
 
 /// What tenants and administrators read.
 #[derive(Clone, Debug)]
@@ -88,18 +80,11 @@ struct Translation {
 
 /// Makes the tenants' Notifications: one for each notice.
 pub fn render(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Object> {
-    plan.notices
-        .iter()
-        .map(|notice| object(notice, &settings.notification))
-        .collect()
+    plan.notices.iter().map(|notice| object(notice, &settings.notification)).collect()
 }
 
 fn object(notice: &Notice, texts: &Texts) -> Object {
-    let processes: Vec<String> = notice
-        .processes
-        .iter()
-        .map(|process| printable(process, 64))
-        .collect();
+    let processes: Vec<String> = notice.processes.iter().map(|process| printable(process, 64)).collect();
     let processes = processes.join(", ");
     let (message, until) = match notice.phase {
         NoticePhase::Grace { until } => (&texts.grace, until.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()),
@@ -119,14 +104,8 @@ fn object(notice: &Notice, texts: &Texts) -> Object {
     };
     let mut metadata = Metadata::new(name(&notice.app), &*notice.app.namespace);
     metadata.labels.insert("isRead".to_owned(), "false".into());
-    metadata.annotations.insert(
-        "procscan-aggregator/app".to_owned(),
-        format!("{kind}/{app}").into(),
-    );
-    metadata.annotations.insert(
-        "procscan-aggregator/incident".to_owned(),
-        notice.opened.to_string().into(),
-    );
+    metadata.annotations.insert("procscan-aggregator/app".to_owned(), format!("{kind}/{app}").into());
+    metadata.annotations.insert("procscan-aggregator/incident".to_owned(), notice.opened.to_string().into());
     Object {
         api_version: "notification.sealos.io/v1",
         kind: "Notification",
@@ -158,13 +137,7 @@ pub fn name(app: &App) -> String {
         .name
         .chars()
         .take(40)
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .collect();
     readable.truncate(readable.trim_end_matches('-').len());
     let hash = stable_hash(&[&app.kind, &app.name]);
@@ -205,16 +178,8 @@ pub fn render_summary(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Obje
             importance: "High",
             desktop_popup: false,
             i18ns: I18ns {
-                en: Some(Translation {
-                    title: "ProcScan".to_owned(),
-                    message: en,
-                    from: FROM
-                }),
-                zh: Translation {
-                    title: "ProcScan".to_owned(),
-                    message: zh,
-                    from: FROM
-                },
+                en: Some(Translation { title: "ProcScan".to_owned(), message: en, from: FROM }),
+                zh: Translation { title: "ProcScan".to_owned(), message: zh, from: FROM },
             },
         }),
     }]
@@ -223,11 +188,7 @@ pub fn render_summary(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Obje
 /// A tenant's text for people to read: without control and formatting characters, and not too long.
 fn printable(text: &str, max_chars: usize) -> String {
     let clean = |c: char| {
-        if c.is_control() || is_format(c) {
-            '\u{fffd}'
-        } else {
-            c
-        }
+        if c.is_control() || is_format(c) { '\u{fffd}' } else { c }
     };
     let mut shown: String = text.chars().take(max_chars).map(clean).collect();
     if text.chars().nth(max_chars).is_some() {
@@ -247,30 +208,12 @@ mod tests {
 
     #[test]
     fn names_are_valid_stable_and_apart() {
-        for odd in [
-            "",
-            "-",
-            "A b",
-            "x\u{202e}y",
-            "日本",
-            "a/../b",
-            &"x".repeat(300),
-            "--a--",
-        ] {
+        for odd in ["", "-", "A b", "x\u{202e}y", "日本", "a/../b", &"x".repeat(300), "--a--"] {
             let name = name(&App::new("ns-a", "app", odd));
-            assert!(
-                crate::names::is_dns_subdomain(&name) && name.len() <= 63 + 3,
-                "{odd:?}: {name}"
-            );
+            assert!(crate::names::is_dns_subdomain(&name) && name.len() <= 63 + 3, "{odd:?}: {name}");
         }
-        assert_ne!(
-            name(&App::new("ns-a", "app", "a b")),
-            name(&App::new("ns-a", "app", "a-b"))
-        );
-        assert_ne!(
-            name(&App::new("ns-a", "app", "a")),
-            name(&App::new("ns-a", "devbox", "a"))
-        );
+        assert_ne!(name(&App::new("ns-a", "app", "a b")), name(&App::new("ns-a", "app", "a-b")));
+        assert_ne!(name(&App::new("ns-a", "app", "a")), name(&App::new("ns-a", "devbox", "a")));
         assert_eq!(
             name(&App::new("ns-a", "app", "web")),
             "procscan-web-".to_owned() + &format!("{:016x}", stable_hash(&["app", "web"]))

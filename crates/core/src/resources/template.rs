@@ -45,17 +45,10 @@ impl Template {
             }
             let (name, after) = after.split_once('}').ok_or(TemplateError::Unclosed)?;
             let known =
-                allowed
-                    .iter()
-                    .find(|known| **known == name)
-                    .ok_or_else(|| TemplateError::Unknown {
-                        name: name.chars().take(40).collect(),
-                        allowed: allowed
-                            .iter()
-                            .map(|name| format!("{{{name}}}"))
-                            .collect::<Vec<_>>()
-                            .join(", "),
-                    })?;
+                allowed.iter().find(|known| **known == name).ok_or_else(|| TemplateError::Unknown {
+                    name: name.chars().take(40).collect(),
+                    allowed: allowed.iter().map(|name| format!("{{{name}}}")).collect::<Vec<_>>().join(", "),
+                })?;
             parts.push(Part::Text(std::mem::take(&mut literal)));
             parts.push(Part::Placeholder(known));
             rest = after;
@@ -104,9 +97,6 @@ mod tests {
     fn mistakes_are_named_with_what_is_allowed() {
         let error = Template::parse("hi {ap}", ALLOWED).unwrap_err().to_string();
         assert_eq!(error, "unknown placeholder `{ap}`; allowed are {app}, {contact}");
-        assert_eq!(
-            Template::parse("hi {app", ALLOWED).unwrap_err(),
-            TemplateError::Unclosed
-        );
+        assert_eq!(Template::parse("hi {app", ALLOWED).unwrap_err(), TemplateError::Unclosed);
     }
 }

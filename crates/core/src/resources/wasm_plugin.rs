@@ -113,11 +113,8 @@ pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Objec
                 shard.push(block);
             }
         }
-        let objects: Vec<Object> = shards
-            .iter()
-            .enumerate()
-            .map(|(index, blocks)| object(index, blocks, gateway))
-            .collect();
+        let objects: Vec<Object> =
+            shards.iter().enumerate().map(|(index, blocks)| object(index, blocks, gateway)).collect();
         // One App per shard is as small as it gets, whatever the limit says.
         if count > plan.blocks.len() || objects.iter().all(|object| size(object) <= gateway.max_bytes) {
             return objects;
@@ -144,11 +141,7 @@ fn object(index: usize, blocks: &[&Block], gateway: &Gateway) -> Object {
             })
         })
         .collect();
-    let name = if index == 0 {
-        gateway.name.clone()
-    } else {
-        format!("{}-{index}", gateway.name)
-    };
+    let name = if index == 0 { gateway.name.clone() } else { format!("{}-{index}", gateway.name) };
     let make = |violations: Vec<InertViolation<'_>>| Object {
         api_version: "extensions.higress.io/v1alpha1",
         kind: "WasmPlugin",
@@ -171,9 +164,7 @@ fn object(index: usize, blocks: &[&Block], gateway: &Gateway) -> Object {
                     case_sensitive: true,
                 },
                 config_disable: false,
-                service: std::iter::once(SENTINEL.to_owned())
-                    .chain(services.iter().cloned())
-                    .collect(),
+                service: std::iter::once(SENTINEL.to_owned()).chain(services.iter().cloned()).collect(),
             }],
         }),
     };

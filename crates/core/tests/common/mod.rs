@@ -50,10 +50,7 @@ pub fn policy() -> Policy {
 }
 
 pub fn target(node: &str) -> Target {
-    Target {
-        address: Arc::from(format!("{node}:9090")),
-        node: NodeName::new(node),
-    }
+    Target { address: Arc::from(format!("{node}:9090")), node: NodeName::new(node) }
 }
 
 /// A record of `process` in Pod `web` of `namespace`, detected `stamp` seconds after the start by the agent's own clock.
@@ -81,18 +78,11 @@ pub fn app(namespace: &str) -> App {
 
 pub fn complete(records: Vec<Record>, date: i64) -> Outcome {
     let date = Some(Timestamp::from_second(START + date).unwrap());
-    Outcome::Complete(Answer {
-        records,
-        date,
-        ..Answer::default()
-    })
+    Outcome::Complete(Answer { records, date, ..Answer::default() })
 }
 
 pub fn failed(reason: FailureReason) -> Outcome {
-    Outcome::Failed(Failure {
-        reason,
-        detail: "as told".into(),
-    })
+    Outcome::Failed(Failure { reason, detail: "as told".into() })
 }
 
 impl World {
@@ -103,14 +93,7 @@ impl World {
     pub fn with(nodes: &[&str], rules: Detection) -> Self {
         let mut ledger = Ledger::new(rules.clone(), at(0));
         ledger.expect(nodes.iter().map(|node| target(node)), 0);
-        Self {
-            ledger,
-            book: Book::default(),
-            policy: policy(),
-            facts: Facts::default(),
-            now: at(0),
-            rules,
-        }
+        Self { ledger, book: Book::default(), policy: policy(), facts: Facts::default(), now: at(0), rules }
     }
 
     pub fn wait(&mut self, seconds: u64) -> Vec<Change> {
@@ -123,11 +106,7 @@ impl World {
     }
 
     pub fn report(&mut self, node: &str, outcome: Outcome) -> Vec<Change> {
-        self.ledger.absorb(&Report {
-            target: target(node),
-            at: self.now,
-            outcome,
-        })
+        self.ledger.absorb(&Report { target: target(node), at: self.now, outcome })
     }
 
     /// A whole answer, by an agent whose clock is right.
@@ -155,14 +134,8 @@ impl World {
     }
 
     pub fn violation(&mut self, namespace: &str) -> Violation {
-        let mut all = self
-            .snapshot()
-            .violations
-            .into_iter()
-            .filter(|v| *v.key.namespace == *namespace);
-        let one = all
-            .next()
-            .unwrap_or_else(|| panic!("nothing is known of {namespace}"));
+        let mut all = self.snapshot().violations.into_iter().filter(|v| *v.key.namespace == *namespace);
+        let one = all.next().unwrap_or_else(|| panic!("nothing is known of {namespace}"));
         assert!(all.next().is_none(), "more than one violation in {namespace}");
         one
     }
@@ -178,50 +151,27 @@ impl World {
 
     /// The namespaces of the blocked Apps.
     pub fn blocked(&mut self) -> Vec<String> {
-        self.evaluate()
-            .plan
-            .blocks
-            .iter()
-            .map(|block| block.app.namespace.to_string())
-            .collect()
+        self.evaluate().plan.blocks.iter().map(|block| block.app.namespace.to_string()).collect()
     }
 
     pub fn held(&mut self) -> Vec<String> {
-        self.evaluate()
-            .held
-            .iter()
-            .map(|held| held.app.namespace.to_string())
-            .collect()
+        self.evaluate().held.iter().map(|held| held.app.namespace.to_string()).collect()
     }
 
     pub fn pod_on(&mut self, namespace: &str, pod: &str, node: &str, app: &str) {
-        let pod = PodRef {
-            namespace: namespace.into(),
-            pod: pod.into(),
-        };
+        let pod = PodRef { namespace: namespace.into(), pod: pod.into() };
         let app = App::new(namespace, "app", app);
         self.facts.apps.entry(app.clone()).or_insert_with(|| AppFact {
             pods: Some(1),
             services: vec![Arc::from(format!("{}-x7k2.{namespace}.svc", app.name))],
         });
-        self.facts.pods.insert(
-            pod,
-            PodFact::Present {
-                node: NodeName::new(node),
-                host_ips: Vec::new(),
-                app,
-            },
-        );
+        self.facts
+            .pods
+            .insert(pod, PodFact::Present { node: NodeName::new(node), host_ips: Vec::new(), app });
     }
 
     pub fn pod_is(&mut self, namespace: &str, pod: &str, fact: PodFact) {
-        self.facts.pods.insert(
-            PodRef {
-                namespace: namespace.into(),
-                pod: pod.into(),
-            },
-            fact,
-        );
+        self.facts.pods.insert(PodRef { namespace: namespace.into(), pod: pod.into() }, fact);
     }
 }
 
@@ -253,14 +203,8 @@ pub fn settings() -> Settings {
             summary_namespace: "default".into(),
             contact: "ops".into(),
             appeal: String::new(),
-            blocked: message(
-                "{app} is blocked",
-                "Found {processes} in {namespace}. Ask {contact}.",
-            ),
-            grace: message(
-                "{app} will be blocked",
-                "Found {processes}. Stop it before {until}.",
-            ),
+            blocked: message("{app} is blocked", "Found {processes} in {namespace}. Ask {contact}."),
+            grace: message("{app} will be blocked", "Found {processes}. Stop it before {until}."),
         },
     }
 }

@@ -1,0 +1,84 @@
+//! Probes: is the loop alive, is there something to read.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::Api;
+use super::problem::Problem;
+
+/// The ledger publishes a snapshot every second. One that is much older means that the loop hangs.
+const ALIVE: Duration = Duration::from_secs(30);
+
+pub(super) async fn livez(State(api): State<Api>) -> Response {
+    let age = api.views.clock.now().since(api.views.snapshot.borrow().at);
+    if age <= ALIVE {
+        return Json(serde_json::json!({"status": "ok"})).into_response();
+    }
+    let detail = format!("no progress for {}s", age.as_secs());
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    status: &'static str,
+    rounds: u64,
+    targets: Targets,
+    discovery: Part,
+    output: Part,
+}
+
+#[derive(Serialize)]
+struct Targets {
+    expected: usize,
+    fresh: usize,
+    stale: usize,
+    never_seen: usize,
+}
+
+/// A part that may fail without taking the whole out of service.
+#[derive(Serialize)]
+struct Part {
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl From<Option<String>> for Part {
+    fn from(error: Option<String>) -> Self {
+        Self { ok: error.is_none(), error }
+    }
+}
+
+/// Ready once the first round is done. Failures of what we depend on are told, and take no replica out: it serves what it knows.
+pub(super) async fn readyz(State(api): State<Api>) -> Response {
+    let snapshot = api.views.snapshot.borrow().clone();
+    let coverage = snapshot.coverage;
+    let is_ready = snapshot.rounds > 0;
+    let readiness = Readiness {
+        status: if is_ready { "ready" } else { "starting" },
+        rounds: snapshot.rounds,
+        targets: Targets {
+            expected: coverage.expected(),
+            fresh: coverage.fresh,
+            stale: coverage.stale,
+            never_seen: coverage.never_seen,
+        },
+        discovery: api.views.targets.borrow().error.clone().into(),
+        output: api.views.output.borrow().error.clone().into(),
+    };
+    if is_ready {
+        Json(readiness).into_response()
+    } else {
+        // Its own `status` would hide the HTTP status that a problem has under that name.
+        let more = serde_json::json!({"rounds": readiness.rounds, "targets": readiness.targets,
+            "discovery": readiness.discovery, "output": readiness.output});
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the first round is not done yet")
+            .with(&more)
+            .into_response()
+    }
+}

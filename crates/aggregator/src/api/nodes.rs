@@ -1,0 +1,70 @@
+//! `/api/v1/nodes`: every target, how fresh it is, and what was last wrong with it.
+
+use axum::Json;
+use axum::extract::State;
+use jiff::Timestamp;
+use procscan_core::names::{NodeName, Text};
+use procscan_core::report::{FailureReason, Rejections};
+use procscan_core::snapshot::{Coverage, TargetState};
+use serde::Serialize;
+
+use super::Api;
+
+#[derive(Serialize)]
+pub(super) struct Nodes {
+    nodes: Vec<Node>,
+    coverage: Coverage,
+}
+
+#[derive(Serialize)]
+struct Node {
+    #[serde(rename = "node")]
+    name: NodeName,
+    address: Text,
+    state: TargetState,
+    last_answer: Option<Timestamp>,
+    consecutive_failures: u32,
+    last_failure: Option<Failure>,
+    /// The learned interval between the agent's scans.
+    scan_interval_seconds: Option<f64>,
+    /// Violations of the node that have not cleared.
+    violations: usize,
+    /// Records refused since the start, by reason.
+    rejected_records: Rejections,
+}
+
+#[derive(Serialize)]
+struct Failure {
+    at: Timestamp,
+    reason: FailureReason,
+    detail: String,
+}
+
+pub(super) async fn nodes(State(api): State<Api>) -> Json<Nodes> {
+    let snapshot = api.views.snapshot.borrow().clone();
+    let nodes = snapshot
+        .targets
+        .iter()
+        .map(|target| {
+            let view = snapshot.nodes.get(&target.node);
+            Node {
+                name: target.node.clone(),
+                address: target.address.clone(),
+                state: target.state,
+                last_answer: target.last_answer,
+                consecutive_failures: target.consecutive_failures,
+                last_failure: target.last_failure.clone().map(|(at, failure)| Failure {
+                    at,
+                    reason: failure.reason,
+                    detail: failure.detail,
+                }),
+                scan_interval_seconds: view
+                    .and_then(|view| view.interval)
+                    .map(|interval| interval.as_secs_f64()),
+                violations: view.map_or(0, |view| view.records),
+                rejected_records: view.map(|view| view.rejected.clone()).unwrap_or_default(),
+            }
+        })
+        .collect();
+    Json(Nodes { nodes, coverage: snapshot.coverage })
+}

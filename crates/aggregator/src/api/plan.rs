@@ -1,0 +1,37 @@
+//! `/api/v1/plan`: who is blocked, who is told, who is held, and why.
+
+use axum::Json;
+use axum::extract::State;
+use procscan_core::plan::{Block, HeldApp, Notice, Summary};
+use procscan_core::policy::Mode;
+use procscan_core::snapshot::Coverage;
+use serde::Serialize;
+
+use super::Api;
+
+#[derive(Serialize)]
+pub(super) struct Plan {
+    mode: Mode,
+    blocks: Vec<Block>,
+    notices: Vec<Notice>,
+    held: Vec<HeldApp>,
+    summary: Summary,
+    disputed: usize,
+    unverified: usize,
+    coverage: Coverage,
+}
+
+pub(super) async fn plan(State(api): State<Api>) -> Json<Plan> {
+    let decided = api.views.decided.borrow().clone();
+    let coverage = api.views.snapshot.borrow().coverage;
+    Json(Plan {
+        mode: decided.plan.mode,
+        blocks: decided.plan.blocks.clone(),
+        notices: decided.plan.notices.clone(),
+        held: decided.held.clone(),
+        summary: decided.plan.summary,
+        disputed: decided.disputed,
+        unverified: decided.unverified,
+        coverage,
+    })
+}

@@ -1,0 +1,197 @@
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use procscan_core::ledger::{Detection, Ledger};
+use procscan_core::names::NodeName;
+use procscan_core::plan::Plan;
+use procscan_core::policy::Mode;
+use procscan_core::report::{Failure, FailureReason, Limits, Outcome, Report, Target, decode};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::*;
+
+/// The whole router over views that the test sets.
+struct Stage {
+    router: Router,
+    ledger: Ledger,
+    clock: Clock,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    targets: watch::Sender<Arc<TargetSet>>,
+    output: watch::Sender<OutputStatus>,
+    _decided: watch::Sender<Arc<Decided>>,
+}
+
+const RECORD: &str = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","cmdline":"<b>","regex":"^x","status":"active","type":"app","name":"p","timestamp":"2025-12-22T18:30:00+08:00"}"#;
+
+fn target(node: &str) -> Target {
+    Target { address: format!("{node}:9090").into(), node: NodeName::new(node) }
+}
+
+impl Stage {
+    fn new() -> Self {
+        let clock = Clock::start();
+        let now = clock.now();
+        let mut ledger = Ledger::new(Detection::default(), now);
+        ledger.expect([target("n1"), target("n2")], 0);
+        let (snapshot, snapshots) = watch::channel(Arc::new(ledger.snapshot(now)));
+        let (targets, target_sets) = watch::channel(Arc::default());
+        let (output, outputs) = watch::channel(OutputStatus::default());
+        let undecided = Decided {
+            plan: Plan::empty(Mode::Enforce, now.wall),
+            held: Vec::new(),
+            disputed: 0,
+            unverified: 0,
+            rounds: 0,
+        };
+        let (decided, decisions) = watch::channel(Arc::new(undecided));
+        let views =
+            Views { snapshot: snapshots, decided: decisions, targets: target_sets, output: outputs, clock };
+        Self { router: router(views), ledger, clock, snapshot, targets, output, _decided: decided }
+    }
+
+    fn publish(&mut self) {
+        self.snapshot.send_replace(Arc::new(self.ledger.snapshot(self.clock.now())));
+    }
+
+    fn answer(&mut self, node: &str, body: &str) {
+        let (answer, result) = decode(body.as_bytes(), &Limits::default());
+        result.unwrap();
+        let report =
+            Report { target: target(node), at: self.clock.now(), outcome: Outcome::Complete(answer) };
+        self.ledger.absorb(&report);
+        self.publish();
+    }
+
+    async fn ask(&self, request: Request<Body>) -> (StatusCode, HeaderMap, String) {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (head.status, head.headers, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, HeaderMap, String) {
+        self.ask(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[tokio::test]
+async fn the_seeds_list_has_exactly_the_seeds_shape() {
+    let mut stage = Stage::new();
+    let (status, headers, body) = stage.get("/api/violations").await;
+    assert_eq!((status, headers["content-type"].to_str().unwrap()), (StatusCode::OK, "application/json"));
+    assert!(
+        body.starts_with(r#"{"violations":[],"update_time":""#) && body.ends_with(r#"Z","total_count":0}"#),
+        "{body}"
+    );
+
+    stage.answer("n1", &format!("[{RECORD}]"));
+    let (_, headers, body) = stage.get("/api/violations").await;
+    // The fields in the seed's order, as the agent gave them.
+    assert!(body.starts_with(&format!(r#"{{"violations":[{RECORD}],"update_time":""#)), "{body}");
+    let list = json(&body);
+    assert_eq!(list.as_object().unwrap().len(), 3);
+    assert_eq!(list["total_count"], 1);
+    list["update_time"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let coverage = ["expected", "fresh", "stale", "never-seen"]
+        .map(|part| headers[&format!("x-procscan-targets-{part}")].to_str().unwrap().to_owned());
+    assert_eq!(coverage, ["2", "1", "0", "1"]);
+}
+
+#[tokio::test]
+async fn an_unchanged_list_is_not_sent_again() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &format!("[{RECORD}]"));
+    let (_, headers, before) = stage.get("/api/violations").await;
+    let etag = headers["etag"].clone();
+    let ask = |tag: String| {
+        Request::get("/api/violations").header("if-none-match", tag).body(Body::empty()).unwrap()
+    };
+    let tag = etag.to_str().unwrap();
+    for known in [tag.to_owned(), format!("W/{tag}"), format!("\"x\", {tag}"), "*".to_owned()] {
+        let (status, headers, body) = stage.ask(ask(known)).await;
+        assert_eq!((status, body.as_str()), (StatusCode::NOT_MODIFIED, ""));
+        assert!(headers.contains_key("x-procscan-targets-fresh"));
+    }
+    // Another round without a change: the same list, the same time, the same tag.
+    stage.answer("n1", &format!("[{RECORD}]"));
+    let (_, headers, after) = stage.get("/api/violations").await;
+    assert_eq!((&headers["etag"], after), (&etag, before));
+    stage.answer("n1", &format!("[{}]", RECORD.replace("18:30:00", "18:40:00")));
+    let (status, headers, _) = stage.ask(ask(tag.to_owned())).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_ne!(headers["etag"], etag);
+}
+
+#[tokio::test]
+async fn health_is_the_seeds_word() {
+    let (status, headers, body) = Stage::new().get("/health").await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, r#"{"status":"ok"}"#));
+    assert_eq!(headers["content-type"], "application/json");
+}
+
+#[tokio::test]
+async fn readiness_comes_with_the_first_round_and_failures_are_told_without_taking_it_away() {
+    let mut stage = Stage::new();
+    let (status, headers, body) = stage.get("/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(headers["content-type"], "application/problem+json");
+    assert_eq!(json(&body)["targets"]["expected"], 2);
+
+    stage.ledger.round_done();
+    stage.publish();
+    assert_eq!(json(&stage.get("/readyz").await.2)["output"], json!({"ok": true}));
+    stage.output.send_replace(OutputStatus { has_written: false, error: Some("disk full".into()) });
+    stage.targets.send_modify(|set| Arc::make_mut(set).error = Some("no answer".into()));
+    let (status, _, body) = stage.get("/readyz").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(json(&body)["output"], json!({"ok": false, "error": "disk full"}));
+    assert_eq!(json(&body)["discovery"]["error"], "no answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn liveness_goes_when_the_loop_makes_no_progress() {
+    let stage = Stage::new();
+    assert_eq!(stage.get("/livez").await.0, StatusCode::OK);
+    tokio::time::advance(std::time::Duration::from_secs(31)).await;
+    let (status, _, body) = stage.get("/livez").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(json(&body)["detail"], "no progress for 31s");
+}
+
+#[tokio::test]
+async fn every_node_is_shown_with_what_is_wrong_with_it() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &format!("[{RECORD}, 7]"));
+    let failure = Failure { reason: FailureReason::Timeout, detail: "no whole answer".into() };
+    let report = Report { target: target("n2"), at: stage.clock.now(), outcome: Outcome::Failed(failure) };
+    stage.ledger.absorb(&report);
+    stage.publish();
+    let body = json(&stage.get("/api/v1/nodes").await.2);
+    assert_eq!(body["coverage"], json!({"fresh": 1, "stale": 0, "never_seen": 1}));
+    assert_eq!(body["nodes"][0]["rejected_records"], json!({"not_a_record": 1}));
+    let failed = &body["nodes"][1];
+    assert_eq!((failed["node"].as_str(), failed["state"].as_str()), (Some("n2"), Some("never_seen")));
+    assert_eq!(failed["last_failure"]["reason"], "timeout");
+}
+
+#[tokio::test]
+async fn errors_are_problems() {
+    let stage = Stage::new();
+    let (status, headers, body) = stage.get("/nope").await;
+    assert_eq!(
+        (status, headers["content-type"].to_str().unwrap()),
+        (StatusCode::NOT_FOUND, "application/problem+json")
+    );
+    assert_eq!(json(&body)["status"], 404);
+    let post = Request::post("/api/violations").body(Body::empty()).unwrap();
+    let (status, headers, body) = stage.ask(post).await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+    assert!(headers["allow"].to_str().unwrap().contains("GET"));
+    assert_eq!(json(&body)["title"], "Method Not Allowed");
+    assert_eq!(stage.get("/api/v1/plan").await.0, StatusCode::OK);
+}

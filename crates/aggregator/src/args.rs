@@ -1,0 +1,115 @@
+//! The command line.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// From a miner on any node to a closed gateway and a told tenant, within one round, and never a wrong block.
+#[derive(Debug, Parser)]
+#[command(name = "procscan-aggregator", version, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the service.
+    #[command(after_help = "Examples:
+  procscan-aggregator run --config config.yaml
+  PROCSCAN_LOGGER__LEVEL=debug procscan-aggregator run")]
+    Run(ConfigFile),
+    /// See it work on this machine: the reference agent on /proc, the whole aggregator, objects in a directory.
+    #[command(after_help = "Examples:
+  procscan-aggregator demo
+  procscan-aggregator demo --nodes 50 --fault hang --fault endless
+
+Then, in another terminal:
+  cp \"$(command -v sleep)\" xmrig && ./xmrig 300")]
+    Demo(Demo),
+    /// Say whether a configuration is valid: exit code 0 if it is, 2 if not.
+    #[command(after_help = "Example:
+  procscan-aggregator check-config --config config.yaml")]
+    CheckConfig(ConfigFile),
+    /// Run the reference node agent, on this machine's /proc or as a simulated fleet.
+    #[command(after_help = "Examples:
+  procscan-aggregator agent --bind 0.0.0.0:9090
+  procscan-aggregator agent --rules rules.yaml --host-namespace ns-demo
+  procscan-aggregator agent --simulate 200 --fault hang --fault slow=5s:3")]
+    Agent(Agent),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigFile {
+    /// The configuration file.
+    #[arg(long, short, value_name = "FILE", default_value = "config.yaml")]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// How many simulated nodes there are beside this machine.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_000))]
+    pub(crate) nodes: u32,
+    /// The port of the HTTP API, on 127.0.0.1.
+    #[arg(long, value_name = "PORT", default_value_t = 8090)]
+    pub(crate) port: u16,
+    /// The directory that objects are written to.
+    #[arg(long, value_name = "DIR", default_value = "procscan-demo")]
+    pub(crate) dir: PathBuf,
+    /// Give the last simulated nodes a fault, as BEHAVIOUR[:COUNT]; may be repeated.
+    #[arg(long, value_name = "FAULT")]
+    pub(crate) fault: Vec<String>,
+    /// The rules of the agent on this machine, in the upstream format.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rules: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Agent {
+    /// The address to listen on. The agent has no authentication; it must see all of the node's processes.
+    #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090))]
+    pub(crate) bind: SocketAddr,
+    /// How often processes, or simulated processes, are looked at.
+    #[arg(long, value_name = "DURATION", default_value = "100s", value_parser = duration)]
+    pub(crate) scan_interval: Duration,
+    /// The rules, in the upstream format.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rules: Option<PathBuf>,
+    /// Report processes outside of containers too, as if they ran in this namespace in a Pod of the host's name.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) host_namespace: Option<String>,
+    /// The proc file system.
+    #[arg(long, value_name = "DIR", default_value = "/proc")]
+    pub(crate) proc: PathBuf,
+    /// The kubelet's directory of Pods' logs, by which Pods are known.
+    #[arg(long, value_name = "DIR", default_value = "/var/log/pods")]
+    pub(crate) pods: PathBuf,
+    /// Play so many nodes instead, each with a loopback address of its own from 127.64.0.1 on, at the port of --bind.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_000))]
+    pub(crate) simulate: Option<u32>,
+    /// The address of the first simulated node.
+    #[arg(long, value_name = "ADDRESS", default_value_t = Ipv4Addr::new(127, 64, 0, 1), requires = "simulate")]
+    pub(crate) base: Ipv4Addr,
+    /// How many offenders each simulated node has.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "simulate")]
+    pub(crate) offenders: usize,
+    /// Give the last simulated nodes a fault, as BEHAVIOUR[:COUNT]; may be repeated.
+    #[arg(long, value_name = "FAULT", requires = "simulate")]
+    pub(crate) fault: Vec<String>,
+    /// Play a scenario on the simulated nodes.
+    #[arg(long, value_name = "FILE", requires = "simulate")]
+    pub(crate) script: Option<PathBuf>,
+    /// Write the simulated nodes to a file that `discovery.mode: file` reads.
+    #[arg(long, value_name = "FILE", requires = "simulate")]
+    pub(crate) targets: Option<PathBuf>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("allowed is a duration with its unit, such as 60s or 5m".to_owned()),
+    }
+}

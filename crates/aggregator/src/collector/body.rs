@@ -1,0 +1,169 @@
+//! Reads a body within its limits, and decompresses it within the same.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use bytes::Buf;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use procscan_core::report::{Failure, FailureReason};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What every body may take without asking for its share: enough for an ordinary answer, so that a hostile node which has
+/// taken the whole budget does not hold up the others. Bounded by `collector.concurrency`.
+const FREE: usize = 16 << 10;
+/// The unit of the budget; a semaphore counts no further than 2^32.
+const UNIT: usize = 1 << 10;
+/// How much is decompressed at a time.
+const CHUNK: usize = 32 << 10;
+/// The largest window of a zstd frame, as a power of two: the decoder allocates what the frame asks for.
+const ZSTD_WINDOW_LOG: u32 = 20;
+
+/// The bytes that all bodies in flight may take together.
+#[derive(Clone, Debug)]
+pub(super) struct Budget(Arc<Semaphore>);
+
+impl Budget {
+    pub(super) fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes / UNIT)))
+    }
+
+    fn lease(&self) -> Lease {
+        Lease { budget: self.clone(), held: None, bytes: 0 }
+    }
+}
+
+/// One body's share of the budget; given back when dropped.
+struct Lease {
+    budget: Budget,
+    held: Option<OwnedSemaphorePermit>,
+    bytes: usize,
+}
+
+impl Lease {
+    /// Waits until the body may take `more` bytes. The wait ends with the request's own timeout.
+    async fn grow(&mut self, more: usize) -> Result<(), Failure> {
+        self.bytes += more;
+        let needed = self.bytes.saturating_sub(FREE).div_ceil(UNIT);
+        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let Some(missing) = needed.checked_sub(held).filter(|missing| *missing > 0) else {
+            return Ok(());
+        };
+        let closed = || Failure {
+            reason: FailureReason::TooLarge,
+            detail: "larger than the whole byte budget".into(),
+        };
+        let units = u32::try_from(missing).map_err(|_| closed())?;
+        let permit = self.budget.0.clone().acquire_many_owned(units).await.map_err(|_| closed())?;
+        match &mut self.held {
+            Some(held) => held.merge(permit),
+            None => self.held = Some(permit),
+        }
+        Ok(())
+    }
+}
+
+/// How a body is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Identity,
+    Gzip,
+    Zstd,
+}
+
+/// A body as far as it could be read. What has been read before the trouble is there, too.
+pub(super) struct Body {
+    pub(super) bytes: Vec<u8>,
+    pub(super) trouble: Option<Failure>,
+    /// Kept until the bytes are gone.
+    _lease: Lease,
+}
+
+/// Reads and decompresses at most `limit` bytes, counted on both sides of the decompression.
+pub(super) async fn read(incoming: Incoming, encoding: Encoding, limit: usize, budget: &Budget) -> Body {
+    let mut lease = budget.lease();
+    let mut received = Vec::new();
+    let trouble = receive(incoming, &mut received, limit, &mut lease).await.err();
+    if encoding == Encoding::Identity {
+        return Body { bytes: received, trouble, _lease: lease };
+    }
+    let mut bytes = Vec::new();
+    let decoded = decode(&received, encoding, &mut bytes, limit, &mut lease).await.err();
+    // What broke off on the way is why it does not decode: the first trouble is the cause.
+    Body { bytes, trouble: trouble.or(decoded), _lease: lease }
+}
+
+async fn receive(
+    mut incoming: Incoming,
+    received: &mut Vec<u8>,
+    limit: usize,
+    lease: &mut Lease,
+) -> Result<(), Failure> {
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|e| Failure {
+            reason: FailureReason::Disconnected,
+            detail: format!("the answer broke off after {} bytes: {e}", received.len()),
+        })?;
+        let Ok(mut data) = frame.into_data() else { continue };
+        while data.has_remaining() {
+            let room = limit - received.len();
+            if room == 0 {
+                return Err(too_large(limit));
+            }
+            let part = data.chunk();
+            let part = part.get(..room).unwrap_or(part);
+            lease.grow(part.len()).await?;
+            received.extend_from_slice(part);
+            data.advance(part.len());
+        }
+    }
+    Ok(())
+}
+
+async fn decode(
+    mut compressed: &[u8],
+    encoding: Encoding,
+    bytes: &mut Vec<u8>,
+    limit: usize,
+    lease: &mut Lease,
+) -> Result<(), Failure> {
+    let broken = |e: std::io::Error| Failure {
+        reason: FailureReason::Encoding,
+        detail: format!(
+            "the {} body does not decode: {e}",
+            if encoding == Encoding::Zstd { "zstd" } else { "gzip" }
+        ),
+    };
+    let mut decoder: Box<dyn Read + Send> = match encoding {
+        Encoding::Identity => Box::new(&mut compressed),
+        Encoding::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(compressed)),
+        Encoding::Zstd => {
+            lease.grow(1 << ZSTD_WINDOW_LOG).await?;
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(compressed).map_err(broken)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
+            Box::new(decoder)
+        }
+    };
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let n = decoder.read(&mut chunk).map_err(broken)?;
+        if n == 0 {
+            return Ok(());
+        }
+        let room = limit - bytes.len();
+        let part = chunk.get(..n.min(room)).unwrap_or_default();
+        lease.grow(part.len()).await?;
+        bytes.extend_from_slice(part);
+        if n > room {
+            return Err(too_large(limit));
+        }
+    }
+}
+
+fn too_large(limit: usize) -> Failure {
+    let limit = bytesize::ByteSize(limit as u64).display().iec().to_string();
+    Failure {
+        reason: FailureReason::TooLarge,
+        detail: format!("the body is larger than {limit} (collector.max_body)"),
+    }
+}

@@ -1,0 +1,62 @@
+//! What the collector remembers of a target: when to ask it again.
+
+/// A target's recent history.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    consecutive_failures: u32,
+    /// The first round in which it is to be asked again.
+    next_round: u64,
+    /// The tag of its last whole answer, for `If-None-Match`.
+    pub(super) etag: Option<String>,
+}
+
+/// How many failures in a row are taken for an accident: the target is asked in the very next round.
+const PATIENCE: u32 = 2;
+
+impl Health {
+    /// Whether it is to be asked in `round`.
+    pub(super) fn is_due(&self, round: u64) -> bool {
+        round >= self.next_round
+    }
+
+    /// Whether its last request failed.
+    pub(super) fn is_failing(&self) -> bool {
+        self.consecutive_failures > 0
+    }
+
+    pub(super) fn answered(&mut self, etag: Option<String>) {
+        *self = Self { etag, ..Self::default() };
+    }
+
+    /// After each failure beyond the first few, twice as many rounds are left out, up to `max`.
+    pub(super) fn failed(&mut self, round: u64, max: u32) {
+        self.consecutive_failures = self.consecutive_failures.saturating_add(1);
+        let left_out = match self.consecutive_failures.checked_sub(PATIENCE + 1) {
+            Some(beyond) => 1_u32.checked_shl(beyond).unwrap_or(u32::MAX).min(max),
+            None => 0,
+        };
+        self.next_round = round + 1 + u64::from(left_out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_that_keeps_failing_is_asked_less_often_but_never_forgotten() {
+        let mut health = Health::default();
+        let mut asked = Vec::new();
+        for round in 1..=30 {
+            if health.is_due(round) {
+                asked.push(round);
+                health.failed(round, 4);
+            }
+        }
+        assert_eq!(asked, [1, 2, 3, 5, 8, 13, 18, 23, 28]);
+        health.answered(None);
+        assert!(health.is_due(29) && !health.is_failing());
+        let mut patient = Health::default();
+        (1..200).for_each(|round| patient.failed(round, u32::MAX));
+    }
+}

@@ -1,0 +1,41 @@
+//! Asks every target once per round, and hands each answer on as it arrives.
+//!
+//! A slow, dead, hostile or flooding target costs itself only: it holds one of `collector.concurrency` places for at most
+//! `collector.timeout`, and memory within `collector.max_body` and the byte budget that all bodies share. Nothing waits for the
+//! slowest target; a target that keeps failing is asked less often, but never forgotten.
+
+mod body;
+mod client;
+mod health;
+mod round;
+
+use procscan_core::report::Report;
+
+pub use self::client::{Client, ClientOptions};
+pub use self::round::{Cadence, Collector};
+
+/// What the collector tells.
+#[derive(Debug)]
+pub enum Observation {
+    /// One target's answer, or why there is none.
+    Report(Report),
+    /// Every target of a round has been asked, and has answered or failed.
+    RoundDone(Round),
+}
+
+/// One pass over all targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Counted from 1.
+    pub number: u64,
+    /// Targets that were asked.
+    pub asked: usize,
+    /// Targets that gave a whole answer.
+    pub answered: usize,
+    /// Targets that did not.
+    pub failed: usize,
+    /// Targets that were left alone, because they keep failing, or were still being asked.
+    pub skipped: usize,
+    /// How long it took.
+    pub took: std::time::Duration,
+}

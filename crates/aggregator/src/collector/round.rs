@@ -1,0 +1,260 @@
+//! The cadence: which target is asked when.
+//!
+//! Each round lasts `interval`. A target has a place of its own in it, by its address, so that the cluster sees no spike and
+//! each target is asked at even distances. One task owns the schedule; each request is a task of its own, and sends its
+//! report before it ends.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use procscan_core::names::Text;
+use procscan_core::report::{Outcome, Report, Target};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{self, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Client, Exchange};
+use super::health::Health;
+use super::{Observation, Round};
+use crate::clock::Clock;
+use crate::discovery::TargetSet;
+
+/// When and how many at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Cadence {
+    /// The length of a round.
+    pub interval: Duration,
+    /// How many targets are asked at the same time.
+    pub concurrency: usize,
+    /// For how many rounds at most a target that keeps failing is left alone.
+    pub max_backoff_rounds: u32,
+}
+
+/// The first round is spread over no more than this: a new start should not take a minute to know something.
+const FIRST_SPREAD: Duration = Duration::from_secs(2);
+/// The part of a round over which its requests are spread. The rest is left for the answers.
+const SPREAD: f64 = 0.8;
+
+/// Asks every target once per round.
+#[derive(Debug)]
+pub struct Collector {
+    cadence: Cadence,
+    client: Client,
+    clock: Clock,
+    observations: mpsc::Sender<Observation>,
+    slots: HashMap<Text, Slot>,
+    queue: BinaryHeap<Reverse<(Instant, Text)>>,
+    in_flight: JoinSet<Finished>,
+    /// Which target, and of which round, a request in flight is for: known even if the request dies.
+    asked: HashMap<task::Id, (Text, u64)>,
+    round: Current,
+}
+
+/// What is known of one target.
+#[derive(Debug)]
+struct Slot {
+    target: Target,
+    /// Its place in a round, from 0 to 1.
+    place: f64,
+    health: Health,
+    is_in_flight: bool,
+}
+
+#[derive(Debug)]
+struct Current {
+    counts: Round,
+    started: Instant,
+    /// Targets of this round that have not answered or failed yet.
+    pending: usize,
+    is_open: bool,
+}
+
+#[derive(Debug, Default)]
+struct Finished {
+    is_whole: bool,
+    etag: Option<String>,
+}
+
+impl Collector {
+    /// A collector that tells `observations` what it learns.
+    pub fn new(
+        cadence: Cadence,
+        client: Client,
+        clock: Clock,
+        observations: mpsc::Sender<Observation>,
+    ) -> Self {
+        Self {
+            cadence,
+            client,
+            clock,
+            observations,
+            slots: HashMap::new(),
+            queue: BinaryHeap::new(),
+            in_flight: JoinSet::new(),
+            asked: HashMap::new(),
+            round: Current { counts: Round::default(), started: Instant::now(), pending: 0, is_open: false },
+        }
+    }
+
+    /// Runs until cancelled, or until nobody listens any more. Requests in flight are then dropped.
+    pub async fn run(mut self, mut targets: watch::Receiver<Arc<TargetSet>>, cancel: CancellationToken) {
+        // The first round begins when it is known whom to ask.
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = targets.changed() => if changed.is_err() { return },
+        }
+        let mut rounds = tokio::time::interval(self.cadence.interval);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.update(&targets.borrow_and_update().clone());
+        loop {
+            let has_room = self.in_flight.len() < self.cadence.concurrency;
+            let next = self.queue.peek().map(|Reverse((due, _))| *due);
+            let done = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                _ = rounds.tick() => self.begin_round(),
+                Some(finished) = self.in_flight.join_next_with_id() => self.finish(finished),
+                Ok(()) = targets.changed() => {
+                    let now = targets.borrow_and_update().clone();
+                    self.update(&now)
+                }
+                () = until(next), if has_room => self.ask_next(),
+            };
+            if let Some(round) = done {
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    sent = self.observations.send(Observation::RoundDone(round)) => if sent.is_err() { return },
+                }
+            }
+        }
+    }
+
+    /// Targets come and go. New ones are asked in the current round.
+    fn update(&mut self, targets: &TargetSet) -> Option<Round> {
+        let now: HashMap<&Text, &Target> =
+            targets.targets.iter().map(|target| (&target.address, target)).collect();
+        self.slots.retain(|address, slot| now.get(address).is_some_and(|target| **target == slot.target));
+        self.queue.retain(|Reverse((_, address))| now.contains_key(address));
+        for target in &targets.targets {
+            if self.slots.contains_key(&target.address) {
+                continue;
+            }
+            let slot = Slot {
+                target: target.clone(),
+                place: place_of(target),
+                health: Health::default(),
+                is_in_flight: false,
+            };
+            if self.round.is_open {
+                let due =
+                    Instant::now() + FIRST_SPREAD.min(self.cadence.interval).mul_f64(SPREAD * slot.place);
+                self.queue.push(Reverse((due, target.address.clone())));
+            }
+            self.slots.insert(target.address.clone(), slot);
+        }
+        self.close_if_done()
+    }
+
+    /// Plans the next round. Whatever the last one has not got to, because all places were taken, comes first.
+    fn begin_round(&mut self) -> Option<Round> {
+        let overdue = if self.round.is_open { Some(self.close()) } else { None };
+        let number = self.round.counts.number + 1;
+        let now = Instant::now();
+        self.round =
+            Current { counts: Round { number, ..Round::default() }, started: now, pending: 0, is_open: true };
+        let spread =
+            if number == 1 { FIRST_SPREAD.min(self.cadence.interval) } else { self.cadence.interval };
+        let waiting: std::collections::HashSet<Text> =
+            self.queue.iter().map(|Reverse((_, address))| address.clone()).collect();
+        for (address, slot) in &self.slots {
+            if waiting.contains(address) {
+                continue;
+            }
+            if slot.is_in_flight || !slot.health.is_due(number) {
+                self.round.counts.skipped += 1;
+                continue;
+            }
+            self.queue.push(Reverse((now + spread.mul_f64(SPREAD * slot.place), address.clone())));
+        }
+        // A round without anybody to ask is done at once.
+        overdue.or_else(|| self.close_if_done())
+    }
+
+    fn ask_next(&mut self) -> Option<Round> {
+        let Reverse((_, address)) = self.queue.pop()?;
+        let Some(slot) = self.slots.get_mut(&address).filter(|slot| !slot.is_in_flight) else {
+            return self.close_if_done();
+        };
+        slot.is_in_flight = true;
+        self.round.counts.asked += 1;
+        self.round.pending += 1;
+        let (client, clock, observations) = (self.client.clone(), self.clock, self.observations.clone());
+        let (target, etag, retry) =
+            (slot.target.clone(), slot.health.etag.clone(), !slot.health.is_failing());
+        let request = self.in_flight.spawn(async move {
+            let Exchange { outcome, etag } = client.ask(&target.address, etag.as_deref(), retry).await;
+            let is_whole = matches!(outcome, Outcome::Complete(_) | Outcome::Unchanged);
+            let report = Report { target, at: clock.now(), outcome };
+            // A full channel makes the request wait, and with it the schedule: the ledger sets the pace.
+            let _ = observations.send(Observation::Report(report)).await;
+            Finished { is_whole, etag }
+        });
+        self.asked.insert(request.id(), (address, self.round.counts.number));
+        None
+    }
+
+    fn finish(&mut self, finished: Result<(task::Id, Finished), task::JoinError>) -> Option<Round> {
+        let (id, finished) = finished.unwrap_or_else(|error| {
+            tracing::error!(%error, "a request died");
+            (error.id(), Finished::default())
+        });
+        let (address, round) = self.asked.remove(&id)?;
+        let is_current = round == self.round.counts.number && self.round.is_open;
+        if is_current {
+            self.round.pending = self.round.pending.saturating_sub(1);
+            if finished.is_whole {
+                self.round.counts.answered += 1;
+            } else {
+                self.round.counts.failed += 1;
+            }
+        }
+        if let Some(slot) = self.slots.get_mut(&address) {
+            slot.is_in_flight = false;
+            if finished.is_whole {
+                slot.health.answered(finished.etag);
+            } else {
+                slot.health.failed(self.round.counts.number, self.cadence.max_backoff_rounds);
+            }
+        }
+        self.close_if_done()
+    }
+
+    fn close_if_done(&mut self) -> Option<Round> {
+        (self.round.is_open && self.round.pending == 0 && self.queue.is_empty()).then(|| self.close())
+    }
+
+    fn close(&mut self) -> Round {
+        self.round.is_open = false;
+        self.round.counts.took = self.round.started.elapsed();
+        self.round.counts
+    }
+}
+
+/// A target's place in every round, from 0 to 1. The same in every run, so that a restart asks at even distances too.
+fn place_of(target: &Target) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    target.address.hash(&mut hasher);
+    f64::from(u32::try_from(hasher.finish() >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+}
+
+/// Waits until `due`, or for ever if there is nothing to wait for.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,123 @@
+//! `demo`: the main job on this machine, with nothing but this program.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context;
+use procscan_agent::server::{self, Options};
+use procscan_agent::simulate::{Fleet, FleetOptions};
+use tokio_util::sync::CancellationToken;
+
+use super::agent::{faults, from_agent, host, rules};
+use super::run::until_stopped;
+use super::{CommandError, Stop};
+use crate::args;
+use crate::config::{Config, DiscoveryMode, Format, Level, Logger};
+use crate::progress;
+use crate::run::Service;
+use crate::telemetry;
+
+/// The namespace that processes outside of containers are reported in.
+const NAMESPACE: &str = "ns-demo";
+/// How often the agents look at their processes.
+const SCAN_INTERVAL: Duration = Duration::from_secs(1);
+/// Of so many simulated nodes, one has an offender.
+const OFFENDER_EVERY: usize = 10;
+
+pub(super) async fn demo(args: args::Demo, mut stop: Stop) -> Result<(), CommandError> {
+    let live = progress::is_wanted();
+    telemetry::init(Logger { level: Level::Info, format: Format::Text }, live);
+    let cancel = CancellationToken::new();
+    let _stop_agents = cancel.clone().drop_guard();
+
+    // Mistakes in what was typed come before anything starts.
+    let rules = rules(args.rules.as_deref())?;
+    let fleet = simulate(&args, &cancel)?;
+    let agent = Options {
+        bind: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+        scan_interval: SCAN_INTERVAL,
+        rules,
+        host: Some(host(NAMESPACE.to_owned())),
+        ..Options::default()
+    };
+    let (agent, _agent_task) = server::start(agent, cancel.clone()).await.map_err(from_agent)?;
+
+    let mut config = config(&args);
+    config.discovery.targets.push(format!("{agent} node=this-machine"));
+    if let Some(fleet) = &fleet {
+        let simulated = fleet.targets().into_iter().map(|(node, address)| format!("{address} node={node}"));
+        config.discovery.targets.extend(simulated);
+    }
+    let service = Service::start(&config).await?;
+    explain(&args, &service);
+    let drawing = live.then(|| tokio::spawn(progress::draw(service.views().clone())));
+    let result = until_stopped(service, &mut stop).await;
+    if let Some(drawing) = drawing {
+        drawing.abort();
+        eprintln!();
+    }
+    result
+}
+
+fn simulate(args: &args::Demo, cancel: &CancellationToken) -> Result<Option<Fleet>, CommandError> {
+    let faults = faults(&args.fault)?;
+    if args.nodes == 0 {
+        return if faults.is_empty() {
+            Ok(None)
+        } else {
+            Err(CommandError::Usage("--fault: there are no simulated nodes; give some with --nodes".into()))
+        };
+    }
+    let nodes = args.nodes as usize;
+    let options = FleetOptions {
+        nodes,
+        port: 0,
+        scan_interval: SCAN_INTERVAL,
+        offenders_per_node: 0,
+        ..FleetOptions::default()
+    };
+    let fleet = Fleet::start(options, cancel).context("the simulated nodes can't be started")?;
+    for node in (0..nodes).step_by(OFFENDER_EVERY) {
+        fleet.set_offender_count(node, 1);
+    }
+    fleet.inject(&faults).map_err(|e| CommandError::Usage(format!("--fault: {e}")))?;
+    Ok(Some(fleet))
+}
+
+/// Everything as in production, but faster, so that a person sees it happen.
+fn config(args: &args::Demo) -> Config {
+    let mut config = Config::default();
+    config.aggregator.address = Ipv4Addr::LOCALHOST.into();
+    config.aggregator.port = args.port;
+    config.aggregator.scan_interval = Duration::from_secs(2);
+    config.collector.timeout = Duration::from_secs(2);
+    config.collector.connect_timeout = Duration::from_secs(1);
+    config.detection.max_age = Duration::from_secs(15);
+    config.detection.clear_after = Duration::from_secs(30);
+    config.discovery.mode = DiscoveryMode::Static;
+    config.output.directory.clone_from(&args.dir);
+    config
+}
+
+fn explain(args: &args::Demo, service: &Service) {
+    let address = service.address();
+    let directory = std::path::absolute(&args.dir).unwrap_or_else(|_| args.dir.clone());
+    println!(
+        "ProcScan Aggregator is looking at this machine's processes{}.
+
+  Violations   http://{address}/api/violations
+  Nodes        http://{address}/api/v1/nodes
+  Plan         http://{address}/api/v1/plan
+  Objects      {}
+
+Try it in another terminal:
+
+  cp \"$(command -v sleep)\" xmrig && ./xmrig 300
+
+It is listed within a few seconds, and its App is blocked: see the objects. Stop it, and the block is
+released once its node has answered for 30 s without it. Ctrl-C ends the demo.
+",
+        if args.nodes > 0 { format!(" and at {} simulated nodes", args.nodes) } else { String::new() },
+        directory.display(),
+    );
+}

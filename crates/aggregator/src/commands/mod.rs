@@ -1,0 +1,106 @@
+//! The subcommands, one file each, and what they share: exit codes and signals.
+
+mod agent;
+mod check_config;
+mod demo;
+mod run;
+
+use std::fmt;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::{Arguments, Command};
+use crate::config::ConfigError;
+
+/// How long threads that are stuck in a system call are waited for at the end.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// Why a command fails, which decides its exit code.
+#[derive(Debug)]
+enum CommandError {
+    /// Bad usage or configuration: exit code 2, one line for each mistake.
+    Usage(String),
+    /// Anything else: exit code 1.
+    Other(anyhow::Error),
+}
+
+impl From<ConfigError> for CommandError {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl From<anyhow::Error> for CommandError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(message) => f.write_str(message),
+            // The whole chain on one line.
+            Self::Other(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: the runtime can't be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        // Before anything else, so that a signal at any moment ends the program in order.
+        let stop = Stop::listen()?;
+        dispatch(Arguments::parse().command, stop).await
+    });
+    runtime.shutdown_timeout(LINGER);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in error.to_string().lines() {
+                eprintln!("error: {line}");
+            }
+            ExitCode::from(if matches!(error, CommandError::Usage(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+async fn dispatch(command: Command, stop: Stop) -> Result<(), CommandError> {
+    match command {
+        Command::Run(args) => run::run(&args.config, stop).await,
+        Command::Demo(args) => demo::demo(args, stop).await,
+        Command::CheckConfig(args) => check_config::check_config(&args.config),
+        Command::Agent(args) => agent::agent(args, stop).await,
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self, CommandError> {
+        let listen = |kind| signal(kind).map_err(|e| anyhow::anyhow!("signals can't be listened for: {e}"));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of them.
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

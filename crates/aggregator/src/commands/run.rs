@@ -1,0 +1,33 @@
+//! `run`: the service.
+
+use std::path::Path;
+
+use super::{CommandError, Stop};
+use crate::config::Config;
+use crate::run::Service;
+use crate::telemetry;
+
+pub(super) async fn run(config: &Path, mut stop: Stop) -> Result<(), CommandError> {
+    let config = Config::load(config, std::env::vars_os().filter_map(text))?;
+    telemetry::init(config.logger, false);
+    let service = Service::start(&config).await?;
+    until_stopped(service, &mut stop).await
+}
+
+/// Runs until a signal comes, or a stage dies.
+pub(super) async fn until_stopped(mut service: Service, stop: &mut Stop) -> Result<(), CommandError> {
+    let broken = tokio::select! {
+        () = stop.wait() => None,
+        stage = service.broken() => Some(stage),
+    };
+    service.stop().await;
+    match broken {
+        None => Ok(()),
+        Some(stage) => Err(anyhow::anyhow!("the {stage} stopped by itself").into()),
+    }
+}
+
+/// A variable whose name and value are text; others can't be ours.
+pub(super) fn text((name, value): (std::ffi::OsString, std::ffi::OsString)) -> Option<(String, String)> {
+    Some((name.into_string().ok()?, value.into_string().ok()?))
+}

@@ -1,0 +1,74 @@
+//! `detection`: what counts as evidence.
+
+use std::time::Duration;
+
+use procscan_core::ledger;
+use serde::Deserialize;
+
+use super::{Aggregator, Collector, Problems, values};
+
+/// What counts as evidence.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Detection {
+    /// How old a record may be at first sight, by its agent's own clock, and how long fresh evidence stays fresh.
+    #[serde(deserialize_with = "values::duration")]
+    pub max_age: Duration,
+    /// How long a node has to answer without fresh evidence until a violation clears.
+    #[serde(deserialize_with = "values::duration")]
+    pub clear_after: Duration,
+    /// How long to wait for a node that never returns.
+    #[serde(deserialize_with = "values::duration")]
+    pub unreachable_limit: Duration,
+    /// Offending again within this time continues the same incident.
+    #[serde(deserialize_with = "values::duration")]
+    pub same_incident: Duration,
+}
+
+impl Default for Detection {
+    fn default() -> Self {
+        let rules = ledger::Detection::default();
+        Self {
+            max_age: rules.max_age,
+            clear_after: rules.clear_after,
+            unreachable_limit: rules.unreachable_limit,
+            same_incident: rules.same_incident,
+        }
+    }
+}
+
+impl Detection {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        let longest = Duration::from_hours(24 * 30);
+        for (path, value) in [
+            ("detection.max_age", self.max_age),
+            ("detection.clear_after", self.clear_after),
+            ("detection.unreachable_limit", self.unreachable_limit),
+            ("detection.same_incident", self.same_incident),
+        ] {
+            let allowed = (Duration::from_secs(1)..=longest).contains(&value);
+            problems.require(allowed, path, humantime::format_duration(value), "1s to 30days");
+        }
+        problems.require(
+            self.unreachable_limit >= self.clear_after,
+            "detection.unreachable_limit",
+            humantime::format_duration(self.unreachable_limit),
+            format!("at least detection.clear_after ({})", humantime::format_duration(self.clear_after)),
+        );
+    }
+
+    pub(super) fn rules(&self, aggregator: &Aggregator, collector: &Collector) -> ledger::Detection {
+        let round = aggregator.scan_interval;
+        ledger::Detection {
+            max_age: self.max_age,
+            clear_after: self.clear_after,
+            unreachable_limit: self.unreachable_limit,
+            same_incident: self.same_incident,
+            answer_gap: round,
+            // Two rounds may pass between the answers of a target whose offset is early and then late, and an answer may
+            // take as long as it is allowed to.
+            fresh_within: round.saturating_mul(2) + collector.timeout.min(round),
+            max_keys_per_node: collector.max_violations_per_node,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! `discovery`: how the agents are found.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use procscan_core::report::Target;
+use serde::Deserialize;
+
+use super::{Problems, values};
+use crate::discovery::fixed;
+
+/// How the agents are found.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Discovery {
+    /// Where the addresses come from.
+    pub mode: Mode,
+    /// With `static`: the targets, as `host`, `host:port` or `host:port node=NAME`.
+    pub targets: Vec<String>,
+    /// With `file`: a file with one such target per line.
+    pub file: Option<PathBuf>,
+    /// With `dns`: how often the name is resolved. With `file`: how often the file is looked at.
+    #[serde(deserialize_with = "values::duration")]
+    pub refresh: Duration,
+    /// With `dns`: the cluster's domain.
+    pub cluster_domain: String,
+}
+
+/// Where the agents' addresses come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The A and AAAA records of the headless Service `daemonset.service_name`.
+    #[default]
+    Dns,
+    /// A list in the configuration.
+    Static,
+    /// A list in a file that is watched.
+    File,
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            targets: Vec::new(),
+            file: None,
+            refresh: Duration::from_secs(10),
+            cluster_domain: "cluster.local".to_owned(),
+        }
+    }
+}
+
+impl Discovery {
+    pub(super) fn check(&self, port: u16, problems: &mut Problems) {
+        let least = Duration::from_millis(100);
+        let shown = humantime::format_duration(self.refresh);
+        problems.require(
+            (least..=Duration::from_hours(1)).contains(&self.refresh),
+            "discovery.refresh",
+            shown,
+            "100ms to 1h",
+        );
+        let is_static = self.mode == Mode::Static;
+        if is_static && self.targets.is_empty() {
+            problems.refuse(
+                "discovery.targets",
+                "an empty list",
+                "at least one host:port with `discovery.mode: static`",
+            );
+        }
+        if !is_static && !self.targets.is_empty() {
+            problems.refuse("discovery.targets", "a list", "none unless `discovery.mode` is `static`");
+        }
+        match (self.mode, &self.file) {
+            // A list that is wrong from the start is a mistake to be told now; one that becomes wrong later is not.
+            (Mode::File, Some(file)) => match std::fs::read_to_string(file) {
+                Ok(text) => {
+                    if let Err(error) = fixed::parse(text.lines(), port) {
+                        problems.0.push(("discovery.file", format!("{}: {error}", file.display())));
+                    }
+                }
+                Err(e) => {
+                    let allowed = format!("a file that can be read ({e})");
+                    problems.refuse("discovery.file", file.display(), allowed);
+                }
+            },
+            (Mode::File, None) => {
+                problems.refuse("discovery.file", "nothing", "a file's path with `discovery.mode: file`");
+            }
+            (_, Some(file)) => {
+                problems.refuse("discovery.file", file.display(), "none unless `discovery.mode` is `file`");
+            }
+            (_, None) => {}
+        }
+        if let Err(error) = self.static_targets(port) {
+            problems.0.push(("discovery.targets", error.to_string()));
+        }
+    }
+
+    /// The targets of the list.
+    pub fn static_targets(&self, port: u16) -> Result<Vec<Target>, fixed::TargetError> {
+        fixed::parse(self.targets.iter().map(String::as_str), port)
+    }
+}

@@ -1,0 +1,180 @@
+//! `enforcement` and `brake`: who may be blocked, and how much may happen at once.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use procscan_core::policy::{self, BrakeRules, Mode};
+use serde::Deserialize;
+
+use super::values::Pattern;
+use super::{Problems, values};
+
+/// Who may be blocked.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Enforcement {
+    /// Whether decisions take effect.
+    pub mode: Mode,
+    /// Which namespaces are tenants'.
+    pub namespaces: Pattern,
+    /// Namespaces that are never touched: exact names, or prefixes that end in `*`.
+    pub protected_namespaces: Vec<String>,
+    /// Whether an accused Pod must be known to run on the accusing node. Needs a cluster to ask.
+    pub verify_pods: Option<bool>,
+    /// How long a tenant is told before the block.
+    #[serde(deserialize_with = "values::duration")]
+    pub grace: Duration,
+    /// What is not enforced.
+    pub exemptions: Vec<ExemptionConfig>,
+}
+
+/// One exemption: all given parts must match.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExemptionConfig {
+    namespace: Option<Match>,
+    app: Option<Match>,
+    process: Option<Match>,
+    rule: Option<Match>,
+    reason: String,
+    until: Option<Timestamp>,
+}
+
+/// A text, or `{regex: …}`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "a text, or `{regex: …}` with a valid regular expression")]
+enum Match {
+    Exact(String),
+    Regex { regex: Pattern },
+}
+
+impl Match {
+    fn pattern(&self) -> policy::Pattern {
+        match self {
+            Self::Exact(text) => policy::Pattern::Exact(text.clone()),
+            Self::Regex { regex } => policy::Pattern::Regex(regex.0.clone()),
+        }
+    }
+}
+
+impl ExemptionConfig {
+    pub(super) fn rule(&self) -> policy::Exemption {
+        let part = |part: &Option<Match>| part.as_ref().map(Match::pattern);
+        policy::Exemption {
+            namespace: part(&self.namespace),
+            app: part(&self.app),
+            process: part(&self.process),
+            rule: part(&self.rule),
+            reason: self.reason.clone(),
+            until: self.until,
+        }
+    }
+}
+
+impl Default for Enforcement {
+    fn default() -> Self {
+        let protected = ["kube-*", "higress-system", "block-system", "default", "sealos", "sealos-system"];
+        Self {
+            mode: Mode::default(),
+            #[allow(clippy::expect_used, reason = "a constant that the tests compile")]
+            namespaces: Pattern(regex::Regex::new("^ns-").expect("a valid pattern")),
+            protected_namespaces: protected.map(str::to_owned).to_vec(),
+            verify_pods: None,
+            grace: Duration::ZERO,
+            exemptions: Vec::new(),
+        }
+    }
+}
+
+impl Enforcement {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        if self.verify_pods == Some(true) {
+            let allowed = "false without a cluster to ask: `discovery.mode` is not `kubernetes`";
+            problems.refuse("enforcement.verify_pods", true, allowed);
+        }
+        problems.require(
+            self.grace <= Duration::from_hours(24 * 7),
+            "enforcement.grace",
+            humantime::format_duration(self.grace),
+            "0s to 7days",
+        );
+        for name in &self.protected_namespaces {
+            let stem = name.strip_suffix('*').unwrap_or(name);
+            problems.require(
+                !name.is_empty() && !stem.contains('*'),
+                "enforcement.protected_namespaces",
+                format!("{name:?}"),
+                "a namespace, or the beginning of one with a * at its end",
+            );
+        }
+        for exemption in &self.exemptions {
+            let parts = [&exemption.namespace, &exemption.app, &exemption.process, &exemption.rule];
+            if parts.iter().all(|part| part.is_none()) {
+                let allowed = "at least one of namespace, app, process, rule: it would cover nothing";
+                problems.refuse(
+                    "enforcement.exemptions",
+                    format!("an exemption for {:?}", exemption.reason),
+                    allowed,
+                );
+            }
+            if exemption.reason.trim().is_empty() {
+                problems.refuse(
+                    "enforcement.exemptions",
+                    "an empty reason",
+                    "a reason that the next person understands",
+                );
+            }
+        }
+    }
+}
+
+/// How much may happen at once.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Brake {
+    /// New blocks within the window.
+    pub max_new_apps: usize,
+    /// The window.
+    #[serde(deserialize_with = "values::duration")]
+    pub window: Duration,
+    /// New blocks within the window that rest on one node's word.
+    pub max_apps_per_node: usize,
+    /// Tenants that one rule may hit within the window.
+    pub max_namespaces_per_rule: usize,
+    /// Releases within the window without an operator's act.
+    pub max_releases: usize,
+}
+
+impl Default for Brake {
+    fn default() -> Self {
+        let rules = BrakeRules::default();
+        Self {
+            max_new_apps: rules.max_new_apps,
+            window: rules.window,
+            max_apps_per_node: rules.max_apps_per_node,
+            max_namespaces_per_rule: rules.max_namespaces_per_rule,
+            max_releases: rules.max_releases,
+        }
+    }
+}
+
+impl Brake {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        problems.require(
+            (Duration::from_secs(1)..=Duration::from_hours(24)).contains(&self.window),
+            "brake.window",
+            humantime::format_duration(self.window),
+            "1s to 1day",
+        );
+    }
+
+    pub(super) fn rules(&self) -> BrakeRules {
+        BrakeRules {
+            max_new_apps: self.max_new_apps,
+            window: self.window,
+            max_apps_per_node: self.max_apps_per_node,
+            max_namespaces_per_rule: self.max_namespaces_per_rule,
+            max_releases: self.max_releases,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Overrides from the environment: `PROCSCAN_SECTION__KEY=value`.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::ConfigError;
+use super::values::parse_yaml;
+
+/// Sets what the variables say in `tree`, and returns which path each one has set.
+///
+/// Only names with a double underscore are ours: Kubernetes itself sets `PROCSCAN_PORT`, `PROCSCAN_SERVICE_HOST` and more for a
+/// Service that is called `procscan`.
+pub(super) fn apply(
+    tree: &mut Value,
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut set = BTreeMap::new();
+    for (variable, text) in variables {
+        let Some(name) = variable.strip_prefix("PROCSCAN_") else {
+            continue;
+        };
+        let path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
+        let [first, .., last] = &path[..] else { continue };
+        if path.iter().any(String::is_empty) {
+            continue;
+        }
+        // A value is YAML too, so that numbers are numbers and `[a, b]` is a list. Text that is no YAML is text.
+        let value = parse_yaml(&text).unwrap_or(Value::String(text));
+        let mut place = &mut *tree;
+        for step in path.iter().take(path.len() - 1) {
+            let Value::Object(map) = place else {
+                return Err(ConfigError::new(&variable, format!("`{first}` has no keys of its own")));
+            };
+            let next = map.entry(step.clone()).or_insert_with(|| Value::Object(Map::new()));
+            if next.is_null() {
+                *next = Value::Object(Map::new());
+            }
+            place = next;
+        }
+        let Value::Object(map) = place else {
+            return Err(ConfigError::new(&variable, format!("`{first}` has no keys of its own")));
+        };
+        map.insert(last.clone(), value);
+        set.insert(path.join("."), variable);
+    }
+    Ok(set)
+}

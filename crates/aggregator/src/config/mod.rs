@@ -1,0 +1,216 @@
+//! The configuration: one file per section, every key with a default, everything validated before anything starts.
+//!
+//! Read from YAML, then from the environment: `PROCSCAN_AGGREGATOR__SCAN_INTERVAL=30s` overrides `aggregator.scan_interval`.
+//! Unknown keys, bad values and impossible combinations are refused with the path, the value and what is allowed.
+
+mod aggregator;
+mod collector;
+mod daemonset;
+mod detection;
+mod discovery;
+mod enforcement;
+mod environment;
+mod gateway;
+mod logger;
+mod notification;
+mod output;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use procscan_core::ledger::Detection;
+use procscan_core::policy::Policy;
+use procscan_core::report::Limits;
+use procscan_core::resources::Settings;
+use serde::Deserialize;
+
+pub use self::aggregator::Aggregator;
+pub use self::collector::Collector;
+pub use self::daemonset::DaemonSet;
+pub use self::discovery::{Discovery, Mode as DiscoveryMode};
+pub use self::enforcement::Enforcement;
+pub use self::gateway::Gateway;
+pub use self::logger::{Format, Level, Logger};
+pub use self::notification::Notification;
+pub use self::output::Output;
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The service itself.
+    pub aggregator: Aggregator,
+    /// Where the agents are.
+    pub daemonset: DaemonSet,
+    /// What is logged.
+    pub logger: Logger,
+    /// How the agents are found.
+    pub discovery: Discovery,
+    /// How the agents are asked.
+    pub collector: Collector,
+    /// What counts as evidence.
+    pub detection: detection::Detection,
+    /// Who may be blocked.
+    pub enforcement: Enforcement,
+    /// How much may happen at once.
+    pub brake: enforcement::Brake,
+    /// The WasmPlugin.
+    pub gateway: Gateway,
+    /// The Notifications.
+    pub notification: Notification,
+    /// Where the objects go.
+    pub output: Output,
+}
+
+/// Why a configuration is refused: one line for each mistake, with its place, the value and what is allowed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl ConfigError {
+    /// One mistake at `place`: a file, or a file and a path in it.
+    pub fn new(place: impl fmt::Display, problem: impl fmt::Display) -> Self {
+        Self { problems: vec![format!("{place}: {}", one_line(&problem.to_string()))] }
+    }
+}
+
+/// The mistakes that a section finds in itself: path and what is wrong.
+#[derive(Debug, Default)]
+struct Problems(Vec<(&'static str, String)>);
+
+impl Problems {
+    /// `value` at `path` is not one of what is `allowed`.
+    fn refuse(&mut self, path: &'static str, value: impl fmt::Display, allowed: impl fmt::Display) {
+        self.0.push((path, format!("{value} is not allowed; allowed is {allowed}")));
+    }
+
+    fn require(
+        &mut self,
+        holds: bool,
+        path: &'static str,
+        value: impl fmt::Display,
+        allowed: impl fmt::Display,
+    ) {
+        if !holds {
+            self.refuse(path, value, allowed);
+        }
+    }
+}
+
+impl Config {
+    /// Reads `path` and the environment `variables`.
+    pub fn load(
+        path: &Path,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let file = path.display();
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| ConfigError::new(&file, format!("can't be read: {e}")))?;
+        Self::parse(&text, &path.display().to_string(), variables)
+    }
+
+    /// Reads `text`; `name` is what errors call it.
+    pub fn parse(
+        text: &str,
+        name: &str,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut tree = values::parse_yaml(text).map_err(|problem| ConfigError::new(name, problem))?;
+        if tree.is_null() {
+            tree = serde_json::Value::Object(serde_json::Map::new());
+        }
+        if !tree.is_object() {
+            return Err(ConfigError::new(
+                name,
+                "expected sections such as `aggregator:`, each with its keys",
+            ));
+        }
+        let overrides = environment::apply(&mut tree, variables)?;
+        let place = |path: &str| match overrides.get(path) {
+            Some(variable) => variable.clone(),
+            None => format!("{name}: {path}"),
+        };
+        let config: Self = serde_path_to_error::deserialize(&tree).map_err(|e| {
+            let path = e.path().to_string();
+            let value = values::at(&tree, &path);
+            let problem = values::explain(&e.into_inner().to_string(), value);
+            ConfigError::new(if path == "." { name.to_owned() } else { place(&path) }, problem)
+        })?;
+        let problems: Vec<String> = config
+            .problems()
+            .0
+            .into_iter()
+            .map(|(path, problem)| format!("{}: {problem}", place(path)))
+            .collect();
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
+    }
+
+    /// Everything that is wrong with values that are well-formed by themselves.
+    fn problems(&self) -> Problems {
+        let mut problems = Problems::default();
+        self.aggregator.check(&mut problems);
+        self.daemonset.check(&mut problems);
+        self.discovery.check(self.daemonset.api_port, &mut problems);
+        self.collector.check(&mut problems);
+        self.detection.check(&mut problems);
+        self.enforcement.check(&mut problems);
+        self.brake.check(&mut problems);
+        self.gateway.check(&mut problems);
+        self.notification.check(&mut problems);
+        self.output.check(&mut problems);
+        problems
+    }
+
+    /// The ledger's rules of evidence.
+    pub fn detection(&self) -> Detection {
+        self.detection.rules(&self.aggregator, &self.collector)
+    }
+
+    /// The policy's rules.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            mode: self.enforcement.mode,
+            namespaces: self.enforcement.namespaces.0.clone(),
+            protected: self.enforcement.protected_namespaces.clone(),
+            verify_pods: self.enforcement.verify_pods.unwrap_or(false),
+            grace: self.enforcement.grace,
+            brake: self.brake.rules(),
+            exemptions: self.enforcement.exemptions.iter().map(enforcement::ExemptionConfig::rule).collect(),
+            same_incident: self.detection.same_incident,
+            unreachable_limit: self.detection.unreachable_limit,
+            max_notices_per_round: self.notification.max_per_round,
+        }
+    }
+
+    /// How much of one answer is kept.
+    pub fn limits(&self) -> Limits {
+        self.collector.limits()
+    }
+
+    /// What the objects look like.
+    pub fn settings(&self) -> Settings {
+        Settings { gateway: self.gateway.settings(), notification: self.notification.settings() }
+    }
+
+    /// The directory that objects are written to.
+    pub fn output_directory(&self) -> &PathBuf {
+        &self.output.directory
+    }
+}
+
+/// A message on one line, whatever a library made of it.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

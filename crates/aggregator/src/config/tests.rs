@@ -1,0 +1,223 @@
+use std::time::Duration;
+
+use procscan_core::policy::Mode;
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, "config.yaml", [])
+}
+
+fn with_env(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::parse(
+        text,
+        "config.yaml",
+        variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+    )
+}
+
+/// One line that names the place, and says what is allowed.
+fn refused(text: &str, place: &str, allowed: &str) {
+    let error = parse(text).expect_err(text).to_string();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.starts_with(&format!("config.yaml: {place}")), "{error}");
+    assert!(error.contains(allowed), "{error}");
+}
+
+#[test]
+fn nothing_at_all_is_the_seeds_defaults() {
+    for text in ["", "---\n", "# nothing\n", "aggregator: {}\n"] {
+        let config = parse(text).unwrap();
+        assert_eq!(config.aggregator.scan_interval, Duration::from_mins(1));
+        assert_eq!(config.aggregator.port, 8090);
+        assert_eq!(config.daemonset.namespace, "kube-system");
+        assert_eq!(config.daemonset.service_name, "procscan");
+        assert_eq!(config.daemonset.api_port, 9090);
+        assert_eq!(config.daemonset.api_path, "/api/violations");
+        assert_eq!((config.logger.level, config.logger.format), (Level::Info, Format::Json));
+        // Made of constants that must be valid.
+        config.policy();
+        config.settings();
+    }
+}
+
+#[test]
+fn every_key_of_the_seed_is_read() {
+    let text = r#"
+aggregator:
+  scan_interval: "30s"
+  port: 8091
+daemonset:
+  namespace: "block-system"
+  service_name: "block-procscan"
+  api_port: 9191
+  api_path: "/v2/violations"
+logger:
+  level: "debug"
+  format: "text"
+"#;
+    let config = parse(text).unwrap();
+    assert_eq!(config.aggregator.scan_interval, Duration::from_secs(30));
+    assert_eq!(config.aggregator.port, 8091);
+    assert_eq!(config.daemonset.service_name, "block-procscan");
+    assert_eq!(config.daemonset.api_path, "/v2/violations");
+    assert_eq!((config.logger.level, config.logger.format), (Level::Debug, Format::Text));
+}
+
+#[test]
+fn the_example_is_valid_and_shows_the_defaults() {
+    let text = include_str!("../../../../config.yaml");
+    let config = parse(text).unwrap();
+    let defaults = Config::default();
+    assert_eq!(format!("{config:?}"), format!("{defaults:?}"));
+    // With every commented-out line put in force it is still valid as far as its keys go.
+    let all: String = text
+        .lines()
+        .map(|line| line.strip_prefix("#~").map_or(line.to_owned(), str::to_owned) + "\n")
+        .collect();
+    assert_ne!(all, text);
+    parse(&all).unwrap();
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let config = with_env(
+        "aggregator: {scan_interval: 10s}\n",
+        &[
+            ("PROCSCAN_AGGREGATOR__SCAN_INTERVAL", "30s"),
+            ("PROCSCAN_LOGGER__LEVEL", "debug"),
+            ("PROCSCAN_AGGREGATOR__PORT", "9000"),
+            ("PROCSCAN_DISCOVERY__MODE", "static"),
+            ("PROCSCAN_DISCOVERY__TARGETS", "[127.0.0.1:9090, '127.0.0.2 node=b']"),
+            ("PROCSCAN_NOTIFICATION__BLOCKED__TITLE", "{app} is closed"),
+            // What Kubernetes sets for a Service called `procscan` is not ours.
+            ("PROCSCAN_PORT", "tcp://10.0.0.1:9090"),
+            ("PROCSCAN_SERVICE_HOST", "10.0.0.1"),
+            ("PROCSCAN_PORT_9090_TCP", "tcp://10.0.0.1:9090"),
+            ("OTHER__THING", "x"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.aggregator.scan_interval, Duration::from_secs(30));
+    assert_eq!((config.aggregator.port, config.logger.level), (9000, Level::Debug));
+    assert_eq!(config.discovery.static_targets(1).unwrap().len(), 2);
+}
+
+#[test]
+fn mistakes_in_the_environment_name_the_variable() {
+    for (name, value, says) in [
+        ("PROCSCAN_AGGREGATOR__PORT", "0", "1 to 65535"),
+        ("PROCSCAN_AGGREGATOR__PROT", "80", "scan_interval"),
+        ("PROCSCAN_AGGREGATOR__SCAN_INTERVAL", "soon", "60s"),
+        ("PROCSCAN_AGGREGATOR__SCAN_INTERVAL", "2h", "1s to 1h"),
+        ("PROCSCAN_AGGREGATOR__PORT__X", "1", "no keys of its own"),
+    ] {
+        let text = "aggregator: {port: 8090}\n";
+        let error = with_env(text, &[(name, value)]).expect_err(name).to_string();
+        assert!(error.starts_with(name) && error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_refused_with_those_that_are_known() {
+    refused("agregator: {}\n", "", "`aggregator`");
+    refused("aggregator: {scan_intervall: 60s}\n", "aggregator", "`scan_interval`");
+    refused("notification: {blocked: {titel: x}}\n", "notification.blocked", "`title`");
+}
+
+#[test]
+fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
+    refused("aggregator: {scan_interval: 60}\n", "aggregator.scan_interval: 60 ", "60s, 5m or 1h30m");
+    refused("aggregator: {scan_interval: fast}\n", "aggregator.scan_interval: \"fast\"", "60s");
+    refused("aggregator: {scan_interval: 0s}\n", "aggregator.scan_interval: 0s", "1s to 1h");
+    refused("aggregator: {port: 0}\n", "aggregator.port: 0 ", "1 to 65535");
+    refused("aggregator: {port: 70000}\n", "aggregator.port: 70000 ", "1 to 65535");
+    refused("aggregator: {port: \"80\"}\n", "aggregator.port: \"80\"", "1 to 65535");
+    refused("daemonset: {api_path: violations}\n", "daemonset.api_path", "begins with /");
+    refused("daemonset: {namespace: Kube_System}\n", "daemonset.namespace", "Kubernetes name");
+    refused("logger: {level: trace}\n", "logger.level: `trace`", "`debug`");
+    refused("enforcement: {mode: on}\n", "enforcement.mode", "`dry-run`");
+    refused("enforcement: {namespaces: \"(\"}\n", "enforcement.namespaces: \"(\"", "regular expression");
+    refused("enforcement: {protected_namespaces: [\"a*b\"]}\n", "enforcement.protected_namespaces", "*");
+    refused(
+        "enforcement: {exemptions: [{reason: x}]}\n",
+        "enforcement.exemptions",
+        "namespace, app, process, rule",
+    );
+    refused("enforcement: {exemptions: [{app: x}]}\n", "enforcement.exemptions[0]", "reason");
+    refused("collector: {max_body: 4096}\n", "collector.max_body: 4096", "512KiB");
+    refused("collector: {byte_budget: 1MiB}\n", "collector.byte_budget: 1.0 MiB", "twice collector.max_body");
+    refused("gateway: {status_code: 200}\n", "gateway.status_code: 200", "400 to 599");
+    refused("gateway: {phase: authn}\n", "gateway.phase", "`AUTHN`");
+    refused("notification: {blocked: {title: \"{ap}\"}}\n", "notification.blocked.title", "{app}");
+    refused("brake: {window: 0s}\n", "brake.window", "1s to 1day");
+}
+
+#[test]
+fn impossible_combinations_are_refused() {
+    refused("discovery: {mode: static}\n", "discovery.targets", "at least one");
+    refused("discovery: {targets: [a]}\n", "discovery.targets", "static");
+    refused("discovery: {mode: file}\n", "discovery.file", "a file's path");
+    refused(
+        "discovery: {mode: file, file: /no/such}\n",
+        "discovery.file: /no/such",
+        "a file that can be read",
+    );
+    refused(
+        "discovery: {mode: static, targets: [\"a:0\"]}\n",
+        "discovery.targets: entry 1: \"a:0\"",
+        "1 to 65535",
+    );
+    refused("enforcement: {verify_pods: true}\n", "enforcement.verify_pods: true", "without a cluster");
+    refused(
+        "detection: {unreachable_limit: 1m}\n",
+        "detection.unreachable_limit: 1m",
+        "detection.clear_after (30m)",
+    );
+}
+
+#[test]
+fn several_mistakes_are_told_at_once() {
+    let error =
+        parse("aggregator: {scan_interval: 2h}\ngateway: {status_code: 99}\n").unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 2, "{error}");
+}
+
+#[test]
+fn what_is_no_yaml_is_one_line_with_its_place() {
+    for text in [
+        "aggregator: [\n",
+        "a: b: c\n",
+        "aggregator:\n\tport: 1\n",
+        "port: 1\nport: 2\n",
+        "- a\n",
+        "text\n",
+        "aggregator: 7\n",
+    ] {
+        let error = parse(text).expect_err(text).to_string();
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(error.starts_with("config.yaml: "), "{error}");
+    }
+    let missing = Config::load(Path::new("/no/such/config.yaml"), []).unwrap_err().to_string();
+    assert!(missing.starts_with("/no/such/config.yaml: can't be read: "), "{missing}");
+}
+
+#[test]
+fn exemptions_are_read_as_texts_or_expressions() {
+    let text = r#"
+enforcement:
+  mode: dry-run
+  exemptions:
+    - {namespace: ns-a, process: {regex: "^xm"}, reason: a contract, until: "2027-01-01T00:00:00Z"}
+"#;
+    let config = parse(text).unwrap();
+    let policy = config.policy();
+    assert_eq!(policy.mode, Mode::DryRun);
+    assert_eq!(policy.exemptions.len(), 1);
+    assert!(policy.exemptions[0].until.is_some());
+    refused(
+        "enforcement: {exemptions: [{app: {regex: \"(\"}, reason: x}]}\n",
+        "enforcement.exemptions[0].app",
+        "regular expression",
+    );
+}

@@ -1,0 +1,123 @@
+//! Values with units, and how mistakes in values are told.
+
+use std::fmt;
+use std::time::Duration;
+
+use regex::Regex;
+use serde::de::{self, Deserializer, Visitor};
+use serde_json::Value;
+
+/// What is said of a duration that is none.
+const A_DURATION: &str = "a duration with its unit, such as 60s, 5m or 1h30m";
+/// What is said of a size that is none.
+const A_SIZE: &str = "a size in bytes with its unit, such as 512KiB or 4MiB";
+
+/// Parses YAML into a tree. Duplicate keys are mistakes.
+pub(super) fn parse_yaml(text: &str) -> Result<Value, String> {
+    // Snippets would make errors longer than one line; `on` and `no` are words, as in YAML 1.2.
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| format!("not valid YAML: {e}"))
+}
+
+/// The value at `path` of `tree`, if there is one.
+pub(super) fn at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(tree, |value, step| {
+        let (key, index) = match step.split_once('[') {
+            Some((key, index)) => (key, index.trim_end_matches(']').parse::<usize>().ok()),
+            None => (step, None),
+        };
+        let value = if key.is_empty() { value } else { value.get(key)? };
+        match index {
+            Some(index) => value.get(index),
+            None => Some(value),
+        }
+    })
+}
+
+/// Says what is wrong in the form «value is not allowed; allowed is …», from serde's «…, expected …».
+pub(super) fn explain(message: &str, value: Option<&Value>) -> String {
+    if let Some((what, allowed)) = message.split_once(", expected ") {
+        if let Some(key) = what.strip_prefix("unknown field ") {
+            return format!("unknown key {key}; allowed is {allowed}");
+        }
+        if let Some(variant) = what.strip_prefix("unknown variant ") {
+            return format!("{variant} is not allowed; allowed is {allowed}");
+        }
+        // What serde expects of a choice between names.
+        let allowed =
+            if allowed == "string or map" { "one of the names in the example config.yaml" } else { allowed };
+        if let Some(value) = value {
+            return format!("{} is not allowed; allowed is {allowed}", shown(value));
+        }
+    }
+    message.to_owned()
+}
+
+/// A value for an error message, cut where it is long.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text,
+    }
+}
+
+struct FromText<T> {
+    expecting: &'static str,
+    parse: fn(&str) -> Option<T>,
+}
+
+impl<T> Visitor<'_> for FromText<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expecting)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.parse)(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+    }
+}
+
+/// `60s`, `1h30m`. A bare `0` is a mistake too: it has no unit.
+pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let parse = |text: &str| humantime::parse_duration(text).ok();
+    deserializer.deserialize_any(FromText { expecting: A_DURATION, parse })
+}
+
+/// `512KiB`, `4MiB`, in bytes.
+pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let parse = |text: &str| {
+        let has_unit = text.trim_end().ends_with(['B', 'b']);
+        let bytes = text.parse::<bytesize::ByteSize>().ok().filter(|_| has_unit)?;
+        usize::try_from(bytes.as_u64()).ok()
+    };
+    deserializer.deserialize_any(FromText { expecting: A_SIZE, parse })
+}
+
+/// A TCP port.
+pub(super) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    struct Port;
+    impl Visitor<'_> for Port {
+        type Value = u16;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a port from 1 to 65535")
+        }
+        fn visit_u64<E: de::Error>(self, port: u64) -> Result<u16, E> {
+            let port_or_error = u16::try_from(port).ok().filter(|port| *port != 0);
+            port_or_error.ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(port), &self))
+        }
+    }
+    deserializer.deserialize_any(Port)
+}
+
+/// A regular expression that compares by its text.
+#[derive(Clone, Debug)]
+pub struct Pattern(pub Regex);
+
+impl<'de> de::Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let parse = |text: &str| Regex::new(text).ok().map(Pattern);
+        deserializer.deserialize_any(FromText { expecting: "a regular expression", parse })
+    }
+}

@@ -1,0 +1,109 @@
+//! Finds the agents: publishes the current set of targets, and says when it can't be sure of it.
+//!
+//! A source that fails keeps the last set: an agent that can't be found any more is still expected to answer.
+
+mod dns;
+pub mod fixed;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use procscan_core::report::Target;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use self::dns::Dns;
+
+/// The targets as of now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetSet {
+    /// Every target once, ordered by address.
+    pub targets: Vec<Target>,
+    /// Why the source can't be asked at the moment, if so: the targets are then the last ones known.
+    pub error: Option<String>,
+    /// Where the targets come from, for people.
+    pub source: String,
+}
+
+/// Where targets come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A list that does not change.
+    Static(Vec<Target>),
+    /// A list in a file that may change.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The port of targets without one.
+        port: u16,
+    },
+    /// A headless Service's name.
+    Dns(Dns),
+}
+
+impl Source {
+    /// The source, for people.
+    fn name(&self) -> String {
+        match self {
+            Self::Static(_) => "discovery.targets".to_owned(),
+            Self::File { path, .. } => format!("the file {}", path.display()),
+            Self::Dns(dns) => format!("the addresses of {}", dns.name),
+        }
+    }
+
+    /// Asks the source once.
+    async fn find(&self) -> Result<Vec<Target>, String> {
+        match self {
+            Self::Static(targets) => Ok(targets.clone()),
+            Self::File { path, port } => {
+                let text =
+                    tokio::fs::read_to_string(path).await.map_err(|e| format!("can't be read: {e}"))?;
+                fixed::parse(text.lines(), *port).map_err(|e| e.to_string())
+            }
+            Self::Dns(dns) => dns.find().await,
+        }
+    }
+}
+
+/// Keeps `targets` up to date until cancelled. Never ends by itself.
+pub async fn run(
+    source: Source,
+    refresh: Duration,
+    targets: watch::Sender<Arc<TargetSet>>,
+    cancel: CancellationToken,
+) {
+    let mut timer = tokio::time::interval(refresh);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        let found = tokio::select! {
+            () = cancel.cancelled() => return,
+            found = source.find() => found,
+        };
+        let before = targets.borrow().clone();
+        let now = match found {
+            Ok(found) => TargetSet { targets: found, error: None, source: source.name() },
+            Err(error) => {
+                TargetSet { targets: before.targets.clone(), error: Some(error), source: source.name() }
+            }
+        };
+        if *before == now {
+            continue;
+        }
+        if let Some(error) = &now.error {
+            tracing::warn!(
+                source = now.source,
+                error,
+                kept = now.targets.len(),
+                "targets can't be found; keeping the last ones"
+            );
+        } else {
+            tracing::info!(source = now.source, targets = now.targets.len(), "targets found");
+        }
+        targets.send_replace(Arc::new(now));
+    }
+}

@@ -1,0 +1,162 @@
+//! The only owner of the ledger: takes in observations, lets time pass, publishes snapshots.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use procscan_core::ledger::{Change, ChangeKind, Ledger};
+use procscan_core::report::Outcome;
+use procscan_core::snapshot::Snapshot;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::clock::Clock;
+use crate::collector::Observation;
+use crate::discovery::TargetSet;
+
+/// How soon after a change a snapshot shows it. Changes within it share one snapshot.
+const PUBLISH_AFTER: Duration = Duration::from_millis(100);
+/// How often time is let pass: evidence grows old and graces end without anybody saying so.
+const TICK: Duration = Duration::from_secs(1);
+/// How many observations are taken in before others get their turn.
+const BATCH: usize = 64;
+
+/// Runs until every sender of observations is gone; what they have sent is in the last snapshot.
+pub async fn run(
+    mut ledger: Ledger,
+    clock: Clock,
+    mut observations: mpsc::Receiver<Observation>,
+    mut targets: watch::Receiver<Arc<TargetSet>>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut publish_at: Option<Instant> = None;
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut targets_live = true;
+    loop {
+        let due = publish_at;
+        tokio::select! {
+            n = observations.recv_many(&mut batch, BATCH) => {
+                if n == 0 {
+                    break;
+                }
+                // Whoever is asked is in the set by now: the collector learned of it from the same one.
+                if targets.has_changed().unwrap_or(false) {
+                    expect(&mut ledger, &mut targets);
+                }
+                for observation in batch.drain(..) {
+                    take_in(&mut ledger, observation);
+                }
+            }
+            changed = targets.changed(), if targets_live => match changed {
+                Ok(()) => expect(&mut ledger, &mut targets),
+                Err(_) => targets_live = false,
+            },
+            _ = tick.tick() => {
+                log(&ledger.advance(clock.now()));
+                publish_at = Some(Instant::now());
+            }
+            () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
+                publish_at = None;
+                snapshots.send_replace(Arc::new(ledger.snapshot(clock.now())));
+                continue;
+            }
+        }
+        publish_at.get_or_insert_with(|| Instant::now() + PUBLISH_AFTER);
+    }
+    snapshots.send_replace(Arc::new(ledger.snapshot(clock.now())));
+}
+
+fn expect(ledger: &mut Ledger, targets: &mut watch::Receiver<Arc<TargetSet>>) {
+    let set = targets.borrow_and_update().clone();
+    ledger.expect(set.targets.iter().cloned(), 0);
+}
+
+fn take_in(ledger: &mut Ledger, observation: Observation) {
+    match observation {
+        Observation::Report(report) => {
+            if let Outcome::Failed(failure) | Outcome::Partial(_, failure) = &report.outcome {
+                tracing::debug!(
+                    target = %report.target.address,
+                    node = %report.target.node,
+                    reason = failure.reason.as_str(),
+                    detail = ?failure.detail,
+                    "no whole answer"
+                );
+            }
+            log(&ledger.absorb(&report));
+        }
+        Observation::RoundDone(round) => {
+            ledger.round_done();
+            tracing::info!(
+                round = round.number,
+                asked = round.asked,
+                answered = round.answered,
+                failed = round.failed,
+                skipped = round.skipped,
+                took_ms = u64::try_from(round.took.as_millis()).unwrap_or(u64::MAX),
+                "round done"
+            );
+        }
+    }
+}
+
+/// Tenants choose the process names, so they are logged escaped; the command line, which may hold secrets, is not logged.
+fn log(changes: &[Change]) {
+    for Change { key, node, kind } in changes {
+        let (namespace, pod, process) = (&*key.namespace, &*key.pod, &*key.process);
+        match kind {
+            ChangeKind::Appeared => tracing::warn!(namespace, pod, ?process, %node, "violation"),
+            ChangeKind::Sighted => {
+                tracing::info!(namespace, pod, ?process, %node, "violation listed without fresh evidence");
+            }
+            ChangeKind::Unconfirmed => {
+                tracing::info!(namespace, pod, ?process, %node, "violation unconfirmed");
+            }
+            ChangeKind::Cleared(why) => {
+                tracing::info!(namespace, pod, ?process, %node, ?why, "violation cleared");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use procscan_core::ledger::Detection;
+    use procscan_core::names::NodeName;
+    use procscan_core::report::{Failure, FailureReason, Report, Target};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_taken_in_is_shown_soon_and_the_last_of_it_before_the_end() {
+        let clock = Clock::start();
+        let mut ledger = Ledger::new(Detection::default(), clock.now());
+        let agent = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
+        let (observations_tx, observations) = mpsc::channel(4);
+        let set = TargetSet { targets: vec![agent.clone()], ..TargetSet::default() };
+        let (targets_tx, targets) = watch::channel(Arc::default());
+        targets_tx.send_replace(Arc::new(set));
+        let (published, mut snapshots) = watch::channel(Arc::new(ledger.snapshot(clock.now())));
+        let task = tokio::spawn(run(ledger, clock, observations, targets, published));
+
+        let failure = |detail: &str| Failure { reason: FailureReason::Timeout, detail: detail.to_owned() };
+        let observe = |detail| {
+            let outcome = Outcome::Failed(failure(detail));
+            Observation::Report(Report { target: agent.clone(), at: clock.now(), outcome })
+        };
+        let sent = clock.now();
+        observations_tx.send(observe("first")).await.unwrap();
+        let tells = |snapshot: &Arc<Snapshot>, detail: &str| {
+            snapshot.targets.iter().any(|t| t.last_failure.as_ref().is_some_and(|(_, f)| f.detail == detail))
+        };
+        snapshots.wait_for(|snapshot| tells(snapshot, "first")).await.unwrap();
+        assert!(clock.now().since(sent) <= PUBLISH_AFTER, "{:?}", clock.now().since(sent));
+
+        tokio::time::advance(Duration::from_millis(1)).await;
+        observations_tx.send(observe("last")).await.unwrap();
+        drop(observations_tx);
+        task.await.unwrap();
+        assert!(tells(&snapshots.borrow().clone(), "last"));
+    }
+}

@@ -1,0 +1,28 @@
+//! ProcScan Aggregator: from a miner on any node to a closed gateway and a told tenant, within one round, and never a wrong
+//! block.
+//!
+//! Data flows in one direction, and nothing reaches back:
+//!
+//! ```text
+//! discovery ─► collector ─► ledger_task ─► policy_task ─► output
+//!                               └──────────────┴────────► api
+//! ```
+//!
+//! Each arrow is a bounded channel or a `watch`; each state has one task that owns it. [`run`] is the only place that knows
+//! everyone. The rules themselves are in [`procscan_core`].
+
+pub mod api;
+mod args;
+pub mod clock;
+pub mod collector;
+mod commands;
+pub mod config;
+pub mod discovery;
+pub mod ledger_task;
+pub mod output;
+pub mod policy_task;
+mod progress;
+pub mod run;
+mod telemetry;
+
+pub use commands::main;

@@ -1,0 +1,135 @@
+use std::fs;
+
+use jiff::Timestamp;
+use procscan_core::names::App;
+use procscan_core::plan::{Block, Plan};
+use procscan_core::resources::{Existing, Object};
+
+use super::*;
+use crate::config::Config;
+
+fn settings() -> Settings {
+    Config::default().settings()
+}
+
+fn plan(names: &[&str]) -> Plan {
+    let mut plan = Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
+    plan.blocks = names
+        .iter()
+        .map(|name| Block {
+            app: App::new("ns-a", "app", *name),
+            since: Timestamp::UNIX_EPOCH,
+            grounds: Vec::new(),
+            services: vec![format!("{name}.ns-a.svc").into()],
+            reason: String::new(),
+        })
+        .collect();
+    plan
+}
+
+fn objects(names: &[&str], shards: usize) -> Vec<Object> {
+    resources::render(&plan(names), &settings(), Existing { wasm_plugins: shards })
+}
+
+fn listing(path: &std::path::Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+const PLUGIN: &str = "wasmplugin_higress-system_procscan-violations.yaml";
+
+#[test]
+fn files_are_written_on_difference_only_and_strangers_are_left_alone() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("a/b");
+    let directory = Directory::open(&path).unwrap();
+    fs::write(path.join("mine.yaml"), "kind: Mine\n").unwrap();
+    fs::write(path.join("README"), "x").unwrap();
+
+    assert_eq!(directory.apply(&objects(&["web"], 0)).unwrap(), Written { written: 1, removed: 0 });
+    assert_eq!(directory.apply(&objects(&["web"], 0)).unwrap(), Written::default());
+    assert_eq!(directory.apply(&objects(&["web", "x"], 0)).unwrap(), Written { written: 1, removed: 0 });
+    assert_eq!(listing(&path), ["README", "mine.yaml", PLUGIN]);
+
+    // Edited or removed by somebody: repaired.
+    let edited = path.join(PLUGIN);
+    fs::write(&edited, fs::read_to_string(&edited).unwrap() + "extra: 1\n").unwrap();
+    assert_eq!(directory.apply(&objects(&["web", "x"], 0)).unwrap().written, 1);
+    fs::remove_file(&edited).unwrap();
+    assert_eq!(directory.apply(&objects(&["web", "x"], 0)).unwrap().written, 1);
+
+    // Shards that are there stay, released objects go.
+    let shards = objects(&[], 3);
+    directory.apply(&shards).unwrap();
+    assert_eq!(directory.existing(&settings().gateway).unwrap().wasm_plugins, 3);
+    assert_eq!(directory.apply(&shards[..1]).unwrap(), Written { written: 0, removed: 2 });
+    assert_eq!(listing(&path), ["README", "mine.yaml", PLUGIN]);
+}
+
+#[test]
+fn a_strangers_file_of_our_name_is_a_clear_error_and_stays() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    fs::write(temp.path().join(PLUGIN), "kind: Mine\n").unwrap();
+    let error = directory.apply(&objects(&[], 0)).unwrap_err().to_string();
+    assert!(error.contains(PLUGIN) && error.contains("move it away"), "{error}");
+    assert_eq!(fs::read_to_string(temp.path().join(PLUGIN)).unwrap(), "kind: Mine\n");
+}
+
+#[test]
+fn what_a_crash_has_left_unfinished_is_cleared_away() {
+    let temp = tempfile::tempdir().unwrap();
+    fs::write(temp.path().join(format!(".procscan-{PLUGIN}")), "half").unwrap();
+    Directory::open(temp.path()).unwrap();
+    assert_eq!(listing(temp.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_directory_that_can_not_be_made_is_a_clear_error() {
+    let temp = tempfile::tempdir().unwrap();
+    fs::write(temp.path().join("file"), "").unwrap();
+    let error = Directory::open(temp.path().join("file/x")).unwrap_err().to_string();
+    assert!(error.contains("file/x") && error.contains("can't be made"), "{error}");
+}
+
+#[test]
+fn what_is_written_reads_back_as_the_same_object() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    let nasty = [
+        "yes",
+        "on",
+        "0x1",
+        "1e3",
+        "null",
+        "~",
+        "a: b\n- c",
+        "'\"",
+        "\u{1b}[2J",
+        "# x",
+        "%T",
+        "\u{202e}x",
+        "\u{85}\u{2028}",
+        " a ",
+        "日本",
+        "\r\n",
+        "",
+        "---",
+        "!tag",
+        "&a",
+        "*a",
+        "\\",
+        "{a}",
+        "\u{0}",
+    ];
+    let mut all = objects(&["web"], 0);
+    all[0].spec["defaultConfig"]["violations"] =
+        nasty.iter().map(|text| serde_json::json!({ "process": text, *text: text })).collect();
+    directory.apply(&all).unwrap();
+    let text = fs::read_to_string(temp.path().join(PLUGIN)).unwrap();
+    let back: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    assert_eq!(back, serde_json::to_value(&all[0]).unwrap());
+    assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "a terminal shows it harmlessly");
+}

@@ -1,0 +1,48 @@
+//! One live line on a terminal: what is asked, found and blocked.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _, stderr};
+use std::time::Duration;
+
+use procscan_core::snapshot::State;
+
+use crate::api::Views;
+use crate::telemetry::CLEAR_LINE;
+
+/// How often the line is drawn.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// Whether there is a terminal to draw on.
+pub(crate) fn is_wanted() -> bool {
+    stderr().is_terminal()
+}
+
+/// Draws until dropped.
+pub(crate) async fn draw(views: Views) {
+    let mut timer = tokio::time::interval(INTERVAL);
+    loop {
+        timer.tick().await;
+        // A terminal that is gone is no reason to stop what the line is about.
+        let _ = write!(stderr().lock(), "{CLEAR_LINE}{}", line(&views));
+        let _ = stderr().flush();
+    }
+}
+
+fn line(views: &Views) -> String {
+    let snapshot = views.snapshot.borrow();
+    let decided = views.decided.borrow();
+    let coverage = snapshot.coverage;
+    let mut line = format!(
+        "round {} · nodes {}/{} answering · violations {} active, {} unconfirmed · blocked {}",
+        snapshot.rounds,
+        coverage.fresh,
+        coverage.expected(),
+        snapshot.count(State::Active),
+        snapshot.count(State::Unconfirmed),
+        decided.plan.blocks.len(),
+    );
+    if !decided.held.is_empty() {
+        let _ = write!(line, " · held {}", decided.held.len());
+    }
+    line
+}

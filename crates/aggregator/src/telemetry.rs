@@ -1,0 +1,49 @@
+//! Logs, on standard error.
+
+use std::io::{self, IsTerminal, Write, stderr};
+
+use tracing::level_filters::LevelFilter;
+
+use crate::config::{Format, Level, Logger};
+
+/// Goes back to the beginning of a terminal's line and clears it.
+pub(crate) const CLEAR_LINE: &str = "\r\x1b[K";
+
+/// Sets up logging for the whole process. `clear` clears the line before each entry, where a progress line may stand.
+pub(crate) fn init(logger: Logger, clear: bool) {
+    let level = match logger.level {
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Info => LevelFilter::INFO,
+        Level::Warn => LevelFilter::WARN,
+        Level::Error => LevelFilter::ERROR,
+    };
+    let lines = tracing_subscriber::fmt().with_max_level(level).with_writer(move || Lines { clear });
+    let result = match logger.format {
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).try_init(),
+        Format::Text => lines.with_ansi(stderr().is_terminal()).with_target(false).try_init(),
+    };
+    // An error means that a subscriber is there already, as in tests.
+    drop(result);
+}
+
+struct Lines {
+    clear: bool,
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut stderr = stderr().lock();
+        if self.clear {
+            stderr.write_all(CLEAR_LINE.as_bytes())?;
+        }
+        stderr.write_all(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        stderr().flush()
+    }
+}

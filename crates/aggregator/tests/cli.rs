@@ -1,0 +1,121 @@
+//! The command line: mistakes are told in one line, and a signal at any moment ends in order.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use common::{PROGRAM, Process, free_port, listing, objects, try_get, wait_for};
+
+fn output(directory: &Path, args: &[&str]) -> (Option<i32>, String) {
+    // The test runner's own setting would add a backtrace where there is one to print.
+    let Output { status, stderr, .. } =
+        Command::new(PROGRAM).args(args).current_dir(directory).env("RUST_BACKTRACE", "1").output().unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn a_bad_configuration_is_one_clear_line_and_exit_code_2() {
+    let temp = tempfile::tempdir().unwrap();
+    for (text, place, allowed) in [
+        ("aggregator: {prot: 80}\n", "aggregator", "`port`"),
+        ("aggregator: {scan_interval: 60}\n", "aggregator.scan_interval: 60", "60s, 5m"),
+        ("aggregator: {port: 0}\n", "aggregator.port: 0", "1 to 65535"),
+        (
+            "discovery: {mode: file, file: no-such-file}\n",
+            "discovery.file: no-such-file",
+            "a file that can be read",
+        ),
+        ("aggregator: [\n", "", "YAML"),
+    ] {
+        std::fs::write(temp.path().join("config.yaml"), text).unwrap();
+        for command in ["run", "check-config"] {
+            let (code, stderr) = output(temp.path(), &[command]);
+            assert_eq!(code, Some(2), "{command} {text}: {stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            assert!(stderr.starts_with(&format!("error: config.yaml: {place}")), "{stderr}");
+            assert!(stderr.contains(allowed), "{stderr}");
+        }
+    }
+    let (code, stderr) = output(temp.path(), &["run", "--config", "missing.yaml"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.starts_with("error: missing.yaml: can't be read: "), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    std::fs::write(temp.path().join("config.yaml"), "aggregator: {port: 8090}\n").unwrap();
+    assert_eq!(output(temp.path(), &["check-config"]), (Some(0), String::new()));
+}
+
+#[test]
+fn bad_usage_is_exit_code_2_and_help_has_examples() {
+    let temp = tempfile::tempdir().unwrap();
+    for args in [
+        &["frobnicate"][..],
+        &["run", "--no-such"],
+        &["demo", "--nodes", "-1"],
+        &["demo", "--fault", "hang"],
+        &["demo", "--nodes", "2", "--fault", "no-such-fault"],
+        &["demo", "--nodes", "1", "--fault", "hang:2"],
+        &["agent", "--scan-interval", "0s"],
+        &["agent", "--rules", "no-such-file"],
+        &["agent", "--simulate", "1", "--script", "no-such-file"],
+        &["agent", "--host-namespace", "default"],
+    ] {
+        let (code, stderr) = output(temp.path(), args);
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+        assert!(stderr.starts_with("error: "), "{stderr}");
+    }
+    for command in ["run", "demo", "check-config", "agent"] {
+        let help = Command::new(PROGRAM).args([command, "--help"]).output().unwrap();
+        assert!(help.status.success());
+        assert!(String::from_utf8(help.stdout).unwrap().contains("Example"), "{command}");
+    }
+}
+
+#[test]
+fn a_taken_port_is_a_clear_error() {
+    let temp = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let (code, stderr) = output(temp.path(), &["demo", "--port", &port.to_string()]);
+    assert_eq!(code, Some(1));
+    let last = stderr.lines().last().unwrap();
+    assert!(last.starts_with(&format!("error: can't listen on 127.0.0.1:{port}: ")), "{stderr}");
+}
+
+#[test]
+fn a_signal_at_any_moment_ends_in_order_with_whole_files() {
+    let temp = tempfile::tempdir().unwrap();
+    // From the first milliseconds on, in the midst of the first round, and after it.
+    for delay in [15, 30, 60, 120, 250, 500, 900, 1400, 2100] {
+        let directory = temp.path().join(delay.to_string());
+        std::fs::create_dir(&directory).unwrap();
+        let port = free_port().to_string();
+        let args = [
+            "demo", "--port", &port, "--dir", "objects", "--nodes", "40", "--fault", "hang:5", "--fault",
+            "endless",
+        ];
+        let demo = Process::start(PROGRAM, &args, &directory);
+        // The moment is what the test is about.
+        std::thread::sleep(Duration::from_millis(delay));
+        let status = demo.terminate(Duration::from_secs(5));
+        assert_eq!(status.code(), Some(0), "after {delay} ms: {status}");
+        objects(&directory.join("objects"));
+        let left = listing(&directory.join("objects"));
+        assert!(left.iter().all(|name| !name.starts_with('.')), "{left:?}");
+    }
+}
+
+#[test]
+fn an_idle_client_does_not_delay_the_end() {
+    let temp = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let demo =
+        Process::start(PROGRAM, &["demo", "--port", &port.to_string(), "--dir", "objects"], temp.path());
+    let address = ([127, 0, 0, 1], port).into();
+    wait_for("the API", Duration::from_secs(10), || try_get(address, "/health"));
+    let _idle: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    assert_eq!(demo.terminate(Duration::from_secs(5)).code(), Some(0));
+}

@@ -1,0 +1,126 @@
+//! Two hundred nodes with every fault at once: each costs itself only, and is shown with its reason.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::{PROGRAM, Process, free_port, get_json, try_get, wait_for};
+
+const NODES: usize = 200;
+
+/// A fault, and the reason under which it must be seen; none where the node's answers are still good.
+const FAULTS: [(&str, Option<&str>); 15] = [
+    ("hang", Some("timeout")),
+    ("reset", Some("disconnected")),
+    ("error500", Some("status")),
+    ("garbage", Some("malformed")),
+    ("endless", Some("too_large")),
+    ("slow=5s", Some("timeout")),
+    ("drip=200ms", Some("timeout")),
+    ("gzip-bomb", Some("too_large")),
+    ("redirect", Some("status")),
+    ("huge-record", None),
+    ("mixed-bad", None),
+    ("one-at-a-time", None),
+    ("wrapped", None),
+    ("null", None),
+    ("restarted", None),
+];
+
+#[test]
+fn two_hundred_nodes_with_every_fault_at_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let address = ([127, 0, 0, 1], port).into();
+    std::fs::write(
+        temp.path().join("config.yaml"),
+        format!(
+            "aggregator: {{address: 127.0.0.1, port: {port}, scan_interval: 3s}}\n\
+             collector: {{timeout: 2s, connect_timeout: 1s}}\n\
+             discovery: {{mode: file, file: targets}}\n\
+             logger: {{format: text}}\n\
+             brake: {{max_new_apps: 1000, max_namespaces_per_rule: 1000}}\n"
+        ),
+    )
+    .unwrap();
+    let nodes = NODES.to_string();
+    let mut args = vec![
+        "agent",
+        "--simulate",
+        &nodes,
+        "--bind",
+        "127.0.0.1:0",
+        "--scan-interval",
+        "1s",
+        "--targets",
+        "targets",
+    ];
+    for (fault, _) in FAULTS {
+        args.extend(["--fault", fault]);
+    }
+    let fleet_directory = temp.path().join("fleet");
+    std::fs::create_dir(&fleet_directory).unwrap();
+    let _fleet = Process::start(PROGRAM, &args, &fleet_directory);
+    let targets = fleet_directory.join("targets");
+    wait_for("the fleet", Duration::from_secs(20), || targets.is_file().then_some(()));
+    std::fs::copy(&targets, temp.path().join("targets")).unwrap();
+    let aggregator = Process::start(PROGRAM, &["run"], temp.path());
+    wait_for("the first round", Duration::from_secs(30), || {
+        try_get(address, "/readyz").filter(|answer| answer.status == 200)
+    });
+
+    // Every healthy node's violation is listed, whatever the others do.
+    let healthy = NODES - FAULTS.len();
+    wait_for("the healthy nodes' violations", Duration::from_secs(30), || {
+        let nodes = get_json(address, "/api/v1/nodes");
+        let nodes = nodes["nodes"].as_array().unwrap();
+        let is_healthy = |name: &str| name[4..].parse::<usize>().unwrap() < healthy;
+        let listed = nodes
+            .iter()
+            .filter(|node| is_healthy(node["node"].as_str().unwrap()))
+            .filter(|node| {
+                node["state"] == "fresh" && node["violations"] == 1 && node["last_failure"].is_null()
+            })
+            .count();
+        (listed == healthy).then_some(())
+    });
+    assert!(get_json(address, "/api/violations")["total_count"].as_u64().unwrap() >= healthy as u64);
+
+    // Every fault is visible with its reason.
+    let shown = || -> BTreeMap<String, Option<String>> {
+        let nodes = get_json(address, "/api/v1/nodes");
+        let reason = |node: &serde_json::Value| node["last_failure"]["reason"].as_str().map(str::to_owned);
+        let name = |node: &serde_json::Value| node["node"].as_str().unwrap().to_owned();
+        nodes["nodes"].as_array().unwrap().iter().map(|node| (name(node), reason(node))).collect()
+    };
+    wait_for("the faults' reasons", Duration::from_secs(30), || {
+        let shown = shown();
+        let wrong: Vec<String> = FAULTS
+            .iter()
+            .enumerate()
+            .map(|(index, (fault, reason))| {
+                (fault, reason, shown[&format!("sim-{:04}", healthy + index)].clone())
+            })
+            .filter(|(_, reason, seen)| seen.as_deref() != **reason)
+            .map(|(fault, reason, seen)| format!("{fault}: {seen:?} instead of {reason:?}"))
+            .collect();
+        wrong.is_empty().then_some(())
+    });
+
+    // Ten more rounds of it: memory stays within its bound, rounds go on, nothing has panicked.
+    let rounds = || get_json(address, "/readyz")["rounds"].as_u64().unwrap();
+    let before = rounds();
+    wait_for("ten more rounds", Duration::from_mins(1), || (rounds() >= before + 10).then_some(()));
+    let peak = aggregator.peak_memory_kib();
+    eprintln!("peak resident memory of the aggregator: {peak} KiB");
+    assert!(peak < 64 * 1024, "{peak} KiB");
+    let coverage = get_json(address, "/api/v1/nodes")["coverage"].clone();
+    let sum: u64 = ["fresh", "stale", "never_seen"].iter().map(|part| coverage[part].as_u64().unwrap()).sum();
+    assert_eq!(sum, NODES as u64);
+
+    assert_eq!(aggregator.terminate(Duration::from_secs(5)).code(), Some(0));
+    let log = std::fs::read_to_string(temp.path().join("stderr")).unwrap();
+    assert!(!log.contains("panicked") && !log.contains("died"), "{log}");
+}

@@ -1,0 +1,212 @@
+//! The whole pipeline in one process, against a simulated fleet.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{blocked_services, listing, objects};
+use procscan_agent::simulate::{Behaviour, Fault, Fleet, FleetOptions};
+use procscan_aggregator::config::Config;
+use procscan_aggregator::run::Service;
+use procscan_core::names::Key;
+use procscan_core::snapshot::{Snapshot, State};
+use tokio_util::sync::CancellationToken;
+
+/// A fleet whose nodes scan only when they are told to.
+fn fleet(nodes: usize) -> Fleet {
+    let options = FleetOptions {
+        nodes,
+        port: 0,
+        scan_interval: Duration::ZERO,
+        offenders_per_node: 1,
+        ..FleetOptions::default()
+    };
+    Fleet::start(options, &CancellationToken::new()).unwrap()
+}
+
+fn list(fleet: &Fleet, nodes: std::ops::Range<usize>) -> String {
+    let lines: Vec<String> =
+        fleet.targets()[nodes].iter().map(|(node, address)| format!("{address} node={node}")).collect();
+    lines.join("\n")
+}
+
+async fn start(directory: &Path, more: &str) -> Service {
+    let targets = directory.join("targets");
+    let text = format!(
+        "aggregator: {{address: 127.0.0.1, scan_interval: 1s}}\n\
+         discovery: {{mode: file, file: {}, refresh: 100ms}}\n\
+         output: {{directory: {}}}\n{more}",
+        targets.display(),
+        directory.join("objects").display(),
+    );
+    let mut config = Config::parse(&text, "config", []).unwrap();
+    config.aggregator.port = 0;
+    Service::start(&config).await.unwrap()
+}
+
+async fn until(service: &Service, what: &str, mut check: impl FnMut(&Snapshot) -> bool) -> Arc<Snapshot> {
+    let mut snapshots = service.views().snapshot.clone();
+    let seen = snapshots.wait_for(|snapshot| check(snapshot));
+    tokio::time::timeout(Duration::from_secs(30), seen)
+        .await
+        .unwrap_or_else(|_| panic!("{what} never came"))
+        .unwrap()
+        .clone()
+}
+
+async fn output_until(service: &Service, what: &str, mut check: impl FnMut() -> bool) {
+    let mut snapshots = service.views().snapshot.clone();
+    let wait = async {
+        // Every second a snapshot is published, so this looks at least as often.
+        while !check() {
+            snapshots.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("{what} never came"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_answered_flows_through_to_the_objects() {
+    let temp = tempfile::tempdir().unwrap();
+    let fleet = fleet(3);
+    std::fs::write(temp.path().join("targets"), list(&fleet, 0..3)).unwrap();
+    let service = start(temp.path(), "").await;
+    let snapshot = until(&service, "the first round", |snapshot| snapshot.rounds == 1).await;
+    assert_eq!((snapshot.coverage.fresh, snapshot.coverage.expected(), snapshot.list.len()), (3, 3, 0));
+    let directory = temp.path().join("objects");
+    output_until(&service, "the sentinel", || blocked_services(&directory) == ["procscan-sentinel.invalid"])
+        .await;
+
+    fleet.scan_now(1);
+    until(&service, "the violation", |snapshot| snapshot.list.len() == 1).await;
+    output_until(&service, "the block", || blocked_services(&directory).len() == 2).await;
+    assert_eq!(objects(&directory).len(), 3);
+    // Five more rounds without a change of the plan: not a byte is written.
+    let written = || -> Vec<_> {
+        listing(&directory)
+            .iter()
+            .map(|name| std::fs::metadata(directory.join(name)).unwrap().modified().unwrap())
+            .collect()
+    };
+    let (before, rounds) = (written(), service.views().snapshot.borrow().rounds);
+    fleet.scan_now(1);
+    until(&service, "five more rounds", |snapshot| snapshot.rounds >= rounds + 5).await;
+    assert_eq!(written(), before);
+    service.stop().await;
+}
+
+/// How long is measured and printed, not judged: `cargo test -p procscan-aggregator --test pipeline -- --nocapture soon`.
+#[tokio::test(flavor = "multi_thread")]
+async fn healthy_nodes_are_shown_soon_after_their_answer_whatever_the_others_do() {
+    let temp = tempfile::tempdir().unwrap();
+    let fleet = fleet(200);
+    let faults =
+        ["hang:10", "endless:2", "garbage:2", "gzip-bomb:2", "slow=5s:2", "reset", "error500", "drip=100ms"];
+    let faults: Vec<Fault> = faults.iter().map(|fault| fault.parse().unwrap()).collect();
+    let healthy = 200 - faults.iter().map(|fault| fault.count).sum::<usize>();
+    fleet.inject(&faults).unwrap();
+    (0..healthy).for_each(|node| fleet.scan_now(node));
+    std::fs::write(temp.path().join("targets"), list(&fleet, 0..200)).unwrap();
+    let service = start(temp.path(), "").await;
+    let mut lags: BTreeMap<Key, Duration> = BTreeMap::new();
+    until(&service, "every healthy node's violation", |snapshot| {
+        for violation in snapshot.violations.iter().filter(|violation| violation.state == State::Active) {
+            let answered = violation.evidence[0].first_seen;
+            lags.entry(violation.key.clone()).or_insert_with(|| snapshot.at.since(answered));
+        }
+        lags.len() >= healthy
+    })
+    .await;
+    let mut lags: Vec<Duration> = lags.into_values().collect();
+    lags.sort();
+    eprintln!("from answer to API: median {:?}, longest {:?}", lags[lags.len() / 2], lags[lags.len() - 1]);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn targets_come_and_go_with_their_file_and_a_bad_one_keeps_the_last() {
+    let temp = tempfile::tempdir().unwrap();
+    let fleet = fleet(3);
+    let targets = temp.path().join("targets");
+    std::fs::write(&targets, list(&fleet, 0..1)).unwrap();
+    let service = start(temp.path(), "").await;
+    until(&service, "one target", |snapshot| snapshot.coverage.fresh == 1).await;
+
+    fleet.scan_now(2);
+    std::fs::write(&targets, list(&fleet, 0..3)).unwrap();
+    until(&service, "three targets", |snapshot| snapshot.coverage.fresh == 3 && snapshot.list.len() == 1)
+        .await;
+
+    std::fs::write(&targets, "not:a:target\n").unwrap();
+    let mut sets = service.views().targets.clone();
+    let broken = tokio::time::timeout(Duration::from_secs(30), sets.wait_for(|set| set.error.is_some()));
+    let kept = broken.await.unwrap().unwrap().clone();
+    assert_eq!(kept.targets.len(), 3);
+    assert!(kept.error.as_ref().unwrap().contains("entry 1"), "{kept:?}");
+
+    // A target that leaves keeps its violation: silence is evidence of nothing.
+    std::fs::write(&targets, list(&fleet, 0..1)).unwrap();
+    let snapshot = until(&service, "one target again", |snapshot| snapshot.coverage.expected() == 1).await;
+    assert_eq!(snapshot.list.len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dry_run_decides_and_touches_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let fleet = fleet(1);
+    fleet.scan_now(0);
+    std::fs::write(temp.path().join("targets"), list(&fleet, 0..1)).unwrap();
+    let service = start(temp.path(), "enforcement: {mode: dry-run}\n").await;
+    let mut decided = service.views().decided.clone();
+    let blocked = decided.wait_for(|decided| decided.plan.blocks.len() == 1 && decided.rounds > 0);
+    tokio::time::timeout(Duration::from_secs(30), blocked).await.unwrap().unwrap();
+    let rounds = service.views().snapshot.borrow().rounds;
+    until(&service, "two more rounds", |snapshot| snapshot.rounds >= rounds + 2).await;
+    service.stop().await;
+    assert_eq!(listing(&temp.path().join("objects")), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_fails_is_asked_less_often_and_at_once_believed_when_it_is_back() {
+    let temp = tempfile::tempdir().unwrap();
+    let fleet = fleet(2);
+    fleet.set_behaviour(0, Behaviour::Error500);
+    fleet.scan_now(0);
+    std::fs::write(temp.path().join("targets"), list(&fleet, 0..2)).unwrap();
+    let service = start(temp.path(), "collector: {max_backoff_rounds: 1}\n").await;
+    let snapshot = until(&service, "eight rounds", |snapshot| snapshot.rounds >= 8).await;
+    let failing = snapshot.targets.iter().find(|target| &*target.node.0 == "sim-0000").unwrap();
+    assert!(failing.consecutive_failures < 8, "some rounds are left out: {}", failing.consecutive_failures);
+    assert_eq!(failing.last_failure.as_ref().unwrap().1.detail, "HTTP 500 instead of 200");
+    fleet.set_behaviour(0, Behaviour::Healthy);
+    until(&service, "its violation", |snapshot| snapshot.list.len() == 1 && snapshot.coverage.fresh == 2)
+        .await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_output_is_told_and_recovers_without_a_restart() {
+    let temp = tempfile::tempdir().unwrap();
+    let fleet = fleet(1);
+    std::fs::write(temp.path().join("targets"), list(&fleet, 0..1)).unwrap();
+    let directory = temp.path().join("objects");
+    std::fs::create_dir(&directory).unwrap();
+    let stranger = directory.join("wasmplugin_higress-system_procscan-violations.yaml");
+    std::fs::write(&stranger, "kind: Mine\n").unwrap();
+    let service = start(temp.path(), "").await;
+    let mut status = service.views().output.clone();
+    let failed =
+        tokio::time::timeout(Duration::from_secs(30), status.wait_for(|status| status.error.is_some()));
+    let error = failed.await.unwrap().unwrap().error.clone().unwrap();
+    assert!(error.contains("move it away"), "{error}");
+    std::fs::remove_file(&stranger).unwrap();
+    let recovered = status.wait_for(|status| status.error.is_none() && status.has_written);
+    tokio::time::timeout(Duration::from_secs(30), recovered).await.unwrap().unwrap();
+    assert_eq!(blocked_services(&directory), ["procscan-sentinel.invalid"]);
+    service.stop().await;
+}

@@ -134,9 +134,9 @@ mod tests {
         let mut ledger = Ledger::new(Detection::default(), clock.now());
         let agent = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
         let (observations_tx, observations) = mpsc::channel(4);
-        let set = TargetSet { targets: vec![agent.clone()], ..TargetSet::default() };
+        let known = TargetSet { targets: vec![agent.clone()], ..TargetSet::default() };
         let (targets_tx, targets) = watch::channel(Arc::default());
-        targets_tx.send_replace(Arc::new(set));
+        targets_tx.send_replace(Arc::new(known));
         let (published, mut snapshots) = watch::channel(Arc::new(ledger.snapshot(clock.now())));
         let task = tokio::spawn(run(ledger, clock, observations, targets, published));
 

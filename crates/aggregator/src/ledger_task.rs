@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use procscan_core::ledger::{Change, ChangeKind, Ledger};
-use procscan_core::report::Outcome;
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock::Clock;
-use crate::collector::Observation;
+use crate::collector::{Observation, Round};
 use crate::discovery::TargetSet;
 
 /// How soon after a change a snapshot shows it. Changes within it share one snapshot.
@@ -33,6 +32,7 @@ pub async fn run(
     let mut publish_at: Option<Instant> = None;
     let mut batch = Vec::with_capacity(BATCH);
     let mut targets_live = true;
+    let mut last_round = None;
     loop {
         let due = publish_at;
         tokio::select! {
@@ -45,7 +45,7 @@ pub async fn run(
                     expect(&mut ledger, &mut targets);
                 }
                 for observation in batch.drain(..) {
-                    take_in(&mut ledger, observation);
+                    take_in(&mut ledger, observation, &mut last_round);
                 }
             }
             changed = targets.changed(), if targets_live => match changed {
@@ -72,31 +72,21 @@ fn expect(ledger: &mut Ledger, targets: &mut watch::Receiver<Arc<TargetSet>>) {
     ledger.expect(set.targets.iter().cloned(), 0);
 }
 
-fn take_in(ledger: &mut Ledger, observation: Observation) {
+/// `last` is how many targets the last round had, and how many of them answered.
+fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut Option<(usize, usize)>) {
     match observation {
-        Observation::Report(report) => {
-            if let Outcome::Failed(failure) | Outcome::Partial(_, failure) = &report.outcome {
-                tracing::debug!(
-                    target = %report.target.address,
-                    node = %report.target.node,
-                    reason = failure.reason.as_str(),
-                    detail = ?failure.detail,
-                    "no whole answer"
-                );
-            }
-            log(&ledger.absorb(&report));
-        }
+        Observation::Report(report) => log(&ledger.absorb(&report)),
         Observation::RoundDone(round) => {
             ledger.round_done();
-            tracing::info!(
-                round = round.number,
-                asked = round.asked,
-                answered = round.answered,
-                failed = round.failed,
-                skipped = round.skipped,
-                took_ms = u64::try_from(round.took.as_millis()).unwrap_or(u64::MAX),
-                "round done"
-            );
+            let counts = (round.asked + round.skipped, round.answered);
+            let took_ms = u64::try_from(round.took.as_millis()).unwrap_or(u64::MAX);
+            let Round { number, asked, answered, failed, skipped, .. } = round;
+            // A round like the one before is no news.
+            if last.replace(counts) == Some(counts) {
+                tracing::debug!(round = number, asked, answered, failed, skipped, took_ms, "round done");
+            } else {
+                tracing::info!(round = number, asked, answered, failed, skipped, took_ms, "round done");
+            }
         }
     }
 }
@@ -124,7 +114,7 @@ fn log(changes: &[Change]) {
 mod tests {
     use procscan_core::ledger::Detection;
     use procscan_core::names::NodeName;
-    use procscan_core::report::{Failure, FailureReason, Report, Target};
+    use procscan_core::report::{Failure, FailureReason, Outcome, Report, Target};
 
     use super::*;
 

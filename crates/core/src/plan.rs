@@ -1,14 +1,12 @@
 //! What the policy wants to be true outside: who is blocked, who is told, with a reason for each.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::names::{App, NodeName, Text};
+use crate::names::{App, Key, NodeName, Text};
 use crate::policy::Mode;
-use crate::report::Record;
 
 /// The desired blocks and notifications. Equal plans make equal objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,35 +35,27 @@ pub struct Block {
     pub app: App,
     /// Since when.
     pub since: Timestamp,
-    /// The accusations that the block rests on; never empty when it is new.
+    /// The accusations that the block still rests on; never empty when it is new.
     pub grounds: Vec<Accusation>,
     /// Cluster-internal host names without the cluster's domain (`service.namespace.svc`) of the Services that expose it.
     pub services: Vec<Text>,
-    /// Why, for people.
+    /// Why, for people, as of when it was decided.
     pub reason: String,
 }
 
 /// One violation on one node, as it counted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Nothing in it changes from scan to scan, so that plans are equal while nothing happens; and the command line stays out,
+/// because it may hold secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Accusation {
-    /// The record as that node's agent gave it.
-    pub record: Arc<Record>,
+    /// The violation.
+    #[serde(flatten)]
+    pub key: Key,
+    /// The rule that accuses: the regex, or the process name where a keyword matched.
+    pub rule: Text,
     /// The accusing node.
     pub node: NodeName,
-}
-
-/// The seed's five fields, and the node. The command line stays out: it may hold secrets.
-impl Serialize for Accusation {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeStruct;
-        let mut s = serializer.serialize_struct("Accusation", 5)?;
-        s.serialize_field("pod", &self.record.key.pod)?;
-        s.serialize_field("namespace", &self.record.key.namespace)?;
-        s.serialize_field("process", &self.record.key.process)?;
-        s.serialize_field("rule", self.record.rule())?;
-        s.serialize_field("node", &self.node)?;
-        s.end()
-    }
 }
 
 /// One tenant to tell.

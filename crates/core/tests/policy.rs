@@ -38,9 +38,11 @@ fn the_plan_is_the_same_while_nothing_happens() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     let first = world.evaluate().plan;
-    world.wait(MINUTE);
-    world.answer("n1", vec![record("ns-a", 0)]);
-    assert_eq!(world.evaluate().plan, first);
+    for round in 1..5 {
+        world.wait(MINUTE);
+        world.answer("n1", vec![record("ns-a", round * 60)]);
+        assert_eq!(world.evaluate().plan, first, "fresh evidence of the same is nothing new");
+    }
 }
 
 #[test]
@@ -417,4 +419,20 @@ fn a_pods_new_labels_do_not_move_what_it_is_accused_of() {
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 60)]);
     assert_eq!(names(&mut world), ["guilty", "innocent"], "what it does from now on is its new App's");
+}
+
+#[test]
+fn a_node_that_accuses_ever_new_apps_does_not_fill_the_book() {
+    let nodes: Vec<String> = (0..25).map(|i| format!("liar-{i}")).collect();
+    let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    let mut world = World::new(&names);
+    for (i, node) in nodes.iter().enumerate() {
+        let lies = (0..1000).map(|app| record_of("ns-a", &format!("p-{i}-{app}"), "x", 0)).collect();
+        world.answer(node, lies);
+    }
+    assert!(world.held().len() > 24_900);
+    world.wait(24 * HOUR);
+    world.evaluate();
+    let remembered = world.book.incidents().count();
+    assert!(remembered <= 20_000 + 20, "{remembered}");
 }

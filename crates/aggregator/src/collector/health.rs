@@ -24,18 +24,24 @@ impl Health {
         self.consecutive_failures > 0
     }
 
-    pub(super) fn answered(&mut self, etag: Option<String>) {
+    /// Whether this ends a time of failures that was worth a word.
+    pub(super) fn answered(&mut self, etag: Option<String>) -> bool {
+        let was_lost = self.consecutive_failures > PATIENCE;
         *self = Self { etag, ..Self::default() };
+        was_lost
     }
 
     /// After each failure beyond the first few, twice as many rounds are left out, up to `max`.
-    pub(super) fn failed(&mut self, round: u64, max: u32) {
+    ///
+    /// Whether this is the failure from which on it is no accident any more.
+    pub(super) fn failed(&mut self, round: u64, max: u32) -> bool {
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);
         let left_out = match self.consecutive_failures.checked_sub(PATIENCE + 1) {
             Some(beyond) => 1_u32.checked_shl(beyond).unwrap_or(u32::MAX).min(max),
             None => 0,
         };
         self.next_round = round + 1 + u64::from(left_out);
+        self.consecutive_failures == PATIENCE + 1
     }
 }
 
@@ -50,13 +56,14 @@ mod tests {
         for round in 1..=30 {
             if health.is_due(round) {
                 asked.push(round);
-                health.failed(round, 4);
+                let is_news = health.failed(round, 4);
+                assert_eq!(is_news, asked.len() == 3);
             }
         }
         assert_eq!(asked, [1, 2, 3, 5, 8, 13, 18, 23, 28]);
-        health.answered(None);
+        assert!(health.answered(None) && !health.answered(None));
         assert!(health.is_due(29) && !health.is_failing());
         let mut patient = Health::default();
-        (1..200).for_each(|round| patient.failed(round, u32::MAX));
+        assert_eq!((1..200).filter(|round| patient.failed(*round, u32::MAX)).count(), 1);
     }
 }

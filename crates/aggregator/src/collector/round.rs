@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use procscan_core::names::Text;
-use procscan_core::report::{Outcome, Report, Target};
+use procscan_core::report::{Failure, FailureReason, Outcome, Report, Target};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
@@ -73,9 +73,10 @@ struct Current {
     is_open: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Finished {
-    is_whole: bool,
+    /// Why there is no whole answer, if there is none.
+    failure: Option<Failure>,
     etag: Option<String>,
 }
 
@@ -197,11 +198,14 @@ impl Collector {
             (slot.target.clone(), slot.health.etag.clone(), !slot.health.is_failing());
         let request = self.in_flight.spawn(async move {
             let Exchange { outcome, etag } = client.ask(&target.address, etag.as_deref(), retry).await;
-            let is_whole = matches!(outcome, Outcome::Complete(_) | Outcome::Unchanged);
+            let failure = match &outcome {
+                Outcome::Complete(_) | Outcome::Unchanged => None,
+                Outcome::Partial(_, failure) | Outcome::Failed(failure) => Some(failure.clone()),
+            };
             let report = Report { target, at: clock.now(), outcome };
             // A full channel makes the request wait, and with it the schedule: the ledger sets the pace.
             let _ = observations.send(Observation::Report(report)).await;
-            Finished { is_whole, etag }
+            Finished { failure, etag }
         });
         self.asked.insert(request.id(), (address, self.round.counts.number));
         None
@@ -210,24 +214,34 @@ impl Collector {
     fn finish(&mut self, finished: Result<(task::Id, Finished), task::JoinError>) -> Option<Round> {
         let (id, finished) = finished.unwrap_or_else(|error| {
             tracing::error!(%error, "a request died");
-            (error.id(), Finished::default())
+            let died = Failure { reason: FailureReason::Disconnected, detail: "the request died".to_owned() };
+            (error.id(), Finished { failure: Some(died), etag: None })
         });
         let (address, round) = self.asked.remove(&id)?;
         let is_current = round == self.round.counts.number && self.round.is_open;
         if is_current {
             self.round.pending = self.round.pending.saturating_sub(1);
-            if finished.is_whole {
-                self.round.counts.answered += 1;
-            } else {
-                self.round.counts.failed += 1;
+            match finished.failure {
+                None => self.round.counts.answered += 1,
+                Some(_) => self.round.counts.failed += 1,
             }
         }
         if let Some(slot) = self.slots.get_mut(&address) {
             slot.is_in_flight = false;
-            if finished.is_whole {
-                slot.health.answered(finished.etag);
-            } else {
-                slot.health.failed(self.round.counts.number, self.cadence.max_backoff_rounds);
+            let (address, node) = (&*address, &*slot.target.node.0);
+            match finished.failure {
+                None if slot.health.answered(finished.etag) => {
+                    tracing::info!(address, node, "target answers again");
+                }
+                None => {}
+                Some(Failure { reason, detail }) => {
+                    let reason = reason.as_str();
+                    if slot.health.failed(self.round.counts.number, self.cadence.max_backoff_rounds) {
+                        tracing::warn!(address, node, reason, ?detail, "target keeps failing");
+                    } else {
+                        tracing::debug!(address, node, reason, ?detail, "no whole answer");
+                    }
+                }
             }
         }
         self.close_if_done()

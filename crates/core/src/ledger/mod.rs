@@ -204,8 +204,11 @@ impl Ledger {
 
         let whole = matches!(report.outcome, Outcome::Complete(_) | Outcome::Unchanged);
         if whole {
-            let empty = matches!(&report.outcome, Outcome::Complete(answer) if answer.records.is_empty());
-            node.answered(report.at, empty, self.rules.answer_gap);
+            let is_empty = match &report.outcome {
+                Outcome::Complete(answer) => Some(answer.records.is_empty()),
+                _ => None,
+            };
+            node.answered(report.at, is_empty, self.rules.answer_gap);
         }
         let mut changes = match &report.outcome {
             Outcome::Complete(answer) | Outcome::Partial(answer, _) => {

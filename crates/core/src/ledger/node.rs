@@ -55,14 +55,17 @@ impl Node {
 
     /// A whole answer. It vouches for the time since the last one, but for no more than `gap`: the time in between that
     /// was not answered counts for nothing, however the failure showed.
-    pub(super) fn answered(&mut self, at: Moment, empty: bool, gap: Duration) {
+    ///
+    /// `is_empty` is whether it lists nothing; `None` if it is the same list as before.
+    pub(super) fn answered(&mut self, at: Moment, is_empty: Option<bool>, gap: Duration) {
         let credit = self.last_answer.map_or(Duration::ZERO, |last| at.since(last)).min(gap);
         self.last_answer = self.last_answer.max(Some(at));
-        if empty && self.listed_something {
+        let is_empty = is_empty.unwrap_or(!self.listed_something);
+        if is_empty && self.listed_something {
             // The upstream agent never takes a record off its list, so this is how its restart looks.
             self.settled = Duration::ZERO;
         }
-        self.listed_something = !empty;
+        self.listed_something = !is_empty;
         let warm_up = self.interval();
         let before = self.settled.max(warm_up);
         self.settled += credit;

@@ -42,6 +42,8 @@ pub struct Incident {
     pub(super) processes: BTreeSet<Text>,
     /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
     pub(super) held: Option<(Moment, Brake)>,
+    /// Why it is blocked, as of when that was decided.
+    pub(super) reason: String,
     /// The brake's hold on its release.
     pub(super) release_held: Option<Moment>,
     /// An operator has approved its block.
@@ -140,6 +142,9 @@ pub enum ActError {
 /// How many process names of an incident its tenant is told: a tenant can start processes of any number of names.
 const MAX_PROCESSES: usize = 8;
 
+/// How many ended incidents are remembered at most.
+const MAX_ENDED: usize = 20_000;
+
 impl Incident {
     pub(super) fn new(opened: Moment) -> Self {
         Self {
@@ -148,6 +153,7 @@ impl Incident {
             grounds: BTreeMap::new(),
             processes: BTreeSet::new(),
             held: None,
+            reason: String::new(),
             release_held: None,
             approved: false,
             notified: false,
@@ -260,7 +266,9 @@ impl Book {
                 incident.held = None;
                 incident.approved = true;
                 incident.standing = Standing::Blocked { since: now, dry_run: policy.mode == Mode::DryRun };
-                Ok(format!("the block that a brake held is approved: {}", incident.accusation()))
+                incident.reason =
+                    format!("the block that a brake held is approved: {}", incident.accusation());
+                Ok(incident.reason.clone())
             }
             Standing::Blocked { .. } if incident.release_held.is_some() => {
                 incident.end(now);
@@ -298,6 +306,24 @@ impl Book {
             actor: actor.into(),
         }));
         Ok(format!("released by hand; the same accusations do not block it until {until}"))
+    }
+
+    /// Forgets incidents that ended long ago, and the oldest ended ones beyond a bound: a node that accuses ever new Apps must
+    /// not fill the memory. One that is forgotten and comes back is a new incident, with all brakes before it.
+    pub(super) fn forget(&mut self, policy: &Policy, now: Moment) {
+        let ended = |incident: &Incident| match incident.standing {
+            Standing::Ended { at } if incident.grounds.is_empty() => Some(at),
+            _ => None,
+        };
+        self.incidents
+            .retain(|_, incident| ended(incident).is_none_or(|at| now.since(at) <= policy.same_incident));
+        let mut oldest: Vec<Moment> = self.incidents.values().filter_map(ended).collect();
+        let Some(surplus) = oldest.len().checked_sub(MAX_ENDED).filter(|surplus| *surplus > 0) else {
+            return;
+        };
+        let (_, last, _) = oldest.select_nth_unstable(surplus - 1);
+        let last = *last;
+        self.incidents.retain(|_, incident| ended(incident).is_none_or(|at| at > last));
     }
 
     /// What covers an accusation, if anything does.

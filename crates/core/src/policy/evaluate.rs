@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::book::{Book, ClearedGround, Ground, Incident, Standing};
 use super::brake::Brake;
 use super::decision::{Actor, Alert, Decision, DecisionKind};
-use super::facts::{Facts, Verdict, claimed_app};
+use super::facts::Facts;
 use super::{Mode, Policy};
 use crate::Moment;
-use crate::ledger::{Cleared, Presence};
+use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Accusation, Block, HeldApp, Notice, NoticePhase, Plan, Summary, human};
-use crate::snapshot::{EvidenceView, Snapshot};
+use crate::snapshot::Snapshot;
 
 /// What one evaluation comes to.
 #[derive(Clone, Debug)]
@@ -30,11 +30,11 @@ pub struct Evaluation {
     pub unverified: usize,
 }
 
-struct Pass<'a> {
-    snapshot: &'a Snapshot,
-    policy: &'a Policy,
-    facts: &'a Facts,
-    now: Moment,
+pub(super) struct Pass<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) policy: &'a Policy,
+    pub(super) facts: &'a Facts,
+    pub(super) now: Moment,
     decisions: Vec<Decision>,
     alerts: Vec<Alert>,
 }
@@ -77,123 +77,10 @@ impl Book {
         // First come, first blocked; what arrived together goes by name, so that the outcome is the same each time.
         blocks.sort();
         self.brake(&mut pass, blocks, releases);
-        self.incidents.retain(|_, incident| match incident.standing {
-            Standing::Ended { at } => now.since(at) <= policy.same_incident || !incident.grounds.is_empty(),
-            _ => true,
-        });
-
+        self.forget(policy, now);
         let plan = self.plan(&mut pass);
         let Pass { decisions, alerts, .. } = pass;
         Evaluation { plan, held: self.held(policy), decisions, alerts, disputed, unverified }
-    }
-
-    /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns (disputed, unverified).
-    fn hear(&mut self, pass: &mut Pass<'_>) -> (usize, usize) {
-        for incident in self.incidents.values_mut() {
-            for ground in incident.grounds.values_mut() {
-                ground.active = false;
-            }
-        }
-        let mut known: BTreeMap<_, _> = BTreeMap::new();
-        for (app, incident) in &self.incidents {
-            for (id, ground) in &incident.grounds {
-                known.insert(id.clone(), (app.clone(), ground.fresh_at));
-            }
-        }
-        let mut disputes = BTreeSet::new();
-        let mut unverified = 0;
-        for violation in &pass.snapshot.violations {
-            if pass.policy.refuses(&violation.key.namespace).is_some() {
-                continue;
-            }
-            for evidence in &violation.evidence {
-                let Some(fresh_at) = evidence.fresh_at else {
-                    continue;
-                };
-                if evidence.presence == Presence::Cleared {
-                    continue;
-                }
-                let id = (violation.key.clone(), evidence.node.clone());
-                let already = known.get(&id).is_some_and(|(_, at)| *at >= fresh_at);
-                match pass.facts.judge(&evidence.node, &evidence.record, pass.policy.verify_pods) {
-                    Verdict::Accepted(app) => {
-                        // What was accepted against one App stays against it, even if the Pod's labels now name another.
-                        let app = known.get(&id).filter(|_| already).map_or(app, |(app, _)| app.clone());
-                        if evidence.presence == Presence::Active {
-                            self.accuse(app, id, evidence, fresh_at, pass);
-                        }
-                    }
-                    // Evidence that was accepted while it was fresh is not disputed because the Pod has gone since.
-                    Verdict::Disputed(_) | Verdict::Unverified(_) if already => {}
-                    Verdict::Disputed(why) => {
-                        if !self.disputes.contains(&id) {
-                            let reason = format!(
-                                "node {} accuses Pod {} of process `{}`, but {why}",
-                                evidence.node.0.escape_debug(),
-                                id.0.pod,
-                                id.0.process.escape_debug()
-                            );
-                            pass.decide(&claimed_app(&evidence.record), DecisionKind::Disputed, reason);
-                        }
-                        disputes.insert(id);
-                    }
-                    Verdict::Unverified(_) => unverified += 1,
-                }
-            }
-        }
-        let count = disputes.len();
-        self.disputes = disputes;
-        (count, unverified)
-    }
-
-    fn accuse(
-        &mut self,
-        app: App,
-        id: (Key, NodeName),
-        evidence: &EvidenceView,
-        fresh_at: Moment,
-        pass: &Pass<'_>,
-    ) {
-        let same_incident = pass.policy.same_incident;
-        let incident = self.incidents.entry(app).or_insert_with(|| Incident::new(fresh_at));
-        if let Standing::Ended { at } = incident.standing {
-            if pass.now.since(at) > same_incident {
-                *incident = Incident::new(fresh_at);
-            }
-            incident.standing = Standing::Watched;
-        }
-        incident.release_held = None;
-        incident.note_process(&id.0.process);
-        let ground = Ground { record: evidence.record.clone(), fresh_at, mark: evidence.mark, active: true };
-        match incident.grounds.get_mut(&id) {
-            // Evidence that we have heard is still fresh, but its record may have been re-read: keep the clock.
-            Some(old) if old.fresh_at >= fresh_at => old.active = true,
-            Some(old) => *old = ground,
-            None => {
-                incident.grounds.insert(id, ground);
-            }
-        }
-    }
-
-    /// Lets grounds go by the clocks of their nodes, and all grounds of an App that is gone.
-    fn clear_grounds(&mut self, pass: &Pass<'_>) {
-        for (app, incident) in &mut self.incidents {
-            if !incident.grounds.is_empty() && pass.facts.is_gone(app) {
-                incident.grounds.clear();
-                incident.cleared = Some(ClearedGround::AppGone);
-            }
-            let cleared = &mut incident.cleared;
-            incident.grounds.retain(|(_, node), ground| {
-                let why = match pass.snapshot.nodes.get(node) {
-                    Some(view) => view.clock.cleared(ground.mark, ground.fresh_at, pass.now),
-                    // A node that the ledger does not know has not answered since.
-                    None => (pass.now.since(ground.fresh_at) >= pass.policy.unreachable_limit)
-                        .then_some(Cleared::Unreachable),
-                };
-                *cleared = why.map(ClearedGround::By).or(*cleared);
-                why.is_none()
-            });
-        }
     }
 
     /// What one incident asks for. Does at once what no brake is asked about.
@@ -313,7 +200,8 @@ impl Book {
                 incident.held = Some((pass.now, brake.clone()));
                 held_blocks.push(brake);
             } else {
-                pass.decide(&app, DecisionKind::Blocked, incident.accusation());
+                incident.reason = incident.accusation();
+                pass.decide(&app, DecisionKind::Blocked, incident.reason.clone());
                 let dry_run = pass.policy.mode == Mode::DryRun;
                 incident.standing = Standing::Blocked { since: pass.now, dry_run };
             }
@@ -389,7 +277,7 @@ impl Book {
                         since: since.wall,
                         grounds: accusations(incident),
                         services: pass.facts.services(app, pass.policy.verify_pods),
-                        reason: incident.accusation(),
+                        reason: incident.reason.clone(),
                     });
                     NoticePhase::Blocked
                 }
@@ -432,7 +320,7 @@ impl Book {
 }
 
 impl Pass<'_> {
-    fn decide(&mut self, app: &App, kind: DecisionKind, reason: String) {
+    pub(super) fn decide(&mut self, app: &App, kind: DecisionKind, reason: String) {
         self.decisions.push(Decision {
             at: self.now.wall,
             app: app.clone(),
@@ -445,11 +333,13 @@ impl Pass<'_> {
 }
 
 fn accusations(incident: &Incident) -> Vec<Accusation> {
-    let accusation = |((_, node), ground): (&(_, NodeName), &Ground)| Accusation {
-        record: ground.record.clone(),
+    let grounds = incident.grounds.iter();
+    let accusation = |((key, node), ground): (&(Key, NodeName), &Ground)| Accusation {
+        key: key.clone(),
+        rule: ground.record.rule().clone(),
         node: node.clone(),
     };
-    incident.grounds.iter().map(accusation).collect()
+    grounds.map(accusation).collect()
 }
 
 fn cleared_reason(cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {

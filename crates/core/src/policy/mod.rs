@@ -18,6 +18,7 @@ mod decision;
 mod evaluate;
 mod exemption;
 mod facts;
+mod hearing;
 
 use std::time::Duration;
 

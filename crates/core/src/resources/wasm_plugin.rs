@@ -133,9 +133,9 @@ fn object(index: usize, blocks: &[&Block], gateway: &Gateway) -> Object {
         .iter()
         .flat_map(|block| {
             block.grounds.iter().map(|ground| InertViolation {
-                pod: &ground.record.key.pod,
-                namespace: &ground.record.key.namespace,
-                process: &ground.record.key.process,
+                pod: &ground.key.pod,
+                namespace: &ground.key.namespace,
+                process: &ground.key.process,
                 kind: &block.app.kind,
                 name: &block.app.name,
             })

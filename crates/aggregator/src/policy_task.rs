@@ -67,7 +67,7 @@ fn log(decision: &Decision) {
 
 fn raise(alert: &Alert) {
     match alert {
-        Alert::Brake { message, .. } => tracing::error!(alert = "brake", message, "a brake holds"),
+        Alert::Brake { message, .. } => tracing::error!(alert = "brake", detail = message, "a brake holds"),
         Alert::Notices { waiting } => tracing::warn!(
             alert = "notices",
             waiting,

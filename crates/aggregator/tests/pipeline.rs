@@ -127,6 +127,33 @@ async fn healthy_nodes_are_shown_soon_after_their_answer_whatever_the_others_do(
     service.stop().await;
 }
 
+/// Twenty nodes that hang, and places for eight: without places of their own they would take all of them, each for a whole
+/// timeout, and no healthy node would be asked every round.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_hang_hold_up_each_other_only() {
+    let temp = tempfile::tempdir().unwrap();
+    let fleet = fleet(40);
+    fleet.inject(&["hang:20".parse().unwrap()]).unwrap();
+    std::fs::write(temp.path().join("targets"), list(&fleet, 0..40)).unwrap();
+    let service = start(temp.path(), "collector: {concurrency: 8, max_backoff_rounds: 0}\n").await;
+    until(&service, "an answer of every healthy node", |snapshot| snapshot.coverage.fresh == 20).await;
+    // Wait until every one that hangs has shown it, then count who is asked how often.
+    until(&service, "a failure of every other node", |snapshot| {
+        snapshot.targets.iter().filter(|target| target.consecutive_failures > 0).count() == 20
+    })
+    .await;
+    let asked = |nodes: std::ops::Range<usize>| nodes.map(|node| fleet.requests(node)).sum::<u64>();
+    let (healthy, hanging) = (asked(0..20), asked(20..40));
+    let rounds = service.views().snapshot.borrow().rounds;
+    until(&service, "ten more rounds", |snapshot| snapshot.rounds >= rounds + 10).await;
+    let (healthy, hanging) = (asked(0..20) - healthy, asked(20..40) - hanging);
+    // Every healthy node in every round, but for those at the edges of the count.
+    assert!(healthy >= 9 * 20, "{healthy}");
+    // Two places, each for a second at a time: far from all twenty per round.
+    assert!(hanging <= healthy / 3, "{hanging} requests to nodes that hang, {healthy} to healthy ones");
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn targets_come_and_go_with_their_file_and_a_bad_one_keeps_the_last() {
     let temp = tempfile::tempdir().unwrap();

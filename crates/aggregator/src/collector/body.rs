@@ -9,6 +9,8 @@ use hyper::body::Incoming;
 use procscan_core::report::{Failure, FailureReason};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::PROBATION_SHARE;
+
 /// What every body may take without asking for its share: enough for an ordinary answer, so that a hostile node which has
 /// taken the whole budget does not hold up the others. Bounded by `collector.concurrency`.
 const FREE: usize = 16 << 10;
@@ -20,22 +22,32 @@ const CHUNK: usize = 32 << 10;
 const ZSTD_WINDOW_LOG: u32 = 20;
 
 /// The bytes that all bodies in flight may take together.
+///
+/// In two parts: targets whose last answer failed have a small one of their own. Nodes that hold their bodies open for as
+/// long as they may, to leave nothing for the others, soon hold up each other only.
 #[derive(Clone, Debug)]
-pub(super) struct Budget(Arc<Semaphore>);
+pub(super) struct Budget {
+    standing: Arc<Semaphore>,
+    probation: Arc<Semaphore>,
+}
 
 impl Budget {
     pub(super) fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes / UNIT)))
+        let part = |bytes: usize| Arc::new(Semaphore::new(bytes / UNIT));
+        let probation = bytes / PROBATION_SHARE;
+        Self { standing: part(bytes - probation), probation: part(probation) }
     }
 
-    fn lease(&self) -> Lease {
-        Lease { budget: self.clone(), held: None, bytes: 0 }
+    /// A share that has taken nothing yet.
+    pub(super) fn lease(&self, is_on_probation: bool) -> Lease {
+        let budget = if is_on_probation { &self.probation } else { &self.standing };
+        Lease { budget: budget.clone(), held: None, bytes: 0 }
     }
 }
 
 /// One body's share of the budget; given back when dropped.
-struct Lease {
-    budget: Budget,
+pub(super) struct Lease {
+    budget: Arc<Semaphore>,
     held: Option<OwnedSemaphorePermit>,
     bytes: usize,
 }
@@ -54,7 +66,7 @@ impl Lease {
             detail: "larger than the whole byte budget".into(),
         };
         let units = u32::try_from(missing).map_err(|_| closed())?;
-        let permit = self.budget.0.clone().acquire_many_owned(units).await.map_err(|_| closed())?;
+        let permit = self.budget.clone().acquire_many_owned(units).await.map_err(|_| closed())?;
         match &mut self.held {
             Some(held) => held.merge(permit),
             None => self.held = Some(permit),
@@ -80,8 +92,7 @@ pub(super) struct Body {
 }
 
 /// Reads and decompresses at most `limit` bytes, counted on both sides of the decompression.
-pub(super) async fn read(incoming: Incoming, encoding: Encoding, limit: usize, budget: &Budget) -> Body {
-    let mut lease = budget.lease();
+pub(super) async fn read(incoming: Incoming, encoding: Encoding, limit: usize, mut lease: Lease) -> Body {
     let mut received = Vec::new();
     let trouble = receive(incoming, &mut received, limit, &mut lease).await.err();
     if encoding == Encoding::Identity {

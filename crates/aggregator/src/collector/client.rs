@@ -62,14 +62,16 @@ impl Client {
         Self { options: std::sync::Arc::new(options), budget }
     }
 
-    /// Asks `address` once, and once more after a failure that costs no time, if `retry` says so.
-    pub(super) async fn ask(&self, address: &str, etag: Option<&str>, retry: bool) -> Exchange {
+    /// Asks `address` once, and once more after a failure that costs no time.
+    ///
+    /// A target on probation, whose last answer failed, has no second try and a smaller budget.
+    pub(super) async fn ask(&self, address: &str, etag: Option<&str>, is_on_probation: bool) -> Exchange {
         let timeout = self.options.timeout;
         let attempts = async {
-            match self.attempt(address, etag).await {
-                Err(failure) if retry && is_worth_a_retry(&failure) => {
+            match self.attempt(address, etag, is_on_probation).await {
+                Err(failure) if !is_on_probation && is_worth_a_retry(&failure) => {
                     tokio::time::sleep(jitter(RETRY_PAUSE)).await;
-                    self.attempt(address, etag).await
+                    self.attempt(address, etag, is_on_probation).await
                 }
                 result => result,
             }
@@ -82,7 +84,12 @@ impl Client {
         result.unwrap_or_else(|failure| Exchange { outcome: Outcome::Failed(failure), etag: None })
     }
 
-    async fn attempt(&self, address: &str, etag: Option<&str>) -> Result<Exchange, Failure> {
+    async fn attempt(
+        &self,
+        address: &str,
+        etag: Option<&str>,
+        is_on_probation: bool,
+    ) -> Result<Exchange, Failure> {
         let stream = self.connect(address).await?;
         let http = |e: hyper::Error| http_failure(&e);
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
@@ -118,7 +125,10 @@ impl Client {
             }
         }
         let encoding = encoding(&head.headers)?;
-        let body = body::read(incoming, encoding, self.options.max_body, &self.budget).await;
+        let body = {
+            let lease = self.budget.lease(is_on_probation);
+            body::read(incoming, encoding, self.options.max_body, lease).await
+        };
         Ok(self.judge(&body, &head.headers))
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A slow, dead, hostile or flooding target costs itself only: it holds one of `collector.concurrency` places for at most
 //! `collector.timeout`, and memory within `collector.max_body` and the byte budget that all bodies share. Nothing waits for the
-//! slowest target; a target that keeps failing is asked less often, but never forgotten.
+//! slowest target; a target that keeps failing is asked less often, but never forgotten, and competes for places and bytes
+//! only with others that fail.
 
 mod body;
 mod client;
@@ -13,6 +14,9 @@ use procscan_core::report::Report;
 
 pub use self::client::{Client, ClientOptions};
 pub use self::round::{Cadence, Collector};
+
+/// One in so many places, and in so many bytes of the budget, is for targets on probation: those whose last answer failed.
+const PROBATION_SHARE: usize = 4;
 
 /// What the collector tells.
 #[derive(Debug)]

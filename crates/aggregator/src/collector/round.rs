@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Exchange};
 use super::health::Health;
-use super::{Observation, Round};
+use super::{Observation, PROBATION_SHARE, Round};
 use crate::clock::Clock;
 use crate::discovery::TargetSet;
 
@@ -47,11 +47,29 @@ pub struct Collector {
     clock: Clock,
     observations: mpsc::Sender<Observation>,
     slots: HashMap<Text, Slot>,
-    queue: BinaryHeap<Reverse<(Instant, Text)>>,
+    /// Targets whose last answer was whole, and new ones.
+    standing: Lane,
+    /// Targets whose last answer failed. With places of their own, those that hang hold up each other only.
+    probation: Lane,
     in_flight: JoinSet<Finished>,
-    /// Which target, and of which round, a request in flight is for: known even if the request dies.
-    asked: HashMap<task::Id, (Text, u64)>,
+    /// What a request in flight is for: known even if the request dies.
+    asked: HashMap<task::Id, Asked>,
     round: Current,
+}
+
+/// Targets that wait to be asked, and the places that they may take.
+#[derive(Debug)]
+struct Lane {
+    queue: BinaryHeap<Reverse<(Instant, Text)>>,
+    in_flight: usize,
+    places: usize,
+}
+
+#[derive(Debug)]
+struct Asked {
+    address: Text,
+    round: u64,
+    is_on_probation: bool,
 }
 
 /// What is known of one target.
@@ -88,13 +106,15 @@ impl Collector {
         clock: Clock,
         observations: mpsc::Sender<Observation>,
     ) -> Self {
+        let probation = (cadence.concurrency / PROBATION_SHARE).max(1);
         Self {
             cadence,
             client,
             clock,
             observations,
             slots: HashMap::new(),
-            queue: BinaryHeap::new(),
+            standing: Lane::new(cadence.concurrency.saturating_sub(probation).max(1)),
+            probation: Lane::new(probation),
             in_flight: JoinSet::new(),
             asked: HashMap::new(),
             round: Current { counts: Round::default(), started: Instant::now(), pending: 0, is_open: false },
@@ -112,8 +132,7 @@ impl Collector {
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.update(&targets.borrow_and_update().clone());
         loop {
-            let has_room = self.in_flight.len() < self.cadence.concurrency;
-            let next = self.queue.peek().map(|Reverse((due, _))| *due);
+            let (standing, probation) = (self.standing.next(), self.probation.next());
             let done = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
@@ -123,7 +142,8 @@ impl Collector {
                     let now = targets.borrow_and_update().clone();
                     self.update(&now)
                 }
-                () = until(next), if has_room => self.ask_next(),
+                () = until(standing) => self.ask_next(false),
+                () = until(probation) => self.ask_next(true),
             };
             if let Some(round) = done {
                 tokio::select! {
@@ -139,7 +159,8 @@ impl Collector {
         let now: HashMap<&Text, &Target> =
             targets.targets.iter().map(|target| (&target.address, target)).collect();
         self.slots.retain(|address, slot| now.get(address).is_some_and(|target| **target == slot.target));
-        self.queue.retain(|Reverse((_, address))| now.contains_key(address));
+        self.standing.queue.retain(|Reverse((_, address))| now.contains_key(address));
+        self.probation.queue.retain(|Reverse((_, address))| now.contains_key(address));
         for target in &targets.targets {
             if self.slots.contains_key(&target.address) {
                 continue;
@@ -153,7 +174,7 @@ impl Collector {
             if self.round.is_open {
                 let due =
                     Instant::now() + FIRST_SPREAD.min(self.cadence.interval).mul_f64(SPREAD * slot.place);
-                self.queue.push(Reverse((due, target.address.clone())));
+                self.standing.queue.push(Reverse((due, target.address.clone())));
             }
             self.slots.insert(target.address.clone(), slot);
         }
@@ -170,7 +191,7 @@ impl Collector {
         let spread =
             if number == 1 { FIRST_SPREAD.min(self.cadence.interval) } else { self.cadence.interval };
         let waiting: std::collections::HashSet<Text> =
-            self.queue.iter().map(|Reverse((_, address))| address.clone()).collect();
+            self.standing.waiting().chain(self.probation.waiting()).cloned().collect();
         for (address, slot) in &self.slots {
             if waiting.contains(address) {
                 continue;
@@ -179,25 +200,28 @@ impl Collector {
                 self.round.counts.skipped += 1;
                 continue;
             }
-            self.queue.push(Reverse((now + spread.mul_f64(SPREAD * slot.place), address.clone())));
+            let lane = if slot.health.is_failing() { &mut self.probation } else { &mut self.standing };
+            lane.queue.push(Reverse((now + spread.mul_f64(SPREAD * slot.place), address.clone())));
         }
         // A round without anybody to ask is done at once.
         overdue.or_else(|| self.close_if_done())
     }
 
-    fn ask_next(&mut self) -> Option<Round> {
-        let Reverse((_, address)) = self.queue.pop()?;
+    fn ask_next(&mut self, is_on_probation: bool) -> Option<Round> {
+        let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };
+        let Reverse((_, address)) = lane.queue.pop()?;
         let Some(slot) = self.slots.get_mut(&address).filter(|slot| !slot.is_in_flight) else {
             return self.close_if_done();
         };
         slot.is_in_flight = true;
+        lane.in_flight += 1;
         self.round.counts.asked += 1;
         self.round.pending += 1;
         let (client, clock, observations) = (self.client.clone(), self.clock, self.observations.clone());
-        let (target, etag, retry) =
-            (slot.target.clone(), slot.health.etag.clone(), !slot.health.is_failing());
+        let (target, etag) = (slot.target.clone(), slot.health.etag.clone());
         let request = self.in_flight.spawn(async move {
-            let Exchange { outcome, etag } = client.ask(&target.address, etag.as_deref(), retry).await;
+            let Exchange { outcome, etag } =
+                client.ask(&target.address, etag.as_deref(), is_on_probation).await;
             let failure = match &outcome {
                 Outcome::Complete(_) | Outcome::Unchanged => None,
                 Outcome::Partial(_, failure) | Outcome::Failed(failure) => Some(failure.clone()),
@@ -207,7 +231,8 @@ impl Collector {
             let _ = observations.send(Observation::Report(report)).await;
             Finished { failure, etag }
         });
-        self.asked.insert(request.id(), (address, self.round.counts.number));
+        let round = self.round.counts.number;
+        self.asked.insert(request.id(), Asked { address, round, is_on_probation });
         None
     }
 
@@ -217,7 +242,9 @@ impl Collector {
             let died = Failure { reason: FailureReason::Disconnected, detail: "the request died".to_owned() };
             (error.id(), Finished { failure: Some(died), etag: None })
         });
-        let (address, round) = self.asked.remove(&id)?;
+        let Asked { address, round, is_on_probation } = self.asked.remove(&id)?;
+        let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };
+        lane.in_flight = lane.in_flight.saturating_sub(1);
         let is_current = round == self.round.counts.number && self.round.is_open;
         if is_current {
             self.round.pending = self.round.pending.saturating_sub(1);
@@ -248,13 +275,30 @@ impl Collector {
     }
 
     fn close_if_done(&mut self) -> Option<Round> {
-        (self.round.is_open && self.round.pending == 0 && self.queue.is_empty()).then(|| self.close())
+        let is_idle = self.standing.queue.is_empty() && self.probation.queue.is_empty();
+        (self.round.is_open && self.round.pending == 0 && is_idle).then(|| self.close())
     }
 
     fn close(&mut self) -> Round {
         self.round.is_open = false;
         self.round.counts.took = self.round.started.elapsed();
         self.round.counts
+    }
+}
+
+impl Lane {
+    fn new(places: usize) -> Self {
+        Self { queue: BinaryHeap::new(), in_flight: 0, places }
+    }
+
+    /// When the next target is to be asked; nothing while no place is free.
+    fn next(&self) -> Option<Instant> {
+        let Reverse((due, _)) = self.queue.peek().filter(|_| self.in_flight < self.places)?;
+        Some(*due)
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = &Text> {
+        self.queue.iter().map(|Reverse((_, address))| address)
     }
 }
 

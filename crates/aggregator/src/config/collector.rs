@@ -56,10 +56,10 @@ impl Collector {
     pub(super) fn check(&self, problems: &mut Problems) {
         let in_range = |value: usize, least: usize, most: usize| (least..=most).contains(&value);
         problems.require(
-            in_range(self.concurrency, 1, 8192),
+            in_range(self.concurrency, 2, 8192),
             "collector.concurrency",
             self.concurrency,
-            "1 to 8192",
+            "2 to 8192",
         );
         for (path, value) in
             [("collector.connect_timeout", self.connect_timeout), ("collector.timeout", self.timeout)]

@@ -64,6 +64,7 @@ pub struct App {
     /// The tenant's namespace.
     pub namespace: Text,
     /// `app`, `devbox`, or whatever an agent calls it.
+    #[serde(rename = "type")]
     pub kind: Text,
     /// The application's name within its namespace and kind.
     pub name: Text,

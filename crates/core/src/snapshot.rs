@@ -41,6 +41,19 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether every expected node has answered for so long that a violation which it has not shown is not there, or has
+    /// been waited for long enough. Without anybody to ask, nothing is settled.
+    pub fn is_settled(&self) -> bool {
+        self.coverage.expected() == self.targets.len()
+            && !self.targets.is_empty()
+            && self.targets.iter().all(|target| {
+                let node = self.nodes.get(&target.node);
+                node.is_some_and(|node| {
+                    node.clock.cleared(Duration::ZERO, node.clock.since, self.at).is_some()
+                })
+            })
+    }
+
     /// How many violations are in `state`.
     pub fn count(&self, state: State) -> usize {
         self.violations.iter().filter(|v| v.state == state).count()

@@ -9,7 +9,9 @@ use common::{HOUR, MINUTE, World, app, record, record_of};
 use jiff::Timestamp;
 use procscan_core::names::{App, PodRef};
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Exemption, Mode, Pattern, PodFact};
+use procscan_core::policy::{
+    Act, ActError, Actor, Alert, Book, DecisionKind, Exemption, Inherited, Mode, Pattern, PodFact,
+};
 
 fn namespaces(n: usize) -> Vec<String> {
     (0..n).map(|i| format!("ns-{i:03}")).collect()
@@ -435,4 +437,64 @@ fn a_node_that_accuses_ever_new_apps_does_not_fill_the_book() {
     world.evaluate();
     let remembered = world.book.incidents().count();
     assert!(remembered <= 20_000 + 20, "{remembered}");
+}
+
+#[test]
+fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answered_long_enough() {
+    let inherited = |names: &[&str]| {
+        let of = |name: &&str| Inherited { app: app(name), opened: None, processes: ["xmrig".into()].into() };
+        Book::inherit(names.iter().map(of).collect::<Vec<_>>(), common::at(0))
+    };
+    let mut world = World::new(&["n1", "n2"]);
+    world.book = inherited(&["ns-a", "ns-b"]);
+    assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
+    // Nobody answers, or only one of two: silence is evidence of nothing.
+    world.rounds(120, |w| {
+        w.fail("n1");
+        w.answer("n2", vec![]);
+        assert!(w.evaluate().decisions.is_empty());
+    });
+    // Both answer, and one App is accused again: that is an incident like any other.
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    world.rounds(29, |w| {
+        w.answer("n1", vec![]);
+        w.answer("n2", vec![]);
+    });
+    assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
+    world.rounds(2, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record("ns-a", now)]);
+        w.answer("n2", vec![]);
+    });
+    let evaluation = world.evaluate();
+    assert_eq!(evaluation.decisions[0].kind, DecisionKind::Released);
+    assert!(evaluation.decisions[0].reason.starts_with("every node has answered"));
+    assert_eq!(world.blocked(), ["ns-a"]);
+
+    // Not while paused, not without anybody to ask, and no more at once than the brake lets go.
+    let many = namespaces(50);
+    let names: Vec<&str> = many.iter().map(String::as_str).collect();
+    let mut world = World::new(&["n1"]);
+    world.book = inherited(&names);
+    world.policy.mode = Mode::Paused;
+    world.rounds(60, |w| drop(w.answer("n1", vec![])));
+    assert_eq!(world.blocked().len(), 50);
+    world.policy.mode = Mode::Enforce;
+    assert_eq!(world.blocked().len(), 30);
+    let mut alone = World::new(&[]);
+    alone.book = inherited(&names);
+    alone.wait(48 * HOUR);
+    assert_eq!(alone.blocked().len(), 50);
+}
+
+#[test]
+fn an_accusation_in_a_namespace_that_may_not_be_touched_is_in_the_log_once() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("kube-system", 0)]);
+    let decisions = world.evaluate().decisions;
+    assert_eq!(decisions[0].kind, DecisionKind::Exempted);
+    assert!(decisions[0].reason.contains("enforcement.protected_namespaces"));
+    world.answer("n1", vec![record("kube-system", 60)]);
+    assert_eq!(world.evaluate().decisions, []);
 }

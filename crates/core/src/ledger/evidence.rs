@@ -36,6 +36,17 @@ pub enum Cleared {
     PodGone,
 }
 
+impl Cleared {
+    /// The rule as a label, `snake_case`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ByClock => "by_clock",
+            Self::Unreachable => "unreachable",
+            Self::PodGone => "pod_gone",
+        }
+    }
+}
+
 /// How many of an agent's timestamps are remembered per violation.
 ///
 /// While an agent's pod is being replaced, two agents of one node answer in turn. With only the last timestamp, their

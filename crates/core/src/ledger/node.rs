@@ -109,6 +109,7 @@ impl Node {
         NodeClock {
             odometer: self.odometer,
             required: rules.clear_after.max(self.turn().saturating_mul(6)),
+            since: self.since,
             last_answer: self.last_answer.unwrap_or(self.since),
             unreachable_limit: rules.unreachable_limit,
         }
@@ -169,7 +170,9 @@ pub struct NodeClock {
     pub odometer: Duration,
     /// How much answered time without fresh evidence proves absence on this node.
     pub required: Duration,
-    /// The last whole answer, or when we first asked.
+    /// When the node was first asked.
+    pub since: Moment,
+    /// The last whole answer, or when the node was first asked.
     pub last_answer: Moment,
     /// How long to wait for a node that never returns.
     pub unreachable_limit: Duration,

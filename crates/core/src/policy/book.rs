@@ -23,6 +23,8 @@ pub struct Book {
     pub(super) releases: Vec<StickyRelease>,
     /// Disputed evidence that is in the log already.
     pub(super) disputes: BTreeSet<(Key, NodeName)>,
+    /// Apps of namespaces that may not be touched, accused and in the log already.
+    pub(super) refused: BTreeSet<App>,
     /// New notices in the current round: the round's number and how many.
     pub(super) notices: (u64, usize),
     /// The Apps behind the last summary, by what is happening to them, and when that last changed.
@@ -44,6 +46,9 @@ pub struct Incident {
     pub(super) held: Option<(Moment, Brake)>,
     /// Why it is blocked, as of when that was decided.
     pub(super) reason: String,
+    /// It was blocked before the start, and nothing has been heard of it since: not knowing its node, only the whole fleet's
+    /// answers can prove that its processes are gone.
+    pub(super) inherited: bool,
     /// The brake's hold on its release.
     pub(super) release_held: Option<Moment>,
     /// An operator has approved its block.
@@ -154,6 +159,7 @@ impl Incident {
             processes: BTreeSet::new(),
             held: None,
             reason: String::new(),
+            inherited: false,
             release_held: None,
             approved: false,
             notified: false,
@@ -200,7 +206,36 @@ impl Incident {
     }
 }
 
+/// An App that was blocked before the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inherited {
+    /// The App.
+    pub app: App,
+    /// When its incident opened, if that is known: its tenant is not told once more.
+    pub opened: Option<Timestamp>,
+    /// The names of its processes, as far as known.
+    pub processes: BTreeSet<Text>,
+}
+
 impl Book {
+    /// A book in which what was blocked before the start is still blocked. Our own restart is evidence of nothing.
+    pub fn inherit(blocked: impl IntoIterator<Item = Inherited>, now: Moment) -> Self {
+        let mut book = Self::default();
+        for Inherited { app, opened, processes } in blocked {
+            let opened = Moment { wall: opened.unwrap_or(now.wall), ..now };
+            let mut incident = Incident::new(opened);
+            incident.standing = Standing::Blocked { since: now, dry_run: false };
+            incident.inherited = true;
+            incident.notified = true;
+            "it was blocked before the start".clone_into(&mut incident.reason);
+            for process in &processes {
+                incident.note_process(process);
+            }
+            book.incidents.insert(app, incident);
+        }
+        book
+    }
+
     /// The incidents, ended ones included, by App.
     pub fn incidents(&self) -> impl Iterator<Item = (&App, &Incident)> {
         self.incidents.iter()

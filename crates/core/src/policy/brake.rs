@@ -60,10 +60,13 @@ impl Brake {
         let window = human(rules.window);
         match self {
             Self::NewApps => {
-                format!("more than {} new blocks within {window} (brake.max_new_apps)", rules.max_new_apps)
+                format!(
+                    "more than {} Apps were to be blocked within {window} (brake.max_new_apps)",
+                    rules.max_new_apps
+                )
             }
             Self::Node(node) => format!(
-                "more than {} new blocks within {window} on the word of node {node} (brake.max_apps_per_node)",
+                "more than {} Apps were to be blocked within {window} on the word of node {node} (brake.max_apps_per_node)",
                 rules.max_apps_per_node
             ),
             Self::Rule(rule) => format!(

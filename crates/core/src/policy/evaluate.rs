@@ -126,6 +126,10 @@ impl Book {
                 {
                     Wish::Nothing
                 }
+                // Gone before the start or not: its node is not known, so every node has to have answered long enough.
+                Standing::Blocked { .. } if incident.inherited && !pass.snapshot.is_settled() => {
+                    Wish::Nothing
+                }
                 Standing::Blocked { .. } => Wish::Release,
                 _ => {
                     let reason = cleared_reason(incident.cleared, pass);
@@ -210,7 +214,11 @@ impl Book {
             let Some(incident) = self.incidents.get_mut(&app) else {
                 continue;
             };
-            let why = cleared_reason(incident.cleared, pass);
+            let why = if incident.inherited {
+                "every node has answered for the whole clearing time without evidence of it".to_owned()
+            } else {
+                cleared_reason(incident.cleared, pass)
+            };
             if let Some(brake) = tally.release(&app) {
                 pass.decide(
                     &app,
@@ -228,7 +236,7 @@ impl Book {
             && tally.is_news(brake)
         {
             let message = format!(
-                "{}: {} Apps are held and stay unblocked until each is approved",
+                "{}: from now on Apps are held, {} already, and stay unblocked until each is approved",
                 brake.reason(&pass.policy.brake),
                 held_blocks.len()
             );

@@ -9,7 +9,7 @@ use super::facts::{Verdict, claimed_app};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
 use crate::names::{App, Key, NodeName};
-use crate::snapshot::EvidenceView;
+use crate::snapshot::{EvidenceView, State};
 
 impl Book {
     /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns (disputed, unverified).
@@ -25,10 +25,17 @@ impl Book {
                 known.insert(id.clone(), (app.clone(), ground.fresh_at));
             }
         }
-        let mut disputes = BTreeSet::new();
+        let (mut disputes, mut refused) = (BTreeSet::new(), BTreeSet::new());
         let mut unverified = 0;
         for violation in &pass.snapshot.violations {
-            if pass.policy.refuses(&violation.key.namespace).is_some() {
+            if let Some(why) = pass.policy.refuses(&violation.key.namespace) {
+                if violation.state == State::Active {
+                    let app = claimed_app(&violation.record);
+                    if !self.refused.contains(&app) && !self.incidents.contains_key(&app) {
+                        pass.decide(&app, DecisionKind::Exempted, why.to_owned());
+                    }
+                    refused.insert(app);
+                }
                 continue;
             }
             for evidence in &violation.evidence {
@@ -68,6 +75,7 @@ impl Book {
         }
         let count = disputes.len();
         self.disputes = disputes;
+        self.refused = refused;
         (count, unverified)
     }
 
@@ -88,6 +96,7 @@ impl Book {
             incident.standing = Standing::Watched;
         }
         incident.release_held = None;
+        incident.inherited = false;
         incident.note_process(&id.0.process);
         let ground = Ground { record: evidence.record.clone(), fresh_at, mark: evidence.mark, active: true };
         match incident.grounds.get_mut(&id) {

@@ -25,7 +25,7 @@ use std::time::Duration;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-pub use self::book::{Act, ActError, Book, Incident, Standing};
+pub use self::book::{Act, ActError, Book, Incident, Inherited, Standing};
 pub use self::brake::{Brake, BrakeRules};
 pub use self::decision::{Actor, Alert, Decision, DecisionKind};
 pub use self::evaluate::Evaluation;

@@ -58,6 +58,11 @@ impl Template {
         Ok(Self { parts })
     }
 
+    /// Whether it has that placeholder.
+    pub fn uses(&self, placeholder: &str) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Placeholder(name) if *name == placeholder))
+    }
+
     /// Fills in the placeholders. What is filled in is taken as it is: a `{` in it means nothing.
     pub fn fill<'a>(&self, value: impl Fn(&str) -> &'a str) -> String {
         self.parts

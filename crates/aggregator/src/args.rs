@@ -59,7 +59,7 @@ pub(crate) struct Demo {
     /// The directory that objects are written to.
     #[arg(long, value_name = "DIR", default_value = "procscan-demo")]
     pub(crate) dir: PathBuf,
-    /// Give the last simulated nodes a fault, as BEHAVIOUR[:COUNT]; may be repeated.
+    /// Give the last simulated nodes a fault, as `BEHAVIOUR[:COUNT]`; may be repeated. A wrong one lists all.
     #[arg(long, value_name = "FAULT")]
     pub(crate) fault: Vec<String>,
     /// The rules of the agent on this machine, in the upstream format.
@@ -96,7 +96,7 @@ pub(crate) struct Agent {
     /// How many offenders each simulated node has.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "simulate")]
     pub(crate) offenders: usize,
-    /// Give the last simulated nodes a fault, as BEHAVIOUR[:COUNT]; may be repeated.
+    /// Give the last simulated nodes a fault, as `BEHAVIOUR[:COUNT]`; may be repeated. A wrong one lists all.
     #[arg(long, value_name = "FAULT", requires = "simulate")]
     pub(crate) fault: Vec<String>,
     /// Play a scenario on the simulated nodes.

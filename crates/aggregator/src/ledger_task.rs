@@ -81,8 +81,17 @@ fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut Option<(usi
             let counts = (round.asked + round.skipped, round.answered);
             let took_ms = u64::try_from(round.took.as_millis()).unwrap_or(u64::MAX);
             let Round { number, asked, answered, failed, skipped, .. } = round;
-            // A round like the one before is no news.
-            if last.replace(counts) == Some(counts) {
+            if answered == 0 {
+                tracing::warn!(
+                    round = number,
+                    asked,
+                    failed,
+                    skipped,
+                    took_ms,
+                    "round done: nobody has answered"
+                );
+            } else if last.replace(counts) == Some(counts) {
+                // A round like the one before is no news.
                 tracing::debug!(round = number, asked, answered, failed, skipped, took_ms, "round done");
             } else {
                 tracing::info!(round = number, asked, answered, failed, skipped, took_ms, "round done");
@@ -94,17 +103,17 @@ fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut Option<(usi
 /// Tenants choose the process names, so they are logged escaped; the command line, which may hold secrets, is not logged.
 fn log(changes: &[Change]) {
     for Change { key, node, kind } in changes {
-        let (namespace, pod, process) = (&*key.namespace, &*key.pod, &*key.process);
+        let (namespace, pod, process) = (&*key.namespace, &*key.pod, key.process.escape_debug());
         match kind {
-            ChangeKind::Appeared => tracing::warn!(namespace, pod, ?process, %node, "violation"),
+            ChangeKind::Appeared => tracing::warn!(namespace, pod, %process, %node, "violation"),
             ChangeKind::Sighted => {
-                tracing::info!(namespace, pod, ?process, %node, "violation listed without fresh evidence");
+                tracing::info!(namespace, pod, %process, %node, "violation listed without fresh evidence");
             }
             ChangeKind::Unconfirmed => {
-                tracing::info!(namespace, pod, ?process, %node, "violation unconfirmed");
+                tracing::info!(namespace, pod, %process, %node, "violation unconfirmed");
             }
             ChangeKind::Cleared(why) => {
-                tracing::info!(namespace, pod, ?process, %node, ?why, "violation cleared");
+                tracing::info!(namespace, pod, %process, %node, why = why.as_str(), "violation cleared");
             }
         }
     }

@@ -26,12 +26,12 @@ pub struct Decided {
 
 /// Runs until nobody publishes snapshots any more; the last one is evaluated too.
 pub async fn run(
+    mut book: Book,
     policy: Policy,
     clock: Clock,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     decided: watch::Sender<Arc<Decided>>,
 ) {
-    let mut book = Book::default();
     let facts = Facts::default();
     while snapshots.changed().await.is_ok() {
         let snapshot = snapshots.borrow_and_update().clone();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use procscan_core::ledger::Ledger;
 use procscan_core::plan::Plan;
+use procscan_core::policy::Book;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -49,6 +50,13 @@ impl Service {
         let clock = Clock::start();
         let now = clock.now();
         let directory = Directory::open(config.output_directory()).context("output.directory")?;
+        let inherited = directory.blocked(&config.settings().gateway)?;
+        if !inherited.is_empty() {
+            tracing::info!(
+                apps = inherited.len(),
+                "blocked before the start, and until the fleet has answered"
+            );
+        }
         let wanted = SocketAddr::new(config.aggregator.address, config.aggregator.port);
         let listener =
             TcpListener::bind(wanted).await.with_context(|| format!("can't listen on {wanted}"))?;
@@ -83,7 +91,16 @@ impl Service {
                 "ledger",
                 ledger_task::run(ledger, clock, observations, views.targets.clone(), snapshots_tx),
             ),
-            Stage::spawn("policy", policy_task::run(policy, clock, views.snapshot.clone(), decided_tx)),
+            Stage::spawn(
+                "policy",
+                policy_task::run(
+                    Book::inherit(inherited, now),
+                    policy,
+                    clock,
+                    views.snapshot.clone(),
+                    decided_tx,
+                ),
+            ),
             Stage::spawn(
                 "output",
                 output::run(directory, config.settings(), views.decided.clone(), output_tx),

@@ -5,7 +5,7 @@ mod common;
 
 use common::crd::{contracts, problems};
 use procscan_aggregator::config::Config;
-use procscan_core::names::App;
+use procscan_core::names::{App, Key};
 use procscan_core::plan::{Block, Notice, NoticePhase, Plan};
 use procscan_core::policy::Mode;
 use procscan_core::resources::{self, Existing};
@@ -22,6 +22,7 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
             app: app.clone(),
             since: now,
             grounds: Vec::new(),
+            accused: [Key::new("ns-a", "p", name)].into(),
             services: vec!["web.ns-a.svc".into()],
             reason: String::new(),
         });

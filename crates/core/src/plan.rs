@@ -1,5 +1,6 @@
 //! What the policy wants to be true outside: who is blocked, who is told, with a reason for each.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -37,6 +38,9 @@ pub struct Block {
     pub since: Timestamp,
     /// The accusations that the block still rests on; never empty when it is new.
     pub grounds: Vec<Accusation>,
+    /// The violations that it is for: those of `grounds`, or what is left of them from before the start.
+    #[serde(skip)]
+    pub accused: BTreeSet<Key>,
     /// Cluster-internal host names without the cluster's domain (`service.namespace.svc`) of the Services that expose it.
     pub services: Vec<Text>,
     /// Why, for people, as of when it was decided.

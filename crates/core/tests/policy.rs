@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{HOUR, MINUTE, World, app, record, record_of};
 use jiff::Timestamp;
-use procscan_core::names::{App, PodRef};
+use procscan_core::names::{App, Key, PodRef};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{
     Act, ActError, Actor, Alert, Book, DecisionKind, Exemption, Inherited, Mode, Pattern, PodFact,
@@ -442,7 +442,11 @@ fn a_node_that_accuses_ever_new_apps_does_not_fill_the_book() {
 #[test]
 fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answered_long_enough() {
     let inherited = |names: &[&str]| {
-        let of = |name: &&str| Inherited { app: app(name), opened: None, processes: ["xmrig".into()].into() };
+        let of = |name: &&str| Inherited {
+            app: app(name),
+            opened: None,
+            accused: [Key::new(*name, "web", "xmrig")].into(),
+        };
         Book::inherit(names.iter().map(of).collect::<Vec<_>>(), common::at(0))
     };
     let mut world = World::new(&["n1", "n2"]);

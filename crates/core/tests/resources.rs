@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{World, record, record_of, settings};
 use procscan_core::names::App;
@@ -22,6 +22,7 @@ fn plan_of(apps: usize) -> Plan {
                 app: App::new(namespace, "app", "web"),
                 since: common::at(0).wall,
                 grounds: Vec::new(),
+                accused: BTreeSet::new(),
                 reason: String::new(),
             }
         })

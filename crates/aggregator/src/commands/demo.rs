@@ -90,7 +90,7 @@ fn config(args: &args::Demo) -> Config {
     config.aggregator.address = Ipv4Addr::LOCALHOST.into();
     config.aggregator.port = args.port;
     config.aggregator.scan_interval = Duration::from_secs(2);
-    config.collector.timeout = Duration::from_secs(2);
+    config.collector.timeout = Duration::from_secs(1);
     config.collector.connect_timeout = Duration::from_secs(1);
     config.detection.max_age = Duration::from_secs(15);
     config.detection.clear_after = Duration::from_secs(30);

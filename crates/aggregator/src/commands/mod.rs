@@ -84,16 +84,21 @@ async fn dispatch(command: Command, stop: Stop) -> Result<(), CommandError> {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM, SIGINT and SIGHUP: the configuration is read at the start only, so a hang-up ends in order like the others.
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Stop {
     fn listen() -> Result<Self, CommandError> {
         let listen = |kind| signal(kind).map_err(|e| anyhow::anyhow!("signals can't be listened for: {e}"));
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
     }
 
     /// Waits for one of them.
@@ -101,6 +106,7 @@ impl Stop {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }

@@ -3,18 +3,25 @@
 //! Every file is written whole or not at all: into a temporary file first, which is flushed and then takes the place of the
 //! old one. Files that do not begin with our header are somebody else's and never touched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+use procscan_core::names::{App, Key};
+use procscan_core::policy::Inherited;
 use procscan_core::resources::wasm_plugin::Gateway;
-use procscan_core::resources::{Existing, Object};
+use procscan_core::resources::{Existing, Object, notification};
+use serde_json::Value;
 
 /// The first line of our files, by which we know them again.
 const HEADER: &str = "# Written by procscan-aggregator; changes are overwritten.\n";
 /// What our temporary files' names begin with.
 const TEMPORARY: &str = ".procscan-";
+
+/// More shards than this are nobody's: 20,000 Apps with the longest names take a few dozen.
+const MAX_SHARDS: usize = 1024;
 
 /// What can go wrong, with the file that it went wrong with.
 #[derive(Debug, thiserror::Error)]
@@ -91,39 +98,83 @@ impl Directory {
 
     /// What is there that must not be given up.
     pub fn existing(&self, gateway: &Gateway) -> Result<Existing, DirectoryError> {
-        let first = file_name("WasmPlugin", &gateway.namespace, &gateway.name);
-        let stem = first.trim_end_matches(".yaml");
-        let shard = |name: &str| {
-            let rest = name.strip_prefix(stem)?.strip_suffix(".yaml")?;
-            if rest.is_empty() {
-                Some(1)
-            } else {
-                rest.strip_prefix('-')?.parse::<usize>().ok().map(|n| n + 1)
-            }
+        let last = self.ours()?.keys().filter_map(|name| shard_of(name, gateway)).max();
+        Ok(Existing { wasm_plugins: last.map_or(0, |index| index + 1) })
+    }
+
+    /// The Apps that our `WasmPlugin`s block now: what a start inherits.
+    ///
+    /// From the list for people, which knows the Apps; where that has given way to the Services, from the Services' names.
+    /// When an incident opened is in its tenant's Notification.
+    pub fn blocked(&self, gateway: &Gateway) -> Result<Vec<Inherited>, DirectoryError> {
+        let ours = self.ours()?;
+        let parse = |name: &str, text: &str| -> Result<Value, DirectoryError> {
+            serde_saphyr::from_str(text).map_err(|e| DirectoryError {
+                path: self.path.join(name).display().to_string(),
+                problem: format!("can't be read, so what is blocked is not known; repair or remove it: {e}"),
+            })
         };
-        // A file with a huge number in its name, put there by somebody, is no reason to make as many shards.
-        let shards = self.ours()?.keys().filter_map(|name| shard(name)).filter(|n| *n <= 1024).max();
-        Ok(Existing { wasm_plugins: shards.unwrap_or(0) })
+        let mut apps: BTreeMap<App, BTreeSet<Key>> = BTreeMap::new();
+        let mut services: BTreeSet<(String, String)> = BTreeSet::new();
+        let suffix = format!(".svc.{}", gateway.cluster_domain);
+        for (name, text) in ours.iter().filter(|(name, _)| shard_of(name, gateway).is_some()) {
+            let object = parse(name, text)?;
+            let list = |pointer| object.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+            for violation in list("/spec/defaultConfig/violations") {
+                let part = |name| violation.get(name).and_then(Value::as_str).unwrap_or_default();
+                let app = App::new(part("namespace"), part("type"), part("name"));
+                let key = Key::new(part("namespace"), part("pod"), part("process"));
+                apps.entry(app).or_default().insert(key);
+            }
+            for service in list("/spec/matchRules/0/service") {
+                let service = service.as_str().and_then(|service| service.strip_suffix(&suffix));
+                if let Some((name, namespace)) = service.and_then(|service| service.split_once('.')) {
+                    services.insert((namespace.to_owned(), name.to_owned()));
+                }
+            }
+        }
+        let known: BTreeSet<(String, String)> =
+            apps.keys().map(|app| (app.namespace.to_string(), app.name.to_string())).collect();
+        for (namespace, name) in services.difference(&known) {
+            apps.insert(App::new(namespace.as_str(), "app", name.as_str()), BTreeSet::new());
+        }
+        let inherit = |(app, accused): (App, BTreeSet<Key>)| {
+            let name = file_name("Notification", &app.namespace, &notification::name(&app));
+            let told = ours.get(&name).map(|text| parse(&name, text)).transpose()?;
+            let opened = told
+                .as_ref()
+                .and_then(|told| told.pointer("/metadata/annotations")?.get(notification::INCIDENT));
+            let opened = opened.and_then(Value::as_str).and_then(|opened| opened.parse::<Timestamp>().ok());
+            Ok(Inherited { app, opened, accused })
+        };
+        apps.into_iter().map(inherit).collect()
     }
 
     /// Makes the directory hold exactly `objects`, apart from files that are not ours.
+    ///
+    /// One file that can't be written stops no other; the first error is returned when everything else is done.
     pub fn apply(&self, objects: &[Object]) -> Result<Written, DirectoryError> {
         let mut ours = self.ours()?;
         let mut done = Written::default();
+        let mut failed = None;
         for object in objects {
             let name = file_name(object.kind, &object.metadata.namespace, &object.metadata.name);
             let text = to_yaml(object).map_err(|problem| DirectoryError { path: name.clone(), problem })?;
             if ours.remove(&name).is_some_and(|old| old == text) {
                 continue;
             }
-            self.write(&name, &text)?;
-            done.written += 1;
+            match self.write(&name, &text) {
+                Ok(()) => done.written += 1,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
         }
         for name in ours.keys() {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(error(&path, "can't be removed", &e));
+                    failed.get_or_insert(error(&path, "can't be removed", &e));
                 }
                 _ => done.removed += 1,
             }
@@ -131,7 +182,7 @@ impl Directory {
         if done != Written::default() {
             self.flush()?;
         }
-        Ok(done)
+        failed.map_or(Ok(done), Err)
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), DirectoryError> {
@@ -176,6 +227,15 @@ fn read_ours(path: &Path) -> io::Result<Option<String>> {
     let mut bytes = head.to_vec();
     file.read_to_end(&mut bytes)?;
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Which shard of the WasmPlugin a file holds, counted from 0.
+fn shard_of(name: &str, gateway: &Gateway) -> Option<usize> {
+    let first = file_name("WasmPlugin", &gateway.namespace, &gateway.name);
+    let rest = name.strip_prefix(first.strip_suffix(".yaml")?)?.strip_suffix(".yaml")?;
+    let index = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok()? };
+    // A file with a huge number in its name, put there by somebody, is no reason to make as many shards.
+    (index < MAX_SHARDS).then_some(index)
 }
 
 /// Namespaces and names are DNS names, so the parts can't contain what separates them from the rest of a path.

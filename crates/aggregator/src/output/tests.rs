@@ -1,8 +1,10 @@
+use std::collections::BTreeSet;
 use std::fs;
 
 use jiff::Timestamp;
-use procscan_core::names::App;
-use procscan_core::plan::{Block, Plan};
+use procscan_core::names::{App, Key};
+use procscan_core::plan::{Block, Notice, NoticePhase, Plan};
+use procscan_core::policy::Inherited;
 use procscan_core::resources::{Existing, Object};
 
 use super::*;
@@ -20,6 +22,7 @@ fn plan(names: &[&str]) -> Plan {
             app: App::new("ns-a", "app", *name),
             since: Timestamp::UNIX_EPOCH,
             grounds: Vec::new(),
+            accused: BTreeSet::new(),
             services: vec![format!("{name}.ns-a.svc").into()],
             reason: String::new(),
         })
@@ -132,4 +135,49 @@ fn what_is_written_reads_back_as_the_same_object() {
     let back: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
     assert_eq!(back, serde_json::to_value(&all[0]).unwrap());
     assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "a terminal shows it harmlessly");
+}
+
+#[test]
+fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    let gateway = settings().gateway;
+    assert_eq!(directory.blocked(&gateway).unwrap(), []);
+    let opened: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+    let mut plan = plan(&["web", "other"]);
+    plan.blocks[0].accused.insert(Key::new("ns-a", "web-0", "xmrig"));
+    plan.notices.push(Notice {
+        app: plan.blocks[0].app.clone(),
+        opened,
+        phase: NoticePhase::Blocked,
+        processes: vec!["xmrig".into()],
+    });
+    directory.apply(&resources::render(&plan, &settings(), Existing { wasm_plugins: 2 })).unwrap();
+    let inherited = directory.blocked(&gateway).unwrap();
+    let expected = |name: &str, opened, accused: &BTreeSet<Key>| Inherited {
+        app: App::new("ns-a", "app", name),
+        opened,
+        accused: accused.clone(),
+    };
+    let of_web = &plan.blocks[0].accused;
+    assert_eq!(inherited, [expected("other", None, &BTreeSet::new()), expected("web", Some(opened), of_web)]);
+
+    // Not knowing what is blocked is no reason to release it.
+    let edited = temp.path().join(PLUGIN);
+    fs::write(&edited, fs::read_to_string(&edited).unwrap() + "a: [\n").unwrap();
+    let error = directory.blocked(&gateway).unwrap_err().to_string();
+    assert!(error.contains(PLUGIN) && error.contains("repair or remove it"), "{error}");
+}
+
+#[test]
+fn one_file_that_can_not_be_written_stops_no_other() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    fs::write(temp.path().join(PLUGIN), "kind: Mine\n").unwrap();
+    let mut plan = plan(&["web"]);
+    let app = plan.blocks[0].app.clone();
+    let opened = Timestamp::UNIX_EPOCH;
+    plan.notices.push(Notice { app, opened, phase: NoticePhase::Blocked, processes: Vec::new() });
+    directory.apply(&resources::render(&plan, &settings(), Existing::default())).unwrap_err();
+    assert_eq!(listing(temp.path()).iter().filter(|name| name.starts_with("notification_ns-a_")).count(), 1);
 }

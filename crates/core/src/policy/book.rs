@@ -46,9 +46,9 @@ pub struct Incident {
     pub(super) held: Option<(Moment, Brake)>,
     /// Why it is blocked, as of when that was decided.
     pub(super) reason: String,
-    /// It was blocked before the start, and nothing has been heard of it since: not knowing its node, only the whole fleet's
-    /// answers can prove that its processes are gone.
-    pub(super) inherited: bool,
+    /// It was blocked before the start for this, and nothing has been heard of it since: not knowing its node, only the whole
+    /// fleet's answers can prove that its processes are gone.
+    pub(super) inherited: Option<BTreeSet<Key>>,
     /// The brake's hold on its release.
     pub(super) release_held: Option<Moment>,
     /// An operator has approved its block.
@@ -159,7 +159,7 @@ impl Incident {
             processes: BTreeSet::new(),
             held: None,
             reason: String::new(),
-            inherited: false,
+            inherited: None,
             release_held: None,
             approved: false,
             notified: false,
@@ -213,24 +213,24 @@ pub struct Inherited {
     pub app: App,
     /// When its incident opened, if that is known: its tenant is not told once more.
     pub opened: Option<Timestamp>,
-    /// The names of its processes, as far as known.
-    pub processes: BTreeSet<Text>,
+    /// Its violations, as far as known.
+    pub accused: BTreeSet<Key>,
 }
 
 impl Book {
     /// A book in which what was blocked before the start is still blocked. Our own restart is evidence of nothing.
     pub fn inherit(blocked: impl IntoIterator<Item = Inherited>, now: Moment) -> Self {
         let mut book = Self::default();
-        for Inherited { app, opened, processes } in blocked {
+        for Inherited { app, opened, accused } in blocked {
             let opened = Moment { wall: opened.unwrap_or(now.wall), ..now };
             let mut incident = Incident::new(opened);
             incident.standing = Standing::Blocked { since: now, dry_run: false };
-            incident.inherited = true;
             incident.notified = true;
             "it was blocked before the start".clone_into(&mut incident.reason);
-            for process in &processes {
-                incident.note_process(process);
+            for key in &accused {
+                incident.note_process(&key.process);
             }
+            incident.inherited = Some(accused);
             book.incidents.insert(app, incident);
         }
         book

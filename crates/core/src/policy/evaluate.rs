@@ -127,7 +127,7 @@ impl Book {
                     Wish::Nothing
                 }
                 // Gone before the start or not: its node is not known, so every node has to have answered long enough.
-                Standing::Blocked { .. } if incident.inherited && !pass.snapshot.is_settled() => {
+                Standing::Blocked { .. } if incident.inherited.is_some() && !pass.snapshot.is_settled() => {
                     Wish::Nothing
                 }
                 Standing::Blocked { .. } => Wish::Release,
@@ -214,7 +214,7 @@ impl Book {
             let Some(incident) = self.incidents.get_mut(&app) else {
                 continue;
             };
-            let why = if incident.inherited {
+            let why = if incident.inherited.is_some() {
                 "every node has answered for the whole clearing time without evidence of it".to_owned()
             } else {
                 cleared_reason(incident.cleared, pass)
@@ -284,6 +284,7 @@ impl Book {
                         app: app.clone(),
                         since: since.wall,
                         grounds: accusations(incident),
+                        accused: accused(incident),
                         services: pass.facts.services(app, pass.policy.verify_pods),
                         reason: incident.reason.clone(),
                     });
@@ -348,6 +349,13 @@ fn accusations(incident: &Incident) -> Vec<Accusation> {
         node: node.clone(),
     };
     grounds.map(accusation).collect()
+}
+
+fn accused(incident: &Incident) -> BTreeSet<Key> {
+    match &incident.inherited {
+        Some(accused) => accused.clone(),
+        None => incident.grounds.keys().map(|(key, _)| key.clone()).collect(),
+    }
 }
 
 fn cleared_reason(cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {

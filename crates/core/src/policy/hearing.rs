@@ -96,7 +96,7 @@ impl Book {
             incident.standing = Standing::Watched;
         }
         incident.release_held = None;
-        incident.inherited = false;
+        incident.inherited = None;
         incident.note_process(&id.0.process);
         let ground = Ground { record: evidence.record.clone(), fresh_at, mark: evidence.mark, active: true };
         match incident.grounds.get_mut(&id) {

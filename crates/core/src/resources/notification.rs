@@ -20,6 +20,9 @@ const FROM: &str = "ProcScan";
 /// The name of the administrators' summary.
 pub const SUMMARY_NAME: &str = "procscan-notification";
 
+/// The annotation that says when the incident opened, in RFC 3339.
+pub const INCIDENT: &str = "procscan-aggregator/incident";
+
 /// The placeholders of texts to tenants.
 pub const PLACEHOLDERS: &[&str] = &["app", "kind", "namespace", "processes", "contact", "appeal", "until"];
 
@@ -105,7 +108,7 @@ fn object(notice: &Notice, texts: &Texts) -> Object {
     let mut metadata = Metadata::new(name(&notice.app), &*notice.app.namespace);
     metadata.labels.insert("isRead".to_owned(), "false".into());
     metadata.annotations.insert("procscan-aggregator/app".to_owned(), format!("{kind}/{app}").into());
-    metadata.annotations.insert("procscan-aggregator/incident".to_owned(), notice.opened.to_string().into());
+    metadata.annotations.insert(INCIDENT.to_owned(), notice.opened.to_string().into());
     Object {
         api_version: "notification.sealos.io/v1",
         kind: "Notification",

@@ -132,10 +132,10 @@ fn object(index: usize, blocks: &[&Block], gateway: &Gateway) -> Object {
     let violations: BTreeSet<InertViolation<'_>> = blocks
         .iter()
         .flat_map(|block| {
-            block.grounds.iter().map(|ground| InertViolation {
-                pod: &ground.key.pod,
-                namespace: &ground.key.namespace,
-                process: &ground.key.process,
+            block.accused.iter().map(|key| InertViolation {
+                pod: &key.pod,
+                namespace: &key.namespace,
+                process: &key.process,
                 kind: &block.app.kind,
                 name: &block.app.name,
             })

@@ -77,7 +77,9 @@ impl Discovery {
             (Mode::File, Some(file)) => match std::fs::read_to_string(file) {
                 Ok(text) => {
                     if let Err(error) = fixed::parse(text.lines(), port) {
-                        problems.0.push(("discovery.file", format!("{}: {error}", file.display())));
+                        problems
+                            .0
+                            .push(("discovery.file".to_owned(), format!("{}: {error}", file.display())));
                     }
                 }
                 Err(e) => {
@@ -94,7 +96,7 @@ impl Discovery {
             (_, None) => {}
         }
         if let Err(error) = self.static_targets(port) {
-            problems.0.push(("discovery.targets", error.to_string()));
+            problems.0.push(("discovery.targets".to_owned(), error.to_string()));
         }
     }
 

@@ -37,6 +37,7 @@ pub struct ExemptionConfig {
     process: Option<Match>,
     rule: Option<Match>,
     reason: String,
+    #[serde(default, deserialize_with = "values::time")]
     until: Option<Timestamp>,
 }
 
@@ -89,9 +90,15 @@ impl Default for Enforcement {
 impl Enforcement {
     pub(super) fn check(&self, problems: &mut Problems) {
         if self.verify_pods == Some(true) {
-            let allowed = "false without a cluster to ask: `discovery.mode` is not `kubernetes`";
+            let allowed = "false: this version has no cluster to ask";
             problems.refuse("enforcement.verify_pods", true, allowed);
         }
+        problems.require(
+            !self.namespaces.0.as_str().is_empty(),
+            "enforcement.namespaces",
+            "\"\"",
+            "a regular expression that is not empty: it would match every namespace",
+        );
         problems.require(
             self.grace <= Duration::from_hours(24 * 7),
             "enforcement.grace",
@@ -107,22 +114,15 @@ impl Enforcement {
                 "a namespace, or the beginning of one with a * at its end",
             );
         }
-        for exemption in &self.exemptions {
+        for (index, exemption) in self.exemptions.iter().enumerate() {
+            let path = format!("enforcement.exemptions[{index}]");
             let parts = [&exemption.namespace, &exemption.app, &exemption.process, &exemption.rule];
             if parts.iter().all(|part| part.is_none()) {
                 let allowed = "at least one of namespace, app, process, rule: it would cover nothing";
-                problems.refuse(
-                    "enforcement.exemptions",
-                    format!("an exemption for {:?}", exemption.reason),
-                    allowed,
-                );
+                problems.refuse(&path, format!("an exemption for {:?}", exemption.reason), allowed);
             }
             if exemption.reason.trim().is_empty() {
-                problems.refuse(
-                    "enforcement.exemptions",
-                    "an empty reason",
-                    "a reason that the next person understands",
-                );
+                problems.refuse(&path, "an empty reason", "a reason that the next person understands");
             }
         }
     }

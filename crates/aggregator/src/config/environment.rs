@@ -25,8 +25,7 @@ pub(super) fn apply(
         if path.iter().any(String::is_empty) {
             continue;
         }
-        // A value is YAML too, so that numbers are numbers and `[a, b]` is a list. Text that is no YAML is text.
-        let value = parse_yaml(&text).unwrap_or(Value::String(text));
+        let value = value_of(text).map_err(|problem| ConfigError::new(&variable, problem))?;
         let mut place = &mut *tree;
         for step in path.iter().take(path.len() - 1) {
             let Value::Object(map) = place else {
@@ -45,4 +44,20 @@ pub(super) fn apply(
         set.insert(path.join("."), variable);
     }
     Ok(set)
+}
+
+/// Numbers, `true` and `false` are what they look like; lists, maps and quoted texts are YAML; anything else is the text as
+/// it stands, because `ticket #5: ask` and a checksum of digits are texts.
+fn value_of(text: String) -> Result<Value, String> {
+    let is_yaml = text.starts_with(['[', '{', '"', '\'']);
+    match text.as_str() {
+        _ if is_yaml => parse_yaml(&text),
+        "true" => Ok(Value::Bool(true)),
+        "false" => Ok(Value::Bool(false)),
+        // Only what is written as a number is: `007` and a checksum of zeros are not.
+        _ => match text.parse::<i64>() {
+            Ok(number) if number.to_string() == text => Ok(number.into()),
+            _ => Ok(Value::String(text)),
+        },
+    }
 }

@@ -88,21 +88,15 @@ impl ConfigError {
 
 /// The mistakes that a section finds in itself: path and what is wrong.
 #[derive(Debug, Default)]
-struct Problems(Vec<(&'static str, String)>);
+struct Problems(Vec<(String, String)>);
 
 impl Problems {
     /// `value` at `path` is not one of what is `allowed`.
-    fn refuse(&mut self, path: &'static str, value: impl fmt::Display, allowed: impl fmt::Display) {
-        self.0.push((path, format!("{value} is not allowed; allowed is {allowed}")));
+    fn refuse(&mut self, path: &str, value: impl fmt::Display, allowed: impl fmt::Display) {
+        self.0.push((path.to_owned(), format!("{value} is not allowed; allowed is {allowed}")));
     }
 
-    fn require(
-        &mut self,
-        holds: bool,
-        path: &'static str,
-        value: impl fmt::Display,
-        allowed: impl fmt::Display,
-    ) {
+    fn require(&mut self, holds: bool, path: &str, value: impl fmt::Display, allowed: impl fmt::Display) {
         if !holds {
             self.refuse(path, value, allowed);
         }
@@ -137,10 +131,20 @@ impl Config {
                 "expected sections such as `aggregator:`, each with its keys",
             ));
         }
+        let file = tree.clone();
         let overrides = environment::apply(&mut tree, variables)?;
-        let place = |path: &str| match overrides.get(path) {
-            Some(variable) => variable.clone(),
-            None => format!("{name}: {path}"),
+        values::drop_nulls(&mut tree);
+        let place = |path: &str| {
+            // A section that only the environment names is its mistake as a whole.
+            let below = || overrides.iter().find(|(set, _)| set.starts_with(&format!("{path}.")));
+            let is_in_file = values::at(&file, path).is_some();
+            match overrides
+                .get(path)
+                .or_else(|| below().filter(|_| !is_in_file).map(|(_, variable)| variable))
+            {
+                Some(variable) => variable.clone(),
+                None => format!("{name}: {path}"),
+            }
         };
         let config: Self = serde_path_to_error::deserialize(&tree).map_err(|e| {
             let path = e.path().to_string();
@@ -152,7 +156,7 @@ impl Config {
             .problems()
             .0
             .into_iter()
-            .map(|(path, problem)| format!("{}: {problem}", place(path)))
+            .map(|(path, problem)| format!("{}: {problem}", place(&path)))
             .collect();
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
     }

@@ -109,6 +109,20 @@ impl Notification {
             format!("{:?}", self.summary_namespace),
             "a Kubernetes name: a-z, 0-9 and -, 63 characters at most",
         );
+        for (path, text) in [
+            ("notification.blocked.title", &self.blocked.title),
+            ("notification.blocked.message", &self.blocked.message),
+            ("notification.blocked.title_zh", &self.blocked.title_zh),
+            ("notification.blocked.message_zh", &self.blocked.message_zh),
+        ] {
+            let has_no_end = text.as_ref().is_none_or(|Text(template)| !template.uses("until"));
+            problems.require(
+                has_no_end,
+                path,
+                "{until}",
+                "the other placeholders: a block has no end that is known",
+            );
+        }
         problems.require(
             self.max_per_round >= 1,
             "notification.max_per_round",

@@ -26,7 +26,7 @@ fn refused(text: &str, place: &str, allowed: &str) {
 
 #[test]
 fn nothing_at_all_is_the_seeds_defaults() {
-    for text in ["", "---\n", "# nothing\n", "aggregator: {}\n"] {
+    for text in ["", "---\n", "# nothing\n", "aggregator: {}\n", "aggregator:\nlogger:\n  level:\n"] {
         let config = parse(text).unwrap();
         assert_eq!(config.aggregator.scan_interval, Duration::from_mins(1));
         assert_eq!(config.aggregator.port, 8090);
@@ -89,7 +89,10 @@ fn the_environment_overrides_the_file() {
             ("PROCSCAN_AGGREGATOR__PORT", "9000"),
             ("PROCSCAN_DISCOVERY__MODE", "static"),
             ("PROCSCAN_DISCOVERY__TARGETS", "[127.0.0.1:9090, '127.0.0.2 node=b']"),
-            ("PROCSCAN_NOTIFICATION__BLOCKED__TITLE", "{app} is closed"),
+            ("PROCSCAN_NOTIFICATION__BLOCKED__TITLE", "'{app} is closed'"),
+            ("PROCSCAN_NOTIFICATION__CONTACT", "ticket #5: ask"),
+            ("PROCSCAN_NOTIFICATION__APPEAL", "'4711'"),
+            ("PROCSCAN_GATEWAY__SHA256", &"0".repeat(64)),
             // What Kubernetes sets for a Service called `procscan` is not ours.
             ("PROCSCAN_PORT", "tcp://10.0.0.1:9090"),
             ("PROCSCAN_SERVICE_HOST", "10.0.0.1"),
@@ -101,6 +104,10 @@ fn the_environment_overrides_the_file() {
     assert_eq!(config.aggregator.scan_interval, Duration::from_secs(30));
     assert_eq!((config.aggregator.port, config.logger.level), (9000, Level::Debug));
     assert_eq!(config.discovery.static_targets(1).unwrap().len(), 2);
+    assert_eq!(
+        (config.notification.contact.as_str(), config.notification.appeal.as_str()),
+        ("ticket #5: ask", "4711")
+    );
 }
 
 #[test]
@@ -111,6 +118,8 @@ fn mistakes_in_the_environment_name_the_variable() {
         ("PROCSCAN_AGGREGATOR__SCAN_INTERVAL", "soon", "60s"),
         ("PROCSCAN_AGGREGATOR__SCAN_INTERVAL", "2h", "1s to 1h"),
         ("PROCSCAN_AGGREGATOR__PORT__X", "1", "no keys of its own"),
+        ("PROCSCAN_LOGER__LEVEL", "debug", "`logger`"),
+        ("PROCSCAN_DISCOVERY__TARGETS", "[", "YAML"),
     ] {
         let text = "aggregator: {port: 8090}\n";
         let error = with_env(text, &[(name, value)]).expect_err(name).to_string();
@@ -150,6 +159,21 @@ fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
     refused("gateway: {status_code: 200}\n", "gateway.status_code: 200", "400 to 599");
     refused("gateway: {phase: authn}\n", "gateway.phase", "`AUTHN`");
     refused("notification: {blocked: {title: \"{ap}\"}}\n", "notification.blocked.title", "{app}");
+    refused("brake: {max_new_apps: -1}\n", "brake.max_new_apps: -1 ", "whole number from 0");
+    refused("aggregator: {address: nohost}\n", "aggregator.address: \"nohost\" is not allowed", "IP address");
+    refused("enforcement: {namespaces: \"\"}\n", "enforcement.namespaces", "every namespace");
+    refused(
+        "enforcement: {exemptions: [{app: x, reason: y, until: tomorrow}]}\n",
+        "enforcement.exemptions[0].until: \"tomorrow\"",
+        "2027-01-01T00:00:00Z",
+    );
+    refused(
+        "notification: {blocked: {title: \"{until}\"}}\n",
+        "notification.blocked.title: {until}",
+        "no end",
+    );
+    refused("aggregator: 7\n", "aggregator: 7 ", "a section with its keys");
+    refused("a: 1\na: 2\n", "not valid YAML", "line 2");
     refused("brake: {window: 0s}\n", "brake.window", "1s to 1day");
 }
 
@@ -168,7 +192,7 @@ fn impossible_combinations_are_refused() {
         "discovery.targets: entry 1: \"a:0\"",
         "1 to 65535",
     );
-    refused("enforcement: {verify_pods: true}\n", "enforcement.verify_pods: true", "without a cluster");
+    refused("enforcement: {verify_pods: true}\n", "enforcement.verify_pods: true", "no cluster");
     refused(
         "detection: {unreachable_limit: 1m}\n",
         "detection.unreachable_limit: 1m",

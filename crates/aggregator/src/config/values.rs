@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use regex::Regex;
 use serde::de::{self, Deserializer, Visitor};
 use serde_json::Value;
@@ -16,7 +17,12 @@ const A_SIZE: &str = "a size in bytes with its unit, such as 512KiB or 4MiB";
 pub(super) fn parse_yaml(text: &str) -> Result<Value, String> {
     // Snippets would make errors longer than one line; `on` and `no` are words, as in YAML 1.2.
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
-    serde_saphyr::from_str_with_options(text, options).map_err(|e| format!("not valid YAML: {e}"))
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| {
+        // What follows is advice for whoever calls the library.
+        let message =
+            e.to_string().replace("set DuplicateKeyPolicy in Options if acceptable", "each key only once");
+        format!("not valid YAML: {message}")
+    })
 }
 
 /// The value at `path` of `tree`, if there is one.
@@ -34,23 +40,40 @@ pub(super) fn at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
     })
 }
 
+/// A key without a value is as if it were not there: a section whose keys are all comments is one.
+pub(super) fn drop_nulls(tree: &mut Value) {
+    if let Value::Object(map) = tree {
+        map.retain(|_, value| !value.is_null());
+        map.values_mut().for_each(drop_nulls);
+    }
+}
+
 /// Says what is wrong in the form «value is not allowed; allowed is …», from serde's «…, expected …».
 pub(super) fn explain(message: &str, value: Option<&Value>) -> String {
-    if let Some((what, allowed)) = message.split_once(", expected ") {
-        if let Some(key) = what.strip_prefix("unknown field ") {
-            return format!("unknown key {key}; allowed is {allowed}");
+    let value = value.map_or("this".to_owned(), shown);
+    let Some((what, allowed)) = message.split_once(", expected ") else {
+        if let Some(field) = message.strip_prefix("missing field") {
+            return format!("there must be{field}");
         }
-        if let Some(variant) = what.strip_prefix("unknown variant ") {
-            return format!("{variant} is not allowed; allowed is {allowed}");
-        }
-        // What serde expects of a choice between names.
-        let allowed =
-            if allowed == "string or map" { "one of the names in the example config.yaml" } else { allowed };
-        if let Some(value) = value {
-            return format!("{} is not allowed; allowed is {allowed}", shown(value));
-        }
+        return format!("{value} is not allowed: {message}");
+    };
+    if let Some(key) = what.strip_prefix("unknown field ") {
+        return format!("unknown key {key}; allowed is {allowed}");
     }
-    message.to_owned()
+    if let Some(variant) = what.strip_prefix("unknown variant ") {
+        return format!("{variant} is not allowed; allowed is {allowed}");
+    }
+    // serde speaks of Rust's types.
+    let allowed = match allowed {
+        "string or map" => "one of the names in the example config.yaml",
+        "usize" | "u64" | "u32" | "u16" => "a whole number from 0 on",
+        "i32" | "i64" => "a whole number",
+        "a string" => "a text",
+        "a sequence" => "a list",
+        other if other.starts_with("struct ") => "a section with its keys below it",
+        other => other,
+    };
+    format!("{value} is not allowed; allowed is {allowed}")
 }
 
 /// A value for an error message, cut where it is long.
@@ -64,7 +87,7 @@ fn shown(value: &Value) -> String {
 
 struct FromText<T> {
     expecting: &'static str,
-    parse: fn(&str) -> Option<T>,
+    parse: fn(&str) -> Result<T, String>,
 }
 
 impl<T> Visitor<'_> for FromText<T> {
@@ -75,13 +98,16 @@ impl<T> Visitor<'_> for FromText<T> {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        (self.parse)(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+        (self.parse)(text).map_err(|why| {
+            let why = if why.is_empty() { why } else { format!(" ({why})") };
+            E::custom(format_args!("invalid value, expected {}{why}", self.expecting))
+        })
     }
 }
 
 /// `60s`, `1h30m`. A bare `0` is a mistake too: it has no unit.
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let parse = |text: &str| humantime::parse_duration(text).ok();
+    let parse = |text: &str| humantime::parse_duration(text).map_err(|_| String::new());
     deserializer.deserialize_any(FromText { expecting: A_DURATION, parse })
 }
 
@@ -89,10 +115,17 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dur
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let parse = |text: &str| {
         let has_unit = text.trim_end().ends_with(['B', 'b']);
-        let bytes = text.parse::<bytesize::ByteSize>().ok().filter(|_| has_unit)?;
-        usize::try_from(bytes.as_u64()).ok()
+        let bytes = text.parse::<bytesize::ByteSize>().ok().filter(|_| has_unit).ok_or_else(String::new)?;
+        usize::try_from(bytes.as_u64()).map_err(|_| String::new())
     };
     deserializer.deserialize_any(FromText { expecting: A_SIZE, parse })
+}
+
+/// A point in time, with its zone.
+pub(super) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    const A_TIME: &str = "a date and time with its zone, such as 2027-01-01T00:00:00Z";
+    let parse = |text: &str| text.parse().map(Some).map_err(|_: jiff::Error| String::new());
+    deserializer.deserialize_any(FromText { expecting: A_TIME, parse })
 }
 
 /// A TCP port.
@@ -117,7 +150,12 @@ pub struct Pattern(pub Regex);
 
 impl<'de> de::Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let parse = |text: &str| Regex::new(text).ok().map(Pattern);
+        // The last line of a regex error says what is wrong, the others point at it.
+        let parse = |text: &str| {
+            let why =
+                |e: regex::Error| e.to_string().lines().last().unwrap_or_default().replacen("error: ", "", 1);
+            Regex::new(text).map(Pattern).map_err(why)
+        };
         deserializer.deserialize_any(FromText { expecting: "a regular expression", parse })
     }
 }

@@ -15,7 +15,8 @@ pub struct TargetError {
     allowed: String,
 }
 
-/// Reads entries of the form `host`, `host:port` or `host:port node=NAME`; blank ones and those that begin with `#` are skipped.
+/// Reads entries of the form `host`, `host:port` or `host:port node=NAME`; blank ones are skipped, and what
+/// follows a `#`.
 ///
 /// Without `node=` the address names the node. An address listed twice is one target.
 pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>, port: u16) -> Result<Vec<Target>, TargetError> {
@@ -26,10 +27,9 @@ pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>, port: u16) -> Resul
             entry: entry.chars().take(120).collect(),
             allowed: allowed.to_owned(),
         };
-        let mut words = entry.split_whitespace();
-        let Some(first) = words.next().filter(|word| !word.starts_with('#')) else {
-            continue;
-        };
+        // A comment begins with # at the beginning of a word: no address and no name has one.
+        let mut words = entry.split_whitespace().take_while(|word| !word.starts_with('#'));
+        let Some(first) = words.next() else { continue };
         let address = address(first, port)
             .ok_or_else(|| refuse("host, host:port or [IPv6]:port, with a port from 1 to 65535"))?;
         let node = match (words.next(), words.next()) {
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(
             parsed(&[
                 "10.0.0.1",
-                "10.0.0.2:80  node=b",
+                "10.0.0.2:80  node=b # trailing",
                 "# a comment",
                 "",
                 "10.0.0.1:9090",

@@ -8,6 +8,7 @@ mod seed;
 mod server;
 #[cfg(test)]
 mod tests;
+mod violations;
 
 use std::sync::Arc;
 
@@ -45,6 +46,7 @@ pub fn router(views: Views) -> Router {
         .route("/health", get(seed::health))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
+        .route("/api/v1/violations", get(violations::violations))
         .route("/api/v1/nodes", get(nodes::nodes))
         .route("/api/v1/plan", get(plan::plan))
         .fallback(problem::not_found)

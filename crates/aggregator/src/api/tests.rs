@@ -180,6 +180,20 @@ async fn every_node_is_shown_with_what_is_wrong_with_it() {
 }
 
 #[tokio::test]
+async fn every_violation_is_shown_with_its_state_and_without_its_command_line() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &format!("[{RECORD}]"));
+    let body = json(&stage.get("/api/v1/violations").await.2);
+    let violation = &body["violations"][0];
+    assert_eq!(
+        (violation["namespace"].as_str(), violation["state"].as_str()),
+        (Some("ns-a"), Some("unconfirmed"))
+    );
+    assert_eq!(violation["evidence"], json!([{"node": "n1", "presence": "unconfirmed", "was_fresh": false}]));
+    assert!(!body.to_string().contains("<b>"));
+}
+
+#[tokio::test]
 async fn errors_are_problems() {
     let stage = Stage::new();
     let (status, headers, body) = stage.get("/nope").await;

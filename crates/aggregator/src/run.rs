@@ -103,7 +103,13 @@ impl Service {
             ),
             Stage::spawn(
                 "output",
-                output::run(directory, config.settings(), views.decided.clone(), output_tx),
+                output::run(
+                    directory,
+                    config.settings(),
+                    config.aggregator.scan_interval,
+                    views.decided.clone(),
+                    output_tx,
+                ),
             ),
             Stage::spawn("api", api::serve(listener, api::router(views.clone()), serving.clone())),
         ];

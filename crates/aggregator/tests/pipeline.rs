@@ -96,7 +96,28 @@ async fn what_is_answered_flows_through_to_the_objects() {
     fleet.scan_now(1);
     until(&service, "five more rounds", |snapshot| snapshot.rounds >= rounds + 5).await;
     assert_eq!(written(), before);
+    // Somebody edits a file, and then removes everything: put right without any other change.
+    let whole = objects(&directory);
+    std::fs::write(
+        directory.join(&listing(&directory)[0]),
+        "# Written by procscan-aggregator; changes are overwritten.\n",
+    )
+    .unwrap();
+    output_until(&service, "the repair", || {
+        listing(&directory).len() == 3 && try_objects(&directory) == Some(whole.clone())
+    })
+    .await;
+    std::fs::remove_dir_all(&directory).unwrap();
+    output_until(&service, "the directory", || listing(&directory).len() == 3).await;
     service.stop().await;
+    assert_eq!(objects(&directory), whole);
+}
+
+/// The objects, unless one of them is not whole at the moment.
+fn try_objects(directory: &Path) -> Option<Vec<serde_json::Value>> {
+    let read =
+        |name: String| serde_saphyr::from_str(&std::fs::read_to_string(directory.join(name)).ok()?).ok();
+    listing(directory).into_iter().filter(|name| !name.starts_with('.')).map(read).collect()
 }
 
 /// How long is measured and printed, not judged: `cargo test -p procscan-aggregator --test pipeline -- --nocapture soon`.

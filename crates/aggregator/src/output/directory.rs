@@ -97,7 +97,10 @@ impl Directory {
     }
 
     /// What is there that must not be given up.
+    ///
+    /// Makes the directory again if somebody has removed it.
     pub fn existing(&self, gateway: &Gateway) -> Result<Existing, DirectoryError> {
+        fs::create_dir_all(&self.path).map_err(|e| error(&self.path, "can't be made", &e))?;
         let last = self.ours()?.keys().filter_map(|name| shard_of(name, gateway)).max();
         Ok(Existing { wasm_plugins: last.map_or(0, |index| index + 1) })
     }

@@ -33,32 +33,37 @@ const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_mins(1);
 
 /// Runs until nobody decides any more; the last plan is written too.
+///
+/// Each change of the plan is written at once, and each `repair` everything is compared again: whatever somebody else has
+/// changed or removed meanwhile is put right.
 pub async fn run(
     directory: Directory,
     settings: Settings,
+    repair: Duration,
     mut decided: watch::Receiver<Arc<Decided>>,
     status: watch::Sender<OutputStatus>,
 ) {
     let directory = Arc::new(directory);
     let settings = Arc::new(settings);
+    let mut pause = repair;
     let mut backoff = MIN_BACKOFF;
-    let mut failed = false;
-    loop {
-        let changed = tokio::select! {
-            changed = decided.changed() => changed.is_ok(),
-            () = tokio::time::sleep(backoff), if failed => true,
-        };
+    let mut is_live = true;
+    while is_live {
+        tokio::select! {
+            changed = decided.changed() => is_live = changed.is_ok(),
+            () = tokio::time::sleep(pause) => {}
+        }
         let now = decided.borrow_and_update().clone();
         // Before the first round is over, an empty plan means that nobody has answered yet.
-        if now.rounds > 0 && now.plan.mode != Mode::DryRun && (changed || failed) {
-            let result = write(&directory, &settings, now).await;
-            failed = result.is_err();
-            backoff = if failed { (backoff * 2).min(MAX_BACKOFF) } else { MIN_BACKOFF };
-            report(&directory, result, &status);
+        if now.rounds == 0 || now.plan.mode == Mode::DryRun {
+            continue;
         }
-        if !changed {
-            return;
-        }
+        let result = write(&directory, &settings, now).await;
+        (pause, backoff) = match result {
+            Ok(_) => (repair, MIN_BACKOFF),
+            Err(_) => (backoff, (backoff * 2).min(MAX_BACKOFF)),
+        };
+        report(&directory, result, &status);
     }
 }
 

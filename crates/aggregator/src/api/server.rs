@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How many connections are served at the same time; more wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 1024;
-/// How long a client may take to send a request's head, idle time on a kept connection included.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take to send a request's head, idle time on a kept connection included. Short, because clients that
+/// send nothing take places from the probes.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest head of a request.
 const MAX_HEAD: usize = 16 << 10;
 /// How long connections have to finish once we are told to stop.

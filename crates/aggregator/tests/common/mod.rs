@@ -51,7 +51,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Optio
             return found;
         }
         assert!(Instant::now() < deadline, "waited {limit:?} in vain for {what}");
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -33,6 +33,29 @@ Then, in another terminal:
     #[command(after_help = "Example:
   procscan-aggregator check-config --config config.yaml")]
     CheckConfig(ConfigFile),
+    /// Ask every agent once and say what would change, and why: exit code 0 if nothing would, 3 if something would.
+    #[command(after_help = "Example:
+  procscan-aggregator plan --config config.yaml
+
+Nothing is written. Only what one round shows counts, so nothing is released.")]
+    Plan(ConfigFile),
+    /// Emergency stop: open the gateway to everybody and suspend the WasmPlugins, whether the service runs or not.
+    #[command(
+        name = "unblock-all",
+        after_help = "Example:
+  procscan-aggregator unblock-all --config config.yaml
+
+The service leaves a suspended WasmPlugin alone. To let it block again:
+  kubectl annotate wasmplugins -n higress-system procscan-violations procscan-aggregator/suspend-"
+    )]
+    UnblockAll(ConfigFile),
+    /// Remove the service's objects from the cluster: Notifications first, then the WasmPlugins. Stop the service before.
+    #[command(after_help = "Examples:
+  procscan-aggregator uninstall --dry-run
+  kubectl delete -f deploy/manifests/deployment.yaml && procscan-aggregator uninstall
+
+Removing a WasmPlugin makes the gateway drain its connections once.")]
+    Uninstall(Uninstall),
     /// Run the reference node agent, on this machine's /proc or as a simulated fleet.
     #[command(after_help = "Examples:
   procscan-aggregator agent --bind 0.0.0.0:9090
@@ -46,6 +69,15 @@ pub(crate) struct ConfigFile {
     /// The configuration file.
     #[arg(long, short, value_name = "FILE", default_value = "config.yaml")]
     pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Uninstall {
+    #[command(flatten)]
+    pub(crate) file: ConfigFile,
+    /// Say what would be removed, and remove nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::clock::Clock;
 use crate::collector::{Observation, Round};
 use crate::discovery::TargetSet;
+use crate::evidence::PodGone;
 
 /// How soon after a change a snapshot shows it. Changes within it share one snapshot.
 const PUBLISH_AFTER: Duration = Duration::from_millis(100);
@@ -25,13 +26,14 @@ pub async fn run(
     clock: Clock,
     mut observations: mpsc::Receiver<Observation>,
     mut targets: watch::Receiver<Arc<TargetSet>>,
+    mut gone: mpsc::Receiver<PodGone>,
     snapshots: watch::Sender<Arc<Snapshot>>,
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut publish_at: Option<Instant> = None;
     let mut batch = Vec::with_capacity(BATCH);
-    let mut targets_live = true;
+    let (mut targets_live, mut gone_live) = (true, true);
     let mut last_round = None;
     loop {
         let due = publish_at;
@@ -52,6 +54,10 @@ pub async fn run(
                 Ok(()) => expect(&mut ledger, &mut targets),
                 Err(_) => targets_live = false,
             },
+            pod = gone.recv(), if gone_live => match pod {
+                Some(PodGone { pod, until }) => log(&ledger.pod_gone(&pod, until)),
+                None => gone_live = false,
+            },
             _ = tick.tick() => {
                 log(&ledger.advance(clock.now()));
                 publish_at = Some(Instant::now());
@@ -69,7 +75,7 @@ pub async fn run(
 
 fn expect(ledger: &mut Ledger, targets: &mut watch::Receiver<Arc<TargetSet>>) {
     let set = targets.borrow_and_update().clone();
-    ledger.expect(set.targets.iter().cloned(), 0);
+    ledger.expect(set.targets.iter().cloned(), set.unlisted);
 }
 
 /// `last` is how many targets the last round had, and how many of them answered.
@@ -137,7 +143,7 @@ mod tests {
         let (targets_tx, targets) = watch::channel(Arc::default());
         targets_tx.send_replace(Arc::new(known));
         let (published, mut snapshots) = watch::channel(Arc::new(ledger.snapshot(clock.now())));
-        let task = tokio::spawn(run(ledger, clock, observations, targets, published));
+        let task = tokio::spawn(run(ledger, clock, observations, targets, mpsc::channel(1).1, published));
 
         let failure = |detail: &str| Failure { reason: FailureReason::Timeout, detail: detail.to_owned() };
         let observe = |detail| {

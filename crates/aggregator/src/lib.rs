@@ -5,7 +5,10 @@
 //!
 //! ```text
 //! discovery ─► collector ─► ledger_task ─► policy_task ─► output
-//!                               └──────────────┴────────► api
+//!                               │           ▲    │
+//!                               │           │    ▼
+//!                               │          evidence
+//!                               └────────────────┴────────► api
 //! ```
 //!
 //! Each arrow is a bounded channel or a `watch`; each state has one task that owns it. [`run`] is the only place that knows
@@ -18,6 +21,8 @@ pub mod collector;
 mod commands;
 pub mod config;
 pub mod discovery;
+pub mod evidence;
+pub mod kubernetes;
 pub mod ledger_task;
 pub mod output;
 pub mod policy_task;

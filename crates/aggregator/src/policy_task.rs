@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use procscan_core::plan::{HeldApp, Plan};
-use procscan_core::policy::{Alert, Book, Decision, DecisionKind, Evaluation, Facts, Policy};
+use procscan_core::policy::{
+    Alert, Book, Decision, DecisionKind, Evaluation, Facts, Inherited, Policy, Questions,
+};
 use procscan_core::snapshot::Snapshot;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::clock::Clock;
 
@@ -20,30 +22,68 @@ pub struct Decided {
     pub disputed: usize,
     /// Evidence that can't be judged.
     pub unverified: usize,
+    /// The cluster has said all there is to ask. Without a cluster, it never has.
+    pub is_answered: bool,
     /// Rounds that were done when it was decided. Before the first, the plan knows too little to be written.
     pub rounds: u64,
 }
 
+/// What the policy reads and writes.
+#[derive(Debug)]
+pub struct Channels {
+    /// What was blocked before the start. Nothing is decided before it has come.
+    pub inherited: oneshot::Receiver<Vec<Inherited>>,
+    /// The ledger.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What the cluster says of the accusations.
+    pub facts: watch::Receiver<Arc<Facts>>,
+    /// What the cluster should be asked.
+    pub questions: watch::Sender<Arc<Questions>>,
+    /// What has been decided.
+    pub decided: watch::Sender<Arc<Decided>>,
+}
+
 /// Runs until nobody publishes snapshots any more; the last one is evaluated too.
-pub async fn run(
-    mut book: Book,
-    policy: Policy,
-    clock: Clock,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
-    decided: watch::Sender<Arc<Decided>>,
-) {
-    let facts = Facts::default();
-    while snapshots.changed().await.is_ok() {
+pub async fn run(policy: Policy, clock: Clock, channels: Channels) {
+    let Channels { mut inherited, mut snapshots, mut facts, questions, decided } = channels;
+    let inherited = loop {
+        tokio::select! {
+            inherited = &mut inherited => match inherited {
+                Ok(inherited) => break inherited,
+                Err(_) => return,
+            },
+            changed = snapshots.changed() => if changed.is_err() { return },
+        }
+    };
+    let mut book = Book::inherit(inherited, clock.now());
+    snapshots.mark_changed();
+    let (mut is_live, mut is_verified) = (true, true);
+    while is_live {
+        tokio::select! {
+            changed = snapshots.changed() => is_live = changed.is_ok(),
+            changed = facts.changed(), if is_verified => is_verified = changed.is_ok(),
+        }
         let snapshot = snapshots.borrow_and_update().clone();
+        let known = facts.borrow_and_update().clone();
         let Evaluation { plan, held, decisions, alerts, disputed, unverified } =
-            book.evaluate(&snapshot, &policy, &facts, clock.now());
+            book.evaluate(&snapshot, &policy, &known, clock.now());
+        let asked = book.questions(&snapshot, &policy);
+        let is_answered = asked.are_answered_by(&known);
+        questions.send_if_modified(|before| {
+            let is_news = **before != asked;
+            if is_news {
+                *before = Arc::new(asked);
+            }
+            is_news
+        });
         decisions.iter().for_each(log);
         alerts.iter().for_each(raise);
-        let now = Decided { plan, held, disputed, unverified, rounds: snapshot.rounds };
+        let now = Decided { plan, held, disputed, unverified, is_answered, rounds: snapshot.rounds };
         decided.send_if_modified(|before| {
             let is_news = before.plan != now.plan
                 || before.held != now.held
                 || (before.disputed, before.unverified) != (now.disputed, now.unverified)
+                || before.is_answered != now.is_answered
                 // Only the first round makes a difference to anybody.
                 || (before.rounds == 0) != (now.rounds == 0);
             if is_news {

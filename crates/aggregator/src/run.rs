@@ -7,23 +7,28 @@ use std::time::Duration;
 use anyhow::Context;
 use procscan_core::ledger::Ledger;
 use procscan_core::plan::Plan;
-use procscan_core::policy::Book;
+use procscan_core::policy::Inherited;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Views};
 use crate::clock::Clock;
 use crate::collector::{Cadence, Client, ClientOptions, Collector};
-use crate::config::{Config, DiscoveryMode};
-use crate::discovery::{self, Dns, Source, TargetSet};
-use crate::output::{self, Directory, OutputStatus};
+use crate::config::{Config, DiscoveryMode, OutputMode};
+use crate::discovery::{self, Dns, Kubernetes, Polled, Port, Source, TargetSet};
+use crate::evidence::Evidence;
+use crate::kubernetes::Cluster;
+use crate::output::cluster::ClusterOutput;
+use crate::output::{self, Directory, Output, OutputStatus};
 use crate::policy_task::Decided;
 use crate::{ledger_task, policy_task};
 
 /// How many observations may wait for the ledger. A full channel slows the collector down.
 const OBSERVATIONS: usize = 256;
+/// How many Pods that are gone may wait for the ledger. A full channel slows the looking up down.
+const PODS_GONE: usize = 256;
 /// How long shutdown may take: well within the 5 s that operators are promised.
 const DEADLINE: Duration = Duration::from_secs(4);
 
@@ -44,75 +49,130 @@ struct Stage {
     task: JoinHandle<()>,
 }
 
-impl Service {
-    /// Starts everything. Nothing runs if it fails.
-    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+/// Everything that leads to a decision: no output, no API.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// What others may read.
+    pub views: Views,
+    sources: CancellationToken,
+    output: watch::Sender<OutputStatus>,
+    stages: Vec<Stage>,
+}
+
+impl Pipeline {
+    /// Starts it. What was blocked before the start comes through `inherited`; nothing is decided before.
+    pub fn start(
+        config: &Config,
+        cluster: Option<&Cluster>,
+        inherited: oneshot::Receiver<Vec<Inherited>>,
+    ) -> anyhow::Result<Self> {
         let clock = Clock::start();
         let now = clock.now();
-        let directory = Directory::open(config.output_directory()).context("output.directory")?;
-        let inherited = directory.blocked(&config.settings().gateway)?;
-        if !inherited.is_empty() {
-            tracing::info!(
-                apps = inherited.len(),
-                "blocked before the start, and until the fleet has answered"
-            );
-        }
-        let wanted = SocketAddr::new(config.aggregator.address, config.aggregator.port);
-        let listener =
-            TcpListener::bind(wanted).await.with_context(|| format!("can't listen on {wanted}"))?;
-        let address = listener.local_addr()?;
-        let source = source(config)?;
-
+        let source = source(config, cluster)?;
         let mut ledger = Ledger::new(config.detection(), now);
-        let policy = config.policy();
+        let mut policy = config.policy();
+        policy.protected.extend(cluster.and_then(Cluster::own_namespace).map(str::to_owned));
         let (targets_tx, targets) = watch::channel(Arc::new(TargetSet::default()));
         let (observations_tx, observations) = mpsc::channel(OBSERVATIONS);
         let (snapshots_tx, snapshot) = watch::channel(Arc::new(ledger.snapshot(now)));
+        let (questions_tx, questions) = watch::channel(Arc::default());
+        let (facts_tx, facts) = watch::channel(Arc::default());
+        let (gone_tx, gone) = mpsc::channel(PODS_GONE);
         let undecided = Decided {
             plan: Plan::empty(policy.mode, now.wall),
             held: Vec::new(),
             disputed: 0,
             unverified: 0,
+            is_answered: false,
             rounds: 0,
         };
         let (decided_tx, decided) = watch::channel(Arc::new(undecided));
         let (output_tx, output) = watch::channel(OutputStatus::default());
-        let views = Views { snapshot, decided, targets, output, clock };
+        let (evidence_tx, evidence) = watch::channel(None);
+        let views = Views { snapshot, decided, targets, evidence, output, clock };
 
-        let (sources, serving) = (CancellationToken::new(), CancellationToken::new());
+        let sources = CancellationToken::new();
         let collector = Collector::new(cadence(config), Client::new(client(config)), clock, observations_tx);
-        let stages = vec![
+        let mut stages = vec![
             Stage::spawn(
                 "discovery",
                 discovery::run(source, config.discovery.refresh, targets_tx, sources.clone()),
             ),
             Stage::spawn("collector", collector.run(views.targets.clone(), sources.clone())),
-            Stage::spawn(
-                "ledger",
-                ledger_task::run(ledger, clock, observations, views.targets.clone(), snapshots_tx),
-            ),
-            Stage::spawn(
-                "policy",
-                policy_task::run(
-                    Book::inherit(inherited, now),
-                    policy,
-                    clock,
-                    views.snapshot.clone(),
-                    decided_tx,
-                ),
-            ),
-            Stage::spawn(
-                "output",
-                output::run(
-                    directory,
-                    config.settings(),
-                    config.aggregator.scan_interval,
-                    views.decided.clone(),
-                    output_tx,
-                ),
-            ),
-            Stage::spawn("api", api::serve(listener, api::router(views.clone()), serving.clone())),
         ];
+        if let Some(cluster) = cluster {
+            let evidence = Evidence {
+                cluster: cluster.clone(),
+                interval: config.aggregator.scan_interval,
+                max_service_entries: config.gateway.max_service_entries,
+                clock,
+            };
+            let task = evidence.run(questions, facts_tx, gone_tx, evidence_tx, sources.clone());
+            stages.push(Stage::spawn("evidence", task));
+        }
+        let ledger = ledger_task::run(ledger, clock, observations, views.targets.clone(), gone, snapshots_tx);
+        stages.push(Stage::spawn("ledger", ledger));
+        let channels = policy_task::Channels {
+            inherited,
+            snapshots: views.snapshot.clone(),
+            facts,
+            questions: questions_tx,
+            decided: decided_tx,
+        };
+        stages.push(Stage::spawn("policy", policy_task::run(policy, clock, channels)));
+        Ok(Self { views, sources, output: output_tx, stages })
+    }
+
+    /// Stops at once: whoever wants to know has read what it has decided.
+    pub fn stop(self) {
+        self.sources.cancel();
+        for stage in self.stages {
+            stage.task.abort();
+        }
+    }
+}
+
+/// The cluster, where the configuration needs one.
+pub async fn cluster(config: &Config) -> anyhow::Result<Option<Cluster>> {
+    if config.needs_cluster() { Ok(Some(Cluster::connect(&config.kubernetes).await?)) } else { Ok(None) }
+}
+
+/// Where the objects go.
+pub fn output(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Output> {
+    Ok(match (config.output.mode, cluster) {
+        (OutputMode::Cluster, Some(cluster)) => {
+            Output::Cluster(Box::new(ClusterOutput::new(cluster.clone())))
+        }
+        (OutputMode::Cluster, None) => anyhow::bail!("output.mode: cluster needs a cluster"),
+        (OutputMode::Directory, _) => {
+            Output::Directory(Directory::open(config.output.directory()).context("output.directory")?)
+        }
+    })
+}
+
+impl Service {
+    /// Starts everything. Nothing runs if it fails.
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        let cluster = cluster(config).await?;
+        let output = output(config, cluster.as_ref())?;
+        if let Output::Directory(directory) = &output {
+            // A directory that can't be read does not become readable by waiting.
+            directory.blocked(&config.settings().gateway)?;
+        }
+        let wanted = SocketAddr::new(config.aggregator.address, config.aggregator.port);
+        let listener =
+            TcpListener::bind(wanted).await.with_context(|| format!("can't listen on {wanted}"))?;
+        let address = listener.local_addr()?;
+        let (inherited_tx, inherited) = oneshot::channel();
+        let Pipeline { views, sources, output: status, mut stages } =
+            Pipeline::start(config, cluster.as_ref(), inherited)?;
+        let serving = CancellationToken::new();
+        let interval = config.aggregator.scan_interval;
+        let output =
+            output::run(output, config.settings(), interval, inherited_tx, views.decided.clone(), status);
+        stages.push(Stage::spawn("output", output));
+        let api = api::serve(listener, api::router(views.clone()), serving.clone());
+        stages.push(Stage::spawn("api", api));
         tracing::info!(%address, "listening");
         Ok(Self { address, views, sources, serving, stages })
     }
@@ -171,16 +231,28 @@ impl Stage {
     }
 }
 
-fn source(config: &Config) -> anyhow::Result<Source> {
-    let port = config.daemonset.api_port;
+fn source(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Source> {
+    let at = &config.daemonset;
+    let port = at.api_port();
     Ok(match config.discovery.mode {
-        DiscoveryMode::Static => Source::Static(config.discovery.static_targets(port)?),
-        DiscoveryMode::File => Source::File { path: config.discovery.file.clone().unwrap_or_default(), port },
+        DiscoveryMode::Kubernetes => Source::Watched(Box::new(Kubernetes {
+            cluster: cluster.cloned().context("discovery.mode: kubernetes needs a cluster")?,
+            namespace: at.namespace.clone(),
+            service: at.service_name.clone(),
+            port: match at.port_name() {
+                Some(name) => Port::Name(name.to_owned()),
+                None => Port::Number(port),
+            },
+        })),
+        DiscoveryMode::Static => Source::Polled(Polled::Static(config.discovery.static_targets(port)?)),
+        DiscoveryMode::File => {
+            let path = config.discovery.file.clone().unwrap_or_default();
+            Source::Polled(Polled::File { path, port })
+        }
         DiscoveryMode::Dns => {
-            let at = &config.daemonset;
             let name =
                 format!("{}.{}.svc.{}", at.service_name, at.namespace, config.discovery.cluster_domain);
-            Source::Dns(Dns { name, port })
+            Source::Polled(Polled::Dns(Dns { name, port }))
         }
     })
 }

@@ -6,7 +6,7 @@ mod common;
 use common::crd::{contracts, problems};
 use procscan_aggregator::config::Config;
 use procscan_core::names::{App, Key};
-use procscan_core::plan::{Block, Notice, NoticePhase, Plan};
+use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
 use procscan_core::policy::Mode;
 use procscan_core::resources::{self, Existing};
 use serde_json::{Value, json};
@@ -23,19 +23,21 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
             since: now,
             grounds: Vec::new(),
             accused: [Key::new("ns-a", "p", name)].into(),
-            services: vec!["web.ns-a.svc".into()],
+            exposure: Exposure::plain(["web.ns-a.svc".into()]),
             reason: String::new(),
         });
         plan.notices.push(Notice {
             app: app.clone(),
-            opened: now,
+            told: now,
+            inherited: false,
             phase: NoticePhase::Blocked,
             processes: vec!["xmrig".into()],
         });
         let app = App::new("ns-b", "devbox", name);
         plan.notices.push(Notice {
             app,
-            opened: now,
+            told: now,
+            inherited: false,
             phase: NoticePhase::Grace { until: now },
             processes: vec![],
         });
@@ -47,7 +49,8 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
     let phases = ["AUTHN", "AUTHZ", "STATS"].map(|phase| format!("gateway: {{phase: {phase}}}\n"));
     for text in phases.iter().map(String::as_str).chain(["", all]) {
         let config = Config::parse(text, "config", []).unwrap();
-        let objects = resources::render(&plan, &config.settings(), Existing { wasm_plugins: 3 });
+        let objects =
+            resources::render(&plan, &config.settings(), Existing { wasm_plugins: 3, has_long_list: false });
         assert_eq!(objects.len(), 3 + 6 + 1);
         for object in objects {
             let object: Value = serde_json::to_value(&object).unwrap();

@@ -39,7 +39,7 @@ async fn start(directory: &Path, more: &str) -> Service {
     let text = format!(
         "aggregator: {{address: 127.0.0.1, scan_interval: 1s}}\n\
          discovery: {{mode: file, file: {}, refresh: 100ms}}\n\
-         output: {{directory: {}}}\n{more}",
+         output: {{mode: directory, directory: {}}}\n{more}",
         targets.display(),
         directory.join("objects").display(),
     );

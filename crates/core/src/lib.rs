@@ -9,12 +9,14 @@
 //! * [`report`]: what one agent answered in one round, decoded tolerantly and within limits.
 //! * [`ledger`]: what is known of every violation over time; presence and absence both need evidence.
 //! * [`snapshot`]: the immutable read view of the ledger, with its coverage.
+//! * [`identity`]: which App a Pod belongs to, by what the Pod itself says.
 //! * [`policy`]: decides who is blocked and who is told, with a reason for each decision.
 //! * [`plan`]: what the policy wants to be true outside.
 //! * [`resources`]: the plan as Kubernetes objects.
 //!
 //! Time is always passed in, as a [`Moment`]: whoever calls decides what time it is.
 
+pub mod identity;
 pub mod ledger;
 pub mod moment;
 pub mod names;

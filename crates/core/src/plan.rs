@@ -41,10 +41,33 @@ pub struct Block {
     /// The violations that it is for: those of `grounds`, or what is left of them from before the start.
     #[serde(skip)]
     pub accused: BTreeSet<Key>,
-    /// Cluster-internal host names without the cluster's domain (`service.namespace.svc`) of the Services that expose it.
-    pub services: Vec<Text>,
+    /// How it is reached.
+    #[serde(flatten)]
+    pub exposure: Exposure,
     /// Why, for people, as of when it was decided.
     pub reason: String,
+}
+
+/// How an App is reached through the gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Exposure {
+    /// The Services that expose it: host names without the cluster's domain, `service.namespace.svc`, ordered.
+    pub services: Vec<Text>,
+    /// The Ingresses with a path to one of them, as `namespace/name`, ordered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ingresses: Vec<Text>,
+    /// Those of `services` that may be reached in ways which `ingresses` does not name, ordered.
+    #[serde(skip)]
+    pub otherwise: Vec<Text>,
+}
+
+impl Exposure {
+    /// Services of which nothing more is known.
+    pub fn plain(services: impl IntoIterator<Item = Text>) -> Self {
+        let services: BTreeSet<Text> = services.into_iter().collect();
+        let services: Vec<Text> = services.into_iter().collect();
+        Self { otherwise: services.clone(), services, ingresses: Vec::new() }
+    }
 }
 
 /// One violation on one node, as it counted.
@@ -67,8 +90,10 @@ pub struct Accusation {
 pub struct Notice {
     /// The App that it is about.
     pub app: App,
-    /// When the incident opened: the notification's own time, so that it does not change from round to round.
-    pub opened: Timestamp,
+    /// When this phase was first told: the notification's own time, so that it does not change from round to round.
+    pub told: Timestamp,
+    /// It was told before the start, so it may not be told again.
+    pub inherited: bool,
     /// What is happening to the App.
     pub phase: NoticePhase,
     /// The offending processes' names, ordered, each once.
@@ -86,6 +111,8 @@ pub enum NoticePhase {
     },
     /// It is blocked.
     Blocked,
+    /// It is neither any more: there is nothing left to read.
+    Recovered,
 }
 
 /// What the administrators are told: how many Apps, and since when it has been so.

@@ -6,7 +6,7 @@ mod common;
 use common::{HOUR, World, app, complete, failed, record, record_of, settings};
 use procscan_core::ledger::{ChangeKind, Cleared};
 use procscan_core::names::{App, PodRef};
-use procscan_core::policy::{DecisionKind, PodFact};
+use procscan_core::policy::{DecisionKind, PodState};
 use procscan_core::report::FailureReason;
 use procscan_core::resources;
 use procscan_core::snapshot::State;
@@ -156,7 +156,7 @@ fn trap_4_identity_comes_from_the_pod_and_the_record_is_the_fallback() {
     world.pod_on("ns-a", pod, "n1", "hello");
     let plan = world.evaluate().plan;
     assert_eq!(plan.blocks[0].app, App::new("ns-a", "app", "hello"));
-    assert_eq!(&*plan.blocks[0].services[0], "hello-x7k2.ns-a.svc");
+    assert_eq!(&*plan.blocks[0].exposure.services[0], "hello-x7k2.ns-a.svc");
 
     let mut alone = World::new(&["n1"]);
     alone.answer("n1", vec![record_of("ns-a", pod, "xmrig", 0)]);
@@ -197,8 +197,8 @@ fn trap_6_a_node_may_only_accuse_pods_that_run_on_it() {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");
-    world.pod_is("ns-b", "web", PodFact::Gone);
-    world.pod_is("ns-c", "web", PodFact::Unreadable("403".into()));
+    world.pod_is("ns-b", "web", PodState::Gone);
+    world.pod_is("ns-c", "web", PodState::Unreadable("403".into()));
     let lies = vec![record("ns-a", 0), record("ns-b", 0), record("ns-c", 0), record("ns-d", 0)];
     world.answer("n2", lies);
     let evaluation = world.evaluate();
@@ -252,10 +252,10 @@ fn a_tenant_does_not_unblock_itself_by_deleting_its_pod() {
     world.wait(60);
     let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
     world.ledger.pod_gone(&pod, world.now);
-    world.pod_is("ns-a", "web", PodFact::Gone);
+    world.pod_is("ns-a", "web", PodState::Gone);
     assert_eq!(world.state("ns-a"), State::Cleared, "the violation is over");
     assert_eq!(world.blocked(), ["ns-a"], "the App's block is not: Pods of it remain");
-    world.facts.apps.get_mut(&app("ns-a")).unwrap().pods = Some(0);
+    world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = true;
     let evaluation = world.evaluate();
     assert!(evaluation.plan.blocks.is_empty());
     assert_eq!(evaluation.decisions[0].reason, "no Pod of the App remains");

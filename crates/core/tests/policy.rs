@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use common::{HOUR, MINUTE, World, app, record, record_of};
 use jiff::Timestamp;
-use procscan_core::names::{App, Key, PodRef};
+use procscan_core::names::{App, Key};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{
-    Act, ActError, Actor, Alert, Book, DecisionKind, Exemption, Inherited, Mode, Pattern, PodFact,
+    Act, ActError, Actor, Alert, Book, DecisionKind, Exemption, Inherited, Mode, Pattern, PodState,
 };
 
 fn namespaces(n: usize) -> Vec<String> {
@@ -357,10 +357,7 @@ fn an_unreadable_pod_means_no_new_block_and_no_release() {
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.facts.pods.clear();
-    world.facts.pods.insert(
-        PodRef { namespace: "ns-a".into(), pod: "web".into() },
-        PodFact::Unreadable("the API server does not answer".into()),
-    );
+    world.pod_is("ns-a", "web", PodState::Unreadable("the API server does not answer".into()));
     world.rounds(5, |w| {
         let now = w.clock();
         w.answer("n1", vec![record("ns-a", now), record("ns-b", now)]);
@@ -375,20 +372,26 @@ fn an_incident_is_one_app_and_continues_within_a_day() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.answer("n1", vec![record("ns-a", 60)]);
-    let opened = world.evaluate().plan.notices[0].opened;
+    let opened = |w: &World| w.book.incidents().next().unwrap().1.opened;
+    let notice = |w: &mut World| w.evaluate().plan.notices.pop().map(|notice| (notice.phase, notice.told));
+    let told = notice(&mut world).unwrap();
+    let first = opened(&world);
+    assert_eq!(told, (NoticePhase::Blocked, first.wall));
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
-    assert!(world.evaluate().plan.notices.is_empty());
+    assert_eq!(notice(&mut world), Some((NoticePhase::Recovered, told.1)));
     world.wait(10 * HOUR);
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
-    assert_eq!(world.evaluate().plan.notices[0].opened, opened, "the same incident goes on");
+    assert_eq!(notice(&mut world), Some((NoticePhase::Blocked, world.now.wall)), "its tenant is told again");
+    assert_eq!(opened(&world), first, "the same incident goes on");
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
     world.evaluate();
     world.wait(25 * HOUR);
-    world.evaluate();
+    assert_eq!(notice(&mut world), None, "what ended a day ago is forgotten");
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
-    assert!(world.evaluate().plan.notices[0].opened > opened, "a day later it is another one");
+    world.evaluate();
+    assert!(opened(&world) > first, "a day later it is another one");
 }
 
 #[test]
@@ -444,8 +447,9 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
     let inherited = |names: &[&str]| {
         let of = |name: &&str| Inherited {
             app: app(name),
-            opened: None,
+            told: None,
             accused: [Key::new(*name, "web", "xmrig")].into(),
+            services: vec![format!("old.{name}.svc").into()],
         };
         Book::inherit(names.iter().map(of).collect::<Vec<_>>(), common::at(0))
     };

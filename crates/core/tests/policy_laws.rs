@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use common::{World, record_of, target};
 use procscan_core::names::App;
-use procscan_core::policy::{Act, DecisionKind, Exemption, Mode, Pattern, PodFact, Standing};
+use procscan_core::plan::NoticePhase;
+use procscan_core::policy::{Act, DecisionKind, Exemption, Mode, Pattern, PodState, Standing};
 use procscan_core::report::FailureReason;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -94,9 +95,9 @@ impl Step {
             Step::Empty(node) => drop(world.answer(NODES[*node], vec![])),
             Step::Fail(node) => drop(world.report(NODES[*node], common::failed(FailureReason::Timeout))),
             Step::PodOn { tenant, node } => world.pod_on(&namespace(*tenant), "web", NODES[*node], "web"),
-            Step::PodGone(tenant) => world.pod_is(&namespace(*tenant), "web", PodFact::Gone),
+            Step::PodGone(tenant) => world.pod_is(&namespace(*tenant), "web", PodState::Gone),
             Step::PodUnreadable(tenant) => {
-                world.pod_is(&namespace(*tenant), "web", PodFact::Unreadable("503".into()));
+                world.pod_is(&namespace(*tenant), "web", PodState::Unreadable("503".into()));
             }
             Step::PodForgotten(tenant) => {
                 world.facts.pods.retain(|pod, _| *pod.namespace != *namespace(*tenant));
@@ -149,7 +150,8 @@ proptest! {
             let snapshot = world.snapshot();
             for violation in &snapshot.violations {
                 for evidence in violation.evidence.iter().filter(|e| e.fresh_at.is_some()) {
-                    if let Some(PodFact::Present { node, app, .. }) = world.facts.pods.get(&violation.key.pod_ref())
+                    if let Some(PodState::Present { node, app, .. }) =
+                        world.facts.pods.get(&violation.key.pod_ref()).map(|fact| &fact.state)
                         && *node == evidence.node
                     {
                         accused.insert(app.clone());
@@ -161,7 +163,8 @@ proptest! {
             }
             let evaluation = world.evaluate();
             let now: BTreeSet<App> = evaluation.plan.blocks.iter().map(|block| block.app.clone()).collect();
-            let told: BTreeSet<App> = evaluation.plan.notices.iter().map(|notice| notice.app.clone()).collect();
+            let told = evaluation.plan.notices.iter().filter(|n| n.phase != NoticePhase::Recovered);
+            let told: BTreeSet<App> = told.map(|notice| notice.app.clone()).collect();
             for app in now.union(&told) {
                 prop_assert!(world.policy.refuses(&app.namespace).is_none(), "{app} is protected");
                 prop_assert!(!world.facts.terminating.contains(&app.namespace), "{app} is terminating");
@@ -217,8 +220,8 @@ proptest! {
                     violation.evidence.iter().any(|evidence| {
                         evidence.presence == procscan_core::ledger::Presence::Active
                             && matches!(
-                                world.facts.pods.get(&violation.key.pod_ref()),
-                                Some(PodFact::Present { node, .. }) if *node == evidence.node
+                                world.facts.pods.get(&violation.key.pod_ref()).map(|fact| &fact.state),
+                                Some(PodState::Present { node, .. }) if *node == evidence.node
                             )
                             && violation.key.namespace == decision.app.namespace
                     })

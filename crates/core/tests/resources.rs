@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{World, record, record_of, settings};
 use procscan_core::names::App;
-use procscan_core::plan::{Block, Plan};
+use procscan_core::plan::{Block, Exposure, Plan};
 use procscan_core::policy::Mode;
 use procscan_core::resources::wasm_plugin::SENTINEL;
-use procscan_core::resources::{Existing, Object, render};
+use procscan_core::resources::{Existing, Object, Upkeep, render, wasm_plugin};
 
 fn plan_of(apps: usize) -> Plan {
     let mut plan = Plan::empty(Mode::Enforce, common::at(0).wall);
@@ -18,7 +18,7 @@ fn plan_of(apps: usize) -> Plan {
         .map(|i| {
             let namespace = format!("ns-{i:061}");
             Block {
-                services: vec![format!("{i:063}.{namespace}.svc").into()],
+                exposure: Exposure::plain([format!("{i:063}.{namespace}.svc").into()]),
                 app: App::new(namespace, "app", "web"),
                 since: common::at(0).wall,
                 grounds: Vec::new(),
@@ -37,7 +37,7 @@ fn services(object: &Object) -> Vec<String> {
 }
 
 fn shards(plan: &Plan, existing: usize) -> Vec<Object> {
-    render(plan, &settings(), Existing { wasm_plugins: existing })
+    render(plan, &settings(), Existing { wasm_plugins: existing, has_long_list: false })
         .into_iter()
         .filter(|object| object.kind == "WasmPlugin")
         .collect()
@@ -46,7 +46,8 @@ fn shards(plan: &Plan, existing: usize) -> Vec<Object> {
 #[test]
 fn an_empty_plan_is_one_plugin_with_the_sentinel_and_nothing_else() {
     let objects = render(&plan_of(0), &settings(), Existing::default());
-    assert_eq!(objects.len(), 1);
+    assert_eq!(objects.len(), 2);
+    assert_eq!((objects[0].upkeep, objects[1].upkeep), (Upkeep::Kept, Upkeep::Retired));
     let json = serde_json::to_value(&objects[0]).unwrap();
     let expected = serde_json::json!({
         "apiVersion": "extensions.higress.io/v1alpha1",
@@ -148,4 +149,99 @@ fn many_apps_make_several_plugins_and_each_app_stays_in_its_shard() {
     let none = shards(&plan_of(0), many.len());
     assert_eq!(none.len(), many.len());
     assert!(none.iter().all(|object| services(object) == [SENTINEL]));
+}
+
+/// Every App has two Services; one is on an Ingress, the other one is reached otherwise.
+fn routed(apps: usize) -> Plan {
+    let mut plan = plan_of(apps);
+    for block in &mut plan.blocks {
+        let namespace = block.app.namespace.clone();
+        block.exposure = Exposure {
+            services: vec![format!("a.{namespace}.svc").into(), format!("b.{namespace}.svc").into()],
+            ingresses: vec![format!("{namespace}/in").into()],
+            otherwise: vec![format!("b.{namespace}.svc").into()],
+        };
+    }
+    plan
+}
+
+fn list(object: &Object, pointer: &str) -> Option<Vec<String>> {
+    let list = object.spec.pointer(pointer)?.as_array()?.iter();
+    Some(list.map(|item| item.as_str().unwrap().to_owned()).collect())
+}
+
+#[test]
+fn a_long_list_names_the_ingresses_too_and_goes_back_only_well_below_its_limit() {
+    let form = |apps: usize, has_long_list: bool| {
+        let existing = Existing { wasm_plugins: 1, has_long_list };
+        let object = render(&routed(apps), &settings(), existing).remove(0);
+        let rules = object.spec["matchRules"].as_array().unwrap().len();
+        (rules, object)
+    };
+    let (rules, short) = form(250, false);
+    assert_eq!((rules, services(&short).len()), (1, 501));
+    let (rules, long) = form(251, false);
+    assert_eq!(rules, 2);
+    // What is reached otherwise stays plain; the rest is looked up by its Ingress first.
+    let plain = list(&long, "/matchRules/0/service").unwrap();
+    assert_eq!((plain.len(), &*plain[0]), (252, SENTINEL));
+    assert!(plain[1..].iter().all(|service| service.starts_with("b.")));
+    assert_eq!(list(&long, "/matchRules/0/ingress"), None);
+    assert_eq!(list(&long, "/matchRules/1/ingress").unwrap().len(), 251);
+    assert_eq!(list(&long, "/matchRules/1/service").unwrap().len(), 502);
+    assert_eq!((form(201, true).0, form(200, true).0, form(0, true).0), (2, 1, 1));
+
+    let existing = |object: &Object| {
+        let value = serde_json::to_value(object).unwrap();
+        wasm_plugin::existing([("procscan-violations-2", &value)], &settings().gateway)
+    };
+    assert_eq!((existing(&long).wasm_plugins, existing(&long).has_long_list), (3, true));
+    assert!(!existing(&short).has_long_list);
+}
+
+#[test]
+fn what_is_blocked_is_read_back_with_every_service_that_is_closed() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    let mut plan = world.evaluate().plan;
+    plan.blocks.extend(routed(300).blocks);
+    let mut settings = settings();
+    let read_back = |plan: &Plan, settings: &procscan_core::resources::Settings| {
+        let objects = render(plan, settings, Existing::default());
+        let objects: Vec<_> = objects.iter().map(|object| serde_json::to_value(object).unwrap()).collect();
+        wasm_plugin::blocked(objects.iter().filter(|o| o["kind"] == "WasmPlugin"), &settings.gateway)
+    };
+    let closed = |plan: &Plan| -> BTreeSet<String> {
+        plan.blocks.iter().flat_map(|b| &b.exposure.services).map(ToString::to_string).collect()
+    };
+    let all = read_back(&plan, &settings);
+    assert_eq!(all.len(), 301);
+    let of_list = all.iter().find(|inherited| &*inherited.app.namespace == "ns-a").unwrap();
+    assert_eq!(of_list.accused.len(), 1);
+    assert!(all.iter().all(|inherited| inherited.app.namespace.starts_with("ns-")));
+    // Where the list for people has given way, each Service stands for itself, and none is forgotten.
+    for max_bytes in [usize::MAX, 60_000] {
+        settings.gateway.max_bytes = max_bytes;
+        let inherited = read_back(&plan, &settings);
+        let services: BTreeSet<String> =
+            inherited.iter().flat_map(|i| &i.services).map(ToString::to_string).collect();
+        assert_eq!(services, closed(&plan), "{max_bytes}");
+    }
+}
+
+#[test]
+fn only_names_that_we_give_are_taken_for_shards() {
+    let index = |name| wasm_plugin::shard_index(name, &settings().gateway);
+    assert_eq!(index("procscan-violations"), Some(0));
+    assert_eq!(index("procscan-violations-7"), Some(7));
+    for other in [
+        "procscan-violations-0",
+        "procscan-violations-07",
+        "procscan-violations-x",
+        "procscan-violations-",
+        "other",
+        "procscan-violations-99999",
+    ] {
+        assert_eq!(index(other), None, "{other}");
+    }
 }

@@ -29,6 +29,7 @@ struct Readiness {
     rounds: u64,
     targets: Targets,
     discovery: Part,
+    evidence: Part,
     output: Part,
 }
 
@@ -46,11 +47,14 @@ struct Part {
     ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// Objects that an operator keeps us from writing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    suspended: Vec<String>,
 }
 
 impl From<Option<String>> for Part {
     fn from(error: Option<String>) -> Self {
-        Self { ok: error.is_none(), error }
+        Self { ok: error.is_none(), error, suspended: Vec::new() }
     }
 }
 
@@ -69,14 +73,18 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
             never_seen: coverage.never_seen,
         },
         discovery: api.views.targets.borrow().error.clone().into(),
-        output: api.views.output.borrow().error.clone().into(),
+        evidence: api.views.evidence.borrow().clone().into(),
+        output: {
+            let status = api.views.output.borrow().clone();
+            Part { suspended: status.suspended, ..Part::from(status.error) }
+        },
     };
     if is_ready {
         Json(readiness).into_response()
     } else {
         // Its own `status` would hide the HTTP status that a problem has under that name.
         let more = serde_json::json!({"rounds": readiness.rounds, "targets": readiness.targets,
-            "discovery": readiness.discovery, "output": readiness.output});
+            "discovery": readiness.discovery, "evidence": readiness.evidence, "output": readiness.output});
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the first round is not done yet")
             .with(&more)
             .into_response()

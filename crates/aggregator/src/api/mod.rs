@@ -33,6 +33,8 @@ pub struct Views {
     pub decided: watch::Receiver<Arc<Decided>>,
     /// The targets.
     pub targets: watch::Receiver<Arc<TargetSet>>,
+    /// Why the cluster can't be asked about accusations, if so.
+    pub evidence: watch::Receiver<Option<String>>,
     /// The output.
     pub output: watch::Receiver<OutputStatus>,
     /// What time it is.

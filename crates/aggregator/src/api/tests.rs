@@ -36,8 +36,10 @@ impl Stage {
         ledger.expect([target("n1"), target("n2")], 0);
         let (snapshot, snapshots) = watch::channel(Arc::new(ledger.snapshot(now)));
         let (targets, target_sets) = watch::channel(Arc::default());
+        let evidence = watch::channel(None).1;
         let (output, outputs) = watch::channel(OutputStatus::default());
         let undecided = Decided {
+            is_answered: false,
             plan: Plan::empty(Mode::Enforce, now.wall),
             held: Vec::new(),
             disputed: 0,
@@ -45,8 +47,14 @@ impl Stage {
             rounds: 0,
         };
         let (decided, decisions) = watch::channel(Arc::new(undecided));
-        let views =
-            Views { snapshot: snapshots, decided: decisions, targets: target_sets, output: outputs, clock };
+        let views = Views {
+            snapshot: snapshots,
+            decided: decisions,
+            targets: target_sets,
+            evidence,
+            output: outputs,
+            clock,
+        };
         Self { router: router(views), ledger, clock, snapshot, targets, output, _decided: decided }
     }
 
@@ -145,7 +153,7 @@ async fn readiness_comes_with_the_first_round_and_failures_are_told_without_taki
     stage.ledger.round_done();
     stage.publish();
     assert_eq!(json(&stage.get("/readyz").await.2)["output"], json!({"ok": true}));
-    stage.output.send_replace(OutputStatus { has_written: false, error: Some("disk full".into()) });
+    stage.output.send_replace(OutputStatus { error: Some("disk full".into()), ..OutputStatus::default() });
     stage.targets.send_modify(|set| Arc::make_mut(set).error = Some("no answer".into()));
     let (status, _, body) = stage.get("/readyz").await;
     assert_eq!(status, StatusCode::OK);

@@ -12,7 +12,7 @@ use super::agent::{faults, from_agent, host, rules};
 use super::run::until_stopped;
 use super::{CommandError, Stop};
 use crate::args;
-use crate::config::{Config, DiscoveryMode, Format, Level, Logger};
+use crate::config::{Config, DiscoveryMode, Format, Level, Logger, OutputMode};
 use crate::progress;
 use crate::run::Service;
 use crate::telemetry;
@@ -95,7 +95,8 @@ fn config(args: &args::Demo) -> Config {
     config.detection.max_age = Duration::from_secs(15);
     config.detection.clear_after = Duration::from_secs(30);
     config.discovery.mode = DiscoveryMode::Static;
-    config.output.directory.clone_from(&args.dir);
+    config.output.mode = OutputMode::Directory;
+    config.output.directory = Some(args.dir.clone());
     config
 }
 

@@ -3,6 +3,8 @@
 mod agent;
 mod check_config;
 mod demo;
+mod emergency;
+mod plan;
 mod run;
 
 use std::fmt;
@@ -25,6 +27,8 @@ enum CommandError {
     Usage(String),
     /// Anything else: exit code 1.
     Other(anyhow::Error),
+    /// Nothing has failed, but the answer is not «nothing»: exit code 3.
+    Changes,
 }
 
 impl From<ConfigError> for CommandError {
@@ -45,6 +49,7 @@ impl fmt::Display for CommandError {
             Self::Usage(message) => f.write_str(message),
             // The whole chain on one line.
             Self::Other(error) => write!(f, "{error:#}"),
+            Self::Changes => Ok(()),
         }
     }
 }
@@ -70,7 +75,11 @@ pub fn main() -> ExitCode {
             for line in error.to_string().lines() {
                 eprintln!("error: {line}");
             }
-            ExitCode::from(if matches!(error, CommandError::Usage(_)) { 2 } else { 1 })
+            ExitCode::from(match error {
+                CommandError::Other(_) => 1,
+                CommandError::Usage(_) => 2,
+                CommandError::Changes => 3,
+            })
         }
     }
 }
@@ -80,6 +89,9 @@ async fn dispatch(command: Command, stop: Stop) -> Result<(), CommandError> {
         Command::Run(args) => run::run(&args.config, stop).await,
         Command::Demo(args) => demo::demo(args, stop).await,
         Command::CheckConfig(args) => check_config::check_config(&args.config),
+        Command::Plan(args) => plan::plan(&args.config, stop).await,
+        Command::UnblockAll(args) => emergency::unblock_all(&args.config).await,
+        Command::Uninstall(args) => emergency::uninstall(&args.file.config, args.dry_run).await,
         Command::Agent(args) => agent::agent(args, stop).await,
     }
 }

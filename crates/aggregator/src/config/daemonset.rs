@@ -13,9 +13,11 @@ pub struct DaemonSet {
     pub namespace: String,
     /// The name of the agents' (headless) Service.
     pub service_name: String,
-    /// The port that the agents listen on.
-    #[serde(deserialize_with = "values::port")]
-    pub api_port: u16,
+    /// The port that the agents listen on. Wins over `api_port_name`.
+    #[serde(deserialize_with = "values::optional_port")]
+    pub api_port: Option<u16>,
+    /// With `discovery.mode: kubernetes`: the name that the Service gives the port.
+    pub api_port_name: Option<String>,
     /// The path that lists violations.
     pub api_path: String,
 }
@@ -25,13 +27,24 @@ impl Default for DaemonSet {
         Self {
             namespace: "kube-system".to_owned(),
             service_name: "procscan".to_owned(),
-            api_port: 9090,
+            api_port: None,
+            api_port_name: None,
             api_path: "/api/violations".to_owned(),
         }
     }
 }
 
 impl DaemonSet {
+    /// The port that the agents listen on, where the Service is not asked for it.
+    pub fn api_port(&self) -> u16 {
+        self.api_port.unwrap_or(9090)
+    }
+
+    /// The name of the port, where the Service is asked for it.
+    pub fn port_name(&self) -> Option<&str> {
+        self.api_port_name.as_deref().filter(|_| self.api_port.is_none())
+    }
+
     pub(super) fn check(&self, problems: &mut Problems) {
         let label = "a Kubernetes name: a-z, 0-9 and -, 63 characters at most";
         problems.require(

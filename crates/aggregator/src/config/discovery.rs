@@ -19,7 +19,8 @@ pub struct Discovery {
     pub targets: Vec<String>,
     /// With `file`: a file with one such target per line.
     pub file: Option<PathBuf>,
-    /// With `dns`: how often the name is resolved. With `file`: how often the file is looked at.
+    /// With `dns`: how often the name is resolved. With `file`: how often the file is looked at. With `kubernetes`, where
+    /// changes come by themselves: how often the number of agents that should exist is looked up.
     #[serde(deserialize_with = "values::duration")]
     pub refresh: Duration,
     /// With `dns`: the cluster's domain.
@@ -30,8 +31,10 @@ pub struct Discovery {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// The A and AAAA records of the headless Service `daemonset.service_name`.
+    /// The EndpointSlices of the Service `daemonset.service_name`.
     #[default]
+    Kubernetes,
+    /// The A and AAAA records of the headless Service `daemonset.service_name`.
     Dns,
     /// A list in the configuration.
     Static,

@@ -30,9 +30,12 @@ pub struct Gateway {
     pub message: String,
     /// The cluster's domain.
     pub cluster_domain: String,
-    /// The size of one object above which another one is made. `kubectl apply` doubles it in an annotation.
-    #[serde(deserialize_with = "values::size")]
-    pub max_object_size: usize,
+    /// The size of one object above which another one is made. Without one: 512 KiB in a cluster; 192 KiB in a directory,
+    /// because `kubectl apply` doubles it in an annotation.
+    #[serde(deserialize_with = "values::optional_size")]
+    pub max_object_size: Option<usize>,
+    /// How many Services are listed without their Ingresses: every request through the gateway is compared with each.
+    pub max_service_entries: usize,
 }
 
 /// `spec.imagePullPolicy`.
@@ -75,7 +78,8 @@ impl Default for Gateway {
             message: "This application has been blocked by the platform. See your notifications for details."
                 .to_owned(),
             cluster_domain: "cluster.local".to_owned(),
-            max_object_size: 192 << 10,
+            max_object_size: None,
+            max_service_entries: 500,
         }
     }
 }
@@ -112,15 +116,17 @@ impl Gateway {
             quoted(&self.cluster_domain),
             "a domain such as cluster.local",
         );
-        problems.require(
-            ((16 << 10)..=(1 << 20)).contains(&self.max_object_size),
-            "gateway.max_object_size",
-            bytesize::ByteSize(self.max_object_size as u64).display().iec(),
-            "16KiB to 1MiB",
-        );
+        if let Some(size) = self.max_object_size {
+            problems.require(
+                ((16 << 10)..=(1 << 20)).contains(&size),
+                "gateway.max_object_size",
+                bytesize::ByteSize(size as u64).display().iec(),
+                "16KiB to 1MiB",
+            );
+        }
     }
 
-    pub(super) fn settings(&self) -> wasm_plugin::Gateway {
+    pub(super) fn settings(&self, max_bytes: usize) -> wasm_plugin::Gateway {
         wasm_plugin::Gateway {
             namespace: self.namespace.clone(),
             name: "procscan-violations".to_owned(),
@@ -143,7 +149,8 @@ impl Gateway {
             status_code: self.status_code,
             message: self.message.clone(),
             cluster_domain: self.cluster_domain.clone(),
-            max_bytes: self.max_object_size,
+            max_bytes: self.max_object_size.unwrap_or(max_bytes),
+            max_service_entries: self.max_service_entries,
         }
     }
 }

@@ -11,6 +11,7 @@ mod discovery;
 mod enforcement;
 mod environment;
 mod gateway;
+mod kubernetes;
 mod logger;
 mod notification;
 mod output;
@@ -19,7 +20,7 @@ mod tests;
 mod values;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use procscan_core::ledger::Detection;
 use procscan_core::policy::Policy;
@@ -33,9 +34,10 @@ pub use self::daemonset::DaemonSet;
 pub use self::discovery::{Discovery, Mode as DiscoveryMode};
 pub use self::enforcement::Enforcement;
 pub use self::gateway::Gateway;
+pub use self::kubernetes::Kubernetes;
 pub use self::logger::{Format, Level, Logger};
 pub use self::notification::Notification;
-pub use self::output::Output;
+pub use self::output::{Mode as OutputMode, Output};
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -63,6 +65,8 @@ pub struct Config {
     pub notification: Notification,
     /// Where the objects go.
     pub output: Output,
+    /// How the cluster is reached.
+    pub kubernetes: Kubernetes,
 }
 
 /// Why a configuration is refused: one line for each mistake, with its place, the value and what is allowed.
@@ -166,7 +170,7 @@ impl Config {
         let mut problems = Problems::default();
         self.aggregator.check(&mut problems);
         self.daemonset.check(&mut problems);
-        self.discovery.check(self.daemonset.api_port, &mut problems);
+        self.discovery.check(self.daemonset.api_port(), &mut problems);
         self.collector.check(&mut problems);
         self.detection.check(&mut problems);
         self.enforcement.check(&mut problems);
@@ -174,7 +178,23 @@ impl Config {
         self.gateway.check(&mut problems);
         self.notification.check(&mut problems);
         self.output.check(&mut problems);
+        self.kubernetes.check(&mut problems);
         problems
+    }
+
+    /// Whether an accused Pod must be known to run on the accusing node: where there is a cluster to ask, unless it is
+    /// switched off.
+    pub fn verifies_pods(&self) -> bool {
+        self.enforcement.verify_pods.unwrap_or_else(|| {
+            self.discovery.mode == DiscoveryMode::Kubernetes || self.output.mode == OutputMode::Cluster
+        })
+    }
+
+    /// Whether anything needs a cluster.
+    pub fn needs_cluster(&self) -> bool {
+        self.discovery.mode == DiscoveryMode::Kubernetes
+            || self.output.mode == OutputMode::Cluster
+            || self.verifies_pods()
     }
 
     /// The ledger's rules of evidence.
@@ -188,7 +208,7 @@ impl Config {
             mode: self.enforcement.mode,
             namespaces: self.enforcement.namespaces.0.clone(),
             protected: self.enforcement.protected_namespaces.clone(),
-            verify_pods: self.enforcement.verify_pods.unwrap_or(false),
+            verify_pods: self.verifies_pods(),
             grace: self.enforcement.grace,
             brake: self.brake.rules(),
             exemptions: self.enforcement.exemptions.iter().map(enforcement::ExemptionConfig::rule).collect(),
@@ -205,12 +225,12 @@ impl Config {
 
     /// What the objects look like.
     pub fn settings(&self) -> Settings {
-        Settings { gateway: self.gateway.settings(), notification: self.notification.settings() }
-    }
-
-    /// The directory that objects are written to.
-    pub fn output_directory(&self) -> &PathBuf {
-        &self.output.directory
+        // `kubectl apply` doubles an object in an annotation, and those may be 256 KiB in sum.
+        let max_bytes = match self.output.mode {
+            OutputMode::Cluster => 512 << 10,
+            OutputMode::Directory => 192 << 10,
+        };
+        Settings { gateway: self.gateway.settings(max_bytes), notification: self.notification.settings() }
     }
 }
 

@@ -32,7 +32,7 @@ fn nothing_at_all_is_the_seeds_defaults() {
         assert_eq!(config.aggregator.port, 8090);
         assert_eq!(config.daemonset.namespace, "kube-system");
         assert_eq!(config.daemonset.service_name, "procscan");
-        assert_eq!(config.daemonset.api_port, 9090);
+        assert_eq!(config.daemonset.api_port(), 9090);
         assert_eq!(config.daemonset.api_path, "/api/violations");
         assert_eq!((config.logger.level, config.logger.format), (Level::Info, Format::Json));
         // Made of constants that must be valid.
@@ -67,8 +67,10 @@ logger:
 #[test]
 fn the_example_is_valid_and_shows_the_defaults() {
     let text = include_str!("../../../../config.yaml");
-    let config = parse(text).unwrap();
+    let mut config = parse(text).unwrap();
     let defaults = Config::default();
+    // Written down it wins over a name, so without it there is none; the port is the same.
+    assert_eq!(config.daemonset.api_port.take(), Some(defaults.daemonset.api_port()));
     assert_eq!(format!("{config:?}"), format!("{defaults:?}"));
     // With every commented-out line put in force it is still valid as far as its keys go.
     let all: String = text
@@ -192,7 +194,11 @@ fn impossible_combinations_are_refused() {
         "discovery.targets: entry 1: \"a:0\"",
         "1 to 65535",
     );
-    refused("enforcement: {verify_pods: true}\n", "enforcement.verify_pods: true", "no cluster");
+    refused(
+        "output: {directory: objects}\n",
+        "output.directory: \"objects\"",
+        "`output.mode` is `directory`",
+    );
     refused(
         "detection: {unreachable_limit: 1m}\n",
         "detection.unreachable_limit: 1m",

@@ -121,6 +121,11 @@ pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, 
     deserializer.deserialize_any(FromText { expecting: A_SIZE, parse })
 }
 
+/// A size, where there may be none.
+pub(super) fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    size(deserializer).map(Some)
+}
+
 /// A point in time, with its zone.
 pub(super) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
     const A_TIME: &str = "a date and time with its zone, such as 2027-01-01T00:00:00Z";
@@ -142,6 +147,11 @@ pub(super) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D:
         }
     }
     deserializer.deserialize_any(Port)
+}
+
+/// A TCP port, where there may be none.
+pub(super) fn optional_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    port(deserializer).map(Some)
 }
 
 /// A regular expression that compares by its text.

@@ -4,6 +4,7 @@
 
 mod dns;
 pub mod fixed;
+mod kubernetes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,12 +15,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::dns::Dns;
+pub use self::kubernetes::{Kubernetes, Port};
 
 /// The targets as of now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetSet {
     /// Every target once, ordered by address.
     pub targets: Vec<Target>,
+    /// Agents that should exist but have no address.
+    pub unlisted: usize,
     /// Why the source can't be asked at the moment, if so: the targets are then the last ones known.
     pub error: Option<String>,
     /// Where the targets come from, for people.
@@ -29,6 +33,15 @@ pub struct TargetSet {
 /// Where targets come from.
 #[derive(Debug)]
 pub enum Source {
+    /// Asked again and again.
+    Polled(Polled),
+    /// Says by itself what changes. Boxed, because it is far larger than the others.
+    Watched(Box<Kubernetes>),
+}
+
+/// A source that is asked again and again.
+#[derive(Debug)]
+pub enum Polled {
     /// A list that does not change.
     Static(Vec<Target>),
     /// A list in a file that may change.
@@ -42,7 +55,7 @@ pub enum Source {
     Dns(Dns),
 }
 
-impl Source {
+impl Polled {
     /// The source, for people.
     fn name(&self) -> String {
         match self {
@@ -73,6 +86,18 @@ pub async fn run(
     targets: watch::Sender<Arc<TargetSet>>,
     cancel: CancellationToken,
 ) {
+    match source {
+        Source::Polled(polled) => poll(&polled, refresh, &targets, &cancel).await,
+        Source::Watched(kubernetes) => kubernetes.run(refresh, targets, cancel).await,
+    }
+}
+
+async fn poll(
+    source: &Polled,
+    refresh: Duration,
+    targets: &watch::Sender<Arc<TargetSet>>,
+    cancel: &CancellationToken,
+) {
     let mut timer = tokio::time::interval(refresh);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -86,10 +111,8 @@ pub async fn run(
         };
         let before = targets.borrow().clone();
         let now = match found {
-            Ok(found) => TargetSet { targets: found, error: None, source: source.name() },
-            Err(error) => {
-                TargetSet { targets: before.targets.clone(), error: Some(error), source: source.name() }
-            }
+            Ok(found) => TargetSet { targets: found, unlisted: 0, error: None, source: source.name() },
+            Err(error) => TargetSet { error: Some(error), source: source.name(), ..(*before).clone() },
         };
         if *before == now {
             continue;

@@ -3,25 +3,24 @@
 //! Every file is written whole or not at all: into a temporary file first, which is flushed and then takes the place of the
 //! old one. Files that do not begin with our header are somebody else's and never touched.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use procscan_core::names::{App, Key};
+use procscan_core::plan::Plan;
 use procscan_core::policy::Inherited;
-use procscan_core::resources::wasm_plugin::Gateway;
-use procscan_core::resources::{Existing, Object, notification};
+use procscan_core::resources::wasm_plugin::{self, Gateway};
+use procscan_core::resources::{self, Existing, Object, Settings, Upkeep, notification};
 use serde_json::Value;
+
+use super::difference::{self, Action, Difference};
 
 /// The first line of our files, by which we know them again.
 const HEADER: &str = "# Written by procscan-aggregator; changes are overwritten.\n";
 /// What our temporary files' names begin with.
 const TEMPORARY: &str = ".procscan-";
-
-/// More shards than this are nobody's: 20,000 Apps with the longest names take a few dozen.
-const MAX_SHARDS: usize = 1024;
 
 /// What can go wrong, with the file that it went wrong with.
 #[derive(Debug, thiserror::Error)]
@@ -101,66 +100,60 @@ impl Directory {
     /// Makes the directory again if somebody has removed it.
     pub fn existing(&self, gateway: &Gateway) -> Result<Existing, DirectoryError> {
         fs::create_dir_all(&self.path).map_err(|e| error(&self.path, "can't be made", &e))?;
-        let last = self.ours()?.keys().filter_map(|name| shard_of(name, gateway)).max();
-        Ok(Existing { wasm_plugins: last.map_or(0, |index| index + 1) })
+        let plugins = self.plugins(&self.ours()?, gateway)?;
+        Ok(wasm_plugin::existing(plugins.iter().map(|(name, object)| (name.as_str(), object)), gateway))
     }
 
     /// The Apps that our `WasmPlugin`s block now: what a start inherits.
     ///
-    /// From the list for people, which knows the Apps; where that has given way to the Services, from the Services' names.
-    /// When an incident opened is in its tenant's Notification.
+    /// When their tenants were told is in the Notifications.
     pub fn blocked(&self, gateway: &Gateway) -> Result<Vec<Inherited>, DirectoryError> {
         let ours = self.ours()?;
-        let parse = |name: &str, text: &str| -> Result<Value, DirectoryError> {
-            serde_saphyr::from_str(text).map_err(|e| DirectoryError {
-                path: self.path.join(name).display().to_string(),
-                problem: format!("can't be read, so what is blocked is not known; repair or remove it: {e}"),
-            })
-        };
-        let mut apps: BTreeMap<App, BTreeSet<Key>> = BTreeMap::new();
-        let mut services: BTreeSet<(String, String)> = BTreeSet::new();
-        let suffix = format!(".svc.{}", gateway.cluster_domain);
-        for (name, text) in ours.iter().filter(|(name, _)| shard_of(name, gateway).is_some()) {
-            let object = parse(name, text)?;
-            let list = |pointer| object.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
-            for violation in list("/spec/defaultConfig/violations") {
-                let part = |name| violation.get(name).and_then(Value::as_str).unwrap_or_default();
-                let app = App::new(part("namespace"), part("type"), part("name"));
-                let key = Key::new(part("namespace"), part("pod"), part("process"));
-                apps.entry(app).or_default().insert(key);
-            }
-            for service in list("/spec/matchRules/0/service") {
-                let service = service.as_str().and_then(|service| service.strip_suffix(&suffix));
-                if let Some((name, namespace)) = service.and_then(|service| service.split_once('.')) {
-                    services.insert((namespace.to_owned(), name.to_owned()));
-                }
-            }
+        let plugins = self.plugins(&ours, gateway)?;
+        let mut blocked = wasm_plugin::blocked(plugins.iter().map(|(_, object)| object), gateway);
+        for inherited in &mut blocked {
+            let app = &inherited.app;
+            let name = file_name("Notification", &app.namespace, &notification::name(app));
+            let Some(text) = ours.get(&name) else { continue };
+            let object = self.parse(&name, text)?;
+            let told =
+                object.pointer("/metadata/annotations").and_then(|all| all.get(notification::INCIDENT));
+            inherited.told = told.and_then(Value::as_str).and_then(|told| told.parse::<Timestamp>().ok());
         }
-        let known: BTreeSet<(String, String)> =
-            apps.keys().map(|app| (app.namespace.to_string(), app.name.to_string())).collect();
-        for (namespace, name) in services.difference(&known) {
-            apps.insert(App::new(namespace.as_str(), "app", name.as_str()), BTreeSet::new());
-        }
-        let inherit = |(app, accused): (App, BTreeSet<Key>)| {
-            let name = file_name("Notification", &app.namespace, &notification::name(&app));
-            let told = ours.get(&name).map(|text| parse(&name, text)).transpose()?;
-            let opened = told
-                .as_ref()
-                .and_then(|told| told.pointer("/metadata/annotations")?.get(notification::INCIDENT));
-            let opened = opened.and_then(Value::as_str).and_then(|opened| opened.parse::<Timestamp>().ok());
-            Ok(Inherited { app, opened, accused })
-        };
-        apps.into_iter().map(inherit).collect()
+        Ok(blocked)
     }
 
-    /// Makes the directory hold exactly `objects`, apart from files that are not ours.
+    /// Our `WasmPlugin`s, with their names.
+    fn plugins(
+        &self,
+        ours: &BTreeMap<String, String>,
+        gateway: &Gateway,
+    ) -> Result<Vec<(String, Value)>, DirectoryError> {
+        let start = file_name("WasmPlugin", &gateway.namespace, "");
+        let start = start.trim_end_matches(".yaml");
+        let name = |file: &str| file.strip_prefix(start)?.strip_suffix(".yaml").map(str::to_owned);
+        let is_shard = |name: &String| wasm_plugin::shard_index(name, gateway).is_some();
+        ours.iter()
+            .filter_map(|(file, text)| Some((file, name(file).filter(is_shard)?, text)))
+            .map(|(file, name, text)| Ok((name, self.parse(file, text)?)))
+            .collect()
+    }
+
+    fn parse(&self, name: &str, text: &str) -> Result<Value, DirectoryError> {
+        serde_saphyr::from_str(text).map_err(|e| DirectoryError {
+            path: self.path.join(name).display().to_string(),
+            problem: format!("can't be read, so what is blocked is not known; repair or remove it: {e}"),
+        })
+    }
+
+    /// Makes the directory hold exactly `objects`, without retired ones, apart from files that are not ours.
     ///
     /// One file that can't be written stops no other; the first error is returned when everything else is done.
     pub fn apply(&self, objects: &[Object]) -> Result<Written, DirectoryError> {
         let mut ours = self.ours()?;
         let mut done = Written::default();
         let mut failed = None;
-        for object in objects {
+        for object in objects.iter().filter(|object| object.upkeep != Upkeep::Retired) {
             let name = file_name(object.kind, &object.metadata.namespace, &object.metadata.name);
             let text = to_yaml(object).map_err(|problem| DirectoryError { path: name.clone(), problem })?;
             if ours.remove(&name).is_some_and(|old| old == text) {
@@ -186,6 +179,30 @@ impl Directory {
             self.flush()?;
         }
         failed.map_or(Ok(done), Err)
+    }
+
+    /// What writing `plan` would do.
+    pub fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, DirectoryError> {
+        let mut ours = self.ours()?;
+        let existing = self.existing(&settings.gateway)?;
+        let mut differences = Vec::new();
+        for object in resources::render(plan, settings, existing) {
+            if object.upkeep == Upkeep::Retired {
+                continue;
+            }
+            let name = file_name(object.kind, &object.metadata.namespace, &object.metadata.name);
+            let is = ours.remove(&name).map(|text| self.parse(&name, &text)).transpose()?;
+            let should = serde_json::to_value(&object).unwrap_or_default();
+            let lines = difference::lines("", is.as_ref(), Some(&should));
+            if !lines.is_empty() {
+                let action = if is.is_some() { Action::Change } else { Action::Create };
+                differences.push(Difference { action, object: name, lines });
+            }
+        }
+        let left =
+            ours.into_keys().map(|object| Difference { action: Action::Remove, object, lines: Vec::new() });
+        differences.extend(left);
+        Ok(differences)
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), DirectoryError> {
@@ -230,15 +247,6 @@ fn read_ours(path: &Path) -> io::Result<Option<String>> {
     let mut bytes = head.to_vec();
     file.read_to_end(&mut bytes)?;
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
-}
-
-/// Which shard of the WasmPlugin a file holds, counted from 0.
-fn shard_of(name: &str, gateway: &Gateway) -> Option<usize> {
-    let first = file_name("WasmPlugin", &gateway.namespace, &gateway.name);
-    let rest = name.strip_prefix(first.strip_suffix(".yaml")?)?.strip_suffix(".yaml")?;
-    let index = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok()? };
-    // A file with a huge number in its name, put there by somebody, is no reason to make as many shards.
-    (index < MAX_SHARDS).then_some(index)
 }
 
 /// Namespaces and names are DNS names, so the parts can't contain what separates them from the rest of a path.

@@ -3,7 +3,7 @@ use std::fs;
 
 use jiff::Timestamp;
 use procscan_core::names::{App, Key};
-use procscan_core::plan::{Block, Notice, NoticePhase, Plan};
+use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
 use procscan_core::policy::Inherited;
 use procscan_core::resources::{Existing, Object};
 
@@ -23,7 +23,7 @@ fn plan(names: &[&str]) -> Plan {
             since: Timestamp::UNIX_EPOCH,
             grounds: Vec::new(),
             accused: BTreeSet::new(),
-            services: vec![format!("{name}.ns-a.svc").into()],
+            exposure: Exposure::plain([format!("{name}.ns-a.svc").into()]),
             reason: String::new(),
         })
         .collect();
@@ -31,7 +31,7 @@ fn plan(names: &[&str]) -> Plan {
 }
 
 fn objects(names: &[&str], shards: usize) -> Vec<Object> {
-    resources::render(&plan(names), &settings(), Existing { wasm_plugins: shards })
+    resources::render(&plan(names), &settings(), Existing { wasm_plugins: shards, has_long_list: false })
 }
 
 fn listing(path: &std::path::Path) -> Vec<String> {
@@ -143,24 +143,30 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     let directory = Directory::open(temp.path()).unwrap();
     let gateway = settings().gateway;
     assert_eq!(directory.blocked(&gateway).unwrap(), []);
-    let opened: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+    let told: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
     let mut plan = plan(&["web", "other"]);
     plan.blocks[0].accused.insert(Key::new("ns-a", "web-0", "xmrig"));
     plan.notices.push(Notice {
         app: plan.blocks[0].app.clone(),
-        opened,
+        told,
+        inherited: false,
         phase: NoticePhase::Blocked,
         processes: vec!["xmrig".into()],
     });
-    directory.apply(&resources::render(&plan, &settings(), Existing { wasm_plugins: 2 })).unwrap();
+    directory
+        .apply(&resources::render(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
+        .unwrap();
     let inherited = directory.blocked(&gateway).unwrap();
-    let expected = |name: &str, opened, accused: &BTreeSet<Key>| Inherited {
+    let expected = |name: &str, told, accused: &BTreeSet<Key>, services: &[&str]| Inherited {
         app: App::new("ns-a", "app", name),
-        opened,
+        told,
         accused: accused.clone(),
+        services: services.iter().map(|name| format!("{name}.ns-a.svc").into()).collect(),
     };
     let of_web = &plan.blocks[0].accused;
-    assert_eq!(inherited, [expected("other", None, &BTreeSet::new()), expected("web", Some(opened), of_web)]);
+    let services = ["other", "web"];
+    let of_other = expected("other", None, &BTreeSet::new(), &services);
+    assert_eq!(inherited, [of_other, expected("web", Some(told), of_web, &services)]);
 
     // Not knowing what is blocked is no reason to release it.
     let edited = temp.path().join(PLUGIN);
@@ -176,8 +182,9 @@ fn one_file_that_can_not_be_written_stops_no_other() {
     fs::write(temp.path().join(PLUGIN), "kind: Mine\n").unwrap();
     let mut plan = plan(&["web"]);
     let app = plan.blocks[0].app.clone();
-    let opened = Timestamp::UNIX_EPOCH;
-    plan.notices.push(Notice { app, opened, phase: NoticePhase::Blocked, processes: Vec::new() });
+    let told = Timestamp::UNIX_EPOCH;
+    let (phase, processes) = (NoticePhase::Blocked, Vec::new());
+    plan.notices.push(Notice { app, told, inherited: false, phase, processes });
     directory.apply(&resources::render(&plan, &settings(), Existing::default())).unwrap_err();
     assert_eq!(listing(temp.path()).iter().filter(|name| name.starts_with("notification_ns-a_")).count(), 1);
 }

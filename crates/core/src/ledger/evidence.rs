@@ -86,6 +86,11 @@ impl Evidence {
         }
     }
 
+    /// Whether there has been fresh evidence after `gone`, or nothing was known to be gone.
+    pub(super) fn is_news_since(&self, gone: Option<Moment>) -> bool {
+        gone.is_none_or(|gone| self.fresh_at.is_some_and(|fresh| fresh.uptime > gone.uptime))
+    }
+
     /// The record is listed again. It is fresh evidence if its timestamp differs from those remembered.
     pub(super) fn listed(
         &mut self,

@@ -291,17 +291,21 @@ impl Ledger {
     pub fn pod_gone(&mut self, pod: &PodRef, at: Moment) -> Vec<Change> {
         let mut changes = Vec::new();
         for (key, entry) in &mut self.violations {
-            if key.namespace == pod.namespace
-                && key.pod == pod.pod
-                && entry.pod_gone.is_none_or(|gone| gone < at)
-            {
-                entry.pod_gone = Some(at);
-                changes.extend(entry.nodes.iter().map(|node| Change {
-                    key: key.clone(),
-                    node: node.clone(),
-                    kind: ChangeKind::Cleared(Cleared::PodGone),
-                }));
+            let before = entry.pod_gone;
+            if key.namespace != pod.namespace || key.pod != pod.pod || before.is_some_and(|gone| gone >= at) {
+                continue;
             }
+            entry.pod_gone = Some(at);
+            let nodes = entry.nodes.iter().filter(|name| {
+                let evidence = self.nodes.get(name).and_then(|node| node.evidence.get(key));
+                // What had been cleared by an earlier proof is not cleared once more.
+                evidence.is_some_and(|evidence| evidence.is_news_since(before))
+            });
+            changes.extend(nodes.map(|node| Change {
+                key: key.clone(),
+                node: node.clone(),
+                kind: ChangeKind::Cleared(Cleared::PodGone),
+            }));
         }
         if !changes.is_empty() {
             self.revision += 1;

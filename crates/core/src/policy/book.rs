@@ -12,7 +12,7 @@ use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, Text};
-use crate::plan::HeldApp;
+use crate::plan::{Exposure, HeldApp};
 use crate::report::Record;
 
 /// Everything that the policy remembers. Owned by one task.
@@ -53,12 +53,30 @@ pub struct Incident {
     pub(super) release_held: Option<Moment>,
     /// An operator has approved its block.
     pub(super) approved: bool,
-    /// Its tenant has been told.
-    pub(super) notified: bool,
+    /// What its tenant has been told last.
+    pub(super) told: Option<Told>,
+    /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
+    pub(super) exposure: Exposure,
     /// What covers it, as last logged.
     pub(super) exempted: Option<String>,
     /// By which rule its last ground cleared.
     pub(super) cleared: Option<ClearedGround>,
+}
+
+/// What a tenant has been told, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) at: Timestamp,
+    pub(super) what: Telling,
+    /// Before the start.
+    pub(super) inherited: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Telling {
+    Grace,
+    Blocked,
+    Recovered,
 }
 
 /// What has come of an incident.
@@ -162,7 +180,8 @@ impl Incident {
             inherited: None,
             release_held: None,
             approved: false,
-            notified: false,
+            told: None,
+            exposure: Exposure::default(),
             exempted: None,
             cleared: None,
         }
@@ -202,7 +221,6 @@ impl Incident {
         self.standing = Standing::Ended { at: now };
         self.release_held = None;
         self.exempted = None;
-        self.notified = false;
     }
 }
 
@@ -211,21 +229,24 @@ impl Incident {
 pub struct Inherited {
     /// The App.
     pub app: App,
-    /// When its incident opened, if that is known: its tenant is not told once more.
-    pub opened: Option<Timestamp>,
+    /// When its tenant was told, if that is known.
+    pub told: Option<Timestamp>,
     /// Its violations, as far as known.
     pub accused: BTreeSet<Key>,
+    /// The Services that are closed, as `service.namespace.svc`: they stay closed until others are known.
+    pub services: Vec<Text>,
 }
 
 impl Book {
     /// A book in which what was blocked before the start is still blocked. Our own restart is evidence of nothing.
     pub fn inherit(blocked: impl IntoIterator<Item = Inherited>, now: Moment) -> Self {
         let mut book = Self::default();
-        for Inherited { app, opened, accused } in blocked {
-            let opened = Moment { wall: opened.unwrap_or(now.wall), ..now };
-            let mut incident = Incident::new(opened);
+        for Inherited { app, told, accused, services } in blocked {
+            let told = told.unwrap_or(now.wall);
+            let mut incident = Incident::new(Moment { wall: told, ..now });
             incident.standing = Standing::Blocked { since: now, dry_run: false };
-            incident.notified = true;
+            incident.told = Some(Told { at: told, what: Telling::Blocked, inherited: true });
+            incident.exposure = Exposure::plain(services);
             "it was blocked before the start".clone_into(&mut incident.reason);
             for key in &accused {
                 incident.note_process(&key.process);
@@ -327,7 +348,6 @@ impl Book {
         } else {
             incident.standing = Standing::Watched;
             incident.release_held = None;
-            incident.notified = false;
             // The release itself is in the log; what covers the App from now on need not be logged once more.
             incident.exempted = Some(released_by(actor, until));
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::book::{Book, ClearedGround, Ground, Incident, Standing};
+use super::book::{Book, ClearedGround, Ground, Incident, Standing, Telling, Told};
 use super::brake::Brake;
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
@@ -108,7 +108,6 @@ impl Book {
                 pass.decide(app, DecisionKind::Exempted, why.clone());
             }
             incident.exempted = Some(why);
-            incident.notified = false;
             incident.release_held = None;
             if incident.grounds.is_empty() {
                 incident.end(pass.now);
@@ -200,7 +199,6 @@ impl Book {
                 let reason = format!("{}; {}", brake.reason(&pass.policy.brake), incident.accusation());
                 pass.decide(&app, DecisionKind::Held, reason);
                 incident.standing = Standing::Held;
-                incident.notified = false;
                 incident.held = Some((pass.now, brake.clone()));
                 held_blocks.push(brake);
             } else {
@@ -278,6 +276,9 @@ impl Book {
         for (app, incident) in &mut self.incidents {
             let phase = match incident.standing {
                 Standing::Blocked { since, dry_run } if !dry_run || mode == Mode::DryRun => {
+                    if let Some(exposure) = pass.facts.exposure(app, pass.policy.verify_pods) {
+                        incident.exposure = exposure;
+                    }
                     summary.blocked += 1;
                     standing.insert(app.clone(), 0);
                     blocks.push(Block {
@@ -285,7 +286,7 @@ impl Book {
                         since: since.wall,
                         grounds: accusations(incident),
                         accused: accused(incident),
-                        services: pass.facts.services(app, pass.policy.verify_pods),
+                        exposure: incident.exposure.clone(),
                         reason: incident.reason.clone(),
                     });
                     NoticePhase::Blocked
@@ -298,21 +299,40 @@ impl Book {
                 Standing::Held => {
                     summary.held += 1;
                     standing.insert(app.clone(), 2);
-                    continue;
+                    NoticePhase::Recovered
                 }
-                _ => continue,
+                _ => NoticePhase::Recovered,
             };
-            if !incident.notified && self.notices.1 >= pass.policy.max_notices_per_round {
-                waiting += 1;
+            let namespace = &app.namespace;
+            if pass.facts.terminating.contains(namespace) || pass.policy.refuses(namespace).is_some() {
                 continue;
             }
-            if !incident.notified {
-                incident.notified = true;
-                self.notices.1 += 1;
-            }
+            let what = match phase {
+                NoticePhase::Grace { .. } => Telling::Grace,
+                NoticePhase::Blocked => Telling::Blocked,
+                NoticePhase::Recovered => Telling::Recovered,
+            };
+            let told = match incident.told {
+                // Who has never been told anything has nothing to recover from.
+                None if what == Telling::Recovered => continue,
+                Some(told) if told.what == what => told,
+                Some(told) if what == Telling::Recovered => Told { what, ..told },
+                // Who has been warned is not newly told.
+                Some(Told { what: Telling::Grace, .. }) => Told { at: pass.now.wall, what, inherited: false },
+                _ if self.notices.1 >= pass.policy.max_notices_per_round => {
+                    waiting += 1;
+                    continue;
+                }
+                _ => {
+                    self.notices.1 += 1;
+                    Told { at: pass.now.wall, what, inherited: false }
+                }
+            };
+            incident.told = Some(told);
             notices.push(Notice {
                 app: app.clone(),
-                opened: incident.opened.wall,
+                told: told.at,
+                inherited: told.inherited,
                 phase,
                 processes: incident.processes.iter().cloned().collect(),
             });

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::Moment;
 use crate::names::{App, NodeName, PodRef, Text};
+use crate::plan::Exposure;
 use crate::report::Record;
 
 /// What is known of the accused Pods, Apps and namespaces. What is missing is unknown, never absent.
@@ -16,10 +18,19 @@ pub struct Facts {
     pub terminating: BTreeSet<Text>,
 }
 
-/// What is known of a Pod.
+/// What is known of a Pod, and since when.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PodFact {
-    /// It exists.
+pub struct PodFact {
+    /// When the cluster was asked, before it answered: evidence that came later can't be judged by it.
+    pub asked: Moment,
+    /// What it said.
+    pub state: PodState,
+}
+
+/// What the cluster says of a Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodState {
+    /// It exists, and has not ended.
     Present {
         /// `spec.nodeName`.
         node: NodeName,
@@ -28,7 +39,7 @@ pub enum PodFact {
         /// The App that it belongs to, by its own labels and owners.
         app: App,
     },
-    /// Proven gone.
+    /// Proven gone: a direct look-up found none, or it has ended.
     Gone,
     /// Could not be read, and why.
     Unreadable(String),
@@ -37,10 +48,10 @@ pub enum PodFact {
 /// What is known of an App.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppFact {
-    /// How many Pods of it exist; `None` if unknown.
-    pub pods: Option<usize>,
-    /// The Services that expose it, as `service.namespace.svc`.
-    pub services: Vec<Text>,
+    /// It is proven that no Pod of it remains, nor any of the Pods that were accused as its own.
+    pub gone: bool,
+    /// How it is reached; `None` if that is not known at the moment.
+    pub exposure: Option<Exposure>,
 }
 
 /// Whether an accusation may count.
@@ -56,40 +67,45 @@ pub enum Verdict {
 
 impl Facts {
     /// Judges what `node` says of `record`'s Pod.
-    pub(super) fn judge(&self, node: &NodeName, record: &Record, verify: bool) -> Verdict {
+    pub(super) fn judge(&self, node: &NodeName, record: &Record, fresh_at: Moment, verify: bool) -> Verdict {
         if !verify {
             return Verdict::Accepted(claimed_app(record));
         }
-        match self.pods.get(&record.key.pod_ref()) {
-            Some(PodFact::Present { node: actual, host_ips, app }) => {
+        let Some(fact) = self.pods.get(&record.key.pod_ref()) else {
+            return Verdict::Unverified("the Pod has not been looked up yet".to_owned());
+        };
+        match &fact.state {
+            PodState::Unreadable(why) => Verdict::Unverified(why.clone()),
+            _ if fact.asked.uptime < fresh_at.uptime => {
+                Verdict::Unverified("the Pod has not been looked up since".to_owned())
+            }
+            PodState::Present { node: actual, host_ips, app } => {
                 if actual == node || host_ips.iter().any(|ip| is_host_of(ip, &node.0)) {
                     Verdict::Accepted(app.clone())
                 } else {
                     Verdict::Disputed(format!("the Pod runs on node {actual}"))
                 }
             }
-            Some(PodFact::Gone) => Verdict::Disputed("there is no such Pod".to_owned()),
-            Some(PodFact::Unreadable(why)) => Verdict::Unverified(why.clone()),
-            None => Verdict::Unverified("the Pod has not been looked up yet".to_owned()),
+            PodState::Gone => Verdict::Disputed("there is no such Pod".to_owned()),
         }
     }
 
     /// Whether it is proven that no Pod of `app` remains.
     pub(super) fn is_gone(&self, app: &App) -> bool {
-        self.apps.get(app).is_some_and(|fact| fact.pods == Some(0))
+        self.apps.get(app).is_some_and(|fact| fact.gone)
     }
 
-    /// The Services to close for `app`.
+    /// How `app` is reached; `None` if that is not known at the moment.
     ///
     /// Without a cluster to ask, the only guess that can't hit anybody else is a Service of the App's own name in its own
     /// namespace.
-    pub(super) fn services(&self, app: &App, verify: bool) -> Vec<Text> {
+    pub(super) fn exposure(&self, app: &App, verify: bool) -> Option<Exposure> {
         match self.apps.get(app) {
-            Some(fact) => fact.services.clone(),
+            Some(fact) => fact.exposure.clone(),
             None if !verify && crate::names::is_dns_label(&app.name) => {
-                vec![format!("{}.{}.svc", app.name, app.namespace).into()]
+                Some(Exposure::plain([format!("{}.{}.svc", app.name, app.namespace).into()]))
             }
-            None => Vec::new(),
+            None => None,
         }
     }
 }

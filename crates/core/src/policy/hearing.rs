@@ -47,7 +47,7 @@ impl Book {
                 }
                 let id = (violation.key.clone(), evidence.node.clone());
                 let already = known.get(&id).is_some_and(|(_, at)| *at >= fresh_at);
-                match pass.facts.judge(&evidence.node, &evidence.record, pass.policy.verify_pods) {
+                match pass.facts.judge(&evidence.node, &evidence.record, fresh_at, pass.policy.verify_pods) {
                     Verdict::Accepted(app) => {
                         // What was accepted against one App stays against it, even if the Pod's labels now name another.
                         let app = known.get(&id).filter(|_| already).map_or(app, |(app, _)| app.clone());
@@ -112,8 +112,12 @@ impl Book {
     /// Lets grounds go by the clocks of their nodes, and all grounds of an App that is gone.
     pub(super) fn clear_grounds(&mut self, pass: &Pass<'_>) {
         for (app, incident) in &mut self.incidents {
-            if !incident.grounds.is_empty() && pass.facts.is_gone(app) {
+            if pass.facts.is_gone(app) {
                 incident.grounds.clear();
+                // A block of which only the Services are known can't be matched with Pods, present or gone.
+                if incident.inherited.as_ref().is_some_and(|accused| !accused.is_empty()) {
+                    incident.inherited = None;
+                }
                 incident.cleared = Some(ClearedGround::AppGone);
             }
             let cleared = &mut incident.cleared;

@@ -19,6 +19,7 @@ mod evaluate;
 mod exemption;
 mod facts;
 mod hearing;
+mod questions;
 
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ pub use self::brake::{Brake, BrakeRules};
 pub use self::decision::{Actor, Alert, Decision, DecisionKind};
 pub use self::evaluate::Evaluation;
 pub use self::exemption::{Exemption, Pattern};
-pub use self::facts::{AppFact, Facts, PodFact, Verdict};
+pub use self::facts::{AppFact, Facts, PodFact, PodState, Verdict};
+pub use self::questions::{Accusers, Questions};
 
 #[cfg(doc)]
 use crate::plan::Plan;

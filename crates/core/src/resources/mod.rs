@@ -28,6 +28,8 @@ pub struct Settings {
 pub struct Existing {
     /// How many `WasmPlugins` there are.
     pub wasm_plugins: usize,
+    /// They list Ingresses beside the Services.
+    pub has_long_list: bool,
 }
 
 /// A kind of object that is made from the plan.
@@ -51,7 +53,7 @@ pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Objec
 }
 
 /// The label that names us. Labels of Notifications do not last (see [`notification`]), so nothing depends on it.
-const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "procscan-aggregator");
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "procscan-aggregator");
 
 /// One Kubernetes object. Serialises as the object itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -65,6 +67,24 @@ pub struct Object {
     pub metadata: Metadata,
     /// The object's `spec`.
     pub spec: Value,
+    /// How an output looks after it. Not a part of the object.
+    #[serde(skip)]
+    pub upkeep: Upkeep,
+}
+
+/// How an object is looked after once it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upkeep {
+    /// Always exactly like this.
+    Kept,
+    /// A message: written when it is news. From then on its reader may mark or delete it.
+    News,
+    /// A message that was written before the start: no news.
+    Known,
+    /// A message that is news only if its words differ from those that are there.
+    Words,
+    /// A message whose cause is over: if it is still there, it is marked as read.
+    Retired,
 }
 
 /// The part of `metadata` that is ours.

@@ -10,9 +10,14 @@ use serde_json::json;
 
 use super::hash::stable_hash;
 use super::template::Template;
-use super::{Existing, Metadata, Object, Settings};
+use super::{Existing, Metadata, Object, Settings, Upkeep};
 use crate::names::App;
 use crate::plan::{Notice, NoticePhase, Plan};
+
+/// The API group and version.
+pub const API_VERSION: &str = "notification.sealos.io/v1";
+/// The kind.
+pub const KIND: &str = "Notification";
 
 /// The sender. The desktop gives `Debt-System` and `Desktop-Alert` special meanings, and ours none.
 const FROM: &str = "ProcScan";
@@ -20,8 +25,14 @@ const FROM: &str = "ProcScan";
 /// The name of the administrators' summary.
 pub const SUMMARY_NAME: &str = "procscan-notification";
 
-/// The annotation that says when the incident opened, in RFC 3339.
+/// The annotation that says when it was told, in RFC 3339.
 pub const INCIDENT: &str = "procscan-aggregator/incident";
+
+/// The annotation that says which App it is about.
+pub const APP: &str = "procscan-aggregator/app";
+
+/// The label by which the desktop knows what has been read.
+pub const IS_READ: &str = "isRead";
 
 /// The placeholders of texts to tenants.
 pub const PLACEHOLDERS: &[&str] = &["app", "kind", "namespace", "processes", "contact", "appeal", "until"];
@@ -91,7 +102,7 @@ fn object(notice: &Notice, texts: &Texts) -> Object {
     let processes = processes.join(", ");
     let (message, until) = match notice.phase {
         NoticePhase::Grace { until } => (&texts.grace, until.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()),
-        NoticePhase::Blocked => (&texts.blocked, String::new()),
+        NoticePhase::Blocked | NoticePhase::Recovered => (&texts.blocked, String::new()),
     };
     let app = printable(&notice.app.name, 128);
     let kind = printable(&notice.app.kind, 32);
@@ -106,17 +117,17 @@ fn object(notice: &Notice, texts: &Texts) -> Object {
         _ => "",
     };
     let mut metadata = Metadata::new(name(&notice.app), &*notice.app.namespace);
-    metadata.labels.insert("isRead".to_owned(), "false".into());
-    metadata.annotations.insert("procscan-aggregator/app".to_owned(), format!("{kind}/{app}").into());
-    metadata.annotations.insert(INCIDENT.to_owned(), notice.opened.to_string().into());
+    metadata.labels.insert(IS_READ.to_owned(), (notice.phase == NoticePhase::Recovered).to_string().into());
+    metadata.annotations.insert(APP.to_owned(), format!("{kind}/{app}").into());
+    metadata.annotations.insert(INCIDENT.to_owned(), notice.told.to_string().into());
     Object {
-        api_version: "notification.sealos.io/v1",
-        kind: "Notification",
+        api_version: API_VERSION,
+        kind: KIND,
         metadata,
         spec: json!(Spec {
             title: message.title.fill(value),
             message: message.message.fill(value),
-            timestamp: notice.opened.as_second(),
+            timestamp: notice.told.as_second(),
             from: FROM,
             importance: "High",
             desktop_popup: true,
@@ -129,6 +140,11 @@ fn object(notice: &Notice, texts: &Texts) -> Object {
                 }
             },
         }),
+        upkeep: match notice.phase {
+            NoticePhase::Recovered => Upkeep::Retired,
+            _ if notice.inherited => Upkeep::Known,
+            _ => Upkeep::News,
+        },
     }
 }
 
@@ -149,13 +165,10 @@ pub fn name(app: &App) -> String {
     format!("procscan-{readable}{separator}{hash:016x}")
 }
 
-/// Makes the administrators' summary, if there is anything to tell.
+/// Makes the administrators' summary.
 pub fn render_summary(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Object> {
     let summary = &plan.summary;
     let n = summary.apps();
-    if n == 0 {
-        return Vec::new();
-    }
     let zh = format!("检测到 {n} 个不合规应用");
     let mut parts = vec![format!("{} blocked", summary.blocked)];
     if summary.in_grace > 0 {
@@ -167,10 +180,11 @@ pub fn render_summary(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Obje
     let apps = if n == 1 { "application" } else { "applications" };
     let en = format!("{n} non-compliant {apps} detected: {}", parts.join(", "));
     let mut metadata = Metadata::new(SUMMARY_NAME, &settings.notification.summary_namespace);
-    metadata.labels.insert("isRead".to_owned(), "false".into());
+    metadata.labels.insert(IS_READ.to_owned(), (n == 0).to_string().into());
+    metadata.annotations.insert(INCIDENT.to_owned(), summary.changed.to_string().into());
     vec![Object {
-        api_version: "notification.sealos.io/v1",
-        kind: "Notification",
+        api_version: API_VERSION,
+        kind: KIND,
         metadata,
         spec: json!(Spec {
             title: "ProcScan".to_owned(),
@@ -185,6 +199,7 @@ pub fn render_summary(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Obje
                 zh: Translation { title: "ProcScan".to_owned(), message: zh, from: FROM },
             },
         }),
+        upkeep: if n == 0 { Upkeep::Retired } else { Upkeep::Words },
     }]
 }
 

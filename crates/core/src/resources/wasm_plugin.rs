@@ -9,17 +9,27 @@
 //! An object over [`Gateway::max_bytes`] continues in `…-1`, `…-2`: an App stays in its shard, and a shard once made stays, empty if
 //! need be.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::hash::{shard_of, stable_hash};
-use super::{Existing, Metadata, Object, Settings};
-use crate::plan::{Block, Plan};
+use super::{Existing, Metadata, Object, Settings, Upkeep};
+use crate::names::{App, Key, Text};
+use crate::plan::{Block, Exposure, Plan};
+use crate::policy::Inherited;
+
+/// The API group and version.
+pub const API_VERSION: &str = "extensions.higress.io/v1alpha1";
+/// The kind.
+pub const KIND: &str = "WasmPlugin";
 
 /// Always in the rule, so that it always is valid. `.invalid` is reserved (RFC 2606): no Service can have this name.
 pub const SENTINEL: &str = "procscan-sentinel.invalid";
+
+/// More shards than this are nobody's: 20,000 Apps with the longest names take a few dozen.
+const MAX_SHARDS: usize = 1024;
 
 /// What the WasmPlugin looks like, apart from whom it blocks.
 #[derive(Clone, Debug)]
@@ -48,6 +58,8 @@ pub struct Gateway {
     pub cluster_domain: String,
     /// The size of one object, in bytes of JSON, above which another one is made.
     pub max_bytes: usize,
+    /// How many Services may be listed plainly: every request through the gateway is compared with each of them.
+    pub max_service_entries: usize,
 }
 
 #[derive(Serialize)]
@@ -64,12 +76,15 @@ struct Spec<'a> {
     fail_strategy: &'static str,
     default_config: DefaultConfig<'a>,
     default_config_disable: bool,
-    match_rules: [MatchRule<'a>; 1],
+    match_rules: &'a [MatchRule<'a>],
 }
 
 #[derive(Serialize)]
 struct DefaultConfig<'a> {
     violations: Vec<InertViolation<'a>>,
+    /// How many more there are than fit.
+    #[serde(skip_serializing_if = "is_zero")]
+    omitted: usize,
 }
 
 /// One entry of the list that people read in the object.
@@ -88,6 +103,8 @@ struct InertViolation<'a> {
 struct MatchRule<'a> {
     config: RequestBlock<'a>,
     config_disable: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ingress: Vec<&'a str>,
     service: Vec<String>,
 }
 
@@ -101,50 +118,126 @@ struct RequestBlock<'a> {
     case_sensitive: bool,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 /// Makes the `WasmPlugins`: at least one, and at least as many as there are.
 pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Object> {
     let gateway = &settings.gateway;
-    let mut count = existing.wasm_plugins.max(1);
-    loop {
-        let mut shards: Vec<Vec<&Block>> = vec![Vec::new(); count];
-        for block in &plan.blocks {
-            let hash = stable_hash(&[&block.app.namespace, &block.app.kind, &block.app.name]);
-            if let Some(shard) = shards.get_mut(shard_of(hash, count)) {
-                shard.push(block);
+    let form = Form::of(plan, gateway, existing);
+    let room = gateway.max_bytes.saturating_sub(size(&object(0, &[], form, gateway)));
+    let needs: Vec<usize> = plan.blocks.iter().map(|block| form.bytes(block, gateway)).collect();
+    let hashes = plan
+        .blocks
+        .iter()
+        .map(|block| stable_hash(&[&block.app.namespace, &block.app.kind, &block.app.name]));
+    let hashes: Vec<u64> = hashes.collect();
+    let least = needs.iter().sum::<usize>().div_ceil(room.max(1)).min(plan.blocks.len());
+    let mut count = existing.wasm_plugins.max(least).max(1);
+    // One App per shard is as small as it gets, whatever the limit says.
+    while count <= plan.blocks.len() {
+        let mut load = vec![0; count];
+        for (hash, need) in hashes.iter().zip(&needs) {
+            if let Some(load) = load.get_mut(shard_of(*hash, count)) {
+                *load += need;
             }
         }
-        let objects: Vec<Object> =
-            shards.iter().enumerate().map(|(index, blocks)| object(index, blocks, gateway)).collect();
-        // One App per shard is as small as it gets, whatever the limit says.
-        if count > plan.blocks.len() || objects.iter().all(|object| size(object) <= gateway.max_bytes) {
-            return objects;
+        if load.iter().all(|load| *load <= room) {
+            break;
         }
         count += 1;
     }
+    let mut shards: Vec<Vec<&Block>> = vec![Vec::new(); count];
+    for (hash, block) in hashes.iter().zip(&plan.blocks) {
+        if let Some(shard) = shards.get_mut(shard_of(*hash, count)) {
+            shard.push(block);
+        }
+    }
+    shards.iter().enumerate().map(|(index, blocks)| object(index, blocks, form, gateway)).collect()
 }
 
-fn object(index: usize, blocks: &[&Block], gateway: &Gateway) -> Object {
-    let services: BTreeSet<String> = blocks
+/// How the Services are listed.
+///
+/// The gateway compares every request with every entry of a `service` list, the innocent ones' too. A long list therefore
+/// names the Ingresses as well, which are looked up by hash before; only what is reached in other ways stays plain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Services,
+    IngressesAndServices,
+}
+
+impl Form {
+    fn of(plan: &Plan, gateway: &Gateway, existing: Existing) -> Self {
+        let entries: usize = plan.blocks.iter().map(|block| block.exposure.services.len()).sum();
+        let limit = gateway.max_service_entries;
+        // The way back is longer, so that one App more and one less does not rewrite everything each time.
+        let is_long = entries > limit || existing.has_long_list && entries > limit / 5 * 4;
+        if is_long { Self::IngressesAndServices } else { Self::Services }
+    }
+
+    /// How many bytes of JSON a block takes at most.
+    fn bytes(self, block: &Block, gateway: &Gateway) -> usize {
+        // Two quotes and a comma.
+        let texts =
+            |texts: &[Text], more: usize| texts.iter().map(|text| text.len() + more + 3).sum::<usize>();
+        let domain = gateway.cluster_domain.len() + 1;
+        let Exposure { services, ingresses, otherwise } = &block.exposure;
+        match self {
+            Self::Services => texts(services, domain),
+            Self::IngressesAndServices => {
+                texts(services, domain) + texts(otherwise, domain) + texts(ingresses, 0)
+            }
+        }
+    }
+}
+
+fn object(index: usize, blocks: &[&Block], form: Form, gateway: &Gateway) -> Object {
+    let hosts = |of: fn(&Exposure) -> &[Text]| -> BTreeSet<String> {
+        let services = blocks.iter().flat_map(|block| of(&block.exposure));
+        services.map(|service| format!("{service}.{}", gateway.cluster_domain)).collect()
+    };
+    let services = hosts(|exposure| &exposure.services);
+    let ingresses: BTreeSet<&str> = blocks
         .iter()
-        .flat_map(|block| &block.services)
-        .map(|service| format!("{service}.{}", gateway.cluster_domain))
+        .flat_map(|block| block.exposure.ingresses.iter().map(AsRef::as_ref))
+        .filter(|_| form == Form::IngressesAndServices)
         .collect();
+    let plain = match form {
+        Form::Services => services.clone(),
+        Form::IngressesAndServices => hosts(|exposure| &exposure.otherwise),
+    };
+    let rule = |ingress, service| MatchRule {
+        config: RequestBlock {
+            block_urls: ["/"],
+            blocked_code: gateway.status_code,
+            blocked_message: &gateway.message,
+            case_sensitive: true,
+        },
+        config_disable: false,
+        ingress,
+        service,
+    };
+    let mut match_rules = vec![rule(Vec::new(), std::iter::once(SENTINEL.to_owned()).chain(plain).collect())];
+    // Both lists or no rule: a rule with one of them would match what it should not, one with none stops the whole plugin.
+    if !ingresses.is_empty() && !services.is_empty() {
+        match_rules.push(rule(ingresses.into_iter().collect(), services.into_iter().collect()));
+    }
     let violations: BTreeSet<InertViolation<'_>> = blocks
         .iter()
         .flat_map(|block| {
-            block.accused.iter().map(|key| InertViolation {
-                pod: &key.pod,
-                namespace: &key.namespace,
-                process: &key.process,
-                kind: &block.app.kind,
-                name: &block.app.name,
-            })
+            let App { namespace, kind, name } = &block.app;
+            // An App of which only the Services are known is in the list too: what is read back has to be whole.
+            let nothing = block.accused.is_empty().then_some(("", ""));
+            let accused = block.accused.iter().map(|key| (&*key.pod, &*key.process)).chain(nothing);
+            accused.map(move |(pod, process)| InertViolation { pod, namespace, process, kind, name })
         })
         .collect();
     let name = if index == 0 { gateway.name.clone() } else { format!("{}-{index}", gateway.name) };
-    let make = |violations: Vec<InertViolation<'_>>| Object {
-        api_version: "extensions.higress.io/v1alpha1",
-        kind: "WasmPlugin",
+    let make = |violations: Vec<InertViolation<'_>>, omitted| Object {
+        api_version: API_VERSION,
+        kind: KIND,
         metadata: Metadata::new(name.clone(), gateway.namespace.clone()),
         spec: json!(Spec {
             url: &gateway.url,
@@ -154,32 +247,106 @@ fn object(index: usize, blocks: &[&Block], gateway: &Gateway) -> Object {
             phase: &gateway.phase,
             priority: gateway.priority,
             fail_strategy: "FAIL_OPEN",
-            default_config: DefaultConfig { violations },
+            default_config: DefaultConfig { violations, omitted },
             default_config_disable: true,
-            match_rules: [MatchRule {
-                config: RequestBlock {
-                    block_urls: ["/"],
-                    blocked_code: gateway.status_code,
-                    blocked_message: &gateway.message,
-                    case_sensitive: true,
-                },
-                config_disable: false,
-                service: std::iter::once(SENTINEL.to_owned()).chain(services.iter().cloned()).collect(),
-            }],
+            match_rules: &match_rules,
         }),
+        upkeep: Upkeep::Kept,
     };
     // The list is for people: it gives way to what blocks.
-    let mut room = gateway.max_bytes.saturating_sub(size(&make(Vec::new())));
-    let fits = violations.into_iter().take_while(|violation| {
-        let needed = serde_json::to_string(violation).map_or(usize::MAX, |text| text.len() + 1);
-        let fits = needed <= room;
-        room = room.saturating_sub(needed);
-        fits
-    });
-    make(fits.collect())
+    let all = violations.len();
+    let mut room = gateway.max_bytes.saturating_sub(size(&make(Vec::new(), all)));
+    let fits: Vec<_> = violations
+        .into_iter()
+        .take_while(|violation| {
+            let needed = serde_json::to_string(violation).map_or(usize::MAX, |text| text.len() + 1);
+            let fits = needed <= room;
+            room = room.saturating_sub(needed);
+            fits
+        })
+        .collect();
+    let omitted = all - fits.len();
+    make(fits, omitted)
 }
 
 /// The object's size as the API server gets it.
 fn size(object: &Object) -> usize {
     serde_json::to_vec(object).map_or(usize::MAX, |json| json.len())
+}
+
+/// Which shard an object of that name is, counted from 0; nothing if it is none of ours.
+pub fn shard_index(name: &str, gateway: &Gateway) -> Option<usize> {
+    let rest = name.strip_prefix(&*gateway.name)?;
+    let index = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok().filter(|n| *n > 0)? };
+    // `-01` is no name that we give, and a huge number put there by somebody is no reason to make as many shards.
+    let is_ours = rest.is_empty() || rest == format!("-{index}");
+    (is_ours && index < MAX_SHARDS).then_some(index)
+}
+
+/// What is there already, from the WasmPlugins as they were read.
+pub fn existing<'a>(objects: impl IntoIterator<Item = (&'a str, &'a Value)>, gateway: &Gateway) -> Existing {
+    let mut existing = Existing::default();
+    for (name, object) in objects {
+        let Some(index) = shard_index(name, gateway) else { continue };
+        existing.wasm_plugins = existing.wasm_plugins.max(index + 1);
+        existing.has_long_list |= object.pointer("/spec/matchRules/1/ingress").is_some();
+    }
+    existing
+}
+
+/// The Apps that the `WasmPlugins` block, as they were read: what a start inherits.
+///
+/// From the list for people, which knows the Apps, and from the closed Services. Which Service is which App's is not in the
+/// object, so every listed App of a namespace keeps all of the namespace's, until its own are known; where the list has
+/// given way, each Service stands for itself.
+pub fn blocked<'a>(objects: impl IntoIterator<Item = &'a Value>, gateway: &Gateway) -> Vec<Inherited> {
+    let mut apps: BTreeMap<App, BTreeSet<Key>> = BTreeMap::new();
+    let mut services: BTreeMap<Text, BTreeSet<Text>> = BTreeMap::new();
+    let mut alone: BTreeSet<(Text, Text)> = BTreeSet::new();
+    let suffix = format!(".svc.{}", gateway.cluster_domain);
+    for object in objects {
+        let list = |value: &'a Value, pointer| {
+            value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+        };
+        for violation in list(object, "/spec/defaultConfig/violations") {
+            let part = |name| violation.get(name).and_then(Value::as_str).unwrap_or_default();
+            let app = App::new(part("namespace"), part("type"), part("name"));
+            let key = Key::new(part("namespace"), part("pod"), part("process"));
+            let accused = apps.entry(app).or_default();
+            if !key.pod.is_empty() {
+                accused.insert(key);
+            }
+        }
+        let is_whole = object.pointer("/spec/defaultConfig/omitted").is_none();
+        for service in list(object, "/spec/matchRules").flat_map(|rule| list(rule, "/service")) {
+            let service = service.as_str().and_then(|service| service.strip_suffix(&suffix));
+            let Some((name, namespace)) = service.and_then(|service| service.split_once('.')) else {
+                continue;
+            };
+            services.entry(namespace.into()).or_default().insert(format!("{name}.{namespace}.svc").into());
+            if !is_whole {
+                alone.insert((namespace.into(), name.into()));
+            }
+        }
+    }
+    let listed: BTreeSet<&Text> = apps.keys().map(|app| &app.namespace).collect();
+    for (namespace, hosts) in services.iter().filter(|(namespace, _)| !listed.contains(namespace)) {
+        let name = |host: &Text| host.split('.').next().unwrap_or_default().into();
+        alone.extend(hosts.iter().map(|host| (namespace.clone(), name(host))));
+    }
+    let of_list = apps.into_iter().map(|(app, accused)| {
+        let services = services.get(&app.namespace).into_iter().flatten().cloned().collect();
+        Inherited { app, told: None, accused, services }
+    });
+    let mut inherited: BTreeMap<App, Inherited> = alone
+        .into_iter()
+        .map(|(namespace, name)| {
+            let services = vec![format!("{name}.{namespace}.svc").into()];
+            let app = App { namespace, kind: "app".into(), name };
+            (app.clone(), Inherited { app, told: None, accused: BTreeSet::new(), services })
+        })
+        .collect();
+    // What is known better replaces what is guessed.
+    inherited.extend(of_list.map(|inherited| (inherited.app.clone(), inherited)));
+    inherited.into_values().collect()
 }

@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use procscan_core::Moment;
 use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName, PodRef};
-use procscan_core::policy::{AppFact, Book, BrakeRules, Evaluation, Facts, Mode, PodFact, Policy};
+use procscan_core::plan::Exposure;
+use procscan_core::policy::{AppFact, Book, BrakeRules, Evaluation, Facts, Mode, PodFact, PodState, Policy};
 use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record, Report, Target};
 use procscan_core::resources::template::Template;
 use procscan_core::resources::{Settings, notification, wasm_plugin};
@@ -17,6 +18,9 @@ use procscan_core::snapshot::{Snapshot, State, Violation};
 pub const START: i64 = 1_766_399_400;
 pub const MINUTE: u64 = 60;
 pub const HOUR: u64 = 3600;
+
+/// Facts that are as recent as anything.
+pub const ALWAYS: Moment = Moment { uptime: Duration::MAX, wall: Timestamp::UNIX_EPOCH };
 
 pub struct World {
     pub ledger: Ledger,
@@ -162,16 +166,16 @@ impl World {
         let pod = PodRef { namespace: namespace.into(), pod: pod.into() };
         let app = App::new(namespace, "app", app);
         self.facts.apps.entry(app.clone()).or_insert_with(|| AppFact {
-            pods: Some(1),
-            services: vec![Arc::from(format!("{}-x7k2.{namespace}.svc", app.name))],
+            gone: false,
+            exposure: Some(Exposure::plain([Arc::from(format!("{}-x7k2.{namespace}.svc", app.name))])),
         });
-        self.facts
-            .pods
-            .insert(pod, PodFact::Present { node: NodeName::new(node), host_ips: Vec::new(), app });
+        let state = PodState::Present { node: NodeName::new(node), host_ips: Vec::new(), app };
+        self.facts.pods.insert(pod, PodFact { asked: ALWAYS, state });
     }
 
-    pub fn pod_is(&mut self, namespace: &str, pod: &str, fact: PodFact) {
-        self.facts.pods.insert(PodRef { namespace: namespace.into(), pod: pod.into() }, fact);
+    pub fn pod_is(&mut self, namespace: &str, pod: &str, state: PodState) {
+        let pod = PodRef { namespace: namespace.into(), pod: pod.into() };
+        self.facts.pods.insert(pod, PodFact { asked: ALWAYS, state });
     }
 }
 
@@ -198,6 +202,7 @@ pub fn settings() -> Settings {
             message: "blocked".into(),
             cluster_domain: "cluster.local".into(),
             max_bytes: 512 * 1024,
+            max_service_entries: 500,
         },
         notification: notification::Texts {
             summary_namespace: "default".into(),

@@ -1,0 +1,109 @@
+//! `plan`: one round, and what would change.
+
+use std::path::Path;
+use std::time::Duration;
+
+use procscan_core::policy::Mode;
+use tokio::sync::oneshot;
+
+use super::run::text;
+use super::{CommandError, Stop};
+use crate::config::{Config, Level, Logger};
+use crate::output::difference::Difference;
+use crate::policy_task::Decided;
+use crate::run::{self, Pipeline};
+use crate::telemetry;
+
+/// How many lines of one object are shown. Tens of thousands of Services are read elsewhere.
+const MAX_LINES: usize = 40;
+/// How long the cluster may take to answer every question after the round.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+pub(super) async fn plan(path: &Path, mut stop: Stop) -> Result<(), CommandError> {
+    let config = Config::load(path, std::env::vars_os().filter_map(text))?;
+    // The decisions are printed below: in the log they would say that they were made.
+    telemetry::init(Logger { level: Level::Error, ..config.logger }, false);
+    let decide = decide(&config);
+    let changes = tokio::select! {
+        () = stop.wait() => return Err(anyhow::anyhow!("interrupted").into()),
+        changes = decide => changes?,
+    };
+    if changes { Err(CommandError::Changes) } else { Ok(()) }
+}
+
+/// Whether anything would change.
+async fn decide(config: &Config) -> anyhow::Result<bool> {
+    let settings = config.settings();
+    let cluster = run::cluster(config).await?;
+    let output = run::output(config, cluster.as_ref())?;
+    let blocked = output.blocked(&settings).await.map_err(anyhow::Error::msg)?;
+    let (tell, inherited) = oneshot::channel();
+    let _ = tell.send(blocked);
+    let pipeline = Pipeline::start(config, cluster.as_ref(), inherited)?;
+    let mut decided = pipeline.views.decided.clone();
+
+    // The round itself is bounded by its timeouts; twice over, because the targets have to be found first.
+    let round = config.aggregator.scan_interval * 2 + Duration::from_secs(5);
+    let first = decided.wait_for(|decided| decided.rounds > 0);
+    let is_done = matches!(tokio::time::timeout(round, first).await, Ok(Ok(_)));
+    let targets = pipeline.views.targets.borrow().clone();
+    if !is_done {
+        let why = targets.error.as_deref().unwrap_or("not all agents have answered or timed out");
+        anyhow::bail!("no round was done: {why}");
+    }
+    if cluster.is_some() {
+        // What is not answered by then is shown as unverified.
+        let _ = tokio::time::timeout(PATIENCE, decided.wait_for(|decided| decided.is_answered)).await;
+    }
+    let decided = decided.borrow().clone();
+    let snapshot = pipeline.views.snapshot.borrow().clone();
+    let evidence = pipeline.views.evidence.borrow().clone();
+    pipeline.stop();
+
+    let coverage = snapshot.coverage;
+    println!("{} of {} agents have answered.", coverage.fresh, coverage.expected());
+    for error in targets.error.iter().chain(&evidence) {
+        println!("! {error}");
+    }
+    explain(&decided);
+    let differences = output.preview(&decided.plan, &settings).await.map_err(anyhow::Error::msg)?;
+    println!();
+    differences.iter().for_each(show);
+    match (differences.len(), decided.plan.mode) {
+        (0, _) => println!("Nothing would change."),
+        (n, mode) => println!(
+            "{n} {} would change{}.",
+            if n == 1 { "object" } else { "objects" },
+            if mode == Mode::DryRun { ", if enforcement.mode were not dry-run" } else { "" }
+        ),
+    }
+    Ok(!differences.is_empty())
+}
+
+fn explain(decided: &Decided) {
+    for block in &decided.plan.blocks {
+        println!("block {}: {}", block.app, block.reason);
+    }
+    for held in &decided.held {
+        println!("hold  {}: {}", held.app, held.reason);
+    }
+    if decided.disputed > 0 {
+        println!(
+            "{} accusations are disputed: their Pods do not run on the accusing nodes.",
+            decided.disputed
+        );
+    }
+    if decided.unverified > 0 {
+        println!("{} accusations can't be verified.", decided.unverified);
+    }
+}
+
+fn show(difference: &Difference) {
+    println!("{} {}", difference.action, difference.object);
+    for line in difference.lines.iter().take(MAX_LINES) {
+        println!("  {line}");
+    }
+    if let Some(more) = difference.lines.len().checked_sub(MAX_LINES).filter(|more| *more > 0) {
+        println!("  … {more} lines more");
+    }
+}

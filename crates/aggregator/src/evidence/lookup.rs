@@ -1,0 +1,262 @@
+//! Asks the cluster about one namespace. Consistent reads only: what a cache does not have yet is no proof of anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::networking::v1::Ingress;
+use kube::api::ListParams;
+use kube::core::{DynamicObject, GroupVersionKind, ObjectList};
+use kube::discovery::ApiResource;
+use kube::{Api, ResourceExt};
+use procscan_core::identity::{self, Labels, Owner};
+use procscan_core::names::{App, Text};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
+
+/// How many objects one answer may hold: a namespace may have any number of Pods.
+const PAGE: u32 = 500;
+/// How many Pods of a namespace are looked up one by one in one pass. More wait for the next: an agent may name any number of
+/// Pods that do not exist.
+const MAX_DIRECT: usize = 100;
+
+/// What a namespace holds, as far as it matters.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// It is being deleted.
+    pub(super) is_terminating: bool,
+    /// Its Pods, ended ones included.
+    pub(super) pods: BTreeMap<Text, Pod>,
+    /// Pods that were asked for directly, and are not there.
+    pub(super) absent: BTreeSet<Text>,
+    /// Its Services.
+    pub(super) services: Vec<identity::Service>,
+    /// Its routes, if they were asked for and could be read.
+    pub(super) routes: Option<Routes>,
+}
+
+/// One Pod.
+#[derive(Clone, Debug)]
+pub(super) struct Pod {
+    pub(super) uid: String,
+    pub(super) node: Option<String>,
+    pub(super) host_ips: Vec<Text>,
+    pub(super) labels: Labels,
+    pub(super) app: App,
+    /// It has succeeded or failed: nothing runs in it any more.
+    pub(super) has_ended: bool,
+}
+
+/// Which ways lead to which Services. Names are those of Services and Ingresses in the one namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Routes {
+    /// The Ingresses with a path to a Service.
+    pub(super) ingresses: BTreeMap<Text, BTreeSet<Text>>,
+    /// Services that are reached in other ways.
+    pub(super) otherwise: BTreeSet<Text>,
+}
+
+/// The few fields of a Pod that matter: the rest is skipped while it is read.
+type PodObject = kube::core::Object<PodSpec, PodStatus>;
+
+#[derive(Clone, Debug, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec {
+    node_name: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodStatus {
+    phase: String,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
+    #[serde(rename = "hostIPs")]
+    host_ips: Vec<HostIp>,
+}
+
+#[derive(Clone, Debug, Deserialize, serde::Serialize)]
+struct HostIp {
+    ip: String,
+}
+
+/// Looks at `namespace`. `wanted` are the Pods that have to be known for sure. `None` if there is no such namespace.
+pub(super) async fn look(
+    cluster: &Cluster,
+    namespace: &str,
+    wanted: &BTreeSet<Text>,
+    with_routes: bool,
+) -> Result<Option<Seen>, Refusal> {
+    let mut seen = Seen::default();
+    let namespaces: Api<core::Namespace> = Api::all(cluster.client());
+    let ask = Ask { verb: "get", resource: "namespaces", namespace: Some(namespace) };
+    match cluster.ask_in_turn(ask, namespaces.get_metadata(namespace)).await {
+        Ok(found) => seen.is_terminating = found.metadata.deletion_timestamp.is_some(),
+        Err(refusal) if matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::NoNamespace) => {
+            return Ok(None);
+        }
+        Err(refusal) => return Err(refusal),
+    }
+
+    let kind = ApiResource::erase::<core::Pod>(&());
+    let api: Api<PodObject> = Api::namespaced_with(cluster.client(), namespace, &kind);
+    for pod in list(cluster, &api, "pods", namespace).await? {
+        seen.pods.insert(pod.name_any().into(), Pod::read(namespace, pod));
+    }
+    let missing = wanted.iter().filter(|name| !seen.pods.contains_key(*name));
+    let missing: Vec<Text> = missing.take(MAX_DIRECT).cloned().collect();
+    for name in missing {
+        let ask = Ask { verb: "get", resource: "pods", namespace: Some(namespace) };
+        match cluster.ask_in_turn(ask, api.get(&name)).await {
+            Ok(pod) => drop(seen.pods.insert(name, Pod::read(namespace, pod))),
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => drop(seen.absent.insert(name)),
+            Err(refusal) => return Err(refusal),
+        }
+    }
+
+    let api: Api<core::Service> = Api::namespaced(cluster.client(), namespace);
+    let services = list(cluster, &api, "services", namespace).await?;
+    seen.services = services
+        .into_iter()
+        .map(|mut service| identity::Service {
+            name: service.name_any().into(),
+            labels: std::mem::take(service.labels_mut()),
+            selector: service.spec.and_then(|spec| spec.selector).unwrap_or_default(),
+        })
+        .collect();
+    if with_routes {
+        seen.routes = Some(routes(cluster, namespace).await?);
+    }
+    Ok(Some(seen))
+}
+
+async fn routes(cluster: &Cluster, namespace: &str) -> Result<Routes, Refusal> {
+    let mut routes = Routes::default();
+    let api: Api<Ingress> = Api::namespaced(cluster.client(), namespace);
+    for ingress in list(cluster, &api, "ingresses.networking.k8s.io", namespace).await? {
+        routes.take_in(ingress, namespace);
+    }
+    let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client(), namespace, &ApiResource::from_gvk(&kind));
+    match list(cluster, &api, "httproutes.gateway.networking.k8s.io", namespace).await {
+        Ok(found) => found.iter().for_each(|route| routes.take_in_route(route, namespace)),
+        // Most clusters have no Gateway API: then nothing is routed by it.
+        Err(refusal) if refusal.kind == RefusalKind::NotServed => {}
+        Err(refusal) => return Err(refusal),
+    }
+    Ok(routes)
+}
+
+/// All objects, page by page, as of one moment.
+async fn list<K: Clone + DeserializeOwned + std::fmt::Debug>(
+    cluster: &Cluster,
+    api: &Api<K>,
+    resource: &str,
+    namespace: &str,
+) -> Result<Vec<K>, Refusal> {
+    let mut all = Vec::new();
+    let mut page = ListParams::default().limit(PAGE);
+    loop {
+        let ask = Ask { verb: "list", resource, namespace: Some(namespace) };
+        let ObjectList { metadata, items, .. } = cluster.ask_in_turn(ask, api.list(&page)).await?;
+        all.extend(items);
+        match metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page = page.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}
+
+impl Pod {
+    fn read(namespace: &str, mut pod: PodObject) -> Self {
+        let owners = pod.metadata.owner_references.take().unwrap_or_default();
+        let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
+        let owner = owner.map(|owner| Owner { kind: &owner.kind, name: &owner.name });
+        let labels = pod.metadata.labels.take().unwrap_or_default();
+        let status = pod.status.take().unwrap_or_default();
+        let host_ips = status.host_ips.into_iter().map(|host| host.ip).chain(status.host_ip);
+        Self {
+            app: identity::app_of(namespace, &pod.name_any(), &labels, owner),
+            uid: pod.metadata.uid.take().unwrap_or_default(),
+            node: pod.spec.node_name.take(),
+            host_ips: host_ips.map(Text::from).collect(),
+            labels,
+            has_ended: matches!(&*status.phase, "Succeeded" | "Failed"),
+        }
+    }
+}
+
+impl Routes {
+    fn take_in(&mut self, ingress: Ingress, namespace: &str) {
+        let name: Text = ingress.name_any().into();
+        // Higress's own: one or more `[weight%] service.namespace.svc.…[:port] [version]`, one per line.
+        if let Some(destinations) = ingress.annotations().get("higress.io/destination") {
+            let words = destinations.split_whitespace().filter_map(|word| word.split_once('.'));
+            self.otherwise.extend(
+                words
+                    .filter(|(_, rest)| rest.split('.').next() == Some(namespace))
+                    .map(|(service, _)| Text::from(service)),
+            );
+        }
+        let Some(spec) = ingress.spec else { return };
+        let service = |backend: k8s_openapi::api::networking::v1::IngressBackend| Some(backend.service?.name);
+        if let Some(service) = spec.default_backend.and_then(service) {
+            self.otherwise.insert(service.into());
+        }
+        let paths = spec.rules.into_iter().flatten().filter_map(|rule| rule.http).flat_map(|http| http.paths);
+        for service in paths.filter_map(|path| service(path.backend)) {
+            self.ingresses.entry(service.into()).or_default().insert(name.clone());
+        }
+    }
+
+    fn take_in_route(&mut self, route: &DynamicObject, namespace: &str) {
+        let list = |value: &serde_json::Value, name: &str| -> Vec<serde_json::Value> {
+            value.get(name).and_then(serde_json::Value::as_array).cloned().unwrap_or_default()
+        };
+        let spec = route.data.get("spec").cloned().unwrap_or_default();
+        for backend in list(&spec, "rules").iter().flat_map(|rule| list(rule, "backendRefs")) {
+            let part = |name| backend.get(name).and_then(serde_json::Value::as_str);
+            if part("namespace").is_none_or(|other| other == namespace)
+                && let Some(name) = part("name")
+            {
+                self.otherwise.insert(name.into());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_tell_ingress_paths_from_every_other_way_in() {
+        let mut routes = Routes::default();
+        let ingress = |text: &str| -> Ingress { serde_saphyr::from_str(text).unwrap() };
+        let path = |service: &str| {
+            format!("{{pathType: Prefix, path: /, backend: {{service: {{name: {service}}}}}}}")
+        };
+        let web = format!(
+            "{{metadata: {{name: web}}, spec: {{rules: [{{http: {{paths: [{}, {}]}}}}, {{host: x}}]}}}}",
+            path("a"),
+            path("b")
+        );
+        routes.take_in(ingress(&web), "ns-a");
+        routes.take_in(
+            ingress("{metadata: {name: all}, spec: {defaultBackend: {service: {name: c}}}}"),
+            "ns-a",
+        );
+        routes.take_in(ingress("{metadata: {name: own, annotations: {higress.io/destination: \"80% d.ns-a.svc.cluster.local:80\\n20% e.ns-b.svc.cluster.local\"}}}"), "ns-a");
+        let route =
+            "{metadata: {name: r}, spec: {rules: [{backendRefs: [{name: f}, {name: g, namespace: ns-b}]}]}}";
+        routes.take_in_route(&serde_saphyr::from_str(route).unwrap(), "ns-a");
+        let to = |name: &str| {
+            routes.ingresses.get(name).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!((to("a"), to("b"), to("c")), (Some(vec!["web".into()]), Some(vec!["web".into()]), None));
+        let otherwise: Vec<&str> = routes.otherwise.iter().map(AsRef::as_ref).collect();
+        assert_eq!(otherwise, ["c", "d", "f"]);
+    }
+}

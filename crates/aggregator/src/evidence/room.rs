@@ -1,0 +1,287 @@
+//! What is known of one namespace, and what follows from looking at it once more. Pure: the looking is done elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use procscan_core::Moment;
+use procscan_core::identity::Labels;
+use procscan_core::names::{App, NodeName, PodRef, Text};
+use procscan_core::plan::Exposure;
+use procscan_core::policy::{AppFact, PodFact, PodState};
+
+use super::lookup::{Pod, Seen};
+
+/// What the policy wants to know of one namespace.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    /// The accused Pods.
+    pub(super) pods: BTreeSet<Text>,
+    /// The Apps with an open incident, and the Pods that were accused as theirs.
+    pub(super) apps: BTreeMap<App, BTreeSet<Text>>,
+}
+
+/// One namespace.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// When it was last looked at; from before the first request.
+    pub(super) asked: Option<Moment>,
+    pub(super) pods: BTreeMap<Text, PodFact>,
+    pub(super) apps: BTreeMap<App, AppFact>,
+    pub(super) is_terminating: bool,
+    /// The accused Pods that were there, as which object, and when last.
+    lives: BTreeMap<Text, (String, Moment)>,
+    /// Since when no Pod of an App has been there.
+    empty: BTreeMap<App, Moment>,
+}
+
+impl Wanted {
+    /// Every Pod that has to be known for sure.
+    pub(super) fn all_pods(&self) -> BTreeSet<Text> {
+        self.pods.iter().chain(self.apps.values().flatten()).cloned().collect()
+    }
+}
+
+impl Room {
+    /// Takes in what was seen: `None` if the namespace does not exist. Returns the Pods that are proven gone, and until when
+    /// their evidence counts for nothing.
+    ///
+    /// An App counts as gone when none of its Pods was there for `patience`: a Pod that is being replaced leaves a gap.
+    pub(super) fn see(
+        &mut self,
+        namespace: &Text,
+        wanted: &Wanted,
+        seen: Option<Seen>,
+        asked: Moment,
+        patience: Duration,
+    ) -> Vec<(PodRef, Moment)> {
+        let exists = seen.is_some();
+        let seen = seen.unwrap_or_default();
+        self.asked = Some(asked);
+        self.is_terminating = seen.is_terminating;
+        let is_absent = |name: &Text| {
+            !exists || seen.absent.contains(name) || seen.pods.get(name).is_some_and(|pod| pod.has_ended)
+        };
+        let there = |name: &Text| seen.pods.get(name).filter(|pod| !pod.has_ended);
+
+        let all = wanted.all_pods();
+        let mut gone = Vec::new();
+        for name in &all {
+            let pod_ref = || PodRef { namespace: namespace.clone(), pod: name.clone() };
+            match (self.lives.get(name), there(name)) {
+                // Another object of the same name: the one that was accused is gone, and what it was accused of with it.
+                (Some((uid, last)), Some(pod)) if *uid != pod.uid => gone.push((pod_ref(), *last)),
+                (Some(_), None) if is_absent(name) => {
+                    gone.push((pod_ref(), asked));
+                    self.lives.remove(name);
+                }
+                _ => {}
+            }
+            if let Some(pod) = there(name) {
+                self.lives.insert(name.clone(), (pod.uid.clone(), asked));
+            }
+        }
+        self.lives.retain(|name, _| all.contains(name));
+
+        self.pods.clear();
+        for name in &all {
+            let state = match there(name) {
+                Some(pod) => present(pod),
+                None if is_absent(name) => PodState::Gone,
+                // Too many to be looked up in one pass.
+                None => continue,
+            };
+            self.pods.insert(name.clone(), PodFact { asked, state });
+        }
+
+        self.apps.clear();
+        self.empty.retain(|app, _| wanted.apps.contains_key(app));
+        for (app, accused) in &wanted.apps {
+            let own = seen.pods.values().filter(|pod| !pod.has_ended && pod.app == *app);
+            let labels: Vec<&Labels> =
+                own.chain(accused.iter().filter_map(there)).map(|pod| &pod.labels).collect();
+            let is_empty = labels.is_empty() && accused.iter().all(is_absent);
+            let gone = if is_empty {
+                let since = *self.empty.entry(app.clone()).or_insert(asked);
+                since != asked && asked.since(since) >= patience
+            } else {
+                self.empty.remove(app);
+                false
+            };
+            // Without a Pod there is nothing to match Services with: what is known stays.
+            let exposure = (!labels.is_empty()).then(|| exposure(app, &labels, namespace, &seen));
+            self.apps.insert(app.clone(), AppFact { gone, exposure });
+        }
+        gone
+    }
+
+    /// The namespace could not be looked at: nothing is known, and nothing follows.
+    pub(super) fn fail(&mut self, wanted: &Wanted, why: &str, asked: Moment) {
+        self.asked = Some(asked);
+        self.empty.clear();
+        let unreadable = PodFact { asked, state: PodState::Unreadable(why.to_owned()) };
+        self.pods = wanted.all_pods().into_iter().map(|name| (name, unreadable.clone())).collect();
+        self.apps = wanted.apps.keys().map(|app| (app.clone(), AppFact::default())).collect();
+    }
+
+    /// How many Services are known to be closed.
+    pub(super) fn services(&self) -> usize {
+        self.apps
+            .values()
+            .filter_map(|app| app.exposure.as_ref())
+            .map(|exposure| exposure.services.len())
+            .sum()
+    }
+}
+
+fn present(pod: &Pod) -> PodState {
+    PodState::Present {
+        // Nothing runs in a Pod without a node, so no node's word of it is true.
+        node: NodeName::new(pod.node.as_deref().unwrap_or("(none yet)")),
+        host_ips: pod.host_ips.clone(),
+        app: pod.app.clone(),
+    }
+}
+
+fn exposure(app: &App, pods: &[&Labels], namespace: &Text, seen: &Seen) -> Exposure {
+    let names: BTreeSet<&Text> = seen
+        .services
+        .iter()
+        .filter(|service| service.exposes(app, pods.iter().copied()))
+        .map(|service| &service.name)
+        .collect();
+    let host = |name: &&Text| Text::from(format!("{name}.{namespace}.svc"));
+    let Some(routes) = &seen.routes else {
+        return Exposure::plain(names.iter().map(host));
+    };
+    let ingresses: BTreeSet<&Text> =
+        names.iter().filter_map(|name| routes.ingresses.get(*name)).flatten().collect();
+    Exposure {
+        services: names.iter().map(host).collect(),
+        ingresses: ingresses.iter().map(|name| Text::from(format!("{namespace}/{name}"))).collect(),
+        otherwise: names.iter().filter(|name| routes.otherwise.contains(**name)).map(host).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use procscan_core::identity::Service;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_mins(1);
+
+    fn at(seconds: u64) -> Moment {
+        Moment { uptime: Duration::from_secs(seconds), wall: Timestamp::UNIX_EPOCH }
+    }
+
+    fn labels(app: &str) -> Labels {
+        [("app".to_owned(), app.to_owned())].into()
+    }
+
+    fn pod(uid: &str, app: &str, has_ended: bool) -> Pod {
+        Pod {
+            uid: uid.into(),
+            node: Some("n1".into()),
+            host_ips: Vec::new(),
+            labels: labels(app),
+            app: App::new("ns-a", "app", app),
+            has_ended,
+        }
+    }
+
+    fn seen(pods: &[(&str, Pod)], absent: &[&str]) -> Seen {
+        Seen {
+            pods: pods.iter().map(|(name, pod)| ((*name).into(), pod.clone())).collect(),
+            absent: absent.iter().map(|name| (*name).into()).collect(),
+            services: vec![Service {
+                name: "web-x7k2".into(),
+                selector: labels("web"),
+                ..Service::default()
+            }],
+            ..Seen::default()
+        }
+    }
+
+    fn wanted() -> Wanted {
+        let pods: BTreeSet<Text> = ["web-0".into()].into();
+        Wanted { apps: [(app(), pods.clone())].into(), pods }
+    }
+
+    fn app() -> App {
+        App::new("ns-a", "app", "web")
+    }
+
+    fn see(room: &mut Room, seen: impl Into<Option<Seen>>, seconds: u64) -> Vec<Moment> {
+        room.see(&"ns-a".into(), &wanted(), seen.into(), at(seconds), PATIENCE)
+            .into_iter()
+            .map(|(_, until)| until)
+            .collect()
+    }
+
+    #[test]
+    fn an_app_is_gone_only_when_none_of_its_pods_was_there_for_a_while() {
+        let mut room = Room::default();
+        see(&mut room, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
+        let exposure = room.apps[&app()].exposure.clone().unwrap();
+        assert_eq!(exposure, Exposure::plain(["web-x7k2.ns-a.svc".into()]));
+        assert_eq!(see(&mut room, seen(&[], &["web-0"]), 10), [at(10)]);
+        assert_eq!(room.apps[&app()], AppFact { gone: false, exposure: None }, "it may be coming back");
+        see(&mut room, seen(&[("web-1", pod("2", "web", false))], &["web-0"]), 40);
+        see(&mut room, seen(&[], &["web-0"]), 60);
+        see(&mut room, seen(&[], &["web-0"]), 119);
+        assert!(!room.apps[&app()].gone, "the wait begins anew");
+        see(&mut room, seen(&[], &["web-0"]), 120);
+        assert!(room.apps[&app()].gone);
+    }
+
+    #[test]
+    fn neither_a_failure_nor_a_listing_without_a_direct_look_proves_anything_gone() {
+        let mut room = Room::default();
+        see(&mut room, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
+        for seconds in [60, 120, 180] {
+            assert!(see(&mut room, seen(&[], &[]), seconds).is_empty());
+            assert!(!room.pods.contains_key("web-0") && !room.apps[&app()].gone);
+            room.fail(&wanted(), "503", at(seconds + 30));
+            assert!(matches!(room.pods["web-0"].state, PodState::Unreadable(_)));
+            assert_eq!(room.apps[&app()], AppFact::default());
+        }
+    }
+
+    #[test]
+    fn a_pod_that_ended_or_is_another_object_now_is_gone() {
+        let mut room = Room::default();
+        see(&mut room, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
+        // What came after the old one was last seen may be of the new one.
+        assert_eq!(see(&mut room, seen(&[("web-0", pod("2", "web", false))], &[]), 50), [at(0)]);
+        assert_eq!(see(&mut room, seen(&[("web-0", pod("2", "web", false))], &[]), 60), []);
+        assert_eq!(see(&mut room, seen(&[("web-0", pod("2", "web", true))], &[]), 70), [at(70)]);
+        assert_eq!(room.pods["web-0"].state, PodState::Gone);
+        assert_eq!(see(&mut room, None, 80), [], "told once");
+    }
+
+    #[test]
+    fn an_accused_pod_under_another_label_still_stands_for_its_app() {
+        let mut room = Room::default();
+        see(&mut room, seen(&[("web-0", pod("1", "other", false))], &[]), 0);
+        see(&mut room, seen(&[("web-0", pod("1", "other", false))], &[]), 600);
+        assert!(!room.apps[&app()].gone);
+    }
+
+    #[test]
+    fn with_routes_ingresses_are_named_and_what_is_reached_otherwise_stays_plain() {
+        let mut found = seen(&[("web-0", pod("1", "web", false))], &[]);
+        found.services.push(Service { name: "web-2".into(), selector: labels("web"), ..Service::default() });
+        found.routes = Some(super::super::lookup::Routes {
+            ingresses: [("web-x7k2".into(), ["in".into()].into())].into(),
+            otherwise: ["web-2".into(), "stranger".into()].into(),
+        });
+        let mut room = Room::default();
+        see(&mut room, found, 0);
+        let exposure = room.apps[&app()].exposure.clone().unwrap();
+        let texts = |texts: &[Text]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&exposure.services), ["web-2.ns-a.svc", "web-x7k2.ns-a.svc"]);
+        assert_eq!(texts(&exposure.ingresses), ["ns-a/in"]);
+        assert_eq!(texts(&exposure.otherwise), ["web-2.ns-a.svc"]);
+    }
+}

@@ -1,0 +1,282 @@
+//! The connection to the cluster, and what its refusals mean for people.
+//!
+//! Every request has a timeout, and says whom and what it is for, so that a refusal names what is missing: the verb, the
+//! resource and the namespace of an RBAC rule, or the CRD.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::config;
+
+/// The namespace that the Pod runs in, which is never a tenant's.
+const OWN_NAMESPACE: &str = "POD_NAMESPACE";
+
+/// A connection that many parts share.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    timeout: Duration,
+    own_namespace: Option<String>,
+    pace: Arc<Pace>,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("own_namespace", &self.own_namespace).finish_non_exhaustive()
+    }
+}
+
+/// What a request is for, in the words of an RBAC rule.
+#[derive(Clone, Debug)]
+pub struct Ask<'a> {
+    /// `get`, `list`, `patch`, ….
+    pub verb: &'static str,
+    /// The resource's plural, with its group: `wasmplugins.extensions.higress.io`.
+    pub resource: &'a str,
+    /// The namespace; `None` for all of them, or for a resource without one.
+    pub namespace: Option<&'a str>,
+}
+
+/// Why a request was not answered with what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What to make of it.
+    pub kind: RefusalKind,
+    /// The verb and the resource, wherever: what an RBAC rule has to allow.
+    pub subject: String,
+    /// For people: what was asked, and what stood in the way.
+    pub text: String,
+}
+
+/// What to make of a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// There is no such object.
+    NotFound,
+    /// The API server does not know such a kind: its CRD is not installed.
+    NotServed,
+    /// The namespace does not exist, or is being deleted.
+    NoNamespace,
+    /// RBAC, an admission rule, or a quota.
+    Forbidden,
+    /// Somebody else has changed the object meanwhile.
+    Conflict,
+    /// The request itself is not acceptable.
+    Invalid,
+    /// The API server can't be reached, or is not well.
+    Unavailable,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for Refusal {}
+
+impl Cluster {
+    /// Reads how to reach the cluster. Whether it can be reached is seen with the first request.
+    pub async fn connect(settings: &config::Kubernetes) -> anyhow::Result<Self> {
+        let options = KubeConfigOptions { context: settings.context.clone(), ..KubeConfigOptions::default() };
+        let (mut config, is_inside) = if let Some(path) = &settings.kubeconfig {
+            let place = || format!("kubernetes.kubeconfig: {}", path.display());
+            let file = Kubeconfig::read_from(path).with_context(place)?;
+            (Config::from_custom_kubeconfig(file, &options).await.with_context(place)?, false)
+        } else {
+            match Config::from_kubeconfig(&options).await {
+                Ok(config) => (config, false),
+                Err(outside) => match Config::incluster() {
+                    Ok(config) => (config, true),
+                    Err(inside) => anyhow::bail!(
+                        "no cluster is configured: kubeconfig: {outside}; ServiceAccount of the Pod: {inside}. To try \
+                         it without a cluster: procscan-aggregator demo"
+                    ),
+                },
+            }
+        };
+        // Whoever asks knows better than a library when to ask again.
+        config.default_retry = false;
+        config.headers.push((
+            hyper::header::USER_AGENT,
+            hyper::header::HeaderValue::from_static(concat!(
+                "procscan-aggregator/",
+                env!("CARGO_PKG_VERSION")
+            )),
+        ));
+        let own_namespace = std::env::var(OWN_NAMESPACE)
+            .ok()
+            .filter(|name| !name.is_empty())
+            .or_else(|| is_inside.then(|| config.default_namespace.clone()));
+        let client = Client::try_from(config).context("the cluster's client can't be made")?;
+        let pace = Arc::new(Pace::new(settings.requests_per_second));
+        Ok(Self { client, timeout: settings.request_timeout, own_namespace, pace })
+    }
+
+    /// The client, for requests that `ask` is told of.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The namespace that we run in, if we run in one.
+    pub fn own_namespace(&self) -> Option<&str> {
+        self.own_namespace.as_deref()
+    }
+
+    /// Waits for the answer to one request, but not for ever.
+    pub async fn ask<T>(
+        &self,
+        ask: Ask<'_>,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Refusal> {
+        match tokio::time::timeout(self.timeout, request).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(Refusal::new(&ask, &error)),
+            Err(_) => Err(Refusal {
+                kind: RefusalKind::Unavailable,
+                subject: ask.subject(),
+                text: format!("{ask}: no answer within {}", humantime::format_duration(self.timeout)),
+            }),
+        }
+    }
+
+    /// The same, in its turn: all paced requests together keep below `kubernetes.requests_per_second`.
+    pub async fn ask_in_turn<T>(
+        &self,
+        ask: Ask<'_>,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Refusal> {
+        self.pace.turn().await;
+        self.ask(ask, request).await
+    }
+}
+
+impl Ask<'_> {
+    fn subject(&self) -> String {
+        format!("{} {}", self.verb, self.resource)
+    }
+}
+
+impl fmt::Display for Ask<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb, self.resource)?;
+        match self.namespace {
+            Some(namespace) => write!(f, " in namespace {namespace}"),
+            None => f.write_str(" in all namespaces"),
+        }
+    }
+}
+
+impl Refusal {
+    /// What an error means.
+    pub fn new(ask: &Ask<'_>, error: &kube::Error) -> Self {
+        let kube::Error::Api(status) = error else {
+            let mut text = format!("{ask}: the API server can't be reached: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                let cause_text = cause.to_string();
+                // Libraries repeat their cause's text in their own.
+                if !text.ends_with(&cause_text) {
+                    text = format!("{text}: {cause_text}");
+                }
+                source = cause.source();
+            }
+            return Self { kind: RefusalKind::Unavailable, subject: ask.subject(), text };
+        };
+        let message = status.message.split_whitespace().collect::<Vec<_>>().join(" ");
+        let is_no_namespace =
+            message.starts_with("namespaces \"") || message.contains("because it is being terminated");
+        let kind = match status.code {
+            403 | 404 if is_no_namespace => RefusalKind::NoNamespace,
+            404 if message.contains("could not find the requested resource")
+                || message.contains("page not found") =>
+            {
+                RefusalKind::NotServed
+            }
+            404 => RefusalKind::NotFound,
+            401 | 403 => RefusalKind::Forbidden,
+            409 => RefusalKind::Conflict,
+            400 | 405 | 413 | 415 | 422 => RefusalKind::Invalid,
+            _ => RefusalKind::Unavailable,
+        };
+        let text = match kind {
+            RefusalKind::NotServed => {
+                format!("{ask}: the API server does not know {}: is its CRD installed?", ask.resource)
+            }
+            _ => format!("{ask}: {} ({})", message, status.code),
+        };
+        Self { kind, subject: ask.subject(), text }
+    }
+}
+
+/// Lets so many through per second, evenly, in the order in which they come.
+#[derive(Debug)]
+struct Pace {
+    gap: Duration,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    fn new(per_second: u32) -> Self {
+        Self { gap: Duration::from_secs(1) / per_second.max(1), next: Mutex::new(Instant::now()) }
+    }
+
+    async fn turn(&self) {
+        let mut next = self.next.lock().await;
+        let at = (*next).max(Instant::now());
+        *next = at + self.gap;
+        drop(next);
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(code: u16, message: &str) -> Refusal {
+        let ask = Ask { verb: "patch", resource: "wasmplugins.extensions.higress.io", namespace: Some("gw") };
+        let status =
+            kube::core::Status { code, message: message.to_owned(), ..kube::core::Status::default() };
+        Refusal::new(&ask, &kube::Error::Api(Box::new(status)))
+    }
+
+    #[test]
+    fn refusals_say_what_was_asked_and_what_is_missing() {
+        let missing = refusal(404, "the server could not find the requested resource");
+        assert_eq!(missing.kind, RefusalKind::NotServed);
+        assert_eq!(
+            missing.text,
+            "patch wasmplugins.extensions.higress.io in namespace gw: the API server does not know \
+             wasmplugins.extensions.higress.io: is its CRD installed?"
+        );
+        assert_eq!(
+            refusal(404, "wasmplugins.extensions.higress.io \"x\" not found").kind,
+            RefusalKind::NotFound
+        );
+        assert_eq!(refusal(404, "namespaces \"gw\" not found").kind, RefusalKind::NoNamespace);
+        let ending = "unable to create new content in namespace gw because it is being terminated";
+        assert_eq!(refusal(403, ending).kind, RefusalKind::NoNamespace);
+        assert_eq!(refusal(403, "User \"x\" cannot patch").kind, RefusalKind::Forbidden);
+        assert_eq!(refusal(503, "shutting down").kind, RefusalKind::Unavailable);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_let_through_at_their_pace_and_idle_time_is_not_saved_up() {
+        let pace = Pace::new(10);
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        let start = Instant::now();
+        for _ in 0..21 {
+            pace.turn().await;
+        }
+        assert_eq!(start.elapsed(), Duration::from_secs(2));
+    }
+}

@@ -1,0 +1,531 @@
+//! The objects in the cluster, by server-side apply.
+//!
+//! Each object is read before it is written, written only if it differs, and written with the resourceVersion that was read:
+//! whoever was faster wins, and the next pass looks again. The gateway's objects are kept exactly as they should be. Tenants'
+//! Notifications are messages: written when they are news, and the reader may mark or delete them.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::core::{DynamicObject, GroupVersionKind};
+use kube::discovery::ApiResource;
+use kube::{Api, ResourceExt};
+use procscan_core::plan::Plan;
+use procscan_core::policy::Inherited;
+use procscan_core::resources::notification::{self, IS_READ};
+use procscan_core::resources::wasm_plugin::{self, Gateway};
+use procscan_core::resources::{self, MANAGED_BY, Object, Settings, Upkeep};
+use serde_json::{Value, json};
+
+use super::Outcome;
+use super::difference::{Action, Difference, lines, surplus};
+use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
+
+/// Who we are to the API server.
+pub const FIELD_MANAGER: &str = "procscan-aggregator";
+/// The annotation by which an operator keeps us from writing an object.
+pub const SUSPEND: &str = "procscan-aggregator/suspend";
+/// How many messages that were written before are compared again in one pass: drift in them is no emergency.
+const COMPARED_AGAIN: usize = 20;
+/// How many problems of one pass are told apart. With more, it is the cluster that has the problem.
+const MAX_PROBLEMS: usize = 20;
+
+/// The cluster's objects, as far as they are ours.
+#[derive(Debug)]
+pub struct ClusterOutput {
+    cluster: Cluster,
+    /// The messages that need nothing more, by kind, namespace and name.
+    told: BTreeMap<Key, Told>,
+    /// Where the comparison of old messages goes on.
+    compared: Option<Key>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    /// Of the object as it was wanted.
+    hash: u64,
+    /// Of the time at which it was news.
+    news: u64,
+    /// It is there as we wrote it, so drift is put right.
+    is_ours: bool,
+}
+
+/// Kind, namespace and name.
+type Key = (&'static str, String, String);
+/// An object as it is in the cluster.
+type Live = DynamicObject;
+
+impl ClusterOutput {
+    /// Nothing is read or written yet.
+    pub fn new(cluster: Cluster) -> Self {
+        Self { cluster, told: BTreeMap::new(), compared: None }
+    }
+
+    /// The Apps that our `WasmPlugins` block now. Read from the gateway's namespace only: tenants can't write there.
+    pub async fn blocked(&self, gateway: &Gateway) -> Result<Vec<Inherited>, Refusal> {
+        match self.plugins(gateway).await {
+            Ok(live) => {
+                let ours = live.iter().filter(|object| is_ours(object)).map(|object| &object.data);
+                Ok(wasm_plugin::blocked(ours, gateway))
+            }
+            // Where there is no such kind, nothing is blocked by it.
+            Err(refusal) if refusal.kind == RefusalKind::NotServed => Ok(Vec::new()),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Makes the cluster like the plan, as far as `go_on` lets it. Problems stop nothing but what they are about.
+    pub async fn write(&mut self, plan: &Plan, settings: &Settings, go_on: impl Fn() -> bool) -> Outcome {
+        let mut outcome = Outcome::default();
+        let objects = match self.plugins(&settings.gateway).await {
+            Ok(live) => {
+                let objects = resources::render(plan, settings, existing(&live, &settings.gateway));
+                for object in objects.iter().filter(|object| object.upkeep == Upkeep::Kept) {
+                    let live = live.iter().find(|live| live.name_any() == object.metadata.name);
+                    let kept = self.keep(object, live, &mut outcome).await;
+                    outcome.note(kept);
+                }
+                objects
+            }
+            Err(refusal) => {
+                outcome.problems.push(refusal.text);
+                resources::render(plan, settings, resources::Existing::default())
+            }
+        };
+        let messages: Vec<&Object> = objects.iter().filter(|object| object.upkeep != Upkeep::Kept).collect();
+        let wanted: BTreeSet<Key> = messages.iter().map(|object| key(object)).collect();
+        self.told.retain(|key, _| wanted.contains(key));
+        for object in &messages {
+            if self.told.get(&key(object)).is_some_and(|told| told.hash == hash(object)) {
+                continue;
+            }
+            if outcome.problems.len() >= MAX_PROBLEMS {
+                break;
+            }
+            let told = self.tell(object).await;
+            let is_hopeless = told.as_ref().is_err_and(|refusal| {
+                matches!(refusal.kind, RefusalKind::Unavailable | RefusalKind::NotServed)
+            });
+            outcome.note(told);
+            if is_hopeless {
+                break;
+            }
+            // Something else has been decided meanwhile: the gateway goes before the other messages.
+            if !go_on() {
+                outcome.is_unfinished = true;
+                return outcome;
+            }
+        }
+        if outcome.problems.is_empty() {
+            self.compare_again(&messages, &mut outcome).await;
+        }
+        outcome
+    }
+
+    /// What `write` would do.
+    pub async fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, Refusal> {
+        let live = match self.plugins(&settings.gateway).await {
+            Err(refusal) if refusal.kind == RefusalKind::NotServed => Vec::new(),
+            live => live?,
+        };
+        let mut differences = Vec::new();
+        for object in resources::render(plan, settings, existing(&live, &settings.gateway)) {
+            let read;
+            let live = if object.upkeep == Upkeep::Kept {
+                live.iter().find(|live| live.name_any() == object.metadata.name)
+            } else {
+                read = self.read(&object).await?;
+                read.as_ref()
+            };
+            differences.extend(difference(&object, live));
+        }
+        Ok(differences)
+    }
+
+    /// Every WasmPlugin of the gateway's namespace whose name could be ours.
+    async fn plugins(&self, gateway: &Gateway) -> Result<Vec<Live>, Refusal> {
+        let resource = resource(wasm_plugin::API_VERSION, wasm_plugin::KIND);
+        let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &gateway.namespace, &resource);
+        let plural = plural(&resource);
+        let ask = Ask { verb: "list", resource: &plural, namespace: Some(&gateway.namespace) };
+        let mut all = self.cluster.ask(ask, api.list(&ListParams::default())).await?.items;
+        all.retain(|object| wasm_plugin::shard_index(&object.name_any(), gateway).is_some());
+        Ok(all)
+    }
+
+    /// Keeps an object exactly as it should be. Whether something was written.
+    async fn keep(
+        &self,
+        object: &Object,
+        live: Option<&Live>,
+        outcome: &mut Outcome,
+    ) -> Result<bool, Refusal> {
+        let Some(live) = live else {
+            self.apply(object, None).await?;
+            return Ok(true);
+        };
+        if !is_ours(live) {
+            outcome.problems.push(format!(
+                "{} is there, but not written by procscan-aggregator. Delete it, or hand it over with the label {}={}",
+                named(object),
+                MANAGED_BY.0,
+                MANAGED_BY.1
+            ));
+            return Ok(false);
+        }
+        if is_suspended(live) {
+            outcome.suspended.push(named(object));
+            return Ok(false);
+        }
+        if difference(object, Some(live)).is_none() {
+            return Ok(false);
+        }
+        let mut version = live.metadata.resource_version.clone();
+        let should = json!({ "spec": object.spec });
+        let is = json!({ "spec": live.data.get("spec").cloned().unwrap_or_default() });
+        // Apply leaves alone what others have added; but one field too many can switch the rules off.
+        if let Some(mut nulls) = surplus(&is, &should) {
+            if let Some(nulls) = nulls.as_object_mut() {
+                nulls.insert("metadata".to_owned(), json!({ "resourceVersion": version }));
+            }
+            let patched = self.patch(object, &PatchParams::default(), &Patch::Merge(&nulls)).await?;
+            version = patched.metadata.resource_version;
+        }
+        self.apply(object, version).await?;
+        Ok(true)
+    }
+
+    /// Writes a message if it is news. Whether something was written.
+    async fn tell(&mut self, object: &Object) -> Result<bool, Refusal> {
+        let told = Told::of(object);
+        let is_news = self.told.get(&key(object)).is_none_or(|before| before.news != told.news);
+        if object.upkeep == Upkeep::Known {
+            // Its reader may have deleted it since, and then it stays deleted.
+            self.told.insert(key(object), Told { is_ours: false, ..told });
+            return Ok(false);
+        }
+        let live = match self.read(object).await {
+            // In a namespace that is going there is nobody left to tell.
+            Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
+                self.told.insert(key(object), Told { is_ours: false, ..told });
+                return Ok(false);
+            }
+            live => live?,
+        };
+        let (written, is_ours) = match (object.upkeep, live) {
+            (Upkeep::Retired, None) => (Ok(false), false),
+            (Upkeep::Retired, Some(live)) => (self.mark_read(object, &live).await, false),
+            (Upkeep::Words, Some(live)) if has_same_words(object, &live) => (Ok(false), false),
+            // Its reader has deleted it, and nothing new has happened.
+            (_, None) if !is_news => (Ok(false), false),
+            (_, Some(live)) if !is_news => (
+                self.apply(&with_labels_of(&live, object), live.metadata.resource_version)
+                    .await
+                    .map(|_| true),
+                true,
+            ),
+            (_, live) => {
+                let version = live.and_then(|live| live.metadata.resource_version);
+                (self.apply(object, version).await.map(|_| true), true)
+            }
+        };
+        match written {
+            Ok(written) => {
+                self.told.insert(key(object), Told { is_ours, ..told });
+                Ok(written)
+            }
+            Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
+                self.told.insert(key(object), Told { is_ours: false, ..told });
+                Ok(false)
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Its cause is over: there is nothing left to read.
+    async fn mark_read(&self, object: &Object, live: &Live) -> Result<bool, Refusal> {
+        if live.labels().get(IS_READ).is_some_and(|read| read == "true") {
+            return Ok(false);
+        }
+        let read = json!({
+            "metadata": {"labels": {IS_READ: "true"}, "resourceVersion": live.metadata.resource_version},
+        });
+        let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        match self.patch(object, &by_us, &Patch::Merge(&read)).await {
+            // Deleted meanwhile: that is as good.
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(false),
+            patched => patched.map(|_| true),
+        }
+    }
+
+    /// Compares a few of the messages that were written before, in turn, and puts their texts right.
+    async fn compare_again(&mut self, messages: &[&Object], outcome: &mut Outcome) {
+        let mut ours: Vec<&&Object> = messages
+            .iter()
+            .filter(|object| self.told.get(&key(object)).is_some_and(|told| told.is_ours))
+            .collect();
+        ours.sort_by_key(|object| key(object));
+        let start =
+            ours.partition_point(|object| self.compared.as_ref().is_some_and(|last| key(object) <= *last));
+        let turn: Vec<&&Object> =
+            ours.iter().cycle().skip(start).take(COMPARED_AGAIN.min(ours.len())).copied().collect();
+        for object in turn {
+            self.compared = Some(key(object));
+            let live = match self.read(object).await {
+                Ok(live) => live,
+                Err(refusal) => {
+                    outcome.problems.push(refusal.text);
+                    return;
+                }
+            };
+            let Some(live) = live else {
+                // Its reader has deleted it.
+                self.told.insert(key(object), Told { is_ours: false, ..Told::of(object) });
+                continue;
+            };
+            if live.data.get("spec") == Some(&object.spec) {
+                continue;
+            }
+            let repaired = with_labels_of(&live, object);
+            let applied = self.apply(&repaired, live.metadata.resource_version.clone()).await;
+            outcome.note(applied.map(|_| true));
+        }
+    }
+
+    async fn read(&self, object: &Object) -> Result<Option<Live>, Refusal> {
+        let resource = resource(object.api_version, object.kind);
+        let plural = plural(&resource);
+        let ask = Ask { verb: "get", resource: &plural, namespace: Some(&object.metadata.namespace) };
+        match self.cluster.ask_in_turn(ask, self.api(object, &resource).get(&object.metadata.name)).await {
+            Ok(live) => Ok(Some(live)),
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    async fn apply(&self, object: &Object, version: Option<String>) -> Result<Live, Refusal> {
+        let mut body = serde_json::to_value(object).unwrap_or_default();
+        if let (Some(version), Some(metadata)) =
+            (version, body.pointer_mut("/metadata").and_then(Value::as_object_mut))
+        {
+            metadata.insert("resourceVersion".to_owned(), version.into());
+        }
+        let params = PatchParams::apply(FIELD_MANAGER).force().validation_strict();
+        self.patch(object, &params, &Patch::Apply(&body)).await
+    }
+
+    async fn patch(
+        &self,
+        object: &Object,
+        params: &PatchParams,
+        patch: &Patch<&Value>,
+    ) -> Result<Live, Refusal> {
+        let resource = resource(object.api_version, object.kind);
+        let plural = plural(&resource);
+        let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&object.metadata.namespace) };
+        let api = self.api(object, &resource);
+        self.cluster
+            .ask(ask, api.patch(&object.metadata.name, params, patch))
+            .await
+            .map_err(|refusal| Refusal { text: format!("{}: {}", named(object), refusal.text), ..refusal })
+    }
+
+    fn api(&self, object: &Object, resource: &ApiResource) -> Api<Live> {
+        Api::namespaced_with(self.cluster.client(), &object.metadata.namespace, resource)
+    }
+}
+
+/// For people at work by hand: they see what is done.
+impl ClusterOutput {
+    /// Opens the gateway to everybody, and keeps it from being closed again: the rules keep their sentinel only, and the
+    /// objects are suspended. Returns what was opened.
+    pub async fn unblock_all(&self, gateway: &Gateway) -> Result<Vec<String>, Refusal> {
+        let mut opened = Vec::new();
+        for live in self.plugins(gateway).await?.iter().filter(|live| is_ours(live)) {
+            let mut rules = live.data.pointer("/spec/matchRules").cloned().unwrap_or_default();
+            let Some(rule) = rules.as_array_mut().and_then(|rules| rules.first_mut()) else { continue };
+            if let Some(rule) = rule.as_object_mut() {
+                rule.remove("ingress");
+                rule.insert("service".to_owned(), json!([wasm_plugin::SENTINEL]));
+            }
+            let patch = json!({
+                "metadata": {"annotations": {SUSPEND: "true"}},
+                "spec": {"matchRules": [rule], "defaultConfig": {"violations": []}},
+            });
+            self.patch_live(live, &patch).await?;
+            opened.push(format!("WasmPlugin {}/{}", gateway.namespace, live.name_any()));
+        }
+        Ok(opened)
+    }
+
+    /// Removes everything that is ours: messages first, then the gateway's objects, whose removal is the one step that its
+    /// users notice. `dry_run` only says what there is.
+    pub async fn uninstall(&self, gateway: &Gateway, dry_run: bool) -> Result<Vec<String>, Refusal> {
+        let mut removed = Vec::new();
+        let mut doomed = Vec::new();
+        for live in self.messages().await? {
+            doomed.push((resource(notification::API_VERSION, notification::KIND), live));
+        }
+        let plugins = match self.plugins(gateway).await {
+            Err(refusal) if refusal.kind == RefusalKind::NotServed => Vec::new(),
+            plugins => plugins?,
+        };
+        let plugins = plugins.into_iter().filter(is_ours);
+        doomed.extend(plugins.map(|live| (resource(wasm_plugin::API_VERSION, wasm_plugin::KIND), live)));
+        for (resource, live) in doomed {
+            let namespace = live.namespace().unwrap_or_default();
+            let name = live.name_any();
+            if !dry_run {
+                let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
+                let plural = plural(&resource);
+                let ask = Ask { verb: "delete", resource: &plural, namespace: Some(&namespace) };
+                match self.cluster.ask(ask, api.delete(&name, &DeleteParams::default())).await {
+                    Err(refusal) if refusal.kind != RefusalKind::NotFound => return Err(refusal),
+                    _ => {}
+                }
+            }
+            removed.push(format!("{} {namespace}/{name}", resource.kind));
+        }
+        Ok(removed)
+    }
+
+    /// Our Notifications, in all namespaces.
+    async fn messages(&self) -> Result<Vec<Live>, Refusal> {
+        let resource = resource(notification::API_VERSION, notification::KIND);
+        let api: Api<Live> = Api::all_with(self.cluster.client(), &resource);
+        let plural = plural(&resource);
+        let mut all = Vec::new();
+        let mut page = ListParams::default().limit(500);
+        loop {
+            let ask = Ask { verb: "list", resource: &plural, namespace: None };
+            let found = match self.cluster.ask(ask, api.list(&page)).await {
+                Err(refusal) if refusal.kind == RefusalKind::NotServed => return Ok(all),
+                found => found?,
+            };
+            // Labels do not last, so it is by name and annotation that they are known.
+            let is_message = |live: &Live| {
+                live.name_any().starts_with("procscan-")
+                    && live.annotations().contains_key(notification::INCIDENT)
+            };
+            all.extend(found.items.into_iter().filter(is_message));
+            match found.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    async fn patch_live(&self, live: &Live, patch: &Value) -> Result<Live, Refusal> {
+        let resource = resource(wasm_plugin::API_VERSION, wasm_plugin::KIND);
+        let plural = plural(&resource);
+        let namespace = live.namespace().unwrap_or_default();
+        let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
+        let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&namespace) };
+        let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        self.cluster.ask(ask, api.patch(&live.name_any(), &by_us, &Patch::Merge(patch))).await
+    }
+}
+
+fn existing(live: &[Live], gateway: &Gateway) -> resources::Existing {
+    let ours: Vec<(String, &Value)> = live
+        .iter()
+        .filter(|object| is_ours(object))
+        .map(|object| (object.name_any(), &object.data))
+        .collect();
+    wasm_plugin::existing(ours.iter().map(|(name, data)| (name.as_str(), *data)), gateway)
+}
+
+/// Written by us, as far as the object itself tells.
+fn is_ours(live: &Live) -> bool {
+    let (label, value) = MANAGED_BY;
+    live.labels().get(label).is_some_and(|manager| manager == value)
+        || live.managed_fields().iter().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
+}
+
+fn is_suspended(live: &Live) -> bool {
+    live.annotations().get(SUSPEND).is_some_and(|value| value == "true")
+}
+
+fn has_same_words(object: &Object, live: &Live) -> bool {
+    let word = |of: &Value, name: &str| of.get(name).cloned();
+    let spec = live.data.get("spec").cloned().unwrap_or_default();
+    ["title", "message", "i18ns"].iter().all(|name| word(&spec, name) == word(&object.spec, name))
+}
+
+/// What `write` has to do to make `live` like `object`, without what it remembers.
+fn difference(object: &Object, live: Option<&Live>) -> Option<Difference> {
+    let is_read = |live: &Live| live.labels().get(IS_READ).is_some_and(|read| read == "true");
+    let (action, lines) = match (object.upkeep, live) {
+        (Upkeep::Retired | Upkeep::Known, None) | (Upkeep::Known, Some(_)) => return None,
+        (Upkeep::Retired, Some(live)) if is_read(live) => return None,
+        (Upkeep::Retired, Some(_)) => (Action::Retire, vec![format!("+ metadata.labels.{IS_READ}: true")]),
+        (Upkeep::Words, Some(live)) if has_same_words(object, live) => return None,
+        (_, None) => (Action::Create, lines("spec", None, Some(&object.spec))),
+        (_, Some(live)) => {
+            if object.upkeep == Upkeep::Kept && is_suspended(live) {
+                return None;
+            }
+            let mut all = lines("spec", live.data.get("spec"), Some(&object.spec));
+            for (name, value) in &object.metadata.labels {
+                let is = live.labels().get(name).map(|label| Value::from(label.clone()));
+                all.extend(self::lines(&format!("metadata.labels.{name}"), is.as_ref(), Some(value)));
+            }
+            if all.is_empty() {
+                return None;
+            }
+            (Action::Change, all)
+        }
+    };
+    Some(Difference { action, object: named(object), lines })
+}
+
+/// The labels of a message are its reader's once it is written: they stay as they are.
+fn with_labels_of(live: &Live, object: &Object) -> Object {
+    let mut object = object.clone();
+    let labels = object.metadata.labels.iter().filter_map(|(name, _)| {
+        live.labels().get(name).map(|value| (name.clone(), Value::from(value.clone())))
+    });
+    object.metadata.labels = labels.collect();
+    object
+}
+
+impl Told {
+    /// As we are about to write it.
+    fn of(object: &Object) -> Self {
+        let news = object.metadata.annotations.get(notification::INCIDENT);
+        Self {
+            hash: hash(object),
+            news: hash_of(news.and_then(Value::as_str).unwrap_or_default()),
+            is_ours: true,
+        }
+    }
+}
+
+fn named(object: &Object) -> String {
+    format!("{} {}/{}", object.kind, object.metadata.namespace, object.metadata.name)
+}
+
+fn key(object: &Object) -> Key {
+    (object.kind, object.metadata.namespace.clone(), object.metadata.name.clone())
+}
+
+fn hash(object: &Object) -> u64 {
+    hash_of(&serde_json::to_string(object).unwrap_or_default())
+}
+
+fn hash_of(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn resource(api_version: &str, kind: &str) -> ApiResource {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
+}
+
+fn plural(resource: &ApiResource) -> String {
+    format!("{}.{}", resource.plural, resource.group)
+}

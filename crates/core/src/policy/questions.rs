@@ -1,0 +1,69 @@
+//! What the policy would like to know of the cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::book::{Book, Standing};
+use super::{Facts, Policy};
+use crate::Moment;
+use crate::ledger::Presence;
+use crate::names::{App, NodeName, PodRef};
+use crate::snapshot::{Snapshot, State};
+
+/// What has to be known before the next decisions. Whoever can ask the cluster answers with [`Facts`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Questions {
+    /// The accused Pods.
+    pub pods: BTreeMap<PodRef, Accusers>,
+    /// The Apps with an open incident, and the Pods that were accused as theirs.
+    pub apps: BTreeMap<App, BTreeSet<PodRef>>,
+}
+
+/// Who accuses a Pod, and when last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accusers {
+    /// When the freshest evidence came. Only what is known from later on can judge it.
+    pub since: Moment,
+    /// One of the accusing nodes: who accuses many must not keep others waiting.
+    pub node: NodeName,
+}
+
+impl Questions {
+    /// Whether `facts` are recent enough to judge every accusation, and know every App.
+    pub fn are_answered_by(&self, facts: &Facts) -> bool {
+        let is_judged = |(pod, accusers): (&PodRef, &Accusers)| {
+            facts.pods.get(pod).is_some_and(|fact| fact.asked.uptime >= accusers.since.uptime)
+        };
+        self.pods.iter().all(is_judged) && self.apps.keys().all(|app| facts.apps.contains_key(app))
+    }
+}
+
+impl Book {
+    /// What to ask, as of the last evaluation. Pods of namespaces that may not be touched are nobody's question.
+    pub fn questions(&self, snapshot: &Snapshot, policy: &Policy) -> Questions {
+        let mut questions = Questions::default();
+        for violation in &snapshot.violations {
+            if violation.state == State::Cleared || policy.refuses(&violation.key.namespace).is_some() {
+                continue;
+            }
+            let believable = violation.evidence.iter().filter(|e| e.presence != Presence::Cleared);
+            for (node, since) in believable.filter_map(|e| Some((&e.node, e.fresh_at?))) {
+                let accusers = questions
+                    .pods
+                    .entry(violation.key.pod_ref())
+                    .or_insert_with(|| Accusers { since, node: node.clone() });
+                if since > accusers.since {
+                    *accusers = Accusers { since, node: node.clone() };
+                }
+            }
+        }
+        for (app, incident) in &self.incidents {
+            if matches!(incident.standing, Standing::Ended { .. }) {
+                continue;
+            }
+            let heard = incident.grounds.keys().map(|(key, _)| key.pod_ref());
+            let inherited = incident.inherited.iter().flatten().map(crate::names::Key::pod_ref);
+            questions.apps.insert(app.clone(), heard.chain(inherited).collect());
+        }
+        questions
+    }
+}

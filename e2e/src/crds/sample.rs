@@ -1,0 +1,88 @@
+//! One plan in which everything occurs that the aggregator can write.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use procscan_core::names::{App, Key, NodeName};
+use procscan_core::plan::{Accusation, Block, Exposure, Notice, NoticePhase, Plan};
+use procscan_core::policy::Mode;
+use procscan_core::resources::template::Template;
+use procscan_core::resources::wasm_plugin::Gateway;
+use procscan_core::resources::{Existing, Object, Settings, notification, render};
+
+/// All objects of the plan, in both forms of the list of Services.
+pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
+    let now = Timestamp::UNIX_EPOCH;
+    let app = App::new("ns-a", "app", "web");
+    let key = Key::new("ns-a", "web-0", "xmrig");
+    let mut exposure = Exposure::plain(["web.ns-a.svc".into()]);
+    exposure.ingresses.push("ns-a/web".into());
+    let mut plan = Plan::empty(Mode::Enforce, now);
+    plan.summary.blocked = 1;
+    plan.summary.held = 1;
+    plan.blocks.push(Block {
+        app: app.clone(),
+        since: now,
+        grounds: vec![Accusation {
+            key: key.clone(),
+            rule: "^xmrig$".into(),
+            node: NodeName::new("sim-0000"),
+        }],
+        accused: BTreeSet::from([key]),
+        exposure,
+        reason: "a sample".to_owned(),
+    });
+    let until = now + Duration::from_mins(30);
+    for phase in [NoticePhase::Blocked, NoticePhase::Grace { until }, NoticePhase::Recovered] {
+        let processes = vec!["xmrig".into()];
+        plan.notices.push(Notice { app: app.clone(), told: now, inherited: false, phase, processes });
+    }
+    let forms = [true, false].map(|has_long_list| Existing { wasm_plugins: 1, has_long_list });
+    let mut settings = settings()?;
+    let mut objects = Vec::new();
+    for existing in forms {
+        objects.extend(render(&plan, &settings, existing));
+    }
+    // A list of violations that had to give way leaves a trace of its own.
+    settings.gateway.max_bytes = 1;
+    objects.extend(render(&plan, &settings, Existing::default()));
+    Ok(objects)
+}
+
+fn settings() -> anyhow::Result<Settings> {
+    let template = |text| Template::parse(text, notification::PLACEHOLDERS).context("the sample's text");
+    let message = || -> anyhow::Result<_> {
+        Ok(notification::Message {
+            title: template("{app}")?,
+            message: template("{processes}")?,
+            title_zh: template("{app}")?,
+            message_zh: template("{processes}")?,
+        })
+    };
+    Ok(Settings {
+        gateway: Gateway {
+            namespace: "higress-system".to_owned(),
+            name: "procscan-violations".to_owned(),
+            url: "oci://example.invalid/request-block:2.0.0".to_owned(),
+            sha256: Some("0".repeat(64)),
+            image_pull_secret: Some("pull".to_owned()),
+            image_pull_policy: "IfNotPresent".to_owned(),
+            phase: "AUTHN".to_owned(),
+            priority: 320,
+            status_code: 403,
+            message: "blocked".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            max_bytes: 512 * 1024,
+            max_service_entries: 500,
+        },
+        notification: notification::Texts {
+            summary_namespace: "default".to_owned(),
+            contact: "ops".to_owned(),
+            appeal: "ops".to_owned(),
+            blocked: message()?,
+            grace: message()?,
+        },
+    })
+}

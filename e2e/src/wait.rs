@@ -1,0 +1,109 @@
+//! Waiting for something to become so: the only way in which tests let time pass, so that each of them says what for.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use anyhow::bail;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// How long nothing happens between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What one look may give: `Ok`, `Some` and `true` end the waiting, anything else is the last state seen.
+pub trait Look {
+    /// What the waiting gives in the end.
+    type Found;
+
+    /// What was found, or the state instead.
+    fn look(self) -> Result<Self::Found, String>;
+}
+
+impl<T> Look for Option<T> {
+    type Found = T;
+
+    fn look(self) -> Result<T, String> {
+        self.ok_or_else(|| "nothing".to_owned())
+    }
+}
+
+impl<T, E: Display> Look for Result<T, E> {
+    type Found = T;
+
+    fn look(self) -> Result<T, String> {
+        // The alternate form of an `anyhow::Error` names its causes.
+        self.map_err(|state| format!("{state:#}"))
+    }
+}
+
+impl Look for bool {
+    type Found = ();
+
+    fn look(self) -> Result<(), String> {
+        if self { Ok(()) } else { Err("not so".to_owned()) }
+    }
+}
+
+/// Looks again and again until it is there, for at most `limit`. The error says what was waited for and what was seen last.
+pub async fn until<L: Look>(
+    what: &str,
+    limit: Duration,
+    mut look: impl AsyncFnMut() -> L,
+) -> anyhow::Result<L::Found> {
+    let deadline = Instant::now() + limit;
+    let mut seen = "nothing yet".to_owned();
+    loop {
+        match timeout_at(deadline, look()).await.map(Look::look) {
+            Ok(Ok(found)) => return Ok(found),
+            Ok(Err(state)) => seen = state,
+            Err(_) => bail!("waited {limit:?} for {what}; the last look did not end; before it: {seen}"),
+        }
+        if Instant::now() + PAUSE > deadline {
+            bail!("waited {limit:?} for {what}; last seen: {seen}");
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Looks for as long as `period` and fails at the first time that it is not so: for what must *not* happen.
+pub async fn throughout<L: Look>(
+    what: &str,
+    period: Duration,
+    mut look: impl AsyncFnMut() -> L,
+) -> anyhow::Result<()> {
+    let end = Instant::now() + period;
+    while Instant::now() < end {
+        match timeout_at(end + period, look()).await.map(Look::look) {
+            Ok(Ok(_)) => {}
+            Ok(Err(state)) => bail!("not throughout {period:?}: {what}; seen: {state}"),
+            Err(_) => bail!("not throughout {period:?}: {what}; a look did not end"),
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failure_says_what_was_waited_for_and_what_was_seen() {
+        let error = until::<Result<(), &str>>("the moon", PAUSE * 3, async || Err("clouds")).await;
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("the moon") && text.ends_with("last seen: clouds"), "{text}");
+        let error = until::<bool>("an answer", PAUSE, async || std::future::pending().await).await;
+        assert!(error.unwrap_err().to_string().contains("did not end"));
+    }
+
+    #[tokio::test]
+    async fn it_ends_when_it_is_there() {
+        let mut looks = 0;
+        let found = until("the third look", Duration::from_secs(10), async || {
+            looks += 1;
+            (looks == 3).then_some("there")
+        });
+        assert_eq!(found.await.unwrap(), "there");
+        throughout("calm", PAUSE, async || true).await.unwrap();
+        throughout("calm", PAUSE, async || false).await.unwrap_err();
+    }
+}

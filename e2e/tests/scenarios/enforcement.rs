@@ -1,0 +1,278 @@
+//! From an accusation to a closed gateway and a told tenant, and back: never without evidence.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::ResourceExt;
+use kube::api::{Patch, PatchParams};
+use procscan_agent::simulate::Behaviour;
+use procscan_e2e::aggregator::{self, run_command};
+use procscan_e2e::crds::Crds;
+use procscan_e2e::until;
+use serde_json::json;
+
+use crate::world::{Beginning, GATEWAY, LIMIT, ROUNDS, World, config, delete};
+
+/// Scenarios 1 and 2, against the CRDs that are given.
+async fn a_miner_is_blocked_and_nothing_more_is_written(crds: Crds) -> anyhow::Result<()> {
+    let world = World::begin(Beginning { crds: Some(crds), ..Beginning::default() }).await?;
+    let pod = world.tenant("ns-a", "web", "sim-0000").await?;
+    // Another App of the same tenant, and a Service that has nothing to do with either.
+    world.stage.deployment("ns-a", "innocent", &[], "sim-0000").await?;
+    world.stage.service("ns-a", "innocent-1", &[("app", "innocent")]).await?;
+    world.stage.service("ns-a", "web", &[("app", "other")]).await?;
+    world.accuse(0, &[("ns-a", &pod)]);
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+
+    let plugins = world.plugins().await?;
+    ensure!(plugins.len() == 1 && plugins[0].name_any() == "procscan-violations");
+    let spec = &plugins[0].data["spec"];
+    ensure!(spec["defaultConfigDisable"] == true && spec["failStrategy"] == "FAIL_OPEN", "{spec}");
+    let violation =
+        json!({"pod": pod, "namespace": "ns-a", "process": "xmrig", "type": "app", "name": "web"});
+    ensure!(spec["defaultConfig"]["violations"] == json!([violation]), "{spec}");
+
+    let told = world.until_told("ns-a", "unread", |told| told.labels()["isRead"] == "false").await?;
+    let spec = &told.data["spec"];
+    ensure!(spec["title"] == "Application web has been blocked", "{spec}");
+    ensure!(spec["timestamp"].as_i64().is_some_and(|seconds| seconds > 1_700_000_000), "{spec}");
+    ensure!(!spec.to_string().contains("pool.example.com"), "no command line in it: {spec}");
+    let summary = world.notifications("default").get("procscan-notification").await?;
+    ensure!(summary.data["spec"]["message"] == "检测到 1 个不合规应用");
+
+    world.nothing_is_written(&["ns-a"], ROUNDS).await?;
+    // Everything was done with the shipped rights: nothing was refused.
+    for event in world.cluster.audit_of_aggregator()? {
+        let code = event["responseStatus"]["code"].as_i64().unwrap_or(0);
+        ensure!(code != 403, "{event}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miner_is_blocked_and_nothing_more_is_written_generated_crds() -> anyhow::Result<()> {
+    a_miner_is_blocked_and_nothing_more_is_written(Crds::Generated).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miner_is_blocked_and_nothing_more_is_written_real_crds() -> anyhow::Result<()> {
+    if Crds::best() != Crds::Contracts {
+        eprintln!("the real CRDs are not here (PROCSCAN_CONTRACTS); the generated ones were used");
+        return Ok(());
+    }
+    a_miner_is_blocked_and_nothing_more_is_written(Crds::Contracts).await
+}
+
+/// Scenario 3.
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_and_a_restarted_agent_release_nobody_and_a_deleted_pod_does() -> anyhow::Result<()> {
+    let world = World::start().await?;
+    world.stage.namespace("ns-a").await?;
+    world.stage.pod("ns-a", "web-0", "sim-0000", &[("app", "web")]).await?;
+    world.stage.service("ns-a", "web-x7k2", &[("app", "web")]).await?;
+    world.stage.running("ns-a", "app=web", 1, LIMIT).await?;
+    world.accuse(0, &[("ns-a", "web-0")]);
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+    world.fleet.set_behaviour(0, Behaviour::Hang);
+    world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
+    world.accuse(0, &[]);
+    world.fleet.restart(0);
+    world.fleet.set_behaviour(0, Behaviour::Healthy);
+    world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
+
+    delete(&world.stage.api::<Pod>("ns-a"), "web-0").await?;
+    world.until_closed(&[]).await?;
+    let plugins = world.plugins().await?;
+    ensure!(plugins.len() == 1, "it stays, with its sentinel only");
+    ensure!(plugins[0].data["spec"]["defaultConfig"]["violations"] == json!([]));
+    world.until_told("ns-a", "read", |told| told.labels()["isRead"] == "true").await?;
+    world.until_logged(&["released", "no Pod of the App remains"]).await?;
+    Ok(())
+}
+
+/// Scenario 4, first half.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_accuses_pods_of_others_is_not_believed() -> anyhow::Result<()> {
+    let world = World::start().await?;
+    let pod = world.tenant("ns-a", "web", "sim-0000").await?;
+    world.accuse(1, &[("ns-a", &pod), ("ns-a", "no-such-pod"), ("ns-none", "web")]);
+    let plan = world
+        .aggregator
+        .wait_for("three disputes", LIMIT, "/api/v1/plan", |plan| plan["disputed"] == 3)
+        .await?;
+    ensure!(plan["blocks"] == json!([]), "{plan}");
+    world.stays_closed(&[], ROUNDS).await?;
+    world.until_logged(&["disputed", "the Pod runs on node sim-0000"]).await?;
+    world.until_logged(&["disputed", "there is no such Pod"]).await?;
+    // It never weakens what the Pod's own node says.
+    world.accuse(0, &[("ns-a", &pod)]);
+    world.until_closed(&["web-x7k2.ns-a"]).await
+}
+
+/// Scenario 4, second half.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_moves_is_accused_by_its_new_node_only() -> anyhow::Result<()> {
+    let world = World::start().await?;
+    world.stage.namespace("ns-a").await?;
+    world.stage.statefulset("ns-a", "db", &[], "sim-0000").await?;
+    world.stage.service("ns-a", "db", &[("app", "db")]).await?;
+    world.stage.running("ns-a", "app=db", 1, LIMIT).await?;
+    world.accuse(0, &[("ns-a", "db-0")]);
+    world.until_closed(&["db.ns-a"]).await?;
+
+    // Its old node goes on listing the record as it was, while the Pod comes up elsewhere, and is clean there.
+    world.fleet.set_behaviour(0, Behaviour::StaleTimestamps);
+    let sets = world.stage.api::<StatefulSet>("ns-a");
+    let moved = json!({"spec": {"template": {"spec": {"nodeName": "sim-0001"}}}});
+    sets.patch("db", &PatchParams::default(), &Patch::Merge(moved)).await?;
+    until("the Pod on its new node", LIMIT, async || {
+        let pod = world.stage.api::<Pod>("ns-a").get("db-0").await?;
+        let node = pod.spec.and_then(|spec| spec.node_name);
+        ensure!(node.as_deref() == Some("sim-0001"), "on {node:?}");
+        Ok(())
+    })
+    .await?;
+    world.stays_closed(&["db.ns-a"], ROUNDS).await?;
+    // Even fresh evidence of the old node counts for nothing now.
+    world.fleet.set_behaviour(0, Behaviour::Healthy);
+    world.until_logged(&["disputed", "the Pod runs on node sim-0001"]).await?;
+    world.accuse(1, &[("ns-a", "db-0")]);
+    world
+        .aggregator
+        .wait_for("the new node's word", LIMIT, "/api/v1/plan", |plan| {
+            plan["blocks"][0]["grounds"]
+                .as_array()
+                .is_some_and(|grounds| grounds.iter().any(|g| g["node"] == "sim-0001"))
+        })
+        .await?;
+    world.stays_closed(&["db.ns-a"], ROUNDS).await
+}
+
+/// Scenario 5.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_does_not_unblock_itself_by_deleting_its_pods() -> anyhow::Result<()> {
+    let world = World::start().await?;
+    let mut pod = world.tenant("ns-a", "web", "sim-0000").await?;
+    world.accuse(0, &[("ns-a", &pod)]);
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+    world.accuse(0, &[]);
+    for _ in 0..3 {
+        let before = pod.clone();
+        delete(&world.stage.api::<Pod>("ns-a"), &pod).await?;
+        pod = until("another Pod", LIMIT, async || {
+            let pods = world.stage.running("ns-a", "app=web", 1, LIMIT).await?;
+            ensure!(pods[0].name_any() != before, "still {before}");
+            Ok(pods[0].name_any())
+        })
+        .await?;
+        world.stays_closed(&["web-x7k2.ns-a"], Duration::from_secs(3)).await?;
+    }
+    // Tenants can make Services at any time.
+    world.stage.service("ns-a", "back-door", &[("app", "web")]).await?;
+    world.until_closed(&["back-door.ns-a", "web-x7k2.ns-a"]).await?;
+    delete(&world.stage.api::<Deployment>("ns-a"), "web").await?;
+    world.until_closed(&[]).await
+}
+
+/// Scenario 12, second half, and namespaces that go while their tenant is blocked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminating_namespace_is_left_alone() -> anyhow::Result<()> {
+    let world = World::start().await?;
+    let pod = world.tenant("ns-a", "web", "sim-0000").await?;
+    // A finalizer keeps the Pod, and with it the namespace, in between.
+    let keep = json!({"metadata": {"finalizers": ["example.com/keep"]}});
+    let pods = world.stage.api::<Pod>("ns-a");
+    pods.patch(&pod, &PatchParams::default(), &Patch::Merge(keep)).await?;
+    let bound = world.tenant("ns-b", "web", "sim-0001").await?;
+    delete(&world.stage.all::<Namespace>(), "ns-a").await?;
+    world.accuse(0, &[("ns-a", &pod)]);
+    world.accuse(1, &[("ns-b", &bound)]);
+    world.until_closed(&["web-x7k2.ns-b"]).await?;
+    world.stays_closed(&["web-x7k2.ns-b"], ROUNDS).await?;
+    let told = world.notifications("ns-a").list(&kube::api::ListParams::default()).await?;
+    ensure!(told.items.is_empty(), "{told:?}");
+    let free = json!({"metadata": {"finalizers": null}});
+    pods.patch(&pod, &PatchParams::default(), &Patch::Merge(free)).await?;
+    delete(&world.stage.all::<Namespace>(), "ns-b").await?;
+    world.until_closed(&[]).await
+}
+
+/// A restart is evidence of nothing: what is blocked is read back, and nobody is told twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_releases_nobody_and_tells_nobody_twice() -> anyhow::Result<()> {
+    let mut world = World::start().await?;
+    let pod = world.tenant("ns-a", "web", "sim-0000").await?;
+    world.accuse(0, &[("ns-a", &pod)]);
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+    let told = world.until_told("ns-a", "unread", |told| told.labels()["isRead"] == "false").await?;
+    for silent in [false, true] {
+        if silent {
+            world.accuse(0, &[]);
+        }
+        world.restart(&json!({}))?;
+        world.aggregator.wait_for("the first round", LIMIT, "/readyz", |_| true).await?;
+        world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
+        let now = world.notifications("ns-a").get(&told.name_any()).await?;
+        ensure!(now.resource_version() == told.resource_version(), "{now:?}");
+    }
+    Ok(())
+}
+
+/// `plan`, `unblock-all` and `uninstall`, which work with the service dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_work_with_the_service_dead() -> anyhow::Result<()> {
+    let mut world = World::start().await?;
+    let pod = world.tenant("ns-a", "web", "sim-0000").await?;
+    world.until_installed().await?;
+    world.aggregator.kill()?;
+    let file = world.cluster.dir().join("config.yaml");
+    std::fs::write(&file, config(&json!({})).to_string())?;
+    let file = file.to_string_lossy().into_owned();
+    let by_service = aggregator::Options::kubeconfig(world.cluster.kubeconfig_aggregator());
+    let by_admin = aggregator::Options::kubeconfig(world.cluster.kubeconfig_admin());
+
+    let plan = run_command(&["plan", "--config", &file], &by_service).await?;
+    ensure!(plan.code == Some(0) && plan.stdout.contains("Nothing would change"), "{plan:?}");
+    world.accuse(0, &[("ns-a", &pod)]);
+    world.fleet.scan_now(0);
+    let plan = run_command(&["plan", "--config", &file], &by_service).await?;
+    ensure!(plan.code == Some(3), "{plan:?}");
+    for words in [
+        "block ns-a/app/web: process `xmrig`",
+        "+ spec.matchRules[0].service: web-x7k2.ns-a.svc.cluster.local",
+        "create Notification ns-a/",
+    ] {
+        ensure!(plan.stdout.contains(words), "{words}: {}", plan.stdout);
+    }
+    ensure!(world.closed().await?.is_empty(), "a plan changes nothing");
+
+    world.restart(&json!({}))?;
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+    world.until_told("ns-a", "there", |_| true).await?;
+    let opened = run_command(&["unblock-all", "--config", &file], &by_admin).await?;
+    ensure!(opened.code == Some(0) && opened.stdout.contains("suspended"), "{opened:?}");
+    world.until_logged(&["suspended", "WasmPlugin higress-system/procscan-violations"]).await?;
+    world.stays_closed(&[], ROUNDS).await?;
+    // As the command itself says.
+    let resume =
+        ["annotate", "wasmplugins", "-n", GATEWAY, "procscan-violations", "procscan-aggregator/suspend-"];
+    ensure!(world.cluster.kubectl(&resume).await?.status.success());
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+
+    world.aggregator.kill()?;
+    let refused = run_command(&["uninstall", "--config", &file], &by_service).await?;
+    ensure!(
+        refused.code == Some(1) && refused.stderr.contains("cannot"),
+        "the service may not delete: {refused:?}"
+    );
+    let dry_run = run_command(&["uninstall", "--dry-run", "--config", &file], &by_admin).await?;
+    ensure!(dry_run.code == Some(0) && dry_run.stdout.lines().count() == 3, "{dry_run:?}");
+    ensure!(world.plugins().await?.len() == 1);
+    let removed = run_command(&["uninstall", "--config", &file], &by_admin).await?;
+    let last = removed.stdout.lines().last().unwrap_or_default();
+    ensure!(last == "WasmPlugin higress-system/procscan-violations removed", "{removed:?}");
+    ensure!(world.plugins().await?.is_empty() && world.versions(&["ns-a"]).await?.is_empty());
+    Ok(())
+}

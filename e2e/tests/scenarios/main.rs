@@ -1,0 +1,12 @@
+//! The whole service against a real Kubernetes API server. Started by `e2e/run`, which makes the network for it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, unreachable_pub)]
+
+mod stage;
+
+mod control_plane;
+mod enforcement;
+mod fleet;
+mod hostile;
+mod objects;
+mod scale;
+mod world;

@@ -1,0 +1,308 @@
+//! What most scenarios begin with: a cluster with agents and tenants, and the aggregator under the roles that are shipped.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::GroupVersionKind;
+use kube::{Api, ResourceExt};
+use procscan_agent::record::Record;
+use procscan_agent::simulate::{Fleet, FleetOptions};
+use procscan_e2e::aggregator::{self, Aggregator};
+use procscan_e2e::cluster::Options;
+use procscan_e2e::crds::{self, Crds};
+use procscan_e2e::kubelet::Kubelets;
+use procscan_e2e::network::FIRST_NODE;
+use procscan_e2e::wait::throughout;
+use procscan_e2e::{Cluster, Stage, until};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// Rounds take a second, so everything that comes comes well within it.
+pub const LIMIT: Duration = Duration::from_mins(1);
+/// Five rounds.
+pub const ROUNDS: Duration = Duration::from_secs(5);
+pub const GATEWAY: &str = "higress-system";
+const SENTINEL: &str = "procscan-sentinel.invalid";
+
+/// The roles as they are shipped.
+pub const RBAC: &str = include_str!("../../../deploy/manifests/rbac.yaml");
+
+pub struct World {
+    pub aggregator: Aggregator,
+    pub fleet: Fleet,
+    pub stage: Stage,
+    pub cluster: Cluster,
+    _kubelets: Option<Kubelets>,
+    _stop: CancellationToken,
+}
+
+/// How a world is different from the usual one.
+pub struct Beginning {
+    pub nodes: usize,
+    pub cluster: Options,
+    /// Set over the usual configuration.
+    pub config: Value,
+    pub has_kubelets: bool,
+    pub crds: Option<Crds>,
+}
+
+impl Default for Beginning {
+    fn default() -> Self {
+        let crds = Some(Crds::best());
+        Self { nodes: 3, cluster: Options::default(), config: json!({}), has_kubelets: true, crds }
+    }
+}
+
+/// Everything happens within seconds instead of hours, under the rules that are shipped.
+pub fn config(more: &Value) -> Value {
+    let mut config = json!({
+        "aggregator": {"scan_interval": "1s"},
+        "collector": {"timeout": "1s", "connect_timeout": "1s", "max_backoff_rounds": 1},
+        // Nothing clears by its clock while a scenario lasts.
+        "detection": {"clear_after": "1h"},
+        "discovery": {"refresh": "1s"},
+        "kubernetes": {"requests_per_second": 200, "request_timeout": "5s"},
+        "notification": {"contact": "ops@example.com"},
+    });
+    merge(&mut config, more);
+    config
+}
+
+fn merge(into: &mut Value, more: &Value) {
+    match (into, more) {
+        (Value::Object(into), Value::Object(more)) => {
+            for (name, value) in more {
+                merge(into.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, more) => *into = more.clone(),
+    }
+}
+
+impl World {
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::begin(Beginning::default()).await
+    }
+
+    pub async fn begin(beginning: Beginning) -> anyhow::Result<Self> {
+        let config = beginning.config.clone();
+        Self::around(scene(beginning).await?, &config).await
+    }
+
+    /// The aggregator in a scene that is set already.
+    pub async fn around(scene: Scene, more: &Value) -> anyhow::Result<Self> {
+        let (cluster, stage, kubelets, fleet, stop) = scene;
+        let kubeconfig = aggregator::Options::kubeconfig(cluster.kubeconfig_aggregator());
+        let aggregator = Aggregator::spawn(&config(more).to_string(), &kubeconfig)?;
+        let world = Self { aggregator, fleet, stage, cluster, _kubelets: kubelets, _stop: stop };
+        world.aggregator.wait_for("the first round", LIMIT, "/readyz", |_| true).await?;
+        Ok(world)
+    }
+
+    /// Starts the aggregator again, with a configuration of its own.
+    pub fn restart(&mut self, more: &Value) -> anyhow::Result<()> {
+        self.aggregator.kill()?;
+        let kubeconfig = aggregator::Options::kubeconfig(self.cluster.kubeconfig_aggregator());
+        self.aggregator = Aggregator::spawn(&config(more).to_string(), &kubeconfig)?;
+        Ok(())
+    }
+
+    /// A tenant with an App: a Deployment of one Pod on a node, and a Service named as Sealos names them. The Pod's name.
+    pub async fn tenant(&self, namespace: &str, app: &str, node: &str) -> anyhow::Result<String> {
+        self.stage.namespace(namespace).await?;
+        self.stage.deployment(namespace, app, &[], node).await?;
+        self.stage.service(namespace, &format!("{app}-x7k2"), &[("app", app)]).await?;
+        let pods = self.stage.running(namespace, &format!("app={app}"), 1, LIMIT).await?;
+        Ok(pods[0].name_any())
+    }
+
+    /// From now on the node's agent lists these, and nothing else.
+    pub fn accuse(&self, node: usize, accused: &[(&str, &str)]) {
+        self.fleet
+            .set_offenders(node, accused.iter().map(|(namespace, pod)| offender(namespace, pod)).collect());
+    }
+
+    /// The hosts that are closed, in all WasmPlugins, without the sentinels.
+    pub async fn closed(&self) -> anyhow::Result<BTreeSet<String>> {
+        let mut closed = BTreeSet::new();
+        for plugin in self.plugins().await? {
+            let rules = plugin.data["spec"]["matchRules"].as_array().context("no rules")?.clone();
+            let first = rules.first().and_then(|rule| rule["service"][0].as_str());
+            ensure!(first == Some(SENTINEL), "no sentinel: {rules:?}");
+            let hosts = rules.iter().flat_map(|rule| rule["service"].as_array().cloned().unwrap_or_default());
+            closed.extend(hosts.filter_map(|host| Some(host.as_str()?.to_owned())));
+        }
+        closed.remove(SENTINEL);
+        Ok(closed)
+    }
+
+    /// Waits until there is the WasmPlugin, which comes with the first round.
+    pub async fn until_installed(&self) -> anyhow::Result<()> {
+        let installed = until("the WasmPlugin", LIMIT, async || {
+            ensure!(!self.plugins().await?.is_empty(), "none");
+            Ok(())
+        });
+        installed.await.with_context(|| self.last_words())
+    }
+
+    pub async fn until_closed(&self, hosts: &[&str]) -> anyhow::Result<()> {
+        let expected: BTreeSet<String> =
+            hosts.iter().map(|host| format!("{host}.svc.cluster.local")).collect();
+        let what = format!("the gateway to be closed to {hosts:?} only");
+        let closed = until(&what, LIMIT, async || {
+            let closed = self.closed().await?;
+            ensure!(closed == expected, "closed to {closed:?}");
+            Ok(())
+        });
+        closed.await.with_context(|| self.last_words())
+    }
+
+    pub async fn stays_closed(&self, hosts: &[&str], period: Duration) -> anyhow::Result<()> {
+        let expected: BTreeSet<String> =
+            hosts.iter().map(|host| format!("{host}.svc.cluster.local")).collect();
+        throughout(&format!("the gateway is closed to {hosts:?} only"), period, async || {
+            let closed = self.closed().await?;
+            ensure!(closed == expected, "closed to {closed:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Our WasmPlugins, by their names.
+    pub async fn plugins(&self) -> anyhow::Result<Vec<DynamicObject>> {
+        let mut all = self.wasm_plugins().list(&ListParams::default()).await?.items;
+        all.retain(|plugin| {
+            let shard = plugin.name_any().strip_prefix("procscan-violations").map(str::to_owned);
+            shard
+                .is_some_and(|shard| shard.trim_start_matches('-').parse::<u32>().is_ok() || shard.is_empty())
+        });
+        Ok(all)
+    }
+
+    pub fn wasm_plugins(&self) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk("extensions.higress.io", "v1alpha1", "WasmPlugin");
+        Api::namespaced_with(self.cluster.admin(), GATEWAY, &ApiResource::from_gvk(&kind))
+    }
+
+    pub fn notifications(&self, namespace: &str) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk("notification.sealos.io", "v1", "Notification");
+        Api::namespaced_with(self.cluster.admin(), namespace, &ApiResource::from_gvk(&kind))
+    }
+
+    /// The one Notification of a tenant, when it is as it should be.
+    pub async fn until_told(
+        &self,
+        namespace: &str,
+        what: &str,
+        is_it: impl Fn(&DynamicObject) -> bool,
+    ) -> anyhow::Result<DynamicObject> {
+        let api = self.notifications(namespace);
+        let what = format!("the Notification in {namespace}: {what}");
+        let told = until(&what, LIMIT, async || {
+            let found = api.list(&ListParams::default()).await?.items;
+            let [one] = &found[..] else { anyhow::bail!("there are {}", found.len()) };
+            ensure!(is_it(one), "{}", serde_json::to_string(one)?);
+            Ok(one.clone())
+        });
+        told.await.with_context(|| self.last_words())
+    }
+
+    /// The resourceVersions of everything that the aggregator writes.
+    pub async fn versions(&self, namespaces: &[&str]) -> anyhow::Result<BTreeSet<String>> {
+        let mut all = self.plugins().await?;
+        for namespace in namespaces.iter().chain(&["default"]) {
+            all.extend(self.notifications(namespace).list(&ListParams::default()).await?.items);
+        }
+        let version = |object: &DynamicObject| {
+            format!("{}@{}", object.name_any(), object.resource_version().unwrap_or_default())
+        };
+        Ok(all.iter().map(version).collect())
+    }
+
+    /// Nothing is written for a while.
+    pub async fn nothing_is_written(&self, namespaces: &[&str], period: Duration) -> anyhow::Result<()> {
+        let before = self.versions(namespaces).await?;
+        throughout("nothing is written", period, async || {
+            let now = self.versions(namespaces).await?;
+            ensure!(now == before, "{:?}", now.difference(&before).collect::<Vec<_>>());
+            Ok(())
+        })
+        .await
+    }
+
+    pub async fn merge(&self, api: &Api<DynamicObject>, name: &str, patch: Value) -> anyhow::Result<()> {
+        api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+
+    /// A log entry that holds all of these words.
+    pub async fn until_logged(&self, words: &[&str]) -> anyhow::Result<Value> {
+        self.aggregator
+            .wait_for_log(&format!("{words:?}"), LIMIT, |entry| {
+                let text = entry.to_string();
+                words.iter().all(|word| text.contains(word))
+            })
+            .await
+    }
+
+    pub fn last_words(&self) -> String {
+        let logs = self.aggregator.logs();
+        let last: Vec<String> = logs.iter().rev().take(15).rev().map(ToString::to_string).collect();
+        last.join("\n")
+    }
+}
+
+pub type Scene = (Cluster, Stage, Option<Kubelets>, Fleet, CancellationToken);
+
+pub async fn delete<K>(api: &Api<K>, name: &str) -> anyhow::Result<()>
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    api.delete(name, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// Everything but the aggregator.
+pub async fn scene(beginning: Beginning) -> anyhow::Result<Scene> {
+    let cluster = Cluster::start(beginning.cluster).await?;
+    let stop = CancellationToken::new();
+    let options = FleetOptions {
+        nodes: beginning.nodes,
+        base: FIRST_NODE,
+        scan_interval: Duration::from_secs(1),
+        offenders_per_node: 0,
+        ..FleetOptions::default()
+    };
+    let fleet = Fleet::start(options, &stop)?;
+    let stage = Stage::new(cluster.admin());
+    let kubelets = beginning.has_kubelets.then(|| Kubelets::start(cluster.admin()));
+    stage.namespace(GATEWAY).await?;
+    cluster.apply(RBAC).await?;
+    if let Some(which) = beginning.crds {
+        crds::install(&cluster.admin(), which).await?;
+    }
+    stage.nodes(&fleet.targets()).await?;
+    if beginning.has_kubelets {
+        stage.agents(&fleet.targets()).await?;
+    } else {
+        stage.endpoint_slices(&fleet.targets()).await?;
+    }
+    Ok((cluster, stage, kubelets, fleet, stop))
+}
+
+/// A record as the agents in the field make it: the App's name is the Pod's.
+pub fn offender(namespace: &str, pod: &str) -> Record {
+    Record {
+        pod: pod.to_owned(),
+        namespace: namespace.to_owned(),
+        process: "xmrig".to_owned(),
+        cmdline: "./xmrig -o stratum+tcp://pool.example.com:3333".to_owned(),
+        regex: "^xmrig$".to_owned(),
+        status: "active".to_owned(),
+        kind: "app".to_owned(),
+        name: pod.to_owned(),
+        timestamp: String::new(),
+    }
+}

@@ -192,10 +192,9 @@ impl Refusal {
             return Self { kind: RefusalKind::Unavailable, subject: ask.subject(), text };
         };
         let message = status.message.split_whitespace().collect::<Vec<_>>().join(" ");
-        let is_no_namespace =
-            message.starts_with("namespaces \"") || message.contains("because it is being terminated");
         let kind = match status.code {
-            403 | 404 if is_no_namespace => RefusalKind::NoNamespace,
+            403 if message.contains("because it is being terminated") => RefusalKind::NoNamespace,
+            404 if message.starts_with("namespaces \"") => RefusalKind::NoNamespace,
             404 if message.contains("could not find the requested resource")
                 || message.contains("page not found") =>
             {
@@ -265,7 +264,9 @@ mod tests {
         assert_eq!(refusal(404, "namespaces \"gw\" not found").kind, RefusalKind::NoNamespace);
         let ending = "unable to create new content in namespace gw because it is being terminated";
         assert_eq!(refusal(403, ending).kind, RefusalKind::NoNamespace);
-        assert_eq!(refusal(403, "User \"x\" cannot patch").kind, RefusalKind::Forbidden);
+        // What may not be seen may well be there.
+        let hidden = "namespaces \"gw\" is forbidden: User \"x\" cannot get resource \"namespaces\"";
+        assert_eq!(refusal(403, hidden).kind, RefusalKind::Forbidden);
         assert_eq!(refusal(503, "shutting down").kind, RefusalKind::Unavailable);
     }
 

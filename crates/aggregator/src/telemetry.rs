@@ -3,6 +3,9 @@
 use std::io::{self, IsTerminal, Write, stderr};
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Format, Level, Logger};
 
@@ -18,9 +21,19 @@ pub(crate) fn init(logger: Logger, clear: bool) {
         Level::Error => LevelFilter::ERROR,
     };
     let lines = tracing_subscriber::fmt().with_max_level(level).with_writer(move || Lines { clear });
+    // What a library can't do is an error of whoever asked it to, who says so once and knows what it was for.
+    let quiet = if level == LevelFilter::DEBUG { LevelFilter::DEBUG } else { LevelFilter::OFF };
+    let targets = Targets::new()
+        .with_default(level)
+        .with_target("kube_client", quiet)
+        .with_target("kube_runtime", quiet);
     let result = match logger.format {
-        Format::Json => lines.json().flatten_event(true).with_current_span(false).try_init(),
-        Format::Text => lines.with_ansi(stderr().is_terminal()).with_target(false).try_init(),
+        Format::Json => {
+            lines.json().flatten_event(true).with_current_span(false).finish().with(targets).try_init()
+        }
+        Format::Text => {
+            lines.with_ansi(stderr().is_terminal()).with_target(false).finish().with(targets).try_init()
+        }
     };
     // An error means that a subscriber is there already, as in tests.
     drop(result);

@@ -110,41 +110,27 @@ impl Kubernetes {
         second_look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                change = changes.next() => match change {
-                    Some(Ok(change)) => {
-                        known.take_in(change);
-                        // Whatever else has come already belongs to the same set.
-                        let settled = tokio::time::sleep(SETTLE);
-                        tokio::pin!(settled);
-                        loop {
-                            tokio::select! {
-                                () = &mut settled => break,
-                                next = changes.next() => match next {
-                                    Some(Ok(change)) => known.take_in(change),
-                                    Some(Err(error)) => {
-                                        known.watch = Some(self.lost(falls_back, &error).text);
-                                        break;
-                                    }
-                                    None => break,
-                                }
-                            }
-                        }
-                    }
-                    Some(Err(error)) => {
+                change = changes.next() => match settled(change, &mut changes, &mut known).await {
+                    Settled::Changed => {}
+                    Settled::Lost(error) => {
                         let refusal = self.lost(falls_back, &error);
                         let is_refused = matches!(
                             refusal.kind,
-                            RefusalKind::Forbidden | RefusalKind::NotServed | RefusalKind::NotFound | RefusalKind::Invalid
+                            RefusalKind::Forbidden
+                                | RefusalKind::NotServed
+                                | RefusalKind::NotFound
+                                | RefusalKind::Invalid
                         );
                         if is_refused && !falls_back {
-                            tracing::warn!(error = refusal.text, "EndpointSlices are refused; asking for Endpoints instead");
+                            let error = &refusal.text;
+                            tracing::warn!(error, "EndpointSlices are refused; asking for Endpoints instead");
                             falls_back = true;
                             changes = self.endpoints();
                         }
                         known.watch = Some(refusal.text);
                     }
                     // The stream of a watch has no end; if it has, begin again.
-                    None => changes = if falls_back { self.endpoints() } else { self.slices() },
+                    Settled::Ended => changes = if falls_back { self.endpoints() } else { self.slices() },
                 },
                 _ = timer.tick() => known.desired = self.desired().await.map_err(|refusal| refusal.text),
                 _ = second_look.tick() => {
@@ -292,6 +278,34 @@ impl Kubernetes {
         } else {
             format!("{nothing}; there is {} (daemonset.namespace, daemonset.service_name)", alike.join(", "))
         })
+    }
+}
+
+enum Settled {
+    Changed,
+    Lost(watcher::Error),
+    Ended,
+}
+
+/// Takes in a change, and whatever else comes at once: it belongs to the same set.
+async fn settled(
+    first: Option<Result<Change, watcher::Error>>,
+    changes: &mut Changes,
+    known: &mut Known,
+) -> Settled {
+    let settled = tokio::time::sleep(SETTLE);
+    tokio::pin!(settled);
+    let mut next = first;
+    loop {
+        match next {
+            Some(Ok(change)) => known.take_in(change),
+            Some(Err(error)) => return Settled::Lost(error),
+            None => return Settled::Ended,
+        }
+        next = tokio::select! {
+            () = &mut settled => return Settled::Changed,
+            next = changes.next() => next,
+        };
     }
 }
 

@@ -93,9 +93,16 @@ impl Room {
             self.pods.insert(name.clone(), PodFact { asked, state });
         }
 
+        // An App that is about to be accused is not asked about yet: its Services are wanted with its first block.
+        let mut apps = wanted.apps.clone();
+        for name in &wanted.pods {
+            if let Some(pod) = there(name) {
+                apps.entry(pod.app.clone()).or_default();
+            }
+        }
         self.apps.clear();
-        self.empty.retain(|app, _| wanted.apps.contains_key(app));
-        for (app, accused) in &wanted.apps {
+        self.empty.retain(|app, _| apps.contains_key(app));
+        for (app, accused) in &apps {
             let own = seen.pods.values().filter(|pod| !pod.has_ended && pod.app == *app);
             let labels: Vec<&Labels> =
                 own.chain(accused.iter().filter_map(there)).map(|pod| &pod.labels).collect();
@@ -233,6 +240,20 @@ mod tests {
         assert!(!room.apps[&app()].gone, "the wait begins anew");
         see(&mut room, seen(&[], &["web-0"]), 120);
         assert!(room.apps[&app()].gone);
+    }
+
+    #[test]
+    fn the_services_of_an_app_are_known_with_its_first_accusation() {
+        let mut room = Room::default();
+        let wanted = Wanted { pods: ["web-0".into()].into(), apps: BTreeMap::new() };
+        room.see(
+            &"ns-a".into(),
+            &wanted,
+            Some(seen(&[("web-0", pod("1", "web", false))], &[])),
+            at(0),
+            PATIENCE,
+        );
+        assert_eq!(room.apps[&app()].exposure, Some(Exposure::plain(["web-x7k2.ns-a.svc".into()])));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use procscan_core::plan::Plan;
 use procscan_core::policy::{Inherited, Mode};
 use procscan_core::resources::{self, Settings};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use self::cluster::ClusterOutput;
 use self::difference::Difference;
@@ -140,25 +141,35 @@ pub async fn run(
     if !inherit(&output, &settings, inherited, &mut decided, &status).await {
         return;
     }
-    let mut pause = repair;
+    let mut due = Instant::now();
     let mut backoff = MIN_BACKOFF;
     let mut is_live = true;
+    let mut written: Option<Arc<Decided>> = None;
     while is_live {
         tokio::select! {
             changed = decided.changed() => is_live = changed.is_ok(),
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep_until(due) => {}
         }
         let now = decided.borrow_and_update().clone();
         // Before the first round is over, an empty plan means that nobody has answered yet.
         if now.rounds == 0 || now.plan.mode == Mode::DryRun {
+            due = Instant::now() + repair;
+            continue;
+        }
+        // Something else has been decided that is not in the plan.
+        let is_same = written.as_ref().is_some_and(|written| written.plan == now.plan);
+        if is_same && is_live && Instant::now() < due {
             continue;
         }
         let outcome = output.write(&now, &settings, || !decided.has_changed().unwrap_or(true)).await;
+        let pause;
         (pause, backoff) = match (&outcome.problems[..], outcome.is_unfinished) {
             ([], true) => (Duration::ZERO, MIN_BACKOFF),
             ([], false) => (repair, MIN_BACKOFF),
             _ => (backoff, (backoff * 2).min(MAX_BACKOFF)),
         };
+        due = Instant::now() + pause;
+        written = outcome.problems.is_empty().then_some(now);
         let has_written = outcome.written > 0;
         report(&output, outcome, &status);
         if has_written && is_live {

@@ -69,6 +69,8 @@ impl Book {
                         }
                         disputes.insert(id);
                     }
+                    // Its Pod is being looked up again: until then it stands as it did.
+                    Verdict::Unverified(_) if self.disputes.contains(&id) => drop(disputes.insert(id)),
                     Verdict::Unverified(_) => unverified += 1,
                 }
             }

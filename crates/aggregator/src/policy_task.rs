@@ -58,6 +58,7 @@ pub async fn run(policy: Policy, clock: Clock, channels: Channels) {
     let mut book = Book::inherit(inherited, clock.now());
     snapshots.mark_changed();
     let (mut is_live, mut is_verified) = (true, true);
+    let mut has_waited = false;
     while is_live {
         tokio::select! {
             changed = snapshots.changed() => is_live = changed.is_ok(),
@@ -77,7 +78,13 @@ pub async fn run(policy: Policy, clock: Clock, channels: Channels) {
             is_news
         });
         decisions.iter().for_each(log);
-        alerts.iter().for_each(raise);
+        let is_waiting = alerts.iter().any(|alert| matches!(alert, Alert::Notices { .. }));
+        // As long as tenants wait, each evaluation says so: once is enough for people.
+        alerts.iter().filter(|alert| !(has_waited && matches!(alert, Alert::Notices { .. }))).for_each(raise);
+        if has_waited && !is_waiting {
+            tracing::info!("every tenant has been told");
+        }
+        has_waited = is_waiting;
         let now = Decided { plan, held, disputed, unverified, is_answered, rounds: snapshot.rounds };
         decided.send_if_modified(|before| {
             let is_news = before.plan != now.plan

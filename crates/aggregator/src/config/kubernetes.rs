@@ -35,6 +35,12 @@ impl Default for Kubernetes {
 
 impl Kubernetes {
     pub(super) fn check(&self, problems: &mut Problems) {
+        if let Some(file) = &self.kubeconfig
+            && let Err(e) = std::fs::read(file)
+        {
+            let allowed = format!("a kubeconfig file that can be read ({e})");
+            problems.refuse("kubernetes.kubeconfig", file.display(), allowed);
+        }
         problems.require(
             (Duration::from_secs(1)..=Duration::from_mins(2)).contains(&self.request_timeout),
             "kubernetes.request_timeout",

@@ -166,7 +166,8 @@ pub async fn run(
         (pause, backoff) = match (&outcome.problems[..], outcome.is_unfinished) {
             ([], true) => (Duration::ZERO, MIN_BACKOFF),
             ([], false) => (repair, MIN_BACKOFF),
-            _ => (backoff, (backoff * 2).min(MAX_BACKOFF)),
+            // What could be written is looked after in every round all the same.
+            _ => (backoff.min(repair), (backoff * 2).min(MAX_BACKOFF)),
         };
         due = Instant::now() + pause;
         written = outcome.problems.is_empty().then_some(now);

@@ -4,12 +4,13 @@
 //! whoever was faster wins, and the next pass looks again. The gateway's objects are kept exactly as they should be. Tenants'
 //! Notifications are messages: written when they are news, and the reader may mark or delete them.
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash, Hasher};
+mod emergency;
+mod live;
 
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use kube::core::{DynamicObject, GroupVersionKind};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::discovery::ApiResource;
 use kube::{Api, ResourceExt};
 use procscan_core::plan::Plan;
@@ -18,9 +19,14 @@ use procscan_core::resources::notification::{self, IS_READ};
 use procscan_core::resources::wasm_plugin::{self, Gateway};
 use procscan_core::resources::{self, MANAGED_BY, Object, Settings, Upkeep};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
+use self::live::{
+    Key, Live, difference, existing, has_same_words, hash, hash_of, is_ours, is_suspended, key, named,
+    plural, resource, with_labels_of,
+};
 use super::Outcome;
-use super::difference::{Action, Difference, lines, surplus};
+use super::difference::{Difference, surplus};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
 /// Who we are to the API server.
@@ -29,8 +35,9 @@ pub const FIELD_MANAGER: &str = "procscan-aggregator";
 pub const SUSPEND: &str = "procscan-aggregator/suspend";
 /// How many messages that were written before are compared again in one pass: drift in them is no emergency.
 const COMPARED_AGAIN: usize = 20;
-/// How many problems of one pass are told apart. With more, it is the cluster that has the problem.
-const MAX_PROBLEMS: usize = 20;
+/// The pause after which a message that was refused is tried again; it doubles each time.
+const MIN_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_mins(5);
 
 /// The cluster's objects, as far as they are ours.
 #[derive(Debug)]
@@ -38,6 +45,8 @@ pub struct ClusterOutput {
     cluster: Cluster,
     /// The messages that need nothing more, by kind, namespace and name.
     told: BTreeMap<Key, Told>,
+    /// The messages that could not be written, and when to try again: they must not keep others waiting.
+    failing: BTreeMap<Key, Failing>,
     /// Where the comparison of old messages goes on.
     compared: Option<Key>,
 }
@@ -52,15 +61,17 @@ struct Told {
     is_ours: bool,
 }
 
-/// Kind, namespace and name.
-type Key = (&'static str, String, String);
-/// An object as it is in the cluster.
-type Live = DynamicObject;
+#[derive(Clone, Debug)]
+struct Failing {
+    refusal: Refusal,
+    next: Instant,
+    pause: Duration,
+}
 
 impl ClusterOutput {
     /// Nothing is read or written yet.
     pub fn new(cluster: Cluster) -> Self {
-        Self { cluster, told: BTreeMap::new(), compared: None }
+        Self { cluster, told: BTreeMap::new(), failing: BTreeMap::new(), compared: None }
     }
 
     /// The Apps that our `WasmPlugins` block now. Read from the gateway's namespace only: tenants can't write there.
@@ -97,26 +108,35 @@ impl ClusterOutput {
         let messages: Vec<&Object> = objects.iter().filter(|object| object.upkeep != Upkeep::Kept).collect();
         let wanted: BTreeSet<Key> = messages.iter().map(|object| key(object)).collect();
         self.told.retain(|key, _| wanted.contains(key));
+        self.failing.retain(|key, _| wanted.contains(key));
         for object in &messages {
-            if self.told.get(&key(object)).is_some_and(|told| told.hash == hash(object)) {
+            let key = key(object);
+            if self.told.get(&key).is_some_and(|told| told.hash == hash(object)) {
                 continue;
             }
-            if outcome.problems.len() >= MAX_PROBLEMS {
-                break;
+            if let Some(failing) = self.failing.get(&key).filter(|failing| Instant::now() < failing.next) {
+                outcome.problems.push(failing.refusal.text.clone());
+                continue;
             }
             let told = self.tell(object).await;
-            let is_hopeless = told.as_ref().is_err_and(|refusal| {
-                matches!(refusal.kind, RefusalKind::Unavailable | RefusalKind::NotServed)
-            });
+            let refused = told.as_ref().err().cloned();
             outcome.note(told);
-            if is_hopeless {
-                break;
-            }
-            // Something else has been decided meanwhile: the gateway goes before the other messages.
-            if !go_on() {
+            let Some(refusal) = refused else {
+                self.failing.remove(&key);
+                if go_on() {
+                    continue;
+                }
+                // Something else has been decided meanwhile: the gateway goes before the other messages.
                 outcome.is_unfinished = true;
                 return outcome;
+            };
+            if matches!(refusal.kind, RefusalKind::Unavailable | RefusalKind::NotServed) {
+                // What is true of one is true of all.
+                break;
             }
+            let pause =
+                self.failing.get(&key).map_or(MIN_PAUSE, |failing| (failing.pause * 2).min(MAX_PAUSE));
+            self.failing.insert(key, Failing { refusal, next: Instant::now() + pause, pause });
         }
         if outcome.problems.is_empty() {
             self.compare_again(&messages, &mut outcome).await;
@@ -337,160 +357,6 @@ impl ClusterOutput {
     }
 }
 
-/// For people at work by hand: they see what is done.
-impl ClusterOutput {
-    /// Opens the gateway to everybody, and keeps it from being closed again: the rules keep their sentinel only, and the
-    /// objects are suspended. Returns what was opened.
-    pub async fn unblock_all(&self, gateway: &Gateway) -> Result<Vec<String>, Refusal> {
-        let mut opened = Vec::new();
-        for live in self.plugins(gateway).await?.iter().filter(|live| is_ours(live)) {
-            let mut rules = live.data.pointer("/spec/matchRules").cloned().unwrap_or_default();
-            let Some(rule) = rules.as_array_mut().and_then(|rules| rules.first_mut()) else { continue };
-            if let Some(rule) = rule.as_object_mut() {
-                rule.remove("ingress");
-                rule.insert("service".to_owned(), json!([wasm_plugin::SENTINEL]));
-            }
-            let patch = json!({
-                "metadata": {"annotations": {SUSPEND: "true"}},
-                "spec": {"matchRules": [rule], "defaultConfig": {"violations": []}},
-            });
-            self.patch_live(live, &patch).await?;
-            opened.push(format!("WasmPlugin {}/{}", gateway.namespace, live.name_any()));
-        }
-        Ok(opened)
-    }
-
-    /// Removes everything that is ours: messages first, then the gateway's objects, whose removal is the one step that its
-    /// users notice. `dry_run` only says what there is.
-    pub async fn uninstall(&self, gateway: &Gateway, dry_run: bool) -> Result<Vec<String>, Refusal> {
-        let mut removed = Vec::new();
-        let mut doomed = Vec::new();
-        for live in self.messages().await? {
-            doomed.push((resource(notification::API_VERSION, notification::KIND), live));
-        }
-        let plugins = match self.plugins(gateway).await {
-            Err(refusal) if refusal.kind == RefusalKind::NotServed => Vec::new(),
-            plugins => plugins?,
-        };
-        let plugins = plugins.into_iter().filter(is_ours);
-        doomed.extend(plugins.map(|live| (resource(wasm_plugin::API_VERSION, wasm_plugin::KIND), live)));
-        for (resource, live) in doomed {
-            let namespace = live.namespace().unwrap_or_default();
-            let name = live.name_any();
-            if !dry_run {
-                let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
-                let plural = plural(&resource);
-                let ask = Ask { verb: "delete", resource: &plural, namespace: Some(&namespace) };
-                match self.cluster.ask(ask, api.delete(&name, &DeleteParams::default())).await {
-                    Err(refusal) if refusal.kind != RefusalKind::NotFound => return Err(refusal),
-                    _ => {}
-                }
-            }
-            removed.push(format!("{} {namespace}/{name}", resource.kind));
-        }
-        Ok(removed)
-    }
-
-    /// Our Notifications, in all namespaces.
-    async fn messages(&self) -> Result<Vec<Live>, Refusal> {
-        let resource = resource(notification::API_VERSION, notification::KIND);
-        let api: Api<Live> = Api::all_with(self.cluster.client(), &resource);
-        let plural = plural(&resource);
-        let mut all = Vec::new();
-        let mut page = ListParams::default().limit(500);
-        loop {
-            let ask = Ask { verb: "list", resource: &plural, namespace: None };
-            let found = match self.cluster.ask(ask, api.list(&page)).await {
-                Err(refusal) if refusal.kind == RefusalKind::NotServed => return Ok(all),
-                found => found?,
-            };
-            // Labels do not last, so it is by name and annotation that they are known.
-            let is_message = |live: &Live| {
-                live.name_any().starts_with("procscan-")
-                    && live.annotations().contains_key(notification::INCIDENT)
-            };
-            all.extend(found.items.into_iter().filter(is_message));
-            match found.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => return Ok(all),
-            }
-        }
-    }
-
-    async fn patch_live(&self, live: &Live, patch: &Value) -> Result<Live, Refusal> {
-        let resource = resource(wasm_plugin::API_VERSION, wasm_plugin::KIND);
-        let plural = plural(&resource);
-        let namespace = live.namespace().unwrap_or_default();
-        let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
-        let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&namespace) };
-        let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        self.cluster.ask(ask, api.patch(&live.name_any(), &by_us, &Patch::Merge(patch))).await
-    }
-}
-
-fn existing(live: &[Live], gateway: &Gateway) -> resources::Existing {
-    let ours: Vec<(String, &Value)> = live
-        .iter()
-        .filter(|object| is_ours(object))
-        .map(|object| (object.name_any(), &object.data))
-        .collect();
-    wasm_plugin::existing(ours.iter().map(|(name, data)| (name.as_str(), *data)), gateway)
-}
-
-/// Written by us, as far as the object itself tells.
-fn is_ours(live: &Live) -> bool {
-    let (label, value) = MANAGED_BY;
-    live.labels().get(label).is_some_and(|manager| manager == value)
-        || live.managed_fields().iter().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
-}
-
-fn is_suspended(live: &Live) -> bool {
-    live.annotations().get(SUSPEND).is_some_and(|value| value == "true")
-}
-
-fn has_same_words(object: &Object, live: &Live) -> bool {
-    let word = |of: &Value, name: &str| of.get(name).cloned();
-    let spec = live.data.get("spec").cloned().unwrap_or_default();
-    ["title", "message", "i18ns"].iter().all(|name| word(&spec, name) == word(&object.spec, name))
-}
-
-/// What `write` has to do to make `live` like `object`, without what it remembers.
-fn difference(object: &Object, live: Option<&Live>) -> Option<Difference> {
-    let is_read = |live: &Live| live.labels().get(IS_READ).is_some_and(|read| read == "true");
-    let (action, lines) = match (object.upkeep, live) {
-        (Upkeep::Retired | Upkeep::Known, None) | (Upkeep::Known, Some(_)) => return None,
-        (Upkeep::Retired, Some(live)) if is_read(live) => return None,
-        (Upkeep::Retired, Some(_)) => (Action::Retire, vec![format!("+ metadata.labels.{IS_READ}: true")]),
-        (Upkeep::Words, Some(live)) if has_same_words(object, live) => return None,
-        (_, None) => (Action::Create, lines("spec", None, Some(&object.spec))),
-        (_, Some(live)) => {
-            if object.upkeep == Upkeep::Kept && is_suspended(live) {
-                return None;
-            }
-            let mut all = lines("spec", live.data.get("spec"), Some(&object.spec));
-            for (name, value) in &object.metadata.labels {
-                let is = live.labels().get(name).map(|label| Value::from(label.clone()));
-                all.extend(self::lines(&format!("metadata.labels.{name}"), is.as_ref(), Some(value)));
-            }
-            if all.is_empty() {
-                return None;
-            }
-            (Action::Change, all)
-        }
-    };
-    Some(Difference { action, object: named(object), lines })
-}
-
-/// The labels of a message are its reader's once it is written: they stay as they are.
-fn with_labels_of(live: &Live, object: &Object) -> Object {
-    let mut object = object.clone();
-    let labels = object.metadata.labels.iter().filter_map(|(name, _)| {
-        live.labels().get(name).map(|value| (name.clone(), Value::from(value.clone())))
-    });
-    object.metadata.labels = labels.collect();
-    object
-}
-
 impl Told {
     /// As we are about to write it.
     fn of(object: &Object) -> Self {
@@ -501,31 +367,4 @@ impl Told {
             is_ours: true,
         }
     }
-}
-
-fn named(object: &Object) -> String {
-    format!("{} {}/{}", object.kind, object.metadata.namespace, object.metadata.name)
-}
-
-fn key(object: &Object) -> Key {
-    (object.kind, object.metadata.namespace.clone(), object.metadata.name.clone())
-}
-
-fn hash(object: &Object) -> u64 {
-    hash_of(&serde_json::to_string(object).unwrap_or_default())
-}
-
-fn hash_of(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
-}
-
-fn resource(api_version: &str, kind: &str) -> ApiResource {
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
-}
-
-fn plural(resource: &ApiResource) -> String {
-    format!("{}.{}", resource.plural, resource.group)
 }

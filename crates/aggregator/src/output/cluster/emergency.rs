@@ -1,0 +1,101 @@
+//! What people do by hand, with the service alive or dead: open the gateway, and remove what is ours.
+
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use procscan_core::resources::notification;
+use procscan_core::resources::wasm_plugin::{self, Gateway};
+use serde_json::{Value, json};
+
+use super::live::{Live, is_ours, plural, resource};
+use super::{ClusterOutput, FIELD_MANAGER, SUSPEND};
+use crate::kubernetes::{Ask, Refusal, RefusalKind};
+
+impl ClusterOutput {
+    /// Opens the gateway to everybody, and keeps it from being closed again: the rules keep their sentinel only, and the
+    /// objects are suspended. Returns what was opened.
+    pub async fn unblock_all(&self, gateway: &Gateway) -> Result<Vec<String>, Refusal> {
+        let mut opened = Vec::new();
+        for live in self.plugins(gateway).await?.iter().filter(|live| is_ours(live)) {
+            let mut rules = live.data.pointer("/spec/matchRules").cloned().unwrap_or_default();
+            let Some(rule) = rules.as_array_mut().and_then(|rules| rules.first_mut()) else { continue };
+            if let Some(rule) = rule.as_object_mut() {
+                rule.remove("ingress");
+                rule.insert("service".to_owned(), json!([wasm_plugin::SENTINEL]));
+            }
+            let patch = json!({
+                "metadata": {"annotations": {SUSPEND: "true"}},
+                "spec": {"matchRules": [rule], "defaultConfig": {"violations": [], "omitted": null}},
+            });
+            self.patch_live(live, &patch).await?;
+            opened.push(format!("WasmPlugin {}/{}", gateway.namespace, live.name_any()));
+        }
+        Ok(opened)
+    }
+
+    /// Removes everything that is ours: messages first, then the gateway's objects, whose removal is the one step that its
+    /// users notice. `dry_run` only says what there is.
+    pub async fn uninstall(&self, gateway: &Gateway, dry_run: bool) -> Result<Vec<String>, Refusal> {
+        let mut removed = Vec::new();
+        let mut doomed = Vec::new();
+        for live in self.messages().await? {
+            doomed.push((resource(notification::API_VERSION, notification::KIND), live));
+        }
+        let plugins = match self.plugins(gateway).await {
+            Err(refusal) if refusal.kind == RefusalKind::NotServed => Vec::new(),
+            plugins => plugins?,
+        };
+        let plugins = plugins.into_iter().filter(is_ours);
+        doomed.extend(plugins.map(|live| (resource(wasm_plugin::API_VERSION, wasm_plugin::KIND), live)));
+        for (resource, live) in doomed {
+            let namespace = live.namespace().unwrap_or_default();
+            let name = live.name_any();
+            if !dry_run {
+                let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
+                let plural = plural(&resource);
+                let ask = Ask { verb: "delete", resource: &plural, namespace: Some(&namespace) };
+                match self.cluster.ask(ask, api.delete(&name, &DeleteParams::default())).await {
+                    Err(refusal) if refusal.kind != RefusalKind::NotFound => return Err(refusal),
+                    _ => {}
+                }
+            }
+            removed.push(format!("{} {namespace}/{name}", resource.kind));
+        }
+        Ok(removed)
+    }
+
+    /// Our Notifications, in all namespaces.
+    async fn messages(&self) -> Result<Vec<Live>, Refusal> {
+        let resource = resource(notification::API_VERSION, notification::KIND);
+        let api: Api<Live> = Api::all_with(self.cluster.client(), &resource);
+        let plural = plural(&resource);
+        let mut all = Vec::new();
+        let mut page = ListParams::default().limit(500);
+        loop {
+            let ask = Ask { verb: "list", resource: &plural, namespace: None };
+            let found = match self.cluster.ask(ask, api.list(&page)).await {
+                Err(refusal) if refusal.kind == RefusalKind::NotServed => return Ok(all),
+                found => found?,
+            };
+            // Labels do not last, so it is by name and annotation that they are known.
+            let is_message = |live: &Live| {
+                live.name_any().starts_with("procscan-")
+                    && live.annotations().contains_key(notification::INCIDENT)
+            };
+            all.extend(found.items.into_iter().filter(is_message));
+            match found.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    async fn patch_live(&self, live: &Live, patch: &Value) -> Result<Live, Refusal> {
+        let resource = resource(wasm_plugin::API_VERSION, wasm_plugin::KIND);
+        let plural = plural(&resource);
+        let namespace = live.namespace().unwrap_or_default();
+        let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
+        let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&namespace) };
+        let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        self.cluster.ask(ask, api.patch(&live.name_any(), &by_us, &Patch::Merge(patch))).await
+    }
+}

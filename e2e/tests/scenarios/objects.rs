@@ -190,3 +190,50 @@ async fn a_notification_is_its_readers_until_something_new_happens() -> anyhow::
     world.until_told("ns-a", "there with the next incident", |now| now.labels()["isRead"] == "false").await?;
     Ok(())
 }
+
+/// One tenant's namespace refuses what it is told; that is that tenant's matter alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_can_not_be_told_keeps_no_other_waiting() -> anyhow::Result<()> {
+    let world = World::start().await?;
+    let refuse = "
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: refuse}
+spec:
+  matchConstraints:
+    resourceRules:
+    - {apiGroups: [notification.sealos.io], apiVersions: ['*'], operations: [CREATE], resources: [notifications]}
+  validations: [{expression: \"object.metadata.namespace != 'ns-a'\", message: not here}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: refuse}
+spec: {policyName: refuse, validationActions: [Deny]}
+";
+    world.cluster.apply(refuse).await?;
+    let a = world.tenant("ns-a", "web", "sim-0000").await?;
+    let b = world.tenant("ns-b", "web", "sim-0001").await?;
+    // The policy takes a moment until it is in force.
+    until("the policy to be in force", LIMIT, async || {
+        let api = world.notifications("ns-a");
+        let kind = GroupVersionKind::gvk("notification.sealos.io", "v1", "Notification");
+        let mut probe = DynamicObject::new("probe", &ApiResource::from_gvk(&kind));
+        probe.data = json!({"spec": {"title": "t", "message": "m", "timestamp": 1}});
+        let refused = api.create(&PostParams { dry_run: true, ..PostParams::default() }, &probe).await;
+        ensure!(refused.is_err(), "not yet");
+        Ok(())
+    })
+    .await?;
+    world.accuse(0, &[("ns-a", &a)]);
+    world.accuse(1, &[("ns-b", &b)]);
+    world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
+    world.until_told("ns-b", "there", |_| true).await?;
+    world.until_logged(&["objects can't be written", "ns-a", "not here"]).await?;
+    // Drift is put right in every round, whatever else fails.
+    world.merge(&world.wasm_plugins(), NAME, json!({"spec": {"matchRules": null}})).await?;
+    world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
+    let output = world.cluster.kubectl(&["delete", "validatingadmissionpolicybinding", "refuse"]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    world.until_told("ns-a", "there once it may be", |_| true).await?;
+    Ok(())
+}

@@ -11,7 +11,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 FROM debian:bookworm-slim
 COPY --from=build /procscan-aggregator /usr/local/bin/procscan-aggregator
 COPY config.yaml /etc/procscan-aggregator/config.yaml
-# The objects' directory: mount a volume there to keep or share them.
+# For `output.mode: directory`: mount a volume there to keep or share the objects.
 RUN mkdir -p /var/lib/procscan-aggregator && chown 65532:65532 /var/lib/procscan-aggregator
 WORKDIR /var/lib/procscan-aggregator
 USER 65532:65532

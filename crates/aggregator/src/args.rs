@@ -52,7 +52,7 @@ The service leaves a suspended WasmPlugin alone. To let it block again:
     /// Remove the service's objects from the cluster: Notifications first, then the WasmPlugins. Stop the service before.
     #[command(after_help = "Examples:
   procscan-aggregator uninstall --dry-run
-  kubectl delete -f deploy/manifests/deployment.yaml && procscan-aggregator uninstall
+  kubectl delete --cascade=foreground -f deploy/manifests/deployment.yaml && procscan-aggregator uninstall
 
 Removing a WasmPlugin makes the gateway drain its connections once.")]
     Uninstall(Uninstall),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use procscan_core::plan::{HeldApp, Plan};
+use procscan_core::plan::{Dispute, HeldApp, Plan};
 use procscan_core::policy::{
     Alert, Book, Decision, DecisionKind, Evaluation, Facts, Inherited, Policy, Questions,
 };
@@ -19,7 +19,7 @@ pub struct Decided {
     /// The Apps that brakes hold.
     pub held: Vec<HeldApp>,
     /// Evidence that is not believed.
-    pub disputed: usize,
+    pub disputes: Vec<Dispute>,
     /// Evidence that can't be judged.
     pub unverified: usize,
     /// The cluster has said all there is to ask. Without a cluster, it never has.
@@ -66,7 +66,7 @@ pub async fn run(policy: Policy, clock: Clock, channels: Channels) {
         }
         let snapshot = snapshots.borrow_and_update().clone();
         let known = facts.borrow_and_update().clone();
-        let Evaluation { plan, held, decisions, alerts, disputed, unverified } =
+        let Evaluation { plan, held, decisions, alerts, disputes, unverified } =
             book.evaluate(&snapshot, &policy, &known, clock.now());
         let asked = book.questions(&snapshot, &policy);
         let is_answered = asked.are_answered_by(&known);
@@ -85,11 +85,12 @@ pub async fn run(policy: Policy, clock: Clock, channels: Channels) {
             tracing::info!("every tenant has been told");
         }
         has_waited = is_waiting;
-        let now = Decided { plan, held, disputed, unverified, is_answered, rounds: snapshot.rounds };
+        let now = Decided { plan, held, disputes, unverified, is_answered, rounds: snapshot.rounds };
         decided.send_if_modified(|before| {
             let is_news = before.plan != now.plan
                 || before.held != now.held
-                || (before.disputed, before.unverified) != (now.disputed, now.unverified)
+                || before.disputes != now.disputes
+                || before.unverified != now.unverified
                 || before.is_answered != now.is_answered
                 // Only the first round makes a difference to anybody.
                 || (before.rounds == 0) != (now.rounds == 0);

@@ -81,7 +81,7 @@ impl Pipeline {
         let undecided = Decided {
             plan: Plan::empty(policy.mode, now.wall),
             held: Vec::new(),
-            disputed: 0,
+            disputes: Vec::new(),
             unverified: 0,
             is_answered: false,
             rounds: 0,

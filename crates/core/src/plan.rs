@@ -152,6 +152,18 @@ pub struct HeldApp {
     pub release: bool,
 }
 
+/// One node's word that is not believed. Not a part of the plan: nothing outside may follow from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Dispute {
+    /// What it says.
+    #[serde(flatten)]
+    pub key: Key,
+    /// Who says it.
+    pub node: NodeName,
+    /// Why it is not believed, for people.
+    pub reason: String,
+}
+
 /// A duration for people: `30m`, `1h 5m`, `2d`, `90s` as `1m 30s`.
 pub(crate) fn human(duration: Duration) -> String {
     let seconds = duration.as_secs();

@@ -203,7 +203,7 @@ fn trap_6_a_node_may_only_accuse_pods_that_run_on_it() {
     world.answer("n2", lies);
     let evaluation = world.evaluate();
     assert!(evaluation.plan.blocks.is_empty());
-    assert_eq!((evaluation.disputed, evaluation.unverified), (2, 2));
+    assert_eq!((evaluation.disputes.len(), evaluation.unverified), (2, 2));
     let kinds: Vec<_> = evaluation.decisions.iter().map(|d| (d.kind, d.app.namespace.to_string())).collect();
     assert_eq!(kinds, [(DecisionKind::Disputed, "ns-a".into()), (DecisionKind::Disputed, "ns-b".into())]);
     assert!(world.evaluate().decisions.is_empty(), "logged once");

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use common::{HOUR, MINUTE, World, app, record, record_of};
 use jiff::Timestamp;
-use procscan_core::names::{App, Key};
+use procscan_core::names::{App, Key, PodRef};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{
-    Act, ActError, Actor, Alert, Book, DecisionKind, Exemption, Inherited, Mode, Pattern, PodState,
+    Act, ActError, Actor, Alert, Book, DecisionKind, Exemption, Inherited, Mode, Pattern, PodFact, PodState,
 };
 
 fn namespaces(n: usize) -> Vec<String> {
@@ -505,4 +505,82 @@ fn an_accusation_in_a_namespace_that_may_not_be_touched_is_in_the_log_once() {
     assert!(decisions[0].reason.contains("enforcement.protected_namespaces"));
     world.answer("n1", vec![record("kube-system", 60)]);
     assert_eq!(world.evaluate().decisions, []);
+}
+
+fn fact(asked: u64, state: PodState) -> PodFact {
+    PodFact { asked: common::at(asked), state }
+}
+
+#[test]
+fn what_was_known_before_an_accusation_came_does_not_judge_it() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
+    let present = world.facts.pods[&pod].state.clone();
+    world.wait(100);
+    world.answer("n1", vec![record("ns-a", 90)]);
+    for (asked, state) in [(99, present.clone()), (99, PodState::Gone)] {
+        world.facts.pods.insert(pod.clone(), fact(asked, state));
+        let evaluation = world.evaluate();
+        assert_eq!(
+            (evaluation.plan.blocks.len(), evaluation.disputes.len(), evaluation.unverified),
+            (0, 0, 1)
+        );
+    }
+    let snapshot = world.snapshot();
+    let questions = world.book.questions(&snapshot, &world.policy);
+    assert_eq!(questions.pods[&pod].since, common::at(100));
+    assert!(!questions.are_answered_by(&world.facts));
+    world.facts.pods.insert(pod.clone(), fact(100, present));
+    assert!(questions.are_answered_by(&world.facts));
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let snapshot = world.snapshot();
+    let questions = world.book.questions(&snapshot, &world.policy);
+    assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[pod].into()]);
+}
+
+#[test]
+fn a_dispute_is_told_once_and_stands_while_its_pod_is_looked_up_again() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n2", "web");
+    let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
+    let elsewhere = world.facts.pods[&pod].state.clone();
+    let mut disputed = 0;
+    for round in 0..5 {
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        for asked in [now - 1, now] {
+            world.facts.pods.insert(pod.clone(), fact(u64::try_from(asked).unwrap(), elsewhere.clone()));
+            let evaluation = world.evaluate();
+            disputed += evaluation.decisions.iter().filter(|d| d.kind == DecisionKind::Disputed).count();
+            if disputed > 0 {
+                assert_eq!(evaluation.disputes[0].reason, "the Pod runs on node n2", "round {round}");
+            }
+            assert!(evaluation.plan.blocks.is_empty());
+        }
+    }
+    assert_eq!(disputed, 1);
+}
+
+#[test]
+fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_for_a_day_at_most() {
+    let mut world = World::new(&["n1"]);
+    let inherited = Inherited {
+        app: app("ns-a"),
+        told: None,
+        accused: [Key::new("ns-a", "web", "xmrig")].into(),
+        services: vec!["old.ns-a.svc".into()],
+    };
+    world.book = Book::inherit([inherited], common::at(0));
+    world.ledger.expect([common::target("n1")], 1);
+    world.policy.verify_pods = true;
+    world.rounds(24 * 60 - 1, |w| drop(w.answer("n1", vec![])));
+    let evaluation = world.evaluate();
+    // What is not known of its Services does not open them.
+    assert_eq!(&*evaluation.plan.blocks[0].exposure.services[0], "old.ns-a.svc");
+    world.rounds(2, |w| drop(w.answer("n1", vec![])));
+    assert_eq!(kinds(&mut world), [DecisionKind::Released]);
 }

@@ -103,6 +103,9 @@ async fn a_node_that_accuses_pods_of_others_is_not_believed() -> anyhow::Result<
         .wait_for("three disputes", LIMIT, "/api/v1/plan", |plan| plan["disputed"] == 3)
         .await?;
     ensure!(plan["blocks"] == json!([]), "{plan}");
+    let reasons: Vec<_> =
+        plan["disputes"].as_array().into_iter().flatten().map(|dispute| &dispute["reason"]).collect();
+    ensure!(reasons.contains(&&json!("the Pod runs on node sim-0000")), "{reasons:?}");
     world.stays_closed(&[], ROUNDS).await?;
     world.until_logged(&["disputed", "the Pod runs on node sim-0000"]).await?;
     world.until_logged(&["disputed", "there is no such Pod"]).await?;

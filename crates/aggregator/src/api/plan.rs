@@ -2,12 +2,15 @@
 
 use axum::Json;
 use axum::extract::State;
-use procscan_core::plan::{Block, HeldApp, Notice, Summary};
+use procscan_core::plan::{Block, Dispute, HeldApp, Notice, Summary};
 use procscan_core::policy::Mode;
 use procscan_core::snapshot::Coverage;
 use serde::Serialize;
 
 use super::Api;
+
+/// How many disputes are listed.
+const MAX_DISPUTES: usize = 1000;
 
 #[derive(Serialize)]
 pub(super) struct Plan {
@@ -16,7 +19,9 @@ pub(super) struct Plan {
     notices: Vec<Notice>,
     held: Vec<HeldApp>,
     summary: Summary,
+    /// How many accusations are not believed, and which, up to a bound: liars may make any number.
     disputed: usize,
+    disputes: Vec<Dispute>,
     unverified: usize,
     coverage: Coverage,
 }
@@ -30,7 +35,8 @@ pub(super) async fn plan(State(api): State<Api>) -> Json<Plan> {
         notices: decided.plan.notices.clone(),
         held: decided.held.clone(),
         summary: decided.plan.summary,
-        disputed: decided.disputed,
+        disputed: decided.disputes.len(),
+        disputes: decided.disputes.iter().take(MAX_DISPUTES).cloned().collect(),
         unverified: decided.unverified,
         coverage,
     })

@@ -42,7 +42,7 @@ impl Stage {
             is_answered: false,
             plan: Plan::empty(Mode::Enforce, now.wall),
             held: Vec::new(),
-            disputed: 0,
+            disputes: Vec::new(),
             unverified: 0,
             rounds: 0,
         };

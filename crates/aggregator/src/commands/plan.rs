@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use procscan_core::plan::Dispute;
 use procscan_core::policy::Mode;
 use tokio::sync::oneshot;
 
 use super::run::text;
 use super::{CommandError, Stop};
 use crate::config::{Config, Level, Logger};
-use crate::output::difference::Difference;
+use crate::output::difference::{Action, Difference};
 use crate::policy_task::Decided;
 use crate::run::{self, Pipeline};
 use crate::telemetry;
@@ -69,7 +70,8 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     let differences = output.preview(&decided.plan, &settings).await.map_err(anyhow::Error::msg)?;
     println!();
     differences.iter().for_each(show);
-    match (differences.len(), decided.plan.mode) {
+    let changes = differences.iter().filter(|difference| difference.action != Action::Leave).count();
+    match (changes, decided.plan.mode) {
         (0, _) => println!("Nothing would change."),
         (n, mode) => println!(
             "{n} {} would change{}.",
@@ -77,7 +79,7 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
             if mode == Mode::DryRun { ", if enforcement.mode were not dry-run" } else { "" }
         ),
     }
-    Ok(!differences.is_empty())
+    Ok(changes > 0)
 }
 
 fn explain(decided: &Decided) {
@@ -87,10 +89,12 @@ fn explain(decided: &Decided) {
     for held in &decided.held {
         println!("hold  {}: {}", held.app, held.reason);
     }
-    if decided.disputed > 0 {
+    for dispute in decided.disputes.iter().take(MAX_LINES) {
+        let Dispute { key, node, reason } = dispute;
+        let process = key.process.escape_debug();
         println!(
-            "{} accusations are disputed: their Pods do not run on the accusing nodes.",
-            decided.disputed
+            "disputed: node {node} accuses Pod {}/{} of `{process}`, but {reason}",
+            key.namespace, key.pod
         );
     }
     if decided.unverified > 0 {

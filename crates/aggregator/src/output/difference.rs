@@ -16,6 +16,8 @@ pub enum Action {
     Retire,
     /// It is there, and should not be.
     Remove,
+    /// It is left as it is, for the reason that is told.
+    Leave,
 }
 
 /// One object that is not as it should be.
@@ -36,6 +38,7 @@ impl fmt::Display for Action {
             Self::Change => "change",
             Self::Retire => "mark as read",
             Self::Remove => "remove",
+            Self::Leave => "leave",
         })
     }
 }

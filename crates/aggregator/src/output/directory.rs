@@ -156,7 +156,7 @@ impl Directory {
         for object in objects.iter().filter(|object| object.upkeep != Upkeep::Retired) {
             let name = file_name(object.kind, &object.metadata.namespace, &object.metadata.name);
             let text = to_yaml(object).map_err(|problem| DirectoryError { path: name.clone(), problem })?;
-            if ours.remove(&name).is_some_and(|old| old == text) {
+            if ours.remove(&name).is_some_and(|old| old == text || self.is_as_good(object, &name, &old)) {
                 continue;
             }
             match self.write(&name, &text) {
@@ -181,6 +181,12 @@ impl Directory {
         failed.map_or(Ok(done), Err)
     }
 
+    /// A message that says the same at another time is no news.
+    fn is_as_good(&self, object: &Object, name: &str, text: &str) -> bool {
+        // Only such a message is worth reading for it.
+        object.upkeep == Upkeep::Words && self.parse(name, text).is_ok_and(|is| has_same_words(object, &is))
+    }
+
     /// What writing `plan` would do.
     pub fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, DirectoryError> {
         let mut ours = self.ours()?;
@@ -192,6 +198,9 @@ impl Directory {
             }
             let name = file_name(object.kind, &object.metadata.namespace, &object.metadata.name);
             let is = ours.remove(&name).map(|text| self.parse(&name, &text)).transpose()?;
+            if is.as_ref().is_some_and(|is| has_same_words(&object, is)) {
+                continue;
+            }
             let should = serde_json::to_value(&object).unwrap_or_default();
             let lines = difference::lines("", is.as_ref(), Some(&should));
             if !lines.is_empty() {
@@ -231,6 +240,11 @@ impl Directory {
         let flushed = File::open(&self.path).and_then(|directory| directory.sync_all());
         flushed.map_err(|e| error(&self.path, "can't be flushed", &e))
     }
+}
+
+fn has_same_words(object: &Object, is: &Value) -> bool {
+    object.upkeep == Upkeep::Words
+        && is.get("spec").is_some_and(|spec| notification::has_same_words(spec, &object.spec))
 }
 
 /// The content of a file that begins with our header; nothing of any other.

@@ -21,8 +21,8 @@ pub struct Book {
     pub(super) incidents: BTreeMap<App, Incident>,
     pub(super) window: Window,
     pub(super) releases: Vec<StickyRelease>,
-    /// Disputed evidence that is in the log already.
-    pub(super) disputes: BTreeSet<(Key, NodeName)>,
+    /// Disputed evidence, with the reason. It is in the log already.
+    pub(super) disputes: BTreeMap<(Key, NodeName), String>,
     /// Apps of namespaces that may not be touched, accused and in the log already.
     pub(super) refused: BTreeSet<App>,
     /// New notices in the current round: the round's number and how many.

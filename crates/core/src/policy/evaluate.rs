@@ -10,7 +10,7 @@ use super::{Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, Text};
-use crate::plan::{Accusation, Block, HeldApp, Notice, NoticePhase, Plan, Summary, human};
+use crate::plan::{Accusation, Block, Dispute, HeldApp, Notice, NoticePhase, Plan, Summary, human};
 use crate::snapshot::Snapshot;
 
 /// What one evaluation comes to.
@@ -25,7 +25,7 @@ pub struct Evaluation {
     /// What an operator should look at now.
     pub alerts: Vec<Alert>,
     /// Evidence that is not believed, because its node accuses a Pod that does not run on it.
-    pub disputed: usize,
+    pub disputes: Vec<Dispute>,
     /// Evidence that can't be judged, because its Pod could not be read.
     pub unverified: usize,
 }
@@ -57,7 +57,7 @@ impl Book {
     ) -> Evaluation {
         let mut pass = Pass { snapshot, policy, facts, now, decisions: Vec::new(), alerts: Vec::new() };
         self.releases.retain(|release| now.wall < release.until);
-        let (disputed, unverified) = self.hear(&mut pass);
+        let unverified = self.hear(&mut pass);
         self.clear_grounds(&pass);
 
         let mut blocks: Vec<(Moment, App)> = Vec::new();
@@ -80,7 +80,13 @@ impl Book {
         self.forget(policy, now);
         let plan = self.plan(&mut pass);
         let Pass { decisions, alerts, .. } = pass;
-        Evaluation { plan, held: self.held(policy), decisions, alerts, disputed, unverified }
+        let dispute = |((key, node), reason): (&(Key, NodeName), &String)| Dispute {
+            key: key.clone(),
+            node: node.clone(),
+            reason: reason.clone(),
+        };
+        let disputes = self.disputes.iter().map(dispute).collect();
+        Evaluation { plan, held: self.held(policy), decisions, alerts, disputes, unverified }
     }
 
     /// What one incident asks for. Does at once what no brake is asked about.
@@ -126,7 +132,10 @@ impl Book {
                     Wish::Nothing
                 }
                 // Gone before the start or not: its node is not known, so every node has to have answered long enough.
-                Standing::Blocked { .. } if incident.inherited.is_some() && !pass.snapshot.is_settled() => {
+                Standing::Blocked { .. }
+                    if incident.inherited.is_some()
+                        && !pass.snapshot.is_settled(pass.policy.unreachable_limit) =>
+                {
                     Wish::Nothing
                 }
                 Standing::Blocked { .. } => Wish::Release,

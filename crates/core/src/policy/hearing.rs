@@ -12,8 +12,8 @@ use crate::names::{App, Key, NodeName};
 use crate::snapshot::{EvidenceView, State};
 
 impl Book {
-    /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns (disputed, unverified).
-    pub(super) fn hear(&mut self, pass: &mut Pass<'_>) -> (usize, usize) {
+    /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns how much can't be judged.
+    pub(super) fn hear(&mut self, pass: &mut Pass<'_>) -> usize {
         for incident in self.incidents.values_mut() {
             for ground in incident.grounds.values_mut() {
                 ground.active = false;
@@ -25,7 +25,7 @@ impl Book {
                 known.insert(id.clone(), (app.clone(), ground.fresh_at));
             }
         }
-        let (mut disputes, mut refused) = (BTreeSet::new(), BTreeSet::new());
+        let (mut disputes, mut refused) = (BTreeMap::new(), BTreeSet::new());
         let mut unverified = 0;
         for violation in &pass.snapshot.violations {
             if let Some(why) = pass.policy.refuses(&violation.key.namespace) {
@@ -58,7 +58,7 @@ impl Book {
                     // Evidence that was accepted while it was fresh is not disputed because the Pod has gone since.
                     Verdict::Disputed(_) | Verdict::Unverified(_) if already => {}
                     Verdict::Disputed(why) => {
-                        if !self.disputes.contains(&id) {
+                        if !self.disputes.contains_key(&id) {
                             let reason = format!(
                                 "node {} accuses Pod {} of process `{}`, but {why}",
                                 evidence.node.0.escape_debug(),
@@ -67,18 +67,19 @@ impl Book {
                             );
                             pass.decide(&claimed_app(&evidence.record), DecisionKind::Disputed, reason);
                         }
-                        disputes.insert(id);
+                        disputes.insert(id, why);
                     }
                     // Its Pod is being looked up again: until then it stands as it did.
-                    Verdict::Unverified(_) if self.disputes.contains(&id) => drop(disputes.insert(id)),
-                    Verdict::Unverified(_) => unverified += 1,
+                    Verdict::Unverified(_) => match self.disputes.remove(&id) {
+                        Some(why) => drop(disputes.insert(id, why)),
+                        None => unverified += 1,
+                    },
                 }
             }
         }
-        let count = disputes.len();
         self.disputes = disputes;
         self.refused = refused;
-        (count, unverified)
+        unverified
     }
 
     fn accuse(

@@ -6,7 +6,7 @@
 //! never on the round: writing one again would mark it unread.
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::hash::stable_hash;
 use super::template::Template;
@@ -201,6 +201,11 @@ pub fn render_summary(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Obje
         }),
         upkeep: if n == 0 { Upkeep::Retired } else { Upkeep::Words },
     }]
+}
+
+/// Whether two Notifications' `spec`s say the same, whenever they said it.
+pub fn has_same_words(a: &Value, b: &Value) -> bool {
+    ["title", "message", "i18ns"].iter().all(|field| a.get(field) == b.get(field))
 }
 
 /// A tenant's text for people to read: without control and formatting characters, and not too long.

@@ -232,7 +232,9 @@ impl Kubernetes {
                 .iter()
                 .map(|service| (service.namespace().unwrap_or_default(), service.name_any()))
                 .filter(|(namespace, name)| {
-                    name.contains("procscan") && (*namespace != self.namespace || *name != self.service)
+                    let is_asked = *namespace == self.namespace && *name == self.service;
+                    // Our own Service is called alike, and is none of agents.
+                    name.contains("procscan") && !name.contains("aggregator") && !is_asked
                 })
                 .map(|(namespace, name)| format!("{namespace}/{name}"))
                 .take(5)

@@ -16,12 +16,12 @@ impl ClusterOutput {
     pub async fn unblock_all(&self, gateway: &Gateway) -> Result<Vec<String>, Refusal> {
         let mut opened = Vec::new();
         for live in self.plugins(gateway).await?.iter().filter(|live| is_ours(live)) {
-            let mut rules = live.data.pointer("/spec/matchRules").cloned().unwrap_or_default();
-            let Some(rule) = rules.as_array_mut().and_then(|rules| rules.first_mut()) else { continue };
-            if let Some(rule) = rule.as_object_mut() {
-                rule.remove("ingress");
-                rule.insert("service".to_owned(), json!([wasm_plugin::SENTINEL]));
-            }
+            // Its first rule, with nobody in it; without one it blocks nobody, and is suspended all the same.
+            let first = live.data.pointer("/spec/matchRules/0").and_then(Value::as_object).cloned();
+            let mut rule = first.unwrap_or_default();
+            rule.remove("ingress");
+            rule.remove("domain");
+            rule.insert("service".to_owned(), json!([wasm_plugin::SENTINEL]));
             let patch = json!({
                 "metadata": {"annotations": {SUSPEND: "true"}},
                 "spec": {"matchRules": [rule], "defaultConfig": {"violations": [], "omitted": null}},

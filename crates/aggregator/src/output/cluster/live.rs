@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use kube::ResourceExt;
 use kube::core::{DynamicObject, GroupVersionKind};
 use kube::discovery::ApiResource;
-use procscan_core::resources::notification::IS_READ;
+use procscan_core::resources::notification::{self, IS_READ};
 use procscan_core::resources::wasm_plugin::{self, Gateway};
 use procscan_core::resources::{self, MANAGED_BY, Object, Upkeep};
 use serde_json::Value;
@@ -40,9 +40,18 @@ pub(super) fn is_suspended(live: &Live) -> bool {
 }
 
 pub(super) fn has_same_words(object: &Object, live: &Live) -> bool {
-    let word = |of: &Value, name: &str| of.get(name).cloned();
-    let spec = live.data.get("spec").cloned().unwrap_or_default();
-    ["title", "message", "i18ns"].iter().all(|name| word(&spec, name) == word(&object.spec, name))
+    live.data.get("spec").is_some_and(|spec| notification::has_same_words(spec, &object.spec))
+}
+
+/// Why an object that we keep is left as it is, if so.
+pub(super) fn left_alone(live: &Live) -> Option<String> {
+    if !is_ours(live) {
+        return Some(format!(
+            "is there, but not written by procscan-aggregator. Delete it, or hand it over with the label {}={}",
+            MANAGED_BY.0, MANAGED_BY.1
+        ));
+    }
+    is_suspended(live).then(|| format!("is suspended by the annotation {SUSPEND}"))
 }
 
 /// What `write` has to do to make `live` like `object`, without what it remembers.
@@ -55,8 +64,10 @@ pub(super) fn difference(object: &Object, live: Option<&Live>) -> Option<Differe
         (Upkeep::Words, Some(live)) if has_same_words(object, live) => return None,
         (_, None) => (Action::Create, lines("spec", None, Some(&object.spec))),
         (_, Some(live)) => {
-            if object.upkeep == Upkeep::Kept && is_suspended(live) {
-                return None;
+            if object.upkeep == Upkeep::Kept
+                && let Some(why) = left_alone(live)
+            {
+                return Some(Difference { action: Action::Leave, object: named(object), lines: vec![why] });
             }
             let mut all = lines("spec", live.data.get("spec"), Some(&object.spec));
             for (name, value) in &object.metadata.labels {

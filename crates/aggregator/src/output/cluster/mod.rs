@@ -17,13 +17,13 @@ use procscan_core::plan::Plan;
 use procscan_core::policy::Inherited;
 use procscan_core::resources::notification::{self, IS_READ};
 use procscan_core::resources::wasm_plugin::{self, Gateway};
-use procscan_core::resources::{self, MANAGED_BY, Object, Settings, Upkeep};
+use procscan_core::resources::{self, Object, Settings, Upkeep};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::live::{
-    Key, Live, difference, existing, has_same_words, hash, hash_of, is_ours, is_suspended, key, named,
-    plural, resource, with_labels_of,
+    Key, Live, difference, existing, has_same_words, hash, hash_of, is_ours, is_suspended, key, left_alone,
+    named, plural, resource, with_labels_of,
 };
 use super::Outcome;
 use super::difference::{Difference, surplus};
@@ -93,9 +93,22 @@ impl ClusterOutput {
         let objects = match self.plugins(&settings.gateway).await {
             Ok(live) => {
                 let objects = resources::render(plan, settings, existing(&live, &settings.gateway));
+                // Whoever opens the gateway by hand wants no further object to close it.
+                let is_open = live.iter().any(|live| is_ours(live) && is_suspended(live));
                 for object in objects.iter().filter(|object| object.upkeep == Upkeep::Kept) {
-                    let live = live.iter().find(|live| live.name_any() == object.metadata.name);
-                    let kept = self.keep(object, live, &mut outcome).await;
+                    let is_plugin = object.kind == wasm_plugin::KIND;
+                    let kept = match live.iter().find(|live| live.name_any() == object.metadata.name) {
+                        Some(live) if is_plugin => self.keep(object, Some(live), &mut outcome).await,
+                        _ if is_plugin && is_open => {
+                            outcome.suspended.push(named(object));
+                            Ok(false)
+                        }
+                        _ if is_plugin => self.keep(object, None, &mut outcome).await,
+                        _ => match self.read(object).await {
+                            Ok(live) => self.keep(object, live.as_ref(), &mut outcome).await,
+                            Err(refusal) => Err(refusal),
+                        },
+                    };
                     outcome.note(kept);
                 }
                 objects
@@ -109,8 +122,13 @@ impl ClusterOutput {
         let wanted: BTreeSet<Key> = messages.iter().map(|object| key(object)).collect();
         self.told.retain(|key, _| wanted.contains(key));
         self.failing.retain(|key, _| wanted.contains(key));
+        // Nobody is told of a block that is not there.
+        let is_true = outcome.problems.is_empty() && outcome.suspended.is_empty();
         for object in &messages {
             let key = key(object);
+            if !is_true && matches!(object.upkeep, Upkeep::News | Upkeep::Words) {
+                continue;
+            }
             if self.told.get(&key).is_some_and(|told| told.hash == hash(object)) {
                 continue;
             }
@@ -186,17 +204,12 @@ impl ClusterOutput {
             self.apply(object, None).await?;
             return Ok(true);
         };
-        if !is_ours(live) {
-            outcome.problems.push(format!(
-                "{} is there, but not written by procscan-aggregator. Delete it, or hand it over with the label {}={}",
-                named(object),
-                MANAGED_BY.0,
-                MANAGED_BY.1
-            ));
+        if is_ours(live) && is_suspended(live) {
+            outcome.suspended.push(named(object));
             return Ok(false);
         }
-        if is_suspended(live) {
-            outcome.suspended.push(named(object));
+        if let Some(why) = left_alone(live) {
+            outcome.problems.push(format!("{} {why}", named(object)));
             return Ok(false);
         }
         if difference(object, Some(live)).is_none() {
@@ -236,6 +249,10 @@ impl ClusterOutput {
         };
         let (written, is_ours) = match (object.upkeep, live) {
             (Upkeep::Retired, None) => (Ok(false), false),
+            // What it says is no longer so, and it stays where it is.
+            (Upkeep::Retired, Some(live)) if is_summary(object) && !has_same_words(object, &live) => {
+                (self.apply(object, live.metadata.resource_version).await.map(|_| true), false)
+            }
             (Upkeep::Retired, Some(live)) => (self.mark_read(object, &live).await, false),
             (Upkeep::Words, Some(live)) if has_same_words(object, &live) => (Ok(false), false),
             // Its reader has deleted it, and nothing new has happened.
@@ -355,6 +372,10 @@ impl ClusterOutput {
     fn api(&self, object: &Object, resource: &ApiResource) -> Api<Live> {
         Api::namespaced_with(self.cluster.client(), &object.metadata.namespace, resource)
     }
+}
+
+fn is_summary(object: &Object) -> bool {
+    object.metadata.name == notification::SUMMARY_NAME
 }
 
 impl Told {

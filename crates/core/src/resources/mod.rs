@@ -78,7 +78,10 @@ pub enum Upkeep {
     /// Always exactly like this.
     Kept,
     /// A message: written when it is news. From then on its reader may mark or delete it.
-    News,
+    News {
+        /// It says that something is blocked, so it has to be.
+        of_block: bool,
+    },
     /// A message that was written before the start: no news.
     Known,
     /// A message that is news only if its words differ from those that are there.

@@ -143,7 +143,7 @@ fn object(notice: &Notice, texts: &Texts) -> Object {
         upkeep: match notice.phase {
             NoticePhase::Recovered => Upkeep::Retired,
             _ if notice.inherited => Upkeep::Known,
-            _ => Upkeep::News,
+            phase => Upkeep::News { of_block: phase == NoticePhase::Blocked },
         },
     }
 }

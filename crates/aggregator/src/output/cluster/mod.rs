@@ -93,24 +93,7 @@ impl ClusterOutput {
         let objects = match self.plugins(&settings.gateway).await {
             Ok(live) => {
                 let objects = resources::render(plan, settings, existing(&live, &settings.gateway));
-                // Whoever opens the gateway by hand wants no further object to close it.
-                let is_open = live.iter().any(|live| is_ours(live) && is_suspended(live));
-                for object in objects.iter().filter(|object| object.upkeep == Upkeep::Kept) {
-                    let is_plugin = object.kind == wasm_plugin::KIND;
-                    let kept = match live.iter().find(|live| live.name_any() == object.metadata.name) {
-                        Some(live) if is_plugin => self.keep(object, Some(live), &mut outcome).await,
-                        _ if is_plugin && is_open => {
-                            outcome.suspended.push(named(object));
-                            Ok(false)
-                        }
-                        _ if is_plugin => self.keep(object, None, &mut outcome).await,
-                        _ => match self.read(object).await {
-                            Ok(live) => self.keep(object, live.as_ref(), &mut outcome).await,
-                            Err(refusal) => Err(refusal),
-                        },
-                    };
-                    outcome.note(kept);
-                }
+                self.keep_all(&objects, &live, &mut outcome).await;
                 objects
             }
             Err(refusal) => {
@@ -119,14 +102,44 @@ impl ClusterOutput {
             }
         };
         let messages: Vec<&Object> = objects.iter().filter(|object| object.upkeep != Upkeep::Kept).collect();
+        self.tell_all(&messages, &mut outcome, go_on).await;
+        if outcome.problems.is_empty() && !outcome.is_unfinished {
+            self.compare_again(&messages, &mut outcome).await;
+        }
+        outcome
+    }
+
+    async fn keep_all(&self, objects: &[Object], live: &[Live], outcome: &mut Outcome) {
+        // Whoever opens the gateway by hand wants no further object to close it.
+        let is_open = live.iter().any(|live| is_ours(live) && is_suspended(live));
+        for object in objects.iter().filter(|object| object.upkeep == Upkeep::Kept) {
+            let is_plugin = object.kind == wasm_plugin::KIND;
+            let listed = live.iter().find(|live| is_plugin && live.name_any() == object.metadata.name);
+            let kept = match listed {
+                None if is_plugin && is_open => {
+                    outcome.suspended.push(named(object));
+                    continue;
+                }
+                Some(_) => self.keep(object, listed, outcome).await,
+                None if is_plugin => self.keep(object, None, outcome).await,
+                None => match self.read(object).await {
+                    Ok(live) => self.keep(object, live.as_ref(), outcome).await,
+                    Err(refusal) => Err(refusal),
+                },
+            };
+            outcome.note(kept);
+        }
+    }
+
+    async fn tell_all(&mut self, messages: &[&Object], outcome: &mut Outcome, go_on: impl Fn() -> bool) {
         let wanted: BTreeSet<Key> = messages.iter().map(|object| key(object)).collect();
         self.told.retain(|key, _| wanted.contains(key));
         self.failing.retain(|key, _| wanted.contains(key));
-        // Nobody is told of a block that is not there.
-        let is_true = outcome.problems.is_empty() && outcome.suspended.is_empty();
-        for object in &messages {
+        let is_closed = outcome.problems.is_empty() && outcome.suspended.is_empty();
+        for object in messages {
             let key = key(object);
-            if !is_true && matches!(object.upkeep, Upkeep::News | Upkeep::Words) {
+            // Nobody is told of a block that is not there.
+            if !is_closed && matches!(object.upkeep, Upkeep::News { of_block: true } | Upkeep::Words) {
                 continue;
             }
             if self.told.get(&key).is_some_and(|told| told.hash == hash(object)) {
@@ -136,30 +149,28 @@ impl ClusterOutput {
                 outcome.problems.push(failing.refusal.text.clone());
                 continue;
             }
-            let told = self.tell(object).await;
-            let refused = told.as_ref().err().cloned();
-            outcome.note(told);
-            let Some(refusal) = refused else {
-                self.failing.remove(&key);
-                if go_on() {
-                    continue;
+            match self.tell(object).await {
+                Ok(written) => {
+                    outcome.written += usize::from(written);
+                    self.failing.remove(&key);
+                    if !go_on() {
+                        // Something else has been decided meanwhile: the gateway goes before the other messages.
+                        outcome.is_unfinished = true;
+                        return;
+                    }
                 }
-                // Something else has been decided meanwhile: the gateway goes before the other messages.
-                outcome.is_unfinished = true;
-                return outcome;
-            };
-            if matches!(refusal.kind, RefusalKind::Unavailable | RefusalKind::NotServed) {
-                // What is true of one is true of all.
-                break;
+                Err(refusal) => {
+                    outcome.problems.push(refusal.text.clone());
+                    if matches!(refusal.kind, RefusalKind::Unavailable | RefusalKind::NotServed) {
+                        // What is true of one is true of all.
+                        return;
+                    }
+                    let before = self.failing.get(&key);
+                    let pause = before.map_or(MIN_PAUSE, |failing| (failing.pause * 2).min(MAX_PAUSE));
+                    self.failing.insert(key, Failing { refusal, next: Instant::now() + pause, pause });
+                }
             }
-            let pause =
-                self.failing.get(&key).map_or(MIN_PAUSE, |failing| (failing.pause * 2).min(MAX_PAUSE));
-            self.failing.insert(key, Failing { refusal, next: Instant::now() + pause, pause });
         }
-        if outcome.problems.is_empty() {
-            self.compare_again(&messages, &mut outcome).await;
-        }
-        outcome
     }
 
     /// What `write` would do.

@@ -47,6 +47,16 @@ impl Look for bool {
 pub async fn until<L: Look>(
     what: &str,
     limit: Duration,
+    look: impl AsyncFnMut() -> L,
+) -> anyhow::Result<L::Found> {
+    until_every(PAUSE, what, limit, look).await
+}
+
+/// The same, with a pause of its own between two looks: for looks that cost what they look at a part of its time.
+pub async fn until_every<L: Look>(
+    pause: Duration,
+    what: &str,
+    limit: Duration,
     mut look: impl AsyncFnMut() -> L,
 ) -> anyhow::Result<L::Found> {
     let deadline = Instant::now() + limit;
@@ -57,10 +67,10 @@ pub async fn until<L: Look>(
             Ok(Err(state)) => seen = state,
             Err(_) => bail!("waited {limit:?} for {what}; the last look did not end; before it: {seen}"),
         }
-        if Instant::now() + PAUSE > deadline {
+        if Instant::now() + pause > deadline {
             bail!("waited {limit:?} for {what}; last seen: {seen}");
         }
-        sleep(PAUSE).await;
+        sleep(pause).await;
     }
 }
 

@@ -8,15 +8,18 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, DynamicObject, ListParams};
-use procscan_e2e::until;
+use procscan_e2e::Stage;
+use procscan_e2e::wait::until_every;
 use serde_json::json;
 
-use crate::world::{Beginning, World, offender};
+use crate::world::{Beginning, World, offender, scene};
 
 const TENANTS: usize = 20;
 const APPS: usize = 1000;
 /// Everything that is made here takes a while on a small machine, and so does looking at all of it.
 const LONG: Duration = Duration::from_mins(8);
+/// All WasmPlugins together are some megabytes.
+const PAUSE: Duration = Duration::from_secs(2);
 
 fn namespace(tenant: usize) -> String {
     format!("ns-{tenant:060}")
@@ -27,22 +30,22 @@ fn app(tenant: usize, number: usize) -> String {
 }
 
 /// An App with a Pod on the tenant's node, a Service, and a path of the tenant's Ingress.
-async fn make(world: &World, tenant: usize) -> anyhow::Result<()> {
+async fn make(stage: &Stage, tenant: usize) -> anyhow::Result<()> {
     let (namespace, node) = (namespace(tenant), format!("sim-{tenant:04}"));
-    world.stage.namespace(&namespace).await?;
+    stage.namespace(&namespace).await?;
     let numbers = stream::iter(0..APPS).map(Ok);
     numbers
         .try_for_each_concurrent(16, |number| {
             let (namespace, node) = (namespace.clone(), node.clone());
             async move {
                 let name = app(tenant, number);
-                world.stage.pod(&namespace, &name, &node, &[("app", &name)]).await?;
+                stage.pod(&namespace, &name, &node, &[("app", &name)]).await?;
                 let service = json!({
                     "metadata": {"name": name, "namespace": namespace},
                     // Without an address of its own it is made faster.
                     "spec": {"clusterIP": "None", "selector": {"app": name}, "ports": [{"port": 80}]},
                 });
-                world.stage.make::<Service>(service).await
+                stage.make::<Service>(service).await
             }
         })
         .await?;
@@ -54,12 +57,12 @@ async fn make(world: &World, tenant: usize) -> anyhow::Result<()> {
         "metadata": {"name": "web", "namespace": namespace},
         "spec": {"rules": [{"http": {"paths": (0..APPS).map(path).collect::<Vec<_>>()}}]},
     });
-    world.stage.make::<Ingress>(ingress).await
+    stage.make::<Ingress>(ingress).await
 }
 
 async fn until_so_many(world: &World, apps: usize) -> anyhow::Result<Vec<DynamicObject>> {
     let what = format!("{apps} closed Services");
-    let plugins = until(&what, LONG, async || {
+    let plugins = until_every(PAUSE, &what, LONG, async || {
         let closed = world.closed().await?;
         ensure!(closed.len() == apps, "{}", closed.len());
         world.plugins().await
@@ -86,12 +89,16 @@ async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_
     // What these would do for as many Pods proves nothing more.
     beginning.has_kubelets = false;
     beginning.cluster.controllers = false;
-    let world = World::begin(beginning).await?;
+    let more = beginning.config.clone();
+    let scene = scene(beginning).await?;
+    for tenant in 0..TENANTS {
+        make(&scene.1, tenant).await?;
+    }
+    let world = World::around(scene, &more).await?;
     let all = |tenant: usize, apps: usize| {
         (0..apps).map(|number| offender(&namespace(tenant), &app(tenant, number))).collect()
     };
     for tenant in 0..TENANTS {
-        make(&world, tenant).await?;
         world.fleet.set_offenders(tenant, all(tenant, APPS));
     }
     let plugins = until_so_many(&world, TENANTS * APPS).await?;
@@ -104,7 +111,7 @@ async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_
         ensure!(size <= 512 << 10, "{} has {size} bytes", plugin.name_any());
     }
     // It becomes the long form once every route is known: Ingresses are looked up by hash, and nothing stays plain.
-    let plugins = until("the long form everywhere", LONG, async || {
+    let plugins = until_every(PAUSE, "the long form everywhere", LONG, async || {
         let plugins = world.plugins().await?;
         for plugin in &plugins {
             let rules = &plugin.data["spec"]["matchRules"];

@@ -115,6 +115,10 @@ pub(super) async fn look(
         }
     }
 
+    // Without a Pod there is nothing that a Service could be matched with.
+    if seen.pods.values().all(|pod| pod.has_ended) {
+        return Ok(Some(seen));
+    }
     let api: Api<core::Service> = Api::namespaced(cluster.client(), namespace);
     let services = list(cluster, &api, "services", namespace).await?;
     seen.services = services

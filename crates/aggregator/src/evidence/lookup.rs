@@ -81,11 +81,12 @@ struct HostIp {
     ip: String,
 }
 
-/// Looks at `namespace`. `wanted` are the Pods that have to be known for sure. `None` if there is no such namespace.
+/// Looks at `namespace`. `wanted` are the Pods that have to be known for sure, the most urgent first. `None` if there is no
+/// such namespace.
 pub(super) async fn look(
     cluster: &Cluster,
     namespace: &str,
-    wanted: &BTreeSet<Text>,
+    wanted: &[Text],
     with_routes: bool,
 ) -> Result<Option<Seen>, Refusal> {
     let mut seen = Seen::default();

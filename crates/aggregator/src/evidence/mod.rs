@@ -91,7 +91,7 @@ impl Evidence {
             // The list becomes long soon after this many, and its Ingresses should be known by then.
             let with_routes = state.services() * 5 > self.max_service_entries * 3;
             let looks = due.iter().map(|namespace| {
-                let pods = state.inquiries.get(namespace).map(|i| i.wanted.all_pods()).unwrap_or_default();
+                let pods = state.urgent(namespace);
                 let cluster = &self.cluster;
                 async move { lookup::look(cluster, namespace, &pods, with_routes).await }
             });
@@ -182,6 +182,11 @@ impl State {
             lines.retain(|_, all| !all.is_empty());
         }
         (due, next)
+    }
+
+    fn urgent(&self, namespace: &Text) -> Vec<Text> {
+        let Some(inquiry) = self.inquiries.get(namespace) else { return Vec::new() };
+        self.rooms.get(namespace).unwrap_or(&Room::default()).urgent(&inquiry.wanted)
     }
 
     fn services(&self) -> usize {

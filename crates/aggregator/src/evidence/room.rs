@@ -42,6 +42,16 @@ impl Wanted {
 }
 
 impl Room {
+    /// Every Pod that has to be known for sure, the most urgent first: those by which an App may be proven gone with this
+    /// look, those of which nothing is known, and the others in turn. One look may not get to all of them.
+    pub(super) fn urgent(&self, wanted: &Wanted) -> Vec<Text> {
+        let proving: BTreeSet<&Text> =
+            self.empty.keys().filter_map(|app| wanted.apps.get(app)).flatten().collect();
+        let mut all: Vec<Text> = wanted.all_pods().into_iter().collect();
+        all.sort_by_key(|name| (!proving.contains(name), self.pods.get(name).map(|fact| fact.asked)));
+        all
+    }
+
     /// Takes in what was seen: `None` if the namespace does not exist. Returns the Pods that are proven gone, and until when
     /// their evidence counts for nothing.
     ///
@@ -82,12 +92,12 @@ impl Room {
         }
         self.lives.retain(|name, _| all.contains(name));
 
-        self.pods.clear();
+        self.pods.retain(|name, _| all.contains(name));
         for name in &all {
             let state = match there(name) {
                 Some(pod) => present(pod),
                 None if is_absent(name) => PodState::Gone,
-                // Too many to be looked up in one pass.
+                // Too many to be looked up in one pass: what was known of it is as old as it was.
                 None => continue,
             };
             self.pods.insert(name.clone(), PodFact { asked, state });
@@ -261,12 +271,34 @@ mod tests {
         let mut room = Room::default();
         see(&mut room, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
         for seconds in [60, 120, 180] {
+            let before = room.pods["web-0"].clone();
             assert!(see(&mut room, seen(&[], &[]), seconds).is_empty());
-            assert!(!room.pods.contains_key("web-0") && !room.apps[&app()].gone);
+            assert_eq!(room.pods["web-0"], before, "as old as it was");
+            assert!(!room.apps[&app()].gone);
             room.fail(&wanted(), "503", at(seconds + 30));
             assert!(matches!(room.pods["web-0"].state, PodState::Unreadable(_)));
             assert_eq!(room.apps[&app()], AppFact::default());
         }
+    }
+
+    #[test]
+    fn more_pods_than_one_look_gets_to_take_turns_and_a_proof_that_has_begun_is_finished_first() {
+        let names = ["a", "b", "web-0"].map(Text::from);
+        let wanted = Wanted { pods: names.clone().into(), apps: [(app(), [names[2].clone()].into())].into() };
+        let mut room = Room::default();
+        let urgent = |room: &Room| room.urgent(&wanted).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(urgent(&room), ["a", "b", "web-0"]);
+        let look = |room: &mut Room, absent: &[&str], seconds| {
+            room.see(&"ns-a".into(), &wanted, Some(seen(&[], absent)), at(seconds), PATIENCE);
+        };
+        look(&mut room, &["a"], 10);
+        assert_eq!(urgent(&room), ["b", "web-0", "a"]);
+        look(&mut room, &["b"], 20);
+        assert_eq!(urgent(&room), ["web-0", "a", "b"]);
+        look(&mut room, &["web-0"], 30);
+        assert_eq!(urgent(&room), ["web-0", "a", "b"], "it may be proven gone with the next look");
+        look(&mut room, &["web-0"], 90);
+        assert!(room.apps[&app()].gone);
     }
 
     #[test]

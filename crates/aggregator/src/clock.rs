@@ -1,8 +1,13 @@
 //! The one place that reads clocks.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use procscan_core::Moment;
 use tokio::time::Instant;
+
+/// What a clock's monotonic reading begins with, so that what happened before the start has a reading too.
+const PAST: Duration = Duration::from_hours(24 * 400);
 
 /// A source of [`Moment`]s. Cheap to copy; all copies share their origin.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +23,6 @@ impl Clock {
 
     /// What time it is.
     pub fn now(&self) -> Moment {
-        Moment { uptime: self.origin.elapsed(), wall: Timestamp::now() }
+        Moment { uptime: PAST + self.origin.elapsed(), wall: Timestamp::now() }
     }
 }

@@ -55,7 +55,8 @@ pub async fn run(policy: Policy, clock: Clock, channels: Channels) {
             changed = snapshots.changed() => if changed.is_err() { return },
         }
     };
-    let mut book = Book::inherit(inherited, clock.now());
+    let mut book = Book::default();
+    book.inherit(inherited, &policy, clock.now()).iter().for_each(log);
     snapshots.mark_changed();
     let (mut is_live, mut is_verified) = (true, true);
     let mut has_waited = false;

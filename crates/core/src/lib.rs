@@ -13,9 +13,11 @@
 //! * [`policy`]: decides who is blocked and who is told, with a reason for each decision.
 //! * [`plan`]: what the policy wants to be true outside.
 //! * [`resources`]: the plan as Kubernetes objects.
+//! * [`state`]: what is kept of incidents, exemptions and operators' acts, so that a restart forgets nothing.
 //!
 //! Time is always passed in, as a [`Moment`]: whoever calls decides what time it is.
 
+mod hash;
 pub mod identity;
 pub mod ledger;
 pub mod moment;
@@ -25,5 +27,6 @@ pub mod policy;
 pub mod report;
 pub mod resources;
 pub mod snapshot;
+pub mod state;
 
 pub use moment::Moment;

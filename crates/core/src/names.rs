@@ -90,6 +90,15 @@ impl fmt::Display for App {
     }
 }
 
+/// What of `text` can be in an object's name: at most 40 letters, digits and hyphens, with a hyphen at the end unless there
+/// are none. Not unique: a hash has to follow.
+pub(crate) fn readable(text: &str) -> String {
+    let valid = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let readable: String = text.chars().take(40).map(valid).collect();
+    let readable = readable.trim_matches('-');
+    if readable.is_empty() { String::new() } else { format!("{readable}-") }
+}
+
 /// Whether `name` is a DNS label (RFC 1123): 1 to 63 of `a-z`, `0-9`, `-`, not at either end.
 ///
 /// Kubernetes demands this of namespaces and of Services.

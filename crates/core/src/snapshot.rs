@@ -19,6 +19,8 @@ use crate::report::{Failure, Record, Rejections};
 pub struct Snapshot {
     /// When it was taken.
     pub at: Moment,
+    /// When the ledger began to listen.
+    pub since: Moment,
     /// The ledger's revision; equal revisions and times mean equal snapshots.
     pub revision: u64,
     /// Rounds over all targets that are done.
@@ -46,7 +48,7 @@ impl Snapshot {
     /// settled.
     pub fn is_settled(&self, limit: Duration) -> bool {
         let is_whole = self.coverage.expected() == self.targets.len();
-        (is_whole || self.at.uptime >= limit)
+        (is_whole || self.at.since(self.since) >= limit)
             && !self.targets.is_empty()
             && self.targets.iter().all(|target| {
                 let node = self.nodes.get(&target.node);

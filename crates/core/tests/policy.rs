@@ -11,6 +11,7 @@ use procscan_core::names::{App, Key, PodRef};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{
     Act, ActError, Actor, Alert, Book, DecisionKind, Exemption, Inherited, Mode, Pattern, PodFact, PodState,
+    Policy,
 };
 
 fn namespaces(n: usize) -> Vec<String> {
@@ -444,17 +445,19 @@ fn a_node_that_accuses_ever_new_apps_does_not_fill_the_book() {
 
 #[test]
 fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answered_long_enough() {
-    let inherited = |names: &[&str]| {
+    let inherited = |names: &[&str], policy: &Policy| {
         let of = |name: &&str| Inherited {
             app: app(name),
             told: None,
             accused: [Key::new(*name, "web", "xmrig")].into(),
             services: vec![format!("old.{name}.svc").into()],
         };
-        Book::inherit(names.iter().map(of).collect::<Vec<_>>(), common::at(0))
+        let mut book = Book::default();
+        book.inherit(names.iter().map(of).collect::<Vec<_>>(), policy, common::at(0));
+        book
     };
     let mut world = World::new(&["n1", "n2"]);
-    world.book = inherited(&["ns-a", "ns-b"]);
+    world.book = inherited(&["ns-a", "ns-b"], &world.policy);
     assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
     // Nobody answers, or only one of two: silence is evidence of nothing.
     world.rounds(120, |w| {
@@ -484,14 +487,14 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
     let many = namespaces(50);
     let names: Vec<&str> = many.iter().map(String::as_str).collect();
     let mut world = World::new(&["n1"]);
-    world.book = inherited(&names);
+    world.book = inherited(&names, &world.policy);
     world.policy.mode = Mode::Paused;
     world.rounds(60, |w| drop(w.answer("n1", vec![])));
     assert_eq!(world.blocked().len(), 50);
     world.policy.mode = Mode::Enforce;
     assert_eq!(world.blocked().len(), 30);
     let mut alone = World::new(&[]);
-    alone.book = inherited(&names);
+    alone.book = inherited(&names, &alone.policy);
     alone.wait(48 * HOUR);
     assert_eq!(alone.blocked().len(), 50);
 }
@@ -574,7 +577,7 @@ fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_f
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
         services: vec!["old.ns-a.svc".into()],
     };
-    world.book = Book::inherit([inherited], common::at(0));
+    world.book.inherit([inherited], &world.policy, common::at(0));
     world.ledger.expect([common::target("n1")], 1);
     world.policy.verify_pods = true;
     world.rounds(24 * 60 - 1, |w| drop(w.answer("n1", vec![])));

@@ -7,10 +7,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::{World, record_of, target};
-use procscan_core::names::App;
+use jiff::Timestamp;
+use procscan_core::names::{App, PodRef};
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{Act, DecisionKind, Exemption, Mode, Pattern, PodState, Standing};
+use procscan_core::policy::{
+    Act, Book, DecisionKind, Evaluation, Exemption, Mode, Pattern, PodState, Standing,
+};
 use procscan_core::report::FailureReason;
+use procscan_core::state::Incident;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -36,6 +40,9 @@ enum Step {
     Mode(Mode),
     Grace(u64),
     RoundDone,
+    Restart,
+    FailOver,
+    Lag(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -61,6 +68,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(Step::Mode),
         1 => prop_oneof![Just(0), 1..600_u64].prop_map(Step::Grace),
         1 => Just(Step::RoundDone),
+        2 => prop_oneof![Just(Step::Restart), Just(Step::FailOver)],
+        1 => any::<bool>().prop_map(Step::Lag),
     ]
 }
 
@@ -79,7 +88,24 @@ fn world() -> World {
     world.policy.brake.max_apps_per_node = 2;
     world.policy.brake.max_namespaces_per_rule = 4;
     world.policy.brake.max_releases = 2;
+    let follower = world.new_ledger();
+    world.follower = Some((follower, true));
     world
+}
+
+/// The same world once more, but for the follower.
+fn world_of(world: &World) -> World {
+    World {
+        ledger: world.new_ledger(),
+        book: Book::default(),
+        policy: world.policy.clone(),
+        facts: world.facts.clone(),
+        rules: world.rules.clone(),
+        kept: world.kept.clone(),
+        targets: world.targets.clone(),
+        follower: None,
+        now: world.now,
+    }
 }
 
 impl Step {
@@ -95,7 +121,11 @@ impl Step {
             Step::Empty(node) => drop(world.answer(NODES[*node], vec![])),
             Step::Fail(node) => drop(world.report(NODES[*node], common::failed(FailureReason::Timeout))),
             Step::PodOn { tenant, node } => world.pod_on(&namespace(*tenant), "web", NODES[*node], "web"),
-            Step::PodGone(tenant) => world.pod_is(&namespace(*tenant), "web", PodState::Gone),
+            Step::PodGone(tenant) => {
+                world.pod_is(&namespace(*tenant), "web", PodState::Gone);
+                let pod = PodRef { namespace: namespace(*tenant).into(), pod: "web".into() };
+                world.ledger.pod_gone(&pod, world.now);
+            }
             Step::PodUnreadable(tenant) => {
                 world.pod_is(&namespace(*tenant), "web", PodState::Unreadable("503".into()));
             }
@@ -125,9 +155,24 @@ impl Step {
                     world.now,
                 );
             }
-            Step::Mode(mode) => world.policy.mode = *mode,
+            Step::Mode(mode) => {
+                let before = std::mem::replace(&mut world.policy.mode, *mode);
+                // Dry-run decides on a copy: what it has decided had no effect, and is not taken on.
+                if before == Mode::DryRun && *mode != Mode::DryRun {
+                    let kept: Vec<_> = world.kept.values().cloned().collect();
+                    let snapshot = world.snapshot();
+                    world.book = Book::restore(&kept, &snapshot, world.now);
+                }
+            }
             Step::Grace(seconds) => world.policy.grace = Duration::from_secs(*seconds),
             Step::RoundDone => world.ledger.round_done(),
+            Step::Restart => world.restart(),
+            Step::FailOver => world.fail_over(),
+            Step::Lag(hears) => {
+                if let Some((_, listening)) = &mut world.follower {
+                    *listening = *hears;
+                }
+            }
         }
     }
 }
@@ -147,6 +192,11 @@ proptest! {
         let mut mode = world.policy.mode;
         for step in &steps {
             step.take(&mut world);
+            let is_restart = matches!(step, Step::Restart | Step::FailOver);
+            if mode == Mode::DryRun && (is_restart || world.policy.mode != mode) {
+                // What dry-run has held is held no more: it was held in a copy only.
+                held = world.book.held(&world.policy).into_iter().map(|held| held.app).collect();
+            }
             let snapshot = world.snapshot();
             for violation in &snapshot.violations {
                 for evidence in violation.evidence.iter().filter(|e| e.fresh_at.is_some()) {
@@ -180,7 +230,10 @@ proptest! {
                 held.insert(entry.app.clone());
             }
             // Switching dry-run on or off shows or hides what dry-run decided; any other difference has its decision.
-            if mode == world.policy.mode && !matches!(step, Step::Approve(_) | Step::Release(_)) {
+            // So does forgetting it.
+            let is_effective = mode == world.policy.mode
+                && !(mode == Mode::DryRun && is_restart);
+            if is_effective && !matches!(step, Step::Approve(_) | Step::Release(_)) {
                 for app in now.symmetric_difference(&before) {
                     let wanted = if now.contains(app) { DecisionKind::Blocked } else { DecisionKind::Released };
                     prop_assert!(
@@ -200,6 +253,102 @@ proptest! {
             let again = world.evaluate();
             prop_assert_eq!(again.plan, evaluation.plan, "evaluating again is idempotent");
             prop_assert_eq!(again.decisions, vec![]);
+        }
+    }
+
+    /// A restart and another leader change nothing by themselves: nobody is released, freed from a brake or told again, and
+    /// nobody is blocked that an unbroken run would not have blocked at this moment. What is kept is all that the book knows.
+    #[test]
+    fn a_restart_and_another_leader_change_nothing_by_themselves(
+        steps in vec(step(), 1..100), fails_over in any::<bool>()
+    ) {
+        let mut world = world();
+        for step in steps.iter().filter(|step| !matches!(step, Step::Mode(Mode::DryRun))) {
+            step.take(&mut world);
+            let before = world.evaluate();
+            let kept: Vec<_> = world.kept.values().cloned().collect();
+            let snapshot = world.snapshot();
+            let restored = Book::restore(&kept, &snapshot, world.now);
+            let is_same = |(a, b): (&Incident, &Incident)| {
+                // The time of the last fresh evidence is kept once an hour.
+                let bare = |incident: &Incident| {
+                    let mut bare = incident.clone();
+                    for evidence in &mut bare.status.evidence {
+                        evidence.fresh_at = Timestamp::UNIX_EPOCH;
+                        evidence.timestamp = "".into();
+                        evidence.observations = 0;
+                        if let Some(cleared) = &mut evidence.cleared {
+                            cleared.at = Timestamp::UNIX_EPOCH;
+                        }
+                    }
+                    bare.status.evidence.sort_by_key(|e| (e.pod.clone(), e.process.clone(), e.node.clone()));
+                    bare
+                };
+                bare(a) == bare(b)
+            };
+            let (known, again) = (world.book.documents(), restored.documents());
+            prop_assert!(
+                known.len() == again.len() && known.iter().zip(&again).all(is_same),
+                "known:\n{known:#?}\nkept:\n{again:#?}"
+            );
+
+            let mut other = World { follower: world.follower.take(), ..world_of(&world) };
+            if fails_over { other.fail_over() } else { other.restart() }
+            let after = other.evaluate();
+            // The other replica may believe what this one knows to be of an earlier Pod: that is an accusation like any other.
+            let known: BTreeSet<App> = kept.iter().map(|incident| App::from(&incident.spec.app)).collect();
+            let of_known = |e: &Evaluation| {
+                let mut e = e.clone();
+                e.plan.blocks.retain(|block| known.contains(&block.app));
+                e.held.retain(|held| known.contains(&held.app));
+                e.plan.notices.retain(|notice| known.contains(&notice.app));
+                e.decisions.retain(|decision| known.contains(&decision.app) && decision.kind != DecisionKind::Disputed);
+                let told: Vec<_> = e.plan.notices.iter().map(|n| (n.app.clone(), n.told)).collect();
+                (e.plan.blocks, e.held, told, e.decisions)
+            };
+            let (after, before) = (of_known(&after), of_known(&before));
+            prop_assert_eq!((&after.0, &after.1, &after.2), (&before.0, &before.1, &before.2));
+            prop_assert_eq!(after.3, vec![]);
+            world.follower = other.follower.take();
+            if matches!(step, Step::Restart | Step::FailOver) {
+                // The story goes on with the other one.
+                world = other;
+            }
+        }
+    }
+
+    /// An operator's release holds until its date, through whatever comes, for the accusations that it is for.
+    #[test]
+    fn no_release_by_hand_is_ever_lost(
+        before in vec(step(), 1..40), pick in 0..TENANTS, after in vec(step(), 1..60)
+    ) {
+        let mut world = world();
+        for step in before.iter().filter(|step| !matches!(step, Step::Mode(Mode::DryRun))) {
+            step.take(&mut world);
+            world.evaluate();
+        }
+        let has_grounds = |tenant: &usize| {
+            world.book.documents().iter().any(|incident| {
+                App::from(&incident.spec.app) == app(*tenant)
+                    && incident.status.evidence.iter().any(|e| e.cleared.as_ref().is_none_or(|c| !c.ended))
+            })
+        };
+        let accused: Vec<usize> = (0..TENANTS).filter(has_grounds).collect();
+        let Some(&tenant) = accused.get(pick % accused.len().max(1)) else { return Ok(()) };
+        let until = world.now.wall + jiff::SignedDuration::from_hours(1);
+        let release = Act::Release { app: app(tenant), until };
+        prop_assert!(world.book.act(&release, "ops", &world.policy, world.now).is_ok());
+        world.evaluate();
+        let is_ours = |step: &&Step| {
+            // Another word of the same operator may shorten it.
+            !matches!(step, Step::Mode(Mode::DryRun)) && !matches!(step, Step::Release(of) if *of == tenant)
+        };
+        for step in after.iter().filter(is_ours) {
+            step.take(&mut world);
+            let blocked = world.evaluate().plan.blocks;
+            if world.now.wall < until {
+                prop_assert!(blocked.iter().all(|block| block.app != app(tenant)), "blocked after {step:?}");
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{ChangeKind, NodeClock};
+use super::{ChangeKind, NodeClock, Remembered};
 use crate::Moment;
 use crate::names::NodeName;
 use crate::report::Record;
@@ -68,6 +68,9 @@ pub(super) struct Evidence {
     observations: u64,
     aged: bool,
     cleared: Option<(Moment, Cleared)>,
+    /// Known from before the start only. What was seen last may have been seen after it was kept, so another timestamp alone
+    /// proves nothing yet: it must be young as well.
+    remembered: bool,
 }
 
 impl Evidence {
@@ -83,6 +86,45 @@ impl Evidence {
             observations: 1,
             aged: !fresh,
             cleared: None,
+            remembered: false,
+        }
+    }
+
+    /// As it was known before the start. The clearing clock starts at `mark`, and the wait for a lost node `now`.
+    pub(super) fn remembered(known: &Remembered, now: Moment, mark: Duration) -> Self {
+        let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
+        Self {
+            record: Arc::new(known.record.clone()),
+            timestamps: vec![known.record.detected_at],
+            first_seen: past(known.first_seen),
+            last_seen: past(known.fresh_at),
+            fresh_at: Some(past(known.fresh_at)),
+            agent_time: known.record.detected_at,
+            mark,
+            observations: known.observations,
+            aged: false,
+            cleared: known.cleared.map(|(at, why)| (past(at), why)),
+            remembered: true,
+        }
+    }
+
+    /// Adds what was known elsewhere to what has been heard here.
+    pub(super) fn merge(&mut self, known: &Remembered, now: Moment) {
+        let timestamp = known.record.detected_at;
+        let is_same = self.timestamps.last() == Some(&timestamp);
+        if !self.timestamps.contains(&timestamp) {
+            // As the oldest: it is the first to be forgotten.
+            self.timestamps.insert(0, timestamp);
+            if self.timestamps.len() > REMEMBERED {
+                self.timestamps.remove(0);
+            }
+        }
+        let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
+        self.first_seen = self.first_seen.min(past(known.first_seen));
+        self.observations = self.observations.max(known.observations);
+        // Nothing has been heard here that was not known there when it cleared.
+        if let Some((at, why)) = known.cleared.filter(|_| is_same && self.cleared.is_none()) {
+            self.cleared = Some((past(at), why));
         }
     }
 
@@ -98,6 +140,7 @@ impl Evidence {
         at: Moment,
         mark: Duration,
         same_incident: Duration,
+        is_young: impl Fn(&Record) -> bool,
     ) -> Option<ChangeKind> {
         self.last_seen = at;
         if *self.record != *record {
@@ -112,6 +155,9 @@ impl Evidence {
             self.timestamps.remove(0);
         }
         self.timestamps.push(record.detected_at);
+        if std::mem::take(&mut self.remembered) && !is_young(record) {
+            return None;
+        }
 
         let was_active = self.fresh_at.is_some() && !self.aged && self.cleared.is_none();
         if let Some((cleared_at, _)) = self.cleared.take()

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 pub use self::evidence::{Cleared, Presence};
@@ -86,9 +87,29 @@ pub enum ChangeKind {
     Cleared(Cleared),
 }
 
+/// One node's evidence as it was known before the start, or to another replica.
+#[derive(Clone, Debug)]
+pub struct Remembered {
+    /// The violation.
+    pub key: Key,
+    /// The node.
+    pub node: NodeName,
+    /// The record as it was last fresh, without its command line.
+    pub record: Record,
+    /// When it was first listed.
+    pub first_seen: Timestamp,
+    /// When it was last fresh.
+    pub fresh_at: Timestamp,
+    /// How many different timestamps were seen.
+    pub observations: u64,
+    /// When and by which rule it cleared, if it has.
+    pub cleared: Option<(Timestamp, Cleared)>,
+}
+
 /// Every violation, every node, every target. Owned by one task; others read its snapshots.
 #[derive(Debug)]
 pub struct Ledger {
+    since: Moment,
     rules: Detection,
     nodes: BTreeMap<NodeName, Node>,
     /// Which nodes have evidence of a violation, and since when its Pod is known to be gone.
@@ -123,6 +144,7 @@ impl Ledger {
     /// An empty ledger. `now` is when its (empty) list came to be.
     pub fn new(rules: Detection, now: Moment) -> Self {
         Self {
+            since: now,
             rules,
             nodes: BTreeMap::new(),
             violations: BTreeMap::new(),
@@ -248,18 +270,20 @@ impl Ledger {
 
         let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
         let mark = node.odometer;
+        let is_young = |record: &Record| {
+            crate::report::age_by_own_clock(record, answer.date).is_some_and(|age| age <= max_age)
+        };
         let mut changes = Vec::new();
         for (key, record) in newest {
             let full = node.evidence.len() >= self.rules.max_keys_per_node;
             let change = if let Some(evidence) = node.evidence.get_mut(key) {
-                evidence.listed(record, at, mark, self.rules.same_incident)
+                evidence.listed(record, at, mark, self.rules.same_incident, is_young)
             } else if full {
                 self.rejected.count(Rejection::NodeQuota);
                 node.rejected.count(Rejection::NodeQuota);
                 continue;
             } else {
-                let age = crate::report::age_by_own_clock(record, answer.date);
-                let fresh = age.is_some_and(|age| age <= max_age);
+                let fresh = is_young(record);
                 node.evidence.insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
                 self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
                 Some(if fresh { ChangeKind::Appeared } else { ChangeKind::Sighted })
@@ -311,6 +335,22 @@ impl Ledger {
             self.revision += 1;
         }
         changes
+    }
+
+    /// Takes over what was known before the start, or to another replica: tombstones stay tombstones, and clearing clocks begin
+    /// anew, because our own restart is evidence of nothing. What has been heard since is known better, and wins.
+    pub fn remember(&mut self, remembered: impl IntoIterator<Item = Remembered>, now: Moment) {
+        for known in remembered {
+            let node = self.nodes.entry(known.node.clone()).or_insert_with(|| Node::new(now));
+            let mark = node.odometer;
+            if let Some(evidence) = node.evidence.get_mut(&known.key) {
+                evidence.merge(&known, now);
+            } else if node.evidence.len() < self.rules.max_keys_per_node {
+                self.violations.entry(known.key.clone()).or_default().nodes.insert(known.node.clone());
+                node.evidence.insert(known.key.clone(), Evidence::remembered(&known, now, mark));
+            }
+        }
+        self.revision += 1;
     }
 
     /// Lets time pass: evidence grows old, the wait for lost nodes ends, tombstones expire. Idempotent for one `now`.
@@ -380,6 +420,7 @@ impl Ledger {
         }
         Snapshot {
             at: now,
+            since: self.since,
             revision: self.revision,
             rounds: self.rounds,
             nodes: self.nodes.iter().map(|(name, node)| (name.clone(), node.view(&self.rules))).collect(),
@@ -398,17 +439,18 @@ impl Ledger {
             .iter()
             .filter_map(|name| {
                 let node = self.nodes.get(name)?;
-                Some(node.evidence.get(key)?.view(name, now, node.active_for(&self.rules)))
+                let mut view = node.evidence.get(key)?.view(name, now, node.active_for(&self.rules));
+                let is_gone = |gone: Moment| view.fresh_at.is_none_or(|fresh| fresh.uptime <= gone.uptime);
+                if view.presence != Presence::Cleared && entry.pod_gone.is_some_and(is_gone) {
+                    (view.presence, view.cleared) = (Presence::Cleared, Some(Cleared::PodGone));
+                }
+                Some(view)
             })
             .collect();
         // The longest-standing of the strongest evidence speaks, so that neither the order of arrival nor a second,
         // lying node changes what people see of the first.
         let speaker = evidence.iter().min_by_key(|e| (e.presence, e.first_seen, &e.node))?;
-        let fresh_at = evidence.iter().filter_map(|e| e.fresh_at).max();
-        let gone =
-            entry.pod_gone.is_some_and(|gone| fresh_at.is_none_or(|fresh| fresh.uptime <= gone.uptime));
         let state = match speaker.presence {
-            _ if gone => State::Cleared,
             Presence::Active => State::Active,
             Presence::Unconfirmed => State::Unconfirmed,
             Presence::Cleared => State::Cleared,

@@ -1,16 +1,14 @@
 //! The book of incidents: what the policy remembers between two evaluations, and what operators do to it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::brake::Window;
 use super::decision::{Actor, Decision, DecisionKind};
+use super::incident::{Incident, Standing, StickyRelease, Telling, Told};
 use super::{Brake, Mode, Policy};
 use crate::Moment;
-use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Exposure, HeldApp};
 use crate::report::Record;
@@ -20,7 +18,8 @@ use crate::report::Record;
 pub struct Book {
     pub(super) incidents: BTreeMap<App, Incident>,
     pub(super) window: Window,
-    pub(super) releases: Vec<StickyRelease>,
+    /// The incidents as they were last kept (see [`Book::unsaved`]).
+    pub(super) saved: BTreeMap<App, Incident>,
     /// Disputed evidence, with the reason. It is in the log already.
     pub(super) disputes: BTreeMap<(Key, NodeName), String>,
     /// Apps of namespaces that may not be touched, accused and in the log already.
@@ -29,109 +28,6 @@ pub struct Book {
     pub(super) notices: (u64, usize),
     /// The Apps behind the last summary, by what is happening to them, and when that last changed.
     pub(super) summary: Option<(BTreeMap<App, u8>, Timestamp)>,
-}
-
-/// One App, from its first accepted evidence to its clearing.
-#[derive(Clone, Debug)]
-pub struct Incident {
-    /// When it opened.
-    pub opened: Moment,
-    /// What has come of it.
-    pub standing: Standing,
-    /// What it rests on. Each ground clears by the clock of its own node.
-    pub(super) grounds: BTreeMap<(Key, NodeName), Ground>,
-    /// The names of its processes. They only grow, so that what the tenant is told does not change back and forth.
-    pub(super) processes: BTreeSet<Text>,
-    /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
-    pub(super) held: Option<(Moment, Brake)>,
-    /// Why it is blocked, as of when that was decided.
-    pub(super) reason: String,
-    /// It was blocked before the start for this, and nothing has been heard of it since: not knowing its node, only the whole
-    /// fleet's answers can prove that its processes are gone.
-    pub(super) inherited: Option<BTreeSet<Key>>,
-    /// The brake's hold on its release.
-    pub(super) release_held: Option<Moment>,
-    /// An operator has approved its block.
-    pub(super) approved: bool,
-    /// What its tenant has been told last.
-    pub(super) told: Option<Told>,
-    /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
-    pub(super) exposure: Exposure,
-    /// What covers it, as last logged.
-    pub(super) exempted: Option<String>,
-    /// By which rule its last ground cleared.
-    pub(super) cleared: Option<ClearedGround>,
-}
-
-/// What a tenant has been told, and when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Told {
-    pub(super) at: Timestamp,
-    pub(super) what: Telling,
-    /// Before the start.
-    pub(super) inherited: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Telling {
-    Grace,
-    Blocked,
-    Recovered,
-}
-
-/// What has come of an incident.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Nothing yet: not due, or exempt.
-    Watched,
-    /// The tenant is told, and will be blocked.
-    Grace {
-        /// When.
-        until: Moment,
-    },
-    /// A brake holds the block: only an approval blocks it.
-    Held,
-    /// Blocked.
-    Blocked {
-        /// Since when.
-        since: Moment,
-        /// Decided in dry-run, and so without effect.
-        dry_run: bool,
-    },
-    /// Over. Kept for a while, because offending again continues it.
-    Ended {
-        /// Since when.
-        at: Moment,
-    },
-}
-
-/// One node's accepted evidence of one violation.
-///
-/// Has a clearing clock of its own beside the ledger's, started at the last evidence that was *accepted*: a node that goes on
-/// accusing a Pod which has moved away resets the ledger's clock, but not this one.
-#[derive(Clone, Debug)]
-pub(super) struct Ground {
-    pub(super) record: Arc<Record>,
-    pub(super) fresh_at: Moment,
-    pub(super) mark: Duration,
-    /// Fresh, and accepted, as of the last evaluation.
-    pub(super) active: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ClearedGround {
-    By(Cleared),
-    AppGone,
-}
-
-/// An operator's release: sticks to the App, the process and the rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct StickyRelease {
-    pub(super) app: App,
-    pub(super) process: Text,
-    pub(super) rule: Text,
-    pub(super) until: Timestamp,
-    pub(super) actor: Text,
 }
 
 /// Something that an operator does.
@@ -151,6 +47,15 @@ pub enum Act {
     },
 }
 
+impl Act {
+    /// The App that it is about.
+    pub fn app(&self) -> &App {
+        match self {
+            Self::Approve { app } | Self::Release { app, .. } => app,
+        }
+    }
+}
+
 /// Why an operator's act has no effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ActError {
@@ -162,67 +67,8 @@ pub enum ActError {
     NotHeld(App),
 }
 
-/// How many process names of an incident its tenant is told: a tenant can start processes of any number of names.
-const MAX_PROCESSES: usize = 8;
-
 /// How many ended incidents are remembered at most.
 const MAX_ENDED: usize = 20_000;
-
-impl Incident {
-    pub(super) fn new(opened: Moment) -> Self {
-        Self {
-            opened,
-            standing: Standing::Watched,
-            grounds: BTreeMap::new(),
-            processes: BTreeSet::new(),
-            held: None,
-            reason: String::new(),
-            inherited: None,
-            release_held: None,
-            approved: false,
-            told: None,
-            exposure: Exposure::default(),
-            exempted: None,
-            cleared: None,
-        }
-    }
-
-    /// Why, for people: its first ground, and how many more there are.
-    pub(super) fn accusation(&self) -> String {
-        let Some(((key, node), ground)) = self.grounds.iter().min_by_key(|(_, ground)| !ground.active) else {
-            return "no accusation is left".to_owned();
-        };
-        let record = &ground.record;
-        let by = if record.regex.is_empty() {
-            "a keyword of its command line".to_owned()
-        } else {
-            format!("rule `{}`", record.regex.escape_debug())
-        };
-        let more = match self.grounds.len() {
-            1 => String::new(),
-            n => format!(" (and {} more)", n - 1),
-        };
-        format!(
-            "process `{}` in Pod {} matches {by} on node {}, as of {}{more}",
-            key.process.escape_debug(),
-            key.pod,
-            node.0.escape_debug(),
-            record.timestamp.escape_debug(),
-        )
-    }
-
-    pub(super) fn note_process(&mut self, process: &Text) {
-        if self.processes.len() < MAX_PROCESSES {
-            self.processes.insert(process.clone());
-        }
-    }
-
-    pub(super) fn end(&mut self, now: Moment) {
-        self.standing = Standing::Ended { at: now };
-        self.release_held = None;
-        self.exempted = None;
-    }
-}
 
 /// An App that was blocked before the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,24 +83,60 @@ pub struct Inherited {
     pub services: Vec<Text>,
 }
 
+/// How many accusations a release sticks to one by one. Beyond, it covers the App as a whole: an operator who releases an
+/// App does not want it blocked for the rest.
+const MAX_RELEASES: usize = 64;
+
 impl Book {
-    /// A book in which what was blocked before the start is still blocked. Our own restart is evidence of nothing.
-    pub fn inherit(blocked: impl IntoIterator<Item = Inherited>, now: Moment) -> Self {
-        let mut book = Self::default();
+    /// Takes over what the objects block and nothing is kept of: it was blocked by an earlier version, or what was kept is
+    /// lost. Our own start is evidence of nothing, so it stays blocked. What is kept is known better, and wins: an incident that
+    /// is over is not taken up again because its object could not be written any more.
+    pub fn inherit(
+        &mut self,
+        blocked: impl IntoIterator<Item = Inherited>,
+        policy: &Policy,
+        now: Moment,
+    ) -> Vec<Decision> {
+        let known: BTreeSet<Text> =
+            self.incidents.values().flat_map(|incident| incident.exposure.services.iter().cloned()).collect();
+        let mut decisions = Vec::new();
         for Inherited { app, told, accused, services } in blocked {
+            let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
+            if self.incidents.contains_key(&app) || (accused.is_empty() && is_explained) {
+                continue;
+            }
             let told = told.unwrap_or(now.wall);
-            let mut incident = Incident::new(Moment { wall: told, ..now });
+            let mut incident = Incident::new(now.at_wall(told));
             incident.standing = Standing::Blocked { since: now, dry_run: false };
-            incident.told = Some(Told { at: told, what: Telling::Blocked, inherited: true });
+            incident.told = Some(Told { at: told, what: Telling::Blocked, delivered: true, inherited: true });
             incident.exposure = Exposure::plain(services);
-            "it was blocked before the start".clone_into(&mut incident.reason);
+            "it was blocked before anything was kept of it".clone_into(&mut incident.reason);
             for key in &accused {
                 incident.note_process(&key.process);
             }
             incident.inherited = Some(accused);
-            book.incidents.insert(app, incident);
+            let decision = Decision {
+                at: now.wall,
+                app: app.clone(),
+                kind: DecisionKind::Inherited,
+                actor: Actor::Policy,
+                reason: incident.reason.clone(),
+                dry_run: policy.mode == Mode::DryRun,
+            };
+            incident.note(&decision);
+            decisions.push(decision);
+            self.incidents.insert(app, incident);
         }
-        book
+        decisions
+    }
+
+    /// A Notification that told `app`'s tenant something at `at` has been written.
+    pub fn delivered(&mut self, app: &App, at: Timestamp) {
+        if let Some(told) = self.incidents.get_mut(app).and_then(|incident| incident.told.as_mut())
+            && told.at == at
+        {
+            told.delivered = true;
+        }
     }
 
     /// The incidents, ended ones included, by App.
@@ -285,6 +167,8 @@ impl Book {
     }
 
     /// Does what an operator asks for. Takes effect in the next evaluation, and in paused mode too.
+    ///
+    /// An act that has no effect is in the incident's log all the same, if there is an incident.
     pub fn act(
         &mut self,
         act: &Act,
@@ -292,20 +176,36 @@ impl Book {
         policy: &Policy,
         now: Moment,
     ) -> Result<Decision, ActError> {
-        let (app, kind, reason) = match act {
-            Act::Approve { app } => (app, DecisionKind::Approved, self.approve(app, policy, now)?),
+        let app = act.app().clone();
+        let done = match act {
+            Act::Approve { app } => self.approve(app, policy, now).map(|why| (DecisionKind::Approved, why)),
             Act::Release { app, until } => {
-                (app, DecisionKind::Released, self.release(app, *until, actor, now)?)
+                self.release(app, *until, actor, now).map(|why| (DecisionKind::Released, why))
             }
         };
-        Ok(Decision {
+        let (kind, reason) = match &done {
+            Ok((kind, reason)) => (*kind, reason.clone()),
+            Err(error) => (DecisionKind::Refused, error.to_string()),
+        };
+        let decision = Decision {
             at: now.wall,
             app: app.clone(),
             kind,
             actor: Actor::Operator(actor.into()),
             reason,
             dry_run: policy.mode == Mode::DryRun,
-        })
+        };
+        if let Some(incident) = self.incidents.get_mut(&app) {
+            incident.note(&decision);
+        }
+        done.map(|_| decision)
+    }
+
+    /// Notes that everything which operators wanted of `app`'s incident up to `number` has been done.
+    pub fn observe(&mut self, app: &App, number: i64) {
+        if let Some(incident) = self.incidents.get_mut(app) {
+            incident.observed = incident.observed.max(number);
+        }
     }
 
     fn open(&mut self, app: &App) -> Result<&mut Incident, ActError> {
@@ -336,11 +236,22 @@ impl Book {
 
     fn release(&mut self, app: &App, until: Timestamp, actor: &str, now: Moment) -> Result<String, ActError> {
         let incident = self.open(app)?;
-        let sticky: BTreeSet<(Text, Text)> = incident
+        let mut sticky: BTreeSet<(Option<Text>, Option<Text>)> = incident
             .grounds
             .iter()
-            .map(|((key, _), ground)| (key.process.clone(), ground.record.rule().clone()))
+            .map(|((key, _), ground)| (Some(key.process.clone()), Some(ground.record.rule().clone())))
             .collect();
+        if sticky.len() > MAX_RELEASES {
+            sticky = [(None, None)].into();
+        }
+        // What an operator has released once more is released by the new word only.
+        incident.releases.retain(|old| !sticky.contains(&(old.process.clone(), old.rule.clone())));
+        incident.releases.extend(sticky.into_iter().map(|(process, rule)| StickyRelease {
+            process,
+            rule,
+            until,
+            actor: actor.into(),
+        }));
         // A hold stays below the release: when the release runs out, time alone does not block either.
         incident.approved = false;
         if incident.grounds.is_empty() {
@@ -351,15 +262,6 @@ impl Book {
             // The release itself is in the log; what covers the App from now on need not be logged once more.
             incident.exempted = Some(released_by(actor, until));
         }
-        self.releases
-            .retain(|old| !(old.app == *app && sticky.contains(&(old.process.clone(), old.rule.clone()))));
-        self.releases.extend(sticky.into_iter().map(|(process, rule)| StickyRelease {
-            app: app.clone(),
-            process,
-            rule,
-            until,
-            actor: actor.into(),
-        }));
         Ok(format!("released by hand; the same accusations do not block it until {until}"))
     }
 
@@ -367,7 +269,7 @@ impl Book {
     /// not fill the memory. One that is forgotten and comes back is a new incident, with all brakes before it.
     pub(super) fn forget(&mut self, policy: &Policy, now: Moment) {
         let ended = |incident: &Incident| match incident.standing {
-            Standing::Ended { at } if incident.grounds.is_empty() => Some(at),
+            Standing::Ended { at } if incident.grounds.is_empty() && incident.releases.is_empty() => Some(at),
             _ => None,
         };
         self.incidents
@@ -393,12 +295,8 @@ impl Book {
         if let Some(exemption) = exemption {
             return Some(format!("exempted: {}", exemption.reason));
         }
-        let release = self.releases.iter().find(|release| {
-            release.app == *app
-                && release.process == record.key.process
-                && release.rule == *record.rule()
-                && now < release.until
-        })?;
+        let incident = self.incidents.get(app)?;
+        let release = incident.releases.iter().find(|release| release.covers(record, now))?;
         Some(released_by(&release.actor, release.until))
     }
 }

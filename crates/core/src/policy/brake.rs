@@ -91,11 +91,12 @@ pub(super) struct Window {
     held_release: Option<Moment>,
 }
 
-#[derive(Clone, Debug)]
-struct Due {
-    at: Moment,
-    passed: bool,
-    accusers: BTreeSet<(NodeName, Text)>,
+/// That an App became due, and on whose word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    pub(super) at: Moment,
+    pub(super) passed: bool,
+    pub(super) accusers: BTreeSet<(NodeName, Text)>,
 }
 
 /// The window in numbers, kept up to date while one evaluation adds to it.
@@ -121,6 +122,20 @@ impl Window {
     }
 }
 
+impl Window {
+    /// Counts again what had been counted before the start.
+    pub(super) fn restore(&mut self, app: &App, due: Option<&Due>, release: Option<Moment>) {
+        self.due.extend(due.map(|due| (app.clone(), due.clone())));
+        self.releases.extend(release.map(|at| (app.clone(), at)));
+    }
+
+    /// An alert had been raised before the start.
+    pub(super) fn restore_alerts(&mut self, held_block: Option<Moment>, held_release: Option<Moment>) {
+        self.held_block = self.held_block.max(held_block);
+        self.held_release = self.held_release.max(held_release);
+    }
+}
+
 impl Tally<'_> {
     fn add(&mut self, app: &App, accusers: &BTreeSet<(NodeName, Text)>) {
         let nodes: BTreeSet<&NodeName> = accusers.iter().map(|(node, _)| node).collect();
@@ -143,6 +158,11 @@ impl Tally<'_> {
         }
         self.window.due.insert(app.clone(), Due { at: self.now, passed: brake.is_none(), accusers });
         brake
+    }
+
+    /// What is counted of `app`.
+    pub(super) fn of(&self, app: &App) -> (Option<Due>, Option<Moment>) {
+        (self.window.due.get(app).cloned(), self.window.releases.get(app).copied())
     }
 
     fn brake_for(&self, app: &App, accusers: &BTreeSet<(NodeName, Text)>) -> Option<Brake> {

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::Brake;
 use crate::names::{App, Text};
@@ -26,9 +27,11 @@ pub struct Decision {
 }
 
 /// What was decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DecisionKind {
+    /// Blocked already when nothing was kept of it: by an earlier version, or before what was kept was lost.
+    Inherited,
     /// The tenant is told first; the block follows after the grace.
     Warned,
     /// Blocked.
@@ -47,12 +50,15 @@ pub enum DecisionKind {
     Disputed,
     /// The incident is over without a block.
     Closed,
+    /// An operator's act that had no effect, and why.
+    Refused,
 }
 
 impl DecisionKind {
     /// The kind as a label, `snake_case`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Inherited => "inherited",
             Self::Warned => "warned",
             Self::Blocked => "blocked",
             Self::Released => "released",
@@ -62,6 +68,7 @@ impl DecisionKind {
             Self::Exempted => "exempted",
             Self::Disputed => "disputed",
             Self::Closed => "closed",
+            Self::Refused => "refused",
         }
     }
 }
@@ -76,10 +83,28 @@ pub enum Actor {
     Operator(Text),
 }
 
+/// How the rules are called where actors have names.
+const POLICY: &str = "policy";
+
+impl Actor {
+    /// The actor's name: `policy` for the rules.
+    pub fn name(&self) -> Text {
+        match self {
+            Self::Policy => POLICY.into(),
+            Self::Operator(name) => name.clone(),
+        }
+    }
+
+    /// The actor of that name.
+    pub fn named(name: &Text) -> Self {
+        if **name == *POLICY { Self::Policy } else { Self::Operator(name.clone()) }
+    }
+}
+
 impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Policy => f.write_str("policy"),
+            Self::Policy => f.write_str(POLICY),
             Self::Operator(name) => write!(f, "{}", name.escape_debug()),
         }
     }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::book::{Book, ClearedGround, Ground, Incident, Standing, Telling, Told};
+use super::book::Book;
 use super::brake::Brake;
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
+use super::incident::{ClearedGround, Ground, Incident, Standing, Telling, Told};
 use super::{Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
@@ -56,7 +57,9 @@ impl Book {
         now: Moment,
     ) -> Evaluation {
         let mut pass = Pass { snapshot, policy, facts, now, decisions: Vec::new(), alerts: Vec::new() };
-        self.releases.retain(|release| now.wall < release.until);
+        for incident in self.incidents.values_mut() {
+            incident.releases.retain(|release| now.wall < release.until);
+        }
         let unverified = self.hear(&mut pass);
         self.clear_grounds(&pass);
 
@@ -80,6 +83,12 @@ impl Book {
         self.forget(policy, now);
         let plan = self.plan(&mut pass);
         let Pass { decisions, alerts, .. } = pass;
+        // A dispute is not the App's doing: whoever lies about it must not push its decisions out of its log.
+        for decision in decisions.iter().filter(|decision| decision.kind != DecisionKind::Disputed) {
+            if let Some(incident) = self.incidents.get_mut(&decision.app) {
+                incident.note(decision);
+            }
+        }
         let dispute = |((key, node), reason): (&(Key, NodeName), &String)| Dispute {
             key: key.clone(),
             node: node.clone(),
@@ -204,6 +213,7 @@ impl Book {
                 continue;
             };
             let brake = if incident.approved { None } else { tally.due(&app, accusers) };
+            (incident.due, incident.release_due) = tally.of(&app);
             if let Some(brake) = brake {
                 let reason = format!("{}; {}", brake.reason(&pass.policy.brake), incident.accusation());
                 pass.decide(&app, DecisionKind::Held, reason);
@@ -226,7 +236,9 @@ impl Book {
             } else {
                 cleared_reason(incident.cleared, pass)
             };
-            if let Some(brake) = tally.release(&app) {
+            let brake = tally.release(&app);
+            (incident.due, incident.release_due) = tally.of(&app);
+            if let Some(brake) = brake {
                 pass.decide(
                     &app,
                     DecisionKind::ReleaseHeld,
@@ -327,14 +339,14 @@ impl Book {
                 Some(told) if told.what == what => told,
                 Some(told) if what == Telling::Recovered => Told { what, ..told },
                 // Who has been warned is not newly told.
-                Some(Told { what: Telling::Grace, .. }) => Told { at: pass.now.wall, what, inherited: false },
+                Some(Told { what: Telling::Grace, .. }) => Told::news(what, pass.now.wall),
                 _ if self.notices.1 >= pass.policy.max_notices_per_round => {
                     waiting += 1;
                     continue;
                 }
                 _ => {
                     self.notices.1 += 1;
-                    Told { at: pass.now.wall, what, inherited: false }
+                    Told::news(what, pass.now.wall)
                 }
             };
             incident.told = Some(told);

@@ -24,6 +24,11 @@ pub struct Exemption {
 }
 
 impl Exemption {
+    /// Whether no part is given, so that it covers nothing.
+    pub fn is_empty(&self) -> bool {
+        [&self.namespace, &self.app, &self.process, &self.rule].iter().all(|part| part.is_none())
+    }
+
     /// Whether it covers `record` as an accusation of `app` at `now`. One that names nothing covers nothing.
     pub fn covers(&self, app: &App, record: &Record, now: Timestamp) -> bool {
         let parts = [
@@ -33,7 +38,7 @@ impl Exemption {
             (&self.rule, record.rule()),
         ];
         self.until.is_none_or(|until| now < until)
-            && parts.iter().any(|(pattern, _)| pattern.is_some())
+            && !self.is_empty()
             && parts
                 .iter()
                 .all(|(pattern, text)| pattern.as_ref().is_none_or(|pattern| pattern.matches(text)))

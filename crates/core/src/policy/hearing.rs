@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::book::{Book, ClearedGround, Ground, Incident, Standing};
+use super::book::Book;
 use super::decision::DecisionKind;
 use super::evaluate::Pass;
 use super::facts::{Verdict, claimed_app};
+use super::incident::{ClearedGround, EvidenceId, Ground, Incident, Standing};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
-use crate::names::{App, Key, NodeName};
+use crate::names::{App, NodeName};
 use crate::snapshot::{EvidenceView, State};
 
 impl Book {
@@ -19,10 +20,13 @@ impl Book {
                 ground.active = false;
             }
         }
-        let mut known: BTreeMap<_, _> = BTreeMap::new();
+        // The same evidence may have counted against two Apps, one after the other: the later one is meant.
+        let mut known: BTreeMap<EvidenceId, (Moment, App)> = BTreeMap::new();
         for (app, incident) in &self.incidents {
             for (id, ground) in &incident.grounds {
-                known.insert(id.clone(), (app.clone(), ground.fresh_at));
+                if known.get(id).is_none_or(|(at, _)| *at < ground.fresh_at) {
+                    known.insert(id.clone(), (ground.fresh_at, app.clone()));
+                }
             }
         }
         let (mut disputes, mut refused) = (BTreeMap::new(), BTreeSet::new());
@@ -42,15 +46,20 @@ impl Book {
                 let Some(fresh_at) = evidence.fresh_at else {
                     continue;
                 };
+                let id = (violation.key.clone(), evidence.node.clone());
+                let before = known.get(&id).map(|(_, app)| app);
+                let ground = before.and_then(|app| self.incidents.get_mut(app)?.grounds.get_mut(&id));
+                let already = ground.as_ref().is_some_and(|ground| ground.knows(evidence, fresh_at));
                 if evidence.presence == Presence::Cleared {
+                    if let Some(ground) = ground.filter(|_| already) {
+                        ground.gone = evidence.cleared == Some(Cleared::PodGone);
+                    }
                     continue;
                 }
-                let id = (violation.key.clone(), evidence.node.clone());
-                let already = known.get(&id).is_some_and(|(_, at)| *at >= fresh_at);
                 match pass.facts.judge(&evidence.node, &evidence.record, fresh_at, pass.policy.verify_pods) {
                     Verdict::Accepted(app) => {
                         // What was accepted against one App stays against it, even if the Pod's labels now name another.
-                        let app = known.get(&id).filter(|_| already).map_or(app, |(app, _)| app.clone());
+                        let app = before.filter(|_| already).map_or(app, App::clone);
                         if evidence.presence == Presence::Active {
                             self.accuse(app, id, evidence, fresh_at, pass);
                         }
@@ -85,7 +94,7 @@ impl Book {
     fn accuse(
         &mut self,
         app: App,
-        id: (Key, NodeName),
+        id: EvidenceId,
         evidence: &EvidenceView,
         fresh_at: Moment,
         pass: &Pass<'_>,
@@ -94,20 +103,24 @@ impl Book {
         let incident = self.incidents.entry(app).or_insert_with(|| Incident::new(fresh_at));
         if let Standing::Ended { at } = incident.standing {
             if pass.now.since(at) > same_incident {
-                *incident = Incident::new(fresh_at);
+                // What an operator has released stays released.
+                let releases = std::mem::take(&mut incident.releases);
+                *incident = Incident { releases, ..Incident::new(fresh_at) };
             }
             incident.standing = Standing::Watched;
         }
         incident.release_held = None;
         incident.inherited = None;
         incident.note_process(&id.0.process);
-        let ground = Ground { record: evidence.record.clone(), fresh_at, mark: evidence.mark, active: true };
+        incident.tombstones.remove(&id);
         match incident.grounds.get_mut(&id) {
             // Evidence that we have heard is still fresh, but its record may have been re-read: keep the clock.
-            Some(old) if old.fresh_at >= fresh_at => old.active = true,
-            Some(old) => *old = ground,
+            Some(old) if old.knows(evidence, fresh_at) => {
+                (old.active, old.gone, old.observations) = (true, false, evidence.observations);
+            }
+            Some(old) => *old = Ground::of(evidence, fresh_at),
             None => {
-                incident.grounds.insert(id, ground);
+                incident.grounds.insert(id, Ground::of(evidence, fresh_at));
             }
         }
     }
@@ -115,25 +128,37 @@ impl Book {
     /// Lets grounds go by the clocks of their nodes, and all grounds of an App that is gone.
     pub(super) fn clear_grounds(&mut self, pass: &Pass<'_>) {
         for (app, incident) in &mut self.incidents {
-            if pass.facts.is_gone(app) {
-                incident.grounds.clear();
-                // A block of which only the Services are known can't be matched with Pods, present or gone.
-                if incident.inherited.as_ref().is_some_and(|accused| !accused.is_empty()) {
-                    incident.inherited = None;
-                }
-                incident.cleared = Some(ClearedGround::AppGone);
+            let app_is_gone = pass.facts.is_gone(app);
+            // A block of which only the Services are known can't be matched with Pods, present or gone.
+            if app_is_gone && incident.inherited.as_ref().is_some_and(|accused| !accused.is_empty()) {
+                incident.inherited = None;
             }
-            let cleared = &mut incident.cleared;
-            incident.grounds.retain(|(_, node), ground| {
-                let why = match pass.snapshot.nodes.get(node) {
-                    Some(view) => view.clock.cleared(ground.mark, ground.fresh_at, pass.now),
+            let why = |node: &NodeName, ground: &Ground| {
+                if app_is_gone {
+                    return Some(ClearedGround::AppGone);
+                }
+                let cleared = match pass.snapshot.nodes.get(node) {
+                    Some(view) => view.clock.cleared(ground.mark, ground.counted_from, pass.now),
                     // A node that the ledger does not know has not answered since.
-                    None => (pass.now.since(ground.fresh_at) >= pass.policy.unreachable_limit)
+                    None => (pass.now.since(ground.counted_from) >= pass.policy.unreachable_limit)
                         .then_some(Cleared::Unreachable),
                 };
-                *cleared = why.map(ClearedGround::By).or(*cleared);
-                why.is_none()
-            });
+                cleared.map(ClearedGround::By)
+            };
+            let cleared: Vec<(EvidenceId, ClearedGround)> = incident
+                .grounds
+                .iter()
+                .filter_map(|(id, ground)| Some((id.clone(), why(&id.1, ground)?)))
+                .collect();
+            if app_is_gone {
+                incident.cleared = Some(ClearedGround::AppGone);
+            }
+            for (id, by) in cleared {
+                if let Some(ground) = incident.grounds.remove(&id) {
+                    incident.cleared = Some(by);
+                    incident.bury(id, ground, by, pass.now.wall);
+                }
+            }
         }
     }
 }

@@ -19,26 +19,31 @@ mod evaluate;
 mod exemption;
 mod facts;
 mod hearing;
+mod incident;
+mod keep;
 mod questions;
 
 use std::time::Duration;
 
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::book::{Act, ActError, Book, Incident, Inherited, Standing};
+pub use self::book::{Act, ActError, Book, Inherited};
 pub use self::brake::{Brake, BrakeRules};
 pub use self::decision::{Actor, Alert, Decision, DecisionKind};
 pub use self::evaluate::Evaluation;
 pub use self::exemption::{Exemption, Pattern};
 pub use self::facts::{AppFact, Facts, PodFact, PodState, Verdict};
+pub use self::incident::{Incident, Standing};
+pub use self::keep::remembered;
 pub use self::questions::{Accusers, Questions};
 
 #[cfg(doc)]
 use crate::plan::Plan;
 
 /// Whether decisions take effect.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// They do.

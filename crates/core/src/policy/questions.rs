@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::book::{Book, Standing};
+use super::book::Book;
+use super::incident::Standing;
 use super::{Facts, Policy};
 use crate::Moment;
 use crate::ledger::Presence;

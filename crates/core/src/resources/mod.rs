@@ -7,8 +7,6 @@ pub mod notification;
 pub mod template;
 pub mod wasm_plugin;
 
-mod hash;
-
 use serde::Serialize;
 use serde_json::Value;
 

@@ -8,10 +8,10 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::hash::stable_hash;
 use super::template::Template;
 use super::{Existing, Metadata, Object, Settings, Upkeep};
-use crate::names::App;
+use crate::hash::stable_hash;
+use crate::names::{App, readable};
 use crate::plan::{Notice, NoticePhase, Plan};
 
 /// The API group and version.
@@ -152,17 +152,8 @@ fn object(notice: &Notice, texts: &Texts) -> Object {
 ///
 /// An App's name may be any text where it comes from an agent; the hash keeps names apart that look alike once made valid.
 pub fn name(app: &App) -> String {
-    let mut readable: String = app
-        .name
-        .chars()
-        .take(40)
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
-        .collect();
-    readable.truncate(readable.trim_end_matches('-').len());
     let hash = stable_hash(&[&app.kind, &app.name]);
-    let readable = readable.trim_start_matches('-');
-    let separator = if readable.is_empty() { "" } else { "-" };
-    format!("procscan-{readable}{separator}{hash:016x}")
+    format!("procscan-{}{hash:016x}", readable(&app.name))
 }
 
 /// Makes the administrators' summary.

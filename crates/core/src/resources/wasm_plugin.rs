@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::hash::{shard_of, stable_hash};
 use super::{Existing, Metadata, Object, Settings, Upkeep};
+use crate::hash::{shard_of, stable_hash};
 use crate::names::{App, Key, Text};
 use crate::plan::{Block, Exposure, Plan};
 use crate::policy::Inherited;

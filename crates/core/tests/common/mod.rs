@@ -1,6 +1,7 @@
 //! A small world for the domain's tests: time that is told, nodes that answer what they are told to.
 #![allow(dead_code, unreachable_pub)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +10,14 @@ use procscan_core::Moment;
 use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName, PodRef};
 use procscan_core::plan::Exposure;
-use procscan_core::policy::{AppFact, Book, BrakeRules, Evaluation, Facts, Mode, PodFact, PodState, Policy};
+use procscan_core::policy::{
+    AppFact, Book, BrakeRules, Evaluation, Facts, Mode, PodFact, PodState, Policy, remembered,
+};
 use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record, Report, Target};
 use procscan_core::resources::template::Template;
 use procscan_core::resources::{Settings, notification, wasm_plugin};
 use procscan_core::snapshot::{Snapshot, State, Violation};
+use procscan_core::state::Incident;
 
 pub const START: i64 = 1_766_399_400;
 pub const MINUTE: u64 = 60;
@@ -29,6 +33,12 @@ pub struct World {
     pub facts: Facts,
     pub now: Moment,
     pub rules: Detection,
+    /// What is kept of the incidents, by name.
+    pub kept: BTreeMap<String, Incident>,
+    /// Another replica's ledger, and whether it hears what this one hears.
+    pub follower: Option<(Ledger, bool)>,
+    /// Who is expected to answer.
+    pub targets: Vec<Target>,
 }
 
 pub fn at(seconds: u64) -> Moment {
@@ -96,12 +106,68 @@ impl World {
 
     pub fn with(nodes: &[&str], rules: Detection) -> Self {
         let mut ledger = Ledger::new(rules.clone(), at(0));
-        ledger.expect(nodes.iter().map(|node| target(node)), 0);
-        Self { ledger, book: Book::default(), policy: policy(), facts: Facts::default(), now: at(0), rules }
+        let targets: Vec<Target> = nodes.iter().map(|node| target(node)).collect();
+        ledger.expect(targets.clone(), 0);
+        Self {
+            ledger,
+            book: Book::default(),
+            policy: policy(),
+            facts: Facts::default(),
+            now: at(0),
+            rules,
+            kept: BTreeMap::new(),
+            follower: None,
+            targets,
+        }
+    }
+
+    /// A ledger that has heard nothing yet.
+    pub fn new_ledger(&self) -> Ledger {
+        let mut ledger = Ledger::new(self.rules.clone(), self.now);
+        ledger.expect(self.targets.clone(), 0);
+        ledger
+    }
+
+    /// Keeps what has to be kept, as the service does before anything follows from a decision. In dry-run nothing is.
+    pub fn keep(&mut self) {
+        if self.policy.mode == Mode::DryRun {
+            return;
+        }
+        let unsaved = self.book.unsaved();
+        self.book.saved(unsaved.iter().map(|(app, _)| app));
+        // Through the form in which it is kept.
+        for (_, incident) in unsaved {
+            let spec = serde_json::from_str(&serde_json::to_string(&incident.spec).unwrap()).unwrap();
+            let status = serde_json::from_str(&serde_json::to_string(&incident.status).unwrap()).unwrap();
+            self.kept.insert(incident.name.clone(), Incident { name: incident.name, spec, status });
+        }
+    }
+
+    /// Everything is forgotten but what is kept.
+    pub fn restart(&mut self) {
+        let ledger = self.new_ledger();
+        self.take_over(ledger);
+    }
+
+    /// Another replica goes on, which has heard the agents itself, but nothing of the cluster.
+    pub fn fail_over(&mut self) {
+        let (ledger, _) = self.follower.take().unwrap_or_else(|| (self.new_ledger(), true));
+        self.take_over(ledger);
+        self.follower = Some((self.new_ledger(), true));
+    }
+
+    fn take_over(&mut self, mut ledger: Ledger) {
+        let kept: Vec<Incident> = self.kept.values().cloned().collect();
+        ledger.remember(remembered(&kept), self.now);
+        self.book = Book::restore(&kept, &ledger.snapshot(self.now), self.now);
+        self.ledger = ledger;
     }
 
     pub fn wait(&mut self, seconds: u64) -> Vec<Change> {
         self.now = at(self.now.uptime.as_secs() + seconds);
+        if let Some((follower, true)) = &mut self.follower {
+            follower.advance(self.now);
+        }
         self.ledger.advance(self.now)
     }
 
@@ -110,7 +176,11 @@ impl World {
     }
 
     pub fn report(&mut self, node: &str, outcome: Outcome) -> Vec<Change> {
-        self.ledger.absorb(&Report { target: target(node), at: self.now, outcome })
+        let report = Report { target: target(node), at: self.now, outcome };
+        if let Some((follower, true)) = &mut self.follower {
+            follower.absorb(&report);
+        }
+        self.ledger.absorb(&report)
     }
 
     /// A whole answer, by an agent whose clock is right.
@@ -150,7 +220,9 @@ impl World {
 
     pub fn evaluate(&mut self) -> Evaluation {
         let snapshot = self.snapshot();
-        self.book.evaluate(&snapshot, &self.policy, &self.facts, self.now)
+        let evaluation = self.book.evaluate(&snapshot, &self.policy, &self.facts, self.now);
+        self.keep();
+        evaluation
     }
 
     /// The namespaces of the blocked Apps.

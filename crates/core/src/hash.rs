@@ -1,7 +1,7 @@
 //! Hashes that give the same value in every version of this program: names of objects and shards depend on them.
 
 /// FNV-1a, 64 bits, over the parts with a separator that no part can imitate.
-pub(super) fn stable_hash(parts: &[&str]) -> u64 {
+pub(crate) fn stable_hash(parts: &[&str]) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(PRIME);
@@ -14,7 +14,7 @@ pub(super) fn stable_hash(parts: &[&str]) -> u64 {
 /// Which of `shards` a hash belongs to, such that with one shard more only its share moves.
 ///
 /// Jump consistent hashing (Lamping and Veach, 2014).
-pub(super) fn shard_of(mut hash: u64, shards: usize) -> usize {
+pub(crate) fn shard_of(mut hash: u64, shards: usize) -> usize {
     let (mut shard, mut next) = (0_u64, 0_u64);
     while next < shards as u64 {
         shard = next;

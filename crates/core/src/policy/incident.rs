@@ -1,0 +1,292 @@
+//! One App's incident: what has come of it, and on what grounds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::brake::Due;
+use super::{Brake, Decision};
+use crate::Moment;
+use crate::ledger::Cleared;
+use crate::names::{App, Key, NodeName, Text};
+use crate::plan::Exposure;
+use crate::report::Record;
+use crate::snapshot::EvidenceView;
+use crate::state;
+
+/// How many process names of an incident its tenant is told: a tenant can start processes of any number of names.
+const MAX_PROCESSES: usize = 8;
+/// How many decisions an incident keeps.
+const MAX_DECISIONS: usize = 20;
+/// How much cleared evidence an incident remembers: a tenant can start any number of processes.
+const MAX_TOMBSTONES: usize = 64;
+
+/// One node's word of one violation.
+pub(super) type EvidenceId = (Key, NodeName);
+
+/// One App, from its first accepted evidence to its clearing.
+#[derive(Clone, Debug)]
+pub struct Incident {
+    /// When it opened.
+    pub opened: Moment,
+    /// What has come of it.
+    pub standing: Standing,
+    /// What it rests on. Each ground clears by the clock of its own node.
+    pub(super) grounds: BTreeMap<EvidenceId, Ground>,
+    /// Grounds that have cleared: the record may still be listed, and must not be believed again as it is.
+    pub(super) tombstones: BTreeMap<EvidenceId, Tombstone>,
+    /// The names of its processes. They only grow, so that what the tenant is told does not change back and forth.
+    pub(super) processes: BTreeSet<Text>,
+    /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
+    pub(super) held: Option<(Moment, Brake)>,
+    /// Why it is blocked, as of when that was decided.
+    pub(super) reason: String,
+    /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
+    /// the whole fleet's answers can prove that its processes are gone.
+    pub(super) inherited: Option<BTreeSet<Key>>,
+    /// The brake's hold on its release.
+    pub(super) release_held: Option<Moment>,
+    /// An operator has approved its block.
+    pub(super) approved: bool,
+    /// What its tenant has been told last.
+    pub(super) told: Option<Told>,
+    /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
+    pub(super) exposure: Exposure,
+    /// What covers it, as last logged.
+    pub(super) exempted: Option<String>,
+    /// By which rule its last ground cleared.
+    pub(super) cleared: Option<ClearedGround>,
+    /// What the brakes have counted of it: the window's entry of this App.
+    pub(super) due: Option<Due>,
+    /// When the brake on releases counted it: the window's entry of this App.
+    pub(super) release_due: Option<Moment>,
+    /// What operators' releases cover.
+    pub(super) releases: Vec<StickyRelease>,
+    /// The last decisions, the latest last.
+    pub(super) decisions: Vec<Decision>,
+    /// How many decisions there have been.
+    pub(super) decided: u64,
+    /// Up to which number operators' acts have been done.
+    pub(super) observed: i64,
+}
+
+/// What a tenant has been told, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) at: Timestamp,
+    pub(super) what: Telling,
+    /// It has been written.
+    pub(super) delivered: bool,
+    /// It had been written before the start.
+    pub(super) inherited: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Telling {
+    Grace,
+    Blocked,
+    Recovered,
+}
+
+/// What has come of an incident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing yet: not due, or exempt.
+    Watched,
+    /// The tenant is told, and will be blocked.
+    Grace {
+        /// When.
+        until: Moment,
+    },
+    /// A brake holds the block: only an approval blocks it.
+    Held,
+    /// Blocked.
+    Blocked {
+        /// Since when.
+        since: Moment,
+        /// Decided in dry-run, and so without effect.
+        dry_run: bool,
+    },
+    /// Over. Kept for a while, because offending again continues it.
+    Ended {
+        /// Since when.
+        at: Moment,
+    },
+}
+
+/// One node's accepted evidence of one violation.
+///
+/// Has a clearing clock of its own beside the ledger's, started at the last evidence that was *accepted*: a node that goes on
+/// accusing a Pod which has moved away resets the ledger's clock, but not this one.
+#[derive(Clone, Debug)]
+pub(super) struct Ground {
+    pub(super) record: Arc<Record>,
+    pub(super) fresh_at: Moment,
+    /// The agent's own time of it: two replicas see the same evidence at different moments.
+    pub(super) evidence_time: Timestamp,
+    /// From when on its node's silence counts: not from before the start, when we may not have listened.
+    pub(super) counted_from: Moment,
+    pub(super) mark: Duration,
+    pub(super) first_seen: Timestamp,
+    pub(super) observations: u64,
+    /// Fresh, and accepted, as of the last evaluation.
+    pub(super) active: bool,
+    /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
+    pub(super) gone: bool,
+}
+
+/// A ground that has cleared.
+#[derive(Clone, Debug)]
+pub(super) struct Tombstone {
+    pub(super) ground: Ground,
+    pub(super) at: Timestamp,
+    pub(super) by: ClearedGround,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClearedGround {
+    By(Cleared),
+    AppGone,
+}
+
+/// An operator's release: sticks to the App, the process and the rule; to any of them where there are too many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StickyRelease {
+    pub(super) process: Option<Text>,
+    pub(super) rule: Option<Text>,
+    pub(super) until: Timestamp,
+    pub(super) actor: Text,
+}
+
+impl Told {
+    /// To be told for the first time.
+    pub(super) fn news(what: Telling, at: Timestamp) -> Self {
+        Self { at, what, delivered: false, inherited: false }
+    }
+}
+
+impl StickyRelease {
+    /// Whether it covers `record` at `now`.
+    pub(super) fn covers(&self, record: &Record, now: Timestamp) -> bool {
+        now < self.until
+            && self.process.as_ref().is_none_or(|process| *process == record.key.process)
+            && self.rule.as_ref().is_none_or(|rule| rule == record.rule())
+    }
+}
+
+impl Ground {
+    /// What a node says, as of now.
+    pub(super) fn of(evidence: &EvidenceView, fresh_at: Moment) -> Self {
+        Self {
+            record: evidence.record.clone(),
+            fresh_at,
+            evidence_time: evidence.evidence_time,
+            counted_from: fresh_at,
+            mark: evidence.mark,
+            first_seen: evidence.first_seen.wall,
+            observations: evidence.observations,
+            active: true,
+            gone: false,
+        }
+    }
+
+    /// Whether `evidence`, fresh at `fresh_at`, is no more than what it rests on already.
+    pub(super) fn knows(&self, evidence: &EvidenceView, fresh_at: Moment) -> bool {
+        self.fresh_at >= fresh_at || self.evidence_time == evidence.evidence_time
+    }
+}
+
+impl Incident {
+    pub(super) fn new(opened: Moment) -> Self {
+        Self {
+            opened,
+            standing: Standing::Watched,
+            grounds: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
+            processes: BTreeSet::new(),
+            held: None,
+            reason: String::new(),
+            inherited: None,
+            release_held: None,
+            approved: false,
+            told: None,
+            exposure: Exposure::default(),
+            exempted: None,
+            cleared: None,
+            due: None,
+            release_due: None,
+            releases: Vec::new(),
+            decisions: Vec::new(),
+            decided: 0,
+            observed: 0,
+        }
+    }
+
+    /// The name under which it is kept.
+    pub fn name(&self, app: &App) -> String {
+        state::incident::name(app, self.opened.wall)
+    }
+
+    /// Up to which number operators' acts have been done.
+    pub fn observed(&self) -> i64 {
+        self.observed
+    }
+
+    /// Why, for people: its first ground, and how many more there are.
+    pub(super) fn accusation(&self) -> String {
+        let Some(((key, node), ground)) = self.grounds.iter().min_by_key(|(_, ground)| !ground.active) else {
+            return "no accusation is left".to_owned();
+        };
+        let record = &ground.record;
+        let by = if record.regex.is_empty() {
+            "a keyword of its command line".to_owned()
+        } else {
+            format!("rule `{}`", record.regex.escape_debug())
+        };
+        let more = match self.grounds.len() {
+            1 => String::new(),
+            n => format!(" (and {} more)", n - 1),
+        };
+        format!(
+            "process `{}` in Pod {} matches {by} on node {}, as of {}{more}",
+            key.process.escape_debug(),
+            key.pod,
+            node.0.escape_debug(),
+            record.timestamp.escape_debug(),
+        )
+    }
+
+    pub(super) fn note_process(&mut self, process: &Text) {
+        if self.processes.len() < MAX_PROCESSES {
+            self.processes.insert(process.clone());
+        }
+    }
+
+    /// Enters a decision into its log.
+    pub(super) fn note(&mut self, decision: &Decision) {
+        if self.decisions.len() == MAX_DECISIONS {
+            self.decisions.remove(0);
+        }
+        self.decisions.push(decision.clone());
+        self.decided += 1;
+    }
+
+    /// A ground has cleared. The oldest that is remembered gives way.
+    pub(super) fn bury(&mut self, id: EvidenceId, ground: Ground, by: ClearedGround, at: Timestamp) {
+        if self.tombstones.len() >= MAX_TOMBSTONES {
+            let oldest = self.tombstones.iter().min_by_key(|(_, tombstone)| tombstone.at);
+            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
+                self.tombstones.remove(&oldest);
+            }
+        }
+        self.tombstones.insert(id, Tombstone { ground, at, by });
+    }
+
+    pub(super) fn end(&mut self, now: Moment) {
+        self.standing = Standing::Ended { at: now };
+        self.release_held = None;
+        self.exempted = None;
+    }
+}

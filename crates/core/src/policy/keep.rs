@@ -1,0 +1,445 @@
+//! The book as documents and back: what is kept of each incident, and which incidents differ from what is kept.
+//!
+//! Kept is what a restart must not forget. Not kept is what is heard again within a round, or only counts while it lasts: which
+//! evidence is fresh at this moment, disputes, the readings of odometers. Moments are kept by the wall clock and get back a
+//! reading of the monotonic clock when they are read (see [`Moment::at_wall`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::book::Book;
+use super::brake::{Brake, Due};
+use super::decision::{Actor, Decision};
+use super::incident::{
+    ClearedGround, EvidenceId, Ground, Incident, Standing, StickyRelease, Telling, Told, Tombstone,
+};
+use crate::Moment;
+use crate::ledger::{Cleared, Remembered};
+use crate::names::{App, Key, NodeName, Text};
+use crate::plan::Exposure;
+use crate::report::Record;
+use crate::snapshot::Snapshot;
+use crate::state::incident::{
+    self as kept, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus,
+};
+
+/// How many accusations of one incident are kept. A tenant can start any number of processes, and an object has its bounds;
+/// what is left out is heard again from its node.
+const MAX_EVIDENCE: usize = 64;
+/// How many accusers of one App the brakes are reminded of.
+const MAX_ACCUSERS: usize = 16;
+/// How old the kept time of the last evidence may become. Agents bring fresh evidence with each scan: keeping each would mean a
+/// write per App and scan.
+const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
+
+impl Book {
+    /// The book as it was kept. Whatever it says is as certain as it was then, but nothing of it is fresh: clearing clocks begin
+    /// anew. `snapshot` has the readings of the nodes' odometers.
+    pub fn restore(documents: &[kept::Incident], snapshot: &Snapshot, now: Moment) -> Self {
+        let mut book = Self::default();
+        for document in documents {
+            let app = App::from(&document.spec.app);
+            let incident = restored(&app, &document.status, snapshot, now);
+            // An App's earlier incidents are history.
+            if book.incidents.get(&app).is_some_and(|known| known.opened.wall >= incident.opened.wall) {
+                continue;
+            }
+            book.window.restore(&app, incident.due.as_ref(), incident.release_due);
+            let held = incident.held.as_ref().map(|(since, _)| *since);
+            book.window.restore_alerts(held, incident.release_held);
+            book.saved.insert(app.clone(), incident.clone());
+            book.incidents.insert(app, incident);
+        }
+        book
+    }
+
+    /// The incidents that differ from what is kept of them, those that are or were blocked first: others wait for their writes.
+    pub fn unsaved(&self) -> Vec<(App, kept::Incident)> {
+        let differs = |(app, incident): &(&App, &Incident)| {
+            self.saved.get(*app).is_none_or(|saved| !is_kept_by(incident, saved))
+        };
+        let mut unsaved: Vec<(&App, &Incident)> = self.incidents.iter().filter(differs).collect();
+        let is_urgent = |app: &App, incident: &Incident| {
+            let is_blocked = |incident: &Incident| matches!(incident.standing, Standing::Blocked { .. });
+            is_blocked(incident) || self.saved.get(app).is_some_and(is_blocked)
+        };
+        unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
+        unsaved.into_iter().map(|(app, incident)| (app.clone(), document(app, incident))).collect()
+    }
+
+    /// What [`Book::unsaved`] gave has been kept. Nothing may have changed in between.
+    pub fn saved<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
+        for app in apps {
+            if let Some(incident) = self.incidents.get(app) {
+                self.saved.insert(app.clone(), incident.clone());
+            }
+        }
+        self.saved.retain(|app, _| self.incidents.contains_key(app));
+    }
+
+    /// Nothing is kept any more: everything has to be written again.
+    pub fn forget_saved(&mut self) {
+        self.saved.clear();
+    }
+
+    /// Every incident as it would be kept.
+    pub fn documents(&self) -> Vec<kept::Incident> {
+        self.incidents.iter().map(|(app, incident)| document(app, incident)).collect()
+    }
+}
+
+/// The evidence in documents, for the ledger.
+pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
+    let mut all: BTreeMap<EvidenceId, Remembered> = BTreeMap::new();
+    for document in documents {
+        let namespace = &document.spec.app.namespace;
+        for evidence in &document.status.evidence {
+            let key = Key::new(namespace.clone(), evidence.pod.clone(), evidence.process.clone());
+            let id = (key, NodeName(evidence.node.clone()));
+            // Of one violation in two incidents, the later word counts.
+            if all.get(&id).is_some_and(|known| known.fresh_at > evidence.fresh_at) {
+                continue;
+            }
+            let remembered = Remembered {
+                key: id.0.clone(),
+                node: id.1.clone(),
+                record: record(namespace, evidence),
+                first_seen: evidence.first_seen,
+                fresh_at: evidence.fresh_at,
+                observations: evidence.observations,
+                cleared: evidence.cleared.as_ref().map(|cleared| (cleared.at, cleared.by.into())),
+            };
+            all.insert(id, remembered);
+        }
+    }
+    all.into_values().collect()
+}
+
+/// Whether `saved` is as good as `now` for whoever reads it after a restart.
+///
+/// Names every field, so that a new one has to be thought of here.
+fn is_kept_by(now: &Incident, saved: &Incident) -> bool {
+    let Incident {
+        opened,
+        standing,
+        grounds,
+        tombstones,
+        processes,
+        held,
+        reason,
+        inherited,
+        release_held,
+        approved,
+        told,
+        exposure,
+        exempted,
+        cleared,
+        due,
+        release_due,
+        releases,
+        // Counted by `decided`.
+        decisions: _,
+        decided,
+        observed,
+    } = now;
+    let is_same_ground = |(id, ground): (&EvidenceId, &Ground)| {
+        saved.grounds.get(id).is_some_and(|kept| {
+            kept.gone == ground.gone && ground.fresh_at.since(kept.fresh_at) < EVIDENCE_REFRESH
+        })
+    };
+    let told_of = |told: &Option<Told>| told.map(|told| (told.at, told.what, told.delivered));
+    opened == &saved.opened
+        && standing == &saved.standing
+        && decided == &saved.decided
+        && observed == &saved.observed
+        && grounds.len() == saved.grounds.len()
+        && grounds.iter().all(is_same_ground)
+        && tombstones.keys().eq(saved.tombstones.keys())
+        && processes == &saved.processes
+        && held == &saved.held
+        && reason == &saved.reason
+        && inherited == &saved.inherited
+        && release_held == &saved.release_held
+        && approved == &saved.approved
+        && told_of(told) == told_of(&saved.told)
+        && exposure == &saved.exposure
+        && exempted == &saved.exempted
+        && cleared == &saved.cleared
+        && due == &saved.due
+        && release_due == &saved.release_due
+        && releases == &saved.releases
+}
+
+fn document(app: &App, incident: &Incident) -> kept::Incident {
+    let spec = IncidentSpec::of(app);
+    kept::Incident { name: incident.name(app), spec, status: status(incident) }
+}
+
+fn status(incident: &Incident) -> IncidentStatus {
+    let (state, since, until) = match incident.standing {
+        Standing::Watched => (IncidentState::Watched, None, None),
+        Standing::Grace { until } => (IncidentState::Grace, None, Some(until.wall)),
+        Standing::Held => (IncidentState::Held, incident.held.as_ref().map(|(since, _)| since.wall), None),
+        Standing::Blocked { since, .. } if incident.release_held.is_some() => {
+            (IncidentState::ReleaseHeld, Some(since.wall), None)
+        }
+        Standing::Blocked { since, .. } => (IncidentState::Blocked, Some(since.wall), None),
+        Standing::Ended { at } => (IncidentState::Ended, Some(at.wall), None),
+    };
+    // What counts comes first, the freshest of it first.
+    let mut grounds: Vec<(&EvidenceId, &Ground)> = incident.grounds.iter().collect();
+    grounds.sort_by_key(|(_, ground)| std::cmp::Reverse(ground.fresh_at));
+    let mut tombstones: Vec<(&EvidenceId, &Tombstone)> = incident.tombstones.iter().collect();
+    tombstones.sort_by_key(|(_, tombstone)| std::cmp::Reverse(tombstone.at));
+    let live = grounds.into_iter().map(|(id, ground)| {
+        let gone = kept::ClearedEvidence { at: ground.fresh_at.wall, by: ClearedBy::PodGone, ended: false };
+        evidence(id, ground, ground.gone.then_some(gone))
+    });
+    let buried = tombstones.into_iter().map(|(id, Tombstone { ground, at, by })| {
+        let cleared = kept::ClearedEvidence { at: *at, by: cleared_by(*by), ended: true };
+        evidence(id, ground, Some(cleared))
+    });
+    let total = incident.grounds.len() + incident.tombstones.len();
+    let decision = |decision: &Decision| kept::Decision {
+        at: decision.at,
+        decision: decision.kind,
+        actor: decision.actor.name(),
+        reason: decision.reason.clone(),
+    };
+    let last = incident.decisions.last().map(|decision| decision.reason.clone());
+    IncidentStatus {
+        state,
+        opened: incident.opened.wall,
+        since,
+        until,
+        reason: if incident.reason.is_empty() || state == IncidentState::Ended {
+            last.unwrap_or_default()
+        } else {
+            incident.reason.clone()
+        },
+        brake: incident.held.as_ref().and_then(|(since, brake)| held_by(since.wall, brake)),
+        release_held: incident.release_held.map(|at| at.wall),
+        approved: incident.approved,
+        exempted: incident.exempted.clone(),
+        evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
+        evidence_omitted: total.saturating_sub(MAX_EVIDENCE),
+        processes: incident.processes.iter().cloned().collect(),
+        inherited: incident.inherited.as_ref().map(|accused| {
+            let process = |key: &Key| kept::PodProcess { pod: key.pod.clone(), process: key.process.clone() };
+            accused.iter().take(MAX_EVIDENCE).map(process).collect()
+        }),
+        cleared: incident.cleared.map(cleared_by),
+        exposure: kept::Exposure {
+            services: incident.exposure.services.clone(),
+            ingresses: incident.exposure.ingresses.clone(),
+            otherwise: incident.exposure.otherwise.clone(),
+        },
+        told: incident.told.map(|told| kept::Told {
+            at: told.at,
+            what: match told.what {
+                Telling::Grace => kept::Telling::Grace,
+                Telling::Blocked => kept::Telling::Blocked,
+                Telling::Recovered => kept::Telling::Recovered,
+            },
+            delivered: told.delivered,
+        }),
+        due: incident.due.as_ref().map(|due| kept::Due {
+            at: due.at.wall,
+            passed: due.passed,
+            accusers: due
+                .accusers
+                .iter()
+                .take(MAX_ACCUSERS)
+                .map(|(node, rule)| kept::Accuser { node: node.0.clone(), rule: rule.clone() })
+                .collect(),
+        }),
+        release_due: incident.release_due.map(|at| at.wall),
+        releases: incident
+            .releases
+            .iter()
+            .map(|release| kept::StickyRelease {
+                process: release.process.clone(),
+                rule: release.rule.clone(),
+                until: release.until,
+                by: release.actor.clone(),
+            })
+            .collect(),
+        decisions: incident.decisions.iter().map(decision).collect(),
+        decided: incident.decided,
+        observed: incident.observed,
+    }
+}
+
+fn evidence(
+    (key, node): &EvidenceId,
+    ground: &Ground,
+    cleared: Option<kept::ClearedEvidence>,
+) -> kept::Evidence {
+    kept::Evidence {
+        pod: key.pod.clone(),
+        process: key.process.clone(),
+        node: node.0.clone(),
+        regex: ground.record.regex.clone(),
+        kind: ground.record.kind.clone(),
+        name: ground.record.name.clone(),
+        first_seen: ground.first_seen,
+        fresh_at: ground.fresh_at.wall,
+        timestamp: ground.record.timestamp.clone(),
+        observations: ground.observations,
+        cleared,
+    }
+}
+
+fn held_by(since: Timestamp, brake: &Brake) -> Option<kept::HeldBy> {
+    let (brake, of) = match brake {
+        Brake::NewApps => (BrakeKind::NewApps, None),
+        Brake::Node(node) => (BrakeKind::Node, Some(node.0.clone())),
+        Brake::Rule(rule) => (BrakeKind::Rule, Some(rule.clone())),
+        // Never holds a block.
+        Brake::Releases => return None,
+    };
+    Some(kept::HeldBy { since, brake, of })
+}
+
+fn brake_of(held: &kept::HeldBy) -> Brake {
+    match (held.brake, &held.of) {
+        (BrakeKind::Node, Some(node)) => Brake::Node(NodeName(node.clone())),
+        (BrakeKind::Rule, Some(rule)) => Brake::Rule(rule.clone()),
+        // Whatever holds, holds.
+        _ => Brake::NewApps,
+    }
+}
+
+fn cleared_by(cleared: ClearedGround) -> ClearedBy {
+    match cleared {
+        ClearedGround::AppGone => ClearedBy::AppGone,
+        ClearedGround::By(Cleared::ByClock) => ClearedBy::Clock,
+        ClearedGround::By(Cleared::Unreachable) => ClearedBy::Unreachable,
+        ClearedGround::By(Cleared::PodGone) => ClearedBy::PodGone,
+    }
+}
+
+fn cleared_ground(by: ClearedBy) -> ClearedGround {
+    match by {
+        ClearedBy::AppGone => ClearedGround::AppGone,
+        by => ClearedGround::By(by.into()),
+    }
+}
+
+/// A record as it was kept: without a command line.
+fn record(namespace: &Text, evidence: &kept::Evidence) -> Record {
+    Record {
+        key: Key::new(namespace.clone(), evidence.pod.clone(), evidence.process.clone()),
+        cmdline: Text::from(""),
+        regex: evidence.regex.clone(),
+        status: Text::from("active"),
+        kind: evidence.kind.clone(),
+        name: evidence.name.clone(),
+        timestamp: evidence.timestamp.clone(),
+        // It was valid when it was taken in; if somebody has spoilt it since, it equals no other.
+        detected_at: evidence.timestamp.parse().unwrap_or(Timestamp::MIN),
+    }
+}
+
+fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment) -> Incident {
+    let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
+    let mut incident = Incident::new(now.at_wall(status.opened));
+    let since = past(status.since.unwrap_or(status.opened));
+    incident.standing = match status.state {
+        IncidentState::Watched => Standing::Watched,
+        IncidentState::Grace => Standing::Grace { until: now.at_wall(status.until.unwrap_or(now.wall)) },
+        IncidentState::Held => Standing::Held,
+        IncidentState::Blocked | IncidentState::ReleaseHeld => Standing::Blocked { since, dry_run: false },
+        IncidentState::Ended => Standing::Ended { at: since },
+    };
+    incident.held = status.brake.as_ref().map(|held| (past(held.since), brake_of(held)));
+    if incident.held.is_none() && incident.standing == Standing::Held {
+        incident.held = Some((since, Brake::NewApps));
+    }
+    for evidence in &status.evidence {
+        let key = Key::new(app.namespace.clone(), evidence.pod.clone(), evidence.process.clone());
+        let node = NodeName(evidence.node.clone());
+        let record = Arc::new(record(&app.namespace, evidence));
+        let ground = Ground {
+            fresh_at: past(evidence.fresh_at),
+            evidence_time: record.detected_at,
+            record,
+            counted_from: now,
+            mark: snapshot.nodes.get(&node).map_or(Duration::ZERO, |node| node.clock.odometer),
+            first_seen: evidence.first_seen,
+            observations: evidence.observations,
+            active: false,
+            gone: evidence.cleared.as_ref().is_some_and(|cleared| !cleared.ended),
+        };
+        match &evidence.cleared {
+            Some(cleared) if cleared.ended => {
+                let by = cleared_ground(cleared.by);
+                incident.tombstones.insert((key, node), Tombstone { ground, at: cleared.at, by });
+            }
+            _ => drop(incident.grounds.insert((key, node), ground)),
+        }
+    }
+    incident.processes = status.processes.iter().cloned().collect();
+    incident.reason.clone_from(&status.reason);
+    incident.inherited = status.inherited.as_ref().map(|accused| {
+        let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
+        accused.iter().map(key).collect::<BTreeSet<Key>>()
+    });
+    incident.release_held = status.release_held.map(past);
+    incident.approved = status.approved;
+    incident.told = status.told.map(|told| Told {
+        at: told.at,
+        what: match told.what {
+            kept::Telling::Grace => Telling::Grace,
+            kept::Telling::Blocked => Telling::Blocked,
+            kept::Telling::Recovered => Telling::Recovered,
+        },
+        delivered: told.delivered,
+        inherited: told.delivered,
+    });
+    incident.exposure = Exposure {
+        services: status.exposure.services.clone(),
+        ingresses: status.exposure.ingresses.clone(),
+        otherwise: status.exposure.otherwise.clone(),
+    };
+    incident.exempted.clone_from(&status.exempted);
+    incident.cleared = status.cleared.map(cleared_ground);
+    incident.due = status.due.as_ref().map(|due| Due {
+        at: past(due.at),
+        passed: due.passed,
+        accusers: due
+            .accusers
+            .iter()
+            .map(|accuser| (NodeName(accuser.node.clone()), accuser.rule.clone()))
+            .collect(),
+    });
+    incident.release_due = status.release_due.map(past);
+    incident.releases = status
+        .releases
+        .iter()
+        .map(|release| StickyRelease {
+            process: release.process.clone(),
+            rule: release.rule.clone(),
+            until: release.until,
+            actor: release.by.clone(),
+        })
+        .collect();
+    incident.decisions = status
+        .decisions
+        .iter()
+        .map(|entry| Decision {
+            at: entry.at,
+            app: app.clone(),
+            kind: entry.decision,
+            actor: Actor::named(&entry.actor),
+            reason: entry.reason.clone(),
+            dry_run: false,
+        })
+        .collect();
+    incident.decided = status.decided;
+    incident.observed = status.observed;
+    incident
+}

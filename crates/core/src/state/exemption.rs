@@ -1,0 +1,146 @@
+//! What operators have declared not to be enforced.
+
+use jiff::Timestamp;
+use regex::Regex;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{self, Pattern};
+
+/// Accusations that are shown but not enforced. All given parts must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.namespace) || has(self.app) || has(self.process) || has(self.rule)",
+    "message": "at least one of namespace, app, process and rule is needed: it would cover nothing",
+}]))]
+pub struct ExemptionSpec {
+    /// The tenant's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Match>,
+    /// The App's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<Match>,
+    /// The process name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Match>,
+    /// The rule: the regex that matched, or the process name where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<Match>,
+    /// Why, for the next person.
+    #[schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = [{
+        "rule": "self.trim().size() > 0", "message": "a reason that the next person understands",
+    }]))]
+    pub reason: String,
+    /// Until when; for ever if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// Who declared it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub by: Option<String>,
+}
+
+/// A text to match: one of the two.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.exact) != has(self.regex)", "message": "either exact or regex",
+}]))]
+pub struct Match {
+    /// The whole text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub exact: Option<String>,
+    /// A regular expression, unanchored (syntax of Rust's crate `regex`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub regex: Option<String>,
+}
+
+/// Why an exemption covers nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExemptionError {
+    /// No part is given.
+    #[error("at least one of namespace, app, process and rule is needed: it would cover nothing")]
+    Empty,
+    /// A part has both or neither.
+    #[error("{0}: either exact or regex")]
+    Either(&'static str),
+    /// A part is no regular expression.
+    #[error("{0}.regex: {1}")]
+    Regex(&'static str, String),
+    /// Nobody would know why.
+    #[error("reason: a reason that the next person understands")]
+    NoReason,
+}
+
+/// The most memory that one compiled pattern may take.
+const MAX_PATTERN: usize = 1 << 20;
+
+impl Match {
+    fn pattern(&self, part: &'static str) -> Result<Pattern, ExemptionError> {
+        match (&self.exact, &self.regex) {
+            (Some(exact), None) => Ok(Pattern::Exact(exact.clone())),
+            (None, Some(text)) => {
+                let regex = regex::RegexBuilder::new(text).size_limit(MAX_PATTERN).build();
+                let last = |error: regex::Error| {
+                    let text = error.to_string();
+                    text.lines().last().unwrap_or_default().replacen("error: ", "", 1)
+                };
+                regex.map(Pattern::Regex).map_err(|error| ExemptionError::Regex(part, last(error)))
+            }
+            _ => Err(ExemptionError::Either(part)),
+        }
+    }
+
+    /// Matches the whole text.
+    pub fn exact(text: impl Into<String>) -> Self {
+        Self { exact: Some(text.into()), regex: None }
+    }
+
+    /// Matches by a regular expression.
+    pub fn regex(regex: &Regex) -> Self {
+        Self { exact: None, regex: Some(regex.as_str().to_owned()) }
+    }
+}
+
+impl ExemptionSpec {
+    /// As the policy's rule.
+    pub fn rule(&self) -> Result<policy::Exemption, ExemptionError> {
+        let part = |part: &Option<Match>, name| part.as_ref().map(|part| part.pattern(name)).transpose();
+        let exemption = policy::Exemption {
+            namespace: part(&self.namespace, "namespace")?,
+            app: part(&self.app, "app")?,
+            process: part(&self.process, "process")?,
+            rule: part(&self.rule, "rule")?,
+            reason: self.reason.clone(),
+            until: self.until,
+        };
+        if exemption.is_empty() {
+            return Err(ExemptionError::Empty);
+        }
+        if self.reason.trim().is_empty() {
+            return Err(ExemptionError::NoReason);
+        }
+        Ok(exemption)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_cover_nothing_or_everything_by_mistake_is_refused_with_its_place() {
+        let spec = |text: &str| serde_json::from_str::<ExemptionSpec>(text).unwrap().rule().map(drop);
+        assert_eq!(spec(r#"{"namespace": {"exact": "ns-a"}, "reason": "a contract"}"#), Ok(()));
+        assert_eq!(spec(r#"{"reason": "a contract"}"#), Err(ExemptionError::Empty));
+        assert_eq!(spec(r#"{"app": {}, "reason": "x"}"#), Err(ExemptionError::Either("app")));
+        let both = r#"{"rule": {"exact": "a", "regex": "b"}, "reason": "x"}"#;
+        assert_eq!(spec(both), Err(ExemptionError::Either("rule")));
+        assert_eq!(spec(r#"{"app": {"exact": "a"}, "reason": " "}"#), Err(ExemptionError::NoReason));
+        let error = spec(r#"{"process": {"regex": "("}, "reason": "x"}"#).unwrap_err().to_string();
+        assert!(error.starts_with("process.regex: "), "{error}");
+    }
+}

@@ -121,6 +121,13 @@ impl Cluster {
         Ok(Self { client, timeout: settings.request_timeout, own_namespace, pace })
     }
 
+    /// A connection to whatever `client` speaks to.
+    #[cfg(test)]
+    pub(crate) fn with_client(client: Client) -> Self {
+        let pace = Arc::new(Pace::new(1000));
+        Self { client, timeout: Duration::from_secs(15), own_namespace: None, pace }
+    }
+
     /// The client, for requests that `ask` is told of.
     pub fn client(&self) -> Client {
         self.client.clone()

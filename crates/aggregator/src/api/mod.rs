@@ -1,5 +1,6 @@
 //! The HTTP API: reads snapshots, never the collector or an output.
 
+mod auth;
 mod health;
 mod nodes;
 mod plan;
@@ -17,6 +18,8 @@ use axum::routing::get;
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::watch;
 
+pub use self::auth::{AuthError, Authenticator, Caller, Right};
+pub use self::problem::Problem;
 pub use self::server::{MAX_CONNECTIONS, serve};
 
 use crate::clock::Clock;

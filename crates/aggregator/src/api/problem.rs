@@ -1,25 +1,33 @@
 //! Errors as `application/problem+json` (RFC 9457).
 
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 /// One problem, and what is known of it.
-pub(super) struct Problem {
+#[derive(Clone, Debug)]
+pub struct Problem {
     status: StatusCode,
     detail: String,
     more: Value,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), more: json!({}) }
+        Self { status, detail: detail.into(), more: json!({}), headers: Vec::new() }
     }
 
     /// Further members of the problem, from an object.
     pub(super) fn with(mut self, more: &impl Serialize) -> Self {
         self.more = json!(more);
+        self
+    }
+
+    /// A header that belongs to the status, such as `Retry-After`.
+    pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
         self
     }
 }
@@ -35,7 +43,11 @@ impl IntoResponse for Problem {
         if let (Value::Object(body), Value::Object(more)) = (&mut body, self.more) {
             body.extend(more);
         }
-        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+        let mut response =
+            (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string())
+                .into_response();
+        response.headers_mut().extend(self.headers);
+        response
     }
 }
 

@@ -4,6 +4,7 @@
 //! Unknown keys, bad values and impossible combinations are refused with the path, the value and what is allowed.
 
 mod aggregator;
+mod api;
 mod collector;
 mod daemonset;
 mod detection;
@@ -17,6 +18,7 @@ mod notification;
 mod output;
 #[cfg(test)]
 mod tests;
+pub mod token_file;
 mod values;
 
 use std::fmt;
@@ -29,6 +31,7 @@ use procscan_core::resources::Settings;
 use serde::Deserialize;
 
 pub use self::aggregator::Aggregator;
+pub use self::api::{Api, Auth};
 pub use self::collector::Collector;
 pub use self::daemonset::DaemonSet;
 pub use self::discovery::{Discovery, Mode as DiscoveryMode};
@@ -67,6 +70,8 @@ pub struct Config {
     pub output: Output,
     /// How the cluster is reached.
     pub kubernetes: Kubernetes,
+    /// Who may use the HTTP API.
+    pub api: Api,
 }
 
 /// Why a configuration is refused: one line for each mistake, with its place, the value and what is allowed.
@@ -179,6 +184,7 @@ impl Config {
         self.notification.check(&mut problems);
         self.output.check(&mut problems);
         self.kubernetes.check(&mut problems);
+        self.api.check(self.auth(), &mut problems);
         problems
     }
 
@@ -195,6 +201,19 @@ impl Config {
         self.discovery.mode == DiscoveryMode::Kubernetes
             || self.output.mode == OutputMode::Cluster
             || self.verifies_pods()
+            || self.api.auth == Some(Auth::Kubernetes)
+    }
+
+    /// Who says who asks, and whether they may. Unless it is written down: the cluster, where there is one, else the token file,
+    /// if there is one.
+    pub fn auth(&self) -> Auth {
+        self.api.auth.unwrap_or(if self.needs_cluster() {
+            Auth::Kubernetes
+        } else if self.api.token_file.is_some() {
+            Auth::Tokens
+        } else {
+            Auth::None
+        })
     }
 
     /// The ledger's rules of evidence.

@@ -207,6 +207,34 @@ fn impossible_combinations_are_refused() {
 }
 
 #[test]
+fn the_cluster_says_who_asks_where_there_is_one_else_the_token_file() {
+    const ALONE: &str = "discovery: {mode: static, targets: [a]}\noutput: {mode: directory}\n";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "alice aaaaaaaaaaaaaaaa\n").unwrap();
+    let token_file = format!("token_file: {}", file.path().display());
+    let auth = |text: String| {
+        let config = parse(&text).unwrap();
+        (config.auth(), config.needs_cluster())
+    };
+    assert_eq!(auth(String::new()), (Auth::Kubernetes, true));
+    assert_eq!(auth(ALONE.to_owned()), (Auth::None, false));
+    assert_eq!(auth(format!("{ALONE}api: {{{token_file}}}\n")), (Auth::Tokens, false));
+    assert_eq!(auth(format!("{ALONE}api: {{auth: none}}\n")), (Auth::None, false));
+    assert_eq!(auth(format!("{ALONE}api: {{auth: kubernetes}}\n")), (Auth::Kubernetes, true));
+    assert_eq!(auth(format!("api: {{auth: tokens, {token_file}}}\n")), (Auth::Tokens, true));
+    assert_eq!(auth("api: {auth: none}\n".to_owned()), (Auth::None, true));
+
+    refused("api: {auth: tokens}\n", "api.token_file: nothing", "a file's path");
+    refused("api: {token_file: /x}\n", "api.token_file: /x", "`api.auth` is `tokens`");
+    refused("api: {auth: none, token_file: /x}\n", "api.token_file: /x", "`api.auth` is `tokens`");
+    refused("api: {auth: tokens, token_file: /no/such}\n", "api.token_file: /no/such: can't be read", "");
+    refused("api: {auth: off}\n", "api.auth: `off`", "`kubernetes`, `tokens`, `none`");
+    std::fs::write(&file, "alice secret\n").unwrap();
+    let error = parse(&format!("api: {{auth: tokens, {token_file}}}\n")).unwrap_err().to_string();
+    assert!(error.contains(": line 1 is not allowed") && !error.contains("secret"), "{error}");
+}
+
+#[test]
 fn several_mistakes_are_told_at_once() {
     let error =
         parse("aggregator: {scan_interval: 2h}\ngateway: {status_code: 99}\n").unwrap_err().to_string();

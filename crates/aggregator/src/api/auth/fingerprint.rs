@@ -1,0 +1,59 @@
+//! What secrets are kept and compared by, so that they themselves are not kept.
+
+use std::fmt;
+
+use ring::hmac;
+use ring::rand::SystemRandom;
+
+use super::AuthError;
+
+/// Stands for a secret, within the life of this process.
+///
+/// Comparing two of them takes a time that says something about the fingerprints, but nothing about the secrets: who does not
+/// know the key can't tell which fingerprint a guess has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Fingerprint([u8; 32]);
+
+/// Makes fingerprints, by a key of its own.
+pub(super) struct Fingerprints(hmac::Key);
+
+impl fmt::Debug for Fingerprints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fingerprints")
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fingerprint")
+    }
+}
+
+impl Fingerprints {
+    pub(super) fn new() -> Result<Self, AuthError> {
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
+        key.map(Self).map_err(|_| AuthError::NoRandomNumbers)
+    }
+
+    pub(super) fn of(&self, secret: &[u8]) -> Fingerprint {
+        let mut bytes = [0; 32];
+        for (byte, of_tag) in bytes.iter_mut().zip(hmac::sign(&self.0, secret).as_ref()) {
+            *byte = *of_tag;
+        }
+        Fingerprint(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_has_one_fingerprint_and_no_other_process_has_the_same() {
+        let (one, other) = (Fingerprints::new().unwrap(), Fingerprints::new().unwrap());
+        assert_eq!(one.of(b"secret"), one.of(b"secret"));
+        assert_ne!(one.of(b"secret"), one.of(b"secret2"));
+        assert_ne!(one.of(b"secret"), other.of(b"secret"));
+        assert_ne!(one.of(b"secret").0[16..], [0; 16]);
+    }
+}

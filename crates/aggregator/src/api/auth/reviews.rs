@@ -1,0 +1,233 @@
+//! The cluster's word: a `TokenReview` says who asks, a `SubjectAccessReview` whether they may.
+//!
+//! Anybody can send any number of tokens that nobody has. So answers are remembered for some seconds, and only so many
+//! questions are asked at the same time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::http::{HeaderValue, Request, StatusCode, header};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec, SubjectAccessReviewStatus,
+};
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::super::problem::Problem;
+use super::fingerprint::Fingerprints;
+use super::remembered::Remembered;
+use super::{Caller, GROUP, Right};
+use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
+
+/// How long a known token is believed: so long may one live on that the cluster has revoked.
+const KNOWN_FOR: Duration = Duration::from_secs(10);
+/// How long an unknown token stays unknown: so long waits somebody whose account has only just been made.
+const UNKNOWN_FOR: Duration = Duration::from_secs(3);
+/// How long a right holds, or its lack.
+const RIGHT_FOR: Duration = Duration::from_secs(3);
+/// How many questions of one kind are asked at the same time.
+const PLACES: usize = 8;
+/// How long a question waits for its place. With an API server that answers, a thousand have their turn within it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The cluster, and what it has said lately.
+#[derive(Debug)]
+pub(super) struct Reviews {
+    cluster: Cluster,
+    fingerprints: Fingerprints,
+    callers: Remembered<Option<Caller>>,
+    rights: Remembered<bool>,
+    /// Apart, so that those whom nobody knows never stand in the way of those whom somebody does.
+    token_places: Semaphore,
+    right_places: Semaphore,
+    is_failing: AtomicBool,
+}
+
+/// A kind of question.
+struct Kind {
+    path: &'static str,
+    resource: &'static str,
+}
+
+const TOKEN_REVIEW: Kind = Kind {
+    path: "/apis/authentication.k8s.io/v1/tokenreviews",
+    resource: "tokenreviews.authentication.k8s.io",
+};
+const ACCESS_REVIEW: Kind = Kind {
+    path: "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+    resource: "subjectaccessreviews.authorization.k8s.io",
+};
+
+/// An answer. Its `spec` repeats the question, secrets included, and is skipped.
+#[derive(Deserialize)]
+struct Answer<S> {
+    status: S,
+}
+
+impl Reviews {
+    pub(super) fn new(cluster: Cluster, fingerprints: Fingerprints) -> Self {
+        Self {
+            cluster,
+            fingerprints,
+            callers: Remembered::default(),
+            rights: Remembered::default(),
+            token_places: Semaphore::new(PLACES),
+            right_places: Semaphore::new(PLACES),
+            is_failing: AtomicBool::new(false),
+        }
+    }
+
+    /// Whose token it is; `None` if nobody's.
+    pub(super) async fn caller(&self, token: &str) -> Result<Option<Caller>, Problem> {
+        let fingerprint = self.fingerprints.of(token.as_bytes());
+        if let Some(caller) = self.callers.get(&fingerprint) {
+            return Ok(caller);
+        }
+        let _place = place(&self.token_places).await?;
+        // Somebody before us may have asked for the same token.
+        if let Some(caller) = self.callers.get(&fingerprint) {
+            return Ok(caller);
+        }
+        let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: None };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let status: TokenReviewStatus = self.ask(&TOKEN_REVIEW, &review).await?;
+        let is_known = status.authenticated == Some(true);
+        let caller = status.user.filter(|_| is_known).and_then(caller);
+        if caller.is_none() {
+            let error = status.error.unwrap_or_default().replace(token, "…");
+            tracing::debug!(error, "a token was refused");
+        }
+        let lifetime = if caller.is_some() { KNOWN_FOR } else { UNKNOWN_FOR };
+        self.callers.put(fingerprint, caller.clone(), lifetime);
+        Ok(caller)
+    }
+
+    /// Whether `caller` may.
+    pub(super) async fn authorize(&self, caller: &Caller, right: Right) -> Result<(), Problem> {
+        let attributes = ResourceAttributes {
+            group: Some(GROUP.to_owned()),
+            resource: Some(right.resource.to_owned()),
+            verb: Some(right.verb.to_owned()),
+            namespace: right.namespace.clone(),
+            name: right.name.clone(),
+            ..ResourceAttributes::default()
+        };
+        let spec = SubjectAccessReviewSpec {
+            user: Some(caller.name.clone()),
+            uid: caller.uid.clone(),
+            groups: Some(caller.groups.clone()),
+            extra: Some(caller.extra.clone()),
+            resource_attributes: Some(attributes),
+            non_resource_attributes: None,
+        };
+        if self.may(spec, &right).await? { Ok(()) } else { Err(denied(caller, &right)) }
+    }
+
+    async fn may(&self, spec: SubjectAccessReviewSpec, right: &Right) -> Result<bool, Problem> {
+        let fingerprint = self.fingerprints.of(json!(spec).to_string().as_bytes());
+        if let Some(may) = self.rights.get(&fingerprint) {
+            return Ok(may);
+        }
+        let _place = place(&self.right_places).await?;
+        let caller = spec.user.clone();
+        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        let status: SubjectAccessReviewStatus = self.ask(&ACCESS_REVIEW, &review).await?;
+        let may = status.allowed && status.denied != Some(true);
+        if !may {
+            let Right { verb, resource, namespace, name } = right;
+            let why = status.evaluation_error.or(status.reason);
+            tracing::info!(caller, verb, resource, namespace, name, why, "denied");
+        }
+        self.rights.put(fingerprint, may, RIGHT_FOR);
+        Ok(may)
+    }
+
+    async fn ask<S: DeserializeOwned>(&self, kind: &Kind, review: &impl Serialize) -> Result<S, Problem> {
+        let ask = Ask { verb: "create", resource: kind.resource, namespace: None };
+        let request = async {
+            let body = serde_json::to_vec(review).map_err(kube::Error::SerdeError)?;
+            let request = Request::post(kind.path)
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(body)
+                .map_err(kube::Error::HttpError)?;
+            // Neither `request`, which logs what it can't read, nor the decoder's own words, which quote it: the answer holds
+            // the token.
+            let answer = self.cluster.client().request_text(request).await?;
+            serde_json::from_str::<Answer<S>>(&answer)
+                .map_err(|_| kube::Error::SerdeError(serde_json::Error::custom("the answer can't be read")))
+        };
+        match self.cluster.ask(ask, request).await {
+            Ok(answer) => {
+                if self.is_failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the API server answers again who asks and whether they may");
+                }
+                Ok(answer.status)
+            }
+            Err(refusal) => {
+                if !self.is_failing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%refusal, "nobody can be authenticated or authorized");
+                }
+                Err(unanswered(&refusal))
+            }
+        }
+    }
+}
+
+fn caller(user: UserInfo) -> Option<Caller> {
+    Some(Caller {
+        name: user.username.filter(|name| !name.is_empty())?,
+        uid: user.uid,
+        groups: user.groups.unwrap_or_default(),
+        extra: user.extra.unwrap_or_default(),
+    })
+}
+
+async fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
+    match tokio::time::timeout(PATIENCE, places.acquire()).await {
+        // Never closed, so only time can be over.
+        Ok(Ok(place)) => Ok(place),
+        _ => Err(later(1, "too many ask at the same time, or the API server is slow to say who they are")),
+    }
+}
+
+/// For people who may not be known yet: what is missing, but not where the API server is.
+fn unanswered(refusal: &Refusal) -> Problem {
+    let subject = &refusal.subject;
+    later(
+        5,
+        match refusal.kind {
+            RefusalKind::Forbidden => {
+                format!("the API server refuses `{subject}` to this service: an RBAC rule must allow it")
+            }
+            _ => format!(
+                "the API server can't be reached, or is not well: it has not answered `{subject}`; the log says more"
+            ),
+        },
+    )
+}
+
+fn later(seconds: u32, detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        .with_header(header::RETRY_AFTER, HeaderValue::from(seconds))
+}
+
+fn denied(caller: &Caller, right: &Right) -> Problem {
+    let Right { verb, resource, namespace, name } = right;
+    let which = name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+    let place = match namespace {
+        Some(namespace) => format!("in namespace {namespace}"),
+        None => "in all namespaces".to_owned(),
+    };
+    let mut rule = json!({"apiGroups": [GROUP], "resources": [resource], "verbs": [verb]});
+    if let (Some(name), Some(rule)) = (name, rule.as_object_mut()) {
+        rule.insert("resourceNames".to_owned(), json!([name]));
+    }
+    Problem::new(
+        StatusCode::FORBIDDEN,
+        format!("{} may not {verb} {resource}.{GROUP}{which} {place}: no RBAC rule allows it", caller.name),
+    )
+    .with(&json!({"user": caller.name, "namespace": namespace, "rule": rule}))
+}

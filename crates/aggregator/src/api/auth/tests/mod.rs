@@ -1,0 +1,117 @@
+mod cluster;
+
+use std::io::Write;
+use std::time::Duration;
+
+use axum::response::IntoResponse;
+use http_body_util::BodyExt;
+use serde_json::Value;
+
+use self::cluster::Server;
+use super::*;
+
+const ALICE: &str = "token-of-alice";
+const WITHOUT_CLUSTER: &str = "discovery: {mode: static, targets: [a]}\noutput: {mode: directory}\n";
+
+fn with(token: &str) -> HeaderMap {
+    let value = HeaderValue::from_str(&format!("Bearer {token}")).unwrap();
+    HeaderMap::from_iter([(header::AUTHORIZATION, value)])
+}
+
+fn release_in(namespace: Option<&str>) -> Right {
+    let namespace = namespace.map(str::to_owned);
+    Right { verb: "release", resource: "incidents", namespace, name: None }
+}
+
+/// A problem as a client sees it.
+async fn seen<T: std::fmt::Debug>(answer: Result<T, Problem>) -> (u16, HeaderMap, Value) {
+    let (head, body) = answer.unwrap_err().into_response().into_parts();
+    assert_eq!(head.headers["content-type"], "application/problem+json");
+    let body = body.collect().await.unwrap().to_bytes();
+    (head.status.as_u16(), head.headers, serde_json::from_slice(&body).unwrap())
+}
+
+async fn status<T: std::fmt::Debug>(answer: Result<T, Problem>) -> u16 {
+    seen(answer).await.0
+}
+
+#[tokio::test]
+async fn only_a_bearer_token_is_asked_about() {
+    let (server, auth) = Server::start();
+    let cases: [(&[&str], u16, &str); 9] = [
+        (&[], 401, "Bearer"),
+        (&["Basic YWxpY2U6eA=="], 401, "Bearer"),
+        (&[ALICE], 401, "Bearer"),
+        (&["Bearer"], 400, "Bearer error=\"invalid_request\""),
+        (&["Bearer  "], 400, "Bearer error=\"invalid_request\""),
+        (&["Bearer a b"], 400, "Bearer error=\"invalid_request\""),
+        (&["Bearer \"a\""], 400, "Bearer error=\"invalid_request\""),
+        (&["Bearer \u{e9}"], 400, "Bearer error=\"invalid_request\""),
+        (&["Bearer token-of-alice", "Bearer token-of-alice"], 400, "Bearer error=\"invalid_request\""),
+    ];
+    for (values, expected, challenge) in cases {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(header::AUTHORIZATION, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        let (status, headers, _) = seen(auth.authenticate(&headers).await).await;
+        assert_eq!(
+            (status, headers["www-authenticate"].to_str().unwrap()),
+            (expected, challenge),
+            "{values:?}"
+        );
+    }
+    assert_eq!(server.asked(), 0);
+    let lower =
+        HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static("bearer  token-of-alice"))]);
+    assert_eq!(auth.authenticate(&lower).await.unwrap().name, "alice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_in_the_token_file_may_do_everything() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_owned();
+    let write = |text: &str| std::fs::write(&path, text).unwrap();
+    writeln!(file, "alice alice-alice-alice").unwrap();
+    let config = format!("{WITHOUT_CLUSTER}api: {{auth: tokens, token_file: {}}}\n", path.display());
+    let auth = Authenticator::new(&Config::parse(&config, "c", []).unwrap(), None).unwrap();
+    let name = async |token: &str| auth.authenticate(&with(token)).await.map(|caller| caller.name);
+    let alice = auth.authenticate(&with("alice-alice-alice")).await.unwrap();
+    assert_eq!(alice, Caller::named("alice"));
+    auth.authorize(&alice, release_in(None)).await.unwrap();
+    let (status, headers, _) = seen(name("alice-alice-alicf").await).await;
+    assert_eq!(
+        (status, headers["www-authenticate"].to_str().unwrap()),
+        (401, "Bearer error=\"invalid_token\"")
+    );
+    assert_eq!(self::status(auth.authenticate(&HeaderMap::new()).await).await, 401);
+
+    // Another list of the same length at the same time is seen after a second, and not before.
+    write("bobby bobby-bobby-bobby\n");
+    assert_eq!(name("alice-alice-alice").await.unwrap(), "alice");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(self::status(name("alice-alice-alice").await).await, 401);
+    assert_eq!(name("bobby-bobby-bobby").await.unwrap(), "bobby");
+    // What can't be used changes nothing; an empty list does.
+    write("carol\n");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(name("bobby-bobby-bobby").await.unwrap(), "bobby");
+    std::fs::remove_file(&path).unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(name("bobby-bobby-bobby").await.unwrap(), "bobby");
+    write("");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(self::status(name("bobby-bobby-bobby").await).await, 401);
+}
+
+#[tokio::test]
+async fn where_nobody_says_who_asks_everybody_may_read_and_nobody_may_change_anything() {
+    let auth = Authenticator::new(&Config::parse(WITHOUT_CLUSTER, "c", []).unwrap(), None).unwrap();
+    let caller = auth.authenticate(&with(ALICE)).await.unwrap();
+    assert_eq!(caller.name, "anonymous");
+    let read = Right { verb: "list", resource: "violations", namespace: None, name: None };
+    auth.authorize(&caller, read).await.unwrap();
+    let (status, _, problem) = seen(auth.authorize(&caller, release_in(None)).await).await;
+    assert_eq!(status, 403);
+    assert!(problem["detail"].as_str().unwrap().contains("`api.auth`"), "{problem}");
+}

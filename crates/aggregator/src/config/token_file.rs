@@ -1,0 +1,167 @@
+//! The file of `api.token_file`: one line `NAME TOKEN` for each person; blank lines are skipped, and what follows a `#`.
+//!
+//! No error ever quotes a line: tokens are secrets, also those that are written wrongly.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// The largest file that is read.
+const MAX_FILE: u64 = 1 << 20;
+/// The shortest token. Nothing but its length keeps others from guessing it.
+const MIN_TOKEN: usize = 16;
+/// The longest name.
+const MAX_NAME: usize = 253;
+
+/// What the file holds.
+pub struct TokenFile {
+    /// Who is in it. One person may have several tokens, so that they can be replaced one after the other.
+    pub people: Vec<Person>,
+    /// Every user of the machine may read it.
+    pub is_open: bool,
+}
+
+/// One line. No `Debug`: it would show the token.
+pub struct Person {
+    /// Who it is, in the log of decisions.
+    pub name: String,
+    /// What they prove it with.
+    pub token: String,
+}
+
+/// What is wrong with the file.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenFileError {
+    /// It is not there, or may not be read.
+    #[error("can't be read: {0}")]
+    Unreadable(#[from] io::Error),
+    /// It is a directory, a pipe, or large.
+    #[error("this is not allowed; allowed is a plain file of up to 1 MiB")]
+    NotPlain,
+    /// A line is wrong.
+    #[error("line {number} is not allowed; allowed is {allowed}")]
+    Line {
+        /// Which one, from 1 on.
+        number: usize,
+        /// What could be there.
+        allowed: String,
+    },
+}
+
+/// Reads the file.
+pub fn read(path: &Path) -> Result<TokenFile, TokenFileError> {
+    // Before it is opened: opening a pipe waits for a writer.
+    let is_plain = std::fs::metadata(path)?.is_file();
+    if !is_plain {
+        return Err(TokenFileError::NotPlain);
+    }
+    let file = File::open(path)?;
+    let is_open = file.metadata()?.permissions().mode() & 0o004 != 0;
+    let mut text = String::new();
+    let read = file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if u64::try_from(read).is_ok_and(|read| read > MAX_FILE) {
+        return Err(TokenFileError::NotPlain);
+    }
+    Ok(TokenFile { people: parse(&text)?, is_open })
+}
+
+fn parse(text: &str) -> Result<Vec<Person>, TokenFileError> {
+    let mut people: Vec<Person> = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let refuse = |allowed: &str| TokenFileError::Line { number: index + 1, allowed: allowed.to_owned() };
+        let mut words = line.split_whitespace().take_while(|word| !word.starts_with('#'));
+        let Some(name) = words.next() else { continue };
+        let (Some(token), None) = (words.next(), words.next()) else {
+            return Err(refuse("a name and a token, and nothing else: NAME TOKEN"));
+        };
+        if !is_name(name) {
+            return Err(refuse(
+                "a name of letters, digits and . _ - + @ / : that does not end in a colon, before the token",
+            ));
+        }
+        if !is_token(token) || token.len() < MIN_TOKEN {
+            return Err(refuse("a token of at least 16 letters, digits and - . _ ~ + / =, after the name"));
+        }
+        match people.iter().find(|person| person.token == token) {
+            Some(other) if other.name != name => {
+                return Err(refuse(&format!(
+                    "a token of one's own, and this one is {}'s already",
+                    other.name
+                )));
+            }
+            Some(_) => {}
+            None => people.push(Person { name: name.to_owned(), token: token.to_owned() }),
+        }
+    }
+    Ok(people)
+}
+
+fn is_name(text: &str) -> bool {
+    text.chars().count() <= MAX_NAME
+        && !text.ends_with(':')
+        && text.chars().all(|c| c.is_alphanumeric() || "._-+@/:".contains(c))
+}
+
+/// Whether it has the form of a bearer token (RFC 6750).
+pub(crate) fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "aaaaaaaaaaaaaaaa";
+    const B: &str = "Bb0-._~+/BBBBBB==";
+
+    fn read_people(text: &str) -> Vec<(String, String)> {
+        let people = parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        people.into_iter().map(|person| (person.name, person.token)).collect()
+    }
+
+    #[test]
+    fn each_line_is_a_person() {
+        let text = format!(
+            "# people\n\nalice {A} # the first\n  系统:bob@example.com\t{B}\nalice cccccccccccccccc\r\nalice {A}\n"
+        );
+        let expected = [("alice", A), ("系统:bob@example.com", B), ("alice", "cccccccccccccccc")];
+        assert_eq!(read_people(&text), expected.map(|(name, token)| (name.to_owned(), token.to_owned())));
+        assert_eq!(read_people("# nobody\n"), []);
+    }
+
+    #[test]
+    fn mistakes_are_named_by_their_line_and_never_shown() {
+        for bad in [
+            "secretsecretsecret",
+            "bob secretsecretsecret and more",
+            "bob: secretsecretsecret",
+            "b*b secretsecretsecret",
+            "bob secretsecret",
+            "bob secretsecret\"secret\"",
+            "bob aaaaaaaaaaaaaaaa",
+        ] {
+            let error = parse(&format!("alice {A}\n{bad}\n")).err().expect(bad).to_string();
+            assert!(error.starts_with("line 2 is not allowed; allowed is a "), "{error}");
+            assert!(!error.contains("secret") && !error.contains(A), "{error}");
+        }
+        assert!(parse(&format!("{} {A}", "n".repeat(254))).is_err());
+    }
+
+    #[test]
+    fn the_file_is_plain_and_no_larger_than_it_may_be() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(matches!(read(directory.path()), Err(TokenFileError::NotPlain)));
+        let path = directory.path().join("tokens");
+        assert!(matches!(read(&path), Err(TokenFileError::Unreadable(_))));
+        for (len, is_read) in [(1 << 20, true), ((1 << 20) + 1, false)] {
+            std::fs::write(&path, "#".repeat(len)).unwrap();
+            assert_eq!(read(&path).is_ok(), is_read);
+        }
+        for (mode, is_open) in [(0o600, false), (0o640, false), (0o644, true)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            std::fs::write(&path, "").unwrap();
+            assert_eq!(read(&path).unwrap().is_open, is_open, "{mode:o}");
+        }
+    }
+}

@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 FROM rust:1.95.0-slim-bookworm AS build
 WORKDIR /src
-# Needed to build zstd.
+# Needed to build zstd and SQLite.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \

@@ -28,6 +28,7 @@ pub mod output;
 pub mod policy_task;
 mod progress;
 pub mod run;
+pub mod state;
 mod telemetry;
 
 pub use commands::main;

@@ -1,0 +1,228 @@
+//! The directory of the state file: what is in it under which name, who may use it, and where a damaged file goes.
+//!
+//! ```text
+//! state.db                               the state
+//! state.db-journal                       SQLite's: what undoes a change that was cut short
+//! state.lock                             locked as long as a process uses the directory
+//! state.db.new                           being made, before it takes its name
+//! state.db.corrupt-2026-11-23T05-56-20Z  found damaged then, and set aside
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::error::{StateError, StateErrorKind};
+
+const DATABASE: &str = "state.db";
+const LOCK: &str = "state.lock";
+const UNFINISHED: &str = ".new";
+const ASIDE: &str = "state.db.corrupt-";
+/// What `SQLite` adds to the name of a database for the files that belong to it.
+const COMPANIONS: [&str; 3] = ["-journal", "-wal", "-shm"];
+/// How many damaged files are kept: a disk that damages every one must not be filled with them.
+pub(super) const KEPT_ASIDE: usize = 5;
+
+/// The directory.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    directory: PathBuf,
+}
+
+/// Which file it is that has a name, as far as one can see from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+/// What there is to see of a file from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outside {
+    pub(super) id: FileId,
+    pub(super) len: u64,
+}
+
+/// The right to use the directory, for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Lock {
+    pub(super) file: File,
+}
+
+impl Place {
+    /// Makes the directory if it is not there, for its owner only: evidence may hold what tenants' processes were told.
+    pub(super) fn make(directory: &Path) -> Result<Self, StateError> {
+        let failed = |e: &io::Error| StateError::io(directory, "made", e);
+        // SQLite takes a relative path that begins with `file:` for a URI.
+        let directory = std::path::absolute(directory).map_err(|e| failed(&e))?;
+        let missing: Vec<_> = directory.ancestors().take_while(|path| !path.exists()).collect();
+        match DirBuilder::new().recursive(true).mode(0o700).create(&directory) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let problem = "it is not a directory; move it away, or configure another directory";
+                return Err(StateError::new(&directory, "used", StateErrorKind::Other, problem));
+            }
+            made => made.map_err(|e| StateError::io(&directory, "made", &e))?,
+        }
+        for parent in missing.iter().filter_map(|path| path.parent()) {
+            flush(parent)?;
+        }
+        Ok(Self { directory })
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) fn database(&self) -> PathBuf {
+        self.directory.join(DATABASE)
+    }
+
+    pub(super) fn journal(&self) -> PathBuf {
+        companion(&self.database(), "-journal")
+    }
+
+    /// Takes the lock. `SQLite` locks its file too, but that does not help while there is none, or while it is set aside.
+    pub(super) fn lock(&self) -> Result<Lock, StateError> {
+        let path = self.directory.join(LOCK);
+        let failed = |e: &io::Error| StateError::io(&path, "locked", e);
+        let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).to_owned();
+        let file = options.open(&path).map_err(|e| failed(&e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { file }),
+            Err(TryLockError::WouldBlock) => Err(StateError::new(
+                &self.database(),
+                "opened",
+                StateErrorKind::Locked,
+                "it is in use by another process",
+            )),
+            Err(TryLockError::Error(e)) => Err(failed(&e)),
+        }
+    }
+
+    /// Whether the lock is still the one that others would find.
+    pub(super) fn is_locked_by(&self, lock: &Lock) -> bool {
+        let found = fs::symlink_metadata(self.directory.join(LOCK)).map(|found| Outside::of(&found).id);
+        let held = lock.file.metadata().map(|held| Outside::of(&held).id);
+        matches!((found, held), (Ok(found), Ok(held)) if found == held)
+    }
+
+    /// Makes a new database. Nobody ever sees it half made: `make` fills the file that it is given, which then gets its name.
+    pub(super) fn create(&self, make: impl Fn(&Path) -> Result<(), StateError>) -> Result<(), StateError> {
+        let path = self.database();
+        let unfinished = companion(&path, UNFINISHED);
+        // What a crash has left; and a journal that has lost its database would be taken for the new one's.
+        for path in [&path, &unfinished] {
+            for companion in COMPANIONS.map(|suffix| companion(path, suffix)) {
+                remove(&companion)?;
+            }
+        }
+        remove(&unfinished)?;
+        let failed = |e: &io::Error| StateError::io(&unfinished, "made", e);
+        let options = OpenOptions::new().write(true).create_new(true).mode(0o600).to_owned();
+        drop(options.open(&unfinished).map_err(|e| failed(&e))?);
+        make(&unfinished)?;
+        fs::rename(&unfinished, &path).map_err(|e| failed(&e))?;
+        flush(&self.directory)
+    }
+
+    /// Moves a damaged database away, with everything that belongs to it. Where to; `None` if it is gone already.
+    pub(super) fn set_aside(&self, now: Timestamp) -> Result<Option<PathBuf>, StateError> {
+        let path = self.database();
+        if Outside::at(&path)?.is_none() {
+            return Ok(None);
+        }
+        let name = format!("{ASIDE}{}", now.strftime("%Y-%m-%dT%H-%M-%SZ"));
+        let free = |path: &PathBuf| fs::symlink_metadata(path).is_err();
+        let first = self.directory.join(&name);
+        let mut others = (2..).map(|n: u32| self.directory.join(format!("{name}.{n}")));
+        let aside = if free(&first) { first } else { others.find(free).unwrap_or(first) };
+        // The database goes first: whatever is left of the others if this is cut short is no danger, see `create`.
+        for suffix in [""].iter().chain(&COMPANIONS) {
+            let from = companion(&path, suffix);
+            match fs::rename(&from, companion(&aside, suffix)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(StateError::io(&from, "set aside", &e));
+                }
+                _ => {}
+            }
+        }
+        flush(&self.directory)?;
+        let mut all = self.aside()?;
+        // The first one holds the longest history, the last ones tell what is going on.
+        while all.len() > KEPT_ASIDE {
+            let surplus = all.remove(1);
+            for suffix in [""].iter().chain(&COMPANIONS) {
+                remove(&companion(&surplus, suffix))?;
+            }
+        }
+        Ok(Some(aside))
+    }
+
+    /// The databases that have been set aside, oldest first.
+    pub(super) fn aside(&self) -> Result<Vec<PathBuf>, StateError> {
+        let failed = |e: &io::Error| StateError::io(&self.directory, "read", e);
+        let mut aside = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(|e| failed(&e))? {
+            let name = entry.map_err(|e| failed(&e))?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if name.starts_with(ASIDE) && !COMPANIONS.iter().any(|suffix| name.ends_with(suffix)) {
+                aside.push(self.directory.join(name));
+            }
+        }
+        aside.sort();
+        Ok(aside)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough while a process that is just being started still has a copy.
+        let _ = self.file.unlock();
+    }
+}
+
+impl Outside {
+    /// What there is at `path`, itself and not what it points to; nothing if there is nothing.
+    pub(super) fn at(path: &Path) -> Result<Option<Self>, StateError> {
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.is_file() => Ok(Some(Self::of(&found))),
+            Ok(_) => {
+                let problem = "it is not a regular file; move it away, or configure another directory";
+                Err(StateError::new(path, "used", StateErrorKind::Other, problem))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StateError::io(path, "found", &e)),
+        }
+    }
+
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self { id: FileId { device: metadata.dev(), inode: metadata.ino() }, len: metadata.len() }
+    }
+}
+
+fn companion(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+fn remove(path: &Path) -> Result<(), StateError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StateError::io(path, "removed", &e)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes what has happened to names in a directory last.
+fn flush(directory: &Path) -> Result<(), StateError> {
+    match File::open(directory).and_then(|directory| directory.sync_all()) {
+        // Not every file system can do that for a directory.
+        Err(e) if !matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            Err(StateError::io(directory, "flushed", &e))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,254 @@
+//! Files that are damaged, and files that only look like it.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+
+use rusqlite::Connection;
+use tempfile::{TempDir, tempdir};
+
+use super::super::place::{KEPT_ASIDE, Place};
+use super::*;
+
+/// A directory with three batches in it.
+async fn kept() -> TempDir {
+    let directory = tempdir().unwrap();
+    let sqlite = open(directory.path()).await;
+    for number in 1..=3 {
+        sqlite.commit(&numbered(number)).await.unwrap();
+    }
+    directory
+}
+
+fn write_at(path: &Path, bytes: &[u8], offset: u64) {
+    OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+fn position(path: &Path, text: &str) -> u64 {
+    let bytes = fs::read(path).unwrap();
+    let found = bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+    u64::try_from(found).unwrap()
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_set_aside_and_a_new_one_is_made() {
+    type Damage = fn(&Path);
+    let ways: [(&str, Damage); 9] = [
+        ("a header of nonsense", |path| write_at(path, &[0x5a; 100], 0)),
+        ("not a database", |path| fs::write(path, "this is not a database\n".repeat(1000)).unwrap()),
+        ("shorter than a header", |path| fs::write(path, "SQLite").unwrap()),
+        ("empty", |path| drop(File::create(path).unwrap())),
+        ("half of it", |path| {
+            let file = OpenOptions::new().write(true).open(path).unwrap();
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        }),
+        ("a page of nonsense", |path| write_at(path, &[0x5a; 4096], 4096 * 3)),
+        ("one flipped bit in a text", |path| {
+            write_at(path, b"y", position(path, "\"number\":3,\"padding\":\"xx") + 25);
+        }),
+        ("one flipped bit in a column's name", |path| {
+            write_at(path, b"checksul", position(path, "checksum"));
+        }),
+        ("one flipped bit in a table's name", |path| {
+            write_at(path, b"documenus", position(path, "documents"));
+        }),
+    ];
+    for (what, damage) in ways {
+        let directory = kept().await;
+        let file = directory.path().join("state.db");
+        damage(&file);
+        let damaged = fs::read(&file).unwrap();
+        let (sqlite, warnings) = Sqlite::open(directory.path()).await.unwrap();
+        let [SetAside { path, problem: Some(_) }] = &warnings[..] else { panic!("{what}: {warnings:?}") };
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with("state.db.corrupt-2") && !name.contains(':'), "{what}: {name}");
+        assert_eq!(fs::read(path).unwrap(), damaged, "{what}: kept as it was");
+        assert_eq!(last_whole(&sqlite).await, 0, "{what}");
+        sqlite.commit(&numbered(1)).await.unwrap();
+        drop(sqlite);
+
+        let (sqlite, told) = Sqlite::open(directory.path()).await.unwrap();
+        assert_eq!(last_whole(&sqlite).await, 1, "{what}");
+        assert_eq!(
+            told,
+            [SetAside { path: path.clone(), problem: None }],
+            "{what}: a restart does not end it"
+        );
+        fs::remove_file(path).unwrap();
+        sqlite.retain(at(0), 10).await.unwrap();
+        assert_eq!(sqlite.warnings(), [], "{what}: taking the file away does");
+    }
+}
+
+/// Nobody may ever read anything but what was written.
+#[tokio::test]
+async fn a_flipped_byte_anywhere_never_changes_what_is_read() {
+    let source = tempdir().unwrap();
+    let sqlite = open(source.path()).await;
+    let put = vec![document("a", json!({"state": "blocked"})), document("b", json!({"state": "released"}))];
+    let decisions: Vec<_> = (1..4).flat_map(|number| numbered(number).decisions).collect();
+    sqlite.commit(&Batch { put: put.clone(), decisions, ..Batch::default() }).await.unwrap();
+    let log = sqlite.decisions(everything()).await.unwrap();
+    drop(sqlite);
+    let whole = fs::read(source.path().join("state.db")).unwrap();
+    let directory = tempdir().unwrap();
+    let file = directory.path().join("state.db");
+    let (mut seen, mut unharmed) = (0, 0);
+    // The room that no page needs yet says nothing.
+    let in_use = |position: &usize| *position < 4096 || whole[*position] != 0;
+    for position in (0..whole.len()).filter(in_use).step_by(13) {
+        let mut flipped = whole.clone();
+        flipped[position] ^= 1 << (position % 8);
+        fs::write(&file, &flipped).unwrap();
+        match Sqlite::open(directory.path()).await {
+            Ok((sqlite, warnings)) if warnings.is_empty() => {
+                assert_eq!(sqlite.load().await.unwrap(), put, "{position}");
+                assert_eq!(sqlite.decisions(everything()).await.unwrap(), log, "{position}");
+                sqlite.commit(&Batch::default()).await.unwrap();
+                unharmed += 1;
+            }
+            Ok((_, warnings)) => {
+                seen += 1;
+                for aside in warnings {
+                    fs::remove_file(aside.path).unwrap();
+                }
+            }
+            // The fields of the header that say whose it is, and what it takes to read and write it.
+            Err(error) => {
+                assert!(matches!(position, 18 | 44..48 | 60..72), "{position}: {error}");
+                assert_eq!(fs::read(&file).unwrap(), flipped);
+            }
+        }
+        let _ = fs::remove_file(directory.path().join("state.db-journal"));
+    }
+    assert!(seen > 50, "{seen} damaged, {unharmed} not");
+}
+
+#[tokio::test]
+async fn damage_that_is_found_in_use_is_set_aside_at_the_recovery() {
+    let directory = tempdir().unwrap();
+    let file = directory.path().join("state.db");
+    let sqlite = open(directory.path()).await;
+    // More than SQLite keeps in memory.
+    let put = (0..1000).map(|n| document(&format!("{n}"), json!("x".repeat(8000)))).collect();
+    sqlite.commit(&Batch { put, ..Batch::default() }).await.unwrap();
+    let whole = fs::read(&file).unwrap();
+    write_at(&file, &vec![0x5a; whole.len() / 2], u64::try_from(whole.len() / 4).unwrap());
+    let error = sqlite.load().await.unwrap_err();
+    assert_eq!(error.kind(), StateErrorKind::Corrupt, "{error}");
+    assert_eq!(sqlite.warnings(), [], "not touched yet");
+    // A disk that tells one thing now and another then is not trusted again.
+    write_at(&file, &whole, 0);
+    assert!(sqlite.recover().await.unwrap());
+    let [SetAside { path, problem: Some(_) }] = &sqlite.warnings()[..] else { panic!("not told") };
+    assert_eq!(fs::read(path).unwrap(), whole);
+    sqlite.commit(&numbered(1)).await.unwrap();
+    assert_eq!(last_whole(&sqlite).await, 1);
+}
+
+#[tokio::test]
+async fn a_file_that_is_emptied_in_use_is_noticed() {
+    let directory = kept().await;
+    let sqlite = open(directory.path()).await;
+    File::create(directory.path().join("state.db")).unwrap();
+    let error = sqlite.commit(&numbered(4)).await.unwrap_err();
+    assert_eq!(error.kind(), StateErrorKind::Deleted);
+    assert!(error.to_string().contains("somebody else has written to state.db"), "{error}");
+    assert!(sqlite.recover().await.unwrap());
+    assert_eq!(sqlite.warnings().len(), 1);
+}
+
+#[tokio::test]
+async fn a_journal_without_its_database_undoes_nothing_in_a_new_one() {
+    let directory = kept().await;
+    let (file, journal) = (directory.path().join("state.db"), directory.path().join("state.db-journal"));
+    // A journal as a crash leaves it, seen while a transaction of SQLite's own is going on.
+    let connection = Connection::open(&file).unwrap();
+    connection
+        .execute_batch("PRAGMA cache_spill = 1; PRAGMA cache_size = 1; BEGIN; DELETE FROM documents")
+        .unwrap();
+    let hot = fs::read(&journal).unwrap();
+    drop(connection);
+    assert!(hot.len() > 512);
+    fs::write(&journal, &hot).unwrap();
+    fs::remove_file(&file).unwrap();
+    let sqlite = open(directory.path()).await;
+    assert_eq!(last_whole(&sqlite).await, 0);
+    assert_eq!(sqlite.warnings(), []);
+}
+
+#[tokio::test]
+async fn the_file_of_a_newer_version_is_refused_and_left_as_it_is() {
+    let directory = kept().await;
+    let file = directory.path().join("state.db");
+    Connection::open(&file).unwrap().pragma_update(None, "user_version", 7).unwrap();
+    let before = fs::read(&file).unwrap();
+    let error = refusal(directory.path()).await;
+    assert_eq!(error.kind(), StateErrorKind::Newer);
+    let text = format!(
+        "{} can't be opened: a newer version of procscan-aggregator has written it: its format is version 7, and this \
+         program knows versions up to 1; run the newer program, or configure another directory",
+        file.display()
+    );
+    assert_eq!(error.to_string(), text);
+    assert_eq!(fs::read(&file).unwrap(), before);
+
+    // The same of SQLite itself.
+    Connection::open(&file).unwrap().pragma_update(None, "user_version", 1).unwrap();
+    write_at(&file, &[5], 18);
+    let before = fs::read(&file).unwrap();
+    let error = refusal(directory.path()).await;
+    assert_eq!(error.kind(), StateErrorKind::Newer, "{error}");
+    assert_eq!(fs::read(&file).unwrap(), before);
+    assert_eq!(names(directory.path()).iter().filter(|name| name.contains("corrupt")).count(), 0);
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_refused_and_left_as_it_is() {
+    let directory = tempdir().unwrap();
+    let file = directory.path().join("state.db");
+    Connection::open(&file).unwrap().execute_batch("CREATE TABLE theirs (a)").unwrap();
+    let before = fs::read(&file).unwrap();
+    let error = refusal(directory.path()).await;
+    assert_eq!(error.kind(), StateErrorKind::Other);
+    assert!(error.to_string().contains("another program's database"), "{error}");
+    assert_eq!(fs::read(&file).unwrap(), before);
+
+    for make in
+        [|path: &Path| fs::create_dir(path), |path: &Path| std::os::unix::fs::symlink("/dev/null", path)]
+    {
+        let directory = tempdir().unwrap();
+        make(&directory.path().join("state.db")).unwrap();
+        let error = refusal(directory.path()).await;
+        assert_eq!(error.kind(), StateErrorKind::Other);
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+        assert_eq!(names(directory.path()), ["state.db", "state.lock"]);
+    }
+
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("state");
+    fs::write(&path, "").unwrap();
+    let error = refusal(&path).await;
+    assert_eq!(error.kind(), StateErrorKind::Other);
+    assert!(error.to_string().contains("not a directory"), "{error}");
+}
+
+#[test]
+fn a_disk_is_not_filled_with_damaged_files() {
+    let directory = tempdir().unwrap();
+    let place = Place::make(directory.path()).unwrap();
+    for second in 0..8 {
+        fs::write(place.database(), "").unwrap();
+        fs::write(place.journal(), "").unwrap();
+        place.set_aside(at(second)).unwrap().unwrap();
+    }
+    let kept = [0, 4, 5, 6, 7].map(|n| format!("state.db.corrupt-1970-01-01T00-00-0{n}Z"));
+    assert_eq!(kept.len(), KEPT_ASIDE);
+    let with_journals: Vec<_> =
+        kept.iter().flat_map(|name| [name.clone(), format!("{name}-journal")]).collect();
+    assert_eq!(names(directory.path()), with_journals);
+
+    fs::write(place.database(), "another").unwrap();
+    let second = place.set_aside(at(7)).unwrap().unwrap();
+    assert!(second.ends_with("state.db.corrupt-1970-01-01T00-00-07Z.2"), "{second:?}");
+    assert_eq!(place.set_aside(at(7)).unwrap(), None, "there is nothing left");
+}

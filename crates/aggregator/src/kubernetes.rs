@@ -15,6 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::config;
+use crate::leader::Pen;
 
 /// The namespace that the Pod runs in, which is never a tenant's.
 const OWN_NAMESPACE: &str = "POD_NAMESPACE";
@@ -73,6 +74,8 @@ pub enum RefusalKind {
     Invalid,
     /// The API server can't be reached, or is not well.
     Unavailable,
+    /// It is not for this replica to write, or no longer.
+    NotLeading,
 }
 
 impl fmt::Display for Refusal {
@@ -128,6 +131,17 @@ impl Cluster {
         Self { client, timeout: Duration::from_secs(15), own_namespace: None, pace }
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(client: Client, timeout: Duration) -> Self {
+        Self { client, timeout, own_namespace: None, pace: Arc::new(Pace::new(1000)) }
+    }
+
+    /// The same connection, for whoever has less patience.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout: timeout.min(self.timeout), ..self.clone() }
+    }
+
     /// The client, for requests that `ask` is told of.
     pub fn client(&self) -> Client {
         self.client.clone()
@@ -155,7 +169,25 @@ impl Cluster {
         }
     }
 
-    /// The same, in its turn: all paced requests together keep below `kubernetes.requests_per_second`.
+    /// The same, for what changes the cluster: only with the right to write, and no longer than that. What is given up on may
+    /// have been done all the same, so nothing is written but by the version that was read.
+    pub async fn write<T>(
+        &self,
+        pen: &Pen,
+        ask: Ask<'_>,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Refusal> {
+        let answer = pen.while_held(self.ask(ask.clone(), request)).await;
+        answer.unwrap_or_else(|| {
+            Err(Refusal {
+                kind: RefusalKind::NotLeading,
+                subject: ask.subject(),
+                text: format!("{ask}: the right to write has passed to another replica"),
+            })
+        })
+    }
+
+    /// A request in its turn: all paced requests together keep below `kubernetes.requests_per_second`.
     pub async fn ask_in_turn<T>(
         &self,
         ask: Ask<'_>,

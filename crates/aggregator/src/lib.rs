@@ -23,6 +23,7 @@ pub mod config;
 pub mod discovery;
 pub mod evidence;
 pub mod kubernetes;
+pub mod leader;
 pub mod ledger_task;
 pub mod output;
 pub mod policy_task;

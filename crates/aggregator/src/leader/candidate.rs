@@ -1,0 +1,276 @@
+//! One candidate: looks at the Lease, takes it when its holder is gone, renews it, gives it back.
+
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use kube::api::PostParams;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{Election, Leadership, Pen, lease};
+use crate::clock::Clock;
+use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
+
+const LEASES: &str = "leases.coordination.k8s.io";
+/// How long giving the Lease back may take: shutdown has more to do, and others can wait for the Lease to run out.
+const RELEASE: Duration = Duration::from_secs(1);
+/// How often giving it back is tried, where a renewal that nobody waits for any more comes in between.
+const RELEASES: usize = 3;
+
+pub(super) struct Candidate {
+    cluster: Cluster,
+    api: Api<Lease>,
+    election: Election,
+    clock: Clock,
+    leadership: watch::Sender<Leadership>,
+    error: watch::Sender<Option<String>>,
+    /// The Lease as it was seen last, and since when it has been so.
+    seen: Option<(Option<Lease>, Instant)>,
+    /// A Lease has been there. Then it is given back, never removed; if somebody has, its holder may not know it yet.
+    was_there: bool,
+    /// How often the Lease had changed hands when it was seen last.
+    transitions: i32,
+    /// The Lease may name us, even if no answer has said so.
+    may_be_ours: bool,
+}
+
+impl Candidate {
+    pub(super) fn new(
+        election: Election,
+        leadership: watch::Sender<Leadership>,
+        error: watch::Sender<Option<String>>,
+    ) -> Self {
+        let cluster = election.cluster.with_timeout(election.lease.request_timeout);
+        let api = Api::namespaced(cluster.client(), &election.namespace);
+        Self {
+            cluster,
+            api,
+            election,
+            clock: Clock::start(),
+            leadership,
+            error,
+            seen: None,
+            was_there: false,
+            transitions: 0,
+            may_be_ours: false,
+        }
+    }
+
+    /// Follows and leads, in turn, for ever.
+    pub(super) async fn stand(&mut self) {
+        loop {
+            let (pen, lease) = self.follow().await;
+            let (term, identity) = (pen.term(), pen.identity());
+            tracing::info!(term, identity, "leading");
+            self.leadership.send_replace(Leadership::Leading(pen.clone()));
+            let why = self.lead(&pen, lease).await;
+            self.step_down(&why);
+        }
+    }
+
+    /// Stops leading, if it does, and gives the Lease back, if it may be ours.
+    pub(super) async fn retire(&mut self) {
+        self.step_down("stopped");
+        if self.may_be_ours && timeout(RELEASE, self.release()).await.is_err() {
+            tracing::warn!("the Lease could not be given back in time; others wait until it has run out");
+        }
+    }
+
+    /// The Pen goes first: whoever hears of it must not find that it still writes.
+    fn step_down(&mut self, why: &str) {
+        let Some(pen) = self.leadership.borrow().pen().cloned() else { return };
+        pen.end();
+        self.leadership.send_replace(Leadership::Following { leader: None });
+        tracing::info!(term = pen.term(), why, "no longer leading");
+    }
+
+    /// Looks at the Lease until it is ours.
+    async fn follow(&mut self) -> (Pen, Lease) {
+        // What was seen while leading says nothing of how long another has been silent.
+        self.seen = None;
+        loop {
+            let retry = Instant::now() + self.election.lease.retry;
+            let won = match self.look().await {
+                Ok((_, free)) if Instant::now() < free => {
+                    self.works();
+                    sleep_until(free.min(retry)).await;
+                    continue;
+                }
+                Ok((lease, _)) => self.take(lease).await,
+                Err(refusal) => Err(refusal),
+            };
+            match won {
+                Ok(won) => return won,
+                // Somebody else was faster. Who, will be seen.
+                Err(refusal) if refusal.kind == RefusalKind::Conflict => {}
+                Err(refusal) => self.fails(&refusal),
+            }
+            sleep_until(retry).await;
+        }
+    }
+
+    /// The Lease as it is, and from when on we may take it.
+    async fn look(&mut self) -> Result<(Option<Lease>, Instant), Refusal> {
+        let lease = self.read().await?;
+        // After the answer, not before: the holder may have renewed it while the request was under way.
+        let now = Instant::now();
+        let since = match &self.seen {
+            Some((seen, since)) if *seen == lease => *since,
+            _ => now,
+        };
+        self.seen = Some((lease.clone(), since));
+        let timing = self.election.lease;
+        let free = match &lease {
+            Some(lease) => {
+                self.transitions = lease::transitions(lease);
+                let holder = lease::holder(lease);
+                // Our own name is of a term that is over, or of a request whose answer never came: nobody else holds it.
+                self.may_be_ours = holder == Some(&self.election.identity);
+                self.was_there = true;
+                let other = holder.filter(|_| !self.may_be_ours);
+                self.follows(other);
+                let lasts = lease::duration(lease).unwrap_or(timing.lease_duration);
+                other.map_or(now, |_| since + lasts)
+            }
+            None if self.was_there => since + timing.lease_duration,
+            None => now,
+        };
+        Ok((lease, free))
+    }
+
+    /// Asks for the Lease. It is only given if it is still as it was seen.
+    async fn take(&mut self, lease: Option<Lease>) -> Result<(Pen, Lease), Refusal> {
+        let Election { name, identity, lease: timing, .. } = &self.election;
+        let is_new = lease.is_none();
+        let lease = lease.unwrap_or_else(|| lease::new(name));
+        let wall = self.clock.now().wall;
+        let wanted = lease::taken(&lease, identity, timing.lease_duration, self.transitions, wall);
+        self.may_be_ours = true;
+        let asked = Instant::now();
+        let by_us = PostParams::default();
+        let lease = if is_new {
+            self.cluster.ask(self.ask("create"), self.api.create(&by_us, &wanted)).await?
+        } else {
+            self.cluster.ask(self.ask("update"), self.api.replace(name, &by_us, &wanted)).await?
+        };
+        self.works();
+        self.was_there = true;
+        let term = u64::try_from(lease::transitions(&lease)).unwrap_or_default();
+        Ok((Pen::begin(term, identity, asked, timing.term()), lease))
+    }
+
+    /// Renews the Lease as long as that works in time; why it no longer does.
+    async fn lead(&self, pen: &Pen, mut lease: Lease) -> String {
+        const LATE: &str = "the Lease could not be renewed in time";
+        let timing = self.election.lease;
+        let mut next = Instant::now() + timing.renew;
+        loop {
+            if pen.while_held(sleep_until(next)).await.is_none() {
+                return LATE.to_owned();
+            }
+            let asked = Instant::now();
+            let renewed = lease::renewed(&lease, timing.lease_duration, self.clock.now().wall);
+            let by_us = PostParams::default();
+            let request = self.api.replace(&self.election.name, &by_us, &renewed);
+            next = asked + timing.renew;
+            match self.cluster.write(pen, self.ask("update"), request).await {
+                Ok(renewed) => {
+                    lease = renewed;
+                    if !pen.extend(asked, timing.term()) {
+                        return LATE.to_owned();
+                    }
+                    self.works();
+                    continue;
+                }
+                Err(refusal) if refusal.kind == RefusalKind::NotLeading => return LATE.to_owned(),
+                Err(refusal) if matches!(refusal.kind, RefusalKind::Conflict | RefusalKind::NotFound) => {
+                    match pen.while_held(self.read()).await {
+                        None => return LATE.to_owned(),
+                        Some(Ok(Some(now))) if is_same_term(&now, &lease) => lease = now,
+                        Some(Ok(now)) => {
+                            let holder = now.as_ref().and_then(lease::holder);
+                            return format!("the Lease is held by {}", holder.unwrap_or("nobody"));
+                        }
+                        Some(Err(refusal)) => self.fails(&refusal),
+                    }
+                }
+                Err(refusal) => self.fails(&refusal),
+            }
+            next = asked + timing.retry;
+        }
+    }
+
+    /// Takes our name out of the Lease, so that another can take it at once.
+    async fn release(&self) {
+        for _ in 0..RELEASES {
+            // What was seen last may have been renewed since.
+            let lease = match self.read().await {
+                Ok(Some(lease)) if lease::holder(&lease) == Some(&self.election.identity) => lease,
+                Ok(_) => return,
+                Err(refusal) => return self.fails(&refusal),
+            };
+            let by_us = PostParams::default();
+            let released = lease::released(&lease);
+            let request = self.api.replace(&self.election.name, &by_us, &released);
+            match self.cluster.ask(self.ask("update"), request).await {
+                Ok(_) => return,
+                Err(refusal) if refusal.kind == RefusalKind::Conflict => {}
+                Err(refusal) => return self.fails(&refusal),
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Option<Lease>, Refusal> {
+        match self.cluster.ask(self.ask("get"), self.api.get(&self.election.name)).await {
+            Ok(lease) => Ok(Some(lease)),
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    fn ask(&self, verb: &'static str) -> Ask<'_> {
+        Ask { verb, resource: LEASES, namespace: Some(&self.election.namespace) }
+    }
+
+    fn follows(&self, other: Option<&str>) {
+        self.leadership.send_if_modified(|leadership| {
+            let is_news = match leadership {
+                Leadership::Following { leader } => leader.as_deref() != other,
+                Leadership::Leading(_) => false,
+            };
+            if is_news {
+                if let Some(leader) = other {
+                    tracing::info!(leader, "following");
+                }
+                *leadership = Leadership::Following { leader: other.map(str::to_owned) };
+            }
+            is_news
+        });
+    }
+
+    fn fails(&self, refusal: &Refusal) {
+        let error = &refusal.text;
+        if self.error.borrow().is_none() {
+            tracing::warn!(error, "the Lease can't be read or written; trying again");
+        }
+        self.error.send_if_modified(|before| {
+            let is_news = before.as_ref() != Some(error);
+            if is_news {
+                *before = Some(error.clone());
+            }
+            is_news
+        });
+    }
+
+    fn works(&self) {
+        if self.error.borrow().is_some() {
+            tracing::info!("the Lease can be read and written again");
+            self.error.send_replace(None);
+        }
+    }
+}
+
+fn is_same_term(now: &Lease, before: &Lease) -> bool {
+    lease::holder(now) == lease::holder(before) && lease::transitions(now) == lease::transitions(before)
+}

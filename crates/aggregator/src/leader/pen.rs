@@ -1,0 +1,140 @@
+//! The right to write, of one term.
+//!
+//! It ends by the clock, not by a message: a process that was frozen finds that it has ended before any of its tasks can say so.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+/// A deadline that has passed whatever time it is.
+const OVER: u64 = 0;
+/// A deadline that no clock gets to.
+const NEVER: u64 = u64::MAX;
+
+/// The right to write, of one term. Its clones share one deadline, which only the election puts off. Once lost it never comes
+/// back: a new term is a new Pen.
+#[derive(Clone, Debug)]
+pub struct Pen {
+    term: Arc<Term>,
+}
+
+#[derive(Debug)]
+struct Term {
+    number: u64,
+    identity: String,
+    began: Instant,
+    /// In nanoseconds since it began.
+    deadline: AtomicU64,
+    /// Wakes whoever waits for the end of a term that ends before its deadline.
+    ended: CancellationToken,
+}
+
+impl Pen {
+    /// A right that nobody else wants, for use without a Lease.
+    pub fn always() -> Self {
+        Self::of(0, "alone", Instant::now(), NEVER)
+    }
+
+    /// A term that lasts so long from the moment before it was asked for.
+    pub(super) fn begin(number: u64, identity: &str, asked: Instant, lasts: Duration) -> Self {
+        Self::of(number, identity, asked, nanos(lasts))
+    }
+
+    fn of(number: u64, identity: &str, began: Instant, deadline: u64) -> Self {
+        let identity = identity.to_owned();
+        let (deadline, ended) = (AtomicU64::new(deadline), CancellationToken::new());
+        Self { term: Arc::new(Term { number, identity, began, deadline, ended }) }
+    }
+
+    /// Whether one may write now. Reads the clock itself, so no task has to run first for the answer to be true.
+    pub fn holds(&self) -> bool {
+        // Whoever finds it over makes it so for all: an extension that is on its way comes too late.
+        let end = |deadline| (self.elapsed() >= deadline).then_some(OVER);
+        self.term.deadline.fetch_update(Ordering::AcqRel, Ordering::Acquire, end).is_err()
+    }
+
+    /// Which term it is of: the Lease's `leaseTransitions`; 0 without a Lease.
+    pub fn term(&self) -> u64 {
+        self.term.number
+    }
+
+    /// Whose it is: the Lease's `holderIdentity`.
+    pub fn identity(&self) -> &str {
+        &self.term.identity
+    }
+
+    /// Puts the deadline off. Whether that was in time.
+    pub(super) fn extend(&self, asked: Instant, lasts: Duration) -> bool {
+        let later = nanos((asked + lasts).saturating_duration_since(self.term.began));
+        let extend = |deadline| (self.elapsed() < deadline).then_some(later.max(deadline));
+        self.term.deadline.fetch_update(Ordering::AcqRel, Ordering::Acquire, extend).is_ok()
+    }
+
+    /// Ends the term before its deadline.
+    pub(super) fn end(&self) {
+        self.term.deadline.store(OVER, Ordering::Release);
+        self.term.ended.cancel();
+    }
+
+    /// What `work` comes to, if one may write until it is done. Looked at each time before it goes on: work that was frozen in
+    /// the middle must not go on by itself when it thaws.
+    pub(crate) async fn while_held<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.lost() => None,
+            done = work => Some(done),
+        }
+    }
+
+    async fn lost(&self) {
+        let mut ended = pin!(self.term.ended.cancelled());
+        while self.holds() {
+            let mut alarm = pin!(sleep_until(self.deadline()));
+            std::future::poll_fn(|context| {
+                if !self.holds() || ended.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(());
+                }
+                alarm.as_mut().poll(context)
+            })
+            .await;
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let deadline = Duration::from_nanos(self.term.deadline.load(Ordering::Acquire));
+        self.term.began.checked_add(deadline).unwrap_or(self.term.began)
+    }
+
+    fn elapsed(&self) -> u64 {
+        nanos(self.term.began.elapsed())
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(NEVER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_extension_that_was_decided_in_time_comes_too_late_once_somebody_has_found_it_over() {
+        let lasts = Duration::from_secs(1);
+        let pen = Pen::begin(1, "a", Instant::now(), lasts);
+        // The two steps of an extension, on another thread, and what happens between them.
+        let deadline = pen.term.deadline.load(Ordering::Acquire);
+        tokio::time::advance(lasts).await;
+        assert!(!pen.holds());
+        let later = deadline + nanos(lasts);
+        let extended =
+            pen.term.deadline.compare_exchange(deadline, later, Ordering::AcqRel, Ordering::Acquire);
+        assert!(extended.is_err());
+        assert!(!pen.holds());
+    }
+}

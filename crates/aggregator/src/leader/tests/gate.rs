@@ -1,0 +1,69 @@
+//! What is written to the cluster, and by whom.
+
+use std::cell::Cell;
+use std::future::{pending, poll_fn, ready};
+use std::pin::pin;
+use std::task::Poll;
+
+use super::*;
+use crate::kubernetes::{Ask, RefusalKind};
+
+const TERM: Duration = Duration::from_secs(8);
+
+fn cluster() -> Cluster {
+    let (_, network) = watch::channel(CUT);
+    Cluster::of(Server::default().client(network), Duration::from_secs(5))
+}
+
+fn ask() -> Ask<'static> {
+    Ask { verb: "patch", resource: "wasmplugins.extensions.higress.io", namespace: Some("gw") }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_without_the_right_to() {
+    let cluster = cluster();
+    let pen = Pen::begin(1, "a", Instant::now(), TERM);
+    assert_eq!(cluster.write(&pen, ask(), ready(Ok(7))).await, Ok(7));
+    let is_sent = Cell::new(false);
+    let request = async {
+        is_sent.set(true);
+        Ok(8)
+    };
+    let write = cluster.write(&pen, ask(), request);
+    sleep(TERM).await;
+    let refusal = write.await.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::NotLeading);
+    assert_eq!(
+        refusal.text,
+        "patch wasmplugins.extensions.higress.io in namespace gw: the right to write has passed to another replica"
+    );
+    assert!(!is_sent.get());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_answer_is_waited_for_beyond_the_end_of_the_term() {
+    let start = Instant::now();
+    let cluster = cluster();
+    let pen = Pen::begin(1, "a", start, TERM);
+    let refusal = cluster.write::<()>(&pen, ask(), pending()).await.unwrap_err();
+    assert_eq!((refusal.kind, start.elapsed()), (RefusalKind::Unavailable, ms(5000)));
+    let refusal = cluster.write::<()>(&pen, ask(), pending()).await.unwrap_err();
+    assert_eq!((refusal.kind, start.elapsed()), (RefusalKind::NotLeading, TERM));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_frozen_before_it_was_sent_does_not_go_on() {
+    let cluster = cluster();
+    let pen = Pen::begin(1, "a", Instant::now(), TERM);
+    let polls = Cell::new(0);
+    // Such as a connection that has been made meanwhile.
+    let request = poll_fn(|_| {
+        polls.set(polls.get() + 1);
+        if polls.get() == 1 { Poll::Pending } else { Poll::Ready(Ok(())) }
+    });
+    let mut write = pin!(cluster.write(&pen, ask(), request));
+    assert!(write.as_mut().now_or_never().is_none());
+    assert!(advance(TERM).now_or_never().is_none());
+    assert_eq!(write.await.unwrap_err().kind, RefusalKind::NotLeading);
+    assert_eq!(polls.get(), 1);
+}

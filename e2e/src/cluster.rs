@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
@@ -24,6 +24,7 @@ const SERVERS: &str = "PROCSCAN_E2E_SERVERS";
 const KEEP: &str = "PROCSCAN_E2E_KEEP";
 
 /// Who asks the API server. The name is the token too: nobody outside of the namespace can ask.
+#[derive(Clone, Copy)]
 struct Identity {
     token: &'static str,
     user: &'static str,
@@ -39,6 +40,15 @@ const AGGREGATOR: Identity = Identity {
     user: "system:serviceaccount:kube-system:procscan-aggregator",
     groups: "system:serviceaccounts,system:serviceaccounts:kube-system,system:authenticated",
 };
+
+/// The same ServiceAccount in another Pod: by its UID the audit log tells the two apart.
+const SECOND_REPLICA: Identity = Identity { token: "aggregator-2", ..AGGREGATOR };
+/// A person whom nothing is allowed yet.
+const PERSON: Identity = Identity { token: "token-of-alice", user: "alice", groups: "system:authenticated" };
+/// Another one.
+const STRANGER: Identity = Identity { token: "token-of-bob", user: "bob", groups: "system:authenticated" };
+/// Everybody.
+const IDENTITIES: [Identity; 6] = [ADMIN, CONTROLLERS, AGGREGATOR, SECOND_REPLICA, PERSON, STRANGER];
 
 /// What cluster to start.
 #[derive(Clone, Debug)]
@@ -131,6 +141,21 @@ impl Cluster {
         self.servers.kubeconfig(&AGGREGATOR)
     }
 
+    /// The kubeconfig of the same ServiceAccount in another Pod.
+    pub fn kubeconfig_second_replica(&self) -> PathBuf {
+        self.servers.kubeconfig(&SECOND_REPLICA)
+    }
+
+    /// The bearer token of a person called `alice`.
+    pub fn token_of_alice(&self) -> &'static str {
+        PERSON.token
+    }
+
+    /// The bearer token of a person called `bob`.
+    pub fn token_of_bob(&self) -> &'static str {
+        STRANGER.token
+    }
+
     /// Where the API server is.
     pub fn url(&self) -> String {
         self.servers.url()
@@ -139,6 +164,15 @@ impl Cluster {
     /// The cluster's directory: the servers' logs, and a place for a test's own files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Deletes the aggregator's Lease, whose holder is dead: the next one need not wait for it.
+    pub fn forget_leader(&self) -> anyhow::Result<()> {
+        let mut command = self.servers.kubectl()?;
+        command.args(["delete", "lease", "-n", "kube-system", "procscan-aggregator", "--ignore-not-found"]);
+        let output = command.output().context("kubectl delete lease")?;
+        ensure!(output.status.success(), "kubectl delete lease: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 
     /// Runs kubectl as the administrator.

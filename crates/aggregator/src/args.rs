@@ -39,6 +39,14 @@ Then, in another terminal:
 
 Nothing is written. Only what one round shows counts, so nothing is released.")]
     Plan(ConfigFile),
+    /// Replay recorded incidents under a configuration, and say which blocks would differ and why: exit code 0 if none would, 3 if
+    /// some would.
+    #[command(after_help = "Example:
+  procscan-aggregator simulate --config new.yaml --since 24h
+
+Exemptions, protected namespaces, grace and brakes are judged anew, and the Exemptions that are kept count too. Nothing is written. A state file
+has to be free: stop the service, or copy the directory.")]
+    Simulate(Simulate),
     /// Emergency stop: open the gateway to everybody and suspend the WasmPlugins, whether the service runs or not.
     #[command(
         name = "unblock-all",
@@ -56,6 +64,12 @@ The service leaves a suspended WasmPlugin alone. To let it block again:
 
 Removing a WasmPlugin makes the gateway drain its connections once.")]
     Uninstall(Uninstall),
+    /// Print the CustomResourceDefinitions of our own kinds: Incident, Exemption, Enforcement.
+    #[command(after_help = "Example:
+  procscan-aggregator crds | kubectl apply -f -
+
+They are in deploy/manifests/rbac.yaml too.")]
+    Crds,
     /// Run the reference node agent, on this machine's /proc or as a simulated fleet.
     #[command(after_help = "Examples:
   procscan-aggregator agent --bind 0.0.0.0:9090
@@ -69,6 +83,15 @@ pub(crate) struct ConfigFile {
     /// The configuration file.
     #[arg(long, short, value_name = "FILE", default_value = "config.yaml")]
     pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Simulate {
+    #[command(flatten)]
+    pub(crate) file: ConfigFile,
+    /// How far to go back.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    pub(crate) since: Duration,
 }
 
 #[derive(Debug, Args)]

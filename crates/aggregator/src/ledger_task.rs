@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use procscan_core::ledger::{Change, ChangeKind, Ledger};
+use procscan_core::ledger::{Change, ChangeKind, Ledger, Remembered};
 use procscan_core::snapshot::Snapshot;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock::Clock;
@@ -20,20 +20,36 @@ const TICK: Duration = Duration::from_secs(1);
 /// How many observations are taken in before others get their turn.
 const BATCH: usize = 64;
 
+/// What the ledger has to be reminded of: evidence from before the start, or known to another replica.
+#[derive(Debug)]
+pub struct Memory {
+    /// The evidence.
+    pub evidence: Vec<Remembered>,
+    /// It is in the snapshots from now on.
+    pub done: oneshot::Sender<()>,
+}
+
+/// What the ledger is told.
+#[derive(Debug)]
+pub struct Inbox {
+    /// What the agents have said.
+    pub observations: mpsc::Receiver<Observation>,
+    /// Who is expected to answer.
+    pub targets: watch::Receiver<Arc<TargetSet>>,
+    /// The Pods that are gone.
+    pub gone: mpsc::Receiver<PodGone>,
+    /// What was known before.
+    pub memory: mpsc::Receiver<Memory>,
+}
+
 /// Runs until every sender of observations is gone; what they have sent is in the last snapshot.
-pub async fn run(
-    mut ledger: Ledger,
-    clock: Clock,
-    mut observations: mpsc::Receiver<Observation>,
-    mut targets: watch::Receiver<Arc<TargetSet>>,
-    mut gone: mpsc::Receiver<PodGone>,
-    snapshots: watch::Sender<Arc<Snapshot>>,
-) {
+pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, snapshots: watch::Sender<Arc<Snapshot>>) {
+    let Inbox { mut observations, mut targets, mut gone, mut memory } = inbox;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut publish_at: Option<Instant> = None;
     let mut batch = Vec::with_capacity(BATCH);
-    let (mut targets_live, mut gone_live) = (true, true);
+    let (mut targets_live, mut gone_live, mut memory_live) = (true, true, true);
     let mut last_round = None;
     loop {
         let due = publish_at;
@@ -57,6 +73,18 @@ pub async fn run(
             pod = gone.recv(), if gone_live => match pod {
                 Some(PodGone { pod, until }) => log(&ledger.pod_gone(&pod, until)),
                 None => gone_live = false,
+            },
+            past = memory.recv(), if memory_live => match past {
+                Some(Memory { evidence, done }) => {
+                    let now = clock.now();
+                    ledger.remember(evidence, now);
+                    publish_at = None;
+                    snapshots.send_replace(Arc::new(ledger.snapshot(now)));
+                    // Whoever asked may have ended meanwhile.
+                    let _ = done.send(());
+                    continue;
+                }
+                None => memory_live = false,
             },
             _ = tick.tick() => {
                 log(&ledger.advance(clock.now()));
@@ -143,7 +171,10 @@ mod tests {
         let (targets_tx, targets) = watch::channel(Arc::default());
         targets_tx.send_replace(Arc::new(known));
         let (published, mut snapshots) = watch::channel(Arc::new(ledger.snapshot(clock.now())));
-        let task = tokio::spawn(run(ledger, clock, observations, targets, mpsc::channel(1).1, published));
+        let task = {
+            let (gone, memory) = (mpsc::channel(1).1, mpsc::channel(1).1);
+            tokio::spawn(run(ledger, clock, Inbox { observations, targets, gone, memory }, published))
+        };
 
         let failure = |detail: &str| Failure { reason: FailureReason::Timeout, detail: detail.to_owned() };
         let observe = |detail| {

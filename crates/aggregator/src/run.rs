@@ -7,22 +7,24 @@ use std::time::Duration;
 use anyhow::Context;
 use procscan_core::ledger::Ledger;
 use procscan_core::plan::Plan;
-use procscan_core::policy::Inherited;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Views};
+use crate::api::{self, Authenticator, Views};
 use crate::clock::Clock;
 use crate::collector::{Cadence, Client, ClientOptions, Collector};
-use crate::config::{Config, DiscoveryMode, OutputMode};
+use crate::config::{Config, DiscoveryMode, OutputMode, StateMode};
 use crate::discovery::{self, Dns, Kubernetes, Polled, Port, Source, TargetSet};
 use crate::evidence::Evidence;
 use crate::kubernetes::Cluster;
+use crate::leader::{self, Election, Leadership, Pen, Timing};
 use crate::output::cluster::ClusterOutput;
 use crate::output::{self, Directory, Output, OutputStatus};
-use crate::policy_task::Decided;
+use crate::policy_task::{Decided, Delivered, Journal, PolicyTask, TakeOver};
+use crate::state::cluster::{Objects, Watching};
+use crate::state::{ClusterStore, Desk, FileStore, Kept, Store};
 use crate::{ledger_task, policy_task};
 
 /// How many observations may wait for the ledger. A full channel slows the collector down.
@@ -32,14 +34,16 @@ const PODS_GONE: usize = 256;
 /// How long shutdown may take: well within the 5 s that operators are promised.
 const DEADLINE: Duration = Duration::from_secs(4);
 
+/// How many questions of new leaders may wait for the output. A term has one.
+const TAKE_OVERS: usize = 1;
+
 /// The running service.
 #[derive(Debug)]
 pub struct Service {
     address: SocketAddr,
     views: Views,
     sources: CancellationToken,
-    serving: CancellationToken,
-    /// In the order in which they end: each ends when the one before has, the server when it is told to.
+    /// In the order in which they end: each ends when the one before has, or when it is told to.
     stages: Vec<Stage>,
 }
 
@@ -47,6 +51,8 @@ pub struct Service {
 struct Stage {
     name: &'static str,
     task: JoinHandle<()>,
+    /// Tells it to end, where nothing else does.
+    cancel: Option<CancellationToken>,
 }
 
 /// Everything that leads to a decision: no output, no API.
@@ -56,16 +62,34 @@ pub struct Pipeline {
     pub views: Views,
     sources: CancellationToken,
     output: watch::Sender<OutputStatus>,
+    keeping: watch::Sender<Option<String>>,
+    electing: watch::Sender<Option<String>>,
     stages: Vec<Stage>,
 }
 
+/// What the pipeline decides with: where decisions are kept, and what is known beside the agents' word.
+#[derive(Debug)]
+pub struct Footing {
+    /// Where incidents are kept.
+    pub store: Store,
+    /// What is kept, and what operators want.
+    pub kept: watch::Receiver<Arc<Kept>>,
+    /// Where operators' words go.
+    pub desk: Desk,
+    /// The namespace of what is kept, where it has one.
+    pub own_namespace: Option<String>,
+    /// Whether this replica leads.
+    pub leadership: watch::Receiver<Leadership>,
+    /// Says what is blocked, at the beginning of a term.
+    pub take_over: mpsc::Sender<TakeOver>,
+    /// What has been told.
+    pub delivered: watch::Receiver<Arc<Delivered>>,
+}
+
 impl Pipeline {
-    /// Starts it. What was blocked before the start comes through `inherited`; nothing is decided before.
-    pub fn start(
-        config: &Config,
-        cluster: Option<&Cluster>,
-        inherited: oneshot::Receiver<Vec<Inherited>>,
-    ) -> anyhow::Result<Self> {
+    /// Starts it. Nothing is decided before this replica leads.
+    pub fn start(config: &Config, cluster: Option<&Cluster>, footing: Footing) -> anyhow::Result<Self> {
+        let Footing { store, kept, desk, own_namespace, leadership, take_over, delivered } = footing;
         let clock = Clock::start();
         let now = clock.now();
         let source = source(config, cluster)?;
@@ -78,18 +102,33 @@ impl Pipeline {
         let (questions_tx, questions) = watch::channel(Arc::default());
         let (facts_tx, facts) = watch::channel(Arc::default());
         let (gone_tx, gone) = mpsc::channel(PODS_GONE);
-        let undecided = Decided {
-            plan: Plan::empty(policy.mode, now.wall),
-            held: Vec::new(),
-            disputes: Vec::new(),
-            unverified: 0,
-            is_answered: false,
-            rounds: 0,
-        };
+        let (memory_tx, memory) = mpsc::channel(1);
+        let undecided = Decided::nothing(Plan::empty(policy.mode, now.wall));
         let (decided_tx, decided) = watch::channel(Arc::new(undecided));
         let (output_tx, output) = watch::channel(OutputStatus::default());
         let (evidence_tx, evidence) = watch::channel(None);
-        let views = Views { snapshot, decided, targets, evidence, output, clock };
+        let (trouble_tx, trouble) = watch::channel(None);
+        let (keeping_tx, keeping) = watch::channel(None);
+        let (electing_tx, electing) = watch::channel(None);
+        let journal = Journal::default();
+        let views = Views {
+            snapshot,
+            decided,
+            targets,
+            evidence,
+            output,
+            kept: kept.clone(),
+            trouble,
+            keeping,
+            electing,
+            leadership: leadership.clone(),
+            journal: journal.clone(),
+            desk,
+            auth: Authenticator::new(config, cluster)?,
+            own_namespace,
+            configured_mode: config.enforcement.mode,
+            clock,
+        };
 
         let sources = CancellationToken::new();
         let collector = Collector::new(cadence(config), Client::new(client(config)), clock, observations_tx);
@@ -100,7 +139,8 @@ impl Pipeline {
             ),
             Stage::spawn("collector", collector.run(views.targets.clone(), sources.clone())),
         ];
-        if let Some(cluster) = cluster {
+        // Whoever only asks the cluster who somebody is has no right to look at Pods.
+        if let Some(cluster) = cluster.filter(|_| config.looks_at_pods()) {
             let evidence = Evidence {
                 cluster: cluster.clone(),
                 interval: config.aggregator.scan_interval,
@@ -110,17 +150,24 @@ impl Pipeline {
             let task = evidence.run(questions, facts_tx, gone_tx, evidence_tx, sources.clone());
             stages.push(Stage::spawn("evidence", task));
         }
-        let ledger = ledger_task::run(ledger, clock, observations, views.targets.clone(), gone, snapshots_tx);
-        stages.push(Stage::spawn("ledger", ledger));
+        let inbox = ledger_task::Inbox { observations, targets: views.targets.clone(), gone, memory };
+        stages.push(Stage::spawn("ledger", ledger_task::run(ledger, clock, inbox, snapshots_tx)));
         let channels = policy_task::Channels {
-            inherited,
+            leadership,
+            kept,
+            take_over,
+            memory: memory_tx,
             snapshots: views.snapshot.clone(),
             facts,
+            delivered,
             questions: questions_tx,
             decided: decided_tx,
+            trouble: trouble_tx,
         };
-        stages.push(Stage::spawn("policy", policy_task::run(policy, clock, channels)));
-        Ok(Self { views, sources, output: output_tx, stages })
+        let retention = config.state.retention;
+        let policy = PolicyTask { policy, retention, store, clock, journal, channels };
+        stages.push(Stage::spawn("policy", policy.run()));
+        Ok(Self { views, sources, output: output_tx, keeping: keeping_tx, electing: electing_tx, stages })
     }
 
     /// Stops at once: whoever wants to know has read what it has decided.
@@ -135,6 +182,65 @@ impl Pipeline {
 /// The cluster, where the configuration needs one.
 pub async fn cluster(config: &Config) -> anyhow::Result<Option<Cluster>> {
     if config.needs_cluster() { Ok(Some(Cluster::connect(&config.kubernetes).await?)) } else { Ok(None) }
+}
+
+/// The Lease by which the replicas agree who writes.
+const LEASE: &str = "procscan-aggregator";
+
+/// Where decisions are kept, and who may write.
+struct Place {
+    store: Store,
+    desk: Desk,
+    namespace: Option<String>,
+    kept: watch::Receiver<Arc<Kept>>,
+    watching: Option<(Watching, watch::Sender<Arc<Kept>>)>,
+    election: Option<Election>,
+}
+
+/// The namespace of what is kept, where none is said and we run in none.
+const DEFAULT_NAMESPACE: &str = "kube-system";
+
+/// The objects in which decisions are kept.
+pub fn objects(config: &Config, cluster: &Cluster) -> Objects {
+    let namespace =
+        config.state.namespace.as_deref().or(cluster.own_namespace()).unwrap_or(DEFAULT_NAMESPACE);
+    Objects::new(cluster.clone(), namespace.to_owned())
+}
+
+async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Place> {
+    match (config.state_mode(), cluster) {
+        (StateMode::Cluster, Some(cluster)) => {
+            let objects = objects(config, cluster);
+            let election = Election {
+                cluster: cluster.clone(),
+                namespace: objects.namespace().to_owned(),
+                name: LEASE.to_owned(),
+                identity: leader::identity(),
+                lease: Timing::default(),
+            };
+            let (show, kept) = watch::channel(Arc::default());
+            Ok(Place {
+                kept,
+                store: Store::Cluster(ClusterStore::new(objects.clone())),
+                desk: Desk::Cluster(objects.clone()),
+                namespace: Some(objects.namespace().to_owned()),
+                watching: Some((Watching { objects }, show)),
+                election: Some(election),
+            })
+        }
+        (StateMode::Cluster, None) => anyhow::bail!("state.mode: cluster needs a cluster"),
+        (StateMode::File, _) => {
+            let store = FileStore::open(config.state.directory()).await.context("state.directory")?;
+            Ok(Place {
+                kept: store.shown(),
+                desk: Desk::File(store.clone()),
+                store: Store::File(store),
+                namespace: None,
+                watching: None,
+                election: None,
+            })
+        }
+    }
 }
 
 /// Where the objects go.
@@ -163,18 +269,48 @@ impl Service {
         let listener =
             TcpListener::bind(wanted).await.with_context(|| format!("can't listen on {wanted}"))?;
         let address = listener.local_addr()?;
-        let (inherited_tx, inherited) = oneshot::channel();
-        let Pipeline { views, sources, output: status, mut stages } =
-            Pipeline::start(config, cluster.as_ref(), inherited)?;
-        let serving = CancellationToken::new();
+        let (take_over, taken_over) = mpsc::channel(TAKE_OVERS);
+        let (delivered_tx, delivered) = watch::channel(Arc::default());
+        let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
+        let place = state(config, cluster.as_ref()).await?;
+        let footing = Footing {
+            store: place.store,
+            desk: place.desk,
+            own_namespace: place.namespace,
+            kept: place.kept,
+            leadership,
+            take_over,
+            delivered,
+        };
+        let Pipeline { views, sources, output: status, keeping, electing, mut stages } =
+            Pipeline::start(config, cluster.as_ref(), footing)?;
         let interval = config.aggregator.scan_interval;
-        let output =
-            output::run(output, config.settings(), interval, inherited_tx, views.decided.clone(), status);
-        stages.push(Stage::spawn("output", output));
+        let channels = output::Channels {
+            take_over: taken_over,
+            decided: views.decided.clone(),
+            delivered: delivered_tx,
+            status,
+        };
+        stages.push(Stage::spawn("output", output::run(output, config.settings(), interval, channels)));
+        // Those who wrote have ended by now: the right to write is given back, so that another replica takes it at once.
+        if let Some((watching, show)) = place.watching {
+            let cancel = CancellationToken::new();
+            let task = watching.run(show, keeping, cancel.clone());
+            stages.push(Stage::until(cancel, "state", task));
+        }
+        match place.election {
+            Some(election) => {
+                let cancel = CancellationToken::new();
+                let task = election.run(leadership_tx, electing, cancel.clone());
+                stages.push(Stage::until(cancel, "leader", task));
+            }
+            None => drop(leadership_tx.send_replace(Leadership::Leading(Pen::always()))),
+        }
+        let serving = CancellationToken::new();
         let api = api::serve(listener, api::router(views.clone()), serving.clone());
-        stages.push(Stage::spawn("api", api));
+        stages.push(Stage::until(serving, "api", api));
         tracing::info!(%address, "listening");
-        Ok(Self { address, views, sources, serving, stages })
+        Ok(Self { address, views, sources, stages })
     }
 
     /// Where the HTTP API listens.
@@ -206,8 +342,8 @@ impl Service {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         let mut late = Vec::new();
         for mut stage in self.stages {
-            if stage.name == "api" {
-                self.serving.cancel();
+            if let Some(cancel) = &stage.cancel {
+                cancel.cancel();
             }
             if stage.task.is_finished() {
                 continue;
@@ -227,7 +363,15 @@ impl Service {
 
 impl Stage {
     fn spawn(name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self { name, task: tokio::spawn(task) }
+        Self { name, task: tokio::spawn(task), cancel: None }
+    }
+
+    fn until(
+        cancel: CancellationToken,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        Self { cancel: Some(cancel), ..Self::spawn(name, task) }
     }
 }
 

@@ -34,14 +34,22 @@ fn list(fleet: &Fleet, nodes: std::ops::Range<usize>) -> String {
     lines.join("\n")
 }
 
+/// Whole at once: whoever reads a file while it is written sees a part of it.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
 async fn start(directory: &Path, more: &str) -> Service {
     let targets = directory.join("targets");
     let text = format!(
         "aggregator: {{address: 127.0.0.1, scan_interval: 1s}}\n\
          discovery: {{mode: file, file: {}, refresh: 100ms}}\n\
-         output: {{mode: directory, directory: {}}}\n{more}",
+         output: {{mode: directory, directory: {}}}\nstate: {{directory: {}}}\n{more}",
         targets.display(),
         directory.join("objects").display(),
+        directory.join("state").display(),
     );
     let mut config = Config::parse(&text, "config", []).unwrap();
     config.aggregator.port = 0;
@@ -180,16 +188,16 @@ async fn targets_come_and_go_with_their_file_and_a_bad_one_keeps_the_last() {
     let temp = tempfile::tempdir().unwrap();
     let fleet = fleet(3);
     let targets = temp.path().join("targets");
-    std::fs::write(&targets, list(&fleet, 0..1)).unwrap();
+    replace(&targets, &list(&fleet, 0..1));
     let service = start(temp.path(), "").await;
     until(&service, "one target", |snapshot| snapshot.coverage.fresh == 1).await;
 
     fleet.scan_now(2);
-    std::fs::write(&targets, list(&fleet, 0..3)).unwrap();
+    replace(&targets, &list(&fleet, 0..3));
     until(&service, "three targets", |snapshot| snapshot.coverage.fresh == 3 && snapshot.list.len() == 1)
         .await;
 
-    std::fs::write(&targets, "not:a:target\n").unwrap();
+    replace(&targets, "not:a:target\n");
     let mut sets = service.views().targets.clone();
     let broken = tokio::time::timeout(Duration::from_secs(30), sets.wait_for(|set| set.error.is_some()));
     let kept = broken.await.unwrap().unwrap().clone();
@@ -197,7 +205,7 @@ async fn targets_come_and_go_with_their_file_and_a_bad_one_keeps_the_last() {
     assert!(kept.error.as_ref().unwrap().contains("entry 1"), "{kept:?}");
 
     // A target that leaves keeps its violation: silence is evidence of nothing.
-    std::fs::write(&targets, list(&fleet, 0..1)).unwrap();
+    replace(&targets, &list(&fleet, 0..1));
     let snapshot = until(&service, "one target again", |snapshot| snapshot.coverage.expected() == 1).await;
     assert_eq!(snapshot.list.len(), 1);
     service.stop().await;
@@ -254,8 +262,9 @@ async fn our_own_restart_releases_nothing() {
     for (what, more) in [
         ("nobody answers", "detection: {clear_after: 1s}\n"),
         ("agents restarted", "detection: {clear_after: 1h}\n"),
-        ("paused", "detection: {clear_after: 1s}\nenforcement: {mode: paused}\n"),
         ("brakes", "detection: {clear_after: 1h}\nbrake: {max_new_apps: 0}\n"),
+        // The last: that the processes are gone is known from then on, and kept; only nobody is released.
+        ("paused", "detection: {clear_after: 1s}\nenforcement: {mode: paused}\n"),
     ] {
         for node in 0..2 {
             let behaviour = if what == "nobody answers" { Behaviour::Hang } else { Behaviour::Restarted };

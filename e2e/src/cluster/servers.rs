@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::ensure;
 use serde_json::json;
 
-use super::{ADMIN, AGGREGATOR, CONTROLLERS, Identity, Options};
+use super::{ADMIN, CONTROLLERS, IDENTITIES, Identity, Options};
 use crate::network::{APISERVER, SERVICES, free_port};
 use crate::process::Process;
 
@@ -38,7 +38,7 @@ pub(super) struct Servers {
 impl Servers {
     /// Takes ports, and writes the files that the servers read.
     pub(super) fn new(programs: PathBuf, dir: &Path, options: Options) -> anyhow::Result<Self> {
-        let tokens = [ADMIN, CONTROLLERS, AGGREGATOR].map(|identity| {
+        let tokens = IDENTITIES.map(|identity| {
             let Identity { token, user, groups } = identity;
             format!("{token},{user},{token},\"{groups}\"\n")
         });
@@ -61,7 +61,7 @@ impl Servers {
             etcd_peer_port: free_port()?,
             apiserver_port: free_port()?,
         };
-        for identity in [ADMIN, CONTROLLERS, AGGREGATOR] {
+        for identity in IDENTITIES {
             servers.write_kubeconfig(&identity)?;
         }
         Ok(servers)

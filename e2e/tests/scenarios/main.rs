@@ -5,6 +5,7 @@ mod stage;
 
 mod control_plane;
 mod enforcement;
+mod failover;
 mod fleet;
 mod hostile;
 mod objects;

@@ -104,6 +104,8 @@ impl World {
     /// Starts the aggregator again, with a configuration of its own.
     pub fn restart(&mut self, more: &Value) -> anyhow::Result<()> {
         self.aggregator.kill()?;
+        // Nobody else is there to wait for.
+        self.cluster.forget_leader()?;
         let kubeconfig = aggregator::Options::kubeconfig(self.cluster.kubeconfig_aggregator());
         self.aggregator = Aggregator::spawn(&config(more).to_string(), &kubeconfig)?;
         Ok(())

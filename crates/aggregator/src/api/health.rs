@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Api;
 use super::problem::Problem;
+use crate::leader::Leadership;
 
 /// The ledger publishes a snapshot every second. One that is much older means that the loop hangs.
 const ALIVE: Duration = Duration::from_secs(30);
@@ -31,6 +32,21 @@ struct Readiness {
     discovery: Part,
     evidence: Part,
     output: Part,
+    state: Part,
+    leader: Leader,
+}
+
+/// Who decides and writes. Every replica collects and serves.
+#[derive(Serialize)]
+struct Leader {
+    /// This replica does.
+    leading: bool,
+    /// Who does, as far as known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// Why no leader can be elected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -78,13 +94,28 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
             let status = api.views.output.borrow().clone();
             Part { suspended: status.suspended, ..Part::from(status.error) }
         },
+        state: {
+            let errors = [api.views.trouble.borrow().clone(), api.views.keeping.borrow().clone()];
+            let errors: Vec<String> = errors.into_iter().flatten().collect();
+            (!errors.is_empty()).then(|| errors.join("; ")).into()
+        },
+        leader: {
+            let error = api.views.electing.borrow().clone();
+            match &*api.views.leadership.borrow() {
+                Leadership::Leading(pen) => {
+                    Leader { leading: pen.holds(), name: Some(pen.identity().to_owned()), error }
+                }
+                Leadership::Following { leader } => Leader { leading: false, name: leader.clone(), error },
+            }
+        },
     };
     if is_ready {
         Json(readiness).into_response()
     } else {
         // Its own `status` would hide the HTTP status that a problem has under that name.
         let more = serde_json::json!({"rounds": readiness.rounds, "targets": readiness.targets,
-            "discovery": readiness.discovery, "evidence": readiness.evidence, "output": readiness.output});
+            "discovery": readiness.discovery, "evidence": readiness.evidence, "output": readiness.output,
+            "state": readiness.state, "leader": readiness.leader});
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the first round is not done yet")
             .with(&more)
             .into_response()

@@ -1,7 +1,10 @@
-//! The HTTP API: reads snapshots, never the collector or an output.
+//! The HTTP API: reads snapshots and what is kept, never the collector or an output; what operators say goes to the desk.
 
+mod acts;
 mod auth;
+mod decisions;
 mod health;
+mod incidents;
 mod nodes;
 mod plan;
 mod problem;
@@ -14,7 +17,9 @@ mod violations;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::get;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{delete, get, post};
+use procscan_core::policy::Mode;
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::watch;
 
@@ -24,8 +29,10 @@ pub use self::server::{MAX_CONNECTIONS, serve};
 
 use crate::clock::Clock;
 use crate::discovery::TargetSet;
+use crate::leader::Leadership;
 use crate::output::OutputStatus;
-use crate::policy_task::Decided;
+use crate::policy_task::{Decided, Journal};
+use crate::state::{Desk, Kept};
 
 /// What the API reads.
 #[derive(Clone, Debug)]
@@ -40,9 +47,32 @@ pub struct Views {
     pub evidence: watch::Receiver<Option<String>>,
     /// The output.
     pub output: watch::Receiver<OutputStatus>,
+    /// What is kept, and what operators want.
+    pub kept: watch::Receiver<Arc<Kept>>,
+    /// Why decisions can't be kept, if so.
+    pub trouble: watch::Receiver<Option<String>>,
+    /// Why what is kept can't be watched, if so.
+    pub keeping: watch::Receiver<Option<String>>,
+    /// Why no leader can be elected, if so.
+    pub electing: watch::Receiver<Option<String>>,
+    /// Whether this replica leads.
+    pub leadership: watch::Receiver<Leadership>,
+    /// The last decisions of this replica.
+    pub journal: Journal,
+    /// Where operators' words go.
+    pub desk: Desk,
+    /// Who asks, and whether they may.
+    pub auth: Authenticator,
+    /// The namespace of what is kept, where it has one.
+    pub own_namespace: Option<String>,
+    /// What the configuration says of all decisions.
+    pub configured_mode: Mode,
     /// What time it is.
     pub clock: Clock,
 }
+
+/// The largest body of a request: operators' words are short.
+const MAX_BODY: usize = 64 << 10;
 
 /// Every route. Anything else is answered with a problem (RFC 9457).
 pub fn router(views: Views) -> Router {
@@ -54,6 +84,15 @@ pub fn router(views: Views) -> Router {
         .route("/api/v1/violations", get(violations::violations))
         .route("/api/v1/nodes", get(nodes::nodes))
         .route("/api/v1/plan", get(plan::plan))
+        .route("/api/v1/decisions", get(decisions::decisions))
+        .route("/api/v1/incidents", get(incidents::incidents))
+        .route("/api/v1/incidents/{name}", get(incidents::incident))
+        .route("/api/v1/incidents/{name}/approve", post(acts::approve))
+        .route("/api/v1/incidents/{name}/release", post(acts::release))
+        .route("/api/v1/exemptions", get(incidents::exemptions).post(acts::exempt))
+        .route("/api/v1/exemptions/{name}", delete(acts::withdraw))
+        .route("/api/v1/enforcement", get(incidents::enforcement).put(acts::enforce))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .with_state(Api { views, list: Arc::default() })

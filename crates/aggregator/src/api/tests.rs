@@ -4,12 +4,12 @@ use http_body_util::BodyExt;
 use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::NodeName;
 use procscan_core::plan::Plan;
-use procscan_core::policy::Mode;
 use procscan_core::report::{Failure, FailureReason, Limits, Outcome, Report, Target, decode};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::*;
+use crate::config::Config;
 
 /// The whole router over views that the test sets.
 struct Stage {
@@ -28,6 +28,11 @@ fn target(node: &str) -> Target {
     Target { address: format!("{node}:9090").into(), node: NodeName::new(node) }
 }
 
+fn without_cluster() -> Config {
+    let text = "discovery: {mode: static, targets: [a]}\noutput: {mode: directory}\n";
+    Config::parse(text, "test", []).unwrap()
+}
+
 impl Stage {
     fn new() -> Self {
         let clock = Clock::start();
@@ -38,14 +43,7 @@ impl Stage {
         let (targets, target_sets) = watch::channel(Arc::default());
         let evidence = watch::channel(None).1;
         let (output, outputs) = watch::channel(OutputStatus::default());
-        let undecided = Decided {
-            is_answered: false,
-            plan: Plan::empty(Mode::Enforce, now.wall),
-            held: Vec::new(),
-            disputes: Vec::new(),
-            unverified: 0,
-            rounds: 0,
-        };
+        let undecided = Decided::nothing(Plan::empty(Mode::Enforce, now.wall));
         let (decided, decisions) = watch::channel(Arc::new(undecided));
         let views = Views {
             snapshot: snapshots,
@@ -53,6 +51,16 @@ impl Stage {
             targets: target_sets,
             evidence,
             output: outputs,
+            kept: watch::channel(Arc::default()).1,
+            trouble: watch::channel(None).1,
+            keeping: watch::channel(None).1,
+            electing: watch::channel(None).1,
+            leadership: crate::leader::alone(),
+            journal: Journal::default(),
+            desk: Desk::Nowhere,
+            auth: Authenticator::new(&without_cluster(), None).unwrap(),
+            own_namespace: None,
+            configured_mode: Mode::Enforce,
             clock,
         };
         Self { router: router(views), ledger, clock, snapshot, targets, output, _decided: decided }

@@ -97,6 +97,10 @@ fn config(args: &args::Demo) -> Config {
     config.discovery.mode = DiscoveryMode::Static;
     config.output.mode = OutputMode::Directory;
     config.output.directory = Some(args.dir.clone());
+    // Beside the objects: whoever removes those to begin anew finds it too.
+    let mut state = args.dir.clone().into_os_string();
+    state.push("-state");
+    config.state.directory = Some(state.into());
     config
 }
 

@@ -2,10 +2,12 @@
 
 mod agent;
 mod check_config;
+mod crds;
 mod demo;
 mod emergency;
 mod plan;
 mod run;
+mod simulate;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -92,6 +94,8 @@ async fn dispatch(command: Command, stop: Stop) -> Result<(), CommandError> {
         Command::Plan(args) => plan::plan(&args.config, stop).await,
         Command::UnblockAll(args) => emergency::unblock_all(&args.config).await,
         Command::Uninstall(args) => emergency::uninstall(&args.file.config, args.dry_run).await,
+        Command::Simulate(args) => simulate::run(&args.file.config, args.since).await,
+        Command::Crds => crds::crds(),
         Command::Agent(args) => agent::agent(args, stop).await,
     }
 }

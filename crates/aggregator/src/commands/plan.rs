@@ -1,18 +1,21 @@
 //! `plan`: one round, and what would change.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use procscan_core::plan::Dispute;
 use procscan_core::policy::Mode;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, watch};
 
 use super::run::text;
 use super::{CommandError, Stop};
-use crate::config::{Config, Level, Logger};
+use crate::config::{Config, Level, Logger, StateMode};
+use crate::leader;
 use crate::output::difference::{Action, Difference};
-use crate::policy_task::Decided;
-use crate::run::{self, Pipeline};
+use crate::policy_task::{Decided, TakeOver};
+use crate::run::{self, Footing, Pipeline};
+use crate::state::{Desk, Kept, Store};
 use crate::telemetry;
 
 /// How many lines of one object are shown. Tens of thousands of Services are read elsewhere.
@@ -38,9 +41,27 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     let cluster = run::cluster(config).await?;
     let output = run::output(config, cluster.as_ref())?;
     let blocked = output.blocked(&settings).await.map_err(anyhow::Error::msg)?;
-    let (tell, inherited) = oneshot::channel();
-    let _ = tell.send(blocked);
-    let pipeline = Pipeline::start(config, cluster.as_ref(), inherited)?;
+    let kept = match (config.state_mode(), &cluster) {
+        (StateMode::Cluster, Some(cluster)) => run::objects(config, cluster).read().await?,
+        _ => Kept::default(),
+    };
+    let (take_over, mut taken_over) = mpsc::channel::<TakeOver>(1);
+    let answer = async move {
+        if let Some(question) = taken_over.recv().await {
+            let _ = question.blocked.send(blocked);
+        }
+    };
+    let footing = Footing {
+        store: Store::Copy(kept.documents()),
+        kept: watch::channel(Arc::new(kept)).1,
+        desk: Desk::Nowhere,
+        own_namespace: None,
+        leadership: leader::alone(),
+        take_over,
+        delivered: watch::channel(Arc::default()).1,
+    };
+    let pipeline = Pipeline::start(config, cluster.as_ref(), footing)?;
+    tokio::spawn(answer);
     let mut decided = pipeline.views.decided.clone();
 
     // The round itself is bounded by its timeouts; twice over, because the targets have to be found first.

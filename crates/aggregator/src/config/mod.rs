@@ -16,6 +16,7 @@ mod kubernetes;
 mod logger;
 mod notification;
 mod output;
+mod state;
 #[cfg(test)]
 mod tests;
 pub mod token_file;
@@ -41,6 +42,7 @@ pub use self::kubernetes::Kubernetes;
 pub use self::logger::{Format, Level, Logger};
 pub use self::notification::Notification;
 pub use self::output::{Mode as OutputMode, Output};
+pub use self::state::{Mode as StateMode, State};
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -68,6 +70,8 @@ pub struct Config {
     pub notification: Notification,
     /// Where the objects go.
     pub output: Output,
+    /// Where decisions are kept.
+    pub state: State,
     /// How the cluster is reached.
     pub kubernetes: Kubernetes,
     /// Who may use the HTTP API.
@@ -183,6 +187,7 @@ impl Config {
         self.gateway.check(&mut problems);
         self.notification.check(&mut problems);
         self.output.check(&mut problems);
+        self.state.check(self.state_mode(), &mut problems);
         self.kubernetes.check(&mut problems);
         self.api.check(self.auth(), &mut problems);
         problems
@@ -196,10 +201,24 @@ impl Config {
         })
     }
 
+    /// Whether the cluster is asked about accused Pods and their Services.
+    pub fn looks_at_pods(&self) -> bool {
+        self.verifies_pods() || self.output.mode == OutputMode::Cluster
+    }
+
+    /// Where decisions are kept: where the objects go, unless something else is said.
+    pub fn state_mode(&self) -> StateMode {
+        self.state.mode.unwrap_or(match self.output.mode {
+            OutputMode::Cluster => StateMode::Cluster,
+            OutputMode::Directory => StateMode::File,
+        })
+    }
+
     /// Whether anything needs a cluster.
     pub fn needs_cluster(&self) -> bool {
         self.discovery.mode == DiscoveryMode::Kubernetes
             || self.output.mode == OutputMode::Cluster
+            || self.state_mode() == StateMode::Cluster
             || self.verifies_pods()
             || self.api.auth == Some(Auth::Kubernetes)
     }

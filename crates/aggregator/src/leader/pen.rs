@@ -40,6 +40,11 @@ impl Pen {
         Self::of(0, "alone", Instant::now(), NEVER)
     }
 
+    /// No right at all.
+    pub fn none() -> Self {
+        Self::of(0, "nobody", Instant::now(), OVER)
+    }
+
     /// A term that lasts so long from the moment before it was asked for.
     pub(super) fn begin(number: u64, identity: &str, asked: Instant, lasts: Duration) -> Self {
         Self::of(number, identity, asked, nanos(lasts))

@@ -12,17 +12,18 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use procscan_core::plan::Plan;
+use procscan_core::plan::{Notice, NoticePhase, Plan};
 use procscan_core::policy::{Inherited, Mode};
 use procscan_core::resources::{self, Settings};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::cluster::ClusterOutput;
 use self::difference::Difference;
 pub use self::directory::{Directory, Written};
-use crate::kubernetes::Refusal;
-use crate::policy_task::Decided;
+use crate::kubernetes::{Refusal, RefusalKind};
+use crate::leader::Pen;
+use crate::policy_task::{Decided, Delivered, TakeOver};
 
 /// How the last attempt to make the plan true went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -102,16 +103,38 @@ impl Output {
         }
     }
 
+    /// Makes our objects those of `pen`'s holder, so that what a leader before it still has on its way is refused, and says
+    /// what they block. Without `may_touch` nothing is written.
+    async fn take_over(
+        &mut self,
+        settings: &Settings,
+        pen: &Pen,
+        may_touch: bool,
+    ) -> Result<Vec<Inherited>, Refused> {
+        match self {
+            // Its directory is one process's alone.
+            Self::Directory(directory) => {
+                directory.blocked(&settings.gateway).map_err(|e| Refused::Unknown(e.to_string()))
+            }
+            Self::Cluster(cluster) => match cluster.take_over(&settings.gateway, pen, may_touch).await {
+                Ok(blocked) => Ok(blocked),
+                Err(refusal) if refusal.kind == RefusalKind::NotLeading => Err(Refused::Lost),
+                Err(refusal) => Err(Refused::Unknown(refusal.text)),
+            },
+        }
+    }
+
     /// Makes the plan true, as far as `go_on` lets it.
     async fn write(
         &mut self,
         plan: &Arc<Decided>,
         settings: &Arc<Settings>,
+        pen: &Pen,
         go_on: impl Fn() -> bool,
     ) -> Outcome {
         match self {
             Self::Directory(directory) => write_files(directory, settings, plan).await,
-            Self::Cluster(cluster) => cluster.write(&plan.plan, settings, go_on).await,
+            Self::Cluster(cluster) => cluster.write(&plan.plan, settings, pen, go_on).await,
         }
     }
 
@@ -124,44 +147,71 @@ impl Output {
     }
 }
 
+/// Why what is blocked is not known.
+enum Refused {
+    /// The right to write has passed on.
+    Lost,
+    /// This stands in the way.
+    Unknown(String),
+}
+
+/// What the output reads and writes.
+#[derive(Debug)]
+pub struct Channels {
+    /// What a new leader asks.
+    pub take_over: mpsc::Receiver<TakeOver>,
+    /// What should be true.
+    pub decided: watch::Receiver<Arc<Decided>>,
+    /// The news that have been written.
+    pub delivered: watch::Sender<Arc<Delivered>>,
+    /// How it goes.
+    pub status: watch::Sender<OutputStatus>,
+}
+
 /// Runs until nobody decides any more; the last plan is written too.
 ///
-/// First says what is blocked already, however long it takes to find out: nothing can be decided before. Then each change of the
-/// plan is written at once, and each `repair` everything is compared again: whatever somebody else has changed or removed
-/// meanwhile is put right.
-pub async fn run(
-    mut output: Output,
-    settings: Settings,
-    repair: Duration,
-    inherited: oneshot::Sender<Vec<Inherited>>,
-    mut decided: watch::Receiver<Arc<Decided>>,
-    status: watch::Sender<OutputStatus>,
-) {
+/// At the beginning of a term says what is blocked already, however long it takes to find out: nothing can be decided before.
+/// Then each change of the plan is written at once, and each `repair` everything is compared again: whatever somebody else has
+/// changed or removed meanwhile is put right. What another replica has decided is not ours to write.
+pub async fn run(mut output: Output, settings: Settings, repair: Duration, channels: Channels) {
+    let Channels { mut take_over, mut decided, delivered, status } = channels;
     let settings = Arc::new(settings);
-    if !inherit(&output, &settings, inherited, &mut decided, &status).await {
-        return;
-    }
     let mut due = Instant::now();
     let mut backoff = MIN_BACKOFF;
-    let mut is_live = true;
+    let (mut is_live, mut is_asked) = (true, true);
     let mut written: Option<Arc<Decided>> = None;
     while is_live {
         tokio::select! {
+            question = take_over.recv(), if is_asked => match question {
+                Some(question) => {
+                    written = None;
+                    answer(&mut output, &settings, question, &mut decided, &status).await;
+                    continue;
+                }
+                None => is_asked = false,
+            },
             changed = decided.changed() => is_live = changed.is_ok(),
             () = tokio::time::sleep_until(due) => {}
         }
         let now = decided.borrow_and_update().clone();
+        let pen = now.pen.clone().filter(Pen::holds);
         // Before the first round is over, an empty plan means that nobody has answered yet.
-        if now.rounds == 0 || now.plan.mode == Mode::DryRun {
+        let (Some(pen), false, false) = (pen, now.rounds == 0, now.plan.mode == Mode::DryRun) else {
             due = Instant::now() + repair;
             continue;
-        }
+        };
         // Something else has been decided that is not in the plan.
         let is_same = written.as_ref().is_some_and(|written| written.plan == now.plan);
         if is_same && is_live && Instant::now() < due {
             continue;
         }
-        let outcome = output.write(&now, &settings, || !decided.has_changed().unwrap_or(true)).await;
+        let outcome = output.write(&now, &settings, &pen, || !decided.has_changed().unwrap_or(true)).await;
+        if !pen.holds() {
+            // What could not be written any more is another's to write.
+            written = None;
+            due = Instant::now() + repair;
+            continue;
+        }
         let pause;
         (pause, backoff) = match (&outcome.problems[..], outcome.is_unfinished) {
             ([], true) => (Duration::ZERO, MIN_BACKOFF),
@@ -170,6 +220,7 @@ pub async fn run(
             _ => (backoff.min(repair), (backoff * 2).min(MAX_BACKOFF)),
         };
         due = Instant::now() + pause;
+        announce(&output, &now, &outcome, &delivered);
         written = outcome.problems.is_empty().then_some(now);
         let has_written = outcome.written > 0;
         report(&output, outcome, &status);
@@ -179,26 +230,55 @@ pub async fn run(
     }
 }
 
-/// Finds out what is blocked already. Whether anybody still wants to know.
-async fn inherit(
+/// Says which news have been written.
+fn announce(
     output: &Output,
+    decided: &Decided,
+    outcome: &Outcome,
+    delivered: &watch::Sender<Arc<Delivered>>,
+) {
+    let is_written = |notice: &&Notice| match output {
+        Output::Directory(_) => outcome.problems.is_empty(),
+        Output::Cluster(cluster) => cluster.has_told(notice),
+    };
+    let is_news = |notice: &&Notice| !notice.inherited && notice.phase != NoticePhase::Recovered;
+    let now: Delivered = decided
+        .plan
+        .notices
+        .iter()
+        .filter(is_news)
+        .filter(is_written)
+        .map(|notice| (notice.app.clone(), notice.told))
+        .collect();
+    delivered.send_if_modified(|before| {
+        let is_news = **before != now;
+        if is_news {
+            *before = Arc::new(now);
+        }
+        is_news
+    });
+}
+
+/// Finds out what is blocked already, however long it takes, unless the right to write passes on.
+async fn answer(
+    output: &mut Output,
     settings: &Settings,
-    inherited: oneshot::Sender<Vec<Inherited>>,
+    question: TakeOver,
     decided: &mut watch::Receiver<Arc<Decided>>,
     status: &watch::Sender<OutputStatus>,
-) -> bool {
+) {
+    let TakeOver { pen, may_touch, blocked: tell } = question;
     let mut backoff = MIN_BACKOFF;
-    loop {
-        match output.blocked(settings).await {
+    while pen.holds() && !tell.is_closed() {
+        match output.take_over(settings, &pen, may_touch).await {
             Ok(blocked) => {
-                if !blocked.is_empty() {
-                    let apps = blocked.len();
-                    tracing::info!(apps, "blocked before the start, and until the fleet has answered");
-                }
                 status.send_modify(|status| status.error = None);
-                return inherited.send(blocked).is_ok();
+                // Whoever asked may have ended meanwhile.
+                let _ = tell.send(blocked);
+                return;
             }
-            Err(error) => {
+            Err(Refused::Lost) => return,
+            Err(Refused::Unknown(error)) => {
                 let place = output.place();
                 if status.borrow().error.as_ref() != Some(&error) {
                     tracing::error!(
@@ -212,7 +292,7 @@ async fn inherit(
         }
         tokio::select! {
             // Nobody decides anything before this is known, so this can only be the end.
-            changed = decided.changed() => if changed.is_err() { return false },
+            changed = decided.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(MAX_BACKOFF),
         }
     }

@@ -1,6 +1,112 @@
-//! What has to outlast a restart: incidents, exemptions, what operators want done, and the log of decisions.
+//! What has to outlast a restart: incidents, exemptions, and what operators want done.
+//!
+//! In a cluster these are objects ([`cluster`]), elsewhere a file. Only the leader writes incidents, and nothing follows from a
+//! decision before it is kept. Operators' words are written by whoever hears them ([`Desk`]), so that they are kept before they
+//! are answered; the leader sees them in what is kept, does them, and says so there.
 
+pub mod cluster;
+pub mod crd;
+mod desk;
 mod document;
+mod file;
+pub mod kept;
 pub mod sqlite;
 
+use procscan_core::policy::Decision;
+use procscan_core::state::Incident;
+
+pub use self::cluster::ClusterStore;
+pub use self::desk::{Desk, DeskError};
 pub use self::document::{Batch, DecisionFilter, Document, Kind, LoggedDecision};
+pub use self::file::FileStore;
+pub use self::kept::{Kept, KeptIncident, Order};
+use crate::kubernetes::{Refusal, RefusalKind};
+use crate::leader::Pen;
+
+/// Why what is kept can't be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The cluster refuses.
+    #[error("{0}")]
+    Cluster(#[from] Refusal),
+    /// The file can't be read or written.
+    #[error("{0}")]
+    File(sqlite::StateError),
+    /// The file could not be opened so far.
+    #[error("the state is not open yet")]
+    NotOpen,
+    /// What is there can't be understood.
+    #[error("{0} can't be read: {1}")]
+    Unreadable(String, String),
+    /// Somebody else writes it.
+    #[error("Incident {0} is being written by another replica")]
+    Contended(String),
+}
+
+impl StateError {
+    /// The right to write has passed on.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Cluster(refusal) if refusal.kind == RefusalKind::NotLeading)
+    }
+
+    /// What is known of it is not what is there: everything has to be read again.
+    pub fn is_outdated(&self) -> bool {
+        matches!(self, Self::Contended(_))
+    }
+}
+
+/// Where incidents are kept, for the leader.
+#[derive(Debug)]
+pub enum Store {
+    /// As objects in the cluster.
+    Cluster(ClusterStore),
+    /// In a file.
+    File(FileStore),
+    /// Nowhere: whoever only wants to know what would be decided begins with a copy.
+    Copy(Vec<Incident>),
+}
+
+impl Store {
+    /// Everything that is kept; ours from now on if it is `taken`, else only to be looked at.
+    pub async fn load(&mut self, pen: &Pen, taken: bool) -> Result<Vec<Incident>, StateError> {
+        match self {
+            Self::Cluster(store) => store.load(pen, taken).await,
+            Self::File(store) => store.load().await,
+            Self::Copy(incidents) => Ok(incidents.clone()),
+        }
+    }
+
+    /// Keeps incidents. Whatever follows from them may only follow after this.
+    pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Result<(), StateError> {
+        match self {
+            Self::Cluster(store) => store.save(pen, incidents).await,
+            Self::File(store) => store.save(incidents).await,
+            Self::Copy(_) => Ok(()),
+        }
+    }
+
+    /// Tells decisions, by the names of their incidents, to whoever listens where they are kept.
+    pub fn announce(&self, pen: &Pen, decisions: &[(String, Decision)]) {
+        if let Self::Cluster(store) = self {
+            store.announce(pen, decisions);
+        }
+    }
+
+    /// Takes away what operators wanted of an incident, because it has been done.
+    pub async fn clear_orders(&mut self, pen: &Pen, name: &str) -> Result<(), StateError> {
+        match self {
+            Self::Cluster(store) => store.clear_orders(pen, name).await,
+            Self::File(store) => store.clear_orders(name).await,
+            Self::Copy(_) => Ok(()),
+        }
+    }
+
+    /// Forgets incidents.
+    pub async fn remove(&mut self, pen: &Pen, names: &[String]) -> Result<(), StateError> {
+        match self {
+            Self::Cluster(store) => store.remove(pen, names).await,
+            Self::File(store) => store.remove(names).await,
+            Self::Copy(_) => Ok(()),
+        }
+    }
+}

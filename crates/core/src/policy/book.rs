@@ -47,6 +47,21 @@ pub enum Act {
     },
 }
 
+/// Who does it, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct By<'a> {
+    /// The operator's name.
+    pub name: &'a str,
+    /// In the operator's own words.
+    pub reason: Option<&'a str>,
+}
+
+impl<'a> From<&'a str> for By<'a> {
+    fn from(name: &'a str) -> Self {
+        Self { name, reason: None }
+    }
+}
+
 impl Act {
     /// The App that it is about.
     pub fn app(&self) -> &App {
@@ -144,6 +159,16 @@ impl Book {
         self.incidents.iter()
     }
 
+    /// The incident of `app`, over or not.
+    pub fn incident(&self, app: &App) -> Option<&Incident> {
+        self.incidents.get(app)
+    }
+
+    /// The name under which the incident of `app` is kept.
+    pub fn name_of(&self, app: &App) -> Option<String> {
+        self.incident(app).map(|incident| incident.name(app))
+    }
+
     /// The Apps that brakes hold, blocks and releases.
     pub fn held(&self, policy: &Policy) -> Vec<HeldApp> {
         self.incidents
@@ -169,13 +194,14 @@ impl Book {
     /// Does what an operator asks for. Takes effect in the next evaluation, and in paused mode too.
     ///
     /// An act that has no effect is in the incident's log all the same, if there is an incident.
-    pub fn act(
+    pub fn act<'a>(
         &mut self,
         act: &Act,
-        actor: &str,
+        by: impl Into<By<'a>>,
         policy: &Policy,
         now: Moment,
     ) -> Result<Decision, ActError> {
+        let By { name: actor, reason: words } = by.into();
         let app = act.app().clone();
         let done = match act {
             Act::Approve { app } => self.approve(app, policy, now).map(|why| (DecisionKind::Approved, why)),
@@ -186,6 +212,10 @@ impl Book {
         let (kind, reason) = match &done {
             Ok((kind, reason)) => (*kind, reason.clone()),
             Err(error) => (DecisionKind::Refused, error.to_string()),
+        };
+        let reason = match words.map(str::trim).filter(|words| !words.is_empty()) {
+            Some(words) => format!("{reason} («{}»)", words.escape_debug()),
+            None => reason,
         };
         let decision = Decision {
             at: now.wall,

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+
 use super::book::Book;
 use super::brake::Brake;
 use super::decision::{Actor, Alert, Decision, DecisionKind};
@@ -302,14 +304,7 @@ impl Book {
                     }
                     summary.blocked += 1;
                     standing.insert(app.clone(), 0);
-                    blocks.push(Block {
-                        app: app.clone(),
-                        since: since.wall,
-                        grounds: accusations(incident),
-                        accused: accused(incident),
-                        exposure: incident.exposure.clone(),
-                        reason: incident.reason.clone(),
-                    });
+                    blocks.push(block(app, incident, since.wall));
                     NoticePhase::Blocked
                 }
                 Standing::Grace { until } => {
@@ -369,6 +364,23 @@ impl Book {
     }
 }
 
+impl Book {
+    /// What is blocked and held as of the last decision, without deciding anything: what a replica shows that only follows.
+    pub fn standing(&self, policy: &Policy, now: Moment) -> Plan {
+        let mut plan = Plan::empty(policy.mode, now.wall);
+        for (app, incident) in &self.incidents {
+            match incident.standing {
+                Standing::Blocked { since, .. } => plan.blocks.push(block(app, incident, since.wall)),
+                Standing::Grace { .. } => plan.summary.in_grace += 1,
+                Standing::Held => plan.summary.held += 1,
+                Standing::Watched | Standing::Ended { .. } => {}
+            }
+        }
+        plan.summary.blocked = plan.blocks.len();
+        plan
+    }
+}
+
 impl Pass<'_> {
     pub(super) fn decide(&mut self, app: &App, kind: DecisionKind, reason: String) {
         self.decisions.push(Decision {
@@ -379,6 +391,17 @@ impl Pass<'_> {
             reason,
             dry_run: self.policy.mode == Mode::DryRun,
         });
+    }
+}
+
+fn block(app: &App, incident: &Incident, since: Timestamp) -> Block {
+    Block {
+        app: app.clone(),
+        since,
+        grounds: accusations(incident),
+        accused: accused(incident),
+        exposure: incident.exposure.clone(),
+        reason: incident.reason.clone(),
     }
 }
 
@@ -395,6 +418,10 @@ fn accusations(incident: &Incident) -> Vec<Accusation> {
 fn accused(incident: &Incident) -> BTreeSet<Key> {
     match &incident.inherited {
         Some(accused) => accused.clone(),
+        // Blocked still, because its release is held: for what has cleared.
+        None if incident.grounds.is_empty() => {
+            incident.tombstones.keys().map(|(key, _)| key.clone()).collect()
+        }
         None => incident.grounds.keys().map(|(key, _)| key.clone()).collect(),
     }
 }

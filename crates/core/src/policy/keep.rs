@@ -29,6 +29,8 @@ use crate::state::incident::{
 /// How many accusations of one incident are kept. A tenant can start any number of processes, and an object has its bounds;
 /// what is left out is heard again from its node.
 const MAX_EVIDENCE: usize = 64;
+/// How many Services of one App are kept: they only have to last until the cluster has been asked again.
+const MAX_SERVICES: usize = 1000;
 /// How many accusers of one App the brakes are reminded of.
 const MAX_ACCUSERS: usize = 16;
 /// How old the kept time of the last evidence may become. Agents bring fresh evidence with each scan: keeping each would mean a
@@ -232,11 +234,7 @@ fn status(incident: &Incident) -> IncidentStatus {
             accused.iter().take(MAX_EVIDENCE).map(process).collect()
         }),
         cleared: incident.cleared.map(cleared_by),
-        exposure: kept::Exposure {
-            services: incident.exposure.services.clone(),
-            ingresses: incident.exposure.ingresses.clone(),
-            otherwise: incident.exposure.otherwise.clone(),
-        },
+        exposure: exposure(&incident.exposure),
         told: incident.told.map(|told| kept::Told {
             at: told.at,
             what: match told.what {
@@ -270,6 +268,18 @@ fn status(incident: &Incident) -> IncidentStatus {
         decisions: incident.decisions.iter().map(decision).collect(),
         decided: incident.decided,
         observed: incident.observed,
+        writer: None,
+    }
+}
+
+/// How an App is reached, within bounds: its tenant makes the Services.
+fn exposure(exposure: &Exposure) -> kept::Exposure {
+    let some = |all: &[Text]| all.iter().take(MAX_SERVICES).cloned().collect::<Vec<Text>>();
+    let is_plain = exposure.otherwise == exposure.services;
+    kept::Exposure {
+        services: some(&exposure.services),
+        ingresses: some(&exposure.ingresses),
+        otherwise: (!is_plain).then(|| some(&exposure.otherwise)),
     }
 }
 
@@ -330,7 +340,7 @@ fn cleared_ground(by: ClearedBy) -> ClearedGround {
 }
 
 /// A record as it was kept: without a command line.
-fn record(namespace: &Text, evidence: &kept::Evidence) -> Record {
+pub(super) fn record(namespace: &Text, evidence: &kept::Evidence) -> Record {
     Record {
         key: Key::new(namespace.clone(), evidence.pod.clone(), evidence.process.clone()),
         cmdline: Text::from(""),
@@ -403,7 +413,7 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
     incident.exposure = Exposure {
         services: status.exposure.services.clone(),
         ingresses: status.exposure.ingresses.clone(),
-        otherwise: status.exposure.otherwise.clone(),
+        otherwise: status.exposure.otherwise.clone().unwrap_or_else(|| status.exposure.services.clone()),
     };
     incident.exempted.clone_from(&status.exempted);
     incident.cleared = status.cleared.map(cleared_ground);

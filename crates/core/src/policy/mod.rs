@@ -22,6 +22,7 @@ mod hearing;
 mod incident;
 mod keep;
 mod questions;
+mod simulate;
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::book::{Act, ActError, Book, Inherited};
+pub use self::book::{Act, ActError, Book, By, Inherited};
 pub use self::brake::{Brake, BrakeRules};
 pub use self::decision::{Actor, Alert, Decision, DecisionKind};
 pub use self::evaluate::Evaluation;
@@ -38,6 +39,7 @@ pub use self::facts::{AppFact, Facts, PodFact, PodState, Verdict};
 pub use self::incident::{Incident, Standing};
 pub use self::keep::remembered;
 pub use self::questions::{Accusers, Questions};
+pub use self::simulate::{Fate, simulate};
 
 #[cfg(doc)]
 use crate::plan::Plan;

@@ -269,6 +269,18 @@ fn object(index: usize, blocks: &[&Block], form: Form, gateway: &Gateway) -> Obj
     make(fits, omitted)
 }
 
+/// The same `WasmPlugin`, blocking nobody.
+pub fn empty(object: &Object) -> Object {
+    let mut empty = object.clone();
+    let first = object.spec.pointer("/matchRules/0").cloned();
+    if let (Some(spec), Some(Value::Object(mut rule))) = (empty.spec.as_object_mut(), first) {
+        rule.insert("service".to_owned(), json!([SENTINEL]));
+        spec.insert("matchRules".to_owned(), json!([rule]));
+        spec.insert("defaultConfig".to_owned(), json!({"violations": []}));
+    }
+    empty
+}
+
 /// The object's size as the API server gets it.
 fn size(object: &Object) -> usize {
     serde_json::to_vec(object).map_or(usize::MAX, |json| json.len())

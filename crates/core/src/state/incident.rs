@@ -192,6 +192,9 @@ pub struct IncidentStatus {
     /// Up to which of the operators' acts everything has been done: a generation of the object, or a number that grows.
     #[serde(default)]
     pub observed: i64,
+    /// Which replica has written this, and in which term of its leading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<String>,
 }
 
 /// Which brake holds the block, and since when.
@@ -301,9 +304,9 @@ pub struct Exposure {
     /// Its Ingresses, as `namespace/name`.
     #[serde(default)]
     pub ingresses: Vec<Text>,
-    /// Those of `services` that may be reached in other ways.
-    #[serde(default)]
-    pub otherwise: Vec<Text>,
+    /// Those of `services` that may be reached in other ways; all of them if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub otherwise: Option<Vec<Text>>,
 }
 
 /// What a tenant has been told.

@@ -35,6 +35,11 @@ pub(super) fn is_ours(live: &Live) -> bool {
         || live.managed_fields().iter().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
 }
 
+/// Loads nothing into the gateway, as what the program before this one left behind: nothing is lost by taking it over.
+pub(super) fn is_inert(live: &Live) -> bool {
+    live.data.pointer("/spec/url").and_then(Value::as_str).is_none_or(str::is_empty)
+}
+
 pub(super) fn is_suspended(live: &Live) -> bool {
     live.annotations().get(SUSPEND).is_some_and(|value| value == "true")
 }
@@ -45,7 +50,7 @@ pub(super) fn has_same_words(object: &Object, live: &Live) -> bool {
 
 /// Why an object that we keep is left as it is, if so.
 pub(super) fn left_alone(live: &Live) -> Option<String> {
-    if !is_ours(live) {
+    if !is_ours(live) && !is_inert(live) {
         return Some(format!(
             "is there, but not written by procscan-aggregator. Delete it, or hand it over with the label {}={}",
             MANAGED_BY.0, MANAGED_BY.1

@@ -10,10 +10,10 @@ mod live;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::discovery::ApiResource;
 use kube::{Api, ResourceExt};
-use procscan_core::plan::Plan;
+use procscan_core::plan::{Notice, Plan};
 use procscan_core::policy::Inherited;
 use procscan_core::resources::notification::{self, IS_READ};
 use procscan_core::resources::wasm_plugin::{self, Gateway};
@@ -28,11 +28,16 @@ use self::live::{
 use super::Outcome;
 use super::difference::{Difference, surplus};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
+use crate::leader::Pen;
 
 /// Who we are to the API server.
 pub const FIELD_MANAGER: &str = "procscan-aggregator";
 /// The annotation by which an operator keeps us from writing an object.
 pub const SUSPEND: &str = "procscan-aggregator/suspend";
+/// The annotation that says which leader's the object is.
+pub const WRITER: &str = "procscan-aggregator/writer";
+/// How often an object is marked again that somebody changes at the same time.
+const TRIES: usize = 5;
 /// How many messages that were written before are compared again in one pass: drift in them is no emergency.
 const COMPARED_AGAIN: usize = 20;
 /// The pause after which a message that was refused is tried again; it doubles each time.
@@ -43,6 +48,8 @@ const MAX_PAUSE: Duration = Duration::from_mins(5);
 #[derive(Debug)]
 pub struct ClusterOutput {
     cluster: Cluster,
+    /// The right to write, of the term in which `told` and the others were learned.
+    pen: Pen,
     /// The messages that need nothing more, by kind, namespace and name.
     told: BTreeMap<Key, Told>,
     /// The messages that could not be written, and when to try again: they must not keep others waiting.
@@ -71,7 +78,70 @@ struct Failing {
 impl ClusterOutput {
     /// Nothing is read or written yet.
     pub fn new(cluster: Cluster) -> Self {
-        Self { cluster, told: BTreeMap::new(), failing: BTreeMap::new(), compared: None }
+        Self { cluster, pen: Pen::none(), told: BTreeMap::new(), failing: BTreeMap::new(), compared: None }
+    }
+
+    /// Marks our `WasmPlugins` as those of a new leader, and says what they block. What a leader before it has still on its
+    /// way is refused from then on, because it is for another version of the object.
+    ///
+    /// A suspended object is not touched, not even for this.
+    pub async fn take_over(
+        &mut self,
+        gateway: &Gateway,
+        pen: &Pen,
+        may_touch: bool,
+    ) -> Result<Vec<Inherited>, Refusal> {
+        self.pen = pen.clone();
+        // Others may have written since.
+        self.told.clear();
+        self.failing.clear();
+        self.compared = None;
+        let mut tries = TRIES;
+        loop {
+            let live = match self.plugins(gateway).await {
+                // Where there is no such kind, nothing is blocked by it.
+                Err(refusal) if refusal.kind == RefusalKind::NotServed => return Ok(Vec::new()),
+                live => live?,
+            };
+            match self.mark_all(&live, may_touch).await {
+                Ok(()) => {
+                    let ours = live.iter().filter(|object| is_ours(object)).map(|object| &object.data);
+                    return Ok(wasm_plugin::blocked(ours, gateway));
+                }
+                // Somebody has changed one of them meanwhile.
+                Err(refusal) if refusal.kind == RefusalKind::Conflict && tries > 0 => tries -= 1,
+                Err(refusal) => return Err(refusal),
+            }
+        }
+    }
+
+    async fn mark_all(&self, plugins: &[Live], may_touch: bool) -> Result<(), Refusal> {
+        let resource = resource(wasm_plugin::API_VERSION, wasm_plugin::KIND);
+        let plural = plural(&resource);
+        for plugin in plugins.iter().filter(|plugin| may_touch && is_ours(plugin) && !is_suspended(plugin)) {
+            let namespace = plugin.namespace().unwrap_or_default();
+            let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
+            let mark = json!({"metadata": {
+                "resourceVersion": plugin.metadata.resource_version,
+                "annotations": {WRITER: format!("{} in term {}", self.pen.identity(), self.pen.term())},
+            }});
+            let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&namespace) };
+            let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+            let (name, mark) = (plugin.name_any(), Patch::Merge(&mark));
+            match self.cluster.write(&self.pen, ask, api.patch(&name, &by_us, &mark)).await {
+                // Deleted meanwhile: then it blocks nobody.
+                Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
+                marked => drop(marked?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a notice has been written, or there is nobody to write it to.
+    pub fn has_told(&self, notice: &Notice) -> bool {
+        let name = notification::name(&notice.app);
+        let key = (notification::KIND, notice.app.namespace.to_string(), name);
+        self.told.get(&key).is_some_and(|told| told.news == hash_of(&notice.told.to_string()))
     }
 
     /// The Apps that our `WasmPlugins` block now. Read from the gateway's namespace only: tenants can't write there.
@@ -88,7 +158,14 @@ impl ClusterOutput {
     }
 
     /// Makes the cluster like the plan, as far as `go_on` lets it. Problems stop nothing but what they are about.
-    pub async fn write(&mut self, plan: &Plan, settings: &Settings, go_on: impl Fn() -> bool) -> Outcome {
+    pub async fn write(
+        &mut self,
+        plan: &Plan,
+        settings: &Settings,
+        pen: &Pen,
+        go_on: impl Fn() -> bool,
+    ) -> Outcome {
+        self.pen = pen.clone();
         let mut outcome = Outcome::default();
         let objects = match self.plugins(&settings.gateway).await {
             Ok(live) => {
@@ -212,7 +289,12 @@ impl ClusterOutput {
         outcome: &mut Outcome,
     ) -> Result<bool, Refusal> {
         let Some(live) = live else {
-            self.apply(object, None).await?;
+            // Made empty first: nothing in the cluster can tell the making of a late leader from that of the present one.
+            let empty = wasm_plugin::empty(object);
+            let made = self.create(&empty).await?;
+            if empty.spec != object.spec {
+                self.apply(object, made.metadata.resource_version).await?;
+            }
             return Ok(true);
         };
         if is_ours(live) && is_suspended(live) {
@@ -266,6 +348,13 @@ impl ClusterOutput {
             }
             (Upkeep::Retired, Some(live)) => (self.mark_read(object, &live).await, false),
             (Upkeep::Words, Some(live)) if has_same_words(object, &live) => (Ok(false), false),
+            // Told before the start, or by another replica: what it says may have other words now, but it is no news.
+            (Upkeep::News { .. }, Some(live)) if is_news && is_told(object, &live) => {
+                let is_same = live.data.get("spec") == Some(&object.spec);
+                let same = with_labels_of(&live, object);
+                let version = live.metadata.resource_version;
+                (if is_same { Ok(false) } else { self.apply(&same, version).await.map(|_| true) }, true)
+            }
             // Its reader has deleted it, and nothing new has happened.
             (_, None) if !is_news => (Ok(false), false),
             (_, Some(live)) if !is_news => (
@@ -274,10 +363,8 @@ impl ClusterOutput {
                     .map(|_| true),
                 true,
             ),
-            (_, live) => {
-                let version = live.and_then(|live| live.metadata.resource_version);
-                (self.apply(object, version).await.map(|_| true), true)
-            }
+            (_, None) => (self.create(object).await.map(|_| true), true),
+            (_, Some(live)) => (self.apply(object, live.metadata.resource_version).await.map(|_| true), true),
         };
         match written {
             Ok(written) => {
@@ -353,6 +440,21 @@ impl ClusterOutput {
         }
     }
 
+    /// Makes an object that is not there. If it is there by now, somebody was faster: the next pass looks again.
+    async fn create(&self, object: &Object) -> Result<Live, Refusal> {
+        let resource = resource(object.api_version, object.kind);
+        let plural = plural(&resource);
+        let ask = Ask { verb: "create", resource: &plural, namespace: Some(&object.metadata.namespace) };
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let body: Live = serde_json::to_value(object).and_then(serde_json::from_value).map_err(|error| {
+            Refusal { kind: RefusalKind::Invalid, subject: named(object), text: error.to_string() }
+        })?;
+        self.cluster
+            .write(&self.pen, ask, self.api(object, &resource).create(&params, &body))
+            .await
+            .map_err(|refusal| Refusal { text: format!("{}: {}", named(object), refusal.text), ..refusal })
+    }
+
     async fn apply(&self, object: &Object, version: Option<String>) -> Result<Live, Refusal> {
         let mut body = serde_json::to_value(object).unwrap_or_default();
         if let (Some(version), Some(metadata)) =
@@ -375,7 +477,7 @@ impl ClusterOutput {
         let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&object.metadata.namespace) };
         let api = self.api(object, &resource);
         self.cluster
-            .ask(ask, api.patch(&object.metadata.name, params, patch))
+            .write(&self.pen, ask, api.patch(&object.metadata.name, params, patch))
             .await
             .map_err(|refusal| Refusal { text: format!("{}: {}", named(object), refusal.text), ..refusal })
     }
@@ -383,6 +485,12 @@ impl ClusterOutput {
     fn api(&self, object: &Object, resource: &ApiResource) -> Api<Live> {
         Api::namespaced_with(self.cluster.client(), &object.metadata.namespace, resource)
     }
+}
+
+/// Whether what is there has told the same news.
+fn is_told(object: &Object, live: &Live) -> bool {
+    let news = object.metadata.annotations.get(notification::INCIDENT).and_then(Value::as_str);
+    news.is_some() && live.annotations().get(notification::INCIDENT).map(String::as_str) == news
 }
 
 fn is_summary(object: &Object) -> bool {

@@ -1,0 +1,204 @@
+//! What operators do: approve, release, exempt, pause. Kept before it is answered, and done by whoever leads; any replica takes
+//! it.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use procscan_core::policy::{DecisionKind, Mode};
+use procscan_core::state::incident::{Approval, Release};
+use procscan_core::state::{EnforcementSpec, ExemptionSpec, Match};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Api;
+use super::auth::Right;
+use super::incidents::Shown;
+use super::problem::Problem;
+use crate::state::{Desk, DeskError};
+
+/// How long an answer waits until what was said has been done. It is kept already.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ApproveBody {
+    reason: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReleaseBody {
+    reason: Option<String>,
+    until: Option<Timestamp>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExemptBody {
+    /// A name for it; made from the time if there is none.
+    id: Option<String>,
+    namespace: Option<Match>,
+    app: Option<Match>,
+    process: Option<Match>,
+    rule: Option<Match>,
+    reason: String,
+    until: Option<Timestamp>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EnforceBody {
+    /// `null`: what the configuration says.
+    mode: Option<Mode>,
+    reason: Option<String>,
+}
+
+pub(super) async fn approve(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<ApproveBody>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
+    let ApproveBody { reason } = body.map_err(refused)?.0;
+    api.find_open(&name)?;
+    let number = desk.approve(&name, Approval { by: Some(by.clone()), reason }).await?;
+    api.until_done(&name, number, &by).await
+}
+
+pub(super) async fn release(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<ReleaseBody>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
+    let ReleaseBody { reason, until } = body.map_err(refused)?.0;
+    if until.is_some_and(|until| until <= Timestamp::now()) {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "until: a time to come"));
+    }
+    api.find_open(&name)?;
+    let number = desk.release(&name, Release { by: Some(by.clone()), reason, until }).await?;
+    api.until_done(&name, number, &by).await
+}
+
+pub(super) async fn exempt(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Result<Json<ExemptBody>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let (desk, by) = api.admit(&headers, "create", "exemptions", None).await?;
+    let ExemptBody { id, namespace, app, process, rule, reason, until } = body.map_err(refused)?.0;
+    let id = id.unwrap_or_else(|| format!("exemption-{:x}", Timestamp::now().as_microsecond()));
+    if !procscan_core::names::is_dns_subdomain(&id) {
+        return Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "id: letters, digits, hyphens and dots, as in a host name",
+        ));
+    }
+    let exemption = ExemptionSpec { namespace, app, process, rule, reason, until, by: Some(by) };
+    desk.exempt(&id, &exemption).await?;
+    Ok((StatusCode::CREATED, Json(json!({"name": id, "exemption": exemption}))).into_response())
+}
+
+pub(super) async fn withdraw(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (desk, by) = api.admit(&headers, "delete", "exemptions", Some(&name)).await?;
+    desk.withdraw(&name).await?;
+    tracing::info!(exemption = name, actor = by, "an exemption is taken back");
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+pub(super) async fn enforce(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Result<Json<EnforceBody>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let (desk, by) = api.admit(&headers, "patch", "enforcements", None).await?;
+    let EnforceBody { mode, reason } = body.map_err(refused)?.0;
+    let spec = EnforcementSpec { mode, reason, by: Some(by) };
+    desk.enforce(&spec).await?;
+    tracing::warn!(?mode, actor = spec.by, reason = spec.reason, "the mode of enforcement is changed");
+    Ok(Json(json!({"mode": mode, "reason": spec.reason, "by": spec.by})).into_response())
+}
+
+fn refused(rejection: JsonRejection) -> Problem {
+    Problem::new(rejection.status(), rejection.body_text())
+}
+
+impl From<DeskError> for Problem {
+    fn from(error: DeskError) -> Self {
+        let status = match &error {
+            DeskError::Unknown(..) => StatusCode::NOT_FOUND,
+            DeskError::Exists(..) | DeskError::Busy(_) => StatusCode::CONFLICT,
+            DeskError::Invalid(_) => StatusCode::BAD_REQUEST,
+            DeskError::Unkept(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl Api {
+    /// Who asks, if they may, and where their word goes.
+    async fn admit(
+        &self,
+        headers: &HeaderMap,
+        verb: &'static str,
+        resource: &'static str,
+        name: Option<&str>,
+    ) -> Result<(Desk, String), Problem> {
+        let caller = self.views.auth.authenticate(headers).await?;
+        let right = Right {
+            verb,
+            resource,
+            namespace: self.views.own_namespace.clone(),
+            name: name.map(str::to_owned),
+        };
+        self.views.auth.authorize(&caller, right).await?;
+        Ok((self.views.desk.clone(), caller.name))
+    }
+
+    /// An incident that is over is history, and nothing is done to it any more.
+    fn find_open(&self, name: &str) -> Result<(), Problem> {
+        let kept = self.views.kept.borrow().clone();
+        let status = kept.incidents.get(name).and_then(|incident| incident.status.as_ref());
+        // What is not seen here yet may be there all the same.
+        if status.is_some_and(|status| status.state == procscan_core::state::IncidentState::Ended) {
+            return Err(Problem::new(StatusCode::CONFLICT, "the incident is over"));
+        }
+        Ok(())
+    }
+
+    /// Waits until everything up to `number` has been done, and says what has come of it.
+    async fn until_done(&self, name: &str, number: i64, by: &str) -> Result<Response, Problem> {
+        let mut kept = self.views.kept.clone();
+        let is_done = |kept: &std::sync::Arc<crate::state::Kept>| {
+            let status = kept.incidents.get(name).and_then(|incident| incident.status.as_ref());
+            status.is_some_and(|status| status.observed >= number)
+        };
+        let done = tokio::time::timeout(PATIENCE, kept.wait_for(is_done)).await;
+        let incident = match done {
+            Ok(Ok(kept)) => kept.incidents.get(name).and_then(|incident| incident.document(name)),
+            _ => None,
+        };
+        let Some(incident) = incident else {
+            let detail = "it is kept, and will be done as soon as a replica leads and decisions can be kept";
+            return Ok(
+                (StatusCode::ACCEPTED, Json(json!({"status": "kept", "detail": detail}))).into_response()
+            );
+        };
+        let last = incident.status.decisions.iter().rev().find(|decision| *decision.actor == *by);
+        if let Some(refused) = last.filter(|decision| decision.decision == DecisionKind::Refused) {
+            return Err(Problem::new(StatusCode::CONFLICT, refused.reason.clone()));
+        }
+        Ok(Json(Shown::from(incident)).into_response())
+    }
+}

@@ -1,0 +1,60 @@
+//! `simulate`: recorded incidents under other rules.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use procscan_core::policy::{Fate, simulate};
+
+use super::CommandError;
+use super::run::text;
+use crate::config::{Config, Level, Logger, StateMode};
+use crate::run;
+use crate::state::{FileStore, Kept};
+use crate::telemetry;
+
+/// Replays what is kept where the configuration says, under its rules. Reads only.
+pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError> {
+    let config = Config::load(path, std::env::vars_os().filter_map(text))?;
+    telemetry::init(Logger { level: Level::Error, ..config.logger }, false);
+    let kept = kept(&config).await?;
+    let mut policy = config.policy();
+    policy.exemptions.extend(kept.rules().0);
+    let now = Timestamp::now();
+    let from = now.checked_sub(since).map_err(|_| CommandError::Usage("--since: too long ago".to_owned()))?;
+    let fates = simulate(&kept.documents(), &policy, from, now);
+    if show(&fates) { Err(CommandError::Changes) } else { Ok(()) }
+}
+
+async fn kept(config: &Config) -> anyhow::Result<Kept> {
+    match (config.state_mode(), run::cluster(config).await?) {
+        (StateMode::Cluster, Some(cluster)) => Ok(run::objects(config, &cluster).read().await?),
+        (StateMode::Cluster, None) => anyhow::bail!("state.mode: cluster needs a cluster"),
+        (StateMode::File, _) => {
+            let store = FileStore::open(config.state.directory()).await?;
+            store.load().await?;
+            let kept = Kept::clone(&store.shown().borrow());
+            Ok(kept)
+        }
+    }
+}
+
+/// Whether anything would differ.
+fn show(fates: &[Fate]) -> bool {
+    let fate = |is_blocked: bool| if is_blocked { "blocked" } else { "not blocked" };
+    let differing: Vec<&Fate> = fates.iter().filter(|fate| fate.differs()).collect();
+    for Fate { app, was_blocked, was, would_be_blocked, would_be } in &differing {
+        println!("{app}: was {}, would be {}", fate(*was_blocked), fate(*would_be_blocked));
+        println!("  - {was}");
+        println!("  + {would_be}");
+    }
+    let blocked = |of: fn(&Fate) -> bool| fates.iter().filter(|fate| of(fate)).count();
+    println!(
+        "{} Apps were accused; {} were blocked, {} would be. {} would differ.",
+        fates.len(),
+        blocked(|fate| fate.was_blocked),
+        blocked(|fate| fate.would_be_blocked),
+        differing.len()
+    );
+    !differing.is_empty()
+}

@@ -1,0 +1,56 @@
+//! Every decision and alert, told once: in the log, and for whoever asks for the last ones.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use procscan_core::policy::{Alert, Decision, DecisionKind};
+
+/// How many decisions are remembered. What is decided of an incident is kept with it; this also has what belongs to none.
+const REMEMBERED: usize = 2000;
+
+/// The last decisions of this replica.
+#[derive(Clone, Debug, Default)]
+pub struct Journal(Arc<Mutex<VecDeque<Decision>>>);
+
+impl Journal {
+    /// The last decisions, the latest first.
+    pub fn last(&self) -> Vec<Decision> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
+    }
+
+    /// Tells a decision.
+    pub(super) fn tell(&self, decision: &Decision) {
+        log(decision);
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() == REMEMBERED {
+            last.pop_front();
+        }
+        last.push_back(decision.clone());
+    }
+}
+
+fn log(decision: &Decision) {
+    let Decision { app, kind, actor, reason, dry_run, .. } = decision;
+    let decision = kind.as_str();
+    match kind {
+        DecisionKind::Blocked
+        | DecisionKind::Held
+        | DecisionKind::ReleaseHeld
+        | DecisionKind::Disputed
+        | DecisionKind::Inherited => {
+            tracing::warn!(%app, decision, %actor, reason, dry_run, "decision");
+        }
+        _ => tracing::info!(%app, decision, %actor, reason, dry_run, "decision"),
+    }
+}
+
+pub(super) fn raise(alert: &Alert) {
+    match alert {
+        Alert::Brake { message, .. } => tracing::error!(alert = "brake", detail = message, "a brake holds"),
+        Alert::Notices { waiting } => tracing::warn!(
+            alert = "notices",
+            waiting,
+            "more tenants are to be told than notification.max_per_round; the rest is told in the next rounds"
+        ),
+    }
+}

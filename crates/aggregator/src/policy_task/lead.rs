@@ -1,0 +1,427 @@
+//! One term of leading: from what was kept to decisions that are kept.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use procscan_core::names::App;
+use procscan_core::policy::{
+    Alert, Book, By, Decision, DecisionKind, Evaluation, Inherited, Mode, Policy, remembered,
+};
+use procscan_core::state::incident as kept;
+use procscan_core::state::{Incident, IncidentState};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::journal::raise;
+use super::{Decided, PolicyTask, TakeOver};
+use crate::leader::Pen;
+use crate::ledger_task::Memory;
+use crate::state::{Kept, Order, StateError};
+
+/// The pause after which what can't be kept is tried again; doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+/// How often it is looked for incidents that are kept no longer.
+const SWEEP: Duration = Duration::from_mins(10);
+/// How many of them are forgotten at once.
+const SWEPT: usize = 200;
+
+/// How a term ends.
+pub(super) enum End {
+    /// Another replica leads, or nobody does.
+    Lost,
+    /// Nobody publishes snapshots any more.
+    Over,
+}
+
+/// One term.
+pub(super) struct Lead<'a> {
+    task: &'a mut PolicyTask,
+    pen: Pen,
+    book: Book,
+    /// Everything that is kept was read when this was the mode: dry-run decides on a copy that is never kept.
+    is_copy: bool,
+    /// Told once they are kept.
+    decisions: Vec<Decision>,
+    alerts: Vec<Alert>,
+    /// Incidents that are history, of which operators wanted something.
+    history: Vec<Incident>,
+    /// When what could not be kept is tried again, and the pause after that.
+    again: Option<(Instant, Duration)>,
+    has_waited: bool,
+    swept: Option<Instant>,
+}
+
+/// What one evaluation has come to.
+enum Step {
+    /// The plan is published, or will be.
+    Done,
+    /// What is known is not what is kept.
+    Outdated,
+    Lost,
+}
+
+impl<'a> Lead<'a> {
+    pub(super) fn new(task: &'a mut PolicyTask, pen: Pen) -> Self {
+        Self {
+            task,
+            pen,
+            book: Book::default(),
+            is_copy: false,
+            decisions: Vec::new(),
+            alerts: Vec::new(),
+            history: Vec::new(),
+            again: None,
+            has_waited: false,
+            swept: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> End {
+        loop {
+            if let Err(end) = self.take_over().await {
+                return end;
+            }
+            if let Err(end) = self.decide().await {
+                return end;
+            }
+        }
+    }
+
+    /// Begins with what is kept and what is blocked. Again and again, until it is known.
+    async fn take_over(&mut self) -> Result<(), End> {
+        let mut pause = MIN_PAUSE;
+        self.is_copy = self.policy().mode == Mode::DryRun;
+        let kept = loop {
+            match self.task.store.load(&self.pen, !self.is_copy).await {
+                Ok(kept) => break kept,
+                Err(error) if error.is_lost() => return Err(End::Lost),
+                Err(error) => {
+                    self.trouble(&error, "what is kept can't be read; nothing is decided until it is")
+                }
+            }
+            self.pause(pause).await?;
+            pause = (pause * 2).min(MAX_PAUSE);
+        };
+        let blocked = self.blocked().await?;
+        self.remind(&kept).await?;
+        let now = self.task.clock.now();
+        let snapshot = self.task.channels.snapshots.borrow_and_update().clone();
+        let policy = self.policy();
+        self.book = Book::restore(&kept, &snapshot, now);
+        (self.decisions, self.alerts, self.again) = (Vec::new(), Vec::new(), None);
+        let open = kept.iter().filter(|incident| incident.status.state != IncidentState::Ended).count();
+        let inherited = self.book.inherit(blocked, &policy, now);
+        if open + inherited.len() > 0 {
+            tracing::info!(incidents = open, inherited = inherited.len(), "taken over from before");
+        }
+        self.decisions.extend(inherited);
+        Ok(())
+    }
+
+    /// What the objects block.
+    async fn blocked(&mut self) -> Result<Vec<Inherited>, End> {
+        let (tell, blocked) = oneshot::channel();
+        let question = TakeOver { pen: self.pen.clone(), may_touch: !self.is_copy, blocked: tell };
+        if self.task.channels.take_over.send(question).await.is_err() {
+            return Err(End::Over);
+        }
+        tokio::pin!(blocked);
+        loop {
+            tokio::select! {
+                // Without an answer the output has ended, or the right to write has.
+                answer = &mut blocked => return answer.map_err(|_| if self.pen.holds() { End::Over } else { End::Lost }),
+                end = self.is_over() => return Err(end),
+            }
+        }
+    }
+
+    async fn remind(&mut self, kept: &[Incident]) -> Result<(), End> {
+        let (done, is_done) = oneshot::channel();
+        let memory = Memory { evidence: remembered(kept), done };
+        if self.task.channels.memory.send(memory).await.is_err() || is_done.await.is_err() {
+            return Err(End::Over);
+        }
+        Ok(())
+    }
+
+    /// Waits, but not beyond the term.
+    async fn pause(&mut self, pause: Duration) -> Result<(), End> {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(()),
+            end = self.is_over() => Err(end),
+        }
+    }
+
+    /// Waits until the term is over.
+    async fn is_over(&mut self) -> End {
+        let channels = &mut self.task.channels;
+        loop {
+            tokio::select! {
+                // Whoever is alone leads for ever, and nobody says so again.
+                Ok(()) = channels.leadership.changed() => if !self.pen.holds() { return End::Lost },
+                changed = channels.snapshots.changed() => if changed.is_err() { return End::Over },
+            }
+        }
+    }
+
+    /// Decides on every snapshot, until the term is over, or what is kept has to be read again.
+    async fn decide(&mut self) -> Result<(), End> {
+        let mut is_live = true;
+        let mut is_verified = true;
+        let mut is_kept = true;
+        let mut is_told = true;
+        self.task.channels.snapshots.mark_changed();
+        while is_live {
+            let channels = &mut self.task.channels;
+            let again = self.again.map(|(at, _)| at);
+            tokio::select! {
+                changed = channels.snapshots.changed() => is_live = changed.is_ok(),
+                changed = channels.facts.changed(), if is_verified => is_verified = changed.is_ok(),
+                changed = channels.kept.changed(), if is_kept => is_kept = changed.is_ok(),
+                changed = channels.delivered.changed(), if is_told => is_told = changed.is_ok(),
+                Ok(()) = channels.leadership.changed() => {}
+                () = async { tokio::time::sleep_until(again.unwrap_or_else(Instant::now)).await }, if again.is_some() => {}
+            }
+            if !self.pen.holds() {
+                return Err(End::Lost);
+            }
+            match self.step().await {
+                Step::Done => {}
+                Step::Lost => return Err(End::Lost),
+                Step::Outdated => return Ok(()),
+            }
+        }
+        Err(End::Over)
+    }
+
+    fn policy(&mut self) -> Policy {
+        let kept = self.task.channels.kept.borrow_and_update().clone();
+        self.task.policy_now(&kept)
+    }
+
+    async fn step(&mut self) -> Step {
+        let now = self.task.clock.now();
+        let channels = &mut self.task.channels;
+        let kept = channels.kept.borrow_and_update().clone();
+        let snapshot = channels.snapshots.borrow_and_update().clone();
+        let facts = channels.facts.borrow_and_update().clone();
+        let delivered = channels.delivered.borrow_and_update().clone();
+        let policy = self.task.policy_now(&kept);
+        let is_copy = policy.mode == Mode::DryRun;
+        if self.is_copy && !is_copy {
+            // What dry-run has decided on its copy had no effect.
+            return Step::Outdated;
+        }
+        if is_copy && !self.is_copy {
+            // From here on nothing is kept.
+            self.is_copy = true;
+        }
+        for (app, at) in delivered.iter() {
+            self.book.delivered(app, *at);
+        }
+        let done = self.obey(&kept, &policy);
+        let Evaluation { plan, held, decisions, alerts, disputes, unverified } =
+            self.book.evaluate(&snapshot, &policy, &facts, now);
+        self.decisions.extend(decisions);
+        self.alerts.extend(alerts);
+        let asked = self.book.questions(&snapshot, &policy);
+        let is_answered = asked.are_answered_by(&facts);
+        self.task.channels.questions.send_if_modified(|before| {
+            let is_news = **before != asked;
+            if is_news {
+                *before = Arc::new(asked);
+            }
+            is_news
+        });
+        if !is_copy {
+            match self.keep().await {
+                Ok(true) => {}
+                Ok(false) => return Step::Done,
+                Err(error) if error.is_lost() => return Step::Lost,
+                Err(error) if error.is_outdated() => {
+                    tracing::warn!(%error, "what is kept is read again");
+                    return Step::Outdated;
+                }
+                Err(error) => {
+                    self.trouble(
+                        &error,
+                        "decisions can't be kept: no new block and no release until they can",
+                    );
+                    return Step::Done;
+                }
+            }
+        }
+        self.tell();
+        let rounds = snapshot.rounds;
+        let pen = Some(self.pen.clone());
+        self.publish(Decided { plan, held, disputes, unverified, is_answered, rounds, pen });
+        if !is_copy && let Err(error) = self.tidy(&kept, &done).await {
+            if error.is_lost() {
+                return Step::Lost;
+            }
+            tracing::warn!(%error, "what is done or over can't be cleared away yet");
+        }
+        Step::Done
+    }
+
+    /// Does what operators want, and gives the incidents of which everything has been done.
+    fn obey(&mut self, kept: &Kept, policy: &Policy) -> BTreeSet<String> {
+        let now = self.task.clock.now();
+        let mut done = BTreeSet::new();
+        for Order { incident, act, actor, reason, number } in kept.orders(now.wall) {
+            let app = act.app().clone();
+            let known = self.book.incident(&app);
+            let Some(known) = known.filter(|known| known.name(&app) == incident) else {
+                self.refuse(kept, &incident, &actor, number, now.wall);
+                continue;
+            };
+            if known.observed() >= number && !done.contains(&incident) {
+                continue;
+            }
+            match self.book.act(&act, By { name: &actor, reason: reason.as_deref() }, policy, now) {
+                Ok(decision) => self.decisions.push(decision),
+                Err(error) => tracing::info!(%app, actor, %error, "an operator's act has no effect"),
+            }
+            self.book.observe(&app, number);
+            done.insert(incident);
+        }
+        done
+    }
+
+    /// An incident that is history: there is nothing to be done any more, and whoever wanted it finds that in its log.
+    fn refuse(&mut self, kept: &Kept, name: &str, actor: &str, number: i64, at: Timestamp) {
+        let Some(mut incident) = kept.incidents.get(name).and_then(|incident| incident.document(name)) else {
+            return;
+        };
+        let reason = format!("{} has no open incident", App::from(&incident.spec.app));
+        let decision = DecisionKind::Refused;
+        incident.status.decisions.push(kept::Decision { at, decision, actor: actor.into(), reason });
+        incident.status.decided += 1;
+        incident.status.observed = number;
+        self.history.push(incident);
+    }
+
+    /// Keeps what has been decided. False if it is not time to try again yet.
+    async fn keep(&mut self) -> Result<bool, StateError> {
+        let unsaved = self.book.unsaved();
+        if unsaved.is_empty() && self.history.is_empty() {
+            self.relieve();
+            return Ok(true);
+        }
+        if self.again.is_some_and(|(at, _)| Instant::now() < at) {
+            return Ok(false);
+        }
+        let (apps, mut incidents): (Vec<App>, Vec<Incident>) = unsaved.into_iter().unzip();
+        incidents.append(&mut self.history);
+        self.task.store.save(&self.pen, incidents).await?;
+        self.book.saved(&apps);
+        self.relieve();
+        Ok(true)
+    }
+
+    /// Takes away what operators wanted and what is kept no longer.
+    async fn tidy(&mut self, kept: &Kept, done: &BTreeSet<String>) -> Result<(), StateError> {
+        let old = kept.incidents.iter().filter(|(_, incident)| incident.is_done()).map(|(name, _)| name);
+        let names: BTreeSet<&String> = old.chain(done).collect();
+        for name in names {
+            self.task.store.clear_orders(&self.pen, name).await?;
+        }
+        let is_due = self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP);
+        if !is_due {
+            return Ok(());
+        }
+        self.swept = Some(Instant::now());
+        let now = self.task.clock.now().wall;
+        let known: BTreeSet<String> =
+            self.book.incidents().map(|(app, incident)| incident.name(app)).collect();
+        let is_over = |name: &String| {
+            let status = kept.incidents.get(name).and_then(|incident| incident.status.as_ref());
+            status.is_some_and(|status| {
+                let ended = status.since.filter(|_| status.state == IncidentState::Ended);
+                let is_old =
+                    ended.is_some_and(|ended| now.duration_since(ended).unsigned_abs() > self.task.retention);
+                is_old && status.releases.iter().all(|release| release.until <= now)
+            })
+        };
+        let over: Vec<String> = kept
+            .incidents
+            .keys()
+            .filter(|name| !known.contains(*name) && is_over(name))
+            .take(SWEPT)
+            .cloned()
+            .collect();
+        if !over.is_empty() {
+            self.task.store.remove(&self.pen, &over).await?;
+            tracing::info!(incidents = over.len(), "kept for state.retention and removed");
+        }
+        Ok(())
+    }
+
+    /// Tells what has been kept.
+    fn tell(&mut self) {
+        let decisions = std::mem::take(&mut self.decisions);
+        decisions.iter().for_each(|decision| self.task.journal.tell(decision));
+        if !self.is_copy {
+            let named = decisions.into_iter().filter(|decision| decision.kind != DecisionKind::Disputed);
+            let named: Vec<(String, Decision)> =
+                named.filter_map(|decision| Some((self.book.name_of(&decision.app)?, decision))).collect();
+            self.task.store.announce(&self.pen, &named);
+        }
+        let alerts = std::mem::take(&mut self.alerts);
+        let is_waiting = alerts.iter().any(|alert| matches!(alert, Alert::Notices { .. }));
+        // As long as tenants wait, each evaluation says so: once is enough for people.
+        let is_news = |alert: &&Alert| !(self.has_waited && matches!(alert, Alert::Notices { .. }));
+        alerts.iter().filter(is_news).for_each(raise);
+        if self.has_waited && !is_waiting {
+            tracing::info!("every tenant has been told");
+        }
+        self.has_waited = is_waiting;
+    }
+
+    fn publish(&mut self, now: Decided) {
+        self.task.channels.decided.send_if_modified(|before| {
+            let term = |decided: &Decided| decided.pen.as_ref().map(Pen::term);
+            let is_news = before.plan != now.plan
+                || before.held != now.held
+                || before.disputes != now.disputes
+                || before.unverified != now.unverified
+                || before.is_answered != now.is_answered
+                || term(before) != term(&now)
+                // Only the first round makes a difference to anybody.
+                || (before.rounds == 0) != (now.rounds == 0);
+            if is_news {
+                *before = Arc::new(now);
+            }
+            is_news
+        });
+    }
+
+    /// Says once what stands in the way, and when to try again.
+    fn trouble(&mut self, error: &StateError, what: &str) {
+        let text = error.to_string();
+        let pause = self.again.map_or(MIN_PAUSE, |(_, pause)| pause);
+        self.again = Some((Instant::now() + pause, (pause * 2).min(MAX_PAUSE)));
+        self.task.channels.trouble.send_if_modified(|before| {
+            let is_news = before.as_ref() != Some(&text);
+            if is_news {
+                tracing::error!(alert = "state", error = text, "{what}");
+                *before = Some(text.clone());
+            }
+            is_news
+        });
+    }
+
+    fn relieve(&mut self) {
+        self.again = None;
+        self.task.channels.trouble.send_if_modified(|before| {
+            let was_in_trouble = before.take().is_some();
+            if was_in_trouble {
+                tracing::info!("decisions can be kept again");
+            }
+            was_in_trouble
+        });
+    }
+}

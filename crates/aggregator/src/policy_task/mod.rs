@@ -1,0 +1,177 @@
+//! The only owner of the book of incidents: evaluates each snapshot, keeps what it decides, and publishes the plan.
+//!
+//! Decides only while this replica leads. Whoever begins to lead reads what is kept, takes over what the objects block, and
+//! reminds the ledger of the evidence that is kept; only then it decides. A plan is published after the decisions that it
+//! follows from are kept: when they can't be, no new block and no release follows, and everything else goes on.
+
+mod journal;
+mod lead;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use procscan_core::names::App;
+use procscan_core::plan::{Dispute, HeldApp, Plan};
+use procscan_core::policy::{Book, Facts, Inherited, Policy, Questions};
+use procscan_core::snapshot::Snapshot;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::journal::Journal;
+use self::lead::{End, Lead};
+use crate::clock::Clock;
+use crate::leader::{Leadership, Pen};
+use crate::ledger_task::Memory;
+use crate::state::{Kept, Store};
+
+/// What the policy has decided as of the last snapshot.
+#[derive(Clone, Debug)]
+pub struct Decided {
+    /// What should be true outside.
+    pub plan: Plan,
+    /// The Apps that brakes hold.
+    pub held: Vec<HeldApp>,
+    /// Evidence that is not believed.
+    pub disputes: Vec<Dispute>,
+    /// Evidence that can't be judged.
+    pub unverified: usize,
+    /// The cluster has said all there is to ask. Without a cluster, it never has.
+    pub is_answered: bool,
+    /// Rounds that were done when it was decided. Before the first, the plan knows too little to be written.
+    pub rounds: u64,
+    /// The right to make it true; nobody's on a replica that shows what another has decided.
+    pub pen: Option<Pen>,
+}
+
+impl Decided {
+    /// Nothing is decided yet.
+    pub fn nothing(plan: Plan) -> Self {
+        Self {
+            plan,
+            held: Vec::new(),
+            disputes: Vec::new(),
+            unverified: 0,
+            is_answered: false,
+            rounds: 0,
+            pen: None,
+        }
+    }
+}
+
+/// A new leader asks what the objects block, and makes them its own.
+#[derive(Debug)]
+pub struct TakeOver {
+    /// The right to write.
+    pub pen: Pen,
+    /// Whether the objects may be touched: not in dry-run.
+    pub may_touch: bool,
+    /// What they block.
+    pub blocked: oneshot::Sender<Vec<Inherited>>,
+}
+
+/// The news that have been written, by App, and as of when they are news.
+pub type Delivered = BTreeMap<App, Timestamp>;
+
+/// What the policy reads and writes.
+#[derive(Debug)]
+pub struct Channels {
+    /// Whether this replica leads.
+    pub leadership: watch::Receiver<Leadership>,
+    /// What is kept, and what operators want.
+    pub kept: watch::Receiver<Arc<Kept>>,
+    /// To the output, at the beginning of a term.
+    pub take_over: mpsc::Sender<TakeOver>,
+    /// To the ledger, at the beginning of a term.
+    pub memory: mpsc::Sender<Memory>,
+    /// The ledger.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What the cluster says of the accusations.
+    pub facts: watch::Receiver<Arc<Facts>>,
+    /// What the output has told.
+    pub delivered: watch::Receiver<Arc<Delivered>>,
+    /// What the cluster should be asked.
+    pub questions: watch::Sender<Arc<Questions>>,
+    /// What has been decided.
+    pub decided: watch::Sender<Arc<Decided>>,
+    /// Why what is decided can't be kept, if so.
+    pub trouble: watch::Sender<Option<String>>,
+}
+
+/// Decides, while it may.
+#[derive(Debug)]
+pub struct PolicyTask {
+    /// The rules, as the configuration has them.
+    pub policy: Policy,
+    /// How long incidents are kept after they are over.
+    pub retention: std::time::Duration,
+    /// Where incidents are kept.
+    pub store: Store,
+    /// What time it is.
+    pub clock: Clock,
+    /// Where decisions are told.
+    pub journal: Journal,
+    /// What it reads and writes.
+    pub channels: Channels,
+}
+
+impl PolicyTask {
+    /// Runs until nobody publishes snapshots any more; the last one is evaluated too.
+    pub async fn run(mut self) {
+        loop {
+            let pen = match self.follow().await {
+                Some(pen) => pen,
+                None => return,
+            };
+            match Lead::new(&mut self, pen).run().await {
+                End::Lost => {}
+                End::Over => return,
+            }
+        }
+    }
+
+    /// Shows what the leader has decided, until this replica leads. Nothing at the end.
+    async fn follow(&mut self) -> Option<Pen> {
+        // What nobody decides on needs no facts.
+        self.channels.questions.send_replace(Arc::default());
+        self.channels.trouble.send_replace(None);
+        let mut shown = None;
+        loop {
+            if let Some(pen) = self.channels.leadership.borrow_and_update().pen().filter(|pen| pen.holds()) {
+                return Some(pen.clone());
+            }
+            let kept = self.channels.kept.borrow_and_update().clone();
+            let has_begun = self.channels.snapshots.borrow_and_update().rounds > 0;
+            let is_same =
+                |(before, began): &(Arc<Kept>, bool)| Arc::ptr_eq(before, &kept) && *began == has_begun;
+            if !shown.as_ref().is_some_and(is_same) {
+                self.show(&kept);
+                shown = Some((kept, has_begun));
+            }
+            tokio::select! {
+                Ok(()) = self.channels.leadership.changed() => {}
+                // The end is announced by the ledger's; a store that is gone for good changes nothing any more.
+                changed = self.channels.snapshots.changed() => if changed.is_err() { return None },
+                Ok(()) = self.channels.kept.changed() => {}
+            }
+        }
+    }
+
+    fn show(&mut self, kept: &Kept) {
+        let snapshot = self.channels.snapshots.borrow().clone();
+        let now = self.clock.now();
+        let policy = self.policy_now(kept);
+        let book = Book::restore(&kept.documents(), &snapshot, now);
+        let plan = book.standing(&policy, now);
+        let held = book.held(&policy);
+        let shown = Decided { held, rounds: snapshot.rounds, ..Decided::nothing(plan) };
+        self.channels.decided.send_replace(Arc::new(shown));
+    }
+
+    /// The rules as operators have them at the moment.
+    fn policy_now(&self, kept: &Kept) -> Policy {
+        let mut policy = self.policy.clone();
+        policy.mode = kept.enforcement.mode.unwrap_or(policy.mode);
+        policy.exemptions.extend(kept.rules().0);
+        policy
+    }
+}

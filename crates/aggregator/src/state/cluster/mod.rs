@@ -1,0 +1,358 @@
+//! What is kept, as objects in the aggregator's own namespace.
+//!
+//! Written by the leader only, and only where the object is still the one that it knows: each write carries the
+//! resourceVersion of the last. Whoever begins to lead writes its mark into every incident first, so that a write which the
+//! leader before it has still on its way is refused.
+
+mod events;
+mod objects;
+mod watching;
+
+use std::collections::BTreeMap;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::{SignedDuration, Timestamp};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::DynamicObject;
+use kube::{Api, ResourceExt};
+use procscan_core::policy::Decision;
+use procscan_core::state::{Incident, IncidentState};
+use serde_json::{Value, json};
+
+use self::events::{Events, News};
+use self::objects::{api_resource, body, kept, plural};
+use super::crd::Resource;
+use super::{Kept, StateError};
+use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
+use crate::leader::Pen;
+
+pub use self::watching::Watching;
+
+/// Who we are to the API server when we write what is kept.
+pub(super) const FIELD_MANAGER: &str = "procscan-aggregator";
+/// How many incidents are written at the same time.
+const CONCURRENCY: usize = 16;
+/// For how long an incident that is over may be continued at most, and so written again.
+const CONTINUED: SignedDuration = SignedDuration::from_hours(24 * 31);
+/// How many objects one answer of a list holds.
+const PAGE: u32 = 500;
+/// How often a write is tried again after an operator has changed the object meanwhile.
+const TRIES: usize = 5;
+
+/// The objects of the aggregator's own namespace.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    pub(super) cluster: Cluster,
+    pub(super) namespace: String,
+}
+
+/// The writing side of [`Objects`].
+#[derive(Debug)]
+pub struct ClusterStore {
+    objects: Objects,
+    /// The resourceVersions of the incidents as we last wrote or read them.
+    versions: BTreeMap<String, String>,
+    /// Their UIDs.
+    uids: BTreeMap<String, String>,
+    events: Events,
+}
+
+impl ClusterStore {
+    /// Nothing is read or written yet.
+    pub fn new(objects: Objects) -> Self {
+        let events = Events::start(objects.clone());
+        Self { objects, versions: BTreeMap::new(), uids: BTreeMap::new(), events }
+    }
+
+    /// Reads every incident, and marks those that may still be written as ours if they are `taken`.
+    ///
+    /// Incidents of which nothing was decided yet are left out: the program that made them ended in between.
+    pub async fn load(&mut self, pen: &Pen, taken: bool) -> Result<Vec<Incident>, StateError> {
+        self.versions.clear();
+        self.uids.clear();
+        let mut loaded = Vec::new();
+        let mut marked = Vec::new();
+        let now = Timestamp::now();
+        for live in self.objects.list(Resource::Incident).await? {
+            let name = live.name_any();
+            self.uids.insert(name.clone(), live.uid().unwrap_or_default());
+            match kept(&live) {
+                Ok(kept) => {
+                    let Some(incident) = kept.document(&name) else { continue };
+                    let status = &incident.status;
+                    let ended = status.since.filter(|_| status.state == IncidentState::Ended);
+                    if !taken || ended.is_some_and(|ended| now.duration_since(ended) > CONTINUED) {
+                        // If its App offends again, that is another incident.
+                        self.versions.insert(name, live.resource_version().unwrap_or_default());
+                        loaded.push(incident);
+                    } else {
+                        marked.push(live);
+                    }
+                }
+                Err(error) => {
+                    let object = format!("Incident {}/{name}", self.objects.namespace);
+                    tracing::error!(
+                        object,
+                        error,
+                        "can't be read, so it counts for nothing; repair or delete it"
+                    );
+                }
+            }
+        }
+        let mark = |live| {
+            let (objects, pen) = (self.objects.clone(), pen.clone());
+            async move { objects.mark(live, &pen).await }
+        };
+        let written: Vec<(Incident, String)> =
+            stream::iter(marked).map(mark).buffer_unordered(CONCURRENCY).try_collect().await?;
+        for (incident, version) in written {
+            self.versions.insert(incident.name.clone(), version);
+            loaded.push(incident);
+        }
+        loaded.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(loaded)
+    }
+
+    /// Writes incidents. If some can't be written, the others are, and the first reason is returned.
+    pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Result<(), StateError> {
+        let put = |incident: Incident| {
+            let (objects, pen) = (self.objects.clone(), pen.clone());
+            let known = self.versions.get(&incident.name).cloned();
+            async move {
+                let written = objects.put(&incident, known, &pen).await;
+                (incident.name, written)
+            }
+        };
+        let results: Vec<(String, Result<DynamicObject, StateError>)> =
+            stream::iter(incidents).map(put).buffer_unordered(CONCURRENCY).collect().await;
+        let mut failed = None;
+        for (name, result) in results {
+            match result {
+                Ok(live) => {
+                    self.uids.insert(name.clone(), live.uid().unwrap_or_default());
+                    self.versions.insert(name, live.resource_version().unwrap_or_default());
+                }
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Tells decisions as Events of their Incidents, as far as there is room for them.
+    pub fn announce(&self, pen: &Pen, decisions: &[(String, Decision)]) {
+        let mut lost = 0;
+        for (name, decision) in decisions {
+            let Some(uid) = self.uids.get(name) else { continue };
+            let news = News {
+                incident: (name.clone(), uid.clone()),
+                kind: decision.kind,
+                at: decision.at,
+                note: format!("{}: {}", decision.actor, decision.reason),
+                pen: pen.clone(),
+            };
+            lost += usize::from(!self.events.tell(news));
+        }
+        if lost > 0 {
+            tracing::warn!(lost, "too many decisions at once for Events; they are kept in their Incidents");
+        }
+    }
+
+    /// Takes away what operators wanted, because it has been done. Whatever they want since stays.
+    pub async fn clear_orders(&mut self, pen: &Pen, name: &str) -> Result<(), StateError> {
+        let Some(version) = self.versions.get(name) else { return Ok(()) };
+        let done = json!({
+            "metadata": {"resourceVersion": version},
+            "spec": {"approve": null, "release": null},
+        });
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let api = self.objects.api(Resource::Incident);
+        let ask = self.objects.ask("patch", "incidents.procscan.sealos.io");
+        let patched =
+            self.objects.cluster.write(pen, ask, api.patch(name, &params, &Patch::Merge(&done))).await;
+        match patched {
+            Ok(live) => {
+                drop(self.versions.insert(name.to_owned(), live.resource_version().unwrap_or_default()))
+            }
+            // Something else is wanted meanwhile: both are looked at together next time.
+            Err(refusal) if matches!(refusal.kind, RefusalKind::Conflict | RefusalKind::NotFound) => {}
+            Err(refusal) => return Err(refusal.into()),
+        }
+        Ok(())
+    }
+
+    /// Removes incidents that are kept no longer.
+    pub async fn remove(&mut self, pen: &Pen, names: &[String]) -> Result<(), StateError> {
+        for name in names {
+            let preconditions = self
+                .versions
+                .remove(name)
+                .map(|version| Preconditions { uid: None, resource_version: Some(version) });
+            let params = DeleteParams { preconditions, ..DeleteParams::default() };
+            let api = self.objects.api(Resource::Incident);
+            let ask = self.objects.ask("delete", "incidents.procscan.sealos.io");
+            match self.objects.cluster.write(pen, ask, api.delete(name, &params)).await {
+                Err(refusal) if !matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::Conflict) => {
+                    return Err(refusal.into());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Objects {
+    /// The objects of `namespace`.
+    pub fn new(cluster: Cluster, namespace: String) -> Self {
+        Self { cluster, namespace }
+    }
+
+    /// Where they are.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Everything as it is at the moment.
+    pub async fn read(&self) -> Result<Kept, StateError> {
+        let mut all = Kept { is_complete: true, ..Kept::default() };
+        for resource in Resource::ALL {
+            for live in self.list(resource).await? {
+                let name = live.name_any();
+                let unreadable = |error| StateError::Unreadable(format!("{} {name}", resource.kind()), error);
+                match resource {
+                    Resource::Incident => {
+                        drop(all.incidents.insert(name.clone(), kept(&live).map_err(unreadable)?));
+                    }
+                    Resource::Exemption => {
+                        let spec = objects::part(&live, "spec").map_err(unreadable)?;
+                        all.exemptions.insert(name.clone(), spec);
+                    }
+                    Resource::Enforcement => {
+                        all.enforcement = objects::part(&live, "spec").map_err(unreadable)?;
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    pub(super) fn api(&self, resource: Resource) -> Api<DynamicObject> {
+        Api::namespaced_with(self.cluster.client(), &self.namespace, &api_resource(resource))
+    }
+
+    pub(super) fn ask<'a>(&'a self, verb: &'static str, resource: &'a str) -> Ask<'a> {
+        Ask { verb, resource, namespace: Some(&self.namespace) }
+    }
+
+    async fn list(&self, resource: Resource) -> Result<Vec<DynamicObject>, Refusal> {
+        let (api, plural) = (self.api(resource), plural(resource));
+        let mut all = Vec::new();
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let found = self.cluster.ask(self.ask("list", &plural), api.list(&page)).await?;
+            all.extend(found.items);
+            match found.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    pub(super) async fn get(&self, resource: Resource, name: &str) -> Result<DynamicObject, Refusal> {
+        let plural = plural(resource);
+        self.cluster.ask(self.ask("get", &plural), self.api(resource).get(name)).await
+    }
+
+    /// Writes our mark into an incident, as it is now. Returns it, and its resourceVersion.
+    async fn mark(&self, mut live: DynamicObject, pen: &Pen) -> Result<(Incident, String), StateError> {
+        let name = live.name_any();
+        for _ in 0..TRIES {
+            let kept =
+                kept(&live).map_err(|error| StateError::Unreadable(format!("Incident {name}"), error))?;
+            let Some(incident) = kept.document(&name) else {
+                return Err(StateError::Unreadable(
+                    format!("Incident {name}"),
+                    "its status is gone".to_owned(),
+                ));
+            };
+            match self.write_status(&incident, live.resource_version().unwrap_or_default(), pen).await {
+                Ok(written) => return Ok((incident, written.resource_version().unwrap_or_default())),
+                Err(refusal) if refusal.kind == RefusalKind::Conflict => {
+                    live = self.get(Resource::Incident, &name).await?;
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+        Err(StateError::Contended(name))
+    }
+
+    /// Writes an incident over the version that is `known`, or makes it. Returns it as it is now.
+    async fn put(
+        &self,
+        incident: &Incident,
+        known: Option<String>,
+        pen: &Pen,
+    ) -> Result<DynamicObject, StateError> {
+        let mut version = known;
+        for _ in 0..TRIES {
+            let over = match version.take() {
+                Some(version) => version,
+                None => match self.create(incident, pen).await {
+                    Ok(live) => live.resource_version().unwrap_or_default(),
+                    Err(refusal) if refusal.kind == RefusalKind::Conflict => {
+                        self.version_of(incident, pen).await?
+                    }
+                    Err(refusal) => return Err(refusal.into()),
+                },
+            };
+            match self.write_status(incident, over, pen).await {
+                Ok(live) => return Ok(live),
+                // An operator has changed what is wanted, or another leader has written.
+                Err(refusal) if refusal.kind == RefusalKind::Conflict => {
+                    version = Some(self.version_of(incident, pen).await?);
+                }
+                // Somebody has deleted it. What it says is still true.
+                Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+        Err(StateError::Contended(incident.name.clone()))
+    }
+
+    /// The resourceVersion over which we may write: nobody but us has written the status.
+    async fn version_of(&self, incident: &Incident, pen: &Pen) -> Result<String, StateError> {
+        let live = self.get(Resource::Incident, &incident.name).await?;
+        let writer = live.data.pointer("/status/writer").and_then(Value::as_str);
+        if writer.is_some_and(|writer| writer != mark_of(pen)) {
+            return Err(StateError::Contended(incident.name.clone()));
+        }
+        Ok(live.resource_version().unwrap_or_default())
+    }
+
+    async fn create(&self, incident: &Incident, pen: &Pen) -> Result<DynamicObject, Refusal> {
+        let object = body(&self.namespace, incident, None, None);
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let ask = self.ask("create", "incidents.procscan.sealos.io");
+        self.cluster.write(pen, ask, self.api(Resource::Incident).create(&params, &object)).await
+    }
+
+    async fn write_status(
+        &self,
+        incident: &Incident,
+        over: String,
+        pen: &Pen,
+    ) -> Result<DynamicObject, Refusal> {
+        let object = body(&self.namespace, incident, Some(over), Some(mark_of(pen)));
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let ask = self.ask("update", "incidents.procscan.sealos.io/status");
+        let api = self.api(Resource::Incident);
+        self.cluster.write(pen, ask, api.replace_status(&incident.name, &params, &object)).await
+    }
+}
+
+/// What a leader writes into what is its own for a term.
+pub(crate) fn mark_of(pen: &Pen) -> String {
+    format!("{} in term {}", pen.identity(), pen.term())
+}

@@ -1,0 +1,89 @@
+//! What is kept as objects, and back. Pure.
+
+use kube::ResourceExt;
+use kube::core::{DynamicObject, GroupVersionKind, ObjectMeta};
+use kube::discovery::ApiResource;
+use procscan_core::state::{GROUP, Incident, VERSION};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::Objects;
+use crate::state::crd::Resource;
+use crate::state::kept::KeptIncident;
+
+pub(super) fn api_resource(resource: Resource) -> ApiResource {
+    let kind = GroupVersionKind::gvk(GROUP, VERSION, resource.kind());
+    ApiResource::from_gvk_with_plural(&kind, resource.plural())
+}
+
+/// The plural with its group, as refusals name it.
+pub(super) fn plural(resource: Resource) -> String {
+    format!("{}.{GROUP}", resource.plural())
+}
+
+/// An incident as an object, with our `writer`'s mark in its status if it has one.
+pub(super) fn body(
+    namespace: &str,
+    incident: &Incident,
+    version: Option<String>,
+    writer: Option<String>,
+) -> DynamicObject {
+    let metadata = ObjectMeta {
+        name: Some(incident.name.clone()),
+        namespace: Some(namespace.to_owned()),
+        resource_version: version,
+        ..ObjectMeta::default()
+    };
+    let mut object = DynamicObject::new(&incident.name, &api_resource(Resource::Incident)).data(json!({
+        "spec": incident.spec,
+    }));
+    object.metadata = metadata;
+    if let Some(writer) = writer {
+        let mut status = serde_json::to_value(&incident.status).unwrap_or_default();
+        status["writer"] = writer.into();
+        object.data["status"] = status;
+    }
+    object
+}
+
+impl Objects {
+    /// An object that is to be made.
+    pub(in crate::state) fn object(&self, resource: Resource, name: &str, spec: Value) -> DynamicObject {
+        let mut object = DynamicObject::new(name, &api_resource(resource)).data(json!({ "spec": spec }));
+        object.metadata.namespace = Some(self.namespace.clone());
+        object
+    }
+}
+
+/// What an object says of an incident.
+pub(super) fn kept(live: &DynamicObject) -> Result<KeptIncident, String> {
+    let status = match live.data.get("status") {
+        None | Some(Value::Null) => None,
+        Some(status) if status.as_object().is_some_and(serde_json::Map::is_empty) => None,
+        Some(_) => Some(part(live, "status")?),
+    };
+    Ok(KeptIncident {
+        spec: part(live, "spec")?,
+        status,
+        generation: live.metadata.generation.unwrap_or(0),
+        manager: manager(live),
+    })
+}
+
+/// `spec` or `status` of an object; what is wrong with it names the place.
+pub(super) fn part<T: DeserializeOwned>(live: &DynamicObject, name: &str) -> Result<T, String> {
+    let value = live.data.get(name).unwrap_or(&Value::Null);
+    serde_path_to_error::deserialize(value).map_err(|e| format!("{name}.{}: {}", e.path(), e.inner()))
+}
+
+/// The program that last said what operators want.
+fn manager(live: &DynamicObject) -> Option<String> {
+    let wants = |entry: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry| {
+        let fields = entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:spec"));
+        let names_act =
+            |fields: &Value| fields.get("f:approve").is_some() || fields.get("f:release").is_some();
+        entry.subresource.as_deref().unwrap_or_default().is_empty() && fields.is_some_and(names_act)
+    };
+    let last = live.managed_fields().iter().filter(wants).max_by_key(|entry| entry.time.clone());
+    last.and_then(|entry| entry.manager.clone())
+}

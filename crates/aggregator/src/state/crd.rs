@@ -1,0 +1,219 @@
+//! The CustomResourceDefinitions of what is kept, generated from the types in [`procscan_core::state`].
+
+use procscan_core::state::{
+    EnforcementSpec, ExemptionSpec, GROUP, IncidentSpec, IncidentStatus, VERSION, enforcement,
+};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
+use serde_json::{Map, Value, json};
+
+/// A kind of object that the state is kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// See [`procscan_core::state::incident`].
+    Incident,
+    /// See [`procscan_core::state::exemption`].
+    Exemption,
+    /// See [`procscan_core::state::enforcement`].
+    Enforcement,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Incident, Self::Exemption, Self::Enforcement];
+
+    /// The Kubernetes kind.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Incident => "Incident",
+            Self::Exemption => "Exemption",
+            Self::Enforcement => "Enforcement",
+        }
+    }
+
+    /// As it is called in URLs and in rules of RBAC.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Incident => "incidents",
+            Self::Exemption => "exemptions",
+            Self::Enforcement => "enforcements",
+        }
+    }
+}
+
+/// The definitions, ready for `kubectl apply`.
+pub fn definitions() -> Vec<Value> {
+    let column = |name: &str, path: &str, about: &str| {
+        let kind = if path.ends_with("opened") { "date" } else { "string" };
+        json!({"name": name, "type": kind, "jsonPath": path, "description": about})
+    };
+    let wide = |mut column: Value| {
+        column["priority"] = 1.into();
+        column
+    };
+    Resource::ALL
+        .map(|resource| match resource {
+            Resource::Incident => definition(
+                resource,
+                "One App's incident: what has come of it, on what evidence, and who decided what.",
+                &[
+                    column("Tenant", ".spec.app.namespace", "The tenant's namespace"),
+                    column("Type", ".spec.app.type", "The App's type"),
+                    column("App", ".spec.app.name", "The App's name"),
+                    column("State", ".status.state", "What has come of it"),
+                    column("Opened", ".status.opened", "When it opened"),
+                    wide(column("Brake", ".status.brake.brake", "The brake that holds the block")),
+                    wide(column("Reason", ".status.reason", "Why")),
+                ],
+                &schema::<IncidentSpec>(),
+                Some(schema::<IncidentStatus>()),
+                None,
+            ),
+            Resource::Exemption => definition(
+                resource,
+                "Accusations that are shown but not enforced. All given parts must match.",
+                &[
+                    column("Namespace", ".spec.namespace.*", "The tenant's namespace"),
+                    column("App", ".spec.app.*", "The App's name"),
+                    column("Process", ".spec.process.*", "The process name"),
+                    column("Rule", ".spec.rule.*", "The rule"),
+                    column("Until", ".spec.until", "Until when; for ever if nothing is said"),
+                    column("Reason", ".spec.reason", "Why"),
+                    wide(column("By", ".spec.by", "Who declared it")),
+                ],
+                &schema::<ExemptionSpec>(),
+                None,
+                None,
+            ),
+            Resource::Enforcement => definition(
+                resource,
+                "Whether decisions take effect, over what the configuration says.",
+                &[
+                    column("Mode", ".spec.mode", "What operators say"),
+                    column("Reason", ".spec.reason", "Why"),
+                    column("By", ".spec.by", "Who said so"),
+                ],
+                &schema::<EnforcementSpec>(),
+                None,
+                Some(json!([{
+                    "rule": format!("self.metadata.name == '{}'", enforcement::NAME),
+                    "message": format!("there is one, called {}", enforcement::NAME),
+                }])),
+            ),
+        })
+        .to_vec()
+}
+
+fn definition(
+    resource: Resource,
+    about: &str,
+    columns: &[Value],
+    spec: &Value,
+    status: Option<Value>,
+    rules: Option<Value>,
+) -> Value {
+    let kind = resource.kind();
+    let mut properties = Map::from_iter([
+        ("apiVersion".to_owned(), json!({"type": "string"})),
+        ("kind".to_owned(), json!({"type": "string"})),
+        ("metadata".to_owned(), json!({"type": "object"})),
+        ("spec".to_owned(), spec.clone()),
+    ]);
+    let mut version = json!({
+        "name": VERSION,
+        "served": true,
+        "storage": true,
+        "additionalPrinterColumns": columns,
+    });
+    if let Some(status) = status {
+        properties.insert("status".to_owned(), status);
+        version["subresources"] = json!({"status": {}});
+    }
+    let mut schema =
+        json!({"type": "object", "description": about, "required": ["spec"], "properties": properties});
+    if let Some(rules) = rules {
+        schema["x-kubernetes-validations"] = rules;
+    }
+    version["schema"] = json!({"openAPIV3Schema": schema});
+    let plural = resource.plural();
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.{GROUP}"), "labels": {"app": "procscan-aggregator"}},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": kind,
+                "listKind": format!("{kind}List"),
+                "plural": plural,
+                "singular": kind.to_ascii_lowercase(),
+                "categories": ["procscan"],
+            },
+            "versions": [version],
+        },
+    })
+}
+
+/// The schema of a type, in the form that the API server asks for («structural»).
+fn schema<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::openapi3().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    let mut schema = settings.into_generator().into_root_schema_for::<T>();
+    structural(&mut schema);
+    schema.to_value()
+}
+
+fn structural(schema: &mut Schema) {
+    let mut value = std::mem::take(schema).to_value();
+    clean(&mut value);
+    if let Ok(cleaned) = value.try_into() {
+        *schema = cleaned;
+    }
+}
+
+fn clean(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(clean),
+        Value::Object(schema) => {
+            // The API server knows few formats, allows no sets of objects, and fills in defaults that nobody asked for.
+            let known = |format: &Value| format == "date-time" || format == "int64";
+            if schema.get("format").is_some_and(|format| format.is_string() && !known(format)) {
+                schema.remove("format");
+            }
+            for name in ["title", "$schema", "uniqueItems"] {
+                if schema.get(name).is_some_and(|value| !value.is_object()) {
+                    schema.remove(name);
+                }
+            }
+            if schema.contains_key("type") || schema.contains_key("oneOf") || schema.contains_key("enum") {
+                schema.remove("default");
+            }
+            // Something that may be missing. It is never null, so it is the something itself.
+            if let Some(Value::Array(variants)) = schema.remove("anyOf") {
+                let is_something = |variant: &Value| variant.get("nullable").is_none();
+                if let Some(Value::Object(inner)) = variants.into_iter().find(is_something) {
+                    for (name, value) in inner {
+                        schema.entry(name).or_insert(value);
+                    }
+                }
+            }
+            // An enumeration whose values are documented one by one.
+            if let Some(Value::Array(variants)) = schema.remove("oneOf") {
+                let values =
+                    variants.iter().flat_map(|variant| match (variant.get("const"), variant.get("enum")) {
+                        (Some(value), _) => vec![value.clone()],
+                        (None, Some(Value::Array(values))) => values.clone(),
+                        _ => Vec::new(),
+                    });
+                let values: Vec<Value> = values.collect();
+                schema.insert("type".to_owned(), "string".into());
+                schema.insert("enum".to_owned(), values.into());
+            }
+            schema.values_mut().for_each(clean);
+        }
+        _ => {}
+    }
+}

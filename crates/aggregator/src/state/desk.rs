@@ -1,0 +1,207 @@
+//! Takes operators' words, through any replica: kept first, done by the leader.
+
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::core::DynamicObject;
+use kube::{Api, ResourceExt};
+use procscan_core::state::incident::{Approval, Release};
+use procscan_core::state::{EnforcementSpec, ExemptionSpec, enforcement};
+use serde_json::{Value, json};
+
+use super::StateError;
+use super::cluster::{FIELD_MANAGER, Objects};
+use super::crd::Resource;
+use super::file::FileStore;
+use crate::kubernetes::{Ask, Refusal, RefusalKind};
+
+/// How often it is tried again when somebody else is writing at the same time.
+const TRIES: usize = 5;
+
+/// Where operators' words go.
+#[derive(Clone, Debug)]
+pub enum Desk {
+    /// Into objects in the cluster.
+    Cluster(Objects),
+    /// Into the file.
+    File(FileStore),
+    /// Nowhere: nobody is listened to.
+    Nowhere,
+}
+
+/// Why a word was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum DeskError {
+    /// There is no such thing.
+    #[error("there is no {0} {1}")]
+    Unknown(&'static str, String),
+    /// There is one already.
+    #[error("there is a {0} {1} already")]
+    Exists(&'static str, String),
+    /// Another word about the same is just being done.
+    #[error("{0} was told the same just now, and it has not been done yet; try again in a moment")]
+    Busy(String),
+    /// It can't be kept.
+    #[error("{0}")]
+    Unkept(String),
+    /// What was said makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl From<Refusal> for DeskError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal.kind {
+            RefusalKind::Invalid => Self::Invalid(refusal.text),
+            _ => Self::Unkept(refusal.text),
+        }
+    }
+}
+
+impl From<StateError> for DeskError {
+    fn from(error: StateError) -> Self {
+        Self::Unkept(error.to_string())
+    }
+}
+
+/// What is wanted of an incident.
+pub(super) enum Want {
+    Approve(Approval),
+    Release(Release),
+}
+
+impl Desk {
+    /// Approves what a brake holds. Returns the number by which it will have been done.
+    pub async fn approve(&self, incident: &str, approval: Approval) -> Result<i64, DeskError> {
+        match self {
+            Self::Cluster(objects) => objects.want(incident, &Want::Approve(approval)).await,
+            Self::File(store) => store.want(incident, &Want::Approve(approval)).await,
+            Self::Nowhere => Err(nobody()),
+        }
+    }
+
+    /// Releases an App. Returns the number by which it will have been done.
+    pub async fn release(&self, incident: &str, release: Release) -> Result<i64, DeskError> {
+        match self {
+            Self::Cluster(objects) => objects.want(incident, &Want::Release(release)).await,
+            Self::File(store) => store.want(incident, &Want::Release(release)).await,
+            Self::Nowhere => Err(nobody()),
+        }
+    }
+
+    /// Declares an exemption.
+    pub async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {
+        exemption.rule().map_err(|error| DeskError::Invalid(error.to_string()))?;
+        match self {
+            Self::Cluster(objects) => objects.exempt(name, exemption).await,
+            Self::File(store) => store.exempt(name, exemption).await,
+            Self::Nowhere => Err(nobody()),
+        }
+    }
+
+    /// Takes an exemption back.
+    pub async fn withdraw(&self, name: &str) -> Result<(), DeskError> {
+        match self {
+            Self::Cluster(objects) => objects.withdraw(name).await,
+            Self::File(store) => store.withdraw(name).await,
+            Self::Nowhere => Err(nobody()),
+        }
+    }
+
+    /// Says whether decisions take effect.
+    pub async fn enforce(&self, enforcement: &EnforcementSpec) -> Result<(), DeskError> {
+        match self {
+            Self::Cluster(objects) => objects.enforce(enforcement).await,
+            Self::File(store) => store.enforce(enforcement).await,
+            Self::Nowhere => Err(nobody()),
+        }
+    }
+}
+
+impl Objects {
+    async fn want(&self, name: &str, want: &Want) -> Result<i64, DeskError> {
+        let api = self.api(Resource::Incident);
+        let (field, value) = match want {
+            Want::Approve(approval) => ("approve", json!(approval)),
+            Want::Release(release) => ("release", json!(release)),
+        };
+        for _ in 0..TRIES {
+            let live = match self.get(Resource::Incident, name).await {
+                Err(refusal) if refusal.kind == RefusalKind::NotFound => {
+                    return Err(DeskError::Unknown("incident", name.to_owned()));
+                }
+                live => live?,
+            };
+            let observed = live.data.pointer("/status/observed").and_then(Value::as_i64).unwrap_or(0);
+            let waits = live.data.pointer(&format!("/spec/{field}")).is_some();
+            if waits && live.metadata.generation.unwrap_or(0) > observed {
+                return Err(DeskError::Busy(name.to_owned()));
+            }
+            let patch = json!({
+                "metadata": {"resourceVersion": live.resource_version()},
+                "spec": {field: value},
+            });
+            let ask = self.ask("patch", "incidents.procscan.sealos.io");
+            match self.cluster.ask(ask, api.patch(name, &by_us(), &Patch::Merge(&patch))).await {
+                Ok(live) => return Ok(live.metadata.generation.unwrap_or(0)),
+                Err(refusal) if refusal.kind == RefusalKind::Conflict => {}
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+        Err(DeskError::Busy(name.to_owned()))
+    }
+
+    async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {
+        let object = self.object(Resource::Exemption, name, json!(exemption));
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let ask = self.ask("create", "exemptions.procscan.sealos.io");
+        match self.cluster.ask(ask, self.api(Resource::Exemption).create(&params, &object)).await {
+            Ok(_) => Ok(()),
+            Err(refusal) if refusal.kind == RefusalKind::Conflict => {
+                Err(DeskError::Exists("exemption", name.to_owned()))
+            }
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    async fn withdraw(&self, name: &str) -> Result<(), DeskError> {
+        let ask = self.ask("delete", "exemptions.procscan.sealos.io");
+        match self
+            .cluster
+            .ask(ask, self.api(Resource::Exemption).delete(name, &DeleteParams::default()))
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => {
+                Err(DeskError::Unknown("exemption", name.to_owned()))
+            }
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    async fn enforce(&self, spec: &EnforcementSpec) -> Result<(), DeskError> {
+        let api: Api<DynamicObject> = self.api(Resource::Enforcement);
+        // What is not said any more has to go.
+        let EnforcementSpec { mode, reason, by } = spec;
+        let patch = json!({"spec": {"mode": mode, "reason": reason, "by": by}});
+        let ask = Ask { verb: "patch", ..self.ask("patch", "enforcements.procscan.sealos.io") };
+        match self.cluster.ask(ask, api.patch(enforcement::NAME, &by_us(), &Patch::Merge(&patch))).await {
+            Ok(_) => Ok(()),
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => {
+                let object = self.object(Resource::Enforcement, enforcement::NAME, json!(spec));
+                let params =
+                    PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+                let ask = self.ask("create", "enforcements.procscan.sealos.io");
+                self.cluster.ask(ask, api.create(&params, &object)).await?;
+                Ok(())
+            }
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+}
+
+fn nobody() -> DeskError {
+    DeskError::Unkept("nobody is listened to here".to_owned())
+}
+
+fn by_us() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
+}

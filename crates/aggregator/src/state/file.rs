@@ -1,0 +1,312 @@
+//! What is kept, in a file: for a service without Kubernetes. One process has it for itself, so it always leads.
+//!
+//! The documents are those of the cluster, in the same shape, `spec` for operators and `status` for us; a number in place of
+//! the object's generation says up to which of the operators' words everything has been done.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use procscan_core::state::incident::{Approval, Decision, Release};
+use procscan_core::state::{
+    EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentStatus, enforcement,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, watch};
+
+use super::desk::{DeskError, Want};
+use super::sqlite::{self, Sqlite, StateErrorKind};
+use super::{Batch, DecisionFilter, Document, Kept, KeptIncident, Kind, LoggedDecision, StateError};
+
+/// The state in a directory. Clones share it.
+#[derive(Clone, Debug)]
+pub struct FileStore(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    directory: Box<Path>,
+    inner: Mutex<Inner>,
+    shown: watch::Sender<Arc<Kept>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Nothing as long as it could not be opened.
+    sqlite: Option<Sqlite>,
+    /// What is in it, as far as we know.
+    kept: Kept,
+    /// The last write has failed: before the next one it has to be found out what is there.
+    is_doubtful: bool,
+}
+
+/// An incident as it is kept.
+#[derive(Deserialize, Serialize)]
+struct Body {
+    spec: IncidentSpec,
+    status: Option<IncidentStatus>,
+    generation: i64,
+}
+
+impl FileStore {
+    /// Opens the state in `directory`. What only has to be waited out (a full disk, for example) is tried again later; a file that
+    /// is another's, or of a newer version, is an error at once.
+    pub async fn open(directory: &Path) -> Result<Self, StateError> {
+        let store = Self(Arc::new(Shared {
+            directory: directory.into(),
+            inner: Mutex::default(),
+            shown: watch::channel(Arc::default()).0,
+        }));
+        match store.load().await {
+            Err(StateError::File(error))
+                if matches!(error.kind(), StateErrorKind::Locked | StateErrorKind::Newer) =>
+            {
+                Err(StateError::File(error))
+            }
+            Err(error) => {
+                tracing::error!(alert = "state", %error, "what is kept can't be read yet; trying again");
+                Ok(store)
+            }
+            Ok(_) => Ok(store),
+        }
+    }
+
+    /// What is kept, and what operators want.
+    pub fn shown(&self) -> watch::Receiver<Arc<Kept>> {
+        self.0.shown.subscribe()
+    }
+
+    /// Reads everything that is kept.
+    pub async fn load(&self) -> Result<Vec<Incident>, StateError> {
+        let mut inner = self.0.inner.lock().await;
+        let inner = &mut *inner;
+        let sqlite = match &inner.sqlite {
+            Some(sqlite) => sqlite,
+            None => inner.sqlite.insert(Sqlite::open(&self.0.directory).await?.0),
+        };
+        if inner.is_doubtful {
+            // Whatever is there now is what is known.
+            sqlite.recover().await?;
+            inner.is_doubtful = false;
+        }
+        inner.kept = kept(&sqlite.load().await?)?;
+        self.show(inner);
+        Ok(inner.kept.documents())
+    }
+
+    /// Keeps incidents.
+    pub async fn save(&self, incidents: Vec<Incident>) -> Result<(), StateError> {
+        let change = |kept: &mut Kept| {
+            let mut batch = Batch::default();
+            for Incident { name, spec, status } in incidents {
+                batch.decisions.extend(logged(&name, &spec, &status));
+                let known = kept.incidents.entry(name.clone()).or_insert_with(|| KeptIncident {
+                    spec,
+                    status: None,
+                    generation: 0,
+                    manager: None,
+                });
+                known.status = Some(status);
+                batch.put.push(document(&name, known));
+            }
+            Ok(batch)
+        };
+        self.change(change).await
+    }
+
+    /// Takes away what operators wanted of an incident, unless they want something else since.
+    pub async fn clear_orders(&self, name: &str) -> Result<(), StateError> {
+        let change = |kept: &mut Kept| {
+            let mut batch = Batch::default();
+            if let Some(incident) = kept.incidents.get_mut(name).filter(|incident| incident.is_done()) {
+                (incident.spec.approve, incident.spec.release) = (None, None);
+                batch.put.push(document(name, incident));
+            }
+            Ok(batch)
+        };
+        self.change(change).await
+    }
+
+    /// Forgets incidents.
+    pub async fn remove(&self, names: &[String]) -> Result<(), StateError> {
+        let change = |kept: &mut Kept| {
+            kept.incidents.retain(|name, _| !names.contains(name));
+            let remove = names.iter().map(|name| (Kind::Incident, name.clone())).collect();
+            Ok(Batch { remove, ..Batch::default() })
+        };
+        self.change(change).await
+    }
+
+    /// The log of decisions, the latest first.
+    pub async fn decisions(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
+        let sqlite = self.0.inner.lock().await.sqlite.clone();
+        match sqlite {
+            Some(sqlite) => Ok(sqlite.decisions(filter).await?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    pub(super) async fn want(&self, name: &str, want: &Want) -> Result<i64, DeskError> {
+        let mut number = 0;
+        let change = |kept: &mut Kept| {
+            let Some(incident) = kept.incidents.get_mut(name) else {
+                return Err(DeskError::Unknown("incident", name.to_owned()));
+            };
+            let observed = incident.status.as_ref().map_or(0, |status| status.observed);
+            let waits = incident.generation > observed;
+            match want {
+                Want::Approve(_) if waits && incident.spec.approve.is_some() => {
+                    return Err(DeskError::Busy(name.to_owned()));
+                }
+                Want::Release(_) if waits && incident.spec.release.is_some() => {
+                    return Err(DeskError::Busy(name.to_owned()));
+                }
+                Want::Approve(approval) => incident.spec.approve = Some(Approval::clone(approval)),
+                Want::Release(release) => incident.spec.release = Some(Release::clone(release)),
+            }
+            incident.generation = incident.generation.max(observed) + 1;
+            number = incident.generation;
+            Ok(Batch { put: vec![document(name, incident)], ..Batch::default() })
+        };
+        self.change(change).await?;
+        Ok(number)
+    }
+
+    pub(super) async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {
+        let change = |kept: &mut Kept| {
+            if kept.exemptions.contains_key(name) {
+                return Err(DeskError::Exists("exemption", name.to_owned()));
+            }
+            kept.exemptions.insert(name.to_owned(), exemption.clone());
+            let document = Document { kind: Kind::Exemption, name: name.to_owned(), body: json!(exemption) };
+            Ok(Batch { put: vec![document], ..Batch::default() })
+        };
+        self.change(change).await
+    }
+
+    pub(super) async fn withdraw(&self, name: &str) -> Result<(), DeskError> {
+        let change = |kept: &mut Kept| {
+            if kept.exemptions.remove(name).is_none() {
+                return Err(DeskError::Unknown("exemption", name.to_owned()));
+            }
+            Ok(Batch { remove: vec![(Kind::Exemption, name.to_owned())], ..Batch::default() })
+        };
+        self.change(change).await
+    }
+
+    pub(super) async fn enforce(&self, spec: &EnforcementSpec) -> Result<(), DeskError> {
+        let change = |kept: &mut Kept| {
+            kept.enforcement = spec.clone();
+            let name = enforcement::NAME.to_owned();
+            let document = Document { kind: Kind::Enforcement, name, body: json!(spec) };
+            Ok(Batch { put: vec![document], ..Batch::default() })
+        };
+        self.change(change).await
+    }
+
+    /// Changes what is kept, in the file first. After an error it is as it was.
+    async fn change<E: From<StateError>>(
+        &self,
+        change: impl FnOnce(&mut Kept) -> Result<Batch, E>,
+    ) -> Result<(), E> {
+        let mut inner = self.0.inner.lock().await;
+        let inner = &mut *inner;
+        let mut changed = inner.kept.clone();
+        let batch = change(&mut changed)?;
+        if batch == Batch::default() {
+            return Ok(());
+        }
+        let Some(sqlite) = &inner.sqlite else { return Err(StateError::NotOpen.into()) };
+        let committed = async {
+            if inner.is_doubtful && sqlite.recover().await? {
+                // Another file than before: everything that was in the old one belongs into it.
+                tracing::warn!("the state is written anew, from memory");
+                sqlite.commit(&everything(&inner.kept)).await?;
+            }
+            sqlite.commit(&batch).await
+        };
+        match committed.await {
+            Ok(()) => {
+                inner.is_doubtful = false;
+                inner.kept = changed;
+                self.show(inner);
+                Ok(())
+            }
+            Err(error) => {
+                inner.is_doubtful = true;
+                Err(StateError::File(error).into())
+            }
+        }
+    }
+
+    fn show(&self, inner: &mut Inner) {
+        inner.kept.is_complete = true;
+        self.0.shown.send_replace(Arc::new(inner.kept.clone()));
+    }
+}
+
+impl From<sqlite::StateError> for StateError {
+    fn from(error: sqlite::StateError) -> Self {
+        Self::File(error)
+    }
+}
+
+fn document(name: &str, incident: &KeptIncident) -> Document {
+    let KeptIncident { spec, status, generation, .. } = incident;
+    let body = Body { spec: spec.clone(), status: status.clone(), generation: *generation };
+    Document { kind: Kind::Incident, name: name.to_owned(), body: json!(body) }
+}
+
+fn logged(name: &str, spec: &IncidentSpec, status: &IncidentStatus) -> Vec<LoggedDecision> {
+    let entry = |decision: &Decision| LoggedDecision {
+        at: decision.at,
+        namespace: spec.app.namespace.to_string(),
+        body: json!({"incident": name, "app": spec.app, "decision": decision}),
+    };
+    status.decisions.iter().map(entry).collect()
+}
+
+/// Everything that is kept, to be written into an empty file.
+fn everything(kept: &Kept) -> Batch {
+    let mut put: Vec<Document> =
+        kept.incidents.iter().map(|(name, incident)| document(name, incident)).collect();
+    put.extend(kept.exemptions.iter().map(|(name, spec)| Document {
+        kind: Kind::Exemption,
+        name: name.clone(),
+        body: json!(spec),
+    }));
+    put.push(Document {
+        kind: Kind::Enforcement,
+        name: enforcement::NAME.to_owned(),
+        body: json!(kept.enforcement),
+    });
+    let decisions = kept
+        .incidents
+        .iter()
+        .filter_map(|(name, incident)| Some(logged(name, &incident.spec, incident.status.as_ref()?)));
+    let decisions = decisions.flatten().collect();
+    Batch { put, decisions, ..Batch::default() }
+}
+
+fn kept(documents: &[Document]) -> Result<Kept, StateError> {
+    let mut kept = Kept { is_complete: true, ..Kept::default() };
+    for Document { kind, name, body } in documents {
+        match kind {
+            Kind::Incident => {
+                let Body { spec, status, generation } = read(*kind, name, body)?;
+                let incident = KeptIncident { spec, status, generation, manager: None };
+                kept.incidents.insert(name.clone(), incident);
+            }
+            Kind::Exemption => drop(kept.exemptions.insert(name.clone(), read(*kind, name, body)?)),
+            Kind::Enforcement => kept.enforcement = read(*kind, name, body)?,
+        }
+    }
+    Ok(kept)
+}
+
+fn read<T: DeserializeOwned>(kind: Kind, name: &str, body: &Value) -> Result<T, StateError> {
+    serde_path_to_error::deserialize(body).map_err(|error| {
+        let place = format!("{} {name}", kind.as_str());
+        StateError::Unreadable(place, format!("{}: {}", error.path(), error.inner()))
+    })
+}

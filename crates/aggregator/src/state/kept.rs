@@ -1,0 +1,125 @@
+//! What is kept, as everybody reads it: the documents, and what operators want done.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use procscan_core::names::App;
+use procscan_core::policy::{self, Act};
+use procscan_core::state::incident::{Approval, Release};
+use procscan_core::state::{EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentStatus};
+
+/// How long a release lasts if nothing is said.
+pub const DEFAULT_RELEASE: SignedDuration = SignedDuration::from_hours(24 * 30);
+
+/// Everything that is kept. Immutable: each change makes another one.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// The incidents, by name.
+    pub incidents: BTreeMap<String, KeptIncident>,
+    /// The exemptions, by name.
+    pub exemptions: BTreeMap<String, ExemptionSpec>,
+    /// What operators say of all decisions.
+    pub enforcement: EnforcementSpec,
+    /// Everything has been read at least once.
+    pub is_complete: bool,
+}
+
+/// One incident as it is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeptIncident {
+    /// What operators say of it.
+    pub spec: IncidentSpec,
+    /// What was decided of it; nothing if that has not been written yet.
+    pub status: Option<IncidentStatus>,
+    /// Grows with each change of `spec`.
+    pub generation: i64,
+    /// Which program last wrote `spec`, for acts that do not say whose they are.
+    pub manager: Option<String>,
+}
+
+/// Something that operators want done, and where it says so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// The incident's name.
+    pub incident: String,
+    /// What.
+    pub act: Act,
+    /// Whose word it is.
+    pub actor: String,
+    /// Why, in the operator's words.
+    pub reason: Option<String>,
+    /// The number up to which everything has been done once this has been.
+    pub number: i64,
+}
+
+impl KeptIncident {
+    /// What operators want done that has not been done yet. An approval comes before a release, so that the release prevails.
+    pub fn orders(&self, name: &str, now: Timestamp) -> Vec<Order> {
+        let observed = self.status.as_ref().map_or(0, |status| status.observed);
+        if self.generation <= observed {
+            return Vec::new();
+        }
+        let app = App::from(&self.spec.app);
+        let order = |act, by: &Option<String>, reason: &Option<String>| Order {
+            incident: name.to_owned(),
+            act,
+            actor: self.actor(by.as_deref()),
+            reason: reason.clone(),
+            number: self.generation,
+        };
+        let approve = self
+            .spec
+            .approve
+            .as_ref()
+            .map(|Approval { by, reason }| order(Act::Approve { app: app.clone() }, by, reason));
+        let release = self.spec.release.as_ref().map(|Release { by, reason, until }| {
+            let until = until.unwrap_or_else(|| now.saturating_add(DEFAULT_RELEASE).unwrap_or(now));
+            order(Act::Release { app: app.clone(), until }, by, reason)
+        });
+        approve.into_iter().chain(release).collect()
+    }
+
+    /// Whether everything that `spec` asks for has been done, so that it can be taken away.
+    pub fn is_done(&self) -> bool {
+        let observed = self.status.as_ref().map_or(0, |status| status.observed);
+        (self.spec.approve.is_some() || self.spec.release.is_some()) && self.generation <= observed
+    }
+
+    fn actor(&self, by: Option<&str>) -> String {
+        match (by.map(str::trim).filter(|by| !by.is_empty()), &self.manager) {
+            (Some(by), _) => by.to_owned(),
+            (None, Some(manager)) => format!("somebody by {manager}"),
+            (None, None) => "somebody".to_owned(),
+        }
+    }
+
+    /// As the policy reads it.
+    pub fn document(&self, name: &str) -> Option<Incident> {
+        let status = self.status.clone()?;
+        Some(Incident { name: name.to_owned(), spec: self.spec.clone(), status })
+    }
+}
+
+impl Kept {
+    /// What operators want done that has not been done yet.
+    pub fn orders(&self, now: Timestamp) -> Vec<Order> {
+        self.incidents.iter().flat_map(|(name, incident)| incident.orders(name, now)).collect()
+    }
+
+    /// The exemptions as rules, and what is wrong with those that are none.
+    pub fn rules(&self) -> (Vec<policy::Exemption>, Vec<String>) {
+        let (mut rules, mut wrong) = (Vec::new(), Vec::new());
+        for (name, exemption) in &self.exemptions {
+            match exemption.rule() {
+                Ok(rule) => rules.push(rule),
+                Err(error) => wrong.push(format!("Exemption {name}: {error}")),
+            }
+        }
+        (rules, wrong)
+    }
+
+    /// The incidents as the policy reads them.
+    pub fn documents(&self) -> Vec<Incident> {
+        self.incidents.iter().filter_map(|(name, incident)| incident.document(name)).collect()
+    }
+}

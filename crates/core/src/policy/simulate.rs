@@ -1,0 +1,274 @@
+//! Replays what was recorded under other rules: which blocks would differ, and why.
+//!
+//! The recorded evidence is taken for what it was found to be: accepted, against the App of its incident, from when it was first
+//! seen until it cleared. Exemptions, protected namespaces, grace and brakes are judged anew, and operators' acts happen again
+//! when they happened. What the ledger did not believe is not recorded, so rules of evidence can't be tried like this.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use super::book::{Act, Book};
+use super::decision::DecisionKind;
+use super::facts::{AppFact, Facts, PodFact, PodState};
+use super::keep::record;
+use super::{Mode, Policy};
+use crate::Moment;
+use crate::ledger::{NodeClock, Presence};
+use crate::names::{App, Key, NodeName, Text};
+use crate::plan::Exposure;
+use crate::report::Rejections;
+use crate::snapshot::{Coverage, EvidenceView, NodeView, Snapshot, State, Violation};
+use crate::state::incident::{self as kept, IncidentState};
+
+/// What one App's fate was, and would have been.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fate {
+    /// The App.
+    pub app: App,
+    /// It was blocked in that time.
+    pub was_blocked: bool,
+    /// Why, or why not, as recorded.
+    pub was: String,
+    /// It would have been blocked in that time.
+    pub would_be_blocked: bool,
+    /// Why, or why not.
+    pub would_be: String,
+}
+
+impl Fate {
+    /// Whether the rules make a difference to it.
+    pub fn differs(&self) -> bool {
+        self.was_blocked != self.would_be_blocked
+    }
+}
+
+/// Everything is this far from the beginning of the clock, so that what happened before has a reading too.
+const BASE: Duration = Duration::from_hours(24 * 1000);
+
+/// One recorded piece of evidence.
+struct Piece<'a> {
+    app: App,
+    evidence: &'a kept::Evidence,
+    from: Timestamp,
+    until: Option<Timestamp>,
+}
+
+/// Replays `incidents` from `since` to `now` under `policy`. One fate for each App that was accused in that time, in order.
+pub fn simulate(
+    incidents: &[kept::Incident],
+    policy: &Policy,
+    since: Timestamp,
+    now: Timestamp,
+) -> Vec<Fate> {
+    // The Pods and nodes of recorded evidence were checked when it was accepted; dry-run would decide the same.
+    let mode = if policy.mode == Mode::DryRun { Mode::Enforce } else { policy.mode };
+    let policy = Policy { verify_pods: true, mode, ..policy.clone() };
+    let pieces = pieces(incidents, since);
+    let accused: BTreeSet<&App> = pieces.iter().map(|piece| &piece.app).collect();
+    let acts = acts(incidents, since);
+    let mut moments: BTreeSet<Timestamp> = BTreeSet::from([now]);
+    for piece in &pieces {
+        moments.insert(piece.from);
+        moments.extend(piece.until);
+        moments.extend(piece.from.checked_add(policy.grace).ok());
+    }
+    moments.extend(acts.iter().map(|(at, _, _)| *at));
+
+    let mut book = Book::default();
+    let mut blocked: BTreeSet<App> = BTreeSet::new();
+    let mut why: BTreeMap<App, String> = BTreeMap::new();
+    for at in moments.into_iter().filter(|at| *at <= now) {
+        let moment = moment(at, since);
+        for (_, act, actor) in acts.iter().filter(|(done, _, _)| *done == at) {
+            if let Ok(decision) = book.act(act, &**actor, &policy, moment) {
+                why.insert(decision.app, decision.reason);
+            }
+        }
+        let live: Vec<&Piece<'_>> = pieces
+            .iter()
+            .filter(|piece| piece.from <= at && piece.until.is_none_or(|until| at < until))
+            .collect();
+        let (snapshot, facts) = scene(&live, &accused, moment, since);
+        let evaluation = book.evaluate(&snapshot, &policy, &facts, moment);
+        for decision in evaluation.decisions {
+            let is_end = matches!(decision.kind, DecisionKind::Closed | DecisionKind::Released);
+            // That it ended is no reason for what it was.
+            if !is_end || !why.contains_key(&decision.app) {
+                why.insert(decision.app, format!("{}: {}", decision.kind.as_str(), decision.reason));
+            }
+        }
+        blocked.extend(evaluation.plan.blocks.into_iter().map(|block| block.app));
+    }
+    let recorded = recorded(incidents, since);
+    accused
+        .into_iter()
+        .map(|app| {
+            let (was_blocked, was) = recorded.get(app).cloned().unwrap_or_default();
+            let would_be =
+                why.get(app).cloned().unwrap_or_else(|| "nothing would have been decided".to_owned());
+            Fate { app: app.clone(), was_blocked, was, would_be_blocked: blocked.contains(app), would_be }
+        })
+        .collect()
+}
+
+fn moment(at: Timestamp, since: Timestamp) -> Moment {
+    Moment { uptime: BASE, wall: since }.at_wall(at)
+}
+
+fn pieces(incidents: &[kept::Incident], since: Timestamp) -> Vec<Piece<'_>> {
+    let mut pieces = Vec::new();
+    for incident in incidents {
+        let app = App::from(&incident.spec.app);
+        for evidence in &incident.status.evidence {
+            let ended = evidence.cleared.as_ref().filter(|cleared| cleared.ended).map(|cleared| cleared.at);
+            if ended.is_some_and(|ended| ended < since) {
+                continue;
+            }
+            let from = evidence.first_seen.max(since);
+            pieces.push(Piece {
+                app: app.clone(),
+                evidence,
+                from,
+                until: ended.map(|ended| ended.max(from)),
+            });
+        }
+    }
+    pieces
+}
+
+/// What operators did, in order.
+fn acts(incidents: &[kept::Incident], since: Timestamp) -> Vec<(Timestamp, Act, Text)> {
+    let mut acts = Vec::new();
+    for incident in incidents {
+        let app = App::from(&incident.spec.app);
+        let by_people = |decision: &&kept::Decision| decision.at >= since && *decision.actor != *"policy";
+        for decision in incident.status.decisions.iter().filter(by_people) {
+            let act = match decision.decision {
+                DecisionKind::Approved => Act::Approve { app: app.clone() },
+                DecisionKind::Released => {
+                    let far = SignedDuration::from_hours(24 * 30);
+                    let until = decision.at.saturating_add(far).unwrap_or(Timestamp::MAX);
+                    Act::Release { app: app.clone(), until }
+                }
+                _ => continue,
+            };
+            acts.push((decision.at, act, decision.actor.clone()));
+        }
+    }
+    acts.sort_by_key(|(at, _, _)| *at);
+    acts
+}
+
+/// Whether each App was blocked, and why or why not.
+fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bool, String)> {
+    let mut fates: BTreeMap<App, (bool, String)> = BTreeMap::new();
+    for incident in incidents {
+        let status = &incident.status;
+        let is_blocked = matches!(status.state, IncidentState::Blocked | IncidentState::ReleaseHeld);
+        // Whoever was released in that time was blocked in it.
+        let tells = |decision: &kept::Decision| {
+            use DecisionKind::{Approved, Blocked, Inherited, ReleaseHeld, Released};
+            let kind = decision.decision;
+            decision.at >= since && matches!(kind, Approved | Blocked | Inherited | ReleaseHeld | Released)
+        };
+        let was_blocked = is_blocked || status.decisions.iter().any(tells);
+        let is_end = |decision: &&kept::Decision| {
+            !matches!(
+                decision.decision,
+                DecisionKind::Closed | DecisionKind::Released | DecisionKind::Refused
+            )
+        };
+        let last = status.decisions.iter().rev().find(is_end).or(status.decisions.last());
+        let why = last.map_or_else(
+            || status.reason.clone(),
+            |last| format!("{}: {}", last.decision.as_str(), last.reason),
+        );
+        let fate = fates.entry(App::from(&incident.spec.app)).or_default();
+        *fate = (fate.0 || was_blocked, why);
+    }
+    fates
+}
+
+/// What the ledger and the cluster would say at one moment.
+fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timestamp) -> (Snapshot, Facts) {
+    let mut facts = Facts::default();
+    let mut nodes = BTreeMap::new();
+    let mut violations: BTreeMap<Key, Violation> = BTreeMap::new();
+    // Known by now, whenever it is asked: it was known then.
+    let asked = Moment { uptime: Duration::MAX, wall: now.wall };
+    for Piece { app, evidence, from, .. } in live {
+        let node = NodeName(evidence.node.clone());
+        let record = Arc::new(record(&app.namespace, evidence));
+        let state = PodState::Present { node: node.clone(), host_ips: Vec::new(), app: app.clone() };
+        facts.pods.insert(record.key.pod_ref(), PodFact { asked, state });
+        nodes.entry(node.clone()).or_insert_with(|| patient(now));
+        let seen = moment(*from, since);
+        let view = EvidenceView {
+            node: node.clone(),
+            presence: Presence::Active,
+            record: record.clone(),
+            fresh_at: Some(seen),
+            mark: Duration::ZERO,
+            first_seen: seen,
+            last_seen: seen,
+            evidence_time: record.detected_at,
+            observations: evidence.observations,
+            cleared: None,
+        };
+        let violation = violations.entry(record.key.clone()).or_insert_with(|| Violation {
+            key: record.key.clone(),
+            state: State::Active,
+            record: record.clone(),
+            node,
+            first_seen: seen.wall,
+            last_seen: seen.wall,
+            evidence_time: record.detected_at,
+            observations: evidence.observations,
+            evidence: Vec::new(),
+        });
+        violation.evidence.push(view);
+    }
+    let accused: BTreeSet<&App> = live.iter().map(|piece| &piece.app).collect();
+    for app in apps {
+        // What had cleared by then had cleared for its App too.
+        let fact = AppFact { gone: !accused.contains(app), exposure: Some(Exposure::default()) };
+        facts.apps.insert((*app).clone(), fact);
+    }
+    let snapshot = Snapshot {
+        at: now,
+        since: Moment { uptime: BASE, wall: since },
+        revision: 0,
+        rounds: 1,
+        violations: violations.into_values().collect(),
+        list: Arc::new([]),
+        list_changed_at: since,
+        nodes,
+        targets: Vec::new(),
+        coverage: Coverage::default(),
+        rejected: Rejections::default(),
+    };
+    (snapshot, facts)
+}
+
+/// A node by whose clock nothing clears: what cleared is known.
+fn patient(now: Moment) -> NodeView {
+    let clock = NodeClock {
+        odometer: Duration::ZERO,
+        required: Duration::MAX,
+        since: now,
+        last_answer: now,
+        unreachable_limit: Duration::MAX,
+    };
+    NodeView {
+        clock,
+        interval: None,
+        offenders: 0,
+        records: 0,
+        last_answer: None,
+        rejected: Rejections::default(),
+    }
+}

@@ -1,0 +1,119 @@
+//! Recorded incidents under other rules.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{HOUR, MINUTE, World, app, at, record, record_of};
+use procscan_core::names::App;
+use procscan_core::policy::{Act, Exemption, Fate, Pattern, Policy, simulate};
+use procscan_core::state::Incident;
+
+fn fates(world: &World, policy: &Policy) -> Vec<Fate> {
+    let kept: Vec<Incident> = world.kept.values().cloned().collect();
+    simulate(&kept, policy, at(0).wall, world.now.wall)
+}
+
+fn differing(world: &World, policy: &Policy) -> Vec<(String, bool, String)> {
+    let fates = fates(world, policy).into_iter().filter(Fate::differs);
+    fates.map(|fate| (fate.app.namespace.to_string(), fate.would_be_blocked, fate.would_be)).collect()
+}
+
+fn exempt(namespace: &str) -> Exemption {
+    Exemption {
+        namespace: Some(Pattern::Exact(namespace.into())),
+        app: None,
+        process: None,
+        rule: None,
+        reason: "a contract".into(),
+        until: None,
+    }
+}
+
+/// Three tenants by one node, another by its own, each with its own process; a release by hand in between.
+fn recorded() -> World {
+    let mut world = World::new(&["n1", "n2"]);
+    world.wait(MINUTE);
+    let now = world.clock();
+    let of = |i: usize| record_of(&format!("ns-{i}"), "web", &format!("miner{i}"), now);
+    world.answer("n1", (0..3).map(of).collect());
+    world.answer("n2", vec![record("ns-x", now)]);
+    world.evaluate();
+    world.wait(MINUTE);
+    let until = at(2 * HOUR).wall;
+    world.book.act(&Act::Release { app: app("ns-1"), until }, "ops", &world.policy, world.now).unwrap();
+    world.evaluate();
+    world
+}
+
+#[test]
+fn the_same_rules_make_no_difference() {
+    let world = recorded();
+    assert_eq!(differing(&world, &world.policy), []);
+    let all = fates(&world, &world.policy);
+    assert_eq!(all.len(), 4);
+    assert!(all.iter().all(|fate| fate.was_blocked && fate.would_be_blocked));
+    // What has cleared was blocked in that time all the same.
+    let mut world = recorded();
+    world.rounds(40, |w| {
+        w.answer("n1", vec![]);
+        w.answer("n2", vec![]);
+        w.evaluate();
+    });
+    assert!(world.blocked().is_empty());
+    assert_eq!(differing(&world, &world.policy), []);
+    // Before the time that is asked for, nothing has been.
+    let kept: Vec<Incident> = world.kept.values().cloned().collect();
+    assert_eq!(simulate(&kept, &world.policy, at(HOUR).wall, world.now.wall), []);
+}
+
+#[test]
+fn exemptions_brakes_and_grace_make_the_difference_that_they_would_have_made() {
+    let world = recorded();
+    let mut policy = world.policy.clone();
+    policy.exemptions = vec![exempt("ns-x")];
+    assert_eq!(differing(&world, &policy), [("ns-x".into(), false, "exempted: exempted: a contract".into())]);
+
+    let mut policy = world.policy.clone();
+    policy.brake.max_apps_per_node = 2;
+    let held = differing(&world, &policy);
+    assert_eq!(held.len(), 1);
+    assert!(held[0].0 == "ns-2" && held[0].2.starts_with("held: more than 2 Apps"), "{held:?}");
+
+    let mut policy = world.policy.clone();
+    policy.namespaces = regex::Regex::new("^tenant-").unwrap();
+    assert_eq!(differing(&world, &policy).len(), 4);
+
+    // Longer than any of it lasted.
+    let mut policy = world.policy.clone();
+    policy.grace = Duration::from_secs(HOUR);
+    assert_eq!(differing(&world, &policy).len(), 4);
+    policy.grace = Duration::from_secs(30);
+    assert_eq!(differing(&world, &policy), []);
+}
+
+#[test]
+fn less_strict_rules_block_what_was_held_or_exempt() {
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_apps_per_node = 1;
+    world.policy.exemptions = vec![exempt("ns-x")];
+    let of = |i: usize| record_of(&format!("ns-{i}"), "web", &format!("miner{i}"), 0);
+    world.answer("n1", (0..3).map(of).chain([record("ns-x", 0)]).collect());
+    world.evaluate();
+    assert_eq!(world.held().len(), 2);
+    let mut policy = world.policy.clone();
+    policy.brake.max_apps_per_node = 5;
+    let blocked: Vec<String> = differing(&world, &policy).into_iter().map(|(name, _, _)| name).collect();
+    assert_eq!(blocked, ["ns-1", "ns-2"]);
+    policy.exemptions.clear();
+    let fates = differing(&world, &policy);
+    assert_eq!(fates.len(), 3);
+    assert!(fates.iter().all(|(_, would, why)| *would && why.starts_with("blocked: process")), "{fates:?}");
+    // An approval is repeated when it was given.
+    let first: App = world.evaluate().held[0].app.clone();
+    world.wait(MINUTE);
+    world.book.act(&Act::Approve { app: first.clone() }, "ops", &world.policy, world.now).unwrap();
+    world.evaluate();
+    assert_eq!(differing(&world, &world.policy), []);
+}

@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod operators;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -76,6 +78,8 @@ They are in deploy/manifests/rbac.yaml too.")]
   procscan-aggregator agent --rules rules.yaml --host-namespace ns-demo
   procscan-aggregator agent --simulate 200 --fault hang --fault slow=5s:3")]
     Agent(Agent),
+    #[command(flatten)]
+    Operate(operators::Operate),
 }
 
 #[derive(Debug, Args)]

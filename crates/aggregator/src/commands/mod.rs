@@ -1,11 +1,17 @@
 //! The subcommands, one file each, and what they share: exit codes and signals.
 
+mod acts;
 mod agent;
 mod check_config;
+mod client;
 mod crds;
+mod decisions;
 mod demo;
 mod emergency;
+mod exempt;
+mod incidents;
 mod plan;
+mod printed;
 mod run;
 mod simulate;
 
@@ -16,6 +22,7 @@ use std::time::Duration;
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::args::operators::Operate;
 use crate::args::{Arguments, Command};
 use crate::config::ConfigError;
 
@@ -97,6 +104,26 @@ async fn dispatch(command: Command, stop: Stop) -> Result<(), CommandError> {
         Command::Simulate(args) => simulate::run(&args.file.config, args.since).await,
         Command::Crds => crds::crds(),
         Command::Agent(args) => agent::agent(args, stop).await,
+        Command::Operate(command) => operate(command, stop).await,
+    }
+}
+
+async fn operate(command: Operate, mut stop: Stop) -> Result<(), CommandError> {
+    let done = async {
+        match command {
+            Operate::Decisions(args) => decisions::decisions(args).await,
+            Operate::Incidents(args) => incidents::incidents(args).await,
+            Operate::Approve(args) => acts::approve(args).await,
+            Operate::Release(args) => acts::release(args).await,
+            Operate::Exempt(args) => exempt::exempt(*args).await,
+            Operate::Pause(args) => acts::pause(args).await,
+            Operate::Resume(args) => acts::resume(args).await,
+            Operate::Mode(args) => acts::mode(args).await,
+        }
+    };
+    tokio::select! {
+        () = stop.wait() => Err(anyhow::anyhow!("interrupted").into()),
+        done = done => done,
     }
 }
 

@@ -1,0 +1,339 @@
+//! What operators say to a running service, through the HTTP API of any of its replicas.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand, ValueEnum};
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
+
+/// The kinds of decisions, as the API has them.
+const DECISIONS: [&str; 11] = [
+    "inherited",
+    "warned",
+    "blocked",
+    "released",
+    "held",
+    "release_held",
+    "approved",
+    "exempted",
+    "disputed",
+    "closed",
+    "refused",
+];
+/// The states of incidents, as the API has them.
+const STATES: [&str; 6] = ["Watched", "Grace", "Held", "Blocked", "ReleaseHeld", "Ended"];
+/// The modes of enforcement, as the API has them.
+const MODES: [&str; 3] = ["enforce", "dry-run", "paused"];
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Operate {
+    /// The log of decisions, the latest first: who decided what, when and why.
+    #[command(after_help = "Examples:
+  procscan-aggregator decisions --since 24h
+  procscan-aggregator decisions --namespace ns-user1 --decision blocked
+  procscan-aggregator decisions --limit 1000 -o json")]
+    Decisions(Decisions),
+    /// The incidents, the latest first: one App each, from its first evidence to its clearing.
+    #[command(after_help = "Examples:
+  procscan-aggregator incidents --state held
+  procscan-aggregator incidents --namespace ns-user1 --app web -o yaml")]
+    Incidents(Incidents),
+    /// Approve what a brake holds: the block of an App, or its release.
+    #[command(after_help = "Examples:
+  procscan-aggregator approve ns-user1/web --reason 'a miner indeed'
+  procscan-aggregator approve ns-user1-web-0123456789abcdef")]
+    Approve(Approve),
+    /// Release an App, and keep the same accusations from blocking it again.
+    #[command(after_help = "Examples:
+  procscan-aggregator release ns-user1/web --reason 'a false alarm'
+  procscan-aggregator release ns-user1/devbox/lab --until 7d")]
+    Release(Release),
+    /// Declare what is not to be enforced, list such exemptions, or take one back. All given parts must match.
+    #[command(after_help = "Examples:
+  procscan-aggregator exempt --namespace ns-user1 --process miner --reason 'a course on mining' --until 30d
+  procscan-aggregator exempt --rule '/^nmap/' --namespace '/^ns-red-/' --reason 'penetration tests' --id red-team
+  procscan-aggregator exempt --list
+  procscan-aggregator exempt --remove red-team
+
+What has / at both ends is a regular expression, unanchored; anything else is the whole text.")]
+    Exempt(Box<Exempt>),
+    /// Pause: existing blocks stay, and nothing new is blocked or released but by an operator.
+    #[command(after_help = "Example:
+  procscan-aggregator pause --reason 'the new rule accuses everybody'")]
+    Pause(Pause),
+    /// Go back to the mode that the configuration says.
+    #[command(after_help = "Example:
+  procscan-aggregator resume --reason 'the rule is mended'")]
+    Resume(Pause),
+    /// Show whether decisions take effect, or say so, over what the configuration says.
+    #[command(after_help = "Examples:
+  procscan-aggregator mode
+  procscan-aggregator mode dry-run --reason 'new rules today'
+
+`resume` goes back to what the configuration says.")]
+    Mode(Mode),
+}
+
+/// Which service, and who asks.
+#[derive(Debug, Args)]
+pub(crate) struct Service {
+    /// The HTTP API of any replica; if not given, the variable `PROCSCAN_URL`, or `http://127.0.0.1:8090`.
+    ///
+    /// The token goes there unencrypted: use `kubectl port-forward` from outside of the cluster.
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// A file that holds a bearer token and nothing else; if not given, the variable `PROCSCAN_TOKEN` counts.
+    ///
+    /// `kubectl create token NAME -n kube-system` makes one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+/// How a list is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// The API's answer as it is.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Decisions {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    /// Only those of this namespace.
+    #[arg(long, short, value_name = "NS")]
+    pub(crate) namespace: Option<String>,
+    /// Only those of Apps of this name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) app: Option<String>,
+    /// Only those of this kind.
+    #[arg(long, value_name = "KIND", ignore_case = true, value_parser = one_of(&DECISIONS))]
+    pub(crate) decision: Option<&'static str>,
+    /// Only those of this actor: `policy`, or an operator's name.
+    #[arg(long, value_name = "WHO")]
+    pub(crate) actor: Option<String>,
+    /// Only those since then: so long ago (24h), or a time (2026-01-02T10:30:00Z).
+    #[arg(long, value_name = "WHEN", value_parser = when)]
+    pub(crate) since: Option<When>,
+    /// How many, at most.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) limit: u32,
+    /// How they are printed.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Incidents {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    /// Only those of this namespace.
+    #[arg(long, short, value_name = "NS")]
+    pub(crate) namespace: Option<String>,
+    /// Only those of Apps of this name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) app: Option<String>,
+    /// Only those in this state.
+    #[arg(long, value_name = "STATE", ignore_case = true, value_parser = one_of(&STATES))]
+    pub(crate) state: Option<&'static str>,
+    /// How they are printed.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Approve {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    /// The incident's name, or its App as NAMESPACE/APP or NAMESPACE/TYPE/APP.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) incident: String,
+    /// Why, for the log.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Release {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    /// The incident's name, or its App as NAMESPACE/APP or NAMESPACE/TYPE/APP.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) incident: String,
+    /// How long these accusations don't block the App again: so long (30d, as if not given), or up to a time.
+    #[arg(long, value_name = "WHEN", value_parser = when)]
+    pub(crate) until: Option<When>,
+    /// Why, for the log.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exempt {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    /// Why, for the next person.
+    #[arg(long, value_name = "TEXT", required_unless_present_any = ["list", "remove"])]
+    pub(crate) reason: Option<String>,
+    /// The tenant's namespace.
+    #[arg(long, short, value_name = "X")]
+    pub(crate) namespace: Option<String>,
+    /// The App's name.
+    #[arg(long, value_name = "X")]
+    pub(crate) app: Option<String>,
+    /// The process name.
+    #[arg(long, value_name = "X")]
+    pub(crate) process: Option<String>,
+    /// The rule: the regular expression that matched, or the process name where there is none.
+    #[arg(long, value_name = "X")]
+    pub(crate) rule: Option<String>,
+    /// How long it counts: so long (30d), or up to a time; for ever if not given.
+    #[arg(long, value_name = "WHEN", value_parser = when)]
+    pub(crate) until: Option<When>,
+    /// A name for it; made up if not given.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) id: Option<String>,
+    /// List those that were declared at run time; those of the configuration are not among them.
+    #[arg(long, conflicts_with_all = ["reason", "namespace", "app", "process", "rule", "until", "id", "remove"])]
+    pub(crate) list: bool,
+    /// Take one back.
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = NonEmptyStringValueParser::new(),
+        conflicts_with_all = ["reason", "namespace", "app", "process", "rule", "until", "id"],
+    )]
+    pub(crate) remove: Option<String>,
+    /// How the list is printed.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pause {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    /// Why, for the next person.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mode {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    /// The mode from now on; shown if not given.
+    #[arg(value_name = "MODE", value_parser = one_of(&MODES))]
+    pub(crate) to: Option<&'static str>,
+    /// Why, for the next person.
+    #[arg(long, value_name = "TEXT", requires = "to")]
+    pub(crate) reason: Option<String>,
+}
+
+/// One of the words that the API knows, in its own spelling.
+fn one_of(words: &'static [&'static str]) -> impl TypedValueParser<Value = &'static str> {
+    let spelt = |said: String| {
+        let word = words.iter().find(|word| word.eq_ignore_ascii_case(&said));
+        word.copied().ok_or("no such word")
+    };
+    PossibleValuesParser::new(words).try_map(spelt)
+}
+
+/// A time as people say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum When {
+    /// So far from now, in the direction that the option says.
+    Away(Duration),
+    /// That time.
+    At(Timestamp),
+}
+
+impl When {
+    /// The time, if spans go back from `now`.
+    pub(crate) fn before(self, now: Timestamp) -> Result<Timestamp, String> {
+        self.time(|span| now.checked_sub(span))
+    }
+
+    /// The time, if spans go on from `now`. Only a time to come is one.
+    pub(crate) fn after(self, now: Timestamp) -> Result<Timestamp, String> {
+        let time = self.time(|span| now.checked_add(span))?;
+        if time > now { Ok(time) } else { Err(format!("{time} is over; allowed is a time to come")) }
+    }
+
+    fn time(
+        self,
+        away: impl FnOnce(Duration) -> Result<Timestamp, jiff::Error>,
+    ) -> Result<Timestamp, String> {
+        // In whole seconds: it is kept, and read by people.
+        let seconds = TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil);
+        match self {
+            Self::At(time) => Ok(time),
+            Self::Away(span) => away(span)
+                .and_then(|time| time.round(seconds))
+                .map_err(|_| format!("{} is too far away", humantime::format_duration(span))),
+        }
+    }
+}
+
+fn when(text: &str) -> Result<When, String> {
+    if let Ok(span) = humantime::parse_duration(text)
+        && !span.is_zero()
+    {
+        return Ok(When::Away(span));
+    }
+    let time = text.parse().map(When::At);
+    time.map_err(|_: jiff::Error| {
+        "allowed is a duration with its unit, such as 24h or 30d, or a time with its zone, such as 2026-01-02T10:30:00Z"
+            .to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use procscan_core::policy::{DecisionKind, Mode};
+    use procscan_core::state::IncidentState;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn the_words_are_those_of_the_api() {
+        fn words<T: schemars::JsonSchema>() -> Vec<String> {
+            let schema = json!(schemars::schema_for!(T));
+            let documented = schema["oneOf"].as_array().expect("documented words").iter();
+            documented.map(|word| word["const"].as_str().expect("a word").to_owned()).collect()
+        }
+        assert_eq!(DECISIONS.to_vec(), words::<DecisionKind>());
+        assert_eq!(STATES.to_vec(), words::<IncidentState>());
+        assert_eq!(MODES.to_vec(), words::<Mode>());
+        for word in DECISIONS {
+            let kind: DecisionKind = serde_json::from_value(Value::from(word)).unwrap();
+            assert_eq!(kind.as_str(), word);
+        }
+    }
+
+    #[test]
+    fn times_are_spans_or_moments() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let now = at("2026-01-02T10:30:00.25Z");
+        let day = when("24h").unwrap();
+        assert_eq!(day.before(now), Ok(at("2026-01-01T10:30:01Z")));
+        assert_eq!(day.after(now), Ok(at("2026-01-03T10:30:01Z")));
+        assert_eq!(when("30d").unwrap().after(now), Ok(at("2026-02-01T10:30:01Z")));
+        let moment = when("2026-01-02T12:00:00+08:00").unwrap();
+        assert_eq!(moment.before(now), Ok(at("2026-01-02T04:00:00Z")));
+        let over = moment.after(now).unwrap_err();
+        assert_eq!(over, "2026-01-02T04:00:00Z is over; allowed is a time to come");
+        assert_eq!(when("2027-01-01T00:00:00Z").unwrap().after(now), Ok(at("2027-01-01T00:00:00Z")));
+        assert_eq!(when("9000000y").unwrap().after(now).unwrap_err(), "9000000years is too far away");
+        for bad in ["", "0", "0s", "24", "soon", "-1h", "2026-01-02", "2026-01-02T10:30:00"] {
+            let error = when(bad).expect_err(bad);
+            assert!(error.starts_with("allowed is a duration with its unit"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Whom to ask, and who asks: from the arguments, else from the environment. Tokens are never on the command line, where every
+//! user of the machine sees them, and never shown.
+
+use std::path::Path;
+
+use hyper::Uri;
+use hyper::header::HeaderValue;
+use tokio::io::AsyncReadExt;
+
+use super::ClientError;
+use crate::args::operators::Service;
+use crate::commands::printed::escaped;
+use crate::config::token_file::is_token;
+
+/// Whom to ask if nobody says.
+const URL: &str = "http://127.0.0.1:8090";
+/// The variable that says whom to ask.
+const URL_VARIABLE: &str = "PROCSCAN_URL";
+/// The variable that proves who asks.
+pub(super) const TOKEN_VARIABLE: &str = "PROCSCAN_TOKEN";
+/// The largest file of a token.
+const MAX_TOKEN: u64 = 64 << 10;
+
+/// Where an API is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Host and port.
+    pub(super) authority: String,
+    /// The path that the API is below, behind a proxy; else nothing.
+    pub(super) prefix: String,
+}
+
+/// Whom to ask.
+pub(super) fn place(service: &Service) -> Result<Place, ClientError> {
+    let (place, url) = match &service.url {
+        Some(url) => ("--url", url.clone()),
+        None => (URL_VARIABLE, variable(URL_VARIABLE)?.unwrap_or_else(|| URL.to_owned())),
+    };
+    parse(&url).map_err(|problem| ClientError::Usage { place: place.to_owned(), problem })
+}
+
+/// Who asks, if anybody says.
+pub(super) async fn token(service: &Service) -> Result<Option<HeaderValue>, ClientError> {
+    match &service.token_file {
+        Some(path) => of_file(path).await.map(Some),
+        None => variable(TOKEN_VARIABLE)?.map(|text| header(&text, TOKEN_VARIABLE)).transpose(),
+    }
+}
+
+fn variable(name: &str) -> Result<Option<String>, ClientError> {
+    let Some(value) = std::env::var_os(name) else { return Ok(None) };
+    // Never shown: it may be the token.
+    let not_text = |_| ClientError::Usage { place: name.to_owned(), problem: "it must be a text".to_owned() };
+    let value = value.into_string().map_err(not_text)?;
+    Ok(Some(value).filter(|value| !value.is_empty()))
+}
+
+fn parse(url: &str) -> Result<Place, String> {
+    const ALLOWED: &str = "allowed is http://HOST:PORT";
+    let shown = escaped(url);
+    let refused = || format!("{shown} is not allowed; {ALLOWED}");
+    if url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://")) {
+        return Err(format!("https is not served yet; {ALLOWED}, such as that of kubectl port-forward"));
+    }
+    let parsed: Uri = url.parse().map_err(|_| refused())?;
+    let authority = parsed.authority().filter(|_| parsed.scheme_str() == Some("http")).ok_or_else(refused)?;
+    if authority.as_str().contains('@') {
+        // Not shown: there may be a password in it.
+        return Err(format!("a user and a password are not allowed; {ALLOWED}"));
+    }
+    if parsed.query().is_some() || authority.host().is_empty() {
+        return Err(refused());
+    }
+    let has_port = authority.as_str().len() > authority.host().len();
+    let port = match authority.port_u16() {
+        Some(port) => port,
+        None if has_port => return Err(refused()),
+        None => 80,
+    };
+    let prefix = parsed.path().trim_end_matches('/').to_owned();
+    Ok(Place { authority: format!("{}:{port}", authority.host()), prefix })
+}
+
+async fn of_file(path: &Path) -> Result<HeaderValue, ClientError> {
+    let place = format!("--token-file {}", path.display());
+    let mut text = String::new();
+    let read = async {
+        let file = tokio::fs::File::open(path).await?;
+        file.take(MAX_TOKEN).read_to_string(&mut text).await
+    };
+    if let Err(error) = read.await {
+        return Err(ClientError::Usage { place, problem: format!("it can't be read: {error}") });
+    }
+    header(&text, &place)
+}
+
+/// The header with a token. No error shows it.
+fn header(text: &str, place: &str) -> Result<HeaderValue, ClientError> {
+    let text = text.trim();
+    let header = HeaderValue::from_str(&format!("Bearer {text}")).ok().filter(|_| is_token(text));
+    let mut header = header.ok_or_else(|| ClientError::Usage {
+        place: place.to_owned(),
+        problem: "there must be a bearer token and nothing else: letters, digits and - . _ ~ + / ="
+            .to_owned(),
+    })?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_a_host_and_a_port_and_maybe_a_path() {
+        let parts = |authority: &str, path: &str| {
+            Ok(Place { authority: authority.to_owned(), prefix: path.to_owned() })
+        };
+        assert_eq!(parse("http://127.0.0.1:8090"), parts("127.0.0.1:8090", ""));
+        assert_eq!(parse("HTTP://aggregator.kube-system/"), parts("aggregator.kube-system:80", ""));
+        assert_eq!(parse("http://[::1]:8090/a/proxy/"), parts("[::1]:8090", "/a/proxy"));
+        for bad in
+            ["", "127.0.0.1:8090", "localhost", "ftp://a:1", "http://", "http://a:99999", "http://a?b=c"]
+        {
+            let error = parse(bad).expect_err(bad);
+            assert!(error.ends_with("is not allowed; allowed is http://HOST:PORT"), "{error}");
+        }
+        assert!(parse("HttpS://a:1").unwrap_err().starts_with("https is not served yet"));
+        assert!(!parse("http://me:secret@a:1").unwrap_err().contains("secret"));
+    }
+}

@@ -1,0 +1,61 @@
+//! `decisions`: the log, for people.
+
+use jiff::Timestamp;
+use procscan_core::names::App;
+use serde::Deserialize;
+
+use super::CommandError;
+use super::client::{Client, Endpoint};
+use super::printed::{self, Table};
+use crate::args;
+
+#[derive(Deserialize)]
+struct Log {
+    decisions: Vec<Entry>,
+    #[serde(default)]
+    more: u64,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    at: Timestamp,
+    app: App,
+    decision: String,
+    actor: String,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), CommandError> {
+    let since = args.since.map(|since| since.before(Timestamp::now())).transpose();
+    let since = since.map_err(|e| CommandError::Usage(format!("--since: {e}")))?;
+    let client = Client::new(&args.service).await?;
+    let endpoint = Endpoint::at(&["decisions"])
+        .with("namespace", args.namespace)
+        .with("name", args.app)
+        .with("decision", args.decision)
+        .with("actor", args.actor)
+        .with("since", since)
+        .with("limit", Some(args.limit));
+    let body = client.get(&endpoint).await?;
+    if let Some(document) = printed::document(&client, &body, args.output)? {
+        return Ok(printed::print(&document)?);
+    }
+    let log: Log = client.read(&body)?;
+    if log.decisions.is_empty() {
+        eprintln!("There are no such decisions.");
+        return Ok(());
+    }
+    let mut table = Table::new(["TIME", "APP", "DECISION", "ACTOR", "REASON"]);
+    for Entry { at, app, decision, actor, reason, dry_run } in &log.decisions {
+        let decision = format!("{decision}{}", if *dry_run { " (dry-run)" } else { "" });
+        table.push([&printed::time(*at), &app.to_string(), &decision, actor, reason]);
+    }
+    printed::print(&table.to_string())?;
+    if log.more > 0 {
+        eprintln!("There are {} more; --limit shows up to 1000.", log.more);
+    }
+    Ok(())
+}

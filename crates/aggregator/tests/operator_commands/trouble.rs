@@ -1,0 +1,187 @@
+//! Refusals, and whatever else can go wrong between the program and the API.
+
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::played::{Api, PROBLEM, Said, command, problem, run, said};
+
+#[test]
+fn refusals_are_told_in_one_line_with_what_to_do() {
+    for (status, detail, expected) in [
+        (400, "until: a time to come", "400 Bad Request: until: a time to come"),
+        (
+            401,
+            "a bearer token is needed",
+            "401 Unauthorized: a bearer token is needed; give a token by --token-file or PROCSCAN_TOKEN; where the \
+             cluster's tokens count, this makes one: kubectl create token NAME -n kube-system",
+        ),
+        (
+            403,
+            "alice may not\npatch \u{1b}[31m",
+            "403 Forbidden: alice may not\\npatch \\u{1b}[31m; ask for that right, or use the token of an account \
+             that has it: kubectl create token NAME -n kube-system",
+        ),
+        (
+            404,
+            "there is no incident i-1",
+            "404 Not Found: there is no incident i-1; `procscan-aggregator incidents` lists those that there are",
+        ),
+        (409, "the incident is over", "409 Conflict: the incident is over"),
+    ] {
+        let api = Api::new(vec![problem("POST ", status, detail)]);
+        assert_eq!(api.run(&["approve", "i-1"]).refused(1), expected);
+    }
+    let mut busy = problem("", 503, "the API server can't be reached");
+    let api = Api::new(vec![busy]);
+    let see = format!("{}/readyz says what is wrong", api.url());
+    let expected = format!("503 Service Unavailable: the API server can't be reached; {see}");
+    assert_eq!(api.run(&["decisions"]).refused(1), expected);
+    busy = problem("", 503, &"x".repeat(5000));
+    busy.headers = &[("retry-after", "5")];
+    let api = Api::new(vec![busy]);
+    let error = api.run(&["pause"]).refused(1);
+    assert!(
+        error.starts_with(&format!("503 Service Unavailable: {}…; try again in 5 s; ", "x".repeat(1000))),
+        "{error}"
+    );
+}
+
+#[test]
+fn whatever_is_not_the_api_is_told_from_it() {
+    let not_found = |kind, body: &str| Said { kind, body: body.into(), ..said("", 404, "") };
+    let ours = "is the API of procscan-aggregator there, and of this version?";
+    for (answer, args, why) in [
+        (not_found("text/html", "<h1>\u{1b}"), &["decisions"][..], "404 Not Found, and not a word why; "),
+        (not_found(PROBLEM, "{"), &["decisions"], "404 Not Found, and not a word why; "),
+        (
+            Said { headers: &[("location", "/")], ..said("", 302, "") },
+            &["pause"],
+            "302 Found, and not a word why; ",
+        ),
+        (said("", 200, "<html>"), &["decisions"], "the answer is not what was asked for (expected value"),
+        (said("", 200, "<html>"), &["decisions", "-o", "json"], "the answer is not what was asked for ("),
+        (said("", 200, "{} x"), &["incidents", "-o", "json"], "the answer is not what was asked for ("),
+        (said("", 200, "{\"a\": "), &["incidents", "-o", "yaml"], "the answer is not what was asked for ("),
+        (
+            Said { body: b"{\"a\": \"\xff\"}".into(), ..said("", 200, "") },
+            &["incidents", "-o", "json"],
+            "the answer is not",
+        ),
+        (
+            said("", 200, "{\"items\": []}"),
+            &["incidents"],
+            "the answer is not what was asked for (missing field",
+        ),
+        (said("", 200, "{\"a\u{1b}\": 1}"), &["mode"], "the answer is not what was asked for ("),
+        (said("", 200, "[]"), &["approve", "i-1"], "the answer is not what was asked for ("),
+        (
+            said("", 502, ""),
+            &["approve", "i-1"],
+            "502 Bad Gateway, and not a word why; it may have been done",
+        ),
+        (said("", 502, ""), &["mode"], "502 Bad Gateway, and not a word why; is the API"),
+    ] {
+        let api = Api::new(vec![answer]);
+        let error = api.run(args).refused(1);
+        assert!(error.starts_with(&format!("{}: {why}", api.url())), "{error}");
+        assert!(error.ends_with(ours), "{error}");
+        let is_done = args == ["approve", "i-1"];
+        assert_eq!(error.contains("; it may have been done all the same; "), is_done, "{error}");
+        assert!(!error.contains('\u{1b}'));
+    }
+}
+
+#[test]
+fn nobody_there_is_told_with_what_to_do() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", free.local_addr().unwrap());
+    drop(free);
+    let error = run(&["pause", "--url", &url], &[]).refused(1);
+    assert!(error.starts_with(&format!("{url}: no connection: Connection refused")), "{error}");
+    assert!(
+        error.ends_with("kubectl port-forward -n kube-system service/procscan-aggregator 8090"),
+        "{error}"
+    );
+
+    // One that hangs up before it has answered; to who only reads that says nothing more.
+    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", deaf.local_addr().unwrap());
+    let hang_up = std::thread::spawn(move || {
+        for _ in 0..2 {
+            drop(deaf.accept().unwrap());
+        }
+    });
+    let error = run(&["pause", "--url", &url], &[]).refused(1);
+    assert!(error.starts_with(&format!("{url}: the connection broke off: ")), "{error}");
+    assert!(error.ends_with("; it may have been done all the same"), "{error}");
+    let error = run(&["mode", "--url", &url], &[]).refused(1);
+    assert!(error.contains(": the connection broke off: ") && !error.contains("all the same"), "{error}");
+    hang_up.join().unwrap();
+}
+
+#[test]
+fn the_service_is_named_by_the_option_or_the_environment() {
+    let api = Api::only(200, json!({"mode": "enforce", "operators": null}));
+    run(&["mode"], &[("PROCSCAN_URL", &api.url())]).done();
+    assert_eq!(api.asked().what, "GET /api/v1/enforcement");
+    run(&["mode", "--url", &format!("{}/behind/a/proxy/", api.url())], &[("PROCSCAN_URL", "nonsense")])
+        .done();
+    assert_eq!(api.asked().what, "GET /behind/a/proxy/api/v1/enforcement");
+    let https = "https is not served yet; allowed is http://HOST:PORT, such as that of kubectl port-forward";
+    assert_eq!(run(&["mode", "--url", "https://a:1"], &[]).refused(2), format!("--url: {https}"));
+    assert_eq!(run(&["mode"], &[("PROCSCAN_URL", "https://a")]).refused(2), format!("PROCSCAN_URL: {https}"));
+    let error = run(&["mode", "--url", "a\u{1b}:1"], &[]).refused(2);
+    assert_eq!(error, "--url: a\\u{1b}:1 is not allowed; allowed is http://HOST:PORT");
+}
+
+#[test]
+fn the_token_comes_from_a_file_or_the_environment_and_is_never_shown() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("token");
+    let path = file.to_str().unwrap();
+    let api = Api::only(200, json!({"mode": "enforce", "operators": null}));
+    let url = api.url();
+    let args = ["mode", "--url", &url, "--token-file", path];
+    std::fs::write(&file, "secret-of-the-file\n").unwrap();
+    run(&args, &[("PROCSCAN_TOKEN", "another")]).done();
+    assert_eq!(api.asked().header("authorization"), Some("Bearer secret-of-the-file"));
+    run(&args[..3], &[("PROCSCAN_TOKEN", "secret.of_the~environment")]).done();
+    assert_eq!(api.asked().header("authorization"), Some("Bearer secret.of_the~environment"));
+    run(&args[..3], &[("PROCSCAN_TOKEN", "")]).done();
+    assert_eq!(api.asked().header("authorization"), None);
+
+    let allowed = "there must be a bearer token and nothing else: letters, digits and - . _ ~ + / =";
+    for bad in ["", "alice secret", "secret\nsecret", "sécret", "secret\u{1b}"] {
+        std::fs::write(&file, bad).unwrap();
+        assert_eq!(run(&args, &[]).refused(2), format!("--token-file {path}: {allowed}"));
+    }
+    let error = run(&args[..3], &[("PROCSCAN_TOKEN", "my secret")]).refused(2);
+    assert_eq!(error, format!("PROCSCAN_TOKEN: {allowed}"));
+    std::fs::remove_file(&file).unwrap();
+    let error = run(&args, &[]).refused(2);
+    assert!(error.starts_with(&format!("--token-file {path}: it can't be read: No such file")), "{error}");
+    assert!(api.was_left_alone());
+}
+
+#[test]
+fn a_signal_ends_a_command_that_waits() {
+    let api = Api::only(0, "");
+    let url = api.url();
+    let child = command(&["decisions", "--url", &url]).stderr(Stdio::piped()).spawn().unwrap();
+    api.asked.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert_eq!((status.code(), &*stderr), (Some(1), &b"error: interrupted\n"[..]));
+}
+
+#[test]
+fn each_command_has_help_with_examples() {
+    for name in ["decisions", "incidents", "approve", "release", "exempt", "pause", "resume", "mode"] {
+        let help = run(&[name, "--help"], &[]).done();
+        assert!(help.contains("Example") && help.contains(&format!("procscan-aggregator {name}")), "{help}");
+        assert!(help.contains("PROCSCAN_TOKEN") && help.contains("PROCSCAN_URL"), "{help}");
+    }
+}

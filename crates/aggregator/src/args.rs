@@ -66,7 +66,7 @@ The service leaves a suspended WasmPlugin alone. To let it block again:
 
 Removing a WasmPlugin makes the gateway drain its connections once.")]
     Uninstall(Uninstall),
-    /// Print the CustomResourceDefinitions of our own kinds: Incident, Exemption, Enforcement.
+    /// Print the definitions (CRDs) of our own kinds: Incident, Exemption, Enforcement.
     #[command(after_help = "Example:
   procscan-aggregator crds | kubectl apply -f -
 

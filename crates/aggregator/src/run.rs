@@ -269,7 +269,7 @@ impl Service {
         let listener =
             TcpListener::bind(wanted).await.with_context(|| format!("can't listen on {wanted}"))?;
         let address = listener.local_addr()?;
-        let (take_over, taken_over) = mpsc::channel(TAKE_OVERS);
+        let (take_over, questions) = mpsc::channel(TAKE_OVERS);
         let (delivered_tx, delivered) = watch::channel(Arc::default());
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
         let place = state(config, cluster.as_ref()).await?;
@@ -286,7 +286,7 @@ impl Service {
             Pipeline::start(config, cluster.as_ref(), footing)?;
         let interval = config.aggregator.scan_interval;
         let channels = output::Channels {
-            take_over: taken_over,
+            take_over: questions,
             decided: views.decided.clone(),
             delivered: delivered_tx,
             status,

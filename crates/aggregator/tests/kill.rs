@@ -19,7 +19,7 @@ const NODES: usize = 20;
 /// So many of them are clean in the end.
 const CLEAN: usize = 5;
 const KILLS: u64 = 50;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// What the fleet runs on.
 fn runtime() -> tokio::runtime::Runtime {

@@ -65,7 +65,7 @@ pub(super) async fn approve(
     body: Result<Json<ApproveBody>, JsonRejection>,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
-    let ApproveBody { reason } = body.map_err(refused)?.0;
+    let ApproveBody { reason } = body.map_err(|rejection| refused(&rejection))?.0;
     api.find_open(&name)?;
     let number = desk.approve(&name, Approval { by: Some(by.clone()), reason }).await?;
     api.until_done(&name, number, &by).await
@@ -78,7 +78,7 @@ pub(super) async fn release(
     body: Result<Json<ReleaseBody>, JsonRejection>,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
-    let ReleaseBody { reason, until } = body.map_err(refused)?.0;
+    let ReleaseBody { reason, until } = body.map_err(|rejection| refused(&rejection))?.0;
     if until.is_some_and(|until| until <= Timestamp::now()) {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "until: a time to come"));
     }
@@ -93,7 +93,8 @@ pub(super) async fn exempt(
     body: Result<Json<ExemptBody>, JsonRejection>,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "create", "exemptions", None).await?;
-    let ExemptBody { id, namespace, app, process, rule, reason, until } = body.map_err(refused)?.0;
+    let ExemptBody { id, namespace, app, process, rule, reason, until } =
+        body.map_err(|rejection| refused(&rejection))?.0;
     let id = id.unwrap_or_else(|| format!("exemption-{:x}", Timestamp::now().as_microsecond()));
     if !procscan_core::names::is_dns_subdomain(&id) {
         return Err(Problem::new(
@@ -123,14 +124,14 @@ pub(super) async fn enforce(
     body: Result<Json<EnforceBody>, JsonRejection>,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "enforcements", None).await?;
-    let EnforceBody { mode, reason } = body.map_err(refused)?.0;
+    let EnforceBody { mode, reason } = body.map_err(|rejection| refused(&rejection))?.0;
     let spec = EnforcementSpec { mode, reason, by: Some(by) };
     desk.enforce(&spec).await?;
     tracing::warn!(?mode, actor = spec.by, reason = spec.reason, "the mode of enforcement is changed");
     Ok(Json(json!({"mode": mode, "reason": spec.reason, "by": spec.by})).into_response())
 }
 
-fn refused(rejection: JsonRejection) -> Problem {
+fn refused(rejection: &JsonRejection) -> Problem {
     Problem::new(rejection.status(), rejection.body_text())
 }
 

@@ -45,9 +45,9 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
         (StateMode::Cluster, Some(cluster)) => run::objects(config, cluster).read().await?,
         _ => Kept::default(),
     };
-    let (take_over, mut taken_over) = mpsc::channel::<TakeOver>(1);
+    let (take_over, mut questions) = mpsc::channel::<TakeOver>(1);
     let answer = async move {
-        if let Some(question) = taken_over.recv().await {
+        if let Some(question) = questions.recv().await {
             let _ = question.blocked.send(blocked);
         }
     };

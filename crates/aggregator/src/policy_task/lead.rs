@@ -99,7 +99,7 @@ impl<'a> Lead<'a> {
                 Ok(kept) => break kept,
                 Err(error) if error.is_lost() => return Err(End::Lost),
                 Err(error) => {
-                    self.trouble(&error, "what is kept can't be read; nothing is decided until it is")
+                    self.trouble(&error, "what is kept can't be read; nothing is decided until it is");
                 }
             }
             self.pause(pause).await?;
@@ -128,13 +128,11 @@ impl<'a> Lead<'a> {
         if self.task.channels.take_over.send(question).await.is_err() {
             return Err(End::Over);
         }
-        tokio::pin!(blocked);
-        loop {
-            tokio::select! {
-                // Without an answer the output has ended, or the right to write has.
-                answer = &mut blocked => return answer.map_err(|_| if self.pen.holds() { End::Over } else { End::Lost }),
-                end = self.is_over() => return Err(end),
-            }
+        let holds = self.pen.clone();
+        tokio::select! {
+            // Without an answer the output has ended, or the right to write has.
+            answer = blocked => answer.map_err(|_| if holds.holds() { End::Over } else { End::Lost }),
+            end = self.is_over() => Err(end),
         }
     }
 
@@ -236,10 +234,16 @@ impl<'a> Lead<'a> {
             }
             is_news
         });
+        let rounds = snapshot.rounds;
+        let pen = Some(self.pen.clone());
+        let now = Decided { plan, held, disputes, unverified, is_answered, rounds, pen };
         if !is_copy {
             match self.keep().await {
                 Ok(true) => {}
-                Ok(false) => return Step::Done,
+                Ok(false) => {
+                    self.publish_doubts(now);
+                    return Step::Done;
+                }
                 Err(error) if error.is_lost() => return Step::Lost,
                 Err(error) if error.is_outdated() => {
                     tracing::warn!(%error, "what is kept is read again");
@@ -250,14 +254,14 @@ impl<'a> Lead<'a> {
                         &error,
                         "decisions can't be kept: no new block and no release until they can",
                     );
+                    self.publish_doubts(now);
                     return Step::Done;
                 }
             }
         }
         self.tell();
-        let rounds = snapshot.rounds;
-        let pen = Some(self.pen.clone());
-        self.publish(Decided { plan, held, disputes, unverified, is_answered, rounds, pen });
+        self.publish(now);
+        self.tell();
         if !is_copy && let Err(error) = self.tidy(&kept, &done).await {
             if error.is_lost() {
                 return Step::Lost;
@@ -363,7 +367,9 @@ impl<'a> Lead<'a> {
     /// Tells what has been kept.
     fn tell(&mut self) {
         let decisions = std::mem::take(&mut self.decisions);
-        decisions.iter().for_each(|decision| self.task.journal.tell(decision));
+        for decision in &decisions {
+            self.task.journal.tell(decision);
+        }
         if !self.is_copy {
             let named = decisions.into_iter().filter(|decision| decision.kind != DecisionKind::Disputed);
             let named: Vec<(String, Decision)> =
@@ -379,6 +385,15 @@ impl<'a> Lead<'a> {
             tracing::info!("every tenant has been told");
         }
         self.has_waited = is_waiting;
+    }
+
+    /// What can't be kept is not planned; what can't be believed is shown all the same.
+    fn publish_doubts(&mut self, now: Decided) {
+        let before = self.task.channels.decided.borrow().clone();
+        if before.pen.as_ref().map(Pen::term) == Some(self.pen.term()) {
+            let (plan, held) = (before.plan.clone(), before.held.clone());
+            self.publish(Decided { plan, held, ..now });
+        }
     }
 
     fn publish(&mut self, now: Decided) {

@@ -118,10 +118,7 @@ impl PolicyTask {
     /// Runs until nobody publishes snapshots any more; the last one is evaluated too.
     pub async fn run(mut self) {
         loop {
-            let pen = match self.follow().await {
-                Some(pen) => pen,
-                None => return,
-            };
+            let Some(pen) = self.follow().await else { return };
             match Lead::new(&mut self, pen).run().await {
                 End::Lost => {}
                 End::Over => return,

@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions of what is kept, generated from the types in [`procscan_core::state`].
+//! The definitions (CRDs) of what is kept, generated from the types in [`procscan_core::state`].
 
 use procscan_core::state::{
     EnforcementSpec, ExemptionSpec, GROUP, IncidentSpec, IncidentStatus, VERSION, enforcement,
@@ -48,7 +48,7 @@ pub fn definitions() -> Vec<Value> {
         json!({"name": name, "type": kind, "jsonPath": path, "description": about})
     };
     let wide = |mut column: Value| {
-        column["priority"] = 1.into();
+        set(&mut column, "priority", 1.into());
         column
     };
     Resource::ALL
@@ -127,14 +127,14 @@ fn definition(
     });
     if let Some(status) = status {
         properties.insert("status".to_owned(), status);
-        version["subresources"] = json!({"status": {}});
+        set(&mut version, "subresources", json!({"status": {}}));
     }
     let mut schema =
         json!({"type": "object", "description": about, "required": ["spec"], "properties": properties});
     if let Some(rules) = rules {
-        schema["x-kubernetes-validations"] = rules;
+        set(&mut schema, "x-kubernetes-validations", rules);
     }
-    version["schema"] = json!({"openAPIV3Schema": schema});
+    set(&mut version, "schema", json!({"openAPIV3Schema": schema}));
     let plural = resource.plural();
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -153,6 +153,12 @@ fn definition(
             "versions": [version],
         },
     })
+}
+
+fn set(object: &mut Value, name: &str, value: Value) {
+    if let Some(object) = object.as_object_mut() {
+        object.insert(name.to_owned(), value);
+    }
 }
 
 /// The schema of a type, in the form that the API server asks for («structural»).
@@ -215,5 +221,36 @@ fn clean(value: &mut Value) {
             schema.values_mut().for_each(clean);
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schemas_are_structural() {
+        fn check(place: &str, schema: &Value) {
+            let Some(fields) = schema.as_object() else { panic!("{place}: {schema}") };
+            for forbidden in
+                ["oneOf", "anyOf", "allOf", "$ref", "definitions", "uniqueItems", "default", "title"]
+            {
+                assert!(!fields.contains_key(forbidden), "{place} has {forbidden}");
+            }
+            assert!(fields.get("type").is_some_and(Value::is_string), "{place} has no type: {schema}");
+            for (name, property) in fields.get("properties").and_then(Value::as_object).into_iter().flatten()
+            {
+                check(&format!("{place}.{name}"), property);
+            }
+            if let Some(items) = fields.get("items") {
+                check(&format!("{place}[]"), items);
+            }
+        }
+        let definitions = definitions();
+        assert_eq!(definitions.len(), 3);
+        for definition in definitions {
+            let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+            check(definition["spec"]["names"]["kind"].as_str().unwrap(), schema);
+        }
     }
 }

@@ -150,7 +150,7 @@ impl Objects {
     }
 
     async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {
-        let object = self.object(Resource::Exemption, name, json!(exemption));
+        let object = self.object(Resource::Exemption, name, exemption);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let ask = self.ask("create", "exemptions.procscan.sealos.io");
         match self.cluster.ask(ask, self.api(Resource::Exemption).create(&params, &object)).await {
@@ -186,7 +186,7 @@ impl Objects {
         match self.cluster.ask(ask, api.patch(enforcement::NAME, &by_us(), &Patch::Merge(&patch))).await {
             Ok(_) => Ok(()),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => {
-                let object = self.object(Resource::Enforcement, enforcement::NAME, json!(spec));
+                let object = self.object(Resource::Enforcement, enforcement::NAME, spec);
                 let params =
                     PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
                 let ask = self.ask("create", "enforcements.procscan.sealos.io");

@@ -112,10 +112,14 @@ pub fn listing(directory: &Path) -> Vec<String> {
 /// The objects of a directory, each of them whole.
 pub fn objects(directory: &Path) -> Vec<Value> {
     let read = |name: String| {
-        let text = std::fs::read_to_string(directory.join(&name)).unwrap();
-        serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{name} is not whole: {e}"))
+        let text = match std::fs::read_to_string(directory.join(&name)) {
+            // Released since it was listed.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            text => text.unwrap(),
+        };
+        Some(serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{name} is not whole: {e}")))
     };
-    listing(directory).into_iter().filter(|name| !name.starts_with('.')).map(read).collect()
+    listing(directory).into_iter().filter(|name| !name.starts_with('.')).filter_map(read).collect()
 }
 
 /// The Services in the rule of the WasmPlugin of a directory.

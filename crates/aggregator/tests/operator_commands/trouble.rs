@@ -55,6 +55,11 @@ fn whatever_is_not_the_api_is_told_from_it() {
     let ours = "is the API of procscan-aggregator there, and of this version?";
     for (answer, args, why) in [
         (not_found("text/html", "<h1>\u{1b}"), &["decisions"][..], "404 Not Found, and not a word why; "),
+        (
+            not_found("application/json", "{\"detail\": \"x\"}"),
+            &["mode"],
+            "404 Not Found, and not a word why; ",
+        ),
         (not_found(PROBLEM, "{"), &["decisions"], "404 Not Found, and not a word why; "),
         (
             Said { headers: &[("location", "/")], ..said("", 302, "") },

@@ -173,7 +173,7 @@ impl ClusterStore {
             self.objects.cluster.write(pen, ask, api.patch(name, &params, &Patch::Merge(&done))).await;
         match patched {
             Ok(live) => {
-                drop(self.versions.insert(name.to_owned(), live.resource_version().unwrap_or_default()))
+                self.versions.insert(name.to_owned(), live.resource_version().unwrap_or_default());
             }
             // Something else is wanted meanwhile: both are looked at together next time.
             Err(refusal) if matches!(refusal.kind, RefusalKind::Conflict | RefusalKind::NotFound) => {}

@@ -3,7 +3,8 @@
 use kube::ResourceExt;
 use kube::core::{DynamicObject, GroupVersionKind, ObjectMeta};
 use kube::discovery::ApiResource;
-use procscan_core::state::{GROUP, Incident, VERSION};
+use procscan_core::state::{GROUP, Incident, IncidentStatus, VERSION};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -34,21 +35,26 @@ pub(super) fn body(
         resource_version: version,
         ..ObjectMeta::default()
     };
-    let mut object = DynamicObject::new(&incident.name, &api_resource(Resource::Incident)).data(json!({
-        "spec": incident.spec,
-    }));
+    let data = match writer {
+        Some(writer) => {
+            let status = IncidentStatus { writer: Some(writer), ..incident.status.clone() };
+            json!({"spec": incident.spec, "status": status})
+        }
+        None => json!({"spec": incident.spec}),
+    };
+    let mut object = DynamicObject::new(&incident.name, &api_resource(Resource::Incident)).data(data);
     object.metadata = metadata;
-    if let Some(writer) = writer {
-        let mut status = serde_json::to_value(&incident.status).unwrap_or_default();
-        status["writer"] = writer.into();
-        object.data["status"] = status;
-    }
     object
 }
 
 impl Objects {
     /// An object that is to be made.
-    pub(in crate::state) fn object(&self, resource: Resource, name: &str, spec: Value) -> DynamicObject {
+    pub(in crate::state) fn object(
+        &self,
+        resource: Resource,
+        name: &str,
+        spec: &impl Serialize,
+    ) -> DynamicObject {
         let mut object = DynamicObject::new(name, &api_resource(resource)).data(json!({ "spec": spec }));
         object.metadata.namespace = Some(self.namespace.clone());
         object

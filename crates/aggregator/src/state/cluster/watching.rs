@@ -89,12 +89,13 @@ impl Watching {
             error.send_if_modified(|before| {
                 let is_news = *before != now;
                 if is_news {
-                    match &now {
-                        Some(error) => tracing::error!(
+                    if let Some(error) = &now {
+                        tracing::error!(
                             error,
                             "what is kept can't be watched; the last that is known counts"
-                        ),
-                        None => tracing::info!("what is kept can be watched again"),
+                        );
+                    } else {
+                        tracing::info!("what is kept can be watched again");
                     }
                     *before = now;
                 }

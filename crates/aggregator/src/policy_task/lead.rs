@@ -171,6 +171,7 @@ impl<'a> Lead<'a> {
         let mut is_verified = true;
         let mut is_kept = true;
         let mut is_told = true;
+        let mut heard: Option<Arc<Kept>> = None;
         self.task.channels.snapshots.mark_changed();
         while is_live {
             let channels = &mut self.task.channels;
@@ -178,7 +179,16 @@ impl<'a> Lead<'a> {
             tokio::select! {
                 changed = channels.snapshots.changed() => is_live = changed.is_ok(),
                 changed = channels.facts.changed(), if is_verified => is_verified = changed.is_ok(),
-                changed = channels.kept.changed(), if is_kept => is_kept = changed.is_ok(),
+                changed = channels.kept.changed(), if is_kept => {
+                    is_kept = changed.is_ok();
+                    let kept = channels.kept.borrow_and_update().clone();
+                    // What we have written ourselves is no news: in a storm it comes back thousands of times.
+                    if heard.as_ref().is_some_and(|heard| kept.wants_the_same(heard)) {
+                        heard = Some(kept);
+                        continue;
+                    }
+                    heard = Some(kept);
+                }
                 changed = channels.delivered.changed(), if is_told => is_told = changed.is_ok(),
                 Ok(()) = channels.leadership.changed() => {}
                 () = async { tokio::time::sleep_until(again.unwrap_or_else(Instant::now)).await }, if again.is_some() => {}

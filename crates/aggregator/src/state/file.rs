@@ -100,12 +100,10 @@ impl FileStore {
             let mut batch = Batch::default();
             for Incident { name, spec, status } in incidents {
                 batch.decisions.extend(logged(&name, &spec, &status));
-                let known = kept.incidents.entry(name.clone()).or_insert_with(|| KeptIncident {
-                    spec,
-                    status: None,
-                    generation: 0,
-                    manager: None,
+                let known = kept.incidents.entry(name.clone()).or_insert_with(|| {
+                    Arc::new(KeptIncident { spec, status: None, generation: 0, manager: None })
                 });
+                let known = Arc::make_mut(known);
                 known.status = Some(status);
                 batch.put.push(document(&name, known));
             }
@@ -119,6 +117,7 @@ impl FileStore {
         let change = |kept: &mut Kept| {
             let mut batch = Batch::default();
             if let Some(incident) = kept.incidents.get_mut(name).filter(|incident| incident.is_done()) {
+                let incident = Arc::make_mut(incident);
                 (incident.spec.approve, incident.spec.release) = (None, None);
                 batch.put.push(document(name, incident));
             }
@@ -152,6 +151,7 @@ impl FileStore {
             let Some(incident) = kept.incidents.get_mut(name) else {
                 return Err(DeskError::Unknown("incident", name.to_owned()));
             };
+            let incident = Arc::make_mut(incident);
             let observed = incident.status.as_ref().map_or(0, |status| status.observed);
             let waits = incident.generation > observed;
             match want {
@@ -295,7 +295,7 @@ fn kept(documents: &[Document]) -> Result<Kept, StateError> {
             Kind::Incident => {
                 let Body { spec, status, generation } = read(*kind, name, body)?;
                 let incident = KeptIncident { spec, status, generation, manager: None };
-                kept.incidents.insert(name.clone(), incident);
+                kept.incidents.insert(name.clone(), Arc::new(incident));
             }
             Kind::Exemption => drop(kept.exemptions.insert(name.clone(), read(*kind, name, body)?)),
             Kind::Enforcement => kept.enforcement = read(*kind, name, body)?,

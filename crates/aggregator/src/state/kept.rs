@@ -1,6 +1,7 @@
 //! What is kept, as everybody reads it: the documents, and what operators want done.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use procscan_core::names::App;
@@ -11,11 +12,11 @@ use procscan_core::state::{EnforcementSpec, ExemptionSpec, Incident, IncidentSpe
 /// How long a release lasts if nothing is said.
 pub const DEFAULT_RELEASE: SignedDuration = SignedDuration::from_hours(24 * 30);
 
-/// Everything that is kept. Immutable: each change makes another one.
+/// Everything that is kept. Immutable: each change makes another one, which shares with it what is the same.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
     /// The incidents, by name.
-    pub incidents: BTreeMap<String, KeptIncident>,
+    pub incidents: BTreeMap<String, Arc<KeptIncident>>,
     /// The exemptions, by name.
     pub exemptions: BTreeMap<String, ExemptionSpec>,
     /// What operators say of all decisions.
@@ -104,6 +105,19 @@ impl Kept {
     /// What operators want done that has not been done yet.
     pub fn orders(&self, now: Timestamp) -> Vec<Order> {
         self.incidents.iter().flat_map(|(name, incident)| incident.orders(name, now)).collect()
+    }
+
+    /// Whether operators want the same as in `before`, and nothing of it has just been done.
+    pub fn wants_the_same(&self, before: &Self) -> bool {
+        let wanting = |kept: &Self| -> Vec<(String, Arc<KeptIncident>)> {
+            let wants =
+                |incident: &KeptIncident| incident.spec.approve.is_some() || incident.spec.release.is_some();
+            let all = kept.incidents.iter().filter(|(_, incident)| wants(incident));
+            all.map(|(name, incident)| (name.clone(), incident.clone())).collect()
+        };
+        self.exemptions == before.exemptions
+            && self.enforcement == before.enforcement
+            && wanting(self) == wanting(before)
     }
 
     /// The exemptions as rules, and what is wrong with those that are none.

@@ -9,6 +9,7 @@ mod objects;
 mod watching;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -223,7 +224,7 @@ impl Objects {
                 let unreadable = |error| StateError::Unreadable(format!("{} {name}", resource.kind()), error);
                 match resource {
                     Resource::Incident => {
-                        drop(all.incidents.insert(name.clone(), kept(&live).map_err(unreadable)?));
+                        drop(all.incidents.insert(name.clone(), Arc::new(kept(&live).map_err(unreadable)?)));
                     }
                     Resource::Exemption => {
                         let spec = objects::part(&live, "spec").map_err(unreadable)?;

@@ -46,7 +46,7 @@ struct Known {
 
 #[derive(Default)]
 struct Part {
-    incidents: BTreeMap<String, KeptIncident>,
+    incidents: BTreeMap<String, Arc<KeptIncident>>,
     exemptions: BTreeMap<String, ExemptionSpec>,
     enforcement: EnforcementSpec,
 }
@@ -207,7 +207,7 @@ impl Known {
         let name = object.name_any();
         let put = match resource {
             Resource::Incident => {
-                kept(object).map(|incident| drop(into.incidents.insert(name.clone(), incident)))
+                kept(object).map(|incident| drop(into.incidents.insert(name.clone(), Arc::new(incident))))
             }
             Resource::Exemption => {
                 part(object, "spec").map(|spec| drop(into.exemptions.insert(name.clone(), spec)))

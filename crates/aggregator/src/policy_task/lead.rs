@@ -183,11 +183,14 @@ impl<'a> Lead<'a> {
                     is_kept = changed.is_ok();
                     let kept = channels.kept.borrow_and_update().clone();
                     // What we have written ourselves is no news: in a storm it comes back thousands of times.
-                    if heard.as_ref().is_some_and(|heard| kept.wants_the_same(heard)) {
-                        heard = Some(kept);
+                    let before = heard.replace(kept.clone());
+                    let gone = before.as_ref().map(|before| kept.lacks(before)).unwrap_or_default();
+                    let wants_the_same = before.is_some_and(|before| kept.wants_the_same(&before));
+                    if wants_the_same && gone.is_empty() {
                         continue;
                     }
-                    heard = Some(kept);
+                    // Somebody has deleted them. What they say is still true.
+                    self.book.forget_saved(|name| gone.contains(name));
                 }
                 changed = channels.delivered.changed(), if is_told => is_told = changed.is_ok(),
                 Ok(()) = channels.leadership.changed() => {}

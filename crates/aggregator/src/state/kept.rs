@@ -1,6 +1,6 @@
 //! What is kept, as everybody reads it: the documents, and what operators want done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -118,6 +118,11 @@ impl Kept {
         self.exemptions == before.exemptions
             && self.enforcement == before.enforcement
             && wanting(self) == wanting(before)
+    }
+
+    /// The incidents that were there `before` and are there no longer.
+    pub fn lacks(&self, before: &Self) -> BTreeSet<String> {
+        before.incidents.keys().filter(|name| !self.incidents.contains_key(*name)).cloned().collect()
     }
 
     /// The exemptions as rules, and what is wrong with those that are none.

@@ -82,9 +82,9 @@ impl Book {
         self.saved.retain(|app, _| self.incidents.contains_key(app));
     }
 
-    /// Nothing is kept any more: everything has to be written again.
-    pub fn forget_saved(&mut self) {
-        self.saved.clear();
+    /// Those incidents are not kept any more, by their names: they have to be written again.
+    pub fn forget_saved(&mut self, is_gone: impl Fn(&str) -> bool) {
+        self.saved.retain(|app, incident| !is_gone(&incident.name(app)));
     }
 
     /// Every incident as it would be kept.

@@ -210,7 +210,12 @@ impl Known {
                 kept(object).map(|incident| drop(into.incidents.insert(name.clone(), Arc::new(incident))))
             }
             Resource::Exemption => {
-                part(object, "spec").map(|spec| drop(into.exemptions.insert(name.clone(), spec)))
+                part(object, "spec").and_then(|spec: ExemptionSpec| {
+                    let rule = spec.rule().map(drop).map_err(|error| format!("spec.{error}"));
+                    // It covers nothing, and is shown with the reason.
+                    into.exemptions.insert(name.clone(), spec);
+                    rule
+                })
             }
             Resource::Enforcement if name == enforcement::NAME => {
                 part(object, "spec").map(|spec| into.enforcement = spec)

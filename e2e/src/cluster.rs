@@ -55,13 +55,15 @@ const IDENTITIES: [Identity; 6] = [ADMIN, CONTROLLERS, AGGREGATOR, SECOND_REPLIC
 pub struct Options {
     /// Whether the controllers run: EndpointSlices, Deployments, `StatefulSets`, garbage collection and what these need.
     pub controllers: bool,
+    /// Whether the audit log also has what the aggregator wrote, and what became of it: for [`crate::audit`].
+    pub audit_bodies: bool,
     /// Further flags of kube-apiserver, such as `--runtime-config=discovery.k8s.io/v1=false`; they win.
     pub apiserver_args: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { controllers: true, apiserver_args: Vec::new() }
+        Self { controllers: true, audit_bodies: false, apiserver_args: Vec::new() }
     }
 }
 
@@ -197,7 +199,8 @@ impl Cluster {
 
     /// All requests that have been answered so far, as audit events, but for those of the servers among themselves.
     ///
-    /// Their level is `Metadata`: verb, URI with its parameters, user, object and the answer's code, but no bodies.
+    /// Their level is `Metadata`: verb, URI with its parameters, user, object and the answer's code, but no bodies; but for what
+    /// [`Options::audit_bodies`] adds.
     pub fn audit(&self) -> anyhow::Result<Vec<Value>> {
         let text = std::fs::read_to_string(self.servers.audit_log())?;
         // The last line may not be whole yet.

@@ -8,6 +8,7 @@
 //! addresses in EndpointSlices. `e2e/run` builds everything and makes that namespace.
 
 pub mod aggregator;
+pub mod audit;
 pub mod cluster;
 pub mod crds;
 pub mod kubelet;

@@ -12,7 +12,8 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-const LIMIT: Duration = Duration::from_secs(10);
+/// Twice as long as the API waits for what an operator wants to be done.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// More than the largest answer about the largest fleet.
 const MOST_BYTES: usize = 64 * 1024 * 1024;

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::ensure;
 use serde_json::json;
 
-use super::{ADMIN, CONTROLLERS, IDENTITIES, Identity, Options};
+use super::{ADMIN, AGGREGATOR, CONTROLLERS, IDENTITIES, Identity, Options};
 use crate::network::{APISERVER, SERVICES, free_port};
 use crate::process::Process;
 
@@ -43,14 +43,18 @@ impl Servers {
             format!("{token},{user},{token},\"{groups}\"\n")
         });
         std::fs::write(dir.join("tokens.csv"), tokens.concat())?;
+        let mut rules = vec![json!({"level": "None", "users": ["system:apiserver", CONTROLLERS.user]})];
+        if options.audit_bodies {
+            let writes = ["create", "update", "patch", "delete", "deletecollection"];
+            rules.push(json!({"level": "RequestResponse", "users": [AGGREGATOR.user], "verbs": writes}));
+        }
+        rules.push(json!({"level": "Metadata"}));
         let policy = json!({
             "apiVersion": "audit.k8s.io/v1",
             "kind": "Policy",
             "omitStages": ["RequestReceived"],
-            "rules": [
-                {"level": "None", "users": ["system:apiserver", CONTROLLERS.user]},
-                {"level": "Metadata"},
-            ],
+            "omitManagedFields": true,
+            "rules": rules,
         });
         std::fs::write(dir.join("audit-policy.yaml"), policy.to_string())?;
         let servers = Self {

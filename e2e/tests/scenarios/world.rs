@@ -24,6 +24,8 @@ pub const LIMIT: Duration = Duration::from_mins(1);
 /// Five rounds.
 pub const ROUNDS: Duration = Duration::from_secs(5);
 pub const GATEWAY: &str = "higress-system";
+/// The aggregator's own namespace.
+pub const OWN: &str = "kube-system";
 const SENTINEL: &str = "procscan-sentinel.invalid";
 
 /// The roles as they are shipped.
@@ -183,6 +185,54 @@ impl World {
         Ok(all)
     }
 
+    /// What the aggregator keeps.
+    pub fn incidents(&self) -> Api<DynamicObject> {
+        self.of_state("Incident")
+    }
+
+    /// The objects of one of its own kinds.
+    pub fn of_state(&self, kind: &str) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk("procscan.sealos.io", "v1alpha1", kind);
+        Api::namespaced_with(self.cluster.admin(), OWN, &ApiResource::from_gvk(&kind))
+    }
+
+    /// The one Incident of a tenant.
+    pub async fn incident(&self, namespace: &str) -> anyhow::Result<DynamicObject> {
+        let mut found = self.incidents().list(&ListParams::default()).await?.items;
+        found.retain(|incident| incident.data["spec"]["app"]["namespace"] == namespace);
+        ensure!(found.len() == 1, "{} Incidents in {namespace}", found.len());
+        found.pop().context("none")
+    }
+
+    /// Waits until a tenant's Incident is as it should be, and gives it.
+    pub async fn until_incident(
+        &self,
+        namespace: &str,
+        what: &str,
+        is_it: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<DynamicObject> {
+        let found = until(&format!("the Incident of {namespace}: {what}"), LIMIT, async || {
+            let incident = self.incident(namespace).await?;
+            ensure!(is_it(&incident.data), "{}", incident.data);
+            Ok(incident)
+        });
+        found.await.with_context(|| self.last_words())
+    }
+
+    /// What kubectl says, as the administrator.
+    pub async fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.cluster.kubectl(args).await?;
+        ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Gives a person the role that is shipped for people.
+    pub async fn allow(&self, person: &str) -> anyhow::Result<()> {
+        let role = "--clusterrole=procscan-operator";
+        self.kubectl(&["create", "rolebinding", "-n", OWN, person, role, &format!("--user={person}")]).await?;
+        Ok(())
+    }
+
     pub fn wasm_plugins(&self) -> Api<DynamicObject> {
         let kind = GroupVersionKind::gvk("extensions.higress.io", "v1alpha1", "WasmPlugin");
         Api::namespaced_with(self.cluster.admin(), GATEWAY, &ApiResource::from_gvk(&kind))
@@ -257,6 +307,13 @@ impl World {
 }
 
 pub type Scene = (Cluster, Stage, Option<Kubelets>, Fleet, CancellationToken);
+
+/// The decisions that an Incident tells, in order: what, and whose.
+pub fn decisions(incident: &DynamicObject) -> Vec<(String, String)> {
+    let all = incident.data["status"]["decisions"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    all.iter().map(|decision| (text(&decision["decision"]), text(&decision["actor"]))).collect()
+}
 
 pub async fn delete<K>(api: &Api<K>, name: &str) -> anyhow::Result<()>
 where

@@ -3,44 +3,59 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use futures_util::TryStreamExt;
+use kube::Api;
 use kube::ResourceExt;
-use kube::api::ListParams;
+use kube::api::{DynamicObject, ListParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
 use procscan_e2e::aggregator::{self, Aggregator};
+use procscan_e2e::audit;
+use procscan_e2e::cluster::Options;
 use procscan_e2e::until;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
-use crate::world::{Beginning, LIMIT, World, offender};
+use crate::world::{Beginning, LIMIT, World, hosts, offender};
 
 /// How often the leader is killed, and how often it is frozen.
-const TIMES: usize = 20;
+const TIMES: usize = 3;
 /// How soon another has to write.
 const TAKE_OVER: Duration = Duration::from_secs(20);
 /// Those who are blocked from the beginning.
 const FIRST: usize = 3;
 
+/// The aggregator's Lease.
+const LEASE: &str = "kube-system/procscan-aggregator";
+
 struct Replicas {
     world: World,
     second: Aggregator,
     pods: Vec<(String, String)>,
+    /// Ends when the gateway is opened to anybody: sees every version of the WasmPlugin.
+    opened: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Replicas {
-    async fn start() -> anyhow::Result<Self> {
+    /// Two replicas, and so many tenants whom somebody may accuse later.
+    async fn start(later: usize) -> anyhow::Result<Self> {
         // Everybody offends within minutes, by the same rule: what brakes do is not the question here.
         let brake = json!({"max_new_apps": 1000, "max_apps_per_node": 1000, "max_namespaces_per_rule": 1000});
-        let more = json!({"brake": brake});
-        let world = World::begin(Beginning { config: more, ..Beginning::default() }).await?;
+        let cluster = Options { audit_bodies: true, ..Options::default() };
+        let beginning = Beginning { cluster, config: json!({"brake": brake}), ..Beginning::default() };
+        let world = World::begin(beginning).await?;
         let second = Self::spawn(&world, true)?;
         let mut pods = Vec::new();
-        for n in 0..FIRST + TIMES {
+        for n in 0..FIRST + later {
             let namespace = format!("ns-{n:02}");
             world.stage.namespace(&namespace).await?;
             world.stage.pod(&namespace, "web-0", "sim-0000", &[("app", "web")]).await?;
             world.stage.service(&namespace, "web-x7k2", &[("app", "web")]).await?;
             pods.push((namespace, "web-0".to_owned()));
         }
-        let replicas = Self { world, second, pods };
+        let opened = tokio::spawn(until_opened(world.wasm_plugins()));
+        let replicas = Self { world, second, pods, opened };
         replicas.accuse(FIRST);
         replicas.until_closed(FIRST, LIMIT).await?;
         for n in 0..FIRST {
@@ -65,19 +80,17 @@ impl Replicas {
         self.world.fleet.set_offenders(0, offenders.collect());
     }
 
-    /// Waits until the gateway is closed to the first so many, and to nobody else, and is never opened to anybody meanwhile.
+    /// Waits until the gateway is closed to the first so many, and to nobody else. It is not opened to anybody meanwhile.
     async fn until_closed(&self, count: usize, limit: Duration) -> anyhow::Result<()> {
         let expected = self.hosts(count);
-        let before = self.hosts(count.saturating_sub(1));
-        let is_started = count > FIRST;
         until(&format!("{count} closed hosts"), limit, async || {
             let closed = self.world.closed().await?;
-            // Nothing that comes later makes this good.
-            assert!(!is_started || closed.is_superset(&before), "opened to some: {closed:?}");
             ensure!(closed == expected, "closed to {} hosts", closed.len());
             Ok(())
         })
-        .await
+        .await?;
+        ensure!(!self.opened.is_finished(), "it was opened to somebody, or nobody has watched");
+        Ok(())
     }
 
     fn hosts(&self, count: usize) -> BTreeSet<String> {
@@ -119,7 +132,7 @@ impl Replicas {
         // One that has just thawed has to be told first.
         let body = replica
             .wait_for("every block, decided once", LIMIT, "/api/v1/decisions?limit=1000", |body| {
-                blocked(body) == FIRST + TIMES
+                blocked(body) == self.pods.len()
             })
             .await?;
         let decisions = all(&body);
@@ -130,19 +143,38 @@ impl Replicas {
     }
 }
 
+/// Ends with an error as soon as a host is closed no longer.
+async fn until_opened(plugins: Api<DynamicObject>) -> anyhow::Result<()> {
+    let config = watcher::Config::default().fields("metadata.name=procscan-violations");
+    let mut versions = std::pin::pin!(watcher(plugins, config).default_backoff().touched_objects());
+    let mut closed = BTreeSet::new();
+    while let Some(version) = versions.try_next().await? {
+        let now = hosts(&version)?;
+        let opened: Vec<&String> = closed.difference(&now).collect();
+        ensure!(opened.is_empty(), "opened to {opened:?}");
+        closed = now;
+    }
+    bail!("the watch has ended")
+}
+
+/// No decision but blocks in the log of a replica, and nobody's but its own.
+fn releases_nobody(replica: &Aggregator) -> anyhow::Result<()> {
+    let logs = replica.logs();
+    let other = logs.iter().find(|entry| entry.get("decision").is_some_and(|kind| kind != "blocked"));
+    other.map_or(Ok(()), |entry| bail!("{entry}"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_killed_is_followed_by_another_and_nothing_is_forgotten() -> anyhow::Result<()> {
-    let mut replicas = Replicas::start().await?;
+    let mut replicas = Replicas::start(TIMES).await?;
     let told = replicas.told().await?;
     let mut slowest = Duration::ZERO;
     for time in 0..TIMES {
         let is_first = replicas.until_one_leads().await?;
         let killed = Instant::now();
-        if is_first {
-            replicas.world.aggregator.kill()?;
-        } else {
-            replicas.second.kill()?;
-        }
+        let leader = if is_first { &replicas.world.aggregator } else { &replicas.second };
+        leader.kill()?;
+        releases_nobody(leader)?;
         replicas.accuse(FIRST + time + 1);
         let replacement = Replicas::spawn(&replicas.world, !is_first)?;
         if is_first {
@@ -151,28 +183,37 @@ async fn a_leader_that_is_killed_is_followed_by_another_and_nothing_is_forgotten
             replicas.second = replacement;
         }
         replicas.until_closed(FIRST + time + 1, TAKE_OVER).await.with_context(|| format!("kill {time}"))?;
-        slowest = slowest.max(killed.elapsed());
+        let took = killed.elapsed();
+        println!("kill {time}: the new block after {took:?}");
+        slowest = slowest.max(took);
         ensure!(replicas.told().await? == told, "the first tenants are not told again");
     }
     println!("{TIMES} kills; the slowest new block came {slowest:?} after one");
-    replicas.nobody_was_released(&replicas.second).await
+    replicas.nobody_was_released(&replicas.second).await?;
+    releases_nobody(&replicas.world.aggregator)?;
+    releases_nobody(&replicas.second)?;
+    each_is_told_once(&replicas)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_frozen_writes_nothing_more_when_it_thaws() -> anyhow::Result<()> {
-    let replicas = Replicas::start().await?;
+    let replicas = Replicas::start(2 * TIMES).await?;
     let told = replicas.told().await?;
     let mut slowest = Duration::ZERO;
     for time in 0..TIMES {
         let is_first = replicas.until_one_leads().await?;
         let leader = if is_first { &replicas.world.aggregator } else { &replicas.second };
-        // In the middle of its work: what it was about to write is still to come.
-        replicas.accuse(FIRST + time + 1);
+        // In the middle of its work, each time at another point: what it was about to write is still to come.
+        let early = FIRST + 2 * time + 1;
+        replicas.accuse(early);
         tokio::time::sleep(Duration::from_millis(u64::try_from(time)? * 97 % 1200)).await;
         leader.signal("STOP")?;
         let frozen = Instant::now();
-        replicas.until_closed(FIRST + time + 1, TAKE_OVER).await.with_context(|| format!("freeze {time}"))?;
-        slowest = slowest.max(frozen.elapsed());
+        replicas.accuse(early + 1);
+        replicas.until_closed(early + 1, TAKE_OVER).await.with_context(|| format!("freeze {time}"))?;
+        let took = frozen.elapsed();
+        println!("freeze {time}: the new block after {took:?}");
+        slowest = slowest.max(took);
         let other = if is_first { &replicas.second } else { &replicas.world.aggregator };
         other
             .wait_for("the other to lead", TAKE_OVER, "/readyz", |ready| ready["leader"]["leading"] == true)
@@ -182,44 +223,42 @@ async fn a_leader_that_is_frozen_writes_nothing_more_when_it_thaws() -> anyhow::
         ensure!(replicas.told().await? == told, "the first tenants are not told again");
     }
     println!("{TIMES} freezes; the slowest new block came {slowest:?} after one");
-    replicas.nobody_was_released(&replicas.second).await?;
-    only_leaders_write(&replicas.world)
+    for replica in [&replicas.world.aggregator, &replicas.second] {
+        replicas.nobody_was_released(replica).await?;
+        releases_nobody(replica)?;
+    }
+    each_is_told_once(&replicas)?;
+    only_leaders_write(&replicas)
 }
 
-/// By the API server's own log: nothing but the Lease is written by anybody but the last who has written the Lease.
-fn only_leaders_write(world: &World) -> anyhow::Result<()> {
-    let mut events: Vec<Value> = world.cluster.audit_of_aggregator()?;
-    events.retain(|event| {
-        let is_write = ["create", "update", "patch", "delete"].iter().any(|verb| event["verb"] == *verb);
-        let code = event["responseStatus"]["code"].as_i64().unwrap_or(0);
-        is_write && (200..300).contains(&code)
-    });
-    events.sort_by_key(|event| event["stageTimestamp"].as_str().unwrap_or_default().to_owned());
-    let mut leader: Option<&str> = None;
-    let (mut terms, mut writes) = (0, 0);
-    for event in &events {
-        let uid = event["user"]["uid"].as_str().context("no UID")?;
-        match event["objectRef"]["resource"].as_str() {
-            Some("leases") => {
-                terms += usize::from(leader != Some(uid));
-                leader = Some(uid);
-            }
-            // Questions, not writes.
-            Some("tokenreviews" | "subjectaccessreviews") => {}
-            _ => {
-                writes += 1;
-                ensure!(leader == Some(uid), "a write of {uid}, while {leader:?} leads: {event}");
-            }
-        }
+/// By the API server's own log: a Notification for each block, and no second write to any of them.
+fn each_is_told_once(replicas: &Replicas) -> anyhow::Result<()> {
+    let writes = audit::writes(&replicas.world.cluster.audit_of_aggregator()?)?;
+    for (namespace, _) in &replicas.pods {
+        let of_tenant = |write: &&audit::Write| {
+            write.resource == "notifications" && write.object.starts_with(&format!("{namespace}/"))
+        };
+        let told: Vec<_> = writes.iter().filter(of_tenant).collect();
+        ensure!(told.len() == 1, "{told:?}");
     }
-    println!("{terms} terms, {writes} writes, each by its leader");
-    ensure!(terms > TIMES && writes > TIMES, "{terms} terms, {writes} writes");
+    Ok(())
+}
+
+/// By the API server's own log: nothing but the Lease is written by anybody but its holder.
+fn only_leaders_write(replicas: &Replicas) -> anyhow::Result<()> {
+    let writes = audit::writes(&replicas.world.cluster.audit_of_aggregator()?)?;
+    let mut holders: Vec<_> = writes.iter().filter_map(|write| write.holder.as_ref()).collect();
+    holders.dedup();
+    let wrong = audit::without_lease(&writes, LEASE);
+    println!("{} terms, {} writes, {} of them without the Lease", holders.len(), writes.len(), wrong.len());
+    ensure!(wrong.is_empty(), "{wrong:#?}");
+    ensure!(holders.len() == TIMES + 1, "{holders:?}");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_through_a_follower_outlives_its_leader() -> anyhow::Result<()> {
-    let replicas = Replicas::start().await?;
+    let replicas = Replicas::start(0).await?;
     let kubectl = async |args: &[&str]| -> anyhow::Result<()> {
         let output = replicas.world.cluster.kubectl(args).await?;
         ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));

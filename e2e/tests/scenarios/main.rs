@@ -9,5 +9,8 @@ mod failover;
 mod fleet;
 mod hostile;
 mod objects;
+mod operators;
 mod scale;
+mod state;
+mod upgrade;
 mod world;

@@ -242,7 +242,8 @@ async fn the_aggregator_starts_answers_and_stops() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_of_resources_can_be_missing() -> anyhow::Result<()> {
     let without = vec!["--runtime-config=discovery.k8s.io/v1=false".to_owned()];
-    let cluster = Cluster::start(Options { controllers: false, apiserver_args: without }).await?;
+    let cluster =
+        Cluster::start(Options { controllers: false, apiserver_args: without, ..Options::default() }).await?;
     let stage = Stage::new(cluster.admin());
     let refused = endpoints(&stage).await.unwrap_err();
     let status = refused.downcast_ref::<kube::Error>();

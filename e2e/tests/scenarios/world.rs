@@ -130,16 +130,8 @@ impl World {
 
     /// The hosts that are closed, in all WasmPlugins, without the sentinels.
     pub async fn closed(&self) -> anyhow::Result<BTreeSet<String>> {
-        let mut closed = BTreeSet::new();
-        for plugin in self.plugins().await? {
-            let rules = plugin.data["spec"]["matchRules"].as_array().context("no rules")?.clone();
-            let first = rules.first().and_then(|rule| rule["service"][0].as_str());
-            ensure!(first == Some(SENTINEL), "no sentinel: {rules:?}");
-            let hosts = rules.iter().flat_map(|rule| rule["service"].as_array().cloned().unwrap_or_default());
-            closed.extend(hosts.filter_map(|host| Some(host.as_str()?.to_owned())));
-        }
-        closed.remove(SENTINEL);
-        Ok(closed)
+        let plugins = self.plugins().await?;
+        Ok(plugins.iter().map(hosts).collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     /// Waits until there is the WasmPlugin, which comes with the first round.
@@ -211,7 +203,8 @@ impl World {
         what: &str,
         is_it: impl Fn(&Value) -> bool,
     ) -> anyhow::Result<DynamicObject> {
-        let found = until(&format!("the Incident of {namespace}: {what}"), LIMIT, async || {
+        let what = format!("the Incident of {namespace}: {what}");
+        let found = until(&what, LIMIT, async || {
             let incident = self.incident(namespace).await?;
             ensure!(is_it(&incident.data), "{}", incident.data);
             Ok(incident)
@@ -229,7 +222,8 @@ impl World {
     /// Gives a person the role that is shipped for people.
     pub async fn allow(&self, person: &str) -> anyhow::Result<()> {
         let role = "--clusterrole=procscan-operator";
-        self.kubectl(&["create", "rolebinding", "-n", OWN, person, role, &format!("--user={person}")]).await?;
+        self.kubectl(&["create", "rolebinding", "-n", OWN, person, role, &format!("--user={person}")])
+            .await?;
         Ok(())
     }
 
@@ -307,6 +301,17 @@ impl World {
 }
 
 pub type Scene = (Cluster, Stage, Option<Kubelets>, Fleet, CancellationToken);
+
+/// The hosts that one of our WasmPlugins closes, without its sentinel.
+pub fn hosts(plugin: &DynamicObject) -> anyhow::Result<BTreeSet<String>> {
+    let rules = plugin.data["spec"]["matchRules"].as_array().context("no rules")?;
+    let first = rules.first().and_then(|rule| rule["service"][0].as_str());
+    ensure!(first == Some(SENTINEL), "no sentinel: {rules:?}");
+    let hosts = rules.iter().flat_map(|rule| rule["service"].as_array().into_iter().flatten());
+    let mut hosts: BTreeSet<String> = hosts.filter_map(|host| Some(host.as_str()?.to_owned())).collect();
+    hosts.remove(SENTINEL);
+    Ok(hosts)
+}
 
 /// The decisions that an Incident tells, in order: what, and whose.
 pub fn decisions(incident: &DynamicObject) -> Vec<(String, String)> {

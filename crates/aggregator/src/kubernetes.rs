@@ -231,18 +231,20 @@ impl Refusal {
             return Self { kind: RefusalKind::Unavailable, subject: ask.subject(), text };
         };
         let message = status.message.split_whitespace().collect::<Vec<_>>().join(" ");
+        let is_told = status.reason == "NotFound";
         let kind = match status.code {
             403 if message.contains("because it is being terminated") => RefusalKind::NoNamespace,
-            404 if message.starts_with("namespaces \"") => RefusalKind::NoNamespace,
+            404 if message.starts_with("namespaces \"") && is_told => RefusalKind::NoNamespace,
             404 if message.contains("could not find the requested resource")
                 || message.contains("page not found") =>
             {
                 RefusalKind::NotServed
             }
-            404 => RefusalKind::NotFound,
+            404 if is_told => RefusalKind::NotFound,
             401 | 403 => RefusalKind::Forbidden,
             409 => RefusalKind::Conflict,
             400 | 405 | 413 | 415 | 422 => RefusalKind::Invalid,
+            // A 404 of somebody in between, too: that something is not there is the API server's own word only.
             _ => RefusalKind::Unavailable,
         };
         let text = match kind {
@@ -282,8 +284,9 @@ mod tests {
 
     fn refusal(code: u16, message: &str) -> Refusal {
         let ask = Ask { verb: "patch", resource: "wasmplugins.extensions.higress.io", namespace: Some("gw") };
+        let reason = if code == 404 { "NotFound" } else { "" }.to_owned();
         let status =
-            kube::core::Status { code, message: message.to_owned(), ..kube::core::Status::default() };
+            kube::core::Status { code, reason, message: message.to_owned(), ..kube::core::Status::default() };
         Refusal::new(&ask, &kube::Error::Api(Box::new(status)))
     }
 
@@ -301,6 +304,16 @@ mod tests {
             RefusalKind::NotFound
         );
         assert_eq!(refusal(404, "namespaces \"gw\" not found").kind, RefusalKind::NoNamespace);
+        // A proxy's page is nobody's absence.
+        let page = kube::core::Status {
+            code: 404,
+            reason: "Failed to parse error data".to_owned(),
+            message: "<html>404 Not Found</html>".to_owned(),
+            ..kube::core::Status::default()
+        };
+        let ask = Ask { verb: "get", resource: "pods", namespace: Some("ns-a") };
+        let refused = Refusal::new(&ask, &kube::Error::Api(Box::new(page)));
+        assert_eq!(refused.kind, RefusalKind::Unavailable);
         let ending = "unable to create new content in namespace gw because it is being terminated";
         assert_eq!(refusal(403, ending).kind, RefusalKind::NoNamespace);
         // What may not be seen may well be there.

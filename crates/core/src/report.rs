@@ -146,6 +146,21 @@ pub struct Record {
 }
 
 impl Record {
+    /// A record of which only the key is known.
+    pub(crate) fn of(key: Key) -> Self {
+        let none = Text::from("");
+        Self {
+            key,
+            cmdline: none.clone(),
+            regex: none.clone(),
+            status: none.clone(),
+            kind: none.clone(),
+            name: none.clone(),
+            timestamp: none,
+            detected_at: Timestamp::MIN,
+        }
+    }
+
     /// The rule that accuses: the regex, or the process name where an agent's keyword matched.
     pub fn rule(&self) -> &Text {
         if self.regex.is_empty() { &self.key.process } else { &self.regex }

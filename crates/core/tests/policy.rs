@@ -587,3 +587,132 @@ fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_f
     world.rounds(2, |w| drop(w.answer("n1", vec![])));
     assert_eq!(kinds(&mut world), [DecisionKind::Released]);
 }
+
+#[test]
+fn evidence_that_can_not_be_verified_clears_nothing() {
+    for is_inherited in [false, true] {
+        let mut world = World::new(&["n1"]);
+        world.policy.verify_pods = true;
+        world.pod_on("ns-a", "web", "n1", "web");
+        if is_inherited {
+            let accused = [Key::new("ns-a", "web", "xmrig")].into();
+            let inherited =
+                Inherited { app: app("ns-a"), told: None, accused, services: vec!["web.ns-a.svc".into()] };
+            world.book.inherit([inherited], &world.policy, common::at(0));
+        } else {
+            world.answer("n1", vec![record("ns-a", 0)]);
+        }
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.pod_is("ns-a", "web", PodState::Unreadable("403".into()));
+        world.rounds(120, |w| {
+            let now = w.clock();
+            w.answer("n1", vec![record("ns-a", now)]);
+            w.evaluate();
+        });
+        assert_eq!(world.blocked(), ["ns-a"], "inherited: {is_inherited}");
+    }
+}
+
+#[test]
+fn what_is_exempt_is_no_reason_for_a_block_that_something_else_has_announced() {
+    let exact = |text: &str| Some(Pattern::Exact(text.to_owned()));
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = std::time::Duration::from_secs(10 * MINUTE);
+    world.policy.exemptions = vec![exemption(|e| e.process = exact("exporter"), None)];
+    world.answer("n1", vec![record_of("ns-a", "bad", "xmrig", 0), record_of("ns-a", "good", "exporter", 0)]);
+    // Pods of one App, as their labels say.
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "bad", "n1", "web");
+    world.pod_on("ns-a", "good", "n1", "web");
+    assert_eq!(kinds(&mut world), [DecisionKind::Warned]);
+    let bad = PodRef { namespace: "ns-a".into(), pod: "bad".into() };
+    world.wait(2 * MINUTE);
+    world.ledger.pod_gone(&bad, world.now);
+    for _ in 0..20 {
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer(
+            "n1",
+            vec![record_of("ns-a", "bad", "xmrig", 0), record_of("ns-a", "good", "exporter", now)],
+        );
+        assert!(world.blocked().is_empty());
+    }
+}
+
+#[test]
+fn a_record_of_an_earlier_pod_does_not_block_its_successor_after_the_app_was_gone() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = true;
+    world.pod_is("ns-a", "web", PodState::Gone);
+    assert!(world.blocked().is_empty());
+    // The next Pod of that name is clean; its agent goes on listing what was.
+    world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = false;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.wait(5 * MINUTE);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert!(world.blocked().is_empty());
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert_eq!(world.blocked(), ["ns-a"], "another time is news");
+}
+
+#[test]
+fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
+    let blocked = || {
+        let mut world = World::new(&["n1"]);
+        let inherited = Inherited {
+            app: app("ns-a"),
+            told: None,
+            accused: [Key::new("ns-a", "web", "xmrig")].into(),
+            services: vec!["web.ns-a.svc".into()],
+        };
+        world.book.inherit([inherited], &world.policy, common::at(0));
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world
+    };
+    let mut world = blocked();
+    let namespace = Some(Pattern::Exact("ns-a".to_owned()));
+    world.policy.exemptions = vec![exemption(|e| e.namespace.clone_from(&namespace), None)];
+    assert!(world.blocked().is_empty());
+    let mut world = blocked();
+    let release = Act::Release { app: app("ns-a"), until: common::at(2 * HOUR).wall };
+    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    world.wait(MINUTE);
+    world.answer("n1", vec![record("ns-a", 60)]);
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn an_approval_is_for_one_offence_and_what_is_held_again_is_said_again() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.brake.max_new_apps = 0;
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.held(), ["ns-a"]);
+    world.rounds(40, |w| {
+        w.answer("n1", vec![]);
+        w.evaluate();
+    });
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    let decisions = world.evaluate().decisions;
+    assert!(
+        decisions[0].kind == DecisionKind::Held && decisions[0].reason.starts_with("still held"),
+        "{decisions:?}"
+    );
+    world.book.act(&Act::Approve { app: app("ns-a") }, "ops", &world.policy, world.now).unwrap();
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // It has been seen twice, far apart, so its agent seems to scan seldom.
+    world.rounds(400, |w| {
+        w.answer("n1", vec![]);
+        w.evaluate();
+    });
+    assert!(world.blocked().is_empty());
+    let now = world.clock();
+    world.answer("n2", vec![record_of("ns-a", "web", "zmap", now)]);
+    assert!(world.blocked().is_empty(), "another offence is asked about again");
+    assert_eq!(world.held(), ["ns-a"]);
+}

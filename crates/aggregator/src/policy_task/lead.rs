@@ -93,6 +93,7 @@ impl<'a> Lead<'a> {
     /// Begins with what is kept and what is blocked. Again and again, until it is known.
     async fn take_over(&mut self) -> Result<(), End> {
         let mut pause = MIN_PAUSE;
+        self.hear_operators().await?;
         self.is_copy = self.policy().mode == Mode::DryRun;
         let kept = loop {
             match self.task.store.load(&self.pen, !self.is_copy).await {
@@ -119,6 +120,15 @@ impl<'a> Lead<'a> {
         }
         self.decisions.extend(inherited);
         Ok(())
+    }
+
+    /// Waits until it is known what operators want: without their exemptions and their mode, anybody could be blocked.
+    async fn hear_operators(&mut self) -> Result<(), End> {
+        let mut kept = self.task.channels.kept.clone();
+        tokio::select! {
+            heard = kept.wait_for(|kept| kept.is_complete) => heard.map(drop).map_err(|_| End::Over),
+            end = self.is_over() => Err(end),
+        }
     }
 
     /// What the objects block.
@@ -274,7 +284,6 @@ impl<'a> Lead<'a> {
         }
         self.tell();
         self.publish(now);
-        self.tell();
         if !is_copy && let Err(error) = self.tidy(&kept, &done).await {
             if error.is_lost() {
                 return Step::Lost;

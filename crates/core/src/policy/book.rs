@@ -271,6 +271,10 @@ impl Book {
             .iter()
             .map(|((key, _), ground)| (Some(key.process.clone()), Some(ground.record.rule().clone())))
             .collect();
+        if incident.grounds.is_empty() {
+            // What it was blocked for is not all known, so it is the App that is released.
+            sticky = [(None, None)].into();
+        }
         if sticky.len() > MAX_RELEASES {
             sticky = [(None, None)].into();
         }

@@ -14,6 +14,7 @@ use crate::Moment;
 use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Accusation, Block, Dispute, HeldApp, Notice, NoticePhase, Plan, Summary, human};
+use crate::report::Record;
 use crate::snapshot::Snapshot;
 
 /// What one evaluation comes to.
@@ -38,6 +39,8 @@ pub(super) struct Pass<'a> {
     pub(super) policy: &'a Policy,
     pub(super) facts: &'a Facts,
     pub(super) now: Moment,
+    /// Namespaces with fresh accusations that can't be judged.
+    pub(super) doubtful: BTreeSet<Text>,
     decisions: Vec<Decision>,
     alerts: Vec<Alert>,
 }
@@ -58,7 +61,8 @@ impl Book {
         facts: &Facts,
         now: Moment,
     ) -> Evaluation {
-        let mut pass = Pass { snapshot, policy, facts, now, decisions: Vec::new(), alerts: Vec::new() };
+        let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
+        let mut pass = Pass { snapshot, policy, facts, now, doubtful, decisions, alerts };
         for incident in self.incidents.values_mut() {
             incident.releases.retain(|release| now.wall < release.until);
         }
@@ -109,6 +113,9 @@ impl Book {
         if matches!(incident.standing, Standing::Ended { .. }) {
             return Wish::Nothing;
         }
+        // What is excused is no reason for anything.
+        let active =
+            incident.grounds.values().zip(&excuses).any(|(ground, excuse)| ground.active && excuse.is_none());
         let refusal = if pass.facts.terminating.contains(&app.namespace) {
             Some("the namespace is being deleted".to_owned())
         } else {
@@ -145,7 +152,8 @@ impl Book {
                 // Gone before the start or not: its node is not known, so every node has to have answered long enough.
                 Standing::Blocked { .. }
                     if incident.inherited.is_some()
-                        && !pass.snapshot.is_settled(pass.policy.unreachable_limit) =>
+                        && (pass.doubtful.contains(&app.namespace)
+                            || !pass.snapshot.is_settled(pass.policy.unreachable_limit)) =>
                 {
                     Wish::Nothing
                 }
@@ -165,10 +173,14 @@ impl Book {
             // What dry-run decided had no effect: it becomes real like any new block, brakes included.
             incident.standing = Standing::Watched;
         }
-        if incident.standing != Standing::Held && incident.held.is_some() && !incident.approved {
+        if incident.standing != Standing::Held
+            && let Some((_, brake)) = incident.held.as_ref().filter(|_| !incident.approved)
+        {
+            let reason =
+                format!("still held: {}; {}", brake.reason(&pass.policy.brake), incident.accusation());
+            pass.decide(app, DecisionKind::Held, reason);
             incident.standing = Standing::Held;
         }
-        let active = incident.grounds.values().any(|ground| ground.active);
         if incident.standing == Standing::Held || pass.policy.mode == Mode::Paused || !active {
             return Wish::Nothing;
         }
@@ -195,7 +207,12 @@ impl Book {
         let Some(incident) = self.incidents.get(app) else {
             return Vec::new();
         };
-        incident.grounds.values().map(|g| self.excuse(app, &g.record, pass.policy, pass.now.wall)).collect()
+        let excuse = |record: &Record| self.excuse(app, record, pass.policy, pass.now.wall);
+        if incident.grounds.is_empty() && matches!(incident.standing, Standing::Blocked { .. }) {
+            // Blocked still, for what has cleared or was there before anything was kept.
+            return incident.last_records(app).iter().map(|record| excuse(record)).collect();
+        }
+        incident.grounds.values().map(|ground| excuse(&ground.record)).collect()
     }
 
     /// Blocks and releases what is wished for, as far as the brakes let it.

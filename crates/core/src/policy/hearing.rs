@@ -60,6 +60,12 @@ impl Book {
                     Verdict::Accepted(app) => {
                         // What was accepted against one App stays against it, even if the Pod's labels now name another.
                         let app = before.filter(|_| already).map_or(app, App::clone);
+                        let buried =
+                            self.incidents.get(&app).and_then(|incident| incident.tombstones.get(&id));
+                        // A record that is still listed as it was when it cleared: of an earlier Pod, for example.
+                        if buried.is_some_and(|buried| buried.ground.knows(evidence, fresh_at)) {
+                            continue;
+                        }
                         if evidence.presence == Presence::Active {
                             self.accuse(app, id, evidence, fresh_at, pass);
                         }
@@ -79,10 +85,21 @@ impl Book {
                         disputes.insert(id, why);
                     }
                     // Its Pod is being looked up again: until then it stands as it did.
-                    Verdict::Unverified(_) => match self.disputes.remove(&id) {
-                        Some(why) => drop(disputes.insert(id, why)),
-                        None => unverified += 1,
-                    },
+                    Verdict::Unverified(_) => {
+                        if let Some(why) = self.disputes.remove(&id) {
+                            disputes.insert(id, why);
+                            continue;
+                        }
+                        unverified += 1;
+                        let ground = before.and_then(|app| self.incidents.get_mut(app)?.grounds.get_mut(&id));
+                        // Not accepted, but no sign of absence either: nothing is cleared by it.
+                        if let Some(ground) = ground {
+                            (ground.mark, ground.counted_from) = (evidence.mark, fresh_at);
+                        }
+                        if evidence.presence == Presence::Active {
+                            pass.doubtful.insert(id.0.namespace.clone());
+                        }
+                    }
                 }
             }
         }

@@ -284,7 +284,23 @@ impl Incident {
         self.tombstones.insert(id, Tombstone { ground, at, by });
     }
 
+    /// What it is for, where no ground is left: what has cleared, else what it was inherited with, else the App as such.
+    pub(super) fn last_records(&self, app: &App) -> Vec<Arc<Record>> {
+        if !self.tombstones.is_empty() {
+            return self.tombstones.values().map(|tombstone| tombstone.ground.record.clone()).collect();
+        }
+        let nothing = Key::new(app.namespace.clone(), "", "");
+        let keys = self.inherited.iter().flatten().cloned();
+        let mut records: Vec<Arc<Record>> = keys.map(|key| Arc::new(Record::of(key))).collect();
+        if records.is_empty() {
+            records.push(Arc::new(Record::of(nothing)));
+        }
+        records
+    }
+
     pub(super) fn end(&mut self, now: Moment) {
+        // What was approved was this offence. Another one is asked about again.
+        self.approved = false;
         self.standing = Standing::Ended { at: now };
         self.release_held = None;
         self.exempted = None;

@@ -163,10 +163,24 @@ impl Known {
                 self.coming.insert(resource, part);
             }
             Event::InitDone => {
-                let part = self.coming.remove(&resource).unwrap_or_default();
+                let mut part = self.coming.remove(&resource).unwrap_or_default();
+                // What can't be read any more counts as it was read last.
+                let unreadable = |name: &String| self.unreadable.contains_key(&(resource, name.clone()));
                 match resource {
                     Resource::Incident => self.kept.incidents = part.incidents,
-                    Resource::Exemption => self.kept.exemptions = part.exemptions,
+                    Resource::Exemption => {
+                        let before = std::mem::take(&mut self.kept.exemptions);
+                        for (name, exemption) in before.into_iter().filter(|(name, _)| unreadable(name)) {
+                            part.exemptions.entry(name).or_insert(exemption);
+                        }
+                        self.kept.exemptions = part.exemptions;
+                    }
+                    Resource::Enforcement if unreadable(&enforcement::NAME.to_owned()) => {
+                        if !self.listed.contains_key(&resource) {
+                            // Nobody knows what operators want: nothing is decided until somebody does.
+                            return;
+                        }
+                    }
                     Resource::Enforcement => self.kept.enforcement = part.enforcement,
                 }
                 self.listed.insert(resource, true);
@@ -177,13 +191,12 @@ impl Known {
                 let name = object.name_any();
                 match resource {
                     Resource::Incident => self.kept.incidents.extend(part.incidents),
-                    Resource::Exemption if part.exemptions.is_empty() => {
-                        // It says nothing that can be read, so it covers nothing.
-                        self.kept.exemptions.remove(&name);
-                    }
                     Resource::Exemption => self.kept.exemptions.extend(part.exemptions),
-                    Resource::Enforcement if name == enforcement::NAME => {
+                    Resource::Enforcement
+                        if name == enforcement::NAME && !self.unreadable.contains_key(&(resource, name)) =>
+                    {
                         self.kept.enforcement = part.enforcement;
+                        self.listed.insert(resource, true);
                     }
                     Resource::Enforcement => {}
                 }
@@ -196,6 +209,7 @@ impl Known {
                     Resource::Exemption => drop(self.kept.exemptions.remove(&name)),
                     Resource::Enforcement if name == enforcement::NAME => {
                         self.kept.enforcement = EnforcementSpec::default();
+                        self.listed.insert(resource, true);
                     }
                     Resource::Enforcement => {}
                 }

@@ -155,7 +155,8 @@ impl Store {
 }
 
 fn status(code: u16, message: &str) -> (u16, Value) {
-    (code, json!({ "kind": "Status", "status": "Failure", "message": message, "code": code }))
+    let reason = if code == 404 { "NotFound" } else { "" };
+    (code, json!({"kind": "Status", "status": "Failure", "message": message, "reason": reason, "code": code}))
 }
 
 impl Replica {

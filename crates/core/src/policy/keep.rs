@@ -167,7 +167,8 @@ fn is_kept_by(now: &Incident, saved: &Incident) -> bool {
         && release_held == &saved.release_held
         && approved == &saved.approved
         && told_of(told) == told_of(&saved.told)
-        && exposure == &saved.exposure
+        // Routes are looked up anew after a start; until then whoever is closed is closed on all of them.
+        && exposure.services == saved.exposure.services
         && exempted == &saved.exempted
         && cleared == &saved.cleared
         && due == &saved.due

@@ -32,7 +32,7 @@ pub use self::watching::Watching;
 /// Who we are to the API server when we write what is kept.
 pub(super) const FIELD_MANAGER: &str = "procscan-aggregator";
 /// How many incidents are written at the same time.
-const CONCURRENCY: usize = 16;
+const CONCURRENCY: usize = 32;
 /// For how long an incident that is over may be continued at most, and so written again.
 const CONTINUED: SignedDuration = SignedDuration::from_hours(24 * 31);
 /// How many objects one answer of a list holds.

@@ -89,6 +89,8 @@ async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_
     // What these would do for as many Pods proves nothing more.
     beginning.has_kubelets = false;
     beginning.cluster.controllers = false;
+    // Agents scan every 100 s. Twenty thousand accusations that are renewed each second are more than one machine can look up.
+    beginning.scan_interval = Duration::from_secs(20);
     let more = beginning.config.clone();
     let scene = scene(beginning).await?;
     for tenant in 0..TENANTS {

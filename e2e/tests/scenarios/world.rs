@@ -48,12 +48,22 @@ pub struct Beginning {
     pub config: Value,
     pub has_kubelets: bool,
     pub crds: Option<Crds>,
+    /// How often the agents scan.
+    pub scan_interval: Duration,
 }
 
 impl Default for Beginning {
     fn default() -> Self {
         let crds = Some(Crds::best());
-        Self { nodes: 3, cluster: Options::default(), config: json!({}), has_kubelets: true, crds }
+        let scan_interval = Duration::from_secs(1);
+        Self {
+            nodes: 3,
+            cluster: Options::default(),
+            config: json!({}),
+            has_kubelets: true,
+            crds,
+            scan_interval,
+        }
     }
 }
 
@@ -335,7 +345,7 @@ pub async fn scene(beginning: Beginning) -> anyhow::Result<Scene> {
     let options = FleetOptions {
         nodes: beginning.nodes,
         base: FIRST_NODE,
-        scan_interval: Duration::from_secs(1),
+        scan_interval: beginning.scan_interval,
         offenders_per_node: 0,
         ..FleetOptions::default()
     };

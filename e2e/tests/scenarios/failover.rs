@@ -259,21 +259,7 @@ fn only_leaders_write(replicas: &Replicas) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_through_a_follower_outlives_its_leader() -> anyhow::Result<()> {
     let replicas = Replicas::start(0).await?;
-    let kubectl = async |args: &[&str]| -> anyhow::Result<()> {
-        let output = replicas.world.cluster.kubectl(args).await?;
-        ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    };
-    kubectl(&[
-        "create",
-        "rolebinding",
-        "-n",
-        "kube-system",
-        "alice",
-        "--clusterrole=procscan-operator",
-        "--user=alice",
-    ])
-    .await?;
+    replicas.world.allow("alice").await?;
     let is_first = replicas.until_one_leads().await?;
     let (leader, follower) = if is_first {
         (&replicas.world.aggregator, &replicas.second)

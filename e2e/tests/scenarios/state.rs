@@ -134,6 +134,34 @@ async fn what_can_not_be_kept_is_not_done_and_is_done_as_soon_as_it_can() -> any
     Ok(())
 }
 
+/// What an operator is told is true at the gateway.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_has_no_effect_yet_is_not_said_to_be_done() -> anyhow::Result<()> {
+    let world = World::start().await?;
+    world.allow("alice").await?;
+    let a = world.tenant("ns-a", "web", "sim-0000").await?;
+    let b = world.tenant("ns-b", "web", "sim-0001").await?;
+    world.accuse(0, &[("ns-a", &a)]);
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+    forbid_incidents(&world).await?;
+    world.accuse(1, &[("ns-b", &b)]);
+    world.until_logged(&["exceeded quota: full"]).await?;
+    let name = world.incident("ns-a").await?.name_any();
+    let bearer = format!("Bearer {}", world.cluster.token_of_alice());
+    let headers = [("authorization", bearer.as_str())];
+    let path = format!("/api/v1/incidents/{name}/release");
+    let answer = world.aggregator.send("POST", &path, &headers, Some(&json!({}))).await?;
+    println!("{} {}", answer.status, answer.json());
+    // Either it is done, whatever else can't be kept, or the answer says that it is yet to be done.
+    if answer.status == 200 {
+        world.until_closed(&[]).await?;
+    } else {
+        ensure!(answer.status == 202, "{answer:?}");
+    }
+    delete(&world.stage.api::<ResourceQuota>(OWN), "full").await?;
+    world.until_closed(&["web-x7k2.ns-b"]).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_own_kinds_it_serves_and_says_what_to_install() -> anyhow::Result<()> {
     let scene = scene(Beginning::default()).await?;

@@ -199,7 +199,7 @@ async fn without_its_own_kinds_it_serves_and_says_what_to_install() -> anyhow::R
     Ok(())
 }
 
-/// Somebody tidies up too much: what is blocked stays blocked, and is kept again at the latest after a restart.
+/// Somebody tidies up too much: what is blocked stays blocked, and is kept again.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_incident_that_somebody_deletes_releases_nobody() -> anyhow::Result<()> {
     let mut world = World::start().await?;
@@ -213,9 +213,9 @@ async fn an_incident_that_somebody_deletes_releases_nobody() -> anyhow::Result<(
         }
         if is_restarted {
             world.restart(&json!({}))?;
-            let is_blocked = |incident: &Value| incident["status"]["state"] == "Blocked";
-            world.until_incident("ns-a", "blocked", is_blocked).await?;
         }
+        let is_blocked = |incident: &Value| incident["status"]["state"] == "Blocked";
+        world.until_incident("ns-a", "blocked", is_blocked).await?;
         world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
         let now = world.notifications("ns-a").get(&told.name_any()).await?;
         ensure!(now.resource_version() == told.resource_version(), "told again: {now:?}");

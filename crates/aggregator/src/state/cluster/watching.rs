@@ -91,6 +91,7 @@ impl Watching {
                 if is_news {
                     if let Some(error) = &now {
                         tracing::error!(
+                            alert = "state",
                             error,
                             "what is kept can't be watched; the last that is known counts"
                         );

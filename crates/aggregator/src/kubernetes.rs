@@ -3,6 +3,8 @@
 //! Every request has a timeout, and says whom and what it is for, so that a refusal names what is missing: the verb, the
 //! resource and the namespace of an RBAC rule, or the CRD.
 
+mod watch;
+
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use kube::{Client, Config};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+pub use self::watch::watch;
 use crate::config;
 use crate::leader::Pen;
 

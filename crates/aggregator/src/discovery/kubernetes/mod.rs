@@ -14,7 +14,7 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::listed::Port;
 use self::listed::{Change, Known, change, of_endpoints, of_slice};
 use super::TargetSet;
-use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
+use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind, watch as watch_objects};
 
 /// Changes within it are one new set: a rollout changes many slices at once.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -79,7 +79,8 @@ impl Kubernetes {
                 change = changes.next() => match settled(change, &mut changes, &mut known).await {
                     Settled::Changed => {}
                     Settled::Lost(error) => {
-                        let refusal = self.lost(falls_back, &error);
+                        let resource = if falls_back { ENDPOINTS } else { SLICES };
+                        let refusal = Refusal::of_watch(resource, Some(&self.namespace), &error);
                         let is_refused = matches!(
                             refusal.kind,
                             RefusalKind::Forbidden
@@ -153,43 +154,20 @@ impl Kubernetes {
         let wanted =
             watcher::Config::default().labels(&format!("kubernetes.io/service-name={}", self.service));
         let port = self.port.clone();
-        watcher(api, wanted)
-            .default_backoff()
-            .map(move |event| event.map(|e| change(e, |s| of_slice(s, &port))))
-            .boxed()
+        watch_objects(api, wanted).map(move |event| event.map(|e| change(e, |s| of_slice(s, &port)))).boxed()
     }
 
     fn endpoints(&self) -> Changes {
         let api: Api<Endpoints> = Api::namespaced(self.cluster.client(), &self.namespace);
         let wanted = watcher::Config::default().fields(&format!("metadata.name={}", self.service));
         let port = self.port.clone();
-        watcher(api, wanted)
-            .default_backoff()
+        watch_objects(api, wanted)
             .map(move |event| event.map(|e| change(e, |s| of_endpoints(s, &port))))
             .boxed()
     }
 
     fn ask<'a>(&'a self, verb: &'static str, resource: &'static str) -> Ask<'a> {
         Ask { verb, resource, namespace: Some(&self.namespace) }
-    }
-
-    /// Why the watch was lost.
-    fn lost(&self, falls_back: bool, error: &watcher::Error) -> Refusal {
-        let resource = if falls_back { ENDPOINTS } else { SLICES };
-        match error {
-            watcher::Error::InitialListFailed(e) => Refusal::new(&self.ask("list", resource), e),
-            watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => {
-                Refusal::new(&self.ask("watch", resource), e)
-            }
-            watcher::Error::WatchError(status) => {
-                Refusal::new(&self.ask("watch", resource), &kube::Error::Api(status.clone()))
-            }
-            watcher::Error::NoResourceVersion => {
-                let status =
-                    kube::core::Status { message: error.to_string(), ..kube::core::Status::default() };
-                Refusal::new(&self.ask("watch", resource), &kube::Error::Api(Box::new(status)))
-            }
-        }
     }
 
     async fn slices_are_served(&self) -> bool {

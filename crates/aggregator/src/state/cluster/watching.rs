@@ -9,14 +9,13 @@ use futures_util::stream::{self, BoxStream};
 use kube::ResourceExt;
 use kube::core::DynamicObject;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use procscan_core::state::{EnforcementSpec, ExemptionSpec, enforcement};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Objects;
 use super::objects::{kept, part, plural};
-use crate::kubernetes::Refusal;
+use crate::kubernetes::{self, Refusal};
 use crate::state::crd::Resource;
 use crate::state::kept::{Kept, KeptIncident};
 
@@ -106,8 +105,7 @@ impl Watching {
     }
 
     fn changes(&self, resource: Resource) -> Changes {
-        watch_objects(self.objects.api(resource), watcher::Config::default())
-            .default_backoff()
+        kubernetes::watch(self.objects.api(resource), watcher::Config::default())
             .map(move |event| (resource, event))
             .boxed()
     }
@@ -126,26 +124,8 @@ impl Watching {
                 known.apply(resource, event);
             }
             Err(error) => {
-                known.errors.insert(resource, self.lost(resource, &error).text);
-            }
-        }
-    }
-
-    /// Why a watch was lost.
-    fn lost(&self, resource: Resource, error: &watcher::Error) -> Refusal {
-        let plural = plural(resource);
-        match error {
-            watcher::Error::InitialListFailed(e) => Refusal::new(&self.objects.ask("list", &plural), e),
-            watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => {
-                Refusal::new(&self.objects.ask("watch", &plural), e)
-            }
-            watcher::Error::WatchError(status) => {
-                Refusal::new(&self.objects.ask("watch", &plural), &kube::Error::Api(status.clone()))
-            }
-            watcher::Error::NoResourceVersion => {
-                let status =
-                    kube::core::Status { message: error.to_string(), ..kube::core::Status::default() };
-                Refusal::new(&self.objects.ask("watch", &plural), &kube::Error::Api(Box::new(status)))
+                let refusal = Refusal::of_watch(&plural(resource), Some(&self.objects.namespace), &error);
+                known.errors.insert(resource, refusal.text);
             }
         }
     }
@@ -168,7 +148,13 @@ impl Known {
                 // What can't be read any more counts as it was read last.
                 let unreadable = |name: &String| self.unreadable.contains_key(&(resource, name.clone()));
                 match resource {
-                    Resource::Incident => self.kept.incidents = part.incidents,
+                    Resource::Incident => {
+                        let before = std::mem::take(&mut self.kept.incidents);
+                        for (name, incident) in before.into_iter().filter(|(name, _)| unreadable(name)) {
+                            part.incidents.entry(name).or_insert(incident);
+                        }
+                        self.kept.incidents = part.incidents;
+                    }
                     Resource::Exemption => {
                         let before = std::mem::take(&mut self.kept.exemptions);
                         for (name, exemption) in before.into_iter().filter(|(name, _)| unreadable(name)) {

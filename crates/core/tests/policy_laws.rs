@@ -24,10 +24,16 @@ const TENANTS: usize = 8;
 #[derive(Clone, Debug)]
 enum Step {
     Wait(u64),
-    Accuse { node: usize, tenants: Vec<usize> },
+    Accuse {
+        node: usize,
+        tenants: Vec<usize>,
+    },
     Empty(usize),
     Fail(usize),
-    PodOn { tenant: usize, node: usize },
+    PodOn {
+        tenant: usize,
+        node: usize,
+    },
     PodGone(usize),
     PodUnreadable(usize),
     PodForgotten(usize),
@@ -43,6 +49,8 @@ enum Step {
     Restart,
     FailOver,
     Lag(bool),
+    /// From now on what is decided of those tenants can't be kept.
+    Unwritable(Vec<usize>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -70,6 +78,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::RoundDone),
         2 => prop_oneof![Just(Step::Restart), Just(Step::FailOver)],
         1 => any::<bool>().prop_map(Step::Lag),
+        1 => vec(0..TENANTS, 0..TENANTS).prop_map(Step::Unwritable),
+        1 => Just(Step::Unwritable(Vec::new())),
     ]
 }
 
@@ -102,6 +112,7 @@ fn world_of(world: &World) -> World {
         facts: world.facts.clone(),
         rules: world.rules.clone(),
         kept: world.kept.clone(),
+        unwritable: world.unwritable.clone(),
         targets: world.targets.clone(),
         follower: None,
         now: world.now,
@@ -168,6 +179,9 @@ impl Step {
             Step::RoundDone => world.ledger.round_done(),
             Step::Restart => world.restart(),
             Step::FailOver => world.fail_over(),
+            Step::Unwritable(tenants) => {
+                world.unwritable = tenants.iter().map(|tenant| namespace(*tenant)).collect();
+            }
             Step::Lag(hears) => {
                 if let Some((_, listening)) = &mut world.follower {
                     *listening = *hears;
@@ -216,14 +230,18 @@ proptest! {
             let told = evaluation.plan.notices.iter().filter(|n| n.phase != NoticePhase::Recovered);
             let told: BTreeSet<App> = told.map(|notice| notice.app.clone()).collect();
             for app in now.union(&told) {
+                prop_assert!(accused.contains(app), "{app} was only ever disputed or unverified");
+                prop_assert!(!held.contains(app), "{app} is held, and nobody has approved it");
+                if world.unwritable.contains(&app.namespace.to_string()) {
+                    // A release that can't be kept is none, whatever it is for.
+                    continue;
+                }
                 prop_assert!(world.policy.refuses(&app.namespace).is_none(), "{app} is protected");
                 prop_assert!(!world.facts.terminating.contains(&app.namespace), "{app} is terminating");
                 prop_assert!(
                     !world.policy.exemptions.iter().any(|e| e.namespace.as_ref().is_some_and(|p| p.matches(&app.namespace))),
                     "{app} is exempt"
                 );
-                prop_assert!(accused.contains(app), "{app} was only ever disputed or unverified");
-                prop_assert!(!held.contains(app), "{app} is held, and nobody has approved it");
             }
             for entry in evaluation.held.iter().filter(|entry| !entry.release) {
                 prop_assert!(!now.contains(&entry.app) && !told.contains(&entry.app));
@@ -240,6 +258,12 @@ proptest! {
                         evaluation.decisions.iter().any(|d| d.app == *app && d.kind == wanted),
                         "{app} is {wanted:?} without a decision"
                     );
+                }
+            }
+            // What can't be kept has no effect: nobody is blocked, and nobody released.
+            if is_effective && mode != Mode::DryRun {
+                for app in now.symmetric_difference(&before) {
+                    prop_assert!(!world.unwritable.contains(&app.namespace.to_string()), "{app} changed");
                 }
             }
             if world.policy.mode == Mode::Paused && mode == Mode::Paused && !matches!(step, Step::Approve(_)) {
@@ -286,7 +310,13 @@ proptest! {
                 };
                 bare(a) == bare(b)
             };
-            let (known, again) = (world.book.documents(), restored.documents());
+            // Of what can't be kept only the effect is the same.
+            let of_kept = |book: &Book| {
+                let mut documents = book.documents();
+                documents.retain(|incident| !world.unwritable.contains(&incident.spec.app.namespace.to_string()));
+                documents
+            };
+            let (known, again) = (of_kept(&world.book), of_kept(&restored));
             prop_assert!(
                 known.len() == again.len() && known.iter().zip(&again).all(is_same),
                 "known:\n{known:#?}\nkept:\n{again:#?}"
@@ -300,6 +330,10 @@ proptest! {
             let of_known = |e: &Evaluation| {
                 let mut e = e.clone();
                 e.plan.blocks.retain(|block| known.contains(&block.app));
+                // What was heard since and can't be kept, or is believed by the other only, is one ground more or less.
+                for block in &mut e.plan.blocks {
+                    (block.grounds, block.accused) = (Vec::new(), BTreeSet::new());
+                }
                 e.held.retain(|held| known.contains(&held.app));
                 e.plan.notices.retain(|notice| known.contains(&notice.app));
                 e.decisions.retain(|decision| known.contains(&decision.app) && decision.kind != DecisionKind::Disputed);
@@ -323,7 +357,8 @@ proptest! {
         before in vec(step(), 1..40), pick in 0..TENANTS, after in vec(step(), 1..60)
     ) {
         let mut world = world();
-        for step in before.iter().filter(|step| !matches!(step, Step::Mode(Mode::DryRun))) {
+        // An act that can't be kept is not done.
+        for step in before.iter().filter(|step| !matches!(step, Step::Mode(Mode::DryRun) | Step::Unwritable(_))) {
             step.take(&mut world);
             world.evaluate();
         }

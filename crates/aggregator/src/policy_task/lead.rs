@@ -1,20 +1,18 @@
 //! One term of leading: from what was kept to decisions that are kept.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use procscan_core::names::App;
-use procscan_core::policy::{
-    Alert, Book, By, Decision, DecisionKind, Evaluation, Inherited, Mode, Policy, remembered,
-};
+use procscan_core::policy::{Alert, Book, By, Decision, DecisionKind, Inherited, Mode, Policy, remembered};
 use procscan_core::state::incident as kept;
 use procscan_core::state::{Incident, IncidentState};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::journal::raise;
+use super::journal;
 use super::{Decided, PolicyTask, TakeOver};
 use crate::leader::Pen;
 use crate::ledger_task::Memory;
@@ -45,18 +43,25 @@ pub(super) struct Lead<'a> {
     is_copy: bool,
     /// Told once they are kept.
     decisions: Vec<Decision>,
-    alerts: Vec<Alert>,
-    /// Incidents that are history, of which operators wanted something.
-    history: Vec<Incident>,
-    /// When what could not be kept is tried again, and the pause after that.
+    /// The incidents that could not be kept, by name: what is decided of them has no effect.
+    failing: BTreeSet<String>,
+    /// When they are tried again, and the pause after that.
     again: Option<(Instant, Duration)>,
     has_waited: bool,
     swept: Option<Instant>,
 }
 
+/// What has been done of what operators want.
+struct Obeyed {
+    /// The incidents of which everything has been done.
+    done: BTreeSet<String>,
+    /// Those that are over, with the answer that they are.
+    history: Vec<Incident>,
+}
+
 /// What one evaluation has come to.
 enum Step {
-    /// The plan is published, or will be.
+    /// The plan is published.
     Done,
     /// What is known is not what is kept.
     Outdated,
@@ -71,8 +76,7 @@ impl<'a> Lead<'a> {
             book: Book::default(),
             is_copy: false,
             decisions: Vec::new(),
-            alerts: Vec::new(),
-            history: Vec::new(),
+            failing: BTreeSet::new(),
             again: None,
             has_waited: false,
             swept: None,
@@ -100,7 +104,7 @@ impl<'a> Lead<'a> {
                 Ok(kept) => break kept,
                 Err(error) if error.is_lost() => return Err(End::Lost),
                 Err(error) => {
-                    self.trouble(&error, "what is kept can't be read; nothing is decided until it is");
+                    self.trouble(&error, true, "what is kept can't be read; nothing is decided until it is");
                 }
             }
             self.pause(pause).await?;
@@ -112,7 +116,7 @@ impl<'a> Lead<'a> {
         let snapshot = self.task.channels.snapshots.borrow_and_update().clone();
         let policy = self.policy();
         self.book = Book::restore(&kept, &snapshot, now);
-        (self.decisions, self.alerts, self.again) = (Vec::new(), Vec::new(), None);
+        (self.decisions, self.failing, self.again) = (Vec::new(), BTreeSet::new(), None);
         let open = kept.iter().filter(|incident| incident.status.state != IncidentState::Ended).count();
         let inherited = self.book.inherit(blocked, &policy, now);
         if open + inherited.len() > 0 {
@@ -243,11 +247,9 @@ impl<'a> Lead<'a> {
         for (app, at) in delivered.iter() {
             self.book.delivered(app, *at);
         }
-        let done = self.obey(&kept, &policy);
-        let Evaluation { plan, held, decisions, alerts, disputes, unverified } =
-            self.book.evaluate(&snapshot, &policy, &facts, now);
-        self.decisions.extend(decisions);
-        self.alerts.extend(alerts);
+        let Obeyed { done, history } = self.obey(&kept, &policy);
+        let decided = self.book.decide(&snapshot, &policy, &facts, now);
+        self.decisions.extend(decided.decisions);
         let asked = self.book.questions(&snapshot, &policy);
         let is_answered = asked.are_answered_by(&facts);
         self.task.channels.questions.send_if_modified(|before| {
@@ -257,33 +259,20 @@ impl<'a> Lead<'a> {
             }
             is_news
         });
-        let rounds = snapshot.rounds;
-        let pen = Some(self.pen.clone());
-        let now = Decided { plan, held, disputes, unverified, is_answered, rounds, pen };
-        if !is_copy {
-            match self.keep().await {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.publish_doubts(now);
-                    return Step::Done;
-                }
-                Err(error) if error.is_lost() => return Step::Lost,
-                Err(error) if error.is_outdated() => {
-                    tracing::warn!(%error, "what is kept is read again");
-                    return Step::Outdated;
-                }
-                Err(error) => {
-                    self.trouble(
-                        &error,
-                        "decisions can't be kept: no new block and no release until they can",
-                    );
-                    self.publish_doubts(now);
-                    return Step::Done;
-                }
+        if !is_copy && let Err(error) = self.keep(history).await {
+            if error.is_lost() {
+                return Step::Lost;
             }
+            tracing::warn!(%error, "what is kept is read again");
+            return Step::Outdated;
         }
         self.tell();
-        self.publish(now);
+        self.raise(&decided.alerts);
+        let plan = self.book.plan(&policy, &facts, now);
+        let held = self.book.held(&policy);
+        let (disputes, unverified, rounds) = (decided.disputes, decided.unverified, snapshot.rounds);
+        let pen = Some(self.pen.clone());
+        self.publish(Decided { plan, held, disputes, unverified, is_answered, rounds, pen });
         if !is_copy && let Err(error) = self.tidy(&kept, &done).await {
             if error.is_lost() {
                 return Step::Lost;
@@ -293,15 +282,15 @@ impl<'a> Lead<'a> {
         Step::Done
     }
 
-    /// Does what operators want, and gives the incidents of which everything has been done.
-    fn obey(&mut self, kept: &Kept, policy: &Policy) -> BTreeSet<String> {
+    /// Does what operators want.
+    fn obey(&mut self, kept: &Kept, policy: &Policy) -> Obeyed {
         let now = self.task.clock.now();
-        let mut done = BTreeSet::new();
+        let (mut done, mut history) = (BTreeSet::new(), Vec::new());
         for Order { incident, act, actor, reason, number } in kept.orders(now.wall) {
             let app = act.app().clone();
             let known = self.book.incident(&app);
             let Some(known) = known.filter(|known| known.name(&app) == incident) else {
-                self.refuse(kept, &incident, &actor, number, now.wall);
+                history.extend(refused(kept, &incident, &actor, number, now.wall));
                 continue;
             };
             if known.observed() >= number && !done.contains(&incident) {
@@ -314,45 +303,59 @@ impl<'a> Lead<'a> {
             self.book.observe(&app, number);
             done.insert(incident);
         }
-        done
+        Obeyed { done, history }
     }
 
-    /// An incident that is history: there is nothing to be done any more, and whoever wanted it finds that in its log.
-    fn refuse(&mut self, kept: &Kept, name: &str, actor: &str, number: i64, at: Timestamp) {
-        let Some(mut incident) = kept.incidents.get(name).and_then(|incident| incident.document(name)) else {
-            return;
-        };
-        let reason = format!("{} has no open incident", App::from(&incident.spec.app));
-        let decision = DecisionKind::Refused;
-        incident.status.decisions.push(kept::Decision { at, decision, actor: actor.into(), reason });
-        incident.status.decided += 1;
-        incident.status.observed = number;
-        self.history.push(incident);
-    }
-
-    /// Keeps what has been decided. False if it is not time to try again yet.
-    async fn keep(&mut self) -> Result<bool, StateError> {
-        let unsaved = self.book.unsaved();
-        if unsaved.is_empty() && self.history.is_empty() {
+    /// Keeps what has been decided, as far as it can be kept; the rest is taken back.
+    ///
+    /// Fails only where nothing more may be written: another replica leads, or has written.
+    async fn keep(&mut self, history: Vec<Incident>) -> Result<(), StateError> {
+        let is_time = self.again.is_none_or(|(at, _)| Instant::now() >= at);
+        let may_try = |incident: &Incident| is_time || !self.failing.contains(&incident.name);
+        let (mut apps, mut incidents, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+        for (app, incident) in self.book.unsaved() {
+            if may_try(&incident) {
+                apps.push((incident.name.clone(), app));
+                incidents.push(incident);
+            } else {
+                waiting.push((incident.name, app));
+            }
+        }
+        incidents.extend(history.into_iter().filter(may_try));
+        let mut failed: BTreeMap<String, StateError> = BTreeMap::new();
+        if !incidents.is_empty() {
+            failed.extend(self.task.store.save(&self.pen, incidents).await);
+        }
+        if let Some((_, error)) = failed.iter().find(|(_, error)| error.is_lost() || error.is_outdated()) {
+            return Err(error.clone());
+        }
+        let (lost, saved): (Vec<_>, Vec<_>) =
+            apps.into_iter().partition(|(name, _)| failed.contains_key(name));
+        self.book.saved(saved.iter().map(|(_, app)| app));
+        let taken_back: BTreeSet<App> = lost.into_iter().chain(waiting).map(|(_, app)| app).collect();
+        self.book.take_back(&taken_back);
+        // That somebody was found blocked is true whether it can be kept or not.
+        self.decisions.retain(|decision| {
+            let is_of_nobody = matches!(decision.kind, DecisionKind::Disputed | DecisionKind::Inherited);
+            is_of_nobody || !taken_back.contains(&decision.app)
+        });
+        if is_time {
+            self.failing.clear();
+        }
+        self.failing.extend(failed.keys().cloned());
+        if let Some(error) = failed.values().next() {
+            self.trouble(error, is_time, "some decisions can't be kept, and have no effect until they can");
+        } else if self.failing.is_empty() {
             self.relieve();
-            return Ok(true);
         }
-        if self.again.is_some_and(|(at, _)| Instant::now() < at) {
-            return Ok(false);
-        }
-        let (apps, mut incidents): (Vec<App>, Vec<Incident>) = unsaved.into_iter().unzip();
-        incidents.append(&mut self.history);
-        self.task.store.save(&self.pen, incidents).await?;
-        self.book.saved(&apps);
-        self.relieve();
-        Ok(true)
+        Ok(())
     }
 
     /// Takes away what operators wanted and what is kept no longer.
     async fn tidy(&mut self, kept: &Kept, done: &BTreeSet<String>) -> Result<(), StateError> {
         let old = kept.incidents.iter().filter(|(_, incident)| incident.is_done()).map(|(name, _)| name);
         let names: BTreeSet<&String> = old.chain(done).collect();
-        for name in names {
+        for name in names.into_iter().filter(|name| !self.failing.contains(*name)) {
             self.task.store.clear_orders(&self.pen, name).await?;
         }
         let is_due = self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP);
@@ -398,24 +401,17 @@ impl<'a> Lead<'a> {
                 named.filter_map(|decision| Some((self.book.name_of(&decision.app)?, decision))).collect();
             self.task.store.announce(&self.pen, &named);
         }
-        let alerts = std::mem::take(&mut self.alerts);
+    }
+
+    fn raise(&mut self, alerts: &[Alert]) {
         let is_waiting = alerts.iter().any(|alert| matches!(alert, Alert::Notices { .. }));
         // As long as tenants wait, each evaluation says so: once is enough for people.
         let is_news = |alert: &&Alert| !(self.has_waited && matches!(alert, Alert::Notices { .. }));
-        alerts.iter().filter(is_news).for_each(raise);
+        alerts.iter().filter(is_news).for_each(journal::raise);
         if self.has_waited && !is_waiting {
             tracing::info!("every tenant has been told");
         }
         self.has_waited = is_waiting;
-    }
-
-    /// What can't be kept is not planned; what can't be believed is shown all the same.
-    fn publish_doubts(&mut self, now: Decided) {
-        let before = self.task.channels.decided.borrow().clone();
-        if before.pen.as_ref().map(Pen::term) == Some(self.pen.term()) {
-            let (plan, held) = (before.plan.clone(), before.held.clone());
-            self.publish(Decided { plan, held, ..now });
-        }
     }
 
     fn publish(&mut self, now: Decided) {
@@ -436,11 +432,13 @@ impl<'a> Lead<'a> {
         });
     }
 
-    /// Says once what stands in the way, and when to try again.
-    fn trouble(&mut self, error: &StateError, what: &str) {
+    /// Says once what stands in the way. Was it time to try again, then the next time is later.
+    fn trouble(&mut self, error: &StateError, is_time: bool, what: &str) {
         let text = error.to_string();
-        let pause = self.again.map_or(MIN_PAUSE, |(_, pause)| pause);
-        self.again = Some((Instant::now() + pause, (pause * 2).min(MAX_PAUSE)));
+        if is_time {
+            let pause = self.again.map_or(MIN_PAUSE, |(_, pause)| pause);
+            self.again = Some((Instant::now() + pause, (pause * 2).min(MAX_PAUSE)));
+        }
         self.task.channels.trouble.send_if_modified(|before| {
             let is_news = before.as_ref() != Some(&text);
             if is_news {
@@ -461,4 +459,15 @@ impl<'a> Lead<'a> {
             was_in_trouble
         });
     }
+}
+
+/// An incident that is history: there is nothing to be done any more, and whoever wanted it finds that in its log.
+fn refused(seen: &Kept, name: &str, actor: &str, number: i64, at: Timestamp) -> Option<Incident> {
+    let mut incident = seen.incidents.get(name).and_then(|incident| incident.document(name))?;
+    let reason = format!("{} has no open incident", App::from(&incident.spec.app));
+    let decision = DecisionKind::Refused;
+    incident.status.decisions.push(kept::Decision { at, decision, actor: actor.into(), reason });
+    incident.status.decided += 1;
+    incident.status.observed = number;
+    Some(incident)
 }

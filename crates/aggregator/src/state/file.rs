@@ -94,8 +94,9 @@ impl FileStore {
         Ok(inner.kept.documents())
     }
 
-    /// Keeps incidents.
-    pub async fn save(&self, incidents: Vec<Incident>) -> Result<(), StateError> {
+    /// Keeps incidents, all of them or none. Gives the names of those that can't be kept, and why.
+    pub async fn save(&self, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
+        let names: Vec<String> = incidents.iter().map(|incident| incident.name.clone()).collect();
         let change = |kept: &mut Kept| {
             let mut batch = Batch::default();
             for Incident { name, spec, status } in incidents {
@@ -109,7 +110,10 @@ impl FileStore {
             }
             Ok(batch)
         };
-        self.change(change).await
+        match self.change(change).await {
+            Ok(()) => Vec::new(),
+            Err::<_, StateError>(error) => names.into_iter().map(|name| (name, error.clone())).collect(),
+        }
     }
 
     /// Takes away what operators wanted of an incident, unless they want something else since.

@@ -24,7 +24,7 @@ use crate::kubernetes::{Refusal, RefusalKind};
 use crate::leader::Pen;
 
 /// Why what is kept can't be read or written.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StateError {
     /// The cluster refuses.
     #[error("{0}")]
@@ -76,12 +76,13 @@ impl Store {
         }
     }
 
-    /// Keeps incidents. Whatever follows from them may only follow after this.
-    pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Result<(), StateError> {
+    /// Keeps incidents. Whatever follows from one may only follow after this. One that can't be kept does not stand in the way of
+    /// the others: gives their names, and why.
+    pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
         match self {
             Self::Cluster(store) => store.save(pen, incidents).await,
             Self::File(store) => store.save(incidents).await,
-            Self::Copy(_) => Ok(()),
+            Self::Copy(_) => Vec::new(),
         }
     }
 

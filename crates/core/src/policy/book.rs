@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::brake::Window;
 use super::decision::{Actor, Decision, DecisionKind};
 use super::incident::{Incident, Standing, StickyRelease, Telling, Told};
+use super::keep::Effective;
 use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::names::{App, Key, NodeName, Text};
@@ -18,8 +19,8 @@ use crate::report::Record;
 pub struct Book {
     pub(super) incidents: BTreeMap<App, Incident>,
     pub(super) window: Window,
-    /// The incidents as they were last kept (see [`Book::unsaved`]).
-    pub(super) saved: BTreeMap<App, Incident>,
+    /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
+    pub(super) effective: BTreeMap<App, Effective>,
     /// Disputed evidence, with the reason. It is in the log already.
     pub(super) disputes: BTreeMap<(Key, NodeName), String>,
     /// Apps of namespaces that may not be touched, accused and in the log already.
@@ -140,6 +141,7 @@ impl Book {
             };
             incident.note(&decision);
             decisions.push(decision);
+            self.effective.insert(app.clone(), Effective { incident: incident.clone(), is_kept: false });
             self.incidents.insert(app, incident);
         }
         decisions

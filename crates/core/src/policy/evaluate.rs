@@ -34,6 +34,19 @@ pub struct Evaluation {
     pub unverified: usize,
 }
 
+/// What has been decided, before anything follows from it.
+#[derive(Clone, Debug)]
+pub struct Decided {
+    /// See [`Evaluation::decisions`].
+    pub decisions: Vec<Decision>,
+    /// See [`Evaluation::alerts`].
+    pub alerts: Vec<Alert>,
+    /// See [`Evaluation::disputes`].
+    pub disputes: Vec<Dispute>,
+    /// See [`Evaluation::unverified`].
+    pub unverified: usize,
+}
+
 pub(super) struct Pass<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) policy: &'a Policy,
@@ -53,7 +66,8 @@ enum Wish {
 }
 
 impl Book {
-    /// Decides. The same inputs give the same outcome; evaluating again without a change decides nothing new.
+    /// Decides, and says what follows. The same inputs give the same outcome; evaluating again without a change decides nothing
+    /// new.
     pub fn evaluate(
         &mut self,
         snapshot: &Snapshot,
@@ -61,6 +75,13 @@ impl Book {
         facts: &Facts,
         now: Moment,
     ) -> Evaluation {
+        let Decided { decisions, alerts, disputes, unverified } = self.decide(snapshot, policy, facts, now);
+        let (plan, held) = (self.plan(policy, facts, now), self.held(policy));
+        Evaluation { plan, held, decisions, alerts, disputes, unverified }
+    }
+
+    /// Decides. What follows is said by [`Book::plan`], after what could not be kept is taken back (see [`Book::take_back`]).
+    pub fn decide(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &Facts, now: Moment) -> Decided {
         let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
         let mut pass = Pass { snapshot, policy, facts, now, doubtful, decisions, alerts };
         for incident in self.incidents.values_mut() {
@@ -87,7 +108,7 @@ impl Book {
         blocks.sort();
         self.brake(&mut pass, blocks, releases);
         self.forget(policy, now);
-        let plan = self.plan(&mut pass);
+        self.tell(&mut pass);
         let Pass { decisions, alerts, .. } = pass;
         // A dispute is not the App's doing: whoever lies about it must not push its decisions out of its log.
         for decision in decisions.iter().filter(|decision| decision.kind != DecisionKind::Disputed) {
@@ -101,7 +122,7 @@ impl Book {
             reason: reason.clone(),
         };
         let disputes = self.disputes.iter().map(dispute).collect();
-        Evaluation { plan, held: self.held(policy), decisions, alerts, disputes, unverified }
+        Decided { decisions, alerts, disputes, unverified }
     }
 
     /// What one incident asks for. Does at once what no brake is asked about.
@@ -302,53 +323,26 @@ impl Book {
             .collect()
     }
 
-    fn plan(&mut self, pass: &mut Pass<'_>) -> Plan {
+    /// Decides who is told what, and takes over how those who are blocked are reached.
+    fn tell(&mut self, pass: &mut Pass<'_>) {
         if self.notices.0 != pass.snapshot.rounds {
             self.notices = (pass.snapshot.rounds, 0);
         }
-        let mode = pass.policy.mode;
-        let mut blocks = Vec::new();
-        let mut notices = Vec::new();
         let mut waiting = 0;
-        // A byte for each App says what is happening to it, so that any change of the set is seen.
-        let mut standing: BTreeMap<App, u8> = BTreeMap::new();
-        let mut summary = Summary { blocked: 0, in_grace: 0, held: 0, changed: pass.now.wall };
         for (app, incident) in &mut self.incidents {
-            let phase = match incident.standing {
-                Standing::Blocked { since, dry_run } if !dry_run || mode == Mode::DryRun => {
-                    if let Some(exposure) = pass.facts.exposure(app, pass.policy.verify_pods) {
-                        incident.exposure = exposure;
-                    }
-                    summary.blocked += 1;
-                    standing.insert(app.clone(), 0);
-                    blocks.push(block(app, incident, since.wall));
-                    NoticePhase::Blocked
-                }
-                Standing::Grace { until } => {
-                    summary.in_grace += 1;
-                    standing.insert(app.clone(), 1);
-                    NoticePhase::Grace { until: until.wall }
-                }
-                Standing::Held => {
-                    summary.held += 1;
-                    standing.insert(app.clone(), 2);
-                    NoticePhase::Recovered
-                }
-                _ => NoticePhase::Recovered,
-            };
-            let namespace = &app.namespace;
-            if pass.facts.terminating.contains(namespace) || pass.policy.refuses(namespace).is_some() {
+            let what = telling(&phase(incident, pass.policy.mode));
+            if what == Telling::Blocked
+                && let Some(exposure) = pass.facts.exposure(app, pass.policy.verify_pods)
+            {
+                incident.exposure = exposure;
+            }
+            if !may_be_told(app, pass.policy, pass.facts) {
                 continue;
             }
-            let what = match phase {
-                NoticePhase::Grace { .. } => Telling::Grace,
-                NoticePhase::Blocked => Telling::Blocked,
-                NoticePhase::Recovered => Telling::Recovered,
-            };
             let told = match incident.told {
                 // Who has never been told anything has nothing to recover from.
                 None if what == Telling::Recovered => continue,
-                Some(told) if told.what == what => told,
+                Some(told) if told.what == what => continue,
                 Some(told) if what == Telling::Recovered => Told { what, ..told },
                 // Who has been warned is not newly told.
                 Some(Told { what: Telling::Grace, .. }) => Told::news(what, pass.now.wall),
@@ -362,16 +356,49 @@ impl Book {
                 }
             };
             incident.told = Some(told);
-            notices.push(Notice {
-                app: app.clone(),
-                told: told.at,
-                inherited: told.inherited,
-                phase,
-                processes: incident.processes.iter().cloned().collect(),
-            });
         }
         if waiting > 0 {
             pass.alerts.push(Alert::Notices { waiting });
+        }
+    }
+
+    /// What follows from the book as it is.
+    pub fn plan(&mut self, policy: &Policy, facts: &Facts, now: Moment) -> Plan {
+        let mode = policy.mode;
+        let mut blocks = Vec::new();
+        let mut notices = Vec::new();
+        // A byte for each App says what is happening to it, so that any change of the set is seen.
+        let mut standing: BTreeMap<App, u8> = BTreeMap::new();
+        let mut summary = Summary { blocked: 0, in_grace: 0, held: 0, changed: now.wall };
+        for (app, incident) in &self.incidents {
+            let phase = phase(incident, mode);
+            match (phase, incident.standing) {
+                (NoticePhase::Blocked, Standing::Blocked { since, .. }) => {
+                    summary.blocked += 1;
+                    standing.insert(app.clone(), 0);
+                    blocks.push(block(app, incident, since.wall));
+                }
+                (_, Standing::Grace { .. }) => {
+                    summary.in_grace += 1;
+                    standing.insert(app.clone(), 1);
+                }
+                (_, Standing::Held) => {
+                    summary.held += 1;
+                    standing.insert(app.clone(), 2);
+                }
+                _ => {}
+            }
+            // Who waits to be told, or is not to be told, keeps what there is.
+            let told = incident.told.filter(|told| told.what == telling(&phase));
+            if let Some(told) = told.filter(|_| may_be_told(app, policy, facts)) {
+                notices.push(Notice {
+                    app: app.clone(),
+                    told: told.at,
+                    inherited: told.inherited,
+                    phase,
+                    processes: incident.processes.iter().cloned().collect(),
+                });
+            }
         }
         match &self.summary {
             Some((before, changed)) if *before == standing => summary.changed = *changed,
@@ -379,6 +406,27 @@ impl Book {
         }
         Plan { mode, blocks, notices, summary }
     }
+}
+
+/// What is happening to an App, as its tenant is told.
+fn phase(incident: &Incident, mode: Mode) -> NoticePhase {
+    match incident.standing {
+        Standing::Blocked { dry_run, .. } if !dry_run || mode == Mode::DryRun => NoticePhase::Blocked,
+        Standing::Grace { until } => NoticePhase::Grace { until: until.wall },
+        _ => NoticePhase::Recovered,
+    }
+}
+
+fn telling(phase: &NoticePhase) -> Telling {
+    match phase {
+        NoticePhase::Grace { .. } => Telling::Grace,
+        NoticePhase::Blocked => Telling::Blocked,
+        NoticePhase::Recovered => Telling::Recovered,
+    }
+}
+
+fn may_be_told(app: &App, policy: &Policy, facts: &Facts) -> bool {
+    !facts.terminating.contains(&app.namespace) && policy.refuses(&app.namespace).is_none()
 }
 
 impl Book {

@@ -37,6 +37,14 @@ const MAX_ACCUSERS: usize = 16;
 /// write per App and scan.
 const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
 
+/// What is in effect of an incident. Whatever is decided beyond it has no effect before it is kept.
+#[derive(Clone, Debug)]
+pub(super) struct Effective {
+    pub(super) incident: Incident,
+    /// It is known to be kept like this.
+    pub(super) is_kept: bool,
+}
+
 impl Book {
     /// The book as it was kept. Whatever it says is as certain as it was then, but nothing of it is fresh: clearing clocks begin
     /// anew. `snapshot` has the readings of the nodes' odometers.
@@ -52,7 +60,7 @@ impl Book {
             book.window.restore(&app, incident.due.as_ref(), incident.release_due);
             let held = incident.held.as_ref().map(|(since, _)| *since);
             book.window.restore_alerts(held, incident.release_held);
-            book.saved.insert(app.clone(), incident.clone());
+            book.effective.insert(app.clone(), Effective { incident: incident.clone(), is_kept: true });
             book.incidents.insert(app, incident);
         }
         book
@@ -61,30 +69,62 @@ impl Book {
     /// The incidents that differ from what is kept of them, those that are or were blocked first: others wait for their writes.
     pub fn unsaved(&self) -> Vec<(App, kept::Incident)> {
         let differs = |(app, incident): &(&App, &Incident)| {
-            self.saved.get(*app).is_none_or(|saved| !is_kept_by(incident, saved))
+            let effective = self.effective.get(*app);
+            effective.is_none_or(|before| !before.is_kept || !is_kept_by(incident, &before.incident))
         };
         let mut unsaved: Vec<(&App, &Incident)> = self.incidents.iter().filter(differs).collect();
         let is_urgent = |app: &App, incident: &Incident| {
             let is_blocked = |incident: &Incident| matches!(incident.standing, Standing::Blocked { .. });
-            is_blocked(incident) || self.saved.get(app).is_some_and(is_blocked)
+            is_blocked(incident) || self.effective.get(app).is_some_and(|before| is_blocked(&before.incident))
         };
         unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
         unsaved.into_iter().map(|(app, incident)| (app.clone(), document(app, incident))).collect()
     }
 
-    /// What [`Book::unsaved`] gave has been kept. Nothing may have changed in between.
+    /// What [`Book::unsaved`] gave of those has been kept. Nothing may have changed in between.
     pub fn saved<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
         for app in apps {
             if let Some(incident) = self.incidents.get(app) {
-                self.saved.insert(app.clone(), incident.clone());
+                let effective = Effective { incident: incident.clone(), is_kept: true };
+                self.effective.insert(app.clone(), effective);
             }
         }
-        self.saved.retain(|app, _| self.incidents.contains_key(app));
+        self.effective.retain(|app, _| self.incidents.contains_key(app));
+    }
+
+    /// What [`Book::unsaved`] gave of those could not be kept. What has been decided about them is taken back: it has had no effect,
+    /// and is decided anew on the evidence of a later moment. What has been heard stays.
+    pub fn take_back<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
+        for app in apps {
+            let Some(now) = self.incidents.get_mut(app) else { continue };
+            let before = match self.effective.get(app) {
+                Some(Effective { incident, .. }) if incident.opened == now.opened => incident.clone(),
+                // The incident before this one is over, but what operators have released stays released.
+                known => Incident {
+                    releases: known.map(|known| known.incident.releases.clone()).unwrap_or_default(),
+                    ..Incident::new(now.opened)
+                },
+            };
+            *now = match before.standing {
+                Standing::Ended { .. } => before,
+                _ => Incident {
+                    grounds: std::mem::take(&mut now.grounds),
+                    tombstones: std::mem::take(&mut now.tombstones),
+                    cleared: now.cleared,
+                    ..before
+                },
+            };
+            // It may have been written all the same, by a request that was never answered: to be written again in any case.
+            let effective = Effective { incident: now.clone(), is_kept: false };
+            self.effective.insert(app.clone(), effective);
+        }
     }
 
     /// Those incidents are not kept any more, by their names: they have to be written again.
     pub fn forget_saved(&mut self, is_gone: impl Fn(&str) -> bool) {
-        self.saved.retain(|app, incident| !is_gone(&incident.name(app)));
+        for (app, effective) in &mut self.effective {
+            effective.is_kept &= !is_gone(&effective.incident.name(app));
+        }
     }
 
     /// Every incident as it would be kept.

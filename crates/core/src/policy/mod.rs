@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use self::book::{Act, ActError, Book, By, Inherited};
 pub use self::brake::{Brake, BrakeRules};
 pub use self::decision::{Actor, Alert, Decision, DecisionKind};
-pub use self::evaluate::Evaluation;
+pub use self::evaluate::{Decided, Evaluation};
 pub use self::exemption::{Exemption, Pattern};
 pub use self::facts::{AppFact, Facts, PodFact, PodState, Verdict};
 pub use self::incident::{Incident, Standing};

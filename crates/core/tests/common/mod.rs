@@ -1,7 +1,7 @@
 //! A small world for the domain's tests: time that is told, nodes that answer what they are told to.
 #![allow(dead_code, unreachable_pub)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName, PodRef};
 use procscan_core::plan::Exposure;
 use procscan_core::policy::{
-    AppFact, Book, BrakeRules, Evaluation, Facts, Mode, PodFact, PodState, Policy, remembered,
+    AppFact, Book, BrakeRules, Decided, Evaluation, Facts, Mode, PodFact, PodState, Policy, remembered,
 };
 use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record, Report, Target};
 use procscan_core::resources::template::Template;
@@ -35,6 +35,8 @@ pub struct World {
     pub rules: Detection,
     /// What is kept of the incidents, by name.
     pub kept: BTreeMap<String, Incident>,
+    /// The namespaces of whose Apps nothing can be kept.
+    pub unwritable: BTreeSet<String>,
     /// Another replica's ledger, and whether it hears what this one hears.
     pub follower: Option<(Ledger, bool)>,
     /// Who is expected to answer.
@@ -116,6 +118,7 @@ impl World {
             now: at(0),
             rules,
             kept: BTreeMap::new(),
+            unwritable: BTreeSet::new(),
             follower: None,
             targets,
         }
@@ -128,19 +131,26 @@ impl World {
         ledger
     }
 
-    /// Keeps what has to be kept, as the service does before anything follows from a decision. In dry-run nothing is.
-    pub fn keep(&mut self) {
+    /// Keeps what has to be kept, as the service does before anything follows from a decision. In dry-run nothing is. Gives the
+    /// Apps of which it could not be kept.
+    pub fn keep(&mut self) -> BTreeSet<App> {
         if self.policy.mode == Mode::DryRun {
-            return;
+            return BTreeSet::new();
         }
-        let unsaved = self.book.unsaved();
-        self.book.saved(unsaved.iter().map(|(app, _)| app));
+        let (failed, saved): (Vec<_>, Vec<_>) = self
+            .book
+            .unsaved()
+            .into_iter()
+            .partition(|(app, _)| self.unwritable.contains(&app.namespace.to_string()));
+        self.book.saved(saved.iter().map(|(app, _)| app));
+        self.book.take_back(failed.iter().map(|(app, _)| app));
         // Through the form in which it is kept.
-        for (_, incident) in unsaved {
+        for (_, incident) in saved {
             let spec = serde_json::from_str(&serde_json::to_string(&incident.spec).unwrap()).unwrap();
             let status = serde_json::from_str(&serde_json::to_string(&incident.status).unwrap()).unwrap();
             self.kept.insert(incident.name.clone(), Incident { name: incident.name, spec, status });
         }
+        failed.into_iter().map(|(app, _)| app).collect()
     }
 
     /// Everything is forgotten but what is kept.
@@ -220,9 +230,13 @@ impl World {
 
     pub fn evaluate(&mut self) -> Evaluation {
         let snapshot = self.snapshot();
-        let evaluation = self.book.evaluate(&snapshot, &self.policy, &self.facts, self.now);
-        self.keep();
-        evaluation
+        let mut decided = self.book.decide(&snapshot, &self.policy, &self.facts, self.now);
+        let failed = self.keep();
+        decided.decisions.retain(|decision| !failed.contains(&decision.app));
+        let plan = self.book.plan(&self.policy, &self.facts, self.now);
+        let held = self.book.held(&self.policy);
+        let Decided { decisions, alerts, disputes, unverified } = decided;
+        Evaluation { plan, held, decisions, alerts, disputes, unverified }
     }
 
     /// The namespaces of the blocked Apps.

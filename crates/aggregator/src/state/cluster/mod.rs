@@ -114,8 +114,8 @@ impl ClusterStore {
         Ok(loaded)
     }
 
-    /// Writes incidents. If some can't be written, the others are, and the first reason is returned.
-    pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Result<(), StateError> {
+    /// Writes incidents. Gives the names of those that can't be written, and why.
+    pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
         let put = |incident: Incident| {
             let (objects, pen) = (self.objects.clone(), pen.clone());
             let known = self.versions.get(&incident.name).cloned();
@@ -126,19 +126,17 @@ impl ClusterStore {
         };
         let results: Vec<(String, Result<DynamicObject, StateError>)> =
             stream::iter(incidents).map(put).buffer_unordered(CONCURRENCY).collect().await;
-        let mut failed = None;
+        let mut failed = Vec::new();
         for (name, result) in results {
             match result {
                 Ok(live) => {
                     self.uids.insert(name.clone(), live.uid().unwrap_or_default());
                     self.versions.insert(name, live.resource_version().unwrap_or_default());
                 }
-                Err(error) => {
-                    failed.get_or_insert(error);
-                }
+                Err(error) => failed.push((name, error)),
             }
         }
-        failed.map_or(Ok(()), Err)
+        failed
     }
 
     /// Tells decisions as Events of their Incidents, as far as there is room for them.

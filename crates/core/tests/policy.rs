@@ -5,18 +5,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::{HOUR, MINUTE, World, app, record, record_of};
-use jiff::Timestamp;
-use procscan_core::names::{App, Key, PodRef};
+use common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
+use procscan_core::names::{App, PodRef};
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{
-    Act, ActError, Actor, Alert, Book, DecisionKind, Exemption, Inherited, Mode, Pattern, PodFact, PodState,
-    Policy,
-};
-
-fn namespaces(n: usize) -> Vec<String> {
-    (0..n).map(|i| format!("ns-{i:03}")).collect()
-}
+use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Exemption, Mode, Pattern, PodState};
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {
     world.evaluate().decisions.iter().map(|decision| decision.kind).collect()
@@ -141,19 +133,6 @@ fn paused_keeps_blocks_and_decides_nothing_by_itself() {
     assert!(operator.blocked().is_empty(), "what an operator declares takes effect");
     world.policy.mode = Mode::Enforce;
     assert!(world.blocked().is_empty(), "and the release by the rules follows when they apply again");
-}
-
-fn exemption(set: impl Fn(&mut Exemption), until: Option<Timestamp>) -> Exemption {
-    let mut exemption = Exemption {
-        namespace: None,
-        app: None,
-        process: None,
-        rule: None,
-        reason: "a contract".into(),
-        until,
-    };
-    set(&mut exemption);
-    exemption
 }
 
 #[test]
@@ -444,62 +423,6 @@ fn a_node_that_accuses_ever_new_apps_does_not_fill_the_book() {
 }
 
 #[test]
-fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answered_long_enough() {
-    let inherited = |names: &[&str], policy: &Policy| {
-        let of = |name: &&str| Inherited {
-            app: app(name),
-            told: None,
-            accused: [Key::new(*name, "web", "xmrig")].into(),
-            services: vec![format!("old.{name}.svc").into()],
-        };
-        let mut book = Book::default();
-        book.inherit(names.iter().map(of).collect::<Vec<_>>(), policy, common::at(0));
-        book
-    };
-    let mut world = World::new(&["n1", "n2"]);
-    world.book = inherited(&["ns-a", "ns-b"], &world.policy);
-    assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
-    // Nobody answers, or only one of two: silence is evidence of nothing.
-    world.rounds(120, |w| {
-        w.fail("n1");
-        w.answer("n2", vec![]);
-        assert!(w.evaluate().decisions.is_empty());
-    });
-    // Both answer, and one App is accused again: that is an incident like any other.
-    let now = world.clock();
-    world.answer("n1", vec![record("ns-a", now)]);
-    world.rounds(29, |w| {
-        w.answer("n1", vec![]);
-        w.answer("n2", vec![]);
-    });
-    assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
-    world.rounds(2, |w| {
-        let now = w.clock();
-        w.answer("n1", vec![record("ns-a", now)]);
-        w.answer("n2", vec![]);
-    });
-    let evaluation = world.evaluate();
-    assert_eq!(evaluation.decisions[0].kind, DecisionKind::Released);
-    assert!(evaluation.decisions[0].reason.starts_with("every node has answered"));
-    assert_eq!(world.blocked(), ["ns-a"]);
-
-    // Not while paused, not without anybody to ask, and no more at once than the brake lets go.
-    let many = namespaces(50);
-    let names: Vec<&str> = many.iter().map(String::as_str).collect();
-    let mut world = World::new(&["n1"]);
-    world.book = inherited(&names, &world.policy);
-    world.policy.mode = Mode::Paused;
-    world.rounds(60, |w| drop(w.answer("n1", vec![])));
-    assert_eq!(world.blocked().len(), 50);
-    world.policy.mode = Mode::Enforce;
-    assert_eq!(world.blocked().len(), 30);
-    let mut alone = World::new(&[]);
-    alone.book = inherited(&names, &alone.policy);
-    alone.wait(48 * HOUR);
-    assert_eq!(alone.blocked().len(), 50);
-}
-
-#[test]
 fn an_accusation_in_a_namespace_that_may_not_be_touched_is_in_the_log_once() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("kube-system", 0)]);
@@ -508,109 +431,6 @@ fn an_accusation_in_a_namespace_that_may_not_be_touched_is_in_the_log_once() {
     assert!(decisions[0].reason.contains("enforcement.protected_namespaces"));
     world.answer("n1", vec![record("kube-system", 60)]);
     assert_eq!(world.evaluate().decisions, []);
-}
-
-fn fact(asked: u64, state: PodState) -> PodFact {
-    PodFact { asked: common::at(asked), state }
-}
-
-#[test]
-fn what_was_known_before_an_accusation_came_does_not_judge_it() {
-    let mut world = World::new(&["n1"]);
-    world.policy.verify_pods = true;
-    world.pod_on("ns-a", "web", "n1", "web");
-    let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
-    let present = world.facts.pods[&pod].state.clone();
-    world.wait(100);
-    world.answer("n1", vec![record("ns-a", 90)]);
-    for (asked, state) in [(99, present.clone()), (99, PodState::Gone)] {
-        world.facts.pods.insert(pod.clone(), fact(asked, state));
-        let evaluation = world.evaluate();
-        assert_eq!(
-            (evaluation.plan.blocks.len(), evaluation.disputes.len(), evaluation.unverified),
-            (0, 0, 1)
-        );
-    }
-    let snapshot = world.snapshot();
-    let questions = world.book.questions(&snapshot, &world.policy);
-    assert_eq!(questions.pods[&pod].since, common::at(100));
-    assert!(!questions.are_answered_by(&world.facts));
-    world.facts.pods.insert(pod.clone(), fact(100, present));
-    assert!(questions.are_answered_by(&world.facts));
-    assert_eq!(world.blocked(), ["ns-a"]);
-    let snapshot = world.snapshot();
-    let questions = world.book.questions(&snapshot, &world.policy);
-    assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[pod].into()]);
-}
-
-#[test]
-fn a_dispute_is_told_once_and_stands_while_its_pod_is_looked_up_again() {
-    let mut world = World::new(&["n1"]);
-    world.policy.verify_pods = true;
-    world.pod_on("ns-a", "web", "n2", "web");
-    let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
-    let elsewhere = world.facts.pods[&pod].state.clone();
-    let mut disputed = 0;
-    for round in 0..5 {
-        world.wait(MINUTE);
-        let now = world.clock();
-        world.answer("n1", vec![record("ns-a", now)]);
-        for asked in [now - 1, now] {
-            world.facts.pods.insert(pod.clone(), fact(u64::try_from(asked).unwrap(), elsewhere.clone()));
-            let evaluation = world.evaluate();
-            disputed += evaluation.decisions.iter().filter(|d| d.kind == DecisionKind::Disputed).count();
-            if disputed > 0 {
-                assert_eq!(evaluation.disputes[0].reason, "the Pod runs on node n2", "round {round}");
-            }
-            assert!(evaluation.plan.blocks.is_empty());
-        }
-    }
-    assert_eq!(disputed, 1);
-}
-
-#[test]
-fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_for_a_day_at_most() {
-    let mut world = World::new(&["n1"]);
-    let inherited = Inherited {
-        app: app("ns-a"),
-        told: None,
-        accused: [Key::new("ns-a", "web", "xmrig")].into(),
-        services: vec!["old.ns-a.svc".into()],
-    };
-    world.book.inherit([inherited], &world.policy, common::at(0));
-    world.ledger.expect([common::target("n1")], 1);
-    world.policy.verify_pods = true;
-    world.rounds(24 * 60 - 1, |w| drop(w.answer("n1", vec![])));
-    let evaluation = world.evaluate();
-    // What is not known of its Services does not open them.
-    assert_eq!(&*evaluation.plan.blocks[0].exposure.services[0], "old.ns-a.svc");
-    world.rounds(2, |w| drop(w.answer("n1", vec![])));
-    assert_eq!(kinds(&mut world), [DecisionKind::Released]);
-}
-
-#[test]
-fn evidence_that_can_not_be_verified_clears_nothing() {
-    for is_inherited in [false, true] {
-        let mut world = World::new(&["n1"]);
-        world.policy.verify_pods = true;
-        world.pod_on("ns-a", "web", "n1", "web");
-        if is_inherited {
-            let accused = [Key::new("ns-a", "web", "xmrig")].into();
-            let inherited =
-                Inherited { app: app("ns-a"), told: None, accused, services: vec!["web.ns-a.svc".into()] };
-            world.book.inherit([inherited], &world.policy, common::at(0));
-        } else {
-            world.answer("n1", vec![record("ns-a", 0)]);
-        }
-        assert_eq!(world.blocked(), ["ns-a"]);
-        world.pod_is("ns-a", "web", PodState::Unreadable("403".into()));
-        world.rounds(120, |w| {
-            let now = w.clock();
-            w.answer("n1", vec![record("ns-a", now)]);
-            w.evaluate();
-        });
-        assert_eq!(world.blocked(), ["ns-a"], "inherited: {is_inherited}");
-    }
 }
 
 #[test]
@@ -637,53 +457,6 @@ fn what_is_exempt_is_no_reason_for_a_block_that_something_else_has_announced() {
         );
         assert!(world.blocked().is_empty());
     }
-}
-
-#[test]
-fn a_record_of_an_earlier_pod_does_not_block_its_successor_after_the_app_was_gone() {
-    let mut world = World::new(&["n1"]);
-    world.policy.verify_pods = true;
-    world.pod_on("ns-a", "web", "n1", "web");
-    world.answer("n1", vec![record("ns-a", 0)]);
-    assert_eq!(world.blocked(), ["ns-a"]);
-    world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = true;
-    world.pod_is("ns-a", "web", PodState::Gone);
-    assert!(world.blocked().is_empty());
-    // The next Pod of that name is clean; its agent goes on listing what was.
-    world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = false;
-    world.pod_on("ns-a", "web", "n1", "web");
-    world.wait(5 * MINUTE);
-    world.answer("n1", vec![record("ns-a", 0)]);
-    assert!(world.blocked().is_empty());
-    let now = world.clock();
-    world.answer("n1", vec![record("ns-a", now)]);
-    assert_eq!(world.blocked(), ["ns-a"], "another time is news");
-}
-
-#[test]
-fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
-    let blocked = || {
-        let mut world = World::new(&["n1"]);
-        let inherited = Inherited {
-            app: app("ns-a"),
-            told: None,
-            accused: [Key::new("ns-a", "web", "xmrig")].into(),
-            services: vec!["web.ns-a.svc".into()],
-        };
-        world.book.inherit([inherited], &world.policy, common::at(0));
-        assert_eq!(world.blocked(), ["ns-a"]);
-        world
-    };
-    let mut world = blocked();
-    let namespace = Some(Pattern::Exact("ns-a".to_owned()));
-    world.policy.exemptions = vec![exemption(|e| e.namespace.clone_from(&namespace), None)];
-    assert!(world.blocked().is_empty());
-    let mut world = blocked();
-    let release = Act::Release { app: app("ns-a"), until: common::at(2 * HOUR).wall };
-    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
-    world.wait(MINUTE);
-    world.answer("n1", vec![record("ns-a", 60)]);
-    assert!(world.blocked().is_empty());
 }
 
 #[test]

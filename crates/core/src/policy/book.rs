@@ -6,13 +6,14 @@ use jiff::Timestamp;
 
 use super::brake::Window;
 use super::decision::{Actor, Decision, DecisionKind};
-use super::incident::{Incident, Standing, StickyRelease, Telling, Told};
+use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
 use super::keep::Effective;
 use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Exposure, HeldApp};
 use crate::report::Record;
+use crate::snapshot::EvidenceView;
 
 /// Everything that the policy remembers. Owned by one task.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +22,8 @@ pub struct Book {
     pub(super) window: Window,
     /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
     pub(super) effective: BTreeMap<App, Effective>,
+    /// The first evidence whose Pod has not been looked up since, and when it was fresh.
+    pub(super) unjudged: BTreeMap<EvidenceId, (Moment, EvidenceView)>,
     /// Disputed evidence, with the reason. It is in the log already.
     pub(super) disputes: BTreeMap<(Key, NodeName), String>,
     /// Apps of namespaces that may not be touched, accused and in the log already.

@@ -20,17 +20,9 @@ impl Book {
                 ground.active = false;
             }
         }
-        // The same evidence may have counted against two Apps, one after the other: the later one is meant.
-        let mut known: BTreeMap<EvidenceId, (Moment, App)> = BTreeMap::new();
-        for (app, incident) in &self.incidents {
-            for (id, ground) in &incident.grounds {
-                if known.get(id).is_none_or(|(at, _)| *at < ground.fresh_at) {
-                    known.insert(id.clone(), (ground.fresh_at, app.clone()));
-                }
-            }
-        }
+        let known = self.accused_by();
         let (mut disputes, mut refused) = (BTreeMap::new(), BTreeSet::new());
-        let mut unverified = 0;
+        let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
         for violation in &pass.snapshot.violations {
             if let Some(why) = pass.policy.refuses(&violation.key.namespace) {
                 if violation.state == State::Active {
@@ -56,7 +48,26 @@ impl Book {
                     }
                     continue;
                 }
-                match pass.facts.judge(&evidence.node, &evidence.record, fresh_at, pass.policy.verify_pods) {
+                let judge =
+                    |e: &EvidenceView, at| pass.facts.judge(&e.node, &e.record, at, pass.policy.verify_pods);
+                let (mut evidence, mut fresh_at, mut already) = (evidence, fresh_at, already);
+                let mut verdict = judge(evidence, fresh_at);
+                // Where evidence is renewed more often than its Pod is looked up, each look-up is too old for the latest. It
+                // is judged as of the first moment that was not judged yet.
+                if matches!(verdict, Verdict::Unverified(_)) && evidence.presence == Presence::Active {
+                    let mut first = (fresh_at, evidence);
+                    if let Some((at, earlier)) = unjudged.get(&id) {
+                        match judge(earlier, *at) {
+                            Verdict::Unverified(_) => first = (*at, earlier),
+                            judged => {
+                                (verdict, evidence, fresh_at) = (judged, earlier, *at);
+                                already = ground.as_ref().is_some_and(|ground| ground.knows(earlier, *at));
+                            }
+                        }
+                    }
+                    self.unjudged.insert(id.clone(), (first.0, first.1.clone()));
+                }
+                match verdict {
                     Verdict::Accepted(app) => {
                         // What was accepted against one App stays against it, even if the Pod's labels now name another.
                         let app = before.filter(|_| already).map_or(app, App::clone);
@@ -106,6 +117,20 @@ impl Book {
         self.disputes = disputes;
         self.refused = refused;
         unverified
+    }
+
+    /// The App that each piece of evidence counts against. It may have counted against two, one after the other: the later one is
+    /// meant.
+    fn accused_by(&self) -> BTreeMap<EvidenceId, (Moment, App)> {
+        let mut known: BTreeMap<EvidenceId, (Moment, App)> = BTreeMap::new();
+        for (app, incident) in &self.incidents {
+            for (id, ground) in &incident.grounds {
+                if known.get(id).is_none_or(|(at, _)| *at < ground.fresh_at) {
+                    known.insert(id.clone(), (ground.fresh_at, app.clone()));
+                }
+            }
+        }
+        known
     }
 
     fn accuse(

@@ -11,7 +11,8 @@ use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName, PodRef};
 use procscan_core::plan::Exposure;
 use procscan_core::policy::{
-    AppFact, Book, BrakeRules, Decided, Evaluation, Facts, Mode, PodFact, PodState, Policy, remembered,
+    AppFact, Book, BrakeRules, Decided, Evaluation, Exemption, Facts, Mode, PodFact, PodState, Policy,
+    remembered,
 };
 use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record, Report, Target};
 use procscan_core::resources::template::Template;
@@ -95,6 +96,23 @@ pub fn app(namespace: &str) -> App {
 pub fn complete(records: Vec<Record>, date: i64) -> Outcome {
     let date = Some(Timestamp::from_second(START + date).unwrap());
     Outcome::Complete(Answer { records, date, ..Answer::default() })
+}
+
+pub fn exemption(set: impl Fn(&mut Exemption), until: Option<Timestamp>) -> Exemption {
+    let mut exemption = Exemption {
+        namespace: None,
+        app: None,
+        process: None,
+        rule: None,
+        reason: "a contract".into(),
+        until,
+    };
+    set(&mut exemption);
+    exemption
+}
+
+pub fn namespaces(n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("ns-{i:03}")).collect()
 }
 
 pub fn failed(reason: FailureReason) -> Outcome {

@@ -1,0 +1,134 @@
+//! What is believed of what nodes say, rule by rule.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::{MINUTE, World, app, record};
+use procscan_core::names::{Key, PodRef};
+use procscan_core::policy::{DecisionKind, Inherited, PodFact, PodState};
+
+fn fact(asked: u64, state: PodState) -> PodFact {
+    PodFact { asked: common::at(asked), state }
+}
+
+#[test]
+fn what_was_known_before_an_accusation_came_does_not_judge_it() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
+    let present = world.facts.pods[&pod].state.clone();
+    world.wait(100);
+    world.answer("n1", vec![record("ns-a", 90)]);
+    for (asked, state) in [(99, present.clone()), (99, PodState::Gone)] {
+        world.facts.pods.insert(pod.clone(), fact(asked, state));
+        let evaluation = world.evaluate();
+        assert_eq!(
+            (evaluation.plan.blocks.len(), evaluation.disputes.len(), evaluation.unverified),
+            (0, 0, 1)
+        );
+    }
+    let snapshot = world.snapshot();
+    let questions = world.book.questions(&snapshot, &world.policy);
+    assert_eq!(questions.pods[&pod].since, common::at(100));
+    assert!(!questions.are_answered_by(&world.facts));
+    world.facts.pods.insert(pod.clone(), fact(100, present));
+    assert!(questions.are_answered_by(&world.facts));
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let snapshot = world.snapshot();
+    let questions = world.book.questions(&snapshot, &world.policy);
+    assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[pod].into()]);
+}
+
+#[test]
+fn a_dispute_is_told_once_and_stands_while_its_pod_is_looked_up_again() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n2", "web");
+    let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
+    let elsewhere = world.facts.pods[&pod].state.clone();
+    let mut disputed = 0;
+    for round in 0..5 {
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        for asked in [now - 1, now] {
+            world.facts.pods.insert(pod.clone(), fact(u64::try_from(asked).unwrap(), elsewhere.clone()));
+            let evaluation = world.evaluate();
+            disputed += evaluation.decisions.iter().filter(|d| d.kind == DecisionKind::Disputed).count();
+            if disputed > 0 {
+                assert_eq!(evaluation.disputes[0].reason, "the Pod runs on node n2", "round {round}");
+            }
+            assert!(evaluation.plan.blocks.is_empty());
+        }
+    }
+    assert_eq!(disputed, 1);
+}
+
+#[test]
+fn evidence_that_can_not_be_verified_clears_nothing() {
+    for is_inherited in [false, true] {
+        let mut world = World::new(&["n1"]);
+        world.policy.verify_pods = true;
+        world.pod_on("ns-a", "web", "n1", "web");
+        if is_inherited {
+            let accused = [Key::new("ns-a", "web", "xmrig")].into();
+            let inherited =
+                Inherited { app: app("ns-a"), told: None, accused, services: vec!["web.ns-a.svc".into()] };
+            world.book.inherit([inherited], &world.policy, common::at(0));
+        } else {
+            world.answer("n1", vec![record("ns-a", 0)]);
+        }
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.pod_is("ns-a", "web", PodState::Unreadable("403".into()));
+        world.rounds(120, |w| {
+            let now = w.clock();
+            w.answer("n1", vec![record("ns-a", now)]);
+            w.evaluate();
+        });
+        assert_eq!(world.blocked(), ["ns-a"], "inherited: {is_inherited}");
+    }
+}
+
+#[test]
+fn a_record_of_an_earlier_pod_does_not_block_its_successor_after_the_app_was_gone() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = true;
+    world.pod_is("ns-a", "web", PodState::Gone);
+    assert!(world.blocked().is_empty());
+    // The next Pod of that name is clean; its agent goes on listing what was.
+    world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = false;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.wait(5 * MINUTE);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert!(world.blocked().is_empty());
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert_eq!(world.blocked(), ["ns-a"], "another time is news");
+}
+
+#[test]
+fn evidence_that_is_renewed_more_often_than_its_pod_is_looked_up_is_judged_all_the_same() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.verify_pods = true;
+    let pod = |namespace: &str| PodRef { namespace: namespace.into(), pod: "web".into() };
+    world.pod_on("ns-a", "web", "n1", "web");
+    let present = world.facts.pods[&pod("ns-a")].state.clone();
+    for second in 100..120 {
+        world.wait(if second == 100 { 100 } else { 1 });
+        let now = world.clock();
+        for node in ["n1", "n2"] {
+            world.answer(node, vec![record("ns-a", now)]);
+        }
+        // What is known is five seconds old, each second.
+        world.facts.pods.insert(pod("ns-a"), fact(second - 5, present.clone()));
+        let evaluation = world.evaluate();
+        let is_judged = second >= 105;
+        assert_eq!(evaluation.plan.blocks.len(), usize::from(is_judged), "second {second}");
+        assert_eq!(evaluation.disputes.len(), usize::from(is_judged), "n2 has nothing to say of it");
+    }
+}

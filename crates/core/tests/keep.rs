@@ -1,0 +1,180 @@
+//! What is found and what is kept, and what comes of what can not be kept.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
+use procscan_core::names::Key;
+use procscan_core::policy::{Act, Book, DecisionKind, Inherited, Mode, Pattern, Policy};
+
+fn kinds(world: &mut World) -> Vec<DecisionKind> {
+    world.evaluate().decisions.iter().map(|decision| decision.kind).collect()
+}
+
+#[test]
+fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answered_long_enough() {
+    let inherited = |names: &[&str], policy: &Policy| {
+        let of = |name: &&str| Inherited {
+            app: app(name),
+            told: None,
+            accused: [Key::new(*name, "web", "xmrig")].into(),
+            services: vec![format!("old.{name}.svc").into()],
+        };
+        let mut book = Book::default();
+        book.inherit(names.iter().map(of).collect::<Vec<_>>(), policy, common::at(0));
+        book
+    };
+    let mut world = World::new(&["n1", "n2"]);
+    world.book = inherited(&["ns-a", "ns-b"], &world.policy);
+    assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
+    // Nobody answers, or only one of two: silence is evidence of nothing.
+    world.rounds(120, |w| {
+        w.fail("n1");
+        w.answer("n2", vec![]);
+        assert!(w.evaluate().decisions.is_empty());
+    });
+    // Both answer, and one App is accused again: that is an incident like any other.
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    world.rounds(29, |w| {
+        w.answer("n1", vec![]);
+        w.answer("n2", vec![]);
+    });
+    assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
+    world.rounds(2, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record("ns-a", now)]);
+        w.answer("n2", vec![]);
+    });
+    let evaluation = world.evaluate();
+    assert_eq!(evaluation.decisions[0].kind, DecisionKind::Released);
+    assert!(evaluation.decisions[0].reason.starts_with("every node has answered"));
+    assert_eq!(world.blocked(), ["ns-a"]);
+
+    // Not while paused, not without anybody to ask, and no more at once than the brake lets go.
+    let many = namespaces(50);
+    let names: Vec<&str> = many.iter().map(String::as_str).collect();
+    let mut world = World::new(&["n1"]);
+    world.book = inherited(&names, &world.policy);
+    world.policy.mode = Mode::Paused;
+    world.rounds(60, |w| drop(w.answer("n1", vec![])));
+    assert_eq!(world.blocked().len(), 50);
+    world.policy.mode = Mode::Enforce;
+    assert_eq!(world.blocked().len(), 30);
+    let mut alone = World::new(&[]);
+    alone.book = inherited(&names, &alone.policy);
+    alone.wait(48 * HOUR);
+    assert_eq!(alone.blocked().len(), 50);
+}
+
+#[test]
+fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_for_a_day_at_most() {
+    let mut world = World::new(&["n1"]);
+    let inherited = Inherited {
+        app: app("ns-a"),
+        told: None,
+        accused: [Key::new("ns-a", "web", "xmrig")].into(),
+        services: vec!["old.ns-a.svc".into()],
+    };
+    world.book.inherit([inherited], &world.policy, common::at(0));
+    world.ledger.expect([common::target("n1")], 1);
+    world.policy.verify_pods = true;
+    world.rounds(24 * 60 - 1, |w| drop(w.answer("n1", vec![])));
+    let evaluation = world.evaluate();
+    // What is not known of its Services does not open them.
+    assert_eq!(&*evaluation.plan.blocks[0].exposure.services[0], "old.ns-a.svc");
+    world.rounds(2, |w| drop(w.answer("n1", vec![])));
+    assert_eq!(kinds(&mut world), [DecisionKind::Released]);
+}
+
+#[test]
+fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
+    let blocked = || {
+        let mut world = World::new(&["n1"]);
+        let inherited = Inherited {
+            app: app("ns-a"),
+            told: None,
+            accused: [Key::new("ns-a", "web", "xmrig")].into(),
+            services: vec!["web.ns-a.svc".into()],
+        };
+        world.book.inherit([inherited], &world.policy, common::at(0));
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world
+    };
+    let mut world = blocked();
+    let namespace = Some(Pattern::Exact("ns-a".to_owned()));
+    world.policy.exemptions = vec![exemption(|e| e.namespace.clone_from(&namespace), None)];
+    assert!(world.blocked().is_empty());
+    let mut world = blocked();
+    let release = Act::Release { app: app("ns-a"), until: common::at(2 * HOUR).wall };
+    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    world.wait(MINUTE);
+    world.answer("n1", vec![record("ns-a", 60)]);
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn what_can_not_be_kept_is_decided_anew_on_later_evidence() {
+    let mut world = World::new(&["n1"]);
+    world.unwritable.insert("ns-a".to_owned());
+    for _ in 0..3 {
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now), record_of("ns-b", "web", "zmap", now)]);
+        let evaluation = world.evaluate();
+        assert_eq!(evaluation.plan.blocks.len(), 1, "the other one is blocked");
+        assert!(evaluation.plan.notices.iter().all(|notice| *notice.app.namespace == *"ns-b"));
+        assert!(evaluation.decisions.iter().all(|decision| *decision.app.namespace == *"ns-b"));
+        world.wait(MINUTE);
+    }
+    // By the time it can be kept it is over.
+    world.rounds(35, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record_of("ns-b", "web", "zmap", now)]);
+        w.evaluate();
+    });
+    world.unwritable.clear();
+    assert_eq!(world.blocked(), ["ns-b"]);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
+}
+
+#[test]
+fn nobody_is_released_while_it_can_not_be_kept_nor_by_hand() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.unwritable.insert("ns-a".to_owned());
+    let release = Act::Release { app: app("ns-a"), until: common::at(HOUR).wall };
+    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    assert_eq!(world.blocked(), ["ns-a"], "to be asked for again once it can be kept");
+    world.rounds(40, |w| {
+        w.answer("n1", vec![]);
+        assert_eq!(w.blocked(), ["ns-a"]);
+    });
+    world.unwritable.clear();
+    assert_eq!(kinds(&mut world), [DecisionKind::Released]);
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_somebody_deleted_it() {
+    let mut world = World::new(&["n1"]);
+    let accused = [Key::new("ns-a", "web", "xmrig")].into();
+    let services = vec!["web.ns-a.svc".into()];
+    let inherited = Inherited { app: app("ns-a"), told: None, accused, services };
+    world.book.inherit([inherited], &world.policy, common::at(0));
+    world.unwritable.insert("ns-a".to_owned());
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.unwritable.clear();
+    assert_eq!(world.blocked(), ["ns-a"]);
+    assert_eq!(world.kept.len(), 1);
+
+    world.kept.clear();
+    world.book.forget_saved(|_| true);
+    world.unwritable.insert("ns-a".to_owned());
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.unwritable.clear();
+    assert_eq!(world.blocked(), ["ns-a"]);
+    assert_eq!(world.kept.len(), 1, "written again");
+}

@@ -312,6 +312,33 @@ fn the_scan_interval_is_the_smallest_step_and_believed_up_to_an_hour() {
     world.wait(1000);
     world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 21_400)]);
     assert_eq!(interval(&mut world), Some(400));
+    // The agent scans seldom from now on.
+    for scan in 1..=7 {
+        assert_eq!(interval(&mut world), Some(400), "scan {scan}");
+        world.wait(1000);
+        let now = world.clock();
+        world.answer("n0", vec![record_of("ns-a", "web", "xmrig", now)]);
+    }
+    assert_eq!(interval(&mut world), Some(1000));
+}
+
+#[test]
+fn a_restart_does_not_make_the_silence_of_an_agent_that_scans_seldom_mean_more() {
+    let mut world = World::new(&["n0"]);
+    for _ in 0..3 {
+        world.wait(1000);
+        let now = world.clock();
+        world.answer("n0", vec![record_of("ns-a", "web", "xmrig", now)]);
+        world.evaluate();
+    }
+    world.restart();
+    // 6000 s of answers, after 1000 s in which the agent may have been restarting as well.
+    world.rounds(6900 / 60, |w| {
+        w.answer("n0", vec![]);
+        assert_eq!(w.blocked(), ["ns-a"]);
+    });
+    world.rounds(4, |w| drop(w.answer("n0", vec![])));
+    assert!(world.blocked().is_empty());
 }
 
 #[test]

@@ -188,9 +188,13 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
             w.answer(node, vec![record]);
         }
     };
-    // Two scans a minute apart, from which the scan interval is learned.
-    accuse(&mut world);
-    world.wait(MINUTE);
+    // Scans a minute apart, from which the scan interval is learned.
+    let scans = |world: &mut World| {
+        for _ in 0..9 {
+            world.wait(MINUTE);
+            accuse(world);
+        }
+    };
     accuse(&mut world);
     let evaluation = world.evaluate();
     alerts.extend(evaluation.alerts);
@@ -217,6 +221,7 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
     let again = world.book.act(&Act::Approve { app: held.clone() }, "ops", &world.policy, world.now);
     assert_eq!(again, Err(ActError::NotHeld(held)));
 
+    scans(&mut world);
     // The rule is gone: by the clearing clock nothing is left, and offending again within a day is still held.
     world.rounds(40, |w| {
         for node in &nodes {

@@ -294,13 +294,14 @@ proptest! {
             let snapshot = world.snapshot();
             let restored = Book::restore(&kept, &snapshot, world.now);
             let is_same = |(a, b): (&Incident, &Incident)| {
-                // The time of the last fresh evidence is kept once an hour.
+                // The time of the last fresh evidence is kept once an hour, and the scan interval to the minute.
                 let bare = |incident: &Incident| {
                     let mut bare = incident.clone();
                     for evidence in &mut bare.status.evidence {
                         evidence.fresh_at = Timestamp::UNIX_EPOCH;
                         evidence.timestamp = "".into();
                         evidence.observations = 0;
+                        evidence.scan_interval = None;
                         if let Some(cleared) = &mut evidence.cleared {
                             cleared.at = Timestamp::UNIX_EPOCH;
                         }

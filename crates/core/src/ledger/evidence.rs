@@ -53,6 +53,13 @@ impl Cleared {
 /// two *old* records would look like a change each round.
 const REMEMBERED: usize = 4;
 
+/// For how long fresh evidence keeps a violation active: heard here, or known from before the start only.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ActiveFor {
+    pub(super) heard: Duration,
+    pub(super) recalled: Duration,
+}
+
 #[derive(Debug)]
 pub(super) struct Evidence {
     record: Arc<Record>,
@@ -71,6 +78,9 @@ pub(super) struct Evidence {
     /// Known from before the start only. What was seen last may have been seen after it was kept, so another timestamp alone
     /// proves nothing yet: it must be young as well.
     remembered: bool,
+    /// Its last fresh evidence was heard before the start. How often its agent scans is not learned from it, so that does not keep
+    /// it fresh for longer.
+    is_recalled: bool,
 }
 
 impl Evidence {
@@ -87,6 +97,7 @@ impl Evidence {
             aged: !fresh,
             cleared: None,
             remembered: false,
+            is_recalled: false,
         }
     }
 
@@ -105,6 +116,7 @@ impl Evidence {
             aged: false,
             cleared: known.cleared.map(|(at, why)| (past(at), why)),
             remembered: true,
+            is_recalled: true,
         }
     }
 
@@ -167,7 +179,7 @@ impl Evidence {
             self.observations = 0;
         }
         self.observations += 1;
-        self.fresh_at = Some(at);
+        (self.fresh_at, self.is_recalled) = (Some(at), false);
         self.agent_time = record.detected_at;
         self.mark = mark;
         self.aged = false;
@@ -185,14 +197,15 @@ impl Evidence {
     }
 
     /// Whether this is the moment at which fresh evidence has become too old.
-    pub(super) fn try_age(&mut self, now: Moment, active_for: Duration) -> bool {
+    pub(super) fn try_age(&mut self, now: Moment, active_for: ActiveFor) -> bool {
         let ages = !self.aged && self.cleared.is_none() && !self.is_fresh(now, active_for);
         self.aged |= ages;
         ages
     }
 
-    fn is_fresh(&self, now: Moment, active_for: Duration) -> bool {
-        self.fresh_at.is_some_and(|at| now.since(at) <= active_for)
+    fn is_fresh(&self, now: Moment, active_for: ActiveFor) -> bool {
+        let limit = if self.is_recalled { active_for.recalled } else { active_for.heard };
+        self.fresh_at.is_some_and(|at| now.since(at) <= limit)
     }
 
     pub(super) fn is_cleared(&self) -> bool {
@@ -217,7 +230,7 @@ impl Evidence {
         self.cleared.is_some_and(|(at, _)| now.since(at) > keep) && now.since(self.last_seen) > keep
     }
 
-    pub(super) fn view(&self, node: &NodeName, now: Moment, active_for: Duration) -> EvidenceView {
+    pub(super) fn view(&self, node: &NodeName, now: Moment, active_for: ActiveFor) -> EvidenceView {
         let presence = match self.cleared {
             Some(_) => Presence::Cleared,
             None if self.is_fresh(now, active_for) => Presence::Active,

@@ -104,6 +104,8 @@ pub struct Remembered {
     pub observations: u64,
     /// When and by which rule it cleared, if it has.
     pub cleared: Option<(Timestamp, Cleared)>,
+    /// The scan interval of the node's agent, as far as it was learned.
+    pub scan_interval: Option<Duration>,
 }
 
 /// Every violation, every node, every target. Owned by one task; others read its snapshots.
@@ -340,7 +342,13 @@ impl Ledger {
     /// Takes over what was known before the start, or to another replica: tombstones stay tombstones, and clearing clocks begin
     /// anew, because our own restart is evidence of nothing. What has been heard since is known better, and wins.
     pub fn remember(&mut self, remembered: impl IntoIterator<Item = Remembered>, now: Moment) {
+        // Of several words the latest is right.
+        let mut intervals: BTreeMap<NodeName, (Timestamp, Duration)> = BTreeMap::new();
         for known in remembered {
+            if let Some(interval) = known.scan_interval {
+                let latest = intervals.entry(known.node.clone()).or_insert((known.fresh_at, interval));
+                *latest = (*latest).max((known.fresh_at, interval));
+            }
             let node = self.nodes.entry(known.node.clone()).or_insert_with(|| Node::new(now));
             let mark = node.odometer;
             if let Some(evidence) = node.evidence.get_mut(&known.key) {
@@ -348,6 +356,11 @@ impl Ledger {
             } else if node.evidence.len() < self.rules.max_keys_per_node {
                 self.violations.entry(known.key.clone()).or_default().nodes.insert(known.node.clone());
                 node.evidence.insert(known.key.clone(), Evidence::remembered(&known, now, mark));
+            }
+        }
+        for (name, (_, interval)) in intervals {
+            if let Some(node) = self.nodes.get_mut(&name) {
+                node.remember_interval(interval);
             }
         }
         self.revision += 1;

@@ -1,12 +1,12 @@
 //! What is known of one node: how long it has answered, how often its agent scans, and its evidence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::Detection;
-use super::evidence::{Cleared, Evidence};
+use super::evidence::{ActiveFor, Cleared, Evidence};
 use crate::Moment;
 use crate::names::Key;
 use crate::report::{FailureReason, Rejections};
@@ -14,6 +14,8 @@ use crate::snapshot::NodeView;
 
 /// The longest scan interval that is believed: an agent may not make its violations immortal.
 const MAX_INTERVAL: Duration = Duration::from_hours(1);
+/// From how many steps the scan interval is learned: an agent that scans seldom from now on is understood after so many scans.
+const STEPS: usize = 8;
 
 #[derive(Debug)]
 pub(super) struct Node {
@@ -25,7 +27,8 @@ pub(super) struct Node {
     since: Moment,
     last_answer: Option<Moment>,
     listed_something: bool,
-    interval: Option<Duration>,
+    /// The last steps between the newest timestamps of its answers.
+    steps: VecDeque<Duration>,
     latest: Option<Timestamp>,
     pub(super) evidence: BTreeMap<Key, Evidence>,
     pub(super) rejected: Rejections,
@@ -39,7 +42,7 @@ impl Node {
             since: now,
             last_answer: None,
             listed_something: false,
-            interval: None,
+            steps: VecDeque::new(),
             latest: None,
             evidence: BTreeMap::new(),
             rejected: Rejections::default(),
@@ -72,7 +75,7 @@ impl Node {
         self.odometer += self.settled.saturating_sub(before);
     }
 
-    /// Learns from the newest timestamp of an answer: the smallest step between different ones is the scan interval.
+    /// Learns from the newest timestamp of an answer: the smallest of the last steps between different ones is the scan interval.
     ///
     /// Steps between the records of one answer do not count: they belong to one scan, and would make the interval, and
     /// with it the caution of the clearing clock, too small.
@@ -81,15 +84,24 @@ impl Node {
         if let Some(latest) = self.latest
             && newest > latest
         {
-            let step = newest.duration_since(latest).unsigned_abs().min(MAX_INTERVAL);
-            self.interval = Some(self.interval.map_or(step, |known| known.min(step)));
+            if self.steps.len() == STEPS {
+                self.steps.pop_front();
+            }
+            self.steps.push_back(newest.duration_since(latest).unsigned_abs().min(MAX_INTERVAL));
         }
         self.latest = Some(newest);
     }
 
+    /// What had been learned before the start, or by another replica. What has been seen here since is known better.
+    pub(super) fn remember_interval(&mut self, interval: Duration) {
+        if self.steps.is_empty() {
+            self.steps.push_front(interval.min(MAX_INTERVAL));
+        }
+    }
+
     /// The learned scan interval; zero while unknown.
     pub(super) fn interval(&self) -> Duration {
-        self.interval.unwrap_or_default()
+        self.steps.iter().min().copied().unwrap_or_default()
     }
 
     fn offenders(&self) -> usize {
@@ -101,8 +113,9 @@ impl Node {
         self.interval().saturating_mul(u32::try_from(self.offenders().max(1)).unwrap_or(u32::MAX))
     }
 
-    pub(super) fn active_for(&self, rules: &Detection) -> Duration {
-        rules.max_age.max(self.turn().saturating_mul(3))
+    pub(super) fn active_for(&self, rules: &Detection) -> ActiveFor {
+        let heard = rules.max_age.max(self.turn().saturating_mul(3));
+        ActiveFor { heard, recalled: rules.max_age }
     }
 
     pub(super) fn clock(&self, rules: &Detection) -> NodeClock {
@@ -154,7 +167,7 @@ impl Node {
     pub(super) fn view(&self, rules: &Detection) -> NodeView {
         NodeView {
             clock: self.clock(rules),
-            interval: self.interval,
+            interval: self.steps.iter().min().copied(),
             offenders: self.offenders(),
             records: self.evidence.values().filter(|evidence| !evidence.is_cleared()).count(),
             last_answer: self.last_answer.map(|at| at.wall),

@@ -16,8 +16,11 @@ impl Book {
     /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns how much can't be judged.
     pub(super) fn hear(&mut self, pass: &mut Pass<'_>) -> usize {
         for incident in self.incidents.values_mut() {
-            for ground in incident.grounds.values_mut() {
+            for ((_, node), ground) in &mut incident.grounds {
                 ground.active = false;
+                if let Some(node) = pass.snapshot.nodes.get(node) {
+                    ground.scan_interval = node.interval;
+                }
             }
         }
         let known = self.accused_by();
@@ -142,6 +145,7 @@ impl Book {
         pass: &Pass<'_>,
     ) {
         let same_incident = pass.policy.same_incident;
+        let scan_interval = pass.snapshot.nodes.get(&evidence.node).and_then(|node| node.interval);
         let incident = self.incidents.entry(app).or_insert_with(|| Incident::new(fresh_at));
         if let Standing::Ended { at } = incident.standing {
             if pass.now.since(at) > same_incident {
@@ -160,9 +164,9 @@ impl Book {
             Some(old) if old.knows(evidence, fresh_at) => {
                 (old.active, old.gone, old.observations) = (true, false, evidence.observations);
             }
-            Some(old) => *old = Ground::of(evidence, fresh_at),
+            Some(old) => *old = Ground::of(evidence, fresh_at, scan_interval),
             None => {
-                incident.grounds.insert(id, Ground::of(evidence, fresh_at));
+                incident.grounds.insert(id, Ground::of(evidence, fresh_at, scan_interval));
             }
         }
     }

@@ -131,6 +131,8 @@ pub(super) struct Ground {
     pub(super) mark: Duration,
     pub(super) first_seen: Timestamp,
     pub(super) observations: u64,
+    /// How often its node's agent scans, as far as it was learned: a restart must not make its silence mean more.
+    pub(super) scan_interval: Option<Duration>,
     /// Fresh, and accepted, as of the last evaluation.
     pub(super) active: bool,
     /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
@@ -178,7 +180,7 @@ impl StickyRelease {
 
 impl Ground {
     /// What a node says, as of now.
-    pub(super) fn of(evidence: &EvidenceView, fresh_at: Moment) -> Self {
+    pub(super) fn of(evidence: &EvidenceView, fresh_at: Moment, scan_interval: Option<Duration>) -> Self {
         Self {
             record: evidence.record.clone(),
             fresh_at,
@@ -187,6 +189,7 @@ impl Ground {
             mark: evidence.mark,
             first_seen: evidence.first_seen.wall,
             observations: evidence.observations,
+            scan_interval,
             active: true,
             gone: false,
         }

@@ -45,6 +45,10 @@ pub(super) struct Effective {
     pub(super) is_kept: bool,
 }
 
+/// By how much the kept scan interval of an agent may be too short. Most agents scan more often: theirs is kept when something
+/// else is.
+const INTERVAL_SLACK: Duration = Duration::from_mins(1);
+
 impl Book {
     /// The book as it was kept. Whatever it says is as certain as it was then, but nothing of it is fresh: clearing clocks begin
     /// anew. `snapshot` has the readings of the nodes' odometers.
@@ -153,6 +157,7 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
                 fresh_at: evidence.fresh_at,
                 observations: evidence.observations,
                 cleared: evidence.cleared.as_ref().map(|cleared| (cleared.at, cleared.by.into())),
+                scan_interval: evidence.scan_interval.map(Duration::from_secs),
             };
             all.insert(id, remembered);
         }
@@ -189,7 +194,10 @@ fn is_kept_by(now: &Incident, saved: &Incident) -> bool {
     } = now;
     let is_same_ground = |(id, ground): (&EvidenceId, &Ground)| {
         saved.grounds.get(id).is_some_and(|kept| {
-            kept.gone == ground.gone && ground.fresh_at.since(kept.fresh_at) < EVIDENCE_REFRESH
+            let scans = |ground: &Ground| ground.scan_interval.unwrap_or_default();
+            kept.gone == ground.gone
+                && ground.fresh_at.since(kept.fresh_at) < EVIDENCE_REFRESH
+                && scans(ground) <= scans(kept) + INTERVAL_SLACK
         })
     };
     let told_of = |told: &Option<Told>| told.map(|told| (told.at, told.what, told.delivered));
@@ -340,6 +348,11 @@ fn evidence(
         fresh_at: ground.fresh_at.wall,
         timestamp: ground.record.timestamp.clone(),
         observations: ground.observations,
+        // Rounded up: one that is too long makes nobody forget anything.
+        // Rounded up: too long only means to wait longer.
+        scan_interval: ground
+            .scan_interval
+            .map(|interval| interval.as_secs() + u64::from(interval.subsec_nanos() > 0)),
         cleared,
     }
 }
@@ -422,6 +435,7 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
             mark: snapshot.nodes.get(&node).map_or(Duration::ZERO, |node| node.clock.odometer),
             first_seen: evidence.first_seen,
             observations: evidence.observations,
+            scan_interval: evidence.scan_interval.map(Duration::from_secs),
             active: false,
             gone: evidence.cleared.as_ref().is_some_and(|cleared| !cleared.ended),
         };

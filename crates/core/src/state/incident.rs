@@ -246,6 +246,9 @@ pub struct Evidence {
     pub timestamp: Text,
     /// How many different times of the agent were seen.
     pub observations: u64,
+    /// How often the agent scans, as far as it was learned, in seconds.
+    #[serde(rename = "scanIntervalSeconds", default, skip_serializing_if = "Option::is_none")]
+    pub scan_interval: Option<u64>,
     /// It has cleared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cleared: Option<ClearedEvidence>,

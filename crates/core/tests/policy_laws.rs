@@ -113,6 +113,7 @@ fn world_of(world: &World) -> World {
         rules: world.rules.clone(),
         kept: world.kept.clone(),
         unwritable: world.unwritable.clone(),
+        is_mute: world.is_mute,
         targets: world.targets.clone(),
         follower: None,
         now: world.now,
@@ -237,7 +238,12 @@ proptest! {
                     continue;
                 }
                 prop_assert!(world.policy.refuses(&app.namespace).is_none(), "{app} is protected");
-                prop_assert!(!world.facts.terminating.contains(&app.namespace), "{app} is terminating");
+                // A block that was there may be held by the brake on releases.
+                let is_new = mode == world.policy.mode && !before.contains(app) || told.contains(app);
+                prop_assert!(
+                    !is_new || !world.facts.terminating.contains(&app.namespace),
+                    "{app} is terminating"
+                );
                 prop_assert!(
                     !world.policy.exemptions.iter().any(|e| e.namespace.as_ref().is_some_and(|p| p.matches(&app.namespace))),
                     "{app} is exempt"
@@ -268,6 +274,15 @@ proptest! {
             }
             if world.policy.mode == Mode::Paused && mode == Mode::Paused && !matches!(step, Step::Approve(_)) {
                 prop_assert!(now.is_subset(&before), "something new while paused");
+                // An operator's exemption, release or protection is the only way out.
+                for app in before.difference(&now).filter(|_| is_effective && !matches!(step, Step::Release(_))) {
+                    let is_covered = world.policy.refuses(&app.namespace).is_some()
+                        || !world.policy.exemptions.is_empty()
+                        || world.book.documents().iter().any(|incident| {
+                            App::from(&incident.spec.app) == *app && !incident.status.releases.is_empty()
+                        });
+                    prop_assert!(is_covered, "{app} is released while paused");
+                }
             }
             mode = world.policy.mode;
             before = now;

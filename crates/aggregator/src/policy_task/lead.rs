@@ -245,7 +245,7 @@ impl<'a> Lead<'a> {
             self.is_copy = true;
         }
         for (app, at) in delivered.iter() {
-            self.book.delivered(app, *at);
+            self.book.delivered(app, *at, now);
         }
         let Obeyed { done, history } = self.obey(&kept, &policy);
         let decided = self.book.decide(&snapshot, &policy, &facts, now);

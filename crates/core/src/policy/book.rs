@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::brake::Window;
+use super::brake::{Due, Window};
 use super::decision::{Actor, Decision, DecisionKind};
 use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
 use super::keep::Effective;
@@ -86,8 +86,9 @@ pub enum ActError {
     NotHeld(App),
 }
 
-/// How many ended incidents are remembered at most.
+/// How many ended incidents are remembered at most, and how many of one namespace: a tenant can make any number of Apps.
 const MAX_ENDED: usize = 20_000;
+const MAX_ENDED_PER_NAMESPACE: usize = 200;
 
 /// An App that was blocked before the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,7 +128,8 @@ impl Book {
             let told = told.unwrap_or(now.wall);
             let mut incident = Incident::new(now.at_wall(told));
             incident.standing = Standing::Blocked { since: now, dry_run: false };
-            incident.told = Some(Told { at: told, what: Telling::Blocked, delivered: true, inherited: true });
+            incident.told =
+                Some(Told { at: told, what: Telling::Blocked, delivered: Some(told), inherited: true });
             incident.exposure = Exposure::plain(services);
             "it was blocked before anything was kept of it".clone_into(&mut incident.reason);
             for key in &accused {
@@ -150,12 +152,12 @@ impl Book {
         decisions
     }
 
-    /// A Notification that told `app`'s tenant something at `at` has been written.
-    pub fn delivered(&mut self, app: &App, at: Timestamp) {
+    /// A Notification that told `app`'s tenant something at `at` has been written by `now`.
+    pub fn delivered(&mut self, app: &App, at: Timestamp, now: Moment) {
         if let Some(told) = self.incidents.get_mut(app).and_then(|incident| incident.told.as_mut())
             && told.at == at
         {
-            told.delivered = true;
+            told.delivered.get_or_insert(now.wall);
         }
     }
 
@@ -211,7 +213,12 @@ impl Book {
         let done = match act {
             Act::Approve { app } => self.approve(app, policy, now).map(|why| (DecisionKind::Approved, why)),
             Act::Release { app, until } => {
-                self.release(app, *until, actor, now).map(|why| (DecisionKind::Released, why))
+                let done = self.release(app, *until, actor, now);
+                if done.is_ok() {
+                    // What has passed a brake was wrong: the next accusation is asked about again.
+                    self.window.ask_again(app);
+                }
+                done.map(|why| (DecisionKind::Released, why))
             }
         };
         let (kind, reason) = match &done {
@@ -290,7 +297,9 @@ impl Book {
             rule,
             until,
             actor: actor.into(),
+            over: None,
         }));
+        incident.due = incident.due.take().map(|due| Due { passed: false, ..due });
         // A hold stays below the release: when the release runs out, time alone does not block either.
         incident.approved = false;
         if incident.grounds.is_empty() {
@@ -313,13 +322,20 @@ impl Book {
         };
         self.incidents
             .retain(|_, incident| ended(incident).is_none_or(|at| now.since(at) <= policy.same_incident));
-        let mut oldest: Vec<Moment> = self.incidents.values().filter_map(ended).collect();
-        let Some(surplus) = oldest.len().checked_sub(MAX_ENDED).filter(|surplus| *surplus > 0) else {
-            return;
-        };
-        let (_, last, _) = oldest.select_nth_unstable(surplus - 1);
-        let last = *last;
-        self.incidents.retain(|_, incident| ended(incident).is_none_or(|at| at > last));
+        let mut by_age: Vec<(Moment, App)> = self
+            .incidents
+            .iter()
+            .filter_map(|(app, incident)| Some((ended(incident)?, app.clone())))
+            .collect();
+        by_age.sort_unstable_by(|a, b| b.cmp(a));
+        let mut per_namespace: BTreeMap<Text, usize> = BTreeMap::new();
+        for (rank, (_, app)) in by_age.into_iter().enumerate() {
+            let of_namespace = per_namespace.entry(app.namespace.clone()).or_default();
+            *of_namespace += 1;
+            if rank >= MAX_ENDED || *of_namespace > MAX_ENDED_PER_NAMESPACE {
+                self.incidents.remove(&app);
+            }
+        }
     }
 
     /// What covers an accusation, if anything does.

@@ -85,18 +85,31 @@ impl Brake {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Window {
     due: BTreeMap<App, Due>,
-    releases: BTreeMap<App, Moment>,
+    releases: BTreeMap<App, ReleaseDue>,
     /// When a brake last held a block, and a release: an alert is raised once per storm, not once per App.
     held_block: Option<Moment>,
     held_release: Option<Moment>,
 }
+
+/// On whose word, and by which rules, an App becomes due.
+pub(super) type Accusers = BTreeSet<(NodeName, Text)>;
+
+/// How many accusers of one App are counted: nodes make up their rules as they like.
+const MAX_ACCUSERS: usize = 64;
 
 /// That an App became due, and on whose word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Due {
     pub(super) at: Moment,
     pub(super) passed: bool,
-    pub(super) accusers: BTreeSet<(NodeName, Text)>,
+    pub(super) accusers: Accusers,
+}
+
+/// That an App was to be released by the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReleaseDue {
+    pub(super) at: Moment,
+    pub(super) passed: bool,
 }
 
 /// The window in numbers, kept up to date while one evaluation adds to it.
@@ -111,12 +124,12 @@ pub(super) struct Tally<'a> {
 impl Window {
     pub(super) fn tally<'a>(&'a mut self, rules: &'a BrakeRules, now: Moment) -> Tally<'a> {
         self.due.retain(|_, due| now.since(due.at) < rules.window);
-        self.releases.retain(|_, at| now.since(*at) < rules.window);
+        self.releases.retain(|_, due| now.since(due.at) < rules.window);
         let due = self.due.clone();
         let mut tally =
             Tally { window: self, rules, now, per_node: HashMap::new(), per_rule: HashMap::new() };
         for (app, due) in &due {
-            tally.add(app, &due.accusers);
+            tally.add(app, &due.accusers, &Accusers::new());
         }
         tally
     }
@@ -124,9 +137,16 @@ impl Window {
 
 impl Window {
     /// Counts again what had been counted before the start.
-    pub(super) fn restore(&mut self, app: &App, due: Option<&Due>, release: Option<Moment>) {
+    pub(super) fn restore(&mut self, app: &App, due: Option<&Due>, release: Option<ReleaseDue>) {
         self.due.extend(due.map(|due| (app.clone(), due.clone())));
-        self.releases.extend(release.map(|at| (app.clone(), at)));
+        self.releases.extend(release.map(|due| (app.clone(), due)));
+    }
+
+    /// What has passed the brakes of `app` passes them no more. It counts all the same.
+    pub(super) fn ask_again(&mut self, app: &App) {
+        if let Some(due) = self.due.get_mut(app) {
+            due.passed = false;
+        }
     }
 
     /// An alert had been raised before the start.
@@ -137,9 +157,12 @@ impl Window {
 }
 
 impl Tally<'_> {
-    fn add(&mut self, app: &App, accusers: &BTreeSet<(NodeName, Text)>) {
-        let nodes: BTreeSet<&NodeName> = accusers.iter().map(|(node, _)| node).collect();
-        for node in nodes {
+    /// Counts `accusers` of `app`, apart from those that are `counted`.
+    fn add(&mut self, app: &App, accusers: &Accusers, counted: &Accusers) {
+        let nodes = |accusers: &Accusers| -> BTreeSet<NodeName> {
+            accusers.iter().map(|(node, _)| node.clone()).collect()
+        };
+        for node in nodes(accusers).difference(&nodes(counted)) {
             *self.per_node.entry(node.clone()).or_default() += 1;
         }
         for (_, rule) in accusers {
@@ -150,22 +173,26 @@ impl Tally<'_> {
     /// `app` has become due on the word of `accusers` (node and rule). The brake that holds it, if any.
     ///
     /// One accuser within the limits is enough: a lying node or a bad rule does not protect from an honest one.
-    pub(super) fn due(&mut self, app: &App, accusers: BTreeSet<(NodeName, Text)>) -> Option<Brake> {
-        let counted = self.window.due.get(app).is_some_and(|due| due.passed);
-        let brake = if counted { None } else { self.brake_for(app, &accusers) };
-        if !counted {
-            self.add(app, &accusers);
-        }
+    pub(super) fn due(&mut self, app: &App, accusers: &Accusers) -> Option<Brake> {
+        let before = self.window.due.get(app);
+        let has_passed = before.is_some_and(|due| due.passed);
+        let counted = before.map(|due| due.accusers.clone()).unwrap_or_default();
+        let brake = if has_passed { None } else { self.brake_for(app, accusers) };
+        self.add(app, accusers, &counted);
+        // Whoever accused it before goes on counting: its place is not free for the next accusation.
+        let more = MAX_ACCUSERS.saturating_sub(counted.len());
+        let new: Vec<_> = accusers.difference(&counted).take(more).cloned().collect();
+        let accusers = counted.into_iter().chain(new).collect();
         self.window.due.insert(app.clone(), Due { at: self.now, passed: brake.is_none(), accusers });
         brake
     }
 
     /// What is counted of `app`.
-    pub(super) fn of(&self, app: &App) -> (Option<Due>, Option<Moment>) {
+    pub(super) fn of(&self, app: &App) -> (Option<Due>, Option<ReleaseDue>) {
         (self.window.due.get(app).cloned(), self.window.releases.get(app).copied())
     }
 
-    fn brake_for(&self, app: &App, accusers: &BTreeSet<(NodeName, Text)>) -> Option<Brake> {
+    fn brake_for(&self, app: &App, accusers: &Accusers) -> Option<Brake> {
         if self.window.due.len() >= self.rules.max_new_apps {
             return Some(Brake::NewApps);
         }
@@ -188,10 +215,10 @@ impl Tally<'_> {
 
     /// `app` is to be released by the rules. The brake that holds it, if any.
     pub(super) fn release(&mut self, app: &App) -> Option<Brake> {
-        let held =
-            !self.window.releases.contains_key(app) && self.window.releases.len() >= self.rules.max_releases;
-        self.window.releases.insert(app.clone(), self.now);
-        held.then_some(Brake::Releases)
+        let has_passed = self.window.releases.get(app).is_some_and(|due| due.passed);
+        let passed = has_passed || self.window.releases.len() < self.rules.max_releases;
+        self.window.releases.insert(app.clone(), ReleaseDue { at: self.now, passed });
+        (!passed).then_some(Brake::Releases)
     }
 
     /// Notes that `brake` holds something; whether that is news.

@@ -58,11 +58,14 @@ pub(super) struct Pass<'a> {
     alerts: Vec<Alert>,
 }
 
+const ENDING: &str = "the namespace is being deleted";
+
 /// What an incident asks for, before the brakes are asked.
 enum Wish {
     Nothing,
     Block,
-    Release,
+    /// With the reason, if it is another than that nothing is left.
+    Release(Option<String>),
 }
 
 impl Book {
@@ -85,18 +88,18 @@ impl Book {
         let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
         let mut pass = Pass { snapshot, policy, facts, now, doubtful, decisions, alerts };
         for incident in self.incidents.values_mut() {
-            incident.releases.retain(|release| now.wall < release.until);
+            incident.releases.retain_mut(|release| !release.is_done(now));
         }
         let unverified = self.hear(&mut pass);
         self.clear_grounds(&pass);
 
         let mut blocks: Vec<(Moment, App)> = Vec::new();
-        let mut releases: Vec<App> = Vec::new();
+        let mut releases: Vec<(App, Option<String>)> = Vec::new();
         let apps: Vec<App> = self.incidents.keys().cloned().collect();
         for app in apps {
             match self.judge(&app, &mut pass) {
                 Wish::Nothing => {}
-                Wish::Release => releases.push(app),
+                Wish::Release(why) => releases.push((app, why)),
                 Wish::Block => {
                     let fresh_at =
                         self.incidents.get(&app).and_then(|i| i.grounds.values().map(|g| g.fresh_at).min());
@@ -137,15 +140,20 @@ impl Book {
         // What is excused is no reason for anything.
         let active =
             incident.grounds.values().zip(&excuses).any(|(ground, excuse)| ground.active && excuse.is_none());
-        let refusal = if pass.facts.terminating.contains(&app.namespace) {
-            Some("the namespace is being deleted".to_owned())
-        } else {
-            pass.policy.refuses(&app.namespace).map(str::to_owned)
-        };
-        let covered = refusal.or_else(|| {
+        let covered = pass.policy.refuses(&app.namespace).map(str::to_owned).or_else(|| {
             // Every ground has its excuse: the first one speaks for all.
             excuses.iter().all(Option::is_some).then(|| excuses.into_iter().flatten().next()).flatten()
         });
+        let is_ending = pass.facts.terminating.contains(&app.namespace);
+        let covered = covered.or_else(|| is_ending.then(|| ENDING.to_owned()));
+        if is_ending
+            && covered.as_deref() == Some(ENDING)
+            && matches!(incident.standing, Standing::Blocked { .. })
+        {
+            // Nobody has asked for it, so the brakes are.
+            let may = pass.policy.mode != Mode::Paused && incident.release_held.is_none();
+            return if may { Wish::Release(covered) } else { Wish::Nothing };
+        }
         if let Some(why) = covered {
             if matches!(incident.standing, Standing::Blocked { .. }) {
                 pass.decide(app, DecisionKind::Released, why.clone());
@@ -178,7 +186,7 @@ impl Book {
                 {
                     Wish::Nothing
                 }
-                Standing::Blocked { .. } => Wish::Release,
+                Standing::Blocked { .. } => Wish::Release(None),
                 _ => {
                     let reason = cleared_reason(incident.cleared, pass);
                     pass.decide(app, DecisionKind::Closed, reason);
@@ -205,11 +213,16 @@ impl Book {
         if incident.standing == Standing::Held || pass.policy.mode == Mode::Paused || !active {
             return Wish::Nothing;
         }
+        let is_dry = pass.policy.mode == Mode::DryRun;
         if pass.policy.grace.is_zero() || incident.approved {
             return Wish::Block;
         }
         match incident.standing {
             Standing::Grace { until } if pass.now.uptime < until.uptime => Wish::Nothing,
+            // Its tenant has the whole grace from when it could be read.
+            Standing::Grace { .. } if !incident.has_known(pass.policy.grace, pass.now) && !is_dry => {
+                Wish::Nothing
+            }
             Standing::Grace { .. } => Wish::Block,
             _ => {
                 let grace = pass.policy.grace;
@@ -237,7 +250,12 @@ impl Book {
     }
 
     /// Blocks and releases what is wished for, as far as the brakes let it.
-    fn brake(&mut self, pass: &mut Pass<'_>, blocks: Vec<(Moment, App)>, releases: Vec<App>) {
+    fn brake(
+        &mut self,
+        pass: &mut Pass<'_>,
+        blocks: Vec<(Moment, App)>,
+        releases: Vec<(App, Option<String>)>,
+    ) {
         let mut held_blocks: Vec<Brake> = Vec::new();
         let mut held_releases = 0_usize;
         let accusers: Vec<(App, BTreeSet<_>)> = blocks
@@ -252,7 +270,7 @@ impl Book {
             let Some(incident) = self.incidents.get_mut(&app) else {
                 continue;
             };
-            let brake = if incident.approved { None } else { tally.due(&app, accusers) };
+            let brake = if incident.approved { None } else { tally.due(&app, &accusers) };
             (incident.due, incident.release_due) = tally.of(&app);
             if let Some(brake) = brake {
                 let reason = format!("{}; {}", brake.reason(&pass.policy.brake), incident.accusation());
@@ -267,15 +285,17 @@ impl Book {
                 incident.standing = Standing::Blocked { since: pass.now, dry_run };
             }
         }
-        for app in releases {
+        for (app, why) in releases {
             let Some(incident) = self.incidents.get_mut(&app) else {
                 continue;
             };
-            let why = if incident.inherited.is_some() {
-                "every node has answered for the whole clearing time without evidence of it".to_owned()
-            } else {
-                cleared_reason(incident.cleared, pass)
-            };
+            let why = why.unwrap_or_else(|| {
+                if incident.inherited.is_some() {
+                    "every node has answered for the whole clearing time without evidence of it".to_owned()
+                } else {
+                    cleared_reason(incident.cleared, pass)
+                }
+            });
             let brake = tally.release(&app);
             (incident.due, incident.release_due) = tally.of(&app);
             if let Some(brake) = brake {
@@ -287,8 +307,13 @@ impl Book {
                 incident.release_held = Some(pass.now);
                 held_releases += 1;
             } else {
-                pass.decide(&app, DecisionKind::Released, why);
-                incident.end(pass.now);
+                pass.decide(&app, DecisionKind::Released, why.clone());
+                if incident.grounds.is_empty() {
+                    incident.end(pass.now);
+                } else {
+                    incident.standing = Standing::Watched;
+                    incident.exempted = Some(why);
+                }
             }
         }
         if let Some(brake) = held_blocks.first()

@@ -46,8 +46,10 @@ impl Book {
                 let ground = before.and_then(|app| self.incidents.get_mut(app)?.grounds.get_mut(&id));
                 let already = ground.as_ref().is_some_and(|ground| ground.knows(evidence, fresh_at));
                 if evidence.presence == Presence::Cleared {
-                    if let Some(ground) = ground.filter(|_| already) {
-                        ground.gone = evidence.cleared == Some(Cleared::PodGone);
+                    let is_gone = evidence.cleared == Some(Cleared::PodGone);
+                    // With the Pod is gone whatever it did before, too.
+                    if let Some(ground) = ground.filter(|_| already || is_gone) {
+                        ground.gone = is_gone;
                     }
                     continue;
                 }
@@ -155,7 +157,9 @@ impl Book {
             }
             incident.standing = Standing::Watched;
         }
-        incident.release_held = None;
+        if !pass.facts.terminating.contains(&id.0.namespace) {
+            incident.release_held = None;
+        }
         incident.inherited = None;
         incident.note_process(&id.0.process);
         incident.tombstones.remove(&id);

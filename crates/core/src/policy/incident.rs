@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::brake::Due;
+use super::brake::{Due, ReleaseDue};
 use super::{Brake, Decision};
 use crate::Moment;
 use crate::ledger::Cleared;
@@ -22,6 +22,9 @@ const MAX_PROCESSES: usize = 8;
 const MAX_DECISIONS: usize = 20;
 /// How much cleared evidence an incident remembers: a tenant can start any number of processes.
 const MAX_TOMBSTONES: usize = 64;
+
+/// How long a release is remembered after its date, by the monotonic clock.
+const RELEASES_LINGER: Duration = Duration::from_hours(24);
 
 /// One node's word of one violation.
 pub(super) type EvidenceId = (Key, NodeName);
@@ -60,8 +63,8 @@ pub struct Incident {
     pub(super) cleared: Option<ClearedGround>,
     /// What the brakes have counted of it: the window's entry of this App.
     pub(super) due: Option<Due>,
-    /// When the brake on releases counted it: the window's entry of this App.
-    pub(super) release_due: Option<Moment>,
+    /// What the brake on releases has counted of it: the window's entry of this App.
+    pub(super) release_due: Option<ReleaseDue>,
     /// What operators' releases cover.
     pub(super) releases: Vec<StickyRelease>,
     /// The last decisions, the latest last.
@@ -77,8 +80,8 @@ pub struct Incident {
 pub(super) struct Told {
     pub(super) at: Timestamp,
     pub(super) what: Telling,
-    /// It has been written.
-    pub(super) delivered: bool,
+    /// When it had been written.
+    pub(super) delivered: Option<Timestamp>,
     /// It had been written before the start.
     pub(super) inherited: bool,
 }
@@ -160,16 +163,34 @@ pub(super) struct StickyRelease {
     pub(super) rule: Option<Text>,
     pub(super) until: Timestamp,
     pub(super) actor: Text,
+    /// Since when it has been seen to be over. Not kept.
+    pub(super) over: Option<Moment>,
 }
 
 impl Told {
     /// To be told for the first time.
     pub(super) fn news(what: Telling, at: Timestamp) -> Self {
-        Self { at, what, delivered: false, inherited: false }
+        Self { at, what, delivered: None, inherited: false }
     }
 }
 
 impl StickyRelease {
+    /// What an operator has said.
+    pub(super) fn words(&self) -> (Option<&Text>, Option<&Text>, Timestamp, &Text) {
+        (self.process.as_ref(), self.rule.as_ref(), self.until, &self.actor)
+    }
+
+    /// Whether it has been over for so long that nobody will look for it. Not at once: a wall clock that is wrong for a while must
+    /// not undo what an operator has said.
+    pub(super) fn is_done(&mut self, now: Moment) -> bool {
+        if now.wall < self.until {
+            self.over = None;
+            return false;
+        }
+        let since = *self.over.get_or_insert(now);
+        now.since(since) >= RELEASES_LINGER
+    }
+
     /// Whether it covers `record` at `now`.
     pub(super) fn covers(&self, record: &Record, now: Timestamp) -> bool {
         now < self.until
@@ -265,6 +286,12 @@ impl Incident {
         if self.processes.len() < MAX_PROCESSES {
             self.processes.insert(process.clone());
         }
+    }
+
+    /// Whether its tenant was told of the grace for as long as it lasts. By the wall clock, as what is kept of it.
+    pub(super) fn has_known(&self, grace: Duration, now: Moment) -> bool {
+        let told = self.told.filter(|told| told.what == Telling::Grace);
+        told.and_then(|told| told.delivered).is_some_and(|at| now.since(now.at_wall(at)) >= grace)
     }
 
     /// Enters a decision into its log.

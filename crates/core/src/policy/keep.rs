@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::book::Book;
-use super::brake::{Brake, Due};
+use super::brake::{Brake, Due, ReleaseDue};
 use super::decision::{Actor, Decision};
 use super::incident::{
     ClearedGround, EvidenceId, Ground, Incident, Standing, StickyRelease, Telling, Told, Tombstone,
@@ -221,7 +221,7 @@ fn is_kept_by(now: &Incident, saved: &Incident) -> bool {
         && cleared == &saved.cleared
         && due == &saved.due
         && release_due == &saved.release_due
-        && releases == &saved.releases
+        && releases.iter().map(StickyRelease::words).eq(saved.releases.iter().map(StickyRelease::words))
 }
 
 fn document(app: &App, incident: &Incident) -> kept::Incident {
@@ -303,7 +303,7 @@ fn status(incident: &Incident) -> IncidentStatus {
                 .map(|(node, rule)| kept::Accuser { node: node.0.clone(), rule: rule.clone() })
                 .collect(),
         }),
-        release_due: incident.release_due.map(|at| at.wall),
+        release_due: incident.release_due.map(|due| kept::ReleaseDue { at: due.at.wall, passed: due.passed }),
         releases: incident
             .releases
             .iter()
@@ -463,7 +463,7 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
             kept::Telling::Recovered => Telling::Recovered,
         },
         delivered: told.delivered,
-        inherited: told.delivered,
+        inherited: told.delivered.is_some(),
     });
     incident.exposure = Exposure {
         services: status.exposure.services.clone(),
@@ -481,7 +481,7 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
             .map(|accuser| (NodeName(accuser.node.clone()), accuser.rule.clone()))
             .collect(),
     });
-    incident.release_due = status.release_due.map(past);
+    incident.release_due = status.release_due.map(|due| ReleaseDue { at: past(due.at), passed: due.passed });
     incident.releases = status
         .releases
         .iter()
@@ -490,6 +490,7 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
             rule: release.rule.clone(),
             until: release.until,
             actor: release.by.clone(),
+            over: None,
         })
         .collect();
     incident.decisions = status

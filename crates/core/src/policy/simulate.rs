@@ -101,6 +101,9 @@ pub fn simulate(
                 why.insert(decision.app, format!("{}: {}", decision.kind.as_str(), decision.reason));
             }
         }
+        for notice in &evaluation.plan.notices {
+            book.delivered(&notice.app, notice.told, moment);
+        }
         blocked.extend(evaluation.plan.blocks.into_iter().map(|block| block.app));
     }
     let recorded = recorded(incidents, since);

@@ -177,9 +177,9 @@ pub struct IncidentStatus {
     /// When and on whose word the App last became due: what the brakes count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Due>,
-    /// When it was last released by the rules: what the brake on releases counts.
+    /// When it was last to be released by the rules: what the brake on releases counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub release_due: Option<Timestamp>,
+    pub release_due: Option<ReleaseDue>,
     /// Accusations that an operator's release covers.
     #[serde(default)]
     pub releases: Vec<StickyRelease>,
@@ -319,9 +319,9 @@ pub struct Told {
     pub at: Timestamp,
     /// What.
     pub what: Telling,
-    /// The Notification has been written.
-    #[serde(default)]
-    pub delivered: bool,
+    /// When the Notification had been written, if it has.
+    #[serde(rename = "deliveredAt", default, skip_serializing_if = "Option::is_none")]
+    pub delivered: Option<Timestamp>,
 }
 
 /// The kinds of news for a tenant.
@@ -345,6 +345,15 @@ pub struct Due {
     /// On whose word.
     #[serde(default)]
     pub accusers: BTreeSet<Accuser>,
+}
+
+/// When an App was to be released by the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReleaseDue {
+    /// When.
+    pub at: Timestamp,
+    /// No brake held it.
+    pub passed: bool,
 }
 
 /// A node and a rule.

@@ -38,6 +38,8 @@ pub struct World {
     pub kept: BTreeMap<String, Incident>,
     /// The namespaces of whose Apps nothing can be kept.
     pub unwritable: BTreeSet<String>,
+    /// Notifications can't be written.
+    pub is_mute: bool,
     /// Another replica's ledger, and whether it hears what this one hears.
     pub follower: Option<(Ledger, bool)>,
     /// Who is expected to answer.
@@ -137,6 +139,7 @@ impl World {
             rules,
             kept: BTreeMap::new(),
             unwritable: BTreeSet::new(),
+            is_mute: false,
             follower: None,
             targets,
         }
@@ -252,6 +255,12 @@ impl World {
         let failed = self.keep();
         decided.decisions.retain(|decision| !failed.contains(&decision.app));
         let plan = self.book.plan(&self.policy, &self.facts, self.now);
+        if !self.is_mute {
+            for notice in &plan.notices {
+                self.book.delivered(&notice.app, notice.told, self.now);
+            }
+            self.keep();
+        }
         let held = self.book.held(&self.policy);
         let Decided { decisions, alerts, disputes, unverified } = decided;
         Evaluation { plan, held, decisions, alerts, disputes, unverified }

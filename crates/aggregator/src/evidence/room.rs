@@ -28,10 +28,18 @@ pub(super) struct Room {
     pub(super) pods: BTreeMap<Text, PodFact>,
     pub(super) apps: BTreeMap<App, AppFact>,
     pub(super) is_terminating: bool,
-    /// The accused Pods that were there, as which object, and when last.
-    lives: BTreeMap<Text, (String, Moment)>,
+    /// What has been seen of the accused Pods.
+    lives: BTreeMap<Text, Life>,
     /// Since when no Pod of an App has been there.
     empty: BTreeMap<App, Moment>,
+}
+
+#[derive(Clone, Debug)]
+enum Life {
+    /// As which object, by its UID, and when last.
+    There(String, Moment),
+    /// Told already.
+    Gone,
 }
 
 impl Wanted {
@@ -74,20 +82,24 @@ impl Room {
         let there = |name: &Text| seen.pods.get(name).filter(|pod| !pod.has_ended);
 
         let all = wanted.all_pods();
+        let of_apps: BTreeSet<&Text> = wanted.apps.values().flatten().collect();
         let mut gone = Vec::new();
         for name in &all {
             let pod_ref = || PodRef { namespace: namespace.clone(), pod: name.clone() };
             match (self.lives.get(name), there(name)) {
                 // Another object of the same name: the one that was accused is gone, and what it was accused of with it.
-                (Some((uid, last)), Some(pod)) if *uid != pod.uid => gone.push((pod_ref(), *last)),
-                (Some(_), None) if is_absent(name) => {
+                (Some(Life::There(uid, last)), Some(pod)) if *uid != pod.uid => gone.push((pod_ref(), *last)),
+                // Believed while it was there, and gone before it was seen here: after a restart, for example. Of a Pod that
+                // nobody was ever believed to be in, nothing is to be cleared.
+                (None, None) if is_absent(name) && !of_apps.contains(name) => {}
+                (None | Some(Life::There(..)), None) if is_absent(name) => {
                     gone.push((pod_ref(), asked));
-                    self.lives.remove(name);
+                    self.lives.insert(name.clone(), Life::Gone);
                 }
                 _ => {}
             }
             if let Some(pod) = there(name) {
-                self.lives.insert(name.clone(), (pod.uid.clone(), asked));
+                self.lives.insert(name.clone(), Life::There(pod.uid.clone(), asked));
             }
         }
         self.lives.retain(|name, _| all.contains(name));
@@ -311,6 +323,13 @@ mod tests {
         assert_eq!(see(&mut room, seen(&[("web-0", pod("2", "web", true))], &[]), 70), [at(70)]);
         assert_eq!(room.pods["web-0"].state, PodState::Gone);
         assert_eq!(see(&mut room, None, 80), [], "told once");
+        // Believed before the start.
+        let mut room = Room::default();
+        assert_eq!(see(&mut room, None, 5), [at(5)]);
+        assert_eq!(see(&mut room, None, 80), [], "told once");
+        // Nobody was ever believed to be in it.
+        let wanted = Wanted { pods: ["web-0".into()].into(), apps: BTreeMap::new() };
+        assert!(Room::default().see(&"ns-a".into(), &wanted, None, at(5), PATIENCE).is_empty());
     }
 
     #[test]

@@ -12,8 +12,8 @@ use procscan_core::state::{Incident, IncidentState};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::journal;
 use super::{Decided, PolicyTask, TakeOver};
+use super::{history, journal};
 use crate::leader::Pen;
 use crate::ledger_task::Memory;
 use crate::state::{Kept, Order, StateError};
@@ -23,8 +23,6 @@ const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// How often it is looked for incidents that are kept no longer.
 const SWEEP: Duration = Duration::from_mins(10);
-/// How many of them are forgotten at once.
-const SWEPT: usize = 200;
 
 /// How a term ends.
 pub(super) enum End {
@@ -366,25 +364,10 @@ impl<'a> Lead<'a> {
         let now = self.task.clock.now().wall;
         let known: BTreeSet<String> =
             self.book.incidents().map(|(app, incident)| incident.name(app)).collect();
-        let is_over = |name: &String| {
-            let status = kept.incidents.get(name).and_then(|incident| incident.status.as_ref());
-            status.is_some_and(|status| {
-                let ended = status.since.filter(|_| status.state == IncidentState::Ended);
-                let is_old =
-                    ended.is_some_and(|ended| now.duration_since(ended).unsigned_abs() > self.task.retention);
-                is_old && status.releases.iter().all(|release| release.until <= now)
-            })
-        };
-        let over: Vec<String> = kept
-            .incidents
-            .keys()
-            .filter(|name| !known.contains(*name) && is_over(name))
-            .take(SWEPT)
-            .cloned()
-            .collect();
+        let over = history::over(kept, &known, self.task.retention, now);
         if !over.is_empty() {
             self.task.store.remove(&self.pen, &over).await?;
-            tracing::info!(incidents = over.len(), "kept for state.retention and removed");
+            tracing::info!(incidents = over.len(), "history is kept no longer");
         }
         Ok(())
     }

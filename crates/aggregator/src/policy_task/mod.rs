@@ -4,6 +4,7 @@
 //! reminds the ledger of the evidence that is kept; only then it decides. A plan is published after the decisions that it
 //! follows from are kept: when they can't be, no new block and no release follows, and everything else goes on.
 
+mod history;
 mod journal;
 mod lead;
 

@@ -327,6 +327,9 @@ impl Book {
             .iter()
             .filter_map(|(app, incident)| Some((ended(incident)?, app.clone())))
             .collect();
+        if by_age.len() <= MAX_ENDED_PER_NAMESPACE {
+            return;
+        }
         by_age.sort_unstable_by(|a, b| b.cmp(a));
         let mut per_namespace: BTreeMap<Text, usize> = BTreeMap::new();
         for (rank, (_, app)) in by_age.into_iter().enumerate() {

@@ -85,6 +85,24 @@ fn grace_tells_the_tenant_first_and_blocks_after_it_only_on_fresh_evidence() {
     world.wait(1);
     assert_eq!(world.blocked(), ["ns-a"]);
 
+    // One who does not let itself be told is blocked all the same, an hour later.
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = Duration::from_secs(10 * MINUTE);
+    world.is_mute = true;
+    let accuse = |w: &mut World| {
+        let now = w.clock();
+        w.answer("n1", vec![record("ns-a", now)]);
+    };
+    accuse(&mut world);
+    world.evaluate();
+    world.rounds(69, |w| {
+        accuse(w);
+        assert!(w.blocked().is_empty());
+    });
+    world.rounds(1, accuse);
+    let blocks = world.evaluate().plan.blocks;
+    assert!(blocks[0].reason.ends_with("could not be told before"), "{}", blocks[0].reason);
+
     // Evidence that has grown old meanwhile blocks nobody.
     let mut world = World::new(&["n1"]);
     world.policy.grace = Duration::from_secs(HOUR);

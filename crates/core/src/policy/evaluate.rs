@@ -1,6 +1,7 @@
 //! One evaluation: from evidence to incidents, from incidents to a plan.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -57,6 +58,9 @@ pub(super) struct Pass<'a> {
     decisions: Vec<Decision>,
     alerts: Vec<Alert>,
 }
+
+/// How long a block waits for a tenant who can't be told of the grace, beyond it; another grace if that is longer.
+const UNTOLD_LIMIT: Duration = Duration::from_hours(1);
 
 const ENDING: &str = "the namespace is being deleted";
 
@@ -213,15 +217,15 @@ impl Book {
         if incident.standing == Standing::Held || pass.policy.mode == Mode::Paused || !active {
             return Wish::Nothing;
         }
-        let is_dry = pass.policy.mode == Mode::DryRun;
         if pass.policy.grace.is_zero() || incident.approved {
             return Wish::Block;
         }
         match incident.standing {
             Standing::Grace { until } if pass.now.uptime < until.uptime => Wish::Nothing,
-            // Its tenant has the whole grace from when it could be read.
-            Standing::Grace { .. } if !incident.has_known(pass.policy.grace, pass.now) && !is_dry => {
-                Wish::Nothing
+            // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
+            Standing::Grace { until } if incident.is_untold(pass) => {
+                let limit = until.uptime.saturating_add(pass.policy.grace.max(UNTOLD_LIMIT));
+                if pass.now.uptime < limit { Wish::Nothing } else { Wish::Block }
             }
             Standing::Grace { .. } => Wish::Block,
             _ => {
@@ -280,6 +284,9 @@ impl Book {
                 held_blocks.push(brake);
             } else {
                 incident.reason = incident.accusation();
+                if matches!(incident.standing, Standing::Grace { .. }) && incident.is_untold(pass) {
+                    incident.reason.push_str("; its tenant could not be told before");
+                }
                 pass.decide(&app, DecisionKind::Blocked, incident.reason.clone());
                 let dry_run = pass.policy.mode == Mode::DryRun;
                 incident.standing = Standing::Blocked { since: pass.now, dry_run };

@@ -7,7 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::brake::{Due, ReleaseDue};
-use super::{Brake, Decision};
+use super::evaluate::Pass;
+use super::{Brake, Decision, Mode};
 use crate::Moment;
 use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, Text};
@@ -288,10 +289,12 @@ impl Incident {
         }
     }
 
-    /// Whether its tenant was told of the grace for as long as it lasts. By the wall clock, as what is kept of it.
-    pub(super) fn has_known(&self, grace: Duration, now: Moment) -> bool {
-        let told = self.told.filter(|told| told.what == Telling::Grace);
-        told.and_then(|told| told.delivered).is_some_and(|at| now.since(now.at_wall(at)) >= grace)
+    /// Whether its tenant has not known of the grace for as long as it lasts. By the wall clock, as what is kept of it. In dry-run
+    /// nobody is told.
+    pub(super) fn is_untold(&self, pass: &Pass<'_>) -> bool {
+        let told = self.told.filter(|told| told.what == Telling::Grace).and_then(|told| told.delivered);
+        let has_known = told.is_some_and(|at| pass.now.since(pass.now.at_wall(at)) >= pass.policy.grace);
+        !has_known && pass.policy.mode != Mode::DryRun
     }
 
     /// Enters a decision into its log.

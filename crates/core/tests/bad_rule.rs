@@ -1,0 +1,384 @@
+//! A rule that matches everything on the whole fleet, and a node that lies about all its Pods: for hours, and whatever is
+//! restarted meanwhile.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{HOUR, MINUTE, World, record_of};
+use procscan_core::names::App;
+use procscan_core::plan::NoticePhase;
+use procscan_core::policy::{Act, Alert, Brake, Decision, DecisionKind, Evaluation, Facts};
+use procscan_core::report::Record;
+
+/// How long everything has to stay as it is.
+const HOURS: u64 = 6;
+
+/// A Pod as its node runs it.
+struct Pod {
+    namespace: String,
+    name: String,
+    app: String,
+}
+
+impl Pod {
+    fn new(namespace: String, app: String, node: &str) -> Self {
+        Self { name: format!("{app}-{node}"), namespace, app }
+    }
+
+    fn app(&self) -> App {
+        App::new(self.namespace.as_str(), "app", self.app.as_str())
+    }
+
+    fn accused(&self, process: &str, rule: &str, now: i64) -> Record {
+        Record { regex: rule.into(), ..record_of(&self.namespace, &self.name, process, now) }
+    }
+}
+
+/// The world with everything that was told about it.
+struct Story {
+    world: World,
+    /// What the cluster says. The world forgets it with each restart.
+    facts: Facts,
+    decisions: Vec<Decision>,
+    alerts: Vec<Alert>,
+}
+
+/// Who is blocked, and who is held: the same people as long as nothing happens.
+#[derive(Debug, PartialEq)]
+struct Standing {
+    blocked: BTreeSet<App>,
+    told: BTreeSet<App>,
+    held: BTreeSet<App>,
+}
+
+impl From<&Evaluation> for Standing {
+    fn from(evaluation: &Evaluation) -> Self {
+        let told = evaluation.plan.notices.iter().filter(|notice| notice.phase != NoticePhase::Recovered);
+        Self {
+            blocked: evaluation.plan.blocks.iter().map(|block| block.app.clone()).collect(),
+            told: told.map(|notice| notice.app.clone()).collect(),
+            held: evaluation.held.iter().map(|held| held.app.clone()).collect(),
+        }
+    }
+}
+
+impl Story {
+    fn new<'a>(nodes: &[String], pods: impl IntoIterator<Item = (&'a str, &'a Pod)>) -> Self {
+        let mut world = World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
+        world.policy.verify_pods = true;
+        for (node, pod) in pods {
+            world.pod_on(&pod.namespace, &pod.name, node, &pod.app);
+        }
+        let facts = world.facts.clone();
+        Self { world, facts, decisions: Vec::new(), alerts: Vec::new() }
+    }
+
+    fn evaluate(&mut self) -> Standing {
+        let evaluation = self.world.evaluate();
+        let standing = Standing::from(&evaluation);
+        // What is not believed is not kept: it is said anew after a start.
+        let believed = evaluation.decisions.into_iter().filter(|d| d.kind != DecisionKind::Disputed);
+        self.decisions.extend(believed);
+        self.alerts.extend(evaluation.alerts);
+        standing
+    }
+
+    /// How often each kind of decision was told, and of how many Apps.
+    fn told(&self, kind: DecisionKind) -> (usize, usize) {
+        let all = self.decisions.iter().filter(|decision| decision.kind == kind);
+        (all.clone().count(), all.map(|decision| &decision.app).collect::<BTreeSet<_>>().len())
+    }
+
+    /// Starts again with what is kept. Neither a node nor the cluster has said anything yet.
+    fn restart(&mut self) {
+        self.world.restart();
+        self.world.facts = Facts::default();
+    }
+
+    /// Decides, and is killed when only so many of the documents are kept: nothing of it has been told.
+    fn is_killed_after_keeping(&mut self, documents: usize) {
+        let snapshot = self.world.snapshot();
+        self.world.book.evaluate(&snapshot, &self.world.policy, &self.facts, self.world.now);
+        for (_, incident) in self.world.book.unsaved().into_iter().take(documents) {
+            self.world.kept.insert(incident.name.clone(), incident);
+        }
+        self.restart();
+    }
+
+    /// Restarts twice before anybody has answered, and hears everything bit by bit: nothing is decided at any of these moments.
+    fn restarts_and_stays(&mut self, standing: &Standing, parts: &[&dyn Fn(&mut World)]) {
+        let decided = self.decisions.len();
+        self.restart();
+        assert_eq!(self.evaluate(), *standing, "nobody has answered");
+        self.world.rounds(2, |_| ());
+        assert_eq!(self.evaluate(), *standing, "nobody has answered for two rounds");
+        self.restart();
+        for part in parts {
+            self.world.wait(MINUTE / 4);
+            part(&mut self.world);
+            assert_eq!(self.evaluate(), *standing, "the cluster has not been asked");
+        }
+        self.world.facts = self.facts.clone();
+        assert_eq!(self.evaluate(), *standing, "everything is heard again");
+        assert_eq!(self.decisions[decided..], []);
+    }
+}
+
+/// What is told in the logs of the incidents that are kept: how many Apps have so many decisions of a kind.
+fn logged(world: &World, kind: DecisionKind) -> BTreeMap<usize, usize> {
+    let mut apps = BTreeMap::new();
+    for incident in world.kept.values() {
+        let times = incident.status.decisions.iter().filter(|decision| decision.decision == kind).count();
+        *apps.entry(times).or_default() += 1;
+    }
+    apps.remove(&0);
+    apps
+}
+
+const NODES: usize = 500;
+const APPS: usize = 750;
+const PODS_PER_NODE: usize = 3;
+
+/// Each App has two Pods, on two nodes.
+struct Fleet {
+    nodes: Vec<String>,
+    pods: Vec<Vec<Pod>>,
+    /// A real miner, and its node.
+    miner: (usize, Pod),
+}
+
+impl Fleet {
+    fn new(apps_per_namespace: usize) -> Self {
+        let nodes: Vec<String> = (0..NODES).map(|i| format!("node-{i:03}")).collect();
+        let pod = |node: usize, i: usize| {
+            let app = (node * PODS_PER_NODE + i) % APPS;
+            Pod::new(format!("ns-{:03}", app / apps_per_namespace), format!("web-{app}"), &nodes[node])
+        };
+        let pods = (0..NODES).map(|node| (0..PODS_PER_NODE).map(|i| pod(node, i)).collect()).collect();
+        let miner = (7, Pod::new("ns-miner".into(), "miner".into(), &nodes[7]));
+        Self { nodes, pods, miner }
+    }
+
+    fn story(&self) -> Story {
+        let pods = (0..NODES).flat_map(|node| self.pods[node].iter().map(move |pod| (node, pod)));
+        let all = pods.chain([(self.miner.0, &self.miner.1)]);
+        Story::new(&self.nodes, all.map(|(node, pod)| (self.nodes[node].as_str(), pod)))
+    }
+
+    /// Those nodes answer: what the real rule finds and, with the bad rule, every process that they run.
+    fn answer(&self, world: &mut World, nodes: std::ops::Range<usize>, is_bad: bool) {
+        let now = world.clock();
+        for node in nodes {
+            let pods = self.pods[node].iter().filter(|_| is_bad);
+            let mut records: Vec<Record> = pods.map(|pod| pod.accused("nginx", ".*", now)).collect();
+            if node == self.miner.0 {
+                records.push(self.miner.1.accused("xmrig", "^xmrig$", now));
+            }
+            world.answer(&self.nodes[node], records);
+        }
+    }
+}
+
+/// What a bad rule may do: block so many Apps before the brake holds; and what its end may do: release so many at once.
+fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released: usize) {
+    let fleet = Fleet::new(apps_per_namespace);
+    let mut story = fleet.story();
+    let miner = BTreeSet::from([fleet.miner.1.app()]);
+    story.world.rounds(20, |w| {
+        fleet.answer(w, 0..NODES, false);
+        w.evaluate();
+    });
+    let before = story.evaluate();
+    assert_eq!((&before.blocked, before.held.len()), (&miner, 0));
+
+    // Not all nodes are heard at once, and whoever decides is killed before all of it is kept: first nothing, then some of
+    // the blocks, then the blocks alone.
+    story.world.wait(MINUTE);
+    for kept in [0, blocked / 2, blocked] {
+        fleet.answer(&mut story.world, 0..NODES / 2, true);
+        let already = story.world.kept.len() - 1;
+        story.is_killed_after_keeping(kept - already);
+        let standing = story.evaluate();
+        assert_eq!((standing.blocked.len(), standing.held.len()), (1 + kept, 0));
+        story.world.facts = story.facts.clone();
+    }
+    for quarter in 0..4 {
+        let size = NODES / 4;
+        fleet.answer(&mut story.world, quarter * size..(quarter + 1) * size, true);
+        assert_eq!(story.evaluate().blocked.len(), 1 + blocked, "at most the brake's number");
+    }
+    let flooded = story.evaluate();
+    assert_eq!(flooded.held.len(), APPS - blocked);
+    assert!(flooded.blocked.is_disjoint(&flooded.held) && flooded.told == flooded.blocked, "{flooded:?}");
+    assert!(flooded.blocked.is_superset(&miner));
+
+    for _ in 0..HOURS {
+        let restarted = story.world.clock();
+        let half = |range: std::ops::Range<usize>| {
+            let fleet = &fleet;
+            move |w: &mut World| fleet.answer(w, range.clone(), true)
+        };
+        story.restarts_and_stays(&flooded, &[&half(0..NODES / 2), &half(NODES / 2..NODES)]);
+        while story.world.clock() - restarted < i64::try_from(HOUR).unwrap() {
+            story.world.rounds(1, |w| fleet.answer(w, 0..NODES, true));
+            assert_eq!(story.evaluate(), flooded);
+        }
+    }
+    let is_of =
+        |alert: &Alert, wanted: &Brake| matches!(alert, Alert::Brake { brake, .. } if brake == wanted);
+    assert!(story.alerts.len() == 1 && is_of(&story.alerts[0], brake), "{:?}", story.alerts);
+    assert_eq!(story.told(DecisionKind::Held), (APPS - blocked, APPS - blocked));
+    assert_eq!(logged(&story.world, DecisionKind::Held), [(1, APPS - blocked)].into());
+    assert_eq!(logged(&story.world, DecisionKind::Blocked), [(1, 1 + blocked)].into());
+
+    // One word of an operator's is for one App.
+    let approved = flooded.held.iter().nth(flooded.held.len() / 2).unwrap().clone();
+    let act = Act::Approve { app: approved.clone() };
+    story.world.book.act(&act, "ops", &story.world.policy, story.world.now).unwrap();
+    let mut after = Standing { ..flooded };
+    after.held.remove(&approved);
+    after.blocked.insert(approved.clone());
+    after.told.insert(approved);
+    assert_eq!(story.evaluate(), after);
+    story.restarts_and_stays(&after, &[&|w| fleet.answer(w, 0..NODES, true)]);
+    story.world.rounds(15, |w| fleet.answer(w, 0..NODES, true));
+    assert_eq!(story.evaluate(), after);
+
+    // The rule is gone: until its clearing time is over, which begins anew with a restart, everything stays.
+    story.world.rounds(20, |w| fleet.answer(w, 0..NODES, false));
+    story.restarts_and_stays(&after, &[&|w| fleet.answer(w, 0..NODES, false)]);
+    story.world.rounds(25, |w| fleet.answer(w, 0..NODES, false));
+    assert_eq!(story.evaluate(), after);
+    story.world.rounds(15, |w| fleet.answer(w, 0..NODES, false));
+    let calm = story.evaluate();
+    let left = after.blocked.len() - miner.len() - released;
+    assert_eq!((calm.blocked.len(), calm.held.len()), (1 + left, left));
+    assert!(calm.blocked.is_subset(&after.blocked) && calm.blocked.is_superset(&miner));
+    assert_eq!(story.told(DecisionKind::Closed), (after.held.len(), after.held.len()));
+    assert_eq!(story.told(DecisionKind::Released), (released, released));
+    assert_eq!(story.told(DecisionKind::ReleaseHeld), (left, left));
+    for _ in 0..2 {
+        story.restarts_and_stays(&calm, &[&|w| fleet.answer(w, 0..NODES, false)]);
+        story.world.rounds(60, |w| fleet.answer(w, 0..NODES, false));
+        assert_eq!(story.evaluate(), calm);
+    }
+    let about_releases = story.alerts.iter().filter(|alert| is_of(alert, &Brake::Releases)).count();
+    assert_eq!((story.alerts.len(), about_releases), (1 + left.min(1), left.min(1)), "{:?}", story.alerts);
+    for app in calm.held {
+        story.world.book.act(&Act::Approve { app }, "ops", &story.world.policy, story.world.now).unwrap();
+    }
+    assert_eq!(story.evaluate(), before, "as it was before the rule");
+}
+
+#[test]
+fn a_bad_rule_on_500_nodes_blocks_no_more_apps_than_the_window_takes_for_hours_and_over_restarts() {
+    a_bad_rule(4, &Brake::NewApps, 20, 20);
+}
+
+#[test]
+fn a_bad_rule_on_500_nodes_hits_no_more_tenants_than_one_rule_may_for_hours_and_over_restarts() {
+    a_bad_rule(1, &Brake::Rule(".*".into()), 10, 11);
+}
+
+/// A node on which each of many tenants has a Pod, and one on which all of them have another.
+struct Liar {
+    nodes: [String; 2],
+    pods: [Vec<Pod>; 2],
+}
+
+const LIES: usize = 30;
+const MAX_PER_NODE: usize = 5;
+
+impl Liar {
+    fn new() -> Self {
+        let nodes = ["liar".to_owned(), "honest".to_owned()];
+        let pods_on = |node| {
+            (0..LIES).map(|i| Pod::new(format!("ns-{i:03}"), format!("web-{i}"), node)).collect::<Vec<_>>()
+        };
+        let pods = [pods_on("liar"), pods_on("honest")];
+        Self { nodes, pods }
+    }
+
+    fn story(&self) -> Story {
+        let pods = self.nodes.iter().zip(&self.pods);
+        let mut story = Story::new(
+            &self.nodes,
+            pods.flat_map(|(node, pods)| pods.iter().map(|pod| (node.as_str(), pod))),
+        );
+        // It is the node's number that has to hold, not the others.
+        story.world.policy.brake.max_new_apps = 1000;
+        story.world.policy.brake.max_namespaces_per_rule = 1000;
+        assert_eq!(story.world.policy.brake.max_apps_per_node, MAX_PER_NODE);
+        story
+    }
+
+    /// The liar accuses those Pods of its own, and as many of the other node; the other one answers, and finds nothing.
+    fn lies(&self, world: &mut World, lies: impl IntoIterator<Item = usize>) {
+        let now = world.clock();
+        // Of something else each hour: another offence does not free what is held.
+        let process = format!("miner{}", now / i64::try_from(HOUR).unwrap() % 2);
+        let accused = lies.into_iter().flat_map(|i| [&self.pods[0][i], &self.pods[1][i]]);
+        let records = accused.map(|pod| pod.accused(&process, &format!("^{process}$"), now)).collect();
+        world.answer(&self.nodes[0], records);
+        world.answer(&self.nodes[1], vec![]);
+    }
+}
+
+#[test]
+fn a_node_that_accuses_all_its_pods_at_once_gets_five_apps_blocked_for_hours_and_over_restarts() {
+    let liar = Liar::new();
+    let mut story = liar.story();
+    story.world.wait(MINUTE);
+    liar.lies(&mut story.world, 0..LIES);
+    let first = story.evaluate();
+    assert_eq!((first.blocked.len(), first.held.len()), (MAX_PER_NODE, LIES - MAX_PER_NODE));
+    for _ in 0..HOURS {
+        story.restarts_and_stays(&first, &[&|w| liar.lies(w, 0..LIES)]);
+        for _ in 0..60 {
+            story.world.rounds(1, |w| liar.lies(w, 0..LIES));
+            assert_eq!(story.evaluate(), first);
+        }
+    }
+    assert_eq!(story.told(DecisionKind::Blocked), (MAX_PER_NODE, MAX_PER_NODE));
+    assert_eq!(story.told(DecisionKind::Held), (LIES - MAX_PER_NODE, LIES - MAX_PER_NODE));
+
+    // It pretends to be clean until all of it is over, and begins again: what was held is held still.
+    story.world.rounds(20, |w| liar.lies(w, []));
+    assert_eq!(story.evaluate(), first);
+    // The more a node has accused, the longer it has to answer without.
+    story.world.rounds(12 * 60, |w| liar.lies(w, []));
+    let clean = story.evaluate();
+    assert_eq!((clean.blocked.len(), clean.held.len()), (0, 0));
+    story.restarts_and_stays(&clean, &[&|w| liar.lies(w, [])]);
+    story.world.rounds(1, |w| liar.lies(w, 0..LIES));
+    assert_eq!(story.evaluate(), first);
+    story.restarts_and_stays(&first, &[&|w| liar.lies(w, 0..LIES)]);
+    assert_eq!(story.told(DecisionKind::Held), (2 * (LIES - MAX_PER_NODE), LIES - MAX_PER_NODE));
+    assert_eq!(story.alerts.len(), 1, "{:?}", story.alerts);
+}
+
+/// As the agents in the field list it: one of its Pods with each scan.
+#[test]
+fn a_node_that_accuses_one_pod_after_the_other_gets_no_more_blocked_whenever_it_is_restarted() {
+    let liar = Liar::new();
+    for minutes_between_restarts in [1, 3, 7, 11, 60] {
+        let mut story = liar.story();
+        let mut blocked = BTreeSet::new();
+        for minute in 0..HOURS * 60 {
+            if minute % minutes_between_restarts == 0 {
+                story.restart();
+                assert_eq!(story.evaluate().blocked, blocked, "nobody has answered");
+                story.world.facts = story.facts.clone();
+            }
+            let which = usize::try_from(minute).unwrap() % LIES;
+            story.world.rounds(1, |w| liar.lies(w, [which]));
+            blocked = story.evaluate().blocked;
+            assert!(blocked.len() <= MAX_PER_NODE, "minute {minute}: {blocked:?}");
+        }
+        assert_eq!(blocked.len(), MAX_PER_NODE);
+        assert_eq!(story.told(DecisionKind::Held).1, LIES - MAX_PER_NODE);
+        assert_eq!(story.alerts.len(), 1, "{:?}", story.alerts);
+    }
+}

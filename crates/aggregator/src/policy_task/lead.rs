@@ -21,6 +21,7 @@ use crate::state::{Kept, Order, StateError};
 /// The pause after which what can't be kept is tried again; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
+const UNREADABLE: &str = "what is kept can't be read; nothing is decided until it is";
 /// How often it is looked for incidents that are kept no longer.
 const SWEEP: Duration = Duration::from_mins(10);
 
@@ -102,12 +103,16 @@ impl<'a> Lead<'a> {
                 Ok(kept) => break kept,
                 Err(error) if error.is_lost() => return Err(End::Lost),
                 Err(error) => {
-                    self.trouble(&error, true, "what is kept can't be read; nothing is decided until it is");
+                    self.trouble(&error, true, UNREADABLE);
                 }
             }
             self.pause(pause).await?;
             pause = (pause * 2).min(MAX_PAUSE);
         };
+        if self.is_copy {
+            // Nothing of a copy is ever kept, which would say that the trouble is over.
+            self.relieve();
+        }
         let blocked = self.blocked().await?;
         self.remind(&kept).await?;
         let now = self.task.clock.now();
@@ -126,6 +131,12 @@ impl<'a> Lead<'a> {
 
     /// Waits until it is known what operators want: without their exemptions and their mode, anybody could be blocked.
     async fn hear_operators(&mut self) -> Result<(), End> {
+        let mut pause = MIN_PAUSE;
+        while let Err(error) = self.task.store.hear().await {
+            self.trouble(&error, true, UNREADABLE);
+            self.pause(pause).await?;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
         let mut kept = self.task.channels.kept.clone();
         tokio::select! {
             heard = kept.wait_for(|kept| kept.is_complete) => heard.map(drop).map_err(|_| End::Over),

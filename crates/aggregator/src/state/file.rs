@@ -36,7 +36,7 @@ struct Inner {
     sqlite: Option<Sqlite>,
     /// What is in it, as far as we know.
     kept: Kept,
-    /// The last write has failed: before the next one it has to be found out what is there.
+    /// The last read or write has failed: before the next one it has to be found out what is there.
     is_doubtful: bool,
 }
 
@@ -76,6 +76,11 @@ impl FileStore {
         self.0.shown.subscribe()
     }
 
+    /// Whether it has been read.
+    pub(super) fn is_known(&self) -> bool {
+        self.0.shown.borrow().is_complete
+    }
+
     /// Reads everything that is kept.
     pub async fn load(&self) -> Result<Vec<Incident>, StateError> {
         let mut inner = self.0.inner.lock().await;
@@ -89,7 +94,8 @@ impl FileStore {
             sqlite.recover().await?;
             inner.is_doubtful = false;
         }
-        inner.kept = kept(&sqlite.load().await?)?;
+        let documents = sqlite.load().await.inspect_err(|_| inner.is_doubtful = true)?;
+        inner.kept = kept(&documents)?;
         self.show(inner);
         Ok(inner.kept.documents())
     }

@@ -7,78 +7,22 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{PROGRAM, Process, free_port, get_json, objects, try_get, wait_for};
-use procscan_agent::simulate::{Behaviour, Fleet, FleetOptions};
+use common::service::{LIMIT, NODES, Outage, closed, runtime, scene, start};
+use common::{objects, wait_for};
+use procscan_agent::simulate::{Behaviour, Fleet};
 use procscan_aggregator::state::FileStore;
 use procscan_core::policy::DecisionKind;
 use procscan_core::state::{Incident, IncidentState};
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
-const NODES: usize = 20;
 /// So many of them are clean in the end.
 const CLEAN: usize = 5;
 const KILLS: u64 = 50;
-const LIMIT: Duration = Duration::from_mins(1);
-
-/// What the fleet runs on.
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
-
-/// A fleet whose nodes scan only when they are told to, and the files by which an aggregator finds it.
-fn scene(directory: &Path, more: &str) -> (Fleet, std::net::SocketAddr) {
-    let options = FleetOptions {
-        nodes: NODES,
-        port: 0,
-        scan_interval: Duration::ZERO,
-        offenders_per_node: 1,
-        ..FleetOptions::default()
-    };
-    let fleet = Fleet::start(options, &CancellationToken::new()).unwrap();
-    let lines: Vec<String> =
-        fleet.targets().iter().map(|(node, address)| format!("{address} node={node}")).collect();
-    std::fs::write(directory.join("targets"), lines.join("\n")).unwrap();
-    let port = free_port();
-    std::fs::write(
-        directory.join("config.yaml"),
-        format!(
-            "aggregator: {{address: 127.0.0.1, port: {port}, scan_interval: 1s}}\n\
-             collector: {{timeout: 1s, connect_timeout: 1s}}\n\
-             detection: {{clear_after: 3s}}\n\
-             discovery: {{mode: file, file: targets}}\n\
-             output: {{mode: directory, directory: objects}}\n\
-             state: {{directory: state}}\n\
-             brake: {{max_new_apps: 1000, max_namespaces_per_rule: 1000}}\n{more}"
-        ),
-    )
-    .unwrap();
-    (fleet, ([127, 0, 0, 1], port).into())
-}
-
-fn start(directory: &Path) -> Process {
-    Process::start(PROGRAM, &["run", "--config", "config.yaml"], directory)
-}
 
 /// What is kept, while nobody runs.
 fn kept(directory: &Path) -> Vec<Incident> {
     runtime()
         .block_on(async { FileStore::open(&directory.join("state")).await.unwrap().load().await.unwrap() })
-}
-
-/// The Services that are closed, without the sentinel; none if nothing has been written yet.
-fn closed(directory: &Path) -> BTreeSet<String> {
-    // Replaced as a whole while somebody runs, so it is there and whole, or not there yet.
-    let file = directory.join("objects/wasmplugin_higress-system_procscan-violations.yaml");
-    let Ok(text) = std::fs::read_to_string(file) else { return BTreeSet::new() };
-    let object: Value = serde_saphyr::from_str(&text).unwrap();
-    let services = object["spec"]["matchRules"][0]["service"].as_array().unwrap();
-    services
-        .iter()
-        .filter_map(Value::as_str)
-        .filter(|name| !name.ends_with(".invalid"))
-        .map(str::to_owned)
-        .collect()
 }
 
 /// The objects without what tells when something happened.
@@ -110,7 +54,7 @@ fn killed_at_fifty_moments_it_ends_where_an_unbroken_run_ends_and_every_block_ha
     let _context = runtime.enter();
     let unbroken = tempfile::tempdir().unwrap();
     let broken = tempfile::tempdir().unwrap();
-    let (fleet, _) = scene(broken.path(), "");
+    let (fleet, _) = scene(broken.path());
     let seed = std::process::id().into();
     println!("seed {seed}");
     let mut random: u64 = seed;
@@ -160,7 +104,7 @@ fn killed_at_fifty_moments_it_ends_where_an_unbroken_run_ends_and_every_block_ha
         assert_eq!(blocks, 1, "{incident:#?}");
     }
 
-    let (fleet, _) = scene(unbroken.path(), "");
+    let (fleet, _) = scene(unbroken.path());
     (0..NODES).for_each(|node| fleet.scan_now(node));
     let running = start(unbroken.path());
     wait_for("all blocks", LIMIT, || (closed(unbroken.path()).len() == NODES).then_some(()));
@@ -183,51 +127,13 @@ fn without_its_state_nothing_new_is_blocked_or_released_and_everything_else_goes
     let runtime = runtime();
     let _context = runtime.enter();
     let temp = tempfile::tempdir().unwrap();
-    let (fleet, address) = scene(temp.path(), "");
-    fleet.scan_now(0);
-    let _running = start(temp.path());
-    wait_for("the first block", LIMIT, || (closed(temp.path()).len() == 1).then_some(()));
-    let ready = |part: &str| {
-        let answer = try_get(address, "/readyz")?;
-        serde_json::from_str::<Value>(&answer.body).ok().map(|ready| ready[part].clone())
-    };
-    let before = closed(temp.path());
-
+    let outage = Outage::after_a_block(&[], temp.path());
     // Deleted, and nothing can be made in its place.
     let state = temp.path().join("state");
     std::fs::remove_dir_all(&state).unwrap();
     std::fs::write(&state, "in the way").unwrap();
-    fleet.set_offender_count(0, 0);
-    (0..2).for_each(|node| fleet.scan_now(node));
-    let told =
-        wait_for("the trouble to be told", LIMIT, || ready("state").filter(|part| part["ok"] == false));
-    assert!(told["error"].as_str().unwrap().contains("state"), "{told}");
-    wait_for("the new violation", LIMIT, || {
-        let list = get_json(address, "/api/violations");
-        list["violations"].as_array().unwrap().iter().any(|v| v["namespace"] == "ns-sim-1").then_some(())
-    });
-    // Twice the clearing time, in answers.
-    let rounds = get_json(address, "/readyz")["rounds"].as_u64().unwrap();
-    wait_for("ten more rounds", LIMIT, || {
-        fleet.scan_now(1);
-        let now = get_json(address, "/readyz")["rounds"].as_u64()?;
-        assert_eq!(closed(temp.path()), before);
-        (now >= rounds + 10).then_some(())
-    });
-    let log = std::fs::read_to_string(temp.path().join("stderr")).unwrap();
-    assert!(log.contains("\"alert\":\"state\""), "{log}");
-
-    // It recovers by itself, and everything that was known is kept again.
+    outage.offends();
+    outage.lasts("it is not a directory; move it away");
     std::fs::remove_file(&state).unwrap();
-    wait_for("the block of the new one and the release of the old one", LIMIT, || {
-        fleet.scan_now(1);
-        let now = closed(temp.path());
-        (now.len() == 1 && now.is_disjoint(&before)).then_some(())
-    });
-    wait_for("the state to be well", LIMIT, || ready("state").filter(|part| part["ok"] == true));
-    let decisions = get_json(address, "/api/v1/decisions");
-    let kinds: Vec<&str> =
-        decisions["decisions"].as_array().unwrap().iter().map(|d| d["decision"].as_str().unwrap()).collect();
-    assert_eq!(kinds.iter().filter(|kind| **kind == "blocked").count(), 2, "{kinds:?}");
-    assert_eq!(kinds.iter().filter(|kind| **kind == "released").count(), 1, "{kinds:?}");
+    outage.is_over();
 }

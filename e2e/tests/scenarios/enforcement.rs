@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceQuota};
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DynamicObject, Patch, PatchParams};
 use procscan_agent::simulate::Behaviour;
 use procscan_e2e::aggregator::{self, run_command};
 use procscan_e2e::crds::Crds;
@@ -63,6 +63,38 @@ async fn a_miner_is_blocked_and_nothing_more_is_written_real_crds() -> anyhow::R
         return Ok(());
     }
     a_miner_is_blocked_and_nothing_more_is_written(Crds::Contracts).await
+}
+
+/// Who can't be told has the whole grace from when it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_is_told_first_and_blocked_after_the_grace() -> anyhow::Result<()> {
+    let grace = json!({"enforcement": {"grace": "5s"}});
+    let world = World::begin(Beginning { config: grace, ..Beginning::default() }).await?;
+    let a = world.tenant("ns-a", "web", "sim-0000").await?;
+    let b = world.tenant("ns-b", "web", "sim-0001").await?;
+    let told = world.notifications("ns-b");
+    let probe = json!({
+        "apiVersion": "notification.sealos.io/v1", "kind": "Notification", "metadata": {"name": "probe"},
+        "spec": {"from": "probe", "title": "probe", "message": "probe", "timestamp": 1},
+    });
+    world.fill("ns-b", &told, "count/notifications.notification.sealos.io", 0, probe).await?;
+    world.accuse(0, &[("ns-a", &a)]);
+    world.accuse(1, &[("ns-b", &b)]);
+    let title = |told: &DynamicObject| told.data["spec"]["title"].as_str().unwrap_or_default().to_owned();
+    let warning = world.until_told("ns-a", "the warning", |told| title(told).contains("will be")).await?;
+    ensure!(world.closed().await?.is_empty(), "told first: {warning:?}");
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+    let incident = world.incident("ns-a").await?;
+    let told_at = incident.data["status"]["decisions"].as_array().into_iter().flatten();
+    let kinds: Vec<_> = told_at.map(|decision| &decision["decision"]).collect();
+    ensure!(kinds == ["warned", "blocked"], "{incident:?}");
+    world.until_told("ns-a", "the block", |told| title(told).contains("has been blocked")).await?;
+    world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
+
+    delete(&world.stage.api::<ResourceQuota>("ns-b"), "full").await?;
+    world.until_told("ns-b", "the warning", |told| title(told).contains("will be")).await?;
+    ensure!(world.closed().await? == ["web-x7k2.ns-a".to_owned()].into(), "told first");
+    world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await
 }
 
 /// Scenario 3.

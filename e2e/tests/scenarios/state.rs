@@ -3,9 +3,8 @@
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
 use kube::ResourceExt;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::ListParams;
 use procscan_e2e::crds;
-use procscan_e2e::until;
 use procscan_e2e::wait::throughout;
 use serde_json::{Value, json};
 
@@ -15,24 +14,11 @@ const QUOTA: &str = "count/incidents.procscan.sealos.io";
 
 /// No further Incidents in the aggregator's namespace. What a controller would count is written by hand.
 async fn forbid_incidents(world: &World) -> anyhow::Result<()> {
-    let quotas = world.stage.api::<ResourceQuota>(OWN);
-    let hard = json!({QUOTA: "1"});
-    let quota = json!({"metadata": {"name": "full"}, "spec": {"hard": hard}});
-    quotas.create(&PostParams::default(), &serde_json::from_value(quota)?).await?;
-    let status = json!({"status": {"hard": hard, "used": hard}});
-    quotas.patch_status("full", &PatchParams::default(), &Patch::Merge(status)).await?;
-    // It takes a moment until it is in force.
-    until("the quota to be in force", LIMIT, async || {
-        let probe = json!({
-            "apiVersion": "procscan.sealos.io/v1alpha1", "kind": "Incident", "metadata": {"name": "probe"},
-            "spec": {"app": {"namespace": "ns-probe", "type": "app", "name": "probe"}},
-        });
-        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-        let refused = world.incidents().create(&dry_run, &serde_json::from_value(probe)?).await;
-        ensure!(refused.is_err(), "not yet");
-        Ok(())
-    })
-    .await
+    let probe = json!({
+        "apiVersion": "procscan.sealos.io/v1alpha1", "kind": "Incident", "metadata": {"name": "probe"},
+        "spec": {"app": {"namespace": "ns-probe", "type": "app", "name": "probe"}},
+    });
+    world.fill(OWN, &world.incidents(), QUOTA, 1, probe).await
 }
 
 /// The shipped roles without the right to change what Incidents say.

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use k8s_openapi::api::core::v1::ResourceQuota;
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, ResourceExt};
 use procscan_agent::record::Record;
@@ -223,6 +224,31 @@ impl World {
     }
 
     /// What kubectl says, as the administrator.
+    /// From now on there is a quota, `full`, that lets nobody make another object like `probe`.
+    pub async fn fill(
+        &self,
+        namespace: &str,
+        api: &Api<DynamicObject>,
+        quota: &str,
+        used: u32,
+        probe: Value,
+    ) -> anyhow::Result<()> {
+        let quotas = self.stage.api::<ResourceQuota>(namespace);
+        let hard = json!({quota: used.to_string()});
+        let full = json!({"metadata": {"name": "full"}, "spec": {"hard": hard}});
+        quotas.create(&PostParams::default(), &serde_json::from_value(full)?).await?;
+        let status = json!({"status": {"hard": hard, "used": hard}});
+        quotas.patch_status("full", &PatchParams::default(), &Patch::Merge(status)).await?;
+        until("the quota to be in force", LIMIT, async || {
+            let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+            match api.create(&dry_run, &serde_json::from_value(probe.clone())?).await {
+                Err(error) if error.to_string().contains("exceeded quota") => Ok(()),
+                other => anyhow::bail!("not yet: {other:?}"),
+            }
+        })
+        .await
+    }
+
     pub async fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
         let output = self.cluster.kubectl(args).await?;
         ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));

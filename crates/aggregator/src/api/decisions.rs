@@ -9,15 +9,18 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use procscan_core::names::{App, Text};
 use procscan_core::policy::DecisionKind;
-use procscan_core::state::incident::AppRef;
+use procscan_core::state::incident::{AppRef, Decision};
 use serde::{Deserialize, Serialize};
 
 use super::Api;
 use super::problem::Problem;
+use crate::state::{DecisionFilter, LoggedDecision};
 
 /// How many are shown if nothing is said, and at most.
 const LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
+/// How many of the log are looked at, the latest first.
+const MAX_LOGGED: usize = 10_000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +55,20 @@ struct Entry {
     incident: Option<String>,
 }
 
+/// A decision in the log beside the incidents.
+#[derive(Deserialize)]
+struct Logged {
+    incident: String,
+    app: AppRef,
+    decision: Decision,
+}
+
+impl Entry {
+    fn kept(incident: String, app: AppRef, Decision { at, decision, actor, reason }: Decision) -> Self {
+        Self { at, app, decision, actor, reason, dry_run: false, incident: Some(incident) }
+    }
+}
+
 /// The latest first.
 pub(super) async fn decisions(
     State(api): State<Api>,
@@ -61,7 +78,19 @@ pub(super) async fn decisions(
         Ok(Query(filter)) => filter,
         Err(error) => return Problem::new(StatusCode::BAD_REQUEST, error.body_text()).into_response(),
     };
-    let mut all: Vec<Entry> = all(&api).into_iter().filter(|entry| filter.wants(entry)).collect();
+    let logged = api.views.desk.logged(DecisionFilter {
+        namespace: filter.namespace.clone(),
+        since: filter.since,
+        before: filter.until,
+        skip: 0,
+        limit: MAX_LOGGED,
+    });
+    let logged = logged.await.unwrap_or_else(|error| {
+        // What the incidents have is shown all the same; what is wrong with the file is told where it is written.
+        tracing::warn!(%error, "the log of decisions can't be read");
+        Vec::new()
+    });
+    let mut all: Vec<Entry> = all(&api, logged).into_iter().filter(|entry| filter.wants(entry)).collect();
     all.sort_by(|a, b| b.cmp(a));
     let limit = filter.limit.unwrap_or(LIMIT).min(MAX_LIMIT);
     let more = all.len().saturating_sub(limit);
@@ -69,7 +98,7 @@ pub(super) async fn decisions(
     Json(Decisions { decisions: all, more }).into_response()
 }
 
-fn all(api: &Api) -> Vec<Entry> {
+fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
     let kept = api.views.kept.borrow().clone();
     let mut all = Vec::new();
     let mut known: BTreeSet<(Timestamp, AppRef, DecisionKind)> = BTreeSet::new();
@@ -78,15 +107,13 @@ fn all(api: &Api) -> Vec<Entry> {
         for decision in &status.decisions {
             let app = incident.spec.app.clone();
             known.insert((decision.at, app.clone(), decision.decision));
-            all.push(Entry {
-                at: decision.at,
-                app,
-                decision: decision.decision,
-                actor: decision.actor.clone(),
-                reason: decision.reason.clone(),
-                dry_run: false,
-                incident: Some(name.clone()),
-            });
+            all.push(Entry::kept(name.clone(), app, decision.clone()));
+        }
+    }
+    for logged in logged {
+        let Ok(Logged { incident, app, decision }) = serde_json::from_value(logged.body) else { continue };
+        if known.insert((decision.at, app.clone(), decision.decision)) {
+            all.push(Entry::kept(incident, app, decision));
         }
     }
     // What belongs to no incident, what was made in dry-run, and what an incident has had to let go.

@@ -1,15 +1,18 @@
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
+use jiff::Timestamp;
 use procscan_core::ledger::{Detection, Ledger};
-use procscan_core::names::NodeName;
+use procscan_core::names::{App, NodeName};
 use procscan_core::plan::Plan;
 use procscan_core::report::{Failure, FailureReason, Limits, Outcome, Report, Target, decode};
+use procscan_core::state::{Incident, IncidentSpec};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::*;
 use crate::config::Config;
+use crate::state::FileStore;
 
 /// The whole router over views that the test sets.
 struct Stage {
@@ -35,6 +38,10 @@ fn without_cluster() -> Config {
 
 impl Stage {
     fn new() -> Self {
+        Self::at(Desk::Nowhere)
+    }
+
+    fn at(desk: Desk) -> Self {
         let clock = Clock::start();
         let now = clock.now();
         let mut ledger = Ledger::new(Detection::default(), now);
@@ -57,7 +64,7 @@ impl Stage {
             electing: watch::channel(None).1,
             leadership: crate::leader::alone(),
             journal: Journal::default(),
-            desk: Desk::Nowhere,
+            desk,
             auth: Authenticator::new(&without_cluster(), None).unwrap(),
             own_namespace: None,
             configured_mode: Mode::Enforce,
@@ -93,6 +100,34 @@ impl Stage {
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
+}
+
+#[tokio::test]
+async fn in_a_file_more_decisions_are_logged_than_an_incident_has_and_the_old_ones_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path()).await.unwrap();
+    let at = |n: i64| Timestamp::from_second(1_766_399_400 + n).unwrap();
+    let decision =
+        |n: i64| json!({"at": at(n), "decision": "held", "actor": "policy", "reason": n.to_string()});
+    for last in [20, 30, 40] {
+        let log: Vec<Value> = (last - 20..last).map(decision).collect();
+        let status = json!({"state": "Held", "opened": at(0), "decisions": log, "decided": last});
+        let spec = IncidentSpec::of(&App::new("ns-a", "app", "web"));
+        let incident = Incident { name: "web".into(), spec, status: serde_json::from_value(status).unwrap() };
+        assert!(store.save(vec![incident]).await.is_empty());
+    }
+    let stage = Stage::at(Desk::File(store.clone()));
+    let reasons = async |path: &str| -> Vec<String> {
+        let found = json(&stage.get(path).await.2);
+        let all = found["decisions"].as_array().unwrap().iter();
+        all.map(|entry| entry["reason"].as_str().unwrap().to_owned()).collect()
+    };
+    let expected: Vec<String> = (0..40).rev().map(|n| n.to_string()).collect();
+    assert_eq!(reasons("/api/v1/decisions?namespace=ns-a").await, expected);
+    assert_eq!(reasons(&format!("/api/v1/decisions?since={}&until={}", at(3), at(5))).await, ["4", "3"]);
+    assert!(reasons("/api/v1/decisions?namespace=ns-b").await.is_empty());
+    assert_eq!(store.retain(at(30)).await.unwrap(), 30);
+    assert_eq!(reasons("/api/v1/decisions").await, expected[..10]);
 }
 
 #[tokio::test]

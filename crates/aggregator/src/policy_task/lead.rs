@@ -259,6 +259,8 @@ impl<'a> Lead<'a> {
         let Obeyed { done, history } = self.obey(&kept, &policy);
         let decided = self.book.decide(&snapshot, &policy, &facts, now);
         self.decisions.extend(decided.decisions);
+        // Before anything is kept: whoever is killed in between finds what is held, and takes its alert for raised.
+        self.raise(&decided.alerts);
         let asked = self.book.questions(&snapshot, &policy);
         let is_answered = asked.are_answered_by(&facts);
         self.task.channels.questions.send_if_modified(|before| {
@@ -276,7 +278,6 @@ impl<'a> Lead<'a> {
             return Step::Outdated;
         }
         self.tell();
-        self.raise(&decided.alerts);
         let plan = self.book.plan(&policy, &facts, now);
         let held = self.book.held(&policy);
         let (disputes, unverified, rounds) = (decided.disputes, decided.unverified, snapshot.rounds);
@@ -376,6 +377,9 @@ impl<'a> Lead<'a> {
         let known: BTreeSet<String> =
             self.book.incidents().map(|(app, incident)| incident.name(app)).collect();
         let over = history::over(kept, &known, self.task.retention, now);
+        if let Ok(before) = now.checked_sub(self.task.retention) {
+            self.task.store.retain(before).await?;
+        }
         if !over.is_empty() {
             self.task.store.remove(&self.pen, &over).await?;
             tracing::info!(incidents = over.len(), "history is kept no longer");

@@ -7,10 +7,10 @@ use procscan_core::state::incident::{Approval, Release};
 use procscan_core::state::{EnforcementSpec, ExemptionSpec, enforcement};
 use serde_json::{Value, json};
 
-use super::StateError;
 use super::cluster::{FIELD_MANAGER, Objects};
 use super::crd::Resource;
 use super::file::FileStore;
+use super::{DecisionFilter, LoggedDecision, StateError};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
 /// How often it is tried again when somebody else is writing at the same time.
@@ -45,6 +45,16 @@ pub enum DeskError {
     /// What was said makes no sense.
     #[error("{0}")]
     Invalid(String),
+}
+
+impl Desk {
+    /// The decisions that are logged beside the incidents, the latest first: in a file, there are more than the incidents have.
+    pub async fn logged(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
+        match self {
+            Self::File(store) => store.decisions(filter).await,
+            Self::Cluster(_) | Self::Nowhere => Ok(Vec::new()),
+        }
+    }
 }
 
 impl From<Refusal> for DeskError {

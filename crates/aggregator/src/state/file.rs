@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use procscan_core::state::incident::{Approval, Decision, Release};
 use procscan_core::state::{
     EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentStatus, enforcement,
@@ -18,6 +19,9 @@ use tokio::sync::{Mutex, watch};
 use super::desk::{DeskError, Want};
 use super::sqlite::{self, Sqlite, StateErrorKind};
 use super::{Batch, DecisionFilter, Document, Kept, KeptIncident, Kind, LoggedDecision, StateError};
+
+/// How many decisions the log has at most: some tens of MiB.
+const MAX_LOG: usize = 100_000;
 
 /// The state in a directory. Clones share it.
 #[derive(Clone, Debug)]
@@ -146,12 +150,21 @@ impl FileStore {
         self.change(change).await
     }
 
-    /// The log of decisions, the latest first.
+    /// The log of decisions, the latest first: more of them than the incidents have.
     pub async fn decisions(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
         let sqlite = self.0.inner.lock().await.sqlite.clone();
         match sqlite {
             Some(sqlite) => Ok(sqlite.decisions(filter).await?),
             None => Ok(Vec::new()),
+        }
+    }
+
+    /// Lets go of the log from before `before`, and of the oldest beyond a bound. How many entries.
+    pub async fn retain(&self, before: Timestamp) -> Result<usize, StateError> {
+        let sqlite = self.0.inner.lock().await.sqlite.clone();
+        match sqlite {
+            Some(sqlite) => Ok(sqlite.retain(before, MAX_LOG).await?),
+            None => Ok(0),
         }
     }
 

@@ -12,6 +12,7 @@ mod file;
 pub mod kept;
 pub mod sqlite;
 
+use jiff::Timestamp;
 use procscan_core::policy::Decision;
 use procscan_core::state::Incident;
 
@@ -107,6 +108,14 @@ impl Store {
             Self::Cluster(store) => store.clear_orders(pen, name).await,
             Self::File(store) => store.clear_orders(name).await,
             Self::Copy(_) => Ok(()),
+        }
+    }
+
+    /// Lets go of the log of decisions from before `before`, where there is one beside the incidents.
+    pub async fn retain(&mut self, before: Timestamp) -> Result<usize, StateError> {
+        match self {
+            Self::File(store) => store.retain(before).await,
+            Self::Cluster(_) | Self::Copy(_) => Ok(0),
         }
     }
 

@@ -11,6 +11,7 @@ use procscan_core::plan::{Block, Exposure, Plan};
 use procscan_core::policy::Mode;
 use procscan_core::resources::wasm_plugin::SENTINEL;
 use procscan_core::resources::{Existing, Object, Upkeep, render, wasm_plugin};
+use serde_json::{Value, json};
 
 fn plan_of(apps: usize) -> Plan {
     let mut plan = Plan::empty(Mode::Enforce, common::at(0).wall);
@@ -244,4 +245,38 @@ fn only_names_that_we_give_are_taken_for_shards() {
     ] {
         assert_eq!(index(other), None, "{other}");
     }
+}
+
+#[test]
+fn one_app_with_thousands_of_services_goes_into_several_plugins_and_forces_none_upon_the_others() {
+    let mut plan = plan_of(1000);
+    let namespace = plan.blocks[500].app.namespace.clone();
+    let hosts: Vec<_> = (0..30_000).map(|n| format!("service-{n:05}.{namespace}.svc").into()).collect();
+    plan.blocks[500].exposure = Exposure::plain(hosts);
+    for existing in [0, 3] {
+        let made = shards(&plan, existing);
+        // 31,000 names of about 100 bytes, twice for their Ingresses, are 12 objects of 512 KiB; no more than double that.
+        assert!(made.len() <= 28, "{}", made.len());
+        let mut closed = BTreeSet::new();
+        for object in &made {
+            assert!(serde_json::to_vec(object).unwrap().len() <= 512 * 1024);
+            for service in services(object).into_iter().skip(1) {
+                assert!(closed.insert(service), "listed once");
+            }
+        }
+        assert_eq!(closed.len(), 999 + 30_000);
+        // What is read back after a start has them all, as one App's.
+        let specs: Vec<Value> = made.iter().map(|object| json!({"spec": object.spec})).collect();
+        let inherited = wasm_plugin::blocked(&specs, &settings().gateway);
+        assert_eq!(inherited.len(), 1000);
+        let large = inherited.iter().find(|inherited| inherited.app == plan.blocks[500].app).unwrap();
+        assert_eq!(large.services.len(), 30_000);
+    }
+    // One Service more changes one object.
+    let made = shards(&plan, 0);
+    let mut hosts = plan.blocks[500].exposure.services.clone();
+    hosts.push(format!("zzz.{namespace}.svc").into());
+    plan.blocks[500].exposure = Exposure::plain(hosts);
+    let more = shards(&plan, made.len());
+    assert_eq!(more.iter().zip(&made).filter(|(a, b)| a != b).count(), 1);
 }

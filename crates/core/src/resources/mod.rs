@@ -4,6 +4,7 @@
 //! know of it; every output writes what is registered here.
 
 pub mod notification;
+mod shards;
 pub mod template;
 pub mod wasm_plugin;
 

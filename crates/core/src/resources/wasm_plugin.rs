@@ -6,15 +6,16 @@
 //! `defaultConfigDisable` keeps `defaultConfig` in the object and away from the gateway, which makes it the place for the
 //! list of violations that people want to read there.
 //!
-//! An object over [`Gateway::max_bytes`] continues in `…-1`, `…-2`: an App stays in its shard, and a shard once made stays, empty if
-//! need be.
+//! An object over [`Gateway::max_bytes`] continues in `…-1`, `…-2`: an App stays in its shard (a very large one in several), and a
+//! shard once made stays, empty if need be.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Existing, Metadata, Object, Settings, Upkeep};
+use super::{Existing, Metadata, Object, Settings, Upkeep, shards};
 use crate::hash::{shard_of, stable_hash};
 use crate::names::{App, Key, Text};
 use crate::plan::{Block, Exposure, Plan};
@@ -30,6 +31,10 @@ pub const SENTINEL: &str = "procscan-sentinel.invalid";
 
 /// More shards than this are nobody's: 20,000 Apps with the longest names take a few dozen.
 const MAX_SHARDS: usize = 1024;
+/// How many parts of the largest size have room in one shard.
+const PARTS_PER_SHARD: usize = 16;
+/// Two quotes and a comma.
+const SEPARATORS: usize = 3;
 
 /// What the WasmPlugin looks like, apart from whom it blocks.
 #[derive(Clone, Debug)]
@@ -128,34 +133,59 @@ pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Objec
     let gateway = &settings.gateway;
     let form = Form::of(plan, gateway, existing);
     let room = gateway.max_bytes.saturating_sub(size(&object(0, &[], form, gateway)));
-    let needs: Vec<usize> = plan.blocks.iter().map(|block| form.bytes(block, gateway)).collect();
-    let hashes = plan
-        .blocks
-        .iter()
-        .map(|block| stable_hash(&[&block.app.namespace, &block.app.kind, &block.app.name]));
-    let hashes: Vec<u64> = hashes.collect();
-    let least = needs.iter().sum::<usize>().div_ceil(room.max(1)).min(plan.blocks.len());
-    let mut count = existing.wasm_plugins.max(least).max(1);
-    // One App per shard is as small as it gets, whatever the limit says.
-    while count <= plan.blocks.len() {
-        let mut load = vec![0; count];
-        for (hash, need) in hashes.iter().zip(&needs) {
-            if let Some(load) = load.get_mut(shard_of(*hash, count)) {
-                *load += need;
-            }
-        }
-        if load.iter().all(|load| *load <= room) {
-            break;
-        }
-        count += 1;
-    }
+    let parts: Vec<Part<'_>> =
+        plan.blocks.iter().flat_map(|block| Part::of(block, form, gateway, room / PARTS_PER_SHARD)).collect();
+    let needs: Vec<(u64, usize)> =
+        parts.iter().map(|part| (part.hash, form.bytes(&part.block, gateway))).collect();
+    let count = shards::count(&needs, room, existing.wasm_plugins.max(1), MAX_SHARDS);
     let mut shards: Vec<Vec<&Block>> = vec![Vec::new(); count];
-    for (hash, block) in hashes.iter().zip(&plan.blocks) {
-        if let Some(shard) = shards.get_mut(shard_of(*hash, count)) {
-            shard.push(block);
+    for part in &parts {
+        if let Some(shard) = shards.get_mut(shard_of(part.hash, count)) {
+            shard.push(&part.block);
         }
     }
     shards.iter().enumerate().map(|(index, blocks)| object(index, blocks, form, gateway)).collect()
+}
+
+/// What goes into one shard together: an App, or a part of one that is too large.
+struct Part<'a> {
+    hash: u64,
+    block: Cow<'a, Block>,
+}
+
+impl<'a> Part<'a> {
+    /// An App that takes up to `share` bytes is one part. One with more, which its tenant makes as large as it likes, must not
+    /// force a shard upon each of the others: its Services go into several, each closed on every route.
+    fn of(block: &'a Block, form: Form, gateway: &Gateway, share: usize) -> Vec<Self> {
+        let App { namespace, kind, name } = &block.app;
+        if form.bytes(block, gateway) <= share {
+            let hash = stable_hash(&[namespace, kind, name]);
+            return vec![Self { hash, block: Cow::Borrowed(block) }];
+        }
+        let (mut chunks, mut left): (Vec<Vec<Text>>, usize) = (vec![Vec::new()], share);
+        for service in &block.exposure.services {
+            let need = Form::bytes_of(service, gateway) * form.lists();
+            if need > left && chunks.last().is_some_and(|chunk| !chunk.is_empty()) {
+                chunks.push(Vec::new());
+                left = share;
+            }
+            left = left.saturating_sub(need);
+            if let Some(chunk) = chunks.last_mut() {
+                chunk.push(service.clone());
+            }
+        }
+        let part = |(index, chunk): (usize, Vec<Text>)| {
+            let exposure = Exposure::plain(chunk);
+            // People read once what it is accused of.
+            let accused = if index == 0 { block.accused.clone() } else { BTreeSet::new() };
+            let hash = match index {
+                0 => stable_hash(&[namespace, kind, name]),
+                _ => stable_hash(&[namespace, kind, name, &index.to_string()]),
+            };
+            Self { hash, block: Cow::Owned(Block { accused, exposure, ..block.clone() }) }
+        };
+        chunks.into_iter().enumerate().map(part).collect()
+    }
 }
 
 /// How the Services are listed.
@@ -179,17 +209,28 @@ impl Form {
 
     /// How many bytes of JSON a block takes at most.
     fn bytes(self, block: &Block, gateway: &Gateway) -> usize {
-        // Two quotes and a comma.
-        let texts =
-            |texts: &[Text], more: usize| texts.iter().map(|text| text.len() + more + 3).sum::<usize>();
-        let domain = gateway.cluster_domain.len() + 1;
+        let hosts = |hosts: &[Text]| hosts.iter().map(|host| Self::bytes_of(host, gateway)).sum::<usize>();
         let Exposure { services, ingresses, otherwise } = &block.exposure;
         match self {
-            Self::Services => texts(services, domain),
+            Self::Services => hosts(services),
             Self::IngressesAndServices => {
-                texts(services, domain) + texts(otherwise, domain) + texts(ingresses, 0)
+                let ingresses: usize = ingresses.iter().map(|name| name.len() + SEPARATORS).sum();
+                hosts(services) + hosts(otherwise) + ingresses
             }
         }
+    }
+
+    /// In how many lists a Service may stand that is not reached by an Ingress only.
+    fn lists(self) -> usize {
+        match self {
+            Self::Services => 1,
+            Self::IngressesAndServices => 2,
+        }
+    }
+
+    /// How many bytes of JSON the host name of a Service takes.
+    fn bytes_of(host: &Text, gateway: &Gateway) -> usize {
+        host.len() + 1 + gateway.cluster_domain.len() + SEPARATORS
     }
 }
 

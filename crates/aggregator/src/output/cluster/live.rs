@@ -1,5 +1,6 @@
 //! Objects as they are in the cluster, and how they compare to what they should be. Pure.
 
+use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
@@ -38,6 +39,13 @@ pub(super) fn is_ours(live: &Live) -> bool {
 /// Loads nothing into the gateway, as what the program before this one left behind: nothing is lost by taking it over.
 pub(super) fn is_inert(live: &Live) -> bool {
     live.data.pointer("/spec/url").and_then(Value::as_str).is_none_or(str::is_empty)
+}
+
+/// The Services that a WasmPlugin's `spec` closes, by their hosts.
+pub(super) fn closes(spec: &Value) -> BTreeSet<&str> {
+    let rules = spec.get("matchRules").and_then(Value::as_array).into_iter().flatten();
+    let hosts = rules.filter_map(|rule| rule.get("service")?.as_array()).flatten();
+    hosts.filter_map(Value::as_str).collect()
 }
 
 pub(super) fn is_suspended(live: &Live) -> bool {

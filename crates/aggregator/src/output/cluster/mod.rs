@@ -6,6 +6,8 @@
 
 mod emergency;
 mod live;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,8 +24,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::live::{
-    Key, Live, difference, existing, has_same_words, hash, hash_of, is_ours, is_suspended, key, left_alone,
-    named, plural, resource, with_labels_of,
+    Key, Live, closes, difference, existing, has_same_words, hash, hash_of, is_ours, is_suspended, key,
+    left_alone, named, plural, resource, with_labels_of,
 };
 use super::Outcome;
 use super::difference::{Difference, surplus};
@@ -186,16 +188,29 @@ impl ClusterOutput {
         outcome
     }
 
+    /// Writes the objects that are kept, the latest shard first: with one shard more, Apps move into the new one. An App that moves is
+    /// listed in both for a moment, never in none: what could not be closed in one shard is not opened in another.
     async fn keep_all(&self, objects: &[Object], live: &[Live], outcome: &mut Outcome) {
         // Whoever opens the gateway by hand wants no further object to close it.
         let is_open = live.iter().any(|live| is_ours(live) && is_suspended(live));
-        for object in objects.iter().filter(|object| object.upkeep == Upkeep::Kept) {
+        let mut unclosed: BTreeSet<&str> = BTreeSet::new();
+        for object in objects.iter().rev().filter(|object| object.upkeep == Upkeep::Kept) {
             let is_plugin = object.kind == wasm_plugin::KIND;
             let listed = live.iter().find(|live| is_plugin && live.name_any() == object.metadata.name);
+            let wanted = closes(&object.spec);
+            let is = listed.and_then(|live| live.data.get("spec")).map(closes).unwrap_or_default();
+            if let Some(host) = is.difference(&wanted).find(|host| unclosed.contains(*host)) {
+                let object = named(object);
+                outcome
+                    .problems
+                    .push(format!("{object} is left as it is until {host} can be closed elsewhere"));
+                continue;
+            }
+            let before = (outcome.problems.len(), outcome.suspended.len());
             let kept = match listed {
                 None if is_plugin && is_open => {
                     outcome.suspended.push(named(object));
-                    continue;
+                    Ok(false)
                 }
                 Some(_) => self.keep(object, listed, outcome).await,
                 None if is_plugin => self.keep(object, None, outcome).await,
@@ -205,6 +220,9 @@ impl ClusterOutput {
                 },
             };
             outcome.note(kept);
+            if before != (outcome.problems.len(), outcome.suspended.len()) {
+                unclosed.extend(wanted.difference(&is));
+            }
         }
     }
 

@@ -1,0 +1,131 @@
+use std::sync::{Arc, Mutex};
+
+use hyper::{Method, Request, Response};
+use jiff::Timestamp;
+use kube::Client;
+use kube::client::Body;
+use procscan_core::names::App;
+use procscan_core::plan::{Block, Exposure};
+use procscan_core::policy::Mode;
+
+use super::*;
+use crate::config::Config;
+
+/// An API server that keeps `WasmPlugins` in memory.
+#[derive(Clone, Default)]
+struct Server(Arc<Mutex<Plugins>>);
+
+#[derive(Default)]
+struct Plugins {
+    objects: BTreeMap<String, Value>,
+    /// Writes of this one are refused.
+    refused: Option<String>,
+    /// What was closed after each write, in all of them together.
+    closed: Vec<BTreeSet<String>>,
+}
+
+impl Server {
+    fn output(&self) -> ClusterOutput {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move { Ok::<_, std::io::Error>(server.answer(request).await) }
+        });
+        ClusterOutput {
+            pen: Pen::always(),
+            ..ClusterOutput::new(Cluster::with_client(Client::new(service, "x")))
+        }
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let body = body.collect_bytes().await.unwrap();
+        let mut plugins = self.0.lock().unwrap();
+        if head.method == Method::GET {
+            let items: Vec<&Value> = plugins.objects.values().collect();
+            let list = json!({
+                "apiVersion": wasm_plugin::API_VERSION, "kind": "WasmPluginList",
+                "metadata": {"resourceVersion": "1"}, "items": items,
+            });
+            return answer(200, &list);
+        }
+        let mut object: Value = serde_json::from_slice(&body).unwrap();
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        if plugins.refused.as_ref() == Some(&name) {
+            let status = json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 403,
+                "reason": "Forbidden", "message": "not today",
+            });
+            return answer(403, &status);
+        }
+        let version = plugins.closed.len() + 2;
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        plugins.objects.insert(name, object.clone());
+        let closed = plugins.closed();
+        plugins.closed.push(closed);
+        answer(if head.method == Method::POST { 201 } else { 200 }, &object)
+    }
+}
+
+impl Plugins {
+    fn closed(&self) -> BTreeSet<String> {
+        let hosts = self.objects.values().flat_map(|object| closes(&object["spec"]));
+        hosts.filter(|host| *host != wasm_plugin::SENTINEL).map(str::to_owned).collect()
+    }
+}
+
+fn answer(status: u16, body: &Value) -> Response<Body> {
+    Response::builder().status(status).body(Body::from(serde_json::to_vec(body).unwrap())).unwrap()
+}
+
+fn plan(apps: usize) -> Plan {
+    let mut plan = Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
+    plan.blocks = (0..apps)
+        .map(|n| Block {
+            app: App::new("ns-a", "app", format!("web-{n:03}")),
+            since: Timestamp::UNIX_EPOCH,
+            grounds: Vec::new(),
+            accused: BTreeSet::new(),
+            exposure: Exposure::plain([format!("web-{n:03}.ns-a.svc").into()]),
+            reason: String::new(),
+        })
+        .collect();
+    plan
+}
+
+#[tokio::test]
+async fn with_one_shard_more_nobody_is_opened_in_between_not_even_when_it_can_not_be_made() {
+    let mut settings = Config::default().settings();
+    settings.gateway.max_bytes = 8 * 1024;
+    let server = Server::default();
+    let mut output = server.output();
+    let mut write = async |apps| {
+        let outcome = output.write(&plan(apps), &settings, &Pen::always(), || true).await;
+        outcome.problems.into_iter().filter(|problem| problem.contains("WasmPlugin")).collect::<Vec<_>>()
+    };
+    assert_eq!(write(150).await, Vec::<String>::new());
+    let (shards, closed) = {
+        let plugins = server.0.lock().unwrap();
+        (plugins.objects.len(), plugins.closed())
+    };
+    assert_eq!(closed.len(), 150);
+    let apps = 450;
+    let more = resources::render(&plan(apps), &settings, resources::Existing::default());
+    let many = more.iter().filter(|object| object.kind == wasm_plugin::KIND).count();
+    assert!(many > shards, "{many} after {shards}");
+
+    // The first new shard can't be made.
+    let refused = format!("procscan-violations-{shards}");
+    server.0.lock().unwrap().refused = Some(refused.clone());
+    let problems = write(apps).await;
+    assert!(problems.iter().any(|problem| problem.contains("not today")), "{problems:?}");
+    assert!(problems.iter().any(|problem| problem.contains("left as it is until")), "{problems:?}");
+    server.0.lock().unwrap().refused = None;
+    assert_eq!(write(apps).await, Vec::<String>::new());
+    let plugins = server.0.lock().unwrap();
+    assert_eq!(plugins.closed().len(), apps);
+    let first = plugins.closed.iter().position(|now| *now == closed).unwrap();
+    for now in &plugins.closed[first..] {
+        assert!(closed.is_subset(now), "opened: {:?}", closed.difference(now));
+    }
+}

@@ -6,7 +6,7 @@ use super::book::Book;
 use super::decision::DecisionKind;
 use super::evaluate::Pass;
 use super::facts::{Verdict, claimed_app};
-use super::incident::{ClearedGround, EvidenceId, Ground, Incident, Standing};
+use super::incident::{ClearedGround, EvidenceId, Ground, Incident, Silence, Standing};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
 use crate::names::{App, NodeName};
@@ -55,6 +55,8 @@ impl Book {
                 }
                 let judge =
                     |e: &EvidenceView, at| pass.facts.judge(&e.node, &e.record, at, pass.policy.verify_pods);
+                // Whatever is believed of it, its node is not silent.
+                let silence = Silence { mark: evidence.mark, counted_from: fresh_at };
                 let (mut evidence, mut fresh_at, mut already) = (evidence, fresh_at, already);
                 let mut verdict = judge(evidence, fresh_at);
                 // Where evidence is renewed more often than its Pod is looked up, each look-up is too old for the latest. It
@@ -83,7 +85,7 @@ impl Book {
                             continue;
                         }
                         if evidence.presence == Presence::Active {
-                            self.accuse(app, id, evidence, fresh_at, pass);
+                            self.accuse(app, id, (evidence, fresh_at), silence, pass);
                         }
                     }
                     // Evidence that was accepted while it was fresh is not disputed because the Pod has gone since.
@@ -110,7 +112,7 @@ impl Book {
                         let ground = before.and_then(|app| self.incidents.get_mut(app)?.grounds.get_mut(&id));
                         // Not accepted, but no sign of absence either: nothing is cleared by it.
                         if let Some(ground) = ground {
-                            (ground.mark, ground.counted_from) = (evidence.mark, fresh_at);
+                            ground.count(silence);
                         }
                         if evidence.presence == Presence::Active {
                             pass.doubtful.insert(id.0.namespace.clone());
@@ -142,8 +144,8 @@ impl Book {
         &mut self,
         app: App,
         id: EvidenceId,
-        evidence: &EvidenceView,
-        fresh_at: Moment,
+        (evidence, fresh_at): (&EvidenceView, Moment),
+        silence: Silence,
         pass: &Pass<'_>,
     ) {
         let same_incident = pass.policy.same_incident;
@@ -163,15 +165,13 @@ impl Book {
         incident.inherited = None;
         incident.note_process(&id.0.process);
         incident.tombstones.remove(&id);
-        match incident.grounds.get_mut(&id) {
+        if let Some(old) = incident.grounds.get_mut(&id).filter(|old| old.knows(evidence, fresh_at)) {
             // Evidence that we have heard is still fresh, but its record may have been re-read: keep the clock.
-            Some(old) if old.knows(evidence, fresh_at) => {
-                (old.active, old.gone, old.observations) = (true, false, evidence.observations);
-            }
-            Some(old) => *old = Ground::of(evidence, fresh_at, scan_interval),
-            None => {
-                incident.grounds.insert(id, Ground::of(evidence, fresh_at, scan_interval));
-            }
+            (old.active, old.gone, old.observations) = (true, false, evidence.observations);
+        } else {
+            let mut ground = Ground::of(evidence, fresh_at, scan_interval);
+            ground.count(silence);
+            incident.grounds.insert(id, ground);
         }
     }
 

@@ -200,7 +200,19 @@ impl StickyRelease {
     }
 }
 
+/// From when on a node's silence counts: the reading of its odometer, and the moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Silence {
+    pub(super) mark: Duration,
+    pub(super) counted_from: Moment,
+}
+
 impl Ground {
+    /// Starts its clearing clock anew.
+    pub(super) fn count(&mut self, Silence { mark, counted_from }: Silence) {
+        (self.mark, self.counted_from) = (mark, counted_from);
+    }
+
     /// What a node says, as of now.
     pub(super) fn of(evidence: &EvidenceView, fresh_at: Moment, scan_interval: Option<Duration>) -> Self {
         Self {

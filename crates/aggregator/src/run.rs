@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use procscan_core::ledger::Ledger;
 use procscan_core::plan::Plan;
+use procscan_core::policy::Mode;
+use procscan_core::state::EnforcementSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -230,7 +232,17 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
         }
         (StateMode::Cluster, None) => anyhow::bail!("state.mode: cluster needs a cluster"),
         (StateMode::File, _) => {
-            let store = FileStore::open(config.state.directory()).await.context("state.directory")?;
+            // Nobody knows any more whom operators have released or exempted: nobody new is blocked before they have looked. Dry-run
+            // blocks nobody anyway.
+            let after_loss = EnforcementSpec {
+                mode: Some(Mode::Paused),
+                by: Some("procscan-aggregator".to_owned()),
+                reason: Some("the state was damaged: look, then resume".to_owned()),
+            };
+            let after_loss = Some(after_loss).filter(|_| config.policy().mode != Mode::DryRun);
+            let store = FileStore::open_with(config.state.directory(), after_loss)
+                .await
+                .context("state.directory")?;
             Ok(Place {
                 kept: store.shown(),
                 desk: Desk::File(store.clone()),

@@ -53,7 +53,8 @@ pub(super) struct ExemptBody {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EnforceBody {
-    /// `null`: what the configuration says.
+    /// `null`: what the configuration says. To be said: forgetting it must not lift a pause.
+    #[serde(deserialize_with = "Option::deserialize")]
     mode: Option<Mode>,
     reason: Option<String>,
 }
@@ -66,9 +67,9 @@ pub(super) async fn approve(
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
     let ApproveBody { reason } = body.map_err(|rejection| refused(&rejection))?.0;
-    api.find_open(&name)?;
+    let decided = api.find_open(&name)?;
     let number = desk.approve(&name, Approval { by: Some(by.clone()), reason }).await?;
-    api.until_done(&name, number, &by).await
+    api.until_done(&name, number, DecisionKind::Approved, &by, decided).await
 }
 
 pub(super) async fn release(
@@ -82,9 +83,9 @@ pub(super) async fn release(
     if until.is_some_and(|until| until <= Timestamp::now()) {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "until: a time to come"));
     }
-    api.find_open(&name)?;
+    let decided = api.find_open(&name)?;
     let number = desk.release(&name, Release { by: Some(by.clone()), reason, until }).await?;
-    api.until_done(&name, number, &by).await
+    api.until_done(&name, number, DecisionKind::Released, &by, decided).await
 }
 
 pub(super) async fn exempt(
@@ -101,6 +102,9 @@ pub(super) async fn exempt(
             StatusCode::BAD_REQUEST,
             "id: letters, digits, hyphens and dots, as in a host name",
         ));
+    }
+    if until.is_some_and(|until| until <= Timestamp::now()) {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "until: a time to come"));
     }
     let exemption = ExemptionSpec { namespace, app, process, rule, reason, until, by: Some(by) };
     desk.exempt(&id, &exemption).await?;
@@ -167,19 +171,27 @@ impl Api {
         Ok((self.views.desk.clone(), caller.name))
     }
 
-    /// An incident that is over is history, and nothing is done to it any more.
-    fn find_open(&self, name: &str) -> Result<(), Problem> {
+    /// An incident that is over is history, and nothing is done to it any more. How much has been decided of it.
+    fn find_open(&self, name: &str) -> Result<u64, Problem> {
         let kept = self.views.kept.borrow().clone();
         let status = kept.incidents.get(name).and_then(|incident| incident.status.as_ref());
         // What is not seen here yet may be there all the same.
         if status.is_some_and(|status| status.state == procscan_core::state::IncidentState::Ended) {
             return Err(Problem::new(StatusCode::CONFLICT, "the incident is over"));
         }
-        Ok(())
+        Ok(status.map_or(0, |status| status.decided))
     }
 
-    /// Waits until everything up to `number` has been done, and says what has come of it.
-    async fn until_done(&self, name: &str, number: i64, by: &str) -> Result<Response, Problem> {
+    /// Waits until everything up to `number` has been done, and says what has come of it: whether, after the first `decided`
+    /// decisions, there is what was `wanted`.
+    async fn until_done(
+        &self,
+        name: &str,
+        number: i64,
+        wanted: DecisionKind,
+        by: &str,
+        decided: u64,
+    ) -> Result<Response, Problem> {
         let mut kept = self.views.kept.clone();
         let is_done = |kept: &std::sync::Arc<crate::state::Kept>| {
             let status = kept.incidents.get(name).and_then(|incident| incident.status.as_ref());
@@ -196,8 +208,12 @@ impl Api {
                 (StatusCode::ACCEPTED, Json(json!({"status": "kept", "detail": detail}))).into_response()
             );
         };
-        let last = incident.status.decisions.iter().rev().find(|decision| *decision.actor == *by);
-        if let Some(refused) = last.filter(|decision| decision.decision == DecisionKind::Refused) {
+        let status = &incident.status;
+        let new = usize::try_from(status.decided.saturating_sub(decided)).unwrap_or(usize::MAX);
+        let ours = || status.decisions.iter().rev().take(new).filter(|decision| *decision.actor == *by);
+        if !ours().any(|decision| decision.decision == wanted)
+            && let Some(refused) = ours().find(|decision| decision.decision == DecisionKind::Refused)
+        {
             return Err(Problem::new(StatusCode::CONFLICT, refused.reason.clone()));
         }
         Ok(Json(Shown::from(incident)).into_response())

@@ -1,8 +1,12 @@
 //! `simulate`: recorded incidents under other rules.
 
-use std::path::Path;
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use jiff::Timestamp;
 use procscan_core::policy::{Fate, simulate};
 
@@ -10,6 +14,7 @@ use super::CommandError;
 use super::run::text;
 use crate::config::{Config, Level, Logger, StateMode};
 use crate::run;
+use crate::state::sqlite::FILES;
 use crate::state::{FileStore, Kept};
 use crate::telemetry;
 
@@ -31,10 +36,47 @@ async fn kept(config: &Config) -> anyhow::Result<Kept> {
         (StateMode::Cluster, Some(cluster)) => Ok(run::objects(config, &cluster).read().await?),
         (StateMode::Cluster, None) => anyhow::bail!("state.mode: cluster needs a cluster"),
         (StateMode::File, _) => {
-            let store = FileStore::open(config.state.directory()).await?;
+            let directory = config.state.directory();
+            let copy =
+                Copy::of(directory).with_context(|| format!("state.directory: {}", directory.display()))?;
+            let store = FileStore::open(&copy.0).await?;
             store.load().await?;
             let kept = Kept::clone(&store.shown().borrow());
+            // In the copy a damaged file has been set aside, and there is nothing in its place.
+            let is_damaged = store.has_set_aside().await;
+            anyhow::ensure!(
+                !is_damaged,
+                "state.directory: {}: the state is damaged, or was being written just now; nothing is simulated",
+                directory.display()
+            );
             Ok(kept)
+        }
+    }
+}
+
+/// The state file once more, in a place of its own: opening it makes, mends and locks files, and a service may be using it.
+struct Copy(PathBuf);
+
+impl Copy {
+    fn of(directory: &Path) -> std::io::Result<Self> {
+        let copy = Self(std::env::temp_dir().join(format!("procscan-simulate-{}", std::process::id())));
+        // What is in it is nobody else's business.
+        DirBuilder::new().mode(0o700).create(&copy.0)?;
+        for name in FILES {
+            match std::fs::copy(directory.join(name), copy.0.join(name)) {
+                // There is a journal only while something is written.
+                Err(error) if error.kind() == ErrorKind::NotFound && name != FILES[0] => {}
+                copied => drop(copied?),
+            }
+        }
+        Ok(copy)
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            eprintln!("{} can't be removed: {error}", self.0.display());
         }
     }
 }

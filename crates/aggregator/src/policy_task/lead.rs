@@ -125,6 +125,14 @@ impl<'a> Lead<'a> {
         if open + inherited.len() > 0 {
             tracing::info!(incidents = open, inherited = inherited.len(), "taken over from before");
         }
+        if !inherited.is_empty() && !self.is_copy {
+            tracing::warn!(
+                alert = "state",
+                apps = inherited.len(),
+                "found blocked, and nothing is kept of it: by an earlier version; or what was kept is lost, and operators' releases, \
+                 exemptions and pauses with it"
+            );
+        }
         self.decisions.extend(inherited);
         Ok(())
     }

@@ -141,14 +141,17 @@ impl Objects {
                 live => live?,
             };
             let observed = live.data.pointer("/status/observed").and_then(Value::as_i64).unwrap_or(0);
-            let waits = live.data.pointer(&format!("/spec/{field}")).is_some();
-            if waits && live.metadata.generation.unwrap_or(0) > observed {
+            let is_done = live.metadata.generation.unwrap_or(0) <= observed;
+            if live.data.pointer(&format!("/spec/{field}")).is_some() && !is_done {
                 return Err(DeskError::Busy(name.to_owned()));
             }
-            let patch = json!({
-                "metadata": {"resourceVersion": live.resource_version()},
-                "spec": {field: value},
-            });
+            let mut spec = serde_json::Map::new();
+            if is_done {
+                // What has been done is not to be done again with the next word.
+                spec.extend([("approve".to_owned(), Value::Null), ("release".to_owned(), Value::Null)]);
+            }
+            spec.insert(field.to_owned(), value.clone());
+            let patch = json!({"metadata": {"resourceVersion": live.resource_version()}, "spec": spec});
             let ask = self.ask("patch", "incidents.procscan.sealos.io");
             match self.cluster.ask(ask, api.patch(name, &by_us(), &Patch::Merge(&patch))).await {
                 Ok(live) => return Ok(live.metadata.generation.unwrap_or(0)),

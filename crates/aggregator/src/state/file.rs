@@ -30,6 +30,8 @@ pub struct FileStore(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     directory: Box<Path>,
+    /// With what to go on if the state was damaged, and with it what operators wanted.
+    after_loss: Option<EnforcementSpec>,
     inner: Mutex<Inner>,
     shown: watch::Sender<Arc<Kept>>,
 }
@@ -56,8 +58,18 @@ impl FileStore {
     /// Opens the state in `directory`. What only has to be waited out (a full disk, for example) is tried again later; a file that
     /// is another's, or of a newer version, is an error at once.
     pub async fn open(directory: &Path) -> Result<Self, StateError> {
+        Self::open_with(directory, None).await
+    }
+
+    /// The same. If the file was damaged, and everything that operators wanted is lost with it, the new one begins with
+    /// `after_loss`.
+    pub async fn open_with(
+        directory: &Path,
+        after_loss: Option<EnforcementSpec>,
+    ) -> Result<Self, StateError> {
         let store = Self(Arc::new(Shared {
             directory: directory.into(),
+            after_loss,
             inner: Mutex::default(),
             shown: watch::channel(Arc::default()).0,
         }));
@@ -80,6 +92,12 @@ impl FileStore {
         self.0.shown.subscribe()
     }
 
+    /// Whether what was there was found damaged.
+    pub async fn has_set_aside(&self) -> bool {
+        let sqlite = self.0.inner.lock().await.sqlite.clone();
+        sqlite.is_some_and(|sqlite| sqlite.warnings().iter().any(|aside| aside.problem.is_some()))
+    }
+
     /// Whether it has been read.
     pub(super) fn is_known(&self) -> bool {
         self.0.shown.borrow().is_complete
@@ -97,6 +115,17 @@ impl FileStore {
             // Whatever is there now is what is known.
             sqlite.recover().await?;
             inner.is_doubtful = false;
+        }
+        if let Some(lost) = sqlite.warnings().into_iter().find(|aside| aside.problem.is_some())
+            && let Some(spec) = self.0.after_loss.as_ref().filter(|_| !inner.kept.is_complete)
+        {
+            let put = vec![enforced(spec)];
+            sqlite.commit(&Batch { put, ..Batch::default() }).await?;
+            tracing::error!(
+                alert = "state",
+                mode = json!(spec.mode).as_str(),
+                "{lost}. Releases, exemptions and the mode that operators had set are lost with it"
+            );
         }
         let documents = sqlite.load().await.inspect_err(|_| inner.is_doubtful = true)?;
         inner.kept = kept(&documents)?;
@@ -177,6 +206,10 @@ impl FileStore {
             let incident = Arc::make_mut(incident);
             let observed = incident.status.as_ref().map_or(0, |status| status.observed);
             let waits = incident.generation > observed;
+            if !waits {
+                // What has been done is not to be done again with the next word.
+                (incident.spec.approve, incident.spec.release) = (None, None);
+            }
             match want {
                 Want::Approve(_) if waits && incident.spec.approve.is_some() => {
                     return Err(DeskError::Busy(name.to_owned()));
@@ -220,9 +253,7 @@ impl FileStore {
     pub(super) async fn enforce(&self, spec: &EnforcementSpec) -> Result<(), DeskError> {
         let change = |kept: &mut Kept| {
             kept.enforcement = spec.clone();
-            let name = enforcement::NAME.to_owned();
-            let document = Document { kind: Kind::Enforcement, name, body: json!(spec) };
-            Ok(Batch { put: vec![document], ..Batch::default() })
+            Ok(Batch { put: vec![enforced(spec)], ..Batch::default() })
         };
         self.change(change).await
     }
@@ -280,6 +311,10 @@ fn document(name: &str, incident: &KeptIncident) -> Document {
     Document { kind: Kind::Incident, name: name.to_owned(), body: json!(body) }
 }
 
+fn enforced(spec: &EnforcementSpec) -> Document {
+    Document { kind: Kind::Enforcement, name: enforcement::NAME.to_owned(), body: json!(spec) }
+}
+
 fn logged(name: &str, spec: &IncidentSpec, status: &IncidentStatus) -> Vec<LoggedDecision> {
     let entry = |decision: &Decision| LoggedDecision {
         at: decision.at,
@@ -298,11 +333,7 @@ fn everything(kept: &Kept) -> Batch {
         name: name.clone(),
         body: json!(spec),
     }));
-    put.push(Document {
-        kind: Kind::Enforcement,
-        name: enforcement::NAME.to_owned(),
-        body: json!(kept.enforcement),
-    });
+    put.push(enforced(&kept.enforcement));
     let decisions = kept
         .incidents
         .iter()

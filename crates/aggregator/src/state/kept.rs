@@ -130,7 +130,12 @@ impl Kept {
         let (mut rules, mut wrong) = (Vec::new(), Vec::new());
         for (name, exemption) in &self.exemptions {
             match exemption.rule() {
-                Ok(rule) => rules.push(rule),
+                Ok(mut rule) => {
+                    // Whose word it is belongs to what follows from it.
+                    let by = exemption.by.as_deref().filter(|by| !by.trim().is_empty()).unwrap_or("somebody");
+                    rule.reason = format!("{} (Exemption {name}, by {})", rule.reason, by.escape_debug());
+                    rules.push(rule);
+                }
                 Err(error) => wrong.push(format!("Exemption {name}: {error}")),
             }
         }

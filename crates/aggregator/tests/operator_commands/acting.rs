@@ -151,8 +151,9 @@ fn exemptions_that_make_no_sense_are_bad_usage() {
         (&["--reason", "x"][..], "at least one of namespace, app, process and rule is needed"),
         (&["--app", "/(/", "--reason", "x"], "app.regex: unclosed group"),
         (&["--app", "web", "--reason", " "], "reason: a reason that the next person understands"),
-        (&["--app", "//", "--reason", "x"], "--app: a text, or a regular expression as /REGEX/"),
-        (&["--rule", "", "--reason", "x"], "--rule: a text, or a regular expression as /REGEX/"),
+        (&["--app", "//", "--reason", "x"], "app: an empty text is none"),
+        (&["--rule", "", "--reason", "x"], "rule: an empty text is none"),
+        (&["--namespace", "/^ns-", "--reason", "x"], "namespace: `/^ns-` is no namespace's name"),
         (&["--app", "web", "--reason", "x", "--id", "A b"], "--id A b: allowed are small letters"),
         (&["--app", "web", "--reason", "x", "--until", "2020-01-01T00:00:00Z"], "--until: 2020-01-01"),
     ] {

@@ -208,7 +208,11 @@ impl Book {
         policy: &Policy,
         now: Moment,
     ) -> Result<Decision, ActError> {
-        let By { name: actor, reason: words } = by.into();
+        let By { name, reason: words } = by.into();
+        // Nobody's word is to be taken for the rules' own.
+        let own = Actor::Policy.name();
+        let actor = if *name == *own { format!("{name} (an operator)") } else { name.to_owned() };
+        let actor = &*actor;
         let app = act.app().clone();
         let done = match act {
             Act::Approve { app } => self.approve(app, policy, now).map(|why| (DecisionKind::Approved, why)),

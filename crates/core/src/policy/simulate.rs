@@ -77,6 +77,8 @@ pub fn simulate(
         moments.extend(piece.from.checked_add(policy.grace).ok());
     }
     moments.extend(acts.iter().map(|(at, _, _)| *at));
+    moments.extend(policy.exemptions.iter().filter_map(|exemption| exemption.until));
+    moments.retain(|at| *at >= since);
 
     let mut book = Book::default();
     let mut blocked: BTreeSet<App> = BTreeSet::new();
@@ -168,17 +170,26 @@ fn acts(incidents: &[kept::Incident], since: Timestamp) -> Vec<(Timestamp, Act, 
 
 /// Whether each App was blocked, and why or why not.
 fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bool, String)> {
+    use DecisionKind::{Approved, Blocked, Held, Inherited, ReleaseHeld, Released, Warned};
+
     let mut fates: BTreeMap<App, (bool, String)> = BTreeMap::new();
     for incident in incidents {
         let status = &incident.status;
         let is_blocked = matches!(status.state, IncidentState::Blocked | IncidentState::ReleaseHeld);
-        // Whoever was released in that time was blocked in it.
-        let tells = |decision: &kept::Decision| {
-            use DecisionKind::{Approved, Blocked, Inherited, ReleaseHeld, Released};
+        // Whoever was released in that time was blocked in it, unless an operator released what was only announced or held.
+        let mut is_waiting = false;
+        let mut tells = |decision: &kept::Decision| {
             let kind = decision.decision;
-            decision.at >= since && matches!(kind, Approved | Blocked | Inherited | ReleaseHeld | Released)
+            let tells = matches!(kind, Approved | Blocked | Inherited | ReleaseHeld)
+                || kind == Released && !is_waiting;
+            if matches!(kind, Approved | Blocked | Inherited | ReleaseHeld | Held | Warned) {
+                is_waiting = matches!(kind, Held | Warned);
+            }
+            decision.at >= since && tells
         };
-        let was_blocked = is_blocked || status.decisions.iter().any(tells);
+        // All of them are looked at, in order.
+        let was_blocked =
+            status.decisions.iter().filter(|decision| tells(decision)).count() > 0 || is_blocked;
         let is_end = |decision: &&kept::Decision| {
             !matches!(
                 decision.decision,

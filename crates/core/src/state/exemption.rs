@@ -5,6 +5,7 @@ use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::names::is_dns_label;
 use crate::policy::{self, Pattern};
 
 /// Accusations that are shown but not enforced. All given parts must match.
@@ -70,6 +71,14 @@ pub enum ExemptionError {
     /// A part is no regular expression.
     #[error("{0}.regex: {1}")]
     Regex(&'static str, String),
+    /// A part is empty: it would cover nothing, or everything.
+    #[error("{0}: an empty text is none")]
+    Blank(&'static str),
+    /// No namespace has such a name.
+    #[error(
+        "namespace: `{0}` is no namespace's name; is it a regular expression (regex, or /.../ on the command line)?"
+    )]
+    Namespace(String),
     /// Nobody would know why.
     #[error("reason: a reason that the next person understands")]
     NoReason,
@@ -81,6 +90,7 @@ const MAX_PATTERN: usize = 1 << 20;
 impl Match {
     fn pattern(&self, part: &'static str) -> Result<Pattern, ExemptionError> {
         match (&self.exact, &self.regex) {
+            (Some(text), None) | (None, Some(text)) if text.is_empty() => Err(ExemptionError::Blank(part)),
             (Some(exact), None) => Ok(Pattern::Exact(exact.clone())),
             (None, Some(text)) => {
                 let regex = regex::RegexBuilder::new(text).size_limit(MAX_PATTERN).build();
@@ -120,6 +130,11 @@ impl ExemptionSpec {
         if exemption.is_empty() {
             return Err(ExemptionError::Empty);
         }
+        if let Some(Pattern::Exact(name)) = &exemption.namespace
+            && !is_dns_label(name)
+        {
+            return Err(ExemptionError::Namespace(name.clone()));
+        }
         if self.reason.trim().is_empty() {
             return Err(ExemptionError::NoReason);
         }
@@ -140,6 +155,9 @@ mod tests {
         let both = r#"{"rule": {"exact": "a", "regex": "b"}, "reason": "x"}"#;
         assert_eq!(spec(both), Err(ExemptionError::Either("rule")));
         assert_eq!(spec(r#"{"app": {"exact": "a"}, "reason": " "}"#), Err(ExemptionError::NoReason));
+        assert_eq!(spec(r#"{"app": {"regex": ""}, "reason": "x"}"#), Err(ExemptionError::Blank("app")));
+        let namespace = Err(ExemptionError::Namespace("^ns-".to_owned()));
+        assert_eq!(spec(r#"{"namespace": {"exact": "^ns-"}, "reason": "x"}"#), namespace);
         let error = spec(r#"{"process": {"regex": "("}, "reason": "x"}"#).unwrap_err().to_string();
         assert!(error.starts_with("process.regex: "), "{error}");
     }

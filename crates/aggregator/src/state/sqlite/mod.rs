@@ -28,6 +28,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
 pub use self::error::{StateError, StateErrorKind};
+pub use self::place::FILES;
 pub use self::store::SetAside;
 use self::store::{Aside, Store};
 use super::{Batch, DecisionFilter, Document, LoggedDecision};

@@ -17,6 +17,9 @@ use jiff::Timestamp;
 
 use super::error::{StateError, StateErrorKind};
 
+/// What the state is in, the database first: the other one is there only while something is written, or was.
+pub const FILES: [&str; 2] = [DATABASE, "state.db-journal"];
+
 const DATABASE: &str = "state.db";
 const LOCK: &str = "state.lock";
 const UNFINISHED: &str = ".new";

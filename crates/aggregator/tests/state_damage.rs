@@ -1,0 +1,80 @@
+//! A state file that was damaged: what operators had said is lost with it, and so nobody new is blocked before they have looked.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::service::{LIMIT, closed, runtime, scene, start};
+use common::{PROGRAM, get_json, wait_for};
+
+fn simulate(directory: &Path) -> Output {
+    Command::new(PROGRAM)
+        .args(["simulate", "--config", "config.yaml", "--since", "24h"])
+        .current_dir(directory)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn after_damage_the_service_is_paused_and_what_is_blocked_stays_blocked() {
+    let runtime = runtime();
+    let _context = runtime.enter();
+    let directory = tempfile::tempdir().unwrap();
+    let (fleet, address) = scene(directory.path());
+    let running = start(directory.path());
+    wait_for("a block", LIMIT, || {
+        fleet.scan_now(0);
+        (closed(directory.path()).len() == 1).then_some(())
+    });
+    let before = closed(directory.path());
+    assert!(running.terminate(LIMIT).success());
+    let state = directory.path().join("state/state.db");
+    fs::write(&state, "garbage").unwrap();
+
+    let running = start(directory.path());
+    let mode = || {
+        let enforcement = common::try_get(address, "/api/v1/enforcement")?;
+        let enforcement: serde_json::Value = serde_json::from_str(&enforcement.body).ok()?;
+        enforcement["mode"].as_str().map(str::to_owned)
+    };
+    assert_eq!(wait_for("the mode", LIMIT, mode), "paused");
+    // Ten rounds in which others offend.
+    let rounds = || get_json(address, "/readyz")["rounds"].as_u64().unwrap();
+    let last = rounds() + 10;
+    wait_for("ten rounds", LIMIT, || {
+        (0..5).for_each(|node| fleet.scan_now(node));
+        (rounds() >= last).then_some(())
+    });
+    assert_eq!(closed(directory.path()), before);
+    assert!(running.terminate(LIMIT).success());
+    // Where there is nothing at all, it is the first start.
+    fs::remove_dir_all(directory.path().join("state")).unwrap();
+    let _running = start(directory.path());
+    wait_for("the others to be blocked", LIMIT, || {
+        (0..5).for_each(|node| fleet.scan_now(node));
+        (closed(directory.path()).len() >= 5).then_some(())
+    });
+}
+
+#[test]
+fn simulate_reads_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime();
+    let _context = runtime.enter();
+    let _fleet = scene(directory.path());
+    let state = directory.path().join("state");
+    let nothing = simulate(directory.path());
+    assert!(!nothing.status.success() && !state.exists(), "{nothing:?}");
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("state.directory: state"), "{nothing:?}");
+
+    fs::create_dir(&state).unwrap();
+    fs::write(state.join("state.db"), "garbage").unwrap();
+    let damaged = simulate(directory.path());
+    assert!(!damaged.status.success(), "{damaged:?}");
+    assert!(String::from_utf8_lossy(&damaged.stderr).contains("damaged"), "{damaged:?}");
+    assert_eq!(fs::read(state.join("state.db")).unwrap(), b"garbage");
+    assert_eq!(common::listing(&state), ["state.db"]);
+}

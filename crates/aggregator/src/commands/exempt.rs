@@ -66,7 +66,6 @@ fn declared(args: &args::Exempt) -> Result<Declared, CommandError> {
         until: until(args.until)?,
         by: None,
     };
-    spec.rule().map_err(|e| CommandError::Usage(e.to_string()))?;
     let parts = [
         ("namespace", &args.namespace),
         ("app", &args.app),
@@ -76,6 +75,7 @@ fn declared(args: &args::Exempt) -> Result<Declared, CommandError> {
     if let Some((name, _)) = parts.iter().find(|(_, text)| matches!(text.as_deref(), Some("" | "//"))) {
         return Err(CommandError::Usage(format!("--{name}: a text, or a regular expression as /REGEX/")));
     }
+    spec.rule().map_err(|e| CommandError::Usage(e.to_string()))?;
     if let Some(id) = args.id.as_ref().filter(|id| !is_dns_subdomain(id)) {
         let allowed = "allowed are small letters, digits, hyphens and dots, as in a host name";
         return Err(CommandError::Usage(format!("--id {}: {allowed}", escaped(id))));

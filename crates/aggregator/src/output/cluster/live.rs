@@ -48,6 +48,16 @@ pub(super) fn closes(spec: &Value) -> BTreeSet<&str> {
     hosts.filter_map(Value::as_str).collect()
 }
 
+/// The same WasmPlugin, which closes `hosts` as well.
+pub(super) fn with_services(object: &Object, hosts: &[&str]) -> Object {
+    let mut object = object.clone();
+    let list = object.spec.pointer_mut("/matchRules/0/service").and_then(Value::as_array_mut);
+    if let Some(list) = list {
+        list.extend(hosts.iter().map(|host| Value::from(*host)));
+    }
+    object
+}
+
 pub(super) fn is_suspended(live: &Live) -> bool {
     live.annotations().get(SUSPEND).is_some_and(|value| value == "true")
 }

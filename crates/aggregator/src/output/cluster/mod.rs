@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use self::live::{
     Key, Live, closes, difference, existing, has_same_words, hash, hash_of, is_ours, is_suspended, key,
-    left_alone, named, plural, resource, with_labels_of,
+    left_alone, named, plural, resource, with_labels_of, with_services,
 };
 use super::Outcome;
 use super::difference::{Difference, surplus};
@@ -199,12 +199,18 @@ impl ClusterOutput {
             let listed = live.iter().find(|live| is_plugin && live.name_any() == object.metadata.name);
             let wanted = closes(&object.spec);
             let is = listed.and_then(|live| live.data.get("spec")).map(closes).unwrap_or_default();
-            if let Some(host) = is.difference(&wanted).find(|host| unclosed.contains(*host)) {
-                let object = named(object);
-                outcome
-                    .problems
-                    .push(format!("{object} is left as it is until {host} can be closed elsewhere"));
-                continue;
+            // What moves away stays until it is closed where it moves to.
+            let staying: Vec<&str> =
+                is.difference(&wanted).copied().filter(|host| unclosed.contains(host)).collect();
+            let whole;
+            let mut object = object;
+            if !staying.is_empty() {
+                whole = with_services(object, &staying);
+                let (name, count) = (named(object), staying.len());
+                outcome.problems.push(format!(
+                    "{name} lists {count} Services more until they can be closed in another one"
+                ));
+                object = &whole;
             }
             let before = (outcome.problems.len(), outcome.suspended.len());
             let kept = match listed {

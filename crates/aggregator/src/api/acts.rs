@@ -131,7 +131,9 @@ pub(super) async fn enforce(
     let EnforceBody { mode, reason } = body.map_err(|rejection| refused(&rejection))?.0;
     let spec = EnforcementSpec { mode, reason, by: Some(by) };
     desk.enforce(&spec).await?;
-    tracing::warn!(?mode, actor = spec.by, reason = spec.reason, "the mode of enforcement is changed");
+    let said = json!(mode);
+    let said = said.as_str().unwrap_or("as configured");
+    tracing::warn!(mode = said, actor = spec.by, reason = spec.reason, "the mode of enforcement is changed");
     Ok(Json(json!({"mode": mode, "reason": spec.reason, "by": spec.by})).into_response())
 }
 
@@ -203,7 +205,8 @@ impl Api {
             _ => None,
         };
         let Some(incident) = incident else {
-            let detail = "it is kept, and will be done as soon as a replica leads and decisions can be kept";
+            let detail = "it is kept, and will be done as soon as a replica leads and decisions can be kept; in \
+                          dry-run nothing is";
             return Ok(
                 (StatusCode::ACCEPTED, Json(json!({"status": "kept", "detail": detail}))).into_response()
             );

@@ -192,7 +192,7 @@ async fn a_leader_that_is_killed_is_followed_by_another_and_nothing_is_forgotten
     replicas.nobody_was_released(&replicas.second).await?;
     releases_nobody(&replicas.world.aggregator)?;
     releases_nobody(&replicas.second)?;
-    each_is_told_once(&replicas)
+    each_is_told_once(&replicas).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,21 +227,33 @@ async fn a_leader_that_is_frozen_writes_nothing_more_when_it_thaws() -> anyhow::
         replicas.nobody_was_released(replica).await?;
         releases_nobody(replica)?;
     }
-    each_is_told_once(&replicas)?;
+    each_is_told_once(&replicas).await?;
     only_leaders_write(&replicas)
 }
 
 /// By the API server's own log: a Notification for each block, and no second write to any of them.
-fn each_is_told_once(replicas: &Replicas) -> anyhow::Result<()> {
-    let writes = audit::writes(&replicas.world.cluster.audit_of_aggregator()?)?;
+async fn each_is_told_once(replicas: &Replicas) -> anyhow::Result<()> {
+    // The gateway comes first, and the log after the answer.
+    let writes = until("everybody to be told", LIMIT, async || {
+        let writes = audit::writes(&replicas.world.cluster.audit_of_aggregator()?)?;
+        let untold = replicas.pods.iter().find(|(namespace, _)| told(&writes, namespace).is_empty());
+        ensure!(untold.is_none(), "nobody has told {untold:?}");
+        Ok(writes)
+    })
+    .await?;
     for (namespace, _) in &replicas.pods {
-        let of_tenant = |write: &&audit::Write| {
-            write.resource == "notifications" && write.object.starts_with(&format!("{namespace}/"))
-        };
-        let told: Vec<_> = writes.iter().filter(of_tenant).collect();
+        let told = told(&writes, namespace);
         ensure!(told.len() == 1, "{told:?}");
     }
     Ok(())
+}
+
+/// The writes to the Notifications of a tenant.
+fn told<'a>(writes: &'a [audit::Write], namespace: &str) -> Vec<&'a audit::Write> {
+    let of_tenant = |write: &&audit::Write| {
+        write.resource == "notifications" && write.object.starts_with(&format!("{namespace}/"))
+    };
+    writes.iter().filter(of_tenant).collect()
 }
 
 /// By the API server's own log: nothing but the Lease is written by anybody but its holder.

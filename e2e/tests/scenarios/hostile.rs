@@ -70,7 +70,7 @@ async fn names_made_to_break_things_are_data_or_refused_and_counted() -> anyhow:
     let text = told.data["spec"]["message"].as_str().unwrap_or_default();
     ensure!(!text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{text:?}");
     ensure!(told.data["spec"].as_object().is_some_and(|spec| spec.keys().all(|key| key != "kind")));
-    world.nothing_is_written(&["ns-a"], ROUNDS).await?;
+    world.nothing_more_is_written(&["ns-a"], 1, ROUNDS).await?;
     let written: Vec<Value> = world.cluster.audit_of_aggregator()?;
     let writes = ["create", "patch", "update", "delete"];
     for event in written.iter().filter(|event| event["verb"].as_str().is_some_and(|v| writes.contains(&v))) {

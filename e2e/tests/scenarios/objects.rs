@@ -158,7 +158,7 @@ async fn a_notification_is_its_readers_until_something_new_happens() -> anyhow::
     let told = world.until_told("ns-a", "unread", |told| told.labels()["isRead"] == "false").await?;
     let name = told.name_any();
     mark_as_read(&world, "ns-a", &name).await?;
-    world.nothing_is_written(&["ns-a"], ROUNDS).await?;
+    world.nothing_more_is_written(&["ns-a"], 1, ROUNDS).await?;
     // Its text is ours all the same: it is put right, and stays read.
     world.merge(&world.notifications("ns-a"), &name, json!({"spec": {"title": "You have won"}})).await?;
     let repaired = world

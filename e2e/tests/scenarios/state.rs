@@ -40,7 +40,7 @@ async fn what_can_not_be_kept_is_not_done_and_is_done_as_soon_as_it_can() -> any
     world.until_closed(&["web-x7k2.ns-a"]).await?;
     world.until_told("ns-a", "there", |_| true).await?;
     // Its Incident says so too, and nothing more is to be written.
-    world.nothing_is_written(&["ns-a"], ROUNDS).await?;
+    world.nothing_more_is_written(&["ns-a"], 1, ROUNDS).await?;
 
     forbid_incidents(&world).await?;
     world.accuse(1, &[("ns-b", &b)]);

@@ -223,7 +223,6 @@ impl World {
         found.await.with_context(|| self.last_words())
     }
 
-    /// What kubectl says, as the administrator.
     /// From now on there is a quota, `full`, that lets nobody make another object like `probe`.
     pub async fn fill(
         &self,
@@ -249,6 +248,7 @@ impl World {
         .await
     }
 
+    /// What kubectl says, as the administrator.
     pub async fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
         let output = self.cluster.kubectl(args).await?;
         ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -303,8 +303,24 @@ impl World {
         Ok(all.iter().map(version).collect())
     }
 
-    /// Nothing is written for a while.
-    pub async fn nothing_is_written(&self, namespaces: &[&str], period: Duration) -> anyhow::Result<()> {
+    /// Waits until the summary, which is written last, says so many Apps.
+    pub async fn until_summed_up(&self, apps: usize) -> anyhow::Result<()> {
+        let message = format!("检测到 {apps} 个不合规应用");
+        let is_it = |summary: &DynamicObject| {
+            summary.name_any() == "procscan-notification"
+                && summary.data["spec"]["message"] == message.as_str()
+        };
+        self.until_told("default", "the summary", is_it).await.map(drop)
+    }
+
+    /// Nothing more is written for a while, now that these many Apps are blocked.
+    pub async fn nothing_more_is_written(
+        &self,
+        namespaces: &[&str],
+        apps: usize,
+        period: Duration,
+    ) -> anyhow::Result<()> {
+        self.until_summed_up(apps).await?;
         let before = self.versions(namespaces).await?;
         throughout("nothing is written", period, async || {
             let now = self.versions(namespaces).await?;

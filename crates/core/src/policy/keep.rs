@@ -348,7 +348,6 @@ fn evidence(
         fresh_at: ground.fresh_at.wall,
         timestamp: ground.record.timestamp.clone(),
         observations: ground.observations,
-        // Rounded up: one that is too long makes nobody forget anything.
         // Rounded up: too long only means to wait longer.
         scan_interval: ground
             .scan_interval

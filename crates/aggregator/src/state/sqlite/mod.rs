@@ -45,6 +45,9 @@ const CHUNK: usize = 1000;
 pub struct Sqlite {
     directory: Arc<Path>,
     store: Arc<Mutex<Store>>,
+    /// Whose turn it is to read the log. Anybody may, and any number at once: they wait for each other here, so that what is to
+    /// be written waits for one of them at most.
+    reader: Arc<Mutex<()>>,
     aside: Aside,
 }
 
@@ -57,7 +60,7 @@ impl Sqlite {
         let (place, told) = (directory.clone(), aside.clone());
         let opened = timeout(OPENING, spawn_blocking(move || Store::open(&place, told))).await;
         let store = opened.map_err(|_| late(&directory, OPENING))?.map_err(|e| died(&directory, &e))??;
-        let sqlite = Self { directory, store: Arc::new(Mutex::new(store)), aside };
+        let sqlite = Self { directory, store: Arc::new(Mutex::new(store)), reader: Arc::default(), aside };
         let warnings = sqlite.warnings();
         Ok((sqlite, warnings))
     }
@@ -91,6 +94,7 @@ impl Sqlite {
 
     /// Entries of the log, newest first.
     pub async fn decisions(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
+        let _turn = self.reader.lock().await;
         self.ask(PATIENCE, move |store| store.decisions(&filter)).await
     }
 

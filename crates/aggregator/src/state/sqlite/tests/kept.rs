@@ -33,6 +33,32 @@ async fn what_is_committed_is_there_again_after_a_restart() {
     assert_eq!((mode(""), mode("state.db"), mode("state.lock")), (0o700, 0o600, 0o600));
 }
 
+/// Anybody may read the log, over and over: nothing that has to be kept waits for all of them.
+#[tokio::test]
+async fn a_write_waits_for_one_reader_at_most() {
+    let directory = tempdir().unwrap();
+    let sqlite = open(directory.path()).await;
+    sqlite.commit(&numbered(1)).await.unwrap();
+    let busy = sqlite.store.clone().lock_owned().await;
+    let readers: Vec<_> = (0..50)
+        .map(|_| {
+            let sqlite = sqlite.clone();
+            tokio::spawn(async move { sqlite.decisions(everything()).await.unwrap().len() })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    let batch = numbered(2);
+    let mut write = std::pin::pin!(sqlite.commit(&batch));
+    assert!(write.as_mut().now_or_never().is_none(), "all of them are in line");
+    drop(busy);
+    write.await.unwrap();
+    let mut before = 0;
+    for reader in readers {
+        before += usize::from(reader.await.unwrap() == 1);
+    }
+    assert!(before <= 1, "{before} readers came first");
+}
+
 #[tokio::test]
 async fn what_is_both_put_and_removed_stays() {
     let directory = tempdir().unwrap();

@@ -9,6 +9,10 @@ use std::process::{Command, Output};
 
 use common::service::{LIMIT, closed, runtime, scene, start};
 use common::{PROGRAM, get_json, wait_for};
+use procscan_aggregator::state::sqlite::Sqlite;
+use procscan_aggregator::state::{Desk, FileStore};
+use procscan_core::policy::Mode;
+use procscan_core::state::EnforcementSpec;
 
 fn simulate(directory: &Path) -> Output {
     Command::new(PROGRAM)
@@ -57,6 +61,29 @@ fn after_damage_the_service_is_paused_and_what_is_blocked_stays_blocked() {
         (0..5).for_each(|node| fleet.scan_now(node));
         (closed(directory.path()).len() >= 5).then_some(())
     });
+}
+
+/// The start that finds the damage may be killed before it has written down what follows from it.
+#[tokio::test]
+async fn the_next_start_is_paused_where_the_one_that_found_the_damage_was_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("state.db"), "garbage").unwrap();
+    let (killed, aside) = Sqlite::open(directory.path()).await.unwrap();
+    assert_eq!(aside.len(), 1);
+    drop(killed);
+    let paused = EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() };
+    let mode = async || {
+        let store = FileStore::open_with(directory.path(), Some(paused.clone())).await.unwrap();
+        store.load().await.unwrap();
+        let mode = store.shown().borrow().enforcement.mode;
+        (store, mode)
+    };
+    let (store, first) = mode().await;
+    assert_eq!(first, Some(Mode::Paused));
+    // Who has looked resumes, once and for all.
+    Desk::File(store.clone()).enforce(&EnforcementSpec::default()).await.unwrap();
+    drop(store);
+    assert_eq!(mode().await.1, None);
 }
 
 #[test]

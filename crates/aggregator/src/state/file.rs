@@ -62,7 +62,7 @@ impl FileStore {
     }
 
     /// The same. If the file was damaged, and everything that operators wanted is lost with it, the new one begins with
-    /// `after_loss`.
+    /// `after_loss`: for as long as there is nothing in it and the damaged one is still there.
     pub async fn open_with(
         directory: &Path,
         after_loss: Option<EnforcementSpec>,
@@ -116,18 +116,20 @@ impl FileStore {
             sqlite.recover().await?;
             inner.is_doubtful = false;
         }
-        if let Some(lost) = sqlite.warnings().into_iter().find(|aside| aside.problem.is_some())
+        let mut documents = sqlite.load().await.inspect_err(|_| inner.is_doubtful = true)?;
+        // Also if it was set aside by an earlier start that was killed before it could say so, or by one in dry-run.
+        if documents.is_empty()
+            && let Some(lost) = sqlite.warnings().pop()
             && let Some(spec) = self.0.after_loss.as_ref().filter(|_| !inner.kept.is_complete)
         {
-            let put = vec![enforced(spec)];
-            sqlite.commit(&Batch { put, ..Batch::default() }).await?;
+            documents.push(enforced(spec));
+            sqlite.commit(&Batch { put: documents.clone(), ..Batch::default() }).await?;
             tracing::error!(
                 alert = "state",
                 mode = json!(spec.mode).as_str(),
                 "{lost}. Releases, exemptions and the mode that operators had set are lost with it"
             );
         }
-        let documents = sqlite.load().await.inspect_err(|_| inner.is_doubtful = true)?;
         inner.kept = kept(&documents)?;
         self.show(inner);
         Ok(inner.kept.documents())

@@ -1,11 +1,14 @@
 //! The only owner of the ledger: takes in observations, lets time pass, publishes snapshots.
+//!
+//! A snapshot costs as much as there are violations, so one is made where somebody has a use for it: when there is news to
+//! decide on, when a round is done, and when a reader asks. Between them nothing is built.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use procscan_core::ledger::{Change, ChangeKind, Ledger, Remembered};
 use procscan_core::snapshot::Snapshot;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock::Clock;
@@ -13,9 +16,17 @@ use crate::collector::{Observation, Round};
 use crate::discovery::TargetSet;
 use crate::evidence::PodGone;
 
-/// How soon after a change a snapshot shows it. Changes within it share one snapshot.
+/// How soon after news a snapshot shows it. News within it share one snapshot.
 const PUBLISH_AFTER: Duration = Duration::from_millis(100);
-/// How often time is let pass: evidence grows old and graces end without anybody saying so.
+/// The pause after a snapshot, as a multiple of what it took: in a storm of news no more than so much of a core goes into
+/// them. At most [`MAX_PAUSE`].
+const PAUSE_SHARE: u32 = 10;
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// How old a snapshot may be that a reader is given.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long a reader waits for a newer one. Whoever reads is told something in any case.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How often time is let pass: evidence grows old without anybody saying so.
 const TICK: Duration = Duration::from_secs(1);
 /// How many observations are taken in before others get their turn.
 const BATCH: usize = 64;
@@ -42,8 +53,69 @@ pub struct Inbox {
     pub memory: mpsc::Receiver<Memory>,
 }
 
+/// The latest snapshot, and a way to ask for a newer one.
+#[derive(Clone, Debug)]
+pub struct Snapshots {
+    latest: watch::Receiver<Arc<Snapshot>>,
+    wanted: Arc<Notify>,
+    clock: Clock,
+}
+
+impl Snapshots {
+    /// What the ledger knows now, or knew a moment ago.
+    pub async fn fresh(&self) -> Arc<Snapshot> {
+        let latest = self.latest.borrow().clone();
+        let is_fresh = |snapshot: &Arc<Snapshot>| self.clock.now().since(snapshot.at) < FRESH;
+        if is_fresh(&latest) {
+            return latest;
+        }
+        let mut watch = self.latest.clone();
+        self.wanted.notify_one();
+        let newer = tokio::time::timeout(PATIENCE, watch.wait_for(is_fresh)).await;
+        // Late, or ended: the last word is as good as any.
+        newer.ok().and_then(Result::ok).map_or(latest, |newer| newer.clone())
+    }
+
+    /// What was published last. Says what there is to decide on; what has only been renewed may be missing.
+    pub fn published(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.latest.clone()
+    }
+}
+
+/// Publishes snapshots, and hears who wants one.
+#[derive(Debug)]
+pub struct Publisher {
+    latest: watch::Sender<Arc<Snapshot>>,
+    wanted: Arc<Notify>,
+    /// No snapshot before.
+    rested: Instant,
+}
+
+/// Both ends, with a first snapshot.
+pub fn snapshots(first: Snapshot, clock: Clock) -> (Publisher, Snapshots) {
+    let (sender, latest) = watch::channel(Arc::new(first));
+    let wanted = Arc::new(Notify::new());
+    let publisher = Publisher { latest: sender, wanted: wanted.clone(), rested: Instant::now() };
+    (publisher, Snapshots { latest, wanted, clock })
+}
+
+impl Publisher {
+    /// Shows what the ledger knows.
+    pub fn publish(&mut self, ledger: &mut Ledger, clock: Clock) {
+        // What a snapshot costs is real time, whatever the clock of a test says.
+        let started = std::time::Instant::now();
+        self.latest.send_replace(Arc::new(ledger.snapshot(clock.now())));
+        let pause = started.elapsed().saturating_mul(PAUSE_SHARE).min(MAX_PAUSE);
+        self.rested = Instant::now() + pause;
+    }
+
+    fn has_shown(&self, ledger: &Ledger) -> bool {
+        self.latest.borrow().news == ledger.news()
+    }
+}
+
 /// Runs until every sender of observations is gone; what they have sent is in the last snapshot.
-pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, snapshots: watch::Sender<Arc<Snapshot>>) {
+pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: Publisher) {
     let Inbox { mut observations, mut targets, mut gone, mut memory } = inbox;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -51,6 +123,7 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, snapshots: watc
     let mut batch = Vec::with_capacity(BATCH);
     let (mut targets_live, mut gone_live, mut memory_live) = (true, true, true);
     let mut last_round = None;
+    let wanted = publisher.wanted.clone();
     loop {
         let due = publish_at;
         tokio::select! {
@@ -76,29 +149,28 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, snapshots: watc
             },
             past = memory.recv(), if memory_live => match past {
                 Some(Memory { evidence, done }) => {
-                    let now = clock.now();
-                    ledger.remember(evidence, now);
+                    ledger.remember(evidence, clock.now());
                     publish_at = None;
-                    snapshots.send_replace(Arc::new(ledger.snapshot(now)));
+                    publisher.publish(&mut ledger, clock);
                     // Whoever asked may have ended meanwhile.
                     let _ = done.send(());
-                    continue;
                 }
                 None => memory_live = false,
             },
-            _ = tick.tick() => {
-                log(&ledger.advance(clock.now()));
-                publish_at = Some(Instant::now());
+            _ = tick.tick() => log(&ledger.advance(clock.now())),
+            () = wanted.notified() => {
+                publish_at = Some(publisher.rested);
             }
             () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
                 publish_at = None;
-                snapshots.send_replace(Arc::new(ledger.snapshot(clock.now())));
-                continue;
+                publisher.publish(&mut ledger, clock);
             }
         }
-        publish_at.get_or_insert_with(|| Instant::now() + PUBLISH_AFTER);
+        if publish_at.is_none() && !publisher.has_shown(&ledger) {
+            publish_at = Some(publisher.rested.max(Instant::now() + PUBLISH_AFTER));
+        }
     }
-    snapshots.send_replace(Arc::new(ledger.snapshot(clock.now())));
+    publisher.publish(&mut ledger, clock);
 }
 
 fn expect(ledger: &mut Ledger, targets: &mut watch::Receiver<Arc<TargetSet>>) {
@@ -157,42 +229,107 @@ fn log(changes: &[Change]) {
 mod tests {
     use procscan_core::ledger::Detection;
     use procscan_core::names::NodeName;
-    use procscan_core::report::{Failure, FailureReason, Outcome, Report, Target};
+    use procscan_core::report::{Failure, FailureReason, Limits, Outcome, Report, Target, decode};
+    use procscan_core::snapshot::State;
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn what_is_taken_in_is_shown_soon_and_the_last_of_it_before_the_end() {
-        let clock = Clock::start();
-        let mut ledger = Ledger::new(Detection::default(), clock.now());
-        let agent = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
-        let (observations_tx, observations) = mpsc::channel(4);
-        let known = TargetSet { targets: vec![agent.clone()], ..TargetSet::default() };
-        let (targets_tx, targets) = watch::channel(Arc::default());
-        targets_tx.send_replace(Arc::new(known));
-        let (published, mut snapshots) = watch::channel(Arc::new(ledger.snapshot(clock.now())));
-        let task = {
+    const RECORD: &str =
+        r#"[{"pod":"p","namespace":"ns-a","process":"xmrig","timestamp":"2026-01-01T00:00:00Z"}]"#;
+
+    struct Stage {
+        clock: Clock,
+        agent: Target,
+        observations: mpsc::Sender<Observation>,
+        snapshots: Snapshots,
+        task: tokio::task::JoinHandle<()>,
+        _targets: watch::Sender<Arc<TargetSet>>,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let clock = Clock::start();
+            let mut ledger = Ledger::new(Detection::default(), clock.now());
+            let agent = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
+            let (observations, inbox) = mpsc::channel(4);
+            let known = TargetSet { targets: vec![agent.clone()], ..TargetSet::default() };
+            let (_targets, targets) = watch::channel(Arc::default());
+            _targets.send_replace(Arc::new(known));
+            let (publisher, snapshots) = snapshots(ledger.snapshot(clock.now()), clock);
             let (gone, memory) = (mpsc::channel(1).1, mpsc::channel(1).1);
-            tokio::spawn(run(ledger, clock, Inbox { observations, targets, gone, memory }, published))
-        };
+            let inbox = Inbox { observations: inbox, targets, gone, memory };
+            let task = tokio::spawn(run(ledger, clock, inbox, publisher));
+            Self { clock, agent, observations, snapshots, task, _targets }
+        }
 
-        let failure = |detail: &str| Failure { reason: FailureReason::Timeout, detail: detail.to_owned() };
-        let observe = |detail| {
-            let outcome = Outcome::Failed(failure(detail));
-            Observation::Report(Report { target: agent.clone(), at: clock.now(), outcome })
-        };
-        let sent = clock.now();
-        observations_tx.send(observe("first")).await.unwrap();
-        let tells = |snapshot: &Arc<Snapshot>, detail: &str| {
-            snapshot.targets.iter().any(|t| t.last_failure.as_ref().is_some_and(|(_, f)| f.detail == detail))
-        };
-        snapshots.wait_for(|snapshot| tells(snapshot, "first")).await.unwrap();
-        assert!(clock.now().since(sent) <= PUBLISH_AFTER, "{:?}", clock.now().since(sent));
+        async fn report(&self, outcome: Outcome) {
+            let report = Report { target: self.agent.clone(), at: self.clock.now(), outcome };
+            self.observations.send(Observation::Report(report)).await.unwrap();
+        }
 
-        tokio::time::advance(Duration::from_millis(1)).await;
-        observations_tx.send(observe("last")).await.unwrap();
-        drop(observations_tx);
-        task.await.unwrap();
-        assert!(tells(&snapshots.borrow().clone(), "last"));
+        async fn fail(&self, detail: &str) {
+            let failure = Failure { reason: FailureReason::Timeout, detail: detail.to_owned() };
+            self.report(Outcome::Failed(failure)).await;
+        }
+
+        /// A violation whose record is `age` old at first sight.
+        async fn accuse(&self, age: Duration) {
+            let (mut answer, decoded) = decode(RECORD.as_bytes(), &Limits::default());
+            decoded.unwrap();
+            answer.date = Some(answer.records[0].detected_at + age);
+            self.report(Outcome::Complete(answer)).await;
+        }
+    }
+
+    fn tells(snapshot: &Snapshot, detail: &str) -> bool {
+        snapshot.targets.iter().any(|t| t.last_failure.as_ref().is_some_and(|(_, f)| f.detail == detail))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_are_shown_soon() {
+        let stage = Stage::new();
+        let mut published = stage.snapshots.published();
+        let sent = stage.clock.now();
+        stage.accuse(Duration::ZERO).await;
+        published.wait_for(|snapshot| snapshot.count(State::Active) == 1).await.unwrap();
+        assert!(stage.clock.now().since(sent) <= PUBLISH_AFTER, "{:?}", stage.clock.now().since(sent));
+
+        // So is what time alone brings about.
+        published.wait_for(|snapshot| snapshot.count(State::Unconfirmed) == 1).await.unwrap();
+        let aged = stage.clock.now().since(sent);
+        assert!(
+            aged > Detection::default().max_age && aged < Detection::default().max_age + TICK * 2,
+            "{aged:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_news_is_built_for_whoever_asks() {
+        let stage = Stage::new();
+        tokio::time::sleep(FRESH).await;
+        let mut published = stage.snapshots.published();
+        // Whom to ask was news.
+        published.mark_unchanged();
+        stage.fail("first").await;
+        tokio::time::sleep(FRESH * 60).await;
+        assert!(!published.has_changed().unwrap(), "nobody has asked");
+        assert!(tells(&*stage.snapshots.fresh().await, "first"));
+
+        stage.fail("second").await;
+        let before = stage.snapshots.fresh().await;
+        assert!(tells(&before, "first"), "readers share what is fresh");
+        tokio::time::sleep(FRESH).await;
+        assert!(tells(&*stage.snapshots.fresh().await, "second"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_of_it_is_shown_before_the_end() {
+        let stage = Stage::new();
+        stage.fail("last").await;
+        drop(stage.observations);
+        stage.task.await.unwrap();
+        assert!(tells(&stage.snapshots.published().borrow(), "last"));
+        tokio::time::sleep(FRESH).await;
+        assert!(tells(&*stage.snapshots.fresh().await, "last"), "readers are answered all the same");
     }
 }

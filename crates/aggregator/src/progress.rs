@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _, stderr};
 use std::time::Duration;
 
-use procscan_core::snapshot::State;
+use procscan_core::snapshot::{Snapshot, State};
 
 use crate::api::Views;
 use crate::telemetry::CLEAR_LINE;
@@ -22,14 +22,14 @@ pub(crate) async fn draw(views: Views) {
     let mut timer = tokio::time::interval(INTERVAL);
     loop {
         timer.tick().await;
+        let snapshot = views.snapshots.fresh().await;
         // A terminal that is gone is no reason to stop what the line is about.
-        let _ = write!(stderr().lock(), "{CLEAR_LINE}{}", line(&views));
+        let _ = write!(stderr().lock(), "{CLEAR_LINE}{}", line(&views, &snapshot));
         let _ = stderr().flush();
     }
 }
 
-fn line(views: &Views) -> String {
-    let snapshot = views.snapshot.borrow();
+fn line(views: &Views, snapshot: &Snapshot) -> String {
     let decided = views.decided.borrow();
     let coverage = snapshot.coverage;
     let mut line = format!(

@@ -100,7 +100,7 @@ impl Pipeline {
         policy.protected.extend(cluster.and_then(Cluster::own_namespace).map(str::to_owned));
         let (targets_tx, targets) = watch::channel(Arc::new(TargetSet::default()));
         let (observations_tx, observations) = mpsc::channel(OBSERVATIONS);
-        let (snapshots_tx, snapshot) = watch::channel(Arc::new(ledger.snapshot(now)));
+        let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(now), clock);
         let (questions_tx, questions) = watch::channel(Arc::default());
         let (facts_tx, facts) = watch::channel(Arc::default());
         let (gone_tx, gone) = mpsc::channel(PODS_GONE);
@@ -114,7 +114,7 @@ impl Pipeline {
         let (electing_tx, electing) = watch::channel(None);
         let journal = Journal::default();
         let views = Views {
-            snapshot,
+            snapshots,
             decided,
             targets,
             evidence,
@@ -153,13 +153,13 @@ impl Pipeline {
             stages.push(Stage::spawn("evidence", task));
         }
         let inbox = ledger_task::Inbox { observations, targets: views.targets.clone(), gone, memory };
-        stages.push(Stage::spawn("ledger", ledger_task::run(ledger, clock, inbox, snapshots_tx)));
+        stages.push(Stage::spawn("ledger", ledger_task::run(ledger, clock, inbox, publisher)));
         let channels = policy_task::Channels {
             leadership,
             kept,
             take_over,
             memory: memory_tx,
-            snapshots: views.snapshot.clone(),
+            snapshots: views.snapshots.published(),
             facts,
             delivered,
             questions: questions_tx,

@@ -14,6 +14,7 @@ use procscan_aggregator::config::Config;
 use procscan_aggregator::run::Service;
 use procscan_core::names::Key;
 use procscan_core::snapshot::{Snapshot, State};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// A fleet whose nodes scan only when they are told to.
@@ -57,21 +58,31 @@ async fn start(directory: &Path, more: &str) -> Service {
 }
 
 async fn until(service: &Service, what: &str, mut check: impl FnMut(&Snapshot) -> bool) -> Arc<Snapshot> {
-    let mut snapshots = service.views().snapshot.clone();
-    let seen = snapshots.wait_for(|snapshot| check(snapshot));
-    tokio::time::timeout(Duration::from_secs(30), seen)
-        .await
-        .unwrap_or_else(|_| panic!("{what} never came"))
-        .unwrap()
-        .clone()
+    let mut published = service.views().snapshots.published();
+    let seen = async {
+        loop {
+            let snapshot = published.borrow_and_update().clone();
+            if check(&snapshot) {
+                return snapshot;
+            }
+            next(service, &mut published).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), seen).await.unwrap_or_else(|_| panic!("{what} never came"))
+}
+
+/// Waits until a snapshot is published, which whoever reads brings about.
+async fn next(service: &Service, published: &mut watch::Receiver<Arc<Snapshot>>) {
+    while tokio::time::timeout(Duration::from_secs(1), published.changed()).await.is_err() {
+        service.views().snapshots.fresh().await;
+    }
 }
 
 async fn output_until(service: &Service, what: &str, mut check: impl FnMut() -> bool) {
-    let mut snapshots = service.views().snapshot.clone();
+    let mut published = service.views().snapshots.published();
     let wait = async {
-        // Every second a snapshot is published, so this looks at least as often.
         while !check() {
-            snapshots.changed().await.unwrap();
+            next(service, &mut published).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("{what} never came"));
@@ -100,7 +111,7 @@ async fn what_is_answered_flows_through_to_the_objects() {
             .map(|name| std::fs::metadata(directory.join(name)).unwrap().modified().unwrap())
             .collect()
     };
-    let (before, rounds) = (written(), service.views().snapshot.borrow().rounds);
+    let (before, rounds) = (written(), service.views().snapshots.published().borrow().rounds);
     fleet.scan_now(1);
     until(&service, "five more rounds", |snapshot| snapshot.rounds >= rounds + 5).await;
     assert_eq!(written(), before);
@@ -173,7 +184,7 @@ async fn nodes_that_hang_hold_up_each_other_only() {
     .await;
     let asked = |nodes: std::ops::Range<usize>| nodes.map(|node| fleet.requests(node)).sum::<u64>();
     let (healthy, hanging) = (asked(0..20), asked(20..40));
-    let rounds = service.views().snapshot.borrow().rounds;
+    let rounds = service.views().snapshots.published().borrow().rounds;
     until(&service, "ten more rounds", |snapshot| snapshot.rounds >= rounds + 10).await;
     let (healthy, hanging) = (asked(0..20) - healthy, asked(20..40) - hanging);
     // Every healthy node in every round, but for those at the edges of the count.
@@ -221,7 +232,7 @@ async fn dry_run_decides_and_touches_nothing() {
     let mut decided = service.views().decided.clone();
     let blocked = decided.wait_for(|decided| decided.plan.blocks.len() == 1 && decided.rounds > 0);
     tokio::time::timeout(Duration::from_secs(30), blocked).await.unwrap().unwrap();
-    let rounds = service.views().snapshot.borrow().rounds;
+    let rounds = service.views().snapshots.published().borrow().rounds;
     until(&service, "two more rounds", |snapshot| snapshot.rounds >= rounds + 2).await;
     service.stop().await;
     assert_eq!(listing(&temp.path().join("objects")), Vec::<String>::new());

@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub since: Moment,
     /// The ledger's revision; equal revisions and times mean equal snapshots.
     pub revision: u64,
+    /// What may change a decision, counted (see [`crate::ledger::Ledger::news`]).
+    pub news: u64,
     /// Rounds over all targets that are done.
     pub rounds: u64,
     /// Every violation, tombstones included, ordered by key.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use common::{MINUTE, START, World, failed, record_of, target};
 use jiff::Timestamp;
-use procscan_core::ledger::{Cleared, Detection, Presence};
+use procscan_core::Moment;
+use procscan_core::ledger::{Change, ChangeKind, Cleared, Detection, Presence};
 use procscan_core::names::{Key, NodeName};
 use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record, Rejections, Report};
 use procscan_core::snapshot::{Snapshot, State};
@@ -50,6 +51,10 @@ fn deed() -> impl Strategy<Value = Deed> {
 /// Rounds of different lengths, each with a deed of each node.
 fn story(rounds: usize) -> impl Strategy<Value = Vec<(u64, [Deed; 3])>> {
     vec((prop_oneof![5 => 50..70_u64, 1 => 1..4000_u64], [deed(), deed(), deed()]), 1..rounds)
+}
+
+fn later(now: Moment, by: Duration) -> Moment {
+    Moment { uptime: now.uptime + by, wall: now.wall + by }
 }
 
 struct Agents {
@@ -173,6 +178,59 @@ proptest! {
                         Some(Cleared::PodGone) => prop_assert!(false, "no Pod was said to be gone"),
                         None => {}
                     }
+                }
+            }
+        }
+    }
+
+    /// Whatever snapshots show has been told before, at the moment it came about: nothing has to be looked through for it.
+    #[test]
+    fn what_time_changes_is_told_when_it_does(story in story(60), steps in 1..5_u32) {
+        let rules = Detection {
+            max_age: Duration::from_mins(3),
+            clear_after: Duration::from_mins(5),
+            unreachable_limit: Duration::from_mins(20),
+            same_incident: Duration::from_mins(30),
+            ..Detection::default()
+        };
+        let mut world = World::with(&NODES, rules.clone());
+        let mut agents = Agents::new();
+        let mut told: BTreeMap<(Key, NodeName), Presence> = BTreeMap::new();
+        for (wait, deeds) in &story {
+            let mut tell = |changes: Vec<Change>| {
+                for Change { key, node, kind } in changes {
+                    let presence = match kind {
+                        ChangeKind::Appeared => Presence::Active,
+                        ChangeKind::Sighted | ChangeKind::Unconfirmed => Presence::Unconfirmed,
+                        ChangeKind::Cleared(_) => Presence::Cleared,
+                    };
+                    told.insert((key, node), presence);
+                }
+            };
+            for _ in 0..steps {
+                world.now = later(world.now, Duration::from_secs(*wait) / steps);
+                tell(world.ledger.advance(world.now));
+            }
+            for (node, deed) in NODES.into_iter().zip(deeds) {
+                let outcome = agents.outcome(node, deed, world.clock());
+                tell(world.ledger.absorb(&Report { target: target(node), at: world.now, outcome }));
+            }
+            tell(world.ledger.advance(world.now));
+            prop_assert!(world.ledger.advance(world.now).is_empty(), "once is enough");
+            let news = world.ledger.news();
+            let snapshot = world.ledger.snapshot(world.now);
+            prop_assert_eq!(snapshot.news, news);
+            for violation in &snapshot.violations {
+                for evidence in &violation.evidence {
+                    let id = (violation.key.clone(), evidence.node.clone());
+                    let (told, shown) = (told[&id], evidence.presence);
+                    // What is learned of an agent's scans may give old evidence a little more time.
+                    let is_longer = (told, shown) == (Presence::Unconfirmed, Presence::Active);
+                    prop_assert!(told == shown || is_longer, "{id:?}: told {told:?}, shown {shown:?}");
+                    // A tombstone lies for as long after it was last listed as after it cleared, which took this at most.
+                    let longest = rules.same_incident + rules.unreachable_limit;
+                    let is_over = world.now.since(evidence.last_seen) > longest + Duration::from_hours(6);
+                    prop_assert!(!is_over, "a tombstone outlives its time");
                 }
             }
         }

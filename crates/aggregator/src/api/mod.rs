@@ -20,7 +20,6 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use procscan_core::policy::Mode;
-use procscan_core::snapshot::Snapshot;
 use tokio::sync::watch;
 
 pub use self::auth::{AuthError, Authenticator, Caller, Right};
@@ -30,6 +29,7 @@ pub use self::server::{MAX_CONNECTIONS, serve};
 use crate::clock::Clock;
 use crate::discovery::TargetSet;
 use crate::leader::Leadership;
+use crate::ledger_task::Snapshots;
 use crate::output::OutputStatus;
 use crate::policy_task::{Decided, Journal};
 use crate::state::{Desk, Kept};
@@ -38,7 +38,7 @@ use crate::state::{Desk, Kept};
 #[derive(Clone, Debug)]
 pub struct Views {
     /// The ledger.
-    pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    pub snapshots: Snapshots,
     /// The policy.
     pub decided: watch::Receiver<Arc<Decided>>,
     /// The targets.

@@ -41,7 +41,7 @@ struct Failure {
 }
 
 pub(super) async fn nodes(State(api): State<Api>) -> Json<Nodes> {
-    let snapshot = api.views.snapshot.borrow().clone();
+    let snapshot = api.views.snapshots.fresh().await;
     let nodes = snapshot
         .targets
         .iter()

@@ -12,6 +12,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::config::Config;
+use crate::ledger_task::{self, Publisher};
 use crate::state::FileStore;
 
 /// The whole router over views that the test sets.
@@ -19,7 +20,7 @@ struct Stage {
     router: Router,
     ledger: Ledger,
     clock: Clock,
-    snapshot: watch::Sender<Arc<Snapshot>>,
+    publisher: Publisher,
     targets: watch::Sender<Arc<TargetSet>>,
     output: watch::Sender<OutputStatus>,
     _decided: watch::Sender<Arc<Decided>>,
@@ -46,14 +47,14 @@ impl Stage {
         let now = clock.now();
         let mut ledger = Ledger::new(Detection::default(), now);
         ledger.expect([target("n1"), target("n2")], 0);
-        let (snapshot, snapshots) = watch::channel(Arc::new(ledger.snapshot(now)));
+        let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(now), clock);
         let (targets, target_sets) = watch::channel(Arc::default());
         let evidence = watch::channel(None).1;
         let (output, outputs) = watch::channel(OutputStatus::default());
         let undecided = Decided::nothing(Plan::empty(Mode::Enforce, now.wall));
         let (decided, decisions) = watch::channel(Arc::new(undecided));
         let views = Views {
-            snapshot: snapshots,
+            snapshots,
             decided: decisions,
             targets: target_sets,
             evidence,
@@ -70,11 +71,11 @@ impl Stage {
             configured_mode: Mode::Enforce,
             clock,
         };
-        Self { router: router(views), ledger, clock, snapshot, targets, output, _decided: decided }
+        Self { router: router(views), ledger, clock, publisher, targets, output, _decided: decided }
     }
 
     fn publish(&mut self) {
-        self.snapshot.send_replace(Arc::new(self.ledger.snapshot(self.clock.now())));
+        self.publisher.publish(&mut self.ledger, self.clock);
     }
 
     fn answer(&mut self, node: &str, body: &str) {

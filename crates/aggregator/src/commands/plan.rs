@@ -78,7 +78,7 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
         let _ = tokio::time::timeout(PATIENCE, decided.wait_for(|decided| decided.is_answered)).await;
     }
     let decided = decided.borrow().clone();
-    let snapshot = pipeline.views.snapshot.borrow().clone();
+    let snapshot = pipeline.views.snapshots.fresh().await;
     let evidence = pipeline.views.evidence.borrow().clone();
     pipeline.stop();
 

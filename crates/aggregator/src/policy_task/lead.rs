@@ -22,6 +22,10 @@ use crate::state::{Kept, Order, StateError};
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 const UNREADABLE: &str = "what is kept can't be read; nothing is decided until it is";
+/// The pause after an evaluation, as a multiple of what it took, before the next one for the sake of evidence alone: in a storm of
+/// news no more than a part of a core goes into them. At most [`MAX_REST`].
+const REST_SHARE: u32 = 4;
+const MAX_REST: Duration = Duration::from_millis(500);
 /// How often it is looked for incidents that are kept no longer.
 const SWEEP: Duration = Duration::from_mins(10);
 
@@ -48,6 +52,10 @@ pub(super) struct Lead<'a> {
     again: Option<(Instant, Duration)>,
     has_waited: bool,
     swept: Option<Instant>,
+    /// The news that have been decided on.
+    news: Option<u64>,
+    /// When time alone may change a decision.
+    deadline: Option<Instant>,
 }
 
 /// What has been done of what operators want.
@@ -79,6 +87,8 @@ impl<'a> Lead<'a> {
             again: None,
             has_waited: false,
             swept: None,
+            news: None,
+            deadline: None,
         }
     }
 
@@ -196,7 +206,10 @@ impl<'a> Lead<'a> {
         }
     }
 
-    /// Decides on every snapshot, until the term is over, or what is kept has to be read again.
+    /// Decides on all news, until the term is over, or what is kept has to be read again.
+    ///
+    /// What is no news by itself (evidence is renewed, clearing clocks go on) is looked at with the next news, when a round is
+    /// done at the latest.
     async fn decide(&mut self) -> Result<(), End> {
         let mut is_live = true;
         let mut is_verified = true;
@@ -204,11 +217,22 @@ impl<'a> Lead<'a> {
         let mut is_told = true;
         let mut heard: Option<Arc<Kept>> = None;
         self.task.channels.snapshots.mark_changed();
+        self.news = None;
+        let mut rested = Instant::now();
         while is_live {
             let channels = &mut self.task.channels;
             let again = self.again.map(|(at, _)| at);
+            let due = again.into_iter().chain(self.deadline).min();
             tokio::select! {
-                changed = channels.snapshots.changed() => is_live = changed.is_ok(),
+                changed = async {
+                    tokio::time::sleep_until(rested).await;
+                    channels.snapshots.changed().await
+                } => {
+                    is_live = changed.is_ok();
+                    if is_live && self.news == Some(channels.snapshots.borrow_and_update().news) {
+                        continue;
+                    }
+                }
                 changed = channels.facts.changed(), if is_verified => is_verified = changed.is_ok(),
                 changed = channels.kept.changed(), if is_kept => {
                     is_kept = changed.is_ok();
@@ -225,12 +249,15 @@ impl<'a> Lead<'a> {
                 }
                 changed = channels.delivered.changed(), if is_told => is_told = changed.is_ok(),
                 Ok(()) = channels.leadership.changed() => {}
-                () = async { tokio::time::sleep_until(again.unwrap_or_else(Instant::now)).await }, if again.is_some() => {}
+                () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
             }
             if !self.pen.holds() {
                 return Err(End::Lost);
             }
-            match self.step().await {
+            let started = std::time::Instant::now();
+            let step = self.step().await;
+            rested = Instant::now() + started.elapsed().saturating_mul(REST_SHARE).min(MAX_REST);
+            match step {
                 Step::Done => {}
                 Step::Lost => return Err(End::Lost),
                 Step::Outdated => return Ok(()),
@@ -266,6 +293,7 @@ impl<'a> Lead<'a> {
         }
         let Obeyed { done, history } = self.obey(&kept, &policy);
         let decided = self.book.decide(&snapshot, &policy, &facts, now);
+        self.news = Some(snapshot.news);
         self.decisions.extend(decided.decisions);
         // Before anything is kept: whoever is killed in between finds what is held, and takes its alert for raised.
         self.raise(&decided.alerts);
@@ -286,6 +314,8 @@ impl<'a> Lead<'a> {
             return Step::Outdated;
         }
         self.tell();
+        let deadline = self.book.next_deadline(&policy, now);
+        self.deadline = deadline.map(|at| Instant::now() + at.since(now));
         let plan = self.book.plan(&policy, &facts, now);
         let held = self.book.held(&policy);
         let (disputes, unverified, rounds) = (decided.disputes, decided.unverified, snapshot.rounds);

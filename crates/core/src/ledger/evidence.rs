@@ -204,8 +204,28 @@ impl Evidence {
     }
 
     fn is_fresh(&self, now: Moment, active_for: ActiveFor) -> bool {
-        let limit = if self.is_recalled { active_for.recalled } else { active_for.heard };
-        self.fresh_at.is_some_and(|at| now.since(at) <= limit)
+        self.fresh_at.is_some_and(|at| now.since(at) <= self.active_for(active_for))
+    }
+
+    fn active_for(&self, limits: ActiveFor) -> Duration {
+        if self.is_recalled { limits.recalled } else { limits.heard }
+    }
+
+    /// When time alone changes what it amounts to, by the monotonic clock.
+    pub(super) fn deadline(&self, clock: &NodeClock, active_for: ActiveFor, keep: Duration) -> Duration {
+        // Most limits are passed only after their last moment.
+        const AFTER: Duration = Duration::from_nanos(1);
+        let after = |at: Moment, limit: Duration| at.uptime.saturating_add(limit).saturating_add(AFTER);
+        if let Some((at, _)) = self.cleared {
+            return after(at.max(self.last_seen), keep);
+        }
+        let is_clear = clock.odometer.saturating_sub(self.mark) >= clock.required;
+        let lost =
+            if is_clear { Duration::ZERO } else { clock.lost_at(self.fresh_at.unwrap_or(self.first_seen)) };
+        match self.fresh_at.filter(|_| !self.aged) {
+            Some(at) => lost.min(after(at, self.active_for(active_for))),
+            None => lost,
+        }
     }
 
     pub(super) fn is_cleared(&self) -> bool {

@@ -10,7 +10,8 @@
 mod evidence;
 mod node;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,6 +122,10 @@ pub struct Ledger {
     unlisted: usize,
     rejected: Rejections,
     revision: u64,
+    news: u64,
+    /// When time alone may change something of a node, by the monotonic clock. A node is in it at its earliest time, and
+    /// perhaps at later ones that no longer count.
+    deadlines: BinaryHeap<Reverse<(Duration, NodeName)>>,
     list: Arc<[Arc<Record>]>,
     list_changed_at: Moment,
     rounds: u64,
@@ -154,6 +159,8 @@ impl Ledger {
             unlisted: 0,
             rejected: Rejections::default(),
             revision: 0,
+            news: 0,
+            deadlines: BinaryHeap::new(),
             list: Arc::new([]),
             list_changed_at: now,
             rounds: 0,
@@ -163,7 +170,11 @@ impl Ledger {
     /// Replaces the rules of evidence. What has cleared stays cleared.
     pub fn set_rules(&mut self, rules: Detection) {
         self.rules = rules;
-        self.revision += 1;
+        let nodes: Vec<NodeName> = self.nodes.keys().cloned().collect();
+        for name in nodes {
+            self.schedule(&name);
+        }
+        self.tell_news();
     }
 
     /// Which targets are expected to answer. `unlisted` are those that should exist but have no address.
@@ -184,13 +195,13 @@ impl Ledger {
         self.targets.retain(|_, entry| entry.expected);
         self.drop_idle_nodes();
         self.unlisted = unlisted;
-        self.revision += 1;
+        self.tell_news();
     }
 
     /// A round over all targets is done. Rounds are counted for readiness and for limits per round.
     pub fn round_done(&mut self) {
         self.rounds += 1;
-        self.revision += 1;
+        self.tell_news();
     }
 
     /// Takes in one report. The same report twice changes nothing; the order of reports of different nodes does not matter.
@@ -246,6 +257,10 @@ impl Ledger {
         };
         if whole {
             changes.extend(self.clear_by_clock(&name, report.at));
+        }
+        self.schedule(&name);
+        if !changes.is_empty() {
+            self.tell_news();
         }
         changes
     }
@@ -334,7 +349,7 @@ impl Ledger {
             }));
         }
         if !changes.is_empty() {
-            self.revision += 1;
+            self.tell_news();
         }
         changes
     }
@@ -344,7 +359,9 @@ impl Ledger {
     pub fn remember(&mut self, remembered: impl IntoIterator<Item = Remembered>, now: Moment) {
         // Of several words the latest is right.
         let mut intervals: BTreeMap<NodeName, (Timestamp, Duration)> = BTreeMap::new();
+        let mut nodes = BTreeSet::new();
         for known in remembered {
+            nodes.insert(known.node.clone());
             if let Some(interval) = known.scan_interval {
                 let latest = intervals.entry(known.node.clone()).or_insert((known.fresh_at, interval));
                 *latest = (*latest).max((known.fresh_at, interval));
@@ -363,14 +380,31 @@ impl Ledger {
                 node.remember_interval(interval);
             }
         }
-        self.revision += 1;
+        for name in nodes {
+            self.schedule(&name);
+        }
+        self.tell_news();
     }
 
     /// Lets time pass: evidence grows old, the wait for lost nodes ends, tombstones expire. Idempotent for one `now`.
+    ///
+    /// Looks only at the nodes whose time has come.
     pub fn advance(&mut self, now: Moment) -> Vec<Change> {
+        let mut due = BTreeSet::new();
+        while let Some(Reverse((at, name))) = self.deadlines.peek() {
+            if *at > now.uptime {
+                break;
+            }
+            if self.nodes.get_mut(name).is_some_and(|node| node.deadline.take_if(|next| next == at).is_some())
+            {
+                due.insert(name.clone());
+            }
+            self.deadlines.pop();
+        }
         let mut changes = Vec::new();
         let mut expired = false;
-        for (name, node) in &mut self.nodes {
+        for name in due {
+            let Some(node) = self.nodes.get_mut(&name) else { continue };
             let clock = node.clock(&self.rules);
             let active_for = node.active_for(&self.rules);
             let keep = self.rules.same_incident;
@@ -385,17 +419,34 @@ impl Ledger {
                 changes.push(Change { key: key.clone(), node: name.clone(), kind });
             }
             for key in node.expire(now, keep) {
-                forget(&mut self.violations, &key, name);
+                forget(&mut self.violations, &key, &name);
                 expired = true;
             }
+            self.schedule(&name);
         }
         if expired {
             self.drop_idle_nodes();
         }
         if expired || !changes.is_empty() {
-            self.revision += 1;
+            self.tell_news();
         }
         changes
+    }
+
+    /// Notes when time alone may change something of a node, after anything else has changed it.
+    fn schedule(&mut self, name: &NodeName) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        let Some(at) = node.next_deadline(&self.rules) else { return };
+        // Being looked at too early costs little, and nothing has to be found and taken out of the heap for it.
+        if node.deadline.is_none_or(|noted| at < noted) {
+            node.deadline = Some(at);
+            self.deadlines.push(Reverse((at, name.clone())));
+        }
+    }
+
+    fn tell_news(&mut self) {
+        self.revision += 1;
+        self.news += 1;
     }
 
     /// A node without evidence and without a target has nothing left to tell.
@@ -407,6 +458,13 @@ impl Ledger {
     /// Counts every change of anything that a snapshot shows.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// Counts what may change a decision: something appeared, grew old or cleared, a round is done, others are to be asked.
+    ///
+    /// That evidence has been renewed is no news: it matters when something else is decided, or the next round is done.
+    pub fn news(&self) -> u64 {
+        self.news
     }
 
     /// The read view as of `now`. Takes `&mut self` because it notes when the list last changed.
@@ -435,6 +493,7 @@ impl Ledger {
             at: now,
             since: self.since,
             revision: self.revision,
+            news: self.news,
             rounds: self.rounds,
             nodes: self.nodes.iter().map(|(name, node)| (name.clone(), node.view(&self.rules))).collect(),
             violations,

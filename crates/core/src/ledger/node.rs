@@ -32,6 +32,8 @@ pub(super) struct Node {
     latest: Option<Timestamp>,
     pub(super) evidence: BTreeMap<Key, Evidence>,
     pub(super) rejected: Rejections,
+    /// When it is looked at next because time has passed, by the monotonic clock.
+    pub(super) deadline: Option<Duration>,
 }
 
 impl Node {
@@ -46,6 +48,7 @@ impl Node {
             latest: None,
             evidence: BTreeMap::new(),
             rejected: Rejections::default(),
+            deadline: None,
         }
     }
 
@@ -128,6 +131,13 @@ impl Node {
         }
     }
 
+    /// When time alone may change something, by the monotonic clock; never later than it does.
+    pub(super) fn next_deadline(&self, rules: &Detection) -> Option<Duration> {
+        let (clock, active_for) = (self.clock(rules), self.active_for(rules));
+        let deadline = |evidence: &Evidence| evidence.deadline(&clock, active_for, rules.same_incident);
+        self.evidence.values().map(deadline).min()
+    }
+
     /// Makes room for `n` more violations by forgetting what can be judged anew, the longest unlisted first.
     ///
     /// What `listed` says is in the answer at hand stays: a tombstone must meet the record that it is for.
@@ -197,8 +207,12 @@ impl NodeClock {
         if self.odometer.saturating_sub(mark) >= self.required {
             return Some(Cleared::ByClock);
         }
+        (now.uptime >= self.lost_at(since)).then_some(Cleared::Unreachable)
+    }
+
+    /// When the wait for the node ends if it never returns, for evidence that was last fresh at `since`; by the monotonic clock.
+    pub(super) fn lost_at(&self, since: Moment) -> Duration {
         // Partial answers may have brought fresh evidence after the last whole one: silence counts from the later.
-        let heard = self.last_answer.max(since);
-        (now.since(heard) >= self.unreachable_limit).then_some(Cleared::Unreachable)
+        self.last_answer.max(since).uptime.saturating_add(self.unreachable_limit)
     }
 }

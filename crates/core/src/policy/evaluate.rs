@@ -60,7 +60,7 @@ pub(super) struct Pass<'a> {
 }
 
 /// How long a block waits for a tenant who can't be told of the grace, beyond it; another grace if that is longer.
-const UNTOLD_LIMIT: Duration = Duration::from_hours(1);
+pub(super) const UNTOLD_LIMIT: Duration = Duration::from_hours(1);
 
 const ENDING: &str = "the namespace is being deleted";
 
@@ -130,6 +130,17 @@ impl Book {
         };
         let disputes = self.disputes.iter().map(dispute).collect();
         Decided { decisions, alerts, disputes, unverified }
+    }
+
+    /// When time alone may change a decision: a grace ends, an exemption or a release runs out. Clearing clocks run with answers,
+    /// not with time.
+    pub fn next_deadline(&self, policy: &Policy, now: Moment) -> Option<Moment> {
+        let exempted = policy.exemptions.iter().filter_map(|exemption| exemption.until);
+        let released =
+            self.incidents.values().flat_map(|incident| &incident.releases).map(|release| release.until);
+        let dates = exempted.chain(released).map(|until| now.at_wall(until));
+        let graces = self.incidents.values().flat_map(|incident| incident.deadlines(policy, now));
+        dates.chain(graces).filter(|at| at.uptime > now.uptime).min()
     }
 
     /// What one incident asks for. Does at once what no brake is asked about.

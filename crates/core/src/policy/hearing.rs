@@ -188,7 +188,8 @@ impl Book {
                     return Some(ClearedGround::AppGone);
                 }
                 let cleared = match pass.snapshot.nodes.get(node) {
-                    Some(view) => view.clock.cleared(ground.mark, ground.counted_from, pass.now),
+                    // As of the snapshot: a node may have answered since.
+                    Some(view) => view.clock.cleared(ground.mark, ground.counted_from, pass.snapshot.at),
                     // A node that the ledger does not know has not answered since.
                     None => (pass.now.since(ground.counted_from) >= pass.policy.unreachable_limit)
                         .then_some(Cleared::Unreachable),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::brake::{Due, ReleaseDue};
-use super::evaluate::Pass;
-use super::{Brake, Decision, Mode};
+use super::evaluate::{Pass, UNTOLD_LIMIT};
+use super::{Brake, Decision, Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, Text};
@@ -307,6 +307,19 @@ impl Incident {
         let told = self.told.filter(|told| told.what == Telling::Grace).and_then(|told| told.delivered);
         let has_known = told.is_some_and(|at| pass.now.since(pass.now.at_wall(at)) >= pass.policy.grace);
         !has_known && pass.policy.mode != Mode::DryRun
+    }
+
+    /// When its grace may end: at its time, when its tenant has known of it for long enough, or when that is waited for no longer.
+    pub(super) fn deadlines(&self, policy: &Policy, now: Moment) -> impl Iterator<Item = Moment> {
+        let after = |at: Moment, wait: Duration| Moment { uptime: at.uptime.saturating_add(wait), ..at };
+        let until = match self.standing {
+            Standing::Grace { until } => Some(until),
+            _ => None,
+        };
+        let told = self.told.and_then(|told| told.delivered).filter(|_| until.is_some());
+        let known = told.map(|at| after(now.at_wall(at), policy.grace));
+        let untold = until.map(|until| after(until, policy.grace.max(UNTOLD_LIMIT)));
+        until.into_iter().chain(known).chain(untold)
     }
 
     /// Enters a decision into its log.

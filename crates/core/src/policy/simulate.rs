@@ -256,6 +256,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
         at: now,
         since: Moment { uptime: BASE, wall: since },
         revision: 0,
+        news: 0,
         rounds: 1,
         violations: violations.into_values().collect(),
         list: Arc::new([]),

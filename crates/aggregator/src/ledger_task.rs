@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_secs(1);
 /// How many observations are taken in before others get their turn.
 const BATCH: usize = 64;
+/// How long answers are let gather before they are taken in. Agents are asked many at a time, and being woken for each of their
+/// answers would cost more than taking it in.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// What the ledger has to be reminded of: evidence from before the start, or known to another replica.
 #[derive(Debug)]
@@ -124,12 +127,19 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
     let (mut targets_live, mut gone_live, mut memory_live) = (true, true, true);
     let mut last_round = None;
     let wanted = publisher.wanted.clone();
+    let mut gathered = Instant::now();
     loop {
         let due = publish_at;
         tokio::select! {
-            n = observations.recv_many(&mut batch, BATCH) => {
+            n = async {
+                tokio::time::sleep_until(gathered).await;
+                observations.recv_many(&mut batch, BATCH).await
+            } => {
                 if n == 0 {
                     break;
+                }
+                if n < BATCH {
+                    gathered = Instant::now() + GATHER;
                 }
                 // Whoever is asked is in the set by now: the collector learned of it from the same one.
                 if targets.has_changed().unwrap_or(false) {
@@ -242,8 +252,8 @@ mod tests {
         agent: Target,
         observations: mpsc::Sender<Observation>,
         snapshots: Snapshots,
+        _expected: watch::Sender<Arc<TargetSet>>,
         task: tokio::task::JoinHandle<()>,
-        _targets: watch::Sender<Arc<TargetSet>>,
     }
 
     impl Stage {
@@ -253,13 +263,13 @@ mod tests {
             let agent = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
             let (observations, inbox) = mpsc::channel(4);
             let known = TargetSet { targets: vec![agent.clone()], ..TargetSet::default() };
-            let (_targets, targets) = watch::channel(Arc::default());
-            _targets.send_replace(Arc::new(known));
+            let (expected, targets) = watch::channel(Arc::default());
+            expected.send_replace(Arc::new(known));
             let (publisher, snapshots) = snapshots(ledger.snapshot(clock.now()), clock);
             let (gone, memory) = (mpsc::channel(1).1, mpsc::channel(1).1);
             let inbox = Inbox { observations: inbox, targets, gone, memory };
             let task = tokio::spawn(run(ledger, clock, inbox, publisher));
-            Self { clock, agent, observations, snapshots, task, _targets }
+            Self { clock, agent, observations, snapshots, task, _expected: expected }
         }
 
         async fn report(&self, outcome: Outcome) {

@@ -10,7 +10,7 @@ use procscan_core::plan::Plan;
 use procscan_core::policy::Mode;
 use procscan_core::state::EnforcementSpec;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -139,7 +139,7 @@ impl Pipeline {
                 "discovery",
                 discovery::run(source, config.discovery.refresh, targets_tx, sources.clone()),
             ),
-            Stage::spawn("collector", collector.run(views.targets.clone(), sources.clone())),
+            Stage::threaded("collector", collector.run(views.targets.clone(), sources.clone()))?,
         ];
         // Whoever only asks the cluster who somebody is has no right to look at Pods.
         if let Some(cluster) = cluster.filter(|_| config.looks_at_pods()) {
@@ -376,6 +376,22 @@ impl Service {
 impl Stage {
     fn spawn(name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> Self {
         Self { name, task: tokio::spawn(task), cancel: None }
+    }
+
+    /// On a thread of its own: nothing else delays it, and none of its many tiny tasks wakes another thread.
+    fn threaded(
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (done, is_done) = oneshot::channel();
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            runtime.block_on(task);
+            // Whoever waits for it may have stopped waiting.
+            let _ = done.send(());
+        })?;
+        // A panic of the thread ends it too.
+        Ok(Self::spawn(name, async move { drop(is_done.await) }))
     }
 
     fn until(

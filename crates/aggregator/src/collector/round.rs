@@ -1,8 +1,8 @@
 //! The cadence: which target is asked when.
 //!
 //! Each round lasts `interval`. A target has a place of its own in it, by its address, so that the cluster sees no spike and
-//! each target is asked at even distances. One task owns the schedule; each request is a task of its own, and sends its
-//! report before it ends.
+//! each target is asked at even distances. Targets that are due within the same slot are asked together: waking up costs more
+//! than asking. One task owns the schedule; each request is a task of its own, and sends its report before it ends.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -38,6 +38,8 @@ pub struct Cadence {
 const FIRST_SPREAD: Duration = Duration::from_secs(2);
 /// The part of a round over which its requests are spread. The rest is left for the answers.
 const SPREAD: f64 = 0.8;
+/// How many slots there are in that part: one each second of a round of a minute.
+const SLOTS: f64 = 48.0;
 
 /// Asks every target once per round.
 #[derive(Debug)]
@@ -132,18 +134,17 @@ impl Collector {
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.update(&targets.borrow_and_update().clone());
         loop {
-            let (standing, probation) = (self.standing.next(), self.probation.next());
+            let next = self.standing.next().into_iter().chain(self.probation.next()).min();
             let done = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
                 _ = rounds.tick() => self.begin_round(),
-                Some(finished) = self.in_flight.join_next_with_id() => self.finish(finished),
+                Some(finished) = self.in_flight.join_next_with_id() => self.finish_all(finished),
                 Ok(()) = targets.changed() => {
                     let now = targets.borrow_and_update().clone();
                     self.update(&now)
                 }
-                () = until(standing) => self.ask_next(false),
-                () = until(probation) => self.ask_next(true),
+                () = until(next) => self.ask_due(),
             };
             if let Some(round) = done {
                 tokio::select! {
@@ -172,8 +173,7 @@ impl Collector {
                 is_in_flight: false,
             };
             if self.round.is_open {
-                let due =
-                    Instant::now() + FIRST_SPREAD.min(self.cadence.interval).mul_f64(SPREAD * slot.place);
+                let due = Instant::now() + offset(FIRST_SPREAD.min(self.cadence.interval), slot.place);
                 self.standing.queue.push(Reverse((due, target.address.clone())));
             }
             self.slots.insert(target.address.clone(), slot);
@@ -201,18 +201,29 @@ impl Collector {
                 continue;
             }
             let lane = if slot.health.is_failing() { &mut self.probation } else { &mut self.standing };
-            lane.queue.push(Reverse((now + spread.mul_f64(SPREAD * slot.place), address.clone())));
+            lane.queue.push(Reverse((now + offset(spread, slot.place), address.clone())));
         }
         // A round without anybody to ask is done at once.
         overdue.or_else(|| self.close_if_done())
     }
 
-    fn ask_next(&mut self, is_on_probation: bool) -> Option<Round> {
+    /// Asks everybody who is due, as far as there are places.
+    fn ask_due(&mut self) -> Option<Round> {
+        let now = Instant::now();
+        while self.standing.next().is_some_and(|due| due <= now) {
+            self.ask_next(false);
+        }
+        while self.probation.next().is_some_and(|due| due <= now) {
+            self.ask_next(true);
+        }
+        // Whoever was next may have left.
+        self.close_if_done()
+    }
+
+    fn ask_next(&mut self, is_on_probation: bool) {
         let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };
-        let Reverse((_, address)) = lane.queue.pop()?;
-        let Some(slot) = self.slots.get_mut(&address).filter(|slot| !slot.is_in_flight) else {
-            return self.close_if_done();
-        };
+        let Some(Reverse((_, address))) = lane.queue.pop() else { return };
+        let Some(slot) = self.slots.get_mut(&address).filter(|slot| !slot.is_in_flight) else { return };
         slot.is_in_flight = true;
         lane.in_flight += 1;
         self.round.counts.asked += 1;
@@ -233,16 +244,24 @@ impl Collector {
         });
         let round = self.round.counts.number;
         self.asked.insert(request.id(), Asked { address, round, is_on_probation });
-        None
     }
 
-    fn finish(&mut self, finished: Result<(task::Id, Finished), task::JoinError>) -> Option<Round> {
+    /// `first` has finished, and perhaps others with it.
+    fn finish_all(&mut self, first: Result<(task::Id, Finished), task::JoinError>) -> Option<Round> {
+        self.finish(first);
+        while let Some(finished) = self.in_flight.try_join_next_with_id() {
+            self.finish(finished);
+        }
+        self.close_if_done()
+    }
+
+    fn finish(&mut self, finished: Result<(task::Id, Finished), task::JoinError>) {
         let (id, finished) = finished.unwrap_or_else(|error| {
             tracing::error!(%error, "a request died");
             let died = Failure { reason: FailureReason::Disconnected, detail: "the request died".to_owned() };
             (error.id(), Finished { failure: Some(died), etag: None })
         });
-        let Asked { address, round, is_on_probation } = self.asked.remove(&id)?;
+        let Some(Asked { address, round, is_on_probation }) = self.asked.remove(&id) else { return };
         let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };
         lane.in_flight = lane.in_flight.saturating_sub(1);
         let is_current = round == self.round.counts.number && self.round.is_open;
@@ -271,7 +290,6 @@ impl Collector {
                 }
             }
         }
-        self.close_if_done()
     }
 
     fn close_if_done(&mut self) -> Option<Round> {
@@ -307,6 +325,11 @@ fn place_of(target: &Target) -> f64 {
     let mut hasher = DefaultHasher::new();
     target.address.hash(&mut hasher);
     f64::from(u32::try_from(hasher.finish() >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+}
+
+/// When a target is asked within a round that is spread over `spread`: at the beginning of its slot.
+fn offset(spread: Duration, place: f64) -> Duration {
+    spread.mul_f64(SPREAD * (place * SLOTS).floor() / SLOTS)
 }
 
 /// Waits until `due`, or for ever if there is nothing to wait for.

@@ -49,7 +49,7 @@ pub struct Block {
 }
 
 /// How an App is reached through the gateway.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Hash)]
 pub struct Exposure {
     /// The Services that expose it: host names without the cluster's domain, `service.namespace.svc`, ordered.
     pub services: Vec<Text>,
@@ -86,7 +86,7 @@ pub struct Accusation {
 }
 
 /// One tenant to tell.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Hash)]
 pub struct Notice {
     /// The App that it is about.
     pub app: App,
@@ -101,7 +101,7 @@ pub struct Notice {
 }
 
 /// What is happening to an App whose tenant is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
 #[serde(rename_all = "snake_case")]
 pub enum NoticePhase {
     /// It will be blocked at that time unless the offence ends.
@@ -116,7 +116,7 @@ pub enum NoticePhase {
 }
 
 /// What the administrators are told: how many Apps, and since when it has been so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
 pub struct Summary {
     /// Blocked now.
     pub blocked: usize,

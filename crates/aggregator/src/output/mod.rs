@@ -302,8 +302,7 @@ async fn write_files(directory: &Directory, settings: &Arc<Settings>, decided: &
     let (directory, settings, decided) = (directory.clone(), settings.clone(), decided.clone());
     let write = move || {
         let existing = directory.existing(&settings.gateway)?;
-        let objects = resources::render(&decided.plan, &settings, existing);
-        directory.apply(&objects)
+        directory.apply(&resources::drafts(&decided.plan, &settings, existing))
     };
     match tokio::task::spawn_blocking(write).await {
         Ok(Ok(Written { written, removed })) => Outcome { written, removed, ..Outcome::default() },

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
 use procscan_core::policy::Inherited;
-use procscan_core::resources::{Existing, Object};
+use procscan_core::resources::{Draft, Existing, Object, Upkeep};
 
 use super::*;
 use crate::config::Config;
@@ -34,6 +34,10 @@ fn objects(names: &[&str], shards: usize) -> Vec<Object> {
     resources::render(&plan(names), &settings(), Existing { wasm_plugins: shards, has_long_list: false })
 }
 
+fn drafts(objects: &[Object]) -> Vec<Draft<'static>> {
+    objects.iter().cloned().map(Draft::from).collect()
+}
+
 fn listing(path: &std::path::Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -51,24 +55,60 @@ fn files_are_written_on_difference_only_and_strangers_are_left_alone() {
     fs::write(path.join("mine.yaml"), "kind: Mine\n").unwrap();
     fs::write(path.join("README"), "x").unwrap();
 
-    assert_eq!(directory.apply(&objects(&["web"], 0)).unwrap(), Written { written: 1, removed: 0 });
-    assert_eq!(directory.apply(&objects(&["web"], 0)).unwrap(), Written::default());
-    assert_eq!(directory.apply(&objects(&["web", "x"], 0)).unwrap(), Written { written: 1, removed: 0 });
+    assert_eq!(directory.apply(&drafts(&objects(&["web"], 0))).unwrap(), Written { written: 1, removed: 0 });
+    assert_eq!(directory.apply(&drafts(&objects(&["web"], 0))).unwrap(), Written::default());
+    assert_eq!(
+        directory.apply(&drafts(&objects(&["web", "x"], 0))).unwrap(),
+        Written { written: 1, removed: 0 }
+    );
     assert_eq!(listing(&path), ["README", "mine.yaml", PLUGIN]);
 
     // Edited or removed by somebody: repaired.
     let edited = path.join(PLUGIN);
     fs::write(&edited, fs::read_to_string(&edited).unwrap() + "extra: 1\n").unwrap();
-    assert_eq!(directory.apply(&objects(&["web", "x"], 0)).unwrap().written, 1);
+    assert_eq!(directory.apply(&drafts(&objects(&["web", "x"], 0))).unwrap().written, 1);
     fs::remove_file(&edited).unwrap();
-    assert_eq!(directory.apply(&objects(&["web", "x"], 0)).unwrap().written, 1);
+    assert_eq!(directory.apply(&drafts(&objects(&["web", "x"], 0))).unwrap().written, 1);
 
     // Shards that are there stay, released objects go.
     let shards = objects(&[], 3);
-    directory.apply(&shards).unwrap();
+    directory.apply(&drafts(&shards)).unwrap();
     assert_eq!(directory.existing(&settings().gateway).unwrap().wasm_plugins, 3);
-    assert_eq!(directory.apply(&shards[..1]).unwrap(), Written { written: 0, removed: 2 });
+    assert_eq!(directory.apply(&drafts(&shards[..1])).unwrap(), Written { written: 0, removed: 2 });
     assert_eq!(listing(&path), ["README", "mine.yaml", PLUGIN]);
+}
+
+#[test]
+fn an_object_is_made_again_only_from_something_else() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    let made = std::cell::Cell::new(0);
+    let object = &objects(&["web"], 0)[0];
+    let make = |_: &&str| {
+        made.set(made.get() + 1);
+        object.clone()
+    };
+    let apply = |inputs: &'static str| {
+        let draft = Draft::new(
+            object.kind,
+            "higress-system",
+            object.metadata.name.clone(),
+            Upkeep::Kept,
+            inputs,
+            make,
+        );
+        directory.apply(&[draft]).unwrap().written
+    };
+    assert_eq!((apply("a"), apply("a"), made.get()), (1, 0, 1));
+    // From other inputs, and yet the same.
+    assert_eq!((apply("b"), apply("b"), made.get()), (0, 0, 2));
+
+    // Edited at once, and of the same size.
+    let file = temp.path().join(PLUGIN);
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("request-block", "request-allow")).unwrap();
+    assert_eq!((apply("b"), made.get()), (1, 3));
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
 }
 
 #[test]
@@ -76,7 +116,7 @@ fn a_strangers_file_of_our_name_is_a_clear_error_and_stays() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     fs::write(temp.path().join(PLUGIN), "kind: Mine\n").unwrap();
-    let error = directory.apply(&objects(&[], 0)).unwrap_err().to_string();
+    let error = directory.apply(&drafts(&objects(&[], 0))).unwrap_err().to_string();
     assert!(error.contains(PLUGIN) && error.contains("move it away"), "{error}");
     assert_eq!(fs::read_to_string(temp.path().join(PLUGIN)).unwrap(), "kind: Mine\n");
 }
@@ -130,7 +170,7 @@ fn what_is_written_reads_back_as_the_same_object() {
     let mut all = objects(&["web"], 0);
     all[0].spec["defaultConfig"]["violations"] =
         nasty.iter().map(|text| serde_json::json!({ "process": text, *text: text })).collect();
-    directory.apply(&all).unwrap();
+    directory.apply(&drafts(&all)).unwrap();
     let text = fs::read_to_string(temp.path().join(PLUGIN)).unwrap();
     let back: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
     assert_eq!(back, serde_json::to_value(&all[0]).unwrap());
@@ -154,7 +194,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
         processes: vec!["xmrig".into()],
     });
     directory
-        .apply(&resources::render(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
+        .apply(&resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
         .unwrap();
     let inherited = directory.blocked(&gateway).unwrap();
     let expected = |name: &str, told, accused: &BTreeSet<Key>, services: &[&str]| Inherited {
@@ -185,6 +225,6 @@ fn one_file_that_can_not_be_written_stops_no_other() {
     let told = Timestamp::UNIX_EPOCH;
     let (phase, processes) = (NoticePhase::Blocked, Vec::new());
     plan.notices.push(Notice { app, told, inherited: false, phase, processes });
-    directory.apply(&resources::render(&plan, &settings(), Existing::default())).unwrap_err();
+    directory.apply(&resources::drafts(&plan, &settings(), Existing::default())).unwrap_err();
     assert_eq!(listing(temp.path()).iter().filter(|name| name.starts_with("notification_ns-a_")).count(), 1);
 }

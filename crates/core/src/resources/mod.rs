@@ -1,8 +1,9 @@
 //! The plan as Kubernetes objects: pure functions, one module for each kind of object.
 //!
-//! To add a kind: write a module with a function from [`Plan`] to [`Object`]s, and add it to [`KINDS`]. Nothing else needs to
-//! know of it; every output writes what is registered here.
+//! To add a kind: write a module with a function from [`Plan`] to [`Draft`]s of [`Object`]s, and add it to [`KINDS`]. Nothing else
+//! needs to know of it; every output writes what is registered here.
 
+mod draft;
 pub mod notification;
 mod shards;
 pub mod template;
@@ -10,6 +11,8 @@ pub mod wasm_plugin;
 
 use serde::Serialize;
 use serde_json::Value;
+
+pub use self::draft::Draft;
 
 use crate::plan::Plan;
 
@@ -35,20 +38,25 @@ pub struct Existing {
 pub struct Kind {
     /// The Kubernetes kind.
     pub name: &'static str,
-    /// Makes all objects of this kind.
-    pub render: fn(&Plan, &Settings, Existing) -> Vec<Object>,
+    /// Drafts all objects of this kind.
+    pub draft: for<'a> fn(&'a Plan, &'a Settings, Existing) -> Vec<Draft<'a>>,
 }
 
 /// All kinds of objects that are made from the plan.
 pub const KINDS: &[Kind] = &[
-    Kind { name: "WasmPlugin", render: wasm_plugin::render },
-    Kind { name: "Notification", render: notification::render },
-    Kind { name: "Notification (summary)", render: notification::render_summary },
+    Kind { name: "WasmPlugin", draft: wasm_plugin::draft },
+    Kind { name: "Notification", draft: notification::draft },
+    Kind { name: "Notification (summary)", draft: notification::draft_summary },
 ];
+
+/// Drafts all objects of the plan, in the order of [`KINDS`].
+pub fn drafts<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> Vec<Draft<'a>> {
+    KINDS.iter().flat_map(|kind| (kind.draft)(plan, settings, existing)).collect()
+}
 
 /// Makes all objects of the plan, in the order of [`KINDS`].
 pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Object> {
-    KINDS.iter().flat_map(|kind| (kind.render)(plan, settings, existing)).collect()
+    drafts(plan, settings, existing).iter().map(Draft::object).collect()
 }
 
 /// The label that names us. Labels of Notifications do not last (see [`notification`]), so nothing depends on it.

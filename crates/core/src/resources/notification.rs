@@ -9,10 +9,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::template::Template;
-use super::{Existing, Metadata, Object, Settings, Upkeep};
+use super::{Draft, Existing, Metadata, Object, Settings, Upkeep};
 use crate::hash::stable_hash;
 use crate::names::{App, readable};
-use crate::plan::{Notice, NoticePhase, Plan};
+use crate::plan::{Notice, NoticePhase, Plan, Summary};
 
 /// The API group and version.
 pub const API_VERSION: &str = "notification.sealos.io/v1";
@@ -92,12 +92,21 @@ struct Translation {
     from: &'static str,
 }
 
-/// Makes the tenants' Notifications: one for each notice.
-pub fn render(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Object> {
-    plan.notices.iter().map(|notice| object(notice, &settings.notification)).collect()
+/// Drafts the tenants' Notifications: one for each notice.
+pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Vec<Draft<'a>> {
+    let draft = |notice: &'a Notice| {
+        let upkeep = match notice.phase {
+            NoticePhase::Recovered => Upkeep::Retired,
+            _ if notice.inherited => Upkeep::Known,
+            phase => Upkeep::News { of_block: phase == NoticePhase::Blocked },
+        };
+        let make = move |notice: &&Notice| object(notice, &settings.notification, upkeep);
+        Draft::new(KIND, &*notice.app.namespace, name(&notice.app), upkeep, notice, make)
+    };
+    plan.notices.iter().map(draft).collect()
 }
 
-fn object(notice: &Notice, texts: &Texts) -> Object {
+fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
     let processes: Vec<String> = notice.processes.iter().map(|process| printable(process, 64)).collect();
     let processes = processes.join(", ");
     let (message, until) = match notice.phase {
@@ -140,11 +149,7 @@ fn object(notice: &Notice, texts: &Texts) -> Object {
                 }
             },
         }),
-        upkeep: match notice.phase {
-            NoticePhase::Recovered => Upkeep::Retired,
-            _ if notice.inherited => Upkeep::Known,
-            phase => Upkeep::News { of_block: phase == NoticePhase::Blocked },
-        },
+        upkeep,
     }
 }
 
@@ -156,9 +161,15 @@ pub fn name(app: &App) -> String {
     format!("procscan-{}{hash:016x}", readable(&app.name))
 }
 
-/// Makes the administrators' summary.
-pub fn render_summary(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Object> {
-    let summary = &plan.summary;
+/// Drafts the administrators' summary.
+pub fn draft_summary<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Vec<Draft<'a>> {
+    let upkeep = if plan.summary.apps() == 0 { Upkeep::Retired } else { Upkeep::Words };
+    let namespace = &settings.notification.summary_namespace;
+    let make = move |of: &&Summary| summary(of, namespace, upkeep);
+    vec![Draft::new(KIND, namespace, SUMMARY_NAME.to_owned(), upkeep, &plan.summary, make)]
+}
+
+fn summary(summary: &Summary, namespace: &str, upkeep: Upkeep) -> Object {
     let n = summary.apps();
     let zh = format!("检测到 {n} 个不合规应用");
     let mut parts = vec![format!("{} blocked", summary.blocked)];
@@ -170,10 +181,10 @@ pub fn render_summary(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Obje
     }
     let apps = if n == 1 { "application" } else { "applications" };
     let en = format!("{n} non-compliant {apps} detected: {}", parts.join(", "));
-    let mut metadata = Metadata::new(SUMMARY_NAME, &settings.notification.summary_namespace);
+    let mut metadata = Metadata::new(SUMMARY_NAME, namespace);
     metadata.labels.insert(IS_READ.to_owned(), (n == 0).to_string().into());
     metadata.annotations.insert(INCIDENT.to_owned(), summary.changed.to_string().into());
-    vec![Object {
+    Object {
         api_version: API_VERSION,
         kind: KIND,
         metadata,
@@ -190,8 +201,8 @@ pub fn render_summary(plan: &Plan, settings: &Settings, _: Existing) -> Vec<Obje
                 zh: Translation { title: "ProcScan".to_owned(), message: zh, from: FROM },
             },
         }),
-        upkeep: if n == 0 { Upkeep::Retired } else { Upkeep::Words },
-    }]
+        upkeep,
+    }
 }
 
 /// Whether two Notifications' `spec`s say the same, whenever they said it.

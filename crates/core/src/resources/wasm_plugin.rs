@@ -11,11 +11,12 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Existing, Metadata, Object, Settings, Upkeep, shards};
+use super::{Draft, Existing, Metadata, Object, Settings, Upkeep, shards};
 use crate::hash::{shard_of, stable_hash};
 use crate::names::{App, Key, Text};
 use crate::plan::{Block, Exposure, Plan};
@@ -128,8 +129,8 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
-/// Makes the `WasmPlugins`: at least one, and at least as many as there are.
-pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Object> {
+/// Drafts the `WasmPlugins`: at least one, and at least as many as there are.
+pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> Vec<Draft<'a>> {
     let gateway = &settings.gateway;
     let form = Form::of(plan, gateway, existing);
     let room = gateway.max_bytes.saturating_sub(size(&object(0, &[], form, gateway)));
@@ -138,13 +139,38 @@ pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Objec
     let needs: Vec<(u64, usize)> =
         parts.iter().map(|part| (part.hash, form.bytes(&part.block, gateway))).collect();
     let count = shards::count(&needs, room, existing.wasm_plugins.max(1), MAX_SHARDS);
-    let mut shards: Vec<Vec<&Block>> = vec![Vec::new(); count];
-    for part in &parts {
+    let mut shards: Vec<Vec<Cow<'a, Block>>> = vec![Vec::new(); count];
+    for part in parts {
         if let Some(shard) = shards.get_mut(shard_of(part.hash, count)) {
-            shard.push(&part.block);
+            shard.push(part.block);
         }
     }
-    shards.iter().enumerate().map(|(index, blocks)| object(index, blocks, form, gateway)).collect()
+    let draft = |(index, blocks)| {
+        let make = move |shard: &Shard<'_>| object(index, &shard.blocks, form, gateway);
+        let shard = Shard { blocks, form };
+        Draft::new(KIND, &gateway.namespace, shard_name(index, gateway), Upkeep::Kept, shard, make)
+    };
+    shards.into_iter().enumerate().map(draft).collect()
+}
+
+/// What one object is made from.
+struct Shard<'a> {
+    blocks: Vec<Cow<'a, Block>>,
+    form: Form,
+}
+
+impl Hash for Shard<'_> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.form.hash(hasher);
+        for block in &self.blocks {
+            // When and why it was blocked is not in the object.
+            (&block.app, &block.accused, &block.exposure).hash(hasher);
+        }
+    }
+}
+
+fn shard_name(index: usize, gateway: &Gateway) -> String {
+    if index == 0 { gateway.name.clone() } else { format!("{}-{index}", gateway.name) }
 }
 
 /// What goes into one shard together: an App, or a part of one that is too large.
@@ -192,7 +218,7 @@ impl<'a> Part<'a> {
 ///
 /// The gateway compares every request with every entry of a `service` list, the innocent ones' too. A long list therefore
 /// names the Ingresses as well, which are looked up by hash before; only what is reached in other ways stays plain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Form {
     Services,
     IngressesAndServices,
@@ -234,7 +260,7 @@ impl Form {
     }
 }
 
-fn object(index: usize, blocks: &[&Block], form: Form, gateway: &Gateway) -> Object {
+fn object(index: usize, blocks: &[Cow<'_, Block>], form: Form, gateway: &Gateway) -> Object {
     let hosts = |of: fn(&Exposure) -> &[Text]| -> BTreeSet<String> {
         let services = blocks.iter().flat_map(|block| of(&block.exposure));
         services.map(|service| format!("{service}.{}", gateway.cluster_domain)).collect()
@@ -275,7 +301,7 @@ fn object(index: usize, blocks: &[&Block], form: Form, gateway: &Gateway) -> Obj
             accused.map(move |(pod, process)| InertViolation { pod, namespace, process, kind, name })
         })
         .collect();
-    let name = if index == 0 { gateway.name.clone() } else { format!("{}-{index}", gateway.name) };
+    let name = shard_name(index, gateway);
     let make = |violations: Vec<InertViolation<'_>>, omitted| Object {
         api_version: API_VERSION,
         kind: KIND,

@@ -3,18 +3,22 @@
 //! Every file is written whole or not at all: into a temporary file first, which is flushed and then takes the place of the
 //! old one. Files that do not begin with our header are somebody else's and never touched.
 
-use std::collections::BTreeMap;
+mod memory;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use procscan_core::plan::Plan;
 use procscan_core::policy::Inherited;
 use procscan_core::resources::wasm_plugin::{self, Gateway};
-use procscan_core::resources::{self, Existing, Object, Settings, Upkeep, notification};
+use procscan_core::resources::{self, Draft, Existing, Object, Settings, Upkeep, notification};
 use serde_json::Value;
 
+use self::memory::{Known, Memory, Stamp};
 use super::difference::{self, Action, Difference};
 
 /// The first line of our files, by which we know them again.
@@ -39,10 +43,11 @@ pub struct Written {
     pub removed: usize,
 }
 
-/// A directory of objects.
+/// A directory of objects. Clones share what they know of its files.
 #[derive(Clone, Debug)]
 pub struct Directory {
     path: PathBuf,
+    memory: Arc<Mutex<Memory>>,
 }
 
 impl Directory {
@@ -50,7 +55,7 @@ impl Directory {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
         let path = path.into();
         fs::create_dir_all(&path).map_err(|e| error(&path, "can't be made", &e))?;
-        let directory = Self { path };
+        let directory = Self { path, memory: Arc::default() };
         for name in directory.names()? {
             if name.starts_with(TEMPORARY) {
                 let file = directory.path.join(&name);
@@ -79,20 +84,49 @@ impl Directory {
     /// Our files, with their content.
     fn ours(&self) -> Result<BTreeMap<String, String>, DirectoryError> {
         let mut ours = BTreeMap::new();
-        for name in self.names()? {
-            let path = self.path.join(&name);
-            if path.extension().is_none_or(|extension| extension != "yaml") || name.starts_with('.') {
-                continue;
-            }
-            match read_ours(&path) {
-                Ok(Some(text)) => drop(ours.insert(name, text)),
-                Ok(None) => {}
-                // Removed by somebody between the listing and now.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(error(&path, "can't be read", &e)),
+        for name in self.names()?.into_iter().filter(|name| is_like_ours(name)) {
+            if let Some(text) = self.read(&name)? {
+                ours.insert(name, text);
             }
         }
         Ok(ours)
+    }
+
+    /// The content of one of our files; nothing if it is not ours, or gone.
+    fn read(&self, name: &str) -> Result<Option<String>, DirectoryError> {
+        let path = self.path.join(name);
+        match read_ours(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            text => text.map_err(|e| error(&path, "can't be read", &e)),
+        }
+    }
+
+    /// Brings what is known of the files up to date. Reads those that somebody has changed.
+    fn look(&self, memory: &mut Memory) -> Result<(), DirectoryError> {
+        let names: BTreeSet<String> = self.names()?.into_iter().filter(|name| is_like_ours(name)).collect();
+        memory.files.retain(|name, _| names.contains(name));
+        for name in names {
+            let path = self.path.join(&name);
+            let stamp = match fs::metadata(&path) {
+                Ok(metadata) => Stamp::from(&metadata),
+                // Removed by somebody between the listing and now.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    memory.files.remove(&name);
+                    continue;
+                }
+                Err(e) => return Err(error(&path, "can't be read", &e)),
+            };
+            let before = memory.files.get(&name);
+            if before.is_some_and(|before| before.is_like(stamp)) {
+                continue;
+            }
+            let now = match self.read(&name)? {
+                Some(text) => Known::new(stamp, memory.hash(&text)).seen_again(before),
+                None => Known::foreign(stamp),
+            };
+            memory.files.insert(name, now);
+        }
+        Ok(())
     }
 
     /// What is there that must not be given up.
@@ -100,8 +134,30 @@ impl Directory {
     /// Makes the directory again if somebody has removed it.
     pub fn existing(&self, gateway: &Gateway) -> Result<Existing, DirectoryError> {
         fs::create_dir_all(&self.path).map_err(|e| error(&self.path, "can't be made", &e))?;
-        let plugins = self.plugins(&self.ours()?, gateway)?;
-        Ok(wasm_plugin::existing(plugins.iter().map(|(name, object)| (name.as_str(), object)), gateway))
+        let mut memory = self.memory();
+        self.look(&mut memory)?;
+        let mut all = Existing::default();
+        let files = memory.files.iter_mut().filter(|(_, known)| known.text.is_some());
+        for (file, known, plugin) in
+            files.filter_map(|(file, known)| Some((file, known, shard(file, gateway)?)))
+        {
+            let existing = match known.existing {
+                Some(existing) => existing,
+                None => match self.read(file)? {
+                    Some(text) => wasm_plugin::existing([(plugin, &self.parse(file, &text)?)], gateway),
+                    None => continue,
+                },
+            };
+            known.existing = Some(existing);
+            all.wasm_plugins = all.wasm_plugins.max(existing.wasm_plugins);
+            all.has_long_list |= existing.has_long_list;
+        }
+        Ok(all)
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        // Whatever it says is compared with the files' stamps before it is believed.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The Apps that our `WasmPlugin`s block now: what a start inherits.
@@ -109,8 +165,10 @@ impl Directory {
     /// When their tenants were told is in the Notifications.
     pub fn blocked(&self, gateway: &Gateway) -> Result<Vec<Inherited>, DirectoryError> {
         let ours = self.ours()?;
-        let plugins = self.plugins(&ours, gateway)?;
-        let mut blocked = wasm_plugin::blocked(plugins.iter().map(|(_, object)| object), gateway);
+        let plugins = ours.iter().filter(|(file, _)| shard(file, gateway).is_some());
+        let plugins: Vec<Value> =
+            plugins.map(|(file, text)| self.parse(file, text)).collect::<Result<_, _>>()?;
+        let mut blocked = wasm_plugin::blocked(&plugins, gateway);
         for inherited in &mut blocked {
             let app = &inherited.app;
             let name = file_name("Notification", &app.namespace, &notification::name(app));
@@ -123,22 +181,6 @@ impl Directory {
         Ok(blocked)
     }
 
-    /// Our `WasmPlugin`s, with their names.
-    fn plugins(
-        &self,
-        ours: &BTreeMap<String, String>,
-        gateway: &Gateway,
-    ) -> Result<Vec<(String, Value)>, DirectoryError> {
-        let start = file_name("WasmPlugin", &gateway.namespace, "");
-        let start = start.trim_end_matches(".yaml");
-        let name = |file: &str| file.strip_prefix(start)?.strip_suffix(".yaml").map(str::to_owned);
-        let is_shard = |name: &String| wasm_plugin::shard_index(name, gateway).is_some();
-        ours.iter()
-            .filter_map(|(file, text)| Some((file, name(file).filter(is_shard)?, text)))
-            .map(|(file, name, text)| Ok((name, self.parse(file, text)?)))
-            .collect()
-    }
-
     fn parse(&self, name: &str, text: &str) -> Result<Value, DirectoryError> {
         serde_saphyr::from_str(text).map_err(|e| DirectoryError {
             path: self.path.join(name).display().to_string(),
@@ -146,33 +188,41 @@ impl Directory {
         })
     }
 
-    /// Makes the directory hold exactly `objects`, without retired ones, apart from files that are not ours.
+    /// Makes the directory hold exactly the objects of `drafts`, without retired ones, apart from files that are not ours. The
+    /// drafts of one directory are always of the same settings.
     ///
     /// One file that can't be written stops no other; the first error is returned when everything else is done.
-    pub fn apply(&self, objects: &[Object]) -> Result<Written, DirectoryError> {
-        let mut ours = self.ours()?;
+    pub fn apply(&self, drafts: &[Draft<'_>]) -> Result<Written, DirectoryError> {
+        let mut memory = self.memory();
+        self.look(&mut memory)?;
+        let mut surplus: BTreeSet<String> = memory
+            .files
+            .iter()
+            .filter(|(_, known)| known.text.is_some())
+            .map(|(name, _)| name.clone())
+            .collect();
         let mut done = Written::default();
         let mut failed = None;
-        for object in objects.iter().filter(|object| object.upkeep != Upkeep::Retired) {
-            let name = file_name(object.kind, &object.metadata.namespace, &object.metadata.name);
-            let text = to_yaml(object).map_err(|problem| DirectoryError { path: name.clone(), problem })?;
-            if ours.remove(&name).is_some_and(|old| old == text || self.is_as_good(object, &name, &old)) {
-                continue;
-            }
-            match self.write(&name, &text) {
-                Ok(()) => done.written += 1,
+        for draft in drafts.iter().filter(|draft| draft.upkeep != Upkeep::Retired) {
+            let name = file_name(draft.kind, &draft.namespace, &draft.name);
+            surplus.remove(&name);
+            match self.put(&mut memory, &name, draft) {
+                Ok(is_news) => done.written += usize::from(is_news),
                 Err(error) => {
                     failed.get_or_insert(error);
                 }
             }
         }
-        for name in ours.keys() {
-            let path = self.path.join(name);
+        for name in surplus {
+            let path = self.path.join(&name);
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     failed.get_or_insert(error(&path, "can't be removed", &e));
                 }
-                _ => done.removed += 1,
+                _ => {
+                    memory.files.remove(&name);
+                    done.removed += 1;
+                }
             }
         }
         if done != Written::default() {
@@ -181,10 +231,35 @@ impl Directory {
         failed.map_or(Ok(done), Err)
     }
 
+    /// Makes one file say what the draft does. Whether it had to be written.
+    fn put(&self, memory: &mut Memory, name: &str, draft: &Draft<'_>) -> Result<bool, DirectoryError> {
+        let from = draft.fingerprint(&memory.hashing);
+        let before = memory.files.get(name).copied().filter(|known| known.text.is_some());
+        if before.is_some_and(|known| known.from == Some(from)) {
+            return Ok(false);
+        }
+        let object = draft.object();
+        let text = to_yaml(&object).map_err(|problem| DirectoryError { path: name.to_owned(), problem })?;
+        let hash = memory.hash(&text);
+        if let Some(known) = before
+            && (known.text == Some(hash) || self.is_as_good(&object, name)?)
+        {
+            memory.files.insert(name.to_owned(), known.made_from(from));
+            return Ok(false);
+        }
+        let stamp = self.write(name, &text)?;
+        memory.files.insert(name.to_owned(), Known::new(stamp, hash).made_from(from));
+        Ok(true)
+    }
+
     /// A message that says the same at another time is no news.
-    fn is_as_good(&self, object: &Object, name: &str, text: &str) -> bool {
+    fn is_as_good(&self, object: &Object, name: &str) -> Result<bool, DirectoryError> {
         // Only such a message is worth reading for it.
-        object.upkeep == Upkeep::Words && self.parse(name, text).is_ok_and(|is| has_same_words(object, &is))
+        if object.upkeep != Upkeep::Words {
+            return Ok(false);
+        }
+        let is = self.read(name)?.and_then(|text| self.parse(name, &text).ok());
+        Ok(is.is_some_and(|is| has_same_words(object, &is)))
     }
 
     /// What writing `plan` would do.
@@ -214,7 +289,7 @@ impl Directory {
         Ok(differences)
     }
 
-    fn write(&self, name: &str, text: &str) -> Result<(), DirectoryError> {
+    fn write(&self, name: &str, text: &str) -> Result<Stamp, DirectoryError> {
         let path = self.path.join(name);
         // A file of that name that is not ours stays what it is.
         if path.exists() && !read_ours(&path).is_ok_and(|ours| ours.is_some()) {
@@ -226,7 +301,9 @@ impl Directory {
             let mut file = File::create(&temporary)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
-            fs::rename(&temporary, &path)
+            fs::rename(&temporary, &path)?;
+            // Of the file that we have written, whatever has taken its place since.
+            file.metadata().map(|metadata| Stamp::from(&metadata))
         };
         write().map_err(|e| {
             // Best effort: what is left is cleared away at the next start.
@@ -261,6 +338,18 @@ fn read_ours(path: &Path) -> io::Result<Option<String>> {
     let mut bytes = head.to_vec();
     file.read_to_end(&mut bytes)?;
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Our files are among those.
+fn is_like_ours(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "yaml") && !name.starts_with('.')
+}
+
+/// The name of the `WasmPlugin` that a file of ours holds, if it holds one of the gateway's.
+fn shard<'a>(file: &'a str, gateway: &Gateway) -> Option<&'a str> {
+    let start = file_name("WasmPlugin", &gateway.namespace, "");
+    let name = file.strip_prefix(start.trim_end_matches(".yaml"))?.strip_suffix(".yaml")?;
+    wasm_plugin::shard_index(name, gateway).map(|_| name)
 }
 
 /// Namespaces and names are DNS names, so the parts can't contain what separates them from the rest of a path.

@@ -1,0 +1,100 @@
+//! What is known of the files without reading them again.
+//!
+//! Every pass compares everything with what should be there, and nearly always all of it is: so a file is read only if its
+//! stamp says that somebody has changed it, and an object is made only if it is made from something else than before.
+
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use procscan_core::resources::Existing;
+
+/// How long after its last change a file's stamp may still be that of another change: file systems count time in steps.
+const STEP: Duration = Duration::from_secs(1);
+
+/// What changes with each change of a file. The time of the last change can't be set by anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(metadata: &Metadata) -> Self {
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        Self { inode: metadata.ino(), size: metadata.size(), changed }
+    }
+}
+
+impl Stamp {
+    /// Whether a change after now would give it another stamp.
+    fn is_settled(self) -> bool {
+        let (seconds, nanos) = self.changed;
+        let since = Duration::new(seconds.unsigned_abs(), u32::try_from(nanos).unwrap_or(0));
+        SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now > since + STEP)
+    }
+}
+
+/// What is known of a file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    /// Nothing while it could still be that of another content.
+    stamp: Option<Stamp>,
+    /// The hash of its text; nothing if it is not ours.
+    pub(super) text: Option<u64>,
+    /// The fingerprint of what its text says.
+    pub(super) from: Option<u64>,
+    /// What it says of the gateway's objects, if it is one of them.
+    pub(super) existing: Option<Existing>,
+}
+
+impl Known {
+    /// A file that is not ours.
+    pub(super) fn foreign(stamp: Stamp) -> Self {
+        Self { text: None, ..Self::new(stamp, 0) }
+    }
+
+    /// A file of ours with a text of this hash.
+    pub(super) fn new(stamp: Stamp, text: u64) -> Self {
+        Self {
+            stamp: Some(stamp).filter(|stamp| stamp.is_settled()),
+            text: Some(text),
+            from: None,
+            existing: None,
+        }
+    }
+
+    /// What its text says is known by this fingerprint.
+    pub(super) fn made_from(self, fingerprint: u64) -> Self {
+        Self { from: Some(fingerprint), ..self }
+    }
+
+    /// Whether it is still what it was.
+    pub(super) fn is_like(&self, stamp: Stamp) -> bool {
+        self.stamp == Some(stamp)
+    }
+
+    /// As it is now: what is known of the same text is still true.
+    pub(super) fn seen_again(self, before: Option<&Known>) -> Self {
+        match before.filter(|before| before.text.is_some() && before.text == self.text) {
+            Some(before) => Self { stamp: self.stamp, ..*before },
+            None => self,
+        }
+    }
+}
+
+/// Every file of ours, and those of others that end like them, by name.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    pub(super) files: BTreeMap<String, Known>,
+    pub(super) hashing: RandomState,
+}
+
+impl Memory {
+    pub(super) fn hash(&self, text: &str) -> u64 {
+        self.hashing.hash_one(text)
+    }
+}

@@ -3,7 +3,7 @@ TAG   ?= latest
 CONFIG ?= config.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: build run demo test e2e crds fmt lint docker-build docker-push clean help
+.PHONY: build run demo test e2e bench crds fmt lint docker-build docker-push clean help
 
 build: ## Build the release binary
 	cargo build --release --locked
@@ -19,6 +19,10 @@ test: ## Run all tests
 
 e2e: ## Run the service against a real Kubernetes API server (ONLY=name for some; needs Go and iproute2, or KUBEBUILDER_ASSETS)
 	e2e/run $(ONLY)
+
+bench: ## Measure rounds beside a bare loop on this machine (about 20 minutes)
+	cargo build --release --locked -p procscan-aggregator -p procscan-bench
+	target/release/procscan-bench rounds
 
 crds: ## Generate the CustomResourceDefinitions at the end of deploy/manifests/rbac.yaml
 	cargo build --locked

@@ -1,0 +1,98 @@
+//! The fleet, in a process of its own.
+
+use std::io::{BufRead, Write};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use procscan_agent::simulate::{Fault, Fleet, FleetOptions};
+use tokio_util::sync::CancellationToken;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[arg(long)]
+    nodes: usize,
+    #[arg(long)]
+    base: Ipv4Addr,
+    #[arg(long)]
+    port: u16,
+    #[arg(long)]
+    records: usize,
+    #[arg(long)]
+    tenants: usize,
+    #[arg(long, value_parser = humantime::parse_duration)]
+    scan_interval: Duration,
+    #[arg(long)]
+    fault: Vec<Fault>,
+    /// Where the list of targets goes
+    #[arg(long)]
+    targets: PathBuf,
+}
+
+/// How often it is looked whether a node has been asked: how exactly its answer is timed.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Prints `ready`, then obeys: `offend NODE` starts one more process on a node. When the node has answered with it, prints
+/// `answered NODE POD MICROSECONDS`, the time since the epoch.
+#[tokio::main]
+pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
+    let fleet = Fleet::start(
+        FleetOptions {
+            nodes: options.nodes,
+            base: options.base,
+            port: options.port,
+            listen: Ipv4Addr::UNSPECIFIED,
+            scan_interval: options.scan_interval,
+            offenders_per_node: options.records,
+            tenants: options.tenants,
+            ..FleetOptions::default()
+        },
+        &CancellationToken::new(),
+    )?;
+    fleet.inject(&options.fault)?;
+    let mut list = String::new();
+    for (node, address) in fleet.targets() {
+        list.push_str(&format!("{address} node={node}\n"));
+    }
+    std::fs::write(&options.targets, list)?;
+    let (tell, mut told) = tokio::sync::mpsc::channel(1024);
+    // Ends with whoever has started it.
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if tell.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    println!("ready");
+    let mut waiting: Vec<(usize, u64, String)> = Vec::new();
+    let mut looks = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            line = told.recv() => {
+                let Some(line) = line else { return Ok(()) };
+                let node: usize = line.strip_prefix("offend ").context("an order")?.parse()?;
+                let count = fleet.offenders(node).len() + 1;
+                let asked = fleet.requests(node);
+                fleet.set_offender_count(node, count);
+                fleet.scan_now(node);
+                let pod = fleet.offenders(node).last().map(|offender| offender.pod.clone()).unwrap_or_default();
+                waiting.push((node, asked, pod));
+            }
+            _ = looks.tick(), if !waiting.is_empty() => {
+                waiting.retain(|(node, asked, pod)| {
+                    let has_answered = fleet.requests(*node) > *asked;
+                    if has_answered {
+                        println!("answered {node} {pod} {}", crate::rounds::micros());
+                    }
+                    !has_answered
+                });
+                std::io::stdout().flush()?;
+            }
+        }
+    }
+}
+
+/// Nobody waits for a fleet longer than this.
+pub(crate) const READY: Duration = Duration::from_secs(60);

@@ -1,0 +1,46 @@
+//! Measures the aggregator on this machine, beside what the machine lets anybody do: a bare loop over raw sockets for the rounds,
+//! nginx for the API. Every part runs in a process of its own, so that its CPU and memory are its own.
+
+mod bare;
+mod fleet;
+mod process;
+mod rounds;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Measures the aggregator beside the limits of this machine")]
+struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Rounds over simulated fleets, beside a bare loop over the same fleets
+    Rounds(rounds::Options),
+    /// A simulated fleet, told on standard input what happens on its nodes
+    #[command(hide = true)]
+    Fleet(fleet::Options),
+    /// One pass over a fleet by raw sockets
+    #[command(hide = true)]
+    Bare(bare::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().what {
+        What::Rounds(options) => rounds::run(&options),
+        What::Fleet(options) => fleet::run(options),
+        What::Bare(options) => bare::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Rounds over simulated fleets: what the aggregator pays for them, and how soon what is answered is written.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+
+use crate::fleet;
+use crate::process::{Cpu, Running};
+use crate::table::{Row, Table};
+
+/// Where the fleets are: one address per node.
+const BASE: Ipv4Addr = Ipv4Addr::new(127, 64, 0, 1);
+const PORT: u16 = 19_090;
+const API: u16 = 18_090;
+/// Passes of the bare loop before and after the aggregator's rounds; the median counts.
+const PASSES: usize = 3;
+/// How often it is looked whether the output has changed.
+const LOOK: Duration = Duration::from_millis(5);
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The aggregator
+    #[arg(long, default_value = "target/release/procscan-aggregator")]
+    program: PathBuf,
+    /// The sizes of the fleets
+    #[arg(long, value_delimiter = ',', default_value = "5000,15000,65000")]
+    nodes: Vec<usize>,
+    /// Records of each node
+    #[arg(long, default_value_t = 2)]
+    records: usize,
+    /// The length of a round
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "60s")]
+    interval: Duration,
+    /// How many rounds are measured in which nothing changes but the timestamps
+    #[arg(long, default_value_t = 2)]
+    rounds: u32,
+    /// How many changes are timed, over one more round
+    #[arg(long, default_value_t = 200)]
+    changes: usize,
+    /// Faults of the last nodes, as `BEHAVIOUR:PERCENT`
+    #[arg(long)]
+    fault: Vec<String>,
+    /// Keep the brakes as they are shipped, so that all but the first Apps are held
+    #[arg(long)]
+    braked: bool,
+    /// Where files and logs stay
+    #[arg(long)]
+    keep: Option<PathBuf>,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        options.program.exists(),
+        "{}: not there; `cargo build --release` makes it",
+        options.program.display()
+    );
+    let mut table = Table::default();
+    for nodes in &options.nodes {
+        let temp;
+        let directory = match &options.keep {
+            Some(keep) => keep.join(nodes.to_string()),
+            None => {
+                temp = tempfile::tempdir()?;
+                temp.path().to_owned()
+            }
+        };
+        std::fs::create_dir_all(&directory)?;
+        table.add(measure(options, *nodes, &directory).with_context(|| format!("{nodes} nodes"))?);
+        print!("{table}");
+    }
+    Ok(())
+}
+
+fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<Row> {
+    let mut fleet = Fleet::start(options, nodes, directory)?;
+    let before = bare(nodes)?;
+    let aggregator = Aggregator::start(options, directory)?;
+    let started = Instant::now();
+    let first_round = aggregator.first_round(options.interval)?;
+    // The second round has everybody in its usual place.
+    let settled = options.interval * 2 - Duration::from_secs(2).min(options.interval / 10);
+    std::thread::sleep(settled.saturating_sub(started.elapsed()));
+    let cpu = Cpu::of(aggregator.process.pid()?)?;
+    std::thread::sleep(options.interval * options.rounds);
+    let per_round = (cpu.now()? - cpu.since()) / options.rounds;
+    let cpu = Cpu::of(aggregator.process.pid()?)?;
+    let waits = changes(options, nodes, directory, &mut fleet)?;
+    let with_changes = cpu.now()? - cpu.since();
+    let rss = aggregator.process.memory("VmRSS")?;
+    let peak = aggregator.process.memory("VmHWM")?;
+    aggregator.process.stop()?;
+    let after = bare(nodes)?;
+    let mut passes: Vec<Pass> = before.into_iter().chain(after).collect();
+    passes.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
+    let bare = passes.get(passes.len() / 2).context("no pass")?;
+    Ok(Row {
+        nodes,
+        records: nodes * options.records,
+        cpu: per_round.as_secs_f64(),
+        cpu_changes: with_changes.as_secs_f64(),
+        bare: bare.cpu,
+        bare_wall: bare.wall,
+        first_round: first_round.as_secs_f64(),
+        bytes: bare.bytes,
+        peak,
+        rss,
+        changes: waits.len(),
+        missing: options.changes.min(nodes) - waits.len(),
+        p50: percentile(&waits, 50),
+        p99: percentile(&waits, 99),
+    })
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((last * percent).div_ceil(100)).copied().unwrap_or_default()
+}
+
+struct Pass {
+    cpu: f64,
+    wall: f64,
+    bytes: u64,
+}
+
+fn bare(nodes: usize) -> anyhow::Result<Vec<Pass>> {
+    let pass = || {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("bare").args(["--base", &BASE.to_string(), "--port", &PORT.to_string()]);
+        let output = command.args(["--nodes", &nodes.to_string()]).stderr(Stdio::inherit()).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let mut words = text.split_whitespace();
+        let mut next = || words.next().context("the bare loop has failed");
+        Ok(Pass { cpu: next()?.parse()?, wall: next()?.parse()?, bytes: next()?.parse()? })
+    };
+    (0..PASSES).map(|_| pass()).collect()
+}
+
+struct Fleet {
+    orders: ChildStdin,
+    answers: Receiver<String>,
+    _process: Running,
+}
+
+impl Fleet {
+    fn start(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("fleet").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let base = BASE.to_string();
+        let set = [
+            ("--nodes", nodes.to_string()),
+            ("--base", base),
+            ("--port", PORT.to_string()),
+            ("--records", options.records.to_string()),
+            ("--tenants", (nodes / 10).max(1).to_string()),
+            // Agents scan between any two rounds, so no answer is like the one before.
+            ("--scan-interval", humantime::format_duration(options.interval / 2).to_string()),
+            ("--targets", directory.join("targets").display().to_string()),
+        ];
+        for (name, value) in set {
+            command.args([name, &value]);
+        }
+        for fault in &options.fault {
+            let (behaviour, percent) = fault.rsplit_once(':').context("a fault is BEHAVIOUR:PERCENT")?;
+            let percent: usize = percent.parse().context("a fault is BEHAVIOUR:PERCENT")?;
+            command.args(["--fault", &format!("{behaviour}:{}", nodes * percent / 100)]);
+        }
+        let mut process = Running::start(&mut command)?;
+        let orders = process.child().stdin.take().context("a pipe")?;
+        let output = process.child().stdout.take().context("a pipe")?;
+        let (tell, answers) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let ready = answers.recv_timeout(fleet::READY).context("the fleet does not start")?;
+        anyhow::ensure!(ready == "ready", "the fleet says: {ready}");
+        Ok(Self { orders, answers, _process: process })
+    }
+}
+
+struct Aggregator {
+    process: Running,
+    log: PathBuf,
+}
+
+impl Aggregator {
+    fn start(options: &Options, directory: &Path) -> anyhow::Result<Self> {
+        let shown = |name: &str| directory.join(name).display().to_string();
+        let brakes =
+            "brake: {max_new_apps: 1000000, max_apps_per_node: 1000000, max_namespaces_per_rule: 1000000}\n";
+        let config = format!(
+            "aggregator: {{scan_interval: {}, port: {API}}}\n\
+             discovery: {{mode: file, file: {}}}\n\
+             output: {{mode: directory, directory: {}}}\n\
+             state: {{directory: {}}}\n\
+             notification: {{max_per_round: 1000000}}\n{}",
+            humantime::format_duration(options.interval).to_string().replace(' ', ""),
+            shown("targets"),
+            shown("objects"),
+            shown("state"),
+            if options.braked { "" } else { brakes },
+        );
+        std::fs::write(directory.join("config.yaml"), config)?;
+        let log = directory.join("log");
+        let mut command = Command::new(&options.program);
+        command.args(["run", "--config", &shown("config.yaml")]).stderr(std::fs::File::create(&log)?);
+        Ok(Self { process: Running::start(&mut command)?, log })
+    }
+
+    /// How long the first round takes, which is not spread over its interval.
+    fn first_round(&self, interval: Duration) -> anyhow::Result<Duration> {
+        let deadline = Instant::now() + interval * 2;
+        loop {
+            let log = std::fs::read_to_string(&self.log)?;
+            if let Some(line) = log.lines().find(|line| line.contains("\"round done")) {
+                let took = line.split_once("\"took_ms\":").context("a log line without `took_ms`")?.1;
+                let digits: String = took.chars().take_while(char::is_ascii_digit).collect();
+                return Ok(Duration::from_millis(digits.parse()?));
+            }
+            anyhow::ensure!(Instant::now() < deadline, "no round is done; see {}", self.log.display());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// Changes nodes evenly over a round. How long it took from each answer to the output, ordered.
+fn changes(
+    options: &Options,
+    nodes: usize,
+    directory: &Path,
+    fleet: &mut Fleet,
+) -> anyhow::Result<Vec<Duration>> {
+    let objects = directory.join("objects");
+    // What hangs or lies is at the end of the fleet.
+    let bad: usize =
+        options.fault.iter().filter_map(|fault| fault.rsplit_once(':')?.1.parse::<usize>().ok()).sum();
+    let healthy = nodes - nodes * bad / 100;
+    let count = options.changes.min(healthy);
+    let pause = options.interval / u32::try_from(count.max(1))?;
+    let started = Instant::now();
+    let mut seen: BTreeMap<PathBuf, SystemTime> = BTreeMap::new();
+    let mut answered: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut asked, mut waits) = (0, Vec::new());
+    // What is there already is not looked at.
+    look(&objects, &mut seen, |_| ())?;
+    while waits.len() < count && started.elapsed() < options.interval * 3 {
+        while asked < count && started.elapsed() >= pause * u32::try_from(asked)? {
+            writeln!(fleet.orders, "offend {}", asked * healthy / count)?;
+            asked += 1;
+        }
+        for line in fleet.answers.try_iter() {
+            let mut words = line.split(' ').skip(2);
+            let (Some(pod), Some(at)) = (words.next(), words.next()) else { continue };
+            answered.insert(pod.to_owned(), at.parse()?);
+        }
+        look(&objects, &mut seen, |text| {
+            let now = micros();
+            answered.retain(|pod, at| {
+                let is_written = text.contains(pod.as_str());
+                if is_written {
+                    waits.push(Duration::from_micros(now.saturating_sub(*at)));
+                }
+                !is_written
+            });
+        })?;
+        std::thread::sleep(LOOK);
+    }
+    waits.sort_unstable();
+    Ok(waits)
+}
+
+/// Reads the gateway's objects that have changed since the last look.
+fn look(
+    objects: &Path,
+    seen: &mut BTreeMap<PathBuf, SystemTime>,
+    mut read: impl FnMut(&str),
+) -> anyhow::Result<()> {
+    // Far fewer than the tenants' objects, and known by name: there is no need to list the others each time.
+    for index in 0.. {
+        let name = match index {
+            0 => "wasmplugin_higress-system_procscan-violations.yaml".to_owned(),
+            n => format!("wasmplugin_higress-system_procscan-violations-{n}.yaml"),
+        };
+        let path = objects.join(name);
+        let Ok(metadata) = path.metadata() else { return Ok(()) };
+        let modified = metadata.modified()?;
+        if seen.insert(path.clone(), modified) != Some(modified) {
+            read(&std::fs::read_to_string(&path)?);
+        }
+    }
+    Ok(())
+}
+
+/// Microseconds since the epoch.
+pub(crate) fn micros() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -12,11 +12,11 @@ use super::Api;
 use super::problem::Problem;
 use crate::leader::Leadership;
 
-/// The ledger gives everybody who asks a new snapshot within a second. One that is much older means that the loop hangs.
+/// The ledger publishes a snapshot every second. One that is much older means that the loop hangs.
 const ALIVE: Duration = Duration::from_secs(30);
 
 pub(super) async fn livez(State(api): State<Api>) -> Response {
-    let age = api.views.clock.now().since(api.views.snapshots.fresh().await.at);
+    let age = api.views.clock.now().since(api.snapshot().await.at);
     if age <= ALIVE {
         return Json(serde_json::json!({"status": "ok"})).into_response();
     }
@@ -76,7 +76,7 @@ impl From<Option<String>> for Part {
 
 /// Ready once the first round is done. Failures of what we depend on are told, and take no replica out: it serves what it knows.
 pub(super) async fn readyz(State(api): State<Api>) -> Response {
-    let snapshot = api.views.snapshots.fresh().await;
+    let snapshot = api.snapshot().await;
     let coverage = snapshot.coverage;
     let is_ready = snapshot.rounds > 0;
     let readiness = Readiness {

@@ -20,6 +20,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use procscan_core::policy::Mode;
+use procscan_core::snapshot::Snapshot;
 use tokio::sync::watch;
 
 pub use self::auth::{AuthError, Authenticator, Caller, Right};
@@ -102,4 +103,11 @@ pub fn router(views: Views) -> Router {
 struct Api {
     views: Views,
     list: Arc<seed::ListCache>,
+}
+
+impl Api {
+    /// The ledger as it is read now: the one way for all handlers.
+    async fn snapshot(&self) -> Arc<Snapshot> {
+        self.views.snapshots.fresh().await
+    }
 }

@@ -41,7 +41,7 @@ struct Failure {
 }
 
 pub(super) async fn nodes(State(api): State<Api>) -> Json<Nodes> {
-    let snapshot = api.views.snapshots.fresh().await;
+    let snapshot = api.snapshot().await;
     let nodes = snapshot
         .targets
         .iter()

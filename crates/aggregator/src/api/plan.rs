@@ -28,7 +28,7 @@ pub(super) struct Plan {
 
 pub(super) async fn plan(State(api): State<Api>) -> Json<Plan> {
     let decided = api.views.decided.borrow().clone();
-    let coverage = api.views.snapshots.fresh().await.coverage;
+    let coverage = api.snapshot().await.coverage;
     Json(Plan {
         mode: decided.plan.mode,
         blocks: decided.plan.blocks.clone(),

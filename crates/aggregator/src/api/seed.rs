@@ -58,7 +58,7 @@ impl ListCache {
 }
 
 pub(super) async fn violations(State(api): State<Api>, request: HeaderMap) -> Response {
-    let snapshot = api.views.snapshots.fresh().await;
+    let snapshot = api.snapshot().await;
     let Ok(list) = api.list.get(&snapshot) else {
         return super::problem::Problem::new(
             StatusCode::INTERNAL_SERVER_ERROR,

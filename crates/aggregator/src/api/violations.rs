@@ -64,7 +64,7 @@ impl From<&snapshot::Violation> for Violation {
 }
 
 pub(super) async fn violations(State(api): State<Api>) -> Json<Violations> {
-    let snapshot = api.views.snapshots.fresh().await;
+    let snapshot = api.snapshot().await;
     Json(Violations {
         violations: snapshot.violations.iter().map(Violation::from).collect(),
         coverage: snapshot.coverage,

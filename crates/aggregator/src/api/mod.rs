@@ -5,6 +5,8 @@ mod auth;
 mod decisions;
 mod health;
 mod incidents;
+mod list;
+mod negotiation;
 mod nodes;
 mod plan;
 mod problem;
@@ -77,6 +79,10 @@ const MAX_BODY: usize = 64 << 10;
 
 /// Every route. Anything else is answered with a problem (RFC 9457).
 pub fn router(views: Views) -> Router {
+    routes(Api { views, lists: Arc::default() })
+}
+
+fn routes(api: Api) -> Router {
     Router::new()
         .route("/api/violations", get(seed::violations))
         .route("/health", get(seed::health))
@@ -96,13 +102,13 @@ pub fn router(views: Views) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
-        .with_state(Api { views, list: Arc::default() })
+        .with_state(api)
 }
 
 #[derive(Clone)]
 struct Api {
     views: Views,
-    list: Arc<seed::ListCache>,
+    lists: Arc<list::Lists>,
 }
 
 impl Api {

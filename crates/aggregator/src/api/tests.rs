@@ -1,4 +1,6 @@
-use axum::body::Body;
+mod list;
+
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
@@ -18,6 +20,7 @@ use crate::state::FileStore;
 /// The whole router over views that the test sets.
 struct Stage {
     router: Router,
+    lists: Arc<super::list::Lists>,
     ledger: Ledger,
     clock: Clock,
     publisher: Publisher,
@@ -71,7 +74,9 @@ impl Stage {
             configured_mode: Mode::Enforce,
             clock,
         };
-        Self { router: router(views), ledger, clock, publisher, targets, output, _decided: decided }
+        let lists = Arc::<super::list::Lists>::default();
+        let router = routes(Api { views, lists: lists.clone() });
+        Self { router, lists, ledger, clock, publisher, targets, output, _decided: decided }
     }
 
     fn publish(&mut self) {
@@ -87,11 +92,15 @@ impl Stage {
         self.publish();
     }
 
-    async fn ask(&self, request: Request<Body>) -> (StatusCode, HeaderMap, String) {
+    async fn ask_bytes(&self, request: Request<Body>) -> (StatusCode, HeaderMap, Bytes) {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
-        (head.status, head.headers, String::from_utf8(body.to_vec()).unwrap())
+        (head.status, head.headers, body.collect().await.unwrap().to_bytes())
+    }
+
+    async fn ask(&self, request: Request<Body>) -> (StatusCode, HeaderMap, String) {
+        let (status, headers, body) = self.ask_bytes(request).await;
+        (status, headers, String::from_utf8(body.to_vec()).unwrap())
     }
 
     async fn get(&self, path: &str) -> (StatusCode, HeaderMap, String) {

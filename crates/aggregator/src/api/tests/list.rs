@@ -1,0 +1,238 @@
+//! The seed's list in each of its forms.
+
+use std::io::Read;
+
+use axum::http::{HeaderValue, Method};
+use futures_util::future::join_all;
+
+use super::*;
+use crate::api::negotiation::Encoding;
+
+const GZIP: &[(&str, &str)] = &[("accept-encoding", "gzip")];
+const ZSTD: &[(&str, &str)] = &[("accept-encoding", "gzip, zstd")];
+
+/// A list that is worth compressing. `last` makes it another one.
+fn large(last: &str) -> String {
+    let pods = (0..50).map(|n| format!("p-{n}")).chain([last.to_owned()]);
+    let records: Vec<String> =
+        pods.map(|pod| RECORD.replace(r#""pod":"p""#, &format!(r#""pod":"{pod}""#))).collect();
+    format!("[{}]", records.join(","))
+}
+
+fn list(method: Method, headers: &[(&str, &str)]) -> Request<Body> {
+    let request = Request::builder().method(method).uri("/api/violations");
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    request.body(Body::empty()).unwrap()
+}
+
+impl Stage {
+    async fn list(&self, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap, Bytes) {
+        self.ask_bytes(list(Method::GET, headers)).await
+    }
+}
+
+fn decoded(headers: &HeaderMap, body: &[u8]) -> Vec<u8> {
+    match headers.get("content-encoding").map(HeaderValue::as_bytes) {
+        None => body.to_vec(),
+        Some(b"zstd") => zstd::decode_all(body).unwrap(),
+        Some(b"gzip") => {
+            let mut plain = Vec::new();
+            flate2::read::GzDecoder::new(body).read_to_end(&mut plain).unwrap();
+            plain
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn every_form_is_the_same_list_under_its_own_tag() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &large("a"));
+    let (_, headers, plain) = stage.list(&[]).await;
+    assert!(!headers.contains_key("content-encoding"));
+    assert_eq!(json(std::str::from_utf8(&plain).unwrap())["total_count"], 51);
+    let mut tags = vec![headers["etag"].clone()];
+    for (asked, encoding) in [(GZIP, "gzip"), (ZSTD, "zstd")] {
+        let (status, headers, body) = stage.list(asked).await;
+        assert_eq!(
+            (status, &headers["content-encoding"]),
+            (StatusCode::OK, &HeaderValue::from_static(encoding))
+        );
+        assert_eq!(headers["vary"], "Accept-Encoding");
+        assert_eq!(headers["content-length"], body.len().to_string());
+        assert_eq!(
+            (&headers["content-type"], &headers["cache-control"]),
+            (&"application/json".parse().unwrap(), &"no-cache".parse().unwrap())
+        );
+        assert_eq!(headers["x-procscan-targets-fresh"], "1");
+        assert!(body.len() * 4 < plain.len());
+        assert_eq!(decoded(&headers, &body), plain);
+        tags.push(headers["etag"].clone());
+    }
+    let [plain_tag, gzip_tag, zstd_tag] = tags.try_into().unwrap();
+    assert!(plain_tag != gzip_tag && gzip_tag != zstd_tag && zstd_tag != plain_tag);
+    assert!(plain_tag.to_str().unwrap().starts_with('"'), "strong");
+}
+
+#[tokio::test]
+async fn no_form_is_sent_again_to_who_has_it() {
+    let mut stage = Stage::new();
+    for (n, asked) in [&[], GZIP, ZSTD].into_iter().enumerate() {
+        stage.answer("n1", &large(&format!("a-{n}")));
+        let tag = stage.list(asked).await.1["etag"].clone();
+        let polled = [asked, &[("if-none-match", tag.to_str().unwrap())]].concat();
+        let (status, headers, body) = stage.list(&polled).await;
+        assert_eq!((status, body.len()), (StatusCode::NOT_MODIFIED, 0));
+        assert_eq!((&headers["etag"], &headers["vary"]), (&tag, &"Accept-Encoding".parse().unwrap()));
+        assert!(
+            headers.contains_key("x-procscan-targets-fresh") && !headers.contains_key("content-encoding")
+        );
+        // The other forms are taken by whoever says nothing, and this one is known.
+        let (status, headers, _) = stage.list(&[("if-none-match", tag.to_str().unwrap())]).await;
+        assert_eq!((status, &headers["etag"]), (StatusCode::NOT_MODIFIED, &tag));
+
+        stage.answer("n1", &large(&format!("b-{n}")));
+        let (status, headers, _) = stage.list(&polled).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_ne!(headers["etag"], tag);
+    }
+    // Who refuses a form gets the list, although it names that form's tag.
+    let gzip = stage.list(GZIP).await.1["etag"].clone();
+    let (status, headers, _) =
+        stage.list(&[("accept-encoding", "identity"), ("if-none-match", gzip.to_str().unwrap())]).await;
+    assert_eq!((status, headers.contains_key("content-encoding")), (StatusCode::OK, false));
+}
+
+#[tokio::test]
+async fn a_poll_that_finds_no_change_makes_nothing() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &large("a"));
+    let tag = stage.list(&[]).await.1["etag"].to_str().unwrap().to_owned();
+    for known in [tag.as_str(), "*"] {
+        let (status, ..) = stage.list(&[("accept-encoding", "gzip, zstd"), ("if-none-match", known)]).await;
+        assert_eq!(status, StatusCode::NOT_MODIFIED);
+    }
+    assert_eq!(stage.lists.compressions(), 0);
+}
+
+#[tokio::test]
+async fn a_small_list_stays_as_it_is_and_who_refuses_that_gets_it_compressed() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &format!("[{RECORD}]"));
+    let (_, headers, plain) = stage.list(ZSTD).await;
+    assert!(!headers.contains_key("content-encoding"));
+    assert_eq!(headers["vary"], "Accept-Encoding");
+    let (_, headers, body) = stage.list(&[("accept-encoding", "zstd, identity;q=0")]).await;
+    assert_eq!(
+        (headers["content-encoding"].as_bytes(), decoded(&headers, &body)),
+        (&b"zstd"[..], plain.to_vec())
+    );
+
+    let (status, headers, body) =
+        stage.list(&[("accept-encoding", "br"), ("accept-encoding", "*;q=0")]).await;
+    assert_eq!(
+        (status, &headers["content-type"]),
+        (StatusCode::NOT_ACCEPTABLE, &"application/problem+json".parse().unwrap())
+    );
+    assert_eq!(headers["vary"], "Accept-Encoding");
+    let problem = json(std::str::from_utf8(&body).unwrap());
+    assert_eq!(
+        (&problem["value"], &problem["allowed"]),
+        (&json!("br, *;q=0"), &json!(["zstd", "gzip", "identity"]))
+    );
+}
+
+#[tokio::test]
+async fn the_head_alone_is_that_of_the_whole() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &large("a"));
+    for asked in [&[], GZIP, ZSTD] {
+        let (_, whole, body) = stage.list(asked).await;
+        let (status, headers, nothing) = stage.ask_bytes(list(Method::HEAD, asked)).await;
+        assert_eq!((status, headers, nothing.len()), (StatusCode::OK, whole, 0));
+        assert!(!body.is_empty());
+        let polled = [asked, &[("if-none-match", "*")]].concat();
+        assert_eq!(stage.ask_bytes(list(Method::HEAD, &polled)).await.0, StatusCode::NOT_MODIFIED);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn however_many_ask_at_once_each_form_is_made_once_and_shared() {
+    let mut stage = Stage::new();
+    for (changes, last) in [(1, "a"), (2, "b")] {
+        stage.answer("n1", &large(last));
+        for (n, asked) in [&[], GZIP, ZSTD].into_iter().enumerate() {
+            let requests = (0..64).map(|_| {
+                let (router, request) = (stage.router.clone(), list(Method::GET, asked));
+                tokio::spawn(async move {
+                    let answer = router.oneshot(request).await.unwrap();
+                    answer.into_body().collect().await.unwrap().to_bytes()
+                })
+            });
+            let bodies: Vec<Bytes> = join_all(requests).await.into_iter().map(Result::unwrap).collect();
+            // All are held, so equal addresses mean the same allocation.
+            assert!(
+                bodies
+                    .iter()
+                    .all(|body| body.as_ptr() == bodies[0].as_ptr() && body.len() == bodies[0].len())
+            );
+            assert_eq!(stage.lists.compressions(), (changes - 1) * 2 + n);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_wants_any_more_is_not_compressed_and_what_somebody_wants_is_once() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &large("a"));
+    let lists = stage.lists.clone();
+    let hold = lists.hold().await;
+    let ask = || tokio::spawn(stage.router.clone().oneshot(list(Method::GET, GZIP)));
+    let soon = || tokio::time::sleep(std::time::Duration::from_millis(50));
+    // The first goes away while it waits; the second gets what was begun for the first.
+    let (gone, stays) = (ask(), ask());
+    soon().await;
+    gone.abort();
+    assert!(gone.await.is_err());
+    drop(hold);
+    assert_eq!(stays.await.unwrap().unwrap().headers()["content-encoding"], "gzip");
+    assert_eq!(stage.lists.compressions(), 1);
+
+    stage.answer("n1", &large("b"));
+    let hold = lists.hold().await;
+    let gone = tokio::spawn(stage.router.clone().oneshot(list(Method::GET, GZIP)));
+    soon().await;
+    gone.abort();
+    assert!(gone.await.is_err());
+    stage.answer("n1", &large("c"));
+    stage.list(&[]).await;
+    drop(hold);
+    let (_, headers, body) = stage.list(GZIP).await;
+    assert!(String::from_utf8(decoded(&headers, &body)).unwrap().contains(r#""pod":"c""#));
+    assert_eq!(stage.lists.compressions(), 2);
+}
+
+#[tokio::test]
+async fn who_was_overtaken_brings_no_old_list_back() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &large("a"));
+    let old = stage.snapshot.borrow().clone();
+    stage.answer("n1", &large("b"));
+    let new = stage.snapshot.borrow().clone();
+    let current = stage.lists.current(&new).list;
+    let etag = current.etag(Encoding::Gzip).clone();
+    let overtaken = stage.lists.current(&old).list;
+    assert_eq!(overtaken.etag(Encoding::Gzip), &etag);
+    assert!(Arc::ptr_eq(&current, &overtaken));
+    // The same list goes on as long as nothing in it changes, with the coverage of its time; and an old one goes.
+    stage.answer("n2", "[]");
+    let later = stage.snapshot.borrow().clone();
+    let shown = stage.lists.current(&later);
+    assert!(Arc::ptr_eq(&current, &shown.list));
+    assert_eq!(shown.headers[1].1, "2");
+    let weak = Arc::downgrade(&current);
+    drop((current, overtaken, shown));
+    stage.answer("n2", &format!("[{}]", RECORD.replace("ns-a", "ns-b")));
+    stage.list(&[]).await;
+    assert!(weak.upgrade().is_none());
+}

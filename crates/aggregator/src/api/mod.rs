@@ -2,7 +2,9 @@
 
 mod acts;
 mod auth;
+mod cursor;
 mod decisions;
+mod filter;
 mod health;
 mod incidents;
 mod list;

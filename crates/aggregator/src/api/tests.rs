@@ -1,4 +1,5 @@
 mod list;
+mod violations;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Request, StatusCode};

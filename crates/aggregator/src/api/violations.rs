@@ -1,40 +1,52 @@
 //! `/api/v1/violations`: what is known of each violation, with its state and the evidence of each node.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use procscan_core::ledger::{Cleared, Presence};
 use procscan_core::names::{Key, NodeName, Text};
 use procscan_core::snapshot::{self, Coverage, State as ViolationState};
 use serde::Serialize;
 
-use super::Api;
+use super::filter::Filter;
+use super::problem::Problem;
+use super::{Api, cursor};
 
 #[derive(Serialize)]
-pub(super) struct Violations {
-    violations: Vec<Violation>,
+struct Page<'a> {
+    violations: Vec<Violation<'a>>,
     coverage: Coverage,
+    /// Where the next page begins, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
 }
 
 /// The command line stays out: what is shown here is for more eyes than the original list.
 #[derive(Serialize)]
-struct Violation {
+struct Violation<'a> {
     #[serde(flatten)]
-    key: Key,
+    key: &'a Key,
+    /// What the agent takes the App for; the plan has the App that the cluster names.
+    #[serde(rename = "type")]
+    kind: &'a Text,
+    name: &'a Text,
     state: ViolationState,
-    rule: Text,
+    rule: &'a Text,
     first_seen: Timestamp,
     last_seen: Timestamp,
     /// The agent's own timestamp of the last fresh evidence.
     evidence_time: Timestamp,
     /// How many different timestamps were seen.
     observations: u64,
-    evidence: Vec<Evidence>,
+    evidence: Vec<Evidence<'a>>,
 }
 
 #[derive(Serialize)]
-struct Evidence {
-    node: NodeName,
+struct Evidence<'a> {
+    node: &'a NodeName,
     presence: Presence,
     /// Whether it ever was fresh; if not, it is never a reason for anything.
     was_fresh: bool,
@@ -42,18 +54,20 @@ struct Evidence {
     cleared: Option<Cleared>,
 }
 
-impl From<&snapshot::Violation> for Violation {
-    fn from(violation: &snapshot::Violation) -> Self {
+impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
+    fn from(violation: &'a snapshot::Violation) -> Self {
         let evidence = violation.evidence.iter().map(|evidence| Evidence {
-            node: evidence.node.clone(),
+            node: &evidence.node,
             presence: evidence.presence,
             was_fresh: evidence.fresh_at.is_some(),
             cleared: evidence.cleared,
         });
         Self {
-            key: violation.key.clone(),
+            key: &violation.key,
+            kind: &violation.record.kind,
+            name: &violation.record.name,
             state: violation.state,
-            rule: violation.record.rule().clone(),
+            rule: violation.record.rule(),
             first_seen: violation.first_seen,
             last_seen: violation.last_seen,
             evidence_time: violation.evidence_time,
@@ -63,10 +77,26 @@ impl From<&snapshot::Violation> for Violation {
     }
 }
 
-pub(super) async fn violations(State(api): State<Api>) -> Json<Violations> {
+pub(super) async fn violations(
+    State(api): State<Api>,
+    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+) -> Response {
+    let filter = match query {
+        Ok(Query(query)) => Filter::of(query),
+        Err(error) => Err(Problem::new(StatusCode::BAD_REQUEST, error.body_text())),
+    };
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(problem) => return problem.into_response(),
+    };
     let snapshot = api.snapshot().await;
-    Json(Violations {
-        violations: snapshot.violations.iter().map(Violation::from).collect(),
-        coverage: snapshot.coverage,
-    })
+    // They are ordered by key.
+    let all = &snapshot.violations;
+    let begin = filter.after.as_ref().map_or(0, |last| all.partition_point(|it| it.key <= *last));
+    let mut wanted = all.iter().skip(begin).filter(|violation| filter.wants(violation));
+    let limit = filter.limit.unwrap_or(usize::MAX);
+    let violations: Vec<_> = wanted.by_ref().take(limit).map(Violation::from).collect();
+    let last = wanted.next().and(violations.last());
+    let next = last.map(|last| cursor::write(last.key));
+    Json(Page { violations, coverage: snapshot.coverage, next }).into_response()
 }

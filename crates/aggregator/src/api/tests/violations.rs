@@ -172,6 +172,7 @@ async fn pages_show_all_that_stay_once_while_others_come_and_go() {
                 let violations = page["violations"].as_array().unwrap();
                 assert!(violations.len() <= limit);
                 shown.extend(violations.iter().map(|it| json!([it["namespace"], it["pod"], it["process"]])));
+                assert!(shown.len() <= 90, "{limit}{filter}: shown twice");
                 let Some(next) = page["next"].as_str() else { break };
                 assert_eq!(violations.len(), limit);
                 cursor = format!("&cursor={next}");

@@ -80,10 +80,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             }
         }
     }
-    println!(
-        "{:.6} {:.6} {bytes}",
-        cpu.now()?.as_secs_f64() - cpu.since().as_secs_f64(),
-        started.elapsed().as_secs_f64()
-    );
+    println!("{:.6} {:.6} {bytes}", cpu.spent()?.as_secs_f64(), started.elapsed().as_secs_f64());
     Ok(())
 }

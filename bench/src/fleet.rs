@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Prints `ready`, then obeys: `offend NODE` starts one more process on a node. When the node has answered with it, prints
 /// `answered NODE POD MICROSECONDS`, the time since the epoch.
 #[tokio::main]
-pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
+pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let fleet = Fleet::start(
         FleetOptions {
             nodes: options.nodes,
@@ -51,9 +51,9 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         &CancellationToken::new(),
     )?;
     fleet.inject(&options.fault)?;
-    let mut list = String::new();
+    let mut list = Vec::new();
     for (node, address) in fleet.targets() {
-        list.push_str(&format!("{address} node={node}\n"));
+        writeln!(list, "{address} node={node}")?;
     }
     std::fs::write(&options.targets, list)?;
     let (tell, mut told) = tokio::sync::mpsc::channel(1024);
@@ -95,4 +95,4 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 /// Nobody waits for a fleet longer than this.
-pub(crate) const READY: Duration = Duration::from_secs(60);
+pub(crate) const READY: Duration = Duration::from_mins(1);

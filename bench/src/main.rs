@@ -33,7 +33,7 @@ enum What {
 fn main() -> ExitCode {
     let done = match Args::parse().what {
         What::Rounds(options) => rounds::run(&options),
-        What::Fleet(options) => fleet::run(options),
+        What::Fleet(options) => fleet::run(&options),
         What::Bare(options) => bare::run(&options),
     };
     match done {

@@ -29,13 +29,13 @@ impl Cpu {
         Self::of(Pid::this())
     }
 
-    pub(crate) fn now(&self) -> anyhow::Result<Duration> {
-        Ok(Duration::from(self.clock.now()?))
+    /// How much it has used since we began to look.
+    pub(crate) fn spent(&self) -> anyhow::Result<Duration> {
+        Ok(self.now()?.saturating_sub(self.since))
     }
 
-    /// Its reading when we began to look.
-    pub(crate) fn since(&self) -> Duration {
-        self.since
+    fn now(&self) -> anyhow::Result<Duration> {
+        Ok(Duration::from(self.clock.now()?))
     }
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Running(Child);
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
-        let shown = format!("{:?}", command.get_program());
+        let shown = Path::new(command.get_program()).display().to_string();
         command.spawn().map(Self).with_context(|| format!("can't start {shown}"))
     }
 

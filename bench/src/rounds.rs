@@ -63,12 +63,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut table = Table::default();
     for nodes in &options.nodes {
         let temp;
-        let directory = match &options.keep {
-            Some(keep) => keep.join(nodes.to_string()),
-            None => {
-                temp = tempfile::tempdir()?;
-                temp.path().to_owned()
-            }
+        let directory = if let Some(keep) = &options.keep {
+            keep.join(nodes.to_string())
+        } else {
+            temp = tempfile::tempdir()?;
+            temp.path().to_owned()
         };
         std::fs::create_dir_all(&directory)?;
         table.add(measure(options, *nodes, &directory).with_context(|| format!("{nodes} nodes"))?);
@@ -84,14 +83,14 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     let started = Instant::now();
     let first_round = aggregator.first_round(options.interval)?;
     // The second round has everybody in its usual place.
-    let settled = options.interval * 2 - Duration::from_secs(2).min(options.interval / 10);
+    let settled = options.interval.mul_f64(1.9);
     std::thread::sleep(settled.saturating_sub(started.elapsed()));
     let cpu = Cpu::of(aggregator.process.pid()?)?;
     std::thread::sleep(options.interval * options.rounds);
-    let per_round = (cpu.now()? - cpu.since()) / options.rounds;
+    let per_round = cpu.spent()? / options.rounds;
     let cpu = Cpu::of(aggregator.process.pid()?)?;
     let waits = changes(options, nodes, directory, &mut fleet)?;
-    let with_changes = cpu.now()? - cpu.since();
+    let with_changes = cpu.spent()?;
     let rss = aggregator.process.memory("VmRSS")?;
     let peak = aggregator.process.memory("VmHWM")?;
     aggregator.process.stop()?;

@@ -1,4 +1,5 @@
 //! The figures, a row for each fleet.
+#![expect(clippy::cast_precision_loss, reason = "people read three digits of them")]
 
 use std::fmt;
 use std::time::Duration;
@@ -21,6 +22,9 @@ pub(crate) struct Row {
     pub(crate) p99: Duration,
 }
 
+/// How a figure is shown.
+type Cell<'a> = &'a dyn Fn(&Row) -> String;
+
 /// All of them.
 #[derive(Default)]
 pub(crate) struct Table(Vec<Row>);
@@ -35,7 +39,7 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micros = |seconds: f64, nodes: usize| format!("{:.1}", seconds * 1e6 / nodes as f64);
         let megabytes = |kib: u64| format!("{:.1}", kib as f64 * 1024.0 / 1e6);
-        let columns: [(&str, &dyn Fn(&Row) -> String); 15] = [
+        let columns: [(&str, Cell<'_>); 15] = [
             ("nodes, one connection each", &|row| row.nodes.to_string()),
             ("records", &|row| row.records.to_string()),
             ("bytes per round, MB", &|row| format!("{:.1}", row.bytes as f64 / 1e6)),

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use procscan_core::Moment;
 use procscan_core::ledger::{Change, ChangeKind, Ledger, Remembered};
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -61,6 +62,7 @@ pub struct Inbox {
 pub struct Snapshots {
     latest: watch::Receiver<Arc<Snapshot>>,
     wanted: Arc<Notify>,
+    alive: watch::Receiver<Moment>,
     clock: Clock,
 }
 
@@ -79,6 +81,11 @@ impl Snapshots {
         newer.ok().and_then(Result::ok).map_or(latest, |newer| newer.clone())
     }
 
+    /// When the ledger last looked at the clock, which it does every second.
+    pub fn alive(&self) -> Moment {
+        *self.alive.borrow()
+    }
+
     /// What was published last. Says what there is to decide on; what has only been renewed may be missing.
     pub fn published(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.latest.clone()
@@ -90,6 +97,7 @@ impl Snapshots {
 pub struct Publisher {
     latest: watch::Sender<Arc<Snapshot>>,
     wanted: Arc<Notify>,
+    alive: watch::Sender<Moment>,
     /// No snapshot before.
     rested: Instant,
 }
@@ -98,8 +106,9 @@ pub struct Publisher {
 pub fn snapshots(first: Snapshot, clock: Clock) -> (Publisher, Snapshots) {
     let (sender, latest) = watch::channel(Arc::new(first));
     let wanted = Arc::new(Notify::new());
-    let publisher = Publisher { latest: sender, wanted: wanted.clone(), rested: Instant::now() };
-    (publisher, Snapshots { latest, wanted, clock })
+    let (beat, alive) = watch::channel(clock.now());
+    let publisher = Publisher { latest: sender, wanted: wanted.clone(), alive: beat, rested: Instant::now() };
+    (publisher, Snapshots { latest, wanted, alive, clock })
 }
 
 impl Publisher {
@@ -107,9 +116,14 @@ impl Publisher {
     pub fn publish(&mut self, ledger: &mut Ledger, clock: Clock) {
         // What a snapshot costs is real time, whatever the clock of a test says.
         let started = std::time::Instant::now();
-        self.latest.send_replace(Arc::new(ledger.snapshot(clock.now())));
+        self.show(ledger.snapshot(clock.now()));
         let pause = started.elapsed().saturating_mul(PAUSE_SHARE).min(MAX_PAUSE);
         self.rested = Instant::now() + pause;
+    }
+
+    /// Shows this.
+    pub(crate) fn show(&self, snapshot: Snapshot) {
+        self.latest.send_replace(Arc::new(snapshot));
     }
 
     fn has_shown(&self, ledger: &Ledger) -> bool {
@@ -167,7 +181,11 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
                 }
                 None => memory_live = false,
             },
-            _ = tick.tick() => log(&ledger.advance(clock.now())),
+            _ = tick.tick() => {
+                let now = clock.now();
+                publisher.alive.send_replace(now);
+                log(&ledger.advance(now));
+            }
             () = wanted.notified() => {
                 publish_at = Some(publisher.rested);
             }

@@ -15,7 +15,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::config::Config;
-use crate::ledger_task::{self, Publisher};
+use crate::ledger_task::{self, Publisher, Snapshots};
 use crate::state::FileStore;
 
 /// The whole router over views that the test sets.
@@ -25,6 +25,7 @@ struct Stage {
     ledger: Ledger,
     clock: Clock,
     publisher: Publisher,
+    snapshots: Snapshots,
     targets: watch::Sender<Arc<TargetSet>>,
     output: watch::Sender<OutputStatus>,
     _decided: watch::Sender<Arc<Decided>>,
@@ -52,6 +53,7 @@ impl Stage {
         let mut ledger = Ledger::new(Detection::default(), now);
         ledger.expect([target("n1"), target("n2")], 0);
         let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(now), clock);
+        let shown = snapshots.clone();
         let (targets, target_sets) = watch::channel(Arc::default());
         let evidence = watch::channel(None).1;
         let (output, outputs) = watch::channel(OutputStatus::default());
@@ -77,11 +79,15 @@ impl Stage {
         };
         let lists = Arc::<super::list::Lists>::default();
         let router = routes(Api { views, lists: lists.clone() });
-        Self { router, lists, ledger, clock, publisher, targets, output, _decided: decided }
+        Self { router, lists, ledger, clock, publisher, snapshots: shown, targets, output, _decided: decided }
     }
 
     fn publish(&mut self) {
         self.publisher.publish(&mut self.ledger, self.clock);
+    }
+
+    fn shown(&self) -> Arc<Snapshot> {
+        self.snapshots.published().borrow().clone()
     }
 
     fn answer(&mut self, node: &str, body: &str) {

@@ -84,7 +84,7 @@ fn an_object_is_made_again_only_from_something_else() {
     let directory = Directory::open(temp.path()).unwrap();
     let made = std::cell::Cell::new(0);
     let object = &objects(&["web"], 0)[0];
-    let make = |_: &&str| {
+    let render = |_: &&str| {
         made.set(made.get() + 1);
         object.clone()
     };
@@ -95,7 +95,7 @@ fn an_object_is_made_again_only_from_something_else() {
             object.metadata.name.clone(),
             Upkeep::Kept,
             inputs,
-            make,
+            render,
         );
         directory.apply(&[draft]).unwrap().written
     };

@@ -216,9 +216,9 @@ async fn what_nobody_wants_any_more_is_not_compressed_and_what_somebody_wants_is
 async fn who_was_overtaken_brings_no_old_list_back() {
     let mut stage = Stage::new();
     stage.answer("n1", &large("a"));
-    let old = stage.snapshot.borrow().clone();
+    let old = stage.shown();
     stage.answer("n1", &large("b"));
-    let new = stage.snapshot.borrow().clone();
+    let new = stage.shown();
     let current = stage.lists.current(&new).list;
     let etag = current.etag(Encoding::Gzip).clone();
     let overtaken = stage.lists.current(&old).list;
@@ -226,7 +226,7 @@ async fn who_was_overtaken_brings_no_old_list_back() {
     assert!(Arc::ptr_eq(&current, &overtaken));
     // The same list goes on as long as nothing in it changes, with the coverage of its time; and an old one goes.
     stage.answer("n2", "[]");
-    let later = stage.snapshot.borrow().clone();
+    let later = stage.shown();
     let shown = stage.lists.current(&later);
     assert!(Arc::ptr_eq(&current, &shown.list));
     assert_eq!(shown.headers[1].1, "2");

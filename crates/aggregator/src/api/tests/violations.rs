@@ -150,7 +150,7 @@ async fn pages_show_all_that_stay_once_while_others_come_and_go() {
         pod.replace("xmrig", process).replace("ns-a", if n < 60 { "ns-a" } else { "ns-b" })
     };
     stage.answer("n1", &format!("[{}]", (0..90).map(record).collect::<Vec<_>>().join(",")));
-    let whole = stage.snapshot.borrow().clone();
+    let whole = stage.shown();
     assert_eq!(whole.violations.len(), 90);
     let stays = |n: usize| n.is_multiple_of(4);
     // A linear congruential generator: the same in every run.
@@ -167,7 +167,7 @@ async fn pages_show_all_that_stay_once_while_others_come_and_go() {
                 let mut now = (*whole).clone();
                 let all = now.violations.into_iter().enumerate();
                 now.violations = all.filter(|(n, _)| stays(*n) || comes(*n)).map(|(_, it)| it).collect();
-                stage.snapshot.send_replace(Arc::new(now));
+                stage.publisher.show(now);
                 let page = stage.page(&format!("?limit={limit}{filter}{cursor}")).await;
                 let violations = page["violations"].as_array().unwrap();
                 assert!(violations.len() <= limit);
@@ -202,9 +202,9 @@ async fn a_page_ends_where_its_last_one_went_and_all_of_the_rest_can_be_asked_fo
     let stage = stage();
     let first = stage.page("?limit=2").await;
     let next = first["next"].as_str().unwrap();
-    let mut without = (**stage.snapshot.borrow()).clone();
+    let mut without = (*stage.shown()).clone();
     without.violations.retain(|it| &*it.key.pod != "web-1");
-    stage.snapshot.send_replace(Arc::new(without));
+    stage.publisher.show(without);
     assert_eq!(pods(&stage.page(&format!("?limit=1&cursor={next}")).await), ["web-2"]);
     let rest = stage.page(&format!("?cursor={next}")).await;
     assert_eq!((pods(&rest), rest.get("next")), (vec!["web-2", "old-1"], None));

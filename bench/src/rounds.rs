@@ -69,6 +69,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             temp = tempfile::tempdir()?;
             temp.path().to_owned()
         };
+        anyhow::ensure!(
+            !directory.exists() || directory.read_dir()?.next().is_none(),
+            "{}: not empty",
+            directory.display()
+        );
         std::fs::create_dir_all(&directory)?;
         table.add(measure(options, *nodes, &directory).with_context(|| format!("{nodes} nodes"))?);
         print!("{table}");

@@ -127,7 +127,8 @@ impl Publisher {
     }
 
     fn has_shown(&self, ledger: &Ledger) -> bool {
-        self.latest.borrow().news == ledger.news()
+        let shown = self.latest.borrow();
+        (shown.news, shown.rounds) == (ledger.news(), ledger.rounds())
     }
 }
 

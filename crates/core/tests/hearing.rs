@@ -3,9 +3,13 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{MINUTE, World, app, record};
+use procscan_core::ledger::Detection;
 use procscan_core::names::{Key, PodRef};
 use procscan_core::policy::{DecisionKind, Inherited, PodFact, PodState};
+use procscan_core::snapshot::State;
 
 fn fact(asked: u64, state: PodState) -> PodFact {
     PodFact { asked: common::at(asked), state }
@@ -38,6 +42,32 @@ fn what_was_known_before_an_accusation_came_does_not_judge_it() {
     let snapshot = world.snapshot();
     let questions = world.book.questions(&snapshot, &world.policy);
     assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[pod].into()]);
+}
+
+/// Evaluations are for news: evidence may be renewed, and grow old, between two of them.
+#[test]
+fn what_is_renewed_between_two_evaluations_counts_from_then() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // Ten more minutes it runs, and nothing is decided.
+    world.rounds(10, |world| {
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+    });
+    let last = world.clock();
+    // It is old before the clock has run.
+    let rules = Detection { max_age: Duration::from_mins(5), ..world.rules.clone() };
+    world.ledger.set_rules(rules);
+    world.rounds(29, |world| {
+        world.answer("n1", vec![record("ns-a", last)]);
+    });
+    assert_eq!(world.state("ns-a"), State::Unconfirmed);
+    assert_eq!(world.blocked(), ["ns-a"], "its node has been silent for 29 minutes");
+    world.rounds(1, |world| {
+        world.answer("n1", vec![record("ns-a", last)]);
+    });
+    assert_eq!(world.blocked(), Vec::<String>::new());
 }
 
 #[test]

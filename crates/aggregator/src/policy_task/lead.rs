@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use procscan_core::Moment;
 use procscan_core::names::App;
 use procscan_core::policy::{Alert, Book, By, Decision, DecisionKind, Inherited, Mode, Policy, remembered};
+use procscan_core::snapshot::Snapshot;
 use procscan_core::state::incident as kept;
 use procscan_core::state::{Incident, IncidentState};
 use tokio::sync::oneshot;
@@ -26,6 +28,9 @@ const UNREADABLE: &str = "what is kept can't be read; nothing is decided until i
 /// news no more than a part of a core goes into them. At most [`MAX_REST`].
 const REST_SHARE: u32 = 4;
 const MAX_REST: Duration = Duration::from_millis(500);
+/// After how many rounds without news, and after how long at the most, everything is looked at again all the same.
+const QUIET_ROUNDS: u64 = 5;
+const QUIET: Duration = Duration::from_mins(5);
 /// How often it is looked for incidents that are kept no longer.
 const SWEEP: Duration = Duration::from_mins(10);
 
@@ -52,10 +57,35 @@ pub(super) struct Lead<'a> {
     again: Option<(Instant, Duration)>,
     has_waited: bool,
     swept: Option<Instant>,
-    /// The news that have been decided on.
-    news: Option<u64>,
+    /// What has been decided on.
+    decided: Option<Seen>,
     /// When time alone may change a decision.
     deadline: Option<Instant>,
+}
+
+/// Which snapshot it was.
+#[derive(Clone, Copy)]
+struct Seen {
+    news: u64,
+    rounds: u64,
+    at: Moment,
+}
+
+impl Seen {
+    fn of(snapshot: &Snapshot) -> Self {
+        Self { news: snapshot.news, rounds: snapshot.rounds, at: snapshot.at }
+    }
+
+    /// Whether there is nothing in `now` that has to be decided on; some things are after every round.
+    fn is_as_good_as(self, now: Seen, is_waiting: bool) -> bool {
+        let rounds = if is_waiting { 1 } else { QUIET_ROUNDS };
+        // Nothing is written before the first round is done.
+        let is_first = self.rounds == 0;
+        !is_first
+            && self.news == now.news
+            && now.rounds < self.rounds + rounds
+            && now.at.since(self.at) < QUIET
+    }
 }
 
 /// What has been done of what operators want.
@@ -87,7 +117,7 @@ impl<'a> Lead<'a> {
             again: None,
             has_waited: false,
             swept: None,
-            news: None,
+            decided: None,
             deadline: None,
         }
     }
@@ -208,8 +238,8 @@ impl<'a> Lead<'a> {
 
     /// Decides on all news, until the term is over, or what is kept has to be read again.
     ///
-    /// What is no news by itself (evidence is renewed, clearing clocks go on) is looked at with the next news, when a round is
-    /// done at the latest.
+    /// What is no news by itself (evidence is renewed, clearing clocks go on) is looked at with the next news, and after
+    /// [`QUIET_ROUNDS`] at the latest.
     async fn decide(&mut self) -> Result<(), End> {
         let mut is_live = true;
         let mut is_verified = true;
@@ -217,7 +247,7 @@ impl<'a> Lead<'a> {
         let mut is_told = true;
         let mut heard: Option<Arc<Kept>> = None;
         self.task.channels.snapshots.mark_changed();
-        self.news = None;
+        self.decided = None;
         let mut rested = Instant::now();
         while is_live {
             let channels = &mut self.task.channels;
@@ -229,7 +259,8 @@ impl<'a> Lead<'a> {
                     channels.snapshots.changed().await
                 } => {
                     is_live = changed.is_ok();
-                    if is_live && self.news == Some(channels.snapshots.borrow_and_update().news) {
+                    let now = Seen::of(&channels.snapshots.borrow_and_update());
+                    if is_live && self.decided.is_some_and(|seen| seen.is_as_good_as(now, self.is_waiting())) {
                         continue;
                     }
                 }
@@ -266,6 +297,11 @@ impl<'a> Lead<'a> {
         Err(End::Over)
     }
 
+    /// Whether something waits for the end of a round, or for the answers of all nodes.
+    fn is_waiting(&self) -> bool {
+        self.has_waited || self.book.waits_for_rounds()
+    }
+
     fn policy(&mut self) -> Policy {
         let kept = self.task.channels.kept.borrow_and_update().clone();
         self.task.policy_now(&kept)
@@ -293,7 +329,7 @@ impl<'a> Lead<'a> {
         }
         let Obeyed { done, history } = self.obey(&kept, &policy);
         let decided = self.book.decide(&snapshot, &policy, &facts, now);
-        self.news = Some(snapshot.news);
+        self.decided = Some(Seen::of(&snapshot));
         self.decisions.extend(decided.decisions);
         // Before anything is kept: whoever is killed in between finds what is held, and takes its alert for raised.
         self.raise(&decided.alerts);

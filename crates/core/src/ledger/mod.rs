@@ -201,7 +201,7 @@ impl Ledger {
     /// A round over all targets is done. Rounds are counted for readiness and for limits per round.
     pub fn round_done(&mut self) {
         self.rounds += 1;
-        self.tell_news();
+        self.revision += 1;
     }
 
     /// Takes in one report. The same report twice changes nothing; the order of reports of different nodes does not matter.
@@ -405,19 +405,9 @@ impl Ledger {
         let mut expired = false;
         for name in due {
             let Some(node) = self.nodes.get_mut(&name) else { continue };
-            let clock = node.clock(&self.rules);
-            let active_for = node.active_for(&self.rules);
             let keep = self.rules.same_incident;
-            for (key, evidence) in &mut node.evidence {
-                let kind = if let Some(why) = evidence.try_clear(&clock, now) {
-                    ChangeKind::Cleared(why)
-                } else if evidence.try_age(now, active_for) {
-                    ChangeKind::Unconfirmed
-                } else {
-                    continue;
-                };
-                changes.push(Change { key: key.clone(), node: name.clone(), kind });
-            }
+            let told = |(key, kind)| Change { key, node: name.clone(), kind };
+            changes.extend(node.grow_old(&self.rules, now).into_iter().map(told));
             for key in node.expire(now, keep) {
                 forget(&mut self.violations, &key, &name);
                 expired = true;
@@ -460,11 +450,16 @@ impl Ledger {
         self.revision
     }
 
-    /// Counts what may change a decision: something appeared, grew old or cleared, a round is done, others are to be asked.
+    /// Counts what may change a decision: something appeared, grew old or cleared, others are to be asked.
     ///
-    /// That evidence has been renewed is no news: it matters when something else is decided, or the next round is done.
+    /// That evidence has been renewed is no news: it matters when something else is decided. Nor is it that a round is done.
     pub fn news(&self) -> u64 {
         self.news
+    }
+
+    /// How many rounds are done.
+    pub fn rounds(&self) -> u64 {
+        self.rounds
     }
 
     /// The read view as of `now`. Takes `&mut self` because it notes when the list last changed.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::Detection;
 use super::evidence::{ActiveFor, Cleared, Evidence};
+use super::{ChangeKind, Detection};
 use crate::Moment;
 use crate::names::Key;
 use crate::report::{FailureReason, Rejections};
@@ -129,6 +129,30 @@ impl Node {
             last_answer: self.last_answer.unwrap_or(self.since),
             unreachable_limit: rules.unreachable_limit,
         }
+    }
+
+    /// Lets its evidence clear and grow old, as far as it is time.
+    pub(super) fn grow_old(&mut self, rules: &Detection, now: Moment) -> Vec<(Key, ChangeKind)> {
+        let mut changes = Vec::new();
+        // With each offender less the others' turns come sooner, so what remains is judged again.
+        loop {
+            let clock = self.clock(rules);
+            let before = changes.len();
+            for (key, evidence) in &mut self.evidence {
+                if let Some(why) = evidence.try_clear(&clock, now) {
+                    changes.push((key.clone(), ChangeKind::Cleared(why)));
+                }
+            }
+            if changes.len() == before {
+                break;
+            }
+        }
+        let active_for = self.active_for(rules);
+        let aged = self.evidence.iter_mut().filter_map(|(key, evidence)| {
+            evidence.try_age(now, active_for).then(|| (key.clone(), ChangeKind::Unconfirmed))
+        });
+        changes.extend(aged);
+        changes
     }
 
     /// When time alone may change something, by the monotonic clock; never later than it does.

@@ -143,6 +143,12 @@ impl Book {
         dates.chain(graces).filter(|at| at.uptime > now.uptime).min()
     }
 
+    /// Whether something may be decided at the end of a round, without any other news: what was blocked before the start and
+    /// is not known since, and what is not judged yet.
+    pub fn waits_for_rounds(&self) -> bool {
+        !self.unjudged.is_empty() || self.incidents.values().any(|incident| incident.inherited.is_some())
+    }
+
     /// What one incident asks for. Does at once what no brake is asked about.
     fn judge(&mut self, app: &App, pass: &mut Pass<'_>) -> Wish {
         let excuses = self.excuses(app, pass);

@@ -10,19 +10,12 @@ use super::incident::{ClearedGround, EvidenceId, Ground, Incident, Silence, Stan
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
 use crate::names::{App, NodeName};
-use crate::snapshot::{EvidenceView, State};
+use crate::snapshot::{EvidenceView, Snapshot, State};
 
 impl Book {
     /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns how much can't be judged.
     pub(super) fn hear(&mut self, pass: &mut Pass<'_>) -> usize {
-        for incident in self.incidents.values_mut() {
-            for ((_, node), ground) in &mut incident.grounds {
-                ground.active = false;
-                if let Some(node) = pass.snapshot.nodes.get(node) {
-                    ground.scan_interval = node.interval;
-                }
-            }
-        }
+        self.begin_anew(pass.snapshot);
         let known = self.accused_by();
         let (mut disputes, mut refused) = (BTreeMap::new(), BTreeSet::new());
         let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
@@ -86,6 +79,8 @@ impl Book {
                         }
                         if evidence.presence == Presence::Active {
                             self.accuse(app, id, (evidence, fresh_at), silence, pass);
+                        } else {
+                            self.count(&app, &id, fresh_at, silence);
                         }
                     }
                     // Evidence that was accepted while it was fresh is not disputed because the Pod has gone since.
@@ -124,6 +119,24 @@ impl Book {
         self.disputes = disputes;
         self.refused = refused;
         unverified
+    }
+
+    /// No ground is active before it has been heard again.
+    fn begin_anew(&mut self, snapshot: &Snapshot) {
+        for ((_, node), ground) in self.incidents.values_mut().flat_map(|incident| &mut incident.grounds) {
+            ground.active = false;
+            if let Some(node) = snapshot.nodes.get(node) {
+                ground.scan_interval = node.interval;
+            }
+        }
+    }
+
+    /// Evidence may have been renewed since the last evaluation, and be old by now: its node has been silent since then only.
+    fn count(&mut self, app: &App, id: &EvidenceId, fresh_at: Moment, silence: Silence) {
+        let ground = self.incidents.get_mut(app).and_then(|incident| incident.grounds.get_mut(id));
+        if let Some(ground) = ground.filter(|ground| ground.fresh_at < fresh_at) {
+            ground.count(silence);
+        }
     }
 
     /// The App that each piece of evidence counts against. It may have counted against two, one after the other: the later one is

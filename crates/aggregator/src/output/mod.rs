@@ -124,16 +124,17 @@ impl Output {
         }
     }
 
-    /// Makes the plan true, as far as `go_on` lets it.
+    /// Makes the plan true, as far as `go_on` lets it. Where it `was_true`, somebody else may have changed something.
     async fn write(
         &mut self,
         plan: &Arc<Decided>,
+        was_true: bool,
         settings: &Arc<Settings>,
         pen: &Pen,
         go_on: impl Fn() -> bool,
     ) -> Outcome {
         match self {
-            Self::Directory(directory) => write_files(directory, settings, plan).await,
+            Self::Directory(directory) => write_files(directory, settings, plan, was_true).await,
             Self::Cluster(cluster) => cluster.write(&plan.plan, settings, pen, go_on).await,
         }
     }
@@ -201,11 +202,13 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
             continue;
         };
         // Something else has been decided that is not in the plan.
-        let is_same = written.as_ref().is_some_and(|written| written.plan == now.plan);
+        let is_same =
+            written.as_ref().is_some_and(|written| Arc::ptr_eq(written, &now) || written.plan == now.plan);
         if is_same && is_live && Instant::now() < due {
             continue;
         }
-        let outcome = output.write(&now, &settings, &pen, || !decided.has_changed().unwrap_or(true)).await;
+        let go_on = || !decided.has_changed().unwrap_or(true);
+        let outcome = output.write(&now, is_same, &settings, &pen, go_on).await;
         if !pen.holds() {
             // What could not be written any more is another's to write.
             written = None;
@@ -298,9 +301,17 @@ async fn answer(
     }
 }
 
-async fn write_files(directory: &Directory, settings: &Arc<Settings>, decided: &Arc<Decided>) -> Outcome {
+async fn write_files(
+    directory: &Directory,
+    settings: &Arc<Settings>,
+    decided: &Arc<Decided>,
+    was_true: bool,
+) -> Outcome {
     let (directory, settings, decided) = (directory.clone(), settings.clone(), decided.clone());
     let write = move || {
+        if was_true && !directory.has_changed()? {
+            return Ok(Written::default());
+        }
         let existing = directory.existing(&settings.gateway)?;
         directory.apply(&resources::drafts(&decided.plan, &settings, existing))
     };

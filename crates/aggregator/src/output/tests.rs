@@ -112,6 +112,43 @@ fn an_object_is_made_again_only_from_something_else() {
 }
 
 #[test]
+fn whatever_somebody_does_to_the_files_is_seen() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("objects");
+    let directory = Directory::open(&path).unwrap();
+    let put = || directory.apply(&drafts(&objects(&["web"], 0))).unwrap();
+    put();
+    // A file that has just been written could still change without a trace.
+    let settle = || {
+        put();
+        wait_until(|| !directory.has_changed().unwrap());
+    };
+    settle();
+    let text = fs::read_to_string(path.join(PLUGIN)).unwrap();
+    fs::write(path.join(PLUGIN), text.replace("request-block", "request-allow")).unwrap();
+    assert!(directory.has_changed().unwrap(), "edited");
+    settle();
+    fs::write(path.join("mine.yaml"), "kind: Mine\n").unwrap();
+    assert!(directory.has_changed().unwrap(), "there is another one");
+    settle();
+    fs::remove_file(path.join(PLUGIN)).unwrap();
+    assert!(directory.has_changed().unwrap(), "removed");
+    settle();
+    fs::remove_dir_all(&path).unwrap();
+    assert!(directory.has_changed().unwrap(), "all removed");
+    assert_eq!(directory.existing(&settings().gateway).unwrap(), Existing::default());
+    assert_eq!(put().written, 1);
+}
+
+fn wait_until(is_so: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !is_so() {
+        assert!(std::time::Instant::now() < deadline, "it never came");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn a_strangers_file_of_our_name_is_a_clear_error_and_stays() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();

@@ -26,7 +26,7 @@ pub struct Settings {
 }
 
 /// What exists already and must not be given up: see [`wasm_plugin`].
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Existing {
     /// How many `WasmPlugins` there are.
     pub wasm_plugins: usize,

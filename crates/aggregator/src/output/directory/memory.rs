@@ -3,7 +3,7 @@
 //! Every pass compares everything with what should be there, and nearly always all of it is: so a file is read only if its
 //! stamp says that somebody has changed it, and an object is made only if it is made from something else than before.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs::Metadata;
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::fs::MetadataExt;
@@ -89,7 +89,7 @@ impl Known {
 /// Every file of ours, and those of others that end like them, by name.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    pub(super) files: BTreeMap<String, Known>,
+    pub(super) files: HashMap<String, Known>,
     pub(super) hashing: RandomState,
 }
 

@@ -5,7 +5,7 @@
 
 mod memory;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -101,32 +101,54 @@ impl Directory {
         }
     }
 
-    /// Brings what is known of the files up to date. Reads those that somebody has changed.
-    fn look(&self, memory: &mut Memory) -> Result<(), DirectoryError> {
-        let names: BTreeSet<String> = self.names()?.into_iter().filter(|name| is_like_ours(name)).collect();
-        memory.files.retain(|name, _| names.contains(name));
-        for name in names {
-            let path = self.path.join(&name);
-            let stamp = match fs::metadata(&path) {
-                Ok(metadata) => Stamp::from(&metadata),
-                // Removed by somebody between the listing and now.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    memory.files.remove(&name);
-                    continue;
-                }
-                Err(e) => return Err(error(&path, "can't be read", &e)),
-            };
-            let before = memory.files.get(&name);
-            if before.is_some_and(|before| before.is_like(stamp)) {
+    /// Brings what is known of the files up to date. Reads those that somebody has changed; whether there are any, or fewer files.
+    fn look(&self, memory: &mut Memory) -> Result<bool, DirectoryError> {
+        let mut changed: Vec<(String, Stamp)> = Vec::new();
+        let mut same = 0;
+        let broken = |e: &io::Error| error(&self.path, "can't be read", e);
+        for entry in fs::read_dir(&self.path).map_err(|e| broken(&e))? {
+            let entry = entry.map_err(|e| broken(&e))?;
+            // Our own names are ASCII: another one is not ours.
+            let Some(name) = entry.file_name().to_str().filter(|name| is_like_ours(name)).map(str::to_owned)
+            else {
                 continue;
+            };
+            let stamp = match entry.metadata() {
+                Ok(metadata) if metadata.is_symlink() => {
+                    fs::metadata(entry.path()).map(|metadata| Stamp::from(&metadata))
+                }
+                metadata => metadata.map(|metadata| Stamp::from(&metadata)),
+            };
+            match stamp {
+                Ok(stamp) if memory.files.get(&name).is_some_and(|known| known.is_like(stamp)) => same += 1,
+                Ok(stamp) => changed.push((name, stamp)),
+                // Removed by somebody between the listing and now.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(error(&entry.path(), "can't be read", &e)),
             }
+        }
+        if changed.is_empty() && same == memory.files.len() {
+            return Ok(false);
+        }
+        let names: HashSet<String> = self.names()?.into_iter().collect();
+        memory.files.retain(|name, _| names.contains(name));
+        for (name, stamp) in changed {
             let now = match self.read(&name)? {
-                Some(text) => Known::new(stamp, memory.hash(&text)).seen_again(before),
+                Some(text) => Known::new(stamp, memory.hash(&text)).seen_again(memory.files.get(&name)),
                 None => Known::foreign(stamp),
             };
             memory.files.insert(name, now);
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Whether the files are no longer as they were left, or have never been looked at.
+    pub fn has_changed(&self) -> Result<bool, DirectoryError> {
+        // Somebody may have removed all of it.
+        if !self.path.exists() {
+            return Ok(true);
+        }
+        self.look(&mut self.memory())
     }
 
     /// What is there that must not be given up.

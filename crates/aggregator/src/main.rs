@@ -5,7 +5,7 @@ use std::process::ExitCode;
 /// Snapshots and plans are many small pieces, made on one thread and dropped on another: the C library's allocator keeps what they
 /// took for ever.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     procscan_aggregator::main()

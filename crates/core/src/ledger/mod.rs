@@ -24,6 +24,7 @@ pub use self::node::NodeClock;
 use self::evidence::Evidence;
 use self::node::Node;
 use crate::Moment;
+use crate::few::FewSet;
 use crate::names::{Key, NodeName, PodRef, Text};
 use crate::report::{Answer, Failure, Outcome, Record, Rejection, Rejections, Report, Target};
 use crate::snapshot::{Coverage, EvidenceView, Snapshot, State, TargetState, TargetView, Violation};
@@ -133,7 +134,7 @@ pub struct Ledger {
 
 #[derive(Debug, Default)]
 struct Entry {
-    nodes: BTreeSet<NodeName>,
+    nodes: FewSet<NodeName>,
     pod_gone: Option<Moment>,
 }
 
@@ -301,7 +302,7 @@ impl Ledger {
                 continue;
             } else {
                 let fresh = is_young(record);
-                node.evidence.insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
+                node.evidence.insert(key.clone(), Box::new(Evidence::first_sight(record, at, mark, fresh)));
                 self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
                 Some(if fresh { ChangeKind::Appeared } else { ChangeKind::Sighted })
             };
@@ -372,7 +373,7 @@ impl Ledger {
                 evidence.merge(&known, now);
             } else if node.evidence.len() < self.rules.max_keys_per_node {
                 self.violations.entry(known.key.clone()).or_default().nodes.insert(known.node.clone());
-                node.evidence.insert(known.key.clone(), Evidence::remembered(&known, now, mark));
+                node.evidence.insert(known.key.clone(), Box::new(Evidence::remembered(&known, now, mark)));
             }
         }
         for (name, (_, interval)) in intervals {

@@ -30,7 +30,8 @@ pub(super) struct Node {
     /// The last steps between the newest timestamps of its answers.
     steps: VecDeque<Duration>,
     latest: Option<Timestamp>,
-    pub(super) evidence: BTreeMap<Key, Evidence>,
+    /// Boxed: most nodes have one or two, and a map makes room for eleven with the first.
+    pub(super) evidence: BTreeMap<Key, Box<Evidence>>,
     pub(super) rejected: Rejections,
     /// When it is looked at next because time has passed, by the monotonic clock.
     pub(super) deadline: Option<Duration>,
@@ -158,8 +159,8 @@ impl Node {
     /// When time alone may change something, by the monotonic clock; never later than it does.
     pub(super) fn next_deadline(&self, rules: &Detection) -> Option<Duration> {
         let (clock, active_for) = (self.clock(rules), self.active_for(rules));
-        let deadline = |evidence: &Evidence| evidence.deadline(&clock, active_for, rules.same_incident);
-        self.evidence.values().map(deadline).min()
+        let keep = rules.same_incident;
+        self.evidence.values().map(|evidence| evidence.deadline(&clock, active_for, keep)).min()
     }
 
     /// Makes room for `n` more violations by forgetting what can be judged anew, the longest unlisted first.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::Moment;
+use crate::few::FewSet;
 use crate::names::{App, NodeName, Text};
 use crate::plan::human;
 
@@ -92,7 +93,7 @@ pub(super) struct Window {
 }
 
 /// On whose word, and by which rules, an App becomes due.
-pub(super) type Accusers = BTreeSet<(NodeName, Text)>;
+pub(super) type Accusers = FewSet<(NodeName, Text)>;
 
 /// How many accusers of one App are counted: nodes make up their rules as they like.
 const MAX_ACCUSERS: usize = 64;
@@ -129,7 +130,7 @@ impl Window {
         let mut tally =
             Tally { window: self, rules, now, per_node: HashMap::new(), per_rule: HashMap::new() };
         for (app, due) in &due {
-            tally.add(app, &due.accusers, &Accusers::new());
+            tally.add(app, &due.accusers, &Accusers::default());
         }
         tally
     }
@@ -165,7 +166,7 @@ impl Tally<'_> {
         for node in nodes(accusers).difference(&nodes(counted)) {
             *self.per_node.entry(node.clone()).or_default() += 1;
         }
-        for (_, rule) in accusers {
+        for (_, rule) in accusers.iter() {
             self.per_rule.entry(rule.clone()).or_default().insert(app.namespace.clone());
         }
     }
@@ -181,7 +182,8 @@ impl Tally<'_> {
         self.add(app, accusers, &counted);
         // Whoever accused it before goes on counting: its place is not free for the next accusation.
         let more = MAX_ACCUSERS.saturating_sub(counted.len());
-        let new: Vec<_> = accusers.difference(&counted).take(more).cloned().collect();
+        let is_new = |accuser: &&(NodeName, Text)| !counted.contains(accuser);
+        let new: Vec<_> = accusers.iter().filter(is_new).take(more).cloned().collect();
         let accusers = counted.into_iter().chain(new).collect();
         self.window.due.insert(app.clone(), Due { at: self.now, passed: brake.is_none(), accusers });
         brake
@@ -197,7 +199,7 @@ impl Tally<'_> {
             return Some(Brake::NewApps);
         }
         let mut first = None;
-        for (node, rule) in accusers {
+        for (node, rule) in accusers.iter() {
             let hit = self.per_rule.get(rule);
             let brake = if self.per_node.get(node).copied().unwrap_or(0) >= self.rules.max_apps_per_node {
                 Brake::Node(node.clone())

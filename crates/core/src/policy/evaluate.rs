@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::book::Book;
-use super::brake::Brake;
+use super::brake::{Accusers, Brake};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
 use super::incident::{ClearedGround, Ground, Incident, Standing, Telling, Told};
@@ -279,7 +279,7 @@ impl Book {
     ) {
         let mut held_blocks: Vec<Brake> = Vec::new();
         let mut held_releases = 0_usize;
-        let accusers: Vec<(App, BTreeSet<_>)> = blocks
+        let accusers: Vec<(App, Accusers)> = blocks
             .into_iter()
             .map(|(_, app)| {
                 let accusers = self.accusers(&app, pass);
@@ -359,9 +359,9 @@ impl Book {
     }
 
     /// On whose word, and by which rules, an App is due: its active grounds that nothing excuses.
-    fn accusers(&self, app: &App, pass: &Pass<'_>) -> BTreeSet<(NodeName, Text)> {
+    fn accusers(&self, app: &App, pass: &Pass<'_>) -> Accusers {
         let Some(incident) = self.incidents.get(app) else {
-            return BTreeSet::new();
+            return Accusers::default();
         };
         incident
             .grounds

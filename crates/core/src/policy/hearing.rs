@@ -123,7 +123,9 @@ impl Book {
 
     /// No ground is active before it has been heard again.
     fn begin_anew(&mut self, snapshot: &Snapshot) {
-        for ((_, node), ground) in self.incidents.values_mut().flat_map(|incident| &mut incident.grounds) {
+        for ((_, node), ground) in
+            self.incidents.values_mut().flat_map(|incident| incident.grounds.iter_mut())
+        {
             ground.active = false;
             if let Some(node) = snapshot.nodes.get(node) {
                 ground.scan_interval = node.interval;
@@ -144,7 +146,7 @@ impl Book {
     fn accused_by(&self) -> BTreeMap<EvidenceId, (Moment, App)> {
         let mut known: BTreeMap<EvidenceId, (Moment, App)> = BTreeMap::new();
         for (app, incident) in &self.incidents {
-            for (id, ground) in &incident.grounds {
+            for (id, ground) in incident.grounds.iter() {
                 if known.get(id).is_none_or(|(at, _)| *at < ground.fresh_at) {
                     known.insert(id.clone(), (ground.fresh_at, app.clone()));
                 }

@@ -1,6 +1,6 @@
 //! One App's incident: what has come of it, and on what grounds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use super::brake::{Due, ReleaseDue};
 use super::evaluate::{Pass, UNTOLD_LIMIT};
 use super::{Brake, Decision, Mode, Policy};
 use crate::Moment;
+use crate::few::{FewMap, FewSet};
 use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
@@ -38,11 +39,11 @@ pub struct Incident {
     /// What has come of it.
     pub standing: Standing,
     /// What it rests on. Each ground clears by the clock of its own node.
-    pub(super) grounds: BTreeMap<EvidenceId, Ground>,
+    pub(super) grounds: FewMap<EvidenceId, Ground>,
     /// Grounds that have cleared: the record may still be listed, and must not be believed again as it is.
-    pub(super) tombstones: BTreeMap<EvidenceId, Tombstone>,
+    pub(super) tombstones: FewMap<EvidenceId, Tombstone>,
     /// The names of its processes. They only grow, so that what the tenant is told does not change back and forth.
-    pub(super) processes: BTreeSet<Text>,
+    pub(super) processes: FewSet<Text>,
     /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
     pub(super) held: Option<(Moment, Brake)>,
     /// Why it is blocked, as of when that was decided.
@@ -69,7 +70,7 @@ pub struct Incident {
     /// What operators' releases cover.
     pub(super) releases: Vec<StickyRelease>,
     /// The last decisions, the latest last.
-    pub(super) decisions: Vec<Decision>,
+    pub(super) decisions: Vec<Arc<Decision>>,
     /// How many decisions there have been.
     pub(super) decided: u64,
     /// Up to which number operators' acts have been done.
@@ -240,9 +241,9 @@ impl Incident {
         Self {
             opened,
             standing: Standing::Watched,
-            grounds: BTreeMap::new(),
-            tombstones: BTreeMap::new(),
-            processes: BTreeSet::new(),
+            grounds: FewMap::default(),
+            tombstones: FewMap::default(),
+            processes: FewSet::default(),
             held: None,
             reason: String::new(),
             inherited: None,
@@ -327,7 +328,7 @@ impl Incident {
         if self.decisions.len() == MAX_DECISIONS {
             self.decisions.remove(0);
         }
-        self.decisions.push(decision.clone());
+        self.decisions.push(Arc::new(decision.clone()));
         self.decided += 1;
     }
 

@@ -314,7 +314,7 @@ fn status(incident: &Incident) -> IncidentStatus {
                 by: release.actor.clone(),
             })
             .collect(),
-        decisions: incident.decisions.iter().map(decision).collect(),
+        decisions: incident.decisions.iter().map(|entry| decision(entry)).collect(),
         decided: incident.decided,
         observed: incident.observed,
         writer: None,
@@ -503,6 +503,7 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
             reason: entry.reason.clone(),
             dry_run: false,
         })
+        .map(Arc::new)
         .collect();
     incident.decided = status.decided;
     incident.observed = status.observed;

@@ -1,0 +1,193 @@
+//! An ordered map and a set of few: nearly every App has one accusation by one node.
+//!
+//! A `BTreeMap` makes room for eleven with the first entry, which would be most of what an incident takes. With many entries these are
+//! slower, but not by much: values are boxed, so that little is moved.
+
+use std::fmt;
+
+/// Up to so many, room is made for one at a time.
+const FEW: usize = 4;
+
+/// An ordered map that takes what its entries take.
+#[derive(Clone)]
+pub(crate) struct FewMap<K, V>(Vec<(K, Box<V>)>);
+
+impl<K: Ord, V> FewMap<K, V> {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        self.0.get(self.find(key).ok()?).map(|(_, value)| &**value)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        let at = self.find(key).ok()?;
+        self.0.get_mut(at).map(|(_, value)| &mut **value)
+    }
+
+    /// The value before, if there was one.
+    pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
+        match self.find(&key) {
+            Ok(at) => self.0.get_mut(at).map(|(_, old)| std::mem::replace(&mut **old, value)),
+            Err(at) => {
+                if self.0.len() < FEW {
+                    self.0.reserve_exact(1);
+                }
+                self.0.insert(at, (key, Box::new(value)));
+                None
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
+        let at = self.find(key).ok()?;
+        Some(*self.0.remove(at).1)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.0.iter().map(|(key, value)| (key, &**value))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
+        self.0.iter_mut().map(|(key, value)| (&*key, &mut **value))
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
+        self.0.iter().map(|(_, value)| &**value)
+    }
+
+    fn find(&self, key: &K) -> Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| other.cmp(key))
+    }
+}
+
+impl<K, V> Default for FewMap<K, V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for FewMap<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.0.iter().map(|(key, value)| (key, value))).finish()
+    }
+}
+
+/// An ordered set that takes what its entries take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FewSet<T>(Vec<T>);
+
+impl<T: Ord> FewSet<T> {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn contains(&self, item: &T) -> bool {
+        self.0.binary_search(item).is_ok()
+    }
+
+    pub(crate) fn insert(&mut self, item: T) {
+        if let Err(at) = self.0.binary_search(&item) {
+            if self.0.len() < FEW {
+                self.0.reserve_exact(1);
+            }
+            self.0.insert(at, item);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, item: &T) {
+        if let Ok(at) = self.0.binary_search(item) {
+            self.0.remove(at);
+        }
+    }
+
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, T> {
+        self.0.iter()
+    }
+}
+
+impl<T> Default for FewSet<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Ord> FromIterator<T> for FewSet<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        let mut items: Vec<T> = items.into_iter().collect();
+        items.sort_unstable();
+        items.dedup();
+        items.shrink_to_fit();
+        Self(items)
+    }
+}
+
+impl<T> IntoIterator for FewSet<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_is_an_ordered_set(first in vec(0..9_u8, 0..9), acts in vec((any::<bool>(), 0..9_u8), 0..60)) {
+            let (mut few, mut model) = (FewSet::from_iter(first.clone()), BTreeSet::from_iter(first));
+            for (is_new, item) in acts {
+                if is_new {
+                    few.insert(item);
+                    model.insert(item);
+                } else {
+                    few.remove(&item);
+                    model.remove(&item);
+                }
+                prop_assert!(few.iter().eq(model.iter()) && few.clone().into_iter().eq(model.clone()));
+                prop_assert_eq!((few.len(), few.is_empty()), (model.len(), model.is_empty()));
+                prop_assert_eq!(few.contains(&item), model.contains(&item));
+            }
+        }
+
+        #[test]
+        fn it_is_an_ordered_map(acts in vec((0..3_u8, 0..12_u8, any::<u8>()), 0..60)) {
+            let (mut few, mut model) = (FewMap::default(), BTreeMap::new());
+            for (act, key, value) in acts {
+                match act {
+                    0 => prop_assert_eq!(few.insert(key, value), model.insert(key, value)),
+                    1 => prop_assert_eq!(few.remove(&key), model.remove(&key)),
+                    _ => {
+                        let add = |n: &mut u8| *n = n.wrapping_add(value);
+                        prop_assert_eq!(few.get_mut(&key).map(add), model.get_mut(&key).map(add));
+                    }
+                }
+                prop_assert!(few.iter().eq(model.iter()) && few.keys().eq(model.keys()));
+                prop_assert!(few.values().eq(model.values()) && few.iter_mut().eq(model.iter_mut()));
+                prop_assert_eq!((few.len(), few.is_empty()), (model.len(), model.is_empty()));
+                prop_assert_eq!(few.get(&key), model.get(&key));
+            }
+        }
+    }
+}

@@ -215,6 +215,7 @@ fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut Option<(usi
             ledger.round_done();
             let counts = (round.asked + round.skipped, round.answered);
             let took_ms = u64::try_from(round.took.as_millis()).unwrap_or(u64::MAX);
+            let lag_us = u64::try_from(round.lag.as_micros()).unwrap_or(u64::MAX);
             let Round { number, asked, answered, failed, skipped, .. } = round;
             if answered == 0 {
                 tracing::warn!(
@@ -223,13 +224,32 @@ fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut Option<(usi
                     failed,
                     skipped,
                     took_ms,
+                    lag_us,
                     "round done: nobody has answered"
                 );
             } else if last.replace(counts) == Some(counts) {
                 // A round like the one before is no news.
-                tracing::debug!(round = number, asked, answered, failed, skipped, took_ms, "round done");
+                tracing::debug!(
+                    round = number,
+                    asked,
+                    answered,
+                    failed,
+                    skipped,
+                    took_ms,
+                    lag_us,
+                    "round done"
+                );
             } else {
-                tracing::info!(round = number, asked, answered, failed, skipped, took_ms, "round done");
+                tracing::info!(
+                    round = number,
+                    asked,
+                    answered,
+                    failed,
+                    skipped,
+                    took_ms,
+                    lag_us,
+                    "round done"
+                );
             }
         }
     }

@@ -3,13 +3,12 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use bytes::Buf;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use procscan_core::report::{Failure, FailureReason};
+use tokio::io::AsyncRead;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::PROBATION_SHARE;
+use super::http::{HttpError, Incoming};
 
 /// What every body may take without asking for its share: enough for an ordinary answer, so that a hostile node which has
 /// taken the whole budget does not hold up the others. Bounded by `collector.concurrency`.
@@ -83,6 +82,14 @@ pub(super) enum Encoding {
     Zstd,
 }
 
+impl Encoding {
+    /// Those that are asked for.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        let known = [("identity", Self::Identity), ("gzip", Self::Gzip), ("zstd", Self::Zstd)];
+        known.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, encoding)| encoding)
+    }
+}
+
 /// A body as far as it could be read. What has been read before the trouble is there, too.
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
@@ -92,7 +99,12 @@ pub(super) struct Body {
 }
 
 /// Reads and decompresses at most `limit` bytes, counted on both sides of the decompression.
-pub(super) async fn read(incoming: Incoming, encoding: Encoding, limit: usize, mut lease: Lease) -> Body {
+pub(super) async fn read(
+    incoming: &mut Incoming<impl AsyncRead + Unpin>,
+    encoding: Encoding,
+    limit: usize,
+    mut lease: Lease,
+) -> Body {
     let mut received = Vec::new();
     let trouble = receive(incoming, &mut received, limit, &mut lease).await.err();
     if encoding == Encoding::Identity {
@@ -105,30 +117,31 @@ pub(super) async fn read(incoming: Incoming, encoding: Encoding, limit: usize, m
 }
 
 async fn receive(
-    mut incoming: Incoming,
+    incoming: &mut Incoming<impl AsyncRead + Unpin>,
     received: &mut Vec<u8>,
     limit: usize,
     lease: &mut Lease,
 ) -> Result<(), Failure> {
-    while let Some(frame) = incoming.frame().await {
-        let frame = frame.map_err(|e| Failure {
-            reason: FailureReason::Disconnected,
-            detail: format!("the answer broke off after {} bytes: {e}", received.len()),
-        })?;
-        let Ok(mut data) = frame.into_data() else { continue };
-        while data.has_remaining() {
-            let room = limit - received.len();
-            if room == 0 {
-                return Err(too_large(limit));
+    loop {
+        let piece = match incoming.next().await {
+            Ok(Some(piece)) => piece,
+            Ok(None) => return Ok(()),
+            Err(HttpError::BrokeOff(e)) => {
+                let detail = format!("the answer broke off after {} bytes: {e}", received.len());
+                return Err(Failure { reason: FailureReason::Disconnected, detail });
             }
-            let part = data.chunk();
-            let part = part.get(..room).unwrap_or(part);
-            lease.grow(part.len()).await?;
-            received.extend_from_slice(part);
-            data.advance(part.len());
+            Err(error @ HttpError::NotHttp(_)) => {
+                return Err(Failure { reason: FailureReason::Protocol, detail: error.to_string() });
+            }
+        };
+        let room = limit - received.len();
+        let part = piece.get(..room).unwrap_or(piece);
+        lease.grow(part.len()).await?;
+        received.extend_from_slice(part);
+        if piece.len() > room {
+            return Err(too_large(limit));
         }
     }
-    Ok(())
 }
 
 async fn decode(

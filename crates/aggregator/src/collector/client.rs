@@ -1,22 +1,19 @@
-//! One HTTP exchange with one agent.
+//! Asks one agent: a connection, one exchange over it, and what came of it.
 //!
-//! hyper's connection is used directly: an agent drops idle connections after 10 s, so a pool would hold nothing but closed
-//! ones, and redirects, cookies and proxies are nothing that a node's agent should be able to ask for.
+//! An agent drops idle connections after 10 s, so a pool would hold nothing but closed ones; and redirects, cookies and proxies
+//! are nothing that a node's agent should be able to ask for.
 
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::time::Duration;
 
-use http_body_util::Empty;
-use hyper::header::{self, HeaderMap};
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use httparse::Header;
 use jiff::Timestamp;
 use procscan_core::report::{self, Failure, FailureReason, Limits, Outcome, Rejection};
 use tokio::net::TcpStream;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{self, Budget, Encoding};
+use super::http::{self, HttpError};
 
 /// What answers may cost.
 #[derive(Clone, Debug)]
@@ -35,8 +32,6 @@ pub struct ClientOptions {
     pub limits: Limits,
 }
 
-/// The longest head of an answer. hyper refuses what is longer.
-const MAX_HEAD: usize = 16 << 10;
 /// The longest `ETag` that is kept and sent back.
 const MAX_ETAG: usize = 256;
 /// The longest pause before a retry; the shortest is half of it.
@@ -47,6 +42,16 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 pub struct Client {
     options: std::sync::Arc<ClientOptions>,
     budget: Budget,
+}
+
+/// What the head of an answer says.
+struct Head {
+    status: u16,
+    /// Nothing if it is one that was not asked for.
+    encoding: Option<Encoding>,
+    etag: Option<String>,
+    /// The agent's own clock.
+    date: Option<Timestamp>,
 }
 
 /// An outcome, and the answer's tag for the next request.
@@ -91,45 +96,44 @@ impl Client {
         is_on_probation: bool,
     ) -> Result<Exchange, Failure> {
         let stream = self.connect(address).await?;
-        let http = |e: hyper::Error| http_failure(&e);
-        let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-            .max_buf_size(MAX_HEAD)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(http)?;
-        let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-
-        let mut request = Request::get(&self.options.path)
-            .header(header::HOST, address)
-            .header(header::ACCEPT, "application/json")
-            .header(header::ACCEPT_ENCODING, "gzip, zstd")
-            .header(header::CONNECTION, "close")
-            .header(header::USER_AGENT, concat!("procscan-aggregator/", env!("CARGO_PKG_VERSION")));
-        if let Some(etag) = etag {
-            request = request.header(header::IF_NONE_MATCH, etag);
-        }
-        let request = request.body(Empty::<bytes::Bytes>::new()).map_err(|e| Failure {
-            reason: FailureReason::Protocol,
-            detail: format!("the request can't be made: {e}"),
-        })?;
-        let response = sender.send_request(request).await.map_err(http)?;
-        let (head, incoming) = response.into_parts();
+        let request = self.request(address, etag)?;
+        let (head, mut incoming) =
+            http::exchange(stream, &request, Head::of).await.map_err(|e| http_failure(&e))?;
         match head.status {
-            StatusCode::NOT_MODIFIED if etag.is_some() => {
+            304 if etag.is_some() => {
                 return Ok(Exchange { outcome: Outcome::Unchanged, etag: etag.map(str::to_owned) });
             }
-            StatusCode::OK => {}
+            200 => {}
             status => {
-                let detail = format!("HTTP {} instead of 200", status.as_u16());
+                let detail = format!("HTTP {status} instead of 200");
                 return Err(Failure { reason: FailureReason::Status, detail });
             }
         }
-        let encoding = encoding(&head.headers)?;
-        let body = {
-            let lease = self.budget.lease(is_on_probation);
-            body::read(incoming, encoding, self.options.max_body, lease).await
-        };
-        Ok(self.judge(&body, &head.headers))
+        let encoding = head.encoding.ok_or_else(|| Failure {
+            reason: FailureReason::Encoding,
+            detail: "a Content-Encoding other than gzip and zstd".to_owned(),
+        })?;
+        let lease = self.budget.lease(is_on_probation);
+        let body = body::read(&mut incoming, encoding, self.options.max_body, lease).await;
+        // What comes after it has not been asked for.
+        drop(incoming);
+        Ok(self.judge(&body, head))
+    }
+
+    fn request(&self, address: &str, etag: Option<&str>) -> Result<Vec<u8>, Failure> {
+        const AGENT: &str = concat!("procscan-aggregator/", env!("CARGO_PKG_VERSION"));
+        let path = &self.options.path;
+        // The path is checked with the configuration, the tag where it is kept.
+        if !address.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let detail = format!("the request can't be made for {address:?}");
+            return Err(Failure { reason: FailureReason::Protocol, detail });
+        }
+        let (name, tag, end) = etag.map_or(("", "", ""), |etag| ("If-None-Match: ", etag, "\r\n"));
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: application/json\r\nAccept-Encoding: gzip, zstd\r\n\
+             Connection: close\r\nUser-Agent: {AGENT}\r\n{name}{tag}{end}\r\n"
+        );
+        Ok(request.into_bytes())
     }
 
     async fn connect(&self, address: &str) -> Result<TcpStream, Failure> {
@@ -165,9 +169,9 @@ impl Client {
     }
 
     /// From bytes to an outcome: whole, in part, or nothing.
-    fn judge(&self, body: &body::Body, headers: &HeaderMap) -> Exchange {
+    fn judge(&self, body: &body::Body, head: Head) -> Exchange {
         let (mut answer, decoded) = report::decode(&body.bytes, &self.options.limits);
-        answer.date = date(headers);
+        answer.date = head.date;
         let malformed =
             |e: report::DecodeError| Failure { reason: FailureReason::Malformed, detail: e.to_string() };
         let left_out = answer.rejected.of(Rejection::OverLimit);
@@ -185,32 +189,32 @@ impl Client {
                 Exchange { outcome: Outcome::Failed(failure), etag: None }
             }
             Some(failure) => Exchange { outcome: Outcome::Partial(answer, failure), etag: None },
-            None => {
-                let etag = headers.get(header::ETAG).and_then(|tag| tag.to_str().ok());
-                let etag = etag.filter(|tag| tag.len() <= MAX_ETAG).map(str::to_owned);
-                Exchange { outcome: Outcome::Complete(answer), etag }
-            }
+            None => Exchange { outcome: Outcome::Complete(answer), etag: head.etag },
         }
     }
 }
 
-/// The agent's own clock. An HTTP date is an RFC 2822 date in GMT.
-fn date(headers: &HeaderMap) -> Option<Timestamp> {
-    let text = headers.get(header::DATE)?.to_str().ok()?;
-    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
-}
-
-fn encoding(headers: &HeaderMap) -> Result<Encoding, Failure> {
-    let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
-    match (values.next().map(|value| value.to_str().map(str::to_ascii_lowercase)), values.next()) {
-        (None, _) => Ok(Encoding::Identity),
-        (Some(Ok(name)), None) if name == "identity" => Ok(Encoding::Identity),
-        (Some(Ok(name)), None) if name == "gzip" => Ok(Encoding::Gzip),
-        (Some(Ok(name)), None) if name == "zstd" => Ok(Encoding::Zstd),
-        _ => Err(Failure {
-            reason: FailureReason::Encoding,
-            detail: "a Content-Encoding other than gzip and zstd".to_owned(),
-        }),
+impl Head {
+    fn of(status: u16, headers: &[Header<'_>]) -> Self {
+        let mut head = Self { status, encoding: Some(Encoding::Identity), etag: None, date: None };
+        let mut is_encoded = false;
+        for Header { name, value } in headers {
+            let text = std::str::from_utf8(value).ok().map(str::trim);
+            if name.eq_ignore_ascii_case("content-encoding") {
+                // One that is given twice has been applied twice.
+                head.encoding = text.filter(|_| !is_encoded).and_then(Encoding::named);
+                is_encoded = true;
+            } else if name.eq_ignore_ascii_case("etag") {
+                let is_sound =
+                    |tag: &&str| tag.len() <= MAX_ETAG && tag.bytes().all(|byte| byte.is_ascii_graphic());
+                head.etag = text.filter(is_sound).map(str::to_owned);
+            } else if name.eq_ignore_ascii_case("date") {
+                // An HTTP date is an RFC 2822 date in GMT.
+                let parser = jiff::fmt::rfc2822::DateTimeParser::new();
+                head.date = text.and_then(|text| parser.parse_timestamp(text).ok());
+            }
+        }
+        head
     }
 }
 
@@ -228,14 +232,10 @@ fn jitter(longest: Duration) -> Duration {
     half + half.mul_f64(f64::from(u32::try_from(random & 0xffff).unwrap_or(0)) / 65_536.0)
 }
 
-fn http_failure(error: &hyper::Error) -> Failure {
-    let reason = if error.is_parse() || error.is_parse_status() {
-        FailureReason::Protocol
-    } else {
-        FailureReason::Disconnected
+fn http_failure(error: &HttpError) -> Failure {
+    let reason = match error {
+        HttpError::NotHttp(_) => FailureReason::Protocol,
+        HttpError::BrokeOff(_) => FailureReason::Disconnected,
     };
-    let what =
-        if reason == FailureReason::Protocol { "the answer is not HTTP" } else { "the connection broke off" };
-    let cause = std::error::Error::source(error).map(|cause| format!(" ({cause})")).unwrap_or_default();
-    Failure { reason, detail: format!("{what}: {error}{cause}") }
+    Failure { reason, detail: error.to_string() }
 }

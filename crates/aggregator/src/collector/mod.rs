@@ -8,6 +8,7 @@
 mod body;
 mod client;
 mod health;
+mod http;
 mod round;
 
 use procscan_core::report::Report;
@@ -42,4 +43,6 @@ pub struct Round {
     pub skipped: usize,
     /// How long it took.
     pub took: std::time::Duration,
+    /// How long after their time targets were asked, on average: what the collector lags behind its schedule.
+    pub lag: std::time::Duration,
 }

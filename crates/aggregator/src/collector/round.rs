@@ -88,6 +88,8 @@ struct Slot {
 struct Current {
     counts: Round,
     started: Instant,
+    /// The sum over all that were asked.
+    lag: Duration,
     /// Targets of this round that have not answered or failed yet.
     pending: usize,
     is_open: bool,
@@ -119,7 +121,7 @@ impl Collector {
             probation: Lane::new(probation),
             in_flight: JoinSet::new(),
             asked: HashMap::new(),
-            round: Current { counts: Round::default(), started: Instant::now(), pending: 0, is_open: false },
+            round: Current::begin(0, false),
         }
     }
 
@@ -185,9 +187,8 @@ impl Collector {
     fn begin_round(&mut self) -> Option<Round> {
         let overdue = if self.round.is_open { Some(self.close()) } else { None };
         let number = self.round.counts.number + 1;
-        let now = Instant::now();
-        self.round =
-            Current { counts: Round { number, ..Round::default() }, started: now, pending: 0, is_open: true };
+        self.round = Current::begin(number, true);
+        let now = self.round.started;
         let spread =
             if number == 1 { FIRST_SPREAD.min(self.cadence.interval) } else { self.cadence.interval };
         let waiting: std::collections::HashSet<Text> =
@@ -211,23 +212,24 @@ impl Collector {
     fn ask_due(&mut self) -> Option<Round> {
         let now = Instant::now();
         while self.standing.next().is_some_and(|due| due <= now) {
-            self.ask_next(false);
+            self.ask_next(now, false);
         }
         while self.probation.next().is_some_and(|due| due <= now) {
-            self.ask_next(true);
+            self.ask_next(now, true);
         }
         // Whoever was next may have left.
         self.close_if_done()
     }
 
-    fn ask_next(&mut self, is_on_probation: bool) {
+    fn ask_next(&mut self, now: Instant, is_on_probation: bool) {
         let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };
-        let Some(Reverse((_, address))) = lane.queue.pop() else { return };
+        let Some(Reverse((due, address))) = lane.queue.pop() else { return };
         let Some(slot) = self.slots.get_mut(&address).filter(|slot| !slot.is_in_flight) else { return };
         slot.is_in_flight = true;
         lane.in_flight += 1;
         self.round.counts.asked += 1;
         self.round.pending += 1;
+        self.round.lag += now - due;
         let (client, clock, observations) = (self.client.clone(), self.clock, self.observations.clone());
         let (target, etag) = (slot.target.clone(), slot.health.etag.clone());
         let request = self.in_flight.spawn(async move {
@@ -300,7 +302,16 @@ impl Collector {
     fn close(&mut self) -> Round {
         self.round.is_open = false;
         self.round.counts.took = self.round.started.elapsed();
+        self.round.counts.lag =
+            self.round.lag / u32::try_from(self.round.counts.asked.max(1)).unwrap_or(u32::MAX);
         self.round.counts
+    }
+}
+
+impl Current {
+    fn begin(number: u64, is_open: bool) -> Self {
+        let counts = Round { number, ..Round::default() };
+        Self { counts, started: Instant::now(), lag: Duration::ZERO, pending: 0, is_open }
     }
 }
 

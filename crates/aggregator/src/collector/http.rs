@@ -1,0 +1,290 @@
+//! One HTTP/1.1 exchange: a request, one answer, and the connection is over.
+//!
+//! Written out instead of taken from a client library, because this is what a round costs: a library's connection is a task with
+//! channels of its own, made to be used again, and agents drop idle connections after 10 s. What can be refused is refused:
+//! the head is bounded, and nothing is read that has not been asked for.
+
+use std::fmt;
+use std::io;
+
+use httparse::{Header, Status};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// The longest head of an answer, provisional answers (1xx) before it included. No more may be between two pieces of a chunked
+/// body, or behind the last.
+const MAX_HEAD: usize = 16 << 10;
+/// The most headers of an answer.
+const MAX_HEADERS: usize = 100;
+/// Where reading begins: an ordinary answer fits.
+const FIRST_READ: usize = 2 << 10;
+/// How much is read at a time after that.
+const READ: usize = 16 << 10;
+
+/// Why there is no answer, or not a whole one.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HttpError {
+    /// What came is something else.
+    #[error("the answer is not HTTP: {0}")]
+    NotHttp(Broken),
+    /// The other side has gone.
+    #[error("the connection broke off: {0}")]
+    BrokeOff(#[from] io::Error),
+}
+
+/// What is wrong with the answer's form.
+#[derive(Debug)]
+pub(super) enum Broken {
+    Head(httparse::Error),
+    HeadTooLong,
+    Length,
+    TransferEncoding,
+    Chunk,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Head(error) => error.fmt(f),
+            Self::HeadTooLong => write!(f, "a head longer than {MAX_HEAD} bytes"),
+            Self::Length => f.write_str("a Content-Length that is none"),
+            Self::TransferEncoding => f.write_str("a Transfer-Encoding other than chunked"),
+            Self::Chunk => f.write_str("a chunked body out of form"),
+        }
+    }
+}
+
+impl From<Broken> for HttpError {
+    fn from(broken: Broken) -> Self {
+        Self::NotHttp(broken)
+    }
+}
+
+/// The body of an answer, as it arrives.
+#[derive(Debug)]
+pub(super) struct Incoming<S> {
+    stream: S,
+    /// What has been received and not been handed out is from `at` on.
+    buffer: Vec<u8>,
+    at: usize,
+    rest: Rest,
+}
+
+/// How it is known where the body ends (RFC 9112, section 6.3), and how much of it is still to come.
+#[derive(Debug)]
+enum Rest {
+    Bytes(u64),
+    Chunks(Chunks),
+    UntilClosed,
+}
+
+/// What comes next in a chunked body (RFC 9112, section 7.1).
+#[derive(Debug)]
+struct Chunks {
+    next: Next,
+    /// How many bytes may come before the next piece: sizes, extensions, trailers.
+    spare: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Size,
+    Data(u64),
+    /// The line end after a chunk.
+    DataEnd,
+    Trailers,
+    Nothing,
+}
+
+/// Sends `request` and reads the head of the answer. `head` sees its status and headers; whatever it returns is handed on.
+pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
+    mut stream: S,
+    request: &[u8],
+    head: impl Fn(u16, &[Header<'_>]) -> T,
+) -> Result<(T, Incoming<S>), HttpError> {
+    stream.write_all(request).await?;
+    let mut buffer = Vec::with_capacity(FIRST_READ);
+    let mut start = 0;
+    // Nothing is parsed again for every byte that drips in, and yet who speaks something else is found out at once.
+    let mut parsed = 0;
+    loop {
+        let before = buffer.len();
+        let n = stream.read_buf(&mut buffer).await?;
+        if n > 0 && !ends_a_head(&buffer, before) && buffer.len() < 2 * parsed && buffer.len() < MAX_HEAD {
+            continue;
+        }
+        parsed = buffer.len();
+        // Provisional answers come before the final one.
+        loop {
+            let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+            let mut response = httparse::Response::new(&mut headers);
+            let unread = buffer.get(start..).unwrap_or_default();
+            match response.parse(unread).map_err(Broken::Head)? {
+                Status::Complete(length) => {
+                    start += length;
+                    let code = response.code.unwrap_or(0);
+                    if (100..200).contains(&code) && code != 101 {
+                        continue;
+                    }
+                    let rest = rest(code, response.headers)?;
+                    let told = head(code, response.headers);
+                    return Ok((told, Incoming { stream, buffer, at: start, rest }));
+                }
+                Status::Partial => break,
+            }
+        }
+        if buffer.len() >= MAX_HEAD {
+            return Err(Broken::HeadTooLong.into());
+        }
+        if n == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        buffer.reserve(FIRST_READ);
+    }
+}
+
+/// Whether an empty line ends in what has been received after `before`.
+fn ends_a_head(buffer: &[u8], before: usize) -> bool {
+    let fresh = buffer.get(before.saturating_sub(3)..).unwrap_or_default();
+    fresh.windows(2).any(|two| two == b"\n\n") || fresh.windows(4).any(|four| four == b"\r\n\r\n")
+}
+
+fn rest(code: u16, headers: &[Header<'_>]) -> Result<Rest, Broken> {
+    let all = |name: &'static str| {
+        headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
+    };
+    if matches!(code, 204 | 304) {
+        return Ok(Rest::Bytes(0));
+    }
+    let mut codings = all("transfer-encoding");
+    if let Some(coding) = codings.next() {
+        // Nothing else has been asked for.
+        if codings.next().is_some() || !coding.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            return Err(Broken::TransferEncoding);
+        }
+        return Ok(Rest::Chunks(Chunks { next: Next::Size, spare: MAX_HEAD }));
+    }
+    let mut length = None;
+    for value in all("content-length") {
+        let text = value.trim_ascii();
+        // `parse` would take a sign.
+        let digits = std::str::from_utf8(text).ok().filter(|_| text.iter().all(u8::is_ascii_digit));
+        let value: u64 = digits.and_then(|digits| digits.parse().ok()).ok_or(Broken::Length)?;
+        if length.replace(value).is_some_and(|other| other != value) {
+            return Err(Broken::Length);
+        }
+    }
+    Ok(length.map_or(Rest::UntilClosed, Rest::Bytes))
+}
+
+impl<S: AsyncRead + Unpin> Incoming<S> {
+    /// The next piece of the body; nothing when it is whole.
+    pub(super) async fn next(&mut self) -> Result<Option<&[u8]>, HttpError> {
+        loop {
+            let wanted = match &mut self.rest {
+                Rest::Bytes(left) => *left,
+                Rest::Chunks(chunks) => {
+                    let unread = self.buffer.get(self.at..).unwrap_or_default();
+                    self.at += chunks.advance(unread)?;
+                    match chunks.next {
+                        Next::Data(left) => left,
+                        Next::Nothing => 0,
+                        // Something that is not the body has arrived in part.
+                        _ => {
+                            self.receive().await?;
+                            continue;
+                        }
+                    }
+                }
+                Rest::UntilClosed => u64::MAX,
+            };
+            if wanted == 0 {
+                return Ok(None);
+            }
+            let unread = self.buffer.len() - self.at;
+            if unread == 0 {
+                match self.receive().await {
+                    Err(HttpError::BrokeOff(error))
+                        if matches!(self.rest, Rest::UntilClosed)
+                            && error.kind() == io::ErrorKind::UnexpectedEof =>
+                    {
+                        return Ok(None);
+                    }
+                    received => received?,
+                }
+                continue;
+            }
+            let piece = usize::try_from(wanted).unwrap_or(usize::MAX).min(unread);
+            match &mut self.rest {
+                Rest::Bytes(left) => *left -= piece as u64,
+                Rest::Chunks(chunks) => chunks.took(piece as u64),
+                Rest::UntilClosed => {}
+            }
+            let from = self.at;
+            self.at += piece;
+            return Ok(self.buffer.get(from..self.at));
+        }
+    }
+
+    /// Reads more behind what has not been handed out.
+    async fn receive(&mut self) -> Result<(), HttpError> {
+        self.buffer.drain(..self.at);
+        self.at = 0;
+        self.buffer.reserve(READ);
+        if self.stream.read_buf(&mut self.buffer).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        Ok(())
+    }
+}
+
+impl Chunks {
+    /// Takes in what is not the body, as far as it has arrived; returns how many bytes that was.
+    fn advance(&mut self, unread: &[u8]) -> Result<usize, Broken> {
+        let mut taken = 0;
+        loop {
+            let left = unread.get(taken..).unwrap_or_default();
+            let (bytes, next) = match self.next {
+                Next::Data(0) => (0, Next::DataEnd),
+                Next::Data(_) | Next::Nothing => return Ok(taken),
+                // The parser takes no digits at all for a zero.
+                Next::Size if !left.first().is_none_or(u8::is_ascii_hexdigit) => return Err(Broken::Chunk),
+                Next::Size => match httparse::parse_chunk_size(left).map_err(|_| Broken::Chunk)? {
+                    Status::Complete((bytes, 0)) => (bytes, Next::Trailers),
+                    Status::Complete((bytes, size)) => (bytes, Next::Data(size)),
+                    Status::Partial => return self.wait_for_more(left, taken),
+                },
+                Next::DataEnd => match left {
+                    [b'\r', b'\n', ..] => (2, Next::Size),
+                    [] | [b'\r'] => return self.wait_for_more(left, taken),
+                    _ => return Err(Broken::Chunk),
+                },
+                // They tell nothing that is needed.
+                Next::Trailers => match left.iter().position(|byte| *byte == b'\n') {
+                    Some(end) if matches!(left.get(..end), Some([] | [b'\r'])) => (end + 1, Next::Nothing),
+                    Some(end) => (end + 1, Next::Trailers),
+                    None => return self.wait_for_more(left, taken),
+                },
+            };
+            taken += bytes;
+            self.spare = self.spare.checked_sub(bytes).ok_or(Broken::Chunk)?;
+            if let Next::Data(_) = next {
+                self.spare = MAX_HEAD;
+            }
+            self.next = next;
+        }
+    }
+
+    /// A line that is longer than all there may be need not be waited for.
+    fn wait_for_more(&self, line: &[u8], taken: usize) -> Result<usize, Broken> {
+        if line.len() > self.spare { Err(Broken::Chunk) } else { Ok(taken) }
+    }
+
+    fn took(&mut self, bytes: u64) {
+        if let Next::Data(left) = &mut self.next {
+            *left -= bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

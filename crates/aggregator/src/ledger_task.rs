@@ -1,7 +1,7 @@
 //! The only owner of the ledger: takes in observations, lets time pass, publishes snapshots.
 //!
 //! A snapshot costs as much as there are violations, so one is made where somebody has a use for it: when there is news to
-//! decide on, when a round is done, and when a reader asks. Between them nothing is built.
+//! decide on, when the first round is done, and when a reader asks. Between them nothing is built.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +61,7 @@ pub struct Inbox {
 #[derive(Clone, Debug)]
 pub struct Snapshots {
     latest: watch::Receiver<Arc<Snapshot>>,
+    rounds: watch::Receiver<u64>,
     wanted: Arc<Notify>,
     alive: watch::Receiver<Moment>,
     clock: Clock,
@@ -75,10 +76,20 @@ impl Snapshots {
             return latest;
         }
         let mut watch = self.latest.clone();
-        self.wanted.notify_one();
+        self.ask();
         let newer = tokio::time::timeout(PATIENCE, watch.wait_for(is_fresh)).await;
         // Late, or ended: the last word is as good as any.
         newer.ok().and_then(Result::ok).map_or(latest, |newer| newer.clone())
+    }
+
+    /// Asks for a newer one to be published.
+    pub fn ask(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// How many rounds are done. A round without news is no reason for a snapshot.
+    pub fn rounds(&self) -> watch::Receiver<u64> {
+        self.rounds.clone()
     }
 
     /// When the ledger last looked at the clock, which it does every second.
@@ -96,6 +107,7 @@ impl Snapshots {
 #[derive(Debug)]
 pub struct Publisher {
     latest: watch::Sender<Arc<Snapshot>>,
+    rounds: watch::Sender<u64>,
     wanted: Arc<Notify>,
     alive: watch::Sender<Moment>,
     /// No snapshot before.
@@ -104,11 +116,18 @@ pub struct Publisher {
 
 /// Both ends, with a first snapshot.
 pub fn snapshots(first: Snapshot, clock: Clock) -> (Publisher, Snapshots) {
+    let (counted, rounds) = watch::channel(first.rounds);
     let (sender, latest) = watch::channel(Arc::new(first));
     let wanted = Arc::new(Notify::new());
     let (beat, alive) = watch::channel(clock.now());
-    let publisher = Publisher { latest: sender, wanted: wanted.clone(), alive: beat, rested: Instant::now() };
-    (publisher, Snapshots { latest, wanted, alive, clock })
+    let publisher = Publisher {
+        latest: sender,
+        rounds: counted,
+        wanted: wanted.clone(),
+        alive: beat,
+        rested: Instant::now(),
+    };
+    (publisher, Snapshots { latest, rounds, wanted, alive, clock })
 }
 
 impl Publisher {
@@ -126,9 +145,15 @@ impl Publisher {
         self.latest.send_replace(Arc::new(snapshot));
     }
 
+    /// Whether nobody misses a newer one who does not ask for it.
     fn has_shown(&self, ledger: &Ledger) -> bool {
         let shown = self.latest.borrow();
-        (shown.news, shown.rounds) == (ledger.news(), ledger.rounds())
+        // Before the first round is done, nothing is decided.
+        shown.news == ledger.news() && (shown.rounds > 0) == (ledger.rounds() > 0)
+    }
+
+    fn count(&self, ledger: &Ledger) {
+        self.rounds.send_if_modified(|rounds| std::mem::replace(rounds, ledger.rounds()) != ledger.rounds());
     }
 }
 
@@ -163,6 +188,7 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
                 for observation in batch.drain(..) {
                     take_in(&mut ledger, observation, &mut last_round);
                 }
+                publisher.count(&ledger);
             }
             changed = targets.changed(), if targets_live => match changed {
                 Ok(()) => expect(&mut ledger, &mut targets),
@@ -369,6 +395,21 @@ mod tests {
         assert!(tells(&before, "first"), "readers share what is fresh");
         tokio::time::sleep(FRESH).await;
         assert!(tells(&*stage.snapshots.fresh().await, "second"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_without_news_is_counted_and_shows_nothing() {
+        let stage = Stage::new();
+        let (mut published, mut rounds) = (stage.snapshots.published(), stage.snapshots.rounds());
+        let done = || Observation::RoundDone(Round::default());
+        stage.observations.send(done()).await.unwrap();
+        published.wait_for(|snapshot| snapshot.rounds == 1).await.unwrap();
+        stage.observations.send(done()).await.unwrap();
+        rounds.wait_for(|rounds| *rounds == 2).await.unwrap();
+        tokio::time::sleep(FRESH * 60).await;
+        assert!(!published.has_changed().unwrap(), "nobody has asked");
+        stage.snapshots.ask();
+        published.wait_for(|snapshot| snapshot.rounds == 2).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -160,6 +160,8 @@ impl Pipeline {
             take_over,
             memory: memory_tx,
             snapshots: views.snapshots.published(),
+            rounds: views.snapshots.rounds(),
+            ledger: views.snapshots.clone(),
             facts,
             delivered,
             questions: questions_tx,

@@ -38,8 +38,9 @@ pub struct Cadence {
 const FIRST_SPREAD: Duration = Duration::from_secs(2);
 /// The part of a round over which its requests are spread. The rest is left for the answers.
 const SPREAD: f64 = 0.8;
-/// How many slots there are in that part: one each second of a round of a minute.
-const SLOTS: f64 = 48.0;
+/// How many slots there are in that part. With the most, there is one each second of a round of a minute; the fewer, the
+/// cheaper: half as many cost an eighth less. A slot of a large fleet has about as many targets as may be asked at once.
+const SLOTS: [u16; 3] = [12, 24, 48];
 
 /// Asks every target once per round.
 #[derive(Debug)]
@@ -164,6 +165,7 @@ impl Collector {
         self.slots.retain(|address, slot| now.get(address).is_some_and(|target| **target == slot.target));
         self.standing.queue.retain(|Reverse((_, address))| now.contains_key(address));
         self.probation.queue.retain(|Reverse((_, address))| now.contains_key(address));
+        let slots = slots(targets.targets.len(), self.standing.places);
         for target in &targets.targets {
             if self.slots.contains_key(&target.address) {
                 continue;
@@ -175,7 +177,7 @@ impl Collector {
                 is_in_flight: false,
             };
             if self.round.is_open {
-                let due = Instant::now() + offset(FIRST_SPREAD.min(self.cadence.interval), slot.place);
+                let due = Instant::now() + offset(FIRST_SPREAD.min(self.cadence.interval), slot.place, slots);
                 self.standing.queue.push(Reverse((due, target.address.clone())));
             }
             self.slots.insert(target.address.clone(), slot);
@@ -191,6 +193,7 @@ impl Collector {
         let now = self.round.started;
         let spread =
             if number == 1 { FIRST_SPREAD.min(self.cadence.interval) } else { self.cadence.interval };
+        let slots = slots(self.slots.len(), self.standing.places);
         let waiting: std::collections::HashSet<Text> =
             self.standing.waiting().chain(self.probation.waiting()).cloned().collect();
         for (address, slot) in &self.slots {
@@ -202,7 +205,7 @@ impl Collector {
                 continue;
             }
             let lane = if slot.health.is_failing() { &mut self.probation } else { &mut self.standing };
-            lane.queue.push(Reverse((now + offset(spread, slot.place), address.clone())));
+            lane.queue.push(Reverse((now + offset(spread, slot.place, slots), address.clone())));
         }
         // A round without anybody to ask is done at once.
         overdue.or_else(|| self.close_if_done())
@@ -338,9 +341,17 @@ fn place_of(target: &Target) -> f64 {
     f64::from(u32::try_from(hasher.finish() >> 32).unwrap_or(0)) / f64::from(u32::MAX)
 }
 
+/// Into how many slots a round over so many targets is divided.
+fn slots(targets: usize, places: usize) -> u16 {
+    let [fewest, ..] = SLOTS;
+    let wanted = targets / places;
+    SLOTS.into_iter().rfind(|slots| usize::from(*slots) <= wanted).unwrap_or(fewest)
+}
+
 /// When a target is asked within a round that is spread over `spread`: at the beginning of its slot.
-fn offset(spread: Duration, place: f64) -> Duration {
-    spread.mul_f64(SPREAD * (place * SLOTS).floor() / SLOTS)
+fn offset(spread: Duration, place: f64, slots: u16) -> Duration {
+    let slots = f64::from(slots);
+    spread.mul_f64(SPREAD * (place * slots).floor() / slots)
 }
 
 /// Waits until `due`, or for ever if there is nothing to wait for.
@@ -348,5 +359,19 @@ async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_has_about_as_many_targets_as_may_be_asked_at_once() {
+        let of = |targets| slots(targets, 192);
+        assert_eq!((of(0), of(200), of(4_607), of(4_608), of(9_216), of(65_000)), (12, 12, 12, 24, 48, 48));
+        let offsets: Vec<_> =
+            [0.0, 0.04, 0.5, 1.0].map(|place| offset(Duration::from_mins(1), place, 12)).into();
+        assert_eq!(offsets, [0, 0, 24, 48].map(Duration::from_secs));
     }
 }

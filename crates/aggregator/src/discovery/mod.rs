@@ -6,6 +6,7 @@ mod dns;
 pub mod fixed;
 mod kubernetes;
 
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,16 +66,22 @@ impl Polled {
         }
     }
 
-    /// Asks the source once.
-    async fn find(&self) -> Result<Vec<Target>, String> {
+    /// Asks the source once. Nothing if it is known to say what it has said `before`.
+    async fn find(&self, before: &mut Option<u64>) -> Option<Result<Vec<Target>, String>> {
         match self {
-            Self::Static(targets) => Ok(targets.clone()),
+            Self::Static(targets) => Some(Ok(targets.clone())),
             Self::File { path, port } => {
-                let text =
-                    tokio::fs::read_to_string(path).await.map_err(|e| format!("can't be read: {e}"))?;
-                fixed::parse(text.lines(), *port).map_err(|e| e.to_string())
+                let text = tokio::fs::read_to_string(path).await.map_err(|e| format!("can't be read: {e}"));
+                // Read every few seconds, and nearly always the same: not worth being taken apart again.
+                let now =
+                    text.as_ref().ok().map(|text| BuildHasherDefault::<DefaultHasher>::new().hash_one(text));
+                if now.is_some() && *before == now {
+                    return None;
+                }
+                *before = now;
+                Some(text.and_then(|text| fixed::parse(text.lines(), *port).map_err(|e| e.to_string())))
             }
-            Self::Dns(dns) => dns.find().await,
+            Self::Dns(dns) => Some(dns.find().await),
         }
     }
 }
@@ -100,6 +107,7 @@ async fn poll(
 ) {
     let mut timer = tokio::time::interval(refresh);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut said = None;
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -107,8 +115,9 @@ async fn poll(
         }
         let found = tokio::select! {
             () = cancel.cancelled() => return,
-            found = source.find() => found,
+            found = source.find(&mut said) => found,
         };
+        let Some(found) = found else { continue };
         let before = targets.borrow().clone();
         let now = match found {
             Ok(found) => TargetSet { targets: found, unlisted: 0, error: None, source: source.name() },

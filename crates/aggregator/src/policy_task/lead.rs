@@ -264,6 +264,16 @@ impl<'a> Lead<'a> {
                         continue;
                     }
                 }
+                Ok(()) = channels.rounds.changed() => {
+                    let rounds = *channels.rounds.borrow_and_update();
+                    let at = self.task.clock.now();
+                    if let Some(seen) = self.decided
+                        && !seen.is_as_good_as(Seen { rounds, at, ..seen }, self.is_waiting())
+                    {
+                        self.task.channels.ledger.ask();
+                    }
+                    continue;
+                }
                 changed = channels.facts.changed(), if is_verified => is_verified = changed.is_ok(),
                 changed = channels.kept.changed(), if is_kept => {
                     is_kept = changed.is_ok();

@@ -22,7 +22,7 @@ pub use self::journal::Journal;
 use self::lead::{End, Lead};
 use crate::clock::Clock;
 use crate::leader::{Leadership, Pen};
-use crate::ledger_task::Memory;
+use crate::ledger_task::{Memory, Snapshots};
 use crate::state::{Kept, Store};
 
 /// What the policy has decided as of the last snapshot.
@@ -86,6 +86,10 @@ pub struct Channels {
     pub memory: mpsc::Sender<Memory>,
     /// The ledger.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// How many rounds are done.
+    pub rounds: watch::Receiver<u64>,
+    /// Where a snapshot is asked for that there is no news for.
+    pub ledger: Snapshots,
     /// What the cluster says of the accusations.
     pub facts: watch::Receiver<Arc<Facts>>,
     /// What the output has told.

@@ -131,7 +131,7 @@ async fn what_is_out_of_form_is_refused_and_says_why() {
     let long = "x".repeat(MAX_HEAD);
     let head = "HTTP/1.1 200 OK\r\n";
     let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n");
-    let many: String = (0..=MAX_HEADERS).map(|n| format!("h{n}: x\r\n")).collect();
+    let many = "x: y\r\n".repeat(MAX_HEADERS + 1);
     let cases = [
         ("SSH-2.0-OpenSSH_9.2\r\n".to_owned(), "invalid HTTP version"),
         ("\u{7f}ELF".to_owned(), "invalid HTTP version"),

@@ -90,10 +90,30 @@ impl Known {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     pub(super) files: HashMap<String, Known>,
+    /// The directory's own stamp when all files were last looked at; nothing while it could still be that of other files.
+    place: Option<Stamp>,
+    /// How often only the directory has been looked at since.
+    glances: u32,
     pub(super) hashing: RandomState,
 }
 
+/// How often it is enough that the directory is as it was. Whoever makes, removes, renames or replaces a file changes it; a file
+/// that is written over in place is found by looking at the file.
+const GLANCES: u32 = 4;
+
 impl Memory {
+    /// Whether nobody has changed anything, by the directory's own stamp.
+    pub(super) fn is_enough(&mut self, place: Stamp) -> bool {
+        let is_enough = self.place == Some(place) && self.glances < GLANCES;
+        self.glances = if is_enough { self.glances + 1 } else { 0 };
+        is_enough
+    }
+
+    /// All files have been looked at, after the directory.
+    pub(super) fn has_seen_all(&mut self, place: Stamp) {
+        self.place = Some(place).filter(|place| place.is_settled());
+    }
+
     pub(super) fn hash(&self, text: &str) -> u64 {
         self.hashing.hash_one(text)
     }

@@ -144,11 +144,19 @@ impl Directory {
 
     /// Whether the files are no longer as they were left, or have never been looked at.
     pub fn has_changed(&self) -> Result<bool, DirectoryError> {
-        // Somebody may have removed all of it.
-        if !self.path.exists() {
-            return Ok(true);
+        let place = match fs::metadata(&self.path) {
+            Ok(place) => Stamp::from(&place),
+            // Somebody may have removed all of it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(e) => return Err(error(&self.path, "can't be read", &e)),
+        };
+        let mut memory = self.memory();
+        if memory.is_enough(place) {
+            return Ok(false);
         }
-        self.look(&mut self.memory())
+        let has_changed = self.look(&mut memory)?;
+        memory.has_seen_all(place);
+        Ok(has_changed)
     }
 
     /// What is there that must not be given up.

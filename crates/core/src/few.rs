@@ -21,6 +21,10 @@ impl<K: Ord, V> FewMap<K, V> {
         self.0.is_empty()
     }
 
+    pub(crate) fn contains_key(&self, key: &K) -> bool {
+        self.find(key).is_ok()
+    }
+
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
         self.0.get(self.find(key).ok()?).map(|(_, value)| &**value)
     }

@@ -38,9 +38,10 @@ pub struct Block {
     pub since: Timestamp,
     /// The accusations that the block still rests on; never empty when it is new.
     pub grounds: Vec<Accusation>,
-    /// The violations that it is for: those of `grounds`, or what is left of them from before the start.
+    /// The violations that it is for: those of `grounds`, or what is left of them from before the start. Ordered,
+    /// each once.
     #[serde(skip)]
-    pub accused: BTreeSet<Key>,
+    pub accused: Vec<Key>,
     /// How it is reached.
     #[serde(flatten)]
     pub exposure: Exposure,

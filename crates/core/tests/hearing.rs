@@ -41,7 +41,7 @@ fn what_was_known_before_an_accusation_came_does_not_judge_it() {
     assert_eq!(world.blocked(), ["ns-a"]);
     let snapshot = world.snapshot();
     let questions = world.book.questions(&snapshot, &world.policy);
-    assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[pod].into()]);
+    assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[pod]]);
 }
 
 /// Evaluations are for news: evidence may be renewed, and grow old, between two of them.

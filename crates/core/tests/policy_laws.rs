@@ -348,7 +348,7 @@ proptest! {
                 e.plan.blocks.retain(|block| known.contains(&block.app));
                 // What was heard since and can't be kept, or is believed by the other only, is one ground more or less.
                 for block in &mut e.plan.blocks {
-                    (block.grounds, block.accused) = (Vec::new(), BTreeSet::new());
+                    (block.grounds, block.accused) = (Vec::new(), Vec::new());
                 }
                 e.held.retain(|held| known.contains(&held.app));
                 e.plan.notices.retain(|notice| known.contains(&notice.app));

@@ -23,7 +23,7 @@ fn plan_of(apps: usize) -> Plan {
                 app: App::new(namespace, "app", "web"),
                 since: common::at(0).wall,
                 grounds: Vec::new(),
-                accused: BTreeSet::new(),
+                accused: Vec::new(),
                 reason: String::new(),
             }
         })

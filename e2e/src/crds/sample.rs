@@ -1,6 +1,5 @@
 //! One plan in which everything occurs that the aggregator can write.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -30,7 +29,7 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
             rule: "^xmrig$".into(),
             node: NodeName::new("sim-0000"),
         }],
-        accused: BTreeSet::from([key]),
+        accused: vec![key],
         exposure,
         reason: "a sample".to_owned(),
     });

@@ -111,7 +111,7 @@ fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
         }
     }
     for logged in logged {
-        let Ok(Logged { incident, app, decision }) = serde_json::from_value(logged.body) else { continue };
+        let Ok(Logged { incident, app, decision }) = serde_json::from_str(&logged.body) else { continue };
         if known.insert((decision.at, app.clone(), decision.decision)) {
             all.push(Entry::kept(incident, app, decision));
         }

@@ -232,7 +232,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
 
     use jiff::Timestamp;
     use procscan_core::names::App;
@@ -291,7 +290,7 @@ mod tests {
         assert_eq!(state.due(at(10), ROUND).1, GAP);
         // An App that nothing is known of yet does not wait for the next round either.
         let app = App::new("ns-a", "app", "web");
-        state.ask(&Questions { apps: [(app, BTreeSet::new())].into(), ..questions(5) });
+        state.ask(&Questions { apps: [(app, Vec::new())].into(), ..questions(5) });
         assert_eq!(due(&state, 11), ["ns-a"]);
     }
 

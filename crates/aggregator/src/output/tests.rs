@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::fs;
 
 use jiff::Timestamp;
@@ -22,7 +21,7 @@ fn plan(names: &[&str]) -> Plan {
             app: App::new("ns-a", "app", *name),
             since: Timestamp::UNIX_EPOCH,
             grounds: Vec::new(),
-            accused: BTreeSet::new(),
+            accused: Vec::new(),
             exposure: Exposure::plain([format!("{name}.ns-a.svc").into()]),
             reason: String::new(),
         })
@@ -228,7 +227,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     assert_eq!(directory.blocked(&gateway).unwrap(), []);
     let told: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
     let mut plan = plan(&["web", "other"]);
-    plan.blocks[0].accused.insert(Key::new("ns-a", "web-0", "xmrig"));
+    plan.blocks[0].accused.push(Key::new("ns-a", "web-0", "xmrig"));
     plan.notices.push(Notice {
         app: plan.blocks[0].app.clone(),
         told,
@@ -240,15 +239,15 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
         .apply(&resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
         .unwrap();
     let inherited = directory.blocked(&gateway).unwrap();
-    let expected = |name: &str, told, accused: &BTreeSet<Key>, services: &[&str]| Inherited {
+    let expected = |name: &str, told, accused: &[Key], services: &[&str]| Inherited {
         app: App::new("ns-a", "app", name),
         told,
-        accused: accused.clone(),
+        accused: accused.iter().cloned().collect(),
         services: services.iter().map(|name| format!("{name}.ns-a.svc").into()).collect(),
     };
     let of_web = &plan.blocks[0].accused;
     let services = ["other", "web"];
-    let of_other = expected("other", None, &BTreeSet::new(), &services);
+    let of_other = expected("other", None, &[], &services);
     assert_eq!(inherited, [of_other, expected("web", Some(told), of_web, &services)]);
 
     // Not knowing what is blocked is no reason to release it.

@@ -31,6 +31,8 @@ const MAX_REST: Duration = Duration::from_millis(500);
 /// After how many rounds without news, and after how long at the most, everything is looked at again all the same.
 const QUIET_ROUNDS: u64 = 5;
 const QUIET: Duration = Duration::from_mins(5);
+/// How many incidents are kept in one go.
+const KEPT_AT_ONCE: usize = 1000;
 /// How often it is looked for incidents that are kept no longer.
 const SWEEP: Duration = Duration::from_mins(10);
 
@@ -417,8 +419,14 @@ impl<'a> Lead<'a> {
         }
         incidents.extend(history.into_iter().filter(may_try));
         let mut failed: BTreeMap<String, StateError> = BTreeMap::new();
-        if !incidents.is_empty() {
-            failed.extend(self.task.store.save(&self.pen, incidents).await);
+        // In parts: a storm has as many as there are Apps, and each is a few times larger on its way to the disk.
+        let mut left = incidents.into_iter();
+        loop {
+            let part: Vec<Incident> = left.by_ref().take(KEPT_AT_ONCE).collect();
+            if part.is_empty() {
+                break;
+            }
+            failed.extend(self.task.store.save(&self.pen, part).await);
         }
         if let Some((_, error)) = failed.iter().find(|(_, error)| error.is_lost() || error.is_outdated()) {
             return Err(error.clone());

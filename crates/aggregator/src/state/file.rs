@@ -7,13 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use procscan_core::state::incident::{Approval, Decision, Release};
+use procscan_core::state::incident::{AppRef, Approval, Decision, Release};
 use procscan_core::state::{
     EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentStatus, enforcement,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::{Mutex, watch};
 
 use super::desk::{DeskError, Want};
@@ -47,11 +47,27 @@ struct Inner {
 }
 
 /// An incident as it is kept.
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 struct Body {
     spec: IncidentSpec,
     status: Option<IncidentStatus>,
     generation: i64,
+}
+
+/// The same, to be written.
+#[derive(Serialize)]
+struct BodyRef<'a> {
+    spec: &'a IncidentSpec,
+    status: Option<&'a IncidentStatus>,
+    generation: i64,
+}
+
+/// An entry of the log.
+#[derive(Serialize)]
+struct Entry<'a> {
+    incident: &'a str,
+    app: &'a AppRef,
+    decision: &'a Decision,
 }
 
 impl FileStore {
@@ -122,7 +138,7 @@ impl FileStore {
             && let Some(lost) = sqlite.warnings().pop()
             && let Some(spec) = self.0.after_loss.as_ref().filter(|_| !inner.kept.is_complete)
         {
-            documents.push(enforced(spec));
+            documents.push(enforced(spec)?);
             sqlite.commit(&Batch { put: documents.clone(), ..Batch::default() }).await?;
             tracing::error!(
                 alert = "state",
@@ -141,13 +157,13 @@ impl FileStore {
         let change = |kept: &mut Kept| {
             let mut batch = Batch::default();
             for Incident { name, spec, status } in incidents {
-                batch.decisions.extend(logged(&name, &spec, &status));
+                batch.decisions.extend(logged(&name, &spec, &status)?);
                 let known = kept.incidents.entry(name.clone()).or_insert_with(|| {
                     Arc::new(KeptIncident { spec, status: None, generation: 0, manager: None })
                 });
                 let known = Arc::make_mut(known);
                 known.status = Some(status);
-                batch.put.push(document(&name, known));
+                batch.put.push(document(&name, known)?);
             }
             Ok(batch)
         };
@@ -164,7 +180,7 @@ impl FileStore {
             if let Some(incident) = kept.incidents.get_mut(name).filter(|incident| incident.is_done()) {
                 let incident = Arc::make_mut(incident);
                 (incident.spec.approve, incident.spec.release) = (None, None);
-                batch.put.push(document(name, incident));
+                batch.put.push(document(name, incident)?);
             }
             Ok(batch)
         };
@@ -224,7 +240,7 @@ impl FileStore {
             }
             incident.generation = incident.generation.max(observed) + 1;
             number = incident.generation;
-            Ok(Batch { put: vec![document(name, incident)], ..Batch::default() })
+            Ok(Batch { put: vec![document(name, incident)?], ..Batch::default() })
         };
         self.change(change).await?;
         Ok(number)
@@ -236,8 +252,7 @@ impl FileStore {
                 return Err(DeskError::Exists("exemption", name.to_owned()));
             }
             kept.exemptions.insert(name.to_owned(), exemption.clone());
-            let document = Document { kind: Kind::Exemption, name: name.to_owned(), body: json!(exemption) };
-            Ok(Batch { put: vec![document], ..Batch::default() })
+            Ok(Batch { put: vec![exempted(name, exemption)?], ..Batch::default() })
         };
         self.change(change).await
     }
@@ -255,7 +270,7 @@ impl FileStore {
     pub(super) async fn enforce(&self, spec: &EnforcementSpec) -> Result<(), DeskError> {
         let change = |kept: &mut Kept| {
             kept.enforcement = spec.clone();
-            Ok(Batch { put: vec![enforced(spec)], ..Batch::default() })
+            Ok(Batch { put: vec![enforced(spec)?], ..Batch::default() })
         };
         self.change(change).await
     }
@@ -277,9 +292,9 @@ impl FileStore {
             if inner.is_doubtful && sqlite.recover().await? {
                 // Another file than before: everything that was in the old one belongs into it.
                 tracing::warn!("the state is written anew, from memory");
-                sqlite.commit(&everything(&inner.kept)).await?;
+                sqlite.commit(&everything(&inner.kept)?).await?;
             }
-            sqlite.commit(&batch).await
+            sqlite.commit(&batch).await.map_err(StateError::File)
         };
         match committed.await {
             Ok(()) => {
@@ -290,7 +305,7 @@ impl FileStore {
             }
             Err(error) => {
                 inner.is_doubtful = true;
-                Err(StateError::File(error).into())
+                Err(error.into())
             }
         }
     }
@@ -307,41 +322,60 @@ impl From<sqlite::StateError> for StateError {
     }
 }
 
-fn document(name: &str, incident: &KeptIncident) -> Document {
+fn document(name: &str, incident: &KeptIncident) -> Result<Document, StateError> {
     let KeptIncident { spec, status, generation, .. } = incident;
-    let body = Body { spec: spec.clone(), status: status.clone(), generation: *generation };
-    Document { kind: Kind::Incident, name: name.to_owned(), body: json!(body) }
+    let body = BodyRef { spec, status: status.as_ref(), generation: *generation };
+    Ok(Document { kind: Kind::Incident, name: name.to_owned(), body: json(Kind::Incident, name, &body)? })
 }
 
-fn enforced(spec: &EnforcementSpec) -> Document {
-    Document { kind: Kind::Enforcement, name: enforcement::NAME.to_owned(), body: json!(spec) }
+fn exempted(name: &str, spec: &ExemptionSpec) -> Result<Document, StateError> {
+    Ok(Document { kind: Kind::Exemption, name: name.to_owned(), body: json(Kind::Exemption, name, spec)? })
 }
 
-fn logged(name: &str, spec: &IncidentSpec, status: &IncidentStatus) -> Vec<LoggedDecision> {
-    let entry = |decision: &Decision| LoggedDecision {
-        at: decision.at,
-        namespace: spec.app.namespace.to_string(),
-        body: json!({"incident": name, "app": spec.app, "decision": decision}),
+fn enforced(spec: &EnforcementSpec) -> Result<Document, StateError> {
+    let (kind, name) = (Kind::Enforcement, enforcement::NAME);
+    Ok(Document { kind, name: name.to_owned(), body: json(kind, name, spec)? })
+}
+
+fn json(kind: Kind, name: &str, of: &impl Serialize) -> Result<String, StateError> {
+    // Nothing of ours is without a form in JSON; if it were, nothing may be lost silently.
+    serde_json::to_string(of).map_err(|e| StateError::Unwritable(place(kind, name), e.to_string()))
+}
+
+fn place(kind: Kind, name: &str) -> String {
+    format!("{} {name}", kind.as_str())
+}
+
+fn logged(
+    name: &str,
+    spec: &IncidentSpec,
+    status: &IncidentStatus,
+) -> Result<Vec<LoggedDecision>, StateError> {
+    let entry = |decision: &Decision| {
+        let entry = Entry { incident: name, app: &spec.app, decision };
+        Ok(LoggedDecision {
+            at: decision.at,
+            namespace: spec.app.namespace.to_string(),
+            body: json(Kind::Incident, name, &entry)?,
+        })
     };
     status.decisions.iter().map(entry).collect()
 }
 
 /// Everything that is kept, to be written into an empty file.
-fn everything(kept: &Kept) -> Batch {
-    let mut put: Vec<Document> =
-        kept.incidents.iter().map(|(name, incident)| document(name, incident)).collect();
-    put.extend(kept.exemptions.iter().map(|(name, spec)| Document {
-        kind: Kind::Exemption,
-        name: name.clone(),
-        body: json!(spec),
-    }));
-    put.push(enforced(&kept.enforcement));
-    let decisions = kept
-        .incidents
-        .iter()
-        .filter_map(|(name, incident)| Some(logged(name, &incident.spec, incident.status.as_ref()?)));
-    let decisions = decisions.flatten().collect();
-    Batch { put, decisions, ..Batch::default() }
+fn everything(kept: &Kept) -> Result<Batch, StateError> {
+    let mut batch = Batch::default();
+    for (name, incident) in &kept.incidents {
+        batch.put.push(document(name, incident)?);
+        if let Some(status) = &incident.status {
+            batch.decisions.extend(logged(name, &incident.spec, status)?);
+        }
+    }
+    for (name, spec) in &kept.exemptions {
+        batch.put.push(exempted(name, spec)?);
+    }
+    batch.put.push(enforced(&kept.enforcement)?);
+    Ok(batch)
 }
 
 fn kept(documents: &[Document]) -> Result<Kept, StateError> {
@@ -360,9 +394,8 @@ fn kept(documents: &[Document]) -> Result<Kept, StateError> {
     Ok(kept)
 }
 
-fn read<T: DeserializeOwned>(kind: Kind, name: &str, body: &Value) -> Result<T, StateError> {
-    serde_path_to_error::deserialize(body).map_err(|error| {
-        let place = format!("{} {name}", kind.as_str());
-        StateError::Unreadable(place, format!("{}: {}", error.path(), error.inner()))
+fn read<T: DeserializeOwned>(kind: Kind, name: &str, body: &str) -> Result<T, StateError> {
+    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(body)).map_err(|error| {
+        StateError::Unreadable(place(kind, name), format!("{}: {}", error.path(), error.inner()))
     })
 }

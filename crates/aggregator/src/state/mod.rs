@@ -39,6 +39,9 @@ pub enum StateError {
     /// What is there can't be understood.
     #[error("{0} can't be read: {1}")]
     Unreadable(String, String),
+    /// It has no form in which it could be written.
+    #[error("{0} can't be written: {1}")]
+    Unwritable(String, String),
     /// Somebody else writes it.
     #[error("Incident {0} is being written by another replica")]
     Contended(String),

@@ -27,7 +27,7 @@ use crate::Moment;
 use crate::few::FewSet;
 use crate::names::{Key, NodeName, PodRef, Text};
 use crate::report::{Answer, Failure, Outcome, Record, Rejection, Rejections, Report, Target};
-use crate::snapshot::{Coverage, EvidenceView, Snapshot, State, TargetState, TargetView, Violation};
+use crate::snapshot::{Coverage, Snapshot, State, TargetState, TargetView, Violation};
 
 /// The rules of evidence.
 #[derive(Clone, Debug)]
@@ -302,7 +302,7 @@ impl Ledger {
                 continue;
             } else {
                 let fresh = is_young(record);
-                node.evidence.insert(key.clone(), Box::new(Evidence::first_sight(record, at, mark, fresh)));
+                node.evidence.insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
                 self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
                 Some(if fresh { ChangeKind::Appeared } else { ChangeKind::Sighted })
             };
@@ -373,7 +373,7 @@ impl Ledger {
                 evidence.merge(&known, now);
             } else if node.evidence.len() < self.rules.max_keys_per_node {
                 self.violations.entry(known.key.clone()).or_default().nodes.insert(known.node.clone());
-                node.evidence.insert(known.key.clone(), Box::new(Evidence::remembered(&known, now, mark)));
+                node.evidence.insert(known.key.clone(), Evidence::remembered(&known, now, mark));
             }
         }
         for (name, (_, interval)) in intervals {
@@ -502,19 +502,17 @@ impl Ledger {
     }
 
     fn view(&self, key: &Key, entry: &Entry, now: Moment) -> Option<Violation> {
-        let evidence: Vec<EvidenceView> = entry
-            .nodes
-            .iter()
-            .filter_map(|name| {
-                let node = self.nodes.get(name)?;
-                let mut view = node.evidence.get(key)?.view(name, now, node.active_for(&self.rules));
-                let is_gone = |gone: Moment| view.fresh_at.is_none_or(|fresh| fresh.uptime <= gone.uptime);
-                if view.presence != Presence::Cleared && entry.pod_gone.is_some_and(is_gone) {
-                    (view.presence, view.cleared) = (Presence::Cleared, Some(Cleared::PodGone));
-                }
-                Some(view)
-            })
-            .collect();
+        // Nearly always one, and `collect` would make room for four.
+        let mut evidence = Vec::with_capacity(entry.nodes.len());
+        evidence.extend(entry.nodes.iter().filter_map(|name| {
+            let node = self.nodes.get(name)?;
+            let mut view = node.evidence.get(key)?.view(name, now, node.active_for(&self.rules));
+            let is_gone = |gone: Moment| view.fresh_at.is_none_or(|fresh| fresh.uptime <= gone.uptime);
+            if view.presence != Presence::Cleared && entry.pod_gone.is_some_and(is_gone) {
+                (view.presence, view.cleared) = (Presence::Cleared, Some(Cleared::PodGone));
+            }
+            Some(view)
+        }));
         // The longest-standing of the strongest evidence speaks, so that neither the order of arrival nor a second,
         // lying node changes what people see of the first.
         let speaker = evidence.iter().min_by_key(|e| (e.presence, e.first_seen, &e.node))?;

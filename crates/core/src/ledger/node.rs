@@ -1,6 +1,6 @@
 //! What is known of one node: how long it has answered, how often its agent scans, and its evidence.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::evidence::{ActiveFor, Cleared, Evidence};
 use super::{ChangeKind, Detection};
 use crate::Moment;
+use crate::few::FewMap;
 use crate::names::Key;
 use crate::report::{FailureReason, Rejections};
 use crate::snapshot::NodeView;
@@ -30,8 +31,7 @@ pub(super) struct Node {
     /// The last steps between the newest timestamps of its answers.
     steps: VecDeque<Duration>,
     latest: Option<Timestamp>,
-    /// Boxed: most nodes have one or two, and a map makes room for eleven with the first.
-    pub(super) evidence: BTreeMap<Key, Box<Evidence>>,
+    pub(super) evidence: FewMap<Key, Evidence>,
     pub(super) rejected: Rejections,
     /// When it is looked at next because time has passed, by the monotonic clock.
     pub(super) deadline: Option<Duration>,
@@ -47,7 +47,7 @@ impl Node {
             listed_something: false,
             steps: VecDeque::new(),
             latest: None,
-            evidence: BTreeMap::new(),
+            evidence: FewMap::default(),
             rejected: Rejections::default(),
             deadline: None,
         }
@@ -139,7 +139,7 @@ impl Node {
         loop {
             let clock = self.clock(rules);
             let before = changes.len();
-            for (key, evidence) in &mut self.evidence {
+            for (key, evidence) in self.evidence.iter_mut() {
                 if let Some(why) = evidence.try_clear(&clock, now) {
                     changes.push((key.clone(), ChangeKind::Cleared(why)));
                 }

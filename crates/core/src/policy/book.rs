@@ -127,15 +127,16 @@ impl Book {
             }
             let told = told.unwrap_or(now.wall);
             let mut incident = Incident::new(now.at_wall(told));
-            incident.standing = Standing::Blocked { since: now, dry_run: false };
-            incident.told =
-                Some(Told { at: told, what: Telling::Blocked, delivered: Some(told), inherited: true });
-            incident.exposure = Exposure::plain(services);
-            "it was blocked before anything was kept of it".clone_into(&mut incident.reason);
             for key in &accused {
                 incident.note_process(&key.process);
             }
-            incident.inherited = Some(accused);
+            let file = incident.file();
+            file.standing = Standing::Blocked { since: now, dry_run: false };
+            file.told =
+                Some(Told { at: told, what: Telling::Blocked, delivered: Some(told), inherited: true });
+            file.exposure = Exposure::plain(services);
+            "it was blocked before anything was kept of it".clone_into(&mut file.reason);
+            file.inherited = Some(accused);
             let decision = Decision {
                 at: now.wall,
                 app: app.clone(),
@@ -154,10 +155,9 @@ impl Book {
 
     /// A Notification that told `app`'s tenant something at `at` has been written by `now`.
     pub fn delivered(&mut self, app: &App, at: Timestamp, now: Moment) {
-        if let Some(told) = self.incidents.get_mut(app).and_then(|incident| incident.told.as_mut())
-            && told.at == at
-        {
-            told.delivered.get_or_insert(now.wall);
+        let Some(incident) = self.incidents.get_mut(app) else { return };
+        if let Some(told) = incident.told.filter(|told| told.at == at && told.delivered.is_none()) {
+            incident.file().told = Some(Told { delivered: Some(now.wall), ..told });
         }
     }
 
@@ -250,7 +250,8 @@ impl Book {
     /// Notes that everything which operators wanted of `app`'s incident up to `number` has been done.
     pub fn observe(&mut self, app: &App, number: i64) {
         if let Some(incident) = self.incidents.get_mut(app) {
-            incident.observed = incident.observed.max(number);
+            let file = incident.file();
+            file.observed = file.observed.max(number);
         }
     }
 
@@ -265,12 +266,13 @@ impl Book {
         let incident = self.open(app)?;
         match incident.standing {
             Standing::Held => {
-                incident.held = None;
-                incident.approved = true;
-                incident.standing = Standing::Blocked { since: now, dry_run: policy.mode == Mode::DryRun };
-                incident.reason =
-                    format!("the block that a brake held is approved: {}", incident.accusation());
-                Ok(incident.reason.clone())
+                let reason = format!("the block that a brake held is approved: {}", incident.accusation());
+                let file = incident.file();
+                file.held = None;
+                file.approved = true;
+                file.standing = Standing::Blocked { since: now, dry_run: policy.mode == Mode::DryRun };
+                file.reason.clone_from(&reason);
+                Ok(reason)
             }
             Standing::Blocked { .. } if incident.release_held.is_some() => {
                 incident.end(now);
@@ -295,24 +297,26 @@ impl Book {
             sticky = [(None, None)].into();
         }
         // What an operator has released once more is released by the new word only.
-        incident.releases.retain(|old| !sticky.contains(&(old.process.clone(), old.rule.clone())));
-        incident.releases.extend(sticky.into_iter().map(|(process, rule)| StickyRelease {
+        let file = incident.file();
+        file.releases.retain(|old| !sticky.contains(&(old.process.clone(), old.rule.clone())));
+        file.releases.extend(sticky.into_iter().map(|(process, rule)| StickyRelease {
             process,
             rule,
             until,
             actor: actor.into(),
             over: None,
         }));
-        incident.due = incident.due.take().map(|due| Due { passed: false, ..due });
+        file.due = file.due.take().map(|due| Due { passed: false, ..due });
         // A hold stays below the release: when the release runs out, time alone does not block either.
-        incident.approved = false;
+        file.approved = false;
         if incident.grounds.is_empty() {
             incident.end(now);
         } else {
-            incident.standing = Standing::Watched;
-            incident.release_held = None;
+            let file = incident.file();
+            file.standing = Standing::Watched;
+            file.release_held = None;
             // The release itself is in the log; what covers the App from now on need not be logged once more.
-            incident.exempted = Some(released_by(actor, until));
+            file.exempted = Some(released_by(actor, until));
         }
         Ok(format!("released by hand; the same accusations do not block it until {until}"))
     }

@@ -92,7 +92,9 @@ impl Book {
         let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
         let mut pass = Pass { snapshot, policy, facts, now, doubtful, decisions, alerts };
         for incident in self.incidents.values_mut() {
-            incident.releases.retain_mut(|release| !release.is_done(now));
+            if !incident.releases.is_empty() {
+                incident.file().releases.retain_mut(|release| !release.is_done(now));
+            }
         }
         let unverified = self.hear(&mut pass);
         self.clear_grounds(&pass);
@@ -181,16 +183,12 @@ impl Book {
             } else if incident.exempted.is_none() {
                 pass.decide(app, DecisionKind::Exempted, why.clone());
             }
-            incident.exempted = Some(why);
-            incident.release_held = None;
-            if incident.grounds.is_empty() {
-                incident.end(pass.now);
-            } else {
-                incident.standing = Standing::Watched;
-            }
+            incident.excuse(why, pass.now);
             return Wish::Nothing;
         }
-        incident.exempted = None;
+        if incident.exempted.is_some() {
+            incident.file().exempted = None;
+        }
 
         if incident.grounds.is_empty() {
             return match incident.standing {
@@ -221,7 +219,7 @@ impl Book {
                 return Wish::Nothing;
             }
             // What dry-run decided had no effect: it becomes real like any new block, brakes included.
-            incident.standing = Standing::Watched;
+            incident.stand(Standing::Watched);
         }
         if incident.standing != Standing::Held
             && let Some((_, brake)) = incident.held.as_ref().filter(|_| !incident.approved)
@@ -229,7 +227,7 @@ impl Book {
             let reason =
                 format!("still held: {}; {}", brake.reason(&pass.policy.brake), incident.accusation());
             pass.decide(app, DecisionKind::Held, reason);
-            incident.standing = Standing::Held;
+            incident.stand(Standing::Held);
         }
         if incident.standing == Standing::Held || pass.policy.mode == Mode::Paused || !active {
             return Wish::Nothing;
@@ -249,7 +247,7 @@ impl Book {
                 let grace = pass.policy.grace;
                 let wall = pass.now.wall.checked_add(grace).unwrap_or(pass.now.wall);
                 let until = Moment { uptime: pass.now.uptime.saturating_add(grace), wall };
-                incident.standing = Standing::Grace { until };
+                incident.stand(Standing::Grace { until });
                 let reason = format!("{}; to be blocked in {}", incident.accusation(), human(grace));
                 pass.decide(app, DecisionKind::Warned, reason);
                 Wish::Nothing
@@ -292,21 +290,24 @@ impl Book {
                 continue;
             };
             let brake = if incident.approved { None } else { tally.due(&app, &accusers) };
-            (incident.due, incident.release_due) = tally.of(&app);
+            let accusation = incident.accusation();
+            let is_untold = matches!(incident.standing, Standing::Grace { .. }) && incident.is_untold(pass);
+            let file = incident.file();
+            (file.due, file.release_due) = tally.of(&app);
             if let Some(brake) = brake {
-                let reason = format!("{}; {}", brake.reason(&pass.policy.brake), incident.accusation());
+                let reason = format!("{}; {accusation}", brake.reason(&pass.policy.brake));
                 pass.decide(&app, DecisionKind::Held, reason);
-                incident.standing = Standing::Held;
-                incident.held = Some((pass.now, brake.clone()));
+                file.standing = Standing::Held;
+                file.held = Some((pass.now, brake.clone()));
                 held_blocks.push(brake);
             } else {
-                incident.reason = incident.accusation();
-                if matches!(incident.standing, Standing::Grace { .. }) && incident.is_untold(pass) {
-                    incident.reason.push_str("; its tenant could not be told before");
+                file.reason = accusation;
+                if is_untold {
+                    file.reason.push_str("; its tenant could not be told before");
                 }
-                pass.decide(&app, DecisionKind::Blocked, incident.reason.clone());
+                pass.decide(&app, DecisionKind::Blocked, file.reason.clone());
                 let dry_run = pass.policy.mode == Mode::DryRun;
-                incident.standing = Standing::Blocked { since: pass.now, dry_run };
+                file.standing = Standing::Blocked { since: pass.now, dry_run };
             }
         }
         for (app, why) in releases {
@@ -321,22 +322,24 @@ impl Book {
                 }
             });
             let brake = tally.release(&app);
-            (incident.due, incident.release_due) = tally.of(&app);
+            let file = incident.file();
+            (file.due, file.release_due) = tally.of(&app);
             if let Some(brake) = brake {
                 pass.decide(
                     &app,
                     DecisionKind::ReleaseHeld,
                     format!("{}; {why}", brake.reason(&pass.policy.brake)),
                 );
-                incident.release_held = Some(pass.now);
+                file.release_held = Some(pass.now);
                 held_releases += 1;
             } else {
                 pass.decide(&app, DecisionKind::Released, why.clone());
                 if incident.grounds.is_empty() {
                     incident.end(pass.now);
                 } else {
-                    incident.standing = Standing::Watched;
-                    incident.exempted = Some(why);
+                    let file = incident.file();
+                    file.standing = Standing::Watched;
+                    file.exempted = Some(why);
                 }
             }
         }
@@ -382,8 +385,9 @@ impl Book {
             let what = telling(&phase(incident, pass.policy.mode));
             if what == Telling::Blocked
                 && let Some(exposure) = pass.facts.exposure(app, pass.policy.verify_pods)
+                && incident.exposure != exposure
             {
-                incident.exposure = exposure;
+                incident.file().exposure = exposure;
             }
             if !may_be_told(app, pass.policy, pass.facts) {
                 continue;
@@ -404,7 +408,7 @@ impl Book {
                     Told::news(what, pass.now.wall)
                 }
             };
-            incident.told = Some(told);
+            incident.file().told = Some(told);
         }
         if waiting > 0 {
             pass.alerts.push(Alert::Notices { waiting });
@@ -529,15 +533,19 @@ fn accusations(incident: &Incident) -> Vec<Accusation> {
     grounds.map(accusation).collect()
 }
 
-fn accused(incident: &Incident) -> BTreeSet<Key> {
-    match &incident.inherited {
-        Some(accused) => accused.clone(),
+fn accused(incident: &Incident) -> Vec<Key> {
+    let mut accused: Vec<Key> = match &incident.inherited {
+        Some(accused) => accused.iter().cloned().collect(),
         // Blocked still, because its release is held: for what has cleared.
         None if incident.grounds.is_empty() => {
             incident.tombstones.keys().map(|(key, _)| key.clone()).collect()
         }
         None => incident.grounds.keys().map(|(key, _)| key.clone()).collect(),
-    }
+    };
+    // Two nodes may accuse of the same.
+    accused.dedup();
+    accused.shrink_to_fit();
+    accused
 }
 
 fn cleared_reason(cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {

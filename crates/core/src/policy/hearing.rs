@@ -169,15 +169,18 @@ impl Book {
         if let Standing::Ended { at } = incident.standing {
             if pass.now.since(at) > same_incident {
                 // What an operator has released stays released.
-                let releases = std::mem::take(&mut incident.releases);
-                *incident = Incident { releases, ..Incident::new(fresh_at) };
+                let releases = incident.releases.clone();
+                *incident = Incident::new(fresh_at);
+                incident.file().releases = releases;
             }
-            incident.standing = Standing::Watched;
+            incident.stand(Standing::Watched);
         }
-        if !pass.facts.terminating.contains(&id.0.namespace) {
-            incident.release_held = None;
+        if incident.release_held.is_some() && !pass.facts.terminating.contains(&id.0.namespace) {
+            incident.file().release_held = None;
         }
-        incident.inherited = None;
+        if incident.inherited.is_some() {
+            incident.file().inherited = None;
+        }
         incident.note_process(&id.0.process);
         incident.tombstones.remove(&id);
         if let Some(old) = incident.grounds.get_mut(&id).filter(|old| old.knows(evidence, fresh_at)) {
@@ -196,7 +199,7 @@ impl Book {
             let app_is_gone = pass.facts.is_gone(app);
             // A block of which only the Services are known can't be matched with Pods, present or gone.
             if app_is_gone && incident.inherited.as_ref().is_some_and(|accused| !accused.is_empty()) {
-                incident.inherited = None;
+                incident.file().inherited = None;
             }
             let why = |node: &NodeName, ground: &Ground| {
                 if app_is_gone {

@@ -1,6 +1,7 @@
 //! One App's incident: what has come of it, and on what grounds.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,16 +33,27 @@ const RELEASES_LINGER: Duration = Duration::from_hours(24);
 pub(super) type EvidenceId = (Key, NodeName);
 
 /// One App, from its first accepted evidence to its clearing.
+///
+/// What is heard of it changes with each scan, and is its own; what is decided of it is its file, which seldom changes.
 #[derive(Clone, Debug)]
 pub struct Incident {
-    /// When it opened.
-    pub opened: Moment,
-    /// What has come of it.
-    pub standing: Standing,
     /// What it rests on. Each ground clears by the clock of its own node.
     pub(super) grounds: FewMap<EvidenceId, Ground>,
     /// Grounds that have cleared: the record may still be listed, and must not be believed again as it is.
     pub(super) tombstones: FewMap<EvidenceId, Tombstone>,
+    /// By which rule its last ground cleared.
+    pub(super) cleared: Option<ClearedGround>,
+    /// Shared with what is in effect of it for as long as nothing else is decided.
+    file: Arc<File>,
+}
+
+/// What is decided of an incident, and what is known of its App.
+#[derive(Clone, Debug)]
+pub struct File {
+    /// When it opened.
+    pub opened: Moment,
+    /// What has come of it.
+    pub standing: Standing,
     /// The names of its processes. They only grow, so that what the tenant is told does not change back and forth.
     pub(super) processes: FewSet<Text>,
     /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
@@ -61,8 +73,6 @@ pub struct Incident {
     pub(super) exposure: Exposure,
     /// What covers it, as last logged.
     pub(super) exempted: Option<String>,
-    /// By which rule its last ground cleared.
-    pub(super) cleared: Option<ClearedGround>,
     /// What the brakes have counted of it: the window's entry of this App.
     pub(super) due: Option<Due>,
     /// What the brake on releases has counted of it: the window's entry of this App.
@@ -236,13 +246,19 @@ impl Ground {
     }
 }
 
-impl Incident {
-    pub(super) fn new(opened: Moment) -> Self {
+impl Deref for Incident {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl File {
+    fn new(opened: Moment) -> Self {
         Self {
             opened,
             standing: Standing::Watched,
-            grounds: FewMap::default(),
-            tombstones: FewMap::default(),
             processes: FewSet::default(),
             held: None,
             reason: String::new(),
@@ -252,7 +268,6 @@ impl Incident {
             told: None,
             exposure: Exposure::default(),
             exempted: None,
-            cleared: None,
             due: None,
             release_due: None,
             releases: Vec::new(),
@@ -260,6 +275,32 @@ impl Incident {
             decided: 0,
             observed: 0,
         }
+    }
+}
+
+impl Incident {
+    pub(super) fn new(opened: Moment) -> Self {
+        Self {
+            grounds: FewMap::default(),
+            tombstones: FewMap::default(),
+            cleared: None,
+            file: Arc::new(File::new(opened)),
+        }
+    }
+
+    /// To enter something into its file. Makes a copy of it, if it is still the one that is in effect: so nothing is entered
+    /// that is there already.
+    pub(super) fn file(&mut self) -> &mut File {
+        Arc::make_mut(&mut self.file)
+    }
+
+    /// Whether nothing has been entered since `other` was copied from it.
+    pub(super) fn has_same_file(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file)
+    }
+
+    pub(super) fn stand(&mut self, standing: Standing) {
+        self.file().standing = standing;
     }
 
     /// The name under which it is kept.
@@ -297,8 +338,8 @@ impl Incident {
     }
 
     pub(super) fn note_process(&mut self, process: &Text) {
-        if self.processes.len() < MAX_PROCESSES {
-            self.processes.insert(process.clone());
+        if self.processes.len() < MAX_PROCESSES && !self.processes.contains(process) {
+            self.file().processes.insert(process.clone());
         }
     }
 
@@ -325,11 +366,12 @@ impl Incident {
 
     /// Enters a decision into its log.
     pub(super) fn note(&mut self, decision: &Decision) {
-        if self.decisions.len() == MAX_DECISIONS {
-            self.decisions.remove(0);
+        let file = self.file();
+        if file.decisions.len() == MAX_DECISIONS {
+            file.decisions.remove(0);
         }
-        self.decisions.push(Arc::new(decision.clone()));
-        self.decided += 1;
+        file.decisions.push(Arc::new(decision.clone()));
+        file.decided += 1;
     }
 
     /// A ground has cleared. The oldest that is remembered gives way.
@@ -357,11 +399,28 @@ impl Incident {
         records
     }
 
+    /// All that it is accused of is covered.
+    pub(super) fn excuse(&mut self, why: String, now: Moment) {
+        let is_watched = self.standing == Standing::Watched && !self.grounds.is_empty();
+        if is_watched && self.release_held.is_none() && self.exempted.as_ref() == Some(&why) {
+            return;
+        }
+        let file = self.file();
+        file.exempted = Some(why);
+        file.release_held = None;
+        if self.grounds.is_empty() {
+            self.end(now);
+        } else {
+            self.stand(Standing::Watched);
+        }
+    }
+
     pub(super) fn end(&mut self, now: Moment) {
+        let file = self.file();
         // What was approved was this offence. Another one is asked about again.
-        self.approved = false;
-        self.standing = Standing::Ended { at: now };
-        self.release_held = None;
-        self.exempted = None;
+        file.approved = false;
+        file.standing = Standing::Ended { at: now };
+        file.release_held = None;
+        file.exempted = None;
     }
 }

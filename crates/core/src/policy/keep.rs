@@ -14,7 +14,7 @@ use super::book::Book;
 use super::brake::{Brake, Due, ReleaseDue};
 use super::decision::{Actor, Decision};
 use super::incident::{
-    ClearedGround, EvidenceId, Ground, Incident, Standing, StickyRelease, Telling, Told, Tombstone,
+    ClearedGround, EvidenceId, File, Ground, Incident, Standing, StickyRelease, Telling, Told, Tombstone,
 };
 use crate::Moment;
 use crate::ledger::{Cleared, Remembered};
@@ -104,20 +104,20 @@ impl Book {
             let before = match self.effective.get(app) {
                 Some(Effective { incident, .. }) if incident.opened == now.opened => incident.clone(),
                 // The incident before this one is over, but what operators have released stays released.
-                known => Incident {
-                    releases: known.map(|known| known.incident.releases.clone()).unwrap_or_default(),
-                    ..Incident::new(now.opened)
-                },
+                known => {
+                    let mut anew = Incident::new(now.opened);
+                    anew.file().releases =
+                        known.map(|known| known.incident.releases.clone()).unwrap_or_default();
+                    anew
+                }
             };
-            *now = match before.standing {
-                Standing::Ended { .. } => before,
-                _ => Incident {
-                    grounds: std::mem::take(&mut now.grounds),
-                    tombstones: std::mem::take(&mut now.tombstones),
-                    cleared: now.cleared,
-                    ..before
-                },
-            };
+            let mut back = before;
+            if !matches!(back.standing, Standing::Ended { .. }) {
+                back.grounds = std::mem::take(&mut now.grounds);
+                back.tombstones = std::mem::take(&mut now.tombstones);
+                back.cleared = now.cleared;
+            }
+            *now = back;
             // It may have been written all the same, by a request that was never answered: to be written again in any case.
             let effective = Effective { incident: now.clone(), is_kept: false };
             self.effective.insert(app.clone(), effective);
@@ -166,14 +166,27 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
 }
 
 /// Whether `saved` is as good as `now` for whoever reads it after a restart.
-///
-/// Names every field, so that a new one has to be thought of here.
 fn is_kept_by(now: &Incident, saved: &Incident) -> bool {
-    let Incident {
+    let is_same_ground = |(id, ground): (&EvidenceId, &Ground)| {
+        saved.grounds.get(id).is_some_and(|kept| {
+            let scans = |ground: &Ground| ground.scan_interval.unwrap_or_default();
+            kept.gone == ground.gone
+                && ground.fresh_at.since(kept.fresh_at) < EVIDENCE_REFRESH
+                && scans(ground) <= scans(kept) + INTERVAL_SLACK
+        })
+    };
+    now.grounds.len() == saved.grounds.len()
+        && now.grounds.iter().all(is_same_ground)
+        && now.tombstones.keys().eq(saved.tombstones.keys())
+        && now.cleared == saved.cleared
+        && (now.has_same_file(saved) || is_file_kept_by(now, saved))
+}
+
+/// Names every field, so that a new one has to be thought of here.
+fn is_file_kept_by(now: &File, saved: &File) -> bool {
+    let File {
         opened,
         standing,
-        grounds,
-        tombstones,
         processes,
         held,
         reason,
@@ -183,7 +196,6 @@ fn is_kept_by(now: &Incident, saved: &Incident) -> bool {
         told,
         exposure,
         exempted,
-        cleared,
         due,
         release_due,
         releases,
@@ -192,22 +204,11 @@ fn is_kept_by(now: &Incident, saved: &Incident) -> bool {
         decided,
         observed,
     } = now;
-    let is_same_ground = |(id, ground): (&EvidenceId, &Ground)| {
-        saved.grounds.get(id).is_some_and(|kept| {
-            let scans = |ground: &Ground| ground.scan_interval.unwrap_or_default();
-            kept.gone == ground.gone
-                && ground.fresh_at.since(kept.fresh_at) < EVIDENCE_REFRESH
-                && scans(ground) <= scans(kept) + INTERVAL_SLACK
-        })
-    };
     let told_of = |told: &Option<Told>| told.map(|told| (told.at, told.what, told.delivered));
     opened == &saved.opened
         && standing == &saved.standing
         && decided == &saved.decided
         && observed == &saved.observed
-        && grounds.len() == saved.grounds.len()
-        && grounds.iter().all(is_same_ground)
-        && tombstones.keys().eq(saved.tombstones.keys())
         && processes == &saved.processes
         && held == &saved.held
         && reason == &saved.reason
@@ -218,7 +219,6 @@ fn is_kept_by(now: &Incident, saved: &Incident) -> bool {
         // Routes are looked up anew after a start; until then whoever is closed is closed on all of them.
         && exposure.services == saved.exposure.services
         && exempted == &saved.exempted
-        && cleared == &saved.cleared
         && due == &saved.due
         && release_due == &saved.release_due
         && releases.iter().map(StickyRelease::words).eq(saved.releases.iter().map(StickyRelease::words))
@@ -410,19 +410,94 @@ pub(super) fn record(namespace: &Text, evidence: &kept::Evidence) -> Record {
 fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment) -> Incident {
     let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
     let mut incident = Incident::new(now.at_wall(status.opened));
+    let file = incident.file();
     let since = past(status.since.unwrap_or(status.opened));
-    incident.standing = match status.state {
+    file.standing = match status.state {
         IncidentState::Watched => Standing::Watched,
         IncidentState::Grace => Standing::Grace { until: now.at_wall(status.until.unwrap_or(now.wall)) },
         IncidentState::Held => Standing::Held,
         IncidentState::Blocked | IncidentState::ReleaseHeld => Standing::Blocked { since, dry_run: false },
         IncidentState::Ended => Standing::Ended { at: since },
     };
-    incident.held = status.brake.as_ref().map(|held| (past(held.since), brake_of(held)));
-    if incident.held.is_none() && incident.standing == Standing::Held {
-        incident.held = Some((since, Brake::NewApps));
+    file.held = status.brake.as_ref().map(|held| (past(held.since), brake_of(held)));
+    if file.held.is_none() && file.standing == Standing::Held {
+        file.held = Some((since, Brake::NewApps));
     }
-    for evidence in &status.evidence {
+    file.processes = status.processes.iter().cloned().collect();
+    file.reason.clone_from(&status.reason);
+    file.inherited = status.inherited.as_ref().map(|accused| {
+        let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
+        accused.iter().map(key).collect::<BTreeSet<Key>>()
+    });
+    file.release_held = status.release_held.map(past);
+    file.approved = status.approved;
+    file.told = status.told.map(|told| Told {
+        at: told.at,
+        what: match told.what {
+            kept::Telling::Grace => Telling::Grace,
+            kept::Telling::Blocked => Telling::Blocked,
+            kept::Telling::Recovered => Telling::Recovered,
+        },
+        delivered: told.delivered,
+        inherited: told.delivered.is_some(),
+    });
+    file.exposure = Exposure {
+        services: status.exposure.services.clone(),
+        ingresses: status.exposure.ingresses.clone(),
+        otherwise: status.exposure.otherwise.clone().unwrap_or_else(|| status.exposure.services.clone()),
+    };
+    file.exempted.clone_from(&status.exempted);
+    file.due = status.due.as_ref().map(|due| Due {
+        at: past(due.at),
+        passed: due.passed,
+        accusers: due
+            .accusers
+            .iter()
+            .map(|accuser| (NodeName(accuser.node.clone()), accuser.rule.clone()))
+            .collect(),
+    });
+    file.release_due = status.release_due.map(|due| ReleaseDue { at: past(due.at), passed: due.passed });
+    file.releases = status
+        .releases
+        .iter()
+        .map(|release| StickyRelease {
+            process: release.process.clone(),
+            rule: release.rule.clone(),
+            until: release.until,
+            actor: release.by.clone(),
+            over: None,
+        })
+        .collect();
+    file.decisions = status
+        .decisions
+        .iter()
+        .map(|entry| Decision {
+            at: entry.at,
+            app: app.clone(),
+            kind: entry.decision,
+            actor: Actor::named(&entry.actor),
+            reason: entry.reason.clone(),
+            dry_run: false,
+        })
+        .map(Arc::new)
+        .collect();
+    file.decided = status.decided;
+    file.observed = status.observed;
+    incident.cleared = status.cleared.map(cleared_ground);
+    hear_again(&mut incident, app, &status.evidence, snapshot, now);
+    incident
+}
+
+/// What was heard of it. Nothing of it is fresh, and clearing clocks begin anew.
+fn hear_again(
+    incident: &mut Incident,
+    app: &App,
+    evidence: &[kept::Evidence],
+    snapshot: &Snapshot,
+    now: Moment,
+) {
+    let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
+    for evidence in evidence {
         let key = Key::new(app.namespace.clone(), evidence.pod.clone(), evidence.process.clone());
         let node = NodeName(evidence.node.clone());
         let record = Arc::new(record(&app.namespace, evidence));
@@ -446,66 +521,4 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
             _ => drop(incident.grounds.insert((key, node), ground)),
         }
     }
-    incident.processes = status.processes.iter().cloned().collect();
-    incident.reason.clone_from(&status.reason);
-    incident.inherited = status.inherited.as_ref().map(|accused| {
-        let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
-        accused.iter().map(key).collect::<BTreeSet<Key>>()
-    });
-    incident.release_held = status.release_held.map(past);
-    incident.approved = status.approved;
-    incident.told = status.told.map(|told| Told {
-        at: told.at,
-        what: match told.what {
-            kept::Telling::Grace => Telling::Grace,
-            kept::Telling::Blocked => Telling::Blocked,
-            kept::Telling::Recovered => Telling::Recovered,
-        },
-        delivered: told.delivered,
-        inherited: told.delivered.is_some(),
-    });
-    incident.exposure = Exposure {
-        services: status.exposure.services.clone(),
-        ingresses: status.exposure.ingresses.clone(),
-        otherwise: status.exposure.otherwise.clone().unwrap_or_else(|| status.exposure.services.clone()),
-    };
-    incident.exempted.clone_from(&status.exempted);
-    incident.cleared = status.cleared.map(cleared_ground);
-    incident.due = status.due.as_ref().map(|due| Due {
-        at: past(due.at),
-        passed: due.passed,
-        accusers: due
-            .accusers
-            .iter()
-            .map(|accuser| (NodeName(accuser.node.clone()), accuser.rule.clone()))
-            .collect(),
-    });
-    incident.release_due = status.release_due.map(|due| ReleaseDue { at: past(due.at), passed: due.passed });
-    incident.releases = status
-        .releases
-        .iter()
-        .map(|release| StickyRelease {
-            process: release.process.clone(),
-            rule: release.rule.clone(),
-            until: release.until,
-            actor: release.by.clone(),
-            over: None,
-        })
-        .collect();
-    incident.decisions = status
-        .decisions
-        .iter()
-        .map(|entry| Decision {
-            at: entry.at,
-            app: app.clone(),
-            kind: entry.decision,
-            actor: Actor::named(&entry.actor),
-            reason: entry.reason.clone(),
-            dry_run: false,
-        })
-        .map(Arc::new)
-        .collect();
-    incident.decided = status.decided;
-    incident.observed = status.observed;
-    incident
 }

@@ -1,6 +1,6 @@
 //! What the policy would like to know of the cluster.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::book::Book;
 use super::incident::Standing;
@@ -15,8 +15,8 @@ use crate::snapshot::{Snapshot, State};
 pub struct Questions {
     /// The accused Pods.
     pub pods: BTreeMap<PodRef, Accusers>,
-    /// The Apps with an open incident, and the Pods that were accused as theirs.
-    pub apps: BTreeMap<App, BTreeSet<PodRef>>,
+    /// The Apps with an open incident, and the Pods that were accused as theirs: ordered, each once.
+    pub apps: BTreeMap<App, Vec<PodRef>>,
 }
 
 /// Who accuses a Pod, and when last.
@@ -63,7 +63,11 @@ impl Book {
             }
             let heard = incident.grounds.keys().map(|(key, _)| key.pod_ref());
             let inherited = incident.inherited.iter().flatten().map(crate::names::Key::pod_ref);
-            questions.apps.insert(app.clone(), heard.chain(inherited).collect());
+            let mut pods: Vec<PodRef> = heard.chain(inherited).collect();
+            pods.sort_unstable();
+            pods.dedup();
+            pods.shrink_to_fit();
+            questions.apps.insert(app.clone(), pods);
         }
         questions
     }

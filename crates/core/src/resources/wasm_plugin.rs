@@ -203,7 +203,7 @@ impl<'a> Part<'a> {
         let part = |(index, chunk): (usize, Vec<Text>)| {
             let exposure = Exposure::plain(chunk);
             // People read once what it is accused of.
-            let accused = if index == 0 { block.accused.clone() } else { BTreeSet::new() };
+            let accused = if index == 0 { block.accused.clone() } else { Vec::new() };
             let hash = match index {
                 0 => stable_hash(&[namespace, kind, name]),
                 _ => stable_hash(&[namespace, kind, name, &index.to_string()]),

@@ -1,7 +1,5 @@
 //! One App's incident, from its first accepted evidence to its clearing.
 
-use std::collections::BTreeSet;
-
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -344,7 +342,7 @@ pub struct Due {
     pub passed: bool,
     /// On whose word.
     #[serde(default)]
-    pub accusers: BTreeSet<Accuser>,
+    pub accusers: Vec<Accuser>,
 }
 
 /// When an App was to be released by the rules.

@@ -85,7 +85,7 @@ fn plan(apps: usize) -> Plan {
             app: App::new("ns-a", "app", format!("web-{n:03}")),
             since: Timestamp::UNIX_EPOCH,
             grounds: Vec::new(),
-            accused: BTreeSet::new(),
+            accused: Vec::new(),
             exposure: Exposure::plain([format!("web-{n:03}.ns-a.svc").into()]),
             reason: String::new(),
         })

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use rusqlite::{Connection, Error, Row, Transaction, TransactionBehavior};
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
 use super::error::{StateError, StateErrorKind};
 use super::place::Place;
@@ -161,7 +161,7 @@ pub(super) fn document(row: &Row<'_>) -> rusqlite::Result<Document> {
     let (kind, name, text): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
     verify(row.get(3)?, &[kind.as_bytes(), name.as_bytes(), text.as_bytes()])?;
     let kind = Kind::from_name(&kind).ok_or_else(|| damaged(format!("there is no kind {kind}")))?;
-    Ok(Document { kind, name, body: body(&text)? })
+    Ok(Document { kind, name, body: body(text)? })
 }
 
 /// A row of `at, namespace, body, checksum`.
@@ -169,11 +169,12 @@ pub(super) fn decision(row: &Row<'_>) -> rusqlite::Result<LoggedDecision> {
     let (at, namespace, text): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
     verify(row.get(3)?, &[&at.to_be_bytes(), namespace.as_bytes(), text.as_bytes()])?;
     let at = Timestamp::from_nanosecond(at.into()).map_err(|e| damaged(e.to_string()))?;
-    Ok(LoggedDecision { at, namespace, body: body(&text)? })
+    Ok(LoggedDecision { at, namespace, body: body(text)? })
 }
 
-fn body(text: &str) -> rusqlite::Result<Value> {
-    serde_json::from_str(text).map_err(|e| damaged(e.to_string()))
+fn body(text: String) -> rusqlite::Result<String> {
+    let _: IgnoredAny = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+    Ok(text)
 }
 
 /// A time as it is kept. The years 1678 to 2261 are kept as they are; a clock that says anything else is wrong anyway.

@@ -124,7 +124,7 @@ impl Store {
                      ON CONFLICT DO UPDATE SET body = excluded.body, checksum = excluded.checksum",
                 )?;
                 for Document { kind, name, body } in &batch.put {
-                    let (kind, body) = (kind.as_str(), body.to_string());
+                    let kind = kind.as_str();
                     let sum = checksum(&[kind.as_bytes(), name.as_bytes(), body.as_bytes()]);
                     put.execute(params![kind, name, body, sum])?;
                 }
@@ -134,7 +134,7 @@ impl Store {
                      WHERE NOT EXISTS (SELECT 1 FROM decisions WHERE namespace = ?2 AND at = ?1 AND body = ?3)",
                 )?;
                 for LoggedDecision { at, namespace, body } in &batch.decisions {
-                    let (at, body) = (nanoseconds(*at), body.to_string());
+                    let at = nanoseconds(*at);
                     let sum = checksum(&[&at.to_be_bytes(), namespace.as_bytes(), body.as_bytes()]);
                     add.execute(params![at, namespace, body, sum])?;
                 }

@@ -69,7 +69,7 @@ async fn runs_out_of_room() {
     let whole = async |sqlite: &Sqlite| {
         let documents = sqlite.load().await.unwrap();
         let (pair, others): (Vec<_>, Vec<_>) = documents.iter().partition(|d| d.kind == Kind::Incident);
-        assert!(pair.iter().all(|d| d.body["number"] == others.len()), "{}", others.len());
+        assert!(pair.iter().all(|d| number_of(&d.body) == others.len() as u64), "{}", others.len());
         let log = sqlite.decisions(everything()).await.unwrap();
         assert_eq!(log.len(), others.len());
         u64::try_from(others.len()).unwrap()

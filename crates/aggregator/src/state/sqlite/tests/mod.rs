@@ -13,8 +13,12 @@ use serde_json::json;
 use super::*;
 use crate::state::Kind;
 
-fn document(name: &str, body: serde_json::Value) -> Document {
-    Document { kind: Kind::Incident, name: name.to_owned(), body }
+fn number_of(body: &str) -> u64 {
+    serde_json::from_str::<serde_json::Value>(body).unwrap()["number"].as_u64().unwrap()
+}
+
+fn document(name: &str, body: impl std::fmt::Display) -> Document {
+    Document { kind: Kind::Incident, name: name.to_owned(), body: body.to_string() }
 }
 
 fn at(second: i64) -> Timestamp {
@@ -33,7 +37,7 @@ fn numbered(number: u64) -> Batch {
         decisions: vec![LoggedDecision {
             at: at(i64::try_from(number).unwrap()),
             namespace: "ns-a".to_owned(),
-            body: json!({"number": number}),
+            body: json!({"number": number}).to_string(),
         }],
     }
 }
@@ -41,11 +45,11 @@ fn numbered(number: u64) -> Batch {
 /// The number of the last batch of [`numbered`] that is there whole; 0 if there is none.
 async fn last_whole(sqlite: &Sqlite) -> u64 {
     let documents = sqlite.load().await.unwrap();
-    let numbers: Vec<_> = documents.iter().map(|d| d.body["number"].as_u64().unwrap()).collect();
+    let numbers: Vec<_> = documents.iter().map(|d| number_of(&d.body)).collect();
     let number = numbers.first().copied().unwrap_or(0);
     assert!(numbers == [number; 2] || (numbers.is_empty() && number == 0), "{numbers:?}");
     let log = sqlite.decisions(everything()).await.unwrap();
-    let logged: Vec<_> = log.iter().map(|d| d.body["number"].as_u64().unwrap()).collect();
+    let logged: Vec<_> = log.iter().map(|d| number_of(&d.body)).collect();
     assert_eq!(logged, (1..=number).rev().collect::<Vec<_>>());
     number
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use procscan_core::Moment;
 use procscan_core::ledger::{Change, ChangeKind, Ledger, Remembered};
-use procscan_core::snapshot::Snapshot;
+use procscan_core::snapshot::{Coverage, Snapshot};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -57,11 +57,20 @@ pub struct Inbox {
     pub memory: mpsc::Receiver<Memory>,
 }
 
+/// How far the rounds have got, and how much of the cluster has answered by then.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Rounds over all targets that are done.
+    pub rounds: u64,
+    /// As of the end of the last one, or of later news.
+    pub coverage: Coverage,
+}
+
 /// The latest snapshot, and a way to ask for a newer one.
 #[derive(Clone, Debug)]
 pub struct Snapshots {
     latest: watch::Receiver<Arc<Snapshot>>,
-    rounds: watch::Receiver<u64>,
+    progress: watch::Receiver<Progress>,
     wanted: Arc<Notify>,
     alive: watch::Receiver<Moment>,
     clock: Clock,
@@ -87,9 +96,9 @@ impl Snapshots {
         self.wanted.notify_one();
     }
 
-    /// How many rounds are done. A round without news is no reason for a snapshot.
-    pub fn rounds(&self) -> watch::Receiver<u64> {
-        self.rounds.clone()
+    /// How far the rounds have got. One without news is no reason for a snapshot.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
     }
 
     /// When the ledger last looked at the clock, which it does every second.
@@ -107,7 +116,7 @@ impl Snapshots {
 #[derive(Debug)]
 pub struct Publisher {
     latest: watch::Sender<Arc<Snapshot>>,
-    rounds: watch::Sender<u64>,
+    progress: watch::Sender<Progress>,
     wanted: Arc<Notify>,
     alive: watch::Sender<Moment>,
     /// No snapshot before.
@@ -116,18 +125,18 @@ pub struct Publisher {
 
 /// Both ends, with a first snapshot.
 pub fn snapshots(first: Snapshot, clock: Clock) -> (Publisher, Snapshots) {
-    let (counted, rounds) = watch::channel(first.rounds);
+    let (told, progress) = watch::channel(Progress { rounds: first.rounds, coverage: first.coverage });
     let (sender, latest) = watch::channel(Arc::new(first));
     let wanted = Arc::new(Notify::new());
     let (beat, alive) = watch::channel(clock.now());
     let publisher = Publisher {
         latest: sender,
-        rounds: counted,
+        progress: told,
         wanted: wanted.clone(),
         alive: beat,
         rested: Instant::now(),
     };
-    (publisher, Snapshots { latest, rounds, wanted, alive, clock })
+    (publisher, Snapshots { latest, progress, wanted, alive, clock })
 }
 
 impl Publisher {
@@ -142,6 +151,7 @@ impl Publisher {
 
     /// Shows this.
     pub(crate) fn show(&self, snapshot: Snapshot) {
+        self.progress.send_replace(Progress { rounds: snapshot.rounds, coverage: snapshot.coverage });
         self.latest.send_replace(Arc::new(snapshot));
     }
 
@@ -152,8 +162,11 @@ impl Publisher {
         shown.news == ledger.news() && (shown.rounds > 0) == (ledger.rounds() > 0)
     }
 
-    fn count(&self, ledger: &Ledger) {
-        self.rounds.send_if_modified(|rounds| std::mem::replace(rounds, ledger.rounds()) != ledger.rounds());
+    fn tell_rounds(&self, ledger: &Ledger, clock: Clock) {
+        let rounds = ledger.rounds();
+        if self.progress.borrow().rounds != rounds {
+            self.progress.send_replace(Progress { rounds, coverage: ledger.coverage(clock.now()) });
+        }
     }
 }
 
@@ -188,7 +201,7 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
                 for observation in batch.drain(..) {
                     take_in(&mut ledger, observation, &mut last_round);
                 }
-                publisher.count(&ledger);
+                publisher.tell_rounds(&ledger, clock);
             }
             changed = targets.changed(), if targets_live => match changed {
                 Ok(()) => expect(&mut ledger, &mut targets),
@@ -400,12 +413,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_round_without_news_is_counted_and_shows_nothing() {
         let stage = Stage::new();
-        let (mut published, mut rounds) = (stage.snapshots.published(), stage.snapshots.rounds());
+        let (mut published, mut progress) = (stage.snapshots.published(), stage.snapshots.progress());
         let done = || Observation::RoundDone(Round::default());
         stage.observations.send(done()).await.unwrap();
         published.wait_for(|snapshot| snapshot.rounds == 1).await.unwrap();
         stage.observations.send(done()).await.unwrap();
-        rounds.wait_for(|rounds| *rounds == 2).await.unwrap();
+        progress.wait_for(|progress| progress.rounds == 2).await.unwrap();
         tokio::time::sleep(FRESH * 60).await;
         assert!(!published.has_changed().unwrap(), "nobody has asked");
         stage.snapshots.ask();

@@ -160,7 +160,7 @@ impl Pipeline {
             take_over,
             memory: memory_tx,
             snapshots: views.snapshots.published(),
-            rounds: views.snapshots.rounds(),
+            progress: views.snapshots.progress(),
             ledger: views.snapshots.clone(),
             facts,
             delivered,

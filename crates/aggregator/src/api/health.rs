@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::Api;
 use super::problem::Problem;
 use crate::leader::Leadership;
+use crate::ledger_task::Progress;
 
 /// The ledger looks at the clock every second. If it has not for much longer, it hangs.
 const ALIVE: Duration = Duration::from_secs(30);
@@ -76,13 +77,12 @@ impl From<Option<String>> for Part {
 
 /// Ready once the first round is done. Failures of what we depend on are told, and take no replica out: it serves what it knows.
 pub(super) async fn readyz(State(api): State<Api>) -> Response {
-    // As of the last round or news: a probe is no reason to build another one.
-    let snapshot = api.views.snapshots.published().borrow().clone();
-    let coverage = snapshot.coverage;
-    let is_ready = snapshot.rounds > 0;
+    // As of the last round or news: a probe is no reason to build a snapshot.
+    let Progress { rounds, coverage } = *api.views.snapshots.progress().borrow();
+    let is_ready = rounds > 0;
     let readiness = Readiness {
         status: if is_ready { "ready" } else { "starting" },
-        rounds: snapshot.rounds,
+        rounds,
         targets: Targets {
             expected: coverage.expected(),
             fresh: coverage.fresh,

@@ -266,8 +266,8 @@ impl<'a> Lead<'a> {
                         continue;
                     }
                 }
-                Ok(()) = channels.rounds.changed() => {
-                    let rounds = *channels.rounds.borrow_and_update();
+                Ok(()) = channels.progress.changed() => {
+                    let rounds = channels.progress.borrow_and_update().rounds;
                     let at = self.task.clock.now();
                     if let Some(seen) = self.decided
                         && !seen.is_as_good_as(Seen { rounds, at, ..seen }, self.is_waiting())

@@ -22,7 +22,7 @@ pub use self::journal::Journal;
 use self::lead::{End, Lead};
 use crate::clock::Clock;
 use crate::leader::{Leadership, Pen};
-use crate::ledger_task::{Memory, Snapshots};
+use crate::ledger_task::{Memory, Progress, Snapshots};
 use crate::state::{Kept, Store};
 
 /// What the policy has decided as of the last snapshot.
@@ -86,8 +86,8 @@ pub struct Channels {
     pub memory: mpsc::Sender<Memory>,
     /// The ledger.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// How many rounds are done.
-    pub rounds: watch::Receiver<u64>,
+    /// How far the rounds have got.
+    pub progress: watch::Receiver<Progress>,
     /// Where a snapshot is asked for that there is no news for.
     pub ledger: Snapshots,
     /// What the cluster says of the accusations.

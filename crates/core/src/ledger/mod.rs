@@ -463,6 +463,19 @@ impl Ledger {
         self.rounds
     }
 
+    /// How much of the cluster is known as of `now`.
+    pub fn coverage(&self, now: Moment) -> Coverage {
+        let mut coverage = Coverage { never_seen: self.unlisted, ..Coverage::default() };
+        for target in self.targets.values() {
+            match target.state(&self.rules, now) {
+                TargetState::Fresh => coverage.fresh += 1,
+                TargetState::Stale => coverage.stale += 1,
+                TargetState::NeverSeen => coverage.never_seen += 1,
+            }
+        }
+        coverage
+    }
+
     /// The read view as of `now`. Takes `&mut self` because it notes when the list last changed.
     pub fn snapshot(&mut self, now: Moment) -> Snapshot {
         let violations: Vec<Violation> =
@@ -477,14 +490,6 @@ impl Ledger {
 
         let targets: Vec<TargetView> =
             self.targets.iter().map(|(address, entry)| entry.view(address, &self.rules, now)).collect();
-        let mut coverage = Coverage { never_seen: self.unlisted, ..Coverage::default() };
-        for target in &targets {
-            match target.state {
-                TargetState::Fresh => coverage.fresh += 1,
-                TargetState::Stale => coverage.stale += 1,
-                TargetState::NeverSeen => coverage.never_seen += 1,
-            }
-        }
         Snapshot {
             at: now,
             since: self.since,
@@ -496,7 +501,7 @@ impl Ledger {
             list: self.list.clone(),
             list_changed_at: self.list_changed_at.wall,
             targets,
-            coverage,
+            coverage: self.coverage(now),
             rejected: self.rejected.clone(),
         }
     }
@@ -556,16 +561,19 @@ impl TargetEntry {
         }
     }
 
-    fn view(&self, address: &Text, rules: &Detection, now: Moment) -> TargetView {
-        let state = match self.last_answer {
+    fn state(&self, rules: &Detection, now: Moment) -> TargetState {
+        match self.last_answer {
             None => TargetState::NeverSeen,
             Some(at) if now.since(at) <= rules.fresh_within => TargetState::Fresh,
             Some(_) => TargetState::Stale,
-        };
+        }
+    }
+
+    fn view(&self, address: &Text, rules: &Detection, now: Moment) -> TargetView {
         TargetView {
             address: address.clone(),
             node: self.node.clone(),
-            state,
+            state: self.state(rules, now),
             last_answer: self.last_answer.map(|at| at.wall),
             last_failure: self.last_failure.clone().map(|(at, failure)| (at.wall, failure)),
             consecutive_failures: self.consecutive_failures,

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use common::{World, record_of, target};
 use jiff::Timestamp;
-use procscan_core::names::{App, PodRef};
+use procscan_core::ledger::Cleared;
+use procscan_core::names::{App, Key, PodRef};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{
     Act, Book, DecisionKind, Evaluation, Exemption, Mode, Pattern, PodState, Standing,
 };
 use procscan_core::report::FailureReason;
+use procscan_core::snapshot::{EvidenceView, State, Violation};
 use procscan_core::state::Incident;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -342,7 +344,17 @@ proptest! {
             if fails_over { other.fail_over() } else { other.restart() }
             let after = other.evaluate();
             // The other replica may believe what this one knows to be of an earlier Pod: that is an accusation like any other.
-            let known: BTreeSet<App> = kept.iter().map(|incident| App::from(&incident.spec.app)).collect();
+            let mut known: BTreeSet<App> = kept.iter().map(|incident| App::from(&incident.spec.app)).collect();
+            // So it may where evidence and the proof that its Pod is gone have come in the same moment, which only happens here.
+            let active = |violation: &&Violation| violation.state == State::Active;
+            let believed: BTreeSet<Key> =
+                other.snapshot().violations.iter().filter(active).map(|violation| violation.key.clone()).collect();
+            let is_gone = |evidence: &EvidenceView| evidence.cleared == Some(Cleared::PodGone);
+            for violation in &world.snapshot().violations {
+                if violation.evidence.iter().any(is_gone) && believed.contains(&violation.key) {
+                    known.retain(|app| app.namespace != violation.key.namespace);
+                }
+            }
             let of_known = |e: &Evaluation| {
                 let mut e = e.clone();
                 e.plan.blocks.retain(|block| known.contains(&block.app));

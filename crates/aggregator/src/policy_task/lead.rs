@@ -290,7 +290,16 @@ impl<'a> Lead<'a> {
                     // Somebody has deleted them. What they say is still true.
                     self.book.forget_saved(|name| gone.contains(name));
                 }
-                changed = channels.delivered.changed(), if is_told => is_told = changed.is_ok(),
+                changed = channels.delivered.changed(), if is_told => {
+                    is_told = changed.is_ok();
+                    if self.decided.is_some() && !self.hear_of_deliveries() {
+                        match self.keep_deliveries().await {
+                            Step::Done => continue,
+                            Step::Lost => return Err(End::Lost),
+                            Step::Outdated => return Ok(()),
+                        }
+                    }
+                }
                 Ok(()) = channels.leadership.changed() => {}
                 () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
             }
@@ -325,7 +334,6 @@ impl<'a> Lead<'a> {
         let kept = channels.kept.borrow_and_update().clone();
         let snapshot = channels.snapshots.borrow_and_update().clone();
         let facts = channels.facts.borrow_and_update().clone();
-        let delivered = channels.delivered.borrow_and_update().clone();
         let policy = self.task.policy_now(&kept);
         let is_copy = policy.mode == Mode::DryRun;
         if self.is_copy && !is_copy {
@@ -336,9 +344,7 @@ impl<'a> Lead<'a> {
             // From here on nothing is kept.
             self.is_copy = true;
         }
-        for (app, at) in delivered.iter() {
-            self.book.delivered(app, *at, now);
-        }
+        self.hear_of_deliveries();
         let Obeyed { done, history } = self.obey(&kept, &policy);
         let decided = self.book.decide(&snapshot, &policy, &facts, now);
         self.decided = Some(Seen::of(&snapshot));
@@ -376,6 +382,31 @@ impl<'a> Lead<'a> {
             tracing::warn!(%error, "what is done or over can't be cleared away yet");
         }
         Step::Done
+    }
+
+    /// Notes what has been told. Whether something may be decided because of it.
+    fn hear_of_deliveries(&mut self) -> bool {
+        let now = self.task.clock.now();
+        let delivered = self.task.channels.delivered.borrow_and_update().clone();
+        delivered.iter().fold(false, |is_news, (app, at)| self.book.delivered(app, *at, now) || is_news)
+    }
+
+    /// Keeps that tenants have been told. Nothing follows from it, so nothing is decided.
+    async fn keep_deliveries(&mut self) -> Step {
+        if !self.pen.holds() {
+            return Step::Lost;
+        }
+        if self.is_copy {
+            return Step::Done;
+        }
+        match self.keep(Vec::new()).await {
+            Ok(()) => Step::Done,
+            Err(error) if error.is_lost() => Step::Lost,
+            Err(error) => {
+                tracing::warn!(%error, "what is kept is read again");
+                Step::Outdated
+            }
+        }
     }
 
     /// Does what operators want.

@@ -153,12 +153,15 @@ impl Book {
         decisions
     }
 
-    /// A Notification that told `app`'s tenant something at `at` has been written by `now`.
-    pub fn delivered(&mut self, app: &App, at: Timestamp, now: Moment) {
-        let Some(incident) = self.incidents.get_mut(app) else { return };
-        if let Some(told) = incident.told.filter(|told| told.at == at && told.delivered.is_none()) {
-            incident.file().told = Some(Told { delivered: Some(now.wall), ..told });
-        }
+    /// A Notification that told `app`'s tenant something at `at` has been written by `now`. Whether something may be decided now:
+    /// a grace counts from when its tenant could know of it.
+    pub fn delivered(&mut self, app: &App, at: Timestamp, now: Moment) -> bool {
+        let Some(incident) = self.incidents.get_mut(app) else { return false };
+        let Some(told) = incident.told.filter(|told| told.at == at && told.delivered.is_none()) else {
+            return false;
+        };
+        incident.file().told = Some(Told { delivered: Some(now.wall), ..told });
+        matches!(incident.standing, Standing::Grace { .. })
     }
 
     /// The incidents, ended ones included, by App.

@@ -118,6 +118,12 @@ pub(super) struct Tally<'a> {
     window: &'a mut Window,
     rules: &'a BrakeRules,
     now: Moment,
+    counts: Counts,
+}
+
+/// How many Apps became due on the word of each node, and the namespaces that each rule hits.
+#[derive(Default)]
+struct Counts {
     per_node: HashMap<NodeName, usize>,
     per_rule: HashMap<Text, BTreeSet<Text>>,
 }
@@ -126,13 +132,11 @@ impl Window {
     pub(super) fn tally<'a>(&'a mut self, rules: &'a BrakeRules, now: Moment) -> Tally<'a> {
         self.due.retain(|_, due| now.since(due.at) < rules.window);
         self.releases.retain(|_, due| now.since(due.at) < rules.window);
-        let due = self.due.clone();
-        let mut tally =
-            Tally { window: self, rules, now, per_node: HashMap::new(), per_rule: HashMap::new() };
-        for (app, due) in &due {
-            tally.add(app, &due.accusers, &Accusers::default());
+        let mut counts = Counts::default();
+        for (app, due) in &self.due {
+            counts.add(app, &due.accusers, &Accusers::default());
         }
-        tally
+        Tally { window: self, rules, now, counts }
     }
 }
 
@@ -157,7 +161,7 @@ impl Window {
     }
 }
 
-impl Tally<'_> {
+impl Counts {
     /// Counts `accusers` of `app`, apart from those that are `counted`.
     fn add(&mut self, app: &App, accusers: &Accusers, counted: &Accusers) {
         let nodes = |accusers: &Accusers| -> BTreeSet<NodeName> {
@@ -170,7 +174,9 @@ impl Tally<'_> {
             self.per_rule.entry(rule.clone()).or_default().insert(app.namespace.clone());
         }
     }
+}
 
+impl Tally<'_> {
     /// `app` has become due on the word of `accusers` (node and rule). The brake that holds it, if any.
     ///
     /// One accuser within the limits is enough: a lying node or a bad rule does not protect from an honest one.
@@ -179,7 +185,7 @@ impl Tally<'_> {
         let has_passed = before.is_some_and(|due| due.passed);
         let counted = before.map(|due| due.accusers.clone()).unwrap_or_default();
         let brake = if has_passed { None } else { self.brake_for(app, accusers) };
-        self.add(app, accusers, &counted);
+        self.counts.add(app, accusers, &counted);
         // Whoever accused it before goes on counting: its place is not free for the next accusation.
         let more = MAX_ACCUSERS.saturating_sub(counted.len());
         let is_new = |accuser: &&(NodeName, Text)| !counted.contains(accuser);
@@ -200,16 +206,17 @@ impl Tally<'_> {
         }
         let mut first = None;
         for (node, rule) in accusers.iter() {
-            let hit = self.per_rule.get(rule);
-            let brake = if self.per_node.get(node).copied().unwrap_or(0) >= self.rules.max_apps_per_node {
-                Brake::Node(node.clone())
-            } else if hit.is_some_and(|hit| {
-                !hit.contains(&app.namespace) && hit.len() >= self.rules.max_namespaces_per_rule
-            }) {
-                Brake::Rule(rule.clone())
-            } else {
-                return None;
-            };
+            let hit = self.counts.per_rule.get(rule);
+            let brake =
+                if self.counts.per_node.get(node).copied().unwrap_or(0) >= self.rules.max_apps_per_node {
+                    Brake::Node(node.clone())
+                } else if hit.is_some_and(|hit| {
+                    !hit.contains(&app.namespace) && hit.len() >= self.rules.max_namespaces_per_rule
+                }) {
+                    Brake::Rule(rule.clone())
+                } else {
+                    return None;
+                };
             first.get_or_insert(brake);
         }
         first

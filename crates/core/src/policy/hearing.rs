@@ -1,6 +1,6 @@
 //! From evidence to grounds: what is accepted against whom, and for how long.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::book::Book;
 use super::decision::DecisionKind;
@@ -142,9 +142,9 @@ impl Book {
     }
 
     /// The App that each piece of evidence counts against. It may have counted against two, one after the other: the later one is
-    /// meant.
-    fn accused_by(&self) -> BTreeMap<EvidenceId, (Moment, App)> {
-        let mut known: BTreeMap<EvidenceId, (Moment, App)> = BTreeMap::new();
+    /// meant. Only looked things up in, so it need not be ordered.
+    fn accused_by(&self) -> HashMap<EvidenceId, (Moment, App)> {
+        let mut known: HashMap<EvidenceId, (Moment, App)> = HashMap::with_capacity(self.incidents.len());
         for (app, incident) in &self.incidents {
             for (id, ground) in incident.grounds.iter() {
                 if known.get(id).is_none_or(|(at, _)| *at < ground.fresh_at) {

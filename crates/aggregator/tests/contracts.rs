@@ -24,7 +24,7 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
             grounds: Vec::new(),
             accused: [Key::new("ns-a", "p", name)].into(),
             exposure: Exposure::plain(["web.ns-a.svc".into()]),
-            reason: String::new(),
+            reason: "".into(),
         });
         plan.notices.push(Notice {
             app: app.clone(),

@@ -46,7 +46,7 @@ pub struct Block {
     #[serde(flatten)]
     pub exposure: Exposure,
     /// Why, for people, as of when it was decided.
-    pub reason: String,
+    pub reason: Text,
 }
 
 /// How an App is reached through the gateway.

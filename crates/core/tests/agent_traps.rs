@@ -258,7 +258,7 @@ fn a_tenant_does_not_unblock_itself_by_deleting_its_pod() {
     world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = true;
     let evaluation = world.evaluate();
     assert!(evaluation.plan.blocks.is_empty());
-    assert_eq!(evaluation.decisions[0].reason, "no Pod of the App remains");
+    assert_eq!(&*evaluation.decisions[0].reason, "no Pod of the App remains");
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn a_block_has_a_reason_that_a_person_can_read() {
     let decision = &evaluation.decisions[0];
     assert_eq!((decision.kind, &decision.actor), (DecisionKind::Blocked, &Actor::Policy));
     assert_eq!(
-        decision.reason,
+        &*decision.reason,
         "process `xmrig` in Pod web matches rule `^xmrig$` on node n1, as of 2025-12-22T10:30:00Z"
     );
     assert!(world.evaluate().decisions.is_empty(), "nothing new, nothing decided");
@@ -201,7 +201,7 @@ fn exemptions_cover_by_each_of_their_parts_until_their_date_and_release_at_once(
         let evaluation = world.evaluate();
         assert!(evaluation.plan.blocks.is_empty());
         assert_eq!(evaluation.decisions[0].kind, DecisionKind::Released);
-        assert_eq!(evaluation.decisions[0].reason, "exempted: a contract");
+        assert_eq!(&*evaluation.decisions[0].reason, "exempted: a contract");
         assert_eq!(kinds(&mut world), [], "said once");
         world.wait(HOUR);
         world.answer("n1", vec![record("ns-a", 3600)]);

@@ -24,7 +24,7 @@ fn plan_of(apps: usize) -> Plan {
                 since: common::at(0).wall,
                 grounds: Vec::new(),
                 accused: Vec::new(),
-                reason: String::new(),
+                reason: "".into(),
             }
         })
         .collect();

@@ -31,7 +31,7 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
         }],
         accused: vec![key],
         exposure,
-        reason: "a sample".to_owned(),
+        reason: "a sample".into(),
     });
     let until = now + Duration::from_mins(30);
     for phase in [NoticePhase::Blocked, NoticePhase::Grace { until }, NoticePhase::Recovered] {

@@ -217,7 +217,7 @@ impl Api {
         if !ours().any(|decision| decision.decision == wanted)
             && let Some(refused) = ours().find(|decision| decision.decision == DecisionKind::Refused)
         {
-            return Err(Problem::new(StatusCode::CONFLICT, refused.reason.clone()));
+            return Err(Problem::new(StatusCode::CONFLICT, refused.reason.to_string()));
         }
         Ok(Json(Shown::from(incident)).into_response())
     }

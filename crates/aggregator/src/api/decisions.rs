@@ -47,7 +47,7 @@ struct Entry {
     app: AppRef,
     decision: DecisionKind,
     actor: Text,
-    reason: String,
+    reason: Text,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     dry_run: bool,
     /// The incident that it is kept with; nothing if it belongs to none, and then only the leader knows it.

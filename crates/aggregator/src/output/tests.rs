@@ -23,7 +23,7 @@ fn plan(names: &[&str]) -> Plan {
             grounds: Vec::new(),
             accused: Vec::new(),
             exposure: Exposure::plain([format!("{name}.ns-a.svc").into()]),
-            reason: String::new(),
+            reason: "".into(),
         })
         .collect();
     plan

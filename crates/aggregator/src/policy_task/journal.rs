@@ -31,6 +31,7 @@ impl Journal {
 
 fn log(decision: &Decision) {
     let Decision { app, kind, actor, reason, dry_run, .. } = decision;
+    let reason = &**reason;
     let decision = kind.as_str();
     match kind {
         DecisionKind::Blocked

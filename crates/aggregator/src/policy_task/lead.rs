@@ -587,7 +587,12 @@ fn refused(seen: &Kept, name: &str, actor: &str, number: i64, at: Timestamp) -> 
     let mut incident = seen.incidents.get(name).and_then(|incident| incident.document(name))?;
     let reason = format!("{} has no open incident", App::from(&incident.spec.app));
     let decision = DecisionKind::Refused;
-    incident.status.decisions.push(kept::Decision { at, decision, actor: actor.into(), reason });
+    incident.status.decisions.push(kept::Decision {
+        at,
+        decision,
+        actor: actor.into(),
+        reason: reason.into(),
+    });
     incident.status.decided += 1;
     incident.status.observed = number;
     Some(incident)

@@ -135,7 +135,7 @@ impl Book {
             file.told =
                 Some(Told { at: told, what: Telling::Blocked, delivered: Some(told), inherited: true });
             file.exposure = Exposure::plain(services);
-            "it was blocked before anything was kept of it".clone_into(&mut file.reason);
+            file.reason = "it was blocked before anything was kept of it".into();
             file.inherited = Some(accused);
             let decision = Decision {
                 at: now.wall,
@@ -241,7 +241,7 @@ impl Book {
             app: app.clone(),
             kind,
             actor: Actor::Operator(actor.into()),
-            reason,
+            reason: reason.into(),
             dry_run: policy.mode == Mode::DryRun,
         };
         if let Some(incident) = self.incidents.get_mut(&app) {
@@ -274,7 +274,7 @@ impl Book {
                 file.held = None;
                 file.approved = true;
                 file.standing = Standing::Blocked { since: now, dry_run: policy.mode == Mode::DryRun };
-                file.reason.clone_from(&reason);
+                file.reason = reason.clone().into();
                 Ok(reason)
             }
             Standing::Blocked { .. } if incident.release_held.is_some() => {

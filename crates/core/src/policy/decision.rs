@@ -21,7 +21,7 @@ pub struct Decision {
     /// By whom.
     pub actor: Actor,
     /// Why, for people. Tenants' texts in it are escaped.
-    pub reason: String,
+    pub reason: Text,
     /// Whether it was made in dry-run, and so had no effect.
     pub dry_run: bool,
 }

@@ -301,10 +301,8 @@ impl Book {
                 file.held = Some((pass.now, brake.clone()));
                 held_blocks.push(brake);
             } else {
-                file.reason = accusation;
-                if is_untold {
-                    file.reason.push_str("; its tenant could not be told before");
-                }
+                let untold = if is_untold { "; its tenant could not be told before" } else { "" };
+                file.reason = format!("{accusation}{untold}").into();
                 pass.decide(&app, DecisionKind::Blocked, file.reason.clone());
                 let dry_run = pass.policy.mode == Mode::DryRun;
                 file.standing = Standing::Blocked { since: pass.now, dry_run };
@@ -500,13 +498,13 @@ impl Book {
 }
 
 impl Pass<'_> {
-    pub(super) fn decide(&mut self, app: &App, kind: DecisionKind, reason: String) {
+    pub(super) fn decide(&mut self, app: &App, kind: DecisionKind, reason: impl Into<Text>) {
         self.decisions.push(Decision {
             at: self.now.wall,
             app: app.clone(),
             kind,
             actor: Actor::Policy,
-            reason,
+            reason: reason.into(),
             dry_run: self.policy.mode == Mode::DryRun,
         });
     }

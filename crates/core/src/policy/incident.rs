@@ -59,7 +59,7 @@ pub struct File {
     /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
     pub(super) held: Option<(Moment, Brake)>,
     /// Why it is blocked, as of when that was decided.
-    pub(super) reason: String,
+    pub(super) reason: Text,
     /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
     /// the whole fleet's answers can prove that its processes are gone.
     pub(super) inherited: Option<BTreeSet<Key>>,
@@ -261,7 +261,7 @@ impl File {
             standing: Standing::Watched,
             processes: FewSet::default(),
             held: None,
-            reason: String::new(),
+            reason: Text::from(""),
             inherited: None,
             release_held: None,
             approved: false,

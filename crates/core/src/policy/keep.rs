@@ -267,7 +267,7 @@ fn status(incident: &Incident) -> IncidentStatus {
         since,
         until,
         reason: if incident.reason.is_empty() || state == IncidentState::Ended {
-            last.unwrap_or_default()
+            last.unwrap_or_else(|| Text::from(""))
         } else {
             incident.reason.clone()
         },

@@ -87,7 +87,7 @@ pub fn simulate(
         let moment = moment(at, since);
         for (_, act, actor) in acts.iter().filter(|(done, _, _)| *done == at) {
             if let Ok(decision) = book.act(act, &**actor, &policy, moment) {
-                why.insert(decision.app, decision.reason);
+                why.insert(decision.app, decision.reason.to_string());
             }
         }
         let live: Vec<&Piece<'_>> = pieces
@@ -198,7 +198,7 @@ fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bo
         };
         let last = status.decisions.iter().rev().find(is_end).or(status.decisions.last());
         let why = last.map_or_else(
-            || status.reason.clone(),
+            || status.reason.to_string(),
             |last| format!("{}: {}", last.decision.as_str(), last.reason),
         );
         let fate = fates.entry(App::from(&incident.spec.app)).or_default();

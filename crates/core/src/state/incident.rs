@@ -138,7 +138,7 @@ pub struct IncidentStatus {
     pub until: Option<Timestamp>,
     /// Why, for people.
     #[serde(default)]
-    pub reason: String,
+    pub reason: Text,
     /// The brake that holds the block. Stays until it is approved, also while the incident is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub brake: Option<HeldBy>,
@@ -388,7 +388,7 @@ pub struct Decision {
     /// Who: `policy` for the rules, else the operator's name.
     pub actor: Text,
     /// Why, for people, with the evidence.
-    pub reason: String,
+    pub reason: Text,
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ fn plan(apps: usize) -> Plan {
             grounds: Vec::new(),
             accused: Vec::new(),
             exposure: Exposure::plain([format!("web-{n:03}.ns-a.svc").into()]),
-            reason: String::new(),
+            reason: "".into(),
         })
         .collect();
     plan

@@ -1,13 +1,21 @@
 //! The fleet, in a process of its own.
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::Context;
 use procscan_agent::simulate::{Fault, Fleet, FleetOptions};
 use tokio_util::sync::CancellationToken;
+
+use crate::process::Running;
+
+/// Where the fleets are: one address per node.
+pub(crate) const BASE: Ipv4Addr = Ipv4Addr::new(127, 64, 0, 1);
+pub(crate) const PORT: u16 = 19_090;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -95,4 +103,57 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Nobody waits for a fleet longer than this.
-pub(crate) const READY: Duration = Duration::from_mins(1);
+const READY: Duration = Duration::from_mins(1);
+
+/// The process, as whoever has started it sees it.
+pub(crate) struct Simulated {
+    pub(crate) orders: ChildStdin,
+    pub(crate) answers: Receiver<String>,
+    _process: Running,
+}
+
+impl Simulated {
+    /// Starts it, with `faults` as `BEHAVIOUR:PERCENT`; the list of its targets goes to the directory.
+    pub(crate) fn start(
+        nodes: usize,
+        records: usize,
+        scan_interval: Duration,
+        faults: &[String],
+        directory: &Path,
+    ) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("fleet").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let base = BASE.to_string();
+        let set = [
+            ("--nodes", nodes.to_string()),
+            ("--base", base),
+            ("--port", PORT.to_string()),
+            ("--records", records.to_string()),
+            ("--tenants", (nodes / 10).max(1).to_string()),
+            ("--scan-interval", humantime::format_duration(scan_interval).to_string()),
+            ("--targets", directory.join("targets").display().to_string()),
+        ];
+        for (name, value) in set {
+            command.args([name, &value]);
+        }
+        for fault in faults {
+            let (behaviour, percent) = fault.rsplit_once(':').context("a fault is BEHAVIOUR:PERCENT")?;
+            let percent: usize = percent.parse().context("a fault is BEHAVIOUR:PERCENT")?;
+            command.args(["--fault", &format!("{behaviour}:{}", nodes * percent / 100)]);
+        }
+        let mut process = Running::start(&mut command)?;
+        let orders = process.child().stdin.take().context("a pipe")?;
+        let output = process.child().stdout.take().context("a pipe")?;
+        let (tell, answers) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let ready = answers.recv_timeout(READY).context("the fleet does not start")?;
+        anyhow::ensure!(ready == "ready", "the fleet says: {ready}");
+        Ok(Self { orders, answers, _process: process })
+    }
+}

@@ -1,8 +1,12 @@
 //! Measures the aggregator on this machine, beside what the machine lets anybody do: a bare loop over raw sockets for the rounds,
 //! nginx for the API. Every part runs in a process of its own, so that its CPU and memory are its own.
 
+mod aggregator;
+mod api;
 mod bare;
 mod fleet;
+mod load;
+mod nginx;
 mod process;
 mod rounds;
 mod table;
@@ -22,6 +26,8 @@ struct Args {
 enum What {
     /// Rounds over simulated fleets, beside a bare loop over the same fleets
     Rounds(rounds::Options),
+    /// The API, beside nginx with the same bytes as files
+    Api(api::Options),
     /// A simulated fleet, told on standard input what happens on its nodes
     #[command(hide = true)]
     Fleet(fleet::Options),
@@ -33,6 +39,7 @@ enum What {
 fn main() -> ExitCode {
     let done = match Args::parse().what {
         What::Rounds(options) => rounds::run(&options),
+        What::Api(options) => api::run(&options),
         What::Fleet(options) => fleet::run(&options),
         What::Bare(options) => bare::run(&options),
     };

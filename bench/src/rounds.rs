@@ -1,23 +1,18 @@
 //! Rounds over simulated fleets: what the aggregator pays for them, and how soon what is answered is written.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::Ipv4Addr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 
-use crate::fleet;
-use crate::process::{Cpu, Running};
+use crate::aggregator::{self, Aggregator, Setup};
+use crate::fleet::{BASE, PORT, Simulated};
+use crate::process::Cpu;
 use crate::table::{Row, Table};
 
-/// Where the fleets are: one address per node.
-const BASE: Ipv4Addr = Ipv4Addr::new(127, 64, 0, 1);
-const PORT: u16 = 19_090;
-const API: u16 = 18_090;
 /// Passes of the bare loop before and after the aggregator's rounds; the median counts.
 const PASSES: usize = 3;
 /// How often it is looked whether the output has changed.
@@ -55,11 +50,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        options.program.exists(),
-        "{}: not there; `cargo build --release` makes it",
-        options.program.display()
-    );
+    aggregator::ensure_built(&options.program)?;
     let mut table = Table::default();
     for nodes in &options.nodes {
         let temp;
@@ -82,9 +73,17 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<Row> {
-    let mut fleet = Fleet::start(options, nodes, directory)?;
+    // Agents scan between any two rounds, so no answer is like the one before.
+    let scans = options.interval / 2;
+    let mut fleet = Simulated::start(nodes, options.records, scans, &options.fault, directory)?;
     let before = bare(nodes)?;
-    let aggregator = Aggregator::start(options, directory)?;
+    let setup = Setup {
+        program: &options.program,
+        interval: options.interval,
+        braked: options.braked,
+        workers: None,
+    };
+    let aggregator = Aggregator::start(&setup, directory)?;
     let started = Instant::now();
     let first_round = aggregator.first_round(options.interval)?;
     // The second round has everybody in its usual place.
@@ -121,7 +120,7 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     })
 }
 
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let last = sorted.len().saturating_sub(1);
     sorted.get((last * percent).div_ceil(100)).copied().unwrap_or_default()
 }
@@ -145,103 +144,12 @@ fn bare(nodes: usize) -> anyhow::Result<Vec<Pass>> {
     (0..PASSES).map(|_| pass()).collect()
 }
 
-struct Fleet {
-    orders: ChildStdin,
-    answers: Receiver<String>,
-    _process: Running,
-}
-
-impl Fleet {
-    fn start(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("fleet").stdin(Stdio::piped()).stdout(Stdio::piped());
-        let base = BASE.to_string();
-        let set = [
-            ("--nodes", nodes.to_string()),
-            ("--base", base),
-            ("--port", PORT.to_string()),
-            ("--records", options.records.to_string()),
-            ("--tenants", (nodes / 10).max(1).to_string()),
-            // Agents scan between any two rounds, so no answer is like the one before.
-            ("--scan-interval", humantime::format_duration(options.interval / 2).to_string()),
-            ("--targets", directory.join("targets").display().to_string()),
-        ];
-        for (name, value) in set {
-            command.args([name, &value]);
-        }
-        for fault in &options.fault {
-            let (behaviour, percent) = fault.rsplit_once(':').context("a fault is BEHAVIOUR:PERCENT")?;
-            let percent: usize = percent.parse().context("a fault is BEHAVIOUR:PERCENT")?;
-            command.args(["--fault", &format!("{behaviour}:{}", nodes * percent / 100)]);
-        }
-        let mut process = Running::start(&mut command)?;
-        let orders = process.child().stdin.take().context("a pipe")?;
-        let output = process.child().stdout.take().context("a pipe")?;
-        let (tell, answers) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        let ready = answers.recv_timeout(fleet::READY).context("the fleet does not start")?;
-        anyhow::ensure!(ready == "ready", "the fleet says: {ready}");
-        Ok(Self { orders, answers, _process: process })
-    }
-}
-
-struct Aggregator {
-    process: Running,
-    log: PathBuf,
-}
-
-impl Aggregator {
-    fn start(options: &Options, directory: &Path) -> anyhow::Result<Self> {
-        let shown = |name: &str| directory.join(name).display().to_string();
-        let brakes =
-            "brake: {max_new_apps: 1000000, max_apps_per_node: 1000000, max_namespaces_per_rule: 1000000}\n";
-        let config = format!(
-            "aggregator: {{scan_interval: {}, port: {API}}}\n\
-             discovery: {{mode: file, file: {}}}\n\
-             output: {{mode: directory, directory: {}}}\n\
-             state: {{directory: {}}}\n\
-             notification: {{max_per_round: 1000000}}\n{}",
-            humantime::format_duration(options.interval).to_string().replace(' ', ""),
-            shown("targets"),
-            shown("objects"),
-            shown("state"),
-            if options.braked { "" } else { brakes },
-        );
-        std::fs::write(directory.join("config.yaml"), config)?;
-        let log = directory.join("log");
-        let mut command = Command::new(&options.program);
-        command.args(["run", "--config", &shown("config.yaml")]).stderr(std::fs::File::create(&log)?);
-        Ok(Self { process: Running::start(&mut command)?, log })
-    }
-
-    /// How long the first round takes, which is not spread over its interval.
-    fn first_round(&self, interval: Duration) -> anyhow::Result<Duration> {
-        let deadline = Instant::now() + interval * 2;
-        loop {
-            let log = std::fs::read_to_string(&self.log)?;
-            if let Some(line) = log.lines().find(|line| line.contains("\"round done")) {
-                let took = line.split_once("\"took_ms\":").context("a log line without `took_ms`")?.1;
-                let digits: String = took.chars().take_while(char::is_ascii_digit).collect();
-                return Ok(Duration::from_millis(digits.parse()?));
-            }
-            anyhow::ensure!(Instant::now() < deadline, "no round is done; see {}", self.log.display());
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-}
-
 /// Changes nodes evenly over a round. How long it took from each answer to the output, ordered.
 fn changes(
     options: &Options,
     nodes: usize,
     directory: &Path,
-    fleet: &mut Fleet,
+    fleet: &mut Simulated,
 ) -> anyhow::Result<Vec<Duration>> {
     let objects = directory.join("objects");
     // What hangs or lies is at the end of the fleet.

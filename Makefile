@@ -20,9 +20,10 @@ test: ## Run all tests
 e2e: ## Run the service against a real Kubernetes API server (ONLY=name for some; needs Go and iproute2, or KUBEBUILDER_ASSETS)
 	e2e/run $(ONLY)
 
-bench: ## Measure rounds beside a bare loop on this machine (about 20 minutes)
+bench: ## Measure rounds beside a bare loop, and the API beside nginx, on this machine (about 25 minutes; needs nginx)
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench
 	target/release/procscan-bench rounds
+	target/release/procscan-bench api
 
 crds: ## Generate the CustomResourceDefinitions at the end of deploy/manifests/rbac.yaml
 	cargo build --locked

@@ -123,6 +123,13 @@ struct Form {
     body: OnceLock<Making>,
 }
 
+impl Form {
+    /// What has come of making it, if that is over: nearly every request comes later, and has nothing to wait for.
+    fn made(&self) -> Option<Option<Bytes>> {
+        self.body.get()?.peek().cloned()
+    }
+}
+
 #[derive(Serialize)]
 struct Shape<'a> {
     violations: &'a [Arc<Record>],
@@ -153,6 +160,9 @@ impl List {
 
     /// The body as it is.
     pub(super) async fn plain(&self) -> Option<Bytes> {
+        if let Some(made) = self.plain.made() {
+            return made;
+        }
         let serialise = || {
             let (records, changed) = (self.records.clone(), self.changed);
             let body = spawn_blocking(move || serialise(&records, changed).ok());
@@ -165,6 +175,9 @@ impl List {
     pub(super) async fn body(self: &Arc<Self>, encoding: Encoding) -> Option<Bytes> {
         if encoding == Encoding::Identity {
             return self.plain().await;
+        }
+        if let Some(made) = self.form(encoding).made() {
+            return made;
         }
         let compress = || {
             // Weak, because who waits for its turn must not keep a list that nobody wants any more.

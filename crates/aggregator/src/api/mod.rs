@@ -25,7 +25,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use procscan_core::policy::Mode;
 use procscan_core::snapshot::Snapshot;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use self::auth::{AuthError, Authenticator, Caller, Right};
 pub use self::problem::Problem;
@@ -79,9 +79,13 @@ pub struct Views {
 /// The largest body of a request: operators' words are short.
 const MAX_BODY: usize = 64 << 10;
 
+/// How many pages of violations are made at the same time: they cost as much as there are violations, and the collector needs the
+/// cores too.
+const PAGES: usize = 1;
+
 /// Every route. Anything else is answered with a problem (RFC 9457).
 pub fn router(views: Views) -> Router {
-    routes(Api { views, lists: Arc::default() })
+    routes(Api::new(views, Arc::default()))
 }
 
 fn routes(api: Api) -> Router {
@@ -109,11 +113,18 @@ fn routes(api: Api) -> Router {
 
 #[derive(Clone)]
 struct Api {
-    views: Views,
+    /// Shared, because every request has its own clone, and each receiver in it would be counted up and down.
+    views: Arc<Views>,
     lists: Arc<list::Lists>,
+    /// Who may make a page of violations now.
+    pages: Arc<Semaphore>,
 }
 
 impl Api {
+    fn new(views: Views, lists: Arc<list::Lists>) -> Self {
+        Self { views: Arc::new(views), lists, pages: Arc::new(Semaphore::new(PAGES)) }
+    }
+
     /// The ledger as it is read now: the one way for all handlers.
     async fn snapshot(&self) -> Arc<Snapshot> {
         self.views.snapshots.fresh().await

@@ -1,5 +1,6 @@
 //! The two endpoints of the program that this one replaces, in exactly its shapes.
 
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -35,7 +36,9 @@ pub(super) async fn violations(State(api): State<Api>, request: Request) -> Resp
     let mut forms = std::iter::once(best).chain(Encoding::ALL).filter(|form| accepted.takes(*form));
     if let Some(known) = forms.find(|form| has(&request.headers, list.etag(*form))) {
         headers.insert(header::ETAG, list.etag(known).clone());
-        return (StatusCode::NOT_MODIFIED, headers).into_response();
+        let mut response = answer(headers, Body::empty());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
     }
     let (encoding, body) = match list.body(best).await {
         Some(body) => (best, body),
@@ -46,7 +49,14 @@ pub(super) async fn violations(State(api): State<Api>, request: Request) -> Resp
     if let Some(encoding) = encoding.header() {
         headers.insert(header::CONTENT_ENCODING, encoding);
     }
-    (headers, body).into_response()
+    answer(headers, body.into())
+}
+
+/// Takes the headers as they are: as a part of a tuple they would be put into another map one by one.
+fn answer(headers: HeaderMap, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.headers_mut() = headers;
+    response
 }
 
 fn not_acceptable(request: &HeaderMap) -> Response {

@@ -78,7 +78,7 @@ impl Stage {
             clock,
         };
         let lists = Arc::<super::list::Lists>::default();
-        let router = routes(Api { views, lists: lists.clone() });
+        let router = routes(Api::new(views, lists.clone()));
         Self { router, lists, ledger, clock, publisher, snapshots: shown, targets, output, _decided: decided }
     }
 

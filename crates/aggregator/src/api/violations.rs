@@ -8,12 +8,16 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use procscan_core::ledger::{Cleared, Presence};
 use procscan_core::names::{Key, NodeName, Text};
-use procscan_core::snapshot::{self, Coverage, State as ViolationState};
+use procscan_core::snapshot::{self, Coverage, Snapshot, State as ViolationState};
 use serde::Serialize;
 
 use super::filter::Filter;
 use super::problem::Problem;
 use super::{Api, cursor};
+
+/// How many violations are looked through and written in well under a millisecond. More would keep other requests waiting, probes
+/// included, so that is done on a thread that may block.
+const FEW: usize = 200;
 
 #[derive(Serialize)]
 struct Page<'a> {
@@ -90,6 +94,22 @@ pub(super) async fn violations(
         Err(problem) => return problem.into_response(),
     };
     let snapshot = api.snapshot().await;
+    if snapshot.violations.len() <= FEW {
+        return page(&snapshot, &filter);
+    }
+    // Never closed, so it is always granted.
+    let turn = api.pages.acquire_owned().await;
+    let made = tokio::task::spawn_blocking(move || {
+        // Until the page is made, even if nobody waits for it any more.
+        let _turn = turn;
+        page(&snapshot, &filter)
+    });
+    made.await.unwrap_or_else(|_| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the page can't be made").into_response()
+    })
+}
+
+fn page(snapshot: &Snapshot, filter: &Filter) -> Response {
     // They are ordered by key.
     let all = &snapshot.violations;
     let begin = filter.after.as_ref().map_or(0, |last| all.partition_point(|it| it.key <= *last));

@@ -3,7 +3,7 @@ TAG   ?= latest
 CONFIG ?= config.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: build run demo test e2e bench crds fmt lint docker-build docker-push clean help
+.PHONY: build run demo test e2e bench bench-instructions crds fmt lint docker-build docker-push clean help
 
 build: ## Build the release binary
 	cargo build --release --locked
@@ -24,6 +24,9 @@ bench: ## Measure rounds beside a bare loop, and the API beside nginx, on this m
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench
 	target/release/procscan-bench rounds
 	target/release/procscan-bench api
+
+bench-instructions: ## Compare the instructions of each stage with bench/instructions.txt (needs valgrind; WRITE=1 for a new baseline)
+	bench/instructions $(if $(WRITE),--write)
 
 crds: ## Generate the CustomResourceDefinitions at the end of deploy/manifests/rbac.yaml
 	cargo build --locked
@@ -50,4 +53,4 @@ clean: ## Remove what was built
 	cargo clean
 
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -167,7 +167,7 @@ fn load<'a>(options: &Options, port: u16, path: &'a str, headers: &'a str) -> Lo
 struct Figures {
     requests: f64,
     bytes: f64,
-    /// CPU seconds per request.
+    /// CPU seconds per request; what the aggregator needs for collecting included.
     cpu: f64,
     p50: f64,
     p99: f64,
@@ -180,19 +180,15 @@ fn row(
     aggregator: &Aggregator,
     nginx: Option<&Nginx>,
 ) -> anyhow::Result<()> {
-    // What the aggregator needs while nobody asks it is not the API's.
-    let idle = Cpu::of(aggregator.process.pid()?)?;
-    std::thread::sleep(options.interval);
-    let idle = idle.spent()?.as_secs_f64() / options.interval.as_secs_f64();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..options.passes {
         if let Some(kind) = kind(API)? {
-            ours.push(pass(options, API, &kind, &[Cpu::of(aggregator.process.pid()?)?], idle)?);
+            ours.push(pass(options, API, &kind, &[Cpu::of(aggregator.process.pid()?)?])?);
         }
         if let Some(nginx) = nginx
             && let Some(kind) = kind(nginx::PORT)?
         {
-            theirs.push(pass(options, nginx::PORT, &kind, &nginx.cpu()?, 0.0)?);
+            theirs.push(pass(options, nginx::PORT, &kind, &nginx.cpu()?)?);
         }
     }
     let (ours, theirs) = (median(&ours), median(&theirs));
@@ -215,7 +211,7 @@ fn row(
     Ok(())
 }
 
-fn pass(options: &Options, port: u16, kind: &Kind, cpu: &[Cpu], idle: f64) -> anyhow::Result<Figures> {
+fn pass(options: &Options, port: u16, kind: &Kind, cpu: &[Cpu]) -> anyhow::Result<Figures> {
     let mut load = load(options, port, &kind.path, &kind.headers);
     load.status = kind.status;
     // A page tells of when it was made, and is as long as that.
@@ -229,7 +225,7 @@ fn pass(options: &Options, port: u16, kind: &Kind, cpu: &[Cpu], idle: f64) -> an
     Ok(Figures {
         requests: count / took,
         bytes: bytes as f64 / took,
-        cpu: (spent.as_secs_f64() - idle * took).max(0.0) / count,
+        cpu: spent.as_secs_f64() / count,
         p50: at(50),
         p99: at(99),
     })

@@ -124,9 +124,9 @@ struct Form {
 }
 
 impl Form {
-    /// What has come of making it, if that is over: nearly every request comes later, and has nothing to wait for.
-    fn made(&self) -> Option<Option<Bytes>> {
-        self.body.get()?.peek().cloned()
+    /// The body, if it has been made: nearly every request comes later, and has nothing to wait for.
+    fn made(&self) -> Option<Bytes> {
+        self.body.get()?.peek().cloned().flatten()
     }
 }
 
@@ -161,7 +161,7 @@ impl List {
     /// The body as it is.
     pub(super) async fn plain(&self) -> Option<Bytes> {
         if let Some(made) = self.plain.made() {
-            return made;
+            return Some(made);
         }
         let serialise = || {
             let (records, changed) = (self.records.clone(), self.changed);
@@ -177,7 +177,7 @@ impl List {
             return self.plain().await;
         }
         if let Some(made) = self.form(encoding).made() {
-            return made;
+            return Some(made);
         }
         let compress = || {
             // Weak, because who waits for its turn must not keep a list that nobody wants any more.

@@ -11,7 +11,7 @@ use common::{PROGRAM, Process, free_port, get_json, try_get, wait_for};
 const NODES: usize = 200;
 
 /// A fault, and the reason under which it must be seen; none where the node's answers are still good.
-const FAULTS: [(&str, Option<&str>); 15] = [
+const FAULTS: [(&str, Option<&str>); 16] = [
     ("hang", Some("timeout")),
     ("reset", Some("disconnected")),
     ("error500", Some("status")),
@@ -20,6 +20,7 @@ const FAULTS: [(&str, Option<&str>); 15] = [
     ("slow=5s", Some("timeout")),
     ("drip=200ms", Some("timeout")),
     ("gzip-bomb", Some("too_large")),
+    ("zstd-bomb", Some("too_large")),
     ("redirect", Some("status")),
     ("huge-record", None),
     ("mixed-bad", None),

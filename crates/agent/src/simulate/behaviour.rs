@@ -32,6 +32,8 @@ pub enum Behaviour {
     Restarted,
     /// About 1 MiB of gzip that decompresses to a valid, empty array of 1 GiB.
     GzipBomb,
+    /// About 32 KiB of zstd that decompresses to the same.
+    ZstdBomb,
     /// The body is `null`.
     Null,
     /// The array is wrapped into `{"violations":[…]}`.
@@ -47,7 +49,7 @@ pub enum Behaviour {
 }
 
 /// Behaviours that take no argument. The rest is spelled out where it is parsed and shown.
-const PLAIN: [(&str, Behaviour); 16] = [
+const PLAIN: [(&str, Behaviour); 17] = [
     ("healthy", Behaviour::Healthy),
     ("hang", Behaviour::Hang),
     ("reset", Behaviour::Reset),
@@ -59,6 +61,7 @@ const PLAIN: [(&str, Behaviour); 16] = [
     ("one-at-a-time", Behaviour::OneAtATime),
     ("restarted", Behaviour::Restarted),
     ("gzip-bomb", Behaviour::GzipBomb),
+    ("zstd-bomb", Behaviour::ZstdBomb),
     ("null", Behaviour::Null),
     ("wrapped", Behaviour::Wrapped),
     ("mixed-bad", Behaviour::MixedBad),

@@ -87,6 +87,7 @@ fn violations(node: &Node, head: &Head) -> Play {
             ending: Vec::new(),
         },
         Behaviour::GzipBomb => bomb(&closing),
+        Behaviour::ZstdBomb => zstd_bomb(&closing),
     }
 }
 
@@ -178,6 +179,20 @@ static SPACES: LazyLock<(Vec<u8>, Crc)> = LazyLock::new(|| {
     crc.update(&spaces);
     (block, crc)
 });
+
+/// A MiB of spaces: 8 blocks that each say "128 KiB of this byte" (RFC 8878, section 3.1.1.2).
+static ZSTD_SPACES: LazyLock<Vec<u8>> = LazyLock::new(|| b"\x02\x00\x10 ".repeat(8));
+
+/// The same gigabyte of spaces in one zstd frame: four bytes for every 128 KiB.
+fn zstd_bomb(head: &Head) -> Play {
+    // The magic number, no checksum and no length, a window of 128 KiB; then both brackets as raw blocks of one byte.
+    let start = b"\x28\xb5\x2f\xfd\x00\x38\x08\x00\x00[";
+    let ending = b"\x09\x00\x00]".to_vec();
+    let block: &'static [u8] = &ZSTD_SPACES;
+    let length = start.len() + block.len() * BLOCKS as usize + ending.len();
+    let framing = format!("Content-Encoding: zstd\r\nContent-Length: {length}");
+    Play::Repeat { opening: head.unsized_json(&framing, start), block, times: BLOCKS.into(), ending }
+}
 
 /// `[`, a gigabyte of spaces, `]`: valid JSON, so that only a limit on what is decompressed can refuse it.
 fn bomb(head: &Head) -> Play {

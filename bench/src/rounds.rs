@@ -76,7 +76,9 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     // Agents scan between any two rounds, so no answer is like the one before.
     let scans = options.interval / 2;
     let mut fleet = Simulated::start(nodes, options.records, scans, &options.fault, directory)?;
-    let before = bare(nodes)?;
+    // Whoever hangs or never ends is not waited for.
+    let answering = healthy(options, nodes);
+    let before = bare(answering)?;
     let setup = Setup {
         program: &options.program,
         interval: options.interval,
@@ -98,7 +100,7 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     let rss = aggregator.process.memory("VmRSS")?;
     let peak = aggregator.process.memory("VmHWM")?;
     aggregator.process.stop()?;
-    let after = bare(nodes)?;
+    let after = bare(answering)?;
     let mut passes: Vec<Pass> = before.into_iter().chain(after).collect();
     passes.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
     let bare = passes.get(passes.len() / 2).context("no pass")?;
@@ -144,6 +146,12 @@ fn bare(nodes: usize) -> anyhow::Result<Vec<Pass>> {
     (0..PASSES).map(|_| pass()).collect()
 }
 
+/// How many nodes answer as they should: what hangs or lies is at the end of the fleet.
+fn healthy(options: &Options, nodes: usize) -> usize {
+    let percents = options.fault.iter().filter_map(|fault| fault.rsplit_once(':')?.1.parse::<usize>().ok());
+    nodes - percents.map(|percent| nodes * percent / 100).sum::<usize>().min(nodes)
+}
+
 /// Changes nodes evenly over a round. How long it took from each answer to the output, ordered.
 fn changes(
     options: &Options,
@@ -152,10 +160,7 @@ fn changes(
     fleet: &mut Simulated,
 ) -> anyhow::Result<Vec<Duration>> {
     let objects = directory.join("objects");
-    // What hangs or lies is at the end of the fleet.
-    let bad: usize =
-        options.fault.iter().filter_map(|fault| fault.rsplit_once(':')?.1.parse::<usize>().ok()).sum();
-    let healthy = nodes - nodes * bad / 100;
+    let healthy = healthy(options, nodes);
     let count = options.changes.min(healthy);
     let pause = options.interval / u32::try_from(count.max(1))?;
     let started = Instant::now();

@@ -264,7 +264,8 @@ pub struct DecodeError(String);
 /// Returns what was good, and the error if the body as a whole is not such a list or breaks off. Bytes that are not
 /// UTF-8 become U+FFFD, as Go's encoder would have written them.
 pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>) {
-    let text = String::from_utf8_lossy(body);
+    // Nearly always UTF-8, and that is known sooner than what else it could be.
+    let text = std::str::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed);
     let mut answer = Answer::default();
     let mut json = serde_json::Deserializer::from_str(&text);
     let result = ListSeed { answer: &mut answer, limits, nested: false }

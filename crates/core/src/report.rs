@@ -161,6 +161,26 @@ impl Record {
         }
     }
 
+    /// The same record, with the texts of `other` where they are equal. Scan after scan brings them anew, and all but the
+    /// timestamp stay what they were: whoever holds an older record then holds little that is not here too.
+    pub(crate) fn sharing(&self, other: &Self) -> Self {
+        let shared = |new: &Text, old: &Text| if new == old { old.clone() } else { new.clone() };
+        Self {
+            key: Key {
+                namespace: shared(&self.key.namespace, &other.key.namespace),
+                pod: shared(&self.key.pod, &other.key.pod),
+                process: shared(&self.key.process, &other.key.process),
+            },
+            cmdline: shared(&self.cmdline, &other.cmdline),
+            regex: shared(&self.regex, &other.regex),
+            status: shared(&self.status, &other.status),
+            kind: shared(&self.kind, &other.kind),
+            name: shared(&self.name, &other.name),
+            timestamp: self.timestamp.clone(),
+            detected_at: self.detected_at,
+        }
+    }
+
     /// The rule that accuses: the regex, or the process name where an agent's keyword matched.
     pub fn rule(&self) -> &Text {
         if self.regex.is_empty() { &self.key.process } else { &self.regex }

@@ -156,7 +156,7 @@ impl Evidence {
     ) -> Option<ChangeKind> {
         self.last_seen = at;
         if *self.record != *record {
-            self.record = Arc::new(record.clone());
+            self.record = Arc::new(record.sharing(&self.record));
         }
         if let Some(known) = self.timestamps.iter().position(|t| *t == record.detected_at) {
             let timestamp = self.timestamps.remove(known);

@@ -1,5 +1,20 @@
 use super::*;
 
+#[test]
+fn a_record_that_is_renewed_shares_what_has_not_changed() {
+    let list = |timestamp: &str, cmdline: &str| {
+        let text = format!(
+            r#"[{{"pod":"p","namespace":"ns-a","process":"x","cmdline":"{cmdline}","timestamp":"{timestamp}"}}]"#
+        );
+        decode(text.as_bytes(), &Limits::default()).0.records.remove(0)
+    };
+    let (old, new) = (list("2026-01-01T00:00:00Z", "x -a"), list("2026-01-01T00:01:00Z", "x -b"));
+    let shared = new.sharing(&old);
+    assert_eq!(shared, new);
+    assert!(Arc::ptr_eq(&shared.key.pod, &old.key.pod) && Arc::ptr_eq(&shared.status, &old.status));
+    assert!(!Arc::ptr_eq(&shared.cmdline, &old.cmdline));
+}
+
 const GOOD: &str = r#"{"pod":"app-pod-1","namespace":"ns-user1","process":"miner","cmdline":"miner \u003e /dev/null","regex":"^miner$","status":"active","type":"app","name":"app-pod-1","timestamp":"2025-12-22T18:30:00+08:00"}"#;
 
 fn ok(body: &str) -> Answer {

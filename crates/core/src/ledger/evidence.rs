@@ -84,14 +84,14 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    pub(super) fn first_sight(record: &Record, at: Moment, mark: Duration, fresh: bool) -> Self {
+    pub(super) fn first_sight(record: Record, at: Moment, mark: Duration, fresh: bool) -> Self {
         Self {
-            record: Arc::new(record.clone()),
             timestamps: vec![record.detected_at],
             first_seen: at,
             last_seen: at,
             fresh_at: fresh.then_some(at),
             agent_time: record.detected_at,
+            record: Arc::new(record),
             mark,
             observations: 1,
             aged: !fresh,

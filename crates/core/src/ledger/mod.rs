@@ -9,6 +9,7 @@
 
 mod evidence;
 mod node;
+mod texts;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -23,6 +24,7 @@ pub use self::node::NodeClock;
 
 use self::evidence::Evidence;
 use self::node::Node;
+use self::texts::Texts;
 use crate::Moment;
 use crate::few::FewSet;
 use crate::names::{Key, NodeName, PodRef, Text};
@@ -119,6 +121,8 @@ pub struct Ledger {
     /// Which nodes have evidence of a violation, and since when its Pod is known to be gone.
     violations: BTreeMap<Key, Entry>,
     targets: BTreeMap<Text, TargetEntry>,
+    /// What records have in common is in memory once.
+    texts: Texts,
     /// Agents that should exist but have no address: a DaemonSet's desired number beyond what is listed.
     unlisted: usize,
     rejected: Rejections,
@@ -157,6 +161,7 @@ impl Ledger {
             nodes: BTreeMap::new(),
             violations: BTreeMap::new(),
             targets: BTreeMap::new(),
+            texts: Texts::default(),
             unlisted: 0,
             rejected: Rejections::default(),
             revision: 0,
@@ -302,8 +307,10 @@ impl Ledger {
                 continue;
             } else {
                 let fresh = is_young(record);
+                let record = self.texts.share(record);
+                let key = record.key.clone();
                 node.evidence.insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
-                self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
+                self.violations.entry(key).or_default().nodes.insert(name.clone());
                 Some(if fresh { ChangeKind::Appeared } else { ChangeKind::Sighted })
             };
             if let Some(kind) = change {
@@ -478,8 +485,9 @@ impl Ledger {
 
     /// The read view as of `now`. Takes `&mut self` because it notes when the list last changed.
     pub fn snapshot(&mut self, now: Moment) -> Snapshot {
-        let violations: Vec<Violation> =
-            self.violations.iter().filter_map(|(key, entry)| self.view(key, entry, now)).collect();
+        // `collect` would not know how many there are, and make room for nearly twice as many.
+        let mut violations: Vec<Violation> = Vec::with_capacity(self.violations.len());
+        violations.extend(self.violations.iter().filter_map(|(key, entry)| self.view(key, entry, now)));
         let shown = || violations.iter().filter(|v| v.state != State::Cleared).map(|v| &v.record);
         let same = shown().count() == self.list.len()
             && shown().zip(self.list.iter()).all(|(a, b)| Arc::ptr_eq(a, b) || a == b);

@@ -73,7 +73,7 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
         let why = targets.error.as_deref().unwrap_or("not all agents have answered or timed out");
         anyhow::bail!("no round was done: {why}");
     }
-    if cluster.is_some() {
+    if cluster.is_some() && config.looks_at_pods() {
         // What is not answered by then is shown as unverified.
         let _ = tokio::time::timeout(PATIENCE, decided.wait_for(|decided| decided.is_answered)).await;
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use procscan_core::Moment;
 use procscan_core::names::App;
-use procscan_core::policy::{Alert, Book, By, Decision, DecisionKind, Inherited, Mode, Policy, remembered};
+use procscan_core::policy::{
+    Alert, Book, By, Decision, DecisionKind, Facts, Inherited, Mode, Policy, remembered,
+};
 use procscan_core::snapshot::Snapshot;
 use procscan_core::state::incident as kept;
 use procscan_core::state::{Incident, IncidentState};
@@ -351,15 +353,7 @@ impl<'a> Lead<'a> {
         self.decisions.extend(decided.decisions);
         // Before anything is kept: whoever is killed in between finds what is held, and takes its alert for raised.
         self.raise(&decided.alerts);
-        let asked = self.book.questions(&snapshot, &policy);
-        let is_answered = asked.are_answered_by(&facts);
-        self.task.channels.questions.send_if_modified(|before| {
-            let is_news = **before != asked;
-            if is_news {
-                *before = Arc::new(asked);
-            }
-            is_news
-        });
+        let is_answered = self.ask(&snapshot, &policy, &facts);
         if !is_copy && let Err(error) = self.keep(history).await {
             if error.is_lost() {
                 return Step::Lost;
@@ -382,6 +376,24 @@ impl<'a> Lead<'a> {
             tracing::warn!(%error, "what is done or over can't be cleared away yet");
         }
         Step::Done
+    }
+
+    /// Asks the cluster what has to be known. Whether it has said all of it; never, where there is nobody to ask.
+    fn ask(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &Facts) -> bool {
+        let questions = &self.task.channels.questions;
+        if questions.is_closed() {
+            return false;
+        }
+        let asked = self.book.questions(snapshot, policy);
+        let is_answered = asked.are_answered_by(facts);
+        questions.send_if_modified(|before| {
+            let is_news = **before != asked;
+            if is_news {
+                *before = Arc::new(asked);
+            }
+            is_news
+        });
+        is_answered
     }
 
     /// Notes what has been told. Whether something may be decided because of it.

@@ -101,7 +101,8 @@ impl Story {
     fn is_killed_after_keeping(&mut self, documents: usize) {
         let snapshot = self.world.snapshot();
         self.world.book.evaluate(&snapshot, &self.world.policy, &self.facts, self.world.now);
-        for (_, incident) in self.world.book.unsaved().into_iter().take(documents) {
+        for app in self.world.book.unsaved().into_iter().take(documents) {
+            let incident = self.world.book.document(&app).unwrap();
             self.world.kept.insert(incident.name.clone(), incident);
         }
         self.restart();

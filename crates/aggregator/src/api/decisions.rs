@@ -107,7 +107,7 @@ fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
         for decision in &status.decisions {
             let app = incident.spec.app.clone();
             known.insert((decision.at, app.clone(), decision.decision));
-            all.push(Entry::kept(name.clone(), app, decision.clone()));
+            all.push(Entry::kept(name.to_string(), app, decision.clone()));
         }
     }
     for logged in logged {

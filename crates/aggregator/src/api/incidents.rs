@@ -67,7 +67,7 @@ pub(super) async fn incidents(
 
 pub(super) async fn incident(State(api): State<Api>, Path(name): Path<String>) -> Response {
     let kept = api.views.kept.borrow().clone();
-    match kept.incidents.get(&name).and_then(|incident| incident.document(&name)) {
+    match kept.incidents.get(&*name).and_then(|incident| incident.document(&name)) {
         Some(incident) => Json(Shown::from(incident)).into_response(),
         None => Problem::new(StatusCode::NOT_FOUND, "there is no incident of that name").into_response(),
     }

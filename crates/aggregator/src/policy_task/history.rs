@@ -22,8 +22,8 @@ pub(super) fn over(
     retention: Duration,
     now: Timestamp,
 ) -> Vec<String> {
-    let mut ended: BTreeMap<&Text, Vec<(Timestamp, &String)>> = BTreeMap::new();
-    for (name, incident) in kept.incidents.iter().filter(|(name, _)| !known.contains(*name)) {
+    let mut ended: BTreeMap<&Text, Vec<(Timestamp, &Text)>> = BTreeMap::new();
+    for (name, incident) in kept.incidents.iter().filter(|(name, _)| !known.contains(&***name)) {
         let Some(status) = &incident.status else { continue };
         if let Some(since) = status.since.filter(|_| status.state == IncidentState::Ended)
             && status.releases.iter().all(|release| release.until <= now)
@@ -35,10 +35,12 @@ pub(super) fn over(
     for mut of_namespace in ended.into_values() {
         // The latest first.
         of_namespace.sort_unstable_by(|a, b| b.cmp(a));
-        let is_over = |(rank, (since, _)): &(usize, (Timestamp, &String))| {
+        let is_over = |(rank, (since, _)): &(usize, (Timestamp, &Text))| {
             *rank >= MAX_PER_NAMESPACE || since.checked_add(retention).is_ok_and(|end| end < now)
         };
-        over.extend(of_namespace.into_iter().enumerate().filter(is_over).map(|(_, (_, name))| name.clone()));
+        over.extend(
+            of_namespace.into_iter().enumerate().filter(is_over).map(|(_, (_, name))| name.to_string()),
+        );
     }
     over.truncate(SWEPT);
     over
@@ -66,7 +68,7 @@ mod tests {
             let status: IncidentStatus = serde_json::from_value(status).unwrap();
             let spec = IncidentSpec::of(&App::new(*namespace, "app", *name));
             let incident = KeptIncident { spec, status: Some(status), generation: 1, manager: None };
-            kept.incidents.insert((*name).to_owned(), Arc::new(incident));
+            kept.incidents.insert((*name).into(), Arc::new(incident));
         }
         kept
     }

@@ -450,34 +450,30 @@ impl<'a> Lead<'a> {
     /// Fails only where nothing more may be written: another replica leads, or has written.
     async fn keep(&mut self, history: Vec<Incident>) -> Result<(), StateError> {
         let is_time = self.again.is_none_or(|(at, _)| Instant::now() >= at);
-        let may_try = |incident: &Incident| is_time || !self.failing.contains(&incident.name);
-        let (mut apps, mut incidents, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
-        for (app, incident) in self.book.unsaved() {
-            if may_try(&incident) {
-                apps.push((incident.name.clone(), app));
-                incidents.push(incident);
-            } else {
-                waiting.push((incident.name, app));
-            }
-        }
-        incidents.extend(history.into_iter().filter(may_try));
+        let may_try = |name: &str| is_time || !self.failing.contains(name);
+        let (apps, waiting): (Vec<App>, Vec<App>) = self
+            .book
+            .unsaved()
+            .into_iter()
+            .partition(|app| self.book.name_of(app).is_none_or(|name| may_try(&name)));
+        let history = history.into_iter().filter(|incident| may_try(&incident.name));
+        let mut left = apps.iter().filter_map(|app| self.book.document(app)).chain(history);
         let mut failed: BTreeMap<String, StateError> = BTreeMap::new();
         // In parts: a storm has as many as there are Apps, and each is a few times larger on its way to the disk.
-        let mut left = incidents.into_iter();
         loop {
             let part: Vec<Incident> = left.by_ref().take(KEPT_AT_ONCE).collect();
             if part.is_empty() {
                 break;
             }
             failed.extend(self.task.store.save(&self.pen, part).await);
+            if let Some(error) = failed.values().find(|error| error.is_lost() || error.is_outdated()) {
+                return Err(error.clone());
+            }
         }
-        if let Some((_, error)) = failed.iter().find(|(_, error)| error.is_lost() || error.is_outdated()) {
-            return Err(error.clone());
-        }
-        let (lost, saved): (Vec<_>, Vec<_>) =
-            apps.into_iter().partition(|(name, _)| failed.contains_key(name));
-        self.book.saved(saved.iter().map(|(_, app)| app));
-        let taken_back: BTreeSet<App> = lost.into_iter().chain(waiting).map(|(_, app)| app).collect();
+        let is_lost = |app: &App| self.book.name_of(app).is_some_and(|name| failed.contains_key(&name));
+        let (lost, saved): (Vec<App>, Vec<App>) = apps.into_iter().partition(is_lost);
+        self.book.saved(&saved);
+        let taken_back: BTreeSet<App> = lost.into_iter().chain(waiting).collect();
         self.book.take_back(&taken_back);
         // That somebody was found blocked is true whether it can be kept or not.
         self.decisions.retain(|decision| {
@@ -498,8 +494,8 @@ impl<'a> Lead<'a> {
 
     /// Takes away what operators wanted and what is kept no longer.
     async fn tidy(&mut self, kept: &Kept, done: &BTreeSet<String>) -> Result<(), StateError> {
-        let old = kept.incidents.iter().filter(|(_, incident)| incident.is_done()).map(|(name, _)| name);
-        let names: BTreeSet<&String> = old.chain(done).collect();
+        let old = kept.incidents.iter().filter(|(_, incident)| incident.is_done()).map(|(name, _)| &**name);
+        let names: BTreeSet<&str> = old.chain(done.iter().map(String::as_str)).collect();
         for name in names.into_iter().filter(|name| !self.failing.contains(*name)) {
             self.task.store.clear_orders(&self.pen, name).await?;
         }

@@ -41,7 +41,7 @@ struct Inner {
     /// Nothing as long as it could not be opened.
     sqlite: Option<Sqlite>,
     /// What is in it, as far as we know.
-    kept: Kept,
+    kept: Arc<Kept>,
     /// The last read or write has failed: before the next one it has to be found out what is there.
     is_doubtful: bool,
 }
@@ -146,7 +146,7 @@ impl FileStore {
                 "{lost}. Releases, exemptions and the mode that operators had set are lost with it"
             );
         }
-        inner.kept = kept(&documents)?;
+        inner.kept = Arc::new(kept(&documents)?);
         self.show(inner);
         Ok(inner.kept.documents())
     }
@@ -158,12 +158,14 @@ impl FileStore {
             let mut batch = Batch::default();
             for Incident { name, spec, status } in incidents {
                 batch.decisions.extend(logged(&name, &spec, &status)?);
-                let known = kept.incidents.entry(name.clone()).or_insert_with(|| {
-                    Arc::new(KeptIncident { spec, status: None, generation: 0, manager: None })
-                });
-                let known = Arc::make_mut(known);
-                known.status = Some(status);
-                batch.put.push(document(&name, known)?);
+                // What operators want is theirs.
+                let (spec, generation) = match kept.incidents.get(&*name) {
+                    Some(known) => (known.spec.clone(), known.generation),
+                    None => (spec, 0),
+                };
+                let known = KeptIncident { spec, status: Some(status), generation, manager: None };
+                batch.put.push(document(&name, &known)?);
+                kept.incidents.insert(name.into(), Arc::new(known));
             }
             Ok(batch)
         };
@@ -190,7 +192,7 @@ impl FileStore {
     /// Forgets incidents.
     pub async fn remove(&self, names: &[String]) -> Result<(), StateError> {
         let change = |kept: &mut Kept| {
-            kept.incidents.retain(|name, _| !names.contains(name));
+            kept.incidents.retain(|name, _| !names.iter().any(|gone| **gone == **name));
             let remove = names.iter().map(|name| (Kind::Incident, name.clone())).collect();
             Ok(Batch { remove, ..Batch::default() })
         };
@@ -282,7 +284,7 @@ impl FileStore {
     ) -> Result<(), E> {
         let mut inner = self.0.inner.lock().await;
         let inner = &mut *inner;
-        let mut changed = inner.kept.clone();
+        let mut changed = Kept::clone(&inner.kept);
         let batch = change(&mut changed)?;
         if batch == Batch::default() {
             return Ok(());
@@ -299,7 +301,7 @@ impl FileStore {
         match committed.await {
             Ok(()) => {
                 inner.is_doubtful = false;
-                inner.kept = changed;
+                inner.kept = Arc::new(Kept { is_complete: true, ..changed });
                 self.show(inner);
                 Ok(())
             }
@@ -310,9 +312,8 @@ impl FileStore {
         }
     }
 
-    fn show(&self, inner: &mut Inner) {
-        inner.kept.is_complete = true;
-        self.0.shown.send_replace(Arc::new(inner.kept.clone()));
+    fn show(&self, inner: &Inner) {
+        self.0.shown.send_replace(inner.kept.clone());
     }
 }
 
@@ -385,7 +386,7 @@ fn kept(documents: &[Document]) -> Result<Kept, StateError> {
             Kind::Incident => {
                 let Body { spec, status, generation } = read(*kind, name, body)?;
                 let incident = KeptIncident { spec, status, generation, manager: None };
-                kept.incidents.insert(name.clone(), Arc::new(incident));
+                kept.incidents.insert(name.as_str().into(), Arc::new(incident));
             }
             Kind::Exemption => drop(kept.exemptions.insert(name.clone(), read(*kind, name, body)?)),
             Kind::Enforcement => kept.enforcement = read(*kind, name, body)?,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use procscan_core::names::App;
+use procscan_core::names::{App, Text};
 use procscan_core::policy::{self, Act};
 use procscan_core::state::incident::{Approval, Release};
 use procscan_core::state::{EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentStatus};
@@ -16,7 +16,7 @@ pub const DEFAULT_RELEASE: SignedDuration = SignedDuration::from_hours(24 * 30);
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
     /// The incidents, by name.
-    pub incidents: BTreeMap<String, Arc<KeptIncident>>,
+    pub incidents: BTreeMap<Text, Arc<KeptIncident>>,
     /// The exemptions, by name.
     pub exemptions: BTreeMap<String, ExemptionSpec>,
     /// What operators say of all decisions.
@@ -109,7 +109,7 @@ impl Kept {
 
     /// Whether operators want the same as in `before`, and nothing of it has just been done.
     pub fn wants_the_same(&self, before: &Self) -> bool {
-        let wanting = |kept: &Self| -> Vec<(String, Arc<KeptIncident>)> {
+        let wanting = |kept: &Self| -> Vec<(Text, Arc<KeptIncident>)> {
             let wants =
                 |incident: &KeptIncident| incident.spec.approve.is_some() || incident.spec.release.is_some();
             let all = kept.incidents.iter().filter(|(_, incident)| wants(incident));
@@ -121,7 +121,7 @@ impl Kept {
     }
 
     /// The incidents that were there `before` and are there no longer.
-    pub fn lacks(&self, before: &Self) -> BTreeSet<String> {
+    pub fn lacks(&self, before: &Self) -> BTreeSet<Text> {
         before.incidents.keys().filter(|name| !self.incidents.contains_key(*name)).cloned().collect()
     }
 

@@ -122,7 +122,7 @@ impl Fleet {
     pub(super) fn decide(&mut self, snapshot: &Snapshot) -> (Decided, Plan) {
         let decided = self.book.decide(snapshot, &self.policy, &self.facts, self.now);
         let unsaved = self.book.unsaved();
-        self.book.saved(unsaved.iter().map(|(app, _)| app));
+        self.book.saved(&unsaved);
         (decided, self.book.plan(&self.policy, &self.facts, self.now))
     }
 }

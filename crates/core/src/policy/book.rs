@@ -1,10 +1,11 @@
 //! The book of incidents: what the policy remembers between two evaluations, and what operators do to it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::brake::{Due, Window};
+use super::brake::Window;
 use super::decision::{Actor, Decision, DecisionKind};
 use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
 use super::keep::Effective;
@@ -309,7 +310,9 @@ impl Book {
             actor: actor.into(),
             over: None,
         }));
-        file.due = file.due.take().map(|due| Due { passed: false, ..due });
+        if let Some(due) = &mut file.due {
+            Arc::make_mut(due).passed = false;
+        }
         // A hold stays below the release: when the release runs out, time alone does not block either.
         file.approved = false;
         if incident.grounds.is_empty() {

@@ -5,6 +5,7 @@
 //! judged by themselves. What was held meanwhile stays held (see [`super::Book`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -85,7 +86,7 @@ impl Brake {
 /// What happened within the window. A part of the book: it survives what the book survives.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Window {
-    due: BTreeMap<App, Due>,
+    due: BTreeMap<App, Arc<Due>>,
     releases: BTreeMap<App, ReleaseDue>,
     /// When a brake last held a block, and a release: an alert is raised once per storm, not once per App.
     held_block: Option<Moment>,
@@ -142,7 +143,7 @@ impl Window {
 
 impl Window {
     /// Counts again what had been counted before the start.
-    pub(super) fn restore(&mut self, app: &App, due: Option<&Due>, release: Option<ReleaseDue>) {
+    pub(super) fn restore(&mut self, app: &App, due: Option<&Arc<Due>>, release: Option<ReleaseDue>) {
         self.due.extend(due.map(|due| (app.clone(), due.clone())));
         self.releases.extend(release.map(|due| (app.clone(), due)));
     }
@@ -150,7 +151,7 @@ impl Window {
     /// What has passed the brakes of `app` passes them no more. It counts all the same.
     pub(super) fn ask_again(&mut self, app: &App) {
         if let Some(due) = self.due.get_mut(app) {
-            due.passed = false;
+            Arc::make_mut(due).passed = false;
         }
     }
 
@@ -191,12 +192,13 @@ impl Tally<'_> {
         let is_new = |accuser: &&(NodeName, Text)| !counted.contains(accuser);
         let new: Vec<_> = accusers.iter().filter(is_new).take(more).cloned().collect();
         let accusers = counted.into_iter().chain(new).collect();
-        self.window.due.insert(app.clone(), Due { at: self.now, passed: brake.is_none(), accusers });
+        let due = Due { at: self.now, passed: brake.is_none(), accusers };
+        self.window.due.insert(app.clone(), Arc::new(due));
         brake
     }
 
     /// What is counted of `app`.
-    pub(super) fn of(&self, app: &App) -> (Option<Due>, Option<ReleaseDue>) {
+    pub(super) fn of(&self, app: &App) -> (Option<Arc<Due>>, Option<ReleaseDue>) {
         (self.window.due.get(app).cloned(), self.window.releases.get(app).copied())
     }
 

@@ -416,8 +416,11 @@ impl Book {
     /// What follows from the book as it is.
     pub fn plan(&mut self, policy: &Policy, facts: &Facts, now: Moment) -> Plan {
         let mode = policy.mode;
-        let mut blocks = Vec::new();
-        let mut notices = Vec::new();
+        let count =
+            |is: fn(&Incident) -> bool| self.incidents.values().filter(|incident| is(incident)).count();
+        let mut blocks =
+            Vec::with_capacity(count(|incident| matches!(incident.standing, Standing::Blocked { .. })));
+        let mut notices = Vec::with_capacity(count(|incident| incident.told.is_some()));
         // A byte for each App says what is happening to it, so that any change of the set is seen.
         let mut standing: BTreeMap<App, u8> = BTreeMap::new();
         let mut summary = Summary { blocked: 0, in_grace: 0, held: 0, changed: now.wall };

@@ -74,7 +74,7 @@ pub struct File {
     /// What covers it, as last logged.
     pub(super) exempted: Option<String>,
     /// What the brakes have counted of it: the window's entry of this App.
-    pub(super) due: Option<Due>,
+    pub(super) due: Option<Arc<Due>>,
     /// What the brake on releases has counted of it: the window's entry of this App.
     pub(super) release_due: Option<ReleaseDue>,
     /// What operators' releases cover.

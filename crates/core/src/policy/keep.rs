@@ -70,8 +70,8 @@ impl Book {
         book
     }
 
-    /// The incidents that differ from what is kept of them, those that are or were blocked first: others wait for their writes.
-    pub fn unsaved(&self) -> Vec<(App, kept::Incident)> {
+    /// The Apps whose incidents differ from what is kept of them, those that are or were blocked first: others wait for their writes.
+    pub fn unsaved(&self) -> Vec<App> {
         let differs = |(app, incident): &(&App, &Incident)| {
             let effective = self.effective.get(*app);
             effective.is_none_or(|before| !before.is_kept || !is_kept_by(incident, &before.incident))
@@ -82,10 +82,15 @@ impl Book {
             is_blocked(incident) || self.effective.get(app).is_some_and(|before| is_blocked(&before.incident))
         };
         unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
-        unsaved.into_iter().map(|(app, incident)| (app.clone(), document(app, incident))).collect()
+        unsaved.into_iter().map(|(app, _)| app.clone()).collect()
     }
 
-    /// What [`Book::unsaved`] gave of those has been kept. Nothing may have changed in between.
+    /// The incident of `app` as it is to be kept.
+    pub fn document(&self, app: &App) -> Option<kept::Incident> {
+        self.incidents.get(app).map(|incident| document(app, incident))
+    }
+
+    /// What [`Book::document`] gave of those has been kept. Nothing may have changed in between.
     pub fn saved<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
         for app in apps {
             if let Some(incident) = self.incidents.get(app) {
@@ -96,7 +101,7 @@ impl Book {
         self.effective.retain(|app, _| self.incidents.contains_key(app));
     }
 
-    /// What [`Book::unsaved`] gave of those could not be kept. What has been decided about them is taken back: it has had no effect,
+    /// What [`Book::document`] gave of those could not be kept. What has been decided about them is taken back: it has had no effect,
     /// and is decided anew on the evidence of a later moment. What has been heard stays.
     pub fn take_back<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
         for app in apps {
@@ -447,14 +452,13 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
         otherwise: status.exposure.otherwise.clone().unwrap_or_else(|| status.exposure.services.clone()),
     };
     file.exempted.clone_from(&status.exempted);
-    file.due = status.due.as_ref().map(|due| Due {
-        at: past(due.at),
-        passed: due.passed,
-        accusers: due
+    file.due = status.due.as_ref().map(|due| {
+        let accusers = due
             .accusers
             .iter()
             .map(|accuser| (NodeName(accuser.node.clone()), accuser.rule.clone()))
-            .collect(),
+            .collect();
+        Arc::new(Due { at: past(due.at), passed: due.passed, accusers })
     });
     file.release_due = status.release_due.map(|due| ReleaseDue { at: past(due.at), passed: due.passed });
     file.releases = status

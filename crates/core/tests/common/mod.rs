@@ -162,16 +162,16 @@ impl World {
             .book
             .unsaved()
             .into_iter()
-            .partition(|(app, _)| self.unwritable.contains(&app.namespace.to_string()));
-        self.book.saved(saved.iter().map(|(app, _)| app));
-        self.book.take_back(failed.iter().map(|(app, _)| app));
+            .partition(|app| self.unwritable.contains(&app.namespace.to_string()));
+        self.book.saved(&saved);
+        self.book.take_back(&failed);
         // Through the form in which it is kept.
-        for (_, incident) in saved {
+        for incident in saved.iter().filter_map(|app| self.book.document(app)) {
             let spec = serde_json::from_str(&serde_json::to_string(&incident.spec).unwrap()).unwrap();
             let status = serde_json::from_str(&serde_json::to_string(&incident.status).unwrap()).unwrap();
             self.kept.insert(incident.name.clone(), Incident { name: incident.name, spec, status });
         }
-        failed.into_iter().map(|(app, _)| app).collect()
+        failed.into_iter().collect()
     }
 
     /// Everything is forgotten but what is kept.

@@ -222,7 +222,8 @@ impl Objects {
                 let unreadable = |error| StateError::Unreadable(format!("{} {name}", resource.kind()), error);
                 match resource {
                     Resource::Incident => {
-                        drop(all.incidents.insert(name.clone(), Arc::new(kept(&live).map_err(unreadable)?)));
+                        let incident = Arc::new(kept(&live).map_err(unreadable)?);
+                        all.incidents.insert(name.as_str().into(), incident);
                     }
                     Resource::Exemption => {
                         let spec = objects::part(&live, "spec").map_err(unreadable)?;

@@ -9,6 +9,7 @@ use futures_util::stream::{self, BoxStream};
 use kube::ResourceExt;
 use kube::core::DynamicObject;
 use kube::runtime::watcher::{self, Event};
+use procscan_core::names::Text;
 use procscan_core::state::{EnforcementSpec, ExemptionSpec, enforcement};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +46,7 @@ struct Known {
 
 #[derive(Default)]
 struct Part {
-    incidents: BTreeMap<String, Arc<KeptIncident>>,
+    incidents: BTreeMap<Text, Arc<KeptIncident>>,
     exemptions: BTreeMap<String, ExemptionSpec>,
     enforcement: EnforcementSpec,
 }
@@ -146,7 +147,7 @@ impl Known {
             Event::InitDone => {
                 let mut part = self.coming.remove(&resource).unwrap_or_default();
                 // What can't be read any more counts as it was read last.
-                let unreadable = |name: &String| self.unreadable.contains_key(&(resource, name.clone()));
+                let unreadable = |name: &str| self.unreadable.contains_key(&(resource, name.to_owned()));
                 match resource {
                     Resource::Incident => {
                         let before = std::mem::take(&mut self.kept.incidents);
@@ -162,7 +163,7 @@ impl Known {
                         }
                         self.kept.exemptions = part.exemptions;
                     }
-                    Resource::Enforcement if unreadable(&enforcement::NAME.to_owned()) => {
+                    Resource::Enforcement if unreadable(enforcement::NAME) => {
                         if !self.listed.contains_key(&resource) {
                             // Nobody knows what operators want: nothing is decided until somebody does.
                             return;
@@ -192,7 +193,7 @@ impl Known {
                 let name = object.name_any();
                 self.unreadable.remove(&(resource, name.clone()));
                 match resource {
-                    Resource::Incident => drop(self.kept.incidents.remove(&name)),
+                    Resource::Incident => drop(self.kept.incidents.remove(&*name)),
                     Resource::Exemption => drop(self.kept.exemptions.remove(&name)),
                     Resource::Enforcement if name == enforcement::NAME => {
                         self.kept.enforcement = EnforcementSpec::default();
@@ -207,9 +208,8 @@ impl Known {
     fn put(&mut self, into: &mut Part, resource: Resource, object: &DynamicObject) {
         let name = object.name_any();
         let put = match resource {
-            Resource::Incident => {
-                kept(object).map(|incident| drop(into.incidents.insert(name.clone(), Arc::new(incident))))
-            }
+            Resource::Incident => kept(object)
+                .map(|incident| drop(into.incidents.insert(name.as_str().into(), Arc::new(incident)))),
             Resource::Exemption => {
                 part(object, "spec").and_then(|spec: ExemptionSpec| {
                     let rule = spec.rule().map(drop).map_err(|error| format!("spec.{error}"));

@@ -1,0 +1,639 @@
+//! Days of a cluster in which everything goes wrong again and again, told in seconds: nodes fall silent, answer garbage, lie and
+//! restart, Pods move, clocks jump, nothing can be kept or told for a while, and the aggregator restarts in the middle of it.
+//!
+//! Unlike in the property tests it is known what really runs where, so that what is decided can be held against the truth.
+//! `make soak` runs it for longer; `PROCSCAN_SOAK_SEED` and `PROCSCAN_SOAK_DAYS` tell the same story again.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use common::{HOUR, MINUTE, World, app, complete, failed, record_of};
+use jiff::SignedDuration;
+use procscan_core::Moment;
+use procscan_core::ledger::Detection;
+use procscan_core::names::{App, PodRef};
+use procscan_core::policy::{Actor, DecisionKind, Evaluation, PodState, Standing};
+use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record};
+
+const NODES: usize = 12;
+/// The first ones offend now and then, the others never do.
+const TENANTS: usize = 30;
+const OFFENDERS: usize = 20;
+const DAY: u64 = 24 * HOUR;
+/// Violations that one node may have in the ledger: fewer than a flood brings.
+const MAX_KEYS: usize = 60;
+const CLEAR_AFTER: u64 = 30 * MINUTE;
+const UNREACHABLE: u64 = 6 * HOUR;
+/// How far our own wall clock jumps back or ahead at most.
+const MOST_BACK: u64 = 3 * HOUR;
+
+/// The same numbers for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % n
+    }
+
+    /// Once in `n` times.
+    fn once_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    fn seconds(&mut self, least: u64, most: u64) -> u64 {
+        least + u64::try_from(self.below(usize::try_from(most - least).unwrap())).unwrap()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    Silent,
+    Refused,
+    /// A part of the list, and then something that is none.
+    BrokenOff,
+    /// A list of somebody else's Pods.
+    Lies,
+    /// Ever new Pods that nobody knows.
+    Floods,
+    /// The list, without the agent's clock.
+    NoDate,
+    /// What is listed is not what was found.
+    Stale,
+}
+
+/// Times are in seconds since the beginning, by a clock that nobody sets.
+struct Node {
+    name: String,
+    /// Lists one offender per scan, and never takes the last one off its list.
+    is_upstream: bool,
+    /// Whose turn it is then.
+    turn: usize,
+    interval: u64,
+    next_scan: u64,
+    listed: Vec<(usize, String, i64)>,
+    skew: i64,
+    /// It has accused so many that there may be no room for another.
+    is_full: bool,
+    fault: Fault,
+    ends: u64,
+    /// When it was last anything but healthy.
+    disturbed: u64,
+    /// Whole answers, and when the last one was.
+    answered: u64,
+    last_answer: u64,
+}
+
+struct Tenant {
+    node: usize,
+    generation: u64,
+    running_since: Option<u64>,
+    ended: Option<u64>,
+    heard: Option<Heard>,
+    /// When something other than its node last stood in the way of a block.
+    disturbed: u64,
+    is_gone: bool,
+}
+
+/// The last fresh evidence of a tenant's process that has been taken in.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    at: u64,
+    node: usize,
+    stamp: i64,
+    /// How many answers the node had given by then.
+    answered: u64,
+}
+
+struct Soak {
+    seed: u64,
+    random: Random,
+    world: World,
+    nodes: Vec<Node>,
+    tenants: Vec<Tenant>,
+    blocked: BTreeSet<App>,
+    mute_until: u64,
+    unwritable_until: u64,
+    flood: u64,
+    /// How often what is told of happened.
+    told: Told,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    rounds: u64,
+    restarts: u64,
+    jumps: u64,
+    faults: u64,
+    moves: u64,
+    blocks: u64,
+    releases: u64,
+    /// For how long somebody offended in peace until the block, at most.
+    late: u64,
+    most_violations: usize,
+}
+
+fn namespace(tenant: usize) -> String {
+    format!("ns-t{tenant:02}")
+}
+
+fn tenant_of(app: &App) -> usize {
+    app.namespace.strip_prefix("ns-t").unwrap().parse().unwrap()
+}
+
+impl Tenant {
+    fn pod(&self) -> String {
+        format!("web-{}", self.generation)
+    }
+}
+
+impl Soak {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let nodes: Vec<Node> = (0..NODES)
+            .map(|n| Node {
+                name: format!("n{n:02}"),
+                is_upstream: random.once_in(3),
+                turn: 0,
+                interval: random.seconds(MINUTE, 5 * MINUTE),
+                next_scan: random.seconds(0, 5 * MINUTE),
+                listed: Vec::new(),
+                skew: if random.once_in(3) {
+                    i64::try_from(random.seconds(0, DAY)).unwrap() - 43_200
+                } else {
+                    0
+                },
+                is_full: false,
+                fault: Fault::None,
+                ends: 0,
+                disturbed: 0,
+                answered: 0,
+                last_answer: 0,
+            })
+            .collect();
+        let rules = Detection {
+            clear_after: Duration::from_secs(CLEAR_AFTER),
+            unreachable_limit: Duration::from_secs(UNREACHABLE),
+            max_keys_per_node: MAX_KEYS,
+            ..Detection::default()
+        };
+        let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
+        let mut world = World::with(&names, rules);
+        world.policy.verify_pods = true;
+        world.policy.unreachable_limit = Duration::from_secs(UNREACHABLE);
+        world.policy.grace = Duration::from_secs([0, 5 * MINUTE][random.below(2)]);
+        // What brakes hold waits for people; they have tests of their own.
+        let brake = &mut world.policy.brake;
+        brake.max_new_apps = 1000;
+        brake.max_apps_per_node = 1000;
+        brake.max_namespaces_per_rule = 1000;
+        brake.max_releases = 1000;
+        let follower = world.new_ledger();
+        world.follower = Some((follower, true));
+        let tenants = (0..TENANTS)
+            .map(|_| Tenant {
+                node: random.below(NODES),
+                generation: 0,
+                running_since: None,
+                ended: None,
+                heard: None,
+                disturbed: 0,
+                is_gone: false,
+            })
+            .collect();
+        let mut soak = Self {
+            seed,
+            random,
+            world,
+            nodes,
+            tenants,
+            blocked: BTreeSet::new(),
+            mute_until: 0,
+            unwritable_until: 0,
+            flood: 0,
+            told: Told::default(),
+        };
+        (0..TENANTS).for_each(|tenant| soak.place(tenant));
+        soak
+    }
+
+    fn now(&self) -> u64 {
+        self.world.now.uptime.as_secs()
+    }
+
+    fn fail(&self, what: &str) -> ! {
+        panic!("seed {}, minute {}: {what}\n{:?}", self.seed, self.now() / 60, self.told)
+    }
+
+    /// Tells the cluster's truth about a tenant's Pod.
+    fn place(&mut self, tenant: usize) {
+        let (namespace, it) = (namespace(tenant), &self.tenants[tenant]);
+        let node = self.nodes[it.node].name.clone();
+        self.world.pod_on(&namespace, &it.pod(), &node, "web");
+        if let Some(fact) = self.world.facts.apps.get_mut(&app(&namespace)) {
+            fact.gone = it.is_gone;
+        }
+    }
+
+    fn stop(&mut self, tenant: usize) {
+        let now = self.now();
+        let it = &mut self.tenants[tenant];
+        if it.running_since.take().is_some() {
+            it.ended = Some(now);
+        }
+    }
+
+    /// How long a node's agent takes until it has listed everything that runs there.
+    fn cycle(&self, number: usize) -> u64 {
+        let node = &self.nodes[number];
+        let runs = |tenant: &&Tenant| tenant.node == number && tenant.running_since.is_some();
+        let scans = if node.is_upstream { self.tenants.iter().filter(runs).count() } else { 1 };
+        node.interval * (scans as u64 + 1)
+    }
+
+    fn remove_pod(&mut self, tenant: usize) {
+        self.stop(tenant);
+        let (namespace, pod) = (namespace(tenant), self.tenants[tenant].pod());
+        self.world.pod_is(&namespace, &pod, PodState::Gone);
+        let pod = PodRef { namespace: namespace.as_str().into(), pod: pod.into() };
+        let at = self.world.now;
+        self.world.ledger.pod_gone(&pod, at);
+    }
+
+    /// A minute in which things happen.
+    fn minute(&mut self, is_quiet: bool) {
+        let now = self.world.now;
+        self.world.now = Moment {
+            uptime: now.uptime + Duration::from_secs(MINUTE),
+            wall: now.wall + SignedDuration::from_secs(60),
+        };
+        if !is_quiet {
+            self.trouble();
+        }
+        self.processes(is_quiet);
+        self.scans();
+        let at = self.world.now;
+        if let Some((follower, true)) = &mut self.world.follower {
+            follower.advance(at);
+        }
+        self.world.ledger.advance(at);
+        (0..NODES).for_each(|node| self.answer(node));
+        self.world.ledger.round_done();
+        self.told.rounds += 1;
+        let evaluation = self.world.evaluate();
+        self.judge(&evaluation);
+        if !is_quiet && self.random.once_in(90) {
+            self.restart();
+        }
+    }
+
+    fn trouble(&mut self) {
+        let now = self.now();
+        for node in 0..NODES {
+            let most = [10 * MINUTE, 2 * HOUR, 8 * HOUR][self.random_length()];
+            let ends = now + self.random.seconds(MINUTE, most);
+            if self.random.once_in(200) {
+                let faults = [
+                    Fault::Silent,
+                    Fault::Refused,
+                    Fault::BrokenOff,
+                    Fault::Lies,
+                    Fault::Floods,
+                    Fault::NoDate,
+                    Fault::Stale,
+                ];
+                let fault = faults[self.random.below(faults.len())];
+                // One floods; what it says of itself is its own trouble.
+                let fault = if fault == Fault::Floods && node > 0 { Fault::Lies } else { fault };
+                self.nodes[node].fault = fault;
+                self.nodes[node].is_full |= fault == Fault::Floods;
+                self.nodes[node].ends = ends;
+                self.told.faults += 1;
+            }
+            if self.random.once_in(500) {
+                // The agent restarts.
+                self.nodes[node].listed.clear();
+                self.nodes[node].next_scan = now + self.nodes[node].interval;
+                self.nodes[node].disturbed = now;
+            }
+        }
+        if self.random.once_in(300) {
+            // Ours jumps; no agent's does.
+            let by = i64::try_from(self.random.seconds(0, 2 * MOST_BACK)).unwrap()
+                - i64::try_from(MOST_BACK).unwrap();
+            self.world.now.wall += SignedDuration::from_secs(by);
+            self.told.jumps += 1;
+        }
+        if self.random.once_in(400) {
+            self.mute_until = now + self.random.seconds(MINUTE, 30 * MINUTE);
+        }
+        if self.random.once_in(400) {
+            let unlucky = (0..TENANTS).filter(|tenant| (tenant + self.random.below(2)).is_multiple_of(3));
+            self.world.unwritable = unlucky.map(namespace).collect();
+            self.unwritable_until = now + self.random.seconds(MINUTE, 30 * MINUTE);
+        }
+        if self.random.once_in(150)
+            && let Some((_, hears)) = &mut self.world.follower
+        {
+            *hears = !*hears;
+        }
+    }
+
+    /// Most troubles are short.
+    fn random_length(&mut self) -> usize {
+        match self.random.below(10) {
+            0 => 2,
+            1 | 2 => 1,
+            _ => 0,
+        }
+    }
+
+    fn processes(&mut self, is_quiet: bool) {
+        let now = self.now();
+        for tenant in 0..TENANTS {
+            if is_quiet {
+                self.stop(tenant);
+                continue;
+            }
+            if self.random.once_in(400) {
+                // Its Pod is deleted, and made anew elsewhere.
+                self.remove_pod(tenant);
+                let node = self.random.below(NODES);
+                let it = &mut self.tenants[tenant];
+                (it.node, it.generation, it.is_gone) = (node, it.generation + 1, false);
+                self.told.moves += 1;
+                self.place(tenant);
+            } else if self.random.once_in(1500) {
+                // The App is deleted.
+                self.tenants[tenant].is_gone = true;
+                self.place(tenant);
+                self.remove_pod(tenant);
+            }
+            if tenant >= OFFENDERS || self.tenants[tenant].is_gone {
+                continue;
+            }
+            let is_running = self.tenants[tenant].running_since.is_some();
+            if !is_running && self.random.once_in(120) {
+                self.tenants[tenant].running_since = Some(now);
+            } else if is_running && self.random.once_in(150) {
+                self.stop(tenant);
+            }
+        }
+    }
+
+    fn scans(&mut self) {
+        let now = self.now();
+        for (number, node) in self.nodes.iter_mut().enumerate() {
+            if node.ends <= now && node.fault != Fault::None {
+                node.fault = Fault::None;
+                node.disturbed = now;
+            }
+            if node.fault != Fault::None {
+                node.disturbed = now;
+            }
+            while node.next_scan <= now {
+                let scanned = i64::try_from(node.next_scan).unwrap() + node.skew;
+                node.next_scan += node.interval;
+                let running: Vec<_> = self
+                    .tenants
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, tenant)| tenant.node == number && tenant.running_since.is_some())
+                    .map(|(index, tenant)| (index, tenant.pod(), scanned))
+                    .collect();
+                if !node.is_upstream {
+                    node.listed = running;
+                } else if let Some(turn) = node.turn.checked_rem(running.len()) {
+                    node.listed = vec![running[turn].clone()];
+                    node.turn += 1;
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, number: usize) {
+        let now = self.now();
+        let (name, fault) = (self.nodes[number].name.clone(), self.nodes[number].fault);
+        let date = i64::try_from(now).unwrap() + self.nodes[number].skew;
+        let record =
+            |tenant: usize, pod: &str, stamp: i64| record_of(&namespace(tenant), pod, "xmrig", stamp);
+        let mut records: Vec<Record> = self.nodes[number]
+            .listed
+            .iter()
+            .map(|(tenant, pod, stamp)| record(*tenant, pod, *stamp))
+            .collect();
+        let outcome = match fault {
+            Fault::Silent => failed(FailureReason::Timeout),
+            Fault::Refused => failed(FailureReason::Refused),
+            Fault::BrokenOff => {
+                records.truncate(1);
+                let answer = Answer { records, ..Answer::default() };
+                Outcome::Partial(
+                    answer,
+                    Failure { reason: FailureReason::Malformed, detail: "as told".into() },
+                )
+            }
+            Fault::Lies => {
+                let others = self.tenants.iter().enumerate().filter(|(_, tenant)| tenant.node != number);
+                records.extend(others.map(|(index, tenant)| record(index, &tenant.pod(), date)));
+                complete(records, date)
+            }
+            Fault::Floods => {
+                for _ in 0..20 {
+                    self.flood += 1;
+                    let victim = self.random.below(TENANTS);
+                    records.push(record(victim, &format!("made-up-{}", self.flood), date));
+                }
+                complete(records, date)
+            }
+            Fault::NoDate => Outcome::Complete(Answer { records, ..Answer::default() }),
+            Fault::Stale => {
+                let hours = 5 * 3600;
+                let old = self.nodes[number].listed.iter();
+                complete(old.map(|(tenant, pod, _)| record(*tenant, pod, date - hours)).collect(), date)
+            }
+            Fault::None => complete(records, date),
+        };
+        if matches!(outcome, Outcome::Complete(_)) {
+            self.nodes[number].answered += 1;
+            self.nodes[number].last_answer = now;
+        }
+        self.world.report(&name, outcome);
+        if matches!(fault, Fault::None | Fault::Lies) {
+            self.hear(number);
+        }
+        self.world.is_mute = now < self.mute_until;
+        if now >= self.unwritable_until {
+            self.world.unwritable.clear();
+        }
+    }
+
+    /// Notes what was fresh in the answer of a node that tells what it has found.
+    fn hear(&mut self, number: usize) {
+        let (at, node) = (self.now(), &self.nodes[number]);
+        for (tenant, pod, stamp) in &node.listed {
+            let it = &mut self.tenants[*tenant];
+            let is_known = it.heard.is_some_and(|heard| (heard.node, heard.stamp) == (number, *stamp));
+            if it.node == number && *pod == it.pod() && !is_known {
+                it.heard = Some(Heard { at, node: number, stamp: *stamp, answered: node.answered });
+            }
+        }
+    }
+
+    /// Everything is forgotten but what is kept, or another replica goes on.
+    fn restart(&mut self) {
+        if self.random.once_in(2) {
+            self.world.restart();
+        } else {
+            self.world.fail_over();
+        }
+        self.told.restarts += 1;
+        let evaluation = self.world.evaluate();
+        let lost: Vec<_> = self.blocked.difference(&apps(&evaluation)).cloned().collect();
+        if !lost.is_empty() {
+            self.fail(&format!("released by a restart: {lost:?}"));
+        }
+        self.judge(&evaluation);
+    }
+
+    fn judge(&mut self, evaluation: &Evaluation) {
+        let now = self.now();
+        for decision in evaluation.decisions.iter().filter(|decision| decision.actor == Actor::Policy) {
+            match decision.kind {
+                DecisionKind::Blocked => self.blocked_rightly(tenant_of(&decision.app)),
+                DecisionKind::Released => self.released_rightly(tenant_of(&decision.app), &decision.reason),
+                _ => {}
+            }
+        }
+        let blocked = apps(evaluation);
+        for tenant in 0..TENANTS {
+            let is_hindered = now < self.mute_until || self.world.unwritable.contains(&namespace(tenant));
+            let it = &mut self.tenants[tenant];
+            if is_hindered {
+                it.disturbed = now;
+            }
+            let it = &self.tenants[tenant];
+            let Some(since) = it.running_since else { continue };
+            let node = &self.nodes[it.node];
+            let undisturbed = now - since.max(it.disturbed).max(node.disturbed);
+            // Whose turn it is changes with every other that starts or ends; and a clock that jumps back makes a grace last longer,
+            // by what it has jumped and by the hour for which somebody who can't be told is waited for.
+            let grace = self.world.policy.grace.as_secs();
+            let late = if grace > 0 { grace + HOUR + MOST_BACK } else { 0 };
+            let limit = 3 * self.cycle(it.node) + 3 * MINUTE + late;
+            if undisturbed > limit && !node.is_full && !blocked.contains(&app(&namespace(tenant))) {
+                let standing =
+                    self.world.book.incident(&app(&namespace(tenant))).map(|incident| &incident.standing);
+                self.fail(&format!("tenant {tenant} offends for {undisturbed} s in peace: {standing:?}"));
+            }
+            self.told.late =
+                self.told.late.max(if blocked.contains(&app(&namespace(tenant))) { 0 } else { undisturbed });
+        }
+        let snapshot = self.world.snapshot();
+        self.told.most_violations = self.told.most_violations.max(snapshot.violations.len());
+        if snapshot.violations.len() > NODES * MAX_KEYS || snapshot.nodes.len() > NODES {
+            self.fail(&format!("{} violations of {} nodes", snapshot.violations.len(), snapshot.nodes.len()));
+        }
+        let incidents = self.world.book.incidents().count();
+        if incidents > TENANTS {
+            self.fail(&format!("{incidents} incidents"));
+        }
+        self.blocked = blocked;
+    }
+
+    fn blocked_rightly(&mut self, tenant: usize) {
+        self.told.blocks += 1;
+        let it = &self.tenants[tenant];
+        let is_recent = |ended: u64| self.now() - ended <= 2 * HOUR;
+        if it.running_since.is_none() && !it.ended.is_some_and(is_recent) {
+            self.fail(&format!("tenant {tenant} is blocked, and has run nothing since {:?}", it.ended));
+        }
+    }
+
+    fn released_rightly(&mut self, tenant: usize, reason: &str) {
+        self.told.releases += 1;
+        let (now, it) = (self.now(), &self.tenants[tenant]);
+        let is_lost = |node: &Node| now - node.last_answer >= UNREACHABLE;
+        if it.is_gone {
+            return;
+        }
+        // Each answer vouches for a minute at most.
+        let Some(Heard { at, node, answered, .. }) = it.heard else { return };
+        let proven = (self.nodes[node].answered - answered) * MINUTE;
+        if proven < CLEAR_AFTER && !is_lost(&self.nodes[node]) {
+            let silent = now - at;
+            self.fail(&format!(
+                "tenant {tenant} is released {silent} s after fresh evidence, {proven} s of them answered: {reason}"
+            ));
+        }
+    }
+
+    /// Everything ends well: whatever was wrong is over, and in the end nothing is left of it.
+    fn finish(&mut self) {
+        for node in &mut self.nodes {
+            node.ends = 0;
+        }
+        (self.mute_until, self.unwritable_until) = (0, 0);
+        // Each offender that a node is taken to have is waited for six of its scans.
+        let mut minutes = MAX_KEYS * 6 * 5 + 120;
+        while !self.blocked.is_empty() && minutes > 0 {
+            self.minute(true);
+            minutes -= 1;
+        }
+        if !self.blocked.is_empty() {
+            self.fail(&format!("still blocked after good days: {:?}", self.blocked));
+        }
+        self.nodes.iter_mut().for_each(|node| node.listed.clear());
+        (0..26 * 60).for_each(|_| self.minute(true));
+        let left = self.world.snapshot().violations.len();
+        let open = |standing: &Standing| !matches!(standing, Standing::Ended { .. });
+        let incidents = self.world.book.incidents().filter(|(_, it)| open(&it.standing)).count();
+        if left + incidents > 0 {
+            self.fail(&format!("{left} violations and {incidents} incidents are left after a quiet day"));
+        }
+    }
+}
+
+fn apps(evaluation: &Evaluation) -> BTreeSet<App> {
+    evaluation.plan.blocks.iter().map(|block| block.app.clone()).collect()
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect(variable))
+}
+
+fn story(seed: u64, days: u64) {
+    let mut soak = Soak::new(seed);
+    (0..days * 24 * 60).for_each(|_| soak.minute(false));
+    soak.finish();
+    println!("seed {seed}, {days} days: {:?}", soak.told);
+    assert!(soak.told.blocks > 0 && soak.told.releases > 0, "nothing has happened");
+}
+
+#[test]
+fn days_of_trouble_end_well() {
+    if let Some(seed) = number("PROCSCAN_SOAK_SEED") {
+        return story(seed, number("PROCSCAN_SOAK_DAYS").unwrap_or(1));
+    }
+    (1..=3).for_each(|seed| story(seed, 1));
+}
+
+/// Run by `make soak`: another story each time.
+#[test]
+#[ignore = "takes as long as it is told to"]
+fn weeks_of_trouble_end_well() {
+    let seconds = number("PROCSCAN_SOAK_SECONDS").unwrap_or(60);
+    let days = number("PROCSCAN_SOAK_DAYS").unwrap_or(14);
+    let begun = std::time::Instant::now();
+    let mut seed = number("PROCSCAN_SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 16);
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        // Said before, so that it is known even if it never ends.
+        println!("seed {seed}");
+        story(seed, days);
+        seed += 1;
+    }
+}

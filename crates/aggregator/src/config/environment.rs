@@ -55,8 +55,10 @@ fn value_of(text: String) -> Result<Value, String> {
         "true" => Ok(Value::Bool(true)),
         "false" => Ok(Value::Bool(false)),
         // Only what is written as a number is: `007` and a checksum of zeros are not.
-        _ => match text.parse::<i64>() {
-            Ok(number) if number.to_string() == text => Ok(number.into()),
+        _ => match text.parse::<serde_json::Number>() {
+            Ok(number) if (number.is_i64() || number.is_u64()) && number.to_string() == text => {
+                Ok(Value::Number(number))
+            }
             _ => Ok(Value::String(text)),
         },
     }

@@ -95,6 +95,8 @@ fn the_environment_overrides_the_file() {
             ("PROCSCAN_NOTIFICATION__CONTACT", "ticket #5: ask"),
             ("PROCSCAN_NOTIFICATION__APPEAL", "'4711'"),
             ("PROCSCAN_GATEWAY__SHA256", &"0".repeat(64)),
+            // Without any limit, as the file can say it.
+            ("PROCSCAN_BRAKE__MAX_RELEASES", &usize::MAX.to_string()),
             // What Kubernetes sets for a Service called `procscan` is not ours.
             ("PROCSCAN_PORT", "tcp://10.0.0.1:9090"),
             ("PROCSCAN_SERVICE_HOST", "10.0.0.1"),
@@ -106,6 +108,7 @@ fn the_environment_overrides_the_file() {
     assert_eq!(config.aggregator.scan_interval, Duration::from_secs(30));
     assert_eq!((config.aggregator.port, config.logger.level), (9000, Level::Debug));
     assert_eq!(config.discovery.static_targets(1).unwrap().len(), 2);
+    assert_eq!(config.brake.max_releases, usize::MAX);
     assert_eq!(
         (config.notification.contact.as_str(), config.notification.appeal.as_str()),
         ("ticket #5: ask", "4711")

@@ -22,6 +22,9 @@ mod commands;
 pub mod config;
 pub mod discovery;
 pub mod evidence;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod kubernetes;
 pub mod leader;
 pub mod ledger_task;

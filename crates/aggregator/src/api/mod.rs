@@ -5,6 +5,8 @@ mod auth;
 mod cursor;
 mod decisions;
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod health;
 mod incidents;
 mod list;

@@ -109,7 +109,7 @@ pub(super) async fn violations(
     })
 }
 
-fn page(snapshot: &Snapshot, filter: &Filter) -> Response {
+pub(super) fn page(snapshot: &Snapshot, filter: &Filter) -> Response {
     // They are ordered by key.
     let all = &snapshot.violations;
     let begin = filter.after.as_ref().map_or(0, |last| all.partition_point(|it| it.key <= *last));

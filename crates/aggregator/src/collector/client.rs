@@ -10,6 +10,7 @@ use std::time::Duration;
 use httparse::Header;
 use jiff::Timestamp;
 use procscan_core::report::{self, Failure, FailureReason, Limits, Outcome, Rejection};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::body::{self, Budget, Encoding};
@@ -97,8 +98,19 @@ impl Client {
     ) -> Result<Exchange, Failure> {
         let stream = self.connect(address).await?;
         let request = self.request(address, etag)?;
+        self.exchange(stream, &request, etag, is_on_probation).await
+    }
+
+    /// One exchange over a connection.
+    pub(super) async fn exchange(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        request: &[u8],
+        etag: Option<&str>,
+        is_on_probation: bool,
+    ) -> Result<Exchange, Failure> {
         let (head, mut incoming) =
-            http::exchange(stream, &request, Head::of).await.map_err(|e| http_failure(&e))?;
+            http::exchange(stream, request, Head::of).await.map_err(|e| http_failure(&e))?;
         match head.status {
             304 if etag.is_some() => {
                 return Ok(Exchange { outcome: Outcome::Unchanged, etag: etag.map(str::to_owned) });

@@ -7,6 +7,8 @@
 
 mod body;
 mod client;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod health;
 mod http;
 mod round;

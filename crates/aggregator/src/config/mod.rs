@@ -11,6 +11,8 @@ mod detection;
 mod discovery;
 mod enforcement;
 mod environment;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod gateway;
 mod kubernetes;
 mod logger;

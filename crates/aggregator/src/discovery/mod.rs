@@ -4,6 +4,8 @@
 
 mod dns;
 pub mod fixed;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod kubernetes;
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};

@@ -1,0 +1,87 @@
+//! Laws of configurations.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "whatever is not as expected stops the run")]
+
+use serde_json::Value;
+
+use super::{Config, ConfigError, values};
+
+const NAME: &str = "config.yaml";
+
+type Variables = Vec<(String, String)>;
+
+/// Laws of a configuration. Lines at the top that begin with `PROCSCAN_` are the environment; the rest is YAML.
+///
+/// # Panics
+/// Where one is broken.
+pub fn config(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    // Some files never end, and no law is about them. An escape could be a part of such a path.
+    let names_a_device = ["/dev", "/proc", "/sys"].iter().any(|part| text.contains(part));
+    if names_a_device || text.contains("file") && text.contains('\\') {
+        return;
+    }
+    let (variables, text) = split(&text);
+    let read = Config::parse(text, NAME, variables.clone());
+    match &read {
+        Err(error) => refused(error, &variables),
+        Ok(config) => {
+            // Whatever was let through can be used.
+            config.policy();
+            config.settings();
+            config.detection();
+            config.limits();
+        }
+    }
+    assert_eq!(told(&read), told(&Config::parse(text, NAME, variables.clone())));
+
+    let Ok(tree @ Value::Object(_)) = values::parse_yaml(text) else { return };
+    // JSON is YAML, too.
+    let json = tree.to_string();
+    assert_eq!(told(&Config::parse(&json, NAME, variables.clone())), told(&read), "{json}");
+    if variables.is_empty() && read.is_ok() {
+        from_the_environment(&tree, &read);
+    }
+}
+
+fn split(text: &str) -> (Variables, &str) {
+    let mut variables = Vec::new();
+    let mut rest = text;
+    while let Some((line, more)) = rest.split_once('\n')
+        && line.starts_with("PROCSCAN_")
+        && let Some((name, value)) = line.split_once('=')
+    {
+        variables.push((name.to_owned(), value.to_owned()));
+        rest = more;
+    }
+    (variables, rest)
+}
+
+/// One line for each mistake, and each begins with where it is.
+fn refused(error: &ConfigError, variables: &Variables) {
+    let text = error.to_string();
+    assert_eq!(text.lines().count(), error.problems.len(), "{text}");
+    assert!(!text.is_empty());
+    for line in text.lines() {
+        let is_place = |place: &str| line.starts_with(&format!("{place}: "));
+        assert!(is_place(NAME) || variables.iter().any(|(name, _)| is_place(name)), "no place: {line}");
+    }
+}
+
+/// What the file says, the environment can say.
+fn from_the_environment(tree: &Value, read: &Result<Config, ConfigError>) {
+    let Value::Object(sections) = tree else { return };
+    for (section, keys) in sections {
+        let Value::Object(keys) = keys else { continue };
+        for (key, value) in keys.iter().filter(|(_, value)| !value.is_null()) {
+            let mut less = tree.clone();
+            less[section.as_str()].as_object_mut().unwrap().remove(key);
+            let variable = format!("PROCSCAN_{}__{}", section.to_uppercase(), key.to_uppercase());
+            let moved = Config::parse(&less.to_string(), NAME, [(variable, value.to_string())]);
+            assert_eq!(told(&moved), told(read), "{section}.{key}: {value}");
+        }
+    }
+}
+
+fn told(read: &Result<Config, ConfigError>) -> String {
+    format!("{read:?}")
+}

@@ -1,0 +1,50 @@
+//! Laws of the lists of targets that people write.
+#![allow(clippy::unwrap_used, reason = "whatever is not as expected stops the run")]
+
+use procscan_core::report::Target;
+
+use super::fixed;
+
+const PORT: u16 = 9090;
+
+/// Laws of a list, one target per line.
+///
+/// # Panics
+/// Where one is broken.
+pub fn targets(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let lines: Vec<&str> = text.lines().collect();
+    match fixed::parse(lines.iter().copied(), PORT) {
+        Ok(targets) => understood(&lines, &targets),
+        Err(error) => refused(&lines, &error.to_string()),
+    }
+}
+
+fn understood(lines: &[&str], targets: &[Target]) {
+    assert!(targets.len() <= lines.len());
+    assert!(targets.is_sorted_by(|a, b| a.address < b.address), "each address once, in order: {targets:?}");
+    for Target { address, node } in targets {
+        let (host, port) = address.rsplit_once(':').unwrap();
+        assert!(!host.is_empty() && port.parse::<u16>().unwrap() != 0, "{address}");
+        assert!(
+            address.bytes().all(|byte| byte.is_ascii_graphic()),
+            "it has to go into a request: {address}"
+        );
+        assert!(!node.0.is_empty() && !node.0.contains(char::is_whitespace), "{node:?}");
+    }
+    // What was understood is understood again as it is told, in any order, and with any comment.
+    let told =
+        targets.iter().rev().map(|target| format!("{} node={} # {}", target.address, target.node, "x y"));
+    let told: Vec<String> = told.chain(["# a comment".to_owned(), String::new()]).collect();
+    assert_eq!(fixed::parse(told.iter().map(String::as_str), 1).as_deref(), Ok(targets));
+    assert_eq!(fixed::parse(lines.iter().rev().copied(), PORT).as_deref(), Ok(targets));
+}
+
+/// The error names the first line that is wrong.
+fn refused(lines: &[&str], error: &str) {
+    assert!(!error.contains(char::is_control) && error.len() < 4096, "{error}");
+    let number: usize = error.strip_prefix("entry ").unwrap().split(':').next().unwrap().parse().unwrap();
+    let upto = |number: usize| fixed::parse(lines.iter().take(number).copied(), PORT);
+    assert!(upto(number - 1).is_ok(), "{error}");
+    assert_eq!(upto(number).unwrap_err().to_string(), error);
+}

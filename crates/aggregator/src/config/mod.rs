@@ -97,7 +97,7 @@ impl std::error::Error for ConfigError {}
 impl ConfigError {
     /// One mistake at `place`: a file, or a file and a path in it.
     pub fn new(place: impl fmt::Display, problem: impl fmt::Display) -> Self {
-        Self { problems: vec![format!("{place}: {}", one_line(&problem.to_string()))] }
+        Self { problems: vec![one_line(&format!("{place}: {problem}"))] }
     }
 }
 
@@ -171,7 +171,7 @@ impl Config {
             .problems()
             .0
             .into_iter()
-            .map(|(path, problem)| format!("{}: {problem}", place(&path)))
+            .map(|(path, problem)| one_line(&format!("{}: {problem}", place(&path))))
             .collect();
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
     }
@@ -274,7 +274,7 @@ impl Config {
     }
 }
 
-/// A message on one line, whatever a library made of it.
+/// A message on one line, whatever a library made of it, and whatever the keys, texts and files in it are called.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -116,6 +116,17 @@ fn the_environment_overrides_the_file() {
 }
 
 #[test]
+fn a_mistake_is_one_line_whatever_is_quoted_in_it() {
+    for (text, place) in [
+        ("brake: {max\n\n new_apps: 1}\n", "brake.max new_apps"),
+        ("aggregator: {\"a\\nb\": 1}\n", "aggregator.a b"),
+        ("discovery: {mode: file, file: \"not\\n there\"}\n", "discovery.file"),
+    ] {
+        refused(text, place, "allowed");
+    }
+}
+
+#[test]
 fn mistakes_in_the_environment_name_the_variable() {
     for (name, value, says) in [
         ("PROCSCAN_AGGREGATOR__PORT", "0", "1 to 65535"),

@@ -35,8 +35,8 @@ pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>, port: u16) -> Resul
         let node = match (words.next(), words.next()) {
             (None, _) => address.clone(),
             (Some(word), None) => match word.strip_prefix("node=") {
-                Some(name) if !name.is_empty() && name.len() <= 253 => name.to_owned(),
-                _ => return Err(refuse("`node=NAME` behind the address")),
+                Some(name) if is_node_name(name) => name.to_owned(),
+                _ => return Err(refuse("`node=NAME` behind the address, in ASCII")),
             },
             (Some(_), Some(_)) => return Err(refuse("an address and `node=NAME`, and nothing else")),
         };
@@ -52,6 +52,11 @@ pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>, port: u16) -> Resul
         targets.insert(address, target);
     }
     Ok(targets.into_values().collect())
+}
+
+/// What is printed in logs, tables and errors as it stands, so nothing that a terminal would obey.
+fn is_node_name(name: &str) -> bool {
+    (1..=253).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// `host:port` in the one form that identifies a target, or nothing if it is none.
@@ -124,6 +129,8 @@ mod tests {
             "h:1 nod=x",
             "h:1 node=",
             "h:1 node=a b",
+            "h:1 node=a\u{1b}[31m",
+            "h:1 node=\u{202e}a",
             "h/x:1",
         ] {
             let error = parse(["ok:1", bad], 9090).unwrap_err().to_string();

@@ -30,7 +30,8 @@ fn understood(lines: &[&str], targets: &[Target]) {
             address.bytes().all(|byte| byte.is_ascii_graphic()),
             "it has to go into a request: {address}"
         );
-        assert!(!node.0.is_empty() && !node.0.contains(char::is_whitespace), "{node:?}");
+        let is_printable = node.0.bytes().all(|byte| byte.is_ascii_graphic());
+        assert!(!node.0.is_empty() && is_printable, "{node:?}");
     }
     // What was understood is understood again as it is told, in any order, and with any comment.
     let told =

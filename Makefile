@@ -1,9 +1,11 @@
 IMAGE ?= procscan-aggregator
 TAG   ?= latest
 CONFIG ?= config.yaml
+# Seconds for each of what is fuzzed, or soaked.
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: build run demo test e2e bench bench-instructions crds fmt lint docker-build docker-push clean help
+.PHONY: build run demo test e2e fuzz soak bench bench-instructions crds fmt lint docker-build docker-push clean help
 
 build: ## Build the release binary
 	cargo build --release --locked
@@ -19,6 +21,15 @@ test: ## Run all tests
 
 e2e: ## Run the service against a real Kubernetes API server (ONLY=name for some; needs Go and iproute2, or KUBEBUILDER_ASSETS)
 	e2e/run $(ONLY)
+
+fuzz: ## Feed whatever reads other people's bytes with made-up ones (TARGET=name for one, SECONDS=60 for each; needs cargo-fuzz and a C++ compiler)
+	fuzz/run $(SECONDS) $(TARGET)
+
+soak: ## Days of trouble, and kills while the fleet misbehaves (SECONDS=60 for each, SEED=number for the same again)
+	PROCSCAN_SOAK_SECONDS=$(SECONDS) $(if $(SEED),PROCSCAN_SOAK_SEED=$(SEED)) \
+	  cargo test --release --locked -p procscan-core --test soak -- --ignored --nocapture
+	cargo build --release --locked -p procscan-aggregator -p procscan-bench
+	target/release/procscan-bench soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 bench: ## Measure rounds beside a bare loop, and the API beside nginx, on this machine (about 25 minutes; needs nginx)
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench

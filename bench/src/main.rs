@@ -1,5 +1,6 @@
 //! Measures the aggregator on this machine, beside what the machine lets anybody do: a bare loop over raw sockets for the rounds,
-//! nginx for the API. Every part runs in a process of its own, so that its CPU and memory are its own.
+//! nginx for the API. And kills it, to see what is left. Every part runs in a process of its own, so that its CPU and memory are
+//! its own.
 
 mod aggregator;
 mod api;
@@ -9,6 +10,7 @@ mod load;
 mod nginx;
 mod process;
 mod rounds;
+mod soak;
 mod table;
 
 use std::process::ExitCode;
@@ -28,6 +30,8 @@ enum What {
     Rounds(rounds::Options),
     /// The API, beside nginx with the same bytes as files
     Api(api::Options),
+    /// Kills while the fleet misbehaves, and what they leave behind
+    Soak(soak::Options),
     /// A simulated fleet, told on standard input what happens on its nodes
     #[command(hide = true)]
     Fleet(fleet::Options),
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().what {
         What::Rounds(options) => rounds::run(&options),
         What::Api(options) => api::run(&options),
+        What::Soak(options) => soak::run(&options),
         What::Fleet(options) => fleet::run(&options),
         What::Bare(options) => bare::run(&options),
     };

@@ -49,6 +49,7 @@ fn split(text: &str) -> (Variables, &str) {
     while let Some((line, more)) = rest.split_once('\n')
         && line.starts_with("PROCSCAN_")
         && let Some((name, value)) = line.split_once('=')
+        && name.bytes().all(|byte| byte.is_ascii_graphic())
     {
         variables.push((name.to_owned(), value.to_owned()));
         rest = more;

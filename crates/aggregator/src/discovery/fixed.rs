@@ -54,9 +54,10 @@ pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>, port: u16) -> Resul
     Ok(targets.into_values().collect())
 }
 
-/// What is printed in logs, tables and errors as it stands, so nothing that a terminal would obey.
+/// What is printed in logs, tables and errors as it stands, so nothing that a terminal would obey. The longest is an address.
 fn is_node_name(name: &str) -> bool {
-    (1..=253).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+    const MAX: usize = 253 + ":65535".len();
+    (1..=MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// `host:port` in the one form that identifies a target, or nothing if it is none.
@@ -111,6 +112,9 @@ mod tests {
             ]),
             [own("10.0.0.1:9090"), ("10.0.0.2:80".into(), "b".into()), own("node-3.example:1")]
         );
+        let long = "x".repeat(253);
+        let named = format!("{long}:9090");
+        assert_eq!(parsed(&[&long, &format!("{long} node={named}")]), [own(&named)]);
         assert_eq!(
             parsed(&["fd00:0::1", "[fd00::2]", "[FD00::3]:80"]),
             [own("[fd00::1]:9090"), own("[fd00::2]:9090"), own("[fd00::3]:80")]

@@ -282,3 +282,19 @@ fn trap_7_an_answer_that_is_cut_short_is_evidence_of_presence_only() {
     let coverage = world.snapshot().coverage;
     assert_eq!((coverage.fresh, coverage.expected()), (0, 1), "it is not covered either");
 }
+
+/// A node that accuses many is taken for one whose agent lists them in turn, and each of its words holds for longer; but not those
+/// that have grown old before.
+#[test]
+fn what_has_grown_old_is_not_young_again_because_its_node_accuses_others() {
+    let mut world = World::new(&["n1"]);
+    world.rounds(5, |w| drop(w.answer("n1", vec![record("ns-a", w.clock())])));
+    // It is not heard of for longer than it stays fresh, and not for long enough to be gone: its node is silent.
+    world.rounds(40, |w| drop(w.fail("n1")));
+    assert_eq!(world.state("ns-a"), State::Unconfirmed);
+    world.rounds(2, |w| {
+        let many = (0..30).map(|n| record_of("ns-b", &format!("p-{n}"), "xmrig", w.clock()));
+        w.answer("n1", many.collect());
+    });
+    assert_eq!(world.state("ns-a"), State::Unconfirmed);
+}

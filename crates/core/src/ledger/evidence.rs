@@ -253,7 +253,8 @@ impl Evidence {
     pub(super) fn view(&self, node: &NodeName, now: Moment, active_for: ActiveFor) -> EvidenceView {
         let presence = match self.cleared {
             Some(_) => Presence::Cleared,
-            None if self.is_fresh(now, active_for) => Presence::Active,
+            // What has grown old once is not young again because its node has accused others since, and may now take longer for each.
+            None if !self.aged && self.is_fresh(now, active_for) => Presence::Active,
             None => Presence::Unconfirmed,
         };
         EvidenceView {

@@ -14,7 +14,7 @@ use common::{HOUR, MINUTE, World, app, complete, failed, record_of};
 use jiff::SignedDuration;
 use procscan_core::Moment;
 use procscan_core::ledger::Detection;
-use procscan_core::names::{App, PodRef};
+use procscan_core::names::{App, NodeName, PodRef};
 use procscan_core::policy::{Actor, DecisionKind, Evaluation, PodState, Standing};
 use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record};
 
@@ -27,6 +27,11 @@ const DAY: u64 = 24 * HOUR;
 const MAX_KEYS: usize = 60;
 const CLEAR_AFTER: u64 = 30 * MINUTE;
 const UNREACHABLE: u64 = 6 * HOUR;
+/// How old records are by the word of an agent that is wrong about it, in seconds.
+const STALE: i64 = 5 * 3600;
+/// Whose word it is.
+const LEADER: usize = 0;
+const OTHER: usize = 1;
 /// How far our own wall clock jumps back or ahead at most.
 const MOST_BACK: u64 = 3 * HOUR;
 
@@ -62,7 +67,7 @@ enum Fault {
     Floods,
     /// The list, without the agent's clock.
     NoDate,
-    /// What is listed is not what was found.
+    /// What is listed was found hours ago, it says.
     Stale,
 }
 
@@ -83,8 +88,9 @@ struct Node {
     ends: u64,
     /// When it was last anything but healthy.
     disturbed: u64,
-    /// Whole answers, and when the last one was.
-    answered: u64,
+    /// Whole answers: those that the leader has heard, and those that the other replica has.
+    answered: [u64; 2],
+    /// When the last one was.
     last_answer: u64,
 }
 
@@ -92,8 +98,14 @@ struct Tenant {
     node: usize,
     generation: u64,
     running_since: Option<u64>,
-    ended: Option<u64>,
-    heard: Option<Heard>,
+    /// When its last process ended, and on which node.
+    ended: Option<(u64, usize)>,
+    /// By the leader, and by the other replica.
+    heard: [Option<Heard>; 2],
+    /// By anybody: the node and its agent's timestamp.
+    last_heard: Option<(usize, i64)>,
+    /// The last that had been heard when it was last released.
+    released_after: Option<(usize, i64)>,
     /// When something other than its node last stood in the way of a block.
     disturbed: u64,
     is_gone: bool,
@@ -104,7 +116,6 @@ struct Tenant {
 struct Heard {
     at: u64,
     node: usize,
-    stamp: i64,
     /// How many answers the node had given by then.
     answered: u64,
 }
@@ -171,7 +182,7 @@ impl Soak {
                 fault: Fault::None,
                 ends: 0,
                 disturbed: 0,
-                answered: 0,
+                answered: [0; 2],
                 last_answer: 0,
             })
             .collect();
@@ -200,7 +211,9 @@ impl Soak {
                 generation: 0,
                 running_since: None,
                 ended: None,
-                heard: None,
+                heard: [None; 2],
+                last_heard: None,
+                released_after: None,
                 disturbed: 0,
                 is_gone: false,
             })
@@ -243,7 +256,7 @@ impl Soak {
         let now = self.now();
         let it = &mut self.tenants[tenant];
         if it.running_since.take().is_some() {
-            it.ended = Some(now);
+            it.ended = Some((now, it.node));
         }
     }
 
@@ -452,19 +465,20 @@ impl Soak {
             }
             Fault::NoDate => Outcome::Complete(Answer { records, ..Answer::default() }),
             Fault::Stale => {
-                let hours = 5 * 3600;
                 let old = self.nodes[number].listed.iter();
-                complete(old.map(|(tenant, pod, _)| record(*tenant, pod, date - hours)).collect(), date)
+                complete(old.map(|(tenant, pod, stamp)| record(*tenant, pod, stamp - STALE)).collect(), date)
             }
             Fault::None => complete(records, date),
         };
         if matches!(outcome, Outcome::Complete(_)) {
-            self.nodes[number].answered += 1;
+            self.nodes[number].answered[LEADER] += 1;
+            self.nodes[number].answered[OTHER] += u64::from(self.other_listens());
             self.nodes[number].last_answer = now;
         }
         self.world.report(&name, outcome);
-        if matches!(fault, Fault::None | Fault::Lies) {
-            self.hear(number);
+        if !matches!(fault, Fault::Silent | Fault::Refused) {
+            let is_certain = matches!(fault, Fault::None | Fault::Lies) && !self.nodes[number].is_full;
+            self.hear(number, is_certain);
         }
         self.world.is_mute = now < self.mute_until;
         if now >= self.unwritable_until {
@@ -472,14 +486,27 @@ impl Soak {
         }
     }
 
-    /// Notes what was fresh in the answer of a node that tells what it has found.
-    fn hear(&mut self, number: usize) {
+    fn other_listens(&self) -> bool {
+        matches!(self.world.follower, Some((_, true)))
+    }
+
+    /// Notes what was certainly fresh in the answer of a node; what may have been believed is heard, but it is no evidence here.
+    fn hear(&mut self, number: usize, is_certain: bool) {
         let (at, node) = (self.now(), &self.nodes[number]);
+        let listening = if self.other_listens() { OTHER } else { LEADER };
+        let hours = if node.fault == Fault::Stale { STALE } else { 0 };
         for (tenant, pod, stamp) in &node.listed {
-            let it = &mut self.tenants[*tenant];
-            let is_known = it.heard.is_some_and(|heard| (heard.node, heard.stamp) == (number, *stamp));
-            if it.node == number && *pod == it.pod() && !is_known {
-                it.heard = Some(Heard { at, node: number, stamp: *stamp, answered: node.answered });
+            let (it, stamp) = (&mut self.tenants[*tenant], stamp - hours);
+            // Whoever hears it later only may know it from what is kept.
+            if it.node != number || *pod != it.pod() || it.last_heard == Some((number, stamp)) {
+                continue;
+            }
+            it.last_heard = Some((number, stamp));
+            if !is_certain {
+                continue;
+            }
+            for replica in LEADER..=listening {
+                it.heard[replica] = Some(Heard { at, node: number, answered: node.answered[replica] });
             }
         }
     }
@@ -490,6 +517,15 @@ impl Soak {
             self.world.restart();
         } else {
             self.world.fail_over();
+            // What it has not heard itself is no evidence to it, but for what is kept.
+            for node in &mut self.nodes {
+                node.answered = [node.answered[OTHER], 0];
+            }
+            for tenant in &mut self.tenants {
+                tenant.heard = [tenant.heard[OTHER], None];
+                // It may have heard what the one that released had forgotten by a restart.
+                tenant.released_after = None;
+            }
         }
         self.told.restarts += 1;
         let evaluation = self.world.evaluate();
@@ -547,8 +583,17 @@ impl Soak {
 
     fn blocked_rightly(&mut self, tenant: usize) {
         self.told.blocks += 1;
+        // A node that accuses many is taken for one that lists them one after the other, so what it says is believed for longer.
+        let nodes = self.world.snapshot().nodes;
+        let believed = |node: usize| {
+            let name = NodeName::new(self.nodes[node].name.as_str());
+            nodes.get(&name).map_or(0, |node| node.clock.required.as_secs()).max(2 * HOUR)
+        };
         let it = &self.tenants[tenant];
-        let is_recent = |ended: u64| self.now() - ended <= 2 * HOUR;
+        let is_recent = |(at, node): (u64, usize)| self.now() - at <= believed(node);
+        if it.released_after.is_some() && it.released_after == it.last_heard {
+            self.fail(&format!("tenant {tenant} is blocked again, and nothing is new since its release"));
+        }
         if it.running_since.is_none() && !it.ended.is_some_and(is_recent) {
             self.fail(&format!("tenant {tenant} is blocked, and has run nothing since {:?}", it.ended));
         }
@@ -556,14 +601,15 @@ impl Soak {
 
     fn released_rightly(&mut self, tenant: usize, reason: &str) {
         self.told.releases += 1;
+        self.tenants[tenant].released_after = self.tenants[tenant].last_heard;
         let (now, it) = (self.now(), &self.tenants[tenant]);
         let is_lost = |node: &Node| now - node.last_answer >= UNREACHABLE;
         if it.is_gone {
             return;
         }
         // Each answer vouches for a minute at most.
-        let Some(Heard { at, node, answered, .. }) = it.heard else { return };
-        let proven = (self.nodes[node].answered - answered) * MINUTE;
+        let Some(Heard { at, node, answered, .. }) = it.heard[LEADER] else { return };
+        let proven = (self.nodes[node].answered[LEADER] - answered) * MINUTE;
         if proven < CLEAR_AFTER && !is_lost(&self.nodes[node]) {
             let silent = now - at;
             self.fail(&format!(

@@ -35,9 +35,11 @@ pub fn config(input: &[u8]) {
     assert_eq!(told(&read), told(&Config::parse(text, NAME, variables.clone())));
 
     let Ok(tree @ Value::Object(_)) = values::parse_yaml(text) else { return };
-    // JSON is YAML, too.
+    // JSON is YAML, too, but for its longest keys.
     let json = tree.to_string();
-    assert_eq!(told(&Config::parse(&json, NAME, variables.clone())), told(&read), "{json}");
+    if read.is_ok() || json.len() <= 1024 {
+        assert_eq!(told(&Config::parse(&json, NAME, variables.clone())), told(&read), "{json}");
+    }
     if variables.is_empty() && read.is_ok() {
         from_the_environment(&tree, &read);
     }

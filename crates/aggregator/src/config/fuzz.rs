@@ -1,7 +1,7 @@
 //! Laws of configurations.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "whatever is not as expected stops the run")]
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Config, ConfigError, values};
 
@@ -37,7 +37,7 @@ pub fn config(input: &[u8]) {
     let Ok(tree @ Value::Object(_)) = values::parse_yaml(text) else { return };
     // JSON is YAML, too, but for its longest keys.
     let json = tree.to_string();
-    if read.is_ok() || json.len() <= 1024 {
+    if longest_key(&tree) <= 1024 {
         assert_eq!(told(&Config::parse(&json, NAME, variables.clone())), told(&read), "{json}");
     }
     if variables.is_empty() && read.is_ok() {
@@ -67,6 +67,18 @@ fn refused(error: &ConfigError, variables: &Variables) {
     for line in text.lines() {
         let is_place = |place: &str| line.starts_with(&format!("{place}: "));
         assert!(is_place(NAME) || variables.iter().any(|(name, _)| is_place(name)), "no place: {line}");
+    }
+}
+
+/// As it is written in JSON, in bytes.
+fn longest_key(tree: &Value) -> usize {
+    match tree {
+        Value::Object(map) => {
+            let longest = map.iter().map(|(key, value)| json!(key).to_string().len().max(longest_key(value)));
+            longest.max().unwrap_or(0)
+        }
+        Value::Array(list) => list.iter().map(longest_key).max().unwrap_or(0),
+        _ => 0,
     }
 }
 

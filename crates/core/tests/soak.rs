@@ -88,9 +88,8 @@ struct Node {
     ends: u64,
     /// When it was last anything but healthy.
     disturbed: u64,
-    /// Whole answers: those that the leader has heard, and those that the other replica has.
-    answered: [u64; 2],
-    /// When the last one was.
+    /// Whole answers, and when the last one was.
+    answered: u64,
     last_answer: u64,
 }
 
@@ -182,7 +181,7 @@ impl Soak {
                 fault: Fault::None,
                 ends: 0,
                 disturbed: 0,
-                answered: [0; 2],
+                answered: 0,
                 last_answer: 0,
             })
             .collect();
@@ -471,8 +470,7 @@ impl Soak {
             Fault::None => complete(records, date),
         };
         if matches!(outcome, Outcome::Complete(_)) {
-            self.nodes[number].answered[LEADER] += 1;
-            self.nodes[number].answered[OTHER] += u64::from(self.other_listens());
+            self.nodes[number].answered += 1;
             self.nodes[number].last_answer = now;
         }
         self.world.report(&name, outcome);
@@ -494,9 +492,13 @@ impl Soak {
     fn hear(&mut self, number: usize, is_certain: bool) {
         let (at, node) = (self.now(), &self.nodes[number]);
         let listening = if self.other_listens() { OTHER } else { LEADER };
-        let hours = if node.fault == Fault::Stale { STALE } else { 0 };
         for (tenant, pod, stamp) in &node.listed {
-            let (it, stamp) = (&mut self.tenants[*tenant], stamp - hours);
+            let (it, stamp) = (&mut self.tenants[*tenant], *stamp);
+            if node.fault == Fault::Stale {
+                // Another timestamp, which may be believed.
+                it.released_after = None;
+                continue;
+            }
             // Whoever hears it later only may know it from what is kept.
             if it.node != number || *pod != it.pod() || it.last_heard == Some((number, stamp)) {
                 continue;
@@ -506,7 +508,7 @@ impl Soak {
                 continue;
             }
             for replica in LEADER..=listening {
-                it.heard[replica] = Some(Heard { at, node: number, answered: node.answered[replica] });
+                it.heard[replica] = Some(Heard { at, node: number, answered: node.answered });
             }
         }
     }
@@ -518,9 +520,6 @@ impl Soak {
         } else {
             self.world.fail_over();
             // What it has not heard itself is no evidence to it, but for what is kept.
-            for node in &mut self.nodes {
-                node.answered = [node.answered[OTHER], 0];
-            }
             for tenant in &mut self.tenants {
                 tenant.heard = [tenant.heard[OTHER], None];
                 // It may have heard what the one that released had forgotten by a restart.
@@ -558,9 +557,7 @@ impl Soak {
             let undisturbed = now - since.max(it.disturbed).max(node.disturbed);
             // Whose turn it is changes with every other that starts or ends; and a clock that jumps back makes a grace last longer,
             // by what it has jumped and by the hour for which somebody who can't be told is waited for.
-            let grace = self.world.policy.grace.as_secs();
-            let late = if grace > 0 { grace + HOUR + MOST_BACK } else { 0 };
-            let limit = 3 * self.cycle(it.node) + 3 * MINUTE + late;
+            let limit = 3 * self.cycle(it.node) + 3 * MINUTE + self.longest_grace();
             if undisturbed > limit && !node.is_full && !blocked.contains(&app(&namespace(tenant))) {
                 let standing =
                     self.world.book.incident(&app(&namespace(tenant))).map(|incident| &incident.standing);
@@ -581,6 +578,11 @@ impl Soak {
         self.blocked = blocked;
     }
 
+    fn longest_grace(&self) -> u64 {
+        let grace = self.world.policy.grace.as_secs();
+        if grace > 0 { grace + HOUR + MOST_BACK } else { 0 }
+    }
+
     fn blocked_rightly(&mut self, tenant: usize) {
         self.told.blocks += 1;
         // A node that accuses many is taken for one that lists them one after the other, so what it says is believed for longer.
@@ -588,6 +590,7 @@ impl Soak {
         let believed = |node: usize| {
             let name = NodeName::new(self.nodes[node].name.as_str());
             nodes.get(&name).map_or(0, |node| node.clock.required.as_secs()).max(2 * HOUR)
+                + self.longest_grace()
         };
         let it = &self.tenants[tenant];
         let is_recent = |(at, node): (u64, usize)| self.now() - at <= believed(node);
@@ -609,7 +612,7 @@ impl Soak {
         }
         // Each answer vouches for a minute at most.
         let Some(Heard { at, node, answered, .. }) = it.heard[LEADER] else { return };
-        let proven = (self.nodes[node].answered[LEADER] - answered) * MINUTE;
+        let proven = (self.nodes[node].answered - answered) * MINUTE;
         if proven < CLEAR_AFTER && !is_lost(&self.nodes[node]) {
             let silent = now - at;
             self.fail(&format!(

@@ -382,6 +382,8 @@ impl Soak {
             } else if self.random.once_in(1500) {
                 // The App is deleted.
                 self.tenants[tenant].is_gone = true;
+                // That is proof, also where the release that follows can't be kept before there is a Pod again.
+                self.tenants[tenant].heard = [None; 2];
                 self.place(tenant);
                 self.remove_pod(tenant);
             }

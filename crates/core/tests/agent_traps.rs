@@ -4,8 +4,8 @@
 mod common;
 
 use common::{HOUR, World, app, complete, failed, record, record_of, settings};
-use procscan_core::ledger::{ChangeKind, Cleared};
-use procscan_core::names::{App, PodRef};
+use procscan_core::ledger::{ChangeKind, Cleared, Remembered};
+use procscan_core::names::{App, NodeName, PodRef};
 use procscan_core::policy::{DecisionKind, PodState};
 use procscan_core::report::FailureReason;
 use procscan_core::resources;
@@ -297,4 +297,32 @@ fn what_has_grown_old_is_not_young_again_because_its_node_accuses_others() {
         w.answer("n1", many.collect());
     });
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
+}
+
+/// The one that cleared it had forgotten by a restart what this one has heard since it was last kept, and may have heard more when
+/// this one was cut off.
+#[test]
+fn what_another_replica_has_cleared_is_evidence_again_only_by_something_young() {
+    let mut world = World::new(&["n1"]);
+    let first = world.clock() + 60;
+    world.rounds(3, |w| drop(w.answer("n1", vec![record("ns-a", w.clock())])));
+    let last = world.clock();
+    let kept = Remembered {
+        key: world.violation("ns-a").key,
+        node: NodeName::new("n1"),
+        record: record("ns-a", first),
+        first_seen: world.now.wall,
+        fresh_at: world.now.wall,
+        observations: 1,
+        cleared: Some((world.now.wall, Cleared::ByClock)),
+        scan_interval: None,
+    };
+    world.ledger.remember([kept], world.now);
+    assert_eq!(world.state("ns-a"), State::Cleared, "nothing has been heard since");
+    for stamp in [last, world.clock() - 2 * 3600] {
+        world.rounds(1, |w| drop(w.answer("n1", vec![record("ns-a", stamp)])));
+        assert_eq!(world.state("ns-a"), State::Cleared, "it is old, whether it is known here or not");
+    }
+    world.rounds(1, |w| drop(w.answer("n1", vec![record("ns-a", w.clock())])));
+    assert_eq!(world.state("ns-a"), State::Active);
 }

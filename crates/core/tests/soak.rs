@@ -524,8 +524,6 @@ impl Soak {
             // What it has not heard itself is no evidence to it, but for what is kept.
             for tenant in &mut self.tenants {
                 tenant.heard = [tenant.heard[OTHER], None];
-                // It may have heard what the one that released had forgotten by a restart.
-                tenant.released_after = None;
             }
         }
         self.told.restarts += 1;

@@ -75,8 +75,8 @@ pub(super) struct Evidence {
     observations: u64,
     aged: bool,
     cleared: Option<(Moment, Cleared)>,
-    /// Known from before the start only. What was seen last may have been seen after it was kept, so another timestamp alone
-    /// proves nothing yet: it must be young as well.
+    /// Known, perhaps among others, from before the start or from another replica. What was seen last may have been seen after it
+    /// was kept, so another timestamp alone proves nothing yet: it must be young as well.
     remembered: bool,
     /// Its last fresh evidence was heard before the start. How often its agent scans is not learned from it, so that does not keep
     /// it fresh for longer.
@@ -134,9 +134,15 @@ impl Evidence {
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
         self.first_seen = self.first_seen.min(past(known.first_seen));
         self.observations = self.observations.max(known.observations);
-        // Nothing has been heard here that was not known there when it cleared.
-        if let Some((at, why)) = known.cleared.filter(|_| is_same && self.cleared.is_none()) {
-            self.cleared = Some((past(at), why));
+        // What the other has heard after it was kept is not known here either.
+        self.remembered = true;
+        if let Some((at, why)) = known.cleared.filter(|_| self.cleared.is_none()) {
+            let at = past(at);
+            // Nothing has been heard here that was not known there when it cleared, or nothing since: whoever cleared it may have
+            // forgotten by a restart what was heard here before, but had its node's answers for the whole clearing time.
+            if is_same || self.fresh_at.is_none_or(|fresh| fresh.uptime <= at.uptime) {
+                self.cleared = Some((at, why));
+            }
         }
     }
 

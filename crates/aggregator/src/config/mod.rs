@@ -148,6 +148,7 @@ impl Config {
         }
         let file = tree.clone();
         let overrides = environment::apply(&mut tree, variables)?;
+        let empty = values::nulls(&tree);
         values::drop_nulls(&mut tree);
         let place = |path: &str| {
             // A section that only the environment names is its mistake as a whole.
@@ -161,12 +162,21 @@ impl Config {
                 None => format!("{name}: {path}"),
             }
         };
-        let config: Self = serde_path_to_error::deserialize(&tree).map_err(|e| {
+        let refused = |e: serde_path_to_error::Error<serde_json::Error>| {
             let path = e.path().to_string();
             let value = values::at(&tree, &path);
             let problem = values::explain(&e.into_inner().to_string(), value);
             ConfigError::new(if path == "." { name.to_owned() } else { place(&path) }, problem)
-        })?;
+        };
+        for key in empty {
+            // That it has no value is no mistake, but there has to be such a key.
+            if let Err(e) = serde_path_to_error::deserialize::<_, Self>(&key)
+                && e.inner().to_string().starts_with("unknown field")
+            {
+                return Err(refused(e));
+            }
+        }
+        let config: Self = serde_path_to_error::deserialize(&tree).map_err(refused)?;
         let problems: Vec<String> = config
             .problems()
             .0

@@ -148,6 +148,10 @@ fn unknown_keys_are_refused_with_those_that_are_known() {
     refused("agregator: {}\n", "", "`aggregator`");
     refused("aggregator: {scan_intervall: 60s}\n", "aggregator", "`scan_interval`");
     refused("notification: {blocked: {titel: x}}\n", "notification.blocked", "`title`");
+    // Without a value, too: a section whose keys are all comments is none of them.
+    refused("agregator:\n", "agregator", "`aggregator`");
+    refused("collector:\n  timout:\n", "collector", "`timeout`");
+    assert!(parse("collector:\n  timeout:\ngateway:\n").is_ok());
 }
 
 #[test]

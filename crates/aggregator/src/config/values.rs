@@ -48,6 +48,16 @@ pub(super) fn drop_nulls(tree: &mut Value) {
     }
 }
 
+/// For each key without a value the sections and keys that lead to it, and nothing else.
+pub(super) fn nulls(tree: &Value) -> Vec<Value> {
+    let Value::Object(map) = tree else { return Vec::new() };
+    let below = |(key, value): (&String, &Value)| {
+        let found = if value.is_null() { vec![Value::Null] } else { nulls(value) };
+        found.into_iter().map(|inner| serde_json::json!({ key: inner })).collect::<Vec<_>>()
+    };
+    map.iter().flat_map(below).collect()
+}
+
 /// Says what is wrong in the form «value is not allowed; allowed is …», from serde's «…, expected …».
 pub(super) fn explain(message: &str, value: Option<&Value>) -> String {
     let value = value.map_or("this".to_owned(), shown);

@@ -116,6 +116,20 @@ fn trap_2_skewed_clocks_are_judged_by_the_agents_own_date() {
 }
 
 #[test]
+fn trap_2_a_clock_that_was_set_back_is_believed_and_what_was_found_long_ago_is_not() {
+    let mut world = World::new(&["n1"]);
+    world.wait(24 * HOUR);
+    let listed = |w: &World, stamp: i64, skew: i64| complete(vec![record("ns-a", stamp)], w.clock() + skew);
+    world.report("n1", listed(&world, world.clock() + 7200, 7200));
+    world.rounds(40, |w| drop(w.fail("n1")));
+    assert_eq!(world.state("ns-a"), State::Unconfirmed);
+    world.report("n1", listed(&world, world.clock() - 5 * 3600, 0));
+    assert_eq!(world.state("ns-a"), State::Unconfirmed);
+    world.report("n1", listed(&world, world.clock(), 0));
+    assert_eq!(world.state("ns-a"), State::Active);
+}
+
+#[test]
 fn trap_3_a_restarted_agents_empty_list_clears_nothing() {
     let mut world = World::new(&["n1"]);
     world.rounds(5, |w| drop(w.answer("n1", vec![record("ns-a", scan_time(w))])));

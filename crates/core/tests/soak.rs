@@ -27,8 +27,11 @@ const DAY: u64 = 24 * HOUR;
 const MAX_KEYS: usize = 60;
 const CLEAR_AFTER: u64 = 30 * MINUTE;
 const UNREACHABLE: u64 = 6 * HOUR;
-/// How old records are by the word of an agent that is wrong about it, in seconds.
-const STALE: i64 = 5 * 3600;
+/// What is older may have been heard before by another replica, in seconds.
+const MAX_AGE: i64 = 30 * 60;
+/// How old records are by the word of an agent that is wrong about it, in seconds. No multiple of a scan interval, so that none is
+/// taken for one that really was found then.
+const STALE: i64 = 5 * 3600 + 7;
 /// Whose word it is.
 const LEADER: usize = 0;
 const OTHER: usize = 1;
@@ -103,6 +106,8 @@ struct Tenant {
     heard: [Option<Heard>; 2],
     /// By anybody: the node and its agent's timestamp.
     last_heard: Option<(usize, i64)>,
+    /// All that have been heard: what is listed once more is no news.
+    all_heard: BTreeSet<(usize, i64)>,
     /// The last that had been heard when it was last released.
     released_after: Option<(usize, i64)>,
     /// When something other than its node last stood in the way of a block.
@@ -212,6 +217,7 @@ impl Soak {
                 ended: None,
                 heard: [None; 2],
                 last_heard: None,
+                all_heard: BTreeSet::new(),
                 released_after: None,
                 disturbed: 0,
                 is_gone: false,
@@ -495,18 +501,15 @@ impl Soak {
         let (at, node) = (self.now(), &self.nodes[number]);
         let listening = if self.other_listens() { OTHER } else { LEADER };
         for (tenant, pod, stamp) in &node.listed {
-            let (it, stamp) = (&mut self.tenants[*tenant], *stamp);
-            if node.fault == Fault::Stale {
-                // Another timestamp, which may be believed.
-                it.released_after = None;
-                continue;
-            }
+            let stamp = if node.fault == Fault::Stale { *stamp - STALE } else { *stamp };
+            let it = &mut self.tenants[*tenant];
             // Whoever hears it later only may know it from what is kept.
-            if it.node != number || *pod != it.pod() || it.last_heard == Some((number, stamp)) {
+            if it.node != number || *pod != it.pod() || !it.all_heard.insert((number, stamp)) {
                 continue;
             }
             it.last_heard = Some((number, stamp));
-            if !is_certain {
+            let age = i64::try_from(at).unwrap() + node.skew - stamp;
+            if !is_certain || age > MAX_AGE {
                 continue;
             }
             for replica in LEADER..=listening {

@@ -63,8 +63,8 @@ pub(super) struct ActiveFor {
 #[derive(Debug)]
 pub(super) struct Evidence {
     record: Arc<Record>,
-    /// The timestamps seen most recently, the latest last. Kept after clearing: the tombstone by which a record that
-    /// is still listed, but does not change, stays cleared.
+    /// The timestamps seen most recently, the last one last, and the latest of all. Kept after clearing: the tombstone by which a
+    /// record that is still listed, but does not change, stays cleared.
     timestamps: Vec<Timestamp>,
     first_seen: Moment,
     last_seen: Moment,
@@ -125,24 +125,33 @@ impl Evidence {
         let timestamp = known.record.detected_at;
         let is_same = self.timestamps.last() == Some(&timestamp);
         if !self.timestamps.contains(&timestamp) {
+            self.make_room();
             // As the oldest: it is the first to be forgotten.
             self.timestamps.insert(0, timestamp);
-            if self.timestamps.len() > REMEMBERED {
-                self.timestamps.remove(0);
-            }
         }
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
         self.first_seen = self.first_seen.min(past(known.first_seen));
         self.observations = self.observations.max(known.observations);
         // What the other has heard after it was kept is not known here either.
         self.remembered = true;
-        if let Some((at, why)) = known.cleared.filter(|_| self.cleared.is_none()) {
-            let at = past(at);
+        if let Some((wall, why)) = known.cleared.filter(|_| self.cleared.is_none()) {
+            let at = past(wall);
             // Nothing has been heard here that was not known there when it cleared, or nothing since: whoever cleared it may have
-            // forgotten by a restart what was heard here before, but had its node's answers for the whole clearing time.
-            if is_same || self.fresh_at.is_none_or(|fresh| fresh.uptime <= at.uptime) {
+            // forgotten by a restart what was heard here before, but had its node's answers for the whole clearing time. A wall
+            // clock may have been set in between, so it is enough if one of the clocks says so.
+            let is_since = |fresh: Moment| fresh.uptime > at.uptime && fresh.wall > wall;
+            if is_same || !self.fresh_at.is_some_and(is_since) {
                 self.cleared = Some((at, why));
             }
+        }
+    }
+
+    /// Makes room for another timestamp: forgets the one that was not seen for longest, but never the latest one of all.
+    fn make_room(&mut self) {
+        if self.timestamps.len() >= REMEMBERED {
+            let latest = self.timestamps.iter().max().copied();
+            let oldest = self.timestamps.iter().position(|timestamp| Some(*timestamp) != latest);
+            self.timestamps.remove(oldest.unwrap_or(0));
         }
     }
 
@@ -151,14 +160,17 @@ impl Evidence {
         gone.is_none_or(|gone| self.fresh_at.is_some_and(|fresh| fresh.uptime > gone.uptime))
     }
 
-    /// The record is listed again. It is fresh evidence if its timestamp differs from those remembered.
+    /// The record is listed again. It is fresh evidence if its timestamp differs from those remembered, unless it is an earlier one
+    /// and by the agent's own clock not young: a clock may be set back, but to list what was found long ago is no news.
+    ///
+    /// `is_young` says nothing where the agent does not tell its time.
     pub(super) fn listed(
         &mut self,
         record: &Record,
         at: Moment,
         mark: Duration,
         same_incident: Duration,
-        is_young: impl Fn(&Record) -> bool,
+        is_young: impl Fn(&Record) -> Option<bool>,
     ) -> Option<ChangeKind> {
         self.last_seen = at;
         if *self.record != *record {
@@ -169,11 +181,17 @@ impl Evidence {
             self.timestamps.push(timestamp);
             return None;
         }
-        if self.timestamps.len() == REMEMBERED {
-            self.timestamps.remove(0);
-        }
+        let is_later = self.timestamps.iter().all(|t| *t < record.detected_at);
+        self.make_room();
         self.timestamps.push(record.detected_at);
-        if std::mem::take(&mut self.remembered) && !is_young(record) {
+        let is_news = match is_young(record) {
+            Some(true) => true,
+            Some(false) => is_later && !self.remembered,
+            None => !self.remembered,
+        };
+        // One that is earlier says nothing of what was seen last by whoever kept it.
+        self.remembered &= !is_news && !is_later;
+        if !is_news {
             return None;
         }
 

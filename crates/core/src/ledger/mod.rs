@@ -293,9 +293,8 @@ impl Ledger {
 
         let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
         let mark = node.odometer;
-        let is_young = |record: &Record| {
-            crate::report::age_by_own_clock(record, answer.date).is_some_and(|age| age <= max_age)
-        };
+        let is_young =
+            |record: &Record| crate::report::age_by_own_clock(record, answer.date).map(|age| age <= max_age);
         let mut changes = Vec::new();
         for (key, record) in newest {
             let full = node.evidence.len() >= self.rules.max_keys_per_node;
@@ -306,7 +305,7 @@ impl Ledger {
                 node.rejected.count(Rejection::NodeQuota);
                 continue;
             } else {
-                let fresh = is_young(record);
+                let fresh = is_young(record) == Some(true);
                 let record = self.texts.share(record);
                 let key = record.key.clone();
                 node.evidence.insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));

@@ -17,6 +17,7 @@ use procscan_core::ledger::Detection;
 use procscan_core::names::{App, NodeName, PodRef};
 use procscan_core::policy::{Actor, DecisionKind, Evaluation, PodState, Standing};
 use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record};
+use procscan_core::snapshot::Violation;
 
 const NODES: usize = 12;
 /// The first ones offend now and then, the others never do.
@@ -561,7 +562,9 @@ impl Soak {
             // Whose turn it is changes with every other that starts or ends; and a clock that jumps back makes a grace last longer,
             // by what it has jumped and by the hour for which somebody who can't be told is waited for.
             let limit = 3 * self.cycle(it.node) + 3 * MINUTE + self.longest_grace();
-            if undisturbed > limit && !node.is_full && !blocked.contains(&app(&namespace(tenant))) {
+            let is_late = undisturbed > limit && !node.is_full && !blocked.contains(&app(&namespace(tenant)));
+            let home = it.node;
+            if is_late && self.accusations(home) < MAX_KEYS {
                 let standing =
                     self.world.book.incident(&app(&namespace(tenant))).map(|incident| &incident.standing);
                 self.fail(&format!("tenant {tenant} offends for {undisturbed} s in peace: {standing:?}"));
@@ -579,6 +582,14 @@ impl Soak {
             self.fail(&format!("{incidents} incidents"));
         }
         self.blocked = blocked;
+    }
+
+    /// How many Pods a node accuses as far as the leader knows. Who lies long enough has no place for the truth.
+    fn accusations(&mut self, node: usize) -> usize {
+        let snapshot = self.world.snapshot();
+        let name = self.nodes[node].name.as_str();
+        let by = |violation: &&Violation| violation.evidence.iter().any(|evidence| *evidence.node.0 == *name);
+        snapshot.violations.iter().filter(by).count()
     }
 
     fn longest_grace(&self) -> u64 {

@@ -642,7 +642,8 @@ impl Soak {
         }
         (self.mute_until, self.unwritable_until) = (0, 0);
         // Each offender that a node is taken to have is waited for six of its scans.
-        let mut minutes = MAX_KEYS * 6 * 5 + 120;
+        let patience = MAX_KEYS * 6 * 5 + 120;
+        let mut minutes = patience;
         while !self.blocked.is_empty() && minutes > 0 {
             self.minute(true);
             minutes -= 1;
@@ -651,12 +652,12 @@ impl Soak {
             self.fail(&format!("still blocked after good days: {:?}", self.blocked));
         }
         self.nodes.iter_mut().for_each(|node| node.listed.clear());
-        (0..26 * 60).for_each(|_| self.minute(true));
+        (0..patience + 26 * 60).for_each(|_| self.minute(true));
         let left = self.world.snapshot().violations.len();
         let open = |standing: &Standing| !matches!(standing, Standing::Ended { .. });
         let incidents = self.world.book.incidents().filter(|(_, it)| open(&it.standing)).count();
         if left + incidents > 0 {
-            self.fail(&format!("{left} violations and {incidents} incidents are left after a quiet day"));
+            self.fail(&format!("{left} violations and {incidents} incidents are left after quiet days"));
         }
     }
 }

@@ -5,7 +5,7 @@
 //! than asking. One task owns the schedule; each request is a task of its own, and sends its report before it ends.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +42,10 @@ const SPREAD: f64 = 0.8;
 /// cheaper: half as many cost an eighth less. A slot of a large fleet has about as many targets as may be asked at once.
 const SLOTS: [u16; 3] = [12, 24, 48];
 
+/// Whoever has not answered for so long hands its place on, and lingers beside as many others as there are places: one answers
+/// within milliseconds or not at all, and when many stop answering at once, the others must not wait for their timeouts.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Asks every target once per round.
 #[derive(Debug)]
 pub struct Collector {
@@ -64,8 +68,13 @@ pub struct Collector {
 #[derive(Debug)]
 struct Lane {
     queue: BinaryHeap<Reverse<(Instant, Text)>>,
-    in_flight: usize,
     places: usize,
+    /// Requests that hold a place.
+    holding: HashSet<task::Id>,
+    /// When each of them began, in order, and of some that are done.
+    begun: VecDeque<(Instant, task::Id)>,
+    /// Requests that have handed their place on; no more than there are places.
+    lingering: HashSet<task::Id>,
 }
 
 #[derive(Debug)]
@@ -194,7 +203,7 @@ impl Collector {
         let spread =
             if number == 1 { FIRST_SPREAD.min(self.cadence.interval) } else { self.cadence.interval };
         let slots = slots(self.slots.len(), self.standing.places);
-        let waiting: std::collections::HashSet<Text> =
+        let waiting: HashSet<Text> =
             self.standing.waiting().chain(self.probation.waiting()).cloned().collect();
         for (address, slot) in &self.slots {
             if waiting.contains(address) {
@@ -214,6 +223,8 @@ impl Collector {
     /// Asks everybody who is due, as far as there are places.
     fn ask_due(&mut self) -> Option<Round> {
         let now = Instant::now();
+        self.standing.let_linger(now);
+        self.probation.let_linger(now);
         while self.standing.next().is_some_and(|due| due <= now) {
             self.ask_next(now, false);
         }
@@ -229,7 +240,6 @@ impl Collector {
         let Some(Reverse((due, address))) = lane.queue.pop() else { return };
         let Some(slot) = self.slots.get_mut(&address).filter(|slot| !slot.is_in_flight) else { return };
         slot.is_in_flight = true;
-        lane.in_flight += 1;
         self.round.counts.asked += 1;
         self.round.pending += 1;
         self.round.lag += now - due;
@@ -247,6 +257,8 @@ impl Collector {
             let _ = observations.send(Observation::Report(report)).await;
             Finished { failure, etag }
         });
+        lane.holding.insert(request.id());
+        lane.begun.push_back((now, request.id()));
         let round = self.round.counts.number;
         self.asked.insert(request.id(), Asked { address, round, is_on_probation });
     }
@@ -268,7 +280,7 @@ impl Collector {
         });
         let Some(Asked { address, round, is_on_probation }) = self.asked.remove(&id) else { return };
         let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };
-        lane.in_flight = lane.in_flight.saturating_sub(1);
+        lane.finished(id);
         let is_current = round == self.round.counts.number && self.round.is_open;
         if is_current {
             self.round.pending = self.round.pending.saturating_sub(1);
@@ -320,13 +332,35 @@ impl Current {
 
 impl Lane {
     fn new(places: usize) -> Self {
-        Self { queue: BinaryHeap::new(), in_flight: 0, places }
+        let (holding, lingering) = (HashSet::new(), HashSet::new());
+        Self { queue: BinaryHeap::new(), places, holding, begun: VecDeque::new(), lingering }
     }
 
-    /// When the next target is to be asked; nothing while no place is free.
+    /// When the next target is to be asked; nothing while no place is free and none can be handed on.
     fn next(&self) -> Option<Instant> {
-        let Reverse((due, _)) = self.queue.peek().filter(|_| self.in_flight < self.places)?;
-        Some(*due)
+        let Reverse((due, _)) = self.queue.peek()?;
+        if self.holding.len() < self.places {
+            return Some(*due);
+        }
+        let (begun, _) = self.begun.front().filter(|_| self.lingering.len() < self.places)?;
+        Some((*due).max(*begun + LINGER))
+    }
+
+    /// Those who have held their places for long enough hand them on.
+    fn let_linger(&mut self, now: Instant) {
+        while self.lingering.len() < self.places
+            && let Some((_, id)) = self.begun.pop_front_if(|(begun, _)| *begun + LINGER <= now)
+        {
+            if self.holding.remove(&id) {
+                self.lingering.insert(id);
+            }
+        }
+    }
+
+    fn finished(&mut self, id: task::Id) {
+        if !self.holding.remove(&id) {
+            self.lingering.remove(&id);
+        }
     }
 
     fn waiting(&self) -> impl Iterator<Item = &Text> {
@@ -373,5 +407,37 @@ mod tests {
         let offsets: Vec<_> =
             [0.0, 0.04, 0.5, 1.0].map(|place| offset(Duration::from_mins(1), place, 12)).into();
         assert_eq!(offsets, [0, 0, 24, 48].map(Duration::from_secs));
+    }
+
+    #[tokio::test]
+    async fn who_has_not_answered_for_a_second_hands_its_place_on_to_one_other() {
+        let (mut lane, mut requests) = (Lane::new(2), JoinSet::new());
+        let begin = Instant::now();
+        let second = |n: u64| begin + Duration::from_secs(n);
+        let mut ask_two = |lane: &mut Lane, at| {
+            [(); 2].map(|()| {
+                let id = requests.spawn(std::future::pending::<()>()).id();
+                lane.holding.insert(id);
+                lane.begun.push_back((at, id));
+                id
+            })
+        };
+        lane.queue.push(Reverse((begin, "10.0.0.1:9000".into())));
+        assert_eq!(lane.next(), Some(begin));
+        let [first, _] = ask_two(&mut lane, begin);
+        assert_eq!(lane.next(), Some(second(1)), "all places are taken until then");
+        lane.let_linger(begin);
+        assert_eq!((lane.holding.len(), lane.lingering.len()), (2, 0));
+        lane.let_linger(second(1));
+        assert_eq!((lane.holding.len(), lane.lingering.len(), lane.next()), (0, 2, Some(begin)));
+        let [done, _] = ask_two(&mut lane, second(1));
+        lane.let_linger(second(9));
+        assert_eq!((lane.holding.len(), lane.next()), (2, None), "no more linger than there are places");
+        lane.finished(first);
+        assert_eq!(lane.next(), Some(second(2)));
+        lane.finished(done);
+        assert_eq!(lane.next(), Some(begin), "there is a place");
+        lane.let_linger(second(9));
+        assert_eq!((lane.holding.len(), lane.lingering.len(), lane.begun.len()), (0, 2, 0));
     }
 }

@@ -132,6 +132,46 @@ async fn what_is_answered_flows_through_to_the_objects() {
     assert_eq!(objects(&directory), whole);
 }
 
+/// When and how long each file in a directory was written.
+fn written(directory: &Path) -> Vec<(String, std::time::SystemTime, u64)> {
+    let files = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
+    let mut written: Vec<_> = files
+        .map(|file| {
+            let about = file.metadata().unwrap();
+            (file.file_name().into_string().unwrap(), about.modified().unwrap(), about.len())
+        })
+        .collect();
+    written.sort();
+    written
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_nothing_changes_nothing_is_written_or_made_anew() {
+    let temp = tempfile::tempdir().unwrap();
+    let fleet = fleet(3);
+    std::fs::write(temp.path().join("targets"), list(&fleet, 0..3)).unwrap();
+    let service = start(temp.path(), "").await;
+    fleet.scan_now(0);
+    fleet.scan_now(1);
+    until(&service, "the violations", |snapshot| snapshot.list.len() == 2).await;
+    let (objects, state) = (temp.path().join("objects"), temp.path().join("state"));
+    output_until(&service, "the blocks", || blocked_services(&objects).len() == 3).await;
+    // What is heard of the tenants' Notifications is kept after they are written.
+    let rounds = service.views().snapshots.published().borrow().rounds;
+    until(&service, "a quiet round", |snapshot| snapshot.rounds >= rounds + 2).await;
+    let body = |path| common::get(service.address(), path).body;
+    let bodies = || [body("/api/violations"), body("/api/v1/plan"), body("/api/v1/incidents")];
+    let (before, files, told) =
+        (service.views().snapshots.fresh().await, [written(&objects), written(&state)], bodies());
+    assert!(files.iter().all(|files| !files.is_empty()));
+    until(&service, "five more rounds", |snapshot| snapshot.rounds >= before.rounds + 5).await;
+    assert_eq!([written(&objects), written(&state)], files);
+    let after = service.views().snapshots.fresh().await;
+    assert!(Arc::ptr_eq(&before.list, &after.list), "the list is the same one, and so are its bodies");
+    assert_eq!(bodies(), told);
+    service.stop().await;
+}
+
 /// The objects, unless one of them is not whole at the moment.
 fn try_objects(directory: &Path) -> Option<Vec<serde_json::Value>> {
     let read =

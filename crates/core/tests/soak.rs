@@ -107,6 +107,8 @@ struct Tenant {
     heard: [Option<Heard>; 2],
     /// By anybody: the node and its agent's timestamp.
     last_heard: Option<(usize, i64)>,
+    /// That was without the agent's clock, so nobody knows how old it was.
+    is_dateless: bool,
     /// All that have been heard: what is listed once more is no news.
     all_heard: BTreeSet<(usize, i64)>,
     /// The last that had been heard when it was last released.
@@ -218,6 +220,7 @@ impl Soak {
                 ended: None,
                 heard: [None; 2],
                 last_heard: None,
+                is_dateless: false,
                 all_heard: BTreeSet::new(),
                 released_after: None,
                 disturbed: 0,
@@ -509,6 +512,7 @@ impl Soak {
                 continue;
             }
             it.last_heard = Some((number, stamp));
+            it.is_dateless = node.fault == Fault::NoDate;
             let age = i64::try_from(at).unwrap() + node.skew - stamp;
             if !is_certain || age > MAX_AGE {
                 continue;
@@ -611,7 +615,7 @@ impl Soak {
         if it.released_after.is_some() && it.released_after == it.last_heard {
             self.fail(&format!("tenant {tenant} is blocked again, and nothing is new since its release"));
         }
-        if it.running_since.is_none() && !it.ended.is_some_and(is_recent) {
+        if it.running_since.is_none() && !it.is_dateless && !it.ended.is_some_and(is_recent) {
             self.fail(&format!("tenant {tenant} is blocked, and has run nothing since {:?}", it.ended));
         }
     }

@@ -568,7 +568,9 @@ impl Soak {
             let limit = 3 * self.cycle(it.node) + 3 * MINUTE + self.longest_grace();
             let is_late = undisturbed > limit && !node.is_full && !blocked.contains(&app(&namespace(tenant)));
             let home = it.node;
-            if is_late && self.accusations(home) < MAX_KEYS {
+            if is_late && self.accusations(home) >= MAX_KEYS {
+                self.nodes[home].disturbed = now;
+            } else if is_late {
                 let standing =
                     self.world.book.incident(&app(&namespace(tenant))).map(|incident| &incident.standing);
                 self.fail(&format!("tenant {tenant} offends for {undisturbed} s in peace: {standing:?}"));

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 
 use httparse::{Header, Status};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -109,16 +110,18 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
     loop {
         let before = buffer.len();
         let n = stream.read_buf(&mut buffer).await?;
-        if n > 0 && !ends_a_head(&buffer, before) && buffer.len() < 2 * parsed && buffer.len() < MAX_HEAD {
+        if n > 0 && buffer.len() < 2 * parsed && buffer.len() < MAX_HEAD && !ends_a_head(&buffer, before) {
             continue;
         }
         parsed = buffer.len();
         // Provisional answers come before the final one.
         loop {
-            let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-            let mut response = httparse::Response::new(&mut headers);
+            let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+            let mut response = httparse::Response::new(&mut []);
             let unread = buffer.get(start..).unwrap_or_default();
-            match response.parse(unread).map_err(Broken::Head)? {
+            let parser = httparse::ParserConfig::default();
+            let result = parser.parse_response_with_uninit_headers(&mut response, unread, &mut headers);
+            match result.map_err(Broken::Head)? {
                 Status::Complete(length) => {
                     start += length;
                     let code = response.code.unwrap_or(0);

@@ -2,11 +2,12 @@
 //!
 //! Each round lasts `interval`. A target has a place of its own in it, by its address, so that the cluster sees no spike and
 //! each target is asked at even distances. Targets that are due within the same slot are asked together: waking up costs more
-//! than asking. One task owns the schedule; each request is a task of its own, and sends its report before it ends.
+//! than asking. One task owns the schedule; each request is a task of its own, and ends with its report.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct Collector {
     /// What a request in flight is for: known even if the request dies.
     asked: HashMap<task::Id, Asked>,
     round: Current,
+    /// What has not been told yet.
+    heard: Vec<Observation>,
 }
 
 /// Targets that wait to be asked, and the places that they may take.
@@ -107,8 +110,7 @@ struct Current {
 
 #[derive(Debug)]
 struct Finished {
-    /// Why there is no whole answer, if there is none.
-    failure: Option<Failure>,
+    report: Report,
     etag: Option<String>,
 }
 
@@ -132,6 +134,7 @@ impl Collector {
             in_flight: JoinSet::new(),
             asked: HashMap::new(),
             round: Current::begin(0, false),
+            heard: Vec::new(),
         }
     }
 
@@ -158,13 +161,28 @@ impl Collector {
                 }
                 () = until(next) => self.ask_due(),
             };
-            if let Some(round) = done {
-                tokio::select! {
-                    () = cancel.cancelled() => return,
-                    sent = self.observations.send(Observation::RoundDone(round)) => if sent.is_err() { return },
-                }
+            self.heard.extend(done.map(Observation::RoundDone));
+            if self.tell(&cancel).await.is_break() {
+                return;
             }
         }
+    }
+
+    /// Tells what has been heard, as much at a time as there is room for, so that the ledger is woken once. A full channel makes the
+    /// schedule wait: the ledger sets the pace.
+    async fn tell(&mut self, cancel: &CancellationToken) -> ControlFlow<()> {
+        while !self.heard.is_empty() {
+            let count = self.heard.len().min(self.observations.max_capacity());
+            let room = tokio::select! {
+                () = cancel.cancelled() => return ControlFlow::Break(()),
+                room = self.observations.reserve_many(count) => room,
+            };
+            let Ok(room) = room else { return ControlFlow::Break(()) };
+            for (place, observation) in room.zip(self.heard.drain(..count)) {
+                place.send(observation);
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     /// Targets come and go. New ones are asked in the current round.
@@ -243,19 +261,12 @@ impl Collector {
         self.round.counts.asked += 1;
         self.round.pending += 1;
         self.round.lag += now - due;
-        let (client, clock, observations) = (self.client.clone(), self.clock, self.observations.clone());
+        let (client, clock) = (self.client.clone(), self.clock);
         let (target, etag) = (slot.target.clone(), slot.health.etag.clone());
         let request = self.in_flight.spawn(async move {
             let Exchange { outcome, etag } =
                 client.ask(&target.address, etag.as_deref(), is_on_probation).await;
-            let failure = match &outcome {
-                Outcome::Complete(_) | Outcome::Unchanged => None,
-                Outcome::Partial(_, failure) | Outcome::Failed(failure) => Some(failure.clone()),
-            };
-            let report = Report { target, at: clock.now(), outcome };
-            // A full channel makes the request wait, and with it the schedule: the ledger sets the pace.
-            let _ = observations.send(Observation::Report(report)).await;
-            Finished { failure, etag }
+            Finished { report: Report { target, at: clock.now(), outcome }, etag }
         });
         lane.holding.insert(request.id());
         lane.begun.push_back((now, request.id()));
@@ -273,18 +284,32 @@ impl Collector {
     }
 
     fn finish(&mut self, finished: Result<(task::Id, Finished), task::JoinError>) {
-        let (id, finished) = finished.unwrap_or_else(|error| {
-            tracing::error!(%error, "a request died");
-            let died = Failure { reason: FailureReason::Disconnected, detail: "the request died".to_owned() };
-            (error.id(), Finished { failure: Some(died), etag: None })
-        });
+        let (id, finished) = match finished {
+            Ok((id, finished)) => (id, Some(finished)),
+            Err(error) => {
+                tracing::error!(%error, "a request died");
+                (error.id(), None)
+            }
+        };
         let Some(Asked { address, round, is_on_probation }) = self.asked.remove(&id) else { return };
+        // Why there is no whole answer, if there is none.
+        let failure = finished.as_ref().map_or_else(
+            || Some(Failure { reason: FailureReason::Disconnected, detail: "the request died".to_owned() }),
+            |finished| match &finished.report.outcome {
+                Outcome::Complete(_) | Outcome::Unchanged => None,
+                Outcome::Partial(_, failure) | Outcome::Failed(failure) => Some(failure.clone()),
+            },
+        );
+        let etag = finished.and_then(|Finished { report, etag }| {
+            self.heard.push(Observation::Report(report));
+            etag
+        });
         let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };
         lane.finished(id);
         let is_current = round == self.round.counts.number && self.round.is_open;
         if is_current {
             self.round.pending = self.round.pending.saturating_sub(1);
-            match finished.failure {
+            match failure {
                 None => self.round.counts.answered += 1,
                 Some(_) => self.round.counts.failed += 1,
             }
@@ -292,8 +317,8 @@ impl Collector {
         if let Some(slot) = self.slots.get_mut(&address) {
             slot.is_in_flight = false;
             let (address, node) = (&*address, &*slot.target.node.0);
-            match finished.failure {
-                None if slot.health.answered(finished.etag) => {
+            match failure {
+                None if slot.health.answered(etag) => {
                     tracing::info!(address, node, "target answers again");
                 }
                 None => {}

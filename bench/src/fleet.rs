@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::Context;
-use procscan_agent::simulate::{Fault, Fleet, FleetOptions};
+use procscan_agent::simulate::{Behaviour, Fault, Fleet, FleetOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::process::Running;
@@ -42,7 +42,7 @@ pub(crate) struct Options {
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Prints `ready`, then obeys: `offend NODE` starts one more process on a node. When the node has answered with it, prints
-/// `answered NODE POD MICROSECONDS`, the time since the epoch.
+/// `answered NODE POD MICROSECONDS`, the time since the epoch. `misbehave` begins the faults, `behave` ends them.
 #[tokio::main]
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let fleet = Fleet::start(
@@ -58,7 +58,6 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
         },
         &CancellationToken::new(),
     )?;
-    fleet.inject(&options.fault)?;
     let mut list = Vec::new();
     for (node, address) in fleet.targets() {
         writeln!(list, "{address} node={node}")?;
@@ -80,6 +79,17 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
         tokio::select! {
             line = told.recv() => {
                 let Some(line) = line else { return Ok(()) };
+                match line.as_str() {
+                    "misbehave" => {
+                        fleet.inject(&options.fault)?;
+                        continue;
+                    }
+                    "behave" => {
+                        (0..options.nodes).for_each(|node| fleet.set_behaviour(node, Behaviour::Healthy));
+                        continue;
+                    }
+                    _ => {}
+                }
                 let node: usize = line.strip_prefix("offend ").context("an order")?.parse()?;
                 let count = fleet.offenders(node).len() + 1;
                 let asked = fleet.requests(node);

@@ -15,6 +15,8 @@ use crate::table::{Row, Table};
 
 /// Passes of the bare loop before and after the aggregator's rounds; the median counts.
 const PASSES: usize = 3;
+/// How many rounds after the last fault memory is looked at: whoever has failed is asked again by then.
+const RECOVERY: u32 = 3;
 /// How often it is looked whether the output has changed.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -38,7 +40,7 @@ pub(crate) struct Options {
     /// How many changes are timed, over one more round
     #[arg(long, default_value_t = 200)]
     changes: usize,
-    /// Faults of the last nodes, as `BEHAVIOUR:PERCENT`
+    /// Faults of the last nodes, as `BEHAVIOUR:PERCENT`, from before what is measured until after it
     #[arg(long)]
     fault: Vec<String>,
     /// Keep the brakes as they are shipped, so that all but the first Apps are held
@@ -76,7 +78,7 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     // Agents scan between any two rounds, so no answer is like the one before.
     let scans = options.interval / 2;
     let mut fleet = Simulated::start(nodes, options.records, scans, &options.fault, directory)?;
-    // Whoever hangs or never ends is not waited for.
+    // Nobody misbehaves yet, but whoever will is left out: a node that hangs would be waited for afterwards.
     let answering = healthy(options, nodes);
     let before = bare(answering)?;
     let setup = Setup {
@@ -91,12 +93,22 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     // The second round has everybody in its usual place.
     let settled = options.interval.mul_f64(1.9);
     std::thread::sleep(settled.saturating_sub(started.elapsed()));
+    let idle = aggregator.process.memory("VmRSS")?;
+    if !options.fault.is_empty() {
+        writeln!(fleet.orders, "misbehave")?;
+        // From here on every node has been asked since.
+        std::thread::sleep(options.interval);
+    }
     let cpu = Cpu::of(aggregator.process.pid()?)?;
     std::thread::sleep(options.interval * options.rounds);
     let per_round = cpu.spent()? / options.rounds;
     let cpu = Cpu::of(aggregator.process.pid()?)?;
     let waits = changes(options, nodes, directory, &mut fleet)?;
     let with_changes = cpu.spent()?;
+    if !options.fault.is_empty() {
+        writeln!(fleet.orders, "behave")?;
+        std::thread::sleep(options.interval * RECOVERY);
+    }
     let rss = aggregator.process.memory("VmRSS")?;
     let peak = aggregator.process.memory("VmHWM")?;
     aggregator.process.stop()?;
@@ -113,12 +125,15 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
         bare_wall: bare.wall,
         first_round: first_round.as_secs_f64(),
         bytes: bare.bytes,
+        faulty: nodes - answering,
+        idle,
         peak,
         rss,
         changes: waits.len(),
         missing: options.changes.min(nodes) - waits.len(),
         p50: percentile(&waits, 50),
         p99: percentile(&waits, 99),
+        slowest: waits.last().copied().unwrap_or_default(),
     })
 }
 

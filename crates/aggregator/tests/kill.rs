@@ -45,10 +45,14 @@ fn finish(fleet: &Fleet, directory: &Path) {
     }
     wait_for("the last blocks and releases", LIMIT, || {
         (CLEAN..NODES).for_each(|node| fleet.scan_now(node));
-        // The administrators are told last.
-        let summary = std::fs::read_to_string(directory.join("objects").join(SUMMARY)).unwrap_or_default();
+        // The administrators are told last; after that goes what is over.
+        let objects = directory.join("objects");
+        let summary = std::fs::read_to_string(objects.join(SUMMARY)).unwrap_or_default();
         let is_told = summary.contains(&format!("检测到 {} 个", NODES - CLEAN));
-        (closed(directory).len() == NODES - CLEAN && is_told).then_some(())
+        let names = std::fs::read_dir(&objects).unwrap().map(|entry| entry.unwrap().file_name());
+        let notifications = names.filter(|name| name.to_string_lossy().starts_with("notification_")).count();
+        let is_whole = notifications == NODES - CLEAN + 1;
+        (closed(directory).len() == NODES - CLEAN && is_told && is_whole).then_some(())
     });
 }
 

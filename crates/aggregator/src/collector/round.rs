@@ -465,4 +465,35 @@ mod tests {
         lane.let_linger(second(9));
         assert_eq!((lane.holding.len(), lane.lingering.len(), lane.begun.len()), (0, 2, 0));
     }
+
+    #[tokio::test]
+    async fn more_than_the_channel_holds_is_told_in_order_and_nothing_of_it_is_lost() {
+        use crate::collector::ClientOptions;
+        let options = ClientOptions {
+            path: "/".to_owned(),
+            connect_timeout: LINGER,
+            timeout: LINGER,
+            max_body: 0,
+            byte_budget: 0,
+            limits: procscan_core::report::Limits::default(),
+        };
+        let cadence = Cadence { interval: LINGER, concurrency: 4, max_backoff_rounds: 1 };
+        let (observations, mut told) = mpsc::channel(2);
+        let mut collector = Collector::new(cadence, Client::new(options), Clock::start(), observations);
+        let round = |number| Observation::RoundDone(Round { number, ..Round::default() });
+        collector.heard = (1..=5).map(round).collect();
+        let hear = async {
+            let mut numbers = Vec::new();
+            while let Some(Observation::RoundDone(round)) = told.recv().await {
+                numbers.push(round.number);
+                if numbers.len() == 5 {
+                    break;
+                }
+            }
+            numbers
+        };
+        let cancel = CancellationToken::new();
+        let (done, numbers) = tokio::join!(collector.tell(&cancel), hear);
+        assert_eq!((done, numbers), (ControlFlow::Continue(()), vec![1, 2, 3, 4, 5]));
+    }
 }

@@ -176,12 +176,12 @@ impl Api {
     /// An incident that is over is history, and nothing is done to it any more. How much has been decided of it.
     fn find_open(&self, name: &str) -> Result<u64, Problem> {
         let kept = self.views.kept.borrow().clone();
-        let status = kept.incidents.get(name).and_then(|incident| incident.status.as_ref());
+        let brief = kept.incidents.get(name).and_then(|incident| incident.brief());
         // What is not seen here yet may be there all the same.
-        if status.is_some_and(|status| status.state == procscan_core::state::IncidentState::Ended) {
+        if brief.is_some_and(|brief| brief.state == procscan_core::state::IncidentState::Ended) {
             return Err(Problem::new(StatusCode::CONFLICT, "the incident is over"));
         }
-        Ok(status.map_or(0, |status| status.decided))
+        Ok(brief.map_or(0, |brief| brief.decided))
     }
 
     /// Waits until everything up to `number` has been done, and says what has come of it: whether, after the first `decided`
@@ -196,8 +196,8 @@ impl Api {
     ) -> Result<Response, Problem> {
         let mut kept = self.views.kept.clone();
         let is_done = |kept: &std::sync::Arc<crate::state::Kept>| {
-            let status = kept.incidents.get(name).and_then(|incident| incident.status.as_ref());
-            status.is_some_and(|status| status.observed >= number)
+            let brief = kept.incidents.get(name).and_then(|incident| incident.brief());
+            brief.is_some_and(|brief| brief.observed >= number)
         };
         let done = tokio::time::timeout(PATIENCE, kept.wait_for(is_done)).await;
         let incident = match done {

@@ -7,7 +7,7 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use procscan_core::names::{App, Text};
+use procscan_core::names::Text;
 use procscan_core::policy::DecisionKind;
 use procscan_core::state::incident::{AppRef, Decision};
 use serde::{Deserialize, Serialize};
@@ -103,11 +103,11 @@ fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
     let mut all = Vec::new();
     let mut known: BTreeSet<(Timestamp, AppRef, DecisionKind)> = BTreeSet::new();
     for (name, incident) in &kept.incidents {
-        let Some(status) = &incident.status else { continue };
-        for decision in &status.decisions {
-            let app = incident.spec.app.clone();
+        let Some(status) = incident.status() else { continue };
+        for decision in status.decisions {
+            let app = incident.app.clone();
             known.insert((decision.at, app.clone(), decision.decision));
-            all.push(Entry::kept(name.to_string(), app, decision.clone()));
+            all.push(Entry::kept(name.to_string(), app, decision));
         }
     }
     for logged in logged {
@@ -134,9 +134,9 @@ fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
 
 impl Filter {
     fn wants(&self, entry: &Entry) -> bool {
-        let App { namespace, name, .. } = App::from(&entry.app);
-        self.namespace.as_ref().is_none_or(|wanted| **wanted == *namespace)
-            && self.name.as_ref().is_none_or(|wanted| **wanted == *name)
+        let AppRef { namespace, name, .. } = &entry.app;
+        self.namespace.as_ref().is_none_or(|wanted| **wanted == **namespace)
+            && self.name.as_ref().is_none_or(|wanted| **wanted == **name)
             && self.decision.is_none_or(|wanted| wanted == entry.decision)
             && self.actor.as_ref().is_none_or(|wanted| **wanted == *entry.actor)
             && self.since.is_none_or(|since| entry.at >= since)

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Api;
 use super::problem::Problem;
+use crate::state::KeptIncident;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,14 +53,16 @@ pub(super) async fn incidents(
         Err(error) => return Problem::new(StatusCode::BAD_REQUEST, error.body_text()).into_response(),
     };
     let kept = api.views.kept.borrow().clone();
-    let is_wanted = |incident: &Incident| {
+    let is_wanted = |incident: &KeptIncident| {
         let Filter { namespace, name, state } = &filter;
-        let app = &incident.spec.app;
+        let app = &incident.app;
         namespace.as_ref().is_none_or(|namespace| **namespace == *app.namespace)
             && name.as_ref().is_none_or(|name| **name == *app.name)
-            && state.is_none_or(|state| state == incident.status.state)
+            && state.is_none_or(|state| incident.brief().is_some_and(|brief| brief.state == state))
     };
-    let mut incidents: Vec<Incident> = kept.documents().into_iter().filter(is_wanted).collect();
+    let wanted = kept.incidents.iter().filter(|(_, incident)| is_wanted(incident));
+    let mut incidents: Vec<Incident> =
+        wanted.filter_map(|(name, incident)| incident.document(name)).collect();
     incidents.sort_by(|a, b| (b.status.opened, &a.name).cmp(&(a.status.opened, &b.name)));
     let total = incidents.len();
     Json(Incidents { incidents: incidents.into_iter().map(Shown::from).collect(), total }).into_response()

@@ -24,11 +24,11 @@ pub(super) fn over(
 ) -> Vec<String> {
     let mut ended: BTreeMap<&Text, Vec<(Timestamp, &Text)>> = BTreeMap::new();
     for (name, incident) in kept.incidents.iter().filter(|(name, _)| !known.contains(&***name)) {
-        let Some(status) = &incident.status else { continue };
-        if let Some(since) = status.since.filter(|_| status.state == IncidentState::Ended)
-            && status.releases.iter().all(|release| release.until <= now)
+        let Some(brief) = incident.brief() else { continue };
+        if let Some(since) = brief.since.filter(|_| brief.state == IncidentState::Ended)
+            && brief.released_until.is_none_or(|until| until <= now)
         {
-            ended.entry(&incident.spec.app.namespace).or_default().push((since, name));
+            ended.entry(&incident.app.namespace).or_default().push((since, name));
         }
     }
     let mut over = Vec::new();
@@ -67,7 +67,7 @@ mod tests {
             let status = json!({"state": state, "opened": since, "since": since});
             let status: IncidentStatus = serde_json::from_value(status).unwrap();
             let spec = IncidentSpec::of(&App::new(*namespace, "app", *name));
-            let incident = KeptIncident { spec, status: Some(status), generation: 1, manager: None };
+            let incident = KeptIncident::new(spec, Some(&status), 1, None).unwrap();
             kept.incidents.insert((*name).into(), Arc::new(incident));
         }
         kept

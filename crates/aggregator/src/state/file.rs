@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use procscan_core::state::incident::{AppRef, Approval, Decision, Release};
+use procscan_core::state::incident::{AppRef, Decision};
 use procscan_core::state::{
     EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentStatus, enforcement,
 };
@@ -160,11 +160,11 @@ impl FileStore {
                 batch.decisions.extend(logged(&name, &spec, &status)?);
                 // What operators want is theirs.
                 let (spec, generation) = match kept.incidents.get(&*name) {
-                    Some(known) => (known.spec.clone(), known.generation),
+                    Some(known) => (known.spec(), known.generation),
                     None => (spec, 0),
                 };
-                let known = KeptIncident { spec, status: Some(status), generation, manager: None };
-                batch.put.push(document(&name, &known)?);
+                batch.put.push(written(&name, &spec, Some(&status), generation)?);
+                let known = incident(&name, spec, Some(&status), generation)?;
                 kept.incidents.insert(name.into(), Arc::new(known));
             }
             Ok(batch)
@@ -181,7 +181,7 @@ impl FileStore {
             let mut batch = Batch::default();
             if let Some(incident) = kept.incidents.get_mut(name).filter(|incident| incident.is_done()) {
                 let incident = Arc::make_mut(incident);
-                (incident.spec.approve, incident.spec.release) = (None, None);
+                (incident.approve, incident.release) = (None, None);
                 batch.put.push(document(name, incident)?);
             }
             Ok(batch)
@@ -224,21 +224,21 @@ impl FileStore {
                 return Err(DeskError::Unknown("incident", name.to_owned()));
             };
             let incident = Arc::make_mut(incident);
-            let observed = incident.status.as_ref().map_or(0, |status| status.observed);
+            let observed = incident.brief().map_or(0, |brief| brief.observed);
             let waits = incident.generation > observed;
             if !waits {
                 // What has been done is not to be done again with the next word.
-                (incident.spec.approve, incident.spec.release) = (None, None);
+                (incident.approve, incident.release) = (None, None);
             }
             match want {
-                Want::Approve(_) if waits && incident.spec.approve.is_some() => {
+                Want::Approve(_) if waits && incident.approve.is_some() => {
                     return Err(DeskError::Busy(name.to_owned()));
                 }
-                Want::Release(_) if waits && incident.spec.release.is_some() => {
+                Want::Release(_) if waits && incident.release.is_some() => {
                     return Err(DeskError::Busy(name.to_owned()));
                 }
-                Want::Approve(approval) => incident.spec.approve = Some(Approval::clone(approval)),
-                Want::Release(release) => incident.spec.release = Some(Release::clone(release)),
+                Want::Approve(approval) => incident.approve = Some(Box::new(approval.clone())),
+                Want::Release(release) => incident.release = Some(Box::new(release.clone())),
             }
             incident.generation = incident.generation.max(observed) + 1;
             number = incident.generation;
@@ -324,8 +324,26 @@ impl From<sqlite::StateError> for StateError {
 }
 
 fn document(name: &str, incident: &KeptIncident) -> Result<Document, StateError> {
-    let KeptIncident { spec, status, generation, .. } = incident;
-    let body = BodyRef { spec, status: status.as_ref(), generation: *generation };
+    written(name, &incident.spec(), incident.status().as_ref(), incident.generation)
+}
+
+fn incident(
+    name: &str,
+    spec: IncidentSpec,
+    status: Option<&IncidentStatus>,
+    generation: i64,
+) -> Result<KeptIncident, StateError> {
+    KeptIncident::new(spec, status, generation, None)
+        .map_err(|error| StateError::Unwritable(place(Kind::Incident, name), error))
+}
+
+fn written(
+    name: &str,
+    spec: &IncidentSpec,
+    status: Option<&IncidentStatus>,
+    generation: i64,
+) -> Result<Document, StateError> {
+    let body = BodyRef { spec, status, generation };
     Ok(Document { kind: Kind::Incident, name: name.to_owned(), body: json(Kind::Incident, name, &body)? })
 }
 
@@ -367,9 +385,10 @@ fn logged(
 fn everything(kept: &Kept) -> Result<Batch, StateError> {
     let mut batch = Batch::default();
     for (name, incident) in &kept.incidents {
-        batch.put.push(document(name, incident)?);
-        if let Some(status) = &incident.status {
-            batch.decisions.extend(logged(name, &incident.spec, status)?);
+        let (spec, status) = (incident.spec(), incident.status());
+        batch.put.push(written(name, &spec, status.as_ref(), incident.generation)?);
+        if let Some(status) = &status {
+            batch.decisions.extend(logged(name, &spec, status)?);
         }
     }
     for (name, spec) in &kept.exemptions {
@@ -385,7 +404,7 @@ fn kept(documents: &[Document]) -> Result<Kept, StateError> {
         match kind {
             Kind::Incident => {
                 let Body { spec, status, generation } = read(*kind, name, body)?;
-                let incident = KeptIncident { spec, status, generation, manager: None };
+                let incident = incident(name, spec, status.as_ref(), generation)?;
                 kept.incidents.insert(name.as_str().into(), Arc::new(incident));
             }
             Kind::Exemption => drop(kept.exemptions.insert(name.clone(), read(*kind, name, body)?)),

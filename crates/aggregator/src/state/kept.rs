@@ -6,8 +6,12 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use procscan_core::names::{App, Text};
 use procscan_core::policy::{self, Act};
-use procscan_core::state::incident::{Approval, Release};
-use procscan_core::state::{EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentStatus};
+use procscan_core::state::incident::{AppRef, Approval, Release};
+use procscan_core::state::{
+    EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentState, IncidentStatus,
+};
+
+use super::packed::Packed;
 
 /// How long a release lasts if nothing is said.
 pub const DEFAULT_RELEASE: SignedDuration = SignedDuration::from_hours(24 * 30);
@@ -25,17 +29,51 @@ pub struct Kept {
     pub is_complete: bool,
 }
 
-/// One incident as it is kept.
+/// One incident as it is kept. There are many and most are never looked at, so most of it is packed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeptIncident {
-    /// What operators say of it.
-    pub spec: IncidentSpec,
-    /// What was decided of it; nothing if that has not been written yet.
-    pub status: Option<IncidentStatus>,
-    /// Grows with each change of `spec`.
+    /// Which App it is about.
+    pub app: AppRef,
+    /// Approves what a brake holds.
+    pub approve: Option<Box<Approval>>,
+    /// Releases the App.
+    pub release: Option<Box<Release>>,
+    /// Grows with each change of what operators want.
     pub generation: i64,
-    /// Which program last wrote `spec`, for acts that do not say whose they are.
-    pub manager: Option<String>,
+    /// Which program last wrote what operators want, for acts that do not say whose they are.
+    pub manager: Option<Box<str>>,
+    /// What was decided of it; nothing if that has not been written yet.
+    status: Option<(Brief, Packed)>,
+}
+
+/// What is often asked of an incident: see [`IncidentStatus`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Brief {
+    /// What has come of it.
+    pub state: IncidentState,
+    /// When it opened.
+    pub opened: Timestamp,
+    /// Since when it is in its state.
+    pub since: Option<Timestamp>,
+    /// Until when operators' releases cover something of it.
+    pub released_until: Option<Timestamp>,
+    /// How many decisions there have been.
+    pub decided: u64,
+    /// Up to which of the operators' acts everything has been done.
+    pub observed: i64,
+}
+
+impl Brief {
+    fn of(status: &IncidentStatus) -> Self {
+        Self {
+            state: status.state,
+            opened: status.opened,
+            since: status.since,
+            released_until: status.releases.iter().map(|release| release.until).max(),
+            decided: status.decided,
+            observed: status.observed,
+        }
+    }
 }
 
 /// Something that operators want done, and where it says so.
@@ -54,13 +92,56 @@ pub struct Order {
 }
 
 impl KeptIncident {
+    /// An incident as it is read. The error says why its status has no form in which it could be kept.
+    pub fn new(
+        spec: IncidentSpec,
+        status: Option<&IncidentStatus>,
+        generation: i64,
+        manager: Option<String>,
+    ) -> Result<Self, String> {
+        let IncidentSpec { app, approve, release } = spec;
+        let (approve, release) = (approve.map(Box::new), release.map(Box::new));
+        let pack = |status| Ok::<_, String>((Brief::of(status), Packed::of(status)?));
+        let (status, manager) = (status.map(pack).transpose()?, manager.map(String::into_boxed_str));
+        Ok(Self { app, approve, release, generation, manager, status })
+    }
+
+    /// What operators say of it.
+    pub fn spec(&self) -> IncidentSpec {
+        let Self { app, approve, release, .. } = self;
+        IncidentSpec {
+            app: app.clone(),
+            approve: approve.as_deref().cloned(),
+            release: release.as_deref().cloned(),
+        }
+    }
+
+    /// What was decided of it, in brief; nothing if that has not been written yet.
+    pub fn brief(&self) -> Option<&Brief> {
+        self.status.as_ref().map(|(brief, _)| brief)
+    }
+
+    /// What was decided of it; nothing if that has not been written yet.
+    pub fn status(&self) -> Option<IncidentStatus> {
+        let (_, packed) = self.status.as_ref()?;
+        let lost = |error: &String| tracing::error!(alert = "state", error, "an incident can't be unpacked");
+        packed.unpack().inspect_err(lost).ok()
+    }
+
+    fn observed(&self) -> i64 {
+        self.brief().map_or(0, |brief| brief.observed)
+    }
+
+    fn wants_something(&self) -> bool {
+        self.approve.is_some() || self.release.is_some()
+    }
+
     /// What operators want done that has not been done yet. An approval comes before a release, so that the release prevails.
     pub fn orders(&self, name: &str, now: Timestamp) -> Vec<Order> {
-        let observed = self.status.as_ref().map_or(0, |status| status.observed);
-        if self.generation <= observed {
+        if self.generation <= self.observed() || !self.wants_something() {
             return Vec::new();
         }
-        let app = App::from(&self.spec.app);
+        let app = App::from(&self.app);
         let order = |act, by: &Option<String>, reason: &Option<String>| Order {
             incident: name.to_owned(),
             act,
@@ -69,11 +150,10 @@ impl KeptIncident {
             number: self.generation,
         };
         let approve = self
-            .spec
             .approve
-            .as_ref()
+            .as_deref()
             .map(|Approval { by, reason }| order(Act::Approve { app: app.clone() }, by, reason));
-        let release = self.spec.release.as_ref().map(|Release { by, reason, until }| {
+        let release = self.release.as_deref().map(|Release { by, reason, until }| {
             let until = until.unwrap_or_else(|| now.saturating_add(DEFAULT_RELEASE).unwrap_or(now));
             order(Act::Release { app: app.clone(), until }, by, reason)
         });
@@ -82,8 +162,7 @@ impl KeptIncident {
 
     /// Whether everything that `spec` asks for has been done, so that it can be taken away.
     pub fn is_done(&self) -> bool {
-        let observed = self.status.as_ref().map_or(0, |status| status.observed);
-        (self.spec.approve.is_some() || self.spec.release.is_some()) && self.generation <= observed
+        self.wants_something() && self.generation <= self.observed()
     }
 
     fn actor(&self, by: Option<&str>) -> String {
@@ -96,8 +175,8 @@ impl KeptIncident {
 
     /// As the policy reads it.
     pub fn document(&self, name: &str) -> Option<Incident> {
-        let status = self.status.clone()?;
-        Some(Incident { name: name.to_owned(), spec: self.spec.clone(), status })
+        let status = self.status()?;
+        Some(Incident { name: name.to_owned(), spec: self.spec(), status })
     }
 }
 
@@ -110,9 +189,7 @@ impl Kept {
     /// Whether operators want the same as in `before`, and nothing of it has just been done.
     pub fn wants_the_same(&self, before: &Self) -> bool {
         let wanting = |kept: &Self| -> Vec<(Text, Arc<KeptIncident>)> {
-            let wants =
-                |incident: &KeptIncident| incident.spec.approve.is_some() || incident.spec.release.is_some();
-            let all = kept.incidents.iter().filter(|(_, incident)| wants(incident));
+            let all = kept.incidents.iter().filter(|(_, incident)| incident.wants_something());
             all.map(|(name, incident)| (name.clone(), incident.clone())).collect()
         };
         self.exemptions == before.exemptions

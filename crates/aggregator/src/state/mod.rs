@@ -10,6 +10,7 @@ mod desk;
 mod document;
 mod file;
 pub mod kept;
+mod packed;
 pub mod sqlite;
 
 use jiff::Timestamp;

@@ -63,17 +63,13 @@ impl Objects {
 
 /// What an object says of an incident.
 pub(super) fn kept(live: &DynamicObject) -> Result<KeptIncident, String> {
-    let status = match live.data.get("status") {
+    let status: Option<IncidentStatus> = match live.data.get("status") {
         None | Some(Value::Null) => None,
         Some(status) if status.as_object().is_some_and(serde_json::Map::is_empty) => None,
         Some(_) => Some(part(live, "status")?),
     };
-    Ok(KeptIncident {
-        spec: part(live, "spec")?,
-        status,
-        generation: live.metadata.generation.unwrap_or(0),
-        manager: manager(live),
-    })
+    let generation = live.metadata.generation.unwrap_or(0);
+    KeptIncident::new(part(live, "spec")?, status.as_ref(), generation, manager(live))
 }
 
 /// `spec` or `status` of an object; what is wrong with it names the place.

@@ -1,0 +1,128 @@
+//! Documents as they are in memory: compressed, because they are many, and seldom read.
+//!
+//! Taken apart, an incident takes six times what its JSON does, and its JSON five times what is left of it here: most of it is what
+//! all incidents have in common.
+
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::dict::{DecoderDictionary, EncoderDictionary};
+
+/// What incidents have in common, as text: whatever is in it takes next to nothing in each of them. Only ever in memory, so it
+/// may change with each version.
+const COMMON: &str = concat!(
+    r#""Watched","Grace","Held","ReleaseHeld","Ended","brake":{"since":"","brake":"NewApps"},"releaseHeld":"#,
+    r#""exempted":","inherited":[{"pod":"","process":""}],"cleared":{"at":"","by":"Clock","ended":true},"#,
+    r#""releases":[{"process":"","rule":"","until":"","by":""}],"release_due":{"at":"","passed":false},"#,
+    r#"more than  Apps were to be blocked within 10m (brake.max_new_apps); process `"#,
+    r#"{"state":"Blocked","opened":"2026-01-01T00:00:00.000000000Z","since":"2026-01-01T00:00:00.000000000Z","#,
+    r#""reason":"process `xmrig` in Pod ns-web-0 matches rule `(?i)xmrig` on node node-00001, as of "#,
+    r#"2026-01-01T00:00:00Z","approved":false,"evidence":[{"pod":"web-0","process":"xmrig","node":"node-00001","#,
+    r#""regex":"(?i)xmrig","type":"app","name":"web","firstSeen":"2026-01-01T00:00:00.000000000Z","#,
+    r#""freshAt":"2026-01-01T00:00:00.000000000Z","timestamp":"2026-01-01T00:00:00Z","observations":1,"#,
+    r#""scanIntervalSeconds":30}],"evidenceOmitted":0,"processes":["xmrig"],"exposure":{"services":["#,
+    r#""web.ns-user.svc"],"ingresses":[]},"told":{"at":"2026-01-01T00:00:00.000000000Z","what":"Blocked","#,
+    r#""deliveredAt":"2026-01-01T00:00:00.000000000Z"},"due":{"at":"2026-01-01T00:00:00.000000000Z","passed":true,"#,
+    r#""accusers":[{"node":"node-00001","rule":"(?i)xmrig"}]},"releases":[],"decisions":[{"at":"#,
+    r#""2026-01-01T00:00:00.000000000Z","decision":"blocked","actor":"policy","reason":"process `xmrig` in Pod "#,
+    r#"web-0 matches rule `(?i)xmrig` on node node-00001, as of 2026-01-01T00:00:00Z"}],"decided":1,"observed":0}"#,
+);
+/// The quickest that still finds what is in [`COMMON`].
+const LEVEL: i32 = 3;
+
+static ENCODER: LazyLock<EncoderDictionary<'static>> =
+    LazyLock::new(|| EncoderDictionary::copy(COMMON.as_bytes(), LEVEL));
+static DECODER: LazyLock<DecoderDictionary<'static>> =
+    LazyLock::new(|| DecoderDictionary::copy(COMMON.as_bytes()));
+static COMPRESSOR: Mutex<Option<Compressor<'static>>> = Mutex::new(None);
+
+/// Something that serialises to JSON, compressed.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Packed {
+    bytes: Box<[u8]>,
+    /// How many bytes it has unpacked.
+    len: usize,
+}
+
+impl Packed {
+    /// What can't be packed, can't be kept: nothing of ours is without a form in JSON.
+    pub(super) fn of(value: &impl Serialize) -> Result<Self, String> {
+        let text = serde_json::to_vec(value).map_err(|e| e.to_string())?;
+        let mut compressor = COMPRESSOR.lock().unwrap_or_else(PoisonError::into_inner);
+        let compressor = match &mut *compressor {
+            Some(compressor) => compressor,
+            none => none.insert(Compressor::with_prepared_dictionary(&ENCODER).map_err(|e| e.to_string())?),
+        };
+        let packed = compressor.compress(&text).map_err(|e| e.to_string())?;
+        Ok(Self { bytes: packed.into_boxed_slice(), len: text.len() })
+    }
+
+    pub(super) fn unpack<T: DeserializeOwned>(&self) -> Result<T, String> {
+        let broken = |e: std::io::Error| e.to_string();
+        let mut decompressor = Decompressor::with_prepared_dictionary(&DECODER).map_err(broken)?;
+        let text = decompressor.decompress(&self.bytes, self.len).map_err(broken)?;
+        serde_json::from_slice(&text).map_err(|e| e.to_string())
+    }
+}
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes packed", self.bytes.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use procscan_core::state::IncidentStatus;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn status(n: usize) -> IncidentStatus {
+        let at = format!("2026-11-27T08:00:{:02}.{n:09}Z", n % 60);
+        let reason = format!("process `xmrig` in Pod web-{n}-0 matches rule `^xmrig$` on node node-{n:05}");
+        serde_json::from_value(json!({
+            "state": "Blocked", "opened": at, "since": at, "reason": reason, "processes": ["xmrig"],
+            "evidence": [{
+                "pod": format!("web-{n}-0"), "process": "xmrig", "node": format!("node-{n:05}"),
+                "regex": "^xmrig$", "type": "app", "name": format!("web-{n}"), "firstSeen": at,
+                "freshAt": at, "timestamp": at, "observations": n,
+            }],
+            "told": {"at": at, "what": "Blocked", "deliveredAt": at},
+            "due": {"at": at, "passed": true, "accusers": [{"node": format!("node-{n:05}"), "rule": "^xmrig$"}]},
+            "decisions": [{"at": at, "decision": "blocked", "actor": "policy", "reason": reason}],
+            "decided": 1,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_is_packed_is_the_same_unpacked_and_a_fraction_of_its_text() {
+        let (mut packed, mut plain) = (0, 0);
+        for n in 0..100 {
+            let status = status(n);
+            let small = Packed::of(&status).unwrap();
+            assert_eq!(small.unpack::<IncidentStatus>().unwrap(), status);
+            packed += small.bytes.len();
+            plain += small.len;
+        }
+        assert!(packed * 4 < plain, "{packed} of {plain} bytes");
+    }
+
+    #[test]
+    fn anything_can_be_packed() {
+        let noise: String = (0..100_000_u32).map(|n| char::from(b'!' + (n * n / 7 % 90) as u8)).collect();
+        for odd in [json!(null), json!(""), json!(noise), json!({"日本": [1, 2, {}]})] {
+            assert_eq!(Packed::of(&odd).unwrap().unpack::<Value>().unwrap(), odd);
+        }
+    }
+
+    #[test]
+    fn what_is_spoilt_is_an_error() {
+        let mut packed = Packed::of(&status(1)).unwrap();
+        packed.bytes.iter_mut().for_each(|byte| *byte = !*byte);
+        assert!(packed.unpack::<IncidentStatus>().is_err());
+    }
+}

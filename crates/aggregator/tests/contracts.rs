@@ -10,6 +10,7 @@ use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
 use procscan_core::policy::Mode;
 use procscan_core::resources::{self, Existing};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 #[test]
 fn everything_that_can_be_configured_and_planned_is_valid() {
@@ -18,29 +19,29 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
     let mut plan = Plan::empty(Mode::Enforce, now);
     for name in ["web", "A b\u{202e}", ""] {
         let app = App::new("ns-a", "app", name);
-        plan.blocks.push(Block {
+        plan.blocks.push(Arc::new(Block {
             app: app.clone(),
             since: now,
             grounds: Vec::new(),
-            accused: [Key::new("ns-a", "p", name)].into(),
-            exposure: Exposure::plain(["web.ns-a.svc".into()]),
+            left: [Key::new("ns-a", "p", name)].into(),
+            exposure: Arc::new(Exposure::plain(["web.ns-a.svc".into()])),
             reason: "".into(),
-        });
-        plan.notices.push(Notice {
+        }));
+        plan.notices.push(Arc::new(Notice {
             app: app.clone(),
             told: now,
             inherited: false,
             phase: NoticePhase::Blocked,
             processes: vec!["xmrig".into()],
-        });
+        }));
         let app = App::new("ns-b", "devbox", name);
-        plan.notices.push(Notice {
+        plan.notices.push(Arc::new(Notice {
             app,
             told: now,
             inherited: false,
             phase: NoticePhase::Grace { until: now },
             processes: vec![],
-        });
+        }));
     }
     plan.summary.blocked = 3;
     plan.summary.held = 1;

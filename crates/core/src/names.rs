@@ -1,6 +1,8 @@
 //! The names that things go by: nodes, pods, violations' keys and Apps.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -36,8 +38,15 @@ pub struct PodRef {
 }
 
 /// What identifies a violation: the same triple that the agent itself uses as its key.
+///
+/// Shared like a [`Text`]: ledger, snapshot, incident and plan each have it several times.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Key(Arc<KeyParts>);
+
+/// The parts of a [`Key`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Key {
+pub struct KeyParts {
     /// The Pod's namespace, a DNS label.
     pub namespace: Text,
     /// The Pod's name, a DNS subdomain.
@@ -49,7 +58,7 @@ pub struct Key {
 impl Key {
     /// A key from its three parts.
     pub fn new(namespace: impl Into<Text>, pod: impl Into<Text>, process: impl Into<Text>) -> Self {
-        Self { namespace: namespace.into(), pod: pod.into(), process: process.into() }
+        Self(Arc::new(KeyParts { namespace: namespace.into(), pod: pod.into(), process: process.into() }))
     }
 
     /// The Pod that this key's process runs in.
@@ -59,8 +68,15 @@ impl Key {
 }
 
 /// The unit that gets blocked: one application of one tenant.
+///
+/// Shared like a [`Key`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct App(Arc<AppParts>);
+
+/// The parts of an [`App`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct App {
+pub struct AppParts {
     /// The tenant's namespace.
     pub namespace: Text,
     /// `app`, `devbox`, or whatever an agent calls it.
@@ -73,9 +89,37 @@ pub struct App {
 impl App {
     /// An App from its three parts.
     pub fn new(namespace: impl Into<Text>, kind: impl Into<Text>, name: impl Into<Text>) -> Self {
-        Self { namespace: namespace.into(), kind: kind.into(), name: name.into() }
+        Self(Arc::new(AppParts { namespace: namespace.into(), kind: kind.into(), name: name.into() }))
     }
 }
+
+/// Dereferences to its parts, and is ordered as they are; the same one is found equal without a look at them.
+macro_rules! shared {
+    ($name:ident, $parts:ident) => {
+        impl Deref for $name {
+            type Target = $parts;
+
+            fn deref(&self) -> &$parts {
+                &self.0
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+            }
+        }
+    };
+}
+
+shared!(Key, KeyParts);
+shared!(App, AppParts);
 
 /// `namespace/kind/name`, with everything unprintable escaped: the name may be a tenant's choice.
 impl fmt::Display for App {

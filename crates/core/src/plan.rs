@@ -1,6 +1,7 @@
 //! What the policy wants to be true outside: who is blocked, who is told, with a reason for each.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,10 +15,10 @@ use crate::policy::Mode;
 pub struct Plan {
     /// In dry-run nothing outside may be touched: the plan says what would be.
     pub mode: Mode,
-    /// The Apps to block, ordered.
-    pub blocks: Vec<Block>,
-    /// The tenants to tell, ordered by App.
-    pub notices: Vec<Notice>,
+    /// The Apps to block, ordered. Shared with the plan before where they are the same.
+    pub blocks: Vec<Arc<Block>>,
+    /// The tenants to tell, ordered by App. Shared like the blocks.
+    pub notices: Vec<Arc<Notice>>,
     /// What the administrators are told.
     pub summary: Summary,
 }
@@ -38,15 +39,25 @@ pub struct Block {
     pub since: Timestamp,
     /// The accusations that the block still rests on; never empty when it is new.
     pub grounds: Vec<Accusation>,
-    /// The violations that it is for: those of `grounds`, or what is left of them from before the start. Ordered,
-    /// each once.
+    /// The violations that it is for where it rests on none any more: what has cleared, or what is known from before the start.
+    /// Ordered.
     #[serde(skip)]
-    pub accused: Vec<Key>,
+    pub left: Vec<Key>,
     /// How it is reached.
     #[serde(flatten)]
-    pub exposure: Exposure,
+    pub exposure: Arc<Exposure>,
     /// Why, for people, as of when it was decided.
     pub reason: Text,
+}
+
+impl Block {
+    /// The violations that it is for, ordered, each once.
+    pub fn accused(&self) -> impl Iterator<Item = &Key> {
+        let all = || self.grounds.iter().map(|ground| &ground.key).chain(&self.left);
+        // Two nodes may accuse of the same.
+        let before = std::iter::once(None).chain(all().map(Some));
+        all().zip(before).filter(|(key, before)| Some(*key) != *before).map(|(key, _)| key)
+    }
 }
 
 /// How an App is reached through the gateway.

@@ -166,11 +166,7 @@ impl Record {
     pub(crate) fn sharing(&self, other: &Self) -> Self {
         let shared = |new: &Text, old: &Text| if new == old { old.clone() } else { new.clone() };
         Self {
-            key: Key {
-                namespace: shared(&self.key.namespace, &other.key.namespace),
-                pod: shared(&self.key.pod, &other.key.pod),
-                process: shared(&self.key.process, &other.key.process),
-            },
+            key: if self.key == other.key { other.key.clone() } else { self.key.clone() },
             cmdline: shared(&self.cmdline, &other.cmdline),
             regex: shared(&self.regex, &other.regex),
             status: shared(&self.status, &other.status),

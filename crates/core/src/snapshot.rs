@@ -3,6 +3,7 @@
 //! Whoever answers a question (API, policy, progress line) reads one of these and says how complete it is.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +109,23 @@ pub struct EvidenceView {
     pub node: NodeName,
     /// What it amounts to.
     pub presence: Presence,
+    /// By which rule it cleared.
+    pub cleared: Option<Cleared>,
+    /// The evidence itself, shared with the ledger and with other snapshots for as long as it stays the same.
+    pub heard: Arc<Heard>,
+}
+
+impl Deref for EvidenceView {
+    type Target = Heard;
+
+    fn deref(&self) -> &Heard {
+        &self.heard
+    }
+}
+
+/// What has been heard of a violation from one node.
+#[derive(Clone, Debug)]
+pub struct Heard {
     /// The record as this node's agent last gave it.
     pub record: Arc<Record>,
     /// When evidence was last fresh; `None` if it never was, and then it is never a reason for anything.
@@ -122,8 +140,6 @@ pub struct EvidenceView {
     pub evidence_time: Timestamp,
     /// How many different timestamps this node gave.
     pub observations: u64,
-    /// By which rule it cleared.
-    pub cleared: Option<Cleared>,
 }
 
 /// What is known of a node.

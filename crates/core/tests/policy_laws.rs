@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{World, record_of, target};
@@ -360,7 +361,8 @@ proptest! {
                 e.plan.blocks.retain(|block| known.contains(&block.app));
                 // What was heard since and can't be kept, or is believed by the other only, is one ground more or less.
                 for block in &mut e.plan.blocks {
-                    (block.grounds, block.accused) = (Vec::new(), Vec::new());
+                    let block = Arc::make_mut(block);
+                    (block.grounds, block.left) = (Vec::new(), Vec::new());
                 }
                 e.held.retain(|held| known.contains(&held.app));
                 e.plan.notices.retain(|notice| known.contains(&notice.app));
@@ -440,7 +442,7 @@ proptest! {
                 });
                 prop_assert!(fresh, "{} is blocked on stale or disputed evidence", decision.app);
             }
-            before = evaluation.plan.blocks.into_iter().map(|block| block.app).collect();
+            before = evaluation.plan.blocks.iter().map(|block| block.app.clone()).collect();
         }
     }
 

@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use common::{World, record, record_of, settings};
 use procscan_core::names::App;
@@ -18,14 +19,14 @@ fn plan_of(apps: usize) -> Plan {
     plan.blocks = (0..apps)
         .map(|i| {
             let namespace = format!("ns-{i:061}");
-            Block {
-                exposure: Exposure::plain([format!("{i:063}.{namespace}.svc").into()]),
+            Arc::new(Block {
+                exposure: Arc::new(Exposure::plain([format!("{i:063}.{namespace}.svc").into()])),
                 app: App::new(namespace, "app", "web"),
                 since: common::at(0).wall,
                 grounds: Vec::new(),
-                accused: Vec::new(),
+                left: Vec::new(),
                 reason: "".into(),
-            }
+            })
         })
         .collect();
     plan
@@ -157,11 +158,11 @@ fn routed(apps: usize) -> Plan {
     let mut plan = plan_of(apps);
     for block in &mut plan.blocks {
         let namespace = block.app.namespace.clone();
-        block.exposure = Exposure {
+        Arc::make_mut(block).exposure = Arc::new(Exposure {
             services: vec![format!("a.{namespace}.svc").into(), format!("b.{namespace}.svc").into()],
             ingresses: vec![format!("{namespace}/in").into()],
             otherwise: vec![format!("b.{namespace}.svc").into()],
-        };
+        });
     }
     plan
 }
@@ -252,7 +253,7 @@ fn one_app_with_thousands_of_services_goes_into_several_plugins_and_forces_none_
     let mut plan = plan_of(1000);
     let namespace = plan.blocks[500].app.namespace.clone();
     let hosts: Vec<_> = (0..30_000).map(|n| format!("service-{n:05}.{namespace}.svc").into()).collect();
-    plan.blocks[500].exposure = Exposure::plain(hosts);
+    Arc::make_mut(&mut plan.blocks[500]).exposure = Arc::new(Exposure::plain(hosts));
     for existing in [0, 3] {
         let made = shards(&plan, existing);
         // 31,000 names of about 100 bytes, twice for their Ingresses, are 12 objects of 512 KiB; no more than double that.
@@ -276,7 +277,7 @@ fn one_app_with_thousands_of_services_goes_into_several_plugins_and_forces_none_
     let made = shards(&plan, 0);
     let mut hosts = plan.blocks[500].exposure.services.clone();
     hosts.push(format!("zzz.{namespace}.svc").into());
-    plan.blocks[500].exposure = Exposure::plain(hosts);
+    Arc::make_mut(&mut plan.blocks[500]).exposure = Arc::new(Exposure::plain(hosts));
     let more = shards(&plan, made.len());
     assert_eq!(more.iter().zip(&made).filter(|(a, b)| a != b).count(), 1);
 }

@@ -1,5 +1,6 @@
 //! One plan in which everything occurs that the aggregator can write.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -21,22 +22,19 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
     let mut plan = Plan::empty(Mode::Enforce, now);
     plan.summary.blocked = 1;
     plan.summary.held = 1;
-    plan.blocks.push(Block {
+    plan.blocks.push(Arc::new(Block {
         app: app.clone(),
         since: now,
-        grounds: vec![Accusation {
-            key: key.clone(),
-            rule: "^xmrig$".into(),
-            node: NodeName::new("sim-0000"),
-        }],
-        accused: vec![key],
-        exposure,
+        grounds: vec![Accusation { key, rule: "^xmrig$".into(), node: NodeName::new("sim-0000") }],
+        left: Vec::new(),
+        exposure: Arc::new(exposure),
         reason: "a sample".into(),
-    });
+    }));
     let until = now + Duration::from_mins(30);
     for phase in [NoticePhase::Blocked, NoticePhase::Grace { until }, NoticePhase::Recovered] {
         let processes = vec!["xmrig".into()];
-        plan.notices.push(Notice { app: app.clone(), told: now, inherited: false, phase, processes });
+        let notice = Notice { app: app.clone(), told: now, inherited: false, phase, processes };
+        plan.notices.push(Arc::new(notice));
     }
     let forms = [true, false].map(|has_long_list| Existing { wasm_plugins: 1, has_long_list });
     let mut settings = settings()?;

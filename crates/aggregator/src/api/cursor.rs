@@ -1,10 +1,11 @@
 //! Where a page ended: the key that was shown last. The next one begins after it, whatever has come or gone meanwhile.
 
-use procscan_core::names::{Key, is_dns_label, is_dns_subdomain};
+use procscan_core::names::{Key, KeyParts, is_dns_label, is_dns_subdomain};
 
 /// In hexadecimal, which needs no escaping in a URL: namespace, Pod and process, with a NUL in between, that neither of the first
 /// two can have.
-pub(super) fn write(Key { namespace, pod, process }: &Key) -> String {
+pub(super) fn write(key: &Key) -> String {
+    let KeyParts { namespace, pod, process } = &**key;
     let bytes = [namespace, "\0", pod, "\0", process].map(str::as_bytes).concat();
     let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()

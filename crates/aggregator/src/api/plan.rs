@@ -6,6 +6,7 @@ use procscan_core::plan::{Block, Dispute, HeldApp, Notice, Summary};
 use procscan_core::policy::Mode;
 use procscan_core::snapshot::Coverage;
 use serde::Serialize;
+use std::sync::Arc;
 
 use super::Api;
 
@@ -15,8 +16,8 @@ const MAX_DISPUTES: usize = 1000;
 #[derive(Serialize)]
 pub(super) struct Plan {
     mode: Mode,
-    blocks: Vec<Block>,
-    notices: Vec<Notice>,
+    blocks: Vec<Arc<Block>>,
+    notices: Vec<Arc<Notice>>,
     held: Vec<HeldApp>,
     summary: Summary,
     /// How many accusations are not believed, and which, up to a bound: liars may make any number.

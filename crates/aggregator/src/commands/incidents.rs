@@ -3,7 +3,7 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use procscan_core::names::App;
+use procscan_core::names::{App, AppParts};
 use procscan_core::state::IncidentState;
 use serde::Deserialize;
 
@@ -48,7 +48,7 @@ impl Incident {
 
     /// Whether `said` is its App as `NAMESPACE/APP` or `NAMESPACE/TYPE/APP`, as it is or as it is shown.
     fn is_of(&self, said: &str) -> bool {
-        let App { namespace, kind, name } = &self.app;
+        let AppParts { namespace, kind, name } = &*self.app;
         let forms = [format!("{namespace}/{name}"), format!("{namespace}/{kind}/{name}")];
         forms.iter().any(|form| said == form || said == escaped(form))
     }

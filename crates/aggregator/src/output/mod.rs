@@ -240,11 +240,11 @@ fn announce(
     outcome: &Outcome,
     delivered: &watch::Sender<Arc<Delivered>>,
 ) {
-    let is_written = |notice: &&Notice| match output {
+    let is_written = |notice: &&Arc<Notice>| match output {
         Output::Directory(_) => outcome.problems.is_empty(),
         Output::Cluster(cluster) => cluster.has_told(notice),
     };
-    let is_news = |notice: &&Notice| !notice.inherited && notice.phase != NoticePhase::Recovered;
+    let is_news = |notice: &&Arc<Notice>| !notice.inherited && notice.phase != NoticePhase::Recovered;
     let now: Delivered = decided
         .plan
         .notices

@@ -1,4 +1,5 @@
 use std::fs;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use procscan_core::names::{App, Key};
@@ -21,10 +22,11 @@ fn plan(names: &[&str]) -> Plan {
             app: App::new("ns-a", "app", *name),
             since: Timestamp::UNIX_EPOCH,
             grounds: Vec::new(),
-            accused: Vec::new(),
-            exposure: Exposure::plain([format!("{name}.ns-a.svc").into()]),
+            left: Vec::new(),
+            exposure: Arc::new(Exposure::plain([format!("{name}.ns-a.svc").into()])),
             reason: "".into(),
         })
+        .map(Arc::new)
         .collect();
     plan
 }
@@ -227,14 +229,14 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     assert_eq!(directory.blocked(&gateway).unwrap(), []);
     let told: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
     let mut plan = plan(&["web", "other"]);
-    plan.blocks[0].accused.push(Key::new("ns-a", "web-0", "xmrig"));
-    plan.notices.push(Notice {
+    Arc::make_mut(&mut plan.blocks[0]).left.push(Key::new("ns-a", "web-0", "xmrig"));
+    plan.notices.push(Arc::new(Notice {
         app: plan.blocks[0].app.clone(),
         told,
         inherited: false,
         phase: NoticePhase::Blocked,
         processes: vec!["xmrig".into()],
-    });
+    }));
     directory
         .apply(&resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
         .unwrap();
@@ -245,7 +247,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
         accused: accused.iter().cloned().collect(),
         services: services.iter().map(|name| format!("{name}.ns-a.svc").into()).collect(),
     };
-    let of_web = &plan.blocks[0].accused;
+    let of_web = &plan.blocks[0].left;
     let services = ["other", "web"];
     let of_other = expected("other", None, &[], &services);
     assert_eq!(inherited, [of_other, expected("web", Some(told), of_web, &services)]);
@@ -266,7 +268,7 @@ fn one_file_that_can_not_be_written_stops_no_other() {
     let app = plan.blocks[0].app.clone();
     let told = Timestamp::UNIX_EPOCH;
     let (phase, processes) = (NoticePhase::Blocked, Vec::new());
-    plan.notices.push(Notice { app, told, inherited: false, phase, processes });
+    plan.notices.push(Arc::new(Notice { app, told, inherited: false, phase, processes }));
     directory.apply(&resources::drafts(&plan, &settings(), Existing::default())).unwrap_err();
     assert_eq!(listing(temp.path()).iter().filter(|name| name.starts_with("notification_ns-a_")).count(), 1);
 }

@@ -10,7 +10,7 @@ use super::{ChangeKind, NodeClock, Remembered};
 use crate::Moment;
 use crate::names::NodeName;
 use crate::report::Record;
-use crate::snapshot::EvidenceView;
+use crate::snapshot::{EvidenceView, Heard};
 
 /// How sure one node's evidence makes us that the process is there. Ordered from the strongest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -62,17 +62,11 @@ pub(super) struct ActiveFor {
 
 #[derive(Debug)]
 pub(super) struct Evidence {
-    record: Arc<Record>,
+    /// Shared with the snapshots that show it. Changed in place while there are none.
+    heard: Arc<Heard>,
     /// The timestamps seen most recently, the last one last, and the latest of all. Kept after clearing: the tombstone by which a
     /// record that is still listed, but does not change, stays cleared.
     timestamps: Vec<Timestamp>,
-    first_seen: Moment,
-    last_seen: Moment,
-    fresh_at: Option<Moment>,
-    agent_time: Timestamp,
-    /// The node's odometer at the last fresh evidence, or at first sight: where the clearing clock starts.
-    mark: Duration,
-    observations: u64,
     aged: bool,
     cleared: Option<(Moment, Cleared)>,
     /// Known, perhaps among others, from before the start or from another replica. What was seen last may have been seen after it
@@ -87,13 +81,16 @@ impl Evidence {
     pub(super) fn first_sight(record: Record, at: Moment, mark: Duration, fresh: bool) -> Self {
         Self {
             timestamps: vec![record.detected_at],
-            first_seen: at,
-            last_seen: at,
-            fresh_at: fresh.then_some(at),
-            agent_time: record.detected_at,
-            record: Arc::new(record),
-            mark,
-            observations: 1,
+            heard: Arc::new(Heard {
+                fresh_at: fresh.then_some(at),
+                // At first sight as well: where the clearing clock starts.
+                mark,
+                first_seen: at,
+                last_seen: at,
+                evidence_time: record.detected_at,
+                observations: 1,
+                record: Arc::new(record),
+            }),
             aged: !fresh,
             cleared: None,
             remembered: false,
@@ -105,14 +102,16 @@ impl Evidence {
     pub(super) fn remembered(known: &Remembered, now: Moment, mark: Duration) -> Self {
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
         Self {
-            record: Arc::new(known.record.clone()),
+            heard: Arc::new(Heard {
+                record: Arc::new(known.record.clone()),
+                fresh_at: Some(past(known.fresh_at)),
+                mark,
+                first_seen: past(known.first_seen),
+                last_seen: past(known.fresh_at),
+                evidence_time: known.record.detected_at,
+                observations: known.observations,
+            }),
             timestamps: vec![known.record.detected_at],
-            first_seen: past(known.first_seen),
-            last_seen: past(known.fresh_at),
-            fresh_at: Some(past(known.fresh_at)),
-            agent_time: known.record.detected_at,
-            mark,
-            observations: known.observations,
             aged: false,
             cleared: known.cleared.map(|(at, why)| (past(at), why)),
             remembered: true,
@@ -130,8 +129,9 @@ impl Evidence {
             self.timestamps.insert(0, timestamp);
         }
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
-        self.first_seen = self.first_seen.min(past(known.first_seen));
-        self.observations = self.observations.max(known.observations);
+        let heard = self.heard_mut();
+        heard.first_seen = heard.first_seen.min(past(known.first_seen));
+        heard.observations = heard.observations.max(known.observations);
         // What the other has heard after it was kept is not known here either.
         self.remembered = true;
         if let Some((wall, why)) = known.cleared.filter(|_| self.cleared.is_none()) {
@@ -140,10 +140,14 @@ impl Evidence {
             // forgotten by a restart what was heard here before, but had its node's answers for the whole clearing time. A wall
             // clock may have been set in between, so it is enough if one of the clocks says so.
             let is_since = |fresh: Moment| fresh.uptime > at.uptime && fresh.wall > wall;
-            if is_same || !self.fresh_at.is_some_and(is_since) {
+            if is_same || !self.heard.fresh_at.is_some_and(is_since) {
                 self.cleared = Some((at, why));
             }
         }
+    }
+
+    fn heard_mut(&mut self) -> &mut Heard {
+        Arc::make_mut(&mut self.heard)
     }
 
     /// Makes room for another timestamp: forgets the one that was not seen for longest, but never the latest one of all.
@@ -157,7 +161,7 @@ impl Evidence {
 
     /// Whether there has been fresh evidence after `gone`, or nothing was known to be gone.
     pub(super) fn is_news_since(&self, gone: Option<Moment>) -> bool {
-        gone.is_none_or(|gone| self.fresh_at.is_some_and(|fresh| fresh.uptime > gone.uptime))
+        gone.is_none_or(|gone| self.heard.fresh_at.is_some_and(|fresh| fresh.uptime > gone.uptime))
     }
 
     /// The record is listed again. It is fresh evidence if its timestamp differs from those remembered, unless it is an earlier one
@@ -172,9 +176,10 @@ impl Evidence {
         same_incident: Duration,
         is_young: impl Fn(&Record) -> Option<bool>,
     ) -> Option<ChangeKind> {
-        self.last_seen = at;
-        if *self.record != *record {
-            self.record = Arc::new(record.sharing(&self.record));
+        let heard = self.heard_mut();
+        heard.last_seen = at;
+        if *heard.record != *record {
+            heard.record = Arc::new(record.sharing(&heard.record));
         }
         if let Some(known) = self.timestamps.iter().position(|t| *t == record.detected_at) {
             let timestamp = self.timestamps.remove(known);
@@ -195,18 +200,17 @@ impl Evidence {
             return None;
         }
 
-        let was_active = self.fresh_at.is_some() && !self.aged && self.cleared.is_none();
-        if let Some((cleared_at, _)) = self.cleared.take()
-            && at.since(cleared_at) > same_incident
-        {
-            self.first_seen = at;
-            self.observations = 0;
+        let was_active = self.heard.fresh_at.is_some() && !self.aged && self.cleared.is_none();
+        let is_new = self.cleared.take().is_some_and(|(cleared_at, _)| at.since(cleared_at) > same_incident);
+        let heard = self.heard_mut();
+        if is_new {
+            (heard.first_seen, heard.observations) = (at, 0);
         }
-        self.observations += 1;
-        (self.fresh_at, self.is_recalled) = (Some(at), false);
-        self.agent_time = record.detected_at;
-        self.mark = mark;
-        self.aged = false;
+        heard.observations += 1;
+        heard.fresh_at = Some(at);
+        heard.evidence_time = record.detected_at;
+        heard.mark = mark;
+        (self.aged, self.is_recalled) = (false, false);
         (!was_active).then_some(ChangeKind::Appeared)
     }
 
@@ -215,7 +219,7 @@ impl Evidence {
         if self.cleared.is_some() {
             return None;
         }
-        let why = clock.cleared(self.mark, self.fresh_at.unwrap_or(self.first_seen), now)?;
+        let why = clock.cleared(self.heard.mark, self.counted_from(), now)?;
         self.cleared = Some((now, why));
         Some(why)
     }
@@ -228,7 +232,12 @@ impl Evidence {
     }
 
     fn is_fresh(&self, now: Moment, active_for: ActiveFor) -> bool {
-        self.fresh_at.is_some_and(|at| now.since(at) <= self.active_for(active_for))
+        self.heard.fresh_at.is_some_and(|at| now.since(at) <= self.active_for(active_for))
+    }
+
+    /// From when on its node's silence counts.
+    fn counted_from(&self) -> Moment {
+        self.heard.fresh_at.unwrap_or(self.heard.first_seen)
     }
 
     fn active_for(&self, limits: ActiveFor) -> Duration {
@@ -241,12 +250,11 @@ impl Evidence {
         const AFTER: Duration = Duration::from_nanos(1);
         let after = |at: Moment, limit: Duration| at.uptime.saturating_add(limit).saturating_add(AFTER);
         if let Some((at, _)) = self.cleared {
-            return after(at.max(self.last_seen), keep);
+            return after(at.max(self.heard.last_seen), keep);
         }
-        let is_clear = clock.odometer.saturating_sub(self.mark) >= clock.required;
-        let lost =
-            if is_clear { Duration::ZERO } else { clock.lost_at(self.fresh_at.unwrap_or(self.first_seen)) };
-        match self.fresh_at.filter(|_| !self.aged) {
+        let is_clear = clock.odometer.saturating_sub(self.heard.mark) >= clock.required;
+        let lost = if is_clear { Duration::ZERO } else { clock.lost_at(self.counted_from()) };
+        match self.heard.fresh_at.filter(|_| !self.aged) {
             Some(at) => lost.min(after(at, self.active_for(active_for))),
             None => lost,
         }
@@ -257,21 +265,21 @@ impl Evidence {
     }
 
     pub(super) fn is_offender(&self) -> bool {
-        self.fresh_at.is_some() && self.cleared.is_none()
+        self.heard.fresh_at.is_some() && self.cleared.is_none()
     }
 
     /// Whether forgetting it loses nothing that can't be judged anew: a tombstone, or a record never believed.
     pub(super) fn is_expendable(&self) -> bool {
-        self.is_cleared() || self.fresh_at.is_none()
+        self.is_cleared() || self.heard.fresh_at.is_none()
     }
 
     pub(super) fn last_seen(&self) -> Moment {
-        self.last_seen
+        self.heard.last_seen
     }
 
     /// Whether it has been a tombstone, and unlisted, for `keep`.
     pub(super) fn is_expired(&self, now: Moment, keep: Duration) -> bool {
-        self.cleared.is_some_and(|(at, _)| now.since(at) > keep) && now.since(self.last_seen) > keep
+        self.cleared.is_some_and(|(at, _)| now.since(at) > keep) && now.since(self.heard.last_seen) > keep
     }
 
     pub(super) fn view(&self, node: &NodeName, now: Moment, active_for: ActiveFor) -> EvidenceView {
@@ -284,14 +292,8 @@ impl Evidence {
         EvidenceView {
             node: node.clone(),
             presence,
-            record: self.record.clone(),
-            fresh_at: self.fresh_at,
-            mark: self.mark,
-            first_seen: self.first_seen,
-            last_seen: self.last_seen,
-            evidence_time: self.agent_time,
-            observations: self.observations,
             cleared: self.cleared.map(|(_, why)| why),
+            heard: self.heard.clone(),
         }
     }
 }

@@ -27,11 +27,11 @@ impl Texts {
     /// The same record, with what others have too as they have it. A Pod, a command line and a time are nearly always its own.
     pub(super) fn share(&mut self, record: &Record) -> Record {
         Record {
-            key: Key {
-                namespace: self.one(&record.key.namespace),
-                pod: record.key.pod.clone(),
-                process: self.one(&record.key.process),
-            },
+            key: Key::new(
+                self.one(&record.key.namespace),
+                record.key.pod.clone(),
+                self.one(&record.key.process),
+            ),
             cmdline: record.cmdline.clone(),
             regex: self.one(&record.regex),
             status: self.one(&record.status),

@@ -1,6 +1,7 @@
 //! The book of incidents: what the policy remembers between two evaluations, and what operators do to it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::RandomState;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -12,7 +13,7 @@ use super::keep::Effective;
 use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::names::{App, Key, NodeName, Text};
-use crate::plan::{Exposure, HeldApp};
+use crate::plan::{Block, Exposure, HeldApp, Notice};
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
 
@@ -31,8 +32,16 @@ pub struct Book {
     pub(super) refused: BTreeSet<App>,
     /// New notices in the current round: the round's number and how many.
     pub(super) notices: (u64, usize),
-    /// The Apps behind the last summary, by what is happening to them, and when that last changed.
-    pub(super) summary: Option<(BTreeMap<App, u8>, Timestamp)>,
+    pub(super) last: Last,
+}
+
+/// What the last plan came to. What stays the same is shared with the next one, and not made anew.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Last {
+    pub(super) blocks: Vec<Arc<Block>>,
+    pub(super) notices: Vec<Arc<Notice>>,
+    /// A hash of the Apps behind its summary, and of what is happening to each; and when that last changed.
+    pub(super) standing: (RandomState, Option<(u64, Timestamp)>),
 }
 
 /// Something that an operator does.
@@ -135,7 +144,7 @@ impl Book {
             file.standing = Standing::Blocked { since: now, dry_run: false };
             file.told =
                 Some(Told { at: told, what: Telling::Blocked, delivered: Some(told), inherited: true });
-            file.exposure = Exposure::plain(services);
+            file.exposure = Arc::new(Exposure::plain(services));
             file.reason = "it was blocked before anything was kept of it".into();
             file.inherited = Some(accused);
             let decision = Decision {
@@ -148,7 +157,7 @@ impl Book {
             };
             incident.note(&decision);
             decisions.push(decision);
-            self.effective.insert(app.clone(), Effective { incident: incident.clone(), is_kept: false });
+            self.effective.insert(app.clone(), Effective::unkept(&incident));
             self.incidents.insert(app, incident);
         }
         decisions

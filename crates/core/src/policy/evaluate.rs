@@ -1,11 +1,14 @@
 //! One evaluation: from evidence to incidents, from incidents to a plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::book::Book;
+use super::book::{Book, Last};
 use super::brake::{Accusers, Brake};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
@@ -383,9 +386,9 @@ impl Book {
             let what = telling(&phase(incident, pass.policy.mode));
             if what == Telling::Blocked
                 && let Some(exposure) = pass.facts.exposure(app, pass.policy.verify_pods)
-                && incident.exposure != exposure
+                && *incident.exposure != exposure
             {
-                incident.file().exposure = exposure;
+                incident.file().exposure = Arc::new(exposure);
             }
             if !may_be_told(app, pass.policy, pass.facts) {
                 continue;
@@ -421,43 +424,53 @@ impl Book {
         let mut blocks =
             Vec::with_capacity(count(|incident| matches!(incident.standing, Standing::Blocked { .. })));
         let mut notices = Vec::with_capacity(count(|incident| incident.told.is_some()));
-        // A byte for each App says what is happening to it, so that any change of the set is seen.
-        let mut standing: BTreeMap<App, u8> = BTreeMap::new();
+        let last = std::mem::take(&mut self.last);
+        let (mut last_blocks, mut last_notices) = (last.blocks.into_iter(), last.notices.into_iter());
+        // What is happening to each App, so that any change of the set is seen. The key is a secret, so nobody can look for two sets
+        // that look the same.
+        let mut standing = last.standing.0.build_hasher();
         let mut summary = Summary { blocked: 0, in_grace: 0, held: 0, changed: now.wall };
         for (app, incident) in &self.incidents {
             let phase = phase(incident, mode);
             match (phase, incident.standing) {
                 (NoticePhase::Blocked, Standing::Blocked { since, .. }) => {
                     summary.blocked += 1;
-                    standing.insert(app.clone(), 0);
-                    blocks.push(block(app, incident, since.wall));
+                    (app, 0_u8).hash(&mut standing);
+                    blocks.push(same(
+                        &mut last_blocks,
+                        |last| last.app.cmp(app),
+                        block(app, incident, since.wall),
+                    ));
                 }
                 (_, Standing::Grace { .. }) => {
                     summary.in_grace += 1;
-                    standing.insert(app.clone(), 1);
+                    (app, 1_u8).hash(&mut standing);
                 }
                 (_, Standing::Held) => {
                     summary.held += 1;
-                    standing.insert(app.clone(), 2);
+                    (app, 2_u8).hash(&mut standing);
                 }
                 _ => {}
             }
             // Who waits to be told, or is not to be told, keeps what there is.
             let told = incident.told.filter(|told| told.what == telling(&phase));
             if let Some(told) = told.filter(|_| may_be_told(app, policy, facts)) {
-                notices.push(Notice {
+                let notice = Notice {
                     app: app.clone(),
                     told: told.at,
                     inherited: told.inherited,
                     phase,
                     processes: incident.processes.iter().cloned().collect(),
-                });
+                };
+                notices.push(same(&mut last_notices, |last| last.app.cmp(app), notice));
             }
         }
-        match &self.summary {
-            Some((before, changed)) if *before == standing => summary.changed = *changed,
-            _ => self.summary = Some((standing, summary.changed)),
-        }
+        let (hashing, before) = last.standing;
+        let standing = standing.finish();
+        let before = before.filter(|(before, _)| *before == standing);
+        summary.changed = before.map_or(summary.changed, |(_, changed)| changed);
+        let standing = (hashing, Some((standing, summary.changed)));
+        self.last = Last { blocks: blocks.clone(), notices: notices.clone(), standing };
         Plan { mode, blocks, notices, summary }
     }
 }
@@ -489,7 +502,9 @@ impl Book {
         let mut plan = Plan::empty(policy.mode, now.wall);
         for (app, incident) in &self.incidents {
             match incident.standing {
-                Standing::Blocked { since, .. } => plan.blocks.push(block(app, incident, since.wall)),
+                Standing::Blocked { since, .. } => {
+                    plan.blocks.push(Arc::new(block(app, incident, since.wall)));
+                }
                 Standing::Grace { .. } => plan.summary.in_grace += 1,
                 Standing::Held => plan.summary.held += 1,
                 Standing::Watched | Standing::Ended { .. } => {}
@@ -518,7 +533,7 @@ fn block(app: &App, incident: &Incident, since: Timestamp) -> Block {
         app: app.clone(),
         since,
         grounds: accusations(incident),
-        accused: accused(incident),
+        left: left(incident),
         exposure: incident.exposure.clone(),
         reason: incident.reason.clone(),
     }
@@ -534,19 +549,32 @@ fn accusations(incident: &Incident) -> Vec<Accusation> {
     grounds.map(accusation).collect()
 }
 
-fn accused(incident: &Incident) -> Vec<Key> {
-    let mut accused: Vec<Key> = match &incident.inherited {
+/// What it is for where no ground is left.
+fn left(incident: &Incident) -> Vec<Key> {
+    match &incident.inherited {
+        _ if !incident.grounds.is_empty() => Vec::new(),
         Some(accused) => accused.iter().cloned().collect(),
         // Blocked still, because its release is held: for what has cleared.
-        None if incident.grounds.is_empty() => {
-            incident.tombstones.keys().map(|(key, _)| key.clone()).collect()
+        None => incident.tombstones.keys().map(|(key, _)| key.clone()).collect(),
+    }
+}
+
+/// What the last plan has, if it is the same as `now`. Both go through the Apps in their order, and `order` says where `last` is.
+fn same<T: PartialEq>(
+    last: &mut std::vec::IntoIter<Arc<T>>,
+    order: impl Fn(&T) -> Ordering,
+    now: T,
+) -> Arc<T> {
+    while let Some(next) = last.as_slice().first() {
+        match order(next) {
+            Ordering::Greater => break,
+            Ordering::Equal => {
+                return last.next().filter(|last| **last == now).unwrap_or_else(|| Arc::new(now));
+            }
+            Ordering::Less => drop(last.next()),
         }
-        None => incident.grounds.keys().map(|(key, _)| key.clone()).collect(),
-    };
-    // Two nodes may accuse of the same.
-    accused.dedup();
-    accused.shrink_to_fit();
-    accused
+    }
+    Arc::new(now)
 }
 
 fn cleared_reason(cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {

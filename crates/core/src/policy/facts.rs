@@ -116,7 +116,7 @@ pub(super) fn claimed_app(record: &Record) -> App {
         if text.is_empty() { fallback.clone() } else { text.clone() }
     };
     let kind: Text = if record.kind.is_empty() { "app".into() } else { record.kind.clone() };
-    App { namespace: record.key.namespace.clone(), kind, name: or(&record.name, &record.key.pod) }
+    App::new(record.key.namespace.clone(), kind, or(&record.name, &record.key.pod))
 }
 
 /// Whether `node`, a static target's `host:port`, names the host address `ip`.

@@ -189,6 +189,7 @@ impl Book {
         } else {
             let mut ground = Ground::of(evidence, fresh_at, scan_interval);
             ground.count(silence);
+            ground.kept = incident.grounds.get(&id).and_then(|old| old.kept);
             incident.grounds.insert(id, ground);
         }
     }

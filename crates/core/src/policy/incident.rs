@@ -70,7 +70,7 @@ pub struct File {
     /// What its tenant has been told last.
     pub(super) told: Option<Told>,
     /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
-    pub(super) exposure: Exposure,
+    pub(super) exposure: Arc<Exposure>,
     /// What covers it, as last logged.
     pub(super) exempted: Option<String>,
     /// What the brakes have counted of it: the window's entry of this App.
@@ -152,6 +152,18 @@ pub(super) struct Ground {
     pub(super) active: bool,
     /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
     pub(super) gone: bool,
+    /// What of it was kept last; nothing if it has not been kept yet.
+    pub(super) kept: Option<KeptGround>,
+}
+
+/// What a restart would know of a ground.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeptGround {
+    /// By the monotonic clock.
+    pub(super) fresh_at: Duration,
+    /// Zero while it is not known.
+    pub(super) scan_interval: Duration,
+    pub(super) gone: bool,
 }
 
 /// A ground that has cleared.
@@ -160,6 +172,8 @@ pub(super) struct Tombstone {
     pub(super) ground: Ground,
     pub(super) at: Timestamp,
     pub(super) by: ClearedGround,
+    /// It has been kept.
+    pub(super) is_kept: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,7 +251,17 @@ impl Ground {
             scan_interval,
             active: true,
             gone: false,
+            kept: None,
         }
+    }
+
+    /// It is kept as it is now.
+    pub(super) fn note_kept(&mut self) {
+        self.kept = Some(KeptGround {
+            fresh_at: self.fresh_at.uptime,
+            scan_interval: self.scan_interval.unwrap_or_default(),
+            gone: self.gone,
+        });
     }
 
     /// Whether `evidence`, fresh at `fresh_at`, is no more than what it rests on already.
@@ -255,7 +279,12 @@ impl Deref for Incident {
 }
 
 impl File {
-    fn new(opened: Moment) -> Self {
+    /// The name under which the incident of `app` is kept.
+    pub(super) fn name(&self, app: &App) -> String {
+        state::incident::name(app, self.opened.wall)
+    }
+
+    pub(super) fn new(opened: Moment) -> Self {
         Self {
             opened,
             standing: Standing::Watched,
@@ -266,7 +295,7 @@ impl File {
             release_held: None,
             approved: false,
             told: None,
-            exposure: Exposure::default(),
+            exposure: Arc::default(),
             exempted: None,
             due: None,
             release_due: None,
@@ -294,9 +323,19 @@ impl Incident {
         Arc::make_mut(&mut self.file)
     }
 
-    /// Whether nothing has been entered since `other` was copied from it.
-    pub(super) fn has_same_file(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.file, &other.file)
+    /// Its file as it is now. What is entered later is not in it.
+    pub(super) fn share_file(&self) -> Arc<File> {
+        self.file.clone()
+    }
+
+    /// Whether nothing has been entered since `file` was shared.
+    pub(super) fn has_file(&self, file: &Arc<File>) -> bool {
+        Arc::ptr_eq(&self.file, file)
+    }
+
+    /// Takes back all that has been entered since `file` was shared. What has been heard stays.
+    pub(super) fn refile(&mut self, file: Arc<File>) {
+        self.file = file;
     }
 
     pub(super) fn stand(&mut self, standing: Standing) {
@@ -305,7 +344,7 @@ impl Incident {
 
     /// The name under which it is kept.
     pub fn name(&self, app: &App) -> String {
-        state::incident::name(app, self.opened.wall)
+        self.file.name(app)
     }
 
     /// Up to which number operators' acts have been done.
@@ -382,7 +421,7 @@ impl Incident {
                 self.tombstones.remove(&oldest);
             }
         }
-        self.tombstones.insert(id, Tombstone { ground, at, by });
+        self.tombstones.insert(id, Tombstone { ground, at, by, is_kept: false });
     }
 
     /// What it is for, where no ground is left: what has cleared, else what it was inherited with, else the App as such.

@@ -38,11 +38,44 @@ const MAX_ACCUSERS: usize = 16;
 const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
 
 /// What is in effect of an incident. Whatever is decided beyond it has no effect before it is kept.
+///
+/// What had been heard by then is not copied: each ground and tombstone says itself what is kept of it, and how many there were
+/// tells whether one is gone.
 #[derive(Clone, Debug)]
 pub(super) struct Effective {
-    pub(super) incident: Incident,
+    file: Arc<File>,
+    cleared: Option<ClearedGround>,
+    grounds: usize,
+    tombstones: usize,
+    /// If it was over, as it was: what is heard later may be taken back with its new beginning.
+    over: Option<Box<Incident>>,
     /// It is known to be kept like this.
-    pub(super) is_kept: bool,
+    is_kept: bool,
+}
+
+impl Effective {
+    /// As it is, and not known to be kept.
+    pub(super) fn unkept(incident: &Incident) -> Self {
+        Self {
+            file: incident.share_file(),
+            cleared: incident.cleared,
+            grounds: incident.grounds.len(),
+            tombstones: incident.tombstones.len(),
+            over: matches!(incident.standing, Standing::Ended { .. }).then(|| Box::new(incident.clone())),
+            is_kept: false,
+        }
+    }
+
+    /// As it is, which has been kept.
+    fn kept(incident: &mut Incident) -> Self {
+        for (_, ground) in incident.grounds.iter_mut() {
+            ground.note_kept();
+        }
+        for (_, tombstone) in incident.tombstones.iter_mut() {
+            tombstone.is_kept = true;
+        }
+        Self { is_kept: true, ..Self::unkept(incident) }
+    }
 }
 
 /// By how much the kept scan interval of an agent may be too short. Most agents scan more often: theirs is kept when something
@@ -56,7 +89,7 @@ impl Book {
         let mut book = Self::default();
         for document in documents {
             let app = App::from(&document.spec.app);
-            let incident = restored(&app, &document.status, snapshot, now);
+            let mut incident = restored(&app, &document.status, snapshot, now);
             // An App's earlier incidents are history.
             if book.incidents.get(&app).is_some_and(|known| known.opened.wall >= incident.opened.wall) {
                 continue;
@@ -64,7 +97,7 @@ impl Book {
             book.window.restore(&app, incident.due.as_ref(), incident.release_due);
             let held = incident.held.as_ref().map(|(since, _)| *since);
             book.window.restore_alerts(held, incident.release_held);
-            book.effective.insert(app.clone(), Effective { incident: incident.clone(), is_kept: true });
+            book.effective.insert(app.clone(), Effective::kept(&mut incident));
             book.incidents.insert(app, incident);
         }
         book
@@ -74,12 +107,12 @@ impl Book {
     pub fn unsaved(&self) -> Vec<App> {
         let differs = |(app, incident): &(&App, &Incident)| {
             let effective = self.effective.get(*app);
-            effective.is_none_or(|before| !before.is_kept || !is_kept_by(incident, &before.incident))
+            effective.is_none_or(|before| !is_kept_by(incident, before))
         };
         let mut unsaved: Vec<(&App, &Incident)> = self.incidents.iter().filter(differs).collect();
         let is_urgent = |app: &App, incident: &Incident| {
-            let is_blocked = |incident: &Incident| matches!(incident.standing, Standing::Blocked { .. });
-            is_blocked(incident) || self.effective.get(app).is_some_and(|before| is_blocked(&before.incident))
+            let is_blocked = |file: &File| matches!(file.standing, Standing::Blocked { .. });
+            is_blocked(incident) || self.effective.get(app).is_some_and(|before| is_blocked(&before.file))
         };
         unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
         unsaved.into_iter().map(|(app, _)| app.clone()).collect()
@@ -93,9 +126,8 @@ impl Book {
     /// What [`Book::document`] gave of those has been kept. Nothing may have changed in between.
     pub fn saved<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
         for app in apps {
-            if let Some(incident) = self.incidents.get(app) {
-                let effective = Effective { incident: incident.clone(), is_kept: true };
-                self.effective.insert(app.clone(), effective);
+            if let Some(incident) = self.incidents.get_mut(app) {
+                self.effective.insert(app.clone(), Effective::kept(incident));
             }
         }
         self.effective.retain(|app, _| self.incidents.contains_key(app));
@@ -106,33 +138,27 @@ impl Book {
     pub fn take_back<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
         for app in apps {
             let Some(now) = self.incidents.get_mut(app) else { continue };
-            let before = match self.effective.get(app) {
-                Some(Effective { incident, .. }) if incident.opened == now.opened => incident.clone(),
+            match self.effective.get(app) {
+                Some(Effective { file, over, .. }) if file.opened == now.opened => match over {
+                    Some(over) => now.clone_from(over),
+                    None => now.refile(file.clone()),
+                },
                 // The incident before this one is over, but what operators have released stays released.
                 known => {
-                    let mut anew = Incident::new(now.opened);
-                    anew.file().releases =
-                        known.map(|known| known.incident.releases.clone()).unwrap_or_default();
-                    anew
+                    let mut anew = File::new(now.opened);
+                    anew.releases = known.map(|known| known.file.releases.clone()).unwrap_or_default();
+                    now.refile(Arc::new(anew));
                 }
-            };
-            let mut back = before;
-            if !matches!(back.standing, Standing::Ended { .. }) {
-                back.grounds = std::mem::take(&mut now.grounds);
-                back.tombstones = std::mem::take(&mut now.tombstones);
-                back.cleared = now.cleared;
             }
-            *now = back;
             // It may have been written all the same, by a request that was never answered: to be written again in any case.
-            let effective = Effective { incident: now.clone(), is_kept: false };
-            self.effective.insert(app.clone(), effective);
+            self.effective.insert(app.clone(), Effective::unkept(now));
         }
     }
 
     /// Those incidents are not kept any more, by their names: they have to be written again.
     pub fn forget_saved(&mut self, is_gone: impl Fn(&str) -> bool) {
         for (app, effective) in &mut self.effective {
-            effective.is_kept &= !is_gone(&effective.incident.name(app));
+            effective.is_kept &= !is_gone(&effective.file.name(app));
         }
     }
 
@@ -148,8 +174,8 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
     for document in documents {
         let namespace = &document.spec.app.namespace;
         for evidence in &document.status.evidence {
-            let key = Key::new(namespace.clone(), evidence.pod.clone(), evidence.process.clone());
-            let id = (key, NodeName(evidence.node.clone()));
+            let record = record(namespace, evidence);
+            let id = (record.key.clone(), NodeName(evidence.node.clone()));
             // Of one violation in two incidents, the later word counts.
             if all.get(&id).is_some_and(|known| known.fresh_at > evidence.fresh_at) {
                 continue;
@@ -157,7 +183,7 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
             let remembered = Remembered {
                 key: id.0.clone(),
                 node: id.1.clone(),
-                record: record(namespace, evidence),
+                record,
                 first_seen: evidence.first_seen,
                 fresh_at: evidence.fresh_at,
                 observations: evidence.observations,
@@ -170,21 +196,22 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
     all.into_values().collect()
 }
 
-/// Whether `saved` is as good as `now` for whoever reads it after a restart.
-fn is_kept_by(now: &Incident, saved: &Incident) -> bool {
-    let is_same_ground = |(id, ground): (&EvidenceId, &Ground)| {
-        saved.grounds.get(id).is_some_and(|kept| {
-            let scans = |ground: &Ground| ground.scan_interval.unwrap_or_default();
+/// Whether `saved` is kept, and as good as `now` for whoever reads it after a restart.
+fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
+    let is_same_ground = |ground: &Ground| {
+        ground.kept.is_some_and(|kept| {
             kept.gone == ground.gone
-                && ground.fresh_at.since(kept.fresh_at) < EVIDENCE_REFRESH
-                && scans(ground) <= scans(kept) + INTERVAL_SLACK
+                && ground.fresh_at.uptime.saturating_sub(kept.fresh_at) < EVIDENCE_REFRESH
+                && ground.scan_interval.unwrap_or_default() <= kept.scan_interval + INTERVAL_SLACK
         })
     };
-    now.grounds.len() == saved.grounds.len()
-        && now.grounds.iter().all(is_same_ground)
-        && now.tombstones.keys().eq(saved.tombstones.keys())
+    saved.is_kept
+        && now.grounds.len() == saved.grounds
+        && now.grounds.values().all(is_same_ground)
+        && now.tombstones.len() == saved.tombstones
+        && now.tombstones.values().all(|tombstone| tombstone.is_kept)
         && now.cleared == saved.cleared
-        && (now.has_same_file(saved) || is_file_kept_by(now, saved))
+        && (now.has_file(&saved.file) || is_file_kept_by(now, &saved.file))
 }
 
 /// Names every field, so that a new one has to be thought of here.
@@ -254,7 +281,7 @@ fn status(incident: &Incident) -> IncidentStatus {
         let gone = kept::ClearedEvidence { at: ground.fresh_at.wall, by: ClearedBy::PodGone, ended: false };
         evidence(id, ground, ground.gone.then_some(gone))
     });
-    let buried = tombstones.into_iter().map(|(id, Tombstone { ground, at, by })| {
+    let buried = tombstones.into_iter().map(|(id, Tombstone { ground, at, by, .. })| {
         let cleared = kept::ClearedEvidence { at: *at, by: cleared_by(*by), ended: true };
         evidence(id, ground, Some(cleared))
     });
@@ -446,11 +473,11 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
         delivered: told.delivered,
         inherited: told.delivered.is_some(),
     });
-    file.exposure = Exposure {
+    file.exposure = Arc::new(Exposure {
         services: status.exposure.services.clone(),
         ingresses: status.exposure.ingresses.clone(),
         otherwise: status.exposure.otherwise.clone().unwrap_or_else(|| status.exposure.services.clone()),
-    };
+    });
     file.exempted.clone_from(&status.exempted);
     file.due = status.due.as_ref().map(|due| {
         let accusers = due
@@ -502,9 +529,8 @@ fn hear_again(
 ) {
     let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
     for evidence in evidence {
-        let key = Key::new(app.namespace.clone(), evidence.pod.clone(), evidence.process.clone());
-        let node = NodeName(evidence.node.clone());
         let record = Arc::new(record(&app.namespace, evidence));
+        let (key, node) = (record.key.clone(), NodeName(evidence.node.clone()));
         let ground = Ground {
             fresh_at: past(evidence.fresh_at),
             evidence_time: record.detected_at,
@@ -516,11 +542,13 @@ fn hear_again(
             scan_interval: evidence.scan_interval.map(Duration::from_secs),
             active: false,
             gone: evidence.cleared.as_ref().is_some_and(|cleared| !cleared.ended),
+            kept: None,
         };
         match &evidence.cleared {
             Some(cleared) if cleared.ended => {
                 let by = cleared_ground(cleared.by);
-                incident.tombstones.insert((key, node), Tombstone { ground, at: cleared.at, by });
+                let tombstone = Tombstone { ground, at: cleared.at, by, is_kept: false };
+                incident.tombstones.insert((key, node), tombstone);
             }
             _ => drop(incident.grounds.insert((key, node), ground)),
         }

@@ -21,7 +21,7 @@ use crate::ledger::{NodeClock, Presence};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
 use crate::report::Rejections;
-use crate::snapshot::{Coverage, EvidenceView, NodeView, Snapshot, State, Violation};
+use crate::snapshot::{Coverage, EvidenceView, Heard, NodeView, Snapshot, State, Violation};
 use crate::state::incident::{self as kept, IncidentState};
 
 /// What one App's fate was, and would have been.
@@ -106,7 +106,7 @@ pub fn simulate(
         for notice in &evaluation.plan.notices {
             book.delivered(&notice.app, notice.told, moment);
         }
-        blocked.extend(evaluation.plan.blocks.into_iter().map(|block| block.app));
+        blocked.extend(evaluation.plan.blocks.iter().map(|block| block.app.clone()));
     }
     let recorded = recorded(incidents, since);
     accused
@@ -221,9 +221,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
         facts.pods.insert(record.key.pod_ref(), PodFact { asked, state });
         nodes.entry(node.clone()).or_insert_with(|| patient(now));
         let seen = moment(*from, since);
-        let view = EvidenceView {
-            node: node.clone(),
-            presence: Presence::Active,
+        let heard = Heard {
             record: record.clone(),
             fresh_at: Some(seen),
             mark: Duration::ZERO,
@@ -231,8 +229,9 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
             last_seen: seen,
             evidence_time: record.detected_at,
             observations: evidence.observations,
-            cleared: None,
         };
+        let presence = Presence::Active;
+        let view = EvidenceView { node: node.clone(), presence, cleared: None, heard: Arc::new(heard) };
         let violation = violations.entry(record.key.clone()).or_insert_with(|| Violation {
             key: record.key.clone(),
             state: State::Active,

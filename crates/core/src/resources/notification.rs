@@ -103,7 +103,7 @@ pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Vec<Dra
         let make = move |notice: &&Notice| object(notice, &settings.notification, upkeep);
         Draft::new(KIND, &*notice.app.namespace, name(&notice.app), upkeep, notice, make)
     };
-    plan.notices.iter().map(draft).collect()
+    plan.notices.iter().map(AsRef::as_ref).map(draft).collect()
 }
 
 fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {

@@ -12,13 +12,14 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Draft, Existing, Metadata, Object, Settings, Upkeep, shards};
 use crate::hash::{shard_of, stable_hash};
-use crate::names::{App, Key, Text};
+use crate::names::{App, AppParts, Key, Text};
 use crate::plan::{Block, Exposure, Plan};
 use crate::policy::Inherited;
 
@@ -164,7 +165,8 @@ impl Hash for Shard<'_> {
         self.form.hash(hasher);
         for block in &self.blocks {
             // When and why it was blocked is not in the object.
-            (&block.app, &block.accused, &block.exposure).hash(hasher);
+            (&block.app, &block.exposure, block.accused().count()).hash(hasher);
+            block.accused().for_each(|key| key.hash(hasher));
         }
     }
 }
@@ -183,7 +185,7 @@ impl<'a> Part<'a> {
     /// An App that takes up to `share` bytes is one part. One with more, which its tenant makes as large as it likes, must not
     /// force a shard upon each of the others: its Services go into several, each closed on every route.
     fn of(block: &'a Block, form: Form, gateway: &Gateway, share: usize) -> Vec<Self> {
-        let App { namespace, kind, name } = &block.app;
+        let AppParts { namespace, kind, name } = &*block.app;
         if form.bytes(block, gateway) <= share {
             let hash = stable_hash(&[namespace, kind, name]);
             return vec![Self { hash, block: Cow::Borrowed(block) }];
@@ -201,14 +203,15 @@ impl<'a> Part<'a> {
             }
         }
         let part = |(index, chunk): (usize, Vec<Text>)| {
-            let exposure = Exposure::plain(chunk);
+            let exposure = Arc::new(Exposure::plain(chunk));
             // People read once what it is accused of.
-            let accused = if index == 0 { block.accused.clone() } else { Vec::new() };
+            let (grounds, left) =
+                if index == 0 { (block.grounds.clone(), block.left.clone()) } else { Default::default() };
             let hash = match index {
                 0 => stable_hash(&[namespace, kind, name]),
                 _ => stable_hash(&[namespace, kind, name, &index.to_string()]),
             };
-            Self { hash, block: Cow::Owned(Block { accused, exposure, ..block.clone() }) }
+            Self { hash, block: Cow::Owned(Block { grounds, left, exposure, ..block.clone() }) }
         };
         chunks.into_iter().enumerate().map(part).collect()
     }
@@ -236,7 +239,7 @@ impl Form {
     /// How many bytes of JSON a block takes at most.
     fn bytes(self, block: &Block, gateway: &Gateway) -> usize {
         let hosts = |hosts: &[Text]| hosts.iter().map(|host| Self::bytes_of(host, gateway)).sum::<usize>();
-        let Exposure { services, ingresses, otherwise } = &block.exposure;
+        let Exposure { services, ingresses, otherwise } = &*block.exposure;
         match self {
             Self::Services => hosts(services),
             Self::IngressesAndServices => {
@@ -294,10 +297,10 @@ fn object(index: usize, blocks: &[Cow<'_, Block>], form: Form, gateway: &Gateway
     let violations: BTreeSet<InertViolation<'_>> = blocks
         .iter()
         .flat_map(|block| {
-            let App { namespace, kind, name } = &block.app;
+            let AppParts { namespace, kind, name } = &*block.app;
             // An App of which only the Services are known is in the list too: what is read back has to be whole.
-            let nothing = block.accused.is_empty().then_some(("", ""));
-            let accused = block.accused.iter().map(|key| (&*key.pod, &*key.process)).chain(nothing);
+            let nothing = block.accused().next().is_none().then_some(("", ""));
+            let accused = block.accused().map(|key| (&*key.pod, &*key.process)).chain(nothing);
             accused.map(move |(pod, process)| InertViolation { pod, namespace, process, kind, name })
         })
         .collect();
@@ -421,7 +424,7 @@ pub fn blocked<'a>(objects: impl IntoIterator<Item = &'a Value>, gateway: &Gatew
         .into_iter()
         .map(|(namespace, name)| {
             let services = vec![format!("{name}.{namespace}.svc").into()];
-            let app = App { namespace, kind: "app".into(), name };
+            let app = App::new(namespace, "app", name);
             (app.clone(), Inherited { app, told: None, accused: BTreeSet::new(), services })
         })
         .collect();

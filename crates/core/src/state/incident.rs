@@ -69,7 +69,7 @@ impl From<&App> for AppRef {
 
 impl From<&AppRef> for App {
     fn from(app: &AppRef) -> Self {
-        Self { namespace: app.namespace.clone(), kind: app.kind.clone(), name: app.name.clone() }
+        Self::new(app.namespace.clone(), app.kind.clone(), app.name.clone())
     }
 }
 

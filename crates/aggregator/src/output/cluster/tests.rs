@@ -85,10 +85,11 @@ fn plan(apps: usize) -> Plan {
             app: App::new("ns-a", "app", format!("web-{n:03}")),
             since: Timestamp::UNIX_EPOCH,
             grounds: Vec::new(),
-            accused: Vec::new(),
-            exposure: Exposure::plain([format!("web-{n:03}.ns-a.svc").into()]),
+            left: Vec::new(),
+            exposure: Arc::new(Exposure::plain([format!("web-{n:03}.ns-a.svc").into()])),
             reason: "".into(),
         })
+        .map(Arc::new)
         .collect();
     plan
 }

@@ -370,7 +370,10 @@ mod tests {
     }
 
     fn tells(snapshot: &Snapshot, detail: &str) -> bool {
-        snapshot.targets.iter().any(|t| t.last_failure.as_ref().is_some_and(|(_, f)| f.detail == detail))
+        snapshot
+            .targets
+            .iter()
+            .any(|t| t.last_failure.as_ref().is_some_and(|failure| failure.1.detail == detail))
     }
 
     #[tokio::test(start_paused = true)]

@@ -183,7 +183,7 @@ pub struct TargetView {
     /// Its last whole answer.
     pub last_answer: Option<Timestamp>,
     /// Its last failure, kept for people to see even after it answered again.
-    pub last_failure: Option<(Timestamp, Failure)>,
+    pub last_failure: Option<Arc<(Timestamp, Failure)>>,
     /// Failures since the last whole answer.
     pub consecutive_failures: u32,
 }

@@ -53,10 +53,10 @@ pub(super) async fn nodes(State(api): State<Api>) -> Json<Nodes> {
                 state: target.state,
                 last_answer: target.last_answer,
                 consecutive_failures: target.consecutive_failures,
-                last_failure: target.last_failure.clone().map(|(at, failure)| Failure {
-                    at,
+                last_failure: target.last_failure.as_deref().map(|(at, failure)| Failure {
+                    at: *at,
                     reason: failure.reason,
-                    detail: failure.detail,
+                    detail: failure.detail.clone(),
                 }),
                 scan_interval_seconds: view
                     .and_then(|view| view.interval)

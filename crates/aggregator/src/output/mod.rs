@@ -124,17 +124,19 @@ impl Output {
         }
     }
 
-    /// Makes the plan true, as far as `go_on` lets it. Where it `was_true`, somebody else may have changed something.
+    /// Makes the plan true, as far as `go_on` lets it. Where it `was_true`, somebody else may have changed something; where the one
+    /// before it was seen to be true a moment ago, what differs between them is enough.
     async fn write(
         &mut self,
         plan: &Arc<Decided>,
         was_true: bool,
+        is_seen: bool,
         settings: &Arc<Settings>,
         pen: &Pen,
         go_on: impl Fn() -> bool,
     ) -> Outcome {
         match self {
-            Self::Directory(directory) => write_files(directory, settings, plan, was_true).await,
+            Self::Directory(directory) => write_files(directory, settings, plan, was_true, is_seen).await,
             Self::Cluster(cluster) => cluster.write(&plan.plan, settings, pen, go_on).await,
         }
     }
@@ -181,6 +183,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
     let mut backoff = MIN_BACKOFF;
     let (mut is_live, mut is_asked) = (true, true);
     let mut written: Option<Arc<Decided>> = None;
+    let mut seen: Option<Instant> = None;
     while is_live {
         tokio::select! {
             question = take_over.recv(), if is_asked => match question {
@@ -208,7 +211,11 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
             continue;
         }
         let go_on = || !decided.has_changed().unwrap_or(true);
-        let outcome = output.write(&now, is_same, &settings, &pen, go_on).await;
+        let is_seen = written.is_some() && seen.is_some_and(|seen| seen.elapsed() < repair);
+        if is_same || !is_seen {
+            seen = Some(Instant::now());
+        }
+        let outcome = output.write(&now, is_same, is_seen, &settings, &pen, go_on).await;
         if !pen.holds() {
             // What could not be written any more is another's to write.
             written = None;
@@ -306,14 +313,18 @@ async fn write_files(
     settings: &Arc<Settings>,
     decided: &Arc<Decided>,
     was_true: bool,
+    is_seen: bool,
 ) -> Outcome {
     let (directory, settings, decided) = (directory.clone(), settings.clone(), decided.clone());
     let write = move || {
         if was_true && !directory.has_changed()? {
             return Ok(Written::default());
         }
+        if was_true || !is_seen {
+            directory.refresh()?;
+        }
         let existing = directory.existing(&settings.gateway)?;
-        directory.apply(&resources::drafts(&decided.plan, &settings, existing))
+        directory.apply(resources::drafts(&decided.plan, &settings, existing))
     };
     match tokio::task::spawn_blocking(write).await {
         Ok(Ok(Written { written, removed })) => Outcome { written, removed, ..Outcome::default() },

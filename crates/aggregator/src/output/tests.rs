@@ -7,6 +7,7 @@ use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
 use procscan_core::policy::Inherited;
 use procscan_core::resources::{Draft, Existing, Object, Upkeep};
 
+use super::directory::DirectoryError;
 use super::*;
 use crate::config::Config;
 
@@ -35,8 +36,10 @@ fn objects(names: &[&str], shards: usize) -> Vec<Object> {
     resources::render(&plan(names), &settings(), Existing { wasm_plugins: shards, has_long_list: false })
 }
 
-fn drafts(objects: &[Object]) -> Vec<Draft<'static>> {
-    objects.iter().cloned().map(Draft::from).collect()
+/// Puts right whatever somebody has changed, too.
+fn put(directory: &Directory, objects: &[Object]) -> Result<Written, DirectoryError> {
+    directory.refresh()?;
+    directory.apply(objects.iter().cloned().map(Draft::from))
 }
 
 fn listing(path: &std::path::Path) -> Vec<String> {
@@ -56,26 +59,23 @@ fn files_are_written_on_difference_only_and_strangers_are_left_alone() {
     fs::write(path.join("mine.yaml"), "kind: Mine\n").unwrap();
     fs::write(path.join("README"), "x").unwrap();
 
-    assert_eq!(directory.apply(&drafts(&objects(&["web"], 0))).unwrap(), Written { written: 1, removed: 0 });
-    assert_eq!(directory.apply(&drafts(&objects(&["web"], 0))).unwrap(), Written::default());
-    assert_eq!(
-        directory.apply(&drafts(&objects(&["web", "x"], 0))).unwrap(),
-        Written { written: 1, removed: 0 }
-    );
+    assert_eq!(put(&directory, &objects(&["web"], 0)).unwrap(), Written { written: 1, removed: 0 });
+    assert_eq!(put(&directory, &objects(&["web"], 0)).unwrap(), Written::default());
+    assert_eq!(put(&directory, &objects(&["web", "x"], 0)).unwrap(), Written { written: 1, removed: 0 });
     assert_eq!(listing(&path), ["README", "mine.yaml", PLUGIN]);
 
     // Edited or removed by somebody: repaired.
     let edited = path.join(PLUGIN);
     fs::write(&edited, fs::read_to_string(&edited).unwrap() + "extra: 1\n").unwrap();
-    assert_eq!(directory.apply(&drafts(&objects(&["web", "x"], 0))).unwrap().written, 1);
+    assert_eq!(put(&directory, &objects(&["web", "x"], 0)).unwrap().written, 1);
     fs::remove_file(&edited).unwrap();
-    assert_eq!(directory.apply(&drafts(&objects(&["web", "x"], 0))).unwrap().written, 1);
+    assert_eq!(put(&directory, &objects(&["web", "x"], 0)).unwrap().written, 1);
 
     // Shards that are there stay, released objects go.
     let shards = objects(&[], 3);
-    directory.apply(&drafts(&shards)).unwrap();
+    put(&directory, &shards).unwrap();
     assert_eq!(directory.existing(&settings().gateway).unwrap().wasm_plugins, 3);
-    assert_eq!(directory.apply(&drafts(&shards[..1])).unwrap(), Written { written: 0, removed: 2 });
+    assert_eq!(put(&directory, &shards[..1]).unwrap(), Written { written: 0, removed: 2 });
     assert_eq!(listing(&path), ["README", "mine.yaml", PLUGIN]);
 }
 
@@ -98,7 +98,8 @@ fn an_object_is_made_again_only_from_something_else() {
             inputs,
             render,
         );
-        directory.apply(&[draft]).unwrap().written
+        directory.refresh().unwrap();
+        directory.apply([draft]).unwrap().written
     };
     assert_eq!((apply("a"), apply("a"), made.get()), (1, 0, 1));
     // From other inputs, and yet the same.
@@ -117,7 +118,7 @@ fn whatever_somebody_does_to_the_files_is_seen() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("objects");
     let directory = Directory::open(&path).unwrap();
-    let put = || directory.apply(&drafts(&objects(&["web"], 0))).unwrap();
+    let put = || put(&directory, &objects(&["web"], 0)).unwrap();
     put();
     // A file that has just been written could still change without a trace.
     let settle = || {
@@ -160,7 +161,7 @@ fn a_strangers_file_of_our_name_is_a_clear_error_and_stays() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     fs::write(temp.path().join(PLUGIN), "kind: Mine\n").unwrap();
-    let error = directory.apply(&drafts(&objects(&[], 0))).unwrap_err().to_string();
+    let error = put(&directory, &objects(&[], 0)).unwrap_err().to_string();
     assert!(error.contains(PLUGIN) && error.contains("move it away"), "{error}");
     assert_eq!(fs::read_to_string(temp.path().join(PLUGIN)).unwrap(), "kind: Mine\n");
 }
@@ -214,7 +215,7 @@ fn what_is_written_reads_back_as_the_same_object() {
     let mut all = objects(&["web"], 0);
     all[0].spec["defaultConfig"]["violations"] =
         nasty.iter().map(|text| serde_json::json!({ "process": text, *text: text })).collect();
-    directory.apply(&drafts(&all)).unwrap();
+    put(&directory, &all).unwrap();
     let text = fs::read_to_string(temp.path().join(PLUGIN)).unwrap();
     let back: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
     assert_eq!(back, serde_json::to_value(&all[0]).unwrap());
@@ -238,7 +239,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
         processes: vec!["xmrig".into()],
     }));
     directory
-        .apply(&resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
+        .apply(resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
         .unwrap();
     let inherited = directory.blocked(&gateway).unwrap();
     let expected = |name: &str, told, accused: &[Key], services: &[&str]| Inherited {
@@ -269,6 +270,6 @@ fn one_file_that_can_not_be_written_stops_no_other() {
     let told = Timestamp::UNIX_EPOCH;
     let (phase, processes) = (NoticePhase::Blocked, Vec::new());
     plan.notices.push(Arc::new(Notice { app, told, inherited: false, phase, processes }));
-    directory.apply(&resources::drafts(&plan, &settings(), Existing::default())).unwrap_err();
+    directory.apply(resources::drafts(&plan, &settings(), Existing::default())).unwrap_err();
     assert_eq!(listing(temp.path()).iter().filter(|name| name.starts_with("notification_ns-a_")).count(), 1);
 }

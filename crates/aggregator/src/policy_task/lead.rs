@@ -20,7 +20,7 @@ use super::{Decided, PolicyTask, TakeOver};
 use super::{history, journal};
 use crate::leader::Pen;
 use crate::ledger_task::Memory;
-use crate::state::{Kept, Order, StateError};
+use crate::state::{Kept, Order, Outline, StateError};
 
 /// The pause after which what can't be kept is tried again; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ const MAX_REST: Duration = Duration::from_millis(500);
 const QUIET_ROUNDS: u64 = 5;
 const QUIET: Duration = Duration::from_mins(5);
 /// How many incidents are kept in one go.
-const KEPT_AT_ONCE: usize = 1000;
+const KEPT_AT_ONCE: usize = 250;
 /// How often it is looked for incidents that are kept no longer.
 const SWEEP: Duration = Duration::from_mins(10);
 
@@ -249,7 +249,7 @@ impl<'a> Lead<'a> {
         let mut is_verified = true;
         let mut is_kept = true;
         let mut is_told = true;
-        let mut heard: Option<Arc<Kept>> = None;
+        let mut heard: Option<Outline> = None;
         self.task.channels.snapshots.mark_changed();
         self.decided = None;
         let mut rested = Instant::now();
@@ -281,11 +281,11 @@ impl<'a> Lead<'a> {
                 changed = channels.facts.changed(), if is_verified => is_verified = changed.is_ok(),
                 changed = channels.kept.changed(), if is_kept => {
                     is_kept = changed.is_ok();
-                    let kept = channels.kept.borrow_and_update().clone();
+                    let now = channels.kept.borrow_and_update().outline();
                     // What we have written ourselves is no news: in a storm it comes back thousands of times.
-                    let before = heard.replace(kept.clone());
-                    let gone = before.as_ref().map(|before| kept.lacks(before)).unwrap_or_default();
-                    let wants_the_same = before.is_some_and(|before| kept.wants_the_same(&before));
+                    let gone = heard.as_ref().map(|before| now.lacks(before)).unwrap_or_default();
+                    let wants_the_same = heard.as_ref().is_some_and(|before| now.wants_the_same(before));
+                    heard = Some(now);
                     if wants_the_same && gone.is_empty() {
                         continue;
                     }
@@ -348,6 +348,8 @@ impl<'a> Lead<'a> {
         }
         self.hear_of_deliveries();
         let Obeyed { done, history } = self.obey(&kept, &policy);
+        // What is kept next takes its place; both at once would be much.
+        drop(kept);
         let decided = self.book.decide(&snapshot, &policy, &facts, now);
         self.decided = Some(Seen::of(&snapshot));
         self.decisions.extend(decided.decisions);
@@ -369,6 +371,7 @@ impl<'a> Lead<'a> {
         let (disputes, unverified, rounds) = (decided.disputes, decided.unverified, snapshot.rounds);
         let pen = Some(self.pen.clone());
         self.publish(Decided { plan, held, disputes, unverified, is_answered, rounds, pen });
+        let kept = self.task.channels.kept.borrow().clone();
         if !is_copy && let Err(error) = self.tidy(&kept, &done).await {
             if error.is_lost() {
                 return Step::Lost;

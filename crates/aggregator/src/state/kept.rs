@@ -51,8 +51,6 @@ pub struct KeptIncident {
 pub struct Brief {
     /// What has come of it.
     pub state: IncidentState,
-    /// When it opened.
-    pub opened: Timestamp,
     /// Since when it is in its state.
     pub since: Option<Timestamp>,
     /// Until when operators' releases cover something of it.
@@ -63,11 +61,34 @@ pub struct Brief {
     pub observed: i64,
 }
 
+/// What has to be known of what was kept before, to see whether there is news in what is kept now. Holds much less than a [`Kept`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outline {
+    wanting: Vec<(Text, Arc<KeptIncident>)>,
+    exemptions: BTreeMap<String, ExemptionSpec>,
+    enforcement: EnforcementSpec,
+    /// Ordered.
+    names: Vec<Text>,
+}
+
+impl Outline {
+    /// Whether operators want the same as `before`, and nothing of it has just been done.
+    pub fn wants_the_same(&self, before: &Self) -> bool {
+        self.exemptions == before.exemptions
+            && self.enforcement == before.enforcement
+            && self.wanting == before.wanting
+    }
+
+    /// The incidents that were there `before` and are there no longer.
+    pub fn lacks(&self, before: &Self) -> BTreeSet<Text> {
+        before.names.iter().filter(|name| self.names.binary_search(name).is_err()).cloned().collect()
+    }
+}
+
 impl Brief {
     fn of(status: &IncidentStatus) -> Self {
         Self {
             state: status.state,
-            opened: status.opened,
             since: status.since,
             released_until: status.releases.iter().map(|release| release.until).max(),
             decided: status.decided,
@@ -186,20 +207,15 @@ impl Kept {
         self.incidents.iter().flat_map(|(name, incident)| incident.orders(name, now)).collect()
     }
 
-    /// Whether operators want the same as in `before`, and nothing of it has just been done.
-    pub fn wants_the_same(&self, before: &Self) -> bool {
-        let wanting = |kept: &Self| -> Vec<(Text, Arc<KeptIncident>)> {
-            let all = kept.incidents.iter().filter(|(_, incident)| incident.wants_something());
-            all.map(|(name, incident)| (name.clone(), incident.clone())).collect()
-        };
-        self.exemptions == before.exemptions
-            && self.enforcement == before.enforcement
-            && wanting(self) == wanting(before)
-    }
-
-    /// The incidents that were there `before` and are there no longer.
-    pub fn lacks(&self, before: &Self) -> BTreeSet<Text> {
-        before.incidents.keys().filter(|name| !self.incidents.contains_key(*name)).cloned().collect()
+    /// What operators want, and which incidents there are.
+    pub fn outline(&self) -> Outline {
+        let wanting = self.incidents.iter().filter(|(_, incident)| incident.wants_something());
+        Outline {
+            wanting: wanting.map(|(name, incident)| (name.clone(), incident.clone())).collect(),
+            exemptions: self.exemptions.clone(),
+            enforcement: self.enforcement.clone(),
+            names: self.incidents.keys().cloned().collect(),
+        }
     }
 
     /// The exemptions as rules, and what is wrong with those that are none.

@@ -21,7 +21,7 @@ pub use self::cluster::ClusterStore;
 pub use self::desk::{Desk, DeskError};
 pub use self::document::{Batch, DecisionFilter, Document, Kind, LoggedDecision};
 pub use self::file::FileStore;
-pub use self::kept::{Kept, KeptIncident, Order};
+pub use self::kept::{Kept, KeptIncident, Order, Outline};
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::leader::Pen;
 

@@ -148,7 +148,8 @@ struct TargetEntry {
     expected: bool,
     last_report: Option<Moment>,
     last_answer: Option<Moment>,
-    last_failure: Option<(Moment, Failure)>,
+    /// Few have one.
+    last_failure: Option<Arc<(Timestamp, Failure)>>,
     consecutive_failures: u32,
 }
 
@@ -230,7 +231,7 @@ impl Ledger {
             if !repeated {
                 target.consecutive_failures = target.consecutive_failures.saturating_add(1);
             }
-            target.last_failure = Some((report.at, failure.clone()));
+            target.last_failure = Some(Arc::new((report.at.wall, failure.clone())));
         } else {
             target.consecutive_failures = 0;
             target.last_answer = Some(report.at);
@@ -582,7 +583,7 @@ impl TargetEntry {
             node: self.node.clone(),
             state: self.state(rules, now),
             last_answer: self.last_answer.map(|at| at.wall),
-            last_failure: self.last_failure.clone().map(|(at, failure)| (at.wall, failure)),
+            last_failure: self.last_failure.clone(),
             consecutive_failures: self.consecutive_failures,
         }
     }

@@ -142,11 +142,11 @@ impl Book {
             }
             let file = incident.file();
             file.standing = Standing::Blocked { since: now, dry_run: false };
-            file.told =
-                Some(Told { at: told, what: Telling::Blocked, delivered: Some(told), inherited: true });
+            file.told = Some(Told { at: told, what: Telling::Blocked, inherited: true });
             file.exposure = Arc::new(Exposure::plain(services));
             file.reason = "it was blocked before anything was kept of it".into();
-            file.inherited = Some(accused);
+            file.inherited = Some(Box::new(accused));
+            incident.delivered = Some(told);
             let decision = Decision {
                 at: now.wall,
                 app: app.clone(),
@@ -167,10 +167,10 @@ impl Book {
     /// a grace counts from when its tenant could know of it.
     pub fn delivered(&mut self, app: &App, at: Timestamp, now: Moment) -> bool {
         let Some(incident) = self.incidents.get_mut(app) else { return false };
-        let Some(told) = incident.told.filter(|told| told.at == at && told.delivered.is_none()) else {
+        if incident.delivered.is_some() || incident.told.is_none_or(|told| told.at != at) {
             return false;
-        };
-        incident.file().told = Some(Told { delivered: Some(now.wall), ..told });
+        }
+        incident.delivered = Some(now.wall);
         matches!(incident.standing, Standing::Grace { .. })
     }
 
@@ -193,14 +193,16 @@ impl Book {
     pub fn held(&self, policy: &Policy) -> Vec<HeldApp> {
         self.incidents
             .iter()
-            .filter_map(|(app, incident)| match (&incident.standing, &incident.held, incident.release_held) {
-                (Standing::Held, Some((since, brake)), _) => {
-                    Some((app, *since, brake.reason(&policy.brake), false))
+            .filter_map(|(app, incident)| {
+                match (&incident.standing, incident.held.as_deref(), incident.release_held.as_deref()) {
+                    (Standing::Held, Some((since, brake)), _) => {
+                        Some((app, since, brake.reason(&policy.brake), false))
+                    }
+                    (Standing::Blocked { .. }, _, Some(since)) => {
+                        Some((app, since, Brake::Releases.reason(&policy.brake), true))
+                    }
+                    _ => None,
                 }
-                (Standing::Blocked { .. }, _, Some(since)) => {
-                    Some((app, since, Brake::Releases.reason(&policy.brake), true))
-                }
-                _ => None,
             })
             .map(|(app, since, reason, release)| HeldApp {
                 app: app.clone(),
@@ -331,7 +333,7 @@ impl Book {
             file.standing = Standing::Watched;
             file.release_held = None;
             // The release itself is in the log; what covers the App from now on need not be logged once more.
-            file.exempted = Some(released_by(actor, until));
+            file.exempted = Some(released_by(actor, until).into());
         }
         Ok(format!("released by hand; the same accusations do not block it until {until}"))
     }

@@ -225,7 +225,7 @@ impl Book {
             incident.stand(Standing::Watched);
         }
         if incident.standing != Standing::Held
-            && let Some((_, brake)) = incident.held.as_ref().filter(|_| !incident.approved)
+            && let Some((_, brake)) = incident.held.as_deref().filter(|_| !incident.approved)
         {
             let reason =
                 format!("still held: {}; {}", brake.reason(&pass.policy.brake), incident.accusation());
@@ -296,12 +296,12 @@ impl Book {
             let accusation = incident.accusation();
             let is_untold = matches!(incident.standing, Standing::Grace { .. }) && incident.is_untold(pass);
             let file = incident.file();
-            (file.due, file.release_due) = tally.of(&app);
+            file.count(tally.of(&app));
             if let Some(brake) = brake {
                 let reason = format!("{}; {accusation}", brake.reason(&pass.policy.brake));
                 pass.decide(&app, DecisionKind::Held, reason);
                 file.standing = Standing::Held;
-                file.held = Some((pass.now, brake.clone()));
+                file.held = Some(Box::new((pass.now, brake.clone())));
                 held_blocks.push(brake);
             } else {
                 let untold = if is_untold { "; its tenant could not be told before" } else { "" };
@@ -324,14 +324,14 @@ impl Book {
             });
             let brake = tally.release(&app);
             let file = incident.file();
-            (file.due, file.release_due) = tally.of(&app);
+            file.count(tally.of(&app));
             if let Some(brake) = brake {
                 pass.decide(
                     &app,
                     DecisionKind::ReleaseHeld,
                     format!("{}; {why}", brake.reason(&pass.policy.brake)),
                 );
-                file.release_held = Some(pass.now);
+                file.release_held = Some(Box::new(pass.now));
                 held_releases += 1;
             } else {
                 pass.decide(&app, DecisionKind::Released, why.clone());
@@ -340,7 +340,7 @@ impl Book {
                 } else {
                     let file = incident.file();
                     file.standing = Standing::Watched;
-                    file.exempted = Some(why);
+                    file.exempted = Some(why.into());
                 }
             }
         }
@@ -410,6 +410,9 @@ impl Book {
                 }
             };
             incident.file().told = Some(told);
+            if what != Telling::Recovered {
+                incident.delivered = None;
+            }
         }
         if waiting > 0 {
             pass.alerts.push(Alert::Notices { waiting });

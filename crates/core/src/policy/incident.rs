@@ -43,11 +43,14 @@ pub struct Incident {
     pub(super) tombstones: FewMap<EvidenceId, Tombstone>,
     /// By which rule its last ground cleared.
     pub(super) cleared: Option<ClearedGround>,
+    /// When what its tenant has been told last had been written. Not in the file: in a storm it would have to be copied for each App
+    /// only to enter this.
+    pub(super) delivered: Option<Timestamp>,
     /// Shared with what is in effect of it for as long as nothing else is decided.
     file: Arc<File>,
 }
 
-/// What is decided of an incident, and what is known of its App.
+/// What is decided of an incident, and what is known of its App. Boxed is what few have.
 #[derive(Clone, Debug)]
 pub struct File {
     /// When it opened.
@@ -57,14 +60,14 @@ pub struct File {
     /// The names of its processes. They only grow, so that what the tenant is told does not change back and forth.
     pub(super) processes: FewSet<Text>,
     /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
-    pub(super) held: Option<(Moment, Brake)>,
+    pub(super) held: Option<Box<(Moment, Brake)>>,
     /// Why it is blocked, as of when that was decided.
     pub(super) reason: Text,
     /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
     /// the whole fleet's answers can prove that its processes are gone.
-    pub(super) inherited: Option<BTreeSet<Key>>,
+    pub(super) inherited: Option<Box<BTreeSet<Key>>>,
     /// The brake's hold on its release.
-    pub(super) release_held: Option<Moment>,
+    pub(super) release_held: Option<Box<Moment>>,
     /// An operator has approved its block.
     pub(super) approved: bool,
     /// What its tenant has been told last.
@@ -72,11 +75,11 @@ pub struct File {
     /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
     pub(super) exposure: Arc<Exposure>,
     /// What covers it, as last logged.
-    pub(super) exempted: Option<String>,
+    pub(super) exempted: Option<Box<str>>,
     /// What the brakes have counted of it: the window's entry of this App.
     pub(super) due: Option<Arc<Due>>,
     /// What the brake on releases has counted of it: the window's entry of this App.
-    pub(super) release_due: Option<ReleaseDue>,
+    pub(super) release_due: Option<Box<ReleaseDue>>,
     /// What operators' releases cover.
     pub(super) releases: Vec<StickyRelease>,
     /// The last decisions, the latest last.
@@ -92,8 +95,6 @@ pub struct File {
 pub(super) struct Told {
     pub(super) at: Timestamp,
     pub(super) what: Telling,
-    /// When it had been written.
-    pub(super) delivered: Option<Timestamp>,
     /// It had been written before the start.
     pub(super) inherited: bool,
 }
@@ -196,7 +197,7 @@ pub(super) struct StickyRelease {
 impl Told {
     /// To be told for the first time.
     pub(super) fn news(what: Telling, at: Timestamp) -> Self {
-        Self { at, what, delivered: None, inherited: false }
+        Self { at, what, inherited: false }
     }
 }
 
@@ -279,6 +280,11 @@ impl Deref for Incident {
 }
 
 impl File {
+    /// What the brakes have counted of it.
+    pub(super) fn count(&mut self, (due, release): (Option<Arc<Due>>, Option<ReleaseDue>)) {
+        (self.due, self.release_due) = (due, release.map(Box::new));
+    }
+
     /// The name under which the incident of `app` is kept.
     pub(super) fn name(&self, app: &App) -> String {
         state::incident::name(app, self.opened.wall)
@@ -313,6 +319,7 @@ impl Incident {
             grounds: FewMap::default(),
             tombstones: FewMap::default(),
             cleared: None,
+            delivered: None,
             file: Arc::new(File::new(opened)),
         }
     }
@@ -334,8 +341,8 @@ impl Incident {
     }
 
     /// Takes back all that has been entered since `file` was shared. What has been heard stays.
-    pub(super) fn refile(&mut self, file: Arc<File>) {
-        self.file = file;
+    pub(super) fn refile(&mut self, file: Arc<File>, delivered: Option<Timestamp>) {
+        (self.file, self.delivered) = (file, delivered);
     }
 
     pub(super) fn stand(&mut self, standing: Standing) {
@@ -385,7 +392,7 @@ impl Incident {
     /// Whether its tenant has not known of the grace for as long as it lasts. By the wall clock, as what is kept of it. In dry-run
     /// nobody is told.
     pub(super) fn is_untold(&self, pass: &Pass<'_>) -> bool {
-        let told = self.told.filter(|told| told.what == Telling::Grace).and_then(|told| told.delivered);
+        let told = self.told.filter(|told| told.what == Telling::Grace).and(self.delivered);
         let has_known = told.is_some_and(|at| pass.now.since(pass.now.at_wall(at)) >= pass.policy.grace);
         !has_known && pass.policy.mode != Mode::DryRun
     }
@@ -397,7 +404,7 @@ impl Incident {
             Standing::Grace { until } => Some(until),
             _ => None,
         };
-        let told = self.told.and_then(|told| told.delivered).filter(|_| until.is_some());
+        let told = self.told.and(self.delivered).filter(|_| until.is_some());
         let known = told.map(|at| after(now.at_wall(at), policy.grace));
         let untold = until.map(|until| after(until, policy.grace.max(UNTOLD_LIMIT)));
         until.into_iter().chain(known).chain(untold)
@@ -430,7 +437,7 @@ impl Incident {
             return self.tombstones.values().map(|tombstone| tombstone.ground.record.clone()).collect();
         }
         let nothing = Key::new(app.namespace.clone(), "", "");
-        let keys = self.inherited.iter().flatten().cloned();
+        let keys = self.inherited.iter().flat_map(|accused| accused.iter()).cloned();
         let mut records: Vec<Arc<Record>> = keys.map(|key| Arc::new(Record::of(key))).collect();
         if records.is_empty() {
             records.push(Arc::new(Record::of(nothing)));
@@ -441,11 +448,11 @@ impl Incident {
     /// All that it is accused of is covered.
     pub(super) fn excuse(&mut self, why: String, now: Moment) {
         let is_watched = self.standing == Standing::Watched && !self.grounds.is_empty();
-        if is_watched && self.release_held.is_none() && self.exempted.as_ref() == Some(&why) {
+        if is_watched && self.release_held.is_none() && self.exempted.as_deref() == Some(&*why) {
             return;
         }
         let file = self.file();
-        file.exempted = Some(why);
+        file.exempted = Some(why.into());
         file.release_held = None;
         if self.grounds.is_empty() {
             self.end(now);

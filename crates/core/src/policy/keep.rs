@@ -45,8 +45,9 @@ const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
 pub(super) struct Effective {
     file: Arc<File>,
     cleared: Option<ClearedGround>,
-    grounds: usize,
-    tombstones: usize,
+    delivered: Option<Timestamp>,
+    grounds: u32,
+    tombstones: u32,
     /// If it was over, as it was: what is heard later may be taken back with its new beginning.
     over: Option<Box<Incident>>,
     /// It is known to be kept like this.
@@ -59,8 +60,9 @@ impl Effective {
         Self {
             file: incident.share_file(),
             cleared: incident.cleared,
-            grounds: incident.grounds.len(),
-            tombstones: incident.tombstones.len(),
+            delivered: incident.delivered,
+            grounds: count(incident.grounds.len()),
+            tombstones: count(incident.tombstones.len()),
             over: matches!(incident.standing, Standing::Ended { .. }).then(|| Box::new(incident.clone())),
             is_kept: false,
         }
@@ -82,6 +84,10 @@ impl Effective {
 /// else is.
 const INTERVAL_SLACK: Duration = Duration::from_mins(1);
 
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
 impl Book {
     /// The book as it was kept. Whatever it says is as certain as it was then, but nothing of it is fresh: clearing clocks begin
     /// anew. `snapshot` has the readings of the nodes' odometers.
@@ -94,9 +100,9 @@ impl Book {
             if book.incidents.get(&app).is_some_and(|known| known.opened.wall >= incident.opened.wall) {
                 continue;
             }
-            book.window.restore(&app, incident.due.as_ref(), incident.release_due);
-            let held = incident.held.as_ref().map(|(since, _)| *since);
-            book.window.restore_alerts(held, incident.release_held);
+            book.window.restore(&app, incident.due.as_ref(), incident.release_due.as_deref().copied());
+            let held = incident.held.as_ref().map(|held| held.0);
+            book.window.restore_alerts(held, incident.release_held.as_deref().copied());
             book.effective.insert(app.clone(), Effective::kept(&mut incident));
             book.incidents.insert(app, incident);
         }
@@ -139,15 +145,15 @@ impl Book {
         for app in apps {
             let Some(now) = self.incidents.get_mut(app) else { continue };
             match self.effective.get(app) {
-                Some(Effective { file, over, .. }) if file.opened == now.opened => match over {
+                Some(Effective { file, over, delivered, .. }) if file.opened == now.opened => match over {
                     Some(over) => now.clone_from(over),
-                    None => now.refile(file.clone()),
+                    None => now.refile(file.clone(), *delivered),
                 },
                 // The incident before this one is over, but what operators have released stays released.
                 known => {
                     let mut anew = File::new(now.opened);
                     anew.releases = known.map(|known| known.file.releases.clone()).unwrap_or_default();
-                    now.refile(Arc::new(anew));
+                    now.refile(Arc::new(anew), None);
                 }
             }
             // It may have been written all the same, by a request that was never answered: to be written again in any case.
@@ -206,11 +212,12 @@ fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
         })
     };
     saved.is_kept
-        && now.grounds.len() == saved.grounds
+        && count(now.grounds.len()) == saved.grounds
         && now.grounds.values().all(is_same_ground)
-        && now.tombstones.len() == saved.tombstones
+        && count(now.tombstones.len()) == saved.tombstones
         && now.tombstones.values().all(|tombstone| tombstone.is_kept)
         && now.cleared == saved.cleared
+        && now.delivered == saved.delivered
         && (now.has_file(&saved.file) || is_file_kept_by(now, &saved.file))
 }
 
@@ -236,7 +243,7 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         decided,
         observed,
     } = now;
-    let told_of = |told: &Option<Told>| told.map(|told| (told.at, told.what, told.delivered));
+    let told_of = |told: &Option<Told>| told.map(|told| (told.at, told.what));
     opened == &saved.opened
         && standing == &saved.standing
         && decided == &saved.decided
@@ -265,7 +272,7 @@ fn status(incident: &Incident) -> IncidentStatus {
     let (state, since, until) = match incident.standing {
         Standing::Watched => (IncidentState::Watched, None, None),
         Standing::Grace { until } => (IncidentState::Grace, None, Some(until.wall)),
-        Standing::Held => (IncidentState::Held, incident.held.as_ref().map(|(since, _)| since.wall), None),
+        Standing::Held => (IncidentState::Held, incident.held.as_ref().map(|held| held.0.wall), None),
         Standing::Blocked { since, .. } if incident.release_held.is_some() => {
             (IncidentState::ReleaseHeld, Some(since.wall), None)
         }
@@ -303,10 +310,10 @@ fn status(incident: &Incident) -> IncidentStatus {
         } else {
             incident.reason.clone()
         },
-        brake: incident.held.as_ref().and_then(|(since, brake)| held_by(since.wall, brake)),
-        release_held: incident.release_held.map(|at| at.wall),
+        brake: incident.held.as_deref().and_then(|(since, brake)| held_by(since.wall, brake)),
+        release_held: incident.release_held.as_ref().map(|at| at.wall),
         approved: incident.approved,
-        exempted: incident.exempted.clone(),
+        exempted: incident.exempted.as_deref().map(str::to_owned),
         evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
         evidence_omitted: total.saturating_sub(MAX_EVIDENCE),
         processes: incident.processes.iter().cloned().collect(),
@@ -323,7 +330,7 @@ fn status(incident: &Incident) -> IncidentStatus {
                 Telling::Blocked => kept::Telling::Blocked,
                 Telling::Recovered => kept::Telling::Recovered,
             },
-            delivered: told.delivered,
+            delivered: incident.delivered,
         }),
         due: incident.due.as_ref().map(|due| kept::Due {
             at: due.at.wall,
@@ -335,7 +342,10 @@ fn status(incident: &Incident) -> IncidentStatus {
                 .map(|(node, rule)| kept::Accuser { node: node.0.clone(), rule: rule.clone() })
                 .collect(),
         }),
-        release_due: incident.release_due.map(|due| kept::ReleaseDue { at: due.at.wall, passed: due.passed }),
+        release_due: incident
+            .release_due
+            .as_ref()
+            .map(|due| kept::ReleaseDue { at: due.at.wall, passed: due.passed }),
         releases: incident
             .releases
             .iter()
@@ -451,17 +461,17 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
         IncidentState::Blocked | IncidentState::ReleaseHeld => Standing::Blocked { since, dry_run: false },
         IncidentState::Ended => Standing::Ended { at: since },
     };
-    file.held = status.brake.as_ref().map(|held| (past(held.since), brake_of(held)));
+    file.held = status.brake.as_ref().map(|held| Box::new((past(held.since), brake_of(held))));
     if file.held.is_none() && file.standing == Standing::Held {
-        file.held = Some((since, Brake::NewApps));
+        file.held = Some(Box::new((since, Brake::NewApps)));
     }
     file.processes = status.processes.iter().cloned().collect();
     file.reason.clone_from(&status.reason);
     file.inherited = status.inherited.as_ref().map(|accused| {
         let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
-        accused.iter().map(key).collect::<BTreeSet<Key>>()
+        Box::new(accused.iter().map(key).collect::<BTreeSet<Key>>())
     });
-    file.release_held = status.release_held.map(past);
+    file.release_held = status.release_held.map(past).map(Box::new);
     file.approved = status.approved;
     file.told = status.told.map(|told| Told {
         at: told.at,
@@ -470,7 +480,6 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
             kept::Telling::Blocked => Telling::Blocked,
             kept::Telling::Recovered => Telling::Recovered,
         },
-        delivered: told.delivered,
         inherited: told.delivered.is_some(),
     });
     file.exposure = Arc::new(Exposure {
@@ -478,7 +487,7 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
         ingresses: status.exposure.ingresses.clone(),
         otherwise: status.exposure.otherwise.clone().unwrap_or_else(|| status.exposure.services.clone()),
     });
-    file.exempted.clone_from(&status.exempted);
+    file.exempted = status.exempted.as_deref().map(Box::from);
     file.due = status.due.as_ref().map(|due| {
         let accusers = due
             .accusers
@@ -487,7 +496,8 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
             .collect();
         Arc::new(Due { at: past(due.at), passed: due.passed, accusers })
     });
-    file.release_due = status.release_due.map(|due| ReleaseDue { at: past(due.at), passed: due.passed });
+    file.release_due =
+        status.release_due.map(|due| Box::new(ReleaseDue { at: past(due.at), passed: due.passed }));
     file.releases = status
         .releases
         .iter()
@@ -515,6 +525,7 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
     file.decided = status.decided;
     file.observed = status.observed;
     incident.cleared = status.cleared.map(cleared_ground);
+    incident.delivered = status.told.and_then(|told| told.delivered);
     hear_again(&mut incident, app, &status.evidence, snapshot, now);
     incident
 }

@@ -39,8 +39,11 @@ pub struct Kind {
     /// The Kubernetes kind.
     pub name: &'static str,
     /// Drafts all objects of this kind.
-    pub draft: for<'a> fn(&'a Plan, &'a Settings, Existing) -> Vec<Draft<'a>>,
+    pub draft: for<'a> fn(&'a Plan, &'a Settings, Existing) -> Drafts<'a>,
 }
+
+/// Drafts, made one after the other: there may be as many as there are Apps.
+pub type Drafts<'a> = Box<dyn Iterator<Item = Draft<'a>> + 'a>;
 
 /// All kinds of objects that are made from the plan.
 pub const KINDS: &[Kind] = &[
@@ -50,13 +53,13 @@ pub const KINDS: &[Kind] = &[
 ];
 
 /// Drafts all objects of the plan, in the order of [`KINDS`].
-pub fn drafts<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> Vec<Draft<'a>> {
-    KINDS.iter().flat_map(|kind| (kind.draft)(plan, settings, existing)).collect()
+pub fn drafts<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> Drafts<'a> {
+    Box::new(KINDS.iter().flat_map(move |kind| (kind.draft)(plan, settings, existing)))
 }
 
 /// Makes all objects of the plan, in the order of [`KINDS`].
 pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Object> {
-    drafts(plan, settings, existing).iter().map(Draft::object).collect()
+    drafts(plan, settings, existing).map(|draft| draft.object()).collect()
 }
 
 /// The label that names us. Labels of Notifications do not last (see [`notification`]), so nothing depends on it.

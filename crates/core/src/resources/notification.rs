@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::template::Template;
-use super::{Draft, Existing, Metadata, Object, Settings, Upkeep};
+use super::{Draft, Drafts, Existing, Metadata, Object, Settings, Upkeep};
 use crate::hash::stable_hash;
 use crate::names::{App, readable};
 use crate::plan::{Notice, NoticePhase, Plan, Summary};
@@ -93,8 +93,8 @@ struct Translation {
 }
 
 /// Drafts the tenants' Notifications: one for each notice.
-pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Vec<Draft<'a>> {
-    let draft = |notice: &'a Notice| {
+pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Drafts<'a> {
+    let draft = move |notice: &'a Notice| {
         let upkeep = match notice.phase {
             NoticePhase::Recovered => Upkeep::Retired,
             _ if notice.inherited => Upkeep::Known,
@@ -103,7 +103,7 @@ pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Vec<Dra
         let make = move |notice: &&Notice| object(notice, &settings.notification, upkeep);
         Draft::new(KIND, &*notice.app.namespace, name(&notice.app), upkeep, notice, make)
     };
-    plan.notices.iter().map(AsRef::as_ref).map(draft).collect()
+    Box::new(plan.notices.iter().map(AsRef::as_ref).map(draft))
 }
 
 fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
@@ -162,11 +162,18 @@ pub fn name(app: &App) -> String {
 }
 
 /// Drafts the administrators' summary.
-pub fn draft_summary<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Vec<Draft<'a>> {
+pub fn draft_summary<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Drafts<'a> {
     let upkeep = if plan.summary.apps() == 0 { Upkeep::Retired } else { Upkeep::Words };
     let namespace = &settings.notification.summary_namespace;
     let make = move |of: &&Summary| summary(of, namespace, upkeep);
-    vec![Draft::new(KIND, namespace, SUMMARY_NAME.to_owned(), upkeep, &plan.summary, make)]
+    Box::new(std::iter::once(Draft::new(
+        KIND,
+        namespace,
+        SUMMARY_NAME.to_owned(),
+        upkeep,
+        &plan.summary,
+        make,
+    )))
 }
 
 fn summary(summary: &Summary, namespace: &str, upkeep: Upkeep) -> Object {

@@ -9,7 +9,6 @@
 //! An object over [`Gateway::max_bytes`] continues in `…-1`, `…-2`: an App stays in its shard (a very large one in several), and a
 //! shard once made stays, empty if need be.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Draft, Existing, Metadata, Object, Settings, Upkeep, shards};
+use super::{Draft, Drafts, Existing, Metadata, Object, Settings, Upkeep, shards};
 use crate::hash::{shard_of, stable_hash};
 use crate::names::{App, AppParts, Key, Text};
 use crate::plan::{Block, Exposure, Plan};
@@ -131,36 +130,36 @@ fn is_zero(n: &usize) -> bool {
 }
 
 /// Drafts the `WasmPlugins`: at least one, and at least as many as there are.
-pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> Vec<Draft<'a>> {
+pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> Drafts<'a> {
     let gateway = &settings.gateway;
     let form = Form::of(plan, gateway, existing);
     let room = gateway.max_bytes.saturating_sub(size(&object(0, &[], form, gateway)));
-    let parts: Vec<Part<'_>> =
+    let parts: Vec<Part> =
         plan.blocks.iter().flat_map(|block| Part::of(block, form, gateway, room / PARTS_PER_SHARD)).collect();
     let needs: Vec<(u64, usize)> =
         parts.iter().map(|part| (part.hash, form.bytes(&part.block, gateway))).collect();
     let count = shards::count(&needs, room, existing.wasm_plugins.max(1), MAX_SHARDS);
-    let mut shards: Vec<Vec<Cow<'a, Block>>> = vec![Vec::new(); count];
+    let mut shards: Vec<Vec<Arc<Block>>> = vec![Vec::new(); count];
     for part in parts {
         if let Some(shard) = shards.get_mut(shard_of(part.hash, count)) {
             shard.push(part.block);
         }
     }
-    let draft = |(index, blocks)| {
-        let make = move |shard: &Shard<'_>| object(index, &shard.blocks, form, gateway);
+    let draft = move |(index, blocks)| {
+        let make = move |shard: &Shard| object(index, &shard.blocks, form, gateway);
         let shard = Shard { blocks, form };
         Draft::new(KIND, &gateway.namespace, shard_name(index, gateway), Upkeep::Kept, shard, make)
     };
-    shards.into_iter().enumerate().map(draft).collect()
+    Box::new(shards.into_iter().enumerate().map(draft))
 }
 
 /// What one object is made from.
-struct Shard<'a> {
-    blocks: Vec<Cow<'a, Block>>,
+struct Shard {
+    blocks: Vec<Arc<Block>>,
     form: Form,
 }
 
-impl Hash for Shard<'_> {
+impl Hash for Shard {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         self.form.hash(hasher);
         for block in &self.blocks {
@@ -176,19 +175,19 @@ fn shard_name(index: usize, gateway: &Gateway) -> String {
 }
 
 /// What goes into one shard together: an App, or a part of one that is too large.
-struct Part<'a> {
+struct Part {
     hash: u64,
-    block: Cow<'a, Block>,
+    block: Arc<Block>,
 }
 
-impl<'a> Part<'a> {
+impl Part {
     /// An App that takes up to `share` bytes is one part. One with more, which its tenant makes as large as it likes, must not
     /// force a shard upon each of the others: its Services go into several, each closed on every route.
-    fn of(block: &'a Block, form: Form, gateway: &Gateway, share: usize) -> Vec<Self> {
+    fn of(block: &Arc<Block>, form: Form, gateway: &Gateway, share: usize) -> Vec<Self> {
         let AppParts { namespace, kind, name } = &*block.app;
         if form.bytes(block, gateway) <= share {
             let hash = stable_hash(&[namespace, kind, name]);
-            return vec![Self { hash, block: Cow::Borrowed(block) }];
+            return vec![Self { hash, block: block.clone() }];
         }
         let (mut chunks, mut left): (Vec<Vec<Text>>, usize) = (vec![Vec::new()], share);
         for service in &block.exposure.services {
@@ -211,7 +210,7 @@ impl<'a> Part<'a> {
                 0 => stable_hash(&[namespace, kind, name]),
                 _ => stable_hash(&[namespace, kind, name, &index.to_string()]),
             };
-            Self { hash, block: Cow::Owned(Block { grounds, left, exposure, ..block.clone() }) }
+            Self { hash, block: Arc::new(Block { grounds, left, exposure, ..Block::clone(block) }) }
         };
         chunks.into_iter().enumerate().map(part).collect()
     }
@@ -263,7 +262,7 @@ impl Form {
     }
 }
 
-fn object(index: usize, blocks: &[Cow<'_, Block>], form: Form, gateway: &Gateway) -> Object {
+fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway) -> Object {
     let hosts = |of: fn(&Exposure) -> &[Text]| -> BTreeSet<String> {
         let services = blocks.iter().flat_map(|block| of(&block.exposure));
         services.map(|service| format!("{service}.{}", gateway.cluster_domain)).collect()

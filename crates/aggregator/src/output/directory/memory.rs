@@ -47,8 +47,8 @@ pub(super) struct Known {
     pub(super) text: Option<u64>,
     /// The fingerprint of what its text says.
     pub(super) from: Option<u64>,
-    /// What it says of the gateway's objects, if it is one of them.
-    pub(super) existing: Option<Existing>,
+    /// The pass that last wanted it to be there.
+    pub(super) wanted: u64,
 }
 
 impl Known {
@@ -63,13 +63,18 @@ impl Known {
             stamp: Some(stamp).filter(|stamp| stamp.is_settled()),
             text: Some(text),
             from: None,
-            existing: None,
+            wanted: 0,
         }
     }
 
     /// What its text says is known by this fingerprint.
     pub(super) fn made_from(self, fingerprint: u64) -> Self {
         Self { from: Some(fingerprint), ..self }
+    }
+
+    /// Wanted by that pass.
+    pub(super) fn wanted_in(self, pass: u64) -> Self {
+        Self { wanted: pass, ..self }
     }
 
     /// Whether it is still what it was.
@@ -89,7 +94,13 @@ impl Known {
 /// Every file of ours, and those of others that end like them, by name.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    pub(super) files: HashMap<String, Known>,
+    pub(super) files: HashMap<Box<str>, Known>,
+    /// What those say that hold the gateway's objects, as far as it is known.
+    pub(super) existing: HashMap<Box<str>, Existing>,
+    /// Every file has been looked at once.
+    pub(super) has_looked: bool,
+    /// The number of the last pass.
+    pub(super) pass: u64,
     /// The directory's own stamp when all files were last looked at; nothing while it could still be that of other files.
     place: Option<Stamp>,
     /// How often only the directory has been looked at since.
@@ -112,6 +123,11 @@ impl Memory {
     /// All files have been looked at, after the directory.
     pub(super) fn has_seen_all(&mut self, place: Stamp) {
         self.place = Some(place).filter(|place| place.is_settled());
+    }
+
+    pub(super) fn next_pass(&mut self) -> u64 {
+        self.pass += 1;
+        self.pass
     }
 
     pub(super) fn hash(&self, text: &str) -> u64 {

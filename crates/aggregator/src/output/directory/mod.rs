@@ -5,7 +5,7 @@
 
 mod memory;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -120,7 +120,7 @@ impl Directory {
                 metadata => metadata.map(|metadata| Stamp::from(&metadata)),
             };
             match stamp {
-                Ok(stamp) if memory.files.get(&name).is_some_and(|known| known.is_like(stamp)) => same += 1,
+                Ok(stamp) if memory.files.get(&*name).is_some_and(|known| known.is_like(stamp)) => same += 1,
                 Ok(stamp) => changed.push((name, stamp)),
                 // Removed by somebody between the listing and now.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -128,17 +128,20 @@ impl Directory {
             }
         }
         if changed.is_empty() && same == memory.files.len() {
+            memory.has_looked = true;
             return Ok(false);
         }
         let names: HashSet<String> = self.names()?.into_iter().collect();
-        memory.files.retain(|name, _| names.contains(name));
+        memory.files.retain(|name, _| names.contains(&**name));
         for (name, stamp) in changed {
             let now = match self.read(&name)? {
-                Some(text) => Known::new(stamp, memory.hash(&text)).seen_again(memory.files.get(&name)),
+                Some(text) => Known::new(stamp, memory.hash(&text)).seen_again(memory.files.get(&*name)),
                 None => Known::foreign(stamp),
             };
-            memory.files.insert(name, now);
+            memory.existing.remove(&*name);
+            memory.files.insert(name.into(), now);
         }
+        memory.has_looked = true;
         Ok(true)
     }
 
@@ -159,26 +162,32 @@ impl Directory {
         Ok(has_changed)
     }
 
-    /// What is there that must not be given up.
+    /// Looks at every file, so that whatever somebody has changed is put right with the next pass.
     ///
     /// Makes the directory again if somebody has removed it.
-    pub fn existing(&self, gateway: &Gateway) -> Result<Existing, DirectoryError> {
+    pub fn refresh(&self) -> Result<(), DirectoryError> {
         fs::create_dir_all(&self.path).map_err(|e| error(&self.path, "can't be made", &e))?;
+        self.look(&mut self.memory()).map(drop)
+    }
+
+    /// What is there that must not be given up, as of the last look.
+    pub fn existing(&self, gateway: &Gateway) -> Result<Existing, DirectoryError> {
         let mut memory = self.memory();
-        self.look(&mut memory)?;
+        if !memory.has_looked {
+            self.look(&mut memory)?;
+        }
         let mut all = Existing::default();
-        let files = memory.files.iter_mut().filter(|(_, known)| known.text.is_some());
-        for (file, known, plugin) in
-            files.filter_map(|(file, known)| Some((file, known, shard(file, gateway)?)))
-        {
-            let existing = match known.existing {
-                Some(existing) => existing,
+        let Memory { files, existing: known, .. } = &mut *memory;
+        let files = files.iter().filter(|(_, file)| file.text.is_some()).map(|(file, _)| file);
+        for (file, plugin) in files.filter_map(|file| Some((file, shard(file, gateway)?))) {
+            let existing = match known.get(file) {
+                Some(existing) => *existing,
                 None => match self.read(file)? {
                     Some(text) => wasm_plugin::existing([(plugin, &self.parse(file, &text)?)], gateway),
                     None => continue,
                 },
             };
-            known.existing = Some(existing);
+            known.insert(file.clone(), existing);
             all.wasm_plugins = all.wasm_plugins.max(existing.wasm_plugins);
             all.has_long_list |= existing.has_long_list;
         }
@@ -221,36 +230,45 @@ impl Directory {
     /// Makes the directory hold exactly the objects of `drafts`, without retired ones, apart from files that are not ours. The
     /// drafts of one directory are always of the same settings.
     ///
+    /// What somebody has changed since the last look stays until the next one.
+    ///
     /// One file that can't be written stops no other; the first error is returned when everything else is done.
-    pub fn apply(&self, drafts: &[Draft<'_>]) -> Result<Written, DirectoryError> {
+    pub fn apply<'a>(&self, drafts: impl IntoIterator<Item = Draft<'a>>) -> Result<Written, DirectoryError> {
         let mut memory = self.memory();
-        self.look(&mut memory)?;
-        let mut surplus: BTreeSet<String> = memory
-            .files
-            .iter()
-            .filter(|(_, known)| known.text.is_some())
-            .map(|(name, _)| name.clone())
-            .collect();
+        if !memory.has_looked {
+            self.look(&mut memory)?;
+        }
+        let pass = memory.next_pass();
         let mut done = Written::default();
         let mut failed = None;
-        for draft in drafts.iter().filter(|draft| draft.upkeep != Upkeep::Retired) {
+        for draft in drafts.into_iter().filter(|draft| draft.upkeep != Upkeep::Retired) {
             let name = file_name(draft.kind, &draft.namespace, &draft.name);
-            surplus.remove(&name);
-            match self.put(&mut memory, &name, draft) {
+            if let Some(known) = memory.files.get_mut(&*name) {
+                known.wanted = pass;
+            }
+            match self.put(&mut memory, &name, &draft) {
                 Ok(is_news) => done.written += usize::from(is_news),
                 Err(error) => {
                     failed.get_or_insert(error);
                 }
             }
         }
+        let is_surplus = |known: &Known| known.text.is_some() && known.wanted != pass;
+        let surplus: Vec<Box<str>> = memory
+            .files
+            .iter()
+            .filter(|(_, known)| is_surplus(known))
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in surplus {
-            let path = self.path.join(&name);
+            let path = self.path.join(&*name);
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     failed.get_or_insert(error(&path, "can't be removed", &e));
                 }
                 _ => {
-                    memory.files.remove(&name);
+                    memory.files.remove(&*name);
+                    memory.existing.remove(&*name);
                     done.removed += 1;
                 }
             }
@@ -274,11 +292,13 @@ impl Directory {
         if let Some(known) = before
             && (known.text == Some(hash) || self.is_as_good(&object, name)?)
         {
-            memory.files.insert(name.to_owned(), known.made_from(from));
+            memory.files.insert(name.into(), known.made_from(from));
             return Ok(false);
         }
         let stamp = self.write(name, &text)?;
-        memory.files.insert(name.to_owned(), Known::new(stamp, hash).made_from(from));
+        let written = Known::new(stamp, hash).made_from(from).wanted_in(memory.pass);
+        memory.existing.remove(name);
+        memory.files.insert(name.into(), written);
         Ok(true)
     }
 

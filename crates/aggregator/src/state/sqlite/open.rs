@@ -148,6 +148,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
          PRAGMA foreign_keys = ON;
          PRAGMA trusted_schema = OFF;
          PRAGMA cell_size_check = ON;
+         PRAGMA cache_size = -512;
          PRAGMA temp_store = MEMORY;",
     )?;
     Ok(connection)

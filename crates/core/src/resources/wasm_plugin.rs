@@ -370,9 +370,14 @@ pub fn existing<'a>(objects: impl IntoIterator<Item = (&'a str, &'a Value)>, gat
     for (name, object) in objects {
         let Some(index) = shard_index(name, gateway) else { continue };
         existing.wasm_plugins = existing.wasm_plugins.max(index + 1);
-        existing.has_long_list |= object.pointer("/spec/matchRules/1/ingress").is_some();
+        existing.has_long_list |= object.get("spec").is_some_and(has_long_list);
     }
     existing
+}
+
+/// Whether a `WasmPlugin`'s `spec` lists Ingresses beside the Services.
+pub fn has_long_list(spec: &Value) -> bool {
+    spec.pointer("/matchRules/1/ingress").is_some()
 }
 
 /// The Apps that the `WasmPlugins` block, as they were read: what a start inherits.

@@ -9,8 +9,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use procscan_core::resources::Existing;
-
 /// How long after its last change a file's stamp may still be that of another change: file systems count time in steps.
 const STEP: Duration = Duration::from_secs(1);
 
@@ -95,8 +93,8 @@ impl Known {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     pub(super) files: HashMap<Box<str>, Known>,
-    /// What those say that hold the gateway's objects, as far as it is known.
-    pub(super) existing: HashMap<Box<str>, Existing>,
+    /// Whether those that hold a `WasmPlugin` have the long list, as far as it is known.
+    pub(super) long_lists: HashMap<Box<str>, bool>,
     /// Every file has been looked at once.
     pub(super) has_looked: bool,
     /// The number of the last pass.

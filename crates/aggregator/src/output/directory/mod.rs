@@ -138,7 +138,9 @@ impl Directory {
                 Some(text) => Known::new(stamp, memory.hash(&text)).seen_again(memory.files.get(&*name)),
                 None => Known::foreign(stamp),
             };
-            memory.existing.remove(&*name);
+            if memory.files.get(&*name).is_none_or(|before| before.text != now.text) {
+                memory.long_lists.remove(&*name);
+            }
             memory.files.insert(name.into(), now);
         }
         memory.has_looked = true;
@@ -177,19 +179,23 @@ impl Directory {
             self.look(&mut memory)?;
         }
         let mut all = Existing::default();
-        let Memory { files, existing: known, .. } = &mut *memory;
+        let Memory { files, long_lists, .. } = &mut *memory;
         let files = files.iter().filter(|(_, file)| file.text.is_some()).map(|(file, _)| file);
         for (file, plugin) in files.filter_map(|file| Some((file, shard(file, gateway)?))) {
-            let existing = match known.get(file) {
-                Some(existing) => *existing,
+            let has_long_list = match long_lists.get(file) {
+                Some(known) => *known,
                 None => match self.read(file)? {
-                    Some(text) => wasm_plugin::existing([(plugin, &self.parse(file, &text)?)], gateway),
+                    Some(text) => {
+                        let object = self.parse(file, &text)?;
+                        object.get("spec").is_some_and(wasm_plugin::has_long_list)
+                    }
                     None => continue,
                 },
             };
-            known.insert(file.clone(), existing);
-            all.wasm_plugins = all.wasm_plugins.max(existing.wasm_plugins);
-            all.has_long_list |= existing.has_long_list;
+            long_lists.insert(file.clone(), has_long_list);
+            let index = wasm_plugin::shard_index(plugin, gateway).unwrap_or_default();
+            all.wasm_plugins = all.wasm_plugins.max(index + 1);
+            all.has_long_list |= has_long_list;
         }
         Ok(all)
     }
@@ -268,7 +274,7 @@ impl Directory {
                 }
                 _ => {
                     memory.files.remove(&*name);
-                    memory.existing.remove(&*name);
+                    memory.long_lists.remove(&*name);
                     done.removed += 1;
                 }
             }
@@ -297,7 +303,9 @@ impl Directory {
         }
         let stamp = self.write(name, &text)?;
         let written = Known::new(stamp, hash).made_from(from).wanted_in(memory.pass);
-        memory.existing.remove(name);
+        if object.kind == wasm_plugin::KIND {
+            memory.long_lists.insert(name.into(), wasm_plugin::has_long_list(&object.spec));
+        }
         memory.files.insert(name.into(), written);
         Ok(true)
     }

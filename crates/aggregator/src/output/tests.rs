@@ -144,6 +144,7 @@ fn whatever_somebody_does_to_the_files_is_seen() {
     settle();
     fs::remove_dir_all(&path).unwrap();
     assert!(directory.has_changed().unwrap(), "all removed");
+    directory.refresh().unwrap();
     assert_eq!(directory.existing(&settings().gateway).unwrap(), Existing::default());
     assert_eq!(put().written, 1);
 }

@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn anything_can_be_packed() {
-        let noise: String = (0..100_000_u32).map(|n| char::from(b'!' + (n * n / 7 % 90) as u8)).collect();
+        let noise: String = (0..100_000_u64).map(|n| char::from(b'!' + (n * n / 7 % 90) as u8)).collect();
         for odd in [json!(null), json!(""), json!(noise), json!({"日本": [1, 2, {}]})] {
             assert_eq!(Packed::of(&odd).unwrap().unpack::<Value>().unwrap(), odd);
         }

@@ -46,7 +46,9 @@ pub(super) struct Known {
     /// The fingerprint of what its text says.
     pub(super) from: Option<u64>,
     /// The pass that last wanted it to be there.
-    pub(super) wanted: u64,
+    pub(super) wanted: u32,
+    /// The look that last saw it.
+    pub(super) seen: u32,
 }
 
 impl Known {
@@ -62,6 +64,7 @@ impl Known {
             text: Some(text),
             from: None,
             wanted: 0,
+            seen: 0,
         }
     }
 
@@ -71,8 +74,13 @@ impl Known {
     }
 
     /// Wanted by that pass.
-    pub(super) fn wanted_in(self, pass: u64) -> Self {
+    pub(super) fn wanted_in(self, pass: u32) -> Self {
         Self { wanted: pass, ..self }
+    }
+
+    /// Seen by that look.
+    pub(super) fn seen_by(self, look: u32) -> Self {
+        Self { seen: look, ..self }
     }
 
     /// Whether it is still what it was.
@@ -98,7 +106,8 @@ pub(super) struct Memory {
     /// Every file has been looked at once.
     pub(super) has_looked: bool,
     /// The number of the last pass.
-    pub(super) pass: u64,
+    pub(super) pass: u32,
+    look: u32,
     /// The directory's own stamp when all files were last looked at; nothing while it could still be that of other files.
     place: Option<Stamp>,
     /// How often only the directory has been looked at since.
@@ -123,9 +132,14 @@ impl Memory {
         self.place = Some(place).filter(|place| place.is_settled());
     }
 
-    pub(super) fn next_pass(&mut self) -> u64 {
-        self.pass += 1;
+    pub(super) fn next_pass(&mut self) -> u32 {
+        self.pass = self.pass.wrapping_add(1);
         self.pass
+    }
+
+    pub(super) fn next_look(&mut self) -> u32 {
+        self.look = self.look.wrapping_add(1);
+        self.look
     }
 
     pub(super) fn hash(&self, text: &str) -> u64 {

@@ -5,7 +5,7 @@
 
 mod memory;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -103,48 +103,46 @@ impl Directory {
 
     /// Brings what is known of the files up to date. Reads those that somebody has changed; whether there are any, or fewer files.
     fn look(&self, memory: &mut Memory) -> Result<bool, DirectoryError> {
-        let mut changed: Vec<(String, Stamp)> = Vec::new();
-        let mut same = 0;
+        let look = memory.next_look();
+        let mut has_changed = false;
         let broken = |e: &io::Error| error(&self.path, "can't be read", e);
         for entry in fs::read_dir(&self.path).map_err(|e| broken(&e))? {
             let entry = entry.map_err(|e| broken(&e))?;
+            let name = entry.file_name();
             // Our own names are ASCII: another one is not ours.
-            let Some(name) = entry.file_name().to_str().filter(|name| is_like_ours(name)).map(str::to_owned)
-            else {
-                continue;
-            };
+            let Some(name) = name.to_str().filter(|name| is_like_ours(name)) else { continue };
             let stamp = match entry.metadata() {
                 Ok(metadata) if metadata.is_symlink() => {
                     fs::metadata(entry.path()).map(|metadata| Stamp::from(&metadata))
                 }
                 metadata => metadata.map(|metadata| Stamp::from(&metadata)),
             };
-            match stamp {
-                Ok(stamp) if memory.files.get(&*name).is_some_and(|known| known.is_like(stamp)) => same += 1,
-                Ok(stamp) => changed.push((name, stamp)),
+            let stamp = match stamp {
+                Ok(stamp) => stamp,
                 // Removed by somebody between the listing and now.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(error(&entry.path(), "can't be read", &e)),
+            };
+            if let Some(known) = memory.files.get_mut(name).filter(|known| known.is_like(stamp)) {
+                known.seen = look;
+                continue;
             }
-        }
-        if changed.is_empty() && same == memory.files.len() {
-            memory.has_looked = true;
-            return Ok(false);
-        }
-        let names: HashSet<String> = self.names()?.into_iter().collect();
-        memory.files.retain(|name, _| names.contains(&**name));
-        for (name, stamp) in changed {
-            let now = match self.read(&name)? {
-                Some(text) => Known::new(stamp, memory.hash(&text)).seen_again(memory.files.get(&*name)),
+            has_changed = true;
+            let before = memory.files.get(name);
+            let now = match self.read(name)? {
+                Some(text) => Known::new(stamp, memory.hash(&text)).seen_again(before),
                 None => Known::foreign(stamp),
             };
-            if memory.files.get(&*name).is_none_or(|before| before.text != now.text) {
-                memory.long_lists.remove(&*name);
+            if before.is_none_or(|before| before.text != now.text) {
+                memory.long_lists.remove(name);
             }
-            memory.files.insert(name.into(), now);
+            memory.files.insert(name.into(), now.seen_by(look));
         }
+        let before = memory.files.len();
+        memory.files.retain(|_, known| known.seen == look);
+        has_changed |= memory.files.len() < before;
         memory.has_looked = true;
-        Ok(true)
+        Ok(has_changed)
     }
 
     /// Whether the files are no longer as they were left, or have never been looked at.

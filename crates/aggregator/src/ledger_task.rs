@@ -249,7 +249,8 @@ fn expect(ledger: &mut Ledger, targets: &mut watch::Receiver<Arc<TargetSet>>) {
 /// `last` is how many targets the last round had, and how many of them answered.
 fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut Option<(usize, usize)>) {
     match observation {
-        Observation::Report(report) => log(&ledger.absorb(&report)),
+        // Its share of the byte budget goes back with it.
+        Observation::Report(report, _share) => log(&ledger.absorb(&report)),
         Observation::RoundDone(round) => {
             ledger.round_done();
             let counts = (round.asked + round.skipped, round.answered);
@@ -321,6 +322,7 @@ mod tests {
     use procscan_core::snapshot::State;
 
     use super::*;
+    use crate::collector::Share;
 
     const RECORD: &str =
         r#"[{"pod":"p","namespace":"ns-a","process":"xmrig","timestamp":"2026-01-01T00:00:00Z"}]"#;
@@ -352,7 +354,7 @@ mod tests {
 
         async fn report(&self, outcome: Outcome) {
             let report = Report { target: self.agent.clone(), at: self.clock.now(), outcome };
-            self.observations.send(Observation::Report(report)).await.unwrap();
+            self.observations.send(Observation::Report(report, Share::default())).await.unwrap();
         }
 
         async fn fail(&self, detail: &str) {

@@ -37,6 +37,12 @@ impl Budget {
         Self { standing: part(bytes - probation), probation: part(probation) }
     }
 
+    /// How many bytes are left, for those whose last answer was whole.
+    #[cfg(test)]
+    pub(super) fn left(&self) -> usize {
+        self.standing.available_permits() * UNIT
+    }
+
     /// A share that has taken nothing yet.
     pub(super) fn lease(&self, is_on_probation: bool) -> Lease {
         let budget = if is_on_probation { &self.probation } else { &self.standing };
@@ -74,6 +80,19 @@ impl Lease {
     }
 }
 
+/// What a report holds of the byte budget; given back when dropped. Kept until its records are taken in, so that many large answers
+/// at once wait on their nodes, and not here.
+#[derive(Debug, Default)]
+pub struct Share {
+    _held: Option<OwnedSemaphorePermit>,
+}
+
+impl From<Lease> for Share {
+    fn from(lease: Lease) -> Self {
+        Self { _held: lease.held }
+    }
+}
+
 /// How a body is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
@@ -94,8 +113,8 @@ impl Encoding {
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     pub(super) trouble: Option<Failure>,
-    /// Kept until the bytes are gone.
-    _lease: Lease,
+    /// Kept until what was in it is gone.
+    pub(super) share: Share,
 }
 
 /// Reads and decompresses at most `limit` bytes, counted on both sides of the decompression.
@@ -108,12 +127,12 @@ pub(super) async fn read(
     let mut received = Vec::new();
     let trouble = receive(incoming, &mut received, limit, &mut lease).await.err();
     if encoding == Encoding::Identity {
-        return Body { bytes: received, trouble, _lease: lease };
+        return Body { bytes: received, trouble, share: lease.into() };
     }
     let mut bytes = Vec::new();
     let decoded = decode(&received, encoding, &mut bytes, limit, &mut lease).await.err();
     // What broke off on the way is why it does not decode: the first trouble is the cause.
-    Body { bytes, trouble: trouble.or(decoded), _lease: lease }
+    Body { bytes, trouble: trouble.or(decoded), share: lease.into() }
 }
 
 async fn receive(

@@ -14,7 +14,7 @@ use procscan_core::report::{self, Failure, FailureReason, Limits, Outcome, Rejec
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::body::{self, Budget, Encoding};
+use super::body::{self, Body, Budget, Encoding, Share};
 use super::http::{self, HttpError};
 
 /// What answers may cost.
@@ -60,6 +60,14 @@ struct Head {
 pub(super) struct Exchange {
     pub(super) outcome: Outcome,
     pub(super) etag: Option<String>,
+    pub(super) share: Share,
+}
+
+impl Exchange {
+    /// One without records.
+    fn bare(outcome: Outcome, etag: Option<String>) -> Self {
+        Self { outcome, etag, share: Share::default() }
+    }
 }
 
 impl Client {
@@ -88,7 +96,7 @@ impl Client {
                 format!("no whole answer within {} (collector.timeout)", humantime::format_duration(timeout));
             Err(Failure { reason: FailureReason::Timeout, detail })
         });
-        result.unwrap_or_else(|failure| Exchange { outcome: Outcome::Failed(failure), etag: None })
+        result.unwrap_or_else(|failure| Exchange::bare(Outcome::Failed(failure), None))
     }
 
     async fn attempt(
@@ -114,7 +122,7 @@ impl Client {
             http::exchange(stream, request, Head::of).await.map_err(|e| http_failure(&e))?;
         match head.status {
             304 if etag.is_some() => {
-                return Ok(Exchange { outcome: Outcome::Unchanged, etag: etag.map(str::to_owned) });
+                return Ok(Exchange::bare(Outcome::Unchanged, etag.map(str::to_owned)));
             }
             200 => {}
             status => {
@@ -130,7 +138,7 @@ impl Client {
         let body = body::read(&mut incoming, encoding, self.options.max_body, lease).await;
         // What comes after it has not been asked for.
         drop(incoming);
-        Ok(self.judge(&body, head))
+        Ok(self.judge(body, head))
     }
 
     fn request(&self, address: &str, etag: Option<&str>) -> Result<Vec<u8>, Failure> {
@@ -182,13 +190,14 @@ impl Client {
     }
 
     /// From bytes to an outcome: whole, in part, or nothing.
-    fn judge(&self, body: &body::Body, head: Head) -> Exchange {
-        let (mut answer, decoded) = report::decode(&body.bytes, &self.options.limits);
+    fn judge(&self, body: Body, head: Head) -> Exchange {
+        let Body { bytes, trouble, share } = body;
+        let (mut answer, decoded) = report::decode(&bytes, &self.options.limits);
         answer.date = head.date;
         let malformed =
             |e: report::DecodeError| Failure { reason: FailureReason::Malformed, detail: e.to_string() };
         let left_out = answer.rejected.of(Rejection::OverLimit);
-        let trouble = body.trouble.clone().or(decoded.map_err(malformed).err()).or_else(|| {
+        let trouble = trouble.or(decoded.map_err(malformed).err()).or_else(|| {
             (left_out > 0).then(|| Failure {
                 reason: FailureReason::TooManyRecords,
                 detail: format!(
@@ -199,10 +208,10 @@ impl Client {
         });
         match trouble {
             Some(failure) if answer.records.is_empty() && answer.rejected.total() == 0 => {
-                Exchange { outcome: Outcome::Failed(failure), etag: None }
+                Exchange::bare(Outcome::Failed(failure), None)
             }
-            Some(failure) => Exchange { outcome: Outcome::Partial(answer, failure), etag: None },
-            None => Exchange { outcome: Outcome::Complete(answer), etag: head.etag },
+            Some(failure) => Exchange { outcome: Outcome::Partial(answer, failure), etag: None, share },
+            None => Exchange { outcome: Outcome::Complete(answer), etag: head.etag, share },
         }
     }
 }
@@ -274,16 +283,19 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_connection_ends_with_a_reset_and_leaves_nothing_behind() {
-        let options = ClientOptions {
+    fn client() -> Client {
+        Client::new(ClientOptions {
             path: "/".to_owned(),
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(10),
-            max_body: 1 << 10,
+            max_body: 1 << 18,
             byte_budget: 1 << 20,
             limits: Limits::default(),
-        };
+        })
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_with_a_reset_and_leaves_nothing_behind() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let agent = async {
@@ -293,9 +305,30 @@ mod tests {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]").await.unwrap();
             stream.read(&mut request).await.unwrap_err().kind()
         };
-        let client = Client::new(options);
+        let client = client();
         let (exchange, end) = tokio::join!(client.ask(&address, None, false), agent);
         assert!(matches!(exchange.outcome, Outcome::Complete(_)), "{:?}", exchange.outcome);
         assert_eq!(end, io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_large_answer_holds_its_share_of_the_budget_for_as_long_as_its_records_wait() {
+        let (client, size) = (client(), 1 << 17);
+        let all = client.budget.left();
+        let record = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","timestamp":"2026-01-01T00:00:00Z"}"#;
+        let padding = " ".repeat(size);
+        for (body, is_whole) in [(format!("[{record}{padding}]"), true), (format!("[{padding}"), false)] {
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let request = b"GET / HTTP/1.1\r\n\r\n";
+            let (stream, mut agent) = tokio::io::duplex(answer.len());
+            agent.write_all(answer.as_bytes()).await.unwrap();
+            let exchange = client.exchange(stream, request, None, false).await.unwrap();
+            assert_eq!(matches!(exchange.outcome, Outcome::Complete(_)), is_whole, "{:?}", exchange.outcome);
+            let held = all - client.budget.left();
+            // Where there is nothing to take in, nothing is held.
+            assert_eq!(held > size / 2, is_whole, "{held}");
+            drop(exchange);
+            assert_eq!(client.budget.left(), all);
+        }
     }
 }

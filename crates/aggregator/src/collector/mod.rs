@@ -15,6 +15,7 @@ mod round;
 
 use procscan_core::report::Report;
 
+pub use self::body::Share;
 pub use self::client::{Client, ClientOptions};
 pub use self::round::{Cadence, Collector};
 
@@ -24,8 +25,8 @@ const PROBATION_SHARE: usize = 4;
 /// What the collector tells.
 #[derive(Debug)]
 pub enum Observation {
-    /// One target's answer, or why there is none.
-    Report(Report),
+    /// One target's answer, or why there is none; and what it holds of the byte budget until it is taken in.
+    Report(Report, Share),
     /// Every target of a round has been asked, and has answered or failed.
     RoundDone(Round),
 }

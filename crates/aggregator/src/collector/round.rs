@@ -18,6 +18,7 @@ use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::body::Share;
 use super::client::{Client, Exchange};
 use super::health::Health;
 use super::{Observation, PROBATION_SHARE, Round};
@@ -112,6 +113,7 @@ struct Current {
 struct Finished {
     report: Report,
     etag: Option<String>,
+    share: Share,
 }
 
 impl Collector {
@@ -264,9 +266,9 @@ impl Collector {
         let (client, clock) = (self.client.clone(), self.clock);
         let (target, etag) = (slot.target.clone(), slot.health.etag.clone());
         let request = self.in_flight.spawn(async move {
-            let Exchange { outcome, etag } =
+            let Exchange { outcome, etag, share } =
                 client.ask(&target.address, etag.as_deref(), is_on_probation).await;
-            Finished { report: Report { target, at: clock.now(), outcome }, etag }
+            Finished { report: Report { target, at: clock.now(), outcome }, etag, share }
         });
         lane.holding.insert(request.id());
         lane.begun.push_back((now, request.id()));
@@ -300,8 +302,8 @@ impl Collector {
                 Outcome::Partial(_, failure) | Outcome::Failed(failure) => Some(failure.clone()),
             },
         );
-        let etag = finished.and_then(|Finished { report, etag }| {
-            self.heard.push(Observation::Report(report));
+        let etag = finished.and_then(|Finished { report, etag, share }| {
+            self.heard.push(Observation::Report(report, share));
             etag
         });
         let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };

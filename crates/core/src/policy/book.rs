@@ -145,7 +145,7 @@ impl Book {
             file.told = Some(Told { at: told, what: Telling::Blocked, inherited: true });
             file.exposure = Arc::new(Exposure::plain(services));
             file.reason = "it was blocked before anything was kept of it".into();
-            file.inherited = Some(Box::new(accused));
+            file.inherited = Some(accused);
             incident.delivered = Some(told);
             let decision = Decision {
                 at: now.wall,

@@ -65,7 +65,7 @@ pub struct File {
     pub(super) reason: Text,
     /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
     /// the whole fleet's answers can prove that its processes are gone.
-    pub(super) inherited: Option<Box<BTreeSet<Key>>>,
+    pub(super) inherited: Option<BTreeSet<Key>>,
     /// The brake's hold on its release.
     pub(super) release_held: Option<Box<Moment>>,
     /// An operator has approved its block.
@@ -437,7 +437,7 @@ impl Incident {
             return self.tombstones.values().map(|tombstone| tombstone.ground.record.clone()).collect();
         }
         let nothing = Key::new(app.namespace.clone(), "", "");
-        let keys = self.inherited.iter().flat_map(|accused| accused.iter()).cloned();
+        let keys = self.inherited.iter().flatten().cloned();
         let mut records: Vec<Arc<Record>> = keys.map(|key| Arc::new(Record::of(key))).collect();
         if records.is_empty() {
             records.push(Arc::new(Record::of(nothing)));

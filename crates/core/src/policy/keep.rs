@@ -469,7 +469,7 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
     file.reason.clone_from(&status.reason);
     file.inherited = status.inherited.as_ref().map(|accused| {
         let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
-        Box::new(accused.iter().map(key).collect::<BTreeSet<Key>>())
+        accused.iter().map(key).collect::<BTreeSet<Key>>()
     });
     file.release_held = status.release_held.map(past).map(Box::new);
     file.approved = status.approved;

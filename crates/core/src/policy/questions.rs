@@ -62,8 +62,7 @@ impl Book {
                 continue;
             }
             let heard = incident.grounds.keys().map(|(key, _)| key.pod_ref());
-            let inherited =
-                incident.inherited.iter().flat_map(|accused| accused.iter()).map(crate::names::Key::pod_ref);
+            let inherited = incident.inherited.iter().flatten().map(crate::names::Key::pod_ref);
             let mut pods: Vec<PodRef> = heard.chain(inherited).collect();
             pods.sort_unstable();
             pods.dedup();

@@ -1,42 +1,34 @@
 //! One term of leading: from what was kept to decisions that are kept.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod keeping;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use procscan_core::Moment;
-use procscan_core::names::App;
 use procscan_core::policy::{
-    Alert, Book, By, Decision, DecisionKind, Facts, Inherited, Mode, Policy, remembered,
+    Alert, Book, Decision, DecisionKind, Facts, Inherited, Mode, Policy, remembered,
 };
 use procscan_core::snapshot::Snapshot;
-use procscan_core::state::incident as kept;
 use procscan_core::state::{Incident, IncidentState};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Decided, PolicyTask, TakeOver};
-use super::{history, journal};
+use self::keeping::Obeyed;
+use super::journal;
+use super::{Decided, PolicyTask, TakeOver, rest};
 use crate::leader::Pen;
 use crate::ledger_task::Memory;
-use crate::state::{Kept, Order, Outline, StateError};
+use crate::state::Outline;
 
 /// The pause after which what can't be kept is tried again; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 const UNREADABLE: &str = "what is kept can't be read; nothing is decided until it is";
-/// The pause after an evaluation, as a multiple of what it took, before the next one for the sake of evidence alone: in a storm of
-/// news no more than a part of a core goes into them. At most [`MAX_REST`].
-const REST_SHARE: u32 = 4;
-const MAX_REST: Duration = Duration::from_millis(500);
 /// After how many rounds without news, and after how long at the most, everything is looked at again all the same.
 const QUIET_ROUNDS: u64 = 5;
 const QUIET: Duration = Duration::from_mins(5);
-/// How many incidents are kept in one go.
-const KEPT_AT_ONCE: usize = 250;
-/// How often it is looked for incidents that are kept no longer.
-const SWEEP: Duration = Duration::from_mins(10);
 
 /// How a term ends.
 pub(super) enum End {
@@ -90,14 +82,6 @@ impl Seen {
             && now.rounds < self.rounds + rounds
             && now.at.since(self.at) < QUIET
     }
-}
-
-/// What has been done of what operators want.
-struct Obeyed {
-    /// The incidents of which everything has been done.
-    done: BTreeSet<String>,
-    /// Those that are over, with the answer that they are.
-    history: Vec<Incident>,
 }
 
 /// What one evaluation has come to.
@@ -310,7 +294,7 @@ impl<'a> Lead<'a> {
             }
             let started = std::time::Instant::now();
             let step = self.step().await;
-            rested = Instant::now() + started.elapsed().saturating_mul(REST_SHARE).min(MAX_REST);
+            rested = rest(started.elapsed());
             match step {
                 Step::Done => {}
                 Step::Lost => return Err(End::Lost),
@@ -406,121 +390,6 @@ impl<'a> Lead<'a> {
         delivered.iter().fold(false, |is_news, (app, at)| self.book.delivered(app, *at, now) || is_news)
     }
 
-    /// Keeps that tenants have been told. Nothing follows from it, so nothing is decided.
-    async fn keep_deliveries(&mut self) -> Step {
-        if !self.pen.holds() {
-            return Step::Lost;
-        }
-        if self.is_copy {
-            return Step::Done;
-        }
-        match self.keep(Vec::new()).await {
-            Ok(()) => Step::Done,
-            Err(error) if error.is_lost() => Step::Lost,
-            Err(error) => {
-                tracing::warn!(%error, "what is kept is read again");
-                Step::Outdated
-            }
-        }
-    }
-
-    /// Does what operators want.
-    fn obey(&mut self, kept: &Kept, policy: &Policy) -> Obeyed {
-        let now = self.task.clock.now();
-        let (mut done, mut history) = (BTreeSet::new(), Vec::new());
-        for Order { incident, act, actor, reason, number } in kept.orders(now.wall) {
-            let app = act.app().clone();
-            let known = self.book.incident(&app);
-            let Some(known) = known.filter(|known| known.name(&app) == incident) else {
-                history.extend(refused(kept, &incident, &actor, number, now.wall));
-                continue;
-            };
-            if known.observed() >= number && !done.contains(&incident) {
-                continue;
-            }
-            match self.book.act(&act, By { name: &actor, reason: reason.as_deref() }, policy, now) {
-                Ok(decision) => self.decisions.push(decision),
-                Err(error) => tracing::info!(%app, actor, %error, "an operator's act has no effect"),
-            }
-            self.book.observe(&app, number);
-            done.insert(incident);
-        }
-        Obeyed { done, history }
-    }
-
-    /// Keeps what has been decided, as far as it can be kept; the rest is taken back.
-    ///
-    /// Fails only where nothing more may be written: another replica leads, or has written.
-    async fn keep(&mut self, history: Vec<Incident>) -> Result<(), StateError> {
-        let is_time = self.again.is_none_or(|(at, _)| Instant::now() >= at);
-        let may_try = |name: &str| is_time || !self.failing.contains(name);
-        let (apps, waiting): (Vec<App>, Vec<App>) = self
-            .book
-            .unsaved()
-            .into_iter()
-            .partition(|app| self.book.name_of(app).is_none_or(|name| may_try(&name)));
-        let history = history.into_iter().filter(|incident| may_try(&incident.name));
-        let mut left = apps.iter().filter_map(|app| self.book.document(app)).chain(history);
-        let mut failed: BTreeMap<String, StateError> = BTreeMap::new();
-        // In parts: a storm has as many as there are Apps, and each is a few times larger on its way to the disk.
-        loop {
-            let part: Vec<Incident> = left.by_ref().take(KEPT_AT_ONCE).collect();
-            if part.is_empty() {
-                break;
-            }
-            failed.extend(self.task.store.save(&self.pen, part).await);
-            if let Some(error) = failed.values().find(|error| error.is_lost() || error.is_outdated()) {
-                return Err(error.clone());
-            }
-        }
-        let is_lost = |app: &App| self.book.name_of(app).is_some_and(|name| failed.contains_key(&name));
-        let (lost, saved): (Vec<App>, Vec<App>) = apps.into_iter().partition(is_lost);
-        self.book.saved(&saved);
-        let taken_back: BTreeSet<App> = lost.into_iter().chain(waiting).collect();
-        self.book.take_back(&taken_back);
-        // That somebody was found blocked is true whether it can be kept or not.
-        self.decisions.retain(|decision| {
-            let is_of_nobody = matches!(decision.kind, DecisionKind::Disputed | DecisionKind::Inherited);
-            is_of_nobody || !taken_back.contains(&decision.app)
-        });
-        if is_time {
-            self.failing.clear();
-        }
-        self.failing.extend(failed.keys().cloned());
-        if let Some(error) = failed.values().next() {
-            self.trouble(error, is_time, "some decisions can't be kept, and have no effect until they can");
-        } else if self.failing.is_empty() {
-            self.relieve();
-        }
-        Ok(())
-    }
-
-    /// Takes away what operators wanted and what is kept no longer.
-    async fn tidy(&mut self, kept: &Kept, done: &BTreeSet<String>) -> Result<(), StateError> {
-        let old = kept.incidents.iter().filter(|(_, incident)| incident.is_done()).map(|(name, _)| &**name);
-        let names: BTreeSet<&str> = old.chain(done.iter().map(String::as_str)).collect();
-        for name in names.into_iter().filter(|name| !self.failing.contains(*name)) {
-            self.task.store.clear_orders(&self.pen, name).await?;
-        }
-        let is_due = self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP);
-        if !is_due {
-            return Ok(());
-        }
-        self.swept = Some(Instant::now());
-        let now = self.task.clock.now().wall;
-        let known: BTreeSet<String> =
-            self.book.incidents().map(|(app, incident)| incident.name(app)).collect();
-        let over = history::over(kept, &known, self.task.retention, now);
-        if let Ok(before) = now.checked_sub(self.task.retention) {
-            self.task.store.retain(before).await?;
-        }
-        if !over.is_empty() {
-            self.task.store.remove(&self.pen, &over).await?;
-            tracing::info!(incidents = over.len(), "history is kept no longer");
-        }
-        Ok(())
-    }
-
     /// Tells what has been kept.
     fn tell(&mut self) {
         let decisions = std::mem::take(&mut self.decisions);
@@ -563,48 +432,4 @@ impl<'a> Lead<'a> {
             is_news
         });
     }
-
-    /// Says once what stands in the way. Was it time to try again, then the next time is later.
-    fn trouble(&mut self, error: &StateError, is_time: bool, what: &str) {
-        let text = error.to_string();
-        if is_time {
-            let pause = self.again.map_or(MIN_PAUSE, |(_, pause)| pause);
-            self.again = Some((Instant::now() + pause, (pause * 2).min(MAX_PAUSE)));
-        }
-        self.task.channels.trouble.send_if_modified(|before| {
-            let is_news = before.as_ref() != Some(&text);
-            if is_news {
-                tracing::error!(alert = "state", error = text, "{what}");
-                *before = Some(text.clone());
-            }
-            is_news
-        });
-    }
-
-    fn relieve(&mut self) {
-        self.again = None;
-        self.task.channels.trouble.send_if_modified(|before| {
-            let was_in_trouble = before.take().is_some();
-            if was_in_trouble {
-                tracing::info!("decisions can be kept again");
-            }
-            was_in_trouble
-        });
-    }
-}
-
-/// An incident that is history: there is nothing to be done any more, and whoever wanted it finds that in its log.
-fn refused(seen: &Kept, name: &str, actor: &str, number: i64, at: Timestamp) -> Option<Incident> {
-    let mut incident = seen.incidents.get(name).and_then(|incident| incident.document(name))?;
-    let reason = format!("{} has no open incident", App::from(&incident.spec.app));
-    let decision = DecisionKind::Refused;
-    incident.status.decisions.push(kept::Decision {
-        at,
-        decision,
-        actor: actor.into(),
-        reason: reason.into(),
-    });
-    incident.status.decided += 1;
-    incident.status.observed = number;
-    Some(incident)
 }

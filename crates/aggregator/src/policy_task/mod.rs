@@ -10,6 +10,7 @@ mod lead;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use procscan_core::names::App;
@@ -17,6 +18,7 @@ use procscan_core::plan::{Dispute, HeldApp, Plan};
 use procscan_core::policy::{Book, Facts, Inherited, Policy, Questions};
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 pub use self::journal::Journal;
 use self::lead::{End, Lead};
@@ -108,7 +110,7 @@ pub struct PolicyTask {
     /// The rules, as the configuration has them.
     pub policy: Policy,
     /// How long incidents are kept after they are over.
-    pub retention: std::time::Duration,
+    pub retention: Duration,
     /// Where incidents are kept.
     pub store: Store,
     /// What time it is.
@@ -117,6 +119,16 @@ pub struct PolicyTask {
     pub journal: Journal,
     /// What it reads and writes.
     pub channels: Channels,
+}
+
+/// The pause after an evaluation, or after what was kept has been read, as a multiple of what it took: in a storm of news no more
+/// than a part of a core goes into them. At most [`MAX_REST`].
+const REST_SHARE: u32 = 4;
+const MAX_REST: Duration = Duration::from_millis(500);
+
+/// When to look again for the sake of news alone.
+fn rest(took: Duration) -> Instant {
+    Instant::now() + took.saturating_mul(REST_SHARE).min(MAX_REST)
 }
 
 impl PolicyTask {
@@ -137,23 +149,31 @@ impl PolicyTask {
         self.channels.questions.send_replace(Arc::default());
         self.channels.trouble.send_replace(None);
         let mut shown = None;
+        let mut rested = Instant::now();
         loop {
             if let Some(pen) = self.channels.leadership.borrow_and_update().pen().filter(|pen| pen.holds()) {
                 return Some(pen.clone());
             }
-            let kept = self.channels.kept.borrow_and_update().clone();
             let has_begun = self.channels.snapshots.borrow_and_update().rounds > 0;
-            let is_same =
-                |(before, began): &(Arc<Kept>, bool)| Arc::ptr_eq(before, &kept) && *began == has_begun;
-            if !shown.as_ref().is_some_and(is_same) {
-                self.show(&kept);
-                shown = Some((kept, has_begun));
+            let has_rested = Instant::now() >= rested;
+            if has_rested {
+                let kept = self.channels.kept.borrow_and_update().clone();
+                let is_same =
+                    |(before, began): &(Arc<Kept>, bool)| Arc::ptr_eq(before, &kept) && *began == has_begun;
+                if !shown.as_ref().is_some_and(is_same) {
+                    let started = std::time::Instant::now();
+                    self.show(&kept);
+                    rested = rest(started.elapsed());
+                    shown = Some((kept, has_begun));
+                }
             }
+            let Channels { leadership, snapshots, kept, .. } = &mut self.channels;
             tokio::select! {
-                Ok(()) = self.channels.leadership.changed() => {}
+                Ok(()) = leadership.changed() => {}
                 // The end is announced by the ledger's; a store that is gone for good changes nothing any more.
-                changed = self.channels.snapshots.changed() => if changed.is_err() { return None },
-                Ok(()) = self.channels.kept.changed() => {}
+                changed = snapshots.changed() => if changed.is_err() { return None },
+                Ok(()) = kept.changed(), if has_rested => {}
+                () = tokio::time::sleep_until(rested), if !has_rested => {}
             }
         }
     }

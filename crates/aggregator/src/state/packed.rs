@@ -36,7 +36,9 @@ static ENCODER: LazyLock<EncoderDictionary<'static>> =
     LazyLock::new(|| EncoderDictionary::copy(COMMON.as_bytes(), LEVEL));
 static DECODER: LazyLock<DecoderDictionary<'static>> =
     LazyLock::new(|| DecoderDictionary::copy(COMMON.as_bytes()));
+// Made with the first use, and then used again: to make one costs more than to use it.
 static COMPRESSOR: Mutex<Option<Compressor<'static>>> = Mutex::new(None);
+static DECOMPRESSOR: Mutex<Option<Decompressor<'static>>> = Mutex::new(None);
 
 /// Something that serialises to JSON, compressed.
 #[derive(Clone, PartialEq, Eq)]
@@ -61,8 +63,14 @@ impl Packed {
 
     pub(super) fn unpack<T: DeserializeOwned>(&self) -> Result<T, String> {
         let broken = |e: std::io::Error| e.to_string();
-        let mut decompressor = Decompressor::with_prepared_dictionary(&DECODER).map_err(broken)?;
-        let text = decompressor.decompress(&self.bytes, self.len).map_err(broken)?;
+        let text = {
+            let mut decompressor = DECOMPRESSOR.lock().unwrap_or_else(PoisonError::into_inner);
+            let decompressor = match &mut *decompressor {
+                Some(decompressor) => decompressor,
+                none => none.insert(Decompressor::with_prepared_dictionary(&DECODER).map_err(broken)?),
+            };
+            decompressor.decompress(&self.bytes, self.len).map_err(broken)?
+        };
         serde_json::from_slice(&text).map_err(|e| e.to_string())
     }
 }

@@ -5,7 +5,9 @@
 //! `make soak` runs it for longer; `PROCSCAN_SOAK_SEED` and `PROCSCAN_SOAK_DAYS` tell the same story again.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod laws;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -541,130 +543,6 @@ impl Soak {
             self.fail(&format!("released by a restart: {lost:?}"));
         }
         self.judge(&evaluation);
-    }
-
-    fn judge(&mut self, evaluation: &Evaluation) {
-        let now = self.now();
-        for decision in evaluation.decisions.iter().filter(|decision| decision.actor == Actor::Policy) {
-            match decision.kind {
-                DecisionKind::Blocked => self.blocked_rightly(tenant_of(&decision.app)),
-                DecisionKind::Released => self.released_rightly(tenant_of(&decision.app), &decision.reason),
-                _ => {}
-            }
-        }
-        let blocked = apps(evaluation);
-        for tenant in 0..TENANTS {
-            let is_hindered = now < self.mute_until || self.world.unwritable.contains(&namespace(tenant));
-            let it = &mut self.tenants[tenant];
-            if is_hindered {
-                it.disturbed = now;
-            }
-            let it = &self.tenants[tenant];
-            let Some(since) = it.running_since else { continue };
-            let node = &self.nodes[it.node];
-            let undisturbed = now - since.max(it.disturbed).max(node.disturbed);
-            // Whose turn it is changes with every other that starts or ends; and a clock that jumps back makes a grace last longer,
-            // by what it has jumped and by the hour for which somebody who can't be told is waited for.
-            let limit = 3 * self.cycle(it.node) + 3 * MINUTE + self.longest_grace();
-            let is_late = undisturbed > limit && !node.is_full && !blocked.contains(&app(&namespace(tenant)));
-            let home = it.node;
-            if is_late && self.accusations(home) >= MAX_KEYS {
-                self.nodes[home].disturbed = now;
-            } else if is_late {
-                let standing =
-                    self.world.book.incident(&app(&namespace(tenant))).map(|incident| &incident.standing);
-                self.fail(&format!("tenant {tenant} offends for {undisturbed} s in peace: {standing:?}"));
-            }
-            self.told.late =
-                self.told.late.max(if blocked.contains(&app(&namespace(tenant))) { 0 } else { undisturbed });
-        }
-        let snapshot = self.world.snapshot();
-        self.told.most_violations = self.told.most_violations.max(snapshot.violations.len());
-        if snapshot.violations.len() > NODES * MAX_KEYS || snapshot.nodes.len() > NODES {
-            self.fail(&format!("{} violations of {} nodes", snapshot.violations.len(), snapshot.nodes.len()));
-        }
-        let incidents = self.world.book.incidents().count();
-        if incidents > TENANTS {
-            self.fail(&format!("{incidents} incidents"));
-        }
-        self.blocked = blocked;
-    }
-
-    /// How many Pods a node accuses as far as the leader knows. Who lies long enough has no place for the truth.
-    fn accusations(&mut self, node: usize) -> usize {
-        let snapshot = self.world.snapshot();
-        let name = self.nodes[node].name.as_str();
-        let by = |violation: &&Violation| violation.evidence.iter().any(|evidence| *evidence.node.0 == *name);
-        snapshot.violations.iter().filter(by).count()
-    }
-
-    fn longest_grace(&self) -> u64 {
-        let grace = self.world.policy.grace.as_secs();
-        if grace > 0 { grace + HOUR + MOST_BACK } else { 0 }
-    }
-
-    fn blocked_rightly(&mut self, tenant: usize) {
-        self.told.blocks += 1;
-        // A node that accuses many is taken for one that lists them one after the other, so what it says is believed for longer.
-        let nodes = self.world.snapshot().nodes;
-        let believed = |node: usize| {
-            let name = NodeName::new(self.nodes[node].name.as_str());
-            nodes.get(&name).map_or(0, |node| node.clock.required.as_secs()).max(2 * HOUR)
-                + self.longest_grace()
-        };
-        let it = &self.tenants[tenant];
-        let is_recent = |(at, node): (u64, usize)| self.now() - at <= believed(node);
-        if it.released_after.is_some() && it.released_after == it.last_heard {
-            self.fail(&format!("tenant {tenant} is blocked again, and nothing is new since its release"));
-        }
-        if it.running_since.is_none() && !it.is_dateless && !it.ended.is_some_and(is_recent) {
-            self.fail(&format!("tenant {tenant} is blocked, and has run nothing since {:?}", it.ended));
-        }
-    }
-
-    fn released_rightly(&mut self, tenant: usize, reason: &str) {
-        self.told.releases += 1;
-        self.tenants[tenant].released_after = self.tenants[tenant].last_heard;
-        let (now, it) = (self.now(), &self.tenants[tenant]);
-        let is_lost = |node: &Node| now - node.last_answer >= UNREACHABLE;
-        if it.is_gone {
-            return;
-        }
-        // Each answer vouches for a minute at most.
-        let Some(Heard { at, node, answered, .. }) = it.heard[LEADER] else { return };
-        let proven = (self.nodes[node].answered - answered) * MINUTE;
-        if proven < CLEAR_AFTER && !is_lost(&self.nodes[node]) {
-            let silent = now - at;
-            self.fail(&format!(
-                "tenant {tenant} is released {silent} s after fresh evidence, {proven} s of them answered: {reason}"
-            ));
-        }
-    }
-
-    /// Everything ends well: whatever was wrong is over, and in the end nothing is left of it.
-    fn finish(&mut self) {
-        for node in &mut self.nodes {
-            node.ends = 0;
-        }
-        (self.mute_until, self.unwritable_until) = (0, 0);
-        // Each offender that a node is taken to have is waited for six of its scans.
-        let patience = MAX_KEYS * 6 * 5 + 120;
-        let mut minutes = patience;
-        while !self.blocked.is_empty() && minutes > 0 {
-            self.minute(true);
-            minutes -= 1;
-        }
-        if !self.blocked.is_empty() {
-            self.fail(&format!("still blocked after good days: {:?}", self.blocked));
-        }
-        self.nodes.iter_mut().for_each(|node| node.listed.clear());
-        (0..patience + 26 * 60).for_each(|_| self.minute(true));
-        let left = self.world.snapshot().violations.len();
-        let open = |standing: &Standing| !matches!(standing, Standing::Ended { .. });
-        let incidents = self.world.book.incidents().filter(|(_, it)| open(&it.standing)).count();
-        if left + incidents > 0 {
-            self.fail(&format!("{left} violations and {incidents} incidents are left after quiet days"));
-        }
     }
 }
 

@@ -1,0 +1,189 @@
+//! What is decided is kept before anything follows from it; what operators want is done, and then cleared away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use procscan_core::names::App;
+use procscan_core::policy::{By, DecisionKind, Policy};
+use procscan_core::state::Incident;
+use procscan_core::state::incident as kept;
+use tokio::time::Instant;
+
+use super::{Lead, MAX_PAUSE, MIN_PAUSE, Step};
+use crate::policy_task::history;
+use crate::state::{Kept, Order, StateError};
+
+/// How many incidents are kept in one go.
+const KEPT_AT_ONCE: usize = 250;
+/// How often it is looked for incidents that are kept no longer.
+const SWEEP: Duration = Duration::from_mins(10);
+
+/// What has been done of what operators want.
+pub(super) struct Obeyed {
+    /// The incidents of which everything has been done.
+    pub(super) done: BTreeSet<String>,
+    /// Those that are over, with the answer that they are.
+    pub(super) history: Vec<Incident>,
+}
+
+impl Lead<'_> {
+    /// Keeps that tenants have been told. Nothing follows from it, so nothing is decided.
+    pub(super) async fn keep_deliveries(&mut self) -> Step {
+        if !self.pen.holds() {
+            return Step::Lost;
+        }
+        if self.is_copy {
+            return Step::Done;
+        }
+        match self.keep(Vec::new()).await {
+            Ok(()) => Step::Done,
+            Err(error) if error.is_lost() => Step::Lost,
+            Err(error) => {
+                tracing::warn!(%error, "what is kept is read again");
+                Step::Outdated
+            }
+        }
+    }
+
+    /// Does what operators want.
+    pub(super) fn obey(&mut self, kept: &Kept, policy: &Policy) -> Obeyed {
+        let now = self.task.clock.now();
+        let (mut done, mut history) = (BTreeSet::new(), Vec::new());
+        for Order { incident, act, actor, reason, number } in kept.orders(now.wall) {
+            let app = act.app().clone();
+            let known = self.book.incident(&app);
+            let Some(known) = known.filter(|known| known.name(&app) == incident) else {
+                history.extend(refused(kept, &incident, &actor, number, now.wall));
+                continue;
+            };
+            if known.observed() >= number && !done.contains(&incident) {
+                continue;
+            }
+            match self.book.act(&act, By { name: &actor, reason: reason.as_deref() }, policy, now) {
+                Ok(decision) => self.decisions.push(decision),
+                Err(error) => tracing::info!(%app, actor, %error, "an operator's act has no effect"),
+            }
+            self.book.observe(&app, number);
+            done.insert(incident);
+        }
+        Obeyed { done, history }
+    }
+
+    /// Keeps what has been decided, as far as it can be kept; the rest is taken back.
+    ///
+    /// Fails only where nothing more may be written: another replica leads, or has written.
+    pub(super) async fn keep(&mut self, history: Vec<Incident>) -> Result<(), StateError> {
+        let is_time = self.again.is_none_or(|(at, _)| Instant::now() >= at);
+        let may_try = |name: &str| is_time || !self.failing.contains(name);
+        let (apps, waiting): (Vec<App>, Vec<App>) = self
+            .book
+            .unsaved()
+            .into_iter()
+            .partition(|app| self.book.name_of(app).is_none_or(|name| may_try(&name)));
+        let history = history.into_iter().filter(|incident| may_try(&incident.name));
+        let mut left = apps.iter().filter_map(|app| self.book.document(app)).chain(history);
+        let mut failed: BTreeMap<String, StateError> = BTreeMap::new();
+        // In parts: a storm has as many as there are Apps, and each is a few times larger on its way to the disk.
+        loop {
+            let part: Vec<Incident> = left.by_ref().take(KEPT_AT_ONCE).collect();
+            if part.is_empty() {
+                break;
+            }
+            failed.extend(self.task.store.save(&self.pen, part).await);
+            if let Some(error) = failed.values().find(|error| error.is_lost() || error.is_outdated()) {
+                return Err(error.clone());
+            }
+        }
+        let is_lost = |app: &App| self.book.name_of(app).is_some_and(|name| failed.contains_key(&name));
+        let (lost, saved): (Vec<App>, Vec<App>) = apps.into_iter().partition(is_lost);
+        self.book.saved(&saved);
+        let taken_back: BTreeSet<App> = lost.into_iter().chain(waiting).collect();
+        self.book.take_back(&taken_back);
+        // That somebody was found blocked is true whether it can be kept or not.
+        self.decisions.retain(|decision| {
+            let is_of_nobody = matches!(decision.kind, DecisionKind::Disputed | DecisionKind::Inherited);
+            is_of_nobody || !taken_back.contains(&decision.app)
+        });
+        if is_time {
+            self.failing.clear();
+        }
+        self.failing.extend(failed.keys().cloned());
+        if let Some(error) = failed.values().next() {
+            self.trouble(error, is_time, "some decisions can't be kept, and have no effect until they can");
+        } else if self.failing.is_empty() {
+            self.relieve();
+        }
+        Ok(())
+    }
+
+    /// Takes away what operators wanted and what is kept no longer.
+    pub(super) async fn tidy(&mut self, kept: &Kept, done: &BTreeSet<String>) -> Result<(), StateError> {
+        let old = kept.incidents.iter().filter(|(_, incident)| incident.is_done()).map(|(name, _)| &**name);
+        let names: BTreeSet<&str> = old.chain(done.iter().map(String::as_str)).collect();
+        for name in names.into_iter().filter(|name| !self.failing.contains(*name)) {
+            self.task.store.clear_orders(&self.pen, name).await?;
+        }
+        let is_due = self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP);
+        if !is_due {
+            return Ok(());
+        }
+        self.swept = Some(Instant::now());
+        let now = self.task.clock.now().wall;
+        let known: BTreeSet<String> =
+            self.book.incidents().map(|(app, incident)| incident.name(app)).collect();
+        let over = history::over(kept, &known, self.task.retention, now);
+        if let Ok(before) = now.checked_sub(self.task.retention) {
+            self.task.store.retain(before).await?;
+        }
+        if !over.is_empty() {
+            self.task.store.remove(&self.pen, &over).await?;
+            tracing::info!(incidents = over.len(), "history is kept no longer");
+        }
+        Ok(())
+    }
+
+    /// Says once what stands in the way. Was it time to try again, then the next time is later.
+    pub(super) fn trouble(&mut self, error: &StateError, is_time: bool, what: &str) {
+        let text = error.to_string();
+        if is_time {
+            let pause = self.again.map_or(MIN_PAUSE, |(_, pause)| pause);
+            self.again = Some((Instant::now() + pause, (pause * 2).min(MAX_PAUSE)));
+        }
+        self.task.channels.trouble.send_if_modified(|before| {
+            let is_news = before.as_ref() != Some(&text);
+            if is_news {
+                tracing::error!(alert = "state", error = text, "{what}");
+                *before = Some(text.clone());
+            }
+            is_news
+        });
+    }
+
+    pub(super) fn relieve(&mut self) {
+        self.again = None;
+        self.task.channels.trouble.send_if_modified(|before| {
+            let was_in_trouble = before.take().is_some();
+            if was_in_trouble {
+                tracing::info!("decisions can be kept again");
+            }
+            was_in_trouble
+        });
+    }
+}
+
+/// An incident that is history: there is nothing to be done any more, and whoever wanted it finds that in its log.
+fn refused(seen: &Kept, name: &str, actor: &str, number: i64, at: Timestamp) -> Option<Incident> {
+    let mut incident = seen.incidents.get(name).and_then(|incident| incident.document(name))?;
+    let reason = format!("{} has no open incident", App::from(&incident.spec.app));
+    let decision = DecisionKind::Refused;
+    incident.status.decisions.push(kept::Decision {
+        at,
+        decision,
+        actor: actor.into(),
+        reason: reason.into(),
+    });
+    incident.status.decided += 1;
+    incident.status.observed = number;
+    Some(incident)
+}

@@ -168,6 +168,24 @@ fn a_strangers_file_of_our_name_is_a_clear_error_and_stays() {
 }
 
 #[test]
+fn a_strangers_file_that_has_taken_the_place_of_ours_is_neither_written_over_nor_removed() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    let (all, none) = (objects(&["web"], 2), objects(&["web"], 1));
+    put(&directory, &all).unwrap();
+    let file = temp.path().join(PLUGIN.replace(".yaml", "-1.yaml"));
+    assert!(file.exists());
+    fs::write(&file, "kind: Mine\n").unwrap();
+    // Without another look.
+    let done = directory.apply(none.into_iter().map(Draft::from)).unwrap();
+    assert_eq!(done, Written::default());
+    assert_eq!(fs::read_to_string(&file).unwrap(), "kind: Mine\n");
+    let error = directory.apply(all.into_iter().map(Draft::from)).unwrap_err().to_string();
+    assert!(error.contains("move it away"), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "kind: Mine\n");
+}
+
+#[test]
 fn what_a_crash_has_left_unfinished_is_cleared_away() {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join(format!(".procscan-{PLUGIN}")), "half").unwrap();

@@ -266,6 +266,12 @@ impl Directory {
             .collect();
         for name in surplus {
             let path = self.path.join(&*name);
+            // Somebody may have put another one in its place since the last look.
+            if read_ours(&path).is_ok_and(|ours| ours.is_none()) {
+                memory.files.remove(&*name);
+                memory.long_lists.remove(&*name);
+                continue;
+            }
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     failed.get_or_insert(error(&path, "can't be removed", &e));

@@ -103,7 +103,7 @@ fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
     let mut all = Vec::new();
     let mut known: BTreeSet<(Timestamp, AppRef, DecisionKind)> = BTreeSet::new();
     for (name, incident) in &kept.incidents {
-        let Some(status) = incident.status() else { continue };
+        let Ok(Some(status)) = incident.status() else { continue };
         for decision in status.decisions {
             let app = incident.app.clone();
             known.insert((decision.at, app.clone(), decision.decision));

@@ -52,7 +52,7 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
         }
     };
     let footing = Footing {
-        store: Store::Copy(kept.documents()),
+        store: Store::Copy(kept.documents().map_err(anyhow::Error::msg)?),
         kept: watch::channel(Arc::new(kept)).1,
         desk: Desk::Nowhere,
         own_namespace: None,

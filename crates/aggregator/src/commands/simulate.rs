@@ -27,7 +27,8 @@ pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError
     policy.exemptions.extend(kept.rules().0);
     let now = Timestamp::now();
     let from = now.checked_sub(since).map_err(|_| CommandError::Usage("--since: too long ago".to_owned()))?;
-    let fates = simulate(&kept.documents(), &policy, from, now);
+    let documents = kept.documents().map_err(anyhow::Error::msg)?;
+    let fates = simulate(&documents, &policy, from, now);
     if show(&fates) { Err(CommandError::Changes) } else { Ok(()) }
 }
 

@@ -182,7 +182,18 @@ impl PolicyTask {
         let snapshot = self.channels.snapshots.borrow().clone();
         let now = self.clock.now();
         let policy = self.policy_now(kept);
-        let book = Book::restore(&kept.documents(), &snapshot, now);
+        let documents = match kept.documents() {
+            Ok(documents) => documents,
+            Err(error) => {
+                tracing::error!(
+                    alert = "state",
+                    error,
+                    "an incident can't be unpacked; what was shown before stays"
+                );
+                return;
+            }
+        };
+        let book = Book::restore(&documents, &snapshot, now);
         let plan = book.standing(&policy, now);
         let held = book.held(&policy);
         let shown = Decided { held, rounds: snapshot.rounds, ..Decided::nothing(plan) };

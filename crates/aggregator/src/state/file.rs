@@ -148,7 +148,10 @@ impl FileStore {
         }
         inner.kept = Arc::new(kept(&documents)?);
         self.show(inner);
-        Ok(inner.kept.documents())
+        inner
+            .kept
+            .documents()
+            .map_err(|error| StateError::Unreadable(Kind::Incident.as_str().to_owned(), error))
     }
 
     /// Keeps incidents, all of them or none. Gives the names of those that can't be kept, and why.
@@ -324,7 +327,10 @@ impl From<sqlite::StateError> for StateError {
 }
 
 fn document(name: &str, incident: &KeptIncident) -> Result<Document, StateError> {
-    written(name, &incident.spec(), incident.status().as_ref(), incident.generation)
+    // What can't be unpacked must not be written as if nothing had been decided.
+    let status =
+        incident.status().map_err(|error| StateError::Unwritable(place(Kind::Incident, name), error))?;
+    written(name, &incident.spec(), status.as_ref(), incident.generation)
 }
 
 fn incident(
@@ -385,10 +391,9 @@ fn logged(
 fn everything(kept: &Kept) -> Result<Batch, StateError> {
     let mut batch = Batch::default();
     for (name, incident) in &kept.incidents {
-        let (spec, status) = (incident.spec(), incident.status());
-        batch.put.push(written(name, &spec, status.as_ref(), incident.generation)?);
-        if let Some(status) = &status {
-            batch.decisions.extend(logged(name, &spec, status)?);
+        batch.put.push(document(name, incident)?);
+        if let Ok(Some(status)) = incident.status() {
+            batch.decisions.extend(logged(name, &incident.spec(), &status)?);
         }
     }
     for (name, spec) in &kept.exemptions {

@@ -143,10 +143,8 @@ impl KeptIncident {
     }
 
     /// What was decided of it; nothing if that has not been written yet.
-    pub fn status(&self) -> Option<IncidentStatus> {
-        let (_, packed) = self.status.as_ref()?;
-        let lost = |error: &String| tracing::error!(alert = "state", error, "an incident can't be unpacked");
-        packed.unpack().inspect_err(lost).ok()
+    pub fn status(&self) -> Result<Option<IncidentStatus>, String> {
+        self.status.as_ref().map(|(_, packed)| packed.unpack()).transpose()
     }
 
     fn observed(&self) -> i64 {
@@ -194,10 +192,10 @@ impl KeptIncident {
         }
     }
 
-    /// As the policy reads it.
-    pub fn document(&self, name: &str) -> Option<Incident> {
-        let status = self.status()?;
-        Some(Incident { name: name.to_owned(), spec: self.spec(), status })
+    /// As the policy reads it; nothing if nothing has been decided of it yet.
+    pub fn document(&self, name: &str) -> Result<Option<Incident>, String> {
+        let incident = |status| Incident { name: name.to_owned(), spec: self.spec(), status };
+        Ok(self.status()?.map(incident))
     }
 }
 
@@ -236,7 +234,7 @@ impl Kept {
     }
 
     /// The incidents as the policy reads them.
-    pub fn documents(&self) -> Vec<Incident> {
-        self.incidents.iter().filter_map(|(name, incident)| incident.document(name)).collect()
+    pub fn documents(&self) -> Result<Vec<Incident>, String> {
+        self.incidents.iter().filter_map(|(name, incident)| incident.document(name).transpose()).collect()
     }
 }

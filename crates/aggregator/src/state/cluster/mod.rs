@@ -77,9 +77,9 @@ impl ClusterStore {
         for live in self.objects.list(Resource::Incident).await? {
             let name = live.name_any();
             self.uids.insert(name.clone(), live.uid().unwrap_or_default());
-            match kept(&live) {
-                Ok(kept) => {
-                    let Some(incident) = kept.document(&name) else { continue };
+            match kept(&live).and_then(|kept| kept.document(&name)) {
+                Ok(None) => {}
+                Ok(Some(incident)) => {
                     let status = &incident.status;
                     let ended = status.since.filter(|_| status.state == IncidentState::Ended);
                     if !taken || ended.is_some_and(|ended| now.duration_since(ended) > CONTINUED) {
@@ -269,9 +269,9 @@ impl Objects {
     async fn mark(&self, mut live: DynamicObject, pen: &Pen) -> Result<(Incident, String), StateError> {
         let name = live.name_any();
         for _ in 0..TRIES {
-            let kept =
-                kept(&live).map_err(|error| StateError::Unreadable(format!("Incident {name}"), error))?;
-            let Some(incident) = kept.document(&name) else {
+            let incident = kept(&live).and_then(|kept| kept.document(&name));
+            let unreadable = |error| StateError::Unreadable(format!("Incident {name}"), error);
+            let Some(incident) = incident.map_err(unreadable)? else {
                 return Err(StateError::Unreadable(
                     format!("Incident {name}"),
                     "its status is gone".to_owned(),

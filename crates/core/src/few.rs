@@ -3,6 +3,7 @@
 //! A `BTreeMap` makes room for eleven with the first entry, which would be most of what an incident takes. With many entries these are
 //! slower, but not by much: values are boxed, so that little is moved.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 /// Up to so many, room is made for one at a time.
@@ -21,17 +22,18 @@ impl<K: Ord, V> FewMap<K, V> {
         self.0.is_empty()
     }
 
-    pub(crate) fn contains_key(&self, key: &K) -> bool {
-        self.find(key).is_ok()
-    }
-
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
         self.0.get(self.find(key).ok()?).map(|(_, value)| &**value)
     }
 
     pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        let at = self.find(key).ok()?;
-        self.0.get_mut(at).map(|(_, value)| &mut **value)
+        self.find_mut(|other| other.cmp(key)).map(|(_, value)| value)
+    }
+
+    /// The entry whose key `place` finds equal, as the map has it; of the others it says on which side they are.
+    pub(crate) fn find_mut(&mut self, place: impl Fn(&K) -> Ordering) -> Option<(&K, &mut V)> {
+        let at = self.0.binary_search_by(|(other, _)| place(other)).ok()?;
+        self.0.get_mut(at).map(|(key, value)| (&*key, &mut **value))
     }
 
     /// The value before, if there was one.
@@ -185,6 +187,8 @@ mod tests {
                     _ => {
                         let add = |n: &mut u8| *n = n.wrapping_add(value);
                         prop_assert_eq!(few.get_mut(&key).map(add), model.get_mut(&key).map(add));
+                        let found = few.find_mut(|other| other.cmp(&key)).map(|(key, value)| (*key, *value));
+                        prop_assert_eq!(found, model.get(&key).map(|value| (key, *value)));
                     }
                 }
                 prop_assert!(few.iter().eq(model.iter()) && few.keys().eq(model.keys()));

@@ -61,10 +61,24 @@ impl Key {
         Self(Arc::new(KeyParts { namespace: namespace.into(), pod: pod.into(), process: process.into() }))
     }
 
+    /// The same as a view.
+    pub fn view(&self) -> KeyRef<'_> {
+        KeyRef { namespace: &self.namespace, pod: &self.pod, process: &self.process }
+    }
+
     /// The Pod that this key's process runs in.
     pub fn pod_ref(&self) -> PodRef {
         PodRef { namespace: self.namespace.clone(), pod: self.pod.clone() }
     }
+}
+
+/// A look at a [`Key`], wherever its parts are. Ordered like keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct KeyRef<'a> {
+    pub namespace: &'a str,
+    pub pod: &'a str,
+    pub process: &'a str,
 }
 
 /// The unit that gets blocked: one application of one tenant.

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 pub use self::decode::{DecodeError, Limits, decode};
-pub use self::record::{DATE_TOLERANCE, Record, age_by_own_clock};
+pub use self::record::{Claim, DATE_TOLERANCE, Record, RecordRef, Records, age_by_own_clock};
 
 use crate::Moment;
 use crate::names::{NodeName, Text};
@@ -56,7 +56,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
     /// The good records, in the agent's order (which is random).
-    pub records: Vec<Record>,
+    pub records: Records,
     /// How many records were refused, by reason.
     pub rejected: Rejections,
     /// The agent's own clock when it answered: the HTTP `Date` header.

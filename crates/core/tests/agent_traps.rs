@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{HOUR, World, app, complete, failed, record, record_of, settings};
 use procscan_core::ledger::{ChangeKind, Cleared, Remembered};
 use procscan_core::names::{App, NodeName, PodRef};
@@ -182,9 +184,10 @@ fn trap_5_what_tenants_choose_stays_data_in_every_object() {
     let nasty = "a: b\n- \"c\" {app} \u{1b}[2J<script>\u{202e}";
     let mut world = World::new(&["n1"]);
     let mut record = record_of("ns-a", "web", nasty, 0);
-    record.cmdline = "wallet-secret".into();
-    record.name = nasty.into();
-    record.regex = "".into();
+    let claim = Arc::make_mut(&mut record.claim);
+    claim.cmdline = "wallet-secret".into();
+    claim.name = nasty.into();
+    claim.regex = "".into();
     world.answer("n1", vec![record]);
     let evaluation = world.evaluate();
     let objects = resources::render(&evaluation.plan, &settings(), resources::Existing::default());

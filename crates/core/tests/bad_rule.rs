@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use common::{HOUR, MINUTE, World, record_of};
 use procscan_core::names::App;
@@ -32,7 +33,9 @@ impl Pod {
     }
 
     fn accused(&self, process: &str, rule: &str, now: i64) -> Record {
-        Record { regex: rule.into(), ..record_of(&self.namespace, &self.name, process, now) }
+        let mut record = record_of(&self.namespace, &self.name, process, now);
+        Arc::make_mut(&mut record.claim).regex = rule.into();
+        record
     }
 }
 

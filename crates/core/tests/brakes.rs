@@ -16,7 +16,7 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
         let now = w.clock();
         for (i, node) in nodes.iter().enumerate() {
             let mut record = record(&format!("ns-{i:03}"), now);
-            record.regex = ".*".into();
+            std::sync::Arc::make_mut(&mut record.claim).regex = ".*".into();
             w.answer(node, vec![record]);
         }
     };

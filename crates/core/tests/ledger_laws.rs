@@ -70,9 +70,9 @@ impl Agents {
         let make = |wanted: &[(usize, i64)]| -> Vec<Record> {
             wanted.iter().map(|(ns, ago)| record_of(NAMESPACES[*ns], "web", "xmrig", now - ago)).collect()
         };
-        let answer = |records| {
+        let answer = |records: Vec<Record>| {
             let date = Some(Timestamp::from_second(START + now).unwrap());
-            Answer { records, date, rejected: Rejections::default() }
+            Answer { records: records.into_iter().collect(), date, rejected: Rejections::default() }
         };
         match deed {
             Deed::List(wanted) => {
@@ -117,8 +117,8 @@ impl Model {
         if let Outcome::Complete(answer) | Outcome::Partial(answer, _) = outcome {
             self.heard.insert(node, now);
             let mut newest: BTreeMap<Key, Timestamp> = BTreeMap::new();
-            for record in &answer.records {
-                let slot = newest.entry(record.key.clone()).or_insert(record.detected_at);
+            for record in answer.records.iter().map(Record::from) {
+                let slot = newest.entry(record.key).or_insert(record.detected_at);
                 *slot = record.detected_at.max(*slot);
             }
             for (key, stamp) in newest {
@@ -271,7 +271,8 @@ proptest! {
             for index in &order {
                 let mut outcome = outcomes[*index].clone();
                 if let Outcome::Complete(answer) | Outcome::Partial(answer, _) = &mut outcome && reverse {
-                    answer.records.reverse();
+                    let records: Vec<Record> = answer.records.iter().map(Record::from).collect();
+                    answer.records = records.into_iter().rev().collect();
                 }
                 other.report(NODES[*index], outcome);
             }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{ChangeKind, NodeClock, Remembered};
 use crate::Moment;
 use crate::names::NodeName;
-use crate::report::Record;
+use crate::report::{Record, RecordRef};
 use crate::snapshot::{EvidenceView, Heard};
 
 /// How sure one node's evidence makes us that the process is there. Ordered from the strongest.
@@ -170,16 +170,16 @@ impl Evidence {
     /// `is_young` says nothing where the agent does not tell its time.
     pub(super) fn listed(
         &mut self,
-        record: &Record,
+        record: RecordRef<'_>,
         at: Moment,
         mark: Duration,
         same_incident: Duration,
-        is_young: impl Fn(&Record) -> Option<bool>,
+        is_young: impl Fn(Timestamp) -> Option<bool>,
     ) -> Option<ChangeKind> {
         let heard = self.heard_mut();
         heard.last_seen = at;
-        if *heard.record != *record {
-            heard.record = Arc::new(record.sharing(&heard.record));
+        if heard.record.view() != record {
+            Arc::make_mut(&mut heard.record).renew(record);
         }
         if let Some(known) = self.timestamps.iter().position(|t| *t == record.detected_at) {
             let timestamp = self.timestamps.remove(known);
@@ -189,7 +189,7 @@ impl Evidence {
         let is_later = self.timestamps.iter().all(|t| *t < record.detected_at);
         self.make_room();
         self.timestamps.push(record.detected_at);
-        let is_news = match is_young(record) {
+        let is_news = match is_young(record.detected_at) {
             Some(true) => true,
             Some(false) => is_later && !self.remembered,
             None => !self.remembered,

@@ -28,7 +28,7 @@ use self::texts::Texts;
 use crate::Moment;
 use crate::few::FewSet;
 use crate::names::{Key, NodeName, PodRef, Text};
-use crate::report::{Answer, Failure, Outcome, Record, Rejection, Rejections, Report, Target};
+use crate::report::{Answer, Failure, Outcome, Record, RecordRef, Rejection, Rejections, Report, Target};
 use crate::snapshot::{Coverage, Snapshot, State, TargetState, TargetView, Violation};
 
 /// The rules of evidence.
@@ -277,44 +277,42 @@ impl Ledger {
             return Vec::new();
         };
         // One answer may list a key twice, in any order: the newest record speaks.
-        let mut newest: BTreeMap<&Key, &Record> = BTreeMap::new();
-        for record in &answer.records {
-            let slot = newest.entry(&record.key).or_insert(record);
-            if (record.detected_at, &record.cmdline) > (slot.detected_at, &slot.cmdline) {
-                *slot = record;
-            }
-        }
-        node.learn_interval(newest.values().map(|record| record.detected_at).max());
+        let mut listed: Vec<RecordRef<'_>> = answer.records.iter().collect();
+        listed.sort_by(|a, b| {
+            let newest_first = || (b.detected_at, b.cmdline).cmp(&(a.detected_at, a.cmdline));
+            a.key.cmp(&b.key).then_with(newest_first)
+        });
+        listed.dedup_by(|other, newest| other.key == newest.key);
+        node.learn_interval(listed.iter().map(|record| record.detected_at).max());
 
-        let new_keys = newest.keys().filter(|key| !node.evidence.contains_key(**key)).count();
+        let new_keys = listed.iter().filter(|record| node.evidence_of(record.key).is_none()).count();
         let room = self.rules.max_keys_per_node.saturating_sub(node.evidence.len());
-        for evicted in node.evict(new_keys.saturating_sub(room), |key| newest.contains_key(key)) {
+        let is_listed = |key: &Key| listed.binary_search_by(|record| record.key.cmp(&key.view())).is_ok();
+        for evicted in node.evict(new_keys.saturating_sub(room), is_listed) {
             forget(&mut self.violations, &evicted, name);
         }
 
         let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
         let mark = node.odometer;
         let is_young =
-            |record: &Record| crate::report::age_by_own_clock(record, answer.date).map(|age| age <= max_age);
+            |detected_at| crate::report::age_by_own_clock(detected_at, answer.date).map(|age| age <= max_age);
         let mut changes = Vec::new();
-        for (key, record) in newest {
+        for record in listed {
             let full = node.evidence.len() >= self.rules.max_keys_per_node;
-            let change = if let Some(evidence) = node.evidence.get_mut(key) {
-                evidence.listed(record, at, mark, self.rules.same_incident, is_young)
+            if let Some((key, evidence)) = node.evidence_of(record.key) {
+                let change = evidence.listed(record, at, mark, self.rules.same_incident, is_young);
+                changes.extend(change.map(|kind| Change { key: key.clone(), node: name.clone(), kind }));
             } else if full {
                 self.rejected.count(Rejection::NodeQuota);
                 node.rejected.count(Rejection::NodeQuota);
-                continue;
             } else {
-                let fresh = is_young(record) == Some(true);
-                let record = self.texts.share(record);
+                let fresh = is_young(record.detected_at) == Some(true);
+                let record = self.texts.record(record);
                 let key = record.key.clone();
                 node.evidence.insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
-                self.violations.entry(key).or_default().nodes.insert(name.clone());
-                Some(if fresh { ChangeKind::Appeared } else { ChangeKind::Sighted })
-            };
-            if let Some(kind) = change {
-                changes.push(Change { key: key.clone(), node: name.clone(), kind });
+                self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
+                let kind = if fresh { ChangeKind::Appeared } else { ChangeKind::Sighted };
+                changes.push(Change { key, node: name.clone(), kind });
             }
         }
         changes

@@ -9,7 +9,7 @@ use super::evidence::{ActiveFor, Cleared, Evidence};
 use super::{ChangeKind, Detection};
 use crate::Moment;
 use crate::few::FewMap;
-use crate::names::Key;
+use crate::names::{Key, KeyRef};
 use crate::report::{FailureReason, Rejections};
 use crate::snapshot::NodeView;
 
@@ -161,6 +161,11 @@ impl Node {
         let (clock, active_for) = (self.clock(rules), self.active_for(rules));
         let keep = rules.same_incident;
         self.evidence.values().map(|evidence| evidence.deadline(&clock, active_for, keep)).min()
+    }
+
+    /// What is known of a violation, with its key as it is held here.
+    pub(super) fn evidence_of(&mut self, key: KeyRef<'_>) -> Option<(&Key, &mut Evidence)> {
+        self.evidence.find_mut(|known| known.view().cmp(&key))
     }
 
     /// Makes room for `n` more violations by forgetting what can be judged anew, the longest unlisted first.

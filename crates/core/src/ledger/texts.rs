@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::names::{Key, Text};
-use crate::report::Record;
+use crate::names::{Key, KeyRef, Text};
+use crate::report::{Claim, Record, RecordRef};
 
 /// How many texts are held before it is looked for the first time which of them are still in use.
 const MANY: usize = 1024;
@@ -24,25 +24,27 @@ impl Default for Texts {
 }
 
 impl Texts {
-    /// The same record, with what others have too as they have it. A Pod, a command line and a time are nearly always its own.
-    pub(super) fn share(&mut self, record: &Record) -> Record {
+    /// The record to be kept, with what others have too as they have it. A Pod, a command line and a time are nearly always its own.
+    pub(super) fn record(&mut self, seen: RecordRef<'_>) -> Record {
+        let KeyRef { namespace, pod, process } = seen.key;
+        let pod = Text::from(pod);
+        let claim = Claim {
+            cmdline: seen.cmdline.into(),
+            regex: self.one(seen.regex),
+            status: self.one(seen.status),
+            kind: self.one(seen.kind),
+            // The upstream agent gives the Pod's.
+            name: if *seen.name == *pod { pod.clone() } else { seen.name.into() },
+        };
         Record {
-            key: Key::new(
-                self.one(&record.key.namespace),
-                record.key.pod.clone(),
-                self.one(&record.key.process),
-            ),
-            cmdline: record.cmdline.clone(),
-            regex: self.one(&record.regex),
-            status: self.one(&record.status),
-            kind: self.one(&record.kind),
-            name: record.name.clone(),
-            timestamp: record.timestamp.clone(),
-            detected_at: record.detected_at,
+            key: Key::new(self.one(namespace), pod, self.one(process)),
+            claim: Arc::new(claim),
+            timestamp: seen.timestamp.into(),
+            detected_at: seen.detected_at,
         }
     }
 
-    fn one(&mut self, text: &Text) -> Text {
+    fn one(&mut self, text: &str) -> Text {
         if let Some(known) = self.known.get(text) {
             return known.clone();
         }
@@ -50,8 +52,9 @@ impl Texts {
             self.known.retain(|text| Arc::strong_count(text) > 1);
             self.full = MANY.max(self.known.len() * 2);
         }
+        let text = Text::from(text);
         self.known.insert(text.clone());
-        text.clone()
+        text
     }
 }
 
@@ -60,13 +63,15 @@ mod tests {
     use super::*;
 
     fn record(namespace: &str) -> Record {
-        Record { regex: "(?i)xmrig".into(), ..Record::of(Key::new(namespace, "web-0", "xmrig")) }
+        let mut record = Record::of(Key::new(namespace, "web-0", "xmrig"));
+        Arc::make_mut(&mut record.claim).regex = "(?i)xmrig".into();
+        record
     }
 
     #[test]
     fn what_records_have_in_common_is_held_once() {
         let mut texts = Texts::default();
-        let (a, b) = (texts.share(&record("ns-a")), texts.share(&record("ns-a")));
+        let (a, b) = (texts.record(record("ns-a").view()), texts.record(record("ns-a").view()));
         assert_eq!(a, record("ns-a"));
         assert!(Arc::ptr_eq(&a.regex, &b.regex) && Arc::ptr_eq(&a.key.namespace, &b.key.namespace));
     }
@@ -74,11 +79,11 @@ mod tests {
     #[test]
     fn what_nobody_holds_any_more_is_let_go() {
         let mut texts = Texts::default();
-        let kept = texts.share(&record("ns-kept"));
+        let kept = texts.record(record("ns-kept").view());
         for n in 0..10 * MANY {
-            texts.share(&record(&format!("ns-{n}")));
+            texts.record(record(&format!("ns-{n}")).view());
         }
         assert!(texts.known.len() <= MANY, "{}", texts.known.len());
-        assert!(Arc::ptr_eq(&kept.key.namespace, &texts.share(&record("ns-kept")).key.namespace));
+        assert!(Arc::ptr_eq(&kept.key.namespace, &texts.record(record("ns-kept").view()).key.namespace));
     }
 }

@@ -20,7 +20,7 @@ use crate::Moment;
 use crate::ledger::{Cleared, Remembered};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
-use crate::report::Record;
+use crate::report::{Claim, Record};
 use crate::snapshot::Snapshot;
 use crate::state::incident::{
     self as kept, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus,
@@ -438,11 +438,13 @@ fn cleared_ground(by: ClearedBy) -> ClearedGround {
 pub(super) fn record(namespace: &Text, evidence: &kept::Evidence) -> Record {
     Record {
         key: Key::new(namespace.clone(), evidence.pod.clone(), evidence.process.clone()),
-        cmdline: Text::from(""),
-        regex: evidence.regex.clone(),
-        status: Text::from("active"),
-        kind: evidence.kind.clone(),
-        name: evidence.name.clone(),
+        claim: Arc::new(Claim {
+            cmdline: Text::from(""),
+            regex: evidence.regex.clone(),
+            status: Text::from("active"),
+            kind: evidence.kind.clone(),
+            name: evidence.name.clone(),
+        }),
         timestamp: evidence.timestamp.clone(),
         // It was valid when it was taken in; if somebody has spoilt it since, it equals no other.
         detected_at: evidence.timestamp.parse().unwrap_or(Timestamp::MIN),

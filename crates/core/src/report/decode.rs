@@ -2,16 +2,15 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::record::Record;
+use super::record::{RecordRef, Records};
 use super::{Answer, Rejection};
-use crate::names::{Key, Text, is_dns_label, is_dns_subdomain};
+use crate::names::{KeyRef, is_dns_label, is_dns_subdomain};
 
 /// How much of one answer is kept.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +36,9 @@ impl Default for Limits {
 #[error("{0}")]
 pub struct DecodeError(String);
 
+/// For an answer of usual size there is room from the start.
+const LIKELY: usize = 4 << 10;
+
 /// Decodes a body: `[records]`, `null`, or `{"violations": [records]}`.
 ///
 /// Returns what was good, and the error if the body as a whole is not such a list or breaks off. Bytes that are not
@@ -44,7 +46,7 @@ pub struct DecodeError(String);
 pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>) {
     // Nearly always UTF-8, and that is known sooner than what else it could be.
     let text = std::str::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed);
-    let mut answer = Answer::default();
+    let mut answer = Answer { records: Records::with_capacity(text.len().min(LIKELY)), ..Answer::default() };
     let mut json = serde_json::Deserializer::from_str(&text);
     let result = ListSeed { answer: &mut answer, limits, nested: false }
         .deserialize(&mut json)
@@ -95,9 +97,8 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
                 self.answer.rejected.count(Rejection::OverLimit);
                 continue;
             }
-            match decode_record(raw.get(), self.limits) {
-                Ok(record) => self.answer.records.push(record),
-                Err(reason) => self.answer.rejected.count(reason),
+            if let Err(reason) = decode_record(raw.get(), self.limits, &mut self.answer.records) {
+                self.answer.rejected.count(reason);
             }
         }
         Ok(())
@@ -211,7 +212,7 @@ struct WireRecord<'a> {
     timestamp: Field<'a>,
 }
 
-fn decode_record(raw: &str, limits: &Limits) -> Result<Record, Rejection> {
+fn decode_record(raw: &str, limits: &Limits, records: &mut Records) -> Result<(), Rejection> {
     let is_object = raw.trim_start().starts_with('{');
     // A derived struct also reads an array as its fields in order; only objects are records.
     let wire: WireRecord<'_> = if is_object {
@@ -234,24 +235,25 @@ fn decode_record(raw: &str, limits: &Limits) -> Result<Record, Rejection> {
     if timestamp.len() > limits.field {
         return Err(Rejection::InvalidTimestamp);
     }
-    Ok(Record {
-        key: Key::new(namespace, pod, clip(process, limits.process)),
-        cmdline: clip(wire.cmdline.optional()?, limits.cmdline),
-        regex: clip(wire.regex.optional()?, limits.field),
-        status: clip(wire.status.optional()?, limits.field),
-        kind: clip(wire.kind.optional()?, limits.field),
-        name: clip(wire.name.optional()?, limits.field),
-        timestamp: timestamp.into(),
+    records.push(RecordRef {
+        key: KeyRef { namespace, pod, process: &clip(process, limits.process) },
+        cmdline: &clip(wire.cmdline.optional()?, limits.cmdline),
+        regex: &clip(wire.regex.optional()?, limits.field),
+        status: &clip(wire.status.optional()?, limits.field),
+        kind: &clip(wire.kind.optional()?, limits.field),
+        name: &clip(wire.name.optional()?, limits.field),
+        timestamp,
         detected_at,
-    })
+    });
+    Ok(())
 }
 
 /// Cuts `text` to at most `max` bytes at a character's boundary; a cut one ends in `…` (counted in `max`).
-fn clip(text: &str, max: usize) -> Text {
+fn clip(text: &str, max: usize) -> Cow<'_, str> {
     const MARK: &str = "…";
     if text.len() <= max {
-        return Arc::from(text);
+        return Cow::Borrowed(text);
     }
     let end = text.floor_char_boundary(max.saturating_sub(MARK.len()));
-    Arc::from(format!("{}{MARK}", text.get(..end).unwrap_or_default()))
+    Cow::Owned(format!("{}{MARK}", text.get(..end).unwrap_or_default()))
 }

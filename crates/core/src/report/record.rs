@@ -1,19 +1,32 @@
-//! One record of an answer.
+//! One record of an answer: as it comes from the wire, and as it is kept.
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::names::{Key, Text};
+use crate::names::{Key, KeyRef, Text};
 
 /// One record as the agent gave it: fields over their limit are cut, and end in `…`.
 ///
-/// Serialises to the wire shape: nine strings, in the order that the agents and the seed's API use.
+/// Dereferences to its [`Claim`]. Serialises to the wire shape: nine strings, in the order that the agents and the seed's API use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Namespace, Pod and process.
     pub key: Key,
+    /// What scan after scan brings anew, and nearly always the same: each version of a record has it from the first.
+    pub claim: Arc<Claim>,
+    /// When the agent detected it, as it wrote it: RFC 3339 in the node's own zone.
+    pub timestamp: Text,
+    /// `timestamp` as an instant on the agent's own clock.
+    pub detected_at: Timestamp,
+}
+
+/// What an agent says of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
     /// The command line. Chosen by the tenant, and may hold secrets.
     pub cmdline: Text,
     /// The rule that matched; empty for keyword matches.
@@ -24,40 +37,45 @@ pub struct Record {
     pub kind: Text,
     /// What the agent takes the App's name for; wrong in practice.
     pub name: Text,
-    /// When the agent detected it, as it wrote it: RFC 3339 in the node's own zone.
-    pub timestamp: Text,
-    /// `timestamp` as an instant on the agent's own clock.
-    pub detected_at: Timestamp,
 }
 
 impl Record {
     /// A record of which only the key is known.
     pub(crate) fn of(key: Key) -> Self {
         let none = Text::from("");
-        Self {
-            key,
-            cmdline: none.clone(),
-            regex: none.clone(),
-            status: none.clone(),
-            kind: none.clone(),
-            name: none.clone(),
-            timestamp: none,
-            detected_at: Timestamp::MIN,
-        }
+        let (cmdline, regex, status, kind) = (none.clone(), none.clone(), none.clone(), none.clone());
+        let claim = Claim { cmdline, regex, status, kind, name: none.clone() };
+        Self { key, claim: Arc::new(claim), timestamp: none, detected_at: Timestamp::MIN }
     }
 
-    /// The same record, with the texts of `other` where they are equal. Scan after scan brings them anew, and all but the
-    /// timestamp stay what they were: whoever holds an older record then holds little that is not here too.
-    pub(crate) fn sharing(&self, other: &Self) -> Self {
-        let shared = |new: &Text, old: &Text| if new == old { old.clone() } else { new.clone() };
-        Self {
-            key: if self.key == other.key { other.key.clone() } else { self.key.clone() },
-            cmdline: shared(&self.cmdline, &other.cmdline),
-            regex: shared(&self.regex, &other.regex),
-            status: shared(&self.status, &other.status),
-            kind: shared(&self.kind, &other.kind),
-            name: shared(&self.name, &other.name),
-            timestamp: self.timestamp.clone(),
+    /// Becomes `newer`, a record of the same key; what has not changed stays in memory where it is.
+    pub(crate) fn renew(&mut self, newer: RecordRef<'_>) {
+        if self.view().claim() != newer.claim() {
+            let same = |old: &Text, new: &str| if **old == *new { old.clone() } else { new.into() };
+            self.claim = Arc::new(Claim {
+                cmdline: same(&self.cmdline, newer.cmdline),
+                regex: same(&self.regex, newer.regex),
+                status: same(&self.status, newer.status),
+                kind: same(&self.kind, newer.kind),
+                name: same(&self.name, newer.name),
+            });
+        }
+        if *self.timestamp != *newer.timestamp {
+            self.timestamp = newer.timestamp.into();
+        }
+        self.detected_at = newer.detected_at;
+    }
+
+    /// The same as a view.
+    pub fn view(&self) -> RecordRef<'_> {
+        RecordRef {
+            key: self.key.view(),
+            cmdline: &self.cmdline,
+            regex: &self.regex,
+            status: &self.status,
+            kind: &self.kind,
+            name: &self.name,
+            timestamp: &self.timestamp,
             detected_at: self.detected_at,
         }
     }
@@ -68,29 +86,164 @@ impl Record {
     }
 }
 
+impl From<RecordRef<'_>> for Record {
+    fn from(seen: RecordRef<'_>) -> Self {
+        let KeyRef { namespace, pod, process } = seen.key;
+        let mut record = Self::of(Key::new(namespace, pod, process));
+        record.renew(seen);
+        record
+    }
+}
+
+impl Deref for Record {
+    type Target = Claim;
+
+    fn deref(&self) -> &Claim {
+        &self.claim
+    }
+}
+
 impl Serialize for Record {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.view().serialize(serializer)
+    }
+}
+
+/// A look at a record, wherever it is. The fields are those of [`Record`] and [`Claim`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct RecordRef<'a> {
+    pub key: KeyRef<'a>,
+    pub cmdline: &'a str,
+    pub regex: &'a str,
+    pub status: &'a str,
+    pub kind: &'a str,
+    pub name: &'a str,
+    pub timestamp: &'a str,
+    pub detected_at: Timestamp,
+}
+
+impl RecordRef<'_> {
+    fn claim(&self) -> [&str; 5] {
+        [self.cmdline, self.regex, self.status, self.kind, self.name]
+    }
+}
+
+impl Serialize for RecordRef<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
         let mut s = serializer.serialize_struct("Record", 9)?;
-        s.serialize_field("pod", &self.key.pod)?;
-        s.serialize_field("namespace", &self.key.namespace)?;
-        s.serialize_field("process", &self.key.process)?;
-        s.serialize_field("cmdline", &self.cmdline)?;
-        s.serialize_field("regex", &self.regex)?;
-        s.serialize_field("status", &self.status)?;
-        s.serialize_field("type", &self.kind)?;
-        s.serialize_field("name", &self.name)?;
-        s.serialize_field("timestamp", &self.timestamp)?;
+        s.serialize_field("pod", self.key.pod)?;
+        s.serialize_field("namespace", self.key.namespace)?;
+        s.serialize_field("process", self.key.process)?;
+        s.serialize_field("cmdline", self.cmdline)?;
+        s.serialize_field("regex", self.regex)?;
+        s.serialize_field("status", self.status)?;
+        s.serialize_field("type", self.kind)?;
+        s.serialize_field("name", self.name)?;
+        s.serialize_field("timestamp", self.timestamp)?;
         s.end()
     }
 }
 
-/// How old `record` was when its agent answered, by the agent's own clock; `None` without a `Date`.
+/// How many texts a record has.
+const TEXTS: usize = 9;
+
+/// The records of one answer, in two allocations however many they are.
+///
+/// They are made where the answer is read, and given back where it is taken in, by another thread. Nearly all of it is known there
+/// already, so nothing of it is worth an allocation of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Records {
+    text: String,
+    places: Vec<Place>,
+}
+
+/// Where the texts of a record are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    /// In `text`; the first begins where the record before it ends.
+    ends: [usize; TEXTS],
+    detected_at: Timestamp,
+}
+
+impl Records {
+    /// Records that are to take about so many bytes.
+    pub(super) fn with_capacity(bytes: usize) -> Self {
+        Self { text: String::with_capacity(bytes), places: Vec::new() }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// One more.
+    pub fn push(&mut self, record: RecordRef<'_>) {
+        let RecordRef { key, cmdline, regex, status, kind, name, timestamp, detected_at } = record;
+        let KeyRef { namespace, pod, process } = key;
+        let texts: [&str; TEXTS] = [namespace, pod, process, cmdline, regex, status, kind, name, timestamp];
+        let ends = texts.map(|text| {
+            self.text.push_str(text);
+            self.text.len()
+        });
+        self.places.push(Place { ends, detected_at });
+    }
+
+    /// The one that came so many after the first.
+    pub fn get(&self, index: usize) -> Option<RecordRef<'_>> {
+        let Place { ends, detected_at } = self.places.get(index)?;
+        let before = index.checked_sub(1).and_then(|index| self.places.get(index));
+        let mut start = before.map_or(0, |place| place.ends[TEXTS - 1]);
+        let [namespace, pod, process, cmdline, regex, status, kind, name, timestamp] = ends.map(|end| {
+            let text = self.text.get(start..end).unwrap_or_default();
+            start = end;
+            text
+        });
+        let (key, detected_at) = (KeyRef { namespace, pod, process }, *detected_at);
+        Some(RecordRef { key, cmdline, regex, status, kind, name, timestamp, detected_at })
+    }
+
+    /// All of them, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = RecordRef<'_>> {
+        (0..self.len()).filter_map(|index| self.get(index))
+    }
+}
+
+impl<'a> FromIterator<RecordRef<'a>> for Records {
+    fn from_iter<I: IntoIterator<Item = RecordRef<'a>>>(records: I) -> Self {
+        let mut all = Self::default();
+        records.into_iter().for_each(|record| all.push(record));
+        all
+    }
+}
+
+impl FromIterator<Record> for Records {
+    fn from_iter<I: IntoIterator<Item = Record>>(records: I) -> Self {
+        let mut all = Self::default();
+        records.into_iter().for_each(|record| all.push(record.view()));
+        all
+    }
+}
+
+/// A list in the wire shape.
+impl Serialize for Records {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+/// How old a record of `detected_at` was when its agent answered, by the agent's own clock; `None` without a `Date`.
 ///
 /// A `Date` has whole seconds and a server may cache it, so a record up to [`DATE_TOLERANCE`] ahead of it counts as new.
 /// One further ahead is no evidence of its age at all.
-pub fn age_by_own_clock(record: &Record, date: Option<Timestamp>) -> Option<Duration> {
-    let age = date?.duration_since(record.detected_at);
+pub fn age_by_own_clock(detected_at: Timestamp, date: Option<Timestamp>) -> Option<Duration> {
+    let age = date?.duration_since(detected_at);
     if age.is_negative() {
         (age.unsigned_abs() <= DATE_TOLERANCE).then_some(Duration::ZERO)
     } else {

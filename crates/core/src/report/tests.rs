@@ -2,20 +2,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::names::KeyRef;
 
 #[test]
 fn a_record_that_is_renewed_shares_what_has_not_changed() {
-    let list = |timestamp: &str, cmdline: &str| {
+    let listed = |timestamp: &str, cmdline: &str| {
         let text = format!(
             r#"[{{"pod":"p","namespace":"ns-a","process":"x","cmdline":"{cmdline}","timestamp":"{timestamp}"}}]"#
         );
-        decode(text.as_bytes(), &Limits::default()).0.records.remove(0)
+        first(&ok(&text))
     };
-    let (old, new) = (list("2026-01-01T00:00:00Z", "x -a"), list("2026-01-01T00:01:00Z", "x -b"));
-    let shared = new.sharing(&old);
-    assert_eq!(shared, new);
-    assert!(Arc::ptr_eq(&shared.key.pod, &old.key.pod) && Arc::ptr_eq(&shared.status, &old.status));
-    assert!(!Arc::ptr_eq(&shared.cmdline, &old.cmdline));
+    let old = listed("2026-01-01T00:00:00Z", "x -a");
+    let (same, other) = (listed("2026-01-01T00:01:00Z", "x -a"), listed("2026-01-01T00:01:00Z", "x -b"));
+    let renewed = |newer: &Record| {
+        let mut record = old.clone();
+        record.renew(newer.view());
+        assert_eq!(record, *newer);
+        record
+    };
+    assert!(Arc::ptr_eq(&renewed(&same).claim, &old.claim));
+    let (status, cmdline) = (renewed(&other).status.clone(), renewed(&other).cmdline.clone());
+    assert!(Arc::ptr_eq(&status, &old.status) && !Arc::ptr_eq(&cmdline, &old.cmdline));
 }
 
 const GOOD: &str = r#"{"pod":"app-pod-1","namespace":"ns-user1","process":"miner","cmdline":"miner \u003e /dev/null","regex":"^miner$","status":"active","type":"app","name":"app-pod-1","timestamp":"2025-12-22T18:30:00+08:00"}"#;
@@ -24,6 +31,10 @@ fn ok(body: &str) -> Answer {
     let (answer, result) = decode(body.as_bytes(), &Limits::default());
     result.unwrap();
     answer
+}
+
+fn first(answer: &Answer) -> Record {
+    answer.records.get(0).unwrap().into()
 }
 
 fn with(field: &str, value: &str) -> String {
@@ -43,7 +54,7 @@ fn trap_7_other_shapes_are_read_and_bad_records_counted() {
     let answer = ok(
         r#"[{"pod":"p","namespace":"ns-a","process":"x","timestamp":"2025-12-22T10:30:00Z","extra":[{}]}]"#,
     );
-    assert_eq!(answer.records[0].cmdline.as_ref(), "");
+    assert_eq!(first(&answer).cmdline.as_ref(), "");
 
     let mixed = format!(
         r#"[{GOOD}, 7, null, "x", [1], {{}}, {{"pod":1}}, {}, {GOOD}]"#,
@@ -59,13 +70,13 @@ fn trap_7_other_shapes_are_read_and_bad_records_counted() {
 
 #[test]
 fn a_record_keeps_what_the_agent_wrote() {
-    let record = &ok(&format!("[{GOOD}]")).records[0];
+    let record = first(&ok(&format!("[{GOOD}]")));
     assert_eq!(record.cmdline.as_ref(), "miner > /dev/null");
     assert_eq!(record.timestamp.as_ref(), "2025-12-22T18:30:00+08:00");
     assert_eq!(record.detected_at, "2025-12-22T10:30:00Z".parse().unwrap());
     let value: serde_json::Value = serde_json::from_str(GOOD).unwrap();
-    assert_eq!(serde_json::to_value(record).unwrap(), value);
-    let text = serde_json::to_string(record).unwrap();
+    assert_eq!(serde_json::to_value(&record).unwrap(), value);
+    let text = serde_json::to_string(&record).unwrap();
     let order = ["pod", "namespace", "process", "cmdline", "regex", "status", "type", "name", "timestamp"];
     let places: Vec<_> = order.iter().map(|f| text.find(&format!("\"{f}\":")).unwrap()).collect();
     assert!(places.is_sorted());
@@ -73,8 +84,8 @@ fn a_record_keeps_what_the_agent_wrote() {
 
 #[test]
 fn the_rule_is_the_regex_or_else_the_process() {
-    assert_eq!(ok(&format!("[{GOOD}]")).records[0].rule().as_ref(), "^miner$");
-    assert_eq!(ok(&with("regex", "\"\"")).records[0].rule().as_ref(), "miner");
+    assert_eq!(first(&ok(&format!("[{GOOD}]"))).rule().as_ref(), "^miner$");
+    assert_eq!(first(&ok(&with("regex", "\"\""))).rule().as_ref(), "miner");
 }
 
 #[test]
@@ -110,7 +121,7 @@ fn bytes_that_are_not_utf_8_become_the_replacement_character() {
     let body: Vec<u8> = body.iter().map(|b| if *b == 1 { 0xff } else { *b }).collect();
     let (answer, result) = decode(&body, &Limits::default());
     result.unwrap();
-    assert!(answer.records[0].cmdline.contains('\u{fffd}'));
+    assert!(first(&answer).cmdline.contains('\u{fffd}'));
 }
 
 #[test]
@@ -135,8 +146,8 @@ fn fields_are_cut_at_characters_and_records_counted_beyond_their_limit() {
     let limits = Limits { records: 2, process: 8, cmdline: 10, field: 64 };
     let long = with("cmdline", "\"ääääääääääää\"");
     let (answer, _) = decode(long.as_bytes(), &limits);
-    assert_eq!(answer.records[0].cmdline.as_ref(), "äää…");
-    assert!(answer.records[0].cmdline.len() <= 10);
+    assert_eq!(first(&answer).cmdline.as_ref(), "äää…");
+    assert!(first(&answer).cmdline.len() <= 10);
 
     let body = format!("[{GOOD},{GOOD},{GOOD},{GOOD}]");
     let (answer, result) = decode(body.as_bytes(), &limits);
@@ -146,13 +157,16 @@ fn fields_are_cut_at_characters_and_records_counted_beyond_their_limit() {
 
 #[test]
 fn age_is_judged_by_the_agents_own_clock() {
-    let record = &ok(&format!("[{GOOD}]")).records[0];
+    let record = first(&ok(&format!("[{GOOD}]")));
     let date = |text: &str| Some(text.parse().unwrap());
-    assert_eq!(age_by_own_clock(record, None), None);
-    assert_eq!(age_by_own_clock(record, date("2025-12-22T10:31:00Z")), Some(Duration::from_mins(1)));
-    assert_eq!(age_by_own_clock(record, date("2025-12-22T10:29:57Z")), Some(Duration::ZERO));
+    assert_eq!(age_by_own_clock(record.detected_at, None), None);
     assert_eq!(
-        age_by_own_clock(record, date("2025-12-22T09:30:00Z")),
+        age_by_own_clock(record.detected_at, date("2025-12-22T10:31:00Z")),
+        Some(Duration::from_mins(1))
+    );
+    assert_eq!(age_by_own_clock(record.detected_at, date("2025-12-22T10:29:57Z")), Some(Duration::ZERO));
+    assert_eq!(
+        age_by_own_clock(record.detected_at, date("2025-12-22T09:30:00Z")),
         None,
         "from the future: no evidence of age"
     );
@@ -169,12 +183,25 @@ fn the_agents_sample_answer_is_read_where_it_is_present() {
     result.unwrap();
     assert_eq!((answer.records.len(), answer.rejected.total()), (2, 0));
     assert_eq!(
-        answer.records[0].cmdline.as_ref(),
+        first(&answer).cmdline.as_ref(),
         "/usr/bin/miner --pool stratum+tcp://pool.example.com > /dev/null 2>&1"
     );
 }
 
 proptest::proptest! {
+    #[test]
+    fn records_are_given_back_as_they_were_put_in(texts in proptest::collection::vec(proptest::array::uniform9(".{0,4}"), 0..6)) {
+        let records: Vec<Record> = (0..).zip(&texts).map(|(second, texts)| {
+            let [namespace, pod, process, cmdline, regex, status, kind, name, timestamp] = texts.each_ref().map(String::as_str);
+            let detected_at = Timestamp::from_second(second).unwrap();
+            let key = KeyRef { namespace, pod, process };
+            RecordRef { key, cmdline, regex, status, kind, name, timestamp, detected_at }.into()
+        }).collect();
+        let all: Records = records.iter().cloned().collect();
+        proptest::prop_assert_eq!(all.iter().map(Record::from).collect::<Vec<_>>(), records);
+        proptest::prop_assert!(all.get(texts.len()).is_none());
+    }
+
     #[test]
     fn decoding_never_panics_and_never_exceeds_its_limits(body in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
         let _ = decode(&body, &Limits::default());
@@ -187,7 +214,7 @@ proptest::proptest! {
             "type": "app", "name": "p", "timestamp": "2025-12-22T10:30:00Z"
         }]).to_string();
         let answer = ok(&body);
-        proptest::prop_assert_eq!(answer.records[0].key.process.as_ref(), process.as_str());
-        proptest::prop_assert_eq!(answer.records[0].cmdline.as_ref(), cmdline.as_str());
+        let record = answer.records.get(0).unwrap();
+        proptest::prop_assert_eq!((record.key.process, record.cmdline), (process.as_str(), cmdline.as_str()));
     }
 }

@@ -14,7 +14,7 @@ use procscan_core::policy::{
     AppFact, Book, BrakeRules, Decided, Evaluation, Exemption, Facts, Mode, PodFact, PodState, Policy,
     remembered,
 };
-use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record, Report, Target};
+use procscan_core::report::{Answer, Claim, Failure, FailureReason, Outcome, Record, Report, Target};
 use procscan_core::resources::template::Template;
 use procscan_core::resources::{Settings, notification, wasm_plugin};
 use procscan_core::snapshot::{Snapshot, State, Violation};
@@ -75,16 +75,15 @@ pub fn target(node: &str) -> Target {
 /// A record of `process` in Pod `web` of `namespace`, detected `stamp` seconds after the start by the agent's own clock.
 pub fn record_of(namespace: &str, pod: &str, process: &str, stamp: i64) -> Record {
     let detected_at = Timestamp::from_second(START + stamp).unwrap();
-    Record {
-        key: Key::new(namespace, pod, process),
+    let claim = Claim {
         cmdline: Arc::from(format!("./{process} -o pool.example.com")),
         regex: Arc::from(format!("^{process}$")),
         status: Arc::from("active"),
         kind: Arc::from("app"),
         name: Arc::from(pod),
-        timestamp: Arc::from(detected_at.to_string()),
-        detected_at,
-    }
+    };
+    let timestamp = Arc::from(detected_at.to_string());
+    Record { key: Key::new(namespace, pod, process), claim: Arc::new(claim), timestamp, detected_at }
 }
 
 pub fn record(namespace: &str, stamp: i64) -> Record {
@@ -97,7 +96,7 @@ pub fn app(namespace: &str) -> App {
 
 pub fn complete(records: Vec<Record>, date: i64) -> Outcome {
     let date = Some(Timestamp::from_second(START + date).unwrap());
-    Outcome::Complete(Answer { records, date, ..Answer::default() })
+    Outcome::Complete(Answer { records: records.into_iter().collect(), date, ..Answer::default() })
 }
 
 pub fn exemption(set: impl Fn(&mut Exemption), until: Option<Timestamp>) -> Exemption {

@@ -457,7 +457,7 @@ impl Soak {
             Fault::Refused => failed(FailureReason::Refused),
             Fault::BrokenOff => {
                 records.truncate(1);
-                let answer = Answer { records, ..Answer::default() };
+                let answer = Answer { records: records.into_iter().collect(), ..Answer::default() };
                 Outcome::Partial(
                     answer,
                     Failure { reason: FailureReason::Malformed, detail: "as told".into() },
@@ -476,7 +476,9 @@ impl Soak {
                 }
                 complete(records, date)
             }
-            Fault::NoDate => Outcome::Complete(Answer { records, ..Answer::default() }),
+            Fault::NoDate => {
+                Outcome::Complete(Answer { records: records.into_iter().collect(), ..Answer::default() })
+            }
             Fault::Stale => {
                 let old = self.nodes[number].listed.iter();
                 complete(old.map(|(tenant, pod, stamp)| record(*tenant, pod, stamp - STALE)).collect(), date)

@@ -128,13 +128,15 @@ pub struct Ledger {
     rejected: Rejections,
     revision: u64,
     news: u64,
-    /// When time alone may change something of a node, by the monotonic clock. A node is in it at its earliest time, and
-    /// perhaps at later ones that no longer count.
-    deadlines: BinaryHeap<Reverse<(Duration, NodeName)>>,
+    deadlines: Deadlines,
     list: Arc<[Arc<Record>]>,
     list_changed_at: Moment,
     rounds: u64,
 }
+
+/// When time alone may change something of a node, by the monotonic clock. A node is in it at its earliest time, and perhaps at later
+/// ones that no longer count.
+type Deadlines = BinaryHeap<Reverse<(Duration, NodeName)>>;
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -252,84 +254,27 @@ impl Ledger {
             };
             node.answered(report.at, is_empty, self.rules.answer_gap);
         }
-        let mut changes = match &report.outcome {
-            Outcome::Complete(answer) | Outcome::Partial(answer, _) => {
-                if !repeated {
-                    self.rejected.add(&answer.rejected);
-                    node.rejected.add(&answer.rejected);
-                }
-                self.absorb_records(&name, answer, report.at)
+        let mut changes = Vec::new();
+        if let Outcome::Complete(answer) | Outcome::Partial(answer, _) = &report.outcome {
+            if !repeated {
+                self.rejected.add(&answer.rejected);
+                node.rejected.add(&answer.rejected);
             }
-            Outcome::Unchanged | Outcome::Failed(_) => Vec::new(),
-        };
-        if whole {
-            changes.extend(self.clear_by_clock(&name, report.at));
+            let Self { rules, violations, texts, rejected, .. } = self;
+            changes = Common { rules, violations, texts, rejected }.take_in(&name, node, answer, report.at);
         }
-        self.schedule(&name);
+        if whole {
+            let clock = node.clock(&self.rules);
+            changes.extend(node.evidence.iter_mut().filter_map(|(key, evidence)| {
+                let why = evidence.try_clear(&clock, report.at)?;
+                Some(Change { key: key.clone(), node: name.clone(), kind: ChangeKind::Cleared(why) })
+            }));
+        }
+        schedule(&name, node, &self.rules, &mut self.deadlines);
         if !changes.is_empty() {
             self.tell_news();
         }
         changes
-    }
-
-    fn absorb_records(&mut self, name: &NodeName, answer: &Answer, at: Moment) -> Vec<Change> {
-        let Some(node) = self.nodes.get_mut(name) else {
-            return Vec::new();
-        };
-        // One answer may list a key twice, in any order: the newest record speaks.
-        let mut listed: Vec<RecordRef<'_>> = answer.records.iter().collect();
-        listed.sort_by(|a, b| {
-            let newest_first = || (b.detected_at, b.cmdline).cmp(&(a.detected_at, a.cmdline));
-            a.key.cmp(&b.key).then_with(newest_first)
-        });
-        listed.dedup_by(|other, newest| other.key == newest.key);
-        node.learn_interval(listed.iter().map(|record| record.detected_at).max());
-
-        let new_keys = listed.iter().filter(|record| node.evidence_of(record.key).is_none()).count();
-        let room = self.rules.max_keys_per_node.saturating_sub(node.evidence.len());
-        let is_listed = |key: &Key| listed.binary_search_by(|record| record.key.cmp(&key.view())).is_ok();
-        for evicted in node.evict(new_keys.saturating_sub(room), is_listed) {
-            forget(&mut self.violations, &evicted, name);
-        }
-
-        let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
-        let mark = node.odometer;
-        let is_young =
-            |detected_at| crate::report::age_by_own_clock(detected_at, answer.date).map(|age| age <= max_age);
-        let mut changes = Vec::new();
-        for record in listed {
-            let full = node.evidence.len() >= self.rules.max_keys_per_node;
-            if let Some((key, evidence)) = node.evidence_of(record.key) {
-                let change = evidence.listed(record, at, mark, self.rules.same_incident, is_young);
-                changes.extend(change.map(|kind| Change { key: key.clone(), node: name.clone(), kind }));
-            } else if full {
-                self.rejected.count(Rejection::NodeQuota);
-                node.rejected.count(Rejection::NodeQuota);
-            } else {
-                let fresh = is_young(record.detected_at) == Some(true);
-                let record = self.texts.record(record);
-                let key = record.key.clone();
-                node.evidence.insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
-                self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
-                let kind = if fresh { ChangeKind::Appeared } else { ChangeKind::Sighted };
-                changes.push(Change { key, node: name.clone(), kind });
-            }
-        }
-        changes
-    }
-
-    fn clear_by_clock(&mut self, name: &NodeName, at: Moment) -> Vec<Change> {
-        let Some(node) = self.nodes.get_mut(name) else {
-            return Vec::new();
-        };
-        let clock = node.clock(&self.rules);
-        node.evidence
-            .iter_mut()
-            .filter_map(|(key, evidence)| {
-                let why = evidence.try_clear(&clock, at)?;
-                Some(Change { key: key.clone(), node: name.clone(), kind: ChangeKind::Cleared(why) })
-            })
-            .collect()
     }
 
     /// Proof that a Pod is gone: a direct GET answered 404, another UID, or a terminal phase. Never a cached absence.
@@ -429,14 +374,9 @@ impl Ledger {
         changes
     }
 
-    /// Notes when time alone may change something of a node, after anything else has changed it.
     fn schedule(&mut self, name: &NodeName) {
-        let Some(node) = self.nodes.get_mut(name) else { return };
-        let Some(at) = node.next_deadline(&self.rules) else { return };
-        // Being looked at too early costs little, and nothing has to be found and taken out of the heap for it.
-        if node.deadline.is_none_or(|noted| at < noted) {
-            node.deadline = Some(at);
-            self.deadlines.push(Reverse((at, name.clone())));
+        if let Some(node) = self.nodes.get_mut(name) {
+            schedule(name, node, &self.rules, &mut self.deadlines);
         }
     }
 
@@ -543,6 +483,72 @@ impl Ledger {
             observations: evidence.iter().map(|e| e.observations).sum(),
             evidence,
         })
+    }
+}
+
+/// What the records of all nodes have in common.
+struct Common<'a> {
+    rules: &'a Detection,
+    violations: &'a mut BTreeMap<Key, Entry>,
+    texts: &'a mut Texts,
+    rejected: &'a mut Rejections,
+}
+
+impl Common<'_> {
+    /// Takes in what `node` lists.
+    fn take_in(&mut self, name: &NodeName, node: &mut Node, answer: &Answer, at: Moment) -> Vec<Change> {
+        // One answer may list a key twice, in any order: the newest record speaks.
+        let mut listed: Vec<RecordRef<'_>> = answer.records.iter().collect();
+        listed.sort_by(|a, b| {
+            let newest_first = || (b.detected_at, b.cmdline).cmp(&(a.detected_at, a.cmdline));
+            a.key.cmp(&b.key).then_with(newest_first)
+        });
+        listed.dedup_by(|other, newest| other.key == newest.key);
+        node.learn_interval(listed.iter().map(|record| record.detected_at).max());
+
+        let room = self.rules.max_keys_per_node.saturating_sub(node.evidence.len());
+        if listed.len() > room {
+            let new_keys = listed.iter().filter(|record| node.evidence_of(record.key).is_none()).count();
+            let is_listed = |key: &Key| listed.binary_search_by(|record| record.key.cmp(&key.view())).is_ok();
+            for evicted in node.evict(new_keys.saturating_sub(room), is_listed) {
+                forget(self.violations, &evicted, name);
+            }
+        }
+
+        let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
+        let mark = node.odometer;
+        let is_young =
+            |detected_at| crate::report::age_by_own_clock(detected_at, answer.date).map(|age| age <= max_age);
+        let mut changes = Vec::new();
+        for record in listed {
+            let full = node.evidence.len() >= self.rules.max_keys_per_node;
+            if let Some((key, evidence)) = node.evidence_of(record.key) {
+                let change = evidence.listed(record, at, mark, self.rules.same_incident, is_young);
+                changes.extend(change.map(|kind| Change { key: key.clone(), node: name.clone(), kind }));
+            } else if full {
+                self.rejected.count(Rejection::NodeQuota);
+                node.rejected.count(Rejection::NodeQuota);
+            } else {
+                let fresh = is_young(record.detected_at) == Some(true);
+                let record = self.texts.record(record);
+                let key = record.key.clone();
+                node.evidence.insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
+                self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
+                let kind = if fresh { ChangeKind::Appeared } else { ChangeKind::Sighted };
+                changes.push(Change { key, node: name.clone(), kind });
+            }
+        }
+        changes
+    }
+}
+
+/// Notes when time alone may change something of a node, after anything else has changed it.
+fn schedule(name: &NodeName, node: &mut Node, rules: &Detection, deadlines: &mut Deadlines) {
+    let Some(at) = node.next_deadline(rules) else { return };
+    // Being looked at too early costs little, and nothing has to be found and taken out of the heap for it.
+    if node.deadline.is_none_or(|noted| at < noted) {
+        node.deadline = Some(at);
+        deadlines.push(Reverse((at, name.clone())));
     }
 }
 

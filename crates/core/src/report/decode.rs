@@ -5,6 +5,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -46,9 +47,14 @@ const LIKELY: usize = 4 << 10;
 pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>) {
     // Nearly always UTF-8, and that is known sooner than what else it could be.
     let text = std::str::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed);
+    let (answer, result) = read(&text, limits, Care::Little);
+    if result.is_ok() { (answer, result) } else { read(&text, limits, Care::Much) }
+}
+
+pub(super) fn read(text: &str, limits: &Limits, care: Care) -> (Answer, Result<(), DecodeError>) {
     let mut answer = Answer { records: Records::with_capacity(text.len().min(LIKELY)), ..Answer::default() };
-    let mut json = serde_json::Deserializer::from_str(&text);
-    let result = ListSeed { answer: &mut answer, limits, nested: false }
+    let mut json = serde_json::Deserializer::from_str(text);
+    let result = ListSeed { answer: &mut answer, limits, care, nested: false }
         .deserialize(&mut json)
         .and_then(|()| json.end())
         // serde_json's own messages may quote the input: the position and the kind of trouble are enough.
@@ -64,9 +70,20 @@ pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>)
     (answer, result)
 }
 
+/// How a list is read. With little care first, because nearly every list has nothing in it that could not be read so; both come to
+/// the same wherever little is enough.
+#[derive(Clone, Copy)]
+pub(super) enum Care {
+    /// Each element as it comes: one that does not parse ends it all.
+    Little,
+    /// Each element is first cut out as raw text and then parsed by itself, so that one that does not parse leaves its neighbours alone.
+    Much,
+}
+
 struct ListSeed<'a> {
     answer: &'a mut Answer,
     limits: &'a Limits,
+    care: Care,
     /// Inside `{"violations": …}`: one level only, so that a hostile body can't recurse.
     nested: bool,
 }
@@ -90,18 +107,23 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        // Each element is first cut out as raw text and then parsed by itself, so that one that does not parse
-        // leaves its neighbours alone.
-        while let Some(raw) = seq.next_element::<&RawValue>()? {
-            if self.answer.records.len() >= self.limits.records {
-                self.answer.rejected.count(Rejection::OverLimit);
-                continue;
-            }
-            if let Err(reason) = decode_record(raw.get(), self.limits, &mut self.answer.records) {
-                self.answer.rejected.count(reason);
+        let Self { answer: Answer { records, rejected, .. }, limits, care, .. } = self;
+        loop {
+            let Some(Element(wire)) = (match care {
+                Care::Little => seq.next_element::<Element<'_>>()?,
+                Care::Much => seq.next_element::<&RawValue>()?.map(Element::of),
+            }) else {
+                return Ok(());
+            };
+            let taken = match wire {
+                _ if records.len() >= limits.records => Err(Rejection::OverLimit),
+                Some(wire) => take_in(&wire, limits, records),
+                None => Err(Rejection::NotARecord),
+            };
+            if let Err(reason) = taken {
+                rejected.count(reason);
             }
         }
-        Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -112,7 +134,12 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
             if key == "violations" {
                 found = true;
-                map.next_value_seed(ListSeed { answer: self.answer, limits: self.limits, nested: true })?;
+                map.next_value_seed(ListSeed {
+                    answer: self.answer,
+                    limits: self.limits,
+                    care: self.care,
+                    nested: true,
+                })?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -212,15 +239,55 @@ struct WireRecord<'a> {
     timestamp: Field<'a>,
 }
 
-fn decode_record(raw: &str, limits: &Limits, records: &mut Records) -> Result<(), Rejection> {
-    let is_object = raw.trim_start().starts_with('{');
-    // A derived struct also reads an array as its fields in order; only objects are records.
-    let wire: WireRecord<'_> = if is_object {
-        serde_json::from_str(raw).map_err(|_| Rejection::NotARecord)?
-    } else {
-        return Err(Rejection::NotARecord);
-    };
+/// An element of a list; nothing if it is not an object.
+struct Element<'a>(Option<WireRecord<'a>>);
 
+impl<'a> Element<'a> {
+    fn of(raw: &'a RawValue) -> Self {
+        serde_json::from_str(raw.get()).unwrap_or(Self(None))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Element<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ElementVisitor;
+        impl<'de> Visitor<'de> for ElementVisitor {
+            type Value = Element<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a record")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                WireRecord::deserialize(MapAccessDeserializer::new(map)).map(|wire| Element(Some(wire)))
+            }
+            // A derived struct would also read an array as its fields in order; only objects are records.
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Element(None))
+            }
+            fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+                Ok(Element(None))
+            }
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Element(None))
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(Element(None))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(Element(None))
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+                Ok(Element(None))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(Element(None))
+            }
+        }
+        deserializer.deserialize_any(ElementVisitor)
+    }
+}
+
+fn take_in(wire: &WireRecord<'_>, limits: &Limits, records: &mut Records) -> Result<(), Rejection> {
     let namespace = wire.namespace.required()?;
     let pod = wire.pod.required()?;
     let process = wire.process.required()?;

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::decode::{Care, read};
 use super::*;
 use crate::names::KeyRef;
 
@@ -26,6 +27,30 @@ fn a_record_that_is_renewed_shares_what_has_not_changed() {
 }
 
 const GOOD: &str = r#"{"pod":"app-pod-1","namespace":"ns-user1","process":"miner","cmdline":"miner \u003e /dev/null","regex":"^miner$","status":"active","type":"app","name":"app-pod-1","timestamp":"2025-12-22T18:30:00+08:00"}"#;
+
+/// What can be an element of a list, or looks like one.
+const ODD: [&str; 20] = [
+    GOOD,
+    GOOD,
+    r#"{"pod":"p","namespace":"ns-a","process":"x","timestamp":"2026-01-01T00:00:00Z","more":{"a":[1,{}]}}"#,
+    r#"{"pod":"p","namespace":"ns-a","process":"x","timestamp":"2026-01-01T00:00:00Z","pod":"q"}"#,
+    r#"{"pod":"p","namespace":"ns-a","process":"x","timestamp":"2026-01-01T00:00:00Z","more":1e999}"#,
+    r#"{"pod":"p","namespace":"ns-a","process":1e999,"timestamp":"2026-01-01T00:00:00Z"}"#,
+    r#"["p","ns-a","x","","","","","","2026-01-01T00:00:00Z"]"#,
+    r#"{"pod":"\ud800"}"#,
+    r#"{"pod":{"a":"\ud800"}}"#,
+    "\"\\ud800\"",
+    "{}",
+    "{\"pod\":7}",
+    "null",
+    "true",
+    "-1",
+    "18446744073709551616",
+    "1e999",
+    "0.5",
+    "[[[]]]",
+    "{\"pod\" \"p\"}",
+];
 
 fn ok(body: &str) -> Answer {
     let (answer, result) = decode(body.as_bytes(), &Limits::default());
@@ -189,6 +214,20 @@ fn the_agents_sample_answer_is_read_where_it_is_present() {
 }
 
 proptest::proptest! {
+    #[test]
+    fn reading_with_little_care_comes_to_the_same_wherever_it_is_enough(
+        elements in proptest::collection::vec(0..ODD.len(), 0..6), cut in 0..200_usize,
+    ) {
+        let list = elements.iter().map(|index| ODD[*index]).collect::<Vec<_>>().join(",");
+        for mut body in [format!("[{list}]"), format!("{{\"violations\":[{list}],\"violations\":[{GOOD}]}}")] {
+            body.truncate(body.floor_char_boundary(body.len().saturating_sub(cut.saturating_sub(100))));
+            let limits = Limits { records: 4, ..Limits::default() };
+            let (careful, result) = read(&body, &limits, Care::Much);
+            let (answer, same) = decode(body.as_bytes(), &limits);
+            proptest::prop_assert_eq!((answer.records, answer.rejected, same), (careful.records, careful.rejected, result));
+        }
+    }
+
     #[test]
     fn records_are_given_back_as_they_were_put_in(texts in proptest::collection::vec(proptest::array::uniform9(".{0,4}"), 0..6)) {
         let records: Vec<Record> = (0..).zip(&texts).map(|(second, texts)| {

@@ -23,6 +23,6 @@ impl Clock {
 
     /// What time it is.
     pub fn now(&self) -> Moment {
-        Moment { uptime: PAST + self.origin.elapsed(), wall: Timestamp::now() }
+        Moment::new(PAST + self.origin.elapsed(), Timestamp::now())
     }
 }

@@ -105,7 +105,7 @@ impl Pipeline {
         let (facts_tx, facts) = watch::channel(Arc::default());
         let (gone_tx, gone) = mpsc::channel(PODS_GONE);
         let (memory_tx, memory) = mpsc::channel(1);
-        let undecided = Decided::nothing(Plan::empty(policy.mode, now.wall));
+        let undecided = Decided::nothing(Plan::empty(policy.mode, now.wall()));
         let (decided_tx, decided) = watch::channel(Arc::new(undecided));
         let (output_tx, output) = watch::channel(OutputStatus::default());
         let (evidence_tx, evidence) = watch::channel(None);

@@ -328,10 +328,10 @@ fn what_another_replica_has_cleared_is_evidence_again_only_by_something_young() 
         key: world.violation("ns-a").key,
         node: NodeName::new("n1"),
         record: record("ns-a", first),
-        first_seen: world.now.wall,
-        fresh_at: world.now.wall,
+        first_seen: world.now.wall(),
+        fresh_at: world.now.wall(),
         observations: 1,
-        cleared: Some((world.now.wall, Cleared::ByClock)),
+        cleared: Some((world.now.wall(), Cleared::ByClock)),
         scan_interval: None,
     };
     world.ledger.remember([kept], world.now);

@@ -228,7 +228,7 @@ fn a_node_has_the_places_that_it_used_and_a_release_by_hand_gives_no_free_pass()
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     // Released by hand, and accused of something else: asked about again, and its place is taken by itself.
-    let until = world.now.wall + jiff::SignedDuration::from_hours(24);
+    let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
     world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 0), record_of("ns-a", "web", "zmap", 60)]);

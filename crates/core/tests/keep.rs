@@ -106,7 +106,7 @@ fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
     world.policy.exemptions = vec![exemption(|e| e.namespace.clone_from(&namespace), None)];
     assert!(world.blocked().is_empty());
     let mut world = blocked();
-    let release = Act::Release { app: app("ns-a"), until: common::at(2 * HOUR).wall };
+    let release = Act::Release { app: app("ns-a"), until: common::at(2 * HOUR).wall() };
     world.book.act(&release, "ops", &world.policy, world.now).unwrap();
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 60)]);
@@ -145,7 +145,7 @@ fn nobody_is_released_while_it_can_not_be_kept_nor_by_hand() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.insert("ns-a".to_owned());
-    let release = Act::Release { app: app("ns-a"), until: common::at(HOUR).wall };
+    let release = Act::Release { app: app("ns-a"), until: common::at(HOUR).wall() };
     world.book.act(&release, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-a"], "to be asked for again once it can be kept");
     world.rounds(40, |w| {

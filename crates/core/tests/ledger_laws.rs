@@ -54,7 +54,7 @@ fn story(rounds: usize) -> impl Strategy<Value = Vec<(u64, [Deed; 3])>> {
 }
 
 fn later(now: Moment, by: Duration) -> Moment {
-    Moment { uptime: now.uptime + by, wall: now.wall + by }
+    Moment::new(now.uptime() + by, now.wall() + by)
 }
 
 struct Agents {
@@ -151,7 +151,7 @@ proptest! {
             world.wait(*wait);
             for (node, deed) in NODES.into_iter().zip(deeds) {
                 let outcome = agents.outcome(node, deed, world.clock());
-                model.tell(node, &outcome, world.now.uptime.as_secs());
+                model.tell(node, &outcome, world.now.uptime().as_secs());
                 world.report(node, outcome);
             }
             let snapshot = world.snapshot();
@@ -172,7 +172,7 @@ proptest! {
                             prop_assert!(answered >= turns, "{answered} < {turns}");
                         }
                         Some(Cleared::Unreachable) => {
-                            let silent = world.now.uptime.as_secs() - model.heard.get(node).copied().unwrap_or(0);
+                            let silent = world.now.uptime().as_secs() - model.heard.get(node).copied().unwrap_or(0);
                             prop_assert!(silent >= world.rules.unreachable_limit.as_secs() || silent == 0);
                         }
                         Some(Cleared::PodGone) => prop_assert!(false, "no Pod was said to be gone"),
@@ -463,5 +463,5 @@ fn the_list_changes_only_when_it_changes() {
     assert_eq!(world.snapshot().list_changed_at, changed);
     let now = world.clock();
     world.answer("n0", vec![record_of("ns-a", "web", "xmrig", now)]);
-    assert_eq!(world.snapshot().list_changed_at, world.now.wall);
+    assert_eq!(world.snapshot().list_changed_at, world.now.wall());
 }

@@ -166,7 +166,7 @@ fn paused_keeps_blocks_and_decides_nothing_by_itself() {
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
     assert_eq!(world.blocked(), ["ns-a"], "no automatic release, no new block");
-    let until = world.now.wall + jiff::SignedDuration::from_hours(24);
+    let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
     world.policy.mode = Mode::Paused;
     world
         .policy
@@ -197,7 +197,7 @@ fn exemptions_cover_by_each_of_their_parts_until_their_date_and_release_at_once(
         let mut world = World::new(&["n1"]);
         world.answer("n1", vec![record("ns-a", 0)]);
         assert_eq!(world.blocked(), ["ns-a"]);
-        world.policy.exemptions = vec![exemption(set, Some(common::at(HOUR).wall))];
+        world.policy.exemptions = vec![exemption(set, Some(common::at(HOUR).wall()))];
         let evaluation = world.evaluate();
         assert!(evaluation.plan.blocks.is_empty());
         assert_eq!(evaluation.decisions[0].kind, DecisionKind::Released);
@@ -226,7 +226,7 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();
-    let until = common::at(2 * HOUR).wall;
+    let until = common::at(2 * HOUR).wall();
     let act = Act::Release { app: app("ns-a"), until };
     assert_eq!(world.book.act(&act, "ops", &world.policy, world.now).unwrap().kind, DecisionKind::Released);
     assert!(world.blocked().is_empty());
@@ -267,13 +267,17 @@ fn an_incident_is_one_app_and_continues_within_a_day() {
     let notice = |w: &mut World| w.evaluate().plan.notices.pop().map(|notice| (notice.phase, notice.told));
     let told = notice(&mut world).unwrap();
     let first = opened(&world);
-    assert_eq!(told, (NoticePhase::Blocked, first.wall));
+    assert_eq!(told, (NoticePhase::Blocked, first.wall()));
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
     assert_eq!(notice(&mut world), Some((NoticePhase::Recovered, told.1)));
     world.wait(10 * HOUR);
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
-    assert_eq!(notice(&mut world), Some((NoticePhase::Blocked, world.now.wall)), "its tenant is told again");
+    assert_eq!(
+        notice(&mut world),
+        Some((NoticePhase::Blocked, world.now.wall())),
+        "its tenant is told again"
+    );
     assert_eq!(opened(&world), first, "the same incident goes on");
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
     world.evaluate();
@@ -375,11 +379,12 @@ fn a_wall_clock_that_is_wrong_for_a_while_undoes_no_release_by_hand() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    let until = world.now.wall + jiff::SignedDuration::from_hours(24);
+    let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
     world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
     world.policy.mode = Mode::Paused;
     let right = world.now;
-    world.now.wall = right.wall + jiff::SignedDuration::from_hours(48);
+    world.now =
+        procscan_core::Moment::new(world.now.uptime(), right.wall() + jiff::SignedDuration::from_hours(48));
     world.evaluate();
     world.now = right;
     world.policy.mode = Mode::Enforce;

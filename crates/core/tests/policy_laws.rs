@@ -162,7 +162,7 @@ impl Step {
                 let _ = world.book.act(&Act::Approve { app: app(*tenant) }, "ops", &world.policy, world.now);
             }
             Step::Release(tenant) => {
-                let until = world.now.wall + jiff::SignedDuration::from_hours(1);
+                let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
                 let _ = world.book.act(
                     &Act::Release { app: app(*tenant), until },
                     "ops",
@@ -400,7 +400,7 @@ proptest! {
         };
         let accused: Vec<usize> = (0..TENANTS).filter(has_grounds).collect();
         let Some(&tenant) = accused.get(pick % accused.len().max(1)) else { return Ok(()) };
-        let until = world.now.wall + jiff::SignedDuration::from_hours(1);
+        let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
         let release = Act::Release { app: app(tenant), until };
         prop_assert!(world.book.act(&release, "ops", &world.policy, world.now).is_ok());
         world.evaluate();
@@ -411,7 +411,7 @@ proptest! {
         for step in after.iter().filter(is_ours) {
             step.take(&mut world);
             let blocked = world.evaluate().plan.blocks;
-            if world.now.wall < until {
+            if world.now.wall() < until {
                 prop_assert!(blocked.iter().all(|block| block.app != app(tenant)), "blocked after {step:?}");
             }
         }
@@ -468,8 +468,8 @@ proptest! {
             }
             let evaluation = world.evaluate();
             let new = evaluation.decisions.iter().filter(|d| d.kind == DecisionKind::Blocked).count();
-            blocks.extend(std::iter::repeat_n(world.now.uptime.as_secs(), new));
-            let recent = blocks.iter().filter(|at| world.now.uptime.as_secs() - **at < 600).count();
+            blocks.extend(std::iter::repeat_n(world.now.uptime().as_secs(), new));
+            let recent = blocks.iter().filter(|at| world.now.uptime().as_secs() - **at < 600).count();
             prop_assert!(recent <= 5, "{recent} new blocks within the window");
         }
     }

@@ -15,14 +15,14 @@ use procscan_core::resources::{Existing, Object, Upkeep, render, wasm_plugin};
 use serde_json::{Value, json};
 
 fn plan_of(apps: usize) -> Plan {
-    let mut plan = Plan::empty(Mode::Enforce, common::at(0).wall);
+    let mut plan = Plan::empty(Mode::Enforce, common::at(0).wall());
     plan.blocks = (0..apps)
         .map(|i| {
             let namespace = format!("ns-{i:061}");
             Arc::new(Block {
                 exposure: Arc::new(Exposure::plain([format!("{i:063}.{namespace}.svc").into()])),
                 app: App::new(namespace, "app", "web"),
-                since: common::at(0).wall,
+                since: common::at(0).wall(),
                 grounds: Vec::new(),
                 left: Vec::new(),
                 reason: "".into(),

@@ -12,7 +12,7 @@ use procscan_core::state::Incident;
 
 fn fates(world: &World, policy: &Policy) -> Vec<Fate> {
     let kept: Vec<Incident> = world.kept.values().cloned().collect();
-    simulate(&kept, policy, at(0).wall, world.now.wall)
+    simulate(&kept, policy, at(0).wall(), world.now.wall())
 }
 
 fn differing(world: &World, policy: &Policy) -> Vec<(String, bool, String)> {
@@ -41,7 +41,7 @@ fn recorded() -> World {
     world.answer("n2", vec![record("ns-x", now)]);
     world.evaluate();
     world.wait(MINUTE);
-    let until = at(2 * HOUR).wall;
+    let until = at(2 * HOUR).wall();
     world.book.act(&Act::Release { app: app("ns-1"), until }, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
     world
@@ -65,7 +65,7 @@ fn the_same_rules_make_no_difference() {
     assert_eq!(differing(&world, &world.policy), []);
     // Before the time that is asked for, nothing has been.
     let kept: Vec<Incident> = world.kept.values().cloned().collect();
-    assert_eq!(simulate(&kept, &world.policy, at(HOUR).wall, world.now.wall), []);
+    assert_eq!(simulate(&kept, &world.policy, at(HOUR).wall(), world.now.wall()), []);
 }
 
 #[test]

@@ -127,12 +127,14 @@ fn body(response: Response) -> (usize, Value) {
 
 /// A few violations, in every state, with names that share parts.
 static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(|| {
-    let at = |minutes: u64| Moment {
-        uptime: Duration::from_mins(minutes),
-        wall: Timestamp::from_second(1_766_399_400).unwrap() + Duration::from_mins(minutes),
+    let at = |minutes: u64| {
+        Moment::new(
+            Duration::from_mins(minutes),
+            Timestamp::from_second(1_766_399_400).unwrap() + Duration::from_mins(minutes),
+        )
     };
     let record = |namespace: &str, pod: &str, process: &str, minutes: u64| {
-        let timestamp = at(minutes).wall;
+        let timestamp = at(minutes).wall();
         format!(
             r#"{{"namespace":"{namespace}","pod":"{pod}","process":"{process}","regex":"^{process}","type":"app","name":"{pod}","timestamp":"{timestamp}"}}"#
         )
@@ -143,7 +145,7 @@ static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(|| {
     let mut answer = |node: &str, minutes: u64, records: &[String]| {
         let (answer, result) = decode(format!("[{}]", records.join(",")).as_bytes(), &Limits::default());
         result.unwrap();
-        let answer = Answer { date: Some(at(minutes).wall), ..answer };
+        let answer = Answer { date: Some(at(minutes).wall()), ..answer };
         ledger.absorb(&Report { target: target(node), at: at(minutes), outcome: Outcome::Complete(answer) });
     };
     for minute in 1..=45 {

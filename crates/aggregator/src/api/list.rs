@@ -59,11 +59,11 @@ impl Lists {
     pub(super) fn current(&self, snapshot: &Snapshot) -> Current {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let known = current.as_mut().filter(|known| {
-            let is_overtaken = known.at.uptime > snapshot.at.uptime;
+            let is_overtaken = known.at.uptime() > snapshot.at.uptime();
             is_overtaken || (known.list.is_of(snapshot) && known.coverage == snapshot.coverage)
         });
         if let Some(known) = known {
-            if known.at.uptime < snapshot.at.uptime {
+            if known.at.uptime() < snapshot.at.uptime() {
                 known.at = snapshot.at;
             }
             return known.clone();

@@ -57,7 +57,7 @@ impl Stage {
         let (targets, target_sets) = watch::channel(Arc::default());
         let evidence = watch::channel(None).1;
         let (output, outputs) = watch::channel(OutputStatus::default());
-        let undecided = Decided::nothing(Plan::empty(Mode::Enforce, now.wall));
+        let undecided = Decided::nothing(Plan::empty(Mode::Enforce, now.wall()));
         let (decided, decisions) = watch::channel(Arc::new(undecided));
         let views = Views {
             snapshots,

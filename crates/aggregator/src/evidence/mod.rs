@@ -132,7 +132,7 @@ impl State {
             let inquiry = inquiries.entry(pod.namespace.clone()).or_default();
             inquiry.wanted.pods.insert(pod.pod.clone());
             let fact = self.rooms.get(&pod.namespace).and_then(|room| room.pods.get(&pod.pod));
-            let is_judged = fact.is_some_and(|fact| fact.asked.uptime >= accusers.since.uptime);
+            let is_judged = fact.is_some_and(|fact| fact.asked.uptime() >= accusers.since.uptime());
             if !is_judged && inquiry.oldest.as_ref().is_none_or(|(oldest, _)| accusers.since < *oldest) {
                 inquiry.oldest = Some((accusers.since, accusers.node.clone()));
             }
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     fn at(seconds: u64) -> Moment {
-        Moment { uptime: Duration::from_secs(seconds), wall: Timestamp::UNIX_EPOCH }
+        Moment::new(Duration::from_secs(seconds), Timestamp::UNIX_EPOCH)
     }
 
     fn accusation(namespace: &str, node: &str, since: u64) -> (PodRef, Accusers) {

@@ -201,7 +201,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_mins(1);
 
     fn at(seconds: u64) -> Moment {
-        Moment { uptime: Duration::from_secs(seconds), wall: Timestamp::UNIX_EPOCH }
+        Moment::new(Duration::from_secs(seconds), Timestamp::UNIX_EPOCH)
     }
 
     fn labels(app: &str) -> Labels {

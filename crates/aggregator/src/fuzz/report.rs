@@ -83,7 +83,7 @@ fn decoded(body: &[u8]) {
 }
 
 fn moment(after: Duration) -> Moment {
-    Moment { uptime: after, wall: Timestamp::from_second(1_766_399_400).unwrap() + after }
+    Moment::new(after, Timestamp::from_second(1_766_399_400).unwrap() + after)
 }
 
 fn target(node: &str) -> Target {
@@ -91,7 +91,7 @@ fn target(node: &str) -> Target {
 }
 
 fn outcome((answer, result): (Answer, Result<(), DecodeError>), at: Moment) -> Outcome {
-    let answer = Answer { date: Some(at.wall), ..answer };
+    let answer = Answer { date: Some(at.wall()), ..answer };
     match result {
         Ok(()) => Outcome::Complete(answer),
         Err(error) => {
@@ -134,9 +134,9 @@ fn taken_in(bodies: &[&[u8]]) {
         bounded(&snapshot);
     }
     // Nobody answers any more: some day nothing is known.
-    let end = now.uptime + FOR_EVER;
-    while now.uptime < end {
-        now = moment(now.uptime + Duration::from_hours(1));
+    let end = now.uptime() + FOR_EVER;
+    while now.uptime() < end {
+        now = moment(now.uptime() + Duration::from_hours(1));
         one.advance(now);
     }
     let left = one.snapshot(now);

@@ -144,7 +144,7 @@ impl Candidate {
         let Election { name, identity, lease: timing, .. } = &self.election;
         let is_new = lease.is_none();
         let lease = lease.unwrap_or_else(|| lease::new(name));
-        let wall = self.clock.now().wall;
+        let wall = self.clock.now().wall();
         let wanted = lease::taken(&lease, identity, timing.lease_duration, self.transitions, wall);
         self.may_be_ours = true;
         let asked = Instant::now();
@@ -170,7 +170,7 @@ impl Candidate {
                 return LATE.to_owned();
             }
             let asked = Instant::now();
-            let renewed = lease::renewed(&lease, timing.lease_duration, self.clock.now().wall);
+            let renewed = lease::renewed(&lease, timing.lease_duration, self.clock.now().wall());
             let by_us = PostParams::default();
             let request = self.api.replace(&self.election.name, &by_us, &renewed);
             next = asked + timing.renew;

@@ -43,7 +43,7 @@ impl Fleet {
             })
             .collect();
         let wall = Timestamp::from_second(START).unwrap();
-        let now = Moment { uptime: Duration::from_hours(1), wall };
+        let now = Moment::new(Duration::from_hours(1), wall);
         let any = usize::MAX;
         let policy = Policy {
             mode: Mode::Enforce,
@@ -81,8 +81,8 @@ impl Fleet {
 
     /// A round has passed, and every agent has scanned in it.
     pub(super) fn scan(&mut self) {
-        self.now = Moment { uptime: self.now.uptime + ROUND, wall: self.now.wall + ROUND };
-        let timestamp = self.now.wall;
+        self.now = Moment::new(self.now.uptime() + ROUND, self.now.wall() + ROUND);
+        let timestamp = self.now.wall();
         self.bodies = (0..self.targets.len())
             .map(|node| {
                 let mut body = String::from("[");
@@ -107,7 +107,7 @@ impl Fleet {
 
     pub(super) fn reports(&self) -> Vec<Report> {
         let report = |(target, mut answer): (&Target, Answer)| {
-            answer.date = Some(self.now.wall);
+            answer.date = Some(self.now.wall());
             Report { target: target.clone(), at: self.now, outcome: Outcome::Complete(answer) }
         };
         self.targets.iter().zip(self.decode()).map(report).collect()

@@ -100,7 +100,7 @@ impl Evidence {
 
     /// As it was known before the start. The clearing clock starts at `mark`, and the wait for a lost node `now`.
     pub(super) fn remembered(known: &Remembered, now: Moment, mark: Duration) -> Self {
-        let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
+        let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
         Self {
             heard: Arc::new(Heard {
                 record: Arc::new(known.record.clone()),
@@ -128,7 +128,7 @@ impl Evidence {
             // As the oldest: it is the first to be forgotten.
             self.timestamps.insert(0, timestamp);
         }
-        let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
+        let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
         let heard = self.heard_mut();
         heard.first_seen = heard.first_seen.min(past(known.first_seen));
         heard.observations = heard.observations.max(known.observations);
@@ -139,7 +139,7 @@ impl Evidence {
             // Nothing has been heard here that was not known there when it cleared, or nothing since: whoever cleared it may have
             // forgotten by a restart what was heard here before, but had its node's answers for the whole clearing time. A wall
             // clock may have been set in between, so it is enough if one of the clocks says so.
-            let is_since = |fresh: Moment| fresh.uptime > at.uptime && fresh.wall > wall;
+            let is_since = |fresh: Moment| fresh.uptime() > at.uptime() && fresh.wall() > wall;
             if is_same || !self.heard.fresh_at.is_some_and(is_since) {
                 self.cleared = Some((at, why));
             }
@@ -161,7 +161,7 @@ impl Evidence {
 
     /// Whether there has been fresh evidence after `gone`, or nothing was known to be gone.
     pub(super) fn is_news_since(&self, gone: Option<Moment>) -> bool {
-        gone.is_none_or(|gone| self.heard.fresh_at.is_some_and(|fresh| fresh.uptime > gone.uptime))
+        gone.is_none_or(|gone| self.heard.fresh_at.is_some_and(|fresh| fresh.uptime() > gone.uptime()))
     }
 
     /// The record is listed again. It is fresh evidence if its timestamp differs from those remembered, unless it is an earlier one
@@ -248,7 +248,7 @@ impl Evidence {
     pub(super) fn deadline(&self, clock: &NodeClock, active_for: ActiveFor, keep: Duration) -> Duration {
         // Most limits are passed only after their last moment.
         const AFTER: Duration = Duration::from_nanos(1);
-        let after = |at: Moment, limit: Duration| at.uptime.saturating_add(limit).saturating_add(AFTER);
+        let after = |at: Moment, limit: Duration| at.uptime().saturating_add(limit).saturating_add(AFTER);
         if let Some((at, _)) = self.cleared {
             return after(at.max(self.heard.last_seen), keep);
         }

@@ -222,7 +222,7 @@ impl Ledger {
             return Vec::new();
         };
         if target.node != report.target.node
-            || target.last_report.is_some_and(|last| report.at.uptime < last.uptime)
+            || target.last_report.is_some_and(|last| report.at.uptime() < last.uptime())
         {
             return Vec::new();
         }
@@ -233,7 +233,7 @@ impl Ledger {
             if !repeated {
                 target.consecutive_failures = target.consecutive_failures.saturating_add(1);
             }
-            target.last_failure = Some(Arc::new((report.at.wall, failure.clone())));
+            target.last_failure = Some(Arc::new((report.at.wall(), failure.clone())));
         } else {
             target.consecutive_failures = 0;
             target.last_answer = Some(report.at);
@@ -343,7 +343,7 @@ impl Ledger {
     pub fn advance(&mut self, now: Moment) -> Vec<Change> {
         let mut due = BTreeSet::new();
         while let Some(Reverse((at, name))) = self.deadlines.peek() {
-            if *at > now.uptime {
+            if *at > now.uptime() {
                 break;
             }
             if self.nodes.get_mut(name).is_some_and(|node| node.deadline.take_if(|next| next == at).is_some())
@@ -445,7 +445,7 @@ impl Ledger {
             nodes: self.nodes.iter().map(|(name, node)| (name.clone(), node.view(&self.rules))).collect(),
             violations,
             list: self.list.clone(),
-            list_changed_at: self.list_changed_at.wall,
+            list_changed_at: self.list_changed_at.wall(),
             targets,
             coverage: self.coverage(now),
             rejected: self.rejected.clone(),
@@ -458,7 +458,7 @@ impl Ledger {
         evidence.extend(entry.nodes.iter().filter_map(|name| {
             let node = self.nodes.get(name)?;
             let mut view = node.evidence.get(key)?.view(name, now, node.active_for(&self.rules));
-            let is_gone = |gone: Moment| view.fresh_at.is_none_or(|fresh| fresh.uptime <= gone.uptime);
+            let is_gone = |gone: Moment| view.fresh_at.is_none_or(|fresh| fresh.uptime() <= gone.uptime());
             if view.presence != Presence::Cleared && entry.pod_gone.is_some_and(is_gone) {
                 (view.presence, view.cleared) = (Presence::Cleared, Some(Cleared::PodGone));
             }
@@ -477,8 +477,8 @@ impl Ledger {
             state,
             record: speaker.record.clone(),
             node: speaker.node.clone(),
-            first_seen: evidence.iter().map(|e| e.first_seen.wall).min()?,
-            last_seen: evidence.iter().map(|e| e.last_seen.wall).max()?,
+            first_seen: evidence.iter().map(|e| e.first_seen.wall()).min()?,
+            last_seen: evidence.iter().map(|e| e.last_seen.wall()).max()?,
             evidence_time: speaker.evidence_time,
             observations: evidence.iter().map(|e| e.observations).sum(),
             evidence,
@@ -586,7 +586,7 @@ impl TargetEntry {
             address: address.clone(),
             node: self.node.clone(),
             state: self.state(rules, now),
-            last_answer: self.last_answer.map(|at| at.wall),
+            last_answer: self.last_answer.map(Moment::wall),
             last_failure: self.last_failure.clone(),
             consecutive_failures: self.consecutive_failures,
         }

@@ -210,7 +210,7 @@ impl Node {
             interval: self.steps.iter().min().copied(),
             offenders: self.offenders(),
             records: self.evidence.values().filter(|evidence| !evidence.is_cleared()).count(),
-            last_answer: self.last_answer.map(|at| at.wall),
+            last_answer: self.last_answer.map(Moment::wall),
             rejected: self.rejected.clone(),
         }
     }
@@ -237,12 +237,12 @@ impl NodeClock {
         if self.odometer.saturating_sub(mark) >= self.required {
             return Some(Cleared::ByClock);
         }
-        (now.uptime >= self.lost_at(since)).then_some(Cleared::Unreachable)
+        (now.uptime() >= self.lost_at(since)).then_some(Cleared::Unreachable)
     }
 
     /// When the wait for the node ends if it never returns, for evidence that was last fresh at `since`; by the monotonic clock.
     pub(super) fn lost_at(&self, since: Moment) -> Duration {
         // Partial answers may have brought fresh evidence after the last whole one: silence counts from the later.
-        self.last_answer.max(since).uptime.saturating_add(self.unreachable_limit)
+        self.last_answer.max(since).uptime().saturating_add(self.unreachable_limit)
     }
 }

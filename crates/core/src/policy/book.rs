@@ -135,7 +135,7 @@ impl Book {
             if self.incidents.contains_key(&app) || (accused.is_empty() && is_explained) {
                 continue;
             }
-            let told = told.unwrap_or(now.wall);
+            let told = told.unwrap_or(now.wall());
             let mut incident = Incident::new(now.at_wall(told));
             for key in &accused {
                 incident.note_process(&key.process);
@@ -148,7 +148,7 @@ impl Book {
             file.inherited = Some(accused);
             incident.delivered = Some(told);
             let decision = Decision {
-                at: now.wall,
+                at: now.wall(),
                 app: app.clone(),
                 kind: DecisionKind::Inherited,
                 actor: Actor::Policy,
@@ -170,7 +170,7 @@ impl Book {
         if incident.delivered.is_some() || incident.told.is_none_or(|told| told.at != at) {
             return false;
         }
-        incident.delivered = Some(now.wall);
+        incident.delivered = Some(now.wall());
         matches!(incident.standing, Standing::Grace { .. })
     }
 
@@ -206,7 +206,7 @@ impl Book {
             })
             .map(|(app, since, reason, release)| HeldApp {
                 app: app.clone(),
-                since: since.wall,
+                since: since.wall(),
                 reason,
                 release,
             })
@@ -249,7 +249,7 @@ impl Book {
             None => reason,
         };
         let decision = Decision {
-            at: now.wall,
+            at: now.wall(),
             app: app.clone(),
             kind,
             actor: Actor::Operator(actor.into()),

@@ -145,7 +145,7 @@ impl Book {
             self.incidents.values().flat_map(|incident| &incident.releases).map(|release| release.until);
         let dates = exempted.chain(released).map(|until| now.at_wall(until));
         let graces = self.incidents.values().flat_map(|incident| incident.deadlines(policy, now));
-        dates.chain(graces).filter(|at| at.uptime > now.uptime).min()
+        dates.chain(graces).filter(|at| at.uptime() > now.uptime()).min()
     }
 
     /// Whether something may be decided at the end of a round, without any other news: what was blocked before the start and
@@ -239,17 +239,17 @@ impl Book {
             return Wish::Block;
         }
         match incident.standing {
-            Standing::Grace { until } if pass.now.uptime < until.uptime => Wish::Nothing,
+            Standing::Grace { until } if pass.now.uptime() < until.uptime() => Wish::Nothing,
             // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
             Standing::Grace { until } if incident.is_untold(pass) => {
-                let limit = until.uptime.saturating_add(pass.policy.grace.max(UNTOLD_LIMIT));
-                if pass.now.uptime < limit { Wish::Nothing } else { Wish::Block }
+                let limit = until.uptime().saturating_add(pass.policy.grace.max(UNTOLD_LIMIT));
+                if pass.now.uptime() < limit { Wish::Nothing } else { Wish::Block }
             }
             Standing::Grace { .. } => Wish::Block,
             _ => {
                 let grace = pass.policy.grace;
-                let wall = pass.now.wall.checked_add(grace).unwrap_or(pass.now.wall);
-                let until = Moment { uptime: pass.now.uptime.saturating_add(grace), wall };
+                let wall = pass.now.wall().checked_add(grace).unwrap_or(pass.now.wall());
+                let until = Moment::new(pass.now.uptime().saturating_add(grace), wall);
                 incident.stand(Standing::Grace { until });
                 let reason = format!("{}; to be blocked in {}", incident.accusation(), human(grace));
                 pass.decide(app, DecisionKind::Warned, reason);
@@ -263,7 +263,7 @@ impl Book {
         let Some(incident) = self.incidents.get(app) else {
             return Vec::new();
         };
-        let excuse = |record: &Record| self.excuse(app, record, pass.policy, pass.now.wall);
+        let excuse = |record: &Record| self.excuse(app, record, pass.policy, pass.now.wall());
         if incident.grounds.is_empty() && matches!(incident.standing, Standing::Blocked { .. }) {
             // Blocked still, for what has cleared or was there before anything was kept.
             return incident.last_records(app).iter().map(|record| excuse(record)).collect();
@@ -371,7 +371,7 @@ impl Book {
             .grounds
             .iter()
             .filter(|(_, ground)| ground.active)
-            .filter(|(_, ground)| self.excuse(app, &ground.record, pass.policy, pass.now.wall).is_none())
+            .filter(|(_, ground)| self.excuse(app, &ground.record, pass.policy, pass.now.wall()).is_none())
             .map(|((_, node), ground)| (node.clone(), ground.record.rule().clone()))
             .collect()
     }
@@ -399,14 +399,14 @@ impl Book {
                 Some(told) if told.what == what => continue,
                 Some(told) if what == Telling::Recovered => Told { what, ..told },
                 // Who has been warned is not newly told.
-                Some(Told { what: Telling::Grace, .. }) => Told::news(what, pass.now.wall),
+                Some(Told { what: Telling::Grace, .. }) => Told::news(what, pass.now.wall()),
                 _ if self.notices.1 >= pass.policy.max_notices_per_round => {
                     waiting += 1;
                     continue;
                 }
                 _ => {
                     self.notices.1 += 1;
-                    Told::news(what, pass.now.wall)
+                    Told::news(what, pass.now.wall())
                 }
             };
             incident.file().told = Some(told);
@@ -432,7 +432,7 @@ impl Book {
         // What is happening to each App, so that any change of the set is seen. The key is a secret, so nobody can look for two sets
         // that look the same.
         let mut standing = last.standing.0.build_hasher();
-        let mut summary = Summary { blocked: 0, in_grace: 0, held: 0, changed: now.wall };
+        let mut summary = Summary { blocked: 0, in_grace: 0, held: 0, changed: now.wall() };
         for (app, incident) in &self.incidents {
             let phase = phase(incident, mode);
             match (phase, incident.standing) {
@@ -442,7 +442,7 @@ impl Book {
                     blocks.push(same(
                         &mut last_blocks,
                         |last| last.app.cmp(app),
-                        block(app, incident, since.wall),
+                        block(app, incident, since.wall()),
                     ));
                 }
                 (_, Standing::Grace { .. }) => {
@@ -482,7 +482,7 @@ impl Book {
 fn phase(incident: &Incident, mode: Mode) -> NoticePhase {
     match incident.standing {
         Standing::Blocked { dry_run, .. } if !dry_run || mode == Mode::DryRun => NoticePhase::Blocked,
-        Standing::Grace { until } => NoticePhase::Grace { until: until.wall },
+        Standing::Grace { until } => NoticePhase::Grace { until: until.wall() },
         _ => NoticePhase::Recovered,
     }
 }
@@ -502,11 +502,11 @@ fn may_be_told(app: &App, policy: &Policy, facts: &Facts) -> bool {
 impl Book {
     /// What is blocked and held as of the last decision, without deciding anything: what a replica shows that only follows.
     pub fn standing(&self, policy: &Policy, now: Moment) -> Plan {
-        let mut plan = Plan::empty(policy.mode, now.wall);
+        let mut plan = Plan::empty(policy.mode, now.wall());
         for (app, incident) in &self.incidents {
             match incident.standing {
                 Standing::Blocked { since, .. } => {
-                    plan.blocks.push(Arc::new(block(app, incident, since.wall)));
+                    plan.blocks.push(Arc::new(block(app, incident, since.wall())));
                 }
                 Standing::Grace { .. } => plan.summary.in_grace += 1,
                 Standing::Held => plan.summary.held += 1,
@@ -521,7 +521,7 @@ impl Book {
 impl Pass<'_> {
     pub(super) fn decide(&mut self, app: &App, kind: DecisionKind, reason: impl Into<Text>) {
         self.decisions.push(Decision {
-            at: self.now.wall,
+            at: self.now.wall(),
             app: app.clone(),
             kind,
             actor: Actor::Policy,
@@ -589,6 +589,6 @@ fn cleared_reason(cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {
         Some(ClearedGround::By(Cleared::ByClock | Cleared::PodGone)) => {
             "its node has answered for the whole clearing time without fresh evidence".to_owned()
         }
-        None => format!("nothing is left of the accusation as of {}", pass.now.wall),
+        None => format!("nothing is left of the accusation as of {}", pass.now.wall()),
     }
 }

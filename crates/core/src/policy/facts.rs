@@ -76,7 +76,7 @@ impl Facts {
         };
         match &fact.state {
             PodState::Unreadable(why) => Verdict::Unverified(why.clone()),
-            _ if fact.asked.uptime < fresh_at.uptime => {
+            _ if fact.asked.uptime() < fresh_at.uptime() => {
                 Verdict::Unverified("the Pod has not been looked up since".to_owned())
             }
             PodState::Present { node: actual, host_ips, app } => {

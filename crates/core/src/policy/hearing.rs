@@ -226,7 +226,7 @@ impl Book {
             for (id, by) in cleared {
                 if let Some(ground) = incident.grounds.remove(&id) {
                     incident.cleared = Some(by);
-                    incident.bury(id, ground, by, pass.now.wall);
+                    incident.bury(id, ground, by, pass.now.wall());
                 }
             }
         }

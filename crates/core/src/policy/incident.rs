@@ -210,7 +210,7 @@ impl StickyRelease {
     /// Whether it has been over for so long that nobody will look for it. Not at once: a wall clock that is wrong for a while must
     /// not undo what an operator has said.
     pub(super) fn is_done(&mut self, now: Moment) -> bool {
-        if now.wall < self.until {
+        if now.wall() < self.until {
             self.over = None;
             return false;
         }
@@ -247,7 +247,7 @@ impl Ground {
             evidence_time: evidence.evidence_time,
             counted_from: fresh_at,
             mark: evidence.mark,
-            first_seen: evidence.first_seen.wall,
+            first_seen: evidence.first_seen.wall(),
             observations: evidence.observations,
             scan_interval,
             active: true,
@@ -259,7 +259,7 @@ impl Ground {
     /// It is kept as it is now.
     pub(super) fn note_kept(&mut self) {
         self.kept = Some(KeptGround {
-            fresh_at: self.fresh_at.uptime,
+            fresh_at: self.fresh_at.uptime(),
             scan_interval: self.scan_interval.unwrap_or_default(),
             gone: self.gone,
         });
@@ -287,7 +287,7 @@ impl File {
 
     /// The name under which the incident of `app` is kept.
     pub(super) fn name(&self, app: &App) -> String {
-        state::incident::name(app, self.opened.wall)
+        state::incident::name(app, self.opened.wall())
     }
 
     pub(super) fn new(opened: Moment) -> Self {
@@ -399,7 +399,7 @@ impl Incident {
 
     /// When its grace may end: at its time, when its tenant has known of it for long enough, or when that is waited for no longer.
     pub(super) fn deadlines(&self, policy: &Policy, now: Moment) -> impl Iterator<Item = Moment> {
-        let after = |at: Moment, wait: Duration| Moment { uptime: at.uptime.saturating_add(wait), ..at };
+        let after = |at: Moment, wait: Duration| Moment::new(at.uptime().saturating_add(wait), at.wall());
         let until = match self.standing {
             Standing::Grace { until } => Some(until),
             _ => None,

@@ -97,7 +97,7 @@ impl Book {
             let app = App::from(&document.spec.app);
             let mut incident = restored(&app, &document.status, snapshot, now);
             // An App's earlier incidents are history.
-            if book.incidents.get(&app).is_some_and(|known| known.opened.wall >= incident.opened.wall) {
+            if book.incidents.get(&app).is_some_and(|known| known.opened.wall() >= incident.opened.wall()) {
                 continue;
             }
             book.window.restore(&app, incident.due.as_ref(), incident.release_due.as_deref().copied());
@@ -207,7 +207,7 @@ fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
     let is_same_ground = |ground: &Ground| {
         ground.kept.is_some_and(|kept| {
             kept.gone == ground.gone
-                && ground.fresh_at.uptime.saturating_sub(kept.fresh_at) < EVIDENCE_REFRESH
+                && ground.fresh_at.uptime().saturating_sub(kept.fresh_at) < EVIDENCE_REFRESH
                 && ground.scan_interval.unwrap_or_default() <= kept.scan_interval + INTERVAL_SLACK
         })
     };
@@ -271,13 +271,13 @@ fn document(app: &App, incident: &Incident) -> kept::Incident {
 fn status(incident: &Incident) -> IncidentStatus {
     let (state, since, until) = match incident.standing {
         Standing::Watched => (IncidentState::Watched, None, None),
-        Standing::Grace { until } => (IncidentState::Grace, None, Some(until.wall)),
-        Standing::Held => (IncidentState::Held, incident.held.as_ref().map(|held| held.0.wall), None),
+        Standing::Grace { until } => (IncidentState::Grace, None, Some(until.wall())),
+        Standing::Held => (IncidentState::Held, incident.held.as_ref().map(|held| held.0.wall()), None),
         Standing::Blocked { since, .. } if incident.release_held.is_some() => {
-            (IncidentState::ReleaseHeld, Some(since.wall), None)
+            (IncidentState::ReleaseHeld, Some(since.wall()), None)
         }
-        Standing::Blocked { since, .. } => (IncidentState::Blocked, Some(since.wall), None),
-        Standing::Ended { at } => (IncidentState::Ended, Some(at.wall), None),
+        Standing::Blocked { since, .. } => (IncidentState::Blocked, Some(since.wall()), None),
+        Standing::Ended { at } => (IncidentState::Ended, Some(at.wall()), None),
     };
     // What counts comes first, the freshest of it first.
     let mut grounds: Vec<(&EvidenceId, &Ground)> = incident.grounds.iter().collect();
@@ -285,7 +285,7 @@ fn status(incident: &Incident) -> IncidentStatus {
     let mut tombstones: Vec<(&EvidenceId, &Tombstone)> = incident.tombstones.iter().collect();
     tombstones.sort_by_key(|(_, tombstone)| std::cmp::Reverse(tombstone.at));
     let live = grounds.into_iter().map(|(id, ground)| {
-        let gone = kept::ClearedEvidence { at: ground.fresh_at.wall, by: ClearedBy::PodGone, ended: false };
+        let gone = kept::ClearedEvidence { at: ground.fresh_at.wall(), by: ClearedBy::PodGone, ended: false };
         evidence(id, ground, ground.gone.then_some(gone))
     });
     let buried = tombstones.into_iter().map(|(id, Tombstone { ground, at, by, .. })| {
@@ -302,7 +302,7 @@ fn status(incident: &Incident) -> IncidentStatus {
     let last = incident.decisions.last().map(|decision| decision.reason.clone());
     IncidentStatus {
         state,
-        opened: incident.opened.wall,
+        opened: incident.opened.wall(),
         since,
         until,
         reason: if incident.reason.is_empty() || state == IncidentState::Ended {
@@ -310,8 +310,8 @@ fn status(incident: &Incident) -> IncidentStatus {
         } else {
             incident.reason.clone()
         },
-        brake: incident.held.as_deref().and_then(|(since, brake)| held_by(since.wall, brake)),
-        release_held: incident.release_held.as_ref().map(|at| at.wall),
+        brake: incident.held.as_deref().and_then(|(since, brake)| held_by(since.wall(), brake)),
+        release_held: incident.release_held.as_ref().map(|at| at.wall()),
         approved: incident.approved,
         exempted: incident.exempted.as_deref().map(str::to_owned),
         evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
@@ -333,7 +333,7 @@ fn status(incident: &Incident) -> IncidentStatus {
             delivered: incident.delivered,
         }),
         due: incident.due.as_ref().map(|due| kept::Due {
-            at: due.at.wall,
+            at: due.at.wall(),
             passed: due.passed,
             accusers: due
                 .accusers
@@ -345,7 +345,7 @@ fn status(incident: &Incident) -> IncidentStatus {
         release_due: incident
             .release_due
             .as_ref()
-            .map(|due| kept::ReleaseDue { at: due.at.wall, passed: due.passed }),
+            .map(|due| kept::ReleaseDue { at: due.at.wall(), passed: due.passed }),
         releases: incident
             .releases
             .iter()
@@ -387,7 +387,7 @@ fn evidence(
         kind: ground.record.kind.clone(),
         name: ground.record.name.clone(),
         first_seen: ground.first_seen,
-        fresh_at: ground.fresh_at.wall,
+        fresh_at: ground.fresh_at.wall(),
         timestamp: ground.record.timestamp.clone(),
         observations: ground.observations,
         // Rounded up: too long only means to wait longer.
@@ -452,13 +452,13 @@ pub(super) fn record(namespace: &Text, evidence: &kept::Evidence) -> Record {
 }
 
 fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment) -> Incident {
-    let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
+    let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
     let mut incident = Incident::new(now.at_wall(status.opened));
     let file = incident.file();
     let since = past(status.since.unwrap_or(status.opened));
     file.standing = match status.state {
         IncidentState::Watched => Standing::Watched,
-        IncidentState::Grace => Standing::Grace { until: now.at_wall(status.until.unwrap_or(now.wall)) },
+        IncidentState::Grace => Standing::Grace { until: now.at_wall(status.until.unwrap_or(now.wall())) },
         IncidentState::Held => Standing::Held,
         IncidentState::Blocked | IncidentState::ReleaseHeld => Standing::Blocked { since, dry_run: false },
         IncidentState::Ended => Standing::Ended { at: since },
@@ -540,7 +540,7 @@ fn hear_again(
     snapshot: &Snapshot,
     now: Moment,
 ) {
-    let past = |wall: Timestamp| now.at_wall(wall.min(now.wall));
+    let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
     for evidence in evidence {
         let record = Arc::new(record(&app.namespace, evidence));
         let (key, node) = (record.key.clone(), NodeName(evidence.node.clone()));

@@ -32,7 +32,7 @@ impl Questions {
     /// Whether `facts` are recent enough to judge every accusation, and know every App.
     pub fn are_answered_by(&self, facts: &Facts) -> bool {
         let is_judged = |(pod, accusers): (&PodRef, &Accusers)| {
-            facts.pods.get(pod).is_some_and(|fact| fact.asked.uptime >= accusers.since.uptime)
+            facts.pods.get(pod).is_some_and(|fact| fact.asked.uptime() >= accusers.since.uptime())
         };
         self.pods.iter().all(is_judged) && self.apps.keys().all(|app| facts.apps.contains_key(app))
     }

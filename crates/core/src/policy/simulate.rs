@@ -121,7 +121,7 @@ pub fn simulate(
 }
 
 fn moment(at: Timestamp, since: Timestamp) -> Moment {
-    Moment { uptime: BASE, wall: since }.at_wall(at)
+    Moment::new(BASE, since).at_wall(at)
 }
 
 fn pieces(incidents: &[kept::Incident], since: Timestamp) -> Vec<Piece<'_>> {
@@ -213,7 +213,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
     let mut nodes = BTreeMap::new();
     let mut violations: BTreeMap<Key, Violation> = BTreeMap::new();
     // Known by now, whenever it is asked: it was known then.
-    let asked = Moment { uptime: Duration::MAX, wall: now.wall };
+    let asked = Moment::new(Duration::MAX, now.wall());
     for Piece { app, evidence, from, .. } in live {
         let node = NodeName(evidence.node.clone());
         let record = Arc::new(record(&app.namespace, evidence));
@@ -237,8 +237,8 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
             state: State::Active,
             record: record.clone(),
             node,
-            first_seen: seen.wall,
-            last_seen: seen.wall,
+            first_seen: seen.wall(),
+            last_seen: seen.wall(),
             evidence_time: record.detected_at,
             observations: evidence.observations,
             evidence: Vec::new(),
@@ -253,7 +253,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
     }
     let snapshot = Snapshot {
         at: now,
-        since: Moment { uptime: BASE, wall: since },
+        since: Moment::new(BASE, since),
         revision: 0,
         news: 0,
         rounds: 1,

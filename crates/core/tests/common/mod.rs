@@ -25,7 +25,9 @@ pub const MINUTE: u64 = 60;
 pub const HOUR: u64 = 3600;
 
 /// Facts that are as recent as anything.
-pub const ALWAYS: Moment = Moment { uptime: Duration::MAX, wall: Timestamp::UNIX_EPOCH };
+pub fn always() -> Moment {
+    Moment::new(Duration::MAX, Timestamp::UNIX_EPOCH)
+}
 
 pub struct World {
     pub ledger: Ledger,
@@ -47,10 +49,10 @@ pub struct World {
 }
 
 pub fn at(seconds: u64) -> Moment {
-    Moment {
-        uptime: Duration::from_secs(seconds),
-        wall: Timestamp::from_second(START + i64::try_from(seconds).unwrap()).unwrap(),
-    }
+    Moment::new(
+        Duration::from_secs(seconds),
+        Timestamp::from_second(START + i64::try_from(seconds).unwrap()).unwrap(),
+    )
 }
 
 pub fn policy() -> Policy {
@@ -194,7 +196,7 @@ impl World {
     }
 
     pub fn wait(&mut self, seconds: u64) -> Vec<Change> {
-        self.now = at(self.now.uptime.as_secs() + seconds);
+        self.now = at(self.now.uptime().as_secs() + seconds);
         if let Some((follower, true)) = &mut self.follower {
             follower.advance(self.now);
         }
@@ -202,7 +204,7 @@ impl World {
     }
 
     pub fn clock(&self) -> i64 {
-        i64::try_from(self.now.uptime.as_secs()).unwrap()
+        i64::try_from(self.now.uptime().as_secs()).unwrap()
     }
 
     pub fn report(&mut self, node: &str, outcome: Outcome) -> Vec<Change> {
@@ -282,12 +284,12 @@ impl World {
             exposure: Some(Exposure::plain([Arc::from(format!("{}-x7k2.{namespace}.svc", app.name))])),
         });
         let state = PodState::Present { node: NodeName::new(node), host_ips: Vec::new(), app };
-        self.facts.pods.insert(pod, PodFact { asked: ALWAYS, state });
+        self.facts.pods.insert(pod, PodFact { asked: always(), state });
     }
 
     pub fn pod_is(&mut self, namespace: &str, pod: &str, state: PodState) {
         let pod = PodRef { namespace: namespace.into(), pod: pod.into() };
-        self.facts.pods.insert(pod, PodFact { asked: ALWAYS, state });
+        self.facts.pods.insert(pod, PodFact { asked: always(), state });
     }
 }
 

@@ -246,7 +246,7 @@ impl Soak {
     }
 
     fn now(&self) -> u64 {
-        self.world.now.uptime.as_secs()
+        self.world.now.uptime().as_secs()
     }
 
     fn fail(&self, what: &str) -> ! {
@@ -291,10 +291,10 @@ impl Soak {
     /// A minute in which things happen.
     fn minute(&mut self, is_quiet: bool) {
         let now = self.world.now;
-        self.world.now = Moment {
-            uptime: now.uptime + Duration::from_secs(MINUTE),
-            wall: now.wall + SignedDuration::from_secs(60),
-        };
+        self.world.now = Moment::new(
+            now.uptime() + Duration::from_secs(MINUTE),
+            now.wall() + SignedDuration::from_secs(60),
+        );
         if !is_quiet {
             self.trouble();
         }
@@ -349,7 +349,8 @@ impl Soak {
             // Ours jumps; no agent's does.
             let by = i64::try_from(self.random.seconds(0, 2 * MOST_BACK)).unwrap()
                 - i64::try_from(MOST_BACK).unwrap();
-            self.world.now.wall += SignedDuration::from_secs(by);
+            let now = self.world.now;
+            self.world.now = Moment::new(now.uptime(), now.wall() + SignedDuration::from_secs(by));
             self.told.jumps += 1;
         }
         if self.random.once_in(400) {

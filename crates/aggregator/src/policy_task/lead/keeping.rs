@@ -50,11 +50,11 @@ impl Lead<'_> {
     pub(super) fn obey(&mut self, kept: &Kept, policy: &Policy) -> Obeyed {
         let now = self.task.clock.now();
         let (mut done, mut history) = (BTreeSet::new(), Vec::new());
-        for Order { incident, act, actor, reason, number } in kept.orders(now.wall) {
+        for Order { incident, act, actor, reason, number } in kept.orders(now.wall()) {
             let app = act.app().clone();
             let known = self.book.incident(&app);
             let Some(known) = known.filter(|known| known.name(&app) == incident) else {
-                history.extend(refused(kept, &incident, &actor, number, now.wall));
+                history.extend(refused(kept, &incident, &actor, number, now.wall()));
                 continue;
             };
             if known.observed() >= number && !done.contains(&incident) {
@@ -129,7 +129,7 @@ impl Lead<'_> {
             return Ok(());
         }
         self.swept = Some(Instant::now());
-        let now = self.task.clock.now().wall;
+        let now = self.task.clock.now().wall();
         let known: BTreeSet<String> =
             self.book.incidents().map(|(app, incident)| incident.name(app)).collect();
         let over = history::over(kept, &known, self.task.retention, now);

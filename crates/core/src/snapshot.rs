@@ -86,20 +86,50 @@ pub struct Violation {
     pub key: Key,
     /// Its state over all nodes.
     pub state: State,
-    /// The record as the agent last gave it.
-    pub record: Arc<Record>,
-    /// The node whose record that is.
+    /// The node whose word counts: the longest-standing of the strongest evidence.
     pub node: NodeName,
-    /// When we first saw it, in this incident.
-    pub first_seen: Timestamp,
-    /// When we last saw it listed.
-    pub last_seen: Timestamp,
-    /// The agent's own timestamp of the last fresh evidence.
-    pub evidence_time: Timestamp,
-    /// How many different timestamps were seen.
-    pub observations: u64,
+    /// What that node has said.
+    pub heard: Arc<Heard>,
     /// The evidence of each node.
-    pub evidence: Vec<EvidenceView>,
+    pub evidence: Box<[EvidenceView]>,
+}
+
+impl Violation {
+    /// What all of this evidence together amounts to; nothing without any.
+    pub fn new(key: Key, evidence: impl Into<Box<[EvidenceView]>>) -> Option<Self> {
+        let evidence = evidence.into();
+        // Neither the order of arrival nor a second, lying node changes what people see of the first.
+        let speaker = evidence.iter().min_by_key(|e| (e.presence, e.first_seen, &e.node))?;
+        let state = match speaker.presence {
+            Presence::Active => State::Active,
+            Presence::Unconfirmed => State::Unconfirmed,
+            Presence::Cleared => State::Cleared,
+        };
+        let (node, heard) = (speaker.node.clone(), speaker.heard.clone());
+        Some(Self { key, state, node, heard, evidence })
+    }
+
+    /// The record as the agent last gave it.
+    pub fn record(&self) -> &Arc<Record> {
+        &self.heard.record
+    }
+
+    /// When we first saw it, in this incident.
+    pub fn first_seen(&self) -> Timestamp {
+        let seen = self.evidence.iter().map(|e| e.first_seen.wall());
+        seen.min().unwrap_or_else(|| self.heard.first_seen.wall())
+    }
+
+    /// When we last saw it listed.
+    pub fn last_seen(&self) -> Timestamp {
+        let seen = self.evidence.iter().map(|e| e.last_seen.wall());
+        seen.max().unwrap_or_else(|| self.heard.last_seen.wall())
+    }
+
+    /// How many different timestamps were seen.
+    pub fn observations(&self) -> u64 {
+        self.evidence.iter().map(|e| e.observations).sum()
+    }
 }
 
 /// What one node says of a violation.

@@ -153,13 +153,13 @@ fn trap_3_two_agents_of_one_node_answering_in_turn_are_not_fresh_evidence() {
     world.answer("n1", vec![old.clone()]);
     world.wait(1);
     world.answer("n1", vec![older.clone()]);
-    let observations = world.violation("ns-a").observations;
+    let observations = world.violation("ns-a").observations();
     world.rounds(100, |w| {
         w.answer("n1", vec![old.clone()]);
         w.wait(1);
         w.answer("n1", vec![older.clone()]);
     });
-    assert_eq!(world.violation("ns-a").observations, observations);
+    assert_eq!(world.violation("ns-a").observations(), observations);
     assert_eq!(world.state("ns-a"), State::Cleared);
 }
 

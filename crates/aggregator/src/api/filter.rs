@@ -62,7 +62,7 @@ impl Filter {
 
     /// Whether a violation is asked for. Called for each one, so it allocates nothing.
     pub(super) fn wants(&self, violation: &Violation) -> bool {
-        let Violation { key, record, evidence, .. } = violation;
+        let (Violation { key, evidence, .. }, record) = (violation, violation.record());
         let mut nodes = evidence.iter().map(|evidence| &evidence.node);
         let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
         is(&self.namespace, &key.namespace)

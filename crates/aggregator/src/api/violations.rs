@@ -68,14 +68,14 @@ impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
         });
         Self {
             key: &violation.key,
-            kind: &violation.record.kind,
-            name: &violation.record.name,
+            kind: &violation.record().kind,
+            name: &violation.record().name,
             state: violation.state,
-            rule: violation.record.rule(),
-            first_seen: violation.first_seen,
-            last_seen: violation.last_seen,
-            evidence_time: violation.evidence_time,
-            observations: violation.observations,
+            rule: violation.record().rule(),
+            first_seen: violation.first_seen(),
+            last_seen: violation.last_seen(),
+            evidence_time: violation.heard.evidence_time,
+            observations: violation.observations(),
             evidence: evidence.collect(),
         }
     }

@@ -117,7 +117,8 @@ pub struct Remembered {
 pub struct Ledger {
     since: Moment,
     rules: Detection,
-    nodes: BTreeMap<NodeName, Node>,
+    /// Boxed, because a tree has room for nearly twice as many as are in it.
+    nodes: BTreeMap<NodeName, Box<Node>>,
     /// Which nodes have evidence of a violation, and since when its Pod is known to be gone.
     violations: BTreeMap<Key, Entry>,
     targets: BTreeMap<Text, TargetEntry>,
@@ -240,7 +241,7 @@ impl Ledger {
         }
 
         let name = report.target.node.clone();
-        let node = self.nodes.entry(name.clone()).or_insert_with(|| Node::new(report.at));
+        let node = self.nodes.entry(name.clone()).or_insert_with(|| Box::new(Node::new(report.at)));
         if let Outcome::Failed(failure) = &report.outcome {
             node.failed(failure.reason);
             return Vec::new();
@@ -317,7 +318,7 @@ impl Ledger {
                 let latest = intervals.entry(known.node.clone()).or_insert((known.fresh_at, interval));
                 *latest = (*latest).max((known.fresh_at, interval));
             }
-            let node = self.nodes.entry(known.node.clone()).or_insert_with(|| Node::new(now));
+            let node = self.nodes.entry(known.node.clone()).or_insert_with(|| Box::new(Node::new(now)));
             let mark = node.odometer;
             if let Some(evidence) = node.evidence.get_mut(&known.key) {
                 evidence.merge(&known, now);
@@ -426,7 +427,7 @@ impl Ledger {
         // `collect` would not know how many there are, and make room for nearly twice as many.
         let mut violations: Vec<Violation> = Vec::with_capacity(self.violations.len());
         violations.extend(self.violations.iter().filter_map(|(key, entry)| self.view(key, entry, now)));
-        let shown = || violations.iter().filter(|v| v.state != State::Cleared).map(|v| &v.record);
+        let shown = || violations.iter().filter(|v| v.state != State::Cleared).map(Violation::record);
         let same = shown().count() == self.list.len()
             && shown().zip(self.list.iter()).all(|(a, b)| Arc::ptr_eq(a, b) || a == b);
         if !same {
@@ -464,25 +465,7 @@ impl Ledger {
             }
             Some(view)
         }));
-        // The longest-standing of the strongest evidence speaks, so that neither the order of arrival nor a second,
-        // lying node changes what people see of the first.
-        let speaker = evidence.iter().min_by_key(|e| (e.presence, e.first_seen, &e.node))?;
-        let state = match speaker.presence {
-            Presence::Active => State::Active,
-            Presence::Unconfirmed => State::Unconfirmed,
-            Presence::Cleared => State::Cleared,
-        };
-        Some(Violation {
-            key: key.clone(),
-            state,
-            record: speaker.record.clone(),
-            node: speaker.node.clone(),
-            first_seen: evidence.iter().map(|e| e.first_seen.wall()).min()?,
-            last_seen: evidence.iter().map(|e| e.last_seen.wall()).max()?,
-            evidence_time: speaker.evidence_time,
-            observations: evidence.iter().map(|e| e.observations).sum(),
-            evidence,
-        })
+        Violation::new(key.clone(), evidence)
     }
 }
 

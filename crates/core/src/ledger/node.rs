@@ -1,6 +1,5 @@
 //! What is known of one node: how long it has answered, how often its agent scans, and its evidence.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,7 +15,33 @@ use crate::snapshot::NodeView;
 /// The longest scan interval that is believed: an agent may not make its violations immortal.
 const MAX_INTERVAL: Duration = Duration::from_hours(1);
 /// From how many steps the scan interval is learned: an agent that scans seldom from now on is understood after so many scans.
-const STEPS: usize = 8;
+const STEPS: u8 = 8;
+
+/// The last steps, in microseconds: there are many nodes. Rounded up, because too long only means to wait longer.
+#[derive(Debug, Default)]
+struct Steps {
+    /// The next one takes the place of the oldest.
+    micros: [u32; STEPS as usize],
+    next: u8,
+    count: u8,
+}
+
+impl Steps {
+    /// One more, of [`MAX_INTERVAL`] at most.
+    fn push(&mut self, step: Duration) {
+        let micros = step.min(MAX_INTERVAL).as_nanos().div_ceil(1000);
+        if let Some(place) = self.micros.get_mut(usize::from(self.next)) {
+            *place = u32::try_from(micros).unwrap_or(u32::MAX);
+        }
+        self.next = (self.next + 1) % STEPS;
+        self.count = self.count.saturating_add(1).min(STEPS);
+    }
+
+    fn least(&self) -> Option<Duration> {
+        let known = self.micros.iter().take(self.count.into());
+        known.min().map(|micros| Duration::from_micros((*micros).into()))
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Node {
@@ -29,7 +54,7 @@ pub(super) struct Node {
     last_answer: Option<Moment>,
     listed_something: bool,
     /// The last steps between the newest timestamps of its answers.
-    steps: VecDeque<Duration>,
+    steps: Steps,
     latest: Option<Timestamp>,
     pub(super) evidence: FewMap<Key, Evidence>,
     pub(super) rejected: Rejections,
@@ -45,7 +70,7 @@ impl Node {
             since: now,
             last_answer: None,
             listed_something: false,
-            steps: VecDeque::new(),
+            steps: Steps::default(),
             latest: None,
             evidence: FewMap::default(),
             rejected: Rejections::default(),
@@ -88,24 +113,21 @@ impl Node {
         if let Some(latest) = self.latest
             && newest > latest
         {
-            if self.steps.len() == STEPS {
-                self.steps.pop_front();
-            }
-            self.steps.push_back(newest.duration_since(latest).unsigned_abs().min(MAX_INTERVAL));
+            self.steps.push(newest.duration_since(latest).unsigned_abs());
         }
         self.latest = Some(newest);
     }
 
     /// What had been learned before the start, or by another replica. What has been seen here since is known better.
     pub(super) fn remember_interval(&mut self, interval: Duration) {
-        if self.steps.is_empty() {
-            self.steps.push_front(interval.min(MAX_INTERVAL));
+        if self.steps.least().is_none() {
+            self.steps.push(interval);
         }
     }
 
     /// The learned scan interval; zero while unknown.
     pub(super) fn interval(&self) -> Duration {
-        self.steps.iter().min().copied().unwrap_or_default()
+        self.steps.least().unwrap_or_default()
     }
 
     fn offenders(&self) -> usize {
@@ -207,7 +229,7 @@ impl Node {
     pub(super) fn view(&self, rules: &Detection) -> NodeView {
         NodeView {
             clock: self.clock(rules),
-            interval: self.steps.iter().min().copied(),
+            interval: self.steps.least(),
             offenders: self.offenders(),
             records: self.evidence.values().filter(|evidence| !evidence.is_cleared()).count(),
             last_answer: self.last_answer.map(Moment::wall),
@@ -244,5 +266,37 @@ impl NodeClock {
     pub(super) fn lost_at(&self, since: Moment) -> Duration {
         // Partial answers may have brought fresh evidence after the last whole one: silence counts from the later.
         self.last_answer.max(since).uptime().saturating_add(self.unreachable_limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_least_of_the_last_steps_is_the_interval(steps in proptest::collection::vec(0..5_000_000_000_u64, 0..30)) {
+            let (mut known, mut model) = (Steps::default(), VecDeque::new());
+            for step in steps {
+                known.push(Duration::from_micros(step));
+                model.push_back(Duration::from_micros(step).min(MAX_INTERVAL));
+                if model.len() > 8 {
+                    model.pop_front();
+                }
+                prop_assert_eq!(known.least(), model.iter().min().copied());
+            }
+        }
+    }
+
+    #[test]
+    fn a_step_is_never_taken_for_a_shorter_one() {
+        let mut steps = Steps::default();
+        assert_eq!(steps.least(), None);
+        steps.push(Duration::from_nanos(1_000_001));
+        assert_eq!(steps.least(), Some(Duration::from_micros(1001)));
     }
 }

@@ -22,7 +22,7 @@ impl Book {
         for violation in &pass.snapshot.violations {
             if let Some(why) = pass.policy.refuses(&violation.key.namespace) {
                 if violation.state == State::Active {
-                    let app = claimed_app(&violation.record);
+                    let app = claimed_app(violation.record());
                     if !self.refused.contains(&app) && !self.incidents.contains_key(&app) {
                         pass.decide(&app, DecisionKind::Exempted, why.to_owned());
                     }

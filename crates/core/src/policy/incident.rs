@@ -416,6 +416,10 @@ impl Incident {
         if file.decisions.len() == MAX_DECISIONS {
             file.decisions.remove(0);
         }
+        // Most have one or two.
+        if file.decisions.len() < 2 {
+            file.decisions.reserve_exact(1);
+        }
         file.decisions.push(Arc::new(decision.clone()));
         file.decided += 1;
     }

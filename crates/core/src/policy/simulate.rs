@@ -21,7 +21,7 @@ use crate::ledger::{NodeClock, Presence};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
 use crate::report::Rejections;
-use crate::snapshot::{Coverage, EvidenceView, Heard, NodeView, Snapshot, State, Violation};
+use crate::snapshot::{Coverage, EvidenceView, Heard, NodeView, Snapshot, Violation};
 use crate::state::incident::{self as kept, IncidentState};
 
 /// What one App's fate was, and would have been.
@@ -211,7 +211,7 @@ fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bo
 fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timestamp) -> (Snapshot, Facts) {
     let mut facts = Facts::default();
     let mut nodes = BTreeMap::new();
-    let mut violations: BTreeMap<Key, Violation> = BTreeMap::new();
+    let mut violations: BTreeMap<Key, Vec<EvidenceView>> = BTreeMap::new();
     // Known by now, whenever it is asked: it was known then.
     let asked = Moment::new(Duration::MAX, now.wall());
     for Piece { app, evidence, from, .. } in live {
@@ -232,18 +232,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
         };
         let presence = Presence::Active;
         let view = EvidenceView { node: node.clone(), presence, cleared: None, heard: Arc::new(heard) };
-        let violation = violations.entry(record.key.clone()).or_insert_with(|| Violation {
-            key: record.key.clone(),
-            state: State::Active,
-            record: record.clone(),
-            node,
-            first_seen: seen.wall(),
-            last_seen: seen.wall(),
-            evidence_time: record.detected_at,
-            observations: evidence.observations,
-            evidence: Vec::new(),
-        });
-        violation.evidence.push(view);
+        violations.entry(record.key.clone()).or_default().push(view);
     }
     let accused: BTreeSet<&App> = live.iter().map(|piece| &piece.app).collect();
     for app in apps {
@@ -257,7 +246,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
         revision: 0,
         news: 0,
         rounds: 1,
-        violations: violations.into_values().collect(),
+        violations: violations.into_iter().filter_map(|(key, all)| Violation::new(key, all)).collect(),
         list: Arc::new([]),
         list_changed_at: since,
         nodes,

@@ -25,6 +25,9 @@ const PAUSE_SHARE: u32 = 10;
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// How old a snapshot may be that a reader is given.
 const FRESH: Duration = Duration::from_secs(1);
+/// How old the last snapshot is let become before it is given up: it is of no use to anybody, and all that has been renewed since is
+/// in memory twice because of it.
+const KEPT: Duration = Duration::from_secs(3);
 /// How long a reader waits for a newer one. Whoever reads is told something in any case.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How often time is let pass: evidence grows old without anybody saying so.
@@ -66,10 +69,30 @@ pub struct Progress {
     pub coverage: Coverage,
 }
 
+/// What was published last.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// As of when.
+    pub at: Moment,
+    /// Which of the ledger's news it shows (see [`Ledger::news`]).
+    pub news: u64,
+    /// Rounds that were done by then.
+    pub rounds: u64,
+    /// The snapshot; nothing if it has been given up meanwhile. Whoever needs one asks for it: see [`Snapshots::fresh`].
+    pub snapshot: Option<Arc<Snapshot>>,
+}
+
+impl Published {
+    fn new(snapshot: Snapshot) -> Self {
+        let Snapshot { at, news, rounds, .. } = snapshot;
+        Self { at, news, rounds, snapshot: Some(Arc::new(snapshot)) }
+    }
+}
+
 /// The latest snapshot, and a way to ask for a newer one.
 #[derive(Clone, Debug)]
 pub struct Snapshots {
-    latest: watch::Receiver<Arc<Snapshot>>,
+    latest: watch::Receiver<Published>,
     progress: watch::Receiver<Progress>,
     wanted: Arc<Notify>,
     alive: watch::Receiver<Moment>,
@@ -79,16 +102,31 @@ pub struct Snapshots {
 impl Snapshots {
     /// What the ledger knows now, or knew a moment ago.
     pub async fn fresh(&self) -> Arc<Snapshot> {
-        let latest = self.latest.borrow().clone();
         let is_fresh = |snapshot: &Arc<Snapshot>| self.clock.now().since(snapshot.at) < FRESH;
-        if is_fresh(&latest) {
-            return latest;
-        }
         let mut watch = self.latest.clone();
+        let latest = watch.borrow_and_update().snapshot.clone();
+        if let Some(latest) = latest.as_ref().filter(|latest| is_fresh(latest)) {
+            return latest.clone();
+        }
         self.ask();
-        let newer = tokio::time::timeout(PATIENCE, watch.wait_for(is_fresh)).await;
+        let is_newer = |published: &Published| published.snapshot.as_ref().is_some_and(is_fresh);
+        let newer = tokio::time::timeout(PATIENCE, watch.wait_for(is_newer)).await;
+        let newer = newer.ok().and_then(Result::ok).and_then(|published| published.snapshot.clone());
         // Late, or ended: the last word is as good as any.
-        newer.ok().and_then(Result::ok).map_or(latest, |newer| newer.clone())
+        match newer.or(latest) {
+            Some(snapshot) => snapshot,
+            None => self.any(watch).await,
+        }
+    }
+
+    /// The next snapshot, however long it takes. The last one is never given up.
+    async fn any(&self, mut watch: watch::Receiver<Published>) -> Arc<Snapshot> {
+        let next = watch.wait_for(|published| published.snapshot.is_some()).await;
+        match next.ok().and_then(|published| published.snapshot.clone()) {
+            Some(snapshot) => snapshot,
+            // Only where the ledger has died, which ends the process.
+            None => std::future::pending().await,
+        }
     }
 
     /// Asks for a newer one to be published.
@@ -107,7 +145,7 @@ impl Snapshots {
     }
 
     /// What was published last. Says what there is to decide on; what has only been renewed may be missing.
-    pub fn published(&self) -> watch::Receiver<Arc<Snapshot>> {
+    pub fn published(&self) -> watch::Receiver<Published> {
         self.latest.clone()
     }
 }
@@ -115,7 +153,7 @@ impl Snapshots {
 /// Publishes snapshots, and hears who wants one.
 #[derive(Debug)]
 pub struct Publisher {
-    latest: watch::Sender<Arc<Snapshot>>,
+    latest: watch::Sender<Published>,
     progress: watch::Sender<Progress>,
     wanted: Arc<Notify>,
     alive: watch::Sender<Moment>,
@@ -126,7 +164,7 @@ pub struct Publisher {
 /// Both ends, with a first snapshot.
 pub fn snapshots(first: Snapshot, clock: Clock) -> (Publisher, Snapshots) {
     let (told, progress) = watch::channel(Progress { rounds: first.rounds, coverage: first.coverage });
-    let (sender, latest) = watch::channel(Arc::new(first));
+    let (sender, latest) = watch::channel(Published::new(first));
     let wanted = Arc::new(Notify::new());
     let (beat, alive) = watch::channel(clock.now());
     let publisher = Publisher {
@@ -152,7 +190,18 @@ impl Publisher {
     /// Shows this.
     pub(crate) fn show(&self, snapshot: Snapshot) {
         self.progress.send_replace(Progress { rounds: snapshot.rounds, coverage: snapshot.coverage });
-        self.latest.send_replace(Arc::new(snapshot));
+        self.latest.send_replace(Published::new(snapshot));
+    }
+
+    /// Gives up what is too old for any reader. Nobody is woken by it.
+    fn give_up_old(&self, now: Moment) {
+        let is_old = now.since(self.latest.borrow().at) >= KEPT;
+        self.latest.send_if_modified(|published| {
+            if is_old {
+                published.snapshot = None;
+            }
+            false
+        });
     }
 
     /// Whether nobody misses a newer one who does not ask for it.
@@ -225,6 +274,7 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
                 let now = clock.now();
                 publisher.alive.send_replace(now);
                 log(&ledger.advance(now));
+                publisher.give_up_old(now);
             }
             () = wanted.notified() => {
                 publish_at = Some(publisher.rested);
@@ -371,6 +421,10 @@ mod tests {
         }
     }
 
+    fn shows(published: &Published, state: State) -> bool {
+        published.snapshot.as_ref().is_some_and(|snapshot| snapshot.count(state) == 1)
+    }
+
     fn tells(snapshot: &Snapshot, detail: &str) -> bool {
         snapshot
             .targets
@@ -384,11 +438,11 @@ mod tests {
         let mut published = stage.snapshots.published();
         let sent = stage.clock.now();
         stage.accuse(Duration::ZERO).await;
-        published.wait_for(|snapshot| snapshot.count(State::Active) == 1).await.unwrap();
+        published.wait_for(|published| shows(published, State::Active)).await.unwrap();
         assert!(stage.clock.now().since(sent) <= PUBLISH_AFTER, "{:?}", stage.clock.now().since(sent));
 
         // So is what time alone brings about.
-        published.wait_for(|snapshot| snapshot.count(State::Unconfirmed) == 1).await.unwrap();
+        published.wait_for(|published| shows(published, State::Unconfirmed)).await.unwrap();
         let aged = stage.clock.now().since(sent);
         assert!(
             aged > Detection::default().max_age && aged < Detection::default().max_age + TICK * 2,
@@ -431,12 +485,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_nobody_needs_is_given_up_and_made_anew_for_whoever_asks() {
+        let stage = Stage::new();
+        stage.accuse(Duration::ZERO).await;
+        let mut published = stage.snapshots.published();
+        published.wait_for(|published| shows(published, State::Active)).await.unwrap();
+        let shown = Arc::downgrade(&stage.snapshots.fresh().await);
+        tokio::time::sleep(KEPT + TICK).await;
+        assert!(shown.upgrade().is_none() && published.borrow_and_update().snapshot.is_none());
+        tokio::time::sleep(KEPT * 20).await;
+        assert!(!published.has_changed().unwrap(), "nobody is woken");
+        assert_eq!(stage.snapshots.fresh().await.count(State::Active), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_last_of_it_is_shown_before_the_end() {
         let stage = Stage::new();
         stage.fail("last").await;
         drop(stage.observations);
         stage.task.await.unwrap();
-        assert!(tells(&stage.snapshots.published().borrow(), "last"));
+        assert!(tells(stage.snapshots.published().borrow().snapshot.as_ref().unwrap(), "last"));
         tokio::time::sleep(FRESH).await;
         assert!(tells(&*stage.snapshots.fresh().await, "last"), "readers are answered all the same");
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::{blocked_services, listing, objects};
 use procscan_agent::simulate::{Behaviour, Fault, Fleet, FleetOptions};
 use procscan_aggregator::config::Config;
+use procscan_aggregator::ledger_task::Published;
 use procscan_aggregator::run::Service;
 use procscan_core::names::Key;
 use procscan_core::snapshot::{Snapshot, State};
@@ -61,8 +62,8 @@ async fn until(service: &Service, what: &str, mut check: impl FnMut(&Snapshot) -
     let mut published = service.views().snapshots.published();
     let seen = async {
         loop {
-            let snapshot = published.borrow_and_update().clone();
-            if check(&snapshot) {
+            let shown = published.borrow_and_update().snapshot.clone();
+            if let Some(snapshot) = shown.filter(|snapshot| check(snapshot)) {
                 return snapshot;
             }
             next(service, &mut published).await;
@@ -72,7 +73,7 @@ async fn until(service: &Service, what: &str, mut check: impl FnMut(&Snapshot) -
 }
 
 /// Waits until a snapshot is published, which whoever reads brings about.
-async fn next(service: &Service, published: &mut watch::Receiver<Arc<Snapshot>>) {
+async fn next(service: &Service, published: &mut watch::Receiver<Published>) {
     while tokio::time::timeout(Duration::from_secs(1), published.changed()).await.is_err() {
         service.views().snapshots.fresh().await;
     }

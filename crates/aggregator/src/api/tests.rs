@@ -87,7 +87,7 @@ impl Stage {
     }
 
     fn shown(&self) -> Arc<Snapshot> {
-        self.snapshots.published().borrow().clone()
+        self.snapshots.published().borrow().snapshot.clone().unwrap()
     }
 
     fn answer(&mut self, node: &str, body: &str) {

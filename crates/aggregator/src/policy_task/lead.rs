@@ -19,7 +19,7 @@ use self::keeping::Obeyed;
 use super::journal;
 use super::{Decided, PolicyTask, TakeOver, rest};
 use crate::leader::Pen;
-use crate::ledger_task::Memory;
+use crate::ledger_task::{Memory, Published};
 use crate::state::Outline;
 
 /// The pause after which what can't be kept is tried again; doubles up to [`MAX_PAUSE`].
@@ -70,6 +70,10 @@ struct Seen {
 impl Seen {
     fn of(snapshot: &Snapshot) -> Self {
         Self { news: snapshot.news, rounds: snapshot.rounds, at: snapshot.at }
+    }
+
+    fn of_published(published: &Published) -> Self {
+        Self { news: published.news, rounds: published.rounds, at: published.at }
     }
 
     /// Whether there is nothing in `now` that has to be decided on; some things are after every round.
@@ -144,7 +148,7 @@ impl<'a> Lead<'a> {
         let blocked = self.blocked().await?;
         self.remind(&kept).await?;
         let now = self.task.clock.now();
-        let snapshot = self.task.channels.snapshots.borrow_and_update().clone();
+        let snapshot = self.task.channels.ledger.fresh().await;
         let policy = self.policy();
         self.book = Book::restore(&kept, &snapshot, now);
         (self.decisions, self.failing, self.again) = (Vec::new(), BTreeSet::new(), None);
@@ -247,7 +251,7 @@ impl<'a> Lead<'a> {
                     channels.snapshots.changed().await
                 } => {
                     is_live = changed.is_ok();
-                    let now = Seen::of(&channels.snapshots.borrow_and_update());
+                    let now = Seen::of_published(&channels.snapshots.borrow_and_update());
                     if is_live && self.decided.is_some_and(|seen| seen.is_as_good_as(now, self.is_waiting())) {
                         continue;
                     }
@@ -315,10 +319,15 @@ impl<'a> Lead<'a> {
     }
 
     async fn step(&mut self) -> Step {
-        let now = self.task.clock.now();
         let channels = &mut self.task.channels;
+        let published = channels.snapshots.borrow_and_update().snapshot.clone();
+        let snapshot = match published {
+            Some(snapshot) => snapshot,
+            // It was no news for anybody, and has been given up.
+            None => channels.ledger.fresh().await,
+        };
+        let now = self.task.clock.now();
         let kept = channels.kept.borrow_and_update().clone();
-        let snapshot = channels.snapshots.borrow_and_update().clone();
         let facts = channels.facts.borrow_and_update().clone();
         let policy = self.task.policy_now(&kept);
         let is_copy = policy.mode == Mode::DryRun;

@@ -16,7 +16,6 @@ use jiff::Timestamp;
 use procscan_core::names::App;
 use procscan_core::plan::{Dispute, HeldApp, Plan};
 use procscan_core::policy::{Book, Facts, Inherited, Policy, Questions};
-use procscan_core::snapshot::Snapshot;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -24,7 +23,7 @@ pub use self::journal::Journal;
 use self::lead::{End, Lead};
 use crate::clock::Clock;
 use crate::leader::{Leadership, Pen};
-use crate::ledger_task::{Memory, Progress, Snapshots};
+use crate::ledger_task::{Memory, Progress, Published, Snapshots};
 use crate::state::{Kept, Store};
 
 /// What the policy has decided as of the last snapshot.
@@ -87,7 +86,7 @@ pub struct Channels {
     /// To the ledger, at the beginning of a term.
     pub memory: mpsc::Sender<Memory>,
     /// The ledger.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub snapshots: watch::Receiver<Published>,
     /// How far the rounds have got.
     pub progress: watch::Receiver<Progress>,
     /// Where a snapshot is asked for that there is no news for.
@@ -162,7 +161,7 @@ impl PolicyTask {
                     |(before, began): &(Arc<Kept>, bool)| Arc::ptr_eq(before, &kept) && *began == has_begun;
                 if !shown.as_ref().is_some_and(is_same) {
                     let started = std::time::Instant::now();
-                    self.show(&kept);
+                    self.show(&kept).await;
                     rested = rest(started.elapsed());
                     shown = Some((kept, has_begun));
                 }
@@ -178,8 +177,8 @@ impl PolicyTask {
         }
     }
 
-    fn show(&mut self, kept: &Kept) {
-        let snapshot = self.channels.snapshots.borrow().clone();
+    async fn show(&mut self, kept: &Kept) {
+        let snapshot = self.channels.ledger.fresh().await;
         let now = self.clock.now();
         let policy = self.policy_now(kept);
         let documents = match kept.documents() {

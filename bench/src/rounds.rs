@@ -34,8 +34,8 @@ pub(crate) struct Options {
     /// The length of a round
     #[arg(long, value_parser = humantime::parse_duration, default_value = "60s")]
     interval: Duration,
-    /// How many rounds are measured in which nothing changes but the timestamps
-    #[arg(long, default_value_t = 2)]
+    /// How many rounds are measured in which nothing changes but the timestamps: in every fifth everything is decided on again
+    #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// How many changes are timed, over one more round
     #[arg(long, default_value_t = 200)]
@@ -90,8 +90,8 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     let aggregator = Aggregator::start(&setup, directory)?;
     let started = Instant::now();
     let first_round = aggregator.first_round(options.interval)?;
-    // The second round has everybody in its usual place.
-    let settled = options.interval.mul_f64(1.9);
+    // The second round has everybody in its usual place, and by the third everything has been written and looked at once more.
+    let settled = options.interval.mul_f64(2.9);
     std::thread::sleep(settled.saturating_sub(started.elapsed()));
     let idle = aggregator.process.memory("VmRSS")?;
     if !options.fault.is_empty() {

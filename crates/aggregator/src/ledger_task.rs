@@ -182,6 +182,8 @@ impl Publisher {
     pub fn publish(&mut self, ledger: &mut Ledger, clock: Clock) {
         // What a snapshot costs is real time, whatever the clock of a test says.
         let started = std::time::Instant::now();
+        // Two would be much; whoever reads meanwhile waits for the new one.
+        self.give_up();
         self.show(ledger.snapshot(clock.now()));
         let pause = started.elapsed().saturating_mul(PAUSE_SHARE).min(MAX_PAUSE);
         self.rested = Instant::now() + pause;
@@ -193,13 +195,10 @@ impl Publisher {
         self.latest.send_replace(Published::new(snapshot));
     }
 
-    /// Gives up what is too old for any reader. Nobody is woken by it.
-    fn give_up_old(&self, now: Moment) {
-        let is_old = now.since(self.latest.borrow().at) >= KEPT;
+    /// Gives up the last snapshot. Nobody is woken by it.
+    fn give_up(&self) {
         self.latest.send_if_modified(|published| {
-            if is_old {
-                published.snapshot = None;
-            }
+            published.snapshot = None;
             false
         });
     }
@@ -274,7 +273,9 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
                 let now = clock.now();
                 publisher.alive.send_replace(now);
                 log(&ledger.advance(now));
-                publisher.give_up_old(now);
+                if now.since(publisher.latest.borrow().at) >= KEPT {
+                    publisher.give_up();
+                }
             }
             () = wanted.notified() => {
                 publish_at = Some(publisher.rested);

@@ -55,7 +55,8 @@ pub struct Collector {
     client: Client,
     clock: Clock,
     observations: mpsc::Sender<Observation>,
-    slots: HashMap<Text, Slot>,
+    /// Boxed, because a map has room for up to twice as many as are in it.
+    slots: HashMap<Text, Box<Slot>>,
     /// Targets whose last answer was whole, and new ones.
     standing: Lane,
     /// Targets whose last answer failed. With places of their own, those that hang hold up each other only.
@@ -209,7 +210,7 @@ impl Collector {
                 let due = Instant::now() + offset(FIRST_SPREAD.min(self.cadence.interval), slot.place, slots);
                 self.standing.queue.push(Reverse((due, target.address.clone())));
             }
-            self.slots.insert(target.address.clone(), slot);
+            self.slots.insert(target.address.clone(), Box::new(slot));
         }
         self.close_if_done()
     }

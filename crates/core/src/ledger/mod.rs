@@ -202,7 +202,9 @@ impl Ledger {
                 *entry = TargetEntry { expected: true, ..TargetEntry::new(target.node) };
             }
         }
-        self.targets.retain(|_, entry| entry.expected);
+        let all = std::mem::take(&mut self.targets);
+        // Made anew from those that are left, because a tree that grows is half empty.
+        self.targets = all.into_iter().filter(|(_, entry)| entry.expected).collect();
         self.drop_idle_nodes();
         self.unlisted = unlisted;
         self.tell_news();

@@ -31,7 +31,7 @@ soak: ## Days of trouble, and kills while the fleet misbehaves (SECONDS=60 for e
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench
 	target/release/procscan-bench soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-bench: ## Measure rounds beside a bare loop, and the API beside nginx, on this machine (about 35 minutes; needs nginx)
+bench: ## Measure rounds beside a bare loop, and the API beside nginx, on this machine (about 50 minutes; needs nginx)
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench
 	target/release/procscan-bench rounds
 	target/release/procscan-bench rounds --nodes 5000 --fault hang:5 --fault endless:1 --fault garbage:1 --fault gzip-bomb:1 --fault zstd-bomb:1

@@ -47,8 +47,14 @@ const LIKELY: usize = 4 << 10;
 pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>) {
     // Nearly always UTF-8, and that is known sooner than what else it could be.
     let text = std::str::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed);
-    let (answer, result) = read(&text, limits, Care::Little);
-    if result.is_ok() { (answer, result) } else { read(&text, limits, Care::Much) }
+    match read(&text, limits, Care::Little) {
+        whole @ (_, Ok(())) => whole,
+        (part, Err(_)) => {
+            // Both at once would be more than one answer may take.
+            drop(part);
+            read(&text, limits, Care::Much)
+        }
+    }
 }
 
 pub(super) fn read(text: &str, limits: &Limits, care: Care) -> (Answer, Result<(), DecodeError>) {

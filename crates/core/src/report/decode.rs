@@ -154,6 +154,28 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
     }
 }
 
+/// What comes of all kinds of JSON that are never wanted. An array is one of them: a derived struct would also read one as its fields.
+macro_rules! others {
+    ($de:lifetime, $value:expr) => {
+        fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+            Ok($value)
+        }
+        fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+            Ok($value)
+        }
+        fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+            Ok($value)
+        }
+        fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+            Ok($value)
+        }
+        fn visit_seq<A: SeqAccess<$de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            Ok($value)
+        }
+    };
+}
+
 /// A field of a record before it is known to be a string.
 #[derive(Default)]
 enum Field<'a> {
@@ -180,22 +202,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
             fn visit_unit<E>(self) -> Result<Self::Value, E> {
                 Ok(Field::Missing)
             }
-            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-                Ok(Field::WrongType)
-            }
-            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-                Ok(Field::WrongType)
-            }
-            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-                Ok(Field::WrongType)
-            }
-            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(Field::WrongType)
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Field::WrongType)
-            }
+            others!('de, Field::WrongType);
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 Ok(Field::WrongType)
@@ -265,29 +272,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Element<'a> {
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
                 WireRecord::deserialize(MapAccessDeserializer::new(map)).map(|wire| Element(Some(wire)))
             }
-            // A derived struct would also read an array as its fields in order; only objects are records.
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Element(None))
-            }
             fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
                 Ok(Element(None))
             }
             fn visit_unit<E>(self) -> Result<Self::Value, E> {
                 Ok(Element(None))
             }
-            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-                Ok(Element(None))
-            }
-            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-                Ok(Element(None))
-            }
-            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-                Ok(Element(None))
-            }
-            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(Element(None))
-            }
+            others!('de, Element(None));
         }
         deserializer.deserialize_any(ElementVisitor)
     }

@@ -201,9 +201,7 @@ impl Api {
         };
         let done = tokio::time::timeout(PATIENCE, kept.wait_for(is_done)).await;
         let incident = match done {
-            Ok(Ok(kept)) => {
-                kept.incidents.get(name).and_then(|incident| incident.document(name).ok().flatten())
-            }
+            Ok(Ok(kept)) => kept.incidents.get(name).and_then(|incident| incident.legible(name)),
             _ => None,
         };
         let Some(incident) = incident else {

@@ -103,9 +103,9 @@ fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
     let mut all = Vec::new();
     let mut known: BTreeSet<(Timestamp, AppRef, DecisionKind)> = BTreeSet::new();
     for (name, incident) in &kept.incidents {
-        let Ok(Some(status)) = incident.status() else { continue };
-        for decision in status.decisions {
-            let app = incident.app.clone();
+        let Some(incident) = incident.legible(name) else { continue };
+        for decision in incident.status.decisions {
+            let app = incident.spec.app.clone();
             known.insert((decision.at, app.clone(), decision.decision));
             all.push(Entry::kept(name.to_string(), app, decision));
         }

@@ -61,8 +61,7 @@ pub(super) async fn incidents(
             && state.is_none_or(|state| incident.brief().is_some_and(|brief| brief.state == state))
     };
     let wanted = kept.incidents.iter().filter(|(_, incident)| is_wanted(incident));
-    let mut incidents: Vec<Incident> =
-        wanted.filter_map(|(name, incident)| incident.document(name).ok().flatten()).collect();
+    let mut incidents: Vec<Incident> = wanted.filter_map(|(name, incident)| incident.legible(name)).collect();
     incidents.sort_by(|a, b| (b.status.opened, &a.name).cmp(&(a.status.opened, &b.name)));
     let total = incidents.len();
     Json(Incidents { incidents: incidents.into_iter().map(Shown::from).collect(), total }).into_response()
@@ -70,9 +69,13 @@ pub(super) async fn incidents(
 
 pub(super) async fn incident(State(api): State<Api>, Path(name): Path<String>) -> Response {
     let kept = api.views.kept.borrow().clone();
-    match kept.incidents.get(&*name).and_then(|incident| incident.document(&name).ok().flatten()) {
-        Some(incident) => Json(Shown::from(incident)).into_response(),
-        None => Problem::new(StatusCode::NOT_FOUND, "there is no incident of that name").into_response(),
+    match kept.incidents.get(&*name).map(|incident| incident.document(&name)).transpose() {
+        Ok(Some(Some(incident))) => Json(Shown::from(incident)).into_response(),
+        Ok(_) => Problem::new(StatusCode::NOT_FOUND, "there is no incident of that name").into_response(),
+        Err(error) => {
+            let detail = format!("the incident can't be unpacked: {error}");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail).into_response()
+        }
     }
 }
 

@@ -82,6 +82,14 @@ impl std::fmt::Debug for Packed {
 }
 
 #[cfg(test)]
+impl Packed {
+    /// As if something had written over it.
+    pub(super) fn spoil(&mut self) {
+        self.bytes = Box::default();
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use procscan_core::state::IncidentStatus;
     use serde_json::{Value, json};

@@ -174,8 +174,7 @@ impl Lead<'_> {
 
 /// An incident that is history: there is nothing to be done any more, and whoever wanted it finds that in its log.
 fn refused(seen: &Kept, name: &str, actor: &str, number: i64, at: Timestamp) -> Option<Incident> {
-    let mut incident =
-        seen.incidents.get(name).and_then(|incident| incident.document(name).ok().flatten())?;
+    let mut incident = seen.incidents.get(name).and_then(|incident| incident.legible(name))?;
     let reason = format!("{} has no open incident", App::from(&incident.spec.app));
     let decision = DecisionKind::Refused;
     incident.status.decisions.push(kept::Decision {

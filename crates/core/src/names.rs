@@ -45,7 +45,7 @@ pub struct PodRef {
 pub struct Key(Arc<KeyParts>);
 
 /// The parts of a [`Key`].
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KeyParts {
     /// The Pod's namespace, a DNS label.
     pub namespace: Text,
@@ -89,7 +89,7 @@ pub struct KeyRef<'a> {
 pub struct App(Arc<AppParts>);
 
 /// The parts of an [`App`].
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AppParts {
     /// The tenant's namespace.
     pub namespace: Text,
@@ -107,9 +107,10 @@ impl App {
     }
 }
 
-/// Dereferences to its parts, and is ordered as they are; the same one is found equal without a look at them.
+/// Dereferences to its parts, and is ordered as they are, in that order; what is shared is found equal without a look at it: in large
+/// trees most of what is compared is of one namespace.
 macro_rules! shared {
-    ($name:ident, $parts:ident) => {
+    ($name:ident, $parts:ident: $($part:ident),+) => {
         impl Deref for $name {
             type Target = $parts;
 
@@ -129,11 +130,27 @@ macro_rules! shared {
                 if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
             }
         }
+
+        impl PartialOrd for $parts {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl Ord for $parts {
+            fn cmp(&self, other: &Self) -> Ordering {
+                Ordering::Equal$(.then_with(|| compare(&self.$part, &other.$part)))+
+            }
+        }
     };
 }
 
-shared!(Key, KeyParts);
-shared!(App, AppParts);
+shared!(Key, KeyParts: namespace, pod, process);
+shared!(App, AppParts: namespace, kind, name);
+
+fn compare(one: &Text, other: &Text) -> Ordering {
+    if Arc::ptr_eq(one, other) { Ordering::Equal } else { one.cmp(other) }
+}
 
 /// `namespace/kind/name`, with everything unprintable escaped: the name may be a tenant's choice.
 impl fmt::Display for App {

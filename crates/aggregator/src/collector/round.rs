@@ -4,8 +4,7 @@
 //! each target is asked at even distances. Targets that are due within the same slot are asked together: waking up costs more
 //! than asking. One task owns the schedule; each request is a task of its own, and ends with its report.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -72,7 +71,8 @@ pub struct Collector {
 /// Targets that wait to be asked, and the places that they may take.
 #[derive(Debug)]
 struct Lane {
-    queue: BinaryHeap<Reverse<(Instant, Text)>>,
+    /// By when they are due; never none at any time. A whole slot of a round is due at once.
+    queue: BTreeMap<Instant, Vec<Text>>,
     places: usize,
     /// Requests that hold a place.
     holding: HashSet<task::Id>,
@@ -193,9 +193,11 @@ impl Collector {
         let now: HashMap<&Text, &Target> =
             targets.targets.iter().map(|target| (&target.address, target)).collect();
         self.slots.retain(|address, slot| now.get(address).is_some_and(|target| **target == slot.target));
-        self.standing.queue.retain(|Reverse((_, address))| now.contains_key(address));
-        self.probation.queue.retain(|Reverse((_, address))| now.contains_key(address));
+        for lane in [&mut self.standing, &mut self.probation] {
+            lane.retain(|address| now.contains_key(address));
+        }
         let slots = slots(targets.targets.len(), self.standing.places);
+        let (begin, spread) = (Instant::now(), FIRST_SPREAD.min(self.cadence.interval));
         for target in &targets.targets {
             if self.slots.contains_key(&target.address) {
                 continue;
@@ -207,8 +209,7 @@ impl Collector {
                 is_in_flight: false,
             };
             if self.round.is_open {
-                let due = Instant::now() + offset(FIRST_SPREAD.min(self.cadence.interval), slot.place, slots);
-                self.standing.queue.push(Reverse((due, target.address.clone())));
+                self.standing.push(begin + offset(spread, slot.place, slots), target.address.clone());
             }
             self.slots.insert(target.address.clone(), Box::new(slot));
         }
@@ -235,7 +236,7 @@ impl Collector {
                 continue;
             }
             let lane = if slot.health.is_failing() { &mut self.probation } else { &mut self.standing };
-            lane.queue.push(Reverse((now + offset(spread, slot.place, slots), address.clone())));
+            lane.push(now + offset(spread, slot.place, slots), address.clone());
         }
         // A round without anybody to ask is done at once.
         overdue.or_else(|| self.close_if_done())
@@ -258,7 +259,7 @@ impl Collector {
 
     fn ask_next(&mut self, now: Instant, is_on_probation: bool) {
         let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };
-        let Some(Reverse((due, address))) = lane.queue.pop() else { return };
+        let Some((due, address)) = lane.pop() else { return };
         let Some(slot) = self.slots.get_mut(&address).filter(|slot| !slot.is_in_flight) else { return };
         slot.is_in_flight = true;
         self.round.counts.asked += 1;
@@ -361,12 +362,34 @@ impl Current {
 impl Lane {
     fn new(places: usize) -> Self {
         let (holding, lingering) = (HashSet::new(), HashSet::new());
-        Self { queue: BinaryHeap::new(), places, holding, begun: VecDeque::new(), lingering }
+        Self { queue: BTreeMap::new(), places, holding, begun: VecDeque::new(), lingering }
+    }
+
+    fn push(&mut self, due: Instant, address: Text) {
+        self.queue.entry(due).or_default().push(address);
+    }
+
+    /// Whoever is due first, and when that was.
+    fn pop(&mut self) -> Option<(Instant, Text)> {
+        let mut first = self.queue.first_entry()?;
+        let (due, address) = (*first.key(), first.get_mut().pop()?);
+        if first.get().is_empty() {
+            first.remove();
+        }
+        Some((due, address))
+    }
+
+    /// Forgets those who wait and are not wanted any more.
+    fn retain(&mut self, is_wanted: impl Fn(&Text) -> bool) {
+        self.queue.retain(|_, addresses| {
+            addresses.retain(&is_wanted);
+            !addresses.is_empty()
+        });
     }
 
     /// When the next target is to be asked; nothing while no place is free and none can be handed on.
     fn next(&self) -> Option<Instant> {
-        let Reverse((due, _)) = self.queue.peek()?;
+        let (due, _) = self.queue.first_key_value()?;
         if self.holding.len() < self.places {
             return Some(*due);
         }
@@ -392,7 +415,7 @@ impl Lane {
     }
 
     fn waiting(&self) -> impl Iterator<Item = &Text> {
-        self.queue.iter().map(|Reverse((_, address))| address)
+        self.queue.values().flatten()
     }
 }
 
@@ -450,7 +473,7 @@ mod tests {
                 id
             })
         };
-        lane.queue.push(Reverse((begin, "10.0.0.1:9000".into())));
+        lane.push(begin, "10.0.0.1:9000".into());
         assert_eq!(lane.next(), Some(begin));
         let [first, _] = ask_two(&mut lane, begin);
         assert_eq!(lane.next(), Some(second(1)), "all places are taken until then");

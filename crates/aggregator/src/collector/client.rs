@@ -107,14 +107,14 @@ impl Client {
     ) -> Result<Exchange, Failure> {
         let stream = self.connect(address).await?;
         let request = self.request(address, etag)?;
-        self.exchange(stream, &request, etag, is_on_probation).await
+        self.exchange(stream, request, etag, is_on_probation).await
     }
 
     /// One exchange over a connection.
     pub(super) async fn exchange(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
-        request: &[u8],
+        request: Vec<u8>,
         etag: Option<&str>,
         is_on_probation: bool,
     ) -> Result<Exchange, Failure> {
@@ -152,7 +152,7 @@ impl Client {
         let (name, tag, end) = etag.map_or(("", "", ""), |etag| ("If-None-Match: ", etag, "\r\n"));
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: application/json\r\nAccept-Encoding: gzip, zstd\r\n\
-             Connection: close\r\nUser-Agent: {AGENT}\r\n{name}{tag}{end}\r\n"
+             User-Agent: {AGENT}\r\n{name}{tag}{end}\r\n"
         );
         Ok(request.into_bytes())
     }
@@ -319,7 +319,7 @@ mod tests {
         let padding = " ".repeat(size);
         for (body, is_whole) in [(format!("[{record}{padding}]"), true), (format!("[{padding}"), false)] {
             let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-            let request = b"GET / HTTP/1.1\r\n\r\n";
+            let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
             let (stream, mut agent) = tokio::io::duplex(answer.len());
             agent.write_all(answer.as_bytes()).await.unwrap();
             let exchange = client.exchange(stream, request, None, false).await.unwrap();

@@ -5,20 +5,21 @@
 //! the head is bounded, and nothing is read that has not been asked for.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 
 use httparse::{Header, Status};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// The longest head of an answer, provisional answers (1xx) before it included. No more may be between two pieces of a chunked
 /// body, or behind the last.
 const MAX_HEAD: usize = 16 << 10;
 /// The most headers of an answer.
 const MAX_HEADERS: usize = 100;
-/// Where reading begins: an ordinary answer fits.
-const FIRST_READ: usize = 2 << 10;
-/// How much is read at a time after that.
+/// How much is read at a time: an ordinary answer fits.
 const READ: usize = 16 << 10;
 
 /// Why there is no answer, or not a whole one.
@@ -99,17 +100,19 @@ enum Next {
 /// Sends `request` and reads the head of the answer. `head` sees its status and headers; whatever it returns is handed on.
 pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
     mut stream: S,
-    request: &[u8],
+    request: Vec<u8>,
     head: impl Fn(u16, &[Header<'_>]) -> T,
 ) -> Result<(T, Incoming<S>), HttpError> {
-    stream.write_all(request).await?;
-    let mut buffer = Vec::with_capacity(FIRST_READ);
+    stream.write_all(&request).await?;
+    // Hundreds wait for their answers at once: with nothing in hand.
+    drop(request);
+    let mut buffer = Vec::new();
     let mut start = 0;
     // Nothing is parsed again for every byte that drips in, and yet who speaks something else is found out at once.
     let mut parsed = 0;
     loop {
         let before = buffer.len();
-        let n = stream.read_buf(&mut buffer).await?;
+        let n = receive(&mut stream, &mut buffer).await?;
         if n > 0 && buffer.len() < 2 * parsed && buffer.len() < MAX_HEAD && !ends_a_head(&buffer, before) {
             continue;
         }
@@ -141,8 +144,20 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
         if n == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        buffer.reserve(FIRST_READ);
     }
+}
+
+/// Puts what has arrived behind what is in `buffer`, and says how much that is. Waits without having room for it: what hundreds of
+/// requests reserve would be asked from the kernel, and given back to it, in every slot of a round.
+async fn receive(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut room = [const { MaybeUninit::uninit() }; READ];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
+        buffer.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
+    })
+    .await
 }
 
 /// Whether an empty line ends in what has been received after `before`.
@@ -232,8 +247,7 @@ impl<S: AsyncRead + Unpin> Incoming<S> {
     async fn receive(&mut self) -> Result<(), HttpError> {
         self.buffer.drain(..self.at);
         self.at = 0;
-        self.buffer.reserve(READ);
-        if self.stream.read_buf(&mut self.buffer).await? == 0 {
+        if receive(&mut self.stream, &mut self.buffer).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         Ok(())

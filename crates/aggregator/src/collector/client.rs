@@ -6,16 +6,18 @@
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use httparse::Header;
 use jiff::Timestamp;
 use procscan_core::report::{self, Failure, FailureReason, Limits, Outcome, Rejection};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
 use super::body::{self, Body, Budget, Encoding, Share};
 use super::http::{self, HttpError};
+use super::sockets::Sockets;
 
 /// What answers may cost.
 #[derive(Clone, Debug)]
@@ -42,8 +44,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Asks agents. Cheap to clone; clones share one byte budget.
 #[derive(Clone, Debug)]
 pub struct Client {
-    options: std::sync::Arc<ClientOptions>,
+    options: Arc<ClientOptions>,
     budget: Budget,
+    sockets: Arc<Sockets>,
 }
 
 /// What the head of an answer says.
@@ -74,7 +77,7 @@ impl Client {
     /// A client with a budget of its own.
     pub fn new(options: ClientOptions) -> Self {
         let budget = Budget::new(options.byte_budget);
-        Self { options: std::sync::Arc::new(options), budget }
+        Self { options: Arc::new(options), budget, sockets: Arc::default() }
     }
 
     /// Asks `address` once, and once more after a failure that costs no time.
@@ -105,9 +108,11 @@ impl Client {
         etag: Option<&str>,
         is_on_probation: bool,
     ) -> Result<Exchange, Failure> {
-        let stream = self.connect(address).await?;
+        let (mut stream, peer) = self.connect(address).await?;
         let request = self.request(address, etag)?;
-        self.exchange(stream, request, etag, is_on_probation).await
+        let exchange = self.exchange(&mut stream, request, etag, is_on_probation).await?;
+        self.sockets.part(stream, peer);
+        Ok(exchange)
     }
 
     /// One exchange over a connection.
@@ -136,8 +141,6 @@ impl Client {
         })?;
         let lease = self.budget.lease(is_on_probation);
         let body = body::read(&mut incoming, encoding, self.options.max_body, lease).await;
-        // What comes after it has not been asked for.
-        drop(incoming);
         Ok(self.judge(body, head))
     }
 
@@ -157,7 +160,7 @@ impl Client {
         Ok(request.into_bytes())
     }
 
-    async fn connect(&self, address: &str) -> Result<TcpStream, Failure> {
+    async fn connect(&self, address: &str) -> Result<(TcpStream, SocketAddr), Failure> {
         let limit = self.options.connect_timeout;
         let connect = async {
             let resolve = |e: io::Error| Failure {
@@ -166,8 +169,8 @@ impl Client {
             };
             let mut last = None;
             for resolved in tokio::net::lookup_host(address).await.map_err(resolve)? {
-                match connect(resolved).await {
-                    Ok(stream) => return Ok(stream),
+                match self.sockets.connect(resolved).await {
+                    Ok(stream) => return Ok((stream, resolved)),
                     Err(e) => last = Some(e),
                 }
             }
@@ -238,20 +241,6 @@ impl Head {
         }
         head
     }
-}
-
-/// A connection for one exchange, with as little work for the kernel as may be: that is most of what a round costs.
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Where the kernel knows neither, a connection costs more, and that is all.
-    //
-    // Once the answer is here there is nothing left to be said: a reset ends the connection at once, without goodbyes, and without a
-    // minute of `TIME_WAIT` for each node.
-    let _ = socket.set_zero_linger();
-    // The request follows at once, and acknowledges what an empty packet would.
-    #[cfg(target_os = "linux")]
-    let _ = socket2::SockRef::from(&socket).set_tcp_quickack(false);
-    socket.connect(address).await
 }
 
 /// Only failures that cost no time are worth a second try in the same round; what has timed out once has had its time.

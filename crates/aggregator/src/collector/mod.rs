@@ -12,6 +12,7 @@ pub(crate) mod fuzz;
 mod health;
 mod http;
 mod round;
+mod sockets;
 
 use procscan_core::report::Report;
 

@@ -14,7 +14,6 @@ use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Block, Exposure, HeldApp, Notice};
-use crate::report::Record;
 use crate::snapshot::EvidenceView;
 
 /// Everything that the policy remembers. Owned by one task.
@@ -365,25 +364,8 @@ impl Book {
             }
         }
     }
-
-    /// What covers an accusation, if anything does.
-    pub(super) fn excuse(
-        &self,
-        app: &App,
-        record: &Record,
-        policy: &Policy,
-        now: Timestamp,
-    ) -> Option<String> {
-        let exemption = policy.exemptions.iter().find(|exemption| exemption.covers(app, record, now));
-        if let Some(exemption) = exemption {
-            return Some(format!("exempted: {}", exemption.reason));
-        }
-        let incident = self.incidents.get(app)?;
-        let release = incident.releases.iter().find(|release| release.covers(record, now))?;
-        Some(released_by(&release.actor, release.until))
-    }
 }
 
-fn released_by(actor: &str, until: Timestamp) -> String {
+pub(super) fn released_by(actor: &str, until: Timestamp) -> String {
     format!("released by {} until {until}", actor.escape_debug())
 }

@@ -18,7 +18,6 @@ use crate::Moment;
 use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Accusation, Block, Dispute, HeldApp, Notice, NoticePhase, Plan, Summary, human};
-use crate::report::Record;
 use crate::snapshot::Snapshot;
 
 /// What one evaluation comes to.
@@ -104,15 +103,13 @@ impl Book {
 
         let mut blocks: Vec<(Moment, App)> = Vec::new();
         let mut releases: Vec<(App, Option<String>)> = Vec::new();
-        let apps: Vec<App> = self.incidents.keys().cloned().collect();
-        for app in apps {
-            match self.judge(&app, &mut pass) {
+        for (app, incident) in &mut self.incidents {
+            match Self::judge(app, incident, &mut pass) {
                 Wish::Nothing => {}
-                Wish::Release(why) => releases.push((app, why)),
+                Wish::Release(why) => releases.push((app.clone(), why)),
                 Wish::Block => {
-                    let fresh_at =
-                        self.incidents.get(&app).and_then(|i| i.grounds.values().map(|g| g.fresh_at).min());
-                    blocks.push((fresh_at.unwrap_or(now), app));
+                    let fresh_at = incident.grounds.values().map(|ground| ground.fresh_at).min();
+                    blocks.push((fresh_at.unwrap_or(now), app.clone()));
                 }
             }
         }
@@ -155,14 +152,11 @@ impl Book {
     }
 
     /// What one incident asks for. Does at once what no brake is asked about.
-    fn judge(&mut self, app: &App, pass: &mut Pass<'_>) -> Wish {
-        let excuses = self.excuses(app, pass);
-        let Some(incident) = self.incidents.get_mut(app) else {
-            return Wish::Nothing;
-        };
+    fn judge(app: &App, incident: &mut Incident, pass: &mut Pass<'_>) -> Wish {
         if matches!(incident.standing, Standing::Ended { .. }) {
             return Wish::Nothing;
         }
+        let excuses = incident.excuses(app, pass);
         // What is excused is no reason for anything.
         let active =
             incident.grounds.values().zip(&excuses).any(|(ground, excuse)| ground.active && excuse.is_none());
@@ -256,19 +250,6 @@ impl Book {
                 Wish::Nothing
             }
         }
-    }
-
-    /// The excuse of each ground, in order.
-    fn excuses(&self, app: &App, pass: &Pass<'_>) -> Vec<Option<String>> {
-        let Some(incident) = self.incidents.get(app) else {
-            return Vec::new();
-        };
-        let excuse = |record: &Record| self.excuse(app, record, pass.policy, pass.now.wall());
-        if incident.grounds.is_empty() && matches!(incident.standing, Standing::Blocked { .. }) {
-            // Blocked still, for what has cleared or was there before anything was kept.
-            return incident.last_records(app).iter().map(|record| excuse(record)).collect();
-        }
-        incident.grounds.values().map(|ground| excuse(&ground.record)).collect()
     }
 
     /// Blocks and releases what is wished for, as far as the brakes let it.
@@ -371,7 +352,7 @@ impl Book {
             .grounds
             .iter()
             .filter(|(_, ground)| ground.active)
-            .filter(|(_, ground)| self.excuse(app, &ground.record, pass.policy, pass.now.wall()).is_none())
+            .filter(|(_, ground)| incident.excuse_of(app, &ground.record, pass).is_none())
             .map(|((_, node), ground)| (node.clone(), ground.record.rule().clone()))
             .collect()
     }

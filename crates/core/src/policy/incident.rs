@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::book::released_by;
 use super::brake::{Due, ReleaseDue};
 use super::evaluate::{Pass, UNTOLD_LIMIT};
 use super::{Brake, Decision, Mode, Policy};
@@ -447,6 +448,26 @@ impl Incident {
             records.push(Arc::new(Record::of(nothing)));
         }
         records
+    }
+
+    /// The excuse of each ground, in order.
+    pub(super) fn excuses(&self, app: &App, pass: &Pass<'_>) -> Vec<Option<String>> {
+        if self.grounds.is_empty() && matches!(self.standing, Standing::Blocked { .. }) {
+            // Blocked still, for what has cleared or was there before anything was kept.
+            return self.last_records(app).iter().map(|record| self.excuse_of(app, record, pass)).collect();
+        }
+        self.grounds.values().map(|ground| self.excuse_of(app, &ground.record, pass)).collect()
+    }
+
+    /// What covers an accusation of `app`, whose incident this is; nothing if nothing does.
+    pub(super) fn excuse_of(&self, app: &App, record: &Record, pass: &Pass<'_>) -> Option<String> {
+        let now = pass.now.wall();
+        let exemption = pass.policy.exemptions.iter().find(|exemption| exemption.covers(app, record, now));
+        if let Some(exemption) = exemption {
+            return Some(format!("exempted: {}", exemption.reason));
+        }
+        let release = self.releases.iter().find(|release| release.covers(record, now))?;
+        Some(released_by(&release.actor, release.until))
     }
 
     /// All that it is accused of is covered.

@@ -130,9 +130,15 @@ struct Counts {
 }
 
 impl Window {
-    pub(super) fn tally<'a>(&'a mut self, rules: &'a BrakeRules, now: Moment) -> Tally<'a> {
+    /// Forgets what no longer counts.
+    pub(super) fn forget(&mut self, rules: &BrakeRules, now: Moment) {
         self.due.retain(|_, due| now.since(due.at) < rules.window);
         self.releases.retain(|_, due| now.since(due.at) < rules.window);
+    }
+
+    /// Counts what is left.
+    pub(super) fn tally<'a>(&'a mut self, rules: &'a BrakeRules, now: Moment) -> Tally<'a> {
+        self.forget(rules, now);
         let mut counts = Counts::default();
         for (app, due) in &self.due {
             counts.add(app, &due.accusers, &Accusers::default());

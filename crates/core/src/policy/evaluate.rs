@@ -259,6 +259,11 @@ impl Book {
         blocks: Vec<(Moment, App)>,
         releases: Vec<(App, Option<String>)>,
     ) {
+        if blocks.is_empty() && releases.is_empty() {
+            // Nobody asks how much it is.
+            self.window.forget(&pass.policy.brake, pass.now);
+            return;
+        }
         let mut held_blocks: Vec<Brake> = Vec::new();
         let mut held_releases = 0_usize;
         let accusers: Vec<(App, Accusers)> = blocks

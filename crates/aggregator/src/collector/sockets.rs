@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::net::{TcpSocket, TcpStream};
 
-/// How many idle sockets are kept, of each family: as many as are in use at once, unless `collector.concurrency` is larger than it is
-/// unless told otherwise.
+/// How many idle sockets are kept, of each family: as many as are in use at once with the default of `collector.concurrency`. With a larger
+/// one, those beyond are closed.
 const MOST: usize = 256;
 
 /// Makes connections and ends them. The sockets of those that have done their work are used for others: to make one and to close it is a

@@ -88,8 +88,8 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     let started = Instant::now();
     let first_round = aggregator.first_round(options.interval)?;
     // The second round has everybody in its usual place, and by the third everything has been written and looked at once more.
-    let quiet = |round: u32| options.interval.mul_f64(2.9) + options.interval * round;
-    std::thread::sleep(quiet(0).saturating_sub(started.elapsed()));
+    let settled = options.interval.mul_f64(2.9);
+    std::thread::sleep(settled.saturating_sub(started.elapsed()));
     let idle = aggregator.process.memory("VmRSS")?;
     if !options.fault.is_empty() {
         writeln!(fleet.orders, "misbehave")?;
@@ -105,7 +105,8 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
         bare.add(&Pass::run(answering)?);
         std::thread::sleep((options.interval * round).saturating_sub(started.elapsed()));
     }
-    let per_round = cpu.spent()? / options.rounds;
+    // Where rounds are too short for the bare loop, it were more of them.
+    let per_round = cpu.spent()?.div_duration_f64(started.elapsed()) * options.interval.as_secs_f64();
     let cpu = Cpu::of(aggregator.process.pid()?)?;
     let waits = changes(options, nodes, directory, &mut fleet)?;
     let with_changes = cpu.spent()?;
@@ -119,7 +120,7 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     Ok(Row {
         nodes,
         records: nodes * options.records,
-        cpu: per_round.as_secs_f64(),
+        cpu: per_round,
         cpu_changes: with_changes.as_secs_f64(),
         bare: bare.cpu / f64::from(options.rounds),
         bare_wall: bare.wall / f64::from(options.rounds),

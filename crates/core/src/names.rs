@@ -220,6 +220,27 @@ mod tests {
     }
 
     #[test]
+    fn keys_and_apps_are_ordered_by_their_parts_whether_these_are_shared_or_not() {
+        let texts: Vec<Text> = ["", "a", "ab", "b"].map(Text::from).into();
+        let all = || texts.iter().flat_map(|a| texts.iter().map(move |b| (a, b)));
+        let triples: Vec<[&Text; 3]> =
+            all().flat_map(|(a, b)| texts.iter().map(move |c| [a, b, c])).collect();
+        for one in &triples {
+            for other in &triples {
+                let expected = one.cmp(other);
+                let key = |[a, b, c]: [&Text; 3]| Key::new(a.clone(), b.clone(), c.clone());
+                let app = |[a, b, c]: [&Text; 3]| App::new(a.clone(), b.clone(), c.clone());
+                // The same texts, but nothing of them shared.
+                let copy = Key::new(&**other[0], &**other[1], &**other[2]);
+                assert_eq!(key(*one).cmp(&key(*other)), expected);
+                assert_eq!(key(*one).cmp(&copy), expected);
+                assert_eq!(key(*one).view().cmp(&copy.view()), expected, "as views are");
+                assert_eq!(app(*one).cmp(&app(*other)), expected);
+            }
+        }
+    }
+
+    #[test]
     fn an_app_with_terminal_escapes_prints_harmlessly() {
         assert_eq!(App::new("ns-a", "app", "x\u{1b}[31m\n").to_string(), "ns-a/app/x\\u{1b}[31m\\n");
     }

@@ -460,6 +460,22 @@ mod tests {
         assert_eq!(offsets, [0, 0, 24, 48].map(Duration::from_secs));
     }
 
+    #[test]
+    fn whoever_is_due_first_is_asked_first_and_who_has_left_is_forgotten() {
+        let (mut lane, begin) = (Lane::new(2), Instant::now());
+        for (second, address) in [(2, "c"), (1, "a"), (2, "d"), (1, "b"), (3, "e")] {
+            lane.push(begin + Duration::from_secs(second), address.into());
+        }
+        lane.retain(|address| !matches!(&**address, "b" | "e"));
+        assert_eq!(lane.waiting().count(), 3);
+        let mut order = Vec::new();
+        while let Some((due, address)) = lane.pop() {
+            order.push(((due - begin).as_secs(), address));
+        }
+        assert_eq!(order, [(1, "a".into()), (2, "d".into()), (2, "c".into())]);
+        assert_eq!((lane.next(), lane.queue.is_empty()), (None, true), "so that a round can end");
+    }
+
     #[tokio::test]
     async fn who_has_not_answered_for_a_second_hands_its_place_on_to_one_other() {
         let (mut lane, mut requests) = (Lane::new(2), JoinSet::new());

@@ -5,49 +5,40 @@
 //! it hard to subtract the wrong ones.
 
 use std::fmt;
-use std::num::NonZeroU64;
+use std::num::{NonZeroI64, NonZeroU64};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 /// A point in time on our own clocks, to the nanosecond. Never compared with an agent's clock.
 ///
-/// Ordered by the monotonic clock first. Takes 16 bytes, also as an option, because everything that is known of an App has several:
-/// therefore an uptime of more than 584 years, and a wall clock before 1678 or after 2261, are taken for the nearest that can be told.
+/// Ordered by the monotonic clock first. Takes 16 bytes, also as an option (see [`Span`] and [`WallTime`]).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment {
-    /// In nanoseconds, and one more.
-    uptime: NonZeroU64,
-    /// In nanoseconds since the epoch.
-    wall: i64,
+    uptime: Span,
+    wall: WallTime,
 }
 
 impl Moment {
     /// The moment at which the monotonic clock reads `uptime`, since an arbitrary origin that may lie long before the start of the
     /// process, and the wall clock `wall`.
     pub fn new(uptime: Duration, wall: Timestamp) -> Self {
-        let uptime = u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX);
-        let nearest = if wall < Timestamp::UNIX_EPOCH { i64::MIN } else { i64::MAX };
-        Self {
-            uptime: NonZeroU64::MIN.saturating_add(uptime),
-            wall: i64::try_from(wall.as_nanosecond()).unwrap_or(nearest),
-        }
+        Self { uptime: uptime.into(), wall: wall.into() }
     }
 
     /// Monotonic time since an arbitrary origin.
     pub fn uptime(self) -> Duration {
-        Duration::from_nanos(self.uptime.get() - 1)
+        self.uptime.get()
     }
 
     /// Wall-clock time, for display and for dates set by people.
     pub fn wall(self) -> Timestamp {
-        // Every such number is in its range.
-        Timestamp::from_nanosecond(self.wall.into()).unwrap_or_default()
+        self.wall.get()
     }
 
     /// How long ago `earlier` was, measured monotonically; zero if it lies ahead.
     pub fn since(self, earlier: Moment) -> Duration {
-        Duration::from_nanos(self.uptime.get().saturating_sub(earlier.uptime.get()))
+        self.uptime.saturating_sub(earlier.uptime)
     }
 
     /// The moment at which the wall clock reads `wall`, reckoned from this one: how what was kept over a restart gets back a
@@ -71,6 +62,74 @@ impl fmt::Debug for Moment {
     }
 }
 
+/// How long something takes, to the nanosecond, in 8 bytes, also as an option: a [`Duration`] takes 16, and everything that is known of
+/// an App has several. More than 584 years are taken for as many.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(
+    /// In nanoseconds, and one more.
+    NonZeroU64,
+);
+
+impl Span {
+    /// None.
+    pub const ZERO: Self = Self(NonZeroU64::MIN);
+
+    /// As a duration.
+    pub fn get(self) -> Duration {
+        Duration::from_nanos(self.0.get() - 1)
+    }
+
+    /// By how much it is longer than `other`; zero if it is not.
+    pub fn saturating_sub(self, other: Span) -> Duration {
+        Duration::from_nanos(self.0.get().saturating_sub(other.0.get()))
+    }
+}
+
+impl From<Duration> for Span {
+    fn from(duration: Duration) -> Self {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(NonZeroU64::MIN.saturating_add(nanos))
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
+/// A time by some wall clock, to the nanosecond, in 8 bytes, also as an option: a [`Timestamp`] takes 16. Before 1678 and after 2261 it is
+/// the nearest that can be told.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WallTime(
+    /// In nanoseconds since the epoch, and from there on one more: zero is no time.
+    NonZeroI64,
+);
+
+impl WallTime {
+    /// As a timestamp.
+    pub fn get(self) -> Timestamp {
+        let nanos = self.0.get();
+        // Every such number is in its range.
+        Timestamp::from_nanosecond((nanos - i64::from(nanos > 0)).into()).unwrap_or_default()
+    }
+}
+
+impl From<Timestamp> for WallTime {
+    fn from(at: Timestamp) -> Self {
+        let nearest = if at < Timestamp::UNIX_EPOCH { i64::MIN } else { i64::MAX };
+        let nanos = i64::try_from(at.as_nanosecond()).unwrap_or(nearest);
+        let nanos = nanos.saturating_add(i64::from(nanos >= 0));
+        Self(NonZeroI64::new(nanos).unwrap_or(NonZeroI64::MIN))
+    }
+}
+
+impl fmt::Debug for WallTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -89,6 +148,18 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn times_keep_their_order(times in proptest::collection::vec(any::<i64>().prop_map(i128::from), 2), near in -2..=2_i64) {
+            let at = |nanos| Timestamp::from_nanosecond(nanos).unwrap();
+            let [a, b] = [at(times[0]), at(times[1])];
+            prop_assert_eq!(WallTime::from(a).cmp(&WallTime::from(b)), a.cmp(&b));
+            let near = at(near.into());
+            prop_assert_eq!(WallTime::from(near).get(), near);
+            prop_assert_eq!(WallTime::from(a).cmp(&WallTime::from(near)), a.cmp(&near));
+        }
+    }
+
     #[test]
     fn what_can_not_be_told_is_the_nearest_that_can() {
         let ends = [Timestamp::MIN, Timestamp::MAX].map(|wall| Moment::new(Duration::MAX, wall));
@@ -97,6 +168,9 @@ mod tests {
                 && ends[1].wall().to_string().starts_with("2262-")
         );
         assert!(ends[0].uptime() > Duration::from_hours(24 * 365 * 580) && ends[0] < ends[1]);
-        assert_eq!(size_of::<Option<Moment>>(), 16);
+        assert_eq!(
+            [size_of::<Option<Moment>>(), 2 * size_of::<Option<Span>>(), 2 * size_of::<Option<WallTime>>()],
+            [16; 3]
+        );
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Whoever answers a question (API, policy, progress line) reads one of these and says how complete it is.
 
-use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use serde::Serialize;
 
 use crate::Moment;
 use crate::ledger::{Cleared, NodeClock, Presence};
+use crate::moment::{Span, WallTime};
 use crate::names::{Key, NodeName, Text};
 use crate::report::{Failure, Record, Rejections};
 
@@ -36,7 +36,7 @@ pub struct Snapshot {
     /// When `list` last changed.
     pub list_changed_at: Timestamp,
     /// Every node that has evidence or a target.
-    pub nodes: BTreeMap<NodeName, NodeView>,
+    pub nodes: Nodes,
     /// Every expected target, ordered by address.
     pub targets: Vec<TargetView>,
     /// How much of the cluster this view rests on.
@@ -55,9 +55,7 @@ impl Snapshot {
             && !self.targets.is_empty()
             && self.targets.iter().all(|target| {
                 let node = self.nodes.get(&target.node);
-                node.is_some_and(|node| {
-                    node.clock.cleared(Duration::ZERO, node.clock.since, self.at).is_some()
-                })
+                node.is_some_and(|node| node.clock.cleared(Span::ZERO, node.clock.since, self.at).is_some())
             })
     }
 
@@ -86,49 +84,57 @@ pub struct Violation {
     pub key: Key,
     /// Its state over all nodes.
     pub state: State,
-    /// The node whose word counts: the longest-standing of the strongest evidence.
-    pub node: NodeName,
-    /// What that node has said.
-    pub heard: Arc<Heard>,
-    /// The evidence of each node.
-    pub evidence: Box<[EvidenceView]>,
+    /// The word that counts: the longest-standing of the strongest evidence.
+    pub speaker: EvidenceView,
+    /// What other nodes say. Nearly always nothing.
+    others: Box<[EvidenceView]>,
 }
 
 impl Violation {
     /// What all of this evidence together amounts to; nothing without any.
-    pub fn new(key: Key, evidence: impl Into<Box<[EvidenceView]>>) -> Option<Self> {
-        let evidence = evidence.into();
-        // Neither the order of arrival nor a second, lying node changes what people see of the first.
-        let speaker = evidence.iter().min_by_key(|e| (e.presence, e.first_seen, &e.node))?;
+    pub fn new(key: Key, evidence: impl IntoIterator<Item = EvidenceView>) -> Option<Self> {
+        let mut evidence = evidence.into_iter();
+        let (mut speaker, mut others) = (evidence.next()?, Vec::new());
+        for mut other in evidence {
+            // Neither the order of arrival nor a second, lying node changes what people see of the first.
+            if other.rank() < speaker.rank() {
+                std::mem::swap(&mut speaker, &mut other);
+            }
+            others.push(other);
+        }
         let state = match speaker.presence {
             Presence::Active => State::Active,
             Presence::Unconfirmed => State::Unconfirmed,
             Presence::Cleared => State::Cleared,
         };
-        let (node, heard) = (speaker.node.clone(), speaker.heard.clone());
-        Some(Self { key, state, node, heard, evidence })
+        Some(Self { key, state, speaker, others: others.into() })
+    }
+
+    /// The evidence of each node, the one whose word counts first.
+    pub fn evidence(&self) -> impl Iterator<Item = &EvidenceView> + Clone {
+        std::iter::once(&self.speaker).chain(&self.others)
     }
 
     /// The record as the agent last gave it.
     pub fn record(&self) -> &Arc<Record> {
-        &self.heard.record
+        &self.speaker.record
     }
 
     /// When we first saw it, in this incident.
     pub fn first_seen(&self) -> Timestamp {
-        let seen = self.evidence.iter().map(|e| e.first_seen.wall());
-        seen.min().unwrap_or_else(|| self.heard.first_seen.wall())
+        let seen = self.evidence().map(|e| e.first_seen.wall());
+        seen.min().unwrap_or_else(|| self.speaker.first_seen.wall())
     }
 
     /// When we last saw it listed.
     pub fn last_seen(&self) -> Timestamp {
-        let seen = self.evidence.iter().map(|e| e.last_seen.wall());
-        seen.max().unwrap_or_else(|| self.heard.last_seen.wall())
+        let seen = self.evidence().map(|e| e.last_seen.wall());
+        seen.max().unwrap_or_else(|| self.speaker.last_seen.wall())
     }
 
     /// How many different timestamps were seen.
     pub fn observations(&self) -> u64 {
-        self.evidence.iter().map(|e| e.observations).sum()
+        self.evidence().map(|e| e.observations).sum()
     }
 }
 
@@ -143,6 +149,13 @@ pub struct EvidenceView {
     pub cleared: Option<Cleared>,
     /// The evidence itself, shared with the ledger and with other snapshots for as long as it stays the same.
     pub heard: Arc<Heard>,
+}
+
+impl EvidenceView {
+    /// The least counts.
+    fn rank(&self) -> (Presence, Moment, &NodeName) {
+        (self.presence, self.first_seen, &self.node)
+    }
 }
 
 impl Deref for EvidenceView {
@@ -161,15 +174,48 @@ pub struct Heard {
     /// When evidence was last fresh; `None` if it never was, and then it is never a reason for anything.
     pub fresh_at: Option<Moment>,
     /// The node's odometer at that time (see [`NodeClock`]).
-    pub mark: Duration,
+    pub mark: Span,
     /// When this node first listed it.
     pub first_seen: Moment,
     /// When this node last listed it.
     pub last_seen: Moment,
     /// The agent's own timestamp of the last fresh evidence.
-    pub evidence_time: Timestamp,
+    pub evidence_time: WallTime,
     /// How many different timestamps this node gave.
     pub observations: u64,
+}
+
+/// What is known of each node.
+#[derive(Clone, Debug, Default)]
+pub struct Nodes(
+    /// Ordered by name: nothing is ever added, so there is no need for a tree.
+    Box<[(NodeName, NodeView)]>,
+);
+
+impl Nodes {
+    /// What is known of the node of that name.
+    pub fn get(&self, name: &NodeName) -> Option<&NodeView> {
+        let place = self.0.binary_search_by(|(other, _)| other.cmp(name)).ok()?;
+        self.0.get(place).map(|(_, view)| view)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<(NodeName, NodeView)> for Nodes {
+    fn from_iter<I: IntoIterator<Item = (NodeName, NodeView)>>(nodes: I) -> Self {
+        let mut nodes: Box<[_]> = nodes.into_iter().collect();
+        nodes.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Self(nodes)
+    }
 }
 
 /// What is known of a node.
@@ -178,13 +224,13 @@ pub struct NodeView {
     /// Its odometer of answered time.
     pub clock: NodeClock,
     /// Its agent's learned scan interval.
-    pub interval: Option<Duration>,
+    pub interval: Option<Span>,
     /// Offenders known on it that have not cleared.
-    pub offenders: usize,
+    pub offenders: u32,
     /// Records known of it that have not cleared, believed or not.
-    pub records: usize,
+    pub records: u32,
     /// Its last whole answer.
-    pub last_answer: Option<Timestamp>,
+    pub last_answer: Option<WallTime>,
     /// Records of it that were refused since the start.
     pub rejected: Rejections,
 }
@@ -211,7 +257,7 @@ pub struct TargetView {
     /// How recently it has answered.
     pub state: TargetState,
     /// Its last whole answer.
-    pub last_answer: Option<Timestamp>,
+    pub last_answer: Option<WallTime>,
     /// Its last failure, kept for people to see even after it answered again.
     pub last_failure: Option<Arc<(Timestamp, Failure)>>,
     /// Failures since the last whole answer.

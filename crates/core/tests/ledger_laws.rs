@@ -156,9 +156,9 @@ proptest! {
             }
             let snapshot = world.snapshot();
             for violation in &snapshot.violations {
-                for evidence in &violation.evidence {
+                for evidence in violation.evidence() {
                     let node = NODES.into_iter().find(|n| **n == *evidence.node.0).unwrap();
-                    let view = &snapshot.nodes[&evidence.node];
+                    let view = snapshot.nodes.get(&evidence.node).unwrap();
                     let id = (node, violation.key.clone());
                     let news = if evidence.cleared.is_some() { cleared.insert(id) } else { !cleared.remove(&id) };
                     if !news {
@@ -168,7 +168,7 @@ proptest! {
                         Some(Cleared::ByClock) => {
                             let answered = model.answered[&(node, violation.key.clone())];
                             prop_assert!(answered >= world.rules.clear_after.as_secs(), "{answered}");
-                            let turns = view.interval.unwrap_or_default().as_secs() * 6;
+                            let turns = view.interval.map_or(0, |interval| interval.get().as_secs()) * 6;
                             prop_assert!(answered >= turns, "{answered} < {turns}");
                         }
                         Some(Cleared::Unreachable) => {
@@ -221,7 +221,7 @@ proptest! {
             let snapshot = world.ledger.snapshot(world.now);
             prop_assert_eq!(snapshot.news, news);
             for violation in &snapshot.violations {
-                for evidence in &violation.evidence {
+                for evidence in violation.evidence() {
                     let id = (violation.key.clone(), evidence.node.clone());
                     let (told, shown) = (told[&id], evidence.presence);
                     // What is learned of an agent's scans may give old evidence a little more time.
@@ -349,7 +349,7 @@ proptest! {
             };
             for violation in world.snapshot().violations {
                 prop_assert_ne!(violation.state, State::Active);
-                prop_assert!(violation.evidence.iter().all(|e| e.presence != Presence::Active));
+                prop_assert!(violation.evidence().all(|e| e.presence != Presence::Active));
             }
             prop_assert!(world.blocked().is_empty());
         }
@@ -359,7 +359,9 @@ proptest! {
 #[test]
 fn the_scan_interval_is_the_smallest_step_and_believed_up_to_an_hour() {
     let mut world = World::new(&["n0"]);
-    let interval = |w: &mut World| w.snapshot().nodes[&NodeName::new("n0")].interval.map(|i| i.as_secs());
+    let interval = |w: &mut World| {
+        w.snapshot().nodes.get(&NodeName::new("n0")).unwrap().interval.map(|i| i.get().as_secs())
+    };
     world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 0), record_of("ns-b", "web", "xmrig", 1)]);
     assert_eq!(interval(&mut world), None, "records of one scan are no step");
     world.wait(20_000);
@@ -427,7 +429,7 @@ fn a_node_that_never_returns_is_waited_for_until_the_limit() {
     world.wait(24 * 3600 - 1);
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
     world.wait(1);
-    assert_eq!(world.violation("ns-a").evidence[0].cleared, Some(Cleared::Unreachable));
+    assert_eq!(world.violation("ns-a").speaker.cleared, Some(Cleared::Unreachable));
     // A day after that the tombstone, and the node, are forgotten.
     world.wait(24 * 3600 + 1);
     let snapshot = world.snapshot();

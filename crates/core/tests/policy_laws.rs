@@ -217,7 +217,7 @@ proptest! {
             }
             let snapshot = world.snapshot();
             for violation in &snapshot.violations {
-                for evidence in violation.evidence.iter().filter(|e| e.fresh_at.is_some()) {
+                for evidence in violation.evidence().filter(|e| e.fresh_at.is_some()) {
                     if let Some(PodState::Present { node, app, .. }) =
                         world.facts.pods.get(&violation.key.pod_ref()).map(|fact| &fact.state)
                         && *node == evidence.node
@@ -352,7 +352,7 @@ proptest! {
                 other.snapshot().violations.iter().filter(active).map(|violation| violation.key.clone()).collect();
             let is_gone = |evidence: &EvidenceView| evidence.cleared == Some(Cleared::PodGone);
             for violation in &world.snapshot().violations {
-                if violation.evidence.iter().any(is_gone) && believed.contains(&violation.key) {
+                if violation.evidence().any(is_gone) && believed.contains(&violation.key) {
                     known.retain(|app| app.namespace != violation.key.namespace);
                 }
             }
@@ -431,7 +431,7 @@ proptest! {
                     continue;
                 }
                 let fresh = snapshot.violations.iter().any(|violation| {
-                    violation.evidence.iter().any(|evidence| {
+                    violation.evidence().any(|evidence| {
                         evidence.presence == procscan_core::ledger::Presence::Active
                             && matches!(
                                 world.facts.pods.get(&violation.key.pod_ref()).map(|fact| &fact.state),

@@ -181,7 +181,7 @@ impl Api {
         if brief.is_some_and(|brief| brief.state == procscan_core::state::IncidentState::Ended) {
             return Err(Problem::new(StatusCode::CONFLICT, "the incident is over"));
         }
-        Ok(brief.map_or(0, |brief| brief.decided))
+        Ok(brief.map_or(0, |brief| brief.decided.into()))
     }
 
     /// Waits until everything up to `number` has been done, and says what has come of it: whether, after the first `decided`

@@ -63,7 +63,7 @@ impl Filter {
     /// Whether a violation is asked for. Called for each one, so it allocates nothing.
     pub(super) fn wants(&self, violation: &Violation) -> bool {
         let (key, record) = (&violation.key, violation.record());
-        let mut nodes = violation.evidence.iter().map(|evidence| &evidence.node);
+        let mut nodes = violation.evidence().map(|evidence| &evidence.node);
         let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
         is(&self.namespace, &key.namespace)
             && is(&self.name, &record.name)

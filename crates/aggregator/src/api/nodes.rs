@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use jiff::Timestamp;
+use procscan_core::moment::WallTime;
 use procscan_core::names::{NodeName, Text};
 use procscan_core::report::{FailureReason, Rejections};
 use procscan_core::snapshot::{Coverage, TargetState};
@@ -28,7 +29,7 @@ struct Node {
     /// The learned interval between the agent's scans.
     scan_interval_seconds: Option<f64>,
     /// Violations of the node that have not cleared.
-    violations: usize,
+    violations: u32,
     /// Records refused since the start, by reason.
     rejected_records: Rejections,
 }
@@ -51,7 +52,7 @@ pub(super) async fn nodes(State(api): State<Api>) -> Json<Nodes> {
                 name: target.node.clone(),
                 address: target.address.clone(),
                 state: target.state,
-                last_answer: target.last_answer,
+                last_answer: target.last_answer.map(WallTime::get),
                 consecutive_failures: target.consecutive_failures,
                 last_failure: target.last_failure.as_deref().map(|(at, failure)| Failure {
                     at: *at,
@@ -60,7 +61,7 @@ pub(super) async fn nodes(State(api): State<Api>) -> Json<Nodes> {
                 }),
                 scan_interval_seconds: view
                     .and_then(|view| view.interval)
-                    .map(|interval| interval.as_secs_f64()),
+                    .map(|interval| interval.get().as_secs_f64()),
                 violations: view.map_or(0, |view| view.records),
                 rejected_records: view.map(|view| view.rejected.clone()).unwrap_or_default(),
             }

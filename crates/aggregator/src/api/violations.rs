@@ -60,7 +60,7 @@ struct Evidence<'a> {
 
 impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
     fn from(violation: &'a snapshot::Violation) -> Self {
-        let evidence = violation.evidence.iter().map(|evidence| Evidence {
+        let evidence = violation.evidence().map(|evidence| Evidence {
             node: &evidence.node,
             presence: evidence.presence,
             was_fresh: evidence.fresh_at.is_some(),
@@ -74,7 +74,7 @@ impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
             rule: violation.record().rule(),
             first_seen: violation.first_seen(),
             last_seen: violation.last_seen(),
-            evidence_time: violation.heard.evidence_time,
+            evidence_time: violation.speaker.evidence_time.get(),
             observations: violation.observations(),
             evidence: evidence.collect(),
         }

@@ -152,10 +152,10 @@ fn same(one: &Snapshot, other: &Snapshot) {
 fn bounded(snapshot: &Snapshot) {
     let mut of_node: BTreeMap<&NodeName, usize> = BTreeMap::new();
     for violation in &snapshot.violations {
-        for evidence in &violation.evidence {
+        for evidence in violation.evidence() {
             *of_node.entry(&evidence.node).or_default() += 1;
         }
-        let is_fresh = violation.evidence.iter().any(|evidence| evidence.fresh_at.is_some());
+        let is_fresh = violation.evidence().any(|evidence| evidence.fresh_at.is_some());
         assert!(is_fresh || violation.state != State::Active, "active, and never fresh: {violation:?}");
     }
     assert!(of_node.values().all(|count| *count <= MAX_KEYS), "{of_node:?}");

@@ -26,9 +26,9 @@ pub(super) fn over(
     for (name, incident) in kept.incidents.iter().filter(|(name, _)| !known.contains(&***name)) {
         let Some(brief) = incident.brief() else { continue };
         if let Some(since) = brief.since.filter(|_| brief.state == IncidentState::Ended)
-            && brief.released_until.is_none_or(|until| until <= now)
+            && brief.released_until.is_none_or(|until| until.get() <= now)
         {
-            ended.entry(&incident.app.namespace).or_default().push((since, name));
+            ended.entry(&incident.app.namespace).or_default().push((since.get(), name));
         }
     }
     let mut over = Vec::new();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use procscan_core::moment::WallTime;
 use procscan_core::names::{App, Text};
 use procscan_core::policy::{self, Act};
 use procscan_core::state::incident::{AppRef, Approval, Release};
@@ -52,11 +53,11 @@ pub struct Brief {
     /// What has come of it.
     pub state: IncidentState,
     /// Since when it is in its state.
-    pub since: Option<Timestamp>,
+    pub since: Option<WallTime>,
     /// Until when operators' releases cover something of it.
-    pub released_until: Option<Timestamp>,
+    pub released_until: Option<WallTime>,
     /// How many decisions there have been.
-    pub decided: u64,
+    pub decided: u32,
     /// Up to which of the operators' acts everything has been done.
     pub observed: i64,
 }
@@ -89,9 +90,9 @@ impl Brief {
     fn of(status: &IncidentStatus) -> Self {
         Self {
             state: status.state,
-            since: status.since,
-            released_until: status.releases.iter().map(|release| release.until).max(),
-            decided: status.decided,
+            since: status.since.map(WallTime::from),
+            released_until: status.releases.iter().map(|release| release.until.into()).max(),
+            decided: u32::try_from(status.decided).unwrap_or(u32::MAX),
             observed: status.observed,
         }
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{ChangeKind, NodeClock, Remembered};
 use crate::Moment;
+use crate::moment::{Span, WallTime};
 use crate::names::NodeName;
 use crate::report::{Record, RecordRef};
 use crate::snapshot::{EvidenceView, Heard};
@@ -60,15 +61,81 @@ pub(super) struct ActiveFor {
     pub(super) recalled: Duration,
 }
 
+/// The timestamps seen most recently, the last one last, and the latest of all. Those before 1678 and after 2261 are taken for one: they
+/// are nobody's scans.
+#[derive(Debug)]
+struct Timestamps(
+    /// Nothing comes before the oldest.
+    [Option<WallTime>; REMEMBERED],
+);
+
+impl Timestamps {
+    fn of(only: Timestamp) -> Self {
+        let mut of = Self([None; REMEMBERED]);
+        of.push(only.into());
+        of
+    }
+
+    fn iter(&self) -> impl Iterator<Item = WallTime> {
+        self.0.iter().flatten().copied()
+    }
+
+    fn last(&self) -> Option<WallTime> {
+        self.iter().last()
+    }
+
+    /// Whether it is one of them, which then has been seen last.
+    fn see_again(&mut self, timestamp: WallTime) -> bool {
+        let place = self.0.iter().position(|known| *known == Some(timestamp));
+        if let Some(rest) = place.and_then(|place| self.0.get_mut(place..)) {
+            rest.rotate_left(1);
+        }
+        place.is_some()
+    }
+
+    /// One more, seen last.
+    fn push(&mut self, timestamp: WallTime) {
+        self.make_room();
+        if let Some(free) = self.0.first_mut() {
+            *free = Some(timestamp);
+        }
+        self.0.rotate_left(1);
+    }
+
+    /// One more, the first to be forgotten.
+    fn push_oldest(&mut self, timestamp: WallTime) {
+        self.make_room();
+        if let Some(free) = self.0.iter_mut().rfind(|free| free.is_none()) {
+            *free = Some(timestamp);
+        }
+    }
+
+    /// Makes room for another: forgets the one that was not seen for longest, but never the latest one of all.
+    fn make_room(&mut self) {
+        if self.0.first().is_some_and(Option::is_none) {
+            return;
+        }
+        let latest = self.0.iter().max().copied();
+        let oldest = self.0.iter().position(|timestamp| Some(*timestamp) != latest).unwrap_or(0);
+        if let Some(before) = self.0.get_mut(..=oldest) {
+            before.rotate_right(1);
+        }
+        if let Some(first) = self.0.first_mut() {
+            *first = None;
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Evidence {
     /// Shared with the snapshots that show it. Changed in place while there are none.
     heard: Arc<Heard>,
-    /// The timestamps seen most recently, the last one last, and the latest of all. Kept after clearing: the tombstone by which a
-    /// record that is still listed, but does not change, stays cleared.
-    timestamps: Vec<Timestamp>,
+    /// Kept after clearing: the tombstone by which a record that is still listed, but does not change, stays cleared.
+    timestamps: Timestamps,
     aged: bool,
-    cleared: Option<(Moment, Cleared)>,
+    /// When it cleared, and by which rule.
+    cleared_at: Option<Moment>,
+    cleared_by: Option<Cleared>,
     /// Known, perhaps among others, from before the start or from another replica. What was seen last may have been seen after it
     /// was kept, so another timestamp alone proves nothing yet: it must be young as well.
     remembered: bool,
@@ -78,28 +145,29 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    pub(super) fn first_sight(record: Record, at: Moment, mark: Duration, fresh: bool) -> Self {
+    pub(super) fn first_sight(record: Record, at: Moment, mark: Span, fresh: bool) -> Self {
         Self {
-            timestamps: vec![record.detected_at],
+            timestamps: Timestamps::of(record.detected_at),
             heard: Arc::new(Heard {
                 fresh_at: fresh.then_some(at),
                 // At first sight as well: where the clearing clock starts.
                 mark,
                 first_seen: at,
                 last_seen: at,
-                evidence_time: record.detected_at,
+                evidence_time: record.detected_at.into(),
                 observations: 1,
                 record: Arc::new(record),
             }),
             aged: !fresh,
-            cleared: None,
+            cleared_at: None,
+            cleared_by: None,
             remembered: false,
             is_recalled: false,
         }
     }
 
     /// As it was known before the start. The clearing clock starts at `mark`, and the wait for a lost node `now`.
-    pub(super) fn remembered(known: &Remembered, now: Moment, mark: Duration) -> Self {
+    pub(super) fn remembered(known: &Remembered, now: Moment, mark: Span) -> Self {
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
         Self {
             heard: Arc::new(Heard {
@@ -108,12 +176,13 @@ impl Evidence {
                 mark,
                 first_seen: past(known.first_seen),
                 last_seen: past(known.fresh_at),
-                evidence_time: known.record.detected_at,
+                evidence_time: known.record.detected_at.into(),
                 observations: known.observations,
             }),
-            timestamps: vec![known.record.detected_at],
+            timestamps: Timestamps::of(known.record.detected_at),
             aged: false,
-            cleared: known.cleared.map(|(at, why)| (past(at), why)),
+            cleared_at: known.cleared.map(|(at, _)| past(at)),
+            cleared_by: known.cleared.map(|(_, why)| why),
             remembered: true,
             is_recalled: true,
         }
@@ -121,12 +190,10 @@ impl Evidence {
 
     /// Adds what was known elsewhere to what has been heard here.
     pub(super) fn merge(&mut self, known: &Remembered, now: Moment) {
-        let timestamp = known.record.detected_at;
-        let is_same = self.timestamps.last() == Some(&timestamp);
-        if !self.timestamps.contains(&timestamp) {
-            self.make_room();
-            // As the oldest: it is the first to be forgotten.
-            self.timestamps.insert(0, timestamp);
+        let timestamp = WallTime::from(known.record.detected_at);
+        let is_same = self.timestamps.last() == Some(timestamp);
+        if !self.timestamps.iter().any(|known| known == timestamp) {
+            self.timestamps.push_oldest(timestamp);
         }
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
         let heard = self.heard_mut();
@@ -134,14 +201,14 @@ impl Evidence {
         heard.observations = heard.observations.max(known.observations);
         // What the other has heard after it was kept is not known here either.
         self.remembered = true;
-        if let Some((wall, why)) = known.cleared.filter(|_| self.cleared.is_none()) {
+        if let Some((wall, why)) = known.cleared.filter(|_| !self.is_cleared()) {
             let at = past(wall);
             // Nothing has been heard here that was not known there when it cleared, or nothing since: whoever cleared it may have
             // forgotten by a restart what was heard here before, but had its node's answers for the whole clearing time. A wall
             // clock may have been set in between, so it is enough if one of the clocks says so.
             let is_since = |fresh: Moment| fresh.uptime() > at.uptime() && fresh.wall() > wall;
             if is_same || !self.heard.fresh_at.is_some_and(is_since) {
-                self.cleared = Some((at, why));
+                self.clear(at, why);
             }
         }
     }
@@ -150,13 +217,8 @@ impl Evidence {
         Arc::make_mut(&mut self.heard)
     }
 
-    /// Makes room for another timestamp: forgets the one that was not seen for longest, but never the latest one of all.
-    fn make_room(&mut self) {
-        if self.timestamps.len() >= REMEMBERED {
-            let latest = self.timestamps.iter().max().copied();
-            let oldest = self.timestamps.iter().position(|timestamp| Some(*timestamp) != latest);
-            self.timestamps.remove(oldest.unwrap_or(0));
-        }
+    fn clear(&mut self, at: Moment, why: Cleared) {
+        (self.cleared_at, self.cleared_by) = (Some(at), Some(why));
     }
 
     /// Whether there has been fresh evidence after `gone`, or nothing was known to be gone.
@@ -172,7 +234,7 @@ impl Evidence {
         &mut self,
         record: RecordRef<'_>,
         at: Moment,
-        mark: Duration,
+        mark: Span,
         same_incident: Duration,
         is_young: impl Fn(Timestamp) -> Option<bool>,
     ) -> Option<ChangeKind> {
@@ -181,14 +243,12 @@ impl Evidence {
         if heard.record.view() != record {
             Arc::make_mut(&mut heard.record).renew(record);
         }
-        if let Some(known) = self.timestamps.iter().position(|t| *t == record.detected_at) {
-            let timestamp = self.timestamps.remove(known);
-            self.timestamps.push(timestamp);
+        let timestamp = WallTime::from(record.detected_at);
+        if self.timestamps.see_again(timestamp) {
             return None;
         }
-        let is_later = self.timestamps.iter().all(|t| *t < record.detected_at);
-        self.make_room();
-        self.timestamps.push(record.detected_at);
+        let is_later = self.timestamps.iter().all(|known| known < timestamp);
+        self.timestamps.push(timestamp);
         let is_news = match is_young(record.detected_at) {
             Some(true) => true,
             Some(false) => is_later && !self.remembered,
@@ -200,15 +260,16 @@ impl Evidence {
             return None;
         }
 
-        let was_active = self.heard.fresh_at.is_some() && !self.aged && self.cleared.is_none();
-        let is_new = self.cleared.take().is_some_and(|(cleared_at, _)| at.since(cleared_at) > same_incident);
+        let was_active = self.heard.fresh_at.is_some() && !self.aged && !self.is_cleared();
+        let is_new = self.cleared_at.take().is_some_and(|cleared_at| at.since(cleared_at) > same_incident);
+        self.cleared_by = None;
         let heard = self.heard_mut();
         if is_new {
             (heard.first_seen, heard.observations) = (at, 0);
         }
         heard.observations += 1;
         heard.fresh_at = Some(at);
-        heard.evidence_time = record.detected_at;
+        heard.evidence_time = timestamp;
         heard.mark = mark;
         (self.aged, self.is_recalled) = (false, false);
         (!was_active).then_some(ChangeKind::Appeared)
@@ -216,17 +277,17 @@ impl Evidence {
 
     /// Clears if the rules say so; the rule, the first time.
     pub(super) fn try_clear(&mut self, clock: &NodeClock, now: Moment) -> Option<Cleared> {
-        if self.cleared.is_some() {
+        if self.is_cleared() {
             return None;
         }
         let why = clock.cleared(self.heard.mark, self.counted_from(), now)?;
-        self.cleared = Some((now, why));
+        self.clear(now, why);
         Some(why)
     }
 
     /// Whether this is the moment at which fresh evidence has become too old.
     pub(super) fn try_age(&mut self, now: Moment, active_for: ActiveFor) -> bool {
-        let ages = !self.aged && self.cleared.is_none() && !self.is_fresh(now, active_for);
+        let ages = !self.aged && !self.is_cleared() && !self.is_fresh(now, active_for);
         self.aged |= ages;
         ages
     }
@@ -249,10 +310,10 @@ impl Evidence {
         // Most limits are passed only after their last moment.
         const AFTER: Duration = Duration::from_nanos(1);
         let after = |at: Moment, limit: Duration| at.uptime().saturating_add(limit).saturating_add(AFTER);
-        if let Some((at, _)) = self.cleared {
+        if let Some(at) = self.cleared_at {
             return after(at.max(self.heard.last_seen), keep);
         }
-        let is_clear = clock.odometer.saturating_sub(self.heard.mark) >= clock.required;
+        let is_clear = clock.odometer.saturating_sub(self.heard.mark) >= clock.required.get();
         let lost = if is_clear { Duration::ZERO } else { clock.lost_at(self.counted_from()) };
         match self.heard.fresh_at.filter(|_| !self.aged) {
             Some(at) => lost.min(after(at, self.active_for(active_for))),
@@ -261,11 +322,11 @@ impl Evidence {
     }
 
     pub(super) fn is_cleared(&self) -> bool {
-        self.cleared.is_some()
+        self.cleared_at.is_some()
     }
 
     pub(super) fn is_offender(&self) -> bool {
-        self.heard.fresh_at.is_some() && self.cleared.is_none()
+        self.heard.fresh_at.is_some() && !self.is_cleared()
     }
 
     /// Whether forgetting it loses nothing that can't be judged anew: a tombstone, or a record never believed.
@@ -279,21 +340,57 @@ impl Evidence {
 
     /// Whether it has been a tombstone, and unlisted, for `keep`.
     pub(super) fn is_expired(&self, now: Moment, keep: Duration) -> bool {
-        self.cleared.is_some_and(|(at, _)| now.since(at) > keep) && now.since(self.heard.last_seen) > keep
+        self.cleared_at.is_some_and(|at| now.since(at) > keep) && now.since(self.heard.last_seen) > keep
     }
 
     pub(super) fn view(&self, node: &NodeName, now: Moment, active_for: ActiveFor) -> EvidenceView {
-        let presence = match self.cleared {
+        let presence = match self.cleared_by {
             Some(_) => Presence::Cleared,
             // What has grown old once is not young again because its node has accused others since, and may now take longer for each.
             None if !self.aged && self.is_fresh(now, active_for) => Presence::Active,
             None => Presence::Unconfirmed,
         };
-        EvidenceView {
-            node: node.clone(),
-            presence,
-            cleared: self.cleared.map(|(_, why)| why),
-            heard: self.heard.clone(),
+        EvidenceView { node: node.clone(), presence, cleared: self.cleared_by, heard: self.heard.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_last_timestamps_and_the_latest_are_remembered(seen in proptest::collection::vec((0..9_i64, any::<bool>()), 1..40)) {
+            let at = |second| WallTime::from(Timestamp::from_second(second).unwrap());
+            let (mut known, mut model) = (Timestamps::of(Timestamp::UNIX_EPOCH), vec![at(0)]);
+            for (second, is_last) in seen {
+                let timestamp = at(second);
+                let place = model.iter().position(|known| *known == timestamp);
+                if is_last {
+                    prop_assert_eq!(known.see_again(timestamp), place.is_some());
+                }
+                if place.is_none() && model.len() == REMEMBERED {
+                    let latest = *model.iter().max().unwrap();
+                    let oldest = model.iter().position(|known| *known != latest).unwrap();
+                    model.remove(oldest);
+                }
+                match (place, is_last) {
+                    (Some(place), true) => model[place..].rotate_left(1),
+                    (Some(_), false) => {}
+                    (None, true) => {
+                        known.push(timestamp);
+                        model.push(timestamp);
+                    }
+                    (None, false) => {
+                        known.push_oldest(timestamp);
+                        model.insert(0, timestamp);
+                    }
+                }
+                prop_assert_eq!(known.iter().collect::<Vec<_>>(), model.clone());
+                prop_assert_eq!(known.last(), model.last().copied());
+            }
         }
     }
 }

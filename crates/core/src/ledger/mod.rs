@@ -27,6 +27,7 @@ use self::node::Node;
 use self::texts::Texts;
 use crate::Moment;
 use crate::few::FewSet;
+use crate::moment::Span;
 use crate::names::{Key, NodeName, PodRef, Text};
 use crate::report::{Answer, Failure, Outcome, Record, RecordRef, Rejection, Rejections, Report, Target};
 use crate::snapshot::{Coverage, Snapshot, State, TargetState, TargetView, Violation};
@@ -137,7 +138,7 @@ pub struct Ledger {
 
 /// When time alone may change something of a node, by the monotonic clock. A node is in it at its earliest time, and perhaps at later
 /// ones that no longer count.
-type Deadlines = BinaryHeap<Reverse<(Duration, NodeName)>>;
+type Deadlines = BinaryHeap<Reverse<(Span, NodeName)>>;
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -346,7 +347,7 @@ impl Ledger {
     pub fn advance(&mut self, now: Moment) -> Vec<Change> {
         let mut due = BTreeSet::new();
         while let Some(Reverse((at, name))) = self.deadlines.peek() {
-            if *at > now.uptime() {
+            if at.get() > now.uptime() {
                 break;
             }
             if self.nodes.get_mut(name).is_some_and(|node| node.deadline.take_if(|next| next == at).is_some())
@@ -456,9 +457,7 @@ impl Ledger {
     }
 
     fn view(&self, key: &Key, entry: &Entry, now: Moment) -> Option<Violation> {
-        // Nearly always one, and `collect` would make room for four.
-        let mut evidence = Vec::with_capacity(entry.nodes.len());
-        evidence.extend(entry.nodes.iter().filter_map(|name| {
+        let evidence = entry.nodes.iter().filter_map(|name| {
             let node = self.nodes.get(name)?;
             let mut view = node.evidence.get(key)?.view(name, now, node.active_for(&self.rules));
             let is_gone = |gone: Moment| view.fresh_at.is_none_or(|fresh| fresh.uptime() <= gone.uptime());
@@ -466,7 +465,7 @@ impl Ledger {
                 (view.presence, view.cleared) = (Presence::Cleared, Some(Cleared::PodGone));
             }
             Some(view)
-        }));
+        });
         Violation::new(key.clone(), evidence)
     }
 }
@@ -529,7 +528,7 @@ impl Common<'_> {
 
 /// Notes when time alone may change something of a node, after anything else has changed it.
 fn schedule(name: &NodeName, node: &mut Node, rules: &Detection, deadlines: &mut Deadlines) {
-    let Some(at) = node.next_deadline(rules) else { return };
+    let Some(at) = node.next_deadline(rules).map(Span::from) else { return };
     // Being looked at too early costs little, and nothing has to be found and taken out of the heap for it.
     if node.deadline.is_none_or(|noted| at < noted) {
         node.deadline = Some(at);
@@ -571,7 +570,7 @@ impl TargetEntry {
             address: address.clone(),
             node: self.node.clone(),
             state: self.state(rules, now),
-            last_answer: self.last_answer.map(Moment::wall),
+            last_answer: self.last_answer.map(|at| at.wall().into()),
             last_failure: self.last_failure.clone(),
             consecutive_failures: self.consecutive_failures,
         }

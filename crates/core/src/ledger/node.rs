@@ -8,6 +8,7 @@ use super::evidence::{ActiveFor, Cleared, Evidence};
 use super::{ChangeKind, Detection};
 use crate::Moment;
 use crate::few::FewMap;
+use crate::moment::{Span, WallTime};
 use crate::names::{Key, KeyRef};
 use crate::report::{FailureReason, Rejections};
 use crate::snapshot::NodeView;
@@ -46,27 +47,27 @@ impl Steps {
 #[derive(Debug)]
 pub(super) struct Node {
     /// Answered time, in sum. Clearing clocks are differences of its readings.
-    pub(super) odometer: Duration,
+    pub(super) odometer: Span,
     /// Answered time since the agent may have restarted. A restarted agent answers `[]` until its first scan, so its
     /// first scan interval of answers says nothing.
-    settled: Duration,
+    settled: Span,
     since: Moment,
     last_answer: Option<Moment>,
     listed_something: bool,
     /// The last steps between the newest timestamps of its answers.
     steps: Steps,
-    latest: Option<Timestamp>,
+    latest: Option<WallTime>,
     pub(super) evidence: FewMap<Key, Evidence>,
     pub(super) rejected: Rejections,
     /// When it is looked at next because time has passed, by the monotonic clock.
-    pub(super) deadline: Option<Duration>,
+    pub(super) deadline: Option<Span>,
 }
 
 impl Node {
     pub(super) fn new(now: Moment) -> Self {
         Self {
-            odometer: Duration::ZERO,
-            settled: Duration::ZERO,
+            odometer: Span::ZERO,
+            settled: Span::ZERO,
             since: now,
             last_answer: None,
             listed_something: false,
@@ -81,7 +82,7 @@ impl Node {
     /// Nobody listens there: the agent is down, and will have restarted when it answers again.
     pub(super) fn failed(&mut self, reason: FailureReason) {
         if reason == FailureReason::Refused {
-            self.settled = Duration::ZERO;
+            self.settled = Span::ZERO;
         }
     }
 
@@ -95,13 +96,13 @@ impl Node {
         let is_empty = is_empty.unwrap_or(!self.listed_something);
         if is_empty && self.listed_something {
             // The upstream agent never takes a record off its list, so this is how its restart looks.
-            self.settled = Duration::ZERO;
+            self.settled = Span::ZERO;
         }
         self.listed_something = !is_empty;
         let warm_up = self.interval();
-        let before = self.settled.max(warm_up);
-        self.settled += credit;
-        self.odometer += self.settled.saturating_sub(before);
+        let before = self.settled.max(warm_up.into());
+        self.settled = (self.settled.get() + credit).into();
+        self.odometer = (self.odometer.get() + self.settled.saturating_sub(before)).into();
     }
 
     /// Learns from the newest timestamp of an answer: the smallest of the last steps between different ones is the scan interval.
@@ -110,12 +111,12 @@ impl Node {
     /// with it the caution of the clearing clock, too small.
     pub(super) fn learn_interval(&mut self, newest: Option<Timestamp>) {
         let Some(newest) = newest else { return };
-        if let Some(latest) = self.latest
+        if let Some(latest) = self.latest.map(WallTime::get)
             && newest > latest
         {
             self.steps.push(newest.duration_since(latest).unsigned_abs());
         }
-        self.latest = Some(newest);
+        self.latest = Some(newest.into());
     }
 
     /// What had been learned before the start, or by another replica. What has been seen here since is known better.
@@ -147,10 +148,10 @@ impl Node {
     pub(super) fn clock(&self, rules: &Detection) -> NodeClock {
         NodeClock {
             odometer: self.odometer,
-            required: rules.clear_after.max(self.turn().saturating_mul(6)),
+            required: rules.clear_after.max(self.turn().saturating_mul(6)).into(),
             since: self.since,
             last_answer: self.last_answer.unwrap_or(self.since),
-            unreachable_limit: rules.unreachable_limit,
+            unreachable_limit: rules.unreachable_limit.into(),
         }
     }
 
@@ -229,34 +230,38 @@ impl Node {
     pub(super) fn view(&self, rules: &Detection) -> NodeView {
         NodeView {
             clock: self.clock(rules),
-            interval: self.steps.least(),
-            offenders: self.offenders(),
-            records: self.evidence.values().filter(|evidence| !evidence.is_cleared()).count(),
-            last_answer: self.last_answer.map(Moment::wall),
+            interval: self.steps.least().map(Span::from),
+            offenders: count(self.offenders()),
+            records: count(self.evidence.values().filter(|evidence| !evidence.is_cleared()).count()),
+            last_answer: self.last_answer.map(|at| at.wall().into()),
             rejected: self.rejected.clone(),
         }
     }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 /// By what a node's evidence clears: readings of the node's odometer of answered time.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeClock {
     /// Answered time of the node, in sum.
-    pub odometer: Duration,
+    pub odometer: Span,
     /// How much answered time without fresh evidence proves absence on this node.
-    pub required: Duration,
+    pub required: Span,
     /// When the node was first asked.
     pub since: Moment,
     /// The last whole answer, or when the node was first asked.
     pub last_answer: Moment,
     /// How long to wait for a node that never returns.
-    pub unreachable_limit: Duration,
+    pub unreachable_limit: Span,
 }
 
 impl NodeClock {
     /// Whether evidence that was last fresh at `since`, when the odometer read `mark`, has cleared by `now`.
-    pub fn cleared(&self, mark: Duration, since: Moment, now: Moment) -> Option<Cleared> {
-        if self.odometer.saturating_sub(mark) >= self.required {
+    pub fn cleared(&self, mark: Span, since: Moment, now: Moment) -> Option<Cleared> {
+        if self.odometer.saturating_sub(mark) >= self.required.get() {
             return Some(Cleared::ByClock);
         }
         (now.uptime() >= self.lost_at(since)).then_some(Cleared::Unreachable)
@@ -265,7 +270,7 @@ impl NodeClock {
     /// When the wait for the node ends if it never returns, for evidence that was last fresh at `since`; by the monotonic clock.
     pub(super) fn lost_at(&self, since: Moment) -> Duration {
         // Partial answers may have brought fresh evidence after the last whole one: silence counts from the later.
-        self.last_answer.max(since).uptime().saturating_add(self.unreachable_limit)
+        self.last_answer.max(since).uptime().saturating_add(self.unreachable_limit.get())
     }
 }
 

@@ -141,11 +141,11 @@ impl Book {
             }
             let file = incident.file();
             file.standing = Standing::Blocked { since: now, dry_run: false };
-            file.told = Some(Told { at: told, what: Telling::Blocked, inherited: true });
+            file.told = Some(Told { at: told.into(), what: Telling::Blocked, inherited: true });
             file.exposure = Arc::new(Exposure::plain(services));
             file.reason = "it was blocked before anything was kept of it".into();
-            file.inherited = Some(accused);
-            incident.delivered = Some(told);
+            file.inherited = Some(Box::new(accused));
+            incident.delivered = Some(told.into());
             let decision = Decision {
                 at: now.wall(),
                 app: app.clone(),
@@ -166,10 +166,10 @@ impl Book {
     /// a grace counts from when its tenant could know of it.
     pub fn delivered(&mut self, app: &App, at: Timestamp, now: Moment) -> bool {
         let Some(incident) = self.incidents.get_mut(app) else { return false };
-        if incident.delivered.is_some() || incident.told.is_none_or(|told| told.at != at) {
+        if incident.delivered.is_some() || incident.told.is_none_or(|told| told.at != at.into()) {
             return false;
         }
-        incident.delivered = Some(now.wall());
+        incident.delivered = Some(now.wall().into());
         matches!(incident.standing, Standing::Grace { .. })
     }
 

@@ -446,7 +446,7 @@ impl Book {
             if let Some(told) = told.filter(|_| may_be_told(app, policy, facts)) {
                 let notice = Notice {
                     app: app.clone(),
-                    told: told.at,
+                    told: told.at.get(),
                     inherited: told.inherited,
                     phase,
                     processes: incident.processes.iter().cloned().collect(),

@@ -30,7 +30,7 @@ impl Book {
                 }
                 continue;
             }
-            for evidence in &violation.evidence {
+            for evidence in violation.evidence() {
                 let Some(fresh_at) = evidence.fresh_at else {
                     continue;
                 };

@@ -14,6 +14,7 @@ use super::{Brake, Decision, Mode, Policy};
 use crate::Moment;
 use crate::few::{FewMap, FewSet};
 use crate::ledger::Cleared;
+use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
 use crate::report::Record;
@@ -46,7 +47,7 @@ pub struct Incident {
     pub(super) cleared: Option<ClearedGround>,
     /// When what its tenant has been told last had been written. Not in the file: in a storm it would have to be copied for each App
     /// only to enter this.
-    pub(super) delivered: Option<Timestamp>,
+    pub(super) delivered: Option<WallTime>,
     /// Shared with what is in effect of it for as long as nothing else is decided.
     file: Arc<File>,
 }
@@ -66,7 +67,7 @@ pub struct File {
     pub(super) reason: Text,
     /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
     /// the whole fleet's answers can prove that its processes are gone.
-    pub(super) inherited: Option<BTreeSet<Key>>,
+    pub(super) inherited: Option<Box<BTreeSet<Key>>>,
     /// The brake's hold on its release.
     pub(super) release_held: Option<Box<Moment>>,
     /// An operator has approved its block.
@@ -94,7 +95,7 @@ pub struct File {
 /// What a tenant has been told, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Told {
-    pub(super) at: Timestamp,
+    pub(super) at: WallTime,
     pub(super) what: Telling,
     /// It had been written before the start.
     pub(super) inherited: bool,
@@ -142,14 +143,14 @@ pub(super) struct Ground {
     pub(super) record: Arc<Record>,
     pub(super) fresh_at: Moment,
     /// The agent's own time of it: two replicas see the same evidence at different moments.
-    pub(super) evidence_time: Timestamp,
+    pub(super) evidence_time: WallTime,
     /// From when on its node's silence counts: not from before the start, when we may not have listened.
     pub(super) counted_from: Moment,
-    pub(super) mark: Duration,
-    pub(super) first_seen: Timestamp,
+    pub(super) mark: Span,
+    pub(super) first_seen: WallTime,
     pub(super) observations: u64,
     /// How often its node's agent scans, as far as it was learned: a restart must not make its silence mean more.
-    pub(super) scan_interval: Option<Duration>,
+    pub(super) scan_interval: Option<Span>,
     /// Fresh, and accepted, as of the last evaluation.
     pub(super) active: bool,
     /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
@@ -162,9 +163,9 @@ pub(super) struct Ground {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeptGround {
     /// By the monotonic clock.
-    pub(super) fresh_at: Duration,
+    pub(super) fresh_at: Span,
     /// Zero while it is not known.
-    pub(super) scan_interval: Duration,
+    pub(super) scan_interval: Span,
     pub(super) gone: bool,
 }
 
@@ -172,7 +173,7 @@ pub(super) struct KeptGround {
 #[derive(Clone, Debug)]
 pub(super) struct Tombstone {
     pub(super) ground: Ground,
-    pub(super) at: Timestamp,
+    pub(super) at: WallTime,
     pub(super) by: ClearedGround,
     /// It has been kept.
     pub(super) is_kept: bool,
@@ -198,7 +199,7 @@ pub(super) struct StickyRelease {
 impl Told {
     /// To be told for the first time.
     pub(super) fn news(what: Telling, at: Timestamp) -> Self {
-        Self { at, what, inherited: false }
+        Self { at: at.into(), what, inherited: false }
     }
 }
 
@@ -230,7 +231,7 @@ impl StickyRelease {
 /// From when on a node's silence counts: the reading of its odometer, and the moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Silence {
-    pub(super) mark: Duration,
+    pub(super) mark: Span,
     pub(super) counted_from: Moment,
 }
 
@@ -241,14 +242,14 @@ impl Ground {
     }
 
     /// What a node says, as of now.
-    pub(super) fn of(evidence: &EvidenceView, fresh_at: Moment, scan_interval: Option<Duration>) -> Self {
+    pub(super) fn of(evidence: &EvidenceView, fresh_at: Moment, scan_interval: Option<Span>) -> Self {
         Self {
             record: evidence.record.clone(),
             fresh_at,
             evidence_time: evidence.evidence_time,
             counted_from: fresh_at,
             mark: evidence.mark,
-            first_seen: evidence.first_seen.wall(),
+            first_seen: evidence.first_seen.wall().into(),
             observations: evidence.observations,
             scan_interval,
             active: true,
@@ -260,8 +261,8 @@ impl Ground {
     /// It is kept as it is now.
     pub(super) fn note_kept(&mut self) {
         self.kept = Some(KeptGround {
-            fresh_at: self.fresh_at.uptime(),
-            scan_interval: self.scan_interval.unwrap_or_default(),
+            fresh_at: self.fresh_at.uptime().into(),
+            scan_interval: self.scan_interval.unwrap_or(Span::ZERO),
             gone: self.gone,
         });
     }
@@ -342,7 +343,7 @@ impl Incident {
     }
 
     /// Takes back all that has been entered since `file` was shared. What has been heard stays.
-    pub(super) fn refile(&mut self, file: Arc<File>, delivered: Option<Timestamp>) {
+    pub(super) fn refile(&mut self, file: Arc<File>, delivered: Option<WallTime>) {
         (self.file, self.delivered) = (file, delivered);
     }
 
@@ -393,7 +394,8 @@ impl Incident {
     /// Whether its tenant has not known of the grace for as long as it lasts. By the wall clock, as what is kept of it. In dry-run
     /// nobody is told.
     pub(super) fn is_untold(&self, pass: &Pass<'_>) -> bool {
-        let told = self.told.filter(|told| told.what == Telling::Grace).and(self.delivered);
+        let told =
+            self.told.filter(|told| told.what == Telling::Grace).and(self.delivered).map(WallTime::get);
         let has_known = told.is_some_and(|at| pass.now.since(pass.now.at_wall(at)) >= pass.policy.grace);
         !has_known && pass.policy.mode != Mode::DryRun
     }
@@ -406,7 +408,7 @@ impl Incident {
             _ => None,
         };
         let told = self.told.and(self.delivered).filter(|_| until.is_some());
-        let known = told.map(|at| after(now.at_wall(at), policy.grace));
+        let known = told.map(|at| after(now.at_wall(at.get()), policy.grace));
         let untold = until.map(|until| after(until, policy.grace.max(UNTOLD_LIMIT)));
         until.into_iter().chain(known).chain(untold)
     }
@@ -433,7 +435,7 @@ impl Incident {
                 self.tombstones.remove(&oldest);
             }
         }
-        self.tombstones.insert(id, Tombstone { ground, at, by, is_kept: false });
+        self.tombstones.insert(id, Tombstone { ground, at: at.into(), by, is_kept: false });
     }
 
     /// What it is for, where no ground is left: what has cleared, else what it was inherited with, else the App as such.
@@ -442,7 +444,7 @@ impl Incident {
             return self.tombstones.values().map(|tombstone| tombstone.ground.record.clone()).collect();
         }
         let nothing = Key::new(app.namespace.clone(), "", "");
-        let keys = self.inherited.iter().flatten().cloned();
+        let keys = self.inherited.iter().flat_map(|keys| keys.iter()).cloned();
         let mut records: Vec<Arc<Record>> = keys.map(|key| Arc::new(Record::of(key))).collect();
         if records.is_empty() {
             records.push(Arc::new(Record::of(nothing)));

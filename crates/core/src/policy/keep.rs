@@ -18,6 +18,7 @@ use super::incident::{
 };
 use crate::Moment;
 use crate::ledger::{Cleared, Remembered};
+use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
 use crate::report::{Claim, Record};
@@ -45,7 +46,7 @@ const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
 pub(super) struct Effective {
     file: Arc<File>,
     cleared: Option<ClearedGround>,
-    delivered: Option<Timestamp>,
+    delivered: Option<WallTime>,
     grounds: u32,
     tombstones: u32,
     /// If it was over, as it was: what is heard later may be taken back with its new beginning.
@@ -207,8 +208,9 @@ fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
     let is_same_ground = |ground: &Ground| {
         ground.kept.is_some_and(|kept| {
             kept.gone == ground.gone
-                && ground.fresh_at.uptime().saturating_sub(kept.fresh_at) < EVIDENCE_REFRESH
-                && ground.scan_interval.unwrap_or_default() <= kept.scan_interval + INTERVAL_SLACK
+                && ground.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) < EVIDENCE_REFRESH
+                && ground.scan_interval.unwrap_or(Span::ZERO).saturating_sub(kept.scan_interval)
+                    <= INTERVAL_SLACK
         })
     };
     saved.is_kept
@@ -289,7 +291,7 @@ fn status(incident: &Incident) -> IncidentStatus {
         evidence(id, ground, ground.gone.then_some(gone))
     });
     let buried = tombstones.into_iter().map(|(id, Tombstone { ground, at, by, .. })| {
-        let cleared = kept::ClearedEvidence { at: *at, by: cleared_by(*by), ended: true };
+        let cleared = kept::ClearedEvidence { at: at.get(), by: cleared_by(*by), ended: true };
         evidence(id, ground, Some(cleared))
     });
     let total = incident.grounds.len() + incident.tombstones.len();
@@ -324,13 +326,13 @@ fn status(incident: &Incident) -> IncidentStatus {
         cleared: incident.cleared.map(cleared_by),
         exposure: exposure(&incident.exposure),
         told: incident.told.map(|told| kept::Told {
-            at: told.at,
+            at: told.at.get(),
             what: match told.what {
                 Telling::Grace => kept::Telling::Grace,
                 Telling::Blocked => kept::Telling::Blocked,
                 Telling::Recovered => kept::Telling::Recovered,
             },
-            delivered: incident.delivered,
+            delivered: incident.delivered.map(WallTime::get),
         }),
         due: incident.due.as_ref().map(|due| kept::Due {
             at: due.at.wall(),
@@ -386,13 +388,14 @@ fn evidence(
         regex: ground.record.regex.clone(),
         kind: ground.record.kind.clone(),
         name: ground.record.name.clone(),
-        first_seen: ground.first_seen,
+        first_seen: ground.first_seen.get(),
         fresh_at: ground.fresh_at.wall(),
         timestamp: ground.record.timestamp.clone(),
         observations: ground.observations,
         // Rounded up: too long only means to wait longer.
         scan_interval: ground
             .scan_interval
+            .map(Span::get)
             .map(|interval| interval.as_secs() + u64::from(interval.subsec_nanos() > 0)),
         cleared,
     }
@@ -471,12 +474,12 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
     file.reason.clone_from(&status.reason);
     file.inherited = status.inherited.as_ref().map(|accused| {
         let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
-        accused.iter().map(key).collect::<BTreeSet<Key>>()
+        Box::new(accused.iter().map(key).collect::<BTreeSet<Key>>())
     });
     file.release_held = status.release_held.map(past).map(Box::new);
     file.approved = status.approved;
     file.told = status.told.map(|told| Told {
-        at: told.at,
+        at: told.at.into(),
         what: match told.what {
             kept::Telling::Grace => Telling::Grace,
             kept::Telling::Blocked => Telling::Blocked,
@@ -527,7 +530,7 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
     file.decided = status.decided;
     file.observed = status.observed;
     incident.cleared = status.cleared.map(cleared_ground);
-    incident.delivered = status.told.and_then(|told| told.delivered);
+    incident.delivered = status.told.and_then(|told| told.delivered).map(WallTime::from);
     hear_again(&mut incident, app, &status.evidence, snapshot, now);
     incident
 }
@@ -546,13 +549,13 @@ fn hear_again(
         let (key, node) = (record.key.clone(), NodeName(evidence.node.clone()));
         let ground = Ground {
             fresh_at: past(evidence.fresh_at),
-            evidence_time: record.detected_at,
+            evidence_time: record.detected_at.into(),
             record,
             counted_from: now,
-            mark: snapshot.nodes.get(&node).map_or(Duration::ZERO, |node| node.clock.odometer),
-            first_seen: evidence.first_seen,
+            mark: snapshot.nodes.get(&node).map_or(Span::ZERO, |node| node.clock.odometer),
+            first_seen: evidence.first_seen.into(),
             observations: evidence.observations,
-            scan_interval: evidence.scan_interval.map(Duration::from_secs),
+            scan_interval: evidence.scan_interval.map(|seconds| Duration::from_secs(seconds).into()),
             active: false,
             gone: evidence.cleared.as_ref().is_some_and(|cleared| !cleared.ended),
             kept: None,
@@ -560,7 +563,7 @@ fn hear_again(
         match &evidence.cleared {
             Some(cleared) if cleared.ended => {
                 let by = cleared_ground(cleared.by);
-                let tombstone = Tombstone { ground, at: cleared.at, by, is_kept: false };
+                let tombstone = Tombstone { ground, at: cleared.at.into(), by, is_kept: false };
                 incident.tombstones.insert((key, node), tombstone);
             }
             _ => drop(incident.grounds.insert((key, node), ground)),

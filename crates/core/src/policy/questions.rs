@@ -46,7 +46,7 @@ impl Book {
             if violation.state == State::Cleared || policy.refuses(&violation.key.namespace).is_some() {
                 continue;
             }
-            let believable = violation.evidence.iter().filter(|e| e.presence != Presence::Cleared);
+            let believable = violation.evidence().filter(|e| e.presence != Presence::Cleared);
             for (node, since) in believable.filter_map(|e| Some((&e.node, e.fresh_at?))) {
                 let accusers = questions
                     .pods
@@ -62,7 +62,8 @@ impl Book {
                 continue;
             }
             let heard = incident.grounds.keys().map(|(key, _)| key.pod_ref());
-            let inherited = incident.inherited.iter().flatten().map(crate::names::Key::pod_ref);
+            let inherited =
+                incident.inherited.iter().flat_map(|keys| keys.iter()).map(crate::names::Key::pod_ref);
             let mut pods: Vec<PodRef> = heard.chain(inherited).collect();
             pods.sort_unstable();
             pods.dedup();

@@ -18,6 +18,7 @@ use super::keep::record;
 use super::{Mode, Policy};
 use crate::Moment;
 use crate::ledger::{NodeClock, Presence};
+use crate::moment::Span;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
 use crate::report::Rejections;
@@ -224,10 +225,10 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
         let heard = Heard {
             record: record.clone(),
             fresh_at: Some(seen),
-            mark: Duration::ZERO,
+            mark: Span::ZERO,
             first_seen: seen,
             last_seen: seen,
-            evidence_time: record.detected_at,
+            evidence_time: record.detected_at.into(),
             observations: evidence.observations,
         };
         let presence = Presence::Active;
@@ -249,7 +250,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
         violations: violations.into_iter().filter_map(|(key, all)| Violation::new(key, all)).collect(),
         list: Arc::new([]),
         list_changed_at: since,
-        nodes,
+        nodes: nodes.into_iter().collect(),
         targets: Vec::new(),
         coverage: Coverage::default(),
         rejected: Rejections::default(),
@@ -260,11 +261,11 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
 /// A node by whose clock nothing clears: what cleared is known.
 fn patient(now: Moment) -> NodeView {
     let clock = NodeClock {
-        odometer: Duration::ZERO,
-        required: Duration::MAX,
+        odometer: Span::ZERO,
+        required: Duration::MAX.into(),
         since: now,
         last_answer: now,
-        unreachable_limit: Duration::MAX,
+        unreachable_limit: Duration::MAX.into(),
     };
     NodeView {
         clock,

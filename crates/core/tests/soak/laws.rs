@@ -54,7 +54,7 @@ impl Soak {
     fn accusations(&mut self, node: usize) -> usize {
         let snapshot = self.world.snapshot();
         let name = self.nodes[node].name.as_str();
-        let by = |violation: &&Violation| violation.evidence.iter().any(|evidence| *evidence.node.0 == *name);
+        let by = |violation: &&Violation| violation.evidence().any(|evidence| *evidence.node.0 == *name);
         snapshot.violations.iter().filter(by).count()
     }
 
@@ -69,7 +69,7 @@ impl Soak {
         let nodes = self.world.snapshot().nodes;
         let believed = |node: usize| {
             let name = NodeName::new(self.nodes[node].name.as_str());
-            nodes.get(&name).map_or(0, |node| node.clock.required.as_secs()).max(2 * HOUR)
+            nodes.get(&name).map_or(0, |node| node.clock.required.get().as_secs()).max(2 * HOUR)
                 + self.longest_grace()
         };
         let it = &self.tenants[tenant];

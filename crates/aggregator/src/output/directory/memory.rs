@@ -6,23 +6,35 @@
 use std::collections::HashMap;
 use std::fs::Metadata;
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jiff::{SignedDuration, Timestamp};
+use procscan_core::moment::WallTime;
+use procscan_core::resources::Draft;
 
 /// How long after its last change a file's stamp may still be that of another change: file systems count time in steps.
-const STEP: Duration = Duration::from_secs(1);
+const STEP: SignedDuration = SignedDuration::from_secs(1);
+
+/// A hash by this process's own secret. Without zero, so that an option of one takes no more.
+pub(super) type Hash = NonZeroU64;
+
+fn nonzero(hash: u64) -> Hash {
+    Hash::new(hash).unwrap_or(Hash::MIN)
+}
 
 /// What changes with each change of a file. The time of the last change can't be set by anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: u64,
     size: u64,
-    changed: (i64, i64),
+    changed: WallTime,
 }
 
 impl From<&Metadata> for Stamp {
     fn from(metadata: &Metadata) -> Self {
-        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        let nanos = i32::try_from(metadata.ctime_nsec()).unwrap_or(0);
+        let changed = Timestamp::new(metadata.ctime(), nanos).unwrap_or(Timestamp::MAX).into();
         Self { inode: metadata.ino(), size: metadata.size(), changed }
     }
 }
@@ -30,21 +42,19 @@ impl From<&Metadata> for Stamp {
 impl Stamp {
     /// Whether a change after now would give it another stamp.
     fn is_settled(self) -> bool {
-        let (seconds, nanos) = self.changed;
-        let since = Duration::new(seconds.unsigned_abs(), u32::try_from(nanos).unwrap_or(0));
-        SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now > since + STEP)
+        Timestamp::now().duration_since(self.changed.get()) > STEP
     }
 }
 
-/// What is known of a file.
+/// What is known of a file. There is one for each tenant that is told something, so it is kept small.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     /// Nothing while it could still be that of another content.
     stamp: Option<Stamp>,
     /// The hash of its text; nothing if it is not ours.
-    pub(super) text: Option<u64>,
+    pub(super) text: Option<Hash>,
     /// The fingerprint of what its text says.
-    pub(super) from: Option<u64>,
+    pub(super) from: Option<Hash>,
     /// The pass that last wanted it to be there.
     pub(super) wanted: u32,
     /// The look that last saw it.
@@ -54,11 +64,11 @@ pub(super) struct Known {
 impl Known {
     /// A file that is not ours.
     pub(super) fn foreign(stamp: Stamp) -> Self {
-        Self { text: None, ..Self::new(stamp, 0) }
+        Self { text: None, ..Self::new(stamp, Hash::MIN) }
     }
 
     /// A file of ours with a text of this hash.
-    pub(super) fn new(stamp: Stamp, text: u64) -> Self {
+    pub(super) fn new(stamp: Stamp, text: Hash) -> Self {
         Self {
             stamp: Some(stamp).filter(|stamp| stamp.is_settled()),
             text: Some(text),
@@ -69,7 +79,7 @@ impl Known {
     }
 
     /// What its text says is known by this fingerprint.
-    pub(super) fn made_from(self, fingerprint: u64) -> Self {
+    pub(super) fn made_from(self, fingerprint: Hash) -> Self {
         Self { from: Some(fingerprint), ..self }
     }
 
@@ -112,7 +122,7 @@ pub(super) struct Memory {
     place: Option<Stamp>,
     /// How often only the directory has been looked at since.
     glances: u32,
-    pub(super) hashing: RandomState,
+    hashing: RandomState,
 }
 
 /// How often it is enough that the directory is as it was. Whoever makes, removes, renames or replaces a file changes it; a file
@@ -142,7 +152,12 @@ impl Memory {
         self.look
     }
 
-    pub(super) fn hash(&self, text: &str) -> u64 {
-        self.hashing.hash_one(text)
+    pub(super) fn hash(&self, text: &str) -> Hash {
+        nonzero(self.hashing.hash_one(text))
+    }
+
+    /// What tells the inputs of a draft from others.
+    pub(super) fn fingerprint(&self, draft: &Draft<'_>) -> Hash {
+        nonzero(draft.fingerprint(&self.hashing))
     }
 }

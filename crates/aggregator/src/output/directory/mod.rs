@@ -291,7 +291,7 @@ impl Directory {
 
     /// Makes one file say what the draft does. Whether it had to be written.
     fn put(&self, memory: &mut Memory, name: &str, draft: &Draft<'_>) -> Result<bool, DirectoryError> {
-        let from = draft.fingerprint(&memory.hashing);
+        let from = memory.fingerprint(draft);
         let before = memory.files.get(name).copied().filter(|known| known.text.is_some());
         if before.is_some_and(|known| known.from == Some(from)) {
             return Ok(false);

@@ -17,6 +17,7 @@
 //!
 //! Time is always passed in, as a [`Moment`]: whoever calls decides what time it is.
 
+mod dense;
 mod few;
 mod hash;
 pub mod identity;

@@ -18,7 +18,7 @@ use super::packed::Packed;
 pub const DEFAULT_RELEASE: SignedDuration = SignedDuration::from_hours(24 * 30);
 
 /// Everything that is kept. Immutable: each change makes another one, which shares with it what is the same.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Kept {
     /// The incidents, by name.
     pub incidents: BTreeMap<Text, Arc<KeptIncident>>,
@@ -28,6 +28,16 @@ pub struct Kept {
     pub enforcement: EnforcementSpec,
     /// Everything has been read at least once.
     pub is_complete: bool,
+}
+
+impl Clone for Kept {
+    fn clone(&self) -> Self {
+        let Self { incidents, exemptions, enforcement, is_complete } = self;
+        let (exemptions, enforcement, is_complete) = (exemptions.clone(), enforcement.clone(), *is_complete);
+        // Made anew: a tree that has grown is half empty, and so would be its clone.
+        let incidents = incidents.iter().map(|(name, incident)| (name.clone(), incident.clone())).collect();
+        Self { incidents, exemptions, enforcement, is_complete }
+    }
 }
 
 /// One incident as it is kept. There are many and most are never looked at, so most of it is packed.

@@ -26,6 +26,7 @@ use self::evidence::Evidence;
 use self::node::Node;
 use self::texts::Texts;
 use crate::Moment;
+use crate::dense::Dense;
 use crate::few::FewSet;
 use crate::moment::Span;
 use crate::names::{Key, NodeName, PodRef, Text};
@@ -122,6 +123,7 @@ pub struct Ledger {
     nodes: BTreeMap<NodeName, Box<Node>>,
     /// Which nodes have evidence of a violation, and since when its Pod is known to be gone.
     violations: BTreeMap<Key, Entry>,
+    dense: Dense,
     targets: BTreeMap<Text, TargetEntry>,
     /// What records have in common is in memory once.
     texts: Texts,
@@ -165,6 +167,7 @@ impl Ledger {
             rules,
             nodes: BTreeMap::new(),
             violations: BTreeMap::new(),
+            dense: Dense::default(),
             targets: BTreeMap::new(),
             texts: Texts::default(),
             unlisted: 0,
@@ -213,6 +216,7 @@ impl Ledger {
 
     /// A round over all targets is done. Rounds are counted for readiness and for limits per round.
     pub fn round_done(&mut self) {
+        self.dense.fill(&mut self.violations);
         self.rounds += 1;
         self.revision += 1;
     }

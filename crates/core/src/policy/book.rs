@@ -12,6 +12,7 @@ use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, To
 use super::keep::Effective;
 use super::{Brake, Mode, Policy};
 use crate::Moment;
+use crate::dense::Dense;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Block, Exposure, HeldApp, Notice};
 use crate::snapshot::EvidenceView;
@@ -32,6 +33,7 @@ pub struct Book {
     /// New notices in the current round: the round's number and how many.
     pub(super) notices: (u64, usize),
     pub(super) last: Last,
+    pub(super) dense: [Dense; 2],
 }
 
 /// What the last plan came to. What stays the same is shared with the next one, and not made anew.

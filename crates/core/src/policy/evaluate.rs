@@ -407,6 +407,10 @@ impl Book {
 
     /// What follows from the book as it is.
     pub fn plan(&mut self, policy: &Policy, facts: &Facts, now: Moment) -> Plan {
+        // Whatever has been decided has been kept by now, so both are as they will be for a while.
+        let [incidents, effective] = &mut self.dense;
+        incidents.fill(&mut self.incidents);
+        effective.fill(&mut self.effective);
         let mode = policy.mode;
         let count =
             |is: fn(&Incident) -> bool| self.incidents.values().filter(|incident| is(incident)).count();

@@ -1,0 +1,47 @@
+//! Trees that are as full as can be.
+//!
+//! A tree that has grown is half empty: each node that is full becomes two. Where a tree has an entry for each App or record, that is as
+//! much again as what is in it, and a tree that is made at once has only full nodes.
+
+use std::collections::BTreeMap;
+
+/// By which part a tree has to grow before it is made anew: so it is seldom, however it grows.
+const PART: usize = 8;
+
+/// How many entries a tree had when it was last made anew, or has had since if that is less.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Dense(usize);
+
+impl Dense {
+    /// Makes `tree` anew if it has grown.
+    pub(crate) fn fill<K: Ord, V>(&mut self, tree: &mut BTreeMap<K, V>) {
+        if tree.len() <= self.0 + self.0 / PART {
+            self.0 = self.0.min(tree.len());
+            return;
+        }
+        *tree = std::mem::take(tree).into_iter().collect();
+        self.0 = tree.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_made_anew_only_when_it_has_grown_and_has_the_same_entries() {
+        let (mut dense, mut tree, mut times) = (Dense::default(), BTreeMap::new(), 0);
+        for n in 0..10_000 {
+            tree.insert(n, n.to_string());
+            let before = dense.0;
+            dense.fill(&mut tree);
+            times += usize::from(dense.0 != before);
+            assert!(dense.0 <= tree.len() && tree.len() <= dense.0 + dense.0 / PART);
+        }
+        assert!(times < 100, "{times}");
+        assert!(tree.iter().map(|(n, text)| (*n, text.clone())).eq((0..10_000).map(|n| (n, n.to_string()))));
+        tree.retain(|n, _| *n < 10);
+        dense.fill(&mut tree);
+        assert_eq!(dense.0, 10);
+    }
+}

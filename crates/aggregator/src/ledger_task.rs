@@ -23,6 +23,10 @@ const PUBLISH_AFTER: Duration = Duration::from_millis(100);
 /// them. At most [`MAX_PAUSE`].
 const PAUSE_SHARE: u32 = 10;
 const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// How long a snapshot is put off because the one before is still being read, and how often it is looked whether it is: two at once would
+/// be much.
+const READERS: Duration = Duration::from_millis(200);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How old a snapshot may be that a reader is given.
 const FRESH: Duration = Duration::from_secs(1);
 /// How old the last snapshot is let become before it is given up: it is of no use to anybody, and all that has been renewed since is
@@ -159,6 +163,8 @@ pub struct Publisher {
     alive: watch::Sender<Moment>,
     /// No snapshot before.
     rested: Instant,
+    /// Since when the next one is put off.
+    put_off: Option<Instant>,
 }
 
 /// Both ends, with a first snapshot.
@@ -173,6 +179,7 @@ pub fn snapshots(first: Snapshot, clock: Clock) -> (Publisher, Snapshots) {
         wanted: wanted.clone(),
         alive: beat,
         rested: Instant::now(),
+        put_off: None,
     };
     (publisher, Snapshots { latest, progress, wanted, alive, clock })
 }
@@ -187,6 +194,18 @@ impl Publisher {
         self.show(ledger.snapshot(clock.now()));
         let pause = started.elapsed().saturating_mul(PAUSE_SHARE).min(MAX_PAUSE);
         self.rested = Instant::now() + pause;
+    }
+
+    /// When to look again whether a snapshot may be made: nothing if it may be now.
+    fn put_off(&mut self) -> Option<Instant> {
+        let is_read = |snapshot: &Arc<Snapshot>| Arc::strong_count(snapshot) > 1;
+        let is_read = self.latest.borrow().snapshot.as_ref().is_some_and(is_read);
+        let now = Instant::now();
+        if is_read && now < *self.put_off.get_or_insert(now) + READERS {
+            return Some(now + LOOK_AGAIN);
+        }
+        self.put_off = None;
+        None
     }
 
     /// Shows this.
@@ -281,8 +300,10 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
                 publish_at = Some(publisher.rested);
             }
             () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
-                publish_at = None;
-                publisher.publish(&mut ledger, clock);
+                publish_at = publisher.put_off();
+                if publish_at.is_none() {
+                    publisher.publish(&mut ledger, clock);
+                }
             }
         }
         if publish_at.is_none() && !publisher.has_shown(&ledger) {
@@ -497,6 +518,26 @@ mod tests {
         tokio::time::sleep(KEPT * 20).await;
         assert!(!published.has_changed().unwrap(), "nobody is woken");
         assert_eq!(stage.snapshots.fresh().await.count(State::Active), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_waits_for_those_who_read_the_one_before_but_not_for_long() {
+        let stage = Stage::new();
+        let mut published = stage.snapshots.published();
+        let read = stage.snapshots.fresh().await;
+        let sent = stage.clock.now();
+        stage.accuse(Duration::ZERO).await;
+        tokio::time::sleep(PUBLISH_AFTER + READERS / 2).await;
+        assert!(!shows(&published.borrow_and_update(), State::Active), "it is being read");
+        drop(read);
+        published.wait_for(|published| shows(published, State::Active)).await.unwrap();
+        let waited = stage.clock.now().since(sent);
+        assert!(waited <= PUBLISH_AFTER + READERS / 2 + LOOK_AGAIN, "{waited:?}");
+
+        let _read = stage.snapshots.fresh().await;
+        published.wait_for(|published| shows(published, State::Unconfirmed)).await.unwrap();
+        let aged = stage.clock.now().since(sent);
+        assert!(aged < Detection::default().max_age + TICK * 2 + READERS, "{aged:?}");
     }
 
     #[tokio::test(start_paused = true)]

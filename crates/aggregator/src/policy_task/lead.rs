@@ -349,6 +349,9 @@ impl<'a> Lead<'a> {
         // Before anything is kept: whoever is killed in between finds what is held, and takes its alert for raised.
         self.raise(&decided.alerts);
         let is_answered = self.ask(&snapshot, &policy, &facts);
+        let rounds = snapshot.rounds;
+        // The next one may be made while this is being kept; both at once would be much.
+        drop(snapshot);
         if !is_copy && let Err(error) = self.keep(history).await {
             if error.is_lost() {
                 return Step::Lost;
@@ -361,7 +364,7 @@ impl<'a> Lead<'a> {
         self.deadline = deadline.map(|at| Instant::now() + at.since(now));
         let plan = self.book.plan(&policy, &facts, now);
         let held = self.book.held(&policy);
-        let (disputes, unverified, rounds) = (decided.disputes, decided.unverified, snapshot.rounds);
+        let (disputes, unverified) = (decided.disputes, decided.unverified);
         let pen = Some(self.pen.clone());
         self.publish(Decided { plan, held, disputes, unverified, is_answered, rounds, pen });
         let kept = self.task.channels.kept.borrow().clone();

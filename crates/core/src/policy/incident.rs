@@ -67,7 +67,10 @@ pub struct File {
     pub(super) reason: Text,
     /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
     /// the whole fleet's answers can prove that its processes are gone.
-    #[expect(clippy::box_collection, reason = "nearly no file has one, and each would have to have room for it")]
+    #[expect(
+        clippy::box_collection,
+        reason = "nearly no file has one, and each would have to have room for it"
+    )]
     pub(super) inherited: Option<Box<BTreeSet<Key>>>,
     /// The brake's hold on its release.
     pub(super) release_held: Option<Box<Moment>>,

@@ -267,15 +267,16 @@ fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway) ->
         let services = blocks.iter().flat_map(|block| of(&block.exposure));
         services.map(|service| format!("{service}.{}", gateway.cluster_domain)).collect()
     };
-    let services = hosts(|exposure| &exposure.services);
     let ingresses: BTreeSet<&str> = blocks
         .iter()
         .flat_map(|block| block.exposure.ingresses.iter().map(AsRef::as_ref))
         .filter(|_| form == Form::IngressesAndServices)
         .collect();
-    let plain = match form {
-        Form::Services => services.clone(),
-        Form::IngressesAndServices => hosts(|exposure| &exposure.otherwise),
+    let (plain, services) = match form {
+        Form::Services => (hosts(|exposure| &exposure.services), BTreeSet::new()),
+        Form::IngressesAndServices => {
+            (hosts(|exposure| &exposure.otherwise), hosts(|exposure| &exposure.services))
+        }
     };
     let rule = |ingress, service| MatchRule {
         config: RequestBlock {

@@ -110,13 +110,13 @@ impl Node {
     /// Steps between the records of one answer do not count: they belong to one scan, and would make the interval, and
     /// with it the caution of the clearing clock, too small.
     pub(super) fn learn_interval(&mut self, newest: Option<Timestamp>) {
-        let Some(newest) = newest else { return };
-        if let Some(latest) = self.latest.map(WallTime::get)
+        let Some(newest) = newest.map(WallTime::from) else { return };
+        if let Some(latest) = self.latest
             && newest > latest
         {
-            self.steps.push(newest.duration_since(latest).unsigned_abs());
+            self.steps.push(newest.get().duration_since(latest.get()).unsigned_abs());
         }
-        self.latest = Some(newest.into());
+        self.latest = Some(newest);
     }
 
     /// What had been learned before the start, or by another replica. What has been seen here since is known better.
@@ -295,6 +295,15 @@ mod tests {
                 prop_assert_eq!(known.least(), model.iter().min().copied());
             }
         }
+    }
+
+    #[test]
+    fn a_time_that_can_not_be_told_is_no_step_when_it_comes_again() {
+        let mut node = Node::new(Moment::new(Duration::ZERO, Timestamp::UNIX_EPOCH));
+        for _ in 0..3 {
+            node.learn_interval(Some(Timestamp::MAX));
+        }
+        assert_eq!(node.steps.least(), None);
     }
 
     #[test]

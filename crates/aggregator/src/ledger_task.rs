@@ -23,8 +23,8 @@ const PUBLISH_AFTER: Duration = Duration::from_millis(100);
 /// them. At most [`MAX_PAUSE`].
 const PAUSE_SHARE: u32 = 10;
 const MAX_PAUSE: Duration = Duration::from_millis(500);
-/// How long a snapshot is put off because the one before is still being read, and how often it is looked whether it is: two at once would
-/// be much.
+/// How long a snapshot that nobody has asked for is put off because the one before is still being read, and how often it is looked whether
+/// it is: two at once would be much. Whoever asks waits for no other reader.
 const READERS: Duration = Duration::from_millis(200);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How old a snapshot may be that a reader is given.
@@ -191,6 +191,7 @@ impl Publisher {
         let started = std::time::Instant::now();
         // Two would be much; whoever reads meanwhile waits for the new one.
         self.give_up();
+        self.put_off = None;
         self.show(ledger.snapshot(clock.now()));
         let pause = started.elapsed().saturating_mul(PAUSE_SHARE).min(MAX_PAUSE);
         self.rested = Instant::now() + pause;
@@ -204,7 +205,6 @@ impl Publisher {
         if is_read && now < *self.put_off.get_or_insert(now) + READERS {
             return Some(now + LOOK_AGAIN);
         }
-        self.put_off = None;
         None
     }
 
@@ -243,6 +243,7 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut publish_at: Option<Instant> = None;
+    let mut is_asked_for = false;
     let mut batch = Vec::with_capacity(BATCH);
     let (mut targets_live, mut gone_live, mut memory_live) = (true, true, true);
     let mut last_round = None;
@@ -298,10 +299,12 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
             }
             () = wanted.notified() => {
                 publish_at = Some(publisher.rested);
+                is_asked_for = true;
             }
             () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
-                publish_at = publisher.put_off();
+                publish_at = publisher.put_off().filter(|_| !is_asked_for);
                 if publish_at.is_none() {
+                    is_asked_for = false;
                     publisher.publish(&mut ledger, clock);
                 }
             }
@@ -534,10 +537,23 @@ mod tests {
         let waited = stage.clock.now().since(sent);
         assert!(waited <= PUBLISH_AFTER + READERS / 2 + LOOK_AGAIN, "{waited:?}");
 
-        let _read = stage.snapshots.fresh().await;
+        let read = stage.snapshots.fresh().await;
         published.wait_for(|published| shows(published, State::Unconfirmed)).await.unwrap();
         let aged = stage.clock.now().since(sent);
         assert!(aged < Detection::default().max_age + TICK * 2 + READERS, "{aged:?}");
+        drop(read);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_waits_for_no_other_reader() {
+        let stage = Stage::new();
+        // Whom to ask was news.
+        tokio::time::sleep(FRESH * 2).await;
+        let before = stage.snapshots.fresh().await;
+        tokio::time::sleep(FRESH).await;
+        let asked = stage.clock.now();
+        let after = stage.snapshots.fresh().await;
+        assert!(!Arc::ptr_eq(&before, &after) && stage.clock.now().since(asked) < LOOK_AGAIN);
     }
 
     #[tokio::test(start_paused = true)]

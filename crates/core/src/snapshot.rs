@@ -225,10 +225,8 @@ pub struct NodeView {
     pub clock: NodeClock,
     /// Its agent's learned scan interval.
     pub interval: Option<Span>,
-    /// Offenders known on it that have not cleared.
-    pub offenders: u32,
     /// Records known of it that have not cleared, believed or not.
-    pub records: u32,
+    pub records: usize,
     /// Its last whole answer.
     pub last_answer: Option<WallTime>,
     /// Records of it that were refused since the start.

@@ -29,7 +29,7 @@ struct Node {
     /// The learned interval between the agent's scans.
     scan_interval_seconds: Option<f64>,
     /// Violations of the node that have not cleared.
-    violations: u32,
+    violations: usize,
     /// Records refused since the start, by reason.
     rejected_records: Rejections,
 }

@@ -123,6 +123,7 @@ pub struct Ledger {
     nodes: BTreeMap<NodeName, Box<Node>>,
     /// Which nodes have evidence of a violation, and since when its Pod is known to be gone.
     violations: BTreeMap<Key, Entry>,
+    /// Of `violations`.
     dense: Dense,
     targets: BTreeMap<Text, TargetEntry>,
     /// What records have in common is in memory once.

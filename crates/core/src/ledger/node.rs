@@ -231,16 +231,11 @@ impl Node {
         NodeView {
             clock: self.clock(rules),
             interval: self.steps.least().map(Span::from),
-            offenders: count(self.offenders()),
-            records: count(self.evidence.values().filter(|evidence| !evidence.is_cleared()).count()),
+            records: self.evidence.values().filter(|evidence| !evidence.is_cleared()).count(),
             last_answer: self.last_answer.map(|at| at.wall().into()),
             rejected: self.rejected.clone(),
         }
     }
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 /// By what a node's evidence clears: readings of the node's odometer of answered time.

@@ -33,6 +33,7 @@ pub struct Book {
     /// New notices in the current round: the round's number and how many.
     pub(super) notices: (u64, usize),
     pub(super) last: Last,
+    /// Of `incidents`, and of `effective`.
     pub(super) dense: [Dense; 2],
 }
 

@@ -267,12 +267,5 @@ fn patient(now: Moment) -> NodeView {
         last_answer: now,
         unreachable_limit: Duration::MAX.into(),
     };
-    NodeView {
-        clock,
-        interval: None,
-        offenders: 0,
-        records: 0,
-        last_answer: None,
-        rejected: Rejections::default(),
-    }
+    NodeView { clock, interval: None, records: 0, last_answer: None, rejected: Rejections::default() }
 }

@@ -27,7 +27,7 @@ fuzz: ## Feed whatever reads other people's bytes with made-up ones (TARGET=name
 
 soak: ## Days of trouble, and kills while the fleet misbehaves (SECONDS=60 for each, SEED=number for the same again)
 	PROCSCAN_SOAK_SECONDS=$(SECONDS) $(if $(SEED),PROCSCAN_SOAK_SEED=$(SEED)) \
-	  cargo test --release --locked -p procscan-core --test soak -- --ignored --nocapture
+	  cargo test --release --locked -p procscan-core --test domain -- soak --ignored --nocapture
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench
 	target/release/procscan-bench soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 

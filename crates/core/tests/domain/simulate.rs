@@ -1,11 +1,8 @@
 //! Recorded incidents under other rules.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-mod common;
 
 use std::time::Duration;
 
-use common::{HOUR, MINUTE, World, app, at, record, record_of};
+use crate::common::{HOUR, MINUTE, World, app, at, record, record_of};
 use procscan_core::names::App;
 use procscan_core::policy::{Act, Exemption, Fate, Pattern, Policy, simulate};
 use procscan_core::state::Incident;

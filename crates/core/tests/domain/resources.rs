@@ -1,12 +1,9 @@
 //! The objects: what Higress and Sealos need of them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use common::{World, record, record_of, settings};
+use crate::common::{World, record, record_of, settings};
 use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure, Plan};
 use procscan_core::policy::Mode;
@@ -15,14 +12,14 @@ use procscan_core::resources::{Existing, Object, Upkeep, render, wasm_plugin};
 use serde_json::{Value, json};
 
 fn plan_of(apps: usize) -> Plan {
-    let mut plan = Plan::empty(Mode::Enforce, common::at(0).wall());
+    let mut plan = Plan::empty(Mode::Enforce, crate::common::at(0).wall());
     plan.blocks = (0..apps)
         .map(|i| {
             let namespace = format!("ns-{i:061}");
             Arc::new(Block {
                 exposure: Arc::new(Exposure::plain([format!("{i:063}.{namespace}.svc").into()])),
                 app: App::new(namespace, "app", "web"),
-                since: common::at(0).wall(),
+                since: crate::common::at(0).wall(),
                 grounds: Vec::new(),
                 left: Vec::new(),
                 reason: "".into(),
@@ -97,7 +94,7 @@ fn a_blocked_app_is_in_the_rule_and_in_the_list_and_its_tenant_is_told() {
     assert_eq!(notification.metadata.labels["isRead"], "false");
     assert_eq!(notification.spec["title"], "web is blocked");
     assert_eq!(notification.spec["message"], "Found xmrig, zmap in ns-a. Ask ops.");
-    assert_eq!(notification.spec["timestamp"], common::START);
+    assert_eq!(notification.spec["timestamp"], crate::common::START);
     assert_eq!(notification.spec["from"], "ProcScan");
 
     assert_eq!((&*summary.metadata.name, &*summary.metadata.namespace), ("procscan-notification", "default"));

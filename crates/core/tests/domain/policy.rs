@@ -1,11 +1,8 @@
 //! What the policy decides, rule by rule.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-mod common;
 
 use std::time::Duration;
 
-use common::{HOUR, MINUTE, World, app, exemption, record, record_of};
+use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
 use procscan_core::names::{App, PodRef};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Exemption, Mode, Pattern, PodState};
@@ -197,7 +194,7 @@ fn exemptions_cover_by_each_of_their_parts_until_their_date_and_release_at_once(
         let mut world = World::new(&["n1"]);
         world.answer("n1", vec![record("ns-a", 0)]);
         assert_eq!(world.blocked(), ["ns-a"]);
-        world.policy.exemptions = vec![exemption(set, Some(common::at(HOUR).wall()))];
+        world.policy.exemptions = vec![exemption(set, Some(crate::common::at(HOUR).wall()))];
         let evaluation = world.evaluate();
         assert!(evaluation.plan.blocks.is_empty());
         assert_eq!(evaluation.decisions[0].kind, DecisionKind::Released);
@@ -226,7 +223,7 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();
-    let until = common::at(2 * HOUR).wall();
+    let until = crate::common::at(2 * HOUR).wall();
     let act = Act::Release { app: app("ns-a"), until };
     assert_eq!(world.book.act(&act, "ops", &world.policy, world.now).unwrap().kind, DecisionKind::Released);
     assert!(world.blocked().is_empty());

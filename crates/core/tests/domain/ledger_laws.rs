@@ -1,12 +1,9 @@
 //! The ledger's laws, over sequences that nobody thought of.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::{MINUTE, START, World, failed, record_of, target};
+use crate::common::{MINUTE, START, World, failed, record_of, target};
 use jiff::Timestamp;
 use procscan_core::Moment;
 use procscan_core::ledger::{Change, ChangeKind, Cleared, Detection, Presence};

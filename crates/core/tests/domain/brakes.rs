@@ -1,9 +1,6 @@
 //! What the brakes hold, and for how long.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-mod common;
-
-use common::{HOUR, MINUTE, World, app, namespaces, record, record_of};
+use crate::common::{HOUR, MINUTE, World, app, namespaces, record, record_of};
 use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Mode};
 
 #[test]

@@ -1,13 +1,10 @@
 //! A rule that matches everything on the whole fleet, and a node that lies about all its Pods: for hours, and whatever is
 //! restarted meanwhile.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use common::{HOUR, MINUTE, World, record_of};
+use crate::common::{HOUR, MINUTE, World, record_of};
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{Act, Alert, Brake, Decision, DecisionKind, Evaluation, Facts};

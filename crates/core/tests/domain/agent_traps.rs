@@ -1,11 +1,8 @@
 //! The traps of the real agent, one test each: what it answers is not what it seems to say.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::{HOUR, World, app, complete, failed, record, record_of, settings};
+use crate::common::{HOUR, World, app, complete, failed, record, record_of, settings};
 use procscan_core::ledger::{ChangeKind, Cleared, Remembered};
 use procscan_core::names::{App, NodeName, PodRef};
 use procscan_core::policy::{DecisionKind, PodState};

@@ -3,16 +3,13 @@
 //!
 //! Unlike in the property tests it is known what really runs where, so that what is decided can be held against the truth.
 //! `make soak` runs it for longer; `PROCSCAN_SOAK_SEED` and `PROCSCAN_SOAK_DAYS` tell the same story again.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod laws;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::{HOUR, MINUTE, World, app, complete, failed, record_of};
+use crate::common::{HOUR, MINUTE, World, app, complete, failed, record_of};
 use jiff::SignedDuration;
 use procscan_core::Moment;
 use procscan_core::ledger::Detection;

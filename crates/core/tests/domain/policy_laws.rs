@@ -1,13 +1,10 @@
 //! The policy's laws, over sequences that nobody thought of.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{World, record_of, target};
+use crate::common::{World, record_of, target};
 use jiff::Timestamp;
 use procscan_core::ledger::Cleared;
 use procscan_core::names::{App, Key, PodRef};
@@ -134,7 +131,9 @@ impl Step {
                 world.answer(NODES[*node], records);
             }
             Step::Empty(node) => drop(world.answer(NODES[*node], vec![])),
-            Step::Fail(node) => drop(world.report(NODES[*node], common::failed(FailureReason::Timeout))),
+            Step::Fail(node) => {
+                drop(world.report(NODES[*node], crate::common::failed(FailureReason::Timeout)));
+            }
             Step::PodOn { tenant, node } => world.pod_on(&namespace(*tenant), "web", NODES[*node], "web"),
             Step::PodGone(tenant) => {
                 world.pod_is(&namespace(*tenant), "web", PodState::Gone);

@@ -1,9 +1,6 @@
 //! What is found and what is kept, and what comes of what can not be kept.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-mod common;
-
-use common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
+use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
 use procscan_core::names::Key;
 use procscan_core::policy::{Act, Book, DecisionKind, Inherited, Mode, Pattern, Policy};
 
@@ -21,7 +18,7 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
             services: vec![format!("old.{name}.svc").into()],
         };
         let mut book = Book::default();
-        book.inherit(names.iter().map(of).collect::<Vec<_>>(), policy, common::at(0));
+        book.inherit(names.iter().map(of).collect::<Vec<_>>(), policy, crate::common::at(0));
         book
     };
     let mut world = World::new(&["n1", "n2"]);
@@ -76,8 +73,8 @@ fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_f
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
         services: vec!["old.ns-a.svc".into()],
     };
-    world.book.inherit([inherited], &world.policy, common::at(0));
-    world.ledger.expect([common::target("n1")], 1);
+    world.book.inherit([inherited], &world.policy, crate::common::at(0));
+    world.ledger.expect([crate::common::target("n1")], 1);
     world.policy.verify_pods = true;
     world.rounds(24 * 60 - 1, |w| drop(w.answer("n1", vec![])));
     let evaluation = world.evaluate();
@@ -97,7 +94,7 @@ fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
             accused: [Key::new("ns-a", "web", "xmrig")].into(),
             services: vec!["web.ns-a.svc".into()],
         };
-        world.book.inherit([inherited], &world.policy, common::at(0));
+        world.book.inherit([inherited], &world.policy, crate::common::at(0));
         assert_eq!(world.blocked(), ["ns-a"]);
         world
     };
@@ -106,7 +103,7 @@ fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
     world.policy.exemptions = vec![exemption(|e| e.namespace.clone_from(&namespace), None)];
     assert!(world.blocked().is_empty());
     let mut world = blocked();
-    let release = Act::Release { app: app("ns-a"), until: common::at(2 * HOUR).wall() };
+    let release = Act::Release { app: app("ns-a"), until: crate::common::at(2 * HOUR).wall() };
     world.book.act(&release, "ops", &world.policy, world.now).unwrap();
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 60)]);
@@ -145,7 +142,7 @@ fn nobody_is_released_while_it_can_not_be_kept_nor_by_hand() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.insert("ns-a".to_owned());
-    let release = Act::Release { app: app("ns-a"), until: common::at(HOUR).wall() };
+    let release = Act::Release { app: app("ns-a"), until: crate::common::at(HOUR).wall() };
     world.book.act(&release, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-a"], "to be asked for again once it can be kept");
     world.rounds(40, |w| {
@@ -163,7 +160,7 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_somebo
     let accused = [Key::new("ns-a", "web", "xmrig")].into();
     let services = vec!["web.ns-a.svc".into()];
     let inherited = Inherited { app: app("ns-a"), told: None, accused, services };
-    world.book.inherit([inherited], &world.policy, common::at(0));
+    world.book.inherit([inherited], &world.policy, crate::common::at(0));
     world.unwritable.insert("ns-a".to_owned());
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.clear();

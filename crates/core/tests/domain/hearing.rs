@@ -1,18 +1,15 @@
 //! What is believed of what nodes say, rule by rule.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-mod common;
 
 use std::time::Duration;
 
-use common::{MINUTE, World, app, record};
+use crate::common::{MINUTE, World, app, record};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{Key, PodRef};
 use procscan_core::policy::{DecisionKind, Inherited, PodFact, PodState};
 use procscan_core::snapshot::State;
 
 fn fact(asked: u64, state: PodState) -> PodFact {
-    PodFact { asked: common::at(asked), state }
+    PodFact { asked: crate::common::at(asked), state }
 }
 
 #[test]
@@ -34,7 +31,7 @@ fn what_was_known_before_an_accusation_came_does_not_judge_it() {
     }
     let snapshot = world.snapshot();
     let questions = world.book.questions(&snapshot, &world.policy);
-    assert_eq!(questions.pods[&pod].since, common::at(100));
+    assert_eq!(questions.pods[&pod].since, crate::common::at(100));
     assert!(!questions.are_answered_by(&world.facts));
     world.facts.pods.insert(pod.clone(), fact(100, present));
     assert!(questions.are_answered_by(&world.facts));
@@ -105,7 +102,7 @@ fn evidence_that_can_not_be_verified_clears_nothing() {
             let accused = [Key::new("ns-a", "web", "xmrig")].into();
             let inherited =
                 Inherited { app: app("ns-a"), told: None, accused, services: vec!["web.ns-a.svc".into()] };
-            world.book.inherit([inherited], &world.policy, common::at(0));
+            world.book.inherit([inherited], &world.policy, crate::common::at(0));
         } else {
             world.answer("n1", vec![record("ns-a", 0)]);
         }

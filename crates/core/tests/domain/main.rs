@@ -1,0 +1,15 @@
+//! The domain's tests: one program, because each would take as long to link as the next.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod agent_traps;
+mod bad_rule;
+mod brakes;
+mod common;
+mod hearing;
+mod keep;
+mod ledger_laws;
+mod policy;
+mod policy_laws;
+mod resources;
+mod simulate;
+mod soak;

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use jiff::{SignedDuration, Timestamp};
+
 use crate::names::{App, Text};
 
 /// Labels, by name.
@@ -19,35 +21,68 @@ pub struct Owner<'a> {
     pub name: &'a str,
 }
 
+/// What a Pod says of itself, as far as it names its App.
+#[derive(Clone, Copy, Debug)]
+pub struct Marks<'a> {
+    /// Its labels.
+    pub labels: &'a Labels,
+    /// Its controller, if it has one.
+    pub owner: Option<Owner<'a>>,
+    /// Its `creationTimestamp`, by the API server's clock.
+    pub created: Option<Timestamp>,
+}
+
 /// The App that a Pod belongs to.
 ///
-/// Never empty: a Pod without any mark is an App of its own.
-pub fn app_of(namespace: &str, pod: &str, labels: &Labels, owner: Option<Owner<'_>>) -> App {
-    let label = |name: &str| labels.get(name).map(String::as_str).filter(|value| !value.is_empty());
+/// Never empty: a Pod without any mark is an App of its own. Pods that are told apart by a mark are never taken together by a guess:
+/// an App too many is blocked late, two in one close an innocent.
+pub fn app_of(namespace: &str, pod: &str, marks: Marks<'_>) -> App {
+    let label = |name: &str| marks.label(name);
     let old_devbox = label("devbox.sealos.io/name");
     let named = label("app.kubernetes.io/name");
     if label("app.kubernetes.io/part-of") == Some("devbox") || old_devbox.is_some() {
         return App::new(namespace, "devbox", named.or(old_devbox).unwrap_or(pod));
     }
-    let name = label("app").or(named).or_else(|| owner.map(made_for)).unwrap_or(pod);
+    // Two releases of one chart share the `name`.
+    let labelled = label("app").or_else(|| label("app.kubernetes.io/instance")).or(named);
+    let name = labelled.or_else(|| marks.workload()).unwrap_or(pod);
     App::new(namespace, "app", name)
 }
 
-/// The workload behind a controller: a Deployment's ReplicaSets and a CronJob's Jobs come and go under it.
-fn made_for(owner: Owner<'_>) -> &str {
-    let without = |is_suffix: fn(&str) -> bool| match owner.name.rsplit_once('-') {
-        Some((name, suffix)) if !name.is_empty() && is_suffix(suffix) => name,
-        _ => owner.name,
-    };
-    match owner.kind {
-        // The hash of the template: the ReplicaSet of a Deployment, never one that somebody named by hand `web-2`.
-        "ReplicaSet" => without(|hash| {
-            (8..=10).contains(&hash.len())
-                && hash.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-        }),
-        // The scheduled time in minutes.
-        "Job" => without(|time| time.len() >= 8 && time.bytes().all(|b| b.is_ascii_digit())),
-        _ => owner.name,
+/// How long before a Pod of a CronJob's Job the Job was due at most: it may have waited, or be a later try.
+const LATE_JOB: SignedDuration = SignedDuration::from_hours(24);
+/// By how much the clock that a CronJob goes by may be ahead of the API server's.
+const EARLY_JOB: SignedDuration = SignedDuration::from_mins(5);
+
+impl<'a> Marks<'a> {
+    fn label(&self, name: &str) -> Option<&'a str> {
+        self.labels.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// The workload behind the controller: a Deployment's ReplicaSets and a CronJob's Jobs come and go under it. A suffix is taken
+    /// off only where it is proven to be made by Kubernetes: people name theirs `shop-payments` and `import-20260101`.
+    fn workload(&self) -> Option<&'a str> {
+        let owner = self.owner?;
+        let without_suffix = owner.name.rsplit_once('-').filter(|(name, suffix)| {
+            !name.is_empty()
+                && match owner.kind {
+                    "ReplicaSet" => self.label("pod-template-hash") == Some(*suffix),
+                    "Job" => self.is_time_of_job(suffix),
+                    _ => false,
+                }
+        });
+        Some(without_suffix.map_or(owner.name, |(name, _)| name))
+    }
+
+    /// Whether `suffix` is what a CronJob gives to a Job of this time: the minutes since 1970 when it was due.
+    fn is_time_of_job(&self, suffix: &str) -> bool {
+        // No sign: only digits are what Kubernetes writes.
+        let minutes = suffix.parse::<u32>().ok().filter(|_| suffix.bytes().all(|b| b.is_ascii_digit()));
+        let due = minutes.and_then(|minutes| Timestamp::from_second(i64::from(minutes) * 60).ok());
+        due.zip(self.created).is_some_and(|(due, created)| {
+            let waited = created.duration_since(due);
+            -EARLY_JOB <= waited && waited <= LATE_JOB
+        })
     }
 }
 
@@ -65,19 +100,27 @@ pub struct Service {
 impl Service {
     /// Whether it sends traffic to `app`, whose Pods have these `labels`.
     ///
-    /// Headless ones count too: an Ingress can name one as its backend, and then it is a way in.
+    /// Headless ones count too: an Ingress can name one as its backend, and then it is a way in. Where a Service has a selector, that
+    /// says whom it exposes, and its label says nothing: a tenant can put any label on any Service of its own.
     pub fn exposes<'a>(&self, app: &App, pods: impl IntoIterator<Item = &'a Labels>) -> bool {
+        if self.selector.is_empty() {
+            return self.is_made_for(app);
+        }
+        pods.into_iter().any(|pod| self.selects(pod))
+    }
+
+    /// Whether its selector selects a Pod with these labels. An empty one selects nothing: the endpoints are made by hand.
+    pub fn selects(&self, pod: &Labels) -> bool {
+        !self.selector.is_empty() && self.selector.iter().all(|(name, value)| pod.get(name) == Some(value))
+    }
+
+    /// Whether Sealos's label says so.
+    fn is_made_for(&self, app: &App) -> bool {
         let manager = match &*app.kind {
             "devbox" => "cloud.sealos.io/devbox-manager",
             _ => "cloud.sealos.io/app-deploy-manager",
         };
-        let is_made_for = self.labels.get(manager).is_some_and(|name| **name == *app.name);
-        // An empty selector selects nothing: its endpoints are somebody's by hand.
-        let selects = |pod: &Labels| {
-            !self.selector.is_empty()
-                && self.selector.iter().all(|(name, value)| pod.get(name) == Some(value))
-        };
-        is_made_for || pods.into_iter().any(selects)
+        self.labels.get(manager).is_some_and(|name| **name == *app.name)
     }
 }
 
@@ -89,9 +132,19 @@ mod tests {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
+    /// The App of a Pod that was created at midnight, 2026-11-28.
     fn app(pairs: &[(&str, &str)], owner: Option<(&str, &str)>) -> (String, String) {
+        created("2026-11-28T00:00:00Z".parse().ok(), pairs, owner)
+    }
+
+    fn created(
+        created: Option<Timestamp>,
+        pairs: &[(&str, &str)],
+        owner: Option<(&str, &str)>,
+    ) -> (String, String) {
         let owner = owner.map(|(kind, name)| Owner { kind, name });
-        let app = app_of("ns-a", "pod-1", &labels(pairs), owner);
+        let app = app_of("ns-a", "pod-1", Marks { labels: &labels(pairs), owner, created });
+        assert_eq!(&*app.namespace, "ns-a");
         (app.kind.to_string(), app.name.to_string())
     }
 
@@ -99,28 +152,76 @@ mod tests {
         (kind.to_owned(), name.to_owned())
     }
 
+    const INSTANCE: &str = "app.kubernetes.io/instance";
+    const NAME: &str = "app.kubernetes.io/name";
+
     #[test]
     fn an_app_is_named_by_the_first_mark_that_there_is() {
         let devbox = ("app.kubernetes.io/part-of", "devbox");
-        let named = ("app.kubernetes.io/name", "dev");
-        assert_eq!(app(&[devbox, named, ("app", "x")], None), is("devbox", "dev"));
+        let named = (NAME, "dev");
+        let owner = Some(("StatefulSet", "y"));
+        assert_eq!(app(&[devbox, named, ("app", "x"), (INSTANCE, "i")], owner), is("devbox", "dev"));
+        assert_eq!(app(&[devbox], None), is("devbox", "pod-1"));
+        assert_eq!(app(&[("app.kubernetes.io/part-of", "suite"), ("app", "x")], None), is("app", "x"));
         assert_eq!(app(&[("devbox.sealos.io/name", "old")], None), is("devbox", "old"));
-        assert_eq!(app(&[("app", "web"), named], Some(("ReplicaSet", "y-1"))), is("app", "web"));
-        assert_eq!(app(&[named], None), is("app", "dev"));
+        assert_eq!(app(&[("devbox.sealos.io/name", "old"), named], None), is("devbox", "dev"));
+        assert_eq!(app(&[("app", "web"), named, (INSTANCE, "i")], owner), is("app", "web"));
+        assert_eq!(app(&[named, (INSTANCE, "i")], owner), is("app", "i"));
+        assert_eq!(app(&[named, (INSTANCE, "")], owner), is("app", "dev"));
+        assert_eq!(app(&[named], owner), is("app", "dev"));
+        assert_eq!(app(&[("app", "")], owner), is("app", "y"));
         assert_eq!(app(&[("app", "")], None), is("app", "pod-1"));
     }
 
     #[test]
-    fn an_unmarked_pod_belongs_to_the_workload_behind_its_controller() {
-        assert_eq!(app(&[], Some(("ReplicaSet", "web-7d4b9c6f5d"))), is("app", "web"));
-        assert_eq!(app(&[], Some(("ReplicaSet", "web-2"))), is("app", "web-2"));
-        assert_eq!(app(&[], Some(("StatefulSet", "db-12345678"))), is("app", "db-12345678"));
-        assert_eq!(app(&[], Some(("Job", "backup-29384756"))), is("app", "backup"));
-        assert_eq!(app(&[], Some(("Job", "-29384756"))), is("app", "-29384756"));
+    fn two_releases_of_one_chart_are_two_apps() {
+        let release = |name| app(&[(NAME, "nginx"), (INSTANCE, name)], None);
+        assert_eq!((release("shop"), release("blog")), (is("app", "shop"), is("app", "blog")));
     }
 
     #[test]
-    fn a_service_exposes_whom_it_selects_or_was_made_for() {
+    fn a_replica_set_is_its_deployments_only_with_the_hash_that_its_pods_carry() {
+        let of = |name, hash: &[(&str, &str)]| app(hash, Some(("ReplicaSet", name)));
+        let hash = [("pod-template-hash", "7d4b9c6f5d")];
+        assert_eq!(of("web-7d4b9c6f5d", &hash), is("app", "web"));
+        assert_eq!(of("my-web-7d4b9c6f5d", &hash), is("app", "my-web"));
+        // Made by hand, or of another hash.
+        for name in ["shop-frontend", "shop-payments", "web-2", "web-7d4b9c6f5d"] {
+            assert_eq!(of(name, &[]), is("app", name));
+        }
+        assert_eq!(of("web-1111111111", &hash), is("app", "web-1111111111"));
+        assert_eq!(of("-7d4b9c6f5d", &hash), is("app", "-7d4b9c6f5d"));
+        assert_eq!(of("7d4b9c6f5d", &hash), is("app", "7d4b9c6f5d"));
+        assert_eq!(app(&hash, Some(("StatefulSet", "db-7d4b9c6f5d"))), is("app", "db-7d4b9c6f5d"));
+    }
+
+    #[test]
+    fn a_job_is_a_cron_jobs_only_if_its_name_ends_in_the_minute_when_it_was_due() {
+        let of = |name: &str| app(&[], Some(("Job", name)));
+        let midnight = 29_930_400; // in minutes since 1970
+        for (minutes, is_cron) in [(0, true), (1440, true), (1441, false), (-5, true), (-6, false)] {
+            let name = format!("backup-{}", midnight - minutes);
+            assert_eq!(of(&name), is("app", if is_cron { "backup" } else { &name }), "{minutes}");
+        }
+        // Named by hand: a date, a counter, the seconds since 1970; and what no number is.
+        for name in [
+            "import-20260101",
+            "import-20261128",
+            "ci-10293",
+            "x-1795824000",
+            "x-+29930400",
+            "x-",
+            "-29930400",
+        ] {
+            assert_eq!(of(name), is("app", name));
+        }
+        assert_eq!(app(&[], Some(("StatefulSet", "db-29930400"))), is("app", "db-29930400"));
+        let unknown = created(None, &[], Some(("Job", "backup-29930400")));
+        assert_eq!(unknown, is("app", "backup-29930400"), "of a Pod whose age is not known");
+    }
+
+    #[test]
+    fn a_service_exposes_whom_it_selects_and_without_a_selector_whom_it_was_made_for() {
         let web = App::new("ns-a", "app", "web");
         let pod = labels(&[("app", "web"), ("hash", "1")]);
         let service = |selector: &[(&str, &str)], marks: &[(&str, &str)]| Service {
@@ -133,9 +234,23 @@ mod tests {
         assert!(!service(&[], &[]).exposes(&web, [&pod]), "an empty selector selects nothing");
         assert!(service(&[], &[("cloud.sealos.io/app-deploy-manager", "web")]).exposes(&web, []));
         assert!(!service(&[], &[("cloud.sealos.io/devbox-manager", "web")]).exposes(&web, []));
+        assert!(!service(&[], &[("cloud.sealos.io/app-deploy-manager", "shop")]).exposes(&web, [&pod]));
         assert!(
             service(&[], &[("cloud.sealos.io/devbox-manager", "web")])
                 .exposes(&App::new("ns-a", "devbox", "web"), [])
         );
+    }
+
+    #[test]
+    fn a_label_says_nothing_of_a_service_that_selects_other_pods() {
+        let web = App::new("ns-a", "app", "web");
+        let (pod, innocent) = (labels(&[("app", "web")]), labels(&[("app", "shop")]));
+        let mislabelled = Service {
+            name: "shop-a1b2".into(),
+            selector: innocent.clone(),
+            labels: labels(&[("cloud.sealos.io/app-deploy-manager", "web")]),
+        };
+        assert!(!mislabelled.exposes(&web, [&pod]));
+        assert!(mislabelled.exposes(&App::new("ns-a", "app", "shop"), [&innocent]));
     }
 }

@@ -8,7 +8,7 @@ use kube::api::ListParams;
 use kube::core::{DynamicObject, GroupVersionKind, ObjectList};
 use kube::discovery::ApiResource;
 use kube::{Api, ResourceExt};
-use procscan_core::identity::{self, Labels, Owner};
+use procscan_core::identity::{self, Labels, Marks, Owner};
 use procscan_core::names::{App, Text};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -180,10 +180,12 @@ impl Pod {
         let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
         let owner = owner.map(|owner| Owner { kind: &owner.kind, name: &owner.name });
         let labels = pod.metadata.labels.take().unwrap_or_default();
+        let created = pod.metadata.creation_timestamp.as_ref().map(|at| at.0);
+        let marks = Marks { labels: &labels, owner, created };
         let status = pod.status.take().unwrap_or_default();
         let host_ips = status.host_ips.into_iter().map(|host| host.ip).chain(status.host_ip);
         Self {
-            app: identity::app_of(namespace, &pod.name_any(), &labels, owner),
+            app: identity::app_of(namespace, &pod.name_any(), marks),
             uid: pod.metadata.uid.take().unwrap_or_default(),
             node: pod.spec.node_name.take(),
             host_ips: host_ips.map(Text::from).collect(),

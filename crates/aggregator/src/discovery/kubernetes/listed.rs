@@ -1,10 +1,13 @@
 //! What EndpointSlices and Endpoints list, and what follows from their changes. Pure.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Endpoints;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{EndpointConditions, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher;
 use procscan_core::names::NodeName;
 use procscan_core::report::Target;
@@ -18,8 +21,25 @@ pub enum Port {
     Name(String),
 }
 
-/// What one slice, or the Endpoints object, lists: by address, the node.
-pub(super) type Listed = BTreeMap<SocketAddr, Option<String>>;
+/// What one slice, or the Endpoints object, lists.
+pub(super) type Listed = BTreeMap<SocketAddr, Claim>;
+
+/// What one endpoint says of its address. Several can name the same address: a node that is gone and whose address another
+/// node has now, for example. The greatest claim counts, so the order of the fields is the order in which they matter.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Claim {
+    /// Ready and serving. With `publishNotReadyAddresses` every endpoint is called ready, and only `serving` is true to fact.
+    is_ready: bool,
+    /// Serving, though perhaps while it terminates.
+    is_serving: bool,
+    /// It names its node.
+    is_named: bool,
+    /// When its slice was made: endpoints have no age of their own, and the resourceVersion of a slice changes with each of
+    /// its endpoints, so that two nodes would take turns.
+    created: Option<Timestamp>,
+    /// Among equals the first name counts.
+    node: Reverse<Option<String>>,
+}
 
 /// A change of what is listed, whichever kind of object lists it.
 pub(super) enum Change {
@@ -89,20 +109,51 @@ impl Known {
         self.objects.values().all(BTreeMap::is_empty)
     }
 
-    /// Every address once. While an endpoint moves from one slice to another it is in both; one that names its node wins.
+    /// Every address once, in whatever order the slices come. While an endpoint moves from one slice to another it is in both.
     pub(super) fn targets(&self) -> Vec<Target> {
-        let mut all: BTreeMap<SocketAddr, Option<&str>> = BTreeMap::new();
-        for (address, node) in self.objects.values().flatten() {
-            let slot = all.entry(*address).or_default();
-            *slot = slot.or(node.as_deref());
+        let mut all: BTreeMap<SocketAddr, &Claim> = BTreeMap::new();
+        for (address, claim) in self.objects.values().flatten() {
+            let greatest = all.entry(*address).or_insert(claim);
+            *greatest = claim.max(greatest);
         }
         all.into_iter()
-            .map(|(address, node)| {
+            .map(|(address, claim)| {
                 let address = address.to_string();
-                let node = NodeName::new(node.unwrap_or(&address));
+                let node = NodeName::new(claim.node.0.as_deref().unwrap_or(&address));
                 Target { address: address.into(), node }
             })
             .collect()
+    }
+}
+
+/// How many agents are missing where so many are `desired`, one on each node. A node with two addresses is one node; a target
+/// whose endpoint names no node counts by its address.
+pub(super) fn missing(desired: usize, targets: &[Target]) -> usize {
+    let nodes: BTreeSet<&NodeName> = targets.iter().map(|target| &target.node).collect();
+    desired.saturating_sub(nodes.len())
+}
+
+impl Claim {
+    /// Conditions that are not given mean ready, and serving as much as ready (so says the API).
+    fn new(conditions: Option<&EndpointConditions>, node: Option<&str>, object: &ObjectMeta) -> Self {
+        let is_ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
+        let is_serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(is_ready);
+        Self {
+            is_ready: is_ready && is_serving,
+            is_serving,
+            is_named: node.is_some(),
+            created: object.creation_timestamp.as_ref().map(|time| time.0),
+            node: Reverse(node.map(str::to_owned)),
+        }
+    }
+
+    /// Adds it, if nothing greater is listed for the address.
+    fn list(self, address: SocketAddr, listed: &mut Listed) {
+        match listed.get_mut(&address) {
+            Some(other) if *other >= self => {}
+            Some(other) => *other = self,
+            None => drop(listed.insert(address, self)),
+        }
     }
 }
 
@@ -118,7 +169,9 @@ pub(super) fn of_slice(slice: &EndpointSlice, port: &Port) -> Listed {
         for address in &endpoint.addresses {
             // A slice of names instead of addresses has none that parse.
             if let Ok(address) = address.parse::<IpAddr>() {
-                listed.insert(SocketAddr::new(address, port), endpoint.node_name.clone());
+                let node = endpoint.node_name.as_deref();
+                let claim = Claim::new(endpoint.conditions.as_ref(), node, &slice.metadata);
+                claim.list(SocketAddr::new(address, port), &mut listed);
             }
         }
     }
@@ -133,10 +186,16 @@ pub(super) fn of_endpoints(endpoints: &Endpoints, port: &Port) -> Listed {
             ports.filter(|p| p.name.as_ref() == Some(name)).map(|p| p.port).next()
         };
         let Some(port) = port.number(named) else { continue };
-        let addresses = subset.addresses.iter().chain(&subset.not_ready_addresses).flatten();
-        for address in addresses {
+        let all = [(true, &subset.addresses), (false, &subset.not_ready_addresses)];
+        for (is_ready, address) in all
+            .iter()
+            .flat_map(|(is_ready, some)| some.iter().flatten().map(move |address| (*is_ready, address)))
+        {
             if let Ok(ip) = address.ip.parse::<IpAddr>() {
-                listed.insert(SocketAddr::new(ip, port), address.node_name.clone());
+                let conditions =
+                    EndpointConditions { ready: Some(is_ready), ..EndpointConditions::default() };
+                let claim = Claim::new(Some(&conditions), address.node_name.as_deref(), &endpoints.metadata);
+                claim.list(SocketAddr::new(ip, port), &mut listed);
             }
         }
     }
@@ -153,56 +212,4 @@ impl Port {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn slice(text: &str) -> EndpointSlice {
-        serde_saphyr::from_str(text).unwrap()
-    }
-
-    const BOTH: &str = "
-addressType: IPv4
-metadata: {name: a}
-ports: [{name: api, port: 9191}, {name: other, port: 1}]
-endpoints:
-- {addresses: [10.0.0.1], nodeName: n1, conditions: {ready: true}}
-- {addresses: [10.0.0.2], conditions: {ready: false}}
-";
-
-    #[test]
-    fn ports_go_by_number_or_by_name_and_endpoints_that_are_not_ready_count() {
-        let slice = slice(BOTH);
-        let shown =
-            |port: &Port| -> Vec<String> { of_slice(&slice, port).keys().map(ToString::to_string).collect() };
-        assert_eq!(shown(&Port::Number(9090)), ["10.0.0.1:9090", "10.0.0.2:9090"]);
-        assert_eq!(shown(&Port::Name("api".into())), ["10.0.0.1:9191", "10.0.0.2:9191"]);
-        assert!(shown(&Port::Name("none".into())).is_empty());
-    }
-
-    #[test]
-    fn a_node_in_two_slices_is_one_target_and_a_new_list_replaces_the_old_one_only_when_complete() {
-        let mut known = Known::nothing();
-        let port = Port::Number(9090);
-        let put = |name: &str, text: &str| Change::Put(name.into(), of_slice(&slice(text), &port));
-        let moved = "{addressType: IPv4, metadata: {}, endpoints: [{addresses: [10.0.0.2], nodeName: n2}]}";
-        let six = "{addressType: IPv6, metadata: {}, endpoints: [{addresses: ['fd00::1'], nodeName: n3}]}";
-        let names = "{addressType: FQDN, metadata: {}, endpoints: [{addresses: [agent.example]}]}";
-        for change in
-            [Change::Begin, put("a", BOTH), put("b", moved), put("c", six), put("d", names), Change::Complete]
-        {
-            known.take_in(change);
-        }
-        let shown = |known: &Known| -> Vec<String> {
-            known.targets().iter().map(|t| format!("{}={}", t.address, t.node)).collect()
-        };
-        let all = ["10.0.0.1:9090=n1", "10.0.0.2:9090=n2", "[fd00::1]:9090=n3"];
-        assert_eq!(shown(&known), all);
-        known.take_in(Change::Begin);
-        assert_eq!(shown(&known), all, "a list that is not complete says nothing");
-        known.take_in(put("c", six));
-        known.take_in(Change::Complete);
-        assert_eq!(shown(&known), all[2..]);
-        known.take_in(Change::Remove("c".into()));
-        assert!(known.is_empty());
-    }
-}
+mod tests;

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::listed::Port;
-use self::listed::{Change, Known, change, of_endpoints, of_slice};
+use self::listed::{Change, Known, change, missing, of_endpoints, of_slice};
 use super::TargetSet;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind, watch as watch_objects};
 
@@ -129,7 +129,7 @@ impl Kubernetes {
             [known.watch.clone(), desired.clone().err(), known.hint.clone().filter(|_| found.is_empty())];
         let errors: Vec<String> = errors.into_iter().flatten().collect();
         let unlisted = match desired {
-            Ok(desired) => desired.unwrap_or(0).saturating_sub(found.len()),
+            Ok(desired) => missing(desired.unwrap_or(0), &found),
             Err(_) => before.unlisted,
         };
         let now = TargetSet {

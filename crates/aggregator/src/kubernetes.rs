@@ -71,6 +71,9 @@ pub enum RefusalKind {
     NoNamespace,
     /// RBAC, an admission rule, or a quota.
     Forbidden,
+    /// The API server does not accept our token at the moment: one that has expired, before it is read again (the client reads
+    /// the ServiceAccount's token file again when its copy is 50 s old). Says nothing of what was asked for.
+    Unauthenticated,
     /// Somebody else has changed the object meanwhile.
     Conflict,
     /// The request itself is not acceptable.
@@ -244,7 +247,8 @@ impl Refusal {
                 RefusalKind::NotServed
             }
             404 if is_told => RefusalKind::NotFound,
-            401 | 403 => RefusalKind::Forbidden,
+            401 => RefusalKind::Unauthenticated,
+            403 => RefusalKind::Forbidden,
             409 => RefusalKind::Conflict,
             400 | 405 | 413 | 415 | 422 => RefusalKind::Invalid,
             // A 404 of somebody in between, too: that something is not there is the API server's own word only.
@@ -253,6 +257,11 @@ impl Refusal {
         let text = match kind {
             RefusalKind::NotServed => {
                 format!("{ask}: the API server does not know {}: is its CRD installed?", ask.resource)
+            }
+            RefusalKind::Unauthenticated => {
+                format!(
+                    "{ask}: the API server does not accept this service's token at the moment: {message} (401)"
+                )
             }
             _ => format!("{ask}: {} ({})", message, status.code),
         };
@@ -322,6 +331,7 @@ mod tests {
         // What may not be seen may well be there.
         let hidden = "namespaces \"gw\" is forbidden: User \"x\" cannot get resource \"namespaces\"";
         assert_eq!(refusal(403, hidden).kind, RefusalKind::Forbidden);
+        assert_eq!(refusal(401, "Unauthorized").kind, RefusalKind::Unauthenticated);
         assert_eq!(refusal(503, "shutting down").kind, RefusalKind::Unavailable);
     }
 

@@ -202,6 +202,11 @@ fn unanswered(refusal: &Refusal) -> Problem {
             RefusalKind::Forbidden => {
                 format!("the API server refuses `{subject}` to this service: an RBAC rule must allow it")
             }
+            RefusalKind::Unauthenticated => {
+                format!(
+                    "the API server does not accept this service's own token for `{subject}` at the moment"
+                )
+            }
             _ => format!(
                 "the API server can't be reached, or is not well: it has not answered `{subject}`; the log says more"
             ),

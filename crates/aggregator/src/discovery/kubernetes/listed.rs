@@ -54,6 +54,8 @@ pub(super) struct Known {
     objects: BTreeMap<String, Listed>,
     /// What a new list has brought, until it is complete.
     fresh: Option<BTreeMap<String, Listed>>,
+    /// What was listed before a new list that has no agents, until that is confirmed or something is listed again.
+    before: Option<BTreeMap<String, Listed>>,
     pub(super) is_complete: bool,
     /// What is wrong with the watch.
     pub(super) watch: Option<String>,
@@ -79,6 +81,7 @@ impl Known {
         Self {
             objects: BTreeMap::new(),
             fresh: None,
+            before: None,
             is_complete: false,
             watch: None,
             desired: Ok(None),
@@ -97,22 +100,48 @@ impl Known {
             }
             Change::Complete => {
                 if let Some(fresh) = self.fresh.take() {
-                    self.objects = fresh;
+                    let before = std::mem::replace(&mut self.objects, fresh);
+                    if self.before.is_none() && lists_agents(&before) {
+                        self.before = Some(before);
+                    }
                 }
                 self.is_complete = true;
                 self.watch = None;
             }
         }
+        if lists_agents(&self.objects) {
+            self.before = None;
+        }
+    }
+
+    /// Whether a new list has no agents where the one before it had some, and that is not confirmed.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.before.is_some()
+    }
+
+    /// The list of no agents is true.
+    pub(super) fn believe(&mut self) {
+        self.before = None;
+    }
+
+    /// For people: why agents are still asked that are listed no more.
+    pub(super) fn doubt(&self, namespace: &str, service: &str) -> Option<String> {
+        self.is_in_doubt().then(|| {
+            format!(
+                "the Service {namespace}/{service} has no endpoints any more, although its DaemonSet wants agents or could not \
+                 be asked"
+            )
+        })
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.objects.values().all(BTreeMap::is_empty)
+        !self.is_in_doubt() && !lists_agents(&self.objects)
     }
 
     /// Every address once, in whatever order the slices come. While an endpoint moves from one slice to another it is in both.
     pub(super) fn targets(&self) -> Vec<Target> {
         let mut all: BTreeMap<SocketAddr, &Claim> = BTreeMap::new();
-        for (address, claim) in self.objects.values().flatten() {
+        for (address, claim) in self.before.as_ref().unwrap_or(&self.objects).values().flatten() {
             let greatest = all.entry(*address).or_insert(claim);
             *greatest = claim.max(greatest);
         }
@@ -124,6 +153,10 @@ impl Known {
             })
             .collect()
     }
+}
+
+fn lists_agents(objects: &BTreeMap<String, Listed>) -> bool {
+    objects.values().any(|listed| !listed.is_empty())
 }
 
 /// How many agents are missing where so many are `desired`, one on each node. A node with two addresses is one node; a target

@@ -1,9 +1,12 @@
 //! The endpoints of the agents' Service, watched in the cluster.
 //!
 //! EndpointSlices of both IP families; Endpoints only where the cluster refuses slices. A watch that is lost is taken up again
-//! with backoff, and the last set is kept and said to be old meanwhile.
+//! with backoff, and the last set is kept and said to be old meanwhile. So is it when a new list has no agents although the
+//! DaemonSets want some.
 
 mod listed;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,18 +80,12 @@ impl Kubernetes {
         loop {
             tokio::select! {
                 change = changes.next() => match settled(change, &mut changes, &mut known).await {
+                    Settled::Changed if known.is_in_doubt() => self.confirm(&mut known).await,
                     Settled::Changed => {}
                     Settled::Lost(error) => {
                         let resource = if falls_back { ENDPOINTS } else { SLICES };
                         let refusal = Refusal::of_watch(resource, Some(&self.namespace), &error);
-                        let is_refused = matches!(
-                            refusal.kind,
-                            RefusalKind::Forbidden
-                                | RefusalKind::NotServed
-                                | RefusalKind::NotFound
-                                | RefusalKind::Invalid
-                        );
-                        if is_refused && !falls_back {
+                        if is_refused(&refusal) && !falls_back {
                             let error = &refusal.text;
                             tracing::warn!(error, "EndpointSlices are refused; asking for Endpoints instead");
                             falls_back = true;
@@ -99,7 +96,7 @@ impl Kubernetes {
                     // The stream of a watch has no end; if it has, begin again.
                     Settled::Ended => changes = if falls_back { self.endpoints() } else { self.slices() },
                 },
-                _ = timer.tick() => known.desired = self.desired().await.map_err(|refusal| refusal.text),
+                _ = timer.tick() => self.confirm(&mut known).await,
                 _ = second_look.tick() => {
                     if falls_back && self.slices_are_served().await {
                         tracing::info!("EndpointSlices are served now");
@@ -110,6 +107,14 @@ impl Kubernetes {
                 }
             }
             self.publish(&mut known, targets).await;
+        }
+    }
+
+    /// Asks how many agents should exist, and whether a list of none can be true.
+    async fn confirm(&self, known: &mut Known) {
+        known.desired = self.desired().await.map_err(|refusal| refusal.text);
+        if matches!(known.desired, Ok(None | Some(0))) {
+            known.believe();
         }
     }
 
@@ -125,8 +130,12 @@ impl Kubernetes {
         let before = targets.borrow().clone();
         let found = known.targets();
         let desired = known.desired.clone();
-        let errors =
-            [known.watch.clone(), desired.clone().err(), known.hint.clone().filter(|_| found.is_empty())];
+        let errors = [
+            known.watch.clone(),
+            desired.clone().err(),
+            known.doubt(&self.namespace, &self.service),
+            known.hint.clone().filter(|_| found.is_empty()),
+        ];
         let errors: Vec<String> = errors.into_iter().flatten().collect();
         let unlisted = match desired {
             Ok(desired) => missing(desired.unwrap_or(0), &found),
@@ -225,6 +234,12 @@ impl Kubernetes {
             format!("{nothing}; there is {} (daemonset.namespace, daemonset.service_name)", alike.join(", "))
         })
     }
+}
+
+/// Whether the API server does not serve this to us: only then something else is asked for. Any other error says that it does
+/// not answer now (a token that has expired, too many requests, an outage), and what it has said before still counts.
+fn is_refused(refusal: &Refusal) -> bool {
+    matches!(refusal.kind, RefusalKind::Forbidden | RefusalKind::NotServed | RefusalKind::NotFound)
 }
 
 enum Settled {

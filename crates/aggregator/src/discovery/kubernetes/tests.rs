@@ -1,0 +1,269 @@
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::{Request, Response};
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+
+use super::*;
+
+const SLICES_PATH: &str = "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices";
+const ENDPOINTS_PATH: &str = "/api/v1/namespaces/kube-system/endpoints";
+const SERVICE_PATH: &str = "/api/v1/namespaces/kube-system/services/procscan";
+const SETS_PATH: &str = "/apis/apps/v1/namespaces/kube-system/daemonsets";
+
+type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
+
+/// An API server that answers each path as it was told to. A change ends every watch, and none can be taken up again.
+#[derive(Clone)]
+struct Server(Arc<Mutex<BTreeMap<String, Told>>>, watch::Sender<u64>);
+
+#[derive(Clone, Debug)]
+enum Told {
+    Says(Value),
+    Refuses(u16, &'static str),
+    /// The connection fails, as it does where TLS does.
+    Breaks,
+    /// No answer comes.
+    Hangs,
+}
+
+impl Server {
+    /// Agents with these slices, wanted by a DaemonSet on so many nodes.
+    fn new(slices: &[Value], wanted: usize) -> Self {
+        let server = Self(Arc::default(), watch::Sender::new(0));
+        server.tells(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", slices));
+        let labels = json!({"app": "procscan"});
+        server.tells(
+            SERVICE_PATH,
+            Told::Says(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "procscan"},
+                              "spec": {"selector": labels}})),
+        );
+        server.wants(wanted);
+        server
+    }
+
+    fn wants(&self, wanted: usize) {
+        let set = json!({
+            "metadata": {"name": "procscan"},
+            "spec": {"selector": {}, "template": {"metadata": {"labels": {"app": "procscan"}}}},
+            "status": {"desiredNumberScheduled": wanted, "currentNumberScheduled": wanted, "numberMisscheduled": 0,
+                       "numberReady": wanted},
+        });
+        self.tells(SETS_PATH, list("apps/v1", "DaemonSet", &[set]));
+    }
+
+    fn tells(&self, path: &str, told: Told) {
+        self.0.lock().unwrap().insert(path.to_owned(), told);
+        self.1.send_modify(|changes| *changes += 1);
+    }
+
+    async fn answer(&self, request: Request<Body>) -> std::io::Result<Answer> {
+        let mut told = self.0.lock().unwrap().get(request.uri().path()).cloned();
+        let query = request.uri().query().unwrap_or_default();
+        let is_watch = query.contains("watch=true");
+        let version = format!("resourceVersion={}", *self.1.borrow());
+        if is_watch && matches!(told, Some(Told::Says(_))) && query.split('&').all(|part| part != version) {
+            told = Some(Told::Refuses(410, "too old resource version"));
+        }
+        let refused = |code: u16, reason: &str, message: &str| {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code,
+                                "reason": reason, "message": message});
+            (code, status)
+        };
+        let (code, body) = match told {
+            None => refused(404, "NotFound", "the server could not find the requested resource"),
+            Some(Told::Refuses(code, message)) => {
+                refused(code, if code == 404 { "NotFound" } else { "" }, message)
+            }
+            Some(Told::Breaks) => return Err(std::io::Error::other("invalid peer certificate: Expired")),
+            Some(Told::Hangs) => {
+                // As long as the client waits for a byte of a watch.
+                tokio::time::sleep(Duration::from_secs(295)).await;
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            Some(Told::Says(_)) if is_watch => {
+                let mut changes = self.1.subscribe();
+                let silence = stream::once(async move {
+                    drop(changes.changed().await);
+                    Ok(Frame::data(Bytes::new()))
+                });
+                return Ok(Response::new(StreamBody::new(silence).boxed_unsync()));
+            }
+            Some(Told::Says(mut body)) => {
+                body["metadata"]["resourceVersion"] = self.1.borrow().to_string().into();
+                (200, body)
+            }
+        };
+        let body = Full::from(serde_json::to_vec(&body).unwrap()).map_err(|never| match never {});
+        Ok(Response::builder().status(code).body(body.boxed_unsync()).unwrap())
+    }
+
+    /// What is found from now on.
+    fn found(&self) -> watch::Receiver<Arc<TargetSet>> {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move { server.answer(request).await }
+        });
+        let source = Kubernetes {
+            cluster: Cluster::with_client(Client::new(service, "x")),
+            namespace: "kube-system".into(),
+            service: "procscan".into(),
+            port: Port::Number(9090),
+        };
+        let (targets, found) = watch::channel(Arc::default());
+        tokio::spawn(source.run(Duration::from_secs(10), targets, CancellationToken::new()));
+        found
+    }
+}
+
+fn list(version: &str, kind: &str, items: &[Value]) -> Told {
+    let kind = format!("{kind}List");
+    Told::Says(json!({"apiVersion": version, "kind": kind, "metadata": {}, "items": items}))
+}
+
+fn slice(name: &str, addresses: &[(&str, &str)]) -> Value {
+    let endpoints: Vec<Value> = addresses
+        .iter()
+        .map(|(address, node)| json!({"addresses": [address], "nodeName": node, "conditions": {"ready": true}}))
+        .collect();
+    json!({"metadata": {"name": name}, "addressType": "IPv4", "endpoints": endpoints})
+}
+
+fn two_agents() -> [Value; 1] {
+    [slice("a", &[("10.0.0.1", "n1"), ("10.0.0.2", "n2")])]
+}
+
+/// Waits until what is found is as it should be.
+async fn until(
+    found: &mut watch::Receiver<Arc<TargetSet>>,
+    is_so: impl FnMut(&Arc<TargetSet>) -> bool,
+) -> Arc<TargetSet> {
+    let patience = Duration::from_mins(10);
+    timeout(patience, found.wait_for(is_so)).await.expect("it never came to that").unwrap().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_with_two_addresses_does_not_hide_a_node_without_any() {
+    let six = json!({"metadata": {"name": "b"}, "addressType": "IPv6", "endpoints": [
+        {"addresses": ["fd00::1"], "nodeName": "n1"}, {"addresses": ["fd00::2"], "nodeName": "n2"}]});
+    let [four] = two_agents();
+    let mut found = Server::new(&[four, six], 4).found();
+    let set = until(&mut found, |set| set.targets.len() == 4).await;
+    assert_eq!(set.unlisted, 2, "two of four nodes have no agent");
+
+    // Without names, an address is all that is known of a node.
+    let nameless = json!({"metadata": {"name": "a"}, "addressType": "IPv4", "endpoints": [
+        {"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"]}]});
+    let mut found = Server::new(&[nameless], 3).found();
+    assert_eq!(until(&mut found, |set| set.targets.len() == 2).await.unlisted, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_answer_now_keeps_the_agents_and_is_not_replaced_by_endpoints() {
+    for told in [
+        Told::Refuses(401, "Unauthorized"),
+        Told::Refuses(400, "bad request"),
+        Told::Refuses(410, "too old resource version"),
+        Told::Refuses(422, "not like this"),
+        Told::Refuses(429, "too many requests"),
+        Told::Refuses(500, "etcdserver: leader changed"),
+        Told::Refuses(503, "shutting down"),
+        Told::Breaks,
+        Told::Hangs,
+    ] {
+        let server = Server::new(&two_agents(), 2);
+        // An object that no controller has filled.
+        server.tells(ENDPOINTS_PATH, list("v1", "Endpoints", &[]));
+        let mut found = server.found();
+        let before = until(&mut found, |set| set.targets.len() == 2).await;
+        // All of the API, as it is with a token that has expired.
+        for path in [SERVICE_PATH, SETS_PATH, SLICES_PATH] {
+            server.tells(path, told.clone());
+        }
+        let end = Instant::now() + Duration::from_mins(3);
+        while let Ok(Ok(())) = tokio::time::timeout_at(end, found.changed()).await {
+            assert_eq!(found.borrow_and_update().targets, before.targets, "{told:?}");
+        }
+        if !matches!(told, Told::Hangs) {
+            assert!(found.borrow().error.is_some(), "{told:?} is said");
+        }
+        assert_eq!(found.borrow().unlisted, 0, "{told:?}");
+        server.wants(3);
+        server.tells(SERVICE_PATH, Server::new(&[], 0).0.lock().unwrap()[SERVICE_PATH].clone());
+        let three = slice("a", &[("10.0.0.1", "n1"), ("10.0.0.2", "n2"), ("10.0.0.3", "n3")]);
+        server.tells(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[three]));
+        until(&mut found, |set| set.targets.len() == 3 && set.error.is_none()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_are_asked_for_only_where_slices_are_refused() {
+    for told in [
+        Told::Refuses(403, "endpointslices.discovery.k8s.io is forbidden"),
+        Told::Refuses(404, "the server could not find the requested resource"),
+    ] {
+        let server = Server::new(&[], 1);
+        server.tells(SLICES_PATH, told.clone());
+        let endpoints = json!({"metadata": {"name": "procscan"}, "subsets": [
+            {"addresses": [{"ip": "10.0.0.7", "nodeName": "n7"}], "ports": [{"port": 1}]}]});
+        server.tells(ENDPOINTS_PATH, list("v1", "Endpoints", &[endpoints]));
+        let mut found = server.found();
+        let set = until(&mut found, |set| set.targets.len() == 1).await;
+        assert_eq!(&*set.targets[0].address, "10.0.0.7:9090", "{told:?}");
+
+        // Nothing replaces agents that are known, although slices are refused now.
+        let server = Server::new(&two_agents(), 2);
+        let mut found = server.found();
+        until(&mut found, |set| set.targets.len() == 2).await;
+        server.tells(ENDPOINTS_PATH, list("v1", "Endpoints", &[]));
+        server.tells(SLICES_PATH, told.clone());
+        let set =
+            until(&mut found, |set| set.error.as_ref().is_some_and(|e| e.contains("no endpoints any more")))
+                .await;
+        assert_eq!(set.targets.len(), 2, "{told:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_list_without_agents_counts_only_when_none_are_wanted() {
+    let server = Server::new(&two_agents(), 2);
+    let mut found = server.found();
+    until(&mut found, |set| set.targets.len() == 2).await;
+    // The watch is lost, and what is listed anew has nothing in it.
+    server.tells(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[slice("a", &[])]));
+    let is_in_doubt = |set: &Arc<TargetSet>| {
+        set.error.as_ref().is_some_and(|error| {
+            error.starts_with("the Service kube-system/procscan has no endpoints any more")
+        })
+    };
+    let set = until(&mut found, is_in_doubt).await;
+    assert_eq!((set.targets.len(), set.unlisted), (2, 0));
+    // How many are wanted can't be known now: that is no confirmation.
+    server.tells(SETS_PATH, Told::Refuses(503, "shutting down"));
+    let set = until(&mut found, |set| set.error.as_ref().is_some_and(|e| e.contains("shutting down"))).await;
+    assert_eq!(set.targets.len(), 2);
+    server.wants(0);
+    until(&mut found, |set| set.targets.is_empty()).await;
+
+    // What is listed after it counts, whatever was in doubt.
+    let server = Server::new(&two_agents(), 2);
+    let mut found = server.found();
+    until(&mut found, |set| set.targets.len() == 2).await;
+    server.tells(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[]));
+    until(&mut found, |set| set.error.is_some()).await;
+    server.tells(
+        SLICES_PATH,
+        list("discovery.k8s.io/v1", "EndpointSlice", &[slice("b", &[("10.0.0.9", "n9")])]),
+    );
+    let set = until(&mut found, |set| set.error.is_none()).await;
+    assert_eq!((set.targets.len(), set.unlisted), (1, 1));
+}

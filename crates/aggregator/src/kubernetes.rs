@@ -23,6 +23,9 @@ use crate::leader::Pen;
 /// The namespace that the Pod runs in, which is never a tenant's.
 const OWN_NAMESPACE: &str = "POD_NAMESPACE";
 
+/// How long a connection may bring nothing: the API server ends each watch after 290 s.
+const SILENCE: Duration = Duration::from_mins(5);
+
 /// A connection that many parts share.
 #[derive(Clone)]
 pub struct Cluster {
@@ -114,6 +117,10 @@ impl Cluster {
         };
         // Whoever asks knows better than a library when to ask again.
         config.default_retry = false;
+        // Lists and the beginnings of watches have no timeout of their own. It counts from the last byte sent, not from when a
+        // connection became idle.
+        config.read_timeout = Some(SILENCE);
+        config.reset_reader_on_write = true;
         config.headers.push((
             hyper::header::USER_AGENT,
             hyper::header::HeaderValue::from_static(concat!(

@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::collector::{Cadence, Client, ClientOptions, Collector};
 use crate::config::{Config, DiscoveryMode, OutputMode, StateMode};
 use crate::discovery::{self, Dns, Kubernetes, Polled, Port, Source, TargetSet};
-use crate::evidence::Evidence;
+use crate::evidence::{Evidence, EvidenceStatus};
 use crate::kubernetes::Cluster;
 use crate::leader::{self, Election, Leadership, Pen, Timing};
 use crate::output::cluster::ClusterOutput;
@@ -108,7 +108,7 @@ impl Pipeline {
         let undecided = Decided::nothing(Plan::empty(policy.mode, now.wall()));
         let (decided_tx, decided) = watch::channel(Arc::new(undecided));
         let (output_tx, output) = watch::channel(OutputStatus::default());
-        let (evidence_tx, evidence) = watch::channel(None);
+        let (evidence_tx, evidence) = watch::channel(EvidenceStatus::default());
         let (trouble_tx, trouble) = watch::channel(None);
         let (keeping_tx, keeping) = watch::channel(None);
         let (electing_tx, electing) = watch::channel(None);

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Api;
 use super::problem::Problem;
+use crate::evidence::EvidenceStatus;
 use crate::leader::Leadership;
 use crate::ledger_task::Progress;
 
@@ -31,7 +32,7 @@ struct Readiness {
     rounds: u64,
     targets: Targets,
     discovery: Part,
-    evidence: Part,
+    evidence: Evidence,
     output: Part,
     state: Part,
     leader: Leader,
@@ -67,6 +68,30 @@ struct Part {
     /// Objects that an operator keeps us from writing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     suspended: Vec<String>,
+}
+
+/// What the cluster is asked about the accusations, and how long they wait for it.
+#[derive(Serialize)]
+struct Evidence {
+    #[serde(flatten)]
+    part: Part,
+    /// Namespaces with an accusation that is not judged yet.
+    waiting: usize,
+    /// Those of them that have waited for longer than they should.
+    late: usize,
+    /// How long the one has waited that waits longest.
+    longest_wait_seconds: u64,
+}
+
+impl From<EvidenceStatus> for Evidence {
+    fn from(status: EvidenceStatus) -> Self {
+        Self {
+            part: status.trouble().into(),
+            waiting: status.waiting,
+            late: status.late,
+            longest_wait_seconds: status.longest_wait.as_secs(),
+        }
+    }
 }
 
 impl From<Option<String>> for Part {

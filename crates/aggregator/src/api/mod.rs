@@ -35,6 +35,7 @@ pub use self::server::{MAX_CONNECTIONS, serve};
 
 use crate::clock::Clock;
 use crate::discovery::TargetSet;
+use crate::evidence::EvidenceStatus;
 use crate::leader::Leadership;
 use crate::ledger_task::Snapshots;
 use crate::output::OutputStatus;
@@ -50,8 +51,8 @@ pub struct Views {
     pub decided: watch::Receiver<Arc<Decided>>,
     /// The targets.
     pub targets: watch::Receiver<Arc<TargetSet>>,
-    /// Why the cluster can't be asked about accusations, if so.
-    pub evidence: watch::Receiver<Option<String>>,
+    /// Whether the cluster can be asked about accusations, and how long they wait for it.
+    pub evidence: watch::Receiver<EvidenceStatus>,
     /// The output.
     pub output: watch::Receiver<OutputStatus>,
     /// What is kept, and what operators want.

@@ -55,7 +55,7 @@ impl Stage {
         let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(now), clock);
         let shown = snapshots.clone();
         let (targets, target_sets) = watch::channel(Arc::default());
-        let evidence = watch::channel(None).1;
+        let evidence = watch::channel(EvidenceStatus::default()).1;
         let (output, outputs) = watch::channel(OutputStatus::default());
         let undecided = Decided::nothing(Plan::empty(Mode::Enforce, now.wall()));
         let (decided, decisions) = watch::channel(Arc::new(undecided));

@@ -79,7 +79,7 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     }
     let decided = decided.borrow().clone();
     let snapshot = pipeline.views.snapshots.fresh().await;
-    let evidence = pipeline.views.evidence.borrow().clone();
+    let evidence = pipeline.views.evidence.borrow().error.clone();
     pipeline.stop();
 
     let coverage = snapshot.coverage;

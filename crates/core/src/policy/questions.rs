@@ -1,6 +1,7 @@
 //! What the policy would like to know of the cluster.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::book::Book;
 use super::incident::Standing;
@@ -19,13 +20,35 @@ pub struct Questions {
     pub apps: BTreeMap<App, Vec<PodRef>>,
 }
 
-/// Who accuses a Pod, and when last.
+/// The nodes that accuse a Pod, and when each did so last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accusers {
     /// When the freshest evidence came. Only what is known from later on can judge it.
     pub since: Moment,
-    /// One of the accusing nodes: who accuses many must not keep others waiting.
-    pub node: NodeName,
+    /// Every accusing node with the time of its own freshest evidence, ordered by node, each once. All of them are named, because
+    /// each has its own place in the order of looking up: a node that accuses thousands of Pods must not take a Pod that another
+    /// node accuses to the end of its own line.
+    pub nodes: Vec<(NodeName, Moment)>,
+}
+
+impl Accusers {
+    /// One node's accusation.
+    pub fn one(node: NodeName, since: Moment) -> Self {
+        Self { since, nodes: vec![(node, since)] }
+    }
+
+    /// Adds what `node` said at `since`.
+    pub fn add(&mut self, node: &NodeName, since: Moment) {
+        self.since = self.since.max(since);
+        match self.nodes.binary_search_by(|(other, _)| other.cmp(node)) {
+            Ok(at) => {
+                if let Some((_, before)) = self.nodes.get_mut(at) {
+                    *before = since.max(*before);
+                }
+            }
+            Err(at) => self.nodes.insert(at, (node.clone(), since)),
+        }
+    }
 }
 
 impl Questions {
@@ -48,12 +71,9 @@ impl Book {
             }
             let believable = violation.evidence().filter(|e| e.presence != Presence::Cleared);
             for (node, since) in believable.filter_map(|e| Some((&e.node, e.fresh_at?))) {
-                let accusers = questions
-                    .pods
-                    .entry(violation.key.pod_ref())
-                    .or_insert_with(|| Accusers { since, node: node.clone() });
-                if since > accusers.since {
-                    *accusers = Accusers { since, node: node.clone() };
+                match questions.pods.entry(violation.key.pod_ref()) {
+                    Entry::Vacant(place) => drop(place.insert(Accusers::one(node.clone(), since))),
+                    Entry::Occupied(mut accusers) => accusers.get_mut().add(node, since),
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{MINUTE, World, app, record};
 use procscan_core::ledger::Detection;
-use procscan_core::names::{Key, PodRef};
+use procscan_core::names::{Key, NodeName, PodRef};
 use procscan_core::policy::{DecisionKind, Inherited, PodFact, PodState};
 use procscan_core::snapshot::State;
 
@@ -39,6 +39,24 @@ fn what_was_known_before_an_accusation_came_does_not_judge_it() {
     let snapshot = world.snapshot();
     let questions = world.book.questions(&snapshot, &world.policy);
     assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[pod]]);
+}
+
+/// A node that accuses many must not take to its own place in the order what others accuse.
+#[test]
+fn every_node_that_accuses_a_pod_is_named_with_the_time_of_its_own_evidence() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    world.policy.verify_pods = true;
+    for node in ["n2", "n3", "n1", "n2"] {
+        world.wait(10);
+        let now = world.clock();
+        world.answer(node, vec![record("ns-a", now)]);
+    }
+    let snapshot = world.snapshot();
+    let questions = world.book.questions(&snapshot, &world.policy);
+    let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
+    let at = crate::common::at;
+    let nodes = [("n1", at(30)), ("n2", at(40)), ("n3", at(20))].map(|(node, at)| (NodeName::new(node), at));
+    assert_eq!((&questions.pods[&pod].nodes[..], questions.pods[&pod].since), (&nodes[..], at(40)));
 }
 
 /// Evaluations are for news: evidence may be renewed, and grow old, between two of them.

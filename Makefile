@@ -5,7 +5,7 @@ CONFIG ?= config.yaml
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: build run demo test e2e fuzz soak bench bench-instructions crds fmt lint docker-build docker-push clean help
+.PHONY: build run demo test e2e fuzz soak mutants bench bench-instructions crds fmt lint docker-build docker-push clean help
 
 build: ## Build the release binary
 	cargo build --release --locked
@@ -30,6 +30,9 @@ soak: ## Days of trouble, and kills while the fleet misbehaves (SECONDS=60 for e
 	  cargo test --release --locked -p procscan-core --test domain -- soak --ignored --nocapture
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench
 	target/release/procscan-bench soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+mutants: ## Break the deciding code in each place, and see whether the tests notice (WHAT=core, aggregator or changed; hours; needs cargo-mutants)
+	mutants/run $(or $(WHAT),core)
 
 bench: ## Measure rounds beside a bare loop, and the API beside nginx, on this machine (about 50 minutes; needs nginx)
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench

@@ -50,6 +50,12 @@ impl Pen {
         Self::of(number, identity, asked, nanos(lasts))
     }
 
+    /// A right that lasts until it is ended.
+    #[cfg(test)]
+    pub(crate) fn of_term(number: u64, identity: &str) -> Self {
+        Self::of(number, identity, Instant::now(), NEVER)
+    }
+
     fn of(number: u64, identity: &str, began: Instant, deadline: u64) -> Self {
         let identity = identity.to_owned();
         let (deadline, ended) = (AtomicU64::new(deadline), CancellationToken::new());

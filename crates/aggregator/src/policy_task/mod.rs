@@ -7,6 +7,8 @@
 mod history;
 mod journal;
 mod lead;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

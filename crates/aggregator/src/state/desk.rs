@@ -1,5 +1,7 @@
 //! Takes operators' words, through any replica: kept first, done by the leader.
 
+use std::time::Duration;
+
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
@@ -13,8 +15,11 @@ use super::file::FileStore;
 use super::{DecisionFilter, LoggedDecision, StateError};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
-/// How often it is tried again when somebody else is writing at the same time.
+/// How often it is tried again when another program is writing at the same time.
 const TRIES: usize = 5;
+/// How often, and after which pauses, it is looked again whether the leader has cleared away what it has done.
+const LOOKS: usize = 20;
+const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
 /// Where operators' words go.
 #[derive(Clone, Debug)]
@@ -37,7 +42,7 @@ pub enum DeskError {
     #[error("there is a {0} {1} already")]
     Exists(&'static str, String),
     /// Another word about the same is just being done.
-    #[error("{0} was told the same just now, and it has not been done yet; try again in a moment")]
+    #[error("what was asked of {0} just before is still being done; try again in a moment")]
     Busy(String),
     /// It can't be kept.
     #[error("{0}")]
@@ -133,33 +138,45 @@ impl Objects {
             Want::Approve(approval) => ("approve", json!(approval)),
             Want::Release(release) => ("release", json!(release)),
         };
-        for _ in 0..TRIES {
+        let (mut tries, mut looks) = (TRIES, LOOKS);
+        loop {
             let live = match self.get(Resource::Incident, name).await {
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {
                     return Err(DeskError::Unknown("incident", name.to_owned()));
                 }
                 live => live?,
             };
+            let is_wanted = |field: &str| live.data.pointer(&format!("/spec/{field}")).is_some();
             let observed = live.data.pointer("/status/observed").and_then(Value::as_i64).unwrap_or(0);
-            let is_done = live.metadata.generation.unwrap_or(0) <= observed;
-            if live.data.pointer(&format!("/spec/{field}")).is_some() && !is_done {
-                return Err(DeskError::Busy(name.to_owned()));
+            if is_wanted("approve") || is_wanted("release") {
+                if live.metadata.generation.unwrap_or(0) <= observed {
+                    // It looks done. Only the leader knows whether that is certain, and clears it away when it is: until then it must
+                    // not be lost, and must not be done again with the next word either.
+                    if looks == 0 {
+                        return Err(DeskError::Busy(name.to_owned()));
+                    }
+                    looks -= 1;
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                if is_wanted(field) {
+                    return Err(DeskError::Busy(name.to_owned()));
+                }
             }
-            let mut spec = serde_json::Map::new();
-            if is_done {
-                // What has been done is not to be done again with the next word.
-                spec.extend([("approve".to_owned(), Value::Null), ("release".to_owned(), Value::Null)]);
-            }
-            spec.insert(field.to_owned(), value.clone());
-            let patch = json!({"metadata": {"resourceVersion": live.resource_version()}, "spec": spec});
+            let patch = json!({
+                "metadata": {"resourceVersion": live.resource_version()},
+                "spec": {field: value},
+            });
             let ask = self.ask("patch", "incidents.procscan.sealos.io");
             match self.cluster.ask(ask, api.patch(name, &by_us(), &Patch::Merge(&patch))).await {
                 Ok(live) => return Ok(live.metadata.generation.unwrap_or(0)),
-                Err(refusal) if refusal.kind == RefusalKind::Conflict => {}
+                Err(refusal) if refusal.kind == RefusalKind::Conflict && tries > 0 => tries -= 1,
+                Err(refusal) if refusal.kind == RefusalKind::Conflict => {
+                    return Err(DeskError::Busy(name.to_owned()));
+                }
                 Err(refusal) => return Err(refusal.into()),
             }
         }
-        Err(DeskError::Busy(name.to_owned()))
     }
 
     async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {

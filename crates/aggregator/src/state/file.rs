@@ -424,3 +424,42 @@ fn read<T: DeserializeOwned>(kind: Kind, name: &str, body: &str) -> Result<T, St
         StateError::Unreadable(place(kind, name), format!("{}: {}", error.path(), error.inner()))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use procscan_core::names::App;
+    use procscan_core::state::incident::{Approval, Release};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_what_has_been_done_is_cleared_away_and_the_next_word_waits_for_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::open(directory.path()).await.unwrap();
+        let at = Timestamp::UNIX_EPOCH;
+        let status = json!({"state": "Held", "opened": at, "observed": 0});
+        let mut status: IncidentStatus = serde_json::from_value(status).unwrap();
+        let spec = IncidentSpec::of(&App::new("ns-a", "app", "web"));
+        let save = |status: &IncidentStatus| {
+            let incident = Incident { name: "a".to_owned(), spec: spec.clone(), status: status.clone() };
+            store.save(vec![incident])
+        };
+        assert!(save(&status).await.is_empty());
+        let alice = Want::Approve(Approval { by: Some("alice".into()), reason: None });
+        let bob = Want::Release(Release { by: Some("bob".into()), ..Release::default() });
+        assert_eq!(store.want("a", &alice).await.unwrap(), 1);
+        // Bob speaks after the leader has looked, and before it has kept what it did.
+        assert_eq!(store.want("a", &bob).await.unwrap(), 2);
+        status.observed = 1;
+        assert!(save(&status).await.is_empty());
+        store.clear_orders("a").await.unwrap();
+        let kept = store.shown().borrow().incidents["a"].clone();
+        assert!(kept.release.is_some() && kept.approve.is_some());
+        status.observed = 2;
+        assert!(save(&status).await.is_empty());
+        store.clear_orders("a").await.unwrap();
+        let kept = store.shown().borrow().incidents["a"].clone();
+        assert!(kept.release.is_none() && kept.approve.is_none());
+        assert_eq!(store.want("a", &alice).await.unwrap(), 3);
+    }
+}

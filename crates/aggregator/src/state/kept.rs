@@ -166,9 +166,10 @@ impl KeptIncident {
         self.approve.is_some() || self.release.is_some()
     }
 
-    /// What operators want done that has not been done yet. An approval comes before a release, so that the release prevails.
-    pub fn orders(&self, name: &str, now: Timestamp) -> Vec<Order> {
-        if self.generation <= self.observed() || !self.wants_something() {
+    /// What operators want done beyond `done`, up to which number everything has been done. An approval comes before a release, so
+    /// that the release prevails.
+    fn orders(&self, name: &str, done: i64, now: Timestamp) -> Vec<Order> {
+        if self.generation <= done || !self.wants_something() {
             return Vec::new();
         }
         let app = App::from(&self.app);
@@ -219,9 +220,15 @@ impl KeptIncident {
 }
 
 impl Kept {
-    /// What operators want done that has not been done yet.
-    pub fn orders(&self, now: Timestamp) -> Vec<Order> {
-        self.incidents.iter().flat_map(|(name, incident)| incident.orders(name, now)).collect()
+    /// What operators want done that has not been done yet. Up to which number everything has been done, `known` knows best: what is
+    /// read may have been written by a request that was never answered, and be undone by the next one.
+    pub fn orders(&self, now: Timestamp, known: impl Fn(&str, &KeptIncident) -> Option<i64>) -> Vec<Order> {
+        let wanting = self.incidents.iter().filter(|(_, incident)| incident.wants_something());
+        let orders = |(name, incident): (&Text, &Arc<KeptIncident>)| {
+            let done = known(name, incident).unwrap_or_else(|| incident.observed());
+            incident.orders(name, done, now)
+        };
+        wanting.flat_map(orders).collect()
     }
 
     /// What operators want, and which incidents there are.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Lead, MAX_PAUSE, MIN_PAUSE, Step};
 use crate::policy_task::history;
-use crate::state::{Kept, Order, StateError};
+use crate::state::{Kept, KeptIncident, Order, StateError};
 
 /// How many incidents are kept in one go.
 const KEPT_AT_ONCE: usize = 250;
@@ -50,7 +50,13 @@ impl Lead<'_> {
     pub(super) fn obey(&mut self, kept: &Kept, policy: &Policy) -> Obeyed {
         let now = self.task.clock.now();
         let (mut done, mut history) = (BTreeSet::new(), Vec::new());
-        for Order { incident, act, actor, reason, number } in kept.orders(now.wall()) {
+        let observed = |name: &str, incident: &KeptIncident| {
+            let app = App::from(&incident.app);
+            let known = self.book.incident(&app).filter(|known| known.name(&app) == name);
+            known.map(procscan_core::policy::Incident::observed)
+        };
+        let orders = kept.orders(now.wall(), observed);
+        for Order { incident, act, actor, reason, number } in orders {
             let app = act.app().clone();
             let known = self.book.incident(&app);
             let Some(known) = known.filter(|known| known.name(&app) == incident) else {
@@ -119,6 +125,7 @@ impl Lead<'_> {
 
     /// Takes away what operators wanted and what is kept no longer.
     pub(super) async fn tidy(&mut self, kept: &Kept, done: &BTreeSet<String>) -> Result<(), StateError> {
+        // Whether it is certain is for the store to say.
         let old = kept.incidents.iter().filter(|(_, incident)| incident.is_done()).map(|(name, _)| &**name);
         let names: BTreeSet<&str> = old.chain(done.iter().map(String::as_str)).collect();
         for name in names.into_iter().filter(|name| !self.failing.contains(*name)) {

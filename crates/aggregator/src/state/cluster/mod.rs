@@ -5,6 +5,8 @@
 //! leader before it has still on its way is refused.
 
 mod events;
+#[cfg(test)]
+pub(crate) mod fake;
 mod objects;
 mod watching;
 
@@ -51,32 +53,78 @@ pub struct Objects {
 #[derive(Debug)]
 pub struct ClusterStore {
     objects: Objects,
-    /// The resourceVersions of the incidents as we last wrote or read them.
-    versions: BTreeMap<String, String>,
-    /// Their UIDs.
-    uids: BTreeMap<String, String>,
+    /// The incidents as we last wrote or read them, by name.
+    known: BTreeMap<String, Known>,
     events: Events,
+}
+
+/// An incident's object, as we last read it, or were answered when we wrote it.
+#[derive(Clone, Debug)]
+struct Known {
+    version: Box<str>,
+    uid: Box<str>,
+    /// The generation that the API server gave to what operators want.
+    generation: i64,
+    /// Up to which generation everything has been done, as its status says; nothing while that is not certain, because a write of
+    /// ours was not answered.
+    observed: Option<i64>,
+    /// What operators want, as it is there, by field. Most want nothing.
+    wanted: BTreeMap<&'static str, Value>,
+}
+
+impl Known {
+    fn of(live: &DynamicObject) -> Self {
+        let wanted: BTreeMap<&'static str, Value> = ["approve", "release"]
+            .into_iter()
+            .filter_map(|field| Some((field, live.data.get("spec")?.get(field)?.clone())))
+            .collect();
+        Self {
+            version: live.resource_version().unwrap_or_default().into(),
+            uid: live.uid().unwrap_or_default().into(),
+            generation: live.metadata.generation.unwrap_or(0),
+            observed: live.data.pointer("/status/observed").and_then(Value::as_i64),
+            wanted,
+        }
+    }
+
+    /// The JSON patch that takes away what operators wanted, if exactly that has been done; it fails if anything of it is different by
+    /// then.
+    fn clearing(&self) -> Option<Value> {
+        if self.wanted.is_empty() || self.observed != Some(self.generation) {
+            return None;
+        }
+        let test = |path: &str, value: Value| json!({"op": "test", "path": path, "value": value});
+        let mut operations = vec![
+            test("/metadata/uid", self.uid.as_ref().into()),
+            test("/metadata/generation", self.generation.into()),
+            test("/status/observed", self.generation.into()),
+        ];
+        for (field, value) in &self.wanted {
+            let path = format!("/spec/{field}");
+            operations.push(test(&path, value.clone()));
+            operations.push(json!({"op": "remove", "path": path}));
+        }
+        Some(operations.into())
+    }
 }
 
 impl ClusterStore {
     /// Nothing is read or written yet.
     pub fn new(objects: Objects) -> Self {
         let events = Events::start(objects.clone());
-        Self { objects, versions: BTreeMap::new(), uids: BTreeMap::new(), events }
+        Self { objects, known: BTreeMap::new(), events }
     }
 
     /// Reads every incident, and marks those that may still be written as ours if they are `taken`.
     ///
     /// Incidents of which nothing was decided yet are left out: the program that made them ended in between.
     pub async fn load(&mut self, pen: &Pen, taken: bool) -> Result<Vec<Incident>, StateError> {
-        self.versions.clear();
-        self.uids.clear();
+        self.known.clear();
         let mut loaded = Vec::new();
         let mut marked = Vec::new();
         let now = Timestamp::now();
         for live in self.objects.list(Resource::Incident).await? {
             let name = live.name_any();
-            self.uids.insert(name.clone(), live.uid().unwrap_or_default());
             match kept(&live).and_then(|kept| kept.document(&name)) {
                 Ok(None) => {}
                 Ok(Some(incident)) => {
@@ -84,7 +132,7 @@ impl ClusterStore {
                     let ended = status.since.filter(|_| status.state == IncidentState::Ended);
                     if !taken || ended.is_some_and(|ended| now.duration_since(ended) > CONTINUED) {
                         // If its App offends again, that is another incident.
-                        self.versions.insert(name, live.resource_version().unwrap_or_default());
+                        self.known.insert(name, Known::of(&live));
                         loaded.push(incident);
                     } else {
                         marked.push(live);
@@ -104,10 +152,10 @@ impl ClusterStore {
             let (objects, pen) = (self.objects.clone(), pen.clone());
             async move { objects.mark(live, &pen).await }
         };
-        let written: Vec<(Incident, String)> =
+        let written: Vec<(Incident, DynamicObject)> =
             stream::iter(marked).map(mark).buffer_unordered(CONCURRENCY).try_collect().await?;
-        for (incident, version) in written {
-            self.versions.insert(incident.name.clone(), version);
+        for (incident, live) in written {
+            self.known.insert(incident.name.clone(), Known::of(&live));
             loaded.push(incident);
         }
         loaded.sort_by(|a, b| a.name.cmp(&b.name));
@@ -118,7 +166,7 @@ impl ClusterStore {
     pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
         let put = |incident: Incident| {
             let (objects, pen) = (self.objects.clone(), pen.clone());
-            let known = self.versions.get(&incident.name).cloned();
+            let known = self.known.get(&incident.name).map(|known| known.version.to_string());
             async move {
                 let written = objects.put(&incident, known, &pen).await;
                 (incident.name, written)
@@ -129,11 +177,14 @@ impl ClusterStore {
         let mut failed = Vec::new();
         for (name, result) in results {
             match result {
-                Ok(live) => {
-                    self.uids.insert(name.clone(), live.uid().unwrap_or_default());
-                    self.versions.insert(name, live.resource_version().unwrap_or_default());
+                Ok(live) => drop(self.known.insert(name, Known::of(&live))),
+                Err(error) => {
+                    // It may have been written all the same.
+                    if let Some(known) = self.known.get_mut(&name) {
+                        known.observed = None;
+                    }
+                    failed.push((name, error));
                 }
-                Err(error) => failed.push((name, error)),
             }
         }
         failed
@@ -143,9 +194,9 @@ impl ClusterStore {
     pub fn announce(&self, pen: &Pen, decisions: &[(String, Decision)]) {
         let mut lost = 0;
         for (name, decision) in decisions {
-            let Some(uid) = self.uids.get(name) else { continue };
+            let Some(known) = self.known.get(name) else { continue };
             let news = News {
-                incident: (name.clone(), uid.clone()),
+                incident: (name.clone(), known.uid.to_string()),
                 kind: decision.kind,
                 at: decision.at,
                 note: format!("{}: {}", decision.actor, decision.reason),
@@ -158,24 +209,26 @@ impl ClusterStore {
         }
     }
 
-    /// Takes away what operators wanted, because it has been done. Whatever they want since stays.
+    /// Takes away what operators wanted, because it has been done: only if our last write that was answered says so, of exactly what
+    /// is there. Whatever they want since stays, and is looked at together with it next time.
     pub async fn clear_orders(&mut self, pen: &Pen, name: &str) -> Result<(), StateError> {
-        let Some(version) = self.versions.get(name) else { return Ok(()) };
-        let done = json!({
-            "metadata": {"resourceVersion": version},
-            "spec": {"approve": null, "release": null},
-        });
+        let Some(tests) = self.known.get(name).and_then(Known::clearing) else { return Ok(()) };
+        let place = || format!("Incident {name}");
+        let clearing = serde_json::from_value(tests)
+            .map(Patch::<()>::Json)
+            .map_err(|error| StateError::Unwritable(place(), error.to_string()))?;
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let api = self.objects.api(Resource::Incident);
         let ask = self.objects.ask("patch", "incidents.procscan.sealos.io");
-        let patched =
-            self.objects.cluster.write(pen, ask, api.patch(name, &params, &Patch::Merge(&done))).await;
-        match patched {
-            Ok(live) => {
-                self.versions.insert(name.to_owned(), live.resource_version().unwrap_or_default());
-            }
-            // Something else is wanted meanwhile: both are looked at together next time.
-            Err(refusal) if matches!(refusal.kind, RefusalKind::Conflict | RefusalKind::NotFound) => {}
+        let request = api.patch(name, &params, &clearing);
+        match self.objects.cluster.write(pen, ask, request).await {
+            Ok(live) => drop(self.known.insert(name.to_owned(), Known::of(&live))),
+            // It is not what it was, so one of the tests has failed.
+            Err(refusal)
+                if matches!(
+                    refusal.kind,
+                    RefusalKind::Invalid | RefusalKind::Conflict | RefusalKind::NotFound
+                ) => {}
             Err(refusal) => return Err(refusal.into()),
         }
         Ok(())
@@ -185,9 +238,9 @@ impl ClusterStore {
     pub async fn remove(&mut self, pen: &Pen, names: &[String]) -> Result<(), StateError> {
         for name in names {
             let preconditions = self
-                .versions
+                .known
                 .remove(name)
-                .map(|version| Preconditions { uid: None, resource_version: Some(version) });
+                .map(|known| Preconditions { uid: None, resource_version: Some(known.version.into()) });
             let params = DeleteParams { preconditions, ..DeleteParams::default() };
             let api = self.objects.api(Resource::Incident);
             let ask = self.objects.ask("delete", "incidents.procscan.sealos.io");
@@ -265,8 +318,12 @@ impl Objects {
         self.cluster.ask(self.ask("get", &plural), self.api(resource).get(name)).await
     }
 
-    /// Writes our mark into an incident, as it is now. Returns it, and its resourceVersion.
-    async fn mark(&self, mut live: DynamicObject, pen: &Pen) -> Result<(Incident, String), StateError> {
+    /// Writes our mark into an incident, as it is now. Returns it, and its object.
+    async fn mark(
+        &self,
+        mut live: DynamicObject,
+        pen: &Pen,
+    ) -> Result<(Incident, DynamicObject), StateError> {
         let name = live.name_any();
         for _ in 0..TRIES {
             let incident = kept(&live).and_then(|kept| kept.document(&name));
@@ -278,7 +335,7 @@ impl Objects {
                 ));
             };
             match self.write_status(&incident, live.resource_version().unwrap_or_default(), pen).await {
-                Ok(written) => return Ok((incident, written.resource_version().unwrap_or_default())),
+                Ok(written) => return Ok((incident, written)),
                 Err(refusal) if refusal.kind == RefusalKind::Conflict => {
                     live = self.get(Resource::Incident, &name).await?;
                 }

@@ -1,0 +1,182 @@
+//! One replica's policy over objects that a test keeps: the output, the agents and the watch are played.
+#![allow(dead_code, reason = "what one test does not need, another does")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use procscan_core::ledger::{Detection, Ledger};
+use procscan_core::names::App;
+use procscan_core::plan::Plan;
+use procscan_core::policy::{Inherited, Mode};
+use procscan_core::state::incident;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::collector::Observation;
+use crate::config::Config;
+use crate::discovery::TargetSet;
+use crate::leader::{Leadership, Pen};
+use crate::ledger_task;
+use crate::policy_task::{Channels, Decided, Journal, PolicyTask, TakeOver};
+use crate::state::cluster::fake::{Network, Server};
+use crate::state::cluster::{Objects, Watching};
+use crate::state::{ClusterStore, Kept, Store};
+
+pub(super) const INCIDENTS: &str = "incidents";
+
+/// A replica that leads for as long as the test lets it.
+pub(super) struct Replica {
+    pub(super) kept: watch::Sender<Arc<Kept>>,
+    pub(super) leadership: watch::Sender<Leadership>,
+    pub(super) decided: watch::Receiver<Arc<Decided>>,
+    pub(super) trouble: watch::Receiver<Option<String>>,
+    pub(super) watching: watch::Receiver<Option<String>>,
+    pub(super) observations: mpsc::Sender<Observation>,
+    cancel: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+pub(super) struct Wanted {
+    pub(super) term: u64,
+    pub(super) network: Network,
+    /// Whether what is kept is watched; else the test shows it.
+    pub(super) is_watched: bool,
+    /// What the gateway's objects block.
+    pub(super) blocked: Vec<Inherited>,
+}
+
+impl Wanted {
+    pub(super) fn new(term: u64, network: Network) -> Self {
+        Self { term, network, is_watched: false, blocked: Vec::new() }
+    }
+}
+
+impl Replica {
+    pub(super) fn start(server: &Server, wanted: Wanted) -> Self {
+        let Wanted { term, network, is_watched, blocked } = wanted;
+        let objects = Objects::new(server.cluster_over(network), "ours".to_owned());
+        let clock = Clock::start();
+        let mut ledger = Ledger::new(Detection::default(), clock.now());
+        ledger.round_done();
+        let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(clock.now()), clock);
+        let (observations, heard) = mpsc::channel(8);
+        let (memory_tx, memory) = mpsc::channel(1);
+        let (_, targets) = watch::channel(Arc::new(TargetSet::default()));
+        let (_, gone) = mpsc::channel(1);
+        let inbox = ledger_task::Inbox { observations: heard, targets, gone, memory };
+        let mut tasks = vec![tokio::spawn(ledger_task::run(ledger, clock, inbox, publisher))];
+        let (take_over, mut questions) = mpsc::channel::<TakeOver>(1);
+        tasks.push(tokio::spawn(async move {
+            while let Some(question) = questions.recv().await {
+                let _ = question.blocked.send(blocked.clone());
+            }
+        }));
+        let pen = Pen::of_term(term, &format!("replica-{term}"));
+        let (leadership_tx, leadership) = watch::channel(Leadership::Leading(pen));
+        let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
+        let (error_tx, watching) = watch::channel(None);
+        let (decided_tx, decided) =
+            watch::channel(Arc::new(Decided::nothing(Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH))));
+        let (trouble_tx, trouble) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        if is_watched {
+            let watching = Watching { objects: objects.clone() };
+            tasks.push(tokio::spawn(watching.run(kept_tx.clone(), error_tx, cancel.clone())));
+        }
+        let channels = Channels {
+            leadership,
+            kept,
+            take_over,
+            memory: memory_tx,
+            snapshots: snapshots.published(),
+            progress: snapshots.progress(),
+            ledger: snapshots.clone(),
+            facts: watch::channel(Arc::default()).1,
+            delivered: watch::channel(Arc::default()).1,
+            questions: watch::channel(Arc::default()).0,
+            decided: decided_tx,
+            trouble: trouble_tx,
+        };
+        let task = PolicyTask {
+            policy: policy(),
+            retention: Duration::from_hours(24 * 30),
+            store: Store::Cluster(ClusterStore::new(objects)),
+            clock,
+            journal: Journal::default(),
+            channels,
+        };
+        tasks.push(tokio::spawn(task.run()));
+        Self {
+            kept: kept_tx,
+            leadership: leadership_tx,
+            decided,
+            trouble,
+            watching,
+            observations,
+            cancel,
+            tasks,
+        }
+    }
+
+    /// Shows what is kept as the server has it now.
+    pub(super) async fn look(&self, server: &Server) {
+        self.kept.send_replace(Arc::new(server.objects().read().await.unwrap()));
+    }
+
+    /// The names of the blocked Apps.
+    pub(super) fn blocked(&self) -> Vec<String> {
+        self.decided.borrow().plan.blocks.iter().map(|block| block.app.name.to_string()).collect()
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+pub(super) fn policy() -> procscan_core::policy::Policy {
+    let mut policy = Config::default().policy();
+    policy.verify_pods = false;
+    policy
+}
+
+pub(super) fn opened() -> Timestamp {
+    "2026-11-01T08:00:00Z".parse().unwrap()
+}
+
+pub(super) fn name_of(app: &str) -> String {
+    incident::name(&App::new("ns-a", "app", app), opened())
+}
+
+/// An Incident of App `app` in namespace `ns-a`, with one accusation.
+pub(super) fn body(app: &str, state: &str) -> Value {
+    let at = opened();
+    let mut status = json!({
+        "state": state, "opened": at, "since": at, "reason": "process `xmrig`", "approved": false,
+        "evidence": [{
+            "pod": format!("{app}-0"), "process": "xmrig", "node": "n1", "regex": "^xmrig$", "type": "app", "name": app,
+            "firstSeen": at, "freshAt": at, "timestamp": "2026-11-01T08:00:00Z", "observations": 1,
+        }],
+        "processes": ["xmrig"], "exposure": {"services": [format!("{app}.ns-a.svc")], "ingresses": []},
+        "decisions": [{"at": at, "decision": "held", "actor": "policy", "reason": "too many"}],
+        "decided": 1, "observed": 0, "writer": "replica-0 in term 0",
+    });
+    if state == "Held" {
+        status["brake"] = json!({"since": at, "brake": "NewApps"});
+    }
+    json!({
+        "metadata": {}, "status": status,
+        "spec": {"app": {"namespace": "ns-a", "type": "app", "name": app}},
+    })
+}
+
+pub(super) fn decisions(incident: &Value) -> Vec<String> {
+    let all = incident["status"]["decisions"].as_array().unwrap();
+    all.iter().map(|entry| format!("{} by {}", entry["decision"], entry["actor"]).replace('"', "")).collect()
+}

@@ -4,6 +4,8 @@
 //! UID, and the kubelet names each pod's log directory after namespace, name and UID. Both are plain files, so the
 //! agent needs no socket with the power to start containers.
 
+mod sight;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File},
@@ -17,6 +19,9 @@ use crate::{
     record::{Record, stamp},
     rules::Rules,
 };
+
+use self::sight::Unseen;
+pub use self::sight::{Partial, ScanError};
 
 /// Only namespaces of tenants are reported; those of the platform are not for this system to judge.
 pub const TENANT_PREFIX: &str = "ns-";
@@ -74,11 +79,12 @@ impl Finding {
 pub struct Scanner {
     /// Where the node's processes are mounted, normally `/proc`.
     pub proc_root: PathBuf,
-    /// The kubelet's log directories `<namespace>_<pod>_<uid>`, normally `/var/log/pods`; may be missing.
+    /// The kubelet's log directories `<namespace>_<pod>_<uid>`, normally `/var/log/pods`; may be missing where there are no pods.
     pub pods_root: PathBuf,
     /// What to look for.
     pub rules: Rules,
-    /// How to report processes outside of pods; `None` ignores them.
+    /// How to report processes outside of pods; `None` ignores them, and means that this is a node's agent, which must see all of
+    /// its node. Where a person looks at a machine of their own, what they may see is enough.
     pub host: Option<HostIdentity>,
     unknown_pods: usize,
 }
@@ -97,16 +103,36 @@ impl Scanner {
     /// One pass: what offends now, one finding per namespace, pod and process name, in that order.
     ///
     /// # Errors
-    /// When a root cannot be listed. A process that ends while it is looked at is no error.
-    pub fn scan(&mut self) -> io::Result<Vec<Finding>> {
-        let pods = pods_by_uid(&self.pods_root)?;
-        self.unknown_pods = 0;
+    /// When processes cannot be listed, or a node's agent does not see all of its node. A process that ends while it is looked at
+    /// is no error.
+    pub fn scan(&mut self) -> Result<Vec<Finding>, ScanError> {
+        let is_of_node = self.host.is_none();
+        if is_of_node {
+            fs::read_dir(&self.proc_root)?;
+            sight::of_node(&self.proc_root)?;
+        }
+        let processes = self.pids()?;
+        // After the processes: the kubelet makes a pod's directory before its first process, so that none can be missing.
+        let (pods, names) = match pods_by_uid(&self.pods_root) {
+            Ok(pods) => (pods, Ok(())),
+            Err(error) => (HashMap::new(), Err(error)),
+        };
+        let mut unseen = Unseen::default();
         let mut findings = BTreeMap::new();
-        for pid in self.pids()? {
-            if let Some(finding) = self.examine(pid, &pods) {
+        for pid in processes {
+            // Without names it matters whether there are pods at all.
+            if names.is_err() && is_of_node && !unseen.sees_pods {
+                let home = unseen.read(self.home(pid));
+                unseen.sees_pods = matches!(home, Some(Home::Pod(_)));
+            }
+            if let Some(finding) = self.examine(pid, &pods, &mut unseen) {
                 let key = (finding.namespace.clone(), finding.pod.clone(), finding.process.clone());
                 findings.entry(key).or_insert(finding);
             }
+        }
+        self.unknown_pods = unseen.unknown_pods();
+        if is_of_node {
+            unseen.verdict(&self.proc_root, &self.pods_root, names)?;
         }
         Ok(findings.into_values().collect())
     }
@@ -115,17 +141,28 @@ impl Scanner {
     fn pids(&self) -> io::Result<Vec<u32>> {
         // `self` speaks the numbers of the mount, which may be another PID namespace than ours.
         let own = fs::read_link(self.proc_root.join("self")).ok().and_then(|link| number(&link));
-        let mut pids: Vec<u32> = fs::read_dir(&self.proc_root)?
-            .filter_map(|entry| number(Path::new(&entry.ok()?.file_name())))
-            .filter(|pid| Some(*pid) != own)
-            .collect();
+        let mut pids = Vec::new();
+        for entry in fs::read_dir(&self.proc_root)? {
+            let pid = number(Path::new(&entry?.file_name()));
+            pids.extend(pid.filter(|pid| Some(*pid) != own));
+        }
         pids.sort_unstable();
         Ok(pids)
     }
 
-    fn examine(&mut self, pid: u32, pods: &HashMap<String, (String, String)>) -> Option<Finding> {
-        let directory = self.proc_root.join(pid.to_string());
-        let mut cmdline = read_bounded(&directory.join("cmdline"), CMDLINE_LIMIT).ok()?;
+    fn home(&self, pid: u32) -> io::Result<Home> {
+        let cgroup = read_bounded(&self.proc_root.join(pid.to_string()).join("cgroup"), CGROUP_LIMIT)?;
+        Ok(Home::of(&String::from_utf8_lossy(&cgroup)))
+    }
+
+    fn examine(
+        &self,
+        pid: u32,
+        pods: &HashMap<String, (String, String)>,
+        unseen: &mut Unseen,
+    ) -> Option<Finding> {
+        let cmdline = self.proc_root.join(pid.to_string()).join("cmdline");
+        let mut cmdline = unseen.read(read_bounded(&cmdline, CMDLINE_LIMIT))?;
         for byte in &mut cmdline {
             if *byte == 0 {
                 *byte = b' ';
@@ -136,12 +173,13 @@ impl Scanner {
         let process = base_name(cmdline.split_whitespace().next()?).to_owned();
         let hit = self.rules.judge(&process, &cmdline)?;
 
-        let cgroup = read_bounded(&directory.join("cgroup"), CGROUP_LIMIT).ok()?;
-        let (namespace, pod) = match Home::of(&String::from_utf8_lossy(&cgroup)) {
+        let (namespace, pod) = match unseen.read(self.home(pid))? {
             Home::Outside => self.host.as_ref().map(|host| (host.namespace.clone(), host.pod.clone()))?,
             Home::Pod(uid) => {
                 let pod = pods.get(&uid).cloned();
-                self.unknown_pods += usize::from(pod.is_none());
+                if pod.is_none() {
+                    unseen.is_of_unknown_pod(pid);
+                }
                 pod?
             }
         };
@@ -190,18 +228,16 @@ fn pod_uid(segment: &str) -> Option<String> {
 }
 
 fn pods_by_uid(root: &Path) -> io::Result<HashMap<String, (String, String)>> {
-    let entries = match fs::read_dir(root) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashMap::new()),
-        entries => entries?,
-    };
-    let pods = entries.filter_map(|entry| {
-        let name = entry.ok()?.file_name().into_string().ok()?;
+    let mut pods = HashMap::new();
+    for entry in fs::read_dir(root)? {
+        let name = entry?.file_name();
         // Neither namespaces, nor pod names, nor UIDs may contain an underscore.
-        let (namespace, rest) = name.split_once('_')?;
-        let (pod, uid) = rest.split_once('_')?;
-        Some((uid.to_owned(), (namespace.to_owned(), pod.to_owned())))
-    });
-    Ok(pods.collect())
+        let parts = name.to_str().and_then(|name| name.split_once('_'));
+        if let Some((namespace, (pod, uid))) = parts.and_then(|(n, rest)| Some((n, rest.split_once('_')?))) {
+            pods.insert(uid.to_owned(), (namespace.to_owned(), pod.to_owned()));
+        }
+    }
+    Ok(pods)
 }
 
 fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {

@@ -1,7 +1,8 @@
 //! The agent itself: scans on a schedule and answers for the latest scan.
 //!
 //! Each scan replaces the published list as a whole. That is what the agents in the field get wrong: here an empty
-//! answer means clean, and a listed record means running at its timestamp.
+//! answer means clean, and a listed record means running at its timestamp. An agent that can't see its whole node, or whose scan
+//! has failed or takes too long, answers 503 and says why.
 
 use std::{
     io,
@@ -22,12 +23,12 @@ use jiff::Zoned;
 use tokio::{
     net::TcpListener,
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval_at, sleep},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    proc::{Finding, HostIdentity, Scanner, TENANT_PREFIX},
+    proc::{Finding, HostIdentity, ScanError, Scanner, TENANT_PREFIX},
     record::Record,
     rules::Rules,
 };
@@ -40,6 +41,9 @@ use published::Published;
 
 /// How long answers under way may take after cancellation.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long a scan may take until the list before it is too old to answer with; a few intervals, if those are longer.
+const SLOWEST_SCAN: Duration = Duration::from_secs(30);
+const LATE_INTERVALS: u32 = 3;
 /// Scanning in a tighter loop than this would cost more than it tells.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -56,7 +60,7 @@ pub struct Options {
     pub proc_root: PathBuf,
     /// The kubelet's log directories.
     pub pods_root: PathBuf,
-    /// How to report processes outside of pods; `None` ignores them.
+    /// How to report processes outside of pods; `None` ignores them, and demands that the whole node is seen.
     pub host: Option<HostIdentity>,
 }
 
@@ -103,7 +107,22 @@ pub enum AgentError {
 /// The list an agent answers with: a cheap handle, shared by the scans that publish and the server that reads.
 #[derive(Clone, Debug, Default)]
 pub struct Agent {
-    published: Arc<Mutex<Arc<Published>>>,
+    said: Arc<Mutex<Said>>,
+}
+
+/// What is answered.
+#[derive(Clone, Debug)]
+enum Said {
+    /// What the last scan has found.
+    List(Arc<Published>),
+    /// Why that is not known.
+    Nothing(Arc<str>),
+}
+
+impl Default for Said {
+    fn default() -> Self {
+        Self::List(Arc::default())
+    }
 }
 
 impl Agent {
@@ -114,12 +133,24 @@ impl Agent {
 
     /// Replaces the list.
     pub fn publish(&self, records: &[Record]) {
-        let published = Arc::new(Published::new(records));
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = published;
+        self.say(Said::List(Arc::new(Published::new(records))));
     }
 
-    fn published(&self) -> Arc<Published> {
-        self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Answers 503 from now on, until a list is published: what offends is not known.
+    pub fn publish_nothing(&self, why: &str) {
+        let is_news = !matches!(self.said(), Said::Nothing(before) if *before == *why);
+        if is_news {
+            tracing::warn!(why, "answering 503: the list would not be complete");
+        }
+        self.say(Said::Nothing(why.into()));
+    }
+
+    fn say(&self, said: Said) {
+        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = said;
+    }
+
+    fn said(&self) -> Said {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -142,8 +173,10 @@ pub async fn start(
     let scanner = Scanner::new(proc_root.clone(), pods_root, rules, host);
     // The first scan comes before the first answer: an agent that has not looked must not say `[]`.
     let (scanner, findings) = scan(scanner).await.map_err(AgentError::Stopped)?;
-    let findings = findings.map_err(|source| AgentError::Scan { proc_root, source })?;
-    publish(&agent, &scanner, findings);
+    match findings {
+        Err(ScanError::Processes(source)) => return Err(AgentError::Scan { proc_root, source }),
+        findings => publish(&agent, &scanner, findings),
+    }
 
     let refused = |source| AgentError::Bind { bind, source };
     let listener = TcpListener::bind(bind).await.map_err(refused)?;
@@ -182,7 +215,10 @@ pub async fn serve(listener: TcpListener, agent: Agent, cancel: CancellationToke
 }
 
 async fn violations(State(agent): State<Agent>, asked: HeaderMap) -> Response {
-    agent.published().answer(&asked)
+    match agent.said() {
+        Said::List(published) => published.answer(&asked),
+        Said::Nothing(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
 }
 
 async fn health() -> impl IntoResponse {
@@ -201,16 +237,24 @@ async fn keep_scanning(agent: Agent, mut scanner: Scanner, every: Duration) -> i
     loop {
         ticks.tick().await;
         let findings;
-        (scanner, findings) = scan(scanner).await?;
-        match findings {
-            Ok(findings) => publish(&agent, &scanner, findings),
-            Err(error) => tracing::warn!(%error, "scan failed, the last list stays"),
-        }
+        (scanner, findings) = in_time(scan(scanner), every, &agent).await?;
+        publish(&agent, &scanner, findings);
     }
 }
 
+/// Waits for a scan. While it takes too long (a file below `/proc` can hang), the list before it must not pass for the present.
+async fn in_time<T>(scan: impl Future<Output = T>, every: Duration, agent: &Agent) -> T {
+    let mut scan = std::pin::pin!(scan);
+    let patience = SLOWEST_SCAN.max(every.saturating_mul(LATE_INTERVALS));
+    if let Ok(done) = timeout(patience, &mut scan).await {
+        return done;
+    }
+    agent.publish_nothing(&format!("a scan has not ended within {} s", patience.as_secs()));
+    scan.await
+}
+
 /// Scans on a thread where blocking is allowed. The outer error is that of the thread.
-async fn scan(mut scanner: Scanner) -> io::Result<(Scanner, io::Result<Vec<Finding>>)> {
+async fn scan(mut scanner: Scanner) -> io::Result<(Scanner, Result<Vec<Finding>, ScanError>)> {
     let look = move || {
         let findings = scanner.scan();
         (scanner, findings)
@@ -218,7 +262,11 @@ async fn scan(mut scanner: Scanner) -> io::Result<(Scanner, io::Result<Vec<Findi
     tokio::task::spawn_blocking(look).await.map_err(io::Error::from)
 }
 
-fn publish(agent: &Agent, scanner: &Scanner, findings: Vec<Finding>) {
+fn publish(agent: &Agent, scanner: &Scanner, findings: Result<Vec<Finding>, ScanError>) {
+    let findings = match findings {
+        Ok(findings) => findings,
+        Err(why) => return agent.publish_nothing(&why.to_string()),
+    };
     let (found, unknown) = (findings.len(), scanner.unknown_pods());
     if unknown > 0 {
         let pods_root = scanner.pods_root.display();

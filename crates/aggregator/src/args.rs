@@ -128,7 +128,8 @@ pub(crate) struct Demo {
 
 #[derive(Debug, Args)]
 pub(crate) struct Agent {
-    /// The address to listen on. The agent has no authentication; it must see all of the node's processes.
+    /// The address to listen on. The agent has no authentication. It must see all of the node's processes (hostPID, and root where
+    /// /proc has hidepid) and the names of its Pods: where it does not, it answers 503 and why.
     #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090))]
     pub(crate) bind: SocketAddr,
     /// How often processes, or simulated processes, are looked at.
@@ -137,7 +138,8 @@ pub(crate) struct Agent {
     /// The rules, in the upstream format.
     #[arg(long, value_name = "FILE")]
     pub(crate) rules: Option<PathBuf>,
-    /// Report processes outside of containers too, as if they ran in this namespace in a Pod of the host's name.
+    /// Report processes outside of containers too, as if they ran in this namespace in a Pod of the host's name. For machines that
+    /// are no nodes of a cluster: whether everything is seen is not checked then.
     #[arg(long, value_name = "NAMESPACE")]
     pub(crate) host_namespace: Option<String>,
     /// The proc file system.

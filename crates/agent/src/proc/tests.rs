@@ -20,7 +20,28 @@ impl Node {
         let node = Self { root: tempfile::tempdir().unwrap() };
         fs::create_dir_all(node.root.path().join("proc/sys")).unwrap();
         fs::create_dir_all(node.root.path().join("pods")).unwrap();
+        node.process(1, b"/sbin/init\0", "0::/init.scope");
+        node.process(2, b"", "0::/");
+        node.file(2, "comm", "kthreadd\n");
         node
+    }
+
+    fn file(&self, pid: u32, name: &str, text: &str) {
+        fs::write(self.root.path().join(format!("proc/{pid}/{name}")), text).unwrap();
+    }
+
+    /// Which process the agent itself is.
+    fn is_agent(&self, pid: u32) {
+        let link = self.root.path().join("proc/self");
+        fs::remove_file(&link).ok();
+        std::os::unix::fs::symlink(pid.to_string(), link).unwrap();
+    }
+
+    fn why_partial(&self) -> Partial {
+        match self.scanner(None).scan() {
+            Err(ScanError::Partial(why)) => why,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn pod(&self, namespace: &str, pod: &str, uid: &str) {
@@ -123,8 +144,9 @@ fn only_known_tenants_count_and_the_host_only_when_asked() {
     node.process(PID + 2, b"xmrig", "0::/system.slice/docker-4f2a.scope");
 
     let mut scanner = node.scanner(None);
+    node.end(PID + 1);
     assert_eq!(scanner.scan().unwrap(), []);
-    assert_eq!(scanner.unknown_pods(), 1);
+    node.process(PID + 1, b"xmrig", &in_pod(STATIC_UID));
 
     let findings = node.scanner(Some(host())).scan().unwrap();
     assert_eq!(findings.len(), 1);
@@ -164,7 +186,8 @@ fn command_lines_are_bounded_and_missing_roots_are_told_apart() {
     scanner.pods_root = "/nonexistent/pods".into();
     assert_eq!(scanner.scan().unwrap()[0].cmdline.len(), 64 * 1024);
     scanner.proc_root = "/nonexistent/proc".into();
-    assert_eq!(scanner.scan().unwrap_err().kind(), io::ErrorKind::NotFound);
+    let error = scanner.scan().unwrap_err();
+    assert!(matches!(error, ScanError::Processes(e) if e.kind() == io::ErrorKind::NotFound));
 }
 
 #[test]
@@ -198,4 +221,114 @@ fn a_real_process_is_found_while_it_runs() {
     assert_eq!((running[0].pid, running[0].namespace.as_str()), (child.id(), "ns-host"));
     assert_eq!(running[0].cmdline, format!("{} 60", program.display()));
     assert_eq!(scanner.scan().unwrap(), []);
+}
+
+#[test]
+fn an_offender_of_a_pod_without_a_name_makes_the_list_partial() {
+    let node = Node::new();
+    node.pod("ns-a", "web-1", UID);
+    node.process(PID, b"xmrig", &in_pod(UID));
+    node.process(PID + 1, b"xmrig", &in_pod(STATIC_UID));
+    node.process(PID + 2, b"nginx", &in_pod(STATIC_UID));
+    let root = node.root.path().join("pods");
+    assert_eq!(node.why_partial(), Partial::UnknownPods { root, count: 1, pid: PID + 1 });
+    // Only a node's agent has to know all of them.
+    let mut scanner = node.scanner(Some(host()));
+    assert_eq!((scanner.scan().unwrap().len(), scanner.unknown_pods()), (1, 1));
+}
+
+#[test]
+fn without_the_pods_names_a_node_that_runs_pods_is_not_clean() {
+    let node = Node::new();
+    node.process(PID, b"nginx", &in_pod(UID));
+    let pods = node.root.path().join("pods");
+    fs::remove_dir(&pods).unwrap();
+    let Partial::NoPods { root, error } = node.why_partial() else { panic!("{:?}", node.why_partial()) };
+    assert_eq!(root, pods);
+    assert!(error.contains("No such file"), "{error}");
+    // Not a directory, and so as unreadable as one that may not be read.
+    fs::write(&pods, "").unwrap();
+    assert!(matches!(node.why_partial(), Partial::NoPods { .. }));
+    // Nothing is missing where there are no Pods, nor on a person's own machine.
+    assert_eq!(node.scanner(Some(host())).scan().unwrap(), []);
+    node.end(PID);
+    assert_eq!(node.scanner(None).scan().unwrap(), []);
+}
+
+#[test]
+fn an_agent_that_sees_its_own_pod_only_is_partial() {
+    let own = "0::/kubepods.slice/own";
+    let private = "0::/";
+    for (first, command, agent, cgroup, why) in [
+        (private, "procscan-aggregator\0agent", 1, private, "it is the first process"),
+        (private, "tini\0--\0agent", 7, private, "the first process is of its container"),
+        (own, "tini", 7, own, "the same, seen from the node's control groups"),
+        (&*in_pod(UID), "/pause", 7, "0::/x", "the first process is of a Pod"),
+        ("0::/../4f.scope", "/pause\0", 7, private, "the first process is a sandbox"),
+    ] {
+        let node = Node::new();
+        node.end(1);
+        node.end(2);
+        node.process(1, command.as_bytes(), first);
+        if agent != 1 {
+            node.process(agent, b"agent", cgroup);
+        }
+        node.is_agent(agent);
+        assert_eq!(node.why_partial(), Partial::OwnNamespace(node.root.path().join("proc")), "{why}");
+        assert_eq!(node.scanner(Some(host())).scan().unwrap(), [], "{why}: a person's own machine");
+    }
+    // A node that is a container itself has no kernel threads.
+    let node = Node::new();
+    node.end(2);
+    node.process(7, b"agent", "0::/kubepods/pod/x");
+    node.is_agent(7);
+    assert_eq!(node.scanner(None).scan().unwrap(), []);
+    // A program of the name, in a container.
+    node.process(2, b"kthreadd", private);
+    node.file(2, "comm", "kthread\n");
+    node.end(1);
+    assert_eq!(node.why_partial(), Partial::Hidden(node.root.path().join("proc")));
+}
+
+#[test]
+fn processes_that_are_hidden_or_can_not_be_read_make_the_list_partial() {
+    // hidepid=2: what is another user's is not there.
+    let node = Node::new();
+    node.end(1);
+    node.end(2);
+    node.process(PID, b"nginx", "0::/");
+    let root = node.root.path().join("proc");
+    assert_eq!(node.why_partial(), Partial::Hidden(root.clone()));
+    assert_eq!(node.scanner(Some(host())).scan().unwrap(), []);
+
+    // hidepid=1, or a security module: it is there, and can't be read. (A directory can't be read by root, either.)
+    for file in ["cmdline", "cgroup"] {
+        let node = Node::new();
+        let root = node.root.path().join("proc");
+        node.pod("ns-a", "web-1", UID);
+        for pid in [PID, PID + 1] {
+            node.process(pid, b"xmrig", &in_pod(UID));
+            fs::remove_file(root.join(format!("{pid}/{file}"))).unwrap();
+            fs::create_dir(root.join(format!("{pid}/{file}"))).unwrap();
+        }
+        let Partial::Unreadable { count, error, .. } = node.why_partial() else { panic!("{file}") };
+        assert_eq!((count, error.contains("directory")), (2, true), "{file}: {error}");
+        // One that has ended is no such case.
+        for pid in [PID, PID + 1] {
+            fs::remove_dir(root.join(format!("{pid}/{file}"))).unwrap();
+        }
+        assert_eq!(node.scanner(None).scan().unwrap(), [], "{file}");
+    }
+}
+
+#[test]
+fn this_machine_is_seen_as_a_whole_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let rules = Rules::from_yaml("detectionRules: {blacklist: {processes: [^no-such-process$]}}").unwrap();
+    let mut scanner = Scanner::new("/proc".into(), directory.path().into(), rules, None);
+    let sees_kernel = fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n");
+    match scanner.scan() {
+        Ok(found) => assert_eq!(found, []),
+        Err(why) => assert!(!sees_kernel, "{why}"),
+    }
 }

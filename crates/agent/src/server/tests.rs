@@ -115,9 +115,16 @@ async fn an_agent_has_scanned_before_it_answers_and_keeps_scanning() {
     fs::remove_dir_all(&process).unwrap();
     until(&<[Record]>::is_empty).await;
 
-    // A failed scan keeps the list and the agent.
+    // A failed scan leaves the agent alive, and the list before it must not pass for the present.
     fs::remove_dir_all(root.path()).unwrap();
-    assert_eq!(violations(address).await.status(), 200);
+    loop {
+        let answer = violations(address).await;
+        if answer.status() == 503 {
+            assert!(answer.text().contains("No such file"), "{}", answer.text());
+            break;
+        }
+        assert!(Instant::now() < deadline, "an old list is still answered");
+    }
     cancel.cancel();
     timeout_of(task).await.unwrap();
 }
@@ -133,6 +140,48 @@ async fn what_cannot_start_says_why() {
     let host = Some(HostIdentity { namespace: "default".into(), pod: "this".into() });
     let unreported = error(Options { host, ..local(root.path()) }).await;
     assert!(unreported.contains("`default` must start with `ns-`"), "{unreported}");
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_see_its_node_answers_503_and_why_until_it_does() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("5000000")).unwrap();
+    fs::write(root.path().join("5000000/cmdline"), "nginx").unwrap();
+    fs::write(root.path().join("5000000/cgroup"), "0::/").unwrap();
+    let cancel = CancellationToken::new();
+    let options = Options { scan_interval: Duration::ZERO, host: None, ..local(root.path()) };
+    let (address, task) = start(options, cancel.clone()).await.unwrap();
+    let answer = ask(address, "GET /api/violations", "If-None-Match: *\r\n").await;
+    assert_eq!(answer.status(), 503);
+    assert!(answer.text().contains("hidepid"), "{}", answer.text());
+    assert!(!answer.text().contains('['), "nothing that passes for a list");
+
+    fs::create_dir(root.path().join("2")).unwrap();
+    fs::write(root.path().join("2/comm"), "kthreadd\n").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while violations(address).await.status() != 200 {
+        assert!(Instant::now() < deadline, "it never came to see");
+    }
+    cancel.cancel();
+    timeout_of(task).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scan_that_hangs_does_not_leave_the_list_before_it_standing() {
+    let agent = Agent::new();
+    let is_list = |agent: &Agent| matches!(agent.said(), Said::List(_));
+    let (end, hangs) = tokio::sync::oneshot::channel::<()>();
+    let scan = tokio::spawn({
+        let agent = agent.clone();
+        async move { in_time(hangs, Duration::from_mins(1), &agent).await }
+    });
+    sleep(Duration::from_secs(179)).await;
+    assert!(is_list(&agent), "three intervals are not over");
+    sleep(Duration::from_secs(2)).await;
+    assert!(!is_list(&agent));
+    end.send(()).unwrap();
+    scan.await.unwrap().unwrap();
+    assert!(in_time(async { true }, Duration::ZERO, &agent).await);
 }
 
 async fn timeout_of<T>(task: JoinHandle<T>) -> T {

@@ -3,6 +3,7 @@
 //! Every request has a timeout, and says whom and what it is for, so that a refusal names what is missing: the verb, the
 //! resource and the namespace of an RBAC rule, or the CRD.
 
+mod server_clock;
 mod watch;
 
 use std::error::Error;
@@ -11,11 +12,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use jiff::Timestamp;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use procscan_core::Moment;
+use procscan_core::names::Text;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use tower::util::MapResponseLayer;
 
+use self::server_clock::ServerClock;
 pub use self::watch::watch;
 use crate::config;
 use crate::leader::Pen;
@@ -31,8 +38,9 @@ const SILENCE: Duration = Duration::from_mins(5);
 pub struct Cluster {
     client: Client,
     timeout: Duration,
-    own_namespace: Option<String>,
+    own_namespace: Option<Text>,
     pace: Arc<Pace>,
+    server_clock: ServerClock,
 }
 
 impl fmt::Debug for Cluster {
@@ -131,22 +139,32 @@ impl Cluster {
         let own_namespace = std::env::var(OWN_NAMESPACE)
             .ok()
             .filter(|name| !name.is_empty())
-            .or_else(|| is_inside.then(|| config.default_namespace.clone()));
-        let client = Client::try_from(config).context("the cluster's client can't be made")?;
+            .or_else(|| is_inside.then(|| config.default_namespace.clone()))
+            .map(Text::from);
+        let builder = ClientBuilder::try_from(config).context("the cluster's client can't be made")?;
+        let server_clock = ServerClock::default();
+        let noting = server_clock.clone();
+        // Below the typed API, which gives no headers.
+        let client = builder
+            .with_layer(&MapResponseLayer::new(move |response: hyper::Response<_>| {
+                noting.note(response.status(), response.headers());
+                response
+            }))
+            .build();
         let pace = Arc::new(Pace::new(settings.requests_per_second));
-        Ok(Self { client, timeout: settings.request_timeout, own_namespace, pace })
+        Ok(Self { client, timeout: settings.request_timeout, own_namespace, pace, server_clock })
     }
 
     /// A connection to whatever `client` speaks to.
     #[cfg(test)]
     pub(crate) fn with_client(client: Client) -> Self {
-        let pace = Arc::new(Pace::new(1000));
-        Self { client, timeout: Duration::from_secs(15), own_namespace: None, pace }
+        Self::of(client, Duration::from_secs(15))
     }
 
     #[cfg(test)]
     pub(crate) fn of(client: Client, timeout: Duration) -> Self {
-        Self { client, timeout, own_namespace: None, pace: Arc::new(Pace::new(1000)) }
+        let (pace, server_clock) = (Arc::new(Pace::new(1000)), ServerClock::default());
+        Self { client, timeout, own_namespace: None, pace, server_clock }
     }
 
     /// The same connection, for whoever has less patience.
@@ -158,6 +176,13 @@ impl Cluster {
     /// The client, for requests that `ask` is told of.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// The moment on our clock at which the API server's read `at`, such as the creation of an object. Both clocks are read where
+    /// an answer arrives, so they need not agree. `None` as long as no answer has told the API server's time; `now` if `at` is still to
+    /// come.
+    pub fn moment_of(&self, at: Timestamp, now: Moment) -> Option<Moment> {
+        self.server_clock.moment_of(at, now)
     }
 
     /// The namespace that we run in, if we run in one.

@@ -173,6 +173,9 @@ pub struct Heard {
     pub record: Arc<Record>,
     /// When evidence was last fresh; `None` if it never was, and then it is never a reason for anything.
     pub fresh_at: Option<Moment>,
+    /// How old the record was then at most: by the agent's own clock, or, where it does not tell its time, since it was last seen to
+    /// list another. `None` if that is not known. Never set for what is not fresh.
+    pub age: Option<Span>,
     /// The node's odometer at that time (see [`NodeClock`]).
     pub mark: Span,
     /// When this node first listed it.

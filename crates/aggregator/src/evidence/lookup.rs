@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::api::ListParams;
 use kube::core::{DynamicObject, GroupVersionKind, ObjectList};
 use kube::discovery::ApiResource;
 use kube::{Api, ResourceExt};
+use procscan_core::Moment;
 use procscan_core::identity::{self, Labels, Marks, Owner};
 use procscan_core::names::{App, Text};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::clock::Clock;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
 /// How many objects one answer may hold: a namespace may have any number of Pods.
@@ -39,7 +42,9 @@ pub(super) struct Seen {
 /// One Pod.
 #[derive(Clone, Debug)]
 pub(super) struct Pod {
-    pub(super) uid: String,
+    pub(super) uid: Text,
+    /// When it was created, on our clock; `None` if the API server's is not known.
+    pub(super) created: Option<Moment>,
     pub(super) node: Option<String>,
     pub(super) host_ips: Vec<Text>,
     pub(super) labels: Labels,
@@ -85,6 +90,7 @@ struct HostIp {
 /// such namespace.
 pub(super) async fn look(
     cluster: &Cluster,
+    clock: Clock,
     namespace: &str,
     wanted: &[Text],
     with_routes: bool,
@@ -102,15 +108,16 @@ pub(super) async fn look(
 
     let kind = ApiResource::erase::<core::Pod>(&());
     let api: Api<PodObject> = Api::namespaced_with(cluster.client(), namespace, &kind);
+    let read = |pod| Pod::read(namespace, pod, |at| cluster.moment_of(at, clock.now()));
     for pod in list(cluster, &api, "pods", namespace).await? {
-        seen.pods.insert(pod.name_any().into(), Pod::read(namespace, pod));
+        seen.pods.insert(pod.name_any().into(), read(pod));
     }
     let missing = wanted.iter().filter(|name| !seen.pods.contains_key(*name));
     let missing: Vec<Text> = missing.take(MAX_DIRECT).cloned().collect();
     for name in missing {
         let ask = Ask { verb: "get", resource: "pods", namespace: Some(namespace) };
         match cluster.ask_in_turn(ask, api.get(&name)).await {
-            Ok(pod) => drop(seen.pods.insert(name, Pod::read(namespace, pod))),
+            Ok(pod) => drop(seen.pods.insert(name, read(pod))),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => drop(seen.absent.insert(name)),
             Err(refusal) => return Err(refusal),
         }
@@ -175,7 +182,8 @@ async fn list<K: Clone + DeserializeOwned + std::fmt::Debug>(
 }
 
 impl Pod {
-    fn read(namespace: &str, mut pod: PodObject) -> Self {
+    /// `moment_of` says when the API server's clock read what on ours.
+    fn read(namespace: &str, mut pod: PodObject, moment_of: impl Fn(Timestamp) -> Option<Moment>) -> Self {
         let owners = pod.metadata.owner_references.take().unwrap_or_default();
         let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
         let owner = owner.map(|owner| Owner { kind: &owner.kind, name: &owner.name });
@@ -186,7 +194,8 @@ impl Pod {
         let host_ips = status.host_ips.into_iter().map(|host| host.ip).chain(status.host_ip);
         Self {
             app: identity::app_of(namespace, &pod.name_any(), marks),
-            uid: pod.metadata.uid.take().unwrap_or_default(),
+            uid: pod.metadata.uid.take().unwrap_or_default().into(),
+            created: created.and_then(moment_of),
             node: pod.spec.node_name.take(),
             host_ips: host_ips.map(Text::from).collect(),
             labels,

@@ -121,7 +121,7 @@ impl Evidence {
         let with_routes = state.services() * 5 > self.max_service_entries * 3;
         let looks = due.iter().map(|namespace| {
             let pods = state.urgent(namespace);
-            async move { lookup::look(&self.cluster, namespace, &pods, with_routes).await }
+            async move { lookup::look(&self.cluster, self.clock, namespace, &pods, with_routes).await }
         });
         futures_util::future::join_all(looks).await
     }
@@ -192,7 +192,7 @@ impl State {
     fn urgent(&self, namespace: &Text) -> Vec<Text> {
         let Some(inquiry) = self.inquiries.get(namespace) else { return Vec::new() };
         let urgent = self.rooms.get(namespace).unwrap_or(&Room::default()).urgent(&inquiry.wanted);
-        let of_apps: BTreeSet<&Text> = inquiry.wanted.apps.values().flatten().collect();
+        let of_apps: BTreeSet<&Text> = inquiry.wanted.of_apps().collect();
         let mut left = MAX_STRANGERS;
         let is_in_turn = |pod: &Text| {
             let is_stranger = !of_apps.contains(pod);

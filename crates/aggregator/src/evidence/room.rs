@@ -16,8 +16,8 @@ use super::lookup::{Pod, Seen};
 pub(super) struct Wanted {
     /// The accused Pods.
     pub(super) pods: BTreeSet<Text>,
-    /// The Apps with an open incident, and the Pods that were accused as theirs.
-    pub(super) apps: BTreeMap<App, BTreeSet<Text>>,
+    /// The Apps with an open incident, and the Pods that were accused as theirs: by name, and by UID where that is known.
+    pub(super) apps: BTreeMap<App, BTreeSet<(Text, Option<Text>)>>,
 }
 
 /// One namespace.
@@ -37,7 +37,7 @@ pub(super) struct Room {
 #[derive(Clone, Debug)]
 enum Life {
     /// As which object, by its UID, and when last.
-    There(String, Moment),
+    There(Text, Moment),
     /// Told already.
     Gone,
 }
@@ -45,7 +45,14 @@ enum Life {
 impl Wanted {
     /// Every Pod that has to be known for sure.
     pub(super) fn all_pods(&self) -> BTreeSet<Text> {
-        self.pods.iter().chain(self.apps.values().flatten()).cloned().collect()
+        self.pods.iter().chain(self.of_apps()).cloned().collect()
+    }
+}
+
+impl Wanted {
+    /// The names of the Pods that were accused as those of Apps.
+    pub(super) fn of_apps(&self) -> impl Iterator<Item = &Text> {
+        self.apps.values().flatten().map(|(name, _)| name)
     }
 }
 
@@ -53,8 +60,13 @@ impl Room {
     /// Every Pod that has to be known for sure, the most urgent first: those by which an App may be proven gone with this
     /// look, those of which nothing is known, and the others in turn. One look may not get to all of them.
     pub(super) fn urgent(&self, wanted: &Wanted) -> Vec<Text> {
-        let proving: BTreeSet<&Text> =
-            self.empty.keys().filter_map(|app| wanted.apps.get(app)).flatten().collect();
+        let proving: BTreeSet<&Text> = self
+            .empty
+            .keys()
+            .filter_map(|app| wanted.apps.get(app))
+            .flatten()
+            .map(|(name, _)| name)
+            .collect();
         let mut all: Vec<Text> = wanted.all_pods().into_iter().collect();
         all.sort_by_key(|name| (!proving.contains(name), self.pods.get(name).map(|fact| fact.asked)));
         all
@@ -82,7 +94,7 @@ impl Room {
         let there = |name: &Text| seen.pods.get(name).filter(|pod| !pod.has_ended);
 
         let all = wanted.all_pods();
-        let of_apps: BTreeSet<&Text> = wanted.apps.values().flatten().collect();
+        let of_apps: BTreeSet<&Text> = wanted.of_apps().collect();
         let mut gone = Vec::new();
         for name in &all {
             let pod_ref = || PodRef { namespace: namespace.clone(), pod: name.clone() };
@@ -126,9 +138,15 @@ impl Room {
         self.empty.retain(|app, _| apps.contains_key(app));
         for (app, accused) in &apps {
             let own = seen.pods.values().filter(|pod| !pod.has_ended && pod.app == *app);
-            let labels: Vec<&Labels> =
-                own.chain(accused.iter().filter_map(there)).map(|pod| &pod.labels).collect();
-            let is_empty = labels.is_empty() && accused.iter().all(is_absent);
+            // The accused ones under whatever labels, but not others of their names.
+            let is_it = |uid: &Option<Text>, pod: &&Pod| uid.as_ref() == Some(&pod.uid);
+            let itself = accused.iter().filter_map(|(name, uid)| there(name).filter(|pod| is_it(uid, pod)));
+            let labels: Vec<&Labels> = own.chain(itself).map(|pod| &pod.labels).collect();
+            // Where it is not known which Pod was accused, one of its name may be it: that opens nothing, and closes nothing.
+            let is_over = |(name, uid): &(Text, Option<Text>)| {
+                is_absent(name) || uid.is_some() && there(name).is_some_and(|pod| !is_it(uid, &pod))
+            };
+            let is_empty = labels.is_empty() && accused.iter().all(is_over);
             let gone = if is_empty {
                 let since = *self.empty.entry(app.clone()).or_insert(asked);
                 since != asked && asked.since(since) >= patience
@@ -164,6 +182,8 @@ impl Room {
 
 fn present(pod: &Pod) -> PodState {
     PodState::Present {
+        uid: pod.uid.clone(),
+        created: pod.created,
         // Nothing runs in a Pod without a node, so no node's word of it is true.
         node: NodeName::new(pod.node.as_deref().unwrap_or("(none yet)")),
         host_ips: pod.host_ips.clone(),
@@ -211,6 +231,7 @@ mod tests {
     fn pod(uid: &str, app: &str, has_ended: bool) -> Pod {
         Pod {
             uid: uid.into(),
+            created: Some(at(0)),
             node: Some("n1".into()),
             host_ips: Vec::new(),
             labels: labels(app),
@@ -233,8 +254,13 @@ mod tests {
     }
 
     fn wanted() -> Wanted {
-        let pods: BTreeSet<Text> = ["web-0".into()].into();
-        Wanted { apps: [(app(), pods.clone())].into(), pods }
+        accused(None)
+    }
+
+    /// Wanted is an App whose Pod of that UID was accused.
+    fn accused(uid: Option<&str>) -> Wanted {
+        let pod = ("web-0".into(), uid.map(Text::from));
+        Wanted { apps: [(app(), [pod].into())].into(), pods: ["web-0".into()].into() }
     }
 
     fn app() -> App {
@@ -296,7 +322,8 @@ mod tests {
     #[test]
     fn more_pods_than_one_look_gets_to_take_turns_and_a_proof_that_has_begun_is_finished_first() {
         let names = ["a", "b", "web-0"].map(Text::from);
-        let wanted = Wanted { pods: names.clone().into(), apps: [(app(), [names[2].clone()].into())].into() };
+        let wanted =
+            Wanted { pods: names.clone().into(), apps: [(app(), [(names[2].clone(), None)].into())].into() };
         let mut room = Room::default();
         let urgent = |room: &Room| room.urgent(&wanted).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(urgent(&room), ["a", "b", "web-0"]);
@@ -332,12 +359,54 @@ mod tests {
         assert!(Room::default().see(&"ns-a".into(), &wanted, None, at(5), PATIENCE).is_empty());
     }
 
+    /// What is known of the App after its Pod of that UID was accused, and one of UID 1 and of another App has been there twice.
+    fn known(uid: Option<&str>) -> AppFact {
+        let mut room = Room::default();
+        for seconds in [0, 600] {
+            let mut found = seen(&[("web-0", pod("1", "other", false))], &[]);
+            let (name, selector) = ("other-a1b2".into(), labels("other"));
+            found.services.push(Service { name, selector, ..Service::default() });
+            room.see(&"ns-a".into(), &accused(uid), Some(found), at(seconds), PATIENCE);
+        }
+        room.apps[&app()].clone()
+    }
+
     #[test]
     fn an_accused_pod_under_another_label_still_stands_for_its_app() {
+        let exposure = Some(Exposure::plain(["other-a1b2.ns-a.svc".into()]));
+        assert_eq!(
+            known(Some("1")),
+            AppFact { gone: false, exposure },
+            "it is still that Pod that is reached"
+        );
+    }
+
+    #[test]
+    fn another_pod_of_the_same_name_is_no_pod_of_the_app() {
+        assert_eq!(known(Some("0")), AppFact { gone: true, exposure: None });
+    }
+
+    #[test]
+    fn where_it_is_not_known_which_pod_was_accused_one_of_its_name_opens_and_closes_nothing() {
+        assert_eq!(known(None), AppFact { gone: false, exposure: None });
+    }
+
+    #[test]
+    fn an_app_with_one_of_several_accused_pods_left_is_not_gone() {
+        let two = [("web-0".into(), Some("1".into())), ("web-1".into(), Some("2".into()))];
+        let wanted = Wanted { apps: [(app(), two.into())].into(), pods: BTreeSet::new() };
         let mut room = Room::default();
-        see(&mut room, seen(&[("web-0", pod("1", "other", false))], &[]), 0);
-        see(&mut room, seen(&[("web-0", pod("1", "other", false))], &[]), 600);
-        assert!(!room.apps[&app()].gone);
+        let mut is_gone = |pods: &[(&str, Pod)], absent: &[&str], seconds| {
+            room.see(&"ns-a".into(), &wanted, Some(seen(pods, absent)), at(seconds), PATIENCE);
+            room.apps[&app()].gone
+        };
+        let other = |uid| pod(uid, "other", false);
+        for seconds in [0, 600] {
+            assert!(!is_gone(&[("web-0", other("9")), ("web-1", other("2"))], &[], seconds));
+            assert!(!is_gone(&[("web-0", other("9"))], &[], seconds), "not looked for");
+        }
+        assert!(!is_gone(&[("web-0", other("9"))], &["web-1"], 700));
+        assert!(is_gone(&[("web-0", other("9"))], &["web-1"], 760));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use procscan_core::names::{App, NodeName};
-use procscan_core::policy::{Accusers, PodFact, PodState};
+use procscan_core::policy::{AccusedPod, Accusers, PodFact, PodState};
 
 use super::lookup::Pod;
 use super::*;
@@ -147,6 +147,7 @@ impl World {
 fn seen(namespace: &Text) -> Seen {
     let pod = Pod {
         uid: "1".into(),
+        created: Some(at(0)),
         node: Some("n1".into()),
         host_ips: Vec::new(),
         labels: BTreeMap::new(),
@@ -220,8 +221,8 @@ fn of_pods_that_no_app_is_known_of_only_some_are_looked_up_with_each_look() {
         let pod = PodRef { namespace: "ns-a".into(), pod: format!("web-{n:03}").into() };
         (pod, Accusers::one(NodeName::new("n1"), at(1)))
     });
-    let own: Vec<PodRef> =
-        (90..100).map(|n| PodRef { namespace: "ns-a".into(), pod: format!("web-{n:03}").into() }).collect();
+    let own = (90..100).map(|n| PodRef { namespace: "ns-a".into(), pod: format!("web-{n:03}").into() });
+    let own: Vec<AccusedPod> = own.map(|pod| AccusedPod { pod, uid: None }).collect();
     let apps = [(App::new("ns-a", "app", "web"), own)].into();
     let mut state = State::default();
     state.ask(&Questions { pods: pods.collect(), apps }, at(1));

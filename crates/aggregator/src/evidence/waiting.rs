@@ -104,7 +104,8 @@ pub(super) fn inquiries(
     }
     for (app, pods) in &questions.apps {
         let inquiry = inquiries.entry(app.namespace.clone()).or_default();
-        let pods = pods.iter().filter(|pod| pod.namespace == app.namespace).map(|pod| pod.pod.clone());
+        let own = pods.iter().filter(|accused| accused.pod.namespace == app.namespace);
+        let pods = own.map(|accused| (accused.pod.pod.clone(), accused.uid.clone()));
         inquiry.wanted.apps.insert(app.clone(), pods.collect());
     }
     inquiries

@@ -145,11 +145,14 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    pub(super) fn first_sight(record: Record, at: Moment, mark: Span, fresh: bool) -> Self {
+    /// `age` is that of the record by its agent's own clock, if it is fresh.
+    pub(super) fn first_sight(record: Record, at: Moment, mark: Span, age: Option<Duration>) -> Self {
+        let fresh = age.is_some();
         Self {
             timestamps: Timestamps::of(record.detected_at),
             heard: Arc::new(Heard {
                 fresh_at: fresh.then_some(at),
+                age: age.map(Span::from),
                 // At first sight as well: where the clearing clock starts.
                 mark,
                 first_seen: at,
@@ -173,6 +176,7 @@ impl Evidence {
             heard: Arc::new(Heard {
                 record: Arc::new(known.record.clone()),
                 fresh_at: Some(past(known.fresh_at)),
+                age: None,
                 mark,
                 first_seen: past(known.first_seen),
                 last_seen: past(known.fresh_at),
@@ -229,17 +233,17 @@ impl Evidence {
     /// The record is listed again. It is fresh evidence if its timestamp differs from those remembered, unless it is an earlier one
     /// and by the agent's own clock not young: a clock may be set back, but to list what was found long ago is no news.
     ///
-    /// `is_young` says nothing where the agent does not tell its time.
+    /// `own_age` is the record's by its agent's own clock, and whether that is young; nothing where the agent does not tell its time.
     pub(super) fn listed(
         &mut self,
         record: RecordRef<'_>,
         at: Moment,
         mark: Span,
         same_incident: Duration,
-        is_young: impl Fn(Timestamp) -> Option<bool>,
+        own_age: impl Fn(Timestamp) -> Option<(Duration, bool)>,
     ) -> Option<ChangeKind> {
         let heard = self.heard_mut();
-        heard.last_seen = at;
+        let listed_before = std::mem::replace(&mut heard.last_seen, at);
         if heard.record.view() != record {
             Arc::make_mut(&mut heard.record).renew(record);
         }
@@ -249,9 +253,10 @@ impl Evidence {
         }
         let is_later = self.timestamps.iter().all(|known| known < timestamp);
         self.timestamps.push(timestamp);
-        let is_news = match is_young(record.detected_at) {
-            Some(true) => true,
-            Some(false) => is_later && !self.remembered,
+        let own_age = own_age(record.detected_at);
+        let is_news = match own_age {
+            Some((_, true)) => true,
+            Some((_, false)) => is_later && !self.remembered,
             None => !self.remembered,
         };
         // One that is earlier says nothing of what was seen last by whoever kept it.
@@ -269,6 +274,8 @@ impl Evidence {
         }
         heard.observations += 1;
         heard.fresh_at = Some(at);
+        // When it was listed before, this one had not been found yet.
+        heard.age = Some(own_age.map_or_else(|| at.since(listed_before), |(age, _)| age).into());
         heard.evidence_time = timestamp;
         heard.mark = mark;
         (self.aged, self.is_recalled) = (false, false);

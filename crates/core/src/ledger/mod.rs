@@ -506,24 +506,26 @@ impl Common<'_> {
 
         let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
         let mark = node.odometer;
-        let is_young =
-            |detected_at| crate::report::age_by_own_clock(detected_at, answer.date).map(|age| age <= max_age);
+        let own_age = |detected_at| {
+            crate::report::age_by_own_clock(detected_at, answer.date).map(|age| (age, age <= max_age))
+        };
         let mut changes = Vec::new();
         for record in listed {
             let full = node.evidence.len() >= self.rules.max_keys_per_node;
             if let Some((key, evidence)) = node.evidence_of(record.key) {
-                let change = evidence.listed(record, at, mark, self.rules.same_incident, is_young);
+                let change = evidence.listed(record, at, mark, self.rules.same_incident, own_age);
                 changes.extend(change.map(|kind| Change { key: key.clone(), node: name.clone(), kind }));
             } else if full {
                 self.rejected.count(Rejection::NodeQuota);
                 node.rejected.count(Rejection::NodeQuota);
             } else {
-                let fresh = is_young(record.detected_at) == Some(true);
+                let young = own_age(record.detected_at).filter(|(_, is_young)| *is_young);
                 let record = self.texts.record(record);
                 let key = record.key.clone();
-                node.evidence.insert(key.clone(), Evidence::first_sight(record, at, mark, fresh));
+                node.evidence
+                    .insert(key.clone(), Evidence::first_sight(record, at, mark, young.map(|(age, _)| age)));
                 self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
-                let kind = if fresh { ChangeKind::Appeared } else { ChangeKind::Sighted };
+                let kind = if young.is_some() { ChangeKind::Appeared } else { ChangeKind::Sighted };
                 changes.push(Change { key, node: name.clone(), kind });
             }
         }

@@ -1,11 +1,18 @@
 //! What the cluster itself says of an accusation. Gathered elsewhere and passed in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::Moment;
+use crate::moment::Span;
 use crate::names::{App, NodeName, PodRef, Text};
-use crate::plan::Exposure;
+use crate::plan::{Exposure, human};
 use crate::report::Record;
+use crate::snapshot::EvidenceView;
+
+/// By how much a record may seem to be older than its Pod: agents' and API servers' times have whole seconds, and clocks do not run
+/// equally fast. A true record that seems older still is believed with the next scan.
+pub const AGE_TOLERANCE: Duration = Duration::from_secs(3);
 
 /// What is known of the accused Pods, Apps and namespaces. What is missing is unknown, never absent.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +39,11 @@ pub struct PodFact {
 pub enum PodState {
     /// It exists, and has not ended.
     Present {
+        /// `metadata.uid`: a name says nothing of which Pod it is.
+        uid: Text,
+        /// When it was created, on our clock: when it was looked up, less its age by the API server's own clock. `None` if that is
+        /// not known; then nothing new is believed of it.
+        created: Option<Moment>,
         /// `spec.nodeName`.
         node: NodeName,
         /// `status.hostIPs`: how static targets are recognised, which have no node names.
@@ -57,19 +69,38 @@ pub struct AppFact {
 /// Whether an accusation may count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may, against this App.
-    Accepted(App),
-    /// It may not: the node accuses a Pod that does not run on it.
+    /// It may, against this Pod and its App.
+    Accepted(AcceptedPod),
+    /// It may not: the node accuses a Pod that does not run on it, or another one than it means.
     Disputed(String),
     /// Not known: no new block may follow from it, and no release.
     Unverified(String),
 }
 
+/// The Pod that an accusation is accepted against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptedPod {
+    /// The App that it belongs to.
+    pub app: App,
+    /// Its UID; `None` without a cluster to ask.
+    pub uid: Option<Text>,
+    /// When it was created; `None` if that is not known.
+    pub created: Option<Moment>,
+}
+
 impl Facts {
-    /// Judges what `node` says of `record`'s Pod.
-    pub(super) fn judge(&self, node: &NodeName, record: &Record, fresh_at: Moment, verify: bool) -> Verdict {
+    /// Judges what `evidence`, fresh at `fresh_at`, says of its Pod. `accepted` is the UID of the Pod that this very evidence has been
+    /// accepted against before, if it has.
+    pub(super) fn judge(
+        &self,
+        evidence: &EvidenceView,
+        fresh_at: Moment,
+        accepted: Option<&Text>,
+        verify: bool,
+    ) -> Verdict {
+        let (node, record) = (&evidence.node, &evidence.record);
         if !verify {
-            return Verdict::Accepted(claimed_app(record));
+            return Verdict::Accepted(AcceptedPod { app: claimed_app(record), uid: None, created: None });
         }
         let Some(fact) = self.pods.get(&record.key.pod_ref()) else {
             return Verdict::Unverified("the Pod has not been looked up yet".to_owned());
@@ -79,12 +110,19 @@ impl Facts {
             _ if fact.asked.uptime() < fresh_at.uptime() => {
                 Verdict::Unverified("the Pod has not been looked up since".to_owned())
             }
-            PodState::Present { node: actual, host_ips, app } => {
-                if actual == node || host_ips.iter().any(|ip| is_host_of(ip, &node.0)) {
-                    Verdict::Accepted(app.clone())
-                } else {
-                    Verdict::Disputed(format!("the Pod runs on node {actual}"))
-                }
+            PodState::Present { node: actual, host_ips, .. }
+                if actual != node && !host_ips.iter().any(|ip| is_host_of(ip, &node.0)) =>
+            {
+                Verdict::Disputed(format!("the Pod runs on node {actual}"))
+            }
+            PodState::Present { uid, created, app, .. } => {
+                // What was accepted against this very Pod is of this very Pod.
+                let doubt =
+                    if accepted == Some(uid) { None } else { doubt(evidence.age, fresh_at, *created) };
+                doubt.unwrap_or_else(|| {
+                    let (app, uid) = (app.clone(), Some(uid.clone()));
+                    Verdict::Accepted(AcceptedPod { app, uid, created: *created })
+                })
             }
             PodState::Gone => Verdict::Disputed("there is no such Pod".to_owned()),
         }
@@ -108,6 +146,21 @@ impl Facts {
             None => None,
         }
     }
+}
+
+/// Why a record of that `age` at `fresh_at` can't be taken for one of the Pod that was `created` then: it may be of an earlier Pod of
+/// the same name.
+fn doubt(age: Option<Span>, fresh_at: Moment, created: Option<Moment>) -> Option<Verdict> {
+    let Some(created) = created else {
+        return Some(Verdict::Unverified("the age of the Pod is not known".to_owned()));
+    };
+    let Some(age) = age else {
+        return Some(Verdict::Unverified("the age of the record is not known".to_owned()));
+    };
+    let found = fresh_at.uptime().saturating_sub(age.get());
+    let older_by = created.uptime().saturating_sub(found);
+    (older_by > AGE_TOLERANCE)
+        .then(|| Verdict::Disputed(format!("the record is {} older than the Pod", human(older_by))))
 }
 
 /// The App that a record names. Wrong in practice (an agent can't know better), so only used where no Pod can be asked.

@@ -9,7 +9,7 @@ use super::facts::{Verdict, claimed_app};
 use super::incident::{ClearedGround, EvidenceId, Ground, Incident, Silence, Standing};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
-use crate::names::{App, NodeName};
+use crate::names::{App, NodeName, Text};
 use crate::snapshot::{EvidenceView, Snapshot, State};
 
 impl Book {
@@ -46,8 +46,11 @@ impl Book {
                     }
                     continue;
                 }
-                let judge =
-                    |e: &EvidenceView, at| pass.facts.judge(&e.node, &e.record, at, pass.policy.verify_pods);
+                let judge = |e: &EvidenceView, at| {
+                    let accepted = ground.as_ref().filter(|ground| ground.knows(e, at));
+                    let accepted = accepted.and_then(|ground| ground.pod_uid.as_ref());
+                    pass.facts.judge(e, at, accepted, pass.policy.verify_pods)
+                };
                 // Whatever is believed of it, its node is not silent.
                 let silence = Silence { mark: evidence.mark, counted_from: fresh_at };
                 let (mut evidence, mut fresh_at, mut already) = (evidence, fresh_at, already);
@@ -68,9 +71,11 @@ impl Book {
                     self.unjudged.insert(id.clone(), (first.0, first.1.clone()));
                 }
                 match verdict {
-                    Verdict::Accepted(app) => {
-                        // What was accepted against one App stays against it, even if the Pod's labels now name another.
-                        let app = before.filter(|_| already).map_or(app, App::clone);
+                    Verdict::Accepted(pod) => {
+                        // What was accepted against one App stays against it, and so does what comes of the same Pod, even if its
+                        // labels, or other rules, now name another.
+                        let stays = already || ground.is_some_and(|ground| ground.is_of(&pod));
+                        let app = before.filter(|_| stays).unwrap_or(&pod.app).clone();
                         let buried =
                             self.incidents.get(&app).and_then(|incident| incident.tombstones.get(&id));
                         // A record that is still listed as it was when it cleared: of an earlier Pod, for example.
@@ -78,7 +83,7 @@ impl Book {
                             continue;
                         }
                         if evidence.presence == Presence::Active {
-                            self.accuse(app, id, (evidence, fresh_at), silence, pass);
+                            self.accuse(app, id, (evidence, fresh_at, pod.uid), silence, pass);
                         } else {
                             self.count(&app, &id, fresh_at, silence);
                         }
@@ -159,7 +164,7 @@ impl Book {
         &mut self,
         app: App,
         id: EvidenceId,
-        (evidence, fresh_at): (&EvidenceView, Moment),
+        (evidence, fresh_at, pod_uid): (&EvidenceView, Moment, Option<Text>),
         silence: Silence,
         pass: &Pass<'_>,
     ) {
@@ -187,9 +192,11 @@ impl Book {
             // Evidence that we have heard is still fresh, but its record may have been re-read: keep the clock.
             (old.active, old.gone, old.observations) = (true, false, evidence.observations);
         } else {
-            let mut ground = Ground::of(evidence, fresh_at, scan_interval);
+            let mut ground = Ground::of(evidence, pod_uid, fresh_at, scan_interval);
             ground.count(silence);
-            ground.kept = incident.grounds.get(&id).and_then(|old| old.kept);
+            // Of which Pod it is has to be kept anew.
+            let old = incident.grounds.get(&id).filter(|old| old.pod_uid == ground.pod_uid);
+            ground.kept = old.and_then(|old| old.kept);
             incident.grounds.insert(id, ground);
         }
     }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use super::book::released_by;
 use super::brake::{Due, ReleaseDue};
 use super::evaluate::{Pass, UNTOLD_LIMIT};
+use super::facts::AcceptedPod;
 use super::{Brake, Decision, Mode, Policy};
 use crate::Moment;
 use crate::few::{FewMap, FewSet};
@@ -145,6 +146,8 @@ pub enum Standing {
 #[derive(Clone, Debug)]
 pub(super) struct Ground {
     pub(super) record: Arc<Record>,
+    /// The accused Pod's UID; nothing where there was no cluster to ask, and of what an earlier version has kept.
+    pub(super) pod_uid: Option<Text>,
     pub(super) fresh_at: Moment,
     /// The agent's own time of it: two replicas see the same evidence at different moments.
     pub(super) evidence_time: WallTime,
@@ -245,10 +248,16 @@ impl Ground {
         (self.mark, self.counted_from) = (mark, counted_from);
     }
 
-    /// What a node says, as of now.
-    pub(super) fn of(evidence: &EvidenceView, fresh_at: Moment, scan_interval: Option<Span>) -> Self {
+    /// What a node says of the Pod of that UID, as of now.
+    pub(super) fn of(
+        evidence: &EvidenceView,
+        pod_uid: Option<Text>,
+        fresh_at: Moment,
+        scan_interval: Option<Span>,
+    ) -> Self {
         Self {
             record: evidence.record.clone(),
+            pod_uid,
             fresh_at,
             evidence_time: evidence.evidence_time,
             counted_from: fresh_at,
@@ -269,6 +278,15 @@ impl Ground {
             scan_interval: self.scan_interval.unwrap_or(Span::ZERO),
             gone: self.gone,
         });
+    }
+
+    /// Whether it is of `pod`, and not of another one of the same name. What an earlier version has kept is of the Pod that was there then.
+    pub(super) fn is_of(&self, pod: &AcceptedPod) -> bool {
+        match (&self.pod_uid, &pod.uid) {
+            (Some(known), Some(uid)) => known == uid,
+            (None, Some(_)) => pod.created.is_some_and(|at| at.uptime() <= self.fresh_at.uptime()),
+            (_, None) => false,
+        }
     }
 
     /// Whether `evidence`, fresh at `fresh_at`, is no more than what it rests on already.

@@ -383,6 +383,7 @@ fn evidence(
 ) -> kept::Evidence {
     kept::Evidence {
         pod: key.pod.clone(),
+        pod_uid: ground.pod_uid.clone(),
         process: key.process.clone(),
         node: node.0.clone(),
         regex: ground.record.regex.clone(),
@@ -548,6 +549,7 @@ fn hear_again(
         let record = Arc::new(record(&app.namespace, evidence));
         let (key, node) = (record.key.clone(), NodeName(evidence.node.clone()));
         let ground = Ground {
+            pod_uid: evidence.pod_uid.clone(),
             fresh_at: past(evidence.fresh_at),
             evidence_time: record.detected_at.into(),
             record,

@@ -6,7 +6,7 @@
 //!
 //! An accusation becomes a block only if all of this holds:
 //!
-//! 1. its evidence is fresh (see [`crate::ledger`]), and the accused Pod runs on the accusing node;
+//! 1. its evidence is fresh (see [`crate::ledger`]), and the accused Pod runs on the accusing node and is older than the record;
 //! 2. its namespace is a tenant's, not protected and not terminating;
 //! 3. no exemption and no operator's release covers it;
 //! 4. the tenant's grace is over;
@@ -35,10 +35,10 @@ pub use self::brake::{Brake, BrakeRules};
 pub use self::decision::{Actor, Alert, Decision, DecisionKind};
 pub use self::evaluate::{Decided, Evaluation};
 pub use self::exemption::{Exemption, Pattern};
-pub use self::facts::{AppFact, Facts, PodFact, PodState, Verdict};
+pub use self::facts::{AGE_TOLERANCE, AcceptedPod, AppFact, Facts, PodFact, PodState, Verdict};
 pub use self::incident::{Incident, Standing};
 pub use self::keep::remembered;
-pub use self::questions::{Accusers, Questions};
+pub use self::questions::{AccusedPod, Accusers, Questions};
 pub use self::simulate::{Fate, simulate};
 
 #[cfg(doc)]

@@ -8,7 +8,7 @@ use super::incident::Standing;
 use super::{Facts, Policy};
 use crate::Moment;
 use crate::ledger::Presence;
-use crate::names::{App, NodeName, PodRef};
+use crate::names::{App, Key, NodeName, PodRef, Text};
 use crate::snapshot::{Snapshot, State};
 
 /// What has to be known before the next decisions. Whoever can ask the cluster answers with [`Facts`].
@@ -17,7 +17,17 @@ pub struct Questions {
     /// The accused Pods.
     pub pods: BTreeMap<PodRef, Accusers>,
     /// The Apps with an open incident, and the Pods that were accused as theirs: ordered, each once.
-    pub apps: BTreeMap<App, Vec<PodRef>>,
+    pub apps: BTreeMap<App, Vec<AccusedPod>>,
+}
+
+/// A Pod that was accused as one of an App with an open incident.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AccusedPod {
+    /// Its name.
+    pub pod: PodRef,
+    /// Its UID; `None` where it is not known: of what an earlier version has kept, or of what was blocked before anything was kept. A
+    /// Pod of that name may be another one.
+    pub uid: Option<Text>,
 }
 
 /// The nodes that accuse a Pod, and when each did so last.
@@ -81,10 +91,12 @@ impl Book {
             if matches!(incident.standing, Standing::Ended { .. }) {
                 continue;
             }
-            let heard = incident.grounds.keys().map(|(key, _)| key.pod_ref());
-            let inherited =
-                incident.inherited.iter().flat_map(|keys| keys.iter()).map(crate::names::Key::pod_ref);
-            let mut pods: Vec<PodRef> = heard.chain(inherited).collect();
+            let accused =
+                |key: &Key, uid: Option<&Text>| AccusedPod { pod: key.pod_ref(), uid: uid.cloned() };
+            let grounds = incident.grounds.iter();
+            let heard = grounds.map(|((key, _), ground)| accused(key, ground.pod_uid.as_ref()));
+            let inherited = incident.inherited.iter().flat_map(|keys| keys.iter());
+            let mut pods: Vec<AccusedPod> = heard.chain(inherited.map(|key| accused(key, None))).collect();
             pods.sort_unstable();
             pods.dedup();
             pods.shrink_to_fit();

@@ -218,13 +218,21 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
     for Piece { app, evidence, from, .. } in live {
         let node = NodeName(evidence.node.clone());
         let record = Arc::new(record(&app.namespace, evidence));
-        let state = PodState::Present { node: node.clone(), host_ips: Vec::new(), app: app.clone() };
+        let state = PodState::Present {
+            // Its age was checked as well.
+            uid: evidence.pod_uid.clone().unwrap_or_else(|| Text::from("")),
+            created: Some(Moment::new(Duration::ZERO, since)),
+            node: node.clone(),
+            host_ips: Vec::new(),
+            app: app.clone(),
+        };
         facts.pods.insert(record.key.pod_ref(), PodFact { asked, state });
         nodes.entry(node.clone()).or_insert_with(|| patient(now));
         let seen = moment(*from, since);
         let heard = Heard {
             record: record.clone(),
             fresh_at: Some(seen),
+            age: Some(Span::ZERO),
             mark: Span::ZERO,
             first_seen: seen,
             last_seen: seen,

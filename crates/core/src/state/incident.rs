@@ -225,6 +225,9 @@ pub enum BrakeKind {
 pub struct Evidence {
     /// The Pod.
     pub pod: Text,
+    /// The Pod's UID. Not known where there is no cluster to ask, nor of what an earlier version has kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<Text>,
     /// The process.
     pub process: Text,
     /// The node whose word it is.

@@ -8,6 +8,7 @@ mod common;
 mod hearing;
 mod keep;
 mod ledger_laws;
+mod pods;
 mod policy;
 mod policy_laws;
 mod resources;

@@ -283,8 +283,27 @@ impl World {
             gone: false,
             exposure: Some(Exposure::plain([Arc::from(format!("{}-x7k2.{namespace}.svc", app.name))])),
         });
-        let state = PodState::Present { node: NodeName::new(node), host_ips: Vec::new(), app };
+        let state = PodState::Present {
+            uid: format!("uid of {}", pod.pod).into(),
+            created: Some(at(0)),
+            node: NodeName::new(node),
+            host_ips: Vec::new(),
+            app,
+        };
         self.facts.pods.insert(pod, PodFact { asked: always(), state });
+    }
+
+    /// The Pod is replaced now by another one of the same name, on `node` and of `app`.
+    pub fn recreate(&mut self, namespace: &str, pod: &str, node: &str, app: &str) {
+        self.pod_on(namespace, pod, node, app);
+        let now = self.now;
+        let pod = PodRef { namespace: namespace.into(), pod: pod.into() };
+        if let Some(PodFact { state: PodState::Present { uid, created, .. }, .. }) =
+            self.facts.pods.get_mut(&pod)
+        {
+            *uid = format!("uid of {} of {}", pod.pod, now.uptime().as_secs()).into();
+            *created = Some(now);
+        }
     }
 
     pub fn pod_is(&mut self, namespace: &str, pod: &str, state: PodState) {

@@ -39,8 +39,7 @@ pub(crate) fn ensure_built(program: &Path) -> anyhow::Result<()> {
 impl Aggregator {
     pub(crate) fn start(setup: &Setup<'_>, directory: &Path) -> anyhow::Result<Self> {
         let shown = |name: &str| directory.join(name).display().to_string();
-        let brakes =
-            "brake: {max_new_apps: 1000000, max_apps_per_node: 1000000, max_namespaces_per_rule: 1000000}\n";
+        let brakes = "brake: {max_new_tenants: 1000000, max_tenants_per_node: 1000000, max_apps_per_node: 1000000, max_apps_per_tenant: 1000000, max_tenants_per_rule: 1000000}\n";
         let config = format!(
             "aggregator: {{scan_interval: {}, port: {API}}}\n\
              discovery: {{mode: file, file: {}}}\n\

@@ -196,7 +196,7 @@ fn prepare(fleet: &Fleet, directory: &Path) -> anyhow::Result<SocketAddr> {
          discovery: {{mode: file, file: targets}}\n\
          output: {{mode: directory, directory: objects}}\n\
          state: {{directory: state}}\n\
-         brake: {{max_new_apps: 1000, max_apps_per_node: 1000, max_namespaces_per_rule: 1000, max_releases: 1000}}\n",
+         brake: {{max_new_tenants: 1000, max_tenants_per_node: 1000, max_apps_per_node: 1000, max_tenants_per_rule: 1000, max_releases: 1000}}\n",
         api.port(),
         INTERVAL.as_secs(),
         CLEAR_AFTER.as_secs(),

@@ -43,7 +43,7 @@ fn two_hundred_nodes_with_every_fault_at_once() {
              discovery: {{mode: file, file: targets}}\n\
              logger: {{format: text}}\n\
              output: {{mode: directory}}\n\
-             brake: {{max_new_apps: 1000, max_namespaces_per_rule: 1000}}\n"
+             brake: {{max_new_tenants: 1000, max_tenants_per_rule: 1000}}\n"
         ),
     )
     .unwrap();

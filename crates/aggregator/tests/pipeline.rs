@@ -314,7 +314,7 @@ async fn our_own_restart_releases_nothing() {
     for (what, more) in [
         ("nobody answers", "detection: {clear_after: 1s}\n"),
         ("agents restarted", "detection: {clear_after: 1h}\n"),
-        ("brakes", "detection: {clear_after: 1h}\nbrake: {max_new_apps: 0}\n"),
+        ("brakes", "detection: {clear_after: 1h}\nbrake: {max_new_tenants: 0}\n"),
         // The last: that the processes are gone is known from then on, and kept; only nobody is released.
         ("paused", "detection: {clear_after: 1s}\nenforcement: {mode: paused}\n"),
     ] {

@@ -41,7 +41,7 @@ impl Replicas {
     /// Two replicas, and so many tenants whom somebody may accuse later.
     async fn start(later: usize) -> anyhow::Result<Self> {
         // Everybody offends within minutes, by the same rule: what brakes do is not the question here.
-        let brake = json!({"max_new_apps": 1000, "max_apps_per_node": 1000, "max_namespaces_per_rule": 1000});
+        let brake = json!({"max_new_tenants": 1000, "max_tenants_per_node": 1000, "max_apps_per_node": 1000, "max_tenants_per_rule": 1000});
         let cluster = Options { audit_bodies: true, ..Options::default() };
         let beginning = Beginning { cluster, config: json!({"brake": brake}), ..Beginning::default() };
         let world = World::begin(beginning).await?;
@@ -69,7 +69,7 @@ impl Replicas {
         let cluster = &world.cluster;
         let kubeconfig =
             if is_second { cluster.kubeconfig_second_replica() } else { cluster.kubeconfig_aggregator() };
-        let brake = json!({"max_new_apps": 1000, "max_apps_per_node": 1000, "max_namespaces_per_rule": 1000});
+        let brake = json!({"max_new_tenants": 1000, "max_tenants_per_node": 1000, "max_apps_per_node": 1000, "max_tenants_per_rule": 1000});
         let config = crate::world::config(&json!({"brake": brake})).to_string();
         Aggregator::spawn(&config, &aggregator::Options::kubeconfig(kubeconfig))
     }

@@ -81,7 +81,7 @@ async fn a_bad_rule_blocks_ten_and_each_further_one_only_by_approval() -> anyhow
     let logs = world.aggregator.logs();
     let alerts: Vec<_> = logs.iter().filter(|entry| entry["alert"] == "brake").collect();
     ensure!(alerts.len() == 1 && alerts[0]["level"] == "ERROR", "{alerts:#?}");
-    ensure!(alerts[0].to_string().contains("the rule `.*` hits more than 10 namespaces"), "{alerts:#?}");
+    ensure!(alerts[0].to_string().contains("the rule `.*` hits more than 10 tenants"), "{alerts:#?}");
     println!("{}", world.kubectl(&["get", "incidents", "-n", OWN]).await?);
     println!("{}", world.kubectl(&["get", "incidents", "-n", OWN, "-o", "wide"]).await?);
 

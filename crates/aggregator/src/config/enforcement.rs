@@ -128,16 +128,20 @@ impl Enforcement {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Brake {
-    /// New blocks within the window.
-    pub max_new_apps: usize,
     /// The window.
     #[serde(deserialize_with = "values::duration")]
     pub window: Duration,
+    /// Tenants with new blocks within the window.
+    pub max_new_tenants: usize,
+    /// Tenants with new blocks within the window that rest on one node's word.
+    pub max_tenants_per_node: usize,
     /// New blocks within the window that rest on one node's word.
     pub max_apps_per_node: usize,
-    /// Tenants that one rule may hit within the window.
-    pub max_namespaces_per_rule: usize,
-    /// Releases within the window without an operator's act.
+    /// Tenants with new blocks within the window by one rule.
+    pub max_tenants_per_rule: usize,
+    /// New blocks of one tenant within the window.
+    pub max_apps_per_tenant: usize,
+    /// Tenants that are released within the window without an operator's act or the cluster's proof.
     pub max_releases: usize,
 }
 
@@ -145,10 +149,12 @@ impl Default for Brake {
     fn default() -> Self {
         let rules = BrakeRules::default();
         Self {
-            max_new_apps: rules.max_new_apps,
             window: rules.window,
+            max_new_tenants: rules.max_new_tenants,
+            max_tenants_per_node: rules.max_tenants_per_node,
             max_apps_per_node: rules.max_apps_per_node,
-            max_namespaces_per_rule: rules.max_namespaces_per_rule,
+            max_tenants_per_rule: rules.max_tenants_per_rule,
+            max_apps_per_tenant: rules.max_apps_per_tenant,
             max_releases: rules.max_releases,
         }
     }
@@ -166,10 +172,12 @@ impl Brake {
 
     pub(super) fn rules(&self) -> BrakeRules {
         BrakeRules {
-            max_new_apps: self.max_new_apps,
             window: self.window,
+            max_new_tenants: self.max_new_tenants,
+            max_tenants_per_node: self.max_tenants_per_node,
             max_apps_per_node: self.max_apps_per_node,
-            max_namespaces_per_rule: self.max_namespaces_per_rule,
+            max_tenants_per_rule: self.max_tenants_per_rule,
+            max_apps_per_tenant: self.max_apps_per_tenant,
             max_releases: self.max_releases,
         }
     }

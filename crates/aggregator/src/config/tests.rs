@@ -155,6 +155,26 @@ fn unknown_keys_are_refused_with_those_that_are_known() {
 }
 
 #[test]
+fn keys_of_brakes_that_counted_something_else_are_refused_with_their_new_names() {
+    for (old, new) in [
+        ("max_new_apps", "use `max_new_tenants`"),
+        ("max_namespaces_per_rule", "called `max_tenants_per_rule`"),
+    ] {
+        refused(&format!("brake: {{{old}: 20}}\n"), "brake", new);
+        // Without a value, too.
+        refused(&format!("brake:\n  {old}:\n"), "brake", new);
+        let variable = format!("PROCSCAN_BRAKE__{}", old.to_uppercase());
+        let error = with_env("", &[(&variable, "20")]).expect_err(old).to_string();
+        assert!(error.starts_with(&variable) && error.contains(new), "{error}");
+    }
+    let kept =
+        parse("brake: {max_apps_per_node: 7, max_tenants_per_node: 3, max_apps_per_tenant: 9}\n").unwrap();
+    let rules = kept.policy().brake;
+    assert_eq!((rules.max_apps_per_node, rules.max_tenants_per_node, rules.max_apps_per_tenant), (7, 3, 9));
+    assert_eq!((rules.max_new_tenants, rules.max_tenants_per_rule, rules.max_releases), (20, 10, 20));
+}
+
+#[test]
 fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
     refused("aggregator: {scan_interval: 60}\n", "aggregator.scan_interval: 60 ", "60s, 5m or 1h30m");
     refused("aggregator: {scan_interval: fast}\n", "aggregator.scan_interval: \"fast\"", "60s");
@@ -179,7 +199,7 @@ fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
     refused("gateway: {status_code: 200}\n", "gateway.status_code: 200", "400 to 599");
     refused("gateway: {phase: authn}\n", "gateway.phase", "`AUTHN`");
     refused("notification: {blocked: {title: \"{ap}\"}}\n", "notification.blocked.title", "{app}");
-    refused("brake: {max_new_apps: -1}\n", "brake.max_new_apps: -1 ", "whole number from 0");
+    refused("brake: {max_new_tenants: -1}\n", "brake.max_new_tenants: -1 ", "whole number from 0");
     refused("aggregator: {address: nohost}\n", "aggregator.address: \"nohost\" is not allowed", "IP address");
     refused("enforcement: {namespaces: \"\"}\n", "enforcement.namespaces", "every namespace");
     refused(

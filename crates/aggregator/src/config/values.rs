@@ -13,6 +13,12 @@ const A_DURATION: &str = "a duration with its unit, such as 60s, 5m or 1h30m";
 /// What is said of a size that is none.
 const A_SIZE: &str = "a size in bytes with its unit, such as 512KiB or 4MiB";
 
+/// Keys of earlier versions, and what became of them. Their limits counted something else, so they are not taken over.
+const RENAMED: [(&str, &str); 2] = [
+    ("max_new_apps", "brakes count tenants now: use `max_new_tenants`"),
+    ("max_namespaces_per_rule", "it is called `max_tenants_per_rule` now"),
+];
+
 /// Parses YAML into a tree. Duplicate keys are mistakes.
 pub(super) fn parse_yaml(text: &str) -> Result<Value, String> {
     // Snippets would make errors longer than one line; `on` and `no` are words, as in YAML 1.2.
@@ -68,7 +74,9 @@ pub(super) fn explain(message: &str, value: Option<&Value>) -> String {
         return format!("{value} is not allowed: {message}");
     };
     if let Some(key) = what.strip_prefix("unknown field ") {
-        return format!("unknown key {key}; allowed is {allowed}");
+        let renamed = RENAMED.iter().find(|(old, _)| key.trim_matches('`') == *old);
+        let hint = renamed.map_or(String::new(), |(_, hint)| format!(" ({hint})"));
+        return format!("unknown key {key}{hint}; allowed is {allowed}");
     }
     if let Some(variant) = what.strip_prefix("unknown variant ") {
         return format!("{variant} is not allowed; allowed is {allowed}");

@@ -16,7 +16,7 @@ const COMMON: &str = concat!(
     r#""Watched","Grace","Held","ReleaseHeld","Ended","brake":{"since":"","brake":"NewApps"},"releaseHeld":"#,
     r#""exempted":","inherited":[{"pod":"","process":""}],"cleared":{"at":"","by":"Clock","ended":true},"#,
     r#""releases":[{"process":"","rule":"","until":"","by":""}],"release_due":{"at":"","passed":false},"#,
-    r#"more than  Apps were to be blocked within 10m (brake.max_new_apps); process `"#,
+    r#"Apps of more than  tenants were to be blocked within 10m (brake.max_new_tenants); process `"#,
     r#"{"state":"Blocked","opened":"2026-01-01T00:00:00.000000000Z","since":"2026-01-01T00:00:00.000000000Z","#,
     r#""reason":"process `xmrig` in Pod ns-web-0 matches rule `(?i)xmrig` on node node-00001, as of "#,
     r#"2026-01-01T00:00:00Z","approved":false,"evidence":[{"pod":"web-0","process":"xmrig","node":"node-00001","#,

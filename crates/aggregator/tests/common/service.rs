@@ -43,7 +43,7 @@ pub fn scene(directory: &Path) -> (Fleet, SocketAddr) {
              discovery: {{mode: file, file: targets}}\n\
              output: {{mode: directory, directory: objects}}\n\
              state: {{directory: state}}\n\
-             brake: {{max_new_apps: 1000, max_namespaces_per_rule: 1000}}\n"
+             brake: {{max_new_tenants: 1000, max_tenants_per_rule: 1000}}\n"
         ),
     )
     .unwrap();

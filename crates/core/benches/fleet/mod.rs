@@ -52,9 +52,11 @@ impl Fleet {
             verify_pods: false,
             grace: Duration::ZERO,
             brake: BrakeRules {
-                max_new_apps: any,
+                max_new_tenants: any,
+                max_tenants_per_node: any,
                 max_apps_per_node: any,
-                max_namespaces_per_rule: any,
+                max_apps_per_tenant: any,
+                max_tenants_per_rule: any,
                 max_releases: any,
                 ..BrakeRules::default()
             },

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::brake::Window;
 use super::decision::{Actor, Decision, DecisionKind};
 use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
 use super::keep::Effective;
+use super::leader_clock::LeaderClock;
+use super::window::Window;
 use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::dense::Dense;
@@ -22,6 +23,7 @@ use crate::snapshot::EvidenceView;
 pub struct Book {
     pub(super) incidents: BTreeMap<App, Incident>,
     pub(super) window: Window,
+    pub(super) clock: LeaderClock,
     /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
     pub(super) effective: BTreeMap<App, Effective>,
     /// The first evidence whose Pod has not been looked up since, and when it was fresh.
@@ -148,7 +150,7 @@ impl Book {
             file.exposure = Arc::new(Exposure::plain(services));
             file.reason = "it was blocked before anything was kept of it".into();
             file.inherited = Some(Box::new(accused));
-            incident.delivered = Some(told.into());
+            incident.delivered = Some(now);
             let decision = Decision {
                 at: now.wall(),
                 app: app.clone(),
@@ -172,7 +174,7 @@ impl Book {
         if incident.delivered.is_some() || incident.told.is_none_or(|told| told.at != at.into()) {
             return false;
         }
-        incident.delivered = Some(now.wall().into());
+        incident.delivered = Some(now);
         matches!(incident.standing, Standing::Grace { .. })
     }
 

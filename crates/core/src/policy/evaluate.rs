@@ -9,13 +9,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::book::{Book, Last};
-use super::brake::{Accusers, Brake};
+use super::brake::{Brake, RuleNames};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
 use super::incident::{ClearedGround, Ground, Incident, Standing, Telling, Told};
+use super::window::Accusers;
 use super::{Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
+use crate::moment::WallTime;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Accusation, Block, Dispute, HeldApp, Notice, NoticePhase, Plan, Summary, human};
 use crate::snapshot::Snapshot;
@@ -71,7 +73,16 @@ enum Wish {
     Nothing,
     Block,
     /// With the reason, if it is another than that nothing is left.
-    Release(Option<String>),
+    Release(Option<String>, Basis),
+}
+
+/// What a release rests on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Basis {
+    /// The rules: what was accused has cleared. The brakes are asked.
+    Rules,
+    /// The cluster's proof that the App or its namespace is gone or going: nothing is opened by it.
+    Proof,
 }
 
 impl Book {
@@ -92,6 +103,7 @@ impl Book {
     /// Decides. What follows is said by [`Book::plan`], after what could not be kept is taken back (see [`Book::take_back`]).
     pub fn decide(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &Facts, now: Moment) -> Decided {
         let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
+        let reading = self.clock.read(now);
         let mut pass = Pass { snapshot, policy, facts, now, doubtful, decisions, alerts };
         for incident in self.incidents.values_mut() {
             if !incident.releases.is_empty() {
@@ -102,11 +114,11 @@ impl Book {
         self.clear_grounds(&pass);
 
         let mut blocks: Vec<(Moment, App)> = Vec::new();
-        let mut releases: Vec<(App, Option<String>)> = Vec::new();
+        let mut releases: Vec<(App, Option<String>, Basis)> = Vec::new();
         for (app, incident) in &mut self.incidents {
             match Self::judge(app, incident, &mut pass) {
                 Wish::Nothing => {}
-                Wish::Release(why) => releases.push((app.clone(), why)),
+                Wish::Release(why, basis) => releases.push((app.clone(), why, basis)),
                 Wish::Block => {
                     let fresh_at = incident.grounds.values().map(|ground| ground.fresh_at).min();
                     blocks.push((fresh_at.unwrap_or(now), app.clone()));
@@ -115,7 +127,7 @@ impl Book {
         }
         // First come, first blocked; what arrived together goes by name, so that the outcome is the same each time.
         blocks.sort();
-        self.brake(&mut pass, blocks, releases);
+        self.brake(&mut pass, reading, blocks, releases);
         self.forget(policy, now);
         self.tell(&mut pass);
         let Pass { decisions, alerts, .. } = pass;
@@ -141,7 +153,7 @@ impl Book {
         let released =
             self.incidents.values().flat_map(|incident| &incident.releases).map(|release| release.until);
         let dates = exempted.chain(released).map(|until| now.at_wall(until));
-        let graces = self.incidents.values().flat_map(|incident| incident.deadlines(policy, now));
+        let graces = self.incidents.values().flat_map(|incident| incident.deadlines(policy));
         dates.chain(graces).filter(|at| at.uptime() > now.uptime()).min()
     }
 
@@ -170,9 +182,8 @@ impl Book {
             && covered.as_deref() == Some(ENDING)
             && matches!(incident.standing, Standing::Blocked { .. })
         {
-            // Nobody has asked for it, so the brakes are.
-            let may = pass.policy.mode != Mode::Paused && incident.release_held.is_none();
-            return if may { Wish::Release(covered) } else { Wish::Nothing };
+            let may = pass.policy.mode != Mode::Paused;
+            return if may { Wish::Release(covered, Basis::Proof) } else { Wish::Nothing };
         }
         if let Some(why) = covered {
             if matches!(incident.standing, Standing::Blocked { .. }) {
@@ -188,12 +199,12 @@ impl Book {
         }
 
         if incident.grounds.is_empty() {
+            let is_gone = incident.cleared == Some(ClearedGround::AppGone);
             return match incident.standing {
-                Standing::Blocked { .. }
-                    if pass.policy.mode == Mode::Paused || incident.release_held.is_some() =>
-                {
-                    Wish::Nothing
-                }
+                Standing::Blocked { .. } if pass.policy.mode == Mode::Paused => Wish::Nothing,
+                // Whatever held it: there is nothing left that it could open.
+                Standing::Blocked { .. } if is_gone => Wish::Release(None, Basis::Proof),
+                Standing::Blocked { .. } if incident.release_held.is_some() => Wish::Nothing,
                 // Gone before the start or not: its node is not known, so every node has to have answered long enough.
                 Standing::Blocked { .. }
                     if incident.inherited.is_some()
@@ -202,7 +213,7 @@ impl Book {
                 {
                     Wish::Nothing
                 }
-                Standing::Blocked { .. } => Wish::Release(None),
+                Standing::Blocked { .. } => Wish::Release(None, Basis::Rules),
                 _ => {
                     let reason = cleared_reason(incident.cleared, pass);
                     pass.decide(app, DecisionKind::Closed, reason);
@@ -256,24 +267,26 @@ impl Book {
     fn brake(
         &mut self,
         pass: &mut Pass<'_>,
+        reading: WallTime,
         blocks: Vec<(Moment, App)>,
-        releases: Vec<(App, Option<String>)>,
+        releases: Vec<(App, Option<String>, Basis)>,
     ) {
         if blocks.is_empty() && releases.is_empty() {
             // Nobody asks how much it is.
-            self.window.forget(&pass.policy.brake, pass.now);
+            self.window.forget(&pass.policy.brake, reading);
             return;
         }
         let mut held_blocks: Vec<Brake> = Vec::new();
         let mut held_releases = 0_usize;
+        let mut rules = RuleNames::default();
         let accusers: Vec<(App, Accusers)> = blocks
             .into_iter()
             .map(|(_, app)| {
-                let accusers = self.accusers(&app, pass);
+                let accusers = self.accusers(&app, pass, &mut rules);
                 (app, accusers)
             })
             .collect();
-        let mut tally = self.window.tally(&pass.policy.brake, pass.now);
+        let mut tally = self.window.tally(&pass.policy.brake, reading);
         for (app, accusers) in accusers {
             let Some(incident) = self.incidents.get_mut(&app) else {
                 continue;
@@ -297,7 +310,7 @@ impl Book {
                 file.standing = Standing::Blocked { since: pass.now, dry_run };
             }
         }
-        for (app, why) in releases {
+        for (app, why, basis) in releases {
             let Some(incident) = self.incidents.get_mut(&app) else {
                 continue;
             };
@@ -308,7 +321,7 @@ impl Book {
                     cleared_reason(incident.cleared, pass)
                 }
             });
-            let brake = tally.release(&app);
+            let brake = if basis == Basis::Proof { None } else { tally.release(&app) };
             let file = incident.file();
             file.count(tally.of(&app));
             if let Some(brake) = brake {
@@ -349,7 +362,7 @@ impl Book {
     }
 
     /// On whose word, and by which rules, an App is due: its active grounds that nothing excuses.
-    fn accusers(&self, app: &App, pass: &Pass<'_>) -> Accusers {
+    fn accusers(&self, app: &App, pass: &Pass<'_>, rules: &mut RuleNames) -> Accusers {
         let Some(incident) = self.incidents.get(app) else {
             return Accusers::default();
         };
@@ -358,7 +371,7 @@ impl Book {
             .iter()
             .filter(|(_, ground)| ground.active)
             .filter(|(_, ground)| incident.excuse_of(app, &ground.record, pass).is_none())
-            .map(|((_, node), ground)| (node.clone(), ground.record.rule().clone()))
+            .map(|((_, node), ground)| (node.clone(), rules.of(&ground.record)))
             .collect()
     }
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::book::released_by;
-use super::brake::{Due, ReleaseDue};
 use super::evaluate::{Pass, UNTOLD_LIMIT};
 use super::facts::AcceptedPod;
+use super::window::{Due, ReleaseDue};
 use super::{Brake, Decision, Mode, Policy};
 use crate::Moment;
 use crate::few::{FewMap, FewSet};
@@ -48,7 +48,7 @@ pub struct Incident {
     pub(super) cleared: Option<ClearedGround>,
     /// When what its tenant has been told last had been written. Not in the file: in a storm it would have to be copied for each App
     /// only to enter this.
-    pub(super) delivered: Option<WallTime>,
+    pub(super) delivered: Option<Moment>,
     /// Shared with what is in effect of it for as long as nothing else is decided.
     file: Arc<File>,
 }
@@ -365,7 +365,7 @@ impl Incident {
     }
 
     /// Takes back all that has been entered since `file` was shared. What has been heard stays.
-    pub(super) fn refile(&mut self, file: Arc<File>, delivered: Option<WallTime>) {
+    pub(super) fn refile(&mut self, file: Arc<File>, delivered: Option<Moment>) {
         (self.file, self.delivered) = (file, delivered);
     }
 
@@ -413,24 +413,22 @@ impl Incident {
         }
     }
 
-    /// Whether its tenant has not known of the grace for as long as it lasts. By the wall clock, as what is kept of it. In dry-run
-    /// nobody is told.
+    /// Whether its tenant has not known of the grace for as long as it lasts. In dry-run nobody is told.
     pub(super) fn is_untold(&self, pass: &Pass<'_>) -> bool {
-        let told =
-            self.told.filter(|told| told.what == Telling::Grace).and(self.delivered).map(WallTime::get);
-        let has_known = told.is_some_and(|at| pass.now.since(pass.now.at_wall(at)) >= pass.policy.grace);
+        let told = self.told.filter(|told| told.what == Telling::Grace).and(self.delivered);
+        let has_known = told.is_some_and(|at| pass.now.since(at) >= pass.policy.grace);
         !has_known && pass.policy.mode != Mode::DryRun
     }
 
     /// When its grace may end: at its time, when its tenant has known of it for long enough, or when that is waited for no longer.
-    pub(super) fn deadlines(&self, policy: &Policy, now: Moment) -> impl Iterator<Item = Moment> {
+    pub(super) fn deadlines(&self, policy: &Policy) -> impl Iterator<Item = Moment> {
         let after = |at: Moment, wait: Duration| Moment::new(at.uptime().saturating_add(wait), at.wall());
         let until = match self.standing {
             Standing::Grace { until } => Some(until),
             _ => None,
         };
         let told = self.told.and(self.delivered).filter(|_| until.is_some());
-        let known = told.map(|at| after(now.at_wall(at.get()), policy.grace));
+        let known = told.map(|at| after(at, policy.grace));
         let untold = until.map(|until| after(until, policy.grace.max(UNTOLD_LIMIT)));
         until.into_iter().chain(known).chain(untold)
     }

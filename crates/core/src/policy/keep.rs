@@ -11,11 +11,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::book::Book;
-use super::brake::{Brake, Due, ReleaseDue};
+use super::brake::Brake;
 use super::decision::{Actor, Decision};
 use super::incident::{
     ClearedGround, EvidenceId, File, Ground, Incident, Standing, StickyRelease, Telling, Told, Tombstone,
 };
+use super::leader_clock::LeaderClock;
+use super::window::{Due, ReleaseDue};
 use crate::Moment;
 use crate::ledger::{Cleared, Remembered};
 use crate::moment::{Span, WallTime};
@@ -32,8 +34,6 @@ use crate::state::incident::{
 const MAX_EVIDENCE: usize = 64;
 /// How many Services of one App are kept: they only have to last until the cluster has been asked again.
 const MAX_SERVICES: usize = 1000;
-/// How many accusers of one App the brakes are reminded of.
-const MAX_ACCUSERS: usize = 16;
 /// How old the kept time of the last evidence may become. Agents bring fresh evidence with each scan: keeping each would mean a
 /// write per App and scan.
 const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
@@ -46,7 +46,7 @@ const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
 pub(super) struct Effective {
     file: Arc<File>,
     cleared: Option<ClearedGround>,
-    delivered: Option<WallTime>,
+    delivered: Option<Moment>,
     grounds: u32,
     tombstones: u32,
     /// If it was over, as it was: what is heard later may be taken back with its new beginning.
@@ -93,17 +93,17 @@ impl Book {
     /// The book as it was kept. Whatever it says is as certain as it was then, but nothing of it is fresh: clearing clocks begin
     /// anew. `snapshot` has the readings of the nodes' odometers.
     pub fn restore(documents: &[kept::Incident], snapshot: &Snapshot, now: Moment) -> Self {
-        let mut book = Self::default();
+        let newest = documents.iter().filter_map(|document| reading(&document.status)).max();
+        let clock = LeaderClock::restored(newest.map(WallTime::from), now);
+        let mut book = Self { clock, ..Self::default() };
         for document in documents {
             let app = App::from(&document.spec.app);
-            let mut incident = restored(&app, &document.status, snapshot, now);
+            let mut incident = restored(&app, &document.status, snapshot, &clock, now);
+            book.window.restore(&app, incident.due.as_ref(), incident.release_due.as_deref().copied());
             // An App's earlier incidents are history.
             if book.incidents.get(&app).is_some_and(|known| known.opened.wall() >= incident.opened.wall()) {
                 continue;
             }
-            book.window.restore(&app, incident.due.as_ref(), incident.release_due.as_deref().copied());
-            let held = incident.held.as_ref().map(|held| held.0);
-            book.window.restore_alerts(held, incident.release_held.as_deref().copied());
             book.effective.insert(app.clone(), Effective::kept(&mut incident));
             book.incidents.insert(app, incident);
         }
@@ -127,7 +127,7 @@ impl Book {
 
     /// The incident of `app` as it is to be kept.
     pub fn document(&self, app: &App) -> Option<kept::Incident> {
-        self.incidents.get(app).map(|incident| document(app, incident))
+        self.incidents.get(app).map(|incident| document(app, incident, &self.clock))
     }
 
     /// What [`Book::document`] gave of those has been kept. Nothing may have changed in between.
@@ -171,7 +171,7 @@ impl Book {
 
     /// Every incident as it would be kept.
     pub fn documents(&self) -> Vec<kept::Incident> {
-        self.incidents.iter().map(|(app, incident)| document(app, incident)).collect()
+        self.incidents.iter().map(|(app, incident)| document(app, incident, &self.clock)).collect()
     }
 }
 
@@ -265,12 +265,13 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         && releases.iter().map(StickyRelease::words).eq(saved.releases.iter().map(StickyRelease::words))
 }
 
-fn document(app: &App, incident: &Incident) -> kept::Incident {
+fn document(app: &App, incident: &Incident, clock: &LeaderClock) -> kept::Incident {
     let spec = IncidentSpec::of(app);
-    kept::Incident { name: incident.name(app), spec, status: status(incident) }
+    kept::Incident { name: incident.name(app), spec, status: status(incident, clock) }
 }
 
-fn status(incident: &Incident) -> IncidentStatus {
+fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
+    let reading = |at: Moment| clock.at(at.uptime()).get();
     let (state, since, until) = match incident.standing {
         Standing::Watched => (IncidentState::Watched, None, None),
         Standing::Grace { until } => (IncidentState::Grace, None, Some(until.wall())),
@@ -307,6 +308,11 @@ fn status(incident: &Incident) -> IncidentStatus {
         opened: incident.opened.wall(),
         since,
         until,
+        grace_ends: match incident.standing {
+            Standing::Grace { until } => Some(reading(until)),
+            _ => None,
+        },
+        clock: clock.last().map(WallTime::get),
         reason: if incident.reason.is_empty() || state == IncidentState::Ended {
             last.unwrap_or_else(|| Text::from(""))
         } else {
@@ -332,22 +338,23 @@ fn status(incident: &Incident) -> IncidentStatus {
                 Telling::Blocked => kept::Telling::Blocked,
                 Telling::Recovered => kept::Telling::Recovered,
             },
-            delivered: incident.delivered.map(WallTime::get),
+            delivered: incident.delivered.map(Moment::wall),
+            delivered_by_clock: incident.delivered.map(reading),
         }),
         due: incident.due.as_ref().map(|due| kept::Due {
-            at: due.at.wall(),
+            at: due.at.get(),
             passed: due.passed,
             accusers: due
                 .accusers
                 .iter()
-                .take(MAX_ACCUSERS)
                 .map(|(node, rule)| kept::Accuser { node: node.0.clone(), rule: rule.clone() })
                 .collect(),
+            held: due.held.iter().filter_map(scope).collect(),
         }),
         release_due: incident
             .release_due
             .as_ref()
-            .map(|due| kept::ReleaseDue { at: due.at.wall(), passed: due.passed }),
+            .map(|due| kept::ReleaseDue { at: due.at.get(), passed: due.passed }),
         releases: incident
             .releases
             .iter()
@@ -403,22 +410,30 @@ fn evidence(
 }
 
 fn held_by(since: Timestamp, brake: &Brake) -> Option<kept::HeldBy> {
+    let kept::Scope { brake, of } = scope(brake)?;
+    Some(kept::HeldBy { since, brake, of })
+}
+
+/// In words that the version before knows too.
+fn scope(brake: &Brake) -> Option<kept::Scope> {
     let (brake, of) = match brake {
-        Brake::NewApps => (BrakeKind::NewApps, None),
+        Brake::NewTenants => (BrakeKind::NewApps, None),
+        Brake::Tenant(namespace) => (BrakeKind::NewApps, Some(namespace.clone())),
         Brake::Node(node) => (BrakeKind::Node, Some(node.0.clone())),
         Brake::Rule(rule) => (BrakeKind::Rule, Some(rule.clone())),
         // Never holds a block.
         Brake::Releases => return None,
     };
-    Some(kept::HeldBy { since, brake, of })
+    Some(kept::Scope { brake, of })
 }
 
-fn brake_of(held: &kept::HeldBy) -> Brake {
-    match (held.brake, &held.of) {
+fn brake_of(brake: BrakeKind, of: Option<&Text>) -> Brake {
+    match (brake, of) {
         (BrakeKind::Node, Some(node)) => Brake::Node(NodeName(node.clone())),
         (BrakeKind::Rule, Some(rule)) => Brake::Rule(rule.clone()),
+        (BrakeKind::NewApps, Some(namespace)) => Brake::Tenant(namespace.clone()),
         // Whatever holds, holds.
-        _ => Brake::NewApps,
+        _ => Brake::NewTenants,
     }
 }
 
@@ -455,21 +470,50 @@ pub(super) fn record(namespace: &Text, evidence: &kept::Evidence) -> Record {
     }
 }
 
-fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment) -> Incident {
+/// What the leader clock read when this was written, as far as that is known. The version before had none: its wall clock stands
+/// for it.
+fn reading(status: &IncidentStatus) -> Option<Timestamp> {
+    let counted = [status.due.as_ref().map(|due| due.at), status.release_due.map(|due| due.at)];
+    counted.into_iter().flatten().chain(status.clock.or(status.since)).max()
+}
+
+/// When the grace ends: how much of it is over is known by the leader clock. Where that is not known it begins anew.
+fn grace_end(status: &IncidentStatus, clock: &LeaderClock, now: Moment) -> Moment {
+    let until = status.until.unwrap_or(now.wall());
+    if let Some(ends) = status.grace_ends {
+        return clock.moment(ends.into(), until);
+    }
+    let begun = status.told.map_or(status.opened, |told| told.at);
+    let grace = until.duration_since(begun);
+    let grace = if grace.is_negative() { Duration::ZERO } else { grace.unsigned_abs() };
+    Moment::new(now.uptime().saturating_add(grace), until)
+}
+
+fn restored(
+    app: &App,
+    status: &IncidentStatus,
+    snapshot: &Snapshot,
+    clock: &LeaderClock,
+    now: Moment,
+) -> Incident {
     let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
     let mut incident = Incident::new(now.at_wall(status.opened));
     let file = incident.file();
     let since = past(status.since.unwrap_or(status.opened));
     file.standing = match status.state {
         IncidentState::Watched => Standing::Watched,
-        IncidentState::Grace => Standing::Grace { until: now.at_wall(status.until.unwrap_or(now.wall())) },
+        IncidentState::Grace => Standing::Grace { until: grace_end(status, clock, now) },
         IncidentState::Held => Standing::Held,
         IncidentState::Blocked | IncidentState::ReleaseHeld => Standing::Blocked { since, dry_run: false },
-        IncidentState::Ended => Standing::Ended { at: since },
+        // It was written when it ended, or later.
+        IncidentState::Ended => {
+            Standing::Ended { at: reading(status).map_or(now, |at| clock.moment(at.into(), since.wall())) }
+        }
     };
-    file.held = status.brake.as_ref().map(|held| Box::new((past(held.since), brake_of(held))));
+    let held = status.brake.as_ref();
+    file.held = held.map(|held| Box::new((past(held.since), brake_of(held.brake, held.of.as_ref()))));
     if file.held.is_none() && file.standing == Standing::Held {
-        file.held = Some(Box::new((since, Brake::NewApps)));
+        file.held = Some(Box::new((since, Brake::NewTenants)));
     }
     file.processes = status.processes.iter().cloned().collect();
     file.reason.clone_from(&status.reason);
@@ -500,10 +544,11 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
             .iter()
             .map(|accuser| (NodeName(accuser.node.clone()), accuser.rule.clone()))
             .collect();
-        Arc::new(Due { at: past(due.at), passed: due.passed, accusers })
+        let held = due.held.iter().map(|scope| brake_of(scope.brake, scope.of.as_ref())).collect();
+        Arc::new(Due { at: due.at.into(), passed: due.passed, accusers, held })
     });
     file.release_due =
-        status.release_due.map(|due| Box::new(ReleaseDue { at: past(due.at), passed: due.passed }));
+        status.release_due.map(|due| Box::new(ReleaseDue { at: due.at.into(), passed: due.passed }));
     file.releases = status
         .releases
         .iter()
@@ -531,7 +576,14 @@ fn restored(app: &App, status: &IncidentStatus, snapshot: &Snapshot, now: Moment
     file.decided = status.decided;
     file.observed = status.observed;
     incident.cleared = status.cleared.map(cleared_ground);
-    incident.delivered = status.told.and_then(|told| told.delivered).map(WallTime::from);
+    incident.delivered = status.told.and_then(|told| {
+        let wall = told.delivered?;
+        // Where it is not known how long ago that was, it counts from now.
+        Some(
+            told.delivered_by_clock
+                .map_or(Moment::new(now.uptime(), wall), |at| clock.moment(at.into(), wall)),
+        )
+    });
     hear_again(&mut incident, app, &status.evidence, snapshot, now);
     incident
 }

@@ -21,8 +21,10 @@ mod facts;
 mod hearing;
 mod incident;
 mod keep;
+mod leader_clock;
 mod questions;
 mod simulate;
+mod window;
 
 use std::time::Duration;
 

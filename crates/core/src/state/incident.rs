@@ -136,6 +136,12 @@ pub struct IncidentStatus {
     /// When the tenant's grace ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
+    /// When the grace ends, by the clock that only runs while a leader leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ends: Option<Timestamp>,
+    /// What the clock that only runs while a leader leads read when this was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Timestamp>,
     /// Why, for people.
     #[serde(default)]
     pub reason: Text,
@@ -172,7 +178,7 @@ pub struct IncidentStatus {
     /// What the tenant has been told last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub told: Option<Told>,
-    /// When and on whose word the App last became due: what the brakes count.
+    /// When and on whose word the App was last to be blocked: what the brakes count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Due>,
     /// When it was last to be released by the rules: what the brake on releases counts.
@@ -203,7 +209,8 @@ pub struct HeldBy {
     pub since: Timestamp,
     /// Which.
     pub brake: BrakeKind,
-    /// The node, with `Node`; the rule, with `Rule`.
+    /// The node, with `Node`; the rule, with `Rule`: empty for all keyword hits; the tenant's namespace, with `NewApps`, where that
+    /// tenant has too many Apps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<Text>,
 }
@@ -211,12 +218,23 @@ pub struct HeldBy {
 /// The kinds of brakes on blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum BrakeKind {
-    /// `brake.max_new_apps`.
+    /// `brake.max_new_tenants`; with a namespace, `brake.max_apps_per_tenant` of it.
     NewApps,
-    /// `brake.max_apps_per_node`.
+    /// `brake.max_tenants_per_node` and `brake.max_apps_per_node`.
     Node,
-    /// `brake.max_namespaces_per_rule`.
+    /// `brake.max_tenants_per_rule`.
     Rule,
+}
+
+/// A brake on blocks, and what it counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Scope {
+    /// Which.
+    pub brake: BrakeKind,
+    /// Of which node, rule or tenant, as in the status's `brake`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Text>,
 }
 
 /// One node's word of one violation. The command line stays out: it may hold secrets.
@@ -323,6 +341,9 @@ pub struct Told {
     /// When the Notification had been written, if it has.
     #[serde(rename = "deliveredAt", default, skip_serializing_if = "Option::is_none")]
     pub delivered: Option<Timestamp>,
+    /// The same by the clock that only runs while a leader leads.
+    #[serde(rename = "deliveredByClock", default, skip_serializing_if = "Option::is_none")]
+    pub delivered_by_clock: Option<Timestamp>,
 }
 
 /// The kinds of news for a tenant.
@@ -336,22 +357,25 @@ pub enum Telling {
     Recovered,
 }
 
-/// When and on whose word an App became due.
+/// When and on whose word an App was to be blocked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Due {
-    /// When.
+    /// When, by the clock that only runs while a leader leads.
     pub at: Timestamp,
     /// No brake held it.
     pub passed: bool,
     /// On whose word.
     #[serde(default)]
     pub accusers: Vec<Accuser>,
+    /// The brakes that held it. Nothing is known of them where there are none and it has not passed: then it counts for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<Scope>,
 }
 
 /// When an App was to be released by the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReleaseDue {
-    /// When.
+    /// When, by the clock that only runs while a leader leads.
     pub at: Timestamp,
     /// No brake held it.
     pub passed: bool,
@@ -362,7 +386,7 @@ pub struct ReleaseDue {
 pub struct Accuser {
     /// The node.
     pub node: Text,
-    /// The rule: the regex, or the process name where there is none.
+    /// The rule's regex; empty for keyword hits.
     pub rule: Text,
 }
 

@@ -1,7 +1,7 @@
 //! What the brakes hold, and for how long.
 
-use crate::common::{HOUR, MINUTE, World, app, namespaces, record, record_of};
-use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Mode};
+use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
+use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Mode, Pattern};
 
 #[test]
 fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days() {
@@ -115,8 +115,8 @@ fn a_mass_release_is_held_until_approved() {
     let nodes = namespaces(30);
     let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
     let mut world = World::new(&names);
-    world.policy.brake.max_new_apps = 100;
-    world.policy.brake.max_namespaces_per_rule = 100;
+    world.policy.brake.max_new_tenants = 100;
+    world.policy.brake.max_tenants_per_rule = 100;
     for ns in &nodes {
         world.answer(ns, vec![record(ns, 0)]);
     }
@@ -147,7 +147,7 @@ fn a_mass_release_is_held_until_approved() {
 #[test]
 fn an_approval_is_for_one_offence_and_what_is_held_again_is_said_again() {
     let mut world = World::new(&["n1", "n2"]);
-    world.policy.brake.max_new_apps = 0;
+    world.policy.brake.max_new_tenants = 0;
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.held(), ["ns-a"]);
     world.rounds(40, |w| {
@@ -176,11 +176,9 @@ fn an_approval_is_for_one_offence_and_what_is_held_again_is_said_again() {
 }
 
 #[test]
-fn a_deleted_namespace_opens_its_gateway_as_far_as_the_brake_on_releases_lets_it_and_not_while_paused() {
+fn what_the_cluster_proves_to_be_gone_is_released_whatever_the_brakes_say_but_not_while_paused() {
     let mut world = World::new(&["n1"]);
-    world.policy.brake.max_apps_per_node = 100;
-    world.policy.brake.max_namespaces_per_rule = 100;
-    world.policy.brake.max_releases = 2;
+    world.policy.brake.max_releases = 0;
     let names = ["ns-a", "ns-b", "ns-c"];
     world.answer("n1", names.iter().map(|name| record(name, 0)).collect());
     assert_eq!(world.blocked(), names);
@@ -188,13 +186,10 @@ fn a_deleted_namespace_opens_its_gateway_as_far_as_the_brake_on_releases_lets_it
     world.facts.terminating = names.iter().map(|name| (*name).into()).collect();
     assert_eq!(world.blocked(), names);
     world.policy.mode = Mode::Enforce;
-    assert_eq!(world.blocked(), ["ns-c"]);
+    assert!(world.blocked().is_empty());
     // Its Pods may still be listed for a while.
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-c", 60)]);
-    assert_eq!(world.blocked(), ["ns-c"]);
-    assert!(world.evaluate().held[0].release);
-    world.book.act(&Act::Approve { app: app("ns-c") }, "ops", &world.policy, world.now).unwrap();
     assert!(world.blocked().is_empty());
 }
 
@@ -204,18 +199,18 @@ fn a_release_that_a_brake_held_is_held_again_when_its_app_was_accused_in_between
     world.policy.brake.max_releases = 0;
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    let gone = |w: &mut World, gone: bool| {
-        w.facts.apps.entry(app("ns-a")).or_default().gone = gone;
-    };
-    gone(&mut world, true);
+    let clean = |w: &mut World| w.rounds(600, |w| drop(w.answer("n1", vec![])));
+    clean(&mut world);
     assert!(world.evaluate().held[0].release);
-    gone(&mut world, false);
-    world.wait(MINUTE);
-    world.answer("n1", vec![record("ns-a", 60)]);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
     assert!(world.held().is_empty());
-    gone(&mut world, true);
+    clean(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
     assert!(world.evaluate().held[0].release);
+    // Then its App is gone, and there is nothing left to hold.
+    world.facts.apps.entry(app("ns-a")).or_default().gone = true;
+    assert!(world.blocked().is_empty());
 }
 
 #[test]
@@ -236,4 +231,272 @@ fn a_node_has_the_places_that_it_used_and_a_release_by_hand_gives_no_free_pass()
     world.evaluate();
     world.answer("n1", vec![record_of("ns-b", "web", "zmap", 61)]);
     assert!(world.held().contains(&"ns-b".to_owned()));
+}
+
+/// One tenant's Apps, each with a Pod on one of `nodes`.
+fn accuse_apps(world: &mut World, namespace: &str, apps: std::ops::Range<usize>, nodes: &[&str]) {
+    let now = world.clock();
+    for (n, node) in nodes.iter().enumerate() {
+        let of_node = apps.clone().filter(|app| app % nodes.len() == n);
+        let records = of_node.map(|app| record_of(namespace, &format!("web-{app}"), "xmrig", now)).collect();
+        world.answer(node, records);
+    }
+}
+
+/// How many Apps of each tenant are blocked.
+fn blocked_of(world: &mut World, namespace: &str) -> usize {
+    world.blocked().iter().filter(|blocked| *blocked == namespace).count()
+}
+
+#[test]
+fn one_tenants_apps_are_one_tenant_and_hold_no_other_tenant() {
+    let nodes: Vec<String> = (0..6).map(|i| format!("n{i}")).collect();
+    let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    let mut world = World::new(&names);
+    accuse_apps(&mut world, "ns-many", 0..30, &names);
+    assert_eq!((blocked_of(&mut world, "ns-many"), world.held().len()), (30, 0));
+    // Another tenant's miner, by the same rule and on the same node.
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n0", vec![record("ns-a", now)]);
+    assert_eq!(blocked_of(&mut world, "ns-a"), 1);
+
+    // Beyond the tenant's own number it is held, and holds nobody else.
+    world.wait(MINUTE);
+    accuse_apps(&mut world, "ns-many", 30..100, &names);
+    assert_eq!((blocked_of(&mut world, "ns-many"), world.held().len()), (50, 50));
+    let now = world.clock();
+    world.answer("n0", vec![record("ns-b", now)]);
+    assert_eq!(blocked_of(&mut world, "ns-b"), 1);
+    let reason = &world.evaluate().held[0].reason;
+    assert!(reason.contains("more than 50 Apps of the tenant ns-many"), "{reason}");
+}
+
+#[test]
+fn one_tenants_apps_on_one_node_leave_places_for_the_other_tenants_of_that_node() {
+    let mut world = World::new(&["n1", "n2"]);
+    accuse_apps(&mut world, "ns-many", 0..30, &["n1"]);
+    // Twenty Apps on one node's word, and five tenants: four places are kept for the other four.
+    assert_eq!((blocked_of(&mut world, "ns-many"), world.held().len()), (16, 14));
+    for tenant in ["ns-a", "ns-b", "ns-c", "ns-d"] {
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record(tenant, now)]);
+        assert_eq!(blocked_of(&mut world, tenant), 1);
+    }
+    world.wait(1);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-e", now)]);
+    assert_eq!(blocked_of(&mut world, "ns-e"), 0, "a sixth tenant on one node's word");
+    let held = world.evaluate().held;
+    let of_e = held.iter().find(|held| *held.app.namespace == *"ns-e").unwrap();
+    assert!(of_e.reason.contains("more than 5 tenants, or more than 20 Apps"), "{}", of_e.reason);
+    // Another node's word is another matter.
+    world.answer("n2", vec![record_of("ns-many", "web-29", "xmrig", now), record("ns-f", now)]);
+    assert_eq!(blocked_of(&mut world, "ns-f"), 1);
+}
+
+#[test]
+fn decoys_that_are_made_for_a_day_hold_no_other_tenants_miner() {
+    let mut world = World::new(&["n1", "n2"]);
+    for minute in 0..24 * 60 {
+        world.wait(MINUTE);
+        accuse_apps(&mut world, "ns-many", minute..minute + 1, &["n1"]);
+        if minute % 97 == 50 {
+            let (now, tenant) = (world.clock(), format!("ns-{minute}"));
+            world.answer("n1", vec![record(&tenant, now)]);
+            assert_eq!(blocked_of(&mut world, &tenant), 1, "minute {minute}");
+        } else {
+            world.evaluate();
+        }
+    }
+}
+
+/// Tenants whom one rule accuses, each on its own node, one after the other.
+fn by_rule(world: &mut World, tenants: std::ops::Range<usize>, pod: &str, process: &str, regex: &str) {
+    for tenant in tenants {
+        world.wait(1);
+        let now = world.clock();
+        let mut record = record_of(&format!("ns-{tenant:03}"), pod, process, now);
+        std::sync::Arc::make_mut(&mut record.claim).regex = regex.into();
+        world.answer(&format!("n{tenant}"), vec![record]);
+        world.evaluate();
+    }
+}
+
+fn many_nodes(n: usize) -> World {
+    let nodes: Vec<String> = (0..n).map(|i| format!("n{i}")).collect();
+    World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_tenant_that_a_brake_holds_is_held_with_all_its_apps() {
+    let mut world = many_nodes(40);
+    by_rule(&mut world, 0..10, "web", "xmrig", "^xm");
+    for pod in ["a", "b", "c"] {
+        by_rule(&mut world, 10..11, pod, "xmrig", "^xm");
+    }
+    assert_eq!((world.blocked().len(), world.held().len()), (10, 3));
+    // Further Apps of a tenant that has passed are blocked.
+    by_rule(&mut world, 3..4, "b", "xmrig", "^xm");
+    assert_eq!((world.blocked().len(), world.held().len()), (11, 3));
+    // By another rule it is another matter.
+    by_rule(&mut world, 10..11, "d", "zmap", "^zmap$");
+    assert_eq!((world.blocked().len(), world.held().len()), (12, 3));
+}
+
+#[test]
+fn keyword_hits_are_one_rule_whatever_the_processes_are_called() {
+    let mut world = many_nodes(18);
+    for tenant in 0..18 {
+        by_rule(&mut world, tenant..tenant + 1, "web", &format!("java-{tenant}"), "");
+    }
+    assert_eq!((world.blocked().len(), world.held().len()), (10, 8));
+    let reason = &world.evaluate().held[0].reason;
+    assert!(reason.starts_with("keyword hits accuse more than 10 tenants"), "{reason}");
+}
+
+#[test]
+fn what_an_agent_cuts_out_of_its_message_is_no_rule_of_its_own() {
+    let mut world = many_nodes(18);
+    for tenant in 0..18_usize {
+        // The rest of a message with `'` in it: no expression at all, or one that says nothing of the process's name.
+        let garbage =
+            if tenant.is_multiple_of(2) { format!("t miner-{tenant} (") } else { format!("t {tenant} coin") };
+        by_rule(&mut world, tenant..tenant + 1, "web", &format!("java-{tenant}"), &garbage);
+    }
+    assert_eq!((world.blocked().len(), world.held().len()), (10, 8));
+    // Nor is one that would take more memory than all others.
+    let mut world = many_nodes(18);
+    for tenant in 0..18 {
+        let huge = format!(r"(\w{{500}}){{500}}|java-{tenant}");
+        by_rule(&mut world, tenant..tenant + 1, "web", &format!("java-{tenant}"), &huge);
+    }
+    assert_eq!((world.blocked().len(), world.held().len()), (10, 8));
+    // A real rule that is one of many.
+    let mut world = many_nodes(18);
+    for tenant in 0..18 {
+        let process = format!("java-{tenant}");
+        by_rule(&mut world, tenant..tenant + 1, "web", &process, &format!("^java-{tenant}$"));
+    }
+    assert_eq!((world.blocked().len(), world.held().len()), (18, 0));
+}
+
+#[test]
+fn rules_that_a_node_makes_up_at_once_count_as_one_beyond_a_bound() {
+    let nodes: Vec<String> = (0..90).map(|i| format!("n{i}")).collect();
+    let mut world = World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
+    world.policy.brake.max_new_tenants = 1000;
+    for (i, node) in nodes.iter().enumerate() {
+        world.answer(node, vec![record_of(&format!("ns-{i:03}"), "web", &format!("java-{i}"), 0)]);
+    }
+    // 64 by rules of their own; of the others ten by «keywords».
+    assert_eq!((world.blocked().len(), world.held().len()), (74, 16));
+}
+
+#[test]
+fn an_honest_word_is_enough_and_only_what_let_an_app_through_has_its_place() {
+    let mut world = World::new(&["liar", "n1", "n2", "n3"]);
+    let pods = |names: &[&str], now: i64| names.iter().map(|name| record(name, now)).collect::<Vec<_>>();
+    world.answer("liar", pods(&["ns-0", "ns-1", "ns-2", "ns-3", "ns-4"], 0));
+    assert_eq!(world.blocked().len(), 5);
+    // The liar is out of places, so that it accuses others too changes nothing for them.
+    world.wait(MINUTE);
+    world.answer("liar", pods(&["ns-5", "ns-6"], 60));
+    world.answer("n1", pods(&["ns-5", "ns-6"], 60));
+    assert_eq!(world.blocked().len(), 7);
+    // Both are within their limits here, so both have their places taken.
+    world.policy.brake.max_tenants_per_node = 2;
+    world.wait(MINUTE);
+    for node in ["n2", "n3"] {
+        world.answer(node, pods(&["ns-7", "ns-8"], 120));
+    }
+    assert_eq!(world.blocked().len(), 9);
+    for node in ["n2", "n3"] {
+        let tenant = format!("ns-only-{node}");
+        world.answer(node, vec![record(&tenant, 120)]);
+        assert!(world.held().contains(&tenant));
+    }
+}
+
+#[test]
+fn what_is_excused_accuses_nobody_before_the_brakes() {
+    let mut world = World::new(&["liar", "n1"]);
+    world.policy.brake.max_tenants_per_node = 1;
+    world.policy.exemptions = vec![exemption(|e| e.process = Some(Pattern::Exact("exporter".into())), None)];
+    world.answer("liar", vec![record("ns-0", 0)]);
+    assert_eq!(world.blocked(), ["ns-0"]);
+    // The word of n1 is excused, and what is left is one of a node that has no place left.
+    world.answer("n1", vec![record_of("ns-a", "web", "exporter", 0)]);
+    world.answer("liar", vec![record("ns-0", 0), record("ns-a", 0)]);
+    assert_eq!((world.blocked(), world.held()), (vec!["ns-0".to_owned()], vec!["ns-a".to_owned()]));
+    // Nor does it take a place of n1.
+    world.answer("n1", vec![record_of("ns-a", "web", "exporter", 0), record("ns-b", 0)]);
+    assert!(world.blocked().contains(&"ns-b".to_owned()));
+}
+
+#[test]
+fn an_approved_app_is_blocked_without_asking_the_brakes_or_waiting_for_the_grace_again() {
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_new_tenants = 0;
+    world.policy.mode = Mode::DryRun;
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.held(), ["ns-a"]);
+    world.book.act(&Act::Approve { app: app("ns-a") }, "ops", &world.policy, world.now).unwrap();
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // What dry-run decided becomes real when decisions are enforced, and not while they are paused.
+    world.policy.mode = Mode::Paused;
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.decisions, evaluation.plan.blocks.len()), (vec![], 0));
+    world.policy.mode = Mode::Enforce;
+    world.policy.grace = std::time::Duration::from_secs(HOUR);
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.decisions[0].kind, evaluation.plan.blocks.len()), (DecisionKind::Blocked, 1));
+}
+
+#[test]
+fn one_tenants_apps_are_released_as_one_and_a_mass_release_holds_what_is_over() {
+    let mut world = many_nodes(4);
+    world.policy.brake.max_releases = 2;
+    accuse_apps(&mut world, "ns-000", 0..12, &["n0", "n1", "n2", "n3"]);
+    assert_eq!(world.blocked().len(), 12);
+    for tenant in 1..4 {
+        let now = world.clock();
+        let more = record(&format!("ns-00{tenant}"), now);
+        world.answer(&format!("n{tenant}"), vec![more]);
+    }
+    assert_eq!(world.blocked().len(), 15);
+    let clean = |w: &mut World| (0..4).for_each(|n| drop(w.answer(&format!("n{n}"), vec![])));
+    world.rounds(10 * 60, |w| {
+        clean(w);
+        w.evaluate();
+    });
+    assert_eq!(world.blocked(), ["ns-002", "ns-003"], "twelve Apps of one tenant, and another tenant");
+    // What is held was counted once: an innocent's release does not wait for a person.
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-x", now)]);
+    assert_eq!(world.blocked().len(), 3);
+    world.rounds(10 * 60, |w| {
+        clean(w);
+        w.evaluate();
+    });
+    assert_eq!(world.blocked(), ["ns-002", "ns-003"]);
+}
+
+#[test]
+fn a_tenants_mass_deletion_holds_no_other_tenants_release() {
+    let mut world = many_nodes(4);
+    world.policy.brake.max_releases = 1;
+    let names = ["ns-a", "ns-b", "ns-c", "ns-d"];
+    for (node, name) in names.iter().enumerate() {
+        world.answer(&format!("n{node}"), vec![record(name, 0)]);
+    }
+    assert_eq!(world.blocked(), names);
+    for gone in ["ns-a", "ns-b", "ns-c"] {
+        world.facts.apps.entry(app(gone)).or_default().gone = true;
+    }
+    assert_eq!(world.blocked(), ["ns-d"]);
+    world.rounds(40, |w| (0..4).for_each(|n| drop(w.answer(&format!("n{n}"), vec![]))));
+    assert!(world.blocked().is_empty() && world.held().is_empty());
 }

@@ -105,9 +105,11 @@ fn a_blocked_app_is_in_the_rule_and_in_the_list_and_its_tenant_is_told() {
 #[test]
 fn objects_stay_below_their_limit_and_the_list_gives_way_first() {
     let mut world = World::new(&["n1"]);
-    world.policy.brake.max_new_apps = usize::MAX;
+    world.policy.brake.max_new_tenants = usize::MAX;
+    world.policy.brake.max_tenants_per_node = usize::MAX;
     world.policy.brake.max_apps_per_node = usize::MAX;
-    world.policy.brake.max_namespaces_per_rule = usize::MAX;
+    world.policy.brake.max_apps_per_tenant = usize::MAX;
+    world.policy.brake.max_tenants_per_rule = usize::MAX;
     let records = (0..900).map(|i| record_of(&format!("ns-{i}"), "web", &"x".repeat(256), 0)).collect();
     world.answer("n1", records);
     let plan = world.evaluate().plan;

@@ -73,10 +73,10 @@ fn exemptions_brakes_and_grace_make_the_difference_that_they_would_have_made() {
     assert_eq!(differing(&world, &policy), [("ns-x".into(), false, "exempted: exempted: a contract".into())]);
 
     let mut policy = world.policy.clone();
-    policy.brake.max_apps_per_node = 2;
+    policy.brake.max_tenants_per_node = 2;
     let held = differing(&world, &policy);
     assert_eq!(held.len(), 1);
-    assert!(held[0].0 == "ns-2" && held[0].2.starts_with("held: more than 2 Apps"), "{held:?}");
+    assert!(held[0].0 == "ns-2" && held[0].2.starts_with("held: Apps of more than 2 tenants"), "{held:?}");
 
     let mut policy = world.policy.clone();
     policy.namespaces = regex::Regex::new("^tenant-").unwrap();
@@ -93,14 +93,14 @@ fn exemptions_brakes_and_grace_make_the_difference_that_they_would_have_made() {
 #[test]
 fn less_strict_rules_block_what_was_held_or_exempt() {
     let mut world = World::new(&["n1"]);
-    world.policy.brake.max_apps_per_node = 1;
+    world.policy.brake.max_tenants_per_node = 1;
     world.policy.exemptions = vec![exempt("ns-x")];
     let of = |i: usize| record_of(&format!("ns-{i}"), "web", &format!("miner{i}"), 0);
     world.answer("n1", (0..3).map(of).chain([record("ns-x", 0)]).collect());
     world.evaluate();
     assert_eq!(world.held().len(), 2);
     let mut policy = world.policy.clone();
-    policy.brake.max_apps_per_node = 5;
+    policy.brake.max_tenants_per_node = 5;
     let blocked: Vec<String> = differing(&world, &policy).into_iter().map(|(name, _, _)| name).collect();
     assert_eq!(blocked, ["ns-1", "ns-2"]);
     policy.exemptions.clear();

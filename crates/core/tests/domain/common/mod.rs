@@ -196,11 +196,20 @@ impl World {
     }
 
     pub fn wait(&mut self, seconds: u64) -> Vec<Change> {
-        self.now = at(self.now.uptime().as_secs() + seconds);
+        self.now = Moment::new(
+            self.now.uptime() + Duration::from_secs(seconds),
+            self.now.wall() + Duration::from_secs(seconds),
+        );
         if let Some((follower, true)) = &mut self.follower {
             follower.advance(self.now);
         }
         self.ledger.advance(self.now)
+    }
+
+    /// Our own wall clock jumps by so many seconds. Agents' clocks do not.
+    pub fn jump(&mut self, seconds: i64) {
+        let wall = self.now.wall() + jiff::SignedDuration::from_secs(seconds);
+        self.now = Moment::new(self.now.uptime(), wall);
     }
 
     pub fn clock(&self) -> i64 {

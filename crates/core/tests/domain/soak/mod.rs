@@ -205,9 +205,10 @@ impl Soak {
         world.policy.grace = Duration::from_secs([0, 5 * MINUTE][random.below(2)]);
         // What brakes hold waits for people; they have tests of their own.
         let brake = &mut world.policy.brake;
-        brake.max_new_apps = 1000;
+        brake.max_new_tenants = 1000;
+        brake.max_tenants_per_node = 1000;
         brake.max_apps_per_node = 1000;
-        brake.max_namespaces_per_rule = 1000;
+        brake.max_tenants_per_rule = 1000;
         brake.max_releases = 1000;
         let follower = world.new_ledger();
         world.follower = Some((follower, true));

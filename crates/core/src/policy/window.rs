@@ -1,0 +1,344 @@
+//! What passed the brakes within their window, and what they hold.
+//!
+//! Each scope (everything, one tenant, one node, one rule) has a number of places. What passed takes one, and so does what was held
+//! there: as long as a storm goes on its brake stays on. When it has passed, later accusations are judged by themselves. What was
+//! held meanwhile stays held (see [`super::Book`]), and takes no place anew however often it is accused.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use super::brake::{Brake, BrakeRules};
+use super::leader_clock::age;
+use crate::few::FewSet;
+use crate::moment::WallTime;
+use crate::names::{App, NodeName, Text};
+
+/// What happened within the window. A part of the book: it survives what the book survives. Times are readings of the leader clock.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Window {
+    due: BTreeMap<App, Arc<Due>>,
+    releases: BTreeMap<App, ReleaseDue>,
+    /// When a brake last held a block, and a release: an alert is raised once per storm, not once per App.
+    held_block: Option<WallTime>,
+    held_release: Option<WallTime>,
+}
+
+/// On whose word, and by which rules, an App becomes due. An empty rule stands for all keyword hits.
+pub(super) type Accusers = FewSet<(NodeName, Text)>;
+
+/// How many accusers of one App are counted: nodes make up their rules as they like. What is not counted lets nothing through.
+pub(super) const MAX_ACCUSERS: usize = 16;
+
+/// That an App was to be blocked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    /// When it last passed; if it never did, from when on it counts as held.
+    pub(super) at: WallTime,
+    /// No brake held it. If one did not and this is not set, an operator has released it since: it keeps its places.
+    pub(super) passed: bool,
+    /// Those that let it through; if none did, those that accused it.
+    pub(super) accusers: Accusers,
+    /// The brakes that held it.
+    pub(super) held: Box<[Brake]>,
+}
+
+/// That an App was to be released by the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReleaseDue {
+    pub(super) at: WallTime,
+    pub(super) passed: bool,
+}
+
+/// The window in numbers, kept up to date while one evaluation adds to it.
+pub(super) struct Tally<'a> {
+    window: &'a mut Window,
+    rules: &'a BrakeRules,
+    now: WallTime,
+    counts: Counts,
+}
+
+/// The places of one scope that are taken, and by which tenants or Apps.
+#[derive(Debug)]
+struct Places<K> {
+    /// Those that were let through, and whether that lets them through again: not after an operator's release.
+    passed: HashMap<K, bool>,
+    /// Those that were held, and from when on each counts.
+    held: HashMap<K, WallTime>,
+    /// How many there are in either.
+    taken: usize,
+}
+
+impl<K> Default for Places<K> {
+    fn default() -> Self {
+        Self { passed: HashMap::new(), held: HashMap::new(), taken: 0 }
+    }
+}
+
+impl<K: Eq + Hash + Clone> Places<K> {
+    /// Whether `one` has a place that it passed by.
+    fn has_passed(&self, one: &K) -> bool {
+        self.passed.get(one).copied().unwrap_or(false)
+    }
+
+    /// Whether `one` may pass where there are `max` places: it has one already, or one is free.
+    fn admits(&self, one: &K, max: usize) -> bool {
+        self.has_passed(one) || self.taken < max
+    }
+
+    fn is_known(&self, one: &K) -> bool {
+        self.passed.contains_key(one) || self.held.contains_key(one)
+    }
+
+    fn pass(&mut self, one: &K, again: bool) {
+        self.taken += usize::from(!self.is_known(one));
+        *self.passed.entry(one.clone()).or_default() |= again;
+    }
+
+    fn hold(&mut self, one: &K, at: WallTime) {
+        self.taken += usize::from(!self.is_known(one));
+        let first = self.held.entry(one.clone()).or_insert(at);
+        *first = (*first).min(at);
+    }
+}
+
+/// What one node's word has let through or would have.
+#[derive(Debug, Default)]
+struct NodePlaces {
+    tenants: Places<Text>,
+    apps: Places<App>,
+}
+
+impl NodePlaces {
+    fn admits(&self, app: &App, rules: &BrakeRules) -> bool {
+        let max = rules.max_apps_per_node;
+        if !self.tenants.has_passed(&app.namespace) {
+            return self.tenants.taken < rules.max_tenants_per_node && self.apps.passed.len() < max;
+        }
+        // A place is kept for each tenant that may still come: one tenant's Apps must not hold another tenant's.
+        let kept = rules.max_tenants_per_node.saturating_sub(self.tenants.taken).min(max / 2);
+        self.apps.has_passed(app) || self.apps.taken.saturating_add(kept) < max
+    }
+}
+
+/// The places of all scopes.
+#[derive(Debug, Default)]
+struct Counts {
+    tenants: Places<Text>,
+    per_tenant: HashMap<Text, Places<App>>,
+    per_node: HashMap<NodeName, NodePlaces>,
+    per_rule: HashMap<Text, Places<Text>>,
+    releases: Places<Text>,
+}
+
+impl Counts {
+    /// Counts what is known of `app`.
+    fn add(&mut self, app: &App, due: &Due) {
+        let tenant = &app.namespace;
+        for brake in &due.held {
+            match brake {
+                Brake::NewTenants => self.tenants.hold(tenant, due.at),
+                Brake::Tenant(_) => self.per_tenant.entry(tenant.clone()).or_default().hold(app, due.at),
+                Brake::Node(node) => {
+                    let of_node = self.per_node.entry(node.clone()).or_default();
+                    of_node.tenants.hold(tenant, due.at);
+                    of_node.apps.hold(app, due.at);
+                }
+                Brake::Rule(rule) => self.per_rule.entry(rule.clone()).or_default().hold(tenant, due.at),
+                // Never holds a block.
+                Brake::Releases => {}
+            }
+        }
+        if !due.held.is_empty() {
+            return;
+        }
+        self.tenants.pass(tenant, due.passed);
+        self.per_tenant.entry(tenant.clone()).or_default().pass(app, due.passed);
+        for (node, rule) in due.accusers.iter() {
+            let of_node = self.per_node.entry(node.clone()).or_default();
+            of_node.tenants.pass(tenant, due.passed);
+            of_node.apps.pass(app, due.passed);
+            self.per_rule.entry(rule.clone()).or_default().pass(tenant, due.passed);
+        }
+    }
+
+    fn add_release(&mut self, app: &App, release: ReleaseDue) {
+        if release.passed {
+            self.releases.pass(&app.namespace, true);
+        } else {
+            self.releases.hold(&app.namespace, release.at);
+        }
+    }
+
+    /// The accusers that may let `app` through, or the brakes that hold it.
+    ///
+    /// One accuser within the limits is enough: a lying node or a bad rule does not protect from an honest one.
+    fn ask(
+        &self,
+        app: &App,
+        accusers: &Accusers,
+        rules: &BrakeRules,
+    ) -> Result<Vec<(NodeName, Text)>, BTreeSet<Brake>> {
+        let tenant = &app.namespace;
+        if !self.tenants.admits(tenant, rules.max_new_tenants) {
+            return Err([Brake::NewTenants].into());
+        }
+        let of_tenant = self.per_tenant.get(tenant);
+        let max = rules.max_apps_per_tenant;
+        if !of_tenant.map_or(max > 0, |of_tenant| of_tenant.admits(app, max)) {
+            return Err([Brake::Tenant(tenant.clone())].into());
+        }
+        let (mut through, mut held) = (Vec::new(), BTreeSet::new());
+        let unknown = NodePlaces::default();
+        for accuser in accusers.iter() {
+            let (node, rule) = accuser;
+            let by_node = self.per_node.get(node).unwrap_or(&unknown).admits(app, rules);
+            let max = rules.max_tenants_per_rule;
+            let by_rule = self.per_rule.get(rule).map_or(max > 0, |hit| hit.admits(tenant, max));
+            if by_node && by_rule {
+                through.push(accuser.clone());
+            }
+            held.extend((!by_node).then(|| Brake::Node(node.clone())));
+            held.extend((!by_rule).then(|| Brake::Rule(rule.clone())));
+        }
+        if through.is_empty() { Err(held) } else { Ok(through) }
+    }
+
+    /// From when on the tenant of `app` counts as held by `brake`, if it does already.
+    fn held_since(&self, app: &App, brake: &Brake) -> Option<WallTime> {
+        let tenant = &app.namespace;
+        match brake {
+            Brake::NewTenants => self.tenants.held.get(tenant).copied(),
+            Brake::Tenant(_) => self.per_tenant.get(tenant)?.held.get(app).copied(),
+            Brake::Node(node) => self.per_node.get(node)?.tenants.held.get(tenant).copied(),
+            Brake::Rule(rule) => self.per_rule.get(rule)?.held.get(tenant).copied(),
+            Brake::Releases => self.releases.held.get(tenant).copied(),
+        }
+    }
+}
+
+impl Window {
+    /// Forgets what no longer counts.
+    pub(super) fn forget(&mut self, rules: &BrakeRules, now: WallTime) {
+        self.due.retain(|_, due| age(now, due.at) < rules.window);
+        self.releases.retain(|_, due| age(now, due.at) < rules.window);
+    }
+
+    /// Counts what is left.
+    pub(super) fn tally<'a>(&'a mut self, rules: &'a BrakeRules, now: WallTime) -> Tally<'a> {
+        self.forget(rules, now);
+        let mut counts = Counts::default();
+        self.due.iter().for_each(|(app, due)| counts.add(app, due));
+        self.releases.iter().for_each(|(app, release)| counts.add_release(app, *release));
+        Tally { window: self, rules, now, counts }
+    }
+
+    /// Counts again what had been counted before the start. Of two entries of an App the later one counts.
+    pub(super) fn restore(&mut self, app: &App, due: Option<&Arc<Due>>, release: Option<ReleaseDue>) {
+        if let Some(due) = due {
+            let is_newer = |known: &Arc<Due>| known.at < due.at;
+            if self.due.get(app).is_none_or(is_newer) {
+                self.due.insert(app.clone(), due.clone());
+            }
+            // An alert had been raised of what was held.
+            let held = (!due.held.is_empty()).then_some(due.at);
+            self.held_block = self.held_block.max(held);
+        }
+        if let Some(due) = release {
+            if self.releases.get(app).is_none_or(|known| known.at < due.at) {
+                self.releases.insert(app.clone(), due);
+            }
+            self.held_release = self.held_release.max((!due.passed).then_some(due.at));
+        }
+    }
+
+    /// What has passed the brakes of `app` passes them no more. It counts all the same.
+    pub(super) fn ask_again(&mut self, app: &App) {
+        if let Some(due) = self.due.get_mut(app) {
+            Arc::make_mut(due).passed = false;
+        }
+    }
+}
+
+impl Tally<'_> {
+    /// `app` is to be blocked on the word of `accusers` (node and rule). The brake that holds it, if any.
+    pub(super) fn due(&mut self, app: &App, accusers: &Accusers) -> Option<Brake> {
+        let brakes = match self.counts.ask(app, accusers, self.rules) {
+            Ok(through) => {
+                if self.pass(app, through) {
+                    return None;
+                }
+                BTreeSet::new()
+            }
+            Err(brakes) => brakes,
+        };
+        Some(self.hold(app, accusers, brakes))
+    }
+
+    /// Enters that those accusers let `app` through. Not if there is no room to count any of them.
+    fn pass(&mut self, app: &App, through: Vec<(NodeName, Text)>) -> bool {
+        // Those that let it through before keep their places for as long as they count.
+        let before = self.window.due.get(app).filter(|due| due.held.is_empty());
+        let mut counted = before.map(|due| due.accusers.clone()).unwrap_or_default();
+        let mut is_counted = false;
+        for accuser in through {
+            if counted.contains(&accuser) || counted.len() < MAX_ACCUSERS {
+                counted.insert(accuser);
+                is_counted = true;
+            }
+        }
+        if is_counted {
+            let due = Due { at: self.now, passed: true, accusers: counted, held: Box::default() };
+            self.enter(app, due);
+        }
+        is_counted
+    }
+
+    /// Enters that those brakes hold `app`. The first of them.
+    fn hold(&mut self, app: &App, accusers: &Accusers, brakes: BTreeSet<Brake>) -> Brake {
+        let first = brakes.first().cloned().unwrap_or(Brake::NewTenants);
+        let brakes = if brakes.is_empty() { [first.clone()].into() } else { brakes };
+        // What was let through within the window has its places.
+        if self.window.due.get(app).is_some_and(|due| due.held.is_empty()) {
+            return first;
+        }
+        // A tenant counts from when it was first held: what it starts since takes no place anew.
+        let since = |brake: &Brake| self.counts.held_since(app, brake).unwrap_or(self.now);
+        let at = brakes.iter().map(since).max().unwrap_or(self.now);
+        let accusers = accusers.iter().take(MAX_ACCUSERS).cloned().collect();
+        let held = brakes.into_iter().take(MAX_ACCUSERS).collect();
+        self.enter(app, Due { at, passed: false, accusers, held });
+        first
+    }
+
+    fn enter(&mut self, app: &App, due: Due) {
+        self.counts.add(app, &due);
+        self.window.due.insert(app.clone(), Arc::new(due));
+    }
+
+    /// What is counted of `app`.
+    pub(super) fn of(&self, app: &App) -> (Option<Arc<Due>>, Option<ReleaseDue>) {
+        (self.window.due.get(app).cloned(), self.window.releases.get(app).copied())
+    }
+
+    /// `app` is to be released by the rules, and nothing proves that it is gone. The brake that holds it, if any.
+    pub(super) fn release(&mut self, app: &App) -> Option<Brake> {
+        let passed = self.counts.releases.admits(&app.namespace, self.rules.max_releases);
+        let since = self.counts.held_since(app, &Brake::Releases).filter(|_| !passed);
+        let due = ReleaseDue { at: since.unwrap_or(self.now), passed };
+        self.counts.add_release(app, due);
+        self.window.releases.insert(app.clone(), due);
+        (!passed).then_some(Brake::Releases)
+    }
+
+    /// Notes that `brake` holds something; whether that is news.
+    pub(super) fn is_news(&mut self, brake: &Brake) -> bool {
+        let last = match brake {
+            Brake::Releases => &mut self.window.held_release,
+            Brake::NewTenants | Brake::Tenant(_) | Brake::Node(_) | Brake::Rule(_) => {
+                &mut self.window.held_block
+            }
+        };
+        last.replace(self.now).is_none_or(|last| age(self.now, last) >= self.rules.window)
+    }
+}

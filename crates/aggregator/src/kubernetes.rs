@@ -3,7 +3,9 @@
 //! Every request has a timeout, and says whom and what it is for, so that a refusal names what is missing: the verb, the
 //! resource and the namespace of an RBAC rule, or the CRD.
 
+mod read;
 mod server_clock;
+mod trim;
 mod watch;
 
 use std::error::Error;
@@ -22,7 +24,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tower::util::MapResponseLayer;
 
+pub use self::read::Limit;
 use self::server_clock::ServerClock;
+pub use self::trim::Keep;
 pub use self::watch::watch;
 use crate::config;
 use crate::leader::Pen;
@@ -87,6 +91,8 @@ pub enum RefusalKind {
     Unauthenticated,
     /// Somebody else has changed the object meanwhile.
     Conflict,
+    /// The answer, or all that was asked for, is more than is read.
+    TooMuch,
     /// The request itself is not acceptable.
     Invalid,
     /// The API server can't be reached, or is not well.
@@ -237,7 +243,8 @@ impl Cluster {
 }
 
 impl Ask<'_> {
-    fn subject(&self) -> String {
+    /// The verb and the resource, wherever.
+    pub fn subject(&self) -> String {
         format!("{} {}", self.verb, self.resource)
     }
 }

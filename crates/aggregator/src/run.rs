@@ -10,7 +10,7 @@ use procscan_core::plan::Plan;
 use procscan_core::policy::Mode;
 use procscan_core::state::EnforcementSpec;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -148,6 +148,7 @@ impl Pipeline {
                 interval: config.aggregator.scan_interval,
                 max_service_entries: config.gateway.max_service_entries,
                 clock,
+                large: Semaphore::new(1),
             };
             let task = evidence.run(questions, facts_tx, gone_tx, evidence_tx, sources.clone());
             stages.push(Stage::spawn("evidence", task));

@@ -5,21 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::Ingress;
-use kube::api::ListParams;
-use kube::core::{DynamicObject, GroupVersionKind, ObjectList};
+use kube::core::{DynamicObject, GroupVersionKind};
 use kube::discovery::ApiResource;
 use kube::{Api, ResourceExt};
 use procscan_core::Moment;
 use procscan_core::identity::{self, Labels, Marks, Owner};
 use procscan_core::names::{App, Text};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
+use super::fields::{HTTP_ROUTES, INGRESSES, PODS, SERVICES};
+use super::listing::Look;
 use crate::clock::Clock;
-use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
+use crate::kubernetes::{Refusal, RefusalKind};
 
-/// How many objects one answer may hold: a namespace may have any number of Pods.
-const PAGE: u32 = 500;
 /// How many Pods of a namespace are looked up one by one in one pass. More wait for the next: an agent may name any number of
 /// Pods that do not exist.
 const MAX_DIRECT: usize = 100;
@@ -86,99 +84,80 @@ struct HostIp {
     ip: String,
 }
 
-/// Looks at `namespace`. `wanted` are the Pods that have to be known for sure, the most urgent first. `None` if there is no
+/// Looks at a namespace. `wanted` are the Pods that have to be known for sure, the most urgent first. `None` if there is no
 /// such namespace.
 pub(super) async fn look(
-    cluster: &Cluster,
+    mut look: Look<'_>,
     clock: Clock,
-    namespace: &str,
     wanted: &[Text],
     with_routes: bool,
 ) -> Result<Option<Seen>, Refusal> {
     let mut seen = Seen::default();
-    let namespaces: Api<core::Namespace> = Api::all(cluster.client());
-    let ask = Ask { verb: "get", resource: "namespaces", namespace: Some(namespace) };
-    match cluster.ask_in_turn(ask, namespaces.get_metadata(namespace)).await {
+    let namespaces: Api<core::Namespace> = Api::all(look.cluster.client());
+    let ask = look.ask("get", "namespaces");
+    match look.cluster.ask_in_turn(ask, namespaces.get_metadata(look.namespace)).await {
         Ok(found) => seen.is_terminating = found.metadata.deletion_timestamp.is_some(),
         Err(refusal) if matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::NoNamespace) => {
             return Ok(None);
         }
         Err(refusal) => return Err(refusal),
     }
-
-    let kind = ApiResource::erase::<core::Pod>(&());
-    let api: Api<PodObject> = Api::namespaced_with(cluster.client(), namespace, &kind);
-    let read = |pod| Pod::read(namespace, pod, |at| cluster.moment_of(at, clock.now()));
-    for pod in list(cluster, &api, "pods", namespace).await? {
-        seen.pods.insert(pod.name_any().into(), read(pod));
+    pods(&mut look, clock, wanted, &mut seen).await?;
+    // Without a Pod there is nothing that a Service could be matched with.
+    if seen.pods.values().all(|pod| pod.has_ended) {
+        return Ok(Some(seen));
     }
+    let api: Api<core::Service> = Api::namespaced(look.cluster.client(), look.namespace);
+    let read = |mut service: core::Service| {
+        seen.services.push(identity::Service {
+            name: service.name_any().into(),
+            labels: std::mem::take(service.labels_mut()),
+            selector: service.spec.and_then(|spec| spec.selector).unwrap_or_default(),
+        });
+    };
+    look.list(&api, "services", &SERVICES, read).await?;
+    if with_routes {
+        seen.routes = Some(routes(&mut look).await?);
+    }
+    Ok(Some(seen))
+}
+
+/// All Pods that there are, and of those that are `wanted` and are not listed, whether they are there.
+async fn pods(look: &mut Look<'_>, clock: Clock, wanted: &[Text], seen: &mut Seen) -> Result<(), Refusal> {
+    let namespace = look.namespace;
+    let kind = ApiResource::erase::<core::Pod>(&());
+    let api: Api<PodObject> = Api::namespaced_with(look.cluster.client(), namespace, &kind);
+    let cluster = look.cluster;
+    let read = |pod| Pod::read(namespace, pod, |at| cluster.moment_of(at, clock.now()));
+    let take_in = |pod: PodObject| drop(seen.pods.insert(pod.name_any().into(), read(pod)));
+    look.list(&api, "pods", &PODS, take_in).await?;
     let missing = wanted.iter().filter(|name| !seen.pods.contains_key(*name));
     let missing: Vec<Text> = missing.take(MAX_DIRECT).cloned().collect();
     for name in missing {
-        let ask = Ask { verb: "get", resource: "pods", namespace: Some(namespace) };
-        match cluster.ask_in_turn(ask, api.get(&name)).await {
+        match look.cluster.ask_in_turn(look.ask("get", "pods"), api.get(&name)).await {
             Ok(pod) => drop(seen.pods.insert(name, read(pod))),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => drop(seen.absent.insert(name)),
             Err(refusal) => return Err(refusal),
         }
     }
-
-    // Without a Pod there is nothing that a Service could be matched with.
-    if seen.pods.values().all(|pod| pod.has_ended) {
-        return Ok(Some(seen));
-    }
-    let api: Api<core::Service> = Api::namespaced(cluster.client(), namespace);
-    let services = list(cluster, &api, "services", namespace).await?;
-    seen.services = services
-        .into_iter()
-        .map(|mut service| identity::Service {
-            name: service.name_any().into(),
-            labels: std::mem::take(service.labels_mut()),
-            selector: service.spec.and_then(|spec| spec.selector).unwrap_or_default(),
-        })
-        .collect();
-    if with_routes {
-        seen.routes = Some(routes(cluster, namespace).await?);
-    }
-    Ok(Some(seen))
+    Ok(())
 }
 
-async fn routes(cluster: &Cluster, namespace: &str) -> Result<Routes, Refusal> {
+async fn routes(look: &mut Look<'_>) -> Result<Routes, Refusal> {
+    let (client, namespace) = (look.cluster.client(), look.namespace);
     let mut routes = Routes::default();
-    let api: Api<Ingress> = Api::namespaced(cluster.client(), namespace);
-    for ingress in list(cluster, &api, "ingresses.networking.k8s.io", namespace).await? {
-        routes.take_in(ingress, namespace);
-    }
+    let api: Api<Ingress> = Api::namespaced(client.clone(), namespace);
+    let read = |ingress| routes.take_in(ingress, namespace);
+    look.list(&api, "ingresses.networking.k8s.io", &INGRESSES, read).await?;
     let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
-    let api: Api<DynamicObject> =
-        Api::namespaced_with(cluster.client(), namespace, &ApiResource::from_gvk(&kind));
-    match list(cluster, &api, "httproutes.gateway.networking.k8s.io", namespace).await {
-        Ok(found) => found.iter().for_each(|route| routes.take_in_route(route, namespace)),
+    let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &ApiResource::from_gvk(&kind));
+    let read = |route: DynamicObject| routes.take_in_route(&route, namespace);
+    match look.list(&api, "httproutes.gateway.networking.k8s.io", &HTTP_ROUTES, read).await {
         // Most clusters have no Gateway API: then nothing is routed by it.
         Err(refusal) if refusal.kind == RefusalKind::NotServed => {}
-        Err(refusal) => return Err(refusal),
+        listed => listed?,
     }
     Ok(routes)
-}
-
-/// All objects, page by page, as of one moment.
-async fn list<K: Clone + DeserializeOwned + std::fmt::Debug>(
-    cluster: &Cluster,
-    api: &Api<K>,
-    resource: &str,
-    namespace: &str,
-) -> Result<Vec<K>, Refusal> {
-    let mut all = Vec::new();
-    let mut page = ListParams::default().limit(PAGE);
-    loop {
-        let ask = Ask { verb: "list", resource, namespace: Some(namespace) };
-        let ObjectList { metadata, items, .. } = cluster.ask_in_turn(ask, api.list(&page)).await?;
-        all.extend(items);
-        match metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => page = page.continue_token(&token),
-            None => return Ok(all),
-        }
-    }
 }
 
 impl Pod {

@@ -4,9 +4,11 @@
 //! keep to a pace, so that a bad rule or a lying node costs the API server no more than that. What waits for longer than it should
 //! is said, in the log and in the details of `/readyz`.
 //!
-//! `turn` has the order of the looks, `waiting` what is asked and what has not been judged yet, `lookup` asks the API server, and
-//! `room` concludes.
+//! `turn` has the order of the looks, `waiting` what is asked and what has not been judged yet, `lookup` asks the API server, by
+//! way of `listing`, which bounds what one namespace may cost, and `room` concludes.
 
+mod fields;
+mod listing;
 mod lookup;
 mod room;
 mod turn;
@@ -16,19 +18,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use procscan_core::Moment;
 use procscan_core::names::{PodRef, Text};
 use procscan_core::policy::{Facts, Questions};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::listing::Look;
 use self::lookup::Seen;
 use self::room::Room;
 use self::turn::{Candidate, Turns};
 pub use self::waiting::EvidenceStatus;
 use self::waiting::Inquiry;
 use crate::clock::Clock;
-use crate::kubernetes::{Cluster, Refusal};
+use crate::kubernetes::{Cluster, Refusal, RefusalKind};
 
 /// How many namespaces are looked at together.
 const BATCH: usize = 8;
@@ -58,6 +63,8 @@ pub struct Evidence {
     pub max_service_entries: usize,
     /// What time it is.
     pub clock: Clock,
+    /// Lets one large namespace be held at a time.
+    pub large: Semaphore,
 }
 
 #[derive(Default)]
@@ -65,6 +72,8 @@ struct State {
     rooms: BTreeMap<Text, Room>,
     inquiries: BTreeMap<Text, Inquiry>,
     turns: Turns,
+    /// The namespaces that hold more than is looked at, and what.
+    too_large: BTreeMap<Text, String>,
     error: Option<Refusal>,
     is_late: bool,
 }
@@ -102,11 +111,24 @@ impl Evidence {
                 }
                 continue;
             }
-            let seen = tokio::select! {
-                () = cancel.cancelled() => return,
-                seen = self.look(&state, &due) => seen,
-            };
-            let cleared = state.see(due.iter().zip(seen), now, self.interval);
+            let mut cleared = Vec::new();
+            let mut failure = None;
+            let mut looks = self.looks(&state, due);
+            // Each is taken in as it comes: what a large namespace holds is not kept until the others are known.
+            loop {
+                let (namespace, seen) = tokio::select! {
+                    () = cancel.cancelled() => return,
+                    seen = looks.next() => match seen {
+                        Some(seen) => seen,
+                        None => break,
+                    },
+                };
+                match state.see(&namespace, seen, now, self.interval) {
+                    Ok(gone) => cleared.extend(gone),
+                    Err(refusal) => failure = Some(refusal),
+                }
+            }
+            state.tell(failure);
             facts.send_replace(Arc::new(state.facts()));
             for (pod, until) in cleared {
                 // The ledger stops listening only at the end.
@@ -116,14 +138,22 @@ impl Evidence {
     }
 
     /// Looks at the namespaces that are `due`, all at once.
-    async fn look(&self, state: &State, due: &[Text]) -> Vec<Result<Option<Seen>, Refusal>> {
+    fn looks<'a>(
+        &'a self,
+        state: &State,
+        due: Vec<Text>,
+    ) -> FuturesUnordered<impl Future<Output = (Text, Result<Option<Seen>, Refusal>)> + use<'a>> {
         // The list becomes long soon after this many, and its Ingresses should be known by then.
         let with_routes = state.services() * 5 > self.max_service_entries * 3;
-        let looks = due.iter().map(|namespace| {
-            let pods = state.urgent(namespace);
-            async move { lookup::look(&self.cluster, self.clock, namespace, &pods, with_routes).await }
+        let looks = due.into_iter().map(|namespace| {
+            let pods = state.urgent(&namespace);
+            async move {
+                let look = Look::new(&self.cluster, &namespace, &self.large);
+                let seen = lookup::look(look, self.clock, &pods, with_routes).await;
+                (namespace, seen)
+            }
         });
-        futures_util::future::join_all(looks).await
+        looks.collect()
     }
 }
 
@@ -133,6 +163,7 @@ impl State {
         self.inquiries = waiting::inquiries(questions, &self.rooms, &self.inquiries, now);
         let inquiries = &self.inquiries;
         self.rooms.retain(|namespace, _| inquiries.contains_key(namespace));
+        self.too_large.retain(|namespace, _| inquiries.contains_key(namespace));
     }
 
     /// The namespaces to look at now, at most [`BATCH`], and when the next one is due if there are none.
@@ -162,30 +193,45 @@ impl State {
         (self.turns.take(&candidates, BATCH), next)
     }
 
-    /// Takes in what was seen of namespaces that were looked at from `asked` on. Returns the Pods that are proven gone, and until
-    /// when their evidence counts for nothing.
-    fn see<'a>(
+    /// Takes in what was seen of a namespace that was looked at from `asked` on. Returns the Pods that are proven gone, and until
+    /// when their evidence counts for nothing; or why the cluster can't be asked.
+    fn see(
         &mut self,
-        looks: impl Iterator<Item = (&'a Text, Result<Option<Seen>, Refusal>)>,
+        namespace: &Text,
+        seen: Result<Option<Seen>, Refusal>,
         asked: Moment,
         patience: Duration,
-    ) -> Vec<(PodRef, Moment)> {
-        let mut cleared = Vec::new();
-        let mut failure = None;
-        for (namespace, seen) in looks {
-            let Some(inquiry) = self.inquiries.get_mut(namespace) else { continue };
-            let room = self.rooms.entry(namespace.clone()).or_default();
-            match seen {
-                Ok(seen) => cleared.extend(room.see(namespace, &inquiry.wanted, seen, asked, patience)),
-                Err(refusal) => {
-                    room.fail(&inquiry.wanted, &refusal.text, asked);
-                    failure = Some(refusal);
+    ) -> Result<Vec<(PodRef, Moment)>, Refusal> {
+        let Some(inquiry) = self.inquiries.get_mut(namespace) else { return Ok(Vec::new()) };
+        let room = self.rooms.entry(namespace.clone()).or_default();
+        let outcome = match seen {
+            Ok(seen) => {
+                if self.too_large.remove(namespace).is_some() {
+                    tracing::info!(%namespace, "an accused namespace can be looked at again");
+                }
+                Ok(room.see(namespace, &inquiry.wanted, seen, asked, patience))
+            }
+            Err(refusal) => {
+                room.fail(&inquiry.wanted, &refusal.text, asked);
+                if refusal.kind == RefusalKind::TooMuch {
+                    // Its tenant's doing, and no trouble of the cluster's.
+                    if self.too_large.insert(namespace.clone(), refusal.text.clone()).is_none() {
+                        let error = refusal.text;
+                        tracing::error!(
+                            alert = "evidence",
+                            %namespace,
+                            error,
+                            "an accused namespace holds too much to be looked at; nothing is blocked or released in it meanwhile"
+                        );
+                    }
+                    Ok(Vec::new())
+                } else {
+                    Err(refusal)
                 }
             }
-            inquiry.judge(room, asked);
-        }
-        self.tell(failure);
-        cleared
+        };
+        inquiry.judge(room, asked);
+        outcome
     }
 
     /// The Pods of `namespace` that have to be looked up one by one if they are not listed, the most urgent first.
@@ -240,7 +286,8 @@ impl State {
     /// Shows how the looking up goes. That accusations wait too long is said when it begins and when it ends.
     fn show(&mut self, status: &watch::Sender<EvidenceStatus>, now: Moment) {
         let error = self.error.as_ref().map(|refusal| refusal.text.clone());
-        let current = waiting::status(&self.inquiries, error, now);
+        let too_large = self.too_large.values().next().cloned();
+        let current = EvidenceStatus { too_large, ..waiting::status(&self.inquiries, error, now) };
         let is_late = current.late > 0;
         if is_late && !self.is_late {
             tracing::error!(

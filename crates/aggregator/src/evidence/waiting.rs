@@ -36,6 +36,8 @@ pub(super) struct Unjudged {
 pub struct EvidenceStatus {
     /// Why the cluster can't be asked, if so.
     pub error: Option<String>,
+    /// What is wrong with one of the namespaces that hold too much to be looked at, if there are any.
+    pub too_large: Option<String>,
     /// How many namespaces have an accusation that is not judged yet.
     pub waiting: usize,
     /// How many of them have had one for longer than they should.
@@ -121,6 +123,7 @@ pub(super) fn status(
         inquiries.values().filter_map(Inquiry::asked).map(|asked| now.since(asked)).collect();
     EvidenceStatus {
         error,
+        too_large: None,
         waiting: waits.len(),
         late: waits.iter().filter(|wait| **wait > LATE).count(),
         longest_wait: Duration::from_secs(waits.into_iter().max().unwrap_or_default().as_secs()),
@@ -139,7 +142,7 @@ impl EvidenceStatus {
                 humantime::format_duration(self.longest_wait)
             )
         });
-        let all: Vec<String> = self.error.clone().into_iter().chain(late).collect();
+        let all: Vec<String> = self.error.iter().chain(&self.too_large).cloned().chain(late).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }

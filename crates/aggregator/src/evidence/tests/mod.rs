@@ -1,5 +1,8 @@
 //! The order of looks in simulated time, under the pace as shipped.
 
+mod bounds;
+mod fake;
+
 use jiff::Timestamp;
 use procscan_core::names::{App, NodeName};
 use procscan_core::policy::{AccusedPod, Accusers, PodFact, PodState};
@@ -133,8 +136,9 @@ impl World {
             for namespace in &due {
                 self.judged.entry(namespace.clone()).or_insert(self.now);
             }
-            let looks = due.iter().map(|namespace| (namespace, Ok(Some(seen(namespace)))));
-            self.state.see(looks, asked, ROUND);
+            for namespace in &due {
+                self.state.see(namespace, Ok(Some(seen(namespace))), asked, ROUND).unwrap();
+            }
         }
     }
 

@@ -1,0 +1,103 @@
+//! Reads large answers: trimmed while they come, and never more than a bound.
+
+use http_body_util::BodyExt;
+use hyper::{Request, Response};
+use kube::client::Body;
+use serde::de::DeserializeOwned;
+
+use super::trim::{Keep, Trim};
+use super::{Ask, Cluster, Refusal, RefusalKind};
+
+/// No refusal of the API server is larger; in bytes.
+const MAX_STATUS: usize = 64 << 10;
+
+/// How much of one answer is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// How many bytes may come.
+    pub read: usize,
+    /// How many bytes of what is wanted are held.
+    pub kept: usize,
+}
+
+/// An answer, and how much of it there was.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// What is wanted of it.
+    pub value: T,
+    /// How many bytes came.
+    pub read: usize,
+    /// How many bytes of what is wanted there were.
+    pub kept: usize,
+}
+
+impl Cluster {
+    /// Reads of the answer to `request`, in its turn, what `keep` says. Beyond the limit it is given up with
+    /// [`RefusalKind::TooMuch`].
+    pub async fn read_in_turn<T: DeserializeOwned>(
+        &self,
+        ask: Ask<'_>,
+        request: Result<Request<Vec<u8>>, kube::core::request::Error>,
+        keep: &'static Keep,
+        limit: Limit,
+    ) -> Result<Answer<T>, Refusal> {
+        let too_much = ask.clone();
+        let read = async {
+            let request = request.map_err(kube::Error::BuildRequest)?;
+            let response = self.client.send(request.map(Body::from)).await?;
+            read(response, keep, limit).await
+        };
+        let answer = self.ask_in_turn(ask, read).await?;
+        answer.ok_or_else(|| Refusal {
+            kind: RefusalKind::TooMuch,
+            subject: too_much.subject(),
+            text: format!(
+                "{too_much}: the answer is larger than is read ({} bytes, {} of what is wanted)",
+                limit.read, limit.kept
+            ),
+        })
+    }
+}
+
+/// `None` if there is more than the limit.
+async fn read<T: DeserializeOwned>(
+    response: Response<Body>,
+    keep: &'static Keep,
+    limit: Limit,
+) -> kube::Result<Option<Answer<T>>> {
+    let status = response.status();
+    let mut body = response.into_body();
+    if !status.is_success() {
+        let mut text = Vec::new();
+        while let Some(frame) = body.frame().await {
+            if let Ok(piece) = frame?.into_data() {
+                text.extend(piece.iter().take(MAX_STATUS.saturating_sub(text.len())));
+            }
+        }
+        return Err(kube::Error::Api(Box::new(refusal(status.as_u16(), &text))));
+    }
+    let mut trim = Trim::new(keep);
+    let mut read = 0_usize;
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame?.into_data() else { continue };
+        read = read.saturating_add(piece.len());
+        if read > limit.read {
+            return Ok(None);
+        }
+        trim.take_in(&piece);
+        if trim.len() > limit.kept {
+            return Ok(None);
+        }
+    }
+    let kept = trim.len();
+    let value = serde_json::from_slice(&trim.into_kept()).map_err(kube::Error::SerdeError)?;
+    Ok(Some(Answer { value, read, kept }))
+}
+
+/// What the API server says of a request that it refuses, or somebody in between.
+fn refusal(code: u16, text: &[u8]) -> kube::core::Status {
+    serde_json::from_slice(text).unwrap_or_else(|_| {
+        let text = String::from_utf8_lossy(text);
+        kube::core::Status::failure(text.trim(), "Failed to parse error data").with_code(code)
+    })
+}

@@ -2,11 +2,11 @@
 //! no longer sees.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
-use super::{CGROUP_LIMIT, CMDLINE_LIMIT, Home, base_name, number, read_bounded};
+use super::{CGROUP_LIMIT, CMDLINE_LIMIT, Home, base_name, read_bounded};
 
 /// Why a scan does not say what runs on the node.
 #[derive(Debug, thiserror::Error)]
@@ -84,13 +84,13 @@ pub(super) fn of_node(root: &Path) -> Result<(), Partial> {
     let hidden = |_| Partial::Hidden(root.to_owned());
     let first = read("1", "cgroup", CGROUP_LIMIT).map_err(hidden)?;
     let command = read("1", "cmdline", CMDLINE_LIMIT).map_err(hidden)?;
-    let is_first = fs::read_link(root.join("self")).is_ok_and(|link| number(&link) == Some(1));
+    // Process 1 itself, or one that it has started.
     let is_of_ours = read("self", "cgroup", CGROUP_LIMIT).is_ok_and(|own| own == first);
     let is_of_a_pod = Home::of(&String::from_utf8_lossy(&first)) != Home::Outside;
     // Containers that share the processes of their Pod have the sandbox's as the first.
     let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
     let is_sandbox = base_name(&String::from_utf8_lossy(program)) == "pause";
-    if is_first || is_of_ours || is_of_a_pod || is_sandbox {
+    if is_of_ours || is_of_a_pod || is_sandbox {
         return Err(Partial::OwnNamespace(root.to_owned()));
     }
     Ok(())

@@ -263,7 +263,7 @@ fn an_agent_that_sees_its_own_pod_only_is_partial() {
         (private, "procscan-aggregator\0agent", 1, private, "it is the first process"),
         (private, "tini\0--\0agent", 7, private, "the first process is of its container"),
         (own, "tini", 7, own, "the same, seen from the node's control groups"),
-        (&*in_pod(UID), "/pause", 7, "0::/x", "the first process is of a Pod"),
+        (&*in_pod(UID), "nginx", 7, "0::/x", "the first process is of a Pod"),
         ("0::/../4f.scope", "/pause\0", 7, private, "the first process is a sandbox"),
     ] {
         let node = Node::new();

@@ -10,6 +10,7 @@ use super::decision::{Actor, Decision, DecisionKind};
 use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
 use super::keep::Effective;
 use super::leader_clock::LeaderClock;
+use super::refused::Refused;
 use super::window::Window;
 use super::{Brake, Mode, Policy};
 use crate::Moment;
@@ -30,8 +31,8 @@ pub struct Book {
     pub(super) unjudged: BTreeMap<EvidenceId, (Moment, EvidenceView)>,
     /// Disputed evidence, with the reason. It is in the log already.
     pub(super) disputes: BTreeMap<(Key, NodeName), String>,
-    /// Apps of namespaces that may not be touched, accused and in the log already.
-    pub(super) refused: BTreeSet<App>,
+    /// What is accused in namespaces that may not be touched, and in the log already.
+    pub(super) refused: Refused,
     /// New notices in the current round: the round's number and how many.
     pub(super) notices: (u64, usize),
     pub(super) last: Last,

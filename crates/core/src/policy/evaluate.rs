@@ -12,7 +12,8 @@ use super::book::{Book, Last};
 use super::brake::{Brake, RuleNames};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
-use super::incident::{ClearedGround, Ground, Incident, Standing, Telling, Told};
+use super::incident::{ClearedGround, Ground, Incident, Standing};
+use super::notify::{may_be_told, telling};
 use super::window::Accusers;
 use super::{Mode, Policy};
 use crate::Moment;
@@ -60,7 +61,7 @@ pub(super) struct Pass<'a> {
     /// Namespaces with fresh accusations that can't be judged.
     pub(super) doubtful: BTreeSet<Text>,
     decisions: Vec<Decision>,
-    alerts: Vec<Alert>,
+    pub(super) alerts: Vec<Alert>,
 }
 
 /// How long a block waits for a tenant who can't be told of the grace, beyond it; another grace if that is longer.
@@ -375,49 +376,6 @@ impl Book {
             .collect()
     }
 
-    /// Decides who is told what, and takes over how those who are blocked are reached.
-    fn tell(&mut self, pass: &mut Pass<'_>) {
-        if self.notices.0 != pass.snapshot.rounds {
-            self.notices = (pass.snapshot.rounds, 0);
-        }
-        let mut waiting = 0;
-        for (app, incident) in &mut self.incidents {
-            let what = telling(&phase(incident, pass.policy.mode));
-            if what == Telling::Blocked
-                && let Some(exposure) = pass.facts.exposure(app, pass.policy.verify_pods)
-                && *incident.exposure != exposure
-            {
-                incident.file().exposure = Arc::new(exposure);
-            }
-            if !may_be_told(app, pass.policy, pass.facts) {
-                continue;
-            }
-            let told = match incident.told {
-                // Who has never been told anything has nothing to recover from.
-                None if what == Telling::Recovered => continue,
-                Some(told) if told.what == what => continue,
-                Some(told) if what == Telling::Recovered => Told { what, ..told },
-                // Who has been warned is not newly told.
-                Some(Told { what: Telling::Grace, .. }) => Told::news(what, pass.now.wall()),
-                _ if self.notices.1 >= pass.policy.max_notices_per_round => {
-                    waiting += 1;
-                    continue;
-                }
-                _ => {
-                    self.notices.1 += 1;
-                    Told::news(what, pass.now.wall())
-                }
-            };
-            incident.file().told = Some(told);
-            if what != Telling::Recovered {
-                incident.delivered = None;
-            }
-        }
-        if waiting > 0 {
-            pass.alerts.push(Alert::Notices { waiting });
-        }
-    }
-
     /// What follows from the book as it is.
     pub fn plan(&mut self, policy: &Policy, facts: &Facts, now: Moment) -> Plan {
         // Whatever has been decided has been kept by now, so both are as they will be for a while.
@@ -482,24 +440,12 @@ impl Book {
 }
 
 /// What is happening to an App, as its tenant is told.
-fn phase(incident: &Incident, mode: Mode) -> NoticePhase {
+pub(super) fn phase(incident: &Incident, mode: Mode) -> NoticePhase {
     match incident.standing {
         Standing::Blocked { dry_run, .. } if !dry_run || mode == Mode::DryRun => NoticePhase::Blocked,
         Standing::Grace { until } => NoticePhase::Grace { until: until.wall() },
         _ => NoticePhase::Recovered,
     }
-}
-
-fn telling(phase: &NoticePhase) -> Telling {
-    match phase {
-        NoticePhase::Grace { .. } => Telling::Grace,
-        NoticePhase::Blocked => Telling::Blocked,
-        NoticePhase::Recovered => Telling::Recovered,
-    }
-}
-
-fn may_be_told(app: &App, policy: &Policy, facts: &Facts) -> bool {
-    !facts.terminating.contains(&app.namespace) && policy.refuses(&app.namespace).is_none()
 }
 
 impl Book {

@@ -1,12 +1,13 @@
 //! From evidence to grounds: what is accepted against whom, and for how long.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use super::book::Book;
 use super::decision::DecisionKind;
 use super::evaluate::Pass;
 use super::facts::{Verdict, claimed_app};
 use super::incident::{ClearedGround, EvidenceId, Ground, Incident, Silence, Standing};
+use super::refused::{self, RefusedNow};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
 use crate::names::{App, NodeName, Text};
@@ -17,16 +18,14 @@ impl Book {
     pub(super) fn hear(&mut self, pass: &mut Pass<'_>) -> usize {
         self.begin_anew(pass.snapshot);
         let known = self.accused_by();
-        let (mut disputes, mut refused) = (BTreeMap::new(), BTreeSet::new());
+        let (mut disputes, mut refused) = (BTreeMap::new(), RefusedNow::default());
         let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
         for violation in &pass.snapshot.violations {
             if let Some(why) = pass.policy.refuses(&violation.key.namespace) {
-                if violation.state == State::Active {
-                    let app = claimed_app(violation.record());
-                    if !self.refused.contains(&app) && !self.incidents.contains_key(&app) {
-                        pass.decide(&app, DecisionKind::Exempted, why.to_owned());
-                    }
-                    refused.insert(app);
+                if violation.state == State::Active && !refused::is_known(&self.incidents, violation.record())
+                {
+                    let active = violation.evidence().filter(|e| e.presence == Presence::Active);
+                    active.for_each(|evidence| refused.count(&evidence.node, &evidence.record, why));
                 }
                 continue;
             }
@@ -122,7 +121,7 @@ impl Book {
             }
         }
         self.disputes = disputes;
-        self.refused = refused;
+        self.refused.log(refused, pass);
         unverified
     }
 

@@ -413,6 +413,26 @@ impl Incident {
         }
     }
 
+    /// What its tenant is to be told from now on.
+    pub(super) fn tell(&mut self, told: Told) {
+        self.file().told = Some(told);
+        if told.what != Telling::Recovered {
+            self.delivered = None;
+        }
+    }
+
+    /// Since when its tenant waits to be told what has come of it.
+    pub(super) fn waits_since(&self, policy: &Policy) -> Moment {
+        match (self.told, self.standing) {
+            (Some(_), Standing::Blocked { since, .. }) => since,
+            (Some(_), Standing::Grace { until }) => {
+                Moment::new(until.uptime().saturating_sub(policy.grace), until.wall())
+            }
+            // Of this incident nothing has been told yet.
+            _ => self.opened,
+        }
+    }
+
     /// Whether its tenant has not known of the grace for as long as it lasts. In dry-run nobody is told.
     pub(super) fn is_untold(&self, pass: &Pass<'_>) -> bool {
         let told = self.told.filter(|told| told.what == Telling::Grace).and(self.delivered);

@@ -22,7 +22,9 @@ mod hearing;
 mod incident;
 mod keep;
 mod leader_clock;
+mod notify;
 mod questions;
+mod refused;
 mod simulate;
 mod window;
 

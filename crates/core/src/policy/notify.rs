@@ -1,0 +1,105 @@
+//! What tenants are told, and in which order where more of them wait than a round allows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::Policy;
+use super::book::Book;
+use super::decision::Alert;
+use super::evaluate::{Pass, phase};
+use super::facts::Facts;
+use super::incident::{Telling, Told};
+use crate::Moment;
+use crate::names::{App, Text};
+use crate::plan::NoticePhase;
+
+impl Book {
+    /// Decides who is told what, and takes over how those who are blocked are reached.
+    pub(super) fn tell(&mut self, pass: &mut Pass<'_>) {
+        if self.notices.0 != pass.snapshot.rounds {
+            self.notices = (pass.snapshot.rounds, 0);
+        }
+        let mut waiting = Vec::new();
+        for (app, incident) in &mut self.incidents {
+            let what = telling(&phase(incident, pass.policy.mode));
+            if what == Telling::Blocked
+                && let Some(exposure) = pass.facts.exposure(app, pass.policy.verify_pods)
+                && *incident.exposure != exposure
+            {
+                incident.file().exposure = Arc::new(exposure);
+            }
+            if !may_be_told(app, pass.policy, pass.facts) {
+                continue;
+            }
+            match incident.told {
+                // Who has never been told anything has nothing to recover from.
+                None if what == Telling::Recovered => {}
+                Some(told) if told.what == what => {}
+                Some(told) if what == Telling::Recovered => incident.tell(Told { what, ..told }),
+                // Who has been warned is not newly told.
+                Some(Told { what: Telling::Grace, .. }) => {
+                    incident.tell(Told::news(what, pass.now.wall()));
+                }
+                _ => waiting.push((incident.waits_since(pass.policy), app.clone())),
+            }
+        }
+        self.tell_in_turn(waiting, pass);
+    }
+
+    /// Tells so many of those that wait as a round allows, in their turn (see [`Book::turns`]).
+    fn tell_in_turn(&mut self, mut waiting: Vec<(Moment, App)>, pass: &mut Pass<'_>) {
+        let free = pass.policy.max_notices_per_round.saturating_sub(self.notices.1);
+        let left = waiting.len().saturating_sub(free);
+        if left > 0 {
+            let mut turns = self.turns(waiting);
+            turns.sort_unstable();
+            waiting = turns.into_iter().take(free).map(|(_, since, app)| (since, app)).collect();
+            pass.alerts.push(Alert::Notices { waiting: left });
+        }
+        self.notices.1 += waiting.len();
+        for (_, app) in waiting {
+            if let Some(incident) = self.incidents.get_mut(&app) {
+                let what = telling(&phase(incident, pass.policy.mode));
+                incident.tell(Told::news(what, pass.now.wall()));
+            }
+        }
+    }
+
+    /// In which order those that wait are told: each App after as many others of its tenant as wait longer, or were told since it
+    /// waits; and among equals the longest waiting. So no tenant is kept waiting by the Apps that another makes.
+    fn turns(&self, mut waiting: Vec<(Moment, App)>) -> Vec<(usize, Moment, App)> {
+        waiting.sort_unstable();
+        let mut of_tenant: BTreeMap<Text, (usize, Vec<Timestamp>)> =
+            waiting.iter().map(|(_, app)| (app.namespace.clone(), (0, Vec::new()))).collect();
+        for (app, incident) in &self.incidents {
+            if let (Some(told), Some((_, times))) = (incident.told, of_tenant.get_mut(&app.namespace)) {
+                times.push(told.at.get());
+            }
+        }
+        for (_, times) in of_tenant.values_mut() {
+            times.sort_unstable();
+        }
+        let turn = |(since, app): (Moment, App)| {
+            let before = of_tenant.get_mut(&app.namespace).map_or(0, |(longer, times)| {
+                *longer += 1;
+                *longer + times.len() - times.partition_point(|at| *at < since.wall())
+            });
+            (before, since, app)
+        };
+        waiting.into_iter().map(turn).collect()
+    }
+}
+
+pub(super) fn telling(phase: &NoticePhase) -> Telling {
+    match phase {
+        NoticePhase::Grace { .. } => Telling::Grace,
+        NoticePhase::Blocked => Telling::Blocked,
+        NoticePhase::Recovered => Telling::Recovered,
+    }
+}
+
+pub(super) fn may_be_told(app: &App, policy: &Policy, facts: &Facts) -> bool {
+    !facts.terminating.contains(&app.namespace) && policy.refuses(&app.namespace).is_none()
+}

@@ -1,0 +1,123 @@
+//! Accusations in namespaces that may not be touched: counted by node and namespace, and logged once, when that begins.
+//!
+//! All names in them are the accusing node's own words. Were each one logged, a node that varies them would push everything else out
+//! of the log, so what is remembered is bounded whatever they are.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::decision::DecisionKind;
+use super::evaluate::Pass;
+use super::facts::claimed_app;
+use crate::Moment;
+use crate::names::{App, NodeName, Text};
+use crate::report::Record;
+
+/// How many namespaces of one node are remembered, and so logged one by one.
+const MAX_NAMESPACES: usize = 16;
+
+/// What has been logged.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Refused(BTreeMap<NodeName, Namespaces>);
+
+/// Of one node: when each was accused last.
+#[derive(Clone, Debug, Default)]
+struct Namespaces {
+    known: BTreeMap<Text, Moment>,
+    /// Any namespace beyond the limit.
+    beyond: Option<Moment>,
+}
+
+/// What one node says of one namespace, in one evaluation.
+struct Accused<'a> {
+    first: &'a Record,
+    why: &'static str,
+    count: usize,
+}
+
+/// All refused accusations of one evaluation.
+#[derive(Default)]
+pub(super) struct RefusedNow<'a>(BTreeMap<(&'a NodeName, &'a Text), Accused<'a>>);
+
+impl<'a> RefusedNow<'a> {
+    pub(super) fn count(&mut self, node: &'a NodeName, record: &'a Record, why: &'static str) {
+        let accused = Accused { first: record, why, count: 0 };
+        self.0.entry((node, &record.key.namespace)).or_insert(accused).count += 1;
+    }
+}
+
+impl Refused {
+    /// Logs what is new, and forgets what has not been said for `policy.same_incident`.
+    pub(super) fn log(&mut self, now: RefusedNow<'_>, pass: &mut Pass<'_>) {
+        for ((node, namespace), accused) in now.0 {
+            let logged = self.0.entry(node.clone()).or_default();
+            let (reason, app) = match logged.begins(namespace, pass.now) {
+                None => continue,
+                Some(Begins::Namespace) => (accused.reason(node, namespace), claimed_app(accused.first)),
+                Some(Begins::Beyond) => (
+                    format!(
+                        "node {} accuses processes in more than {MAX_NAMESPACES} namespaces that may not be touched; \
+                         no more of them are logged",
+                        node.0.escape_debug()
+                    ),
+                    claimed_app(accused.first),
+                ),
+            };
+            pass.decide(&app, DecisionKind::Exempted, reason);
+        }
+        self.forget(pass.now, pass.policy.same_incident);
+    }
+
+    fn forget(&mut self, now: Moment, after: Duration) {
+        let is_kept = |at: &Moment| now.since(*at) <= after;
+        self.0.retain(|_, logged| {
+            logged.known.retain(|_, at| is_kept(at));
+            logged.beyond = logged.beyond.filter(is_kept);
+            !logged.known.is_empty() || logged.beyond.is_some()
+        });
+    }
+}
+
+/// What is new.
+enum Begins {
+    Namespace,
+    Beyond,
+}
+
+impl Namespaces {
+    /// Notes that a namespace is accused now.
+    fn begins(&mut self, namespace: &Text, now: Moment) -> Option<Begins> {
+        if let Some(at) = self.known.get_mut(namespace) {
+            *at = now;
+            return None;
+        }
+        if self.known.len() < MAX_NAMESPACES {
+            self.known.insert(namespace.clone(), now);
+            return Some(Begins::Namespace);
+        }
+        self.beyond.replace(now).is_none().then_some(Begins::Beyond)
+    }
+}
+
+impl Accused<'_> {
+    fn reason(&self, node: &NodeName, namespace: &Text) -> String {
+        let key = &self.first.key;
+        let others = match self.count - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "{}: node {} accuses process `{}` of Pod {}{others} in namespace {}",
+            self.why,
+            node.0.escape_debug(),
+            key.process.escape_debug(),
+            key.pod.escape_debug(),
+            namespace.escape_debug()
+        )
+    }
+}
+
+/// Whether it is about an App with an incident, which is decided on its own.
+pub(super) fn is_known<T>(incidents: &BTreeMap<App, T>, record: &Record) -> bool {
+    incidents.contains_key(&claimed_app(record))
+}

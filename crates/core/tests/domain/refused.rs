@@ -1,0 +1,85 @@
+//! Accusations in namespaces that may not be touched.
+
+use procscan_core::policy::DecisionKind;
+use procscan_core::report::Record;
+
+use crate::common::*;
+
+/// `n` processes in `namespace` of Apps whose names a node makes up, `round` by round.
+fn made_up(namespace: &str, n: usize, round: u64, stamp: i64) -> Vec<Record> {
+    (0..n).map(|i| record_of(namespace, &format!("p-{round}-{i}"), "xmrig", stamp)).collect()
+}
+
+fn logged(world: &mut World) -> Vec<String> {
+    let decisions = world.evaluate().decisions;
+    decisions
+        .iter()
+        .map(|decision| {
+            assert_eq!(decision.kind, DecisionKind::Exempted);
+            decision.reason.to_string()
+        })
+        .collect()
+}
+
+#[test]
+fn whatever_names_a_node_makes_up_a_protected_namespace_is_logged_once_for_it() {
+    let mut world = World::new(&["n1", "n2"]);
+    let mut log = Vec::new();
+    world.rounds(10, |w| {
+        let now = w.clock();
+        w.answer("n1", made_up("kube-system", 300, w.now.uptime().as_secs(), now));
+        log.extend(logged(w));
+    });
+    let [line] = &log[..] else { panic!("{} lines", log.len()) };
+    assert!(line.contains("node n1") && line.contains("kube-system") && line.contains("299 more"), "{line}");
+    assert!(line.contains("enforcement.protected_namespaces"), "{line}");
+
+    // Another node, and another namespace, is something else.
+    let now = world.clock();
+    world.answer("n2", made_up("kube-system", 1, 0, now));
+    world.answer("n1", [made_up("kube-system", 1, 1, now), made_up("kube-dns", 1, 1, now)].concat());
+    let lines = logged(&mut world);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].contains("node n1") && lines[0].contains("kube-dns"), "{lines:?}");
+    assert!(lines[1].contains("node n2") && !lines[1].contains("more"), "{lines:?}");
+}
+
+#[test]
+fn a_node_that_makes_up_namespaces_too_is_logged_a_few_times_a_day() {
+    let mut world = World::new(&["n1"]);
+    let mut log = Vec::new();
+    let a_day = |w: &mut World, log: &mut Vec<String>| {
+        for hour in 0..23 {
+            w.wait(HOUR);
+            let now = w.clock();
+            let records = (0..100).flat_map(|i| made_up(&format!("x-{hour}-{i}"), 2, hour, now)).collect();
+            w.answer("n1", records);
+            log.extend(logged(w));
+        }
+    };
+    a_day(&mut world, &mut log);
+    assert_eq!(log.len(), 17, "{log:?}");
+    assert!(log[16].contains("more than 16 namespaces") && log[16].contains("node n1"), "{}", log[16]);
+    log.clear();
+    a_day(&mut world, &mut log);
+    assert!(log.len() <= 17, "{log:?}");
+}
+
+#[test]
+fn what_is_accused_again_after_a_day_is_logged_again() {
+    let mut world = World::new(&["n1"]);
+    let accuse = |w: &mut World| {
+        let now = w.clock();
+        w.answer("n1", made_up("kube-system", 1, 0, now));
+        logged(w).len()
+    };
+    assert_eq!(accuse(&mut world), 1);
+    for _ in 0..3 {
+        world.wait(20 * HOUR);
+        assert_eq!(accuse(&mut world), 0, "it has been accused within a day");
+    }
+    world.answer("n1", vec![]);
+    world.wait(25 * HOUR);
+    world.evaluate();
+    assert_eq!(accuse(&mut world), 1);
+}

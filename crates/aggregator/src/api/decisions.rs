@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use procscan_core::names::Text;
 use procscan_core::policy::DecisionKind;
-use procscan_core::state::incident::{AppRef, Decision};
+use procscan_core::state::incident::{AppRef, Decision, LoggedKind};
 use serde::{Deserialize, Serialize};
 
 use super::Api;
@@ -45,7 +45,7 @@ struct Decisions {
 struct Entry {
     at: Timestamp,
     app: AppRef,
-    decision: DecisionKind,
+    decision: LoggedKind,
     actor: Text,
     reason: Text,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -101,18 +101,18 @@ pub(super) async fn decisions(
 fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
     let kept = api.views.kept.borrow().clone();
     let mut all = Vec::new();
-    let mut known: BTreeSet<(Timestamp, AppRef, DecisionKind)> = BTreeSet::new();
+    let mut known: BTreeSet<(Timestamp, AppRef, LoggedKind)> = BTreeSet::new();
     for (name, incident) in &kept.incidents {
         let Some(incident) = incident.legible(name) else { continue };
         for decision in incident.status.decisions {
             let app = incident.spec.app.clone();
-            known.insert((decision.at, app.clone(), decision.decision));
+            known.insert((decision.at, app.clone(), decision.decision.clone()));
             all.push(Entry::kept(name.to_string(), app, decision));
         }
     }
     for logged in logged {
         let Ok(Logged { incident, app, decision }) = serde_json::from_str(&logged.body) else { continue };
-        if known.insert((decision.at, app.clone(), decision.decision)) {
+        if known.insert((decision.at, app.clone(), decision.decision.clone())) {
             all.push(Entry::kept(incident, app, decision));
         }
     }
@@ -120,14 +120,15 @@ fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
     let of_journal = api.views.journal.last().into_iter().map(|decision| Entry {
         at: decision.at,
         app: AppRef::from(&decision.app),
-        decision: decision.kind,
+        decision: decision.kind.into(),
         actor: decision.actor.name(),
         reason: decision.reason,
         dry_run: decision.dry_run,
         incident: None,
     });
-    let is_new =
-        |entry: &Entry| entry.dry_run || !known.contains(&(entry.at, entry.app.clone(), entry.decision));
+    let is_new = |entry: &Entry| {
+        entry.dry_run || !known.contains(&(entry.at, entry.app.clone(), entry.decision.clone()))
+    };
     all.extend(of_journal.filter(is_new));
     all
 }
@@ -137,7 +138,7 @@ impl Filter {
         let AppRef { namespace, name, .. } = &entry.app;
         self.namespace.as_ref().is_none_or(|wanted| **wanted == **namespace)
             && self.name.as_ref().is_none_or(|wanted| **wanted == **name)
-            && self.decision.is_none_or(|wanted| wanted == entry.decision)
+            && self.decision.is_none_or(|wanted| entry.decision == wanted)
             && self.actor.as_ref().is_none_or(|wanted| **wanted == *entry.actor)
             && self.since.is_none_or(|since| entry.at >= since)
             && self.until.is_none_or(|until| entry.at < until)

@@ -7,12 +7,13 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use procscan_core::policy::Mode;
 use procscan_core::state::incident::AppRef;
-use procscan_core::state::{ExemptionSpec, Incident, IncidentState, IncidentStatus};
+use procscan_core::state::{Incident, IncidentState, IncidentStatus};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::Api;
 use super::problem::Problem;
-use crate::state::KeptIncident;
+use crate::state::{KeptIncident, UnreadExemption};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,8 +89,8 @@ struct Exemptions {
 struct Exemption {
     name: String,
     #[serde(flatten)]
-    spec: ExemptionSpec,
-    /// Why it covers nothing, if so.
+    spec: Value,
+    /// What is wrong with it, or why it covers nothing, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -98,12 +99,24 @@ struct Exemption {
 pub(super) async fn exemptions(State(api): State<Api>) -> Response {
     let kept = api.views.kept.borrow().clone();
     let now = Timestamp::now();
-    let exemption = |(name, spec): (&String, &ExemptionSpec)| {
+    let unread = &kept.unread.exemptions;
+    let mut exemptions: Vec<Exemption> = Vec::new();
+    for (name, spec) in kept.exemptions.iter().filter(|(name, _)| !unread.contains_key(*name)) {
         let over = spec.until.filter(|until| *until <= now).map(|until| format!("it was over at {until}"));
         let error = spec.rule().err().map(|error| error.to_string()).or(over);
-        Exemption { name: name.clone(), spec: spec.clone(), error }
-    };
-    Json(Exemptions { exemptions: kept.exemptions.iter().map(exemption).collect() }).into_response()
+        exemptions.push(Exemption { name: name.clone(), spec: json!(spec), error });
+    }
+    for (name, UnreadExemption { error, spec }) in unread {
+        let then = if kept.exemptions.contains_key(name) {
+            "the last that could be read counts"
+        } else {
+            "nothing new is blocked that it may cover"
+        };
+        let (name, error) = (name.clone(), Some(format!("{error}; {then}")));
+        exemptions.push(Exemption { name, spec: spec.clone(), error });
+    }
+    exemptions.sort_by(|a, b| a.name.cmp(&b.name));
+    Json(Exemptions { exemptions }).into_response()
 }
 
 #[derive(Serialize)]

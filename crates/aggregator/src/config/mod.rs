@@ -261,6 +261,7 @@ impl Config {
             verify_pods: self.verifies_pods(),
             grace: self.enforcement.grace,
             brake: self.brake.rules(),
+            unread_exemptions: Vec::new(),
             exemptions: self.enforcement.exemptions.iter().map(enforcement::ExemptionConfig::rule).collect(),
             same_incident: self.detection.same_incident,
             unreachable_limit: self.detection.unreachable_limit,

@@ -2,7 +2,7 @@
 
 mod keeping;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use procscan_core::policy::{
     Alert, Book, Decision, DecisionKind, Facts, Inherited, Mode, Policy, remembered,
 };
 use procscan_core::snapshot::Snapshot;
+use procscan_core::state::exemption::readable;
 use procscan_core::state::{Incident, IncidentState};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ use super::journal;
 use super::{Decided, PolicyTask, TakeOver, rest};
 use crate::leader::Pen;
 use crate::ledger_task::{Memory, Published};
-use crate::state::Outline;
+use crate::state::{Kept, Loaded, Outline, Unreadable};
 
 /// The pause after which what can't be kept is tried again; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
@@ -53,6 +54,8 @@ pub(super) struct Lead<'a> {
     again: Option<(Instant, Duration)>,
     has_waited: bool,
     swept: Option<Instant>,
+    /// The incidents that could not be read, by name: nothing is decided about their Apps.
+    unreadable: BTreeMap<String, Unreadable>,
     /// What has been decided on.
     decided: Option<Seen>,
     /// When time alone may change a decision.
@@ -109,6 +112,7 @@ impl<'a> Lead<'a> {
             again: None,
             has_waited: false,
             swept: None,
+            unreadable: BTreeMap::new(),
             decided: None,
             deadline: None,
         }
@@ -130,9 +134,9 @@ impl<'a> Lead<'a> {
         let mut pause = MIN_PAUSE;
         self.hear_operators().await?;
         self.is_copy = self.policy().mode == Mode::DryRun;
-        let kept = loop {
-            match self.task.store.load(&self.pen, !self.is_copy).await {
-                Ok(kept) => break kept,
+        let Loaded { incidents: kept, unreadable } = loop {
+            match self.task.store.load().await {
+                Ok(loaded) => break loaded,
                 Err(error) if error.is_lost() => return Err(End::Lost),
                 Err(error) => {
                     self.trouble(&error, true, UNREADABLE);
@@ -145,12 +149,14 @@ impl<'a> Lead<'a> {
             // Nothing of a copy is ever kept, which would say that the trouble is over.
             self.relieve();
         }
+        self.set_aside(unreadable);
         let blocked = self.blocked().await?;
         self.remind(&kept).await?;
         let now = self.task.clock.now();
         let snapshot = self.task.channels.ledger.fresh().await;
         let policy = self.policy();
         self.book = Book::restore(&kept, &snapshot, now);
+        self.book.set_aside(self.unreadable.values().filter_map(|unreadable| unreadable.app.clone()));
         (self.decisions, self.failing, self.again) = (Vec::new(), BTreeSet::new(), None);
         let open = kept.iter().filter(|incident| incident.status.state != IncidentState::Ended).count();
         let inherited = self.book.inherit(blocked, &policy, now);
@@ -167,6 +173,44 @@ impl<'a> Lead<'a> {
         }
         self.decisions.extend(inherited);
         Ok(())
+    }
+
+    /// Says once of each incident that can't be read what follows from it.
+    fn set_aside(&mut self, unreadable: BTreeMap<String, Unreadable>) {
+        for (incident, now) in &unreadable {
+            if self.unreadable.get(incident) == Some(now) {
+                continue;
+            }
+            let Unreadable { app, error } = now;
+            if let Some(app) = app {
+                tracing::error!(
+                    alert = "state",
+                    incident,
+                    %app,
+                    error,
+                    "an incident can't be read: its App is neither blocked nor released nor told, and what is closed of it \
+                     stays closed, until it is mended or deleted"
+                );
+            } else {
+                tracing::error!(
+                    alert = "state",
+                    incident,
+                    error,
+                    "an incident can't be read, not even whose it is: nothing new is blocked until it is mended or deleted"
+                );
+            }
+        }
+        self.unreadable = unreadable;
+    }
+
+    /// The rules as operators have them at the moment.
+    fn policy_now(&self, kept: &Kept) -> Policy {
+        let mut policy = self.task.policy_now(kept);
+        if self.unreadable.values().any(|unreadable| unreadable.app.is_none()) {
+            // It may be about any App, and say that it is released.
+            policy.unread_exemptions.push(readable(&serde_json::Value::Null));
+        }
+        policy
     }
 
     /// Waits until it is known what operators want: without their exemptions and their mode, anybody could be blocked.
@@ -269,7 +313,14 @@ impl<'a> Lead<'a> {
                 changed = channels.facts.changed(), if is_verified => is_verified = changed.is_ok(),
                 changed = channels.kept.changed(), if is_kept => {
                     is_kept = changed.is_ok();
-                    let now = channels.kept.borrow_and_update().outline();
+                    let kept = channels.kept.borrow_and_update().clone();
+                    let is_unread = |name: &String| kept.unread.incidents.contains_key(&**name);
+                    if !self.unreadable.keys().all(is_unread) {
+                        // One has been mended or deleted.
+                        return Ok(());
+                    }
+                    let now = kept.outline();
+                    drop(kept);
                     // What we have written ourselves is no news: in a storm it comes back thousands of times.
                     let gone = heard.as_ref().map(|before| now.lacks(before)).unwrap_or_default();
                     let wants_the_same = heard.as_ref().is_some_and(|before| now.wants_the_same(before));
@@ -315,7 +366,7 @@ impl<'a> Lead<'a> {
 
     fn policy(&mut self) -> Policy {
         let kept = self.task.channels.kept.borrow_and_update().clone();
-        self.task.policy_now(&kept)
+        self.policy_now(&kept)
     }
 
     async fn step(&mut self) -> Step {
@@ -329,7 +380,7 @@ impl<'a> Lead<'a> {
         let now = self.task.clock.now();
         let kept = channels.kept.borrow_and_update().clone();
         let facts = channels.facts.borrow_and_update().clone();
-        let policy = self.task.policy_now(&kept);
+        let policy = self.policy_now(&kept);
         let is_copy = policy.mode == Mode::DryRun;
         if self.is_copy && !is_copy {
             // What dry-run has decided on its copy had no effect.

@@ -205,7 +205,9 @@ impl PolicyTask {
     fn policy_now(&self, kept: &Kept) -> Policy {
         let mut policy = self.policy.clone();
         policy.mode = kept.enforcement.mode.unwrap_or(policy.mode);
-        policy.exemptions.extend(kept.rules().0);
+        let (rules, unread) = kept.rules();
+        policy.exemptions.extend(rules);
+        policy.unread_exemptions.extend(unread);
         policy
     }
 }

@@ -7,10 +7,13 @@ use jiff::{SignedDuration, Timestamp};
 use procscan_core::moment::WallTime;
 use procscan_core::names::{App, Text};
 use procscan_core::policy::{self, Act};
+use procscan_core::state::exemption::readable;
 use procscan_core::state::incident::{AppRef, Approval, Release};
 use procscan_core::state::{
     EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentState, IncidentStatus,
 };
+
+use serde_json::Value;
 
 use super::packed::Packed;
 
@@ -26,17 +29,38 @@ pub struct Kept {
     pub exemptions: BTreeMap<String, ExemptionSpec>,
     /// What operators say of all decisions.
     pub enforcement: EnforcementSpec,
+    /// What is there, and can't be read. What was read of it before stays in the others.
+    pub unread: Unread,
     /// Everything has been read at least once.
     pub is_complete: bool,
 }
 
+/// Objects that can't be read, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Unread {
+    /// Incidents, and why.
+    pub incidents: BTreeMap<Text, String>,
+    /// Exemptions.
+    pub exemptions: BTreeMap<String, UnreadExemption>,
+}
+
+/// An exemption that can't be read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnreadExemption {
+    /// Why.
+    pub error: String,
+    /// What it says, as it is there.
+    pub spec: Value,
+}
+
 impl Clone for Kept {
     fn clone(&self) -> Self {
-        let Self { incidents, exemptions, enforcement, is_complete } = self;
-        let (exemptions, enforcement, is_complete) = (exemptions.clone(), enforcement.clone(), *is_complete);
+        let Self { incidents, exemptions, enforcement, unread, is_complete } = self;
+        let (exemptions, enforcement) = (exemptions.clone(), enforcement.clone());
+        let (unread, is_complete) = (unread.clone(), *is_complete);
         // Made anew: a tree that has grown is half empty, and so would be its clone.
         let incidents = incidents.iter().map(|(name, incident)| (name.clone(), incident.clone())).collect();
-        Self { incidents, exemptions, enforcement, is_complete }
+        Self { incidents, exemptions, enforcement, unread, is_complete }
     }
 }
 
@@ -78,6 +102,7 @@ pub struct Outline {
     wanting: Vec<(Text, Arc<KeptIncident>)>,
     exemptions: BTreeMap<String, ExemptionSpec>,
     enforcement: EnforcementSpec,
+    unread: Unread,
     /// Ordered.
     names: Vec<Text>,
 }
@@ -87,6 +112,7 @@ impl Outline {
     pub fn wants_the_same(&self, before: &Self) -> bool {
         self.exemptions == before.exemptions
             && self.enforcement == before.enforcement
+            && self.unread == before.unread
             && self.wanting == before.wanting
     }
 
@@ -238,13 +264,15 @@ impl Kept {
             wanting: wanting.map(|(name, incident)| (name.clone(), incident.clone())).collect(),
             exemptions: self.exemptions.clone(),
             enforcement: self.enforcement.clone(),
+            unread: self.unread.clone(),
             names: self.incidents.keys().cloned().collect(),
         }
     }
 
-    /// The exemptions as rules, and what is wrong with those that are none.
-    pub fn rules(&self) -> (Vec<policy::Exemption>, Vec<String>) {
-        let (mut rules, mut wrong) = (Vec::new(), Vec::new());
+    /// The exemptions as rules; and of those that can't be read, and of which nothing was read before, what can be read of them (see
+    /// [`policy::Policy::unread_exemptions`]).
+    pub fn rules(&self) -> (Vec<policy::Exemption>, Vec<policy::Exemption>) {
+        let (mut rules, mut unread) = (Vec::new(), Vec::new());
         for (name, exemption) in &self.exemptions {
             match exemption.rule() {
                 Ok(mut rule) => {
@@ -253,10 +281,15 @@ impl Kept {
                     rule.reason = format!("{} (Exemption {name}, by {})", rule.reason, by.escape_debug());
                     rules.push(rule);
                 }
-                Err(error) => wrong.push(format!("Exemption {name}: {error}")),
+                // Without a form in JSON it says nothing that could be read, and may cover anything.
+                Err(_) => unread.push(readable(&serde_json::to_value(exemption).unwrap_or_default())),
             }
         }
-        (rules, wrong)
+        let is_unknown = |(name, _): &(&String, &UnreadExemption)| !self.exemptions.contains_key(*name);
+        unread.extend(
+            self.unread.exemptions.iter().filter(is_unknown).map(|(_, unread)| readable(&unread.spec)),
+        );
+        (rules, unread)
     }
 
     /// The incidents as the policy reads them.

@@ -13,7 +13,10 @@ pub mod kept;
 mod packed;
 pub mod sqlite;
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
+use procscan_core::names::App;
 use procscan_core::policy::Decision;
 use procscan_core::state::Incident;
 
@@ -21,7 +24,7 @@ pub use self::cluster::ClusterStore;
 pub use self::desk::{Desk, DeskError};
 pub use self::document::{Batch, DecisionFilter, Document, Kind, LoggedDecision};
 pub use self::file::FileStore;
-pub use self::kept::{Kept, KeptIncident, Order, Outline};
+pub use self::kept::{Kept, KeptIncident, Order, Outline, Unread, UnreadExemption};
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::leader::Pen;
 
@@ -60,6 +63,30 @@ impl StateError {
     }
 }
 
+/// Everything that is kept, as it was read.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The incidents of which something was decided.
+    pub incidents: Vec<Incident>,
+    /// Those that can't be read, by name.
+    pub unreadable: BTreeMap<String, Unreadable>,
+}
+
+/// An incident that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its App, if that can be read.
+    pub app: Option<App>,
+    /// What is wrong with it.
+    pub error: String,
+}
+
+impl From<Vec<Incident>> for Loaded {
+    fn from(incidents: Vec<Incident>) -> Self {
+        Self { incidents, unreadable: BTreeMap::new() }
+    }
+}
+
 /// Where incidents are kept, for the leader.
 #[derive(Debug)]
 pub enum Store {
@@ -80,12 +107,12 @@ impl Store {
         }
     }
 
-    /// Everything that is kept; ours from now on if it is `taken`, else only to be looked at.
-    pub async fn load(&mut self, pen: &Pen, taken: bool) -> Result<Vec<Incident>, StateError> {
+    /// Everything that is kept.
+    pub async fn load(&mut self) -> Result<Loaded, StateError> {
         match self {
-            Self::Cluster(store) => store.load(pen, taken).await,
-            Self::File(store) => store.load().await,
-            Self::Copy(incidents) => Ok(incidents.clone()),
+            Self::Cluster(store) => store.load().await,
+            Self::File(store) => store.load().await.map(Loaded::from),
+            Self::Copy(incidents) => Ok(incidents.clone().into()),
         }
     }
 

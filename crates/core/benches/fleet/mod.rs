@@ -61,6 +61,7 @@ impl Fleet {
                 ..BrakeRules::default()
             },
             exemptions: Vec::new(),
+            unread_exemptions: Vec::new(),
             same_incident: Duration::from_hours(24),
             unreachable_limit: Duration::from_hours(24),
             max_notices_per_round: any,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::aside::Aside;
 use super::decision::{Actor, Decision, DecisionKind};
 use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
 use super::keep::Effective;
@@ -27,6 +28,8 @@ pub struct Book {
     pub(super) clock: LeaderClock,
     /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
     pub(super) effective: BTreeMap<App, Effective>,
+    /// The Apps of which what is kept can't be read.
+    pub(super) aside: Aside,
     /// The first evidence whose Pod has not been looked up since, and when it was fresh.
     pub(super) unjudged: BTreeMap<EvidenceId, (Moment, EvidenceView)>,
     /// Disputed evidence, with the reason. It is in the log already.
@@ -136,6 +139,10 @@ impl Book {
             self.incidents.values().flat_map(|incident| incident.exposure.services.iter().cloned()).collect();
         let mut decisions = Vec::new();
         for Inherited { app, told, accused, services } in blocked {
+            if self.aside.contains(&app) {
+                self.aside.close(app, accused, services, &known, now);
+                continue;
+            }
             let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
             if self.incidents.contains_key(&app) || (accused.is_empty() && is_explained) {
                 continue;
@@ -166,6 +173,16 @@ impl Book {
             self.incidents.insert(app, incident);
         }
         decisions
+    }
+
+    /// What is kept of those Apps can't be read: they are neither blocked nor released nor told until it can, and what the objects
+    /// close of them stays closed.
+    pub fn set_aside(&mut self, apps: impl IntoIterator<Item = App>) {
+        for app in apps {
+            self.incidents.remove(&app);
+            self.effective.remove(&app);
+            self.aside.insert(app);
+        }
     }
 
     /// A Notification that told `app`'s tenant something at `at` has been written by `now`. Whether something may be decided now:

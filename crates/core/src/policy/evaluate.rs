@@ -241,6 +241,10 @@ impl Book {
         if incident.standing == Standing::Held || pass.policy.mode == Mode::Paused || !active {
             return Wish::Nothing;
         }
+        if pass.policy.may_exempt(app, pass.now.wall()) {
+            // An operator may have said that it is not to be blocked. Late is better than wrong.
+            return Wish::Nothing;
+        }
         if pass.policy.grace.is_zero() || incident.approved {
             return Wish::Block;
         }
@@ -429,6 +433,9 @@ impl Book {
                 notices.push(same(&mut last_notices, |last| last.app.cmp(app), notice));
             }
         }
+        summary.blocked += self.aside.blocks().count();
+        self.aside.blocks().for_each(|block| (&block.app, 0_u8).hash(&mut standing));
+        self.aside.add_to(&mut blocks);
         let (hashing, before) = last.standing;
         let standing = standing.finish();
         let before = before.filter(|(before, _)| *before == standing);
@@ -462,6 +469,7 @@ impl Book {
                 Standing::Watched | Standing::Ended { .. } => {}
             }
         }
+        self.aside.add_to(&mut plan.blocks);
         plan.summary.blocked = plan.blocks.len();
         plan
     }

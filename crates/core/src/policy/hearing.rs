@@ -75,6 +75,9 @@ impl Book {
                         // labels, or other rules, now name another.
                         let stays = already || ground.is_some_and(|ground| ground.is_of(&pod));
                         let app = before.filter(|_| stays).unwrap_or(&pod.app).clone();
+                        if self.aside.contains(&app) {
+                            continue;
+                        }
                         let buried =
                             self.incidents.get(&app).and_then(|incident| incident.tombstones.get(&id));
                         // A record that is still listed as it was when it cleared: of an earlier Pod, for example.

@@ -25,7 +25,7 @@ use crate::state;
 /// How many process names of an incident its tenant is told: a tenant can start processes of any number of names.
 const MAX_PROCESSES: usize = 8;
 /// How many decisions an incident keeps.
-const MAX_DECISIONS: usize = 20;
+pub(super) const MAX_DECISIONS: usize = 20;
 /// How much cleared evidence an incident remembers: a tenant can start any number of processes.
 const MAX_TOMBSTONES: usize = 64;
 
@@ -91,6 +91,8 @@ pub struct File {
     pub(super) releases: Vec<StickyRelease>,
     /// The last decisions, the latest last.
     pub(super) decisions: Vec<Arc<Decision>>,
+    /// Entries of the log of kinds that only another version knows.
+    pub(super) foreign: Box<[state::incident::Decision]>,
     /// How many decisions there have been.
     pub(super) decided: u64,
     /// Up to which number operators' acts have been done.
@@ -331,6 +333,7 @@ impl File {
             release_due: None,
             releases: Vec::new(),
             decisions: Vec::new(),
+            foreign: Box::default(),
             decided: 0,
             observed: 0,
         }

@@ -14,7 +14,8 @@ use super::book::Book;
 use super::brake::Brake;
 use super::decision::{Actor, Decision};
 use super::incident::{
-    ClearedGround, EvidenceId, File, Ground, Incident, Standing, StickyRelease, Telling, Told, Tombstone,
+    ClearedGround, EvidenceId, File, Ground, Incident, MAX_DECISIONS, Standing, StickyRelease, Telling, Told,
+    Tombstone,
 };
 use super::leader_clock::LeaderClock;
 use super::window::{Due, ReleaseDue};
@@ -242,6 +243,8 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         releases,
         // Counted by `decided`.
         decisions: _,
+        // Never changes.
+        foreign: _,
         decided,
         observed,
     } = now;
@@ -298,7 +301,7 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
     let total = incident.grounds.len() + incident.tombstones.len();
     let decision = |decision: &Decision| kept::Decision {
         at: decision.at,
-        decision: decision.kind,
+        decision: decision.kind.into(),
         actor: decision.actor.name(),
         reason: decision.reason.clone(),
     };
@@ -365,11 +368,21 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
                 by: release.actor.clone(),
             })
             .collect(),
-        decisions: incident.decisions.iter().map(|entry| decision(entry)).collect(),
+        decisions: log(incident.decisions.iter().map(|entry| decision(entry)), &incident.foreign),
         decided: incident.decided,
         observed: incident.observed,
         writer: None,
     }
+}
+
+/// The log, with the entries of another version in their places.
+fn log(own: impl Iterator<Item = kept::Decision>, foreign: &[kept::Decision]) -> Vec<kept::Decision> {
+    if foreign.is_empty() {
+        return own.collect();
+    }
+    let mut all: Vec<kept::Decision> = foreign.iter().cloned().chain(own).collect();
+    all.sort_by_key(|entry| entry.at);
+    all.split_off(all.len().saturating_sub(MAX_DECISIONS))
 }
 
 /// How an App is reached, within bounds: its tenant makes the Services.
@@ -560,19 +573,14 @@ fn restored(
             over: None,
         })
         .collect();
-    file.decisions = status
-        .decisions
-        .iter()
-        .map(|entry| Decision {
-            at: entry.at,
-            app: app.clone(),
-            kind: entry.decision,
-            actor: Actor::named(&entry.actor),
-            reason: entry.reason.clone(),
-            dry_run: false,
-        })
-        .map(Arc::new)
-        .collect();
+    let decision = |entry: &kept::Decision| {
+        let (at, app, kind) = (entry.at, app.clone(), entry.decision.known()?);
+        let (actor, reason) = (Actor::named(&entry.actor), entry.reason.clone());
+        Some(Arc::new(Decision { at, app, kind, actor, reason, dry_run: false }))
+    };
+    file.decisions = status.decisions.iter().filter_map(decision).collect();
+    file.foreign =
+        status.decisions.iter().filter(|entry| entry.decision.known().is_none()).cloned().collect();
     file.decided = status.decided;
     file.observed = status.observed;
     incident.cleared = status.cleared.map(cleared_ground);

@@ -12,6 +12,7 @@
 //! 4. the tenant's grace is over;
 //! 5. no brake holds it. A held App is blocked by an operator's approval only, never by time.
 
+mod aside;
 mod book;
 mod brake;
 mod decision;
@@ -30,6 +31,7 @@ mod window;
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -45,6 +47,7 @@ pub use self::keep::remembered;
 pub use self::questions::{AccusedPod, Accusers, Questions};
 pub use self::simulate::{Fate, simulate};
 
+use crate::names::App;
 #[cfg(doc)]
 use crate::plan::Plan;
 
@@ -78,6 +81,8 @@ pub struct Policy {
     pub brake: BrakeRules,
     /// What is not enforced.
     pub exemptions: Vec<Exemption>,
+    /// Exemptions of which not everything can be read, without the parts that can't: nothing new is blocked that they may cover.
+    pub unread_exemptions: Vec<Exemption>,
     /// Offending again within this time continues the same incident.
     pub same_incident: Duration,
     /// How long to wait for a node that never returns.
@@ -87,6 +92,11 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Whether an exemption that can't be read may cover accusations of `app` at `now`.
+    fn may_exempt(&self, app: &App, now: Timestamp) -> bool {
+        self.unread_exemptions.iter().any(|exemption| exemption.may_cover(app, now))
+    }
+
     /// Why Apps of `namespace` may not be blocked, if so.
     pub fn refuses(&self, namespace: &str) -> Option<&'static str> {
         let matches = |pattern: &String| match pattern.strip_suffix('*') {

@@ -153,9 +153,9 @@ fn acts(incidents: &[kept::Incident], since: Timestamp) -> Vec<(Timestamp, Act, 
         let app = App::from(&incident.spec.app);
         let by_people = |decision: &&kept::Decision| decision.at >= since && *decision.actor != *"policy";
         for decision in incident.status.decisions.iter().filter(by_people) {
-            let act = match decision.decision {
-                DecisionKind::Approved => Act::Approve { app: app.clone() },
-                DecisionKind::Released => {
+            let act = match decision.decision.known() {
+                Some(DecisionKind::Approved) => Act::Approve { app: app.clone() },
+                Some(DecisionKind::Released) => {
                     let far = SignedDuration::from_hours(24 * 30);
                     let until = decision.at.saturating_add(far).unwrap_or(Timestamp::MAX);
                     Act::Release { app: app.clone(), until }
@@ -180,7 +180,7 @@ fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bo
         // Whoever was released in that time was blocked in it, unless an operator released what was only announced or held.
         let mut is_waiting = false;
         let mut tells = |decision: &kept::Decision| {
-            let kind = decision.decision;
+            let Some(kind) = decision.decision.known() else { return false };
             let tells = matches!(kind, Approved | Blocked | Inherited | ReleaseHeld)
                 || kind == Released && !is_waiting;
             if matches!(kind, Approved | Blocked | Inherited | ReleaseHeld | Held | Warned) {
@@ -193,8 +193,8 @@ fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bo
             status.decisions.iter().filter(|decision| tells(decision)).count() > 0 || is_blocked;
         let is_end = |decision: &&kept::Decision| {
             !matches!(
-                decision.decision,
-                DecisionKind::Closed | DecisionKind::Released | DecisionKind::Refused
+                decision.decision.known(),
+                Some(DecisionKind::Closed | DecisionKind::Released | DecisionKind::Refused)
             )
         };
         let last = status.decisions.iter().rev().find(is_end).or(status.decisions.last());

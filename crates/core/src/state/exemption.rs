@@ -142,6 +142,26 @@ impl ExemptionSpec {
     }
 }
 
+/// What can be read of an exemption that can't be read as a whole: a part that can't be read is left out. For
+/// [`policy::Policy::unread_exemptions`].
+pub fn readable(spec: &serde_json::Value) -> policy::Exemption {
+    let part = |name: &'static str| {
+        let part: Match = Match::deserialize(spec.get(name)?).ok()?;
+        let pattern = part.pattern(name).ok()?;
+        // A namespace that can't be one is a mistake, too.
+        let is_none = name == "namespace" && matches!(&pattern, Pattern::Exact(text) if !is_dns_label(text));
+        (!is_none).then_some(pattern)
+    };
+    policy::Exemption {
+        namespace: part("namespace"),
+        app: part("app"),
+        process: None,
+        rule: None,
+        reason: String::new(),
+        until: spec.get("until").and_then(|until| Timestamp::deserialize(until).ok()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod agent_traps;
+mod aside;
 mod bad_rule;
 mod brakes;
 mod common;

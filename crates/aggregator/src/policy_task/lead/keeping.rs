@@ -186,7 +186,7 @@ fn refused(seen: &Kept, name: &str, actor: &str, number: i64, at: Timestamp) -> 
     let decision = DecisionKind::Refused;
     incident.status.decisions.push(kept::Decision {
         at,
-        decision,
+        decision: decision.into(),
         actor: actor.into(),
         reason: reason.into(),
     });

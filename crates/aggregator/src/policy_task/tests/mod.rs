@@ -2,3 +2,4 @@
 
 mod operators;
 mod stage;
+mod unreadable;

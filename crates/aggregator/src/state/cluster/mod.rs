@@ -1,8 +1,7 @@
 //! What is kept, as objects in the aggregator's own namespace.
 //!
 //! Written by the leader only, and only where the object is still the one that it knows: each write carries the
-//! resourceVersion of the last. Whoever begins to lead writes its mark into every incident first, so that a write which the
-//! leader before it has still on its way is refused.
+//! resourceVersion of the last, and the leader's mark.
 
 mod events;
 #[cfg(test)]
@@ -13,19 +12,18 @@ mod watching;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
-use jiff::{SignedDuration, Timestamp};
+use futures_util::{StreamExt, stream};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
 use procscan_core::policy::Decision;
-use procscan_core::state::{Incident, IncidentState};
+use procscan_core::state::Incident;
 use serde_json::{Value, json};
 
 use self::events::{Events, News};
-use self::objects::{api_resource, body, kept, plural};
+use self::objects::{api_resource, app_of, body, kept, plural, was_written};
 use super::crd::Resource;
-use super::{Kept, StateError};
+use super::{Kept, Loaded, StateError, Unreadable};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 use crate::leader::Pen;
 
@@ -35,8 +33,6 @@ pub use self::watching::Watching;
 pub(super) const FIELD_MANAGER: &str = "procscan-aggregator";
 /// How many incidents are written at the same time.
 const CONCURRENCY: usize = 32;
-/// For how long an incident that is over may be continued at most, and so written again.
-const CONTINUED: SignedDuration = SignedDuration::from_hours(24 * 31);
 /// How many objects one answer of a list holds.
 const PAGE: u32 = 500;
 /// How often a write is tried again after an operator has changed the object meanwhile.
@@ -115,50 +111,32 @@ impl ClusterStore {
         Self { objects, known: BTreeMap::new(), events }
     }
 
-    /// Reads every incident, and marks those that may still be written as ours if they are `taken`.
+    /// Reads every incident.
+    ///
+    /// Nothing is marked as ours: the first write of each carries the resourceVersion that was read. What the leader before has still
+    /// on its way may be written until then; nothing follows from it any more, and it is put right like any other change of a status
+    /// that is not ours.
     ///
     /// Incidents of which nothing was decided yet are left out: the program that made them ended in between.
-    pub async fn load(&mut self, pen: &Pen, taken: bool) -> Result<Vec<Incident>, StateError> {
+    pub async fn load(&mut self) -> Result<Loaded, StateError> {
         self.known.clear();
-        let mut loaded = Vec::new();
-        let mut marked = Vec::new();
-        let now = Timestamp::now();
+        let mut loaded = Loaded::default();
         for live in self.objects.list(Resource::Incident).await? {
             let name = live.name_any();
             match kept(&live).and_then(|kept| kept.document(&name)) {
+                Ok(None) if was_written(&live) => {
+                    let error = "its status was written, and is gone".to_owned();
+                    loaded.unreadable.insert(name, Unreadable { app: app_of(&live), error });
+                }
                 Ok(None) => {}
                 Ok(Some(incident)) => {
-                    let status = &incident.status;
-                    let ended = status.since.filter(|_| status.state == IncidentState::Ended);
-                    if !taken || ended.is_some_and(|ended| now.duration_since(ended) > CONTINUED) {
-                        // If its App offends again, that is another incident.
-                        self.known.insert(name, Known::of(&live));
-                        loaded.push(incident);
-                    } else {
-                        marked.push(live);
-                    }
+                    self.known.insert(name, Known::of(&live));
+                    loaded.incidents.push(incident);
                 }
-                Err(error) => {
-                    let object = format!("Incident {}/{name}", self.objects.namespace);
-                    tracing::error!(
-                        object,
-                        error,
-                        "can't be read, so it counts for nothing; repair or delete it"
-                    );
-                }
+                Err(error) => drop(loaded.unreadable.insert(name, Unreadable { app: app_of(&live), error })),
             }
         }
-        let mark = |live| {
-            let (objects, pen) = (self.objects.clone(), pen.clone());
-            async move { objects.mark(live, &pen).await }
-        };
-        let written: Vec<(Incident, DynamicObject)> =
-            stream::iter(marked).map(mark).buffer_unordered(CONCURRENCY).try_collect().await?;
-        for (incident, live) in written {
-            self.known.insert(incident.name.clone(), Known::of(&live));
-            loaded.push(incident);
-        }
-        loaded.sort_by(|a, b| a.name.cmp(&b.name));
+        loaded.incidents.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(loaded)
     }
 
@@ -272,17 +250,18 @@ impl Objects {
         for resource in Resource::ALL {
             for live in self.list(resource).await? {
                 let name = live.name_any();
-                let unreadable = |error| StateError::Unreadable(format!("{} {name}", resource.kind()), error);
                 match resource {
-                    Resource::Incident => {
-                        let incident = Arc::new(kept(&live).map_err(unreadable)?);
-                        all.incidents.insert(name.as_str().into(), incident);
-                    }
-                    Resource::Exemption => {
-                        let spec = objects::part(&live, "spec").map_err(unreadable)?;
-                        all.exemptions.insert(name.clone(), spec);
-                    }
+                    Resource::Incident => match kept(&live) {
+                        Ok(incident) => drop(all.incidents.insert(name.into(), Arc::new(incident))),
+                        Err(error) => drop(all.unread.incidents.insert(name.into(), error)),
+                    },
+                    Resource::Exemption => match objects::exemption(&live) {
+                        Ok(spec) => drop(all.exemptions.insert(name, spec)),
+                        Err(unread) => drop(all.unread.exemptions.insert(name, unread)),
+                    },
                     Resource::Enforcement => {
+                        let unreadable =
+                            |error| StateError::Unreadable(format!("{} {name}", resource.kind()), error);
                         all.enforcement = objects::part(&live, "spec").map_err(unreadable)?;
                     }
                 }
@@ -316,33 +295,6 @@ impl Objects {
     pub(super) async fn get(&self, resource: Resource, name: &str) -> Result<DynamicObject, Refusal> {
         let plural = plural(resource);
         self.cluster.ask(self.ask("get", &plural), self.api(resource).get(name)).await
-    }
-
-    /// Writes our mark into an incident, as it is now. Returns it, and its object.
-    async fn mark(
-        &self,
-        mut live: DynamicObject,
-        pen: &Pen,
-    ) -> Result<(Incident, DynamicObject), StateError> {
-        let name = live.name_any();
-        for _ in 0..TRIES {
-            let incident = kept(&live).and_then(|kept| kept.document(&name));
-            let unreadable = |error| StateError::Unreadable(format!("Incident {name}"), error);
-            let Some(incident) = incident.map_err(unreadable)? else {
-                return Err(StateError::Unreadable(
-                    format!("Incident {name}"),
-                    "its status is gone".to_owned(),
-                ));
-            };
-            match self.write_status(&incident, live.resource_version().unwrap_or_default(), pen).await {
-                Ok(written) => return Ok((incident, written)),
-                Err(refusal) if refusal.kind == RefusalKind::Conflict => {
-                    live = self.get(Resource::Incident, &name).await?;
-                }
-                Err(refusal) => return Err(refusal.into()),
-            }
-        }
-        Err(StateError::Contended(name))
     }
 
     /// Writes an incident over the version that is `known`, or makes it. Returns it as it is now.

@@ -3,14 +3,16 @@
 use kube::ResourceExt;
 use kube::core::{DynamicObject, GroupVersionKind, ObjectMeta};
 use kube::discovery::ApiResource;
-use procscan_core::state::{GROUP, Incident, IncidentStatus, VERSION};
-use serde::Serialize;
+use procscan_core::names::App;
+use procscan_core::state::incident::AppRef;
+use procscan_core::state::{ExemptionSpec, GROUP, Incident, IncidentStatus, VERSION};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Objects;
 use crate::state::crd::Resource;
-use crate::state::kept::KeptIncident;
+use crate::state::kept::{KeptIncident, UnreadExemption};
 
 pub(super) fn api_resource(resource: Resource) -> ApiResource {
     let kind = GroupVersionKind::gvk(GROUP, VERSION, resource.kind());
@@ -70,6 +72,27 @@ pub(super) fn kept(live: &DynamicObject) -> Result<KeptIncident, String> {
     };
     let generation = live.metadata.generation.unwrap_or(0);
     KeptIncident::new(part(live, "spec")?, status.as_ref(), generation, manager(live))
+}
+
+/// Whether its status has been written, by the API server's own record.
+pub(super) fn was_written(live: &DynamicObject) -> bool {
+    live.managed_fields().iter().any(|entry| entry.subresource.as_deref() == Some("status"))
+}
+
+/// The App of an incident, if that can be read.
+pub(super) fn app_of(live: &DynamicObject) -> Option<App> {
+    let app = AppRef::deserialize(live.data.pointer("/spec/app")?).ok()?;
+    Some(App::from(&app))
+}
+
+/// An exemption that is a rule; else why it is none.
+pub(super) fn exemption(live: &DynamicObject) -> Result<ExemptionSpec, UnreadExemption> {
+    let spec = part(live, "spec").and_then(|spec: ExemptionSpec| {
+        let rule = spec.rule().map(drop).map_err(|error| format!("spec.{error}"));
+        rule.map(|()| spec)
+    });
+    let as_it_is = || live.data.get("spec").cloned().unwrap_or_default();
+    spec.map_err(|error| UnreadExemption { error, spec: as_it_is() })
 }
 
 /// `spec` or `status` of an object; what is wrong with it names the place.

@@ -15,10 +15,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Objects;
-use super::objects::{kept, part, plural};
+use super::objects::{exemption, kept, part, plural};
 use crate::kubernetes::{self, Refusal};
 use crate::state::crd::Resource;
-use crate::state::kept::{Kept, KeptIncident};
+use crate::state::kept::{Kept, KeptIncident, Unread, UnreadExemption};
 
 /// Changes within it are shown together: a storm writes many incidents.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -41,7 +41,8 @@ struct Known {
     /// The kinds that have been listed whole.
     listed: BTreeMap<Resource, bool>,
     errors: BTreeMap<Resource, String>,
-    unreadable: BTreeMap<(Resource, String), String>,
+    /// Why what operators say of all decisions can't be read, if so.
+    unread_enforcement: Option<String>,
 }
 
 #[derive(Default)]
@@ -49,6 +50,8 @@ struct Part {
     incidents: BTreeMap<Text, Arc<KeptIncident>>,
     exemptions: BTreeMap<String, ExemptionSpec>,
     enforcement: EnforcementSpec,
+    unread: Unread,
+    unread_enforcement: Option<String>,
 }
 
 impl Watching {
@@ -84,7 +87,7 @@ impl Watching {
             known.kept.is_complete = Resource::ALL.iter().all(|resource| known.listed.contains_key(resource));
             shown.send_replace(Arc::new(known.kept.clone()));
             let problems: Vec<String> =
-                known.errors.values().chain(known.unreadable.values()).take(3).cloned().collect();
+                known.errors.values().cloned().chain(known.unreadable()).take(3).collect();
             let now = (!problems.is_empty()).then(|| problems.join("; "));
             error.send_if_modified(|before| {
                 let is_news = *before != now;
@@ -135,101 +138,119 @@ impl Watching {
 impl Known {
     fn apply(&mut self, resource: Resource, event: Event<DynamicObject>) {
         match event {
-            Event::Init => {
-                self.coming.insert(resource, Part::default());
-                self.unreadable.retain(|(of, _), _| *of != resource);
-            }
-            Event::InitApply(object) => {
-                let mut part = self.coming.remove(&resource).unwrap_or_default();
-                self.put(&mut part, resource, &object);
-                self.coming.insert(resource, part);
-            }
+            Event::Init => drop(self.coming.insert(resource, Part::default())),
+            Event::InitApply(object) => self.coming.entry(resource).or_default().put(resource, &object),
             Event::InitDone => {
-                let mut part = self.coming.remove(&resource).unwrap_or_default();
-                // What can't be read any more counts as it was read last.
-                let unreadable = |name: &str| self.unreadable.contains_key(&(resource, name.to_owned()));
-                match resource {
-                    Resource::Incident => {
-                        let before = std::mem::take(&mut self.kept.incidents);
-                        for (name, incident) in before.into_iter().filter(|(name, _)| unreadable(name)) {
-                            part.incidents.entry(name).or_insert(incident);
-                        }
-                        self.kept.incidents = part.incidents;
-                    }
-                    Resource::Exemption => {
-                        let before = std::mem::take(&mut self.kept.exemptions);
-                        for (name, exemption) in before.into_iter().filter(|(name, _)| unreadable(name)) {
-                            part.exemptions.entry(name).or_insert(exemption);
-                        }
-                        self.kept.exemptions = part.exemptions;
-                    }
-                    Resource::Enforcement if unreadable(enforcement::NAME) => {
-                        if !self.listed.contains_key(&resource) {
-                            // Nobody knows what operators want: nothing is decided until somebody does.
-                            return;
-                        }
-                    }
-                    Resource::Enforcement => self.kept.enforcement = part.enforcement,
-                }
-                self.listed.insert(resource, true);
+                let part = self.coming.remove(&resource).unwrap_or_default();
+                self.replace(resource, part);
             }
             Event::Apply(object) => {
                 let mut part = Part::default();
-                self.put(&mut part, resource, &object);
-                let name = object.name_any();
-                match resource {
-                    Resource::Incident => self.kept.incidents.extend(part.incidents),
-                    Resource::Exemption => self.kept.exemptions.extend(part.exemptions),
-                    Resource::Enforcement
-                        if name == enforcement::NAME && !self.unreadable.contains_key(&(resource, name)) =>
-                    {
-                        self.kept.enforcement = part.enforcement;
-                        self.listed.insert(resource, true);
-                    }
-                    Resource::Enforcement => {}
-                }
+                part.put(resource, &object);
+                self.change(resource, &object.name_any(), part);
             }
-            Event::Delete(object) => {
-                let name = object.name_any();
-                self.unreadable.remove(&(resource, name.clone()));
-                match resource {
-                    Resource::Incident => drop(self.kept.incidents.remove(&*name)),
-                    Resource::Exemption => drop(self.kept.exemptions.remove(&name)),
-                    Resource::Enforcement if name == enforcement::NAME => {
-                        self.kept.enforcement = EnforcementSpec::default();
-                        self.listed.insert(resource, true);
-                    }
-                    Resource::Enforcement => {}
-                }
-            }
+            Event::Delete(object) => self.change(resource, &object.name_any(), Part::default()),
         }
     }
 
-    fn put(&mut self, into: &mut Part, resource: Resource, object: &DynamicObject) {
-        let name = object.name_any();
-        let put = match resource {
-            Resource::Incident => kept(object)
-                .map(|incident| drop(into.incidents.insert(name.as_str().into(), Arc::new(incident)))),
+    /// Takes in a list that is whole. What can't be read any more counts as it was read last.
+    fn replace(&mut self, resource: Resource, mut part: Part) {
+        match resource {
+            Resource::Incident => {
+                let before = std::mem::take(&mut self.kept.incidents);
+                let is_unread = |name: &Text| part.unread.incidents.contains_key(name);
+                part.incidents.extend(before.into_iter().filter(|(name, _)| is_unread(name)));
+                self.kept.incidents = part.incidents;
+                self.kept.unread.incidents = part.unread.incidents;
+            }
             Resource::Exemption => {
-                part(object, "spec").and_then(|spec: ExemptionSpec| {
-                    let rule = spec.rule().map(drop).map_err(|error| format!("spec.{error}"));
-                    // It covers nothing, and is shown with the reason.
-                    into.exemptions.insert(name.clone(), spec);
-                    rule
-                })
+                let before = std::mem::take(&mut self.kept.exemptions);
+                let is_unread = |name: &String| part.unread.exemptions.contains_key(name);
+                part.exemptions.extend(before.into_iter().filter(|(name, _)| is_unread(name)));
+                self.kept.exemptions = part.exemptions;
+                self.kept.unread.exemptions = part.unread.exemptions;
+            }
+            Resource::Enforcement => {
+                self.unread_enforcement = part.unread_enforcement;
+                if self.unread_enforcement.is_none() {
+                    self.kept.enforcement = part.enforcement;
+                } else if !self.listed.contains_key(&resource) {
+                    // It is not known what operators want: nothing is decided until it is.
+                    return;
+                }
+            }
+        }
+        self.listed.insert(resource, true);
+    }
+
+    /// Takes in the object of that name as it is now: `part` has nothing of it if it has been deleted.
+    fn change(&mut self, resource: Resource, name: &str, part: Part) {
+        match resource {
+            Resource::Incident => {
+                self.kept.unread.incidents.remove(name);
+                if part.incidents.is_empty() && part.unread.incidents.is_empty() {
+                    self.kept.incidents.remove(name);
+                }
+                self.kept.incidents.extend(part.incidents);
+                self.kept.unread.incidents.extend(part.unread.incidents);
+            }
+            Resource::Exemption => {
+                self.kept.unread.exemptions.remove(name);
+                if part.exemptions.is_empty() && part.unread.exemptions.is_empty() {
+                    self.kept.exemptions.remove(name);
+                }
+                self.kept.exemptions.extend(part.exemptions);
+                self.kept.unread.exemptions.extend(part.unread.exemptions);
             }
             Resource::Enforcement if name == enforcement::NAME => {
-                part(object, "spec").map(|spec| into.enforcement = spec)
+                self.unread_enforcement = part.unread_enforcement;
+                if self.unread_enforcement.is_none() {
+                    self.kept.enforcement = part.enforcement;
+                    self.listed.insert(resource, true);
+                }
             }
-            Resource::Enforcement => Ok(()),
+            Resource::Enforcement => {}
+        }
+    }
+
+    /// What can't be read, and what follows from that.
+    fn unreadable(&self) -> impl Iterator<Item = String> {
+        let Unread { incidents, exemptions } = &self.kept.unread;
+        let incident = |(name, error): (&Text, &String)| {
+            format!("Incident {name} can't be read: {error}; mend it, or delete it")
         };
-        let id = (resource, name);
-        match put {
-            Ok(()) => drop(self.unreadable.remove(&id)),
-            Err(error) => {
-                let text = format!("{} {} can't be read: {error}", resource.kind(), id.1);
-                self.unreadable.insert(id, text);
-            }
+        let exemption = |(name, unread): (&String, &UnreadExemption)| {
+            let then = if self.kept.exemptions.contains_key(name) {
+                "the last that could be read counts"
+            } else {
+                "nothing new is blocked that it may cover"
+            };
+            format!("Exemption {name} can't be read: {}; until it is mended or deleted, {then}", unread.error)
+        };
+        let enforcement = self.unread_enforcement.iter();
+        let enforcement =
+            enforcement.map(|error| format!("Enforcement {} can't be read: {error}", enforcement::NAME));
+        incidents.iter().map(incident).chain(exemptions.iter().map(exemption)).chain(enforcement)
+    }
+}
+
+impl Part {
+    fn put(&mut self, resource: Resource, object: &DynamicObject) {
+        let name = object.name_any();
+        match resource {
+            Resource::Incident => match kept(object) {
+                Ok(incident) => drop(self.incidents.insert(name.into(), Arc::new(incident))),
+                Err(error) => drop(self.unread.incidents.insert(name.into(), error)),
+            },
+            Resource::Exemption => match exemption(object) {
+                Ok(spec) => drop(self.exemptions.insert(name, spec)),
+                Err(unread) => drop(self.unread.exemptions.insert(name, unread)),
+            },
+            Resource::Enforcement if name == enforcement::NAME => match part(object, "spec") {
+                Ok(spec) => self.enforcement = spec,
+                Err(error) => self.unread_enforcement = Some(error),
+            },
+            Resource::Enforcement => {}
         }
     }
 }

@@ -64,6 +64,7 @@ pub fn policy() -> Policy {
         grace: Duration::ZERO,
         brake: BrakeRules::default(),
         exemptions: Vec::new(),
+        unread_exemptions: Vec::new(),
         same_incident: Duration::from_secs(24 * HOUR),
         unreachable_limit: Duration::from_secs(24 * HOUR),
         max_notices_per_round: 1000,

@@ -1,0 +1,172 @@
+//! What can't be read, or can't be written, stops nothing but what it is about.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use procscan_core::names::{App, Key};
+use procscan_core::policy::Inherited;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
+use crate::state::Kept;
+use crate::state::cluster::Watching;
+use crate::state::cluster::fake::{Call, Fault, Server, Store};
+
+const EXEMPTIONS: &str = "exemptions";
+
+struct Watch {
+    kept: watch::Receiver<Arc<Kept>>,
+    error: watch::Receiver<Option<String>>,
+    cancel: CancellationToken,
+}
+
+fn watching(server: &Server) -> Watch {
+    let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
+    let (error_tx, error) = watch::channel(None);
+    let cancel = CancellationToken::new();
+    let watching = Watching { objects: server.objects() };
+    tokio::spawn(watching.run(kept_tx, error_tx, cancel.clone()));
+    Watch { kept, error, cancel }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_an_exemption_with_a_mistake_the_last_good_one_counts_whatever_the_mistake() {
+    let mistakes = [
+        json!({"namespace": {"exact": "ns-a"}, "rule": {"regex": "("}, "reason": "a contract"}),
+        json!({"namespace": {"exact": "ns-a", "regex": "b"}, "reason": "a contract"}),
+        json!({"namespace": {"exact": "ns-a"}, "reason": "a contract", "until": "tomorrow"}),
+        json!({"namespace": "ns-a", "reason": "a contract"}),
+        json!({"namespace": {"exact": "^ns-a"}, "reason": "a contract"}),
+        json!({"namespace": {"exact": "ns-a"}}),
+        json!({"reason": "a contract"}),
+    ];
+    for mistake in mistakes {
+        let server = Server::default();
+        let good = json!({"namespace": {"exact": "ns-a"}, "reason": "a contract"});
+        server.put(EXEMPTIONS, "one", json!({"metadata": {}, "spec": good}));
+        let mut watch = watching(&server);
+        watch.kept.wait_for(|kept| kept.is_complete).await.unwrap();
+        server.edit(EXEMPTIONS, "one", |object| object["spec"] = mistake.clone());
+        let error = watch.error.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        assert!(error.contains("Exemption one can't be read: spec"), "{error}");
+        assert!(error.contains("the last that could be read counts"), "{error}");
+        let (rules, unread) = watch.kept.borrow().rules();
+        assert!(rules.len() == 1 && unread.is_empty(), "{mistake}: {rules:?}");
+        let app = App::new("ns-a", "app", "web");
+        assert!(rules[0].may_cover(&app, jiff::Timestamp::UNIX_EPOCH));
+        watch.cancel.cancel();
+
+        // After a restart nothing good is known of it.
+        let mut watch = watching(&server);
+        watch.kept.wait_for(|kept| kept.is_complete).await.unwrap();
+        let error = watch.error.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        assert!(error.contains("nothing new is blocked that it may cover"), "{error}");
+        let (rules, unread) = watch.kept.borrow().rules();
+        assert!(rules.is_empty() && unread.len() == 1, "{mistake}: {rules:?}");
+        assert!(unread[0].may_cover(&app, jiff::Timestamp::UNIX_EPOCH), "{mistake}");
+        // Mended, it is all as before.
+        server.edit(EXEMPTIONS, "one", |object| object["spec"] = good);
+        watch.error.wait_for(Option::is_none).await.unwrap();
+        assert_eq!(watch.kept.borrow().rules().0.len(), 1);
+        // Deleted, nothing of it counts any more.
+        server.edit(EXEMPTIONS, "one", |object| object["spec"] = mistake);
+        watch.error.wait_for(Option::is_some).await.unwrap();
+        server.remove(EXEMPTIONS, "one");
+        watch.error.wait_for(Option::is_none).await.unwrap();
+        let (rules, unread) = watch.kept.borrow().rules();
+        assert!(rules.is_empty() && unread.is_empty());
+        watch.cancel.cancel();
+    }
+}
+
+fn found(app: &str) -> Inherited {
+    Inherited {
+        app: App::new("ns-a", "app", app),
+        told: None,
+        accused: [Key::new("ns-a", format!("{app}-0"), "xmrig")].into(),
+        services: vec![format!("{app}.ns-a.svc").into()],
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_whose_incident_can_not_be_read_is_not_touched_until_it_is_mended() {
+    let spoil: [fn(&mut serde_json::Value); 4] = [
+        |object| object["status"]["state"] = "Quarantined".into(),
+        |object| object["status"]["evidence"] = "none".into(),
+        |object| object["status"]["brake"] = json!({"since": "2026-11-01T08:00:00Z", "brake": "Moon"}),
+        // Wiped: the API server remembers that it was written.
+        |object| {
+            object["status"] = json!({});
+            object["metadata"]["managedFields"] =
+                json!([{"manager": "x", "operation": "Update", "subresource": "status"}]);
+        },
+    ];
+    for spoil in spoil {
+        let server = Server::default();
+        for app in ["miner", "shop"] {
+            server.put(INCIDENTS, &name_of(app), body(app, "Held"));
+        }
+        server.edit(INCIDENTS, &name_of("miner"), spoil);
+        let before = server.get(INCIDENTS, &name_of("miner"));
+        let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+        let wanted = Wanted { is_watched: true, blocked: vec![found("miner")], ..Wanted::new(1, network) };
+        let replica = Replica::start(&server, wanted);
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(replica.blocked(), ["miner"], "what is closed stays closed");
+        // Others go on.
+        server.edit(INCIDENTS, &name_of("shop"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(replica.blocked(), ["miner", "shop"]);
+        assert_eq!(server.get(INCIDENTS, &name_of("miner")), before);
+        assert_eq!(server.store().objects.len(), 2, "no second incident");
+
+        server.edit(INCIDENTS, &name_of("miner"), |object| {
+            object["status"] = body("miner", "Held")["status"].clone();
+        });
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(replica.blocked(), ["shop"], "it was held");
+        let entries = decisions(&server.get(INCIDENTS, &name_of("shop")).unwrap());
+        assert_eq!(entries.iter().filter(|entry| entry.ends_with("by alice")).count(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_not_even_the_app_can_be_read_nothing_new_is_blocked() {
+    let server = Server::default();
+    server.put(INCIDENTS, "odd", json!({"metadata": {}, "spec": {}, "status": {"state": "Held"}}));
+    let mut grace = body("shop", "Grace");
+    grace["status"]["until"] = "2026-11-01T09:00:00Z".into();
+    server.put(INCIDENTS, &name_of("shop"), grace);
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
+    sleep(Duration::from_secs(2)).await;
+    assert!(replica.watching.borrow().as_ref().is_some_and(|error| error.contains("Incident odd")));
+    assert!(replica.decided.borrow().pen.is_some(), "it leads all the same");
+    server.remove(INCIDENTS, "odd");
+    sleep(Duration::from_secs(2)).await;
+    assert!(replica.watching.borrow().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_incident_that_can_not_be_written_stops_no_new_leader() {
+    let server = Server::default();
+    for app in ["odd", "shop"] {
+        server.put(INCIDENTS, &name_of(app), body(app, "Held"));
+    }
+    let network = Box::new(|_: &mut Store, call: &Call| {
+        let is_odd = call.name.as_deref() == Some(&*name_of("odd")) && call.is_status;
+        if is_odd { Fault::Refused(422) } else { Fault::None }
+    });
+    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
+    for app in ["odd", "shop"] {
+        server.edit(INCIDENTS, &name_of(app), |object| object["spec"]["approve"] = json!({"by": "alice"}));
+    }
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(replica.blocked(), ["shop"], "nothing follows from what can't be kept");
+    assert!(replica.trouble.borrow().is_some());
+    let odd = server.get(INCIDENTS, &name_of("odd")).unwrap();
+    assert_eq!(odd["spec"]["approve"]["by"], "alice", "it is done as soon as it can be kept");
+}

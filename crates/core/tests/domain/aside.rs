@@ -1,0 +1,102 @@
+//! What can't be read is neither guessed nor forgotten.
+
+use crate::common::{HOUR, MINUTE, World, app, record};
+use procscan_core::names::Key;
+use procscan_core::policy::{Book, DecisionKind, Inherited};
+use procscan_core::state::exemption;
+use procscan_core::state::incident::Decision;
+use serde_json::json;
+
+#[test]
+fn an_exemption_that_can_not_be_read_puts_off_new_blocks_of_what_it_may_cover_and_nothing_else() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // The rule can't be read, the namespace can.
+    let broken = json!({"namespace": {"exact": "ns-b"}, "rule": {"regex": "("}, "reason": "a contract"});
+    world.policy.unread_exemptions = vec![exemption::readable(&broken)];
+    world.rounds(1, |w| {
+        let now = w.clock();
+        w.answer("n1", ["ns-a", "ns-b", "ns-c"].map(|namespace| record(namespace, now)).into());
+    });
+    assert_eq!(world.blocked(), ["ns-a", "ns-c"], "what was blocked before stays, others are blocked");
+    // Nor is its tenant warned.
+    world.policy.grace = std::time::Duration::from_mins(1);
+    assert!(world.evaluate().decisions.is_empty());
+    world.policy.grace = std::time::Duration::ZERO;
+    world.policy.unread_exemptions.clear();
+    assert_eq!(world.blocked(), ["ns-a", "ns-b", "ns-c"]);
+
+    // Where not even the namespace can be read, it may be anybody's.
+    let mut world = World::new(&["n1"]);
+    world.policy.unread_exemptions = vec![exemption::readable(&json!({"namespace": {"regex": "("}}))];
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert!(world.blocked().is_empty());
+    // One that is over covers nothing, whatever it says.
+    let over = json!({"namespace": {"regex": "("}, "until": world.now.wall()});
+    world.policy.unread_exemptions = vec![exemption::readable(&over)];
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // What is blocked is released by the rules as ever.
+    world.policy.unread_exemptions = vec![exemption::readable(&json!({}))];
+    world.rounds(40, |w| drop(w.answer("n1", vec![])));
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn an_app_whose_incident_can_not_be_read_is_not_touched_and_what_is_closed_of_it_stays_closed() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0), record("ns-c", 0)]);
+    assert_eq!(world.blocked(), ["ns-a", "ns-b", "ns-c"]);
+    // Begins anew, and can't read what is kept of two of them: one was blocked, one was released.
+    let mut kept: Vec<_> = world.kept.values().cloned().collect();
+    kept.retain(|incident| *incident.spec.app.namespace == *"ns-c");
+    world.book = Book::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+    world.book.set_aside([app("ns-a"), app("ns-b")]);
+    let found = Inherited {
+        app: app("ns-a"),
+        told: None,
+        accused: [Key::new("ns-a", "web", "xmrig")].into(),
+        services: vec!["web.ns-a.svc".into()],
+    };
+    let inherited = world.book.inherit([found], &world.policy, world.now);
+    assert!(inherited.is_empty(), "{inherited:?}");
+    for _ in 0..3 {
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now), record("ns-b", now), record("ns-c", now)]);
+        let evaluation = world.evaluate();
+        let of = |namespace: &str| namespace != "ns-c";
+        assert!(evaluation.decisions.iter().all(|decision| !of(&decision.app.namespace)));
+        assert!(evaluation.plan.notices.iter().all(|notice| !of(&notice.app.namespace)));
+        assert_eq!(evaluation.plan.summary.blocked, 2);
+    }
+    world.wait(48 * HOUR);
+    world.rounds(40, |w| drop(w.answer("n1", vec![])));
+    let evaluation = world.evaluate();
+    assert_eq!(evaluation.plan.blocks.len(), 1);
+    assert_eq!(*evaluation.plan.blocks[0].app, *app("ns-a"));
+    assert_eq!(*evaluation.plan.blocks[0].exposure.services, ["web.ns-a.svc".into()]);
+    assert_eq!(world.book.standing(&world.policy, world.now).blocks.len(), 1);
+}
+
+#[test]
+fn an_entry_of_the_log_that_only_another_version_knows_is_kept_in_its_place() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let at = world.now.wall();
+    let entry =
+        json!({"at": at, "decision": "quarantined", "actor": "policy", "reason": "by a newer version"});
+    let entry: Decision = serde_json::from_value(entry).unwrap();
+    for incident in world.kept.values_mut() {
+        incident.status.decisions.push(entry.clone());
+    }
+    world.restart();
+    world.rounds(60, |w| drop(w.answer("n1", vec![])));
+    assert!(world.blocked().is_empty());
+    let log = &world.kept.values().next().unwrap().status.decisions;
+    let kinds: Vec<&str> = log.iter().map(|entry| entry.decision.as_str()).collect();
+    assert!(kinds.contains(&"quarantined"), "{kinds:?}");
+    assert_eq!(log.last().unwrap().decision, DecisionKind::Released);
+    assert_eq!(serde_json::to_value(&entry).unwrap()["decision"], "quarantined");
+}

@@ -3,19 +3,22 @@
 //! A snapshot costs as much as there are violations, so one is made where somebody has a use for it: when there is news to
 //! decide on, when the first round is done, and when a reader asks. Between them nothing is built.
 
+mod intake;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use procscan_core::Moment;
-use procscan_core::ledger::{Change, ChangeKind, Ledger, Remembered};
+use procscan_core::ledger::{Ledger, Remembered};
 use procscan_core::snapshot::{Coverage, Snapshot};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock::Clock;
-use crate::collector::{Observation, Round};
+use crate::collector::Observation;
 use crate::discovery::TargetSet;
 use crate::evidence::PodGone;
+use intake::{log, take_in};
 
 /// How soon after news a snapshot shows it. News within it share one snapshot.
 const PUBLISH_AFTER: Duration = Duration::from_millis(100);
@@ -321,74 +324,6 @@ fn expect(ledger: &mut Ledger, targets: &mut watch::Receiver<Arc<TargetSet>>) {
     ledger.expect(set.targets.iter().cloned(), set.unlisted);
 }
 
-/// `last` is how many targets the last round had, and how many of them answered.
-fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut Option<(usize, usize)>) {
-    match observation {
-        // Its share of the byte budget goes back with it.
-        Observation::Report(report, _share) => log(&ledger.absorb(&report)),
-        Observation::RoundDone(round) => {
-            ledger.round_done();
-            let counts = (round.asked + round.skipped, round.answered);
-            let took_ms = u64::try_from(round.took.as_millis()).unwrap_or(u64::MAX);
-            let lag_us = u64::try_from(round.lag.as_micros()).unwrap_or(u64::MAX);
-            let Round { number, asked, answered, failed, skipped, .. } = round;
-            if answered == 0 {
-                tracing::warn!(
-                    round = number,
-                    asked,
-                    failed,
-                    skipped,
-                    took_ms,
-                    lag_us,
-                    "round done: nobody has answered"
-                );
-            } else if last.replace(counts) == Some(counts) {
-                // A round like the one before is no news.
-                tracing::debug!(
-                    round = number,
-                    asked,
-                    answered,
-                    failed,
-                    skipped,
-                    took_ms,
-                    lag_us,
-                    "round done"
-                );
-            } else {
-                tracing::info!(
-                    round = number,
-                    asked,
-                    answered,
-                    failed,
-                    skipped,
-                    took_ms,
-                    lag_us,
-                    "round done"
-                );
-            }
-        }
-    }
-}
-
-/// Tenants choose the process names, so they are logged escaped; the command line, which may hold secrets, is not logged.
-fn log(changes: &[Change]) {
-    for Change { key, node, kind } in changes {
-        let (namespace, pod, process) = (&*key.namespace, &*key.pod, key.process.escape_debug());
-        match kind {
-            ChangeKind::Appeared => tracing::warn!(namespace, pod, %process, %node, "violation"),
-            ChangeKind::Sighted => {
-                tracing::info!(namespace, pod, %process, %node, "violation listed without fresh evidence");
-            }
-            ChangeKind::Unconfirmed => {
-                tracing::info!(namespace, pod, %process, %node, "violation unconfirmed");
-            }
-            ChangeKind::Cleared(why) => {
-                tracing::info!(namespace, pod, %process, %node, why = why.as_str(), "violation cleared");
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use procscan_core::ledger::Detection;
@@ -397,7 +332,7 @@ mod tests {
     use procscan_core::snapshot::State;
 
     use super::*;
-    use crate::collector::Share;
+    use crate::collector::{Round, Share};
 
     const RECORD: &str =
         r#"[{"pod":"p","namespace":"ns-a","process":"xmrig","timestamp":"2026-01-01T00:00:00Z"}]"#;

@@ -18,7 +18,7 @@ const FAULTS: [(&str, Option<&str>); 16] = [
     ("garbage", Some("malformed")),
     ("endless", Some("too_large")),
     ("slow=5s", Some("timeout")),
-    ("drip=200ms", Some("timeout")),
+    ("drip=200ms", Some("stalled")),
     ("gzip-bomb", Some("too_large")),
     ("zstd-bomb", Some("too_large")),
     ("redirect", Some("status")),

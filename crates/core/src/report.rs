@@ -8,7 +8,7 @@
 mod decode;
 mod record;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -42,7 +42,7 @@ pub struct Report {
 /// What came of asking one target.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// The whole list. Only this and `Unchanged` make the clearing clock run.
+    /// The whole list, read to its end. Only this and `Unchanged` make the clearing clock run.
     Complete(Answer),
     /// A part of the list: what it holds is evidence of presence, what it lacks is evidence of nothing.
     Partial(Answer, Failure),
@@ -52,6 +52,16 @@ pub enum Outcome {
     Failed(Failure),
 }
 
+impl Outcome {
+    /// Why there is no whole answer, if there is none.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Complete(_) | Self::Unchanged => None,
+            Self::Partial(_, failure) | Self::Failed(failure) => Some(failure),
+        }
+    }
+}
+
 /// A decoded list.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
@@ -59,6 +69,8 @@ pub struct Answer {
     pub records: Records,
     /// How many records were refused, by reason.
     pub rejected: Rejections,
+    /// The namespaces of which records were left out, because there were more than are kept.
+    pub left_out: LeftOut,
     /// The agent's own clock when it answered: the HTTP `Date` header.
     pub date: Option<Timestamp>,
 }
@@ -84,10 +96,14 @@ pub enum FailureReason {
     Connect,
     /// No connection within the connect timeout.
     ConnectTimeout,
-    /// No whole answer within the total timeout.
+    /// No answer began within the total timeout.
     Timeout,
-    /// The connection broke off before the answer was whole.
+    /// The connection broke off before an answer began.
     Disconnected,
+    /// An answer began, and was not whole within the total timeout.
+    Stalled,
+    /// An answer began, and the connection broke off before it was whole.
+    CutOff,
     /// The answer is not HTTP.
     Protocol,
     /// An HTTP status other than 200 and 304.
@@ -98,8 +114,6 @@ pub enum FailureReason {
     TooLarge,
     /// The body is not a list of records.
     Malformed,
-    /// More records than the limit.
-    TooManyRecords,
 }
 
 impl FailureReason {
@@ -112,13 +126,68 @@ impl FailureReason {
             Self::ConnectTimeout => "connect_timeout",
             Self::Timeout => "timeout",
             Self::Disconnected => "disconnected",
+            Self::Stalled => "stalled",
+            Self::CutOff => "cut_off",
             Self::Protocol => "protocol",
             Self::Status => "status",
             Self::Encoding => "encoding",
             Self::TooLarge => "too_large",
             Self::Malformed => "malformed",
-            Self::TooManyRecords => "too_many_records",
         }
+    }
+
+    /// Whether nothing of an answer came. Any other failure is a sign of life: the node is there, and its answer can't be used.
+    pub fn is_silence(self) -> bool {
+        match self {
+            Self::Resolve
+            | Self::Refused
+            | Self::Connect
+            | Self::ConnectTimeout
+            | Self::Timeout
+            | Self::Disconnected => true,
+            Self::Stalled
+            | Self::CutOff
+            | Self::Protocol
+            | Self::Status
+            | Self::Encoding
+            | Self::TooLarge
+            | Self::Malformed => false,
+        }
+    }
+}
+
+/// The namespaces of which an answer held more records than are kept: what is missing there is evidence of nothing. Bounded by
+/// [`LeftOut::MAX_NAMESPACES`]; beyond it every namespace counts as one of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    namespaces: BTreeSet<Text>,
+    is_full: bool,
+}
+
+impl LeftOut {
+    /// How many namespaces are noted.
+    pub const MAX_NAMESPACES: usize = 256;
+
+    /// A record of `namespace` was left out.
+    pub fn note(&mut self, namespace: &str) {
+        if self.concerns(namespace) {
+            return;
+        }
+        if self.namespaces.len() < Self::MAX_NAMESPACES {
+            self.namespaces.insert(namespace.into());
+        } else {
+            (self.namespaces, self.is_full) = (BTreeSet::new(), true);
+        }
+    }
+
+    /// Whether records of `namespace` may have been left out.
+    pub fn concerns(&self, namespace: &str) -> bool {
+        self.is_full || self.namespaces.contains(namespace)
+    }
+
+    /// Whether nothing was left out.
+    pub fn is_empty(&self) -> bool {
+        !self.is_full && self.namespaces.is_empty()
     }
 }
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::Moment;
-use crate::ledger::{Cleared, NodeClock, Presence};
+use crate::ledger::{Cleared, NodeClock, Presence, Reading};
 use crate::moment::{Span, WallTime};
 use crate::names::{Key, NodeName, Text};
 use crate::report::{Failure, Record, Rejections};
@@ -47,16 +47,24 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Whether every expected node has answered for so long that a violation which it has not shown is not there, or has
-    /// been waited for long enough: one without an address, for `limit` since the start. Without anybody to ask, nothing is
-    /// settled.
+    /// been waited for long enough: one without an address, for `limit` since the start. Answers that may have hidden one do not
+    /// count. Without anybody to ask, nothing is settled.
     pub fn is_settled(&self, limit: Duration) -> bool {
         let is_whole = self.coverage.expected() == self.targets.len();
         (is_whole || self.at.since(self.since) >= limit)
             && !self.targets.is_empty()
             && self.targets.iter().all(|target| {
-                let node = self.nodes.get(&target.node);
-                node.is_some_and(|node| node.clock.cleared(Span::ZERO, node.clock.since, self.at).is_some())
+                self.nodes.get(&target.node).is_some_and(|NodeView { clock, .. }| {
+                    clock.cleared(Reading::ZERO, || clock.unheard, clock.since, self.at).is_some()
+                })
             })
+    }
+
+    /// How much of the answered time of `node` said nothing of `key`; `None` if it is not known there.
+    pub fn unheard(&self, key: &Key, node: &NodeName) -> Option<Span> {
+        let place = self.violations.binary_search_by(|violation| violation.key.cmp(key)).ok()?;
+        let mut evidence = self.violations.get(place)?.evidence();
+        evidence.find(|evidence| evidence.node == *node).map(|evidence| evidence.unheard)
     }
 
     /// How many violations are in `state`.
@@ -147,6 +155,10 @@ pub struct EvidenceView {
     pub presence: Presence,
     /// By which rule it cleared.
     pub cleared: Option<Cleared>,
+    /// How much of its node's answered time said nothing of it, in sum.
+    pub unheard: Span,
+    /// The violation whose record hides it at present: the agent lists one of several, and that one was its last.
+    pub hidden_by: Option<Arc<Key>>,
     /// The evidence itself, shared with the ledger and with other snapshots for as long as it stays the same.
     pub heard: Arc<Heard>,
 }
@@ -176,8 +188,8 @@ pub struct Heard {
     /// How old the record was then at most: by the agent's own clock, or, where it does not tell its time, since it was last seen to
     /// list another. `None` if that is not known. Never set for what is not fresh.
     pub age: Option<Span>,
-    /// The node's odometer at that time (see [`NodeClock`]).
-    pub mark: Span,
+    /// What its clearing clock read at that time.
+    pub mark: Reading,
     /// When this node first listed it.
     pub first_seen: Moment,
     /// When this node last listed it.
@@ -228,6 +240,8 @@ pub struct NodeView {
     pub clock: NodeClock,
     /// Its agent's learned scan interval.
     pub interval: Option<Span>,
+    /// Its agent has listed two violations at once. Until then it is taken for one that lists one of several.
+    pub lists_several: bool,
     /// Records known of it that have not cleared, believed or not.
     pub records: usize,
     /// Its last whole answer.
@@ -244,6 +258,8 @@ pub enum TargetState {
     Fresh,
     /// It has once given a whole answer.
     Stale,
+    /// It is there, but gives no answer that can be used. Counts as stale, or as never seen, in the coverage.
+    Unusable,
     /// It has never given one.
     NeverSeen,
 }
@@ -263,6 +279,8 @@ pub struct TargetView {
     pub last_failure: Option<Arc<(Timestamp, Failure)>>,
     /// Failures since the last whole answer.
     pub consecutive_failures: u32,
+    /// Since when it is there, but none of its answers could be used.
+    pub unusable_since: Option<WallTime>,
 }
 
 /// How much of the cluster an answer rests on, in targets.

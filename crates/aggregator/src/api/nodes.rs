@@ -26,6 +26,10 @@ struct Node {
     last_answer: Option<Timestamp>,
     consecutive_failures: u32,
     last_failure: Option<Failure>,
+    /// Since when it is there, but gives no answer that can be used.
+    unusable_since: Option<Timestamp>,
+    /// Whether its agent lists all that it finds. Until that is known, it is taken for one that lists one of several.
+    lists_several: bool,
     /// The learned interval between the agent's scans.
     scan_interval_seconds: Option<f64>,
     /// Violations of the node that have not cleared.
@@ -59,6 +63,8 @@ pub(super) async fn nodes(State(api): State<Api>) -> Json<Nodes> {
                     reason: failure.reason,
                     detail: failure.detail.clone(),
                 }),
+                unusable_since: target.unusable_since.map(WallTime::get),
+                lists_several: view.is_some_and(|view| view.lists_several),
                 scan_interval_seconds: view
                     .and_then(|view| view.interval)
                     .map(|interval| interval.get().as_secs_f64()),

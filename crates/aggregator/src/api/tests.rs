@@ -245,6 +245,24 @@ async fn every_node_is_shown_with_what_is_wrong_with_it() {
     let failed = &body["nodes"][1];
     assert_eq!((failed["node"].as_str(), failed["state"].as_str()), (Some("n2"), Some("never_seen")));
     assert_eq!(failed["last_failure"]["reason"], "timeout");
+    assert_eq!((&failed["unusable_since"], &failed["lists_several"]), (&Value::Null, &json!(false)));
+}
+
+#[tokio::test]
+async fn a_node_that_is_there_but_gives_no_usable_answer_is_shown_as_such() {
+    let mut stage = Stage::new();
+    let failure = Failure { reason: FailureReason::TooLarge, detail: "the body is larger than 4 MiB".into() };
+    let at = stage.clock.now();
+    stage.ledger.absorb(&Report { target: target("n1"), at, outcome: Outcome::Failed(failure) });
+    stage.answer("n2", &format!("[{RECORD}, {}]", RECORD.replace("ns-a", "ns-b")));
+    stage.publish();
+    let body = json(&stage.get("/api/v1/nodes").await.2);
+    assert_eq!(body["coverage"], json!({"fresh": 1, "stale": 0, "never_seen": 1}));
+    let shown = &body["nodes"][0];
+    assert_eq!(shown["state"], "unusable");
+    assert_eq!(shown["unusable_since"], json!(at.wall()));
+    assert_eq!(shown["last_failure"]["detail"], "the body is larger than 4 MiB");
+    assert_eq!(body["nodes"][1]["lists_several"], true);
 }
 
 #[tokio::test]

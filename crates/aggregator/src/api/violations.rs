@@ -56,6 +56,9 @@ struct Evidence<'a> {
     was_fresh: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     cleared: Option<Cleared>,
+    /// The violation whose record hides this one at present: its agent lists one of several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hidden_by: Option<&'a Key>,
 }
 
 impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
@@ -65,6 +68,7 @@ impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
             presence: evidence.presence,
             was_fresh: evidence.fresh_at.is_some(),
             cleared: evidence.cleared,
+            hidden_by: evidence.hidden_by.as_deref(),
         });
         Self {
             key: &violation.key,

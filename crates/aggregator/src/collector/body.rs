@@ -147,7 +147,7 @@ async fn receive(
             Ok(None) => return Ok(()),
             Err(HttpError::BrokeOff(e)) => {
                 let detail = format!("the answer broke off after {} bytes: {e}", received.len());
-                return Err(Failure { reason: FailureReason::Disconnected, detail });
+                return Err(Failure { reason: FailureReason::CutOff, detail });
             }
             Err(error @ HttpError::NotHttp(_)) => {
                 return Err(Failure { reason: FailureReason::Protocol, detail: error.to_string() });

@@ -7,11 +7,12 @@ use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use httparse::Header;
 use jiff::Timestamp;
-use procscan_core::report::{self, Failure, FailureReason, Limits, Outcome, Rejection};
+use procscan_core::report::{self, Failure, FailureReason, Limits, Outcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -85,19 +86,23 @@ impl Client {
     /// A target on probation, whose last answer failed, has no second try and a smaller budget.
     pub(super) async fn ask(&self, address: &str, etag: Option<&str>, is_on_probation: bool) -> Exchange {
         let timeout = self.options.timeout;
+        let has_begun = AtomicBool::new(false);
         let attempts = async {
-            match self.attempt(address, etag, is_on_probation).await {
+            match self.attempt(address, etag, is_on_probation, &has_begun).await {
                 Err(failure) if !is_on_probation && is_worth_a_retry(&failure) => {
                     tokio::time::sleep(jitter(RETRY_PAUSE)).await;
-                    self.attempt(address, etag, is_on_probation).await
+                    self.attempt(address, etag, is_on_probation, &has_begun).await
                 }
                 result => result,
             }
         };
         let result = tokio::time::timeout(timeout, attempts).await.unwrap_or_else(|_| {
-            let detail =
-                format!("no whole answer within {} (collector.timeout)", humantime::format_duration(timeout));
-            Err(Failure { reason: FailureReason::Timeout, detail })
+            let limit = humantime::format_duration(timeout);
+            let detail = format!("no whole answer within {limit} (collector.timeout)");
+            // One that has begun is a sign of life.
+            let has_begun = has_begun.load(Ordering::Relaxed);
+            let reason = if has_begun { FailureReason::Stalled } else { FailureReason::Timeout };
+            Err(Failure { reason, detail })
         });
         result.unwrap_or_else(|failure| Exchange::bare(Outcome::Failed(failure), None))
     }
@@ -107,24 +112,26 @@ impl Client {
         address: &str,
         etag: Option<&str>,
         is_on_probation: bool,
+        has_begun: &AtomicBool,
     ) -> Result<Exchange, Failure> {
         let (mut stream, peer) = self.connect(address).await?;
         let request = self.request(address, etag)?;
-        let exchange = self.exchange(&mut stream, request, etag, is_on_probation).await?;
+        let exchange = self.exchange(&mut stream, request, etag, is_on_probation, has_begun).await?;
         self.sockets.part(stream, peer);
         Ok(exchange)
     }
 
-    /// One exchange over a connection.
+    /// One exchange over a connection. Notes when an answer has begun.
     pub(super) async fn exchange(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         request: Vec<u8>,
         etag: Option<&str>,
         is_on_probation: bool,
+        has_begun: &AtomicBool,
     ) -> Result<Exchange, Failure> {
-        let (head, mut incoming) =
-            http::exchange(stream, request, Head::of).await.map_err(|e| http_failure(&e))?;
+        let exchange = http::exchange(stream, request, Head::of, has_begun).await;
+        let (head, mut incoming) = exchange.map_err(|error| http_failure(&error, has_begun))?;
         match head.status {
             304 if etag.is_some() => {
                 return Ok(Exchange::bare(Outcome::Unchanged, etag.map(str::to_owned)));
@@ -199,22 +206,17 @@ impl Client {
         answer.date = head.date;
         let malformed =
             |e: report::DecodeError| Failure { reason: FailureReason::Malformed, detail: e.to_string() };
-        let left_out = answer.rejected.of(Rejection::OverLimit);
-        let trouble = trouble.or(decoded.map_err(malformed).err()).or_else(|| {
-            (left_out > 0).then(|| Failure {
-                reason: FailureReason::TooManyRecords,
-                detail: format!(
-                    "{left_out} records beyond {} (collector.max_records)",
-                    self.options.limits.records
-                ),
-            })
-        });
+        let trouble = trouble.or(decoded.map_err(malformed).err());
         match trouble {
             Some(failure) if answer.records.is_empty() && answer.rejected.total() == 0 => {
                 Exchange::bare(Outcome::Failed(failure), None)
             }
             Some(failure) => Exchange { outcome: Outcome::Partial(answer, failure), etag: None, share },
-            None => Exchange { outcome: Outcome::Complete(answer), etag: head.etag, share },
+            None => {
+                // That the list is the same would not say once more of which namespaces records were left out.
+                let etag = head.etag.filter(|_| answer.left_out.is_empty());
+                Exchange { outcome: Outcome::Complete(answer), etag, share }
+            }
         }
     }
 }
@@ -246,7 +248,10 @@ impl Head {
 /// Only failures that cost no time are worth a second try in the same round; what has timed out once has had its time.
 fn is_worth_a_retry(failure: &Failure) -> bool {
     use FailureReason as Reason;
-    matches!(failure.reason, Reason::Refused | Reason::Connect | Reason::Disconnected | Reason::Status)
+    matches!(
+        failure.reason,
+        Reason::Refused | Reason::Connect | Reason::Disconnected | Reason::CutOff | Reason::Status
+    )
 }
 
 /// Between half of `longest` and `longest`, different each time.
@@ -257,9 +262,10 @@ fn jitter(longest: Duration) -> Duration {
     half + half.mul_f64(f64::from(u32::try_from(random & 0xffff).unwrap_or(0)) / 65_536.0)
 }
 
-fn http_failure(error: &HttpError) -> Failure {
+fn http_failure(error: &HttpError, has_begun: &AtomicBool) -> Failure {
     let reason = match error {
         HttpError::NotHttp(_) => FailureReason::Protocol,
+        HttpError::BrokeOff(_) if has_begun.load(Ordering::Relaxed) => FailureReason::CutOff,
         HttpError::BrokeOff(_) => FailureReason::Disconnected,
     };
     Failure { reason, detail: error.to_string() }
@@ -300,6 +306,66 @@ mod tests {
         assert_eq!(end, io::ErrorKind::ConnectionReset);
     }
 
+    /// Only nothing at all is silence.
+    #[tokio::test]
+    async fn an_answer_that_has_begun_is_told_apart_from_none() {
+        let begun = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n";
+        let listed = format!("{begun}\r\n[");
+        let table = [
+            ("", true, FailureReason::Timeout),
+            ("", false, FailureReason::Disconnected),
+            ("H", true, FailureReason::Stalled),
+            (begun, true, FailureReason::Stalled),
+            (begun, false, FailureReason::CutOff),
+            (&listed, true, FailureReason::Stalled),
+            (&listed, false, FailureReason::CutOff),
+        ];
+        for (sent, is_held_open, expected) in table {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let agent = async {
+                let mut open = Vec::new();
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    assert!(stream.read(&mut [0; 1 << 10]).await.unwrap() > 0);
+                    stream.write_all(sent.as_bytes()).await.unwrap();
+                    open.extend(is_held_open.then_some(stream));
+                }
+            };
+            let options = ClientOptions { timeout: Duration::from_secs(1), ..(*client().options).clone() };
+            let client = Client::new(options);
+            let exchange = tokio::select! {
+                exchange = client.ask(&address, None, false) => exchange,
+                () = agent => unreachable!("it never ends"),
+            };
+            let reason = exchange.outcome.failure().map(|failure| failure.reason);
+            assert_eq!(reason, Some(expected), "{sent:?}, held open: {is_held_open}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_with_more_records_than_are_kept_is_whole_and_has_no_tag() {
+        let limits = Limits { records: 1, ..Limits::default() };
+        let client = Client::new(ClientOptions { limits, ..(*client().options).clone() });
+        let record = |namespace: &str| {
+            format!(
+                r#"{{"pod":"p","namespace":"{namespace}","process":"xmrig","timestamp":"2026-01-01T00:00:00Z"}}"#
+            )
+        };
+        for (namespaces, has_tag) in [(&["ns-a"][..], true), (&["ns-a", "ns-b"], false)] {
+            let body = format!("[{}]", namespaces.iter().map(|n| record(n)).collect::<Vec<_>>().join(","));
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let (stream, mut agent) = tokio::io::duplex(answer.len());
+            agent.write_all(answer.as_bytes()).await.unwrap();
+            let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+            let exchange =
+                client.exchange(stream, request, None, false, &AtomicBool::default()).await.unwrap();
+            let Outcome::Complete(answer) = exchange.outcome else { panic!("{:?}", exchange.outcome) };
+            assert_eq!((answer.left_out.concerns("ns-b"), exchange.etag.is_some()), (!has_tag, has_tag));
+        }
+    }
+
     #[tokio::test]
     async fn a_large_answer_holds_its_share_of_the_budget_for_as_long_as_its_records_wait() {
         let (client, size) = (client(), 1 << 17);
@@ -311,7 +377,8 @@ mod tests {
             let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
             let (stream, mut agent) = tokio::io::duplex(answer.len());
             agent.write_all(answer.as_bytes()).await.unwrap();
-            let exchange = client.exchange(stream, request, None, false).await.unwrap();
+            let has_begun = AtomicBool::default();
+            let exchange = client.exchange(stream, request, None, false, &has_begun).await.unwrap();
             assert_eq!(matches!(exchange.outcome, Outcome::Complete(_)), is_whole, "{:?}", exchange.outcome);
             let held = all - client.budget.left();
             // Where there is nothing to take in, nothing is held.

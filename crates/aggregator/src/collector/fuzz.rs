@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -100,7 +101,9 @@ fn framed(client: &Client, body: &[u8]) {
 /// What comes of an answer that arrives in pieces: `first` bytes, then `then` at a time. As a value, and with its tag as text.
 fn ask(client: &Client, answer: &[u8], then: usize, first: usize) -> (Option<Outcome>, String) {
     let stream = tokio::io::join(Pieces { rest: answer, next: first, then }, tokio::io::sink());
-    let exchange = client.exchange(stream, b"GET /".to_vec(), Some("\"a\""), false).now_or_never();
+    let has_begun = AtomicBool::default();
+    let exchange =
+        client.exchange(stream, b"GET /".to_vec(), Some("\"a\""), false, &has_begun).now_or_never();
     match exchange.expect("everything is there") {
         Ok(exchange) => {
             let told = format!("{:?} {:?}", exchange.outcome, exchange.etag);

@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, ready};
 
 use httparse::{Header, Status};
@@ -97,11 +98,13 @@ enum Next {
     Nothing,
 }
 
-/// Sends `request` and reads the head of the answer. `head` sees its status and headers; whatever it returns is handed on.
+/// Sends `request` and reads the head of the answer. `head` sees its status and headers; whatever it returns is handed on. Notes when
+/// an answer has begun.
 pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
     mut stream: S,
     request: Vec<u8>,
     head: impl Fn(u16, &[Header<'_>]) -> T,
+    has_begun: &AtomicBool,
 ) -> Result<(T, Incoming<S>), HttpError> {
     stream.write_all(&request).await?;
     // Hundreds wait for their answers at once: with nothing in hand.
@@ -113,6 +116,9 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
     loop {
         let before = buffer.len();
         let n = receive(&mut stream, &mut buffer).await?;
+        if n > 0 {
+            has_begun.store(true, Ordering::Relaxed);
+        }
         if n > 0 && buffer.len() < 2 * parsed && buffer.len() < MAX_HEAD && !ends_a_head(&buffer, before) {
             continue;
         }

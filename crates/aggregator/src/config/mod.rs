@@ -264,6 +264,7 @@ impl Config {
             unread_exemptions: Vec::new(),
             exemptions: self.enforcement.exemptions.iter().map(enforcement::ExemptionConfig::rule).collect(),
             same_incident: self.detection.same_incident,
+            max_age: self.detection.max_age,
             unreachable_limit: self.detection.unreachable_limit,
             max_notices_per_round: self.notification.max_per_round,
         }

@@ -63,6 +63,7 @@ impl Fleet {
             exemptions: Vec::new(),
             unread_exemptions: Vec::new(),
             same_incident: Duration::from_hours(24),
+            max_age: Duration::from_mins(30),
             unreachable_limit: Duration::from_hours(24),
             max_notices_per_round: any,
         };

@@ -6,10 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{ChangeKind, NodeClock, Remembered};
+use super::{ChangeKind, NodeClock, Reading, Remembered};
 use crate::Moment;
 use crate::moment::{Span, WallTime};
-use crate::names::NodeName;
+use crate::names::{Key, NodeName};
 use crate::report::{Record, RecordRef};
 use crate::snapshot::{EvidenceView, Heard};
 
@@ -33,6 +33,9 @@ pub enum Cleared {
     ByClock,
     /// Its node has not answered for `detection.unreachable_limit`.
     Unreachable,
+    /// Its node has answered for `detection.unreachable_limit` in sum, and too much of that said nothing of it: another one hid it, or
+    /// records of its namespace were left out.
+    Hidden,
     /// Its Pod is proven gone.
     PodGone,
 }
@@ -43,6 +46,7 @@ impl Cleared {
         match self {
             Self::ByClock => "by_clock",
             Self::Unreachable => "unreachable",
+            Self::Hidden => "hidden",
             Self::PodGone => "pod_gone",
         }
     }
@@ -126,12 +130,21 @@ impl Timestamps {
     }
 }
 
+/// What comes of it that a record is listed again.
+pub(super) struct Listed {
+    pub(super) change: Option<ChangeKind>,
+    /// The agent may have found it in its last scan.
+    pub(super) is_recent: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Evidence {
     /// Shared with the snapshots that show it. Changed in place while there are none.
     heard: Arc<Heard>,
     /// Kept after clearing: the tombstone by which a record that is still listed, but does not change, stays cleared.
     timestamps: Timestamps,
+    /// How much of its node's answered time said nothing of it.
+    unheard: Span,
     aged: bool,
     /// When it cleared, and by which rule.
     cleared_at: Option<Moment>,
@@ -146,7 +159,7 @@ pub(super) struct Evidence {
 
 impl Evidence {
     /// `age` is that of the record by its agent's own clock, if it is fresh.
-    pub(super) fn first_sight(record: Record, at: Moment, mark: Span, age: Option<Duration>) -> Self {
+    pub(super) fn first_sight(record: Record, at: Moment, mark: Reading, age: Option<Duration>) -> Self {
         let fresh = age.is_some();
         Self {
             timestamps: Timestamps::of(record.detected_at),
@@ -161,6 +174,7 @@ impl Evidence {
                 observations: 1,
                 record: Arc::new(record),
             }),
+            unheard: mark.unheard,
             aged: !fresh,
             cleared_at: None,
             cleared_by: None,
@@ -170,7 +184,7 @@ impl Evidence {
     }
 
     /// As it was known before the start. The clearing clock starts at `mark`, and the wait for a lost node `now`.
-    pub(super) fn remembered(known: &Remembered, now: Moment, mark: Span) -> Self {
+    pub(super) fn remembered(known: &Remembered, now: Moment, mark: Reading) -> Self {
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
         Self {
             heard: Arc::new(Heard {
@@ -184,6 +198,7 @@ impl Evidence {
                 observations: known.observations,
             }),
             timestamps: Timestamps::of(known.record.detected_at),
+            unheard: mark.unheard,
             aged: false,
             cleared_at: known.cleared.map(|(at, _)| past(at)),
             cleared_by: known.cleared.map(|(_, why)| why),
@@ -233,15 +248,16 @@ impl Evidence {
     /// The record is listed again. It is fresh evidence if its timestamp differs from those remembered, unless it is an earlier one
     /// and by the agent's own clock not young: a clock may be set back, but to list what was found long ago is no news.
     ///
-    /// `own_age` is the record's by its agent's own clock, and whether that is young; nothing where the agent does not tell its time.
+    /// `answered` is what its node's odometer reads. `own_age` is the record's by its agent's own clock, and whether that is young;
+    /// nothing where the agent does not tell its time.
     pub(super) fn listed(
         &mut self,
         record: RecordRef<'_>,
         at: Moment,
-        mark: Span,
+        answered: Span,
         same_incident: Duration,
         own_age: impl Fn(Timestamp) -> Option<(Duration, bool)>,
-    ) -> Option<ChangeKind> {
+    ) -> Listed {
         let heard = self.heard_mut();
         let listed_before = std::mem::replace(&mut heard.last_seen, at);
         if heard.record.view() != record {
@@ -249,7 +265,7 @@ impl Evidence {
         }
         let timestamp = WallTime::from(record.detected_at);
         if self.timestamps.see_again(timestamp) {
-            return None;
+            return Listed { change: None, is_recent: false };
         }
         let is_later = self.timestamps.iter().all(|known| known < timestamp);
         self.timestamps.push(timestamp);
@@ -262,12 +278,13 @@ impl Evidence {
         // One that is earlier says nothing of what was seen last by whoever kept it.
         self.remembered &= !is_news && !is_later;
         if !is_news {
-            return None;
+            return Listed { change: None, is_recent: own_age.is_none() };
         }
 
         let was_active = self.heard.fresh_at.is_some() && !self.aged && !self.is_cleared();
         let is_new = self.cleared_at.take().is_some_and(|cleared_at| at.since(cleared_at) > same_incident);
         self.cleared_by = None;
+        let mark = Reading { answered, unheard: self.unheard };
         let heard = self.heard_mut();
         if is_new {
             (heard.first_seen, heard.observations) = (at, 0);
@@ -279,7 +296,12 @@ impl Evidence {
         heard.evidence_time = timestamp;
         heard.mark = mark;
         (self.aged, self.is_recalled) = (false, false);
-        (!was_active).then_some(ChangeKind::Appeared)
+        Listed { change: (!was_active).then_some(ChangeKind::Appeared), is_recent: true }
+    }
+
+    /// Its node has answered for so long without saying anything of it.
+    pub(super) fn miss(&mut self, answered: Duration) {
+        self.unheard = (self.unheard.get() + answered).into();
     }
 
     /// Clears if the rules say so; the rule, the first time.
@@ -287,7 +309,7 @@ impl Evidence {
         if self.is_cleared() {
             return None;
         }
-        let why = clock.cleared(self.heard.mark, self.counted_from(), now)?;
+        let why = clock.cleared(self.heard.mark, || self.unheard, self.counted_from(), now)?;
         self.clear(now, why);
         Some(why)
     }
@@ -320,7 +342,7 @@ impl Evidence {
         if let Some(at) = self.cleared_at {
             return after(at.max(self.heard.last_seen), keep);
         }
-        let is_clear = clock.odometer.saturating_sub(self.heard.mark) >= clock.required.get();
+        let is_clear = clock.cleared_by_answers(self.heard.mark, || self.unheard).is_some();
         let lost = if is_clear { Duration::ZERO } else { clock.lost_at(self.counted_from()) };
         match self.heard.fresh_at.filter(|_| !self.aged) {
             Some(at) => lost.min(after(at, self.active_for(active_for))),
@@ -330,10 +352,6 @@ impl Evidence {
 
     pub(super) fn is_cleared(&self) -> bool {
         self.cleared_at.is_some()
-    }
-
-    pub(super) fn is_offender(&self) -> bool {
-        self.heard.fresh_at.is_some() && !self.is_cleared()
     }
 
     /// Whether forgetting it loses nothing that can't be judged anew: a tombstone, or a record never believed.
@@ -350,14 +368,27 @@ impl Evidence {
         self.cleared_at.is_some_and(|at| now.since(at) > keep) && now.since(self.heard.last_seen) > keep
     }
 
-    pub(super) fn view(&self, node: &NodeName, now: Moment, active_for: ActiveFor) -> EvidenceView {
+    pub(super) fn view(
+        &self,
+        node: &NodeName,
+        now: Moment,
+        active_for: ActiveFor,
+        hidden_by: Option<&Arc<Key>>,
+    ) -> EvidenceView {
         let presence = match self.cleared_by {
             Some(_) => Presence::Cleared,
-            // What has grown old once is not young again because its node has accused others since, and may now take longer for each.
+            // What has grown old once is not young again because its node is found to scan more seldom.
             None if !self.aged && self.is_fresh(now, active_for) => Presence::Active,
             None => Presence::Unconfirmed,
         };
-        EvidenceView { node: node.clone(), presence, cleared: self.cleared_by, heard: self.heard.clone() }
+        EvidenceView {
+            node: node.clone(),
+            presence,
+            cleared: self.cleared_by,
+            unheard: self.unheard,
+            hidden_by: hidden_by.filter(|_| !self.is_cleared()).cloned(),
+            heard: self.heard.clone(),
+        }
     }
 }
 

@@ -3,12 +3,16 @@
 //! A record in an answer does not mean that its process runs (an agent keeps listing one that ended), and an answer
 //! without it does not mean that it ended (an agent lists one of several, or has just restarted). So the ledger believes
 //! in presence only when a record's timestamp *changes*, and in absence only after the violation's own node has answered
-//! for long enough without such a change. Silence is evidence of nothing.
+//! for long enough without such a change. Silence is evidence of nothing; and of an agent that has never listed two violations at
+//! once, an answer with another one's fresh record is evidence of nothing but that.
 //!
 //! Evidence is kept per (violation, node): nodes that disagree do not overwrite each other.
 
+mod clock;
 mod evidence;
 mod node;
+mod steps;
+mod target;
 mod texts;
 
 use std::cmp::Reverse;
@@ -19,30 +23,33 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+pub use self::clock::{NodeClock, Reading};
 pub use self::evidence::{Cleared, Presence};
-pub use self::node::NodeClock;
 
-use self::evidence::Evidence;
+use self::evidence::{Evidence, Listed};
 use self::node::Node;
+use self::target::TargetEntry;
 use self::texts::Texts;
 use crate::Moment;
 use crate::dense::Dense;
 use crate::few::FewSet;
 use crate::moment::Span;
-use crate::names::{Key, NodeName, PodRef, Text};
-use crate::report::{Answer, Failure, Outcome, Record, RecordRef, Rejection, Rejections, Report, Target};
+use crate::names::{Key, KeyRef, NodeName, PodRef, Text};
+use crate::report::{Answer, LeftOut, Outcome, Record, RecordRef, Rejection, Rejections, Report, Target};
 use crate::snapshot::{Coverage, Snapshot, State, TargetState, TargetView, Violation};
 
 /// The rules of evidence.
 #[derive(Clone, Debug)]
 pub struct Detection {
     /// How old a record may be at first sight, by its agent's own clock, to count as fresh; and how long fresh evidence
-    /// keeps a violation active. At least 3 learned scan intervals of its node are allowed in any case.
+    /// keeps a violation active. At least 3 learned scan intervals of its node are allowed in any case, but no new block follows
+    /// from what is older than this (see [`crate::policy::Policy::max_age`]).
     pub max_age: Duration,
     /// How long a node has to answer, in sum, without fresh evidence of a violation until it clears. Never less than 6
-    /// learned scan intervals of the node for each of its offenders.
+    /// learned scan intervals of the node. Answers that say nothing of the violation do not count.
     pub clear_after: Duration,
-    /// How long to wait for a node that never returns.
+    /// How long to wait for a node that never returns: for how long nothing of an answer came. And how long to wait, in answered time,
+    /// for one whose answers say nothing of a violation because they list another one.
     pub unreachable_limit: Duration,
     /// Offending again within this time continues the same incident; tombstones are kept as long.
     pub same_incident: Duration,
@@ -93,6 +100,15 @@ pub enum ChangeKind {
     Cleared(Cleared),
 }
 
+/// What happened to a node as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeChange {
+    /// It is there, but for longer than `fresh_within` none of its answers could be used. What is known of it is held until one can be.
+    Unusable,
+    /// Its answers can be used again.
+    UsableAgain,
+}
+
 /// One node's evidence as it was known before the start, or to another replica.
 #[derive(Clone, Debug)]
 pub struct Remembered {
@@ -128,6 +144,8 @@ pub struct Ledger {
     targets: BTreeMap<Text, TargetEntry>,
     /// What records have in common is in memory once.
     texts: Texts,
+    /// What the last report has changed of its node as such.
+    node_change: Option<NodeChange>,
     /// Agents that should exist but have no address: a DaemonSet's desired number beyond what is listed.
     unlisted: usize,
     rejected: Rejections,
@@ -149,17 +167,6 @@ struct Entry {
     pod_gone: Option<Moment>,
 }
 
-#[derive(Debug)]
-struct TargetEntry {
-    node: NodeName,
-    expected: bool,
-    last_report: Option<Moment>,
-    last_answer: Option<Moment>,
-    /// Few have one.
-    last_failure: Option<Arc<(Timestamp, Failure)>>,
-    consecutive_failures: u32,
-}
-
 impl Ledger {
     /// An empty ledger. `now` is when its (empty) list came to be.
     pub fn new(rules: Detection, now: Moment) -> Self {
@@ -171,6 +178,7 @@ impl Ledger {
             dense: Dense::default(),
             targets: BTreeMap::new(),
             texts: Texts::default(),
+            node_change: None,
             unlisted: 0,
             rejected: Rejections::default(),
             revision: 0,
@@ -210,6 +218,9 @@ impl Ledger {
         let all = std::mem::take(&mut self.targets);
         // Made anew from those that are left, because a tree that grows is half empty.
         self.targets = all.into_iter().filter(|(_, entry)| entry.expected).collect();
+        for node in self.nodes.values_mut() {
+            node.note_addresses(|address| self.targets.contains_key(address));
+        }
         self.drop_idle_nodes();
         self.unlisted = unlisted;
         self.tell_news();
@@ -226,45 +237,27 @@ impl Ledger {
     ///
     /// A report of a target that is older than one already taken in is ignored.
     pub fn absorb(&mut self, report: &Report) -> Vec<Change> {
-        let Some(target) = self.targets.get_mut(&report.target.address) else {
-            // The target left while it was being asked. Its answer is no longer anybody's word.
-            return Vec::new();
-        };
-        if target.node != report.target.node
-            || target.last_report.is_some_and(|last| report.at.uptime() < last.uptime())
-        {
-            return Vec::new();
-        }
-        let repeated = target.last_report == Some(report.at);
-        target.last_report = Some(report.at);
+        self.node_change = None;
+        // A target that has left while it was being asked has nothing to say any more.
+        let target = self.targets.get_mut(&report.target.address);
+        let Some(repeated) = target.and_then(|target| target.note(report)) else { return Vec::new() };
         self.revision += 1;
-        if let Outcome::Failed(failure) | Outcome::Partial(_, failure) = &report.outcome {
-            if !repeated {
-                target.consecutive_failures = target.consecutive_failures.saturating_add(1);
-            }
-            target.last_failure = Some(Arc::new((report.at.wall(), failure.clone())));
-        } else {
-            target.consecutive_failures = 0;
-            target.last_answer = Some(report.at);
-        }
-
         let name = report.target.node.clone();
         let node = self.nodes.entry(name.clone()).or_insert_with(|| Box::new(Node::new(report.at)));
-        if let Outcome::Failed(failure) = &report.outcome {
-            node.failed(failure.reason);
-            return Vec::new();
-        }
-
-        let whole = matches!(report.outcome, Outcome::Complete(_) | Outcome::Unchanged);
-        if whole {
-            let is_empty = match &report.outcome {
-                Outcome::Complete(answer) => Some(answer.records.is_empty()),
-                _ => None,
-            };
-            node.answered(report.at, is_empty, self.rules.answer_gap);
+        self.node_change = node.note_sign(report, self.rules.fresh_within);
+        let (answer, is_whole) = match &report.outcome {
+            Outcome::Complete(answer) => (Some(answer), true),
+            Outcome::Unchanged => (None, true),
+            Outcome::Partial(answer, _) => (Some(answer), false),
+            Outcome::Failed(_) => return Vec::new(),
+        };
+        let mut added = Duration::ZERO;
+        if is_whole {
+            let is_empty = answer.map(|answer| answer.records.is_empty());
+            added = node.answered(report.at, is_empty, self.rules.answer_gap);
         }
         let mut changes = Vec::new();
-        if let Outcome::Complete(answer) | Outcome::Partial(answer, _) = &report.outcome {
+        if let Some(answer) = answer {
             if !repeated {
                 self.rejected.add(&answer.rejected);
                 node.rejected.add(&answer.rejected);
@@ -272,7 +265,9 @@ impl Ledger {
             let Self { rules, violations, texts, rejected, .. } = self;
             changes = Common { rules, violations, texts, rejected }.take_in(&name, node, answer, report.at);
         }
-        if whole {
+        if is_whole {
+            let nothing = LeftOut::default();
+            node.count_unheard(added, answer.map_or(&nothing, |answer| &answer.left_out));
             let clock = node.clock(&self.rules);
             changes.extend(node.evidence.iter_mut().filter_map(|(key, evidence)| {
                 let why = evidence.try_clear(&clock, report.at)?;
@@ -284,6 +279,11 @@ impl Ledger {
             self.tell_news();
         }
         changes
+    }
+
+    /// What the report that was taken in last has changed of its node as such. Says it once.
+    pub fn take_node_change(&mut self) -> Option<NodeChange> {
+        self.node_change.take()
     }
 
     /// Proof that a Pod is gone: a direct GET answered 404, another UID, or a terminal phase. Never a cached absence.
@@ -327,7 +327,7 @@ impl Ledger {
                 *latest = (*latest).max((known.fresh_at, interval));
             }
             let node = self.nodes.entry(known.node.clone()).or_insert_with(|| Box::new(Node::new(now)));
-            let mark = node.odometer;
+            let mark = node.reading();
             if let Some(evidence) = node.evidence.get_mut(&known.key) {
                 evidence.merge(&known, now);
             } else if node.evidence.len() < self.rules.max_keys_per_node {
@@ -423,8 +423,12 @@ impl Ledger {
         for target in self.targets.values() {
             match target.state(&self.rules, now) {
                 TargetState::Fresh => coverage.fresh += 1,
-                TargetState::Stale => coverage.stale += 1,
-                TargetState::NeverSeen => coverage.never_seen += 1,
+                TargetState::Stale | TargetState::Unusable if target.last_answer.is_some() => {
+                    coverage.stale += 1;
+                }
+                TargetState::Stale | TargetState::Unusable | TargetState::NeverSeen => {
+                    coverage.never_seen += 1;
+                }
             }
         }
         coverage
@@ -464,10 +468,12 @@ impl Ledger {
     fn view(&self, key: &Key, entry: &Entry, now: Moment) -> Option<Violation> {
         let evidence = entry.nodes.iter().filter_map(|name| {
             let node = self.nodes.get(name)?;
-            let mut view = node.evidence.get(key)?.view(name, now, node.active_for(&self.rules));
+            let (evidence, active_for) = (node.evidence.get(key)?, node.active_for(&self.rules));
+            let mut view = evidence.view(name, now, active_for, node.hider_of(key));
             let is_gone = |gone: Moment| view.fresh_at.is_none_or(|fresh| fresh.uptime() <= gone.uptime());
             if view.presence != Presence::Cleared && entry.pod_gone.is_some_and(is_gone) {
                 (view.presence, view.cleared) = (Presence::Cleared, Some(Cleared::PodGone));
+                view.hidden_by = None;
             }
             Some(view)
         });
@@ -505,21 +511,33 @@ impl Common<'_> {
         }
 
         let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
-        let mark = node.odometer;
+        let mark = node.reading();
         let own_age = |detected_at| {
             crate::report::age_by_own_clock(detected_at, answer.date).map(|age| (age, age <= max_age))
         };
-        let mut changes = Vec::new();
+        let (mut changes, mut recent) = (Vec::new(), None);
+        let (count, may_hide) = (listed.len(), node.may_hide());
         for record in listed {
             let full = node.evidence.len() >= self.rules.max_keys_per_node;
             if let Some((key, evidence)) = node.evidence_of(record.key) {
-                let change = evidence.listed(record, at, mark, self.rules.same_incident, own_age);
+                let Listed { change, is_recent } =
+                    evidence.listed(record, at, mark.answered, self.rules.same_incident, own_age);
+                if is_recent && may_hide {
+                    recent = Some(key.clone());
+                }
                 changes.extend(change.map(|kind| Change { key: key.clone(), node: name.clone(), kind }));
-            } else if full {
+                continue;
+            }
+            let own_age = own_age(record.detected_at);
+            if may_hide && own_age.is_none_or(|(_, is_young)| is_young) {
+                let KeyRef { namespace, pod, process } = record.key;
+                recent = Some(Key::new(namespace, pod, process));
+            }
+            if full {
                 self.rejected.count(Rejection::NodeQuota);
                 node.rejected.count(Rejection::NodeQuota);
             } else {
-                let young = own_age(record.detected_at).filter(|(_, is_young)| *is_young);
+                let young = own_age.filter(|(_, is_young)| *is_young);
                 let record = self.texts.record(record);
                 let key = record.key.clone();
                 node.evidence
@@ -529,6 +547,7 @@ impl Common<'_> {
                 changes.push(Change { key, node: name.clone(), kind });
             }
         }
+        node.note_listed(count, recent, self.rules);
         changes
     }
 }
@@ -548,38 +567,6 @@ fn forget(violations: &mut BTreeMap<Key, Entry>, key: &Key, node: &NodeName) {
         entry.nodes.remove(node);
         if entry.nodes.is_empty() {
             violations.remove(key);
-        }
-    }
-}
-
-impl TargetEntry {
-    fn new(node: NodeName) -> Self {
-        Self {
-            node,
-            expected: true,
-            last_report: None,
-            last_answer: None,
-            last_failure: None,
-            consecutive_failures: 0,
-        }
-    }
-
-    fn state(&self, rules: &Detection, now: Moment) -> TargetState {
-        match self.last_answer {
-            None => TargetState::NeverSeen,
-            Some(at) if now.since(at) <= rules.fresh_within => TargetState::Fresh,
-            Some(_) => TargetState::Stale,
-        }
-    }
-
-    fn view(&self, address: &Text, rules: &Detection, now: Moment) -> TargetView {
-        TargetView {
-            address: address.clone(),
-            node: self.node.clone(),
-            state: self.state(rules, now),
-            last_answer: self.last_answer.map(|at| at.wall().into()),
-            last_failure: self.last_failure.clone(),
-            consecutive_failures: self.consecutive_failures,
         }
     }
 }

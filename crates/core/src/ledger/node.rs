@@ -1,58 +1,58 @@
 //! What is known of one node: how long it has answered, how often its agent scans, and its evidence.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::evidence::{ActiveFor, Cleared, Evidence};
-use super::{ChangeKind, Detection};
+use super::clock::{NodeClock, Reading};
+use super::evidence::{ActiveFor, Evidence};
+use super::steps::{MAX_INTERVAL, Steps};
+use super::{ChangeKind, Detection, NodeChange};
 use crate::Moment;
 use crate::few::FewMap;
 use crate::moment::{Span, WallTime};
-use crate::names::{Key, KeyRef};
-use crate::report::{FailureReason, Rejections};
+use crate::names::{Key, KeyRef, Text};
+use crate::report::{FailureReason, LeftOut, Rejections, Report};
 use crate::snapshot::NodeView;
 
-/// The longest scan interval that is believed: an agent may not make its violations immortal.
-const MAX_INTERVAL: Duration = Duration::from_hours(1);
-/// From how many steps the scan interval is learned: an agent that scans seldom from now on is understood after so many scans.
-const STEPS: u8 = 8;
-
-/// The last steps, in microseconds: there are many nodes. Rounded up, because too long only means to wait longer.
-#[derive(Debug, Default)]
-struct Steps {
-    /// The next one takes the place of the oldest.
-    micros: [u32; STEPS as usize],
-    next: u8,
-    count: u8,
+/// The violation that an agent which lists one of several has listed last. Until it must have scanned again, its answers say nothing of
+/// any other.
+#[derive(Debug)]
+struct Hiding {
+    key: Arc<Key>,
+    /// By the node's odometer.
+    until: Span,
 }
 
-impl Steps {
-    /// One more, of [`MAX_INTERVAL`] at most.
-    fn push(&mut self, step: Duration) {
-        let micros = step.min(MAX_INTERVAL).as_nanos().div_ceil(1000);
-        if let Some(place) = self.micros.get_mut(usize::from(self.next)) {
-            *place = u32::try_from(micros).unwrap_or(u32::MAX);
-        }
-        self.next = (self.next + 1) % STEPS;
-        self.count = self.count.saturating_add(1).min(STEPS);
-    }
-
-    fn least(&self) -> Option<Duration> {
-        let known = self.micros.iter().take(self.count.into());
-        known.min().map(|micros| Duration::from_micros((*micros).into()))
-    }
+/// Answers that can't be used, though the node is there.
+#[derive(Clone, Copy, Debug)]
+struct Unusable {
+    since: Moment,
+    is_told: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Node {
     /// Answered time, in sum. Clearing clocks are differences of its readings.
     pub(super) odometer: Span,
+    /// How much of it said nothing of one violation or another: no evidence has missed more. What is forgotten and listed once more
+    /// begins with it.
+    pub(super) unheard: Span,
+    /// One of its answers has listed two violations at once, so what its answers lack is not there. Until then, its agent is taken for
+    /// one that lists one of several, and not in turn.
+    lists_several: bool,
+    hiding: Option<Hiding>,
     /// Answered time since the agent may have restarted. A restarted agent answers `[]` until its first scan, so its
     /// first scan interval of answers says nothing.
     settled: Span,
     since: Moment,
     last_answer: Option<Moment>,
+    /// When anything of an answer came last, whether it could be used or not.
+    last_sign: Moment,
+    unusable: Option<Unusable>,
+    /// The address at which it was last there, if it was the last time when it was asked at that one.
+    answers_at: Option<Text>,
     listed_something: bool,
     /// The last steps between the newest timestamps of its answers.
     steps: Steps,
@@ -67,9 +67,15 @@ impl Node {
     pub(super) fn new(now: Moment) -> Self {
         Self {
             odometer: Span::ZERO,
+            unheard: Span::ZERO,
+            lists_several: false,
+            hiding: None,
             settled: Span::ZERO,
             since: now,
             last_answer: None,
+            last_sign: now,
+            unusable: None,
+            answers_at: None,
             listed_something: false,
             steps: Steps::default(),
             latest: None,
@@ -79,18 +85,57 @@ impl Node {
         }
     }
 
-    /// Nobody listens there: the agent is down, and will have restarted when it answers again.
-    pub(super) fn failed(&mut self, reason: FailureReason) {
-        if reason == FailureReason::Refused {
+    /// The clock of a violation of which nothing is known yet.
+    pub(super) fn reading(&self) -> Reading {
+        Reading { answered: self.odometer, unheard: self.unheard }
+    }
+
+    /// Notes whether a report is a sign of life, and whether it can be used. Says when its answers can't be used for longer than
+    /// `patience`, and when they can be again.
+    pub(super) fn note_sign(&mut self, report: &Report, patience: Duration) -> Option<NodeChange> {
+        let address = &report.target.address;
+        let reason = report.outcome.failure().map(|failure| failure.reason);
+        if reason.is_some_and(FailureReason::is_silence) {
+            self.note_silence(address, reason == Some(FailureReason::Refused));
+            return None;
+        }
+        self.last_sign = self.last_sign.max(report.at);
+        if self.answers_at.as_ref() != Some(address) {
+            self.answers_at = Some(address.clone());
+        }
+        if reason.is_none() {
+            let ended = self.unusable.take().filter(|unusable| unusable.is_told);
+            return ended.map(|_| NodeChange::UsableAgain);
+        }
+        let unusable = self.unusable.get_or_insert(Unusable { since: report.at, is_told: false });
+        if unusable.is_told || report.at.since(unusable.since) <= patience {
+            return None;
+        }
+        unusable.is_told = true;
+        Some(NodeChange::Unusable)
+    }
+
+    fn note_silence(&mut self, address: &Text, is_refused: bool) {
+        let answers_elsewhere = self.answers_at.as_ref().is_some_and(|other| other != address);
+        if !answers_elsewhere {
+            self.answers_at = None;
+        }
+        // Nothing listens there: the agent is down, and will have restarted when it answers again. Unless it listens at another address.
+        if is_refused && !answers_elsewhere {
             self.settled = Span::ZERO;
         }
     }
 
+    /// It is asked at those addresses only, from now on.
+    pub(super) fn note_addresses(&mut self, is_asked: impl Fn(&Text) -> bool) {
+        self.answers_at.take_if(|address| !is_asked(address));
+    }
+
     /// A whole answer. It vouches for the time since the last one, but for no more than `gap`: the time in between that
-    /// was not answered counts for nothing, however the failure showed.
+    /// was not answered counts for nothing, however the failure showed. Returns what it adds to the odometer.
     ///
     /// `is_empty` is whether it lists nothing; `None` if it is the same list as before.
-    pub(super) fn answered(&mut self, at: Moment, is_empty: Option<bool>, gap: Duration) {
+    pub(super) fn answered(&mut self, at: Moment, is_empty: Option<bool>, gap: Duration) -> Duration {
         let credit = self.last_answer.map_or(Duration::ZERO, |last| at.since(last)).min(gap);
         self.last_answer = self.last_answer.max(Some(at));
         let is_empty = is_empty.unwrap_or(!self.listed_something);
@@ -102,7 +147,65 @@ impl Node {
         let warm_up = self.interval();
         let before = self.settled.max(warm_up.into());
         self.settled = (self.settled.get() + credit).into();
-        self.odometer = (self.odometer.get() + self.settled.saturating_sub(before)).into();
+        let added = self.settled.saturating_sub(before);
+        self.odometer = (self.odometer.get() + added).into();
+        added
+    }
+
+    /// An answer lists so many violations, of which the agent may have found `recent` in its last scan.
+    ///
+    /// An agent that lists one of several says nothing of others for so long as that may be the last scan: for two of the longest steps
+    /// between its scans, since not all are alike, and what its answers may lag behind. At most until the listed one itself clears: what
+    /// counts as gone hides nothing.
+    pub(super) fn note_listed(&mut self, count: usize, recent: Option<Key>, rules: &Detection) {
+        self.lists_several |= count > 1;
+        if self.lists_several {
+            self.hiding = None;
+            return;
+        }
+        let Some(key) = recent else { return };
+        let scans = self.steps.largest().unwrap_or(MAX_INTERVAL).saturating_mul(2);
+        let wait = scans.saturating_add(rules.answer_gap).min(self.required(rules));
+        let until = self.odometer.get().saturating_add(wait).into();
+        match &mut self.hiding {
+            Some(hiding) if *hiding.key == key => hiding.until = until,
+            hiding => *hiding = Some(Hiding { key: Arc::new(key), until }),
+        }
+    }
+
+    /// Whether what the agent lists may hide others.
+    pub(super) fn may_hide(&self) -> bool {
+        !self.lists_several
+    }
+
+    /// Counts what the last answer has added to the odometer, `added`, as unheard for each violation of which it says nothing: another one
+    /// hides it, or records of its namespace were left out.
+    pub(super) fn count_unheard(&mut self, added: Duration, left_out: &LeftOut) {
+        let before = self.odometer.get().saturating_sub(added);
+        let hidden = self
+            .hiding
+            .as_ref()
+            .map_or(Duration::ZERO, |hiding| hiding.until.min(self.odometer).saturating_sub(before.into()));
+        if hidden.is_zero() && left_out.is_empty() {
+            return;
+        }
+        let most = if left_out.is_empty() { hidden } else { added };
+        self.unheard = (self.unheard.get() + most).into();
+        let hider = self.hiding.as_ref().map(|hiding| &*hiding.key);
+        for (key, evidence) in self.evidence.iter_mut() {
+            if left_out.concerns(&key.namespace) {
+                evidence.miss(added);
+            } else if hider != Some(key) {
+                evidence.miss(hidden);
+            }
+        }
+        self.hiding.take_if(|hiding| hiding.until <= self.odometer);
+    }
+
+    /// What hides `key` at present.
+    pub(super) fn hider_of(&self, key: &Key) -> Option<&Arc<Key>> {
+        let hider = self.hiding.as_ref().map(|hiding| &hiding.key);
+        hider.filter(|hider| ***hider != *key)
     }
 
     /// Learns from the newest timestamp of an answer: the smallest of the last steps between different ones is the scan interval.
@@ -131,51 +234,38 @@ impl Node {
         self.steps.least().unwrap_or_default()
     }
 
-    fn offenders(&self) -> usize {
-        self.evidence.values().filter(|evidence| evidence.is_offender()).count()
-    }
-
-    /// The interval at which one of several offenders can be expected to be listed by an agent that lists one per scan.
-    fn turn(&self) -> Duration {
-        self.interval().saturating_mul(u32::try_from(self.offenders().max(1)).unwrap_or(u32::MAX))
-    }
-
     pub(super) fn active_for(&self, rules: &Detection) -> ActiveFor {
-        let heard = rules.max_age.max(self.turn().saturating_mul(3));
+        let heard = rules.max_age.max(self.interval().saturating_mul(3));
         ActiveFor { heard, recalled: rules.max_age }
+    }
+
+    /// How much answered time without fresh evidence proves absence.
+    fn required(&self, rules: &Detection) -> Duration {
+        rules.clear_after.max(self.interval().saturating_mul(6))
     }
 
     pub(super) fn clock(&self, rules: &Detection) -> NodeClock {
         NodeClock {
             odometer: self.odometer,
-            required: rules.clear_after.max(self.turn().saturating_mul(6)).into(),
+            unheard: self.unheard,
+            required: self.required(rules).into(),
             since: self.since,
-            last_answer: self.last_answer.unwrap_or(self.since),
+            last_sign: self.last_sign,
             unreachable_limit: rules.unreachable_limit.into(),
         }
     }
 
     /// Lets its evidence clear and grow old, as far as it is time.
     pub(super) fn grow_old(&mut self, rules: &Detection, now: Moment) -> Vec<(Key, ChangeKind)> {
+        let (clock, active_for) = (self.clock(rules), self.active_for(rules));
         let mut changes = Vec::new();
-        // With each offender less the others' turns come sooner, so what remains is judged again.
-        loop {
-            let clock = self.clock(rules);
-            let before = changes.len();
-            for (key, evidence) in self.evidence.iter_mut() {
-                if let Some(why) = evidence.try_clear(&clock, now) {
-                    changes.push((key.clone(), ChangeKind::Cleared(why)));
-                }
-            }
-            if changes.len() == before {
-                break;
+        for (key, evidence) in self.evidence.iter_mut() {
+            if let Some(why) = evidence.try_clear(&clock, now) {
+                changes.push((key.clone(), ChangeKind::Cleared(why)));
+            } else if evidence.try_age(now, active_for) {
+                changes.push((key.clone(), ChangeKind::Unconfirmed));
             }
         }
-        let active_for = self.active_for(rules);
-        let aged = self.evidence.iter_mut().filter_map(|(key, evidence)| {
-            evidence.try_age(now, active_for).then(|| (key.clone(), ChangeKind::Unconfirmed))
-        });
-        changes.extend(aged);
         changes
     }
 
@@ -231,6 +321,7 @@ impl Node {
         NodeView {
             clock: self.clock(rules),
             interval: self.steps.least().map(Span::from),
+            lists_several: self.lists_several,
             records: self.evidence.values().filter(|evidence| !evidence.is_cleared()).count(),
             last_answer: self.last_answer.map(|at| at.wall().into()),
             rejected: self.rejected.clone(),
@@ -238,59 +329,9 @@ impl Node {
     }
 }
 
-/// By what a node's evidence clears: readings of the node's odometer of answered time.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeClock {
-    /// Answered time of the node, in sum.
-    pub odometer: Span,
-    /// How much answered time without fresh evidence proves absence on this node.
-    pub required: Span,
-    /// When the node was first asked.
-    pub since: Moment,
-    /// The last whole answer, or when the node was first asked.
-    pub last_answer: Moment,
-    /// How long to wait for a node that never returns.
-    pub unreachable_limit: Span,
-}
-
-impl NodeClock {
-    /// Whether evidence that was last fresh at `since`, when the odometer read `mark`, has cleared by `now`.
-    pub fn cleared(&self, mark: Span, since: Moment, now: Moment) -> Option<Cleared> {
-        if self.odometer.saturating_sub(mark) >= self.required.get() {
-            return Some(Cleared::ByClock);
-        }
-        (now.uptime() >= self.lost_at(since)).then_some(Cleared::Unreachable)
-    }
-
-    /// When the wait for the node ends if it never returns, for evidence that was last fresh at `since`; by the monotonic clock.
-    pub(super) fn lost_at(&self, since: Moment) -> Duration {
-        // Partial answers may have brought fresh evidence after the last whole one: silence counts from the later.
-        self.last_answer.max(since).uptime().saturating_add(self.unreachable_limit.get())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
-
-    use proptest::prelude::*;
-
     use super::*;
-
-    proptest! {
-        #[test]
-        fn the_least_of_the_last_steps_is_the_interval(steps in proptest::collection::vec(0..5_000_000_000_u64, 0..30)) {
-            let (mut known, mut model) = (Steps::default(), VecDeque::new());
-            for step in steps {
-                known.push(Duration::from_micros(step));
-                model.push_back(Duration::from_micros(step).min(MAX_INTERVAL));
-                if model.len() > 8 {
-                    model.pop_front();
-                }
-                prop_assert_eq!(known.least(), model.iter().min().copied());
-            }
-        }
-    }
 
     #[test]
     fn a_time_that_can_not_be_told_is_no_step_when_it_comes_again() {
@@ -299,13 +340,5 @@ mod tests {
             node.learn_interval(Some(Timestamp::MAX));
         }
         assert_eq!(node.steps.least(), None);
-    }
-
-    #[test]
-    fn a_step_is_never_taken_for_a_shorter_one() {
-        let mut steps = Steps::default();
-        assert_eq!(steps.least(), None);
-        steps.push(Duration::from_nanos(1_000_001));
-        assert_eq!(steps.least(), Some(Duration::from_micros(1001)));
     }
 }

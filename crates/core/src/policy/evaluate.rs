@@ -170,9 +170,12 @@ impl Book {
             return Wish::Nothing;
         }
         let excuses = incident.excuses(app, pass);
-        // What is excused is no reason for anything.
-        let active =
-            incident.grounds.values().zip(&excuses).any(|(ground, excuse)| ground.active && excuse.is_none());
+        // What is excused is no reason for anything. Nor is what was found long ago a reason for a new block, however seldom its node
+        // scans, unless an operator has approved it.
+        let active = incident.grounds.values().zip(&excuses).any(|(ground, excuse)| {
+            let is_young = incident.approved || ground.is_young(pass.policy.max_age, pass.now);
+            ground.active && is_young && excuse.is_none()
+        });
         let covered = pass.policy.refuses(&app.namespace).map(str::to_owned).or_else(|| {
             // Every ground has its excuse: the first one speaks for all.
             excuses.iter().all(Option::is_some).then(|| excuses.into_iter().flatten().next()).flatten()
@@ -542,6 +545,11 @@ fn cleared_reason(cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {
         Some(ClearedGround::AppGone) => "no Pod of the App remains".to_owned(),
         Some(ClearedGround::By(Cleared::Unreachable)) => {
             "its node has not answered for detection.unreachable_limit".to_owned()
+        }
+        Some(ClearedGround::By(Cleared::Hidden)) => {
+            "its node has answered for detection.unreachable_limit, and for too much of that another process's record hid it, or \
+             records of its namespace were left out"
+                .to_owned()
         }
         Some(ClearedGround::By(Cleared::ByClock | Cleared::PodGone)) => {
             "its node has answered for the whole clearing time without fresh evidence".to_owned()

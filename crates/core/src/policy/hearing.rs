@@ -1,6 +1,7 @@
 //! From evidence to grounds: what is accepted against whom, and for how long.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use super::book::Book;
 use super::decision::DecisionKind;
@@ -10,7 +11,7 @@ use super::incident::{ClearedGround, EvidenceId, Ground, Incident, Silence, Stan
 use super::refused::{self, RefusedNow};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
-use crate::names::{App, NodeName, Text};
+use crate::names::{App, Text};
 use crate::snapshot::{EvidenceView, Snapshot, State};
 
 impl Book {
@@ -211,13 +212,17 @@ impl Book {
             if app_is_gone && incident.inherited.as_ref().is_some_and(|accused| !accused.is_empty()) {
                 incident.file().inherited = None;
             }
-            let why = |node: &NodeName, ground: &Ground| {
+            let why = |(key, node): &EvidenceId, ground: &Ground| {
                 if app_is_gone {
                     return Some(ClearedGround::AppGone);
                 }
+                // Of what the ledger does not know, its node's answers say nothing.
+                let unheard = || pass.snapshot.unheard(key, node).unwrap_or(Duration::MAX.into());
                 let cleared = match pass.snapshot.nodes.get(node) {
                     // As of the snapshot: a node may have answered since.
-                    Some(view) => view.clock.cleared(ground.mark, ground.counted_from, pass.snapshot.at),
+                    Some(view) => {
+                        view.clock.cleared(ground.mark, unheard, ground.counted_from, pass.snapshot.at)
+                    }
                     // A node that the ledger does not know has not answered since.
                     None => (pass.now.since(ground.counted_from) >= pass.policy.unreachable_limit)
                         .then_some(Cleared::Unreachable),
@@ -227,7 +232,7 @@ impl Book {
             let cleared: Vec<(EvidenceId, ClearedGround)> = incident
                 .grounds
                 .iter()
-                .filter_map(|(id, ground)| Some((id.clone(), why(&id.1, ground)?)))
+                .filter_map(|(id, ground)| Some((id.clone(), why(id, ground)?)))
                 .collect();
             if app_is_gone {
                 incident.cleared = Some(ClearedGround::AppGone);

@@ -14,7 +14,7 @@ use super::window::{Due, ReleaseDue};
 use super::{Brake, Decision, Mode, Policy};
 use crate::Moment;
 use crate::few::{FewMap, FewSet};
-use crate::ledger::Cleared;
+use crate::ledger::{Cleared, Reading};
 use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
@@ -151,11 +151,14 @@ pub(super) struct Ground {
     /// The accused Pod's UID; nothing where there was no cluster to ask, and of what an earlier version has kept.
     pub(super) pod_uid: Option<Text>,
     pub(super) fresh_at: Moment,
+    /// When its agent found it, by our monotonic clock; when it was heard where its age is not known.
+    pub(super) found_at: Span,
     /// The agent's own time of it: two replicas see the same evidence at different moments.
     pub(super) evidence_time: WallTime,
     /// From when on its node's silence counts: not from before the start, when we may not have listened.
     pub(super) counted_from: Moment,
-    pub(super) mark: Span,
+    /// What its clearing clock read when it was last accepted.
+    pub(super) mark: Reading,
     pub(super) first_seen: WallTime,
     pub(super) observations: u64,
     /// How often its node's agent scans, as far as it was learned: a restart must not make its silence mean more.
@@ -237,10 +240,10 @@ impl StickyRelease {
     }
 }
 
-/// From when on a node's silence counts: the reading of its odometer, and the moment.
+/// From when on a node's silence counts: the reading of the clearing clock, and the moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Silence {
-    pub(super) mark: Span,
+    pub(super) mark: Reading,
     pub(super) counted_from: Moment,
 }
 
@@ -261,6 +264,7 @@ impl Ground {
             record: evidence.record.clone(),
             pod_uid,
             fresh_at,
+            found_at: fresh_at.uptime().saturating_sub(evidence.age.map_or(Duration::ZERO, Span::get)).into(),
             evidence_time: evidence.evidence_time,
             counted_from: fresh_at,
             mark: evidence.mark,
@@ -271,6 +275,11 @@ impl Ground {
             gone: false,
             kept: None,
         }
+    }
+
+    /// Whether it was found so recently that a new block may follow from it.
+    pub(super) fn is_young(&self, max_age: Duration, now: Moment) -> bool {
+        now.uptime().saturating_sub(self.found_at.get()) <= max_age
     }
 
     /// It is kept as it is now.

@@ -20,7 +20,7 @@ use super::incident::{
 use super::leader_clock::LeaderClock;
 use super::window::{Due, ReleaseDue};
 use crate::Moment;
-use crate::ledger::{Cleared, Remembered};
+use crate::ledger::{Cleared, Reading, Remembered};
 use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
@@ -455,6 +455,7 @@ fn cleared_by(cleared: ClearedGround) -> ClearedBy {
         ClearedGround::AppGone => ClearedBy::AppGone,
         ClearedGround::By(Cleared::ByClock) => ClearedBy::Clock,
         ClearedGround::By(Cleared::Unreachable) => ClearedBy::Unreachable,
+        ClearedGround::By(Cleared::Hidden) => ClearedBy::Hidden,
         ClearedGround::By(Cleared::PodGone) => ClearedBy::PodGone,
     }
 }
@@ -608,13 +609,18 @@ fn hear_again(
     for evidence in evidence {
         let record = Arc::new(record(&app.namespace, evidence));
         let (key, node) = (record.key.clone(), NodeName(evidence.node.clone()));
+        let mark = Reading {
+            answered: snapshot.nodes.get(&node).map_or(Span::ZERO, |node| node.clock.odometer),
+            unheard: snapshot.unheard(&key, &node).unwrap_or(Span::ZERO),
+        };
         let ground = Ground {
             pod_uid: evidence.pod_uid.clone(),
             fresh_at: past(evidence.fresh_at),
+            found_at: past(evidence.fresh_at).uptime().into(),
             evidence_time: record.detected_at.into(),
             record,
             counted_from: now,
-            mark: snapshot.nodes.get(&node).map_or(Span::ZERO, |node| node.clock.odometer),
+            mark,
             first_seen: evidence.first_seen.into(),
             observations: evidence.observations,
             scan_interval: evidence.scan_interval.map(|seconds| Duration::from_secs(seconds).into()),

@@ -6,7 +6,8 @@
 //!
 //! An accusation becomes a block only if all of this holds:
 //!
-//! 1. its evidence is fresh (see [`crate::ledger`]), and the accused Pod runs on the accusing node and is older than the record;
+//! 1. its evidence is fresh (see [`crate::ledger`]) and no older than [`Policy::max_age`], and the accused Pod runs on the accusing node
+//!    and is older than the record;
 //! 2. its namespace is a tenant's, not protected and not terminating;
 //! 3. no exemption and no operator's release covers it;
 //! 4. the tenant's grace is over;
@@ -85,6 +86,8 @@ pub struct Policy {
     pub unread_exemptions: Vec<Exemption>,
     /// Offending again within this time continues the same incident.
     pub same_incident: Duration,
+    /// How old evidence may be, by its agent's own clock when it was heard and by ours since, for a new block to follow from it.
+    pub max_age: Duration,
     /// How long to wait for a node that never returns.
     pub unreachable_limit: Duration,
     /// How many tenants are newly told per round.

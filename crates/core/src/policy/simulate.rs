@@ -17,7 +17,7 @@ use super::facts::{AppFact, Facts, PodFact, PodState};
 use super::keep::record;
 use super::{Mode, Policy};
 use crate::Moment;
-use crate::ledger::{NodeClock, Presence};
+use crate::ledger::{NodeClock, Presence, Reading};
 use crate::moment::Span;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
@@ -67,7 +67,8 @@ pub fn simulate(
 ) -> Vec<Fate> {
     // The Pods and nodes of recorded evidence were checked when it was accepted; dry-run would decide the same.
     let mode = if policy.mode == Mode::DryRun { Mode::Enforce } else { policy.mode };
-    let policy = Policy { verify_pods: true, mode, ..policy.clone() };
+    // What was found was found anew until it cleared.
+    let policy = Policy { verify_pods: true, mode, max_age: Duration::MAX, ..policy.clone() };
     let pieces = pieces(incidents, since);
     let accused: BTreeSet<&App> = pieces.iter().map(|piece| &piece.app).collect();
     let acts = acts(incidents, since);
@@ -233,14 +234,16 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
             record: record.clone(),
             fresh_at: Some(seen),
             age: Some(Span::ZERO),
-            mark: Span::ZERO,
+            mark: Reading::ZERO,
             first_seen: seen,
             last_seen: seen,
             evidence_time: record.detected_at.into(),
             observations: evidence.observations,
         };
         let presence = Presence::Active;
-        let view = EvidenceView { node: node.clone(), presence, cleared: None, heard: Arc::new(heard) };
+        let (unheard, hidden_by) = (Span::ZERO, None);
+        let heard = Arc::new(heard);
+        let view = EvidenceView { node: node.clone(), presence, cleared: None, unheard, hidden_by, heard };
         violations.entry(record.key.clone()).or_default().push(view);
     }
     let accused: BTreeSet<&App> = live.iter().map(|piece| &piece.app).collect();
@@ -270,10 +273,18 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
 fn patient(now: Moment) -> NodeView {
     let clock = NodeClock {
         odometer: Span::ZERO,
+        unheard: Span::ZERO,
         required: Duration::MAX.into(),
         since: now,
-        last_answer: now,
+        last_sign: now,
         unreachable_limit: Duration::MAX.into(),
     };
-    NodeView { clock, interval: None, records: 0, last_answer: None, rejected: Rejections::default() }
+    NodeView {
+        clock,
+        interval: None,
+        lists_several: true,
+        records: 0,
+        last_answer: None,
+        rejected: Rejections::default(),
+    }
 }

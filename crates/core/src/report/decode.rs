@@ -10,13 +10,13 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 use serde_json::value::RawValue;
 
 use super::record::{RecordRef, Records};
-use super::{Answer, Rejection};
+use super::{Answer, LeftOut, Rejection};
 use crate::names::{KeyRef, is_dns_label, is_dns_subdomain};
 
 /// How much of one answer is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Records per answer; the rest is counted, and the answer is `Partial`.
+    /// Records per answer. The rest is read and counted, and its namespaces are noted (see [`LeftOut`]).
     pub records: usize,
     /// Bytes of a process name. It is part of the key, so cutting it may merge two violations of one Pod, which is harmless.
     pub process: usize,
@@ -113,7 +113,7 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let Self { answer: Answer { records, rejected, .. }, limits, care, .. } = self;
+        let Self { answer: Answer { records, rejected, left_out, .. }, limits, care, .. } = self;
         loop {
             let Some(Element(wire)) = (match care {
                 Care::Little => seq.next_element::<Element<'_>>()?,
@@ -122,7 +122,7 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
                 return Ok(());
             };
             let taken = match wire {
-                _ if records.len() >= limits.records => Err(Rejection::OverLimit),
+                Some(wire) if records.len() >= limits.records => Err(leave_out(&wire, left_out)),
                 Some(wire) => take_in(&wire, limits, records),
                 None => Err(Rejection::NotARecord),
             };
@@ -310,6 +310,15 @@ fn take_in(wire: &WireRecord<'_>, limits: &Limits, records: &mut Records) -> Res
         detected_at,
     });
     Ok(())
+}
+
+/// What is no name of a namespace concerns none.
+fn leave_out(wire: &WireRecord<'_>, left_out: &mut LeftOut) -> Rejection {
+    match wire.namespace.required() {
+        Ok(namespace) if is_dns_label(namespace) => left_out.note(namespace),
+        _ => {}
+    }
+    Rejection::OverLimit
 }
 
 /// Cuts `text` to at most `max` bytes at a character's boundary; a cut one ends in `…` (counted in `max`).

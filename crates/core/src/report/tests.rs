@@ -181,6 +181,33 @@ fn fields_are_cut_at_characters_and_records_counted_beyond_their_limit() {
 }
 
 #[test]
+fn the_namespaces_of_records_beyond_the_limit_are_known_as_far_as_there_are_not_too_many() {
+    let limits = Limits { records: 1, ..Limits::default() };
+    let of = |namespaces: &[&str]| {
+        let records: Vec<String> = namespaces.iter().map(|namespace| with_namespace(namespace)).collect();
+        let (answer, result) = decode(format!("[{}]", records.join(",")).as_bytes(), &limits);
+        result.unwrap();
+        assert_eq!(answer.records.len(), 1);
+        answer.left_out
+    };
+    assert!(of(&["ns-a"]).is_empty());
+    let left_out = of(&["ns-a", "ns-b", "ns-b", "NS", "ns-c"]);
+    let concerned = ["ns-a", "ns-b", "ns-c", "ns-d", "NS"].map(|namespace| left_out.concerns(namespace));
+    assert_eq!((concerned, left_out.is_empty()), ([false, true, true, false, false], false));
+    let names: Vec<String> = (0..LeftOut::MAX_NAMESPACES + 2).map(|n| format!("ns-{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let full = of(&names[..=LeftOut::MAX_NAMESPACES]);
+    assert!(full.concerns("ns-1") && !full.concerns("ns-0"));
+    let overfull = of(&names);
+    assert!(overfull.concerns("ns-0") && overfull.concerns("ns-a") && !overfull.is_empty());
+}
+
+fn with_namespace(namespace: &str) -> String {
+    let list = with("namespace", &format!("\"{namespace}\""));
+    list.trim_matches(['[', ']']).to_owned()
+}
+
+#[test]
 fn age_is_judged_by_the_agents_own_clock() {
     let record = first(&ok(&format!("[{GOOD}]")));
     let date = |text: &str| Some(text.parse().unwrap());

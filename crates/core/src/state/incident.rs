@@ -292,6 +292,8 @@ pub enum ClearedBy {
     Clock,
     /// Its node has not answered for too long.
     Unreachable,
+    /// Its node has answered for long, and too much of that said nothing of it: another process's record hid it, or too many were listed.
+    Hidden,
     /// Its Pod is gone.
     PodGone,
     /// No Pod of the App is left.
@@ -303,6 +305,7 @@ impl From<ClearedBy> for Cleared {
         match by {
             ClearedBy::Clock => Self::ByClock,
             ClearedBy::Unreachable => Self::Unreachable,
+            ClearedBy::Hidden => Self::Hidden,
             ClearedBy::PodGone | ClearedBy::AppGone => Self::PodGone,
         }
     }

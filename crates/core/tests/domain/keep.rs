@@ -32,7 +32,7 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
     });
     // Both answer, and one App is accused again: that is an incident like any other.
     let now = world.clock();
-    world.answer("n1", vec![record("ns-a", now)]);
+    world.answer("n1", vec![record("ns-a", now), record_of("ns-a", "web", "zmap", now)]);
     world.rounds(29, |w| {
         w.answer("n1", vec![]);
         w.answer("n2", vec![]);

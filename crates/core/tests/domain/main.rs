@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod agent_traps;
+mod answers;
 mod aside;
 mod bad_rule;
 mod brakes;
@@ -10,6 +11,7 @@ mod hearing;
 mod keep;
 mod ledger_laws;
 mod notices;
+mod one_of_several;
 mod pods;
 mod policy;
 mod policy_laws;

@@ -211,3 +211,21 @@ async fn a_page_ends_where_its_last_one_went_and_all_of_the_rest_can_be_asked_fo
     let last = stage.page(&format!("?limit=2&cursor={next}")).await;
     assert_eq!((pods(&last), last.get("next")), (vec!["web-2", "old-1"], None));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_another_one_hides_is_shown_with_what_hides_it() {
+    let mut stage = Stage::new();
+    for namespace in ["ns-j", "ns-k"] {
+        let (mut answer, _) =
+            decode(format!("[{}]", RECORD.replace("ns-a", namespace)).as_bytes(), &Limits::default());
+        answer.date = answer.records.get(0).map(|record| record.detected_at);
+        let at = stage.clock.now();
+        stage.ledger.absorb(&Report { target: target("n1"), at, outcome: Outcome::Complete(answer) });
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+    }
+    stage.publish();
+    let page = stage.page("").await;
+    let hider = json!({"namespace": "ns-k", "pod": page["violations"][1]["pod"], "process": "xmrig"});
+    let hidden_by = |n: usize| page["violations"][n]["evidence"][0].get("hidden_by").cloned();
+    assert_eq!((hidden_by(0), hidden_by(1)), (Some(hider), None));
+}

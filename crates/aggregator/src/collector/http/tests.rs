@@ -56,7 +56,8 @@ async fn ask(pieces: Vec<Vec<u8>>) -> Result<Answer, HttpError> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (status, headers.iter().map(|header| (header.name.to_owned(), text(header.value))).collect())
     };
-    let ((status, headers), mut incoming) = exchange(Scripted::new(pieces), b"GET /".to_vec(), head).await?;
+    let ((status, headers), mut incoming) =
+        exchange(Scripted::new(pieces), b"GET /".to_vec(), head, &AtomicBool::default()).await?;
     assert_eq!(incoming.stream.asked, b"GET /");
     let mut body = Vec::new();
     while let Some(piece) = incoming.next().await? {

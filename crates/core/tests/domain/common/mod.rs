@@ -1,6 +1,8 @@
 //! A small world for the domain's tests: time that is told, nodes that answer what they are told to.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod agent;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +68,7 @@ pub fn policy() -> Policy {
         exemptions: Vec::new(),
         unread_exemptions: Vec::new(),
         same_incident: Duration::from_secs(24 * HOUR),
+        max_age: Duration::from_secs(30 * MINUTE),
         unreachable_limit: Duration::from_secs(24 * HOUR),
         max_notices_per_round: 1000,
     }

@@ -1,0 +1,159 @@
+//! Takes observations into the ledger, and says in the log what they change.
+
+use procscan_core::ledger::{Change, ChangeKind, Ledger, NodeChange};
+use procscan_core::report::Report;
+
+use crate::collector::{Observation, Round};
+
+/// `last` is how many targets the last round had, and how many of them answered.
+pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut Option<(usize, usize)>) {
+    match observation {
+        // Its share of the byte budget goes back with it.
+        Observation::Report(report, _share) => {
+            log(&ledger.absorb(&report));
+            if let Some(change) = ledger.take_node_change() {
+                log_node(&report, change);
+            }
+        }
+        Observation::RoundDone(round) => {
+            ledger.round_done();
+            let counts = (round.asked + round.skipped, round.answered);
+            let took_ms = u64::try_from(round.took.as_millis()).unwrap_or(u64::MAX);
+            let lag_us = u64::try_from(round.lag.as_micros()).unwrap_or(u64::MAX);
+            let Round { number, asked, answered, failed, skipped, .. } = round;
+            if answered == 0 {
+                tracing::warn!(
+                    round = number,
+                    asked,
+                    failed,
+                    skipped,
+                    took_ms,
+                    lag_us,
+                    "round done: nobody has answered"
+                );
+            } else if last.replace(counts) == Some(counts) {
+                // A round like the one before is no news.
+                tracing::debug!(
+                    round = number,
+                    asked,
+                    answered,
+                    failed,
+                    skipped,
+                    took_ms,
+                    lag_us,
+                    "round done"
+                );
+            } else {
+                tracing::info!(
+                    round = number,
+                    asked,
+                    answered,
+                    failed,
+                    skipped,
+                    took_ms,
+                    lag_us,
+                    "round done"
+                );
+            }
+        }
+    }
+}
+
+/// Tenants choose the process names, so they are logged escaped; the command line, which may hold secrets, is not logged.
+pub(super) fn log(changes: &[Change]) {
+    for Change { key, node, kind } in changes {
+        let (namespace, pod, process) = (&*key.namespace, &*key.pod, key.process.escape_debug());
+        match kind {
+            ChangeKind::Appeared => tracing::warn!(namespace, pod, %process, %node, "violation"),
+            ChangeKind::Sighted => {
+                tracing::info!(namespace, pod, %process, %node, "violation listed without fresh evidence");
+            }
+            ChangeKind::Unconfirmed => {
+                tracing::info!(namespace, pod, %process, %node, "violation unconfirmed");
+            }
+            ChangeKind::Cleared(why) => {
+                tracing::info!(namespace, pod, %process, %node, why = why.as_str(), "violation cleared");
+            }
+        }
+    }
+}
+
+/// What happened to a node as such: once when it begins, and once when it ends.
+fn log_node(report: &Report, change: NodeChange) {
+    let (node, address) = (&*report.target.node.0, &*report.target.address);
+    match change {
+        NodeChange::Unusable => {
+            let failure = report.outcome.failure();
+            let (reason, detail) = failure.map(|failure| (failure.reason.as_str(), &*failure.detail)).unzip();
+            tracing::error!(
+                alert = "unusable",
+                node,
+                address,
+                reason,
+                detail = ?detail.unwrap_or_default(),
+                "a node is there, but its answers can't be used: what is known of it stays as it is until they can"
+            );
+        }
+        NodeChange::UsableAgain => tracing::info!(node, address, "a node's answers can be used again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use procscan_core::Moment;
+    use procscan_core::ledger::Detection;
+    use procscan_core::names::NodeName;
+    use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Target};
+
+    use super::*;
+    use crate::collector::Share;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_node_whose_answers_can_not_be_used_is_an_alert_once_and_a_line_when_they_can_again() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let at = |minute| {
+            let passed = Duration::from_mins(minute);
+            Moment::new(passed, jiff::Timestamp::UNIX_EPOCH + passed)
+        };
+        let target = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
+        let mut ledger = Ledger::new(Detection::default(), at(0));
+        ledger.expect([target.clone()], 0);
+        for minute in 0..120 {
+            let failure = Failure { reason: FailureReason::Status, detail: "HTTP 503 instead of 200".into() };
+            let is_usable = minute == 0 || minute >= 60;
+            let outcome =
+                if is_usable { Outcome::Complete(Answer::default()) } else { Outcome::Failed(failure) };
+            let report = Report { target: target.clone(), at: at(minute), outcome };
+            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut None);
+        }
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<&str> = log.lines().collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        for part in ["ERROR", "alert=\"unusable\"", "node=\"n1\"", "reason=\"status\"", "HTTP 503"] {
+            assert!(lines[0].contains(part), "{part}: {log}");
+        }
+        assert!(lines[1].contains("INFO") && lines[1].contains("can be used again"), "{log}");
+    }
+}

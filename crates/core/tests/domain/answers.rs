@@ -1,0 +1,259 @@
+//! What answers say that are not whole or can't be used, and addresses at which nothing listens.
+
+use std::sync::Arc;
+
+use crate::common::{HOUR, MINUTE, World, complete, exemption, failed, record, record_of};
+use procscan_core::ledger::{Cleared, Detection, NodeChange};
+use procscan_core::names::NodeName;
+use procscan_core::policy::Pattern;
+use procscan_core::report::{Answer, Failure, FailureReason, LeftOut, Outcome, Record, Report, Target};
+use procscan_core::snapshot::{Coverage, State, TargetState};
+
+const SILENT: [FailureReason; 6] = [
+    FailureReason::Resolve,
+    FailureReason::Refused,
+    FailureReason::Connect,
+    FailureReason::ConnectTimeout,
+    FailureReason::Timeout,
+    FailureReason::Disconnected,
+];
+const UNUSABLE: [FailureReason; 7] = [
+    FailureReason::Stalled,
+    FailureReason::CutOff,
+    FailureReason::Protocol,
+    FailureReason::Status,
+    FailureReason::Encoding,
+    FailureReason::TooLarge,
+    FailureReason::Malformed,
+];
+
+fn in_part(reason: FailureReason) -> Outcome {
+    Outcome::Partial(Answer::default(), Failure { reason, detail: "as told".into() })
+}
+
+#[test]
+fn only_silence_lets_the_wait_for_a_lost_node_run() {
+    for (reason, is_silent) in SILENT.map(|r| (r, true)).into_iter().chain(UNUSABLE.map(|r| (r, false))) {
+        let mut world = World::new(&["n1"]);
+        world.answer("n1", vec![record("ns-a", 0)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.rounds(26 * 60, |w| drop(w.report("n1", failed(reason))));
+        let cleared = world.violation("ns-a").speaker.cleared;
+        assert_eq!(cleared, is_silent.then_some(Cleared::Unreachable), "{reason:?}");
+        assert_eq!(world.blocked().len(), usize::from(!is_silent), "{reason:?}");
+        if is_silent {
+            continue;
+        }
+        // In part or not at all is the same; and once it falls silent, it is waited for from then on.
+        world.rounds(24 * 60, |w| drop(w.report("n1", in_part(reason))));
+        world.rounds(24 * 60 - 1, |w| drop(w.fail("n1")));
+        assert_eq!(world.blocked(), ["ns-a"], "{reason:?}");
+        world.rounds(1, |w| drop(w.fail("n1")));
+        assert!(world.blocked().is_empty(), "{reason:?}");
+    }
+}
+
+#[test]
+fn a_node_whose_answers_can_not_be_used_is_told_once_and_once_when_they_can_again() {
+    let mut world = World::new(&["n1"]);
+    let told = |w: &mut World, outcome: Outcome| {
+        w.wait(MINUTE);
+        w.report("n1", outcome);
+        w.ledger.take_node_change()
+    };
+    let unusable = || failed(FailureReason::TooLarge);
+    assert_eq!(told(&mut world, complete(vec![], 60)), None);
+    for _ in 0..2 {
+        // Three bad answers may be an accident: the coverage is still fresh.
+        assert_eq!([(); 3].map(|()| told(&mut world, unusable())), [None; 3]);
+        assert_eq!(told(&mut world, complete(vec![], 0)), None);
+    }
+    let since = world.now.wall() + std::time::Duration::from_secs(MINUTE);
+    let mut changes: Vec<_> = (0..30).filter_map(|_| told(&mut world, unusable())).collect();
+    // Silence in between ends nothing.
+    changes.extend(told(&mut world, failed(FailureReason::Timeout)));
+    changes.extend((0..30).filter_map(|_| told(&mut world, in_part(FailureReason::Malformed))));
+    assert_eq!(changes, [NodeChange::Unusable]);
+    let view = |w: &mut World| w.snapshot().targets[0].clone();
+    let shown = view(&mut world);
+    assert_eq!(shown.state, TargetState::Unusable);
+    assert!(shown.unusable_since.unwrap().get() > since, "silent in between");
+    assert_eq!(shown.last_failure.unwrap().1.reason, FailureReason::Malformed);
+    assert_eq!(world.snapshot().coverage, Coverage { stale: 1, ..Coverage::default() });
+    assert_eq!(told(&mut world, complete(vec![], 0)), Some(NodeChange::UsableAgain));
+    assert_eq!(told(&mut world, complete(vec![], 0)), None);
+    let shown = view(&mut world);
+    assert_eq!((shown.state, shown.unusable_since), (TargetState::Fresh, None));
+
+    let mut never = World::new(&["n1"]);
+    told(&mut never, unusable());
+    assert_eq!(view(&mut never).state, TargetState::Unusable);
+    assert_eq!(never.snapshot().coverage, Coverage { never_seen: 1, ..Coverage::default() });
+    told(&mut never, failed(FailureReason::Refused));
+    assert_eq!(view(&mut never).state, TargetState::NeverSeen);
+}
+
+/// A world with one node that has these addresses.
+fn with_addresses(addresses: &[&str]) -> (World, Vec<Target>) {
+    let mut world = World::new(&[]);
+    let node = NodeName::new("n1");
+    let targets: Vec<Target> =
+        addresses.iter().map(|address| Target { address: Arc::from(*address), node: node.clone() }).collect();
+    world.ledger.expect(targets.clone(), 0);
+    (world, targets)
+}
+
+fn tell(world: &mut World, target: &Target, outcome: Outcome) {
+    world.ledger.absorb(&Report { target: target.clone(), at: world.now, outcome });
+}
+
+#[test]
+fn an_address_that_refuses_restarts_nothing_while_another_one_of_its_node_answers() {
+    let (v4, v6) = ("10.0.0.1:9090", "[fd00::1]:9090");
+    for (addresses, interval) in [([v4, v6], 60), ([v4, v6], 1000), ([v6, v4], 1000)] {
+        let (mut world, targets) = with_addresses(&addresses);
+        let scanned = |w: &World| w.clock() / interval * interval;
+        let round = |w: &mut World, stamp: i64| {
+            for target in &targets {
+                let outcome = if *target.address == *v4 {
+                    complete(vec![record("ns-a", stamp)], w.clock())
+                } else {
+                    failed(FailureReason::Refused)
+                };
+                tell(w, target, outcome);
+            }
+        };
+        world.rounds(60, |w| round(w, scanned(w)));
+        assert_eq!(world.blocked(), ["ns-a"]);
+        let last = scanned(&world);
+        let required = 30.max(6 * interval / 60 + 1);
+        world.rounds(u64::try_from(required).unwrap() + 1, |w| round(w, last));
+        assert!(world.blocked().is_empty(), "{addresses:?}, interval {interval}");
+    }
+}
+
+#[test]
+fn a_node_that_refuses_at_all_its_addresses_has_restarted_when_it_answers_again() {
+    let (mut world, targets) = with_addresses(&["10.0.0.1:9090", "[fd00::1]:9090"]);
+    let all = |w: &mut World, outcome: &dyn Fn(&World) -> Outcome| {
+        for target in &targets {
+            let outcome = outcome(w);
+            tell(w, target, outcome);
+        }
+    };
+    world.rounds(60, |w| all(w, &|w| complete(vec![record("ns-a", w.clock() / 1000 * 1000)], w.clock())));
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // Never as far as its first scan, for two days.
+    world.rounds(4 * 48, |w| {
+        all(w, &|_| failed(FailureReason::Refused));
+        for _ in 0..14 {
+            w.wait(MINUTE);
+            all(w, &|w| complete(vec![], w.clock()));
+        }
+    });
+    assert_eq!(world.blocked(), ["ns-a"]);
+
+    // Where one address has left, what it said last does not speak for the other.
+    let (mut world, targets) = with_addresses(&["10.0.0.1:9090", "10.0.0.2:9090"]);
+    world.rounds(60, |w| {
+        let outcome = complete(vec![record("ns-a", w.clock() / 1000 * 1000)], w.clock());
+        tell(w, &targets[0], outcome);
+    });
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.ledger.expect([targets[1].clone()], 0);
+    tell(&mut world, &targets[1], complete(vec![], 0));
+    world.ledger.expect(targets.clone(), 0);
+    tell(&mut world, &targets[0], complete(vec![], 0));
+    world.ledger.expect([targets[1].clone()], 0);
+    world.rounds(4 * 48, |w| {
+        tell(w, &targets[1], failed(FailureReason::Refused));
+        for _ in 0..14 {
+            w.wait(MINUTE);
+            tell(w, &targets[1], complete(vec![], 0));
+        }
+    });
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+/// An answer with more records than are kept, in which nothing of `left_out` may be missed.
+fn cut(records: Vec<Record>, date: i64, left_out: &[&str]) -> Outcome {
+    let Outcome::Complete(answer) = complete(records, date) else { unreachable!() };
+    let mut names = LeftOut::default();
+    for namespace in left_out {
+        names.note(namespace);
+    }
+    Outcome::Complete(Answer { left_out: names, ..answer })
+}
+
+#[test]
+fn too_many_records_of_one_tenant_delay_no_release_of_another() {
+    let mut world = World::new(&["n1"]);
+    let answer = |w: &mut World, more: &[Record]| {
+        let now = w.clock();
+        let flood = (0..50).map(|n| record_of("ns-f", "web", &format!("p{n}"), now));
+        w.report("n1", cut(flood.chain(more.iter().cloned()).collect(), now, &["ns-f"]));
+    };
+    // One process of the flood is found once, and left out ever after.
+    let now = world.clock();
+    answer(&mut world, &[record("ns-a", now), record_of("ns-f", "other", "xmrig", now)]);
+    assert_eq!(world.blocked(), ["ns-a", "ns-f", "ns-f"]);
+    world.rounds(30, |w| answer(w, &[]));
+    assert_eq!(world.state("ns-a"), State::Cleared);
+    assert_eq!(world.blocked(), ["ns-f", "ns-f"]);
+    let left_out = |w: &mut World| {
+        let mut all = w.snapshot().violations.into_iter();
+        all.find(|violation| *violation.key.pod == *"other").unwrap().speaker
+    };
+    world.rounds(23 * 60, |w| answer(w, &[]));
+    assert_eq!(left_out(&mut world).cleared, None);
+    assert!(left_out(&mut world).hidden_by.is_none());
+    assert_eq!(world.blocked().len(), 2);
+    world.rounds(60, |w| answer(w, &[]));
+    assert_eq!(left_out(&mut world).cleared, Some(Cleared::Hidden));
+    assert_eq!(world.blocked(), ["ns-f"]);
+}
+
+#[test]
+fn an_answer_that_leaves_out_records_of_too_many_tenants_says_nothing_of_anybody() {
+    let names: Vec<String> = (0..=LeftOut::MAX_NAMESPACES).map(|n| format!("ns-{n:04}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (names, is_bounded) in [(&names[1..], true), (&names, false)] {
+        let mut world = World::new(&["n1"]);
+        world.answer("n1", vec![record("ns-a", 0)]);
+        world.rounds(12 * 60, |w| {
+            let outcome = cut(vec![record("ns-b", w.clock()), record("ns-c", w.clock())], w.clock(), names);
+            w.report("n1", outcome);
+        });
+        assert_eq!(world.state("ns-a") == State::Cleared, is_bounded);
+    }
+}
+
+/// A node that scans seldom keeps its evidence active for three scans, but that is no reason for a new block.
+#[test]
+fn what_was_found_longer_ago_than_max_age_is_no_reason_for_a_new_block() {
+    let mut world = World::with(&["n1"], Detection::default());
+    let scanned = |w: &World| w.clock() / 3600 * 3600;
+    let until = world.now.wall() + std::time::Duration::from_secs(6 * HOUR);
+    let covered = || Some(Pattern::Exact("ns-a".to_owned()));
+    world.policy.exemptions = vec![exemption(|e| e.namespace = covered(), Some(until))];
+    world.rounds(5 * 60, |w| {
+        let found = scanned(w);
+        w.answer("n1", vec![record("ns-a", found)]);
+        assert!(w.blocked().is_empty());
+    });
+    // Its last scan was an hour ago when the exemption ends, and it finds nothing more.
+    let last = scanned(&world);
+    world.rounds(100, |w| {
+        w.answer("n1", vec![record("ns-a", last)]);
+        assert!(w.blocked().is_empty(), "{} s", w.clock());
+    });
+    assert_eq!(world.state("ns-a"), State::Active, "it may still be there");
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // What is blocked stays so, however seldom its node scans.
+    world.rounds(120, |w| {
+        w.answer("n1", vec![record("ns-a", now)]);
+        assert_eq!(w.blocked(), ["ns-a"]);
+    });
+}

@@ -278,6 +278,16 @@ impl Refusal {
         let message = status.message.split_whitespace().collect::<Vec<_>>().join(" ");
         let is_told = status.reason == "NotFound";
         let kind = match status.code {
+            // Webhooks choose their own codes.
+            _ if message.starts_with("admission webhook ") && message.contains(" denied the request") => {
+                RefusalKind::Forbidden
+            }
+            // etcd's word on this object, which the API server tells as an error of its own.
+            500 if message.contains("request is too large")
+                || message.contains("message larger than max") =>
+            {
+                RefusalKind::Invalid
+            }
             403 if message.contains("because it is being terminated") => RefusalKind::NoNamespace,
             404 if message.starts_with("namespaces \"") && is_told => RefusalKind::NoNamespace,
             404 if message.contains("could not find the requested resource")
@@ -370,6 +380,25 @@ mod tests {
         // What may not be seen may well be there.
         let hidden = "namespaces \"gw\" is forbidden: User \"x\" cannot get resource \"namespaces\"";
         assert_eq!(refusal(403, hidden).kind, RefusalKind::Forbidden);
+        // They say something of this object only, whatever their codes say.
+        for (code, message, kind) in [
+            (500, "etcdserver: request is too large", RefusalKind::Invalid),
+            (
+                500,
+                "rpc error: code = ResourceExhausted desc = trying to send message larger than max (2 vs. 1)",
+                RefusalKind::Invalid,
+            ),
+            (404, "admission webhook \"x.y\" denied the request: not here", RefusalKind::Forbidden),
+            (500, "admission webhook \"x.y\" denied the request: not here", RefusalKind::Forbidden),
+            (500, "etcdserver: leader changed", RefusalKind::Unavailable),
+            (
+                500,
+                "Internal error occurred: failed calling webhook \"x.y\": timed out",
+                RefusalKind::Unavailable,
+            ),
+        ] {
+            assert_eq!(refusal(code, message).kind, kind, "{message}");
+        }
         assert_eq!(refusal(401, "Unauthorized").kind, RefusalKind::Unauthenticated);
         assert_eq!(refusal(503, "shutting down").kind, RefusalKind::Unavailable);
     }

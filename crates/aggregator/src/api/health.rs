@@ -118,7 +118,9 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
         evidence: api.views.evidence.borrow().clone().into(),
         output: {
             let status = api.views.output.borrow().clone();
-            Part { suspended: status.suspended, ..Part::from(status.error) }
+            let errors: Vec<String> = [status.error, status.aside].into_iter().flatten().collect();
+            let error = (!errors.is_empty()).then(|| errors.join("; "));
+            Part { suspended: status.suspended, ..Part::from(error) }
         },
         state: {
             let errors = [api.views.trouble.borrow().clone(), api.views.keeping.borrow().clone()];

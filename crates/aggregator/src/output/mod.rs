@@ -32,6 +32,8 @@ pub struct OutputStatus {
     pub has_written: bool,
     /// What stands in the way, if anything does.
     pub error: Option<String>,
+    /// The messages that are set aside, if there are any: everything else is written.
+    pub aside: Option<String>,
     /// The objects that an operator keeps us from writing.
     pub suspended: Vec<String>,
 }
@@ -64,8 +66,30 @@ pub struct Outcome {
     pub problems: Vec<String>,
     /// The objects that an operator keeps us from writing.
     pub suspended: Vec<String>,
+    /// The messages that could not be written, and are tried again while everything else goes on.
+    pub aside: SetAside,
     /// There is more to do, but something else has to be looked at first.
     pub is_unfinished: bool,
+}
+
+/// Messages that could not be written: none of them is the plan's or the API server's fault.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetAside {
+    /// How many.
+    pub count: usize,
+    /// Why, of the first few.
+    pub why: Vec<String>,
+    /// When one of them is tried again.
+    pub next: Option<Instant>,
+}
+
+impl SetAside {
+    /// For people.
+    fn text(&self) -> Option<String> {
+        (self.count > 0).then(|| {
+            format!("set aside and tried again later: {} messages: {}", self.count, self.why.join("; "))
+        })
+    }
 }
 
 impl Outcome {
@@ -225,7 +249,9 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
         let pause;
         (pause, backoff) = match (&outcome.problems[..], outcome.is_unfinished) {
             ([], true) => (Duration::ZERO, MIN_BACKOFF),
-            ([], false) => (repair, MIN_BACKOFF),
+            ([], false) => {
+                (outcome.aside.next.map_or(repair, |next| repair.min(next - Instant::now())), MIN_BACKOFF)
+            }
             // What could be written is looked after in every round all the same.
             _ => (backoff.min(repair), (backoff * 2).min(MAX_BACKOFF)),
         };
@@ -347,6 +373,15 @@ fn report(output: &Output, outcome: Outcome, status: &watch::Sender<OutputStatus
         None if before.error.is_some() => tracing::info!(place, "objects can be written again"),
         _ => {}
     }
+    let aside = outcome.aside.text();
+    match &aside {
+        // Once, whichever they are: tenants choose how many there are, and what is wrong with them.
+        Some(messages) if before.aside.is_none() => {
+            tracing::warn!(place, messages, "messages can't be written; everything else goes on");
+        }
+        None if before.aside.is_some() => tracing::info!(place, "all messages are written again"),
+        _ => {}
+    }
     if outcome.suspended != before.suspended {
         let annotation = cluster::SUSPEND;
         if outcome.suspended.is_empty() {
@@ -356,7 +391,7 @@ fn report(output: &Output, outcome: Outcome, status: &watch::Sender<OutputStatus
         }
     }
     let has_written = before.has_written || error.is_none();
-    let now = OutputStatus { has_written, error, suspended: outcome.suspended };
+    let now = OutputStatus { has_written, error, aside, suspended: outcome.suspended };
     status.send_if_modified(|status| {
         let is_news = *status != now;
         *status = now;

@@ -4,13 +4,13 @@
 //! whoever was faster wins, and the next pass looks again. The gateway's objects are kept exactly as they should be. Tenants'
 //! Notifications are messages: written when they are news, and the reader may mark or delete them.
 
+mod aside;
 mod emergency;
 mod live;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::discovery::ApiResource;
@@ -21,14 +21,14 @@ use procscan_core::resources::notification::{self, IS_READ};
 use procscan_core::resources::wasm_plugin::{self, Gateway};
 use procscan_core::resources::{self, Object, Settings, Upkeep};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
+use self::aside::{Aside, Unanswered};
 use self::live::{
     Key, Live, closes, difference, existing, has_same_words, hash, hash_of, is_ours, is_suspended, key,
     left_alone, named, plural, resource, with_labels_of, with_services,
 };
-use super::Outcome;
 use super::difference::{Difference, surplus};
+use super::{Outcome, TOLD};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 use crate::leader::Pen;
 
@@ -42,9 +42,6 @@ pub const WRITER: &str = "procscan-aggregator/writer";
 const TRIES: usize = 5;
 /// How many messages that were written before are compared again in one pass: drift in them is no emergency.
 const COMPARED_AGAIN: usize = 20;
-/// The pause after which a message that was refused is tried again; it doubles each time.
-const MIN_PAUSE: Duration = Duration::from_secs(5);
-const MAX_PAUSE: Duration = Duration::from_mins(5);
 
 /// The cluster's objects, as far as they are ours.
 #[derive(Debug)]
@@ -54,8 +51,8 @@ pub struct ClusterOutput {
     pen: Pen,
     /// The messages that need nothing more, by kind, namespace and name.
     told: BTreeMap<Key, Told>,
-    /// The messages that could not be written, and when to try again: they must not keep others waiting.
-    failing: BTreeMap<Key, Failing>,
+    /// The messages that could not be written.
+    aside: Aside,
     /// Where the comparison of old messages goes on.
     compared: Option<Key>,
 }
@@ -70,17 +67,10 @@ struct Told {
     is_ours: bool,
 }
 
-#[derive(Clone, Debug)]
-struct Failing {
-    refusal: Refusal,
-    next: Instant,
-    pause: Duration,
-}
-
 impl ClusterOutput {
     /// Nothing is read or written yet.
     pub fn new(cluster: Cluster) -> Self {
-        Self { cluster, pen: Pen::none(), told: BTreeMap::new(), failing: BTreeMap::new(), compared: None }
+        Self { cluster, pen: Pen::none(), told: BTreeMap::new(), aside: Aside::default(), compared: None }
     }
 
     /// Marks our `WasmPlugins` as those of a new leader, and says what they block. What a leader before it has still on its
@@ -96,7 +86,7 @@ impl ClusterOutput {
         self.pen = pen.clone();
         // Others may have written since.
         self.told.clear();
-        self.failing.clear();
+        self.aside.clear();
         self.compared = None;
         let mut tries = TRIES;
         loop {
@@ -185,6 +175,7 @@ impl ClusterOutput {
         if outcome.problems.is_empty() && !outcome.is_unfinished {
             self.compare_again(&messages, &mut outcome).await;
         }
+        outcome.aside = self.aside.told(TOLD);
         outcome
     }
 
@@ -235,40 +226,51 @@ impl ClusterOutput {
     async fn tell_all(&mut self, messages: &[&Object], outcome: &mut Outcome, go_on: impl Fn() -> bool) {
         let wanted: BTreeSet<Key> = messages.iter().map(|object| key(object)).collect();
         self.told.retain(|key, _| wanted.contains(key));
-        self.failing.retain(|key, _| wanted.contains(key));
+        self.aside.retain(&wanted);
         let is_closed = outcome.problems.is_empty() && outcome.suspended.is_empty();
+        let mut unanswered = Unanswered::default();
         for object in messages {
             let key = key(object);
             // Nobody is told of a block that is not there.
             if !is_closed && matches!(object.upkeep, Upkeep::News { of_block: true } | Upkeep::Words) {
                 continue;
             }
-            if self.told.get(&key).is_some_and(|told| told.hash == hash(object)) {
-                continue;
-            }
-            if let Some(failing) = self.failing.get(&key).filter(|failing| Instant::now() < failing.next) {
-                outcome.problems.push(failing.refusal.text.clone());
+            if self.told.get(&key).is_some_and(|told| told.hash == hash(object))
+                || self.aside.waits(&key)
+                || unanswered.has(&key.1)
+            {
                 continue;
             }
             match self.tell(object).await {
                 Ok(written) => {
                     outcome.written += usize::from(written);
-                    self.failing.remove(&key);
+                    self.aside.is_done(&key);
+                    // What its reader may have deleted is not even read.
+                    if object.upkeep != Upkeep::Known {
+                        unanswered.is_interrupted();
+                    }
                     if !go_on() {
                         // Something else has been decided meanwhile: the gateway goes before the other messages.
                         outcome.is_unfinished = true;
                         return;
                     }
                 }
-                Err(refusal) => {
-                    outcome.problems.push(refusal.text.clone());
-                    if matches!(refusal.kind, RefusalKind::Unavailable | RefusalKind::NotServed) {
-                        // What is true of one is true of all.
+                Err(refusal) if refusal.kind == RefusalKind::NotLeading => return,
+                Err(refusal) if refusal.kind == RefusalKind::NotServed => {
+                    // What is true of one is true of all.
+                    outcome.problems.push(refusal.text);
+                    return;
+                }
+                Err(refusal) if aside::is_no_answer(&refusal) => {
+                    let text = refusal.text.clone();
+                    if unanswered.put(key, refusal, &mut self.aside) {
+                        outcome.problems.push(text);
                         return;
                     }
-                    let before = self.failing.get(&key);
-                    let pause = before.map_or(MIN_PAUSE, |failing| (failing.pause * 2).min(MAX_PAUSE));
-                    self.failing.insert(key, Failing { refusal, next: Instant::now() + pause, pause });
+                }
+                Err(refusal) => {
+                    unanswered.is_interrupted();
+                    self.aside.put(key, refusal);
                 }
             }
         }
@@ -432,25 +434,35 @@ impl ClusterOutput {
             ours.iter().cycle().skip(start).take(COMPARED_AGAIN.min(ours.len())).copied().collect();
         for object in turn {
             self.compared = Some(key(object));
-            let live = match self.read(object).await {
-                Ok(live) => live,
-                Err(refusal) => {
+            if self.aside.waits(&key(object)) {
+                continue;
+            }
+            match self.compare(object).await {
+                Ok(written) => {
+                    outcome.written += usize::from(written);
+                    self.aside.is_done(&key(object));
+                }
+                Err(refusal) if refusal.kind == RefusalKind::NotLeading || aside::is_no_answer(&refusal) => {
                     outcome.problems.push(refusal.text);
                     return;
                 }
-            };
-            let Some(live) = live else {
-                // Its reader has deleted it.
-                self.told.insert(key(object), Told { is_ours: false, ..Told::of(object) });
-                continue;
-            };
-            if live.data.get("spec") == Some(&object.spec) {
-                continue;
+                Err(refusal) => self.aside.put(key(object), refusal),
             }
-            let repaired = with_labels_of(&live, object);
-            let applied = self.apply(&repaired, live.metadata.resource_version.clone()).await;
-            outcome.note(applied.map(|_| true));
         }
+    }
+
+    /// Puts right what a message says, if somebody has changed that. Whether something was written.
+    async fn compare(&mut self, object: &Object) -> Result<bool, Refusal> {
+        let Some(live) = self.read(object).await? else {
+            // Its reader has deleted it.
+            self.told.insert(key(object), Told { is_ours: false, ..Told::of(object) });
+            return Ok(false);
+        };
+        if live.data.get("spec") == Some(&object.spec) {
+            return Ok(false);
+        }
+        self.apply(&with_labels_of(&live, object), live.metadata.resource_version.clone()).await?;
+        Ok(true)
     }
 
     async fn read(&self, object: &Object) -> Result<Option<Live>, Refusal> {

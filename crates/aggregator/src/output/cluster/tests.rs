@@ -1,3 +1,5 @@
+mod messages;
+
 use std::sync::{Arc, Mutex};
 
 use hyper::{Method, Request, Response};

@@ -1,0 +1,104 @@
+//! Messages that could not be written. Each is set aside for longer each time, so that it keeps no other waiting: a tenant can make
+//! its own Notification unwritable (by filling it up to what the API server takes, for example), and only its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::live::Key;
+use crate::kubernetes::{Refusal, RefusalKind};
+use crate::output::SetAside;
+
+/// The pause after which a message is tried again; it doubles each time.
+const MIN_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_mins(5);
+/// After so many namespaces in a row whose messages the API server did not answer for, it is taken for what does not answer.
+const NAMESPACES_IN_A_ROW: usize = 3;
+
+/// The messages that are set aside, and when each is tried again.
+#[derive(Debug, Default)]
+pub(super) struct Aside(BTreeMap<Key, Waiting>);
+
+#[derive(Clone, Debug)]
+struct Waiting {
+    why: String,
+    next: Instant,
+    pause: Duration,
+}
+
+impl Aside {
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(super) fn retain(&mut self, wanted: &BTreeSet<Key>) {
+        self.0.retain(|key, _| wanted.contains(key));
+    }
+
+    /// Whether it is not to be tried yet.
+    pub(super) fn waits(&self, key: &Key) -> bool {
+        self.0.get(key).is_some_and(|waiting| Instant::now() < waiting.next)
+    }
+
+    /// It has been written, or there is nothing left to write.
+    pub(super) fn is_done(&mut self, key: &Key) {
+        self.0.remove(key);
+    }
+
+    pub(super) fn put(&mut self, key: Key, refusal: Refusal) {
+        let pause = self.0.get(&key).map_or(MIN_PAUSE, |waiting| (waiting.pause * 2).min(MAX_PAUSE));
+        self.0.insert(key, Waiting { why: refusal.text, next: Instant::now() + pause, pause });
+    }
+
+    /// For people, and when there is something to try again.
+    pub(super) fn told(&self, most: usize) -> SetAside {
+        SetAside {
+            count: self.0.len(),
+            why: self.0.values().take(most).map(|waiting| waiting.why.clone()).collect(),
+            next: self.0.values().map(|waiting| waiting.next).min(),
+        }
+    }
+}
+
+/// What one pass over the messages has not had an answer for.
+#[derive(Debug, Default)]
+pub(super) struct Unanswered {
+    in_a_row: Vec<Key>,
+    namespaces: BTreeSet<String>,
+}
+
+/// Whether a refusal says nothing of the message, but that the API server does not answer. Perhaps it does not for one namespace
+/// only: an admission webhook can fail for it.
+pub(super) fn is_no_answer(refusal: &Refusal) -> bool {
+    matches!(refusal.kind, RefusalKind::Unavailable | RefusalKind::Unauthenticated)
+}
+
+impl Unanswered {
+    /// Whether a message of the same namespace had no answer in this pass: waiting for another would only take time.
+    pub(super) fn has(&self, namespace: &str) -> bool {
+        self.namespaces.contains(namespace)
+    }
+
+    /// The API server has answered, whatever it said.
+    pub(super) fn is_interrupted(&mut self) {
+        self.in_a_row.clear();
+    }
+
+    /// There was no answer for this one, which is set aside. Whether the pass should end, because none is to be expected: then none
+    /// of them is to blame, and each is tried again soon.
+    pub(super) fn put(&mut self, key: Key, refusal: Refusal, aside: &mut Aside) -> bool {
+        aside.put(key.clone(), refusal);
+        self.namespaces.insert(key.1.clone());
+        self.in_a_row.push(key);
+        if self.in_a_row.len() < NAMESPACES_IN_A_ROW {
+            return false;
+        }
+        for key in &self.in_a_row {
+            if let Some(waiting) = aside.0.get_mut(key) {
+                (waiting.pause, waiting.next) = (MIN_PAUSE, Instant::now() + MIN_PAUSE);
+            }
+        }
+        true
+    }
+}

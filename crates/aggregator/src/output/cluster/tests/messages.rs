@@ -1,0 +1,262 @@
+//! Notifications where some can't be written.
+
+use std::time::Duration;
+
+use procscan_core::plan::{Notice, NoticePhase, Summary};
+
+use super::*;
+use crate::config::Config;
+
+/// What the API server does with messages of a namespace.
+#[derive(Clone, Copy, Debug)]
+enum Does {
+    Refuses(u16, &'static str),
+    Hangs,
+}
+
+/// An API server that keeps what it is told, but for the namespaces that a test names.
+#[derive(Clone, Default)]
+struct Messages(Arc<Mutex<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    objects: BTreeMap<String, Value>,
+    does: BTreeMap<String, Does>,
+    /// Every namespace does the same.
+    all: Option<Does>,
+    /// The namespaces of all requests about messages, in order.
+    asked: Vec<String>,
+}
+
+impl Messages {
+    fn output(&self) -> ClusterOutput {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move { Ok::<_, std::io::Error>(server.answer(request).await) }
+        });
+        ClusterOutput {
+            pen: Pen::always(),
+            ..ClusterOutput::new(Cluster::with_client(Client::new(service, "x")))
+        }
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let body = body.collect_bytes().await.unwrap();
+        let path = head.uri.path().to_owned();
+        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let (namespace, plural) = (parts[4].to_owned(), parts[5]);
+        if plural == "notifications" {
+            let does = {
+                let mut kept = self.0.lock().unwrap();
+                kept.asked.push(namespace.clone());
+                kept.all.or_else(|| kept.does.get(&namespace).copied())
+            };
+            match does {
+                // A tenant's object can be read: it is written that it can't.
+                Some(Does::Refuses(500, text))
+                    if text.contains("too large") && head.method == Method::GET => {}
+                Some(Does::Refuses(code, message)) => return answer(code, &status(code, message)),
+                Some(Does::Hangs) => std::future::pending().await,
+                None => {}
+            }
+        }
+        let mut kept = self.0.lock().unwrap();
+        let version = (kept.objects.len() + 1).to_string();
+        if head.method == Method::GET {
+            if parts.len() == 6 {
+                let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": []});
+                return answer(200, &list);
+            }
+            return match kept.objects.get(&path) {
+                Some(object) => answer(200, object),
+                None => answer(404, &status(404, "notifications.notification.sealos.io \"x\" not found")),
+            };
+        }
+        let mut object: Value = serde_json::from_slice(&body).unwrap();
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        object["metadata"]["resourceVersion"] = version.into();
+        let path = if parts.len() == 6 { format!("{path}/{name}") } else { path };
+        kept.objects.insert(path, object.clone());
+        answer(200, &object)
+    }
+
+    /// The namespaces that have been told.
+    fn told(&self) -> BTreeSet<String> {
+        let kept = self.0.lock().unwrap();
+        let paths = kept.objects.keys().filter(|path| path.contains("/notifications/"));
+        paths.map(|path| path.split('/').nth(5).unwrap().to_owned()).collect()
+    }
+
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().asked)
+    }
+}
+
+fn status(code: u16, message: &str) -> Value {
+    let reason = if code == 404 { "NotFound" } else { "" };
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code, "reason": reason,
+           "message": message})
+}
+
+/// One notice for each App, `namespace/name`, and the administrators' summary.
+fn notices(apps: &[&str]) -> Plan {
+    let mut plan = Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
+    let told: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+    plan.notices = apps
+        .iter()
+        .map(|app| {
+            let (namespace, name) = app.split_once('/').unwrap();
+            let app = App::new(namespace, "app", name);
+            let phase = NoticePhase::Grace { until: told };
+            Arc::new(Notice { app, told, inherited: false, phase, processes: vec!["xmrig".into()] })
+        })
+        .collect();
+    plan.summary = Summary { blocked: 0, in_grace: apps.len(), held: 0, changed: told };
+    plan
+}
+
+const APPS: [&str; 4] = ["ns-a/web", "ns-b/web", "ns-c/web", "ns-d/web"];
+
+fn all_but(left: &[&str]) -> BTreeSet<String> {
+    let all = ["default", "ns-a", "ns-b", "ns-c", "ns-d"];
+    all.iter().filter(|name| !left.contains(name)).map(|name| (*name).to_owned()).collect()
+}
+
+async fn write(output: &mut ClusterOutput, plan: &Plan) -> Outcome {
+    output.write(plan, &Config::default().settings(), &Pen::always(), || true).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_can_not_be_written_is_set_aside_and_everybody_else_is_told() {
+    for does in [
+        Does::Refuses(500, "etcdserver: request is too large"),
+        Does::Refuses(413, "Request entity too large: limit is 3145728"),
+        Does::Refuses(422, "Notification.notification.sealos.io \"x\" is invalid"),
+        Does::Refuses(400, "not like this"),
+        Does::Refuses(409, "the object has been modified"),
+        Does::Refuses(403, "notifications.notification.sealos.io is forbidden"),
+        Does::Refuses(500, "Internal error occurred: failed calling webhook \"x.y\""),
+        Does::Refuses(404, "admission webhook \"x.y\" denied the request"),
+        Does::Hangs,
+    ] {
+        let server = Messages::default();
+        let mut output = server.output();
+        // The first in the alphabet, and two of one tenant.
+        for namespace in ["ns-a", "ns-c"] {
+            server.0.lock().unwrap().does.insert(namespace.to_owned(), does);
+        }
+        let plan = notices(&APPS);
+        let outcome = write(&mut output, &plan).await;
+        assert_eq!(server.told(), all_but(&["ns-a", "ns-c"]), "{does:?}");
+        assert_eq!((outcome.problems, outcome.aside.count), (Vec::new(), 2), "{does:?}");
+        assert!(!output.has_told(&plan.notices[0]) && output.has_told(&plan.notices[1]), "{does:?}");
+
+        // Not tried again at once, and then less and less often.
+        server.asked();
+        let is_slow = matches!(does, Does::Hangs);
+        assert_eq!(write(&mut output, &plan).await.aside.count, 2);
+        assert!(is_slow || !server.asked().iter().any(|namespace| namespace == "ns-a"), "{does:?}");
+        let mut tries = 0;
+        for _ in 0..60 {
+            tokio::time::advance(Duration::from_secs(5)).await;
+            write(&mut output, &plan).await;
+            tries += usize::from(server.asked().iter().any(|namespace| namespace == "ns-a"));
+        }
+        assert!(is_slow || (4..=7).contains(&tries), "{does:?}: {tries} in five minutes");
+
+        server.0.lock().unwrap().does.clear();
+        tokio::time::advance(Duration::from_mins(5)).await;
+        let outcome = write(&mut output, &plan).await;
+        assert_eq!((server.told(), outcome.aside.count), (all_but(&[]), 0), "{does:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_namespace_that_is_going_there_is_nobody_left_to_tell() {
+    let server = Messages::default();
+    let going = "unable to create new content in namespace ns-a because it is being terminated";
+    server.0.lock().unwrap().does.insert("ns-a".to_owned(), Does::Refuses(403, going));
+    let outcome = write(&mut server.output(), &notices(&APPS)).await;
+    assert_eq!((server.told(), outcome.aside.count), (all_but(&["ns-a"]), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_ends_only_when_three_namespaces_in_a_row_have_no_answer() {
+    let server = Messages::default();
+    let mut output = server.output();
+    let plan = notices(&["ns-a/1", "ns-a/2", "ns-a/3", "ns-b/1", "ns-c/1", "ns-d/1", "ns-e/1"]);
+    for does in [
+        Does::Refuses(503, "shutting down"),
+        Does::Refuses(500, "etcdserver: leader changed"),
+        Does::Refuses(429, "too many requests"),
+        Does::Refuses(401, "Unauthorized"),
+        Does::Hangs,
+    ] {
+        server.0.lock().unwrap().all = Some(does);
+        tokio::time::advance(Duration::from_secs(6)).await;
+        let outcome = write(&mut output, &plan).await;
+        // One namespace is asked once, so that no tenant's many Apps take the time, or make it look like an outage.
+        assert_eq!(server.asked(), ["ns-a", "ns-b", "ns-c"], "{does:?}");
+        assert_eq!(outcome.problems.len(), 1, "{does:?}: {:?}", outcome.problems);
+    }
+    // When it answers again, nobody waits for long.
+    server.0.lock().unwrap().all = None;
+    tokio::time::advance(Duration::from_secs(6)).await;
+    let outcome = write(&mut output, &plan).await;
+    assert_eq!((outcome.problems.len(), outcome.aside.count), (0, 0));
+    assert_eq!(server.told().len(), 6);
+
+    // Two without an answer, one with, and two without: that is no outage.
+    let server = Messages::default();
+    for namespace in ["ns-a", "ns-b", "ns-d"] {
+        server
+            .0
+            .lock()
+            .unwrap()
+            .does
+            .insert(namespace.to_owned(), Does::Refuses(500, "failed calling webhook"));
+    }
+    let outcome = write(&mut server.output(), &notices(&APPS)).await;
+    assert_eq!((server.told(), outcome.problems), (all_but(&["ns-a", "ns-b", "ns-d"]), Vec::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_set_aside_does_not_keep_old_messages_from_being_put_right() {
+    let server = Messages::default();
+    let mut output = server.output();
+    let plan = notices(&APPS);
+    write(&mut output, &plan).await;
+    {
+        let mut kept = server.0.lock().unwrap();
+        for object in kept.objects.values_mut() {
+            object["spec"]["title"] = "changed".into();
+        }
+        kept.does.insert("ns-b".to_owned(), Does::Refuses(500, "etcdserver: request is too large"));
+    }
+    let outcome = write(&mut output, &plan).await;
+    assert_eq!((outcome.problems, outcome.aside.count), (Vec::new(), 1));
+    assert!(outcome.aside.why[0].contains("request is too large"), "{:?}", outcome.aside);
+    let kept = server.0.lock().unwrap();
+    let changed: Vec<&String> = kept
+        .objects
+        .iter()
+        .filter(|(_, object)| object["spec"]["title"] == "changed")
+        .map(|(path, _)| path)
+        .collect();
+    assert!(changed.len() == 1 && changed[0].contains("ns-b"), "{changed:?}");
+}
+
+#[tokio::test]
+async fn what_is_set_aside_is_said_beside_what_stands_in_the_way_of_everything() {
+    let (status, now) = tokio::sync::watch::channel(crate::output::OutputStatus::default());
+    let output = crate::output::Output::Cluster(Box::new(Messages::default().output()));
+    let aside = crate::output::SetAside { count: 7, why: vec!["too large".to_owned()], next: None };
+    crate::output::report(&output, Outcome { aside, ..Outcome::default() }, &status);
+    let shown = now.borrow().clone();
+    assert!(shown.has_written && shown.error.is_none(), "{shown:?}");
+    assert_eq!(shown.aside.as_deref(), Some("set aside and tried again later: 7 messages: too large"));
+    crate::output::report(&output, Outcome::default(), &status);
+    assert_eq!(now.borrow().aside, None);
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::aside::Aside;
+use super::dates::Dates;
 use super::decision::{Actor, Decision, DecisionKind};
 use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
 use super::keep::Effective;
@@ -26,6 +27,7 @@ pub struct Book {
     pub(super) incidents: BTreeMap<App, Incident>,
     pub(super) window: Window,
     pub(super) clock: LeaderClock,
+    pub(super) dates: Dates,
     /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
     pub(super) effective: BTreeMap<App, Effective>,
     /// The Apps of which what is kept can't be read.
@@ -341,7 +343,6 @@ impl Book {
             rule,
             until,
             actor: actor.into(),
-            over: None,
         }));
         if let Some(due) = &mut file.due {
             Arc::make_mut(due).passed = false;

@@ -120,6 +120,11 @@ pub enum Alert {
         /// What it holds and what to do, for people.
         message: String,
     },
+    /// The wall clock and the time that has been measured disagree about a date.
+    Clock {
+        /// What follows, for people.
+        message: String,
+    },
     /// More tenants are to be told than one round may.
     Notices {
         /// How many wait for the next round.

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::book::{Book, Last};
 use super::brake::{Brake, RuleNames};
+use super::dates::{Dates, Force};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
 use super::incident::{ClearedGround, Ground, Incident, Standing};
@@ -58,6 +59,9 @@ pub(super) struct Pass<'a> {
     pub(super) policy: &'a Policy,
     pub(super) facts: &'a Facts,
     pub(super) now: Moment,
+    pub(super) dates: Dates,
+    /// What each of the policy's exemptions is good for now.
+    pub(super) exemptions: Vec<Force>,
     /// Namespaces with fresh accusations that can't be judged.
     pub(super) doubtful: BTreeSet<Text>,
     decisions: Vec<Decision>,
@@ -105,12 +109,10 @@ impl Book {
     pub fn decide(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &Facts, now: Moment) -> Decided {
         let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
         let reading = self.clock.read(now);
-        let mut pass = Pass { snapshot, policy, facts, now, doubtful, decisions, alerts };
-        for incident in self.incidents.values_mut() {
-            if !incident.releases.is_empty() {
-                incident.file().releases.retain_mut(|release| !release.is_done(now));
-            }
-        }
+        let dates = std::mem::take(&mut self.dates);
+        let exemptions = Vec::new();
+        let mut pass = Pass { snapshot, policy, facts, now, dates, exemptions, doubtful, decisions, alerts };
+        self.note_dates(&mut pass);
         let unverified = self.hear(&mut pass);
         self.clear_grounds(&pass);
 
@@ -131,7 +133,8 @@ impl Book {
         self.brake(&mut pass, reading, blocks, releases);
         self.forget(policy, now);
         self.tell(&mut pass);
-        let Pass { decisions, alerts, .. } = pass;
+        let Pass { decisions, alerts, dates, .. } = pass;
+        self.dates = dates;
         // A dispute is not the App's doing: whoever lies about it must not push its decisions out of its log.
         for decision in decisions.iter().filter(|decision| decision.kind != DecisionKind::Disputed) {
             if let Some(incident) = self.incidents.get_mut(&decision.app) {
@@ -147,13 +150,30 @@ impl Book {
         Decided { decisions, alerts, disputes, unverified }
     }
 
+    /// Notes until when exemptions and releases are in force, and forgets releases that have been over for long.
+    fn note_dates(&mut self, pass: &mut Pass<'_>) {
+        let now = pass.now;
+        let exemptions = pass.policy.exemptions.iter().chain(&pass.policy.unread_exemptions);
+        let exempted = exemptions.filter_map(|exemption| exemption.until);
+        let released = self.incidents.values().flat_map(|incident| &incident.releases);
+        let doubtful = pass.dates.note(exempted.chain(released.map(|release| release.until)), now);
+        if let Some(first) = doubtful.first() {
+            pass.alerts.push(Alert::Clock { message: doubt(doubtful.len(), *first, now) });
+        }
+        for incident in self.incidents.values_mut() {
+            if incident.releases.iter().any(|release| pass.dates.is_history(release.until, now)) {
+                incident.file().releases.retain(|release| !pass.dates.is_history(release.until, now));
+            }
+        }
+        let force =
+            |until: Option<Timestamp>| until.map_or(Force::Full, |until| pass.dates.force(until, now));
+        pass.exemptions = pass.policy.exemptions.iter().map(|exemption| force(exemption.until)).collect();
+    }
+
     /// When time alone may change a decision: a grace ends, an exemption or a release runs out. Clearing clocks run with answers,
     /// not with time.
     pub fn next_deadline(&self, policy: &Policy, now: Moment) -> Option<Moment> {
-        let exempted = policy.exemptions.iter().filter_map(|exemption| exemption.until);
-        let released =
-            self.incidents.values().flat_map(|incident| &incident.releases).map(|release| release.until);
-        let dates = exempted.chain(released).map(|until| now.at_wall(until));
+        let dates = self.dates.changes(now);
         let graces = self.incidents.values().flat_map(|incident| incident.deadlines(policy));
         dates.chain(graces).filter(|at| at.uptime() > now.uptime()).min()
     }
@@ -244,7 +264,7 @@ impl Book {
         if incident.standing == Standing::Held || pass.policy.mode == Mode::Paused || !active {
             return Wish::Nothing;
         }
-        if pass.policy.may_exempt(app, pass.now.wall()) {
+        if pass.may_exempt(app) {
             // An operator may have said that it is not to be blocked. Late is better than wrong.
             return Wish::Nothing;
         }
@@ -479,6 +499,13 @@ impl Book {
 }
 
 impl Pass<'_> {
+    /// Whether an exemption that can't be read may cover accusations of `app`.
+    fn may_exempt(&self, app: &App) -> bool {
+        let is_over = |until| self.dates.force(until, self.now) == Force::Over;
+        let mut unread = self.policy.unread_exemptions.iter();
+        unread.any(|exemption| !exemption.until.is_some_and(is_over) && exemption.may_cover(app))
+    }
+
     pub(super) fn decide(&mut self, app: &App, kind: DecisionKind, reason: impl Into<Text>) {
         self.decisions.push(Decision {
             at: self.now.wall(),
@@ -538,6 +565,15 @@ fn same<T: PartialEq>(
         }
     }
     Arc::new(now)
+}
+
+fn doubt(dates: usize, first: Timestamp, now: Moment) -> String {
+    format!(
+        "the wall clock of this replica says {}, so exemptions or releases of {dates} dates ({first} and later) are over; less time has \
+         been measured: until as much has passed, at most 24h after a start, what they cover is neither blocked anew nor opened. Is \
+         the clock right?",
+        now.wall()
+    )
 }
 
 fn cleared_reason(cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {

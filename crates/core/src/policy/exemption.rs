@@ -29,26 +29,22 @@ impl Exemption {
         [&self.namespace, &self.app, &self.process, &self.rule].iter().all(|part| part.is_none())
     }
 
-    /// Whether it may cover accusations of `app` at `now`, as far as its parts for the namespace and the App say. One without parts may
-    /// cover anything.
-    pub fn may_cover(&self, app: &App, now: Timestamp) -> bool {
+    /// Whether it may cover accusations of `app`, as far as its parts for the namespace and the App say, and as long as it is in force.
+    /// One without parts may cover anything.
+    pub fn may_cover(&self, app: &App) -> bool {
         let parts = [(&self.namespace, &app.namespace), (&self.app, &app.name)];
-        self.until.is_none_or(|until| now < until)
-            && parts
-                .iter()
-                .all(|(pattern, text)| pattern.as_ref().is_none_or(|pattern| pattern.matches(text)))
+        parts.iter().all(|(pattern, text)| pattern.as_ref().is_none_or(|pattern| pattern.matches(text)))
     }
 
-    /// Whether it covers `record` as an accusation of `app` at `now`. One that names nothing covers nothing.
-    pub fn covers(&self, app: &App, record: &Record, now: Timestamp) -> bool {
+    /// Whether it covers `record` as an accusation of `app`, as long as it is in force. One that names nothing covers nothing.
+    pub fn covers(&self, app: &App, record: &Record) -> bool {
         let parts = [
             (&self.namespace, &app.namespace),
             (&self.app, &app.name),
             (&self.process, &record.key.process),
             (&self.rule, record.rule()),
         ];
-        self.until.is_none_or(|until| now < until)
-            && !self.is_empty()
+        !self.is_empty()
             && parts
                 .iter()
                 .all(|(pattern, text)| pattern.as_ref().is_none_or(|pattern| pattern.matches(text)))

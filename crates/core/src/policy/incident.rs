@@ -29,9 +29,6 @@ pub(super) const MAX_DECISIONS: usize = 20;
 /// How much cleared evidence an incident remembers: a tenant can start any number of processes.
 const MAX_TOMBSTONES: usize = 64;
 
-/// How long a release is remembered after its date, by the monotonic clock.
-const RELEASES_LINGER: Duration = Duration::from_hours(24);
-
 /// One node's word of one violation.
 pub(super) type EvidenceId = (Key, NodeName);
 
@@ -204,8 +201,6 @@ pub(super) struct StickyRelease {
     pub(super) rule: Option<Text>,
     pub(super) until: Timestamp,
     pub(super) actor: Text,
-    /// Since when it has been seen to be over. Not kept.
-    pub(super) over: Option<Moment>,
 }
 
 impl Told {
@@ -221,21 +216,9 @@ impl StickyRelease {
         (self.process.as_ref(), self.rule.as_ref(), self.until, &self.actor)
     }
 
-    /// Whether it has been over for so long that nobody will look for it. Not at once: a wall clock that is wrong for a while must
-    /// not undo what an operator has said.
-    pub(super) fn is_done(&mut self, now: Moment) -> bool {
-        if now.wall() < self.until {
-            self.over = None;
-            return false;
-        }
-        let since = *self.over.get_or_insert(now);
-        now.since(since) >= RELEASES_LINGER
-    }
-
-    /// Whether it covers `record` at `now`.
-    pub(super) fn covers(&self, record: &Record, now: Timestamp) -> bool {
-        now < self.until
-            && self.process.as_ref().is_none_or(|process| *process == record.key.process)
+    /// Whether it covers `record`, as long as it is in force.
+    pub(super) fn covers(&self, record: &Record) -> bool {
+        self.process.as_ref().is_none_or(|process| *process == record.key.process)
             && self.rule.as_ref().is_none_or(|rule| rule == record.rule())
     }
 }
@@ -515,12 +498,15 @@ impl Incident {
 
     /// What covers an accusation of `app`, whose incident this is; nothing if nothing does.
     pub(super) fn excuse_of(&self, app: &App, record: &Record, pass: &Pass<'_>) -> Option<String> {
-        let now = pass.now.wall();
-        let exemption = pass.policy.exemptions.iter().find(|exemption| exemption.covers(app, record, now));
-        if let Some(exemption) = exemption {
+        let is_blocked = matches!(self.standing, Standing::Blocked { .. });
+        let exemptions = pass.policy.exemptions.iter().zip(&pass.exemptions);
+        let mut in_force = exemptions.filter(|(_, force)| force.covers(is_blocked));
+        if let Some((exemption, _)) = in_force.find(|(exemption, _)| exemption.covers(app, record)) {
             return Some(format!("exempted: {}", exemption.reason));
         }
-        let release = self.releases.iter().find(|release| release.covers(record, now))?;
+        let is_in_force =
+            |release: &StickyRelease| pass.dates.force(release.until, pass.now).covers(is_blocked);
+        let release = self.releases.iter().find(|release| release.covers(record) && is_in_force(release))?;
         Some(released_by(&release.actor, release.until))
     }
 

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::book::Book;
 use super::brake::Brake;
+use super::dates::Dates;
 use super::decision::{Actor, Decision};
 use super::incident::{
     ClearedGround, EvidenceId, File, Ground, Incident, MAX_DECISIONS, Standing, StickyRelease, Telling, Told,
@@ -96,7 +97,8 @@ impl Book {
     pub fn restore(documents: &[kept::Incident], snapshot: &Snapshot, now: Moment) -> Self {
         let newest = documents.iter().filter_map(|document| reading(&document.status)).max();
         let clock = LeaderClock::restored(newest.map(WallTime::from), now);
-        let mut book = Self { clock, ..Self::default() };
+        let before = documents.iter().map(|document| last_written(&document.status)).max();
+        let mut book = Self { clock, dates: Dates::restored(before, now), ..Self::default() };
         for document in documents {
             let app = App::from(&document.spec.app);
             let mut incident = restored(&app, &document.status, snapshot, &clock, now);
@@ -315,7 +317,8 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
             Standing::Grace { until } => Some(reading(until)),
             _ => None,
         },
-        clock: clock.last().map(WallTime::get),
+        clock: clock.last().map(|(reading, _)| reading.get()),
+        written: clock.last().map(|(_, wall)| wall.get()),
         reason: if incident.reason.is_empty() || state == IncidentState::Ended {
             last.unwrap_or_else(|| Text::from(""))
         } else {
@@ -491,6 +494,15 @@ fn reading(status: &IncidentStatus) -> Option<Timestamp> {
     counted.into_iter().flatten().chain(status.clock.or(status.since)).max()
 }
 
+/// The latest time by the wall clock of whoever wrote this that is in it.
+fn last_written(status: &IncidentStatus) -> Timestamp {
+    let told = status.told.and_then(|told| told.delivered.or(Some(told.at)));
+    let decided = status.decisions.iter().map(|decision| decision.at);
+    let heard = status.evidence.iter().map(|evidence| evidence.fresh_at);
+    let known = status.since.into_iter().chain(status.written).chain(told).chain(decided).chain(heard);
+    known.fold(status.opened, Timestamp::max)
+}
+
 /// When the grace ends: how much of it is over is known by the leader clock. Where that is not known it begins anew.
 fn grace_end(status: &IncidentStatus, clock: &LeaderClock, now: Moment) -> Moment {
     let until = status.until.unwrap_or(now.wall());
@@ -571,7 +583,6 @@ fn restored(
             rule: release.rule.clone(),
             until: release.until,
             actor: release.by.clone(),
-            over: None,
         })
         .collect();
     let decision = |entry: &kept::Decision| {

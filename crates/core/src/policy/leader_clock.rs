@@ -16,26 +16,27 @@ use crate::moment::WallTime;
 pub(super) struct LeaderClock {
     /// What it read at some monotonic time of this process. Nothing before it is asked for the first time.
     base: Option<Moment>,
-    /// What it read last.
-    read: Option<WallTime>,
+    /// What it read last, and the wall clock with it.
+    read: Option<(WallTime, WallTime)>,
 }
 
 impl LeaderClock {
     /// It goes on from the latest reading that is persisted.
     pub(super) fn restored(newest: Option<WallTime>, now: Moment) -> Self {
-        Self { base: newest.map(|at| Moment::new(now.uptime(), at.get())), read: newest }
+        let read = newest.map(|at| (at, now.wall().into()));
+        Self { base: newest.map(|at| Moment::new(now.uptime(), at.get())), read }
     }
 
     /// What it reads now. It begins with the wall clock's time.
     pub(super) fn read(&mut self, now: Moment) -> WallTime {
         self.base.get_or_insert(now);
         let reading = self.at(now.uptime());
-        self.read = Some(reading);
+        self.read = Some((reading, now.wall().into()));
         reading
     }
 
-    /// What it read when it was last read.
-    pub(super) fn last(&self) -> Option<WallTime> {
+    /// What it read when it was last read, and the wall clock with it.
+    pub(super) fn last(&self) -> Option<(WallTime, WallTime)> {
         self.read
     }
 

@@ -16,6 +16,7 @@
 mod aside;
 mod book;
 mod brake;
+mod dates;
 mod decision;
 mod evaluate;
 mod exemption;
@@ -32,7 +33,6 @@ mod window;
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,7 +48,6 @@ pub use self::keep::remembered;
 pub use self::questions::{AccusedPod, Accusers, Questions};
 pub use self::simulate::{Fate, simulate};
 
-use crate::names::App;
 #[cfg(doc)]
 use crate::plan::Plan;
 
@@ -95,11 +94,6 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Whether an exemption that can't be read may cover accusations of `app` at `now`.
-    fn may_exempt(&self, app: &App, now: Timestamp) -> bool {
-        self.unread_exemptions.iter().any(|exemption| exemption.may_cover(app, now))
-    }
-
     /// Why Apps of `namespace` may not be blocked, if so.
     pub fn refuses(&self, namespace: &str) -> Option<&'static str> {
         let matches = |pattern: &String| match pattern.strip_suffix('*') {

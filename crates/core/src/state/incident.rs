@@ -142,6 +142,9 @@ pub struct IncidentStatus {
     /// What the clock that only runs while a leader leads read when this was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<Timestamp>,
+    /// What the wall clock of the replica read that has written this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<Timestamp>,
     /// Why, for people.
     #[serde(default)]
     pub reason: Text,

@@ -175,3 +175,119 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_somebo
     assert_eq!(world.blocked(), ["ns-a"]);
     assert_eq!(world.kept.len(), 1, "written again");
 }
+
+fn release(world: &mut World, name: &str) {
+    let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 30);
+    world.book.act(&Act::Release { app: app(name), until }, "ops", &world.policy, world.now).unwrap();
+}
+
+/// An App that an operator has released, and whose incident is over for more than a day.
+fn released_long_ago() -> World {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    release(&mut world, "ns-a");
+    world.rounds(40, |w| {
+        w.answer("n1", vec![]);
+        w.evaluate();
+    });
+    world.wait(25 * HOUR);
+    world.evaluate();
+    world
+}
+
+#[test]
+fn a_release_covers_the_process_and_the_rule_that_it_was_given_for_and_nothing_else() {
+    let by_rule = |rule: &str, now| {
+        let mut record = record("ns-a", now);
+        std::sync::Arc::make_mut(&mut record.claim).regex = rule.into();
+        record
+    };
+    for restarts in [false, true] {
+        let mut world = World::new(&["n1"]);
+        world.answer("n1", vec![record("ns-a", 0)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        release(&mut world, "ns-a");
+        assert!(world.blocked().is_empty());
+        if restarts {
+            world.restart();
+        }
+        world.wait(MINUTE);
+        world.answer("n1", vec![record("ns-a", 60)]);
+        assert!(world.blocked().is_empty());
+        world.wait(MINUTE);
+        world.answer("n1", vec![by_rule("^xm", 120)]);
+        assert_eq!(world.blocked(), ["ns-a"], "the same process by another rule");
+    }
+}
+
+#[test]
+fn a_new_incident_of_an_app_keeps_what_operators_have_released() {
+    let mut world = released_long_ago();
+    let before = world.book.incident(&app("ns-a")).map(|incident| incident.opened);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert!(world.blocked().is_empty());
+    assert_ne!(world.book.incident(&app("ns-a")).map(|incident| incident.opened), before);
+}
+
+#[test]
+fn a_new_incident_that_can_not_be_kept_loses_no_release_either() {
+    let mut world = released_long_ago();
+    world.unwritable.insert("ns-a".to_owned());
+    for _ in 0..3 {
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        assert!(world.blocked().is_empty());
+    }
+    world.unwritable.clear();
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn what_is_kept_as_held_is_held_even_if_no_brake_is_kept_with_it() {
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_new_tenants = 0;
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.held(), ["ns-a"]);
+    for kept in world.kept.values_mut() {
+        kept.status.brake = None;
+    }
+    world.restart();
+    world.policy.brake.max_new_tenants = 20;
+    assert_eq!(world.held(), ["ns-a"]);
+    // Through its end and a new beginning.
+    world.rounds(40, |w| {
+        w.answer("n1", vec![]);
+        w.evaluate();
+    });
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert_eq!((world.blocked().len(), world.held()), (0, vec!["ns-a".to_owned()]));
+}
+
+#[test]
+fn brakes_of_the_version_before_are_read_and_its_words_are_written() {
+    let reason = |brake: &str, of: Option<&str>| {
+        let mut world = World::new(&["n1"]);
+        world.policy.brake.max_new_tenants = 0;
+        world.answer("n1", vec![record("ns-a", 0)]);
+        world.evaluate();
+        let kept = world.kept.values_mut().next().unwrap();
+        let said = serde_json::json!({"since": kept.status.opened, "brake": brake, "of": of});
+        kept.status.brake = Some(serde_json::from_value(said).unwrap());
+        world.restart();
+        let documents = world.book.documents();
+        assert_eq!(documents[0].status.brake, world.kept.values().next().unwrap().status.brake);
+        world.evaluate().held[0].reason.clone()
+    };
+    assert!(reason("NewApps", None).contains("brake.max_new_tenants"));
+    assert!(reason("NewApps", Some("ns-a")).contains("brake.max_apps_per_tenant"));
+    assert!(reason("Node", Some("n7")).contains("node n7"));
+    assert!(reason("Rule", Some("^xm")).contains("the rule `^xm`"));
+    assert!(reason("Rule", Some("")).contains("keyword hits"));
+}

@@ -6,6 +6,7 @@ mod answers;
 mod aside;
 mod bad_rule;
 mod brakes;
+mod clocks;
 mod common;
 mod hearing;
 mod keep;

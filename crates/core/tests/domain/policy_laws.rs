@@ -373,7 +373,7 @@ proptest! {
                             cleared.at = Timestamp::UNIX_EPOCH;
                         }
                     }
-                    bare.status.clock = None;
+                    (bare.status.clock, bare.status.written) = (None, None);
                     bare.status.evidence.sort_by_key(|e| (e.pod.clone(), e.process.clone(), e.node.clone()));
                     bare
                 };

@@ -192,8 +192,7 @@ impl Book {
         incident.note_process(&id.0.process);
         incident.tombstones.remove(&id);
         if let Some(old) = incident.grounds.get_mut(&id).filter(|old| old.knows(evidence, fresh_at)) {
-            // Evidence that we have heard is still fresh, but its record may have been re-read: keep the clock.
-            (old.active, old.gone, old.observations) = (true, false, evidence.observations);
+            old.renew(evidence);
         } else {
             let mut ground = Ground::of(evidence, pod_uid, fresh_at, scan_interval);
             ground.count(silence);

@@ -148,8 +148,9 @@ pub(super) struct Ground {
     /// The accused Pod's UID; nothing where there was no cluster to ask, and of what an earlier version has kept.
     pub(super) pod_uid: Option<Text>,
     pub(super) fresh_at: Moment,
-    /// When its agent found it, by our monotonic clock; when it was heard where its age is not known.
-    pub(super) found_at: Span,
+    /// When its agent found it, by our monotonic clock. Not known before it is heard after a start: what is kept is as right as a wall
+    /// clock.
+    pub(super) found_at: Option<Span>,
     /// The agent's own time of it: two replicas see the same evidence at different moments.
     pub(super) evidence_time: WallTime,
     /// From when on its node's silence counts: not from before the start, when we may not have listened.
@@ -247,7 +248,7 @@ impl Ground {
             record: evidence.record.clone(),
             pod_uid,
             fresh_at,
-            found_at: fresh_at.uptime().saturating_sub(evidence.age.map_or(Duration::ZERO, Span::get)).into(),
+            found_at: found_at(evidence),
             evidence_time: evidence.evidence_time,
             counted_from: fresh_at,
             mark: evidence.mark,
@@ -262,7 +263,13 @@ impl Ground {
 
     /// Whether it was found so recently that a new block may follow from it.
     pub(super) fn is_young(&self, max_age: Duration, now: Moment) -> bool {
-        now.uptime().saturating_sub(self.found_at.get()) <= max_age
+        self.found_at.is_some_and(|at| now.uptime().saturating_sub(at.get()) <= max_age)
+    }
+
+    /// The same as `evidence` has it, which is heard and still fresh: its record may have been re-read, but its clock goes on.
+    pub(super) fn renew(&mut self, evidence: &EvidenceView) {
+        (self.active, self.gone, self.observations) = (true, false, evidence.observations);
+        self.found_at = self.found_at.max(found_at(evidence));
     }
 
     /// It is kept as it is now.
@@ -287,6 +294,11 @@ impl Ground {
     pub(super) fn knows(&self, evidence: &EvidenceView, fresh_at: Moment) -> bool {
         self.fresh_at >= fresh_at || self.evidence_time == evidence.evidence_time
     }
+}
+
+fn found_at(evidence: &EvidenceView) -> Option<Span> {
+    let fresh_at = evidence.fresh_at?.uptime();
+    Some(fresh_at.saturating_sub(evidence.age?.get()).into())
 }
 
 impl Deref for Incident {

@@ -627,7 +627,7 @@ fn hear_again(
         let ground = Ground {
             pod_uid: evidence.pod_uid.clone(),
             fresh_at: past(evidence.fresh_at),
-            found_at: past(evidence.fresh_at).uptime().into(),
+            found_at: None,
             evidence_time: record.detected_at.into(),
             record,
             counted_from: now,

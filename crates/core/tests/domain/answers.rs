@@ -228,6 +228,36 @@ fn an_answer_that_leaves_out_records_of_too_many_tenants_says_nothing_of_anybody
     }
 }
 
+/// What is kept has its time from a wall clock, which may have jumped back since.
+#[test]
+fn what_was_found_before_a_start_is_no_reason_for_a_new_block_before_it_is_found_again() {
+    let mut world = World::new(&["n1"]);
+    world.wait(6 * HOUR);
+    let found = world.clock();
+    world.answer("n1", vec![record("ns-a", found)]);
+    world.policy.grace = std::time::Duration::from_secs(5 * MINUTE);
+    assert!(world.blocked().is_empty());
+    let back = jiff::SignedDuration::from_hours(3);
+    world.now = procscan_core::Moment::new(
+        world.now.uptime() + std::time::Duration::from_secs(3 * HOUR),
+        world.now.wall() + std::time::Duration::from_secs(3 * HOUR) - back,
+    );
+    world.restart();
+    world.policy.grace = std::time::Duration::ZERO;
+    for _ in 0..10 {
+        let at = world.now;
+        world.now = procscan_core::Moment::new(
+            at.uptime() + std::time::Duration::from_secs(MINUTE),
+            at.wall() + std::time::Duration::from_secs(MINUTE),
+        );
+        world.answer("n1", vec![record("ns-a", found)]);
+        assert!(world.blocked().is_empty());
+    }
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
 /// A node that scans seldom keeps its evidence active for three scans, but that is no reason for a new block.
 #[test]
 fn what_was_found_longer_ago_than_max_age_is_no_reason_for_a_new_block() {

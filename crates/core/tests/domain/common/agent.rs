@@ -116,6 +116,11 @@ impl RealAgent {
         self.listed.as_ref().map(|(_, process)| process)
     }
 
+    /// What its list holds: when that was found, in seconds since the start by a clock that is right, and the process.
+    pub fn found(&self) -> Option<(u64, &Process)> {
+        self.listed.as_ref().map(|(at, process)| (*at, process))
+    }
+
     /// Its list as it goes over the wire.
     pub fn body(&self) -> Vec<u8> {
         let Some((at, Process { namespace, pod, name, .. })) = &self.listed else { return b"[]\n".to_vec() };

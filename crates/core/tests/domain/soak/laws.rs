@@ -22,10 +22,16 @@ impl Soak {
             let it = &self.tenants[tenant];
             let Some(since) = it.running_since else { continue };
             let node = &self.nodes[it.node];
+            let lists = node.real.as_ref().and_then(RealAgent::lists);
+            if node.real.is_some() && lists.is_none_or(|other| *other.namespace != *namespace(tenant)) {
+                // Another one hides it, for as long as that may run.
+                self.tenants[tenant].disturbed = now;
+                continue;
+            }
             let undisturbed = now - since.max(it.disturbed).max(node.disturbed);
-            // Whose turn it is changes with every other that starts or ends; and a clock that jumps back makes a grace last longer,
-            // by what it has jumped and by the hour for which somebody who can't be told is waited for.
-            let limit = 3 * self.cycle(it.node) + 3 * MINUTE + self.longest_grace();
+            // A clock that jumps back makes a grace last longer, by what it has jumped and by the hour for which a tenant that can't be
+            // told is waited for.
+            let limit = 6 * node.interval + 3 * MINUTE + self.longest_grace();
             let is_late = undisturbed > limit && !node.is_full && !blocked.contains(&app(&namespace(tenant)));
             let home = it.node;
             if is_late && self.accusations(home) >= MAX_KEYS {
@@ -65,15 +71,10 @@ impl Soak {
 
     fn blocked_rightly(&mut self, tenant: usize) {
         self.told.blocks += 1;
-        // A node that accuses many is taken for one that lists them one after the other, so what it says is believed for longer.
-        let nodes = self.world.snapshot().nodes;
-        let believed = |node: usize| {
-            let name = NodeName::new(self.nodes[node].name.as_str());
-            nodes.get(&name).map_or(0, |node| node.clock.required.get().as_secs()).max(2 * HOUR)
-                + self.longest_grace()
-        };
         let it = &self.tenants[tenant];
-        let is_recent = |(at, node): (u64, usize)| self.now() - at <= believed(node);
+        // However seldom its node scans, and however long it is told before.
+        let believed = u64::try_from(MAX_AGE).unwrap() + MINUTE;
+        let is_recent = |(at, _): (u64, usize)| self.now() - at <= believed;
         if it.released_after.is_some() && it.released_after == it.last_heard {
             self.fail(&format!("tenant {tenant} is blocked again, and nothing is new since its release"));
         }
@@ -86,12 +87,21 @@ impl Soak {
         self.told.releases += 1;
         self.tenants[tenant].released_after = self.tenants[tenant].last_heard;
         let (now, it) = (self.now(), &self.tenants[tenant]);
-        let is_lost = |node: &Node| now - node.last_answer >= UNREACHABLE;
+        let is_lost = |node: &Node| now - node.last_sign >= UNREACHABLE;
         if it.is_gone {
             return;
         }
         // Each answer vouches for a minute at most.
         let Some(Heard { at, node, answered, .. }) = it.heard[LEADER] else { return };
+        // What its node has found, and still runs, is never gone by the clock, whatever hides it.
+        let is_found = it.running_since.is_some_and(|since| since <= at) && it.node == node;
+        let is_honest = !self.nodes[node].has_lied && self.nodes[node].disturbed < at;
+        if is_found && is_honest && reason.contains("the whole clearing time") {
+            self.fail(&format!(
+                "tenant {tenant} is released and runs since {:?}: {reason}",
+                it.running_since
+            ));
+        }
         let proven = (self.nodes[node].answered - answered) * MINUTE;
         if proven < CLEAR_AFTER && !is_lost(&self.nodes[node]) {
             let silent = now - at;
@@ -107,8 +117,8 @@ impl Soak {
             node.ends = 0;
         }
         (self.mute_until, self.unwritable_until) = (0, 0);
-        // Each offender that a node is taken to have is waited for six of its scans.
-        let patience = MAX_KEYS * 6 * 5 + 120;
+        // Six scans that are taken to be an hour apart, and as long again for what the last one hides.
+        let patience = 2 * 6 * 60 + 120;
         let mut minutes = patience;
         while !self.blocked.is_empty() && minutes > 0 {
             self.minute(true);
@@ -117,7 +127,14 @@ impl Soak {
         if !self.blocked.is_empty() {
             self.fail(&format!("still blocked after good days: {:?}", self.blocked));
         }
-        self.nodes.iter_mut().for_each(|node| node.listed.clear());
+        let now = self.now();
+        for node in &mut self.nodes {
+            node.listed.clear();
+            // Only a restart takes the last one off its list.
+            if let Some(real) = &mut node.real {
+                real.restart(now);
+            }
+        }
         (0..patience + 26 * 60).for_each(|_| self.minute(true));
         let left = self.world.snapshot().violations.len();
         let open = |standing: &Standing| !matches!(standing, Standing::Ended { .. });

@@ -5,15 +5,19 @@
 //! `make soak` runs it for longer; `PROCSCAN_SOAK_SEED` and `PROCSCAN_SOAK_DAYS` tell the same story again.
 
 mod laws;
+mod random;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use random::Random;
+
+use crate::common::agent::{Process, RealAgent};
 use crate::common::{HOUR, MINUTE, World, app, complete, failed, record_of};
 use jiff::SignedDuration;
 use procscan_core::Moment;
 use procscan_core::ledger::Detection;
-use procscan_core::names::{App, NodeName, PodRef};
+use procscan_core::names::{App, PodRef};
 use procscan_core::policy::{Actor, DecisionKind, Evaluation, PodState, Standing};
 use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record};
 use procscan_core::snapshot::Violation;
@@ -38,25 +42,6 @@ const OTHER: usize = 1;
 /// How far our own wall clock jumps back or ahead at most.
 const MOST_BACK: u64 = 3 * HOUR;
 
-/// The same numbers for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % n
-    }
-
-    /// Once in `n` times.
-    fn once_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    fn seconds(&mut self, least: u64, most: u64) -> u64 {
-        least + u64::try_from(self.below(usize::try_from(most - least).unwrap())).unwrap()
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
@@ -77,10 +62,10 @@ enum Fault {
 /// Times are in seconds since the beginning, by a clock that nobody sets.
 struct Node {
     name: String,
-    /// Lists one offender per scan, and never takes the last one off its list.
-    is_upstream: bool,
-    /// Whose turn it is then.
-    turn: usize,
+    /// The real agent, which lists one of several; others list all that they find.
+    real: Option<RealAgent>,
+    /// It has lied of several at once, and so is taken for one that lists all that it finds.
+    has_lied: bool,
     interval: u64,
     next_scan: u64,
     listed: Vec<(usize, String, i64)>,
@@ -93,13 +78,15 @@ struct Node {
     disturbed: u64,
     /// Whole answers, and when the last one was.
     answered: u64,
-    last_answer: u64,
+    /// When anything of an answer came last.
+    last_sign: u64,
 }
 
 struct Tenant {
     node: usize,
     generation: u64,
     running_since: Option<u64>,
+    pid: u32,
     /// When its last process ended, and on which node.
     ended: Option<(u64, usize)>,
     /// By the leader, and by the other replica.
@@ -159,7 +146,11 @@ fn namespace(tenant: usize) -> String {
 }
 
 fn tenant_of(app: &App) -> usize {
-    app.namespace.strip_prefix("ns-t").unwrap().parse().unwrap()
+    tenant_in(&app.namespace)
+}
+
+fn tenant_in(namespace: &str) -> usize {
+    namespace.strip_prefix("ns-t").unwrap().parse().unwrap()
 }
 
 impl Tenant {
@@ -172,11 +163,14 @@ impl Soak {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
         let nodes: Vec<Node> = (0..NODES)
-            .map(|n| Node {
+            .map(|n| (n, if random.once_in(4) { 1000 } else { random.seconds(MINUTE, 5 * MINUTE) }))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|(n, interval)| Node {
                 name: format!("n{n:02}"),
-                is_upstream: random.once_in(3),
-                turn: 0,
-                interval: random.seconds(MINUTE, 5 * MINUTE),
+                real: random.once_in(2).then(|| RealAgent::new(interval, 0)),
+                has_lied: false,
+                interval,
                 next_scan: random.seconds(0, 5 * MINUTE),
                 listed: Vec::new(),
                 skew: if random.once_in(3) {
@@ -189,7 +183,7 @@ impl Soak {
                 ends: 0,
                 disturbed: 0,
                 answered: 0,
-                last_answer: 0,
+                last_sign: 0,
             })
             .collect();
         let rules = Detection {
@@ -217,6 +211,7 @@ impl Soak {
                 node: random.below(NODES),
                 generation: 0,
                 running_since: None,
+                pid: 0,
                 ended: None,
                 heard: [None; 2],
                 last_heard: None,
@@ -267,14 +262,6 @@ impl Soak {
         if it.running_since.take().is_some() {
             it.ended = Some((now, it.node));
         }
-    }
-
-    /// How long a node's agent takes until it has listed everything that runs there.
-    fn cycle(&self, number: usize) -> u64 {
-        let node = &self.nodes[number];
-        let runs = |tenant: &&Tenant| tenant.node == number && tenant.running_since.is_some();
-        let scans = if node.is_upstream { self.tenants.iter().filter(runs).count() } else { 1 };
-        node.interval * (scans as u64 + 1)
     }
 
     fn remove_pod(&mut self, tenant: usize) {
@@ -340,6 +327,9 @@ impl Soak {
                 // The agent restarts.
                 self.nodes[node].listed.clear();
                 self.nodes[node].next_scan = now + self.nodes[node].interval;
+                if let Some(real) = &mut self.nodes[node].real {
+                    real.restart(now);
+                }
                 self.nodes[node].disturbed = now;
             }
         }
@@ -404,6 +394,7 @@ impl Soak {
             let is_running = self.tenants[tenant].running_since.is_some();
             if !is_running && self.random.once_in(120) {
                 self.tenants[tenant].running_since = Some(now);
+                self.tenants[tenant].pid = u32::try_from(2 + self.random.below(60_000)).unwrap();
             } else if is_running && self.random.once_in(150) {
                 self.stop(tenant);
             }
@@ -420,6 +411,23 @@ impl Soak {
             if node.fault != Fault::None {
                 node.disturbed = now;
             }
+            if let Some(real) = &mut node.real {
+                real.processes.clear();
+                let running = self.tenants.iter().enumerate();
+                for (index, tenant) in running.filter(|(_, tenant)| tenant.node == number) {
+                    if tenant.running_since.is_some() {
+                        let process = Process { pod: tenant.pod(), ..Process::of(&namespace(index)) };
+                        real.run(tenant.pid, process);
+                    }
+                }
+                real.advance(now);
+                let listed = real.found().map(|(at, process)| {
+                    let tenant = tenant_in(&process.namespace);
+                    (tenant, process.pod.clone(), i64::try_from(at).unwrap() + node.skew)
+                });
+                node.listed = listed.into_iter().collect();
+                continue;
+            }
             while node.next_scan <= now {
                 let scanned = i64::try_from(node.next_scan).unwrap() + node.skew;
                 node.next_scan += node.interval;
@@ -430,12 +438,7 @@ impl Soak {
                     .filter(|(_, tenant)| tenant.node == number && tenant.running_since.is_some())
                     .map(|(index, tenant)| (index, tenant.pod(), scanned))
                     .collect();
-                if !node.is_upstream {
-                    node.listed = running;
-                } else if let Some(turn) = node.turn.checked_rem(running.len()) {
-                    node.listed = vec![running[turn].clone()];
-                    node.turn += 1;
-                }
+                node.listed = running;
             }
         }
     }
@@ -486,8 +489,11 @@ impl Soak {
         };
         if matches!(outcome, Outcome::Complete(_)) {
             self.nodes[number].answered += 1;
-            self.nodes[number].last_answer = now;
         }
+        if !matches!(fault, Fault::Silent | Fault::Refused) {
+            self.nodes[number].last_sign = now;
+        }
+        self.nodes[number].has_lied |= matches!(fault, Fault::Lies | Fault::Floods);
         self.world.report(&name, outcome);
         if !matches!(fault, Fault::Silent | Fault::Refused) {
             let is_certain = matches!(fault, Fault::None | Fault::Lies) && !self.nodes[number].is_full;

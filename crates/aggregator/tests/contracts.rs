@@ -6,7 +6,7 @@ mod common;
 use common::crd::{contracts, problems};
 use procscan_aggregator::config::Config;
 use procscan_core::names::{App, Key};
-use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
+use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, OtherApps, Plan};
 use procscan_core::policy::Mode;
 use procscan_core::resources::{self, Existing};
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
             inherited: false,
             phase: NoticePhase::Blocked,
             processes: vec!["xmrig".into()],
+            others: OtherApps::default(),
         }));
         let app = App::new("ns-b", "devbox", name);
         plan.notices.push(Arc::new(Notice {
@@ -41,6 +42,7 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
             inherited: false,
             phase: NoticePhase::Grace { until: now },
             processes: vec![],
+            others: OtherApps::default(),
         }));
     }
     plan.summary.blocked = 3;

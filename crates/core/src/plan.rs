@@ -1,11 +1,12 @@
 //! What the policy wants to be true outside: who is blocked, who is told, with a reason for each.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::names::{App, Key, NodeName, Text};
 use crate::policy::Mode;
@@ -71,14 +72,129 @@ pub struct Exposure {
     /// Those of `services` that may be reached in ways which `ingresses` does not name, ordered.
     #[serde(skip)]
     pub otherwise: Vec<Text>,
+    /// The other Apps that are closed with it, because one of `services` exposes them too.
+    #[serde(flatten)]
+    pub others: OtherApps,
+    /// Services that expose it and other Apps, and stay open for that reason (`enforcement.shared_services`), ordered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_open: Vec<Text>,
+}
+
+/// What happens to a Service that exposes other Apps beside the one to be blocked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SharedServices {
+    /// It is closed, and the other Apps are named: a tenant must not shield its offender with a broad Service.
+    #[default]
+    Block,
+    /// The App is held until an operator approves it. If the Service came to be shared after the block, it stays as it is: closed if
+    /// it was closed, else open.
+    Hold,
+    /// It stays open.
+    Skip,
+}
+
+/// Some Apps of one namespace, within bounds: a tenant can make any number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Hash)]
+pub struct OtherApps {
+    /// The first [`OtherApps::MOST`] by name, ordered.
+    #[serde(rename = "also_closes", skip_serializing_if = "Vec::is_empty")]
+    pub named: Vec<App>,
+    /// How many more there are, at least.
+    #[serde(rename = "also_closes_more", skip_serializing_if = "is_zero")]
+    pub more: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+/// A Service that exposes other Apps beside one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedService {
+    /// The Service, as `service.namespace.svc`.
+    pub service: Text,
+    /// The other Apps.
+    pub others: OtherApps,
+}
+
+impl OtherApps {
+    /// How many are named.
+    pub const MOST: usize = 20;
+
+    /// Those `apps`.
+    pub fn of(apps: BTreeSet<&App>) -> Self {
+        let more = apps.len().saturating_sub(Self::MOST);
+        Self { named: apps.into_iter().take(Self::MOST).cloned().collect(), more }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.named.is_empty()
+    }
+
+    /// All of them together. Those that are not named may be the same, so they are counted once.
+    fn union<'a>(all: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        let together = Self::of(all.clone().flat_map(|others| &others.named).collect());
+        let known = together.named.len() + together.more;
+        let most = all.map(|others| others.named.len() + others.more).max().unwrap_or(0);
+        Self { more: together.more + most.saturating_sub(known), ..together }
+    }
+}
+
+/// `app/web, devbox/dev and 3 more`, with everything unprintable escaped: names may be a tenant's choice.
+impl fmt::Display for OtherApps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, app) in self.named.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{}/{}", app.kind.escape_debug(), app.name.escape_debug())?;
+        }
+        if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
+    }
 }
 
 impl Exposure {
+    /// What of it is closed, where `shared` of its Services expose other Apps too, and those stay open of which `stays_open` says so.
+    pub(crate) fn apart_from(&self, shared: &[SharedService], stays_open: impl Fn(&Text) -> bool) -> Self {
+        let (open, closed): (Vec<_>, Vec<_>) = shared.iter().partition(|shared| stays_open(&shared.service));
+        let is_closed = |service: &&Text| !open.iter().any(|open| open.service == **service);
+        let services: Vec<Text> = self.services.iter().filter(is_closed).cloned().collect();
+        Self {
+            otherwise: self.otherwise.iter().filter(is_closed).cloned().collect(),
+            // An Ingress is closed only for the Services that are named with it, so it does not matter if it leads to none of them.
+            ingresses: if services.is_empty() { Vec::new() } else { self.ingresses.clone() },
+            services,
+            others: OtherApps::union(closed.iter().map(|shared| &shared.others)),
+            left_open: open.iter().map(|open| open.service.clone()).collect(),
+        }
+    }
+
+    /// What people should know of it beside the Services, to be put behind a reason; nothing if there is nothing to say.
+    pub(crate) fn remarks(&self) -> String {
+        let mut remarks = String::new();
+        if !self.others.is_empty() {
+            remarks =
+                format!("; its Services expose other Apps too, which are closed with it: {}", self.others);
+        }
+        if let Some(first) = self.left_open.first() {
+            let more = match self.left_open.len() {
+                1 => String::new(),
+                n => format!(" and {} more", n - 1),
+            };
+            remarks = format!(
+                "{remarks}; left open, because other Apps are exposed by the same (enforcement.shared_services): \
+                 Service {first}{more}"
+            );
+        }
+        remarks
+    }
+
     /// Services of which nothing more is known.
     pub fn plain(services: impl IntoIterator<Item = Text>) -> Self {
         let services: BTreeSet<Text> = services.into_iter().collect();
         let services: Vec<Text> = services.into_iter().collect();
-        Self { otherwise: services.clone(), services, ingresses: Vec::new() }
+        Self { otherwise: services.clone(), services, ..Self::default() }
     }
 }
 
@@ -110,6 +226,9 @@ pub struct Notice {
     pub phase: NoticePhase,
     /// The offending processes' names, ordered, each once.
     pub processes: Vec<Text>,
+    /// The other Apps that are closed with it.
+    #[serde(flatten)]
+    pub others: OtherApps,
 }
 
 /// What is happening to an App whose tenant is told.
@@ -198,5 +317,103 @@ mod tests {
         let shown = |seconds| human(Duration::from_secs(seconds));
         assert_eq!((shown(90), shown(1800), shown(86_400)), ("1m 30s".into(), "30m".into(), "1d".into()));
         assert_eq!(human(Duration::from_millis(250)), "250ms");
+    }
+
+    fn others(names: &[&str], more: usize) -> OtherApps {
+        OtherApps { named: names.iter().map(|name| App::new("ns-a", "app", *name)).collect(), more }
+    }
+
+    fn shared(service: &str, names: &[&str], more: usize) -> SharedService {
+        SharedService { service: service.into(), others: others(names, more) }
+    }
+
+    #[test]
+    fn other_apps_are_named_up_to_a_bound_and_then_counted() {
+        let apps: Vec<App> = (0..23).map(|n| App::new("ns-a", "app", format!("web-{n:02}"))).collect();
+        let of = |n: usize| OtherApps::of(apps.iter().take(n).collect());
+        assert_eq!((of(0), of(0).is_empty(), of(1).is_empty()), (OtherApps::default(), true, false));
+        assert_eq!((of(20).named.len(), of(20).more, of(23).named.len(), of(23).more), (20, 0, 20, 3));
+        assert!(of(23).to_string().starts_with("app/web-00, app/web-01, "));
+        assert!(
+            of(23).to_string().ends_with("app/web-19 and 3 more")
+                && of(20).to_string().ends_with("app/web-19")
+        );
+        let odd = OtherApps::of([&App::new("ns-a", "devbox", "x\u{1b}")].into());
+        assert_eq!(odd.to_string(), "devbox/x\\u{1b}");
+    }
+
+    #[test]
+    fn apps_of_several_services_are_counted_once() {
+        let union = |all: &[OtherApps]| OtherApps::union(all.iter());
+        assert_eq!(union(&[]), OtherApps::default());
+        assert_eq!(union(&[others(&["a", "c"], 0), others(&["a", "b"], 0)]), others(&["a", "b", "c"], 0));
+        // Twelve and three, of which those that are named may be among the ten.
+        assert_eq!(
+            union(&[others(&["a", "b"], 10), others(&["c", "d", "e"], 0)]),
+            others(&["a", "b", "c", "d", "e"], 7)
+        );
+        let many = |from: usize| OtherApps {
+            named: (from..from + 20).map(|n| App::new("ns-a", "app", format!("{n:03}"))).collect(),
+            more: 5,
+        };
+        let both = union(&[many(0), many(100)]);
+        assert_eq!((both.named, both.more), (many(0).named, 20));
+    }
+
+    #[test]
+    fn what_stays_open_is_neither_closed_nor_are_its_other_apps_named() {
+        let texts = |names: &[&str]| names.iter().map(|name| Text::from(*name)).collect::<Vec<_>>();
+        let all = Exposure {
+            services: texts(&["all", "both", "own"]),
+            ingresses: texts(&["ns-a/in"]),
+            otherwise: texts(&["both", "own"]),
+            ..Exposure::default()
+        };
+        let shared = [shared("all", &["b", "c"], 0), shared("both", &["b"], 0)];
+        let closed = all.apart_from(&shared, |_| false);
+        assert_eq!(closed, Exposure { others: others(&["b", "c"], 0), ..all.clone() });
+        assert_eq!(
+            closed.remarks(),
+            "; its Services expose other Apps too, which are closed with it: app/b, app/c"
+        );
+        let some = all.apart_from(&shared, |service| **service == *"all");
+        assert_eq!(
+            some,
+            Exposure {
+                services: texts(&["both", "own"]),
+                others: others(&["b"], 0),
+                left_open: texts(&["all"]),
+                ..all.clone()
+            }
+        );
+        let skipped = all.apart_from(&shared, |_| true);
+        assert_eq!(
+            skipped,
+            Exposure {
+                services: texts(&["own"]),
+                ingresses: all.ingresses.clone(),
+                otherwise: texts(&["own"]),
+                others: OtherApps::default(),
+                left_open: texts(&["all", "both"]),
+            }
+        );
+        assert_eq!(
+            skipped.remarks(),
+            "; left open, because other Apps are exposed by the same (enforcement.shared_services): Service all and 1 more"
+        );
+        assert!(some.remarks().ends_with("app/b; left open, because other Apps are exposed by the same (enforcement.shared_services): Service all"));
+        assert_eq!(all.remarks(), "");
+        let only = Exposure { services: texts(&["all"]), ..all.clone() }.apart_from(&shared[..1], |_| true);
+        assert!(only.services.is_empty() && only.ingresses.is_empty(), "an Ingress alone closes nothing");
+        let json = serde_json::to_value(&some).unwrap();
+        assert_eq!(
+            json["also_closes"],
+            serde_json::json!([{"namespace": "ns-a", "type": "app", "name": "b"}])
+        );
+        assert_eq!((&json["left_open"], json.get("also_closes_more")), (&serde_json::json!(["all"]), None));
+        let json = serde_json::to_value(&all).unwrap();
+        assert_eq!((json.get("also_closes"), json.get("left_open")), (None, None));
+        let more = Exposure { others: others(&["b"], 2), ..all };
+        assert_eq!(serde_json::to_value(more).unwrap()["also_closes_more"], 2);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use jiff::Timestamp;
 use procscan_core::names::{App, Key, NodeName};
-use procscan_core::plan::{Accusation, Block, Exposure, Notice, NoticePhase, Plan};
+use procscan_core::plan::{Accusation, Block, Exposure, Notice, NoticePhase, OtherApps, Plan};
 use procscan_core::policy::Mode;
 use procscan_core::resources::template::Template;
 use procscan_core::resources::wasm_plugin::Gateway;
@@ -33,7 +33,8 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
     let until = now + Duration::from_mins(30);
     for phase in [NoticePhase::Blocked, NoticePhase::Grace { until }, NoticePhase::Recovered] {
         let processes = vec!["xmrig".into()];
-        let notice = Notice { app: app.clone(), told: now, inherited: false, phase, processes };
+        let others = OtherApps { named: vec![App::new("ns-a", "app", "shop")], more: 1 };
+        let notice = Notice { app: app.clone(), told: now, inherited: false, phase, processes, others };
         plan.notices.push(Arc::new(notice));
     }
     let forms = [true, false].map(|has_long_list| Existing { wasm_plugins: 1, has_long_list });

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use procscan_core::plan::SharedServices;
 use procscan_core::policy::{self, BrakeRules, Mode};
 use serde::Deserialize;
 
@@ -21,6 +22,8 @@ pub struct Enforcement {
     pub protected_namespaces: Vec<String>,
     /// Whether an accused Pod must be known to run on the accusing node. Without it: where there is a cluster to ask.
     pub verify_pods: Option<bool>,
+    /// What happens to Services that expose other Apps beside the one to be blocked.
+    pub shared_services: SharedServices,
     /// How long a tenant is told before the block.
     #[serde(deserialize_with = "values::duration")]
     pub grace: Duration,
@@ -81,6 +84,7 @@ impl Default for Enforcement {
             namespaces: Pattern(regex::Regex::new("^ns-").expect("a valid pattern")),
             protected_namespaces: protected.map(str::to_owned).to_vec(),
             verify_pods: None,
+            shared_services: SharedServices::default(),
             grace: Duration::ZERO,
             exemptions: Vec::new(),
         }
@@ -88,7 +92,19 @@ impl Default for Enforcement {
 }
 
 impl Enforcement {
-    pub(super) fn check(&self, problems: &mut Problems) {
+    /// `has_pods` says whether the cluster is asked about Pods and Services.
+    pub(super) fn check(&self, has_pods: bool, problems: &mut Problems) {
+        let shared = match self.shared_services {
+            SharedServices::Block => "block",
+            SharedServices::Hold => "hold",
+            SharedServices::Skip => "skip",
+        };
+        problems.require(
+            has_pods || self.shared_services == SharedServices::Block,
+            "enforcement.shared_services",
+            shared,
+            "block: without a cluster to ask it is not known which Services are shared",
+        );
         problems.require(
             !self.namespaces.0.as_str().is_empty(),
             "enforcement.namespaces",

@@ -194,7 +194,7 @@ impl Config {
         self.discovery.check(self.daemonset.api_port(), &mut problems);
         self.collector.check(&mut problems);
         self.detection.check(&mut problems);
-        self.enforcement.check(&mut problems);
+        self.enforcement.check(self.looks_at_pods(), &mut problems);
         self.brake.check(&mut problems);
         self.gateway.check(&mut problems);
         self.notification.check(&mut problems);
@@ -259,6 +259,7 @@ impl Config {
             namespaces: self.enforcement.namespaces.0.clone(),
             protected: self.enforcement.protected_namespaces.clone(),
             verify_pods: self.verifies_pods(),
+            shared_services: self.enforcement.shared_services,
             grace: self.enforcement.grace,
             brake: self.brake.rules(),
             unread_exemptions: Vec::new(),

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use procscan_core::plan::SharedServices;
 use procscan_core::policy::Mode;
 
 use super::*;
@@ -186,6 +187,13 @@ fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
     refused("daemonset: {namespace: Kube_System}\n", "daemonset.namespace", "Kubernetes name");
     refused("logger: {level: trace}\n", "logger.level: `trace`", "`debug`");
     refused("enforcement: {mode: on}\n", "enforcement.mode", "`dry-run`");
+    refused(
+        "enforcement: {shared_services: open}\n",
+        "enforcement.shared_services",
+        "`block`, `hold`, `skip`",
+    );
+    let without_cluster = "discovery: {mode: static, targets: [\"10.0.0.1:9090\"]}\noutput: {mode: directory}\nenforcement: {shared_services: hold}\n";
+    refused(without_cluster, "enforcement.shared_services: hold is not allowed", "allowed is block");
     refused("enforcement: {namespaces: \"(\"}\n", "enforcement.namespaces: \"(\"", "regular expression");
     refused("enforcement: {protected_namespaces: [\"a*b\"]}\n", "enforcement.protected_namespaces", "*");
     refused(
@@ -303,12 +311,13 @@ fn exemptions_are_read_as_texts_or_expressions() {
     let text = r#"
 enforcement:
   mode: dry-run
+  shared_services: skip
   exemptions:
     - {namespace: ns-a, process: {regex: "^xm"}, reason: a contract, until: "2027-01-01T00:00:00Z"}
 "#;
     let config = parse(text).unwrap();
     let policy = config.policy();
-    assert_eq!(policy.mode, Mode::DryRun);
+    assert_eq!((policy.mode, policy.shared_services), (Mode::DryRun, SharedServices::Skip));
     assert_eq!(policy.exemptions.len(), 1);
     assert!(policy.exemptions[0].until.is_some());
     refused(

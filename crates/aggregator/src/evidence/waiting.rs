@@ -107,7 +107,7 @@ pub(super) fn inquiries(
     for (app, pods) in &questions.apps {
         let inquiry = inquiries.entry(app.namespace.clone()).or_default();
         let own = pods.iter().filter(|accused| accused.pod.namespace == app.namespace);
-        let pods = own.map(|accused| (accused.pod.pod.clone(), accused.uid.clone()));
+        let pods = own.map(|accused| (accused.pod.pod.clone(), accused.which.clone()));
         inquiry.wanted.apps.insert(app.clone(), pods.collect());
     }
     inquiries

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use procscan_core::names::{App, Key};
-use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
+use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, OtherApps, Plan};
 use procscan_core::policy::Inherited;
 use procscan_core::resources::{Draft, Existing, Object, Upkeep};
 
@@ -256,6 +256,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
         inherited: false,
         phase: NoticePhase::Blocked,
         processes: vec!["xmrig".into()],
+        others: OtherApps::default(),
     }));
     directory
         .apply(resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
@@ -288,7 +289,14 @@ fn one_file_that_can_not_be_written_stops_no_other() {
     let app = plan.blocks[0].app.clone();
     let told = Timestamp::UNIX_EPOCH;
     let (phase, processes) = (NoticePhase::Blocked, Vec::new());
-    plan.notices.push(Arc::new(Notice { app, told, inherited: false, phase, processes }));
+    plan.notices.push(Arc::new(Notice {
+        app,
+        told,
+        inherited: false,
+        phase,
+        processes,
+        others: OtherApps::default(),
+    }));
     directory.apply(resources::drafts(&plan, &settings(), Existing::default())).unwrap_err();
     assert_eq!(listing(temp.path()).iter().filter(|name| name.starts_with("notification_ns-a_")).count(), 1);
 }

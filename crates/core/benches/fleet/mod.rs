@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use procscan_core::Moment;
 use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::NodeName;
-use procscan_core::plan::Plan;
+use procscan_core::plan::{Plan, SharedServices};
 use procscan_core::policy::{Book, BrakeRules, Decided, Facts, Mode, Policy};
 use procscan_core::report::{Answer, Limits, Outcome, Report, Target, decode};
 use procscan_core::snapshot::Snapshot;
@@ -50,6 +50,7 @@ impl Fleet {
             namespaces: regex::Regex::new("^ns-").unwrap(),
             protected: vec!["kube-*".into(), "higress-system".into()],
             verify_pods: false,
+            shared_services: SharedServices::default(),
             grace: Duration::ZERO,
             brake: BrakeRules {
                 max_new_tenants: any,

@@ -58,6 +58,9 @@ pub enum Brake {
     Node(NodeName),
     /// One rule hits too many tenants; an empty text stands for all keyword hits.
     Rule(Text),
+    /// Not one that counts: a Service of the App exposes other Apps too, and an operator has to say whether they are closed with it
+    /// (`enforcement.shared_services: hold`).
+    SharedService(Text),
     /// Too many releases.
     Releases,
 }
@@ -96,6 +99,9 @@ impl Brake {
                 "Apps of more than {} tenants were to be released within {window} (brake.max_releases)",
                 rules.max_releases
             ),
+            Self::SharedService(service) => {
+                format!("Service {service} exposes other Apps too (enforcement.shared_services: hold)")
+            }
         }
     }
 }

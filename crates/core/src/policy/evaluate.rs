@@ -1,6 +1,5 @@
 //! One evaluation: from evidence to incidents, from incidents to a plan.
 
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -13,15 +12,16 @@ use super::brake::{Brake, RuleNames};
 use super::dates::{Dates, Force};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
-use super::incident::{ClearedGround, Ground, Incident, Standing};
+use super::incident::{ClearedGround, Incident, Standing};
 use super::notify::{may_be_told, telling};
+use super::plan_builder::{block, closed_too, same};
 use super::window::Accusers;
 use super::{Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
 use crate::moment::WallTime;
 use crate::names::{App, Key, NodeName, Text};
-use crate::plan::{Accusation, Block, Dispute, HeldApp, Notice, NoticePhase, Plan, Summary, human};
+use crate::plan::{Dispute, HeldApp, Notice, NoticePhase, Plan, Summary, human};
 use crate::snapshot::Snapshot;
 
 /// What one evaluation comes to.
@@ -319,20 +319,32 @@ impl Book {
             let Some(incident) = self.incidents.get_mut(&app) else {
                 continue;
             };
-            let brake = if incident.approved { None } else { tally.due(&app, &accusers) };
+            let shared = pass.facts.held_for(&app, pass.policy, incident.approved);
+            // What an operator has to look at anyway takes no place that the brakes have for others.
+            let brake = match shared {
+                Some(shared) => Some(Brake::SharedService(shared.service.clone())),
+                None if incident.approved => None,
+                None => tally.due(&app, &accusers),
+            };
             let accusation = incident.accusation();
             let is_untold = matches!(incident.standing, Standing::Grace { .. }) && incident.is_untold(pass);
             let file = incident.file();
             file.count(tally.of(&app));
             if let Some(brake) = brake {
-                let reason = format!("{}; {accusation}", brake.reason(&pass.policy.brake));
+                let others = shared.map(|shared| format!(": {}", shared.others)).unwrap_or_default();
+                let reason = format!("{}{others}; {accusation}", brake.reason(&pass.policy.brake));
                 pass.decide(&app, DecisionKind::Held, reason);
                 file.standing = Standing::Held;
                 file.held = Some(Box::new((pass.now, brake.clone())));
-                held_blocks.push(brake);
+                // One App's Service is no storm.
+                if shared.is_none() {
+                    held_blocks.push(brake);
+                }
             } else {
                 let untold = if is_untold { "; its tenant could not be told before" } else { "" };
-                file.reason = format!("{accusation}{untold}").into();
+                let known = pass.facts.to_close(&app, pass.policy, file.approved, &file.exposure);
+                let remarks = known.map(|exposure| exposure.remarks()).unwrap_or_default();
+                file.reason = format!("{accusation}{untold}{remarks}").into();
                 pass.decide(&app, DecisionKind::Blocked, file.reason.clone());
                 let dry_run = pass.policy.mode == Mode::DryRun;
                 file.standing = Standing::Blocked { since: pass.now, dry_run };
@@ -452,6 +464,7 @@ impl Book {
                     inherited: told.inherited,
                     phase,
                     processes: incident.processes.iter().cloned().collect(),
+                    others: closed_too(incident, phase),
                 };
                 notices.push(same(&mut last_notices, |last| last.app.cmp(app), notice));
             }
@@ -516,55 +529,6 @@ impl Pass<'_> {
             dry_run: self.policy.mode == Mode::DryRun,
         });
     }
-}
-
-fn block(app: &App, incident: &Incident, since: Timestamp) -> Block {
-    Block {
-        app: app.clone(),
-        since,
-        grounds: accusations(incident),
-        left: left(incident),
-        exposure: incident.exposure.clone(),
-        reason: incident.reason.clone(),
-    }
-}
-
-fn accusations(incident: &Incident) -> Vec<Accusation> {
-    let grounds = incident.grounds.iter();
-    let accusation = |((key, node), ground): (&(Key, NodeName), &Ground)| Accusation {
-        key: key.clone(),
-        rule: ground.record.rule().clone(),
-        node: node.clone(),
-    };
-    grounds.map(accusation).collect()
-}
-
-/// What it is for where no ground is left.
-fn left(incident: &Incident) -> Vec<Key> {
-    match &incident.inherited {
-        _ if !incident.grounds.is_empty() => Vec::new(),
-        Some(accused) => accused.iter().cloned().collect(),
-        // Blocked still, because its release is held: for what has cleared.
-        None => incident.tombstones.keys().map(|(key, _)| key.clone()).collect(),
-    }
-}
-
-/// What the last plan has, if it is the same as `now`. Both go through the Apps in their order, and `order` says where `last` is.
-fn same<T: PartialEq>(
-    last: &mut std::vec::IntoIter<Arc<T>>,
-    order: impl Fn(&T) -> Ordering,
-    now: T,
-) -> Arc<T> {
-    while let Some(next) = last.as_slice().first() {
-        match order(next) {
-            Ordering::Greater => break,
-            Ordering::Equal => {
-                return last.next().filter(|last| **last == now).unwrap_or_else(|| Arc::new(now));
-            }
-            Ordering::Less => drop(last.next()),
-        }
-    }
-    Arc::new(now)
 }
 
 fn doubt(dates: usize, first: Timestamp, now: Moment) -> String {

@@ -1,12 +1,14 @@
 //! What the cluster itself says of an accusation. Gathered elsewhere and passed in.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::Policy;
 use crate::Moment;
 use crate::moment::Span;
 use crate::names::{App, NodeName, PodRef, Text};
-use crate::plan::{Exposure, human};
+use crate::plan::{Exposure, SharedService, SharedServices, human};
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
 
@@ -64,6 +66,8 @@ pub struct AppFact {
     pub gone: bool,
     /// How it is reached; `None` if that is not known at the moment.
     pub exposure: Option<Exposure>,
+    /// Those of its Services that expose other Apps of the namespace too, ordered.
+    pub shared: Vec<SharedService>,
 }
 
 /// Whether an accusation may count.
@@ -133,18 +137,40 @@ impl Facts {
         self.apps.get(app).is_some_and(|fact| fact.gone)
     }
 
-    /// How `app` is reached; `None` if that is not known at the moment.
+    /// What of `app` is closed when it is blocked, where `closed` is closed already; `None` if that is not known at the moment.
     ///
-    /// Without a cluster to ask, the only guess that can't hit anybody else is a Service of the App's own name in its own
+    /// Without a cluster to ask, the only guess that can't hit another App is a Service of the App's own name in its own
     /// namespace.
-    pub(super) fn exposure(&self, app: &App, verify: bool) -> Option<Exposure> {
-        match self.apps.get(app) {
-            Some(fact) => fact.exposure.clone(),
-            None if !verify && crate::names::is_dns_label(&app.name) => {
-                Some(Exposure::plain([format!("{}.{}.svc", app.name, app.namespace).into()]))
-            }
-            None => None,
+    pub(super) fn to_close(
+        &self,
+        app: &App,
+        policy: &Policy,
+        is_approved: bool,
+        closed: &Exposure,
+    ) -> Option<Cow<'_, Exposure>> {
+        let Some(fact) = self.apps.get(app) else {
+            let is_guess = !policy.verify_pods && crate::names::is_dns_label(&app.name);
+            let guess = || Exposure::plain([format!("{}.{}.svc", app.name, app.namespace).into()]);
+            return is_guess.then(|| Cow::Owned(guess()));
+        };
+        let exposure = fact.exposure.as_ref()?;
+        if fact.shared.is_empty() {
+            return Some(Cow::Borrowed(exposure));
         }
+        let stays_open = |service: &Text| match policy.shared_services {
+            SharedServices::Block => false,
+            SharedServices::Skip => true,
+            SharedServices::Hold => !is_approved && closed.services.binary_search(service).is_err(),
+        };
+        Some(Cow::Owned(exposure.apart_from(&fact.shared, stays_open)))
+    }
+
+    /// The first Service of `app` that exposes other Apps too, if `app` is to be held for it.
+    pub(super) fn held_for(&self, app: &App, policy: &Policy, is_approved: bool) -> Option<&SharedService> {
+        if is_approved || policy.shared_services != SharedServices::Hold {
+            return None;
+        }
+        self.apps.get(app)?.shared.first()
     }
 }
 

@@ -24,11 +24,11 @@ use crate::Moment;
 use crate::ledger::{Cleared, Reading, Remembered};
 use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, NodeName, Text};
-use crate::plan::Exposure;
+use crate::plan::{Exposure, OtherApps};
 use crate::report::{Claim, Record};
 use crate::snapshot::Snapshot;
 use crate::state::incident::{
-    self as kept, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus,
+    self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus,
 };
 
 /// How many accusations of one incident are kept. A tenant can start any number of processes, and an object has its bounds;
@@ -264,6 +264,8 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         && told_of(told) == told_of(&saved.told)
         // Routes are looked up anew after a start; until then whoever is closed is closed on all of them.
         && exposure.services == saved.exposure.services
+        && exposure.others == saved.exposure.others
+        && exposure.left_open == saved.exposure.left_open
         && exempted == &saved.exempted
         && due == &saved.due
         && release_due == &saved.release_due
@@ -337,6 +339,8 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         }),
         cleared: incident.cleared.map(cleared_by),
         exposure: exposure(&incident.exposure),
+        also_closes: incident.exposure.others.named.iter().map(AppRef::from).collect(),
+        also_closes_more: incident.exposure.others.more,
         told: incident.told.map(|told| kept::Told {
             at: told.at.get(),
             what: match told.what {
@@ -396,6 +400,7 @@ fn exposure(exposure: &Exposure) -> kept::Exposure {
         services: some(&exposure.services),
         ingresses: some(&exposure.ingresses),
         otherwise: (!is_plain).then(|| some(&exposure.otherwise)),
+        left_open: some(&exposure.left_open),
     }
 }
 
@@ -437,6 +442,7 @@ fn scope(brake: &Brake) -> Option<kept::Scope> {
         Brake::Tenant(namespace) => (BrakeKind::NewApps, Some(namespace.clone())),
         Brake::Node(node) => (BrakeKind::Node, Some(node.0.clone())),
         Brake::Rule(rule) => (BrakeKind::Rule, Some(rule.clone())),
+        Brake::SharedService(service) => (BrakeKind::SharedService, Some(service.clone())),
         // Never holds a block.
         Brake::Releases => return None,
     };
@@ -448,6 +454,7 @@ fn brake_of(brake: BrakeKind, of: Option<&Text>) -> Brake {
         (BrakeKind::Node, Some(node)) => Brake::Node(NodeName(node.clone())),
         (BrakeKind::Rule, Some(rule)) => Brake::Rule(rule.clone()),
         (BrakeKind::NewApps, Some(namespace)) => Brake::Tenant(namespace.clone()),
+        (BrakeKind::SharedService, Some(service)) => Brake::SharedService(service.clone()),
         // Whatever holds, holds.
         _ => Brake::NewTenants,
     }
@@ -562,6 +569,11 @@ fn restored(
         services: status.exposure.services.clone(),
         ingresses: status.exposure.ingresses.clone(),
         otherwise: status.exposure.otherwise.clone().unwrap_or_else(|| status.exposure.services.clone()),
+        others: OtherApps {
+            named: status.also_closes.iter().map(App::from).collect(),
+            more: status.also_closes_more,
+        },
+        left_open: status.exposure.left_open.clone(),
     });
     file.exempted = status.exempted.as_deref().map(Box::from);
     file.due = status.due.as_ref().map(|due| {

@@ -26,6 +26,7 @@ mod incident;
 mod keep;
 mod leader_clock;
 mod notify;
+mod plan_builder;
 mod questions;
 mod refused;
 mod simulate;
@@ -45,11 +46,12 @@ pub use self::exemption::{Exemption, Pattern};
 pub use self::facts::{AGE_TOLERANCE, AcceptedPod, AppFact, Facts, PodFact, PodState, Verdict};
 pub use self::incident::{Incident, Standing};
 pub use self::keep::remembered;
-pub use self::questions::{AccusedPod, Accusers, Questions};
+pub use self::questions::{AccusedPod, Accusers, Questions, WhichPod};
 pub use self::simulate::{Fate, simulate};
 
 #[cfg(doc)]
 use crate::plan::Plan;
+use crate::plan::SharedServices;
 
 /// Whether decisions take effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -75,6 +77,8 @@ pub struct Policy {
     pub protected: Vec<String>,
     /// Whether an accused Pod must be known to run on the accusing node.
     pub verify_pods: bool,
+    /// What happens to Services that expose other Apps beside the one to be blocked.
+    pub shared_services: SharedServices,
     /// How long a tenant is told before the block.
     pub grace: Duration,
     /// How much may happen at once.

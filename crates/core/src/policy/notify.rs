@@ -25,10 +25,11 @@ impl Book {
         for (app, incident) in &mut self.incidents {
             let what = telling(&phase(incident, pass.policy.mode));
             if what == Telling::Blocked
-                && let Some(exposure) = pass.facts.exposure(app, pass.policy.verify_pods)
-                && *incident.exposure != exposure
+                && let Some(exposure) =
+                    pass.facts.to_close(app, pass.policy, incident.approved, &incident.exposure)
+                && *incident.exposure != *exposure
             {
-                incident.file().exposure = Arc::new(exposure);
+                incident.file().exposure = Arc::new(exposure.into_owned());
             }
             if !may_be_told(app, pass.policy, pass.facts) {
                 continue;

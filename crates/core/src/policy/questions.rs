@@ -25,9 +25,19 @@ pub struct Questions {
 pub struct AccusedPod {
     /// Its name.
     pub pod: PodRef,
-    /// Its UID; `None` where it is not known: of what an earlier version has kept, or of what was blocked before anything was kept. A
-    /// Pod of that name may be another one.
-    pub uid: Option<Text>,
+    /// Which one of that name.
+    pub which: WhichPod,
+}
+
+/// Which of the Pods that have a name one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WhichPod {
+    /// The one of this UID.
+    Uid(Text),
+    /// One of them, but it is not known which: what an earlier version has kept, or what was blocked before anything was kept.
+    Unknown,
+    /// Any: accusations are not verified, so an agent's word is for whichever Pod has the name.
+    Any,
 }
 
 /// The nodes that accuse a Pod, and when each did so last.
@@ -91,8 +101,11 @@ impl Book {
             if matches!(incident.standing, Standing::Ended { .. }) {
                 continue;
             }
-            let accused =
-                |key: &Key, uid: Option<&Text>| AccusedPod { pod: key.pod_ref(), uid: uid.cloned() };
+            let accused = |key: &Key, uid: Option<&Text>| {
+                let known = uid.cloned().map_or(WhichPod::Unknown, WhichPod::Uid);
+                let which = if policy.verify_pods { known } else { WhichPod::Any };
+                AccusedPod { pod: key.pod_ref(), which }
+            };
             let grounds = incident.grounds.iter();
             let heard = grounds.map(|((key, _), ground)| accused(key, ground.pod_uid.as_ref()));
             let inherited = incident.inherited.iter().flat_map(|keys| keys.iter());

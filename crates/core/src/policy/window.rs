@@ -145,8 +145,8 @@ impl Counts {
                     of_node.apps.hold(app, due.at);
                 }
                 Brake::Rule(rule) => self.per_rule.entry(rule.clone()).or_default().hold(tenant, due.at),
-                // Never holds a block.
-                Brake::Releases => {}
+                // Never holds a block, or is no brake that counts.
+                Brake::Releases | Brake::SharedService(_) => {}
             }
         }
         if !due.held.is_empty() {
@@ -213,6 +213,7 @@ impl Counts {
             Brake::Node(node) => self.per_node.get(node)?.tenants.held.get(tenant).copied(),
             Brake::Rule(rule) => self.per_rule.get(rule)?.held.get(tenant).copied(),
             Brake::Releases => self.releases.held.get(tenant).copied(),
+            Brake::SharedService(_) => None,
         }
     }
 }
@@ -335,9 +336,11 @@ impl Tally<'_> {
     pub(super) fn is_news(&mut self, brake: &Brake) -> bool {
         let last = match brake {
             Brake::Releases => &mut self.window.held_release,
-            Brake::NewTenants | Brake::Tenant(_) | Brake::Node(_) | Brake::Rule(_) => {
-                &mut self.window.held_block
-            }
+            Brake::NewTenants
+            | Brake::Tenant(_)
+            | Brake::Node(_)
+            | Brake::Rule(_)
+            | Brake::SharedService(_) => &mut self.window.held_block,
         };
         last.replace(self.now).is_none_or(|last| age(self.now, last) >= self.rules.window)
     }

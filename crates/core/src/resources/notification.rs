@@ -12,7 +12,7 @@ use super::template::Template;
 use super::{Draft, Drafts, Existing, Metadata, Object, Settings, Upkeep};
 use crate::hash::stable_hash;
 use crate::names::{App, readable};
-use crate::plan::{Notice, NoticePhase, Plan, Summary};
+use crate::plan::{Notice, NoticePhase, OtherApps, Plan, Summary};
 
 /// The API group and version.
 pub const API_VERSION: &str = "notification.sealos.io/v1";
@@ -35,7 +35,13 @@ pub const APP: &str = "procscan-aggregator/app";
 pub const IS_READ: &str = "isRead";
 
 /// The placeholders of texts to tenants.
-pub const PLACEHOLDERS: &[&str] = &["app", "kind", "namespace", "processes", "contact", "appeal", "until"];
+///
+/// `also_closes` is a whole sentence in the text's language that names the other Apps which are closed with it; empty if there are none,
+/// and put at the end of a message that has no place for it.
+pub const PLACEHOLDERS: &[&str] =
+    &["app", "kind", "namespace", "processes", "contact", "appeal", "until", ALSO_CLOSES];
+
+const ALSO_CLOSES: &str = "also_closes";
 
 /// What tenants and administrators read.
 #[derive(Clone, Debug)]
@@ -115,15 +121,24 @@ fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
     };
     let app = printable(&notice.app.name, 128);
     let kind = printable(&notice.app.kind, 32);
-    let value = |placeholder: &str| match placeholder {
-        "app" => app.as_str(),
-        "kind" => kind.as_str(),
-        "namespace" => &notice.app.namespace,
-        "processes" => &processes,
-        "contact" => &texts.contact,
-        "appeal" => &texts.appeal,
-        "until" => &until,
-        _ => "",
+    let [also_en, also_zh] = also_closes(&notice.others);
+    let (namespace, until) = (&*notice.app.namespace, until.as_str());
+    let fill = |template: &Template, also: &str| {
+        template.fill(|placeholder| match placeholder {
+            "app" => &app,
+            "kind" => &kind,
+            "namespace" => namespace,
+            "processes" => &processes,
+            "contact" => &texts.contact,
+            "appeal" => &texts.appeal,
+            "until" => until,
+            ALSO_CLOSES => also,
+            _ => "",
+        })
+    };
+    let whole = |template: &Template, also: &str| {
+        let text = fill(template, also);
+        if template.uses(ALSO_CLOSES) { text } else { text + also }
     };
     let mut metadata = Metadata::new(name(&notice.app), &*notice.app.namespace);
     metadata.labels.insert(IS_READ.to_owned(), (notice.phase == NoticePhase::Recovered).to_string().into());
@@ -134,8 +149,8 @@ fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
         kind: KIND,
         metadata,
         spec: json!(Spec {
-            title: message.title.fill(value),
-            message: message.message.fill(value),
+            title: fill(&message.title, &also_en),
+            message: whole(&message.message, &also_en),
             timestamp: notice.told.as_second(),
             from: FROM,
             importance: "High",
@@ -143,14 +158,33 @@ fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
             i18ns: I18ns {
                 en: None,
                 zh: Translation {
-                    title: message.title_zh.fill(value),
-                    message: message.message_zh.fill(value),
+                    title: fill(&message.title_zh, &also_zh),
+                    message: whole(&message.message_zh, &also_zh),
                     from: FROM
                 }
             },
         }),
         upkeep,
     }
+}
+
+/// The sentence that names the other Apps which are closed with one, in English and in Chinese; nothing if there are none.
+fn also_closes(others: &OtherApps) -> [String; 2] {
+    if others.is_empty() {
+        return [String::new(), String::new()];
+    }
+    let names: Vec<String> = others.named.iter().map(|app| printable(&app.name, 128)).collect();
+    let (more_en, more_zh) = match others.more {
+        0 => (String::new(), String::new()),
+        more => (format!(" and {more} more"), format!(" 等另外 {more} 个应用")),
+    };
+    [
+        format!(
+            " It shares a Service with other applications, which are closed with it: {}{more_en}.",
+            names.join(", ")
+        ),
+        format!("以下应用与其共用同一个 Service，因此一并被关闭：{}{more_zh}。", names.join("、")),
+    ]
 }
 
 /// The name of an App's Notification: the same for every incident of it.
@@ -249,6 +283,25 @@ mod tests {
         assert_eq!(
             name(&App::new("ns-a", "app", "web")),
             "procscan-web-".to_owned() + &format!("{:016x}", stable_hash(&["app", "web"]))
+        );
+    }
+
+    #[test]
+    fn the_other_apps_that_are_closed_are_named_in_both_languages_and_escaped() {
+        let app = |name: &str| App::new("ns-a", "app", name);
+        assert_eq!(also_closes(&OtherApps::default()), ["", ""]);
+        let others = OtherApps { named: vec![app("blog"), app("x\u{202e}y")], more: 0 };
+        assert_eq!(
+            also_closes(&others),
+            [
+                " It shares a Service with other applications, which are closed with it: blog, x\u{fffd}y.",
+                "以下应用与其共用同一个 Service，因此一并被关闭：blog、x\u{fffd}y。"
+            ]
+        );
+        let [en, zh] = also_closes(&OtherApps { more: 3, ..others });
+        assert!(
+            en.ends_with("x\u{fffd}y and 3 more.") && zh.ends_with("x\u{fffd}y 等另外 3 个应用。"),
+            "{en} {zh}"
         );
     }
 

@@ -238,7 +238,7 @@ impl Form {
     /// How many bytes of JSON a block takes at most.
     fn bytes(self, block: &Block, gateway: &Gateway) -> usize {
         let hosts = |hosts: &[Text]| hosts.iter().map(|host| Self::bytes_of(host, gateway)).sum::<usize>();
-        let Exposure { services, ingresses, otherwise } = &*block.exposure;
+        let Exposure { services, ingresses, otherwise, .. } = &*block.exposure;
         match self {
             Self::Services => hosts(services),
             Self::IngressesAndServices => {

@@ -178,6 +178,12 @@ pub struct IncidentStatus {
     /// How the App is reached, as last known.
     #[serde(default)]
     pub exposure: Exposure,
+    /// Other Apps that are closed with it, because one of its Services exposes them too: the first ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also_closes: Vec<AppRef>,
+    /// How many there are beyond those in `alsoCloses`, at least.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub also_closes_more: usize,
     /// What the tenant has been told last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub told: Option<Told>,
@@ -213,7 +219,7 @@ pub struct HeldBy {
     /// Which.
     pub brake: BrakeKind,
     /// The node, with `Node`; the rule, with `Rule`: empty for all keyword hits; the tenant's namespace, with `NewApps`, where that
-    /// tenant has too many Apps.
+    /// tenant has too many Apps; the Service, with `SharedService`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<Text>,
 }
@@ -227,6 +233,8 @@ pub enum BrakeKind {
     Node,
     /// `brake.max_tenants_per_rule`.
     Rule,
+    /// `enforcement.shared_services: hold`.
+    SharedService,
 }
 
 /// A brake on blocks, and what it counts.
@@ -335,6 +343,14 @@ pub struct Exposure {
     /// Those of `services` that may be reached in other ways; all of them if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub otherwise: Option<Vec<Text>>,
+    /// Services that expose it and other Apps, and stay open for that reason (`enforcement.shared_services`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_open: Vec<Text>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// What a tenant has been told.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::common::{MINUTE, World, app, record};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{Key, NodeName, PodRef};
-use procscan_core::policy::{AccusedPod, DecisionKind, Inherited, PodFact, PodState};
+use procscan_core::policy::{AccusedPod, DecisionKind, Inherited, PodFact, PodState, WhichPod};
 use procscan_core::snapshot::State;
 
 fn fact(asked: u64, state: PodState) -> PodFact {
@@ -38,7 +38,7 @@ fn what_was_known_before_an_accusation_came_does_not_judge_it() {
     assert_eq!(world.blocked(), ["ns-a"]);
     let snapshot = world.snapshot();
     let questions = world.book.questions(&snapshot, &world.policy);
-    let accused = AccusedPod { pod, uid: Some("uid of web".into()) };
+    let accused = AccusedPod { pod, which: WhichPod::Uid("uid of web".into()) };
     assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[accused]]);
 }
 

@@ -18,5 +18,6 @@ mod policy;
 mod policy_laws;
 mod refused;
 mod resources;
+mod sharing;
 mod simulate;
 mod soak;

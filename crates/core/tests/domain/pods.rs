@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::common::{MINUTE, World, always, at, complete, record, record_of};
 use jiff::Timestamp;
 use procscan_core::names::{App, NodeName, PodRef};
-use procscan_core::policy::{AGE_TOLERANCE, DecisionKind, PodFact, PodState};
+use procscan_core::policy::{AGE_TOLERANCE, DecisionKind, PodFact, PodState, WhichPod};
 use procscan_core::report::{Answer, Outcome, Record};
 use procscan_core::state::Incident;
 
@@ -126,7 +126,10 @@ fn a_pods_successor_of_another_app_is_not_accused_of_what_its_predecessor_did() 
     let snapshot = world.snapshot();
     let questions = world.book.questions(&snapshot, &world.policy);
     let accused = &questions.apps[&App::new("ns-a", "app", "miner")];
-    assert_eq!(accused.iter().filter_map(|pod| pod.uid.as_deref()).collect::<Vec<_>>(), ["uid of web"]);
+    assert_eq!(
+        accused.iter().map(|pod| &pod.which).collect::<Vec<_>>(),
+        [&WhichPod::Uid("uid of web".into())]
+    );
     // It begins to do the same.
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 650)]);
@@ -215,6 +218,9 @@ fn without_a_cluster_ages_do_not_matter() {
     world.wait(MINUTE);
     world.report("n1", without_date(vec![record("ns-a", 20)]));
     assert_eq!(blocked(&mut world), ["web"]);
+    let snapshot = world.snapshot();
+    let questions = world.book.questions(&snapshot, &world.policy);
+    assert_eq!(questions.apps[&App::new("ns-a", "app", "web")][0].which, WhichPod::Any);
 }
 
 #[test]

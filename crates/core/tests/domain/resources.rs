@@ -161,6 +161,7 @@ fn routed(apps: usize) -> Plan {
             services: vec![format!("a.{namespace}.svc").into(), format!("b.{namespace}.svc").into()],
             ingresses: vec![format!("{namespace}/in").into()],
             otherwise: vec![format!("b.{namespace}.svc").into()],
+            ..Exposure::default()
         });
     }
     plan

@@ -5,7 +5,7 @@ mod fake;
 
 use jiff::Timestamp;
 use procscan_core::names::{App, NodeName};
-use procscan_core::policy::{AccusedPod, Accusers, PodFact, PodState};
+use procscan_core::policy::{AccusedPod, Accusers, PodFact, PodState, WhichPod};
 
 use super::lookup::Pod;
 use super::*;
@@ -226,7 +226,7 @@ fn of_pods_that_no_app_is_known_of_only_some_are_looked_up_with_each_look() {
         (pod, Accusers::one(NodeName::new("n1"), at(1)))
     });
     let own = (90..100).map(|n| PodRef { namespace: "ns-a".into(), pod: format!("web-{n:03}").into() });
-    let own: Vec<AccusedPod> = own.map(|pod| AccusedPod { pod, uid: None }).collect();
+    let own: Vec<AccusedPod> = own.map(|pod| AccusedPod { pod, which: WhichPod::Unknown }).collect();
     let apps = [(App::new("ns-a", "app", "web"), own)].into();
     let mut state = State::default();
     state.ask(&Questions { pods: pods.collect(), apps }, at(1));

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use procscan_core::Moment;
 use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName, PodRef};
-use procscan_core::plan::Exposure;
+use procscan_core::plan::{Exposure, OtherApps, SharedService, SharedServices};
 use procscan_core::policy::{
     AppFact, Book, BrakeRules, Decided, Evaluation, Exemption, Facts, Mode, PodFact, PodState, Policy,
     remembered,
@@ -63,6 +63,7 @@ pub fn policy() -> Policy {
         namespaces: regex::Regex::new("^ns-").unwrap(),
         protected: vec!["kube-*".into(), "ns-admin".into()],
         verify_pods: false,
+        shared_services: SharedServices::default(),
         grace: Duration::ZERO,
         brake: BrakeRules::default(),
         exemptions: Vec::new(),
@@ -295,6 +296,7 @@ impl World {
         self.facts.apps.entry(app.clone()).or_insert_with(|| AppFact {
             gone: false,
             exposure: Some(Exposure::plain([Arc::from(format!("{}-x7k2.{namespace}.svc", app.name))])),
+            shared: Vec::new(),
         });
         let state = PodState::Present {
             uid: format!("uid of {}", pod.pod).into(),
@@ -304,6 +306,27 @@ impl World {
             app,
         };
         self.facts.pods.insert(pod, PodFact { asked: always(), state });
+    }
+
+    /// A Service of that name exposes `apps` of the namespace, and no others any more.
+    pub fn service(&mut self, namespace: &str, service: &str, apps: &[&str]) {
+        let host: Arc<str> = format!("{service}.{namespace}.svc").into();
+        let exposed: BTreeSet<App> = apps.iter().map(|app| App::new(namespace, "app", *app)).collect();
+        for app in &exposed {
+            self.facts.apps.entry(app.clone()).or_default().exposure.get_or_insert_default();
+        }
+        for (app, fact) in self.facts.apps.iter_mut().filter(|(app, _)| *app.namespace == *namespace) {
+            let exposure = fact.exposure.get_or_insert_default();
+            let names = exposure.services.iter().filter(|known| **known != host).cloned();
+            let names: Vec<Arc<str>> = names.chain(exposed.contains(app).then(|| host.clone())).collect();
+            *exposure = Exposure::plain(names);
+            let others: BTreeSet<&App> = exposed.iter().filter(|other| *other != app).collect();
+            fact.shared.retain(|shared| shared.service != host);
+            if exposed.contains(app) && !others.is_empty() {
+                fact.shared.push(SharedService { service: host.clone(), others: OtherApps::of(others) });
+                fact.shared.sort_by_key(|shared| shared.service.clone());
+            }
+        }
     }
 
     /// The Pod is replaced now by another one of the same name, on `node` and of `app`.

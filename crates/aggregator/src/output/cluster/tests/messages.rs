@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use procscan_core::plan::{Notice, NoticePhase, Summary};
+use procscan_core::plan::{Notice, NoticePhase, OtherApps, Summary};
 
 use super::*;
 use crate::config::Config;
@@ -110,7 +110,14 @@ fn notices(apps: &[&str]) -> Plan {
             let (namespace, name) = app.split_once('/').unwrap();
             let app = App::new(namespace, "app", name);
             let phase = NoticePhase::Grace { until: told };
-            Arc::new(Notice { app, told, inherited: false, phase, processes: vec!["xmrig".into()] })
+            Arc::new(Notice {
+                app,
+                told,
+                inherited: false,
+                phase,
+                processes: vec!["xmrig".into()],
+                others: OtherApps::default(),
+            })
         })
         .collect();
     plan.summary = Summary { blocked: 0, in_grace: apps.len(), held: 0, changed: told };

@@ -1,0 +1,65 @@
+//! The parts of a plan, made of incidents.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::incident::{Ground, Incident};
+use crate::names::{App, Key, NodeName};
+use crate::plan::{Accusation, Block, NoticePhase, OtherApps};
+
+/// The block of `app`, whose incident this is.
+pub(super) fn block(app: &App, incident: &Incident, since: Timestamp) -> Block {
+    Block {
+        app: app.clone(),
+        since,
+        grounds: accusations(incident),
+        left: left(incident),
+        exposure: incident.exposure.clone(),
+        reason: incident.reason.clone(),
+    }
+}
+
+fn accusations(incident: &Incident) -> Vec<Accusation> {
+    let grounds = incident.grounds.iter();
+    let accusation = |((key, node), ground): (&(Key, NodeName), &Ground)| Accusation {
+        key: key.clone(),
+        rule: ground.record.rule().clone(),
+        node: node.clone(),
+    };
+    grounds.map(accusation).collect()
+}
+
+/// What it is for where no ground is left.
+fn left(incident: &Incident) -> Vec<Key> {
+    match &incident.inherited {
+        _ if !incident.grounds.is_empty() => Vec::new(),
+        Some(accused) => accused.iter().cloned().collect(),
+        // Blocked still, because its release is held: for what has cleared.
+        None => incident.tombstones.keys().map(|(key, _)| key.clone()).collect(),
+    }
+}
+
+/// What the last plan has, if it is the same as `now`. Both go through the Apps in their order, and `order` says where `last` is.
+pub(super) fn same<T: PartialEq>(
+    last: &mut std::vec::IntoIter<Arc<T>>,
+    order: impl Fn(&T) -> Ordering,
+    now: T,
+) -> Arc<T> {
+    while let Some(next) = last.as_slice().first() {
+        match order(next) {
+            Ordering::Greater => break,
+            Ordering::Equal => {
+                return last.next().filter(|last| **last == now).unwrap_or_else(|| Arc::new(now));
+            }
+            Ordering::Less => drop(last.next()),
+        }
+    }
+    Arc::new(now)
+}
+
+/// The other Apps that are closed with it now.
+pub(super) fn closed_too(incident: &Incident, phase: NoticePhase) -> OtherApps {
+    if phase == NoticePhase::Blocked { incident.exposure.others.clone() } else { OtherApps::default() }
+}

@@ -1,0 +1,241 @@
+//! Services that expose several Apps: what is closed, what is held, and that it is said.
+
+use std::sync::Arc;
+
+use crate::common::{MINUTE, World, record, settings};
+use procscan_core::names::App;
+use procscan_core::plan::{Block, SharedServices};
+use procscan_core::policy::{Act, DecisionKind, Evaluation};
+use procscan_core::resources::template::Template;
+use procscan_core::resources::{Existing, Object, notification, render};
+use procscan_core::state::Incident;
+use procscan_core::state::incident::BrakeKind;
+use serde_json::json;
+
+/// A miner in an App `web`, which has a Service of its own and one that exposes `shop` and `blog` as well.
+fn world(rule: SharedServices) -> World {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.policy.shared_services = rule;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.service("ns-a", "web-x7k2", &["web"]);
+    share(&mut world);
+    world
+}
+
+fn share(world: &mut World) {
+    world.service("ns-a", "all", &["blog", "shop", "web"]);
+}
+
+fn accuse(world: &mut World) -> Evaluation {
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    world.evaluate()
+}
+
+fn web() -> App {
+    App::new("ns-a", "app", "web")
+}
+
+fn texts(texts: &[Arc<str>]) -> Vec<&str> {
+    texts.iter().map(AsRef::as_ref).collect()
+}
+
+/// The Services that are closed, those left open, and the other Apps that are closed too.
+fn closed(block: &Block) -> (Vec<&str>, Vec<&str>, Vec<&str>) {
+    let others = block.exposure.others.named.iter().map(|app| &*app.name).collect();
+    (texts(&block.exposure.services), texts(&block.exposure.left_open), others)
+}
+
+const BOTH: [&str; 2] = ["all.ns-a.svc", "web-x7k2.ns-a.svc"];
+const OWN: [&str; 1] = ["web-x7k2.ns-a.svc"];
+const SHARED: [&str; 1] = ["all.ns-a.svc"];
+const OTHERS: [&str; 2] = ["blog", "shop"];
+
+fn kept(world: &World) -> &Incident {
+    world.kept.values().next().unwrap()
+}
+
+#[test]
+fn a_shared_service_is_closed_and_the_decision_the_plan_and_the_incident_name_the_others() {
+    let mut world = world(SharedServices::Block);
+    let evaluation = accuse(&mut world);
+    let decision = &evaluation.decisions[0];
+    assert_eq!(decision.kind, DecisionKind::Blocked);
+    let said = "; its Services expose other Apps too, which are closed with it: app/blog, app/shop";
+    assert!(decision.reason.ends_with(said), "{}", decision.reason);
+    let block = &evaluation.plan.blocks[0];
+    assert_eq!((closed(block), &block.reason), ((BOTH.into(), vec![], OTHERS.into()), &decision.reason));
+    let other = |name| json!({"namespace": "ns-a", "type": "app", "name": name});
+    assert_eq!(serde_json::to_value(block).unwrap()["also_closes"], json!([other("blog"), other("shop")]));
+    let status = serde_json::to_value(&kept(&world).status).unwrap();
+    assert_eq!(status["alsoCloses"], json!([other("blog"), other("shop")]));
+    // The other Apps themselves are not accused.
+    assert_eq!(evaluation.plan.blocks.len(), 1);
+    world.restart();
+    world.facts.apps.clear();
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()), "kept");
+}
+
+#[test]
+fn what_is_closed_with_an_app_is_said_anew_when_it_changes() {
+    let mut world = world(SharedServices::Block);
+    accuse(&mut world);
+    world.service("ns-a", "all", &["shop", "web"]);
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], vec!["shop"]));
+    assert_eq!(kept(&world).status.also_closes.len(), 1);
+    world.service("ns-a", "all", &["web"]);
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], vec![]));
+    let status = serde_json::to_value(&kept(&world).status).unwrap();
+    assert_eq!((status.get("alsoCloses"), status.get("alsoClosesMore")), (None, None));
+    let names: Vec<String> = (0..30).map(|n| format!("app-{n:02}")).collect();
+    let many: Vec<&str> = names.iter().map(String::as_str).chain(["web"]).collect();
+    world.service("ns-a", "all", &many);
+    let evaluation = world.evaluate();
+    let others = &evaluation.plan.blocks[0].exposure.others;
+    assert_eq!((others.named.len(), others.more), (20, 10));
+    let status = &kept(&world).status;
+    assert_eq!((status.also_closes.len(), status.also_closes_more), (20, 10));
+    assert_eq!(serde_json::to_value(status).unwrap()["alsoClosesMore"], 10);
+}
+
+#[test]
+fn an_incident_that_an_earlier_version_has_kept_names_no_others() {
+    let mut world = world(SharedServices::Block);
+    accuse(&mut world);
+    let mut status = serde_json::to_value(&kept(&world).status).unwrap();
+    status.as_object_mut().unwrap().remove("alsoCloses");
+    let incident = world.kept.values_mut().next().unwrap();
+    incident.status = serde_json::from_value(status).unwrap();
+    world.restart();
+    let known = std::mem::take(&mut world.facts.apps);
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], vec![]));
+    world.facts.apps = known;
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
+}
+
+fn notice(world: &mut World, message: Option<&str>) -> Object {
+    let mut settings = settings();
+    if let Some(message) = message {
+        let template = Template::parse(message, notification::PLACEHOLDERS).unwrap();
+        settings.notification.blocked.message = template;
+    }
+    let plan = world.evaluate().plan;
+    let objects = render(&plan, &settings, Existing::default());
+    objects.into_iter().find(|object| object.metadata.namespace == "ns-a").unwrap()
+}
+
+#[test]
+fn the_tenant_is_told_which_other_apps_are_closed() {
+    let mut world = world(SharedServices::Block);
+    accuse(&mut world);
+    let said = notice(&mut world, None).spec;
+    let en = "Found xmrig in ns-a. Ask ops. It shares a Service with other applications, which are closed with it: blog, shop.";
+    assert_eq!(said["message"], en, "at the end, where the text has no place for it");
+    let zh = said["i18ns"]["zh"]["message"].as_str().unwrap();
+    assert!(zh.ends_with("以下应用与其共用同一个 Service，因此一并被关闭：blog、shop。"), "{zh}");
+    let placed = notice(&mut world, Some("Blocked.{also_closes} Ask {contact}.")).spec;
+    let en = "Blocked. It shares a Service with other applications, which are closed with it: blog, shop. Ask ops.";
+    assert_eq!(placed["message"], en);
+    world.service("ns-a", "all", &["web"]);
+    assert_eq!(notice(&mut world, None).spec["message"], "Found xmrig in ns-a. Ask ops.");
+    assert_eq!(notice(&mut world, Some("Blocked.{also_closes} Ask.")).spec["message"], "Blocked. Ask.");
+}
+
+#[test]
+fn whoever_is_only_warned_is_told_of_nothing_that_is_closed() {
+    let mut world = world(SharedServices::Block);
+    accuse(&mut world);
+    // It was blocked once, and is to be blocked again.
+    world.rounds(31, |world| drop(world.answer("n1", vec![])));
+    assert!(world.evaluate().plan.blocks.is_empty());
+    world.policy.grace = std::time::Duration::from_mins(10);
+    let notices = accuse(&mut world).plan.notices;
+    assert!(notices[0].others.is_empty());
+    assert!(!serde_json::to_string(&notices[0]).unwrap().contains("also_closes"));
+}
+
+#[test]
+fn held_means_that_an_operator_decides_and_no_place_of_a_brake_is_taken() {
+    let mut world = world(SharedServices::Hold);
+    world.policy.brake.max_apps_per_node = 1;
+    let evaluation = accuse(&mut world);
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len(), evaluation.alerts.len()), (0, 1, 0));
+    let why = "Service all.ns-a.svc exposes other Apps too (enforcement.shared_services: hold)";
+    assert_eq!(evaluation.held[0].reason, why);
+    let reason = &evaluation.decisions[0].reason;
+    assert_eq!(evaluation.decisions[0].kind, DecisionKind::Held);
+    assert!(reason.starts_with(&format!("{why}: app/blog, app/shop; process `xmrig`")), "{reason}");
+    let held = kept(&world).status.brake.clone().unwrap();
+    assert_eq!((held.brake, held.of.as_deref()), (BrakeKind::SharedService, Some("all.ns-a.svc")));
+    // Time alone does not block it, nor a restart, nor that the Service is shared no longer.
+    for _ in 0..3 {
+        world.restart();
+        world.wait(MINUTE);
+        world.service("ns-a", "all", &["web"]);
+        let evaluation = accuse(&mut world);
+        assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (0, 1));
+        assert_eq!(evaluation.held[0].reason, why);
+    }
+    // Another tenant's App has the node's only place.
+    world.pod_on("ns-b", "web", "n1", "web");
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now), record("ns-b", now)]);
+    assert_eq!(world.blocked(), ["ns-b"]);
+    share(&mut world);
+    world.book.act(&Act::Approve { app: web() }, "ops", &world.policy, world.now).unwrap();
+    let blocks = world.evaluate().plan.blocks;
+    assert_eq!(closed(&blocks[0]), (BOTH.into(), vec![], OTHERS.into()), "what is approved is closed whole");
+}
+
+#[test]
+fn an_app_that_shares_nothing_is_not_held() {
+    let mut world = world(SharedServices::Hold);
+    world.service("ns-a", "all", &["blog", "shop"]);
+    assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (OWN.into(), vec![], vec![]));
+}
+
+#[test]
+fn with_hold_what_comes_to_be_shared_after_the_block_stays_as_it_is() {
+    let mut world = world(SharedServices::Hold);
+    world.service("ns-a", "all", &["web"]);
+    assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (BOTH.into(), vec![], vec![]));
+    // Closed before, so it stays closed, and that is said.
+    share(&mut world);
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
+    // Not closed before, so it is not closed now.
+    world.service("ns-a", "new", &["mail", "web"]);
+    world.service("ns-a", "own", &["web"]);
+    let expected = (vec![BOTH[0], "own.ns-a.svc", BOTH[1]], vec!["new.ns-a.svc"], OTHERS.to_vec());
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), expected);
+    world.restart();
+    let known = std::mem::take(&mut world.facts.apps);
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), expected, "kept");
+    world.facts.apps = known;
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), expected);
+}
+
+#[test]
+fn skipped_means_that_the_service_stays_open_and_that_it_is_said() {
+    let mut world = world(SharedServices::Skip);
+    let evaluation = accuse(&mut world);
+    assert_eq!(closed(&evaluation.plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
+    let said = "; left open, because other Apps are exposed by the same (enforcement.shared_services): Service all.ns-a.svc";
+    assert!(evaluation.decisions[0].reason.ends_with(said), "{}", evaluation.decisions[0].reason);
+    assert_eq!(texts(&kept(&world).status.exposure.left_open), SHARED);
+    world.service("ns-a", "all", &["web"]);
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], vec![]));
+    assert!(kept(&world).status.exposure.left_open.is_empty());
+    share(&mut world);
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
+}
+
+#[test]
+fn what_an_operator_changes_takes_effect_at_once() {
+    let mut world = world(SharedServices::Skip);
+    accuse(&mut world);
+    world.policy.shared_services = SharedServices::Hold;
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
+    world.policy.shared_services = SharedServices::Block;
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
+}

@@ -104,6 +104,9 @@ pub enum ActError {
     /// No brake holds that App.
     #[error("{0} is not held, so there is nothing to approve")]
     NotHeld(App),
+    /// The release would be over before it began.
+    #[error("the release is refused: its `until`, {0}, is over already")]
+    Over(Timestamp),
 }
 
 /// How many ended incidents are remembered at most, and how many of one namespace: a tenant can make any number of Apps.
@@ -294,6 +297,13 @@ impl Book {
         }
     }
 
+    /// The numbers of what operators want of `app`'s incident are counted anew: everything up to `number` has been done.
+    pub fn renumber(&mut self, app: &App, number: i64) {
+        if let Some(incident) = self.incidents.get_mut(app).filter(|incident| incident.observed != number) {
+            incident.file().observed = number;
+        }
+    }
+
     fn open(&mut self, app: &App) -> Result<&mut Incident, ActError> {
         match self.incidents.get_mut(app) {
             Some(incident) if !matches!(incident.standing, Standing::Ended { .. }) => Ok(incident),
@@ -323,12 +333,15 @@ impl Book {
 
     fn release(&mut self, app: &App, until: Timestamp, actor: &str, now: Moment) -> Result<String, ActError> {
         let incident = self.open(app)?;
+        if until <= now.wall() {
+            return Err(ActError::Over(until));
+        }
         let mut sticky: BTreeSet<(Option<Text>, Option<Text>)> = incident
             .grounds
             .iter()
             .map(|((key, _), ground)| (Some(key.process.clone()), Some(ground.record.rule().clone())))
             .collect();
-        if incident.grounds.is_empty() {
+        if incident.grounds.is_empty() || incident.omitted > 0 {
             // What it was blocked for is not all known, so it is the App that is released.
             sticky = [(None, None)].into();
         }

@@ -46,6 +46,8 @@ pub struct Incident {
     /// When what its tenant has been told last had been written. Not in the file: in a storm it would have to be copied for each App
     /// only to enter this.
     pub(super) delivered: Option<Moment>,
+    /// How many accusations there were, at least, beyond those that were kept when it was read: they may be heard again.
+    pub(super) omitted: u32,
     /// Shared with what is in effect of it for as long as nothing else is decided.
     file: Arc<File>,
 }
@@ -351,6 +353,7 @@ impl Incident {
             tombstones: FewMap::default(),
             cleared: None,
             delivered: None,
+            omitted: 0,
             file: Arc::new(File::new(opened)),
         }
     }
@@ -539,6 +542,7 @@ impl Incident {
     }
 
     pub(super) fn end(&mut self, now: Moment) {
+        self.omitted = 0;
         let file = self.file();
         // What was approved was this offence. Another one is asked about again.
         file.approved = false;

@@ -331,7 +331,9 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         approved: incident.approved,
         exempted: incident.exempted.as_deref().map(str::to_owned),
         evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
-        evidence_omitted: total.saturating_sub(MAX_EVIDENCE),
+        evidence_omitted: total
+            .saturating_sub(MAX_EVIDENCE)
+            .max(usize::try_from(incident.omitted).unwrap_or(usize::MAX)),
         processes: incident.processes.iter().cloned().collect(),
         inherited: incident.inherited.as_ref().map(|accused| {
             let process = |key: &Key| kept::PodProcess { pod: key.pod.clone(), process: key.process.clone() };
@@ -608,6 +610,7 @@ fn restored(
     file.decided = status.decided;
     file.observed = status.observed;
     incident.cleared = status.cleared.map(cleared_ground);
+    incident.omitted = count(status.evidence_omitted);
     incident.delivered = status.told.and_then(|told| {
         let wall = told.delivered?;
         // Where it is not known how long ago that was, it counts from now.

@@ -291,3 +291,75 @@ fn brakes_of_the_version_before_are_read_and_its_words_are_written() {
     assert!(reason("Rule", Some("^xm")).contains("the rule `^xm`"));
     assert!(reason("Rule", Some("")).contains("keyword hits"));
 }
+
+#[test]
+fn a_release_of_more_accusations_than_are_kept_covers_those_that_are_heard_again_after_a_restart() {
+    let mut world = World::new(&["n1"]);
+    let mine = |w: &mut World| {
+        let now = w.clock();
+        let records = (0..100).map(|n| record_of("ns-a", "web", &format!("miner-{n}"), now));
+        w.answer("n1", records.collect());
+    };
+    mine(&mut world);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let kept = world.kept.values().next().unwrap().status.clone();
+    assert_eq!((kept.evidence.len(), kept.evidence_omitted), (64, 36));
+    // The second restart knows as much of it as the first.
+    for _ in 0..2 {
+        world.restart();
+        world.wait(MINUTE);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.book.forget_saved(|_| true);
+        world.evaluate();
+        assert_eq!(world.kept.values().next().unwrap().status.evidence_omitted, 36);
+    }
+    let release = Act::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
+    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    world.rounds(5, |w| {
+        mine(w);
+        assert!(w.blocked().is_empty());
+    });
+    world.restart();
+    world.rounds(5, |w| {
+        mine(w);
+        assert!(w.blocked().is_empty());
+    });
+}
+
+#[test]
+fn a_release_covers_what_the_app_was_accused_of_and_no_other_rule() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.restart();
+    let release = Act::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
+    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    world.rounds(1, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record("ns-a", now)]);
+    });
+    assert!(world.blocked().is_empty());
+    world.rounds(1, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record("ns-a", now), record_of("ns-a", "web", "zmap", now)]);
+    });
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+#[test]
+fn a_release_until_a_time_that_is_over_is_refused_and_the_log_says_so() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    for until in [world.now.wall(), crate::common::at(0).wall()] {
+        let release = Act::Release { app: app("ns-a"), until };
+        let refused = world.book.act(&release, "ops", &world.policy, world.now).unwrap_err();
+        assert!(refused.to_string().contains("is over already"), "{refused}");
+        assert_eq!(world.blocked(), ["ns-a"]);
+    }
+    let log = &world.kept.values().next().unwrap().status.decisions;
+    let kinds: Vec<&str> = log.iter().map(|entry| entry.decision.as_str()).collect();
+    assert_eq!(kinds, ["blocked", "refused", "refused"]);
+    assert!(log[1].reason.contains("is over already"), "{}", log[1].reason);
+    assert!(world.kept.values().next().unwrap().status.releases.is_empty());
+}

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// A deadline that has passed whatever time it is.
@@ -28,6 +28,8 @@ struct Term {
     number: u64,
     identity: String,
     began: Instant,
+    /// The number in what it writes: that of the term, or a greater one where what is there already has greater ones.
+    rank: AtomicU64,
     /// In nanoseconds since it began.
     deadline: AtomicU64,
     /// Wakes whoever waits for the end of a term that ends before its deadline.
@@ -59,7 +61,8 @@ impl Pen {
     fn of(number: u64, identity: &str, began: Instant, deadline: u64) -> Self {
         let identity = identity.to_owned();
         let (deadline, ended) = (AtomicU64::new(deadline), CancellationToken::new());
-        Self { term: Arc::new(Term { number, identity, began, deadline, ended }) }
+        let rank = AtomicU64::new(number);
+        Self { term: Arc::new(Term { number, identity, began, rank, deadline, ended }) }
     }
 
     /// Whether one may write now. Reads the clock itself, so no task has to run first for the answer to be true.
@@ -77,6 +80,32 @@ impl Pen {
     /// Whose it is: the Lease's `holderIdentity`.
     pub fn identity(&self) -> &str {
         &self.term.identity
+    }
+
+    /// What is written into objects, to tell which leader has written them: see [`Pen::is_later`].
+    pub fn mark(&self) -> String {
+        format!("{}{IN_TERM}{}", self.identity(), self.term.rank.load(Ordering::Acquire))
+    }
+
+    /// Whether a mark is of a leader after this one. A text that is no mark is of none.
+    pub fn is_later(&self, mark: &str) -> bool {
+        rank_of(mark).is_some_and(|rank| rank >= self.term.rank.load(Ordering::Acquire))
+            && mark != self.mark()
+    }
+
+    /// Ranks after the leaders whose `marks` are found at the beginning of a term. Marks of later terms are there if the Lease was
+    /// deleted, and its terms are counted anew; or if this replica is the one that another has taken over from. So it waits first: a
+    /// right that has been renewed meanwhile is ours.
+    pub(crate) async fn rank_after<'a>(&self, marks: impl Iterator<Item = &'a str>) {
+        let Some(last) = marks.filter(|mark| self.is_later(mark)).filter_map(rank_of).max() else { return };
+        if self.while_held(sleep(RENEWED)).await.is_some() {
+            self.term.rank.fetch_max(last.saturating_add(1), Ordering::AcqRel);
+        }
+    }
+
+    /// Ends the term, because another leader has been seen at work.
+    pub(crate) fn give_up(&self) {
+        self.end();
     }
 
     /// Puts the deadline off. Whether that was in time.
@@ -124,6 +153,16 @@ impl Pen {
     fn elapsed(&self) -> u64 {
         nanos(self.term.began.elapsed())
     }
+}
+
+/// How long a right that is not renewed lasts at most, by any clock that was not stopped: see [`super::Timing`].
+const RENEWED: Duration = Duration::from_secs(10);
+
+/// What stands between the identity and the number in a mark.
+const IN_TERM: &str = " in term ";
+
+fn rank_of(mark: &str) -> Option<u64> {
+    mark.rsplit_once(IN_TERM)?.1.parse().ok()
 }
 
 fn nanos(duration: Duration) -> u64 {

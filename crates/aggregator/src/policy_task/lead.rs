@@ -21,7 +21,7 @@ use super::journal;
 use super::{Decided, PolicyTask, TakeOver, rest};
 use crate::leader::Pen;
 use crate::ledger_task::{Memory, Published};
-use crate::state::{Kept, Loaded, Outline, Unreadable};
+use crate::state::{Changed, Kept, Loaded, Outline, Unreadable};
 
 /// The pause after which what can't be kept is tried again; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
@@ -56,6 +56,8 @@ pub(super) struct Lead<'a> {
     swept: Option<Instant>,
     /// The incidents that could not be read, by name: nothing is decided about their Apps.
     unreadable: BTreeMap<String, Unreadable>,
+    /// The incidents whose objects are not what we wrote last.
+    changed: Vec<Changed>,
     /// What has been decided on.
     decided: Option<Seen>,
     /// When time alone may change a decision.
@@ -113,6 +115,7 @@ impl<'a> Lead<'a> {
             has_waited: false,
             swept: None,
             unreadable: BTreeMap::new(),
+            changed: Vec::new(),
             decided: None,
             deadline: None,
         }
@@ -135,7 +138,7 @@ impl<'a> Lead<'a> {
         self.hear_operators().await?;
         self.is_copy = self.policy().mode == Mode::DryRun;
         let Loaded { incidents: kept, unreadable } = loop {
-            match self.task.store.load().await {
+            match self.task.store.load(&self.pen).await {
                 Ok(loaded) => break loaded,
                 Err(error) if error.is_lost() => return Err(End::Lost),
                 Err(error) => {
@@ -155,6 +158,7 @@ impl<'a> Lead<'a> {
         let now = self.task.clock.now();
         let snapshot = self.task.channels.ledger.fresh().await;
         let policy = self.policy();
+        self.changed.clear();
         self.book = Book::restore(&kept, &snapshot, now);
         self.book.set_aside(self.unreadable.values().filter_map(|unreadable| unreadable.app.clone()));
         (self.decisions, self.failing, self.again) = (Vec::new(), BTreeSet::new(), None);
@@ -286,9 +290,10 @@ impl<'a> Lead<'a> {
         self.decided = None;
         let mut rested = Instant::now();
         while is_live {
-            let channels = &mut self.task.channels;
             let again = self.again.map(|(at, _)| at);
-            let due = again.into_iter().chain(self.deadline).min();
+            let look = self.task.store.next_look();
+            let channels = &mut self.task.channels;
+            let due = again.into_iter().chain(self.deadline).chain(look).min();
             tokio::select! {
                 changed = async {
                     tokio::time::sleep_until(rested).await;
@@ -320,12 +325,15 @@ impl<'a> Lead<'a> {
                         return Ok(());
                     }
                     let now = kept.outline();
+                    if !self.is_copy {
+                        self.changed = self.task.store.changed(&kept);
+                    }
                     drop(kept);
                     // What we have written ourselves is no news: in a storm it comes back thousands of times.
                     let gone = heard.as_ref().map(|before| now.lacks(before)).unwrap_or_default();
                     let wants_the_same = heard.as_ref().is_some_and(|before| now.wants_the_same(before));
                     heard = Some(now);
-                    if wants_the_same && gone.is_empty() {
+                    if wants_the_same && gone.is_empty() && self.changed.is_empty() {
                         continue;
                     }
                     // Somebody has deleted them. What they say is still true.
@@ -391,6 +399,9 @@ impl<'a> Lead<'a> {
             self.is_copy = true;
         }
         self.hear_of_deliveries();
+        if !self.is_copy {
+            self.put_right(&kept);
+        }
         let Obeyed { done, history } = self.obey(&kept, &policy);
         // What is kept next takes its place; both at once would be much.
         drop(kept);

@@ -149,7 +149,9 @@ impl Objects {
             let is_wanted = |field: &str| live.data.pointer(&format!("/spec/{field}")).is_some();
             let observed = live.data.pointer("/status/observed").and_then(Value::as_i64).unwrap_or(0);
             if is_wanted("approve") || is_wanted("release") {
-                if live.metadata.generation.unwrap_or(0) <= observed {
+                let generation = live.metadata.generation.unwrap_or(0);
+                // A greater one is of another object of that name, or of a time that a backup has undone.
+                if generation == observed {
                     // It looks done. Only the leader knows whether that is certain, and clears it away when it is: until then it must
                     // not be lost, and must not be done again with the next word either.
                     if looks == 0 {

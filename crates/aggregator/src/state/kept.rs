@@ -77,8 +77,21 @@ pub struct KeptIncident {
     pub generation: i64,
     /// Which program last wrote what operators want, for acts that do not say whose they are.
     pub manager: Option<Box<str>>,
+    /// Which version of which object it is.
+    pub stamp: Stamp,
     /// What was decided of it; nothing if that has not been written yet.
     status: Option<(Brief, Packed)>,
+}
+
+/// Tells versions of an object apart, and whether they have the same status. All zero where there are no objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// A hash of the object's UID.
+    pub uid: u64,
+    /// Its resourceVersion: later ones are greater, unless the API server's data was restored from a backup.
+    pub version: u64,
+    /// A hash of its status.
+    pub status: u64,
 }
 
 /// What is often asked of an incident: see [`IncidentStatus`].
@@ -160,8 +173,18 @@ impl KeptIncident {
         let IncidentSpec { app, approve, release } = spec;
         let (approve, release) = (approve.map(Box::new), release.map(Box::new));
         let pack = |status| Ok::<_, String>((Brief::of(status), Packed::of(status)?));
-        let (status, manager) = (status.map(pack).transpose()?, manager.map(String::into_boxed_str));
-        Ok(Self { app, approve, release, generation, manager, status })
+        let (mut status, manager) = (status.map(pack).transpose()?, manager.map(String::into_boxed_str));
+        if let Some((brief, _)) = status.as_mut().filter(|(brief, _)| brief.observed > generation) {
+            // Those numbers are of another object of that name, or of a time that a backup has undone.
+            brief.observed = 0;
+        }
+        Ok(Self { app, approve, release, generation, manager, stamp: Stamp::default(), status })
+    }
+
+    /// The same, as which version of which object it was read.
+    #[must_use]
+    pub fn stamped(self, stamp: Stamp) -> Self {
+        Self { stamp, ..self }
     }
 
     /// What operators say of it.
@@ -184,7 +207,8 @@ impl KeptIncident {
         self.status.as_ref().map(|(_, packed)| packed.unpack()).transpose()
     }
 
-    fn observed(&self) -> i64 {
+    /// Up to which of the operators' acts everything has been done, as it says itself.
+    pub fn observed(&self) -> i64 {
         self.brief().map_or(0, |brief| brief.observed)
     }
 

@@ -20,11 +20,13 @@ use procscan_core::names::App;
 use procscan_core::policy::Decision;
 use procscan_core::state::Incident;
 
-pub use self::cluster::ClusterStore;
+pub use self::cluster::{Changed, ClusterStore};
 pub use self::desk::{Desk, DeskError};
 pub use self::document::{Batch, DecisionFilter, Document, Kind, LoggedDecision};
 pub use self::file::FileStore;
 pub use self::kept::{Kept, KeptIncident, Order, Outline, Unread, UnreadExemption};
+use tokio::time::Instant;
+
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::leader::Pen;
 
@@ -46,6 +48,9 @@ pub enum StateError {
     /// It has no form in which it could be written.
     #[error("{0} can't be written: {1}")]
     Unwritable(String, String),
+    /// A later leader has written it.
+    #[error("Incident {0} was written by {1}, which leads since: this replica stops leading")]
+    Superseded(String, String),
     /// Somebody else writes it.
     #[error("Incident {0} is being written by another replica")]
     Contended(String),
@@ -54,7 +59,11 @@ pub enum StateError {
 impl StateError {
     /// The right to write has passed on.
     pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Cluster(refusal) if refusal.kind == RefusalKind::NotLeading)
+        match self {
+            Self::Cluster(refusal) => refusal.kind == RefusalKind::NotLeading,
+            Self::Superseded(..) => true,
+            _ => false,
+        }
     }
 
     /// What is known of it is not what is there: everything has to be read again.
@@ -91,7 +100,7 @@ impl From<Vec<Incident>> for Loaded {
 #[derive(Debug)]
 pub enum Store {
     /// As objects in the cluster.
-    Cluster(ClusterStore),
+    Cluster(Box<ClusterStore>),
     /// In a file.
     File(FileStore),
     /// Nowhere: whoever only wants to know what would be decided begins with a copy.
@@ -108,9 +117,9 @@ impl Store {
     }
 
     /// Everything that is kept.
-    pub async fn load(&mut self) -> Result<Loaded, StateError> {
+    pub async fn load(&mut self, pen: &Pen) -> Result<Loaded, StateError> {
         match self {
-            Self::Cluster(store) => store.load().await,
+            Self::Cluster(store) => store.load(pen).await,
             Self::File(store) => store.load().await.map(Loaded::from),
             Self::Copy(incidents) => Ok(incidents.clone().into()),
         }
@@ -139,6 +148,29 @@ impl Store {
             Self::Cluster(store) => store.clear_orders(pen, name).await,
             Self::File(store) => store.clear_orders(name).await,
             Self::Copy(_) => Ok(()),
+        }
+    }
+
+    /// The incidents that are there, and are not what was written last.
+    pub fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
+        match self {
+            Self::Cluster(store) => store.changed(kept),
+            Self::File(_) | Self::Copy(_) => Vec::new(),
+        }
+    }
+
+    /// When to look for them again, without any news.
+    pub fn next_look(&self) -> Option<Instant> {
+        match self {
+            Self::Cluster(store) => store.next_look(),
+            Self::File(_) | Self::Copy(_) => None,
+        }
+    }
+
+    /// Takes what is there of an incident for what it is, where nothing can be written in its place.
+    pub fn accept(&mut self, kept: &Kept, name: &str) {
+        if let Self::Cluster(store) = self {
+            store.accept(kept, name);
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Lead, MAX_PAUSE, MIN_PAUSE, Step};
 use crate::policy_task::history;
-use crate::state::{Kept, KeptIncident, Order, StateError};
+use crate::state::{Changed, Kept, KeptIncident, Order, StateError};
 
 /// How many incidents are kept in one go.
 const KEPT_AT_ONCE: usize = 250;
@@ -43,6 +43,31 @@ impl Lead<'_> {
                 tracing::warn!(%error, "what is kept is read again");
                 Step::Outdated
             }
+        }
+    }
+
+    /// What is there and is not what was decided is to be written again; what operators want in it counts from what it says itself.
+    pub(super) fn put_right(&mut self, kept: &Kept) {
+        let is_time = self.task.store.next_look().is_some_and(|at| Instant::now() >= at);
+        if is_time {
+            self.changed = self.task.store.changed(kept);
+        }
+        let mut names = BTreeSet::new();
+        for Changed { name, is_of_another_life } in std::mem::take(&mut self.changed) {
+            let Some(seen) = kept.incidents.get(&*name) else { continue };
+            let app = App::from(&seen.app);
+            if self.book.name_of(&app).as_ref() != Some(&name) {
+                // History, of which we know no more than what is there.
+                self.task.store.accept(kept, &name);
+                continue;
+            }
+            if is_of_another_life {
+                self.book.renumber(&app, seen.observed());
+            }
+            names.insert(name);
+        }
+        if !names.is_empty() {
+            self.book.forget_saved(|name| names.contains(name));
         }
     }
 

@@ -104,7 +104,7 @@ impl Replica {
         let task = PolicyTask {
             policy: policy(),
             retention: Duration::from_hours(24 * 30),
-            store: Store::Cluster(ClusterStore::new(objects)),
+            store: Store::Cluster(Box::new(ClusterStore::new(objects))),
             clock,
             journal: Journal::default(),
             channels,

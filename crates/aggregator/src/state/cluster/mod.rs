@@ -6,10 +6,10 @@
 mod events;
 #[cfg(test)]
 pub(crate) mod fake;
+mod known;
 mod objects;
 mod watching;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
@@ -18,7 +18,8 @@ use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
 use procscan_core::policy::Decision;
 use procscan_core::state::Incident;
-use serde_json::{Value, json};
+use serde_json::Value;
+use tokio::time::Instant;
 
 use self::events::{Events, News};
 use self::objects::{api_resource, app_of, body, kept, plural, was_written};
@@ -27,6 +28,8 @@ use super::{Kept, Loaded, StateError, Unreadable};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 use crate::leader::Pen;
 
+pub use self::known::Changed;
+use self::known::{AllKnown, Known};
 pub use self::watching::Watching;
 
 /// Who we are to the API server when we write what is kept.
@@ -50,65 +53,15 @@ pub struct Objects {
 pub struct ClusterStore {
     objects: Objects,
     /// The incidents as we last wrote or read them, by name.
-    known: BTreeMap<String, Known>,
+    known: AllKnown,
     events: Events,
-}
-
-/// An incident's object, as we last read it, or were answered when we wrote it.
-#[derive(Clone, Debug)]
-struct Known {
-    version: Box<str>,
-    uid: Box<str>,
-    /// The generation that the API server gave to what operators want.
-    generation: i64,
-    /// Up to which generation everything has been done, as its status says; nothing while that is not certain, because a write of
-    /// ours was not answered.
-    observed: Option<i64>,
-    /// What operators want, as it is there, by field. Most want nothing.
-    wanted: BTreeMap<&'static str, Value>,
-}
-
-impl Known {
-    fn of(live: &DynamicObject) -> Self {
-        let wanted: BTreeMap<&'static str, Value> = ["approve", "release"]
-            .into_iter()
-            .filter_map(|field| Some((field, live.data.get("spec")?.get(field)?.clone())))
-            .collect();
-        Self {
-            version: live.resource_version().unwrap_or_default().into(),
-            uid: live.uid().unwrap_or_default().into(),
-            generation: live.metadata.generation.unwrap_or(0),
-            observed: live.data.pointer("/status/observed").and_then(Value::as_i64),
-            wanted,
-        }
-    }
-
-    /// The JSON patch that takes away what operators wanted, if exactly that has been done; it fails if anything of it is different by
-    /// then.
-    fn clearing(&self) -> Option<Value> {
-        if self.wanted.is_empty() || self.observed != Some(self.generation) {
-            return None;
-        }
-        let test = |path: &str, value: Value| json!({"op": "test", "path": path, "value": value});
-        let mut operations = vec![
-            test("/metadata/uid", self.uid.as_ref().into()),
-            test("/metadata/generation", self.generation.into()),
-            test("/status/observed", self.generation.into()),
-        ];
-        for (field, value) in &self.wanted {
-            let path = format!("/spec/{field}");
-            operations.push(test(&path, value.clone()));
-            operations.push(json!({"op": "remove", "path": path}));
-        }
-        Some(operations.into())
-    }
 }
 
 impl ClusterStore {
     /// Nothing is read or written yet.
     pub fn new(objects: Objects) -> Self {
         let events = Events::start(objects.clone());
-        Self { objects, known: BTreeMap::new(), events }
+        Self { objects, known: AllKnown::default(), events }
     }
 
     /// Reads every incident.
@@ -118,10 +71,13 @@ impl ClusterStore {
     /// that is not ours.
     ///
     /// Incidents of which nothing was decided yet are left out: the program that made them ended in between.
-    pub async fn load(&mut self) -> Result<Loaded, StateError> {
-        self.known.clear();
+    pub async fn load(&mut self, pen: &Pen) -> Result<Loaded, StateError> {
+        let objects = self.objects.list(Resource::Incident).await?;
+        let marks = objects.iter().filter_map(|live| live.data.pointer("/status/writer")?.as_str());
+        pen.rank_after(marks).await;
+        self.known = AllKnown::default();
         let mut loaded = Loaded::default();
-        for live in self.objects.list(Resource::Incident).await? {
+        for live in objects {
             let name = live.name_any();
             match kept(&live).and_then(|kept| kept.document(&name)) {
                 Ok(None) if was_written(&live) => {
@@ -130,7 +86,7 @@ impl ClusterStore {
                 }
                 Ok(None) => {}
                 Ok(Some(incident)) => {
-                    self.known.insert(name, Known::of(&live));
+                    self.known.all.insert(name, Known::of(&live));
                     loaded.incidents.push(incident);
                 }
                 Err(error) => drop(loaded.unreadable.insert(name, Unreadable { app: app_of(&live), error })),
@@ -144,7 +100,7 @@ impl ClusterStore {
     pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
         let put = |incident: Incident| {
             let (objects, pen) = (self.objects.clone(), pen.clone());
-            let known = self.known.get(&incident.name).map(|known| known.version.to_string());
+            let known = self.known.all.get(&incident.name).map(|known| known.version.to_string());
             async move {
                 let written = objects.put(&incident, known, &pen).await;
                 (incident.name, written)
@@ -155,10 +111,10 @@ impl ClusterStore {
         let mut failed = Vec::new();
         for (name, result) in results {
             match result {
-                Ok(live) => drop(self.known.insert(name, Known::of(&live))),
+                Ok(live) => drop(self.known.all.insert(name, Known::of(&live))),
                 Err(error) => {
                     // It may have been written all the same.
-                    if let Some(known) = self.known.get_mut(&name) {
+                    if let Some(known) = self.known.all.get_mut(&name) {
                         known.observed = None;
                     }
                     failed.push((name, error));
@@ -172,7 +128,7 @@ impl ClusterStore {
     pub fn announce(&self, pen: &Pen, decisions: &[(String, Decision)]) {
         let mut lost = 0;
         for (name, decision) in decisions {
-            let Some(known) = self.known.get(name) else { continue };
+            let Some(known) = self.known.all.get(name) else { continue };
             let news = News {
                 incident: (name.clone(), known.uid.to_string()),
                 kind: decision.kind,
@@ -190,7 +146,7 @@ impl ClusterStore {
     /// Takes away what operators wanted, because it has been done: only if our last write that was answered says so, of exactly what
     /// is there. Whatever they want since stays, and is looked at together with it next time.
     pub async fn clear_orders(&mut self, pen: &Pen, name: &str) -> Result<(), StateError> {
-        let Some(tests) = self.known.get(name).and_then(Known::clearing) else { return Ok(()) };
+        let Some(tests) = self.known.all.get(name).and_then(Known::clearing) else { return Ok(()) };
         let place = || format!("Incident {name}");
         let clearing = serde_json::from_value(tests)
             .map(Patch::<()>::Json)
@@ -200,7 +156,7 @@ impl ClusterStore {
         let ask = self.objects.ask("patch", "incidents.procscan.sealos.io");
         let request = api.patch(name, &params, &clearing);
         match self.objects.cluster.write(pen, ask, request).await {
-            Ok(live) => drop(self.known.insert(name.to_owned(), Known::of(&live))),
+            Ok(live) => drop(self.known.all.insert(name.to_owned(), Known::of(&live))),
             // It is not what it was, so one of the tests has failed.
             Err(refusal)
                 if matches!(
@@ -212,11 +168,29 @@ impl ClusterStore {
         Ok(())
     }
 
+    /// The incidents whose objects are not what we wrote last.
+    pub fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
+        self.known.changed(kept)
+    }
+
+    /// When to look for them again, without any news.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.known.next_look()
+    }
+
+    /// Takes what is there of an incident for what it is.
+    pub fn accept(&mut self, kept: &Kept, name: &str) {
+        if let Some(incident) = kept.incidents.get(name) {
+            self.known.accept(name, incident.stamp, incident.generation);
+        }
+    }
+
     /// Removes incidents that are kept no longer.
     pub async fn remove(&mut self, pen: &Pen, names: &[String]) -> Result<(), StateError> {
         for name in names {
             let preconditions = self
                 .known
+                .all
                 .remove(name)
                 .map(|known| Preconditions { uid: None, resource_version: Some(known.version.into()) });
             let params = DeleteParams { preconditions, ..DeleteParams::default() };
@@ -330,12 +304,14 @@ impl Objects {
         Err(StateError::Contended(incident.name.clone()))
     }
 
-    /// The resourceVersion over which we may write: nobody but us has written the status.
+    /// The resourceVersion over which we may write, unless a later leader has written the status: then it is not for us to write any
+    /// more, whatever our own clock says. What was edited, wiped or restored is written over.
     async fn version_of(&self, incident: &Incident, pen: &Pen) -> Result<String, StateError> {
         let live = self.get(Resource::Incident, &incident.name).await?;
         let writer = live.data.pointer("/status/writer").and_then(Value::as_str);
-        if writer.is_some_and(|writer| writer != mark_of(pen)) {
-            return Err(StateError::Contended(incident.name.clone()));
+        if let Some(writer) = writer.filter(|writer| pen.is_later(writer)) {
+            pen.give_up();
+            return Err(StateError::Superseded(incident.name.clone(), writer.to_owned()));
         }
         Ok(live.resource_version().unwrap_or_default())
     }
@@ -353,15 +329,10 @@ impl Objects {
         over: String,
         pen: &Pen,
     ) -> Result<DynamicObject, Refusal> {
-        let object = body(&self.namespace, incident, Some(over), Some(mark_of(pen)));
+        let object = body(&self.namespace, incident, Some(over), Some(pen.mark()));
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let ask = self.ask("update", "incidents.procscan.sealos.io/status");
         let api = self.api(Resource::Incident);
         self.cluster.write(pen, ask, api.replace_status(&incident.name, &params, &object)).await
     }
-}
-
-/// What a leader writes into what is its own for a term.
-pub(crate) fn mark_of(pen: &Pen) -> String {
-    format!("{} in term {}", pen.identity(), pen.term())
 }

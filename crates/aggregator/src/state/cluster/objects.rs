@@ -1,5 +1,7 @@
 //! What is kept as objects, and back. Pure.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use kube::ResourceExt;
 use kube::core::{DynamicObject, GroupVersionKind, ObjectMeta};
 use kube::discovery::ApiResource;
@@ -12,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::Objects;
 use crate::state::crd::Resource;
-use crate::state::kept::{KeptIncident, UnreadExemption};
+use crate::state::kept::{KeptIncident, Stamp, UnreadExemption};
 
 pub(super) fn api_resource(resource: Resource) -> ApiResource {
     let kind = GroupVersionKind::gvk(GROUP, VERSION, resource.kind());
@@ -71,7 +73,33 @@ pub(super) fn kept(live: &DynamicObject) -> Result<KeptIncident, String> {
         Some(_) => Some(part(live, "status")?),
     };
     let generation = live.metadata.generation.unwrap_or(0);
-    KeptIncident::new(part(live, "spec")?, status.as_ref(), generation, manager(live))
+    let incident = KeptIncident::new(part(live, "spec")?, status.as_ref(), generation, manager(live))?;
+    Ok(incident.stamped(stamp(live)))
+}
+
+/// Which version of which object it is.
+pub(super) fn stamp(live: &DynamicObject) -> Stamp {
+    let mut uid = DefaultHasher::new();
+    live.metadata.uid.hash(&mut uid);
+    let mut status = Hashing(DefaultHasher::new());
+    // What has no form in JSON did not come from the API server.
+    let _ = serde_json::to_writer(&mut status, live.data.get("status").unwrap_or(&Value::Null));
+    let version = live.metadata.resource_version.as_deref().and_then(|version| version.parse().ok());
+    Stamp { uid: uid.finish(), version: version.unwrap_or(0), status: status.0.finish() }
+}
+
+/// Hashes what is written.
+struct Hashing(DefaultHasher);
+
+impl std::io::Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether its status has been written, by the API server's own record.

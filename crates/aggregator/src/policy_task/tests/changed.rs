@@ -1,0 +1,148 @@
+//! Incidents that others change: by hand, by a backup, by another leader.
+
+use std::time::Duration;
+
+use procscan_core::state::incident::{Approval, Release};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
+use crate::state::Desk;
+use crate::state::cluster::fake::{Call, Fault, Server, Store};
+
+async fn settle() {
+    sleep(Duration::from_secs(3)).await;
+}
+
+/// A leader over one App that a brake held, and that an operator has approved.
+async fn blocked() -> (Server, Replica, Desk) {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
+    settle().await;
+    let desk = Desk::Cluster(server.objects());
+    desk.approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None }).await.unwrap();
+    settle().await;
+    assert_eq!(replica.blocked(), ["web"]);
+    (server, replica, desk)
+}
+
+/// The status, without what is different in each write.
+fn status(server: &Server) -> Value {
+    let mut status = server.get(INCIDENTS, &name_of("web")).unwrap()["status"].clone();
+    if let Some(fields) = status.as_object_mut() {
+        fields.remove("clock");
+        fields.remove("observed");
+    }
+    status
+}
+
+/// An operator's release is done without a restart, whatever has become of the object's generations.
+async fn releases(server: &Server, replica: &Replica, desk: &Desk) {
+    let release = Release { by: Some("bob".into()), ..Release::default() };
+    desk.release(&name_of("web"), release).await.unwrap();
+    settle().await;
+    assert!(replica.blocked().is_empty());
+    let now = server.get(INCIDENTS, &name_of("web")).unwrap();
+    assert_eq!(decisions(&now).last().unwrap(), "released by bob");
+    assert!(now["spec"]["release"].is_null(), "{now:#}");
+    assert_eq!(server.store().objects.len(), 1, "no second incident");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_is_edited_wiped_or_spoilt_is_written_again() {
+    let harms: [fn(&mut Value); 4] = [
+        |object| object["status"] = json!({}),
+        |object| object["status"]["state"] = "Watched".into(),
+        |object| object["status"]["state"] = "Quarantined".into(),
+        |object| object["status"]["releases"] = json!([{"until": "2099-01-01T00:00:00Z", "by": "mallory"}]),
+    ];
+    for harm in harms {
+        let (server, replica, desk) = blocked().await;
+        let before = status(&server);
+        server.edit(INCIDENTS, &name_of("web"), harm);
+        settle().await;
+        assert_eq!(status(&server), before);
+        assert_eq!(replica.blocked(), ["web"]);
+        let writes = server.store().writes.len();
+        sleep(Duration::from_mins(1)).await;
+        assert_eq!(server.store().writes.len(), writes, "once");
+        releases(&server, &replica, &desk).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_incident_that_is_deleted_is_made_again_and_operators_are_heard_as_before() {
+    let (server, replica, desk) = blocked().await;
+    let before = status(&server);
+    server.remove(INCIDENTS, &name_of("web"));
+    settle().await;
+    assert_eq!(status(&server), before);
+    releases(&server, &replica, &desk).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_incident_that_is_replaced_by_force_is_put_right_and_what_its_spec_asks_for_is_done() {
+    let (server, replica, _) = blocked().await;
+    let mut object = body("web", "Held");
+    object.as_object_mut().unwrap().remove("status");
+    object["spec"]["release"] = json!({"by": "bob"});
+    server.remove(INCIDENTS, &name_of("web"));
+    server.put(INCIDENTS, &name_of("web"), object);
+    settle().await;
+    assert!(replica.blocked().is_empty());
+    let now = server.get(INCIDENTS, &name_of("web")).unwrap();
+    assert_eq!(decisions(&now).last().unwrap(), "released by bob");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_backup_is_put_right_and_operators_are_heard_without_a_restart() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+    let backup = server.backup();
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
+    settle().await;
+    let desk = Desk::Cluster(server.objects());
+    desk.approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None }).await.unwrap();
+    settle().await;
+    let before = status(&server);
+    server.restore(backup);
+    assert_eq!(status(&server)["state"], "Held");
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(status(&server), before);
+    let now = server.get(INCIDENTS, &name_of("web")).unwrap();
+    assert!(now["status"]["observed"].as_i64() <= now["metadata"]["generation"].as_i64(), "{now:#}");
+    assert_eq!(replica.blocked(), ["web"]);
+    releases(&server, &replica, &desk).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_leader_before_writes_too_late_is_put_right() {
+    let (server, replica, _) = blocked().await;
+    server.edit(INCIDENTS, &name_of("web"), |object| {
+        object["status"]["state"] = "Watched".into();
+        object["status"]["writer"] = "replica-2 in term 2".into();
+    });
+    settle().await;
+    let now = status(&server);
+    assert_eq!((&now["state"], &now["writer"]), (&json!("Blocked"), &json!("replica-3 in term 3")));
+    assert_eq!(replica.blocked(), ["web"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_meets_the_mark_of_a_later_one_stops_and_writes_nothing() {
+    for mark in ["replica-4 in term 4", "replica-x in term 3"] {
+        let (server, replica, _) = blocked().await;
+        let pen = replica.decided.borrow().pen.clone().unwrap();
+        server.edit(INCIDENTS, &name_of("web"), |object| {
+            object["spec"]["release"] = json!({"by": "bob"});
+            object["status"]["writer"] = mark.into();
+        });
+        let there = server.get(INCIDENTS, &name_of("web"));
+        sleep(Duration::from_secs(30)).await;
+        assert!(!pen.holds(), "{mark}");
+        assert_eq!(server.get(INCIDENTS, &name_of("web")), there);
+    }
+}

@@ -1,0 +1,34 @@
+//! What a new leader does before it decides: it reads, and writes nothing.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::stage::{INCIDENTS, Replica, Wanted, body, name_of};
+use crate::state::cluster::fake::{Call, Fault, Server, Store};
+
+/// How many Incidents there are: enough for three pages.
+const INCIDENTS_KEPT: usize = 1200;
+
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_reads_page_by_page_and_writes_only_what_it_decides() {
+    let server = Server::default();
+    for n in 0..INCIDENTS_KEPT {
+        let app = format!("web-{n}");
+        let state = if n % 100 == 0 { "Held" } else { "Ended" };
+        server.put(INCIDENTS, &name_of(&app), body(&app, state));
+    }
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let mut replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
+    let started = std::time::Instant::now();
+    replica.decided.wait_for(|decided| decided.pen.is_some()).await.unwrap();
+    eprintln!("first decision with {INCIDENTS_KEPT} Incidents after {:?}", started.elapsed());
+    assert_eq!(replica.decided.borrow().held.len(), INCIDENTS_KEPT / 100);
+    assert_eq!(server.store().writes.len(), 0, "nothing has changed");
+    server.edit(INCIDENTS, &name_of("web-0"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(replica.blocked(), ["web-0"]);
+    let names: Vec<_> = server.store().writes.iter().map(|call| call.name.clone().unwrap()).collect();
+    assert!(names.iter().all(|name| *name == name_of("web-0")), "{names:?}");
+}

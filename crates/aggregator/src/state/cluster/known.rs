@@ -1,0 +1,141 @@
+//! What a leader knows of the objects that it writes, and how it sees that they are not what it wrote.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::core::DynamicObject;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::objects::stamp;
+use crate::state::kept::{Kept, Stamp};
+
+/// How long the watch may be behind what we have written ourselves, before it is taken for a going-back.
+const BEHIND: Duration = Duration::from_secs(10);
+
+/// An incident's object, as we last read it, or were answered when we wrote it.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) version: Box<str>,
+    pub(super) uid: Box<str>,
+    pub(super) stamp: Stamp,
+    /// The generation that the API server gave to what operators want.
+    pub(super) generation: i64,
+    /// Up to which generation everything has been done, as its status says; nothing while that is not certain, because a write of
+    /// ours was not answered.
+    pub(super) observed: Option<i64>,
+    /// What operators want, as it is there, by field. Most want nothing.
+    wanted: BTreeMap<&'static str, Value>,
+}
+
+impl Known {
+    pub(super) fn of(live: &DynamicObject) -> Self {
+        let wanted: BTreeMap<&'static str, Value> = ["approve", "release"]
+            .into_iter()
+            .filter_map(|field| Some((field, live.data.get("spec")?.get(field)?.clone())))
+            .collect();
+        Self {
+            version: live.resource_version().unwrap_or_default().into(),
+            uid: live.uid().unwrap_or_default().into(),
+            stamp: stamp(live),
+            generation: live.metadata.generation.unwrap_or(0),
+            observed: live.data.pointer("/status/observed").and_then(Value::as_i64),
+            wanted,
+        }
+    }
+
+    /// The JSON patch that takes away what operators wanted, if exactly that has been done; it fails if anything of it is different by
+    /// then.
+    pub(super) fn clearing(&self) -> Option<Value> {
+        if self.wanted.is_empty() || self.observed != Some(self.generation) {
+            return None;
+        }
+        let test = |path: &str, value: Value| json!({"op": "test", "path": path, "value": value});
+        let mut operations = vec![
+            test("/metadata/uid", self.uid.as_ref().into()),
+            test("/metadata/generation", self.generation.into()),
+            test("/status/observed", self.generation.into()),
+        ];
+        for (field, value) in &self.wanted {
+            let path = format!("/spec/{field}");
+            operations.push(test(&path, value.clone()));
+            operations.push(json!({"op": "remove", "path": path}));
+        }
+        Some(operations.into())
+    }
+}
+
+/// An incident whose object is not what we wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Its name.
+    pub name: String,
+    /// Its generations are counted anew, from what it says itself: it is another object of that name, or one from a backup.
+    pub is_of_another_life: bool,
+}
+
+/// The objects of all incidents, by name.
+#[derive(Debug, Default)]
+pub(super) struct AllKnown {
+    pub(super) all: BTreeMap<String, Known>,
+    /// Those that the watch shows older than we know them, and since when.
+    behind: BTreeMap<String, Instant>,
+    /// The status that was found and said to be changed last, by name.
+    said: BTreeMap<String, u64>,
+}
+
+impl AllKnown {
+    /// When to look again whether the watch is still behind.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.behind.values().min().map(|since| *since + BEHIND)
+    }
+
+    /// The incidents that are there, and have another status than the one that we wrote last.
+    pub(super) fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
+        let now = Instant::now();
+        let mut changed = Vec::new();
+        let mut live = kept.incidents.iter().peekable();
+        for (name, known) in &self.all {
+            while live.next_if(|(other, _)| ***other < **name).is_some() {}
+            let Some((_, seen)) = live.next_if(|(other, _)| ***other == **name) else { continue };
+            if known.observed.is_none() {
+                // A write of ours that was not answered may be there; it is tried again in any case.
+                continue;
+            }
+            let is_same_object = seen.stamp.uid == known.stamp.uid;
+            let is_behind = is_same_object && seen.stamp.version < known.stamp.version;
+            if is_behind && now < *self.behind.entry(name.clone()).or_insert(now) + BEHIND {
+                continue;
+            }
+            self.behind.remove(name);
+            let is_unread = kept.unread.incidents.contains_key(&**name);
+            let is_of_another_life = !is_same_object
+                || seen.generation < known.generation
+                || known.observed.is_some_and(|observed| observed > known.generation);
+            // What can't be read any more is shown as it was read last.
+            let is_other = is_unread || seen.stamp.status != known.stamp.status;
+            if is_other && self.said.insert(name.clone(), seen.stamp.status) != Some(seen.stamp.status) {
+                tracing::error!(
+                    alert = "state",
+                    incident = name,
+                    is_of_another_life,
+                    "an Incident's status is not what was written: it was edited, wiped, or restored from a backup; it is \
+                     written again, and what its spec asks for is done"
+                );
+            }
+            if is_other || is_of_another_life {
+                changed.push(Changed { name: name.clone(), is_of_another_life });
+            }
+        }
+        changed
+    }
+
+    /// What is there of it is taken for what it is: nothing can be written in its place.
+    pub(super) fn accept(&mut self, name: &str, seen: Stamp, generation: i64) {
+        if let Some(known) = self.all.get_mut(name) {
+            (known.stamp, known.version) = (seen, seen.version.to_string().into());
+            (known.generation, known.observed) = (generation, None);
+        }
+    }
+}

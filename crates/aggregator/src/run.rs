@@ -36,6 +36,11 @@ const PODS_GONE: usize = 256;
 /// How long shutdown may take: well within the 5 s that operators are promised.
 const DEADLINE: Duration = Duration::from_secs(4);
 
+/// After how much of it the right to write is given back at the latest.
+const HAND_OVER: Duration = Duration::from_millis(600);
+/// The stage that holds the right to write.
+const LEADER: &str = "leader";
+
 /// How many questions of new leaders may wait for the output. A term has one.
 const TAKE_OVERS: usize = 1;
 
@@ -212,25 +217,29 @@ pub fn objects(config: &Config, cluster: &Cluster) -> Objects {
     Objects::new(cluster.clone(), namespace.to_owned())
 }
 
+/// The election of whoever writes to the cluster: also where the decisions themselves are kept in a file.
+fn election(config: &Config, cluster: &Cluster) -> Election {
+    Election {
+        cluster: cluster.clone(),
+        namespace: objects(config, cluster).namespace().to_owned(),
+        name: LEASE.to_owned(),
+        identity: leader::identity(),
+        lease: Timing::default(),
+    }
+}
+
 async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Place> {
     match (config.state_mode(), cluster) {
         (StateMode::Cluster, Some(cluster)) => {
             let objects = objects(config, cluster);
-            let election = Election {
-                cluster: cluster.clone(),
-                namespace: objects.namespace().to_owned(),
-                name: LEASE.to_owned(),
-                identity: leader::identity(),
-                lease: Timing::default(),
-            };
             let (show, kept) = watch::channel(Arc::default());
             Ok(Place {
                 kept,
-                store: Store::Cluster(ClusterStore::new(objects.clone())),
+                store: Store::Cluster(Box::new(ClusterStore::new(objects.clone()))),
                 desk: Desk::Cluster(objects.clone()),
                 namespace: Some(objects.namespace().to_owned()),
                 watching: Some((Watching { objects }, show)),
-                election: Some(election),
+                election: Some(election(config, cluster)),
             })
         }
         (StateMode::Cluster, None) => anyhow::bail!("state.mode: cluster needs a cluster"),
@@ -252,7 +261,7 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
                 store: Store::File(store),
                 namespace: None,
                 watching: None,
-                election: None,
+                election: cluster.filter(|_| config.needs_lease()).map(|cluster| election(config, cluster)),
             })
         }
     }
@@ -317,7 +326,7 @@ impl Service {
             Some(election) => {
                 let cancel = CancellationToken::new();
                 let task = election.run(leadership_tx, electing, cancel.clone());
-                stages.push(Stage::until(cancel, "leader", task));
+                stages.push(Stage::until(cancel, LEADER, task));
             }
             None => drop(leadership_tx.send_replace(Leadership::Leading(Pen::always()))),
         }
@@ -351,29 +360,45 @@ impl Service {
         .await
     }
 
-    /// Stops in order: no more questions, then what has been answered flows through to the output, then the API.
+    /// Stops in order: no more questions, then what has been answered flows through to the output, then the API. The right to write is
+    /// given back in time, whatever is still being written: another replica goes on from there.
     pub async fn stop(self) {
         self.sources.cancel();
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        let mut late = Vec::new();
-        for mut stage in self.stages {
-            if let Some(cancel) = &stage.cancel {
-                cancel.cancel();
-            }
-            if stage.task.is_finished() {
-                continue;
-            }
-            if tokio::time::timeout_at(deadline, &mut stage.task).await.is_err() {
-                stage.task.abort();
-                late.push(stage.name);
-            }
-        }
+        let late = end(self.stages).await;
         if late.is_empty() {
             tracing::info!("stopped");
         } else {
             tracing::warn!(?late, "stopped before everything was done");
         }
     }
+}
+
+/// Ends the stages in order. The right to write is given back in time, whatever is still being written: another replica goes on from
+/// there. Gives the names of those that did not end by themselves.
+async fn end(stages: Vec<Stage>) -> Vec<&'static str> {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    let leader = stages.iter().find(|stage| stage.name == LEADER).and_then(|stage| stage.cancel.clone());
+    let hand_over = tokio::spawn(async move {
+        tokio::time::sleep(HAND_OVER).await;
+        if let Some(leader) = leader {
+            leader.cancel();
+        }
+    });
+    let mut late = Vec::new();
+    for mut stage in stages {
+        if let Some(cancel) = &stage.cancel {
+            cancel.cancel();
+        }
+        if stage.task.is_finished() {
+            continue;
+        }
+        if tokio::time::timeout_at(deadline, &mut stage.task).await.is_err() {
+            stage.task.abort();
+            late.push(stage.name);
+        }
+    }
+    hand_over.abort();
+    late
 }
 
 impl Stage {
@@ -453,5 +478,30 @@ fn client(config: &Config) -> ClientOptions {
         max_body: collector.max_body,
         byte_budget: collector.byte_budget,
         limits: config.limits(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_right_to_write_is_given_back_within_a_second_while_something_is_still_being_written() {
+        let cancel = CancellationToken::new();
+        let (ended_tx, ended) = oneshot::channel();
+        let leader = {
+            let cancel = cancel.clone();
+            async move {
+                cancel.cancelled().await;
+                let _ = ended_tx.send(Instant::now());
+            }
+        };
+        let start = Instant::now();
+        let stages =
+            vec![Stage::spawn("output", std::future::pending()), Stage::until(cancel, LEADER, leader)];
+        assert_eq!(end(stages).await, ["output"]);
+        assert!(ended.await.unwrap() - start < Duration::from_secs(1));
     }
 }

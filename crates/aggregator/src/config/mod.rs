@@ -218,6 +218,12 @@ impl Config {
         self.verifies_pods() || self.output.mode == OutputMode::Cluster
     }
 
+    /// Whether replicas have to agree which of them writes: wherever something is written to the cluster, also if the decisions
+    /// themselves are kept in a file.
+    pub fn needs_lease(&self) -> bool {
+        self.output.mode == OutputMode::Cluster || self.state_mode() == StateMode::Cluster
+    }
+
     /// Where decisions are kept: where the objects go, unless something else is said.
     pub fn state_mode(&self) -> StateMode {
         self.state.mode.unwrap_or(match self.output.mode {

@@ -326,3 +326,16 @@ enforcement:
         "regular expression",
     );
 }
+
+#[test]
+fn whatever_writes_to_the_cluster_needs_the_lease() {
+    let needs = |output, state| {
+        let mut config = Config::default();
+        (config.output.mode, config.state.mode) = (output, state);
+        config.needs_lease()
+    };
+    assert!(needs(OutputMode::Cluster, None));
+    assert!(needs(OutputMode::Cluster, Some(StateMode::File)));
+    assert!(needs(OutputMode::Directory, Some(StateMode::Cluster)));
+    assert!(!needs(OutputMode::Directory, Some(StateMode::File)));
+}

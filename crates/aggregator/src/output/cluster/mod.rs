@@ -95,6 +95,7 @@ impl ClusterOutput {
                 Err(refusal) if refusal.kind == RefusalKind::NotServed => return Ok(Vec::new()),
                 live => live?,
             };
+            pen.rank_after(marks(&live)).await;
             match self.mark_all(&live, may_touch).await {
                 Ok(()) => {
                     let ours = live.iter().filter(|object| is_ours(object)).map(|object| &object.data);
@@ -115,7 +116,7 @@ impl ClusterOutput {
             let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
             let mark = json!({"metadata": {
                 "resourceVersion": plugin.metadata.resource_version,
-                "annotations": {WRITER: format!("{} in term {}", self.pen.identity(), self.pen.term())},
+                "annotations": {WRITER: self.pen.mark()},
             }});
             let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&namespace) };
             let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
@@ -161,6 +162,15 @@ impl ClusterOutput {
         let mut outcome = Outcome::default();
         let objects = match self.plugins(&settings.gateway).await {
             Ok(live) => {
+                if let Some(mark) = marks(&live).find(|mark| pen.is_later(mark)) {
+                    // Whatever our own clock says: we may have been stopped for a while.
+                    tracing::error!(
+                        mark,
+                        "a later leader has written the objects; this replica stops leading"
+                    );
+                    pen.give_up();
+                    return outcome;
+                }
                 let objects = resources::render(plan, settings, existing(&live, &settings.gateway));
                 self.keep_all(&objects, &live, &mut outcome).await;
                 objects
@@ -521,6 +531,13 @@ impl ClusterOutput {
     fn api(&self, object: &Object, resource: &ApiResource) -> Api<Live> {
         Api::namespaced_with(self.cluster.client(), &object.metadata.namespace, resource)
     }
+}
+
+/// The marks of the leaders that have written our objects.
+fn marks(live: &[Live]) -> impl Iterator<Item = &str> {
+    live.iter()
+        .filter(|live| is_ours(live))
+        .filter_map(|live| live.annotations().get(WRITER).map(String::as_str))
 }
 
 /// Whether what is there has told the same news.

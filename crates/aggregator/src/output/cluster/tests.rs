@@ -134,3 +134,37 @@ async fn with_one_shard_more_nobody_is_opened_in_between_not_even_when_it_can_no
         assert!(closed.is_subset(now), "opened: {:?}", closed.difference(now));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
+    let settings = Config::default().settings();
+    let server = Server::default();
+    let mut output = server.output();
+    let pen = Pen::of_term(3, "a");
+    output.write(&plan(1), &settings, &pen, || true).await;
+    let mark = |mark: &str| {
+        for object in server.0.lock().unwrap().objects.values_mut() {
+            object["metadata"]["annotations"] = json!({WRITER: mark});
+        }
+    };
+    // An earlier one's, and its own.
+    for earlier in ["b in term 2", "a in term 3"] {
+        mark(earlier);
+        assert!(output.write(&plan(2), &settings, &pen, || true).await.problems.is_empty());
+        assert!(pen.holds());
+    }
+    let writes = server.0.lock().unwrap().closed.len();
+    for later in ["b in term 4", "b in term 3"] {
+        mark(later);
+        let pen = Pen::of_term(3, "a");
+        output.write(&plan(0), &settings, &pen, || true).await;
+        assert!(!pen.holds(), "{later}");
+        assert_eq!(server.0.lock().unwrap().closed.len(), writes);
+    }
+    // Whoever begins to lead after the Lease was deleted ranks after what is there, once it is certain that it leads.
+    mark("b in term 4");
+    let pen = Pen::of_term(1, "c");
+    output.take_over(&settings.gateway, &pen, false).await.unwrap();
+    assert!(pen.holds() && pen.mark() == "c in term 5");
+    assert!(!pen.is_later("b in term 4") && pen.is_later("d in term 6"));
+}

@@ -1,6 +1,6 @@
 //! Names are not Pods: which Pod a record is of, and which App that is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::common::{MINUTE, World, always, at, complete, record, record_of};
@@ -9,6 +9,8 @@ use procscan_core::names::{App, NodeName, PodRef};
 use procscan_core::policy::{AGE_TOLERANCE, DecisionKind, PodFact, PodState, WhichPod};
 use procscan_core::report::{Answer, Outcome, Record};
 use procscan_core::state::Incident;
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 /// A world that verifies Pods, `minutes` after its start.
 fn world(minutes: u64) -> World {
@@ -244,4 +246,155 @@ fn a_node_is_asked_for_its_word_before_ages_are() {
     assert_eq!(is(pod("n1", None), &mut world).1, 0, "the dispute stands until it is known");
     assert_eq!(is(pod("n1", Some(at(0))), &mut world), (None, 0));
     assert!(Timestamp::UNIX_EPOCH < world.now.wall());
+}
+
+/// What happens to Pods of the names `web-0` and `web-1`.
+#[derive(Clone, Debug)]
+enum Event {
+    Wait(u64),
+    /// The Pod's process is found by a scan.
+    Found(usize),
+    /// The agent goes on listing what it has found last, with its time or without.
+    Listed {
+        has_date: bool,
+    },
+    /// Another Pod of that name and of that App; and whether the ledger is told that the one before is gone.
+    Recreated(usize, usize, bool),
+    Relabelled(usize, usize),
+    Restarted,
+}
+
+const APPS: [&str; 3] = ["miner", "shop", "blog"];
+
+fn event() -> impl Strategy<Value = Event> {
+    let (pod, app) = (0..2_usize, 0..APPS.len());
+    prop_oneof![
+        4 => prop_oneof![1..90_u64, 1..4000_u64].prop_map(Event::Wait),
+        4 => pod.clone().prop_map(Event::Found),
+        8 => any::<bool>().prop_map(|has_date| Event::Listed { has_date }),
+        3 => (pod.clone(), app.clone(), any::<bool>()).prop_map(|(p, a, told)| Event::Recreated(p, a, told)),
+        2 => (pod, app).prop_map(|(pod, app)| Event::Relabelled(pod, app)),
+        1 => Just(Event::Restarted),
+    ]
+}
+
+/// What is true of a Pod, whatever is decided.
+#[derive(Clone, Debug, Default)]
+struct Truth {
+    /// The Apps that it has been of.
+    apps: BTreeSet<String>,
+    has_offended: bool,
+}
+
+struct Story {
+    world: World,
+    /// By UID.
+    truths: BTreeMap<String, Truth>,
+    listed: BTreeMap<String, i64>,
+}
+
+impl Story {
+    fn uid(&self, pod: &str) -> String {
+        let pod = PodRef { namespace: "ns-a".into(), pod: pod.into() };
+        let PodState::Present { uid, .. } = &self.world.facts.pods[&pod].state else { panic!("no Pod") };
+        uid.to_string()
+    }
+
+    fn note(&mut self, pod: &str, app: &str) {
+        let uid = self.uid(pod);
+        self.truths.entry(uid).or_default().apps.insert(app.to_owned());
+    }
+
+    fn take(&mut self, event: &Event) {
+        let name = |pod: &usize| format!("web-{pod}");
+        match event {
+            Event::Wait(seconds) => drop(self.world.wait(*seconds)),
+            Event::Found(pod) => {
+                let now = self.world.clock();
+                self.listed.insert(name(pod), now);
+                let uid = self.uid(&name(pod));
+                self.truths.get_mut(&uid).unwrap().has_offended = true;
+            }
+            Event::Listed { has_date } => {
+                let now = self.world.clock();
+                let listed = self.listed.iter();
+                let records = listed.map(|(pod, at)| record_of("ns-a", pod, "xmrig", *at)).collect();
+                let outcome = if *has_date { complete(records, now) } else { without_date(records) };
+                self.world.report("n1", outcome);
+            }
+            Event::Recreated(pod, app, is_told) => {
+                let before = self.world.now;
+                // What is nearer is within the tolerance of clocks.
+                self.world.wait(AGE_TOLERANCE.as_secs() + 1);
+                self.world.recreate("ns-a", &name(pod), "n1", APPS[*app]);
+                if *is_told {
+                    let pod = PodRef { namespace: "ns-a".into(), pod: name(pod).into() };
+                    self.world.ledger.pod_gone(&pod, before);
+                }
+                self.note(&name(pod), APPS[*app]);
+            }
+            Event::Relabelled(pod, app) => {
+                let pod_ref = PodRef { namespace: "ns-a".into(), pod: name(pod).into() };
+                let fact = self.world.facts.pods.get_mut(&pod_ref).unwrap();
+                let PodState::Present { app: of, .. } = &mut fact.state else { panic!("no Pod") };
+                *of = App::new("ns-a", "app", APPS[*app]);
+                self.note(&name(pod), APPS[*app]);
+            }
+            Event::Restarted => self.world.restart(),
+        }
+    }
+}
+
+proptest! {
+    /// Whatever Pods of the same names come and go: blocked are only Apps one of whose Pods has really offended, and how an App is
+    /// reached is read off such Pods only.
+    #[test]
+    fn no_app_is_blocked_for_what_another_pod_of_the_same_name_did(events in vec(event(), 1..120)) {
+        let mut story = Story { world: world(60), truths: BTreeMap::new(), listed: BTreeMap::new() };
+        for pod in ["web-0", "web-1"] {
+            story.world.pod_on("ns-a", pod, "n1", "blog");
+            story.note(pod, "blog");
+        }
+        for event in &events {
+            story.take(event);
+            let evaluation = story.world.evaluate();
+            let guilty = || story.truths.values().filter(|truth| truth.has_offended);
+            for block in &evaluation.plan.blocks {
+                prop_assert!(
+                    guilty().any(|truth| truth.apps.contains(&*block.app.name)),
+                    "{} is blocked after {event:?}, and none of its Pods has offended", block.app
+                );
+            }
+            let snapshot = story.world.snapshot();
+            let questions = story.world.book.questions(&snapshot, &story.world.policy);
+            for accused in questions.apps.values().flatten() {
+                let WhichPod::Uid(uid) = &accused.which else { panic!("{accused:?}") };
+                prop_assert!(story.truths[&**uid].has_offended, "{uid} has not");
+            }
+        }
+    }
+
+    /// The other side: a Pod that is found to offend again and again is blocked, whatever has been of its name before.
+    #[test]
+    fn a_pod_that_goes_on_offending_is_blocked(events in vec(event(), 1..60), has_date in any::<bool>()) {
+        let mut story = Story { world: world(60), truths: BTreeMap::new(), listed: BTreeMap::new() };
+        for pod in ["web-0", "web-1"] {
+            story.world.pod_on("ns-a", pod, "n1", "blog");
+            story.note(pod, "blog");
+        }
+        events.iter().for_each(|event| {
+            story.take(event);
+            story.world.evaluate();
+        });
+        for _ in 0..3 {
+            for event in [Event::Wait(MINUTE), Event::Found(0), Event::Listed { has_date }] {
+                story.take(&event);
+            }
+            story.world.evaluate();
+        }
+        let uid = story.uid("web-0");
+        let apps = blocked(&mut story.world);
+        let is_its = |app: &String| story.truths[&uid].apps.contains(app);
+        prop_assert!(apps.iter().any(is_its), "{apps:?} of {:?}", story.truths[&uid]);
+    }
 }

@@ -225,6 +225,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
         let pen = now.pen.clone().filter(Pen::holds);
         // Before the first round is over, an empty plan means that nobody has answered yet.
         let (Some(pen), false, false) = (pen, now.rounds == 0, now.plan.mode == Mode::DryRun) else {
+            forget(&status);
             due = Instant::now() + repair;
             continue;
         };
@@ -243,6 +244,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
         if !pen.holds() {
             // What could not be written any more is another's to write.
             written = None;
+            forget(&status);
             due = Instant::now() + repair;
             continue;
         }
@@ -264,6 +266,16 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
             tokio::time::sleep(SETTLE).await;
         }
     }
+}
+
+/// What stood in the way of what is not ours to write any more, stands in nobody's way here.
+fn forget(status: &watch::Sender<OutputStatus>) {
+    status.send_if_modified(|status| {
+        let now = OutputStatus { has_written: status.has_written, ..OutputStatus::default() };
+        let is_news = *status != now;
+        *status = now;
+        is_news
+    });
 }
 
 /// Says which news have been written.

@@ -300,3 +300,24 @@ fn one_file_that_can_not_be_written_stops_no_other() {
     directory.apply(resources::drafts(&plan, &settings(), Existing::default())).unwrap_err();
     assert_eq!(listing(temp.path()).iter().filter(|name| name.starts_with("notification_ns-a_")).count(), 1);
 }
+
+#[tokio::test]
+async fn who_leads_no_longer_shows_no_errors_of_its_term() {
+    let temp = tempfile::tempdir().unwrap();
+    fs::write(temp.path().join(PLUGIN), "kind: Mine\n").unwrap();
+    let pen = Pen::of_term(1, "a");
+    let decided = Decided { rounds: 1, pen: Some(pen), ..Decided::nothing(plan(&["web"])) };
+    let (decide, decided) = watch::channel(Arc::new(decided));
+    let (status, mut shown) = watch::channel(OutputStatus::default());
+    let (_asks, take_over) = mpsc::channel(1);
+    let channels = Channels { take_over, decided, delivered: watch::channel(Arc::default()).0, status };
+    let output = Output::Directory(Directory::open(temp.path()).unwrap());
+    let task = tokio::spawn(run(output, settings(), Duration::from_mins(1), channels));
+    let limit = Duration::from_secs(20);
+    let failing = shown.wait_for(|status| status.error.is_some());
+    tokio::time::timeout(limit, failing).await.unwrap().unwrap();
+    decide.send_replace(Arc::new(Decided::nothing(plan(&["web"]))));
+    let cleared = shown.wait_for(|status| status.error.is_none());
+    tokio::time::timeout(limit, cleared).await.unwrap().unwrap();
+    task.abort();
+}

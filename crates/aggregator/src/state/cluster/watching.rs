@@ -64,7 +64,7 @@ impl Watching {
     ) {
         let mut changes: Changes =
             stream::select_all(Resource::ALL.map(|resource| self.changes(resource))).boxed();
-        let mut known = Known::default();
+        let (mut known, mut said) = (Known::default(), Said::default());
         loop {
             let first = tokio::select! {
                 () = cancel.cancelled() => return,
@@ -86,21 +86,13 @@ impl Watching {
             }
             known.kept.is_complete = Resource::ALL.iter().all(|resource| known.listed.contains_key(resource));
             shown.send_replace(Arc::new(known.kept.clone()));
-            let problems: Vec<String> =
-                known.errors.values().cloned().chain(known.unreadable()).take(3).collect();
+            said.news(&known).iter().for_each(News::log);
+            let unreadable = known.unreadable().into_values();
+            let problems: Vec<String> = known.errors.values().cloned().chain(unreadable).take(3).collect();
             let now = (!problems.is_empty()).then(|| problems.join("; "));
             error.send_if_modified(|before| {
                 let is_news = *before != now;
                 if is_news {
-                    if let Some(error) = &now {
-                        tracing::error!(
-                            alert = "state",
-                            error,
-                            "what is kept can't be watched; the last that is known counts"
-                        );
-                    } else {
-                        tracing::info!("what is kept can be watched again");
-                    }
                     *before = now;
                 }
                 is_news
@@ -213,24 +205,81 @@ impl Known {
         }
     }
 
-    /// What can't be read, and what follows from that.
-    fn unreadable(&self) -> impl Iterator<Item = String> {
+    /// What can't be read, by what it is, and what follows from that.
+    fn unreadable(&self) -> BTreeMap<String, String> {
         let Unread { incidents, exemptions } = &self.kept.unread;
-        let incident = |(name, error): (&Text, &String)| {
-            format!("Incident {name} can't be read: {error}; mend it, or delete it")
-        };
-        let exemption = |(name, unread): (&String, &UnreadExemption)| {
+        let mut all = BTreeMap::new();
+        for (name, error) in incidents {
+            let text = format!("Incident {name} can't be read: {error}; mend it, or delete it");
+            all.insert(format!("Incident {name}"), text);
+        }
+        for (name, UnreadExemption { error, .. }) in exemptions {
             let then = if self.kept.exemptions.contains_key(name) {
                 "the last that could be read counts"
             } else {
                 "nothing new is blocked that it may cover"
             };
-            format!("Exemption {name} can't be read: {}; until it is mended or deleted, {then}", unread.error)
-        };
-        let enforcement = self.unread_enforcement.iter();
-        let enforcement =
-            enforcement.map(|error| format!("Enforcement {} can't be read: {error}", enforcement::NAME));
-        incidents.iter().map(incident).chain(exemptions.iter().map(exemption)).chain(enforcement)
+            let text =
+                format!("Exemption {name} can't be read: {error}; until it is mended or deleted, {then}");
+            all.insert(format!("Exemption {name}"), text);
+        }
+        if let Some(error) = &self.unread_enforcement {
+            let id = format!("Enforcement {}", enforcement::NAME);
+            all.insert(id.clone(), format!("{id} can't be read: {error}"));
+        }
+        all
+    }
+}
+
+/// What has been said of the watch: each state is said once, when it begins and when it ends.
+#[derive(Default)]
+struct Said {
+    is_lost: bool,
+    unreadable: BTreeMap<String, String>,
+}
+
+/// One line for people.
+#[derive(Debug, PartialEq, Eq)]
+enum News {
+    Lost(String),
+    Back,
+    Unreadable(String),
+    Readable(String),
+}
+
+impl Said {
+    /// What has to be said now.
+    fn news(&mut self, known: &Known) -> Vec<News> {
+        let mut news = Vec::new();
+        let lost = known.errors.values().next();
+        if let Some(error) = lost.filter(|_| !self.is_lost) {
+            news.push(News::Lost(error.clone()));
+        } else if lost.is_none() && self.is_lost {
+            news.push(News::Back);
+        }
+        self.is_lost = lost.is_some();
+        let unreadable = known.unreadable();
+        let is_new = |(id, text): &(&String, &String)| self.unreadable.get(*id) != Some(*text);
+        news.extend(unreadable.iter().filter(is_new).map(|(_, text)| News::Unreadable(text.clone())));
+        let is_over = |id: &&String| !unreadable.contains_key(*id);
+        news.extend(self.unreadable.keys().filter(is_over).map(|id| News::Readable(id.clone())));
+        self.unreadable = unreadable;
+        news
+    }
+}
+
+impl News {
+    fn log(&self) {
+        match self {
+            Self::Lost(error) => tracing::error!(
+                alert = "state",
+                error,
+                "what is kept can't be watched; the last that is known counts"
+            ),
+            Self::Back => tracing::info!("what is kept can be watched again"),
+            Self::Unreadable(error) => tracing::error!(alert = "state", error, "an object can't be read"),
+            Self::Readable(object) => tracing::info!(object, "mended or deleted: nothing of it is unread"),
+        }
     }
 }
 
@@ -252,5 +301,52 @@ impl Part {
             },
             Resource::Enforcement => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::objects::api_resource;
+    use super::*;
+
+    fn exemption(name: &str, regex: &str) -> DynamicObject {
+        let spec = json!({"namespace": {"regex": regex}, "reason": "a contract"});
+        DynamicObject::new(name, &api_resource(Resource::Exemption)).data(json!({"spec": spec}))
+    }
+
+    #[test]
+    fn each_state_is_said_once_when_it_begins_and_when_it_ends() {
+        let (mut known, mut said) = (Known::default(), Said::default());
+        let list = |known: &mut Known, regex: &str| {
+            for resource in Resource::ALL {
+                known.errors.remove(&resource);
+                known.apply(resource, Event::Init);
+            }
+            known.apply(Resource::Exemption, Event::InitApply(exemption("one", regex)));
+            for resource in Resource::ALL {
+                known.apply(resource, Event::InitDone);
+            }
+        };
+        list(&mut known, "(");
+        assert!(matches!(said.news(&known)[..], [News::Unreadable(_)]));
+        assert!(said.news(&known).is_empty());
+        // An outage, in which each kind fails in its own words and its own time, and is listed anew after it.
+        for (resource, error) in Resource::ALL.into_iter().zip(["timeout", "refused", "reset"]) {
+            known.errors.insert(resource, error.to_owned());
+            let news = said.news(&known);
+            assert_eq!(news.len(), usize::from(resource == Resource::Incident), "{news:?}");
+            known.apply(resource, Event::Init);
+            assert!(said.news(&known).is_empty(), "while it is listed again");
+        }
+        known.errors.remove(&Resource::Incident);
+        assert!(said.news(&known).is_empty(), "the others are still out");
+        list(&mut known, "(");
+        assert_eq!(said.news(&known), [News::Back]);
+        // Mended.
+        known.apply(Resource::Exemption, Event::Apply(exemption("one", "^ns-a$")));
+        assert_eq!(said.news(&known), [News::Readable("Exemption one".to_owned())]);
+        assert!(said.news(&known).is_empty());
     }
 }

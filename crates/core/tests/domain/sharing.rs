@@ -205,6 +205,8 @@ fn with_hold_what_comes_to_be_shared_after_the_block_stays_as_it_is() {
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
     // Not closed before, so it is not closed now.
     world.service("ns-a", "new", &["mail", "web"]);
+    world.evaluate();
+    assert_eq!(texts(&kept(&world).status.exposure.left_open), ["new.ns-a.svc"], "kept at once");
     world.service("ns-a", "own", &["web"]);
     let expected = (vec![BOTH[0], "own.ns-a.svc", BOTH[1]], vec!["new.ns-a.svc"], OTHERS.to_vec());
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), expected);

@@ -75,7 +75,9 @@ impl Soak {
         // However seldom its node scans, and however long it is told before.
         let believed = u64::try_from(MAX_AGE).unwrap() + MINUTE;
         let is_recent = |(at, _): (u64, usize)| self.now() - at <= believed;
-        if it.released_after.is_some() && it.released_after == it.last_heard {
+        // What came without its agent's clock may have been no evidence then, and is some after a restart that hears it with the clock.
+        let is_known = it.released_after == it.last_heard && !it.is_dateless;
+        if it.released_after.is_some() && is_known {
             self.fail(&format!("tenant {tenant} is blocked again, and nothing is new since its release"));
         }
         if it.running_since.is_none() && !it.is_dateless && !it.ended.is_some_and(is_recent) {

@@ -148,6 +148,7 @@ impl Book {
                 self.aside.close(app, accused, services, &known, now);
                 continue;
             }
+            self.keep_closed(&app, &services, &known);
             let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
             if self.incidents.contains_key(&app) || (accused.is_empty() && is_explained) {
                 continue;
@@ -178,6 +179,29 @@ impl Book {
             self.incidents.insert(app, incident);
         }
         decisions
+    }
+
+    /// What the gateway closes of a blocked App beyond what is kept of it (a Service too many to be kept, or one that was closed last)
+    /// stays closed until it is known how the App is reached. The objects do not say which Service is which App's: those that are
+    /// `known` to be an App's are its own.
+    fn keep_closed(&mut self, app: &App, services: &[Text], known: &BTreeSet<Text>) {
+        let Some(incident) = self.incidents.get_mut(app) else { return };
+        let mut more = services.iter().filter(|service| !known.contains(*service)).cloned().peekable();
+        if !matches!(incident.standing, Standing::Blocked { .. }) || more.peek().is_none() {
+            return;
+        }
+        let mut exposure = (*incident.exposure).clone();
+        let found = Exposure::plain(more);
+        for (known, found) in
+            [(&mut exposure.services, found.services), (&mut exposure.otherwise, found.otherwise)]
+        {
+            known.extend(found);
+            known.sort();
+            known.dedup();
+        }
+        incident.file().exposure = Arc::new(exposure);
+        let effective = Effective::unkept(incident);
+        self.effective.insert(app.clone(), effective);
     }
 
     /// What is kept of those Apps can't be read: they are neither blocked nor released nor told until it can, and what the objects

@@ -262,10 +262,7 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         && release_held == &saved.release_held
         && approved == &saved.approved
         && told_of(told) == told_of(&saved.told)
-        // Routes are looked up anew after a start; until then whoever is closed is closed on all of them.
-        && exposure.services == saved.exposure.services
-        && exposure.others == saved.exposure.others
-        && exposure.left_open == saved.exposure.left_open
+        && exposure == &saved.exposure
         && exempted == &saved.exempted
         && due == &saved.due
         && release_due == &saved.release_due
@@ -343,16 +340,7 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         exposure: exposure(&incident.exposure),
         also_closes: incident.exposure.others.named.iter().map(AppRef::from).collect(),
         also_closes_more: incident.exposure.others.more,
-        told: incident.told.map(|told| kept::Told {
-            at: told.at.get(),
-            what: match told.what {
-                Telling::Grace => kept::Telling::Grace,
-                Telling::Blocked => kept::Telling::Blocked,
-                Telling::Recovered => kept::Telling::Recovered,
-            },
-            delivered: incident.delivered.map(Moment::wall),
-            delivered_by_clock: incident.delivered.map(reading),
-        }),
+        told: told(incident, reading),
         due: incident.due.as_ref().map(|due| kept::Due {
             at: due.at.get(),
             passed: due.passed,
@@ -382,6 +370,20 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         observed: incident.observed,
         writer: None,
     }
+}
+
+/// What its tenant was told last, as it is kept.
+fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::Told> {
+    incident.told.map(|told| kept::Told {
+        at: told.at.get(),
+        what: match told.what {
+            Telling::Grace => kept::Telling::Grace,
+            Telling::Blocked => kept::Telling::Blocked,
+            Telling::Recovered => kept::Telling::Recovered,
+        },
+        delivered: incident.delivered.map(Moment::wall),
+        delivered_by_clock: incident.delivered.map(reading),
+    })
 }
 
 /// The log, with the entries of another version in their places.

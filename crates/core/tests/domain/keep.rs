@@ -363,3 +363,65 @@ fn a_release_until_a_time_that_is_over_is_refused_and_the_log_says_so() {
     assert!(log[1].reason.contains("is over already"), "{}", log[1].reason);
     assert!(world.kept.values().next().unwrap().status.releases.is_empty());
 }
+
+#[test]
+fn what_the_gateway_closes_stays_closed_over_a_change_of_leader_until_it_is_known_anew() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // An Ingress that comes later is kept, too.
+    let reached = procscan_core::plan::Exposure {
+        services: vec!["web-x7k2.ns-a.svc".into()],
+        ingresses: vec!["ns-a/web".into()],
+        ..procscan_core::plan::Exposure::default()
+    };
+    world.facts.apps.values_mut().for_each(|fact| fact.exposure = Some(reached.clone()));
+    world.evaluate();
+    let kept = world.kept.values().next().unwrap().status.exposure.clone();
+    assert_eq!((&kept.ingresses[..], kept.otherwise), (&["ns-a/web".into()][..], Some(Vec::new())));
+
+    // A new leader knows nothing of the cluster yet, and finds one Service more closed, and another App's.
+    let facts = std::mem::take(&mut world.facts);
+    world.restart();
+    let found = Inherited {
+        app: app("ns-a"),
+        told: None,
+        accused: [Key::new("ns-a", "web", "xmrig")].into(),
+        services: vec!["later.ns-a.svc".into(), "web-x7k2.ns-a.svc".into()],
+    };
+    assert!(world.book.inherit([found], &world.policy, world.now).is_empty());
+    world.unwritable.insert("ns-a".to_owned());
+    for _ in 0..2 {
+        let exposure = world.evaluate().plan.blocks[0].exposure.clone();
+        assert_eq!(*exposure.services, ["later.ns-a.svc".into(), "web-x7k2.ns-a.svc".into()]);
+        assert_eq!(*exposure.ingresses, ["ns-a/web".into()]);
+        assert_eq!(*exposure.otherwise, ["later.ns-a.svc".into()]);
+        world.unwritable.clear();
+    }
+    world.facts = facts;
+    assert_eq!(*world.evaluate().plan.blocks[0].exposure, reached, "known anew");
+}
+
+#[test]
+fn a_new_leader_changes_nothing_that_has_not_changed() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.answer("n1", vec![record("ns-a", 0)]);
+    let reached = procscan_core::plan::Exposure {
+        services: vec!["a.ns-a.svc".into(), "b.ns-a.svc".into()],
+        ingresses: vec!["ns-a/web".into()],
+        otherwise: vec!["b.ns-a.svc".into()],
+        ..procscan_core::plan::Exposure::default()
+    };
+    world.facts.apps.values_mut().for_each(|fact| fact.exposure = Some(reached.clone()));
+    let before = world.evaluate().plan.blocks;
+    let facts = std::mem::take(&mut world.facts);
+    world.restart();
+    assert_eq!(world.evaluate().plan.blocks, before, "before anything is known of the cluster");
+    assert!(world.book.unsaved().is_empty());
+    world.facts = facts;
+    assert_eq!(world.evaluate().plan.blocks, before);
+}

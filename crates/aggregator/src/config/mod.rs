@@ -273,7 +273,9 @@ impl Config {
             same_incident: self.detection.same_incident,
             max_age: self.detection.max_age,
             unreachable_limit: self.detection.unreachable_limit,
-            max_notices_per_round: self.notification.max_per_round,
+            max_notices_per_round: self
+                .notification
+                .per_round(self.kubernetes.requests_per_second, self.aggregator.scan_interval),
         }
     }
 

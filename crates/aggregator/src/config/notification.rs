@@ -1,5 +1,7 @@
 //! `notification`: what tenants and administrators are told.
 
+use std::time::Duration;
+
 use procscan_core::names::is_dns_label;
 use procscan_core::resources::notification::{Message, PLACEHOLDERS, Texts};
 use procscan_core::resources::template::Template;
@@ -13,8 +15,9 @@ use super::Problems;
 pub struct Notification {
     /// The namespace of the administrators' summary.
     pub summary_namespace: String,
-    /// How many tenants are newly told per round.
-    pub max_per_round: usize,
+    /// How many tenants are newly told per round. Without it: as many as half of the requests of a round can tell (see
+    /// [`Notification::per_round`]).
+    pub max_per_round: Option<usize>,
     /// Whom to ask, for `{contact}`.
     pub contact: String,
     /// Where to appeal, for `{appeal}`.
@@ -29,7 +32,7 @@ impl Default for Notification {
     fn default() -> Self {
         Self {
             summary_namespace: "default".to_owned(),
-            max_per_round: 50,
+            max_per_round: None,
             contact: "the platform's support".to_owned(),
             appeal: "the platform's support".to_owned(),
             blocked: MessageTexts::default(),
@@ -123,12 +126,18 @@ impl Notification {
                 "the other placeholders: a block has no end that is known",
             );
         }
-        problems.require(
-            self.max_per_round >= 1,
-            "notification.max_per_round",
-            self.max_per_round,
-            "1 or more",
-        );
+        if let Some(max) = self.max_per_round {
+            problems.require(max >= 1, "notification.max_per_round", max, "1 or more");
+        }
+    }
+
+    /// How many tenants are newly told per round. Each costs one request of the pace, to read what is there; by default half of a
+    /// round's requests are for that, and the other half stays for looking up what is accused. At least one.
+    pub(super) fn per_round(&self, requests_per_second: u32, round: Duration) -> usize {
+        self.max_per_round.unwrap_or_else(|| {
+            let half = round.saturating_mul(requests_per_second).as_secs() / 2;
+            usize::try_from(half).unwrap_or(usize::MAX).max(1)
+        })
     }
 
     pub(super) fn settings(&self) -> Texts {

@@ -339,3 +339,13 @@ fn whatever_writes_to_the_cluster_needs_the_lease() {
     assert!(needs(OutputMode::Directory, Some(StateMode::Cluster)));
     assert!(!needs(OutputMode::Directory, Some(StateMode::File)));
 }
+
+#[test]
+fn so_many_tenants_are_told_per_round_as_half_of_its_requests_allow_unless_it_is_said() {
+    let told = |text: &str| parse(text).unwrap().policy().max_notices_per_round;
+    assert_eq!(told(""), 600, "20 a second for a minute, halved: 2,000 tenants are told in 4 rounds");
+    assert_eq!(told("kubernetes: {requests_per_second: 5}\naggregator: {scan_interval: 10s}\n"), 25);
+    assert_eq!(told("kubernetes: {requests_per_second: 1}\naggregator: {scan_interval: 10s}\n"), 5);
+    assert_eq!(told("notification: {max_per_round: 7}\n"), 7);
+    refused("notification: {max_per_round: 0}\n", "notification.max_per_round", "1 or more");
+}

@@ -59,7 +59,8 @@ The service leaves a suspended WasmPlugin alone. To let it block again:
   kubectl annotate wasmplugins -n higress-system procscan-violations procscan-aggregator/suspend-"
     )]
     UnblockAll(ConfigFile),
-    /// Remove the service's objects from the cluster: Notifications first, then the WasmPlugins. Stop the service before.
+    /// Remove the service's objects from the cluster: Notifications first, then the WasmPlugins, and the Lease last. Stop the service
+    /// before: while a replica leads, nothing is removed.
     #[command(after_help = "Examples:
   procscan-aggregator uninstall --dry-run
   kubectl delete --cascade=foreground -f deploy/manifests/deployment.yaml && procscan-aggregator uninstall

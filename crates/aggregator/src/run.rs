@@ -195,7 +195,7 @@ pub async fn cluster(config: &Config) -> anyhow::Result<Option<Cluster>> {
 }
 
 /// The Lease by which the replicas agree who writes.
-const LEASE: &str = "procscan-aggregator";
+pub(crate) const LEASE: &str = "procscan-aggregator";
 
 /// Where decisions are kept, and who may write.
 struct Place {

@@ -302,11 +302,17 @@ async fn commands_work_with_the_service_dead() -> anyhow::Result<()> {
         "the service may not delete: {refused:?}"
     );
     let dry_run = run_command(&["uninstall", "--dry-run", "--config", &file], &by_admin).await?;
-    ensure!(dry_run.code == Some(0) && dry_run.stdout.lines().count() == 3, "{dry_run:?}");
+    ensure!(dry_run.code == Some(0) && dry_run.stdout.lines().count() == 4, "{dry_run:?}");
     ensure!(world.plugins().await?.len() == 1);
     let removed = run_command(&["uninstall", "--config", &file], &by_admin).await?;
-    let last = removed.stdout.lines().last().unwrap_or_default();
-    ensure!(last == "WasmPlugin higress-system/procscan-violations removed", "{removed:?}");
+    let last: Vec<&str> = removed.stdout.lines().rev().take(2).collect();
+    ensure!(
+        last == [
+            "Lease kube-system/procscan-aggregator removed",
+            "WasmPlugin higress-system/procscan-violations removed"
+        ],
+        "{removed:?}"
+    );
     ensure!(world.plugins().await?.is_empty() && world.versions(&["ns-a"]).await?.is_empty());
     Ok(())
 }

@@ -6,7 +6,9 @@ use super::CommandError;
 use super::run::text;
 use crate::config::{Config, Logger, OutputMode};
 use crate::kubernetes::Cluster;
-use crate::output::cluster::{ClusterOutput, SUSPEND};
+use crate::leader::removal::{self, Unheld};
+use crate::output::cluster::{ClusterOutput, LeftBehind, SUSPEND};
+use crate::run::{LEASE, objects};
 use crate::telemetry;
 
 pub(super) async fn unblock_all(path: &Path) -> Result<(), CommandError> {
@@ -29,14 +31,45 @@ pub(super) async fn unblock_all(path: &Path) -> Result<(), CommandError> {
 
 pub(super) async fn uninstall(path: &Path, dry_run: bool) -> Result<(), CommandError> {
     let (config, output) = connect(path).await?;
-    let removed = output.uninstall(&config.settings().gateway, dry_run).await.map_err(anyhow::Error::from)?;
+    let gateway = config.settings().gateway;
+    let namespace = objects(&config, output.cluster()).namespace().to_owned();
+    // Before anything is removed: a leader would make it again.
+    let lease = if dry_run {
+        removal::exists(output.cluster(), &namespace, LEASE)
+            .await
+            .map_err(anyhow::Error::from)?
+            .then_some(None)
+    } else {
+        let found = Unheld::find(output.cluster(), &namespace, LEASE).await;
+        found.map_err(anyhow::Error::from)?.map(Some)
+    };
+    let mut removed = output.uninstall(&gateway, dry_run).await.map_err(anyhow::Error::from)?;
+    if let Some(lease) = lease {
+        if let Some(lease) = lease {
+            lease.remove().await.map_err(anyhow::Error::from)?;
+        }
+        removed.push(format!("Lease {namespace}/{LEASE}"));
+    }
     for object in &removed {
         println!("{object}{}", if dry_run { " would be removed" } else { " removed" });
     }
     if removed.is_empty() {
         println!("There is nothing of ours.");
     }
+    match output.left_behind(&gateway).await {
+        Ok(left) => left.iter().for_each(name_left_behind),
+        Err(refusal) => {
+            eprintln!("What the program before this one may have left behind is not known: {refusal}");
+        }
+    }
     Ok(())
+}
+
+fn name_left_behind(LeftBehind { kind, plural, namespace, name }: &LeftBehind) {
+    println!(
+        "\n{kind} {namespace}/{name} was left behind by the program before this one, and has no effect there. To remove it:\n  \
+         kubectl delete -n {namespace} {plural} {name}"
+    );
 }
 
 async fn connect(path: &Path) -> Result<(Config, ClusterOutput), CommandError> {

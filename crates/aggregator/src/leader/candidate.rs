@@ -8,11 +8,10 @@ use kube::api::PostParams;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Election, Leadership, Pen, lease};
+use super::{Election, LEASES, Leadership, Pen, lease};
 use crate::clock::Clock;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
-const LEASES: &str = "leases.coordination.k8s.io";
 /// How long giving the Lease back may take: shutdown has more to do, and others can wait for the Lease to run out.
 const RELEASE: Duration = Duration::from_secs(1);
 /// How often giving it back is tried, where a renewal that nobody waits for any more comes in between.

@@ -8,6 +8,7 @@
 mod candidate;
 mod lease;
 mod pen;
+pub mod removal;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use self::candidate::Candidate;
 pub use self::pen::Pen;
 use crate::kubernetes::Cluster;
 
+const LEASES: &str = "leases.coordination.k8s.io";
 /// The Pod's name, by the downward API.
 const POD_NAME: &str = "POD_NAME";
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";

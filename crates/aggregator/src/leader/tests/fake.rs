@@ -132,6 +132,14 @@ impl Store {
             return self.lease.clone().map_or_else(missing, |lease| (200, lease));
         }
         let mut written: Value = serde_json::from_slice(body).unwrap();
+        if method == Method::DELETE {
+            let Some(lease) = &self.lease else { return status(404, "not found") };
+            if written["preconditions"]["resourceVersion"] != lease["metadata"]["resourceVersion"] {
+                return status(409, "the ResourceVersion in the precondition does not match");
+            }
+            self.lease = None;
+            return (200, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}));
+        }
         let version = &written["metadata"]["resourceVersion"];
         match &self.lease {
             Some(_) if method == Method::POST => return status(409, "already exists"),

@@ -3,6 +3,7 @@
 mod fake;
 mod gate;
 mod pen;
+mod removal;
 mod schedules;
 mod stopping;
 

@@ -10,6 +10,26 @@ use super::live::{Live, is_ours, plural, resource};
 use super::{ClusterOutput, FIELD_MANAGER, SUSPEND};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
+/// The objects that the program before this one wrote, and where.
+const SEEDS: [(&str, &str, &str); 2] = [
+    (wasm_plugin::API_VERSION, wasm_plugin::KIND, "procscan-violations"),
+    (notification::API_VERSION, notification::KIND, notification::SUMMARY_NAME),
+];
+const SEEDS_NAMESPACE: &str = "default";
+
+/// An object that only a person may remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftBehind {
+    /// Its kind.
+    pub kind: &'static str,
+    /// What kubectl calls its kind.
+    pub plural: String,
+    /// Its namespace.
+    pub namespace: &'static str,
+    /// Its name.
+    pub name: &'static str,
+}
+
 impl ClusterOutput {
     /// Opens the gateway to everybody, and keeps it from being closed again: the rules keep their sentinel only, and the
     /// objects are suspended. Returns what was opened.
@@ -61,6 +81,31 @@ impl ClusterOutput {
             removed.push(format!("{} {namespace}/{name}", resource.kind));
         }
         Ok(removed)
+    }
+
+    /// What the program before this one has left where it wrote to. It has no effect there, and is not ours to remove.
+    pub async fn left_behind(&self, gateway: &Gateway) -> Result<Vec<LeftBehind>, Refusal> {
+        let mut found = Vec::new();
+        for (version, kind, name) in SEEDS {
+            let resource = resource(version, kind);
+            let plural = plural(&resource);
+            let api: Api<Live> = Api::namespaced_with(self.cluster.client(), SEEDS_NAMESPACE, &resource);
+            let ask = Ask { verb: "get", resource: &plural, namespace: Some(SEEDS_NAMESPACE) };
+            let live = match self.cluster.ask(ask, api.get(name)).await {
+                Err(refusal) if matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::NotServed) => {
+                    continue;
+                }
+                live => live?,
+            };
+            let is_ours = match kind {
+                wasm_plugin::KIND => gateway.namespace == SEEDS_NAMESPACE,
+                _ => live.annotations().contains_key(notification::INCIDENT),
+            };
+            if !is_ours {
+                found.push(LeftBehind { kind, plural, namespace: SEEDS_NAMESPACE, name });
+            }
+        }
+        Ok(found)
     }
 
     /// Our Notifications, in all namespaces.

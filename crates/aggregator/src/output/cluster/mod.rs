@@ -23,6 +23,7 @@ use procscan_core::resources::{self, Object, Settings, Upkeep};
 use serde_json::{Value, json};
 
 use self::aside::{Aside, Unanswered};
+pub use self::emergency::LeftBehind;
 use self::live::{
     Key, Live, closes, difference, existing, has_same_words, hash, hash_of, is_ours, is_suspended, key,
     left_alone, named, plural, resource, with_labels_of, with_services,
@@ -71,6 +72,11 @@ impl ClusterOutput {
     /// Nothing is read or written yet.
     pub fn new(cluster: Cluster) -> Self {
         Self { cluster, pen: Pen::none(), told: BTreeMap::new(), aside: Aside::default(), compared: None }
+    }
+
+    /// The connection.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
     }
 
     /// Marks our `WasmPlugins` as those of a new leader, and says what they block. What a leader before it has still on its

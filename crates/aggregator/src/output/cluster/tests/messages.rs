@@ -267,3 +267,38 @@ async fn what_is_set_aside_is_said_beside_what_stands_in_the_way_of_everything()
     crate::output::report(&output, Outcome::default(), &status);
     assert_eq!(now.borrow().aside, None);
 }
+
+#[tokio::test]
+async fn what_the_program_before_has_left_behind_is_named_and_ours_is_not() {
+    let server = Messages::default();
+    let output = server.output();
+    let gateway = Config::default().settings().gateway;
+    let named = async |gateway: &Gateway| {
+        let left = output.left_behind(gateway).await.unwrap();
+        left.iter()
+            .map(|left| format!("{} {}/{}", left.plural, left.namespace, left.name))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(named(&gateway).await, Vec::<String>::new());
+    let put = |path: &str, object: Value| {
+        server.0.lock().unwrap().objects.insert(path.to_owned(), object);
+    };
+    let plugin = json!({"apiVersion": wasm_plugin::API_VERSION, "kind": "WasmPlugin", "metadata": {"name": "x"}, "spec": {}});
+    put("/apis/extensions.higress.io/v1alpha1/namespaces/default/wasmplugins/procscan-violations", plugin);
+    let message = |annotations: Value| {
+        json!({"apiVersion": notification::API_VERSION, "kind": "Notification",
+               "metadata": {"name": "x", "annotations": annotations}})
+    };
+    let path = "/apis/notification.sealos.io/v1/namespaces/default/notifications/procscan-notification";
+    put(path, message(json!({})));
+    let both = [
+        "wasmplugins.extensions.higress.io default/procscan-violations",
+        "notifications.notification.sealos.io default/procscan-notification",
+    ];
+    assert_eq!(named(&gateway).await, both);
+    // The summary is of the same name, and the gateway may be there.
+    put(path, message(json!({notification::INCIDENT: "x"})));
+    assert_eq!(named(&gateway).await, both[..1]);
+    let there = Gateway { namespace: "default".into(), ..gateway };
+    assert_eq!(named(&there).await, Vec::<String>::new());
+}

@@ -113,6 +113,33 @@ impl Cluster {
         self.apiserver.take().map_or(Ok(()), |apiserver| apiserver.kill())
     }
 
+    /// A copy of everything that is stored, as of now. etcd and the API server are away meanwhile.
+    pub async fn back_up(&mut self) -> anyhow::Result<PathBuf> {
+        let backup = self.dir.path().join("etcd-backup");
+        self.stop_apiserver()?;
+        self.etcd.kill()?;
+        copy_all(&self.servers.data(), &backup)?;
+        self.etcd = self.servers.etcd()?;
+        self.start_apiserver().await?;
+        Ok(backup)
+    }
+
+    /// Puts a backup in the place of everything that is stored, as an operator would after a disaster.
+    pub async fn restore(&mut self, backup: &Path) -> anyhow::Result<()> {
+        self.stop_apiserver()?;
+        self.etcd.kill()?;
+        std::fs::remove_dir_all(self.servers.data())?;
+        copy_all(backup, &self.servers.data())?;
+        self.etcd = self.servers.etcd()?;
+        self.start_apiserver().await
+    }
+
+    /// Whether the API server takes the aggregator's tokens for valid, from its next start on; and starts it.
+    pub async fn accept_aggregator(&mut self, is_accepted: bool) -> anyhow::Result<()> {
+        self.servers.write_tokens(is_accepted)?;
+        self.start_apiserver().await
+    }
+
     /// SIGKILL for the controllers: from here on nothing follows from anything.
     pub fn stop_controllers(&mut self) -> anyhow::Result<()> {
         self.controllers.take().map_or(Ok(()), |controllers| controllers.kill())
@@ -213,6 +240,21 @@ impl Cluster {
         events.retain(|event| event.pointer("/user/username") == Some(&AGGREGATOR.user.into()));
         Ok(events)
     }
+}
+
+/// Copies a directory with everything in it.
+fn copy_all(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let (entry, to) = (entry?, to.to_owned());
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_all(&entry.path(), &to)?;
+        } else {
+            std::fs::copy(entry.path(), &to)?;
+        }
+    }
+    Ok(())
 }
 
 async fn start_apiserver(servers: &Servers, etcd: &Process) -> anyhow::Result<(Process, kube::Client)> {

@@ -38,11 +38,6 @@ pub(super) struct Servers {
 impl Servers {
     /// Takes ports, and writes the files that the servers read.
     pub(super) fn new(programs: PathBuf, dir: &Path, options: Options) -> anyhow::Result<Self> {
-        let tokens = IDENTITIES.map(|identity| {
-            let Identity { token, user, groups } = identity;
-            format!("{token},{user},{token},\"{groups}\"\n")
-        });
-        std::fs::write(dir.join("tokens.csv"), tokens.concat())?;
         let mut rules = vec![json!({"level": "None", "users": ["system:apiserver", CONTROLLERS.user]})];
         if options.audit_bodies {
             let writes = ["create", "update", "patch", "delete", "deletecollection"];
@@ -65,10 +60,25 @@ impl Servers {
             etcd_peer_port: free_port()?,
             apiserver_port: free_port()?,
         };
+        servers.write_tokens(true)?;
         for identity in IDENTITIES {
             servers.write_kubeconfig(&identity)?;
         }
         Ok(servers)
+    }
+
+    /// Writes the tokens that are valid from the API server's next start on: all of them, or all but the aggregator's.
+    pub(super) fn write_tokens(&self, with_aggregator: bool) -> anyhow::Result<()> {
+        let valid = |identity: &&Identity| with_aggregator || identity.user != AGGREGATOR.user;
+        let line =
+            |Identity { token, user, groups }: &Identity| format!("{token},{user},{token},\"{groups}\"\n");
+        let lines: Vec<String> = IDENTITIES.iter().filter(valid).map(line).collect();
+        Ok(std::fs::write(self.dir.join("tokens.csv"), lines.concat())?)
+    }
+
+    /// Where etcd has its data.
+    pub(super) fn data(&self) -> PathBuf {
+        self.dir.join("etcd")
     }
 
     pub(super) fn kubeconfig(&self, identity: &Identity) -> PathBuf {
@@ -120,7 +130,7 @@ impl Servers {
                 clients,
                 advertised,
                 peers,
-                format!("--data-dir={}", self.dir.join("etcd").display()),
+                format!("--data-dir={}", self.data().display()),
                 // It has to outlive SIGKILL of the API server, not the machine.
                 "--unsafe-no-fsync".into(),
                 "--log-level=warn".into(),

@@ -10,6 +10,7 @@ mod fleet;
 mod hostile;
 mod objects;
 mod operators;
+mod recovery;
 mod scale;
 mod state;
 mod upgrade;

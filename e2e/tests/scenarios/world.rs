@@ -106,12 +106,16 @@ impl World {
 
     /// The aggregator in a scene that is set already.
     pub async fn around(scene: Scene, more: &Value) -> anyhow::Result<Self> {
-        let (cluster, stage, kubelets, fleet, stop) = scene;
-        let kubeconfig = aggregator::Options::kubeconfig(cluster.kubeconfig_aggregator());
+        let kubeconfig = aggregator::Options::kubeconfig(scene.0.kubeconfig_aggregator());
         let aggregator = Aggregator::spawn(&config(more).to_string(), &kubeconfig)?;
-        let world = Self { aggregator, fleet, stage, cluster, _kubelets: kubelets, _stop: stop };
+        let world = Self::of(aggregator, scene);
         world.aggregator.wait_for("the first round", LIMIT, "/readyz", |_| true).await?;
         Ok(world)
+    }
+
+    /// An aggregator that runs already, in its scene.
+    pub fn of(aggregator: Aggregator, (cluster, stage, kubelets, fleet, stop): Scene) -> Self {
+        Self { aggregator, fleet, stage, cluster, _kubelets: kubelets, _stop: stop }
     }
 
     /// Starts the aggregator again, with a configuration of its own.

@@ -1,0 +1,179 @@
+//! What is stored is not what was decided: a restored backup, a wiped status, an expired token, another leader.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use futures_util::TryStreamExt;
+use kube::ResourceExt;
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
+use procscan_e2e::until;
+use procscan_e2e::wait::throughout;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::world::{Beginning, LIMIT, ROUNDS, World};
+
+/// An API server that starts anew, and the pauses of those that were connected to it.
+const RECOVERY: Duration = Duration::from_mins(2);
+
+fn is_blocked(incident: &Value) -> bool {
+    incident["status"]["state"] == "Blocked"
+}
+
+/// etcd is restored from a backup that is older than the last decisions: they are made true again, and operators are obeyed.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restored_backup_what_was_decided_since_is_persisted_again() -> anyhow::Result<()> {
+    let mut world = World::start().await?;
+    let a = world.tenant("ns-a", "web", "sim-0000").await?;
+    let b = world.tenant("ns-b", "web", "sim-0001").await?;
+    world.accuse(0, &[("ns-a", &a)]);
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+    world.until_incident("ns-a", "blocked", is_blocked).await?;
+    let backup = world.cluster.back_up().await?;
+
+    // An operator releases the one, and the other one is blocked.
+    let released = world.incident("ns-a").await?.name_any();
+    world.merge(&world.incidents(), &released, release()).await?;
+    world.accuse(1, &[("ns-b", &b)]);
+    until_closed(&world, &["web-x7k2.ns-b"]).await?;
+    world.until_incident("ns-b", "blocked", is_blocked).await?;
+
+    world.cluster.restore(&backup).await?;
+    until_closed(&world, &["web-x7k2.ns-b"]).await?;
+    let again = until("both Incidents as they were decided", RECOVERY, async || {
+        let (a, b) = (world.incident("ns-a").await?, world.incident("ns-b").await?);
+        ensure!(a.data["status"]["state"] == "Watched" && is_blocked(&b.data), "{} {}", a.data, b.data);
+        Ok(b)
+    })
+    .await?;
+    // What an operator says of what was restored is done without a restart.
+    world.merge(&world.incidents(), &again.name_any(), release()).await?;
+    until_closed(&world, &[]).await
+}
+
+fn release() -> Value {
+    json!({"spec": {"release": {"by": "alice", "reason": "a false alarm"}}})
+}
+
+/// As [`World::until_closed`], with the patience that a new API server needs.
+async fn until_closed(world: &World, hosts: &[&str]) -> anyhow::Result<()> {
+    let expected: BTreeSet<String> = hosts.iter().map(|host| format!("{host}.svc.cluster.local")).collect();
+    until(&format!("the gateway to be closed to {hosts:?} only"), RECOVERY, async || {
+        let closed = world.closed().await?;
+        ensure!(closed == expected, "closed to {closed:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// A status that is removed, or forced to something else, is written again, and said; nothing is opened meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_was_wiped_or_forced_is_repaired_and_releases_nobody() -> anyhow::Result<()> {
+    let world = World::start().await?;
+    let pod = world.tenant("ns-a", "web", "sim-0000").await?;
+    world.accuse(0, &[("ns-a", &pod)]);
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+    let incident = world.until_incident("ns-a", "blocked", is_blocked).await?;
+    let name = incident.name_any();
+    let ended = json!([{"op": "replace", "path": "/status/state", "value": "Ended"}]);
+    let wiped = json!([{"op": "remove", "path": "/status"}]);
+    for patch in [ended, wiped] {
+        let patch = Patch::Json::<DynamicObject>(serde_json::from_value(patch)?);
+        world.incidents().patch_status(&name, &PatchParams::default(), &patch).await?;
+        let repaired = world.until_incident("ns-a", "as it was decided", is_blocked).await?;
+        ensure!(repaired.name_any() == name, "another Incident: {}", repaired.name_any());
+        ensure!(repaired.data["status"]["opened"] == incident.data["status"]["opened"], "{}", repaired.data);
+        world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
+    }
+    world.until_logged(&[&name, "WARN"]).await?;
+    Ok(())
+}
+
+/// A token that has expired is no answer: the agents that are known are asked on, and nothing is opened.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_its_token_is_refused_the_known_agents_are_asked_on() -> anyhow::Result<()> {
+    let mut world = World::start().await?;
+    let pod = world.tenant("ns-a", "web", "sim-0000").await?;
+    world.accuse(0, &[("ns-a", &pod)]);
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+    world.cluster.accept_aggregator(false).await?;
+    let is_refused = |ready: &Value| ready["discovery"].to_string().contains("401");
+    world.aggregator.wait_for("the refusal", RECOVERY, "/readyz", is_refused).await?;
+    let before: Vec<u64> = (0..3).map(|node| world.fleet.requests(node)).collect();
+    throughout("the agents are known", 4 * ROUNDS, async || {
+        let (status, nodes) = world.aggregator.get("/api/v1/nodes").await?;
+        let known = nodes["nodes"].as_array().map_or(0, Vec::len);
+        ensure!(status == 200 && known == 3, "{nodes}");
+        Ok::<(), anyhow::Error>(())
+    })
+    .await?;
+    for (node, before) in before.into_iter().enumerate() {
+        let asked = world.fleet.requests(node) - before;
+        ensure!(asked >= 10, "node {node} was asked {asked} times in twenty rounds");
+    }
+    world.cluster.accept_aggregator(true).await?;
+    world
+        .aggregator
+        .wait_for("all to be well", RECOVERY, "/readyz", |ready| {
+            ready["discovery"]["ok"] == true && ready["state"]["ok"] == true
+        })
+        .await?;
+    world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await
+}
+
+/// The Ingresses that one of our WasmPlugins closes.
+fn ingresses(plugin: &DynamicObject) -> BTreeSet<String> {
+    let rules = plugin.data["spec"]["matchRules"].as_array().into_iter().flatten();
+    let names = rules.flat_map(|rule| rule["ingress"].as_array().into_iter().flatten());
+    names.filter_map(|name| Some(name.as_str()?.to_owned())).collect()
+}
+
+/// In the long form a Service is closed on the Ingresses that are named: another leader opens none of them, not for a moment,
+/// and writes nothing where nothing has changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_leader_opens_no_ingress_that_was_closed_later() -> anyhow::Result<()> {
+    let long_form = json!({"gateway": {"max_service_entries": 0}});
+    let mut world = World::begin(Beginning { config: long_form.clone(), ..Beginning::default() }).await?;
+    let pod = world.tenant("ns-a", "web", "sim-0000").await?;
+    world.stage.ingress("ns-a", "first", "a.example.com", "web-x7k2").await?;
+    world.accuse(0, &[("ns-a", &pod)]);
+    let until_named = async |world: &World, names: &[&str]| {
+        let expected: BTreeSet<String> = names.iter().map(|name| format!("ns-a/{name}")).collect();
+        until(&format!("the Ingresses {names:?}"), LIMIT, async || {
+            let named: BTreeSet<String> = world.plugins().await?.iter().flat_map(ingresses).collect();
+            ensure!(named == expected, "{named:?}");
+            Ok(())
+        })
+        .await
+    };
+    until_named(&world, &["first"]).await?;
+    world.stage.ingress("ns-a", "later", "b.example.com", "web-x7k2").await?;
+    until_named(&world, &["first", "later"]).await?;
+
+    let versions =
+        watcher(world.wasm_plugins(), watcher::Config::default().fields("metadata.name=procscan-violations"));
+    let opened: JoinHandle<anyhow::Result<()>> = tokio::spawn(async move {
+        let mut versions = std::pin::pin!(versions.default_backoff().touched_objects());
+        while let Some(version) = versions.try_next().await? {
+            let named = ingresses(&version);
+            ensure!(named.contains("ns-a/later") && named.contains("ns-a/first"), "opened: {named:?}");
+        }
+        bail!("the watch has ended")
+    });
+    for _ in 0..3 {
+        let before = world.plugins().await?.first().and_then(ResourceExt::resource_version);
+        world.restart(&long_form)?;
+        let leads = |ready: &Value| ready["leader"]["leading"] == true && ready["output"]["ok"] == true;
+        world.aggregator.wait_for("it to lead", LIMIT, "/readyz", leads).await?;
+        world.stays_closed(&["web-x7k2.ns-a"], 2 * ROUNDS).await?;
+        let after = world.plugins().await?.first().and_then(ResourceExt::resource_version);
+        println!("before {before:?}, after {after:?}");
+        ensure!(!opened.is_finished(), "{:?}", opened.await);
+    }
+    let kept = world.incidents().list(&ListParams::default()).await?.items;
+    ensure!(kept.len() == 1, "{} Incidents", kept.len());
+    Ok(())
+}

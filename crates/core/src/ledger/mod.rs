@@ -515,7 +515,7 @@ impl Common<'_> {
         let own_age = |detected_at| {
             crate::report::age_by_own_clock(detected_at, answer.date).map(|age| (age, age <= max_age))
         };
-        let (mut changes, mut recent) = (Vec::new(), None);
+        let (mut changes, mut recent, mut no_room) = (Vec::new(), None, LeftOut::default());
         let (count, may_hide) = (listed.len(), node.may_hide());
         for record in listed {
             let full = node.evidence.len() >= self.rules.max_keys_per_node;
@@ -536,6 +536,7 @@ impl Common<'_> {
             if full {
                 self.rejected.count(Rejection::NodeQuota);
                 node.rejected.count(Rejection::NodeQuota);
+                no_room.note(record.key.namespace);
             } else {
                 let young = own_age.filter(|(_, is_young)| *is_young);
                 let record = self.texts.record(record);
@@ -548,6 +549,7 @@ impl Common<'_> {
             }
         }
         node.note_listed(count, recent, self.rules);
+        node.note_untold(no_room, answer.rejected.total() > 0);
         changes
     }
 }

@@ -54,6 +54,10 @@ pub(super) struct Node {
     /// The address at which it was last there, if it was the last time when it was asked at that one.
     answers_at: Option<Text>,
     listed_something: bool,
+    /// Of the last answer: the namespaces of which records had no room here.
+    no_room: Option<Box<LeftOut>>,
+    /// The last answer had records that could not be used, and its agent may list one of several: it says nothing of any.
+    is_unclear: bool,
     /// The last steps between the newest timestamps of its answers.
     steps: Steps,
     latest: Option<WallTime>,
@@ -77,6 +81,8 @@ impl Node {
             unusable: None,
             answers_at: None,
             listed_something: false,
+            no_room: None,
+            is_unclear: false,
             steps: Steps::default(),
             latest: None,
             evidence: FewMap::default(),
@@ -173,27 +179,39 @@ impl Node {
         }
     }
 
+    /// Notes what the last answer does not tell: there was no room for records of some namespaces, or one that can't be used may have been
+    /// listed instead of another.
+    pub(super) fn note_untold(&mut self, no_room: LeftOut, is_unclear: bool) {
+        self.no_room = (!no_room.is_empty()).then(|| Box::new(no_room));
+        self.is_unclear = is_unclear && !self.lists_several;
+    }
+
     /// Whether what the agent lists may hide others.
     pub(super) fn may_hide(&self) -> bool {
         !self.lists_several
     }
 
     /// Counts what the last answer has added to the odometer, `added`, as unheard for each violation of which it says nothing: another one
-    /// hides it, or records of its namespace were left out.
+    /// hides it, records of its namespace were left out, or the answer does not tell.
     pub(super) fn count_unheard(&mut self, added: Duration, left_out: &LeftOut) {
         let before = self.odometer.get().saturating_sub(added);
         let hidden = self
             .hiding
             .as_ref()
             .map_or(Duration::ZERO, |hiding| hiding.until.min(self.odometer).saturating_sub(before.into()));
-        if hidden.is_zero() && left_out.is_empty() {
+        let no_room = self.no_room.as_deref();
+        let is_whole = left_out.is_empty() && no_room.is_none() && !self.is_unclear;
+        if hidden.is_zero() && is_whole {
             return;
         }
-        let most = if left_out.is_empty() { hidden } else { added };
+        let most = if is_whole { hidden } else { added };
         self.unheard = (self.unheard.get() + most).into();
         let hider = self.hiding.as_ref().map(|hiding| &*hiding.key);
         for (key, evidence) in self.evidence.iter_mut() {
-            if left_out.concerns(&key.namespace) {
+            let is_untold = self.is_unclear
+                || left_out.concerns(&key.namespace)
+                || no_room.is_some_and(|no_room| no_room.concerns(&key.namespace));
+            if is_untold {
                 evidence.miss(added);
             } else if hider != Some(key) {
                 evidence.miss(hidden);
@@ -224,14 +242,14 @@ impl Node {
 
     /// What had been learned before the start, or by another replica. What has been seen here since is known better.
     pub(super) fn remember_interval(&mut self, interval: Duration) {
-        if self.steps.least().is_none() {
+        if self.steps.usual().is_none() {
             self.steps.push(interval);
         }
     }
 
     /// The learned scan interval; zero while unknown.
     pub(super) fn interval(&self) -> Duration {
-        self.steps.least().unwrap_or_default()
+        self.steps.usual().unwrap_or_default()
     }
 
     pub(super) fn active_for(&self, rules: &Detection) -> ActiveFor {
@@ -320,7 +338,7 @@ impl Node {
     pub(super) fn view(&self, rules: &Detection) -> NodeView {
         NodeView {
             clock: self.clock(rules),
-            interval: self.steps.least().map(Span::from),
+            interval: self.steps.usual().map(Span::from),
             lists_several: self.lists_several,
             records: self.evidence.values().filter(|evidence| !evidence.is_cleared()).count(),
             last_answer: self.last_answer.map(|at| at.wall().into()),
@@ -339,6 +357,6 @@ mod tests {
         for _ in 0..3 {
             node.learn_interval(Some(Timestamp::MAX));
         }
-        assert_eq!(node.steps.least(), None);
+        assert_eq!(node.steps.usual(), None);
     }
 }

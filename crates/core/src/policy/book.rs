@@ -140,15 +140,20 @@ impl Book {
         policy: &Policy,
         now: Moment,
     ) -> Vec<Decision> {
-        let known: BTreeSet<Text> =
-            self.incidents.values().flat_map(|incident| incident.exposure.services.iter().cloned()).collect();
+        let services_of = |is_it: fn(&Incident) -> bool| -> BTreeSet<Text> {
+            let some = self.incidents.values().filter(|incident| is_it(incident));
+            some.flat_map(|incident| incident.exposure.services.iter().cloned()).collect()
+        };
+        let known = services_of(|_| true);
+        // What an ended incident had closed is closed for another App, if it is closed still.
+        let closed = services_of(|incident| matches!(incident.standing, Standing::Blocked { .. }));
         let mut decisions = Vec::new();
         for Inherited { app, told, accused, services } in blocked {
             if self.aside.contains(&app) {
-                self.aside.close(app, accused, services, &known, now);
+                self.aside.close(app, accused, services, &closed, now);
                 continue;
             }
-            self.keep_closed(&app, &services, &known);
+            self.keep_closed(&app, &services, &closed);
             let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
             if self.incidents.contains_key(&app) || (accused.is_empty() && is_explained) {
                 continue;

@@ -181,7 +181,8 @@ impl Book {
     /// Whether something may be decided at the end of a round, without any other news: what was blocked before the start and
     /// is not known since, and what is not judged yet.
     pub fn waits_for_rounds(&self) -> bool {
-        !self.unjudged.is_empty() || self.incidents.values().any(|incident| incident.inherited.is_some())
+        !self.unjudged.is_empty()
+            || self.incidents.values().any(|incident| incident.inherited.is_some() || incident.omitted > 0)
     }
 
     /// What one incident asks for. Does at once what no brake is asked about.
@@ -229,9 +230,9 @@ impl Book {
                 // Whatever held it: there is nothing left that it could open.
                 Standing::Blocked { .. } if is_gone => Wish::Release(None, Basis::Proof),
                 Standing::Blocked { .. } if incident.release_held.is_some() => Wish::Nothing,
-                // Gone before the start or not: its node is not known, so every node has to have answered long enough.
+                // Not all of its nodes are known, so every node has to have answered long enough.
                 Standing::Blocked { .. }
-                    if incident.inherited.is_some()
+                    if (incident.inherited.is_some() || incident.omitted > 0)
                         && (pass.doubtful.contains(&app.namespace)
                             || !pass.snapshot.is_settled(pass.policy.unreachable_limit)) =>
                 {
@@ -401,7 +402,7 @@ impl Book {
         }
     }
 
-    /// On whose word, and by which rules, an App is due: its active grounds that nothing excuses.
+    /// On whose word, and by which rules, an App is due: its young active grounds that nothing excuses.
     fn accusers(&self, app: &App, pass: &Pass<'_>, rules: &mut RuleNames) -> Accusers {
         let Some(incident) = self.incidents.get(app) else {
             return Accusers::default();
@@ -409,7 +410,10 @@ impl Book {
         incident
             .grounds
             .iter()
-            .filter(|(_, ground)| ground.active)
+            // What may not lead to a new block lets none through either.
+            .filter(|(_, ground)| {
+                ground.active && (incident.approved || ground.is_young(pass.policy.max_age, pass.now))
+            })
             .filter(|(_, ground)| incident.excuse_of(app, &ground.record, pass).is_none())
             .map(|((_, node), ground)| (node.clone(), rules.of(&ground.record)))
             .collect()

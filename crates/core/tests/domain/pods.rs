@@ -383,10 +383,10 @@ proptest! {
             story.world.pod_on("ns-a", pod, "n1", "blog");
             story.note(pod, "blog");
         }
-        events.iter().for_each(|event| {
+        for event in &events {
             story.take(event);
             story.world.evaluate();
-        });
+        }
         for _ in 0..3 {
             for event in [Event::Wait(MINUTE), Event::Found(0), Event::Listed { has_date }] {
                 story.take(&event);

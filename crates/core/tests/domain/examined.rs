@@ -1,0 +1,172 @@
+//! Ways to a wrong release or a wrong block that a reader of the code has found.
+
+use procscan_core::ledger::Detection;
+use procscan_core::names::{App, Key};
+use procscan_core::plan::Exposure;
+use procscan_core::policy::{AppFact, Book, Inherited, Pattern};
+use procscan_core::report::{Limits, Outcome, decode};
+use procscan_core::snapshot::State;
+
+use crate::common::agent::{Process, RealAgent};
+use crate::common::{HOUR, MINUTE, World, at, exemption, record, record_of};
+
+/// A tenant fills its node's places, and its blocked miner renames itself: each answer lists it, but there is no room for the record.
+#[test]
+fn an_answer_with_records_for_which_there_was_no_room_says_nothing_of_their_namespaces() {
+    let mut world = World::with(&["n1"], Detection { max_keys_per_node: 4, ..Detection::default() });
+    let decoys = |now| ["p1", "p2", "p3"].map(|process| record_of("ns-x", "decoy", process, now));
+    world.rounds(3, |world| {
+        let now = world.clock();
+        let mut listed = vec![record_of("ns-x", "web", "xmrig", now), record_of("ns-y", "web", "xmrig", now)];
+        listed.extend(decoys(now).into_iter().take(2));
+        world.answer("n1", listed);
+    });
+    assert_eq!(world.blocked(), ["ns-x", "ns-x", "ns-y"]);
+    world.rounds(90, |world| {
+        let now = world.clock();
+        let mut listed = vec![record_of("ns-x", "web", "renamed", now)];
+        listed.extend(decoys(now));
+        world.answer("n1", listed);
+        world.evaluate();
+    });
+    // Nothing was left out of the other tenant's.
+    assert_eq!(world.blocked(), ["ns-x", "ns-x"]);
+}
+
+/// What may not lead to a new block lets none through a brake either.
+#[test]
+fn an_accusation_that_is_too_old_for_a_new_block_lets_none_through() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.brake.max_tenants_per_node = 1;
+    let until = Some(at(4 * HOUR + 50 * MINUTE).wall());
+    world.policy.exemptions =
+        vec![exemption(|exemption| exemption.namespace = Some(Pattern::Exact("ns-x".into())), until)];
+    // The second node scans once an hour, and finds ns-x each time.
+    let mut last = 0;
+    world.rounds(4 * 60 + 49, |world| {
+        let now = world.clock();
+        if now % 3600 == 0 {
+            last = now;
+        }
+        let listed = if last > 0 { vec![record("ns-x", last)] } else { vec![] };
+        world.answer("n2", listed);
+        world.answer("n1", vec![]);
+        world.evaluate();
+    });
+    // The first one has used its place, and then accuses ns-x as well.
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now), record("ns-b", now)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now), record("ns-b", now), record("ns-x", now)]);
+    world.answer("n2", vec![record("ns-x", last)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+/// An agent that lists one of several lists one that can't be used: the list is not empty, and hides another.
+#[test]
+fn an_answer_whose_only_record_can_not_be_used_says_nothing_of_others() {
+    let mut world = World::new(&["n1"]);
+    world.rounds(60, |world| {
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-j", now)]);
+        world.evaluate();
+    });
+    world.rounds(300, |world| {
+        let now = world.now.wall();
+        let body = format!(r#"[{{"pod":"p","namespace":"ns-k","process":"","timestamp":"{now}"}}]"#);
+        let (mut answer, rest) = decode(body.as_bytes(), &Limits::default());
+        rest.unwrap();
+        answer.date = Some(now);
+        world.report("n1", Outcome::Complete(answer));
+        assert_ne!(world.state("ns-j"), State::Cleared);
+    });
+}
+
+/// A slow decoy makes rounds fall between two results of one scan; then the agent restarts just before its next scan.
+#[test]
+fn a_tenant_can_not_make_an_agents_scan_interval_seem_short() {
+    for has_decoy in [false, true] {
+        let mut world = World::new(&["n1"]);
+        let mut agent = RealAgent::new(1000, 0);
+        agent.pace = 5;
+        agent.run(1000, Process::of("ns-j"));
+        let ask = |world: &mut World, agent: &mut RealAgent| {
+            let outcome = agent.outcome(world.now.uptime().as_secs());
+            world.report("n1", outcome);
+            world.evaluate();
+        };
+        world.rounds(45, |world| ask(world, &mut agent));
+        if has_decoy {
+            agent.run(999, Process { is_slow: true, ..Process::of("ns-j2") });
+        }
+        world.rounds(10, |world| ask(world, &mut agent));
+        agent.end(999);
+        world.rounds(28, |world| ask(world, &mut agent));
+        agent.restart(u64::try_from(world.clock()).unwrap());
+        world.rounds(40, |world| {
+            ask(world, &mut agent);
+            assert_ne!(world.state("ns-j"), State::Cleared, "decoy: {has_decoy}");
+        });
+    }
+}
+
+/// What is kept of an incident is bounded: of what was left out, the node is not known after a restart.
+#[test]
+fn accusations_that_were_not_kept_are_waited_for_on_every_node() {
+    for many in [10, 70] {
+        let mut world = World::new(&["n1", "n2"]);
+        world.rounds(3, |world| {
+            let now = world.clock();
+            world.answer("n1", vec![]);
+            world.answer("n2", vec![record_of("ns-x", "web-1", "xmrig", now)]);
+            world.evaluate();
+        });
+        // The second node is silent from now on. Many more are listed of the same App by the first.
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", (0..many).map(|n| record_of("ns-x", "web-1", &format!("p{n}"), now)).collect());
+        world.fail("n2");
+        assert_eq!(world.blocked().len(), 1);
+        world.restart();
+        world.rounds(300, |world| {
+            world.answer("n1", vec![]);
+            world.fail("n2");
+            assert_eq!(world.blocked().len(), 1, "{many}");
+        });
+    }
+}
+
+/// One of two Apps with a shared Service can't be read, the other one's incident is over.
+#[test]
+fn what_an_ended_incident_had_closed_stays_closed_for_an_app_that_is_set_aside() {
+    let mut world = World::new(&["n1"]);
+    let of = |name: &str| App::new("ns-x", "app", name);
+    for name in ["a", "c"] {
+        let exposure = Exposure::plain([format!("{name}.ns-x.svc").into(), "all.ns-x.svc".into()]);
+        let fact = AppFact { gone: false, exposure: Some(exposure), shared: vec![] };
+        world.facts.apps.insert(of(name), fact);
+    }
+    let accuse = |world: &mut World, names: &[&str]| {
+        let now = world.clock();
+        world.answer("n1", names.iter().map(|name| record_of("ns-x", name, "xmrig", now)).collect());
+        world.evaluate();
+    };
+    world.rounds(3, |world| accuse(world, &["a", "c"]));
+    world.rounds(60, |world| accuse(world, &["a"]));
+    assert_eq!(world.evaluate().plan.blocks.len(), 1);
+    let ended: Vec<_> = world.kept.values().filter(|it| &*it.spec.app.name == "c").cloned().collect();
+    let snapshot = world.snapshot();
+    let mut book = Book::restore(&ended, &snapshot, world.now);
+    book.set_aside([of("a")]);
+    let services = vec!["a.ns-x.svc".into(), "all.ns-x.svc".into()];
+    let accused = [Key::new("ns-x", "a", "xmrig")].into();
+    let found = Inherited { app: of("a"), told: None, accused, services };
+    book.inherit([found], &world.policy, world.now);
+    let plan = book.evaluate(&snapshot, &world.policy, &world.facts, world.now).plan;
+    let closed: Vec<&str> =
+        plan.blocks.iter().flat_map(|block| block.exposure.services.iter().map(|text| &**text)).collect();
+    assert_eq!(closed, ["a.ns-x.svc", "all.ns-x.svc"]);
+}

@@ -69,6 +69,7 @@ pub struct Evidence {
 
 #[derive(Default)]
 struct State {
+    epoch: u64,
     rooms: BTreeMap<Text, Room>,
     inquiries: BTreeMap<Text, Inquiry>,
     turns: Turns,
@@ -160,6 +161,10 @@ impl Evidence {
 impl State {
     /// Takes over what is asked now. What is not asked any more is forgotten.
     fn ask(&mut self, questions: &Questions, now: Moment) {
+        if questions.epoch != self.epoch {
+            // What was known is of an earlier term: an App that was gone may be back.
+            (self.epoch, self.rooms) = (questions.epoch, BTreeMap::new());
+        }
         self.inquiries = waiting::inquiries(questions, &self.rooms, &self.inquiries, now);
         let inquiries = &self.inquiries;
         self.rooms.retain(|namespace, _| inquiries.contains_key(namespace));
@@ -254,7 +259,7 @@ impl State {
     }
 
     fn facts(&self) -> Facts {
-        let mut facts = Facts::default();
+        let mut facts = Facts { epoch: self.epoch, ..Facts::default() };
         for (namespace, room) in &self.rooms {
             let pod_ref = |pod: &Text| PodRef { namespace: namespace.clone(), pod: pod.clone() };
             facts.pods.extend(room.pods.iter().map(|(pod, fact)| (pod_ref(pod), fact.clone())));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use procscan_core::Moment;
 use procscan_core::policy::{
-    Alert, Book, Decision, DecisionKind, Facts, Inherited, Mode, Policy, remembered,
+    Alert, Book, Decision, DecisionKind, Facts, Inherited, Mode, Policy, Questions, remembered,
 };
 use procscan_core::snapshot::Snapshot;
 use procscan_core::state::exemption::readable;
@@ -319,7 +319,11 @@ impl<'a> Lead<'a> {
                 changed = channels.kept.changed(), if is_kept => {
                     is_kept = changed.is_ok();
                     let kept = channels.kept.borrow_and_update().clone();
-                    let is_unread = |name: &String| kept.unread.incidents.contains_key(&**name);
+                    // One whose status is gone is no news for the watch: it looks like one of which nothing was decided yet.
+                    let has_no_status = |name: &str| kept.incidents.get(name).is_some_and(|it| it.brief().is_none());
+                    let is_unread = |name: &String| {
+                        kept.unread.incidents.contains_key(&**name) || has_no_status(name)
+                    };
                     if !self.unreadable.keys().all(is_unread) {
                         // One has been mended or deleted.
                         return Ok(());
@@ -388,6 +392,8 @@ impl<'a> Lead<'a> {
         let now = self.task.clock.now();
         let kept = channels.kept.borrow_and_update().clone();
         let facts = channels.facts.borrow_and_update().clone();
+        let is_of_this_term = facts.epoch == channels.questions.borrow().epoch;
+        let facts = if is_of_this_term { facts } else { Arc::default() };
         let policy = self.policy_now(&kept);
         let is_copy = policy.mode == Mode::DryRun;
         if self.is_copy && !is_copy {
@@ -445,7 +451,8 @@ impl<'a> Lead<'a> {
         if questions.is_closed() {
             return false;
         }
-        let asked = self.book.questions(snapshot, policy);
+        let epoch = questions.borrow().epoch;
+        let asked = Questions { epoch, ..self.book.questions(snapshot, policy) };
         let is_answered = asked.are_answered_by(facts);
         questions.send_if_modified(|before| {
             let is_news = **before != asked;

@@ -146,8 +146,12 @@ impl PolicyTask {
 
     /// Shows what the leader has decided, until this replica leads. Nothing at the end.
     async fn follow(&mut self) -> Option<Pen> {
-        // What nobody decides on needs no facts.
-        self.channels.questions.send_replace(Arc::default());
+        // Without decisions there is nothing to ask. What was known counts no more when this replica leads again.
+        self.channels.questions.send_modify(|questions| {
+            let was_asked = !questions.pods.is_empty() || !questions.apps.is_empty();
+            let epoch = questions.epoch + u64::from(was_asked);
+            *questions = Arc::new(Questions { epoch, ..Questions::default() });
+        });
         self.channels.trouble.send_replace(None);
         let mut shown = None;
         let mut rested = Instant::now();

@@ -19,6 +19,8 @@ pub const AGE_TOLERANCE: Duration = Duration::from_secs(3);
 /// What is known of the accused Pods, Apps and namespaces. What is missing is unknown, never absent.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
+    /// The epoch of the questions ([`super::Questions::epoch`]) that they answer: all of them were asked for since it began.
+    pub epoch: u64,
     /// The accused Pods.
     pub pods: BTreeMap<PodRef, PodFact>,
     /// The Apps that they belong to.

@@ -14,6 +14,8 @@ use crate::snapshot::{Snapshot, State};
 /// What has to be known before the next decisions. Whoever can ask the cluster answers with [`Facts`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Questions {
+    /// Changes when what was known before must not count any more: another replica may have decided meanwhile. See [`Facts::epoch`].
+    pub epoch: u64,
     /// The accused Pods.
     pub pods: BTreeMap<PodRef, Accusers>,
     /// The Apps with an open incident, and the Pods that were accused as theirs: ordered, each once.

@@ -229,6 +229,6 @@ fn of_pods_that_no_app_is_known_of_only_some_are_looked_up_with_each_look() {
     let own: Vec<AccusedPod> = own.map(|pod| AccusedPod { pod, which: WhichPod::Unknown }).collect();
     let apps = [(App::new("ns-a", "app", "web"), own)].into();
     let mut state = State::default();
-    state.ask(&Questions { pods: pods.collect(), apps }, at(1));
+    state.ask(&Questions { pods: pods.collect(), apps, ..Questions::default() }, at(1));
     assert_eq!(state.urgent(&"ns-a".into()).len(), MAX_STRANGERS + 10);
 }

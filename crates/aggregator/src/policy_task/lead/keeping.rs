@@ -82,6 +82,10 @@ impl Lead<'_> {
         };
         let orders = kept.orders(now.wall(), observed);
         for Order { incident, act, actor, reason, number } in orders {
+            if self.unreadable.contains_key(&incident) {
+                // What the watch has of it is older than what is kept: nothing may be written over it, nor is the act done.
+                continue;
+            }
             let app = act.app().clone();
             let known = self.book.incident(&app);
             let Some(known) = known.filter(|known| known.name(&app) == incident) else {
@@ -153,7 +157,8 @@ impl Lead<'_> {
         // Whether it is certain is for the store to say.
         let old = kept.incidents.iter().filter(|(_, incident)| incident.is_done()).map(|(name, _)| &**name);
         let names: BTreeSet<&str> = old.chain(done.iter().map(String::as_str)).collect();
-        for name in names.into_iter().filter(|name| !self.failing.contains(*name)) {
+        let is_ours = |name: &&str| !self.failing.contains(*name) && !self.unreadable.contains_key(*name);
+        for name in names.into_iter().filter(is_ours) {
             self.task.store.clear_orders(&self.pen, name).await?;
         }
         let is_due = self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP);
@@ -162,8 +167,8 @@ impl Lead<'_> {
         }
         self.swept = Some(Instant::now());
         let now = self.task.clock.now().wall();
-        let known: BTreeSet<String> =
-            self.book.incidents().map(|(app, incident)| incident.name(app)).collect();
+        let in_book = self.book.incidents().map(|(app, incident)| incident.name(app));
+        let known: BTreeSet<String> = in_book.chain(self.unreadable.keys().cloned()).collect();
         let over = history::over(kept, &known, self.task.retention, now);
         if let Ok(before) = now.checked_sub(self.task.retention) {
             self.task.store.retain(before).await?;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::App;
 use procscan_core::plan::Plan;
-use procscan_core::policy::{Inherited, Mode};
+use procscan_core::policy::{Facts, Inherited, Mode, Questions};
 use procscan_core::state::incident;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -47,17 +47,19 @@ pub(super) struct Wanted {
     pub(super) is_watched: bool,
     /// What the gateway's objects block.
     pub(super) blocked: Vec<Inherited>,
+    /// What was known of the cluster in an earlier term.
+    pub(super) facts: Facts,
 }
 
 impl Wanted {
     pub(super) fn new(term: u64, network: Network) -> Self {
-        Self { term, network, is_watched: false, blocked: Vec::new() }
+        Self { term, network, is_watched: false, blocked: Vec::new(), facts: Facts::default() }
     }
 }
 
 impl Replica {
     pub(super) fn start(server: &Server, wanted: Wanted) -> Self {
-        let Wanted { term, network, is_watched, blocked } = wanted;
+        let Wanted { term, network, is_watched, blocked, facts } = wanted;
         let objects = Objects::new(server.cluster_over(network), "ours".to_owned());
         let clock = Clock::start();
         let mut ledger = Ledger::new(Detection::default(), clock.now());
@@ -95,9 +97,9 @@ impl Replica {
             snapshots: snapshots.published(),
             progress: snapshots.progress(),
             ledger: snapshots.clone(),
-            facts: watch::channel(Arc::default()).1,
+            facts: watch::channel(Arc::new(facts)).1,
             delivered: watch::channel(Arc::default()).1,
-            questions: watch::channel(Arc::default()).0,
+            questions: watch::channel(Arc::new(Questions { epoch: 1, ..Questions::default() })).0,
             decided: decided_tx,
             trouble: trouble_tx,
         };

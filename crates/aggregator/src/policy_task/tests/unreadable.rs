@@ -1,16 +1,18 @@
 //! What can't be read, or can't be written, stops nothing but what it is about.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use procscan_core::names::{App, Key};
-use procscan_core::policy::Inherited;
+use procscan_core::policy::{AppFact, Facts, Inherited};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
+use crate::leader::{Leadership, Pen};
 use crate::state::Kept;
 use crate::state::cluster::Watching;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
@@ -169,4 +171,80 @@ async fn one_incident_that_can_not_be_written_stops_no_new_leader() {
     assert!(replica.trouble.borrow().is_some());
     let odd = server.get(INCIDENTS, &name_of("odd")).unwrap();
     assert_eq!(odd["spec"]["approve"]["by"], "alice", "it is done as soon as it can be kept");
+}
+
+/// A status that was wiped before the term is no change of its own: what others change does not read everything anew, which would begin
+/// all clearing clocks anew.
+#[tokio::test(start_paused = true)]
+async fn while_a_status_is_gone_other_changes_are_no_new_beginning() {
+    let server = Server::default();
+    for app in ["miner", "shop"] {
+        server.put(INCIDENTS, &name_of(app), body(app, "Held"));
+    }
+    server.edit(INCIDENTS, &name_of("miner"), |object| {
+        object["status"] = json!({});
+        object["metadata"]["managedFields"] =
+            json!([{"manager": "x", "operation": "Update", "subresource": "status"}]);
+    });
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let wanted = Wanted { is_watched: true, blocked: vec![found("miner")], ..Wanted::new(1, network) };
+    let _replica = Replica::start(&server, wanted);
+    sleep(Duration::from_secs(2)).await;
+    let before = server.store().lists;
+    for n in 0..20 {
+        server.edit(INCIDENTS, &name_of("shop"), |object| {
+            object["metadata"]["annotations"] = json!({"n": n.to_string()});
+        });
+        sleep(Duration::from_secs(2)).await;
+    }
+    let lists = server.store().lists - before;
+    assert!(lists <= 2, "everything was read {lists} times");
+}
+
+/// What another version has decided and this one can't read is not written over for an act that it has done.
+#[tokio::test(start_paused = true)]
+async fn an_act_on_an_incident_that_can_not_be_read_writes_nothing_over_it() {
+    let server = Server::default();
+    for app in ["miner", "shop"] {
+        server.put(INCIDENTS, &name_of(app), body(app, "Held"));
+    }
+    // The act can't be kept for a moment, and then the status is what only another version understands.
+    let refuses = Arc::new(AtomicBool::new(true));
+    let flag = refuses.clone();
+    let network = Box::new(move |_: &mut Store, call: &Call| {
+        let is_miner = call.name.as_deref() == Some(&*name_of("miner")) && call.is_status;
+        if is_miner && flag.load(Ordering::Relaxed) { Fault::Refused(422) } else { Fault::None }
+    });
+    let wanted = Wanted { is_watched: true, blocked: vec![found("miner")], ..Wanted::new(1, network) };
+    let replica = Replica::start(&server, wanted);
+    sleep(Duration::from_secs(2)).await;
+    server.edit(INCIDENTS, &name_of("miner"), |object| object["spec"]["release"] = json!({"by": "alice"}));
+    sleep(Duration::from_secs(2)).await;
+    drop(replica.leadership.send(Leadership::Following { leader: None }));
+    sleep(Duration::from_secs(1)).await;
+    server.edit(INCIDENTS, &name_of("miner"), |object| {
+        object["status"]["state"] = "Quarantined".into();
+        object["status"]["observed"] = 2.into();
+        object["status"]["writer"] = "other in term 2".into();
+    });
+    refuses.store(false, Ordering::Relaxed);
+    sleep(Duration::from_secs(1)).await;
+    drop(replica.leadership.send(Leadership::Leading(Pen::of_term(3, "replica-3"))));
+    sleep(Duration::from_secs(30)).await;
+    let status = server.get(INCIDENTS, &name_of("miner")).unwrap()["status"].clone();
+    assert_eq!(status["state"], "Quarantined");
+}
+
+/// An App that was gone in an earlier term may be back, and blocked by another leader since.
+#[tokio::test(start_paused = true)]
+async fn what_was_known_in_an_earlier_term_releases_no_app() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("miner"), body("miner", "Blocked"));
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let mut facts = Facts::default();
+    let gone = AppFact { gone: true, ..AppFact::default() };
+    facts.apps.insert(App::new("ns-a", "app", "miner"), gone);
+    let replica = Replica::start(&server, Wanted { is_watched: true, facts, ..Wanted::new(1, network) });
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(replica.blocked(), ["miner"]);
 }

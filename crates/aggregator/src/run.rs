@@ -134,6 +134,7 @@ impl Pipeline {
             auth: Authenticator::new(config, cluster)?,
             own_namespace,
             configured_mode: config.enforcement.mode,
+            brake: config.policy().brake,
             clock,
         };
 

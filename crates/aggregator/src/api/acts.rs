@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use procscan_core::policy::{DecisionKind, Mode};
+use procscan_core::policy::{DecisionKind, Mode, is_too_far};
 use procscan_core::state::incident::{Approval, Release};
 use procscan_core::state::{EnforcementSpec, ExemptionSpec, Match};
 use serde::Deserialize;
@@ -48,6 +48,8 @@ pub(super) struct ExemptBody {
     rule: Option<Match>,
     reason: String,
     until: Option<Timestamp>,
+    /// How many tenants with blocked Apps it may open.
+    confirm: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -83,6 +85,10 @@ pub(super) async fn release(
     if until.is_some_and(|until| until <= Timestamp::now()) {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "until: a time to come"));
     }
+    if let Some(until) = until.filter(|until| is_too_far(*until, Timestamp::now())) {
+        let detail = format!("until: {until} is more than ten years ahead; allowed is up to ten years");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+    }
     let decided = api.find_open(&name)?;
     let number = desk.release(&name, Release { by: Some(by.clone()), reason, until }).await?;
     api.until_done(&name, number, DecisionKind::Released, &by, decided).await
@@ -94,7 +100,7 @@ pub(super) async fn exempt(
     body: Result<Json<ExemptBody>, JsonRejection>,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "create", "exemptions", None).await?;
-    let ExemptBody { id, namespace, app, process, rule, reason, until } =
+    let ExemptBody { id, namespace, app, process, rule, reason, until, confirm } =
         body.map_err(|rejection| refused(&rejection))?.0;
     let id = id.unwrap_or_else(|| format!("exemption-{:x}", Timestamp::now().as_microsecond()));
     if !procscan_core::names::is_dns_subdomain(&id) {
@@ -106,7 +112,8 @@ pub(super) async fn exempt(
     if until.is_some_and(|until| until <= Timestamp::now()) {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "until: a time to come"));
     }
-    let exemption = ExemptionSpec { namespace, app, process, rule, reason, until, by: Some(by) };
+    let exemption = ExemptionSpec { namespace, app, process, rule, reason, until, confirm, by: Some(by) };
+    api.check_opening(&exemption)?;
     desk.exempt(&id, &exemption).await?;
     Ok((StatusCode::CREATED, Json(json!({"name": id, "exemption": exemption}))).into_response())
 }
@@ -171,6 +178,21 @@ impl Api {
         };
         self.views.auth.authorize(&caller, right).await?;
         Ok((self.views.desk.clone(), caller.name))
+    }
+
+    /// An exemption that would open many tenants at once has to say how many.
+    pub(super) fn check_opening(&self, exemption: &ExemptionSpec) -> Result<(), Problem> {
+        let rule = exemption.rule().map_err(|error| DeskError::Invalid(error.to_string()))?;
+        let (tenants, may) =
+            (rule.opens(&self.views.decided.borrow().plan), rule.may_open(&self.views.brake));
+        if tenants <= may {
+            return Ok(());
+        }
+        let detail = format!(
+            "it would open the gateway to {tenants} tenants at once, more than {may}; if that is meant, confirm it with \
+             `\"confirm\": {tenants}` (on the command line --confirm {tenants})"
+        );
+        Err(Problem::new(StatusCode::CONFLICT, detail).with(&json!({"tenants": tenants})))
     }
 
     /// An incident that is over is history, and nothing is done to it any more. How much has been decided of it.

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
-use procscan_core::policy::Mode;
+use procscan_core::policy::{BrakeRules, Mode};
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::{Semaphore, watch};
 
@@ -75,6 +75,8 @@ pub struct Views {
     pub own_namespace: Option<String>,
     /// What the configuration says of all decisions.
     pub configured_mode: Mode,
+    /// How much may happen at once.
+    pub brake: BrakeRules,
     /// What time it is.
     pub clock: Clock,
 }

@@ -6,8 +6,8 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
 use procscan_core::ledger::{Detection, Ledger};
-use procscan_core::names::{App, NodeName};
-use procscan_core::plan::Plan;
+use procscan_core::names::{App, Key, NodeName};
+use procscan_core::plan::{Block, Plan};
 use procscan_core::report::{Failure, FailureReason, Limits, Outcome, Report, Target, decode};
 use procscan_core::state::{Incident, IncidentSpec};
 use serde_json::{Value, json};
@@ -28,7 +28,8 @@ struct Stage {
     snapshots: Snapshots,
     targets: watch::Sender<Arc<TargetSet>>,
     output: watch::Sender<OutputStatus>,
-    _decided: watch::Sender<Arc<Decided>>,
+    decided: watch::Sender<Arc<Decided>>,
+    api: Api,
 }
 
 const RECORD: &str = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","cmdline":"<b>","regex":"^x","status":"active","type":"app","name":"p","timestamp":"2025-12-22T18:30:00+08:00"}"#;
@@ -75,11 +76,13 @@ impl Stage {
             auth: Authenticator::new(&without_cluster(), None).unwrap(),
             own_namespace: None,
             configured_mode: Mode::Enforce,
+            brake: BrakeRules { max_releases: 2, ..BrakeRules::default() },
             clock,
         };
         let lists = Arc::<super::list::Lists>::default();
-        let router = routes(Api::new(views, lists.clone()));
-        Self { router, lists, ledger, clock, publisher, snapshots: shown, targets, output, _decided: decided }
+        let api = Api::new(views, lists.clone());
+        let router = routes(api.clone());
+        Self { router, lists, ledger, clock, publisher, snapshots: shown, targets, output, decided, api }
     }
 
     fn publish(&mut self) {
@@ -294,4 +297,42 @@ async fn errors_are_problems() {
     assert!(headers["allow"].to_str().unwrap().contains("GET"));
     assert_eq!(json(&body)["title"], "Method Not Allowed");
     assert_eq!(stage.get("/api/v1/plan").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_exemption_that_would_open_many_tenants_has_to_say_how_many() {
+    let stage = Stage::new();
+    let block = |namespace: &str| {
+        Arc::new(Block {
+            app: App::new(namespace, "app", "web"),
+            since: Timestamp::UNIX_EPOCH,
+            grounds: Vec::new(),
+            left: vec![Key::new(namespace, "web-0", "xmrig")],
+            exposure: Arc::default(),
+            reason: "".into(),
+        })
+    };
+    let mut plan = Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
+    plan.blocks = ["ns-a", "ns-b", "ns-c"].map(block).into();
+    stage.decided.send_replace(Arc::new(Decided::nothing(plan)));
+    let check = |spec: Value| stage.api.check_opening(&serde_json::from_value(spec).unwrap());
+    let all = json!({"regex": "."});
+    let response = check(json!({"namespace": all, "reason": "x"})).unwrap_err();
+    let response = axum::response::IntoResponse::into_response(response);
+    assert_eq!(response.status(), StatusCode::CONFLICT);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let problem: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(problem["tenants"], 3);
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("to 3 tenants at once, more than 2") && detail.contains("--confirm 3"),
+        "{detail}"
+    );
+    assert!(check(json!({"namespace": all, "reason": "x", "confirm": 2})).is_err());
+    assert!(check(json!({"namespace": all, "reason": "x", "confirm": 3})).is_ok());
+    assert!(
+        check(json!({"namespace": {"regex": "[ab]"}, "reason": "x"})).is_ok(),
+        "so many may go by themselves"
+    );
+    assert!(check(json!({"process": {"exact": "zmap"}, "reason": "x"})).is_ok(), "it opens nothing");
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
+use procscan_core::policy::is_too_far;
 
 /// The kinds of decisions, as the API has them.
 const DECISIONS: [&str; 11] = [
@@ -195,18 +196,21 @@ pub(crate) struct Exempt {
     /// How long it counts: so long (30d), or up to a time; for ever if not given.
     #[arg(long, value_name = "WHEN", value_parser = when)]
     pub(crate) until: Option<When>,
+    /// How many tenants with blocked Apps it may open; needed where that is more than `brake.max_releases`.
+    #[arg(long, value_name = "N")]
+    pub(crate) confirm: Option<u32>,
     /// A name for it; made up if not given.
     #[arg(long, value_name = "NAME")]
     pub(crate) id: Option<String>,
     /// List those that were declared at run time; those of the configuration are not among them.
-    #[arg(long, conflicts_with_all = ["reason", "namespace", "app", "process", "rule", "until", "id", "remove"])]
+    #[arg(long, conflicts_with_all = ["reason", "namespace", "app", "process", "rule", "until", "confirm", "id", "remove"])]
     pub(crate) list: bool,
     /// Take one back.
     #[arg(
         long,
         value_name = "NAME",
         value_parser = NonEmptyStringValueParser::new(),
-        conflicts_with_all = ["reason", "namespace", "app", "process", "rule", "until", "id"],
+        conflicts_with_all = ["reason", "namespace", "app", "process", "rule", "until", "confirm", "id"],
     )]
     pub(crate) remove: Option<String>,
     /// How the list is printed.
@@ -259,10 +263,16 @@ impl When {
         self.time(|span| now.checked_sub(span))
     }
 
-    /// The time, if spans go on from `now`. Only a time to come is one.
+    /// The time, if spans go on from `now`. Only a time to come is one, and none that is further ahead than anybody means.
     pub(crate) fn after(self, now: Timestamp) -> Result<Timestamp, String> {
         let time = self.time(|span| now.checked_add(span))?;
-        if time > now { Ok(time) } else { Err(format!("{time} is over; allowed is a time to come")) }
+        if time <= now {
+            return Err(format!("{time} is over; allowed is a time to come"));
+        }
+        if is_too_far(time, now) {
+            return Err(format!("{time} is more than ten years ahead; allowed is up to ten years"));
+        }
+        Ok(time)
     }
 
     fn time(
@@ -330,6 +340,9 @@ mod tests {
         let over = moment.after(now).unwrap_err();
         assert_eq!(over, "2026-01-02T04:00:00Z is over; allowed is a time to come");
         assert_eq!(when("2027-01-01T00:00:00Z").unwrap().after(now), Ok(at("2027-01-01T00:00:00Z")));
+        let far = when("1000y").unwrap().after(now).unwrap_err();
+        assert!(far.ends_with("is more than ten years ahead; allowed is up to ten years"), "{far}");
+        assert!(when("10y").unwrap().after(now).is_ok());
         assert_eq!(when("9000000y").unwrap().after(now).unwrap_err(), "9000000years is too far away");
         for bad in ["", "0", "0s", "24", "soon", "-1h", "2026-01-02", "2026-01-02T10:30:00"] {
             let error = when(bad).expect_err(bad);

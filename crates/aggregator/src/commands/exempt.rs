@@ -64,6 +64,7 @@ fn declared(args: &args::Exempt) -> Result<Declared, CommandError> {
         rule: part(&args.rule),
         reason: args.reason.clone().unwrap_or_default(),
         until: until(args.until)?,
+        confirm: args.confirm,
         by: None,
     };
     let parts = [

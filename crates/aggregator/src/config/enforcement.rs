@@ -42,6 +42,12 @@ pub struct ExemptionConfig {
     reason: String,
     #[serde(default, deserialize_with = "values::time")]
     until: Option<Timestamp>,
+    confirm: Option<usize>,
+}
+
+/// Where an exemption is in the configuration.
+fn place(index: usize) -> String {
+    format!("enforcement.exemptions[{index}]")
 }
 
 /// A text, or `{regex: …}`.
@@ -62,15 +68,18 @@ impl Match {
 }
 
 impl ExemptionConfig {
-    pub(super) fn rule(&self) -> policy::Exemption {
+    /// As the policy's rule; `index` is its place in the list.
+    pub(super) fn rule(&self, index: usize) -> policy::Exemption {
         let part = |part: &Option<Match>| part.as_ref().map(Match::pattern);
         policy::Exemption {
+            place: place(index),
             namespace: part(&self.namespace),
             app: part(&self.app),
             process: part(&self.process),
             rule: part(&self.rule),
             reason: self.reason.clone(),
             until: self.until,
+            confirm: self.confirm,
         }
     }
 }
@@ -127,7 +136,7 @@ impl Enforcement {
             );
         }
         for (index, exemption) in self.exemptions.iter().enumerate() {
-            let path = format!("enforcement.exemptions[{index}]");
+            let path = place(index);
             let parts = [&exemption.namespace, &exemption.app, &exemption.process, &exemption.rule];
             if parts.iter().all(|part| part.is_none()) {
                 let allowed = "at least one of namespace, app, process, rule: it would cover nothing";
@@ -135,6 +144,11 @@ impl Enforcement {
             }
             if exemption.reason.trim().is_empty() {
                 problems.refuse(&path, "an empty reason", "a reason that the next person understands");
+            }
+            if let Some(until) = exemption.until.filter(|until| policy::is_too_far(*until, Timestamp::now()))
+            {
+                let allowed = "a time at most ten years ahead, or none for ever";
+                problems.refuse(&format!("{path}.until"), until, allowed);
             }
         }
     }

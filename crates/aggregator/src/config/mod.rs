@@ -269,7 +269,10 @@ impl Config {
             grace: self.enforcement.grace,
             brake: self.brake.rules(),
             unread_exemptions: Vec::new(),
-            exemptions: self.enforcement.exemptions.iter().map(enforcement::ExemptionConfig::rule).collect(),
+            exemptions: {
+                let exemptions = self.enforcement.exemptions.iter().enumerate();
+                exemptions.map(|(index, exemption)| exemption.rule(index)).collect()
+            },
             same_incident: self.detection.same_incident,
             max_age: self.detection.max_age,
             unreachable_limit: self.detection.unreachable_limit,

@@ -349,3 +349,22 @@ fn so_many_tenants_are_told_per_round_as_half_of_its_requests_allow_unless_it_is
     assert_eq!(told("notification: {max_per_round: 7}\n"), 7);
     refused("notification: {max_per_round: 0}\n", "notification.max_per_round", "1 or more");
 }
+
+#[test]
+fn exemptions_say_how_many_tenants_they_may_open_and_last_ten_years_at_most() {
+    let text =
+        "enforcement: {exemptions: [{app: x, reason: y}, {namespace: {regex: a}, reason: z, confirm: 30}]}\n";
+    let exemptions = parse(text).unwrap().policy().exemptions;
+    let said: Vec<_> = exemptions.iter().map(|it| (it.place.as_str(), it.confirm)).collect();
+    assert_eq!(said, [("enforcement.exemptions[0]", None), ("enforcement.exemptions[1]", Some(30))]);
+    refused(
+        "enforcement: {exemptions: [{app: x, reason: y, until: \"2999-01-01T00:00:00Z\"}]}\n",
+        "enforcement.exemptions[0].until: 2999-01-01T00:00:00Z",
+        "ten years ahead",
+    );
+    refused(
+        "enforcement: {exemptions: [{app: x, reason: y, confirm: all}]}\n",
+        "enforcement.exemptions[0].confirm: \"all\"",
+        "whole number",
+    );
+}

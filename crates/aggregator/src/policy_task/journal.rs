@@ -48,6 +48,9 @@ fn log(decision: &Decision) {
 pub(super) fn raise(alert: &Alert) {
     match alert {
         Alert::Brake { message, .. } => tracing::error!(alert = "brake", detail = message, "a brake holds"),
+        Alert::Exemption { message } => {
+            tracing::error!(alert = "exemption", detail = message, "an exemption is withheld");
+        }
         Alert::Clock { message } => {
             tracing::error!(alert = "clock", detail = message, "the clocks disagree about a date");
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
@@ -104,7 +105,8 @@ impl Desk {
 
     /// Declares an exemption.
     pub async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {
-        exemption.rule().map_err(|error| DeskError::Invalid(error.to_string()))?;
+        let checked = exemption.rule().and_then(|_| exemption.check_until(Timestamp::now()));
+        checked.map_err(|error| DeskError::Invalid(error.to_string()))?;
         match self {
             Self::Cluster(objects) => objects.exempt(name, exemption).await,
             Self::File(store) => store.exempt(name, exemption).await,

@@ -302,6 +302,7 @@ impl Kept {
                 Ok(mut rule) => {
                     // Whose word it is belongs to what follows from it.
                     let by = exemption.by.as_deref().filter(|by| !by.trim().is_empty()).unwrap_or("somebody");
+                    rule.place = format!("Exemption {name}");
                     rule.reason = format!("{} (Exemption {name}, by {})", rule.reason, by.escape_debug());
                     rules.push(rule);
                 }

@@ -72,6 +72,12 @@ fn errors_list_no_more_incidents_than_can_be_read() {
     assert!(error.contains("i-9 ") && !error.contains("i-10") && error.ends_with(", and 2 more"), "{error}");
 }
 
+/// A date that is far away, and not too far.
+fn far_date() -> String {
+    let date = Timestamp::from_second(Timestamp::now().as_second() + 9 * 365 * 86_400).unwrap();
+    date.to_string()
+}
+
 #[test]
 fn an_incident_is_released_for_some_time() {
     let api = Api::only(200, incident("i-1", ("app", "web"), "Watched"));
@@ -86,8 +92,11 @@ fn an_incident_is_released_for_some_time() {
     assert!((days..=days + 5).contains(&(until.as_second() - before)), "{until}");
     assert_eq!(until.subsec_nanosecond(), 0);
 
-    api.run(&["release", "i-1", "--until", "2999-01-01T00:00:00Z"]).done();
-    assert_eq!(api.asked().json(), json!({"until": "2999-01-01T00:00:00Z"}));
+    let date = far_date();
+    api.run(&["release", "i-1", "--until", &date]).done();
+    assert_eq!(api.asked().json(), json!({"until": date}));
+    let far = api.run(&["release", "i-1", "--until", "1000y"]).refused(2);
+    assert!(far.ends_with("is more than ten years ahead; allowed is up to ten years"), "{far}");
     let over = api.run(&["release", "i-1", "--until", "2020-01-01T00:00:00Z"]).refused(2);
     assert_eq!(over, "--until: 2020-01-01T00:00:00Z is over; allowed is a time to come");
     assert!(api.was_left_alone());
@@ -105,9 +114,10 @@ fn what_is_kept_but_not_done_yet_is_no_failure() {
 
 #[test]
 fn exemptions_match_texts_and_patterns() {
+    let until = far_date();
     let spec = json!({
         "namespace": {"exact": "ns-a"}, "app": {"regex": "^web"}, "process": {"exact": "/bin/x"},
-        "rule": {"exact": "/"}, "reason": "a course", "until": "2999-01-01T00:00:00Z", "by": "alice",
+        "rule": {"exact": "/"}, "reason": "a course", "until": until, "by": "alice", "confirm": 25,
     });
     let api = Api::only(201, json!({"name": "course", "exemption": spec}));
     let out = api
@@ -124,14 +134,16 @@ fn exemptions_match_texts_and_patterns() {
             "--reason",
             "a course",
             "--until",
-            "2999-01-01T00:00:00Z",
+            &until,
+            "--confirm",
+            "25",
             "--id",
             "course",
         ])
         .done();
     assert_eq!(
         out,
-        "course: exempt is namespace=ns-a app=/^web/ process=/bin/x rule=/, until 2999-01-01T00:00:00Z\n"
+        format!("course: exempt is namespace=ns-a app=/^web/ process=/bin/x rule=/, until {until}\n")
     );
     let asked = api.asked();
     assert_eq!(asked.what, "POST /api/v1/exemptions");
@@ -156,6 +168,7 @@ fn exemptions_that_make_no_sense_are_bad_usage() {
         (&["--namespace", "/^ns-", "--reason", "x"], "namespace: `/^ns-` is no namespace's name"),
         (&["--app", "web", "--reason", "x", "--id", "A b"], "--id A b: allowed are small letters"),
         (&["--app", "web", "--reason", "x", "--until", "2020-01-01T00:00:00Z"], "--until: 2020-01-01"),
+        (&["--app", "web", "--reason", "x", "--until", "9999-01-01T00:00:00Z"], "--until: 9999-01-01"),
     ] {
         let args: Vec<_> = ["exempt"].iter().chain(args).copied().collect();
         let error = api.run(&args).refused(2);

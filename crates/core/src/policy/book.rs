@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::aside::Aside;
 use super::dates::Dates;
 use super::decision::{Actor, Decision, DecisionKind};
+use super::exemption::{Admissions, is_too_far};
 use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
 use super::keep::Effective;
 use super::leader_clock::LeaderClock;
@@ -28,6 +29,7 @@ pub struct Book {
     pub(super) window: Window,
     pub(super) clock: LeaderClock,
     pub(super) dates: Dates,
+    pub(super) admissions: Admissions,
     /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
     pub(super) effective: BTreeMap<App, Effective>,
     /// The Apps of which what is kept can't be read.
@@ -107,6 +109,9 @@ pub enum ActError {
     /// The release would be over before it began.
     #[error("the release is refused: its `until`, {0}, is over already")]
     Over(Timestamp),
+    /// The release would last longer than anybody means.
+    #[error("until: {0} is more than ten years ahead; allowed is up to ten years")]
+    TooFar(Timestamp),
 }
 
 /// How many ended incidents are remembered at most, and how many of one namespace: a tenant can make any number of Apps.
@@ -361,6 +366,9 @@ impl Book {
     }
 
     fn release(&mut self, app: &App, until: Timestamp, actor: &str, now: Moment) -> Result<String, ActError> {
+        if is_too_far(until, now.wall()) {
+            return Err(ActError::TooFar(until));
+        }
         let incident = self.open(app)?;
         if until <= now.wall() {
             return Err(ActError::Over(until));

@@ -120,6 +120,11 @@ pub enum Alert {
         /// What it holds and what to do, for people.
         message: String,
     },
+    /// An exemption is withheld, because it would open too many tenants at once.
+    Exemption {
+        /// Which, how many, and what to do, for people.
+        message: String,
+    },
     /// The wall clock and the time that has been measured disagree about a date.
     Clock {
         /// What follows, for people.

@@ -115,6 +115,7 @@ impl Book {
         self.note_dates(&mut pass);
         let unverified = self.hear(&mut pass);
         self.clear_grounds(&pass);
+        self.admit(&mut pass);
 
         let mut blocks: Vec<(Moment, App)> = Vec::new();
         let mut releases: Vec<(App, Option<String>, Basis)> = Vec::new();
@@ -516,6 +517,10 @@ impl Book {
 }
 
 impl Pass<'_> {
+    pub(super) fn alert(&mut self, alert: Alert) {
+        self.alerts.push(alert);
+    }
+
     /// Whether an exemption that can't be read may cover accusations of `app`.
     fn may_exempt(&self, app: &App) -> bool {
         let is_over = |until| self.dates.force(until, self.now) == Force::Over;

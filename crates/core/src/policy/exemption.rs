@@ -1,14 +1,33 @@
 //! What operators have declared not to be enforced.
 
-use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
 use regex::Regex;
 
-use crate::names::App;
+use super::BrakeRules;
+use super::book::Book;
+use super::dates::Force;
+use super::decision::Alert;
+use super::evaluate::Pass;
+use super::incident::Standing;
+use crate::names::{App, Text};
+use crate::plan::{Block, Plan};
 use crate::report::Record;
+
+/// How far ahead an `until` may be: ten years.
+const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(24 * 3653);
+
+/// Whether `until` is more than ten years after `now`: nobody means that.
+pub fn is_too_far(until: Timestamp, now: Timestamp) -> bool {
+    until.duration_since(now) > MAX_AHEAD
+}
 
 /// Accusations that are shown but not enforced. All given parts must match.
 #[derive(Clone, Debug)]
 pub struct Exemption {
+    /// Where it is declared, for people: `Exemption NAME`, or its place in the configuration.
+    pub place: String,
     /// The tenant's namespace.
     pub namespace: Option<Pattern>,
     /// The App's name.
@@ -21,12 +40,18 @@ pub struct Exemption {
     pub reason: String,
     /// Until when, by our own wall clock; forever if absent.
     pub until: Option<Timestamp>,
+    /// How many tenants with blocked Apps it may open, where that is more than `brake.max_releases`.
+    pub confirm: Option<usize>,
 }
 
 impl Exemption {
+    fn parts(&self) -> [Option<&Pattern>; 4] {
+        [&self.namespace, &self.app, &self.process, &self.rule].map(Option::as_ref)
+    }
+
     /// Whether no part is given, so that it covers nothing.
     pub fn is_empty(&self) -> bool {
-        [&self.namespace, &self.app, &self.process, &self.rule].iter().all(|part| part.is_none())
+        self.parts().iter().all(Option::is_none)
     }
 
     /// Whether it may cover accusations of `app`, as far as its parts for the namespace and the App say, and as long as it is in force.
@@ -38,16 +63,113 @@ impl Exemption {
 
     /// Whether it covers `record` as an accusation of `app`, as long as it is in force. One that names nothing covers nothing.
     pub fn covers(&self, app: &App, record: &Record) -> bool {
-        let parts = [
-            (&self.namespace, &app.namespace),
-            (&self.app, &app.name),
-            (&self.process, &record.key.process),
-            (&self.rule, record.rule()),
-        ];
+        self.covers_accusation(app, &record.key.process, record.rule())
+    }
+
+    fn covers_accusation(&self, app: &App, process: &str, rule: &str) -> bool {
+        let texts = [&*app.namespace, &*app.name, process, rule];
         !self.is_empty()
-            && parts
-                .iter()
-                .all(|(pattern, text)| pattern.as_ref().is_none_or(|pattern| pattern.matches(text)))
+            && self.parts().iter().zip(texts).all(|(part, text)| part.is_none_or(|part| part.matches(text)))
+    }
+
+    /// How many tenants would be opened by it of whom `plan` blocks an App.
+    pub fn opens(&self, plan: &Plan) -> usize {
+        let is_opened = |block: &&Block| {
+            let of_grounds = block.grounds.iter().map(|ground| (&ground.key.process, &ground.rule));
+            let left = block.left.iter().map(|key| (&key.process, &key.process));
+            of_grounds.chain(left).all(|(process, rule)| self.covers_accusation(&block.app, process, rule))
+        };
+        let opened = plan.blocks.iter().map(|block| &**block).filter(is_opened);
+        opened.map(|block| &block.app.namespace).collect::<BTreeSet<&Text>>().len()
+    }
+
+    /// How many tenants it may open.
+    pub fn may_open(&self, rules: &BrakeRules) -> usize {
+        // One is what a release by hand opens, too.
+        rules.max_releases.max(1).max(self.confirm.unwrap_or(0))
+    }
+
+    /// All that it says: what says something else is another exemption.
+    fn identity(&self) -> String {
+        let Self { place, until, confirm, .. } = self;
+        let parts = self.parts().map(|part| part.map(Pattern::text));
+        format!("{place} {parts:?} {until:?} {confirm:?}")
+    }
+}
+
+/// Which exemptions may open what is blocked.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Admissions {
+    /// By what each says: whether it has been let into force, or would open too much at once.
+    known: BTreeMap<String, bool>,
+}
+
+impl Book {
+    /// Withholds exemptions that would open more tenants than may be opened without a person's confirmation. What is withheld has no
+    /// effect until it says something else: not because the number falls by itself.
+    pub(super) fn admit(&mut self, pass: &mut Pass<'_>) {
+        let mut before = std::mem::take(&mut self.admissions.known);
+        let mut unknown = Vec::new();
+        for (index, (exemption, force)) in pass.policy.exemptions.iter().zip(&mut pass.exemptions).enumerate()
+        {
+            let identity = exemption.identity();
+            match before.remove(&identity) {
+                Some(is_admitted) => {
+                    if !is_admitted {
+                        *force = Force::Over;
+                    }
+                    self.admissions.known.insert(identity, is_admitted);
+                }
+                // One that is over or in doubt opens nothing.
+                None if *force == Force::Full => {
+                    *force = Force::Over;
+                    unknown.push((index, identity));
+                }
+                None => {}
+            }
+        }
+        if unknown.is_empty() {
+            return;
+        }
+        let mut open = self.excused(pass, |_| true);
+        for (index, identity) in unknown {
+            let (Some(exemption), Some(force)) =
+                (pass.policy.exemptions.get(index), pass.exemptions.get_mut(index))
+            else {
+                continue;
+            };
+            *force = Force::Full;
+            let now_open = self.excused(pass, |app| !open.contains(app) && exemption.may_cover(app));
+            let tenants = now_open.iter().map(|app| &app.namespace).collect::<BTreeSet<&Text>>().len();
+            let is_admitted = tenants <= exemption.may_open(&pass.policy.brake);
+            if is_admitted {
+                open.extend(now_open);
+            } else {
+                if let Some(force) = pass.exemptions.get_mut(index) {
+                    *force = Force::Over;
+                }
+                let message = format!(
+                    "{} would open the gateway to {tenants} tenants at once, more than {} (brake.max_releases): it has no effect. Write \
+                     `confirm: {tenants}` into it if that is meant, or narrow it down",
+                    exemption.place,
+                    exemption.may_open(&pass.policy.brake)
+                );
+                pass.alert(Alert::Exemption { message });
+            }
+            self.admissions.known.insert(identity, is_admitted);
+        }
+    }
+
+    /// The blocked Apps among `those` of which everything is excused.
+    fn excused(&self, pass: &Pass<'_>, those: impl Fn(&App) -> bool) -> BTreeSet<App> {
+        let blocked = self
+            .incidents
+            .iter()
+            .filter(|(app, incident)| matches!(incident.standing, Standing::Blocked { .. }) && those(app));
+        let excused = blocked
+            .filter(|(app, incident)| incident.excuses(app, pass).iter().all(Option::is_some))
+            .map(|(app, _)| app.clone());
+        excused.collect()
     }
 }
 
@@ -66,6 +188,14 @@ impl Pattern {
         match self {
             Self::Exact(exact) => exact == text,
             Self::Regex(regex) => regex.is_match(text),
+        }
+    }
+
+    /// Whether it is a regular expression, and its text.
+    fn text(&self) -> (bool, &str) {
+        match self {
+            Self::Exact(exact) => (false, exact),
+            Self::Regex(regex) => (true, regex.as_str()),
         }
     }
 }

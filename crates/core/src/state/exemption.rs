@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::is_dns_label;
-use crate::policy::{self, Pattern};
+use crate::policy::{self, Pattern, is_too_far};
 
 /// Accusations that are shown but not enforced. All given parts must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -36,6 +36,9 @@ pub struct ExemptionSpec {
     /// Until when; for ever if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
+    /// How many tenants with blocked Apps it may open at once: needed where that is more than `brake.max_releases`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<u32>,
     /// Who declared it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
@@ -82,6 +85,9 @@ pub enum ExemptionError {
     /// Nobody would know why.
     #[error("reason: a reason that the next person understands")]
     NoReason,
+    /// It would last longer than anybody means.
+    #[error("until: {0} is more than ten years ahead; allowed is up to ten years, or none for ever")]
+    TooFar(Timestamp),
 }
 
 /// The most memory that one compiled pattern may take.
@@ -120,12 +126,14 @@ impl ExemptionSpec {
     pub fn rule(&self) -> Result<policy::Exemption, ExemptionError> {
         let part = |part: &Option<Match>, name| part.as_ref().map(|part| part.pattern(name)).transpose();
         let exemption = policy::Exemption {
+            place: String::new(),
             namespace: part(&self.namespace, "namespace")?,
             app: part(&self.app, "app")?,
             process: part(&self.process, "process")?,
             rule: part(&self.rule, "rule")?,
             reason: self.reason.clone(),
             until: self.until,
+            confirm: self.confirm.and_then(|tenants| usize::try_from(tenants).ok()),
         };
         if exemption.is_empty() {
             return Err(ExemptionError::Empty);
@@ -142,6 +150,16 @@ impl ExemptionSpec {
     }
 }
 
+impl ExemptionSpec {
+    /// Whether its `until` is no further ahead than anybody means. `declared` is when it was declared, by a clock that can be trusted.
+    pub fn check_until(&self, declared: Timestamp) -> Result<(), ExemptionError> {
+        match self.until {
+            Some(until) if is_too_far(until, declared) => Err(ExemptionError::TooFar(until)),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What can be read of an exemption that can't be read as a whole: a part that can't be read is left out. For
 /// [`policy::Policy::unread_exemptions`].
 pub fn readable(spec: &serde_json::Value) -> policy::Exemption {
@@ -153,12 +171,14 @@ pub fn readable(spec: &serde_json::Value) -> policy::Exemption {
         (!is_none).then_some(pattern)
     };
     policy::Exemption {
+        place: String::new(),
         namespace: part("namespace"),
         app: part("app"),
         process: None,
         rule: None,
         reason: String::new(),
         until: spec.get("until").and_then(|until| Timestamp::deserialize(until).ok()),
+        confirm: None,
     }
 }
 
@@ -178,6 +198,13 @@ mod tests {
         assert_eq!(spec(r#"{"app": {"regex": ""}, "reason": "x"}"#), Err(ExemptionError::Blank("app")));
         let namespace = Err(ExemptionError::Namespace("^ns-".to_owned()));
         assert_eq!(spec(r#"{"namespace": {"exact": "^ns-"}, "reason": "x"}"#), namespace);
+        let declared: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let until = |until: &str| {
+            let text = format!(r#"{{"app": {{"exact": "a"}}, "reason": "x", "until": "{until}"}}"#);
+            serde_json::from_str::<ExemptionSpec>(&text).unwrap().check_until(declared)
+        };
+        assert_eq!(until("2036-01-01T00:00:00Z"), Ok(()));
+        assert!(matches!(until("2036-01-03T00:00:00Z"), Err(ExemptionError::TooFar(_))));
         let error = spec(r#"{"process": {"regex": "("}, "reason": "x"}"#).unwrap_err().to_string();
         assert!(error.starts_with("process.regex: "), "{error}");
     }

@@ -2,7 +2,9 @@
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
 use procscan_core::names::Key;
-use procscan_core::policy::{Act, Book, DecisionKind, Inherited, Mode, Pattern, Policy};
+use procscan_core::policy::{
+    Act, ActError, Alert, Book, DecisionKind, Exemption, Inherited, Mode, Pattern, Policy,
+};
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {
     world.evaluate().decisions.iter().map(|decision| decision.kind).collect()
@@ -424,4 +426,100 @@ fn a_new_leader_changes_nothing_that_has_not_changed() {
     assert!(world.book.unsaved().is_empty());
     world.facts = facts;
     assert_eq!(world.evaluate().plan.blocks, before);
+}
+
+/// Twenty-five tenants are blocked.
+fn many_blocked() -> World {
+    let mut world = World::new(&["n1"]);
+    let brake = &mut world.policy.brake;
+    (brake.max_new_tenants, brake.max_tenants_per_node, brake.max_apps_per_node) = (100, 100, 200);
+    brake.max_tenants_per_rule = 100;
+    world.answer("n1", namespaces(25).iter().map(|namespace| record(namespace, 0)).collect());
+    assert_eq!(world.blocked().len(), 25);
+    world
+}
+
+fn all_tenants(confirm: Option<usize>) -> Exemption {
+    let any = Pattern::Regex(regex::Regex::new(".*").unwrap());
+    Exemption { confirm, ..exemption(|e| e.namespace = Some(any.clone()), None) }
+}
+
+#[test]
+fn an_exemption_that_would_open_many_tenants_has_no_effect_until_it_is_confirmed_with_their_number() {
+    let mut world = many_blocked();
+    assert_eq!(all_tenants(None).opens(&world.evaluate().plan), 25);
+    world.policy.exemptions = vec![all_tenants(None)];
+    let evaluation = world.evaluate();
+    assert_eq!(evaluation.plan.blocks.len(), 25);
+    let [Alert::Exemption { message }] = &evaluation.alerts[..] else { panic!("{:?}", evaluation.alerts) };
+    assert!(message.contains("Exemption a would open the gateway to 25 tenants"), "{message}");
+    assert!(message.contains("`confirm: 25`"), "{message}");
+    // Said once, and not for less: nor when there are fewer by themselves.
+    world.policy.exemptions = vec![all_tenants(Some(24))];
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 1));
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 0));
+    for namespace in &namespaces(20) {
+        world.facts.apps.entry(app(namespace)).or_default().gone = true;
+    }
+    assert_eq!(world.blocked().len(), 5);
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-new", now)]);
+    assert_eq!(world.blocked().len(), 6, "it covers nothing at all");
+    world.policy.exemptions = vec![all_tenants(Some(6))];
+    assert!(world.blocked().is_empty());
+
+    // With the number it counts at once, and few tenants need none.
+    let mut world = many_blocked();
+    world.policy.exemptions = vec![all_tenants(Some(25))];
+    assert!(world.blocked().is_empty());
+    let mut world = many_blocked();
+    let some = Pattern::Regex(regex::Regex::new("^ns-00|^ns-01").unwrap());
+    world.policy.exemptions = vec![exemption(|e| e.namespace = Some(some.clone()), None)];
+    assert_eq!(world.blocked().len(), 5);
+}
+
+#[test]
+fn what_two_exemptions_open_only_together_counts_for_the_second() {
+    let mut world = many_blocked();
+    world.wait(MINUTE);
+    let both = namespaces(25)
+        .into_iter()
+        .flat_map(|name| [record_of(&name, "web", "xmrig", 60), record_of(&name, "web", "zmap", 60)]);
+    world.answer("n1", both.collect());
+    let of = |process: &str| exemption(|e| e.process = Some(Pattern::Exact(process.into())), None);
+    world.policy.exemptions = vec![of("xmrig")];
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 0));
+    world.policy.exemptions.push(of("zmap"));
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 1));
+    // The first one goes on counting.
+    world.answer("n1", vec![record_of("ns-other", "web", "xmrig", 60)]);
+    assert_eq!(world.blocked().len(), 25);
+}
+
+#[test]
+fn one_tenant_may_be_opened_whatever_the_brake_on_releases_says() {
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_releases = 0;
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.policy.exemptions = vec![all_tenants(None)];
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn a_release_for_more_than_ten_years_is_refused() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 366 * 11);
+    let refused = world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now);
+    assert_eq!(refused, Err(ActError::TooFar(until)));
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let log = &world.book.documents()[0].status.decisions;
+    assert!(log.last().unwrap().reason.contains("more than ten years ahead"), "{log:?}");
 }

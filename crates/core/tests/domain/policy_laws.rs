@@ -147,6 +147,8 @@ impl Step {
                 world.facts.pods.retain(|pod, _| *pod.namespace != *namespace(*tenant));
             }
             Step::Exempt(tenant) => world.policy.exemptions.push(Exemption {
+                place: "Exemption a".into(),
+                confirm: None,
                 namespace: Some(Pattern::Exact(namespace(*tenant))),
                 app: None,
                 process: None,

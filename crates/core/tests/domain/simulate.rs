@@ -19,6 +19,8 @@ fn differing(world: &World, policy: &Policy) -> Vec<(String, bool, String)> {
 
 fn exempt(namespace: &str) -> Exemption {
     Exemption {
+        place: "Exemption a".into(),
+        confirm: None,
         namespace: Some(Pattern::Exact(namespace.into())),
         app: None,
         process: None,

@@ -116,8 +116,10 @@ pub(super) fn app_of(live: &DynamicObject) -> Option<App> {
 /// An exemption that is a rule; else why it is none.
 pub(super) fn exemption(live: &DynamicObject) -> Result<ExemptionSpec, UnreadExemption> {
     let spec = part(live, "spec").and_then(|spec: ExemptionSpec| {
-        let rule = spec.rule().map(drop).map_err(|error| format!("spec.{error}"));
-        rule.map(|()| spec)
+        // By the API server's clock, as ours may be wrong.
+        let declared = live.metadata.creation_timestamp.as_ref().map(|declared| declared.0);
+        let rule = spec.rule().and_then(|_| declared.map_or(Ok(()), |declared| spec.check_until(declared)));
+        rule.map_err(|error| format!("spec.{error}")).map(|()| spec)
     });
     let as_it_is = || live.data.get("spec").cloned().unwrap_or_default();
     spec.map_err(|error| UnreadExemption { error, spec: as_it_is() })

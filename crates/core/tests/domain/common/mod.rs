@@ -108,6 +108,8 @@ pub fn complete(records: Vec<Record>, date: i64) -> Outcome {
 
 pub fn exemption(set: impl Fn(&mut Exemption), until: Option<Timestamp>) -> Exemption {
     let mut exemption = Exemption {
+        place: "Exemption a".into(),
+        confirm: None,
         namespace: None,
         app: None,
         process: None,

@@ -1,6 +1,7 @@
 //! What the brakes hold, and for how long.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
+use procscan_core::ledger::Detection;
 use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Mode, Pattern};
 
 #[test]
@@ -448,6 +449,13 @@ fn an_approved_app_is_blocked_without_asking_the_brakes_or_waiting_for_the_grace
     world.policy.mode = Mode::Paused;
     let evaluation = world.evaluate();
     assert_eq!((evaluation.decisions, evaluation.plan.blocks.len()), (vec![], 0));
+    world.policy.mode = Mode::DryRun;
+    let evaluation = world.evaluate();
+    assert_eq!(
+        (evaluation.decisions, evaluation.plan.blocks.len()),
+        (vec![], 1),
+        "nothing has come of the pause"
+    );
     world.policy.mode = Mode::Enforce;
     world.policy.grace = std::time::Duration::from_secs(HOUR);
     let evaluation = world.evaluate();
@@ -499,4 +507,43 @@ fn a_tenants_mass_deletion_holds_no_other_tenants_release() {
     assert_eq!(world.blocked(), ["ns-d"]);
     world.rounds(40, |w| (0..4).for_each(|n| drop(w.answer(&format!("n{n}"), vec![]))));
     assert!(world.blocked().is_empty() && world.held().is_empty());
+}
+
+#[test]
+fn a_held_tenant_takes_no_place_anew_with_each_app_that_it_starts() {
+    let mut world = many_nodes(4);
+    world.policy.brake.max_new_tenants = 1;
+    by_rule(&mut world, 0..1, "web", "xmrig", "^xm");
+    by_rule(&mut world, 1..2, "a", "xmrig", "^xm");
+    world.wait(9 * MINUTE);
+    by_rule(&mut world, 1..2, "b", "xmrig", "^xm");
+    assert_eq!((world.blocked().len(), world.held().len()), (1, 2));
+    world.wait(2 * MINUTE);
+    by_rule(&mut world, 2..3, "web", "xmrig", "^xm");
+    assert_eq!((blocked_of(&mut world, "ns-002"), world.held().len()), (1, 2));
+}
+
+#[test]
+fn a_held_release_takes_no_place_anew_with_each_app_of_its_tenant() {
+    let rules = Detection { clear_after: std::time::Duration::from_mins(1), ..Detection::default() };
+    let mut world = World::with(&["n0", "n1", "n2", "n3"], rules);
+    world.policy.brake.max_releases = 1;
+    let accused = [("ns-a", "web"), ("ns-b", "one"), ("ns-b", "two"), ("ns-c", "web")];
+    // From which minute on nothing is found of each any more.
+    let clean = [1, 1, 3, 7];
+    for minute in 0..15 {
+        world.wait(MINUTE);
+        let now = world.clock();
+        for (n, (namespace, pod)) in accused.into_iter().enumerate() {
+            let found = (minute < clean[n]).then(|| record_of(namespace, pod, "xmrig", now));
+            world.answer(&format!("n{n}"), found.into_iter().collect());
+        }
+        world.ledger.round_done();
+        world.evaluate();
+    }
+    world.rounds(20, |w| {
+        (0..4).for_each(|n| drop(w.answer(&format!("n{n}"), vec![])));
+        w.evaluate();
+    });
+    assert_eq!(world.blocked(), ["ns-b", "ns-b"]);
 }

@@ -16,7 +16,7 @@ pub struct Notification {
     /// The namespace of the administrators' summary.
     pub summary_namespace: String,
     /// How many tenants are newly told per round. Without it: as many as half of the requests of a round can tell (see
-    /// [`Notification::per_round`]).
+    /// `per_round`).
     pub max_per_round: Option<usize>,
     /// Whom to ask, for `{contact}`.
     pub contact: String,

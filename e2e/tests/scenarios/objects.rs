@@ -228,7 +228,7 @@ spec: {policyName: refuse, validationActions: [Deny]}
     world.accuse(1, &[("ns-b", &b)]);
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
     world.until_told("ns-b", "there", |_| true).await?;
-    world.until_logged(&["objects can't be written", "ns-a", "not here"]).await?;
+    world.until_logged(&["messages can't be written", "ns-a", "not here"]).await?;
     // Drift is put right in every round, whatever else fails.
     world.merge(&world.wasm_plugins(), NAME, json!({"spec": {"matchRules": null}})).await?;
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;

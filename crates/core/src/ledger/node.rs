@@ -226,7 +226,7 @@ impl Node {
         hider.filter(|hider| ***hider != *key)
     }
 
-    /// Learns from the newest timestamp of an answer: the smallest of the last steps between different ones is the scan interval.
+    /// Learns from the newest timestamp of an answer: the middle one of the last steps between different ones is the scan interval.
     ///
     /// Steps between the records of one answer do not count: they belong to one scan, and would make the interval, and
     /// with it the caution of the clearing clock, too small.

@@ -1,0 +1,231 @@
+//! The book as documents and back: what is kept of each incident, and which incidents differ from what is kept.
+//!
+//! Kept is what a restart must not forget. Not kept is what is heard again within a round, or only counts while it lasts: which
+//! evidence is fresh at this moment, disputes, the readings of odometers. Moments are kept by the wall clock and get back a
+//! reading of the monotonic clock when they are read (see [`Moment::at_wall`]).
+
+mod read;
+mod write;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::book::Book;
+use super::dates::Dates;
+use super::incident::{ClearedGround, File, Ground, Incident, Standing, StickyRelease, Told};
+use super::leader_clock::LeaderClock;
+use crate::Moment;
+use crate::moment::{Span, WallTime};
+use crate::names::App;
+use crate::snapshot::Snapshot;
+use crate::state::incident as kept;
+
+pub(super) use self::read::record;
+pub use self::read::remembered;
+use self::read::{last_written, reading, restored};
+use self::write::document;
+
+/// How old the kept time of the last evidence may become. Agents bring fresh evidence with each scan: keeping each would mean a
+/// write per App and scan.
+const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
+
+/// What is in effect of an incident. Whatever is decided beyond it has no effect before it is kept.
+///
+/// What had been heard by then is not copied: each ground and tombstone says itself what is kept of it, and how many there were
+/// tells whether one is gone.
+#[derive(Clone, Debug)]
+pub(super) struct Effective {
+    file: Arc<File>,
+    cleared: Option<ClearedGround>,
+    delivered: Option<Moment>,
+    grounds: u32,
+    tombstones: u32,
+    /// If it was over, as it was: what is heard later may be taken back with its new beginning.
+    over: Option<Box<Incident>>,
+    /// It is known to be kept like this.
+    is_kept: bool,
+}
+
+impl Effective {
+    /// As it is, and not known to be kept.
+    pub(super) fn unkept(incident: &Incident) -> Self {
+        Self {
+            file: incident.share_file(),
+            cleared: incident.cleared,
+            delivered: incident.delivered,
+            grounds: count(incident.grounds.len()),
+            tombstones: count(incident.tombstones.len()),
+            over: matches!(incident.standing, Standing::Ended { .. }).then(|| Box::new(incident.clone())),
+            is_kept: false,
+        }
+    }
+
+    /// As it is, which has been kept.
+    fn kept(incident: &mut Incident) -> Self {
+        for (_, ground) in incident.grounds.iter_mut() {
+            ground.note_kept();
+        }
+        for (_, tombstone) in incident.tombstones.iter_mut() {
+            tombstone.is_kept = true;
+        }
+        Self { is_kept: true, ..Self::unkept(incident) }
+    }
+}
+
+/// By how much the kept scan interval of an agent may be too short. Most agents scan more often: theirs is kept when something
+/// else is.
+const INTERVAL_SLACK: Duration = Duration::from_mins(1);
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+impl Book {
+    /// The book as it was kept. Whatever it says is as certain as it was then, but nothing of it is fresh: clearing clocks begin
+    /// anew. `snapshot` has the readings of the nodes' odometers.
+    pub fn restore(documents: &[kept::Incident], snapshot: &Snapshot, now: Moment) -> Self {
+        let newest = documents.iter().filter_map(|document| reading(&document.status)).max();
+        let clock = LeaderClock::restored(newest.map(WallTime::from), now);
+        let before = documents.iter().map(|document| last_written(&document.status)).max();
+        let mut book = Self { clock, dates: Dates::restored(before, now), ..Self::default() };
+        for document in documents {
+            let app = App::from(&document.spec.app);
+            let mut incident = restored(&app, &document.status, snapshot, &clock, now);
+            book.window.restore(&app, incident.due.as_ref(), incident.release_due.as_deref().copied());
+            // An App's earlier incidents are history.
+            if book.incidents.get(&app).is_some_and(|known| known.opened.wall() >= incident.opened.wall()) {
+                continue;
+            }
+            book.effective.insert(app.clone(), Effective::kept(&mut incident));
+            book.incidents.insert(app, incident);
+        }
+        book
+    }
+
+    /// The Apps whose incidents differ from what is kept of them, those that are or were blocked first: others wait for their writes.
+    pub fn unsaved(&self) -> Vec<App> {
+        let differs = |(app, incident): &(&App, &Incident)| {
+            let effective = self.effective.get(*app);
+            effective.is_none_or(|before| !is_kept_by(incident, before))
+        };
+        let mut unsaved: Vec<(&App, &Incident)> = self.incidents.iter().filter(differs).collect();
+        let is_urgent = |app: &App, incident: &Incident| {
+            let is_blocked = |file: &File| matches!(file.standing, Standing::Blocked { .. });
+            is_blocked(incident) || self.effective.get(app).is_some_and(|before| is_blocked(&before.file))
+        };
+        unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
+        unsaved.into_iter().map(|(app, _)| app.clone()).collect()
+    }
+
+    /// The incident of `app` as it is to be kept.
+    pub fn document(&self, app: &App) -> Option<kept::Incident> {
+        self.incidents.get(app).map(|incident| document(app, incident, &self.clock))
+    }
+
+    /// What [`Book::document`] gave of those has been kept. Nothing may have changed in between.
+    pub fn saved<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
+        for app in apps {
+            if let Some(incident) = self.incidents.get_mut(app) {
+                self.effective.insert(app.clone(), Effective::kept(incident));
+            }
+        }
+        self.effective.retain(|app, _| self.incidents.contains_key(app));
+    }
+
+    /// What [`Book::document`] gave of those could not be kept. What has been decided about them is taken back: it has had no effect,
+    /// and is decided anew on the evidence of a later moment. What has been heard stays.
+    pub fn take_back<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
+        for app in apps {
+            let Some(now) = self.incidents.get_mut(app) else { continue };
+            match self.effective.get(app) {
+                Some(Effective { file, over, delivered, .. }) if file.opened == now.opened => match over {
+                    Some(over) => now.clone_from(over),
+                    None => now.refile(file.clone(), *delivered),
+                },
+                // The incident before this one is over, but what operators have released stays released.
+                known => {
+                    let mut anew = File::new(now.opened);
+                    anew.releases = known.map(|known| known.file.releases.clone()).unwrap_or_default();
+                    now.refile(Arc::new(anew), None);
+                }
+            }
+            // It may have been written all the same, by a request that was never answered: to be written again in any case.
+            self.effective.insert(app.clone(), Effective::unkept(now));
+        }
+    }
+
+    /// Those incidents are not kept any more, by their names: they have to be written again.
+    pub fn forget_saved(&mut self, is_gone: impl Fn(&str) -> bool) {
+        for (app, effective) in &mut self.effective {
+            effective.is_kept &= !is_gone(&effective.file.name(app));
+        }
+    }
+
+    /// Every incident as it would be kept.
+    pub fn documents(&self) -> Vec<kept::Incident> {
+        self.incidents.iter().map(|(app, incident)| document(app, incident, &self.clock)).collect()
+    }
+}
+
+/// Whether `saved` is kept, and as good as `now` for whoever reads it after a restart.
+fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
+    let is_same_ground = |ground: &Ground| {
+        ground.kept.is_some_and(|kept| {
+            kept.gone == ground.gone
+                && ground.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) < EVIDENCE_REFRESH
+                && ground.scan_interval.unwrap_or(Span::ZERO).saturating_sub(kept.scan_interval)
+                    <= INTERVAL_SLACK
+        })
+    };
+    saved.is_kept
+        && count(now.grounds.len()) == saved.grounds
+        && now.grounds.values().all(is_same_ground)
+        && count(now.tombstones.len()) == saved.tombstones
+        && now.tombstones.values().all(|tombstone| tombstone.is_kept)
+        && now.cleared == saved.cleared
+        && now.delivered == saved.delivered
+        && (now.has_file(&saved.file) || is_file_kept_by(now, &saved.file))
+}
+
+/// Names every field, so that a new one has to be thought of here.
+fn is_file_kept_by(now: &File, saved: &File) -> bool {
+    let File {
+        opened,
+        standing,
+        processes,
+        held,
+        reason,
+        inherited,
+        release_held,
+        approved,
+        told,
+        exposure,
+        exempted,
+        due,
+        release_due,
+        releases,
+        // Counted by `decided`.
+        decisions: _,
+        // Never changes.
+        foreign: _,
+        decided,
+        observed,
+    } = now;
+    let told_of = |told: &Option<Told>| told.map(|told| (told.at, told.what));
+    opened == &saved.opened
+        && standing == &saved.standing
+        && decided == &saved.decided
+        && observed == &saved.observed
+        && processes == &saved.processes
+        && held == &saved.held
+        && reason == &saved.reason
+        && inherited == &saved.inherited
+        && release_held == &saved.release_held
+        && approved == &saved.approved
+        && told_of(told) == told_of(&saved.told)
+        && exposure == &saved.exposure
+        && exempted == &saved.exempted
+        && due == &saved.due
+        && release_due == &saved.release_due
+        && releases.iter().map(StickyRelease::words).eq(saved.releases.iter().map(StickyRelease::words))
+}

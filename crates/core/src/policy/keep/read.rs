@@ -1,0 +1,256 @@
+//! From documents back to the book: what a restart, or another leader, knows of an incident.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::count;
+use crate::Moment;
+use crate::ledger::{Reading, Remembered};
+use crate::moment::Span;
+use crate::names::{App, Key, NodeName, Text};
+use crate::plan::{Exposure, OtherApps};
+use crate::policy::brake::Brake;
+use crate::policy::decision::{Actor, Decision};
+use crate::policy::incident::{
+    ClearedGround, EvidenceId, Ground, Incident, Standing, StickyRelease, Telling, Told, Tombstone,
+};
+use crate::policy::leader_clock::LeaderClock;
+use crate::policy::window::{Due, ReleaseDue};
+use crate::report::{Claim, Record};
+use crate::snapshot::Snapshot;
+use crate::state::incident::{self as kept, BrakeKind, ClearedBy, IncidentState, IncidentStatus};
+
+/// The evidence in documents, for the ledger.
+pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
+    let mut all: BTreeMap<EvidenceId, Remembered> = BTreeMap::new();
+    for document in documents {
+        let namespace = &document.spec.app.namespace;
+        for evidence in &document.status.evidence {
+            let record = record(namespace, evidence);
+            let id = (record.key.clone(), NodeName(evidence.node.clone()));
+            // Of one violation in two incidents, the later word counts.
+            if all.get(&id).is_some_and(|known| known.fresh_at > evidence.fresh_at) {
+                continue;
+            }
+            let remembered = Remembered {
+                key: id.0.clone(),
+                node: id.1.clone(),
+                record,
+                first_seen: evidence.first_seen,
+                fresh_at: evidence.fresh_at,
+                observations: evidence.observations,
+                cleared: evidence.cleared.as_ref().map(|cleared| (cleared.at, cleared.by.into())),
+                scan_interval: evidence.scan_interval.map(Duration::from_secs),
+            };
+            all.insert(id, remembered);
+        }
+    }
+    all.into_values().collect()
+}
+
+fn brake_of(brake: BrakeKind, of: Option<&Text>) -> Brake {
+    match (brake, of) {
+        (BrakeKind::Node, Some(node)) => Brake::Node(NodeName(node.clone())),
+        (BrakeKind::Rule, Some(rule)) => Brake::Rule(rule.clone()),
+        (BrakeKind::NewApps, Some(namespace)) => Brake::Tenant(namespace.clone()),
+        (BrakeKind::SharedService, Some(service)) => Brake::SharedService(service.clone()),
+        // Whatever holds, holds.
+        _ => Brake::NewTenants,
+    }
+}
+
+fn cleared_ground(by: ClearedBy) -> ClearedGround {
+    match by {
+        ClearedBy::AppGone => ClearedGround::AppGone,
+        by => ClearedGround::By(by.into()),
+    }
+}
+
+/// A record as it was kept: without a command line.
+pub(in crate::policy) fn record(namespace: &Text, evidence: &kept::Evidence) -> Record {
+    Record {
+        key: Key::new(namespace.clone(), evidence.pod.clone(), evidence.process.clone()),
+        claim: Arc::new(Claim {
+            cmdline: Text::from(""),
+            regex: evidence.regex.clone(),
+            status: Text::from("active"),
+            kind: evidence.kind.clone(),
+            name: evidence.name.clone(),
+        }),
+        timestamp: evidence.timestamp.clone(),
+        // It was valid when it was taken in; if somebody has spoilt it since, it equals no other.
+        detected_at: evidence.timestamp.parse().unwrap_or(Timestamp::MIN),
+    }
+}
+
+/// What the leader clock read when this was written, as far as that is known. The version before had none: its wall clock stands
+/// for it.
+pub(super) fn reading(status: &IncidentStatus) -> Option<Timestamp> {
+    let counted = [status.due.as_ref().map(|due| due.at), status.release_due.map(|due| due.at)];
+    counted.into_iter().flatten().chain(status.clock.or(status.since)).max()
+}
+
+/// The latest time by the wall clock of whoever wrote this that is in it.
+pub(super) fn last_written(status: &IncidentStatus) -> Timestamp {
+    let told = status.told.and_then(|told| told.delivered.or(Some(told.at)));
+    let decided = status.decisions.iter().map(|decision| decision.at);
+    let heard = status.evidence.iter().map(|evidence| evidence.fresh_at);
+    let known = status.since.into_iter().chain(status.written).chain(told).chain(decided).chain(heard);
+    known.fold(status.opened, Timestamp::max)
+}
+
+/// When the grace ends: how much of it is over is known by the leader clock. Where that is not known it begins anew.
+fn grace_end(status: &IncidentStatus, clock: &LeaderClock, now: Moment) -> Moment {
+    let until = status.until.unwrap_or(now.wall());
+    if let Some(ends) = status.grace_ends {
+        return clock.moment(ends.into(), until);
+    }
+    let begun = status.told.map_or(status.opened, |told| told.at);
+    let grace = until.duration_since(begun);
+    let grace = if grace.is_negative() { Duration::ZERO } else { grace.unsigned_abs() };
+    Moment::new(now.uptime().saturating_add(grace), until)
+}
+
+pub(super) fn restored(
+    app: &App,
+    status: &IncidentStatus,
+    snapshot: &Snapshot,
+    clock: &LeaderClock,
+    now: Moment,
+) -> Incident {
+    let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
+    let mut incident = Incident::new(now.at_wall(status.opened));
+    let file = incident.file();
+    let since = past(status.since.unwrap_or(status.opened));
+    file.standing = match status.state {
+        IncidentState::Watched => Standing::Watched,
+        IncidentState::Grace => Standing::Grace { until: grace_end(status, clock, now) },
+        IncidentState::Held => Standing::Held,
+        IncidentState::Blocked | IncidentState::ReleaseHeld => Standing::Blocked { since, dry_run: false },
+        // It was written when it ended, or later.
+        IncidentState::Ended => {
+            Standing::Ended { at: reading(status).map_or(now, |at| clock.moment(at.into(), since.wall())) }
+        }
+    };
+    let held = status.brake.as_ref();
+    file.held = held.map(|held| Box::new((past(held.since), brake_of(held.brake, held.of.as_ref()))));
+    if file.held.is_none() && file.standing == Standing::Held {
+        file.held = Some(Box::new((since, Brake::NewTenants)));
+    }
+    file.processes = status.processes.iter().cloned().collect();
+    file.reason.clone_from(&status.reason);
+    file.inherited = status.inherited.as_ref().map(|accused| {
+        let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
+        Box::new(accused.iter().map(key).collect::<BTreeSet<Key>>())
+    });
+    file.release_held = status.release_held.map(past).map(Box::new);
+    file.approved = status.approved;
+    file.told = status.told.map(|told| Told {
+        at: told.at.into(),
+        what: match told.what {
+            kept::Telling::Grace => Telling::Grace,
+            kept::Telling::Blocked => Telling::Blocked,
+            kept::Telling::Recovered => Telling::Recovered,
+        },
+        inherited: told.delivered.is_some(),
+    });
+    file.exposure = Arc::new(Exposure {
+        services: status.exposure.services.clone(),
+        ingresses: status.exposure.ingresses.clone(),
+        otherwise: status.exposure.otherwise.clone().unwrap_or_else(|| status.exposure.services.clone()),
+        others: OtherApps {
+            named: status.also_closes.iter().map(App::from).collect(),
+            more: status.also_closes_more,
+        },
+        left_open: status.exposure.left_open.clone(),
+    });
+    file.exempted = status.exempted.as_deref().map(Box::from);
+    file.due = status.due.as_ref().map(|due| {
+        let accusers = due
+            .accusers
+            .iter()
+            .map(|accuser| (NodeName(accuser.node.clone()), accuser.rule.clone()))
+            .collect();
+        let held = due.held.iter().map(|scope| brake_of(scope.brake, scope.of.as_ref())).collect();
+        Arc::new(Due { at: due.at.into(), passed: due.passed, accusers, held })
+    });
+    file.release_due =
+        status.release_due.map(|due| Box::new(ReleaseDue { at: due.at.into(), passed: due.passed }));
+    file.releases = status
+        .releases
+        .iter()
+        .map(|release| StickyRelease {
+            process: release.process.clone(),
+            rule: release.rule.clone(),
+            until: release.until,
+            actor: release.by.clone(),
+        })
+        .collect();
+    let decision = |entry: &kept::Decision| {
+        let (at, app, kind) = (entry.at, app.clone(), entry.decision.known()?);
+        let (actor, reason) = (Actor::named(&entry.actor), entry.reason.clone());
+        Some(Arc::new(Decision { at, app, kind, actor, reason, dry_run: false }))
+    };
+    file.decisions = status.decisions.iter().filter_map(decision).collect();
+    file.foreign =
+        status.decisions.iter().filter(|entry| entry.decision.known().is_none()).cloned().collect();
+    file.decided = status.decided;
+    file.observed = status.observed;
+    incident.cleared = status.cleared.map(cleared_ground);
+    incident.omitted = count(status.evidence_omitted);
+    incident.delivered = status.told.and_then(|told| {
+        let wall = told.delivered?;
+        // Where it is not known how long ago that was, it counts from now.
+        Some(
+            told.delivered_by_clock
+                .map_or(Moment::new(now.uptime(), wall), |at| clock.moment(at.into(), wall)),
+        )
+    });
+    hear_again(&mut incident, app, &status.evidence, snapshot, now);
+    incident
+}
+
+/// What was heard of it. Nothing of it is fresh, and clearing clocks begin anew.
+fn hear_again(
+    incident: &mut Incident,
+    app: &App,
+    evidence: &[kept::Evidence],
+    snapshot: &Snapshot,
+    now: Moment,
+) {
+    let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
+    for evidence in evidence {
+        let record = Arc::new(record(&app.namespace, evidence));
+        let (key, node) = (record.key.clone(), NodeName(evidence.node.clone()));
+        let mark = Reading {
+            answered: snapshot.nodes.get(&node).map_or(Span::ZERO, |node| node.clock.odometer),
+            unheard: snapshot.unheard(&key, &node).unwrap_or(Span::ZERO),
+        };
+        let ground = Ground {
+            pod_uid: evidence.pod_uid.clone(),
+            fresh_at: past(evidence.fresh_at),
+            found_at: None,
+            evidence_time: record.detected_at.into(),
+            record,
+            counted_from: now,
+            mark,
+            first_seen: evidence.first_seen.into(),
+            observations: evidence.observations,
+            scan_interval: evidence.scan_interval.map(|seconds| Duration::from_secs(seconds).into()),
+            active: false,
+            gone: evidence.cleared.as_ref().is_some_and(|cleared| !cleared.ended),
+            kept: None,
+        };
+        match &evidence.cleared {
+            Some(cleared) if cleared.ended => {
+                let by = cleared_ground(cleared.by);
+                let tombstone = Tombstone { ground, at: cleared.at.into(), by, is_kept: false };
+                incident.tombstones.insert((key, node), tombstone);
+            }
+            _ => drop(incident.grounds.insert((key, node), ground)),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! From the book to documents: what is kept of an incident.
+
+use jiff::Timestamp;
+
+use crate::Moment;
+use crate::ledger::Cleared;
+use crate::moment::Span;
+use crate::names::{App, Key, Text};
+use crate::plan::Exposure;
+use crate::policy::brake::Brake;
+use crate::policy::decision::Decision;
+use crate::policy::incident::{
+    ClearedGround, EvidenceId, Ground, Incident, MAX_DECISIONS, Standing, Telling, Tombstone,
+};
+use crate::policy::leader_clock::LeaderClock;
+use crate::state::incident::{
+    self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus,
+};
+
+/// How many accusations of one incident are kept. A tenant can start any number of processes, and an object has its bounds;
+/// what is left out is heard again from its node.
+const MAX_EVIDENCE: usize = 64;
+/// How many Services of one App are kept: they only have to last until the cluster has been asked again.
+const MAX_SERVICES: usize = 1000;
+
+pub(super) fn document(app: &App, incident: &Incident, clock: &LeaderClock) -> kept::Incident {
+    let spec = IncidentSpec::of(app);
+    kept::Incident { name: incident.name(app), spec, status: status(incident, clock) }
+}
+
+fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
+    let reading = |at: Moment| clock.at(at.uptime()).get();
+    let (state, since, until) = match incident.standing {
+        Standing::Watched => (IncidentState::Watched, None, None),
+        Standing::Grace { until } => (IncidentState::Grace, None, Some(until.wall())),
+        Standing::Held => (IncidentState::Held, incident.held.as_ref().map(|held| held.0.wall()), None),
+        Standing::Blocked { since, .. } if incident.release_held.is_some() => {
+            (IncidentState::ReleaseHeld, Some(since.wall()), None)
+        }
+        Standing::Blocked { since, .. } => (IncidentState::Blocked, Some(since.wall()), None),
+        Standing::Ended { at } => (IncidentState::Ended, Some(at.wall()), None),
+    };
+    // What counts comes first, the freshest of it first.
+    let mut grounds: Vec<(&EvidenceId, &Ground)> = incident.grounds.iter().collect();
+    grounds.sort_by_key(|(_, ground)| std::cmp::Reverse(ground.fresh_at));
+    let mut tombstones: Vec<(&EvidenceId, &Tombstone)> = incident.tombstones.iter().collect();
+    tombstones.sort_by_key(|(_, tombstone)| std::cmp::Reverse(tombstone.at));
+    let live = grounds.into_iter().map(|(id, ground)| {
+        let gone = kept::ClearedEvidence { at: ground.fresh_at.wall(), by: ClearedBy::PodGone, ended: false };
+        evidence(id, ground, ground.gone.then_some(gone))
+    });
+    let buried = tombstones.into_iter().map(|(id, Tombstone { ground, at, by, .. })| {
+        let cleared = kept::ClearedEvidence { at: at.get(), by: cleared_by(*by), ended: true };
+        evidence(id, ground, Some(cleared))
+    });
+    let total = incident.grounds.len() + incident.tombstones.len();
+    let decision = |decision: &Decision| kept::Decision {
+        at: decision.at,
+        decision: decision.kind.into(),
+        actor: decision.actor.name(),
+        reason: decision.reason.clone(),
+    };
+    let last = incident.decisions.last().map(|decision| decision.reason.clone());
+    IncidentStatus {
+        state,
+        opened: incident.opened.wall(),
+        since,
+        until,
+        grace_ends: match incident.standing {
+            Standing::Grace { until } => Some(reading(until)),
+            _ => None,
+        },
+        clock: clock.last().map(|(reading, _)| reading.get()),
+        written: clock.last().map(|(_, wall)| wall.get()),
+        reason: if incident.reason.is_empty() || state == IncidentState::Ended {
+            last.unwrap_or_else(|| Text::from(""))
+        } else {
+            incident.reason.clone()
+        },
+        brake: incident.held.as_deref().and_then(|(since, brake)| held_by(since.wall(), brake)),
+        release_held: incident.release_held.as_ref().map(|at| at.wall()),
+        approved: incident.approved,
+        exempted: incident.exempted.as_deref().map(str::to_owned),
+        evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
+        evidence_omitted: total
+            .saturating_sub(MAX_EVIDENCE)
+            .max(usize::try_from(incident.omitted).unwrap_or(usize::MAX)),
+        processes: incident.processes.iter().cloned().collect(),
+        inherited: incident.inherited.as_ref().map(|accused| {
+            let process = |key: &Key| kept::PodProcess { pod: key.pod.clone(), process: key.process.clone() };
+            accused.iter().take(MAX_EVIDENCE).map(process).collect()
+        }),
+        cleared: incident.cleared.map(cleared_by),
+        exposure: exposure(&incident.exposure),
+        also_closes: incident.exposure.others.named.iter().map(AppRef::from).collect(),
+        also_closes_more: incident.exposure.others.more,
+        told: told(incident, reading),
+        due: incident.due.as_ref().map(|due| kept::Due {
+            at: due.at.get(),
+            passed: due.passed,
+            accusers: due
+                .accusers
+                .iter()
+                .map(|(node, rule)| kept::Accuser { node: node.0.clone(), rule: rule.clone() })
+                .collect(),
+            held: due.held.iter().filter_map(scope).collect(),
+        }),
+        release_due: incident
+            .release_due
+            .as_ref()
+            .map(|due| kept::ReleaseDue { at: due.at.get(), passed: due.passed }),
+        releases: incident
+            .releases
+            .iter()
+            .map(|release| kept::StickyRelease {
+                process: release.process.clone(),
+                rule: release.rule.clone(),
+                until: release.until,
+                by: release.actor.clone(),
+            })
+            .collect(),
+        decisions: log(incident.decisions.iter().map(|entry| decision(entry)), &incident.foreign),
+        decided: incident.decided,
+        observed: incident.observed,
+        writer: None,
+    }
+}
+
+/// What its tenant was told last, as it is kept.
+fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::Told> {
+    incident.told.map(|told| kept::Told {
+        at: told.at.get(),
+        what: match told.what {
+            Telling::Grace => kept::Telling::Grace,
+            Telling::Blocked => kept::Telling::Blocked,
+            Telling::Recovered => kept::Telling::Recovered,
+        },
+        delivered: incident.delivered.map(Moment::wall),
+        delivered_by_clock: incident.delivered.map(reading),
+    })
+}
+
+/// The log, with the entries of another version in their places.
+fn log(own: impl Iterator<Item = kept::Decision>, foreign: &[kept::Decision]) -> Vec<kept::Decision> {
+    if foreign.is_empty() {
+        return own.collect();
+    }
+    let mut all: Vec<kept::Decision> = foreign.iter().cloned().chain(own).collect();
+    all.sort_by_key(|entry| entry.at);
+    all.split_off(all.len().saturating_sub(MAX_DECISIONS))
+}
+
+/// How an App is reached, within bounds: its tenant makes the Services.
+fn exposure(exposure: &Exposure) -> kept::Exposure {
+    let some = |all: &[Text]| all.iter().take(MAX_SERVICES).cloned().collect::<Vec<Text>>();
+    let is_plain = exposure.otherwise == exposure.services;
+    kept::Exposure {
+        services: some(&exposure.services),
+        ingresses: some(&exposure.ingresses),
+        otherwise: (!is_plain).then(|| some(&exposure.otherwise)),
+        left_open: some(&exposure.left_open),
+    }
+}
+
+fn evidence(
+    (key, node): &EvidenceId,
+    ground: &Ground,
+    cleared: Option<kept::ClearedEvidence>,
+) -> kept::Evidence {
+    kept::Evidence {
+        pod: key.pod.clone(),
+        pod_uid: ground.pod_uid.clone(),
+        process: key.process.clone(),
+        node: node.0.clone(),
+        regex: ground.record.regex.clone(),
+        kind: ground.record.kind.clone(),
+        name: ground.record.name.clone(),
+        first_seen: ground.first_seen.get(),
+        fresh_at: ground.fresh_at.wall(),
+        timestamp: ground.record.timestamp.clone(),
+        observations: ground.observations,
+        // Rounded up: too long only means to wait longer.
+        scan_interval: ground
+            .scan_interval
+            .map(Span::get)
+            .map(|interval| interval.as_secs() + u64::from(interval.subsec_nanos() > 0)),
+        cleared,
+    }
+}
+
+fn held_by(since: Timestamp, brake: &Brake) -> Option<kept::HeldBy> {
+    let kept::Scope { brake, of } = scope(brake)?;
+    Some(kept::HeldBy { since, brake, of })
+}
+
+/// In words that the version before knows too.
+fn scope(brake: &Brake) -> Option<kept::Scope> {
+    let (brake, of) = match brake {
+        Brake::NewTenants => (BrakeKind::NewApps, None),
+        Brake::Tenant(namespace) => (BrakeKind::NewApps, Some(namespace.clone())),
+        Brake::Node(node) => (BrakeKind::Node, Some(node.0.clone())),
+        Brake::Rule(rule) => (BrakeKind::Rule, Some(rule.clone())),
+        Brake::SharedService(service) => (BrakeKind::SharedService, Some(service.clone())),
+        // Never holds a block.
+        Brake::Releases => return None,
+    };
+    Some(kept::Scope { brake, of })
+}
+
+fn cleared_by(cleared: ClearedGround) -> ClearedBy {
+    match cleared {
+        ClearedGround::AppGone => ClearedBy::AppGone,
+        ClearedGround::By(Cleared::ByClock) => ClearedBy::Clock,
+        ClearedGround::By(Cleared::Unreachable) => ClearedBy::Unreachable,
+        ClearedGround::By(Cleared::Hidden) => ClearedBy::Hidden,
+        ClearedGround::By(Cleared::PodGone) => ClearedBy::PodGone,
+    }
+}

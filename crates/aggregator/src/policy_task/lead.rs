@@ -58,6 +58,8 @@ pub(super) struct Lead<'a> {
     unreadable: BTreeMap<String, Unreadable>,
     /// The incidents whose objects are not what we wrote last.
     changed: Vec<Changed>,
+    /// What operators wanted, and which incidents there were, as of the last look at what is kept.
+    heard: Outline,
     /// What has been decided on.
     decided: Option<Seen>,
     /// When time alone may change a decision.
@@ -116,6 +118,7 @@ impl<'a> Lead<'a> {
             swept: None,
             unreadable: BTreeMap::new(),
             changed: Vec::new(),
+            heard: Outline::default(),
             decided: None,
             deadline: None,
         }
@@ -136,6 +139,8 @@ impl<'a> Lead<'a> {
     async fn take_over(&mut self) -> Result<(), End> {
         let mut pause = MIN_PAUSE;
         self.hear_operators().await?;
+        // Before it is read: what is deleted from then on is missed.
+        self.heard = self.task.channels.kept.borrow_and_update().outline();
         self.is_copy = self.policy().mode == Mode::DryRun;
         let Loaded { incidents: kept, unreadable } = loop {
             match self.task.store.load(&self.pen).await {
@@ -285,7 +290,6 @@ impl<'a> Lead<'a> {
         let mut is_verified = true;
         let mut is_kept = true;
         let mut is_told = true;
-        let mut heard: Option<Outline> = None;
         self.task.channels.snapshots.mark_changed();
         self.decided = None;
         let mut rested = Instant::now();
@@ -334,9 +338,9 @@ impl<'a> Lead<'a> {
                     }
                     drop(kept);
                     // What we have written ourselves is no news: in a storm it comes back thousands of times.
-                    let gone = heard.as_ref().map(|before| now.lacks(before)).unwrap_or_default();
-                    let wants_the_same = heard.as_ref().is_some_and(|before| now.wants_the_same(before));
-                    heard = Some(now);
+                    let gone = now.lacks(&self.heard);
+                    let wants_the_same = now.wants_the_same(&self.heard);
+                    self.heard = now;
                     if wants_the_same && gone.is_empty() && self.changed.is_empty() {
                         continue;
                     }
@@ -376,8 +380,8 @@ impl<'a> Lead<'a> {
         self.has_waited || self.book.waits_for_rounds()
     }
 
-    fn policy(&mut self) -> Policy {
-        let kept = self.task.channels.kept.borrow_and_update().clone();
+    fn policy(&self) -> Policy {
+        let kept = self.task.channels.kept.borrow().clone();
         self.policy_now(&kept)
     }
 
@@ -390,7 +394,8 @@ impl<'a> Lead<'a> {
             None => channels.ledger.fresh().await,
         };
         let now = self.task.clock.now();
-        let kept = channels.kept.borrow_and_update().clone();
+        // It stays news, which is compared with what was there before.
+        let kept = channels.kept.borrow().clone();
         let facts = channels.facts.borrow_and_update().clone();
         let is_of_this_term = facts.epoch == channels.questions.borrow().epoch;
         let facts = if is_of_this_term { facts } else { Arc::default() };

@@ -83,6 +83,28 @@ async fn an_incident_that_is_deleted_is_made_again_and_operators_are_heard_as_be
     releases(&server, &replica, &desk).await;
 }
 
+/// What was there when the term began is what the first change is compared with.
+#[tokio::test(start_paused = true)]
+async fn an_incident_that_is_deleted_as_the_first_change_of_a_term_is_made_again() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
+    settle().await;
+    assert!(server.store().writes.is_empty(), "nothing has changed");
+    let before = status(&server);
+    server.remove(INCIDENTS, &name_of("web"));
+    settle().await;
+    let now = status(&server);
+    for part in ["state", "brake", "evidence", "decisions"] {
+        assert_eq!(now[part], before[part]);
+    }
+    let desk = Desk::Cluster(server.objects());
+    desk.approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None }).await.unwrap();
+    settle().await;
+    assert_eq!(replica.blocked(), ["web"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_incident_that_is_replaced_by_force_is_put_right_and_what_its_spec_asks_for_is_done() {
     let (server, replica, _) = blocked().await;

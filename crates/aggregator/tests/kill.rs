@@ -22,8 +22,8 @@ const SUMMARY: &str = "notification_default_procscan-notification.yaml";
 
 /// What is kept, while nobody runs.
 fn kept(directory: &Path) -> Vec<Incident> {
-    runtime()
-        .block_on(async { FileStore::open(&directory.join("state")).await.unwrap().load().await.unwrap() })
+    let load = async { FileStore::open(&directory.join("state")).await.unwrap().load().await.unwrap() };
+    runtime().block_on(load).incidents
 }
 
 /// The objects without what tells when something happened.

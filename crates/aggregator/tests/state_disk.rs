@@ -164,7 +164,7 @@ async fn what_could_not_be_read_once_is_read_again() {
     fs::remove_dir_all(&state).unwrap();
     let error = store.load().await.unwrap_err();
     assert!(error.to_string().contains("deleted while it was in use"), "{error}");
-    assert_eq!(store.load().await.unwrap(), []);
+    assert_eq!(store.load().await.unwrap().incidents, []);
 }
 
 /// Nothing is ever kept then, which would show that the state is well again.

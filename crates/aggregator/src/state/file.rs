@@ -2,23 +2,27 @@
 //!
 //! The documents are those of the cluster, in the same shape, `spec` for operators and `status` for us; a number in place of
 //! the object's generation says up to which of the operators' words everything has been done.
+//!
+//! A row that can't be read (another version has written it, for example) stays as it is, byte for byte, and stops nothing but what it
+//! is about.
 
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use procscan_core::state::incident::{AppRef, Decision};
-use procscan_core::state::{
-    EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentStatus, enforcement,
-};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use procscan_core::state::{EnforcementSpec, ExemptionSpec, Incident};
 use serde_json::json;
 use tokio::sync::{Mutex, watch};
 
+use self::rows::{Rows, document, enforced, everything, exempted, incident, logged, unreadable, written};
 use super::desk::{DeskError, Want};
 use super::sqlite::{self, Sqlite, StateErrorKind};
-use super::{Batch, DecisionFilter, Document, Kept, KeptIncident, Kind, LoggedDecision, StateError};
+use super::{Batch, DecisionFilter, Document, Kept, Kind, Loaded, LoggedDecision, StateError};
 
 /// How many decisions the log has at most: some tens of MiB.
 const MAX_LOG: usize = 100_000;
@@ -42,32 +46,14 @@ struct Inner {
     sqlite: Option<Sqlite>,
     /// What is in it, as far as we know.
     kept: Arc<Kept>,
+    /// The rows that can't be read, as they are: they belong into each file that takes this one's place.
+    aside: Vec<Document>,
+    /// All rows have been read at least once.
+    is_read: bool,
+    /// Why an exemption can't be read, as it was said last, by name.
+    said: BTreeMap<String, String>,
     /// The last read or write has failed: before the next one it has to be found out what is there.
     is_doubtful: bool,
-}
-
-/// An incident as it is kept.
-#[derive(Deserialize)]
-struct Body {
-    spec: IncidentSpec,
-    status: Option<IncidentStatus>,
-    generation: i64,
-}
-
-/// The same, to be written.
-#[derive(Serialize)]
-struct BodyRef<'a> {
-    spec: &'a IncidentSpec,
-    status: Option<&'a IncidentStatus>,
-    generation: i64,
-}
-
-/// An entry of the log.
-#[derive(Serialize)]
-struct Entry<'a> {
-    incident: &'a str,
-    app: &'a AppRef,
-    decision: &'a Decision,
 }
 
 impl FileStore {
@@ -119,8 +105,9 @@ impl FileStore {
         self.0.shown.borrow().is_complete
     }
 
-    /// Reads everything that is kept.
-    pub async fn load(&self) -> Result<Vec<Incident>, StateError> {
+    /// Reads everything that is kept. An error where it can't be read what operators say of all decisions; whatever else can't be read is
+    /// set aside.
+    pub async fn load(&self) -> Result<Loaded, StateError> {
         let mut inner = self.0.inner.lock().await;
         let inner = &mut *inner;
         let sqlite = match &inner.sqlite {
@@ -136,7 +123,7 @@ impl FileStore {
         // Also if it was set aside by an earlier start that was killed before it could say so, or by one in dry-run.
         if documents.is_empty()
             && let Some(lost) = sqlite.warnings().pop()
-            && let Some(spec) = self.0.after_loss.as_ref().filter(|_| !inner.kept.is_complete)
+            && let Some(spec) = self.0.after_loss.as_ref().filter(|_| !inner.is_read)
         {
             documents.push(enforced(spec)?);
             sqlite.commit(&Batch { put: documents.clone(), ..Batch::default() }).await?;
@@ -146,16 +133,27 @@ impl FileStore {
                 "{lost}. Releases, exemptions and the mode that operators had set are lost with it"
             );
         }
-        inner.kept = Arc::new(kept(&documents)?);
+        let Rows { kept, aside, enforcement } = Rows::of(&documents);
+        (inner.kept, inner.aside, inner.is_read) = (Arc::new(kept), aside, true);
+        inner.say_what_is_unread();
         self.show(inner);
-        inner
-            .kept
-            .documents()
-            .map_err(|error| StateError::Unreadable(Kind::Incident.as_str().to_owned(), error))
+        if let Some(error) = enforcement {
+            return Err(error);
+        }
+        inner.loaded()
     }
 
     /// Keeps incidents, all of them or none. Gives the names of those that can't be kept, and why.
     pub async fn save(&self, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
+        let unread = self.0.shown.borrow().unread.incidents.clone();
+        let (incidents, kept_as_they_are): (Vec<_>, Vec<_>) =
+            incidents.into_iter().partition(|incident| !unread.contains_key(&*incident.name));
+        let refuse = |incident: Incident| {
+            let error = unread.get(&*incident.name).cloned().unwrap_or_default();
+            let place = format!("{} {}", Kind::Incident.as_str(), incident.name);
+            (incident.name, StateError::Unreadable(place, error))
+        };
+        let mut failed: Vec<(String, StateError)> = kept_as_they_are.into_iter().map(refuse).collect();
         let names: Vec<String> = incidents.iter().map(|incident| incident.name.clone()).collect();
         let change = |kept: &mut Kept| {
             let mut batch = Batch::default();
@@ -172,10 +170,10 @@ impl FileStore {
             }
             Ok(batch)
         };
-        match self.change(change).await {
-            Ok(()) => Vec::new(),
-            Err::<_, StateError>(error) => names.into_iter().map(|name| (name, error.clone())).collect(),
+        if let Err::<_, StateError>(error) = self.change(change).await {
+            failed.extend(names.into_iter().map(|name| (name, error.clone())));
         }
+        failed
     }
 
     /// Takes away what operators wanted of an incident, unless they want something else since.
@@ -223,6 +221,9 @@ impl FileStore {
     pub(super) async fn want(&self, name: &str, want: &Want) -> Result<i64, DeskError> {
         let mut number = 0;
         let change = |kept: &mut Kept| {
+            if let Some(error) = kept.unread.incidents.get(name) {
+                return Err(DeskError::Unkept(format!("Incident {name} can't be read: {error}")));
+            }
             let Some(incident) = kept.incidents.get_mut(name) else {
                 return Err(DeskError::Unknown("incident", name.to_owned()));
             };
@@ -253,7 +254,7 @@ impl FileStore {
 
     pub(super) async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {
         let change = |kept: &mut Kept| {
-            if kept.exemptions.contains_key(name) {
+            if kept.exemptions.contains_key(name) || kept.unread.exemptions.contains_key(name) {
                 return Err(DeskError::Exists("exemption", name.to_owned()));
             }
             kept.exemptions.insert(name.to_owned(), exemption.clone());
@@ -264,7 +265,8 @@ impl FileStore {
 
     pub(super) async fn withdraw(&self, name: &str) -> Result<(), DeskError> {
         let change = |kept: &mut Kept| {
-            if kept.exemptions.remove(name).is_none() {
+            let unread = kept.unread.exemptions.remove(name);
+            if kept.exemptions.remove(name).is_none() && unread.is_none() {
                 return Err(DeskError::Unknown("exemption", name.to_owned()));
             }
             Ok(Batch { remove: vec![(Kind::Exemption, name.to_owned())], ..Batch::default() })
@@ -274,7 +276,7 @@ impl FileStore {
 
     pub(super) async fn enforce(&self, spec: &EnforcementSpec) -> Result<(), DeskError> {
         let change = |kept: &mut Kept| {
-            kept.enforcement = spec.clone();
+            (kept.enforcement, kept.is_complete) = (spec.clone(), true);
             Ok(Batch { put: vec![enforced(spec)?], ..Batch::default() })
         };
         self.change(change).await
@@ -292,19 +294,24 @@ impl FileStore {
         if batch == Batch::default() {
             return Ok(());
         }
-        let Some(sqlite) = &inner.sqlite else { return Err(StateError::NotOpen.into()) };
+        // What has not been read yet can't be written anew, if it comes to that.
+        let Some(sqlite) = inner.sqlite.as_ref().filter(|_| inner.is_read) else {
+            return Err(StateError::NotOpen.into());
+        };
         let committed = async {
             if inner.is_doubtful && sqlite.recover().await? {
                 // Another file than before: everything that was in the old one belongs into it.
                 tracing::warn!("the state is written anew, from memory");
-                sqlite.commit(&everything(&inner.kept)?).await?;
+                sqlite.commit(&everything(&inner.kept, &inner.aside)?).await?;
             }
             sqlite.commit(&batch).await.map_err(StateError::File)
         };
         match committed.await {
             Ok(()) => {
                 inner.is_doubtful = false;
-                inner.kept = Arc::new(Kept { is_complete: true, ..changed });
+                inner.aside.retain(|row| rows::is_aside(&changed, row));
+                inner.kept = Arc::new(changed);
+                inner.say_what_is_unread();
                 self.show(inner);
                 Ok(())
             }
@@ -326,140 +333,33 @@ impl From<sqlite::StateError> for StateError {
     }
 }
 
-fn document(name: &str, incident: &KeptIncident) -> Result<Document, StateError> {
-    // What can't be unpacked must not be written as if nothing had been decided.
-    let status =
-        incident.status().map_err(|error| StateError::Unwritable(place(Kind::Incident, name), error))?;
-    written(name, &incident.spec(), status.as_ref(), incident.generation)
-}
-
-fn incident(
-    name: &str,
-    spec: IncidentSpec,
-    status: Option<&IncidentStatus>,
-    generation: i64,
-) -> Result<KeptIncident, StateError> {
-    KeptIncident::new(spec, status, generation, None)
-        .map_err(|error| StateError::Unwritable(place(Kind::Incident, name), error))
-}
-
-fn written(
-    name: &str,
-    spec: &IncidentSpec,
-    status: Option<&IncidentStatus>,
-    generation: i64,
-) -> Result<Document, StateError> {
-    let body = BodyRef { spec, status, generation };
-    Ok(Document { kind: Kind::Incident, name: name.to_owned(), body: json(Kind::Incident, name, &body)? })
-}
-
-fn exempted(name: &str, spec: &ExemptionSpec) -> Result<Document, StateError> {
-    Ok(Document { kind: Kind::Exemption, name: name.to_owned(), body: json(Kind::Exemption, name, spec)? })
-}
-
-fn enforced(spec: &EnforcementSpec) -> Result<Document, StateError> {
-    let (kind, name) = (Kind::Enforcement, enforcement::NAME);
-    Ok(Document { kind, name: name.to_owned(), body: json(kind, name, spec)? })
-}
-
-fn json(kind: Kind, name: &str, of: &impl Serialize) -> Result<String, StateError> {
-    // Nothing of ours is without a form in JSON; if it were, nothing may be lost silently.
-    serde_json::to_string(of).map_err(|e| StateError::Unwritable(place(kind, name), e.to_string()))
-}
-
-fn place(kind: Kind, name: &str) -> String {
-    format!("{} {name}", kind.as_str())
-}
-
-fn logged(
-    name: &str,
-    spec: &IncidentSpec,
-    status: &IncidentStatus,
-) -> Result<Vec<LoggedDecision>, StateError> {
-    let entry = |decision: &Decision| {
-        let entry = Entry { incident: name, app: &spec.app, decision };
-        Ok(LoggedDecision {
-            at: decision.at,
-            namespace: spec.app.namespace.to_string(),
-            body: json(Kind::Incident, name, &entry)?,
-        })
-    };
-    status.decisions.iter().map(entry).collect()
-}
-
-/// Everything that is kept, to be written into an empty file.
-fn everything(kept: &Kept) -> Result<Batch, StateError> {
-    let mut batch = Batch::default();
-    for (name, incident) in &kept.incidents {
-        batch.put.push(document(name, incident)?);
-        if let Ok(Some(status)) = incident.status() {
-            batch.decisions.extend(logged(name, &incident.spec(), &status)?);
-        }
+impl Inner {
+    /// Everything as it has just been read.
+    fn loaded(&self) -> Result<Loaded, StateError> {
+        let unread = &self.kept.unread.incidents;
+        let incidents = self.aside.iter().filter(|row| row.kind == Kind::Incident);
+        let unreadable = incidents.filter_map(|row| {
+            let error = unread.get(&*row.name)?;
+            Some((row.name.clone(), unreadable(row, error)))
+        });
+        let documents = self.kept.documents();
+        let incidents =
+            documents.map_err(|error| StateError::Unreadable(Kind::Incident.as_str().to_owned(), error))?;
+        Ok(Loaded { incidents, unreadable: unreadable.collect() })
     }
-    for (name, spec) in &kept.exemptions {
-        batch.put.push(exempted(name, spec)?);
-    }
-    batch.put.push(enforced(&kept.enforcement)?);
-    Ok(batch)
-}
 
-fn kept(documents: &[Document]) -> Result<Kept, StateError> {
-    let mut kept = Kept { is_complete: true, ..Kept::default() };
-    for Document { kind, name, body } in documents {
-        match kind {
-            Kind::Incident => {
-                let Body { spec, status, generation } = read(*kind, name, body)?;
-                let incident = incident(name, spec, status.as_ref(), generation)?;
-                kept.incidents.insert(name.as_str().into(), Arc::new(incident));
+    /// Says once of each exemption that it can't be read; of incidents, it is said by the policy that decides nothing about their Apps.
+    fn say_what_is_unread(&mut self) {
+        let mut unread = self.kept.unreadable();
+        unread.retain(|object, _| object.starts_with(Kind::Exemption.as_str()));
+        for (object, error) in &unread {
+            if self.said.get(object) != Some(error) {
+                tracing::error!(alert = "state", error, "an object can't be read");
             }
-            Kind::Exemption => drop(kept.exemptions.insert(name.clone(), read(*kind, name, body)?)),
-            Kind::Enforcement => kept.enforcement = read(*kind, name, body)?,
         }
-    }
-    Ok(kept)
-}
-
-fn read<T: DeserializeOwned>(kind: Kind, name: &str, body: &str) -> Result<T, StateError> {
-    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(body)).map_err(|error| {
-        StateError::Unreadable(place(kind, name), format!("{}: {}", error.path(), error.inner()))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use procscan_core::names::App;
-    use procscan_core::state::incident::{Approval, Release};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn only_what_has_been_done_is_cleared_away_and_the_next_word_waits_for_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = FileStore::open(directory.path()).await.unwrap();
-        let at = Timestamp::UNIX_EPOCH;
-        let status = json!({"state": "Held", "opened": at, "observed": 0});
-        let mut status: IncidentStatus = serde_json::from_value(status).unwrap();
-        let spec = IncidentSpec::of(&App::new("ns-a", "app", "web"));
-        let save = |status: &IncidentStatus| {
-            let incident = Incident { name: "a".to_owned(), spec: spec.clone(), status: status.clone() };
-            store.save(vec![incident])
-        };
-        assert!(save(&status).await.is_empty());
-        let alice = Want::Approve(Approval { by: Some("alice".into()), reason: None });
-        let bob = Want::Release(Release { by: Some("bob".into()), ..Release::default() });
-        assert_eq!(store.want("a", &alice).await.unwrap(), 1);
-        // Bob speaks after the leader has looked, and before it has kept what it did.
-        assert_eq!(store.want("a", &bob).await.unwrap(), 2);
-        status.observed = 1;
-        assert!(save(&status).await.is_empty());
-        store.clear_orders("a").await.unwrap();
-        let kept = store.shown().borrow().incidents["a"].clone();
-        assert!(kept.release.is_some() && kept.approve.is_some());
-        status.observed = 2;
-        assert!(save(&status).await.is_empty());
-        store.clear_orders("a").await.unwrap();
-        let kept = store.shown().borrow().incidents["a"].clone();
-        assert!(kept.release.is_none() && kept.approve.is_none());
-        assert_eq!(store.want("a", &alice).await.unwrap(), 3);
+        for object in self.said.keys().filter(|object| !unread.contains_key(*object)) {
+            tracing::info!(object, "mended or deleted: nothing of it is unread");
+        }
+        self.said = unread;
     }
 }

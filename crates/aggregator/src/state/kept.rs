@@ -110,7 +110,7 @@ pub struct Brief {
 }
 
 /// What has to be known of what was kept before, to see whether there is news in what is kept now. Holds much less than a [`Kept`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outline {
     wanting: Vec<(Text, Arc<KeptIncident>)>,
     exemptions: BTreeMap<String, ExemptionSpec>,
@@ -315,6 +315,27 @@ impl Kept {
             self.unread.exemptions.iter().filter(is_unknown).map(|(_, unread)| readable(&unread.spec)),
         );
         (rules, unread)
+    }
+
+    /// What can't be read, by what it is, and what follows from that.
+    pub fn unreadable(&self) -> BTreeMap<String, String> {
+        let Unread { incidents, exemptions } = &self.unread;
+        let mut all = BTreeMap::new();
+        for (name, error) in incidents {
+            let text = format!("Incident {name} can't be read: {error}; mend it, or delete it");
+            all.insert(format!("Incident {name}"), text);
+        }
+        for (name, UnreadExemption { error, .. }) in exemptions {
+            let then = if self.exemptions.contains_key(name) {
+                "the last that could be read counts"
+            } else {
+                "nothing new is blocked that it may cover"
+            };
+            let text =
+                format!("Exemption {name} can't be read: {error}; until it is mended or deleted, {then}");
+            all.insert(format!("Exemption {name}"), text);
+        }
+        all
     }
 
     /// The incidents as the policy reads them.

@@ -120,7 +120,7 @@ impl Store {
     pub async fn load(&mut self, pen: &Pen) -> Result<Loaded, StateError> {
         match self {
             Self::Cluster(store) => store.load(pen).await,
-            Self::File(store) => store.load().await.map(Loaded::from),
+            Self::File(store) => store.load().await,
             Self::Copy(incidents) => Ok(incidents.clone().into()),
         }
     }

@@ -24,7 +24,7 @@ use crate::ledger_task;
 use crate::policy_task::{Channels, Decided, Journal, PolicyTask, TakeOver};
 use crate::state::cluster::fake::{Network, Server};
 use crate::state::cluster::{Objects, Watching};
-use crate::state::{ClusterStore, Kept, Store};
+use crate::state::{ClusterStore, FileStore, Kept, Store};
 
 pub(super) const INCIDENTS: &str = "incidents";
 
@@ -61,6 +61,32 @@ impl Replica {
     pub(super) fn start(server: &Server, wanted: Wanted) -> Self {
         let Wanted { term, network, is_watched, blocked, facts } = wanted;
         let objects = Objects::new(server.cluster_over(network), "ours".to_owned());
+        let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
+        let store = Store::Cluster(Box::new(ClusterStore::new(objects.clone())));
+        let mut replica = Self::over(store, (kept_tx, kept), term, (blocked, facts));
+        if is_watched {
+            let (error_tx, watching) = watch::channel(None);
+            replica.watching = watching;
+            let watching = Watching { objects };
+            let task = watching.run(replica.kept.clone(), error_tx, replica.cancel.clone());
+            replica.tasks.push(tokio::spawn(task));
+        }
+        replica
+    }
+
+    /// A service that keeps what it decides in a file.
+    pub(super) fn with_file(store: FileStore, blocked: Vec<Inherited>) -> Self {
+        let (kept_tx, _) = watch::channel(Arc::default());
+        let kept = store.shown();
+        Self::over(Store::File(store), (kept_tx, kept), 1, (blocked, Facts::default()))
+    }
+
+    fn over(
+        store: Store,
+        (kept_tx, kept): (watch::Sender<Arc<Kept>>, watch::Receiver<Arc<Kept>>),
+        term: u64,
+        (blocked, facts): (Vec<Inherited>, Facts),
+    ) -> Self {
         let clock = Clock::start();
         let mut ledger = Ledger::new(Detection::default(), clock.now());
         ledger.round_done();
@@ -79,16 +105,10 @@ impl Replica {
         }));
         let pen = Pen::of_term(term, &format!("replica-{term}"));
         let (leadership_tx, leadership) = watch::channel(Leadership::Leading(pen));
-        let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
-        let (error_tx, watching) = watch::channel(None);
         let (decided_tx, decided) =
             watch::channel(Arc::new(Decided::nothing(Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH))));
         let (trouble_tx, trouble) = watch::channel(None);
         let cancel = CancellationToken::new();
-        if is_watched {
-            let watching = Watching { objects: objects.clone() };
-            tasks.push(tokio::spawn(watching.run(kept_tx.clone(), error_tx, cancel.clone())));
-        }
         let channels = Channels {
             leadership,
             kept,
@@ -106,7 +126,7 @@ impl Replica {
         let task = PolicyTask {
             policy: policy(),
             retention: Duration::from_hours(24 * 30),
-            store: Store::Cluster(Box::new(ClusterStore::new(objects))),
+            store,
             clock,
             journal: Journal::default(),
             channels,
@@ -117,7 +137,7 @@ impl Replica {
             leadership: leadership_tx,
             decided,
             trouble,
-            watching,
+            watching: watch::channel(None).1,
             observations,
             cancel,
             tasks,

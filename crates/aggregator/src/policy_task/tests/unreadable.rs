@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use procscan_core::names::{App, Key};
 use procscan_core::policy::{AppFact, Facts, Inherited};
+use procscan_core::state::incident::Approval;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
 use crate::leader::{Leadership, Pen};
-use crate::state::Kept;
 use crate::state::cluster::Watching;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
+use crate::state::sqlite::Sqlite;
+use crate::state::{Batch, Desk, Document, FileStore, Kept, Kind};
 
 const EXEMPTIONS: &str = "exemptions";
 
@@ -133,6 +135,48 @@ async fn an_app_whose_incident_can_not_be_read_is_not_touched_until_it_is_mended
         let entries = decisions(&server.get(INCIDENTS, &name_of("shop")).unwrap());
         assert_eq!(entries.iter().filter(|entry| entry.ends_with("by alice")).count(), 1);
     }
+}
+
+/// The same of a row in a file: another version may have written it.
+#[tokio::test]
+async fn an_app_whose_row_in_the_state_file_can_not_be_read_is_not_touched_and_the_row_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let row = |app: &str, state: &str| {
+        let mut body = body(app, state);
+        body["status"]["state"] = state.into();
+        body["generation"] = 0.into();
+        Document { kind: Kind::Incident, name: name_of(app), body: body.to_string() }
+    };
+    let odd = row("miner", "Quarantined");
+    let put = vec![odd.clone(), row("shop", "Held"), row("web", "Blocked")];
+    let sqlite = Sqlite::open(directory.path()).await.unwrap().0;
+    sqlite.commit(&Batch { put, ..Batch::default() }).await.unwrap();
+    drop(sqlite);
+
+    let store = FileStore::open(directory.path()).await.unwrap();
+    let mut replica = Replica::with_file(store.clone(), vec![found("miner"), found("web")]);
+    let leads = replica.decided.wait_for(|decided| decided.pen.is_some());
+    timeout(Duration::from_mins(1), leads).await.expect("others are decided about").unwrap();
+    assert_eq!(replica.blocked(), ["miner", "web"], "what is closed stays closed");
+    assert_eq!(replica.trouble.borrow().clone(), None);
+    let desk = Desk::File(store.clone());
+    let approval = Approval { by: Some("alice".into()), reason: None };
+    desk.approve(&name_of("shop"), approval.clone()).await.unwrap();
+    replica.decided.wait_for(|decided| decided.plan.blocks.len() == 3).await.unwrap();
+    let answer = desk.approve(&name_of("miner"), approval).await.unwrap_err().to_string();
+    assert!(
+        answer.starts_with(&format!("Incident {} can't be read: status.state: ", name_of("miner"))),
+        "{answer}"
+    );
+    drop(replica);
+    // Its tasks let go of the file.
+    drop((desk, store));
+    while Sqlite::open(directory.path()).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    let rows = Sqlite::open(directory.path()).await.unwrap().0.load().await.unwrap();
+    assert_eq!(rows.iter().find(|row| row.name == odd.name), Some(&odd));
+    assert_eq!(rows.len(), 3, "no second incident of it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ use super::Objects;
 use super::objects::{exemption, kept, part, plural};
 use crate::kubernetes::{self, Refusal};
 use crate::state::crd::Resource;
-use crate::state::kept::{Kept, KeptIncident, Unread, UnreadExemption};
+use crate::state::kept::{Kept, KeptIncident, Unread};
 
 /// Changes within it are shown together: a storm writes many incidents.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -207,22 +207,7 @@ impl Known {
 
     /// What can't be read, by what it is, and what follows from that.
     fn unreadable(&self) -> BTreeMap<String, String> {
-        let Unread { incidents, exemptions } = &self.kept.unread;
-        let mut all = BTreeMap::new();
-        for (name, error) in incidents {
-            let text = format!("Incident {name} can't be read: {error}; mend it, or delete it");
-            all.insert(format!("Incident {name}"), text);
-        }
-        for (name, UnreadExemption { error, .. }) in exemptions {
-            let then = if self.kept.exemptions.contains_key(name) {
-                "the last that could be read counts"
-            } else {
-                "nothing new is blocked that it may cover"
-            };
-            let text =
-                format!("Exemption {name} can't be read: {error}; until it is mended or deleted, {then}");
-            all.insert(format!("Exemption {name}"), text);
-        }
+        let mut all = self.kept.unreadable();
         if let Some(error) = &self.unread_enforcement {
             let id = format!("Enforcement {}", enforcement::NAME);
             all.insert(id.clone(), format!("{id} can't be read: {error}"));

@@ -1,0 +1,198 @@
+//! The rows of the state file and what they say: documents to [`Kept`] and back.
+
+use std::sync::Arc;
+
+use procscan_core::names::App;
+use procscan_core::state::incident::{AppRef, Decision};
+use procscan_core::state::{EnforcementSpec, ExemptionSpec, IncidentSpec, IncidentStatus, enforcement};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::state::{
+    Batch, Document, Kept, KeptIncident, Kind, LoggedDecision, StateError, UnreadExemption, Unreadable,
+};
+
+/// An incident as it is kept.
+#[derive(Deserialize)]
+struct Body {
+    spec: IncidentSpec,
+    status: Option<IncidentStatus>,
+    generation: i64,
+}
+
+/// The same, to be written.
+#[derive(Serialize)]
+struct BodyRef<'a> {
+    spec: &'a IncidentSpec,
+    status: Option<&'a IncidentStatus>,
+    generation: i64,
+}
+
+/// An entry of the log.
+#[derive(Serialize)]
+struct Entry<'a> {
+    incident: &'a str,
+    app: &'a AppRef,
+    decision: &'a Decision,
+}
+
+pub(super) fn document(name: &str, incident: &KeptIncident) -> Result<Document, StateError> {
+    // What can't be unpacked must not be written as if nothing had been decided.
+    let status =
+        incident.status().map_err(|error| StateError::Unwritable(place(Kind::Incident, name), error))?;
+    written(name, &incident.spec(), status.as_ref(), incident.generation)
+}
+
+pub(super) fn incident(
+    name: &str,
+    spec: IncidentSpec,
+    status: Option<&IncidentStatus>,
+    generation: i64,
+) -> Result<KeptIncident, StateError> {
+    KeptIncident::new(spec, status, generation, None)
+        .map_err(|error| StateError::Unwritable(place(Kind::Incident, name), error))
+}
+
+pub(super) fn written(
+    name: &str,
+    spec: &IncidentSpec,
+    status: Option<&IncidentStatus>,
+    generation: i64,
+) -> Result<Document, StateError> {
+    let body = BodyRef { spec, status, generation };
+    Ok(Document { kind: Kind::Incident, name: name.to_owned(), body: json(Kind::Incident, name, &body)? })
+}
+
+pub(super) fn exempted(name: &str, spec: &ExemptionSpec) -> Result<Document, StateError> {
+    Ok(Document { kind: Kind::Exemption, name: name.to_owned(), body: json(Kind::Exemption, name, spec)? })
+}
+
+pub(super) fn enforced(spec: &EnforcementSpec) -> Result<Document, StateError> {
+    let (kind, name) = (Kind::Enforcement, enforcement::NAME);
+    Ok(Document { kind, name: name.to_owned(), body: json(kind, name, spec)? })
+}
+
+fn json(kind: Kind, name: &str, of: &impl Serialize) -> Result<String, StateError> {
+    // Nothing of ours is without a form in JSON; if it were, nothing may be lost silently.
+    serde_json::to_string(of).map_err(|e| StateError::Unwritable(place(kind, name), e.to_string()))
+}
+
+fn place(kind: Kind, name: &str) -> String {
+    format!("{} {name}", kind.as_str())
+}
+
+pub(super) fn logged(
+    name: &str,
+    spec: &IncidentSpec,
+    status: &IncidentStatus,
+) -> Result<Vec<LoggedDecision>, StateError> {
+    let entry = |decision: &Decision| {
+        let entry = Entry { incident: name, app: &spec.app, decision };
+        Ok(LoggedDecision {
+            at: decision.at,
+            namespace: spec.app.namespace.to_string(),
+            body: json(Kind::Incident, name, &entry)?,
+        })
+    };
+    status.decisions.iter().map(entry).collect()
+}
+
+/// Everything that is kept, to be written into an empty file, with what can't be read as it is.
+pub(super) fn everything(kept: &Kept, aside: &[Document]) -> Result<Batch, StateError> {
+    let mut batch = Batch { put: aside.to_vec(), ..Batch::default() };
+    for (name, incident) in &kept.incidents {
+        batch.put.push(document(name, incident)?);
+        if let Ok(Some(status)) = incident.status() {
+            batch.decisions.extend(logged(name, &incident.spec(), &status)?);
+        }
+    }
+    for (name, spec) in &kept.exemptions {
+        batch.put.push(exempted(name, spec)?);
+    }
+    if kept.is_complete {
+        batch.put.push(enforced(&kept.enforcement)?);
+    }
+    Ok(batch)
+}
+
+/// What the rows of a file say.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    /// What can be read. Complete, unless it can't be read what operators say of all decisions.
+    pub(super) kept: Kept,
+    /// The rows that can't be read, as they are.
+    pub(super) aside: Vec<Document>,
+    /// Why what operators say of all decisions can't be read, if so.
+    pub(super) enforcement: Option<StateError>,
+}
+
+impl Rows {
+    pub(super) fn of(documents: &[Document]) -> Self {
+        let mut rows = Self { kept: Kept { is_complete: true, ..Kept::default() }, ..Self::default() };
+        for document in documents {
+            if !rows.take(document) {
+                rows.aside.push(document.clone());
+            }
+        }
+        rows
+    }
+
+    /// Whether it can be read.
+    fn take(&mut self, Document { kind, name, body }: &Document) -> bool {
+        let unread = &mut self.kept.unread;
+        match kind {
+            Kind::Incident => match read_incident(name, body) {
+                Ok(incident) => drop(self.kept.incidents.insert(name.as_str().into(), Arc::new(incident))),
+                Err(error) => {
+                    unread.incidents.insert(name.as_str().into(), error);
+                    return false;
+                }
+            },
+            Kind::Exemption => match read(body) {
+                Ok(spec) => drop(self.kept.exemptions.insert(name.clone(), spec)),
+                Err(error) => {
+                    let spec = serde_json::from_str(body).unwrap_or_default();
+                    unread.exemptions.insert(name.clone(), UnreadExemption { error, spec });
+                    return false;
+                }
+            },
+            Kind::Enforcement => match read(body) {
+                Ok(spec) => self.kept.enforcement = spec,
+                Err(error) => {
+                    self.kept.is_complete = false;
+                    self.enforcement = Some(StateError::Unreadable(place(*kind, name), error));
+                    return false;
+                }
+            },
+        }
+        true
+    }
+}
+
+/// Whether a row is still one that can't be read, where `kept` is what can be read.
+pub(super) fn is_aside(kept: &Kept, Document { kind, name, .. }: &Document) -> bool {
+    match kind {
+        Kind::Incident => kept.unread.incidents.contains_key(&**name),
+        Kind::Exemption => kept.unread.exemptions.contains_key(name),
+        Kind::Enforcement => !kept.is_complete,
+    }
+}
+
+/// An incident that can't be read, as far as it can.
+pub(super) fn unreadable(document: &Document, error: &str) -> Unreadable {
+    let body: Value = serde_json::from_str(&document.body).unwrap_or_default();
+    let app = body.pointer("/spec/app").and_then(|app| AppRef::deserialize(app).ok());
+    Unreadable { app: app.as_ref().map(App::from), error: error.to_owned() }
+}
+
+fn read_incident(name: &str, body: &str) -> Result<KeptIncident, String> {
+    let Body { spec, status, generation } = read(body)?;
+    incident(name, spec, status.as_ref(), generation).map_err(|error| error.to_string())
+}
+
+/// What a row says; else what is wrong with it, with the place.
+fn read<T: DeserializeOwned>(body: &str) -> Result<T, String> {
+    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(body))
+        .map_err(|error| format!("{}: {}", error.path(), error.inner()))
+}

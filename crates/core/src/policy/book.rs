@@ -369,6 +369,7 @@ impl Book {
         if is_too_far(until, now.wall()) {
             return Err(ActError::TooFar(until));
         }
+        let until_by_clock = self.clock.at_date(until, now);
         let incident = self.open(app)?;
         if until <= now.wall() {
             return Err(ActError::Over(until));
@@ -392,6 +393,7 @@ impl Book {
             process,
             rule,
             until,
+            until_by_clock: Some(until_by_clock),
             actor: actor.into(),
         }));
         if let Some(due) = &mut file.due {

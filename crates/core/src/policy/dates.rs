@@ -2,14 +2,17 @@
 //!
 //! They are dates by a wall clock, and wall clocks jump and differ between replicas. So a date is over only when the wall clock says
 //! so and as much monotonic time has passed as was left when the date became known. Where the two disagree it is in doubt: then what
-//! it covers is neither blocked anew nor opened.
+//! it covers is neither blocked anew nor opened. For a release the end by the leader clock is persisted with it, so that the next
+//! leader doubts what the leader before doubted.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::leader_clock::LeaderClock;
 use crate::Moment;
+use crate::moment::WallTime;
 
 /// By how much the monotonic clock may stay behind a wall clock that is set right.
 const TOLERANCE: Duration = Duration::from_secs(5);
@@ -60,10 +63,12 @@ impl Force {
 }
 
 impl Known {
-    fn new(until: Timestamp, before: Option<Timestamp>, now: Moment) -> Self {
+    /// `known_left` is the time that leaders have not measured yet, where that is persisted.
+    fn new(until: Timestamp, known_left: Option<Duration>, before: Option<Timestamp>, now: Moment) -> Self {
         let left = distance(now.wall(), until);
         // No more time is known to have passed since an earlier leader last persisted something.
-        let needed = before.map_or(left, |before| distance(before, until).clamp(left, left + LINGER));
+        let needed = known_left.or_else(|| before.map(|before| distance(before, until)));
+        let needed = needed.map_or(left, |needed| needed.clamp(left, left + LINGER));
         let was_over = before.is_some_and(|before| before >= until);
         Self { since: now.uptime(), needed, was_over, over_since: None, is_told: false }
     }
@@ -87,16 +92,27 @@ impl Dates {
         Self { start: Some((now, before)), known: BTreeMap::new() }
     }
 
-    /// Notes which dates there are now. Those that the wall clock alone takes for over, each said once.
-    pub(super) fn note(&mut self, dates: impl IntoIterator<Item = Timestamp>, now: Moment) -> Vec<Timestamp> {
+    /// Notes which dates there are now, each with what `clock` reads when it is over at the earliest, where that is persisted. Those
+    /// that the wall clock alone takes for over, each said once.
+    pub(super) fn note(
+        &mut self,
+        dates: impl IntoIterator<Item = (Timestamp, Option<WallTime>)>,
+        clock: &LeaderClock,
+        now: Moment,
+    ) -> Vec<Timestamp> {
         let mut all = std::mem::take(&mut self.known);
         let (since, before) = self.start.take().unwrap_or((now, None));
+        let mut latest: BTreeMap<Timestamp, Option<WallTime>> = BTreeMap::new();
+        for (until, by_clock) in dates {
+            let known = latest.entry(until).or_default();
+            *known = (*known).max(by_clock);
+        }
+        let reading = clock.at(since.uptime()).get();
         let mut doubtful = Vec::new();
-        for until in dates {
-            if self.known.contains_key(&until) {
-                continue;
-            }
-            let mut known = all.remove(&until).unwrap_or_else(|| Known::new(until, before, since));
+        for (until, by_clock) in latest {
+            let known_left = by_clock.map(|by_clock| distance(reading, by_clock.get()));
+            let mut known =
+                all.remove(&until).unwrap_or_else(|| Known::new(until, known_left, before, since));
             let force = known.force(until, now);
             known.over_since = (force == Force::Over).then(|| known.over_since.unwrap_or(now.uptime()));
             known.was_over |= force == Force::Over;

@@ -155,9 +155,10 @@ impl Book {
     fn note_dates(&mut self, pass: &mut Pass<'_>) {
         let now = pass.now;
         let exemptions = pass.policy.exemptions.iter().chain(&pass.policy.unread_exemptions);
-        let exempted = exemptions.filter_map(|exemption| exemption.until);
+        let exempted = exemptions.filter_map(|exemption| Some((exemption.until?, None)));
         let released = self.incidents.values().flat_map(|incident| &incident.releases);
-        let doubtful = pass.dates.note(exempted.chain(released.map(|release| release.until)), now);
+        let released = released.map(|release| (release.until, release.until_by_clock));
+        let doubtful = pass.dates.note(exempted.chain(released), &self.clock, now);
         if let Some(first) = doubtful.first() {
             pass.alerts.push(Alert::Clock { message: doubt(doubtful.len(), *first, now) });
         }

@@ -203,6 +203,8 @@ pub(super) struct StickyRelease {
     pub(super) process: Option<Text>,
     pub(super) rule: Option<Text>,
     pub(super) until: Timestamp,
+    /// What the leader clock reads when it has run for as long as the operator has asked for. A version before kept none.
+    pub(super) until_by_clock: Option<WallTime>,
     pub(super) actor: Text,
 }
 

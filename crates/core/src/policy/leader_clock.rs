@@ -49,6 +49,13 @@ impl LeaderClock {
         reading.unwrap_or(base.wall()).into()
     }
 
+    /// What it will read when as much time has passed as the wall clock says is left until `date`.
+    pub(super) fn at_date(&mut self, date: Timestamp, now: Moment) -> WallTime {
+        let left = date.duration_since(now.wall());
+        let reading = self.read(now);
+        reading.get().saturating_add(left).unwrap_or(date).into()
+    }
+
     /// The moment at which it reads `reading`, with `wall` for people.
     pub(super) fn moment(&self, reading: WallTime, wall: Timestamp) -> Moment {
         let uptime = self.base.map_or(Duration::ZERO, |base| base.at_wall(reading.get()).uptime());

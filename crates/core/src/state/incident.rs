@@ -414,6 +414,7 @@ pub struct Accuser {
 
 /// An accusation that an operator's release covers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct StickyRelease {
     /// The process; any, if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -423,6 +424,9 @@ pub struct StickyRelease {
     pub rule: Option<Text>,
     /// Until when.
     pub until: Timestamp,
+    /// Until when at least, by the clock that only runs while a leader leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_by_clock: Option<Timestamp>,
     /// Who released.
     pub by: Text,
 }

@@ -204,6 +204,30 @@ fn a_leader_whose_clock_is_a_month_ahead_ends_no_release_for_a_day_and_says_so_o
 }
 
 #[test]
+fn the_next_leader_doubts_a_date_that_the_leader_before_doubted() {
+    for ahead in [2 * 60, 24 * 60] {
+        let mut world = nodes(1);
+        accuse_one(&mut world);
+        release(&mut world, "ns-a", 1);
+        world.jump(ahead * MINUTE as i64);
+        // Each leader persists the wrong time, and the next one has the same wrong clock.
+        for minute in (0..50).step_by(10) {
+            accuse_one(&mut world);
+            assert!(world.blocked().is_empty(), "minute {minute}, {ahead} minutes ahead");
+            world.wait(10 * MINUTE - 60);
+            accuse_one(&mut world);
+            world.evaluate();
+            world.restart();
+        }
+        accuse_one(&mut world);
+        assert!(world.blocked().is_empty());
+        world.wait(HOUR);
+        accuse_one(&mut world);
+        assert_eq!(world.blocked(), ["ns-a"], "it ends all the same");
+    }
+}
+
+#[test]
 fn a_release_that_has_run_out_while_nobody_led_lasts_only_as_long_as_was_left() {
     let mut world = nodes(1);
     accuse_one(&mut world);

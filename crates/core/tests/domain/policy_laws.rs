@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::common::{World, record_of, target};
 use jiff::Timestamp;
+use procscan_core::Moment;
 use procscan_core::ledger::Cleared;
 use procscan_core::names::{App, Key, PodRef};
 use procscan_core::plan::NoticePhase;
@@ -356,6 +357,7 @@ proptest! {
         steps in vec(step(), 1..100), fails_over in any::<bool>()
     ) {
         let mut world = world();
+        let mut restarted = None;
         for step in steps.iter().filter(|step| !matches!(step, Step::Mode(Mode::DryRun))) {
             step.take(&mut world);
             let before = world.evaluate();
@@ -408,6 +410,13 @@ proptest! {
                     known.retain(|app| app.namespace != violation.key.namespace);
                 }
             }
+            // So it may where it has heard of what this one has only read back since its own restart.
+            for violation in other.snapshot().violations.iter().filter(active) {
+                let is_read_back = |(at, restarted): (Moment, Duration)| at.uptime() <= restarted;
+                if violation.evidence().any(|e| e.fresh_at.zip(restarted).is_some_and(is_read_back)) {
+                    known.retain(|app| app.namespace != violation.key.namespace);
+                }
+            }
             let of_known = |e: &Evaluation| {
                 let mut e = e.clone();
                 e.plan.blocks.retain(|block| known.contains(&block.app));
@@ -429,6 +438,7 @@ proptest! {
             if matches!(step, Step::Restart | Step::FailOver) {
                 // The story goes on with the other one.
                 world = other;
+                restarted = Some(world.now.uptime());
             }
         }
     }

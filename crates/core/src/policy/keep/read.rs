@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::count;
 use crate::Moment;
 use crate::ledger::{Reading, Remembered};
-use crate::moment::Span;
+use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Exposure, OtherApps};
 use crate::policy::brake::Brake;
@@ -186,6 +186,7 @@ pub(super) fn restored(
             process: release.process.clone(),
             rule: release.rule.clone(),
             until: release.until,
+            until_by_clock: release.until_by_clock.map(WallTime::from),
             actor: release.by.clone(),
         })
         .collect();

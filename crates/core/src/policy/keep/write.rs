@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use crate::Moment;
 use crate::ledger::Cleared;
-use crate::moment::Span;
+use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, Text};
 use crate::plan::Exposure;
 use crate::policy::brake::Brake;
@@ -116,6 +116,7 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
                 process: release.process.clone(),
                 rule: release.rule.clone(),
                 until: release.until,
+                until_by_clock: release.until_by_clock.map(WallTime::get),
                 by: release.actor.clone(),
             })
             .collect(),

@@ -42,7 +42,7 @@ pub struct Report {
 /// What came of asking one target.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// The whole list, read to its end. Only this and `Unchanged` make the clearing clock run.
+    /// The whole list, read to its end. Only this and `Unchanged` count as answered time for clearing.
     Complete(Answer),
     /// A part of the list: what it holds is evidence of presence, what it lacks is evidence of nothing.
     Partial(Answer, Failure),
@@ -53,7 +53,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Why there is no whole answer, if there is none.
+    /// Why there is no complete answer; `None` if there is one.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
             Self::Complete(_) | Self::Unchanged => None,
@@ -69,7 +69,7 @@ pub struct Answer {
     pub records: Records,
     /// How many records were refused, by reason.
     pub rejected: Rejections,
-    /// The namespaces of which records were left out, because there were more than are kept.
+    /// The namespaces of records that were left out because there were more than the limit.
     pub left_out: LeftOut,
     /// The agent's own clock when it answered: the HTTP `Date` header.
     pub date: Option<Timestamp>,
@@ -100,9 +100,9 @@ pub enum FailureReason {
     Timeout,
     /// The connection broke off before an answer began.
     Disconnected,
-    /// An answer began, and was not whole within the total timeout.
+    /// An answer began, but was not complete within the total timeout.
     Stalled,
-    /// An answer began, and the connection broke off before it was whole.
+    /// An answer began, but the connection broke off before it was complete.
     CutOff,
     /// The answer is not HTTP.
     Protocol,
@@ -136,7 +136,7 @@ impl FailureReason {
         }
     }
 
-    /// Whether nothing of an answer came. Any other failure is a sign of life: the node is there, and its answer can't be used.
+    /// Whether nothing of an answer came. Any other failure shows that the node is there but its answer can't be used.
     pub fn is_silence(self) -> bool {
         match self {
             Self::Resolve
@@ -156,8 +156,9 @@ impl FailureReason {
     }
 }
 
-/// The namespaces of which an answer held more records than are kept: what is missing there is evidence of nothing. Bounded by
-/// [`LeftOut::MAX_NAMESPACES`]; beyond it every namespace counts as one of them.
+/// The namespaces in which records of an answer were left out because there were more than the limit: an answer says
+/// nothing about absence there. Bounded by [`LeftOut::MAX_NAMESPACES`]; beyond it every namespace counts as one of
+/// them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
     namespaces: BTreeSet<Text>,
@@ -165,10 +166,10 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
-    /// How many namespaces are noted.
+    /// How many namespaces are remembered one by one.
     pub const MAX_NAMESPACES: usize = 256;
 
-    /// A record of `namespace` was left out.
+    /// Notes that a record of `namespace` was left out.
     pub fn note(&mut self, namespace: &str) {
         if self.concerns(namespace) {
             return;

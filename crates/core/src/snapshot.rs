@@ -46,9 +46,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether every expected node has answered for so long that a violation which it has not shown is not there, or has
-    /// been waited for long enough: one without an address, for `limit` since the start. Answers that may have hidden one do not
-    /// count. Without anybody to ask, nothing is settled.
+    /// Whether every expected node has answered for so long that a violation which it has not listed is not there, or
+    /// has been waited for long enough: a node without an address, for `limit` since the start. Answers that may have
+    /// hidden a violation do not count. Without any target nothing is settled.
     pub fn is_settled(&self, limit: Duration) -> bool {
         let is_whole = self.coverage.expected() == self.targets.len();
         (is_whole || self.at.since(self.since) >= limit)
@@ -60,7 +60,7 @@ impl Snapshot {
             })
     }
 
-    /// How much of the answered time of `node` said nothing of `key`; `None` if it is not known there.
+    /// How much of the answered time of `node` said nothing of `key`; `None` if the ledger does not know `key` there.
     pub fn unheard(&self, key: &Key, node: &NodeName) -> Option<Span> {
         let place = self.violations.binary_search_by(|violation| violation.key.cmp(key)).ok()?;
         let mut evidence = self.violations.get(place)?.evidence();
@@ -155,9 +155,9 @@ pub struct EvidenceView {
     pub presence: Presence,
     /// By which rule it cleared.
     pub cleared: Option<Cleared>,
-    /// How much of its node's answered time said nothing of it, in sum.
+    /// How much of its node's answered time said nothing of this violation, in sum.
     pub unheard: Span,
-    /// The violation whose record hides it at present: the agent lists one of several, and that one was its last.
+    /// The violation whose record hides it at present: the agent lists one of several, and listed that one last.
     pub hidden_by: Option<Arc<Key>>,
     /// The evidence itself, shared with the ledger and with other snapshots for as long as it stays the same.
     pub heard: Arc<Heard>,
@@ -185,10 +185,10 @@ pub struct Heard {
     pub record: Arc<Record>,
     /// When evidence was last fresh; `None` if it never was, and then it is never a reason for anything.
     pub fresh_at: Option<Moment>,
-    /// How old the record was then at most: by the agent's own clock, or, where it does not tell its time, since it was last seen to
-    /// list another. `None` if that is not known. Never set for what is not fresh.
+    /// How old the record was then at most: by the agent's own clock or, if the agent does not tell its time, the time
+    /// since it listed another record of the violation. `None` if that is not known. Only set for fresh evidence.
     pub age: Option<Span>,
-    /// What its clearing clock read at that time.
+    /// The reading of its clearing clock at that time.
     pub mark: Reading,
     /// When this node first listed it.
     pub first_seen: Moment,
@@ -240,7 +240,7 @@ pub struct NodeView {
     pub clock: NodeClock,
     /// Its agent's learned scan interval.
     pub interval: Option<Span>,
-    /// Its agent has listed two violations at once. Until then it is taken for one that lists one of several.
+    /// Its agent has listed two violations in one answer. Until then the agent is assumed to list one of several.
     pub lists_several: bool,
     /// Records known of it that have not cleared, believed or not.
     pub records: usize,
@@ -258,7 +258,7 @@ pub enum TargetState {
     Fresh,
     /// It has once given a whole answer.
     Stale,
-    /// It is there, but gives no answer that can be used. Counts as stale, or as never seen, in the coverage.
+    /// It is there, but its answers can't be used. The coverage counts it as stale or as never seen.
     Unusable,
     /// It has never given one.
     NeverSeen,
@@ -279,7 +279,7 @@ pub struct TargetView {
     pub last_failure: Option<Arc<(Timestamp, Failure)>>,
     /// Failures since the last whole answer.
     pub consecutive_failures: u32,
-    /// Since when it is there, but none of its answers could be used.
+    /// Since when it has been there without an answer that could be used.
     pub unusable_since: Option<WallTime>,
 }
 

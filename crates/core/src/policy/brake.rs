@@ -1,4 +1,4 @@
-//! Brakes: how much may happen at once before a person has to look. The counting is in [`super::window`].
+//! Brakes: how much may happen at once before an operator has to look. [`super::window`] does the counting.
 //!
 //! A bad rule or a lying node accuses many Apps in a short time. Brakes count tenants, because a tenant makes as many Apps as it
 //! likes: one tenant's Apps take one place, and do not hold another tenant's.
@@ -28,7 +28,8 @@ pub struct BrakeRules {
     pub max_tenants_per_rule: usize,
     /// New blocks of one tenant.
     pub max_apps_per_tenant: usize,
-    /// Tenants that are released without an operator's act and without the cluster's proof that the App is gone.
+    /// Tenants that are released by the rules: neither by an operator nor because the cluster proves that the App is
+    /// gone.
     pub max_releases: usize,
 }
 
@@ -52,14 +53,14 @@ impl Default for BrakeRules {
 pub enum Brake {
     /// Too many tenants with new blocks.
     NewTenants,
-    /// Too many new blocks of this tenant.
+    /// Too many new blocks within one tenant's namespace.
     Tenant(Text),
-    /// Too many tenants, or Apps, on one node's word.
+    /// Too many tenants or Apps blocked on one node's word.
     Node(NodeName),
     /// One rule hits too many tenants; an empty text stands for all keyword hits.
     Rule(Text),
-    /// Not one that counts: a Service of the App exposes other Apps too, and an operator has to say whether they are closed with it
-    /// (`enforcement.shared_services: hold`).
+    /// Counts nothing: a Service of the App exposes other Apps too, and an operator has to decide whether they are
+    /// closed with it (`enforcement.shared_services: hold`).
     SharedService(Text),
     /// Too many releases.
     Releases,
@@ -106,12 +107,12 @@ impl Brake {
     }
 }
 
-/// How many different rules are compiled in one evaluation, and how much memory one of them may take: nodes make up rules as
-/// they like. Beyond it a record counts as a keyword hit.
+/// How many different rules are compiled in one evaluation, and how much memory one of them may take: a lying node can
+/// make up any number of rules. Records beyond these limits count as keyword hits.
 const MAX_COMPILED: usize = 64;
 const MAX_COMPILED_SIZE: usize = 256 << 10;
 
-/// Finds out by which rule a record counts for the brakes. Lives for one evaluation.
+/// Finds the rule that a record counts under. Lives for one evaluation.
 #[derive(Debug, Default)]
 pub(super) struct RuleNames {
     compiled: HashMap<Text, Option<Regex>>,
@@ -121,8 +122,8 @@ pub(super) struct RuleNames {
 impl RuleNames {
     /// The rule of `record`: its regular expression, or an empty text for a keyword hit.
     ///
-    /// Where a keyword contains `'`, what the agent sends as `regex` is cut out of its message. So only what compiles and matches
-    /// the process's name, as the agent's own rules do, counts as a rule of its own.
+    /// The agent takes `regex` out of its own message, and takes a wrong part of it where a keyword contains `'`. So a
+    /// rule counts only if it compiles and matches the process's name, as the agent's own rules do.
     pub(super) fn of(&mut self, record: &Record) -> Text {
         if !record.regex.is_empty() && self.matches(&record.regex, &record.key.process) {
             return record.regex.clone();

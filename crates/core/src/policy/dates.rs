@@ -1,9 +1,9 @@
-//! When the dates are over that people have set: the `until` of exemptions and releases.
+//! When the `until` dates of exemptions and releases have passed.
 //!
-//! They are dates by a wall clock, and wall clocks jump and differ between replicas. So a date is over only when the wall clock says
-//! so and as much monotonic time has passed as was left when the date became known. Where the two disagree it is in doubt: then what
-//! it covers is neither blocked anew nor opened. For a release the end by the leader clock is persisted with it, so that the next
-//! leader doubts what the leader before doubted.
+//! Operators set them by a wall clock, and wall clocks jump and differ between replicas. So a date has passed only when
+//! the wall clock says so and as much monotonic time has been measured as was left when the date became known. While
+//! the two disagree the date is in doubt: what it covers is then neither blocked anew nor opened. A release persists
+//! its end by the leader clock too, so that the next leader keeps the doubt of the one before.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,17 +14,17 @@ use super::leader_clock::LeaderClock;
 use crate::Moment;
 use crate::moment::WallTime;
 
-/// By how much the monotonic clock may stay behind a wall clock that is set right.
+/// How far the monotonic clock may lag behind a correct wall clock.
 const TOLERANCE: Duration = Duration::from_secs(5);
-/// How much longer than its date something may stay in doubt because nobody knows how much time has passed between two leaders. Also
-/// how long a release is remembered after its date.
+/// The longest that a date stays in doubt after it has passed, since the time between two leaders can't be measured.
+/// Also how long a release is remembered after its date.
 const LINGER: Duration = Duration::from_hours(24);
 
-/// What is known of all dates.
+/// All dates in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dates {
-    /// When this process began to lead, and the latest wall time that an earlier leader persisted; until the first evaluation. Dates
-    /// that are not known by then are new.
+    /// When this process began to lead, and the latest wall time that an earlier leader persisted; taken by the first
+    /// evaluation. Dates that appear after it are new.
     start: Option<(Moment, Option<Timestamp>)>,
     known: BTreeMap<Timestamp, Known>,
 }
@@ -34,17 +34,17 @@ pub(super) struct Dates {
 struct Known {
     /// The monotonic time when it became known.
     since: Duration,
-    /// How much monotonic time has to pass from then on.
+    /// How much monotonic time has to pass after `since`.
     needed: Duration,
-    /// It has been over once, or an earlier leader has persisted a later time.
+    /// It had passed once, or an earlier leader persisted a later time.
     was_over: bool,
-    /// The monotonic time since when it has been over without a break.
+    /// The monotonic time since when it has been over without interruption.
     over_since: Option<Duration>,
-    /// It has been said that it is in doubt.
+    /// The alert about its doubt has been raised.
     is_told: bool,
 }
 
-/// What a date means for what it limits.
+/// Whether what a date limits is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Force {
     /// In force.
@@ -56,17 +56,17 @@ pub(super) enum Force {
 }
 
 impl Force {
-    /// Whether it covers an App that is blocked, or is not.
+    /// Whether an exemption or release with this force covers an App.
     pub(super) fn covers(self, is_blocked: bool) -> bool {
         self == Self::Full || self == Self::Doubtful && !is_blocked
     }
 }
 
 impl Known {
-    /// `known_left` is the time that leaders have not measured yet, where that is persisted.
+    /// `known_left` is the time left that leaders have not measured yet, where it is persisted.
     fn new(until: Timestamp, known_left: Option<Duration>, before: Option<Timestamp>, now: Moment) -> Self {
         let left = distance(now.wall(), until);
-        // No more time is known to have passed since an earlier leader last persisted something.
+        // Since an earlier leader last persisted something, no further time is known to have passed.
         let needed = known_left.or_else(|| before.map(|before| distance(before, until)));
         let needed = needed.map_or(left, |needed| needed.clamp(left, left + LINGER));
         let was_over = before.is_some_and(|before| before >= until);
@@ -87,13 +87,13 @@ impl Known {
 }
 
 impl Dates {
-    /// After a start. `before` is the latest wall time that an earlier leader persisted.
+    /// The dates after a start. `before` is the latest wall time that an earlier leader persisted.
     pub(super) fn restored(before: Option<Timestamp>, now: Moment) -> Self {
         Self { start: Some((now, before)), known: BTreeMap::new() }
     }
 
-    /// Notes which dates there are now, each with what `clock` reads when it is over at the earliest, where that is persisted. Those
-    /// that the wall clock alone takes for over, each said once.
+    /// Takes the dates in use, each with the earliest reading of `clock` at which it has passed, where that is
+    /// persisted. Returns those that have passed by the wall clock only, each once.
     pub(super) fn note(
         &mut self,
         dates: impl IntoIterator<Item = (Timestamp, Option<WallTime>)>,
@@ -125,20 +125,20 @@ impl Dates {
         doubtful
     }
 
-    /// What `until` means now. By the wall clock alone, where it has not been noted.
+    /// The force of `until` now; by the wall clock alone if [`Dates::note`] does not know it.
     pub(super) fn force(&self, until: Timestamp, now: Moment) -> Force {
         let by_wall = if now.wall() < until { Force::Full } else { Force::Over };
         self.known.get(&until).map_or(by_wall, |known| known.force(until, now))
     }
 
-    /// Whether `until` has been over for so long that nobody will look for it. Not at once: a wall clock that is wrong for a while
-    /// must not undo what an operator has said.
+    /// Whether `until` passed so long ago that its release can be forgotten. Not at once, so that a wall clock that is
+    /// wrong for a while does not delete an operator's release.
     pub(super) fn is_history(&self, until: Timestamp, now: Moment) -> bool {
         let since = self.known.get(&until).and_then(|known| known.over_since);
         since.is_some_and(|since| now.uptime().saturating_sub(since) >= LINGER)
     }
 
-    /// When one of them may change its meaning.
+    /// The moments at which the force of a date may change.
     pub(super) fn changes(&self, now: Moment) -> impl Iterator<Item = Moment> {
         self.known.iter().flat_map(move |(until, known)| {
             let elapsed = known.since.saturating_add(known.needed.saturating_sub(TOLERANCE));
@@ -147,7 +147,7 @@ impl Dates {
     }
 }
 
-/// From `earlier` to `later`; zero if it is not later.
+/// The time from `earlier` to `later`; zero if `later` is not later.
 fn distance(earlier: Timestamp, later: Timestamp) -> Duration {
     let distance = later.duration_since(earlier);
     if distance.is_negative() { Duration::ZERO } else { distance.unsigned_abs() }

@@ -122,12 +122,12 @@ pub enum Alert {
     },
     /// An exemption is withheld, because it would open too many tenants at once.
     Exemption {
-        /// Which, how many, and what to do, for people.
+        /// The exemption, the number of tenants, and what to do.
         message: String,
     },
-    /// The wall clock and the time that has been measured disagree about a date.
+    /// The wall clock says that a date has passed, but too little monotonic time has been measured.
     Clock {
-        /// What follows, for people.
+        /// What follows from it.
         message: String,
     },
     /// More tenants are to be told than one round may.

@@ -15,10 +15,10 @@ use crate::names::{App, Text};
 use crate::plan::{Block, Plan};
 use crate::report::Record;
 
-/// How far ahead an `until` may be: ten years.
+/// How far ahead an `until` may be: ten years. A later date can only be a mistake.
 const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(24 * 3653);
 
-/// Whether `until` is more than ten years after `now`: nobody means that.
+/// Whether `until` is more than ten years after `now`.
 pub fn is_too_far(until: Timestamp, now: Timestamp) -> bool {
     until.duration_since(now) > MAX_AHEAD
 }
@@ -40,7 +40,7 @@ pub struct Exemption {
     pub reason: String,
     /// Until when, by our own wall clock; forever if absent.
     pub until: Option<Timestamp>,
-    /// How many tenants with blocked Apps it may open, where that is more than `brake.max_releases`.
+    /// The number of tenants with blocked Apps that an operator allows it to open; needed beyond `brake.max_releases`.
     pub confirm: Option<usize>,
 }
 
@@ -54,14 +54,15 @@ impl Exemption {
         self.parts().iter().all(Option::is_none)
     }
 
-    /// Whether it may cover accusations of `app`, as far as its parts for the namespace and the App say, and as long as it is in force.
-    /// One without parts may cover anything.
+    /// Whether its namespace and App parts match `app`; it does not look at `until`. An exemption without parts may
+    /// cover anything.
     pub fn may_cover(&self, app: &App) -> bool {
         let parts = [(&self.namespace, &app.namespace), (&self.app, &app.name)];
         parts.iter().all(|(pattern, text)| pattern.as_ref().is_none_or(|pattern| pattern.matches(text)))
     }
 
-    /// Whether it covers `record` as an accusation of `app`, as long as it is in force. One that names nothing covers nothing.
+    /// Whether it covers `record` as an accusation of `app`; it does not look at `until`. An exemption without parts
+    /// covers nothing.
     pub fn covers(&self, app: &App, record: &Record) -> bool {
         self.covers_accusation(app, &record.key.process, record.rule())
     }
@@ -72,7 +73,7 @@ impl Exemption {
             && self.parts().iter().zip(texts).all(|(part, text)| part.is_none_or(|part| part.matches(text)))
     }
 
-    /// How many tenants would be opened by it of whom `plan` blocks an App.
+    /// How many tenants have blocks in `plan` that it would open.
     pub fn opens(&self, plan: &Plan) -> usize {
         let is_opened = |block: &&Block| {
             let of_grounds = block.grounds.iter().map(|ground| (&ground.key.process, &ground.rule));
@@ -83,13 +84,13 @@ impl Exemption {
         opened.map(|block| &block.app.namespace).collect::<BTreeSet<&Text>>().len()
     }
 
-    /// How many tenants it may open.
+    /// How many tenants it may open at once.
     pub fn may_open(&self, rules: &BrakeRules) -> usize {
-        // One is what a release by hand opens, too.
+        // At least one, as many as a release by an operator opens.
         rules.max_releases.max(1).max(self.confirm.unwrap_or(0))
     }
 
-    /// All that it says: what says something else is another exemption.
+    /// All that decides its effect: a changed exemption counts as another one.
     fn identity(&self) -> String {
         let Self { place, until, confirm, .. } = self;
         let parts = self.parts().map(|part| part.map(Pattern::text));
@@ -97,16 +98,17 @@ impl Exemption {
     }
 }
 
-/// Which exemptions may open what is blocked.
+/// Which exemptions may open blocked Apps.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Admissions {
-    /// By what each says: whether it has been let into force, or would open too much at once.
+    /// By [`Exemption::identity`]: true if it took effect, false if it is withheld because it would open too many
+    /// tenants.
     known: BTreeMap<String, bool>,
 }
 
 impl Book {
-    /// Withholds exemptions that would open more tenants than may be opened without a person's confirmation. What is withheld has no
-    /// effect until it says something else: not because the number falls by itself.
+    /// Withholds exemptions that would open more tenants than allowed without an operator's confirmation. A withheld
+    /// exemption has no effect until an operator changes it, even if the number of tenants falls meanwhile.
     pub(super) fn admit(&mut self, pass: &mut Pass<'_>) {
         let mut before = std::mem::take(&mut self.admissions.known);
         let mut unknown = Vec::new();
@@ -120,7 +122,7 @@ impl Book {
                     }
                     self.admissions.known.insert(identity, is_admitted);
                 }
-                // One that is over or in doubt opens nothing.
+                // An exemption that has ended or is in doubt opens nothing.
                 None if *force == Force::Full => {
                     *force = Force::Over;
                     unknown.push((index, identity));
@@ -160,7 +162,7 @@ impl Book {
         }
     }
 
-    /// The blocked Apps among `those` of which everything is excused.
+    /// The blocked Apps among `those` whose accusations are all covered by an exemption or a release.
     fn excused(&self, pass: &Pass<'_>, those: impl Fn(&App) -> bool) -> BTreeSet<App> {
         let blocked = self
             .incidents

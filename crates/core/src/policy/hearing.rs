@@ -72,8 +72,8 @@ impl Book {
                 }
                 match verdict {
                     Verdict::Accepted(pod) => {
-                        // What was accepted against one App stays against it, and so does what comes of the same Pod, even if its
-                        // labels, or other rules, now name another.
+                        // What was accepted against one App stays against it, and so does later evidence of the same
+                        // Pod, even if its labels or other rules name another App now.
                         let stays = already || ground.is_some_and(|ground| ground.is_of(&pod));
                         let app = before.filter(|_| stays).unwrap_or(&pod.app).clone();
                         if self.aside.contains(&app) {
@@ -196,7 +196,7 @@ impl Book {
         } else {
             let mut ground = Ground::of(evidence, pod_uid, fresh_at, scan_interval);
             ground.count(silence);
-            // Of which Pod it is has to be kept anew.
+            // The Pod that it is about has to be kept anew.
             let old = incident.grounds.get(&id).filter(|old| old.pod_uid == ground.pod_uid);
             ground.kept = old.and_then(|old| old.kept);
             incident.grounds.insert(id, ground);
@@ -215,7 +215,7 @@ impl Book {
                 if app_is_gone {
                     return Some(ClearedGround::AppGone);
                 }
-                // Of what the ledger does not know, its node's answers say nothing.
+                // If the ledger does not know a violation, none of its node's answers said anything of it.
                 let unheard = || pass.snapshot.unheard(key, node).unwrap_or(Duration::MAX.into());
                 let cleared = match pass.snapshot.nodes.get(node) {
                     // As of the snapshot: a node may have answered since.

@@ -46,7 +46,7 @@ pub struct Incident {
     /// When what its tenant has been told last had been written. Not in the file: in a storm it would have to be copied for each App
     /// only to enter this.
     pub(super) delivered: Option<Moment>,
-    /// How many accusations there were, at least, beyond those that were kept when it was read: they may be heard again.
+    /// How many accusations, at least, were not kept when this was persisted: their nodes may list them again.
     pub(super) omitted: u32,
     /// Shared with what is in effect of it for as long as nothing else is decided.
     file: Arc<File>,
@@ -90,7 +90,7 @@ pub struct File {
     pub(super) releases: Vec<StickyRelease>,
     /// The last decisions, the latest last.
     pub(super) decisions: Vec<Arc<Decision>>,
-    /// Entries of the log of kinds that only another version knows.
+    /// Entries of the log with kinds that only another version knows.
     pub(super) foreign: Box<[state::incident::Decision]>,
     /// How many decisions there have been.
     pub(super) decided: u64,
@@ -147,17 +147,17 @@ pub enum Standing {
 #[derive(Clone, Debug)]
 pub(super) struct Ground {
     pub(super) record: Arc<Record>,
-    /// The accused Pod's UID; nothing where there was no cluster to ask, and of what an earlier version has kept.
+    /// The accused Pod's UID; `None` if there was no cluster to ask, or if an earlier version kept it.
     pub(super) pod_uid: Option<Text>,
     pub(super) fresh_at: Moment,
-    /// When its agent found it, by our monotonic clock. Not known before it is heard after a start: what is kept is as right as a wall
-    /// clock.
+    /// When its agent found it, by our monotonic clock. Not known after a start until it is heard again, because the
+    /// persisted time is a wall clock's.
     pub(super) found_at: Option<Span>,
     /// The agent's own time of it: two replicas see the same evidence at different moments.
     pub(super) evidence_time: WallTime,
     /// From when on its node's silence counts: not from before the start, when we may not have listened.
     pub(super) counted_from: Moment,
-    /// What its clearing clock read when it was last accepted.
+    /// The reading of its clearing clock when it was last accepted.
     pub(super) mark: Reading,
     pub(super) first_seen: WallTime,
     pub(super) observations: u64,
@@ -203,7 +203,8 @@ pub(super) struct StickyRelease {
     pub(super) process: Option<Text>,
     pub(super) rule: Option<Text>,
     pub(super) until: Timestamp,
-    /// What the leader clock reads when it has run for as long as the operator has asked for. A version before kept none.
+    /// The reading of the leader clock at which the time that the operator asked for has been measured. An earlier
+    /// version persisted none.
     pub(super) until_by_clock: Option<WallTime>,
     pub(super) actor: Text,
 }
@@ -221,14 +222,14 @@ impl StickyRelease {
         (self.process.as_ref(), self.rule.as_ref(), self.until, &self.actor)
     }
 
-    /// Whether it covers `record`, as long as it is in force.
+    /// Whether it covers `record`; it does not look at `until`.
     pub(super) fn covers(&self, record: &Record) -> bool {
         self.process.as_ref().is_none_or(|process| *process == record.key.process)
             && self.rule.as_ref().is_none_or(|rule| rule == record.rule())
     }
 }
 
-/// From when on a node's silence counts: the reading of the clearing clock, and the moment.
+/// From when on a node's silence counts: a reading of the clearing clock and the moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Silence {
     pub(super) mark: Reading,
@@ -241,7 +242,7 @@ impl Ground {
         (self.mark, self.counted_from) = (mark, counted_from);
     }
 
-    /// What a node says of the Pod of that UID, as of now.
+    /// What a node says of the Pod with that UID, as of now.
     pub(super) fn of(
         evidence: &EvidenceView,
         pod_uid: Option<Text>,
@@ -265,12 +266,13 @@ impl Ground {
         }
     }
 
-    /// Whether it was found so recently that a new block may follow from it.
+    /// Whether its agent found it so recently that a new block may follow from it.
     pub(super) fn is_young(&self, max_age: Duration, now: Moment) -> bool {
         self.found_at.is_some_and(|at| now.uptime().saturating_sub(at.get()) <= max_age)
     }
 
-    /// The same as `evidence` has it, which is heard and still fresh: its record may have been re-read, but its clock goes on.
+    /// Takes over what `evidence` adds, which is still fresh and no other than this: its record may have been read
+    /// again, but its clock goes on.
     pub(super) fn renew(&mut self, evidence: &EvidenceView) {
         (self.active, self.gone, self.observations) = (true, false, evidence.observations);
         self.found_at = self.found_at.max(found_at(evidence));
@@ -285,7 +287,8 @@ impl Ground {
         });
     }
 
-    /// Whether it is of `pod`, and not of another one of the same name. What an earlier version has kept is of the Pod that was there then.
+    /// Whether it is about `pod` and not about another Pod of the same name. What an earlier version kept is about the
+    /// Pod that existed then.
     pub(super) fn is_of(&self, pod: &AcceptedPod) -> bool {
         match (&self.pod_uid, &pod.uid) {
             (Some(known), Some(uid)) => known == uid,
@@ -425,7 +428,7 @@ impl Incident {
         }
     }
 
-    /// What its tenant is to be told from now on.
+    /// Sets what its tenant is to be told from now on.
     pub(super) fn tell(&mut self, told: Told) {
         self.file().told = Some(told);
         if told.what != Telling::Recovered {
@@ -433,19 +436,20 @@ impl Incident {
         }
     }
 
-    /// Since when its tenant waits to be told what has come of it.
+    /// Since when its tenant has been waiting for news.
     pub(super) fn waits_since(&self, policy: &Policy) -> Moment {
         match (self.told, self.standing) {
             (Some(_), Standing::Blocked { since, .. }) => since,
             (Some(_), Standing::Grace { until }) => {
                 Moment::new(until.uptime().saturating_sub(policy.grace), until.wall())
             }
-            // Of this incident nothing has been told yet.
+            // Its tenant has been told nothing of this incident yet.
             _ => self.opened,
         }
     }
 
-    /// Whether its tenant has not known of the grace for as long as it lasts. In dry-run nobody is told.
+    /// Whether its tenant has known of the grace for less time than the grace lasts. In dry-run no tenant is told
+    /// anything.
     pub(super) fn is_untold(&self, pass: &Pass<'_>) -> bool {
         let told = self.told.filter(|told| told.what == Telling::Grace).and(self.delivered);
         let has_known = told.is_some_and(|at| pass.now.since(at) >= pass.policy.grace);

@@ -6,8 +6,8 @@
 //!
 //! An accusation becomes a block only if all of this holds:
 //!
-//! 1. its evidence is fresh (see [`crate::ledger`]) and no older than [`Policy::max_age`], and the accused Pod runs on the accusing node
-//!    and is older than the record;
+//! 1. its evidence is fresh (see [`crate::ledger`]) and no older than [`Policy::max_age`], and the accused Pod runs on
+//!    the accusing node and is older than the record;
 //! 2. its namespace is a tenant's, not protected and not terminating;
 //! 3. no exemption and no operator's release covers it;
 //! 4. the tenant's grace is over;
@@ -77,7 +77,7 @@ pub struct Policy {
     pub protected: Vec<String>,
     /// Whether an accused Pod must be known to run on the accusing node.
     pub verify_pods: bool,
-    /// What happens to Services that expose other Apps beside the one to be blocked.
+    /// What happens to Services that expose other Apps as well as the one to be blocked.
     pub shared_services: SharedServices,
     /// How long a tenant is told before the block.
     pub grace: Duration,
@@ -85,11 +85,13 @@ pub struct Policy {
     pub brake: BrakeRules,
     /// What is not enforced.
     pub exemptions: Vec<Exemption>,
-    /// Exemptions of which not everything can be read, without the parts that can't: nothing new is blocked that they may cover.
+    /// Exemptions that can't be read completely, with the parts that can be read: nothing new is blocked that they may
+    /// cover.
     pub unread_exemptions: Vec<Exemption>,
     /// Offending again within this time continues the same incident.
     pub same_incident: Duration,
-    /// How old evidence may be, by its agent's own clock when it was heard and by ours since, for a new block to follow from it.
+    /// The greatest age of evidence that may lead to a new block: the record's age by its agent's own clock when it was
+    /// heard, plus the time since by ours.
     pub max_age: Duration,
     /// How long to wait for a node that never returns.
     pub unreachable_limit: Duration,

@@ -1,4 +1,4 @@
-//! What tenants are told, and in which order where more of them wait than a round allows.
+//! What tenants are told, and in which order if more of them wait than a round allows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::names::{App, Text};
 use crate::plan::NoticePhase;
 
 impl Book {
-    /// Decides who is told what, and takes over how those who are blocked are reached.
+    /// Decides which tenants are told what, and updates how blocked Apps are reached.
     pub(super) fn tell(&mut self, pass: &mut Pass<'_>) {
         if self.notices.0 != pass.snapshot.rounds {
             self.notices = (pass.snapshot.rounds, 0);
@@ -35,11 +35,11 @@ impl Book {
                 continue;
             }
             match incident.told {
-                // Who has never been told anything has nothing to recover from.
+                // A tenant that was never told of the incident is not told of its end.
                 None if what == Telling::Recovered => {}
                 Some(told) if told.what == what => {}
                 Some(told) if what == Telling::Recovered => incident.tell(Told { what, ..told }),
-                // Who has been warned is not newly told.
+                // A tenant that was warned does not count as newly told.
                 Some(Told { what: Telling::Grace, .. }) => {
                     incident.tell(Told::news(what, pass.now.wall()));
                 }
@@ -49,7 +49,7 @@ impl Book {
         self.tell_in_turn(waiting, pass);
     }
 
-    /// Tells so many of those that wait as a round allows, in their turn (see [`Book::turns`]).
+    /// Tells as many waiting tenants as a round allows, in the order of [`Book::turns`].
     fn tell_in_turn(&mut self, mut waiting: Vec<(Moment, App)>, pass: &mut Pass<'_>) {
         let free = pass.policy.max_notices_per_round.saturating_sub(self.notices.1);
         let left = waiting.len().saturating_sub(free);
@@ -68,8 +68,9 @@ impl Book {
         }
     }
 
-    /// In which order those that wait are told: each App after as many others of its tenant as wait longer, or were told since it
-    /// waits; and among equals the longest waiting. So no tenant is kept waiting by the Apps that another makes.
+    /// The order in which tenants are told: each App's place is the number of Apps of the same tenant that have waited
+    /// longer or were told since it began to wait; for equal places, the longest wait goes first. So no tenant waits
+    /// because another one makes many Apps.
     fn turns(&self, mut waiting: Vec<(Moment, App)>) -> Vec<(usize, Moment, App)> {
         waiting.sort_unstable();
         let mut of_tenant: BTreeMap<Text, (usize, Vec<Timestamp>)> =

@@ -1,4 +1,4 @@
-//! The parts of a plan, made of incidents.
+//! Makes the parts of a plan from incidents.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::incident::{Ground, Incident};
 use crate::names::{App, Key, NodeName};
 use crate::plan::{Accusation, Block, NoticePhase, OtherApps};
 
-/// The block of `app`, whose incident this is.
+/// The block of `app`, made from its incident.
 pub(super) fn block(app: &App, incident: &Incident, since: Timestamp) -> Block {
     Block {
         app: app.clone(),
@@ -31,17 +31,18 @@ fn accusations(incident: &Incident) -> Vec<Accusation> {
     grounds.map(accusation).collect()
 }
 
-/// What it is for where no ground is left.
+/// The violations of a block that no ground supports any more.
 fn left(incident: &Incident) -> Vec<Key> {
     match &incident.inherited {
         _ if !incident.grounds.is_empty() => Vec::new(),
         Some(accused) => accused.iter().cloned().collect(),
-        // Blocked still, because its release is held: for what has cleared.
+        // Its release is held, so it is still blocked for what has cleared.
         None => incident.tombstones.keys().map(|(key, _)| key.clone()).collect(),
     }
 }
 
-/// What the last plan has, if it is the same as `now`. Both go through the Apps in their order, and `order` says where `last` is.
+/// The part of the last plan that equals `now`, or `now`. Both plans are ordered by App; `order` compares a part of the
+/// last one with `now`.
 pub(super) fn same<T: PartialEq>(
     last: &mut std::vec::IntoIter<Arc<T>>,
     order: impl Fn(&T) -> Ordering,
@@ -59,7 +60,7 @@ pub(super) fn same<T: PartialEq>(
     Arc::new(now)
 }
 
-/// The other Apps that are closed with it now.
+/// The other Apps that are closed with it in `phase`.
 pub(super) fn closed_too(incident: &Incident, phase: NoticePhase) -> OtherApps {
     if phase == NoticePhase::Blocked { incident.exposure.others.clone() } else { OtherApps::default() }
 }

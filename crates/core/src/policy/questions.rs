@@ -14,7 +14,8 @@ use crate::snapshot::{Snapshot, State};
 /// What has to be known before the next decisions. Whoever can ask the cluster answers with [`Facts`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Questions {
-    /// Changes when what was known before must not count any more: another replica may have decided meanwhile. See [`Facts::epoch`].
+    /// Changes when earlier answers must not count any more, because another replica may have decided meanwhile. See
+    /// [`Facts::epoch`].
     pub epoch: u64,
     /// The accused Pods.
     pub pods: BTreeMap<PodRef, Accusers>,
@@ -22,23 +23,24 @@ pub struct Questions {
     pub apps: BTreeMap<App, Vec<AccusedPod>>,
 }
 
-/// A Pod that was accused as one of an App with an open incident.
+/// A Pod that was accused, and by that belongs to an App with an open incident.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AccusedPod {
     /// Its name.
     pub pod: PodRef,
-    /// Which one of that name.
+    /// Which Pod of that name.
     pub which: WhichPod,
 }
 
-/// Which of the Pods that have a name one after the other.
+/// Which of several Pods that had the same name one after the other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WhichPod {
-    /// The one of this UID.
+    /// The Pod with this UID.
     Uid(Text),
-    /// One of them, but it is not known which: what an earlier version has kept, or what was blocked before anything was kept.
+    /// One of them, but it is not known which: an earlier version kept no UID, and nor do objects that were blocked
+    /// before anything was kept.
     Unknown,
-    /// Any: accusations are not verified, so an agent's word is for whichever Pod has the name.
+    /// Any of them: accusations are not verified, so an agent's word applies to the Pod that has the name now.
     Any,
 }
 
@@ -47,14 +49,14 @@ pub enum WhichPod {
 pub struct Accusers {
     /// When the freshest evidence came. Only what is known from later on can judge it.
     pub since: Moment,
-    /// Every accusing node with the time of its own freshest evidence, ordered by node, each once. All of them are named, because
-    /// each has its own place in the order of looking up: a node that accuses thousands of Pods must not take a Pod that another
-    /// node accuses to the end of its own line.
+    /// Every accusing node with the time of its own freshest evidence, ordered by node, each once. Every node is
+    /// listed, because look-ups take turns by node: a Pod that two nodes accuse must not wait behind the thousands that
+    /// only one of them accuses.
     pub nodes: Vec<(NodeName, Moment)>,
 }
 
 impl Accusers {
-    /// One node's accusation.
+    /// The accusation of one node.
     pub fn one(node: NodeName, since: Moment) -> Self {
         Self { since, nodes: vec![(node, since)] }
     }

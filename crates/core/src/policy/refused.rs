@@ -1,7 +1,7 @@
-//! Accusations in namespaces that may not be touched: counted by node and namespace, and logged once, when that begins.
+//! Accusations in namespaces that may not be touched: counted by node and namespace, and logged once, when they begin.
 //!
-//! All names in them are the accusing node's own words. Were each one logged, a node that varies them would push everything else out
-//! of the log, so what is remembered is bounded whatever they are.
+//! The accusing node chooses all names in them. If each were logged, a node that varies them would push everything else
+//! out of the log. So what is remembered is bounded, whatever the names.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,19 +16,19 @@ use crate::report::Record;
 /// How many namespaces of one node are remembered, and so logged one by one.
 const MAX_NAMESPACES: usize = 16;
 
-/// What has been logged.
+/// What has been logged, by node.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Refused(BTreeMap<NodeName, Namespaces>);
 
-/// Of one node: when each was accused last.
+/// When a node last accused each namespace.
 #[derive(Clone, Debug, Default)]
 struct Namespaces {
     known: BTreeMap<Text, Moment>,
-    /// Any namespace beyond the limit.
+    /// When it last accused any namespace beyond the limit.
     beyond: Option<Moment>,
 }
 
-/// What one node says of one namespace, in one evaluation.
+/// What one node says of one namespace in one evaluation.
 struct Accused<'a> {
     first: &'a Record,
     why: &'static str,
@@ -47,7 +47,7 @@ impl<'a> RefusedNow<'a> {
 }
 
 impl Refused {
-    /// Logs what is new, and forgets what has not been said for `policy.same_incident`.
+    /// Logs what is new, and forgets what no node has said for `policy.same_incident`.
     pub(super) fn log(&mut self, now: RefusedNow<'_>, pass: &mut Pass<'_>) {
         for ((node, namespace), accused) in now.0 {
             let logged = self.0.entry(node.clone()).or_default();
@@ -78,14 +78,14 @@ impl Refused {
     }
 }
 
-/// What is new.
+/// What has begun with an accusation.
 enum Begins {
     Namespace,
     Beyond,
 }
 
 impl Namespaces {
-    /// Notes that a namespace is accused now.
+    /// Notes that a namespace is accused now. Returns what has begun with that.
     fn begins(&mut self, namespace: &Text, now: Moment) -> Option<Begins> {
         if let Some(at) = self.known.get_mut(namespace) {
             *at = now;
@@ -117,7 +117,7 @@ impl Accused<'_> {
     }
 }
 
-/// Whether it is about an App with an incident, which is decided on its own.
+/// Whether `record` names an App with an incident, whose decisions are logged there.
 pub(super) fn is_known<T>(incidents: &BTreeMap<App, T>, record: &Record) -> bool {
     incidents.contains_key(&claimed_app(record))
 }

@@ -67,7 +67,7 @@ pub fn simulate(
 ) -> Vec<Fate> {
     // The Pods and nodes of recorded evidence were checked when it was accepted; dry-run would decide the same.
     let mode = if policy.mode == Mode::DryRun { Mode::Enforce } else { policy.mode };
-    // What was found was found anew until it cleared.
+    // Agents found the processes again and again until the evidence cleared, so it was never too old.
     let policy = Policy { verify_pods: true, mode, max_age: Duration::MAX, ..policy.clone() };
     let pieces = pieces(incidents, since);
     let accused: BTreeSet<&App> = pieces.iter().map(|piece| &piece.app).collect();
@@ -220,7 +220,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
         let node = NodeName(evidence.node.clone());
         let record = Arc::new(record(&app.namespace, evidence));
         let state = PodState::Present {
-            // Its age was checked as well.
+            // The age of the Pod was checked when the evidence was accepted.
             uid: evidence.pod_uid.clone().unwrap_or_else(|| Text::from("")),
             created: Some(Moment::new(Duration::ZERO, since)),
             node: node.clone(),

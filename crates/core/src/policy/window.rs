@@ -1,8 +1,9 @@
-//! What passed the brakes within their window, and what they hold.
+//! What passed the brakes within their window, and what they held.
 //!
-//! Each scope (everything, one tenant, one node, one rule) has a number of places. What passed takes one, and so does what was held
-//! there: as long as a storm goes on its brake stays on. When it has passed, later accusations are judged by themselves. What was
-//! held meanwhile stays held (see [`super::Book`]), and takes no place anew however often it is accused.
+//! Each scope (everything, one tenant, one node, one rule) has a number of places. What passed takes one, and so does
+//! what was held there, so the brake stays on for as long as a storm goes on. After the storm, later accusations are
+//! judged on their own. What was held meanwhile stays held (see [`super::Book`]), and takes no second place however
+//! often it is accused.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -14,43 +15,46 @@ use crate::few::FewSet;
 use crate::moment::WallTime;
 use crate::names::{App, NodeName, Text};
 
-/// What happened within the window. A part of the book: it survives what the book survives. Times are readings of the leader clock.
+/// What happened within the window. A part of the book, so it is persisted like the rest. Times are readings of the
+/// leader clock.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Window {
     due: BTreeMap<App, Arc<Due>>,
     releases: BTreeMap<App, ReleaseDue>,
-    /// When a brake last held a block, and a release: an alert is raised once per storm, not once per App.
+    /// When brakes last held a block and a release: an alert is raised once per storm, not once per App.
     held_block: Option<WallTime>,
     held_release: Option<WallTime>,
 }
 
-/// On whose word, and by which rules, an App becomes due. An empty rule stands for all keyword hits.
+/// The nodes and rules that accuse an App. An empty rule stands for all keyword hits.
 pub(super) type Accusers = FewSet<(NodeName, Text)>;
 
-/// How many accusers of one App are counted: nodes make up their rules as they like. What is not counted lets nothing through.
+/// How many accusers of one App are counted, because a node can make up any number of rules. An accuser that is not
+/// counted lets nothing through.
 pub(super) const MAX_ACCUSERS: usize = 16;
 
-/// That an App was to be blocked.
+/// An App was to be blocked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Due {
-    /// When it last passed; if it never did, from when on it counts as held.
+    /// When it last passed; if it never did, since when it counts as held.
     pub(super) at: WallTime,
-    /// No brake held it. If one did not and this is not set, an operator has released it since: it keeps its places.
+    /// No brake held it. False with an empty `held`: it passed, and an operator has released it since, or an earlier
+    /// version wrote this. It keeps its places, but does not pass by them.
     pub(super) passed: bool,
-    /// Those that let it through; if none did, those that accused it.
+    /// The accusers that let it through, or, if none did, all of them.
     pub(super) accusers: Accusers,
     /// The brakes that held it.
     pub(super) held: Box<[Brake]>,
 }
 
-/// That an App was to be released by the rules.
+/// An App was to be released by the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReleaseDue {
     pub(super) at: WallTime,
     pub(super) passed: bool,
 }
 
-/// The window in numbers, kept up to date while one evaluation adds to it.
+/// The counts within the window, kept up to date while an evaluation adds to it.
 pub(super) struct Tally<'a> {
     window: &'a mut Window,
     rules: &'a BrakeRules,
@@ -58,14 +62,14 @@ pub(super) struct Tally<'a> {
     counts: Counts,
 }
 
-/// The places of one scope that are taken, and by which tenants or Apps.
+/// The places of one scope, and the tenants or Apps that take them.
 #[derive(Debug)]
 struct Places<K> {
-    /// Those that were let through, and whether that lets them through again: not after an operator's release.
+    /// Those that passed, and whether they may pass again by their place; after an operator's release they may not.
     passed: HashMap<K, bool>,
-    /// Those that were held, and from when on each counts.
+    /// Those that were held, and since when each counts.
     held: HashMap<K, WallTime>,
-    /// How many there are in either.
+    /// How many are in `passed`, `held` or both.
     taken: usize,
 }
 
@@ -76,12 +80,12 @@ impl<K> Default for Places<K> {
 }
 
 impl<K: Eq + Hash + Clone> Places<K> {
-    /// Whether `one` has a place that it passed by.
+    /// Whether `one` may pass by the place that it has.
     fn has_passed(&self, one: &K) -> bool {
         self.passed.get(one).copied().unwrap_or(false)
     }
 
-    /// Whether `one` may pass where there are `max` places: it has one already, or one is free.
+    /// Whether `one` may pass if there are `max` places: it has passed already, or one is free.
     fn admits(&self, one: &K, max: usize) -> bool {
         self.has_passed(one) || self.taken < max
     }
@@ -102,7 +106,7 @@ impl<K: Eq + Hash + Clone> Places<K> {
     }
 }
 
-/// What one node's word has let through or would have.
+/// The tenants and Apps that passed or were held on one node's word.
 #[derive(Debug, Default)]
 struct NodePlaces {
     tenants: Places<Text>,
@@ -115,7 +119,8 @@ impl NodePlaces {
         if !self.tenants.has_passed(&app.namespace) {
             return self.tenants.taken < rules.max_tenants_per_node && self.apps.passed.len() < max;
         }
-        // A place is kept for each tenant that may still come: one tenant's Apps must not hold another tenant's.
+        // Keeps a place free for each tenant that may still come, so that one tenant's Apps do not hold another
+        // tenant's.
         let kept = rules.max_tenants_per_node.saturating_sub(self.tenants.taken).min(max / 2);
         self.apps.has_passed(app) || self.apps.taken.saturating_add(kept) < max
     }
@@ -132,7 +137,7 @@ struct Counts {
 }
 
 impl Counts {
-    /// Counts what is known of `app`.
+    /// Counts the entry of `app`.
     fn add(&mut self, app: &App, due: &Due) {
         let tenant = &app.namespace;
         for brake in &due.held {
@@ -145,7 +150,7 @@ impl Counts {
                     of_node.apps.hold(app, due.at);
                 }
                 Brake::Rule(rule) => self.per_rule.entry(rule.clone()).or_default().hold(tenant, due.at),
-                // Never holds a block, or is no brake that counts.
+                // Neither of them counts blocks.
                 Brake::Releases | Brake::SharedService(_) => {}
             }
         }
@@ -172,7 +177,8 @@ impl Counts {
 
     /// The accusers that may let `app` through, or the brakes that hold it.
     ///
-    /// One accuser within the limits is enough: a lying node or a bad rule does not protect from an honest one.
+    /// One accuser within the limits is enough: otherwise an App could escape an honest node's accusation because a
+    /// lying node or a bad rule accuses it too.
     fn ask(
         &self,
         app: &App,
@@ -204,7 +210,7 @@ impl Counts {
         if through.is_empty() { Err(held) } else { Ok(through) }
     }
 
-    /// From when on the tenant of `app` counts as held by `brake`, if it does already.
+    /// Since when the tenant of `app` (for [`Brake::Tenant`], the App) has counted as held by `brake`, if it does.
     fn held_since(&self, app: &App, brake: &Brake) -> Option<WallTime> {
         let tenant = &app.namespace;
         match brake {
@@ -219,13 +225,13 @@ impl Counts {
 }
 
 impl Window {
-    /// Forgets what no longer counts.
+    /// Forgets entries older than the window.
     pub(super) fn forget(&mut self, rules: &BrakeRules, now: WallTime) {
         self.due.retain(|_, due| age(now, due.at) < rules.window);
         self.releases.retain(|_, due| age(now, due.at) < rules.window);
     }
 
-    /// Counts what is left.
+    /// Counts the entries within the window.
     pub(super) fn tally<'a>(&'a mut self, rules: &'a BrakeRules, now: WallTime) -> Tally<'a> {
         self.forget(rules, now);
         let mut counts = Counts::default();
@@ -234,14 +240,14 @@ impl Window {
         Tally { window: self, rules, now, counts }
     }
 
-    /// Counts again what had been counted before the start. Of two entries of an App the later one counts.
+    /// Restores the entry of an App after a start. If there are two, the later one counts.
     pub(super) fn restore(&mut self, app: &App, due: Option<&Arc<Due>>, release: Option<ReleaseDue>) {
         if let Some(due) = due {
             let is_newer = |known: &Arc<Due>| known.at < due.at;
             if self.due.get(app).is_none_or(is_newer) {
                 self.due.insert(app.clone(), due.clone());
             }
-            // An alert had been raised of what was held.
+            // The alert about it has been raised already.
             let held = (!due.held.is_empty()).then_some(due.at);
             self.held_block = self.held_block.max(held);
         }
@@ -253,7 +259,7 @@ impl Window {
         }
     }
 
-    /// What has passed the brakes of `app` passes them no more. It counts all the same.
+    /// An operator has released `app`: its next block has to pass the brakes again. Its places stay taken.
     pub(super) fn ask_again(&mut self, app: &App) {
         if let Some(due) = self.due.get_mut(app) {
             Arc::make_mut(due).passed = false;
@@ -262,7 +268,7 @@ impl Window {
 }
 
 impl Tally<'_> {
-    /// `app` is to be blocked on the word of `accusers` (node and rule). The brake that holds it, if any.
+    /// Enters that `app` is to be blocked on the word of `accusers`. Returns the brake that holds it, if any.
     pub(super) fn due(&mut self, app: &App, accusers: &Accusers) -> Option<Brake> {
         let brakes = match self.counts.ask(app, accusers, self.rules) {
             Ok(through) => {
@@ -276,9 +282,9 @@ impl Tally<'_> {
         Some(self.hold(app, accusers, brakes))
     }
 
-    /// Enters that those accusers let `app` through. Not if there is no room to count any of them.
+    /// Enters that the accusers `through` let `app` pass. False if none of them could be counted.
     fn pass(&mut self, app: &App, through: Vec<(NodeName, Text)>) -> bool {
-        // Those that let it through before keep their places for as long as they count.
+        // Accusers that let it through before keep their places.
         let before = self.window.due.get(app).filter(|due| due.held.is_empty());
         let mut counted = before.map(|due| due.accusers.clone()).unwrap_or_default();
         let mut is_counted = false;
@@ -295,15 +301,15 @@ impl Tally<'_> {
         is_counted
     }
 
-    /// Enters that those brakes hold `app`. The first of them.
+    /// Enters that `brakes` hold `app`. Returns the first of them.
     fn hold(&mut self, app: &App, accusers: &Accusers, brakes: BTreeSet<Brake>) -> Brake {
         let first = brakes.first().cloned().unwrap_or(Brake::NewTenants);
         let brakes = if brakes.is_empty() { [first.clone()].into() } else { brakes };
-        // What was let through within the window has its places.
+        // An App that passed within the window keeps its places.
         if self.window.due.get(app).is_some_and(|due| due.held.is_empty()) {
             return first;
         }
-        // A tenant counts from when it was first held: what it starts since takes no place anew.
+        // A tenant counts since it was first held, so Apps that it starts later take no further place.
         let since = |brake: &Brake| self.counts.held_since(app, brake).unwrap_or(self.now);
         let at = brakes.iter().map(since).max().unwrap_or(self.now);
         let accusers = accusers.iter().take(MAX_ACCUSERS).cloned().collect();
@@ -317,12 +323,13 @@ impl Tally<'_> {
         self.window.due.insert(app.clone(), Arc::new(due));
     }
 
-    /// What is counted of `app`.
+    /// The entries of `app`.
     pub(super) fn of(&self, app: &App) -> (Option<Arc<Due>>, Option<ReleaseDue>) {
         (self.window.due.get(app).cloned(), self.window.releases.get(app).copied())
     }
 
-    /// `app` is to be released by the rules, and nothing proves that it is gone. The brake that holds it, if any.
+    /// Enters that `app` is to be released by the rules, without proof that it is gone. Returns the brake that holds
+    /// the release, if any.
     pub(super) fn release(&mut self, app: &App) -> Option<Brake> {
         let passed = self.counts.releases.admits(&app.namespace, self.rules.max_releases);
         let since = self.counts.held_since(app, &Brake::Releases).filter(|_| !passed);
@@ -332,7 +339,7 @@ impl Tally<'_> {
         (!passed).then_some(Brake::Releases)
     }
 
-    /// Notes that `brake` holds something; whether that is news.
+    /// Notes that `brake` holds something. Returns whether this begins a storm.
     pub(super) fn is_news(&mut self, brake: &Brake) -> bool {
         let last = match brake {
             Brake::Releases => &mut self.window.held_release,

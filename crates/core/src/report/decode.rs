@@ -312,7 +312,7 @@ fn take_in(wire: &WireRecord<'_>, limits: &Limits, records: &mut Records) -> Res
     Ok(())
 }
 
-/// What is no name of a namespace concerns none.
+/// Notes the namespace of a record that is left out. An invalid name is ignored: no namespace has it.
 fn leave_out(wire: &WireRecord<'_>, left_out: &mut LeftOut) -> Rejection {
     match wire.namespace.required() {
         Ok(namespace) if is_dns_label(namespace) => left_out.note(namespace),

@@ -36,8 +36,8 @@ pub const IS_READ: &str = "isRead";
 
 /// The placeholders of texts to tenants.
 ///
-/// `also_closes` is a whole sentence in the text's language that names the other Apps which are closed with it; empty if there are none,
-/// and put at the end of a message that has no place for it.
+/// `also_closes` is a whole sentence, in the language of the text, that names the other Apps which are closed with this
+/// one. It is empty if there are none, and is appended to a message without a place for it.
 pub const PLACEHOLDERS: &[&str] =
     &["app", "kind", "namespace", "processes", "contact", "appeal", "until", ALSO_CLOSES];
 
@@ -168,7 +168,8 @@ fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
     }
 }
 
-/// The sentence that names the other Apps which are closed with one, in English and in Chinese; nothing if there are none.
+/// The sentence that names the other Apps which are closed with one, in English and in Chinese; empty texts if there
+/// are none.
 fn also_closes(others: &OtherApps) -> [String; 2] {
     if others.is_empty() {
         return [String::new(), String::new()];

@@ -36,7 +36,7 @@ pub struct ExemptionSpec {
     /// Until when; for ever if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
-    /// How many tenants with blocked Apps it may open at once: needed where that is more than `brake.max_releases`.
+    /// How many tenants with blocked Apps it may open at once. Needed beyond `brake.max_releases`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm: Option<u32>,
     /// Who declared it.
@@ -85,7 +85,7 @@ pub enum ExemptionError {
     /// Nobody would know why.
     #[error("reason: a reason that the next person understands")]
     NoReason,
-    /// It would last longer than anybody means.
+    /// It would last longer than ten years, which can only be a mistake.
     #[error("until: {0} is more than ten years ahead; allowed is up to ten years, or none for ever")]
     TooFar(Timestamp),
 }
@@ -151,7 +151,8 @@ impl ExemptionSpec {
 }
 
 impl ExemptionSpec {
-    /// Whether its `until` is no further ahead than anybody means. `declared` is when it was declared, by a clock that can be trusted.
+    /// Whether its `until` is at most ten years after `declared`, the time of its declaration by a clock that can be
+    /// trusted.
     pub fn check_until(&self, declared: Timestamp) -> Result<(), ExemptionError> {
         match self.until {
             Some(until) if is_too_far(until, declared) => Err(ExemptionError::TooFar(until)),
@@ -160,13 +161,12 @@ impl ExemptionSpec {
     }
 }
 
-/// What can be read of an exemption that can't be read as a whole: a part that can't be read is left out. For
-/// [`policy::Policy::unread_exemptions`].
+/// The readable parts of an exemption that can't be read as a whole, for [`policy::Policy::unread_exemptions`].
 pub fn readable(spec: &serde_json::Value) -> policy::Exemption {
     let part = |name: &'static str| {
         let part: Match = Match::deserialize(spec.get(name)?).ok()?;
         let pattern = part.pattern(name).ok()?;
-        // A namespace that can't be one is a mistake, too.
+        // A name that no namespace can have is a mistake, too.
         let is_none = name == "namespace" && matches!(&pattern, Pattern::Exact(text) if !is_dns_label(text));
         (!is_none).then_some(pattern)
     };

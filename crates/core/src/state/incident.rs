@@ -136,13 +136,13 @@ pub struct IncidentStatus {
     /// When the tenant's grace ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
-    /// When the grace ends, by the clock that only runs while a leader leads.
+    /// When the grace ends, by the clock that runs only while a replica leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_ends: Option<Timestamp>,
-    /// What the clock that only runs while a leader leads read when this was written.
+    /// The reading of the clock that runs only while a replica leads, when this was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<Timestamp>,
-    /// What the wall clock of the replica read that has written this.
+    /// The wall clock of the replica that wrote this, when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<Timestamp>,
     /// Why, for people.
@@ -181,13 +181,13 @@ pub struct IncidentStatus {
     /// Other Apps that are closed with it, because one of its Services exposes them too: the first ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_closes: Vec<AppRef>,
-    /// How many there are beyond those in `alsoCloses`, at least.
+    /// How many other Apps there are beyond those in `alsoCloses`, at least.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub also_closes_more: usize,
     /// What the tenant has been told last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub told: Option<Told>,
-    /// When and on whose word the App was last to be blocked: what the brakes count.
+    /// When and on whose word the App was last to be blocked: the brakes count it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Due>,
     /// When it was last to be released by the rules: what the brake on releases counts.
@@ -218,8 +218,8 @@ pub struct HeldBy {
     pub since: Timestamp,
     /// Which.
     pub brake: BrakeKind,
-    /// The node, with `Node`; the rule, with `Rule`: empty for all keyword hits; the tenant's namespace, with `NewApps`, where that
-    /// tenant has too many Apps; the Service, with `SharedService`.
+    /// What the brake counts: with `Node` the node; with `Rule` the rule, empty for all keyword hits; with `NewApps`
+    /// the namespace of a tenant with too many Apps, or nothing; with `SharedService` the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<Text>,
 }
@@ -227,7 +227,7 @@ pub struct HeldBy {
 /// The kinds of brakes on blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum BrakeKind {
-    /// `brake.max_new_tenants`; with a namespace, `brake.max_apps_per_tenant` of it.
+    /// `brake.max_new_tenants`; with a namespace in `of`, `brake.max_apps_per_tenant`.
     NewApps,
     /// `brake.max_tenants_per_node` and `brake.max_apps_per_node`.
     Node,
@@ -241,9 +241,9 @@ pub enum BrakeKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Scope {
-    /// Which.
+    /// The kind of brake.
     pub brake: BrakeKind,
-    /// Of which node, rule or tenant, as in the status's `brake`.
+    /// The node, rule, tenant or Service, as in the status's `brake`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<Text>,
 }
@@ -254,7 +254,7 @@ pub struct Scope {
 pub struct Evidence {
     /// The Pod.
     pub pod: Text,
-    /// The Pod's UID. Not known where there is no cluster to ask, nor of what an earlier version has kept.
+    /// The Pod's UID. Missing where there was no cluster to ask, and in what an earlier version kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<Text>,
     /// The process.
@@ -303,7 +303,8 @@ pub enum ClearedBy {
     Clock,
     /// Its node has not answered for too long.
     Unreachable,
-    /// Its node has answered for long, and too much of that said nothing of it: another process's record hid it, or too many were listed.
+    /// Its node has answered for long, but too many answers said nothing of it: they listed another process instead, or
+    /// left out records of its namespace.
     Hidden,
     /// Its Pod is gone.
     PodGone,
@@ -343,7 +344,7 @@ pub struct Exposure {
     /// Those of `services` that may be reached in other ways; all of them if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub otherwise: Option<Vec<Text>>,
-    /// Services that expose it and other Apps, and stay open for that reason (`enforcement.shared_services`).
+    /// Services that expose it and other Apps, and therefore stay open (`enforcement.shared_services`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_open: Vec<Text>,
 }
@@ -363,7 +364,7 @@ pub struct Told {
     /// When the Notification had been written, if it has.
     #[serde(rename = "deliveredAt", default, skip_serializing_if = "Option::is_none")]
     pub delivered: Option<Timestamp>,
-    /// The same by the clock that only runs while a leader leads.
+    /// When it had been written, by the clock that runs only while a replica leads.
     #[serde(rename = "deliveredByClock", default, skip_serializing_if = "Option::is_none")]
     pub delivered_by_clock: Option<Timestamp>,
 }
@@ -382,14 +383,15 @@ pub enum Telling {
 /// When and on whose word an App was to be blocked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Due {
-    /// When, by the clock that only runs while a leader leads.
+    /// When, by the clock that runs only while a replica leads.
     pub at: Timestamp,
     /// No brake held it.
     pub passed: bool,
     /// On whose word.
     #[serde(default)]
     pub accusers: Vec<Accuser>,
-    /// The brakes that held it. Nothing is known of them where there are none and it has not passed: then it counts for all.
+    /// The brakes that held it. With none although `passed` is false it counts for all brakes: an operator has released the
+    /// App since, or an earlier version wrote this.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<Scope>,
 }
@@ -397,7 +399,7 @@ pub struct Due {
 /// When an App was to be released by the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReleaseDue {
-    /// When, by the clock that only runs while a leader leads.
+    /// When, by the clock that runs only while a replica leads.
     pub at: Timestamp,
     /// No brake held it.
     pub passed: bool,
@@ -424,20 +426,20 @@ pub struct StickyRelease {
     pub rule: Option<Text>,
     /// Until when.
     pub until: Timestamp,
-    /// Until when at least, by the clock that only runs while a leader leads.
+    /// The earliest end, by the clock that runs only while a replica leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_by_clock: Option<Timestamp>,
     /// Who released.
     pub by: Text,
 }
 
-/// What was decided. Another version may know more kinds than this one: theirs are kept as they are.
+/// A kind of decision. Kinds that only another version knows are kept as they are.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LoggedKind {
-    /// One that this version knows.
+    /// A kind that this version knows.
     Known(DecisionKind),
-    /// One that it does not know.
+    /// A kind that only another version knows.
     Other(Text),
 }
 

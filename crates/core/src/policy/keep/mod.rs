@@ -1,4 +1,5 @@
-//! The book as documents and back: what is kept of each incident, and which incidents differ from what is kept.
+//! Converts the book to documents and back: what is kept of each incident, and which incidents differ from what is
+//! kept.
 //!
 //! Kept is what a restart must not forget. Not kept is what is heard again within a round, or only counts while it lasts: which
 //! evidence is fresh at this moment, disputes, the readings of odometers. Moments are kept by the wall clock and get back a
@@ -25,14 +26,14 @@ pub use self::read::remembered;
 use self::read::{last_written, reading, restored};
 use self::write::document;
 
-/// How old the kept time of the last evidence may become. Agents bring fresh evidence with each scan: keeping each would mean a
-/// write per App and scan.
+/// How far the kept time of the last evidence may lag behind. Agents bring fresh evidence with each scan, and keeping
+/// each would cost a write per App and scan.
 const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
 
-/// What is in effect of an incident. Whatever is decided beyond it has no effect before it is kept.
+/// The part of an incident that is in effect. A later decision has no effect until it is kept.
 ///
-/// What had been heard by then is not copied: each ground and tombstone says itself what is kept of it, and how many there were
-/// tells whether one is gone.
+/// What had been heard by then is not copied: each ground and tombstone notes what is kept of it, and the counts tell
+/// whether one has gone.
 #[derive(Clone, Debug)]
 pub(super) struct Effective {
     file: Arc<File>,
@@ -40,14 +41,14 @@ pub(super) struct Effective {
     delivered: Option<Moment>,
     grounds: u32,
     tombstones: u32,
-    /// If it was over, as it was: what is heard later may be taken back with its new beginning.
+    /// The incident as it was, if it had ended: evidence that reopens it may have to be taken back.
     over: Option<Box<Incident>>,
-    /// It is known to be kept like this.
+    /// Whether it is known to be kept in this form.
     is_kept: bool,
 }
 
 impl Effective {
-    /// As it is, and not known to be kept.
+    /// The incident as it is now, not known to be kept.
     pub(super) fn unkept(incident: &Incident) -> Self {
         Self {
             file: incident.share_file(),
@@ -60,7 +61,7 @@ impl Effective {
         }
     }
 
-    /// As it is, which has been kept.
+    /// The incident as it is now, after it was kept.
     fn kept(incident: &mut Incident) -> Self {
         for (_, ground) in incident.grounds.iter_mut() {
             ground.note_kept();
@@ -72,8 +73,8 @@ impl Effective {
     }
 }
 
-/// By how much the kept scan interval of an agent may be too short. Most agents scan more often: theirs is kept when something
-/// else is.
+/// How much shorter the kept scan interval of an agent may be than the learned one. Most agents scan more often than
+/// this, so their intervals are kept only when something else is.
 const INTERVAL_SLACK: Duration = Duration::from_mins(1);
 
 fn count(n: usize) -> u32 {
@@ -81,8 +82,8 @@ fn count(n: usize) -> u32 {
 }
 
 impl Book {
-    /// The book as it was kept. Whatever it says is as certain as it was then, but nothing of it is fresh: clearing clocks begin
-    /// anew. `snapshot` has the readings of the nodes' odometers.
+    /// Restores the book from what was kept. It is as certain as it was then, but no evidence is fresh, and clearing
+    /// clocks start anew. `snapshot` has the readings of the nodes' odometers.
     pub fn restore(documents: &[kept::Incident], snapshot: &Snapshot, now: Moment) -> Self {
         let newest = documents.iter().filter_map(|document| reading(&document.status)).max();
         let clock = LeaderClock::restored(newest.map(WallTime::from), now);
@@ -92,7 +93,7 @@ impl Book {
             let app = App::from(&document.spec.app);
             let mut incident = restored(&app, &document.status, snapshot, &clock, now);
             book.window.restore(&app, incident.due.as_ref(), incident.release_due.as_deref().copied());
-            // An App's earlier incidents are history.
+            // Only the latest incident of an App counts.
             if book.incidents.get(&app).is_some_and(|known| known.opened.wall() >= incident.opened.wall()) {
                 continue;
             }
@@ -102,7 +103,8 @@ impl Book {
         book
     }
 
-    /// The Apps whose incidents differ from what is kept of them, those that are or were blocked first: others wait for their writes.
+    /// The Apps whose incidents differ from what is kept. Those that are or were blocked come first, because blocks and
+    /// releases wait for these writes.
     pub fn unsaved(&self) -> Vec<App> {
         let differs = |(app, incident): &(&App, &Incident)| {
             let effective = self.effective.get(*app);
@@ -117,12 +119,13 @@ impl Book {
         unsaved.into_iter().map(|(app, _)| app.clone()).collect()
     }
 
-    /// The incident of `app` as it is to be kept.
+    /// The document to keep for the incident of `app`.
     pub fn document(&self, app: &App) -> Option<kept::Incident> {
         self.incidents.get(app).map(|incident| document(app, incident, &self.clock))
     }
 
-    /// What [`Book::document`] gave of those has been kept. Nothing may have changed in between.
+    /// The documents that [`Book::document`] returned for `apps` have been kept. The incidents may not have changed
+    /// since.
     pub fn saved<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
         for app in apps {
             if let Some(incident) = self.incidents.get_mut(app) {
@@ -132,8 +135,8 @@ impl Book {
         self.effective.retain(|app, _| self.incidents.contains_key(app));
     }
 
-    /// What [`Book::document`] gave of those could not be kept. What has been decided about them is taken back: it has had no effect,
-    /// and is decided anew on the evidence of a later moment. What has been heard stays.
+    /// The documents that [`Book::document`] returned for `apps` could not be kept. Their decisions, which had no
+    /// effect, are taken back, and are made anew on evidence of a later moment. What has been heard stays.
     pub fn take_back<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
         for app in apps {
             let Some(now) = self.incidents.get_mut(app) else { continue };
@@ -142,32 +145,32 @@ impl Book {
                     Some(over) => now.clone_from(over),
                     None => now.refile(file.clone(), *delivered),
                 },
-                // The incident before this one is over, but what operators have released stays released.
+                // The incident before this one has ended, but operators' releases go on.
                 known => {
                     let mut anew = File::new(now.opened);
                     anew.releases = known.map(|known| known.file.releases.clone()).unwrap_or_default();
                     now.refile(Arc::new(anew), None);
                 }
             }
-            // It may have been written all the same, by a request that was never answered: to be written again in any case.
+            // A write whose answer was lost may have succeeded, so the incident is written again in any case.
             self.effective.insert(app.clone(), Effective::unkept(now));
         }
     }
 
-    /// Those incidents are not kept any more, by their names: they have to be written again.
+    /// Incidents for whose names `is_gone` returns true are no longer kept: they have to be written again.
     pub fn forget_saved(&mut self, is_gone: impl Fn(&str) -> bool) {
         for (app, effective) in &mut self.effective {
             effective.is_kept &= !is_gone(&effective.file.name(app));
         }
     }
 
-    /// Every incident as it would be kept.
+    /// The documents of all incidents.
     pub fn documents(&self) -> Vec<kept::Incident> {
         self.incidents.iter().map(|(app, incident)| document(app, incident, &self.clock)).collect()
     }
 }
 
-/// Whether `saved` is kept, and as good as `now` for whoever reads it after a restart.
+/// Whether `saved` is kept, and a restart would lose nothing that matters of `now`.
 fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
     let is_same_ground = |ground: &Ground| {
         ground.kept.is_some_and(|kept| {
@@ -187,7 +190,7 @@ fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
         && (now.has_file(&saved.file) || is_file_kept_by(now, &saved.file))
 }
 
-/// Names every field, so that a new one has to be thought of here.
+/// Lists every field, so that the compiler asks about a new one.
 fn is_file_kept_by(now: &File, saved: &File) -> bool {
     let File {
         opened,

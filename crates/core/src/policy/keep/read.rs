@@ -1,4 +1,4 @@
-//! From documents back to the book: what a restart, or another leader, knows of an incident.
+//! Converts documents back to the book: what a restart, or another leader, knows of an incident.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::report::{Claim, Record};
 use crate::snapshot::Snapshot;
 use crate::state::incident::{self as kept, BrakeKind, ClearedBy, IncidentState, IncidentStatus};
 
-/// The evidence in documents, for the ledger.
+/// The evidence in `documents`, for the ledger.
 pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
     let mut all: BTreeMap<EvidenceId, Remembered> = BTreeMap::new();
     for document in documents {
@@ -31,7 +31,7 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
         for evidence in &document.status.evidence {
             let record = record(namespace, evidence);
             let id = (record.key.clone(), NodeName(evidence.node.clone()));
-            // Of one violation in two incidents, the later word counts.
+            // If two incidents have the same evidence, the fresher one counts.
             if all.get(&id).is_some_and(|known| known.fresh_at > evidence.fresh_at) {
                 continue;
             }
@@ -57,7 +57,7 @@ fn brake_of(brake: BrakeKind, of: Option<&Text>) -> Brake {
         (BrakeKind::Rule, Some(rule)) => Brake::Rule(rule.clone()),
         (BrakeKind::NewApps, Some(namespace)) => Brake::Tenant(namespace.clone()),
         (BrakeKind::SharedService, Some(service)) => Brake::SharedService(service.clone()),
-        // Whatever holds, holds.
+        // A kind without its subject still holds.
         _ => Brake::NewTenants,
     }
 }
@@ -69,7 +69,7 @@ fn cleared_ground(by: ClearedBy) -> ClearedGround {
     }
 }
 
-/// A record as it was kept: without a command line.
+/// The record of kept evidence; its command line was not kept.
 pub(in crate::policy) fn record(namespace: &Text, evidence: &kept::Evidence) -> Record {
     Record {
         key: Key::new(namespace.clone(), evidence.pod.clone(), evidence.process.clone()),
@@ -81,19 +81,20 @@ pub(in crate::policy) fn record(namespace: &Text, evidence: &kept::Evidence) -> 
             name: evidence.name.clone(),
         }),
         timestamp: evidence.timestamp.clone(),
-        // It was valid when it was taken in; if somebody has spoilt it since, it equals no other.
+        // It was valid when it was received. If it has been edited since, it differs from every timestamp that agents
+        // send.
         detected_at: evidence.timestamp.parse().unwrap_or(Timestamp::MIN),
     }
 }
 
-/// What the leader clock read when this was written, as far as that is known. The version before had none: its wall clock stands
-/// for it.
+/// The reading of the leader clock when this was written, as far as it is known. The version before had no such clock;
+/// its wall clock takes the place.
 pub(super) fn reading(status: &IncidentStatus) -> Option<Timestamp> {
     let counted = [status.due.as_ref().map(|due| due.at), status.release_due.map(|due| due.at)];
     counted.into_iter().flatten().chain(status.clock.or(status.since)).max()
 }
 
-/// The latest time by the wall clock of whoever wrote this that is in it.
+/// The latest time by the writer's wall clock in this status.
 pub(super) fn last_written(status: &IncidentStatus) -> Timestamp {
     let told = status.told.and_then(|told| told.delivered.or(Some(told.at)));
     let decided = status.decisions.iter().map(|decision| decision.at);
@@ -102,7 +103,7 @@ pub(super) fn last_written(status: &IncidentStatus) -> Timestamp {
     known.fold(status.opened, Timestamp::max)
 }
 
-/// When the grace ends: how much of it is over is known by the leader clock. Where that is not known it begins anew.
+/// When the grace ends. The leader clock tells how much of it has passed; without its reading the grace begins anew.
 fn grace_end(status: &IncidentStatus, clock: &LeaderClock, now: Moment) -> Moment {
     let until = status.until.unwrap_or(now.wall());
     if let Some(ends) = status.grace_ends {
@@ -130,7 +131,7 @@ pub(super) fn restored(
         IncidentState::Grace => Standing::Grace { until: grace_end(status, clock, now) },
         IncidentState::Held => Standing::Held,
         IncidentState::Blocked | IncidentState::ReleaseHeld => Standing::Blocked { since, dry_run: false },
-        // It was written when it ended, or later.
+        // An ended incident was written when it ended, or later.
         IncidentState::Ended => {
             Standing::Ended { at: reading(status).map_or(now, |at| clock.moment(at.into(), since.wall())) }
         }
@@ -204,7 +205,7 @@ pub(super) fn restored(
     incident.omitted = count(status.evidence_omitted);
     incident.delivered = status.told.and_then(|told| {
         let wall = told.delivered?;
-        // Where it is not known how long ago that was, it counts from now.
+        // If it is not known how long ago that was, it counts from now.
         Some(
             told.delivered_by_clock
                 .map_or(Moment::new(now.uptime(), wall), |at| clock.moment(at.into(), wall)),
@@ -214,7 +215,7 @@ pub(super) fn restored(
     incident
 }
 
-/// What was heard of it. Nothing of it is fresh, and clearing clocks begin anew.
+/// Restores the evidence. None of it is fresh, and clearing clocks start anew.
 fn hear_again(
     incident: &mut Incident,
     app: &App,

@@ -117,7 +117,7 @@ mod tests {
     fn whole_lines_of_rounds_are_read_and_nothing_else() {
         let log = "{\"message\":\"listening\"}\n\
                    {\"message\":\"round done\",\"took_ms\":812,\"lag_us\":70}\n\
-                   {\"message\":\"round done: nobody has answered\",\"lag_us\":9}\n\
+                   {\"message\":\"round done: no agent has answered\",\"lag_us\":9}\n\
                    {\"message\":\"round done\",\"lag_us\":1";
         let lags: Vec<_> = rounds_of(log).map(|line| number(line, "lag_us")).collect();
         assert_eq!(lags, [Some(70), Some(9)]);

@@ -83,8 +83,8 @@ pub struct Scanner {
     pub pods_root: PathBuf,
     /// What to look for.
     pub rules: Rules,
-    /// How to report processes outside of pods; `None` ignores them, and means that this is a node's agent, which must see all of
-    /// its node. Where a person looks at a machine of their own, what they may see is enough.
+    /// How to report processes outside of pods; `None` ignores them, and makes this a node's agent, which must see all
+    /// of its node. On a person's own machine, what that person may see is enough.
     pub host: Option<HostIdentity>,
     unknown_pods: usize,
 }
@@ -103,8 +103,8 @@ impl Scanner {
     /// One pass: what offends now, one finding per namespace, pod and process name, in that order.
     ///
     /// # Errors
-    /// When processes cannot be listed, or a node's agent does not see all of its node. A process that ends while it is looked at
-    /// is no error.
+    /// Fails if processes can't be listed, or if a node's agent does not see all of its node. A process that ends
+    /// during the scan is no error.
     pub fn scan(&mut self) -> Result<Vec<Finding>, ScanError> {
         let is_of_node = self.host.is_none();
         if is_of_node {
@@ -112,7 +112,8 @@ impl Scanner {
             sight::of_node(&self.proc_root)?;
         }
         let processes = self.pids()?;
-        // After the processes: the kubelet makes a pod's directory before its first process, so that none can be missing.
+        // After the processes: the kubelet makes a pod's directory before it starts the pod's first process, so the
+        // names can't be older than the processes.
         let (pods, names) = match pods_by_uid(&self.pods_root) {
             Ok(pods) => (pods, Ok(())),
             Err(error) => (HashMap::new(), Err(error)),
@@ -120,7 +121,7 @@ impl Scanner {
         let mut unseen = Unseen::default();
         let mut findings = BTreeMap::new();
         for pid in processes {
-            // Without names it matters whether there are pods at all.
+            // Without names the list is complete only if no pod runs here.
             if names.is_err() && is_of_node && !unseen.sees_pods {
                 let home = unseen.read(self.home(pid));
                 unseen.sees_pods = matches!(home, Some(Home::Pod(_)));

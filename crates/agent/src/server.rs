@@ -41,7 +41,8 @@ use published::Published;
 
 /// How long answers under way may take after cancellation.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// How long a scan may take until the list before it is too old to answer with; a few intervals, if those are longer.
+/// How long a scan may take before the list of the one before is too old to answer with; or a few intervals, if those
+/// are longer.
 const SLOWEST_SCAN: Duration = Duration::from_secs(30);
 const LATE_INTERVALS: u32 = 3;
 /// Scanning in a tighter loop than this would cost more than it tells.
@@ -60,7 +61,7 @@ pub struct Options {
     pub proc_root: PathBuf,
     /// The kubelet's log directories.
     pub pods_root: PathBuf,
-    /// How to report processes outside of pods; `None` ignores them, and demands that the whole node is seen.
+    /// How to report processes outside of pods; `None` ignores them, and requires that the whole node is seen.
     pub host: Option<HostIdentity>,
 }
 
@@ -110,12 +111,12 @@ pub struct Agent {
     said: Arc<Mutex<Said>>,
 }
 
-/// What is answered.
+/// The current answer.
 #[derive(Clone, Debug)]
 enum Said {
-    /// What the last scan has found.
+    /// The result of the last scan.
     List(Arc<Published>),
-    /// Why that is not known.
+    /// Why there is no list.
     Nothing(Arc<str>),
 }
 
@@ -136,7 +137,7 @@ impl Agent {
         self.say(Said::List(Arc::new(Published::new(records))));
     }
 
-    /// Answers 503 from now on, until a list is published: what offends is not known.
+    /// Answers 503 until a list is published, because it is not known what offends.
     pub fn publish_nothing(&self, why: &str) {
         let is_news = !matches!(self.said(), Said::Nothing(before) if *before == *why);
         if is_news {
@@ -242,7 +243,8 @@ async fn keep_scanning(agent: Agent, mut scanner: Scanner, every: Duration) -> i
     }
 }
 
-/// Waits for a scan. While it takes too long (a file below `/proc` can hang), the list before it must not pass for the present.
+/// Waits for a scan. If that takes too long (a file below `/proc` can block), the list of the scan before must not be
+/// served as current.
 async fn in_time<T>(scan: impl Future<Output = T>, every: Duration, agent: &Agent) -> T {
     let mut scan = std::pin::pin!(scan);
     let patience = SLOWEST_SCAN.max(every.saturating_mul(LATE_INTERVALS));

@@ -59,8 +59,8 @@ The service leaves a suspended WasmPlugin alone. To let it block again:
   kubectl annotate wasmplugins -n higress-system procscan-violations procscan-aggregator/suspend-"
     )]
     UnblockAll(ConfigFile),
-    /// Remove the service's objects from the cluster: Notifications first, then the WasmPlugins, and the Lease last. Stop the service
-    /// before: while a replica leads, nothing is removed.
+    /// Remove the service's objects from the cluster: the Notifications, then the WasmPlugins, and the Lease last. Stop
+    /// the service first: nothing is removed while a replica leads.
     #[command(after_help = "Examples:
   procscan-aggregator uninstall --dry-run
   kubectl delete --cascade=foreground -f deploy/manifests/deployment.yaml && procscan-aggregator uninstall
@@ -129,8 +129,8 @@ pub(crate) struct Demo {
 
 #[derive(Debug, Args)]
 pub(crate) struct Agent {
-    /// The address to listen on. The agent has no authentication. It must see all of the node's processes (hostPID, and root where
-    /// /proc has hidepid) and the names of its Pods: where it does not, it answers 503 and why.
+    /// The address to listen on. The agent has no authentication. It must see all of the node's processes (hostPID, and
+    /// root where /proc has hidepid) and the names of its Pods; otherwise it answers 503 with the reason.
     #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090))]
     pub(crate) bind: SocketAddr,
     /// How often processes, or simulated processes, are looked at.
@@ -139,8 +139,8 @@ pub(crate) struct Agent {
     /// The rules, in the upstream format.
     #[arg(long, value_name = "FILE")]
     pub(crate) rules: Option<PathBuf>,
-    /// Report processes outside of containers too, as if they ran in this namespace in a Pod of the host's name. For machines that
-    /// are no nodes of a cluster: whether everything is seen is not checked then.
+    /// Report processes outside of containers too, as if they ran in this namespace in a Pod of the host's name. For
+    /// machines that are no nodes of a cluster: the agent does not check then whether it sees everything.
     #[arg(long, value_name = "NAMESPACE")]
     pub(crate) host_namespace: Option<String>,
     /// The proc file system.

@@ -34,7 +34,8 @@ use crate::leader::Pen;
 /// The namespace that the Pod runs in, which is never a tenant's.
 const OWN_NAMESPACE: &str = "POD_NAMESPACE";
 
-/// How long a connection may bring nothing: the API server ends each watch after 290 s.
+/// How long a connection may bring nothing. The API server ends each watch after 290 s, so a working one never takes
+/// this long.
 const SILENCE: Duration = Duration::from_mins(5);
 
 /// A connection that many parts share.
@@ -86,12 +87,13 @@ pub enum RefusalKind {
     NoNamespace,
     /// RBAC, an admission rule, or a quota.
     Forbidden,
-    /// The API server does not accept our token at the moment: one that has expired, before it is read again (the client reads
-    /// the ServiceAccount's token file again when its copy is 50 s old). Says nothing of what was asked for.
+    /// The API server does not accept our token at the moment, because it has expired and the client has not read the
+    /// new one yet (it reads the ServiceAccount's token file when its copy is 50 s old). Says nothing of what was asked
+    /// for.
     Unauthenticated,
     /// Somebody else has changed the object meanwhile.
     Conflict,
-    /// The answer, or all that was asked for, is more than is read.
+    /// The answer, or the whole list, is larger than the limit.
     TooMuch,
     /// The request itself is not acceptable.
     Invalid,
@@ -131,8 +133,8 @@ impl Cluster {
         };
         // Whoever asks knows better than a library when to ask again.
         config.default_retry = false;
-        // Lists and the beginnings of watches have no timeout of their own. It counts from the last byte sent, not from when a
-        // connection became idle.
+        // Lists and the start of watches have no timeout of their own. This one counts from the last byte sent, not
+        // from when a connection became idle.
         config.read_timeout = Some(SILENCE);
         config.reset_reader_on_write = true;
         config.headers.push((
@@ -150,7 +152,7 @@ impl Cluster {
         let builder = ClientBuilder::try_from(config).context("the cluster's client can't be made")?;
         let server_clock = ServerClock::default();
         let noting = server_clock.clone();
-        // Below the typed API, which gives no headers.
+        // A layer below the typed API, which does not return headers.
         let client = builder
             .with_layer(&MapResponseLayer::new(move |response: hyper::Response<_>| {
                 noting.note(response.status(), response.headers());
@@ -184,9 +186,9 @@ impl Cluster {
         self.client.clone()
     }
 
-    /// The moment on our clock at which the API server's read `at`, such as the creation of an object. Both clocks are read where
-    /// an answer arrives, so they need not agree. `None` as long as no answer has told the API server's time; `now` if `at` is still to
-    /// come.
+    /// The moment on our clock when the API server's clock read `at`, such as the creation of an object. Both clocks
+    /// are read when an answer arrives, so they need not agree. `None` until an answer has told the API server's time;
+    /// `now` if `at` is in the future.
     pub fn moment_of(&self, at: Timestamp, now: Moment) -> Option<Moment> {
         self.server_clock.moment_of(at, now)
     }
@@ -243,7 +245,7 @@ impl Cluster {
 }
 
 impl Ask<'_> {
-    /// The verb and the resource, wherever.
+    /// The verb and the resource, without the namespace.
     pub fn subject(&self) -> String {
         format!("{} {}", self.verb, self.resource)
     }
@@ -282,7 +284,7 @@ impl Refusal {
             _ if message.starts_with("admission webhook ") && message.contains(" denied the request") => {
                 RefusalKind::Forbidden
             }
-            // etcd's word on this object, which the API server tells as an error of its own.
+            // etcd refuses this object, but the API server reports that as an error of its own.
             500 if message.contains("request is too large")
                 || message.contains("message larger than max") =>
             {
@@ -380,7 +382,7 @@ mod tests {
         // What may not be seen may well be there.
         let hidden = "namespaces \"gw\" is forbidden: User \"x\" cannot get resource \"namespaces\"";
         assert_eq!(refusal(403, hidden).kind, RefusalKind::Forbidden);
-        // They say something of this object only, whatever their codes say.
+        // They are about this object only, whatever their codes.
         for (code, message, kind) in [
             (500, "etcdserver: request is too large", RefusalKind::Invalid),
             (

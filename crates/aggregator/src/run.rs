@@ -36,7 +36,7 @@ const PODS_GONE: usize = 256;
 /// How long shutdown may take: well within the 5 s that operators are promised.
 const DEADLINE: Duration = Duration::from_secs(4);
 
-/// After how much of it the right to write is given back at the latest.
+/// How long after the shutdown began the right to write is given back at the latest.
 const HAND_OVER: Duration = Duration::from_millis(600);
 /// The stage that holds the right to write.
 const LEADER: &str = "leader";
@@ -218,7 +218,7 @@ pub fn objects(config: &Config, cluster: &Cluster) -> Objects {
     Objects::new(cluster.clone(), namespace.to_owned())
 }
 
-/// The election of whoever writes to the cluster: also where the decisions themselves are kept in a file.
+/// The election of the replica that writes to the cluster, even if the decisions are kept in a file.
 fn election(config: &Config, cluster: &Cluster) -> Election {
     Election {
         cluster: cluster.clone(),
@@ -361,8 +361,9 @@ impl Service {
         .await
     }
 
-    /// Stops in order: no more questions, then what has been answered flows through to the output, then the API. The right to write is
-    /// given back in time, whatever is still being written: another replica goes on from there.
+    /// Stops in order: no more questions, then what has been answered flows through to the output, then the API. The
+    /// right to write is given back in time even if something is still being written, so that another replica can go
+    /// on.
     pub async fn stop(self) {
         self.sources.cancel();
         let late = end(self.stages).await;
@@ -374,8 +375,8 @@ impl Service {
     }
 }
 
-/// Ends the stages in order. The right to write is given back in time, whatever is still being written: another replica goes on from
-/// there. Gives the names of those that did not end by themselves.
+/// Ends the stages in order. The right to write is given back in time even if something is still being written, so that
+/// another replica can go on. Returns the names of the stages that did not end by themselves.
 async fn end(stages: Vec<Stage>) -> Vec<&'static str> {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     let leader = stages.iter().find(|stage| stage.name == LEADER).and_then(|stage| stage.cancel.clone());

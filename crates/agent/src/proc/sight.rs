@@ -1,5 +1,5 @@
-//! Whether an agent can see what runs on its node. One that can't must not answer with a clean list: that would clear what it
-//! no longer sees.
+//! Checks that an agent can see what runs on its node. An agent that can't must not answer with a clean list, because
+//! that would clear processes which it only no longer sees.
 
 use std::{
     io,
@@ -8,18 +8,18 @@ use std::{
 
 use super::{CGROUP_LIMIT, CMDLINE_LIMIT, Home, base_name, read_bounded};
 
-/// Why a scan does not say what runs on the node.
+/// Why a scan does not show what runs on the node.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     /// The processes can't be listed at all.
     #[error(transparent)]
     Processes(#[from] io::Error),
-    /// They are listed, but not all of them.
+    /// Some processes are not seen.
     #[error(transparent)]
     Partial(#[from] Partial),
 }
 
-/// What keeps an agent from seeing all processes of its node, and what would mend it.
+/// What keeps an agent from seeing all processes of its node, and how to change that.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Partial {
     /// It has a PID namespace of its own.
@@ -29,35 +29,35 @@ pub enum Partial {
         .0.display()
     )]
     OwnNamespace(PathBuf),
-    /// The first process of every node is not seen.
+    /// Not even the node's first process is seen.
     #[error(
         "process 1 of this node can't be seen in {}: if it is mounted with hidepid, run the agent as root with the capability \
          SYS_PTRACE, or as a member of the group that the mount's option gid names",
         .0.display()
     )]
     Hidden(PathBuf),
-    /// Processes are listed that may not be looked at.
+    /// Some listed processes can't be read.
     #[error(
         "{count} processes in {} can't be read ({error}): run the agent as root with the capability SYS_PTRACE",
         root.display()
     )]
     Unreadable {
-        /// Where processes are looked for.
+        /// The proc file system.
         root: PathBuf,
-        /// How many.
+        /// The number of processes.
         count: usize,
-        /// What the first of them was refused with.
+        /// Why the first of them can't be read.
         error: String,
     },
-    /// Processes of Pods run here, and nothing names the Pods.
+    /// Processes of Pods run here, but the names of the Pods can't be read.
     #[error("processes of Pods are seen, but {} can't be read, which names the Pods: {error}", root.display())]
     NoPods {
         /// The kubelet's log directories.
         root: PathBuf,
-        /// Why not.
+        /// Why they can't be read.
         error: String,
     },
-    /// An offender's Pod has no name.
+    /// The Pod of an offending process has no name.
     #[error(
         "{count} offending processes are of Pods that {} does not name; the first is process {pid}",
         root.display()
@@ -65,17 +65,18 @@ pub enum Partial {
     UnknownPods {
         /// The kubelet's log directories.
         root: PathBuf,
-        /// How many processes.
+        /// The number of processes.
         count: usize,
         /// The process ID of the first.
         pid: u32,
     },
 }
 
-/// Whether `root` shows the processes of a node.
+/// Checks that `root` shows the processes of a node.
 ///
-/// Kernel threads are in a machine's first PID namespace only, and hidden with `hidepid`: where they are seen, everything is. A node
-/// that is a container itself has none; its process 1 is of no Pod, and is not ours.
+/// Kernel threads exist only in a machine's first PID namespace, and `hidepid` hides them, so an agent that sees them
+/// sees everything. A node that is a container itself has none; its process 1 belongs to no Pod, and is not one of
+/// ours.
 pub(super) fn of_node(root: &Path) -> Result<(), Partial> {
     let read = |process: &str, file: &str, limit| read_bounded(&root.join(process).join(file), limit);
     if read("2", "comm", CMDLINE_LIMIT).is_ok_and(|name| name.trim_ascii() == b"kthreadd") {
@@ -84,10 +85,10 @@ pub(super) fn of_node(root: &Path) -> Result<(), Partial> {
     let hidden = |_| Partial::Hidden(root.to_owned());
     let first = read("1", "cgroup", CGROUP_LIMIT).map_err(hidden)?;
     let command = read("1", "cmdline", CMDLINE_LIMIT).map_err(hidden)?;
-    // Process 1 itself, or one that it has started.
+    // Process 1 is the agent itself or has started it.
     let is_of_ours = read("self", "cgroup", CGROUP_LIMIT).is_ok_and(|own| own == first);
     let is_of_a_pod = Home::of(&String::from_utf8_lossy(&first)) != Home::Outside;
-    // Containers that share the processes of their Pod have the sandbox's as the first.
+    // In a Pod that shares its processes between containers, process 1 is the sandbox's.
     let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
     let is_sandbox = base_name(&String::from_utf8_lossy(program)) == "pause";
     if is_of_ours || is_of_a_pod || is_sandbox {
@@ -96,19 +97,19 @@ pub(super) fn of_node(root: &Path) -> Result<(), Partial> {
     Ok(())
 }
 
-/// What one scan was not allowed to see.
+/// What one scan could not see.
 #[derive(Debug, Default)]
 pub(super) struct Unseen {
-    /// Processes that could not be read, and why the first could not.
+    /// The number of processes that could not be read, and the error of the first.
     refused: Option<(usize, io::Error)>,
     /// A process of a Pod was seen.
     pub(super) sees_pods: bool,
-    /// Offending processes whose Pod has no name, and the first of them.
+    /// The number of offending processes whose Pod has no name, and the ID of the first.
     unknown: Option<(usize, u32)>,
 }
 
 impl Unseen {
-    /// What was read, if it was. A process may end at any time, which is no refusal.
+    /// The result if it was read. A missing file is no refusal: a process may end at any time.
     pub(super) fn read<T>(&mut self, read: io::Result<T>) -> Option<T> {
         const NO_SUCH_PROCESS: i32 = 3;
         match read {
@@ -124,17 +125,17 @@ impl Unseen {
         None
     }
 
-    /// Process `pid` offends, and its Pod has no name.
+    /// Notes that process `pid` offends and its Pod has no name.
     pub(super) fn is_of_unknown_pod(&mut self, pid: u32) {
         self.unknown.get_or_insert((0, pid)).0 += 1;
     }
 
-    /// How many offenders there are whose Pods have no name.
+    /// The number of offending processes whose Pods have no name.
     pub(super) fn unknown_pods(&self) -> usize {
         self.unknown.map_or(0, |(count, _)| count)
     }
 
-    /// Whether a scan that read names from `pods_root`, or could not, has seen everything in `proc_root`.
+    /// Whether a scan saw everything in `root`, with the names read from `pods_root` or not.
     pub(super) fn verdict(
         self,
         proc_root: &Path,

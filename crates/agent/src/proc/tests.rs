@@ -232,7 +232,7 @@ fn an_offender_of_a_pod_without_a_name_makes_the_list_partial() {
     node.process(PID + 2, b"nginx", &in_pod(STATIC_UID));
     let root = node.root.path().join("pods");
     assert_eq!(node.why_partial(), Partial::UnknownPods { root, count: 1, pid: PID + 1 });
-    // Only a node's agent has to know all of them.
+    // Only a node's agent has to name all of them.
     let mut scanner = node.scanner(Some(host()));
     assert_eq!((scanner.scan().unwrap().len(), scanner.unknown_pods()), (1, 1));
 }
@@ -246,10 +246,10 @@ fn without_the_pods_names_a_node_that_runs_pods_is_not_clean() {
     let Partial::NoPods { root, error } = node.why_partial() else { panic!("{:?}", node.why_partial()) };
     assert_eq!(root, pods);
     assert!(error.contains("No such file"), "{error}");
-    // Not a directory, and so as unreadable as one that may not be read.
+    // A file in place of the directory is as unreadable as a directory without permission.
     fs::write(&pods, "").unwrap();
     assert!(matches!(node.why_partial(), Partial::NoPods { .. }));
-    // Nothing is missing where there are no Pods, nor on a person's own machine.
+    // Nothing is missing if there are no Pods, nor on a person's own machine.
     assert_eq!(node.scanner(Some(host())).scan().unwrap(), []);
     node.end(PID);
     assert_eq!(node.scanner(None).scan().unwrap(), []);
@@ -283,7 +283,7 @@ fn an_agent_that_sees_its_own_pod_only_is_partial() {
     node.process(7, b"agent", "0::/kubepods/pod/x");
     node.is_agent(7);
     assert_eq!(node.scanner(None).scan().unwrap(), []);
-    // A program of the name, in a container.
+    // A program with the kernel thread's name, in a container.
     node.process(2, b"kthreadd", private);
     node.file(2, "comm", "kthread\n");
     node.end(1);
@@ -292,7 +292,7 @@ fn an_agent_that_sees_its_own_pod_only_is_partial() {
 
 #[test]
 fn processes_that_are_hidden_or_can_not_be_read_make_the_list_partial() {
-    // hidepid=2: what is another user's is not there.
+    // hidepid=2: other users' processes are not listed.
     let node = Node::new();
     node.end(1);
     node.end(2);
@@ -301,7 +301,8 @@ fn processes_that_are_hidden_or_can_not_be_read_make_the_list_partial() {
     assert_eq!(node.why_partial(), Partial::Hidden(root.clone()));
     assert_eq!(node.scanner(Some(host())).scan().unwrap(), []);
 
-    // hidepid=1, or a security module: it is there, and can't be read. (A directory can't be read by root, either.)
+    // hidepid=1, or a security module: the process is listed but can't be read. (Root can't read a directory as a file
+    // either.)
     for file in ["cmdline", "cgroup"] {
         let node = Node::new();
         let root = node.root.path().join("proc");
@@ -313,7 +314,7 @@ fn processes_that_are_hidden_or_can_not_be_read_make_the_list_partial() {
         }
         let Partial::Unreadable { count, error, .. } = node.why_partial() else { panic!("{file}") };
         assert_eq!((count, error.contains("directory")), (2, true), "{file}: {error}");
-        // One that has ended is no such case.
+        // A process that has ended does not count.
         for pid in [PID, PID + 1] {
             fs::remove_dir(root.join(format!("{pid}/{file}"))).unwrap();
         }

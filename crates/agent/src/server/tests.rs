@@ -115,7 +115,7 @@ async fn an_agent_has_scanned_before_it_answers_and_keeps_scanning() {
     fs::remove_dir_all(&process).unwrap();
     until(&<[Record]>::is_empty).await;
 
-    // A failed scan leaves the agent alive, and the list before it must not pass for the present.
+    // A failed scan leaves the agent alive, but the list of the scan before must not be served as current.
     fs::remove_dir_all(root.path()).unwrap();
     loop {
         let answer = violations(address).await;
@@ -154,7 +154,7 @@ async fn an_agent_that_does_not_see_its_node_answers_503_and_why_until_it_does()
     let answer = ask(address, "GET /api/violations", "If-None-Match: *\r\n").await;
     assert_eq!(answer.status(), 503);
     assert!(answer.text().contains("hidepid"), "{}", answer.text());
-    assert!(!answer.text().contains('['), "nothing that passes for a list");
+    assert!(!answer.text().contains('['), "the answer must not look like a list");
 
     fs::create_dir(root.path().join("2")).unwrap();
     fs::write(root.path().join("2/comm"), "kthreadd\n").unwrap();
@@ -176,7 +176,7 @@ async fn a_scan_that_hangs_does_not_leave_the_list_before_it_standing() {
         async move { in_time(hangs, Duration::from_mins(1), &agent).await }
     });
     sleep(Duration::from_secs(179)).await;
-    assert!(is_list(&agent), "three intervals are not over");
+    assert!(is_list(&agent), "three intervals have not passed");
     sleep(Duration::from_secs(2)).await;
     assert!(!is_list(&agent));
     end.send(()).unwrap();

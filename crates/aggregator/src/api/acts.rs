@@ -180,7 +180,7 @@ impl Api {
         Ok((self.views.desk.clone(), caller.name))
     }
 
-    /// An exemption that would open many tenants at once has to say how many.
+    /// Refuses an exemption that would open many tenants at once, unless it confirms their number.
     pub(super) fn check_opening(&self, exemption: &ExemptionSpec) -> Result<(), Problem> {
         let rule = exemption.rule().map_err(|error| DeskError::Invalid(error.to_string()))?;
         let (tenants, may) =

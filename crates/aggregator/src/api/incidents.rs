@@ -90,7 +90,7 @@ struct Exemption {
     name: String,
     #[serde(flatten)]
     spec: Value,
-    /// What is wrong with it, or why it covers nothing, if so.
+    /// What is wrong with it, or why it covers nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -108,7 +108,7 @@ pub(super) async fn exemptions(State(api): State<Api>) -> Response {
     }
     for (name, UnreadExemption { error, spec }) in unread {
         let then = if kept.exemptions.contains_key(name) {
-            "the last that could be read counts"
+            "the last version that could be read counts"
         } else {
             "nothing new is blocked that it may cover"
         };

@@ -26,9 +26,9 @@ struct Node {
     last_answer: Option<Timestamp>,
     consecutive_failures: u32,
     last_failure: Option<Failure>,
-    /// Since when it is there, but gives no answer that can be used.
+    /// Since when it has been there without an answer that could be used.
     unusable_since: Option<Timestamp>,
-    /// Whether its agent lists all that it finds. Until that is known, it is taken for one that lists one of several.
+    /// Whether its agent lists all that it finds. Until that is known, the agent is assumed to list one of several.
     lists_several: bool,
     /// The learned interval between the agent's scans.
     scan_interval_seconds: Option<f64>,

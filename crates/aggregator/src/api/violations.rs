@@ -56,7 +56,7 @@ struct Evidence<'a> {
     was_fresh: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     cleared: Option<Cleared>,
-    /// The violation whose record hides this one at present: its agent lists one of several.
+    /// The violation whose record hides this one at present, because the agent lists one of several.
     #[serde(skip_serializing_if = "Option::is_none")]
     hidden_by: Option<&'a Key>,
 }

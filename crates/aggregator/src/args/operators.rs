@@ -196,7 +196,7 @@ pub(crate) struct Exempt {
     /// How long it counts: so long (30d), or up to a time; for ever if not given.
     #[arg(long, value_name = "WHEN", value_parser = when)]
     pub(crate) until: Option<When>,
-    /// How many tenants with blocked Apps it may open; needed where that is more than `brake.max_releases`.
+    /// How many tenants with blocked Apps it may open; needed beyond `brake.max_releases`.
     #[arg(long, value_name = "N")]
     pub(crate) confirm: Option<u32>,
     /// A name for it; made up if not given.
@@ -263,7 +263,7 @@ impl When {
         self.time(|span| now.checked_sub(span))
     }
 
-    /// The time, if spans go on from `now`. Only a time to come is one, and none that is further ahead than anybody means.
+    /// The time, with spans counted from `now`. It must be in the future, and at most ten years ahead.
     pub(crate) fn after(self, now: Timestamp) -> Result<Timestamp, String> {
         let time = self.time(|span| now.checked_add(span))?;
         if time <= now {

@@ -99,7 +99,7 @@ impl Client {
         let result = tokio::time::timeout(timeout, attempts).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(timeout);
             let detail = format!("no whole answer within {limit} (collector.timeout)");
-            // One that has begun is a sign of life.
+            // An answer that has begun is a sign of life.
             let has_begun = has_begun.load(Ordering::Relaxed);
             let reason = if has_begun { FailureReason::Stalled } else { FailureReason::Timeout };
             Err(Failure { reason, detail })
@@ -213,7 +213,8 @@ impl Client {
             }
             Some(failure) => Exchange { outcome: Outcome::Partial(answer, failure), etag: None, share },
             None => {
-                // That the list is the same would not say once more of which namespaces records were left out.
+                // With the tag the next answer could be a 304, which does not say of which namespaces records were left
+                // out.
                 let etag = head.etag.filter(|_| answer.left_out.is_empty());
                 Exchange { outcome: Outcome::Complete(answer), etag, share }
             }
@@ -306,7 +307,7 @@ mod tests {
         assert_eq!(end, io::ErrorKind::ConnectionReset);
     }
 
-    /// Only nothing at all is silence.
+    /// Only if nothing came at all is the node silent.
     #[tokio::test]
     async fn an_answer_that_has_begun_is_told_apart_from_none() {
         let begun = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n";

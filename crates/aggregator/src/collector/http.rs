@@ -98,8 +98,8 @@ enum Next {
     Nothing,
 }
 
-/// Sends `request` and reads the head of the answer. `head` sees its status and headers; whatever it returns is handed on. Notes when
-/// an answer has begun.
+/// Sends `request` and reads the head of the answer. Calls `head` with its status and headers, and returns the result.
+/// Sets `has_begun` when an answer has begun.
 pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
     mut stream: S,
     request: Vec<u8>,

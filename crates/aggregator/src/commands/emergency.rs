@@ -33,7 +33,7 @@ pub(super) async fn uninstall(path: &Path, dry_run: bool) -> Result<(), CommandE
     let (config, output) = connect(path).await?;
     let gateway = config.settings().gateway;
     let namespace = objects(&config, output.cluster()).namespace().to_owned();
-    // Before anything is removed: a leader would make it again.
+    // Before anything is removed: a leader would make the objects again.
     let lease = if dry_run {
         removal::exists(output.cluster(), &namespace, LEASE)
             .await
@@ -59,7 +59,7 @@ pub(super) async fn uninstall(path: &Path, dry_run: bool) -> Result<(), CommandE
     match output.left_behind(&gateway).await {
         Ok(left) => left.iter().for_each(name_left_behind),
         Err(refusal) => {
-            eprintln!("What the program before this one may have left behind is not known: {refusal}");
+            eprintln!("Could not look for objects of the program before this one: {refusal}");
         }
     }
     Ok(())

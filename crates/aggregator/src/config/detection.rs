@@ -11,16 +11,16 @@ use super::{Aggregator, Collector, Problems, values};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Detection {
-    /// How old a record may be at first sight, by its agent's own clock, and how long fresh evidence stays fresh; at least three scans
-    /// of its node. No new block follows from anything older, however seldom its node scans.
+    /// How old a record may be at first sight, by its agent's own clock, and how long fresh evidence stays fresh; at
+    /// least three scans of its node. No new block follows from older evidence, however seldom the node scans.
     #[serde(deserialize_with = "values::duration")]
     pub max_age: Duration,
-    /// How long a node has to answer without fresh evidence until a violation clears; at least six scans of it. Answers that say
-    /// nothing of the violation do not count, because they list another one only.
+    /// How long a node has to answer without fresh evidence until a violation clears; at least six of its scans.
+    /// Answers that say nothing of the violation do not count.
     #[serde(deserialize_with = "values::duration")]
     pub clear_after: Duration,
-    /// How long to wait for a node that never returns: nothing of an answer comes. And how long to wait, in answered time, for one whose
-    /// answers say nothing of a violation.
+    /// How long to wait for a node from which nothing of an answer comes. And how long to wait, in answered time, for a
+    /// node whose answers say nothing of a violation.
     #[serde(deserialize_with = "values::duration")]
     pub unreachable_limit: Duration,
     /// Offending again within this time continues the same incident.

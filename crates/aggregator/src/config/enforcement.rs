@@ -22,7 +22,7 @@ pub struct Enforcement {
     pub protected_namespaces: Vec<String>,
     /// Whether an accused Pod must be known to run on the accusing node. Without it: where there is a cluster to ask.
     pub verify_pods: Option<bool>,
-    /// What happens to Services that expose other Apps beside the one to be blocked.
+    /// What happens to Services that expose other Apps as well as the one to be blocked.
     pub shared_services: SharedServices,
     /// How long a tenant is told before the block.
     #[serde(deserialize_with = "values::duration")]
@@ -45,7 +45,7 @@ pub struct ExemptionConfig {
     confirm: Option<usize>,
 }
 
-/// Where an exemption is in the configuration.
+/// The path of an exemption in the configuration.
 fn place(index: usize) -> String {
     format!("enforcement.exemptions[{index}]")
 }
@@ -68,7 +68,7 @@ impl Match {
 }
 
 impl ExemptionConfig {
-    /// As the policy's rule; `index` is its place in the list.
+    /// The policy's rule; `index` is the place in the list.
     pub(super) fn rule(&self, index: usize) -> policy::Exemption {
         let part = |part: &Option<Match>| part.as_ref().map(Match::pattern);
         policy::Exemption {
@@ -101,7 +101,7 @@ impl Default for Enforcement {
 }
 
 impl Enforcement {
-    /// `has_pods` says whether the cluster is asked about Pods and Services.
+    /// `has_pods`: the cluster is asked about Pods and Services.
     pub(super) fn check(&self, has_pods: bool, problems: &mut Problems) {
         let shared = match self.shared_services {
             SharedServices::Block => "block",
@@ -112,7 +112,7 @@ impl Enforcement {
             has_pods || self.shared_services == SharedServices::Block,
             "enforcement.shared_services",
             shared,
-            "block: without a cluster to ask it is not known which Services are shared",
+            "block: without a cluster the service can't know which Services are shared",
         );
         problems.require(
             !self.namespaces.0.as_str().is_empty(),
@@ -167,11 +167,11 @@ pub struct Brake {
     pub max_tenants_per_node: usize,
     /// New blocks within the window that rest on one node's word.
     pub max_apps_per_node: usize,
-    /// Tenants with new blocks within the window by one rule.
+    /// Tenants with new blocks by one rule within the window.
     pub max_tenants_per_rule: usize,
     /// New blocks of one tenant within the window.
     pub max_apps_per_tenant: usize,
-    /// Tenants that are released within the window without an operator's act or the cluster's proof.
+    /// Tenants that are released within the window by the rules: neither by an operator nor because their App is gone.
     pub max_releases: usize,
 }
 

@@ -218,8 +218,8 @@ impl Config {
         self.verifies_pods() || self.output.mode == OutputMode::Cluster
     }
 
-    /// Whether replicas have to agree which of them writes: wherever something is written to the cluster, also if the decisions
-    /// themselves are kept in a file.
+    /// Whether replicas elect the one that writes: wherever something is written to the cluster, even if the decisions
+    /// are kept in a file.
     pub fn needs_lease(&self) -> bool {
         self.output.mode == OutputMode::Cluster || self.state_mode() == StateMode::Cluster
     }

@@ -15,8 +15,7 @@ use super::Problems;
 pub struct Notification {
     /// The namespace of the administrators' summary.
     pub summary_namespace: String,
-    /// How many tenants are newly told per round. Without it: as many as half of the requests of a round can tell (see
-    /// `per_round`).
+    /// How many tenants are newly told per round; see `per_round` for the default.
     pub max_per_round: Option<usize>,
     /// Whom to ask, for `{contact}`.
     pub contact: String,
@@ -131,8 +130,9 @@ impl Notification {
         }
     }
 
-    /// How many tenants are newly told per round. Each costs one request of the pace, to read what is there; by default half of a
-    /// round's requests are for that, and the other half stays for looking up what is accused. At least one.
+    /// How many tenants are newly told per round, at least one. Each costs one paced request to read the object that is
+    /// there. By default half of a round's requests are for that, so that the other half is left to look up accused
+    /// Pods.
     pub(super) fn per_round(&self, requests_per_second: u32, round: Duration) -> usize {
         self.max_per_round.unwrap_or_else(|| {
             let half = round.saturating_mul(requests_per_second).as_secs() / 2;

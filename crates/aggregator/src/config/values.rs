@@ -13,7 +13,7 @@ const A_DURATION: &str = "a duration with its unit, such as 60s, 5m or 1h30m";
 /// What is said of a size that is none.
 const A_SIZE: &str = "a size in bytes with its unit, such as 512KiB or 4MiB";
 
-/// Keys of earlier versions, and what became of them. Their limits counted something else, so they are not taken over.
+/// Renamed keys and what to use instead. Their values are not taken over, because they counted something else.
 const RENAMED: [(&str, &str); 2] = [
     ("max_new_apps", "brakes count tenants now: use `max_new_tenants`"),
     ("max_namespaces_per_rule", "it is called `max_tenants_per_rule` now"),

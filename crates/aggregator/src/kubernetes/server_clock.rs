@@ -1,4 +1,4 @@
-//! What the API server's clock reads: the `Date` of its answers.
+//! The API server's clock, read from the `Date` of its answers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use procscan_core::Moment;
 use tokio::time::Instant;
 
-/// The API server's clock as of its last answer. All copies share what is known.
+/// The API server's clock at its last answer. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ServerClock(Arc<Mutex<Option<Reading>>>);
 
@@ -15,17 +15,17 @@ pub(super) struct ServerClock(Arc<Mutex<Option<Reading>>>);
 struct Reading {
     /// When the answer arrived.
     arrived: Instant,
-    /// Its `Date`, which has whole seconds.
+    /// Its `Date`, in whole seconds.
     date: Timestamp,
 }
 
 impl ServerClock {
-    /// Notes the `Date` of an answer that has just arrived. Only what was asked for is certainly the API server's own answer, not
-    /// one of a proxy.
+    /// Notes the `Date` of an answer that has just arrived. Only successful answers count, because an error may come
+    /// from a proxy.
     pub(super) fn note(&self, status: StatusCode, headers: &HeaderMap) {
         let date = headers.get(header::DATE).filter(|_| status.is_success());
         let date = date.and_then(|date| date.to_str().ok());
-        // An HTTP date is an RFC 2822 date in GMT.
+        // An HTTP date has the form of an RFC 2822 date in GMT.
         let date = date.and_then(|date| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok());
         if let Some(date) = date {
             let reading = Reading { arrived: Instant::now(), date };
@@ -60,12 +60,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_age_is_reckoned_by_the_servers_clock_and_from_then_on_by_ours() {
+    async fn an_age_is_measured_by_the_servers_clock_and_from_then_on_by_ours() {
         let clock = ServerClock::default();
         let created: Timestamp = "2026-11-28T09:55:00Z".parse().unwrap();
         assert_eq!(clock.moment_of(created, at(10_000)), None, "nothing has been answered yet");
         clock.note(StatusCode::OK, &headers("Sat, 28 Nov 2026 10:00:00 GMT"));
-        // Our own clock is at another time, and that does not matter.
+        // Our own clock shows another time, which does not matter.
         let moment = clock.moment_of(created, at(10_000)).unwrap();
         assert_eq!(moment.uptime(), Duration::from_secs(9_700));
         assert_eq!(moment.wall(), Timestamp::from_second(-300).unwrap());

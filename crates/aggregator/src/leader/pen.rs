@@ -28,7 +28,8 @@ struct Term {
     number: u64,
     identity: String,
     began: Instant,
-    /// The number in what it writes: that of the term, or a greater one where what is there already has greater ones.
+    /// The number that this leader writes into objects: that of its term, or a greater one if objects have greater ones
+    /// already.
     rank: AtomicU64,
     /// In nanoseconds since it began.
     deadline: AtomicU64,
@@ -52,7 +53,7 @@ impl Pen {
         Self::of(number, identity, asked, nanos(lasts))
     }
 
-    /// A right that lasts until it is ended.
+    /// A right that lasts until `end` is called.
     #[cfg(test)]
     pub(crate) fn of_term(number: u64, identity: &str) -> Self {
         Self::of(number, identity, Instant::now(), NEVER)
@@ -82,20 +83,20 @@ impl Pen {
         &self.term.identity
     }
 
-    /// What is written into objects, to tell which leader has written them: see [`Pen::is_later`].
+    /// The mark that this leader writes into objects; see [`Pen::is_later`].
     pub fn mark(&self) -> String {
         format!("{}{IN_TERM}{}", self.identity(), self.term.rank.load(Ordering::Acquire))
     }
 
-    /// Whether a mark is of a leader after this one. A text that is no mark is of none.
+    /// Whether `mark` is that of a later leader. A text without a number is no mark.
     pub fn is_later(&self, mark: &str) -> bool {
         rank_of(mark).is_some_and(|rank| rank >= self.term.rank.load(Ordering::Acquire))
             && mark != self.mark()
     }
 
-    /// Ranks after the leaders whose `marks` are found at the beginning of a term. Marks of later terms are there if the Lease was
-    /// deleted, and its terms are counted anew; or if this replica is the one that another has taken over from. So it waits first: a
-    /// right that has been renewed meanwhile is ours.
+    /// Ranks this leader after those whose `marks` objects have at the beginning of a term. Marks of later terms are
+    /// there if the Lease was deleted and its terms are counted anew, or if another replica has taken over from this
+    /// one. So it waits first: a right that has been renewed meanwhile is ours.
     pub(crate) async fn rank_after<'a>(&self, marks: impl Iterator<Item = &'a str>) {
         let Some(last) = marks.filter(|mark| self.is_later(mark)).filter_map(rank_of).max() else { return };
         if self.while_held(sleep(RENEWED)).await.is_some() {
@@ -103,7 +104,7 @@ impl Pen {
         }
     }
 
-    /// Ends the term, because another leader has been seen at work.
+    /// Ends the term, because a later leader's mark was found.
     pub(crate) fn give_up(&self) {
         self.end();
     }
@@ -158,7 +159,7 @@ impl Pen {
 /// How long a right that is not renewed lasts at most, by any clock that was not stopped: see [`super::Timing`].
 const RENEWED: Duration = Duration::from_secs(10);
 
-/// What stands between the identity and the number in a mark.
+/// The text between the identity and the number in a mark.
 const IN_TERM: &str = " in term ";
 
 fn rank_of(mark: &str) -> Option<u64> {

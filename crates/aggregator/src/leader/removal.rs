@@ -1,5 +1,5 @@
-//! What `uninstall` does with the Lease: it is removed last, and only where no replica leads, because a leader would make again
-//! whatever is removed.
+//! Removes the Lease for `uninstall`: last, and only while no replica leads, because a leader would make the removed
+//! objects again.
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
@@ -12,12 +12,12 @@ use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 /// Why the Lease can't be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemovalError {
-    /// The API server does not let us.
+    /// The API server refuses the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The service runs.
     #[error(
-        "{0} leads: it would make again what is removed. Stop the service before (kubectl delete --cascade=foreground -f \
+        "{0} leads, and would make the removed objects again. Stop the service before (kubectl delete --cascade=foreground -f \
          deploy/manifests/deployment.yaml)"
     )]
     Led(String),
@@ -31,7 +31,7 @@ pub struct Unheld {
     lease: Lease,
 }
 
-/// Whether there is a Lease, whichever replica holds it.
+/// Whether the Lease exists, held or not.
 pub async fn exists(cluster: &Cluster, namespace: &str, name: &str) -> Result<bool, Refusal> {
     Ok(read(cluster, namespace, name).await?.is_some())
 }
@@ -47,8 +47,8 @@ async fn read(cluster: &Cluster, namespace: &str, name: &str) -> Result<Option<L
 }
 
 impl Unheld {
-    /// The Lease, if there is one and no replica holds it. A holder that does not renew it for as long as it is good for has ended
-    /// without giving it back: that takes up to its duration to see.
+    /// The Lease, if it exists and no replica holds it. A holder that does not renew it for its whole duration has
+    /// ended without giving it back, so this may wait for that long.
     pub async fn find(cluster: &Cluster, namespace: &str, name: &str) -> Result<Option<Self>, RemovalError> {
         let Some(first) = read(cluster, namespace, name).await? else { return Ok(None) };
         let mut last = first.clone();
@@ -68,7 +68,7 @@ impl Unheld {
         Ok(Some(Self { cluster: cluster.clone(), namespace: namespace.to_owned(), lease: last }))
     }
 
-    /// Removes it as it was seen: a replica that has taken it since keeps it.
+    /// Removes the Lease if it is unchanged: a replica that has taken it since keeps it.
     pub async fn remove(self) -> Result<(), RemovalError> {
         let metadata = &self.lease.metadata;
         let as_seen = DeleteParams {
@@ -85,7 +85,7 @@ impl Unheld {
             Ok(_) => Ok(()),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(()),
             Err(refusal) if refusal.kind == RefusalKind::Conflict => {
-                Err(RemovalError::Led("a replica that has begun meanwhile".to_owned()))
+                Err(RemovalError::Led("a replica that has started meanwhile".to_owned()))
             }
             Err(refusal) => Err(refusal.into()),
         }

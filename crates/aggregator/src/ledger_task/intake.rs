@@ -1,14 +1,14 @@
-//! Takes observations into the ledger, and says in the log what they change.
+//! Takes observations into the ledger, and logs what they change.
 
 use procscan_core::ledger::{Change, ChangeKind, Ledger, NodeChange};
 use procscan_core::report::Report;
 
 use crate::collector::{Observation, Round};
 
-/// `last` is how many targets the last round had, and how many of them answered.
+/// `last`: how many targets the last round had, and how many of them answered.
 pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut Option<(usize, usize)>) {
     match observation {
-        // Its share of the byte budget goes back with it.
+        // Dropping `_share` returns its part of the byte budget.
         Observation::Report(report, _share) => {
             log(&ledger.absorb(&report));
             if let Some(change) = ledger.take_node_change() {
@@ -29,10 +29,10 @@ pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut 
                     skipped,
                     took_ms,
                     lag_us,
-                    "round done: nobody has answered"
+                    "round done: no agent has answered"
                 );
             } else if last.replace(counts) == Some(counts) {
-                // A round like the one before is no news.
+                // A round with the same counts is no news.
                 tracing::debug!(
                     round = number,
                     asked,
@@ -78,7 +78,7 @@ pub(super) fn log(changes: &[Change]) {
     }
 }
 
-/// What happened to a node as such: once when it begins, and once when it ends.
+/// Logs a change of a node: once when it begins, and once when it ends.
 fn log_node(report: &Report, change: NodeChange) {
     let (node, address) = (&*report.target.node.0, &*report.target.address);
     match change {
@@ -91,7 +91,7 @@ fn log_node(report: &Report, change: NodeChange) {
                 address,
                 reason,
                 detail = ?detail.unwrap_or_default(),
-                "a node is there, but its answers can't be used: what is known of it stays as it is until they can"
+                "a node's answers can't be used: what is known of it stays as it is until they can"
             );
         }
         NodeChange::UsableAgain => tracing::info!(node, address, "a node's answers can be used again"),

@@ -302,7 +302,7 @@ fn one_file_that_can_not_be_written_stops_no_other() {
 }
 
 #[tokio::test]
-async fn who_leads_no_longer_shows_no_errors_of_its_term() {
+async fn a_replica_that_leads_no_longer_shows_no_errors_of_its_term() {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join(PLUGIN), "kind: Mine\n").unwrap();
     let pen = Pen::of_term(1, "a");

@@ -54,11 +54,11 @@ pub(super) struct Lead<'a> {
     again: Option<(Instant, Duration)>,
     has_waited: bool,
     swept: Option<Instant>,
-    /// The incidents that could not be read, by name: nothing is decided about their Apps.
+    /// The incidents that can't be read, by name: nothing is decided about their Apps.
     unreadable: BTreeMap<String, Unreadable>,
-    /// The incidents whose objects are not what we wrote last.
+    /// The incidents whose objects differ from what we wrote last.
     changed: Vec<Changed>,
-    /// What operators wanted, and which incidents there were, as of the last look at what is kept.
+    /// What operators wanted, and which incidents existed, when what is kept was last looked at.
     heard: Outline,
     /// What has been decided on.
     decided: Option<Seen>,
@@ -139,7 +139,7 @@ impl<'a> Lead<'a> {
     async fn take_over(&mut self) -> Result<(), End> {
         let mut pause = MIN_PAUSE;
         self.hear_operators().await?;
-        // Before it is read: what is deleted from then on is missed.
+        // Before the incidents are read, so that a deletion from then on is noticed.
         self.heard = self.task.channels.kept.borrow_and_update().outline();
         self.is_copy = self.policy().mode == Mode::DryRun;
         let Loaded { incidents: kept, unreadable } = loop {
@@ -176,15 +176,15 @@ impl<'a> Lead<'a> {
             tracing::warn!(
                 alert = "state",
                 apps = inherited.len(),
-                "found blocked, and nothing is kept of it: by an earlier version; or what was kept is lost, and operators' releases, \
-                 exemptions and pauses with it"
+                "found blocked, and nothing is kept of it: an earlier version blocked it, or what was kept is lost, and \
+                 operators' releases, exemptions and pauses with it"
             );
         }
         self.decisions.extend(inherited);
         Ok(())
     }
 
-    /// Says once of each incident that can't be read what follows from it.
+    /// Logs once for each incident that can't be read what follows from that.
     fn set_aside(&mut self, unreadable: BTreeMap<String, Unreadable>) {
         for (incident, now) in &unreadable {
             if self.unreadable.get(incident) == Some(now) {
@@ -205,18 +205,18 @@ impl<'a> Lead<'a> {
                     alert = "state",
                     incident,
                     error,
-                    "an incident can't be read, not even whose it is: nothing new is blocked until it is mended or deleted"
+                    "an incident can't be read, nor which App it is of: nothing new is blocked until it is mended or deleted"
                 );
             }
         }
         self.unreadable = unreadable;
     }
 
-    /// The rules as operators have them at the moment.
+    /// The policy with operators' exemptions and mode.
     fn policy_now(&self, kept: &Kept) -> Policy {
         let mut policy = self.task.policy_now(kept);
         if self.unreadable.values().any(|unreadable| unreadable.app.is_none()) {
-            // It may be about any App, and say that it is released.
+            // The incident may be of any App, and may contain a release.
             policy.unread_exemptions.push(readable(&serde_json::Value::Null));
         }
         policy
@@ -323,13 +323,14 @@ impl<'a> Lead<'a> {
                 changed = channels.kept.changed(), if is_kept => {
                     is_kept = changed.is_ok();
                     let kept = channels.kept.borrow_and_update().clone();
-                    // One whose status is gone is no news for the watch: it looks like one of which nothing was decided yet.
+                    // The watch reports no error of an incident without a status: it looks like one of which nothing
+                    // was decided yet.
                     let has_no_status = |name: &str| kept.incidents.get(name).is_some_and(|it| it.brief().is_none());
                     let is_unread = |name: &String| {
                         kept.unread.incidents.contains_key(&**name) || has_no_status(name)
                     };
                     if !self.unreadable.keys().all(is_unread) {
-                        // One has been mended or deleted.
+                        // One of them has been mended or deleted.
                         return Ok(());
                     }
                     let now = kept.outline();
@@ -394,7 +395,7 @@ impl<'a> Lead<'a> {
             None => channels.ledger.fresh().await,
         };
         let now = self.task.clock.now();
-        // It stays news, which is compared with what was there before.
+        // The change stays unseen, so that the main loop compares it with what was there before.
         let kept = channels.kept.borrow().clone();
         let facts = channels.facts.borrow_and_update().clone();
         let is_of_this_term = facts.epoch == channels.questions.borrow().epoch;

@@ -146,7 +146,7 @@ impl PolicyTask {
 
     /// Shows what the leader has decided, until this replica leads. Nothing at the end.
     async fn follow(&mut self) -> Option<Pen> {
-        // Without decisions there is nothing to ask. What was known counts no more when this replica leads again.
+        // A replica without decisions has no questions. Earlier answers do not count when it leads again.
         self.channels.questions.send_modify(|questions| {
             let was_asked = !questions.pods.is_empty() || !questions.apps.is_empty();
             let epoch = questions.epoch + u64::from(was_asked);

@@ -16,9 +16,9 @@ use super::file::FileStore;
 use super::{DecisionFilter, LoggedDecision, StateError};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
-/// How often it is tried again when another program is writing at the same time.
+/// How many times a write is tried again because another program wrote at the same time.
 const TRIES: usize = 5;
-/// How often, and after which pauses, it is looked again whether the leader has cleared away what it has done.
+/// How many times, and after which pause, to look again whether the leader has removed what it has done.
 const LOOKS: usize = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
@@ -152,10 +152,10 @@ impl Objects {
             let observed = live.data.pointer("/status/observed").and_then(Value::as_i64).unwrap_or(0);
             if is_wanted("approve") || is_wanted("release") {
                 let generation = live.metadata.generation.unwrap_or(0);
-                // A greater one is of another object of that name, or of a time that a backup has undone.
+                // A greater one belongs to another object of that name, or to a time that a restored backup has undone.
                 if generation == observed {
-                    // It looks done. Only the leader knows whether that is certain, and clears it away when it is: until then it must
-                    // not be lost, and must not be done again with the next word either.
+                    // It seems to be done, but only the leader knows whether that is certain, and removes it then.
+                    // Until then it must not be lost, and must not be done again together with the next act.
                     if looks == 0 {
                         return Err(DeskError::Busy(name.to_owned()));
                     }

@@ -3,8 +3,8 @@
 //! The documents are those of the cluster, in the same shape, `spec` for operators and `status` for us; a number in place of
 //! the object's generation says up to which of the operators' words everything has been done.
 //!
-//! A row that can't be read (another version has written it, for example) stays as it is, byte for byte, and stops nothing but what it
-//! is about.
+//! A row that can't be read (because another version wrote it, for example) stays byte for byte, and affects only its
+//! own App or exemption.
 
 mod rows;
 #[cfg(test)]
@@ -46,11 +46,11 @@ struct Inner {
     sqlite: Option<Sqlite>,
     /// What is in it, as far as we know.
     kept: Arc<Kept>,
-    /// The rows that can't be read, as they are: they belong into each file that takes this one's place.
+    /// The rows that can't be read, unchanged: they are copied into every file that replaces this one.
     aside: Vec<Document>,
     /// All rows have been read at least once.
     is_read: bool,
-    /// Why an exemption can't be read, as it was said last, by name.
+    /// The error that was last logged for each exemption that can't be read, by name.
     said: BTreeMap<String, String>,
     /// The last read or write has failed: before the next one it has to be found out what is there.
     is_doubtful: bool,
@@ -105,8 +105,8 @@ impl FileStore {
         self.0.shown.borrow().is_complete
     }
 
-    /// Reads everything that is kept. An error where it can't be read what operators say of all decisions; whatever else can't be read is
-    /// set aside.
+    /// Reads everything that is kept. Fails if the Enforcement can't be read; other rows that can't be read are set
+    /// aside.
     pub async fn load(&self) -> Result<Loaded, StateError> {
         let mut inner = self.0.inner.lock().await;
         let inner = &mut *inner;
@@ -294,7 +294,7 @@ impl FileStore {
         if batch == Batch::default() {
             return Ok(());
         }
-        // What has not been read yet can't be written anew, if it comes to that.
+        // If the file has to be replaced, only rows that have been read could be copied.
         let Some(sqlite) = inner.sqlite.as_ref().filter(|_| inner.is_read) else {
             return Err(StateError::NotOpen.into());
         };
@@ -334,7 +334,7 @@ impl From<sqlite::StateError> for StateError {
 }
 
 impl Inner {
-    /// Everything as it has just been read.
+    /// Everything that has just been read.
     fn loaded(&self) -> Result<Loaded, StateError> {
         let unread = &self.kept.unread.incidents;
         let incidents = self.aside.iter().filter(|row| row.kind == Kind::Incident);
@@ -348,7 +348,8 @@ impl Inner {
         Ok(Loaded { incidents, unreadable: unreadable.collect() })
     }
 
-    /// Says once of each exemption that it can't be read; of incidents, it is said by the policy that decides nothing about their Apps.
+    /// Logs each exemption that can't be read once. The policy logs incidents, because it decides nothing about their
+    /// Apps.
     fn say_what_is_unread(&mut self) {
         let mut unread = self.kept.unreadable();
         unread.retain(|object, _| object.starts_with(Kind::Exemption.as_str()));
@@ -358,7 +359,7 @@ impl Inner {
             }
         }
         for object in self.said.keys().filter(|object| !unread.contains_key(*object)) {
-            tracing::info!(object, "mended or deleted: nothing of it is unread");
+            tracing::info!(object, "an object was mended or deleted, and is no longer unreadable");
         }
         self.said = unread;
     }

@@ -29,7 +29,7 @@ pub struct Kept {
     pub exemptions: BTreeMap<String, ExemptionSpec>,
     /// What operators say of all decisions.
     pub enforcement: EnforcementSpec,
-    /// What is there, and can't be read. What was read of it before stays in the others.
+    /// The objects that can't be read. What was read of them before stays in the other fields.
     pub unread: Unread,
     /// Everything has been read at least once.
     pub is_complete: bool,
@@ -38,18 +38,18 @@ pub struct Kept {
 /// Objects that can't be read, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Unread {
-    /// Incidents, and why.
+    /// Incidents, with the errors.
     pub incidents: BTreeMap<Text, String>,
-    /// Exemptions.
+    /// Exemptions, with the errors.
     pub exemptions: BTreeMap<String, UnreadExemption>,
 }
 
 /// An exemption that can't be read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UnreadExemption {
-    /// Why.
+    /// What is wrong with it.
     pub error: String,
-    /// What it says, as it is there.
+    /// Its spec, unchanged.
     pub spec: Value,
 }
 
@@ -77,18 +77,18 @@ pub struct KeptIncident {
     pub generation: i64,
     /// Which program last wrote what operators want, for acts that do not say whose they are.
     pub manager: Option<Box<str>>,
-    /// Which version of which object it is.
+    /// The version of the object that was read.
     pub stamp: Stamp,
     /// What was decided of it; nothing if that has not been written yet.
     status: Option<(Brief, Packed)>,
 }
 
-/// Tells versions of an object apart, and whether they have the same status. All zero where there are no objects.
+/// Tells apart the versions of an object and whether their statuses are equal. All zero in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
     /// A hash of the object's UID.
     pub uid: u64,
-    /// Its resourceVersion: later ones are greater, unless the API server's data was restored from a backup.
+    /// Its resourceVersion: later ones are greater, unless the API server's data were restored from a backup.
     pub version: u64,
     /// A hash of its status.
     pub status: u64,
@@ -175,13 +175,13 @@ impl KeptIncident {
         let pack = |status| Ok::<_, String>((Brief::of(status), Packed::of(status)?));
         let (mut status, manager) = (status.map(pack).transpose()?, manager.map(String::into_boxed_str));
         if let Some((brief, _)) = status.as_mut().filter(|(brief, _)| brief.observed > generation) {
-            // Those numbers are of another object of that name, or of a time that a backup has undone.
+            // The number belongs to another object of that name, or to a time that a restored backup has undone.
             brief.observed = 0;
         }
         Ok(Self { app, approve, release, generation, manager, stamp: Stamp::default(), status })
     }
 
-    /// The same, as which version of which object it was read.
+    /// With the version of the object that was read.
     #[must_use]
     pub fn stamped(self, stamp: Stamp) -> Self {
         Self { stamp, ..self }
@@ -207,7 +207,7 @@ impl KeptIncident {
         self.status.as_ref().map(|(_, packed)| packed.unpack()).transpose()
     }
 
-    /// Up to which of the operators' acts everything has been done, as it says itself.
+    /// Up to which of operators' acts everything has been done, by its own status.
     pub fn observed(&self) -> i64 {
         self.brief().map_or(0, |brief| brief.observed)
     }
@@ -216,7 +216,7 @@ impl KeptIncident {
         self.approve.is_some() || self.release.is_some()
     }
 
-    /// What operators want done beyond `done`, up to which number everything has been done. An approval comes before a release, so
+    /// What operators want done if acts up to the number `done` have been done. An approval comes before a release, so
     /// that the release prevails.
     fn orders(&self, name: &str, done: i64, now: Timestamp) -> Vec<Order> {
         if self.generation <= done || !self.wants_something() {
@@ -270,8 +270,9 @@ impl KeptIncident {
 }
 
 impl Kept {
-    /// What operators want done that has not been done yet. Up to which number everything has been done, `known` knows best: what is
-    /// read may have been written by a request that was never answered, and be undone by the next one.
+    /// What operators want done and has not been done yet. `known` returns the number up to which acts have been done,
+    /// if it knows better than the status: a write that had no answer may have changed that, and the next write may
+    /// undo it.
     pub fn orders(&self, now: Timestamp, known: impl Fn(&str, &KeptIncident) -> Option<i64>) -> Vec<Order> {
         let wanting = self.incidents.iter().filter(|(_, incident)| incident.wants_something());
         let orders = |(name, incident): (&Text, &Arc<KeptIncident>)| {
@@ -293,7 +294,7 @@ impl Kept {
         }
     }
 
-    /// The exemptions as rules; and of those that can't be read, and of which nothing was read before, what can be read of them (see
+    /// The exemptions as rules; and, for exemptions that can't be read and never could, the parts that can be read (see
     /// [`policy::Policy::unread_exemptions`]).
     pub fn rules(&self) -> (Vec<policy::Exemption>, Vec<policy::Exemption>) {
         let (mut rules, mut unread) = (Vec::new(), Vec::new());
@@ -306,7 +307,7 @@ impl Kept {
                     rule.reason = format!("{} (Exemption {name}, by {})", rule.reason, by.escape_debug());
                     rules.push(rule);
                 }
-                // Without a form in JSON it says nothing that could be read, and may cover anything.
+                // It says nothing that could be read, so it may cover anything.
                 Err(_) => unread.push(readable(&serde_json::to_value(exemption).unwrap_or_default())),
             }
         }
@@ -317,7 +318,7 @@ impl Kept {
         (rules, unread)
     }
 
-    /// What can't be read, by what it is, and what follows from that.
+    /// The objects that can't be read, and what follows from that.
     pub fn unreadable(&self) -> BTreeMap<String, String> {
         let Unread { incidents, exemptions } = &self.unread;
         let mut all = BTreeMap::new();
@@ -327,7 +328,7 @@ impl Kept {
         }
         for (name, UnreadExemption { error, .. }) in exemptions {
             let then = if self.exemptions.contains_key(name) {
-                "the last that could be read counts"
+                "the last version that could be read counts"
             } else {
                 "nothing new is blocked that it may cover"
             };

@@ -49,7 +49,7 @@ pub enum StateError {
     #[error("{0} can't be written: {1}")]
     Unwritable(String, String),
     /// A later leader has written it.
-    #[error("Incident {0} was written by {1}, which leads since: this replica stops leading")]
+    #[error("Incident {0} was written by {1}, a later leader: this replica stops leading")]
     Superseded(String, String),
     /// Somebody else writes it.
     #[error("Incident {0} is being written by another replica")]
@@ -72,19 +72,19 @@ impl StateError {
     }
 }
 
-/// Everything that is kept, as it was read.
+/// Everything that is kept.
 #[derive(Debug, Default)]
 pub struct Loaded {
     /// The incidents of which something was decided.
     pub incidents: Vec<Incident>,
-    /// Those that can't be read, by name.
+    /// The incidents that can't be read, by name.
     pub unreadable: BTreeMap<String, Unreadable>,
 }
 
 /// An incident that can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Its App, if that can be read.
+    /// Its App, if it can be read.
     pub app: Option<App>,
     /// What is wrong with it.
     pub error: String,
@@ -116,7 +116,7 @@ impl Store {
         }
     }
 
-    /// Everything that is kept.
+    /// Reads everything that is kept.
     pub async fn load(&mut self, pen: &Pen) -> Result<Loaded, StateError> {
         match self {
             Self::Cluster(store) => store.load(pen).await,
@@ -151,7 +151,7 @@ impl Store {
         }
     }
 
-    /// The incidents that are there, and are not what was written last.
+    /// The incidents whose objects differ from what was written last.
     pub fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
         match self {
             Self::Cluster(store) => store.changed(kept),
@@ -159,7 +159,7 @@ impl Store {
         }
     }
 
-    /// When to look for them again, without any news.
+    /// When to look for changed objects again without any news.
     pub fn next_look(&self) -> Option<Instant> {
         match self {
             Self::Cluster(store) => store.next_look(),
@@ -167,7 +167,7 @@ impl Store {
         }
     }
 
-    /// Takes what is there of an incident for what it is, where nothing can be written in its place.
+    /// Takes an incident's object as it is, where nothing can be written in its place.
     pub fn accept(&mut self, kept: &Kept, name: &str) {
         if let Self::Cluster(store) = self {
             store.accept(kept, name);

@@ -21,23 +21,24 @@ pub enum Port {
     Name(String),
 }
 
-/// What one slice, or the Endpoints object, lists.
+/// What one EndpointSlice, or the Endpoints object, lists.
 pub(super) type Listed = BTreeMap<SocketAddr, Claim>;
 
-/// What one endpoint says of its address. Several can name the same address: a node that is gone and whose address another
-/// node has now, for example. The greatest claim counts, so the order of the fields is the order in which they matter.
+/// What one endpoint says of its address. Several endpoints can have one address, for example when a node is gone and
+/// another one has its address now. The greatest claim counts, so the fields are ordered by their weight.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claim {
-    /// Ready and serving. With `publishNotReadyAddresses` every endpoint is called ready, and only `serving` is true to fact.
+    /// Ready and serving. With `publishNotReadyAddresses` every endpoint is called ready, and only `serving` is the
+    /// truth.
     is_ready: bool,
-    /// Serving, though perhaps while it terminates.
+    /// Serving, perhaps while it terminates.
     is_serving: bool,
     /// It names its node.
     is_named: bool,
-    /// When its slice was made: endpoints have no age of their own, and the resourceVersion of a slice changes with each of
-    /// its endpoints, so that two nodes would take turns.
+    /// When its slice was created. Endpoints have no age of their own, and the resourceVersion of a slice changes with
+    /// each of its endpoints, so that two nodes would alternate.
     created: Option<Timestamp>,
-    /// Among equals the first name counts.
+    /// Between equal claims the first name counts.
     node: Reverse<Option<String>>,
 }
 
@@ -54,7 +55,7 @@ pub(super) struct Known {
     objects: BTreeMap<String, Listed>,
     /// What a new list has brought, until it is complete.
     fresh: Option<BTreeMap<String, Listed>>,
-    /// What was listed before a new list that has no agents, until that is confirmed or something is listed again.
+    /// The list before a new one without agents, until the new one is confirmed or lists agents again.
     before: Option<BTreeMap<String, Listed>>,
     pub(super) is_complete: bool,
     /// What is wrong with the watch.
@@ -114,17 +115,17 @@ impl Known {
         }
     }
 
-    /// Whether a new list has no agents where the one before it had some, and that is not confirmed.
+    /// Whether a new list has no agents although the one before it had some, and nothing has confirmed that.
     pub(super) fn is_in_doubt(&self) -> bool {
         self.before.is_some()
     }
 
-    /// The list of no agents is true.
+    /// Confirms a list without agents.
     pub(super) fn believe(&mut self) {
         self.before = None;
     }
 
-    /// For people: why agents are still asked that are listed no more.
+    /// Why agents are still asked although they are no longer listed.
     pub(super) fn doubt(&self, namespace: &str, service: &str) -> Option<String> {
         self.is_in_doubt().then(|| {
             format!(
@@ -138,7 +139,8 @@ impl Known {
         !self.is_in_doubt() && !lists_agents(&self.objects)
     }
 
-    /// Every address once, in whatever order the slices come. While an endpoint moves from one slice to another it is in both.
+    /// The targets, each address once, whatever the order of the slices. While an endpoint moves from one slice to
+    /// another it is in both.
     pub(super) fn targets(&self) -> Vec<Target> {
         let mut all: BTreeMap<SocketAddr, &Claim> = BTreeMap::new();
         for (address, claim) in self.before.as_ref().unwrap_or(&self.objects).values().flatten() {
@@ -159,15 +161,15 @@ fn lists_agents(objects: &BTreeMap<String, Listed>) -> bool {
     objects.values().any(|listed| !listed.is_empty())
 }
 
-/// How many agents are missing where so many are `desired`, one on each node. A node with two addresses is one node; a target
-/// whose endpoint names no node counts by its address.
+/// How many agents are missing if `desired` should run, one on each node. A node with two addresses counts once; a
+/// target whose endpoint names no node counts by its address.
 pub(super) fn missing(desired: usize, targets: &[Target]) -> usize {
     let nodes: BTreeSet<&NodeName> = targets.iter().map(|target| &target.node).collect();
     desired.saturating_sub(nodes.len())
 }
 
 impl Claim {
-    /// Conditions that are not given mean ready, and serving as much as ready (so says the API).
+    /// A missing `ready` means ready, and a missing `serving` is the same as `ready`, as the API defines them.
     fn new(conditions: Option<&EndpointConditions>, node: Option<&str>, object: &ObjectMeta) -> Self {
         let is_ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
         let is_serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(is_ready);
@@ -180,7 +182,7 @@ impl Claim {
         }
     }
 
-    /// Adds it, if nothing greater is listed for the address.
+    /// Adds the claim to `listed` unless a greater one of the same address is there.
     fn list(self, address: SocketAddr, listed: &mut Listed) {
         match listed.get_mut(&address) {
             Some(other) if *other >= self => {}

@@ -1,8 +1,8 @@
 //! The endpoints of the agents' Service, watched in the cluster.
 //!
-//! EndpointSlices of both IP families; Endpoints only where the cluster refuses slices. A watch that is lost is taken up again
-//! with backoff, and the last set is kept and said to be old meanwhile. So is it when a new list has no agents although the
-//! DaemonSets want some.
+//! EndpointSlices of both IP families; Endpoints only where the cluster refuses slices. A lost watch is begun again
+//! with backoff, and meanwhile the last set is kept and reported as old. The same happens when a new list has no agents
+//! although the DaemonSets want some.
 
 mod listed;
 #[cfg(test)]
@@ -110,7 +110,7 @@ impl Kubernetes {
         }
     }
 
-    /// Asks how many agents should exist, and whether a list of none can be true.
+    /// Asks how many agents should exist, and confirms a list without agents if none should.
     async fn confirm(&self, known: &mut Known) {
         known.desired = self.desired().await.map_err(|refusal| refusal.text);
         if matches!(known.desired, Ok(None | Some(0))) {
@@ -236,8 +236,8 @@ impl Kubernetes {
     }
 }
 
-/// Whether the API server does not serve this to us: only then something else is asked for. Any other error says that it does
-/// not answer now (a token that has expired, too many requests, an outage), and what it has said before still counts.
+/// Whether the API server does not serve the resource to us: only then another one is asked for. Any other error (an
+/// expired token, too many requests, an outage) means that it does not answer now, and its earlier answers still count.
 fn is_refused(refusal: &Refusal) -> bool {
     matches!(refusal.kind, RefusalKind::Forbidden | RefusalKind::NotServed | RefusalKind::NotFound)
 }

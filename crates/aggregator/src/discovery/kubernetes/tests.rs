@@ -21,7 +21,8 @@ const SETS_PATH: &str = "/apis/apps/v1/namespaces/kube-system/daemonsets";
 
 type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 
-/// An API server that answers each path as it was told to. A change ends every watch, and none can be taken up again.
+/// An API server that gives each path the answer that a test sets. A change ends every watch, and no watch can be
+/// resumed.
 #[derive(Clone)]
 struct Server(Arc<Mutex<BTreeMap<String, Told>>>, watch::Sender<u64>);
 
@@ -29,14 +30,14 @@ struct Server(Arc<Mutex<BTreeMap<String, Told>>>, watch::Sender<u64>);
 enum Told {
     Says(Value),
     Refuses(u16, &'static str),
-    /// The connection fails, as it does where TLS does.
+    /// The connection fails, as it does when TLS does.
     Breaks,
     /// No answer comes.
     Hangs,
 }
 
 impl Server {
-    /// Agents with these slices, wanted by a DaemonSet on so many nodes.
+    /// Agents in these slices; a DaemonSet wants so many of them.
     fn new(slices: &[Value], wanted: usize) -> Self {
         let server = Self(Arc::default(), watch::Sender::new(0));
         server.tells(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", slices));
@@ -85,7 +86,7 @@ impl Server {
             }
             Some(Told::Breaks) => return Err(std::io::Error::other("invalid peer certificate: Expired")),
             Some(Told::Hangs) => {
-                // As long as the client waits for a byte of a watch.
+                // For as long as the client waits for a byte of a watch.
                 tokio::time::sleep(Duration::from_secs(295)).await;
                 return Err(std::io::ErrorKind::TimedOut.into());
             }
@@ -106,7 +107,7 @@ impl Server {
         Ok(Response::builder().status(code).body(body.boxed_unsync()).unwrap())
     }
 
-    /// What is found from now on.
+    /// The targets that are found from now on.
     fn found(&self) -> watch::Receiver<Arc<TargetSet>> {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
@@ -142,13 +143,13 @@ fn two_agents() -> [Value; 1] {
     [slice("a", &[("10.0.0.1", "n1"), ("10.0.0.2", "n2")])]
 }
 
-/// Waits until what is found is as it should be.
+/// Waits until the targets are as expected.
 async fn until(
     found: &mut watch::Receiver<Arc<TargetSet>>,
     is_so: impl FnMut(&Arc<TargetSet>) -> bool,
 ) -> Arc<TargetSet> {
     let patience = Duration::from_mins(10);
-    timeout(patience, found.wait_for(is_so)).await.expect("it never came to that").unwrap().clone()
+    timeout(patience, found.wait_for(is_so)).await.expect("timed out").unwrap().clone()
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,7 +161,7 @@ async fn a_node_with_two_addresses_does_not_hide_a_node_without_any() {
     let set = until(&mut found, |set| set.targets.len() == 4).await;
     assert_eq!(set.unlisted, 2, "two of four nodes have no agent");
 
-    // Without names, an address is all that is known of a node.
+    // Without a name, the address is all that is known of a node.
     let nameless = json!({"metadata": {"name": "a"}, "addressType": "IPv4", "endpoints": [
         {"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"]}]});
     let mut found = Server::new(&[nameless], 3).found();
@@ -181,11 +182,11 @@ async fn what_does_not_answer_now_keeps_the_agents_and_is_not_replaced_by_endpoi
         Told::Hangs,
     ] {
         let server = Server::new(&two_agents(), 2);
-        // An object that no controller has filled.
+        // An Endpoints object that no controller has filled.
         server.tells(ENDPOINTS_PATH, list("v1", "Endpoints", &[]));
         let mut found = server.found();
         let before = until(&mut found, |set| set.targets.len() == 2).await;
-        // All of the API, as it is with a token that has expired.
+        // The whole API refuses, as it does with an expired token.
         for path in [SERVICE_PATH, SETS_PATH, SLICES_PATH] {
             server.tells(path, told.clone());
         }
@@ -220,7 +221,7 @@ async fn endpoints_are_asked_for_only_where_slices_are_refused() {
         let set = until(&mut found, |set| set.targets.len() == 1).await;
         assert_eq!(&*set.targets[0].address, "10.0.0.7:9090", "{told:?}");
 
-        // Nothing replaces agents that are known, although slices are refused now.
+        // Known agents are kept although slices are refused now.
         let server = Server::new(&two_agents(), 2);
         let mut found = server.found();
         until(&mut found, |set| set.targets.len() == 2).await;
@@ -238,7 +239,7 @@ async fn a_new_list_without_agents_counts_only_when_none_are_wanted() {
     let server = Server::new(&two_agents(), 2);
     let mut found = server.found();
     until(&mut found, |set| set.targets.len() == 2).await;
-    // The watch is lost, and what is listed anew has nothing in it.
+    // The watch is lost, and the new list is empty.
     server.tells(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[slice("a", &[])]));
     let is_in_doubt = |set: &Arc<TargetSet>| {
         set.error.as_ref().is_some_and(|error| {
@@ -247,14 +248,14 @@ async fn a_new_list_without_agents_counts_only_when_none_are_wanted() {
     };
     let set = until(&mut found, is_in_doubt).await;
     assert_eq!((set.targets.len(), set.unlisted), (2, 0));
-    // How many are wanted can't be known now: that is no confirmation.
+    // It can't be known now how many are wanted, which is no confirmation.
     server.tells(SETS_PATH, Told::Refuses(503, "shutting down"));
     let set = until(&mut found, |set| set.error.as_ref().is_some_and(|e| e.contains("shutting down"))).await;
     assert_eq!(set.targets.len(), 2);
     server.wants(0);
     until(&mut found, |set| set.targets.is_empty()).await;
 
-    // What is listed after it counts, whatever was in doubt.
+    // A later list counts, whatever was in doubt.
     let server = Server::new(&two_agents(), 2);
     let mut found = server.found();
     until(&mut found, |set| set.targets.len() == 2).await;

@@ -23,7 +23,7 @@ async fn the_lease_of_a_running_leader_is_not_removed() {
     let mut replica = Replica::start(&server, "a");
     replica.leads().await;
     let error = find(&server).await.unwrap_err().to_string();
-    assert!(error.starts_with("a leads: ") && error.contains("Stop the service before"), "{error}");
+    assert!(error.starts_with("a leads, ") && error.contains("Stop the service before"), "{error}");
     assert!(server.lease().is_some());
 }
 
@@ -42,7 +42,7 @@ async fn a_lease_that_was_given_back_is_removed_at_once_and_that_of_a_dead_leade
     let mut replica = Replica::start(&server, "a");
     replica.leads().await;
     replica.freeze();
-    // What was on its way arrives.
+    // The last renewal, which was on its way, arrives.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let start = Instant::now();
     find(&server).await.unwrap().unwrap().remove().await.unwrap();

@@ -1,5 +1,6 @@
-//! Messages that could not be written. Each is set aside for longer each time, so that it keeps no other waiting: a tenant can make
-//! its own Notification unwritable (by filling it up to what the API server takes, for example), and only its own.
+//! Messages that could not be written. Each is set aside, for longer each time, so that no other message waits for it.
+//! A tenant can make its own Notification unwritable, for example by filling it up to the API server's limit, but only
+//! its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,10 +11,10 @@ use super::live::Key;
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::output::SetAside;
 
-/// The pause after which a message is tried again; it doubles each time.
+/// The pause before a message is tried again; it doubles each time.
 const MIN_PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_mins(5);
-/// After so many namespaces in a row whose messages the API server did not answer for, it is taken for what does not answer.
+/// After this many namespaces in a row without an answer, the API server is taken to be unavailable.
 const NAMESPACES_IN_A_ROW: usize = 3;
 
 /// The messages that are set aside, and when each is tried again.
@@ -36,12 +37,12 @@ impl Aside {
         self.0.retain(|key, _| wanted.contains(key));
     }
 
-    /// Whether it is not to be tried yet.
+    /// Whether the message is not to be tried yet.
     pub(super) fn waits(&self, key: &Key) -> bool {
         self.0.get(key).is_some_and(|waiting| Instant::now() < waiting.next)
     }
 
-    /// It has been written, or there is nothing left to write.
+    /// Forgets a message that has been written or is not needed any more.
     pub(super) fn is_done(&mut self, key: &Key) {
         self.0.remove(key);
     }
@@ -51,7 +52,7 @@ impl Aside {
         self.0.insert(key, Waiting { why: refusal.text, next: Instant::now() + pause, pause });
     }
 
-    /// For people, and when there is something to try again.
+    /// The number, the reasons of the first `most`, and when the next one is tried again.
     pub(super) fn told(&self, most: usize) -> SetAside {
         SetAside {
             count: self.0.len(),
@@ -61,32 +62,32 @@ impl Aside {
     }
 }
 
-/// What one pass over the messages has not had an answer for.
+/// The messages of one pass that had no answer.
 #[derive(Debug, Default)]
 pub(super) struct Unanswered {
     in_a_row: Vec<Key>,
     namespaces: BTreeSet<String>,
 }
 
-/// Whether a refusal says nothing of the message, but that the API server does not answer. Perhaps it does not for one namespace
-/// only: an admission webhook can fail for it.
+/// Whether a refusal says nothing of the message, only that the API server does not answer. That may concern one
+/// namespace only: an admission webhook can fail for it.
 pub(super) fn is_no_answer(refusal: &Refusal) -> bool {
     matches!(refusal.kind, RefusalKind::Unavailable | RefusalKind::Unauthenticated)
 }
 
 impl Unanswered {
-    /// Whether a message of the same namespace had no answer in this pass: waiting for another would only take time.
+    /// Whether a message of the namespace had no answer in this pass; another one would only take time.
     pub(super) fn has(&self, namespace: &str) -> bool {
         self.namespaces.contains(namespace)
     }
 
-    /// The API server has answered, whatever it said.
+    /// The API server has answered, whatever the answer.
     pub(super) fn is_interrupted(&mut self) {
         self.in_a_row.clear();
     }
 
-    /// There was no answer for this one, which is set aside. Whether the pass should end, because none is to be expected: then none
-    /// of them is to blame, and each is tried again soon.
+    /// Sets a message without an answer aside. Returns whether the pass should end because the API server seems to be
+    /// unavailable; then no message is at fault, and the last ones are tried again soon.
     pub(super) fn put(&mut self, key: Key, refusal: Refusal, aside: &mut Aside) -> bool {
         aside.put(key.clone(), refusal);
         self.namespaces.insert(key.1.clone());

@@ -10,19 +10,19 @@ use super::live::{Live, is_ours, plural, resource};
 use super::{ClusterOutput, FIELD_MANAGER, SUSPEND};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
-/// The objects that the program before this one wrote, and where.
+/// The objects that the program before this one wrote, all in [`SEEDS_NAMESPACE`].
 const SEEDS: [(&str, &str, &str); 2] = [
     (wasm_plugin::API_VERSION, wasm_plugin::KIND, "procscan-violations"),
     (notification::API_VERSION, notification::KIND, notification::SUMMARY_NAME),
 ];
 const SEEDS_NAMESPACE: &str = "default";
 
-/// An object that only a person may remove.
+/// An object that an operator has to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftBehind {
     /// Its kind.
     pub kind: &'static str,
-    /// What kubectl calls its kind.
+    /// The name of its kind for kubectl.
     pub plural: String,
     /// Its namespace.
     pub namespace: &'static str,
@@ -83,7 +83,7 @@ impl ClusterOutput {
         Ok(removed)
     }
 
-    /// What the program before this one has left where it wrote to. It has no effect there, and is not ours to remove.
+    /// The objects of the program before this one. They have no effect where they are, and are not ours to remove.
     pub async fn left_behind(&self, gateway: &Gateway) -> Result<Vec<LeftBehind>, Refusal> {
         let mut found = Vec::new();
         for (version, kind, name) in SEEDS {

@@ -74,7 +74,7 @@ impl ClusterOutput {
         Self { cluster, pen: Pen::none(), told: BTreeMap::new(), aside: Aside::default(), compared: None }
     }
 
-    /// The connection.
+    /// The connection to the cluster.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
@@ -169,7 +169,7 @@ impl ClusterOutput {
         let objects = match self.plugins(&settings.gateway).await {
             Ok(live) => {
                 if let Some(mark) = marks(&live).find(|mark| pen.is_later(mark)) {
-                    // Whatever our own clock says: we may have been stopped for a while.
+                    // Our own clock may say otherwise, because this replica may have been stopped for a while.
                     tracing::error!(
                         mark,
                         "a later leader has written the objects; this replica stops leading"
@@ -261,7 +261,7 @@ impl ClusterOutput {
                 Ok(written) => {
                     outcome.written += usize::from(written);
                     self.aside.is_done(&key);
-                    // What its reader may have deleted is not even read.
+                    // A message that its tenant may have deleted is not read, so it proves no answer.
                     if object.upkeep != Upkeep::Known {
                         unanswered.is_interrupted();
                     }
@@ -273,7 +273,7 @@ impl ClusterOutput {
                 }
                 Err(refusal) if refusal.kind == RefusalKind::NotLeading => return,
                 Err(refusal) if refusal.kind == RefusalKind::NotServed => {
-                    // What is true of one is true of all.
+                    // Without the CRD no message can be written.
                     outcome.problems.push(refusal.text);
                     return;
                 }
@@ -467,10 +467,10 @@ impl ClusterOutput {
         }
     }
 
-    /// Puts right what a message says, if somebody has changed that. Whether something was written.
+    /// Restores what a message says if it was changed. Returns whether something was written.
     async fn compare(&mut self, object: &Object) -> Result<bool, Refusal> {
         let Some(live) = self.read(object).await? else {
-            // Its reader has deleted it.
+            // Its tenant has deleted it.
             self.told.insert(key(object), Told { is_ours: false, ..Told::of(object) });
             return Ok(false);
         };
@@ -539,7 +539,7 @@ impl ClusterOutput {
     }
 }
 
-/// The marks of the leaders that have written our objects.
+/// The marks of the leaders that wrote our objects.
 fn marks(live: &[Live]) -> impl Iterator<Item = &str> {
     live.iter()
         .filter(|live| is_ours(live))

@@ -147,7 +147,7 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
             object["metadata"]["annotations"] = json!({WRITER: mark});
         }
     };
-    // An earlier one's, and its own.
+    // The mark of an earlier leader, and its own.
     for earlier in ["b in term 2", "a in term 3"] {
         mark(earlier);
         assert!(output.write(&plan(2), &settings, &pen, || true).await.problems.is_empty());
@@ -161,7 +161,8 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
         assert!(!pen.holds(), "{later}");
         assert_eq!(server.0.lock().unwrap().closed.len(), writes);
     }
-    // Whoever begins to lead after the Lease was deleted ranks after what is there, once it is certain that it leads.
+    // A replica that begins to lead after the Lease was deleted ranks after the marks that are there, once it is
+    // certain that it leads.
     mark("b in term 4");
     let pen = Pen::of_term(1, "c");
     output.take_over(&settings.gateway, &pen, false).await.unwrap();

@@ -46,7 +46,8 @@ impl Lead<'_> {
         }
     }
 
-    /// What is there and is not what was decided is to be written again; what operators want in it counts from what it says itself.
+    /// Notes which incidents to write again because their objects differ from what was decided. The numbering of
+    /// operators' acts continues from what such an object says.
     pub(super) fn put_right(&mut self, kept: &Kept) {
         let is_time = self.task.store.next_look().is_some_and(|at| Instant::now() >= at);
         if is_time {
@@ -57,7 +58,7 @@ impl Lead<'_> {
             let Some(seen) = kept.incidents.get(&*name) else { continue };
             let app = App::from(&seen.app);
             if self.book.name_of(&app).as_ref() != Some(&name) {
-                // History, of which we know no more than what is there.
+                // An earlier incident of the App, of which we know only what the object says.
                 self.task.store.accept(kept, &name);
                 continue;
             }
@@ -83,7 +84,8 @@ impl Lead<'_> {
         let orders = kept.orders(now.wall(), observed);
         for Order { incident, act, actor, reason, number } in orders {
             if self.unreadable.contains_key(&incident) {
-                // What the watch has of it is older than what is kept: nothing may be written over it, nor is the act done.
+                // The watch has an older version of it than what is kept: nothing may be written over it, and the act
+                // is not done.
                 continue;
             }
             let app = act.app().clone();
@@ -154,7 +156,7 @@ impl Lead<'_> {
 
     /// Takes away what operators wanted and what is kept no longer.
     pub(super) async fn tidy(&mut self, kept: &Kept, done: &BTreeSet<String>) -> Result<(), StateError> {
-        // Whether it is certain is for the store to say.
+        // The store knows whether that is certain.
         let old = kept.incidents.iter().filter(|(_, incident)| incident.is_done()).map(|(name, _)| &**name);
         let names: BTreeSet<&str> = old.chain(done.iter().map(String::as_str)).collect();
         let is_ours = |name: &&str| !self.failing.contains(*name) && !self.unreadable.contains_key(*name);

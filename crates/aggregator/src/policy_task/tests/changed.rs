@@ -14,7 +14,7 @@ async fn settle() {
     sleep(Duration::from_secs(3)).await;
 }
 
-/// A leader over one App that a brake held, and that an operator has approved.
+/// A leader with one App that a brake held and an operator has approved.
 async fn blocked() -> (Server, Replica, Desk) {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
@@ -28,7 +28,7 @@ async fn blocked() -> (Server, Replica, Desk) {
     (server, replica, desk)
 }
 
-/// The status, without what is different in each write.
+/// The status without the fields that differ in each write.
 fn status(server: &Server) -> Value {
     let mut status = server.get(INCIDENTS, &name_of("web")).unwrap()["status"].clone();
     if let Some(fields) = status.as_object_mut() {
@@ -39,7 +39,7 @@ fn status(server: &Server) -> Value {
     status
 }
 
-/// An operator's release is done without a restart, whatever has become of the object's generations.
+/// An operator's release takes effect without a restart, whatever the object's generations are now.
 async fn releases(server: &Server, replica: &Replica, desk: &Desk) {
     let release = Release { by: Some("bob".into()), ..Release::default() };
     desk.release(&name_of("web"), release).await.unwrap();
@@ -83,7 +83,7 @@ async fn an_incident_that_is_deleted_is_made_again_and_operators_are_heard_as_be
     releases(&server, &replica, &desk).await;
 }
 
-/// What was there when the term began is what the first change is compared with.
+/// The first change is compared with what existed when the term began.
 #[tokio::test(start_paused = true)]
 async fn an_incident_that_is_deleted_as_the_first_change_of_a_term_is_made_again() {
     let server = Server::default();

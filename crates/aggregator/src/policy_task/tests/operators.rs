@@ -1,4 +1,4 @@
-//! Operators' acts are done, whatever is late and in whichever order they come.
+//! Operators' acts are done, in whatever order they come and however late.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,8 +20,8 @@ fn release(store: &mut Store) {
     store.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["release"] = json!({"by": "bob"}));
 }
 
-/// One way in which it may go: before which of the leader's writes each operator acts, which of them is not answered, and whether the
-/// leader sees each change at once.
+/// One course of events: before which of the leader's writes each operator acts, which write has no answer, and whether
+/// the leader sees each change at once.
 #[derive(Clone, Copy, Debug)]
 struct Story {
     alice: usize,
@@ -64,7 +64,7 @@ async fn play(story: Story) {
         sleep(Duration::from_secs(if sees_at_once { 2 } else { 20 })).await;
         replica.look(&server).await;
     }
-    // Those that had nothing to come before act at last.
+    // Operators whose turn has not come act at the end.
     let n = *count.lock().unwrap();
     for (when, act) in [(alice, approve as fn(&mut Store)), (bob, release)] {
         if when > n {
@@ -91,7 +91,7 @@ async fn play(story: Story) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_two_operators_say_is_done_in_every_order_and_whichever_answer_is_lost() {
+async fn what_two_operators_want_is_done_in_every_order_and_whichever_answer_is_lost() {
     for alice in 0..5 {
         for bob in 0..5 {
             for unanswered in [None, Some(1), Some(2), Some(3), Some(4), Some(5)] {
@@ -103,13 +103,13 @@ async fn what_two_operators_say_is_done_in_every_order_and_whichever_answer_is_l
     }
 }
 
-/// The desk speaks between the leader's late write and its word that it has been done.
+/// The API writes an operator's act between the leader's late write and its note that the write was done.
 #[tokio::test(start_paused = true)]
-async fn a_word_that_comes_while_an_act_may_be_undone_waits_and_wipes_nothing() {
+async fn an_act_that_comes_while_another_may_be_undone_waits_and_wipes_nothing() {
     let server = Server::default();
     let name = name_of("web");
     server.put(INCIDENTS, &name, body("web", "Held"));
-    // The leader has written that alice's release is done; it does not know so itself.
+    // The leader has written that alice's release is done, but does not know that itself.
     server.edit(INCIDENTS, &name, |object| {
         object["spec"]["release"] = json!({"by": "alice"});
         object["status"]["observed"] = 2.into();
@@ -120,7 +120,7 @@ async fn a_word_that_comes_while_an_act_may_be_undone_waits_and_wipes_nothing() 
     let answer = desk.release(&name, Release { by: Some("bob".into()), ..Release::default() }).await;
     assert!(answer.is_err(), "{answer:?}");
     assert_eq!(server.get(INCIDENTS, &name).unwrap()["spec"]["release"]["by"], "alice");
-    // It is cleared away while the next one waits.
+    // The leader clears it away while the next act waits.
     let waits = tokio::spawn({
         let (desk, name) = (desk.clone(), name.clone());
         async move { desk.approve(&name, Approval { by: Some("bob".into()), reason: None }).await }

@@ -1,4 +1,4 @@
-//! One replica's policy over objects that a test keeps: the output, the agents and the watch are played.
+//! One replica's policy over objects that a test keeps. The test plays the output, the agents and the watch.
 #![allow(dead_code, reason = "what one test does not need, another does")]
 
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::state::{ClusterStore, FileStore, Kept, Store};
 
 pub(super) const INCIDENTS: &str = "incidents";
 
-/// A replica that leads for as long as the test lets it.
+/// A replica that leads until the test drops it.
 pub(super) struct Replica {
     pub(super) kept: watch::Sender<Arc<Kept>>,
     pub(super) leadership: watch::Sender<Leadership>,
@@ -43,9 +43,9 @@ pub(super) struct Replica {
 pub(super) struct Wanted {
     pub(super) term: u64,
     pub(super) network: Network,
-    /// Whether what is kept is watched; else the test shows it.
+    /// Whether the objects are watched; otherwise the test calls `look`.
     pub(super) is_watched: bool,
-    /// What the gateway's objects block.
+    /// The Apps that the gateway's objects block.
     pub(super) blocked: Vec<Inherited>,
     /// What was known of the cluster in an earlier term.
     pub(super) facts: Facts,
@@ -74,7 +74,7 @@ impl Replica {
         replica
     }
 
-    /// A service that keeps what it decides in a file.
+    /// A service that keeps its decisions in a file.
     pub(super) fn with_file(store: FileStore, blocked: Vec<Inherited>) -> Self {
         let (kept_tx, _) = watch::channel(Arc::default());
         let kept = store.shown();
@@ -144,7 +144,7 @@ impl Replica {
         }
     }
 
-    /// Shows what is kept as the server has it now.
+    /// Shows the replica the server's objects.
     pub(super) async fn look(&self, server: &Server) {
         self.kept.send_replace(Arc::new(server.objects().read().await.unwrap()));
     }

@@ -1,4 +1,4 @@
-//! What can't be read, or can't be written, stops nothing but what it is about.
+//! An object that can't be read or written affects only what it is about.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,14 +56,14 @@ async fn of_an_exemption_with_a_mistake_the_last_good_one_counts_whatever_the_mi
         server.edit(EXEMPTIONS, "one", |object| object["spec"] = mistake.clone());
         let error = watch.error.wait_for(Option::is_some).await.unwrap().clone().unwrap();
         assert!(error.contains("Exemption one can't be read: spec"), "{error}");
-        assert!(error.contains("the last that could be read counts"), "{error}");
+        assert!(error.contains("the last version that could be read counts"), "{error}");
         let (rules, unread) = watch.kept.borrow().rules();
         assert!(rules.len() == 1 && unread.is_empty(), "{mistake}: {rules:?}");
         let app = App::new("ns-a", "app", "web");
         assert!(rules[0].may_cover(&app));
         watch.cancel.cancel();
 
-        // After a restart nothing good is known of it.
+        // After a restart no good version of it is known.
         let mut watch = watching(&server);
         watch.kept.wait_for(|kept| kept.is_complete).await.unwrap();
         let error = watch.error.wait_for(Option::is_some).await.unwrap().clone().unwrap();
@@ -71,11 +71,11 @@ async fn of_an_exemption_with_a_mistake_the_last_good_one_counts_whatever_the_mi
         let (rules, unread) = watch.kept.borrow().rules();
         assert!(rules.is_empty() && unread.len() == 1, "{mistake}: {rules:?}");
         assert!(unread[0].may_cover(&app), "{mistake}");
-        // Mended, it is all as before.
+        // Once it is mended, all is as before.
         server.edit(EXEMPTIONS, "one", |object| object["spec"] = good);
         watch.error.wait_for(Option::is_none).await.unwrap();
         assert_eq!(watch.kept.borrow().rules().0.len(), 1);
-        // Deleted, nothing of it counts any more.
+        // Once it is deleted, it has no effect.
         server.edit(EXEMPTIONS, "one", |object| object["spec"] = mistake);
         watch.error.wait_for(Option::is_some).await.unwrap();
         server.remove(EXEMPTIONS, "one");
@@ -101,7 +101,7 @@ async fn an_app_whose_incident_can_not_be_read_is_not_touched_until_it_is_mended
         |object| object["status"]["state"] = "Quarantined".into(),
         |object| object["status"]["evidence"] = "none".into(),
         |object| object["status"]["brake"] = json!({"since": "2026-11-01T08:00:00Z", "brake": "Moon"}),
-        // Wiped: the API server remembers that it was written.
+        // Wiped, although the API server remembers that it was written.
         |object| {
             object["status"] = json!({});
             object["metadata"]["managedFields"] =
@@ -120,7 +120,7 @@ async fn an_app_whose_incident_can_not_be_read_is_not_touched_until_it_is_mended
         let replica = Replica::start(&server, wanted);
         sleep(Duration::from_secs(2)).await;
         assert_eq!(replica.blocked(), ["miner"], "what is closed stays closed");
-        // Others go on.
+        // Decisions about other Apps go on.
         server.edit(INCIDENTS, &name_of("shop"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
         sleep(Duration::from_secs(2)).await;
         assert_eq!(replica.blocked(), ["miner", "shop"]);
@@ -137,7 +137,7 @@ async fn an_app_whose_incident_can_not_be_read_is_not_touched_until_it_is_mended
     }
 }
 
-/// The same of a row in a file: another version may have written it.
+/// The same with a row in a file that another version may have written.
 #[tokio::test]
 async fn an_app_whose_row_in_the_state_file_can_not_be_read_is_not_touched_and_the_row_stays() {
     let directory = tempfile::tempdir().unwrap();
@@ -169,7 +169,7 @@ async fn an_app_whose_row_in_the_state_file_can_not_be_read_is_not_touched_and_t
         "{answer}"
     );
     drop(replica);
-    // Its tasks let go of the file.
+    // Drops them to end the tasks that use the file.
     drop((desk, store));
     while Sqlite::open(directory.path()).await.is_err() {
         tokio::task::yield_now().await;
@@ -217,10 +217,10 @@ async fn one_incident_that_can_not_be_written_stops_no_new_leader() {
     assert_eq!(odd["spec"]["approve"]["by"], "alice", "it is done as soon as it can be kept");
 }
 
-/// A status that was wiped before the term is no change of its own: what others change does not read everything anew, which would begin
-/// all clearing clocks anew.
+/// An incident without a status since before the term is no change: otherwise each change by others would read
+/// everything again, and start all clearing clocks anew.
 #[tokio::test(start_paused = true)]
-async fn while_a_status_is_gone_other_changes_are_no_new_beginning() {
+async fn while_a_status_is_gone_other_changes_do_not_read_everything_anew() {
     let server = Server::default();
     for app in ["miner", "shop"] {
         server.put(INCIDENTS, &name_of(app), body(app, "Held"));
@@ -245,14 +245,14 @@ async fn while_a_status_is_gone_other_changes_are_no_new_beginning() {
     assert!(lists <= 2, "everything was read {lists} times");
 }
 
-/// What another version has decided and this one can't read is not written over for an act that it has done.
+/// A status that another version has written and this one can't read is not overwritten by an act that is done.
 #[tokio::test(start_paused = true)]
 async fn an_act_on_an_incident_that_can_not_be_read_writes_nothing_over_it() {
     let server = Server::default();
     for app in ["miner", "shop"] {
         server.put(INCIDENTS, &name_of(app), body(app, "Held"));
     }
-    // The act can't be kept for a moment, and then the status is what only another version understands.
+    // The act can't be kept for a moment; then the status becomes one that only another version understands.
     let refuses = Arc::new(AtomicBool::new(true));
     let flag = refuses.clone();
     let network = Box::new(move |_: &mut Store, call: &Call| {
@@ -279,7 +279,7 @@ async fn an_act_on_an_incident_that_can_not_be_read_writes_nothing_over_it() {
     assert_eq!(status["state"], "Quarantined");
 }
 
-/// An App that was gone in an earlier term may be back, and blocked by another leader since.
+/// An App that was gone in an earlier term may be back, and another leader may have blocked it since.
 #[tokio::test(start_paused = true)]
 async fn what_was_known_in_an_earlier_term_releases_no_app() {
     let server = Server::default();

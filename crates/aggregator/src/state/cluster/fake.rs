@@ -1,5 +1,5 @@
-//! An API server that keeps our own objects in memory, with the rules of the real one that our writes rely on: resourceVersions,
-//! generations, UIDs, the status as a resource of its own, JSON patches with tests, pages and watches.
+//! An API server that keeps our own objects in memory, with the rules of the real one that our writes rely on:
+//! resourceVersions, generations, UIDs, the status as a subresource, JSON patches with tests, pages and watches.
 #![allow(dead_code, reason = "what one test does not need, another does")]
 
 use std::collections::BTreeMap;
@@ -27,17 +27,17 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// What happens to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing: it is done and answered.
+    /// The request is carried out and answered.
     None,
-    /// The server never sees it.
+    /// The server never receives the request.
     Lost,
-    /// It is done, and its answer never comes.
+    /// The request is carried out, but its answer is lost.
     Unanswered,
-    /// It is refused with this status.
+    /// The server refuses the request with this status.
     Refused(u16),
 }
 
-/// Decides what happens to each request of one client, and may change the objects before it.
+/// Decides the fault of each request of one client, and may change the objects before it.
 pub(crate) type Network = Box<dyn FnMut(&mut Store, &Call) -> Fault + Send>;
 
 type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
@@ -46,7 +46,7 @@ type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) method: Method,
-    /// `incidents`.
+    /// The plural of the kind, such as `incidents`.
     pub(crate) plural: String,
     pub(crate) name: Option<String>,
     pub(crate) is_status: bool,
@@ -64,9 +64,9 @@ pub(crate) struct Store {
     uids: u64,
     pub(crate) objects: BTreeMap<(String, String), Value>,
     log: Vec<(u64, String, &'static str, Value)>,
-    /// Before this version, watches have to list again.
+    /// Watches from before this version have to list again.
     compacted: u64,
-    /// Every write that was done, in order.
+    /// Every write that was carried out, in order.
     pub(crate) writes: Vec<Call>,
     pub(crate) lists: usize,
 }
@@ -82,7 +82,7 @@ impl Server {
         self.store.lock().unwrap()
     }
 
-    /// A connection over a network that does what it is told.
+    /// A connection over `network`.
     pub(crate) fn cluster_over(&self, network: Network) -> Cluster {
         let (server, network) = (self.clone(), Arc::new(Mutex::new(network)));
         let service = tower::service_fn(move |request: Request<Body>| {
@@ -100,7 +100,7 @@ impl Server {
         Objects::new(self.cluster(), NAMESPACE.to_owned())
     }
 
-    /// What a person does to an object with `kubectl`, past every check.
+    /// Changes an object as `kubectl` would, without any check.
     pub(crate) fn edit(&self, plural: &str, name: &str, edit: impl FnOnce(&mut Value)) {
         self.store().edit(plural, name, edit);
         self.tell();
@@ -120,13 +120,13 @@ impl Server {
         self.store().objects.get(&(plural.to_owned(), name.to_owned())).cloned()
     }
 
-    /// Everything as it is now, for [`Server::restore`].
+    /// All objects, for [`Server::restore`].
     pub(crate) fn backup(&self) -> (u64, BTreeMap<(String, String), Value>) {
         let store = self.store();
         (store.version, store.objects.clone())
     }
 
-    /// Begins again with a backup, as an etcd does: versions go back, and watches have to list again.
+    /// Starts again from a backup, as etcd does: versions go back, and watches have to list again.
     pub(crate) fn restore(&self, (version, objects): (u64, BTreeMap<(String, String), Value>)) {
         {
             let mut store = self.store();
@@ -244,7 +244,7 @@ impl Store {
         object
     }
 
-    /// Makes an object, with its status.
+    /// Creates an object, with its status.
     pub(crate) fn put(&mut self, plural: &str, name: &str, mut body: Value) -> Value {
         self.uids += 1;
         body["apiVersion"] = "procscan.sealos.io/v1alpha1".into();
@@ -384,7 +384,7 @@ fn merged(mut into: Value, patch: &Value) -> Value {
     into
 }
 
-/// The two operations that we use.
+/// Supports the two operations that we use.
 fn json_patched(live: &Value, patch: &Value) -> Result<Value, String> {
     let mut now = live.clone();
     for operation in patch.as_array().unwrap() {

@@ -1,4 +1,4 @@
-//! What a leader knows of the objects that it writes, and how it sees that they are not what it wrote.
+//! What a leader knows of the objects that it writes, and how it notices that others changed them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,21 +11,21 @@ use tokio::time::Instant;
 use super::objects::stamp;
 use crate::state::kept::{Kept, Stamp};
 
-/// How long the watch may be behind what we have written ourselves, before it is taken for a going-back.
+/// How long the watch may lag behind our own writes before an older version is taken for a restored backup.
 const BEHIND: Duration = Duration::from_secs(10);
 
-/// An incident's object, as we last read it, or were answered when we wrote it.
+/// An incident's object, as we last read it or as the API server answered our last write.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     pub(super) version: Box<str>,
     pub(super) uid: Box<str>,
     pub(super) stamp: Stamp,
-    /// The generation that the API server gave to what operators want.
+    /// The object's generation: it changes with what operators want.
     pub(super) generation: i64,
-    /// Up to which generation everything has been done, as its status says; nothing while that is not certain, because a write of
-    /// ours was not answered.
+    /// Up to which generation operators' acts have been done, as its status says. `None` while that is not certain
+    /// because a write of ours had no answer.
     pub(super) observed: Option<i64>,
-    /// What operators want, as it is there, by field. Most want nothing.
+    /// What operators want, by field. Empty for most incidents.
     wanted: BTreeMap<&'static str, Value>,
 }
 
@@ -45,8 +45,8 @@ impl Known {
         }
     }
 
-    /// The JSON patch that takes away what operators wanted, if exactly that has been done; it fails if anything of it is different by
-    /// then.
+    /// The JSON patch that removes what operators wanted, if exactly that has been done. It fails if any of it has
+    /// changed by then.
     pub(super) fn clearing(&self) -> Option<Value> {
         if self.wanted.is_empty() || self.observed != Some(self.generation) {
             return None;
@@ -66,12 +66,12 @@ impl Known {
     }
 }
 
-/// An incident whose object is not what we wrote.
+/// An incident whose object differs from what we wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changed {
     /// Its name.
     pub name: String,
-    /// Its generations are counted anew, from what it says itself: it is another object of that name, or one from a backup.
+    /// Its generations start anew, from what its status says: it is another object of that name, or one from a backup.
     pub is_of_another_life: bool,
 }
 
@@ -79,19 +79,19 @@ pub struct Changed {
 #[derive(Debug, Default)]
 pub(super) struct AllKnown {
     pub(super) all: BTreeMap<String, Known>,
-    /// Those that the watch shows older than we know them, and since when.
+    /// The incidents that the watch shows in an older version than we know, and since when.
     behind: BTreeMap<String, Instant>,
-    /// The status that was found and said to be changed last, by name.
+    /// The hash of the changed status that was last logged, by name.
     said: BTreeMap<String, u64>,
 }
 
 impl AllKnown {
-    /// When to look again whether the watch is still behind.
+    /// When to look again whether the watch still lags behind.
     pub(super) fn next_look(&self) -> Option<Instant> {
         self.behind.values().min().map(|since| *since + BEHIND)
     }
 
-    /// The incidents that are there, and have another status than the one that we wrote last.
+    /// The incidents whose objects exist with another status than the one that we wrote last.
     pub(super) fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
         let now = Instant::now();
         let mut changed = Vec::new();
@@ -100,7 +100,7 @@ impl AllKnown {
             while live.next_if(|(other, _)| ***other < **name).is_some() {}
             let Some((_, seen)) = live.next_if(|(other, _)| ***other == **name) else { continue };
             if known.observed.is_none() {
-                // A write of ours that was not answered may be there; it is tried again in any case.
+                // A write of ours that had no answer may be there; it is tried again in any case.
                 continue;
             }
             let is_same_object = seen.stamp.uid == known.stamp.uid;
@@ -113,7 +113,7 @@ impl AllKnown {
             let is_of_another_life = !is_same_object
                 || seen.generation < known.generation
                 || known.observed.is_some_and(|observed| observed > known.generation);
-            // What can't be read any more is shown as it was read last.
+            // The watch shows an unreadable object as it was read last.
             let is_other = is_unread || seen.stamp.status != known.stamp.status;
             if is_other && self.said.insert(name.clone(), seen.stamp.status) != Some(seen.stamp.status) {
                 tracing::error!(
@@ -131,7 +131,7 @@ impl AllKnown {
         changed
     }
 
-    /// What is there of it is taken for what it is: nothing can be written in its place.
+    /// Takes the object as it is, because nothing can be written in its place.
     pub(super) fn accept(&mut self, name: &str, seen: Stamp, generation: i64) {
         if let Some(known) = self.all.get_mut(name) {
             (known.stamp, known.version) = (seen, seen.version.to_string().into());

@@ -52,7 +52,7 @@ pub struct Objects {
 #[derive(Debug)]
 pub struct ClusterStore {
     objects: Objects,
-    /// The incidents as we last wrote or read them, by name.
+    /// The incidents as we last wrote or read them.
     known: AllKnown,
     events: Events,
 }
@@ -66,9 +66,9 @@ impl ClusterStore {
 
     /// Reads every incident.
     ///
-    /// Nothing is marked as ours: the first write of each carries the resourceVersion that was read. What the leader before has still
-    /// on its way may be written until then; nothing follows from it any more, and it is put right like any other change of a status
-    /// that is not ours.
+    /// No object is marked as ours: the first write of each carries the resourceVersion that was read. Until then a
+    /// late write of the leader before may succeed; nothing follows from it any more, and it is put right like any
+    /// other change of a status.
     ///
     /// Incidents of which nothing was decided yet are left out: the program that made them ended in between.
     pub async fn load(&mut self, pen: &Pen) -> Result<Loaded, StateError> {
@@ -143,8 +143,8 @@ impl ClusterStore {
         }
     }
 
-    /// Takes away what operators wanted, because it has been done: only if our last write that was answered says so, of exactly what
-    /// is there. Whatever they want since stays, and is looked at together with it next time.
+    /// Removes what operators wanted after it has been done: only if our last answered write says so, and only exactly
+    /// what it had done. What operators have wanted since stays for the next time.
     pub async fn clear_orders(&mut self, pen: &Pen, name: &str) -> Result<(), StateError> {
         let Some(tests) = self.known.all.get(name).and_then(Known::clearing) else { return Ok(()) };
         let place = || format!("Incident {name}");
@@ -157,7 +157,7 @@ impl ClusterStore {
         let request = api.patch(name, &params, &clearing);
         match self.objects.cluster.write(pen, ask, request).await {
             Ok(live) => drop(self.known.all.insert(name.to_owned(), Known::of(&live))),
-            // It is not what it was, so one of the tests has failed.
+            // Something has changed, so one of the tests failed.
             Err(refusal)
                 if matches!(
                     refusal.kind,
@@ -168,17 +168,17 @@ impl ClusterStore {
         Ok(())
     }
 
-    /// The incidents whose objects are not what we wrote last.
+    /// The incidents whose objects differ from what we wrote last.
     pub fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
         self.known.changed(kept)
     }
 
-    /// When to look for them again, without any news.
+    /// When to look for changed objects again without any news.
     pub fn next_look(&self) -> Option<Instant> {
         self.known.next_look()
     }
 
-    /// Takes what is there of an incident for what it is.
+    /// Takes an incident's object as it is.
     pub fn accept(&mut self, kept: &Kept, name: &str) {
         if let Some(incident) = kept.incidents.get(name) {
             self.known.accept(name, incident.stamp, incident.generation);
@@ -304,8 +304,8 @@ impl Objects {
         Err(StateError::Contended(incident.name.clone()))
     }
 
-    /// The resourceVersion over which we may write, unless a later leader has written the status: then it is not for us to write any
-    /// more, whatever our own clock says. What was edited, wiped or restored is written over.
+    /// The resourceVersion to write over, unless a later leader has written the status: then this replica must not
+    /// write any more, whatever its own clock says. A status that was edited, wiped or restored is written over.
     async fn version_of(&self, incident: &Incident, pen: &Pen) -> Result<String, StateError> {
         let live = self.get(Resource::Incident, &incident.name).await?;
         let writer = live.data.pointer("/status/writer").and_then(Value::as_str);

@@ -77,18 +77,18 @@ pub(super) fn kept(live: &DynamicObject) -> Result<KeptIncident, String> {
     Ok(incident.stamped(stamp(live)))
 }
 
-/// Which version of which object it is.
+/// The version of the object that was read.
 pub(super) fn stamp(live: &DynamicObject) -> Stamp {
     let mut uid = DefaultHasher::new();
     live.metadata.uid.hash(&mut uid);
     let mut status = Hashing(DefaultHasher::new());
-    // What has no form in JSON did not come from the API server.
+    // Serializing can't fail: the value came from the API server as JSON.
     let _ = serde_json::to_writer(&mut status, live.data.get("status").unwrap_or(&Value::Null));
     let version = live.metadata.resource_version.as_deref().and_then(|version| version.parse().ok());
     Stamp { uid: uid.finish(), version: version.unwrap_or(0), status: status.0.finish() }
 }
 
-/// Hashes what is written.
+/// Hashes the bytes that are written to it.
 struct Hashing(DefaultHasher);
 
 impl std::io::Write for Hashing {
@@ -102,21 +102,21 @@ impl std::io::Write for Hashing {
     }
 }
 
-/// Whether its status has been written, by the API server's own record.
+/// Whether its status was ever written, by the API server's own record.
 pub(super) fn was_written(live: &DynamicObject) -> bool {
     live.managed_fields().iter().any(|entry| entry.subresource.as_deref() == Some("status"))
 }
 
-/// The App of an incident, if that can be read.
+/// The App of an incident, if it can be read.
 pub(super) fn app_of(live: &DynamicObject) -> Option<App> {
     let app = AppRef::deserialize(live.data.pointer("/spec/app")?).ok()?;
     Some(App::from(&app))
 }
 
-/// An exemption that is a rule; else why it is none.
+/// The exemption if it is valid, or what is wrong with it.
 pub(super) fn exemption(live: &DynamicObject) -> Result<ExemptionSpec, UnreadExemption> {
     let spec = part(live, "spec").and_then(|spec: ExemptionSpec| {
-        // By the API server's clock, as ours may be wrong.
+        // By the API server's clock, because ours may be wrong.
         let declared = live.metadata.creation_timestamp.as_ref().map(|declared| declared.0);
         let rule = spec.rule().and_then(|_| declared.map_or(Ok(()), |declared| spec.check_until(declared)));
         rule.map_err(|error| format!("spec.{error}")).map(|()| spec)

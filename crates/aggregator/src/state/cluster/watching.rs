@@ -41,7 +41,7 @@ struct Known {
     /// The kinds that have been listed whole.
     listed: BTreeMap<Resource, bool>,
     errors: BTreeMap<Resource, String>,
-    /// Why what operators say of all decisions can't be read, if so.
+    /// Why the Enforcement, which applies to all decisions, can't be read.
     unread_enforcement: Option<String>,
 }
 
@@ -145,7 +145,7 @@ impl Known {
         }
     }
 
-    /// Takes in a list that is whole. What can't be read any more counts as it was read last.
+    /// Takes a complete list. An object that can't be read any more counts as it was read last.
     fn replace(&mut self, resource: Resource, mut part: Part) {
         match resource {
             Resource::Incident => {
@@ -167,7 +167,7 @@ impl Known {
                 if self.unread_enforcement.is_none() {
                     self.kept.enforcement = part.enforcement;
                 } else if !self.listed.contains_key(&resource) {
-                    // It is not known what operators want: nothing is decided until it is.
+                    // Nothing is decided before the Enforcement could be read once.
                     return;
                 }
             }
@@ -175,7 +175,7 @@ impl Known {
         self.listed.insert(resource, true);
     }
 
-    /// Takes in the object of that name as it is now: `part` has nothing of it if it has been deleted.
+    /// Takes the current state of one object: `part` is empty if it was deleted.
     fn change(&mut self, resource: Resource, name: &str, part: Part) {
         match resource {
             Resource::Incident => {
@@ -205,7 +205,7 @@ impl Known {
         }
     }
 
-    /// What can't be read, by what it is, and what follows from that.
+    /// The objects that can't be read, and what follows from that.
     fn unreadable(&self) -> BTreeMap<String, String> {
         let mut all = self.kept.unreadable();
         if let Some(error) = &self.unread_enforcement {
@@ -216,14 +216,14 @@ impl Known {
     }
 }
 
-/// What has been said of the watch: each state is said once, when it begins and when it ends.
+/// What has been logged of the watch: each state once, when it begins and when it ends.
 #[derive(Default)]
 struct Said {
     is_lost: bool,
     unreadable: BTreeMap<String, String>,
 }
 
-/// One line for people.
+/// A line for the log.
 #[derive(Debug, PartialEq, Eq)]
 enum News {
     Lost(String),
@@ -233,7 +233,7 @@ enum News {
 }
 
 impl Said {
-    /// What has to be said now.
+    /// The lines to log now.
     fn news(&mut self, known: &Known) -> Vec<News> {
         let mut news = Vec::new();
         let lost = known.errors.values().next();
@@ -259,11 +259,13 @@ impl News {
             Self::Lost(error) => tracing::error!(
                 alert = "state",
                 error,
-                "what is kept can't be watched; the last that is known counts"
+                "what is kept can't be watched; the last known state counts"
             ),
             Self::Back => tracing::info!("what is kept can be watched again"),
             Self::Unreadable(error) => tracing::error!(alert = "state", error, "an object can't be read"),
-            Self::Readable(object) => tracing::info!(object, "mended or deleted: nothing of it is unread"),
+            Self::Readable(object) => {
+                tracing::info!(object, "an object was mended or deleted, and is no longer unreadable");
+            }
         }
     }
 }
@@ -323,7 +325,7 @@ mod tests {
             let news = said.news(&known);
             assert_eq!(news.len(), usize::from(resource == Resource::Incident), "{news:?}");
             known.apply(resource, Event::Init);
-            assert!(said.news(&known).is_empty(), "while it is listed again");
+            assert!(said.news(&known).is_empty(), "it is being listed again");
         }
         known.errors.remove(&Resource::Incident);
         assert!(said.news(&known).is_empty(), "the others are still out");

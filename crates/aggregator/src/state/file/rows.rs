@@ -1,4 +1,4 @@
-//! The rows of the state file and what they say: documents to [`Kept`] and back.
+//! The rows of the state file: converts documents to [`Kept`] and back.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::state::{
     Batch, Document, Kept, KeptIncident, Kind, LoggedDecision, StateError, UnreadExemption, Unreadable,
 };
 
-/// An incident as it is kept.
+/// An incident's row, for reading.
 #[derive(Deserialize)]
 struct Body {
     spec: IncidentSpec,
@@ -21,7 +21,7 @@ struct Body {
     generation: i64,
 }
 
-/// The same, to be written.
+/// An incident's row, for writing.
 #[derive(Serialize)]
 struct BodyRef<'a> {
     spec: &'a IncidentSpec,
@@ -38,7 +38,7 @@ struct Entry<'a> {
 }
 
 pub(super) fn document(name: &str, incident: &KeptIncident) -> Result<Document, StateError> {
-    // What can't be unpacked must not be written as if nothing had been decided.
+    // A status that can't be unpacked must not be written as if nothing had been decided.
     let status =
         incident.status().map_err(|error| StateError::Unwritable(place(Kind::Incident, name), error))?;
     written(name, &incident.spec(), status.as_ref(), incident.generation)
@@ -74,7 +74,7 @@ pub(super) fn enforced(spec: &EnforcementSpec) -> Result<Document, StateError> {
 }
 
 fn json(kind: Kind, name: &str, of: &impl Serialize) -> Result<String, StateError> {
-    // Nothing of ours is without a form in JSON; if it were, nothing may be lost silently.
+    // Serializing our types can't fail; an error is returned all the same so that nothing is lost silently.
     serde_json::to_string(of).map_err(|e| StateError::Unwritable(place(kind, name), e.to_string()))
 }
 
@@ -98,7 +98,7 @@ pub(super) fn logged(
     status.decisions.iter().map(entry).collect()
 }
 
-/// Everything that is kept, to be written into an empty file, with what can't be read as it is.
+/// Everything that is kept, to be written into an empty file, with the rows that can't be read unchanged.
 pub(super) fn everything(kept: &Kept, aside: &[Document]) -> Result<Batch, StateError> {
     let mut batch = Batch { put: aside.to_vec(), ..Batch::default() };
     for (name, incident) in &kept.incidents {
@@ -116,14 +116,14 @@ pub(super) fn everything(kept: &Kept, aside: &[Document]) -> Result<Batch, State
     Ok(batch)
 }
 
-/// What the rows of a file say.
+/// What the rows of a file contain.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    /// What can be read. Complete, unless it can't be read what operators say of all decisions.
+    /// The rows that can be read. Complete unless the Enforcement can't be read.
     pub(super) kept: Kept,
-    /// The rows that can't be read, as they are.
+    /// The rows that can't be read, unchanged.
     pub(super) aside: Vec<Document>,
-    /// Why what operators say of all decisions can't be read, if so.
+    /// Why the Enforcement can't be read.
     pub(super) enforcement: Option<StateError>,
 }
 
@@ -138,7 +138,7 @@ impl Rows {
         rows
     }
 
-    /// Whether it can be read.
+    /// Takes a row. Returns whether it could be read.
     fn take(&mut self, Document { kind, name, body }: &Document) -> bool {
         let unread = &mut self.kept.unread;
         match kind {
@@ -170,7 +170,7 @@ impl Rows {
     }
 }
 
-/// Whether a row is still one that can't be read, where `kept` is what can be read.
+/// Whether a row is still one of those that can't be read, by `kept`.
 pub(super) fn is_aside(kept: &Kept, Document { kind, name, .. }: &Document) -> bool {
     match kind {
         Kind::Incident => kept.unread.incidents.contains_key(&**name),
@@ -179,7 +179,7 @@ pub(super) fn is_aside(kept: &Kept, Document { kind, name, .. }: &Document) -> b
     }
 }
 
-/// An incident that can't be read, as far as it can.
+/// The parts of an incident that can be read although the whole can't.
 pub(super) fn unreadable(document: &Document, error: &str) -> Unreadable {
     let body: Value = serde_json::from_str(&document.body).unwrap_or_default();
     let app = body.pointer("/spec/app").and_then(|app| AppRef::deserialize(app).ok());
@@ -191,7 +191,7 @@ fn read_incident(name: &str, body: &str) -> Result<KeptIncident, String> {
     incident(name, spec, status.as_ref(), generation).map_err(|error| error.to_string())
 }
 
-/// What a row says; else what is wrong with it, with the place.
+/// The content of a row, or what is wrong with it and where.
 fn read<T: DeserializeOwned>(body: &str) -> Result<T, String> {
     serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(body))
         .map_err(|error| format!("{}: {}", error.path(), error.inner()))

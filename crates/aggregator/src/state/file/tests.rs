@@ -1,4 +1,4 @@
-//! What is kept in a file, with what another version has written in it.
+//! The state file, with rows that another version has written.
 
 use procscan_core::names::App;
 use procscan_core::policy::Mode;
@@ -25,7 +25,7 @@ async fn only_what_has_been_done_is_cleared_away_and_the_next_word_waits_for_not
     let alice = Want::Approve(Approval { by: Some("alice".into()), reason: None });
     let bob = Want::Release(Release { by: Some("bob".into()), ..Release::default() });
     assert_eq!(store.want("a", &alice).await.unwrap(), 1);
-    // Bob speaks after the leader has looked, and before it has kept what it did.
+    // Bob acts after the leader has looked, and before it has kept what it did.
     assert_eq!(store.want("a", &bob).await.unwrap(), 2);
     status.observed = 1;
     assert!(save(&status).await.is_empty());
@@ -88,7 +88,7 @@ async fn rows_that_can_not_be_read_are_set_aside_and_stay_as_they_are() {
     assert_eq!(kept.rules().1.len(), 1, "nothing new is blocked that it may cover");
     assert_eq!(kept.unreadable().len(), 3);
 
-    // Nothing writes over them, nor takes their names.
+    // Nothing overwrites them or takes their names.
     let written = incidents[0].clone();
     let over = Incident { name: "later".to_owned(), ..written.clone() };
     let failed = store.save(vec![over, written]).await;
@@ -99,13 +99,13 @@ async fn rows_that_can_not_be_read_are_set_aside_and_stay_as_they_are() {
     let rows = store.0.inner.lock().await.sqlite.clone().unwrap().load().await.unwrap();
     assert!(odd.iter().all(|row| rows.contains(row)), "{rows:?}");
 
-    // Nor are they missing in the file that takes the place of one that was deleted.
+    // They are also in the file that replaces a deleted one.
     std::fs::remove_file(directory.path().join("state.db")).unwrap();
     while store.enforce(&paused).await.is_err() {}
     let rows = store.0.inner.lock().await.sqlite.clone().unwrap().load().await.unwrap();
     assert!(odd.iter().all(|row| rows.contains(row)), "{rows:?}");
 
-    // An exemption can be taken back by its name.
+    // An exemption can be removed by its name.
     store.withdraw("later").await.unwrap();
     let rows = store.0.inner.lock().await.sqlite.clone().unwrap().load().await.unwrap();
     assert!(!rows.contains(&odd[0]) && rows.contains(&odd[1]));
@@ -123,7 +123,7 @@ async fn while_it_can_not_be_read_what_operators_say_of_all_decisions_nothing_is
     assert!(error.starts_with("Enforcement procscan can't be read: mode: unknown variant `half`"), "{error}");
     let kept = store.shown().borrow().clone();
     assert!(!kept.is_complete && !store.is_known() && kept.incidents.len() == 1);
-    // Another word of operators does not hide it.
+    // Another act of operators does not hide the error.
     store.exempt("other", &exemption("ns-b")).await.unwrap();
     assert!(!store.is_known());
     store.enforce(&EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() }).await.unwrap();

@@ -53,12 +53,12 @@ fn a_node_in_two_slices_is_one_target_and_a_new_list_replaces_the_old_one_only_w
     assert!(known.is_empty());
 }
 
-/// What `known` lists after it was told of these slices, in this order.
+/// What `known` lists after these slices came in this order.
 fn listed(slices: &[EndpointSlice]) -> Vec<String> {
     let mut known = Known::nothing();
     known.take_in(Change::Begin);
     for (index, slice) in slices.iter().enumerate() {
-        // The order of names is an order of slices, too.
+        // The names of slices sort in this order, too.
         known.take_in(Change::Put(index.to_string(), of_slice(slice, &Port::Number(9090))));
     }
     known.take_in(Change::Complete);
@@ -99,7 +99,7 @@ fn of_two_endpoints_with_one_address_the_ready_one_names_the_node_then_the_newer
         for order in [[better.clone(), worse.clone()], [worse.clone(), better.clone()]] {
             assert_eq!(listed(&order), [expected.as_str()], "{why}");
         }
-        // Both in one slice: then they are of the same age.
+        // In one slice both have the same age.
         if better.metadata.creation_timestamp == worse.metadata.creation_timestamp || why != "newer" {
             for (first, second) in [(&better, &worse), (&worse, &better)] {
                 let mut both = first.clone();
@@ -150,7 +150,7 @@ proptest! {
         prop_assert_eq!(&listed(&turned), &expected);
         turned.reverse();
         prop_assert_eq!(&listed(&turned), &expected);
-        // Some of them in one slice, as far as they are of one age.
+        // Slices of the same age may be merged into one.
         let mut merged: Vec<EndpointSlice> = Vec::new();
         for (index, one) in turned.into_iter().enumerate() {
             match merged.last_mut() {

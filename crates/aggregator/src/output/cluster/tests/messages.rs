@@ -14,7 +14,7 @@ enum Does {
     Hangs,
 }
 
-/// An API server that keeps what it is told, but for the namespaces that a test names.
+/// An API server that keeps what it is sent, except in the namespaces that a test names.
 #[derive(Clone, Default)]
 struct Messages(Arc<Mutex<Kept>>);
 
@@ -22,7 +22,7 @@ struct Messages(Arc<Mutex<Kept>>);
 struct Kept {
     objects: BTreeMap<String, Value>,
     does: BTreeMap<String, Does>,
-    /// Every namespace does the same.
+    /// What it does in every namespace.
     all: Option<Does>,
     /// The namespaces of all requests about messages, in order.
     asked: Vec<String>,
@@ -54,7 +54,7 @@ impl Messages {
                 kept.all.or_else(|| kept.does.get(&namespace).copied())
             };
             match does {
-                // A tenant's object can be read: it is written that it can't.
+                // A tenant's object can be read, but not written.
                 Some(Does::Refuses(500, text))
                     if text.contains("too large") && head.method == Method::GET => {}
                 Some(Does::Refuses(code, message)) => return answer(code, &status(code, message)),
@@ -82,7 +82,7 @@ impl Messages {
         answer(200, &object)
     }
 
-    /// The namespaces that have been told.
+    /// The namespaces that have a message.
     fn told(&self) -> BTreeSet<String> {
         let kept = self.0.lock().unwrap();
         let paths = kept.objects.keys().filter(|path| path.contains("/notifications/"));
@@ -136,7 +136,7 @@ async fn write(output: &mut ClusterOutput, plan: &Plan) -> Outcome {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_can_not_be_written_is_set_aside_and_everybody_else_is_told() {
+async fn a_message_that_can_not_be_written_is_set_aside_and_all_others_are_written() {
     for does in [
         Does::Refuses(500, "etcdserver: request is too large"),
         Does::Refuses(413, "Request entity too large: limit is 3145728"),
@@ -150,7 +150,7 @@ async fn a_message_that_can_not_be_written_is_set_aside_and_everybody_else_is_to
     ] {
         let server = Messages::default();
         let mut output = server.output();
-        // The first in the alphabet, and two of one tenant.
+        // The first one in alphabetical order, and two of one tenant.
         for namespace in ["ns-a", "ns-c"] {
             server.0.lock().unwrap().does.insert(namespace.to_owned(), does);
         }
@@ -160,7 +160,7 @@ async fn a_message_that_can_not_be_written_is_set_aside_and_everybody_else_is_to
         assert_eq!((outcome.problems, outcome.aside.count), (Vec::new(), 2), "{does:?}");
         assert!(!output.has_told(&plan.notices[0]) && output.has_told(&plan.notices[1]), "{does:?}");
 
-        // Not tried again at once, and then less and less often.
+        // It is not tried again at once, and then less and less often.
         server.asked();
         let is_slow = matches!(does, Does::Hangs);
         assert_eq!(write(&mut output, &plan).await.aside.count, 2);
@@ -181,7 +181,7 @@ async fn a_message_that_can_not_be_written_is_set_aside_and_everybody_else_is_to
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_a_namespace_that_is_going_there_is_nobody_left_to_tell() {
+async fn in_a_namespace_that_is_being_deleted_no_message_is_written() {
     let server = Messages::default();
     let going = "unable to create new content in namespace ns-a because it is being terminated";
     server.0.lock().unwrap().does.insert("ns-a".to_owned(), Does::Refuses(403, going));
@@ -204,18 +204,18 @@ async fn a_pass_ends_only_when_three_namespaces_in_a_row_have_no_answer() {
         server.0.lock().unwrap().all = Some(does);
         tokio::time::advance(Duration::from_secs(6)).await;
         let outcome = write(&mut output, &plan).await;
-        // One namespace is asked once, so that no tenant's many Apps take the time, or make it look like an outage.
+        // Each namespace is asked once, so that one tenant's many Apps neither take the time nor look like an outage.
         assert_eq!(server.asked(), ["ns-a", "ns-b", "ns-c"], "{does:?}");
         assert_eq!(outcome.problems.len(), 1, "{does:?}: {:?}", outcome.problems);
     }
-    // When it answers again, nobody waits for long.
+    // Once the server answers again, all are told soon.
     server.0.lock().unwrap().all = None;
     tokio::time::advance(Duration::from_secs(6)).await;
     let outcome = write(&mut output, &plan).await;
     assert_eq!((outcome.problems.len(), outcome.aside.count), (0, 0));
     assert_eq!(server.told().len(), 6);
 
-    // Two without an answer, one with, and two without: that is no outage.
+    // Two without an answer, one with an answer, and two without: no outage.
     let server = Messages::default();
     for namespace in ["ns-a", "ns-b", "ns-d"] {
         server
@@ -296,7 +296,7 @@ async fn what_the_program_before_has_left_behind_is_named_and_ours_is_not() {
         "notifications.notification.sealos.io default/procscan-notification",
     ];
     assert_eq!(named(&gateway).await, both);
-    // The summary is of the same name, and the gateway may be there.
+    // The summary has the same name, and the gateway's namespace may be this one.
     put(path, message(json!({notification::INCIDENT: "x"})));
     assert_eq!(named(&gateway).await, both[..1]);
     let there = Gateway { namespace: "default".into(), ..gateway };

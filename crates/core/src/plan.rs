@@ -190,6 +190,23 @@ impl Exposure {
         remarks
     }
 
+    /// What is closed by either of them: nothing that one of them closes is open. What else there is to say is what `now` says.
+    pub(crate) fn and(&self, now: &Self) -> Self {
+        let either = |all: fn(&Self) -> &Vec<Text>| -> Vec<Text> {
+            let all: BTreeSet<&Text> = all(self).iter().chain(all(now)).collect();
+            all.into_iter().cloned().collect()
+        };
+        let services = either(|exposure| &exposure.services);
+        let is_open = |service: &&Text| services.binary_search(service).is_err();
+        Self {
+            ingresses: either(|exposure| &exposure.ingresses),
+            otherwise: either(|exposure| &exposure.otherwise),
+            others: now.others.clone(),
+            left_open: now.left_open.iter().filter(is_open).cloned().collect(),
+            services,
+        }
+    }
+
     /// Services of which nothing more is known.
     pub fn plain(services: impl IntoIterator<Item = Text>) -> Self {
         let services: BTreeSet<Text> = services.into_iter().collect();

@@ -7,6 +7,7 @@ mod control_plane;
 mod enforcement;
 mod failover;
 mod fleet;
+mod handover;
 mod hostile;
 mod objects;
 mod operators;

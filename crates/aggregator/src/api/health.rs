@@ -118,7 +118,8 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
         evidence: api.views.evidence.borrow().clone().into(),
         output: {
             let status = api.views.output.borrow().clone();
-            let errors: Vec<String> = [status.error, status.aside].into_iter().flatten().collect();
+            let errors: Vec<String> =
+                [status.error, status.left_open, status.aside].into_iter().flatten().collect();
             let error = (!errors.is_empty()).then(|| errors.join("; "));
             Part { suspended: status.suspended, ..Part::from(error) }
         },

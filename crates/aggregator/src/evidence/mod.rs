@@ -73,6 +73,8 @@ struct State {
     rooms: BTreeMap<Text, Room>,
     inquiries: BTreeMap<Text, Inquiry>,
     turns: Turns,
+    /// How many Services were closed when that was last said.
+    closed: usize,
     /// The namespaces that hold more than is looked at, and what.
     too_large: BTreeMap<Text, String>,
     error: Option<Refusal>,
@@ -145,7 +147,7 @@ impl Evidence {
         due: Vec<Text>,
     ) -> FuturesUnordered<impl Future<Output = (Text, Result<Option<Seen>, Refusal>)> + use<'a>> {
         // The list becomes long soon after this many, and its Ingresses should be known by then.
-        let with_routes = state.services() * 5 > self.max_service_entries * 3;
+        let with_routes = state.services() * 5 >= self.max_service_entries * 3;
         let looks = due.into_iter().map(|namespace| {
             let pods = state.urgent(&namespace);
             async move {
@@ -165,6 +167,7 @@ impl State {
             // What was known is of an earlier term: an App that was gone may be back.
             (self.epoch, self.rooms) = (questions.epoch, BTreeMap::new());
         }
+        self.closed = questions.services;
         self.inquiries = waiting::inquiries(questions, &self.rooms, &self.inquiries, now);
         let inquiries = &self.inquiries;
         self.rooms.retain(|namespace, _| inquiries.contains_key(namespace));
@@ -255,7 +258,9 @@ impl State {
     }
 
     fn services(&self) -> usize {
-        self.rooms.values().map(Room::services).sum()
+        let seen = self.rooms.values().map(Room::services).sum::<usize>();
+        // At the beginning of a term nothing has been looked at, and many may be closed.
+        seen.max(self.closed)
     }
 
     fn facts(&self) -> Facts {

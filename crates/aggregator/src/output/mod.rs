@@ -14,12 +14,14 @@ use std::time::Duration;
 
 use procscan_core::plan::{Notice, NoticePhase, Plan};
 use procscan_core::policy::{Inherited, Mode};
-use procscan_core::resources::{self, Settings};
+use procscan_core::resources::wasm_plugin::{self, Surplus};
+use procscan_core::resources::{self, Existing, Settings};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::cluster::ClusterOutput;
 use self::difference::Difference;
+use self::directory::DirectoryError;
 pub use self::directory::{Directory, Written};
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::leader::Pen;
@@ -34,6 +36,8 @@ pub struct OutputStatus {
     pub error: Option<String>,
     /// The messages that are set aside, if there are any: everything else is written.
     pub aside: Option<String>,
+    /// What stays open of blocked Apps, because the gateway's list has no room for it.
+    pub left_open: Option<String>,
     /// The objects that an operator keeps us from writing.
     pub suspended: Vec<String>,
 }
@@ -68,8 +72,46 @@ pub struct Outcome {
     pub suspended: Vec<String>,
     /// The messages that could not be written, and are tried again while everything else goes on.
     pub aside: SetAside,
+    /// What stays open of blocked Apps; `None` if that was not looked at.
+    pub left_open: Option<LeftOpen>,
     /// There is more to do, but something else has to be looked at first.
     pub is_unfinished: bool,
+}
+
+/// The Services that the plain list has no room for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOpen {
+    /// How many.
+    pub services: usize,
+    /// How many the list has room for.
+    pub room: usize,
+    /// The first few of their Apps, and how many of each.
+    pub apps: Vec<String>,
+}
+
+impl LeftOpen {
+    /// Of `plan`, written as the gateway's objects that are `existing`.
+    fn of(plan: &Plan, settings: &Settings, existing: Existing) -> Self {
+        let surplus = wasm_plugin::surplus(plan, &settings.gateway, existing);
+        let of_app = |surplus: &Surplus<'_>| format!("{} ({})", surplus.app, surplus.services.len());
+        Self {
+            services: surplus.iter().map(|surplus| surplus.services.len()).sum(),
+            room: settings.gateway.max_service_entries,
+            apps: surplus.iter().take(TOLD).map(of_app).collect(),
+        }
+    }
+
+    /// For people.
+    fn text(&self) -> Option<String> {
+        let Self { services, room, apps } = self;
+        (*services > 0).then(|| {
+            format!(
+                "{services} Services of blocked Apps stay open where no Ingress leads to them: the plain list has room for {room} \
+                 (gateway.max_service_entries): {}",
+                apps.join(", ")
+            )
+        })
+    }
 }
 
 /// Messages that could not be written: none of them is the plan's or the API server's fault.
@@ -356,17 +398,23 @@ async fn write_files(
     let (directory, settings, decided) = (directory.clone(), settings.clone(), decided.clone());
     let write = move || {
         if was_true && !directory.has_changed()? {
-            return Ok(Written::default());
+            return Ok((Written::default(), None));
         }
         if was_true || !is_seen {
             directory.refresh()?;
         }
         let existing = directory.existing(&settings.gateway)?;
-        directory.apply(resources::drafts(&decided.plan, &settings, existing))
+        let left_open = LeftOpen::of(&decided.plan, &settings, existing);
+        let written = directory.apply(resources::drafts(&decided.plan, &settings, existing))?;
+        Ok((written, Some(left_open)))
     };
     match tokio::task::spawn_blocking(write).await {
-        Ok(Ok(Written { written, removed })) => Outcome { written, removed, ..Outcome::default() },
-        Ok(Err(error)) => Outcome { problems: vec![error.to_string()], ..Outcome::default() },
+        Ok(Ok((Written { written, removed }, left_open))) => {
+            Outcome { written, removed, left_open, ..Outcome::default() }
+        }
+        Ok(Err::<_, DirectoryError>(error)) => {
+            Outcome { problems: vec![error.to_string()], ..Outcome::default() }
+        }
         Err(died) => Outcome { problems: vec![died.to_string()], ..Outcome::default() },
     }
 }
@@ -394,6 +442,16 @@ fn report(output: &Output, outcome: Outcome, status: &watch::Sender<OutputStatus
         None if before.aside.is_some() => tracing::info!(place, "all messages are written again"),
         _ => {}
     }
+    let left_open = outcome.left_open.map_or_else(|| before.left_open.clone(), |left_open| left_open.text());
+    match &left_open {
+        Some(services) if before.left_open.is_none() => {
+            tracing::error!(alert = "gateway", place, services, "blocked Apps are not closed on every route");
+        }
+        None if before.left_open.is_some() => {
+            tracing::info!(place, "blocked Apps are closed on every route again");
+        }
+        _ => {}
+    }
     if outcome.suspended != before.suspended {
         let annotation = cluster::SUSPEND;
         if outcome.suspended.is_empty() {
@@ -403,7 +461,7 @@ fn report(output: &Output, outcome: Outcome, status: &watch::Sender<OutputStatus
         }
     }
     let has_written = before.has_written || error.is_none();
-    let now = OutputStatus { has_written, error, aside, suspended: outcome.suspended };
+    let now = OutputStatus { has_written, error, aside, left_open, suspended: outcome.suspended };
     status.send_if_modified(|status| {
         let is_news = *status != now;
         *status = now;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, OtherApps, Plan};
-use procscan_core::policy::Inherited;
+use procscan_core::policy::{Inherited, OnIngresses};
 use procscan_core::resources::{Draft, Existing, Object, Upkeep};
 
 use super::directory::DirectoryError;
@@ -267,6 +267,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
         told,
         accused: accused.iter().cloned().collect(),
         services: services.iter().map(|name| format!("{name}.ns-a.svc").into()).collect(),
+        on_ingresses: OnIngresses::default(),
     };
     let of_web = &plan.blocks[0].left;
     let services = ["other", "web"];

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::inherited::Inherited;
 use crate::Moment;
-use crate::names::{App, Key, Text};
-use crate::plan::{Block, Exposure};
+use crate::names::{App, Text};
+use crate::plan::Block;
 
 /// The Apps that are set aside, with the block that was found of each.
 #[derive(Clone, Debug, Default)]
@@ -22,25 +23,19 @@ impl Aside {
 
     /// Keeps closed what was found closed of `app`. The objects do not say which Service is which App's: those that are `known` to be
     /// others' are left to them, unless none is left then.
-    pub(super) fn close(
-        &mut self,
-        app: App,
-        accused: BTreeSet<Key>,
-        services: Vec<Text>,
-        known: &BTreeSet<Text>,
-        now: Moment,
-    ) {
+    pub(super) fn close(&mut self, found: &Inherited, known: &BTreeSet<Text>, now: Moment) {
+        let Inherited { app, accused, services, .. } = found;
         let own: Vec<Text> = services.iter().filter(|service| !known.contains(*service)).cloned().collect();
-        let exposure = Exposure::plain(if own.is_empty() { services } else { own });
+        let exposure = found.exposure(if own.is_empty() { services.clone() } else { own });
         let block = Block {
             app: app.clone(),
             since: now.wall(),
             grounds: Vec::new(),
-            left: accused.into_iter().collect(),
+            left: accused.iter().cloned().collect(),
             exposure: Arc::new(exposure),
             reason: "it was found blocked, and what is kept of it can't be read".into(),
         };
-        self.0.insert(app, Some(Arc::new(block)));
+        self.0.insert(app.clone(), Some(Arc::new(block)));
     }
 
     /// What stays closed.

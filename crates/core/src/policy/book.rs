@@ -10,7 +10,8 @@ use super::aside::Aside;
 use super::dates::Dates;
 use super::decision::{Actor, Decision, DecisionKind};
 use super::exemption::{Admissions, is_too_far};
-use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
+use super::incident::{EvidenceId, Incident, Standing, StickyRelease};
+use super::inherited::Before;
 use super::keep::Effective;
 use super::leader_clock::LeaderClock;
 use super::refused::Refused;
@@ -19,7 +20,7 @@ use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::dense::Dense;
 use crate::names::{App, Key, NodeName, Text};
-use crate::plan::{Block, Exposure, HeldApp, Notice};
+use crate::plan::{Block, HeldApp, Notice};
 use crate::snapshot::EvidenceView;
 
 /// Everything that the policy remembers. Owned by one task.
@@ -34,6 +35,8 @@ pub struct Book {
     pub(super) effective: BTreeMap<App, Effective>,
     /// The Apps of which what is kept can't be read.
     pub(super) aside: Aside,
+    /// The Apps that were blocked before this term.
+    pub(super) before: Before,
     /// The first evidence whose Pod has not been looked up since, and when it was fresh.
     pub(super) unjudged: BTreeMap<EvidenceId, (Moment, EvidenceView)>,
     /// Disputed evidence, with the reason. It is in the log already.
@@ -118,102 +121,11 @@ pub enum ActError {
 const MAX_ENDED: usize = 20_000;
 const MAX_ENDED_PER_NAMESPACE: usize = 200;
 
-/// An App that was blocked before the start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inherited {
-    /// The App.
-    pub app: App,
-    /// When its tenant was told, if that is known.
-    pub told: Option<Timestamp>,
-    /// Its violations, as far as known.
-    pub accused: BTreeSet<Key>,
-    /// The Services that are closed, as `service.namespace.svc`: they stay closed until others are known.
-    pub services: Vec<Text>,
-}
-
 /// How many accusations a release sticks to one by one. Beyond, it covers the App as a whole: an operator who releases an
 /// App does not want it blocked for the rest.
 const MAX_RELEASES: usize = 64;
 
 impl Book {
-    /// Takes over what the objects block and nothing is kept of: it was blocked by an earlier version, or what was kept is
-    /// lost. Our own start is evidence of nothing, so it stays blocked. What is kept is known better, and wins: an incident that
-    /// is over is not taken up again because its object could not be written any more.
-    pub fn inherit(
-        &mut self,
-        blocked: impl IntoIterator<Item = Inherited>,
-        policy: &Policy,
-        now: Moment,
-    ) -> Vec<Decision> {
-        let services_of = |is_it: fn(&Incident) -> bool| -> BTreeSet<Text> {
-            let some = self.incidents.values().filter(|incident| is_it(incident));
-            some.flat_map(|incident| incident.exposure.services.iter().cloned()).collect()
-        };
-        let known = services_of(|_| true);
-        // What an ended incident had closed is closed for another App, if it is closed still.
-        let closed = services_of(|incident| matches!(incident.standing, Standing::Blocked { .. }));
-        let mut decisions = Vec::new();
-        for Inherited { app, told, accused, services } in blocked {
-            if self.aside.contains(&app) {
-                self.aside.close(app, accused, services, &closed, now);
-                continue;
-            }
-            self.keep_closed(&app, &services, &closed);
-            let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
-            if self.incidents.contains_key(&app) || (accused.is_empty() && is_explained) {
-                continue;
-            }
-            let told = told.unwrap_or(now.wall());
-            let mut incident = Incident::new(now.at_wall(told));
-            for key in &accused {
-                incident.note_process(&key.process);
-            }
-            let file = incident.file();
-            file.standing = Standing::Blocked { since: now, dry_run: false };
-            file.told = Some(Told { at: told.into(), what: Telling::Blocked, inherited: true });
-            file.exposure = Arc::new(Exposure::plain(services));
-            file.reason = "it was blocked before anything was kept of it".into();
-            file.inherited = Some(Box::new(accused));
-            incident.delivered = Some(now);
-            let decision = Decision {
-                at: now.wall(),
-                app: app.clone(),
-                kind: DecisionKind::Inherited,
-                actor: Actor::Policy,
-                reason: incident.reason.clone(),
-                dry_run: policy.mode == Mode::DryRun,
-            };
-            incident.note(&decision);
-            decisions.push(decision);
-            self.effective.insert(app.clone(), Effective::unkept(&incident));
-            self.incidents.insert(app, incident);
-        }
-        decisions
-    }
-
-    /// What the gateway closes of a blocked App beyond what is kept of it (a Service too many to be kept, or one that was closed last)
-    /// stays closed until it is known how the App is reached. The objects do not say which Service is which App's: those that are
-    /// `known` to be an App's are its own.
-    fn keep_closed(&mut self, app: &App, services: &[Text], known: &BTreeSet<Text>) {
-        let Some(incident) = self.incidents.get_mut(app) else { return };
-        let mut more = services.iter().filter(|service| !known.contains(*service)).cloned().peekable();
-        if !matches!(incident.standing, Standing::Blocked { .. }) || more.peek().is_none() {
-            return;
-        }
-        let mut exposure = (*incident.exposure).clone();
-        let found = Exposure::plain(more);
-        for (known, found) in
-            [(&mut exposure.services, found.services), (&mut exposure.otherwise, found.otherwise)]
-        {
-            known.extend(found);
-            known.sort();
-            known.dedup();
-        }
-        incident.file().exposure = Arc::new(exposure);
-        let effective = Effective::unkept(incident);
-        self.effective.insert(app.clone(), effective);
-    }
-
     /// What is kept of those Apps can't be read: they are neither blocked nor released nor told until it can, and what the objects
     /// close of them stays closed.
     pub fn set_aside(&mut self, apps: impl IntoIterator<Item = App>) {

@@ -10,7 +10,7 @@ use super::book::Book;
 use super::decision::Alert;
 use super::evaluate::{Pass, phase};
 use super::facts::Facts;
-use super::incident::{Telling, Told};
+use super::incident::{Standing, Telling, Told};
 use crate::Moment;
 use crate::names::{App, Text};
 use crate::plan::NoticePhase;
@@ -21,6 +21,10 @@ impl Book {
         if self.notices.0 != pass.snapshot.rounds {
             self.notices = (pass.snapshot.rounds, 0);
         }
+        let is_blocked = |app: &App| {
+            self.incidents.get(app).is_some_and(|it| matches!(it.standing, Standing::Blocked { .. }))
+        };
+        self.before.look(pass.policy, pass.facts, is_blocked);
         let mut waiting = Vec::new();
         for (app, incident) in &mut self.incidents {
             let what = telling(&phase(incident, pass.policy.mode));
@@ -29,7 +33,11 @@ impl Book {
                     pass.facts.to_close(app, pass.policy, incident.approved, &incident.exposure)
                 && *incident.exposure != *exposure
             {
-                incident.file().exposure = Arc::new(exposure.into_owned());
+                let exposure = exposure.into_owned();
+                let exposure = if self.before.has(app) { incident.exposure.and(&exposure) } else { exposure };
+                if *incident.exposure != exposure {
+                    incident.file().exposure = Arc::new(exposure);
+                }
             }
             if !may_be_told(app, pass.policy, pass.facts) {
                 continue;

@@ -21,6 +21,8 @@ pub struct Questions {
     pub pods: BTreeMap<PodRef, Accusers>,
     /// The Apps with an open incident, and the Pods that were accused as theirs: ordered, each once.
     pub apps: BTreeMap<App, Vec<AccusedPod>>,
+    /// How many Services are closed, as far as known: with many, it matters on which routes.
+    pub services: usize,
 }
 
 /// A Pod that was accused, and by that belongs to an App with an open incident.
@@ -104,6 +106,9 @@ impl Book {
         for (app, incident) in &self.incidents {
             if matches!(incident.standing, Standing::Ended { .. }) {
                 continue;
+            }
+            if matches!(incident.standing, Standing::Blocked { .. }) {
+                questions.services += incident.exposure.services.len();
             }
             let accused = |key: &Key, uid: Option<&Text>| {
                 let known = uid.cloned().map_or(WhichPod::Unknown, WhichPod::Uid);

@@ -2,7 +2,7 @@
 
 use crate::common::{HOUR, MINUTE, World, app, record};
 use procscan_core::names::Key;
-use procscan_core::policy::{Book, DecisionKind, Inherited};
+use procscan_core::policy::{Book, DecisionKind, Inherited, OnIngresses};
 use procscan_core::state::exemption;
 use procscan_core::state::incident::Decision;
 use serde_json::json;
@@ -57,6 +57,7 @@ fn an_app_whose_incident_can_not_be_read_is_not_touched_and_what_is_closed_of_it
         told: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
         services: vec!["web.ns-a.svc".into()],
+        on_ingresses: OnIngresses::default(),
     };
     let inherited = world.book.inherit([found], &world.policy, world.now);
     assert!(inherited.is_empty(), "{inherited:?}");

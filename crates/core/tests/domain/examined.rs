@@ -3,7 +3,7 @@
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::Exposure;
-use procscan_core::policy::{AppFact, Book, Inherited, Pattern};
+use procscan_core::policy::{AppFact, Book, Inherited, OnIngresses, Pattern};
 use procscan_core::report::{Limits, Outcome, decode};
 use procscan_core::snapshot::State;
 
@@ -163,7 +163,8 @@ fn what_an_ended_incident_had_closed_stays_closed_for_an_app_that_is_set_aside()
     book.set_aside([of("a")]);
     let services = vec!["a.ns-x.svc".into(), "all.ns-x.svc".into()];
     let accused = [Key::new("ns-x", "a", "xmrig")].into();
-    let found = Inherited { app: of("a"), told: None, accused, services };
+    let found =
+        Inherited { app: of("a"), told: None, accused, services, on_ingresses: OnIngresses::default() };
     book.inherit([found], &world.policy, world.now);
     let plan = book.evaluate(&snapshot, &world.policy, &world.facts, world.now).plan;
     let closed: Vec<&str> =

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::common::{MINUTE, World, app, record};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{Key, NodeName, PodRef};
-use procscan_core::policy::{AccusedPod, DecisionKind, Inherited, PodFact, PodState, WhichPod};
+use procscan_core::policy::{AccusedPod, DecisionKind, Inherited, OnIngresses, PodFact, PodState, WhichPod};
 use procscan_core::snapshot::State;
 
 fn fact(asked: u64, state: PodState) -> PodFact {
@@ -119,8 +119,13 @@ fn evidence_that_can_not_be_verified_clears_nothing() {
         world.pod_on("ns-a", "web", "n1", "web");
         if is_inherited {
             let accused = [Key::new("ns-a", "web", "xmrig")].into();
-            let inherited =
-                Inherited { app: app("ns-a"), told: None, accused, services: vec!["web.ns-a.svc".into()] };
+            let inherited = Inherited {
+                app: app("ns-a"),
+                told: None,
+                accused,
+                services: vec!["web.ns-a.svc".into()],
+                on_ingresses: OnIngresses::default(),
+            };
             world.book.inherit([inherited], &world.policy, crate::common::at(0));
         } else {
             world.answer("n1", vec![record("ns-a", 0)]);

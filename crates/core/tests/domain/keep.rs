@@ -3,7 +3,7 @@
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
 use procscan_core::names::Key;
 use procscan_core::policy::{
-    Act, ActError, Alert, Book, DecisionKind, Exemption, Inherited, Mode, Pattern, Policy,
+    Act, ActError, Alert, Book, DecisionKind, Exemption, Inherited, Mode, OnIngresses, Pattern, Policy,
 };
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {
@@ -18,6 +18,7 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
             told: None,
             accused: [Key::new(*name, "web", "xmrig")].into(),
             services: vec![format!("old.{name}.svc").into()],
+            on_ingresses: OnIngresses::default(),
         };
         let mut book = Book::default();
         book.inherit(names.iter().map(of).collect::<Vec<_>>(), policy, crate::common::at(0));
@@ -74,6 +75,7 @@ fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_f
         told: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
         services: vec!["old.ns-a.svc".into()],
+        on_ingresses: OnIngresses::default(),
     };
     world.book.inherit([inherited], &world.policy, crate::common::at(0));
     world.ledger.expect([crate::common::target("n1")], 1);
@@ -95,6 +97,7 @@ fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
             told: None,
             accused: [Key::new("ns-a", "web", "xmrig")].into(),
             services: vec!["web.ns-a.svc".into()],
+            on_ingresses: OnIngresses::default(),
         };
         world.book.inherit([inherited], &world.policy, crate::common::at(0));
         assert_eq!(world.blocked(), ["ns-a"]);
@@ -161,7 +164,8 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_somebo
     let mut world = World::new(&["n1"]);
     let accused = [Key::new("ns-a", "web", "xmrig")].into();
     let services = vec!["web.ns-a.svc".into()];
-    let inherited = Inherited { app: app("ns-a"), told: None, accused, services };
+    let inherited =
+        Inherited { app: app("ns-a"), told: None, accused, services, on_ingresses: OnIngresses::default() };
     world.book.inherit([inherited], &world.policy, crate::common::at(0));
     world.unwritable.insert("ns-a".to_owned());
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -392,6 +396,7 @@ fn what_the_gateway_closes_stays_closed_over_a_change_of_leader_until_it_is_know
         told: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
         services: vec!["later.ns-a.svc".into(), "web-x7k2.ns-a.svc".into()],
+        on_ingresses: OnIngresses::default(),
     };
     assert!(world.book.inherit([found], &world.policy, world.now).is_empty());
     world.unwritable.insert("ns-a".to_owned());

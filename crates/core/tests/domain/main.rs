@@ -22,3 +22,4 @@ mod resources;
 mod sharing;
 mod simulate;
 mod soak;
+mod taken_over;

@@ -7,7 +7,7 @@ use crate::common::agent::{Process, RealAgent};
 use crate::common::{HOUR, MINUTE, World, app, complete, record};
 use procscan_core::ledger::{ChangeKind, Cleared, Detection};
 use procscan_core::names::{Key, NodeName};
-use procscan_core::policy::Inherited;
+use procscan_core::policy::{Inherited, OnIngresses};
 use procscan_core::report::{Answer, Outcome};
 use procscan_core::snapshot::{EvidenceView, State};
 use proptest::collection::vec;
@@ -247,8 +247,13 @@ fn what_is_hidden_stays_hidden_over_restarts_of_ours() {
 fn what_was_blocked_before_the_start_may_be_hidden_too() {
     let mut world = World::new(&["n1"]);
     let accused = [Key::new("ns-j", "web", "xmrig")].into();
-    let inherited =
-        Inherited { app: app("ns-j"), told: None, accused, services: vec!["web.ns-j.svc".into()] };
+    let inherited = Inherited {
+        app: app("ns-j"),
+        told: None,
+        accused,
+        services: vec!["web.ns-j.svc".into()],
+        on_ingresses: OnIngresses::default(),
+    };
     world.book.inherit([inherited], &world.policy, world.now);
     let mut agent = RealAgent::new(100, 0);
     agent.run(999, Process::of("ns-k"));

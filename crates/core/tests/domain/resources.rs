@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::common::{World, record, record_of, settings};
 use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure, Plan};
-use procscan_core::policy::Mode;
+use procscan_core::policy::{Mode, OnIngresses};
 use procscan_core::resources::wasm_plugin::SENTINEL;
 use procscan_core::resources::{Existing, Object, Upkeep, render, wasm_plugin};
 use serde_json::{Value, json};
@@ -35,8 +35,11 @@ fn services(object: &Object) -> Vec<String> {
     rules[0]["service"].as_array().unwrap().iter().map(|s| s.as_str().unwrap().to_owned()).collect()
 }
 
+/// All Services are listed plainly.
 fn shards(plan: &Plan, existing: usize) -> Vec<Object> {
-    render(plan, &settings(), Existing { wasm_plugins: existing, has_long_list: false })
+    let mut settings = settings();
+    settings.gateway.max_service_entries = usize::MAX;
+    render(plan, &settings, Existing { wasm_plugins: existing, has_long_list: false })
         .into_iter()
         .filter(|object| object.kind == "WasmPlugin")
         .collect()
@@ -115,6 +118,7 @@ fn objects_stay_below_their_limit_and_the_list_gives_way_first() {
     let plan = world.evaluate().plan;
     let mut settings = settings();
     settings.gateway.max_bytes = 100 * 1024;
+    settings.gateway.max_service_entries = 1000;
     let objects = render(&plan, &settings, Existing::default());
     let plugins: Vec<_> = objects.iter().filter(|object| object.kind == "WasmPlugin").collect();
     assert_eq!(plugins.len(), 1, "the Services fit");
@@ -256,8 +260,8 @@ fn one_app_with_thousands_of_services_goes_into_several_plugins_and_forces_none_
     Arc::make_mut(&mut plan.blocks[500]).exposure = Arc::new(Exposure::plain(hosts));
     for existing in [0, 3] {
         let made = shards(&plan, existing);
-        // 31,000 names of about 100 bytes, twice for their Ingresses, are 12 objects of 512 KiB; no more than double that.
-        assert!(made.len() <= 28, "{}", made.len());
+        // 31,000 names of about 100 bytes are 6 objects of 512 KiB; no more than double that, and a few.
+        assert!(made.len() <= 16, "{}", made.len());
         let mut closed = BTreeSet::new();
         for object in &made {
             assert!(serde_json::to_vec(object).unwrap().len() <= 512 * 1024);
@@ -280,4 +284,155 @@ fn one_app_with_thousands_of_services_goes_into_several_plugins_and_forces_none_
     Arc::make_mut(&mut plan.blocks[500]).exposure = Arc::new(Exposure::plain(hosts));
     let more = shards(&plan, made.len());
     assert_eq!(more.iter().zip(&made).filter(|(a, b)| a != b).count(), 1);
+}
+
+/// The Services in the plain lists, and those that are listed with Ingresses, each with all of the Ingresses of its list.
+fn listed(objects: &[Object]) -> (Vec<String>, BTreeMap<String, BTreeSet<String>>) {
+    let (mut plain, mut on_ingresses) = (Vec::new(), BTreeMap::<String, BTreeSet<String>>::new());
+    for object in objects.iter().filter(|object| object.kind == "WasmPlugin") {
+        assert!(serde_json::to_vec(object).unwrap().len() <= 512 * 1024);
+        plain.extend(
+            list(object, "/matchRules/0/service").unwrap().into_iter().filter(|name| name != SENTINEL),
+        );
+        let ingresses = list(object, "/matchRules/1/ingress").unwrap_or_default();
+        for service in list(object, "/matchRules/1/service").unwrap_or_default() {
+            on_ingresses.entry(service).or_default().extend(ingresses.iter().cloned());
+        }
+    }
+    (plain, on_ingresses)
+}
+
+#[test]
+fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
+    let mut plan = routed(100);
+    // Thousands of Services of one App, and of as many Apps of one tenant.
+    let reach = |namespace: &str, count: usize| {
+        let hosts: Vec<_> = (0..count).map(|n| format!("service-{n:05}.{namespace}.svc").into()).collect();
+        Arc::new(Exposure { ingresses: vec![format!("{namespace}/in").into()], ..Exposure::plain(hosts) })
+    };
+    let namespace = plan.blocks[50].app.namespace.clone();
+    Arc::make_mut(&mut plan.blocks[50]).exposure = reach(&namespace, 10_000);
+    let model = plan.blocks[60].clone();
+    let of_one_tenant = (0..2000).map(|n| {
+        let mut block = (*model).clone();
+        block.app = App::new(model.app.namespace.clone(), "app", format!("many-{n:04}"));
+        block.exposure =
+            Arc::new(Exposure::plain([format!("many-{n:04}.{}.svc", model.app.namespace).into()]));
+        Arc::new(block)
+    });
+    plan.blocks.splice(60..61, of_one_tenant);
+
+    let settings = settings();
+    let objects = render(&plan, &settings, Existing::default());
+    let (on_every_route, on_ingresses) = listed(&objects);
+    assert_eq!(on_every_route.len(), 500);
+    let of = |namespace: &str| {
+        on_every_route.iter().filter(|host| host.contains(&format!(".{namespace}."))).count()
+    };
+    // The 98 others have the one that they need, and those two share the rest.
+    let (one, many) = (of(&namespace), of(&model.app.namespace));
+    assert_eq!((one, many), (201, 201));
+    assert!(plan.blocks.iter().all(|block| of(&block.app.namespace) > 0));
+    // Beyond it a Service is closed on its Ingresses.
+    for service in &plan.blocks[50].exposure.services {
+        let host = format!("{service}.cluster.local");
+        assert!(on_ingresses[&host].contains(&format!("{namespace}/in")), "{host}");
+    }
+    let surplus = wasm_plugin::surplus(&plan, &settings.gateway, Existing::default());
+    let left: usize = surplus.iter().map(|surplus| surplus.services.len()).sum();
+    assert_eq!(left, 10_000 - 201 + 2000 - 201);
+    let listed_or_left = on_every_route.len() + left;
+    assert_eq!(listed_or_left, plan.blocks.iter().map(|block| block.exposure.otherwise.len()).sum::<usize>());
+    for left in &surplus {
+        assert!(
+            left.services.iter().all(|service| !on_every_route.contains(&format!("{service}.cluster.local")))
+        );
+    }
+
+    // What several Apps have takes its place once: nothing is found closed for each of them, and has room for one only.
+    let mut settings = settings.clone();
+    let mut found = routed(100);
+    let model = found.blocks[50].clone();
+    let same = (0..500).map(|n| {
+        let app = App::new(model.app.namespace.clone(), "app", format!("same-{n:03}"));
+        Arc::new(Block { app, ..(*model).clone() })
+    });
+    found.blocks.splice(50..51, same);
+    settings.gateway.max_service_entries = 100;
+    assert_eq!(listed(&render(&found, &settings, Existing::default())).0.len(), 100);
+    assert!(wasm_plugin::surplus(&found, &settings.gateway, Existing::default()).is_empty());
+    settings.gateway.max_service_entries = 200;
+    let short = render(&found, &settings, Existing::default());
+    assert_eq!(short[0].spec["matchRules"].as_array().unwrap().len(), 1, "there are 200 Services");
+
+    // Where not all have room, those that were blocked first keep theirs.
+    settings.gateway.max_service_entries = 10;
+    let last = plan.blocks.last_mut().unwrap();
+    Arc::make_mut(last).since -= jiff::SignedDuration::from_secs(1);
+    let first = last.exposure.otherwise[0].clone();
+    let (on_every_route, _) = listed(&render(&plan, &settings, Existing::default()));
+    assert_eq!(on_every_route.len(), 10);
+    assert!(on_every_route.contains(&format!("{first}.cluster.local")));
+    // Without room there is none, and nothing is left out while there is.
+    settings.gateway.max_service_entries = 0;
+    assert_eq!(listed(&render(&plan, &settings, Existing::default())).0.len(), 0);
+    settings.gateway.max_service_entries = 20_000;
+    assert!(wasm_plugin::surplus(&plan, &settings.gateway, Existing::default()).is_empty());
+}
+
+#[test]
+fn in_a_long_list_each_service_of_a_large_app_stands_with_each_of_its_ingresses() {
+    for ingresses in [3, 500] {
+        let mut plan = routed(400);
+        let namespace = plan.blocks[50].app.namespace.clone();
+        let name = |kind: &str, n: usize| format!("{kind}-{n:05}");
+        Arc::make_mut(&mut plan.blocks[50]).exposure = Arc::new(Exposure {
+            services: (0..1500).map(|n| format!("{}.{namespace}.svc", name("service", n)).into()).collect(),
+            ingresses: (0..ingresses).map(|n| format!("{namespace}/{}", name("ingress", n)).into()).collect(),
+            ..Exposure::default()
+        });
+        let objects = render(&plan, &settings(), Existing::default());
+        let (on_every_route, on_ingresses) = listed(&objects);
+        assert_eq!(on_every_route.len(), 399, "none of its Services is reached otherwise");
+        for service in &plan.blocks[50].exposure.services {
+            let of_service = &on_ingresses[&format!("{service}.cluster.local")];
+            let all = plan.blocks[50].exposure.ingresses.iter();
+            assert!(all.clone().all(|ingress| of_service.contains(&**ingress)), "{service}");
+        }
+        assert!(objects.len() < 24, "{}", objects.len());
+        // What is read back has them all.
+        let specs: Vec<Value> = objects.iter().map(|object| json!({"spec": object.spec})).collect();
+        let inherited = wasm_plugin::blocked(&specs, &settings().gateway);
+        let large = inherited.iter().find(|found| found.app == plan.blocks[50].app).unwrap();
+        let exposure = &plan.blocks[50].exposure;
+        assert_eq!((large.services.len(), large.on_ingresses.services.len()), (1500, 1500));
+        assert!(large.on_ingresses.ingresses.iter().eq(&exposure.ingresses));
+    }
+}
+
+#[test]
+fn what_is_read_back_of_a_long_list_is_as_it_is_closed() {
+    let mut plan = routed(300);
+    for max_bytes in [512 * 1024, 30_000] {
+        let mut settings = settings();
+        settings.gateway.max_bytes = max_bytes;
+        let objects = render(&plan, &settings, Existing::default());
+        let values: Vec<Value> = objects.iter().map(|object| json!({"spec": object.spec})).collect();
+        let inherited = wasm_plugin::blocked(&values, &settings.gateway);
+        assert!(inherited.len() >= 300);
+        for found in &inherited {
+            let namespace = &found.app.namespace;
+            assert_eq!(found.on_ingresses.ingresses, [format!("{namespace}/in").into()].into());
+            let own = plan.blocks.iter().find(|block| block.app == found.app);
+            let Some(block) = own else { continue };
+            assert_eq!(found.services, block.exposure.services);
+            assert_eq!(found.on_ingresses.services, [block.exposure.services[0].clone()].into());
+        }
+    }
+    // In a short one everything is closed on every route.
+    plan.blocks.truncate(100);
+    let objects = render(&plan, &settings(), Existing::default());
+    let values: Vec<Value> = objects.iter().map(|object| json!({"spec": object.spec})).collect();
+    let inherited = wasm_plugin::blocked(&values, &settings().gateway);
+    assert!(inherited.iter().all(|found| found.on_ingresses == OnIngresses::default()));
 }

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod fake;
+mod routes;
 
 use jiff::Timestamp;
 use procscan_core::names::{App, NodeName};

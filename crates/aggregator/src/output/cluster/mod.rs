@@ -29,7 +29,7 @@ use self::live::{
     left_alone, named, plural, resource, with_labels_of, with_services,
 };
 use super::difference::{Difference, surplus};
-use super::{Outcome, TOLD};
+use super::{LeftOpen, Outcome, TOLD};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 use crate::leader::Pen;
 
@@ -177,7 +177,9 @@ impl ClusterOutput {
                     pen.give_up();
                     return outcome;
                 }
-                let objects = resources::render(plan, settings, existing(&live, &settings.gateway));
+                let existing = existing(&live, &settings.gateway);
+                outcome.left_open = Some(LeftOpen::of(plan, settings, existing));
+                let objects = resources::render(plan, settings, existing);
                 self.keep_all(&objects, &live, &mut outcome).await;
                 objects
             }

@@ -8,9 +8,10 @@ use kube::Client;
 use kube::client::Body;
 use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure};
-use procscan_core::policy::Mode;
+use procscan_core::policy::{Book, Facts, Mode};
 
 use super::*;
+use crate::clock::Clock;
 use crate::config::Config;
 
 /// An API server that keeps `WasmPlugins` in memory.
@@ -37,6 +38,12 @@ impl Server {
             pen: Pen::always(),
             ..ClusterOutput::new(Cluster::with_client(Client::new(service, "x")))
         }
+    }
+
+    /// The `WasmPlugins`, with their versions.
+    fn plugins(&self) -> BTreeMap<String, Value> {
+        let objects = self.0.lock().unwrap().objects.clone();
+        objects.into_iter().filter(|(_, object)| object["kind"] == wasm_plugin::KIND).collect()
     }
 
     async fn answer(&self, request: Request<Body>) -> Response<Body> {
@@ -168,4 +175,58 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
     output.take_over(&settings.gateway, &pen, false).await.unwrap();
     assert!(pen.holds() && pen.mark() == "c in term 5");
     assert!(!pen.is_later("b in term 4") && pen.is_later("d in term 6"));
+}
+
+/// Apps that are reached by two Ingresses each, and one of their two Services in another way.
+fn routed(apps: usize) -> Plan {
+    let mut plan = plan(apps);
+    for block in &mut plan.blocks {
+        let block = Arc::make_mut(block);
+        let name = &block.app.name;
+        block.exposure = Arc::new(Exposure {
+            services: vec![format!("{name}-a.ns-a.svc").into(), format!("{name}-b.ns-a.svc").into()],
+            ingresses: vec![format!("ns-a/{name}-first").into(), format!("ns-a/{name}-later").into()],
+            otherwise: vec![format!("{name}-b.ns-a.svc").into()],
+            ..Exposure::default()
+        });
+    }
+    plan
+}
+
+#[tokio::test]
+async fn another_leader_writes_nothing_where_nothing_has_changed_in_the_long_form_too() {
+    let mut settings = Config::default().settings();
+    settings.gateway.max_service_entries = 3;
+    for (apps, is_long) in [(1, false), (3, true)] {
+        let server = Server::default();
+        let plan = routed(apps);
+        let outcome = server.output().write(&plan, &settings, &Pen::always(), || true).await;
+        assert!(outcome.problems.is_empty(), "{outcome:?}");
+        let objects = server.plugins();
+        assert_eq!(objects.values().any(|object| wasm_plugin::has_long_list(&object["spec"])), is_long);
+
+        // Nothing is kept of them, and nothing is known of the cluster yet.
+        let mut output = server.output();
+        let found = output.take_over(&settings.gateway, &Pen::always(), false).await.unwrap();
+        let (mut book, policy, now) = (Book::default(), Config::default().policy(), Clock::start().now());
+        assert_eq!(book.inherit(found, &policy, now).len(), apps);
+        let plan = book.plan(&policy, &Facts::default(), now);
+        let outcome = output.write(&plan, &settings, &Pen::always(), || true).await;
+        assert_eq!(server.plugins(), objects, "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_plain_list_has_no_room_for_is_said() {
+    let mut settings = Config::default().settings();
+    settings.gateway.max_service_entries = 2;
+    let mut output = Server::default().output();
+    let outcome = output.write(&routed(5), &settings, &Pen::always(), || true).await;
+    let left_open = outcome.left_open.unwrap();
+    assert_eq!((left_open.services, left_open.room), (3, 2));
+    let text = left_open.text().unwrap();
+    assert!(text.contains("3 Services") && text.contains("ns-a/app/web-002 (1)"), "{text}");
+    settings.gateway.max_service_entries = 5;
+    let outcome = output.write(&routed(5), &settings, &Pen::always(), || true).await;
+    assert_eq!(outcome.left_open.unwrap().text(), None);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::stage::{INCIDENTS, Replica, Wanted, body, name_of};
+use super::stage::{INCIDENTS, Replica, Wanted, body, name_of, opened};
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 
 /// How many Incidents there are: enough for three pages.
@@ -31,4 +31,35 @@ async fn a_new_leader_reads_page_by_page_and_writes_only_what_it_decides() {
     assert_eq!(replica.blocked(), ["web-0"]);
     let names: Vec<_> = server.store().writes.iter().map(|call| call.name.clone().unwrap()).collect();
     assert!(names.iter().all(|name| *name == name_of("web-0")), "{names:?}");
+}
+
+/// As many as a large cluster keeps: most are over, and some are blocked.
+#[tokio::test(start_paused = true)]
+#[ignore = "for figures: by a release build, `cargo test --release -p procscan-aggregator --lib large -- --ignored --nocapture`"]
+async fn a_new_leader_of_a_large_cluster_decides_within_seconds() {
+    const MANY: usize = 20_000;
+    let server = Server::default();
+    for n in 0..MANY {
+        let app = format!("web-{n}");
+        let state = match n % 10 {
+            0 => "Blocked",
+            1 => "Held",
+            _ => "Ended",
+        };
+        let mut body = body(&app, state);
+        if state == "Blocked" {
+            let at = opened();
+            body["status"]["told"] = json!({"at": at, "what": "Blocked", "delivered": at});
+        }
+        server.put(INCIDENTS, &name_of(&app), body);
+    }
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let started = std::time::Instant::now();
+    let mut replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
+    replica.decided.wait_for(|decided| decided.pen.is_some()).await.unwrap();
+    let took = started.elapsed();
+    println!("first decision with {MANY} Incidents after {took:?}");
+    assert_eq!(replica.blocked().len(), MANY / 10);
+    assert_eq!(server.store().writes.len(), 0, "nothing has changed");
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use procscan_core::names::{App, Key};
-use procscan_core::policy::{AppFact, Facts, Inherited};
+use procscan_core::policy::{AppFact, Facts, Inherited, OnIngresses};
 use procscan_core::state::incident::Approval;
 use serde_json::json;
 use tokio::sync::watch;
@@ -92,6 +92,7 @@ fn found(app: &str) -> Inherited {
         told: None,
         accused: [Key::new("ns-a", format!("{app}-0"), "xmrig")].into(),
         services: vec![format!("{app}.ns-a.svc").into()],
+        on_ingresses: OnIngresses::default(),
     }
 }
 

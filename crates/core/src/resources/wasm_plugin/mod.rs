@@ -7,20 +7,25 @@
 //! list of violations that people want to read there.
 //!
 //! An object over [`Gateway::max_bytes`] continues in `…-1`, `…-2`: an App stays in its shard (a very large one in several), and a
-//! shard once made stays, empty if need be.
+//! shard once made stays, empty if need be. `form` has how the Services are listed, `read` what is read back.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod form;
+mod read;
+
+use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use self::form::{Form, Part};
+pub use self::form::{Surplus, surplus};
+pub use self::read::{blocked, existing, has_long_list, shard_index};
 use super::{Draft, Drafts, Existing, Metadata, Object, Settings, Upkeep, shards};
-use crate::hash::{shard_of, stable_hash};
-use crate::names::{App, AppParts, Key, Text};
+use crate::hash::shard_of;
+use crate::names::{AppParts, Text};
 use crate::plan::{Block, Exposure, Plan};
-use crate::policy::Inherited;
 
 /// The API group and version.
 pub const API_VERSION: &str = "extensions.higress.io/v1alpha1";
@@ -34,8 +39,6 @@ pub const SENTINEL: &str = "procscan-sentinel.invalid";
 const MAX_SHARDS: usize = 1024;
 /// How many parts of the largest size have room in one shard.
 const PARTS_PER_SHARD: usize = 16;
-/// Two quotes and a comma.
-const SEPARATORS: usize = 3;
 
 /// What the WasmPlugin looks like, apart from whom it blocks.
 #[derive(Clone, Debug)]
@@ -64,7 +67,7 @@ pub struct Gateway {
     pub cluster_domain: String,
     /// The size of one object, in bytes of JSON, above which another one is made.
     pub max_bytes: usize,
-    /// How many Services may be listed plainly: every request through the gateway is compared with each of them.
+    /// How many Services may be listed plainly, all objects together: every request through the gateway is compared with each of them.
     pub max_service_entries: usize,
 }
 
@@ -134,8 +137,11 @@ pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> 
     let gateway = &settings.gateway;
     let form = Form::of(plan, gateway, existing);
     let room = gateway.max_bytes.saturating_sub(size(&object(0, &[], form, gateway)));
-    let parts: Vec<Part> =
-        plan.blocks.iter().flat_map(|block| Part::of(block, form, gateway, room / PARTS_PER_SHARD)).collect();
+    let parts: Vec<Part> = form
+        .blocks(plan, gateway)
+        .iter()
+        .flat_map(|block| Part::of(block, form, gateway, room / PARTS_PER_SHARD))
+        .collect();
     let needs: Vec<(u64, usize)> =
         parts.iter().map(|part| (part.hash, form.bytes(&part.block, gateway))).collect();
     let count = shards::count(&needs, room, existing.wasm_plugins.max(1), MAX_SHARDS);
@@ -172,94 +178,6 @@ impl Hash for Shard {
 
 fn shard_name(index: usize, gateway: &Gateway) -> String {
     if index == 0 { gateway.name.clone() } else { format!("{}-{index}", gateway.name) }
-}
-
-/// What goes into one shard together: an App, or a part of one that is too large.
-struct Part {
-    hash: u64,
-    block: Arc<Block>,
-}
-
-impl Part {
-    /// An App that takes up to `share` bytes is one part. One with more, which its tenant makes as large as it likes, must not
-    /// force a shard upon each of the others: its Services go into several, each closed on every route.
-    fn of(block: &Arc<Block>, form: Form, gateway: &Gateway, share: usize) -> Vec<Self> {
-        let AppParts { namespace, kind, name } = &*block.app;
-        if form.bytes(block, gateway) <= share {
-            let hash = stable_hash(&[namespace, kind, name]);
-            return vec![Self { hash, block: block.clone() }];
-        }
-        let (mut chunks, mut left): (Vec<Vec<Text>>, usize) = (vec![Vec::new()], share);
-        for service in &block.exposure.services {
-            let need = Form::bytes_of(service, gateway) * form.lists();
-            if need > left && chunks.last().is_some_and(|chunk| !chunk.is_empty()) {
-                chunks.push(Vec::new());
-                left = share;
-            }
-            left = left.saturating_sub(need);
-            if let Some(chunk) = chunks.last_mut() {
-                chunk.push(service.clone());
-            }
-        }
-        let part = |(index, chunk): (usize, Vec<Text>)| {
-            let exposure = Arc::new(Exposure::plain(chunk));
-            // People read once what it is accused of.
-            let (grounds, left) =
-                if index == 0 { (block.grounds.clone(), block.left.clone()) } else { Default::default() };
-            let hash = match index {
-                0 => stable_hash(&[namespace, kind, name]),
-                _ => stable_hash(&[namespace, kind, name, &index.to_string()]),
-            };
-            Self { hash, block: Arc::new(Block { grounds, left, exposure, ..Block::clone(block) }) }
-        };
-        chunks.into_iter().enumerate().map(part).collect()
-    }
-}
-
-/// How the Services are listed.
-///
-/// The gateway compares every request with every entry of a `service` list, the innocent ones' too. A long list therefore
-/// names the Ingresses as well, which are looked up by hash before; only what is reached in other ways stays plain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Form {
-    Services,
-    IngressesAndServices,
-}
-
-impl Form {
-    fn of(plan: &Plan, gateway: &Gateway, existing: Existing) -> Self {
-        let entries: usize = plan.blocks.iter().map(|block| block.exposure.services.len()).sum();
-        let limit = gateway.max_service_entries;
-        // The way back is longer, so that one App more and one less does not rewrite everything each time.
-        let is_long = entries > limit || existing.has_long_list && entries > limit / 5 * 4;
-        if is_long { Self::IngressesAndServices } else { Self::Services }
-    }
-
-    /// How many bytes of JSON a block takes at most.
-    fn bytes(self, block: &Block, gateway: &Gateway) -> usize {
-        let hosts = |hosts: &[Text]| hosts.iter().map(|host| Self::bytes_of(host, gateway)).sum::<usize>();
-        let Exposure { services, ingresses, otherwise, .. } = &*block.exposure;
-        match self {
-            Self::Services => hosts(services),
-            Self::IngressesAndServices => {
-                let ingresses: usize = ingresses.iter().map(|name| name.len() + SEPARATORS).sum();
-                hosts(services) + hosts(otherwise) + ingresses
-            }
-        }
-    }
-
-    /// In how many lists a Service may stand that is not reached by an Ingress only.
-    fn lists(self) -> usize {
-        match self {
-            Self::Services => 1,
-            Self::IngressesAndServices => 2,
-        }
-    }
-
-    /// How many bytes of JSON the host name of a Service takes.
-    fn bytes_of(host: &Text, gateway: &Gateway) -> usize {
-        host.len() + 1 + gateway.cluster_domain.len() + SEPARATORS
-    }
 }
 
 fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway) -> Object {
@@ -354,86 +272,4 @@ pub fn empty(object: &Object) -> Object {
 /// The object's size as the API server gets it.
 fn size(object: &Object) -> usize {
     serde_json::to_vec(object).map_or(usize::MAX, |json| json.len())
-}
-
-/// Which shard an object of that name is, counted from 0; nothing if it is none of ours.
-pub fn shard_index(name: &str, gateway: &Gateway) -> Option<usize> {
-    let rest = name.strip_prefix(&*gateway.name)?;
-    let index = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok().filter(|n| *n > 0)? };
-    // `-01` is no name that we give, and a huge number put there by somebody is no reason to make as many shards.
-    let is_ours = rest.is_empty() || rest == format!("-{index}");
-    (is_ours && index < MAX_SHARDS).then_some(index)
-}
-
-/// What is there already, from the WasmPlugins as they were read.
-pub fn existing<'a>(objects: impl IntoIterator<Item = (&'a str, &'a Value)>, gateway: &Gateway) -> Existing {
-    let mut existing = Existing::default();
-    for (name, object) in objects {
-        let Some(index) = shard_index(name, gateway) else { continue };
-        existing.wasm_plugins = existing.wasm_plugins.max(index + 1);
-        existing.has_long_list |= object.get("spec").is_some_and(has_long_list);
-    }
-    existing
-}
-
-/// Whether a `WasmPlugin`'s `spec` lists Ingresses beside the Services.
-pub fn has_long_list(spec: &Value) -> bool {
-    spec.pointer("/matchRules/1/ingress").is_some()
-}
-
-/// The Apps that the `WasmPlugins` block, as they were read: what a start inherits.
-///
-/// From the list for people, which knows the Apps, and from the closed Services. Which Service is which App's is not in the
-/// object, so every listed App of a namespace keeps all of the namespace's, until its own are known; where the list has
-/// given way, each Service stands for itself.
-pub fn blocked<'a>(objects: impl IntoIterator<Item = &'a Value>, gateway: &Gateway) -> Vec<Inherited> {
-    let mut apps: BTreeMap<App, BTreeSet<Key>> = BTreeMap::new();
-    let mut services: BTreeMap<Text, BTreeSet<Text>> = BTreeMap::new();
-    let mut alone: BTreeSet<(Text, Text)> = BTreeSet::new();
-    let suffix = format!(".svc.{}", gateway.cluster_domain);
-    for object in objects {
-        let list = |value: &'a Value, pointer| {
-            value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
-        };
-        for violation in list(object, "/spec/defaultConfig/violations") {
-            let part = |name| violation.get(name).and_then(Value::as_str).unwrap_or_default();
-            let app = App::new(part("namespace"), part("type"), part("name"));
-            let key = Key::new(part("namespace"), part("pod"), part("process"));
-            let accused = apps.entry(app).or_default();
-            if !key.pod.is_empty() {
-                accused.insert(key);
-            }
-        }
-        let is_whole = object.pointer("/spec/defaultConfig/omitted").is_none();
-        for service in list(object, "/spec/matchRules").flat_map(|rule| list(rule, "/service")) {
-            let service = service.as_str().and_then(|service| service.strip_suffix(&suffix));
-            let Some((name, namespace)) = service.and_then(|service| service.split_once('.')) else {
-                continue;
-            };
-            services.entry(namespace.into()).or_default().insert(format!("{name}.{namespace}.svc").into());
-            if !is_whole {
-                alone.insert((namespace.into(), name.into()));
-            }
-        }
-    }
-    let listed: BTreeSet<&Text> = apps.keys().map(|app| &app.namespace).collect();
-    for (namespace, hosts) in services.iter().filter(|(namespace, _)| !listed.contains(namespace)) {
-        let name = |host: &Text| host.split('.').next().unwrap_or_default().into();
-        alone.extend(hosts.iter().map(|host| (namespace.clone(), name(host))));
-    }
-    let of_list = apps.into_iter().map(|(app, accused)| {
-        let services = services.get(&app.namespace).into_iter().flatten().cloned().collect();
-        Inherited { app, told: None, accused, services }
-    });
-    let mut inherited: BTreeMap<App, Inherited> = alone
-        .into_iter()
-        .map(|(namespace, name)| {
-            let services = vec![format!("{name}.{namespace}.svc").into()];
-            let app = App::new(namespace, "app", name);
-            (app.clone(), Inherited { app, told: None, accused: BTreeSet::new(), services })
-        })
-        .collect();
-    // What is known better replaces what is guessed.
-    inherited.extend(of_list.map(|inherited| (inherited.app.clone(), inherited)));
-    inherited.into_values().collect()
 }

@@ -1,0 +1,63 @@
+//! From when on it matters by which routes an App is reached.
+
+use procscan_core::plan::Exposure;
+use serde_json::json;
+
+use super::fake::{Server, pod, service};
+use super::*;
+use crate::kubernetes::Cluster;
+
+fn server() -> Server {
+    let server = Server::new();
+    server.put("namespaces", "", "ns-a", json!({}));
+    server.put("pods", "ns-a", "web", pod("1", "web", "n1"));
+    server.put("services", "ns-a", "web", service("web"));
+    let path = json!({"pathType": "Prefix", "path": "/", "backend": {"service": {"name": "web"}}});
+    server.put(
+        "ingresses",
+        "ns-a",
+        "in",
+        json!({"metadata": {}, "spec": {"rules": [{"http": {"paths": [path]}}]}}),
+    );
+    server
+}
+
+/// What the first look finds of the App `web`, where so many Services are known to be closed.
+async fn first_look(closed: usize, max_service_entries: usize) -> Exposure {
+    let server = server();
+    let evidence = Evidence {
+        cluster: Cluster::with_client(server.client()),
+        interval: ROUND,
+        max_service_entries,
+        clock: Clock::start(),
+        large: Semaphore::new(1),
+    };
+    let app = App::new("ns-a", "app", "web");
+    let asked =
+        Questions { apps: [(app.clone(), Vec::new())].into(), services: closed, ..Questions::default() };
+    let (_questions, asked) = watch::channel(Arc::new(asked));
+    let (facts_tx, mut facts) = watch::channel(Arc::default());
+    let (gone, _listening) = mpsc::channel(8);
+    let cancel = CancellationToken::new();
+    let status = watch::channel(EvidenceStatus::default()).0;
+    let running = tokio::spawn(evidence.run(asked, facts_tx, gone, status, cancel.clone()));
+    let known = |facts: &Arc<Facts>| facts.apps.get(&app).and_then(|fact| fact.exposure.clone());
+    let exposure = known(&facts.wait_for(|facts| known(facts).is_some()).await.unwrap()).unwrap();
+    cancel.cancel();
+    running.await.unwrap();
+    exposure
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_many_services_are_closed_the_first_look_of_a_term_asks_by_which_routes() {
+    let named = Exposure {
+        services: vec!["web.ns-a.svc".into()],
+        ingresses: vec!["ns-a/in".into()],
+        ..Exposure::default()
+    };
+    let plain = Exposure::plain(["web.ns-a.svc".into()]);
+    assert_eq!(first_look(0, 500).await, plain);
+    assert_eq!(first_look(299, 500).await, plain);
+    assert_eq!(first_look(300, 500).await, named);
+    assert_eq!(first_look(0, 0).await, named, "there is no plain list");
+}

@@ -1,0 +1,181 @@
+//! What a new leader finds closed, and how long it stays so.
+//!
+//! What the gateway's objects close stays closed until it is known anew how every App that was blocked before is reached. What is
+//! found to be reached in more ways meanwhile is closed at once; what is found to be reached in fewer is opened for all together
+//! at the end, so that the gateway is written once for it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::book::Book;
+use super::decision::{Actor, Decision, DecisionKind};
+use super::facts::Facts;
+use super::incident::{Incident, Standing, Telling, Told};
+use super::keep::Effective;
+use super::{Mode, Policy};
+use crate::Moment;
+use crate::names::{App, Key, Text};
+use crate::plan::Exposure;
+
+/// An App that was blocked before the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inherited {
+    /// The App.
+    pub app: App,
+    /// When its tenant was told, if that is known.
+    pub told: Option<Timestamp>,
+    /// Its violations, as far as known.
+    pub accused: BTreeSet<Key>,
+    /// The Services that are closed, as `service.namespace.svc`: they stay closed until others are known.
+    pub services: Vec<Text>,
+    /// Those of them that are not closed on every route, but on some Ingresses.
+    pub on_ingresses: OnIngresses,
+}
+
+/// What is closed on some Ingresses only: in the list that names the Ingresses too, and in no other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OnIngresses {
+    /// The Services, as `service.namespace.svc`.
+    pub services: BTreeSet<Text>,
+    /// The Ingresses, as `namespace/name`.
+    pub ingresses: BTreeSet<Text>,
+}
+
+impl Inherited {
+    /// How its `services` are closed.
+    pub(super) fn exposure(&self, services: impl IntoIterator<Item = Text>) -> Exposure {
+        let mut exposure = Exposure::plain(services);
+        exposure.otherwise.retain(|service| !self.on_ingresses.services.contains(service));
+        exposure.ingresses = self.on_ingresses.ingresses.iter().cloned().collect();
+        exposure
+    }
+}
+
+/// The Apps that were blocked before this term, while it is not known of all of them how they are reached.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Before {
+    blocked: BTreeSet<App>,
+    /// Those that have not been looked at in this term.
+    unseen: BTreeSet<App>,
+}
+
+impl Before {
+    /// Notes which Apps have been looked at by now, whatever was found. When all have, nothing is from before any more.
+    pub(super) fn look(&mut self, policy: &Policy, facts: &Facts, is_blocked: impl Fn(&App) -> bool) {
+        self.blocked.retain(is_blocked);
+        let blocked = &self.blocked;
+        self.unseen.retain(|app| blocked.contains(app) && !facts.apps.contains_key(app));
+        // Without a cluster there is nothing to look at.
+        if self.unseen.is_empty() || !policy.verify_pods {
+            *self = Self::default();
+        }
+    }
+
+    /// Whether what is closed of `app` stays so for the present.
+    pub(super) fn has(&self, app: &App) -> bool {
+        self.blocked.contains(app)
+    }
+}
+
+/// What the blocked Apps are known to have.
+struct Known {
+    services: BTreeSet<Text>,
+    ingresses: BTreeSet<Text>,
+}
+
+impl Book {
+    /// Takes over what the objects block and nothing is kept of: it was blocked by an earlier version, or what was kept is
+    /// lost. Our own start is evidence of nothing, so it stays blocked. What is kept is known better, and wins: an incident that
+    /// is over is not taken up again because its object could not be written any more.
+    pub fn inherit(
+        &mut self,
+        blocked: impl IntoIterator<Item = Inherited>,
+        policy: &Policy,
+        now: Moment,
+    ) -> Vec<Decision> {
+        let services = |incident: &Incident| incident.exposure.services.clone();
+        let known: BTreeSet<Text> = self.incidents.values().flat_map(services).collect();
+        // What an ended incident had closed is closed for another App, if it is closed still.
+        let blocked_now = || self.incidents.values().filter(|incident| is_blocked(incident));
+        let closed = Known {
+            services: blocked_now().flat_map(services).collect(),
+            ingresses: blocked_now().flat_map(|incident| incident.exposure.ingresses.clone()).collect(),
+        };
+        let mut decisions = Vec::new();
+        for found in blocked {
+            if self.aside.contains(&found.app) {
+                self.aside.close(&found, &closed.services, now);
+                continue;
+            }
+            self.keep_closed(&found, &closed);
+            let Inherited { app, told, accused, services, .. } = &found;
+            let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
+            if self.incidents.contains_key(app) || (accused.is_empty() && is_explained) {
+                continue;
+            }
+            let told = told.unwrap_or(now.wall());
+            let mut incident = Incident::new(now.at_wall(told));
+            for key in accused {
+                incident.note_process(&key.process);
+            }
+            let file = incident.file();
+            file.standing = Standing::Blocked { since: now, dry_run: false };
+            file.told = Some(Told { at: told.into(), what: Telling::Blocked, inherited: true });
+            file.exposure = Arc::new(found.exposure(services.iter().cloned()));
+            file.reason = "it was blocked before anything was kept of it".into();
+            file.inherited = Some(Box::new(accused.clone()));
+            incident.delivered = Some(now);
+            let decision = Decision {
+                at: now.wall(),
+                app: app.clone(),
+                kind: DecisionKind::Inherited,
+                actor: Actor::Policy,
+                reason: incident.reason.clone(),
+                dry_run: policy.mode == Mode::DryRun,
+            };
+            incident.note(&decision);
+            decisions.push(decision);
+            self.effective.insert(app.clone(), Effective::unkept(&incident));
+            self.incidents.insert(app.clone(), incident);
+        }
+        let blocked = self.incidents.iter().filter(|(_, incident)| is_blocked(incident));
+        let blocked: BTreeSet<App> = blocked.map(|(app, _)| app.clone()).collect();
+        self.before = Before { unseen: blocked.clone(), blocked };
+        decisions
+    }
+
+    /// What the gateway closes of a blocked App beyond what is kept of it (more than is kept, what was closed last, or what an earlier
+    /// version kept less of) stays closed until it is known how the App is reached. The objects do not say what is which App's: what is
+    /// known of another blocked App is its own.
+    fn keep_closed(&mut self, found: &Inherited, known: &Known) {
+        let Some(incident) = self.incidents.get_mut(&found.app).filter(|incident| is_blocked(incident))
+        else {
+            return;
+        };
+        let on = &found.on_ingresses;
+        let mut exposure = (*incident.exposure).clone();
+        let is_plain = !exposure.services.is_empty() && exposure.otherwise == exposure.services;
+        if is_plain && exposure.services.iter().all(|service| on.services.contains(service)) {
+            // It was closed on some Ingresses, and an earlier version did not keep that.
+            exposure.otherwise.clear();
+            exposure.ingresses = on.ingresses.iter().cloned().collect();
+        }
+        let is_more = |known: &BTreeSet<Text>, name: &Text| !known.contains(name);
+        let more = found.services.iter().filter(|name| is_more(&known.services, name)).cloned();
+        let mut more = found.exposure(more);
+        more.ingresses.retain(|name| is_more(&known.ingresses, name));
+        let exposure = more.and(&exposure);
+        if exposure == *incident.exposure {
+            return;
+        }
+        incident.file().exposure = Arc::new(exposure);
+        let effective = Effective::unkept(incident);
+        self.effective.insert(found.app.clone(), effective);
+    }
+}
+
+fn is_blocked(incident: &Incident) -> bool {
+    matches!(incident.standing, Standing::Blocked { .. })
+}

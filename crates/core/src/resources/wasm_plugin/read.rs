@@ -1,0 +1,158 @@
+//! What is read back from the WasmPlugins.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::{Gateway, MAX_SHARDS};
+use crate::names::{App, Key, Text};
+use crate::policy::{Inherited, OnIngresses};
+use crate::resources::Existing;
+
+/// Which shard an object of that name is, counted from 0; nothing if it is none of ours.
+pub fn shard_index(name: &str, gateway: &Gateway) -> Option<usize> {
+    let rest = name.strip_prefix(&*gateway.name)?;
+    let index = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok().filter(|n| *n > 0)? };
+    // `-01` is no name that we give, and a huge number put there by somebody is no reason to make as many shards.
+    let is_ours = rest.is_empty() || rest == format!("-{index}");
+    (is_ours && index < MAX_SHARDS).then_some(index)
+}
+
+/// What is there already, from the WasmPlugins as they were read.
+pub fn existing<'a>(objects: impl IntoIterator<Item = (&'a str, &'a Value)>, gateway: &Gateway) -> Existing {
+    let mut existing = Existing::default();
+    for (name, object) in objects {
+        let Some(index) = shard_index(name, gateway) else { continue };
+        existing.wasm_plugins = existing.wasm_plugins.max(index + 1);
+        existing.has_long_list |= object.get("spec").is_some_and(has_long_list);
+    }
+    existing
+}
+
+/// Whether a `WasmPlugin`'s `spec` lists Ingresses beside the Services.
+pub fn has_long_list(spec: &Value) -> bool {
+    spec.pointer("/matchRules/1/ingress").is_some()
+}
+
+/// The Apps that the `WasmPlugins` block, as they were read: what a start inherits.
+///
+/// From the list for people, which knows the Apps, and from the closed Services. Which Service is which App's is not in the
+/// object, so every listed App of a namespace keeps all of the namespace's, until its own are known; where the list has
+/// given way, each Service stands for itself. The same holds for the Ingresses, of the objects in which the App is.
+pub fn blocked<'a>(objects: impl IntoIterator<Item = &'a Value>, gateway: &Gateway) -> Vec<Inherited> {
+    let mut found = Found::default();
+    for (index, object) in objects.into_iter().enumerate() {
+        found.take_in(index, object, &format!(".svc.{}", gateway.cluster_domain));
+    }
+    found.blocked()
+}
+
+/// What several objects list.
+#[derive(Default)]
+struct Found {
+    /// The Apps in the lists for people, with what they are accused of and the objects.
+    apps: BTreeMap<App, (BTreeSet<Key>, BTreeSet<usize>)>,
+    /// The closed Services by namespace, with the objects.
+    services: BTreeMap<Text, BTreeMap<Text, BTreeSet<usize>>>,
+    /// Those of them that are closed on every route.
+    plain: BTreeSet<Text>,
+    /// Those of them that stand for themselves, as namespace and name.
+    alone: BTreeSet<(Text, Text)>,
+    /// The Ingresses by namespace, each with an object.
+    ingresses: BTreeMap<Text, BTreeSet<(usize, Text)>>,
+}
+
+impl Found {
+    fn take_in(&mut self, index: usize, object: &Value, suffix: &str) {
+        for violation in list(object, "/spec/defaultConfig/violations") {
+            let part = |name| violation.get(name).and_then(Value::as_str).unwrap_or_default();
+            let app = App::new(part("namespace"), part("type"), part("name"));
+            let key = Key::new(part("namespace"), part("pod"), part("process"));
+            let (accused, objects) = self.apps.entry(app).or_default();
+            objects.insert(index);
+            if !key.pod.is_empty() {
+                accused.insert(key);
+            }
+        }
+        let is_whole = object.pointer("/spec/defaultConfig/omitted").is_none();
+        for rule in list(object, "/spec/matchRules") {
+            let is_on_ingresses = rule.get("ingress").is_some();
+            for service in list(rule, "/service") {
+                let service = service.as_str().and_then(|service| service.strip_suffix(suffix));
+                let Some((name, namespace)) = service.and_then(|service| service.split_once('.')) else {
+                    continue;
+                };
+                let host: Text = format!("{name}.{namespace}.svc").into();
+                if !is_on_ingresses {
+                    self.plain.insert(host.clone());
+                }
+                let namespace: Text = namespace.into();
+                self.services.entry(namespace.clone()).or_default().entry(host).or_default().insert(index);
+                if !is_whole {
+                    self.alone.insert((namespace, name.into()));
+                }
+            }
+            for ingress in list(rule, "/ingress").filter_map(Value::as_str) {
+                let Some((namespace, _)) = ingress.split_once('/') else { continue };
+                self.ingresses.entry(namespace.into()).or_default().insert((index, ingress.into()));
+            }
+        }
+    }
+
+    fn blocked(mut self) -> Vec<Inherited> {
+        let listed: BTreeSet<&Text> = self.apps.keys().map(|app| &app.namespace).collect();
+        for (namespace, hosts) in self.services.iter().filter(|(namespace, _)| !listed.contains(namespace)) {
+            let name = |host: &Text| host.split('.').next().unwrap_or_default().into();
+            self.alone.extend(hosts.keys().map(|host| (namespace.clone(), name(host))));
+        }
+        let alone = self.alone.iter().map(|(namespace, name)| {
+            let host: Text = format!("{name}.{namespace}.svc").into();
+            let objects = self.services.get(namespace).and_then(|hosts| hosts.get(&host));
+            let on_ingresses = self.on_ingresses(namespace, [&host], |index| {
+                objects.is_some_and(|in_it| in_it.contains(&index))
+            });
+            let app = App::new(namespace.clone(), "app", name.clone());
+            Inherited { app, told: None, accused: BTreeSet::new(), services: vec![host], on_ingresses }
+        });
+        let of_list = self.apps.iter().map(|(app, (accused, objects))| {
+            let of_namespace = self.services.get(&app.namespace);
+            let services: Vec<Text> = of_namespace.into_iter().flat_map(BTreeMap::keys).cloned().collect();
+            // In the further objects of a very large App it is not listed.
+            let is_its = |index: usize| objects.contains(&index) || !self.lists(&app.namespace, index);
+            let on_ingresses = self.on_ingresses(&app.namespace, &services, is_its);
+            Inherited { app: app.clone(), told: None, accused: accused.clone(), services, on_ingresses }
+        });
+        // What is known better replaces what is guessed.
+        let all = alone.chain(of_list).map(|inherited| (inherited.app.clone(), inherited));
+        all.collect::<BTreeMap<App, Inherited>>().into_values().collect()
+    }
+
+    /// Whether the object at `index` lists an App of `namespace`.
+    fn lists(&self, namespace: &Text, index: usize) -> bool {
+        let from = App::new(namespace.clone(), "", "");
+        let of_namespace = self.apps.range(from..).take_while(|(app, _)| app.namespace == *namespace);
+        of_namespace.into_iter().any(|(_, (_, objects))| objects.contains(&index))
+    }
+
+    /// What of these Services is closed on Ingresses only, with those Ingresses of the namespace that are in objects which `is_its` names.
+    fn on_ingresses<'t>(
+        &self,
+        namespace: &Text,
+        services: impl IntoIterator<Item = &'t Text>,
+        is_its: impl Fn(usize) -> bool,
+    ) -> OnIngresses {
+        let ingresses = self.ingresses.get(namespace).into_iter().flatten();
+        OnIngresses {
+            services: services
+                .into_iter()
+                .filter(|service| !self.plain.contains(*service))
+                .cloned()
+                .collect(),
+            ingresses: ingresses.filter(|(index, _)| is_its(*index)).map(|(_, name)| name.clone()).collect(),
+        }
+    }
+}
+
+fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> {
+    value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+}

@@ -1,0 +1,189 @@
+//! What a new leader finds closed in the gateway: nothing of it is opened before it is known anew.
+
+use std::collections::BTreeSet;
+
+use procscan_core::names::{Key, Text};
+use procscan_core::plan::Exposure;
+use procscan_core::policy::{Act, Facts, Inherited, OnIngresses};
+
+use crate::common::{HOUR, World, app, at, record};
+
+fn texts(names: &[&str]) -> Vec<Text> {
+    names.iter().map(|name| Text::from(*name)).collect()
+}
+
+/// Reached by those Ingresses of its namespace, and otherwise by those of its Services.
+fn reached(services: &[&str], ingresses: &[&str], otherwise: &[&str]) -> Exposure {
+    Exposure {
+        services: texts(services),
+        ingresses: texts(ingresses),
+        otherwise: texts(otherwise),
+        ..Exposure::default()
+    }
+}
+
+/// What the gateway has of the App of `namespace`.
+fn found(namespace: &str, services: &[&str], ingresses: &[&str], plain: &[&str]) -> Inherited {
+    let plain: BTreeSet<&str> = plain.iter().copied().collect();
+    let on_ingresses = OnIngresses {
+        services: services
+            .iter()
+            .filter(|name| !plain.contains(**name))
+            .map(|name| Text::from(*name))
+            .collect(),
+        ingresses: texts(ingresses).into_iter().collect(),
+    };
+    let accused = [Key::new(namespace, "web", "xmrig")].into();
+    Inherited { app: app(namespace), told: None, accused, services: texts(services), on_ingresses }
+}
+
+/// Those Apps are blocked, each reached as it says.
+fn blocked(apps: &[(&str, Exposure)]) -> World {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    for (namespace, exposure) in apps {
+        world.pod_on(namespace, "web", "n1", "web");
+        world.facts.apps.get_mut(&app(namespace)).unwrap().exposure = Some(exposure.clone());
+    }
+    world.answer("n1", apps.iter().map(|(namespace, _)| record(namespace, 0)).collect());
+    assert_eq!(world.blocked().len(), apps.len());
+    world
+}
+
+fn exposure_of(world: &mut World, namespace: &str) -> Exposure {
+    let plan = world.evaluate().plan;
+    let block = plan.blocks.iter().find(|block| *block.app.namespace == *namespace).unwrap();
+    (*block.exposure).clone()
+}
+
+#[test]
+fn an_ingress_that_the_gateway_names_and_nothing_is_kept_of_stays_closed_until_it_is_known_anew() {
+    let web = "web.ns-a.svc";
+    let before = reached(&[web], &["ns-a/first", "ns-a/later"], &[]);
+    let mut world = blocked(&[("ns-a", before.clone())]);
+    // An earlier version did not keep what it closed last.
+    for incident in world.kept.values_mut() {
+        incident.status.exposure.ingresses = texts(&["ns-a/first"]);
+    }
+    let facts = std::mem::take(&mut world.facts);
+    world.restart();
+    let gateway = found("ns-a", &[web], &["ns-a/first", "ns-a/later"], &[]);
+    assert!(world.book.inherit([gateway], &world.policy, world.now).is_empty());
+    assert_eq!(exposure_of(&mut world, "ns-a"), before, "in the form that it had");
+    world.facts = facts;
+    let now = reached(&[web], &["ns-a/first"], &[]);
+    world.facts.apps.get_mut(&app("ns-a")).unwrap().exposure = Some(now.clone());
+    assert_eq!(exposure_of(&mut world, "ns-a"), now, "known anew");
+}
+
+#[test]
+fn where_no_routes_were_kept_what_is_closed_keeps_its_form() {
+    let services = ["a.ns-a.svc", "b.ns-a.svc"];
+    let before = reached(&services, &["ns-a/in"], &[]);
+    let mut world = blocked(&[("ns-a", before.clone())]);
+    for incident in world.kept.values_mut() {
+        (incident.status.exposure.ingresses, incident.status.exposure.otherwise) = (Vec::new(), None);
+    }
+    world.facts = Facts::default();
+    world.restart();
+    world.book.inherit([found("ns-a", &services, &["ns-a/in"], &[])], &world.policy, world.now);
+    assert_eq!(exposure_of(&mut world, "ns-a"), before);
+    // A list that names no Ingresses closes a Service on every route, and it stays so.
+    for (closed, plain) in [(&services[..], &services[..]), (&services[..], &services[1..])] {
+        world.restart();
+        for incident in world.kept.values_mut() {
+            (incident.status.exposure.ingresses, incident.status.exposure.otherwise) = (Vec::new(), None);
+        }
+        world.restart();
+        world.book.inherit([found("ns-a", closed, &["ns-a/in"], plain)], &world.policy, world.now);
+        assert_eq!(exposure_of(&mut world, "ns-a").otherwise, texts(&services));
+    }
+}
+
+#[test]
+fn what_nothing_is_kept_of_is_closed_in_the_form_in_which_it_is_found() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    let services = ["a.ns-a.svc", "b.ns-a.svc"];
+    world.book.inherit([found("ns-a", &services, &["ns-a/in"], &["b.ns-a.svc"])], &world.policy, at(0));
+    let expected = reached(&services, &["ns-a/in"], &["b.ns-a.svc"]);
+    assert_eq!(exposure_of(&mut world, "ns-a"), expected);
+    // Nor does it change for an App of which what is kept can't be read.
+    let mut world = World::new(&["n1"]);
+    world.book.set_aside([app("ns-a")]);
+    world.book.inherit([found("ns-a", &services, &["ns-a/in"], &["b.ns-a.svc"])], &world.policy, at(0));
+    assert_eq!(exposure_of(&mut world, "ns-a"), expected);
+}
+
+#[test]
+fn nothing_is_opened_before_every_app_has_been_looked_at_and_then_all_together() {
+    let of = |namespace: &str| {
+        (format!("web.{namespace}.svc"), format!("{namespace}/first"), format!("{namespace}/second"))
+    };
+    let (web_a, first_a, second_a) = of("ns-a");
+    let (web_b, first_b, second_b) = of("ns-b");
+    let before_a = reached(&[&web_a], &[&first_a], &[&web_a]);
+    let before_b = reached(&[&web_b], &[&first_b], &[]);
+    let mut world = blocked(&[("ns-a", before_a.clone()), ("ns-b", before_b.clone())]);
+    let mut facts = std::mem::take(&mut world.facts);
+    world.restart();
+    let gateway =
+        [found("ns-a", &[&web_a], &[&first_a], &[&web_a]), found("ns-b", &[&web_b], &[&first_b], &[])];
+    world.book.inherit(gateway, &world.policy, world.now);
+    assert_eq!(exposure_of(&mut world, "ns-a"), before_a);
+
+    // Meanwhile the one has another Ingress, and no other way in.
+    let now_a = reached(&[&web_a], &[&second_a], &[]);
+    facts.apps.get_mut(&app("ns-a")).unwrap().exposure = Some(now_a.clone());
+    let of_b = facts.apps.remove(&app("ns-b"));
+    world.facts = facts;
+    for _ in 0..2 {
+        let either = reached(&[&web_a], &[&first_a, &second_a], &[&web_a]);
+        assert_eq!(exposure_of(&mut world, "ns-a"), either, "closed at once, and not opened yet");
+        assert_eq!(exposure_of(&mut world, "ns-b"), before_b);
+    }
+    let now_b = reached(&[&web_b], &[&second_b], &[]);
+    world.facts.apps.insert(app("ns-b"), of_b.unwrap());
+    world.facts.apps.get_mut(&app("ns-b")).unwrap().exposure = Some(now_b.clone());
+    let plan = world.evaluate().plan;
+    let exposures: Vec<&Exposure> = plan.blocks.iter().map(|block| &*block.exposure).collect();
+    assert_eq!(exposures, [&now_a, &now_b]);
+    // From then on each is known by itself.
+    world.facts.apps.get_mut(&app("ns-b")).unwrap().exposure = Some(before_b.clone());
+    assert_eq!(exposure_of(&mut world, "ns-b"), before_b);
+}
+
+#[test]
+fn what_an_operator_releases_is_opened_at_once_and_what_can_not_be_looked_at_holds_up_no_other() {
+    let [a, b] = ["ns-a", "ns-b"]
+        .map(|name| (name, reached(&[&format!("web.{name}.svc")], &[&format!("{name}/in")], &[])));
+    let mut world = blocked(&[a, b]);
+    let facts = std::mem::take(&mut world.facts);
+    let gateway = ["ns-a", "ns-b"]
+        .map(|name| found(name, &[&format!("web.{name}.svc")], &[&format!("{name}/in")], &[]));
+    world.restart();
+    world.book.inherit(gateway.clone(), &world.policy, world.now);
+    let release = Act::Release { app: app("ns-a"), until: at(2 * HOUR).wall() };
+    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    assert_eq!(world.blocked(), ["ns-b"]);
+
+    // The other one has been looked at, and could not be read.
+    world.restart();
+    world.book.inherit([gateway[1].clone()], &world.policy, world.now);
+    world.facts = facts;
+    world.facts.apps.get_mut(&app("ns-b")).unwrap().exposure = None;
+    assert_eq!(exposure_of(&mut world, "ns-b").ingresses, texts(&["ns-b/in"]));
+    let now = reached(&["web.ns-b.svc"], &[], &[]);
+    world.facts.apps.get_mut(&app("ns-b")).unwrap().exposure = Some(now.clone());
+    assert_eq!(exposure_of(&mut world, "ns-b"), now);
+}
+
+#[test]
+fn how_many_services_are_closed_is_said_with_the_first_question() {
+    let mut world = blocked(&[("ns-a", reached(&["a.ns-a.svc", "b.ns-a.svc"], &["ns-a/in"], &[]))]);
+    world.facts = Facts::default();
+    world.restart();
+    world.evaluate();
+    let snapshot = world.snapshot();
+    assert_eq!(world.book.questions(&snapshot, &world.policy).services, 2);
+}

@@ -113,7 +113,7 @@ impl Cluster {
         self.apiserver.take().map_or(Ok(()), |apiserver| apiserver.kill())
     }
 
-    /// A copy of everything that is stored, as of now. etcd and the API server are away meanwhile.
+    /// Copies everything that is stored now. etcd and the API server are stopped meanwhile.
     pub async fn back_up(&mut self) -> anyhow::Result<PathBuf> {
         let backup = self.dir.path().join("etcd-backup");
         self.stop_apiserver()?;
@@ -124,7 +124,7 @@ impl Cluster {
         Ok(backup)
     }
 
-    /// Puts a backup in the place of everything that is stored, as an operator would after a disaster.
+    /// Replaces everything that is stored by a backup, as an operator would after a disaster.
     pub async fn restore(&mut self, backup: &Path) -> anyhow::Result<()> {
         self.stop_apiserver()?;
         self.etcd.kill()?;
@@ -134,7 +134,7 @@ impl Cluster {
         self.start_apiserver().await
     }
 
-    /// Whether the API server takes the aggregator's tokens for valid, from its next start on; and starts it.
+    /// Sets whether the API server accepts the aggregator's tokens from its next start on, and starts it.
     pub async fn accept_aggregator(&mut self, is_accepted: bool) -> anyhow::Result<()> {
         self.servers.write_tokens(is_accepted)?;
         self.start_apiserver().await
@@ -242,7 +242,7 @@ impl Cluster {
     }
 }
 
-/// Copies a directory with everything in it.
+/// Copies a directory and everything in it.
 fn copy_all(from: &Path, to: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {

@@ -76,7 +76,7 @@ impl Servers {
         Ok(std::fs::write(self.dir.join("tokens.csv"), lines.concat())?)
     }
 
-    /// Where etcd has its data.
+    /// The directory of etcd's data.
     pub(super) fn data(&self) -> PathBuf {
         self.dir.join("etcd")
     }

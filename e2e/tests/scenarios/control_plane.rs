@@ -128,7 +128,7 @@ async fn every_verb_of_the_shipped_roles_is_needed_and_named_when_it_is_missing(
             .await
             .with_context(|| format!("without {named:?}"))?;
         } else {
-            // Of messages, the first one is named that can't be written: that may be the administrators'.
+            // Only the first message that can't be written is named, and that may be the administrators' summary.
             let place = if resource == "notifications" { resource } else { namespace };
             let logged = world.until_logged(&[&refusal, resource, place]).await;
             logged.with_context(|| format!("without {named:?}"))?;

@@ -1,4 +1,4 @@
-//! What is stored is not what was decided: a restored backup, a wiped status, an expired token.
+//! What is stored is not what was decided: after a restored backup, with a wiped status, with an expired token.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,14 +12,15 @@ use serde_json::{Value, json};
 
 use crate::world::{ROUNDS, World};
 
-/// An API server that starts anew, and the pauses of those that were connected to it.
+/// How long an API server takes to start again, and its clients to connect again.
 const RECOVERY: Duration = Duration::from_mins(2);
 
 fn is_blocked(incident: &Value) -> bool {
     incident["status"]["state"] == "Blocked"
 }
 
-/// etcd is restored from a backup that is older than the last decisions: they are made true again, and operators are obeyed.
+/// etcd is restored from a backup that is older than the last decisions. They are put into effect again, and operators'
+/// acts still take effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_restored_backup_what_was_decided_since_is_persisted_again() -> anyhow::Result<()> {
     let mut world = World::start().await?;
@@ -30,7 +31,7 @@ async fn after_a_restored_backup_what_was_decided_since_is_persisted_again() -> 
     world.until_incident("ns-a", "blocked", is_blocked).await?;
     let backup = world.cluster.back_up().await?;
 
-    // An operator releases the one, and the other one is blocked.
+    // An operator releases one App, and the other one is blocked.
     let released = world.incident("ns-a").await?.name_any();
     world.merge(&world.incidents(), &released, release()).await?;
     world.accuse(1, &[("ns-b", &b)]);
@@ -45,7 +46,7 @@ async fn after_a_restored_backup_what_was_decided_since_is_persisted_again() -> 
         Ok(b)
     })
     .await?;
-    // What an operator says of what was restored is done without a restart.
+    // An operator's act on a restored object is done without a restart.
     world.merge(&world.incidents(), &again.name_any(), release()).await?;
     until_closed(&world, &[]).await
 }
@@ -54,7 +55,7 @@ fn release() -> Value {
     json!({"spec": {"release": {"by": "alice", "reason": "a false alarm"}}})
 }
 
-/// As [`World::until_closed`], with the patience that a new API server needs.
+/// As [`World::until_closed`], with enough time for an API server to start again.
 async fn until_closed(world: &World, hosts: &[&str]) -> anyhow::Result<()> {
     let expected: BTreeSet<String> = hosts.iter().map(|host| format!("{host}.svc.cluster.local")).collect();
     until(&format!("the gateway to be closed to {hosts:?} only"), RECOVERY, async || {
@@ -65,9 +66,9 @@ async fn until_closed(world: &World, hosts: &[&str]) -> anyhow::Result<()> {
     .await
 }
 
-/// A status that is removed, or forced to something else, is written again, and said; nothing is opened meanwhile.
+/// A status that is removed or overwritten is written again, and logged; nothing is opened meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_status_that_was_wiped_or_forced_is_repaired_and_releases_nobody() -> anyhow::Result<()> {
+async fn a_status_that_was_wiped_or_forced_is_repaired_and_releases_no_app() -> anyhow::Result<()> {
     let world = World::start().await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.accuse(0, &[("ns-a", &pod)]);
@@ -88,7 +89,7 @@ async fn a_status_that_was_wiped_or_forced_is_repaired_and_releases_nobody() -> 
     Ok(())
 }
 
-/// A token that has expired is no answer: the agents that are known are asked on, and nothing is opened.
+/// An expired token is no answer: the known agents are still asked, and nothing is opened.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_its_token_is_refused_the_known_agents_are_asked_on() -> anyhow::Result<()> {
     let mut world = World::start().await?;

@@ -1,4 +1,4 @@
-//! What answers say that are not whole or can't be used, and addresses at which nothing listens.
+//! Answers that are not complete or can't be used, and addresses where nothing listens.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ fn only_silence_lets_the_wait_for_a_lost_node_run() {
         if is_silent {
             continue;
         }
-        // In part or not at all is the same; and once it falls silent, it is waited for from then on.
+        // An incomplete answer is the same as none. Once the node falls silent, the wait for it begins.
         world.rounds(24 * 60, |w| drop(w.report("n1", in_part(reason))));
         world.rounds(24 * 60 - 1, |w| drop(w.fail("n1")));
         assert_eq!(world.blocked(), ["ns-a"], "{reason:?}");
@@ -70,7 +70,7 @@ fn a_node_whose_answers_can_not_be_used_is_told_once_and_once_when_they_can_agai
     }
     let since = world.now.wall() + std::time::Duration::from_secs(MINUTE);
     let mut changes: Vec<_> = (0..30).filter_map(|_| told(&mut world, unusable())).collect();
-    // Silence in between ends nothing.
+    // Silence in between does not end it.
     changes.extend(told(&mut world, failed(FailureReason::Timeout)));
     changes.extend((0..30).filter_map(|_| told(&mut world, in_part(FailureReason::Malformed))));
     assert_eq!(changes, [NodeChange::Unusable]);
@@ -143,7 +143,7 @@ fn a_node_that_refuses_at_all_its_addresses_has_restarted_when_it_answers_again(
     };
     world.rounds(60, |w| all(w, &|w| complete(vec![record("ns-a", w.clock() / 1000 * 1000)], w.clock())));
     assert_eq!(world.blocked(), ["ns-a"]);
-    // Never as far as its first scan, for two days.
+    // Two days without reaching its first scan.
     world.rounds(4 * 48, |w| {
         all(w, &|_| failed(FailureReason::Refused));
         for _ in 0..14 {
@@ -153,7 +153,7 @@ fn a_node_that_refuses_at_all_its_addresses_has_restarted_when_it_answers_again(
     });
     assert_eq!(world.blocked(), ["ns-a"]);
 
-    // Where one address has left, what it said last does not speak for the other.
+    // When one address has left, its last answer does not count for the other.
     let (mut world, targets) = with_addresses(&["10.0.0.1:9090", "10.0.0.2:9090"]);
     world.rounds(60, |w| {
         let outcome = complete(vec![record("ns-a", w.clock() / 1000 * 1000)], w.clock());
@@ -175,7 +175,7 @@ fn a_node_that_refuses_at_all_its_addresses_has_restarted_when_it_answers_again(
     assert_eq!(world.blocked(), ["ns-a"]);
 }
 
-/// An answer with more records than are kept, in which nothing of `left_out` may be missed.
+/// An answer with more records than the limit; `left_out` are the namespaces of the others.
 fn cut(records: Vec<Record>, date: i64, left_out: &[&str]) -> Outcome {
     let Outcome::Complete(answer) = complete(records, date) else { unreachable!() };
     let mut names = LeftOut::default();
@@ -193,7 +193,7 @@ fn too_many_records_of_one_tenant_delay_no_release_of_another() {
         let flood = (0..50).map(|n| record_of("ns-f", "web", &format!("p{n}"), now));
         w.report("n1", cut(flood.chain(more.iter().cloned()).collect(), now, &["ns-f"]));
     };
-    // One process of the flood is found once, and left out ever after.
+    // One process of the flood is found once, and left out from then on.
     let now = world.clock();
     answer(&mut world, &[record("ns-a", now), record_of("ns-f", "other", "xmrig", now)]);
     assert_eq!(world.blocked(), ["ns-a", "ns-f", "ns-f"]);
@@ -214,7 +214,7 @@ fn too_many_records_of_one_tenant_delay_no_release_of_another() {
 }
 
 #[test]
-fn an_answer_that_leaves_out_records_of_too_many_tenants_says_nothing_of_anybody() {
+fn an_answer_that_leaves_out_records_of_too_many_tenants_says_nothing_of_any_tenant() {
     let names: Vec<String> = (0..=LeftOut::MAX_NAMESPACES).map(|n| format!("ns-{n:04}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     for (names, is_bounded) in [(&names[1..], true), (&names, false)] {
@@ -258,7 +258,7 @@ fn what_was_found_before_a_start_is_no_reason_for_a_new_block_before_it_is_found
     assert_eq!(world.blocked(), ["ns-a"]);
 }
 
-/// A node that scans seldom keeps its evidence active for three scans, but that is no reason for a new block.
+/// A node that scans seldom keeps its evidence active for three scans, but no new block follows from it.
 #[test]
 fn what_was_found_longer_ago_than_max_age_is_no_reason_for_a_new_block() {
     let mut world = World::with(&["n1"], Detection::default());
@@ -271,7 +271,7 @@ fn what_was_found_longer_ago_than_max_age_is_no_reason_for_a_new_block() {
         w.answer("n1", vec![record("ns-a", found)]);
         assert!(w.blocked().is_empty());
     });
-    // Its last scan was an hour ago when the exemption ends, and it finds nothing more.
+    // When the exemption ends its last scan is an hour old, and it finds nothing more.
     let last = scanned(&world);
     world.rounds(100, |w| {
         w.answer("n1", vec![record("ns-a", last)]);
@@ -281,7 +281,7 @@ fn what_was_found_longer_ago_than_max_age_is_no_reason_for_a_new_block() {
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // What is blocked stays so, however seldom its node scans.
+    // A block stays, however seldom its node scans.
     world.rounds(120, |w| {
         w.answer("n1", vec![record("ns-a", now)]);
         assert_eq!(w.blocked(), ["ns-a"]);

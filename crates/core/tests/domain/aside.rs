@@ -12,7 +12,7 @@ fn an_exemption_that_can_not_be_read_puts_off_new_blocks_of_what_it_may_cover_an
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // The rule can't be read, the namespace can.
+    // Its rule can't be read, but its namespace can.
     let broken = json!({"namespace": {"exact": "ns-b"}, "rule": {"regex": "("}, "reason": "a contract"});
     world.policy.unread_exemptions = vec![exemption::readable(&broken)];
     world.rounds(1, |w| {
@@ -27,16 +27,16 @@ fn an_exemption_that_can_not_be_read_puts_off_new_blocks_of_what_it_may_cover_an
     world.policy.unread_exemptions.clear();
     assert_eq!(world.blocked(), ["ns-a", "ns-b", "ns-c"]);
 
-    // Where not even the namespace can be read, it may be anybody's.
+    // If not even its namespace can be read, it may cover any.
     let mut world = World::new(&["n1"]);
     world.policy.unread_exemptions = vec![exemption::readable(&json!({"namespace": {"regex": "("}}))];
     world.answer("n1", vec![record("ns-a", 0)]);
     assert!(world.blocked().is_empty());
-    // One that is over covers nothing, whatever it says.
+    // An exemption that has ended covers nothing, whatever it says.
     let over = json!({"namespace": {"regex": "("}, "until": world.now.wall()});
     world.policy.unread_exemptions = vec![exemption::readable(&over)];
     assert_eq!(world.blocked(), ["ns-a"]);
-    // What is blocked is released by the rules as ever.
+    // Blocks are released by the rules as usual.
     world.policy.unread_exemptions = vec![exemption::readable(&json!({}))];
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
     assert!(world.blocked().is_empty());
@@ -47,7 +47,7 @@ fn an_app_whose_incident_can_not_be_read_is_not_touched_and_what_is_closed_of_it
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0), record("ns-c", 0)]);
     assert_eq!(world.blocked(), ["ns-a", "ns-b", "ns-c"]);
-    // Begins anew, and can't read what is kept of two of them: one was blocked, one was released.
+    // A restart that can't read what is kept of two of them: one was blocked, one was released.
     let mut kept: Vec<_> = world.kept.values().cloned().collect();
     kept.retain(|incident| *incident.spec.app.namespace == *"ns-c");
     world.book = Book::restore(&kept, &world.ledger.snapshot(world.now), world.now);

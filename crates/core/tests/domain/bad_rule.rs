@@ -174,7 +174,7 @@ impl Fleet {
         for node in nodes {
             let pods = self.pods[node].iter().filter(|_| is_bad);
             let mut records: Vec<Record> = pods.map(|pod| pod.accused("nginx", ".*", now)).collect();
-            // Two processes of it, so that its node is known to list all that it finds.
+            // Two of its processes, so that its node is known to list everything.
             if node == self.miner.0 {
                 records.extend(["xmrig", "xmrigd"].map(|name| self.miner.1.accused(name, "^xmrig", now)));
             }
@@ -183,7 +183,7 @@ impl Fleet {
     }
 }
 
-/// What a bad rule may do: block so many Apps before the brake holds; and what its end may do: release so many Apps at once.
+/// How many Apps a bad rule may block before the brake holds, and how many its end may release at once.
 fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released: usize) {
     let fleet = Fleet::new(apps_per_namespace);
     let mut story = fleet.story();
@@ -280,8 +280,8 @@ fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released
 
 #[test]
 fn a_bad_rule_on_500_nodes_blocks_no_more_tenants_than_the_window_takes_for_hours_and_over_restarts() {
-    // The miner has one of the twenty places: a new leader does not know how long ago it was blocked. The others have four Apps
-    // each; at the end one tenant is one too many.
+    // The miner has one of the twenty places, because a new leader does not know how long ago it was blocked. The
+    // others have four Apps each; at the end one tenant exceeds the limit.
     a_bad_rule(4, &Brake::NewTenants, 76, 76);
 }
 

@@ -30,7 +30,7 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
     alerts.extend(evaluation.alerts);
     assert_eq!(evaluation.plan.blocks.len(), 10, "one rule may hit ten tenants");
     assert_eq!(evaluation.held.len(), 490);
-    // The held ones are not in any object either, and time changes nothing.
+    // Held Apps are not in any object, and time changes nothing.
     for _ in 0..3 * 24 {
         world.wait(HOUR);
         accuse(&mut world);
@@ -41,7 +41,7 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
     }
     assert_eq!(alerts.len(), 1, "one loud alert: {alerts:?}");
 
-    // Approval of one blocks one.
+    // One approval blocks one App.
     let held = world.evaluate().held[0].app.clone();
     let decision =
         world.book.act(&Act::Approve { app: held.clone() }, "ops", &world.policy, world.now).unwrap();
@@ -52,7 +52,7 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
     assert_eq!(again, Err(ActError::NotHeld(held)));
 
     scans(&mut world);
-    // The rule is gone: by the clearing clock nothing is left, and offending again within a day is still held.
+    // The rule is gone. The clearing clock clears everything, and offending again within a day is still held.
     world.rounds(40, |w| {
         for node in &nodes {
             w.answer(node, vec![]);
@@ -70,7 +70,7 @@ fn at_most_twenty_new_apps_in_a_window_and_a_falling_rate_rearms_for_later_accus
     let nodes = namespaces(40);
     let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
     let mut world = World::new(&names);
-    // Each tenant by its own node and its own rule: only the number is suspicious.
+    // Each tenant has its own node and its own rule, so only the number is suspicious.
     let accuse = |w: &mut World, range: std::ops::Range<usize>| {
         let now = w.clock();
         for i in range {
@@ -80,11 +80,11 @@ fn at_most_twenty_new_apps_in_a_window_and_a_falling_rate_rearms_for_later_accus
     };
     accuse(&mut world, 0..30);
     assert_eq!(world.blocked().len(), 20);
-    // The storm goes on below the limit's rate: the brake stays on.
+    // The storm goes on at less than the limit's rate, so the brake stays on.
     world.wait(5 * MINUTE);
     accuse(&mut world, 30..32);
     assert_eq!(world.blocked().len(), 20);
-    // It has passed: what comes now is judged by itself, what is held stays held.
+    // The storm is over: what comes now is judged on its own, and what is held stays held.
     world.wait(10 * MINUTE);
     accuse(&mut world, 32..34);
     let evaluation = world.evaluate();
@@ -100,7 +100,7 @@ fn a_lying_node_gets_at_most_five_of_its_own_pods_blocked() {
     world.answer("liar", lies(0));
     let blocked = world.blocked();
     assert_eq!(blocked.len(), 5);
-    // An honest node's word about another tenant is not held back by the liar.
+    // The liar does not hold back an honest node's accusation of another tenant.
     world.answer("honest", vec![record("ns-x", 0)]);
     assert!(world.blocked().contains(&"ns-x".to_owned()));
     world.rounds(60, |w| {
@@ -137,7 +137,7 @@ fn a_mass_release_is_held_until_approved() {
     assert!(held.release);
     world.book.act(&Act::Approve { app: held.app }, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked().len(), 9);
-    // Fresh evidence ends the wait for a release.
+    // Fresh evidence ends the hold on a release.
     let left = world.blocked()[0].clone();
     let now = world.clock();
     world.answer(&left, vec![record(&left, now)]);
@@ -164,7 +164,7 @@ fn an_approval_is_for_one_offence_and_what_is_held_again_is_said_again() {
     );
     world.book.act(&Act::Approve { app: app("ns-a") }, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);
-    // It has been seen twice, far apart, so its agent seems to scan seldom.
+    // It was found twice, far apart, so its agent seems to scan seldom.
     world.rounds(400, |w| {
         w.answer("n1", vec![]);
         w.evaluate();
@@ -209,7 +209,7 @@ fn a_release_that_a_brake_held_is_held_again_when_its_app_was_accused_in_between
     clean(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
     assert!(world.evaluate().held[0].release);
-    // Then its App is gone, and there is nothing left to hold.
+    // Then its App is gone, and nothing is left to hold.
     world.facts.apps.entry(app("ns-a")).or_default().gone = true;
     assert!(world.blocked().is_empty());
 }
@@ -220,14 +220,14 @@ fn a_node_has_the_places_that_it_used_and_a_release_by_hand_gives_no_free_pass()
     world.policy.brake.max_apps_per_node = 1;
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // Released by hand, and accused of something else: asked about again, and its place is taken by itself.
+    // Released by an operator and accused of something else: the brakes are asked again, and its own place is taken.
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
     world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 0), record_of("ns-a", "web", "zmap", 60)]);
     assert!(world.blocked().is_empty());
     assert_eq!(world.held(), ["ns-a"]);
-    // Another node's word of the same App does not free the first one's place.
+    // Another node's accusation of the same App does not free the first node's place.
     world.answer("n2", vec![record_of("ns-a", "web", "nmap", 60)]);
     world.evaluate();
     world.answer("n1", vec![record_of("ns-b", "web", "zmap", 61)]);
@@ -244,7 +244,7 @@ fn accuse_apps(world: &mut World, namespace: &str, apps: std::ops::Range<usize>,
     }
 }
 
-/// How many Apps of each tenant are blocked.
+/// How many Apps of a tenant are blocked.
 fn blocked_of(world: &mut World, namespace: &str) -> usize {
     world.blocked().iter().filter(|blocked| *blocked == namespace).count()
 }
@@ -256,13 +256,13 @@ fn one_tenants_apps_are_one_tenant_and_hold_no_other_tenant() {
     let mut world = World::new(&names);
     accuse_apps(&mut world, "ns-many", 0..30, &names);
     assert_eq!((blocked_of(&mut world, "ns-many"), world.held().len()), (30, 0));
-    // Another tenant's miner, by the same rule and on the same node.
+    // Another tenant's miner, found by the same rule on the same node.
     world.wait(MINUTE);
     let now = world.clock();
     world.answer("n0", vec![record("ns-a", now)]);
     assert_eq!(blocked_of(&mut world, "ns-a"), 1);
 
-    // Beyond the tenant's own number it is held, and holds nobody else.
+    // Beyond the tenant's own limit its Apps are held, and no other tenant's are.
     world.wait(MINUTE);
     accuse_apps(&mut world, "ns-many", 30..100, &names);
     assert_eq!((blocked_of(&mut world, "ns-many"), world.held().len()), (50, 50));
@@ -277,7 +277,7 @@ fn one_tenants_apps_are_one_tenant_and_hold_no_other_tenant() {
 fn one_tenants_apps_on_one_node_leave_places_for_the_other_tenants_of_that_node() {
     let mut world = World::new(&["n1", "n2"]);
     accuse_apps(&mut world, "ns-many", 0..30, &["n1"]);
-    // Twenty Apps on one node's word, and five tenants: four places are kept for the other four.
+    // Twenty Apps on one node's word, and five tenants: four places are kept for the other four tenants.
     assert_eq!((blocked_of(&mut world, "ns-many"), world.held().len()), (16, 14));
     for tenant in ["ns-a", "ns-b", "ns-c", "ns-d"] {
         world.wait(MINUTE);
@@ -292,7 +292,7 @@ fn one_tenants_apps_on_one_node_leave_places_for_the_other_tenants_of_that_node(
     let held = world.evaluate().held;
     let of_e = held.iter().find(|held| *held.app.namespace == *"ns-e").unwrap();
     assert!(of_e.reason.contains("more than 5 tenants, or more than 20 Apps"), "{}", of_e.reason);
-    // Another node's word is another matter.
+    // Another node's accusations have their own places.
     world.answer("n2", vec![record_of("ns-many", "web-29", "xmrig", now), record("ns-f", now)]);
     assert_eq!(blocked_of(&mut world, "ns-f"), 1);
 }
@@ -313,7 +313,7 @@ fn decoys_that_are_made_for_a_day_hold_no_other_tenants_miner() {
     }
 }
 
-/// Tenants whom one rule accuses, each on its own node, one after the other.
+/// Accuses tenants by one rule, each on its own node, one after the other.
 fn by_rule(world: &mut World, tenants: std::ops::Range<usize>, pod: &str, process: &str, regex: &str) {
     for tenant in tenants {
         world.wait(1);
@@ -341,7 +341,7 @@ fn a_tenant_that_a_brake_holds_is_held_with_all_its_apps() {
     // Further Apps of a tenant that has passed are blocked.
     by_rule(&mut world, 3..4, "b", "xmrig", "^xm");
     assert_eq!((world.blocked().len(), world.held().len()), (11, 3));
-    // By another rule it is another matter.
+    // Another rule has its own places.
     by_rule(&mut world, 10..11, "d", "zmap", "^zmap$");
     assert_eq!((world.blocked().len(), world.held().len()), (12, 3));
 }
@@ -361,20 +361,20 @@ fn keyword_hits_are_one_rule_whatever_the_processes_are_called() {
 fn what_an_agent_cuts_out_of_its_message_is_no_rule_of_its_own() {
     let mut world = many_nodes(18);
     for tenant in 0..18_usize {
-        // The rest of a message with `'` in it: no expression at all, or one that says nothing of the process's name.
+        // The rest of a message with `'` in it: no regular expression, or one that does not match the process's name.
         let garbage =
             if tenant.is_multiple_of(2) { format!("t miner-{tenant} (") } else { format!("t {tenant} coin") };
         by_rule(&mut world, tenant..tenant + 1, "web", &format!("java-{tenant}"), &garbage);
     }
     assert_eq!((world.blocked().len(), world.held().len()), (10, 8));
-    // Nor is one that would take more memory than all others.
+    // Nor is a rule that would need too much memory.
     let mut world = many_nodes(18);
     for tenant in 0..18 {
         let huge = format!(r"(\w{{500}}){{500}}|java-{tenant}");
         by_rule(&mut world, tenant..tenant + 1, "web", &format!("java-{tenant}"), &huge);
     }
     assert_eq!((world.blocked().len(), world.held().len()), (10, 8));
-    // A real rule that is one of many.
+    // A rule that consists of several alternatives counts.
     let mut world = many_nodes(18);
     for tenant in 0..18 {
         let process = format!("java-{tenant}");
@@ -391,22 +391,22 @@ fn rules_that_a_node_makes_up_at_once_count_as_one_beyond_a_bound() {
     for (i, node) in nodes.iter().enumerate() {
         world.answer(node, vec![record_of(&format!("ns-{i:03}"), "web", &format!("java-{i}"), 0)]);
     }
-    // 64 by rules of their own; of the others ten by «keywords».
+    // 64 Apps by rules of their own, and ten of the others by keywords.
     assert_eq!((world.blocked().len(), world.held().len()), (74, 16));
 }
 
 #[test]
-fn an_honest_word_is_enough_and_only_what_let_an_app_through_has_its_place() {
+fn one_honest_accusation_is_enough_and_only_those_that_let_an_app_through_take_a_place() {
     let mut world = World::new(&["liar", "n1", "n2", "n3"]);
     let pods = |names: &[&str], now: i64| names.iter().map(|name| record(name, now)).collect::<Vec<_>>();
     world.answer("liar", pods(&["ns-0", "ns-1", "ns-2", "ns-3", "ns-4"], 0));
     assert_eq!(world.blocked().len(), 5);
-    // The liar is out of places, so that it accuses others too changes nothing for them.
+    // The liar has no places left, so its further accusations change nothing.
     world.wait(MINUTE);
     world.answer("liar", pods(&["ns-5", "ns-6"], 60));
     world.answer("n1", pods(&["ns-5", "ns-6"], 60));
     assert_eq!(world.blocked().len(), 7);
-    // Both are within their limits here, so both have their places taken.
+    // Both nodes are within their limits here, so both have a place taken.
     world.policy.brake.max_tenants_per_node = 2;
     world.wait(MINUTE);
     for node in ["n2", "n3"] {
@@ -421,13 +421,13 @@ fn an_honest_word_is_enough_and_only_what_let_an_app_through_has_its_place() {
 }
 
 #[test]
-fn what_is_excused_accuses_nobody_before_the_brakes() {
+fn an_exempted_accusation_takes_no_place_in_the_brakes() {
     let mut world = World::new(&["liar", "n1"]);
     world.policy.brake.max_tenants_per_node = 1;
     world.policy.exemptions = vec![exemption(|e| e.process = Some(Pattern::Exact("exporter".into())), None)];
     world.answer("liar", vec![record("ns-0", 0)]);
     assert_eq!(world.blocked(), ["ns-0"]);
-    // The word of n1 is excused, and what is left is one of a node that has no place left.
+    // The accusation by n1 is exempted, and the one that is left is by a node without a free place.
     world.answer("n1", vec![record_of("ns-a", "web", "exporter", 0)]);
     world.answer("liar", vec![record("ns-0", 0), record("ns-a", 0)]);
     assert_eq!((world.blocked(), world.held()), (vec!["ns-0".to_owned()], vec!["ns-a".to_owned()]));
@@ -445,7 +445,7 @@ fn an_approved_app_is_blocked_without_asking_the_brakes_or_waiting_for_the_grace
     assert_eq!(world.held(), ["ns-a"]);
     world.book.act(&Act::Approve { app: app("ns-a") }, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);
-    // What dry-run decided becomes real when decisions are enforced, and not while they are paused.
+    // What dry-run decided takes effect once decisions are enforced, but not while they are paused.
     world.policy.mode = Mode::Paused;
     let evaluation = world.evaluate();
     assert_eq!((evaluation.decisions, evaluation.plan.blocks.len()), (vec![], 0));
@@ -454,7 +454,7 @@ fn an_approved_app_is_blocked_without_asking_the_brakes_or_waiting_for_the_grace
     assert_eq!(
         (evaluation.decisions, evaluation.plan.blocks.len()),
         (vec![], 1),
-        "nothing has come of the pause"
+        "the pause has changed nothing"
     );
     world.policy.mode = Mode::Enforce;
     world.policy.grace = std::time::Duration::from_secs(HOUR);
@@ -480,7 +480,7 @@ fn one_tenants_apps_are_released_as_one_and_a_mass_release_holds_what_is_over() 
         w.evaluate();
     });
     assert_eq!(world.blocked(), ["ns-002", "ns-003"], "twelve Apps of one tenant, and another tenant");
-    // What is held was counted once: an innocent's release does not wait for a person.
+    // What is held was counted once, so an innocent's release does not wait for an operator.
     world.wait(MINUTE);
     let now = world.clock();
     world.answer("n1", vec![record("ns-x", now)]);
@@ -529,7 +529,7 @@ fn a_held_release_takes_no_place_anew_with_each_app_of_its_tenant() {
     let mut world = World::with(&["n0", "n1", "n2", "n3"], rules);
     world.policy.brake.max_releases = 1;
     let accused = [("ns-a", "web"), ("ns-b", "one"), ("ns-b", "two"), ("ns-c", "web")];
-    // From which minute on nothing is found of each any more.
+    // The minute from which on nothing is found of each any more.
     let clean = [1, 1, 3, 7];
     for minute in 0..15 {
         world.wait(MINUTE);

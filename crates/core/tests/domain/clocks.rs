@@ -9,13 +9,13 @@ use procscan_core::policy::{Act, Alert, DecisionKind, Evaluation, Pattern};
 const DAY: i64 = 86_400;
 const MONTH: i64 = 31 * DAY;
 
-/// Another leader goes on, whose wall clock is ahead of the last one's.
+/// Another leader goes on; its wall clock is ahead of the last leader's.
 fn leader(world: &mut World, ahead: i64) {
     world.jump(ahead);
     world.restart();
 }
 
-/// So many tenants are accused, each by its own node and rule.
+/// Accuses tenants, each by its own node and rule.
 fn accuse(world: &mut World, tenants: std::ops::Range<usize>) -> Evaluation {
     let now = world.clock();
     for tenant in tenants {
@@ -57,13 +57,13 @@ fn a_leader_with_a_wrong_clock_forgets_nothing_that_passed_the_brakes() {
         world.wait(MINUTE);
         let evaluation = accuse(&mut world, 20..40);
         assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (20, 20), "{ahead}");
-        // Two more at once, and a clock that goes the other way.
+        // Two more at once, and a clock that is behind.
         leader(&mut world, -2 * ahead);
         leader(&mut world, ahead);
         world.wait(MINUTE);
         let evaluation = accuse(&mut world, 40..60);
         assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (20, 40), "{ahead}");
-        // As much time as the window takes has been measured: later accusations are judged by themselves.
+        // Once the time of the window has been measured, later accusations are judged on their own.
         world.wait(10 * MINUTE);
         let evaluation = accuse(&mut world, 60..80);
         assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (40, 40), "{ahead}");
@@ -74,11 +74,11 @@ fn a_leader_with_a_wrong_clock_forgets_nothing_that_passed_the_brakes() {
 fn the_time_between_two_leaders_does_not_count_and_what_was_written_since_does() {
     let mut world = nodes(41);
     accuse(&mut world, 0..20);
-    // Nobody leads for a day.
+    // No replica leads for a day.
     world.wait(24 * HOUR);
     world.restart();
     assert_eq!(accuse(&mut world, 20..21).held.len(), 1);
-    // Something else is written when the window is over, and says so to the next leader.
+    // Something else is written when the window is over, and tells the next leader how late it is.
     let mut world = nodes(41);
     accuse(&mut world, 0..19);
     world.wait(11 * MINUTE);
@@ -102,7 +102,7 @@ fn a_leader_with_a_wrong_clock_forgets_no_release_of_the_window_and_raises_no_al
             });
             (world.blocked().len(), world.held().len(), alerts.len())
         };
-        // Two may go, a third one is held; then another leader goes on, and the others clear.
+        // Two releases pass and a third one is held; then another leader goes on, and the others clear.
         assert_eq!(clean(&mut world, 3), (4, 1, 1), "{ahead}");
         leader(&mut world, ahead);
         assert_eq!(clean(&mut world, 6), (4, 4, 1), "{ahead}");
@@ -151,7 +151,7 @@ fn a_wall_clock_that_jumps_ends_no_release_and_no_exemption_early() {
         world.wait(HOUR);
         accuse_one(&mut world);
         assert_eq!(world.blocked(), ["ns-a"]);
-        // Whatever the clock says now, what is blocked is not opened by it.
+        // Whatever the clock shows now, it opens nothing that is blocked.
         world.jump(-2 * MONTH);
         accuse_one(&mut world);
         let evaluation = world.evaluate();
@@ -189,7 +189,7 @@ fn a_leader_whose_clock_is_a_month_ahead_ends_no_release_for_a_day_and_says_so_o
         world.wait(HOUR);
     }
     assert!(alerts.len() == 1 && is_clock(&alerts[0]), "{alerts:?}");
-    // Its clock is set right in time: nothing has happened.
+    // Its clock is set right in time, and nothing has happened.
     let mut right = nodes(1);
     std::mem::swap(&mut right.kept, &mut world.kept);
     right.now = world.now;
@@ -197,7 +197,7 @@ fn a_leader_whose_clock_is_a_month_ahead_ends_no_release_for_a_day_and_says_so_o
     right.wait(HOUR);
     accuse_one(&mut right);
     assert!(right.blocked().is_empty());
-    // Nobody cares for a day: what the clock says counts.
+    // No operator reacts for a day, so the clock counts.
     world.wait(2 * HOUR);
     accuse_one(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -291,7 +291,7 @@ fn a_new_leader_cuts_no_grace_short_and_draws_none_out() {
             leader(&mut world, ahead);
             if is_mute {
                 world.is_mute = false;
-                // It can be told only now: two hours are left for it.
+                // It could not be told before now, with two hours left.
                 accuse_one(&mut world);
                 world.evaluate();
                 leader(&mut world, ahead);
@@ -332,7 +332,7 @@ fn a_tenant_has_the_whole_grace_from_when_it_was_told_even_if_the_clock_jumps() 
 fn what_a_brake_holds_is_held_still_whatever_clock_the_next_leader_has() {
     for ahead in [0, MONTH, -MONTH] {
         let mut world = nodes(1);
-        // Long enough for a month ago to have a reading of the monotonic clock.
+        // Long enough that the monotonic clock has a reading for a month ago.
         world.wait(40 * 24 * HOUR);
         world.policy.brake.max_new_tenants = 0;
         accuse_one(&mut world);
@@ -361,7 +361,11 @@ fn time_alone_is_waited_for_where_it_changes_a_decision() {
     world.evaluate();
     assert_eq!(deadline(&world), None);
     release(&mut world, "ns-a", 1);
-    assert_eq!(deadline(&world), Some(HOUR - 5), "the measured time, but for what a clock may be set by");
+    assert_eq!(
+        deadline(&world),
+        Some(HOUR - 5),
+        "the measured time, minus the tolerance for clocks that are set"
+    );
     world.wait(HOUR - 5);
     assert_eq!(deadline(&world), Some(5), "and the date");
 
@@ -375,7 +379,7 @@ fn time_alone_is_waited_for_where_it_changes_a_decision() {
     world.is_mute = false;
     world.evaluate();
     world.wait(9 * MINUTE);
-    assert_eq!(deadline(&world), Some(MINUTE), "its tenant has known of it for so long");
+    assert_eq!(deadline(&world), Some(MINUTE), "its tenant has known of it for the whole grace");
     world.is_mute = true;
     accuse_one(&mut world);
     world.wait(MINUTE);
@@ -398,7 +402,7 @@ fn what_the_version_before_has_written_is_read_on_the_safe_side() {
             }
         }
     };
-    // What it held takes a place everywhere, as it did.
+    // What the version before held takes a place in every brake, as it did then.
     let mut world = nodes(40);
     accuse(&mut world, 0..25);
     strip(&mut world);

@@ -1,4 +1,4 @@
-//! Ways to a wrong release or a wrong block that a reader of the code has found.
+//! Ways to a wrong release or a wrong block that a review has found.
 
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, Key};
@@ -10,7 +10,8 @@ use procscan_core::snapshot::State;
 use crate::common::agent::{Process, RealAgent};
 use crate::common::{HOUR, MINUTE, World, at, exemption, record, record_of};
 
-/// A tenant fills its node's places, and its blocked miner renames itself: each answer lists it, but there is no room for the record.
+/// A tenant fills its node's places, and its blocked miner changes its name: each answer lists it, but there is no room
+/// for the record.
 #[test]
 fn an_answer_with_records_for_which_there_was_no_room_says_nothing_of_their_namespaces() {
     let mut world = World::with(&["n1"], Detection { max_keys_per_node: 4, ..Detection::default() });
@@ -29,11 +30,11 @@ fn an_answer_with_records_for_which_there_was_no_room_says_nothing_of_their_name
         world.answer("n1", listed);
         world.evaluate();
     });
-    // Nothing was left out of the other tenant's.
+    // No record of the other tenant was left out.
     assert_eq!(world.blocked(), ["ns-x", "ns-x"]);
 }
 
-/// What may not lead to a new block lets none through a brake either.
+/// An accusation that may not lead to a new block does not pass a brake either.
 #[test]
 fn an_accusation_that_is_too_old_for_a_new_block_lets_none_through() {
     let mut world = World::new(&["n1", "n2"]);
@@ -53,7 +54,7 @@ fn an_accusation_that_is_too_old_for_a_new_block_lets_none_through() {
         world.answer("n1", vec![]);
         world.evaluate();
     });
-    // The first one has used its place, and then accuses ns-x as well.
+    // The first node has used its place, and then accuses ns-x as well.
     world.wait(MINUTE);
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now), record("ns-b", now)]);
@@ -65,7 +66,8 @@ fn an_accusation_that_is_too_old_for_a_new_block_lets_none_through() {
     assert_eq!(world.blocked(), ["ns-a"]);
 }
 
-/// An agent that lists one of several lists one that can't be used: the list is not empty, and hides another.
+/// An agent that lists one of several lists a record that can't be used: the list is not empty, and hides another
+/// process.
 #[test]
 fn an_answer_whose_only_record_can_not_be_used_says_nothing_of_others() {
     let mut world = World::new(&["n1"]);
@@ -113,7 +115,7 @@ fn a_tenant_can_not_make_an_agents_scan_interval_seem_short() {
     }
 }
 
-/// What is kept of an incident is bounded: of what was left out, the node is not known after a restart.
+/// What is kept of an incident is bounded: after a restart the nodes of what was left out are not known.
 #[test]
 fn accusations_that_were_not_kept_are_waited_for_on_every_node() {
     for many in [10, 70] {
@@ -124,7 +126,7 @@ fn accusations_that_were_not_kept_are_waited_for_on_every_node() {
             world.answer("n2", vec![record_of("ns-x", "web-1", "xmrig", now)]);
             world.evaluate();
         });
-        // The second node is silent from now on. Many more are listed of the same App by the first.
+        // The second node is silent from now on. The first one lists many more processes of the same App.
         world.wait(MINUTE);
         let now = world.clock();
         world.answer("n1", (0..many).map(|n| record_of("ns-x", "web-1", &format!("p{n}"), now)).collect());
@@ -139,7 +141,7 @@ fn accusations_that_were_not_kept_are_waited_for_on_every_node() {
     }
 }
 
-/// One of two Apps with a shared Service can't be read, the other one's incident is over.
+/// Of two Apps with a shared Service one can't be read, and the incident of the other has ended.
 #[test]
 fn what_an_ended_incident_had_closed_stays_closed_for_an_app_that_is_set_aside() {
     let mut world = World::new(&["n1"]);

@@ -42,7 +42,7 @@ fn what_was_known_before_an_accusation_came_does_not_judge_it() {
     assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[accused]]);
 }
 
-/// A node that accuses many must not take to its own place in the order what others accuse.
+/// A node that accuses many Pods must not move a Pod that another node accuses to the end of the order.
 #[test]
 fn every_node_that_accuses_a_pod_is_named_with_the_time_of_its_own_evidence() {
     let mut world = World::new(&["n1", "n2", "n3"]);

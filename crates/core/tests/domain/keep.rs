@@ -1,4 +1,4 @@
-//! What is found and what is kept, and what comes of what can not be kept.
+//! What is found blocked, what is kept, and what follows if something can't be kept.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
 use procscan_core::names::Key;
@@ -27,13 +27,13 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
     let mut world = World::new(&["n1", "n2"]);
     world.book = inherited(&["ns-a", "ns-b"], &world.policy);
     assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
-    // Nobody answers, or only one of two: silence is evidence of nothing.
+    // No node answers, or only one of two: silence is evidence of nothing.
     world.rounds(120, |w| {
         w.fail("n1");
         w.answer("n2", vec![]);
         assert!(w.evaluate().decisions.is_empty());
     });
-    // Both answer, and one App is accused again: that is an incident like any other.
+    // Both answer, and one App is accused again, which makes it an ordinary incident.
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now), record_of("ns-a", "web", "zmap", now)]);
     world.rounds(29, |w| {
@@ -51,7 +51,7 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
     assert!(evaluation.decisions[0].reason.starts_with("every node has answered"));
     assert_eq!(world.blocked(), ["ns-a"]);
 
-    // Not while paused, not without anybody to ask, and no more at once than the brake lets go.
+    // Not while paused, not without any node to ask, and no more at once than the brake lets pass.
     let many = namespaces(50);
     let names: Vec<&str> = many.iter().map(String::as_str).collect();
     let mut world = World::new(&["n1"]);
@@ -82,7 +82,7 @@ fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_f
     world.policy.verify_pods = true;
     world.rounds(24 * 60 - 1, |w| drop(w.answer("n1", vec![])));
     let evaluation = world.evaluate();
-    // What is not known of its Services does not open them.
+    // Services that are not known do not open.
     assert_eq!(&*evaluation.plan.blocks[0].exposure.services[0], "old.ns-a.svc");
     world.rounds(2, |w| drop(w.answer("n1", vec![])));
     assert_eq!(kinds(&mut world), [DecisionKind::Released]);
@@ -128,7 +128,7 @@ fn what_can_not_be_kept_is_decided_anew_on_later_evidence() {
         assert!(evaluation.decisions.iter().all(|decision| *decision.app.namespace == *"ns-b"));
         world.wait(MINUTE);
     }
-    // By the time it can be kept it is over.
+    // When it can be kept, it is over.
     world.rounds(35, |w| {
         let now = w.clock();
         w.answer("n1", vec![record_of("ns-b", "web", "zmap", now)]);
@@ -142,7 +142,7 @@ fn what_can_not_be_kept_is_decided_anew_on_later_evidence() {
 }
 
 #[test]
-fn nobody_is_released_while_it_can_not_be_kept_nor_by_hand() {
+fn no_app_is_released_while_its_release_can_not_be_kept_nor_by_an_operator() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -160,7 +160,7 @@ fn nobody_is_released_while_it_can_not_be_kept_nor_by_hand() {
 }
 
 #[test]
-fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_somebody_deleted_it() {
+fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was_deleted() {
     let mut world = World::new(&["n1"]);
     let accused = [Key::new("ns-a", "web", "xmrig")].into();
     let services = vec!["web.ns-a.svc".into()];
@@ -187,7 +187,7 @@ fn release(world: &mut World, name: &str) {
     world.book.act(&Act::Release { app: app(name), until }, "ops", &world.policy, world.now).unwrap();
 }
 
-/// An App that an operator has released, and whose incident is over for more than a day.
+/// An App that an operator has released, and whose incident ended more than a day ago.
 fn released_long_ago() -> World {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
@@ -266,7 +266,7 @@ fn what_is_kept_as_held_is_held_even_if_no_brake_is_kept_with_it() {
     world.restart();
     world.policy.brake.max_new_tenants = 20;
     assert_eq!(world.held(), ["ns-a"]);
-    // Through its end and a new beginning.
+    // Held through its end and a new beginning.
     world.rounds(40, |w| {
         w.answer("n1", vec![]);
         w.evaluate();
@@ -277,7 +277,7 @@ fn what_is_kept_as_held_is_held_even_if_no_brake_is_kept_with_it() {
 }
 
 #[test]
-fn brakes_of_the_version_before_are_read_and_its_words_are_written() {
+fn brakes_of_the_version_before_are_read_and_are_written_in_its_terms() {
     let reason = |brake: &str, of: Option<&str>| {
         let mut world = World::new(&["n1"]);
         world.policy.brake.max_new_tenants = 0;
@@ -377,7 +377,7 @@ fn what_the_gateway_closes_stays_closed_over_a_change_of_leader_until_it_is_know
     world.pod_on("ns-a", "web", "n1", "web");
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // An Ingress that comes later is kept, too.
+    // An Ingress that appears later is kept, too.
     let reached = procscan_core::plan::Exposure {
         services: vec!["web-x7k2.ns-a.svc".into()],
         ingresses: vec!["ns-a/web".into()],
@@ -388,7 +388,7 @@ fn what_the_gateway_closes_stays_closed_over_a_change_of_leader_until_it_is_know
     let kept = world.kept.values().next().unwrap().status.exposure.clone();
     assert_eq!((&kept.ingresses[..], kept.otherwise), (&["ns-a/web".into()][..], Some(Vec::new())));
 
-    // A new leader knows nothing of the cluster yet, and finds one Service more closed, and another App's.
+    // A new leader knows nothing of the cluster yet, and finds one more Service closed, and one of another App.
     let facts = std::mem::take(&mut world.facts);
     world.restart();
     let found = Inherited {
@@ -459,7 +459,7 @@ fn an_exemption_that_would_open_many_tenants_has_no_effect_until_it_is_confirmed
     let [Alert::Exemption { message }] = &evaluation.alerts[..] else { panic!("{:?}", evaluation.alerts) };
     assert!(message.contains("Exemption a would open the gateway to 25 tenants"), "{message}");
     assert!(message.contains("`confirm: 25`"), "{message}");
-    // Said once, and not for less: nor when there are fewer by themselves.
+    // The alert is raised once. A smaller number does not confirm it, nor does the number of tenants falling.
     world.policy.exemptions = vec![all_tenants(Some(24))];
     let evaluation = world.evaluate();
     assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 1));
@@ -478,7 +478,7 @@ fn an_exemption_that_would_open_many_tenants_has_no_effect_until_it_is_confirmed
     world.policy.exemptions = vec![all_tenants(Some(6))];
     assert!(world.blocked().is_empty());
 
-    // With the number it counts at once, and few tenants need none.
+    // With the number it takes effect at once; for few tenants it needs none.
     let mut world = many_blocked();
     world.policy.exemptions = vec![all_tenants(Some(25))];
     assert!(world.blocked().is_empty());
@@ -503,7 +503,7 @@ fn what_two_exemptions_open_only_together_counts_for_the_second() {
     world.policy.exemptions.push(of("zmap"));
     let evaluation = world.evaluate();
     assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 1));
-    // The first one goes on counting.
+    // The first one stays in effect.
     world.answer("n1", vec![record_of("ns-other", "web", "xmrig", 60)]);
     assert_eq!(world.blocked().len(), 25);
 }

@@ -374,7 +374,7 @@ fn the_scan_interval_is_the_middle_one_of_the_last_steps_and_believed_up_to_an_h
     world.wait(1000);
     world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 21_400)]);
     assert_eq!(interval(&mut world), Some(400));
-    // Of four steps and more it is the middle one: short ones may be of an agent that has restarted.
+    // From four steps on it is the median, because an agent that has restarted makes short ones.
     let scans = |world: &mut World, step: u64, expected: &[u64]| {
         for expected in expected {
             world.wait(step);
@@ -416,7 +416,7 @@ fn long_scan_intervals_make_the_clock_wait_for_six_of_them_however_many_are_list
         );
         world.wait(1000);
     }
-    // 1000 s: 6,000 s of answers, a minute each, and not the 30 minutes of the configuration.
+    // 1000 s: 6,000 s of answers, a minute each, and not the configured 30 minutes.
     let rounds = 6_000 / 60;
     world.rounds(rounds - 1, |w| drop(w.answer("n0", vec![])));
     assert_ne!(world.state("ns-a"), State::Cleared);

@@ -1,4 +1,4 @@
-//! The domain's tests: one program, because each would take as long to link as the next.
+//! The domain's tests. They are one program, because each program takes long to link.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod agent_traps;

@@ -1,4 +1,4 @@
-//! Who is told first, where more tenants wait than are told in a round.
+//! Which tenants are told first, if more of them wait than are told in a round.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,7 +28,7 @@ fn a_tenant_whose_name_sorts_last_is_not_kept_waiting_by_new_ones_that_sort_befo
     world.answer("n1", records.clone());
     assert_eq!(told(&mut world), ["ns-a-0/web", "ns-a-1/web"]);
     world.ledger.round_done();
-    // Two more with each round, all before it in the alphabet.
+    // Two more with each round, all earlier in the alphabet.
     world.wait(MINUTE);
     let now = world.clock();
     records.extend((2..4).map(|tenant| record(&format!("ns-a-{tenant}"), now)));
@@ -87,7 +87,7 @@ fn what_a_tenant_has_to_be_told_again_waits_since_it_has_come_to_that() {
 }
 
 proptest! {
-    /// Whatever others do, each tenant is told of its first App once all that waited before it have had their turn.
+    /// Whatever other tenants do, a tenant is told of its first App once all that waited before it have had their turn.
     #[test]
     fn a_tenants_first_app_waits_for_one_app_of_each_other_tenant_at_most(
         limit in 1usize..4,

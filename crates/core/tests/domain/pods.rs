@@ -1,4 +1,4 @@
-//! Names are not Pods: which Pod a record is of, and which App that is.
+//! A name is not a Pod: which Pod a record is about, and which App that Pod belongs to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn created(world: &mut World, moment: Option<procscan_core::Moment>) {
     *created = moment;
 }
 
-/// What an agent says that does not tell its time.
+/// An answer of an agent that does not tell its time.
 fn without_date(records: Vec<Record>) -> Outcome {
     Outcome::Complete(Answer { records: records.into_iter().collect(), ..Answer::default() })
 }
@@ -86,7 +86,7 @@ fn nothing_new_is_believed_of_a_pod_of_unknown_age() {
     assert_eq!((evaluation.plan.blocks.len(), evaluation.disputes.len(), evaluation.unverified), (0, 0, 1));
     created(&mut world, Some(at(0)));
     assert_eq!(blocked(&mut world), ["web"]);
-    // What was accepted against this very Pod stands.
+    // What was accepted against this Pod stays accepted.
     created(&mut world, None);
     assert_eq!((blocked(&mut world), world.evaluate().unverified), (vec!["web".to_owned()], 0));
     world.wait(MINUTE);
@@ -106,7 +106,7 @@ fn an_agent_that_does_not_tell_its_time_accuses_pods_that_are_older_than_its_ans
         (evaluation.plan.blocks.len(), evaluation.disputes.len())
     };
     assert_eq!(say(&mut world, 3600, 10), (0, 0), "it may have been found at any time");
-    // Between 3600 and 3660, so perhaps before the Pod was there.
+    // Found between 3600 and 3660, so perhaps before the Pod existed.
     assert_eq!(say(&mut world, 3660, 20), (0, 1));
     assert_eq!(say(&mut world, 3720, 20), (0, 1));
     assert_eq!(say(&mut world, 3780, 30), (1, 0), "after 3720");
@@ -120,7 +120,7 @@ fn a_pods_successor_of_another_app_is_not_accused_of_what_its_predecessor_did() 
     assert_eq!(blocked(&mut world), ["miner"]);
     world.wait(10 * MINUTE);
     world.recreate("ns-a", "web", "n1", "shop");
-    // Its agent goes on listing what it has found, and a last scan that nobody had seen.
+    // Its agent goes on listing what it has found, and the last scan comes in only now.
     for stamp in [0, 590] {
         world.answer("n1", vec![record("ns-a", stamp)]);
         assert_eq!(blocked(&mut world), ["miner"]);
@@ -132,13 +132,13 @@ fn a_pods_successor_of_another_app_is_not_accused_of_what_its_predecessor_did() 
         accused.iter().map(|pod| &pod.which).collect::<Vec<_>>(),
         [&WhichPod::Uid("uid of web".into())]
     );
-    // It begins to do the same.
+    // The new Pod begins to do the same.
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 650)]);
     assert_eq!(blocked(&mut world), ["miner", "shop"]);
 }
 
-/// As an earlier version has kept it.
+/// Removes the UIDs, as an earlier version kept none.
 fn forget_uids(world: &mut World) {
     for incident in world.kept.values_mut() {
         for evidence in &mut incident.status.evidence {
@@ -164,7 +164,7 @@ fn what_an_earlier_version_called_otherwise_is_neither_opened_nor_blocked_twice(
     world.wait(MINUTE);
     forget_uids(&mut world);
     world.restart();
-    // The same Pod is of another App by the rules of this version.
+    // By the rules of this version the same Pod belongs to another App.
     world.pod_on("ns-a", "web", "n1", "shop-frontend");
     for _ in 0..60 {
         world.wait(MINUTE);
@@ -203,11 +203,11 @@ fn a_restart_does_not_make_accepted_evidence_doubtful() {
     world.wait(MINUTE);
     world.restart();
     world.wait(5 * MINUTE);
-    assert!(blocked(&mut world).is_empty(), "how old it is, only a wall clock knows");
+    assert!(blocked(&mut world).is_empty(), "only a wall clock knows how old it is");
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
     assert_eq!(blocked(&mut world), ["web"], "its grace has ended");
-    // Another Pod has come in between: what is kept is not of it.
+    // Another Pod has come in between, and what is kept is not about it.
     world.recreate("ns-a", "web", "n1", "shop");
     world.restart();
     assert_eq!((blocked(&mut world), world.evaluate().unverified), (vec!["web".to_owned()], 0));
@@ -227,7 +227,7 @@ fn without_a_cluster_ages_do_not_matter() {
 }
 
 #[test]
-fn a_node_is_asked_for_its_word_before_ages_are() {
+fn the_node_of_a_pod_is_compared_before_its_age() {
     let mut world = world(60);
     let pod = |node: &str, created| PodState::Present {
         uid: "1".into(),
@@ -253,13 +253,13 @@ fn a_node_is_asked_for_its_word_before_ages_are() {
 #[derive(Clone, Debug)]
 enum Event {
     Wait(u64),
-    /// The Pod's process is found by a scan.
+    /// A scan finds the Pod's process.
     Found(usize),
-    /// The agent goes on listing what it has found last, with its time or without.
+    /// The agent goes on listing what it found last, with its time or without.
     Listed {
         has_date: bool,
     },
-    /// Another Pod of that name and of that App; and whether the ledger is told that the one before is gone.
+    /// Another Pod takes the name and belongs to an App; and whether the ledger is told that the Pod before is gone.
     Recreated(usize, usize, bool),
     Relabelled(usize, usize),
     Restarted,
@@ -282,7 +282,7 @@ fn event() -> impl Strategy<Value = Event> {
 /// What is true of a Pod, whatever is decided.
 #[derive(Clone, Debug, Default)]
 struct Truth {
-    /// The Apps that it has been of.
+    /// The Apps that it has belonged to.
     apps: BTreeSet<String>,
     has_offended: bool,
 }
@@ -325,7 +325,7 @@ impl Story {
             }
             Event::Recreated(pod, app, is_told) => {
                 let before = self.world.now;
-                // What is nearer is within the tolerance of clocks.
+                // Any shorter time is within the tolerance for clocks.
                 self.world.wait(AGE_TOLERANCE.as_secs() + 1);
                 self.world.recreate("ns-a", &name(pod), "n1", APPS[*app]);
                 if *is_told {
@@ -347,8 +347,8 @@ impl Story {
 }
 
 proptest! {
-    /// Whatever Pods of the same names come and go: blocked are only Apps one of whose Pods has really offended, and how an App is
-    /// reached is read off such Pods only.
+    /// Whatever Pods of the same names come and go, only Apps are blocked one of whose Pods has offended, and only such
+    /// Pods decide how an App is reached.
     #[test]
     fn no_app_is_blocked_for_what_another_pod_of_the_same_name_did(events in vec(event(), 1..120)) {
         let mut story = Story { world: world(60), truths: BTreeMap::new(), listed: BTreeMap::new() };
@@ -375,7 +375,7 @@ proptest! {
         }
     }
 
-    /// The other side: a Pod that is found to offend again and again is blocked, whatever has been of its name before.
+    /// Conversely, a Pod that is found again and again is blocked, whatever Pods had its name before.
     #[test]
     fn a_pod_that_goes_on_offending_is_blocked(events in vec(event(), 1..60), has_date in any::<bool>()) {
         let mut story = Story { world: world(60), truths: BTreeMap::new(), listed: BTreeMap::new() };

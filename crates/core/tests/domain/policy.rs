@@ -316,7 +316,7 @@ fn a_pods_new_labels_do_not_move_what_it_is_accused_of() {
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 60)]);
     assert_eq!(names(&mut world), ["guilty"], "it is the same Pod, and one offence is one block");
-    // Once that is over, it is accused as what it is then.
+    // Once that is over, it is accused as the App that it belongs to then.
     world.rounds(31, |w| drop(w.answer("n1", vec![])));
     assert!(names(&mut world).is_empty());
     let now = world.clock();

@@ -5,7 +5,7 @@ use procscan_core::report::Record;
 
 use crate::common::*;
 
-/// `n` processes in `namespace` of Apps whose names a node makes up, `round` by round.
+/// `n` processes in `namespace`; the node makes up the Apps' names anew in each `round`.
 fn made_up(namespace: &str, n: usize, round: u64, stamp: i64) -> Vec<Record> {
     (0..n).map(|i| record_of(namespace, &format!("p-{round}-{i}"), "xmrig", stamp)).collect()
 }
@@ -34,7 +34,7 @@ fn whatever_names_a_node_makes_up_a_protected_namespace_is_logged_once_for_it() 
     assert!(line.contains("node n1") && line.contains("kube-system") && line.contains("299 more"), "{line}");
     assert!(line.contains("enforcement.protected_namespaces"), "{line}");
 
-    // Another node, and another namespace, is something else.
+    // Another node or another namespace is logged on its own.
     let now = world.clock();
     world.answer("n2", made_up("kube-system", 1, 0, now));
     world.answer("n1", [made_up("kube-system", 1, 1, now), made_up("kube-dns", 1, 1, now)].concat());

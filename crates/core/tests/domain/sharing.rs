@@ -1,4 +1,4 @@
-//! Services that expose several Apps: what is closed, what is held, and that it is said.
+//! Services that expose several Apps: what is closed, what is held, and whether people are told.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use procscan_core::state::Incident;
 use procscan_core::state::incident::BrakeKind;
 use serde_json::json;
 
-/// A miner in an App `web`, which has a Service of its own and one that exposes `shop` and `blog` as well.
+/// A miner in the App `web`, which has a Service of its own and one that also exposes `shop` and `blog`.
 fn world(rule: SharedServices) -> World {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
@@ -143,7 +143,7 @@ fn the_tenant_is_told_which_other_apps_are_closed() {
 }
 
 #[test]
-fn whoever_is_only_warned_is_told_of_nothing_that_is_closed() {
+fn a_tenant_that_is_only_warned_is_told_of_nothing_that_is_closed() {
     let mut world = world(SharedServices::Block);
     accuse(&mut world);
     // It was blocked once, and is to be blocked again.
@@ -156,7 +156,7 @@ fn whoever_is_only_warned_is_told_of_nothing_that_is_closed() {
 }
 
 #[test]
-fn held_means_that_an_operator_decides_and_no_place_of_a_brake_is_taken() {
+fn with_hold_an_operator_decides_and_no_place_of_a_brake_is_taken() {
     let mut world = world(SharedServices::Hold);
     world.policy.brake.max_apps_per_node = 1;
     let evaluation = accuse(&mut world);
@@ -168,7 +168,7 @@ fn held_means_that_an_operator_decides_and_no_place_of_a_brake_is_taken() {
     assert!(reason.starts_with(&format!("{why}: app/blog, app/shop; process `xmrig`")), "{reason}");
     let held = kept(&world).status.brake.clone().unwrap();
     assert_eq!((held.brake, held.of.as_deref()), (BrakeKind::SharedService, Some("all.ns-a.svc")));
-    // Time alone does not block it, nor a restart, nor that the Service is shared no longer.
+    // Nothing blocks it: neither time, nor a restart, nor the end of the sharing.
     for _ in 0..3 {
         world.restart();
         world.wait(MINUTE);
@@ -177,7 +177,7 @@ fn held_means_that_an_operator_decides_and_no_place_of_a_brake_is_taken() {
         assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (0, 1));
         assert_eq!(evaluation.held[0].reason, why);
     }
-    // Another tenant's App has the node's only place.
+    // Another tenant's App takes the node's only place.
     world.pod_on("ns-b", "web", "n1", "web");
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now), record("ns-b", now)]);
@@ -200,10 +200,10 @@ fn with_hold_what_comes_to_be_shared_after_the_block_stays_as_it_is() {
     let mut world = world(SharedServices::Hold);
     world.service("ns-a", "all", &["web"]);
     assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (BOTH.into(), vec![], vec![]));
-    // Closed before, so it stays closed, and that is said.
+    // It was closed before, so it stays closed, and people are told.
     share(&mut world);
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
-    // Not closed before, so it is not closed now.
+    // It was open before, so it stays open.
     world.service("ns-a", "new", &["mail", "web"]);
     world.evaluate();
     assert_eq!(texts(&kept(&world).status.exposure.left_open), ["new.ns-a.svc"], "kept at once");
@@ -218,7 +218,7 @@ fn with_hold_what_comes_to_be_shared_after_the_block_stays_as_it_is() {
 }
 
 #[test]
-fn skipped_means_that_the_service_stays_open_and_that_it_is_said() {
+fn with_skip_the_service_stays_open_and_the_reason_says_so() {
     let mut world = world(SharedServices::Skip);
     let evaluation = accuse(&mut world);
     assert_eq!(closed(&evaluation.plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));

@@ -213,7 +213,7 @@ impl World {
         self.ledger.advance(self.now)
     }
 
-    /// Our own wall clock jumps by so many seconds. Agents' clocks do not.
+    /// Our own wall clock jumps by `seconds`. Agents' clocks do not.
     pub fn jump(&mut self, seconds: i64) {
         let wall = self.now.wall() + jiff::SignedDuration::from_secs(seconds);
         self.now = Moment::new(self.now.uptime(), wall);
@@ -310,7 +310,7 @@ impl World {
         self.facts.pods.insert(pod, PodFact { asked: always(), state });
     }
 
-    /// A Service of that name exposes `apps` of the namespace, and no others any more.
+    /// From now on a Service of that name exposes exactly these `apps` of the namespace.
     pub fn service(&mut self, namespace: &str, service: &str, apps: &[&str]) {
         let host: Arc<str> = format!("{service}.{namespace}.svc").into();
         let exposed: BTreeSet<App> = apps.iter().map(|app| App::new(namespace, "app", *app)).collect();
@@ -331,7 +331,7 @@ impl World {
         }
     }
 
-    /// The Pod is replaced now by another one of the same name, on `node` and of `app`.
+    /// Replaces the Pod by another one of the same name, on `node` and of `app`.
     pub fn recreate(&mut self, namespace: &str, pod: &str, node: &str, app: &str) {
         self.pod_on(namespace, pod, node, app);
         let now = self.now;

@@ -190,7 +190,7 @@ impl Exposure {
         remarks
     }
 
-    /// What is closed by either of them: nothing that one of them closes is open. What else there is to say is what `now` says.
+    /// The union of both: what either of them closes is closed. The remarks are those of `now`.
     pub(crate) fn and(&self, now: &Self) -> Self {
         let either = |all: fn(&Self) -> &Vec<Text>| -> Vec<Text> {
             let all: BTreeSet<&Text> = all(self).iter().chain(all(now)).collect();

@@ -1,4 +1,4 @@
-//! Another leader, in the list that names Ingresses: nothing is opened, and nothing is written that has not changed.
+//! Another leader takes over the list that names Ingresses: it opens nothing, and writes only what has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::world::{Beginning, LIMIT, ROUNDS, World, delete};
 
-/// The tenants: more than are looked at together.
+/// More tenants than are looked at together.
 const TENANTS: usize = 12;
 
 fn texts<'a>(rule: &'a Value, list: &str) -> BTreeSet<&'a str> {
@@ -43,7 +43,7 @@ fn ingresses(plugins: &[DynamicObject]) -> BTreeSet<String> {
     rules.flat_map(|rule| texts(rule, "ingress")).map(str::to_owned).collect()
 }
 
-/// Two Ingresses for each tenant: the one was there before the block, the other has come later.
+/// Two Ingresses of each tenant: one existed before the block, the other one was added later.
 fn all() -> BTreeSet<String> {
     (0..TENANTS).flat_map(|n| ["first", "later"].map(|name| format!("ns-{n:02}/{name}"))).collect()
 }
@@ -58,13 +58,13 @@ async fn until_named(world: &World, expected: &BTreeSet<String>) -> anyhow::Resu
     named.await.with_context(|| world.last_words())
 }
 
-/// How often the `spec` of each of our WasmPlugins has changed.
+/// How many times the `spec` of each of our WasmPlugins has changed.
 async fn generations(world: &World) -> anyhow::Result<BTreeMap<String, i64>> {
     let plugins = world.plugins().await?;
     Ok(plugins.iter().map(|plugin| (plugin.name_any(), plugin.metadata.generation.unwrap_or(0))).collect())
 }
 
-/// Ends when one of the Services is opened on one of its Ingresses: sees every version of the WasmPlugin.
+/// Fails when one of the Services is opened on one of its Ingresses; sees every version of the WasmPlugin.
 fn until_opened(world: &World, names: &'static [&'static str]) -> JoinHandle<anyhow::Result<()>> {
     let only = watcher::Config::default().fields("metadata.name=procscan-violations");
     let versions = watcher(world.wasm_plugins(), only);
@@ -97,7 +97,7 @@ async fn restart(world: &mut World, config: &Value) -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_leader_opens_no_ingress_that_was_closed_later() -> anyhow::Result<()> {
-    // Everybody offends within minutes, by the same rule: what brakes do is not the question here.
+    // All tenants offend within minutes, by the same rule, and the brakes must not hold them here.
     let brake = json!({"max_new_tenants": 1000, "max_tenants_per_node": 1000, "max_apps_per_node": 1000, "max_tenants_per_rule": 1000});
     let config = json!({"gateway": {"max_service_entries": 1}, "brake": brake});
     let mut world = World::begin(Beginning { config: config.clone(), ..Beginning::default() }).await?;
@@ -128,7 +128,8 @@ async fn another_leader_opens_no_ingress_that_was_closed_later() -> anyhow::Resu
     }
     opened.abort();
 
-    // While none leads every tenant replaces an Ingress. Until all have been looked at nothing is opened, then all at once.
+    // While no replica leads every tenant replaces an Ingress. Nothing is opened until all have been looked at, then
+    // all at once.
     let opened = until_opened(&world, &["later"]);
     let before = generations(&world).await?;
     world.aggregator.kill()?;
@@ -142,7 +143,8 @@ async fn another_leader_opens_no_ingress_that_was_closed_later() -> anyhow::Resu
     let after = generations(&world).await?;
     ensure!(!opened.is_finished(), "{:?}", opened.await);
     let writes: i64 = after.values().sum::<i64>() - before.values().sum::<i64>();
-    // One for each group that was looked at together, to close what is new, and one to open what is gone.
+    // One write for each group that was looked at together, to close new Ingresses, and one to open those that are
+    // gone.
     ensure!((1..=4).contains(&writes), "{writes} writes");
     let kept = world.incidents().list(&ListParams::default()).await?.items;
     ensure!(kept.len() == TENANTS, "{} Incidents", kept.len());

@@ -34,9 +34,9 @@ pub struct OutputStatus {
     pub has_written: bool,
     /// What stands in the way, if anything does.
     pub error: Option<String>,
-    /// The messages that are set aside, if there are any: everything else is written.
+    /// The messages that are set aside, if any; everything else is written.
     pub aside: Option<String>,
-    /// What stays open of blocked Apps, because the gateway's list has no room for it.
+    /// Which Services of blocked Apps stay open because the plain list has no room for them.
     pub left_open: Option<String>,
     /// The objects that an operator keeps us from writing.
     pub suspended: Vec<String>,
@@ -70,9 +70,9 @@ pub struct Outcome {
     pub problems: Vec<String>,
     /// The objects that an operator keeps us from writing.
     pub suspended: Vec<String>,
-    /// The messages that could not be written, and are tried again while everything else goes on.
+    /// The messages that could not be written; they are tried again while everything else goes on.
     pub aside: SetAside,
-    /// What stays open of blocked Apps; `None` if that was not looked at.
+    /// The Services of blocked Apps that stay open; `None` if this pass did not find out.
     pub left_open: Option<LeftOpen>,
     /// There is more to do, but something else has to be looked at first.
     pub is_unfinished: bool,
@@ -81,16 +81,16 @@ pub struct Outcome {
 /// The Services that the plain list has no room for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOpen {
-    /// How many.
+    /// The number of these Services.
     pub services: usize,
-    /// How many the list has room for.
+    /// How many Services the list has room for.
     pub room: usize,
-    /// The first few of their Apps, and how many of each.
+    /// The first few of their Apps, with the number of Services of each.
     pub apps: Vec<String>,
 }
 
 impl LeftOpen {
-    /// Of `plan`, written as the gateway's objects that are `existing`.
+    /// For `plan`, if it is written into the `existing` objects.
     fn of(plan: &Plan, settings: &Settings, existing: Existing) -> Self {
         let surplus = wasm_plugin::surplus(plan, &settings.gateway, existing);
         let of_app = |surplus: &Surplus<'_>| format!("{} ({})", surplus.app, surplus.services.len());
@@ -101,7 +101,7 @@ impl LeftOpen {
         }
     }
 
-    /// For people.
+    /// The text for the status and the log.
     fn text(&self) -> Option<String> {
         let Self { services, room, apps } = self;
         (*services > 0).then(|| {
@@ -114,12 +114,12 @@ impl LeftOpen {
     }
 }
 
-/// Messages that could not be written: none of them is the plan's or the API server's fault.
+/// Messages that could not be written for reasons of their own: neither the plan nor the API server is at fault.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SetAside {
-    /// How many.
+    /// The number of messages.
     pub count: usize,
-    /// Why, of the first few.
+    /// The reasons of the first few.
     pub why: Vec<String>,
     /// When one of them is tried again.
     pub next: Option<Instant>,
@@ -435,7 +435,7 @@ fn report(output: &Output, outcome: Outcome, status: &watch::Sender<OutputStatus
     }
     let aside = outcome.aside.text();
     match &aside {
-        // Once, whichever they are: tenants choose how many there are, and what is wrong with them.
+        // Logged once, however many there are: tenants can choose their number and their faults.
         Some(messages) if before.aside.is_none() => {
             tracing::warn!(place, messages, "messages can't be written; everything else goes on");
         }

@@ -1,4 +1,5 @@
-//! Apps of which what is kept can't be read: nothing is decided about them, and what is closed of them stays closed.
+//! Apps whose persisted incidents can't be read: nothing is decided about them, and what the gateway closes of them
+//! stays closed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use crate::Moment;
 use crate::names::{App, Text};
 use crate::plan::Block;
 
-/// The Apps that are set aside, with the block that was found of each.
+/// The Apps that are set aside, with the block that the gateway's objects show for each.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Aside(BTreeMap<App, Option<Arc<Block>>>);
 
@@ -21,8 +22,8 @@ impl Aside {
         self.0.contains_key(app)
     }
 
-    /// Keeps closed what was found closed of `app`. The objects do not say which Service is which App's: those that are `known` to be
-    /// others' are left to them, unless none is left then.
+    /// Keeps closed what was found closed of an App. The objects do not say which Service belongs to which App, so
+    /// Services `known` to belong to other Apps are left to those, unless that would leave none.
     pub(super) fn close(&mut self, found: &Inherited, known: &BTreeSet<Text>, now: Moment) {
         let Inherited { app, accused, services, .. } = found;
         let own: Vec<Text> = services.iter().filter(|service| !known.contains(*service)).cloned().collect();
@@ -38,12 +39,12 @@ impl Aside {
         self.0.insert(app.clone(), Some(Arc::new(block)));
     }
 
-    /// What stays closed.
+    /// The blocks that stay.
     pub(super) fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
         self.0.values().flatten()
     }
 
-    /// Adds what stays closed to `blocks`, which are ordered by App.
+    /// Adds the blocks that stay to `blocks`, which are ordered by App.
     pub(super) fn add_to(&self, blocks: &mut Vec<Arc<Block>>) {
         if self.0.is_empty() {
             return;

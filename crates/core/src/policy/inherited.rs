@@ -1,8 +1,8 @@
-//! What a new leader finds closed, and how long it stays so.
+//! What a new leader finds closed, and how long it stays closed.
 //!
-//! What the gateway's objects close stays closed until it is known anew how every App that was blocked before is reached. What is
-//! found to be reached in more ways meanwhile is closed at once; what is found to be reached in fewer is opened for all together
-//! at the end, so that the gateway is written once for it.
+//! Everything that the gateway's objects close stays closed until every App that was blocked before has been looked up
+//! in this term. A new way to reach an App is closed at once. Ways that do not exist any more are opened for all Apps
+//! together at the end, so that the gateway is written once for them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ pub struct Inherited {
     pub told: Option<Timestamp>,
     /// Its violations, as far as known.
     pub accused: BTreeSet<Key>,
-    /// The Services that are closed, as `service.namespace.svc`: they stay closed until others are known.
+    /// The Services that are closed, as `service.namespace.svc`: they stay closed until the App's Services are known.
     pub services: Vec<Text>,
-    /// Those of them that are not closed on every route, but on some Ingresses.
+    /// Those that are closed on some Ingresses only.
     pub on_ingresses: OnIngresses,
 }
 
-/// What is closed on some Ingresses only: in the list that names the Ingresses too, and in no other.
+/// What is closed on some Ingresses only: listed together with Ingresses, but not in the plain list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OnIngresses {
     /// The Services, as `service.namespace.svc`.
@@ -44,7 +44,7 @@ pub struct OnIngresses {
 }
 
 impl Inherited {
-    /// How its `services` are closed.
+    /// The exposure that closes `services` in the way that was found.
     pub(super) fn exposure(&self, services: impl IntoIterator<Item = Text>) -> Exposure {
         let mut exposure = Exposure::plain(services);
         exposure.otherwise.retain(|service| !self.on_ingresses.services.contains(service));
@@ -53,42 +53,43 @@ impl Inherited {
     }
 }
 
-/// The Apps that were blocked before this term, while it is not known of all of them how they are reached.
+/// The Apps that were blocked before this term, until all of them have been looked up in it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Before {
     blocked: BTreeSet<App>,
-    /// Those that have not been looked at in this term.
+    /// The Apps that have not been looked up in this term.
     unseen: BTreeSet<App>,
 }
 
 impl Before {
-    /// Notes which Apps have been looked at by now, whatever was found. When all have, nothing is from before any more.
+    /// Notes which Apps have been looked up by now, whatever the result. After the last one no App counts as blocked
+    /// before.
     pub(super) fn look(&mut self, policy: &Policy, facts: &Facts, is_blocked: impl Fn(&App) -> bool) {
         self.blocked.retain(is_blocked);
         let blocked = &self.blocked;
         self.unseen.retain(|app| blocked.contains(app) && !facts.apps.contains_key(app));
-        // Without a cluster there is nothing to look at.
+        // Without a cluster no App is looked up.
         if self.unseen.is_empty() || !policy.verify_pods {
             *self = Self::default();
         }
     }
 
-    /// Whether what is closed of `app` stays so for the present.
+    /// Whether what is closed of `app` has to stay closed for now.
     pub(super) fn has(&self, app: &App) -> bool {
         self.blocked.contains(app)
     }
 }
 
-/// What the blocked Apps are known to have.
+/// The Services and Ingresses of blocked Apps, as far as they are known.
 struct Known {
     services: BTreeSet<Text>,
     ingresses: BTreeSet<Text>,
 }
 
 impl Book {
-    /// Takes over what the objects block and nothing is kept of: it was blocked by an earlier version, or what was kept is
-    /// lost. Our own start is evidence of nothing, so it stays blocked. What is kept is known better, and wins: an incident that
-    /// is over is not taken up again because its object could not be written any more.
+    /// Takes over what the objects block although nothing is kept of it: an earlier version blocked it, or what was
+    /// kept is lost. It stays blocked, because our own start is no evidence. What is kept counts more: an incident that
+    /// has ended is not reopened because its object could not be written in time.
     pub fn inherit(
         &mut self,
         blocked: impl IntoIterator<Item = Inherited>,
@@ -97,7 +98,7 @@ impl Book {
     ) -> Vec<Decision> {
         let services = |incident: &Incident| incident.exposure.services.clone();
         let known: BTreeSet<Text> = self.incidents.values().flat_map(services).collect();
-        // What an ended incident had closed is closed for another App, if it is closed still.
+        // If a Service of an ended incident is still closed, it is closed for another App.
         let blocked_now = || self.incidents.values().filter(|incident| is_blocked(incident));
         let closed = Known {
             services: blocked_now().flat_map(services).collect(),
@@ -146,9 +147,10 @@ impl Book {
         decisions
     }
 
-    /// What the gateway closes of a blocked App beyond what is kept of it (more than is kept, what was closed last, or what an earlier
-    /// version kept less of) stays closed until it is known how the App is reached. The objects do not say what is which App's: what is
-    /// known of another blocked App is its own.
+    /// Keeps closed what the gateway closes for a blocked App beyond what is kept of it: more than can be kept, what
+    /// was closed last, or what an earlier version did not keep. It stays closed until it is known how the App is
+    /// reached. The objects do not say what belongs to which App, so what is known to belong to another blocked App is
+    /// left to that one.
     fn keep_closed(&mut self, found: &Inherited, known: &Known) {
         let Some(incident) = self.incidents.get_mut(&found.app).filter(|incident| is_blocked(incident))
         else {
@@ -158,7 +160,7 @@ impl Book {
         let mut exposure = (*incident.exposure).clone();
         let is_plain = !exposure.services.is_empty() && exposure.otherwise == exposure.services;
         if is_plain && exposure.services.iter().all(|service| on.services.contains(service)) {
-            // It was closed on some Ingresses, and an earlier version did not keep that.
+            // It was closed on some Ingresses only, which an earlier version did not keep.
             exposure.otherwise.clear();
             exposure.ingresses = on.ingresses.iter().cloned().collect();
         }

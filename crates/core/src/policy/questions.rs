@@ -21,7 +21,7 @@ pub struct Questions {
     pub pods: BTreeMap<PodRef, Accusers>,
     /// The Apps with an open incident, and the Pods that were accused as theirs: ordered, each once.
     pub apps: BTreeMap<App, Vec<AccusedPod>>,
-    /// How many Services are closed, as far as known: with many, it matters on which routes.
+    /// How many Services are closed, as far as known: if there are many, their routes have to be looked up.
     pub services: usize,
 }
 

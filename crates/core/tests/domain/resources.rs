@@ -260,7 +260,7 @@ fn one_app_with_thousands_of_services_goes_into_several_plugins_and_forces_none_
     Arc::make_mut(&mut plan.blocks[500]).exposure = Arc::new(Exposure::plain(hosts));
     for existing in [0, 3] {
         let made = shards(&plan, existing);
-        // 31,000 names of about 100 bytes are 6 objects of 512 KiB; no more than double that, and a few.
+        // 31,000 names of about 100 bytes need 6 objects of 512 KiB; at most double that, and a few more.
         assert!(made.len() <= 16, "{}", made.len());
         let mut closed = BTreeSet::new();
         for object in &made {
@@ -286,7 +286,7 @@ fn one_app_with_thousands_of_services_goes_into_several_plugins_and_forces_none_
     assert_eq!(more.iter().zip(&made).filter(|(a, b)| a != b).count(), 1);
 }
 
-/// The Services in the plain lists, and those that are listed with Ingresses, each with all of the Ingresses of its list.
+/// The Services in the plain lists, and those that are listed with Ingresses, each with all Ingresses of its list.
 fn listed(objects: &[Object]) -> (Vec<String>, BTreeMap<String, BTreeSet<String>>) {
     let (mut plain, mut on_ingresses) = (Vec::new(), BTreeMap::<String, BTreeSet<String>>::new());
     for object in objects.iter().filter(|object| object.kind == "WasmPlugin") {
@@ -305,7 +305,7 @@ fn listed(objects: &[Object]) -> (Vec<String>, BTreeMap<String, BTreeSet<String>
 #[test]
 fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
     let mut plan = routed(100);
-    // Thousands of Services of one App, and of as many Apps of one tenant.
+    // Thousands of Services of one App, and one each of as many Apps of one tenant.
     let reach = |namespace: &str, count: usize| {
         let hosts: Vec<_> = (0..count).map(|n| format!("service-{n:05}.{namespace}.svc").into()).collect();
         Arc::new(Exposure { ingresses: vec![format!("{namespace}/in").into()], ..Exposure::plain(hosts) })
@@ -329,11 +329,11 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
     let of = |namespace: &str| {
         on_every_route.iter().filter(|host| host.contains(&format!(".{namespace}."))).count()
     };
-    // The 98 others have the one that they need, and those two share the rest.
+    // The 98 others get the one place that they need, and those two tenants share the rest.
     let (one, many) = (of(&namespace), of(&model.app.namespace));
     assert_eq!((one, many), (201, 201));
     assert!(plan.blocks.iter().all(|block| of(&block.app.namespace) > 0));
-    // Beyond it a Service is closed on its Ingresses.
+    // A Service without room is closed on its Ingresses.
     for service in &plan.blocks[50].exposure.services {
         let host = format!("{service}.cluster.local");
         assert!(on_ingresses[&host].contains(&format!("{namespace}/in")), "{host}");
@@ -349,7 +349,8 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
         );
     }
 
-    // What several Apps have takes its place once: nothing is found closed for each of them, and has room for one only.
+    // A Service of several Apps takes one place: each of them inherits all Services, and there is room for each Service
+    // once.
     let mut settings = settings.clone();
     let mut found = routed(100);
     let model = found.blocks[50].clone();
@@ -365,7 +366,7 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
     let short = render(&found, &settings, Existing::default());
     assert_eq!(short[0].spec["matchRules"].as_array().unwrap().len(), 1, "there are 200 Services");
 
-    // Where not all have room, those that were blocked first keep theirs.
+    // If there is not room for all, the Apps that were blocked first keep theirs.
     settings.gateway.max_service_entries = 10;
     let last = plan.blocks.last_mut().unwrap();
     Arc::make_mut(last).since -= jiff::SignedDuration::from_secs(1);
@@ -373,7 +374,7 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
     let (on_every_route, _) = listed(&render(&plan, &settings, Existing::default()));
     assert_eq!(on_every_route.len(), 10);
     assert!(on_every_route.contains(&format!("{first}.cluster.local")));
-    // Without room there is none, and nothing is left out while there is.
+    // Without room none is listed, and with enough room none is left out.
     settings.gateway.max_service_entries = 0;
     assert_eq!(listed(&render(&plan, &settings, Existing::default())).0.len(), 0);
     settings.gateway.max_service_entries = 20_000;
@@ -400,7 +401,7 @@ fn in_a_long_list_each_service_of_a_large_app_stands_with_each_of_its_ingresses(
             assert!(all.clone().all(|ingress| of_service.contains(&**ingress)), "{service}");
         }
         assert!(objects.len() < 24, "{}", objects.len());
-        // What is read back has them all.
+        // What is read back has all of them.
         let specs: Vec<Value> = objects.iter().map(|object| json!({"spec": object.spec})).collect();
         let inherited = wasm_plugin::blocked(&specs, &settings().gateway);
         let large = inherited.iter().find(|found| found.app == plan.blocks[50].app).unwrap();
@@ -429,7 +430,7 @@ fn what_is_read_back_of_a_long_list_is_as_it_is_closed() {
             assert_eq!(found.on_ingresses.services, [block.exposure.services[0].clone()].into());
         }
     }
-    // In a short one everything is closed on every route.
+    // A short list closes everything on every route.
     plan.blocks.truncate(100);
     let objects = render(&plan, &settings(), Existing::default());
     let values: Vec<Value> = objects.iter().map(|object| json!({"spec": object.spec})).collect();

@@ -12,7 +12,7 @@ fn texts(names: &[&str]) -> Vec<Text> {
     names.iter().map(|name| Text::from(*name)).collect()
 }
 
-/// Reached by those Ingresses of its namespace, and otherwise by those of its Services.
+/// An exposure with these Services and Ingresses; the `otherwise` Services are reached in other ways too.
 fn reached(services: &[&str], ingresses: &[&str], otherwise: &[&str]) -> Exposure {
     Exposure {
         services: texts(services),
@@ -22,7 +22,7 @@ fn reached(services: &[&str], ingresses: &[&str], otherwise: &[&str]) -> Exposur
     }
 }
 
-/// What the gateway has of the App of `namespace`.
+/// What the gateway closes of the App in `namespace`.
 fn found(namespace: &str, services: &[&str], ingresses: &[&str], plain: &[&str]) -> Inherited {
     let plain: BTreeSet<&str> = plain.iter().copied().collect();
     let on_ingresses = OnIngresses {
@@ -37,7 +37,7 @@ fn found(namespace: &str, services: &[&str], ingresses: &[&str], plain: &[&str])
     Inherited { app: app(namespace), told: None, accused, services: texts(services), on_ingresses }
 }
 
-/// Those Apps are blocked, each reached as it says.
+/// A world in which these Apps are blocked, each with its exposure.
 fn blocked(apps: &[(&str, Exposure)]) -> World {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
@@ -61,7 +61,7 @@ fn an_ingress_that_the_gateway_names_and_nothing_is_kept_of_stays_closed_until_i
     let web = "web.ns-a.svc";
     let before = reached(&[web], &["ns-a/first", "ns-a/later"], &[]);
     let mut world = blocked(&[("ns-a", before.clone())]);
-    // An earlier version did not keep what it closed last.
+    // An earlier version did not keep what it had closed last.
     for incident in world.kept.values_mut() {
         incident.status.exposure.ingresses = texts(&["ns-a/first"]);
     }
@@ -88,7 +88,7 @@ fn where_no_routes_were_kept_what_is_closed_keeps_its_form() {
     world.restart();
     world.book.inherit([found("ns-a", &services, &["ns-a/in"], &[])], &world.policy, world.now);
     assert_eq!(exposure_of(&mut world, "ns-a"), before);
-    // A list that names no Ingresses closes a Service on every route, and it stays so.
+    // A list without Ingresses closes a Service on every route, and that stays so.
     for (closed, plain) in [(&services[..], &services[..]), (&services[..], &services[1..])] {
         world.restart();
         for incident in world.kept.values_mut() {
@@ -108,7 +108,7 @@ fn what_nothing_is_kept_of_is_closed_in_the_form_in_which_it_is_found() {
     world.book.inherit([found("ns-a", &services, &["ns-a/in"], &["b.ns-a.svc"])], &world.policy, at(0));
     let expected = reached(&services, &["ns-a/in"], &["b.ns-a.svc"]);
     assert_eq!(exposure_of(&mut world, "ns-a"), expected);
-    // Nor does it change for an App of which what is kept can't be read.
+    // The same holds for an App whose incident can't be read.
     let mut world = World::new(&["n1"]);
     world.book.set_aside([app("ns-a")]);
     world.book.inherit([found("ns-a", &services, &["ns-a/in"], &["b.ns-a.svc"])], &world.policy, at(0));
@@ -132,7 +132,7 @@ fn nothing_is_opened_before_every_app_has_been_looked_at_and_then_all_together()
     world.book.inherit(gateway, &world.policy, world.now);
     assert_eq!(exposure_of(&mut world, "ns-a"), before_a);
 
-    // Meanwhile the one has another Ingress, and no other way in.
+    // Meanwhile the first App has another Ingress, and no other way in.
     let now_a = reached(&[&web_a], &[&second_a], &[]);
     facts.apps.get_mut(&app("ns-a")).unwrap().exposure = Some(now_a.clone());
     let of_b = facts.apps.remove(&app("ns-b"));
@@ -148,7 +148,7 @@ fn nothing_is_opened_before_every_app_has_been_looked_at_and_then_all_together()
     let plan = world.evaluate().plan;
     let exposures: Vec<&Exposure> = plan.blocks.iter().map(|block| &*block.exposure).collect();
     assert_eq!(exposures, [&now_a, &now_b]);
-    // From then on each is known by itself.
+    // From then on each App counts by itself.
     world.facts.apps.get_mut(&app("ns-b")).unwrap().exposure = Some(before_b.clone());
     assert_eq!(exposure_of(&mut world, "ns-b"), before_b);
 }
@@ -167,7 +167,7 @@ fn what_an_operator_releases_is_opened_at_once_and_what_can_not_be_looked_at_hol
     world.book.act(&release, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-b"]);
 
-    // The other one has been looked at, and could not be read.
+    // The other App was looked at, but could not be read.
     world.restart();
     world.book.inherit([gateway[1].clone()], &world.policy, world.now);
     world.facts = facts;

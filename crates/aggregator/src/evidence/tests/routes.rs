@@ -1,4 +1,4 @@
-//! From when on it matters by which routes an App is reached.
+//! When the routes of an App have to be looked up.
 
 use procscan_core::plan::Exposure;
 use serde_json::json;
@@ -22,7 +22,7 @@ fn server() -> Server {
     server
 }
 
-/// What the first look finds of the App `web`, where so many Services are known to be closed.
+/// The first look at the App `web` while `closed` Services are known to be closed.
 async fn first_look(closed: usize, max_service_entries: usize) -> Exposure {
     let server = server();
     let evidence = Evidence {

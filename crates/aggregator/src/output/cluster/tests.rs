@@ -177,7 +177,7 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
     assert!(!pen.is_later("b in term 4") && pen.is_later("d in term 6"));
 }
 
-/// Apps that are reached by two Ingresses each, and one of their two Services in another way.
+/// A plan with Apps that two Ingresses lead to each; one of their two Services is reached in another way too.
 fn routed(apps: usize) -> Plan {
     let mut plan = plan(apps);
     for block in &mut plan.blocks {
@@ -205,7 +205,7 @@ async fn another_leader_writes_nothing_where_nothing_has_changed_in_the_long_for
         let objects = server.plugins();
         assert_eq!(objects.values().any(|object| wasm_plugin::has_long_list(&object["spec"])), is_long);
 
-        // Nothing is kept of them, and nothing is known of the cluster yet.
+        // The output has kept nothing, and nothing is known of the cluster yet.
         let mut output = server.output();
         let found = output.take_over(&settings.gateway, &Pen::always(), false).await.unwrap();
         let (mut book, policy, now) = (Book::default(), Config::default().policy(), Clock::start().now());

@@ -1,4 +1,4 @@
-//! How the Services are listed, and what goes into one object together.
+//! Which Services are listed plainly, and which blocks go into one object.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
@@ -13,21 +13,21 @@ use crate::resources::Existing;
 
 /// Two quotes and a comma.
 const SEPARATORS: usize = 3;
-/// By how much the parts of an App with very many Ingresses are larger than others': each part of its Services is listed with each
-/// part of its Ingresses.
+/// How much larger the parts of an App with very many Ingresses are than those of other Apps: each part of its Services
+/// is listed with each part of its Ingresses.
 const LARGE_PARTS: usize = 4;
 
-/// Services that have no place in the plain list.
+/// Services of one App that have no room in the plain list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Surplus<'a> {
     /// The App that they expose.
     pub app: &'a App,
-    /// Which, as `service.namespace.svc`: closed only on those Ingresses that lead to them.
+    /// The Services, as `service.namespace.svc`: closed only on the Ingresses that lead to them.
     pub services: Vec<&'a Text>,
 }
 
-/// The Services that are reached in ways which no Ingress names, and for which the plain list has no room: they stay open in these
-/// ways.
+/// The Services for which the plain list has no room, although they are reached in ways that no Ingress names: they
+/// stay open in these ways.
 pub fn surplus<'a>(plan: &'a Plan, gateway: &Gateway, existing: Existing) -> Vec<Surplus<'a>> {
     let Some(plain) = Form::of(plan, gateway, existing).plain(plan, gateway) else { return Vec::new() };
     let surplus = plan.blocks.iter().map(|block| Surplus {
@@ -37,16 +37,16 @@ pub fn surplus<'a>(plan: &'a Plan, gateway: &Gateway, existing: Existing) -> Vec
     surplus.filter(|surplus| !surplus.services.is_empty()).collect()
 }
 
-/// What goes into one shard together: an App, or a part of one that is too large.
+/// What goes into one shard as a whole: an App, or a part of one that is too large.
 pub(super) struct Part {
     pub(super) hash: u64,
     pub(super) block: Arc<Block>,
 }
 
 impl Part {
-    /// An App that takes up to `share` bytes is one part. One with more, which its tenant makes as large as it likes, must not
-    /// force a shard upon each of the others: its Services go into several. Which Ingress leads to which of them is not known, so each
-    /// is listed with all of the App's Ingresses.
+    /// An App that takes up to `share` bytes is one part. A larger one is split by its Services, because its tenant
+    /// makes it as large as it likes and must not force a shard upon other Apps. It is not known which Ingress leads to
+    /// which Service, so each is listed with all of the App's Ingresses.
     pub(super) fn of(block: &Arc<Block>, form: Form, gateway: &Gateway, share: usize) -> Vec<Self> {
         let AppParts { namespace, kind, name } = &*block.app;
         if form.bytes(block, gateway) <= share {
@@ -73,7 +73,7 @@ impl Part {
             .iter()
             .flat_map(|services| ingresses.iter().enumerate().map(move |pair| (services, pair)));
         let part = |(index, (services, (turn, ingresses))): (usize, (&Vec<Text>, (usize, &Vec<Text>)))| {
-            // Plainly each is listed once.
+            // Each Service is listed plainly once.
             let otherwise =
                 services.iter().filter(|service| turn == 0 && is_plain(service)).cloned().collect();
             let exposure = Exposure {
@@ -82,7 +82,7 @@ impl Part {
                 otherwise,
                 ..Exposure::default()
             };
-            // People read once what it is accused of.
+            // The accusations are listed for people once.
             let (grounds, left) =
                 if index == 0 { (block.grounds.clone(), block.left.clone()) } else { Default::default() };
             let hash = match index {
@@ -98,7 +98,7 @@ impl Part {
     }
 }
 
-/// `all` in parts of up to `room` bytes each, of which there is at least one.
+/// Splits `all` into parts of up to `room` bytes each; at least one part.
 fn chunks(all: &[Text], room: usize, need: impl Fn(&Text) -> usize) -> Vec<Vec<Text>> {
     let (mut chunks, mut left): (Vec<Vec<Text>>, usize) = (vec![Vec::new()], room);
     for name in all {
@@ -117,9 +117,9 @@ fn chunks(all: &[Text], room: usize, need: impl Fn(&Text) -> usize) -> Vec<Vec<T
 
 /// How the Services are listed.
 ///
-/// The gateway compares every request with every entry of a `service` list, the innocent ones' too. A long list therefore
-/// names the Ingresses as well, which are looked up by hash before; only what is reached in other ways stays plain, and no more of
-/// it than there is room for.
+/// The gateway compares every request, also those to innocent Apps, with every entry of a plain `service` list. A long
+/// list therefore names the Ingresses as well, which the gateway finds by hash first; only Services that are reached in
+/// other ways stay in the plain list, as far as there is room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Form {
     Services,
@@ -135,12 +135,12 @@ impl Form {
             entries = services().flatten().collect::<HashSet<_>>().len();
         }
         let limit = gateway.max_service_entries;
-        // The way back is longer, so that one App more and one less does not rewrite everything each time.
+        // The limit for the way back is lower, so that one App more or less does not rewrite everything each time.
         let is_long = entries > limit || existing.has_long_list && entries > limit / 5 * 4;
         if is_long { Self::IngressesAndServices } else { Self::Services }
     }
 
-    /// How many bytes of JSON a block takes at most.
+    /// The most bytes of JSON that a block takes.
     pub(super) fn bytes(self, block: &Block, gateway: &Gateway) -> usize {
         let hosts = |hosts: &[Text]| hosts.iter().map(|host| Self::bytes_of(host, gateway)).sum::<usize>();
         let Exposure { services, ingresses, otherwise, .. } = &*block.exposure;
@@ -153,10 +153,12 @@ impl Form {
         }
     }
 
-    /// Of the Services that are reached in other ways than by Ingresses, those that are listed plainly; `None` if all are.
+    /// The Services that are listed plainly of those that are reached in other ways than by Ingresses; `None` if all
+    /// are.
     ///
-    /// The room is shared by tenants, and a tenant's by its Apps, each as much as the others unless it needs less: a tenant makes as many
-    /// Apps and Services as it likes. Where not even one is left for each, those that were blocked first have it.
+    /// A tenant makes as many Apps and Services as it likes, so tenants share the room equally, and a tenant's Apps
+    /// share its part; what one does not need goes to the others. If there is not one place for each, the Apps that
+    /// were blocked first get them.
     fn plain<'a>(self, plan: &'a Plan, gateway: &Gateway) -> Option<HashSet<&'a Text>> {
         let room = gateway.max_service_entries;
         let needs = plan.blocks.iter().map(|block| block.exposure.otherwise.len()).sum::<usize>();
@@ -184,7 +186,7 @@ impl Form {
             while left > 0
                 && let Some(mut services) = turns.pop_front()
             {
-                // What is listed for another App already takes no room.
+                // A Service that is listed for another App already takes no room.
                 if services.by_ref().any(|service| plain.insert(service)) {
                     left -= 1;
                     turns.push_back(services);
@@ -194,7 +196,7 @@ impl Form {
         Some(plain)
     }
 
-    /// The blocks of the plan, with what is to be listed plainly of each.
+    /// The blocks of the plan, each with the Services that are listed plainly.
     pub(super) fn blocks(self, plan: &Plan, gateway: &Gateway) -> Vec<Arc<Block>> {
         let Some(plain) = self.plain(plan, gateway) else { return plan.blocks.clone() };
         let listed = |block: &Arc<Block>| {
@@ -212,17 +214,17 @@ impl Form {
         name.len() + SEPARATORS
     }
 
-    /// How many bytes of JSON the host name of a Service takes.
+    /// The bytes of JSON that the host name of a Service takes.
     fn bytes_of(host: &Text, gateway: &Gateway) -> usize {
         host.len() + 1 + gateway.cluster_domain.len() + SEPARATORS
     }
 }
 
-/// Shares `room` among those that need so much each: nothing has more than it needs, or more than another one that needs as much; what
-/// can't be shared equally goes to the first of them.
+/// Shares `room` by `needs`: none gets more than it needs, nor more than another one that needs as much. The first ones
+/// get what can't be shared equally.
 fn shares(needs: &[usize], room: usize) -> Vec<usize> {
     let used = |level: usize| needs.iter().map(|need| (*need).min(level)).sum::<usize>();
-    // The highest level that all can have has been reached below `high`.
+    // The highest level that fits for all is at least `level` and below `high`.
     let (mut level, mut high) = (0, room.saturating_add(1));
     while high - level > 1 {
         let middle = level + (high - level) / 2;
@@ -255,7 +257,7 @@ mod tests {
             let most = shares.iter().max().copied().unwrap_or_default();
             for (index, (share, need)) in shares.iter().zip(&needs).enumerate() {
                 prop_assert!(share <= need);
-                // One that has less than it needs has as much as any, or one less, as a later one.
+                // One that gets less than it needs gets as much as any other, or one less if it comes later.
                 prop_assert!(share == need || share + 1 >= most);
                 let is_after_one_with_less = shares[..index].iter().zip(&needs).any(|(before, need)| before < need && before < share);
                 prop_assert!(!is_after_one_with_less);

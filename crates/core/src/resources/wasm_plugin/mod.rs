@@ -6,8 +6,9 @@
 //! `defaultConfigDisable` keeps `defaultConfig` in the object and away from the gateway, which makes it the place for the
 //! list of violations that people want to read there.
 //!
-//! An object over [`Gateway::max_bytes`] continues in `…-1`, `…-2`: an App stays in its shard (a very large one in several), and a
-//! shard once made stays, empty if need be. `form` has how the Services are listed, `read` what is read back.
+//! An object over [`Gateway::max_bytes`] continues in `…-1`, `…-2`: an App stays in its shard (a very large one in
+//! several), and a shard once made stays, even if it is empty. `form` decides how Services are listed, `read` reads the
+//! objects back.
 
 mod form;
 mod read;
@@ -67,7 +68,8 @@ pub struct Gateway {
     pub cluster_domain: String,
     /// The size of one object, in bytes of JSON, above which another one is made.
     pub max_bytes: usize,
-    /// How many Services may be listed plainly, all objects together: every request through the gateway is compared with each of them.
+    /// How many Services may be listed plainly in all objects together: the gateway compares every request with each of
+    /// them.
     pub max_service_entries: usize,
 }
 

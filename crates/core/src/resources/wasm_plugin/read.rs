@@ -1,4 +1,4 @@
-//! What is read back from the WasmPlugins.
+//! Reads the WasmPlugins back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,16 +9,16 @@ use crate::names::{App, Key, Text};
 use crate::policy::{Inherited, OnIngresses};
 use crate::resources::Existing;
 
-/// Which shard an object of that name is, counted from 0; nothing if it is none of ours.
+/// The number of the shard with that name, counted from 0; `None` if the name is not ours.
 pub fn shard_index(name: &str, gateway: &Gateway) -> Option<usize> {
     let rest = name.strip_prefix(&*gateway.name)?;
     let index = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok().filter(|n| *n > 0)? };
-    // `-01` is no name that we give, and a huge number put there by somebody is no reason to make as many shards.
+    // We do not write `-01`, and a huge number that was put there by hand must not make as many shards.
     let is_ours = rest.is_empty() || rest == format!("-{index}");
     (is_ours && index < MAX_SHARDS).then_some(index)
 }
 
-/// What is there already, from the WasmPlugins as they were read.
+/// What the WasmPlugins contain already.
 pub fn existing<'a>(objects: impl IntoIterator<Item = (&'a str, &'a Value)>, gateway: &Gateway) -> Existing {
     let mut existing = Existing::default();
     for (name, object) in objects {
@@ -29,16 +29,17 @@ pub fn existing<'a>(objects: impl IntoIterator<Item = (&'a str, &'a Value)>, gat
     existing
 }
 
-/// Whether a `WasmPlugin`'s `spec` lists Ingresses beside the Services.
+/// Whether a `WasmPlugin`'s `spec` lists Ingresses as well as Services.
 pub fn has_long_list(spec: &Value) -> bool {
     spec.pointer("/matchRules/1/ingress").is_some()
 }
 
-/// The Apps that the `WasmPlugins` block, as they were read: what a start inherits.
+/// The Apps that the `WasmPlugins` block; a new leader inherits them.
 ///
-/// From the list for people, which knows the Apps, and from the closed Services. Which Service is which App's is not in the
-/// object, so every listed App of a namespace keeps all of the namespace's, until its own are known; where the list has
-/// given way, each Service stands for itself. The same holds for the Ingresses, of the objects in which the App is.
+/// The list for people names the Apps, and the rules name the closed Services. The object does not say which Service
+/// belongs to which App, so every listed App of a namespace keeps all of the namespace's Services until its own are
+/// known. Where the list for people was left out, each Service counts as an App of its own. The same applies to the
+/// Ingresses of the objects that list the App.
 pub fn blocked<'a>(objects: impl IntoIterator<Item = &'a Value>, gateway: &Gateway) -> Vec<Inherited> {
     let mut found = Found::default();
     for (index, object) in objects.into_iter().enumerate() {
@@ -50,15 +51,15 @@ pub fn blocked<'a>(objects: impl IntoIterator<Item = &'a Value>, gateway: &Gatew
 /// What several objects list.
 #[derive(Default)]
 struct Found {
-    /// The Apps in the lists for people, with what they are accused of and the objects.
+    /// The Apps in the lists for people, with their accusations and the objects that list them.
     apps: BTreeMap<App, (BTreeSet<Key>, BTreeSet<usize>)>,
-    /// The closed Services by namespace, with the objects.
+    /// The closed Services by namespace, with the objects that list them.
     services: BTreeMap<Text, BTreeMap<Text, BTreeSet<usize>>>,
-    /// Those of them that are closed on every route.
+    /// The Services that are closed on every route.
     plain: BTreeSet<Text>,
-    /// Those of them that stand for themselves, as namespace and name.
+    /// The Services that count as Apps of their own, as namespace and name.
     alone: BTreeSet<(Text, Text)>,
-    /// The Ingresses by namespace, each with an object.
+    /// The Ingresses by namespace, each with the object that lists it.
     ingresses: BTreeMap<Text, BTreeSet<(usize, Text)>>,
 }
 
@@ -117,12 +118,12 @@ impl Found {
         let of_list = self.apps.iter().map(|(app, (accused, objects))| {
             let of_namespace = self.services.get(&app.namespace);
             let services: Vec<Text> = of_namespace.into_iter().flat_map(BTreeMap::keys).cloned().collect();
-            // In the further objects of a very large App it is not listed.
+            // The further objects of a very large App do not list it for people.
             let is_its = |index: usize| objects.contains(&index) || !self.lists(&app.namespace, index);
             let on_ingresses = self.on_ingresses(&app.namespace, &services, is_its);
             Inherited { app: app.clone(), told: None, accused: accused.clone(), services, on_ingresses }
         });
-        // What is known better replaces what is guessed.
+        // What is known replaces what is guessed.
         let all = alone.chain(of_list).map(|inherited| (inherited.app.clone(), inherited));
         all.collect::<BTreeMap<App, Inherited>>().into_values().collect()
     }
@@ -134,7 +135,8 @@ impl Found {
         of_namespace.into_iter().any(|(_, (_, objects))| objects.contains(&index))
     }
 
-    /// What of these Services is closed on Ingresses only, with those Ingresses of the namespace that are in objects which `is_its` names.
+    /// Which of these Services are closed on Ingresses only, with the Ingresses of the namespace in the objects for
+    /// which `is_its` returns true.
     fn on_ingresses<'t>(
         &self,
         namespace: &Text,

@@ -40,7 +40,7 @@ struct Replicas {
 impl Replicas {
     /// Two replicas, and so many tenants whom somebody may accuse later.
     async fn start(later: usize) -> anyhow::Result<Self> {
-        // Everybody offends within minutes, by the same rule: what brakes do is not the question here.
+        // All tenants offend within minutes, by the same rule, and the brakes must not hold them here.
         let brake = json!({"max_new_tenants": 1000, "max_tenants_per_node": 1000, "max_apps_per_node": 1000, "max_tenants_per_rule": 1000});
         let cluster = Options { audit_bodies: true, ..Options::default() };
         let beginning = Beginning { cluster, config: json!({"brake": brake}), ..Beginning::default() };

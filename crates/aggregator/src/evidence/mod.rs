@@ -1,11 +1,9 @@
 //! What the cluster itself says of the accusations: asks for the accused Pods and the Services of their Apps.
-//!
-//! Only namespaces that are accused are looked at, each at most once a second, and again each round; all requests together
-//! keep to a pace, so that a bad rule or a lying node costs the API server no more than that. What waits for longer than it should
-//! is said, in the log and in the details of `/readyz`.
-//!
-//! `turn` has the order of the looks, `waiting` what is asked and what has not been judged yet, `lookup` asks the API server, by
-//! way of `listing`, which bounds what one namespace may cost, and `room` concludes.
+//! Only accused namespaces are looked at, each at most once a second, and again each round. All requests together keep
+//! to a pace, so that a bad rule or a lying node costs the API server no more than that. Accusations that wait too long
+//! are reported in the log and in the details of `/readyz`.
+//! `turn` orders the looks, `waiting` knows what is asked and what has not been judged, `lookup` asks the API server
+//! through `listing`, which limits the cost of one namespace, and `room` draws the conclusions.
 
 mod fields;
 mod listing;
@@ -39,8 +37,8 @@ use crate::kubernetes::{Cluster, Refusal, RefusalKind};
 const BATCH: usize = 8;
 /// The least time between two looks at one namespace.
 const GAP: Duration = Duration::from_secs(1);
-/// How many Pods that no App is known of are looked up one by one with each look at a namespace: a node may name thousands that do not
-/// exist, and each costs a request of the pace that all share.
+/// How many Pods without a known App are looked up one by one with each look at a namespace: a node may name thousands
+/// that do not exist, and each costs one of the paced requests.
 const MAX_STRANGERS: usize = 20;
 
 /// A Pod that is proven gone: what was seen of it until then is cleared.
@@ -63,7 +61,7 @@ pub struct Evidence {
     pub max_service_entries: usize,
     /// What time it is.
     pub clock: Clock,
-    /// Lets one large namespace be held at a time.
+    /// Has one permit, for one large namespace at a time.
     pub large: Semaphore,
 }
 
@@ -75,7 +73,7 @@ struct State {
     turns: Turns,
     /// How many Services were closed when that was last said.
     closed: usize,
-    /// The namespaces that hold more than is looked at, and what.
+    /// The namespaces that hold more than the limit, with the error.
     too_large: BTreeMap<Text, String>,
     error: Option<Refusal>,
     is_late: bool,
@@ -84,7 +82,7 @@ struct State {
 impl Evidence {
     /// Runs until cancelled, or until the questions have no sender any more.
     ///
-    /// `status` says why the cluster can't be asked, if so, and how long the accusations wait.
+    /// `status` shows why the cluster can't be asked and how long accusations wait.
     pub async fn run(
         self,
         mut questions: watch::Receiver<Arc<Questions>>,
@@ -106,7 +104,7 @@ impl Evidence {
                 tokio::select! {
                     () = cancel.cancelled() => return,
                     changed = questions.changed() => match changed {
-                        // Seen by the next pass.
+                        // The next pass takes them.
                         Ok(()) => questions.mark_changed(),
                         Err(_) => return,
                     },
@@ -117,7 +115,7 @@ impl Evidence {
             let mut cleared = Vec::new();
             let mut failure = None;
             let mut looks = self.looks(&state, due);
-            // Each is taken in as it comes: what a large namespace holds is not kept until the others are known.
+            // Each answer is taken as it comes, so that a large namespace is not held until the others are known.
             loop {
                 let (namespace, seen) = tokio::select! {
                     () = cancel.cancelled() => return,
@@ -146,7 +144,7 @@ impl Evidence {
         state: &State,
         due: Vec<Text>,
     ) -> FuturesUnordered<impl Future<Output = (Text, Result<Option<Seen>, Refusal>)> + use<'a>> {
-        // The list becomes long soon after this many, and its Ingresses should be known by then.
+        // `max_service_entries` will soon be reached, and the Ingresses should be known by then.
         let with_routes = state.services() * 5 >= self.max_service_entries * 3;
         let looks = due.into_iter().map(|namespace| {
             let pods = state.urgent(&namespace);
@@ -161,7 +159,7 @@ impl Evidence {
 }
 
 impl State {
-    /// Takes over what is asked now. What is not asked any more is forgotten.
+    /// Takes the current questions, and forgets what is not asked any more.
     fn ask(&mut self, questions: &Questions, now: Moment) {
         if questions.epoch != self.epoch {
             // What was known is of an earlier term: an App that was gone may be back.
@@ -201,8 +199,8 @@ impl State {
         (self.turns.take(&candidates, BATCH), next)
     }
 
-    /// Takes in what was seen of a namespace that was looked at from `asked` on. Returns the Pods that are proven gone, and until
-    /// when their evidence counts for nothing; or why the cluster can't be asked.
+    /// Takes the result of a look that began at `asked`. Returns the Pods that are proven gone, each with the time
+    /// until which its evidence counts for nothing; or why the cluster can't be asked.
     fn see(
         &mut self,
         namespace: &Text,
@@ -222,14 +220,14 @@ impl State {
             Err(refusal) => {
                 room.fail(&inquiry.wanted, &refusal.text, asked);
                 if refusal.kind == RefusalKind::TooMuch {
-                    // Its tenant's doing, and no trouble of the cluster's.
+                    // The tenant caused this; the cluster can still be asked.
                     if self.too_large.insert(namespace.clone(), refusal.text.clone()).is_none() {
                         let error = refusal.text;
                         tracing::error!(
                             alert = "evidence",
                             %namespace,
                             error,
-                            "an accused namespace holds too much to be looked at; nothing is blocked or released in it meanwhile"
+                            "an accused namespace is too large to be looked at; nothing is blocked or released in it meanwhile"
                         );
                     }
                     Ok(Vec::new())
@@ -293,7 +291,7 @@ impl State {
         self.error = failure;
     }
 
-    /// Shows how the looking up goes. That accusations wait too long is said when it begins and when it ends.
+    /// Shows the status. Logs when accusations begin to wait too long, and when that ends.
     fn show(&mut self, status: &watch::Sender<EvidenceStatus>, now: Moment) {
         let error = self.error.as_ref().map(|refusal| refusal.text.clone());
         let too_large = self.too_large.values().next().cloned();

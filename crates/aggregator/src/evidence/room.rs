@@ -51,7 +51,7 @@ impl Wanted {
 }
 
 impl Wanted {
-    /// The names of the Pods that were accused as those of Apps.
+    /// The names of the Pods that were accused and belong to Apps with incidents.
     pub(super) fn of_apps(&self) -> impl Iterator<Item = &Text> {
         self.apps.values().flatten().map(|(name, _)| name)
     }
@@ -132,7 +132,7 @@ impl Room {
         gone
     }
 
-    /// Takes in what was seen of the Apps. `is_absent` says which Pods are proven not to be there.
+    /// Takes what was seen of the Apps. `is_absent` returns whether a Pod is proven not to be there.
     fn see_apps(
         &mut self,
         namespace: &Text,
@@ -155,7 +155,7 @@ impl Room {
         self.empty.retain(|app, _| apps.contains_key(app));
         for (app, accused) in &apps {
             let own = seen.pods.values().filter(|pod| !pod.has_ended && pod.app == *app);
-            // The accused ones under whatever labels, but not others of their names.
+            // The accused Pods count whatever their labels are now, but not other Pods of the same names.
             let itself = accused.iter().filter_map(|(name, which)| {
                 there(name).filter(|pod| match which {
                     WhichPod::Uid(uid) => *uid == pod.uid,
@@ -164,7 +164,8 @@ impl Room {
                 })
             });
             let pods: Vec<&Pod> = own.chain(itself).collect();
-            // Where it is not known which Pod was accused, one of its name may be it: that opens nothing, and closes nothing.
+            // If it is not known which Pod was accused, a Pod of that name may be it: the App is not gone, but the
+            // Pod's labels close nothing.
             let is_over = |(name, which): &(Text, WhichPod)| {
                 let is_another = |uid: &Text| there(name).is_some_and(|pod| *uid != pod.uid);
                 is_absent(name) || matches!(which, WhichPod::Uid(uid) if is_another(uid))
@@ -218,7 +219,7 @@ fn present(pod: &Pod) -> PodState {
 /// Which Services of a namespace expose which Pods.
 struct Reach<'a> {
     seen: &'a Seen,
-    /// The running Pods that each Service selects, by its place; not looked for before they are asked for.
+    /// The running Pods that each Service selects, by the Service's index; found when they are asked for.
     selected: Vec<OnceCell<Vec<&'a Pod>>>,
 }
 
@@ -227,7 +228,7 @@ impl<'a> Reach<'a> {
         Self { seen, selected: seen.services.iter().map(|_| OnceCell::new()).collect() }
     }
 
-    /// The places of the Services that expose `app`, which has those `pods`.
+    /// The indices of the Services that expose `app`, whose Pods are `pods`.
     fn exposing(&self, app: &App, pods: &[&Pod]) -> Vec<usize> {
         let services = self.seen.services.iter().enumerate();
         let exposes = |service: &Service| service.exposes(app, pods.iter().map(|pod| &pod.labels));
@@ -244,7 +245,7 @@ impl<'a> Reach<'a> {
         })
     }
 
-    /// Those of the Services `exposing` that expose other Apps too. `pods` are those of `app` itself, whatever they are called.
+    /// Those of the Services `exposing` that expose other Apps too. `pods` belong to `app`, whatever their labels.
     fn shared(&self, app: &App, pods: &[&Pod], exposing: &[usize], namespace: &Text) -> Vec<SharedService> {
         let mut shared: Vec<SharedService> = Vec::new();
         for place in exposing {

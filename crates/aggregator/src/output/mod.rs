@@ -126,7 +126,7 @@ pub struct SetAside {
 }
 
 impl SetAside {
-    /// For people.
+    /// The text for the status.
     fn text(&self) -> Option<String> {
         (self.count > 0).then(|| {
             format!("set aside and tried again later: {} messages: {}", self.count, self.why.join("; "))
@@ -310,7 +310,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
     }
 }
 
-/// What stood in the way of what is not ours to write any more, stands in nobody's way here.
+/// Forgets the errors of a replica that does not write any more: they do not concern it now.
 fn forget(status: &watch::Sender<OutputStatus>) {
     status.send_if_modified(|status| {
         let now = OutputStatus { has_written: status.has_written, ..OutputStatus::default() };

@@ -33,7 +33,7 @@ pub struct Book {
     pub(super) admissions: Admissions,
     /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
     pub(super) effective: BTreeMap<App, Effective>,
-    /// The Apps of which what is kept can't be read.
+    /// The Apps whose persisted incidents can't be read.
     pub(super) aside: Aside,
     /// The Apps that were blocked before this term.
     pub(super) before: Before,
@@ -41,7 +41,7 @@ pub struct Book {
     pub(super) unjudged: BTreeMap<EvidenceId, (Moment, EvidenceView)>,
     /// Disputed evidence, with the reason. It is in the log already.
     pub(super) disputes: BTreeMap<(Key, NodeName), String>,
-    /// What is accused in namespaces that may not be touched, and in the log already.
+    /// The accusations in namespaces that may not be touched which are already logged.
     pub(super) refused: Refused,
     /// New notices in the current round: the round's number and how many.
     pub(super) notices: (u64, usize),
@@ -109,10 +109,10 @@ pub enum ActError {
     /// No brake holds that App.
     #[error("{0} is not held, so there is nothing to approve")]
     NotHeld(App),
-    /// The release would be over before it began.
+    /// The release would have ended before it began.
     #[error("the release is refused: its `until`, {0}, is over already")]
     Over(Timestamp),
-    /// The release would last longer than anybody means.
+    /// The release would last longer than ten years, which can only be a mistake.
     #[error("until: {0} is more than ten years ahead; allowed is up to ten years")]
     TooFar(Timestamp),
 }
@@ -126,8 +126,8 @@ const MAX_ENDED_PER_NAMESPACE: usize = 200;
 const MAX_RELEASES: usize = 64;
 
 impl Book {
-    /// What is kept of those Apps can't be read: they are neither blocked nor released nor told until it can, and what the objects
-    /// close of them stays closed.
+    /// Sets aside Apps whose persisted incidents can't be read: they are neither blocked nor released nor told until
+    /// their incidents can be read, and what the objects close of them stays closed.
     pub fn set_aside(&mut self, apps: impl IntoIterator<Item = App>) {
         for app in apps {
             self.incidents.remove(&app);
@@ -243,7 +243,7 @@ impl Book {
         }
     }
 
-    /// The numbers of what operators want of `app`'s incident are counted anew: everything up to `number` has been done.
+    /// Restarts the numbering of operators' acts for the incident of `app`: acts up to `number` have been done.
     pub fn renumber(&mut self, app: &App, number: i64) {
         if let Some(incident) = self.incidents.get_mut(app).filter(|incident| incident.observed != number) {
             incident.file().observed = number;

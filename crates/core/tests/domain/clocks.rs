@@ -228,7 +228,7 @@ fn the_next_leader_doubts_a_date_that_the_leader_before_doubted() {
 }
 
 #[test]
-fn a_release_that_has_run_out_while_nobody_led_lasts_only_as_long_as_was_left() {
+fn a_release_that_has_run_out_while_no_replica_led_lasts_only_as_long_as_was_left() {
     let mut world = nodes(1);
     accuse_one(&mut world);
     release(&mut world, "ns-a", 1);

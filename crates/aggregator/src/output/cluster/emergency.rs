@@ -10,12 +10,12 @@ use super::live::{Live, is_ours, plural, resource};
 use super::{ClusterOutput, FIELD_MANAGER, SUSPEND};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
-/// The objects that the program before this one wrote, all in [`SEEDS_NAMESPACE`].
-const SEEDS: [(&str, &str, &str); 2] = [
+/// The objects that the program before this one wrote, all in [`LEGACY_NAMESPACE`].
+const LEGACY_OBJECTS: [(&str, &str, &str); 2] = [
     (wasm_plugin::API_VERSION, wasm_plugin::KIND, "procscan-violations"),
     (notification::API_VERSION, notification::KIND, notification::SUMMARY_NAME),
 ];
-const SEEDS_NAMESPACE: &str = "default";
+const LEGACY_NAMESPACE: &str = "default";
 
 /// An object that an operator has to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,11 +86,11 @@ impl ClusterOutput {
     /// The objects of the program before this one. They have no effect where they are, and are not ours to remove.
     pub async fn left_behind(&self, gateway: &Gateway) -> Result<Vec<LeftBehind>, Refusal> {
         let mut found = Vec::new();
-        for (version, kind, name) in SEEDS {
+        for (version, kind, name) in LEGACY_OBJECTS {
             let resource = resource(version, kind);
             let plural = plural(&resource);
-            let api: Api<Live> = Api::namespaced_with(self.cluster.client(), SEEDS_NAMESPACE, &resource);
-            let ask = Ask { verb: "get", resource: &plural, namespace: Some(SEEDS_NAMESPACE) };
+            let api: Api<Live> = Api::namespaced_with(self.cluster.client(), LEGACY_NAMESPACE, &resource);
+            let ask = Ask { verb: "get", resource: &plural, namespace: Some(LEGACY_NAMESPACE) };
             let live = match self.cluster.ask(ask, api.get(name)).await {
                 Err(refusal) if matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::NotServed) => {
                     continue;
@@ -98,11 +98,11 @@ impl ClusterOutput {
                 live => live?,
             };
             let is_ours = match kind {
-                wasm_plugin::KIND => gateway.namespace == SEEDS_NAMESPACE,
+                wasm_plugin::KIND => gateway.namespace == LEGACY_NAMESPACE,
                 _ => live.annotations().contains_key(notification::INCIDENT),
             };
             if !is_ours {
-                found.push(LeftBehind { kind, plural, namespace: SEEDS_NAMESPACE, name });
+                found.push(LeftBehind { kind, plural, namespace: LEGACY_NAMESPACE, name });
             }
         }
         Ok(found)

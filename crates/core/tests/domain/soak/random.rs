@@ -1,4 +1,4 @@
-//! Numbers that look like chance, and are the same each time.
+//! Pseudo-random numbers.
 
 /// The same numbers for the same seed.
 pub(super) struct Random(pub(super) u64);
@@ -9,7 +9,7 @@ impl Random {
         usize::try_from(self.0 >> 33).unwrap() % n
     }
 
-    /// Once in `n` times.
+    /// True once in `n` times on average.
     pub(super) fn once_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }

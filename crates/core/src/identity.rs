@@ -49,6 +49,37 @@ pub fn app_of(namespace: &str, pod: &str, marks: Marks<'_>) -> App {
     App::new(namespace, "app", name)
 }
 
+/// The App that earlier versions of this program took the Pod for, if another: `app.kubernetes.io/name` came before the instance, and a
+/// controller's suffix was guessed.
+pub fn earlier_app_of(namespace: &str, pod: &str, marks: Marks<'_>) -> Option<App> {
+    let now = app_of(namespace, pod, marks);
+    let labelled = marks.label("app").or_else(|| marks.label("app.kubernetes.io/name"));
+    let name = labelled.or_else(|| marks.owner.map(guessed_workload)).unwrap_or(pod);
+    (&*now.kind == "app" && &*now.name != name).then(|| App::new(namespace, "app", name))
+}
+
+fn guessed_workload(owner: Owner<'_>) -> &str {
+    let is_suffix = |suffix: &str| match owner.kind {
+        "ReplicaSet" => {
+            (8..=10).contains(&suffix.len())
+                && suffix.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        }
+        "Job" => suffix.len() >= 8 && suffix.bytes().all(|b| b.is_ascii_digit()),
+        _ => false,
+    };
+    let cut = owner.name.rsplit_once('-').filter(|(name, suffix)| !name.is_empty() && is_suffix(suffix));
+    cut.map_or(owner.name, |(name, _)| name)
+}
+
+/// What makes such Pods, as `Kind/name`: the same for the Pods that follow this one, whatever their labels say. A Pod that nothing has
+/// made stands for itself.
+pub fn origin_of(pod: &str, marks: Marks<'_>) -> Text {
+    match (marks.owner, marks.workload()) {
+        (Some(owner), Some(workload)) => format!("{}/{workload}", owner.kind).into(),
+        _ => format!("Pod/{pod}").into(),
+    }
+}
+
 /// How long before a Pod of a CronJob's Job the Job was due at most: it may have waited, or be a later try.
 const LATE_JOB: SignedDuration = SignedDuration::from_hours(24);
 /// By how much the clock that a CronJob goes by may be ahead of the API server's.
@@ -218,6 +249,40 @@ mod tests {
         assert_eq!(app(&[], Some(("StatefulSet", "db-29930400"))), is("app", "db-29930400"));
         let unknown = created(None, &[], Some(("Job", "backup-29930400")));
         assert_eq!(unknown, is("app", "backup-29930400"), "of a Pod whose age is not known");
+    }
+
+    #[test]
+    fn what_makes_a_pod_stays_the_same_when_its_labels_change() {
+        let created = "2026-11-28T00:00:00Z".parse().ok();
+        let of = |pairs: &[(&str, &str)], owner: Option<(&str, &str)>| {
+            let owner = owner.map(|(kind, name)| Owner { kind, name });
+            origin_of("pod-1", Marks { labels: &labels(pairs), owner, created }).to_string()
+        };
+        for app in ["web", "shop"] {
+            let hash = |hash| [("app", app), ("pod-template-hash", hash)];
+            assert_eq!(of(&hash("7d4b9c6f5d"), Some(("ReplicaSet", "web-7d4b9c6f5d"))), "ReplicaSet/web");
+            assert_eq!(of(&hash("6c5d4b9f7a"), Some(("ReplicaSet", "web-6c5d4b9f7a"))), "ReplicaSet/web");
+            assert_eq!(of(&[("app", app)], Some(("StatefulSet", "db"))), "StatefulSet/db");
+            assert_eq!(of(&[("app", app)], Some(("Job", "backup-29930400"))), "Job/backup");
+            assert_eq!(of(&[("app", app)], None), "Pod/pod-1");
+        }
+    }
+
+    #[test]
+    fn what_earlier_versions_took_a_pod_for_is_known_where_it_is_another_app() {
+        let of = |pairs: &[(&str, &str)], owner: Option<(&str, &str)>| {
+            let owner = owner.map(|(kind, name)| Owner { kind, name });
+            let marks = Marks { labels: &labels(pairs), owner, created: None };
+            earlier_app_of("ns-a", "pod-1", marks).map(|app| (app.kind.to_string(), app.name.to_string()))
+        };
+        assert_eq!(of(&[(NAME, "nginx"), (INSTANCE, "shop")], None), Some(is("app", "nginx")));
+        assert_eq!(of(&[], Some(("ReplicaSet", "web-2"))), None);
+        assert_eq!(of(&[], Some(("ReplicaSet", "shop-payments"))), Some(is("app", "shop")));
+        assert_eq!(of(&[], Some(("Job", "import-20260101"))), Some(is("app", "import")));
+        assert_eq!(of(&[("pod-template-hash", "7d4b9c6f5d")], Some(("ReplicaSet", "web-7d4b9c6f5d"))), None);
+        assert_eq!(of(&[(NAME, "nginx"), (INSTANCE, "shop"), ("app", "web")], None), None);
+        assert_eq!(of(&[("app.kubernetes.io/part-of", "devbox"), (NAME, "dev")], None), None);
+        assert_eq!(of(&[], None), None);
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub enum SharedServices {
     #[default]
     Block,
     /// The App is held until an operator approves it. If the Service came to be shared after the block, it stays as it is: closed if
-    /// it was closed, else open.
+    /// it was ever closed, else open, until an operator approves that.
     Hold,
     /// It stays open.
     Skip,

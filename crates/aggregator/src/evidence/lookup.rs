@@ -11,6 +11,7 @@ use kube::{Api, ResourceExt};
 use procscan_core::Moment;
 use procscan_core::identity::{self, Labels, Marks, Owner};
 use procscan_core::names::{App, Text};
+use procscan_core::policy::Lineage;
 use serde::Deserialize;
 
 use super::fields::{HTTP_ROUTES, INGRESSES, PODS, SERVICES};
@@ -47,6 +48,7 @@ pub(super) struct Pod {
     pub(super) host_ips: Vec<Text>,
     pub(super) labels: Labels,
     pub(super) app: App,
+    pub(super) lineage: Lineage,
     /// It has succeeded or failed: nothing runs in it any more.
     pub(super) has_ended: bool,
 }
@@ -170,9 +172,15 @@ impl Pod {
         let created = pod.metadata.creation_timestamp.as_ref().map(|at| at.0);
         let marks = Marks { labels: &labels, owner, created };
         let status = pod.status.take().unwrap_or_default();
+        let name = pod.name_any();
+        let lineage = Lineage {
+            origin: Some(identity::origin_of(&name, marks)),
+            earlier: identity::earlier_app_of(namespace, &name, marks),
+        };
         let host_ips = status.host_ips.into_iter().map(|host| host.ip).chain(status.host_ip);
         Self {
-            app: identity::app_of(namespace, &pod.name_any(), marks),
+            app: identity::app_of(namespace, &name, marks),
+            lineage,
             uid: pod.metadata.uid.take().unwrap_or_default().into(),
             created: created.and_then(moment_of),
             node: pod.spec.node_name.take(),

@@ -213,6 +213,7 @@ fn present(pod: &Pod) -> PodState {
         node: NodeName::new(pod.node.as_deref().unwrap_or("(none yet)")),
         host_ips: pod.host_ips.clone(),
         app: pod.app.clone(),
+        lineage: pod.lineage.clone(),
     }
 }
 

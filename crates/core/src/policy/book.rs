@@ -168,11 +168,12 @@ impl Book {
             .iter()
             .filter_map(|(app, incident)| {
                 match (&incident.standing, incident.held.as_deref(), incident.release_held.as_deref()) {
-                    (Standing::Held, Some((since, brake)), _) => {
-                        Some((app, since, brake.reason(&policy.brake), false))
-                    }
                     (Standing::Blocked { .. }, _, Some(since)) => {
                         Some((app, since, Brake::Releases.reason(&policy.brake), true))
+                    }
+                    // Blocked, but for a Service that is left open.
+                    (Standing::Held | Standing::Blocked { .. }, Some((since, brake)), _) => {
+                        Some((app, since, brake.reason(&policy.brake), false))
                     }
                     _ => None,
                 }
@@ -272,6 +273,11 @@ impl Book {
             Standing::Blocked { .. } if incident.release_held.is_some() => {
                 incident.end(now);
                 Ok("the release that a brake held is approved".to_owned())
+            }
+            Standing::Blocked { .. } if incident.held.is_some() => {
+                let file = incident.file();
+                (file.held, file.approved) = (None, true);
+                Ok("it is approved that all its Services are closed, and other Apps with them".to_owned())
             }
             _ => Err(ActError::NotHeld(app.clone())),
         }

@@ -1,6 +1,6 @@
 //! One evaluation: from evidence to incidents, from incidents to a plan.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::brake::{Brake, RuleNames};
 use super::dates::{Dates, Force};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
-use super::incident::{ClearedGround, Incident, Standing};
+use super::incident::{ClearedGround, Incident, Standing, StickyRelease};
 use super::notify::{may_be_told, telling};
 use super::plan_builder::{block, closed_too, same};
 use super::window::Accusers;
@@ -62,6 +62,8 @@ pub(super) struct Pass<'a> {
     pub(super) dates: Dates,
     /// What each of the policy's exemptions is good for now.
     pub(super) exemptions: Vec<Force>,
+    /// What operators have released, by the names that Apps had before.
+    pub(super) released: BTreeMap<App, Vec<StickyRelease>>,
     /// Namespaces with fresh accusations that can't be judged.
     pub(super) doubtful: BTreeSet<Text>,
     decisions: Vec<Decision>,
@@ -110,10 +112,22 @@ impl Book {
         let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
         let reading = self.clock.read(now);
         let dates = std::mem::take(&mut self.dates);
-        let exemptions = Vec::new();
-        let mut pass = Pass { snapshot, policy, facts, now, dates, exemptions, doubtful, decisions, alerts };
+        let (exemptions, before) = (Vec::new(), BTreeMap::new());
+        let mut pass = Pass {
+            snapshot,
+            policy,
+            facts,
+            now,
+            dates,
+            exemptions,
+            released: before,
+            doubtful,
+            decisions,
+            alerts,
+        };
         self.note_dates(&mut pass);
         let unverified = self.hear(&mut pass);
+        pass.released = self.released_before();
         self.clear_grounds(&pass);
         self.admit(&mut pass);
 
@@ -267,7 +281,7 @@ impl Book {
         if incident.standing == Standing::Held || pass.policy.mode == Mode::Paused || !active {
             return Wish::Nothing;
         }
-        if pass.may_exempt(app) {
+        if incident.formerly.iter().chain([app]).any(|name| pass.may_exempt(name)) {
             // An operator may have said that it is not to be blocked. Late is better than wrong.
             return Wish::Nothing;
         }
@@ -345,7 +359,7 @@ impl Book {
                 }
             } else {
                 let untold = if is_untold { "; its tenant could not be told before" } else { "" };
-                let known = pass.facts.to_close(&app, pass.policy, file.approved, &file.exposure);
+                let known = pass.facts.to_close(&app, pass.policy, file);
                 let remarks = known.map(|exposure| exposure.remarks()).unwrap_or_default();
                 file.reason = format!("{accusation}{untold}{remarks}").into();
                 pass.decide(&app, DecisionKind::Blocked, file.reason.clone());

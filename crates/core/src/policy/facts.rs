@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Policy;
+use super::incident::File;
 use crate::Moment;
 use crate::moment::Span;
 use crate::names::{App, NodeName, PodRef, Text};
@@ -54,11 +55,22 @@ pub enum PodState {
         host_ips: Vec<Text>,
         /// The App that it belongs to, by its own labels and owners.
         app: App,
+        /// By what it is known under another name.
+        lineage: Lineage,
     },
     /// Proven gone: a direct look-up found none, or it has ended.
     Gone,
     /// Could not be read, and why.
     Unreadable(String),
+}
+
+/// By what a Pod is known as one of an App that had another name before: what operators have said of that one counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lineage {
+    /// What makes such Pods, as `Kind/name` (see [`crate::identity::origin_of`]); `None` if that is not known.
+    pub origin: Option<Text>,
+    /// The App that earlier versions of this program took it for, if another.
+    pub earlier: Option<App>,
 }
 
 /// What is known of an App.
@@ -92,6 +104,8 @@ pub struct AcceptedPod {
     pub uid: Option<Text>,
     /// When it was created; `None` if that is not known.
     pub created: Option<Moment>,
+    /// By what it is known under another name.
+    pub lineage: Lineage,
 }
 
 impl Facts {
@@ -106,7 +120,8 @@ impl Facts {
     ) -> Verdict {
         let (node, record) = (&evidence.node, &evidence.record);
         if !verify {
-            return Verdict::Accepted(AcceptedPod { app: claimed_app(record), uid: None, created: None });
+            let (app, lineage) = (claimed_app(record), Lineage::default());
+            return Verdict::Accepted(AcceptedPod { app, uid: None, created: None, lineage });
         }
         let Some(fact) = self.pods.get(&record.key.pod_ref()) else {
             return Verdict::Unverified("the Pod has not been looked up yet".to_owned());
@@ -121,13 +136,13 @@ impl Facts {
             {
                 Verdict::Disputed(format!("the Pod runs on node {actual}"))
             }
-            PodState::Present { uid, created, app, .. } => {
+            PodState::Present { uid, created, app, lineage, .. } => {
                 // What was accepted against this very Pod is of this very Pod.
                 let doubt =
                     if accepted == Some(uid) { None } else { doubt(evidence.age, fresh_at, *created) };
                 doubt.unwrap_or_else(|| {
-                    let (app, uid) = (app.clone(), Some(uid.clone()));
-                    Verdict::Accepted(AcceptedPod { app, uid, created: *created })
+                    let (app, uid, lineage) = (app.clone(), Some(uid.clone()), lineage.clone());
+                    Verdict::Accepted(AcceptedPod { app, uid, created: *created, lineage })
                 })
             }
             PodState::Gone => Verdict::Disputed("there is no such Pod".to_owned()),
@@ -139,17 +154,12 @@ impl Facts {
         self.apps.get(app).is_some_and(|fact| fact.gone)
     }
 
-    /// What of `app` is closed when it is blocked, where `closed` is closed already; `None` if that is not known at the moment.
+    /// What of `app` is closed when it is blocked, where `file` says what has been closed already; `None` if that is not known at the
+    /// moment.
     ///
     /// Without a cluster to ask, the only guess that can't hit another App is a Service of the App's own name in its own
     /// namespace.
-    pub(super) fn to_close(
-        &self,
-        app: &App,
-        policy: &Policy,
-        is_approved: bool,
-        closed: &Exposure,
-    ) -> Option<Cow<'_, Exposure>> {
+    pub(super) fn to_close(&self, app: &App, policy: &Policy, file: &File) -> Option<Cow<'_, Exposure>> {
         let Some(fact) = self.apps.get(app) else {
             let is_guess = !policy.verify_pods && crate::names::is_dns_label(&app.name);
             let guess = || Exposure::plain([format!("{}.{}.svc", app.name, app.namespace).into()]);
@@ -162,7 +172,7 @@ impl Facts {
         let stays_open = |service: &Text| match policy.shared_services {
             SharedServices::Block => false,
             SharedServices::Skip => true,
-            SharedServices::Hold => !is_approved && closed.services.binary_search(service).is_err(),
+            SharedServices::Hold => !file.approved && !file.has_closed(service),
         };
         Some(Cow::Owned(exposure.apart_from(&fact.shared, stays_open)))
     }

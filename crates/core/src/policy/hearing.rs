@@ -6,12 +6,12 @@ use std::time::Duration;
 use super::book::Book;
 use super::decision::DecisionKind;
 use super::evaluate::Pass;
-use super::facts::{Verdict, claimed_app};
+use super::facts::{AcceptedPod, Verdict, claimed_app};
 use super::incident::{ClearedGround, EvidenceId, Ground, Incident, Silence, Standing};
 use super::refused::{self, RefusedNow};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
-use crate::names::{App, Text};
+use crate::names::App;
 use crate::snapshot::{EvidenceView, Snapshot, State};
 
 impl Book {
@@ -86,7 +86,7 @@ impl Book {
                             continue;
                         }
                         if evidence.presence == Presence::Active {
-                            self.accuse(app, id, (evidence, fresh_at, pod.uid), silence, pass);
+                            self.accuse(&app, id, (evidence, fresh_at, pod), silence, pass);
                         } else {
                             self.count(&app, &id, fresh_at, silence);
                         }
@@ -165,15 +165,15 @@ impl Book {
 
     fn accuse(
         &mut self,
-        app: App,
+        app: &App,
         id: EvidenceId,
-        (evidence, fresh_at, pod_uid): (&EvidenceView, Moment, Option<Text>),
+        (evidence, fresh_at, pod): (&EvidenceView, Moment, AcceptedPod),
         silence: Silence,
         pass: &Pass<'_>,
     ) {
         let same_incident = pass.policy.same_incident;
         let scan_interval = pass.snapshot.nodes.get(&evidence.node).and_then(|node| node.interval);
-        let incident = self.incidents.entry(app).or_insert_with(|| Incident::new(fresh_at));
+        let incident = self.incidents.entry(app.clone()).or_insert_with(|| Incident::new(fresh_at));
         if let Standing::Ended { at } = incident.standing {
             if pass.now.since(at) > same_incident {
                 // What an operator has released stays released.
@@ -194,13 +194,14 @@ impl Book {
         if let Some(old) = incident.grounds.get_mut(&id).filter(|old| old.knows(evidence, fresh_at)) {
             old.renew(evidence);
         } else {
-            let mut ground = Ground::of(evidence, pod_uid, fresh_at, scan_interval);
+            let mut ground = Ground::of(evidence, pod.uid, fresh_at, scan_interval);
             ground.count(silence);
             // The Pod that it is about has to be kept anew.
             let old = incident.grounds.get(&id).filter(|old| old.pod_uid == ground.pod_uid);
             ground.kept = old.and_then(|old| old.kept);
             incident.grounds.insert(id, ground);
         }
+        self.note_lineage(app, pod.lineage);
     }
 
     /// Lets grounds go by the clocks of their nodes, and all grounds of an App that is gone.

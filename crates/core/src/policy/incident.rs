@@ -29,6 +29,11 @@ pub(super) const MAX_DECISIONS: usize = 20;
 /// How much cleared evidence an incident remembers: a tenant can start any number of processes.
 const MAX_TOMBSTONES: usize = 64;
 
+/// How many Services that were closed once are remembered: a tenant can make any number.
+const MAX_ONCE_CLOSED: usize = 1000;
+/// How many earlier names of an App are remembered, and how many origins of its Pods.
+pub(super) const MAX_NAMES: usize = 8;
+
 /// One node's word of one violation.
 pub(super) type EvidenceId = (Key, NodeName);
 
@@ -80,6 +85,12 @@ pub struct File {
     pub(super) told: Option<Told>,
     /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
     pub(super) exposure: Arc<Exposure>,
+    /// Services that were closed once and do not expose it at the moment, ordered: should they be made again, they are closed again.
+    pub(super) once_closed: Box<[Text]>,
+    /// What has made its accused Pods, as `Kind/name`.
+    pub(super) origins: FewSet<Text>,
+    /// What the App was called before, as far as known: what operators have said of it under those names counts.
+    pub(super) formerly: FewSet<App>,
     /// What covers it, as last logged.
     pub(super) exempted: Option<Box<str>>,
     /// What the brakes have counted of it: the window's entry of this App.
@@ -322,6 +333,40 @@ impl File {
         (self.due, self.release_due) = (due, release.map(Box::new));
     }
 
+    /// Whether that Service is closed, or was.
+    pub(super) fn has_closed(&self, service: &Text) -> bool {
+        let is_in = |services: &[Text]| services.binary_search(service).is_ok();
+        is_in(&self.exposure.services) || is_in(&self.once_closed)
+    }
+
+    /// It is reached like this from now on, which is closed.
+    pub(super) fn close(&mut self, exposure: Exposure) {
+        let is_in = |services: &[Text], service: &Text| services.binary_search(service).is_ok();
+        let goes =
+            |service: &&Text| !is_in(&exposure.services, service) && !is_in(&exposure.left_open, service);
+        // The first ones stay: a tenant must not push them out by others that it makes.
+        let closed = self.once_closed.iter().chain(&self.exposure.services).filter(goes);
+        let mut closed: Vec<Text> = closed.take(MAX_ONCE_CLOSED).cloned().collect();
+        closed.sort_unstable();
+        closed.dedup();
+        self.once_closed = closed.into();
+        self.exposure = Arc::new(exposure);
+    }
+
+    /// What has made a Pod of it.
+    pub(super) fn note_origin(&mut self, origin: &Text) {
+        if self.origins.len() < MAX_NAMES {
+            self.origins.insert(origin.clone());
+        }
+    }
+
+    /// What it was called before.
+    pub(super) fn note_name(&mut self, name: App) {
+        if self.formerly.len() < MAX_NAMES {
+            self.formerly.insert(name);
+        }
+    }
+
     /// The name under which the incident of `app` is kept.
     pub(super) fn name(&self, app: &App) -> String {
         state::incident::name(app, self.opened.wall())
@@ -339,6 +384,9 @@ impl File {
             approved: false,
             told: None,
             exposure: Arc::default(),
+            once_closed: Box::default(),
+            origins: FewSet::default(),
+            formerly: FewSet::default(),
             exempted: None,
             due: None,
             release_due: None,
@@ -527,8 +575,29 @@ impl Incident {
         }
         let is_in_force =
             |release: &StickyRelease| pass.dates.force(release.until, pass.now).covers(is_blocked);
-        let release = self.releases.iter().find(|release| release.covers(record) && is_in_force(release))?;
-        Some(released_by(&release.actor, release.until))
+        let release = self.releases.iter().find(|release| release.covers(record) && is_in_force(release));
+        if let Some(release) = release {
+            return Some(released_by(&release.actor, release.until));
+        }
+        if is_blocked { None } else { self.excuse_by_earlier_name(record, pass) }
+    }
+
+    /// What covers an accusation by a name that the App had before. That is as good as a doubt: nothing is blocked anew, and nothing that
+    /// is blocked is opened, which a tenant could bring about by labels.
+    fn excuse_by_earlier_name(&self, record: &Record, pass: &Pass<'_>) -> Option<String> {
+        let exemptions = || pass.policy.exemptions.iter().zip(&pass.exemptions);
+        let of = |name: &App| {
+            let mut in_force = exemptions().filter(|(_, force)| force.covers(false));
+            if let Some((exemption, _)) = in_force.find(|(exemption, _)| exemption.covers(name, record)) {
+                return Some(format!("exempted: {}; as App {name}, its name before", exemption.reason));
+            }
+            let mut releases = pass.released.get(name).into_iter().flatten();
+            let release = releases.find(|release| {
+                release.covers(record) && pass.dates.force(release.until, pass.now).covers(false)
+            })?;
+            Some(format!("{}; as App {name}, its name before", released_by(&release.actor, release.until)))
+        };
+        self.formerly.iter().find_map(of)
     }
 
     /// All that it is accused of is covered.

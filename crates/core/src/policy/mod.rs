@@ -30,6 +30,7 @@ mod notify;
 mod plan_builder;
 mod questions;
 mod refused;
+mod renamed;
 mod simulate;
 mod window;
 
@@ -44,7 +45,7 @@ pub use self::brake::{Brake, BrakeRules};
 pub use self::decision::{Actor, Alert, Decision, DecisionKind};
 pub use self::evaluate::{Decided, Evaluation};
 pub use self::exemption::{Exemption, Pattern, is_too_far};
-pub use self::facts::{AGE_TOLERANCE, AcceptedPod, AppFact, Facts, PodFact, PodState, Verdict};
+pub use self::facts::{AGE_TOLERANCE, AcceptedPod, AppFact, Facts, Lineage, PodFact, PodState, Verdict};
 pub use self::incident::{Incident, Standing};
 pub use self::inherited::{Inherited, OnIngresses};
 pub use self::keep::remembered;

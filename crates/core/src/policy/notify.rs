@@ -1,19 +1,18 @@
 //! What tenants are told, and in which order if more of them wait than a round allows.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::Policy;
 use super::book::Book;
-use super::decision::Alert;
+use super::decision::{Alert, DecisionKind};
 use super::evaluate::{Pass, phase};
 use super::facts::Facts;
-use super::incident::{Standing, Telling, Told};
+use super::incident::{Incident, Standing, Telling, Told};
+use super::{Brake, Policy};
 use crate::Moment;
 use crate::names::{App, Text};
-use crate::plan::NoticePhase;
+use crate::plan::{NoticePhase, SharedServices};
 
 impl Book {
     /// Decides which tenants are told what, and updates how blocked Apps are reached.
@@ -29,15 +28,17 @@ impl Book {
         for (app, incident) in &mut self.incidents {
             let what = telling(&phase(incident, pass.policy.mode));
             if what == Telling::Blocked
-                && let Some(exposure) =
-                    pass.facts.to_close(app, pass.policy, incident.approved, &incident.exposure)
+                && let Some(exposure) = pass.facts.to_close(app, pass.policy, incident)
                 && *incident.exposure != *exposure
             {
                 let exposure = exposure.into_owned();
                 let exposure = if self.before.has(app) { incident.exposure.and(&exposure) } else { exposure };
                 if *incident.exposure != exposure {
-                    incident.file().exposure = Arc::new(exposure);
+                    incident.file().close(exposure);
                 }
+            }
+            if what == Telling::Blocked {
+                hold_what_is_left_open(app, incident, pass);
             }
             if !may_be_told(app, pass.policy, pass.facts) {
                 continue;
@@ -100,6 +101,22 @@ impl Book {
         };
         waiting.into_iter().map(turn).collect()
     }
+}
+
+/// With `enforcement.shared_services: hold` a Service that came to be shared after the block stays open until an operator approves: said
+/// once, whatever the tenant makes afterwards.
+fn hold_what_is_left_open(app: &App, incident: &mut Incident, pass: &mut Pass<'_>) {
+    if pass.policy.shared_services != SharedServices::Hold || incident.approved || incident.held.is_some() {
+        return;
+    }
+    let Some(service) = incident.exposure.left_open.first().cloned() else { return };
+    let brake = Brake::SharedService(service);
+    let reason = format!(
+        "{}: it stays open until that is approved; the App's other Services are closed",
+        brake.reason(&pass.policy.brake)
+    );
+    pass.decide(app, DecisionKind::Held, reason);
+    incident.file().held = Some(Box::new((pass.now, brake)));
 }
 
 pub(super) fn telling(phase: &NoticePhase) -> Telling {

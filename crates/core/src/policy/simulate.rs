@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::book::{Act, Book};
 use super::decision::DecisionKind;
-use super::facts::{AppFact, Facts, PodFact, PodState};
+use super::facts::{AppFact, Facts, Lineage, PodFact, PodState};
 use super::keep::record;
 use super::{Mode, Policy};
 use crate::Moment;
@@ -226,6 +226,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
             node: node.clone(),
             host_ips: Vec::new(),
             app: app.clone(),
+            lineage: Lineage::default(),
         };
         facts.pods.insert(record.key.pod_ref(), PodFact { asked, state });
         nodes.entry(node.clone()).or_insert_with(|| patient(now));

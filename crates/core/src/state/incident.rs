@@ -178,6 +178,12 @@ pub struct IncidentStatus {
     /// How the App is reached, as last known.
     #[serde(default)]
     pub exposure: Exposure,
+    /// What has made the accused Pods, as `Kind/name`: by that the App is known again when its Pods' labels change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub origins: Vec<Text>,
+    /// What the App was called before: releases, exemptions and holds by those names keep it from being blocked anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub formerly: Vec<AppRef>,
     /// Other Apps that are closed with it, because one of its Services exposes them too: the first ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_closes: Vec<AppRef>,
@@ -347,6 +353,9 @@ pub struct Exposure {
     /// Services that expose it and other Apps, and therefore stay open (`enforcement.shared_services`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_open: Vec<Text>,
+    /// Services that were closed once and do not expose it at the moment, ordered: should they be made again, they are closed again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub once_closed: Vec<Text>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]

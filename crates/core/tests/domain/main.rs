@@ -18,6 +18,7 @@ mod pods;
 mod policy;
 mod policy_laws;
 mod refused;
+mod renamed;
 mod resources;
 mod sharing;
 mod simulate;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::common::{MINUTE, World, always, at, complete, record, record_of};
 use jiff::Timestamp;
 use procscan_core::names::{App, NodeName, PodRef};
-use procscan_core::policy::{AGE_TOLERANCE, DecisionKind, PodFact, PodState, WhichPod};
+use procscan_core::policy::{AGE_TOLERANCE, DecisionKind, Lineage, PodFact, PodState, WhichPod};
 use procscan_core::report::{Answer, Outcome, Record};
 use procscan_core::state::Incident;
 use proptest::collection::vec;
@@ -235,6 +235,7 @@ fn the_node_of_a_pod_is_compared_before_its_age() {
         node: NodeName::new(node),
         host_ips: vec!["10.0.0.1".into()],
         app: App::new("ns-a", "app", "web"),
+        lineage: Lineage::default(),
     };
     world.answer("n1", vec![record_of("ns-a", "web", "xmrig", 3600)]);
     let is = |state, world: &mut World| {

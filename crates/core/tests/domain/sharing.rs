@@ -217,6 +217,77 @@ fn with_hold_what_comes_to_be_shared_after_the_block_stays_as_it_is() {
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), expected);
 }
 
+/// A tenant deletes the Service until it has been looked for once, and makes it again so that it selects another App too.
+#[test]
+fn with_hold_a_service_that_was_closed_once_is_closed_again_when_it_is_made_again() {
+    for restarts in [false, true] {
+        let mut world = world(SharedServices::Hold);
+        world.service("ns-a", "all", &["web"]);
+        assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (BOTH.into(), vec![], vec![]));
+        world.service("ns-a", "all", &[]);
+        for _ in 0..3 {
+            assert_eq!(closed(&world.evaluate().plan.blocks[0]), (OWN.into(), vec![], vec![]));
+        }
+        if restarts {
+            world.restart();
+        }
+        share(&mut world);
+        assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
+        // It is no more remembered than needed.
+        assert!(kept(&world).status.exposure.once_closed.is_empty());
+        world.service("ns-a", "all", &["blog", "shop"]);
+        world.evaluate();
+        assert_eq!(texts(&kept(&world).status.exposure.once_closed), SHARED);
+    }
+}
+
+#[test]
+fn with_hold_what_is_left_open_is_said_once_and_an_approval_closes_it() {
+    let mut world = world(SharedServices::Hold);
+    world.service("ns-a", "all", &["web"]);
+    accuse(&mut world);
+    world.service("ns-a", "new", &["mail", "web"]);
+    let evaluation = world.evaluate();
+    let [decision] = &evaluation.decisions[..] else { panic!("{:?}", evaluation.decisions) };
+    assert_eq!(decision.kind, DecisionKind::Held);
+    let why = "Service new.ns-a.svc exposes other Apps too (enforcement.shared_services: hold)";
+    let open = "it stays open until that is approved; the App's other Services are closed";
+    assert_eq!(*decision.reason, *format!("{why}: {open}"));
+    assert_eq!((&*evaluation.held[0].reason, evaluation.held[0].release), (why, false));
+    // Whatever the tenant makes then, it is not said anew, nor after a restart.
+    for name in ["newer", "newest"] {
+        world.service("ns-a", name, &["mail", "web"]);
+        world.service("ns-a", "new", &[]);
+        world.restart();
+        let evaluation = world.evaluate();
+        assert_eq!((evaluation.decisions.len(), evaluation.held.len()), (0, 1));
+        assert_eq!(closed(&evaluation.plan.blocks[0]).0, BOTH);
+    }
+    world.book.act(&Act::Approve { app: web() }, "ops", &world.policy, world.now).unwrap();
+    let evaluation = world.evaluate();
+    let names = ["all.ns-a.svc", "newer.ns-a.svc", "newest.ns-a.svc", "web-x7k2.ns-a.svc"];
+    assert_eq!(closed(&evaluation.plan.blocks[0]), (names.into(), vec![], vec!["mail"]));
+    assert!(evaluation.held.is_empty());
+    world.restart();
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]).0, names, "for good");
+}
+
+#[test]
+fn what_is_remembered_of_closed_services_has_a_bound() {
+    let mut world = world(SharedServices::Hold);
+    world.service("ns-a", "all", &["web"]);
+    for n in 0..1010 {
+        world.service("ns-a", &format!("svc-{n:04}"), &["web"]);
+    }
+    accuse(&mut world);
+    for n in 0..1010 {
+        world.service("ns-a", &format!("svc-{n:04}"), &[]);
+    }
+    world.evaluate();
+    assert_eq!(kept(&world).status.exposure.once_closed.len(), 1000);
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]).0, BOTH);
+}
+
 #[test]
 fn with_skip_the_service_stays_open_and_the_reason_says_so() {
     let mut world = world(SharedServices::Skip);

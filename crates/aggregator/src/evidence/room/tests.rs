@@ -1,6 +1,8 @@
 use jiff::Timestamp;
 use procscan_core::identity::Labels;
 
+use procscan_core::policy::Lineage;
+
 use super::*;
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -21,6 +23,7 @@ fn pod(uid: &str, app: &str, has_ended: bool) -> Pod {
         host_ips: Vec::new(),
         labels: labels(app),
         app: App::new("ns-a", "app", app),
+        lineage: Lineage::default(),
         has_ended,
     }
 }

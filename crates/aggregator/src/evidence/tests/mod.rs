@@ -6,7 +6,7 @@ mod routes;
 
 use jiff::Timestamp;
 use procscan_core::names::{App, NodeName};
-use procscan_core::policy::{AccusedPod, Accusers, PodFact, PodState, WhichPod};
+use procscan_core::policy::{AccusedPod, Accusers, Lineage, PodFact, PodState, WhichPod};
 
 use super::lookup::Pod;
 use super::*;
@@ -157,6 +157,7 @@ fn seen(namespace: &Text) -> Seen {
         host_ips: Vec::new(),
         labels: BTreeMap::new(),
         app: App::new(namespace.clone(), "app", "web"),
+        lineage: Lineage::default(),
         has_ended: false,
     };
     Seen { pods: [("web".into(), pod)].into(), ..Seen::default() }

@@ -203,6 +203,9 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         approved,
         told,
         exposure,
+        once_closed,
+        origins,
+        formerly,
         exempted,
         due,
         release_due,
@@ -227,6 +230,9 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         && approved == &saved.approved
         && told_of(told) == told_of(&saved.told)
         && exposure == &saved.exposure
+        && once_closed == &saved.once_closed
+        && origins == &saved.origins
+        && formerly == &saved.formerly
         && exempted == &saved.exempted
         && due == &saved.due
         && release_due == &saved.release_due

@@ -168,6 +168,9 @@ pub(super) fn restored(
         },
         left_open: status.exposure.left_open.clone(),
     });
+    file.once_closed = status.exposure.once_closed.as_slice().into();
+    file.origins = status.origins.iter().cloned().collect();
+    file.formerly = status.formerly.iter().map(App::from).collect();
     file.exempted = status.exempted.as_deref().map(Box::from);
     file.due = status.due.as_ref().map(|due| {
         let accusers = due

@@ -6,11 +6,10 @@ use crate::Moment;
 use crate::ledger::Cleared;
 use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, Text};
-use crate::plan::Exposure;
 use crate::policy::brake::Brake;
 use crate::policy::decision::Decision;
 use crate::policy::incident::{
-    ClearedGround, EvidenceId, Ground, Incident, MAX_DECISIONS, Standing, Telling, Tombstone,
+    ClearedGround, EvidenceId, File, Ground, Incident, MAX_DECISIONS, Standing, Telling, Tombstone,
 };
 use crate::policy::leader_clock::LeaderClock;
 use crate::state::incident::{
@@ -91,7 +90,9 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
             accused.iter().take(MAX_EVIDENCE).map(process).collect()
         }),
         cleared: incident.cleared.map(cleared_by),
-        exposure: exposure(&incident.exposure),
+        exposure: exposure(incident),
+        origins: incident.origins.iter().cloned().collect(),
+        formerly: incident.formerly.iter().map(AppRef::from).collect(),
         also_closes: incident.exposure.others.named.iter().map(AppRef::from).collect(),
         also_closes_more: incident.exposure.others.more,
         told: told(incident, reading),
@@ -152,7 +153,7 @@ fn log(own: impl Iterator<Item = kept::Decision>, foreign: &[kept::Decision]) ->
 }
 
 /// How an App is reached, within bounds: its tenant makes the Services.
-fn exposure(exposure: &Exposure) -> kept::Exposure {
+fn exposure(File { exposure, once_closed, .. }: &File) -> kept::Exposure {
     let some = |all: &[Text]| all.iter().take(MAX_SERVICES).cloned().collect::<Vec<Text>>();
     let is_plain = exposure.otherwise == exposure.services;
     kept::Exposure {
@@ -160,6 +161,7 @@ fn exposure(exposure: &Exposure) -> kept::Exposure {
         ingresses: some(&exposure.ingresses),
         otherwise: (!is_plain).then(|| some(&exposure.otherwise)),
         left_open: some(&exposure.left_open),
+        once_closed: some(once_closed),
     }
 }
 

@@ -13,8 +13,8 @@ use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName, PodRef};
 use procscan_core::plan::{Exposure, OtherApps, SharedService, SharedServices};
 use procscan_core::policy::{
-    AppFact, Book, BrakeRules, Decided, Evaluation, Exemption, Facts, Mode, PodFact, PodState, Policy,
-    remembered,
+    AppFact, Book, BrakeRules, Decided, Evaluation, Exemption, Facts, Lineage, Mode, PodFact, PodState,
+    Policy, remembered,
 };
 use procscan_core::report::{Answer, Claim, Failure, FailureReason, Outcome, Record, Report, Target};
 use procscan_core::resources::template::Template;
@@ -306,6 +306,7 @@ impl World {
             node: NodeName::new(node),
             host_ips: Vec::new(),
             app,
+            lineage: Lineage::default(),
         };
         self.facts.pods.insert(pod, PodFact { asked: always(), state });
     }
@@ -342,6 +343,16 @@ impl World {
             *uid = format!("uid of {} of {}", pod.pod, now.uptime().as_secs()).into();
             *created = Some(now);
         }
+    }
+
+    /// What is known of where the Pod comes from.
+    pub fn comes_of(&mut self, namespace: &str, pod: &str, of: Lineage) {
+        let pod = PodRef { namespace: namespace.into(), pod: pod.into() };
+        let Some(PodFact { state: PodState::Present { lineage, .. }, .. }) = self.facts.pods.get_mut(&pod)
+        else {
+            panic!("no Pod")
+        };
+        *lineage = of;
     }
 
     pub fn pod_is(&mut self, namespace: &str, pod: &str, state: PodState) {

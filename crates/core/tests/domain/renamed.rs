@@ -1,0 +1,211 @@
+//! Apps that are called otherwise than before: what operators have said of them goes on.
+
+use std::time::Duration;
+
+use crate::common::{HOUR, MINUTE, World, at, exemption, record_of};
+use procscan_core::names::App;
+use procscan_core::policy::{Act, DecisionKind, Evaluation, Lineage, Pattern, PodState};
+use procscan_core::resources::{Existing, render};
+
+/// A node whose Pods are looked up.
+fn world() -> World {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world
+}
+
+/// A Pod of `app`, made by the controller `origin`.
+fn pod(world: &mut World, pod: &str, app: &str, origin: &str) {
+    world.pod_on("ns-a", pod, "n1", app);
+    world.comes_of("ns-a", pod, Lineage { origin: Some(origin.into()), earlier: None });
+}
+
+/// The Pod goes, and with it its App, unless that has others.
+fn gone(world: &mut World, pod: &str) {
+    world.pod_is("ns-a", pod, PodState::Gone);
+}
+
+fn app(name: &str) -> App {
+    App::new("ns-a", "app", name)
+}
+
+/// A miner is found in that Pod a minute later.
+fn accuse(world: &mut World, pod: &str) -> Evaluation {
+    accuse_of(world, pod, "xmrig")
+}
+
+fn accuse_of(world: &mut World, pod: &str, process: &str) -> Evaluation {
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record_of("ns-a", pod, process, now)]);
+    world.evaluate()
+}
+
+fn blocked(evaluation: &Evaluation) -> Vec<&str> {
+    evaluation.plan.blocks.iter().map(|block| &*block.app.name).collect()
+}
+
+fn release(world: &mut World, name: &str) {
+    let until = world.now.wall() + Duration::from_secs(24 * HOUR);
+    world.book.act(&Act::Release { app: app(name), until }, "ops", &world.policy, world.now).unwrap();
+}
+
+#[test]
+fn a_release_goes_on_for_the_next_pods_when_their_labels_name_another_app() {
+    for restarts in [false, true] {
+        let mut world = world();
+        pod(&mut world, "web-1", "web", "ReplicaSet/web");
+        assert_eq!(blocked(&accuse(&mut world, "web-1")), ["web"]);
+        release(&mut world, "web");
+        assert!(world.blocked().is_empty());
+        // Rolled out anew with another label, hours later.
+        gone(&mut world, "web-1");
+        world.rounds(60, |world| drop(world.answer("n1", vec![])));
+        world.blocked();
+        if restarts {
+            world.restart();
+        }
+        pod(&mut world, "web-2", "site", "ReplicaSet/web");
+        let evaluation = accuse(&mut world, "web-2");
+        assert_eq!(blocked(&evaluation), [""; 0], "restart: {restarts}");
+        let decision = evaluation.decisions.iter().find(|it| it.app == app("site")).unwrap();
+        assert_eq!(decision.kind, DecisionKind::Exempted);
+        assert!(decision.reason.ends_with("; as App ns-a/app/web, its name before"), "{}", decision.reason);
+        if restarts {
+            world.restart();
+        }
+        assert_eq!(blocked(&accuse(&mut world, "web-2")), [""; 0]);
+        // The release is of that process. And it ends when it ends.
+        assert_eq!(blocked(&accuse_of(&mut world, "web-2", "ethminer")), ["site"]);
+        assert_eq!(world.kept.values().filter(|it| *it.spec.app.name == *"site").count(), 1);
+    }
+}
+
+#[test]
+fn a_release_by_the_earlier_name_ends_when_it_says() {
+    let mut world = world();
+    pod(&mut world, "web-1", "web", "ReplicaSet/web");
+    accuse(&mut world, "web-1");
+    release(&mut world, "web");
+    gone(&mut world, "web-1");
+    pod(&mut world, "web-2", "site", "ReplicaSet/web");
+    assert_eq!(blocked(&accuse(&mut world, "web-2")), [""; 0]);
+    world.rounds(24 * 60 + 1, |world| {
+        let now = world.clock();
+        world.answer("n1", vec![record_of("ns-a", "web-2", "xmrig", now)]);
+    });
+    assert_eq!(blocked(&world.evaluate()), ["site"]);
+}
+
+#[test]
+fn an_exemption_by_the_earlier_name_covers_the_app_as_long_as_it_is_not_blocked() {
+    let mut world = world();
+    world.policy.exemptions =
+        vec![exemption(|exemption| exemption.app = Some(Pattern::Exact("web".into())), None)];
+    pod(&mut world, "web-1", "web", "ReplicaSet/web");
+    assert_eq!(blocked(&accuse(&mut world, "web-1")), [""; 0]);
+    gone(&mut world, "web-1");
+    pod(&mut world, "web-2", "site", "ReplicaSet/web");
+    let evaluation = accuse(&mut world, "web-2");
+    assert_eq!(blocked(&evaluation), [""; 0]);
+    let reason = &evaluation.decisions.iter().find(|it| it.app == app("site")).unwrap().reason;
+    assert_eq!(&**reason, "exempted: a contract; as App ns-a/app/web, its name before");
+    // Another controller's Pods are another App.
+    pod(&mut world, "shop-1", "shop", "ReplicaSet/shop");
+    assert_eq!(blocked(&accuse(&mut world, "shop-1")), ["shop"]);
+    world.policy.exemptions.clear();
+    assert_eq!(blocked(&accuse(&mut world, "web-2")), ["shop", "site"]);
+    // What is blocked by now is opened by its own name only.
+    world.policy.exemptions =
+        vec![exemption(|exemption| exemption.app = Some(Pattern::Exact("web".into())), None)];
+    assert_eq!(blocked(&world.evaluate()), ["shop", "site"]);
+    world.policy.exemptions =
+        vec![exemption(|exemption| exemption.app = Some(Pattern::Exact("site".into())), None)];
+    assert_eq!(blocked(&world.evaluate()), ["shop"]);
+}
+
+#[test]
+fn a_mistaken_exemption_that_may_mean_the_earlier_name_keeps_the_app_open() {
+    let mut world = world();
+    pod(&mut world, "web-1", "web", "ReplicaSet/web");
+    world.policy.unread_exemptions =
+        vec![exemption(|exemption| exemption.app = Some(Pattern::Exact("web".into())), None)];
+    assert_eq!(blocked(&accuse(&mut world, "web-1")), [""; 0]);
+    gone(&mut world, "web-1");
+    pod(&mut world, "web-2", "site", "ReplicaSet/web");
+    assert_eq!(blocked(&accuse(&mut world, "web-2")), [""; 0]);
+}
+
+#[test]
+fn what_is_held_is_held_under_another_name_too_and_blocked_by_an_approval_only() {
+    let mut world = world();
+    world.policy.brake.max_new_tenants = 0;
+    pod(&mut world, "web-1", "web", "ReplicaSet/web");
+    let evaluation = accuse(&mut world, "web-1");
+    assert_eq!((blocked(&evaluation).len(), evaluation.held.len()), (0, 1));
+    // The storm is over.
+    world.policy.brake.max_new_tenants = 20;
+    world.rounds(30, |world| drop(world.answer("n1", vec![])));
+    gone(&mut world, "web-1");
+    pod(&mut world, "web-2", "site", "ReplicaSet/web");
+    let evaluation = accuse(&mut world, "web-2");
+    assert_eq!(blocked(&evaluation), [""; 0]);
+    assert!(evaluation.held.iter().any(|held| held.app == app("site") && !held.release));
+    world.restart();
+    assert_eq!(blocked(&accuse(&mut world, "web-2")), [""; 0]);
+    world.book.act(&Act::Approve { app: app("site") }, "ops", &world.policy, world.now).unwrap();
+    assert_eq!(blocked(&accuse(&mut world, "web-2")), ["site"]);
+}
+
+/// A tenant whose App is released labels its blocked App's Pods like that one, and back.
+#[test]
+fn no_relabelling_opens_what_is_blocked() {
+    let mut world = world();
+    pod(&mut world, "shop-1", "shop", "ReplicaSet/shop");
+    accuse(&mut world, "shop-1");
+    release(&mut world, "shop");
+    pod(&mut world, "web-1", "web", "ReplicaSet/web");
+    assert_eq!(blocked(&accuse(&mut world, "web-1")), ["web"]);
+    pod(&mut world, "web-2", "shop", "ReplicaSet/web");
+    assert_eq!(blocked(&accuse(&mut world, "web-2")), ["web"]);
+    pod(&mut world, "web-3", "web", "ReplicaSet/web");
+    for _ in 0..3 {
+        assert_eq!(blocked(&accuse(&mut world, "web-3")), ["web"]);
+        world.restart();
+    }
+}
+
+#[test]
+fn what_earlier_versions_called_the_app_counts_too() {
+    let mut world = world();
+    world.policy.exemptions =
+        vec![exemption(|exemption| exemption.app = Some(Pattern::Exact("nginx".into())), None)];
+    world.pod_on("ns-a", "web-1", "n1", "web");
+    world.comes_of("ns-a", "web-1", Lineage { origin: None, earlier: Some(app("nginx")) });
+    let evaluation = accuse(&mut world, "web-1");
+    assert_eq!(blocked(&evaluation), [""; 0]);
+    let status = serde_json::to_value(&world.kept.values().next().unwrap().status).unwrap();
+    assert_eq!(status["formerly"][0]["name"], "nginx");
+    world.policy.exemptions.clear();
+    assert_eq!(blocked(&accuse(&mut world, "web-1")), ["web"]);
+}
+
+/// A tenant that makes any number of controllers and labels fills neither memory nor objects.
+#[test]
+fn names_and_origins_are_remembered_within_bounds() {
+    let mut world = world();
+    for n in 0..40 {
+        let (name, app, origin) =
+            (format!("web-{n}"), format!("app-{}", n % 20), format!("ReplicaSet/{}", n / 2));
+        pod(&mut world, &name, &app, &origin);
+        accuse(&mut world, &name);
+    }
+    for incident in world.kept.values() {
+        assert!(incident.status.origins.len() <= 8 && incident.status.formerly.len() <= 8);
+    }
+    // None of it reaches a tenant.
+    let plan = world.evaluate().plan;
+    let objects = render(&plan, &crate::common::settings(), Existing::default());
+    assert!(objects.iter().all(|object| !object.spec.to_string().contains("ReplicaSet/")));
+    assert!(world.now > at(0));
+}

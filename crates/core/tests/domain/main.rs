@@ -23,4 +23,5 @@ mod resources;
 mod sharing;
 mod simulate;
 mod soak;
+mod storm;
 mod taken_over;

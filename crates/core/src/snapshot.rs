@@ -55,7 +55,7 @@ impl Snapshot {
             && !self.targets.is_empty()
             && self.targets.iter().all(|target| {
                 self.nodes.get(&target.node).is_some_and(|NodeView { clock, .. }| {
-                    clock.cleared(Reading::ZERO, || clock.unheard, clock.since, self.at).is_some()
+                    clock.cleared(Reading::ZERO, Span::ZERO, || clock.unheard, clock.since, self.at).is_some()
                 })
             })
     }
@@ -190,6 +190,9 @@ pub struct Heard {
     pub age: Option<Span>,
     /// The reading of its clearing clock at that time.
     pub mark: Reading,
+    /// For how long its node has answered, lately and at most, before it was fresh again: so long it may be unseen and be there all the
+    /// same. At most an hour; what had cleared and came back after two had ended.
+    pub away: Span,
     /// When this node first listed it.
     pub first_seen: Moment,
     /// When this node last listed it.

@@ -6,6 +6,9 @@ use super::evidence::Cleared;
 use crate::Moment;
 use crate::moment::Span;
 
+/// How many scans without it prove that it is absent.
+pub(super) const SCANS: u32 = 6;
+
 /// What the clearing clock of one violation on one node reads: how long the node has answered, and how much of that said nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -27,7 +30,7 @@ pub struct NodeClock {
     pub odometer: Span,
     /// How much of it said nothing of one violation or another. Of none is it more.
     pub unheard: Span,
-    /// How much answered time without fresh evidence proves absence on this node.
+    /// How much answered time without fresh evidence proves absence on this node, at least.
     pub required: Span,
     /// When the node was first asked.
     pub since: Moment,
@@ -39,30 +42,39 @@ pub struct NodeClock {
 
 impl NodeClock {
     /// Whether evidence has cleared by `now`. It was last fresh at `since`, when its clock read `mark`; `unheard` is how much of the answered
-    /// time has said nothing of it by now, and only asked for where it matters.
+    /// time has said nothing of it by now, and only asked for where it matters; `away` is how long it was unseen before and there all the
+    /// same (see [`crate::snapshot::Heard::away`]).
     pub fn cleared(
         &self,
         mark: Reading,
+        away: Span,
         unheard: impl FnOnce() -> Span,
         since: Moment,
         now: Moment,
     ) -> Option<Cleared> {
-        let by_answers = self.cleared_by_answers(mark, unheard);
+        let by_answers = self.cleared_by_answers(mark, away, unheard);
         by_answers.or_else(|| (now.uptime() >= self.lost_at(since)).then_some(Cleared::Unreachable))
+    }
+
+    /// How much answered time without fresh evidence proves the absence of what was once `away` for so long and came back.
+    pub(super) fn required_of(&self, away: Span) -> Duration {
+        self.required.get().max(away.get().saturating_mul(SCANS))
     }
 
     /// The same, as far as it is the node's answers that clear it.
     pub(super) fn cleared_by_answers(
         &self,
         mark: Reading,
+        away: Span,
         unheard: impl FnOnce() -> Span,
     ) -> Option<Cleared> {
         let answered = self.odometer.saturating_sub(mark.answered);
-        if answered < self.required.get() {
+        let required = self.required_of(away);
+        if answered < required {
             return None;
         }
         let heard = answered.saturating_sub(unheard().saturating_sub(mark.unheard));
-        if heard >= self.required.get() {
+        if heard >= required {
             return Some(Cleared::ByClock);
         }
         (answered >= self.unreachable_limit.get()).then_some(Cleared::Hidden)

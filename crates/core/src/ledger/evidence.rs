@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::steps::{Longest, MAX_INTERVAL};
 use super::{ChangeKind, NodeClock, Reading, Remembered};
 use crate::Moment;
 use crate::moment::{Span, WallTime};
@@ -171,6 +172,7 @@ impl Evidence {
                 first_seen: at,
                 last_seen: at,
                 evidence_time: record.detected_at.into(),
+                away: Span::ZERO,
                 observations: 1,
                 record: Arc::new(record),
             }),
@@ -195,6 +197,7 @@ impl Evidence {
                 first_seen: past(known.first_seen),
                 last_seen: past(known.fresh_at),
                 evidence_time: known.record.detected_at.into(),
+                away: known.away(),
                 observations: known.observations,
             }),
             timestamps: Timestamps::of(known.record.detected_at),
@@ -218,6 +221,7 @@ impl Evidence {
         let heard = self.heard_mut();
         heard.first_seen = heard.first_seen.min(past(known.first_seen));
         heard.observations = heard.observations.max(known.observations);
+        heard.away = heard.away.max(known.away());
         // What the other has heard after it was kept is not known here either.
         self.remembered = true;
         if let Some((wall, why)) = known.cleared.filter(|_| !self.is_cleared()) {
@@ -281,11 +285,19 @@ impl Evidence {
             return Listed { change: None, is_recent: own_age.is_none() };
         }
 
-        let was_active = self.heard.fresh_at.is_some() && !self.aged && !self.is_cleared();
+        let was_cleared = self.is_cleared();
+        let was_active = self.heard.fresh_at.is_some() && !self.aged && !was_cleared;
         let is_new = self.cleared_at.take().is_some_and(|cleared_at| at.since(cleared_at) > same_incident);
         self.cleared_by = None;
         let mark = Reading { answered, unheard: self.unheard };
         let heard = self.heard_mut();
+        let away = answered.saturating_sub(heard.mark.answered);
+        // What had cleared for longer than that has ended and begun again: no agent is believed to scan so seldom.
+        if heard.fresh_at.is_some() && (!was_cleared || away <= MAX_INTERVAL * 2) {
+            let mut longest = Longest::of(heard.away.get());
+            longest.push(away);
+            heard.away = longest.get();
+        }
         if is_new {
             (heard.first_seen, heard.observations) = (at, 0);
         }
@@ -309,7 +321,7 @@ impl Evidence {
         if self.is_cleared() {
             return None;
         }
-        let why = clock.cleared(self.heard.mark, || self.unheard, self.counted_from(), now)?;
+        let why = clock.cleared(self.heard.mark, self.away(), || self.unheard, self.counted_from(), now)?;
         self.clear(now, why);
         Some(why)
     }
@@ -342,12 +354,16 @@ impl Evidence {
         if let Some(at) = self.cleared_at {
             return after(at.max(self.heard.last_seen), keep);
         }
-        let is_clear = clock.cleared_by_answers(self.heard.mark, || self.unheard).is_some();
+        let is_clear = clock.cleared_by_answers(self.heard.mark, self.away(), || self.unheard).is_some();
         let lost = if is_clear { Duration::ZERO } else { clock.lost_at(self.counted_from()) };
         match self.heard.fresh_at.filter(|_| !self.aged) {
             Some(at) => lost.min(after(at, self.active_for(active_for))),
             None => lost,
         }
+    }
+
+    pub(super) fn away(&self) -> Span {
+        self.heard.away
     }
 
     pub(super) fn is_cleared(&self) -> bool {

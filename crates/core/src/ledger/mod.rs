@@ -28,6 +28,7 @@ pub use self::evidence::{Cleared, Presence};
 
 use self::evidence::{Evidence, Listed};
 use self::node::Node;
+use self::steps::Longest;
 use self::target::TargetEntry;
 use self::texts::Texts;
 use crate::Moment;
@@ -126,8 +127,15 @@ pub struct Remembered {
     pub observations: u64,
     /// When and by which rule it cleared, if it has.
     pub cleared: Option<(Timestamp, Cleared)>,
-    /// The scan interval of the node's agent, as far as it was learned.
+    /// The scan interval of the node's agent, as far as it was learned; longer if the violation itself was unseen for longer and came
+    /// back.
     pub scan_interval: Option<Duration>,
+}
+
+impl Remembered {
+    fn away(&self) -> Span {
+        Longest::of(self.scan_interval.unwrap_or_default()).get()
+    }
 }
 
 /// Every violation, every node, every target. Owned by one task; others read its snapshots.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::clock::{NodeClock, Reading};
+use super::clock::{NodeClock, Reading, SCANS};
 use super::evidence::{ActiveFor, Evidence};
-use super::steps::{MAX_INTERVAL, Steps};
+use super::steps::{Longest, MAX_INTERVAL, Steps};
 use super::{ChangeKind, Detection, NodeChange};
 use crate::Moment;
 use crate::few::FewMap;
@@ -60,6 +60,8 @@ pub(super) struct Node {
     is_unclear: bool,
     /// The last steps between the newest timestamps of its answers.
     steps: Steps,
+    /// The longest of them lately.
+    longest: Longest,
     latest: Option<WallTime>,
     pub(super) evidence: FewMap<Key, Evidence>,
     pub(super) rejected: Rejections,
@@ -84,6 +86,7 @@ impl Node {
             no_room: None,
             is_unclear: false,
             steps: Steps::default(),
+            longest: Longest::default(),
             latest: None,
             evidence: FewMap::default(),
             rejected: Rejections::default(),
@@ -170,8 +173,10 @@ impl Node {
             return;
         }
         let Some(key) = recent else { return };
-        let scans = self.steps.largest().unwrap_or(MAX_INTERVAL).saturating_mul(2);
-        let wait = scans.saturating_add(rules.answer_gap).min(self.required(rules));
+        let longest = Some(self.longest.get().get()).filter(|longest| !longest.is_zero());
+        let scans = longest.unwrap_or(MAX_INTERVAL).saturating_mul(2);
+        let away = self.evidence.get(&key).map_or(Span::ZERO, Evidence::away);
+        let wait = scans.saturating_add(rules.answer_gap).min(self.clock(rules).required_of(away));
         let until = self.odometer.get().saturating_add(wait).into();
         match &mut self.hiding {
             Some(hiding) if *hiding.key == key => hiding.until = until,
@@ -235,7 +240,9 @@ impl Node {
         if let Some(latest) = self.latest
             && newest > latest
         {
-            self.steps.push(newest.get().duration_since(latest.get()).unsigned_abs());
+            let step = newest.get().duration_since(latest.get()).unsigned_abs();
+            self.steps.push(step);
+            self.longest.push(step);
         }
         self.latest = Some(newest);
     }
@@ -244,6 +251,7 @@ impl Node {
     pub(super) fn remember_interval(&mut self, interval: Duration) {
         if self.steps.usual().is_none() {
             self.steps.push(interval);
+            self.longest.push(interval);
         }
     }
 
@@ -257,9 +265,9 @@ impl Node {
         ActiveFor { heard, recalled: rules.max_age }
     }
 
-    /// How much answered time without fresh evidence proves absence.
+    /// How much answered time without fresh evidence proves absence, at least.
     fn required(&self, rules: &Detection) -> Duration {
-        rules.clear_after.max(self.interval().saturating_mul(6))
+        rules.clear_after.max(self.interval().saturating_mul(SCANS))
     }
 
     pub(super) fn clock(&self, rules: &Detection) -> NodeClock {

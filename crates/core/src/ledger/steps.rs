@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::moment::Span;
+
 /// The longest scan interval that is believed: an agent may not make its violations immortal.
 pub(super) const MAX_INTERVAL: Duration = Duration::from_hours(1);
 /// From how many steps the scan interval is learned: an agent that scans seldom from now on is understood after so many scans.
@@ -29,11 +31,6 @@ impl Steps {
         self.count = self.count.saturating_add(1).min(STEPS);
     }
 
-    fn known(&self) -> impl Iterator<Item = Duration> {
-        let known = self.micros.iter().take(self.count.into());
-        known.map(|micros| Duration::from_micros((*micros).into()))
-    }
-
     /// The middle one, the larger of two, from [`ENOUGH`] steps on; before, the least.
     ///
     /// Short steps say little of how often an agent scans: it may have restarted, or a round has come between two results of one scan, which
@@ -45,9 +42,36 @@ impl Steps {
         let place = if known.len() < ENOUGH { 0 } else { known.len() / 2 };
         known.get(place).map(|micros| Duration::from_micros((*micros).into()))
     }
+}
 
-    pub(super) fn largest(&self) -> Option<Duration> {
-        self.known().max()
+/// In how many times its own length the longest one is forgotten.
+const MEMORY: u32 = 8;
+
+/// The longest of what came one after the other lately, of [`MAX_INTERVAL`] at most.
+///
+/// Forgotten by time and not by number: of short ones a tenant can make as many as it likes, but they take no more time than they last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Longest(Span);
+
+impl Default for Longest {
+    fn default() -> Self {
+        Self(Span::ZERO)
+    }
+}
+
+impl Longest {
+    pub(super) fn of(only: Duration) -> Self {
+        Self(only.min(MAX_INTERVAL).into())
+    }
+
+    pub(super) fn push(&mut self, next: Duration) {
+        let left = self.0.saturating_sub((next / MEMORY).into());
+        self.0 = next.min(MAX_INTERVAL).max(left).into();
+    }
+
+    /// Zero if there was none.
+    pub(super) fn get(self) -> Span {
+        self.0
     }
 }
 
@@ -61,7 +85,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_middle_and_the_largest_of_the_last_steps_are_known(steps in proptest::collection::vec(0..5_000_000_000_u64, 0..30)) {
+        fn the_middle_one_of_the_last_steps_is_known(steps in proptest::collection::vec(0..5_000_000_000_u64, 0..30)) {
             let (mut known, mut model) = (Steps::default(), VecDeque::new());
             for step in steps {
                 known.push(Duration::from_micros(step));
@@ -72,9 +96,38 @@ mod tests {
                 let mut sorted: Vec<Duration> = model.iter().copied().collect();
                 sorted.sort_unstable();
                 prop_assert_eq!(known.usual(), sorted.get(if sorted.len() < 4 { 0 } else { sorted.len() / 2 }).copied());
-                prop_assert_eq!(known.largest(), model.iter().max().copied());
             }
         }
+    }
+
+    proptest! {
+        /// Whatever comes in between, in how many parts ever.
+        #[test]
+        fn the_longest_is_known_for_as_long_as_it_lasts_many_times(
+            long in 1..3600_u64, parts in proptest::collection::vec(1..500_u64, 0..60)
+        ) {
+            let mut known = Longest::default();
+            known.push(Duration::from_secs(long));
+            let mut since = Duration::ZERO;
+            for part in parts.into_iter().map(Duration::from_secs) {
+                known.push(part);
+                since += part;
+                let least = Duration::from_secs(long).saturating_sub(since / MEMORY);
+                prop_assert!(known.get().get() >= least.max(part));
+                prop_assert!(known.get().get() <= Duration::from_secs(long).max(Duration::from_secs(500)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_pause_is_forgotten_when_it_has_passed_eight_times_and_none_is_longer_than_an_hour() {
+        let mut known = Longest::default();
+        known.push(Duration::from_hours(24));
+        assert_eq!(known.get().get(), MAX_INTERVAL);
+        for _ in 0..8 * 36 {
+            known.push(Duration::from_secs(100));
+        }
+        assert_eq!(known.get().get(), Duration::from_secs(100));
     }
 
     #[test]

@@ -220,9 +220,13 @@ impl Book {
                 let unheard = || pass.snapshot.unheard(key, node).unwrap_or(Duration::MAX.into());
                 let cleared = match pass.snapshot.nodes.get(node) {
                     // As of the snapshot: a node may have answered since.
-                    Some(view) => {
-                        view.clock.cleared(ground.mark, unheard, ground.counted_from, pass.snapshot.at)
-                    }
+                    Some(view) => view.clock.cleared(
+                        ground.mark,
+                        ground.away,
+                        unheard,
+                        ground.counted_from,
+                        pass.snapshot.at,
+                    ),
                     // A node that the ledger does not know has not answered since.
                     None => (pass.now.since(ground.counted_from) >= pass.policy.unreachable_limit)
                         .then_some(Cleared::Unreachable),

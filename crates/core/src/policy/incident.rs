@@ -174,6 +174,8 @@ pub(super) struct Ground {
     pub(super) observations: u64,
     /// How often its node's agent scans, as far as it was learned: a restart must not make its silence mean more.
     pub(super) scan_interval: Option<Span>,
+    /// For how long it was unseen, and there all the same (see [`crate::snapshot::Heard::away`]).
+    pub(super) away: Span,
     /// Fresh, and accepted, as of the last evaluation.
     pub(super) active: bool,
     /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
@@ -271,6 +273,7 @@ impl Ground {
             first_seen: evidence.first_seen.wall().into(),
             observations: evidence.observations,
             scan_interval,
+            away: evidence.away,
             active: true,
             gone: false,
             kept: None,
@@ -289,11 +292,16 @@ impl Ground {
         self.found_at = self.found_at.max(found_at(evidence));
     }
 
+    /// What a restart has to know of how long it may be unseen.
+    pub(super) fn longest_interval(&self) -> Option<Span> {
+        self.scan_interval.max(Some(self.away).filter(|away| *away > Span::ZERO))
+    }
+
     /// It is kept as it is now.
     pub(super) fn note_kept(&mut self) {
         self.kept = Some(KeptGround {
             fresh_at: self.fresh_at.uptime().into(),
-            scan_interval: self.scan_interval.unwrap_or(Span::ZERO),
+            scan_interval: self.longest_interval().unwrap_or(Span::ZERO),
             gone: self.gone,
         });
     }

@@ -236,6 +236,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
             fresh_at: Some(seen),
             age: Some(Span::ZERO),
             mark: Reading::ZERO,
+            away: Span::ZERO,
             first_seen: seen,
             last_seen: seen,
             evidence_time: record.detected_at.into(),

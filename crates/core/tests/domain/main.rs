@@ -8,6 +8,7 @@ mod bad_rule;
 mod brakes;
 mod clocks;
 mod common;
+mod decoys;
 mod examined;
 mod hearing;
 mod keep;

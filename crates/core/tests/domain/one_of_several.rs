@@ -9,7 +9,7 @@ use procscan_core::ledger::{ChangeKind, Cleared, Detection};
 use procscan_core::names::{Key, NodeName};
 use procscan_core::policy::{Inherited, OnIngresses};
 use procscan_core::report::{Answer, Outcome};
-use procscan_core::snapshot::{EvidenceView, State};
+use procscan_core::snapshot::{EvidenceView, State, Violation};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -115,7 +115,8 @@ fn two_processes_that_run_in_turn_stay_and_clear_when_both_have_ended() {
     }
     assert_eq!(world.blocked(), ["ns-j", "ns-k"]);
     agent.processes.clear();
-    world.rounds((required(100) + slack(100)) / MINUTE, |w| ask(w, &mut agent));
+    // Each was unseen for half an hour and came back.
+    world.rounds((required(30 * MINUTE) + slack(100)) / MINUTE, |w| ask(w, &mut agent));
     assert!(world.blocked().is_empty());
 }
 
@@ -204,7 +205,7 @@ fn from_an_agent_that_has_listed_two_at_once_absence_counts_whatever_it_lists() 
         w.answer("n1", namespaces.iter().map(|namespace| record(namespace, now)).collect());
     };
     world.rounds(5, |w| lists(w, &["ns-j"]));
-    world.rounds(5, |w| lists(w, &["ns-k"]));
+    world.rounds(4, |w| lists(w, &["ns-k"]));
     assert_eq!(hidden_by(&mut world, "ns-j").as_deref(), Some("ns-k"));
     world.rounds(1, |w| lists(w, &["ns-j", "ns-k"]));
     assert_eq!(hidden_by(&mut world, "ns-j"), None);
@@ -417,8 +418,11 @@ proptest! {
         agent.processes.clear();
         // Until the last scan's results have come.
         world.rounds(2, |w| ask(w, &mut agent));
-        let interval = world.snapshot().nodes.get(&NodeName::new("n1")).unwrap().interval;
-        let interval = interval.map_or(0, |interval| interval.get().as_secs());
+        let snapshot = world.snapshot();
+        let interval = snapshot.nodes.get(&NodeName::new("n1")).unwrap().interval;
+        // What was unseen for long and came back is waited for.
+        let away = snapshot.violations.iter().flat_map(Violation::evidence).map(|e| e.away);
+        let interval = away.chain(interval).max().map_or(0, |interval| interval.get().as_secs());
         // What is hidden by the last one is so for no longer than that one takes to clear.
         let quiet = 2 * required(interval) + 4 * MINUTE + agent.interval;
         world.rounds(quiet / MINUTE, |w| ask(w, &mut agent));

@@ -176,7 +176,7 @@ fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
         ground.kept.is_some_and(|kept| {
             kept.gone == ground.gone
                 && ground.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) < EVIDENCE_REFRESH
-                && ground.scan_interval.unwrap_or(Span::ZERO).saturating_sub(kept.scan_interval)
+                && ground.longest_interval().unwrap_or(Span::ZERO).saturating_sub(kept.scan_interval)
                     <= INTERVAL_SLACK
         })
     };

@@ -245,6 +245,7 @@ fn hear_again(
             first_seen: evidence.first_seen.into(),
             observations: evidence.observations,
             scan_interval: evidence.scan_interval.map(|seconds| Duration::from_secs(seconds).into()),
+            away: Duration::from_secs(evidence.scan_interval.unwrap_or_default()).into(),
             active: false,
             gone: evidence.cleared.as_ref().is_some_and(|cleared| !cleared.ended),
             kept: None,

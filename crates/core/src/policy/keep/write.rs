@@ -184,7 +184,7 @@ fn evidence(
         observations: ground.observations,
         // Rounded up: too long only means to wait longer.
         scan_interval: ground
-            .scan_interval
+            .longest_interval()
             .map(Span::get)
             .map(|interval| interval.as_secs() + u64::from(interval.subsec_nanos() > 0)),
         cleared,

@@ -43,6 +43,8 @@ pub struct RealAgent {
     next_scan: u64,
     /// Seconds between two results of a scan.
     pub pace: u64,
+    /// How many seconds longer each slow one takes.
+    pub lag: u64,
     /// How many seconds its clock is ahead.
     pub skew: i64,
     /// Its zone, in hours.
@@ -60,6 +62,7 @@ impl RealAgent {
             interval,
             next_scan: now + interval,
             pace: 0,
+            lag: 0,
             skew: 0,
             zone: 8,
             processes: BTreeMap::new(),
@@ -99,7 +102,11 @@ impl RealAgent {
         let mut order: Vec<(bool, String, &Process)> =
             self.processes.iter().map(|(pid, process)| (process.is_slow, pid.to_string(), process)).collect();
         order.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-        let found = (0..).zip(order).map(|(n, (_, _, process))| (at + n * self.pace, process.clone()));
+        let mut slow = 0;
+        let found = (0..).zip(order).map(|(n, (is_slow, _, process))| {
+            slow += u64::from(is_slow);
+            (at + n * self.pace + slow * self.lag, process.clone())
+        });
         self.coming = found.collect();
         self.coming.reverse();
     }
@@ -109,6 +116,11 @@ impl RealAgent {
         while let Some(found) = self.coming.pop_if(|(at, _)| *at <= now) {
             self.listed = Some(found);
         }
+    }
+
+    /// When it scans next.
+    pub fn next_scan(&self) -> u64 {
+        self.next_scan
     }
 
     /// Which process its list holds.

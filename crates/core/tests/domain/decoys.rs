@@ -1,0 +1,116 @@
+//! Decoys that take long to read: results of one scan that are rounds apart, and so look like scans of their own.
+
+use crate::common::agent::{Process, RealAgent};
+use crate::common::{MINUTE, World, record};
+use procscan_core::snapshot::State;
+
+fn ask(world: &mut World, agent: &mut RealAgent) {
+    let outcome = agent.outcome(world.now.uptime().as_secs());
+    world.report("n1", outcome);
+    world.evaluate();
+}
+
+/// So many decoys, each of which takes so many seconds.
+fn add_decoys(agent: &mut RealAgent, decoys: u32, lag: u64) {
+    agent.lag = lag;
+    for decoy in 0..decoys {
+        agent.run(2000 + decoy, Process { is_slow: true, ..Process::of(&format!("ns-d{decoy:02}")) });
+    }
+}
+
+/// Most steps between two timestamps are within a scan. Then the decoys end, and the agent restarts just before its next scan.
+#[test]
+fn slow_decoys_do_not_release_what_runs_beside_them_when_the_agent_restarts() {
+    let cases = [
+        (0, 0, 3600),
+        (2, 130, 1000),
+        (2, 130, 3600),
+        (3, 300, 3600),
+        (2, 300, 2500),
+        (9, 200, 3600),
+        (16, 200, 3600),
+    ];
+    for (decoys, lag, interval) in cases {
+        let mut world = World::new(&["n1"]);
+        let mut agent = RealAgent::new(interval, 0);
+        agent.run(1000, Process::of("ns-j"));
+        world.rounds(130, |world| ask(world, &mut agent));
+        add_decoys(&mut agent, decoys, lag);
+        world.rounds(6 * interval / MINUTE, |world| ask(world, &mut agent));
+        agent.processes.retain(|pid, _| *pid == 1000);
+        while agent.next_scan() > world.now.uptime().as_secs() + MINUTE {
+            world.rounds(1, |world| ask(world, &mut agent));
+        }
+        agent.restart(world.now.uptime().as_secs());
+        world.rounds(2 * interval / MINUTE, |world| {
+            ask(world, &mut agent);
+            let told = format!("{decoys} decoys, {lag} s each, {interval} s");
+            assert_ne!(world.state("ns-j"), State::Cleared, "{told}");
+            assert!(world.blocked().contains(&"ns-j".to_owned()), "{told}");
+        });
+    }
+}
+
+/// Another quick one always takes its place at once, so what runs is never listed when the agent is asked.
+#[test]
+fn what_many_slow_decoys_hide_in_each_scan_is_not_released_while_it_runs() {
+    for (decoys, lag, interval) in
+        [(2, 130, 1000), (9, 65, 1000), (12, 65, 1000), (20, 65, 3600), (9, 300, 3600)]
+    {
+        let mut world = World::new(&["n1"]);
+        let mut agent = RealAgent::new(interval, 0);
+        agent.run(1000, Process::of("ns-j"));
+        world.rounds(130, |world| ask(world, &mut agent));
+        assert_eq!(world.blocked(), ["ns-j"]);
+        agent.run(1001, Process::of("ns-quick"));
+        add_decoys(&mut agent, decoys, lag);
+        world.rounds(20 * 60, |world| {
+            ask(world, &mut agent);
+            let at = world.clock();
+            assert_ne!(
+                world.state("ns-j"),
+                State::Cleared,
+                "{decoys} decoys, {lag} s each, {interval} s: {at}"
+            );
+        });
+    }
+}
+
+/// That it ran was known all the while; so it may be unseen for as long once more.
+#[test]
+fn what_came_back_after_a_while_is_waited_for_six_times_as_long_and_over_restarts_of_ours() {
+    for restarts in [false, true] {
+        let mut world = World::new(&["n1"]);
+        let lists = |w: &mut World| {
+            let now = w.clock();
+            w.answer("n1", vec![record("ns-j", now)]);
+            w.evaluate();
+        };
+        world.rounds(1, lists);
+        world.rounds(19, |w| drop(w.answer("n1", vec![])));
+        world.rounds(1, lists);
+        if restarts {
+            world.restart();
+        }
+        let mut rounds = 0;
+        while world.state("ns-j") != State::Cleared {
+            world.rounds(1, |w| drop(w.answer("n1", vec![])));
+            rounds += 1;
+            assert!(rounds < 200, "never released");
+            assert_eq!(world.blocked().is_empty(), world.state("ns-j") == State::Cleared);
+        }
+        // Beside the rounds in which an agent that has restarted says nothing.
+        assert!((6 * 20 - 2..=6 * 20 + 42).contains(&rounds), "{rounds} rounds, {restarts}");
+    }
+}
+
+#[test]
+fn what_is_never_unseen_for_long_is_released_as_soon_as_ever() {
+    let mut world = World::new(&["n1"]);
+    let mut agent = RealAgent::new(100, 0);
+    agent.run(1000, Process::of("ns-j"));
+    world.rounds(60, |world| ask(world, &mut agent));
+    agent.processes.clear();
+    world.rounds(33, |world| ask(world, &mut agent));
+    assert_eq!(world.state("ns-j"), State::Cleared);
+}

@@ -33,9 +33,8 @@ pub struct Marks<'a> {
 }
 
 /// The App that a Pod belongs to.
-///
-/// Never empty: a Pod without any mark is an App of its own. Pods that are told apart by a mark are never taken together by a guess:
-/// an App too many is blocked late, two in one close an innocent.
+/// Never empty: a Pod without any mark is an App of its own. Pods with different marks are never joined by a guess:
+/// splitting an App only delays a block, but joining two Apps blocks an innocent one.
 pub fn app_of(namespace: &str, pod: &str, marks: Marks<'_>) -> App {
     let label = |name: &str| marks.label(name);
     let old_devbox = label("devbox.sealos.io/name");
@@ -43,14 +42,14 @@ pub fn app_of(namespace: &str, pod: &str, marks: Marks<'_>) -> App {
     if label("app.kubernetes.io/part-of") == Some("devbox") || old_devbox.is_some() {
         return App::new(namespace, "devbox", named.or(old_devbox).unwrap_or(pod));
     }
-    // Two releases of one chart share the `name`.
+    // Two releases of one chart have the same `app.kubernetes.io/name`.
     let labelled = label("app").or_else(|| label("app.kubernetes.io/instance")).or(named);
     let name = labelled.or_else(|| marks.workload()).unwrap_or(pod);
     App::new(namespace, "app", name)
 }
 
-/// The App that earlier versions of this program took the Pod for, if another: `app.kubernetes.io/name` came before the instance, and a
-/// controller's suffix was guessed.
+/// The App that earlier versions of this program assigned the Pod to, if it is another one: for them
+/// `app.kubernetes.io/name` came before the instance, and they guessed a controller's suffix.
 pub fn earlier_app_of(namespace: &str, pod: &str, marks: Marks<'_>) -> Option<App> {
     let now = app_of(namespace, pod, marks);
     let labelled = marks.label("app").or_else(|| marks.label("app.kubernetes.io/name"));
@@ -71,8 +70,8 @@ fn guessed_workload(owner: Owner<'_>) -> &str {
     cut.map_or(owner.name, |(name, _)| name)
 }
 
-/// What makes such Pods, as `Kind/name`: the same for the Pods that follow this one, whatever their labels say. A Pod that nothing has
-/// made stands for itself.
+/// What made the Pod, as `Kind/name`: the same for the Pods that follow it, whatever their labels. A Pod without a
+/// controller counts as its own origin.
 pub fn origin_of(pod: &str, marks: Marks<'_>) -> Text {
     match (marks.owner, marks.workload()) {
         (Some(owner), Some(workload)) => format!("{}/{workload}", owner.kind).into(),
@@ -80,9 +79,10 @@ pub fn origin_of(pod: &str, marks: Marks<'_>) -> Text {
     }
 }
 
-/// How long before a Pod of a CronJob's Job the Job was due at most: it may have waited, or be a later try.
+/// The longest time between the minute when a CronJob's Job was due and the creation of a Pod of it: a Job may wait,
+/// and its Pods may be retried.
 const LATE_JOB: SignedDuration = SignedDuration::from_hours(24);
-/// By how much the clock that a CronJob goes by may be ahead of the API server's.
+/// How far the CronJob controller's clock may be ahead of the API server's.
 const EARLY_JOB: SignedDuration = SignedDuration::from_mins(5);
 
 impl<'a> Marks<'a> {
@@ -90,8 +90,9 @@ impl<'a> Marks<'a> {
         self.labels.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// The workload behind the controller: a Deployment's ReplicaSets and a CronJob's Jobs come and go under it. A suffix is taken
-    /// off only where it is proven to be made by Kubernetes: people name theirs `shop-payments` and `import-20260101`.
+    /// The workload behind the controller, since a Deployment's ReplicaSets and a CronJob's Jobs come and go. The
+    /// suffix is cut off only where the Pod proves that Kubernetes made it: tenants choose names such as
+    /// `shop-payments` and `import-20260101`.
     fn workload(&self) -> Option<&'a str> {
         let owner = self.owner?;
         let without_suffix = owner.name.rsplit_once('-').filter(|(name, suffix)| {
@@ -105,9 +106,9 @@ impl<'a> Marks<'a> {
         Some(without_suffix.map_or(owner.name, |(name, _)| name))
     }
 
-    /// Whether `suffix` is what a CronJob gives to a Job of this time: the minutes since 1970 when it was due.
+    /// Whether a CronJob gives `suffix` to a Job that was due about when the Pod was created: the minutes since 1970.
     fn is_time_of_job(&self, suffix: &str) -> bool {
-        // No sign: only digits are what Kubernetes writes.
+        // Kubernetes writes digits only, but `parse` accepts a sign too.
         let minutes = suffix.parse::<u32>().ok().filter(|_| suffix.bytes().all(|b| b.is_ascii_digit()));
         let due = minutes.and_then(|minutes| Timestamp::from_second(i64::from(minutes) * 60).ok());
         due.zip(self.created).is_some_and(|(due, created)| {
@@ -130,9 +131,8 @@ pub struct Service {
 
 impl Service {
     /// Whether it sends traffic to `app`, whose Pods have these `labels`.
-    ///
-    /// Headless ones count too: an Ingress can name one as its backend, and then it is a way in. Where a Service has a selector, that
-    /// says whom it exposes, and its label says nothing: a tenant can put any label on any Service of its own.
+    /// Headless Services count too, because an Ingress can name one as its backend. Where a Service has a selector, the
+    /// selector decides, and its label is ignored: a tenant can put any label on any Service of its own.
     pub fn exposes<'a>(&self, app: &App, pods: impl IntoIterator<Item = &'a Labels>) -> bool {
         if self.selector.is_empty() {
             return self.is_made_for(app);
@@ -140,12 +140,13 @@ impl Service {
         pods.into_iter().any(|pod| self.selects(pod))
     }
 
-    /// Whether its selector selects a Pod with these labels. An empty one selects nothing: the endpoints are made by hand.
+    /// Whether its selector matches a Pod with these labels. An empty selector matches nothing: the tenant makes the
+    /// endpoints by hand.
     pub fn selects(&self, pod: &Labels) -> bool {
         !self.selector.is_empty() && self.selector.iter().all(|(name, value)| pod.get(name) == Some(value))
     }
 
-    /// Whether Sealos's label says so.
+    /// Whether Sealos's label says that the Service was made for `app`.
     fn is_made_for(&self, app: &App) -> bool {
         let manager = match &*app.kind {
             "devbox" => "cloud.sealos.io/devbox-manager",
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_exposes_whom_it_selects_and_without_a_selector_whom_it_was_made_for() {
+    fn a_service_exposes_the_app_that_it_selects_and_without_a_selector_the_one_it_was_made_for() {
         let web = App::new("ns-a", "app", "web");
         let pod = labels(&[("app", "web"), ("hash", "1")]);
         let service = |selector: &[(&str, &str)], marks: &[(&str, &str)]| Service {

@@ -72,35 +72,36 @@ pub struct Exposure {
     /// Those of `services` that may be reached in ways which `ingresses` does not name, ordered.
     #[serde(skip)]
     pub otherwise: Vec<Text>,
-    /// The other Apps that are closed with it, because one of `services` exposes them too.
+    /// The other Apps that are closed with this one, because `services` expose them too.
     #[serde(flatten)]
     pub others: OtherApps,
-    /// Services that expose it and other Apps, and stay open for that reason (`enforcement.shared_services`), ordered.
+    /// Services that expose it and other Apps and therefore stay open (`enforcement.shared_services`), ordered.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_open: Vec<Text>,
 }
 
-/// What happens to a Service that exposes other Apps beside the one to be blocked.
+/// What happens to a Service that exposes other Apps as well as the one to be blocked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SharedServices {
-    /// It is closed, and the other Apps are named: a tenant must not shield its offender with a broad Service.
+    /// It is closed, and the other Apps are named: otherwise a tenant could shield an App with a Service that selects
+    /// many.
     #[default]
     Block,
-    /// The App is held until an operator approves it. If the Service came to be shared after the block, it stays as it is: closed if
-    /// it was ever closed, else open, until an operator approves that.
+    /// The App is held until an operator approves the block. A Service that comes to be shared after the block stays
+    /// closed if it was ever closed; otherwise it stays open until an operator approves.
     Hold,
     /// It stays open.
     Skip,
 }
 
-/// Some Apps of one namespace, within bounds: a tenant can make any number.
+/// Some Apps of one namespace. Bounded, because a tenant can make any number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Hash)]
 pub struct OtherApps {
     /// The first [`OtherApps::MOST`] by name, ordered.
     #[serde(rename = "also_closes", skip_serializing_if = "Vec::is_empty")]
     pub named: Vec<App>,
-    /// How many more there are, at least.
+    /// How many more there are at least.
     #[serde(rename = "also_closes_more", skip_serializing_if = "is_zero")]
     pub more: usize,
 }
@@ -110,7 +111,7 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
-/// A Service that exposes other Apps beside one.
+/// A Service that exposes other Apps as well as a given one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedService {
     /// The Service, as `service.namespace.svc`.
@@ -120,21 +121,22 @@ pub struct SharedService {
 }
 
 impl OtherApps {
-    /// How many are named.
+    /// How many Apps are named at most.
     pub const MOST: usize = 20;
 
-    /// Those `apps`.
+    /// From a set of Apps.
     pub fn of(apps: BTreeSet<&App>) -> Self {
         let more = apps.len().saturating_sub(Self::MOST);
         Self { named: apps.into_iter().take(Self::MOST).cloned().collect(), more }
     }
 
-    /// Whether there are none.
+    /// Whether there are no other Apps.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty()
     }
 
-    /// All of them together. Those that are not named may be the same, so they are counted once.
+    /// The union. Apps that are only counted may be the same in several sets, so the largest count is taken and not the
+    /// sum.
     fn union<'a>(all: impl Iterator<Item = &'a Self> + Clone) -> Self {
         let together = Self::of(all.clone().flat_map(|others| &others.named).collect());
         let known = together.named.len() + together.more;
@@ -143,7 +145,7 @@ impl OtherApps {
     }
 }
 
-/// `app/web, devbox/dev and 3 more`, with everything unprintable escaped: names may be a tenant's choice.
+/// `app/web, devbox/dev and 3 more`, with unprintable characters escaped, because tenants choose the names.
 impl fmt::Display for OtherApps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, app) in self.named.iter().enumerate() {
@@ -155,14 +157,15 @@ impl fmt::Display for OtherApps {
 }
 
 impl Exposure {
-    /// What of it is closed, where `shared` of its Services expose other Apps too, and those stay open of which `stays_open` says so.
+    /// What is closed when the App is blocked: all but those Services in `shared` for which `stays_open` returns true.
     pub(crate) fn apart_from(&self, shared: &[SharedService], stays_open: impl Fn(&Text) -> bool) -> Self {
         let (open, closed): (Vec<_>, Vec<_>) = shared.iter().partition(|shared| stays_open(&shared.service));
         let is_closed = |service: &&Text| !open.iter().any(|open| open.service == **service);
         let services: Vec<Text> = self.services.iter().filter(is_closed).cloned().collect();
         Self {
             otherwise: self.otherwise.iter().filter(is_closed).cloned().collect(),
-            // An Ingress is closed only for the Services that are named with it, so it does not matter if it leads to none of them.
+            // The gateway closes an Ingress only for the Services that are named with it, so an Ingress too many does
+            // no harm.
             ingresses: if services.is_empty() { Vec::new() } else { self.ingresses.clone() },
             services,
             others: OtherApps::union(closed.iter().map(|shared| &shared.others)),
@@ -170,7 +173,7 @@ impl Exposure {
         }
     }
 
-    /// What people should know of it beside the Services, to be put behind a reason; nothing if there is nothing to say.
+    /// What a reason should say beyond the Services, to be appended to it; empty if there is nothing to say.
     pub(crate) fn remarks(&self) -> String {
         let mut remarks = String::new();
         if !self.others.is_empty() {
@@ -183,7 +186,7 @@ impl Exposure {
                 n => format!(" and {} more", n - 1),
             };
             remarks = format!(
-                "{remarks}; left open, because other Apps are exposed by the same (enforcement.shared_services): \
+                "{remarks}; left open, because other Apps are exposed by it too (enforcement.shared_services): \
                  Service {first}{more}"
             );
         }
@@ -364,7 +367,7 @@ mod tests {
         let union = |all: &[OtherApps]| OtherApps::union(all.iter());
         assert_eq!(union(&[]), OtherApps::default());
         assert_eq!(union(&[others(&["a", "c"], 0), others(&["a", "b"], 0)]), others(&["a", "b", "c"], 0));
-        // Twelve and three, of which those that are named may be among the ten.
+        // Twelve and three; the three that are named may be among the ten that are only counted.
         assert_eq!(
             union(&[others(&["a", "b"], 10), others(&["c", "d", "e"], 0)]),
             others(&["a", "b", "c", "d", "e"], 7)
@@ -416,9 +419,9 @@ mod tests {
         );
         assert_eq!(
             skipped.remarks(),
-            "; left open, because other Apps are exposed by the same (enforcement.shared_services): Service all and 1 more"
+            "; left open, because other Apps are exposed by it too (enforcement.shared_services): Service all and 1 more"
         );
-        assert!(some.remarks().ends_with("app/b; left open, because other Apps are exposed by the same (enforcement.shared_services): Service all"));
+        assert!(some.remarks().ends_with("app/b; left open, because other Apps are exposed by it too (enforcement.shared_services): Service all"));
         assert_eq!(all.remarks(), "");
         let only = Exposure { services: texts(&["all"]), ..all.clone() }.apart_from(&shared[..1], |_| true);
         assert!(only.services.is_empty() && only.ingresses.is_empty(), "an Ingress alone closes nothing");

@@ -171,7 +171,7 @@ impl Book {
                     (Standing::Blocked { .. }, _, Some(since)) => {
                         Some((app, since, Brake::Releases.reason(&policy.brake), true))
                     }
-                    // Blocked, but for a Service that is left open.
+                    // A blocked App counts as held for a Service that is left open.
                     (Standing::Held | Standing::Blocked { .. }, Some((since, brake)), _) => {
                         Some((app, since, brake.reason(&policy.brake), false))
                     }
@@ -277,7 +277,7 @@ impl Book {
             Standing::Blocked { .. } if incident.held.is_some() => {
                 let file = incident.file();
                 (file.held, file.approved) = (None, true);
-                Ok("it is approved that all its Services are closed, and other Apps with them".to_owned())
+                Ok("closing all its Services, and other Apps with them, is approved".to_owned())
             }
             _ => Err(ActError::NotHeld(app.clone())),
         }

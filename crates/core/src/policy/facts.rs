@@ -13,14 +13,15 @@ use crate::plan::{Exposure, SharedService, SharedServices, human};
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
 
-/// By how much a record may seem to be older than its Pod: agents' and API servers' times have whole seconds, and clocks do not run
-/// equally fast. A true record that seems older still is believed with the next scan.
+/// How much older than its Pod a record may seem: agents and API servers round times to seconds, and clocks drift. A
+/// true record that seems older than that is believed with the next scan.
 pub const AGE_TOLERANCE: Duration = Duration::from_secs(3);
 
 /// What is known of the accused Pods, Apps and namespaces. What is missing is unknown, never absent.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The epoch of the questions ([`super::Questions::epoch`]) that they answer: all of them were asked for since it began.
+    /// The epoch of the questions that they answer ([`super::Questions::epoch`]): every look-up was sent in that epoch
+    /// or later.
     pub epoch: u64,
     /// The accused Pods.
     pub pods: BTreeMap<PodRef, PodFact>,
@@ -44,10 +45,10 @@ pub struct PodFact {
 pub enum PodState {
     /// It exists, and has not ended.
     Present {
-        /// `metadata.uid`: a name says nothing of which Pod it is.
+        /// `metadata.uid`: Pods that follow one another can have the same name.
         uid: Text,
-        /// When it was created, on our clock: when it was looked up, less its age by the API server's own clock. `None` if that is
-        /// not known; then nothing new is believed of it.
+        /// When it was created, by our clock: the time of the look-up minus the Pod's age by the API server's own
+        /// clock. `None` if that is not known; then no new accusation of it is believed.
         created: Option<Moment>,
         /// `spec.nodeName`.
         node: NodeName,
@@ -55,7 +56,7 @@ pub enum PodState {
         host_ips: Vec<Text>,
         /// The App that it belongs to, by its own labels and owners.
         app: App,
-        /// By what it is known under another name.
+        /// What links it with earlier names of its App.
         lineage: Lineage,
     },
     /// Proven gone: a direct look-up found none, or it has ended.
@@ -64,12 +65,12 @@ pub enum PodState {
     Unreadable(String),
 }
 
-/// By what a Pod is known as one of an App that had another name before: what operators have said of that one counts.
+/// What links a Pod with earlier names of its App, so that what operators have said of those names counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
-    /// What makes such Pods, as `Kind/name` (see [`crate::identity::origin_of`]); `None` if that is not known.
+    /// What made the Pod, as `Kind/name` (see [`crate::identity::origin_of`]); `None` if that is not known.
     pub origin: Option<Text>,
-    /// The App that earlier versions of this program took it for, if another.
+    /// The App that earlier versions of this program assigned it to, if it is another one.
     pub earlier: Option<App>,
 }
 
@@ -89,7 +90,7 @@ pub struct AppFact {
 pub enum Verdict {
     /// It may, against this Pod and its App.
     Accepted(AcceptedPod),
-    /// It may not: the node accuses a Pod that does not run on it, or another one than it means.
+    /// It may not: the accused Pod does not run on the accusing node, or is younger than the record.
     Disputed(String),
     /// Not known: no new block may follow from it, and no release.
     Unverified(String),
@@ -104,13 +105,13 @@ pub struct AcceptedPod {
     pub uid: Option<Text>,
     /// When it was created; `None` if that is not known.
     pub created: Option<Moment>,
-    /// By what it is known under another name.
+    /// What links it with earlier names of its App.
     pub lineage: Lineage,
 }
 
 impl Facts {
-    /// Judges what `evidence`, fresh at `fresh_at`, says of its Pod. `accepted` is the UID of the Pod that this very evidence has been
-    /// accepted against before, if it has.
+    /// Judges what `evidence`, fresh at `fresh_at`, says of its Pod. `accepted` is the UID of the Pod that this
+    /// evidence was accepted against before, if it was.
     pub(super) fn judge(
         &self,
         evidence: &EvidenceView,
@@ -137,7 +138,7 @@ impl Facts {
                 Verdict::Disputed(format!("the Pod runs on node {actual}"))
             }
             PodState::Present { uid, created, app, lineage, .. } => {
-                // What was accepted against this very Pod is of this very Pod.
+                // Evidence that was accepted against this Pod is not doubted again: its age has been checked.
                 let doubt =
                     if accepted == Some(uid) { None } else { doubt(evidence.age, fresh_at, *created) };
                 doubt.unwrap_or_else(|| {
@@ -154,8 +155,8 @@ impl Facts {
         self.apps.get(app).is_some_and(|fact| fact.gone)
     }
 
-    /// What of `app` is closed when it is blocked, where `file` says what has been closed already; `None` if that is not known at the
-    /// moment.
+    /// What is closed when `app` is blocked; `file` knows what has been closed already. `None` if it is not known at
+    /// the moment how the App is reached.
     ///
     /// Without a cluster to ask, the only guess that can't hit another App is a Service of the App's own name in its own
     /// namespace.
@@ -177,7 +178,7 @@ impl Facts {
         Some(Cow::Owned(exposure.apart_from(&fact.shared, stays_open)))
     }
 
-    /// The first Service of `app` that exposes other Apps too, if `app` is to be held for it.
+    /// The first Service of `app` that exposes other Apps too, if the App is to be held for that reason.
     pub(super) fn held_for(&self, app: &App, policy: &Policy, is_approved: bool) -> Option<&SharedService> {
         if is_approved || policy.shared_services != SharedServices::Hold {
             return None;
@@ -186,8 +187,8 @@ impl Facts {
     }
 }
 
-/// Why a record of that `age` at `fresh_at` can't be taken for one of the Pod that was `created` then: it may be of an earlier Pod of
-/// the same name.
+/// Why a record of that `age` at `fresh_at` can't be assigned to the Pod that was `created` then: it may be about an
+/// earlier Pod of the same name.
 fn doubt(age: Option<Span>, fresh_at: Moment, created: Option<Moment>) -> Option<Verdict> {
     let Some(created) = created else {
         return Some(Verdict::Unverified("the age of the Pod is not known".to_owned()));

@@ -29,7 +29,7 @@ pub(super) const MAX_DECISIONS: usize = 20;
 /// How much cleared evidence an incident remembers: a tenant can start any number of processes.
 const MAX_TOMBSTONES: usize = 64;
 
-/// How many Services that were closed once are remembered: a tenant can make any number.
+/// How many Services that were closed once are remembered, because a tenant can make any number.
 const MAX_ONCE_CLOSED: usize = 1000;
 /// How many earlier names of an App are remembered, and how many origins of its Pods.
 pub(super) const MAX_NAMES: usize = 8;
@@ -85,11 +85,12 @@ pub struct File {
     pub(super) told: Option<Told>,
     /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
     pub(super) exposure: Arc<Exposure>,
-    /// Services that were closed once and do not expose it at the moment, ordered: should they be made again, they are closed again.
+    /// Services that were closed once and do not expose it at the moment, ordered: if they are made again, they are
+    /// closed again.
     pub(super) once_closed: Box<[Text]>,
-    /// What has made its accused Pods, as `Kind/name`.
+    /// What made its accused Pods, as `Kind/name`.
     pub(super) origins: FewSet<Text>,
-    /// What the App was called before, as far as known: what operators have said of it under those names counts.
+    /// Earlier names of the App, as far as known: what operators have said of these names counts.
     pub(super) formerly: FewSet<App>,
     /// What covers it, as last logged.
     pub(super) exempted: Option<Box<str>>,
@@ -341,18 +342,18 @@ impl File {
         (self.due, self.release_due) = (due, release.map(Box::new));
     }
 
-    /// Whether that Service is closed, or was.
+    /// Whether that Service is closed or was once.
     pub(super) fn has_closed(&self, service: &Text) -> bool {
         let is_in = |services: &[Text]| services.binary_search(service).is_ok();
         is_in(&self.exposure.services) || is_in(&self.once_closed)
     }
 
-    /// It is reached like this from now on, which is closed.
+    /// Sets what is closed from now on.
     pub(super) fn close(&mut self, exposure: Exposure) {
         let is_in = |services: &[Text], service: &Text| services.binary_search(service).is_ok();
         let goes =
             |service: &&Text| !is_in(&exposure.services, service) && !is_in(&exposure.left_open, service);
-        // The first ones stay: a tenant must not push them out by others that it makes.
+        // The first ones stay, so that a tenant can't push them out by making others.
         let closed = self.once_closed.iter().chain(&self.exposure.services).filter(goes);
         let mut closed: Vec<Text> = closed.take(MAX_ONCE_CLOSED).cloned().collect();
         closed.sort_unstable();
@@ -361,14 +362,14 @@ impl File {
         self.exposure = Arc::new(exposure);
     }
 
-    /// What has made a Pod of it.
+    /// Notes what made one of its Pods.
     pub(super) fn note_origin(&mut self, origin: &Text) {
         if self.origins.len() < MAX_NAMES {
             self.origins.insert(origin.clone());
         }
     }
 
-    /// What it was called before.
+    /// Notes an earlier name of the App.
     pub(super) fn note_name(&mut self, name: App) {
         if self.formerly.len() < MAX_NAMES {
             self.formerly.insert(name);
@@ -590,8 +591,8 @@ impl Incident {
         if is_blocked { None } else { self.excuse_by_earlier_name(record, pass) }
     }
 
-    /// What covers an accusation by a name that the App had before. That is as good as a doubt: nothing is blocked anew, and nothing that
-    /// is blocked is opened, which a tenant could bring about by labels.
+    /// The exemption or release that covers an accusation by an earlier name of the App. It only prevents new blocks:
+    /// if it opened a block, a tenant could do that by changing labels.
     fn excuse_by_earlier_name(&self, record: &Record, pass: &Pass<'_>) -> Option<String> {
         let exemptions = || pass.policy.exemptions.iter().zip(&pass.exemptions);
         let of = |name: &App| {

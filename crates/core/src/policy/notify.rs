@@ -103,8 +103,8 @@ impl Book {
     }
 }
 
-/// With `enforcement.shared_services: hold` a Service that came to be shared after the block stays open until an operator approves: said
-/// once, whatever the tenant makes afterwards.
+/// With `enforcement.shared_services: hold`, a Service that comes to be shared after the block stays open until an
+/// operator approves. That is logged once, whatever else the tenant makes.
 fn hold_what_is_left_open(app: &App, incident: &mut Incident, pass: &mut Pass<'_>) {
     if pass.policy.shared_services != SharedServices::Hold || incident.approved || incident.held.is_some() {
         return;

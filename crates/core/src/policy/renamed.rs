@@ -1,8 +1,9 @@
-//! Apps that are called otherwise than before: their tenant has changed labels, or this program names Apps by other rules than it did.
+//! Links Apps with their earlier names: their tenant has changed labels, or this version names Apps by other rules.
 //!
-//! What operators have said of an App is meant for its workload. So an App is linked with those of its tenant whose Pods were made by
-//! the same controller, and with the one that its Pods were taken for by earlier versions: a release, an exemption and a hold of these
-//! keep it from being blocked anew. A tenant gains nothing by it: whatever it labels like a released App is of that App anyway.
+//! What operators say of an App is meant for its workload. So an App is linked with the Apps of its tenant whose Pods
+//! the same controller made, and with the App that earlier versions assigned its Pods to: a release, an exemption or a
+//! hold of these keeps it from being blocked anew. A tenant gains nothing by that: any Pod with the labels of a
+//! released App belongs to the released App anyway.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,7 @@ use super::incident::{Incident, MAX_NAMES, Standing, StickyRelease};
 use crate::names::{App, Text};
 
 impl Book {
-    /// Notes by what a Pod of `app`, which has just been accused, is known under other names.
+    /// Notes what links a Pod of `app`, which has just been accused, with earlier names.
     pub(super) fn note_lineage(&mut self, app: &App, lineage: Lineage) {
         let Some(incident) = self.incidents.get(app) else { return };
         let is_new = |origin: &Text| !incident.origins.contains(origin) && incident.origins.len() < MAX_NAMES;
@@ -50,7 +51,7 @@ impl Book {
         self.incidents.range(from..).take_while(move |(app, _)| app.namespace == *namespace)
     }
 
-    /// What operators have released, by the names that Apps had before.
+    /// Operators' releases, by the earlier names of Apps.
     pub(super) fn released_before(&self) -> BTreeMap<App, Vec<StickyRelease>> {
         let names = self.incidents.values().flat_map(|incident| incident.formerly.iter());
         let released = names.filter_map(|name| {

@@ -178,10 +178,10 @@ pub struct IncidentStatus {
     /// How the App is reached, as last known.
     #[serde(default)]
     pub exposure: Exposure,
-    /// What has made the accused Pods, as `Kind/name`: by that the App is known again when its Pods' labels change.
+    /// What made the accused Pods, as `Kind/name`: the App is recognised by it when its Pods' labels change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub origins: Vec<Text>,
-    /// What the App was called before: releases, exemptions and holds by those names keep it from being blocked anew.
+    /// Earlier names of the App: releases, exemptions and holds by these names keep it from being blocked anew.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub formerly: Vec<AppRef>,
     /// Other Apps that are closed with it, because one of its Services exposes them too: the first ones.
@@ -222,7 +222,7 @@ pub struct IncidentStatus {
 pub struct HeldBy {
     /// Since when.
     pub since: Timestamp,
-    /// Which.
+    /// The kind of brake.
     pub brake: BrakeKind,
     /// What the brake counts: with `Node` the node; with `Rule` the rule, empty for all keyword hits; with `NewApps`
     /// the namespace of a tenant with too many Apps, or nothing; with `SharedService` the Service.
@@ -353,7 +353,8 @@ pub struct Exposure {
     /// Services that expose it and other Apps, and therefore stay open (`enforcement.shared_services`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_open: Vec<Text>,
-    /// Services that were closed once and do not expose it at the moment, ordered: should they be made again, they are closed again.
+    /// Services that were closed once and do not expose it at the moment, ordered: if they are made again, they are
+    /// closed again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub once_closed: Vec<Text>,
 }

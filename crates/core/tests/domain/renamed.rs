@@ -1,4 +1,4 @@
-//! Apps that are called otherwise than before: what operators have said of them goes on.
+//! Apps with earlier names: what operators have said of these names still counts.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use procscan_core::names::App;
 use procscan_core::policy::{Act, DecisionKind, Evaluation, Lineage, Pattern, PodState};
 use procscan_core::resources::{Existing, render};
 
-/// A node whose Pods are looked up.
+/// A world with one node that verifies Pods.
 fn world() -> World {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
@@ -20,7 +20,7 @@ fn pod(world: &mut World, pod: &str, app: &str, origin: &str) {
     world.comes_of("ns-a", pod, Lineage { origin: Some(origin.into()), earlier: None });
 }
 
-/// The Pod goes, and with it its App, unless that has others.
+/// The Pod is deleted, and with it its App, unless the App has other Pods.
 fn gone(world: &mut World, pod: &str) {
     world.pod_is("ns-a", pod, PodState::Gone);
 }
@@ -75,7 +75,7 @@ fn a_release_goes_on_for_the_next_pods_when_their_labels_name_another_app() {
             world.restart();
         }
         assert_eq!(blocked(&accuse(&mut world, "web-2")), [""; 0]);
-        // The release is of that process. And it ends when it ends.
+        // The release covers that process only, and it ends at its time.
         assert_eq!(blocked(&accuse_of(&mut world, "web-2", "ethminer")), ["site"]);
         assert_eq!(world.kept.values().filter(|it| *it.spec.app.name == *"site").count(), 1);
     }
@@ -110,12 +110,12 @@ fn an_exemption_by_the_earlier_name_covers_the_app_as_long_as_it_is_not_blocked(
     assert_eq!(blocked(&evaluation), [""; 0]);
     let reason = &evaluation.decisions.iter().find(|it| it.app == app("site")).unwrap().reason;
     assert_eq!(&**reason, "exempted: a contract; as App ns-a/app/web, its name before");
-    // Another controller's Pods are another App.
+    // Another controller's Pods belong to another App.
     pod(&mut world, "shop-1", "shop", "ReplicaSet/shop");
     assert_eq!(blocked(&accuse(&mut world, "shop-1")), ["shop"]);
     world.policy.exemptions.clear();
     assert_eq!(blocked(&accuse(&mut world, "web-2")), ["shop", "site"]);
-    // What is blocked by now is opened by its own name only.
+    // A blocked App is opened by its own name only.
     world.policy.exemptions =
         vec![exemption(|exemption| exemption.app = Some(Pattern::Exact("web".into())), None)];
     assert_eq!(blocked(&world.evaluate()), ["shop", "site"]);
@@ -157,7 +157,7 @@ fn what_is_held_is_held_under_another_name_too_and_blocked_by_an_approval_only()
     assert_eq!(blocked(&accuse(&mut world, "web-2")), ["site"]);
 }
 
-/// A tenant whose App is released labels its blocked App's Pods like that one, and back.
+/// A tenant with a released App gives its blocked App's Pods that one's labels, and takes them away again.
 #[test]
 fn no_relabelling_opens_what_is_blocked() {
     let mut world = world();
@@ -203,7 +203,7 @@ fn names_and_origins_are_remembered_within_bounds() {
     for incident in world.kept.values() {
         assert!(incident.status.origins.len() <= 8 && incident.status.formerly.len() <= 8);
     }
-    // None of it reaches a tenant.
+    // Tenants see nothing of it.
     let plan = world.evaluate().plan;
     let objects = render(&plan, &crate::common::settings(), Existing::default());
     assert!(objects.iter().all(|object| !object.spec.to_string().contains("ReplicaSet/")));

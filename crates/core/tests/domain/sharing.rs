@@ -217,7 +217,7 @@ fn with_hold_what_comes_to_be_shared_after_the_block_stays_as_it_is() {
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), expected);
 }
 
-/// A tenant deletes the Service until it has been looked for once, and makes it again so that it selects another App too.
+/// A tenant deletes the Service until one look has passed, and makes it again so that it selects another App too.
 #[test]
 fn with_hold_a_service_that_was_closed_once_is_closed_again_when_it_is_made_again() {
     for restarts in [false, true] {
@@ -233,7 +233,7 @@ fn with_hold_a_service_that_was_closed_once_is_closed_again_when_it_is_made_agai
         }
         share(&mut world);
         assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
-        // It is no more remembered than needed.
+        // It is remembered no longer than needed.
         assert!(kept(&world).status.exposure.once_closed.is_empty());
         world.service("ns-a", "all", &["blog", "shop"]);
         world.evaluate();
@@ -254,7 +254,7 @@ fn with_hold_what_is_left_open_is_said_once_and_an_approval_closes_it() {
     let open = "it stays open until that is approved; the App's other Services are closed";
     assert_eq!(*decision.reason, *format!("{why}: {open}"));
     assert_eq!((&*evaluation.held[0].reason, evaluation.held[0].release), (why, false));
-    // Whatever the tenant makes then, it is not said anew, nor after a restart.
+    // Whatever the tenant makes then, nothing is logged again, nor after a restart.
     for name in ["newer", "newest"] {
         world.service("ns-a", name, &["mail", "web"]);
         world.service("ns-a", "new", &[]);
@@ -293,7 +293,7 @@ fn with_skip_the_service_stays_open_and_the_reason_says_so() {
     let mut world = world(SharedServices::Skip);
     let evaluation = accuse(&mut world);
     assert_eq!(closed(&evaluation.plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
-    let said = "; left open, because other Apps are exposed by the same (enforcement.shared_services): Service all.ns-a.svc";
+    let said = "; left open, because other Apps are exposed by it too (enforcement.shared_services): Service all.ns-a.svc";
     assert!(evaluation.decisions[0].reason.ends_with(said), "{}", evaluation.decisions[0].reason);
     assert_eq!(texts(&kept(&world).status.exposure.left_open), SHARED);
     world.service("ns-a", "all", &["web"]);

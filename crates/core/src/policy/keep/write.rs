@@ -1,4 +1,4 @@
-//! From the book to documents: what is kept of an incident.
+//! Converts the book to documents: what is kept of an incident.
 
 use jiff::Timestamp;
 
@@ -16,10 +16,10 @@ use crate::state::incident::{
     self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus,
 };
 
-/// How many accusations of one incident are kept. A tenant can start any number of processes, and an object has its bounds;
-/// what is left out is heard again from its node.
+/// How many accusations of one incident are kept: a tenant can start any number of processes, and the size of an object
+/// is limited. Agents list the others again.
 const MAX_EVIDENCE: usize = 64;
-/// How many Services of one App are kept: they only have to last until the cluster has been asked again.
+/// How many Services of one App are kept: they are needed only until the cluster has been asked again.
 const MAX_SERVICES: usize = 1000;
 
 pub(super) fn document(app: &App, incident: &Incident, clock: &LeaderClock) -> kept::Incident {
@@ -39,7 +39,7 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         Standing::Blocked { since, .. } => (IncidentState::Blocked, Some(since.wall()), None),
         Standing::Ended { at } => (IncidentState::Ended, Some(at.wall()), None),
     };
-    // What counts comes first, the freshest of it first.
+    // Accusations that still count come first, the freshest before the others.
     let mut grounds: Vec<(&EvidenceId, &Ground)> = incident.grounds.iter().collect();
     grounds.sort_by_key(|(_, ground)| std::cmp::Reverse(ground.fresh_at));
     let mut tombstones: Vec<(&EvidenceId, &Tombstone)> = incident.tombstones.iter().collect();
@@ -128,7 +128,7 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
     }
 }
 
-/// What its tenant was told last, as it is kept.
+/// What its tenant was told last, in the form that is kept.
 fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::Told> {
     incident.told.map(|told| kept::Told {
         at: told.at.get(),
@@ -142,7 +142,7 @@ fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<ke
     })
 }
 
-/// The log, with the entries of another version in their places.
+/// The log, with the entries that only another version knows in their places.
 fn log(own: impl Iterator<Item = kept::Decision>, foreign: &[kept::Decision]) -> Vec<kept::Decision> {
     if foreign.is_empty() {
         return own.collect();
@@ -152,7 +152,7 @@ fn log(own: impl Iterator<Item = kept::Decision>, foreign: &[kept::Decision]) ->
     all.split_off(all.len().saturating_sub(MAX_DECISIONS))
 }
 
-/// How an App is reached, within bounds: its tenant makes the Services.
+/// How an App is reached. Bounded, because its tenant makes the Services.
 fn exposure(File { exposure, once_closed, .. }: &File) -> kept::Exposure {
     let some = |all: &[Text]| all.iter().take(MAX_SERVICES).cloned().collect::<Vec<Text>>();
     let is_plain = exposure.otherwise == exposure.services;
@@ -182,7 +182,7 @@ fn evidence(
         fresh_at: ground.fresh_at.wall(),
         timestamp: ground.record.timestamp.clone(),
         observations: ground.observations,
-        // Rounded up: too long only means to wait longer.
+        // Rounded up: too long an interval only delays the release.
         scan_interval: ground
             .longest_interval()
             .map(Span::get)
@@ -196,7 +196,7 @@ fn held_by(since: Timestamp, brake: &Brake) -> Option<kept::HeldBy> {
     Some(kept::HeldBy { since, brake, of })
 }
 
-/// In words that the version before knows too.
+/// In terms that the version before knows too.
 fn scope(brake: &Brake) -> Option<kept::Scope> {
     let (brake, of) = match brake {
         Brake::NewTenants => (BrakeKind::NewApps, None),
@@ -204,7 +204,7 @@ fn scope(brake: &Brake) -> Option<kept::Scope> {
         Brake::Node(node) => (BrakeKind::Node, Some(node.0.clone())),
         Brake::Rule(rule) => (BrakeKind::Rule, Some(rule.clone())),
         Brake::SharedService(service) => (BrakeKind::SharedService, Some(service.clone())),
-        // Never holds a block.
+        // This brake never holds a block.
         Brake::Releases => return None,
     };
     Some(kept::Scope { brake, of })

@@ -345,7 +345,7 @@ impl World {
         }
     }
 
-    /// What is known of where the Pod comes from.
+    /// Sets what links the Pod with earlier names of its App.
     pub fn comes_of(&mut self, namespace: &str, pod: &str, of: Lineage) {
         let pod = PodRef { namespace: namespace.into(), pod: pod.into() };
         let Some(PodFact { state: PodState::Present { lineage, .. }, .. }) = self.facts.pods.get_mut(&pod)

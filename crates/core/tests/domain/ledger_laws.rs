@@ -134,7 +134,7 @@ fn shown(snapshot: &Snapshot) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(crate::common::cases(300))]
 
     /// No sequence of failures, empty answers or restarts clears before the clock has run on answered time.
     #[test]

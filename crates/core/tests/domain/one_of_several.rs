@@ -336,7 +336,7 @@ fn namespace(pid: u32) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(crate::common::cases(48))]
 
     /// Whatever runs beside it, starts, ends, restarts or falls silent.
     #[test]

@@ -198,7 +198,7 @@ impl Step {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(crate::common::cases(400))]
 
     /// An exempt, protected, terminating, disputed, unverified or held App is never in the plan, and time alone never
     /// takes it there. The log explains every difference between two plans.

@@ -21,6 +21,7 @@ use procscan_core::resources::template::Template;
 use procscan_core::resources::{Settings, notification, wasm_plugin};
 use procscan_core::snapshot::{Snapshot, State, Violation};
 use procscan_core::state::Incident;
+use proptest::prelude::ProptestConfig;
 
 pub const START: i64 = 1_766_399_400;
 pub const MINUTE: u64 = 60;
@@ -29,6 +30,13 @@ pub const HOUR: u64 = 3600;
 /// Facts that are as recent as anything.
 pub fn always() -> Moment {
     Moment::new(Duration::MAX, Timestamp::UNIX_EPOCH)
+}
+
+/// So many cases of each law, unless `PROPTEST_CASES` says how many.
+pub fn cases(usual: u32) -> ProptestConfig {
+    let config = ProptestConfig::default();
+    let is_told = std::env::var_os("PROPTEST_CASES").is_some();
+    if is_told { config } else { ProptestConfig { cases: usual, ..config } }
 }
 
 pub struct World {

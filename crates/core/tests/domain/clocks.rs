@@ -424,3 +424,27 @@ fn what_the_version_before_has_written_is_read_on_the_safe_side() {
     accuse_one(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
 }
+
+#[test]
+fn the_last_incident_of_an_app_is_known_whatever_clock_its_leader_went_by() {
+    for ahead in [0, 11 * 60, -11 * 60, MONTH, -MONTH] {
+        let mut world = World::new(&["n0"]);
+        accuse_one(&mut world);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.rounds(40, |w| drop(w.answer("n0", vec![])));
+        assert!(world.blocked().is_empty());
+        leader(&mut world, ahead);
+        // Long enough for another incident.
+        world.wait(25 * HOUR);
+        accuse_one(&mut world);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        assert_eq!(world.kept.len(), 2);
+        leader(&mut world, 0);
+        assert_eq!(world.blocked(), ["ns-a"], "{ahead}");
+        // And the other way round: one that is over is not taken up again.
+        world.rounds(40, |w| drop(w.answer("n0", vec![])));
+        assert!(world.blocked().is_empty());
+        leader(&mut world, -ahead);
+        assert!(world.blocked().is_empty(), "{ahead}");
+    }
+}

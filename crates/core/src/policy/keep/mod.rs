@@ -23,7 +23,7 @@ use crate::state::incident as kept;
 
 pub(super) use self::read::record;
 pub use self::read::remembered;
-use self::read::{last_written, reading, restored};
+use self::read::{last_written, order, reading, restored};
 use self::write::document;
 
 /// How far the kept time of the last evidence may lag behind. Agents bring fresh evidence with each scan, and keeping
@@ -89,14 +89,13 @@ impl Book {
         let clock = LeaderClock::restored(newest.map(WallTime::from), now);
         let before = documents.iter().map(|document| last_written(&document.status)).max();
         let mut book = Self { clock, dates: Dates::restored(before, now), ..Self::default() };
+        let mut documents: Vec<&kept::Incident> = documents.iter().collect();
+        // Only the latest incident of an App counts, so it comes last.
+        documents.sort_by_key(|document| order(&document.status));
         for document in documents {
             let app = App::from(&document.spec.app);
             let mut incident = restored(&app, &document.status, snapshot, &clock, now);
             book.window.restore(&app, incident.due.as_ref(), incident.release_due.as_deref().copied());
-            // Only the latest incident of an App counts.
-            if book.incidents.get(&app).is_some_and(|known| known.opened.wall() >= incident.opened.wall()) {
-                continue;
-            }
             book.effective.insert(app.clone(), Effective::kept(&mut incident));
             book.incidents.insert(app, incident);
         }

@@ -94,6 +94,12 @@ pub(super) fn reading(status: &IncidentStatus) -> Option<Timestamp> {
     counted.into_iter().flatten().chain(status.clock.or(status.since)).max()
 }
 
+/// Orders the incidents of one App, the latest last. Leaders' wall clocks differ, so the date of the opening does not tell which incident
+/// is the latest: the leader clock does, as it read when the incident was written.
+pub(super) fn order(status: &IncidentStatus) -> (Option<Timestamp>, bool, Timestamp) {
+    (reading(status), status.state != IncidentState::Ended, status.opened)
+}
+
 /// The latest time by the writer's wall clock in this status.
 pub(super) fn last_written(status: &IncidentStatus) -> Timestamp {
     let told = status.told.and_then(|told| told.delivered.or(Some(told.at)));

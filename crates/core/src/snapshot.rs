@@ -190,8 +190,8 @@ pub struct Heard {
     pub age: Option<Span>,
     /// The reading of its clearing clock at that time.
     pub mark: Reading,
-    /// For how long its node has answered, lately and at most, before it was fresh again: so long it may be unseen and be there all the
-    /// same. At most an hour; what had cleared and came back after two had ended.
+    /// The longest answered time lately after which it was fresh again: for so long it may be unseen although it is
+    /// there. At most an hour; if it had cleared and came back after more than two hours, that does not count.
     pub away: Span,
     /// When this node first listed it.
     pub first_seen: Moment,

@@ -1,4 +1,4 @@
-//! The clearing clock: readings of answered time, and by which rule they clear.
+//! The clearing clock: readings of answered time, and the rule by which they clear evidence.
 
 use std::time::Duration;
 
@@ -9,41 +9,43 @@ use crate::moment::Span;
 /// How many scans without it prove that it is absent.
 pub(super) const SCANS: u32 = 6;
 
-/// What the clearing clock of one violation on one node reads: how long the node has answered, and how much of that said nothing of it.
+/// A reading of one violation's clearing clock on one node: how long the node has answered, and how much of that said
+/// nothing of the violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The node's odometer (see [`NodeClock`]).
     pub answered: Span,
-    /// How much of it said nothing of this violation.
+    /// How much of the answered time said nothing of this violation.
     pub unheard: Span,
 }
 
 impl Reading {
-    /// As at the node's first answer.
+    /// The reading at the node's first answer.
     pub const ZERO: Self = Self { answered: Span::ZERO, unheard: Span::ZERO };
 }
 
-/// By what a node's evidence clears: readings of the node's odometer of answered time.
+/// What clears a node's evidence: its odometer of answered time, and the limits.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeClock {
     /// Answered time of the node, in sum.
     pub odometer: Span,
-    /// How much of it said nothing of one violation or another. Of none is it more.
+    /// How much of the answered time said nothing of some violation: the upper bound for all of them.
     pub unheard: Span,
-    /// How much answered time without fresh evidence proves absence on this node, at least.
+    /// The least answered time without fresh evidence that proves absence on this node.
     pub required: Span,
     /// When the node was first asked.
     pub since: Moment,
-    /// When anything of an answer came last, usable or not; or when the node was first asked.
+    /// When anything of an answer came last, whether it could be used or not; or when the node was first asked.
     pub last_sign: Moment,
-    /// How long to wait for a node that never returns, and for one that says nothing of a violation.
+    /// How long to wait for a node that never returns, and for one whose answers say nothing of a violation.
     pub unreachable_limit: Span,
 }
 
 impl NodeClock {
-    /// Whether evidence has cleared by `now`. It was last fresh at `since`, when its clock read `mark`; `unheard` is how much of the answered
-    /// time has said nothing of it by now, and only asked for where it matters; `away` is how long it was unseen before and there all the
-    /// same (see [`crate::snapshot::Heard::away`]).
+    /// Whether evidence has cleared by `now`, and by which rule. It was last fresh at `since`, when its clock read
+    /// `mark`. `unheard` returns how much of the answered time has said nothing of it by now; it is called only if that
+    /// matters. `away` is the longest time for which it was unseen and came back (see
+    /// [`crate::snapshot::Heard::away`]).
     pub fn cleared(
         &self,
         mark: Reading,
@@ -56,12 +58,13 @@ impl NodeClock {
         by_answers.or_else(|| (now.uptime() >= self.lost_at(since)).then_some(Cleared::Unreachable))
     }
 
-    /// How much answered time without fresh evidence proves the absence of what was once `away` for so long and came back.
+    /// How much answered time without fresh evidence proves absence, if the violation was once unseen for `away` and
+    /// came back.
     pub(super) fn required_of(&self, away: Span) -> Duration {
         self.required.get().max(away.get().saturating_mul(SCANS))
     }
 
-    /// The same, as far as it is the node's answers that clear it.
+    /// Whether the node's answers have cleared the evidence, and by which rule.
     pub(super) fn cleared_by_answers(
         &self,
         mark: Reading,
@@ -80,7 +83,8 @@ impl NodeClock {
         (answered >= self.unreachable_limit.get()).then_some(Cleared::Hidden)
     }
 
-    /// When the wait for the node ends if it never returns, for evidence that was last fresh at `since`; by the monotonic clock.
+    /// When the wait for a node that never returns ends, for evidence that was last fresh at `since`; by the monotonic
+    /// clock.
     pub(super) fn lost_at(&self, since: Moment) -> Duration {
         self.last_sign.max(since).uptime().saturating_add(self.unreachable_limit.get())
     }

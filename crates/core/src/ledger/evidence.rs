@@ -34,8 +34,8 @@ pub enum Cleared {
     ByClock,
     /// Its node has not answered for `detection.unreachable_limit`.
     Unreachable,
-    /// Its node has answered for `detection.unreachable_limit` in sum, and too much of that said nothing of it: another one hid it, or
-    /// records of its namespace were left out.
+    /// Its node has answered for `detection.unreachable_limit` in sum, but too many answers said nothing of it: they
+    /// listed another process instead, or left out records of its namespace.
     Hidden,
     /// Its Pod is proven gone.
     PodGone,
@@ -131,7 +131,7 @@ impl Timestamps {
     }
 }
 
-/// What comes of it that a record is listed again.
+/// What follows from a record that is listed again.
 pub(super) struct Listed {
     pub(super) change: Option<ChangeKind>,
     /// The agent may have found it in its last scan.
@@ -159,7 +159,7 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    /// `age` is that of the record by its agent's own clock, if it is fresh.
+    /// `age` is the record's age by its agent's own clock; `None` if the record is not fresh.
     pub(super) fn first_sight(record: Record, at: Moment, mark: Reading, age: Option<Duration>) -> Self {
         let fresh = age.is_some();
         Self {
@@ -251,9 +251,8 @@ impl Evidence {
 
     /// The record is listed again. It is fresh evidence if its timestamp differs from those remembered, unless it is an earlier one
     /// and by the agent's own clock not young: a clock may be set back, but to list what was found long ago is no news.
-    ///
-    /// `answered` is what its node's odometer reads. `own_age` is the record's by its agent's own clock, and whether that is young;
-    /// nothing where the agent does not tell its time.
+    /// `answered` is the reading of its node's odometer. `own_age` returns the record's age by its agent's own clock,
+    /// and whether that is young; `None` if the agent does not tell its time.
     pub(super) fn listed(
         &mut self,
         record: RecordRef<'_>,
@@ -292,7 +291,8 @@ impl Evidence {
         let mark = Reading { answered, unheard: self.unheard };
         let heard = self.heard_mut();
         let away = answered.saturating_sub(heard.mark.answered);
-        // What had cleared for longer than that has ended and begun again: no agent is believed to scan so seldom.
+        // A violation that had cleared and came back only after longer than this has ended and begun again: no agent
+        // scans so seldom.
         if heard.fresh_at.is_some() && (!was_cleared || away <= MAX_INTERVAL * 2) {
             let mut longest = Longest::of(heard.away.get());
             longest.push(away);
@@ -303,7 +303,7 @@ impl Evidence {
         }
         heard.observations += 1;
         heard.fresh_at = Some(at);
-        // When it was listed before, this one had not been found yet.
+        // The record was found after the last answer that listed an earlier one.
         heard.age = Some(own_age.map_or_else(|| at.since(listed_before), |(age, _)| age).into());
         heard.evidence_time = timestamp;
         heard.mark = mark;
@@ -311,8 +311,8 @@ impl Evidence {
         Listed { change: (!was_active).then_some(ChangeKind::Appeared), is_recent: true }
     }
 
-    /// Its node has answered for so long without saying anything of it.
-    pub(super) fn miss(&mut self, answered: Duration) {
+    /// Counts `answered` as time in which its node's answers said nothing of it.
+    pub(super) fn add_unheard(&mut self, answered: Duration) {
         self.unheard = (self.unheard.get() + answered).into();
     }
 
@@ -393,7 +393,7 @@ impl Evidence {
     ) -> EvidenceView {
         let presence = match self.cleared_by {
             Some(_) => Presence::Cleared,
-            // What has grown old once is not young again because its node is found to scan more seldom.
+            // Evidence that has grown old does not become young again when its node turns out to scan less often.
             None if !self.aged && self.is_fresh(now, active_for) => Presence::Active,
             None => Presence::Unconfirmed,
         };

@@ -1,10 +1,9 @@
 //! What is known of every violation over time: presence and absence both need evidence.
-//!
 //! A record in an answer does not mean that its process runs (an agent keeps listing one that ended), and an answer
-//! without it does not mean that it ended (an agent lists one of several, or has just restarted). So the ledger believes
-//! in presence only when a record's timestamp *changes*, and in absence only after the violation's own node has answered
-//! for long enough without such a change. Silence is evidence of nothing; and of an agent that has never listed two violations at
-//! once, an answer with another one's fresh record is evidence of nothing but that.
+//! without it does not mean that it ended (an agent lists one of several, or has just restarted). So the ledger
+//! believes in presence only when a record's timestamp *changes*, and in absence only after the violation's own node
+//! has answered for long enough without such a change. Silence is evidence of nothing. If an agent has never listed two
+//! violations in one answer, a fresh record of one violation is no evidence about another.
 //!
 //! Evidence is kept per (violation, node): nodes that disagree do not overwrite each other.
 
@@ -43,14 +42,14 @@ use crate::snapshot::{Coverage, Snapshot, State, TargetState, TargetView, Violat
 #[derive(Clone, Debug)]
 pub struct Detection {
     /// How old a record may be at first sight, by its agent's own clock, to count as fresh; and how long fresh evidence
-    /// keeps a violation active. At least 3 learned scan intervals of its node are allowed in any case, but no new block follows
-    /// from what is older than this (see [`crate::policy::Policy::max_age`]).
+    /// keeps a violation active. At least 3 learned scan intervals of its node are allowed in any case, but no new
+    /// block follows from evidence older than this (see [`crate::policy::Policy::max_age`]).
     pub max_age: Duration,
     /// How long a node has to answer, in sum, without fresh evidence of a violation until it clears. Never less than 6
     /// learned scan intervals of the node. Answers that say nothing of the violation do not count.
     pub clear_after: Duration,
-    /// How long to wait for a node that never returns: for how long nothing of an answer came. And how long to wait, in answered time,
-    /// for one whose answers say nothing of a violation because they list another one.
+    /// How long to wait for a node from which nothing of an answer comes. And how long to wait, in answered time, for a
+    /// node whose answers say nothing of a violation.
     pub unreachable_limit: Duration,
     /// Offending again within this time continues the same incident; tombstones are kept as long.
     pub same_incident: Duration,
@@ -101,10 +100,11 @@ pub enum ChangeKind {
     Cleared(Cleared),
 }
 
-/// What happened to a node as such.
+/// What happened to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeChange {
-    /// It is there, but for longer than `fresh_within` none of its answers could be used. What is known of it is held until one can be.
+    /// The node is there, but none of its answers could be used for longer than `fresh_within`. What is known of it
+    /// stays until an answer can be used.
     Unusable,
     /// Its answers can be used again.
     UsableAgain,
@@ -127,7 +127,7 @@ pub struct Remembered {
     pub observations: u64,
     /// When and by which rule it cleared, if it has.
     pub cleared: Option<(Timestamp, Cleared)>,
-    /// The scan interval of the node's agent, as far as it was learned; longer if the violation itself was unseen for longer and came
+    /// The learned scan interval of the node's agent; longer if the violation itself was unseen for longer and came
     /// back.
     pub scan_interval: Option<Duration>,
 }

@@ -16,16 +16,16 @@ use crate::names::{Key, KeyRef, Text};
 use crate::report::{FailureReason, LeftOut, Rejections, Report};
 use crate::snapshot::NodeView;
 
-/// The violation that an agent which lists one of several has listed last. Until it must have scanned again, its answers say nothing of
-/// any other.
+/// The violation that an agent which lists one of several listed last. Until the agent must have scanned again, its
+/// answers say nothing of any other violation.
 #[derive(Debug)]
 struct Hiding {
     key: Arc<Key>,
-    /// By the node's odometer.
+    /// Until when it hides others, by the node's odometer.
     until: Span,
 }
 
-/// Answers that can't be used, though the node is there.
+/// Since when a node that is there gives only answers that can't be used.
 #[derive(Clone, Copy, Debug)]
 struct Unusable {
     since: Moment,
@@ -39,8 +39,8 @@ pub(super) struct Node {
     /// How much of it said nothing of one violation or another: no evidence has missed more. What is forgotten and listed once more
     /// begins with it.
     pub(super) unheard: Span,
-    /// One of its answers has listed two violations at once, so what its answers lack is not there. Until then, its agent is taken for
-    /// one that lists one of several, and not in turn.
+    /// One of its answers has listed two violations, so a violation that its answers lack is absent. Until then, the
+    /// agent is assumed to list one of several, and not in turn.
     lists_several: bool,
     hiding: Option<Hiding>,
     /// Answered time since the agent may have restarted. A restarted agent answers `[]` until its first scan, so its
@@ -51,16 +51,17 @@ pub(super) struct Node {
     /// When anything of an answer came last, whether it could be used or not.
     last_sign: Moment,
     unusable: Option<Unusable>,
-    /// The address at which it was last there, if it was the last time when it was asked at that one.
+    /// The address of its last sign of life, unless that address has been silent since.
     answers_at: Option<Text>,
     listed_something: bool,
-    /// Of the last answer: the namespaces of which records had no room here.
+    /// The namespaces of the last answer's records for which there was no room here.
     no_room: Option<Box<LeftOut>>,
-    /// The last answer had records that could not be used, and its agent may list one of several: it says nothing of any.
+    /// The last answer had a record that could not be used, and the agent may list one of several: so it says nothing
+    /// of any violation.
     is_unclear: bool,
     /// The last steps between the newest timestamps of its answers.
     steps: Steps,
-    /// The longest of them lately.
+    /// The longest of these steps lately.
     longest: Longest,
     latest: Option<WallTime>,
     pub(super) evidence: FewMap<Key, Evidence>,
@@ -94,13 +95,13 @@ impl Node {
         }
     }
 
-    /// The clock of a violation of which nothing is known yet.
+    /// The reading for a violation of which nothing is known yet.
     pub(super) fn reading(&self) -> Reading {
         Reading { answered: self.odometer, unheard: self.unheard }
     }
 
-    /// Notes whether a report is a sign of life, and whether it can be used. Says when its answers can't be used for longer than
-    /// `patience`, and when they can be again.
+    /// Notes whether a report is a sign of life, and whether it can be used. Returns a change when its answers could
+    /// not be used for longer than `patience`, and when they can be used again.
     pub(super) fn note_sign(&mut self, report: &Report, patience: Duration) -> Option<NodeChange> {
         let address = &report.target.address;
         let reason = report.outcome.failure().map(|failure| failure.reason);
@@ -129,13 +130,14 @@ impl Node {
         if !answers_elsewhere {
             self.answers_at = None;
         }
-        // Nothing listens there: the agent is down, and will have restarted when it answers again. Unless it listens at another address.
+        // Nothing listens at this address, so the agent is down and will have restarted when it answers again; unless
+        // it listens at another address.
         if is_refused && !answers_elsewhere {
             self.settled = Span::ZERO;
         }
     }
 
-    /// It is asked at those addresses only, from now on.
+    /// Notes that only the addresses for which `is_asked` returns true are asked from now on.
     pub(super) fn note_addresses(&mut self, is_asked: impl Fn(&Text) -> bool) {
         self.answers_at.take_if(|address| !is_asked(address));
     }
@@ -161,11 +163,11 @@ impl Node {
         added
     }
 
-    /// An answer lists so many violations, of which the agent may have found `recent` in its last scan.
+    /// Notes that an answer lists `count` violations, and that the agent may have found `recent` in its last scan.
     ///
-    /// An agent that lists one of several says nothing of others for so long as that may be the last scan: for two of the longest steps
-    /// between its scans, since not all are alike, and what its answers may lag behind. At most until the listed one itself clears: what
-    /// counts as gone hides nothing.
+    /// An agent that lists one of several says nothing of the others for as long as that may have been its last scan:
+    /// for two of the longest steps between its scans, because steps differ, and for the delay of its answers. The
+    /// hiding ends at the latest when the listed violation itself clears.
     pub(super) fn note_listed(&mut self, count: usize, recent: Option<Key>, rules: &Detection) {
         self.lists_several |= count > 1;
         if self.lists_several {
@@ -184,20 +186,20 @@ impl Node {
         }
     }
 
-    /// Notes what the last answer does not tell: there was no room for records of some namespaces, or one that can't be used may have been
-    /// listed instead of another.
+    /// Notes what the last answer does not say: there was no room for records of some namespaces, or a record that
+    /// can't be used may have been listed instead of another.
     pub(super) fn note_untold(&mut self, no_room: LeftOut, is_unclear: bool) {
         self.no_room = (!no_room.is_empty()).then(|| Box::new(no_room));
         self.is_unclear = is_unclear && !self.lists_several;
     }
 
-    /// Whether what the agent lists may hide others.
+    /// Whether a violation that the agent lists may hide others.
     pub(super) fn may_hide(&self) -> bool {
         !self.lists_several
     }
 
-    /// Counts what the last answer has added to the odometer, `added`, as unheard for each violation of which it says nothing: another one
-    /// hides it, records of its namespace were left out, or the answer does not tell.
+    /// Counts `added`, which the last answer has added to the odometer, as unheard for each violation of which the
+    /// answer says nothing.
     pub(super) fn count_unheard(&mut self, added: Duration, left_out: &LeftOut) {
         let before = self.odometer.get().saturating_sub(added);
         let hidden = self
@@ -217,21 +219,22 @@ impl Node {
                 || left_out.concerns(&key.namespace)
                 || no_room.is_some_and(|no_room| no_room.concerns(&key.namespace));
             if is_untold {
-                evidence.miss(added);
+                evidence.add_unheard(added);
             } else if hider != Some(key) {
-                evidence.miss(hidden);
+                evidence.add_unheard(hidden);
             }
         }
         self.hiding.take_if(|hiding| hiding.until <= self.odometer);
     }
 
-    /// What hides `key` at present.
+    /// The violation that hides `key` at present.
     pub(super) fn hider_of(&self, key: &Key) -> Option<&Arc<Key>> {
         let hider = self.hiding.as_ref().map(|hiding| &hiding.key);
         hider.filter(|hider| ***hider != *key)
     }
 
-    /// Learns from the newest timestamp of an answer: the middle one of the last steps between different ones is the scan interval.
+    /// Learns from the newest timestamp of an answer: the scan interval is the median of the last steps between
+    /// different ones.
     ///
     /// Steps between the records of one answer do not count: they belong to one scan, and would make the interval, and
     /// with it the caution of the clearing clock, too small.
@@ -247,7 +250,7 @@ impl Node {
         self.latest = Some(newest);
     }
 
-    /// What had been learned before the start, or by another replica. What has been seen here since is known better.
+    /// Takes over what was learned before the start or by another replica, unless steps have been seen here.
     pub(super) fn remember_interval(&mut self, interval: Duration) {
         if self.steps.usual().is_none() {
             self.steps.push(interval);
@@ -265,7 +268,7 @@ impl Node {
         ActiveFor { heard, recalled: rules.max_age }
     }
 
-    /// How much answered time without fresh evidence proves absence, at least.
+    /// The least answered time without fresh evidence that proves absence.
     fn required(&self, rules: &Detection) -> Duration {
         rules.clear_after.max(self.interval().saturating_mul(SCANS))
     }

@@ -1,27 +1,28 @@
-//! How often an agent scans, as far as the times of its records tell.
+//! How often an agent scans, learned from the times of its records.
 
 use std::time::Duration;
 
 use crate::moment::Span;
 
-/// The longest scan interval that is believed: an agent may not make its violations immortal.
+/// The longest scan interval that is believed: otherwise an agent could keep its violations for ever.
 pub(super) const MAX_INTERVAL: Duration = Duration::from_hours(1);
-/// From how many steps the scan interval is learned: an agent that scans seldom from now on is understood after so many scans.
+/// From how many steps the scan interval is learned: after so many scans a changed interval is known.
 const STEPS: u8 = 8;
-/// How many steps have a middle: of fewer, one long pause would be taken for the interval.
+/// From how many steps on the median counts: of fewer, one long pause could pass for the interval.
 const ENOUGH: usize = 4;
 
-/// The last steps, in microseconds: there are many nodes. Rounded up, because too long only means to wait longer.
+/// The last steps in microseconds, to save memory: there are many nodes. Rounded up, because too long an interval only
+/// delays the release.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
-    /// The next one takes the place of the oldest.
+    /// The next step replaces the oldest.
     micros: [u32; STEPS as usize],
     next: u8,
     count: u8,
 }
 
 impl Steps {
-    /// One more, of [`MAX_INTERVAL`] at most.
+    /// Adds a step; it counts as [`MAX_INTERVAL`] at most.
     pub(super) fn push(&mut self, step: Duration) {
         let micros = step.min(MAX_INTERVAL).as_nanos().div_ceil(1000);
         if let Some(place) = self.micros.get_mut(usize::from(self.next)) {
@@ -31,10 +32,10 @@ impl Steps {
         self.count = self.count.saturating_add(1).min(STEPS);
     }
 
-    /// The middle one, the larger of two, from [`ENOUGH`] steps on; before, the least.
+    /// The median, the larger of two, from [`ENOUGH`] steps on; before that the shortest.
     ///
-    /// Short steps say little of how often an agent scans: it may have restarted, or a round has come between two results of one scan, which
-    /// a tenant can bring about in each scan. Half of the steps are the scan's own even then.
+    /// Short steps say little about how often an agent scans: it may have restarted, or a round has come between two
+    /// results of one scan, which a tenant can cause in each scan. Even then half of the steps are true ones.
     pub(super) fn usual(&self) -> Option<Duration> {
         let mut known = self.micros;
         let known = known.get_mut(..usize::from(self.count))?;
@@ -44,12 +45,13 @@ impl Steps {
     }
 }
 
-/// In how many times its own length the longest one is forgotten.
+/// The longest step is forgotten within this many times its own length.
 const MEMORY: u32 = 8;
 
-/// The longest of what came one after the other lately, of [`MAX_INTERVAL`] at most.
+/// The longest of the last steps, [`MAX_INTERVAL`] at most.
 ///
-/// Forgotten by time and not by number: of short ones a tenant can make as many as it likes, but they take no more time than they last.
+/// Steps are forgotten by time and not by number, because a tenant can cause any number of short steps, but they take
+/// only the time that they last.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Longest(Span);
 
@@ -69,7 +71,7 @@ impl Longest {
         self.0 = next.min(MAX_INTERVAL).max(left).into();
     }
 
-    /// Zero if there was none.
+    /// The longest step; zero if there was none.
     pub(super) fn get(self) -> Span {
         self.0
     }

@@ -1,4 +1,4 @@
-//! What is known of one target: when it answered last, and what was last wrong with it.
+//! What is known of one target: its last answer and its last failure.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ pub(super) struct TargetEntry {
     pub(super) expected: bool,
     pub(super) last_report: Option<Moment>,
     pub(super) last_answer: Option<Moment>,
-    /// Few have one.
+    /// Few targets have one.
     pub(super) last_failure: Option<Arc<(Timestamp, Failure)>>,
     pub(super) consecutive_failures: u32,
-    /// Since when it is there, but none of its answers could be used.
+    /// Since when it has been there without an answer that could be used.
     pub(super) unusable_since: Option<Moment>,
 }
 
@@ -36,7 +36,7 @@ impl TargetEntry {
         }
     }
 
-    /// Notes a report; nothing if it does not count. Whether it is the same as the one before.
+    /// Takes a report. Returns whether it is the same as the one before; `None` if it does not count.
     pub(super) fn note(&mut self, report: &Report) -> Option<bool> {
         let is_late = self.last_report.is_some_and(|last| report.at.uptime() < last.uptime());
         if self.node != report.target.node || is_late {

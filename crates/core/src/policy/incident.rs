@@ -175,7 +175,7 @@ pub(super) struct Ground {
     pub(super) observations: u64,
     /// How often its node's agent scans, as far as it was learned: a restart must not make its silence mean more.
     pub(super) scan_interval: Option<Span>,
-    /// For how long it was unseen, and there all the same (see [`crate::snapshot::Heard::away`]).
+    /// The longest time for which it was unseen and came back (see [`crate::snapshot::Heard::away`]).
     pub(super) away: Span,
     /// Fresh, and accepted, as of the last evaluation.
     pub(super) active: bool,
@@ -293,7 +293,7 @@ impl Ground {
         self.found_at = self.found_at.max(found_at(evidence));
     }
 
-    /// What a restart has to know of how long it may be unseen.
+    /// The interval to keep, so that a restart knows how long it may be unseen.
     pub(super) fn longest_interval(&self) -> Option<Span> {
         self.scan_interval.max(Some(self.away).filter(|away| *away > Span::ZERO))
     }

@@ -1,4 +1,4 @@
-//! Decoys that take long to read: results of one scan that are rounds apart, and so look like scans of their own.
+//! Decoys that take long to read: the results of one scan are rounds apart, and so look like scans of their own.
 
 use crate::common::agent::{Process, RealAgent};
 use crate::common::{MINUTE, World, record};
@@ -10,7 +10,7 @@ fn ask(world: &mut World, agent: &mut RealAgent) {
     world.evaluate();
 }
 
-/// So many decoys, each of which takes so many seconds.
+/// Adds `decoys` decoys, each of which takes `lag` seconds longer.
 fn add_decoys(agent: &mut RealAgent, decoys: u32, lag: u64) {
     agent.lag = lag;
     for decoy in 0..decoys {
@@ -18,7 +18,8 @@ fn add_decoys(agent: &mut RealAgent, decoys: u32, lag: u64) {
     }
 }
 
-/// Most steps between two timestamps are within a scan. Then the decoys end, and the agent restarts just before its next scan.
+/// Most steps between two timestamps are within one scan. Then the decoys end, and the agent restarts just before its
+/// next scan.
 #[test]
 fn slow_decoys_do_not_release_what_runs_beside_them_when_the_agent_restarts() {
     let cases = [
@@ -51,7 +52,7 @@ fn slow_decoys_do_not_release_what_runs_beside_them_when_the_agent_restarts() {
     }
 }
 
-/// Another quick one always takes its place at once, so what runs is never listed when the agent is asked.
+/// A quick decoy always takes its place at once, so the miner is never listed when the agent is asked.
 #[test]
 fn what_many_slow_decoys_hide_in_each_scan_is_not_released_while_it_runs() {
     for (decoys, lag, interval) in
@@ -76,7 +77,7 @@ fn what_many_slow_decoys_hide_in_each_scan_is_not_released_while_it_runs() {
     }
 }
 
-/// That it ran was known all the while; so it may be unseen for as long once more.
+/// It was known to run all the time, so it may be unseen for as long once more.
 #[test]
 fn what_came_back_after_a_while_is_waited_for_six_times_as_long_and_over_restarts_of_ours() {
     for restarts in [false, true] {
@@ -99,7 +100,7 @@ fn what_came_back_after_a_while_is_waited_for_six_times_as_long_and_over_restart
             assert!(rounds < 200, "never released");
             assert_eq!(world.blocked().is_empty(), world.state("ns-j") == State::Cleared);
         }
-        // Beside the rounds in which an agent that has restarted says nothing.
+        // Not counting the rounds in which a restarted agent says nothing.
         assert!((6 * 20 - 2..=6 * 20 + 42).contains(&rounds), "{rounds} rounds, {restarts}");
     }
 }

@@ -1,4 +1,5 @@
-//! Agents that list one of several processes, and not in turn: what runs beside another one, and what has ended beside it.
+//! Agents that list one of several processes, and not in turn: one process that runs beside another, and one that has
+//! ended.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,12 +22,12 @@ fn ask(world: &mut World, agent: &mut RealAgent) {
     world.report("n1", outcome);
 }
 
-/// How much longer than its clearing time a process that has ended may take: a few scans, and a few rounds.
+/// How much longer than its clearing time a process that has ended may take: a few scans and a few rounds.
 fn slack(interval: u64) -> u64 {
     3 * interval + 3 * MINUTE
 }
 
-/// How long a process of an agent that scans so often is waited for.
+/// The clearing time with an agent of this scan interval.
 fn required(interval: u64) -> u64 {
     (30 * MINUTE).max(6 * interval)
 }
@@ -69,7 +70,7 @@ fn what_has_ended_clears_although_another_ones_last_record_stays_listed() {
     }
 }
 
-/// They kept each other from clearing for ten times as long as one needs.
+/// Such processes once kept each other from clearing for ten times as long as one needs.
 #[test]
 fn twelve_short_lived_processes_clear_as_soon_as_one() {
     let cleared = |w: &mut World| w.snapshot().count(State::Cleared);
@@ -121,7 +122,7 @@ fn two_processes_that_run_in_turn_stay_and_clear_when_both_have_ended() {
 }
 
 #[test]
-fn a_tenant_that_renames_its_process_hides_others_like_any_other() {
+fn a_process_that_changes_its_name_hides_others_like_any_other() {
     for interval in [100, 1000] {
         let mut world = World::new(&["n1"]);
         let mut agent = RealAgent::new(interval, 0);
@@ -173,7 +174,7 @@ fn what_hides_a_process_is_shown_and_the_wait_for_it_ends_with_the_limit_of_answ
     while answered < LIMIT - 4 * MINUTE {
         world.rounds(60, |w| cleared.extend(w.fail("n1")));
         world.rounds(60, |w| {
-            // The first of them vouches for a minute only, like any other.
+            // The first of them counts for a minute only, like any other.
             answered += MINUTE;
             if answered < LIMIT - 4 * MINUTE {
                 ask(w, &mut agent);
@@ -191,7 +192,7 @@ fn what_hides_a_process_is_shown_and_the_wait_for_it_ends_with_the_limit_of_answ
     assert_eq!(hidden_by(&mut world, "ns-j"), None);
     assert_eq!(world.blocked(), ["ns-k"]);
     assert!(decisions[0].reason.contains("another process's record hid it"), "{decisions:?}");
-    // It still runs, and is found when nothing hides it any more.
+    // It still runs, and is found once nothing hides it any more.
     agent.end(999);
     world.rounds(4, |w| ask(w, &mut agent));
     assert_eq!(world.blocked(), ["ns-j", "ns-k"]);
@@ -215,7 +216,7 @@ fn from_an_agent_that_has_listed_two_at_once_absence_counts_whatever_it_lists() 
     assert_eq!(evidence(&mut world, "ns-j").cleared, Some(Cleared::ByClock));
 }
 
-/// After a start the clocks begin anew, and how often its agent scans may not be known.
+/// After a start the clocks begin anew, and the scan interval of its agent may not be known.
 #[test]
 fn what_is_hidden_stays_hidden_over_restarts_of_ours() {
     for is_kept in [true, false] {
@@ -243,7 +244,7 @@ fn what_is_hidden_stays_hidden_over_restarts_of_ours() {
     }
 }
 
-/// Which node it ran on is not known, so any node's agent may list something else only.
+/// Its node is not known, so any node's agent may be hiding it.
 #[test]
 fn what_was_blocked_before_the_start_may_be_hidden_too() {
     let mut world = World::new(&["n1"]);
@@ -266,12 +267,13 @@ fn what_was_blocked_before_the_start_may_be_hidden_too() {
     assert_eq!(world.blocked(), ["ns-k"]);
 }
 
-/// What is listed once more after it was forgotten must not look as if its node had always spoken of it.
+/// A violation that was forgotten and is listed again must not look as if its node had never been silent about it.
 #[test]
 fn what_is_forgotten_and_listed_again_begins_with_all_that_its_node_has_not_said() {
     let rules = Detection { max_keys_per_node: 1, ..Detection::default() };
     let mut world = World::with(&["n1"], rules);
-    // An agent that does not tell its time, so that nothing is believed at first sight, and all of it gives way to what is newer.
+    // The agent does not tell its time, so nothing is believed at first sight and the oldest violations are forgotten
+    // first.
     let lists = |w: &mut World, namespace: &str, stamp: i64| {
         let Outcome::Complete(answer) = complete(vec![record(namespace, stamp)], 0) else { return };
         w.report("n1", Outcome::Complete(Answer { date: None, ..answer }));
@@ -308,7 +310,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Its interval, seconds between two results of a scan, and how far its clock is ahead.
+/// Its scan interval, the seconds between two results of a scan, and how far its clock is ahead.
 fn agent() -> impl Strategy<Value = RealAgent> {
     let skew = prop_oneof![Just(0), -50_000..50_000_i64];
     (prop_oneof![Just(100), Just(1000)], 0..4_u64, skew).prop_map(|(interval, pace, skew)| {
@@ -318,12 +320,13 @@ fn agent() -> impl Strategy<Value = RealAgent> {
     })
 }
 
-/// The first one has a long command line, so it comes last.
+/// The first process has a long command line, so its result comes last.
 fn process(pid: u32) -> Process {
     Process { is_slow: pid == PIDS[0], ..Process::of(&namespace(pid)) }
 }
 
-/// The truth: since when each process runs, and how many whole answers there have been since its last scan in which it was listed.
+/// The truth: since when each process runs, and how many complete answers there have been since the last scan that
+/// listed it.
 #[derive(Default)]
 struct Truth {
     running: BTreeMap<u32, u64>,
@@ -385,7 +388,7 @@ proptest! {
                     let ChangeKind::Cleared(why) = change.kind else { continue };
                     let pid: u32 = change.key.namespace[3..].parse().unwrap();
                     let Some(since) = truth.running.get(&pid) else { continue };
-                    // One that has begun again a moment ago has not been found yet.
+                    // A process that started a moment ago has not been found yet.
                     if now - since.max(&restarted) <= agent.interval + 2 * MINUTE {
                         continue;
                     }
@@ -416,14 +419,14 @@ proptest! {
             });
         }
         agent.processes.clear();
-        // Until the last scan's results have come.
+        // Until the results of the last scan have come.
         world.rounds(2, |w| ask(w, &mut agent));
         let snapshot = world.snapshot();
         let interval = snapshot.nodes.get(&NodeName::new("n1")).unwrap().interval;
-        // What was unseen for long and came back is waited for.
+        // A violation that was unseen for long and came back is waited for longer.
         let away = snapshot.violations.iter().flat_map(Violation::evidence).map(|e| e.away);
         let interval = away.chain(interval).max().map_or(0, |interval| interval.get().as_secs());
-        // What is hidden by the last one is so for no longer than that one takes to clear.
+        // The last process hides others only until it clears itself.
         let quiet = 2 * required(interval) + 4 * MINUTE + agent.interval;
         world.rounds(quiet / MINUTE, |w| ask(w, &mut agent));
         let left = world.snapshot().violations.into_iter().filter(|v| v.state != State::Cleared).count();

@@ -360,7 +360,7 @@ proptest! {
                     known.retain(|app| app.namespace != violation.key.namespace);
                 }
             }
-            // So it may where it has heard of what this one has only read back since its own restart.
+            // It may, if it has heard what this one has only restored since its own restart.
             for violation in other.snapshot().violations.iter().filter(active) {
                 let is_read_back = |(at, restarted): (Moment, Duration)| at.uptime() <= restarted;
                 if violation.evidence().any(|e| e.fresh_at.zip(restarted).is_some_and(is_read_back)) {

@@ -1,4 +1,4 @@
-//! The brakes' law, over storms that nobody thought of.
+//! The law of the brakes, over made-up storms.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,13 +20,13 @@ fn namespace(tenant: usize) -> String {
 /// What happens in a storm of accusations.
 #[derive(Clone, Debug)]
 enum StormStep {
-    /// By a node, of so many tenants' Apps, by so many rules.
+    /// A node accuses Apps of several tenants, by several rules.
     Accuse {
         node: usize,
         list: Vec<(usize, usize, usize)>,
     },
     Wait(u64),
-    /// Another leader, whose wall clock is so many days ahead of the last one's.
+    /// Another leader, whose wall clock is `days` ahead of the last leader's.
     Leader {
         days: i64,
     },
@@ -36,7 +36,7 @@ enum StormStep {
     Unwritable(Vec<usize>),
 }
 
-/// The last one is a keyword, of whatever process.
+/// The last rule is a keyword, which any process can match.
 const RULES: usize = 4;
 
 fn storm_step() -> impl Strategy<Value = StormStep> {
@@ -62,7 +62,7 @@ fn storm_record(tenant: usize, app: usize, rule: usize, now: i64) -> Record {
         return record_of(&namespace(tenant), &pod, &format!("p{rule}"), now);
     }
     let mut record = record_of(&namespace(tenant), &pod, &format!("k{tenant}"), now);
-    // Nothing, or what is cut out of a message.
+    // Empty, or cut out of a message.
     Arc::make_mut(&mut record.claim).regex = if app.is_multiple_of(2) { "" } else { "t coin (" }.into();
     record
 }
@@ -70,8 +70,9 @@ fn storm_record(tenant: usize, app: usize, rule: usize, now: i64) -> Record {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Within any window no more is blocked than the brakes' numbers, approvals aside: whatever the order, whoever accuses, whatever
-    /// operators release, whatever can't be kept, and however often another leader goes on whose wall clock is wrong.
+    /// Within any window no more is blocked than the brakes allow, approvals aside: in any order, whichever nodes
+    /// accuse, whatever operators release, whatever can't be kept, and even if another leader goes on with a wrong wall
+    /// clock.
     #[test]
     fn brakes_hold_whatever_comes(steps in vec(storm_step(), 1..120)) {
         let mut world = World::new(&NODES);
@@ -119,7 +120,8 @@ proptest! {
                 let of_tenant = recent.iter().filter(|other| other.namespace == app.namespace).count();
                 prop_assert!(of_tenant <= 3, "{of_tenant} Apps of {}", app.namespace);
             }
-            // What nobody else has ever said is one node's word, and what no other rule has ever hit is one rule's doing.
+            // An App that only one node has ever accused counts for that node, and one that only one rule has ever hit
+            // counts for that rule.
             for node in 0..NODES.len() {
                 let only = |app: &&&App| accusers[**app].iter().all(|(by, _)| *by == node);
                 let of_node: BTreeSet<&App> = recent.iter().filter(only).copied().collect();

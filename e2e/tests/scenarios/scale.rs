@@ -80,7 +80,7 @@ async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_
         "collector": {"timeout": "2s"},
         "brake": {
             "max_new_tenants": lifted, "max_tenants_per_node": lifted, "max_apps_per_node": lifted, "max_tenants_per_rule": lifted,
-            "max_apps_per_tenant": lifted, "max_releases": lifted,
+            "max_apps_per_tenant": lifted, "max_releases": lifted, "max_gone_tenants": lifted,
         },
         "kubernetes": {"requests_per_second": 2000},
         "notification": {"max_per_round": 5},

@@ -173,6 +173,8 @@ pub struct Brake {
     pub max_apps_per_tenant: usize,
     /// Tenants that are released within the window by the rules: neither by an operator nor because their App is gone.
     pub max_releases: usize,
+    /// Tenants that are released within the window because the cluster proves that their Apps or namespaces are gone.
+    pub max_gone_tenants: usize,
 }
 
 impl Default for Brake {
@@ -186,6 +188,7 @@ impl Default for Brake {
             max_tenants_per_rule: rules.max_tenants_per_rule,
             max_apps_per_tenant: rules.max_apps_per_tenant,
             max_releases: rules.max_releases,
+            max_gone_tenants: rules.max_gone_tenants,
         }
     }
 }
@@ -209,6 +212,7 @@ impl Brake {
             max_tenants_per_rule: self.max_tenants_per_rule,
             max_apps_per_tenant: self.max_apps_per_tenant,
             max_releases: self.max_releases,
+            max_gone_tenants: self.max_gone_tenants,
         }
     }
 }

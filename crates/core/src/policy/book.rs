@@ -169,7 +169,8 @@ impl Book {
             .filter_map(|(app, incident)| {
                 match (&incident.standing, incident.held.as_deref(), incident.release_held.as_deref()) {
                     (Standing::Blocked { .. }, _, Some(since)) => {
-                        Some((app, since, Brake::Releases.reason(&policy.brake), true))
+                        let brake = incident.holds_release().unwrap_or(Brake::Releases);
+                        Some((app, since, brake.reason(&policy.brake), true))
                     }
                     // A blocked App counts as held for a Service that is left open.
                     (Standing::Held | Standing::Blocked { .. }, Some((since, brake)), _) => {

@@ -31,6 +31,8 @@ pub struct BrakeRules {
     /// Tenants that are released by the rules: neither by an operator nor because the cluster proves that the App is
     /// gone.
     pub max_releases: usize,
+    /// Tenants that are released because the cluster proves that their Apps or namespaces are gone.
+    pub max_gone_tenants: usize,
 }
 
 impl Default for BrakeRules {
@@ -43,6 +45,7 @@ impl Default for BrakeRules {
             max_tenants_per_rule: 10,
             max_apps_per_tenant: 50,
             max_releases: 20,
+            max_gone_tenants: 20,
         }
     }
 }
@@ -64,6 +67,8 @@ pub enum Brake {
     SharedService(Text),
     /// Too many releases.
     Releases,
+    /// Too many tenants' Apps are gone at once: more likely, the cluster's memory is.
+    Gone,
 }
 
 impl Brake {
@@ -99,6 +104,10 @@ impl Brake {
             Self::Releases => format!(
                 "Apps of more than {} tenants were to be released within {window} (brake.max_releases)",
                 rules.max_releases
+            ),
+            Self::Gone => format!(
+                "Apps of more than {} tenants are gone within {window} (brake.max_gone_tenants); has the API server lost its objects?",
+                rules.max_gone_tenants
             ),
             Self::SharedService(service) => {
                 format!("Service {service} exposes other Apps too (enforcement.shared_services: hold)")

@@ -15,7 +15,7 @@ use super::facts::Facts;
 use super::incident::{ClearedGround, Incident, Standing, StickyRelease};
 use super::notify::{may_be_told, telling};
 use super::plan_builder::{block, closed_too, same};
-use super::window::Accusers;
+use super::window::{Accusers, Tally};
 use super::{Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
@@ -88,7 +88,7 @@ enum Wish {
 enum Basis {
     /// The rules: what was accused has cleared. The brakes are asked.
     Rules,
-    /// The cluster's proof that the App or its namespace is gone or going: nothing is opened by it.
+    /// The cluster's proof that the App or its namespace is gone or going: nothing is opened by it, if the cluster is right.
     Proof,
 }
 
@@ -322,7 +322,7 @@ impl Book {
             return;
         }
         let mut held_blocks: Vec<Brake> = Vec::new();
-        let mut held_releases = 0_usize;
+        let mut held_releases: Vec<Brake> = Vec::new();
         let mut rules = RuleNames::default();
         let accusers: Vec<(App, Accusers)> = blocks
             .into_iter()
@@ -368,9 +368,14 @@ impl Book {
             }
         }
         for (app, why, basis) in releases {
+            let proven = basis == Basis::Proof;
             let Some(incident) = self.incidents.get_mut(&app) else {
                 continue;
             };
+            // Neither time nor the same proof once more opens what is held for a person to look at.
+            if proven && incident.holds_release() == Some(Brake::Gone) {
+                continue;
+            }
             let why = why.unwrap_or_else(|| {
                 if incident.inherited.is_some() {
                     "every node has answered for the whole clearing time without evidence of it".to_owned()
@@ -378,7 +383,7 @@ impl Book {
                     cleared_reason(incident.cleared, pass)
                 }
             });
-            let brake = if basis == Basis::Proof { None } else { tally.release(&app) };
+            let brake = tally.release(&app, proven);
             let file = incident.file();
             file.count(tally.of(&app));
             if let Some(brake) = brake {
@@ -388,7 +393,7 @@ impl Book {
                     format!("{}; {why}", brake.reason(&pass.policy.brake)),
                 );
                 file.release_held = Some(Box::new(pass.now));
-                held_releases += 1;
+                held_releases.push(brake);
             } else {
                 pass.decide(&app, DecisionKind::Released, why.clone());
                 if incident.grounds.is_empty() {
@@ -410,12 +415,7 @@ impl Book {
             );
             pass.alerts.push(Alert::Brake { brake: brake.clone(), message });
         }
-        if held_releases > 0 && tally.is_news(&Brake::Releases) {
-            let reason = Brake::Releases.reason(&pass.policy.brake);
-            let message =
-                format!("{reason}: {held_releases} Apps stay blocked until their release is approved");
-            pass.alerts.push(Alert::Brake { brake: Brake::Releases, message });
-        }
+        tell_held_releases(&held_releases, &mut tally, pass);
     }
 
     /// On whose word, and by which rules, an App is due: its young active grounds that nothing excuses.
@@ -562,6 +562,18 @@ fn doubt(dates: usize, first: Timestamp, now: Moment) -> String {
          the clock right?",
         now.wall()
     )
+}
+
+/// Alerts of the brakes that hold `releases`.
+fn tell_held_releases(releases: &[Brake], tally: &mut Tally<'_>, pass: &mut Pass<'_>) {
+    for brake in [Brake::Releases, Brake::Gone] {
+        let held = releases.iter().filter(|other| **other == brake).count();
+        if held > 0 && tally.is_news(&brake) {
+            let reason = brake.reason(&pass.policy.brake);
+            let message = format!("{reason}: {held} Apps stay blocked until their release is approved");
+            pass.alerts.push(Alert::Brake { brake, message });
+        }
+    }
 }
 
 fn cleared_reason(cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {

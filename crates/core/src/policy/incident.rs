@@ -376,6 +376,13 @@ impl File {
         }
     }
 
+    /// The brake that holds its release.
+    pub(super) fn holds_release(&self) -> Option<Brake> {
+        self.release_held.as_ref()?;
+        let is_gone = self.release_due.as_ref().is_some_and(|due| due.proven && !due.passed);
+        Some(if is_gone { Brake::Gone } else { Brake::Releases })
+    }
+
     /// The name under which the incident of `app` is kept.
     pub(super) fn name(&self, app: &App) -> String {
         state::incident::name(app, self.opened.wall())

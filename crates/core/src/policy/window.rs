@@ -24,6 +24,7 @@ pub(super) struct Window {
     /// When brakes last held a block and a release: an alert is raised once per storm, not once per App.
     held_block: Option<WallTime>,
     held_release: Option<WallTime>,
+    held_gone: Option<WallTime>,
 }
 
 /// The nodes and rules that accuse an App. An empty rule stands for all keyword hits.
@@ -47,11 +48,13 @@ pub(super) struct Due {
     pub(super) held: Box<[Brake]>,
 }
 
-/// An App was to be released by the rules.
+/// An App was to be released without an operator's act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReleaseDue {
     pub(super) at: WallTime,
     pub(super) passed: bool,
+    /// By the cluster's proof that it is gone, and not by the rules. That is counted by itself.
+    pub(super) proven: bool,
 }
 
 /// The counts within the window, kept up to date while an evaluation adds to it.
@@ -134,6 +137,7 @@ struct Counts {
     per_node: HashMap<NodeName, NodePlaces>,
     per_rule: HashMap<Text, Places<Text>>,
     releases: Places<Text>,
+    gone: Places<Text>,
 }
 
 impl Counts {
@@ -150,8 +154,8 @@ impl Counts {
                     of_node.apps.hold(app, due.at);
                 }
                 Brake::Rule(rule) => self.per_rule.entry(rule.clone()).or_default().hold(tenant, due.at),
-                // Neither of them counts blocks.
-                Brake::Releases | Brake::SharedService(_) => {}
+                // None of them counts blocks.
+                Brake::Releases | Brake::Gone | Brake::SharedService(_) => {}
             }
         }
         if !due.held.is_empty() {
@@ -168,10 +172,11 @@ impl Counts {
     }
 
     fn add_release(&mut self, app: &App, release: ReleaseDue) {
+        let places = if release.proven { &mut self.gone } else { &mut self.releases };
         if release.passed {
-            self.releases.pass(&app.namespace, true);
+            places.pass(&app.namespace, true);
         } else {
-            self.releases.hold(&app.namespace, release.at);
+            places.hold(&app.namespace, release.at);
         }
     }
 
@@ -219,6 +224,7 @@ impl Counts {
             Brake::Node(node) => self.per_node.get(node)?.tenants.held.get(tenant).copied(),
             Brake::Rule(rule) => self.per_rule.get(rule)?.held.get(tenant).copied(),
             Brake::Releases => self.releases.held.get(tenant).copied(),
+            Brake::Gone => self.gone.held.get(tenant).copied(),
             Brake::SharedService(_) => None,
         }
     }
@@ -255,7 +261,8 @@ impl Window {
             if self.releases.get(app).is_none_or(|known| known.at < due.at) {
                 self.releases.insert(app.clone(), due);
             }
-            self.held_release = self.held_release.max((!due.passed).then_some(due.at));
+            let last = if due.proven { &mut self.held_gone } else { &mut self.held_release };
+            *last = (*last).max((!due.passed).then_some(due.at));
         }
     }
 
@@ -328,21 +335,26 @@ impl Tally<'_> {
         (self.window.due.get(app).cloned(), self.window.releases.get(app).copied())
     }
 
-    /// Enters that `app` is to be released by the rules, without proof that it is gone. Returns the brake that holds
-    /// the release, if any.
-    pub(super) fn release(&mut self, app: &App) -> Option<Brake> {
-        let passed = self.counts.releases.admits(&app.namespace, self.rules.max_releases);
-        let since = self.counts.held_since(app, &Brake::Releases).filter(|_| !passed);
-        let due = ReleaseDue { at: since.unwrap_or(self.now), passed };
+    /// `app` is to be released: by the rules, or because it is `proven` to be gone. The brake that holds it, if any.
+    pub(super) fn release(&mut self, app: &App, proven: bool) -> Option<Brake> {
+        let (brake, places, max) = if proven {
+            (Brake::Gone, &self.counts.gone, self.rules.max_gone_tenants)
+        } else {
+            (Brake::Releases, &self.counts.releases, self.rules.max_releases)
+        };
+        let passed = places.admits(&app.namespace, max);
+        let since = self.counts.held_since(app, &brake).filter(|_| !passed);
+        let due = ReleaseDue { at: since.unwrap_or(self.now), passed, proven };
         self.counts.add_release(app, due);
         self.window.releases.insert(app.clone(), due);
-        (!passed).then_some(Brake::Releases)
+        (!passed).then_some(brake)
     }
 
     /// Notes that `brake` holds something. Returns whether this begins a storm.
     pub(super) fn is_news(&mut self, brake: &Brake) -> bool {
         let last = match brake {
             Brake::Releases => &mut self.window.held_release,
+            Brake::Gone => &mut self.window.held_gone,
             Brake::NewTenants
             | Brake::Tenant(_)
             | Brake::Node(_)

@@ -406,13 +406,16 @@ pub struct Due {
     pub held: Vec<Scope>,
 }
 
-/// When an App was to be released by the rules.
+/// When an App was to be released without an operator's act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReleaseDue {
     /// When, by the clock that runs only while a replica leads.
     pub at: Timestamp,
     /// No brake held it.
     pub passed: bool,
+    /// The cluster proved that it is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proven: bool,
 }
 
 /// A node and a rule.

@@ -10,6 +10,7 @@ mod clocks;
 mod common;
 mod decoys;
 mod examined;
+mod gone;
 mod hearing;
 mod keep;
 mod ledger_laws;

@@ -187,8 +187,9 @@ pub(super) fn restored(
         let held = due.held.iter().map(|scope| brake_of(scope.brake, scope.of.as_ref())).collect();
         Arc::new(Due { at: due.at.into(), passed: due.passed, accusers, held })
     });
-    file.release_due =
-        status.release_due.map(|due| Box::new(ReleaseDue { at: due.at.into(), passed: due.passed }));
+    file.release_due = status
+        .release_due
+        .map(|due| Box::new(ReleaseDue { at: due.at.into(), passed: due.passed, proven: due.proven }));
     file.releases = status
         .releases
         .iter()

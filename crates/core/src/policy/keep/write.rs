@@ -106,10 +106,11 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
                 .collect(),
             held: due.held.iter().filter_map(scope).collect(),
         }),
-        release_due: incident
-            .release_due
-            .as_ref()
-            .map(|due| kept::ReleaseDue { at: due.at.get(), passed: due.passed }),
+        release_due: incident.release_due.as_ref().map(|due| kept::ReleaseDue {
+            at: due.at.get(),
+            passed: due.passed,
+            proven: due.proven,
+        }),
         releases: incident
             .releases
             .iter()
@@ -204,8 +205,8 @@ fn scope(brake: &Brake) -> Option<kept::Scope> {
         Brake::Node(node) => (BrakeKind::Node, Some(node.0.clone())),
         Brake::Rule(rule) => (BrakeKind::Rule, Some(rule.clone())),
         Brake::SharedService(service) => (BrakeKind::SharedService, Some(service.clone())),
-        // This brake never holds a block.
-        Brake::Releases => return None,
+        // These brakes never hold a block.
+        Brake::Releases | Brake::Gone => return None,
     };
     Some(kept::Scope { brake, of })
 }

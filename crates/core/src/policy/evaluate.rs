@@ -427,9 +427,7 @@ impl Book {
             .grounds
             .iter()
             // What may not lead to a new block lets none through either.
-            .filter(|(_, ground)| {
-                ground.active && (incident.approved || ground.is_young(pass.policy.max_age, pass.now))
-            })
+            .filter(|(_, ground)| ground.active && ground.is_young(pass.policy.max_age, pass.now))
             .filter(|(_, ground)| incident.excuse_of(app, &ground.record, pass).is_none())
             .map(|((_, node), ground)| (node.clone(), rules.of(&ground.record)))
             .collect()

@@ -26,4 +26,5 @@ mod sharing;
 mod simulate;
 mod soak;
 mod storm;
+mod survivors;
 mod taken_over;

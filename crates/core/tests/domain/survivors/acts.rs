@@ -1,0 +1,188 @@
+//! What operators do, and how it is written down.
+
+use crate::common::{HOUR, MINUTE, World, app, record, record_of};
+use procscan_core::policy::{Act, ActError, Actor, By, Decision, Mode, is_too_far};
+
+fn release(world: &World) -> Act {
+    Act::Release { app: app("ns-a"), until: world.now.wall() + jiff::SignedDuration::from_hours(1) }
+}
+
+fn blocked() -> World {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world
+}
+
+fn act(world: &mut World, by: By<'_>) -> Decision {
+    let release = release(world);
+    world.book.act(&release, by, &world.policy, world.now).unwrap()
+}
+
+#[test]
+fn an_operators_words_are_in_the_log_if_there_are_any() {
+    let reason = |words: Option<&str>| {
+        let decision = act(&mut blocked(), By { name: "alice", reason: words });
+        assert_eq!(decision.actor, Actor::Operator("alice".into()));
+        decision.reason.to_string()
+    };
+    let plain = reason(None);
+    assert!(plain.starts_with("released by hand"), "{plain}");
+    assert_eq!(reason(Some(" a false hit\n")), format!("{plain} («a false hit»)"));
+    assert_eq!(reason(Some("\x1b[2J")), format!("{plain} («\\u{{1b}}[2J»)"));
+    assert_eq!(reason(Some("  ")), plain);
+}
+
+#[test]
+fn a_person_is_never_taken_for_the_rules() {
+    let decision = act(&mut blocked(), "policy".into());
+    assert_eq!(decision.actor, Actor::Operator("policy (an operator)".into()));
+    assert_ne!(Actor::named(&decision.actor.name()), Actor::Policy);
+    assert_eq!(act(&mut blocked(), "policymaker".into()).actor, Actor::Operator("policymaker".into()));
+}
+
+#[test]
+fn an_act_in_dry_run_says_so() {
+    for mode in [Mode::Enforce, Mode::DryRun, Mode::Paused] {
+        let mut world = blocked();
+        world.policy.mode = mode;
+        assert_eq!(act(&mut world, "alice".into()).dry_run, mode == Mode::DryRun);
+    }
+}
+
+#[test]
+fn what_has_been_done_of_operators_acts_is_counted_and_never_counted_back_by_itself() {
+    let mut world = blocked();
+    let observed = |world: &World| world.book.incident(&app("ns-a")).unwrap().observed();
+    for (number, is) in [(3, 3), (2, 3), (5, 5)] {
+        world.book.observe(&app("ns-a"), number);
+        assert_eq!(observed(&world), is);
+        let kept = world.book.document(&app("ns-a")).unwrap().status.observed;
+        assert_eq!(kept, is);
+    }
+    // The object was restored from a backup: its numbers begin lower.
+    world.keep();
+    world.book.renumber(&app("ns-a"), 1);
+    assert_eq!(observed(&world), 1);
+    assert_eq!(world.book.unsaved(), [app("ns-a")], "that is to be kept");
+    world.keep();
+    world.book.renumber(&app("ns-a"), 1);
+    assert!(world.book.unsaved().is_empty(), "nothing has changed");
+}
+
+#[test]
+fn an_incident_is_kept_under_one_name() {
+    let world = blocked();
+    let name = world.book.name_of(&app("ns-a")).unwrap();
+    assert_eq!(name, world.book.document(&app("ns-a")).unwrap().name);
+    assert_eq!(name, world.book.incident(&app("ns-a")).unwrap().name(&app("ns-a")));
+    assert_eq!(world.book.name_of(&app("ns-b")), None);
+}
+
+fn approve(world: &mut World) -> Result<Decision, ActError> {
+    world.book.act(&Act::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
+}
+
+#[test]
+fn what_no_brake_holds_can_not_be_approved_and_what_is_over_not_be_acted_upon() {
+    let mut world = blocked();
+    assert_eq!(approve(&mut world).unwrap_err(), ActError::NotHeld(app("ns-a")));
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.rounds(31, |w| drop(w.answer("n1", vec![])));
+    assert!(world.blocked().is_empty());
+    assert_eq!(approve(&mut world).unwrap_err(), ActError::NoIncident(app("ns-a")));
+    let release = release(&world);
+    let refused = world.book.act(&release, "ops", &world.policy, world.now).unwrap_err();
+    assert_eq!(refused, ActError::NoIncident(app("ns-a")));
+}
+
+/// The App's process of that number is found.
+fn accused_of(world: &mut World, processes: std::ops::Range<usize>) {
+    let now = world.clock();
+    let records = processes.map(|n| record_of("ns-a", "web", &format!("miner{n}"), now)).collect();
+    world.answer("n1", records);
+}
+
+#[test]
+fn a_release_covers_each_accusation_by_itself_up_to_a_bound_and_then_the_app() {
+    for (processes, is_whole) in [(1, false), (64, false), (65, true)] {
+        let mut world = World::new(&["n1"]);
+        accused_of(&mut world, 0..processes);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        act(&mut world, "ops".into());
+        world.wait(MINUTE);
+        accused_of(&mut world, 0..processes);
+        assert!(world.blocked().is_empty());
+        accused_of(&mut world, processes..processes + 1);
+        // On the word of so many rules the brakes are asked about another one.
+        let evaluation = world.evaluate();
+        assert_eq!(evaluation.plan.blocks.is_empty() && evaluation.held.is_empty(), is_whole, "{processes}");
+    }
+}
+
+#[test]
+fn a_release_of_what_is_not_all_known_after_a_restart_covers_the_app() {
+    let mut world = World::new(&["n1"]);
+    accused_of(&mut world, 0..70);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.restart();
+    act(&mut world, "ops".into());
+    world.wait(MINUTE);
+    accused_of(&mut world, 0..70);
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn the_last_word_of_a_release_counts_and_is_forgotten_a_day_after_its_date() {
+    let mut world = blocked();
+    let until = |hours| crate::common::at(hours * HOUR).wall();
+    let release = |world: &mut World, hours| {
+        let release = Act::Release { app: app("ns-a"), until: until(hours) };
+        world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+        assert!(world.blocked().is_empty());
+    };
+    release(&mut world, 50);
+    release(&mut world, 1);
+    let document = |world: &World| world.book.document(&app("ns-a")).unwrap().status;
+    assert_eq!(document(&world).exempted.unwrap(), format!("released by ops until {}", until(1)));
+    world.rounds(61, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record("ns-a", now)]);
+        w.evaluate();
+    });
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // Of two rules, each has its own date.
+    release(&mut world, 30);
+    let now = world.clock();
+    world.answer("n1", vec![record_of("ns-a", "web", "zmap", now)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let releases = |world: &mut World| {
+        world.evaluate();
+        document(world).releases.iter().map(|release| release.until).collect::<Vec<_>>()
+    };
+    world
+        .book
+        .act(&Act::Release { app: app("ns-a"), until: until(2) }, "ops", &world.policy, world.now)
+        .unwrap();
+    assert_eq!(releases(&mut world), [until(2), until(2)]);
+    world.wait(HOUR);
+    assert_eq!(releases(&mut world), [until(2), until(2)], "not at once: a clock may be wrong for a while");
+    world.wait(25 * HOUR);
+    assert!(releases(&mut world).is_empty());
+}
+
+#[test]
+fn actors_are_called_by_their_names() {
+    let person = Actor::Operator("al\x1bice".into());
+    assert_eq!((&*Actor::Policy.name(), &*Actor::Policy.to_string()), ("policy", "policy"));
+    assert_eq!((&*person.name(), &*person.to_string()), ("al\x1bice", "al\\u{1b}ice"));
+    assert_eq!((Actor::named(&"policy".into()), Actor::named(&person.name())), (Actor::Policy, person));
+}
+
+#[test]
+fn a_date_may_be_ten_years_ahead_and_not_a_moment_more() {
+    let now = crate::common::at(0).wall();
+    let ten_years = now + jiff::SignedDuration::from_hours(24 * 3653);
+    assert!(!is_too_far(ten_years, now));
+    assert!(is_too_far(ten_years + jiff::SignedDuration::from_nanos(1), now));
+}

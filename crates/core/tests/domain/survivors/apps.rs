@@ -1,0 +1,164 @@
+//! Pods, their Apps and their namespaces: what is gone, what is another's, what can't be known.
+
+use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
+use procscan_core::ledger::Detection;
+use procscan_core::names::{App, Key, NodeName, PodRef};
+use procscan_core::policy::{AppFact, Book, DecisionKind, Inherited, Mode, Pattern, PodFact, PodState};
+use procscan_core::state::incident::ClearedBy;
+
+fn inherited(accused: &[&str]) -> Inherited {
+    let accused = accused.iter().map(|process| Key::new("ns-a", "web", *process)).collect();
+    Inherited {
+        app: app("ns-a"),
+        told: None,
+        accused,
+        services: vec!["web.ns-a.svc".into()],
+        on_ingresses: procscan_core::policy::OnIngresses::default(),
+    }
+}
+
+#[test]
+fn a_static_target_accuses_the_pods_of_its_host_by_any_of_its_addresses() {
+    for (target, is_host) in [("10.0.0.1:9090", true), ("[fd00::1]:9090", true), ("10.0.0.2:9090", false)] {
+        let mut world = World::new(&["n1"]);
+        world.policy.verify_pods = true;
+        let node = NodeName::new(target);
+        world
+            .ledger
+            .expect([procscan_core::report::Target { address: target.into(), node: node.clone() }], 0);
+        world.pod_on("ns-a", "web", "node-7", "web");
+        let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
+        if let Some(PodFact { state: PodState::Present { host_ips, .. }, .. }) =
+            world.facts.pods.get_mut(&pod)
+        {
+            *host_ips = vec!["10.0.0.1".into(), "fd00::1".into()];
+        }
+        let outcome = crate::common::complete(vec![record("ns-a", 0)], 0);
+        let target = procscan_core::report::Target { address: target.into(), node };
+        world.ledger.absorb(&procscan_core::report::Report { target, at: world.now, outcome });
+        assert_eq!(world.blocked().len(), usize::from(is_host));
+    }
+}
+
+#[test]
+fn that_a_pod_is_gone_is_kept_with_what_it_was_accused_of() {
+    // In the second world the Pod was found to offend once more, just before.
+    for again in [false, true] {
+        let mut world = World::new(&["n1"]);
+        world.answer("n1", vec![record("ns-a", 0)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.wait(MINUTE);
+        if again {
+            world.answer("n1", vec![record("ns-a", 60)]);
+        }
+        world.ledger.pod_gone(&record("ns-a", 0).key.pod_ref(), world.now);
+        assert_eq!(world.blocked(), ["ns-a"], "its processes may come back with the next Pod");
+        let cleared = &world.book.document(&app("ns-a")).unwrap().status.evidence[0].cleared;
+        let cleared = cleared.as_ref().unwrap_or_else(|| panic!("{again}"));
+        assert_eq!((cleared.by, cleared.ended), (ClearedBy::PodGone, false));
+    }
+}
+
+#[test]
+fn what_can_not_be_verified_keeps_what_was_blocked_before_the_start_and_what_is_another_nodes_word_does_not()
+{
+    for (state, is_released) in
+        [(PodState::Unreadable("forbidden".to_owned()), false), (PodState::Gone, true)]
+    {
+        let mut world = World::new(&["n1"]);
+        world.policy.verify_pods = true;
+        world.book.inherit([inherited(&["xmrig"])], &world.policy, world.now);
+        world.pod_is("ns-a", "other", state);
+        world.rounds(40, |w| {
+            let now = w.clock();
+            w.answer("n1", ["zmap", "xmrig"].map(|name| record_of("ns-a", "other", name, now)).into());
+            w.evaluate();
+        });
+        assert_eq!(world.blocked().is_empty(), is_released);
+    }
+}
+
+#[test]
+fn an_app_that_is_gone_is_opened_for_that_reason_whatever_it_was_blocked_for_before_the_start() {
+    let mut world = World::new(&["n1"]);
+    world.book.inherit([inherited(&["xmrig"])], &world.policy, world.now);
+    world.facts.apps.insert(app("ns-a"), AppFact { gone: true, ..AppFact::default() });
+    let decisions = world.evaluate().decisions;
+    assert_eq!(decisions[0].kind, DecisionKind::Released);
+    assert_eq!(&*decisions[0].reason, "no Pod of the App remains");
+}
+
+#[test]
+fn an_exemption_opens_an_app_of_a_namespace_that_is_being_deleted_while_paused_too() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.policy.mode = Mode::Paused;
+    world.facts.terminating.insert("ns-a".into());
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn evidence_that_can_not_be_verified_any_more_keeps_the_app_that_it_counts_against_last() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    let blocked = |world: &mut World| -> Vec<String> {
+        world.evaluate().plan.blocks.iter().map(|block| block.app.name.to_string()).collect()
+    };
+    // The name is one after the other's.
+    for (minute, name) in [(0, "miner"), (10, "shop")] {
+        world.wait(minute * MINUTE);
+        world.recreate("ns-a", "web", "n1", name);
+        world.wait(1);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        blocked(&mut world);
+    }
+    assert_eq!(blocked(&mut world), ["miner", "shop"]);
+    world.pod_is("ns-a", "web", PodState::Unreadable("forbidden".to_owned()));
+    world.rounds(40, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record("ns-a", now)]);
+        w.evaluate();
+    });
+    assert_eq!(blocked(&mut world), ["shop"]);
+}
+
+#[test]
+fn an_app_that_offends_again_within_a_day_has_the_same_incident_and_later_another() {
+    for (more, is_same) in [(0, true), (1, false)] {
+        let mut world = World::new(&["n1"]);
+        world.answer("n1", vec![record("ns-a", 0)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        let name = world.book.name_of(&app("ns-a"));
+        world.rounds(30, |w| drop(w.answer("n1", vec![])));
+        assert!(world.blocked().is_empty());
+        world.wait(24 * HOUR + more);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        assert_eq!(world.book.name_of(&app("ns-a")) == name, is_same);
+    }
+}
+
+#[test]
+fn what_a_node_that_is_not_there_any_more_has_said_counts_until_the_limit() {
+    let mut world = World::with(&[], Detection::default());
+    world.ledger.expect([crate::common::target("n1")], 0);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // A new leader's ledger knows nothing of the node.
+    world.ledger = world.new_ledger();
+    let kept: Vec<_> = world.kept.values().cloned().collect();
+    world.book = Book::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.wait(24 * HOUR - 1);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.wait(1);
+    let decisions = world.evaluate().decisions;
+    assert_eq!(decisions[0].kind, DecisionKind::Released);
+    assert_eq!(&*decisions[0].reason, "its node has not answered for detection.unreachable_limit");
+    assert_eq!((world.now, App::new("ns-a", "app", "web")), (at(24 * HOUR), app("ns-a")));
+}

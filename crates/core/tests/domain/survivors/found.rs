@@ -1,0 +1,98 @@
+//! What a new leader finds closed, and whose it is taken to be.
+
+use std::collections::BTreeSet;
+
+use crate::common::{World, app, record};
+use procscan_core::names::{App, Key};
+use procscan_core::policy::{Act, Inherited, Mode};
+
+/// An object that blocks `app`, with those Services.
+fn found(app: App, accused: &[&str], services: &[&str]) -> Inherited {
+    let key = |process: &&str| Key::new(app.namespace.clone(), "web", *process);
+    Inherited {
+        accused: accused.iter().map(key).collect(),
+        told: None,
+        on_ingresses: procscan_core::policy::OnIngresses::default(),
+        services: services.iter().map(|service| (*service).into()).collect(),
+        app,
+    }
+}
+
+fn services_of(world: &mut World, app: &App) -> Vec<String> {
+    let plan = world.evaluate().plan;
+    let block = plan.blocks.iter().find(|block| block.app == *app);
+    block.map_or_else(Vec::new, |block| block.exposure.services.iter().map(ToString::to_string).collect())
+}
+
+/// `ns-a`'s App `web` is blocked, with its Service `web`.
+fn blocked() -> World {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(services_of(&mut world, &app("ns-a")), ["web.ns-a.svc"]);
+    world
+}
+
+#[test]
+fn an_app_that_is_found_blocked_is_taken_over_unless_all_that_is_closed_is_anothers() {
+    let other = App::new("ns-a", "app", "api");
+    let taken_over = |accused: &[&str], services: &[&str]| {
+        let mut world = blocked();
+        let decisions =
+            world.book.inherit([found(other.clone(), accused, services)], &world.policy, world.now);
+        decisions.len() == 1 && world.book.incident(&other).is_some()
+    };
+    // Nothing says what it was blocked for, and its only Service is closed for another App.
+    assert!(!taken_over(&[], &["web.ns-a.svc"]));
+    assert!(taken_over(&["xmrig"], &["web.ns-a.svc"]), "it was accused itself");
+    assert!(taken_over(&[], &["web.ns-a.svc", "api.ns-a.svc"]), "one of the Services is no other App's");
+    assert!(taken_over(&[], &[]), "nothing says that it is another's");
+}
+
+#[test]
+fn an_app_that_is_set_aside_keeps_closed_what_is_no_other_apps() {
+    let other = App::new("ns-a", "app", "api");
+    for (services, closed) in [
+        (&["web.ns-a.svc", "api.ns-a.svc"][..], &["api.ns-a.svc"][..]),
+        // Nothing else is left of it.
+        (&["web.ns-a.svc"], &["web.ns-a.svc"]),
+    ] {
+        let mut world = blocked();
+        world.book.set_aside([other.clone()]);
+        world.book.inherit([found(other.clone(), &["xmrig"], services)], &world.policy, world.now);
+        assert_eq!(services_of(&mut world, &other), closed);
+    }
+}
+
+#[test]
+fn what_is_found_closed_is_added_to_a_blocked_app_only() {
+    let more = || [found(app("ns-a"), &["xmrig"], &["old.ns-a.svc"])];
+    let kept = |world: &mut World| {
+        let document = world.book.document(&app("ns-a")).unwrap();
+        document
+            .status
+            .exposure
+            .services
+            .into_iter()
+            .map(|service| service.to_string())
+            .collect::<BTreeSet<_>>()
+    };
+    let mut world = blocked();
+    world.book.inherit(more(), &world.policy, world.now);
+    assert_eq!(kept(&mut world), ["old.ns-a.svc", "web.ns-a.svc"].map(str::to_owned).into());
+    // An operator has released it: what the gateway closes still is nothing that it is to close again one day.
+    let mut world = blocked();
+    let until = crate::common::at(3600).wall();
+    world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.inherit(more(), &world.policy, world.now);
+    assert_eq!(kept(&mut world), ["web.ns-a.svc".to_owned()].into());
+}
+
+#[test]
+fn what_is_taken_over_in_dry_run_says_so() {
+    for mode in [Mode::Enforce, Mode::DryRun, Mode::Paused] {
+        let mut world = World::new(&["n1"]);
+        world.policy.mode = mode;
+        let decisions = world.book.inherit([found(app("ns-a"), &[], &[])], &world.policy, world.now);
+        assert_eq!(decisions[0].dry_run, mode == Mode::DryRun);
+    }
+}

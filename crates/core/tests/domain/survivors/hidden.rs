@@ -1,0 +1,115 @@
+//! Violations that an agent which lists one of several hides: from when to when, and what a new leader knows of it.
+
+use std::time::Duration;
+
+use crate::common::{HOUR, MINUTE, World, record};
+use procscan_core::ledger::Detection;
+use procscan_core::names::NodeName;
+use procscan_core::policy::{Book, remembered};
+use procscan_core::report::{Answer, Outcome};
+
+/// `ns-a` offends, and then `ns-b`, of whom the agent lists the later result; it scans every ten minutes. Told up to the third scan of
+/// `ns-b`, at 30 min.
+fn hidden() -> World {
+    let mut world = World::new(&["n1"]);
+    let follower = world.new_ledger();
+    world.follower = Some((follower, true));
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.evaluate();
+    world.rounds(30, |w| {
+        list(w);
+        w.evaluate();
+    });
+    world
+}
+
+/// What the agent lists: the last scan before 30 min has found `ns-b`, and none since has found anything.
+fn list(world: &mut World) {
+    let scan = (world.clock() / 600 * 600).min(1800);
+    let namespace = if scan == 0 { "ns-a" } else { "ns-b" };
+    world.answer("n1", vec![record(namespace, scan)]);
+}
+
+fn is_hidden(world: &mut World) -> bool {
+    let violation = world.violation("ns-a");
+    let hider = violation.evidence().next().unwrap().hidden_by.clone();
+    hider.inspect(|hider| assert_eq!(*hider.namespace, *"ns-b")).is_some()
+}
+
+fn unheard(world: &mut World) -> u64 {
+    let key = record("ns-a", 0).key;
+    world.snapshot().unheard(&key, &NodeName::new("n1")).unwrap().get().as_secs() / MINUTE
+}
+
+#[test]
+fn what_is_hidden_is_hidden_until_the_agent_must_have_scanned_twice_and_was_asked_once_more() {
+    let mut world = hidden();
+    assert!(is_hidden(&mut world));
+    let before = unheard(&mut world);
+    world.rounds(20, list);
+    assert!(is_hidden(&mut world), "a scan and its answer may have come in the wrong order");
+    world.rounds(1, list);
+    assert!(!is_hidden(&mut world));
+    assert_eq!(unheard(&mut world), before + 21);
+    world.rounds(10, list);
+    assert_eq!(unheard(&mut world), before + 21, "from then on its silence counts");
+}
+
+#[test]
+fn a_record_that_changes_without_a_date_hides_others_even_if_it_is_not_believed_yet() {
+    let mut world = World::new(&["n1"]);
+    for namespace in ["ns-b", "ns-a"] {
+        world.answer("n1", vec![record(namespace, 0)]);
+        world.evaluate();
+        world.wait(MINUTE);
+    }
+    world.restart();
+    world.wait(MINUTE);
+    let records = vec![record("ns-b", 150)].into_iter().collect();
+    world.report("n1", Outcome::Complete(Answer { records, ..Answer::default() }));
+    assert!(is_hidden(&mut world), "its scan may have found both");
+}
+
+#[test]
+fn a_new_leader_counts_no_time_as_hidden_that_was_before_its_own() {
+    let mut world = hidden();
+    world.fail_over();
+    // It clears after as much time without its being hidden as ever: 30 min of 51, of which 21 are hidden.
+    world.rounds(59, |w| {
+        list(w);
+        assert!(w.blocked().contains(&"ns-a".to_owned()), "{}", w.clock() / 60);
+    });
+    list(&mut world);
+    let clears_at = (1..60).find(|_| {
+        world.wait(MINUTE);
+        list(&mut world);
+        !world.blocked().contains(&"ns-a".to_owned())
+    });
+    assert_eq!(clears_at, Some(22));
+}
+
+#[test]
+fn what_a_full_ledger_does_not_know_is_released_by_its_nodes_answers_only_after_the_limit() {
+    let rules = Detection { unreachable_limit: Duration::from_secs(6 * HOUR), ..Detection::default() };
+    let mut world = World::with(&["n1"], rules);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // Another leader, in whose ledger the node's place is taken.
+    world.rules.max_keys_per_node = 1;
+    let kept: Vec<_> = world.kept.values().cloned().collect();
+    world.ledger = world.new_ledger();
+    let mut is_blocked = |hours: u64| {
+        world.rounds(hours * 60, |w| {
+            let now = w.clock();
+            w.answer("n1", vec![record("ns-b", now)]);
+        });
+        if hours == 0 {
+            world.answer("n1", vec![record("ns-b", 0)]);
+            world.ledger.remember(remembered(&kept), world.now);
+            world.book = Book::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+        }
+        world.blocked().contains(&"ns-a".to_owned())
+    };
+    assert!(is_blocked(0) && is_blocked(5));
+    assert!(!is_blocked(2));
+}

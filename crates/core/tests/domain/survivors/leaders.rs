@@ -1,0 +1,57 @@
+//! What goes on when another replica leads.
+
+use std::time::Duration;
+
+use crate::common::{HOUR, MINUTE, World, app, record};
+use procscan_core::policy::{Act, DecisionKind, Mode};
+
+#[test]
+fn a_grace_ends_with_the_block_at_its_time_though_another_replica_leads_and_the_agent_scans_seldom() {
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = Duration::from_mins(10);
+    let follower = world.new_ledger();
+    world.follower = Some((follower, true));
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.evaluate().decisions[0].kind, DecisionKind::Warned);
+    world.wait(5 * MINUTE);
+    world.fail_over();
+    // The agent does not scan again until the grace is over; the new leader has heard the record itself. What passed before it was
+    // written anew does not count.
+    world.rounds(10, |w| drop(w.answer("n1", vec![record("ns-a", 0)])));
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+#[test]
+fn what_was_approved_in_dry_run_becomes_real_however_old_the_evidence_is_that_still_counts() {
+    // The agent scans once an hour, so what it finds counts for longer than a new block may follow from it.
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_new_tenants = 0;
+    let list = |w: &mut World| drop(w.answer("n1", vec![record("ns-a", w.clock() / 3600 * 3600)]));
+    list(&mut world);
+    world.rounds(120, list);
+    assert_eq!(world.held(), ["ns-a"]);
+    world.policy.mode = Mode::DryRun;
+    for is_approved in [false, true] {
+        let mut other = World {
+            book: world.book.clone(),
+            policy: world.policy.clone(),
+            facts: world.facts.clone(),
+            rules: world.rules.clone(),
+            kept: world.kept.clone(),
+            now: world.now,
+            targets: world.targets.clone(),
+            ..World::new(&["n1"])
+        };
+        other.ledger = other.new_ledger();
+        std::mem::swap(&mut other.ledger, &mut world.ledger);
+        if is_approved {
+            other.book.act(&Act::Approve { app: app("ns-a") }, "ops", &other.policy, other.now).unwrap();
+        }
+        other.rounds(40, list);
+        other.policy.mode = Mode::Enforce;
+        assert_eq!(other.blocked().is_empty(), !is_approved);
+        std::mem::swap(&mut other.ledger, &mut world.ledger);
+        world.now = other.now;
+    }
+    assert!(world.now.uptime() > Duration::from_secs(3 * HOUR));
+}

@@ -193,6 +193,17 @@ impl Cluster {
         self.server_clock.moment_of(at, now)
     }
 
+    /// What the API server's clock reads. `None` as long as no answer has told it.
+    pub fn server_time(&self) -> Option<Timestamp> {
+        self.server_clock.time()
+    }
+
+    /// As if the API server had just said what time it is.
+    #[cfg(test)]
+    pub(crate) fn tell_time(&self, date: Timestamp) {
+        self.server_clock.set(date);
+    }
+
     /// The namespace that we run in, if we run in one.
     pub fn own_namespace(&self) -> Option<&str> {
         self.own_namespace.as_deref()

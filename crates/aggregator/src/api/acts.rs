@@ -82,10 +82,10 @@ pub(super) async fn release(
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
     let ReleaseBody { reason, until } = body.map_err(|rejection| refused(&rejection))?.0;
-    if until.is_some_and(|until| until <= Timestamp::now()) {
+    if until.is_some_and(|until| until <= desk.wall_time()) {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "until: a time to come"));
     }
-    if let Some(until) = until.filter(|until| is_too_far(*until, Timestamp::now())) {
+    if let Some(until) = until.filter(|until| is_too_far(*until, desk.wall_time())) {
         let detail = format!("until: {until} is more than ten years ahead; allowed is up to ten years");
         return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
     }
@@ -109,7 +109,7 @@ pub(super) async fn exempt(
             "id: letters, digits, hyphens and dots, as in a host name",
         ));
     }
-    if until.is_some_and(|until| until <= Timestamp::now()) {
+    if until.is_some_and(|until| until <= desk.wall_time()) {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "until: a time to come"));
     }
     let exemption = ExemptionSpec { namespace, app, process, rule, reason, until, confirm, by: Some(by) };

@@ -5,7 +5,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use procscan_core::policy::Mode;
+use procscan_core::policy::{Mode, Withheld};
 use procscan_core::state::incident::AppRef;
 use procscan_core::state::{Incident, IncidentState, IncidentStatus};
 use serde::{Deserialize, Serialize};
@@ -83,6 +83,9 @@ pub(super) async fn incident(State(api): State<Api>, Path(name): Path<String>) -
 #[derive(Serialize)]
 struct Exemptions {
     exemptions: Vec<Exemption>,
+    /// Those that have no effect until they are confirmed, of the configuration too. Known to the replica that leads only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    withheld: Vec<Withheld>,
 }
 
 #[derive(Serialize)]
@@ -100,10 +103,15 @@ pub(super) async fn exemptions(State(api): State<Api>) -> Response {
     let kept = api.views.kept.borrow().clone();
     let now = Timestamp::now();
     let unread = &kept.unread.exemptions;
+    let withheld = api.views.decided.borrow().withheld.clone();
+    let why_withheld = |name: &str| {
+        let place = format!("Exemption {name}");
+        withheld.iter().find(|withheld| withheld.place == place).map(|withheld| withheld.reason.clone())
+    };
     let mut exemptions: Vec<Exemption> = Vec::new();
     for (name, spec) in kept.exemptions.iter().filter(|(name, _)| !unread.contains_key(*name)) {
         let over = spec.until.filter(|until| *until <= now).map(|until| format!("it was over at {until}"));
-        let error = spec.rule().err().map(|error| error.to_string()).or(over);
+        let error = spec.rule().err().map(|error| error.to_string()).or(over).or_else(|| why_withheld(name));
         exemptions.push(Exemption { name: name.clone(), spec: json!(spec), error });
     }
     for (name, UnreadExemption { error, spec }) in unread {
@@ -116,7 +124,7 @@ pub(super) async fn exemptions(State(api): State<Api>) -> Response {
         exemptions.push(Exemption { name, spec: spec.clone(), error });
     }
     exemptions.sort_by(|a, b| a.name.cmp(&b.name));
-    Json(Exemptions { exemptions }).into_response()
+    Json(Exemptions { exemptions, withheld }).into_response()
 }
 
 #[derive(Serialize)]

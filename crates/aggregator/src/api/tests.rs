@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName};
 use procscan_core::plan::{Block, Plan};
+use procscan_core::policy::Withheld;
 use procscan_core::report::{Failure, FailureReason, Limits, Outcome, Report, Target, decode};
 use procscan_core::state::{Incident, IncidentSpec};
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::config::Config;
 use crate::ledger_task::{self, Publisher, Snapshots};
-use crate::state::FileStore;
+use crate::state::{FileStore, Kept};
 
 /// The whole router over views that the test sets.
 struct Stage {
@@ -49,6 +50,10 @@ impl Stage {
     }
 
     fn at(desk: Desk) -> Self {
+        Self::over(desk, watch::channel(Arc::default()).1)
+    }
+
+    fn over(desk: Desk, kept: watch::Receiver<Arc<Kept>>) -> Self {
         let clock = Clock::start();
         let now = clock.now();
         let mut ledger = Ledger::new(Detection::default(), now);
@@ -66,7 +71,7 @@ impl Stage {
             targets: target_sets,
             evidence,
             output: outputs,
-            kept: watch::channel(Arc::default()).1,
+            kept,
             trouble: watch::channel(None).1,
             keeping: watch::channel(None).1,
             electing: watch::channel(None).1,
@@ -297,6 +302,29 @@ async fn errors_are_problems() {
     assert!(headers["allow"].to_str().unwrap().contains("GET"));
     assert_eq!(json(&body)["title"], "Method Not Allowed");
     assert_eq!(stage.get("/api/v1/plan").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_exemption_that_is_withheld_is_shown_with_the_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path()).await.unwrap();
+    let desk = Desk::File(store.clone());
+    for name in ["all", "one"] {
+        let spec = json!({"namespace": {"regex": "."}, "reason": "x"});
+        desk.exempt(name, &serde_json::from_value(spec).unwrap()).await.unwrap();
+    }
+    let stage = Stage::over(desk, store.shown());
+    let withheld =
+        |place: &str| Withheld { place: place.to_owned(), reason: format!("{place} has no effect") };
+    let plan = Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
+    let withheld = vec![withheld("Exemption all"), withheld("enforcement.exemptions[0]")];
+    stage.decided.send_replace(Arc::new(Decided { withheld, ..Decided::nothing(plan) }));
+    let found = json(&stage.get("/api/v1/exemptions").await.2);
+    assert_eq!(found["exemptions"][0]["error"], "Exemption all has no effect");
+    assert_eq!((&found["exemptions"][1]["name"], found["exemptions"][1].get("error")), (&json!("one"), None));
+    let configured =
+        json!({"place": "enforcement.exemptions[0]", "reason": "enforcement.exemptions[0] has no effect"});
+    assert_eq!(found["withheld"][1], configured);
 }
 
 #[tokio::test]

@@ -28,9 +28,20 @@ impl ServerClock {
         // An HTTP date has the form of an RFC 2822 date in GMT.
         let date = date.and_then(|date| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok());
         if let Some(date) = date {
-            let reading = Reading { arrived: Instant::now(), date };
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
+            self.set(date);
         }
+    }
+
+    /// Notes that it reads `date` now.
+    pub(super) fn set(&self, date: Timestamp) {
+        let reading = Reading { arrived: Instant::now(), date };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
+    }
+
+    /// What it reads now, by our monotonic clock since its last answer.
+    pub(super) fn time(&self) -> Option<Timestamp> {
+        let Reading { arrived, date } = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        date.checked_add(arrived.elapsed()).ok()
     }
 
     /// See [`super::Cluster::moment_of`].

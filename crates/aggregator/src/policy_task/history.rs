@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use procscan_core::Moment;
 use procscan_core::names::Text;
 use procscan_core::state::IncidentState;
 
@@ -14,32 +15,49 @@ const MAX_PER_NAMESPACE: usize = 1000;
 /// How many are forgotten at once.
 const SWEPT: usize = 200;
 
+/// The wall time, but no later than the time that has been measured since the term began allows: a wall clock that jumps ahead makes
+/// nothing old. `began` has a wall time that had certainly passed by then.
+pub(super) fn certain(now: Moment, (moment, wall): (Moment, Timestamp)) -> Timestamp {
+    wall.checked_add(now.since(moment)).map_or(now.wall(), |measured| measured.min(now.wall()))
+}
+
+/// When an incident ended.
+struct End<'a> {
+    /// By the clock that only runs while a leader leads, where that is known.
+    clock: Timestamp,
+    since: Timestamp,
+    name: &'a Text,
+}
+
 /// The incidents that ended longer than `retention` ago, or before many others of their namespace, by name, apart from those that
-/// are `known`: they may go on.
+/// are `known`: they may go on. `wall` and `clock` are the time by the wall clock, and by the clock that only runs while a leader
+/// leads. Both have to say that an incident is old.
 pub(super) fn over(
     kept: &Kept,
     known: &BTreeSet<String>,
     retention: Duration,
-    now: Timestamp,
+    (wall, clock): (Timestamp, Timestamp),
 ) -> Vec<String> {
-    let mut ended: BTreeMap<&Text, Vec<(Timestamp, &Text)>> = BTreeMap::new();
+    let mut ended: BTreeMap<&Text, Vec<End<'_>>> = BTreeMap::new();
     for (name, incident) in kept.incidents.iter().filter(|(name, _)| !known.contains(&***name)) {
         let Some(brief) = incident.brief() else { continue };
         if let Some(since) = brief.since.filter(|_| brief.state == IncidentState::Ended)
-            && brief.released_until.is_none_or(|until| until.get() <= now)
+            && brief.released_until.is_none_or(|until| until.get() <= wall)
         {
-            ended.entry(&incident.app.namespace).or_default().push((since.get(), name));
+            let end = End { clock: brief.clock.unwrap_or(since).get(), since: since.get(), name };
+            ended.entry(&incident.app.namespace).or_default().push(end);
         }
     }
+    let is_older = |at: Timestamp, now: Timestamp| at.checked_add(retention).is_ok_and(|end| end < now);
     let mut over = Vec::new();
     for mut of_namespace in ended.into_values() {
         // The latest first.
-        of_namespace.sort_unstable_by(|a, b| b.cmp(a));
-        let is_over = |(rank, (since, _)): &(usize, (Timestamp, &Text))| {
-            *rank >= MAX_PER_NAMESPACE || since.checked_add(retention).is_ok_and(|end| end < now)
+        of_namespace.sort_unstable_by(|a, b| (b.clock, b.name).cmp(&(a.clock, a.name)));
+        let is_over = |(rank, end): &(usize, End<'_>)| {
+            *rank >= MAX_PER_NAMESPACE || (is_older(end.since, wall) && is_older(end.clock, clock))
         };
         over.extend(
-            of_namespace.into_iter().enumerate().filter(is_over).map(|(_, (_, name))| name.to_string()),
+            of_namespace.into_iter().enumerate().filter(is_over).map(|(_, end)| end.name.to_string()),
         );
     }
     over.truncate(SWEPT);
@@ -82,13 +100,27 @@ mod tests {
             ("blocked", "ns-a", "Blocked", 0),
             ("new", "ns-a", "Ended", 40),
         ]);
-        assert_eq!(over(&seen, &["known".to_owned()].into(), RETENTION, now), ["old"]);
+        assert_eq!(over(&seen, &["known".to_owned()].into(), RETENTION, (now, now)), ["old"]);
 
         let names: Vec<String> = (0..MAX_PER_NAMESPACE + 2).map(|n| format!("i-{n:04}")).collect();
         let mut many: Vec<_> = names.iter().map(|name| (name.as_str(), "ns-b", "Ended", 90)).collect();
         many[500].3 = 80;
         many[700].3 = 81;
         many.push(("other", "ns-c", "Ended", 70));
-        assert_eq!(over(&kept(&many), &BTreeSet::new(), RETENTION, now), ["i-0700", "i-0500"]);
+        assert_eq!(over(&kept(&many), &BTreeSet::new(), RETENTION, (now, now)), ["i-0700", "i-0500"]);
+    }
+
+    #[test]
+    fn a_wall_clock_that_jumps_ahead_makes_no_history_old() {
+        let now = Timestamp::UNIX_EPOCH + SignedDuration::from_mins(100);
+        let ahead = now + SignedDuration::from_hours(1000);
+        let seen = kept(&[("old", "ns-a", "Ended", 39), ("new", "ns-a", "Ended", 90)]);
+        assert_eq!(over(&seen, &BTreeSet::new(), RETENTION, (ahead, now)), ["old"]);
+        assert_eq!(over(&seen, &BTreeSet::new(), RETENTION, (now, ahead)), ["old"]);
+
+        let began = (Moment::new(Duration::from_mins(5), now), now);
+        let later = |minutes: u64, wall| Moment::new(Duration::from_mins(5 + minutes), wall);
+        assert_eq!(certain(later(10, ahead), began), now + SignedDuration::from_mins(10));
+        assert_eq!(certain(later(10, now), began), now);
     }
 }

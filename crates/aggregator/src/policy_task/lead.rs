@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use procscan_core::Moment;
 use procscan_core::policy::{
     Alert, Book, Decision, DecisionKind, Facts, Inherited, Mode, Policy, Questions, remembered,
@@ -30,6 +31,8 @@ const UNREADABLE: &str = "what is kept can't be read; nothing is decided until i
 /// After how many rounds without news, and after how long at the most, everything is looked at again all the same.
 const QUIET_ROUNDS: u64 = 5;
 const QUIET: Duration = Duration::from_mins(5);
+/// By how much this replica's clock may differ from the API server's before the API server's is used.
+const SKEW: SignedDuration = SignedDuration::from_secs(30);
 
 /// How a term ends.
 pub(super) enum End {
@@ -60,6 +63,10 @@ pub(super) struct Lead<'a> {
     changed: Vec<Changed>,
     /// What operators wanted, and which incidents existed, when what is kept was last looked at.
     heard: Outline,
+    /// This replica's clock differs from the API server's.
+    is_clock_wrong: bool,
+    /// When the term began, and a wall time that had certainly passed by then.
+    began: (Moment, Timestamp),
     /// What has been decided on.
     decided: Option<Seen>,
     /// When time alone may change a decision.
@@ -106,6 +113,8 @@ enum Step {
 
 impl<'a> Lead<'a> {
     pub(super) fn new(task: &'a mut PolicyTask, pen: Pen) -> Self {
+        let now = task.clock.now();
+        let began = (now, now.wall());
         Self {
             task,
             pen,
@@ -119,6 +128,8 @@ impl<'a> Lead<'a> {
             unreadable: BTreeMap::new(),
             changed: Vec::new(),
             heard: Outline::default(),
+            is_clock_wrong: false,
+            began,
             decided: None,
             deadline: None,
         }
@@ -160,9 +171,11 @@ impl<'a> Lead<'a> {
         self.set_aside(unreadable);
         let blocked = self.blocked().await?;
         self.remind(&kept).await?;
-        let now = self.task.clock.now();
+        let now = self.now();
         let snapshot = self.task.channels.ledger.fresh().await;
         let policy = self.policy();
+        let written = kept.iter().filter_map(|incident| incident.status.written).max();
+        self.began = (now, written.map_or(now.wall(), |written| written.min(now.wall())));
         self.changed.clear();
         self.book = Book::restore(&kept, &snapshot, now);
         self.book.set_aside(self.unreadable.values().filter_map(|unreadable| unreadable.app.clone()));
@@ -394,7 +407,9 @@ impl<'a> Lead<'a> {
             // It was no news for anybody, and has been given up.
             None => channels.ledger.fresh().await,
         };
-        let now = self.task.clock.now();
+        let now = self.now();
+        self.compare_clocks(now);
+        let channels = &mut self.task.channels;
         // The change stays unseen, so that the main loop compares it with what was there before.
         let kept = channels.kept.borrow().clone();
         let facts = channels.facts.borrow_and_update().clone();
@@ -437,10 +452,10 @@ impl<'a> Lead<'a> {
         let deadline = self.book.next_deadline(&policy, now);
         self.deadline = deadline.map(|at| Instant::now() + at.since(now));
         let plan = self.book.plan(&policy, &facts, now);
-        let held = self.book.held(&policy);
+        let (held, withheld) = (self.book.held(&policy), self.book.withheld());
         let (disputes, unverified) = (decided.disputes, decided.unverified);
         let pen = Some(self.pen.clone());
-        self.publish(Decided { plan, held, disputes, unverified, is_answered, rounds, pen });
+        self.publish(Decided { plan, held, withheld, disputes, unverified, is_answered, rounds, pen });
         let kept = self.task.channels.kept.borrow().clone();
         if !is_copy && let Err(error) = self.tidy(&kept, &done).await {
             if error.is_lost() {
@@ -470,9 +485,36 @@ impl<'a> Lead<'a> {
         is_answered
     }
 
+    /// The time. The wall time is the API server's where this replica's clock differs from it: an operator and every replica mean
+    /// the same by a date.
+    fn now(&self) -> Moment {
+        let now = self.task.clock.now();
+        let server = self.task.store.server_time();
+        let differs = |server: &Timestamp| server.duration_since(now.wall()).abs() > SKEW;
+        server.filter(differs).map_or(now, |server| Moment::new(now.uptime(), server))
+    }
+
+    /// Logs once that this replica's clock differs from the API server's.
+    fn compare_clocks(&mut self, now: Moment) {
+        let own = self.task.clock.now().wall();
+        let differs = own.duration_since(now.wall()).abs() > SKEW;
+        if differs && !self.is_clock_wrong {
+            let (own, server) = (own.to_string(), now.wall().to_string());
+            tracing::error!(
+                alert = "clock",
+                own,
+                server,
+                "the clock of this replica differs from the API server's; decisions use the API server's time"
+            );
+        } else if !differs && self.is_clock_wrong {
+            tracing::info!("the clock of this replica agrees with the API server's again");
+        }
+        self.is_clock_wrong = differs;
+    }
+
     /// Notes what has been told. Whether something may be decided because of it.
     fn hear_of_deliveries(&mut self) -> bool {
-        let now = self.task.clock.now();
+        let now = self.now();
         let delivered = self.task.channels.delivered.borrow_and_update().clone();
         delivered.iter().fold(false, |is_news, (app, at)| self.book.delivered(app, *at, now) || is_news)
     }
@@ -507,6 +549,7 @@ impl<'a> Lead<'a> {
             let term = |decided: &Decided| decided.pen.as_ref().map(Pen::term);
             let is_news = before.plan != now.plan
                 || before.held != now.held
+                || before.withheld != now.withheld
                 || before.disputes != now.disputes
                 || before.unverified != now.unverified
                 || before.is_answered != now.is_answered

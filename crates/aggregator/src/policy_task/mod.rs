@@ -17,7 +17,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use procscan_core::names::App;
 use procscan_core::plan::{Dispute, HeldApp, Plan};
-use procscan_core::policy::{Book, Facts, Inherited, Policy, Questions};
+use procscan_core::policy::{Book, Facts, Inherited, Policy, Questions, Withheld};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -35,6 +35,8 @@ pub struct Decided {
     pub plan: Plan,
     /// The Apps that brakes hold.
     pub held: Vec<HeldApp>,
+    /// The exemptions that have no effect, because they would open too many tenants. Known to the leader only.
+    pub withheld: Vec<Withheld>,
     /// Evidence that is not believed.
     pub disputes: Vec<Dispute>,
     /// Evidence that can't be judged.
@@ -53,6 +55,7 @@ impl Decided {
         Self {
             plan,
             held: Vec::new(),
+            withheld: Vec::new(),
             disputes: Vec::new(),
             unverified: 0,
             is_answered: false,

@@ -85,6 +85,15 @@ pub(super) enum Want {
 }
 
 impl Desk {
+    /// The wall time by which dates are judged: the API server's, where it is known.
+    pub fn wall_time(&self) -> Timestamp {
+        let server = match self {
+            Self::Cluster(objects) => objects.cluster.server_time(),
+            Self::File(_) | Self::Nowhere => None,
+        };
+        server.unwrap_or_else(Timestamp::now)
+    }
+
     /// Approves what a brake holds. Returns the number by which it will have been done.
     pub async fn approve(&self, incident: &str, approval: Approval) -> Result<i64, DeskError> {
         match self {
@@ -105,7 +114,7 @@ impl Desk {
 
     /// Declares an exemption.
     pub async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {
-        let checked = exemption.rule().and_then(|_| exemption.check_until(Timestamp::now()));
+        let checked = exemption.rule().and_then(|_| exemption.check_until(self.wall_time()));
         checked.map_err(|error| DeskError::Invalid(error.to_string()))?;
         match self {
             Self::Cluster(objects) => objects.exempt(name, exemption).await,

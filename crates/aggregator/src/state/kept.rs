@@ -101,6 +101,8 @@ pub struct Brief {
     pub state: IncidentState,
     /// Since when it is in its state.
     pub since: Option<WallTime>,
+    /// When it was written, by the clock that only runs while a leader leads.
+    pub clock: Option<WallTime>,
     /// Until when operators' releases cover something of it.
     pub released_until: Option<WallTime>,
     /// How many decisions there have been.
@@ -140,6 +142,7 @@ impl Brief {
         Self {
             state: status.state,
             since: status.since.map(WallTime::from),
+            clock: status.clock.map(WallTime::from),
             released_until: status.releases.iter().map(|release| release.until.into()).max(),
             decided: u32::try_from(status.decided).unwrap_or(u32::MAX),
             observed: status.observed,

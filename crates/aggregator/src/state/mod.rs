@@ -116,6 +116,14 @@ impl Store {
         }
     }
 
+    /// The time by the clock of the API server that the state is kept in, if it is known.
+    pub fn server_time(&self) -> Option<Timestamp> {
+        match self {
+            Self::Cluster(store) => store.server_time(),
+            Self::File(_) | Self::Copy(_) => None,
+        }
+    }
+
     /// Reads everything that is kept.
     pub async fn load(&mut self, pen: &Pen) -> Result<Loaded, StateError> {
         match self {

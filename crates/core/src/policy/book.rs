@@ -152,6 +152,11 @@ impl Book {
         self.incidents.iter()
     }
 
+    /// What the clock reads now that only runs while a leader leads.
+    pub fn leader_time(&self, now: Moment) -> Timestamp {
+        self.clock.at(now.uptime()).get()
+    }
+
     /// The incident of `app`, over or not.
     pub fn incident(&self, app: &App) -> Option<&Incident> {
         self.incidents.get(app)

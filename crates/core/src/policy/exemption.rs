@@ -101,9 +101,17 @@ impl Exemption {
 /// Which exemptions may open blocked Apps.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Admissions {
-    /// By [`Exemption::identity`]: true if it took effect, false if it is withheld because it would open too many
-    /// tenants.
-    known: BTreeMap<String, bool>,
+    /// By [`Exemption::identity`]: nothing if it took effect; else why it is withheld: it would open too many tenants.
+    known: BTreeMap<String, Option<Withheld>>,
+}
+
+/// An exemption that has no effect, because it would open too many tenants.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Withheld {
+    /// Where it is declared: see [`Exemption::place`].
+    pub place: String,
+    /// How many tenants it would open, and what to do, for people.
+    pub reason: String,
 }
 
 impl Book {
@@ -116,11 +124,11 @@ impl Book {
         {
             let identity = exemption.identity();
             match before.remove(&identity) {
-                Some(is_admitted) => {
-                    if !is_admitted {
+                Some(withheld) => {
+                    if withheld.is_some() {
                         *force = Force::Over;
                     }
-                    self.admissions.known.insert(identity, is_admitted);
+                    self.admissions.known.insert(identity, withheld);
                 }
                 // An exemption that has ended or is in doubt opens nothing.
                 None if *force == Force::Full => {
@@ -143,8 +151,8 @@ impl Book {
             *force = Force::Full;
             let now_open = self.excused(pass, |app| !open.contains(app) && exemption.may_cover(app));
             let tenants = now_open.iter().map(|app| &app.namespace).collect::<BTreeSet<&Text>>().len();
-            let is_admitted = tenants <= exemption.may_open(&pass.policy.brake);
-            if is_admitted {
+            let mut withheld = None;
+            if tenants <= exemption.may_open(&pass.policy.brake) {
                 open.extend(now_open);
             } else {
                 if let Some(force) = pass.exemptions.get_mut(index) {
@@ -156,10 +164,16 @@ impl Book {
                     exemption.place,
                     exemption.may_open(&pass.policy.brake)
                 );
+                withheld = Some(Withheld { place: exemption.place.clone(), reason: message.clone() });
                 pass.alert(Alert::Exemption { message });
             }
-            self.admissions.known.insert(identity, is_admitted);
+            self.admissions.known.insert(identity, withheld);
         }
+    }
+
+    /// The exemptions that are withheld, as of the last evaluation.
+    pub fn withheld(&self) -> Vec<Withheld> {
+        self.admissions.known.values().flatten().cloned().collect()
     }
 
     /// The blocked Apps among `those` whose accusations are all covered by an exemption or a release.

@@ -44,7 +44,7 @@ pub use self::book::{Act, ActError, Book, By};
 pub use self::brake::{Brake, BrakeRules};
 pub use self::decision::{Actor, Alert, Decision, DecisionKind};
 pub use self::evaluate::{Decided, Evaluation};
-pub use self::exemption::{Exemption, Pattern, is_too_far};
+pub use self::exemption::{Exemption, Pattern, Withheld, is_too_far};
 pub use self::facts::{AGE_TOLERANCE, AcceptedPod, AppFact, Facts, Lineage, PodFact, PodState, Verdict};
 pub use self::incident::{Incident, Standing};
 pub use self::inherited::{Inherited, OnIngresses};

@@ -459,6 +459,9 @@ fn an_exemption_that_would_open_many_tenants_has_no_effect_until_it_is_confirmed
     let [Alert::Exemption { message }] = &evaluation.alerts[..] else { panic!("{:?}", evaluation.alerts) };
     assert!(message.contains("Exemption a would open the gateway to 25 tenants"), "{message}");
     assert!(message.contains("`confirm: 25`"), "{message}");
+    let withheld = world.book.withheld();
+    assert_eq!(withheld.len(), 1);
+    assert_eq!((&*withheld[0].place, &withheld[0].reason), ("Exemption a", message));
     // The alert is raised once. A smaller number does not confirm it, nor does the number of tenants falling.
     world.policy.exemptions = vec![all_tenants(Some(24))];
     let evaluation = world.evaluate();
@@ -475,8 +478,10 @@ fn an_exemption_that_would_open_many_tenants_has_no_effect_until_it_is_confirmed
     for _ in 0..3 {
         assert_eq!(world.blocked().len(), 6, "it covers nothing at all");
     }
+    assert_eq!(world.book.withheld().len(), 1, "it is shown for as long as it is so");
     world.policy.exemptions = vec![all_tenants(Some(6))];
     assert!(world.blocked().is_empty());
+    assert!(world.book.withheld().is_empty());
 
     // With the number it takes effect at once; for few tenants it needs none.
     let mut world = many_blocked();

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::common::agent::{Process, RealAgent};
-use crate::common::{HOUR, MINUTE, World, app, complete, record};
+use crate::common::{HOUR, MINUTE, World, app, complete, record, settings};
 use procscan_core::ledger::{ChangeKind, Cleared, Detection};
 use procscan_core::names::{Key, NodeName};
 use procscan_core::policy::{Inherited, OnIngresses};
 use procscan_core::report::{Answer, Outcome};
+use procscan_core::resources::{Existing, render};
 use procscan_core::snapshot::{EvidenceView, State, Violation};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -169,6 +170,11 @@ fn what_hides_a_process_is_shown_and_the_wait_for_it_ends_with_the_limit_of_answ
     world.rounds(3, |w| ask(w, &mut agent));
     assert_eq!(hidden_by(&mut world, "ns-j").as_deref(), Some("ns-k"));
     assert_eq!(hidden_by(&mut world, "ns-k"), None);
+    // It is another tenant's: nothing of it reaches this one.
+    let plan = world.evaluate().plan;
+    let objects = render(&plan, &settings(), Existing::default());
+    let told = objects.iter().find(|object| object.metadata.namespace == "ns-j").unwrap();
+    assert!(!serde_json::to_string(&told.spec).unwrap().contains("ns-k"), "{:?}", told.spec);
     // Every second hour the node is silent: that is no answered time, and too short to be lost.
     let (mut answered, mut cleared) = (3 * MINUTE, Vec::new());
     while answered < LIMIT - 4 * MINUTE {

@@ -74,7 +74,7 @@ impl Lead<'_> {
 
     /// Does what operators want.
     pub(super) fn obey(&mut self, kept: &Kept, policy: &Policy) -> Obeyed {
-        let now = self.task.clock.now();
+        let now = self.now();
         let (mut done, mut history) = (BTreeSet::new(), Vec::new());
         let observed = |name: &str, incident: &KeptIncident| {
             let app = App::from(&incident.app);
@@ -168,11 +168,11 @@ impl Lead<'_> {
             return Ok(());
         }
         self.swept = Some(Instant::now());
-        let now = self.task.clock.now().wall();
+        let now = self.now();
         let in_book = self.book.incidents().map(|(app, incident)| incident.name(app));
         let known: BTreeSet<String> = in_book.chain(self.unreadable.keys().cloned()).collect();
-        let over = history::over(kept, &known, self.task.retention, now);
-        if let Ok(before) = now.checked_sub(self.task.retention) {
+        let over = history::over(kept, &known, self.task.retention, (now.wall(), self.book.leader_time(now)));
+        if let Ok(before) = history::certain(now, self.began).checked_sub(self.task.retention) {
             self.task.store.retain(before).await?;
         }
         if !over.is_empty() {

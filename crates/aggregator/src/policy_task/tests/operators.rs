@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::Method;
+use jiff::{SignedDuration, Timestamp};
 use procscan_core::state::incident::{Approval, Release};
 use serde_json::json;
 use tokio::time::sleep;
 
 use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
 use crate::state::Desk;
-use crate::state::cluster::fake::{Fault, Server, Store};
+use crate::state::cluster::fake::{Call, Fault, Server, Store};
 
 fn approve(store: &mut Store) {
     store.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
@@ -99,6 +100,45 @@ async fn what_two_operators_want_is_done_in_every_order_and_whichever_answer_is_
                     play(Story { alice, bob, unanswered, sees_at_once }).await;
                 }
             }
+        }
+    }
+}
+
+/// The API server's clock says what a date means, however wrong this replica's is.
+#[tokio::test(start_paused = true)]
+async fn an_until_is_over_when_the_api_servers_clock_says_so() {
+    let days = |days: i64| SignedDuration::from_hours(24 * days);
+    // By how much the API server's clock is ahead, until when the release lasts by this replica's clock, and whether it is refused.
+    for (server_ahead, until, is_refused) in [
+        (days(-10), days(-5), false),
+        (days(-10), days(-11), true),
+        (days(10), days(5), true),
+        (days(10), days(11), false),
+        (days(0), days(1), false),
+        (days(0), days(-1), true),
+    ] {
+        let server = Server::default();
+        server.put(INCIDENTS, &name_of("web"), body("web", "Blocked"));
+        let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+        let wanted = Wanted { is_watched: true, server_ahead, ..Wanted::new(1, network) };
+        let replica = Replica::start(&server, wanted);
+        sleep(Duration::from_secs(3)).await;
+        let until = Timestamp::now() + until;
+        server.edit(INCIDENTS, &name_of("web"), |object| {
+            object["spec"]["release"] = json!({"by": "bob", "until": until});
+        });
+        sleep(Duration::from_secs(3)).await;
+        let now = server.get(INCIDENTS, &name_of("web")).unwrap();
+        let entry = if is_refused { "refused by bob" } else { "released by bob" };
+        assert_eq!(decisions(&now).last().unwrap(), entry, "{server_ahead} {until}: {now:#}");
+        assert_eq!(replica.blocked().is_empty(), !is_refused);
+        assert!(now["spec"]["release"].is_null());
+        if !is_refused {
+            // It stays so.
+            sleep(Duration::from_hours(1)).await;
+            assert!(replica.blocked().is_empty());
+            let status = server.get(INCIDENTS, &name_of("web")).unwrap()["status"].clone();
+            assert_eq!(status["releases"].as_array().unwrap().len(), 1);
         }
     }
 }

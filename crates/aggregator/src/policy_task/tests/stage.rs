@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::App;
 use procscan_core::plan::Plan;
@@ -49,18 +49,29 @@ pub(super) struct Wanted {
     pub(super) blocked: Vec<Inherited>,
     /// What was known of the cluster in an earlier term.
     pub(super) facts: Facts,
+    /// By how much the API server's clock is ahead of this replica's.
+    pub(super) server_ahead: SignedDuration,
 }
 
 impl Wanted {
     pub(super) fn new(term: u64, network: Network) -> Self {
-        Self { term, network, is_watched: false, blocked: Vec::new(), facts: Facts::default() }
+        Self {
+            term,
+            network,
+            is_watched: false,
+            blocked: Vec::new(),
+            facts: Facts::default(),
+            server_ahead: SignedDuration::ZERO,
+        }
     }
 }
 
 impl Replica {
     pub(super) fn start(server: &Server, wanted: Wanted) -> Self {
-        let Wanted { term, network, is_watched, blocked, facts } = wanted;
-        let objects = Objects::new(server.cluster_over(network), "ours".to_owned());
+        let Wanted { term, network, is_watched, blocked, facts, server_ahead } = wanted;
+        let cluster = server.cluster_over(network);
+        cluster.tell_time(Timestamp::now() + server_ahead);
+        let objects = Objects::new(cluster, "ours".to_owned());
         let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
         let store = Store::Cluster(Box::new(ClusterStore::new(objects.clone())));
         let mut replica = Self::over(store, (kept_tx, kept), term, (blocked, facts));

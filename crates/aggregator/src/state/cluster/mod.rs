@@ -13,6 +13,7 @@ mod watching;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
@@ -171,6 +172,11 @@ impl ClusterStore {
     /// The incidents whose objects differ from what we wrote last.
     pub fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
         self.known.changed(kept)
+    }
+
+    /// The time by the API server's clock, if it is known.
+    pub fn server_time(&self) -> Option<Timestamp> {
+        self.objects.cluster.server_time()
     }
 
     /// When to look for changed objects again without any news.

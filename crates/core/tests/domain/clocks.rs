@@ -441,7 +441,7 @@ fn the_last_incident_of_an_app_is_known_whatever_clock_its_leader_went_by() {
         assert_eq!(world.kept.len(), 2);
         leader(&mut world, 0);
         assert_eq!(world.blocked(), ["ns-a"], "{ahead}");
-        // And the other way round: one that is over is not taken up again.
+        // Conversely, an incident that has ended is not taken up again.
         world.rounds(40, |w| drop(w.answer("n0", vec![])));
         assert!(world.blocked().is_empty());
         leader(&mut world, -ahead);

@@ -90,7 +90,7 @@ impl Book {
         let before = documents.iter().map(|document| last_written(&document.status)).max();
         let mut book = Self { clock, dates: Dates::restored(before, now), ..Self::default() };
         let mut documents: Vec<&kept::Incident> = documents.iter().collect();
-        // Only the latest incident of an App counts, so it comes last.
+        // Only the latest incident of an App counts, so it has to come last.
         documents.sort_by_key(|document| order(&document.status));
         for document in documents {
             let app = App::from(&document.spec.app);

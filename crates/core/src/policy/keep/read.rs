@@ -94,8 +94,8 @@ pub(super) fn reading(status: &IncidentStatus) -> Option<Timestamp> {
     counted.into_iter().flatten().chain(status.clock.or(status.since)).max()
 }
 
-/// Orders the incidents of one App, the latest last. Leaders' wall clocks differ, so the date of the opening does not tell which incident
-/// is the latest: the leader clock does, as it read when the incident was written.
+/// The order of the incidents of one App, the latest last. Leaders' wall clocks differ, so the opening date does not
+/// tell which is the latest; the reading of the leader clock when it was written does.
 pub(super) fn order(status: &IncidentStatus) -> (Option<Timestamp>, bool, Timestamp) {
     (reading(status), status.state != IncidentState::Ended, status.opened)
 }

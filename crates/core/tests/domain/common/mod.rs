@@ -32,7 +32,7 @@ pub fn always() -> Moment {
     Moment::new(Duration::MAX, Timestamp::UNIX_EPOCH)
 }
 
-/// So many cases of each law, unless `PROPTEST_CASES` says how many.
+/// The configuration of a property test: `usual` cases, unless `PROPTEST_CASES` sets their number.
 pub fn cases(usual: u32) -> ProptestConfig {
     let config = ProptestConfig::default();
     let is_told = std::env::var_os("PROPTEST_CASES").is_some();

@@ -217,7 +217,10 @@ impl Book {
             // Every ground has its excuse: the first one speaks for all.
             excuses.iter().all(Option::is_some).then(|| excuses.into_iter().flatten().next()).flatten()
         });
-        let is_ending = pass.facts.terminating.contains(&app.namespace);
+        // What runs on in it while it is being deleted stays closed: a Pod may take its time to end.
+        let is_closed = matches!(incident.standing, Standing::Blocked { dry_run: false, .. });
+        let is_ending =
+            pass.facts.terminating.contains(&app.namespace) && (!is_closed || pass.facts.is_gone(app));
         let covered = covered.or_else(|| is_ending.then(|| ENDING.to_owned()));
         if is_ending
             && covered.as_deref() == Some(ENDING)

@@ -183,7 +183,7 @@ impl Book {
             }
             incident.stand(Standing::Watched);
         }
-        if incident.release_held.is_some() && !pass.facts.terminating.contains(&id.0.namespace) {
+        if incident.release_held.is_some() {
             incident.file().release_held = None;
         }
         if incident.inherited.is_some() {

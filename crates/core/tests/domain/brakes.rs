@@ -185,6 +185,9 @@ fn what_the_cluster_proves_to_be_gone_is_released_whatever_the_brakes_say_but_no
     assert_eq!(world.blocked(), names);
     world.policy.mode = Mode::Paused;
     world.facts.terminating = names.iter().map(|name| (*name).into()).collect();
+    for name in names {
+        world.facts.apps.entry(app(name)).or_default().gone = true;
+    }
     assert_eq!(world.blocked(), names);
     world.policy.mode = Mode::Enforce;
     assert!(world.blocked().is_empty());
@@ -192,6 +195,44 @@ fn what_the_cluster_proves_to_be_gone_is_released_whatever_the_brakes_say_but_no
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-c", 60)]);
     assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn a_namespace_that_is_being_deleted_stays_closed_until_its_pods_are_gone() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.facts.terminating.insert("ns-a".into());
+    // The Pod has a long grace, and goes on.
+    for _ in 0..3 {
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+    }
+    assert!(world.evaluate().decisions.is_empty());
+    // It is not known whether it goes on.
+    world.facts.apps.remove(&app("ns-a"));
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.facts.apps.entry(app("ns-a")).or_default().gone = true;
+    let evaluation = world.evaluate();
+    assert!(evaluation.plan.blocks.is_empty());
+    let decision = &evaluation.decisions[0];
+    assert_eq!((decision.kind, decision.reason.contains("being deleted")), (DecisionKind::Released, true));
+}
+
+#[test]
+fn what_dry_run_has_blocked_does_not_become_real_in_a_namespace_that_is_being_deleted() {
+    let mut world = World::new(&["n1"]);
+    world.policy.mode = Mode::DryRun;
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.evaluate();
+    world.facts.terminating.insert("ns-a".into());
+    world.policy.mode = Mode::Enforce;
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert!(world.blocked().is_empty() && world.evaluate().plan.blocks.is_empty());
 }
 
 #[test]

@@ -26,7 +26,7 @@ use tower::util::MapResponseLayer;
 
 pub use self::read::Limit;
 use self::server_clock::ServerClock;
-pub use self::trim::Keep;
+pub use self::trim::{Keep, Trim};
 pub use self::watch::watch;
 use crate::config;
 use crate::leader::Pen;
@@ -167,6 +167,12 @@ impl Cluster {
     #[cfg(test)]
     pub(crate) fn with_client(client: Client) -> Self {
         Self::of(client, Duration::from_secs(15))
+    }
+
+    /// The same, at that pace.
+    #[cfg(test)]
+    pub(crate) fn paced(client: Client, per_second: u32) -> Self {
+        Self { pace: Arc::new(Pace::new(per_second)), ..Self::with_client(client) }
     }
 
     #[cfg(test)]

@@ -75,6 +75,8 @@ struct Part {
 struct Evidence {
     #[serde(flatten)]
     part: Part,
+    /// The cluster is watched; otherwise each accused namespace is looked at every round.
+    watched: bool,
     /// Namespaces with an accusation that is not judged yet.
     waiting: usize,
     /// Those of them that have waited for longer than they should.
@@ -87,6 +89,7 @@ impl From<EvidenceStatus> for Evidence {
     fn from(status: EvidenceStatus) -> Self {
         Self {
             part: status.trouble().into(),
+            watched: status.is_watched,
             waiting: status.waiting,
             late: status.late,
             longest_wait_seconds: status.longest_wait.as_secs(),

@@ -1,17 +1,34 @@
 //! Which fields of each kind of object are read: what is not named here is dropped while it is read, and unknown to `lookup`.
+//!
+//! An event of a watch is compared with the one before by the same fields, so that what `lookup` does not read is no change.
 
 use crate::kubernetes::Keep;
 use crate::kubernetes::Keep::{All, Fields, Items};
 
+const NAME: (&str, Keep) = ("name", All);
+const NAMESPACE: (&str, Keep) = ("namespace", All);
+const UID: (&str, Keep) = ("uid", All);
+const VERSION: (&str, Keep) = ("resourceVersion", All);
+const LABELS: (&str, Keep) = ("labels", All);
+/// An event may carry the API server's refusal in place of an object.
+const CODE: (&str, Keep) = ("code", All);
+const MESSAGE: (&str, Keep) = ("message", All);
+
+/// What is read of a list's own fields.
+pub(super) static LIST: Keep = Fields(&[("metadata", All)]);
+
 /// Pods.
 pub(super) static PODS: Keep = Fields(&[("metadata", All), ("items", Items(&POD))]);
-static POD: Keep = Fields(&[
+pub(super) static POD_EVENT: Keep = Fields(&[("type", All), ("object", POD)]);
+const POD: Keep = Fields(&[
     (
         "metadata",
         Fields(&[
-            ("name", All),
-            ("uid", All),
-            ("labels", All),
+            NAME,
+            NAMESPACE,
+            UID,
+            VERSION,
+            LABELS,
             ("creationTimestamp", All),
             ("deletionTimestamp", All),
             ("ownerReferences", All),
@@ -19,19 +36,28 @@ static POD: Keep = Fields(&[
     ),
     ("spec", Fields(&[("nodeName", All)])),
     ("status", Fields(&[("phase", All), ("hostIP", All), ("hostIPs", All)])),
+    CODE,
+    MESSAGE,
 ]);
 
 /// Services.
 pub(super) static SERVICES: Keep = Fields(&[("metadata", All), ("items", Items(&SERVICE))]);
-static SERVICE: Keep = Fields(&[
-    ("metadata", Fields(&[("name", All), ("labels", All)])),
+pub(super) static SERVICE_EVENT: Keep = Fields(&[("type", All), ("object", SERVICE)]);
+const SERVICE: Keep = Fields(&[
+    ("metadata", Fields(&[NAME, NAMESPACE, UID, VERSION, LABELS])),
     ("spec", Fields(&[("selector", All)])),
+    CODE,
+    MESSAGE,
 ]);
 
 /// Ingresses.
 pub(super) static INGRESSES: Keep = Fields(&[("metadata", All), ("items", Items(&INGRESS))]);
-static INGRESS: Keep = Fields(&[
-    ("metadata", Fields(&[("name", All), ("annotations", Fields(&[("higress.io/destination", All)]))])),
+pub(super) static INGRESS_EVENT: Keep = Fields(&[("type", All), ("object", INGRESS)]);
+const INGRESS: Keep = Fields(&[
+    (
+        "metadata",
+        Fields(&[NAME, NAMESPACE, UID, VERSION, ("annotations", Fields(&[("higress.io/destination", All)]))]),
+    ),
     (
         "spec",
         Fields(&[
@@ -39,13 +65,30 @@ static INGRESS: Keep = Fields(&[
             ("rules", Items(&Fields(&[("http", Fields(&[("paths", Items(&PATH))]))]))),
         ]),
     ),
+    CODE,
+    MESSAGE,
 ]);
-static PATH: Keep = Fields(&[("path", All), ("pathType", All), ("backend", All)]);
+const PATH: Keep = Fields(&[("path", All), ("pathType", All), ("backend", All)]);
 
 /// Routes of the Gateway API.
 pub(super) static HTTP_ROUTES: Keep = Fields(&[("metadata", All), ("items", Items(&HTTP_ROUTE))]);
-static HTTP_ROUTE: Keep = Fields(&[
-    ("metadata", Fields(&[("name", All)])),
+pub(super) static HTTP_ROUTE_EVENT: Keep = Fields(&[("type", All), ("object", HTTP_ROUTE)]);
+const HTTP_ROUTE: Keep = Fields(&[
+    ("metadata", Fields(&[NAME, NAMESPACE, UID, VERSION])),
     ("spec", Fields(&[("rules", Items(&Fields(&[("backendRefs", Items(&BACKEND))])))])),
+    CODE,
+    MESSAGE,
 ]);
-static BACKEND: Keep = Fields(&[("name", All), ("namespace", All)]);
+const BACKEND: Keep = Fields(&[NAME, NAMESPACE]);
+
+/// Namespaces.
+pub(super) static NAMESPACES: Keep = Fields(&[("metadata", All), ("items", Items(&NAMESPACE_OBJECT))]);
+const NAMESPACE_OBJECT: Keep = Fields(&[("metadata", Fields(&[NAME, ("deletionTimestamp", All)]))]);
+/// Namespaces: whether they are there, or being deleted.
+pub(super) static NAMESPACE_EVENT: Keep = Fields(&[
+    ("type", All),
+    (
+        "object",
+        Fields(&[("metadata", Fields(&[NAME, UID, VERSION, ("deletionTimestamp", All)])), CODE, MESSAGE]),
+    ),
+]);

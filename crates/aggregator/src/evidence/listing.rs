@@ -16,17 +16,17 @@ use crate::kubernetes::{Ask, Cluster, Keep, Limit, Refusal, RefusalKind};
 /// How many objects of one kind are looked at in one namespace.
 pub(super) const MAX_OBJECTS: usize = 5000;
 /// How many objects one page may hold, while it is not known how large they are.
-const FIRST_PAGE: u32 = 100;
+pub(super) const FIRST_PAGE: u32 = 100;
 /// The same where they are of a usual size.
-const PAGE: u32 = 500;
+pub(super) const PAGE: u32 = 500;
 /// Up to so many bytes an object is of a usual size: 500 of them are an answer of 20 MB, which the API server holds whole.
-const USUAL: usize = 40 << 10;
+pub(super) const USUAL: usize = 40 << 10;
 /// How many bytes of one kind are read in one namespace, however few of them are wanted: 2,000 Services of 250 KiB.
 const MAX_READ: usize = 512 << 20;
 /// How many bytes of one kind are held in one namespace: 5,000 Pods with labels of the usual kind take 5 MB.
 const MAX_KEPT: usize = 8 << 20;
 /// The same for one page.
-const MAX_PAGE: usize = 2 << 20;
+pub(super) const MAX_PAGE: usize = 2 << 20;
 /// From so many bytes on a namespace is large, and only one such namespace is held at a time.
 const LARGE: usize = 1 << 20;
 
@@ -44,11 +44,11 @@ pub(super) struct Look<'a> {
 /// A page of a list. An answer without `items` is none.
 #[derive(Deserialize)]
 #[serde(bound = "K: DeserializeOwned")]
-struct Page<K> {
+pub(super) struct Page<K> {
     #[serde(default)]
-    metadata: ListMeta,
+    pub(super) metadata: ListMeta,
     #[serde(deserialize_with = "items")]
-    items: Vec<K>,
+    pub(super) items: Vec<K>,
 }
 
 /// An empty list may be written as `null`.

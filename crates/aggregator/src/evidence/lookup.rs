@@ -63,17 +63,17 @@ pub(super) struct Routes {
 }
 
 /// The few fields of a Pod that matter: the rest is skipped while it is read.
-type PodObject = kube::core::Object<PodSpec, PodStatus>;
+pub(super) type PodObject = kube::core::Object<PodSpec, PodStatus>;
 
 #[derive(Clone, Debug, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-struct PodSpec {
+pub(super) struct PodSpec {
     node_name: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
-struct PodStatus {
+pub(super) struct PodStatus {
     phase: String,
     #[serde(rename = "hostIP")]
     host_ip: Option<String>,
@@ -110,18 +110,21 @@ pub(super) async fn look(
         return Ok(Some(seen));
     }
     let api: Api<core::Service> = Api::namespaced(look.cluster.client(), look.namespace);
-    let read = |mut service: core::Service| {
-        seen.services.push(identity::Service {
-            name: service.name_any().into(),
-            labels: std::mem::take(service.labels_mut()),
-            selector: service.spec.and_then(|spec| spec.selector).unwrap_or_default(),
-        });
-    };
+    let read = |service| seen.services.push(service_of(service));
     look.list(&api, "services", &SERVICES, read).await?;
     if with_routes {
         seen.routes = Some(routes(&mut look).await?);
     }
     Ok(Some(seen))
+}
+
+/// What matters of a Service.
+pub(super) fn service_of(mut service: core::Service) -> identity::Service {
+    identity::Service {
+        name: service.name_any().into(),
+        labels: std::mem::take(service.labels_mut()),
+        selector: service.spec.and_then(|spec| spec.selector).unwrap_or_default(),
+    }
 }
 
 /// All Pods that there are, and of those that are `wanted` and are not listed, whether they are there.
@@ -164,7 +167,11 @@ async fn routes(look: &mut Look<'_>) -> Result<Routes, Refusal> {
 
 impl Pod {
     /// `moment_of` says when the API server's clock read what on ours.
-    fn read(namespace: &str, mut pod: PodObject, moment_of: impl Fn(Timestamp) -> Option<Moment>) -> Self {
+    pub(super) fn read(
+        namespace: &str,
+        mut pod: PodObject,
+        moment_of: impl Fn(Timestamp) -> Option<Moment>,
+    ) -> Self {
         let owners = pod.metadata.owner_references.take().unwrap_or_default();
         let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
         let owner = owner.map(|owner| Owner { kind: &owner.kind, name: &owner.name });
@@ -192,7 +199,7 @@ impl Pod {
 }
 
 impl Routes {
-    fn take_in(&mut self, ingress: Ingress, namespace: &str) {
+    pub(super) fn take_in(&mut self, ingress: Ingress, namespace: &str) {
         let name: Text = ingress.name_any().into();
         // Higress's own: one or more `[weight%] service.namespace.svc.…[:port] [version]`, one per line.
         if let Some(destinations) = ingress.annotations().get("higress.io/destination") {
@@ -214,7 +221,7 @@ impl Routes {
         }
     }
 
-    fn take_in_route(&mut self, route: &DynamicObject, namespace: &str) {
+    pub(super) fn take_in_route(&mut self, route: &DynamicObject, namespace: &str) {
         let list = |value: &serde_json::Value, name: &str| -> Vec<serde_json::Value> {
             value.get(name).and_then(serde_json::Value::as_array).cloned().unwrap_or_default()
         };

@@ -1,18 +1,46 @@
 //! What the cluster itself says of the accusations: asks for the accused Pods and the Services of their Apps.
-//! Only accused namespaces are looked at, each at most once a second, and again each round. All requests together keep
-//! to a pace, so that a bad rule or a lying node costs the API server no more than that. Accusations that wait too long
-//! are reported in the log and in the details of `/readyz`.
-//! `turn` orders the looks, `waiting` knows what is asked and what has not been judged, `lookup` asks the API server
-//! through `listing`, which limits the cost of one namespace, and `room` draws the conclusions.
+//!
+//! One task owns what is known of the accused namespaces (`State`): it takes the questions from the policy over a `watch` channel, looks,
+//! concludes (`room`), and gives facts back the same way. All requests together keep to a pace, so that a bad rule or a lying node
+//! costs the API server no more than that; `due` says where to look next, `turn` has the order, `waiting` what has not been judged yet.
+//! What waits for longer than it should is said (`said`), in the log and in the details of `/readyz`.
+//!
+//! **What there is, is read directly.** A look (`lookup`, by way of `listing`, which bounds what one namespace may cost) is a consistent
+//! read of one namespace. Where many wait, a sweep (`sweep`, decided on by `sweeps`) is one of the whole cluster, which proves no absence.
+//! These are the only sources of facts. A fact judges only evidence that is older than the first request for it.
+//!
+//! **When to look.** Up to [`FEW`] accused namespaces are looked at every round. With more, `watches` watch the cluster, one watch for
+//! each kind, and note in `changes` which accused namespaces something has changed in, by fingerprints of the fields that `lookup`
+//! reads. A namespace is then looked at
+//! - when a Pod is accused that was never read, or that is of no App with an open incident: no new block follows from a watch;
+//! - when something in it has changed, at most every [`state::CONFIRM`];
+//! - when an App in it may be proven gone with one more look.
+//!
+//! **What the watches allow to be judged without a look** (`waiting::Inquiry::confirm`): evidence that is renewed of what has been accepted
+//! after a direct read, and what is not believed anyway. As long as nothing has changed in a namespace, what was read of it is as
+//! true at the last moment up to which *all* watches have told everything (an event or a bookmark, less an allowance); a fact's
+//! `asked` is moved to that moment and no further.
+//!
+//! **What fails how.** A watch that breaks off is taken up where it did. One that has to begin anew has missed something: every accused
+//! namespace is looked at again, in turn. One that is silent for three minutes, or refused, is no proof: then each namespace is
+//! looked at every round, as without watches. A look that fails leaves its Pods unreadable, so nothing new is blocked. A sweep that fails
+//! leaves everything as it was, and each namespace is looked at by itself. A slow look keeps its place for some seconds, then another
+//! one begins beside it.
 
+mod changes;
+mod due;
 mod fields;
 mod listing;
 mod lookup;
 mod room;
+mod said;
+mod state;
+mod sweep;
+mod sweeps;
 mod turn;
 mod waiting;
+mod watches;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,22 +52,21 @@ use procscan_core::policy::{Facts, Questions};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::due::PLACES;
 use self::listing::Look;
 use self::lookup::Seen;
-use self::room::Room;
-use self::turn::{Candidate, Turns};
+use self::state::State;
+use self::sweep::{Plan, Swept};
 pub use self::waiting::EvidenceStatus;
-use self::waiting::Inquiry;
+use self::watches::{Told, Watches};
 use crate::clock::Clock;
-use crate::kubernetes::{Cluster, Refusal, RefusalKind};
+use crate::kubernetes::{Cluster, Refusal};
 
-/// How many namespaces are looked at together.
-const BATCH: usize = 8;
-/// The least time between two looks at one namespace.
-const GAP: Duration = Duration::from_secs(1);
-/// How many Pods without a known App are looked up one by one with each look at a namespace: a node may name thousands
-/// that do not exist, and each costs one of the paced requests.
-const MAX_STRANGERS: usize = 20;
+/// Up to so many accused namespaces are looked at every round: that is less than a request a second. With more, the cluster is watched.
+const FEW: usize = 10;
+/// How long what was seen waits for more, so that many looks that end at once are one piece of news; also how often is found out what is
+/// to be looked at next.
+const STEP: Duration = Duration::from_millis(200);
 
 /// A Pod that is proven gone: what was seen of it until then is cleared.
 #[derive(Clone, Debug)]
@@ -65,20 +92,6 @@ pub struct Evidence {
     pub large: Semaphore,
 }
 
-#[derive(Default)]
-struct State {
-    epoch: u64,
-    rooms: BTreeMap<Text, Room>,
-    inquiries: BTreeMap<Text, Inquiry>,
-    turns: Turns,
-    /// How many Services were closed when that was last said.
-    closed: usize,
-    /// The namespaces that hold more than the limit, with the error.
-    too_large: BTreeMap<Text, String>,
-    error: Option<Refusal>,
-    is_late: bool,
-}
-
 impl Evidence {
     /// Runs until cancelled, or until the questions have no sender any more.
     ///
@@ -92,228 +105,124 @@ impl Evidence {
         cancel: CancellationToken,
     ) {
         let mut state = State::default();
+        let mut watches: Option<Watches> = None;
+        let mut looks = FuturesUnordered::new();
+        let mut sweep = None;
+        // What was seen since the facts were last told, if anything; and the Pods that are gone by it.
+        let mut is_news = false;
+        let mut cleared: Vec<PodGone> = Vec::new();
+        let (mut told_at, mut begun_at): (Option<Moment>, Option<Moment>) = (None, None);
         questions.mark_changed();
         loop {
             let now = self.clock.now();
+            let left =
+                |at: Option<Moment>| at.map_or(Duration::ZERO, |at| STEP.saturating_sub(now.since(at)));
             if questions.has_changed().unwrap_or(false) {
-                state.ask(&questions.borrow_and_update(), now);
-            }
-            state.show(&status, now);
-            let (due, next) = state.due(now, self.interval);
-            if due.is_empty() {
-                tokio::select! {
-                    () = cancel.cancelled() => return,
-                    changed = questions.changed() => match changed {
-                        // The next pass takes them.
-                        Ok(()) => questions.mark_changed(),
-                        Err(_) => return,
-                    },
-                    () = tokio::time::sleep(next) => {}
+                if state.ask(&questions.borrow_and_update(), now) {
+                    looks.clear();
+                    sweep = None;
                 }
-                continue;
+                self.watch(&mut state, &mut watches);
             }
-            let mut cleared = Vec::new();
-            let mut failure = None;
-            let mut looks = self.looks(&state, due);
-            // Each answer is taken as it comes, so that a large namespace is not held until the others are known.
-            loop {
-                let (namespace, seen) = tokio::select! {
-                    () = cancel.cancelled() => return,
-                    seen = looks.next() => match seen {
-                        Some(seen) => seen,
-                        None => break,
-                    },
-                };
-                match state.see(&namespace, seen, now, self.interval) {
-                    Ok(gone) => cleared.extend(gone),
-                    Err(refusal) => failure = Some(refusal),
+            is_news |= state.confirm(now);
+            let is_idle = looks.is_empty() && sweep.is_none();
+            if is_news && (is_idle || left(told_at).is_zero()) {
+                facts.send_replace(Arc::new(state.facts()));
+                (is_news, told_at) = (false, Some(now));
+                for pod_gone in cleared.drain(..) {
+                    // The ledger stops listening only at the end.
+                    let _ = gone.send(pod_gone).await;
                 }
             }
-            state.tell(failure);
-            facts.send_replace(Arc::new(state.facts()));
-            for (pod, until) in cleared {
-                // The ledger stops listening only at the end.
-                let _ = gone.send(PodGone { pod, until }).await;
+            let mut next = left(begun_at);
+            if next.is_zero() || state.places(now) >= PLACES / 2 {
+                state.show(&status, now);
+                state.count_services(self.max_service_entries);
+                let due = state.due(now, self.interval);
+                (next, begun_at) = (due.next, Some(now));
+                state.begin_looks(&due.looks, now);
+                looks.extend(due.looks.into_iter().map(|namespace| self.look(&state, namespace, now)));
+                if let Some(plan) = due.sweep {
+                    state.begin_sweep(&plan);
+                    sweep = Some(Box::pin(self.sweep(plan, now)));
+                }
+            }
+            if is_news {
+                next = next.min(left(told_at));
+            }
+            let told = state.told.clone();
+            let news = async {
+                match &told {
+                    Some(told) => told.news().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                changed = questions.changed() => match changed {
+                    // The next pass takes them.
+                    Ok(()) => questions.mark_changed(),
+                    Err(_) => return,
+                },
+                // Each is taken in as it comes: no look waits for another.
+                Some((namespace, asked, seen)) = looks.next() => {
+                    let gone = state.see(&namespace, seen, asked, self.interval).unwrap_or_default();
+                    cleared.extend(gone.into_iter().map(|(pod, until)| PodGone { pod, until }));
+                    is_news = true;
+                }
+                (asked, swept) = wait_for(&mut sweep) => {
+                    sweep = None;
+                    let gone = state.see_all(swept, asked, self.clock.now(), self.interval);
+                    cleared.extend(gone.into_iter().map(|(pod, until)| PodGone { pod, until }));
+                    is_news = true;
+                }
+                () = news => {}
+                () = tokio::time::sleep(next) => {}
             }
         }
     }
 
-    /// Looks at the namespaces that are `due`, all at once.
-    fn looks<'a>(
+    /// Watches the cluster while many namespaces are accused: a few cost less when each is looked at every round.
+    fn watch(&self, state: &mut State, watches: &mut Option<Watches>) {
+        let accused = state.inquiries.len();
+        if watches.is_some() && accused <= FEW / 2 {
+            (*watches, state.told) = (None, None);
+        } else if watches.is_none() && accused > FEW {
+            let told = Told::default();
+            told.changes().note_in(state.inquiries.keys());
+            *watches = Some(Watches::start(&self.cluster, self.clock, &told));
+            state.told = Some(told);
+        } else if let Some(told) = &state.told {
+            told.changes().note_in(state.inquiries.keys());
+        }
+    }
+
+    /// Looks at a namespace, from `now` on.
+    fn look<'a>(
         &'a self,
         state: &State,
-        due: Vec<Text>,
-    ) -> FuturesUnordered<impl Future<Output = (Text, Result<Option<Seen>, Refusal>)> + use<'a>> {
-        // `max_service_entries` will soon be reached, and the Ingresses should be known by then.
-        let with_routes = state.services() * 5 >= self.max_service_entries * 3;
-        let looks = due.into_iter().map(|namespace| {
-            let pods = state.urgent(&namespace);
-            async move {
-                let look = Look::new(&self.cluster, &namespace, &self.large);
-                let seen = lookup::look(look, self.clock, &pods, with_routes).await;
-                (namespace, seen)
-            }
-        });
-        looks.collect()
+        namespace: Text,
+        now: Moment,
+    ) -> impl Future<Output = (Text, Moment, Result<Option<Seen>, Refusal>)> + use<'a> {
+        let (with_routes, pods) = (state.with_routes, state.urgent(&namespace));
+        async move {
+            let look = Look::new(&self.cluster, &namespace, &self.large);
+            let seen = lookup::look(look, self.clock, &pods, with_routes).await;
+            (namespace, now, seen)
+        }
+    }
+
+    /// Looks at many namespaces together, from `now` on.
+    async fn sweep(&self, plan: Plan, now: Moment) -> (Moment, Swept) {
+        (now, sweep::sweep(&plan, &self.cluster, self.clock).await)
     }
 }
 
-impl State {
-    /// Takes the current questions, and forgets what is not asked any more.
-    fn ask(&mut self, questions: &Questions, now: Moment) {
-        if questions.epoch != self.epoch {
-            // What was known is of an earlier term: an App that was gone may be back.
-            (self.epoch, self.rooms) = (questions.epoch, BTreeMap::new());
-        }
-        self.closed = questions.services;
-        self.inquiries = waiting::inquiries(questions, &self.rooms, &self.inquiries, now);
-        let inquiries = &self.inquiries;
-        self.rooms.retain(|namespace, _| inquiries.contains_key(namespace));
-        self.too_large.retain(|namespace, _| inquiries.contains_key(namespace));
-    }
-
-    /// The namespaces to look at now, at most [`BATCH`], and when the next one is due if there are none.
-    fn due(&mut self, now: Moment, interval: Duration) -> (Vec<Text>, Duration) {
-        let mut candidates = Vec::new();
-        let mut next = interval;
-        for (namespace, inquiry) in &self.inquiries {
-            let room = self.rooms.get(namespace);
-            let asked = room.and_then(|room| room.asked);
-            let since = inquiry.since();
-            let has_new_app =
-                || inquiry.wanted.apps.keys().any(|app| room.is_none_or(|room| !room.apps.contains_key(app)));
-            let is_waited_for = since.is_some() || has_new_app();
-            let pause = if is_waited_for { GAP.min(interval) } else { interval };
-            let left = asked.map_or(Duration::ZERO, |asked| pause.saturating_sub(now.since(asked)));
-            if left > Duration::ZERO {
-                next = next.min(left);
-                continue;
-            }
-            candidates.push(Candidate {
-                namespace,
-                nodes: inquiry.nodes(room),
-                is_known: asked.is_some(),
-                since: since.max(asked).unwrap_or(now),
-            });
-        }
-        (self.turns.take(&candidates, BATCH), next)
-    }
-
-    /// Takes the result of a look that began at `asked`. Returns the Pods that are proven gone, each with the time
-    /// until which its evidence counts for nothing; or why the cluster can't be asked.
-    fn see(
-        &mut self,
-        namespace: &Text,
-        seen: Result<Option<Seen>, Refusal>,
-        asked: Moment,
-        patience: Duration,
-    ) -> Result<Vec<(PodRef, Moment)>, Refusal> {
-        let Some(inquiry) = self.inquiries.get_mut(namespace) else { return Ok(Vec::new()) };
-        let room = self.rooms.entry(namespace.clone()).or_default();
-        let outcome = match seen {
-            Ok(seen) => {
-                if self.too_large.remove(namespace).is_some() {
-                    tracing::info!(%namespace, "an accused namespace can be looked at again");
-                }
-                Ok(room.see(namespace, &inquiry.wanted, seen, asked, patience))
-            }
-            Err(refusal) => {
-                room.fail(&inquiry.wanted, &refusal.text, asked);
-                if refusal.kind == RefusalKind::TooMuch {
-                    // The tenant caused this; the cluster can still be asked.
-                    if self.too_large.insert(namespace.clone(), refusal.text.clone()).is_none() {
-                        let error = refusal.text;
-                        tracing::error!(
-                            alert = "evidence",
-                            %namespace,
-                            error,
-                            "an accused namespace is too large to be looked at; nothing is blocked or released in it meanwhile"
-                        );
-                    }
-                    Ok(Vec::new())
-                } else {
-                    Err(refusal)
-                }
-            }
-        };
-        inquiry.judge(room, asked);
-        outcome
-    }
-
-    /// The Pods of `namespace` that have to be looked up one by one if they are not listed, the most urgent first.
-    fn urgent(&self, namespace: &Text) -> Vec<Text> {
-        let Some(inquiry) = self.inquiries.get(namespace) else { return Vec::new() };
-        let urgent = self.rooms.get(namespace).unwrap_or(&Room::default()).urgent(&inquiry.wanted);
-        let of_apps: BTreeSet<&Text> = inquiry.wanted.of_apps().collect();
-        let mut left = MAX_STRANGERS;
-        let is_in_turn = |pod: &Text| {
-            let is_stranger = !of_apps.contains(pod);
-            let fits = !is_stranger || left > 0;
-            left = left.saturating_sub(usize::from(is_stranger));
-            fits
-        };
-        urgent.into_iter().filter(is_in_turn).collect()
-    }
-
-    fn services(&self) -> usize {
-        let seen = self.rooms.values().map(Room::services).sum::<usize>();
-        // At the beginning of a term nothing has been looked at, and many may be closed.
-        seen.max(self.closed)
-    }
-
-    fn facts(&self) -> Facts {
-        let mut facts = Facts { epoch: self.epoch, ..Facts::default() };
-        for (namespace, room) in &self.rooms {
-            let pod_ref = |pod: &Text| PodRef { namespace: namespace.clone(), pod: pod.clone() };
-            facts.pods.extend(room.pods.iter().map(|(pod, fact)| (pod_ref(pod), fact.clone())));
-            facts.apps.extend(room.apps.iter().map(|(app, fact)| (app.clone(), fact.clone())));
-            if room.is_terminating {
-                facts.terminating.insert(namespace.clone());
-            }
-        }
-        facts
-    }
-
-    /// Says once what is wrong, and once that it is no longer.
-    fn tell(&mut self, failure: Option<Refusal>) {
-        // The same in another namespace is no news.
-        let subject = |refusal: &Refusal| (refusal.kind, refusal.subject.clone());
-        match (&self.error, &failure) {
-            (before, Some(now)) if before.as_ref().map(subject) != Some(subject(now)) => {
-                tracing::error!(
-                    error = now.text,
-                    "accusations can't be verified; nothing new is blocked on them meanwhile"
-                );
-            }
-            (Some(_), None) => tracing::info!("accusations can be verified again"),
-            _ => {}
-        }
-        self.error = failure;
-    }
-
-    /// Shows the status. Logs when accusations begin to wait too long, and when that ends.
-    fn show(&mut self, status: &watch::Sender<EvidenceStatus>, now: Moment) {
-        let error = self.error.as_ref().map(|refusal| refusal.text.clone());
-        let too_large = self.too_large.values().next().cloned();
-        let current = EvidenceStatus { too_large, ..waiting::status(&self.inquiries, error, now) };
-        let is_late = current.late > 0;
-        if is_late && !self.is_late {
-            tracing::error!(
-                alert = "evidence",
-                late = current.late,
-                waiting = current.waiting,
-                longest_wait = %humantime::format_duration(current.longest_wait),
-                "accused namespaces have waited too long to be looked at; nothing new is blocked in them meanwhile"
-            );
-        } else if self.is_late && !is_late {
-            tracing::info!(waiting = current.waiting, "no accused namespace waits too long any more");
-        }
-        self.is_late = is_late;
-        status.send_if_modified(|shown| {
-            let is_news = *shown != current;
-            *shown = current;
-            is_news
-        });
+/// Waits for what there may be to wait for.
+async fn wait_for<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Room {
     pub(super) pods: BTreeMap<Text, PodFact>,
     pub(super) apps: BTreeMap<App, AppFact>,
     pub(super) is_terminating: bool,
+    /// The accused Pods that the last look did not find, and did not ask for by their names: nothing new is known of them.
+    unseen: BTreeSet<Text>,
     /// What has been seen of the accused Pods.
     lives: BTreeMap<Text, Life>,
     /// Since when no Pod of an App has been there.
@@ -58,6 +60,30 @@ impl Wanted {
 }
 
 impl Room {
+    /// Whether it has to be looked at once more to know whether one of its Apps, or of its Pods, is gone.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.empty.is_empty() || self.has_unseen()
+    }
+
+    /// Whether there is a Pod that has to be asked for by its name.
+    pub(super) fn has_unseen(&self) -> bool {
+        !self.unseen.is_empty()
+    }
+
+    /// Whether what is known of a Pod is as new as the last look.
+    pub(super) fn is_seen(&self, pod: &Text) -> bool {
+        !self.unseen.contains(pod)
+    }
+
+    /// What is known of a Pod is known to be as true at `until` as when it was read.
+    pub(super) fn confirm(&mut self, pod: &Text, until: Moment) {
+        let Some(fact) = self.pods.get_mut(pod) else { return };
+        fact.asked = fact.asked.max(until);
+        if let Some(Life::There(_, last)) = self.lives.get_mut(pod) {
+            *last = until.max(*last);
+        }
+    }
+
     /// Every Pod that has to be known for sure, the most urgent first: those by which an App may be proven gone with this
     /// look, those of which nothing is known, and the others in turn. One look may not get to all of them.
     pub(super) fn urgent(&self, wanted: &Wanted) -> Vec<Text> {
@@ -118,12 +144,18 @@ impl Room {
         self.lives.retain(|name, _| all.contains(name));
 
         self.pods.retain(|name, _| all.contains(name));
+        self.unseen.clear();
         for name in &all {
             let state = match there(name) {
                 Some(pod) => present(pod),
                 None if is_absent(name) => PodState::Gone,
-                // Too many to be looked up in one pass: what was known of it is as old as it was.
-                None => continue,
+                // What was known of it is as old as it was. One that is gone stays so until it is listed.
+                None => {
+                    if self.pods.get(name).is_none_or(|fact| fact.state != PodState::Gone) {
+                        self.unseen.insert(name.clone());
+                    }
+                    continue;
+                }
             };
             self.pods.insert(name.clone(), PodFact { asked, state });
         }
@@ -170,12 +202,14 @@ impl Room {
                 let is_another = |uid: &Text| there(name).is_some_and(|pod| *uid != pod.uid);
                 is_absent(name) || matches!(which, WhichPod::Uid(uid) if is_another(uid))
             };
-            let is_empty = pods.is_empty() && accused.iter().all(is_over);
-            let gone = if is_empty {
+            let gone = if !pods.is_empty() {
+                self.empty.remove(app);
+                false
+            } else if accused.iter().all(is_over) {
                 let since = *self.empty.entry(app.clone()).or_insert(asked);
                 since != asked && asked.since(since) >= patience
             } else {
-                self.empty.remove(app);
+                // None is listed, but not each was asked for by its name: that proves nothing, and disproves nothing.
                 false
             };
             // Without a Pod there is nothing to match Services with: what is known stays.
@@ -190,6 +224,7 @@ impl Room {
     pub(super) fn fail(&mut self, wanted: &Wanted, why: &str, asked: Moment) {
         self.asked = Some(asked);
         self.empty.clear();
+        self.unseen.clear();
         let unreadable = PodFact { asked, state: PodState::Unreadable(why.to_owned()) };
         self.pods = wanted.all_pods().into_iter().map(|name| (name, unreadable.clone())).collect();
         self.apps = wanted.apps.keys().map(|app| (app.clone(), AppFact::default())).collect();

@@ -9,7 +9,7 @@
 //! look moves its namespace to the end, so every namespace comes up after at most as many looks as its line is long. Equal ones
 //! are ordered by a hash that changes from one selection to the next: no name is always last.
 //!
-//! A part of each selection is kept for the namespaces in which no accusation waits: their Services, and Pods that have gone, have to be
+//! A part of the places is kept for the namespaces in which no accusation waits: their Services, and Pods that have gone, have to be
 //! known too, however many nodes accuse.
 
 use std::cmp::Reverse;
@@ -19,7 +19,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use procscan_core::Moment;
 use procscan_core::names::{NodeName, Text};
 
-/// One selection in so many parts is for the namespaces in which no accusation waits.
+/// One place of so many is for the namespaces in which no accusation waits.
 const QUIET_SHARE: usize = 4;
 
 /// For how many turns a line without anything in it keeps its place: a node that accuses again each second is not a new one each time.
@@ -44,7 +44,9 @@ pub(super) struct Turns {
     /// The number of the turn in which each node's line was served last.
     served: BTreeMap<NodeName, u64>,
     /// How many turns there have been.
-    turns: u64,
+    count: u64,
+    /// How many places have been given since the last one that was kept for a namespace in which no accusation waits.
+    since_kept: usize,
 }
 
 /// A namespace's place in its lines; the least comes first.
@@ -55,7 +57,7 @@ type Line<'a> = BinaryHeap<Reverse<Place<'a>>>;
 impl Turns {
     /// Takes up to `most` of the candidates, in the order in which they are to be looked at.
     pub(super) fn take(&mut self, candidates: &[Candidate<'_>], most: usize) -> Vec<Text> {
-        let salt = self.turns;
+        let salt = self.count;
         let mut quiet: Line<'_> = BinaryHeap::new();
         let mut lines: BTreeMap<&NodeName, Line<'_>> = BTreeMap::new();
         for candidate in candidates {
@@ -67,9 +69,9 @@ impl Turns {
                 lines.entry(node).or_default().push(place);
             }
         }
-        let turns = self.turns;
+        let turns = self.count;
         self.served.retain(|node, turn| lines.contains_key(node) || *turn + REMEMBERED > turns);
-        let kept = if lines.is_empty() { most } else { most.div_ceil(QUIET_SHARE).min(quiet.len()) };
+        let kept = if lines.is_empty() { most } else { self.kept(most, quiet.len()) };
         let mut taken: BTreeSet<&Text> = BTreeSet::new();
         let mut order: Vec<Text> = Vec::new();
         while order.len() + kept < most {
@@ -82,6 +84,13 @@ impl Turns {
             order.push(namespace.clone());
         }
         order
+    }
+
+    /// How many of `most` places are for those in which nothing waits, if there are as many as `quiet`. Places may be given one by one.
+    fn kept(&mut self, most: usize, quiet: usize) -> usize {
+        let given = self.since_kept + most;
+        self.since_kept = if quiet == 0 { 0 } else { given % QUIET_SHARE };
+        (given / QUIET_SHARE).min(quiet)
     }
 
     /// Serves the line whose turn it is. A line whose namespaces have all been taken from others is left out.
@@ -104,8 +113,8 @@ impl Turns {
             if taken.contains(namespace) {
                 continue;
             }
-            self.turns += 1;
-            self.served.insert(node.clone(), self.turns);
+            self.count += 1;
+            self.served.insert(node.clone(), self.count);
             return Some(namespace);
         }
     }

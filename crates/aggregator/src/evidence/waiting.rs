@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use procscan_core::Moment;
 use procscan_core::names::{NodeName, Text};
-use procscan_core::policy::{Accusers, Questions};
+use procscan_core::policy::{Accusers, PodState, Questions, WhichPod};
 
 use super::room::{Room, Wanted};
 
@@ -38,6 +38,8 @@ pub struct EvidenceStatus {
     pub error: Option<String>,
     /// What is wrong with one of the namespaces that hold too much to be looked at, if there are any.
     pub too_large: Option<String>,
+    /// The accused namespaces are watched; otherwise each is looked at every round.
+    pub is_watched: bool,
     /// How many namespaces have an accusation that is not judged yet.
     pub waiting: usize,
     /// How many of them have had one for longer than they should.
@@ -47,26 +49,84 @@ pub struct EvidenceStatus {
 }
 
 impl Inquiry {
-    /// Since when it waits, if it does: the first accusation in it that is not judged.
-    pub(super) fn since(&self) -> Option<Moment> {
-        self.unjudged.values().map(|pod| pod.first).min()
+    /// The accusations that wait for a look: all that are not judged, but where the cluster is watched only those that need a direct
+    /// read.
+    fn pressing<'a>(
+        &'a self,
+        room: Option<&'a Room>,
+        is_watched: bool,
+    ) -> impl Iterator<Item = (&'a Text, &'a Unjudged)> {
+        let is_settled = move |pod: &Text, unjudged: &Unjudged| {
+            is_watched && room.is_some_and(|room| self.is_settled(room, pod, unjudged))
+        };
+        self.unjudged.iter().filter(move |(pod, unjudged)| !is_settled(pod, unjudged))
+    }
+
+    /// Whether an accusation can be judged by what was read before, once it is known that nothing has changed since: no block that
+    /// is not there yet follows from it.
+    ///
+    /// Either the Pod of that very UID has been accepted as one of an App with an open incident, after a direct read, and the accusation
+    /// only says that it goes on; or it is not believed whatever comes of it, since there is no such Pod, or it runs on another
+    /// node. A watch that is behind may take a Pod for the one that it has replaced. Then an incident that is open goes on for
+    /// as long as the watch is behind, or an accusation is believed as much later: a late release or a late block, never a wrong one.
+    fn is_settled(&self, room: &Room, pod: &Text, unjudged: &Unjudged) -> bool {
+        match room.pods.get(pod).filter(|_| room.is_seen(pod)).map(|fact| &fact.state) {
+            None | Some(PodState::Unreadable(_)) => false,
+            Some(PodState::Gone) => true,
+            Some(PodState::Present { uid, node, .. }) => {
+                let accepted = (pod.clone(), WhichPod::Uid(uid.clone()));
+                let is_accepted = || self.wanted.apps.values().any(|pods| pods.contains(&accepted));
+                // A target that is known by its address may be any node.
+                let is_elsewhere =
+                    |(accuser, _): &(NodeName, Moment)| accuser != node && !accuser.0.contains([':', '.']);
+                unjudged.accusers.nodes.iter().all(is_elsewhere) || is_accepted()
+            }
+        }
+    }
+
+    /// Since when it waits, if it does: the first accusation in it that waits for a look.
+    pub(super) fn since(&self, room: Option<&Room>, is_watched: bool) -> Option<Moment> {
+        self.pressing(room, is_watched).map(|(_, pod)| pod.first).min()
+    }
+
+    /// Whether there is an App with an open incident that nothing is known of.
+    pub(super) fn has_new_app(&self, room: Option<&Room>) -> bool {
+        self.wanted.apps.keys().any(|app| room.is_none_or(|room| !room.apps.contains_key(app)))
+    }
+
+    /// Whether an accusation that waits for a look is newer than `than`.
+    pub(super) fn is_newer(&self, room: Option<&Room>, is_watched: bool, than: Moment) -> bool {
+        self.pressing(room, is_watched).any(|(_, pod)| pod.first.uptime() > than.uptime())
     }
 
     /// Since when it has been asked without an answer.
-    fn asked(&self) -> Option<Moment> {
-        self.unjudged.values().map(|pod| pod.asked).min()
+    fn asked(&self, room: Option<&Room>, is_watched: bool) -> Option<Moment> {
+        self.pressing(room, is_watched).map(|(_, pod)| pod.asked).min()
     }
 
-    /// The nodes whose accusations are not judged.
-    pub(super) fn nodes(&self, room: Option<&Room>) -> BTreeSet<&NodeName> {
+    /// The nodes whose accusations wait for a look.
+    pub(super) fn nodes<'a>(&'a self, room: Option<&'a Room>, is_watched: bool) -> BTreeSet<&'a NodeName> {
         let mut nodes = BTreeSet::new();
-        for (pod, unjudged) in &self.unjudged {
+        for (pod, unjudged) in self.pressing(room, is_watched) {
             let known = room.and_then(|room| room.pods.get(pod)).map(|fact| fact.asked.uptime());
             let is_judged = |since: &Moment| known.is_some_and(|at| at >= since.uptime());
             let waiting = unjudged.accusers.nodes.iter().filter(|(_, since)| !is_judged(since));
             nodes.extend(waiting.map(|(node, _)| node));
         }
         nodes
+    }
+
+    /// The watches have told that nothing has changed until then: judges what can be judged by that. Whether anything was.
+    pub(super) fn confirm(&mut self, room: &mut Room, until: Moment, now: Moment) -> bool {
+        let is_due = |(pod, unjudged): &(&Text, &Unjudged)| {
+            unjudged.first.uptime() <= until.uptime() && self.is_settled(room, pod, unjudged)
+        };
+        let settled: Vec<Text> = self.unjudged.iter().filter(is_due).map(|(pod, _)| pod.clone()).collect();
+        for pod in &settled {
+            room.confirm(pod, until);
+        }
+        self.judge(room, now);
+        !settled.is_empty()
     }
 
     /// Forgets what has been judged by what is known now.
@@ -116,17 +176,18 @@ pub(super) fn inquiries(
 /// How long the namespaces wait.
 pub(super) fn status(
     inquiries: &BTreeMap<Text, Inquiry>,
-    error: Option<String>,
+    rooms: &BTreeMap<Text, Room>,
+    is_watched: bool,
     now: Moment,
 ) -> EvidenceStatus {
-    let waits: Vec<Duration> =
-        inquiries.values().filter_map(Inquiry::asked).map(|asked| now.since(asked)).collect();
+    let asked = |(namespace, inquiry): (&Text, &Inquiry)| inquiry.asked(rooms.get(namespace), is_watched);
+    let waits: Vec<Duration> = inquiries.iter().filter_map(asked).map(|asked| now.since(asked)).collect();
     EvidenceStatus {
-        error,
-        too_large: None,
+        is_watched,
         waiting: waits.len(),
         late: waits.iter().filter(|wait| **wait > LATE).count(),
         longest_wait: Duration::from_secs(waits.into_iter().max().unwrap_or_default().as_secs()),
+        ..EvidenceStatus::default()
     }
 }
 

@@ -59,23 +59,31 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Opens a watch; its events follow in the body. `None` if the version that it is to begin with is too old (410).
+    pub async fn open(
+        &self,
+        ask: Ask<'_>,
+        request: Result<Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Option<Body>, Refusal> {
+        let open = async {
+            let request = request.map_err(kube::Error::BuildRequest)?;
+            match accepted(self.client.send(request.map(Body::from)).await?).await {
+                Err(kube::Error::Api(status)) if status.code == 410 => Ok(None),
+                body => body.map(Some),
+            }
+        };
+        self.ask(ask, open).await
+    }
+}
+
 /// `None` if there is more than the limit.
 async fn read<T: DeserializeOwned>(
     response: Response<Body>,
     keep: &'static Keep,
     limit: Limit,
 ) -> kube::Result<Option<Answer<T>>> {
-    let status = response.status();
-    let mut body = response.into_body();
-    if !status.is_success() {
-        let mut text = Vec::new();
-        while let Some(frame) = body.frame().await {
-            if let Ok(piece) = frame?.into_data() {
-                text.extend(piece.iter().take(MAX_STATUS.saturating_sub(text.len())));
-            }
-        }
-        return Err(kube::Error::Api(Box::new(refusal(status.as_u16(), &text))));
-    }
+    let mut body = accepted(response).await?;
     let mut trim = Trim::new(keep);
     let mut read = 0_usize;
     while let Some(frame) = body.frame().await {
@@ -85,13 +93,29 @@ async fn read<T: DeserializeOwned>(
             return Ok(None);
         }
         trim.take_in(&piece);
-        if trim.len() > limit.kept {
+        if trim.held() > limit.kept {
             return Ok(None);
         }
     }
-    let kept = trim.len();
+    let kept = trim.held();
     let value = serde_json::from_slice(&trim.into_kept()).map_err(kube::Error::SerdeError)?;
     Ok(Some(Answer { value, read, kept }))
+}
+
+/// The body of an answer, if it is none that refuses.
+async fn accepted(response: Response<Body>) -> kube::Result<Body> {
+    let status = response.status();
+    let mut body = response.into_body();
+    if status.is_success() {
+        return Ok(body);
+    }
+    let mut text = Vec::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(piece) = frame?.into_data() {
+            text.extend(piece.iter().take(MAX_STATUS.saturating_sub(text.len())));
+        }
+    }
+    Err(kube::Error::Api(Box::new(refusal(status.as_u16(), &text))))
 }
 
 /// What the API server says of a request that it refuses, or somebody in between.

@@ -7,7 +7,7 @@
 //! never taken for a whole one.
 
 /// Which parts of a value are kept.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Keep {
     /// All of it.
     All,
@@ -22,7 +22,7 @@ const MAX_NAME: usize = 64;
 
 /// Takes in a text piece by piece.
 #[derive(Debug)]
-pub(super) struct Trim {
+pub struct Trim {
     kept: Vec<u8>,
     /// The objects and lists around what comes next.
     around: Vec<Around>,
@@ -71,22 +71,22 @@ enum Text {
 
 impl Trim {
     /// Keeps so much of the value that comes.
-    pub(super) fn new(keep: &'static Keep) -> Self {
+    pub fn new(keep: &'static Keep) -> Self {
         Self { kept: Vec::new(), around: Vec::new(), state: State::Value(Some(keep)) }
     }
 
     /// How many bytes are held.
-    pub(super) fn len(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.kept.len()
     }
 
     /// What was kept: JSON, if the whole text has come and was JSON.
-    pub(super) fn into_kept(self) -> Vec<u8> {
+    pub fn into_kept(self) -> Vec<u8> {
         self.kept
     }
 
     /// Takes in the next piece.
-    pub(super) fn take_in(&mut self, piece: &[u8]) {
+    pub fn take_in(&mut self, piece: &[u8]) {
         let mut rest = piece;
         while let Some((&byte, after)) = rest.split_first() {
             // Most of a large answer is text that is dropped or kept whole: it is passed by many bytes at a time.
@@ -356,7 +356,7 @@ mod tests {
         for _ in 0..1000 {
             trim.take_in(&[b'x'; 1000]);
         }
-        assert!(trim.len() < 20 && trim.kept.capacity() < 100);
+        assert!(trim.held() < 20 && trim.kept.capacity() < 100);
         trim.take_in(br#"", "a": [1, "\"}"]}, 2 ]}"#);
         assert_eq!(trim.into_kept(), br#"{"items":[{"a":[1, "\"}"]},2]}"#);
     }

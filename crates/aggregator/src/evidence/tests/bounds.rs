@@ -23,7 +23,7 @@ fn evidence(server: &Server) -> Evidence {
 async fn look(server: &Server) -> (State, Result<Vec<(PodRef, Moment)>, Refusal>) {
     let evidence = evidence(server);
     let mut state = state(&[("ns-a", "n1", 1)]);
-    let (namespace, seen) = evidence.looks(&state, vec!["ns-a".into()]).next().await.unwrap();
+    let (namespace, _, seen) = evidence.look(&state, "ns-a".into(), at(10)).await;
     let outcome = state.see(&namespace, seen, at(10), ROUND);
     (state, outcome)
 }

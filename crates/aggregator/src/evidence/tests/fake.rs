@@ -1,7 +1,8 @@
-//! An API server in memory: lists by pages and single objects, and what it was asked.
+//! An API server in memory: lists by pages, single objects and watches, and what it was asked.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -13,7 +14,10 @@ use hyper::{Request, Response};
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
+/// How often a watch says how far it has got.
+const BOOKMARKS: Duration = Duration::from_mins(1);
 /// A chunk of an answer, in bytes.
 const CHUNK: usize = 8 << 10;
 
@@ -23,6 +27,7 @@ type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 #[derive(Clone)]
 pub(in crate::evidence) struct Server {
     store: Arc<Mutex<Store>>,
+    changed: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Default)]
@@ -30,22 +35,35 @@ pub(in crate::evidence) struct Store {
     version: u64,
     /// By resource, namespace and name.
     objects: BTreeMap<(String, String, String), Value>,
+    /// What has happened: as of which version, to which resource, and how.
+    events: Vec<(u64, String, &'static str, Value)>,
     /// Paths, with their queries, in the order in which they were asked for.
     pub(in crate::evidence) requests: Vec<String>,
     /// Requests whose paths with queries contain one of these are refused with that status.
     pub(in crate::evidence) refused: BTreeMap<String, u16>,
+    /// Requests whose paths with queries contain one of these are answered so much later.
+    pub(in crate::evidence) slow: BTreeMap<String, Duration>,
+    /// Watches can't begin before this version.
+    compacted: u64,
+    /// All watches that began before it have ended.
+    generation: u64,
+    /// Watches tell of nothing, bookmarks included.
+    pub(in crate::evidence) is_stuck: bool,
 }
 
 impl Server {
     pub(in crate::evidence) fn new() -> Self {
-        Self { store: Arc::default() }
+        Self { store: Arc::default(), changed: Arc::new(watch::Sender::new(0)) }
     }
 
     pub(in crate::evidence) fn client(&self) -> Client {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let server = server.clone();
-            async move { Ok::<_, std::io::Error>(server.answer(&request)) }
+            async move {
+                tokio::time::sleep(server.delay(&request)).await;
+                Ok::<_, std::io::Error>(server.answer(&request))
+            }
         });
         Client::new(service, "x")
     }
@@ -65,15 +83,49 @@ impl Server {
         }
         object["metadata"]["resourceVersion"] = version.to_string().into();
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
-        store.objects.insert(key, object);
+        let before = store.objects.insert(key, object.clone());
+        let kind = if before.is_some() { "MODIFIED" } else { "ADDED" };
+        store.events.push((version, resource.to_owned(), kind, object));
+        drop(store);
+        self.changed.send_modify(|changes| *changes += 1);
     }
 
     pub(in crate::evidence) fn remove(&self, resource: &str, namespace: &str, name: &str) {
         let mut store = self.store();
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
-        if store.objects.remove(&key).is_some() {
+        if let Some(mut object) = store.objects.remove(&key) {
             store.version += 1;
+            let version = store.version;
+            object["metadata"]["resourceVersion"] = version.to_string().into();
+            store.events.push((version, resource.to_owned(), "DELETED", object));
         }
+        drop(store);
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
+    /// No watch can begin before what is now.
+    pub(in crate::evidence) fn compact(&self) {
+        let mut store = self.store();
+        store.compacted = store.version;
+    }
+
+    /// Ends all watches. With `compacts`, none can go on from where it was.
+    pub(in crate::evidence) fn cut(&self, compacts: bool) {
+        let mut store = self.store();
+        store.generation += 1;
+        if compacts {
+            store.version += 1;
+            store.compacted = store.version;
+        }
+        drop(store);
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
+    fn delay(&self, request: &Request<Body>) -> Duration {
+        let asked = request.uri().to_string();
+        let store = self.store();
+        let slow = store.slow.iter().find(|(part, _)| asked.contains(*part));
+        slow.map_or(Duration::ZERO, |(_, delay)| *delay)
     }
 
     fn answer(&self, request: &Request<Body>) -> Answer {
@@ -90,7 +142,11 @@ impl Server {
         let asked = request.uri().to_string();
         store.requests.push(asked.clone());
         if let Some((_, code)) = store.refused.iter().find(|(part, _)| asked.contains(*part)) {
-            return status(*code, "Forbidden", "refused by the test");
+            let message = match code {
+                404 => "the server could not find the requested resource",
+                _ => "refused by the test",
+            };
+            return status(*code, "", message);
         }
         let Place { resource, namespace, name } = Place::of(&path);
         if let Some(name) = name {
@@ -100,17 +156,86 @@ impl Server {
                 None => status(404, "NotFound", &format!("{resource} \"{name}\" not found")),
             };
         }
+        if query.contains_key("watch") {
+            let version = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+            if version < store.compacted {
+                return status(410, "Expired", "too old resource version");
+            }
+            let generation = store.generation;
+            drop(store);
+            return self.watch(resource, namespace, version, generation);
+        }
         let limit = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
-        store.list(&resource, namespace.as_deref(), limit, query.get("continue"))
+        let selector = query.get("fieldSelector").map(String::as_str).unwrap_or_default();
+        let selector = selector.replace("%21", "!").replace("%3D", "=").replace("%2C", ",");
+        let without =
+            selector.split(',').filter_map(|part| part.split_once("!=")).map(|(_, value)| value.to_owned());
+        let without: Vec<String> = without.collect();
+        store.list(&resource, namespace.as_deref(), limit, query.get("continue"), &without)
+    }
+
+    fn watch(&self, resource: String, namespace: Option<String>, version: u64, generation: u64) -> Answer {
+        let server = self.clone();
+        let changes = self.changed.subscribe();
+        let begin = (version, changes, tokio::time::Instant::now() + BOOKMARKS);
+        let lines = stream::unfold(begin, move |(mut version, mut changes, mut bookmark)| {
+            let (server, resource, namespace) = (server.clone(), resource.clone(), namespace.clone());
+            async move {
+                loop {
+                    changes.borrow_and_update();
+                    let line = {
+                        let store = server.store();
+                        if store.generation != generation {
+                            return None;
+                        }
+                        let next = store.events.iter().find(|(at, of, _, object)| {
+                            let is_in =
+                                namespace.as_deref().is_none_or(|n| object["metadata"]["namespace"] == n);
+                            *at > version && *of == resource && is_in && !store.is_stuck
+                        });
+                        next.map(|(at, _, kind, object)| (*at, json!({"type": kind, "object": object})))
+                    };
+                    if let Some((at, line)) = line {
+                        version = at;
+                        return Some((Ok(frame(&line)), (version, changes, bookmark)));
+                    }
+                    tokio::select! {
+                        told = changes.changed() => if told.is_err() { return None },
+                        () = tokio::time::sleep_until(bookmark) => {
+                            bookmark += BOOKMARKS;
+                            let store = server.store();
+                            if !store.is_stuck {
+                                version = store.version;
+                                drop(store);
+                                let object = json!({"kind": "x", "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string()}});
+                                let line = json!({"type": "BOOKMARK", "object": object});
+                                return Some((Ok(frame(&line)), (version, changes, bookmark)));
+                            }
+                        }
+                    }
+                }
+            }
+        });
+        Response::new(StreamBody::new(lines).boxed_unsync())
     }
 }
 
 impl Store {
-    fn list(&self, resource: &str, namespace: Option<&str>, limit: usize, after: Option<&String>) -> Answer {
+    /// `without`: namespaces that are left out, by a field selector.
+    fn list(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        limit: usize,
+        after: Option<&String>,
+        without: &[String],
+    ) -> Answer {
+        let first = (resource.to_owned(), namespace.unwrap_or_default().to_owned(), String::new());
         let all: Vec<(String, &Value)> = self
             .objects
-            .iter()
-            .filter(|((of, within, _), _)| of == resource && namespace.is_none_or(|name| name == within))
+            .range(first..)
+            .take_while(|((of, within, _), _)| of == resource && namespace.is_none_or(|name| name == within))
+            .filter(|((_, within, name), _)| !without.contains(if within.is_empty() { name } else { within }))
             .map(|((_, within, name), object)| (format!("{within}.{name}"), object))
             .filter(|(key, _)| after.is_none_or(|after| key > after))
             .collect();
@@ -150,6 +275,10 @@ impl Place {
         }
         Self { resource: rest[0].to_owned(), namespace: None, name: text(rest.get(1)) }
     }
+}
+
+fn frame(line: &Value) -> Frame<Bytes> {
+    Frame::data(Bytes::from(format!("{line}\n")))
 }
 
 /// In chunks, as answers come.

@@ -3,12 +3,19 @@
 mod bounds;
 mod fake;
 mod routes;
+mod slow;
+mod sweeping;
+mod watching;
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use procscan_core::names::{App, NodeName};
 use procscan_core::policy::{AccusedPod, Accusers, Lineage, PodFact, PodState, WhichPod};
 
+use super::due::GAP;
 use super::lookup::Pod;
+use super::state::MAX_STRANGERS;
 use super::*;
 
 fn at(seconds: u64) -> Moment {
@@ -30,7 +37,7 @@ fn state(accusations: &[(&str, &str, u64)]) -> State {
 const ROUND: Duration = Duration::from_mins(1);
 
 fn due(state: &mut State, now: u64) -> Vec<String> {
-    state.due(at(now), ROUND).0.iter().map(ToString::to_string).collect()
+    state.due(at(now), ROUND).looks.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -43,12 +50,12 @@ fn a_namespace_is_looked_at_for_news_once_a_second_and_otherwise_once_a_round() 
     room.pods.insert("web".into(), PodFact { asked: at(10), state: PodState::Gone });
     state.ask(&questions(5), at(10));
     assert_eq!((due(&mut state, 11), due(&mut state, 70).len()), (vec![], 1));
-    assert_eq!(state.due(at(40), ROUND).1, Duration::from_secs(30));
+    assert_eq!(state.due(at(40), ROUND).next, Duration::from_secs(30));
     state.ask(&questions(10), at(10));
     assert!(due(&mut state, 11).is_empty(), "judged by what was asked after it came");
     state.ask(&questions(11), at(11));
     assert_eq!(due(&mut state, 11), ["ns-a"]);
-    assert_eq!(state.due(at(10), ROUND).1, GAP);
+    assert_eq!(state.due(at(10), ROUND).next, GAP);
     // An App that nothing is known of yet does not wait for the next round either.
     let app = App::new("ns-a", "app", "web");
     state.ask(&Questions { apps: [(app, Vec::new())].into(), ..questions(5) }, at(11));
@@ -86,7 +93,9 @@ const ASKED: u64 = 10_000;
 
 impl World {
     fn new(accused: Vec<(Text, Vec<NodeName>)>) -> Self {
-        let (state, judged) = (State::default(), BTreeMap::new());
+        let (mut state, judged) = (State::default(), BTreeMap::new());
+        // One by one, as where the cluster is too large for a sweep.
+        state.sweeps.not_before = Some(at(1_000_000));
         Self { state, now: 0, accused, asked: 0, judged }
     }
 
@@ -127,12 +136,12 @@ impl World {
                 self.state.ask(&self.questions(), self.moment());
             }
             let asked = self.moment();
-            let (due, _) = self.state.due(asked, ROUND);
+            let due = self.state.due(asked, ROUND).looks;
             if due.is_empty() {
                 self.now += 1000;
                 continue;
             }
-            assert!(due.len() <= BATCH);
+            assert!(due.len() <= PLACES);
             self.now += due.len() as u64 * REQUESTS * PER_REQUEST;
             for namespace in &due {
                 self.judged.entry(namespace.clone()).or_insert(self.now);

@@ -1,0 +1,232 @@
+//! Where something has changed since it was looked at, as far as the watches tell. Pure, and shared: the watches write, the task that
+//! looks at namespaces reads.
+//!
+//! Nothing of an object is kept but a fingerprint of the fields that `lookup` reads, and only in accused namespaces: enough to
+//! know that nothing has changed. What there is, is always read directly.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use procscan_core::Moment;
+use procscan_core::names::Text;
+
+use super::listing::MAX_OBJECTS;
+
+/// After so long without an event or a bookmark a watch is lost. The API server sends a bookmark each minute.
+pub(super) const SILENCE: Duration = Duration::from_mins(3);
+/// By how much a watch may be behind the moment at which its bookmark is read here.
+pub(super) const LAG: Duration = Duration::from_secs(2);
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Kind {
+    /// Namespaces.
+    Namespaces,
+    /// Pods.
+    Pods,
+    /// Services.
+    Services,
+    /// Ingresses.
+    Ingresses,
+    /// Routes of the Gateway API, which not every cluster has.
+    HttpRoutes,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Namespaces, Self::Pods, Self::Services, Self::Ingresses, Self::HttpRoutes];
+}
+
+/// How one watch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watched {
+    /// Everything until then has been told.
+    Until(Moment),
+    /// The cluster has no such kind.
+    Absent,
+}
+
+/// What the watches have told.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// The accused namespaces: those that changes are noted of.
+    accused: BTreeSet<Text>,
+    /// Those in which something has changed since the last look at them began.
+    changed: BTreeSet<Text>,
+    watches: BTreeMap<Kind, Watched>,
+    fingerprints: HashMap<Text, HashMap<(Kind, Box<str>), u64>>,
+}
+
+impl Changes {
+    /// From now on changes in these namespaces are noted, and in no others. What has happened before in a new one is not known.
+    pub(super) fn note_in<'a>(&mut self, accused: impl Iterator<Item = &'a Text>) {
+        self.accused = accused.cloned().collect();
+        let Self { accused, changed, fingerprints, .. } = self;
+        changed.retain(|namespace| accused.contains(namespace));
+        fingerprints.retain(|namespace, _| accused.contains(namespace));
+    }
+
+    /// A watch begins: what has happened before, since whatever was looked at, it does not tell.
+    pub(super) fn begin(&mut self, kind: Kind, at: Moment) {
+        self.changed.clone_from(&self.accused);
+        for of_namespace in self.fingerprints.values_mut() {
+            of_namespace.retain(|(other, _), _| *other != kind);
+        }
+        self.watches.insert(kind, Watched::Until(at));
+    }
+
+    /// The cluster has no such kind, so nothing of it changes.
+    pub(super) fn is_absent(&mut self, kind: Kind) {
+        self.watches.insert(kind, Watched::Absent);
+    }
+
+    /// A watch can't go on, and what it does not tell is not known from now on.
+    pub(super) fn end(&mut self, kind: Kind) {
+        self.watches.remove(&kind);
+    }
+
+    /// A watch has told everything that happened until then.
+    pub(super) fn tell_until(&mut self, kind: Kind, at: Moment) {
+        if let Some(watched @ Watched::Until(_)) = self.watches.get_mut(&kind) {
+            *watched = Watched::Until(at);
+        }
+    }
+
+    /// An object is told of, with a fingerprint of what matters of it; nothing if it is gone. Whether that is news.
+    pub(super) fn note(&mut self, kind: Kind, namespace: &str, name: &str, print: Option<u64>) -> bool {
+        let Some(namespace) = self.accused.get(namespace).cloned() else { return false };
+        let prints = self.fingerprints.entry(namespace.clone()).or_default();
+        let key = (kind, Box::from(name));
+        let before = match print {
+            // What has no place is a change each time.
+            Some(print) if prints.len() < MAX_OBJECTS || prints.contains_key(&key) => {
+                prints.insert(key, print)
+            }
+            _ => {
+                prints.remove(&key);
+                None
+            }
+        };
+        (print.is_none() || before != print) && self.changed.insert(namespace)
+    }
+
+    /// A look at it begins: what changes from now on is news.
+    pub(super) fn look_at(&mut self, namespace: &Text) {
+        self.changed.remove(namespace);
+    }
+
+    /// What was to be looked at could not be, or has to be again.
+    pub(super) fn look_again(&mut self, namespace: &Text) {
+        if self.accused.contains(namespace) {
+            self.changed.insert(namespace.clone());
+        }
+    }
+
+    /// All accused namespaces have to be looked at again.
+    pub(super) fn look_again_at_all(&mut self) {
+        self.changed.clone_from(&self.accused);
+    }
+
+    /// Whether something may have changed in it since the last look at it began.
+    pub(super) fn has_changed(&self, namespace: &Text) -> bool {
+        !self.accused.contains(namespace) || self.changed.contains(namespace)
+    }
+
+    /// Until when everything has been told, by all watches; nothing if one of them has been silent for too long, or is not
+    /// possible.
+    pub(super) fn told_until(&self, now: Moment) -> Option<Moment> {
+        let mut until: Option<Moment> = None;
+        for kind in Kind::ALL {
+            match self.watches.get(&kind)? {
+                Watched::Absent => {}
+                Watched::Until(at) if now.since(*at) > SILENCE => return None,
+                Watched::Until(at) => until = Some(until.map_or(*at, |other| other.min(*at))),
+            }
+        }
+        let until = until?;
+        // Both readings go back together, so the difference to other moments stays what it is.
+        let wall = until.wall().checked_sub(LAG).unwrap_or(until.wall());
+        Some(Moment::new(until.uptime().saturating_sub(LAG), wall))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::new(Duration::from_secs(seconds), Timestamp::UNIX_EPOCH)
+    }
+
+    fn watching() -> (Changes, Text) {
+        let (mut changes, namespace) = (Changes::default(), Text::from("ns-a"));
+        changes.note_in([&namespace].into_iter());
+        for kind in Kind::ALL {
+            changes.begin(kind, at(100));
+        }
+        (changes, namespace)
+    }
+
+    #[test]
+    fn only_what_is_read_of_an_object_is_a_change_and_only_where_it_is_accused() {
+        let (mut changes, namespace) = watching();
+        assert!(changes.has_changed(&namespace), "what happened before the watch began is not known");
+        changes.look_at(&namespace);
+        assert!(changes.note(Kind::Pods, "ns-a", "web", Some(1)), "the first time");
+        changes.look_at(&namespace);
+        assert!(!changes.note(Kind::Pods, "ns-a", "web", Some(1)) && !changes.has_changed(&namespace));
+        assert!(!changes.note(Kind::Pods, "ns-b", "web", Some(2)), "not accused");
+        for print in [Some(2), None, Some(2)] {
+            assert!(changes.note(Kind::Pods, "ns-a", "web", print), "{print:?}");
+            changes.look_at(&namespace);
+        }
+        assert!(changes.note(Kind::Services, "ns-a", "web", Some(2)), "another kind");
+        assert!(changes.has_changed(&namespace));
+        assert!(changes.has_changed(&"ns-b".into()), "nothing is noted of it");
+    }
+
+    #[test]
+    fn everything_is_told_only_as_far_as_the_slowest_watch_has_told() {
+        let (mut changes, _) = watching();
+        let told = |changes: &Changes, now| changes.told_until(at(now)).map(|until| until.uptime().as_secs());
+        assert_eq!(told(&changes, 110), Some(98));
+        for kind in Kind::ALL.into_iter().skip(1) {
+            changes.tell_until(kind, at(150));
+        }
+        assert_eq!(told(&changes, 160), Some(98));
+        changes.tell_until(Kind::Namespaces, at(140));
+        assert_eq!(told(&changes, 160), Some(138));
+        assert_eq!(told(&changes, 321), None, "silent for too long");
+        changes.is_absent(Kind::HttpRoutes);
+        assert_eq!(told(&changes, 160), Some(138));
+        changes.end(Kind::Pods);
+        changes.tell_until(Kind::Pods, at(170));
+        assert_eq!(told(&changes, 170), None, "it has to begin anew");
+    }
+
+    #[test]
+    fn fingerprints_are_forgotten_with_their_namespace_and_with_their_watch() {
+        let (mut changes, namespace) = watching();
+        changes.note(Kind::Pods, "ns-a", "web", Some(1));
+        changes.begin(Kind::Pods, at(200));
+        changes.look_at(&namespace);
+        assert!(changes.note(Kind::Pods, "ns-a", "web", Some(1)));
+        changes.note_in([].into_iter());
+        assert!(changes.fingerprints.is_empty() && changes.changed.is_empty());
+    }
+
+    #[test]
+    fn what_has_no_place_among_the_fingerprints_is_a_change_each_time() {
+        let (mut changes, namespace) = watching();
+        for n in 0..MAX_OBJECTS {
+            changes.note(Kind::Pods, "ns-a", &n.to_string(), Some(1));
+        }
+        for _ in 0..2 {
+            changes.look_at(&namespace);
+            assert!(changes.note(Kind::Pods, "ns-a", "one more", Some(1)));
+        }
+        assert_eq!(changes.fingerprints["ns-a"].len(), MAX_OBJECTS);
+    }
+}

@@ -1,0 +1,308 @@
+//! Looks at many namespaces together: lists each kind of object of the whole cluster, page by page, and keeps what is in those namespaces.
+//!
+//! What it sees is as true as what a look sees: all its reads are consistent, and begin after the moment that its facts bear. But it proves no
+//! absence. A Pod or a namespace that is not listed is left to a look of its own, which asks for it directly.
+//!
+//! Its memory has bounds: a page, the fields that matter of each object (`fields`), [`MAX_HELD`] of them in all, and [`MAX_SHARE`] of
+//! one namespace. A namespace beyond its share, or whose objects are so large that the pages of all would be small, is *heavy*: it is left
+//! to looks of its own, which have their own bounds, and later sweeps do not list it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::networking::v1::Ingress;
+use kube::api::ListParams;
+use kube::core::{DynamicObject, GroupVersionKind, ObjectMeta, Request};
+use kube::discovery::ApiResource;
+use kube::{Resource, ResourceExt};
+use procscan_core::names::Text;
+use serde::de::DeserializeOwned;
+
+use super::fields::{HTTP_ROUTES, INGRESSES, NAMESPACES, PODS, SERVICES};
+use super::listing::{FIRST_PAGE, MAX_PAGE, PAGE, Page, USUAL};
+use super::lookup::{Pod, PodObject, Routes, Seen, service_of};
+use super::sweeps::MAX_HEAVY;
+use crate::clock::Clock;
+use crate::kubernetes::{Ask, Cluster, Keep, Limit, Refusal, RefusalKind};
+
+/// How many bytes are held in all: about 20,000 Pods with labels of the usual kind.
+const MAX_HELD: usize = 16 << 20;
+/// How many bytes are held of one namespace.
+const MAX_SHARE: usize = 1 << 20;
+/// How many bytes of one namespace are read if they come in pages of large objects.
+const MAX_SHARE_READ: usize = 16 << 20;
+/// How many bytes one page may have.
+const MAX_PAGE_READ: usize = 64 << 20;
+
+/// What is to be looked at.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plan {
+    /// The namespaces.
+    pub(super) namespaces: BTreeSet<Text>,
+    /// Namespaces that are not listed: they are known to be heavy.
+    pub(super) without: BTreeSet<Text>,
+    /// Routes are looked at, too.
+    pub(super) with_routes: bool,
+    /// How many requests it may take: with more it is given up.
+    pub(super) most: usize,
+}
+
+/// What was seen: what each namespace holds that was seen as a whole.
+#[derive(Debug)]
+pub(super) struct Swept {
+    pub(super) seen: BTreeMap<Text, Seen>,
+    pub(super) ended: Ended,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// How many requests it took, or would have taken.
+    pub(super) requests: usize,
+    /// The namespaces that were found to be heavy.
+    pub(super) heavy: BTreeSet<Text>,
+    /// Why nothing was seen, if so.
+    pub(super) result: Result<(), Stop>,
+}
+
+/// Why a sweep is given up.
+#[derive(Clone, Debug)]
+pub(super) enum Stop {
+    /// It takes too many requests.
+    Costly,
+    /// The namespaces hold more together than is held.
+    Full,
+    /// The API server refuses it.
+    Refused(Refusal),
+}
+
+struct Sweep<'a> {
+    plan: &'a Plan,
+    cluster: &'a Cluster,
+    /// Shared by the lists of all kinds, which are read side by side. Never held while something is waited for.
+    found: Mutex<Found>,
+}
+
+#[derive(Default)]
+struct Found {
+    seen: BTreeMap<Text, Seen>,
+    /// The namespaces that are there.
+    there: BTreeSet<Text>,
+    shares: BTreeMap<Text, Share>,
+    heavy: BTreeSet<Text>,
+    held: usize,
+    requests: usize,
+    /// How many more requests each kind is known to take.
+    left: BTreeMap<&'static str, usize>,
+}
+
+/// What one namespace takes, in bytes.
+#[derive(Clone, Copy, Default)]
+struct Share {
+    kept: usize,
+    read: usize,
+}
+
+/// A kind of object.
+struct Kind {
+    resource: &'static str,
+    request: Request,
+    keep: &'static Keep,
+    /// What a field selector calls the namespace.
+    field: &'static str,
+}
+
+/// Looks at the namespaces of `plan`.
+pub(super) async fn sweep(plan: &Plan, cluster: &Cluster, clock: Clock) -> Swept {
+    let sweep = Sweep { plan, cluster, found: Mutex::default() };
+    // It is large, and there is seldom one.
+    let result = Box::pin(sweep.read(clock)).await;
+    let Found { mut seen, there, heavy, requests, left, .. } =
+        sweep.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    seen.retain(|namespace, _| result.is_ok() && there.contains(namespace) && !heavy.contains(namespace));
+    Swept { seen, ended: Ended { requests: requests + left.values().sum::<usize>(), heavy, result } }
+}
+
+impl Sweep<'_> {
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read(&self, clock: Clock) -> Result<(), Stop> {
+        let routes = async {
+            if self.plan.with_routes {
+                tokio::try_join!(self.ingresses(), self.http_routes())?;
+            }
+            Ok(())
+        };
+        tokio::try_join!(self.namespaces(), self.pods(clock), self.services(), routes)?;
+        if self.plan.with_routes {
+            for seen in self.found().seen.values_mut() {
+                seen.routes.get_or_insert_default();
+            }
+        }
+        Ok(())
+    }
+
+    async fn namespaces(&self) -> Result<(), Stop> {
+        let kind = Kind {
+            resource: "namespaces",
+            request: Request::new(core::Namespace::url_path(&(), None)),
+            keep: &NAMESPACES,
+            field: "metadata.name",
+        };
+        let of = |metadata: &ObjectMeta| metadata.name.clone();
+        self.list(kind, of, |found, name, namespace: core::Namespace| {
+            found.there.insert(name.clone());
+            found.of(name).is_terminating = namespace.metadata.deletion_timestamp.is_some();
+        })
+        .await
+    }
+
+    async fn pods(&self, clock: Clock) -> Result<(), Stop> {
+        let kind = Kind::new("pods", core::Pod::url_path(&(), None), &PODS);
+        self.list(kind, namespace_of, |found, namespace, pod: PodObject| {
+            let name = pod.name_any().into();
+            let pod = Pod::read(namespace, pod, |at| self.cluster.moment_of(at, clock.now()));
+            found.of(namespace).pods.insert(name, pod);
+        })
+        .await
+    }
+
+    async fn services(&self) -> Result<(), Stop> {
+        let kind = Kind::new("services", core::Service::url_path(&(), None), &SERVICES);
+        self.list(kind, namespace_of, |found, namespace, service: core::Service| {
+            found.of(namespace).services.push(service_of(service));
+        })
+        .await
+    }
+
+    async fn ingresses(&self) -> Result<(), Stop> {
+        let kind = Kind::new("ingresses.networking.k8s.io", Ingress::url_path(&(), None), &INGRESSES);
+        self.list(kind, namespace_of, |found, namespace, ingress: Ingress| {
+            found.routes(namespace).take_in(ingress, namespace);
+        })
+        .await
+    }
+
+    async fn http_routes(&self) -> Result<(), Stop> {
+        let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
+        let path = DynamicObject::url_path(&ApiResource::from_gvk(&kind), None);
+        let kind = Kind::new("httproutes.gateway.networking.k8s.io", path, &HTTP_ROUTES);
+        let listed = self.list(kind, namespace_of, |found, namespace, route: DynamicObject| {
+            found.routes(namespace).take_in_route(&route, namespace);
+        });
+        match listed.await {
+            // Most clusters have no Gateway API: then nothing is routed by it.
+            Err(Stop::Refused(refusal)) if refusal.kind == RefusalKind::NotServed => Ok(()),
+            listed => listed,
+        }
+    }
+
+    /// All objects of a kind, page by page, as of one moment. `of` names an object's namespace; those in the namespaces of the plan are
+    /// taken in.
+    async fn list<K: Resource + DeserializeOwned>(
+        &self,
+        kind: Kind,
+        of: impl Fn(&ObjectMeta) -> Option<String>,
+        take_in: impl Fn(&mut Found, &Text, K),
+    ) -> Result<(), Stop> {
+        let without: Vec<String> = self
+            .plan
+            .without
+            .iter()
+            .take(MAX_HEAVY)
+            .map(|namespace| format!("{}!={namespace}", kind.field))
+            .collect();
+        let mut params = ListParams::default().limit(FIRST_PAGE);
+        if !without.is_empty() {
+            params = params.fields(&without.join(","));
+        }
+        let mut size = FIRST_PAGE;
+        loop {
+            self.found().begin_request(kind.resource, self.plan.most)?;
+            params.limit = Some(size);
+            let ask = Ask { verb: "list", resource: kind.resource, namespace: None };
+            let limit = Limit { read: MAX_PAGE_READ, kept: MAX_PAGE };
+            let request = kind.request.list(&params);
+            let answer = match self.cluster.read_in_turn(ask, request, kind.keep, limit).await {
+                // Objects are large here. One always fits.
+                Err(refusal) if refusal.kind == RefusalKind::TooMuch && size > 1 => {
+                    size = (size / 4).max(1);
+                    continue;
+                }
+                answer => answer.map_err(Stop::Refused)?,
+            };
+            let Page { metadata, items }: Page<K> = answer.value;
+            let (count, is_usual) = (items.len().max(1), answer.read / USUAL <= items.len());
+            let share =
+                Share { kept: answer.kept / count, read: if is_usual { 0 } else { answer.read / count } };
+            let mut found = self.found();
+            for item in items {
+                let Some(namespace) = of(item.meta()).map(Text::from) else { continue };
+                if found.weigh(&namespace, share, self.plan)? {
+                    take_in(&mut found, &namespace, item);
+                }
+            }
+            let Some(token) = metadata.continue_.filter(|token| !token.is_empty()) else {
+                found.left.remove(kind.resource);
+                return Ok(());
+            };
+            let left = usize::try_from(metadata.remaining_item_count.unwrap_or(0)).unwrap_or(0);
+            found.left.insert(kind.resource, left.div_ceil(PAGE as usize));
+            drop(found);
+            params = params.continue_token(&token);
+            size = if is_usual { (size * 5).min(PAGE) } else { size.min(FIRST_PAGE) };
+        }
+    }
+}
+
+impl Found {
+    fn begin_request(&mut self, resource: &'static str, most: usize) -> Result<(), Stop> {
+        if let Some(left) = self.left.get_mut(resource) {
+            *left = left.saturating_sub(1);
+        }
+        self.requests += 1;
+        if self.requests + self.left.values().sum::<usize>() > most { Err(Stop::Costly) } else { Ok(()) }
+    }
+
+    /// Counts an object of that share of its page. Whether it is to be taken in.
+    fn weigh(&mut self, namespace: &Text, share: Share, plan: &Plan) -> Result<bool, Stop> {
+        let is_wanted = plan.namespaces.contains(namespace);
+        if self.heavy.contains(namespace) || !is_wanted && share.read == 0 {
+            return Ok(false);
+        }
+        let all = self.shares.entry(namespace.clone()).or_default();
+        all.read += share.read;
+        all.kept += if is_wanted { share.kept } else { 0 };
+        if all.kept > MAX_SHARE || all.read > MAX_SHARE_READ {
+            self.held -= all.kept - if is_wanted { share.kept } else { 0 };
+            self.seen.remove(namespace);
+            self.heavy.insert(namespace.clone());
+            return Ok(false);
+        }
+        if is_wanted {
+            self.held += share.kept;
+        }
+        if self.held > MAX_HELD { Err(Stop::Full) } else { Ok(is_wanted) }
+    }
+
+    fn of(&mut self, namespace: &Text) -> &mut Seen {
+        self.seen.entry(namespace.clone()).or_default()
+    }
+
+    fn routes(&mut self, namespace: &Text) -> &mut Routes {
+        self.of(namespace).routes.get_or_insert_default()
+    }
+}
+
+impl Kind {
+    fn new(resource: &'static str, path: String, keep: &'static Keep) -> Self {
+        Self { resource, request: Request::new(path), keep, field: "metadata.namespace" }
+    }
+}
+
+fn namespace_of(metadata: &ObjectMeta) -> Option<String> {
+    metadata.namespace.clone()
+}

@@ -1,0 +1,309 @@
+//! Watches what the accused namespaces of the whole cluster hold, and notes where something changes.
+//!
+//! One watch per kind, of the whole cluster: there may be thousands of accused namespaces. Each event is trimmed to the fields that
+//! `lookup` reads while it comes, and only a fingerprint of them is kept, so a watch is no copy of the cluster: it only says that
+//! nothing has changed since a namespace was looked at, or that it has to be looked at again.
+//!
+//! A watch begins with the version of a list of one object, and is taken up again where it broke off. Where that is not possible
+//! any more (410), it begins anew, and every accused namespace is looked at again. Refused watches (403) are tried again every ten
+//! minutes; as long as one is refused or silent, the accused namespaces are looked at each round as if there were none.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::networking::v1::Ingress;
+use kube::Resource;
+use kube::api::{ListParams, WatchParams};
+use kube::core::{GroupVersionKind, ListMeta, Request};
+use kube::discovery::ApiResource;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::changes::{Changes, Kind, SILENCE};
+use super::fields;
+use crate::clock::Clock;
+use crate::kubernetes::{Ask, Cluster, Keep, Limit, Refusal, RefusalKind, Trim};
+
+/// How many bytes of one event are held. No object is so large: what is beyond it is no event.
+const MAX_EVENT: usize = 4 << 20;
+/// What the version of a list takes.
+const MAX_LIST: Limit = Limit { read: 4 << 20, kept: 64 << 10 };
+/// Changes within it are looked at together.
+const SETTLE: Duration = Duration::from_millis(200);
+/// The pause after a watch has ended or failed; doubles with each failure in a row, up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// After how long a refused watch is tried again, and one of a kind that the cluster does not have.
+const REFUSED_PAUSE: Duration = Duration::from_mins(10);
+
+/// What the watches tell, and what stands in their way. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    changes: Arc<Mutex<Changes>>,
+    /// There is something new for the task that looks.
+    news: Arc<Notify>,
+    refused: Arc<Mutex<BTreeMap<Kind, Refusal>>>,
+}
+
+/// The watches, as long as it is not dropped.
+#[derive(Debug)]
+pub(super) struct Watches {
+    /// Ended when it is dropped.
+    _tasks: JoinSet<()>,
+}
+
+impl Told {
+    /// What has been told. Held for a moment only.
+    pub(super) fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something has changed somewhere, and for what else changes at once.
+    pub(super) async fn news(&self) {
+        self.news.notified().await;
+        tokio::time::sleep(SETTLE).await;
+    }
+
+    /// Says once that a watch is in trouble, and once that it is not any more.
+    fn tell(&self, kind: Kind, refusal: Option<Refusal>) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match &refusal {
+            Some(refusal) => refused.insert(kind, refusal.clone()),
+            None => refused.remove(&kind),
+        };
+        match (before, refusal) {
+            (None, Some(refusal)) => tracing::warn!(
+                error = refusal.text,
+                "accused namespaces are looked at each round, until they can be watched"
+            ),
+            (Some(before), None) => tracing::info!(watch = before.subject, "can be watched again"),
+            _ => {}
+        }
+    }
+}
+
+impl Watches {
+    /// Begins to watch.
+    pub(super) fn start(cluster: &Cluster, clock: Clock, told: &Told) -> Self {
+        let mut tasks = JoinSet::new();
+        for kind in Kind::ALL {
+            let watch = Watch::of(kind, cluster.clone(), clock, told.clone());
+            tasks.spawn(watch.follow());
+        }
+        Self { _tasks: tasks }
+    }
+}
+
+/// One watch.
+struct Watch {
+    kind: Kind,
+    resource: &'static str,
+    request: Request,
+    keep: &'static Keep,
+    cluster: Cluster,
+    clock: Clock,
+    told: Told,
+}
+
+/// How a stream of events ends.
+enum End {
+    /// It can be taken up where it ended.
+    Over,
+    /// It has to begin anew.
+    Gone,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    metadata: ListMeta,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    r#type: String,
+    object: Value,
+}
+
+impl Watch {
+    fn of(kind: Kind, cluster: Cluster, clock: Clock, told: Told) -> Self {
+        let http_route = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
+        let (resource, path, keep) = match kind {
+            Kind::Namespaces => ("namespaces", Namespace::url_path(&(), None), &fields::NAMESPACE_EVENT),
+            Kind::Pods => ("pods", Pod::url_path(&(), None), &fields::POD_EVENT),
+            Kind::Services => ("services", Service::url_path(&(), None), &fields::SERVICE_EVENT),
+            Kind::Ingresses => {
+                ("ingresses.networking.k8s.io", Ingress::url_path(&(), None), &fields::INGRESS_EVENT)
+            }
+            Kind::HttpRoutes => (
+                "httproutes.gateway.networking.k8s.io",
+                kube::core::DynamicObject::url_path(&ApiResource::from_gvk(&http_route), None),
+                &fields::HTTP_ROUTE_EVENT,
+            ),
+        };
+        Self { kind, resource, request: Request::new(path), keep, cluster, clock, told }
+    }
+
+    fn ask(&self, verb: &'static str) -> Ask<'_> {
+        Ask { verb, resource: self.resource, namespace: None }
+    }
+
+    async fn follow(self) {
+        let mut pause = MIN_PAUSE;
+        loop {
+            // What happens from the request on is told.
+            let begun = self.clock.now();
+            match self.version().await {
+                Ok(mut version) => {
+                    self.told.changes().begin(self.kind, begun);
+                    self.told.news.notify_one();
+                    self.stream(&mut version, &mut pause).await;
+                    self.told.changes().end(self.kind);
+                    // Events that come bring it back to the least.
+                    pause = (pause * 2).clamp(MIN_PAUSE, MAX_PAUSE.max(pause));
+                }
+                Err(refusal) if refusal.kind == RefusalKind::NotServed && self.kind == Kind::HttpRoutes => {
+                    self.told.changes().is_absent(self.kind);
+                    self.told.tell(self.kind, None);
+                    self.told.news.notify_one();
+                    pause = REFUSED_PAUSE;
+                }
+                Err(refusal) => self.fail(refusal, &mut pause),
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// What can't be watched is said, and tried again later.
+    fn fail(&self, refusal: Refusal, pause: &mut Duration) {
+        let is_refused = matches!(refusal.kind, RefusalKind::Forbidden | RefusalKind::NotServed);
+        *pause = if is_refused { REFUSED_PAUSE } else { (*pause * 2).clamp(MIN_PAUSE, MAX_PAUSE) };
+        if is_refused {
+            self.told.changes().end(self.kind);
+        }
+        self.told.tell(self.kind, Some(refusal));
+    }
+
+    /// The version from which a watch can begin.
+    async fn version(&self) -> Result<String, Refusal> {
+        let request = self.request.list(&ListParams::default().limit(1));
+        let answer = self.cluster.read_in_turn(self.ask("list"), request, &fields::LIST, MAX_LIST).await?;
+        let Head { metadata } = answer.value;
+        metadata.resource_version.filter(|version| !version.is_empty()).ok_or_else(|| {
+            Refusal::new(
+                &self.ask("list"),
+                &kube::Error::Api(Box::new(kube::core::Status {
+                    message: "the list has no resourceVersion".to_owned(),
+                    ..kube::core::Status::default()
+                })),
+            )
+        })
+    }
+
+    /// Takes in events until the watch has to begin anew.
+    async fn stream(&self, version: &mut String, pause: &mut Duration) {
+        loop {
+            match self.events(version, pause).await {
+                Ok(End::Over) => {}
+                Ok(End::Gone) => return,
+                Err(refusal) => {
+                    let is_refused = matches!(refusal.kind, RefusalKind::Forbidden | RefusalKind::NotServed);
+                    self.fail(refusal, pause);
+                    if is_refused {
+                        return;
+                    }
+                }
+            }
+            tokio::time::sleep(*pause).await;
+        }
+    }
+
+    /// Takes in the events from `version` on, until the stream ends.
+    async fn events(&self, version: &mut String, pause: &mut Duration) -> Result<End, Refusal> {
+        let ask = self.ask("watch");
+        let request = self.request.watch(&WatchParams::default(), version);
+        // Too old to go on with.
+        let Some(mut body) = self.cluster.open(ask.clone(), request).await? else { return Ok(End::Gone) };
+        let mut line = Trim::new(self.keep);
+        loop {
+            let Ok(frame) = tokio::time::timeout(SILENCE, body.frame()).await else { return Ok(End::Over) };
+            let Some(frame) = frame else { return Ok(End::Over) };
+            let frame = frame.map_err(|error| Refusal::new(&ask, &error))?;
+            let Ok(piece) = frame.into_data() else { continue };
+            let mut pieces = piece.split(|byte| *byte == b'\n');
+            let first = pieces.next().unwrap_or_default();
+            line.take_in(first);
+            for next in pieces {
+                let whole = std::mem::replace(&mut line, Trim::new(self.keep));
+                if let Some(end) = self.take_in(&whole.into_kept(), version)? {
+                    return Ok(end);
+                }
+                *pause = MIN_PAUSE;
+                line.take_in(next);
+            }
+            if line.held() > MAX_EVENT {
+                // Whatever it is of, it is not known: what is watched has to be looked at again.
+                return Ok(End::Gone);
+            }
+        }
+    }
+
+    /// Takes in one event.
+    fn take_in(&self, line: &[u8], version: &mut String) -> Result<Option<End>, Refusal> {
+        if line.is_empty() {
+            return Ok(None);
+        }
+        let ask = self.ask("watch");
+        let read: Result<Event, _> = serde_json::from_slice(line);
+        let Event { r#type, mut object } =
+            read.map_err(|e| Refusal::new(&ask, &kube::Error::SerdeError(e)))?;
+        if r#type == "ERROR" {
+            let code = object.get("code").and_then(Value::as_u64).unwrap_or(0);
+            if code == 410 {
+                return Ok(Some(End::Gone));
+            }
+            let message = object.get("message").and_then(Value::as_str).unwrap_or_default();
+            let status = kube::core::Status::failure(message, "");
+            let status = status.with_code(u16::try_from(code).unwrap_or(0));
+            return Err(Refusal::new(&ask, &kube::Error::Api(Box::new(status))));
+        }
+        let text = |object: &Value, field: &str| {
+            object.pointer(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        let new = text(&object, "/metadata/resourceVersion");
+        if !new.is_empty() {
+            *version = new;
+        }
+        let (namespace, name) = (text(&object, "/metadata/namespace"), text(&object, "/metadata/name"));
+        let namespace = if self.kind == Kind::Namespaces { &name } else { &namespace };
+        let mut is_news = false;
+        {
+            let mut changes = self.told.changes();
+            if r#type != "BOOKMARK" {
+                let print = (r#type != "DELETED").then(|| fingerprint(&mut object));
+                is_news = changes.note(self.kind, namespace, &name, print);
+            }
+            changes.tell_until(self.kind, self.clock.now());
+        }
+        self.told.tell(self.kind, None);
+        if is_news {
+            self.told.news.notify_one();
+        }
+        Ok(None)
+    }
+}
+
+/// What an object says, apart from its version.
+fn fingerprint(object: &mut Value) -> u64 {
+    if let Some(metadata) = object.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+        metadata.remove("resourceVersion");
+    }
+    let mut hasher = DefaultHasher::new();
+    object.to_string().hash(&mut hasher);
+    hasher.finish()
+}

@@ -38,6 +38,24 @@ struct Without {
     named: [String; 3],
 }
 
+/// The Gateway API's routes, as far as the API server has to know them.
+const HTTP_ROUTES: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata:
+  name: httproutes.gateway.networking.k8s.io
+  annotations: {api-approved.kubernetes.io: "unapproved, for a test"}
+spec:
+  group: gateway.networking.k8s.io
+  scope: Namespaced
+  names: {plural: httproutes, singular: httproute, kind: HTTPRoute, listKind: HTTPRouteList}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+"#;
+
 /// Every verb of every rule, removed in turn.
 fn without_each_verb() -> anyhow::Result<Vec<Without>> {
     let documents: Vec<Value> =
@@ -50,9 +68,12 @@ fn without_each_verb() -> anyhow::Result<Vec<Without>> {
         }
         for (index, rule) in document["rules"].as_array().into_iter().flatten().enumerate() {
             let resource = rule["resources"][0].as_str().context("a resource")?.to_owned();
-            let namespace = document["metadata"]["namespace"].as_str().unwrap_or("ns-a").to_owned();
+            let namespace = document["metadata"]["namespace"].as_str();
             for verb in rule["verbs"].as_array().context("verbs")? {
                 let verb = verb.as_str().context("a verb")?.to_owned();
+                let is_watched = verb == "watch" || (&*verb, &*resource) == ("list", "namespaces");
+                let everywhere = if is_watched { "in all namespaces" } else { "in namespace ns-" };
+                let namespace = namespace.unwrap_or(everywhere);
                 let mut documents = documents.clone();
                 let rules = documents[number]["rules"].as_array_mut().context("rules")?;
                 rules[index]["verbs"].as_array_mut().context("verbs")?.retain(|other| *other != *verb);
@@ -61,7 +82,7 @@ fn without_each_verb() -> anyhow::Result<Vec<Without>> {
                     !(rule["verbs"] == json!([])
                         || resource == "endpoints" && rule["resources"] == json!(["endpointslices"]))
                 });
-                all.push(Without { documents, named: [verb, resource.clone(), namespace.clone()] });
+                all.push(Without { documents, named: [verb, resource.clone(), namespace.to_owned()] });
             }
         }
     }
@@ -75,10 +96,15 @@ async fn every_verb_of_the_shipped_roles_is_needed_and_named_when_it_is_missing(
     let routes = json!({"gateway": {"max_service_entries": 0}});
     let mut world = World::begin(Beginning { config: routes.clone(), ..Beginning::default() }).await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
-    // One Pod that is there, and one that has to be looked up directly.
-    world.accuse(0, &[("ns-a", &pod), ("ns-a", "no-such-pod")]);
+    world.cluster.apply(HTTP_ROUTES).await?;
+    // One Pod that is there, one that has to be looked up directly, and so many namespaces that the cluster is watched.
+    let others: Vec<String> = (0..11).map(|number| format!("ns-other-{number}")).collect();
+    let made_up = others.iter().map(|namespace| (namespace.as_str(), "no-such-pod"));
+    let accused: Vec<(&str, &str)> =
+        [("ns-a", pod.as_str()), ("ns-a", "no-such-pod")].into_iter().chain(made_up).collect();
+    world.accuse(0, &accused);
     let cases = without_each_verb()?;
-    ensure!(cases.len() == 39, "{} verbs", cases.len());
+    ensure!(cases.len() == 45, "{} verbs", cases.len());
     world.allow("alice").await?;
     for Without { documents, named } in cases {
         world.aggregator.kill()?;

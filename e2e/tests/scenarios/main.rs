@@ -9,6 +9,7 @@ mod failover;
 mod fleet;
 mod handover;
 mod hostile;
+mod many_namespaces;
 mod objects;
 mod operators;
 mod recovery;

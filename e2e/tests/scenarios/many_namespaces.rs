@@ -1,0 +1,143 @@
+//! Thousands of accused namespaces under the limits that are shipped: all are judged, and then the API server is left alone.
+//!
+//! With `PROCSCAN_E2E_FULL` there are 2,000 in rounds of a minute, which takes five minutes; without it 400 in rounds of 30 s, in two.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use procscan_agent::record::Record;
+use procscan_e2e::aggregator::{self, Aggregator};
+use procscan_e2e::wait::until_every;
+use procscan_e2e::{Stage, until};
+use serde_json::{Value, json};
+
+use crate::world::{Beginning, LIMIT, World, offender, scene};
+
+const NODES: usize = 20;
+const LONG: Duration = Duration::from_mins(5);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn namespace(number: usize) -> String {
+    format!("ns-{number:05}")
+}
+
+/// A tenant with one App: a Pod, and a Service.
+async fn make(stage: &Stage, number: usize) -> anyhow::Result<()> {
+    let (namespace, node) = (namespace(number), format!("sim-{:04}", number % NODES));
+    stage.namespace(&namespace).await?;
+    stage.pod(&namespace, "web-0", &node, &[("app", "web")]).await?;
+    let spec = json!({"clusterIP": "None", "selector": {"app": "web"}, "ports": [{"port": 80}]});
+    let service = json!({"metadata": {"name": "web", "namespace": namespace}, "spec": spec});
+    stage.make::<Service>(service).await
+}
+
+/// What the node's agent lists of that many tenants.
+fn listed(node: usize, tenants: usize) -> Vec<Record> {
+    (0..tenants)
+        .filter(|number| number % NODES == node)
+        .map(|number| offender(&namespace(number), "web-0"))
+        .collect()
+}
+
+/// What the aggregator has asked the API server since then, by verb and resource.
+fn asked(world: &World, since: Timestamp) -> anyhow::Result<BTreeMap<String, usize>> {
+    let mut all = BTreeMap::new();
+    for event in world.cluster.audit_of_aggregator()? {
+        let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        // A watch is told of when it begins, and when it ends.
+        let is_begin = text("/verb") != "watch" || text("/stage") == "ResponseStarted";
+        let at: Timestamp = text("/requestReceivedTimestamp").parse()?;
+        if at >= since && is_begin {
+            *all.entry(format!("{} {}", text("/verb"), text("/objectRef/resource"))).or_default() += 1;
+        }
+    }
+    Ok(all)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_request_a_second()
+-> anyhow::Result<()> {
+    let is_full = std::env::var_os("PROCSCAN_E2E_FULL").is_some();
+    let (tenants, round, quiet) = if is_full { (2000, 60, 60) } else { (400, 30, 30) };
+    let round = Duration::from_secs(round);
+    let mut beginning = Beginning { nodes: NODES, ..Beginning::default() };
+    beginning.has_kubelets = false;
+    beginning.cluster.controllers = false;
+    // Each round finds all evidence renewed.
+    beginning.scan_interval = round / 8;
+    let scene = scene(beginning).await?;
+    let numbers = stream::iter(0..tenants).map(Ok::<_, anyhow::Error>);
+    numbers.try_for_each_concurrent(32, |number| make(&scene.1, number)).await?;
+    // Everything else is as it is shipped.
+    let config = json!({"aggregator": {"scan_interval": format!("{}s", round.as_secs())}});
+    let kubeconfig = aggregator::Options::kubeconfig(scene.0.kubeconfig_aggregator());
+    let world = World::of(Aggregator::spawn(&config.to_string(), &kubeconfig)?, scene);
+    world.until_installed().await?;
+    for node in 0..NODES {
+        world.fleet.set_offenders(node, listed(node, tenants));
+    }
+    let begun = tokio::time::Instant::now();
+    until_every(SECOND, "all to be judged", 2 * round, async || {
+        let (_, plan) = world.aggregator.get("/api/v1/plan").await?;
+        let count = |part: &str| plan[part].as_array().map_or(0, Vec::len);
+        let (blocked, held) = (count("blocks"), count("held"));
+        ensure!(
+            blocked + held == tenants,
+            "{blocked} blocked, {held} held, {} not judged",
+            plan["unverified"]
+        );
+        Ok(())
+    })
+    .await
+    .with_context(|| world.last_words())?;
+    let judged = begun.elapsed();
+
+    // Its beginning is over when nothing waits for anything any more.
+    until_every(SECOND, "rest", LONG, async || {
+        let (_, ready) = world.aggregator.get("/readyz").await?;
+        let last = asked(&world, Timestamp::now() - SignedDuration::from_secs(10))?;
+        let is_quiet = last.values().sum::<usize>() <= 20;
+        ensure!(is_quiet && ready["evidence"]["watched"] == true, "{last:?} {}", ready["evidence"]);
+        Ok(())
+    })
+    .await?;
+    let since = Timestamp::now();
+    tokio::time::sleep(Duration::from_secs(quiet)).await;
+    let all = asked(&world, since)?;
+    let sum: usize = all.values().sum();
+    eprintln!(
+        "{tenants} namespaces judged after {judged:.1?}; {sum} requests in {quiet} s of quiet: {all:?}"
+    );
+    // Leases, the agents' DaemonSet and what was written are looked at by time, or by rounds, which are shorter here than as shipped.
+    ensure!(!is_full || sum < usize::try_from(quiet)?, "{sum} requests in {quiet} s: {all:?}");
+    // Nothing is asked of the accused namespaces; a watch may have to be renewed meanwhile.
+    let kinds = ["namespaces", "pods", "services", "ingresses", "httproutes"];
+    let of_tenants = all.iter().filter(|(what, _)| {
+        kinds.iter().any(|kind| what.ends_with(&format!(" {kind}"))) && *what != "get services"
+    });
+    let of_tenants: usize = of_tenants.map(|(_, count)| count).sum();
+    ensure!(of_tenants <= 2 * kinds.len(), "{all:?}");
+    let (_, ready) = world.aggregator.get("/readyz").await?;
+    ensure!(ready["evidence"]["late"] == 0, "{}", ready["evidence"]);
+
+    // One more tenant. Its agent is asked once a round; what it says is judged at once.
+    make(&world.stage, tenants).await?;
+    let node = tenants % NODES;
+    let before = world.fleet.requests(node);
+    world.fleet.set_offenders(node, listed(node, tenants + 1));
+    until("the next answer", round + LIMIT, async || {
+        ensure!(world.fleet.requests(node) > before, "not yet");
+        Ok(())
+    })
+    .await?;
+    let (told, told_at) = (tokio::time::Instant::now(), Timestamp::now());
+    let name = namespace(tenants);
+    world.until_logged(&["\"decision\"", &name]).await?;
+    eprintln!("a new accusation is judged after {:.1?}: {:?}", told.elapsed(), asked(&world, told_at)?);
+    ensure!(told.elapsed() < Duration::from_secs(3), "{:?}", told.elapsed());
+    Ok(())
+}

@@ -298,6 +298,30 @@ fn brakes_of_the_version_before_are_read_and_are_written_in_its_terms() {
     assert!(reason("Rule", Some("")).contains("keyword hits"));
 }
 
+/// What has cleared is no accusation that may be heard again.
+#[test]
+fn a_release_after_a_restart_covers_what_is_accused_and_not_the_app_because_much_has_cleared() {
+    let mut world = World::new(&["n1"]);
+    let lists = |w: &mut World, processes: std::ops::Range<usize>| {
+        let now = w.clock();
+        let records = processes.map(|n| record_of("ns-a", "web", &format!("miner-{n}"), now));
+        w.answer("n1", records.collect());
+        w.evaluate();
+    };
+    lists(&mut world, 10..70);
+    world.rounds(40, |w| lists(w, 0..10));
+    let kept = world.kept.values().next().unwrap().status.clone();
+    assert_eq!((kept.evidence.len(), kept.evidence_omitted), (64, 0));
+    world.restart();
+    world.rounds(2, |w| lists(w, 0..10));
+    let release = Act::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
+    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    world.rounds(2, |w| lists(w, 0..10));
+    assert!(world.blocked().is_empty());
+    world.rounds(2, |w| lists(w, 200..201));
+    assert_eq!(world.blocked(), ["ns-a"], "another process");
+}
+
 #[test]
 fn a_release_of_more_accusations_than_are_kept_covers_those_that_are_heard_again_after_a_restart() {
     let mut world = World::new(&["n1"]);

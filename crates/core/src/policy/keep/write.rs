@@ -52,7 +52,6 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         let cleared = kept::ClearedEvidence { at: at.get(), by: cleared_by(*by), ended: true };
         evidence(id, ground, Some(cleared))
     });
-    let total = incident.grounds.len() + incident.tombstones.len();
     let decision = |decision: &Decision| kept::Decision {
         at: decision.at,
         decision: decision.kind.into(),
@@ -81,7 +80,10 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         approved: incident.approved,
         exempted: incident.exempted.as_deref().map(str::to_owned),
         evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
-        evidence_omitted: total
+        // What has cleared is kept last, and needs not be waited for.
+        evidence_omitted: incident
+            .grounds
+            .len()
             .saturating_sub(MAX_EVIDENCE)
             .max(usize::try_from(incident.omitted).unwrap_or(usize::MAX)),
         processes: incident.processes.iter().cloned().collect(),

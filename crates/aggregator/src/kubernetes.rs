@@ -199,12 +199,12 @@ impl Cluster {
         self.server_clock.moment_of(at, now)
     }
 
-    /// What the API server's clock reads. `None` as long as no answer has told it.
+    /// The API server's time. `None` until an answer has told it.
     pub fn server_time(&self) -> Option<Timestamp> {
         self.server_clock.time()
     }
 
-    /// As if the API server had just said what time it is.
+    /// Sets the API server's time as if an answer had told it.
     #[cfg(test)]
     pub(crate) fn tell_time(&self, date: Timestamp) {
         self.server_clock.set(date);

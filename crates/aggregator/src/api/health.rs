@@ -70,18 +70,18 @@ struct Part {
     suspended: Vec<String>,
 }
 
-/// What the cluster is asked about the accusations, and how long they wait for it.
+/// Whether the cluster can be asked about accusations, and how long they wait for it.
 #[derive(Serialize)]
 struct Evidence {
     #[serde(flatten)]
     part: Part,
     /// The cluster is watched; otherwise each accused namespace is looked at every round.
     watched: bool,
-    /// Namespaces with an accusation that is not judged yet.
+    /// Namespaces with an accusation that has not been judged.
     waiting: usize,
-    /// Those of them that have waited for longer than they should.
+    /// Namespaces with an accusation that has waited too long.
     late: usize,
-    /// How long the one has waited that waits longest.
+    /// The longest wait of an accusation.
     longest_wait_seconds: u64,
 }
 
@@ -130,7 +130,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
             let errors = [api.views.trouble.borrow().clone(), api.views.keeping.borrow().clone()];
             let mut errors: Vec<String> = errors.into_iter().flatten().collect();
             if errors.is_empty() {
-                // In a file nobody watches for it.
+                // No watch reports the rows of a state file that can't be read.
                 errors.extend(api.views.kept.borrow().unreadable().into_values().take(3));
             }
             (!errors.is_empty()).then(|| errors.join("; ")).into()

@@ -83,7 +83,8 @@ pub(super) async fn incident(State(api): State<Api>, Path(name): Path<String>) -
 #[derive(Serialize)]
 struct Exemptions {
     exemptions: Vec<Exemption>,
-    /// Those that have no effect until they are confirmed, of the configuration too. Known to the replica that leads only.
+    /// Exemptions that have no effect until they are confirmed, including those of the configuration. Only the leader
+    /// knows them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     withheld: Vec<Withheld>,
 }

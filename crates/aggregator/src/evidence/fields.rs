@@ -1,4 +1,5 @@
-//! Which fields of each kind of object are read: what is not named here is dropped while it is read, and unknown to `lookup`.
+//! Which fields of each kind of object are read. All others are dropped while an answer arrives, and `lookup` can't use
+//! them.
 //!
 //! An event of a watch is compared with the one before by the same fields, so that what `lookup` does not read is no change.
 

@@ -1,8 +1,7 @@
-//! Lists what one namespace holds: in small pages, trimmed while they are read, and never more than a bound.
-//!
-//! A tenant makes as many objects as it likes, and puts up to 1.5 MB of its own into each. Of an answer only the fields that matter are
-//! held, so the size of the rest costs no memory. What is beyond a bound is not guessed: the whole look fails with
-//! [`RefusalKind::TooMuch`] and a text that names the bound.
+//! Lists the objects of one namespace: in small pages, trimmed while they arrive, and up to a limit.
+//! A tenant makes as many objects as it likes, and can put up to 1.5 MB of its own data into each. Only the wanted
+//! fields are held, so the rest costs no memory. Nothing is guessed beyond a limit: the whole look fails with
+//! [`RefusalKind::TooMuch`], and its text names the limit.
 
 use kube::api::ListParams;
 use kube::core::{ListMeta, Request};
@@ -13,35 +12,36 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::kubernetes::{Ask, Cluster, Keep, Limit, Refusal, RefusalKind};
 
-/// How many objects of one kind are looked at in one namespace.
+/// How many objects of one kind are read in one namespace.
 pub(super) const MAX_OBJECTS: usize = 5000;
-/// How many objects one page may hold, while it is not known how large they are.
+/// The size of a page in objects while their size is not known, or is large.
 pub(super) const FIRST_PAGE: u32 = 100;
-/// The same where they are of a usual size.
+/// The size of a page in objects of a usual size.
 pub(super) const PAGE: u32 = 500;
-/// Up to so many bytes an object is of a usual size: 500 of them are an answer of 20 MB, which the API server holds whole.
+/// The largest usual size of an object in bytes: 500 of them make an answer of 20 MB, all of which the API server
+/// holds.
 pub(super) const USUAL: usize = 40 << 10;
-/// How many bytes of one kind are read in one namespace, however few of them are wanted: 2,000 Services of 250 KiB.
+/// How many bytes of one kind are read in one namespace, wanted or not: enough for 2,000 Services of 250 KiB.
 const MAX_READ: usize = 512 << 20;
-/// How many bytes of one kind are held in one namespace: 5,000 Pods with labels of the usual kind take 5 MB.
+/// How many bytes of wanted fields of one kind are held in one namespace: 5,000 Pods with usual labels take 5 MB.
 const MAX_KEPT: usize = 8 << 20;
-/// The same for one page.
+/// How many bytes of wanted fields one page may have.
 pub(super) const MAX_PAGE: usize = 2 << 20;
-/// From so many bytes on a namespace is large, and only one such namespace is held at a time.
+/// From this many bytes on a namespace is large; only one large namespace is held at a time.
 const LARGE: usize = 1 << 20;
 
 /// One look at one namespace.
 pub(super) struct Look<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) namespace: &'a str,
-    /// Has one permit, for all looks together: who has it may hold a large namespace.
+    /// Its only permit is shared by all looks: the look with the permit may hold a large namespace.
     large: &'a Semaphore,
     permit: Option<SemaphorePermit<'a>>,
-    /// How many bytes are held.
+    /// How many bytes this look holds.
     kept: usize,
 }
 
-/// A page of a list. An answer without `items` is none.
+/// A page of a list. An answer without `items` is an error.
 #[derive(Deserialize)]
 #[serde(bound = "K: DeserializeOwned")]
 pub(super) struct Page<K> {
@@ -51,7 +51,7 @@ pub(super) struct Page<K> {
     pub(super) items: Vec<K>,
 }
 
-/// An empty list may be written as `null`.
+/// Servers may write an empty list as `null`.
 fn items<'de, D: Deserializer<'de>, K: DeserializeOwned>(deserializer: D) -> Result<Vec<K>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
@@ -65,7 +65,7 @@ impl<'a> Look<'a> {
         Ask { verb, resource, namespace: Some(self.namespace) }
     }
 
-    /// All objects of a kind, page by page, as of one moment.
+    /// Lists all objects of a kind, page by page, as of one moment.
     pub(super) async fn list<K: Resource + DeserializeOwned>(
         &mut self,
         api: &Api<K>,
@@ -95,11 +95,11 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// So many bytes more are held. Waits where another namespace is large, too.
+    /// Counts `bytes` more as held. Waits while another large namespace is held.
     async fn hold(&mut self, bytes: usize) {
         self.kept += bytes;
         if self.kept > LARGE && self.permit.is_none() {
-            // It is never closed.
+            // The semaphore is never closed.
             self.permit = self.large.acquire().await.ok();
         }
     }
@@ -109,7 +109,7 @@ impl<'a> Look<'a> {
         Refusal {
             kind: RefusalKind::TooMuch,
             subject: ask.subject(),
-            text: format!("{ask}: {what}, which is more than is looked at in one namespace"),
+            text: format!("{ask}: {what}, the limit for one namespace"),
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Seen {
 #[derive(Clone, Debug)]
 pub(super) struct Pod {
     pub(super) uid: Text,
-    /// When it was created, on our clock; `None` if the API server's is not known.
+    /// When it was created, by our clock; `None` if the API server's clock is not known.
     pub(super) created: Option<Moment>,
     pub(super) node: Option<String>,
     pub(super) host_ips: Vec<Text>,
@@ -86,8 +86,8 @@ struct HostIp {
     ip: String,
 }
 
-/// Looks at a namespace. `wanted` are the Pods that have to be known for sure, the most urgent first. `None` if there is no
-/// such namespace.
+/// Looks at a namespace. The Pods in `wanted` have to be known for certain, the most urgent first. `None` if the
+/// namespace does not exist.
 pub(super) async fn look(
     mut look: Look<'_>,
     clock: Clock,
@@ -127,7 +127,7 @@ pub(super) fn service_of(mut service: core::Service) -> identity::Service {
     }
 }
 
-/// All Pods that there are, and of those that are `wanted` and are not listed, whether they are there.
+/// Lists all Pods, and looks up those of `wanted` that are not listed.
 async fn pods(look: &mut Look<'_>, clock: Clock, wanted: &[Text], seen: &mut Seen) -> Result<(), Refusal> {
     let namespace = look.namespace;
     let kind = ApiResource::erase::<core::Pod>(&());
@@ -166,7 +166,7 @@ async fn routes(look: &mut Look<'_>) -> Result<Routes, Refusal> {
 }
 
 impl Pod {
-    /// `moment_of` says when the API server's clock read what on ours.
+    /// `moment_of` converts the API server's time to a moment of our clock.
     pub(super) fn read(
         namespace: &str,
         mut pod: PodObject,

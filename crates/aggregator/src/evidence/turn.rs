@@ -1,13 +1,13 @@
-//! The order in which the accused namespaces are looked at. Pure: what waits, and since when, is said by the caller.
-//!
-//! Each accusing node has a line of the namespaces that wait because of its own word, and the lines are served in turn: the line
-//! that was served longest ago comes first. A node that accuses thousands of namespaces therefore delays no other node's. A namespace
-//! is a tenant, and has one place in each line however many of its Pods are accused.
-//!
-//! Within a line a namespace that has never been looked at comes first, then the one that has waited longest: since its first
-//! accusation that is not judged, or since the last look at it if that was later. A renewal of its evidence moves nothing, and each
-//! look moves its namespace to the end, so every namespace comes up after at most as many looks as its line is long. Equal ones
-//! are ordered by a hash that changes from one selection to the next: no name is always last.
+//! The order in which accused namespaces are looked at. Pure: the caller says what waits and since when.
+//! Each accusing node has a queue of the namespaces that wait because of its accusations, and the queues are served in
+//! turn: the queue that was served longest ago comes first. So a node that accuses thousands of namespaces delays no
+//! other node's accusations. A namespace is a tenant, and has one place in each queue however many of its Pods are
+//! accused.
+//! Within a queue a namespace that has never been looked at comes first, then the one that has waited longest: since
+//! its first accusation that is not judged, or since the last look at it if that was later. Renewed evidence changes no
+//! place, and each look moves its namespace to the end, so every namespace is looked at after at most as many looks as
+//! its queue is long. Equal ones are ordered by a hash that changes with each selection, so that no name is always
+//! last.
 //!
 //! A part of the places is kept for the namespaces in which no accusation waits: their Services, and Pods that have gone, have to be
 //! known too, however many nodes accuse.
@@ -22,7 +22,8 @@ use procscan_core::names::{NodeName, Text};
 /// One place of so many is for the namespaces in which no accusation waits.
 const QUIET_SHARE: usize = 4;
 
-/// For how many turns a line without anything in it keeps its place: a node that accuses again each second is not a new one each time.
+/// For how many turns an empty queue keeps its place: otherwise a node that accuses again each second would come first
+/// each time.
 const REMEMBERED: u64 = 1000;
 
 /// A namespace that may be looked at now.
@@ -30,18 +31,18 @@ const REMEMBERED: u64 = 1000;
 pub(super) struct Candidate<'a> {
     /// Its name.
     pub(super) namespace: &'a Text,
-    /// The nodes whose accusations wait; none if nothing waits.
+    /// The nodes whose accusations wait; empty if none waits.
     pub(super) nodes: BTreeSet<&'a NodeName>,
     /// It has been looked at before.
     pub(super) is_known: bool,
-    /// Since when it waits for this look.
+    /// Since when it has been waiting for this look.
     pub(super) since: Moment,
 }
 
-/// Which line has been served when.
+/// When each queue was served.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// The number of the turn in which each node's line was served last.
+    /// The number of the turn in which each node's queue was served last.
     served: BTreeMap<NodeName, u64>,
     /// How many turns there have been.
     count: u64,
@@ -49,13 +50,13 @@ pub(super) struct Turns {
     since_kept: usize,
 }
 
-/// A namespace's place in its lines; the least comes first.
+/// A namespace's place in its queues; the smallest comes first.
 type Place<'a> = (bool, Moment, u64, &'a Text);
-/// The namespaces that wait because of one node's word, the first on top.
+/// The namespaces that wait because of one node's accusations, the first on top.
 type Line<'a> = BinaryHeap<Reverse<Place<'a>>>;
 
 impl Turns {
-    /// Takes up to `most` of the candidates, in the order in which they are to be looked at.
+    /// Takes up to `most` candidates, in the order in which to look at them.
     pub(super) fn take(&mut self, candidates: &[Candidate<'_>], most: usize) -> Vec<Text> {
         let salt = self.count;
         let mut quiet: Line<'_> = BinaryHeap::new();
@@ -93,7 +94,7 @@ impl Turns {
         (given / QUIET_SHARE).min(quiet)
     }
 
-    /// Serves the line whose turn it is. A line whose namespaces have all been taken from others is left out.
+    /// Serves the queue whose turn it is, and skips namespaces that were taken from other queues.
     fn serve<'a>(
         &mut self,
         lines: &mut BTreeMap<&'a NodeName, Line<'a>>,

@@ -1,4 +1,4 @@
-//! What is asked of each namespace, and which of its accusations have not been judged yet. Pure.
+//! What is asked about each namespace, and which of its accusations have not been judged. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,42 +9,44 @@ use procscan_core::policy::{Accusers, PodState, Questions, WhichPod};
 
 use super::room::{Room, Wanted};
 
-/// How long an accusation may wait for the look that judges it. Whatever waits longer is said: in the log, and in `/readyz`.
+/// How long an accusation may wait for the look that judges it, before that is reported in the log and in `/readyz`.
 pub(super) const LATE: Duration = Duration::from_mins(2);
 
-/// What is asked of one namespace.
+/// What is asked about one namespace.
 #[derive(Debug, Default)]
 pub(super) struct Inquiry {
     /// What has to be known.
     pub(super) wanted: Wanted,
-    /// The accused Pods that have not been judged since they were accused.
+    /// The accused Pods with accusations that have not been judged.
     pub(super) unjudged: BTreeMap<Text, Unjudged>,
 }
 
-/// An accused Pod of which what is known is older than an accusation.
+/// An accused Pod whose last look-up is older than an accusation.
 #[derive(Clone, Debug)]
 pub(super) struct Unjudged {
-    /// When the first accusation came that is not judged. Later ones are judged by the same look, and do not begin the wait anew.
+    /// When the first accusation came that is not judged. The same look judges later ones, so they do not start the
+    /// wait anew.
     first: Moment,
-    /// When it was asked first. Evidence may be much older than the question: after a restart, for example.
+    /// When the first of these questions was asked. Evidence may be much older than the question, for example after a
+    /// restart.
     asked: Moment,
     accusers: Accusers,
 }
 
-/// How the looking up goes.
+/// The state of the look-ups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EvidenceStatus {
-    /// Why the cluster can't be asked, if so.
+    /// Why the cluster can't be asked.
     pub error: Option<String>,
-    /// What is wrong with one of the namespaces that hold too much to be looked at, if there are any.
+    /// The error of one of the namespaces that are too large to be looked at.
     pub too_large: Option<String>,
     /// The accused namespaces are watched; otherwise each is looked at every round.
     pub is_watched: bool,
-    /// How many namespaces have an accusation that is not judged yet.
+    /// How many namespaces have an accusation that has not been judged.
     pub waiting: usize,
-    /// How many of them have had one for longer than they should.
+    /// How many namespaces have an accusation that has waited too long.
     pub late: usize,
-    /// How long the one has waited that waits longest.
+    /// The longest wait of an accusation.
     pub longest_wait: Duration,
 }
 
@@ -99,7 +101,7 @@ impl Inquiry {
         self.pressing(room, is_watched).any(|(_, pod)| pod.first.uptime() > than.uptime())
     }
 
-    /// Since when it has been asked without an answer.
+    /// Since when its questions have had no answer.
     fn asked(&self, room: Option<&Room>, is_watched: bool) -> Option<Moment> {
         self.pressing(room, is_watched).map(|(_, pod)| pod.asked).min()
     }
@@ -129,13 +131,13 @@ impl Inquiry {
         !settled.is_empty()
     }
 
-    /// Forgets what has been judged by what is known now.
+    /// Forgets the accusations that what is known now has judged.
     pub(super) fn judge(&mut self, room: &Room, now: Moment) {
         self.unjudged.retain(|pod, unjudged| {
             let Some(fact) = room.pods.get(pod) else { return true };
             let known = fact.asked.uptime();
             if known >= unjudged.first.uptime() {
-                // What came after the look began waits for the next.
+                // Accusations that came after the look began wait for the next one.
                 (unjudged.first, unjudged.asked) = (unjudged.accusers.since, now);
             }
             known < unjudged.accusers.since.uptime()
@@ -143,7 +145,7 @@ impl Inquiry {
     }
 }
 
-/// What is asked now, by namespace. What waited before waits on.
+/// The current questions by namespace. Namespaces that waited before go on waiting.
 pub(super) fn inquiries(
     questions: &Questions,
     rooms: &BTreeMap<Text, Room>,
@@ -173,7 +175,7 @@ pub(super) fn inquiries(
     inquiries
 }
 
-/// How long the namespaces wait.
+/// How long the namespaces have been waiting.
 pub(super) fn status(
     inquiries: &BTreeMap<Text, Inquiry>,
     rooms: &BTreeMap<Text, Room>,
@@ -192,7 +194,7 @@ pub(super) fn status(
 }
 
 impl EvidenceStatus {
-    /// Everything that is wrong, for people.
+    /// Everything that is wrong, in one text.
     pub fn trouble(&self) -> Option<String> {
         let late = (self.late > 0).then(|| {
             format!(

@@ -1,4 +1,4 @@
-//! Reads large answers: trimmed while they come, and never more than a bound.
+//! Reads large answers: trims them while they arrive, and gives up beyond a limit.
 
 use http_body_util::BodyExt;
 use hyper::{Request, Response};
@@ -8,32 +8,32 @@ use serde::de::DeserializeOwned;
 use super::trim::{Keep, Trim};
 use super::{Ask, Cluster, Refusal, RefusalKind};
 
-/// No refusal of the API server is larger; in bytes.
+/// The API server's refusals are shorter than this; in bytes.
 const MAX_STATUS: usize = 64 << 10;
 
-/// How much of one answer is read.
+/// How large an answer may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
-    /// How many bytes may come.
+    /// How many bytes may arrive.
     pub read: usize,
-    /// How many bytes of what is wanted are held.
+    /// How many bytes of the wanted fields may be held.
     pub kept: usize,
 }
 
-/// An answer, and how much of it there was.
+/// An answer and its size.
 #[derive(Debug)]
 pub struct Answer<T> {
-    /// What is wanted of it.
+    /// The wanted fields.
     pub value: T,
-    /// How many bytes came.
+    /// How many bytes arrived.
     pub read: usize,
-    /// How many bytes of what is wanted there were.
+    /// How many bytes the wanted fields had.
     pub kept: usize,
 }
 
 impl Cluster {
-    /// Reads of the answer to `request`, in its turn, what `keep` says. Beyond the limit it is given up with
-    /// [`RefusalKind::TooMuch`].
+    /// Sends `request` at the pace, and reads the fields in `keep` of the answer. Fails with [`RefusalKind::TooMuch`]
+    /// beyond the limit.
     pub async fn read_in_turn<T: DeserializeOwned>(
         &self,
         ask: Ask<'_>,
@@ -52,7 +52,7 @@ impl Cluster {
             kind: RefusalKind::TooMuch,
             subject: too_much.subject(),
             text: format!(
-                "{too_much}: the answer is larger than is read ({} bytes, {} of what is wanted)",
+                "{too_much}: the answer is larger than the limit ({} bytes, {} of them in wanted fields)",
                 limit.read, limit.kept
             ),
         })
@@ -77,7 +77,7 @@ impl Cluster {
     }
 }
 
-/// `None` if there is more than the limit.
+/// `None` if the answer exceeds the limit.
 async fn read<T: DeserializeOwned>(
     response: Response<Body>,
     keep: &'static Keep,
@@ -118,7 +118,7 @@ async fn accepted(response: Response<Body>) -> kube::Result<Body> {
     Err(kube::Error::Api(Box::new(refusal(status.as_u16(), &text))))
 }
 
-/// What the API server says of a request that it refuses, or somebody in between.
+/// The API server's refusal, or that of a proxy.
 fn refusal(code: u16, text: &[u8]) -> kube::core::Status {
     serde_json::from_slice(text).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(text);

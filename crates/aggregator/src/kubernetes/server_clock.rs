@@ -32,13 +32,13 @@ impl ServerClock {
         }
     }
 
-    /// Notes that it reads `date` now.
+    /// Notes that the clock reads `date` now.
     pub(super) fn set(&self, date: Timestamp) {
         let reading = Reading { arrived: Instant::now(), date };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
     }
 
-    /// What it reads now, by our monotonic clock since its last answer.
+    /// Its reading now: that of the last answer plus the time since by our monotonic clock.
     pub(super) fn time(&self) -> Option<Timestamp> {
         let Reading { arrived, date } = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
         date.checked_add(arrived.elapsed()).ok()

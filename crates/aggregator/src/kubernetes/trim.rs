@@ -1,39 +1,37 @@
-//! Keeps of a JSON text what is wanted while it is read, and drops the rest.
-//!
-//! Objects in the cluster carry up to 1.5 MB that their owners put there: annotations, above all. What is dropped is never held in
-//! memory, so an answer takes the size of what is wanted of it, whatever else is in it.
-//!
-//! What is dropped is only counted through (strings, brackets), not checked. A text that breaks off stays one that breaks off, so it is
-//! never taken for a whole one.
+//! Keeps the wanted parts of a JSON text while it is read, and drops the rest.
+//! Objects in the cluster carry up to 1.5 MB of their owners' data, mostly annotations. Dropped parts are never held in
+//! memory, so an answer takes only the size of its wanted parts.
+//! Dropped parts are not checked, only strings and brackets are counted to find their end. A text that breaks off gives
+//! a result that breaks off too, and so never passes for a complete one.
 
 /// Which parts of a value are kept.
 #[derive(Clone, Copy, Debug)]
 pub enum Keep {
     /// All of it.
     All,
-    /// Of an object, these fields. A value that is no object is kept as it is.
+    /// These fields of an object. A value that is no object is kept whole.
     Fields(&'static [(&'static str, Keep)]),
-    /// Of a list, so much of each item. A value that is no list is kept as it is.
+    /// This much of each item of a list. A value that is no list is kept whole.
     Items(&'static Keep),
 }
 
-/// No name of a field that is wanted is longer, in bytes. Longer ones are not held.
+/// The longest name of a wanted field, in bytes. Longer names are not held.
 const MAX_NAME: usize = 64;
 
-/// Takes in a text piece by piece.
+/// Trims a text piece by piece.
 #[derive(Debug)]
 pub struct Trim {
     kept: Vec<u8>,
-    /// The objects and lists around what comes next.
+    /// The objects and lists around the next value.
     around: Vec<Around>,
     state: State,
 }
 
-/// An object or a list of which parts are wanted.
+/// An object or a list of which some parts are wanted.
 #[derive(Clone, Copy, Debug)]
 struct Around {
     within: Within,
-    /// Nothing has been kept of it yet.
+    /// Nothing of it has been kept yet.
     is_empty: bool,
 }
 
@@ -45,13 +43,13 @@ enum Within {
 
 #[derive(Debug)]
 enum State {
-    /// A value is to begin: kept so far, or dropped.
+    /// Before a value, which is kept so far or dropped.
     Value(Option<&'static Keep>),
-    /// In a value that is kept or dropped whole.
+    /// In a value that is kept or dropped as a whole.
     Whole { is_kept: bool, depth: usize, text: Text },
     /// In a number, `true`, `false` or `null`.
     Word { is_kept: bool },
-    /// In a wanted object, between its fields; in a wanted list, between its items.
+    /// Between the fields of a wanted object, or between the items of a wanted list.
     Between,
     /// In the name of a field.
     Name { name: Vec<u8>, is_escaped: bool },
@@ -70,7 +68,7 @@ enum Text {
 }
 
 impl Trim {
-    /// Keeps so much of the value that comes.
+    /// Trims a value by `keep`.
     pub fn new(keep: &'static Keep) -> Self {
         Self { kept: Vec::new(), around: Vec::new(), state: State::Value(Some(keep)) }
     }
@@ -80,7 +78,7 @@ impl Trim {
         self.kept.len()
     }
 
-    /// What was kept: JSON, if the whole text has come and was JSON.
+    /// The kept parts: JSON if the whole text has come and was JSON.
     pub fn into_kept(self) -> Vec<u8> {
         self.kept
     }
@@ -89,7 +87,7 @@ impl Trim {
     pub fn take_in(&mut self, piece: &[u8]) {
         let mut rest = piece;
         while let Some((&byte, after)) = rest.split_first() {
-            // Most of a large answer is text that is dropped or kept whole: it is passed by many bytes at a time.
+            // Most of a large answer is text inside strings, so many bytes are passed at a time.
             if let State::Whole { is_kept, text: Text::Inside, .. } = self.state {
                 let plain = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or(rest.len());
                 if plain > 0 {
@@ -107,7 +105,7 @@ impl Trim {
         }
     }
 
-    /// Takes in one byte. Whether it is done with: the byte after a number belongs to what is around it.
+    /// Takes one byte. Returns whether it is consumed: the byte after a number belongs to what is around the number.
     fn step(&mut self, byte: u8) -> bool {
         let is_space = byte.is_ascii_whitespace();
         match &mut self.state {
@@ -153,7 +151,7 @@ impl Trim {
                 }
             },
             State::Colon(keep) => {
-                // Whatever else stands there makes the text no JSON, and is kept as a sign of it.
+                // Anything else makes the text invalid, and is kept so that the result is invalid too.
                 if byte != b':' {
                     self.kept.push(byte);
                 }
@@ -189,7 +187,7 @@ impl Trim {
             b'"' => (0, Text::Inside),
             _ => {
                 self.state = State::Word { is_kept };
-                // A word of no bytes would never end.
+                // An empty word would never end.
                 if matches!(byte, b',' | b'}' | b']') {
                     self.kept.push(byte);
                     self.end();
@@ -224,16 +222,16 @@ impl Trim {
             (_, Some(Within::Items(item))) => {
                 self.state = State::Value(Some(item));
                 if !self.step(byte) {
-                    // The first byte of a number: it is taken in by the state that it has led to.
+                    // The first byte of a number: the new state takes it.
                     self.step(byte);
                 }
             }
-            // No JSON: a sign of it is kept.
+            // Invalid JSON: the byte is kept so that the result is invalid too.
             _ => self.kept.push(byte),
         }
     }
 
-    /// A field of that name begins.
+    /// A field with this name begins.
     fn named(&mut self, name: &[u8]) {
         let fields = match self.around.last().map(|around| around.within) {
             Some(Within::Fields(fields)) => fields,
@@ -249,7 +247,7 @@ impl Trim {
         self.state = State::Colon(keep);
     }
 
-    /// Something is about to be kept of the innermost object or list.
+    /// Writes the comma before the next part that is kept of the innermost object or list.
     fn separate(&mut self) {
         if let Some(around) = self.around.last_mut() {
             if !around.is_empty {

@@ -15,23 +15,23 @@ const MAX_PER_NAMESPACE: usize = 1000;
 /// How many are forgotten at once.
 const SWEPT: usize = 200;
 
-/// The wall time, but no later than the time that has been measured since the term began allows: a wall clock that jumps ahead makes
-/// nothing old. `began` has a wall time that had certainly passed by then.
+/// The wall time, but no later than the start of the term plus the time measured since, so that a wall clock that jumps
+/// ahead makes no incident old. `began` is a moment with a wall time that had certainly passed by then.
 pub(super) fn certain(now: Moment, (moment, wall): (Moment, Timestamp)) -> Timestamp {
     wall.checked_add(now.since(moment)).map_or(now.wall(), |measured| measured.min(now.wall()))
 }
 
 /// When an incident ended.
 struct End<'a> {
-    /// By the clock that only runs while a leader leads, where that is known.
+    /// By the clock that runs only while a replica leads, as far as it is known.
     clock: Timestamp,
     since: Timestamp,
     name: &'a Text,
 }
 
-/// The incidents that ended longer than `retention` ago, or before many others of their namespace, by name, apart from those that
-/// are `known`: they may go on. `wall` and `clock` are the time by the wall clock, and by the clock that only runs while a leader
-/// leads. Both have to say that an incident is old.
+/// The names of the incidents that ended longer than `retention` ago, or before too many others of their namespace;
+/// except those that are `known`, because they may go on. `wall` and `clock` are the time by the wall clock and by the
+/// clock that runs only while a replica leads. An incident is old only if both say so.
 pub(super) fn over(
     kept: &Kept,
     known: &BTreeSet<String>,

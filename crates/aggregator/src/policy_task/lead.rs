@@ -31,7 +31,7 @@ const UNREADABLE: &str = "what is kept can't be read; nothing is decided until i
 /// After how many rounds without news, and after how long at the most, everything is looked at again all the same.
 const QUIET_ROUNDS: u64 = 5;
 const QUIET: Duration = Duration::from_mins(5);
-/// By how much this replica's clock may differ from the API server's before the API server's is used.
+/// How far this replica's clock may differ from the API server's before the API server's time is used.
 const SKEW: SignedDuration = SignedDuration::from_secs(30);
 
 /// How a term ends.
@@ -65,7 +65,7 @@ pub(super) struct Lead<'a> {
     heard: Outline,
     /// This replica's clock differs from the API server's.
     is_clock_wrong: bool,
-    /// When the term began, and a wall time that had certainly passed by then.
+    /// When the term began, with a wall time that had certainly passed by then.
     began: (Moment, Timestamp),
     /// What has been decided on.
     decided: Option<Seen>,
@@ -485,8 +485,8 @@ impl<'a> Lead<'a> {
         is_answered
     }
 
-    /// The time. The wall time is the API server's where this replica's clock differs from it: an operator and every replica mean
-    /// the same by a date.
+    /// The time. If this replica's clock differs from the API server's, the wall time is the API server's, so that
+    /// operators and all replicas mean the same by a date.
     fn now(&self) -> Moment {
         let now = self.task.clock.now();
         let server = self.task.store.server_time();

@@ -35,7 +35,7 @@ pub struct Decided {
     pub plan: Plan,
     /// The Apps that brakes hold.
     pub held: Vec<HeldApp>,
-    /// The exemptions that have no effect, because they would open too many tenants. Known to the leader only.
+    /// The exemptions that have no effect because they would open too many tenants. Only the leader knows them.
     pub withheld: Vec<Withheld>,
     /// Evidence that is not believed.
     pub disputes: Vec<Dispute>,
@@ -208,7 +208,7 @@ impl PolicyTask {
         self.channels.decided.send_replace(Arc::new(shown));
     }
 
-    /// The rules as operators have them at the moment.
+    /// The policy with operators' exemptions and mode.
     fn policy_now(&self, kept: &Kept) -> Policy {
         let mut policy = self.policy.clone();
         policy.mode = kept.enforcement.mode.unwrap_or(policy.mode);

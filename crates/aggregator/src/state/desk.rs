@@ -85,7 +85,7 @@ pub(super) enum Want {
 }
 
 impl Desk {
-    /// The wall time by which dates are judged: the API server's, where it is known.
+    /// The wall time by which dates are judged: the API server's if it is known, otherwise this replica's.
     pub fn wall_time(&self) -> Timestamp {
         let server = match self {
             Self::Cluster(objects) => objects.cluster.server_time(),

@@ -101,7 +101,7 @@ pub struct Brief {
     pub state: IncidentState,
     /// Since when it is in its state.
     pub since: Option<WallTime>,
-    /// When it was written, by the clock that only runs while a leader leads.
+    /// When it was written, by the clock that runs only while a replica leads.
     pub clock: Option<WallTime>,
     /// Until when operators' releases cover something of it.
     pub released_until: Option<WallTime>,

@@ -116,7 +116,7 @@ impl Store {
         }
     }
 
-    /// The time by the clock of the API server that the state is kept in, if it is known.
+    /// The time of the API server that keeps the state, if it is known.
     pub fn server_time(&self) -> Option<Timestamp> {
         match self {
             Self::Cluster(store) => store.server_time(),

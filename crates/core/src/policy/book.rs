@@ -152,7 +152,7 @@ impl Book {
         self.incidents.iter()
     }
 
-    /// What the clock reads now that only runs while a leader leads.
+    /// The reading of the clock that runs only while a replica leads.
     pub fn leader_time(&self, now: Moment) -> Timestamp {
         self.clock.at(now.uptime()).get()
     }

@@ -67,7 +67,7 @@ pub enum Brake {
     SharedService(Text),
     /// Too many releases.
     Releases,
-    /// Too many tenants' Apps are gone at once: more likely, the cluster's memory is.
+    /// Too many tenants' Apps are gone at once: the API server may have lost its objects.
     Gone,
 }
 

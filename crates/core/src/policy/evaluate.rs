@@ -60,7 +60,7 @@ pub(super) struct Pass<'a> {
     pub(super) facts: &'a Facts,
     pub(super) now: Moment,
     pub(super) dates: Dates,
-    /// What each of the policy's exemptions is good for now.
+    /// Whether each of the policy's exemptions is in force now, in their order.
     pub(super) exemptions: Vec<Force>,
     /// What operators have released, by the names that Apps had before.
     pub(super) released: BTreeMap<App, Vec<StickyRelease>>,
@@ -83,12 +83,13 @@ enum Wish {
     Release(Option<String>, Basis),
 }
 
-/// What a release rests on.
+/// The basis of a release.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Basis {
-    /// The rules: what was accused has cleared. The brakes are asked.
+    /// The rules: the accusations have cleared. The brakes apply.
     Rules,
-    /// The cluster's proof that the App or its namespace is gone or going: nothing is opened by it, if the cluster is right.
+    /// The cluster proves that the App or its namespace is gone or being deleted, so the release opens nothing, if the
+    /// cluster is right.
     Proof,
 }
 
@@ -165,7 +166,7 @@ impl Book {
         Decided { decisions, alerts, disputes, unverified }
     }
 
-    /// Notes until when exemptions and releases are in force, and forgets releases that have been over for long.
+    /// Updates which exemptions and releases are in force, and forgets releases that ended long ago.
     fn note_dates(&mut self, pass: &mut Pass<'_>) {
         let now = pass.now;
         let exemptions = pass.policy.exemptions.iter().chain(&pass.policy.unread_exemptions);
@@ -207,8 +208,8 @@ impl Book {
             return Wish::Nothing;
         }
         let excuses = incident.excuses(app, pass);
-        // What is excused is no reason for anything. Nor is what was found long ago a reason for a new block, however seldom its node
-        // scans, unless an operator has approved it.
+        // A ground that an exemption or a release covers leads to nothing. An old one leads to no new block, however
+        // seldom its node scans, unless an operator has approved the block.
         let active = incident.grounds.values().zip(&excuses).any(|(ground, excuse)| {
             let is_young = incident.approved || ground.is_young(pass.policy.max_age, pass.now);
             ground.active && is_young && excuse.is_none()
@@ -246,10 +247,10 @@ impl Book {
             let is_gone = incident.cleared == Some(ClearedGround::AppGone);
             return match incident.standing {
                 Standing::Blocked { .. } if pass.policy.mode == Mode::Paused => Wish::Nothing,
-                // Whatever held it: there is nothing left that it could open.
+                // An App that is gone can't be opened, so no hold on its release matters.
                 Standing::Blocked { .. } if is_gone => Wish::Release(None, Basis::Proof),
                 Standing::Blocked { .. } if incident.release_held.is_some() => Wish::Nothing,
-                // Not all of its nodes are known, so every node has to have answered long enough.
+                // Some of its nodes are not known, so all nodes must have answered for long enough.
                 Standing::Blocked { .. }
                     if (incident.inherited.is_some() || incident.omitted > 0)
                         && (pass.doubtful.contains(&app.namespace)
@@ -285,7 +286,8 @@ impl Book {
             return Wish::Nothing;
         }
         if incident.formerly.iter().chain([app]).any(|name| pass.may_exempt(name)) {
-            // An operator may have said that it is not to be blocked. Late is better than wrong.
+            // The unreadable exemption may say that the App is not to be blocked. A late block is better than a wrong
+            // one.
             return Wish::Nothing;
         }
         if pass.policy.grace.is_zero() || incident.approved {
@@ -340,7 +342,7 @@ impl Book {
                 continue;
             };
             let shared = pass.facts.held_for(&app, pass.policy, incident.approved);
-            // What an operator has to look at anyway takes no place that the brakes have for others.
+            // An App that an operator has to look at anyway takes no place in the brakes' window.
             let brake = match shared {
                 Some(shared) => Some(Brake::SharedService(shared.service.clone())),
                 None if incident.approved => None,
@@ -356,7 +358,7 @@ impl Book {
                 pass.decide(&app, DecisionKind::Held, reason);
                 file.standing = Standing::Held;
                 file.held = Some(Box::new((pass.now, brake.clone())));
-                // One App's Service is no storm.
+                // A shared Service of one App is no sign of a storm, so it raises no alert.
                 if shared.is_none() {
                     held_blocks.push(brake);
                 }
@@ -375,7 +377,7 @@ impl Book {
             let Some(incident) = self.incidents.get_mut(&app) else {
                 continue;
             };
-            // Neither time nor the same proof once more opens what is held for a person to look at.
+            // What is held until an operator looks is opened neither by time nor by the same proof again.
             if proven && incident.holds_release() == Some(Brake::Gone) {
                 continue;
             }
@@ -421,7 +423,8 @@ impl Book {
         tell_held_releases(&held_releases, &mut tally, pass);
     }
 
-    /// On whose word, and by which rules, an App is due: its young active grounds that nothing excuses.
+    /// The nodes and rules by which an App is to be blocked: those of its active grounds that are young enough and not
+    /// exempted.
     fn accusers(&self, app: &App, pass: &Pass<'_>, rules: &mut RuleNames) -> Accusers {
         let Some(incident) = self.incidents.get(app) else {
             return Accusers::default();
@@ -429,7 +432,7 @@ impl Book {
         incident
             .grounds
             .iter()
-            // What may not lead to a new block lets none through either.
+            // A ground that may not lead to a new block may not pass the brakes for one either.
             .filter(|(_, ground)| ground.active && ground.is_young(pass.policy.max_age, pass.now))
             .filter(|(_, ground)| incident.excuse_of(app, &ground.record, pass).is_none())
             .map(|((_, node), ground)| (node.clone(), rules.of(&ground.record)))
@@ -537,7 +540,7 @@ impl Pass<'_> {
         self.alerts.push(alert);
     }
 
-    /// Whether an exemption that can't be read may cover accusations of `app`.
+    /// Whether an exemption that can't be read completely may cover accusations of `app`.
     fn may_exempt(&self, app: &App) -> bool {
         let is_over = |until| self.dates.force(until, self.now) == Force::Over;
         let mut unread = self.policy.unread_exemptions.iter();
@@ -565,7 +568,7 @@ fn doubt(dates: usize, first: Timestamp, now: Moment) -> String {
     )
 }
 
-/// Alerts of the brakes that hold `releases`.
+/// Raises the alerts of the brakes that hold `releases`.
 fn tell_held_releases(releases: &[Brake], tally: &mut Tally<'_>, pass: &mut Pass<'_>) {
     for brake in [Brake::Releases, Brake::Gone] {
         let held = releases.iter().filter(|other| **other == brake).count();
@@ -584,7 +587,7 @@ fn cleared_reason(cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {
             "its node has not answered for detection.unreachable_limit".to_owned()
         }
         Some(ClearedGround::By(Cleared::Hidden)) => {
-            "its node has answered for detection.unreachable_limit, and for too much of that another process's record hid it, or \
+            "its node has answered for detection.unreachable_limit in sum, but during too much of it another process's record hid it, or \
              records of its namespace were left out"
                 .to_owned()
         }

@@ -101,16 +101,16 @@ impl Exemption {
 /// Which exemptions may open blocked Apps.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Admissions {
-    /// By [`Exemption::identity`]: nothing if it took effect; else why it is withheld: it would open too many tenants.
+    /// By [`Exemption::identity`]: `None` if it took effect, otherwise why it is withheld.
     known: BTreeMap<String, Option<Withheld>>,
 }
 
-/// An exemption that has no effect, because it would open too many tenants.
+/// An exemption that has no effect because it would open too many tenants.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Withheld {
-    /// Where it is declared: see [`Exemption::place`].
+    /// Where it is declared; see [`Exemption::place`].
     pub place: String,
-    /// How many tenants it would open, and what to do, for people.
+    /// How many tenants it would open, and what an operator can do.
     pub reason: String,
 }
 
@@ -171,7 +171,7 @@ impl Book {
         }
     }
 
-    /// The exemptions that are withheld, as of the last evaluation.
+    /// The exemptions that the last evaluation withheld.
     pub fn withheld(&self) -> Vec<Withheld> {
         self.admissions.known.values().flatten().cloned().collect()
     }

@@ -53,7 +53,7 @@ pub(super) struct Due {
 pub(super) struct ReleaseDue {
     pub(super) at: WallTime,
     pub(super) passed: bool,
-    /// By the cluster's proof that it is gone, and not by the rules. That is counted by itself.
+    /// The cluster proved that it is gone; such releases are counted separately from those by the rules.
     pub(super) proven: bool,
 }
 
@@ -335,7 +335,8 @@ impl Tally<'_> {
         (self.window.due.get(app).cloned(), self.window.releases.get(app).copied())
     }
 
-    /// `app` is to be released: by the rules, or because it is `proven` to be gone. The brake that holds it, if any.
+    /// Enters that `app` is to be released: by the rules, or because it is `proven` to be gone. Returns the brake that
+    /// holds the release, if any.
     pub(super) fn release(&mut self, app: &App, proven: bool) -> Option<Brake> {
         let (brake, places, max) = if proven {
             (Brake::Gone, &self.counts.gone, self.rules.max_gone_tenants)

@@ -1,11 +1,12 @@
-//! Releases by the cluster's proof that Apps are gone: many at once are held, because the cluster may have lost its memory instead.
+//! Releases because the cluster proves that Apps are gone: many at once are held, because the API server may have lost
+//! its objects.
 
 use crate::common::{MINUTE, World, app, namespaces, record};
 use procscan_core::policy::{Act, Alert, Brake, DecisionKind, Evaluation, Mode};
 
 const TENANTS: usize = 12;
 
-/// So many tenants, each blocked on the word of a node of its own.
+/// Blocked tenants, each on the word of its own node.
 fn blocked_tenants() -> (World, Vec<String>) {
     let nodes: Vec<String> = (0..TENANTS).map(|n| format!("n{n}")).collect();
     let mut world = World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
@@ -29,7 +30,7 @@ fn count(evaluation: &Evaluation, kind: DecisionKind) -> usize {
     evaluation.decisions.iter().filter(|decision| decision.kind == kind).count()
 }
 
-/// The API server was restored from a backup in which no Pods are.
+/// The API server was restored from a backup without any Pods.
 #[test]
 fn when_the_apps_of_many_tenants_are_gone_at_once_most_stay_blocked_until_an_operator_approves() {
     for terminating in [false, true] {
@@ -47,7 +48,7 @@ fn when_the_apps_of_many_tenants_are_gone_at_once_most_stay_blocked_until_an_ope
         assert!(evaluation.held[0].reason.contains("brake.max_gone_tenants"), "{:?}", evaluation.held[0]);
         let is_alert = |alert: &&Alert| matches!(alert, Alert::Brake { brake: Brake::Gone, .. });
         assert_eq!(evaluation.alerts.iter().filter(is_alert).count(), 1);
-        // Neither time opens them, nor a restart, nor that the Pods are back.
+        // Nothing opens them: neither time, nor a restart, nor the return of the Pods.
         for restarts in 0..3 {
             for minutes in [1, 30, 24 * 60] {
                 world.wait(minutes * MINUTE);
@@ -76,12 +77,12 @@ fn what_is_held_for_being_gone_is_blocked_as_before_when_it_is_found_again() {
     let now = world.clock();
     world.answer("n11", vec![record("ns-011", now)]);
     assert_eq!((world.held().len(), world.blocked().len()), (6, 7));
-    // And is released by the rules.
+    // The rules release them.
     world.rounds(40, |w| (0..TENANTS).for_each(|n| drop(w.answer(&format!("n{n}"), vec![]))));
     assert!(!world.blocked().contains(&"ns-011".to_owned()));
 }
 
-/// Nor do they fill the window of what is released by the rules.
+/// Nor do they take places of releases by the rules.
 #[test]
 fn one_tenants_mass_deletion_takes_one_place_and_those_that_come_one_by_one_pass() {
     let (mut world, names) = blocked_tenants();

@@ -170,7 +170,7 @@ fn what_hides_a_process_is_shown_and_the_wait_for_it_ends_with_the_limit_of_answ
     world.rounds(3, |w| ask(w, &mut agent));
     assert_eq!(hidden_by(&mut world, "ns-j").as_deref(), Some("ns-k"));
     assert_eq!(hidden_by(&mut world, "ns-k"), None);
-    // It is another tenant's: nothing of it reaches this one.
+    // The hiding process may be another tenant's, so this tenant must learn nothing of it.
     let plan = world.evaluate().plan;
     let objects = render(&plan, &settings(), Existing::default());
     let told = objects.iter().find(|object| object.metadata.namespace == "ns-j").unwrap();

@@ -109,7 +109,7 @@ async fn what_is_wanted_has_a_bound_of_bytes_too() {
     assert!(outcome.is_ok());
     let facts = state.facts();
     let PodState::Unreadable(why) = &facts.pods.values().next().unwrap().state else { panic!() };
-    assert!(why.contains("list pods in namespace ns-a: the answer is larger than is read"), "{why}");
+    assert!(why.contains("list pods in namespace ns-a: the answer is larger than the limit"), "{why}");
 }
 
 #[tokio::test(start_paused = true)]

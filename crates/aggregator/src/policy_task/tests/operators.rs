@@ -104,11 +104,12 @@ async fn what_two_operators_want_is_done_in_every_order_and_whichever_answer_is_
     }
 }
 
-/// The API server's clock says what a date means, however wrong this replica's is.
+/// The API server's clock decides when a date has passed, however wrong this replica's clock is.
 #[tokio::test(start_paused = true)]
 async fn an_until_is_over_when_the_api_servers_clock_says_so() {
     let days = |days: i64| SignedDuration::from_hours(24 * days);
-    // By how much the API server's clock is ahead, until when the release lasts by this replica's clock, and whether it is refused.
+    // How far the API server's clock is ahead, until when the release lasts by this replica's clock, and whether it is
+    // refused.
     for (server_ahead, until, is_refused) in [
         (days(-10), days(-5), false),
         (days(-10), days(-11), true),
@@ -134,7 +135,7 @@ async fn an_until_is_over_when_the_api_servers_clock_says_so() {
         assert_eq!(replica.blocked().is_empty(), !is_refused);
         assert!(now["spec"]["release"].is_null());
         if !is_refused {
-            // It stays so.
+            // That does not change later.
             sleep(Duration::from_hours(1)).await;
             assert!(replica.blocked().is_empty());
             let status = server.get(INCIDENTS, &name_of("web")).unwrap()["status"].clone();

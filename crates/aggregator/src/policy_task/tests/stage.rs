@@ -49,7 +49,7 @@ pub(super) struct Wanted {
     pub(super) blocked: Vec<Inherited>,
     /// What was known of the cluster in an earlier term.
     pub(super) facts: Facts,
-    /// By how much the API server's clock is ahead of this replica's.
+    /// How far the API server's clock is ahead of this replica's.
     pub(super) server_ahead: SignedDuration,
 }
 

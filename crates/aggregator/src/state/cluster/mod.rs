@@ -174,7 +174,7 @@ impl ClusterStore {
         self.known.changed(kept)
     }
 
-    /// The time by the API server's clock, if it is known.
+    /// The API server's time, if it is known.
     pub fn server_time(&self) -> Option<Timestamp> {
         self.objects.cluster.server_time()
     }

@@ -1,4 +1,4 @@
-//! What operators do, and how it is written down.
+//! What operators do, and how it is recorded.
 
 use crate::common::{HOUR, MINUTE, World, app, record, record_of};
 use procscan_core::policy::{Act, ActError, Actor, By, Decision, Mode, is_too_far};
@@ -60,7 +60,7 @@ fn what_has_been_done_of_operators_acts_is_counted_and_never_counted_back_by_its
         let kept = world.book.document(&app("ns-a")).unwrap().status.observed;
         assert_eq!(kept, is);
     }
-    // The object was restored from a backup: its numbers begin lower.
+    // The object was restored from a backup, so its numbers start lower.
     world.keep();
     world.book.renumber(&app("ns-a"), 1);
     assert_eq!(observed(&world), 1);
@@ -96,7 +96,7 @@ fn what_no_brake_holds_can_not_be_approved_and_what_is_over_not_be_acted_upon() 
     assert_eq!(refused, ActError::NoIncident(app("ns-a")));
 }
 
-/// The App's process of that number is found.
+/// Finds the App's processes with these numbers.
 fn accused_of(world: &mut World, processes: std::ops::Range<usize>) {
     let now = world.clock();
     let records = processes.map(|n| record_of("ns-a", "web", &format!("miner{n}"), now)).collect();
@@ -114,7 +114,7 @@ fn a_release_covers_each_accusation_by_itself_up_to_a_bound_and_then_the_app() {
         accused_of(&mut world, 0..processes);
         assert!(world.blocked().is_empty());
         accused_of(&mut world, processes..processes + 1);
-        // On the word of so many rules the brakes are asked about another one.
+        // With so many rules the brakes are asked about another one.
         let evaluation = world.evaluate();
         assert_eq!(evaluation.plan.blocks.is_empty() && evaluation.held.is_empty(), is_whole, "{processes}");
     }
@@ -151,7 +151,7 @@ fn the_last_word_of_a_release_counts_and_is_forgotten_a_day_after_its_date() {
         w.evaluate();
     });
     assert_eq!(world.blocked(), ["ns-a"]);
-    // Of two rules, each has its own date.
+    // Each of two rules has its own date.
     release(&mut world, 30);
     let now = world.clock();
     world.answer("n1", vec![record_of("ns-a", "web", "zmap", now)]);

@@ -1,4 +1,4 @@
-//! Pods, their Apps and their namespaces: what is gone, what is another's, what can't be known.
+//! Pods, their Apps and their namespaces: what is gone, what belongs to another App, and what can't be known.
 
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
 use procscan_core::ledger::Detection;
@@ -107,7 +107,7 @@ fn evidence_that_can_not_be_verified_any_more_keeps_the_app_that_it_counts_again
     let blocked = |world: &mut World| -> Vec<String> {
         world.evaluate().plan.blocks.iter().map(|block| block.app.name.to_string()).collect()
     };
-    // The name is one after the other's.
+    // One App has the name after the other.
     for (minute, name) in [(0, "miner"), (10, "shop")] {
         world.wait(minute * MINUTE);
         world.recreate("ns-a", "web", "n1", name);
@@ -149,7 +149,7 @@ fn what_a_node_that_is_not_there_any_more_has_said_counts_until_the_limit() {
     world.ledger.expect([crate::common::target("n1")], 0);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // A new leader's ledger knows nothing of the node.
+    // The ledger of a new leader does not know the node.
     world.ledger = world.new_ledger();
     let kept: Vec<_> = world.kept.values().cloned().collect();
     world.book = Book::restore(&kept, &world.ledger.snapshot(world.now), world.now);

@@ -1,4 +1,4 @@
-//! What administrators and followers are told in numbers, and when a round alone is reason enough to decide.
+//! The numbers that administrators and followers see, and when a round alone leads to a decision.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ fn when_one_more_app_waits_or_is_held_the_numbers_are_new() {
     world.policy.grace = Duration::from_mins(10);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.evaluate().plan.summary.changed, world.now.wall());
-    // One ends, another begins: as many as before, but not the same.
+    // One ends and another begins: as many as before, but not the same ones.
     world.policy.exemptions =
         vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".to_owned())), None)];
     world.wait(MINUTE);
@@ -50,13 +50,13 @@ fn a_round_is_reason_to_decide_only_where_something_waits_for_answers() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     assert!(!world.book.waits_for_rounds(), "clearing clocks say themselves when they have run");
-    // Accused, and its Pod could not be read.
+    // It is accused, and its Pod could not be read.
     world.policy.verify_pods = true;
     world.pod_is("ns-b", "web", PodState::Unreadable("forbidden".to_owned()));
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     world.evaluate();
     assert!(world.book.waits_for_rounds());
-    // Blocked before the start.
+    // It was blocked before the start.
     let mut book = Book::default();
     let (told, accused) = (None, [Key::new("ns-a", "web", "xmrig")].into());
     let found = Inherited {
@@ -68,7 +68,7 @@ fn a_round_is_reason_to_decide_only_where_something_waits_for_answers() {
     };
     book.inherit([found], &world.policy, world.now);
     assert!(book.waits_for_rounds());
-    // Blocked for more than was kept.
+    // It was blocked for more than was kept.
     let mut world = World::new(&["n1"]);
     world.answer("n1", (0..70).map(|n| record_of("ns-a", "web", &format!("miner{n}"), 0)).collect());
     assert_eq!(world.blocked(), ["ns-a"]);

@@ -1,4 +1,4 @@
-//! What a new leader finds closed, and whose it is taken to be.
+//! What a new leader finds closed, and which App it assigns that to.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use crate::common::{World, app, record};
 use procscan_core::names::{App, Key};
 use procscan_core::policy::{Act, Inherited, Mode};
 
-/// An object that blocks `app`, with those Services.
+/// An object that blocks `app` and closes those Services.
 fn found(app: App, accused: &[&str], services: &[&str]) -> Inherited {
     let key = |process: &&str| Key::new(app.namespace.clone(), "web", *process);
     Inherited {
@@ -24,7 +24,7 @@ fn services_of(world: &mut World, app: &App) -> Vec<String> {
     block.map_or_else(Vec::new, |block| block.exposure.services.iter().map(ToString::to_string).collect())
 }
 
-/// `ns-a`'s App `web` is blocked, with its Service `web`.
+/// The App `web` of `ns-a` is blocked, with its Service `web`.
 fn blocked() -> World {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
@@ -41,7 +41,7 @@ fn an_app_that_is_found_blocked_is_taken_over_unless_all_that_is_closed_is_anoth
             world.book.inherit([found(other.clone(), accused, services)], &world.policy, world.now);
         decisions.len() == 1 && world.book.incident(&other).is_some()
     };
-    // Nothing says what it was blocked for, and its only Service is closed for another App.
+    // Nothing shows what it was blocked for, and its only Service is closed for another App.
     assert!(!taken_over(&[], &["web.ns-a.svc"]));
     assert!(taken_over(&["xmrig"], &["web.ns-a.svc"]), "it was accused itself");
     assert!(taken_over(&[], &["web.ns-a.svc", "api.ns-a.svc"]), "one of the Services is no other App's");
@@ -53,7 +53,7 @@ fn an_app_that_is_set_aside_keeps_closed_what_is_no_other_apps() {
     let other = App::new("ns-a", "app", "api");
     for (services, closed) in [
         (&["web.ns-a.svc", "api.ns-a.svc"][..], &["api.ns-a.svc"][..]),
-        // Nothing else is left of it.
+        // No other Service of it is left.
         (&["web.ns-a.svc"], &["web.ns-a.svc"]),
     ] {
         let mut world = blocked();
@@ -79,7 +79,7 @@ fn what_is_found_closed_is_added_to_a_blocked_app_only() {
     let mut world = blocked();
     world.book.inherit(more(), &world.policy, world.now);
     assert_eq!(kept(&mut world), ["old.ns-a.svc", "web.ns-a.svc"].map(str::to_owned).into());
-    // An operator has released it: what the gateway closes still is nothing that it is to close again one day.
+    // An operator has released it: what the gateway still closes must not be closed again later.
     let mut world = blocked();
     let until = crate::common::at(3600).wall();
     world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();

@@ -1,4 +1,4 @@
-//! What one replica has kept, added to what another one has heard itself.
+//! What one replica has kept, combined with what another one has heard itself.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ fn wall(seconds: i64) -> Timestamp {
     Timestamp::from_second(START + seconds).unwrap()
 }
 
-/// The evidence of `n1` against `ns-a` as another replica has kept it: the record of `stamp`, fresh at that time.
+/// The evidence of `n1` against `ns-a` as another replica kept it: the record of `stamp`, fresh at that time.
 fn kept(stamp: i64, cleared: Option<i64>) -> Remembered {
     let record = record("ns-a", stamp);
     Remembered {
@@ -27,7 +27,8 @@ fn kept(stamp: i64, cleared: Option<i64>) -> Remembered {
     }
 }
 
-/// One that has heard a record of `stamp` at that time, `now` seconds after the start; its wall clock has been set at 250 s.
+/// A replica that has heard a record of `stamp` at that time, `now` seconds after the start; its wall clock was set by
+/// `jump` seconds at 250 s.
 fn heard(stamp: u64, now: u64, jump: i64) -> World {
     let mut world = World::new(&["n1"]);
     world.wait(stamp);
@@ -43,12 +44,12 @@ fn what_another_replica_has_cleared_is_cleared_unless_both_clocks_say_that_it_wa
     // (heard at, jump of the wall clock at 250 s, cleared by the other at, by the wall clock)
     let cleared = [
         (100, 0, 150),
-        // At the same time: it is not known whether the other one had heard it.
+        // At the same time: it is not known whether the other replica had heard it.
         (100, 0, 100),
-        // By our monotonic clock it was heard before, by the wall clock after.
+        // Heard before by our monotonic clock, after by the wall clock.
         (200, -1000, -750),
         (200, -1000, -800),
-        // The other way round.
+        // Conversely.
         (200, 1000, 1100),
         (200, 1000, 200),
     ];
@@ -86,7 +87,7 @@ fn what_another_replica_has_seen_is_no_fresh_evidence_when_an_old_agent_lists_it
     assert_eq!(violation.observations(), 7);
     let fresh_at = violation.evidence().next().unwrap().fresh_at.unwrap();
     assert_eq!(fresh_at, crate::common::at(60));
-    // Since when it is known, the other one knows better.
+    // The other replica has known it for longer.
     assert_eq!(violation.first_seen(), wall(0));
 }
 
@@ -105,11 +106,11 @@ fn a_seldom_scan_is_news_to_the_one_that_has_heard_all_before_and_none_to_the_on
     world.wait(4 * HOUR);
     world.answer("n1", vec![record("ns-a", hours(1))]);
     assert_eq!(world.state("ns-a"), State::Unconfirmed, "the other one may have seen it");
-    // From then on it is known what came last.
+    // From then on the last record is known.
     world.answer("n1", vec![record("ns-a", hours(2))]);
     assert_eq!(world.state("ns-a"), State::Active);
 
-    // An earlier one says nothing of what came last.
+    // An earlier record says nothing of the last one.
     let mut world = World::new(&["n1"]);
     world.ledger.remember([kept(0, None)], world.now);
     world.wait(6 * HOUR);
@@ -144,7 +145,7 @@ fn proof_that_a_pod_is_gone_clears_again_only_what_was_heard_since() {
     world.answer("n1", vec![record("ns-a", 10)]);
     let pod = record("ns-a", 0).key.pod_ref();
     let gone = |world: &mut World| world.ledger.pod_gone(&pod, world.now).len();
-    // Heard at the moment of the proof, so before it.
+    // Heard at the moment of the proof, so it counts as before it.
     assert_eq!((gone(&mut world), world.state("ns-a")), (1, State::Cleared));
     world.wait(10);
     assert_eq!((gone(&mut world), world.state("ns-a")), (0, State::Cleared));
@@ -179,7 +180,7 @@ fn a_violation_that_returns_within_a_day_is_the_same_and_later_another() {
     for (hours, more, is_same) in [(23, 0, true), (24, 0, true), (24, 1, false), (30, 0, false)] {
         let rules = Detection { clear_after: Duration::from_secs(HOUR), ..Detection::default() };
         let mut world = World::with(&["n1"], rules);
-        // The agent goes on listing what has ended.
+        // The agent goes on listing the process that has ended.
         let list = |w: &mut World| drop(w.answer("n1", vec![record("ns-a", 0)]));
         list(&mut world);
         world.rounds(60, list);
@@ -212,7 +213,7 @@ fn a_tombstone_is_kept_for_a_day_after_it_was_listed_last() {
     assert_eq!(world.state("ns-a"), State::Cleared, "to the last moment");
     world.wait(1);
     assert!(world.snapshot().violations.is_empty());
-    // A tenant that offends again by then goes on with the same incident.
+    // A tenant that offends again by then continues the same incident.
     assert_eq!(world.now.since(cleared), Duration::from_secs(24 * HOUR + 1));
     assert!(world.book.incident(&app("ns-a")).is_none());
 }
@@ -226,7 +227,7 @@ fn the_rules_of_clearing_are_called_the_same_everywhere() {
 
 #[test]
 fn a_tombstone_lasts_to_the_last_moment_of_its_day() {
-    // Another violation of the node is given up at that very moment, so the node is looked at.
+    // Another violation of the node is forgotten at that moment, so the node is looked at.
     for (lists, last) in [(false, 30), (true, 30), (true, 40)] {
         let mut world = World::new(&["n1"]);
         world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
@@ -250,7 +251,7 @@ fn what_has_grown_old_is_not_young_again_because_its_agent_is_found_to_scan_seld
     world.answer("n1", vec![record("ns-a", 0)]);
     world.wait(31 * MINUTE);
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
-    // Two scans, half an hour apart: what is found by them holds for an hour and a half.
+    // Two scans half an hour apart, so what they find holds for an hour and a half.
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", now)]);
     world.wait(60 * MINUTE);

@@ -8,8 +8,8 @@ use procscan_core::names::NodeName;
 use procscan_core::policy::{Book, remembered};
 use procscan_core::report::{Answer, Outcome};
 
-/// `ns-a` offends, and then `ns-b`, of whom the agent lists the later result; it scans every ten minutes. Told up to the third scan of
-/// `ns-b`, at 30 min.
+/// `ns-a` offends, then `ns-b`; the agent scans every ten minutes and lists the later result. Runs up to the third scan
+/// of `ns-b`, at 30 min.
 fn hidden() -> World {
     let mut world = World::new(&["n1"]);
     let follower = world.new_ledger();
@@ -23,7 +23,7 @@ fn hidden() -> World {
     world
 }
 
-/// What the agent lists: the last scan before 30 min has found `ns-b`, and none since has found anything.
+/// The agent's list: the last scan before 30 min found `ns-b`, and none since has found anything.
 fn list(world: &mut World) {
     let scan = (world.clock() / 600 * 600).min(1800);
     let namespace = if scan == 0 { "ns-a" } else { "ns-b" };
@@ -74,7 +74,7 @@ fn a_record_that_changes_without_a_date_hides_others_even_if_it_is_not_believed_
 fn a_new_leader_counts_no_time_as_hidden_that_was_before_its_own() {
     let mut world = hidden();
     world.fail_over();
-    // It clears after as much time without its being hidden as ever: 30 min of 51, of which 21 are hidden.
+    // It clears after the usual time without being hidden: 30 min of 51, of which 21 are hidden.
     world.rounds(59, |w| {
         list(w);
         assert!(w.blocked().contains(&"ns-a".to_owned()), "{}", w.clock() / 60);
@@ -94,7 +94,7 @@ fn what_a_full_ledger_does_not_know_is_released_by_its_nodes_answers_only_after_
     let mut world = World::with(&["n1"], rules);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // Another leader, in whose ledger the node's place is taken.
+    // Another leader, whose ledger has no place left for the node.
     world.rules.max_keys_per_node = 1;
     let kept: Vec<_> = world.kept.values().cloned().collect();
     world.ledger = world.new_ledger();

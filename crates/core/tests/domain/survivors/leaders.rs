@@ -1,4 +1,4 @@
-//! What goes on when another replica leads.
+//! What continues when another replica leads.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ fn a_grace_ends_with_the_block_at_its_time_though_another_replica_leads_and_the_
     assert_eq!(world.evaluate().decisions[0].kind, DecisionKind::Warned);
     world.wait(5 * MINUTE);
     world.fail_over();
-    // The agent does not scan again until the grace is over; the new leader has heard the record itself. What passed before it was
-    // written anew does not count.
+    // The agent does not scan again until the grace is over, and the new leader has heard the record itself. The time
+    // before it was written again does not count.
     world.rounds(10, |w| drop(w.answer("n1", vec![record("ns-a", 0)])));
     assert_eq!(world.blocked(), ["ns-a"]);
 }

@@ -1,4 +1,4 @@
-//! What deliberate faults in the deciding code have shown to be tested by nothing else.
+//! Behaviour that only deliberate faults in the deciding code have shown to be untested (surviving mutants).
 
 mod acts;
 mod apps;

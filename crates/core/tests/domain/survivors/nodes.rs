@@ -10,7 +10,7 @@ fn second() -> Target {
     Target { address: "[fd00::1]:9090".into(), node: NodeName::new("n1") }
 }
 
-/// A node whose agent scans every five minutes, asked at two addresses, of which the first answers.
+/// A node whose agent scans every five minutes, asked at two addresses, of which the first one answers.
 fn two_addresses() -> World {
     let mut world = World::new(&["n1"]);
     world.ledger.expect([target("n1"), second()], 0);
@@ -29,7 +29,7 @@ fn odometer(world: &mut World) -> Duration {
     world.snapshot().nodes.get(&NodeName::new("n1")).unwrap().clock.odometer.get()
 }
 
-/// How much of the next `rounds` minutes counts as answered.
+/// How many of the next `rounds` minutes count as answered.
 fn counted(world: &mut World, rounds: u64, mut each: impl FnMut(&mut World)) -> u64 {
     let before = odometer(world);
     world.rounds(rounds, |w| each(w));
@@ -58,13 +58,13 @@ fn an_address_that_refuses_restarts_nothing_while_another_one_answers_in_whateve
 
 #[test]
 fn a_node_that_refuses_and_answers_nowhere_has_restarted() {
-    // It refuses at its only other address after the one that used to answer has fallen silent: the agent is down.
+    // It refuses at its only other address after the one that used to answer fell silent, so the agent is down.
     let mut world = two_addresses();
     world.wait(MINUTE);
     world.fail("n1");
     second_says(&mut world, failed(FailureReason::Refused));
     assert_eq!(counted(&mut world, 20, answer), 20 - 5, "its agent scans once before its word counts");
-    // It is not asked any more at the address that used to answer.
+    // The address that used to answer is not asked any more.
     let mut world = two_addresses();
     world.ledger.expect([second()], 0);
     world.wait(MINUTE);

@@ -169,7 +169,7 @@ impl Cluster {
         Self::of(client, Duration::from_secs(15))
     }
 
-    /// The same, at that pace.
+    /// A connection with that pace.
     #[cfg(test)]
     pub(crate) fn paced(client: Client, per_second: u32) -> Self {
         Self { pace: Arc::new(Pace::new(per_second)), ..Self::with_client(client) }

@@ -33,6 +33,7 @@ pub struct Marks<'a> {
 }
 
 /// The App that a Pod belongs to.
+///
 /// Never empty: a Pod without any mark is an App of its own. Pods with different marks are never joined by a guess:
 /// splitting an App only delays a block, but joining two Apps blocks an innocent one.
 pub fn app_of(namespace: &str, pod: &str, marks: Marks<'_>) -> App {

@@ -56,7 +56,7 @@ spec:
       schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
 "#;
 
-/// Every verb of every rule, removed in turn.
+/// The Gateway API's routes, as far as the API server has to know them.
 fn without_each_verb() -> anyhow::Result<Vec<Without>> {
     let documents: Vec<Value> =
         RBAC.split("\n---\n").map(|text| Ok(serde_saphyr::from_str(text)?)).collect::<anyhow::Result<_>>()?;

@@ -1,6 +1,7 @@
-//! Thousands of accused namespaces under the limits that are shipped: all are judged, and then the API server is left alone.
+//! Thousands of accused namespaces with the default limits: all are judged, and then few requests are sent.
 //!
-//! With `PROCSCAN_E2E_FULL` there are 2,000 in rounds of a minute, which takes five minutes; without it 400 in rounds of 30 s, in two.
+//! With `PROCSCAN_E2E_FULL` there are 2,000 namespaces in rounds of a minute, which takes five minutes; without it 400
+//! in rounds of 30 s, which takes two.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,7 +26,7 @@ fn namespace(number: usize) -> String {
     format!("ns-{number:05}")
 }
 
-/// A tenant with one App: a Pod, and a Service.
+/// Creates a tenant with one App: a Pod and a Service.
 async fn make(stage: &Stage, number: usize) -> anyhow::Result<()> {
     let (namespace, node) = (namespace(number), format!("sim-{:04}", number % NODES));
     stage.namespace(&namespace).await?;
@@ -35,7 +36,7 @@ async fn make(stage: &Stage, number: usize) -> anyhow::Result<()> {
     stage.make::<Service>(service).await
 }
 
-/// What the node's agent lists of that many tenants.
+/// What the node's agent lists for that many tenants.
 fn listed(node: usize, tenants: usize) -> Vec<Record> {
     (0..tenants)
         .filter(|number| number % NODES == node)
@@ -43,12 +44,12 @@ fn listed(node: usize, tenants: usize) -> Vec<Record> {
         .collect()
 }
 
-/// What the aggregator has asked the API server since then, by verb and resource.
+/// The aggregator's requests to the API server since then, by verb and resource.
 fn asked(world: &World, since: Timestamp) -> anyhow::Result<BTreeMap<String, usize>> {
     let mut all = BTreeMap::new();
     for event in world.cluster.audit_of_aggregator()? {
         let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        // A watch is told of when it begins, and when it ends.
+        // The audit log has an entry when a watch begins, and one when it ends.
         let is_begin = text("/verb") != "watch" || text("/stage") == "ResponseStarted";
         let at: Timestamp = text("/requestReceivedTimestamp").parse()?;
         if at >= since && is_begin {
@@ -72,7 +73,7 @@ async fn many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_
     let scene = scene(beginning).await?;
     let numbers = stream::iter(0..tenants).map(Ok::<_, anyhow::Error>);
     numbers.try_for_each_concurrent(32, |number| make(&scene.1, number)).await?;
-    // Everything else is as it is shipped.
+    // Everything else has its default.
     let config = json!({"aggregator": {"scan_interval": format!("{}s", round.as_secs())}});
     let kubeconfig = aggregator::Options::kubeconfig(scene.0.kubeconfig_aggregator());
     let world = World::of(Aggregator::spawn(&config.to_string(), &kubeconfig)?, scene);
@@ -96,7 +97,7 @@ async fn many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_
     .with_context(|| world.last_words())?;
     let judged = begun.elapsed();
 
-    // Its beginning is over when nothing waits for anything any more.
+    // The start is over when nothing waits any more.
     until_every(SECOND, "rest", LONG, async || {
         let (_, ready) = world.aggregator.get("/readyz").await?;
         let last = asked(&world, Timestamp::now() - SignedDuration::from_secs(10))?;
@@ -112,9 +113,10 @@ async fn many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_
     eprintln!(
         "{tenants} namespaces judged after {judged:.1?}; {sum} requests in {quiet} s of quiet: {all:?}"
     );
-    // Leases, the agents' DaemonSet and what was written are looked at by time, or by rounds, which are shorter here than as shipped.
+    // Leases, the agents' DaemonSet and our own objects are read by time or by rounds, which are shorter here than the
+    // default.
     ensure!(!is_full || sum < usize::try_from(quiet)?, "{sum} requests in {quiet} s: {all:?}");
-    // Nothing is asked of the accused namespaces; a watch may have to be renewed meanwhile.
+    // No request is about the accused namespaces, except that a watch may be renewed.
     let kinds = ["namespaces", "pods", "services", "ingresses", "httproutes"];
     let of_tenants = all.iter().filter(|(what, _)| {
         kinds.iter().any(|kind| what.ends_with(&format!(" {kind}"))) && *what != "get services"
@@ -124,7 +126,7 @@ async fn many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_
     let (_, ready) = world.aggregator.get("/readyz").await?;
     ensure!(ready["evidence"]["late"] == 0, "{}", ready["evidence"]);
 
-    // One more tenant. Its agent is asked once a round; what it says is judged at once.
+    // One more tenant: its agent is asked once a round, and its accusation is judged at once.
     make(&world.stage, tenants).await?;
     let node = tenants % NODES;
     let before = world.fleet.requests(node);

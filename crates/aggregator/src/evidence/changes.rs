@@ -1,8 +1,8 @@
-//! Where something has changed since it was looked at, as far as the watches tell. Pure, and shared: the watches write, the task that
-//! looks at namespaces reads.
+//! Which accused namespaces have changed since they were looked at, according to the watches. Pure and shared: the
+//! watches write, and the task that looks at namespaces reads.
 //!
-//! Nothing of an object is kept but a fingerprint of the fields that `lookup` reads, and only in accused namespaces: enough to
-//! know that nothing has changed. What there is, is always read directly.
+//! Only a fingerprint of the fields that `lookup` reads is kept of an object, and only in accused namespaces. That is
+//! enough to know that nothing has changed; what exists is always read directly.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -12,12 +12,12 @@ use procscan_core::names::Text;
 
 use super::listing::MAX_OBJECTS;
 
-/// After so long without an event or a bookmark a watch is lost. The API server sends a bookmark each minute.
+/// A watch without an event or a bookmark for this long is lost. The API server sends a bookmark each minute.
 pub(super) const SILENCE: Duration = Duration::from_mins(3);
-/// By how much a watch may be behind the moment at which its bookmark is read here.
+/// How far a watch may lag behind the moment at which its bookmark is read here.
 pub(super) const LAG: Duration = Duration::from_secs(2);
 
-/// What is watched.
+/// The kinds of objects that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Kind {
     /// Namespaces.
@@ -28,7 +28,7 @@ pub(super) enum Kind {
     Services,
     /// Ingresses.
     Ingresses,
-    /// Routes of the Gateway API, which not every cluster has.
+    /// Routes of the Gateway API, which some clusters do not have.
     HttpRoutes,
 }
 
@@ -37,28 +37,28 @@ impl Kind {
         [Self::Namespaces, Self::Pods, Self::Services, Self::Ingresses, Self::HttpRoutes];
 }
 
-/// How one watch is.
+/// The state of one watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watched {
-    /// Everything until then has been told.
+    /// The watch has reported everything up to this moment.
     Until(Moment),
     /// The cluster has no such kind.
     Absent,
 }
 
-/// What the watches have told.
+/// What the watches have reported.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// The accused namespaces: those that changes are noted of.
+    /// The accused namespaces: changes in these are noted.
     accused: BTreeSet<Text>,
-    /// Those in which something has changed since the last look at them began.
+    /// The namespaces with changes since the last look at them began.
     changed: BTreeSet<Text>,
     watches: BTreeMap<Kind, Watched>,
     fingerprints: HashMap<Text, HashMap<(Kind, Box<str>), u64>>,
 }
 
 impl Changes {
-    /// From now on changes in these namespaces are noted, and in no others. What has happened before in a new one is not known.
+    /// Notes changes in these namespaces from now on, and in no others. What happened before in a new one is not known.
     pub(super) fn note_in<'a>(&mut self, accused: impl Iterator<Item = &'a Text>) {
         self.accused = accused.cloned().collect();
         let Self { accused, changed, fingerprints, .. } = self;
@@ -66,7 +66,7 @@ impl Changes {
         fingerprints.retain(|namespace, _| accused.contains(namespace));
     }
 
-    /// A watch begins: what has happened before, since whatever was looked at, it does not tell.
+    /// A watch begins. It does not report what happened before, so all namespaces count as changed.
     pub(super) fn begin(&mut self, kind: Kind, at: Moment) {
         self.changed.clone_from(&self.accused);
         for of_namespace in self.fingerprints.values_mut() {
@@ -75,30 +75,30 @@ impl Changes {
         self.watches.insert(kind, Watched::Until(at));
     }
 
-    /// The cluster has no such kind, so nothing of it changes.
+    /// The cluster does not have this kind, so nothing of it changes.
     pub(super) fn is_absent(&mut self, kind: Kind) {
         self.watches.insert(kind, Watched::Absent);
     }
 
-    /// A watch can't go on, and what it does not tell is not known from now on.
+    /// A watch can't go on; what happens from now on is not known.
     pub(super) fn end(&mut self, kind: Kind) {
         self.watches.remove(&kind);
     }
 
-    /// A watch has told everything that happened until then.
+    /// A watch has reported everything up to `at`.
     pub(super) fn tell_until(&mut self, kind: Kind, at: Moment) {
         if let Some(watched @ Watched::Until(_)) = self.watches.get_mut(&kind) {
             *watched = Watched::Until(at);
         }
     }
 
-    /// An object is told of, with a fingerprint of what matters of it; nothing if it is gone. Whether that is news.
+    /// Notes an object with a fingerprint of its relevant fields; `None` if it is gone. Returns whether that is news.
     pub(super) fn note(&mut self, kind: Kind, namespace: &str, name: &str, print: Option<u64>) -> bool {
         let Some(namespace) = self.accused.get(namespace).cloned() else { return false };
         let prints = self.fingerprints.entry(namespace.clone()).or_default();
         let key = (kind, Box::from(name));
         let before = match print {
-            // What has no place is a change each time.
+            // An object without a place counts as a change each time.
             Some(print) if prints.len() < MAX_OBJECTS || prints.contains_key(&key) => {
                 prints.insert(key, print)
             }
@@ -110,12 +110,12 @@ impl Changes {
         (print.is_none() || before != print) && self.changed.insert(namespace)
     }
 
-    /// A look at it begins: what changes from now on is news.
+    /// A look at the namespace begins: changes from now on are news.
     pub(super) fn look_at(&mut self, namespace: &Text) {
         self.changed.remove(namespace);
     }
 
-    /// What was to be looked at could not be, or has to be again.
+    /// The look at the namespace failed, or has to be repeated.
     pub(super) fn look_again(&mut self, namespace: &Text) {
         if self.accused.contains(namespace) {
             self.changed.insert(namespace.clone());
@@ -127,13 +127,13 @@ impl Changes {
         self.changed.clone_from(&self.accused);
     }
 
-    /// Whether something may have changed in it since the last look at it began.
+    /// Whether something may have changed in the namespace since the last look at it began.
     pub(super) fn has_changed(&self, namespace: &Text) -> bool {
         !self.accused.contains(namespace) || self.changed.contains(namespace)
     }
 
-    /// Until when everything has been told, by all watches; nothing if one of them has been silent for too long, or is not
-    /// possible.
+    /// The moment up to which all watches have reported everything; `None` if one of them has been silent for too long
+    /// or is not possible.
     pub(super) fn told_until(&self, now: Moment) -> Option<Moment> {
         let mut until: Option<Moment> = None;
         for kind in Kind::ALL {
@@ -144,7 +144,7 @@ impl Changes {
             }
         }
         let until = until?;
-        // Both readings go back together, so the difference to other moments stays what it is.
+        // Both readings go back together, so that the difference to other moments stays the same.
         let wall = until.wall().checked_sub(LAG).unwrap_or(until.wall());
         Some(Moment::new(until.uptime().saturating_sub(LAG), wall))
     }

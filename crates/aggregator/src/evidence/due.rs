@@ -1,4 +1,4 @@
-//! Where to look next: at one namespace each, or at many together. Pure.
+//! Where to look next: at single namespaces, or at many together. Pure.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use super::watches::Told;
 
 /// How many namespaces are looked at at the same time.
 pub(super) const PLACES: usize = 8;
-/// The same beside a sweep, which is to have most of the pace.
+/// The same during a sweep, which should get most of the paced requests.
 const PLACES_BESIDE_SWEEP: usize = 2;
-/// How long a look has its place for: after it another one begins beside it, so that no slow namespace delays the others.
+/// How long a look keeps its place: after it another look begins, so that a slow namespace does not delay the others.
 pub(super) const SLOW: Duration = Duration::from_secs(5);
 /// How many looks there may be at the same time, slow ones included: each holds a page of up to 2 MiB.
 const MOST_LOOKS: usize = 2 * PLACES;
@@ -25,29 +25,30 @@ pub(super) const GAP: Duration = Duration::from_secs(1);
 /// What to do next.
 #[derive(Debug)]
 pub(super) struct Due {
-    /// Many namespaces, to be looked at together.
+    /// Many namespaces to look at together.
     pub(super) sweep: Option<Plan>,
-    /// The namespaces to be looked at one by one.
+    /// The namespaces to look at one by one.
     pub(super) looks: Vec<Text>,
-    /// When to ask for more if there are none.
+    /// When to ask again if there are none.
     pub(super) next: Duration,
 }
 
-/// Why a namespace is looked at again.
+/// Why to look at a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
-    /// An accusation in it is not judged, or an App not known; it was not so when the last sweep over it began.
+    /// An accusation in it is not judged, or an App not known, and that was not so when the last sweep over it began.
     New,
-    /// An accusation in it is not judged although a sweep has passed: a Pod is not listed, and has to be asked for by its name.
+    /// An accusation in it is not judged although a sweep has passed: its Pod was not listed, and has to be looked up
+    /// by name.
     Unlisted,
-    /// Something in it has changed, or it can't be watched.
+    /// Something in it has changed, or it is not watched.
     Again,
-    /// One more look proves that an App is gone: that its Pods are not there, each by its name.
+    /// One more look may prove that an App is gone: it looks up the App's Pods by name.
     Proof,
 }
 
 impl State {
-    /// How many further looks may begin.
+    /// How many more looks may begin.
     pub(super) fn places(&self, now: Moment) -> usize {
         let slow = self.looking.values().filter(|begun| now.since(**begun) >= SLOW).count();
         let quick = self.looking.len() - slow;
@@ -55,7 +56,7 @@ impl State {
         places.saturating_sub(quick).min(MOST_LOOKS.saturating_sub(self.looking.len()))
     }
 
-    /// The namespaces to look at now, as many as there are [`Self::places`], or all that wait, if they are many.
+    /// The namespaces to look at now: as many as there are [`Self::places`], or all that wait if there are many.
     pub(super) fn due(&mut self, now: Moment, interval: Duration) -> Due {
         let changes = self.told.as_ref().map(Told::changes);
         let changes = changes.as_ref().filter(|changes| changes.told_until(now).is_some());
@@ -106,7 +107,7 @@ impl State {
             candidates.push(candidate);
         }
         let sweep = self.sweeps.plan(together, self.with_routes, now);
-        // What is looked at together is not looked at by itself.
+        // Namespaces that are looked at together need no look of their own.
         candidates.retain(|candidate| {
             !sweep.as_ref().is_some_and(|plan| plan.namespaces.contains(candidate.namespace))
         });

@@ -11,11 +11,11 @@ const NAMESPACE: (&str, Keep) = ("namespace", All);
 const UID: (&str, Keep) = ("uid", All);
 const VERSION: (&str, Keep) = ("resourceVersion", All);
 const LABELS: (&str, Keep) = ("labels", All);
-/// An event may carry the API server's refusal in place of an object.
+/// An event may carry the API server's refusal instead of an object.
 const CODE: (&str, Keep) = ("code", All);
 const MESSAGE: (&str, Keep) = ("message", All);
 
-/// What is read of a list's own fields.
+/// The fields of a list itself.
 pub(super) static LIST: Keep = Fields(&[("metadata", All)]);
 
 /// Pods.

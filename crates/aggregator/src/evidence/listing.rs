@@ -1,4 +1,5 @@
 //! Lists the objects of one namespace: in small pages, trimmed while they arrive, and up to a limit.
+//!
 //! A tenant makes as many objects as it likes, and can put up to 1.5 MB of its own data into each. Only the wanted
 //! fields are held, so the rest costs no memory. Nothing is guessed beyond a limit: the whole look fails with
 //! [`RefusalKind::TooMuch`], and its text names the limit.

@@ -118,7 +118,7 @@ pub(super) async fn look(
     Ok(Some(seen))
 }
 
-/// What matters of a Service.
+/// The relevant fields of a Service.
 pub(super) fn service_of(mut service: core::Service) -> identity::Service {
     identity::Service {
         name: service.name_any().into(),

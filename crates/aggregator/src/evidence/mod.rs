@@ -1,31 +1,32 @@
 //! What the cluster itself says of the accusations: asks for the accused Pods and the Services of their Apps.
 //!
-//! One task owns what is known of the accused namespaces (`State`): it takes the questions from the policy over a `watch` channel, looks,
-//! concludes (`room`), and gives facts back the same way. All requests together keep to a pace, so that a bad rule or a lying node
-//! costs the API server no more than that; `due` says where to look next, `turn` has the order, `waiting` what has not been judged yet.
-//! What waits for longer than it should is said (`said`), in the log and in the details of `/readyz`.
+//! One task owns what is known of the accused namespaces (`State`). It takes the questions from the policy over a
+//! `watch` channel, looks, draws conclusions (`room`), and returns facts the same way. All requests together keep to a
+//! pace, so that a bad rule or a lying node costs the API server no more than that. `due` decides where to look next,
+//! `turn` has the order, and `waiting` knows what has not been judged. Accusations that wait too long are reported
+//! (`said`) in the log and in the details of `/readyz`.
 //!
-//! **What there is, is read directly.** A look (`lookup`, by way of `listing`, which bounds what one namespace may cost) is a consistent
-//! read of one namespace. Where many wait, a sweep (`sweep`, decided on by `sweeps`) is one of the whole cluster, which proves no absence.
-//! These are the only sources of facts. A fact judges only evidence that is older than the first request for it.
+//! **What exists is read directly.** A look (`lookup`, through `listing`, which limits the cost of one namespace) is a
+//! consistent read of one namespace. If many wait, a sweep (`sweep`; `sweeps` decides on it) is a consistent read of
+//! the whole cluster, but proves no absence. These are the only sources of facts. A fact judges only evidence that is
+//! older than its first request.
 //!
-//! **When to look.** Up to [`FEW`] accused namespaces are looked at every round. With more, `watches` watch the cluster, one watch for
-//! each kind, and note in `changes` which accused namespaces something has changed in, by fingerprints of the fields that `lookup`
-//! reads. A namespace is then looked at
-//! - when a Pod is accused that was never read, or that is of no App with an open incident: no new block follows from a watch;
-//! - when something in it has changed, at most every [`state::CONFIRM`];
-//! - when an App in it may be proven gone with one more look.
+//! **When to look.** Up to [`FEW`] accused namespaces are looked at every round. With more, `watches` watch the
+//! cluster, one watch for each kind, and note in `changes` which accused namespaces have changed, by fingerprints of
+//! the fields that `lookup` reads. Then a namespace is looked at when a Pod is accused that was never read or that
+//! belongs to no App with an open incident (no new block follows from a watch); when something in it has changed, at
+//! most every [`state::CONFIRM`]; and when one more look may prove an App in it gone.
 //!
-//! **What the watches allow to be judged without a look** (`waiting::Inquiry::confirm`): evidence that is renewed of what has been accepted
-//! after a direct read, and what is not believed anyway. As long as nothing has changed in a namespace, what was read of it is as
-//! true at the last moment up to which *all* watches have told everything (an event or a bookmark, less an allowance); a fact's
-//! `asked` is moved to that moment and no further.
+//! **What the watches allow to judge without a look** (`waiting::Inquiry::confirm`): renewed evidence that was accepted
+//! after a direct read, and evidence that is not believed anyway. As long as nothing has changed in a namespace, what
+//! was read of it is still true at the last moment up to which *all* watches have reported everything (an event or a
+//! bookmark, minus an allowance). A fact's `asked` is moved to that moment and no further.
 //!
-//! **What fails how.** A watch that breaks off is taken up where it did. One that has to begin anew has missed something: every accused
-//! namespace is looked at again, in turn. One that is silent for three minutes, or refused, is no proof: then each namespace is
-//! looked at every round, as without watches. A look that fails leaves its Pods unreadable, so nothing new is blocked. A sweep that fails
-//! leaves everything as it was, and each namespace is looked at by itself. A slow look keeps its place for some seconds, then another
-//! one begins beside it.
+//! **What fails how.** A watch that breaks off is resumed where it ended. One that has to start anew has missed
+//! something, so every accused namespace is looked at again, in turn. A watch that is silent for three minutes, or is
+//! refused, proves nothing: then each namespace is looked at every round, as without watches. A failed look leaves its
+//! Pods unreadable, so nothing new is blocked. A failed sweep leaves everything as it was, and each namespace is looked
+//! at on its own. A slow look keeps its place for some seconds; then another one begins.
 
 mod changes;
 mod due;
@@ -62,10 +63,11 @@ use self::watches::{Told, Watches};
 use crate::clock::Clock;
 use crate::kubernetes::{Cluster, Refusal};
 
-/// Up to so many accused namespaces are looked at every round: that is less than a request a second. With more, the cluster is watched.
+/// Up to this many accused namespaces are looked at every round, which is less than a request per second. With more,
+/// the cluster is watched.
 const FEW: usize = 10;
-/// How long what was seen waits for more, so that many looks that end at once are one piece of news; also how often is found out what is
-/// to be looked at next.
+/// How long what was seen waits for more, so that many looks that end at about the same time are one change; also how
+/// often the next looks are chosen.
 const STEP: Duration = Duration::from_millis(200);
 
 /// A Pod that is proven gone: what was seen of it until then is cleared.
@@ -108,7 +110,7 @@ impl Evidence {
         let mut watches: Option<Watches> = None;
         let mut looks = FuturesUnordered::new();
         let mut sweep = None;
-        // What was seen since the facts were last told, if anything; and the Pods that are gone by it.
+        // Whether something was seen since the facts were last published, and the Pods that are gone according to it.
         let mut is_news = false;
         let mut cleared: Vec<PodGone> = Vec::new();
         let (mut told_at, mut begun_at): (Option<Moment>, Option<Moment>) = (None, None);
@@ -164,7 +166,7 @@ impl Evidence {
                     Ok(()) => questions.mark_changed(),
                     Err(_) => return,
                 },
-                // Each is taken in as it comes: no look waits for another.
+                // Each is taken as it comes, so no look waits for another.
                 Some((namespace, asked, seen)) = looks.next() => {
                     let gone = state.see(&namespace, seen, asked, self.interval).unwrap_or_default();
                     cleared.extend(gone.into_iter().map(|(pod, until)| PodGone { pod, until }));
@@ -182,7 +184,7 @@ impl Evidence {
         }
     }
 
-    /// Watches the cluster while many namespaces are accused: a few cost less when each is looked at every round.
+    /// Watches the cluster while many namespaces are accused. For a few it is cheaper to look at each every round.
     fn watch(&self, state: &mut State, watches: &mut Option<Watches>) {
         let accused = state.inquiries.len();
         if watches.is_some() && accused <= FEW / 2 {
@@ -218,7 +220,7 @@ impl Evidence {
     }
 }
 
-/// Waits for what there may be to wait for.
+/// Waits for the future, or for ever if there is none.
 async fn wait_for<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
     match future {
         Some(future) => future.await,

@@ -29,7 +29,7 @@ pub(super) struct Room {
     pub(super) pods: BTreeMap<Text, PodFact>,
     pub(super) apps: BTreeMap<App, AppFact>,
     pub(super) is_terminating: bool,
-    /// The accused Pods that the last look did not find, and did not ask for by their names: nothing new is known of them.
+    /// The accused Pods that the last look neither found nor looked up by name: nothing new is known of them.
     unseen: BTreeSet<Text>,
     /// What has been seen of the accused Pods.
     lives: BTreeMap<Text, Life>,
@@ -60,12 +60,12 @@ impl Wanted {
 }
 
 impl Room {
-    /// Whether it has to be looked at once more to know whether one of its Apps, or of its Pods, is gone.
+    /// Whether one more look is needed to know if one of its Apps or Pods is gone.
     pub(super) fn is_waiting(&self) -> bool {
         !self.empty.is_empty() || self.has_unseen()
     }
 
-    /// Whether there is a Pod that has to be asked for by its name.
+    /// Whether a Pod has to be looked up by name.
     pub(super) fn has_unseen(&self) -> bool {
         !self.unseen.is_empty()
     }
@@ -75,7 +75,7 @@ impl Room {
         !self.unseen.contains(pod)
     }
 
-    /// What is known of a Pod is known to be as true at `until` as when it was read.
+    /// What is known of a Pod is still true at `until`.
     pub(super) fn confirm(&mut self, pod: &Text, until: Moment) {
         let Some(fact) = self.pods.get_mut(pod) else { return };
         fact.asked = fact.asked.max(until);
@@ -149,7 +149,7 @@ impl Room {
             let state = match there(name) {
                 Some(pod) => present(pod),
                 None if is_absent(name) => PodState::Gone,
-                // What was known of it is as old as it was. One that is gone stays so until it is listed.
+                // What was known of it stays as old as it was. A Pod that is gone stays gone until it is listed.
                 None => {
                     if self.pods.get(name).is_none_or(|fact| fact.state != PodState::Gone) {
                         self.unseen.insert(name.clone());
@@ -209,7 +209,7 @@ impl Room {
                 let since = *self.empty.entry(app.clone()).or_insert(asked);
                 since != asked && asked.since(since) >= patience
             } else {
-                // None is listed, but not each was asked for by its name: that proves nothing, and disproves nothing.
+                // None is listed, but not each was looked up by name: that proves nothing in either direction.
                 false
             };
             // Without a Pod there is nothing to match Services with: what is known stays.

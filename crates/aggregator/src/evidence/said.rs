@@ -1,4 +1,4 @@
-//! What is said of the looking up: in the log, once for each state, and in the details of `/readyz`.
+//! Reports the state of the look-ups: in the log, once for each state, and in the details of `/readyz`.
 
 use procscan_core::Moment;
 use tokio::sync::watch;
@@ -8,10 +8,10 @@ use super::waiting::{self, EvidenceStatus};
 use crate::kubernetes::Refusal;
 
 impl State {
-    /// Says once what is wrong, and once that it is no longer.
+    /// Logs once what is wrong, and once that it is over.
     pub(super) fn tell(&mut self) {
         let failure = self.failing.values().next().cloned();
-        // The same in another namespace is no news.
+        // The same error in another namespace is no news.
         let subject = |refusal: &Refusal| (refusal.kind, refusal.subject.clone());
         match (&self.error, &failure) {
             (before, Some(now)) if before.as_ref().map(subject) != Some(subject(now)) => {

@@ -1,5 +1,5 @@
-//! What is known of the accused namespaces, and what becomes of what was seen in them. Pure: the looking is done elsewhere, `due` says
-//! where to look next, and `said` what is wrong.
+//! What is known of the accused namespaces, and what follows from each look. Pure: other modules look, `due` decides
+//! where to look next, and `said` reports what is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,8 +19,8 @@ use crate::kubernetes::{Refusal, RefusalKind};
 
 /// How many Pods without a known App are looked up one by one with each look at a namespace: a node may name thousands
 /// that do not exist, and each costs one of the paced requests.
-pub(super) const MAX_STRANGERS: usize = 20;
-/// How often what the watches tell is made use of, and the least time between two looks at a namespace in which something has changed.
+pub(super) const MAX_UNKNOWN_PODS: usize = 20;
+/// How often the reports of the watches are used, and the least time between two looks at a namespace that has changed.
 pub(super) const CONFIRM: Duration = Duration::from_secs(10);
 
 /// The accused namespaces.
@@ -30,31 +30,31 @@ pub(super) struct State {
     pub(super) rooms: BTreeMap<Text, Room>,
     pub(super) inquiries: BTreeMap<Text, Inquiry>,
     pub(super) turns: Turns,
-    /// Looks at many namespaces together.
+    /// The looks at many namespaces together.
     pub(super) sweeps: Sweeps,
-    /// What the watches tell, while there are any.
+    /// The reports of the watches, while the cluster is watched.
     pub(super) told: Option<Told>,
-    /// Up to when they had told everything when that was last made use of.
+    /// Up to when the watches had reported everything when that was last used.
     confirmed: Option<Moment>,
     /// The namespaces that are being looked at one by one, and since when.
     pub(super) looking: BTreeMap<Text, Moment>,
-    /// Routes are looked at, too.
+    /// Routes are looked up, too.
     pub(super) with_routes: bool,
-    /// How many Services were closed when that was last said.
+    /// How many Services were closed by the last questions.
     closed: usize,
     /// The namespaces that hold more than the limit, with the error.
     pub(super) too_large: BTreeMap<Text, String>,
-    /// The namespaces that could not be looked at when that was last tried, and why.
+    /// The namespaces whose last look failed, with the error.
     pub(super) failing: BTreeMap<Text, Refusal>,
-    /// What was last said to stand in the way.
+    /// The error that was last logged.
     pub(super) error: Option<Refusal>,
-    /// It is said that some wait too long.
+    /// It is logged that some wait too long.
     pub(super) is_late: bool,
 }
 
 impl State {
-    /// Takes the current questions, and forgets what is not asked any more. Whether the looks that have begun are of an earlier term,
-    /// and must not count.
+    /// Takes the current questions, and forgets what is not asked any more. Returns whether the running looks belong to
+    /// an earlier term and must not count.
     pub(super) fn ask(&mut self, questions: &Questions, now: Moment) -> bool {
         let is_new_term = questions.epoch != self.epoch;
         if is_new_term {
@@ -74,11 +74,11 @@ impl State {
         is_new_term
     }
 
-    /// Judges what the watches allow to be judged without a look: in namespaces where nothing has changed since the last one. Whether
-    /// anything was.
+    /// Judges what the watches allow to judge without a look: in namespaces where nothing has changed since the last
+    /// one. Returns whether anything was judged.
     pub(super) fn confirm(&mut self, now: Moment) -> bool {
         let Some(told) = &self.told else { return false };
-        // What has changed and until when that is known belong together: nothing may be told in between.
+        // The changes and the moment up to which they are known belong together, so no watch may report in between.
         let changes = told.changes();
         let Some(until) = changes.told_until(now) else { return false };
         if self.confirmed.is_some_and(|confirmed| until.since(confirmed) < CONFIRM) {
@@ -90,7 +90,7 @@ impl State {
             if let Some(room) = self.rooms.get_mut(namespace)
                 && room.asked.is_some()
                 && !changes.has_changed(namespace)
-                // What has changed before this look began is known with its end.
+                // Changes before this look began are known when it ends.
                 && !self.looking.contains_key(namespace)
                 && !self.sweeps.is_at(namespace)
             {
@@ -100,41 +100,42 @@ impl State {
         is_news
     }
 
-    /// Whether routes are looked at: `max_service_entries` will soon be reached, and the Ingresses should be known by then. It stays so
-    /// until there are far fewer.
+    /// Decides whether routes are looked up: `max_service_entries` will soon be reached, and the Ingresses should be
+    /// known by then. Stays so until there are far fewer Services.
     pub(super) fn count_services(&mut self, max_service_entries: usize) {
         let seen = self.rooms.values().map(Room::services).sum::<usize>();
-        // At the beginning of a term nothing has been looked at, and many may be closed.
+        // At the beginning of a term nothing has been looked at, but many Services may be closed.
         let services = seen.max(self.closed);
         let before = self.with_routes;
         self.with_routes = services * 5 >= max_service_entries * if before { 2 } else { 3 };
         if let Some(told) = self.told.as_ref().filter(|_| self.with_routes && !before) {
-            // Until now their routes were not looked at.
+            // Their routes have not been looked up yet.
             told.changes().look_again_at_all();
         }
     }
 
-    /// Looks at these begin: what changes from now on is news.
+    /// Looks at these namespaces begin: changes from now on are news.
     pub(super) fn begin_looks(&mut self, due: &[Text], now: Moment) {
         self.looking.extend(due.iter().map(|namespace| (namespace.clone(), now)));
         self.note_changes_in(due.iter());
     }
 
-    /// What changes in these from now on is news.
+    /// Changes in these namespaces from now on are news.
     fn note_changes_in<'a>(&self, namespaces: impl Iterator<Item = &'a Text>) {
         let Some(told) = &self.told else { return };
         let mut changes = told.changes();
         namespaces.for_each(|namespace| changes.look_at(namespace));
     }
 
-    /// A sweep over these begins.
+    /// A sweep over these namespaces begins.
     pub(super) fn begin_sweep(&mut self, plan: &Plan) {
         self.note_changes_in(plan.namespaces.iter());
         self.sweeps.begin(plan);
     }
 
-    /// Takes in what a sweep has seen that began at `asked` and has ended at `now`. What it could not see is left to looks of their own.
-    /// Returns the Pods that are proven gone, and until when their evidence counts for nothing.
+    /// Takes the result of a sweep that began at `asked` and ended at `now`. Namespaces that it could not see need
+    /// looks of their own. Returns the Pods that are proven gone, each with the time until which its evidence counts
+    /// for nothing.
     pub(super) fn see_all(
         &mut self,
         Swept { mut seen, ended }: Swept,
@@ -147,7 +148,7 @@ impl State {
             let found = seen.remove(&namespace);
             let is_missed = found.is_none();
             if let Some(found) = found {
-                // Nothing that a sweep fails to read is a failure of this namespace's.
+                // An error of the sweep is no error of this namespace.
                 gone.extend(self.take_in(&namespace, Ok(Some(found)), asked, patience).unwrap_or_default());
             } else if let Some(told) = &self.told {
                 told.changes().look_again(&namespace);
@@ -224,17 +225,17 @@ impl State {
         let Some(inquiry) = self.inquiries.get(namespace) else { return Vec::new() };
         let urgent = self.rooms.get(namespace).unwrap_or(&Room::default()).urgent(&inquiry.wanted);
         let of_apps: BTreeSet<&Text> = inquiry.wanted.of_apps().collect();
-        let mut left = MAX_STRANGERS;
+        let mut left = MAX_UNKNOWN_PODS;
         let is_in_turn = |pod: &Text| {
-            let is_stranger = !of_apps.contains(pod);
-            let fits = !is_stranger || left > 0;
-            left = left.saturating_sub(usize::from(is_stranger));
+            let is_unknown = !of_apps.contains(pod);
+            let fits = !is_unknown || left > 0;
+            left = left.saturating_sub(usize::from(is_unknown));
             fits
         };
         urgent.into_iter().filter(is_in_turn).collect()
     }
 
-    /// What is known.
+    /// The facts for the policy.
     pub(super) fn facts(&self) -> Facts {
         let mut facts = Facts { epoch: self.epoch, ..Facts::default() };
         for (namespace, room) in &self.rooms {

@@ -1,11 +1,13 @@
-//! Looks at many namespaces together: lists each kind of object of the whole cluster, page by page, and keeps what is in those namespaces.
+//! Looks at many namespaces together: lists each kind of object of the whole cluster, page by page, and keeps those of
+//! the wanted namespaces.
 //!
-//! What it sees is as true as what a look sees: all its reads are consistent, and begin after the moment that its facts bear. But it proves no
-//! absence. A Pod or a namespace that is not listed is left to a look of its own, which asks for it directly.
+//! Its facts are as true as those of a look: all reads are consistent, and begin after the moment that the facts carry.
+//! But it proves no absence: a Pod or a namespace that is not listed needs a look of its own, which asks for it
+//! directly.
 //!
-//! Its memory has bounds: a page, the fields that matter of each object (`fields`), [`MAX_HELD`] of them in all, and [`MAX_SHARE`] of
-//! one namespace. A namespace beyond its share, or whose objects are so large that the pages of all would be small, is *heavy*: it is left
-//! to looks of its own, which have their own bounds, and later sweeps do not list it.
+//! Its memory is bounded: one page, the relevant fields of each object (`fields`), [`MAX_HELD`] in all, and
+//! [`MAX_SHARE`] of one namespace. A namespace beyond its share, or with such large objects that all pages would have
+//! to be small, is *heavy*: it gets looks of its own with their own limits, and later sweeps do not list it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,52 +28,52 @@ use super::sweeps::MAX_HEAVY;
 use crate::clock::Clock;
 use crate::kubernetes::{Ask, Cluster, Keep, Limit, Refusal, RefusalKind};
 
-/// How many bytes are held in all: about 20,000 Pods with labels of the usual kind.
+/// How many bytes are held in all: enough for about 20,000 Pods with usual labels.
 const MAX_HELD: usize = 16 << 20;
 /// How many bytes are held of one namespace.
 const MAX_SHARE: usize = 1 << 20;
-/// How many bytes of one namespace are read if they come in pages of large objects.
+/// How many bytes are read of one namespace if its objects come in pages of large objects.
 const MAX_SHARE_READ: usize = 16 << 20;
 /// How many bytes one page may have.
 const MAX_PAGE_READ: usize = 64 << 20;
 
-/// What is to be looked at.
+/// The task of a sweep.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Plan {
     /// The namespaces.
     pub(super) namespaces: BTreeSet<Text>,
-    /// Namespaces that are not listed: they are known to be heavy.
+    /// Namespaces that are known to be heavy, and are not listed.
     pub(super) without: BTreeSet<Text>,
-    /// Routes are looked at, too.
+    /// Routes are looked up, too.
     pub(super) with_routes: bool,
-    /// How many requests it may take: with more it is given up.
+    /// How many requests it may take before it is given up.
     pub(super) most: usize,
 }
 
-/// What was seen: what each namespace holds that was seen as a whole.
+/// The result: the contents of each namespace that was seen completely.
 #[derive(Debug)]
 pub(super) struct Swept {
     pub(super) seen: BTreeMap<Text, Seen>,
     pub(super) ended: Ended,
 }
 
-/// How it ended.
+/// How a sweep ended.
 #[derive(Debug)]
 pub(super) struct Ended {
     /// How many requests it took, or would have taken.
     pub(super) requests: usize,
     /// The namespaces that were found to be heavy.
     pub(super) heavy: BTreeSet<Text>,
-    /// Why nothing was seen, if so.
+    /// Why nothing was seen.
     pub(super) result: Result<(), Stop>,
 }
 
-/// Why a sweep is given up.
+/// Why a sweep was given up.
 #[derive(Clone, Debug)]
 pub(super) enum Stop {
-    /// It takes too many requests.
+    /// It would take too many requests.
     Costly,
-    /// The namespaces hold more together than is held.
+    /// The namespaces together hold more than the limit.
     Full,
     /// The API server refuses it.
     Refused(Refusal),
@@ -80,14 +82,14 @@ pub(super) enum Stop {
 struct Sweep<'a> {
     plan: &'a Plan,
     cluster: &'a Cluster,
-    /// Shared by the lists of all kinds, which are read side by side. Never held while something is waited for.
+    /// Shared by the lists of all kinds, which are read at the same time. Never locked while something is awaited.
     found: Mutex<Found>,
 }
 
 #[derive(Default)]
 struct Found {
     seen: BTreeMap<Text, Seen>,
-    /// The namespaces that are there.
+    /// The namespaces that exist.
     there: BTreeSet<Text>,
     shares: BTreeMap<Text, Share>,
     heavy: BTreeSet<Text>,
@@ -109,14 +111,14 @@ struct Kind {
     resource: &'static str,
     request: Request,
     keep: &'static Keep,
-    /// What a field selector calls the namespace.
+    /// The name of the namespace in a field selector.
     field: &'static str,
 }
 
 /// Looks at the namespaces of `plan`.
 pub(super) async fn sweep(plan: &Plan, cluster: &Cluster, clock: Clock) -> Swept {
     let sweep = Sweep { plan, cluster, found: Mutex::default() };
-    // It is large, and there is seldom one.
+    // Boxed, because the future is large and there is rarely one.
     let result = Box::pin(sweep.read(clock)).await;
     let Found { mut seen, there, heavy, requests, left, .. } =
         sweep.found.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -200,8 +202,8 @@ impl Sweep<'_> {
         }
     }
 
-    /// All objects of a kind, page by page, as of one moment. `of` names an object's namespace; those in the namespaces of the plan are
-    /// taken in.
+    /// Lists all objects of a kind, page by page, as of one moment. `of` returns an object's namespace; objects in the
+    /// namespaces of the plan are kept.
     async fn list<K: Resource + DeserializeOwned>(
         &self,
         kind: Kind,
@@ -227,7 +229,7 @@ impl Sweep<'_> {
             let limit = Limit { read: MAX_PAGE_READ, kept: MAX_PAGE };
             let request = kind.request.list(&params);
             let answer = match self.cluster.read_in_turn(ask, request, kind.keep, limit).await {
-                // Objects are large here. One always fits.
+                // The objects are large here. A page of one object always fits.
                 Err(refusal) if refusal.kind == RefusalKind::TooMuch && size > 1 => {
                     size = (size / 4).max(1);
                     continue;
@@ -267,7 +269,7 @@ impl Found {
         if self.requests + self.left.values().sum::<usize>() > most { Err(Stop::Costly) } else { Ok(()) }
     }
 
-    /// Counts an object of that share of its page. Whether it is to be taken in.
+    /// Counts an object with that share of its page. Returns whether it is to be kept.
     fn weigh(&mut self, namespace: &Text, share: Share, plan: &Plan) -> Result<bool, Stop> {
         let is_wanted = plan.namespaces.contains(namespace);
         if self.heavy.contains(namespace) || !is_wanted && share.read == 0 {

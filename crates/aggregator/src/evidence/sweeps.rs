@@ -1,7 +1,8 @@
-//! Whether many namespaces are looked at together, and which. Pure: `sweep` does it.
+//! Decides whether to look at many namespaces together, and at which. Pure: `sweep` does it.
 //!
-//! A sweep lists the whole cluster, so it takes as many requests as the cluster has pages of objects, however many namespaces it is for.
-//! It is made where looks one by one would take more. What a sweep can't see is not asked of the next one: `missed`, `passed`.
+//! A sweep lists the whole cluster, so its requests are the pages of the cluster's objects, however many namespaces it
+//! is for. It is made if single looks would take more. What one sweep can't see is not asked of the next one: see
+//! `missed` and `passed`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,35 +12,35 @@ use procscan_core::names::Text;
 
 use super::sweep::{Ended, Plan, Stop};
 
-/// From so many namespaces on a sweep is thought of: fewer are looked at one by one within some seconds.
+/// From this many namespaces on a sweep is considered: fewer are looked at one by one within some seconds.
 const MANY: usize = 40;
 /// How many requests a look takes at least: the namespace, its Pods, its Services.
 const PER_LOOK: usize = 3;
-/// How many namespaces a sweep is for at most, at first; see [`Sweeps::fits`].
+/// How many namespaces the first sweep is for at most; see [`Sweeps::fits`].
 const FITS: usize = 2500;
 /// The least time between two sweeps.
 const PAUSE: Duration = Duration::from_secs(2);
-/// The same after one that has failed.
+/// The same after one that failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(30);
-/// For how long it is known what a sweep costs, and which namespaces are heavy: the cluster changes.
+/// For how long the cost of a sweep and the heavy namespaces are remembered, because the cluster changes.
 const KNOWN: Duration = Duration::from_mins(10);
-/// How many heavy namespaces are known. Their names are part of each request of a sweep.
+/// How many heavy namespaces are remembered. Their names are part of each request of a sweep.
 pub(super) const MAX_HEAVY: usize = 50;
 
 /// The sweeps.
 #[derive(Debug, Default)]
 pub(super) struct Sweeps {
-    /// The namespaces of the one that is running.
+    /// The namespaces of the running sweep.
     running: BTreeSet<Text>,
     /// When the next one may begin.
     pub(super) not_before: Option<Moment>,
-    /// How many requests one takes, and when that was found out.
+    /// How many requests a sweep takes, and when that was found.
     cost: Option<(usize, Moment)>,
-    /// How many namespaces fit into one, if that is known: what they hold is in memory together.
+    /// How many namespaces fit into one sweep, if that is known: their contents are in memory together.
     fits: Option<usize>,
-    /// Namespaces that hold so much that they are left out, and since when.
+    /// Namespaces that are too large for a sweep, and since when that is known.
     heavy: BTreeMap<Text, Moment>,
-    /// Namespaces in which a sweep has not seen all that matters: they are looked at by themselves first.
+    /// Namespaces in which a sweep could not see everything: they get a look of their own first.
     missed: BTreeSet<Text>,
     /// When the last sweep over a namespace began.
     passed: BTreeMap<Text, Moment>,
@@ -47,8 +48,8 @@ pub(super) struct Sweeps {
 }
 
 impl Sweeps {
-    /// A sweep for those of the namespaces that wait longest, if that costs less than to look at each. `waiting`: whether it has been
-    /// looked at before, since when it waits, and its name.
+    /// A sweep over the namespaces that wait longest, if it costs less than single looks. Each of `waiting` is: whether
+    /// it was looked at before, since when it waits, and its name.
     pub(super) fn plan(
         &mut self,
         mut waiting: Vec<(bool, Moment, &Text)>,
@@ -75,12 +76,12 @@ impl Sweeps {
         })
     }
 
-    /// It begins.
+    /// The sweep begins.
     pub(super) fn begin(&mut self, plan: &Plan) {
         self.running.clone_from(&plan.namespaces);
     }
 
-    /// What has been read so far does not count.
+    /// Discards the running sweep's results.
     pub(super) fn cancel(&mut self) {
         *self = Self {
             cost: self.cost,
@@ -90,7 +91,7 @@ impl Sweeps {
         };
     }
 
-    /// The one that began at `asked` has ended at `now`. Returns the namespaces that it was for.
+    /// The sweep that began at `asked` ended at `now`. Returns its namespaces.
     pub(super) fn end(&mut self, ended: Ended, asked: Moment, now: Moment) -> BTreeSet<Text> {
         let all = std::mem::take(&mut self.running);
         let fits = self.fits.unwrap_or(FITS);
@@ -108,13 +109,13 @@ impl Sweeps {
                 self.fits = Some((fits * 2).min(4 * FITS));
                 self.passed.extend(all.iter().map(|namespace| (namespace.clone(), asked)));
             }
-            // Without the heavy ones the next one may cost less.
+            // Without the heavy namespaces the next one may cost less.
             Err(Stop::Costly) if has_new_heavy => {}
             Err(Stop::Costly) => self.cost = Some((ended.requests, now)),
             Err(Stop::Full) => self.fits = Some((all.len().min(fits) / 2).max(MANY)),
             Err(Stop::Refused(refusal)) if !self.has_failed => tracing::warn!(
                 error = refusal.text,
-                "accused namespaces can't be looked at together; meanwhile each is looked at by itself"
+                "accused namespaces can't be looked at together; meanwhile each is looked at on its own"
             ),
             Err(Stop::Refused(_)) => {}
         }
@@ -122,17 +123,17 @@ impl Sweeps {
         all
     }
 
-    /// A sweep has not seen this namespace, or not all that matters in it.
+    /// A sweep did not see this namespace, or not all of it.
     pub(super) fn miss(&mut self, namespace: Text) {
         self.missed.insert(namespace);
     }
 
-    /// A namespace has been looked at by itself.
+    /// The namespace had a look of its own.
     pub(super) fn has_been_looked_at(&mut self, namespace: &Text) {
         self.missed.remove(namespace);
     }
 
-    /// These are asked about; all others are forgotten.
+    /// Keeps the namespaces for which `is_asked` returns true, and forgets all others.
     pub(super) fn retain(&mut self, is_asked: impl Fn(&Text) -> bool) {
         self.missed.retain(|namespace| is_asked(namespace));
         self.passed.retain(|namespace, _| is_asked(namespace));
@@ -147,12 +148,12 @@ impl Sweeps {
         self.running.contains(namespace)
     }
 
-    /// Whether it has to be looked at by itself first.
+    /// Whether the namespace needs a look of its own first.
     pub(super) fn has_missed(&self, namespace: &Text) -> bool {
         self.missed.contains(namespace)
     }
 
-    /// When the last one over it began.
+    /// When the last sweep over the namespace began.
     pub(super) fn passed(&self, namespace: &Text) -> Option<Moment> {
         self.passed.get(namespace).copied()
     }

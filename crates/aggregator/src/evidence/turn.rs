@@ -1,16 +1,18 @@
 //! The order in which accused namespaces are looked at. Pure: the caller says what waits and since when.
+//!
 //! Each accusing node has a queue of the namespaces that wait because of its accusations, and the queues are served in
 //! turn: the queue that was served longest ago comes first. So a node that accuses thousands of namespaces delays no
 //! other node's accusations. A namespace is a tenant, and has one place in each queue however many of its Pods are
 //! accused.
+//!
 //! Within a queue a namespace that has never been looked at comes first, then the one that has waited longest: since
 //! its first accusation that is not judged, or since the last look at it if that was later. Renewed evidence changes no
 //! place, and each look moves its namespace to the end, so every namespace is looked at after at most as many looks as
 //! its queue is long. Equal ones are ordered by a hash that changes with each selection, so that no name is always
 //! last.
 //!
-//! A part of the places is kept for the namespaces in which no accusation waits: their Services, and Pods that have gone, have to be
-//! known too, however many nodes accuse.
+//! A part of the places is kept for the namespaces in which no accusation waits, because their Services and deleted
+//! Pods have to be known too, however many nodes accuse.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -19,7 +21,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use procscan_core::Moment;
 use procscan_core::names::{NodeName, Text};
 
-/// One place of so many is for the namespaces in which no accusation waits.
+/// One place in this many is for the namespaces in which no accusation waits.
 const QUIET_SHARE: usize = 4;
 
 /// For how many turns an empty queue keeps its place: otherwise a node that accuses again each second would come first
@@ -46,7 +48,7 @@ pub(super) struct Turns {
     served: BTreeMap<NodeName, u64>,
     /// How many turns there have been.
     count: u64,
-    /// How many places have been given since the last one that was kept for a namespace in which no accusation waits.
+    /// How many places were given since the last one that was kept for a namespace in which no accusation waits.
     since_kept: usize,
 }
 
@@ -87,7 +89,8 @@ impl Turns {
         order
     }
 
-    /// How many of `most` places are for those in which nothing waits, if there are as many as `quiet`. Places may be given one by one.
+    /// How many of `most` places are for namespaces in which nothing waits, if there are as many as `quiet`. Places may
+    /// be given one by one.
     fn kept(&mut self, most: usize, quiet: usize) -> usize {
         let given = self.since_kept + most;
         self.since_kept = if quiet == 0 { 0 } else { given % QUIET_SHARE };

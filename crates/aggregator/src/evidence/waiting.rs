@@ -51,8 +51,8 @@ pub struct EvidenceStatus {
 }
 
 impl Inquiry {
-    /// The accusations that wait for a look: all that are not judged, but where the cluster is watched only those that need a direct
-    /// read.
+    /// The accusations that wait for a look: all that are not judged or, if the cluster is watched, only those that
+    /// need a direct read.
     fn pressing<'a>(
         &'a self,
         room: Option<&'a Room>,
@@ -64,13 +64,14 @@ impl Inquiry {
         self.unjudged.iter().filter(move |(pod, unjudged)| !is_settled(pod, unjudged))
     }
 
-    /// Whether an accusation can be judged by what was read before, once it is known that nothing has changed since: no block that
-    /// is not there yet follows from it.
+    /// Whether an accusation can be judged by what was read before, once it is known that nothing has changed since: no
+    /// new block follows from it.
     ///
-    /// Either the Pod of that very UID has been accepted as one of an App with an open incident, after a direct read, and the accusation
-    /// only says that it goes on; or it is not believed whatever comes of it, since there is no such Pod, or it runs on another
-    /// node. A watch that is behind may take a Pod for the one that it has replaced. Then an incident that is open goes on for
-    /// as long as the watch is behind, or an accusation is believed as much later: a late release or a late block, never a wrong one.
+    /// Either the Pod with that UID was accepted after a direct read as one of an App with an open incident, and the
+    /// accusation only continues; or the accusation is not believed in any case, because the Pod does not exist or runs
+    /// on another node. A watch that lags behind may mistake a Pod for the one that it has replaced. Then an open
+    /// incident lasts longer by the lag, or an accusation is believed later: a late release or a late block, never a
+    /// wrong one.
     fn is_settled(&self, room: &Room, pod: &Text, unjudged: &Unjudged) -> bool {
         match room.pods.get(pod).filter(|_| room.is_seen(pod)).map(|fact| &fact.state) {
             None | Some(PodState::Unreadable(_)) => false,
@@ -86,12 +87,12 @@ impl Inquiry {
         }
     }
 
-    /// Since when it waits, if it does: the first accusation in it that waits for a look.
+    /// Since when it has been waiting: the time of the first accusation in it that waits for a look.
     pub(super) fn since(&self, room: Option<&Room>, is_watched: bool) -> Option<Moment> {
         self.pressing(room, is_watched).map(|(_, pod)| pod.first).min()
     }
 
-    /// Whether there is an App with an open incident that nothing is known of.
+    /// Whether nothing is known of an App with an open incident.
     pub(super) fn has_new_app(&self, room: Option<&Room>) -> bool {
         self.wanted.apps.keys().any(|app| room.is_none_or(|room| !room.apps.contains_key(app)))
     }
@@ -118,7 +119,8 @@ impl Inquiry {
         nodes
     }
 
-    /// The watches have told that nothing has changed until then: judges what can be judged by that. Whether anything was.
+    /// The watches have reported that nothing changed until `until`: judges what can be judged by that. Returns whether
+    /// anything was judged.
     pub(super) fn confirm(&mut self, room: &mut Room, until: Moment, now: Moment) -> bool {
         let is_due = |(pod, unjudged): &(&Text, &Unjudged)| {
             unjudged.first.uptime() <= until.uptime() && self.is_settled(room, pod, unjudged)

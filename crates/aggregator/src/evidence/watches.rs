@@ -1,12 +1,13 @@
-//! Watches what the accused namespaces of the whole cluster hold, and notes where something changes.
+//! Watches the objects of accused namespaces in the whole cluster, and notes changes.
 //!
-//! One watch per kind, of the whole cluster: there may be thousands of accused namespaces. Each event is trimmed to the fields that
-//! `lookup` reads while it comes, and only a fingerprint of them is kept, so a watch is no copy of the cluster: it only says that
-//! nothing has changed since a namespace was looked at, or that it has to be looked at again.
+//! One watch per kind for the whole cluster, because there may be thousands of accused namespaces. Each event is
+//! trimmed to the fields that `lookup` reads while it arrives, and only their fingerprint is kept. So a watch is no
+//! copy of the cluster: it only shows whether a namespace has changed since it was looked at.
 //!
-//! A watch begins with the version of a list of one object, and is taken up again where it broke off. Where that is not possible
-//! any more (410), it begins anew, and every accused namespace is looked at again. Refused watches (403) are tried again every ten
-//! minutes; as long as one is refused or silent, the accused namespaces are looked at each round as if there were none.
+//! A watch begins with the version of a list of one object, and is resumed where it broke off. If that is no longer
+//! possible (410), it starts anew, and every accused namespace is looked at again. Refused watches (403) are tried
+//! again every ten minutes. As long as one is refused or silent, the accused namespaces are looked at every round, as
+//! without watches.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,47 +31,47 @@ use super::fields;
 use crate::clock::Clock;
 use crate::kubernetes::{Ask, Cluster, Keep, Limit, Refusal, RefusalKind, Trim};
 
-/// How many bytes of one event are held. No object is so large: what is beyond it is no event.
+/// How many bytes of one event are held. No object is so large.
 const MAX_EVENT: usize = 4 << 20;
-/// What the version of a list takes.
+/// The limit for the list that gives the version.
 const MAX_LIST: Limit = Limit { read: 4 << 20, kept: 64 << 10 };
-/// Changes within it are looked at together.
+/// Changes within this time are looked at together.
 const SETTLE: Duration = Duration::from_millis(200);
-/// The pause after a watch has ended or failed; doubles with each failure in a row, up to [`MAX_PAUSE`].
+/// The pause after a watch has ended or failed; it doubles with each failure in a row, up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// After how long a refused watch is tried again, and one of a kind that the cluster does not have.
+/// The pause before a watch is tried again that was refused, or whose kind the cluster does not have.
 const REFUSED_PAUSE: Duration = Duration::from_mins(10);
 
-/// What the watches tell, and what stands in their way. Cheap to clone.
+/// The reports of the watches, and their errors. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Told {
     changes: Arc<Mutex<Changes>>,
-    /// There is something new for the task that looks.
+    /// Wakes the task that looks.
     news: Arc<Notify>,
     refused: Arc<Mutex<BTreeMap<Kind, Refusal>>>,
 }
 
-/// The watches, as long as it is not dropped.
+/// The running watches; dropping this ends them.
 #[derive(Debug)]
 pub(super) struct Watches {
-    /// Ended when it is dropped.
+    /// Dropping it ends the tasks.
     _tasks: JoinSet<()>,
 }
 
 impl Told {
-    /// What has been told. Held for a moment only.
+    /// The reports. Locked for a moment only.
     pub(super) fn changes(&self) -> MutexGuard<'_, Changes> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something has changed somewhere, and for what else changes at once.
+    /// Waits until something has changed, and for further changes soon after.
     pub(super) async fn news(&self) {
         self.news.notified().await;
         tokio::time::sleep(SETTLE).await;
     }
 
-    /// Says once that a watch is in trouble, and once that it is not any more.
+    /// Logs once that a watch fails, and once that it works again.
     fn tell(&self, kind: Kind, refusal: Option<Refusal>) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match &refusal {
@@ -82,14 +83,16 @@ impl Told {
                 error = refusal.text,
                 "accused namespaces are looked at each round, until they can be watched"
             ),
-            (Some(before), None) => tracing::info!(watch = before.subject, "can be watched again"),
+            (Some(before), None) => {
+                tracing::info!(watch = before.subject, "accused namespaces can be watched again")
+            }
             _ => {}
         }
     }
 }
 
 impl Watches {
-    /// Begins to watch.
+    /// Starts the watches.
     pub(super) fn start(cluster: &Cluster, clock: Clock, told: &Told) -> Self {
         let mut tasks = JoinSet::new();
         for kind in Kind::ALL {
@@ -113,9 +116,9 @@ struct Watch {
 
 /// How a stream of events ends.
 enum End {
-    /// It can be taken up where it ended.
+    /// It can be resumed where it ended.
     Over,
-    /// It has to begin anew.
+    /// It has to start anew.
     Gone,
 }
 
@@ -156,7 +159,7 @@ impl Watch {
     async fn follow(self) {
         let mut pause = MIN_PAUSE;
         loop {
-            // What happens from the request on is told.
+            // Everything after the request began is reported.
             let begun = self.clock.now();
             match self.version().await {
                 Ok(mut version) => {
@@ -164,7 +167,7 @@ impl Watch {
                     self.told.news.notify_one();
                     self.stream(&mut version, &mut pause).await;
                     self.told.changes().end(self.kind);
-                    // Events that come bring it back to the least.
+                    // Events reset it to the minimum.
                     pause = (pause * 2).clamp(MIN_PAUSE, MAX_PAUSE.max(pause));
                 }
                 Err(refusal) if refusal.kind == RefusalKind::NotServed && self.kind == Kind::HttpRoutes => {
@@ -179,7 +182,7 @@ impl Watch {
         }
     }
 
-    /// What can't be watched is said, and tried again later.
+    /// Logs why a kind can't be watched; it is tried again later.
     fn fail(&self, refusal: Refusal, pause: &mut Duration) {
         let is_refused = matches!(refusal.kind, RefusalKind::Forbidden | RefusalKind::NotServed);
         *pause = if is_refused { REFUSED_PAUSE } else { (*pause * 2).clamp(MIN_PAUSE, MAX_PAUSE) };
@@ -189,7 +192,7 @@ impl Watch {
         self.told.tell(self.kind, Some(refusal));
     }
 
-    /// The version from which a watch can begin.
+    /// The version with which a watch can begin.
     async fn version(&self) -> Result<String, Refusal> {
         let request = self.request.list(&ListParams::default().limit(1));
         let answer = self.cluster.read_in_turn(self.ask("list"), request, &fields::LIST, MAX_LIST).await?;
@@ -205,7 +208,7 @@ impl Watch {
         })
     }
 
-    /// Takes in events until the watch has to begin anew.
+    /// Takes events until the watch has to start anew.
     async fn stream(&self, version: &mut String, pause: &mut Duration) {
         loop {
             match self.events(version, pause).await {
@@ -223,11 +226,11 @@ impl Watch {
         }
     }
 
-    /// Takes in the events from `version` on, until the stream ends.
+    /// Takes the events from `version` on, until the stream ends.
     async fn events(&self, version: &mut String, pause: &mut Duration) -> Result<End, Refusal> {
         let ask = self.ask("watch");
         let request = self.request.watch(&WatchParams::default(), version);
-        // Too old to go on with.
+        // Too old to resume.
         let Some(mut body) = self.cluster.open(ask.clone(), request).await? else { return Ok(End::Gone) };
         let mut line = Trim::new(self.keep);
         loop {
@@ -247,13 +250,13 @@ impl Watch {
                 line.take_in(next);
             }
             if line.held() > MAX_EVENT {
-                // Whatever it is of, it is not known: what is watched has to be looked at again.
+                // It is not known which object it is about, so everything that is watched has to be looked at again.
                 return Ok(End::Gone);
             }
         }
     }
 
-    /// Takes in one event.
+    /// Takes one event.
     fn take_in(&self, line: &[u8], version: &mut String) -> Result<Option<End>, Refusal> {
         if line.is_empty() {
             return Ok(None);
@@ -298,7 +301,7 @@ impl Watch {
     }
 }
 
-/// What an object says, apart from its version.
+/// A fingerprint of an object without its version.
 fn fingerprint(object: &mut Value) -> u64 {
     if let Some(metadata) = object.pointer_mut("/metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");

@@ -60,7 +60,7 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// Opens a watch; its events follow in the body. `None` if the version that it is to begin with is too old (410).
+    /// Opens a watch, whose events follow in the body. `None` if its first version is too old (410).
     pub async fn open(
         &self,
         ask: Ask<'_>,
@@ -102,7 +102,7 @@ async fn read<T: DeserializeOwned>(
     Ok(Some(Answer { value, read, kept }))
 }
 
-/// The body of an answer, if it is none that refuses.
+/// The body of an answer, unless it is a refusal.
 async fn accepted(response: Response<Body>) -> kube::Result<Body> {
     let status = response.status();
     let mut body = response.into_body();

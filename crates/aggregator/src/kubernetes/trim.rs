@@ -1,6 +1,8 @@
 //! Keeps the wanted parts of a JSON text while it is read, and drops the rest.
+//!
 //! Objects in the cluster carry up to 1.5 MB of their owners' data, mostly annotations. Dropped parts are never held in
 //! memory, so an answer takes only the size of its wanted parts.
+//!
 //! Dropped parts are not checked, only strings and brackets are counted to find their end. A text that breaks off gives
 //! a result that breaks off too, and so never passes for a complete one.
 

@@ -1,4 +1,5 @@
 //! What is known of every violation over time: presence and absence both need evidence.
+//!
 //! A record in an answer does not mean that its process runs (an agent keeps listing one that ended), and an answer
 //! without it does not mean that it ended (an agent lists one of several, or has just restarted). So the ledger
 //! believes in presence only when a record's timestamp *changes*, and in absence only after the violation's own node

@@ -1,4 +1,4 @@
-//! An API server in memory: lists by pages, single objects and watches, and what it was asked.
+//! An API server in memory: lists in pages, single objects and watches; it records the requests.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,7 +16,7 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// How often a watch says how far it has got.
+/// How often a watch sends a bookmark.
 const BOOKMARKS: Duration = Duration::from_mins(1);
 /// A chunk of an answer, in bytes.
 const CHUNK: usize = 8 << 10;
@@ -35,19 +35,19 @@ pub(in crate::evidence) struct Store {
     version: u64,
     /// By resource, namespace and name.
     objects: BTreeMap<(String, String, String), Value>,
-    /// What has happened: as of which version, to which resource, and how.
+    /// The events: version, resource, type and object.
     events: Vec<(u64, String, &'static str, Value)>,
     /// Paths, with their queries, in the order in which they were asked for.
     pub(in crate::evidence) requests: Vec<String>,
     /// Requests whose paths with queries contain one of these are refused with that status.
     pub(in crate::evidence) refused: BTreeMap<String, u16>,
-    /// Requests whose paths with queries contain one of these are answered so much later.
+    /// Requests whose paths with queries contain one of these are answered later by that time.
     pub(in crate::evidence) slow: BTreeMap<String, Duration>,
     /// Watches can't begin before this version.
     compacted: u64,
-    /// All watches that began before it have ended.
+    /// Watches of an earlier generation have ended.
     generation: u64,
-    /// Watches tell of nothing, bookmarks included.
+    /// Watches send nothing, not even bookmarks.
     pub(in crate::evidence) is_stuck: bool,
 }
 
@@ -103,13 +103,13 @@ impl Server {
         self.changed.send_modify(|changes| *changes += 1);
     }
 
-    /// No watch can begin before what is now.
+    /// No watch can begin before the current version.
     pub(in crate::evidence) fn compact(&self) {
         let mut store = self.store();
         store.compacted = store.version;
     }
 
-    /// Ends all watches. With `compacts`, none can go on from where it was.
+    /// Ends all watches. With `compacts`, none can be resumed.
     pub(in crate::evidence) fn cut(&self, compacts: bool) {
         let mut store = self.store();
         store.generation += 1;
@@ -221,7 +221,7 @@ impl Server {
 }
 
 impl Store {
-    /// `without`: namespaces that are left out, by a field selector.
+    /// `without`: namespaces that a field selector leaves out.
     fn list(
         &self,
         resource: &str,

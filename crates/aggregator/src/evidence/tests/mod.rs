@@ -15,7 +15,7 @@ use procscan_core::policy::{AccusedPod, Accusers, Lineage, PodFact, PodState, Wh
 
 use super::due::GAP;
 use super::lookup::Pod;
-use super::state::MAX_STRANGERS;
+use super::state::MAX_UNKNOWN_PODS;
 use super::*;
 
 fn at(seconds: u64) -> Moment {
@@ -94,7 +94,7 @@ const ASKED: u64 = 10_000;
 impl World {
     fn new(accused: Vec<(Text, Vec<NodeName>)>) -> Self {
         let (mut state, judged) = (State::default(), BTreeMap::new());
-        // One by one, as where the cluster is too large for a sweep.
+        // One by one, as in a cluster that is too large for a sweep.
         state.sweeps.not_before = Some(at(1_000_000));
         Self { state, now: 0, accused, asked: 0, judged }
     }
@@ -241,5 +241,5 @@ fn of_pods_that_no_app_is_known_of_only_some_are_looked_up_with_each_look() {
     let apps = [(App::new("ns-a", "app", "web"), own)].into();
     let mut state = State::default();
     state.ask(&Questions { pods: pods.collect(), apps, ..Questions::default() }, at(1));
-    assert_eq!(state.urgent(&"ns-a".into()).len(), MAX_STRANGERS + 10);
+    assert_eq!(state.urgent(&"ns-a".into()).len(), MAX_UNKNOWN_PODS + 10);
 }

@@ -1,10 +1,10 @@
-//! Namespaces that take long to be looked at, beside others.
+//! Slow namespaces beside others.
 
 use super::due::SLOW;
 use super::watching::{Stage, wait};
 use super::*;
 
-/// So many of 40 accused namespaces take 14 s for their Pods. How many of the others are judged after that time?
+/// How many of 40 accused namespaces are judged after a time, if the Pods of `slow` of them take 14 s.
 async fn judged(slow: usize, after: Duration) -> usize {
     let stage = Stage::new(40, 1000);
     let delays = (0..slow).map(|n| (format!("/ns-{n:05}/pods"), Duration::from_secs(14)));

@@ -1,4 +1,4 @@
-//! Many accused namespaces that wait at once, under the pace as shipped.
+//! Many accused namespaces that wait at once, at the default pace.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::sweep::{Plan, Stop, Swept};
 use super::watching::{Stage, wait};
 use super::*;
 
-/// `kubernetes.requests_per_second` as shipped.
+/// The default of `kubernetes.requests_per_second`.
 const PACE: u32 = 20;
 
 impl Stage {
@@ -25,7 +25,7 @@ impl Stage {
     }
 }
 
-/// A Pod with so many bytes of labels.
+/// A Pod whose labels have this many bytes.
 fn large_pod(bytes: usize) -> Value {
     let mut large = pod("1", "web", "n1");
     large["metadata"]["labels"]["large"] = "x".repeat(bytes).into();
@@ -48,7 +48,7 @@ async fn two_thousand_accused_namespaces_are_judged_within_a_round() {
 #[tokio::test(start_paused = true)]
 async fn evidence_that_keeps_coming_is_judged_within_two_rounds() {
     let stage = Stage::new(2000, PACE);
-    // Each node's scan comes at a time of its own, and renews everything each minute; nothing is accepted.
+    // Each node scans at a time of its own, and renews everything each minute; nothing is accepted.
     let mut questions = Questions::default();
     for second in 0..180 {
         for (n, namespace) in stage.names.iter().enumerate().filter(|(n, _)| n % 60 == second % 60) {
@@ -133,7 +133,7 @@ async fn a_sweep_that_takes_more_than_looks_one_by_one_is_given_up_and_not_tried
 async fn one_tenants_large_objects_cost_the_others_nothing_and_are_left_to_a_look_of_their_own() {
     let stage = Stage::new(200, PACE);
     for n in 0..160 {
-        // Labels that are held, and what is only read.
+        // Labels, which are held, and other fields, which are only read.
         stage.server.put("pods", "ns-00100", &format!("large-{n}"), large_pod(12 << 10));
     }
     for n in 0..80 {
@@ -185,7 +185,7 @@ async fn more_than_is_held_together_is_looked_at_in_parts() {
 async fn what_changes_during_a_sweep_is_looked_at_again() {
     let stage = Stage::new(600, 4);
     stage.accuse(true);
-    // The watches have begun, and a sweep is running that has read the Services already.
+    // The watches have begun, and a running sweep has already read the Services.
     wait(25).await;
     let last = || stage.server.store().requests.last().cloned().unwrap();
     while !last().starts_with("/api/v1/services?&limit=500") {

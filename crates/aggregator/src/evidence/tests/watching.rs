@@ -1,4 +1,4 @@
-//! Many accused namespaces in a cluster that can be watched: what is asked, and what is known when.
+//! Many accused namespaces in a cluster that can be watched: which requests are sent, and what is known when.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::fake::{Server, pod, service};
 use super::*;
 use crate::kubernetes::Cluster;
 
-/// The whole task, with the questions that a test asks.
+/// The whole task, with questions from the test.
 pub(super) struct Stage {
     pub(super) server: Server,
     pub(super) clock: Clock,
@@ -18,7 +18,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// So many namespaces with one Pod each, of UID 1, on node n1, and a Service.
+    /// Namespaces with one Pod each, of UID 1, on node n1, and a Service.
     pub(super) fn new(namespaces: usize, per_second: u32) -> Self {
         Self::with_entries(namespaces, per_second, 1_000_000)
     }
@@ -47,7 +47,7 @@ impl Stage {
         Self { server, clock, questions, facts, gone, status, names }
     }
 
-    /// Every Pod is accused just now, and where `is_accepted` it has been before.
+    /// Accuses every Pod now; with `is_accepted`, it was accepted before.
     pub(super) fn accuse(&self, is_accepted: bool) {
         let now = self.clock.now();
         let mut questions = Questions::default();
@@ -73,7 +73,7 @@ impl Stage {
         matches!(facts.pods.get(&pod), Some(PodFact { state: PodState::Present { .. }, .. }))
     }
 
-    /// How many requests there were while `act` ran.
+    /// How many requests were sent while `act` ran.
     pub(super) async fn requests(&self, act: impl Future<Output = ()>) -> usize {
         let before = self.server.store().requests.len();
         act.await;
@@ -138,7 +138,7 @@ async fn renewed_evidence_of_what_was_accepted_is_judged_by_the_watches() {
 #[tokio::test(start_paused = true)]
 async fn a_new_accusation_is_judged_within_two_seconds_by_a_direct_read() {
     let mut stage = Stage::settled(20).await;
-    // A Pod that was looked at before is accused for the first time, and one in a namespace of its own.
+    // A Pod that was looked at before is accused for the first time, and one in a new namespace.
     for (namespace, name) in [("ns-00004", "other"), ("ns-new", "web")] {
         stage.server.put("namespaces", "", namespace, json!({}));
         stage.server.put("pods", namespace, name, pod("7", "other", "n1"));
@@ -166,7 +166,7 @@ async fn a_new_accusation_is_judged_within_two_seconds_by_a_direct_read() {
 #[tokio::test(start_paused = true)]
 async fn an_accusation_of_what_has_no_open_incident_is_never_judged_by_a_watch() {
     let stage = Stage::settled(20).await;
-    // Its incident is over.
+    // Its incident has ended.
     stage.accuse(false);
     let accused = stage.clock.now();
     let requests = stage.requests(wait(5)).await;
@@ -250,12 +250,12 @@ async fn a_watch_goes_on_where_it_broke_off_and_begins_anew_where_it_can_not() {
         })
         .await;
     assert!((25..=40).contains(&requests), "{requests}");
-    // What happened meanwhile is told.
+    // What happened meanwhile is reported.
     stage.server.cut(false);
     stage.server.put("services", "ns-00005", "web-2", service("web"));
     wait(5).await;
     assert_eq!(stage.services("ns-00005"), 2);
-    // What happened before a watch begins anew is not.
+    // What happened before a watch starts anew is not.
     stage.server.cut(true);
     let requests = stage.requests(wait(30)).await;
     assert!(requests >= 20 * 3, "{requests}");
@@ -329,7 +329,7 @@ async fn what_is_not_believed_is_not_looked_up_again_with_each_scan() {
         let pod = PodRef { namespace: "ns-00000".into(), pod: pod.into() };
         assert!(stage.facts.borrow().pods[&pod].asked.uptime() >= accused.uptime());
     }
-    // Until there is such a Pod.
+    // Until such a Pod exists.
     stage.server.put("pods", "ns-00000", "made-up", pod("9", "x", "n1"));
     wait(2).await;
     let made_up = PodRef { namespace: "ns-00000".into(), pod: "made-up".into() };
@@ -367,7 +367,7 @@ async fn a_watch_goes_on_from_its_last_bookmark() {
     assert!(requests <= 5, "{requests}");
 }
 
-/// Watched, looked at at 10, and accepted as that UID.
+/// Watched, looked at at 10 s, and accepted with that UID.
 fn watched(uid: &str) -> (State, Told, Text) {
     let namespace = Text::from("ns-a");
     let told = Told::default();

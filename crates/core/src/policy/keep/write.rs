@@ -80,7 +80,7 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         approved: incident.approved,
         exempted: incident.exempted.as_deref().map(str::to_owned),
         evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
-        // What has cleared is kept last, and needs not be waited for.
+        // Cleared evidence comes last, and need not be waited for.
         evidence_omitted: incident
             .grounds
             .len()

@@ -55,30 +55,30 @@ pub(super) struct Turns {
 /// A namespace's place in its queues; the smallest comes first.
 type Place<'a> = (bool, Moment, u64, &'a Text);
 /// The namespaces that wait because of one node's accusations, the first on top.
-type Line<'a> = BinaryHeap<Reverse<Place<'a>>>;
+type Queue<'a> = BinaryHeap<Reverse<Place<'a>>>;
 
 impl Turns {
     /// Takes up to `most` candidates, in the order in which to look at them.
     pub(super) fn take(&mut self, candidates: &[Candidate<'_>], most: usize) -> Vec<Text> {
         let salt = self.count;
-        let mut quiet: Line<'_> = BinaryHeap::new();
-        let mut lines: BTreeMap<&NodeName, Line<'_>> = BTreeMap::new();
+        let mut quiet: Queue<'_> = BinaryHeap::new();
+        let mut queues: BTreeMap<&NodeName, Queue<'_>> = BTreeMap::new();
         for candidate in candidates {
             let place = Reverse(candidate.place(salt));
             if candidate.nodes.is_empty() {
                 quiet.push(place);
             }
             for &node in &candidate.nodes {
-                lines.entry(node).or_default().push(place);
+                queues.entry(node).or_default().push(place);
             }
         }
         let turns = self.count;
-        self.served.retain(|node, turn| lines.contains_key(node) || *turn + REMEMBERED > turns);
-        let kept = if lines.is_empty() { most } else { self.kept(most, quiet.len()) };
+        self.served.retain(|node, turn| queues.contains_key(node) || *turn + REMEMBERED > turns);
+        let kept = if queues.is_empty() { most } else { self.kept(most, quiet.len()) };
         let mut taken: BTreeSet<&Text> = BTreeSet::new();
         let mut order: Vec<Text> = Vec::new();
         while order.len() + kept < most {
-            let Some(namespace) = self.serve(&mut lines, &taken) else { break };
+            let Some(namespace) = self.serve(&mut queues, &taken) else { break };
             taken.insert(namespace);
             order.push(namespace.clone());
         }
@@ -100,18 +100,18 @@ impl Turns {
     /// Serves the queue whose turn it is, and skips namespaces that were taken from other queues.
     fn serve<'a>(
         &mut self,
-        lines: &mut BTreeMap<&'a NodeName, Line<'a>>,
+        queues: &mut BTreeMap<&'a NodeName, Queue<'a>>,
         taken: &BTreeSet<&Text>,
     ) -> Option<&'a Text> {
         loop {
             let turn = |node: &NodeName| self.served.get(node).copied().unwrap_or(0);
-            let next = lines
+            let next = queues
                 .iter()
-                .min_by_key(|(node, line)| (turn(node), line.peek().map(|Reverse(place)| *place)));
+                .min_by_key(|(node, queue)| (turn(node), queue.peek().map(|Reverse(place)| *place)));
             let node = *next?.0;
-            let first = lines.get_mut(node).and_then(BinaryHeap::pop);
+            let first = queues.get_mut(node).and_then(BinaryHeap::pop);
             let Some(Reverse((.., namespace))) = first else {
-                lines.remove(node);
+                queues.remove(node);
                 continue;
             };
             if taken.contains(namespace) {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn within_a_line_what_was_never_looked_at_comes_first_and_then_what_waits_longest() {
+    fn within_a_queue_what_was_never_looked_at_comes_first_and_then_what_waits_longest() {
         let all: [(&str, &[&str], bool, u64); 4] = [
             ("ns-a", &["n1"], true, 3),
             ("ns-b", &["n1"], true, 1),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_that_was_served_longest_ago_comes_first() {
+    fn the_queue_that_was_served_longest_ago_comes_first() {
         let all: [(&str, &[&str], bool, u64); 4] = [
             ("ns-a", &["liar"], false, 1),
             ("ns-b", &["liar"], false, 1),
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_two_nodes_accuse_does_not_wait_in_the_longer_line() {
+    fn a_namespace_that_two_nodes_accuse_does_not_wait_in_the_longer_queue() {
         let lies: Vec<String> = (0..100).map(|n| format!("ns-{n:03}")).collect();
         let mut all: Vec<(&str, &[&str], bool, u64)> =
             lies.iter().map(|name| (&**name, &["liar"] as &[&str], false, 1)).collect();

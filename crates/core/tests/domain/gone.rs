@@ -38,9 +38,8 @@ fn when_the_apps_of_many_tenants_are_gone_at_once_most_stay_blocked_until_an_ope
         world.wait(20 * MINUTE);
         if terminating {
             world.facts.terminating = names.iter().map(|name| name.as_str().into()).collect();
-        } else {
-            are_gone(&mut world, &names, true);
         }
+        are_gone(&mut world, &names, true);
         let evaluation = world.evaluate();
         assert_eq!(count(&evaluation, DecisionKind::Released), 5);
         assert_eq!(count(&evaluation, DecisionKind::ReleaseHeld), 7);

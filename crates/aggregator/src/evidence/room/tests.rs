@@ -134,7 +134,7 @@ fn a_pod_that_ended_or_is_another_object_now_is_gone() {
     let mut room = Room::default();
     assert_eq!(see(&mut room, None, 5), [at(5)]);
     assert_eq!(see(&mut room, None, 80), [], "told once");
-    // Nobody was ever believed to be in it.
+    // No accusation of it was ever accepted.
     let wanted = Wanted { pods: ["web-0".into()].into(), apps: BTreeMap::new() };
     assert!(Room::default().see(&"ns-a".into(), &wanted, None, at(5), PATIENCE).is_empty());
 }

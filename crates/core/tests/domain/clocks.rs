@@ -209,7 +209,7 @@ fn the_next_leader_doubts_a_date_that_the_leader_before_doubted() {
         let mut world = nodes(1);
         accuse_one(&mut world);
         release(&mut world, "ns-a", 1);
-        world.jump(ahead * MINUTE as i64);
+        world.jump(ahead * 60);
         // Each leader persists the wrong time, and the next one has the same wrong clock.
         for minute in (0..50).step_by(10) {
             accuse_one(&mut world);

@@ -56,7 +56,7 @@ impl Snapshot {
             && self.targets.iter().all(|target| self.has_settled(&target.node))
     }
 
-    /// The same of one node.
+    /// The same for one node.
     pub(crate) fn has_settled(&self, node: &NodeName) -> bool {
         self.nodes.get(node).is_some_and(|NodeView { clock, .. }| {
             clock.cleared(Reading::ZERO, Span::ZERO, || clock.unheard, clock.since, self.at).is_some()

@@ -138,7 +138,7 @@ async fn many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_
     .await?;
     let told = tokio::time::Instant::now();
     let name = namespace(tenants);
-    // With the Services of its namespace everything is known that a decision needs.
+    // A decision needs nothing more after the Services of the namespace have been read.
     until("the look at its namespace", LIMIT, async || {
         let events = world.cluster.audit_of_aggregator()?;
         let is_look = |event: &Value| {

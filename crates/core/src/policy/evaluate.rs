@@ -66,7 +66,7 @@ pub(super) struct Pass<'a> {
     pub(super) released: BTreeMap<App, Vec<StickyRelease>>,
     /// Namespaces with fresh accusations that can't be judged.
     pub(super) doubtful: BTreeSet<Text>,
-    /// The Pods of those accusations, with the nodes that accuse them.
+    /// The Pods of those accusations, with the accusing nodes.
     pub(super) unjudged: BTreeSet<(PodRef, NodeName)>,
     decisions: Vec<Decision>,
     pub(super) alerts: Vec<Alert>,

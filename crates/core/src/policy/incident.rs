@@ -53,7 +53,7 @@ pub struct Incident {
     pub(super) delivered: Option<Moment>,
     /// How many accusations, at least, were not kept when this was persisted: their nodes may list them again.
     pub(super) omitted: u32,
-    /// It was blocked when it was read, though everything that was kept of it had cleared.
+    /// When it was read it was blocked, although everything that was kept of it had cleared.
     pub(super) had_cleared: bool,
     /// Shared with what is in effect of it for as long as nothing else is decided.
     file: Arc<File>,
@@ -561,13 +561,13 @@ impl Incident {
         self.tombstones.insert(id, Tombstone { ground, at: at.into(), by, is_kept: false });
     }
 
-    /// Whether its release waits for the answers of nodes that may have nothing to say of it.
+    /// Whether its release waits for the answers of all nodes, including those that never accused it.
     pub(super) fn waits_for_all(&self) -> bool {
         self.inherited.is_some() || self.omitted > 0 || self.had_cleared
     }
 
-    /// Whether the nodes whose word has cleared may still have more to say: one accuses the same Pod again, as another process perhaps, and
-    /// that can't be judged yet; or that was so before the start, for all that is known.
+    /// Whether a node whose accusation has cleared may accuse the App again: it accuses the same Pod, perhaps of
+    /// another process, and that can't be judged yet; or that may have been so before the start.
     pub(super) fn may_be_accused(&self, pass: &Pass<'_>) -> bool {
         let is_heard_out = || self.tombstones.keys().all(|(_, node)| pass.snapshot.has_settled(node));
         self.is_accused_anew(pass) || (self.had_cleared && !is_heard_out())

@@ -189,7 +189,7 @@ fn a_process_that_has_another_name_each_time_is_not_released_because_the_cluster
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");
-    // An agent that lists all that it finds.
+    // The agent lists everything that it finds.
     world.answer("n1", vec![record_of("ns-a", "web", "x0", 0), record_of("ns-b", "web", "xmrig", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
@@ -208,7 +208,7 @@ fn a_process_that_has_another_name_each_time_is_not_released_because_the_cluster
     }
     world.facts.pods.insert(pod, present);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // It has ended: its last name goes as any other.
+    // The process has ended, and its last name clears like any other.
     world.rounds(29, |w| {
         w.answer("n1", vec![]);
         assert_eq!(w.blocked(), ["ns-a"]);
@@ -224,7 +224,7 @@ fn what_can_not_be_judged_of_another_pod_holds_no_release() {
     world.pod_on("ns-a", "web", "n1", "web");
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // Another node names the Pod, and its own node another one: neither is looked up.
+    // Another node accuses the Pod, and its own node accuses another Pod: neither is looked up.
     world.facts.pods.clear();
     world.rounds(32, |w| {
         let now = w.clock();

@@ -154,7 +154,8 @@ impl<'a> Lead<'a> {
         self.heard = self.task.channels.kept.borrow_and_update().outline();
         self.is_copy = self.policy().mode == Mode::DryRun;
         let Loaded { incidents: kept, unreadable } = loop {
-            match self.task.store.load(&self.pen).await {
+            let seen = self.task.channels.kept.borrow().clone();
+            match self.task.store.load(&self.pen, &seen).await {
                 Ok(loaded) => break loaded,
                 Err(error) if error.is_lost() => return Err(End::Lost),
                 Err(error) => {

@@ -124,10 +124,10 @@ impl Store {
         }
     }
 
-    /// Reads everything that is kept.
-    pub async fn load(&mut self, pen: &Pen) -> Result<Loaded, StateError> {
+    /// Reads everything that is kept. `seen` is what is shown of it already.
+    pub async fn load(&mut self, pen: &Pen, seen: &Kept) -> Result<Loaded, StateError> {
         match self {
-            Self::Cluster(store) => store.load(pen).await,
+            Self::Cluster(store) => store.load(pen, seen).await,
             Self::File(store) => store.load().await,
             Self::Copy(incidents) => Ok(incidents.clone().into()),
         }

@@ -68,7 +68,10 @@ pub(crate) struct Store {
     compacted: u64,
     /// Every write that was carried out, in order.
     pub(crate) writes: Vec<Call>,
+    /// How many lists were answered with whole objects.
     pub(crate) lists: usize,
+    /// How many were answered with their metadata only.
+    pub(crate) metadata_lists: usize,
 }
 
 impl Default for Server {
@@ -147,6 +150,11 @@ impl Server {
         let body = body.collect_bytes().await.unwrap();
         let (path, query) = (head.uri.path().to_owned(), head.uri.query().unwrap_or_default().to_owned());
         let kind = head.headers.get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
+        let accepts = head.headers.get("accept").map(|accept| accept.to_str().unwrap().to_owned());
+        let query = match accepts.filter(|accepts| accepts.contains("as=PartialObjectMetadataList")) {
+            Some(_) => format!("{query}&metadata=only"),
+            None => query,
+        };
         let call = call(head.method, &path);
         if query.contains("watch=true") || query.contains("watch=1") {
             return self.watch(call.plural, &query);
@@ -328,7 +336,9 @@ impl Store {
     }
 
     fn list(&mut self, plural: &str, query: &str) -> (u16, Value) {
-        self.lists += 1;
+        let is_metadata = query.ends_with("&metadata=only");
+        let count = if is_metadata { &mut self.metadata_lists } else { &mut self.lists };
+        *count += 1;
         let parameter = |name: &str| {
             let mut all = query.split('&').filter_map(|pair| pair.split_once('='));
             all.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
@@ -339,6 +349,14 @@ impl Store {
             self.objects.iter().filter(|((of, _), _)| of == plural).map(|(_, object)| object).collect();
         let page: Vec<&&Value> = all.iter().skip(from).take(limit).collect();
         let end = from + page.len();
+        let page: Vec<Value> = page
+            .into_iter()
+            .map(
+                |object| {
+                    if is_metadata { json!({"metadata": object["metadata"]}) } else { (*object).clone() }
+                },
+            )
+            .collect();
         let more = if end < all.len() { end.to_string() } else { String::new() };
         let list = json!({
             "apiVersion": "procscan.sealos.io/v1alpha1", "kind": "List", "items": page,

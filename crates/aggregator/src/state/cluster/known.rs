@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::ResourceExt;
-use kube::core::DynamicObject;
+use kube::core::{DynamicObject, ObjectMeta};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -42,6 +42,18 @@ impl Known {
             generation: live.metadata.generation.unwrap_or(0),
             observed: live.data.pointer("/status/observed").and_then(Value::as_i64),
             wanted,
+        }
+    }
+
+    /// As the watch has seen it, where operators want nothing.
+    pub(super) fn of_seen(live: ObjectMeta, stamp: Stamp, observed: i64) -> Self {
+        Self {
+            version: live.resource_version.unwrap_or_default().into(),
+            uid: live.uid.unwrap_or_default().into(),
+            stamp,
+            generation: live.generation.unwrap_or(0),
+            observed: Some(observed),
+            wanted: BTreeMap::new(),
         }
     }
 

@@ -8,6 +8,7 @@ mod events;
 pub(crate) mod fake;
 mod known;
 mod objects;
+mod taking_over;
 mod watching;
 
 use std::sync::Arc;
@@ -23,9 +24,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use self::events::{Events, News};
-use self::objects::{api_resource, app_of, body, kept, plural, was_written};
+use self::objects::{api_resource, body, kept, plural};
+use self::taking_over::Read;
 use super::crd::Resource;
-use super::{Kept, Loaded, StateError, Unreadable};
+use super::{Kept, Loaded, StateError};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 use crate::leader::Pen;
 
@@ -65,35 +67,17 @@ impl ClusterStore {
         Self { objects, known: AllKnown::default(), events }
     }
 
-    /// Reads every incident.
+    /// Reads every incident. `seen` is what the watch has of them.
     ///
     /// No object is marked as ours: the first write of each carries the resourceVersion that was read. Until then a
     /// late write of the leader before may succeed; nothing follows from it any more, and it is put right like any
     /// other change of a status.
     ///
     /// Incidents of which nothing was decided yet are left out: the program that made them ended in between.
-    pub async fn load(&mut self, pen: &Pen) -> Result<Loaded, StateError> {
-        let objects = self.objects.list(Resource::Incident).await?;
-        let marks = objects.iter().filter_map(|live| live.data.pointer("/status/writer")?.as_str());
-        pen.rank_after(marks).await;
-        self.known = AllKnown::default();
-        let mut loaded = Loaded::default();
-        for live in objects {
-            let name = live.name_any();
-            match kept(&live).and_then(|kept| kept.document(&name)) {
-                Ok(None) if was_written(&live) => {
-                    let error = "its status was written, and is gone".to_owned();
-                    loaded.unreadable.insert(name, Unreadable { app: app_of(&live), error });
-                }
-                Ok(None) => {}
-                Ok(Some(incident)) => {
-                    self.known.all.insert(name, Known::of(&live));
-                    loaded.incidents.push(incident);
-                }
-                Err(error) => drop(loaded.unreadable.insert(name, Unreadable { app: app_of(&live), error })),
-            }
-        }
-        loaded.incidents.sort_by(|a, b| a.name.cmp(&b.name));
+    pub async fn load(&mut self, pen: &Pen, seen: &Kept) -> Result<Loaded, StateError> {
+        let Read { loaded, known, marks } = self.objects.take_over(seen).await?;
+        pen.rank_after(marks.iter().map(String::as_str)).await;
+        self.known = known;
         Ok(loaded)
     }
 
@@ -259,15 +243,26 @@ impl Objects {
     }
 
     async fn list(&self, resource: Resource) -> Result<Vec<DynamicObject>, Refusal> {
-        let (api, plural) = (self.api(resource), plural(resource));
         let mut all = Vec::new();
-        let mut page = ListParams::default().limit(PAGE);
+        self.pages(resource, PAGE, |live| all.push(live)).await?;
+        Ok(all)
+    }
+
+    /// Lists everything, one answer after the other, and lets each object go when it has been taken in: many are large.
+    async fn pages(
+        &self,
+        resource: Resource,
+        page: u32,
+        mut take_in: impl FnMut(DynamicObject),
+    ) -> Result<(), Refusal> {
+        let (api, plural) = (self.api(resource), plural(resource));
+        let mut page = ListParams::default().limit(page);
         loop {
             let found = self.cluster.ask(self.ask("list", &plural), api.list(&page)).await?;
-            all.extend(found.items);
+            found.items.into_iter().for_each(&mut take_in);
             match found.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
-                None => return Ok(all),
+                None => return Ok(()),
             }
         }
     }

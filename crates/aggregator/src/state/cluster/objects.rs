@@ -88,6 +88,14 @@ pub(super) fn stamp(live: &DynamicObject) -> Stamp {
     Stamp { uid: uid.finish(), version: version.unwrap_or(0), status: status.0.finish() }
 }
 
+/// Whether it is the stamp of what has this metadata.
+pub(super) fn is_version_of(stamp: Stamp, live: &ObjectMeta) -> bool {
+    let mut uid = DefaultHasher::new();
+    live.uid.hash(&mut uid);
+    let version = live.resource_version.as_deref().and_then(|version| version.parse().ok());
+    stamp.uid == uid.finish() && version.is_some_and(|version: u64| version != 0 && version == stamp.version)
+}
+
 /// Hashes the bytes that are written to it.
 struct Hashing(DefaultHasher);
 

@@ -222,8 +222,6 @@ pub(super) fn restored(
         )
     });
     hear_again(&mut incident, app, &status.evidence, snapshot, now);
-    incident.had_cleared =
-        matches!(incident.standing, Standing::Blocked { .. }) && incident.grounds.is_empty();
     incident
 }
 

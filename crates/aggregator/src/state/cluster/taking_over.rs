@@ -1,0 +1,107 @@
+//! Reads every incident at the beginning of a term. Which version of each there is, is read anew; what the watch has in that very version
+//! is not read once more. So it takes as long as there is news, not as long as there is history.
+
+use futures_util::{StreamExt, stream};
+use kube::ResourceExt;
+use kube::api::ListParams;
+use kube::core::DynamicObject;
+use kube::core::metadata::PartialObjectMeta;
+
+use super::known::{AllKnown, Known};
+use super::objects::{app_of, is_version_of, kept, plural, was_written};
+use super::{CONCURRENCY, Objects, PAGE};
+use crate::kubernetes::{Refusal, RefusalKind};
+use crate::state::crd::Resource;
+use crate::state::{Kept, Loaded, Unreadable};
+
+/// How many objects one answer of a list holds that names them only.
+const NAMES_PAGE: u32 = 2000;
+/// Up to how many incidents are read one by one. More are listed.
+const ONE_BY_ONE: usize = 500;
+
+/// What has been read.
+#[derive(Default)]
+pub(super) struct Read {
+    pub(super) loaded: Loaded,
+    pub(super) known: AllKnown,
+    /// The marks of the leaders that have written.
+    pub(super) marks: Vec<String>,
+}
+
+impl Objects {
+    /// Every incident as it is at the moment, where the watch has `seen` most of them.
+    pub(super) async fn take_over(&self, seen: &Kept) -> Result<Read, Refusal> {
+        let (mut read, mut news) = (Read::default(), Vec::new());
+        let (api, plural) = (self.api(Resource::Incident), plural(Resource::Incident));
+        let mut page = ListParams::default().limit(NAMES_PAGE);
+        loop {
+            let found = self.cluster.ask(self.ask("list", &plural), api.list_metadata(&page)).await?;
+            news.extend(found.items.into_iter().filter_map(|live| read.take_over(live, seen)));
+            match found.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => break,
+            }
+        }
+        if news.len() > ONE_BY_ONE {
+            read = Read::default();
+            self.pages(Resource::Incident, PAGE, |live| read.take_in(&live)).await?;
+        } else {
+            let get = |name: String| async move { self.get(Resource::Incident, &name).await };
+            let mut answers = stream::iter(news).map(get).buffer_unordered(CONCURRENCY);
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(live) => read.take_in(&live),
+                    // Deleted meanwhile.
+                    Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
+                    Err(refusal) => return Err(refusal),
+                }
+            }
+        }
+        read.loaded.incidents.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(read)
+    }
+}
+
+impl Read {
+    /// Takes over what the watch has, if that is this very version; else gives the name, to be read. What operators want is read in any
+    /// case: it is cleared away by its exact words.
+    fn take_over(&mut self, live: PartialObjectMeta<DynamicObject>, seen: &Kept) -> Option<String> {
+        let name = live.name_any();
+        let incident = seen.incidents.get(&*name).filter(|incident| {
+            !seen.unread.incidents.contains_key(&*name)
+                && incident.approve.is_none()
+                && incident.release.is_none()
+                && is_version_of(incident.stamp, &live.metadata)
+        });
+        match incident.map(|incident| (incident, incident.document(&name))) {
+            Some((incident, Ok(Some(document)))) => {
+                let observed = document.status.observed;
+                self.known.all.insert(name, Known::of_seen(live.metadata, incident.stamp, observed));
+                self.marks.extend(document.status.writer.clone());
+                self.loaded.incidents.push(document);
+                None
+            }
+            _ => Some(name),
+        }
+    }
+
+    fn take_in(&mut self, live: &DynamicObject) {
+        let name = live.name_any();
+        let mark = live.data.pointer("/status/writer").and_then(|mark| mark.as_str());
+        self.marks.extend(mark.map(str::to_owned));
+        let unreadable = |error| Unreadable { app: app_of(live), error };
+        match kept(live).and_then(|kept| kept.document(&name)) {
+            Ok(None) if was_written(live) => {
+                let error = unreadable("its status was written, and is gone".to_owned());
+                self.loaded.unreadable.insert(name, error);
+            }
+            // The program that made it ended before anything was decided of it.
+            Ok(None) => {}
+            Ok(Some(incident)) => {
+                self.known.all.insert(name, Known::of(live));
+                self.loaded.incidents.push(incident);
+            }
+            Err(error) => drop(self.loaded.unreadable.insert(name, unreadable(error))),
+        }
+    }
+}

@@ -62,7 +62,7 @@ pub(super) struct Pass<'a> {
     pub(super) dates: Dates,
     /// Whether each of the policy's exemptions is in force now, in their order.
     pub(super) exemptions: Vec<Force>,
-    /// What operators have released, by the names that Apps had before.
+    /// Operators' releases, by the earlier names of Apps.
     pub(super) released: BTreeMap<App, Vec<StickyRelease>>,
     /// Namespaces with fresh accusations that can't be judged.
     pub(super) doubtful: BTreeSet<Text>,

@@ -175,7 +175,7 @@ fn what_hides_a_process_is_shown_and_the_wait_for_it_ends_with_the_limit_of_answ
     let objects = render(&plan, &settings(), Existing::default());
     let told = objects.iter().find(|object| object.metadata.namespace == "ns-j").unwrap();
     assert!(!serde_json::to_string(&told.spec).unwrap().contains("ns-k"), "{:?}", told.spec);
-    // Every second hour the node is silent: that is no answered time, and too short to be lost.
+    // The node is silent every second hour: that is no answered time, but too short to count as lost.
     let (mut answered, mut cleared) = (3 * MINUTE, Vec::new());
     while answered < LIMIT - 4 * MINUTE {
         world.rounds(60, |w| cleared.extend(w.fail("n1")));

@@ -53,11 +53,14 @@ impl Snapshot {
         let is_whole = self.coverage.expected() == self.targets.len();
         (is_whole || self.at.since(self.since) >= limit)
             && !self.targets.is_empty()
-            && self.targets.iter().all(|target| {
-                self.nodes.get(&target.node).is_some_and(|NodeView { clock, .. }| {
-                    clock.cleared(Reading::ZERO, Span::ZERO, || clock.unheard, clock.since, self.at).is_some()
-                })
-            })
+            && self.targets.iter().all(|target| self.has_settled(&target.node))
+    }
+
+    /// The same for one node.
+    pub(crate) fn has_settled(&self, node: &NodeName) -> bool {
+        self.nodes.get(node).is_some_and(|NodeView { clock, .. }| {
+            clock.cleared(Reading::ZERO, Span::ZERO, || clock.unheard, clock.since, self.at).is_some()
+        })
     }
 
     /// How much of the answered time of `node` said nothing of `key`; `None` if the ledger does not know `key` there.

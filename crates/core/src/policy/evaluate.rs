@@ -20,7 +20,7 @@ use super::{Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
 use crate::moment::WallTime;
-use crate::names::{App, Key, NodeName, Text};
+use crate::names::{App, Key, NodeName, PodRef, Text};
 use crate::plan::{Dispute, HeldApp, Notice, NoticePhase, Plan, Summary, human};
 use crate::snapshot::Snapshot;
 
@@ -66,6 +66,8 @@ pub(super) struct Pass<'a> {
     pub(super) released: BTreeMap<App, Vec<StickyRelease>>,
     /// Namespaces with fresh accusations that can't be judged.
     pub(super) doubtful: BTreeSet<Text>,
+    /// The Pods of those accusations, with the accusing nodes.
+    pub(super) unjudged: BTreeSet<(PodRef, NodeName)>,
     decisions: Vec<Decision>,
     pub(super) alerts: Vec<Alert>,
 }
@@ -113,7 +115,7 @@ impl Book {
         let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
         let reading = self.clock.read(now);
         let dates = std::mem::take(&mut self.dates);
-        let (exemptions, before) = (Vec::new(), BTreeMap::new());
+        let (exemptions, before, unjudged) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
         let mut pass = Pass {
             snapshot,
             policy,
@@ -123,6 +125,7 @@ impl Book {
             exemptions,
             released: before,
             doubtful,
+            unjudged,
             decisions,
             alerts,
         };
@@ -198,8 +201,7 @@ impl Book {
     /// Whether something may be decided at the end of a round, without any other news: what was blocked before the start and
     /// is not known since, and what is not judged yet.
     pub fn waits_for_rounds(&self) -> bool {
-        !self.unjudged.is_empty()
-            || self.incidents.values().any(|incident| incident.inherited.is_some() || incident.omitted > 0)
+        !self.unjudged.is_empty() || self.incidents.values().any(Incident::waits_for_all)
     }
 
     /// What one incident asks for. Does at once what no brake is asked about.
@@ -258,6 +260,7 @@ impl Book {
                 {
                     Wish::Nothing
                 }
+                Standing::Blocked { .. } if incident.may_be_accused(pass) => Wish::Nothing,
                 Standing::Blocked { .. } => Wish::Release(None, Basis::Rules),
                 _ => {
                     let reason = cleared_reason(incident.cleared, pass);

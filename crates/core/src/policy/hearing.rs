@@ -119,6 +119,7 @@ impl Book {
                         }
                         if evidence.presence == Presence::Active {
                             pass.doubtful.insert(id.0.namespace.clone());
+                            pass.unjudged.insert((id.0.pod_ref(), id.1.clone()));
                         }
                     }
                 }

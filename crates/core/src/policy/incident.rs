@@ -53,6 +53,8 @@ pub struct Incident {
     pub(super) delivered: Option<Moment>,
     /// How many accusations, at least, were not kept when this was persisted: their nodes may list them again.
     pub(super) omitted: u32,
+    /// When it was read it was blocked, although everything that was kept of it had cleared.
+    pub(super) had_cleared: bool,
     /// Shared with what is in effect of it for as long as nothing else is decided.
     file: Arc<File>,
 }
@@ -423,6 +425,7 @@ impl Incident {
             cleared: None,
             delivered: None,
             omitted: 0,
+            had_cleared: false,
             file: Arc::new(File::new(opened)),
         }
     }
@@ -558,6 +561,23 @@ impl Incident {
         self.tombstones.insert(id, Tombstone { ground, at: at.into(), by, is_kept: false });
     }
 
+    /// Whether its release waits for the answers of all nodes, including those that never accused it.
+    pub(super) fn waits_for_all(&self) -> bool {
+        self.inherited.is_some() || self.omitted > 0 || self.had_cleared
+    }
+
+    /// Whether a node whose accusation has cleared may accuse the App again: it accuses the same Pod, perhaps of
+    /// another process, and that can't be judged yet; or that may have been so before the start.
+    pub(super) fn may_be_accused(&self, pass: &Pass<'_>) -> bool {
+        let is_heard_out = || self.tombstones.keys().all(|(_, node)| pass.snapshot.has_settled(node));
+        self.is_accused_anew(pass) || (self.had_cleared && !is_heard_out())
+    }
+
+    fn is_accused_anew(&self, pass: &Pass<'_>) -> bool {
+        let is_unjudged = |(key, node): &EvidenceId| pass.unjudged.contains(&(key.pod_ref(), node.clone()));
+        !pass.unjudged.is_empty() && self.tombstones.keys().any(is_unjudged)
+    }
+
     /// What it is for, where no ground is left: what has cleared, else what it was inherited with, else the App as such.
     pub(super) fn last_records(&self, app: &App) -> Vec<Arc<Record>> {
         if !self.tombstones.is_empty() {
@@ -633,7 +653,7 @@ impl Incident {
     }
 
     pub(super) fn end(&mut self, now: Moment) {
-        self.omitted = 0;
+        (self.omitted, self.had_cleared) = (0, false);
         let file = self.file();
         // What was approved was this offence. Another one is asked about again.
         file.approved = false;

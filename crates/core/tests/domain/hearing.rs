@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::common::{MINUTE, World, app, record};
+use crate::common::{MINUTE, World, app, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{Key, NodeName, PodRef};
 use procscan_core::policy::{AccusedPod, DecisionKind, Inherited, OnIngresses, PodFact, PodState, WhichPod};
@@ -182,4 +182,54 @@ fn evidence_that_is_renewed_more_often_than_its_pod_is_looked_up_is_judged_all_t
         assert_eq!(evaluation.plan.blocks.len(), usize::from(is_judged), "second {second}");
         assert_eq!(evaluation.disputes.len(), usize::from(is_judged), "n2 has nothing to say of it");
     }
+}
+
+#[test]
+fn a_process_that_has_another_name_each_time_is_not_released_because_the_cluster_can_not_be_asked() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    // The agent lists everything that it finds.
+    world.answer("n1", vec![record_of("ns-a", "web", "x0", 0), record_of("ns-b", "web", "xmrig", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
+    let present = world.facts.pods[&pod].clone();
+    world.pod_is("ns-a", "web", PodState::Unreadable("503".into()));
+    for restarts in [false, true] {
+        world.rounds(60, |w| {
+            let now = w.clock();
+            w.answer("n1", vec![record_of("ns-a", "web", &format!("x{now}"), now)]);
+            assert_eq!(w.blocked(), ["ns-a"]);
+        });
+        if !restarts {
+            world.restart();
+            assert_eq!(world.blocked(), ["ns-a"]);
+        }
+    }
+    world.facts.pods.insert(pod, present);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // The process has ended, and its last name clears like any other.
+    world.rounds(29, |w| {
+        w.answer("n1", vec![]);
+        assert_eq!(w.blocked(), ["ns-a"]);
+    });
+    world.rounds(40, |w| drop(w.answer("n1", vec![])));
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn what_can_not_be_judged_of_another_pod_holds_no_release() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // Another node accuses the Pod, and its own node accuses another Pod: neither is looked up.
+    world.facts.pods.clear();
+    world.rounds(32, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record_of("ns-a", "made-up", "xmrig", now)]);
+        w.answer("n2", vec![record_of("ns-a", "web", &format!("x{now}"), now)]);
+    });
+    assert!(world.blocked().is_empty());
 }

@@ -222,6 +222,8 @@ pub(super) fn restored(
         )
     });
     hear_again(&mut incident, app, &status.evidence, snapshot, now);
+    incident.had_cleared =
+        matches!(incident.standing, Standing::Blocked { .. }) && incident.grounds.is_empty();
     incident
 }
 

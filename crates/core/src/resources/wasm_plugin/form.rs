@@ -29,10 +29,10 @@ pub struct Surplus<'a> {
 /// The Services for which the plain list has no room, although they are reached in ways that no Ingress names: they
 /// stay open in these ways.
 pub fn surplus<'a>(plan: &'a Plan, gateway: &Gateway, existing: Existing) -> Vec<Surplus<'a>> {
-    let Some(plain) = Form::of(plan, gateway, existing).plain(plan, gateway) else { return Vec::new() };
+    let Some(listed) = Form::of(plan, gateway, existing).plain(plan, gateway) else { return Vec::new() };
     let surplus = plan.blocks.iter().map(|block| Surplus {
         app: &block.app,
-        services: block.exposure.otherwise.iter().filter(|service| !plain.contains(service)).collect(),
+        services: block.exposure.otherwise.iter().filter(|service| !listed.contains(service)).collect(),
     });
     surplus.filter(|surplus| !surplus.services.is_empty()).collect()
 }
@@ -69,32 +69,30 @@ impl Part {
         };
         let services = chunks(services, room_for_services, need);
         let ingresses = chunks(ingresses, room_for_ingresses, Form::bytes_of_ingress);
-        let pairs = services
-            .iter()
-            .flat_map(|services| ingresses.iter().enumerate().map(move |pair| (services, pair)));
-        let part = |(index, (services, (turn, ingresses))): (usize, (&Vec<Text>, (usize, &Vec<Text>)))| {
-            // Each Service is listed plainly once.
-            let otherwise =
-                services.iter().filter(|service| turn == 0 && is_plain(service)).cloned().collect();
-            let exposure = Exposure {
-                services: services.clone(),
-                ingresses: ingresses.clone(),
-                otherwise,
-                ..Exposure::default()
-            };
-            // The accusations are listed for people once.
-            let (grounds, left) =
-                if index == 0 { (block.grounds.clone(), block.left.clone()) } else { Default::default() };
-            let hash = match index {
-                0 => stable_hash(&[namespace, kind, name]),
-                _ => stable_hash(&[namespace, kind, name, &index.to_string()]),
-            };
-            Self {
-                hash,
-                block: Arc::new(Block { grounds, left, exposure: Arc::new(exposure), ..Block::clone(block) }),
+        let mut parts: Vec<Self> = Vec::new();
+        for services in &services {
+            for (turn, ingresses) in ingresses.iter().enumerate() {
+                // Each Service is listed plainly once.
+                let otherwise = services.iter().filter(|service| turn == 0 && is_plain(service));
+                let exposure = Arc::new(Exposure {
+                    services: services.clone(),
+                    ingresses: ingresses.clone(),
+                    otherwise: otherwise.cloned().collect(),
+                    ..Exposure::default()
+                });
+                let index = parts.len();
+                // The accusations are listed for people once.
+                let (grounds, left) =
+                    if index == 0 { (block.grounds.clone(), block.left.clone()) } else { Default::default() };
+                let hash = match index {
+                    0 => stable_hash(&[namespace, kind, name]),
+                    _ => stable_hash(&[namespace, kind, name, &index.to_string()]),
+                };
+                let part = Block { grounds, left, exposure, ..Block::clone(block) };
+                parts.push(Self { hash, block: Arc::new(part) });
             }
-        };
-        pairs.enumerate().map(part).collect()
+        }
+        parts
     }
 }
 
@@ -178,7 +176,7 @@ impl Form {
             blocks.iter().flat_map(|block| &block.exposure.otherwise).collect::<HashSet<_>>().len()
         };
         let needs: Vec<usize> = tenants.iter().map(distinct).collect();
-        let mut plain = HashSet::new();
+        let mut listed = HashSet::new();
         for ((_, mut blocks), room) in tenants.into_iter().zip(shares(&needs, room)) {
             blocks.sort_by_key(|block| block.since);
             let mut turns: VecDeque<_> = blocks.iter().map(|block| block.exposure.otherwise.iter()).collect();
@@ -187,27 +185,27 @@ impl Form {
                 && let Some(mut services) = turns.pop_front()
             {
                 // A Service that is listed for another App already takes no room.
-                if services.by_ref().any(|service| plain.insert(service)) {
+                if services.by_ref().any(|service| listed.insert(service)) {
                     left -= 1;
                     turns.push_back(services);
                 }
             }
         }
-        Some(plain)
+        Some(listed)
     }
 
     /// The blocks of the plan, each with the Services that are listed plainly.
     pub(super) fn blocks(self, plan: &Plan, gateway: &Gateway) -> Vec<Arc<Block>> {
-        let Some(plain) = self.plain(plan, gateway) else { return plan.blocks.clone() };
-        let listed = |block: &Arc<Block>| {
-            if block.exposure.otherwise.iter().all(|service| plain.contains(service)) {
+        let Some(listed) = self.plain(plan, gateway) else { return plan.blocks.clone() };
+        let with_listed = |block: &Arc<Block>| {
+            if block.exposure.otherwise.iter().all(|service| listed.contains(service)) {
                 return block.clone();
             }
             let mut exposure = Exposure::clone(&block.exposure);
-            exposure.otherwise.retain(|service| plain.contains(service));
+            exposure.otherwise.retain(|service| listed.contains(service));
             Arc::new(Block { exposure: Arc::new(exposure), ..Block::clone(block) })
         };
-        plan.blocks.iter().map(listed).collect()
+        plan.blocks.iter().map(with_listed).collect()
     }
 
     fn bytes_of_ingress(name: &Text) -> usize {

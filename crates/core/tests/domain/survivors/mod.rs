@@ -6,5 +6,7 @@ mod counted;
 mod found;
 mod heard_elsewhere;
 mod hidden;
+mod kept;
 mod leaders;
 mod nodes;
+mod tenants;

@@ -1,0 +1,184 @@
+//! What is kept of an incident, when it is kept anew, and what is made of it after a restart.
+
+use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
+use procscan_core::policy::{Act, Book, Mode, Pattern, remembered};
+use procscan_core::state::incident::IncidentState;
+
+/// Every incident is as it was when it was kept, but may have been looked into since.
+fn is_kept(world: &mut World, namespace: &str) -> bool {
+    let observed = world.book.incident(&app(namespace)).unwrap().observed();
+    world.book.observe(&app(namespace), observed);
+    !world.book.unsaved().contains(&app(namespace))
+}
+
+#[test]
+fn what_has_not_changed_is_not_kept_again_whatever_its_state() {
+    // Blocked, and held.
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_new_tenants = 1;
+    world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
+    assert_eq!((world.blocked().len(), world.held().len()), (1, 1));
+    assert!(is_kept(&mut world, "ns-a") && is_kept(&mut world, "ns-b"));
+    // Approved.
+    world.book.act(&Act::Approve { app: app("ns-b") }, "ops", &world.policy, world.now).unwrap();
+    assert_eq!(world.book.unsaved(), [app("ns-b")]);
+    assert_eq!(world.blocked().len(), 2);
+    assert!(is_kept(&mut world, "ns-b"));
+    // Released by hand, and exempted.
+    let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
+    world.book.act(&Act::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now).unwrap();
+    world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
+    assert!(world.blocked().is_empty());
+    assert!(is_kept(&mut world, "ns-a") && is_kept(&mut world, "ns-b"));
+    // Its release is held; then it has ended.
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_releases = 1;
+    world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
+    assert_eq!(world.blocked().len(), 2);
+    world.rounds(31, |w| drop(w.answer("n1", vec![])));
+    world.evaluate();
+    for namespace in ["ns-a", "ns-b"] {
+        assert!(is_kept(&mut world, namespace));
+    }
+}
+
+#[test]
+fn the_time_of_the_last_evidence_is_kept_once_an_hour() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let unsaved = |world: &mut World| {
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        let snapshot = world.snapshot();
+        world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
+        world.book.unsaved().len()
+    };
+    // How often its agent scans is kept with it.
+    world.wait(MINUTE);
+    unsaved(&mut world);
+    world.keep();
+    world.wait(HOUR - MINUTE - 1);
+    assert_eq!(unsaved(&mut world), 0);
+    world.wait(1);
+    assert_eq!(unsaved(&mut world), 1);
+}
+
+#[test]
+fn what_blocks_and_opens_is_kept_before_anything_else() {
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = std::time::Duration::from_mins(10);
+    world.unwritable = namespaces(2).into_iter().chain(["ns-z".to_owned()]).collect();
+    world.answer("n1", vec![record("ns-z", 0)]);
+    let snapshot = world.snapshot();
+    world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
+    world.policy.grace = std::time::Duration::ZERO;
+    world.policy.brake.max_new_tenants = 1;
+    for namespace in ["ns-z", "ns-a"] {
+        world.wait(1);
+        let now = world.clock();
+        world.answer("n1", vec![record(namespace, now)]);
+    }
+    let snapshot = world.snapshot();
+    world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
+    // The one is held, the other blocked.
+    assert_eq!(world.book.unsaved(), [app("ns-z"), app("ns-a")]);
+    world.book.saved(&[app("ns-z"), app("ns-a")]);
+    let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
+    world.book.act(&Act::Release { app: app("ns-z"), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.observe(&app("ns-a"), 1);
+    assert_eq!(world.book.unsaved(), [app("ns-z"), app("ns-a")], "it is to be opened");
+}
+
+#[test]
+fn of_two_incidents_of_an_app_the_later_one_goes_on_and_of_two_words_of_a_node_the_later_counts() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.rounds(31, |w| {
+        w.answer("n1", vec![]);
+        w.evaluate();
+    });
+    world.wait(30 * HOUR);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let mut kept: Vec<_> = world.kept.values().cloned().collect();
+    assert_eq!(kept.len(), 2);
+    let name = world.book.name_of(&app("ns-a"));
+    for _ in 0..2 {
+        let book = Book::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+        assert_eq!(book.name_of(&app("ns-a")), name);
+        let known = remembered(&kept);
+        assert_eq!((known.len(), known[0].fresh_at, known[0].cleared), (1, world.now.wall(), None));
+        kept.reverse();
+    }
+}
+
+#[test]
+fn an_incident_says_its_state_and_the_reason_of_its_block_or_of_its_end() {
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_releases = 1;
+    world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
+    assert_eq!(world.blocked().len(), 2);
+    let said = |world: &World, namespace: &str| {
+        let status = world.book.document(&app(namespace)).unwrap().status;
+        (status.state, status.reason.to_string())
+    };
+    let why = "process `xmrig` in Pod web matches rule";
+    for namespace in ["ns-a", "ns-b"] {
+        let (state, reason) = said(&world, namespace);
+        assert!(state == IncidentState::Blocked && reason.starts_with(why), "{state:?} {reason}");
+    }
+    world.rounds(31, |w| drop(w.answer("n1", vec![])));
+    assert_eq!(world.blocked(), ["ns-b"]);
+    let (state, reason) = said(&world, "ns-b");
+    assert!(state == IncidentState::ReleaseHeld && reason.starts_with(why), "{state:?} {reason}");
+    let (state, reason) = said(&world, "ns-a");
+    assert!(
+        state == IncidentState::Ended && reason.starts_with("its node has answered"),
+        "{state:?} {reason}"
+    );
+}
+
+#[test]
+fn how_often_an_agent_scans_is_kept_in_whole_seconds_and_never_as_less() {
+    for (millis, seconds) in [(600_000, 600), (600_001, 601), (600_999, 601)] {
+        let mut world = World::new(&["n1"]);
+        for n in 0..6_u64 {
+            let mut found = record("ns-a", 0);
+            found.detected_at += std::time::Duration::from_millis(n * millis);
+            found.timestamp = found.detected_at.to_string().into();
+            world.answer("n1", vec![found]);
+            world.evaluate();
+            world.wait(millis / 1000 + 1);
+        }
+        world.evaluate();
+        let status = world.book.document(&app("ns-a")).unwrap().status;
+        assert_eq!(status.evidence[0].scan_interval, Some(seconds));
+    }
+}
+
+#[test]
+fn eight_processes_are_named_and_each_that_has_cleared_is_remembered() {
+    let mut world = World::new(&["n1"]);
+    let list = |w: &mut World, n: usize| {
+        let now = w.clock();
+        w.answer("n1", (0..n).map(|n| record_of("ns-a", "web", &format!("miner{n:02}"), now)).collect());
+        w.evaluate();
+    };
+    list(&mut world, 8);
+    world.wait(1);
+    list(&mut world, 9);
+    let status = |world: &World| world.book.document(&app("ns-a")).unwrap().status;
+    assert_eq!(status(&world).processes.len(), 8);
+    // They end one after the other.
+    for n in [3, 2, 1] {
+        world.rounds(31, |w| list(w, n));
+    }
+    let cleared = status(&world).evidence.iter().filter(|evidence| evidence.cleared.is_some()).count();
+    assert_eq!((cleared, status(&world).evidence.len()), (8, 9));
+    // Nothing in all of that is put off in paused mode.
+    world.policy.mode = Mode::Paused;
+    assert_eq!(world.blocked(), ["ns-a"]);
+}

@@ -1,0 +1,118 @@
+//! What tenants and administrators read of a block.
+
+use std::time::Duration;
+
+use crate::common::{MINUTE, World, app, exemption, record_of};
+use procscan_core::names::Key;
+use procscan_core::policy::{Inherited, Mode, OnIngresses, Pattern, simulate};
+
+#[test]
+fn a_reason_names_what_goes_on_and_not_what_may_have_ended() {
+    let mut world = World::new(&["n1"]);
+    world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
+    world.answer("n1", vec![record_of("ns-a", "web", "aaa", 0)]);
+    world.evaluate();
+    // Nothing is heard for so long that it counts no more.
+    world.wait(31 * MINUTE);
+    world.policy.exemptions.clear();
+    let now = world.clock();
+    world.answer("n1", vec![record_of("ns-a", "web", "zzz", now)]);
+    let reason = world.evaluate().plan.blocks[0].reason.to_string();
+    assert!(reason.starts_with("process `zzz` in Pod web") && reason.ends_with("(and 1 more)"), "{reason}");
+}
+
+#[test]
+fn a_tenant_has_the_whole_grace_after_each_warning_though_an_earlier_one_was_read() {
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = Duration::from_mins(10);
+    let accuse = |w: &mut World| {
+        let now = w.clock();
+        w.answer("n1", vec![record_of("ns-a", "web", "xmrig", now)]);
+        w.evaluate();
+    };
+    accuse(&mut world);
+    world.rounds(31, |w| {
+        w.answer("n1", vec![]);
+        w.evaluate();
+    });
+    assert!(world.blocked().is_empty());
+    // It begins again, and can't be told.
+    world.is_mute = true;
+    accuse(&mut world);
+    world.rounds(11, accuse);
+    assert!(world.blocked().is_empty());
+    world.rounds(60, accuse);
+    assert_eq!(world.blocked(), ["ns-a"], "not for ever");
+}
+
+#[test]
+fn a_block_says_what_it_is_for_even_if_nothing_is_left_of_it() {
+    let keys: Vec<Key> = ["miner", "xmrig"].map(|process| Key::new("ns-a", "web", process)).into();
+    let mut world = World::new(&["n1"]);
+    let found = Inherited {
+        app: app("ns-a"),
+        told: None,
+        accused: keys.iter().cloned().collect(),
+        services: vec!["web.ns-a.svc".into()],
+        on_ingresses: OnIngresses::default(),
+    };
+    world.book.inherit([found], &world.policy, world.now);
+    let accused = |world: &mut World| {
+        let block = world.evaluate().plan.blocks[0].clone();
+        (block.grounds.len(), block.left.clone(), block.accused().cloned().collect::<Vec<_>>())
+    };
+    assert_eq!(accused(&mut world), (0, keys.clone(), keys.clone()));
+    // Accused anew, it is for that.
+    let now = world.clock();
+    world.answer("n1", vec![record_of("ns-a", "web", "zmap", now)]);
+    assert_eq!(accused(&mut world), (1, vec![], vec![Key::new("ns-a", "web", "zmap")]));
+    // Its release is held, so it is for what has cleared.
+    world.policy.brake.max_releases = 0;
+    world.rounds(31, |w| drop(w.answer("n1", vec![])));
+    let zmap = vec![Key::new("ns-a", "web", "zmap")];
+    assert_eq!(accused(&mut world), (0, zmap.clone(), zmap));
+}
+
+#[test]
+fn no_pod_is_asked_about_that_may_not_be_touched_or_whose_accusation_has_cleared() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    let records = ["ns-a", "kube-system"].map(|namespace| record_of(namespace, "web", "xmrig", 0));
+    world.answer("n1", records.into());
+    let asked = |world: &mut World| {
+        let snapshot = world.snapshot();
+        let questions = world.book.questions(&snapshot, &world.policy);
+        questions.pods.keys().map(|pod| pod.namespace.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&mut world), ["ns-a"]);
+    world.rounds(31, |w| drop(w.answer("n1", vec![])));
+    assert!(asked(&mut world).is_empty());
+}
+
+#[test]
+fn other_rules_are_tried_with_all_that_was_recorded_whatever_mode_and_clocks_they_have() {
+    // Recorded: found once, in a Pod whose App the record does not name, and blocked by a rule without grace.
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web-0", "n1", "web");
+    world.answer("n1", vec![record_of("ns-a", "web-0", "xmrig", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.wait(25 * MINUTE);
+    let kept: Vec<_> = world.kept.values().cloned().collect();
+    let since = crate::common::at(0).wall();
+    let mut policy = world.policy.clone();
+    policy.grace = Duration::from_mins(20);
+    policy.max_age = Duration::from_mins(5);
+    for mode in [Mode::Enforce, Mode::DryRun] {
+        for verify_pods in [true, false] {
+            (policy.mode, policy.verify_pods) = (mode, verify_pods);
+            let fates = simulate(&kept, &policy, since, world.now.wall());
+            assert_eq!(fates.len(), 1);
+            assert_eq!(fates[0].app, app("ns-a"));
+            assert!(fates[0].was_blocked && fates[0].would_be_blocked, "{:?} {verify_pods}: {fates:?}", mode);
+        }
+    }
+    // While paused nothing new is blocked.
+    policy.mode = Mode::Paused;
+    assert!(!simulate(&kept, &policy, since, world.now.wall())[0].would_be_blocked);
+}

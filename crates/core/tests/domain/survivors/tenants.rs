@@ -109,7 +109,7 @@ fn other_rules_are_tried_with_all_that_was_recorded_whatever_mode_and_clocks_the
             let fates = simulate(&kept, &policy, since, world.now.wall());
             assert_eq!(fates.len(), 1);
             assert_eq!(fates[0].app, app("ns-a"));
-            assert!(fates[0].was_blocked && fates[0].would_be_blocked, "{:?} {verify_pods}: {fates:?}", mode);
+            assert!(fates[0].was_blocked && fates[0].would_be_blocked, "{mode:?} {verify_pods}: {fates:?}");
         }
     }
     // While paused nothing new is blocked.

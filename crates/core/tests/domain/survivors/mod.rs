@@ -2,6 +2,7 @@
 
 mod acts;
 mod apps;
+mod changes;
 mod counted;
 mod found;
 mod heard_elsewhere;

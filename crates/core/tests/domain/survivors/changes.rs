@@ -39,7 +39,7 @@ fn what_may_change_a_decision_is_news_and_what_is_only_renewed_is_none() {
     assert_eq!(since(&mut world), (true, true, 0), "it has grown old");
     world.wait(MINUTE);
     assert_eq!(since(&mut world), (false, false, 0));
-    world.rounds(30, |w| drop(w.answer("n1", vec![])));
+    world.rounds(35, |w| drop(w.answer("n1", vec![])));
     assert!(since(&mut world).0, "it has cleared");
     world.wait(24 * HOUR + 1);
     let (is_news, is_shown, _) = since(&mut world);

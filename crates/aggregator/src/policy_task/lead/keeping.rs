@@ -54,7 +54,7 @@ impl Lead<'_> {
             self.changed = self.task.store.changed(kept);
         }
         let mut names = BTreeSet::new();
-        for Changed { name, is_of_another_life } in std::mem::take(&mut self.changed) {
+        for Changed { name, was_replaced } in std::mem::take(&mut self.changed) {
             let Some(seen) = kept.incidents.get(&*name) else { continue };
             let app = App::from(&seen.app);
             if self.book.name_of(&app).as_ref() != Some(&name) {
@@ -62,7 +62,7 @@ impl Lead<'_> {
                 self.task.store.accept(kept, &name);
                 continue;
             }
-            if is_of_another_life {
+            if was_replaced {
                 self.book.renumber(&app, seen.observed());
             }
             names.insert(name);

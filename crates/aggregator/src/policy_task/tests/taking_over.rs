@@ -28,7 +28,7 @@ async fn a_new_leader_reads_page_by_page_and_writes_only_what_it_decides() {
     eprintln!("first decision with {INCIDENTS_KEPT} Incidents after {:?}", started.elapsed());
     assert_eq!(replica.decided.borrow().held.len(), INCIDENTS_KEPT / 100);
     assert_eq!(server.store().writes.len(), 0, "nothing has changed");
-    // The watch has read three pages of Incidents, and the two other kinds: whole, each is read once.
+    // The watch has read three pages of Incidents and the two other kinds: each whole object is read once.
     let lists = |store: &Store| (store.lists, store.metadata_lists);
     assert_eq!(lists(&server.store()), (5, 1));
     server.edit(INCIDENTS, &name_of("web-0"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
@@ -61,7 +61,7 @@ async fn what_has_changed_since_the_watch_saw_it_counts_as_it_is() {
     let held: BTreeSet<String> =
         replica.decided.borrow().held.iter().map(|held| held.app.name.to_string()).collect();
     assert_eq!(held, ["new", "renewed", "same"].map(str::to_owned).into());
-    // What an operator wants is done, and cleared away by its exact words.
+    // An operator's act is done, and removed by its exact content.
     replica.look(&server).await;
     sleep(Duration::from_secs(3)).await;
     assert_eq!(replica.blocked(), ["same"]);
@@ -72,7 +72,7 @@ async fn what_has_changed_since_the_watch_saw_it_counts_as_it_is() {
     assert_eq!(kept["status"]["state"], "Ended");
 }
 
-/// As many as a large cluster keeps: most are over, and some are blocked.
+/// As many Incidents as a large cluster keeps: most have ended, and some Apps are blocked.
 #[tokio::test(start_paused = true)]
 #[ignore = "for figures: by a release build, `cargo test --release -p procscan-aggregator --lib large -- --ignored --nocapture`"]
 async fn a_new_leader_of_a_large_cluster_decides_within_seconds() {

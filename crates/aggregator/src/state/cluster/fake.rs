@@ -70,7 +70,7 @@ pub(crate) struct Store {
     pub(crate) writes: Vec<Call>,
     /// How many lists were answered with whole objects.
     pub(crate) lists: usize,
-    /// How many were answered with their metadata only.
+    /// How many lists were answered with metadata only.
     pub(crate) metadata_lists: usize,
 }
 

@@ -45,7 +45,7 @@ impl Known {
         }
     }
 
-    /// As the watch has seen it, where operators want nothing.
+    /// An incident's object as the watch has seen it, for which operators want nothing.
     pub(super) fn of_seen(live: ObjectMeta, stamp: Stamp, observed: i64) -> Self {
         Self {
             version: live.resource_version.unwrap_or_default().into(),
@@ -84,7 +84,7 @@ pub struct Changed {
     /// Its name.
     pub name: String,
     /// Its generations start anew, from what its status says: it is another object of that name, or one from a backup.
-    pub is_of_another_life: bool,
+    pub was_replaced: bool,
 }
 
 /// The objects of all incidents, by name.
@@ -122,7 +122,7 @@ impl AllKnown {
             }
             self.behind.remove(name);
             let is_unread = kept.unread.incidents.contains_key(&**name);
-            let is_of_another_life = !is_same_object
+            let was_replaced = !is_same_object
                 || seen.generation < known.generation
                 || known.observed.is_some_and(|observed| observed > known.generation);
             // The watch shows an unreadable object as it was read last.
@@ -131,13 +131,13 @@ impl AllKnown {
                 tracing::error!(
                     alert = "state",
                     incident = name,
-                    is_of_another_life,
+                    was_replaced,
                     "an Incident's status is not what was written: it was edited, wiped, or restored from a backup; it is \
                      written again, and what its spec asks for is done"
                 );
             }
-            if is_other || is_of_another_life {
-                changed.push(Changed { name: name.clone(), is_of_another_life });
+            if is_other || was_replaced {
+                changed.push(Changed { name: name.clone(), was_replaced });
             }
         }
         changed

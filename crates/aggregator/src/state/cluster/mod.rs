@@ -67,7 +67,7 @@ impl ClusterStore {
         Self { objects, known: AllKnown::default(), events }
     }
 
-    /// Reads every incident. `seen` is what the watch has of them.
+    /// Reads every incident. `seen` is what the watch has.
     ///
     /// No object is marked as ours: the first write of each carries the resourceVersion that was read. Until then a
     /// late write of the leader before may succeed; nothing follows from it any more, and it is put right like any
@@ -248,7 +248,7 @@ impl Objects {
         Ok(all)
     }
 
-    /// Lists everything, one answer after the other, and lets each object go when it has been taken in: many are large.
+    /// Lists all objects page by page, and drops each after it was taken in, because many are large.
     async fn pages(
         &self,
         resource: Resource,

@@ -88,7 +88,7 @@ pub(super) fn stamp(live: &DynamicObject) -> Stamp {
     Stamp { uid: uid.finish(), version: version.unwrap_or(0), status: status.0.finish() }
 }
 
-/// Whether it is the stamp of what has this metadata.
+/// Whether the stamp belongs to the object version with this metadata.
 pub(super) fn is_version_of(stamp: Stamp, live: &ObjectMeta) -> bool {
     let mut uid = DefaultHasher::new();
     live.uid.hash(&mut uid);

@@ -1,5 +1,6 @@
-//! Reads every incident at the beginning of a term. Which version of each there is, is read anew; what the watch has in that very version
-//! is not read once more. So it takes as long as there is news, not as long as there is history.
+//! Reads every incident at the beginning of a term. The versions of all are read anew, but an incident that the watch
+//! has in the current version is not read again. So the time depends on what has changed, not on how many incidents are
+//! kept.
 
 use futures_util::{StreamExt, stream};
 use kube::ResourceExt;
@@ -14,9 +15,9 @@ use crate::kubernetes::{Refusal, RefusalKind};
 use crate::state::crd::Resource;
 use crate::state::{Kept, Loaded, Unreadable};
 
-/// How many objects one answer of a list holds that names them only.
+/// How many objects a page of a list with metadata only holds.
 const NAMES_PAGE: u32 = 2000;
-/// Up to how many incidents are read one by one. More are listed.
+/// Up to how many incidents are read one by one; more are listed.
 const ONE_BY_ONE: usize = 500;
 
 /// What has been read.
@@ -24,12 +25,12 @@ const ONE_BY_ONE: usize = 500;
 pub(super) struct Read {
     pub(super) loaded: Loaded,
     pub(super) known: AllKnown,
-    /// The marks of the leaders that have written.
+    /// The marks of the leaders that wrote the incidents.
     pub(super) marks: Vec<String>,
 }
 
 impl Objects {
-    /// Every incident as it is at the moment, where the watch has `seen` most of them.
+    /// Reads every incident as it is now; the watch has `seen` most of them.
     pub(super) async fn take_over(&self, seen: &Kept) -> Result<Read, Refusal> {
         let (mut read, mut news) = (Read::default(), Vec::new());
         let (api, plural) = (self.api(Resource::Incident), plural(Resource::Incident));
@@ -63,8 +64,8 @@ impl Objects {
 }
 
 impl Read {
-    /// Takes over what the watch has, if that is this very version; else gives the name, to be read. What operators want is read in any
-    /// case: it is cleared away by its exact words.
+    /// Takes over what the watch has if it is the current version; otherwise returns the name, to be read. An incident
+    /// with an operator's act is read in any case, because the act is removed by its exact content.
     fn take_over(&mut self, live: PartialObjectMeta<DynamicObject>, seen: &Kept) -> Option<String> {
         let name = live.name_any();
         let incident = seen.incidents.get(&*name).filter(|incident| {
@@ -95,7 +96,7 @@ impl Read {
                 let error = unreadable("its status was written, and is gone".to_owned());
                 self.loaded.unreadable.insert(name, error);
             }
-            // The program that made it ended before anything was decided of it.
+            // The program that created it ended before it decided anything about it.
             Ok(None) => {}
             Ok(Some(incident)) => {
                 self.known.all.insert(name, Known::of(live));

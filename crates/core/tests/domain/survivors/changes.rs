@@ -1,4 +1,4 @@
-//! What counts as a change of what is known, and for whom.
+//! What counts as a change, and for which readers.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use procscan_core::snapshot::{State, TargetState};
 fn what_may_change_a_decision_is_news_and_what_is_only_renewed_is_none() {
     let mut world = World::new(&["n1"]);
     let mut counts = world.snapshot();
-    // Whether there was news, and whether anything has changed that is shown.
+    // Whether there was news, and whether anything that is shown has changed.
     let mut since = |world: &mut World| {
         let now = world.snapshot();
         let before = std::mem::replace(&mut counts, now.clone());

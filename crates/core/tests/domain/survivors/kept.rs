@@ -1,10 +1,10 @@
-//! What is kept of an incident, when it is kept anew, and what is made of it after a restart.
+//! What is kept of an incident, when it is kept again, and what a restart makes of it.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
 use procscan_core::policy::{Act, Book, Mode, Pattern, remembered};
 use procscan_core::state::incident::IncidentState;
 
-/// Every incident is as it was when it was kept, but may have been looked into since.
+/// Whether every incident is as it was when it was kept; some may have been borrowed mutably since.
 fn is_kept(world: &mut World, namespace: &str) -> bool {
     let observed = world.book.incident(&app(namespace)).unwrap().observed();
     world.book.observe(&app(namespace), observed);
@@ -24,7 +24,7 @@ fn what_has_not_changed_is_not_kept_again_whatever_its_state() {
     assert_eq!(world.book.unsaved(), [app("ns-b")]);
     assert_eq!(world.blocked().len(), 2);
     assert!(is_kept(&mut world, "ns-b"));
-    // Released by hand, and exempted.
+    // Released by an operator, and exempted.
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
     world.book.act(&Act::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now).unwrap();
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
@@ -54,7 +54,7 @@ fn the_time_of_the_last_evidence_is_kept_once_an_hour() {
         world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
         world.book.unsaved().len()
     };
-    // How often its agent scans is kept with it.
+    // The scan interval of its agent is kept with it.
     world.wait(MINUTE);
     unsaved(&mut world);
     world.keep();
@@ -81,7 +81,7 @@ fn what_blocks_and_opens_is_kept_before_anything_else() {
     }
     let snapshot = world.snapshot();
     world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
-    // The one is held, the other blocked.
+    // The first one is held, the other one is blocked.
     assert_eq!(world.book.unsaved(), [app("ns-z"), app("ns-a")]);
     world.book.saved(&[app("ns-z"), app("ns-a")]);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
@@ -178,7 +178,7 @@ fn eight_processes_are_named_and_each_that_has_cleared_is_remembered() {
     }
     let cleared = status(&world).evidence.iter().filter(|evidence| evidence.cleared.is_some()).count();
     assert_eq!((cleared, status(&world).evidence.len()), (8, 9));
-    // Nothing in all of that is put off in paused mode.
+    // Paused mode delays none of this.
     world.policy.mode = Mode::Paused;
     assert_eq!(world.blocked(), ["ns-a"]);
 }

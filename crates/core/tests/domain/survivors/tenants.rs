@@ -1,4 +1,4 @@
-//! What tenants and administrators read of a block.
+//! What tenants and administrators read about a block.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ fn a_reason_names_what_goes_on_and_not_what_may_have_ended() {
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
     world.answer("n1", vec![record_of("ns-a", "web", "aaa", 0)]);
     world.evaluate();
-    // Nothing is heard for so long that it counts no more.
+    // Nothing is heard for so long that it no longer counts.
     world.wait(31 * MINUTE);
     world.policy.exemptions.clear();
     let now = world.clock();
@@ -36,7 +36,7 @@ fn a_tenant_has_the_whole_grace_after_each_warning_though_an_earlier_one_was_rea
         w.evaluate();
     });
     assert!(world.blocked().is_empty());
-    // It begins again, and can't be told.
+    // It begins again, and its tenant can't be told.
     world.is_mute = true;
     accuse(&mut world);
     world.rounds(11, accuse);
@@ -62,11 +62,11 @@ fn a_block_says_what_it_is_for_even_if_nothing_is_left_of_it() {
         (block.grounds.len(), block.left.clone(), block.accused().cloned().collect::<Vec<_>>())
     };
     assert_eq!(accused(&mut world), (0, keys.clone(), keys.clone()));
-    // Accused anew, it is for that.
+    // Accused again, it is blocked for that.
     let now = world.clock();
     world.answer("n1", vec![record_of("ns-a", "web", "zmap", now)]);
     assert_eq!(accused(&mut world), (1, vec![], vec![Key::new("ns-a", "web", "zmap")]));
-    // Its release is held, so it is for what has cleared.
+    // Its release is held, so it is blocked for what has cleared.
     world.policy.brake.max_releases = 0;
     world.rounds(31, |w| drop(w.answer("n1", vec![])));
     let zmap = vec![Key::new("ns-a", "web", "zmap")];

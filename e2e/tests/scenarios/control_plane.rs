@@ -93,7 +93,7 @@ fn without_each_verb() -> anyhow::Result<Vec<Without>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_verb_of_the_shipped_roles_is_needed_and_named_when_it_is_missing() -> anyhow::Result<()> {
     // Every route is looked up as soon as anything is blocked.
-    let routes = json!({"gateway": {"max_service_entries": 0}});
+    let routes = json!({"gateway": {"max_service_entries": 1}});
     let mut world = World::begin(Beginning { config: routes.clone(), ..Beginning::default() }).await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.cluster.apply(HTTP_ROUTES).await?;
@@ -170,14 +170,17 @@ async fn every_verb_of_the_shipped_roles_is_needed_and_named_when_it_is_missing(
 
 /// An incident that was over long ago: what is to be forgotten.
 async fn leave_history(world: &World) -> anyhow::Result<()> {
-    let long_ago = "2020-01-01T00:00:00Z";
-    let spec = json!({"app": {"namespace": "ns-old", "type": "app", "name": "old"}});
-    let old = json!({
-        "apiVersion": "procscan.sealos.io/v1alpha1", "kind": "Incident", "metadata": {"name": "old"}, "spec": spec,
-    });
-    world.incidents().create(&PostParams::default(), &serde_json::from_value(old)?).await?;
-    let status = json!({"status": {"state": "Ended", "opened": long_ago, "since": long_ago}});
-    world.incidents().patch_status("old", &PatchParams::default(), &Patch::Merge(status)).await?;
+    let now = k8s_openapi::jiff::Timestamp::now().to_string();
+    // By the later one the clock of the leaders is known, which has to say so too.
+    for (name, at) in [("old", "2020-01-01T00:00:00Z"), ("later", now.as_str())] {
+        let spec = json!({"app": {"namespace": format!("ns-{name}"), "type": "app", "name": name}});
+        let kept = json!({
+            "apiVersion": "procscan.sealos.io/v1alpha1", "kind": "Incident", "metadata": {"name": name}, "spec": spec,
+        });
+        world.incidents().create(&PostParams::default(), &serde_json::from_value(kept)?).await?;
+        let status = json!({"status": {"state": "Ended", "opened": at, "since": at, "clock": at}});
+        world.incidents().patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+    }
     Ok(())
 }
 

@@ -84,7 +84,7 @@ impl Told {
                 "accused namespaces are looked at each round, until they can be watched"
             ),
             (Some(before), None) => {
-                tracing::info!(watch = before.subject, "accused namespaces can be watched again")
+                tracing::info!(watch = before.subject, "accused namespaces can be watched again");
             }
             _ => {}
         }

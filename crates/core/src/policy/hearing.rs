@@ -95,13 +95,8 @@ impl Book {
                     Verdict::Disputed(_) | Verdict::Unverified(_) if already => {}
                     Verdict::Disputed(why) => {
                         if !self.disputes.contains_key(&id) {
-                            let reason = format!(
-                                "node {} accuses Pod {} of process `{}`, but {why}",
-                                evidence.node.0.escape_debug(),
-                                id.0.pod,
-                                id.0.process.escape_debug()
-                            );
-                            pass.decide(&claimed_app(&evidence.record), DecisionKind::Disputed, reason);
+                            let app = claimed_app(&evidence.record);
+                            pass.decide(&app, DecisionKind::Disputed, disputed(&id, &why));
                         }
                         disputes.insert(id, why);
                     }
@@ -250,4 +245,10 @@ impl Book {
             }
         }
     }
+}
+
+/// Why the accusation `id` is not believed, for the log.
+fn disputed((key, node): &EvidenceId, why: &str) -> String {
+    let (node, process) = (node.0.escape_debug(), key.process.escape_debug());
+    format!("node {node} accuses Pod {} of process `{process}`, but {why}", key.pod)
 }

@@ -59,6 +59,8 @@ fn a_real_forbidden_process_is_listed_blocked_told_and_released_by_the_rules() {
         (blocked_services(&directory).len() == 2).then_some(())
     });
     assert_eq!(blocked_services(&directory)[1], format!("{pod}.ns-demo.svc.cluster.local"));
+    // The gateway is closed first, and then the tenant is told.
+    wait_for("the messages", Duration::from_secs(10), || (objects(&directory).len() == 3).then_some(()));
     let all = objects(&directory);
     let of = |kind: &str, namespace: &str| -> &Value {
         let mut found = all.iter().filter(|o| o["kind"] == kind && o["metadata"]["namespace"] == namespace);

@@ -108,16 +108,14 @@ fn world() -> World {
 fn world_of(world: &World) -> World {
     World {
         ledger: world.new_ledger(),
-        book: Book::default(),
         policy: world.policy.clone(),
         facts: world.facts.clone(),
-        rules: world.rules.clone(),
         kept: world.kept.clone(),
         unwritable: world.unwritable.clone(),
         is_mute: world.is_mute,
         targets: world.targets.clone(),
-        follower: None,
         now: world.now,
+        ..World::with(&NODES, world.rules.clone())
     }
 }
 

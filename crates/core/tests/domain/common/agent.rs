@@ -85,6 +85,11 @@ impl RealAgent {
         self.processes.remove(&pid);
     }
 
+    /// Whether it scans by `now`, or has results still to come.
+    pub fn is_due(&self, now: u64) -> bool {
+        self.next_scan <= now || !self.coming.is_empty()
+    }
+
     /// Lets time pass: its ticks up to `now`, with what runs now.
     pub fn advance(&mut self, now: u64) {
         while self.next_scan <= now {

@@ -13,8 +13,8 @@ use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName, PodRef};
 use procscan_core::plan::{Exposure, OtherApps, SharedService, SharedServices};
 use procscan_core::policy::{
-    AppFact, Book, BrakeRules, Decided, Evaluation, Exemption, Facts, Lineage, Mode, PodFact, PodState,
-    Policy, remembered,
+    AppFact, Book, BrakeRules, Decided, Decision, Evaluation, Exemption, Facts, Inherited, Lineage, Mode,
+    PodFact, PodState, Policy, remembered,
 };
 use procscan_core::report::{Answer, Claim, Failure, FailureReason, Outcome, Record, Report, Target};
 use procscan_core::resources::template::Template;
@@ -50,10 +50,18 @@ pub struct World {
     pub kept: BTreeMap<String, Incident>,
     /// The namespaces of whose Apps nothing can be kept.
     pub unwritable: BTreeSet<String>,
+    /// The namespaces of whose Apps what is kept is written, but the answer says that it is not.
+    pub late: BTreeSet<String>,
+    /// What was decided last and written so.
+    pub decided_late: Vec<Decision>,
+    /// What the gateway closes, for the next leader.
+    pub closed: Vec<Inherited>,
     /// Notifications can't be written.
     pub is_mute: bool,
     /// Another replica's ledger, and whether it hears what this one hears.
     pub follower: Option<(Ledger, bool)>,
+    /// How many seconds its wall clock is ahead of this one's.
+    pub follower_ahead: i64,
     /// Who is expected to answer.
     pub targets: Vec<Target>,
 }
@@ -155,8 +163,12 @@ impl World {
             rules,
             kept: BTreeMap::new(),
             unwritable: BTreeSet::new(),
+            late: BTreeSet::new(),
+            decided_late: Vec::new(),
+            closed: Vec::new(),
             is_mute: false,
             follower: None,
+            follower_ahead: 0,
             targets,
         }
     }
@@ -174,19 +186,20 @@ impl World {
         if self.policy.mode == Mode::DryRun {
             return BTreeSet::new();
         }
-        let (failed, saved): (Vec<_>, Vec<_>) = self
-            .book
-            .unsaved()
-            .into_iter()
-            .partition(|app| self.unwritable.contains(&app.namespace.to_string()));
-        self.book.saved(&saved);
-        self.book.take_back(&failed);
+        let is_in =
+            |namespaces: &BTreeSet<String>, app: &App| namespaces.contains(&app.namespace.to_string());
+        let (mut failed, written): (Vec<_>, Vec<_>) =
+            self.book.unsaved().into_iter().partition(|app| is_in(&self.unwritable, app));
         // Through the form in which it is kept.
-        for incident in saved.iter().filter_map(|app| self.book.document(app)) {
+        for incident in written.iter().filter_map(|app| self.book.document(app)) {
             let spec = serde_json::from_str(&serde_json::to_string(&incident.spec).unwrap()).unwrap();
             let status = serde_json::from_str(&serde_json::to_string(&incident.status).unwrap()).unwrap();
             self.kept.insert(incident.name.clone(), Incident { name: incident.name, spec, status });
         }
+        let (late, saved): (Vec<_>, Vec<_>) = written.into_iter().partition(|app| is_in(&self.late, app));
+        self.book.saved(&saved);
+        failed.extend(late);
+        self.book.take_back(&failed);
         failed.into_iter().collect()
     }
 
@@ -199,15 +212,29 @@ impl World {
     /// Another replica goes on, which has heard the agents itself, but nothing of the cluster.
     pub fn fail_over(&mut self) {
         let (ledger, _) = self.follower.take().unwrap_or_else(|| (self.new_ledger(), true));
+        self.jump(self.follower_ahead);
+        self.follower_ahead = -self.follower_ahead;
         self.take_over(ledger);
         self.follower = Some((self.new_ledger(), true));
     }
 
-    fn take_over(&mut self, mut ledger: Ledger) {
-        let kept: Vec<Incident> = self.kept.values().cloned().collect();
-        ledger.remember(remembered(&kept), self.now);
-        self.book = Book::restore(&kept, &ledger.snapshot(self.now), self.now);
+    fn take_over(&mut self, ledger: Ledger) {
         self.ledger = ledger;
+        self.read_again();
+    }
+
+    /// What is kept is read again, and what the gateway closes is taken over.
+    pub fn read_again(&mut self) {
+        let kept: Vec<Incident> = self.kept.values().cloned().collect();
+        self.ledger.remember(remembered(&kept), self.now);
+        self.book = Book::restore(&kept, &self.ledger.snapshot(self.now), self.now);
+        self.book.inherit(std::mem::take(&mut self.closed), &self.policy, self.now);
+    }
+
+    /// What time it is to the other replica.
+    pub fn follower_now(&self) -> Moment {
+        let wall = self.now.wall() + jiff::SignedDuration::from_secs(self.follower_ahead);
+        Moment::new(self.now.uptime(), wall)
     }
 
     pub fn wait(&mut self, seconds: u64) -> Vec<Change> {
@@ -215,8 +242,9 @@ impl World {
             self.now.uptime() + Duration::from_secs(seconds),
             self.now.wall() + Duration::from_secs(seconds),
         );
+        let follower_now = self.follower_now();
         if let Some((follower, true)) = &mut self.follower {
-            follower.advance(self.now);
+            follower.advance(follower_now);
         }
         self.ledger.advance(self.now)
     }
@@ -232,9 +260,14 @@ impl World {
     }
 
     pub fn report(&mut self, node: &str, outcome: Outcome) -> Vec<Change> {
-        let report = Report { target: target(node), at: self.now, outcome };
+        self.report_at(target(node), outcome)
+    }
+
+    pub fn report_at(&mut self, target: Target, outcome: Outcome) -> Vec<Change> {
+        let report = Report { target, at: self.now, outcome };
+        let follower_now = self.follower_now();
         if let Some((follower, true)) = &mut self.follower {
-            follower.absorb(&report);
+            follower.absorb(&Report { at: follower_now, ..report.clone() });
         }
         self.ledger.absorb(&report)
     }
@@ -278,7 +311,11 @@ impl World {
         let snapshot = self.snapshot();
         let mut decided = self.book.decide(&snapshot, &self.policy, &self.facts, self.now);
         let failed = self.keep();
-        decided.decisions.retain(|decision| !failed.contains(&decision.app));
+        let is_late = |app: &App| self.late.contains(&app.namespace.to_string());
+        let decisions = std::mem::take(&mut decided.decisions);
+        let (lost, kept): (Vec<_>, Vec<_>) = decisions.into_iter().partition(|it| failed.contains(&it.app));
+        decided.decisions = kept;
+        self.decided_late = lost.into_iter().filter(|it| is_late(&it.app)).collect();
         let plan = self.book.plan(&self.policy, &self.facts, self.now);
         if !self.is_mute {
             for notice in &plan.notices {

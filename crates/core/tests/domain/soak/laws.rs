@@ -1,59 +1,262 @@
 //! What must hold after each minute, and in the end.
 
-use super::*;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use procscan_core::Moment;
+use procscan_core::names::{App, Text};
+use procscan_core::plan::{Block, SharedServices};
+use procscan_core::policy::{Actor, Decision, DecisionKind, Evaluation, Standing};
+use procscan_core::snapshot::Violation;
+
+use super::nodes::{LEADER, Node};
+use super::tenants::{ALL_APPS, Pod, app_of, host, namespace, tenant_in};
+use super::{
+    BEGIN, CLEAR_AFTER, HOUR, MAX_AGE, MAX_KEYS, MINUTE, MOST_BACK, NODES, Soak, TENANTS, UNREACHABLE, apps,
+};
+
+/// How a release says that the node's answers prove the absence.
+const BY_THE_CLOCK: &str = "the whole clearing time";
 
 impl Soak {
     pub(super) fn judge(&mut self, evaluation: &Evaluation) {
-        let now = self.now();
-        for decision in evaluation.decisions.iter().filter(|decision| decision.actor == Actor::Policy) {
+        let blocked = apps(evaluation);
+        let late = self.note_late();
+        for decision in evaluation.decisions.iter().chain(&late).filter(|it| it.actor == Actor::Policy) {
             match decision.kind {
-                DecisionKind::Blocked => self.blocked_rightly(tenant_of(&decision.app)),
-                DecisionKind::Released => self.released_rightly(tenant_of(&decision.app), &decision.reason),
+                DecisionKind::Blocked => self.blocked_rightly(&decision.app),
+                DecisionKind::Released => self.released_rightly(&decision.app, &decision.reason),
                 _ => {}
             }
         }
-        let blocked = apps(evaluation);
+        self.explained(&blocked, &evaluation.decisions);
+        for block in &evaluation.plan.blocks {
+            self.closes_no_innocent(block);
+        }
         for tenant in 0..TENANTS {
-            let is_hindered = now < self.mute_until || self.world.unwritable.contains(&namespace(tenant));
-            let it = &mut self.tenants[tenant];
-            if is_hindered {
-                it.disturbed = now;
+            self.blocked_in_time(tenant, evaluation);
+        }
+        self.note_kept();
+        self.bounded();
+        self.blocked = blocked;
+        self.note_plan(evaluation.plan.clone());
+    }
+
+    /// Every difference between two plans has its decision.
+    fn explained(&self, blocked: &BTreeSet<App>, decisions: &[Decision]) {
+        for app in self.blocked.symmetric_difference(blocked) {
+            let kind = if blocked.contains(app) { DecisionKind::Blocked } else { DecisionKind::Released };
+            let is_said = decisions.iter().any(|decision| decision.app == *app && decision.kind == kind);
+            let is_known = self.leaders.uncertain.contains(app) || self.leaders.restored.contains(app);
+            if !is_said && !is_known {
+                self.fail(&format!("{app} is {kind:?} without a decision"));
             }
-            let it = &self.tenants[tenant];
-            let Some(since) = it.running_since else { continue };
-            let node = &self.nodes[it.node];
-            let lists = node.real.as_ref().and_then(RealAgent::lists);
-            if node.real.is_some() && lists.is_none_or(|other| *other.namespace != *namespace(tenant)) {
-                // Another one hides it, for as long as that may run.
-                self.tenants[tenant].disturbed = now;
+        }
+    }
+
+    fn blocked_rightly(&mut self, app: &App) {
+        self.told.blocks += 1;
+        let tenant = &self.tenants[tenant_in(&app.namespace)];
+        let is_dateless = tenant.of(&app.name).any(|pod| pod.is_dateless);
+        let is_unjudged = tenant.of(&app.name).any(|pod| pod.is_unjudged);
+        // What came without its agent's clock may have been no evidence then, and is some after a restart that hears it with the clock;
+        // so is what could not be judged before the release of other evidence.
+        let is_known = tenant.released_after.get(&*app.name) == Some(&tenant.heard_of(&app.name));
+        if is_known && !is_dateless && !is_unjudged {
+            let log = self.log_of(app);
+            self.fail(&format!("{app} is blocked again, and nothing is new since its release\n{log}"));
+        }
+        // However seldom its node scans, and however long it is told before.
+        let is_recent = |at: u64| self.now() - at <= MAX_AGE + MINUTE;
+        if !is_dateless && !tenant.of(&app.name).any(|pod| pod.last_found.is_some_and(is_recent)) {
+            let found: Vec<_> = tenant.of(&app.name).map(|pod| (&pod.uid, pod.last_found)).collect();
+            self.fail(&format!(
+                "{app} is blocked, and in none of its Pods has anything been found: {found:?}"
+            ));
+        }
+    }
+
+    fn released_rightly(&mut self, app: &App, reason: &str) {
+        self.told.releases += 1;
+        let number = tenant_in(&app.namespace);
+        let heard = self.tenants[number].heard_of(&app.name);
+        self.tenants[number].released_after.insert(app.name.to_string(), heard);
+        let (now, tenant) = (self.now(), &self.tenants[number]);
+        let is_deaf = now < self.cluster.deaf_until;
+        if reason.contains("is being deleted") {
+            if !is_deaf && !tenant.is_terminating {
+                self.fail(&format!("{app} is released: {reason}"));
+            }
+            return;
+        }
+        if reason.contains("no Pod of the App remains") {
+            // That is proof also where the release that follows can't be kept before there is a Pod again.
+            let is_hindered = tenant.disturbed + MINUTE >= now;
+            let is_accused = |pod: &Pod| pod.apps.len() == 1 && pod.heard[LEADER].is_some();
+            let mut living = tenant.living().filter(|pod| *pod.app == *app.name);
+            if !is_deaf && living.any(|pod| !is_hindered || is_accused(pod)) {
+                self.fail(&format!("{app} is released and has a Pod: {reason}"));
+            }
+            return;
+        }
+        for pod in tenant.of(&app.name) {
+            // Each answer vouches for a minute at most.
+            let Some(heard) = pod.heard[LEADER] else { continue };
+            let node = &self.nodes[pod.node];
+            let is_lost = |node: &Node| now - node.last_sign >= UNREACHABLE;
+            let accused_at = pod.accused_at.unwrap_or(heard.at);
+            let is_found = pod.is_alive() && pod.running.as_ref().is_some_and(|it| it.since <= accused_at);
+            let is_honest = !node.has_lied && node.disturbed < accused_at;
+            // What its node has found, and still runs, is never gone by the clock, whatever hides it.
+            let is_wrong = is_found && is_honest && reason.contains(BY_THE_CLOCK);
+            if pod.apps.len() > 1 {
+                // What is found under another name after it has another label counts for the other App.
+                let is_open = |app: &str| {
+                    let incident = self.world.book.incident(&app_of(number, app));
+                    incident.is_some_and(|incident| !matches!(incident.standing, Standing::Ended { .. }))
+                };
+                if is_wrong && !pod.apps.iter().any(|app| is_open(app)) {
+                    self.fail(&format!(
+                        "{app} is released, {} runs, and none of its Apps is accused: {reason}",
+                        pod.uid
+                    ));
+                }
                 continue;
             }
-            let undisturbed = now - since.max(it.disturbed).max(node.disturbed);
+            if is_wrong {
+                self.fail(&format!("{app} is released and {} runs in {:?}: {reason}", pod.uid, pod.running));
+            }
+            let proven = (node.answered - heard.answered) * MINUTE;
+            if proven < CLEAR_AFTER && !is_lost(node) {
+                let silent = now - heard.at;
+                let log = self.log_of(app);
+                self.fail(&format!(
+                    "{app} is released {silent} s after fresh evidence of {}, {proven} s of them answered: {reason}\n{log}",
+                    pod.uid
+                ));
+            }
+        }
+    }
+
+    /// What is closed exposes an App one of whose Pods has offended, and the others that it exposes are named.
+    fn closes_no_innocent(&self, block: &Block) {
+        let number = tenant_in(&block.app.namespace);
+        let tenant = &self.tenants[number];
+        let guilty: BTreeSet<&String> =
+            tenant.pods.iter().filter(|pod| pod.has_offended()).flat_map(|pod| &pod.apps).collect();
+        if !guilty.contains(&block.app.name.to_string()) {
+            self.fail(&format!("{} is blocked, and has never offended", block.app));
+        }
+        let closed = |service: &str| block.exposure.services.contains(&host(number, service));
+        let names: Vec<&String> = tenant.exposed.keys().filter(|service| closed(service)).collect();
+        if names.len() != block.exposure.services.len() {
+            self.fail(&format!("{} closes what is not its tenant's: {:?}", block.app, block.exposure));
+        }
+        for service in &names {
+            let exposed = tenant.exposed[*service].iter().map(|pod| &tenant.pods[*pod]);
+            if !exposed.into_iter().any(|pod| pod.apps.iter().any(|app| guilty.contains(app))) {
+                self.fail(&format!("{} closes {service}, which exposes innocent Pods only", block.app));
+            }
+        }
+        let is_known = !self.is_hindered(number) && !self.world.facts.apps.is_empty();
+        if !is_known || !tenant.living().any(|pod| *pod.app == *block.app.name) {
+            return;
+        }
+        for selected in names.iter().filter_map(|service| tenant.services.get(*service)) {
+            let selected = tenant.living().filter(|pod| selected.contains(&pod.app));
+            for other in selected.filter(|pod| !pod.apps.contains(&*block.app.name)) {
+                if !block.exposure.others.named.contains(&app_of(number, &other.app)) {
+                    self.fail(&format!("{} closes {} too, and does not say so", block.app, other.app));
+                }
+            }
+        }
+    }
+
+    /// What offends in peace for long enough is blocked, with every Service that exposes it.
+    fn blocked_in_time(&mut self, number: usize, evaluation: &Evaluation) {
+        let now = self.now();
+        // Nothing is blocked in a namespace that is being deleted: what is closed there goes with it.
+        if self.is_hindered(number) || self.tenants[number].is_terminating {
+            self.tenants[number].disturbed = now;
+        }
+        let of_tenant = |block: &&Arc<Block>| tenant_in(&block.app.namespace) == number;
+        let blocks: Vec<_> = evaluation.plan.blocks.iter().filter(of_tenant).collect();
+        let grace = self.longest_grace();
+        for place in self.tenants[number].alive.clone() {
+            let pod = &self.tenants[number].pods[place];
+            let Some(running) = &pod.running else { continue };
+            let (home, since) = (pod.node, running.since);
+            let node = &self.nodes[home];
+            let lists = node.listed.first().is_some_and(|it| (it.tenant, it.pod) == (number, place));
+            if node.is_real() && !lists {
+                // Another one hides it, for as long as that may run.
+                self.tenants[number].pods[place].disturbed = now;
+                continue;
+            }
+            let disturbed = self.tenants[number].disturbed.max(pod.disturbed).max(node.disturbed);
+            let undisturbed = now - since.max(disturbed);
             // A clock that jumps back makes a grace last longer, by what it has jumped and by the hour for which a tenant that can't be
             // told is waited for.
-            let limit = 6 * node.interval + 3 * MINUTE + self.longest_grace();
-            let is_late = undisturbed > limit && !node.is_full && !blocked.contains(&app(&namespace(tenant)));
-            let home = it.node;
-            if is_late && self.accusations(home) >= MAX_KEYS {
-                self.nodes[home].disturbed = now;
-            } else if is_late {
-                let standing =
-                    self.world.book.incident(&app(&namespace(tenant))).map(|incident| &incident.standing);
-                self.fail(&format!("tenant {tenant} offends for {undisturbed} s in peace: {standing:?}"));
+            let limit = 6 * node.interval + 3 * MINUTE + grace;
+            let is_blocked = blocks.iter().any(|block| pod.apps.contains(&*block.app.name));
+            if !is_blocked {
+                self.told.late = self.told.late.max(undisturbed);
             }
-            self.told.late =
-                self.told.late.max(if blocked.contains(&app(&namespace(tenant))) { 0 } else { undisturbed });
+            if undisturbed <= limit || node.is_full {
+                continue;
+            }
+            if is_blocked {
+                self.closed_in_time(number, pod, &blocks);
+            } else if self.accusations(home) >= MAX_KEYS {
+                self.nodes[home].disturbed = now;
+            } else {
+                let incidents =
+                    ALL_APPS.map(|app| self.world.book.incident(&app_of(number, app)).map(|it| it.standing));
+                let uid = &self.tenants[number].pods[place].uid;
+                let what = format!("{uid} of {number} offends for {undisturbed} s in peace: {incidents:?}");
+                let known = self.known_of(number);
+                self.fail(&format!("{what}\n{known}"));
+            }
         }
-        let snapshot = self.world.snapshot();
-        self.told.most_violations = self.told.most_violations.max(snapshot.violations.len());
-        if snapshot.violations.len() > NODES * MAX_KEYS || snapshot.nodes.len() > NODES {
-            self.fail(&format!("{} violations of {} nodes", snapshot.violations.len(), snapshot.nodes.len()));
+    }
+
+    fn closed_in_time(&self, number: usize, pod: &Pod, blocks: &[&Arc<Block>]) {
+        if self.world.facts.apps.is_empty() {
+            return;
         }
-        let incidents = self.world.book.incidents().count();
-        if incidents > TENANTS {
-            self.fail(&format!("{incidents} incidents"));
+        let is_in = |services: fn(&Block) -> &Vec<Text>, host: &Text| {
+            blocks.iter().any(|it| services(it).contains(host))
+        };
+        for (service, _) in
+            self.tenants[number].services.iter().filter(|(_, selected)| selected.contains(&pod.app))
+        {
+            let host = host(number, service);
+            let is_left_open = self.world.policy.shared_services == SharedServices::Skip
+                && is_in(|block| &block.exposure.left_open, &host);
+            if !is_left_open && !is_in(|block| &block.exposure.services, &host) {
+                self.fail(&format!("{} of {number} is blocked, and {service} is open", pod.uid));
+            }
         }
-        self.blocked = blocked;
+    }
+
+    fn longest_grace(&self) -> u64 {
+        let grace = self.world.policy.grace.as_secs();
+        if grace > 0 { grace + HOUR + MOST_BACK } else { 0 }
+    }
+
+    /// What has been heard is kept where it can be.
+    fn note_kept(&mut self) {
+        let (is_late, is_unwritable) = (&self.world.late, &self.world.unwritable);
+        for (number, tenant) in self.tenants.iter_mut().enumerate() {
+            let namespace = namespace(number);
+            if is_late.contains(&namespace) || is_unwritable.contains(&namespace) {
+                continue;
+            }
+            for place in &tenant.alive {
+                tenant.pods[*place].kept = tenant.pods[*place].heard[LEADER];
+            }
+        }
     }
 
     /// How many Pods a node accuses as far as the leader knows. Who lies long enough has no place for the truth.
@@ -64,64 +267,66 @@ impl Soak {
         snapshot.violations.iter().filter(by).count()
     }
 
-    fn longest_grace(&self) -> u64 {
-        let grace = self.world.policy.grace.as_secs();
-        if grace > 0 { grace + HOUR + MOST_BACK } else { 0 }
+    /// What has been decided of an App, for people.
+    fn log_of(&self, app: &App) -> String {
+        let document = self.world.book.document(app);
+        let log = document.iter().flat_map(|it| &it.status.decisions);
+        let lines: Vec<String> =
+            log.map(|it| format!("{} {:?}: {}", it.at, it.decision, it.reason)).collect();
+        lines.join("\n")
     }
 
-    fn blocked_rightly(&mut self, tenant: usize) {
-        self.told.blocks += 1;
-        let it = &self.tenants[tenant];
-        // However seldom its node scans, and however long it is told before.
-        let believed = u64::try_from(MAX_AGE).unwrap() + MINUTE;
-        let is_recent = |(at, _): (u64, usize)| self.now() - at <= believed;
-        // What came without its agent's clock may have been no evidence then, and is some after a restart that hears it with the clock.
-        let is_known = it.released_after == it.last_heard && !it.is_dateless;
-        if it.released_after.is_some() && is_known {
-            self.fail(&format!("tenant {tenant} is blocked again, and nothing is new since its release"));
+    /// What is known of a tenant, for people.
+    pub(super) fn known_of(&mut self, number: usize) -> String {
+        let mut known = String::new();
+        let at = |moment: Moment| i64::try_from(moment.uptime().as_secs()).unwrap() - BEGIN.cast_signed();
+        for violation in self.world.snapshot().violations {
+            if tenant_in(&violation.key.namespace) != number {
+                continue;
+            }
+            for evidence in violation.evidence() {
+                let _ = writeln!(
+                    known,
+                    "{} {:?}: {:?} {:?} fresh at {:?}, aged {:?}, listed at {}, hidden by {:?}; {:?}",
+                    evidence.node,
+                    violation.key,
+                    evidence.presence,
+                    evidence.cleared,
+                    evidence.fresh_at.map(at),
+                    evidence.age,
+                    at(evidence.last_seen),
+                    evidence.hidden_by,
+                    self.world.facts.pods.get(&violation.key.pod_ref()),
+                );
+            }
         }
-        if it.running_since.is_none() && !it.is_dateless && !it.ended.is_some_and(is_recent) {
-            self.fail(&format!("tenant {tenant} is blocked, and has run nothing since {:?}", it.ended));
-        }
+        known
     }
 
-    fn released_rightly(&mut self, tenant: usize, reason: &str) {
-        self.told.releases += 1;
-        self.tenants[tenant].released_after = self.tenants[tenant].last_heard;
-        let (now, it) = (self.now(), &self.tenants[tenant]);
-        let is_lost = |node: &Node| now - node.last_sign >= UNREACHABLE;
-        if it.is_gone {
-            return;
+    fn bounded(&mut self) {
+        let incidents = self.world.book.incidents().count();
+        if incidents > TENANTS * ALL_APPS.len() {
+            self.fail(&format!("{incidents} incidents"));
         }
-        // Each answer vouches for a minute at most.
-        let Some(Heard { at, node, answered, .. }) = it.heard[LEADER] else { return };
-        // What its node has found, and still runs, is never gone by the clock, whatever hides it.
-        let is_found = it.running_since.is_some_and(|since| since <= at) && it.node == node;
-        let is_honest = !self.nodes[node].has_lied && self.nodes[node].disturbed < at;
-        if is_found && is_honest && reason.contains("the whole clearing time") {
-            self.fail(&format!(
-                "tenant {tenant} is released and runs since {:?}: {reason}",
-                it.running_since
-            ));
-        }
-        let proven = (self.nodes[node].answered - answered) * MINUTE;
-        if proven < CLEAR_AFTER && !is_lost(&self.nodes[node]) {
-            let silent = now - at;
-            self.fail(&format!(
-                "tenant {tenant} is released {silent} s after fresh evidence, {proven} s of them answered: {reason}"
-            ));
+        if self.told.rounds.is_multiple_of(60) {
+            let snapshot = self.world.snapshot();
+            self.told.most_violations = self.told.most_violations.max(snapshot.violations.len());
+            if snapshot.violations.len() > NODES * MAX_KEYS || snapshot.nodes.len() > NODES {
+                self.fail(&format!(
+                    "{} violations of {} nodes",
+                    snapshot.violations.len(),
+                    snapshot.nodes.len()
+                ));
+            }
         }
     }
 
     /// Everything ends well: whatever was wrong is over, and in the end nothing is left of it.
     pub(super) fn finish(&mut self) {
-        for node in &mut self.nodes {
-            node.ends = 0;
-        }
-        (self.mute_until, self.unwritable_until) = (0, 0);
         // Six scans that are taken to be an hour apart, and as long again for what the last one hides.
         let patience = 2 * 6 * 60 + 120;
         let mut minutes = patience;
+        self.minute(true);
         while !self.blocked.is_empty() && minutes > 0 {
             self.minute(true);
             minutes -= 1;
@@ -130,19 +335,18 @@ impl Soak {
             self.fail(&format!("still blocked after good days: {:?}", self.blocked));
         }
         let now = self.now();
-        for node in &mut self.nodes {
-            node.listed.clear();
-            // Only a restart takes the last one off its list.
-            if let Some(real) = &mut node.real {
-                real.restart(now);
-            }
-        }
-        (0..patience + 26 * 60).for_each(|_| self.minute(true));
+        // Only a restart takes the last one off its list.
+        self.nodes.iter_mut().for_each(|node| node.restart(now));
+        (0..patience + 8 * 60).for_each(|_| self.minute(true));
         let left = self.world.snapshot().violations.len();
         let open = |standing: &Standing| !matches!(standing, Standing::Ended { .. });
         let incidents = self.world.book.incidents().filter(|(_, it)| open(&it.standing)).count();
         if left + incidents > 0 {
-            self.fail(&format!("{left} violations and {incidents} incidents are left after quiet days"));
+            let known: Vec<String> = (0..TENANTS).map(|tenant| self.known_of(tenant)).collect();
+            let known = known.concat();
+            self.fail(&format!(
+                "{left} violations and {incidents} incidents are left after quiet days\n{known}"
+            ));
         }
     }
 }

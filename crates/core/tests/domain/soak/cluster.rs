@@ -1,0 +1,160 @@
+//! What the API server says, as it is asked: never more than what really is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::SignedDuration;
+use procscan_core::Moment;
+use procscan_core::ledger::{Detection, Ledger};
+use procscan_core::names::{App, NodeName, PodRef};
+use procscan_core::plan::{Exposure, OtherApps, SharedService};
+use procscan_core::policy::{AppFact, Facts, Lineage, PodFact, PodState, Questions, WhichPod};
+
+use super::tenants::{ALL_APPS, Pod, Tenant, app_of, host, namespace, tenant_in};
+use super::{MINUTE, Soak};
+
+/// What is known of it, and how: a leader that has just begun knows nothing.
+#[derive(Default)]
+pub(super) struct Cluster {
+    /// It does not answer until then.
+    pub(super) deaf_until: u64,
+    /// Which Pod was seen under a name, and when last; nothing once it is gone.
+    lives: BTreeMap<PodRef, Option<(String, Moment)>>,
+    /// Since when an App has had no Pod.
+    empty: BTreeMap<App, u64>,
+}
+
+impl Cluster {
+    pub(super) fn forget(&mut self) {
+        (self.lives, self.empty) = (BTreeMap::new(), BTreeMap::new());
+    }
+}
+
+fn name_of(tenant: usize, pod: &str) -> PodRef {
+    PodRef { namespace: namespace(tenant).into(), pod: pod.into() }
+}
+
+impl Soak {
+    /// The cluster is asked what the policy wants to know.
+    pub(super) fn look(&mut self) {
+        if self.now() < self.cluster.deaf_until {
+            return;
+        }
+        let now = self.world.now;
+        let nothing = Ledger::new(Detection::default(), now).snapshot(now);
+        let questions = self.world.book.questions(&nothing, &self.world.policy);
+        let mut facts = Facts::default();
+        for (number, tenant) in self.tenants.iter().enumerate() {
+            if tenant.is_terminating && tenant.living().next().is_some() {
+                facts.terminating.insert(namespace(number).into());
+            }
+            // Those that are gone are asked for while they are accused; those of long ago are not any more.
+            let dead = tenant.pods.iter().rev().filter(|pod| !pod.is_alive()).take(6);
+            for pod in dead {
+                let fact = PodFact { asked: now, state: PodState::Gone };
+                facts.pods.insert(name_of(number, &pod.name), fact);
+            }
+            for pod in tenant.living() {
+                let state = self.present(number, pod);
+                facts.pods.insert(name_of(number, &pod.name), PodFact { asked: now, state });
+            }
+        }
+        self.note_lives(&questions);
+        let mut apps: BTreeSet<App> = questions.apps.keys().cloned().collect();
+        apps.extend((0..self.tenants.len()).flat_map(|tenant| ALL_APPS.map(|app| app_of(tenant, app))));
+        for app in apps {
+            let fact = self.app(&app, &questions);
+            if fact.gone {
+                // That is proof: whatever has been heard of its Pods is over with them.
+                self.tenants[tenant_in(&app.namespace)].forget_dead(&app.name);
+            }
+            facts.apps.insert(app, fact);
+        }
+        self.world.facts = facts;
+    }
+
+    fn present(&self, tenant: usize, pod: &Pod) -> PodState {
+        let now = self.world.now;
+        let age = self.now() - pod.created;
+        let uptime = now.uptime().saturating_sub(std::time::Duration::from_secs(age));
+        let wall = now.wall() - SignedDuration::from_secs(age.cast_signed());
+        PodState::Present {
+            uid: pod.uid.as_str().into(),
+            created: Some(Moment::new(uptime, wall)),
+            node: NodeName::new(self.nodes[pod.node].name.as_str()),
+            host_ips: Vec::new(),
+            app: app_of(tenant, &pod.app),
+            lineage: Lineage::default(),
+        }
+    }
+
+    /// Which Pods have gone since the last look: the ledger is told.
+    fn note_lives(&mut self, questions: &Questions) {
+        let now = self.world.now;
+        let mut gone: Vec<(PodRef, Moment)> = Vec::new();
+        let mut there: BTreeMap<PodRef, String> = BTreeMap::new();
+        for (number, tenant) in self.tenants.iter().enumerate() {
+            there.extend(tenant.living().map(|pod| (name_of(number, &pod.name), pod.uid.clone())));
+        }
+        let accused = questions.apps.values().flatten().map(|accused| accused.pod.clone());
+        let names: BTreeSet<PodRef> =
+            accused.chain(there.keys().cloned()).chain(self.cluster.lives.keys().cloned()).collect();
+        for name in names {
+            match (self.cluster.lives.get(&name), there.get(&name)) {
+                (Some(Some((known, last))), Some(uid)) if known != uid => gone.push((name.clone(), *last)),
+                (None | Some(Some(_)), None) => gone.push((name.clone(), now)),
+                _ => {}
+            }
+            let life = there.get(&name).map(|uid| (uid.clone(), now));
+            self.cluster.lives.insert(name, life);
+        }
+        for (pod, until) in gone {
+            self.world.ledger.pod_gone(&pod, until);
+        }
+    }
+
+    fn app(&mut self, app: &App, questions: &Questions) -> AppFact {
+        let number = tenant_in(&app.namespace);
+        let tenant = &self.tenants[number];
+        let accused = questions.apps.get(app).map(Vec::as_slice).unwrap_or_default();
+        let is_accused = |pod: &Pod| {
+            let is_it = |which: &WhichPod| matches!(which, WhichPod::Uid(uid) if **uid == *pod.uid);
+            accused.iter().any(|accused| is_it(&accused.which) && *accused.pod.pod == *pod.name)
+        };
+        let pods: Vec<&Pod> =
+            tenant.living().filter(|pod| *pod.app == *app.name || is_accused(pod)).collect();
+        // Of which Pod of a name it is, may not be known: then one of that name may be it.
+        let may_be_there = accused.iter().any(|accused| {
+            accused.which == WhichPod::Unknown && tenant.living().any(|pod| *pod.name == *accused.pod.pod)
+        });
+        let (fact, is_empty) = (reach(number, tenant, app, &pods), pods.is_empty() && !may_be_there);
+        let now = self.now();
+        if !is_empty {
+            self.cluster.empty.remove(app);
+            return fact;
+        }
+        let since = *self.cluster.empty.entry(app.clone()).or_insert(now);
+        AppFact { gone: now - since >= MINUTE, ..fact }
+    }
+}
+
+/// How an App, whose Pods are these, is reached.
+fn reach(number: usize, tenant: &Tenant, app: &App, pods: &[&Pod]) -> AppFact {
+    if pods.is_empty() {
+        return AppFact::default();
+    }
+    let exposing =
+        tenant.services.iter().filter(|(_, selected)| pods.iter().any(|pod| selected.contains(&pod.app)));
+    let mut shared = Vec::new();
+    let mut services = Vec::new();
+    for (service, selected) in exposing {
+        services.push(host(number, service));
+        let is_its_own = |pod: &Pod| *pod.app == *app.name || pods.iter().any(|own| own.uid == pod.uid);
+        let others = tenant.living().filter(|pod| selected.contains(&pod.app) && !is_its_own(pod));
+        let others: BTreeSet<App> = others.map(|pod| app_of(number, &pod.app)).collect();
+        if !others.is_empty() {
+            let others = OtherApps::of(others.iter().collect());
+            shared.push(SharedService { service: host(number, service), others });
+        }
+    }
+    AppFact { gone: false, exposure: Some(Exposure::plain(services)), shared }
+}

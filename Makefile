@@ -25,8 +25,8 @@ e2e: ## Run the service against a real Kubernetes API server (ONLY=name for some
 fuzz: ## Feed whatever reads other people's bytes with made-up ones (TARGET=name for one, SECONDS=60 for each; needs cargo-fuzz and a C++ compiler)
 	fuzz/run $(SECONDS) $(TARGET)
 
-soak: ## Days of trouble, and kills while the fleet misbehaves (SECONDS=60 for each, SEED=number for the same again)
-	PROCSCAN_SOAK_SECONDS=$(SECONDS) $(if $(SEED),PROCSCAN_SOAK_SEED=$(SEED)) \
+soak: ## Days of trouble, and kills while the fleet misbehaves (SECONDS=60 for each, STORIES=number of 14 days instead, SEED=number for the same again)
+	$(if $(STORIES),PROCSCAN_SOAK_STORIES=$(STORIES),PROCSCAN_SOAK_SECONDS=$(SECONDS)) $(if $(SEED),PROCSCAN_SOAK_SEED=$(SEED)) \
 	  cargo test --release --locked -p procscan-core --test domain -- soak --ignored --nocapture
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench
 	target/release/procscan-bench soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

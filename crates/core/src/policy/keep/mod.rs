@@ -77,6 +77,9 @@ impl Effective {
 /// this, so their intervals are kept only when something else is.
 const INTERVAL_SLACK: Duration = Duration::from_mins(1);
 
+/// How many incidents are written at once of which only the evidence is newer.
+const REFRESHES: usize = 50;
+
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
@@ -103,18 +106,24 @@ impl Book {
     }
 
     /// The Apps whose incidents differ from what is kept. Those that are or were blocked come first, because blocks and
-    /// releases wait for these writes.
+    /// releases wait for these writes. Last come a few of those of which only the evidence is newer than it was kept: no
+    /// decision has to wait for all of these.
     pub fn unsaved(&self) -> Vec<App> {
-        let differs = |(app, incident): &(&App, &Incident)| {
-            let effective = self.effective.get(*app);
-            effective.is_none_or(|before| !is_kept_by(incident, before))
-        };
-        let mut unsaved: Vec<(&App, &Incident)> = self.incidents.iter().filter(differs).collect();
+        let (mut unsaved, mut refreshes) = (Vec::new(), Vec::new());
+        for (app, incident) in &self.incidents {
+            match self.effective.get(app) {
+                Some(before) if !is_kept_by(incident, before) => unsaved.push((app, incident)),
+                Some(_) if !is_refreshed(incident) => refreshes.push((app, incident)),
+                Some(_) => {}
+                None => unsaved.push((app, incident)),
+            }
+        }
         let is_urgent = |app: &App, incident: &Incident| {
             let is_blocked = |file: &File| matches!(file.standing, Standing::Blocked { .. });
             is_blocked(incident) || self.effective.get(app).is_some_and(|before| is_blocked(&before.file))
         };
         unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
+        unsaved.extend(refreshes.into_iter().take(REFRESHES));
         unsaved.into_iter().map(|(app, _)| app.clone()).collect()
     }
 
@@ -169,16 +178,18 @@ impl Book {
     }
 }
 
-/// Whether `saved` is kept, and a restart would lose nothing that matters of `now`.
+/// Whether the evidence of `now` is about as new as it was kept.
+fn is_refreshed(now: &Incident) -> bool {
+    now.grounds.values().filter_map(|ground| Some((ground, ground.kept?))).all(|(ground, kept)| {
+        let interval = ground.longest_interval().unwrap_or(Span::ZERO);
+        ground.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) < EVIDENCE_REFRESH
+            && interval.saturating_sub(kept.scan_interval) <= INTERVAL_SLACK
+    })
+}
+
+/// Whether `saved` is kept, and a restart would lose nothing that matters of `now`, but for newer evidence.
 fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
-    let is_same_ground = |ground: &Ground| {
-        ground.kept.is_some_and(|kept| {
-            kept.gone == ground.gone
-                && ground.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) < EVIDENCE_REFRESH
-                && ground.longest_interval().unwrap_or(Span::ZERO).saturating_sub(kept.scan_interval)
-                    <= INTERVAL_SLACK
-        })
-    };
+    let is_same_ground = |ground: &Ground| ground.kept.is_some_and(|kept| kept.gone == ground.gone);
     saved.is_kept
         && count(now.grounds.len()) == saved.grounds
         && now.grounds.values().all(is_same_ground)

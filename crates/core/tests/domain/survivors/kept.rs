@@ -65,6 +65,31 @@ fn the_time_of_the_last_evidence_is_kept_once_an_hour() {
 }
 
 #[test]
+fn a_new_decision_does_not_wait_until_the_evidence_of_all_others_is_kept_anew() {
+    let mut world = World::new(&["n1"]);
+    let brake = &mut world.policy.brake;
+    (brake.max_new_tenants, brake.max_tenants_per_node, brake.max_apps_per_node) = (1000, 1000, 1000);
+    brake.max_tenants_per_rule = 1000;
+    let decide = |world: &mut World, tenants: usize| {
+        let now = world.clock();
+        world.answer("n1", (0..tenants).map(|n| record(&format!("ns-{n:03}"), now)).collect());
+        let snapshot = world.snapshot();
+        world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
+    };
+    decide(&mut world, 120);
+    world.keep();
+    world.wait(HOUR);
+    decide(&mut world, 121);
+    let unsaved = world.book.unsaved();
+    assert_eq!((&unsaved[0], unsaved.len()), (&app("ns-120"), 51));
+    // The others follow in turn.
+    for left in [50, 20, 0] {
+        world.keep();
+        assert_eq!(world.book.unsaved().len(), left);
+    }
+}
+
+#[test]
 fn what_blocks_and_opens_is_kept_before_anything_else() {
     let mut world = World::new(&["n1"]);
     world.policy.grace = std::time::Duration::from_mins(10);

@@ -21,6 +21,9 @@ pub(super) const SLOW: Duration = Duration::from_secs(5);
 const MOST_LOOKS: usize = 2 * PLACES;
 /// The least time between two looks at one namespace.
 pub(super) const GAP: Duration = Duration::from_secs(1);
+/// How often a watched namespace without changes is looked at all the same: a change that no watch has reported is found
+/// by then. Many that are due at the same time are one sweep, so their times are not spread.
+const UNCHANGED: Duration = Duration::from_hours(1);
 
 /// What to do next.
 #[derive(Debug)]
@@ -41,7 +44,7 @@ enum Why {
     /// An accusation in it is not judged although a sweep has passed: its Pod was not listed, and has to be looked up
     /// by name.
     Unlisted,
-    /// Something in it has changed, or it is not watched.
+    /// Something in it has changed, it is not watched, or the last look was long ago.
     Again,
     /// One more look may prove that an App is gone: it looks up the App's Pods by name.
     Proof,
@@ -85,7 +88,7 @@ impl State {
             } else if room.is_some_and(Room::is_waiting) {
                 (Why::Proof, interval)
             } else {
-                continue;
+                (Why::Again, UNCHANGED)
             };
             let left = asked.map_or(Duration::ZERO, |asked| pause.saturating_sub(now.since(asked)));
             if left > Duration::ZERO {

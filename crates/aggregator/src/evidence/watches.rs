@@ -10,7 +10,7 @@
 //! without watches.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -112,6 +112,8 @@ struct Watch {
     cluster: Cluster,
     clock: Clock,
     told: Told,
+    /// The secret of the fingerprints: with known keys a tenant could make a change that keeps the fingerprint.
+    secret: RandomState,
 }
 
 /// How a stream of events ends.
@@ -149,7 +151,8 @@ impl Watch {
                 &fields::HTTP_ROUTE_EVENT,
             ),
         };
-        Self { kind, resource, request: Request::new(path), keep, cluster, clock, told }
+        let secret = RandomState::new();
+        Self { kind, resource, request: Request::new(path), keep, cluster, clock, told, secret }
     }
 
     fn ask(&self, verb: &'static str) -> Ask<'_> {
@@ -288,7 +291,7 @@ impl Watch {
         {
             let mut changes = self.told.changes();
             if r#type != "BOOKMARK" {
-                let print = (r#type != "DELETED").then(|| fingerprint(&mut object));
+                let print = (r#type != "DELETED").then(|| fingerprint(&mut object, &self.secret));
                 is_news = changes.note(self.kind, namespace, &name, print);
             }
             changes.tell_until(self.kind, self.clock.now());
@@ -302,11 +305,27 @@ impl Watch {
 }
 
 /// A fingerprint of an object without its version.
-fn fingerprint(object: &mut Value) -> u64 {
+fn fingerprint(object: &mut Value, secret: &RandomState) -> u64 {
     if let Some(metadata) = object.pointer_mut("/metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }
-    let mut hasher = DefaultHasher::new();
-    object.to_string().hash(&mut hasher);
-    hasher.finish()
+    secret.hash_one(object.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn fingerprints_show_changes_and_can_not_be_computed_without_the_secret() {
+        let secret = RandomState::new();
+        let print = |version: &str, uid: &str, secret: &RandomState| {
+            fingerprint(&mut json!({"metadata": {"resourceVersion": version, "uid": uid}}), secret)
+        };
+        assert_eq!(print("1", "a", &secret), print("2", "a", &secret));
+        assert_ne!(print("1", "a", &secret), print("1", "b", &secret));
+        assert_ne!(print("1", "a", &secret), print("1", "a", &RandomState::new()));
+    }
 }

@@ -248,6 +248,19 @@ impl Store {
         whole(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
     }
 
+    /// Changes an object, which no watch reports.
+    pub(in crate::evidence) fn omit(
+        &mut self,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        mut object: Value,
+    ) {
+        object["metadata"]["name"] = name.into();
+        object["metadata"]["namespace"] = namespace.into();
+        self.objects.insert((resource.to_owned(), namespace.to_owned(), name.to_owned()), object);
+    }
+
     /// How many requests there were whose paths with queries contain that.
     pub(in crate::evidence) fn asked_for(&self, part: &str) -> usize {
         self.requests.iter().filter(|request| request.contains(part)).count()

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod fake;
+mod missed;
 mod routes;
 mod slow;
 mod sweeping;

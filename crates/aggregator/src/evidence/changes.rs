@@ -12,7 +12,7 @@ use procscan_core::names::Text;
 
 use super::listing::MAX_OBJECTS;
 
-/// A watch without an event or a bookmark for this long is lost. The API server sends a bookmark each minute.
+/// A watch without a bookmark for this long proves nothing. The API server sends a bookmark each minute.
 pub(super) const SILENCE: Duration = Duration::from_mins(3);
 /// How far a watch may lag behind the moment at which its bookmark is read here.
 pub(super) const LAG: Duration = Duration::from_secs(2);
@@ -58,10 +58,12 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Notes changes in these namespaces from now on, and in no others. What happened before in a new one is not known.
+    /// Notes changes in these namespaces from now on, and in no others. What happened before in a new one is not known,
+    /// and a look at it that runs already may not have seen it. So a new one counts as changed.
     pub(super) fn note_in<'a>(&mut self, accused: impl Iterator<Item = &'a Text>) {
-        self.accused = accused.cloned().collect();
+        let before = std::mem::replace(&mut self.accused, accused.cloned().collect());
         let Self { accused, changed, fingerprints, .. } = self;
+        changed.extend(accused.difference(&before).cloned());
         changed.retain(|namespace| accused.contains(namespace));
         fingerprints.retain(|namespace, _| accused.contains(namespace));
     }
@@ -85,7 +87,7 @@ impl Changes {
         self.watches.remove(&kind);
     }
 
-    /// A watch has reported everything up to `at`.
+    /// A watch has reported everything up to `at`. Only a bookmark shows that: an event may be one of a backlog.
     pub(super) fn tell_until(&mut self, kind: Kind, at: Moment) {
         if let Some(watched @ Watched::Until(_)) = self.watches.get_mut(&kind) {
             *watched = Watched::Until(at);

@@ -1,5 +1,7 @@
 //! Changes that a watch has not reported: nothing may be judged as if they had not happened.
 
+use serde_json::json;
+
 use super::fake::pod;
 use super::watching::{Stage, wait};
 use super::*;
@@ -13,4 +15,40 @@ async fn a_change_that_no_watch_reports_is_found_within_an_hour_without_a_burst_
     let fact = stage.fact("ns-00007");
     assert!(matches!(&fact.state, PodState::Present { uid, .. } if **uid == *"2"), "{fact:?}");
     assert!(requests < 60, "{requests}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changed_while_a_namespace_was_not_asked_about_during_a_look_is_not_missed() {
+    let stage = Stage::settled(20).await;
+    let ask = |with: bool| {
+        let now = stage.clock.now();
+        let mut questions = Questions::default();
+        for namespace in
+            stage.names.iter().chain([&Text::from("ns-late")]).filter(|n| with || ***n != *"ns-late")
+        {
+            let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
+            // A Pod that is not believed to be on n2 is disputed.
+            questions.pods.insert(pod, Accusers::one(NodeName::new("n2"), now));
+        }
+        stage.questions.send_replace(Arc::new(questions));
+    };
+    stage.server.put("namespaces", "", "ns-late", json!({}));
+    stage.server.put("pods", "ns-late", "web", pod("1", "web", "n1"));
+    stage.server.store().slow.insert("/ns-late/services".into(), Duration::from_secs(12));
+    ask(true);
+    wait(5).await;
+    stage.server.store().slow.clear();
+    ask(false);
+    wait(1).await;
+    // Now it runs where it is accused.
+    stage.server.put("pods", "ns-late", "web", pod("2", "web", "n2"));
+    wait(1).await;
+    ask(true);
+    for _ in 0..20 {
+        wait(30).await;
+        ask(true);
+    }
+    wait(120).await;
+    let fact = stage.fact("ns-late");
+    assert!(matches!(&fact.state, PodState::Present { uid, .. } if **uid == *"2"), "{fact:?}");
 }

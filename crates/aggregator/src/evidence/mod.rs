@@ -19,8 +19,8 @@
 //!
 //! **What the watches allow to judge without a look** (`waiting::Inquiry::confirm`): renewed evidence that was accepted
 //! after a direct read, and evidence that is not believed anyway. As long as nothing has changed in a namespace, what
-//! was read of it is still true at the last moment up to which *all* watches have reported everything (an event or a
-//! bookmark, minus an allowance). A fact's `asked` is moved to that moment and no further.
+//! was read of it is still true at the last moment up to which *all* watches have reported everything (a bookmark,
+//! minus an allowance). A fact's `asked` is moved to that moment and no further.
 //!
 //! **What fails how.** A watch that breaks off is resumed where it ended. One that has to start anew has missed
 //! something, so every accused namespace is looked at again, in turn. A watch that is silent for three minutes, or is

@@ -282,7 +282,10 @@ impl Watch {
             object.pointer(field).and_then(Value::as_str).unwrap_or_default().to_owned()
         };
         let new = text(&object, "/metadata/resourceVersion");
-        if !new.is_empty() {
+        let is_bookmark = r#type == "BOOKMARK";
+        // Everything up to its version has been reported, and nothing is known to be newer.
+        let is_told = is_bookmark && reaches(&new, version);
+        if is_told || !is_bookmark && !new.is_empty() {
             *version = new;
         }
         let (namespace, name) = (text(&object, "/metadata/namespace"), text(&object, "/metadata/name"));
@@ -290,11 +293,13 @@ impl Watch {
         let mut is_news = false;
         {
             let mut changes = self.told.changes();
-            if r#type != "BOOKMARK" {
+            if !is_bookmark {
                 let print = (r#type != "DELETED").then(|| fingerprint(&mut object, &self.secret));
                 is_news = changes.note(self.kind, namespace, &name, print);
             }
-            changes.tell_until(self.kind, self.clock.now());
+            if is_told {
+                changes.tell_until(self.kind, self.clock.now());
+            }
         }
         self.told.tell(self.kind, None);
         if is_news {
@@ -302,6 +307,12 @@ impl Watch {
         }
         Ok(None)
     }
+}
+
+/// Whether a version is the other one or a later one. Versions are numbers; others can't be compared.
+fn reaches(version: &str, other: &str) -> bool {
+    let later = || Some(version.parse::<u64>().ok()? >= other.parse::<u64>().ok()?);
+    !version.is_empty() && (version == other || later().unwrap_or(false))
 }
 
 /// A fingerprint of an object without its version.
@@ -316,6 +327,7 @@ fn fingerprint(object: &mut Value, secret: &RandomState) -> u64 {
 mod tests {
     use serde_json::json;
 
+    use super::super::tests::fake::Server;
     use super::*;
 
     #[test]
@@ -327,5 +339,26 @@ mod tests {
         assert_eq!(print("1", "a", &secret), print("2", "a", &secret));
         assert_ne!(print("1", "a", &secret), print("1", "b", &secret));
         assert_ne!(print("1", "a", &secret), print("1", "a", &RandomState::new()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_bookmark_that_does_not_go_back_tells_that_everything_was_told() {
+        let (clock, told) = (Clock::start(), Told::default());
+        let cluster = Cluster::paced(Server::new().client(), 20);
+        let watch = Watch::of(Kind::Pods, cluster, clock, told.clone());
+        Kind::ALL.into_iter().for_each(|kind| told.changes().is_absent(kind));
+        told.changes().begin(Kind::Pods, clock.now());
+        let mut version = "9".to_owned();
+        let mut lines = vec![("MODIFIED", "10", false), ("BOOKMARK", "9", false), ("BOOKMARK", "x", false)];
+        lines.extend([("BOOKMARK", "10", true), ("BOOKMARK", "11", true), ("BOOKMARK", "10", false)]);
+        for (r#type, newest, is_told) in lines {
+            tokio::time::advance(Duration::from_secs(10)).await;
+            let before = told.changes().told_until(clock.now());
+            let line = json!({"type": r#type, "object": {"metadata": {"resourceVersion": newest}}});
+            assert!(watch.take_in(line.to_string().as_bytes(), &mut version).unwrap().is_none());
+            let after = told.changes().told_until(clock.now());
+            assert_eq!(after.map(|at| at.uptime()) > before.map(|at| at.uptime()), is_told, "{line}");
+        }
+        assert_eq!(version, "11");
     }
 }

@@ -49,6 +49,8 @@ pub(in crate::evidence) struct Store {
     generation: u64,
     /// Watches send nothing, not even bookmarks.
     pub(in crate::evidence) is_stuck: bool,
+    /// Watches send events only.
+    pub(in crate::evidence) has_no_bookmarks: bool,
 }
 
 impl Server {
@@ -204,7 +206,7 @@ impl Server {
                         () = tokio::time::sleep_until(bookmark) => {
                             bookmark += BOOKMARKS;
                             let store = server.store();
-                            if !store.is_stuck {
+                            if !store.is_stuck && !store.has_no_bookmarks {
                                 version = store.version;
                                 drop(store);
                                 let object = json!({"kind": "x", "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string()}});

@@ -52,3 +52,22 @@ async fn what_changed_while_a_namespace_was_not_asked_about_during_a_look_is_not
     let fact = stage.fact("ns-late");
     assert!(matches!(&fact.state, PodState::Present { uid, .. } if **uid == *"2"), "{fact:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn events_are_no_proof_that_everything_was_told() {
+    let stage = Stage::settled(20).await;
+    stage.server.store().has_no_bookmarks = true;
+    let last = stage.clock.now();
+    wait(5).await;
+    stage.accuse(true);
+    // More events arrive, as of a backlog.
+    for n in 0..100 {
+        for kind in ["pods", "services", "ingresses", "httproutes"] {
+            stage.server.put(kind, "ns-other", "web", json!({"metadata": {"uid": n.to_string()}}));
+        }
+        stage.server.put("namespaces", "", "ns-other", json!({"metadata": {"uid": n.to_string()}}));
+        wait(1).await;
+    }
+    let fact = stage.fact("ns-00003");
+    assert!(fact.asked.uptime() <= last.uptime(), "{fact:?} {last:?}");
+}

@@ -1,7 +1,7 @@
 //! The order of looks in simulated time, under the pace as shipped.
 
 mod bounds;
-mod fake;
+pub(super) mod fake;
 mod missed;
 mod routes;
 mod slow;

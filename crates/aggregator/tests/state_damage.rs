@@ -15,11 +15,17 @@ use procscan_core::policy::Mode;
 use procscan_core::state::EnforcementSpec;
 
 fn simulate(directory: &Path) -> Output {
-    Command::new(PROGRAM)
-        .args(["simulate", "--config", "config.yaml", "--since", "24h"])
-        .current_dir(directory)
-        .output()
-        .unwrap()
+    command(directory, &["simulate", "--config", "config.yaml", "--since", "24h"])
+}
+
+fn plan(directory: &Path) -> (Option<i32>, String) {
+    let output = command(directory, &["plan", "--config", "config.yaml"]);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+fn command(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).args(arguments).current_dir(directory).output().unwrap()
 }
 
 #[test]
@@ -104,4 +110,25 @@ fn simulate_reads_only() {
     assert!(String::from_utf8_lossy(&damaged.stderr).contains("damaged"), "{damaged:?}");
     assert_eq!(fs::read(state.join("state.db")).unwrap(), b"garbage");
     assert_eq!(common::listing(&state), ["state.db"]);
+}
+
+#[test]
+fn plan_works_before_the_first_start_and_then_beside_what_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime();
+    let _context = runtime.enter();
+    let (fleet, _) = scene(directory.path());
+    fleet.scan_now(0);
+    let (code, first) = plan(directory.path());
+    assert!(code == Some(3) && first.contains("block ") && first.contains("would change"), "{first}");
+    assert!(!directory.path().join("state").exists());
+
+    let running = start(directory.path());
+    wait_for("the block", LIMIT, || (closed(directory.path()).len() == 1).then_some(()));
+    let (code, beside) = plan(directory.path());
+    assert!(code == Some(0) && beside.contains("Nothing would change."), "{beside}");
+    assert!(running.terminate(LIMIT).success());
+    // The reason is the one that is kept.
+    let (code, after) = plan(directory.path());
+    assert!(code == Some(0) && after.contains("matches rule"), "{after}");
 }

@@ -10,6 +10,7 @@ mod demo;
 mod emergency;
 mod exempt;
 mod incidents;
+mod kept;
 mod plan;
 mod printed;
 mod run;

@@ -9,8 +9,8 @@ use procscan_core::policy::Mode;
 use tokio::sync::{mpsc, watch};
 
 use super::run::text;
-use super::{CommandError, Stop};
-use crate::config::{Config, Level, Logger, StateMode};
+use super::{CommandError, Stop, kept};
+use crate::config::{Config, Level, Logger};
 use crate::leader;
 use crate::output::difference::{Action, Difference};
 use crate::policy_task::{Decided, TakeOver};
@@ -41,10 +41,9 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     let cluster = run::cluster(config).await?;
     let output = run::output(config, cluster.as_ref())?;
     let blocked = output.blocked(&settings).await.map_err(anyhow::Error::msg)?;
-    let kept = match (config.state_mode(), &cluster) {
-        (StateMode::Cluster, Some(cluster)) => run::objects(config, cluster).read().await?,
-        _ => Kept::default(),
-    };
+    // Before the first start nothing is kept.
+    let nothing = Kept { is_complete: true, ..Kept::default() };
+    let kept = kept::read(config, cluster.as_ref()).await?.unwrap_or(nothing);
     let (take_over, mut questions) = mpsc::channel::<TakeOver>(1);
     let answer = async move {
         if let Some(question) = questions.recv().await {

@@ -40,7 +40,7 @@ pub enum DeskError {
     #[error("there is no {0} {1}")]
     Unknown(&'static str, String),
     /// There is one already.
-    #[error("there is a {0} {1} already")]
+    #[error("the {0} {1} exists already")]
     Exists(&'static str, String),
     /// Another word about the same is just being done.
     #[error("what was asked of {0} just before is still being done; try again in a moment")]

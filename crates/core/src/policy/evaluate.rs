@@ -260,7 +260,7 @@ impl Book {
                 {
                     Wish::Nothing
                 }
-                Standing::Blocked { .. } if incident.may_be_accused(pass) => Wish::Nothing,
+                Standing::Blocked { .. } if incident.may_be_accused(app, pass) => Wish::Nothing,
                 Standing::Blocked { .. } => Wish::Release(None, Basis::Rules),
                 _ => {
                     let reason = cleared_reason(incident.cleared, pass);

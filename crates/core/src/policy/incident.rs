@@ -566,11 +566,14 @@ impl Incident {
         self.inherited.is_some() || self.omitted > 0 || self.had_cleared
     }
 
-    /// Whether a node whose accusation has cleared may accuse the App again: it accuses the same Pod, perhaps of
-    /// another process, and that can't be judged yet; or that may have been so before the start.
-    pub(super) fn may_be_accused(&self, pass: &Pass<'_>) -> bool {
+    /// Whether `app`, whose incident this is, may be accused again by what can't be judged yet: a node whose accusation has
+    /// cleared accuses the same Pod, perhaps of another process, or any node accuses any Pod of a namespace that can't be
+    /// looked at; or that may have been so before the start.
+    pub(super) fn may_be_accused(&self, app: &App, pass: &Pass<'_>) -> bool {
         let is_heard_out = || self.tombstones.keys().all(|(_, node)| pass.snapshot.has_settled(node));
-        self.is_accused_anew(pass) || (self.had_cleared && !is_heard_out())
+        // Its Pods may be replaced by others, on other nodes, and its tenant may be what makes the looks fail.
+        let is_hidden = || pass.doubtful.contains(&app.namespace) && pass.facts.is_unreadable(&app.namespace);
+        self.is_accused_anew(pass) || is_hidden() || (self.had_cleared && !is_heard_out())
     }
 
     fn is_accused_anew(&self, pass: &Pass<'_>) -> bool {

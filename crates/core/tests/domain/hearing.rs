@@ -233,3 +233,29 @@ fn what_can_not_be_judged_of_another_pod_holds_no_release() {
     });
     assert!(world.blocked().is_empty());
 }
+
+#[test]
+fn a_namespace_that_its_tenant_makes_too_large_to_look_at_is_not_opened_by_a_new_pod_name() {
+    for successor in ["n1", "n2"] {
+        let mut world = World::new(&["n1", "n2"]);
+        world.policy.verify_pods = true;
+        world.pod_on("ns-a", "web-1", "n1", "web");
+        world
+            .answer("n1", vec![record_of("ns-a", "web-1", "xmrig", 0), record_of("ns-b", "web", "xmrig", 0)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        // 5,001 Services: every look fails. Then the Deployment's Pod is replaced, and mines on, on any node. Its name
+        // is another one each time, so no look is sent after its accusation.
+        world.pod_is("ns-a", "web-1", PodState::Unreadable("there are more than 5000".into()));
+        world.rounds(60, |w| {
+            let now = w.clock();
+            let mines = record_of("ns-a", &format!("web-{now}"), "xmrig", now);
+            for node in ["n1", "n2"] {
+                w.answer(node, if node == successor { vec![mines.clone()] } else { vec![] });
+            }
+            assert_eq!(w.blocked(), ["ns-a"], "{successor}");
+        });
+        // Without an accusation there is nothing to wait for.
+        world.rounds(60, |w| ["n1", "n2"].map(|node| w.answer(node, vec![])).into_iter().for_each(drop));
+        assert!(world.blocked().is_empty(), "{successor}");
+    }
+}

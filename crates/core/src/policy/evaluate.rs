@@ -246,7 +246,8 @@ impl Book {
         }
 
         if incident.grounds.is_empty() {
-            let is_gone = incident.cleared == Some(ClearedGround::AppGone);
+            // Not as of when its last ground cleared: what could not be released then may have come back since.
+            let is_gone = pass.facts.is_gone(app);
             return match incident.standing {
                 Standing::Blocked { .. } if pass.policy.mode == Mode::Paused => Wish::Nothing,
                 // An App that is gone can't be opened, so no hold on its release matters.
@@ -263,7 +264,7 @@ impl Book {
                 Standing::Blocked { .. } if incident.may_be_accused(app, pass) => Wish::Nothing,
                 Standing::Blocked { .. } => Wish::Release(None, Basis::Rules),
                 _ => {
-                    let reason = cleared_reason(incident.cleared, pass);
+                    let reason = cleared_reason(app, incident.cleared, pass);
                     pass.decide(app, DecisionKind::Closed, reason);
                     incident.end(pass.now);
                     Wish::Nothing
@@ -388,7 +389,7 @@ impl Book {
                 if incident.inherited.is_some() {
                     "every node has answered for the whole clearing time without evidence of it".to_owned()
                 } else {
-                    cleared_reason(incident.cleared, pass)
+                    cleared_reason(&app, incident.cleared, pass)
                 }
             });
             let brake = tally.release(&app, proven);
@@ -583,9 +584,12 @@ fn tell_held_releases(releases: &[Brake], tally: &mut Tally<'_>, pass: &mut Pass
     }
 }
 
-fn cleared_reason(cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {
+fn cleared_reason(app: &App, cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {
     match cleared {
-        Some(ClearedGround::AppGone) => "no Pod of the App remains".to_owned(),
+        Some(ClearedGround::AppGone) if pass.facts.is_gone(app) => "no Pod of the App remains".to_owned(),
+        Some(ClearedGround::AppGone) => {
+            "no Pod of the App remained, and nothing has been accepted against it since".to_owned()
+        }
         Some(ClearedGround::By(Cleared::Unreachable)) => {
             "its node has not answered for detection.unreachable_limit".to_owned()
         }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http_body_util::BodyExt;
+use hyper::header::{ACCEPT, HeaderValue};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::Resource;
@@ -33,8 +34,12 @@ use crate::kubernetes::{Ask, Cluster, Keep, Limit, Refusal, RefusalKind, Trim};
 
 /// How many bytes of one event are held. No object is so large.
 const MAX_EVENT: usize = 4 << 20;
-/// The limit for the list that gives the version.
-const MAX_LIST: Limit = Limit { read: 4 << 20, kept: 64 << 10 };
+/// The limit for the list that gives the version. Its one object may be large, but nothing of it is kept.
+const MAX_LIST: Limit = Limit { read: 64 << 20, kept: 64 << 10 };
+/// Asks for the metadata of the listed object only.
+const METADATA: HeaderValue = HeaderValue::from_static(
+    "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1, application/json",
+);
 /// Changes within this time are looked at together.
 const SETTLE: Duration = Duration::from_millis(200);
 /// The pause after a watch has ended or failed; it doubles with each failure in a row, up to [`MAX_PAUSE`].
@@ -197,7 +202,10 @@ impl Watch {
 
     /// The version with which a watch can begin.
     async fn version(&self) -> Result<String, Refusal> {
-        let request = self.request.list(&ListParams::default().limit(1));
+        let request = self.request.list(&ListParams::default().limit(1)).map(|mut request| {
+            request.headers_mut().insert(ACCEPT, METADATA);
+            request
+        });
         let answer = self.cluster.read_in_turn(self.ask("list"), request, &fields::LIST, MAX_LIST).await?;
         let Head { metadata } = answer.value;
         metadata.resource_version.filter(|version| !version.is_empty()).ok_or_else(|| {

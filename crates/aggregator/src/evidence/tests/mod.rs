@@ -6,6 +6,7 @@ mod missed;
 mod routes;
 mod slow;
 mod sweeping;
+mod tenants;
 mod watching;
 
 use std::collections::BTreeMap;

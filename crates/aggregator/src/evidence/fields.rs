@@ -18,6 +18,10 @@ const MESSAGE: (&str, Keep) = ("message", All);
 /// The fields of a list itself.
 pub(super) static LIST: Keep = Fields(&[("metadata", All)]);
 
+/// The names of the listed objects.
+pub(super) static NAMES: Keep =
+    Fields(&[("metadata", All), ("items", Items(&Fields(&[("metadata", Fields(&[NAME, NAMESPACE]))])))]);
+
 /// Pods.
 pub(super) static PODS: Keep = Fields(&[("metadata", All), ("items", Items(&POD))]);
 pub(super) static POD_EVENT: Keep = Fields(&[("type", All), ("object", POD)]);

@@ -6,8 +6,8 @@
 //! directly.
 //!
 //! Its memory is bounded: one page, the relevant fields of each object (`fields`), [`MAX_HELD`] in all, and
-//! [`MAX_SHARE`] of one namespace. A namespace beyond its share, or with such large objects that all pages would have
-//! to be small, is *heavy*: it gets looks of its own with their own limits, and later sweeps do not list it.
+//! [`MAX_SHARE`] of one namespace. A namespace beyond its share, with an object larger than a page, or with such large
+//! objects that all pages would have to be small, is *heavy*: it gets looks of its own with their own limits, and later sweeps do not list it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,9 +19,10 @@ use kube::core::{DynamicObject, GroupVersionKind, ObjectMeta, Request};
 use kube::discovery::ApiResource;
 use kube::{Resource, ResourceExt};
 use procscan_core::names::Text;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::fields::{HTTP_ROUTES, INGRESSES, NAMESPACES, PODS, SERVICES};
+use super::fields::{HTTP_ROUTES, INGRESSES, NAMES, NAMESPACES, PODS, SERVICES};
 use super::listing::{FIRST_PAGE, MAX_PAGE, PAGE, Page, USUAL};
 use super::lookup::{Pod, PodObject, Routes, Seen, service_of};
 use super::sweeps::MAX_HEAVY;
@@ -113,6 +114,12 @@ struct Kind {
     keep: &'static Keep,
     /// The name of the namespace in a field selector.
     field: &'static str,
+}
+
+/// An object of any kind, of which only the name is read.
+#[derive(Deserialize)]
+struct Named {
+    metadata: ObjectMeta,
 }
 
 /// Looks at the namespaces of `plan`.
@@ -229,9 +236,18 @@ impl Sweep<'_> {
             let limit = Limit { read: MAX_PAGE_READ, kept: MAX_PAGE };
             let request = kind.request.list(&params);
             let answer = match self.cluster.read_in_turn(ask, request, kind.keep, limit).await {
-                // The objects are large here. A page of one object always fits.
+                // The objects are large here.
                 Err(refusal) if refusal.kind == RefusalKind::TooMuch && size > 1 => {
                     size = (size / 4).max(1);
+                    continue;
+                }
+                // Its one object is too large to be held.
+                Err(refusal) if refusal.kind == RefusalKind::TooMuch => {
+                    let Some(token) = self.pass_over(&kind, &params, &of).await? else {
+                        self.found().left.remove(kind.resource);
+                        return Ok(());
+                    };
+                    params = params.continue_token(&token);
                     continue;
                 }
                 answer => answer.map_err(Stop::Refused)?,
@@ -258,6 +274,26 @@ impl Sweep<'_> {
             size = if is_usual { (size * 5).min(PAGE) } else { size.min(FIRST_PAGE) };
         }
     }
+
+    /// Reads only the name of the one object that `params` ask for, and makes its namespace heavy. Returns the token
+    /// with which the list goes on; `None` at its end.
+    async fn pass_over(
+        &self,
+        kind: &Kind,
+        params: &ListParams,
+        of: &impl Fn(&ObjectMeta) -> Option<String>,
+    ) -> Result<Option<String>, Stop> {
+        self.found().begin_request(kind.resource, self.plan.most)?;
+        let ask = Ask { verb: "list", resource: kind.resource, namespace: None };
+        let limit = Limit { read: MAX_PAGE_READ, kept: MAX_PAGE };
+        let answer = self.cluster.read_in_turn(ask, kind.request.list(params), &NAMES, limit).await;
+        let Page { metadata, items }: Page<Named> = answer.map_err(Stop::Refused)?.value;
+        let mut found = self.found();
+        for namespace in items.iter().filter_map(|item| of(&item.metadata)) {
+            found.leave_out(&namespace.into());
+        }
+        Ok(metadata.continue_.filter(|token| !token.is_empty()))
+    }
 }
 
 impl Found {
@@ -279,15 +315,21 @@ impl Found {
         all.read += share.read;
         all.kept += if is_wanted { share.kept } else { 0 };
         if all.kept > MAX_SHARE || all.read > MAX_SHARE_READ {
-            self.held -= all.kept - if is_wanted { share.kept } else { 0 };
-            self.seen.remove(namespace);
-            self.heavy.insert(namespace.clone());
+            all.kept -= if is_wanted { share.kept } else { 0 };
+            self.leave_out(namespace);
             return Ok(false);
         }
         if is_wanted {
             self.held += share.kept;
         }
         if self.held > MAX_HELD { Err(Stop::Full) } else { Ok(is_wanted) }
+    }
+
+    /// The namespace is heavy: nothing of it is held.
+    fn leave_out(&mut self, namespace: &Text) {
+        self.held -= self.shares.remove(namespace).unwrap_or_default().kept;
+        self.seen.remove(namespace);
+        self.heavy.insert(namespace.clone());
     }
 
     fn of(&mut self, namespace: &Text) -> &mut Seen {

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::fake::pod;
 use super::watching::{Stage, wait};
 
 #[tokio::test(start_paused = true)]
@@ -16,4 +17,19 @@ async fn one_tenants_large_object_takes_away_no_watch() {
     wait(300).await;
     let status = stage.status.borrow().clone();
     assert!(status.is_watched, "{status:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_tenants_large_object_prevents_no_sweep() {
+    let stage = Stage::new(2000, 20);
+    let mut large = pod("9", "large", "n1");
+    large["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "x".repeat(5 << 20), "uid": "7"}]);
+    // In the middle of the list.
+    stage.server.put("pods", "ns-01000x", "large", large);
+    stage.server.put("namespaces", "", "ns-01000x", json!({}));
+    stage.accuse(false);
+    wait(60).await;
+    let judged = stage.names.iter().filter(|namespace| stage.knows(namespace)).count();
+    assert_eq!(judged, 2000);
 }

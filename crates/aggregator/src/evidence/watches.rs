@@ -333,6 +333,7 @@ fn fingerprint(object: &mut Value, secret: &RandomState) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use procscan_core::Moment;
     use serde_json::json;
 
     use super::super::tests::fake::Server;
@@ -354,7 +355,9 @@ mod tests {
         let (clock, told) = (Clock::start(), Told::default());
         let cluster = Cluster::paced(Server::new().client(), 20);
         let watch = Watch::of(Kind::Pods, cluster, clock, told.clone());
-        Kind::ALL.into_iter().for_each(|kind| told.changes().is_absent(kind));
+        for kind in Kind::ALL {
+            told.changes().is_absent(kind);
+        }
         told.changes().begin(Kind::Pods, clock.now());
         let mut version = "9".to_owned();
         let mut lines = vec![("MODIFIED", "10", false), ("BOOKMARK", "9", false), ("BOOKMARK", "x", false)];
@@ -365,7 +368,7 @@ mod tests {
             let line = json!({"type": r#type, "object": {"metadata": {"resourceVersion": newest}}});
             assert!(watch.take_in(line.to_string().as_bytes(), &mut version).unwrap().is_none());
             let after = told.changes().told_until(clock.now());
-            assert_eq!(after.map(|at| at.uptime()) > before.map(|at| at.uptime()), is_told, "{line}");
+            assert_eq!(after.map(Moment::uptime) > before.map(Moment::uptime), is_told, "{line}");
         }
         assert_eq!(version, "11");
     }

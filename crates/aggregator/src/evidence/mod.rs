@@ -11,11 +11,11 @@
 //! the whole cluster, but proves no absence. These are the only sources of facts. A fact judges only evidence that is
 //! older than its first request.
 //!
-//! **When to look.** Up to [`FEW`] accused namespaces are looked at every round. With more, `watches` watch the
+//! **When to look.** Up to `FEW` accused namespaces are looked at every round. With more, `watches` watch the
 //! cluster, one watch for each kind, and note in `changes` which accused namespaces have changed, by fingerprints of
 //! the fields that `lookup` reads. Then a namespace is looked at when a Pod is accused that was never read or that
 //! belongs to no App with an open incident (no new block follows from a watch); when something in it has changed, at
-//! most every [`state::CONFIRM`]; when one more look may prove an App in it gone; and once an hour in any case.
+//! most every `state::CONFIRM`; when one more look may prove an App in it gone; and once an hour in any case.
 //!
 //! **What the watches allow to judge without a look** (`waiting::Inquiry::confirm`): renewed evidence that was accepted
 //! after a direct read, and evidence that is not believed anyway. As long as nothing has changed in a namespace, what

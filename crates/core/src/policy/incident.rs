@@ -9,17 +9,15 @@ use jiff::Timestamp;
 
 use super::book::released_by;
 use super::evaluate::{Pass, UNTOLD_LIMIT};
-use super::facts::AcceptedPod;
+use super::ground::{ClearedGround, Ground, Tombstone};
 use super::window::{Due, ReleaseDue};
 use super::{Brake, Decision, Mode, Policy};
 use crate::Moment;
 use crate::few::{FewMap, FewSet};
-use crate::ledger::{Cleared, Reading};
-use crate::moment::{Span, WallTime};
+use crate::moment::WallTime;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
 use crate::report::Record;
-use crate::snapshot::EvidenceView;
 use crate::state;
 
 /// How many process names of an incident its tenant is told: a tenant can start processes of any number of names.
@@ -154,65 +152,6 @@ pub enum Standing {
     },
 }
 
-/// One node's accepted evidence of one violation.
-///
-/// Has a clearing clock of its own beside the ledger's, started at the last evidence that was *accepted*: a node that goes on
-/// accusing a Pod which has moved away resets the ledger's clock, but not this one.
-#[derive(Clone, Debug)]
-pub(super) struct Ground {
-    pub(super) record: Arc<Record>,
-    /// The accused Pod's UID; `None` if there was no cluster to ask, or if an earlier version kept it.
-    pub(super) pod_uid: Option<Text>,
-    pub(super) fresh_at: Moment,
-    /// When its agent found it, by our monotonic clock. Not known after a start until it is heard again, because the
-    /// persisted time is a wall clock's.
-    pub(super) found_at: Option<Span>,
-    /// The agent's own time of it: two replicas see the same evidence at different moments.
-    pub(super) evidence_time: WallTime,
-    /// From when on its node's silence counts: not from before the start, when we may not have listened.
-    pub(super) counted_from: Moment,
-    /// The reading of its clearing clock when it was last accepted.
-    pub(super) mark: Reading,
-    pub(super) first_seen: WallTime,
-    pub(super) observations: u64,
-    /// How often its node's agent scans, as far as it was learned: a restart must not make its silence mean more.
-    pub(super) scan_interval: Option<Span>,
-    /// The longest time for which it was unseen and came back (see [`crate::snapshot::Heard::away`]).
-    pub(super) away: Span,
-    /// Fresh, and accepted, as of the last evaluation.
-    pub(super) active: bool,
-    /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
-    pub(super) gone: bool,
-    /// What of it was kept last; nothing if it has not been kept yet.
-    pub(super) kept: Option<KeptGround>,
-}
-
-/// What a restart would know of a ground.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct KeptGround {
-    /// By the monotonic clock.
-    pub(super) fresh_at: Span,
-    /// Zero while it is not known.
-    pub(super) scan_interval: Span,
-    pub(super) gone: bool,
-}
-
-/// A ground that has cleared.
-#[derive(Clone, Debug)]
-pub(super) struct Tombstone {
-    pub(super) ground: Ground,
-    pub(super) at: WallTime,
-    pub(super) by: ClearedGround,
-    /// It has been kept.
-    pub(super) is_kept: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ClearedGround {
-    By(Cleared),
-    AppGone,
-}
-
 /// An operator's release: sticks to the App, the process and the rule; to any of them where there are too many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StickyRelease {
@@ -243,91 +182,6 @@ impl StickyRelease {
         self.process.as_ref().is_none_or(|process| *process == record.key.process)
             && self.rule.as_ref().is_none_or(|rule| rule == record.rule())
     }
-}
-
-/// From when on a node's silence counts: a reading of the clearing clock and the moment.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Silence {
-    pub(super) mark: Reading,
-    pub(super) counted_from: Moment,
-}
-
-impl Ground {
-    /// Starts its clearing clock anew.
-    pub(super) fn count(&mut self, Silence { mark, counted_from }: Silence) {
-        (self.mark, self.counted_from) = (mark, counted_from);
-    }
-
-    /// What a node says of the Pod with that UID, as of now.
-    pub(super) fn of(
-        evidence: &EvidenceView,
-        pod_uid: Option<Text>,
-        fresh_at: Moment,
-        scan_interval: Option<Span>,
-    ) -> Self {
-        Self {
-            record: evidence.record.clone(),
-            pod_uid,
-            fresh_at,
-            found_at: found_at(evidence),
-            evidence_time: evidence.evidence_time,
-            counted_from: fresh_at,
-            mark: evidence.mark,
-            first_seen: evidence.first_seen.wall().into(),
-            observations: evidence.observations,
-            scan_interval,
-            away: evidence.away,
-            active: true,
-            gone: false,
-            kept: None,
-        }
-    }
-
-    /// Whether its agent found it so recently that a new block may follow from it.
-    pub(super) fn is_young(&self, max_age: Duration, now: Moment) -> bool {
-        self.found_at.is_some_and(|at| now.uptime().saturating_sub(at.get()) <= max_age)
-    }
-
-    /// Takes over what `evidence` adds, which is still fresh and no other than this: its record may have been read
-    /// again, but its clock goes on.
-    pub(super) fn renew(&mut self, evidence: &EvidenceView) {
-        (self.active, self.gone, self.observations) = (true, false, evidence.observations);
-        self.found_at = self.found_at.max(found_at(evidence));
-    }
-
-    /// The interval to keep, so that a restart knows how long it may be unseen.
-    pub(super) fn longest_interval(&self) -> Option<Span> {
-        self.scan_interval.max(Some(self.away).filter(|away| *away > Span::ZERO))
-    }
-
-    /// It is kept as it is now.
-    pub(super) fn note_kept(&mut self) {
-        self.kept = Some(KeptGround {
-            fresh_at: self.fresh_at.uptime().into(),
-            scan_interval: self.longest_interval().unwrap_or(Span::ZERO),
-            gone: self.gone,
-        });
-    }
-
-    /// Whether it is about `pod` and not about another Pod of the same name. What an earlier version kept is about the
-    /// Pod that existed then.
-    pub(super) fn is_of(&self, pod: &AcceptedPod) -> bool {
-        match (&self.pod_uid, &pod.uid) {
-            (Some(known), Some(uid)) => known == uid,
-            (None, Some(_)) => pod.created.is_some_and(|at| at.uptime() <= self.fresh_at.uptime()),
-            (_, None) => false,
-        }
-    }
-
-    /// Whether `evidence`, fresh at `fresh_at`, is no more than what it rests on already.
-    pub(super) fn knows(&self, evidence: &EvidenceView, fresh_at: Moment) -> bool {
-        self.fresh_at >= fresh_at || self.evidence_time == evidence.evidence_time
-    }
-}
-
-fn found_at(evidence: &EvidenceView) -> Option<Span> {
-    let fresh_at = evidence.fresh_at?.uptime();
-    Some(fresh_at.saturating_sub(evidence.age?.get()).into())
 }
 
 impl Deref for Incident {

@@ -16,11 +16,13 @@
 mod aside;
 mod book;
 mod brake;
+mod braking;
 mod dates;
 mod decision;
 mod evaluate;
 mod exemption;
 mod facts;
+mod ground;
 mod hearing;
 mod incident;
 mod inherited;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::incident::{Ground, Incident};
+use super::ground::Ground;
+use super::incident::Incident;
 use crate::names::{App, Key, NodeName};
 use crate::plan::{Accusation, Block, NoticePhase, OtherApps};
 

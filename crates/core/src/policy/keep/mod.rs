@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use super::book::Book;
 use super::dates::Dates;
-use super::incident::{ClearedGround, File, Ground, Incident, Standing, StickyRelease, Told};
+use super::ground::{ClearedGround, Ground};
+use super::incident::{File, Incident, Standing, StickyRelease, Told};
 use super::leader_clock::LeaderClock;
 use crate::Moment;
 use crate::moment::{Span, WallTime};

@@ -14,9 +14,8 @@ use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Exposure, OtherApps};
 use crate::policy::brake::Brake;
 use crate::policy::decision::{Actor, Decision};
-use crate::policy::incident::{
-    ClearedGround, EvidenceId, Ground, Incident, Standing, StickyRelease, Telling, Told, Tombstone,
-};
+use crate::policy::ground::{ClearedGround, Ground, Tombstone};
+use crate::policy::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
 use crate::policy::leader_clock::LeaderClock;
 use crate::policy::window::{Due, ReleaseDue};
 use crate::report::{Claim, Record};

@@ -8,9 +8,8 @@ use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, Text};
 use crate::policy::brake::Brake;
 use crate::policy::decision::Decision;
-use crate::policy::incident::{
-    ClearedGround, EvidenceId, File, Ground, Incident, MAX_DECISIONS, Standing, Telling, Tombstone,
-};
+use crate::policy::ground::{ClearedGround, Ground, Tombstone};
+use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling};
 use crate::policy::leader_clock::LeaderClock;
 use crate::state::incident::{
     self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus,

@@ -1,0 +1,152 @@
+//! What the incidents ask for, as far as the brakes let it.
+
+use super::Mode;
+use super::book::Book;
+use super::brake::{Brake, RuleNames};
+use super::decision::{Alert, DecisionKind};
+use super::evaluate::{Basis, Pass, cleared_reason};
+use super::incident::Standing;
+use super::window::{Accusers, Tally};
+use crate::Moment;
+use crate::moment::WallTime;
+use crate::names::App;
+
+impl Book {
+    /// Blocks and releases what is wished for, as far as the brakes let it.
+    pub(super) fn brake(
+        &mut self,
+        pass: &mut Pass<'_>,
+        reading: WallTime,
+        blocks: Vec<(Moment, App)>,
+        releases: Vec<(App, Option<String>, Basis)>,
+    ) {
+        if blocks.is_empty() && releases.is_empty() {
+            // Nobody asks how much it is.
+            self.window.forget(&pass.policy.brake, reading);
+            return;
+        }
+        let mut held_blocks: Vec<Brake> = Vec::new();
+        let mut held_releases: Vec<Brake> = Vec::new();
+        let mut rules = RuleNames::default();
+        let accusers: Vec<(App, Accusers)> = blocks
+            .into_iter()
+            .map(|(_, app)| {
+                let accusers = self.accusers(&app, pass, &mut rules);
+                (app, accusers)
+            })
+            .collect();
+        let mut tally = self.window.tally(&pass.policy.brake, reading);
+        for (app, accusers) in accusers {
+            let Some(incident) = self.incidents.get_mut(&app) else {
+                continue;
+            };
+            let shared = pass.facts.held_for(&app, pass.policy, incident.approved);
+            // An App that an operator has to look at anyway takes no place in the brakes' window.
+            let brake = match shared {
+                Some(shared) => Some(Brake::SharedService(shared.service.clone())),
+                None if incident.approved => None,
+                None => tally.due(&app, &accusers),
+            };
+            let accusation = incident.accusation();
+            let is_untold = matches!(incident.standing, Standing::Grace { .. }) && incident.is_untold(pass);
+            let file = incident.file();
+            file.count(tally.of(&app));
+            if let Some(brake) = brake {
+                let others = shared.map(|shared| format!(": {}", shared.others)).unwrap_or_default();
+                let reason = format!("{}{others}; {accusation}", brake.reason(&pass.policy.brake));
+                pass.decide(&app, DecisionKind::Held, reason);
+                file.standing = Standing::Held;
+                file.held = Some(Box::new((pass.now, brake.clone())));
+                // A shared Service of one App is no sign of a storm, so it raises no alert.
+                if shared.is_none() {
+                    held_blocks.push(brake);
+                }
+            } else {
+                let untold = if is_untold { "; its tenant could not be told before" } else { "" };
+                let known = pass.facts.to_close(&app, pass.policy, file);
+                let remarks = known.map(|exposure| exposure.remarks()).unwrap_or_default();
+                file.reason = format!("{accusation}{untold}{remarks}").into();
+                pass.decide(&app, DecisionKind::Blocked, file.reason.clone());
+                let dry_run = pass.policy.mode == Mode::DryRun;
+                file.standing = Standing::Blocked { since: pass.now, dry_run };
+            }
+        }
+        for (app, why, basis) in releases {
+            let proven = basis == Basis::Proof;
+            let Some(incident) = self.incidents.get_mut(&app) else {
+                continue;
+            };
+            // What is held until an operator looks is opened neither by time nor by the same proof again.
+            if proven && incident.holds_release() == Some(Brake::Gone) {
+                continue;
+            }
+            let why = why.unwrap_or_else(|| {
+                if incident.inherited.is_some() {
+                    "every node has answered for the whole clearing time without evidence of it".to_owned()
+                } else {
+                    cleared_reason(&app, incident.cleared, pass)
+                }
+            });
+            let brake = tally.release(&app, proven);
+            let file = incident.file();
+            file.count(tally.of(&app));
+            if let Some(brake) = brake {
+                pass.decide(
+                    &app,
+                    DecisionKind::ReleaseHeld,
+                    format!("{}; {why}", brake.reason(&pass.policy.brake)),
+                );
+                file.release_held = Some(Box::new(pass.now));
+                held_releases.push(brake);
+            } else {
+                pass.decide(&app, DecisionKind::Released, why.clone());
+                if incident.grounds.is_empty() {
+                    incident.end(pass.now);
+                } else {
+                    let file = incident.file();
+                    file.standing = Standing::Watched;
+                    file.exempted = Some(why.into());
+                }
+            }
+        }
+        if let Some(brake) = held_blocks.first()
+            && tally.is_news(brake)
+        {
+            let message = format!(
+                "{}: from now on Apps are held, {} already, and stay unblocked until each is approved",
+                brake.reason(&pass.policy.brake),
+                held_blocks.len()
+            );
+            pass.alerts.push(Alert::Brake { brake: brake.clone(), message });
+        }
+        tell_held_releases(&held_releases, &mut tally, pass);
+    }
+
+    /// The nodes and rules by which an App is to be blocked: those of its active grounds that are young enough and not
+    /// exempted.
+    fn accusers(&self, app: &App, pass: &Pass<'_>, rules: &mut RuleNames) -> Accusers {
+        let Some(incident) = self.incidents.get(app) else {
+            return Accusers::default();
+        };
+        incident
+            .grounds
+            .iter()
+            // A ground that may not lead to a new block may not pass the brakes for one either.
+            .filter(|(_, ground)| ground.active && ground.is_young(pass.policy.max_age, pass.now))
+            .filter(|(_, ground)| incident.excuse_of(app, &ground.record, pass).is_none())
+            .map(|((_, node), ground)| (node.clone(), rules.of(&ground.record)))
+            .collect()
+    }
+}
+
+/// Raises the alerts of the brakes that hold `releases`.
+fn tell_held_releases(releases: &[Brake], tally: &mut Tally<'_>, pass: &mut Pass<'_>) {
+    for brake in [Brake::Releases, Brake::Gone] {
+        let held = releases.iter().filter(|other| **other == brake).count();
+        if held > 0 && tally.is_news(&brake) {
+            let reason = brake.reason(&pass.policy.brake);
+            let message = format!("{reason}: {held} Apps stay blocked until their release is approved");
+            pass.alerts.push(Alert::Brake { brake, message });
+        }
+    }
+}

@@ -23,9 +23,9 @@ pub(super) enum Fault {
     Refused,
     /// A part of the list, and then something that is none.
     BrokenOff,
-    /// A list of somebody else's Pods.
+    /// A list of other nodes' Pods.
     Lies,
-    /// Ever new Pods that nobody knows.
+    /// Pods that do not exist, others each time.
     Floods,
     /// The list, without the agent's clock.
     NoDate,

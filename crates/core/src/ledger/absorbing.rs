@@ -1,0 +1,135 @@
+//! Taking in reports.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::evidence::{Evidence, Listed};
+use super::node::Node;
+use super::texts::Texts;
+use super::{Change, ChangeKind, Detection, Entry, Ledger, forget, schedule};
+use crate::Moment;
+use crate::names::{Key, KeyRef, NodeName};
+use crate::report::{Answer, LeftOut, Outcome, RecordRef, Rejection, Rejections, Report};
+
+impl Ledger {
+    /// Takes in one report. The same report twice changes nothing; the order of reports of different nodes does not matter.
+    ///
+    /// A report of a target that is older than one already taken in is ignored.
+    pub fn absorb(&mut self, report: &Report) -> Vec<Change> {
+        self.node_change = None;
+        // A target that has left while it was being asked has nothing to say any more.
+        let target = self.targets.get_mut(&report.target.address);
+        let Some(repeated) = target.and_then(|target| target.note(report)) else { return Vec::new() };
+        self.revision += 1;
+        let name = report.target.node.clone();
+        let node = self.nodes.entry(name.clone()).or_insert_with(|| Box::new(Node::new(report.at)));
+        self.node_change = node.note_sign(report, self.rules.fresh_within);
+        let (answer, is_whole) = match &report.outcome {
+            Outcome::Complete(answer) => (Some(answer), true),
+            Outcome::Unchanged => (None, true),
+            Outcome::Partial(answer, _) => (Some(answer), false),
+            Outcome::Failed(_) => return Vec::new(),
+        };
+        let mut added = Duration::ZERO;
+        if is_whole {
+            let is_empty = answer.map(|answer| answer.records.is_empty());
+            added = node.answered(report.at, is_empty, self.rules.answer_gap);
+        }
+        let mut changes = Vec::new();
+        if let Some(answer) = answer {
+            if !repeated {
+                self.rejected.add(&answer.rejected);
+                node.rejected.add(&answer.rejected);
+            }
+            let Self { rules, violations, texts, rejected, .. } = self;
+            changes = Common { rules, violations, texts, rejected }.take_in(&name, node, answer, report.at);
+        }
+        if is_whole {
+            let nothing = LeftOut::default();
+            node.count_unheard(added, answer.map_or(&nothing, |answer| &answer.left_out));
+            let clock = node.clock(&self.rules);
+            changes.extend(node.evidence.iter_mut().filter_map(|(key, evidence)| {
+                let why = evidence.try_clear(&clock, report.at)?;
+                Some(Change { key: key.clone(), node: name.clone(), kind: ChangeKind::Cleared(why) })
+            }));
+        }
+        schedule(&name, node, &self.rules, &mut self.deadlines);
+        if !changes.is_empty() {
+            self.tell_news();
+        }
+        changes
+    }
+}
+
+/// What the records of all nodes have in common.
+struct Common<'a> {
+    rules: &'a Detection,
+    violations: &'a mut BTreeMap<Key, Entry>,
+    texts: &'a mut Texts,
+    rejected: &'a mut Rejections,
+}
+
+impl Common<'_> {
+    /// Takes in what `node` lists.
+    fn take_in(&mut self, name: &NodeName, node: &mut Node, answer: &Answer, at: Moment) -> Vec<Change> {
+        // One answer may list a key twice, in any order: the newest record speaks.
+        let mut listed: Vec<RecordRef<'_>> = answer.records.iter().collect();
+        listed.sort_by(|a, b| {
+            let newest_first = || (b.detected_at, b.cmdline).cmp(&(a.detected_at, a.cmdline));
+            a.key.cmp(&b.key).then_with(newest_first)
+        });
+        listed.dedup_by(|other, newest| other.key == newest.key);
+        node.learn_interval(listed.iter().map(|record| record.detected_at).max());
+
+        let room = self.rules.max_keys_per_node.saturating_sub(node.evidence.len());
+        if listed.len() > room {
+            let new_keys = listed.iter().filter(|record| node.evidence_of(record.key).is_none()).count();
+            let is_listed = |key: &Key| listed.binary_search_by(|record| record.key.cmp(&key.view())).is_ok();
+            for evicted in node.evict(new_keys.saturating_sub(room), is_listed) {
+                forget(self.violations, &evicted, name);
+            }
+        }
+
+        let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
+        let mark = node.reading();
+        let own_age = |detected_at| {
+            crate::report::age_by_own_clock(detected_at, answer.date).map(|age| (age, age <= max_age))
+        };
+        let (mut changes, mut recent, mut no_room) = (Vec::new(), None, LeftOut::default());
+        let (count, may_hide) = (listed.len(), node.may_hide());
+        for record in listed {
+            let full = node.evidence.len() >= self.rules.max_keys_per_node;
+            if let Some((key, evidence)) = node.evidence_of(record.key) {
+                let Listed { change, is_recent } =
+                    evidence.listed(record, at, mark.answered, self.rules.same_incident, own_age);
+                if is_recent && may_hide {
+                    recent = Some(key.clone());
+                }
+                changes.extend(change.map(|kind| Change { key: key.clone(), node: name.clone(), kind }));
+                continue;
+            }
+            let own_age = own_age(record.detected_at);
+            if may_hide && own_age.is_none_or(|(_, is_young)| is_young) {
+                let KeyRef { namespace, pod, process } = record.key;
+                recent = Some(Key::new(namespace, pod, process));
+            }
+            if full {
+                self.rejected.count(Rejection::NodeQuota);
+                node.rejected.count(Rejection::NodeQuota);
+                no_room.note(record.key.namespace);
+            } else {
+                let young = own_age.filter(|(_, is_young)| *is_young);
+                let record = self.texts.record(record);
+                let key = record.key.clone();
+                node.evidence
+                    .insert(key.clone(), Evidence::first_sight(record, at, mark, young.map(|(age, _)| age)));
+                self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
+                let kind = if young.is_some() { ChangeKind::Appeared } else { ChangeKind::Sighted };
+                changes.push(Change { key, node: name.clone(), kind });
+            }
+        }
+        node.note_listed(count, recent, self.rules);
+        node.note_untold(no_room, answer.rejected.total() > 0);
+        changes
+    }
+}

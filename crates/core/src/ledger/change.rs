@@ -1,0 +1,41 @@
+//! What changes in the ledger, for logs and streams.
+
+use serde::Serialize;
+
+use super::Cleared;
+use crate::names::{Key, NodeName};
+
+/// Something that changed, for logs and streams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The violation.
+    pub key: Key,
+    /// The node whose evidence it is.
+    pub node: NodeName,
+    /// What happened.
+    pub kind: ChangeKind,
+}
+
+/// What happened to one node's evidence of a violation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// Fresh evidence where there was none, or only a tombstone.
+    Appeared,
+    /// Listed for the first time, but too old or of unknown age: no evidence yet.
+    Sighted,
+    /// Fresh evidence has become too old, without proof of absence.
+    Unconfirmed,
+    /// Absent, and by which rule.
+    Cleared(Cleared),
+}
+
+/// What happened to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeChange {
+    /// The node is there, but none of its answers could be used for longer than `fresh_within`. What is known of it
+    /// stays until an answer can be used.
+    Unusable,
+    /// Its answers can be used again.
+    UsableAgain,
+}

@@ -1,0 +1,77 @@
+//! What was known before the start, or to another replica, and how it is taken over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::evidence::Evidence;
+use super::node::Node;
+use super::steps::Longest;
+use super::{Cleared, Ledger};
+use crate::Moment;
+use crate::moment::Span;
+use crate::names::{Key, NodeName};
+use crate::report::Record;
+
+/// One node's evidence as it was known before the start, or to another replica.
+#[derive(Clone, Debug)]
+pub struct Remembered {
+    /// The violation.
+    pub key: Key,
+    /// The node.
+    pub node: NodeName,
+    /// The record as it was last fresh, without its command line.
+    pub record: Record,
+    /// When it was first listed.
+    pub first_seen: Timestamp,
+    /// When it was last fresh.
+    pub fresh_at: Timestamp,
+    /// How many different timestamps were seen.
+    pub observations: u64,
+    /// When and by which rule it cleared, if it has.
+    pub cleared: Option<(Timestamp, Cleared)>,
+    /// The learned scan interval of the node's agent; longer if the violation itself was unseen for longer and came
+    /// back.
+    pub scan_interval: Option<Duration>,
+}
+
+impl Remembered {
+    pub(super) fn away(&self) -> Span {
+        Longest::of(self.scan_interval.unwrap_or_default()).get()
+    }
+}
+
+impl Ledger {
+    /// Takes over what was known before the start, or to another replica: tombstones stay tombstones, and clearing clocks begin
+    /// anew, because our own restart is evidence of nothing. What has been heard since is known better, and wins.
+    pub fn remember(&mut self, remembered: impl IntoIterator<Item = Remembered>, now: Moment) {
+        // Of several words the latest is right.
+        let mut intervals: BTreeMap<NodeName, (Timestamp, Duration)> = BTreeMap::new();
+        let mut nodes = BTreeSet::new();
+        for known in remembered {
+            nodes.insert(known.node.clone());
+            if let Some(interval) = known.scan_interval {
+                let latest = intervals.entry(known.node.clone()).or_insert((known.fresh_at, interval));
+                *latest = (*latest).max((known.fresh_at, interval));
+            }
+            let node = self.nodes.entry(known.node.clone()).or_insert_with(|| Box::new(Node::new(now)));
+            let mark = node.reading();
+            if let Some(evidence) = node.evidence.get_mut(&known.key) {
+                evidence.merge(&known, now);
+            } else if node.evidence.len() < self.rules.max_keys_per_node {
+                self.violations.entry(known.key.clone()).or_default().nodes.insert(known.node.clone());
+                node.evidence.insert(known.key.clone(), Evidence::remembered(&known, now, mark));
+            }
+        }
+        for (name, (_, interval)) in intervals {
+            if let Some(node) = self.nodes.get_mut(&name) {
+                node.remember_interval(interval);
+            }
+        }
+        for name in nodes {
+            self.schedule(&name);
+        }
+        self.tell_news();
+    }
+}

@@ -1,0 +1,40 @@
+//! The rules of evidence.
+
+use std::time::Duration;
+
+/// The rules of evidence.
+#[derive(Clone, Debug)]
+pub struct Detection {
+    /// How old a record may be at first sight, by its agent's own clock, to count as fresh; and how long fresh evidence
+    /// keeps a violation active. At least 3 learned scan intervals of its node are allowed in any case, but no new
+    /// block follows from evidence older than this (see [`crate::policy::Policy::max_age`]).
+    pub max_age: Duration,
+    /// How long a node has to answer, in sum, without fresh evidence of a violation until it clears. Never less than 6
+    /// learned scan intervals of the node. Answers that say nothing of the violation do not count.
+    pub clear_after: Duration,
+    /// How long to wait for a node from which nothing of an answer comes. And how long to wait, in answered time, for a
+    /// node whose answers say nothing of a violation.
+    pub unreachable_limit: Duration,
+    /// Offending again within this time continues the same incident; tombstones are kept as long.
+    pub same_incident: Duration,
+    /// How much time one answer can vouch for: the collector's round interval.
+    pub answer_gap: Duration,
+    /// How recent a target's last whole answer must be for its coverage to count as fresh.
+    pub fresh_within: Duration,
+    /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only.
+    pub max_keys_per_node: usize,
+}
+
+impl Default for Detection {
+    fn default() -> Self {
+        Self {
+            max_age: Duration::from_mins(30),
+            clear_after: Duration::from_mins(30),
+            unreachable_limit: Duration::from_hours(24),
+            same_incident: Duration::from_hours(24),
+            answer_gap: Duration::from_mins(1),
+            fresh_within: Duration::from_secs(150),
+            max_keys_per_node: 4000,
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What an incident says for the brakes: which one holds it, and what they count.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::names::Text;
+
+/// Which brake holds the block, and since when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldBy {
+    /// Since when.
+    pub since: Timestamp,
+    /// The kind of brake.
+    pub brake: BrakeKind,
+    /// What the brake counts: with `Node` the node; with `Rule` the rule, empty for all keyword hits; with `NewApps`
+    /// the namespace of a tenant with too many Apps, or nothing; with `SharedService` the Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Text>,
+}
+
+/// The kinds of brakes on blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BrakeKind {
+    /// `brake.max_new_tenants`; with a namespace in `of`, `brake.max_apps_per_tenant`.
+    NewApps,
+    /// `brake.max_tenants_per_node` and `brake.max_apps_per_node`.
+    Node,
+    /// `brake.max_tenants_per_rule`.
+    Rule,
+    /// `enforcement.shared_services: hold`.
+    SharedService,
+}
+
+/// A brake on blocks, and what it counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Scope {
+    /// The kind of brake.
+    pub brake: BrakeKind,
+    /// The node, rule, tenant or Service, as in the status's `brake`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Text>,
+}
+
+/// When and on whose word an App was to be blocked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Due {
+    /// When, by the clock that runs only while a replica leads.
+    pub at: Timestamp,
+    /// No brake held it.
+    pub passed: bool,
+    /// On whose word.
+    #[serde(default)]
+    pub accusers: Vec<Accuser>,
+    /// The brakes that held it. With none although `passed` is false it counts for all brakes: an operator has released the
+    /// App since, or an earlier version wrote this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<Scope>,
+}
+
+/// When an App was to be released without an operator's act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReleaseDue {
+    /// When, by the clock that runs only while a replica leads.
+    pub at: Timestamp,
+    /// No brake held it.
+    pub passed: bool,
+    /// The cluster proved that it is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proven: bool,
+}
+
+/// A node and a rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub struct Accuser {
+    /// The node.
+    pub node: Text,
+    /// The rule's regex; empty for keyword hits.
+    pub rule: Text,
+}

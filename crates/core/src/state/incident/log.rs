@@ -1,0 +1,62 @@
+//! What was decided of an incident, by which actor, and why.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::names::Text;
+use crate::policy::DecisionKind;
+
+/// A kind of decision. Kinds that only another version knows are kept as they are.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LoggedKind {
+    /// A kind that this version knows.
+    Known(DecisionKind),
+    /// A kind that only another version knows.
+    Other(Text),
+}
+
+impl LoggedKind {
+    /// The kind, if this version knows it.
+    pub fn known(&self) -> Option<DecisionKind> {
+        match self {
+            Self::Known(kind) => Some(*kind),
+            Self::Other(_) => None,
+        }
+    }
+
+    /// The kind as a label, `snake_case`.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Known(kind) => kind.as_str(),
+            Self::Other(text) => text,
+        }
+    }
+}
+
+impl From<DecisionKind> for LoggedKind {
+    fn from(kind: DecisionKind) -> Self {
+        Self::Known(kind)
+    }
+}
+
+impl PartialEq<DecisionKind> for LoggedKind {
+    fn eq(&self, kind: &DecisionKind) -> bool {
+        self.known() == Some(*kind)
+    }
+}
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Decision {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    #[schemars(with = "String")]
+    pub decision: LoggedKind,
+    /// Who: `policy` for the rules, else the operator's name.
+    pub actor: Text,
+    /// Why, for people, with the evidence.
+    pub reason: Text,
+}

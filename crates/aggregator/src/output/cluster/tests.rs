@@ -1,5 +1,6 @@
 mod messages;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use hyper::{Method, Request, Response};
@@ -9,7 +10,10 @@ use kube::client::Body;
 use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure};
 use procscan_core::policy::{Book, Facts, Mode};
+use procscan_core::resources::notification;
+use serde_json::Value;
 
+use super::live::closes;
 use super::*;
 use crate::clock::Clock;
 use crate::config::Config;

@@ -1,0 +1,234 @@
+//! Tenants' messages: written when they are news, and compared again in turn.
+
+use std::collections::BTreeSet;
+
+use kube::ResourceExt;
+use kube::api::{Patch, PatchParams};
+use procscan_core::plan::Notice;
+use procscan_core::resources::notification::{self, IS_READ};
+use procscan_core::resources::{Object, Upkeep};
+use serde_json::{Value, json};
+
+use super::aside::{self, Unanswered};
+use super::live::{Key, Live, has_same_words, hash, hash_of, key, with_labels_of};
+use super::{ClusterOutput, FIELD_MANAGER};
+use crate::kubernetes::{Refusal, RefusalKind};
+use crate::output::Outcome;
+
+/// How many messages that were written before are compared again in one pass: drift in them is no emergency.
+const COMPARED_AGAIN: usize = 20;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    /// Of the object as it was wanted.
+    hash: u64,
+    /// Of the time at which it was news.
+    news: u64,
+    /// It is there as we wrote it, so drift is put right.
+    is_ours: bool,
+}
+
+impl Told {
+    /// As we are about to write it.
+    fn of(object: &Object) -> Self {
+        let news = object.metadata.annotations.get(notification::INCIDENT);
+        Self {
+            hash: hash(object),
+            news: hash_of(news.and_then(Value::as_str).unwrap_or_default()),
+            is_ours: true,
+        }
+    }
+}
+
+impl ClusterOutput {
+    /// Whether a notice has been written, or there is nobody to write it to.
+    pub fn has_told(&self, notice: &Notice) -> bool {
+        let name = notification::name(&notice.app);
+        let key = (notification::KIND, notice.app.namespace.to_string(), name);
+        self.told.get(&key).is_some_and(|told| told.news == hash_of(&notice.told.to_string()))
+    }
+
+    pub(super) async fn tell_all(
+        &mut self,
+        messages: &[&Object],
+        outcome: &mut Outcome,
+        go_on: impl Fn() -> bool,
+    ) {
+        let wanted: BTreeSet<Key> = messages.iter().map(|object| key(object)).collect();
+        self.told.retain(|key, _| wanted.contains(key));
+        self.aside.retain(&wanted);
+        let is_closed = outcome.problems.is_empty() && outcome.suspended.is_empty();
+        let mut unanswered = Unanswered::default();
+        for object in messages {
+            let key = key(object);
+            // Nobody is told of a block that is not there.
+            if !is_closed && matches!(object.upkeep, Upkeep::News { of_block: true } | Upkeep::Words) {
+                continue;
+            }
+            if self.told.get(&key).is_some_and(|told| told.hash == hash(object))
+                || self.aside.waits(&key)
+                || unanswered.has(&key.1)
+            {
+                continue;
+            }
+            match self.tell(object).await {
+                Ok(written) => {
+                    outcome.written += usize::from(written);
+                    self.aside.is_done(&key);
+                    // A message that its tenant may have deleted is not read, so it proves no answer.
+                    if object.upkeep != Upkeep::Known {
+                        unanswered.is_interrupted();
+                    }
+                    if !go_on() {
+                        // Something else has been decided meanwhile: the gateway goes before the other messages.
+                        outcome.is_unfinished = true;
+                        return;
+                    }
+                }
+                Err(refusal) if refusal.kind == RefusalKind::NotLeading => return,
+                Err(refusal) if refusal.kind == RefusalKind::NotServed => {
+                    // Without the CRD no message can be written.
+                    outcome.problems.push(refusal.text);
+                    return;
+                }
+                Err(refusal) if aside::is_no_answer(&refusal) => {
+                    let text = refusal.text.clone();
+                    if unanswered.put(key, refusal, &mut self.aside) {
+                        outcome.problems.push(text);
+                        return;
+                    }
+                }
+                Err(refusal) => {
+                    unanswered.is_interrupted();
+                    self.aside.put(key, refusal);
+                }
+            }
+        }
+    }
+
+    /// Writes a message if it is news. Whether something was written.
+    async fn tell(&mut self, object: &Object) -> Result<bool, Refusal> {
+        let told = Told::of(object);
+        let is_news = self.told.get(&key(object)).is_none_or(|before| before.news != told.news);
+        if object.upkeep == Upkeep::Known {
+            // Its reader may have deleted it since, and then it stays deleted.
+            self.told.insert(key(object), Told { is_ours: false, ..told });
+            return Ok(false);
+        }
+        let live = match self.read(object).await {
+            // In a namespace that is going there is nobody left to tell.
+            Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
+                self.told.insert(key(object), Told { is_ours: false, ..told });
+                return Ok(false);
+            }
+            live => live?,
+        };
+        let (written, is_ours) = match (object.upkeep, live) {
+            (Upkeep::Retired, None) => (Ok(false), false),
+            // What it says is no longer so, and it stays where it is.
+            (Upkeep::Retired, Some(live)) if is_summary(object) && !has_same_words(object, &live) => {
+                (self.apply(object, live.metadata.resource_version).await.map(|_| true), false)
+            }
+            (Upkeep::Retired, Some(live)) => (self.mark_read(object, &live).await, false),
+            (Upkeep::Words, Some(live)) if has_same_words(object, &live) => (Ok(false), false),
+            // Told before the start, or by another replica: what it says may have other words now, but it is no news.
+            (Upkeep::News { .. }, Some(live)) if is_news && is_told(object, &live) => {
+                let is_same = live.data.get("spec") == Some(&object.spec);
+                let same = with_labels_of(&live, object);
+                let version = live.metadata.resource_version;
+                (if is_same { Ok(false) } else { self.apply(&same, version).await.map(|_| true) }, true)
+            }
+            // Its reader has deleted it, and nothing new has happened.
+            (_, None) if !is_news => (Ok(false), false),
+            (_, Some(live)) if !is_news => (
+                self.apply(&with_labels_of(&live, object), live.metadata.resource_version)
+                    .await
+                    .map(|_| true),
+                true,
+            ),
+            (_, None) => (self.create(object).await.map(|_| true), true),
+            (_, Some(live)) => (self.apply(object, live.metadata.resource_version).await.map(|_| true), true),
+        };
+        match written {
+            Ok(written) => {
+                self.told.insert(key(object), Told { is_ours, ..told });
+                Ok(written)
+            }
+            Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
+                self.told.insert(key(object), Told { is_ours: false, ..told });
+                Ok(false)
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Its cause is over: there is nothing left to read.
+    async fn mark_read(&self, object: &Object, live: &Live) -> Result<bool, Refusal> {
+        if live.labels().get(IS_READ).is_some_and(|read| read == "true") {
+            return Ok(false);
+        }
+        let read = json!({
+            "metadata": {"labels": {IS_READ: "true"}, "resourceVersion": live.metadata.resource_version},
+        });
+        let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        match self.patch(object, &by_us, &Patch::Merge(&read)).await {
+            // Deleted meanwhile: that is as good.
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(false),
+            patched => patched.map(|_| true),
+        }
+    }
+
+    /// Compares a few of the messages that were written before, in turn, and puts their texts right.
+    pub(super) async fn compare_again(&mut self, messages: &[&Object], outcome: &mut Outcome) {
+        let mut ours: Vec<&&Object> = messages
+            .iter()
+            .filter(|object| self.told.get(&key(object)).is_some_and(|told| told.is_ours))
+            .collect();
+        ours.sort_by_key(|object| key(object));
+        let start =
+            ours.partition_point(|object| self.compared.as_ref().is_some_and(|last| key(object) <= *last));
+        let turn: Vec<&&Object> =
+            ours.iter().cycle().skip(start).take(COMPARED_AGAIN.min(ours.len())).copied().collect();
+        for object in turn {
+            self.compared = Some(key(object));
+            if self.aside.waits(&key(object)) {
+                continue;
+            }
+            match self.compare(object).await {
+                Ok(written) => {
+                    outcome.written += usize::from(written);
+                    self.aside.is_done(&key(object));
+                }
+                Err(refusal) if refusal.kind == RefusalKind::NotLeading || aside::is_no_answer(&refusal) => {
+                    outcome.problems.push(refusal.text);
+                    return;
+                }
+                Err(refusal) => self.aside.put(key(object), refusal),
+            }
+        }
+    }
+
+    /// Restores what a message says if it was changed. Returns whether something was written.
+    async fn compare(&mut self, object: &Object) -> Result<bool, Refusal> {
+        let Some(live) = self.read(object).await? else {
+            // Its tenant has deleted it.
+            self.told.insert(key(object), Told { is_ours: false, ..Told::of(object) });
+            return Ok(false);
+        };
+        if live.data.get("spec") == Some(&object.spec) {
+            return Ok(false);
+        }
+        self.apply(&with_labels_of(&live, object), live.metadata.resource_version.clone()).await?;
+        Ok(true)
+    }
+}
+
+/// Whether what is there has told the same news.
+fn is_told(object: &Object, live: &Live) -> bool {
+    let news = object.metadata.annotations.get(notification::INCIDENT).and_then(Value::as_str);
+    news.is_some() && live.annotations().get(notification::INCIDENT).map(String::as_str) == news
+}
+
+fn is_summary(object: &Object) -> bool {
+    object.metadata.name == notification::SUMMARY_NAME
+}

@@ -1,0 +1,70 @@
+//! Requests about one object.
+
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::discovery::ApiResource;
+use procscan_core::resources::Object;
+use serde_json::Value;
+
+use super::live::{Live, named, plural, resource};
+use super::{ClusterOutput, FIELD_MANAGER};
+use crate::kubernetes::{Ask, Refusal, RefusalKind};
+
+impl ClusterOutput {
+    pub(super) async fn read(&self, object: &Object) -> Result<Option<Live>, Refusal> {
+        let resource = resource(object.api_version, object.kind);
+        let plural = plural(&resource);
+        let ask = Ask { verb: "get", resource: &plural, namespace: Some(&object.metadata.namespace) };
+        match self.cluster.ask_in_turn(ask, self.api(object, &resource).get(&object.metadata.name)).await {
+            Ok(live) => Ok(Some(live)),
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Makes an object that is not there. If it is there by now, somebody was faster: the next pass looks again.
+    pub(super) async fn create(&self, object: &Object) -> Result<Live, Refusal> {
+        let resource = resource(object.api_version, object.kind);
+        let plural = plural(&resource);
+        let ask = Ask { verb: "create", resource: &plural, namespace: Some(&object.metadata.namespace) };
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let body: Live = serde_json::to_value(object).and_then(serde_json::from_value).map_err(|error| {
+            Refusal { kind: RefusalKind::Invalid, subject: named(object), text: error.to_string() }
+        })?;
+        self.cluster
+            .write(&self.pen, ask, self.api(object, &resource).create(&params, &body))
+            .await
+            .map_err(|refusal| Refusal { text: format!("{}: {}", named(object), refusal.text), ..refusal })
+    }
+
+    pub(super) async fn apply(&self, object: &Object, version: Option<String>) -> Result<Live, Refusal> {
+        let mut body = serde_json::to_value(object).unwrap_or_default();
+        if let (Some(version), Some(metadata)) =
+            (version, body.pointer_mut("/metadata").and_then(Value::as_object_mut))
+        {
+            metadata.insert("resourceVersion".to_owned(), version.into());
+        }
+        let params = PatchParams::apply(FIELD_MANAGER).force().validation_strict();
+        self.patch(object, &params, &Patch::Apply(&body)).await
+    }
+
+    pub(super) async fn patch(
+        &self,
+        object: &Object,
+        params: &PatchParams,
+        patch: &Patch<&Value>,
+    ) -> Result<Live, Refusal> {
+        let resource = resource(object.api_version, object.kind);
+        let plural = plural(&resource);
+        let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&object.metadata.namespace) };
+        let api = self.api(object, &resource);
+        self.cluster
+            .write(&self.pen, ask, api.patch(&object.metadata.name, params, patch))
+            .await
+            .map_err(|refusal| Refusal { text: format!("{}: {}", named(object), refusal.text), ..refusal })
+    }
+
+    fn api(&self, object: &Object, resource: &ApiResource) -> Api<Live> {
+        Api::namespaced_with(self.cluster.client(), &object.metadata.namespace, resource)
+    }
+}

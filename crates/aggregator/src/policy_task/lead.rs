@@ -1,38 +1,31 @@
 //! One term of leading: from what was kept to decisions that are kept.
 
 mod keeping;
+mod seen;
+mod taking_over;
+mod telling;
+mod wall_time;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use procscan_core::Moment;
-use procscan_core::policy::{
-    Alert, Book, Decision, DecisionKind, Facts, Inherited, Mode, Policy, Questions, remembered,
-};
+use procscan_core::policy::{Book, Decision, Facts, Mode, Policy, Questions};
 use procscan_core::snapshot::Snapshot;
 use procscan_core::state::exemption::readable;
-use procscan_core::state::{Incident, IncidentState};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::keeping::Obeyed;
-use super::journal;
-use super::{Decided, PolicyTask, TakeOver, rest};
+use self::seen::Seen;
+use super::{Decided, PolicyTask, rest};
 use crate::leader::Pen;
-use crate::ledger_task::{Memory, Published};
-use crate::state::{Changed, Kept, Loaded, Outline, Unreadable};
+use crate::state::{Changed, Kept, Outline, Unreadable};
 
 /// The pause after which what can't be kept is tried again; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
-const UNREADABLE: &str = "what is kept can't be read; nothing is decided until it is";
-/// After how many rounds without news, and after how long at the most, everything is looked at again all the same.
-const QUIET_ROUNDS: u64 = 5;
-const QUIET: Duration = Duration::from_mins(5);
-/// How far this replica's clock may differ from the API server's before the API server's time is used.
-const SKEW: SignedDuration = SignedDuration::from_secs(30);
 
 /// How a term ends.
 pub(super) enum End {
@@ -71,35 +64,6 @@ pub(super) struct Lead<'a> {
     decided: Option<Seen>,
     /// When time alone may change a decision.
     deadline: Option<Instant>,
-}
-
-/// Which snapshot it was.
-#[derive(Clone, Copy)]
-struct Seen {
-    news: u64,
-    rounds: u64,
-    at: Moment,
-}
-
-impl Seen {
-    fn of(snapshot: &Snapshot) -> Self {
-        Self { news: snapshot.news, rounds: snapshot.rounds, at: snapshot.at }
-    }
-
-    fn of_published(published: &Published) -> Self {
-        Self { news: published.news, rounds: published.rounds, at: published.at }
-    }
-
-    /// Whether there is nothing in `now` that has to be decided on; some things are after every round.
-    fn is_as_good_as(self, now: Seen, is_waiting: bool) -> bool {
-        let rounds = if is_waiting { 1 } else { QUIET_ROUNDS };
-        // Nothing is written before the first round is done.
-        let is_first = self.rounds == 0;
-        !is_first
-            && self.news == now.news
-            && now.rounds < self.rounds + rounds
-            && now.at.since(self.at) < QUIET
-    }
 }
 
 /// What one evaluation has come to.
@@ -146,86 +110,6 @@ impl<'a> Lead<'a> {
         }
     }
 
-    /// Begins with what is kept and what is blocked. Again and again, until it is known.
-    async fn take_over(&mut self) -> Result<(), End> {
-        let mut pause = MIN_PAUSE;
-        self.hear_operators().await?;
-        // Before the incidents are read, so that a deletion from then on is noticed.
-        self.heard = self.task.channels.kept.borrow_and_update().outline();
-        self.is_copy = self.policy().mode == Mode::DryRun;
-        let Loaded { incidents: kept, unreadable } = loop {
-            let seen = self.task.channels.kept.borrow().clone();
-            match self.task.store.load(&self.pen, &seen).await {
-                Ok(loaded) => break loaded,
-                Err(error) if error.is_lost() => return Err(End::Lost),
-                Err(error) => {
-                    self.trouble(&error, true, UNREADABLE);
-                }
-            }
-            self.pause(pause).await?;
-            pause = (pause * 2).min(MAX_PAUSE);
-        };
-        if self.is_copy {
-            // Nothing of a copy is ever kept, which would say that the trouble is over.
-            self.relieve();
-        }
-        self.set_aside(unreadable);
-        let blocked = self.blocked().await?;
-        self.remind(&kept).await?;
-        let now = self.now();
-        let snapshot = self.task.channels.ledger.fresh().await;
-        let policy = self.policy();
-        let written = kept.iter().filter_map(|incident| incident.status.written).max();
-        self.began = (now, written.map_or(now.wall(), |written| written.min(now.wall())));
-        self.changed.clear();
-        self.book = Book::restore(&kept, &snapshot, now);
-        self.book.set_aside(self.unreadable.values().filter_map(|unreadable| unreadable.app.clone()));
-        (self.decisions, self.failing, self.again) = (Vec::new(), BTreeSet::new(), None);
-        let open = kept.iter().filter(|incident| incident.status.state != IncidentState::Ended).count();
-        let inherited = self.book.inherit(blocked, &policy, now);
-        if open + inherited.len() > 0 {
-            tracing::info!(incidents = open, inherited = inherited.len(), "taken over from before");
-        }
-        if !inherited.is_empty() && !self.is_copy {
-            tracing::warn!(
-                alert = "state",
-                apps = inherited.len(),
-                "found blocked, and nothing is kept of it: an earlier version blocked it, or what was kept is lost, and \
-                 operators' releases, exemptions and pauses with it"
-            );
-        }
-        self.decisions.extend(inherited);
-        Ok(())
-    }
-
-    /// Logs once for each incident that can't be read what follows from that.
-    fn set_aside(&mut self, unreadable: BTreeMap<String, Unreadable>) {
-        for (incident, now) in &unreadable {
-            if self.unreadable.get(incident) == Some(now) {
-                continue;
-            }
-            let Unreadable { app, error } = now;
-            if let Some(app) = app {
-                tracing::error!(
-                    alert = "state",
-                    incident,
-                    %app,
-                    error,
-                    "an incident can't be read: its App is neither blocked nor released nor told, and what is closed of it \
-                     stays closed, until it is mended or deleted"
-                );
-            } else {
-                tracing::error!(
-                    alert = "state",
-                    incident,
-                    error,
-                    "an incident can't be read, nor which App it is of: nothing new is blocked until it is mended or deleted"
-                );
-            }
-        }
-        self.unreadable = unreadable;
-    }
-
     /// The policy with operators' exemptions and mode.
     fn policy_now(&self, kept: &Kept) -> Policy {
         let mut policy = self.task.policy_now(kept);
@@ -234,45 +118,6 @@ impl<'a> Lead<'a> {
             policy.unread_exemptions.push(readable(&serde_json::Value::Null));
         }
         policy
-    }
-
-    /// Waits until it is known what operators want: without their exemptions and their mode, anybody could be blocked.
-    async fn hear_operators(&mut self) -> Result<(), End> {
-        let mut pause = MIN_PAUSE;
-        while let Err(error) = self.task.store.hear().await {
-            self.trouble(&error, true, UNREADABLE);
-            self.pause(pause).await?;
-            pause = (pause * 2).min(MAX_PAUSE);
-        }
-        let mut kept = self.task.channels.kept.clone();
-        tokio::select! {
-            heard = kept.wait_for(|kept| kept.is_complete) => heard.map(drop).map_err(|_| End::Over),
-            end = self.is_over() => Err(end),
-        }
-    }
-
-    /// What the objects block.
-    async fn blocked(&mut self) -> Result<Vec<Inherited>, End> {
-        let (tell, blocked) = oneshot::channel();
-        let question = TakeOver { pen: self.pen.clone(), may_touch: !self.is_copy, blocked: tell };
-        if self.task.channels.take_over.send(question).await.is_err() {
-            return Err(End::Over);
-        }
-        let holds = self.pen.clone();
-        tokio::select! {
-            // Without an answer the output has ended, or the right to write has.
-            answer = blocked => answer.map_err(|_| if holds.holds() { End::Over } else { End::Lost }),
-            end = self.is_over() => Err(end),
-        }
-    }
-
-    async fn remind(&mut self, kept: &[Incident]) -> Result<(), End> {
-        let (done, is_done) = oneshot::channel();
-        let memory = Memory { evidence: remembered(kept), done };
-        if self.task.channels.memory.send(memory).await.is_err() || is_done.await.is_err() {
-            return Err(End::Over);
-        }
-        Ok(())
     }
 
     /// Waits, but not beyond the term.
@@ -298,7 +143,7 @@ impl<'a> Lead<'a> {
     /// Decides on all news, until the term is over, or what is kept has to be read again.
     ///
     /// What is no news by itself (evidence is renewed, clearing clocks go on) is looked at with the next news, and after
-    /// [`QUIET_ROUNDS`] at the latest.
+    /// [`seen::QUIET_ROUNDS`] at the latest.
     async fn decide(&mut self) -> Result<(), End> {
         let mut is_live = true;
         let mut is_verified = true;
@@ -484,83 +329,5 @@ impl<'a> Lead<'a> {
             is_news
         });
         is_answered
-    }
-
-    /// The time. If this replica's clock differs from the API server's, the wall time is the API server's, so that
-    /// operators and all replicas mean the same by a date.
-    fn now(&self) -> Moment {
-        let now = self.task.clock.now();
-        let server = self.task.store.server_time();
-        let differs = |server: &Timestamp| server.duration_since(now.wall()).abs() > SKEW;
-        server.filter(differs).map_or(now, |server| Moment::new(now.uptime(), server))
-    }
-
-    /// Logs once that this replica's clock differs from the API server's.
-    fn compare_clocks(&mut self, now: Moment) {
-        let own = self.task.clock.now().wall();
-        let differs = own.duration_since(now.wall()).abs() > SKEW;
-        if differs && !self.is_clock_wrong {
-            let (own, server) = (own.to_string(), now.wall().to_string());
-            tracing::error!(
-                alert = "clock",
-                own,
-                server,
-                "the clock of this replica differs from the API server's; decisions use the API server's time"
-            );
-        } else if !differs && self.is_clock_wrong {
-            tracing::info!("the clock of this replica agrees with the API server's again");
-        }
-        self.is_clock_wrong = differs;
-    }
-
-    /// Notes what has been told. Whether something may be decided because of it.
-    fn hear_of_deliveries(&mut self) -> bool {
-        let now = self.now();
-        let delivered = self.task.channels.delivered.borrow_and_update().clone();
-        delivered.iter().fold(false, |is_news, (app, at)| self.book.delivered(app, *at, now) || is_news)
-    }
-
-    /// Tells what has been kept.
-    fn tell(&mut self) {
-        let decisions = std::mem::take(&mut self.decisions);
-        for decision in &decisions {
-            self.task.journal.tell(decision);
-        }
-        if !self.is_copy {
-            let named = decisions.into_iter().filter(|decision| decision.kind != DecisionKind::Disputed);
-            let named: Vec<(String, Decision)> =
-                named.filter_map(|decision| Some((self.book.name_of(&decision.app)?, decision))).collect();
-            self.task.store.announce(&self.pen, &named);
-        }
-    }
-
-    fn raise(&mut self, alerts: &[Alert]) {
-        let is_waiting = alerts.iter().any(|alert| matches!(alert, Alert::Notices { .. }));
-        // As long as tenants wait, each evaluation says so: once is enough for people.
-        let is_news = |alert: &&Alert| !(self.has_waited && matches!(alert, Alert::Notices { .. }));
-        alerts.iter().filter(is_news).for_each(journal::raise);
-        if self.has_waited && !is_waiting {
-            tracing::info!("every tenant has been told");
-        }
-        self.has_waited = is_waiting;
-    }
-
-    fn publish(&mut self, now: Decided) {
-        self.task.channels.decided.send_if_modified(|before| {
-            let term = |decided: &Decided| decided.pen.as_ref().map(Pen::term);
-            let is_news = before.plan != now.plan
-                || before.held != now.held
-                || before.withheld != now.withheld
-                || before.disputes != now.disputes
-                || before.unverified != now.unverified
-                || before.is_answered != now.is_answered
-                || term(before) != term(&now)
-                // Only the first round makes a difference to anybody.
-                || (before.rounds == 0) != (now.rounds == 0);
-            if is_news {
-                *before = Arc::new(now);
-            }
-            is_news
-        });
     }
 }

@@ -1,0 +1,41 @@
+//! Whether a snapshot has to be decided on after another one.
+
+use std::time::Duration;
+
+use procscan_core::Moment;
+use procscan_core::snapshot::Snapshot;
+
+use crate::ledger_task::Published;
+
+/// After how many rounds without news, and after how long at the most, everything is looked at again all the same.
+pub(super) const QUIET_ROUNDS: u64 = 5;
+const QUIET: Duration = Duration::from_mins(5);
+
+/// Which snapshot it was.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    pub(super) news: u64,
+    pub(super) rounds: u64,
+    pub(super) at: Moment,
+}
+
+impl Seen {
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        Self { news: snapshot.news, rounds: snapshot.rounds, at: snapshot.at }
+    }
+
+    pub(super) fn of_published(published: &Published) -> Self {
+        Self { news: published.news, rounds: published.rounds, at: published.at }
+    }
+
+    /// Whether there is nothing in `now` that has to be decided on; some things are after every round.
+    pub(super) fn is_as_good_as(self, now: Seen, is_waiting: bool) -> bool {
+        let rounds = if is_waiting { 1 } else { QUIET_ROUNDS };
+        // Nothing is written before the first round is done.
+        let is_first = self.rounds == 0;
+        !is_first
+            && self.news == now.news
+            && now.rounds < self.rounds + rounds
+            && now.at.since(self.at) < QUIET
+    }
+}

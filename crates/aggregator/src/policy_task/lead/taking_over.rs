@@ -1,0 +1,135 @@
+//! A term begins with what is kept and with what is blocked.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use procscan_core::policy::{Book, Inherited, Mode, remembered};
+use procscan_core::state::{Incident, IncidentState};
+use tokio::sync::oneshot;
+
+use super::{End, Lead, MAX_PAUSE, MIN_PAUSE};
+use crate::ledger_task::Memory;
+use crate::policy_task::TakeOver;
+use crate::state::{Loaded, Unreadable};
+
+const UNREADABLE: &str = "what is kept can't be read; nothing is decided until it is";
+
+impl Lead<'_> {
+    /// Begins with what is kept and what is blocked. Again and again, until it is known.
+    pub(super) async fn take_over(&mut self) -> Result<(), End> {
+        let mut pause = MIN_PAUSE;
+        self.hear_operators().await?;
+        // Before the incidents are read, so that a deletion from then on is noticed.
+        self.heard = self.task.channels.kept.borrow_and_update().outline();
+        self.is_copy = self.policy().mode == Mode::DryRun;
+        let Loaded { incidents: kept, unreadable } = loop {
+            let seen = self.task.channels.kept.borrow().clone();
+            match self.task.store.load(&self.pen, &seen).await {
+                Ok(loaded) => break loaded,
+                Err(error) if error.is_lost() => return Err(End::Lost),
+                Err(error) => {
+                    self.trouble(&error, true, UNREADABLE);
+                }
+            }
+            self.pause(pause).await?;
+            pause = (pause * 2).min(MAX_PAUSE);
+        };
+        if self.is_copy {
+            // Nothing of a copy is ever kept, which would say that the trouble is over.
+            self.relieve();
+        }
+        self.set_aside(unreadable);
+        let blocked = self.blocked().await?;
+        self.remind(&kept).await?;
+        let now = self.now();
+        let snapshot = self.task.channels.ledger.fresh().await;
+        let policy = self.policy();
+        let written = kept.iter().filter_map(|incident| incident.status.written).max();
+        self.began = (now, written.map_or(now.wall(), |written| written.min(now.wall())));
+        self.changed.clear();
+        self.book = Book::restore(&kept, &snapshot, now);
+        self.book.set_aside(self.unreadable.values().filter_map(|unreadable| unreadable.app.clone()));
+        (self.decisions, self.failing, self.again) = (Vec::new(), BTreeSet::new(), None);
+        let open = kept.iter().filter(|incident| incident.status.state != IncidentState::Ended).count();
+        let inherited = self.book.inherit(blocked, &policy, now);
+        if open + inherited.len() > 0 {
+            tracing::info!(incidents = open, inherited = inherited.len(), "taken over from before");
+        }
+        if !inherited.is_empty() && !self.is_copy {
+            tracing::warn!(
+                alert = "state",
+                apps = inherited.len(),
+                "found blocked, and nothing is kept of it: an earlier version blocked it, or what was kept is lost, and \
+                 operators' releases, exemptions and pauses with it"
+            );
+        }
+        self.decisions.extend(inherited);
+        Ok(())
+    }
+
+    /// Logs once for each incident that can't be read what follows from that.
+    fn set_aside(&mut self, unreadable: BTreeMap<String, Unreadable>) {
+        for (incident, now) in &unreadable {
+            if self.unreadable.get(incident) == Some(now) {
+                continue;
+            }
+            let Unreadable { app, error } = now;
+            if let Some(app) = app {
+                tracing::error!(
+                    alert = "state",
+                    incident,
+                    %app,
+                    error,
+                    "an incident can't be read: its App is neither blocked nor released nor told, and what is closed of it \
+                     stays closed, until it is mended or deleted"
+                );
+            } else {
+                tracing::error!(
+                    alert = "state",
+                    incident,
+                    error,
+                    "an incident can't be read, nor which App it is of: nothing new is blocked until it is mended or deleted"
+                );
+            }
+        }
+        self.unreadable = unreadable;
+    }
+
+    /// Waits until it is known what operators want: without their exemptions and their mode, anybody could be blocked.
+    async fn hear_operators(&mut self) -> Result<(), End> {
+        let mut pause = MIN_PAUSE;
+        while let Err(error) = self.task.store.hear().await {
+            self.trouble(&error, true, UNREADABLE);
+            self.pause(pause).await?;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+        let mut kept = self.task.channels.kept.clone();
+        tokio::select! {
+            heard = kept.wait_for(|kept| kept.is_complete) => heard.map(drop).map_err(|_| End::Over),
+            end = self.is_over() => Err(end),
+        }
+    }
+
+    /// What the objects block.
+    async fn blocked(&mut self) -> Result<Vec<Inherited>, End> {
+        let (tell, blocked) = oneshot::channel();
+        let question = TakeOver { pen: self.pen.clone(), may_touch: !self.is_copy, blocked: tell };
+        if self.task.channels.take_over.send(question).await.is_err() {
+            return Err(End::Over);
+        }
+        let holds = self.pen.clone();
+        tokio::select! {
+            // Without an answer the output has ended, or the right to write has.
+            answer = blocked => answer.map_err(|_| if holds.holds() { End::Over } else { End::Lost }),
+            end = self.is_over() => Err(end),
+        }
+    }
+
+    async fn remind(&mut self, kept: &[Incident]) -> Result<(), End> {
+        let (done, is_done) = oneshot::channel();
+        let memory = Memory { evidence: remembered(kept), done };
+        if self.task.channels.memory.send(memory).await.is_err() || is_done.await.is_err() {
+            return Err(End::Over);
+        }
+        Ok(())
+    }
+}

@@ -8,6 +8,7 @@ mod enforcement;
 mod failover;
 mod fleet;
 mod handover;
+mod history;
 mod hostile;
 mod many_namespaces;
 mod objects;

@@ -78,6 +78,9 @@ pub struct Exposure {
     /// Services that expose it and other Apps and therefore stay open (`enforcement.shared_services`), ordered.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_open: Vec<Text>,
+    /// Why the gateway closes nothing of the App, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nothing_closed: Option<Text>,
 }
 
 /// What happens to a Service that exposes other Apps as well as the one to be blocked.
@@ -170,7 +173,19 @@ impl Exposure {
             services,
             others: OtherApps::union(closed.iter().map(|shared| &shared.others)),
             left_open: open.iter().map(|open| open.service.clone()).collect(),
+            nothing_closed: None,
         }
+    }
+
+    /// Why the gateway closes nothing of it; `has_plain_list` tells whether Services are closed on which no Ingress leads.
+    pub(crate) fn closes_nothing(&self, has_plain_list: bool) -> Option<&'static str> {
+        if self.services.is_empty() {
+            // Of what stays open because it is shared, the remarks tell.
+            return self.left_open.is_empty().then_some("no Service of its namespace exposes it");
+        }
+        let is_out_of_reach = !has_plain_list && self.ingresses.is_empty();
+        is_out_of_reach
+            .then_some("no Ingress is known to lead to its Services, and gateway.max_service_entries is 0")
     }
 
     /// What a reason should say beyond the Services, to be appended to it; empty if there is nothing to say.
@@ -190,6 +205,9 @@ impl Exposure {
                  Service {first}{more}"
             );
         }
+        if let Some(why) = &self.nothing_closed {
+            remarks = format!("{remarks}; nothing is closed at the gateway: {why}");
+        }
         remarks
     }
 
@@ -206,6 +224,7 @@ impl Exposure {
             otherwise: either(|exposure| &exposure.otherwise),
             others: now.others.clone(),
             left_open: now.left_open.iter().filter(is_open).cloned().collect(),
+            nothing_closed: now.nothing_closed.clone().filter(|_| self.services.is_empty()),
             services,
         }
     }
@@ -415,6 +434,7 @@ mod tests {
                 otherwise: texts(&["own"]),
                 others: OtherApps::default(),
                 left_open: texts(&["all", "both"]),
+                nothing_closed: None,
             }
         );
         assert_eq!(

@@ -266,6 +266,7 @@ impl Config {
             protected: self.enforcement.protected_namespaces.clone(),
             verify_pods: self.verifies_pods(),
             shared_services: self.enforcement.shared_services,
+            has_plain_list: self.gateway.max_service_entries > 0,
             grace: self.enforcement.grace,
             brake: self.brake.rules(),
             unread_exemptions: Vec::new(),

@@ -51,6 +51,7 @@ impl Fleet {
             protected: vec!["kube-*".into(), "higress-system".into()],
             verify_pods: false,
             shared_services: SharedServices::default(),
+            has_plain_list: true,
             grace: Duration::ZERO,
             brake: BrakeRules {
                 max_new_tenants: any,

@@ -168,6 +168,14 @@ impl Facts {
     /// Without a cluster to ask, the only guess that can't hit another App is a Service of the App's own name in its own
     /// namespace.
     pub(super) fn to_close(&self, app: &App, policy: &Policy, file: &File) -> Option<Cow<'_, Exposure>> {
+        let mut exposure = self.closed_of(app, policy, file)?;
+        if let Some(why) = exposure.closes_nothing(policy.has_plain_list) {
+            exposure.to_mut().nothing_closed = Some(why.into());
+        }
+        Some(exposure)
+    }
+
+    fn closed_of(&self, app: &App, policy: &Policy, file: &File) -> Option<Cow<'_, Exposure>> {
         let Some(fact) = self.apps.get(app) else {
             let is_guess = !policy.verify_pods && crate::names::is_dns_label(&app.name);
             let guess = || Exposure::plain([format!("{}.{}.svc", app.name, app.namespace).into()]);

@@ -52,7 +52,7 @@ pub use self::incident::{Incident, Standing};
 pub use self::inherited::{Inherited, OnIngresses};
 pub use self::keep::remembered;
 pub use self::questions::{AccusedPod, Accusers, Questions, WhichPod};
-pub use self::simulate::{Fate, simulate};
+pub use self::simulate::{Fate, simulate, withheld_at_start};
 
 #[cfg(doc)]
 use crate::plan::Plan;
@@ -84,6 +84,8 @@ pub struct Policy {
     pub verify_pods: bool,
     /// What happens to Services that expose other Apps as well as the one to be blocked.
     pub shared_services: SharedServices,
+    /// Whether the gateway closes Services to which no Ingress leads (`gateway.max_service_entries` is not 0).
+    pub has_plain_list: bool,
     /// How long a tenant is told before the block.
     pub grace: Duration,
     /// How much may happen at once.

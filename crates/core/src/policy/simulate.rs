@@ -3,6 +3,8 @@
 //! The recorded evidence is taken for what it was found to be: accepted, against the App of its incident, from when it was first
 //! seen until it cleared. Exemptions, protected namespaces, grace and brakes are judged anew, and operators' acts happen again
 //! when they happened. What the ledger did not believe is not recorded, so rules of evidence can't be tried like this.
+//!
+//! An exemption that the service would withhold if it began with these rules has no effect here either.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use serde::Serialize;
 
 use super::book::{Act, Book};
 use super::decision::DecisionKind;
+use super::exemption::Withheld;
 use super::facts::{AppFact, Facts, Lineage, PodFact, PodState};
 use super::keep::record;
 use super::{Mode, Policy};
@@ -20,7 +23,6 @@ use crate::Moment;
 use crate::ledger::{NodeClock, Presence, Reading};
 use crate::moment::Span;
 use crate::names::{App, Key, NodeName, Text};
-use crate::plan::Exposure;
 use crate::report::Rejections;
 use crate::snapshot::{Coverage, EvidenceView, Heard, NodeView, Snapshot, Violation};
 use crate::state::incident::{self as kept, IncidentState};
@@ -68,7 +70,9 @@ pub fn simulate(
     // The Pods and nodes of recorded evidence were checked when it was accepted; dry-run would decide the same.
     let mode = if policy.mode == Mode::DryRun { Mode::Enforce } else { policy.mode };
     // Agents found the processes again and again until the evidence cleared, so it was never too old.
-    let policy = Policy { verify_pods: true, mode, max_age: Duration::MAX, ..policy.clone() };
+    let mut policy = Policy { verify_pods: true, mode, max_age: Duration::MAX, ..policy.clone() };
+    let withheld = withheld_at_start(incidents, &policy, now);
+    policy.exemptions.retain(|exemption| withheld.iter().all(|it| it.place != exemption.place));
     let pieces = pieces(incidents, since);
     let accused: BTreeSet<&App> = pieces.iter().map(|piece| &piece.app).collect();
     let acts = acts(incidents, since);
@@ -120,6 +124,16 @@ pub fn simulate(
             Fate { app: app.clone(), was_blocked, was, would_be_blocked: blocked.contains(app), would_be }
         })
         .collect()
+}
+
+/// The exemptions of `policy` that a service would withhold if it began at `now` with `incidents`: what is blocked by then
+/// they would open for more tenants than they may.
+pub fn withheld_at_start(incidents: &[kept::Incident], policy: &Policy, now: Timestamp) -> Vec<Withheld> {
+    let at = moment(now, now);
+    let (snapshot, facts) = scene(&[], &BTreeSet::new(), at, now);
+    let mut book = Book::restore(incidents, &snapshot, at);
+    book.decide(&snapshot, policy, &facts, at);
+    book.withheld()
 }
 
 fn moment(at: Timestamp, since: Timestamp) -> Moment {
@@ -251,8 +265,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
     let accused: BTreeSet<&App> = live.iter().map(|piece| &piece.app).collect();
     for app in apps {
         // What had cleared by then had cleared for its App too.
-        let fact =
-            AppFact { gone: !accused.contains(app), exposure: Some(Exposure::default()), shared: Vec::new() };
+        let fact = AppFact { gone: !accused.contains(app), exposure: None, shared: Vec::new() };
         facts.apps.insert((*app).clone(), fact);
     }
     let snapshot = Snapshot {

@@ -165,6 +165,9 @@ pub struct Exposure {
     /// closed again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub once_closed: Vec<Text>,
+    /// Why the gateway closes nothing of the App although it is blocked, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nothing_closed: Option<Text>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]

@@ -293,6 +293,7 @@ fn brakes_of_the_version_before_are_read_and_are_written_in_its_terms() {
     };
     assert!(reason("NewApps", None).contains("brake.max_new_tenants"));
     assert!(reason("NewApps", Some("ns-a")).contains("brake.max_apps_per_tenant"));
+    assert!(reason("NewTenants", None).contains("brake.max_new_tenants"), "a later version may write this");
     assert!(reason("Node", Some("n7")).contains("node n7"));
     assert!(reason("Rule", Some("^xm")).contains("the rule `^xm`"));
     assert!(reason("Rule", Some("")).contains("keyword hits"));

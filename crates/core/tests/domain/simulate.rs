@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::common::{HOUR, MINUTE, World, app, at, record, record_of};
+use crate::common::{HOUR, MINUTE, World, app, at, namespaces, record, record_of};
 use procscan_core::names::App;
 use procscan_core::policy::{Act, Exemption, Fate, Pattern, Policy, simulate};
 use procscan_core::state::Incident;
@@ -115,4 +115,30 @@ fn less_strict_rules_block_what_was_held_or_exempt() {
     world.book.act(&Act::Approve { app: first.clone() }, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
     assert_eq!(differing(&world, &world.policy), []);
+}
+
+#[test]
+fn an_exemption_that_the_service_would_withhold_makes_no_difference_here_either() {
+    let mut world = World::new(&["n1"]);
+    let brake = &mut world.policy.brake;
+    (brake.max_new_tenants, brake.max_tenants_per_node, brake.max_apps_per_node) = (100, 100, 200);
+    (brake.max_tenants_per_rule, brake.max_releases) = (100, 20);
+    world.answer("n1", namespaces(25).iter().map(|namespace| record(namespace, 0)).collect());
+    world.evaluate();
+    assert_eq!(world.blocked().len(), 25);
+    let all = |confirm| Exemption {
+        namespace: Some(Pattern::Regex(regex::Regex::new("^ns-").unwrap())),
+        confirm,
+        ..exempt("")
+    };
+    let differing =
+        |exemptions: Vec<Exemption>| differing(&world, &Policy { exemptions, ..world.policy.clone() }).len();
+    assert_eq!(differing(vec![all(None)]), 0, "it would have no effect");
+    assert_eq!(differing(vec![all(Some(24))]), 0, "another number confirms nothing");
+    assert_eq!(differing(vec![all(Some(25))]), 25);
+    // Another exemption takes effect all the same.
+    let other = Exemption { place: "Exemption b".into(), ..exempt("ns-007") };
+    assert_eq!(differing(vec![all(None), other]), 1);
+    let over = at(0).wall();
+    assert_eq!(differing(vec![Exemption { until: Some(over), ..all(None) }]), 0, "it is over");
 }

@@ -172,6 +172,7 @@ pub(super) fn restored(
             more: status.also_closes_more,
         },
         left_open: status.exposure.left_open.clone(),
+        nothing_closed: status.exposure.nothing_closed.clone(),
     });
     file.once_closed = status.exposure.once_closed.as_slice().into();
     file.origins = status.origins.iter().cloned().collect();

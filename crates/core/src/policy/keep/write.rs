@@ -7,7 +7,7 @@ use crate::ledger::Cleared;
 use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, Text};
 use crate::policy::brake::Brake;
-use crate::policy::decision::Decision;
+use crate::policy::decision::{Decision, DecisionKind};
 use crate::policy::ground::{ClearedGround, Ground, Tombstone};
 use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling};
 use crate::policy::leader_clock::LeaderClock;
@@ -57,7 +57,6 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         actor: decision.actor.name(),
         reason: decision.reason.clone(),
     };
-    let last = incident.decisions.last().map(|decision| decision.reason.clone());
     IncidentStatus {
         state,
         opened: incident.opened.wall(),
@@ -69,11 +68,7 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         },
         clock: clock.last().map(|(reading, _)| reading.get()),
         written: clock.last().map(|(_, wall)| wall.get()),
-        reason: if incident.reason.is_empty() || state == IncidentState::Ended {
-            last.unwrap_or_else(|| Text::from(""))
-        } else {
-            incident.reason.clone()
-        },
+        reason: reason(incident),
         brake: incident.held.as_deref().and_then(|(since, brake)| held_by(since.wall(), brake)),
         release_held: incident.release_held.as_ref().map(|at| at.wall()),
         approved: incident.approved,
@@ -130,6 +125,33 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
     }
 }
 
+/// Why it is in its state, for people. The reason of a block is kept with the block, because the log may lose it.
+fn reason(incident: &Incident) -> Text {
+    let last = |is: &dyn Fn(DecisionKind) -> bool| {
+        let decision = incident.decisions.iter().rev().find(|decision| is(decision.kind));
+        decision.map(|decision| decision.reason.clone())
+    };
+    let own = || Some(incident.reason.clone()).filter(|reason| !reason.is_empty());
+    let found = match incident.standing {
+        Standing::Watched => Some(match &incident.exempted {
+            Some(excuse) => Text::from(&**excuse),
+            None => undecided(incident).into(),
+        }),
+        Standing::Grace { .. } => last(&|kind| kind == DecisionKind::Warned).or_else(own),
+        Standing::Held => last(&|kind| kind == DecisionKind::Held).or_else(own),
+        Standing::Blocked { .. } => own(),
+        Standing::Ended { .. } => None,
+    };
+    found.or_else(|| last(&|_| true)).unwrap_or_else(|| Text::from(""))
+}
+
+/// The reason of an incident of which nothing is decided. It names nothing that changes with each scan.
+fn undecided(file: &File) -> String {
+    let processes: Vec<String> =
+        file.processes.iter().map(|process| format!("`{}`", process.escape_debug())).collect();
+    format!("neither blocked nor held yet; accused of {}", processes.join(", "))
+}
+
 /// What its tenant was told last, in the form that is kept.
 fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::Told> {
     incident.told.map(|told| kept::Told {
@@ -164,6 +186,7 @@ fn exposure(File { exposure, once_closed, .. }: &File) -> kept::Exposure {
         otherwise: (!is_plain).then(|| some(&exposure.otherwise)),
         left_open: some(&exposure.left_open),
         once_closed: some(once_closed),
+        nothing_closed: exposure.nothing_closed.clone(),
     }
 }
 
@@ -198,7 +221,8 @@ fn held_by(since: Timestamp, brake: &Brake) -> Option<kept::HeldBy> {
     Some(kept::HeldBy { since, brake, of })
 }
 
-/// In terms that the version before knows too.
+/// In the values that every version reads, so that neither an upgrade nor a downgrade loses a hold: `NewApps` is the name that
+/// `brake.max_new_tenants` had.
 fn scope(brake: &Brake) -> Option<kept::Scope> {
     let (brake, of) = match brake {
         Brake::NewTenants => (BrakeKind::NewApps, None),

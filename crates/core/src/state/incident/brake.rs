@@ -20,10 +20,13 @@ pub struct HeldBy {
     pub of: Option<Text>,
 }
 
-/// The kinds of brakes on blocks.
+/// The kinds of brakes on blocks. Each keeps the name under which it was first written, because versions that do not know
+/// another name could not read the incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum BrakeKind {
-    /// `brake.max_new_tenants`; with a namespace in `of`, `brake.max_apps_per_tenant`.
+    /// `brake.max_new_tenants`; with a namespace in `of`, `brake.max_apps_per_tenant`. `NewTenants` is read as the same,
+    /// and not written.
+    #[serde(alias = "NewTenants")]
     NewApps,
     /// `brake.max_tenants_per_node` and `brake.max_apps_per_node`.
     Node,

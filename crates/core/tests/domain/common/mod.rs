@@ -80,6 +80,7 @@ pub fn policy() -> Policy {
         protected: vec!["kube-*".into(), "ns-admin".into()],
         verify_pods: false,
         shared_services: SharedServices::default(),
+        has_plain_list: true,
         grace: Duration::ZERO,
         brake: BrakeRules::default(),
         exemptions: Vec::new(),

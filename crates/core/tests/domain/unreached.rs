@@ -1,0 +1,66 @@
+//! Apps that the gateway can't close: the decision, the plan and the incident say so.
+
+use crate::common::{World, record};
+use procscan_core::names::App;
+use procscan_core::policy::DecisionKind;
+use procscan_core::state::IncidentState;
+
+fn world() -> World {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world
+}
+
+/// Accuses the App, and gives the reason of its block.
+fn blocked_because(world: &mut World) -> String {
+    world.answer("n1", vec![record("ns-a", 0)]);
+    let evaluation = world.evaluate();
+    let decision = evaluation.decisions.iter().find(|it| it.kind == DecisionKind::Blocked).unwrap();
+    assert_eq!(evaluation.plan.blocks[0].reason, decision.reason);
+    let kept = world.kept.values().next().unwrap();
+    assert_eq!((kept.status.state, &kept.status.reason), (IncidentState::Blocked, &decision.reason));
+    decision.reason.to_string()
+}
+
+const NO_SERVICE: &str = "; nothing is closed at the gateway: no Service of its namespace exposes it";
+
+#[test]
+fn a_block_of_an_app_without_a_service_says_that_nothing_is_closed() {
+    let mut world = world();
+    let app = App::new("ns-a", "app", "web");
+    world.facts.apps.entry(app).or_default().exposure = Some(procscan_core::plan::Exposure::default());
+    let reason = blocked_because(&mut world);
+    assert!(reason.ends_with(NO_SERVICE), "{reason}");
+}
+
+#[test]
+fn a_block_that_closes_something_does_not_say_so() {
+    let mut world = world();
+    world.service("ns-a", "web", &["web"]);
+    let reason = blocked_because(&mut world);
+    assert!(!reason.contains("nothing is closed"), "{reason}");
+}
+
+#[test]
+fn without_a_plain_list_a_block_of_an_app_without_an_ingress_says_that_nothing_is_closed() {
+    let mut world = world();
+    world.policy.has_plain_list = false;
+    world.service("ns-a", "web", &["web"]);
+    let reason = blocked_because(&mut world);
+    let why = "no Ingress is known to lead to its Services, and gateway.max_service_entries is 0";
+    assert!(reason.ends_with(&format!("; nothing is closed at the gateway: {why}")), "{reason}");
+    let blocks = world.evaluate().plan.blocks;
+    assert_eq!(blocks[0].exposure.nothing_closed.as_deref(), Some(why));
+    let kept = |world: &World| world.kept.values().next().unwrap().status.exposure.clone();
+    assert_eq!(kept(&world).nothing_closed.as_deref(), Some(why));
+    world.restart();
+    assert_eq!(world.book.documents()[0].status.exposure, kept(&world), "it outlasts a restart");
+
+    // As soon as an Ingress leads to it, it is closed.
+    let fact = world.facts.apps.get_mut(&App::new("ns-a", "app", "web")).unwrap();
+    fact.exposure.as_mut().unwrap().ingresses = vec!["ns-a/in".into()];
+    let blocks = world.evaluate().plan.blocks;
+    assert_eq!(blocks[0].exposure.nothing_closed, None);
+    assert_eq!(kept(&world).nothing_closed, None);
+}

@@ -34,5 +34,6 @@ mod progress;
 pub mod run;
 pub mod state;
 mod telemetry;
+mod words;
 
 pub use commands::main;

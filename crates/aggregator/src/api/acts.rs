@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -17,8 +16,10 @@ use serde_json::json;
 
 use super::Api;
 use super::auth::Right;
+use super::body::{Body, Part, Time, exemption_mistake};
 use super::incidents::Shown;
 use super::problem::Problem;
+use super::query::{NoParameters, refused, repeated};
 use crate::state::{Desk, DeskError};
 
 /// How long an answer waits until what was said has been done. It is kept already.
@@ -34,7 +35,7 @@ pub(super) struct ApproveBody {
 #[serde(deny_unknown_fields)]
 pub(super) struct ReleaseBody {
     reason: Option<String>,
-    until: Option<Timestamp>,
+    until: Option<Time>,
 }
 
 #[derive(Deserialize)]
@@ -42,12 +43,12 @@ pub(super) struct ReleaseBody {
 pub(super) struct ExemptBody {
     /// A name for it; made from the time if there is none.
     id: Option<String>,
-    namespace: Option<Match>,
-    app: Option<Match>,
-    process: Option<Match>,
-    rule: Option<Match>,
+    namespace: Option<Part>,
+    app: Option<Part>,
+    process: Option<Part>,
+    rule: Option<Part>,
     reason: String,
-    until: Option<Timestamp>,
+    until: Option<Time>,
     /// How many tenants with blocked Apps it may open.
     confirm: Option<u32>,
 }
@@ -65,10 +66,11 @@ pub(super) async fn approve(
     State(api): State<Api>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    body: Result<Json<ApproveBody>, JsonRejection>,
+    _: NoParameters,
+    body: Body,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
-    let ApproveBody { reason } = body.map_err(|rejection| refused(&rejection))?.0;
+    let ApproveBody { reason } = body.read()?;
     let decided = api.find_open(&name)?;
     let number = desk.approve(&name, Approval { by: Some(by.clone()), reason }).await?;
     api.until_done(&name, number, DecisionKind::Approved, &by, decided).await
@@ -78,17 +80,12 @@ pub(super) async fn release(
     State(api): State<Api>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    body: Result<Json<ReleaseBody>, JsonRejection>,
+    _: NoParameters,
+    body: Body,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
-    let ReleaseBody { reason, until } = body.map_err(|rejection| refused(&rejection))?.0;
-    if until.is_some_and(|until| until <= desk.wall_time()) {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "until: a time to come"));
-    }
-    if let Some(until) = until.filter(|until| is_too_far(*until, desk.wall_time())) {
-        let detail = format!("until: {until} is more than ten years ahead; allowed is up to ten years");
-        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
-    }
+    let ReleaseBody { reason, until } = body.read()?;
+    let until = check_until(until, desk.wall_time())?;
     let decided = api.find_open(&name)?;
     let number = desk.release(&name, Release { by: Some(by.clone()), reason, until }).await?;
     api.until_done(&name, number, DecisionKind::Released, &by, decided).await
@@ -97,21 +94,18 @@ pub(super) async fn release(
 pub(super) async fn exempt(
     State(api): State<Api>,
     headers: HeaderMap,
-    body: Result<Json<ExemptBody>, JsonRejection>,
+    _: NoParameters,
+    body: Body,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "create", "exemptions", None).await?;
-    let ExemptBody { id, namespace, app, process, rule, reason, until, confirm } =
-        body.map_err(|rejection| refused(&rejection))?.0;
+    let ExemptBody { id, namespace, app, process, rule, reason, until, confirm } = body.read()?;
     let id = id.unwrap_or_else(|| format!("exemption-{:x}", Timestamp::now().as_microsecond()));
     if !procscan_core::names::is_dns_subdomain(&id) {
-        return Err(Problem::new(
-            StatusCode::BAD_REQUEST,
-            "id: letters, digits, hyphens and dots, as in a host name",
-        ));
+        let allowed = "small letters, digits, hyphens and dots, as in a host name";
+        return Err(refused("id", &id, allowed, format!("id: {:?} is not {allowed}", repeated(&id))));
     }
-    if until.is_some_and(|until| until <= desk.wall_time()) {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "until: a time to come"));
-    }
+    let until = check_until(until, desk.wall_time())?;
+    let [namespace, app, process, rule] = [namespace, app, process, rule].map(|part| part.map(Match::from));
     let exemption = ExemptionSpec { namespace, app, process, rule, reason, until, confirm, by: Some(by) };
     api.check_opening(&exemption)?;
     desk.exempt(&id, &exemption).await?;
@@ -122,6 +116,7 @@ pub(super) async fn withdraw(
     State(api): State<Api>,
     Path(name): Path<String>,
     headers: HeaderMap,
+    _: NoParameters,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "delete", "exemptions", Some(&name)).await?;
     desk.withdraw(&name).await?;
@@ -132,10 +127,11 @@ pub(super) async fn withdraw(
 pub(super) async fn enforce(
     State(api): State<Api>,
     headers: HeaderMap,
-    body: Result<Json<EnforceBody>, JsonRejection>,
+    _: NoParameters,
+    body: Body,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "enforcements", None).await?;
-    let EnforceBody { mode, reason } = body.map_err(|rejection| refused(&rejection))?.0;
+    let EnforceBody { mode, reason } = body.read()?;
     let spec = EnforcementSpec { mode, reason, by: Some(by) };
     desk.enforce(&spec).await?;
     let said = json!(mode);
@@ -144,8 +140,17 @@ pub(super) async fn enforce(
     Ok(Json(json!({"mode": mode, "reason": spec.reason, "by": spec.by})).into_response())
 }
 
-fn refused(rejection: &JsonRejection) -> Problem {
-    Problem::new(rejection.status(), rejection.body_text())
+/// The time, if it is to come and at most ten years after `now`.
+fn check_until(until: Option<Time>, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
+    let Some(Time(until)) = until else { return Ok(None) };
+    let allowed = if until <= now {
+        "a time to come"
+    } else if is_too_far(until, now) {
+        "a time at most ten years ahead"
+    } else {
+        return Ok(Some(until));
+    };
+    Err(refused("until", &until.to_string(), allowed, format!("until: {until} is not {allowed}")))
 }
 
 impl From<DeskError> for Problem {
@@ -153,7 +158,10 @@ impl From<DeskError> for Problem {
         let status = match &error {
             DeskError::Unknown(..) => StatusCode::NOT_FOUND,
             DeskError::Exists(..) | DeskError::Busy(_) => StatusCode::CONFLICT,
-            DeskError::Invalid(_) => StatusCode::BAD_REQUEST,
+            DeskError::Invalid(why) => {
+                let allowed = "what the API server, or the state file, takes";
+                return refused("body", "", allowed, format!("body: {why}"));
+            }
             DeskError::Unkept(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())
@@ -182,7 +190,7 @@ impl Api {
 
     /// Refuses an exemption that would open many tenants at once, unless it confirms their number.
     pub(super) fn check_opening(&self, exemption: &ExemptionSpec) -> Result<(), Problem> {
-        let rule = exemption.rule().map_err(|error| DeskError::Invalid(error.to_string()))?;
+        let rule = exemption.rule().map_err(|error| exemption_mistake(&error, exemption))?;
         let (tenants, may) =
             (rule.opens(&self.views.decided.borrow().plan), rule.may_open(&self.views.brake));
         if tenants <= may {
@@ -192,7 +200,9 @@ impl Api {
             "it would open the gateway to {tenants} tenants at once, more than {may}; if that is meant, confirm it with \
              `\"confirm\": {tenants}` (on the command line --confirm {tenants})"
         );
-        Err(Problem::new(StatusCode::CONFLICT, detail).with(&json!({"tenants": tenants})))
+        let given = exemption.confirm.map(|confirm| confirm.to_string()).unwrap_or_default();
+        let more = json!({"tenants": tenants, "parameter": "confirm", "value": given, "allowed": format!("{tenants} or more")});
+        Err(Problem::new(StatusCode::CONFLICT, detail).with(&more))
     }
 
     /// An incident that is over is history, and nothing is done to it any more. How much has been decided of it.

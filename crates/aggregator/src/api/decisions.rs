@@ -3,31 +3,33 @@
 use std::collections::BTreeSet;
 
 use axum::Json;
-use axum::extract::{Query, State};
-use axum::http::StatusCode;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use procscan_core::names::Text;
-use procscan_core::policy::DecisionKind;
 use procscan_core::state::incident::{AppRef, Decision, LoggedKind};
 use serde::{Deserialize, Serialize};
 
 use super::Api;
 use super::problem::Problem;
+use super::query::{self, LABEL, Parameters, TEXT, TIME, label, limit, set, set_word, text, time, unknown};
 use crate::state::{DecisionFilter, LoggedDecision};
+use crate::words::DECISIONS;
 
-/// How many are shown if nothing is said, and at most.
+/// The parameters, as they are named in the refusal of another one.
+const PARAMETERS: &str = "namespace, name, decision, actor, since, until, limit";
+/// How many are shown if nothing is said.
 const LIMIT: usize = 100;
-const MAX_LIMIT: usize = 1000;
 /// How many of the log are looked at, the latest first.
 const MAX_LOGGED: usize = 10_000;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Filter {
+/// What the query says. Everything that is given must hold.
+#[derive(Default)]
+struct Filter {
     namespace: Option<String>,
     name: Option<String>,
-    decision: Option<DecisionKind>,
+    /// One of [`DECISIONS`].
+    decision: Option<&'static str>,
     actor: Option<String>,
     since: Option<Timestamp>,
     until: Option<Timestamp>,
@@ -72,12 +74,9 @@ impl Entry {
 /// The latest first.
 pub(super) async fn decisions(
     State(api): State<Api>,
-    filter: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
-) -> Response {
-    let filter = match filter {
-        Ok(Query(filter)) => filter,
-        Err(error) => return Problem::new(StatusCode::BAD_REQUEST, error.body_text()).into_response(),
-    };
+    Parameters(query): Parameters,
+) -> Result<Response, Problem> {
+    let filter = Filter::of(query)?;
     let logged = api.views.desk.logged(DecisionFilter {
         namespace: filter.namespace.clone(),
         since: filter.since,
@@ -92,10 +91,10 @@ pub(super) async fn decisions(
     });
     let mut all: Vec<Entry> = all(&api, logged).into_iter().filter(|entry| filter.wants(entry)).collect();
     all.sort_by(|a, b| b.cmp(a));
-    let limit = filter.limit.unwrap_or(LIMIT).min(MAX_LIMIT);
+    let limit = filter.limit.unwrap_or(LIMIT);
     let more = all.len().saturating_sub(limit);
     all.truncate(limit);
-    Json(Decisions { decisions: all, more }).into_response()
+    Ok(Json(Decisions { decisions: all, more }).into_response())
 }
 
 fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
@@ -134,11 +133,29 @@ fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
 }
 
 impl Filter {
+    fn of(query: Vec<(String, String)>) -> Result<Self, Problem> {
+        let mut filter = Self::default();
+        for (parameter, value) in query {
+            let (name, value) = (parameter.as_str(), value.as_str());
+            match name {
+                "namespace" => set(&mut filter.namespace, name, value, LABEL, label),
+                "name" => set(&mut filter.name, name, value, TEXT, text),
+                "decision" => set_word(&mut filter.decision, name, value, &DECISIONS),
+                "actor" => set(&mut filter.actor, name, value, TEXT, text),
+                "since" => set(&mut filter.since, name, value, TIME, time),
+                "until" => set(&mut filter.until, name, value, TIME, time),
+                "limit" => set(&mut filter.limit, name, value, query::LIMIT, limit),
+                _ => Err(unknown(name, value, PARAMETERS)),
+            }?;
+        }
+        Ok(filter)
+    }
+
     fn wants(&self, entry: &Entry) -> bool {
         let AppRef { namespace, name, .. } = &entry.app;
         self.namespace.as_ref().is_none_or(|wanted| **wanted == **namespace)
             && self.name.as_ref().is_none_or(|wanted| **wanted == **name)
-            && self.decision.is_none_or(|wanted| entry.decision == wanted)
+            && self.decision.is_none_or(|wanted| entry.decision.as_str() == wanted)
             && self.actor.as_ref().is_none_or(|wanted| **wanted == *entry.actor)
             && self.since.is_none_or(|since| entry.at >= since)
             && self.until.is_none_or(|until| entry.at < until)

@@ -1,22 +1,17 @@
 //! Which violations are asked for, and which part of them.
 
-use axum::http::StatusCode;
-use procscan_core::names::{Key, NodeName, is_dns_label};
+use procscan_core::names::{Key, NodeName};
 use procscan_core::snapshot::{State, Violation};
 use regex::{Regex, RegexBuilder};
-use serde_json::json;
 
 use super::cursor;
 use super::problem::Problem;
+use super::query::{LABEL, LIMIT, TEXT, label, limit, set, text, unknown};
 
 /// The parameters, as they are named to whoever gives another one.
 const PARAMETERS: &str = "namespace, name, type, process, node, state, q, limit, cursor";
-/// How many violations one answer shows at most, if any limit is given.
-const MAX_LIMIT: usize = 1000;
 /// The longest text to look for, in bytes. Names of Pods and of nodes have 253 at most.
 const MAX_SOUGHT: usize = 256;
-/// How much of what was given is repeated in a problem, in characters.
-const MAX_REPEATED: usize = 200;
 
 /// What the query says. Everything that is given must hold.
 #[derive(Debug, Default)]
@@ -35,7 +30,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// From the parameters of a query: each once, and none that is not known, because what is misspelt would show everything.
+    /// From the parameters of a query.
     pub(super) fn of(query: Vec<(String, String)>) -> Result<Self, Problem> {
         let mut filter = Self::default();
         for (parameter, value) in query {
@@ -48,13 +43,9 @@ impl Filter {
                 "node" => set(&mut filter.node, &parameter, value, TEXT, text),
                 "state" => set(&mut filter.state, &parameter, value, "active, unconfirmed or cleared", state),
                 "q" => set(&mut filter.sought, &parameter, value, "a text of 1 to 256 bytes", sought),
-                "limit" => set(&mut filter.limit, &parameter, value, "a whole number from 1 to 1000", limit),
+                "limit" => set(&mut filter.limit, &parameter, value, LIMIT, limit),
                 "cursor" => set(&mut filter.after, &parameter, value, "the next of an answer", cursor::read),
-                _ => {
-                    let parameter = repeated(&parameter);
-                    let detail = format!("there is no parameter {parameter:?}; there are {PARAMETERS}");
-                    return Err(refused(&parameter, value, PARAMETERS, detail));
-                }
+                _ => Err(unknown(&parameter, value, PARAMETERS)),
             }?;
         }
         Ok(filter)
@@ -80,17 +71,6 @@ impl Filter {
     }
 }
 
-const LABEL: &str = "a namespace's name: 1 to 63 of a-z, 0-9 and -, with no - at either end";
-const TEXT: &str = "a text of 1 character or more";
-
-fn label(value: &str) -> Option<String> {
-    is_dns_label(value).then(|| value.to_owned())
-}
-
-fn text(value: &str) -> Option<String> {
-    (!value.is_empty()).then(|| value.to_owned())
-}
-
 fn state(value: &str) -> Option<State> {
     match value {
         "active" => Some(State::Active),
@@ -100,39 +80,8 @@ fn state(value: &str) -> Option<State> {
     }
 }
 
-fn limit(value: &str) -> Option<usize> {
-    value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit))
-}
-
 /// A regex, because it compares without regard to case in time that grows with the text only, whatever is sought in it.
 fn sought(value: &str) -> Option<Regex> {
     let is_right = (1..=MAX_SOUGHT).contains(&value.len());
     is_right.then(|| RegexBuilder::new(&regex::escape(value)).case_insensitive(true).build().ok())?
-}
-
-fn set<T>(
-    place: &mut Option<T>,
-    parameter: &str,
-    value: &str,
-    allowed: &str,
-    read: impl Fn(&str) -> Option<T>,
-) -> Result<(), Problem> {
-    if place.is_some() {
-        return Err(refused(parameter, value, allowed, format!("{parameter} is given more than once")));
-    }
-    *place = read(value);
-    if place.is_none() {
-        let detail = format!("{parameter}: {:?} is not {allowed}", repeated(value));
-        return Err(refused(parameter, value, allowed, detail));
-    }
-    Ok(())
-}
-
-fn refused(parameter: &str, value: &str, allowed: &str, detail: String) -> Problem {
-    let more = json!({"parameter": parameter, "value": repeated(value), "allowed": allowed});
-    Problem::new(StatusCode::BAD_REQUEST, detail).with(&more)
-}
-
-fn repeated(text: &str) -> String {
-    text.chars().take(MAX_REPEATED).collect()
 }

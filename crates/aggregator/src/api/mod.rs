@@ -2,6 +2,7 @@
 
 mod acts;
 mod auth;
+mod body;
 mod cursor;
 mod decisions;
 mod filter;
@@ -14,6 +15,7 @@ mod negotiation;
 mod nodes;
 mod plan;
 mod problem;
+mod query;
 mod seed;
 mod server;
 #[cfg(test)]
@@ -81,9 +83,6 @@ pub struct Views {
     pub clock: Clock,
 }
 
-/// The largest body of a request: operators' words are short.
-const MAX_BODY: usize = 64 << 10;
-
 /// How many pages of violations are made at the same time: they cost as much as there are violations, and the collector needs the
 /// cores too.
 const PAGES: usize = 1;
@@ -110,7 +109,7 @@ fn routes(api: Api) -> Router {
         .route("/api/v1/exemptions", get(incidents::exemptions).post(acts::exempt))
         .route("/api/v1/exemptions/{name}", delete(acts::withdraw))
         .route("/api/v1/enforcement", get(incidents::enforcement).put(acts::enforce))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(DefaultBodyLimit::max(body::MAX_BODY))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .with_state(api)

@@ -10,6 +10,7 @@ use procscan_core::snapshot::{Coverage, TargetState};
 use serde::Serialize;
 
 use super::Api;
+use super::query::NoParameters;
 
 #[derive(Serialize)]
 pub(super) struct Nodes {
@@ -45,7 +46,7 @@ struct Failure {
     detail: String,
 }
 
-pub(super) async fn nodes(State(api): State<Api>) -> Json<Nodes> {
+pub(super) async fn nodes(State(api): State<Api>, _: NoParameters) -> Json<Nodes> {
     let snapshot = api.snapshot().await;
     let nodes = snapshot
         .targets

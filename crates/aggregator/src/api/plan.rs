@@ -9,6 +9,7 @@ use serde::Serialize;
 use std::sync::Arc;
 
 use super::Api;
+use super::query::NoParameters;
 
 /// How many disputes are listed.
 const MAX_DISPUTES: usize = 1000;
@@ -27,7 +28,7 @@ pub(super) struct Plan {
     coverage: Coverage,
 }
 
-pub(super) async fn plan(State(api): State<Api>) -> Json<Plan> {
+pub(super) async fn plan(State(api): State<Api>, _: NoParameters) -> Json<Plan> {
     let decided = api.views.decided.borrow().clone();
     let coverage = api.snapshot().await.coverage;
     Json(Plan {

@@ -1,4 +1,5 @@
 mod list;
+mod refusals;
 mod violations;
 
 use axum::body::{Body, Bytes};
@@ -54,6 +55,11 @@ impl Stage {
     }
 
     fn over(desk: Desk, kept: watch::Receiver<Arc<Kept>>) -> Self {
+        Self::under(&without_cluster(), desk, kept)
+    }
+
+    /// With the authentication of `config`.
+    fn under(config: &Config, desk: Desk, kept: watch::Receiver<Arc<Kept>>) -> Self {
         let clock = Clock::start();
         let now = clock.now();
         let mut ledger = Ledger::new(Detection::default(), now);
@@ -78,7 +84,7 @@ impl Stage {
             leadership: crate::leader::alone(),
             journal: Journal::default(),
             desk,
-            auth: Authenticator::new(&without_cluster(), None).unwrap(),
+            auth: Authenticator::new(config, None).unwrap(),
             own_namespace: None,
             configured_mode: Mode::Enforce,
             brake: BrakeRules { max_releases: 2, ..BrakeRules::default() },
@@ -316,15 +322,33 @@ async fn an_exemption_that_is_withheld_is_shown_with_the_reason() {
     let stage = Stage::over(desk, store.shown());
     let withheld =
         |place: &str| Withheld { place: place.to_owned(), reason: format!("{place} has no effect") };
-    let plan = Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
+    let plan = || Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
     let withheld = vec![withheld("Exemption all"), withheld("enforcement.exemptions[0]")];
-    stage.decided.send_replace(Arc::new(Decided { withheld, ..Decided::nothing(plan) }));
+    stage.decided.send_replace(Arc::new(Decided { withheld, ..Decided::nothing(plan()) }));
     let found = json(&stage.get("/api/v1/exemptions").await.2);
     assert_eq!(found["exemptions"][0]["error"], "Exemption all has no effect");
     assert_eq!((&found["exemptions"][1]["name"], found["exemptions"][1].get("error")), (&json!("one"), None));
     let configured =
         json!({"place": "enforcement.exemptions[0]", "reason": "enforcement.exemptions[0] has no effect"});
     assert_eq!(found["withheld"][1], configured);
+    let states: Vec<&Value> = found["exemptions"].as_array().unwrap().iter().map(|it| &it["state"]).collect();
+    assert_eq!(states, ["withheld", "in_force"]);
+
+    // A replica that does not lead knows only what is written in the exemptions.
+    let past = json!({"app": {"exact": "a"}, "reason": "x", "until": "2020-01-01T00:00:00Z"});
+    Desk::File(store.clone()).exempt("past", &serde_json::from_value(past).unwrap()).await.unwrap();
+    let following = watch::channel(Leadership::Following { leader: None });
+    let mut views = Views::clone(&stage.api.views);
+    (views.leadership, views.decided) = (following.1, watch::channel(Arc::new(Decided::nothing(plan()))).1);
+    let api = Api::new(views, Arc::default());
+    let request = Request::get("/api/v1/exemptions").body(Body::empty()).unwrap();
+    let response = routes(api).oneshot(request).await.unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let found: Value = serde_json::from_slice(&body).unwrap();
+    let states: Vec<Option<&Value>> =
+        found["exemptions"].as_array().unwrap().iter().map(|it| it.get("state")).collect();
+    assert_eq!(states, [None, None, Some(&json!("over"))]);
+    assert_eq!(found.get("withheld"), Some(&Value::Null), "not known");
 }
 
 #[tokio::test]

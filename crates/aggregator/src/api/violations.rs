@@ -1,8 +1,7 @@
 //! `/api/v1/violations`: what is known of each violation, with its state and the evidence of each node.
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
@@ -13,6 +12,7 @@ use serde::Serialize;
 
 use super::filter::Filter;
 use super::problem::Problem;
+use super::query::Parameters;
 use super::{Api, cursor};
 
 /// How many violations are looked through and written in well under a millisecond. More would keep other requests waiting, probes
@@ -85,15 +85,8 @@ impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
     }
 }
 
-pub(super) async fn violations(
-    State(api): State<Api>,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
-) -> Response {
-    let filter = match query {
-        Ok(Query(query)) => Filter::of(query),
-        Err(error) => Err(Problem::new(StatusCode::BAD_REQUEST, error.body_text())),
-    };
-    let filter = match filter {
+pub(super) async fn violations(State(api): State<Api>, Parameters(query): Parameters) -> Response {
+    let filter = match Filter::of(query) {
         Ok(filter) => filter,
         Err(problem) => return problem.into_response(),
     };

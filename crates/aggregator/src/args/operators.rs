@@ -8,24 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use procscan_core::policy::is_too_far;
 
-/// The kinds of decisions, as the API has them.
-const DECISIONS: [&str; 11] = [
-    "inherited",
-    "warned",
-    "blocked",
-    "released",
-    "held",
-    "release_held",
-    "approved",
-    "exempted",
-    "disputed",
-    "closed",
-    "refused",
-];
-/// The states of incidents, as the API has them.
-const STATES: [&str; 6] = ["Watched", "Grace", "Held", "Blocked", "ReleaseHeld", "Ended"];
-/// The modes of enforcement, as the API has them.
-const MODES: [&str; 3] = ["enforce", "dry-run", "paused"];
+use crate::words::{DECISIONS, MODES, STATES, spelt};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Operate {
@@ -241,11 +224,7 @@ pub(crate) struct Mode {
 
 /// One of the words that the API knows, in its own spelling.
 fn one_of(words: &'static [&'static str]) -> impl TypedValueParser<Value = &'static str> {
-    let spelt = |said: String| {
-        let word = words.iter().find(|word| word.eq_ignore_ascii_case(&said));
-        word.copied().ok_or("no such word")
-    };
-    PossibleValuesParser::new(words).try_map(spelt)
+    PossibleValuesParser::new(words).try_map(move |said| spelt(words, &said).ok_or("no such word"))
 }
 
 /// A time as people say it.

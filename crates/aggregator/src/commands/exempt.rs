@@ -4,6 +4,7 @@ use hyper::{Method, StatusCode};
 use procscan_core::names::is_dns_subdomain;
 use procscan_core::state::{ExemptionSpec, Match};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::CommandError;
 use super::acts::{report, until};
@@ -14,16 +15,37 @@ use crate::args::operators as args;
 #[derive(Deserialize)]
 struct List {
     exemptions: Vec<Listed>,
+    /// Nothing if the replica does not lead, and so does not know it.
+    withheld: Option<Vec<Withheld>>,
 }
 
 #[derive(Deserialize)]
 struct Listed {
     name: String,
-    #[serde(flatten)]
-    spec: ExemptionSpec,
-    /// Why it covers nothing, if so.
+    /// Nothing where a replica that does not lead can't know it.
+    state: Option<String>,
+    /// Why it has no effect, if so.
     error: Option<String>,
+    /// As it was written: one that can't be read is listed too.
+    #[serde(flatten)]
+    spec: Value,
 }
+
+/// One that has no effect until it is confirmed.
+#[derive(Deserialize)]
+struct Withheld {
+    place: String,
+    reason: String,
+}
+
+/// How the place of one that was declared at run time begins; others are in the configuration.
+const DECLARED: &str = "Exemption ";
+/// What can be done about those that are withheld.
+const HOW_TO_CONFIRM: &str = "To confirm one, write the number of tenants that its reason names: kubectl patch exemption NAME \
+    -n kube-system --type=merge -p '{\"spec\":{\"confirm\":N}}', or take it back with --remove NAME and declare it again with \
+    --confirm N. One of the configuration needs `confirm: N` there, and a restart.";
+/// What is not known where the replica does not lead.
+const UNKNOWN: &str = "This replica does not lead, so it does not know which exemptions are withheld; /readyz names the leader.";
 
 #[derive(Serialize)]
 struct Declared {
@@ -50,7 +72,7 @@ pub(super) async fn exempt(args: args::Exempt) -> Result<(), CommandError> {
     let client = Client::new(&args.service).await?;
     let told = client.tell(Method::POST, &Endpoint::at(&["exemptions"]), Some(&declared)).await?;
     report(told, |Kept { name, exemption }| {
-        format!("{}: exempt is {}, {}", escaped(&name), escaped(&covers(&exemption)), ends(&exemption))
+        format!("{}: exempt is {}, {}", escaped(&name), escaped(&covers(&json!(exemption))), ends(&exemption))
     })
 }
 
@@ -107,32 +129,49 @@ async fn list(args: &args::Exempt) -> Result<(), CommandError> {
     if let Some(document) = printed::document(&client, &body, args.output)? {
         return Ok(printed::print(&document)?);
     }
-    let List { exemptions } = client.read(&body)?;
-    if exemptions.is_empty() {
+    let List { exemptions, withheld } = client.read(&body)?;
+    if withheld.is_none() {
+        eprintln!("{UNKNOWN}");
+    }
+    let withheld = withheld.unwrap_or_default();
+    if exemptions.is_empty() && withheld.is_empty() {
         eprintln!("There are no exemptions but those of the configuration.");
         return Ok(());
     }
-    let mut table = Table::new(["NAME", "EXEMPT", "UNTIL", "BY", "REASON"]);
-    for Listed { name, spec, error } in &exemptions {
-        let until = spec.until.map_or("for ever".to_owned(), printed::time);
-        let reason = match error {
-            Some(error) => format!("covers nothing: {error}; {}", spec.reason),
-            None => spec.reason.clone(),
+    let mut table = Table::new(["NAME", "EXEMPT", "STATE", "UNTIL", "BY", "REASON"]);
+    for Listed { name, spec, state, error } in &exemptions {
+        let text = |member: &str| spec.get(member).and_then(Value::as_str).unwrap_or_default();
+        let until = text("until").parse().map_or("for ever".to_owned(), printed::time);
+        let state = state.as_deref().map_or("declared".to_owned(), |state| state.replace('_', " "));
+        let reason = match (text("reason"), error) {
+            (reason, None) => reason.to_owned(),
+            ("", Some(error)) => format!("({error})"),
+            (reason, Some(error)) => format!("{reason} ({error})"),
         };
-        table.push([name, &covers(spec), &until, spec.by.as_deref().unwrap_or_default(), &reason]);
+        table.push([name, &covers(spec), &state, &until, text("by"), &reason]);
     }
-    Ok(printed::print(&table.to_string())?)
+    for Withheld { place, reason } in withheld.iter().filter(|it| !it.place.starts_with(DECLARED)) {
+        table.push([place, "", "withheld", "", "", reason]);
+    }
+    printed::print(&table.to_string())?;
+    if !withheld.is_empty() {
+        eprintln!("{HOW_TO_CONFIRM}");
+    }
+    Ok(())
 }
 
 /// What it covers, as it is typed.
-fn covers(spec: &ExemptionSpec) -> String {
-    let ExemptionSpec { namespace, app, process, rule, .. } = spec;
-    let parts = [("namespace", namespace), ("app", app), ("process", process), ("rule", rule)];
-    let part = |(name, part): (&str, &Option<Match>)| match part.as_ref()? {
-        Match { regex: Some(regex), .. } => Some(format!("{name}=/{regex}/")),
-        Match { exact, .. } => Some(format!("{name}={}", exact.as_deref().unwrap_or_default())),
+fn covers(spec: &Value) -> String {
+    let part = |name: &str| {
+        let part = spec.get(name).filter(|part| !part.is_null())?;
+        let member = |member: &str| part.get(member).and_then(Value::as_str);
+        Some(match (member("regex"), member("exact").or(part.as_str())) {
+            (Some(regex), _) => format!("{name}=/{regex}/"),
+            (None, Some(exact)) => format!("{name}={exact}"),
+            (None, None) => format!("{name}={part}"),
+        })
     };
-    parts.into_iter().filter_map(part).collect::<Vec<_>>().join(" ")
+    ["namespace", "app", "process", "rule"].into_iter().filter_map(part).collect::<Vec<_>>().join(" ")
 }
 
 fn ends(spec: &ExemptionSpec) -> String {

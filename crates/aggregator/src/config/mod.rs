@@ -22,7 +22,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 pub mod token_file;
-mod values;
+pub(crate) mod values;
 
 use std::fmt;
 use std::path::Path;

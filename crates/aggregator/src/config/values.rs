@@ -10,6 +10,8 @@ use serde_json::Value;
 
 /// What is said of a duration that is none.
 const A_DURATION: &str = "a duration with its unit, such as 60s, 5m or 1h30m";
+/// What is said of a time that is none.
+pub(crate) const A_TIME: &str = "a date and time with its zone, such as 2027-01-01T00:00:00Z";
 /// What is said of a size that is none.
 const A_SIZE: &str = "a size in bytes with its unit, such as 512KiB or 4MiB";
 
@@ -32,7 +34,7 @@ pub(super) fn parse_yaml(text: &str) -> Result<Value, String> {
 }
 
 /// The value at `path` of `tree`, if there is one.
-pub(super) fn at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
+pub(crate) fn at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(tree, |value, step| {
         let (key, index) = match step.split_once('[') {
             Some((key, index)) => (key, index.trim_end_matches(']').parse::<usize>().ok()),
@@ -81,21 +83,27 @@ pub(super) fn explain(message: &str, value: Option<&Value>) -> String {
     if let Some(variant) = what.strip_prefix("unknown variant ") {
         return format!("{variant} is not allowed; allowed is {allowed}");
     }
-    // serde speaks of Rust's types.
     let allowed = match allowed {
         "string or map" => "one of the names in the example config.yaml",
-        "usize" | "u64" | "u32" | "u16" => "a whole number from 0 on",
-        "i32" | "i64" => "a whole number",
-        "a string" => "a text",
-        "a sequence" => "a list",
         other if other.starts_with("struct ") => "a section with its keys below it",
-        other => other,
+        other => in_words(other),
     };
     format!("{value} is not allowed; allowed is {allowed}")
 }
 
+/// What serde has `expected`, without the names of Rust's types.
+pub(crate) fn in_words(expected: &str) -> &str {
+    match expected {
+        "usize" | "u64" | "u32" | "u16" => "a whole number from 0 on",
+        "i32" | "i64" => "a whole number",
+        "a string" => "a text",
+        "a sequence" => "a list",
+        other => other,
+    }
+}
+
 /// A value for an error message, cut where it is long.
-fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
@@ -145,10 +153,14 @@ pub(super) fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
 }
 
 /// A point in time, with its zone.
-pub(super) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
-    const A_TIME: &str = "a date and time with its zone, such as 2027-01-01T00:00:00Z";
-    let parse = |text: &str| text.parse().map(Some).map_err(|_: jiff::Error| String::new());
+pub(crate) fn a_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    let parse = |text: &str| text.parse().map_err(|_: jiff::Error| String::new());
     deserializer.deserialize_any(FromText { expecting: A_TIME, parse })
+}
+
+/// A point in time, where there may be none.
+pub(super) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    a_time(deserializer).map(Some)
 }
 
 /// A TCP port.

@@ -200,12 +200,13 @@ fn exemptions_that_make_no_sense_are_bad_usage() {
 }
 
 #[test]
-fn exemptions_are_listed_and_taken_back() {
+fn exemptions_are_listed_with_their_state_and_taken_back() {
     let list = json!({"exemptions": [
         {"name": "a", "namespace": {"exact": "ns-a"}, "rule": {"regex": "^x"}, "reason": "a course", "by": "alice",
-         "until": "2026-02-01T00:00:00Z", "error": "it was over at 2026-02-01T00:00:00Z"},
-        {"name": "b", "app": {"exact": "web"}, "reason": "ours"},
-    ]});
+         "until": "2026-02-01T00:00:00Z", "state": "over", "error": "it was over at 2026-02-01T00:00:00Z"},
+        {"name": "b", "app": {"exact": "web"}, "reason": "ours", "state": "in_force"},
+        {"name": "c", "namespace": "ns-c", "reason": 7, "state": "unreadable", "error": "bad; nothing new is blocked"},
+    ], "withheld": []});
     let api = Api::new(vec![
         said("GET /api/v1/exemptions", 200, &list),
         said("DELETE /api/v1/exemptions/a%2Fb", 204, ""),
@@ -213,10 +214,11 @@ fn exemptions_are_listed_and_taken_back() {
     ]);
     assert_eq!(
         api.run(&["exempt", "--list"]).done(),
-        "NAME   EXEMPT                     UNTIL                  BY      REASON
-a      namespace=ns-a rule=/^x/   2026-02-01T00:00:00Z   alice   covers nothing: it was over at \
-         2026-02-01T00:00:00Z; a course
-b      app=web                    for ever                       ours\n"
+        "NAME   EXEMPT                     STATE        UNTIL                  BY      REASON
+a      namespace=ns-a rule=/^x/   over         2026-02-01T00:00:00Z   alice   a course (it was over at \
+         2026-02-01T00:00:00Z)
+b      app=web                    in force     for ever                       ours
+c      namespace=ns-c             unreadable   for ever                       (bad; nothing new is blocked)\n"
     );
     assert_eq!(api.asked().what, "GET /api/v1/exemptions");
     assert_eq!(api.run(&["exempt", "--list", "-o", "json"]).done(), format!("{list}\n"));
@@ -229,8 +231,50 @@ b      app=web                    for ever                       ours\n"
         "404 Not Found: there is no exemption none; `procscan-aggregator exempt --list` lists those that were \
          declared at run time"
     );
-    let Ran { code, out, err } = Api::only(200, json!({"exemptions": []})).run(&["exempt", "--list"]);
+    let Ran { code, out, err } =
+        Api::only(200, json!({"exemptions": [], "withheld": []})).run(&["exempt", "--list"]);
     assert_eq!((code, &*out, &*err), (0, "", "There are no exemptions but those of the configuration.\n"));
+}
+
+#[test]
+fn exemptions_that_are_withheld_are_listed_with_the_reason_and_how_to_confirm_them() {
+    let why = |place: &str| format!("{place} would open 25 tenants: write `confirm: 25`");
+    let withheld = |place: &str| json!({"place": place, "reason": why(place)});
+    let (object, configured) = ("Exemption all", "enforcement.exemptions[0]");
+    let list = json!({
+        "exemptions": [{"name": "all", "namespace": {"regex": "."}, "reason": "x", "state": "withheld", "error": why(object)}],
+        "withheld": [withheld(object), withheld(configured)],
+    });
+    let Ran { code, out, err } = Api::only(200, &list).run(&["exempt", "--list"]);
+    assert_eq!(
+        (code, &*out),
+        (
+            0,
+            "NAME                        EXEMPT          STATE      UNTIL      BY   REASON
+all                         namespace=/./   withheld   for ever        x (Exemption all would open 25 tenants: write \
+             `confirm: 25`)
+enforcement.exemptions[0]                   withheld                   enforcement.exemptions[0] would open 25 \
+             tenants: write `confirm: 25`\n"
+        )
+    );
+    for part in ["kubectl patch exemption NAME", r#"{"spec":{"confirm":N}}"#, "--confirm N", "configuration"]
+    {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+    // Only those of the configuration are withheld.
+    let list = json!({"exemptions": [], "withheld": [withheld(configured)]});
+    let Ran { out, err, .. } = Api::only(200, &list).run(&["exempt", "--list"]);
+    assert!(out.contains("enforcement.exemptions[0]"), "{out}");
+    assert!(!err.contains("There are no exemptions"), "{err}");
+    // A replica that does not lead does not know it.
+    let list =
+        json!({"exemptions": [{"name": "b", "app": {"exact": "web"}, "reason": "ours"}], "withheld": null});
+    let Ran { out, err, .. } = Api::only(200, &list).run(&["exempt", "--list"]);
+    assert_eq!(
+        out,
+        "NAME   EXEMPT    STATE      UNTIL      BY   REASON\nb      app=web   declared   for ever        ours\n"
+    );
+    assert!(err.contains("does not lead") && err.contains("withheld"), "{err}");
 }
 
 #[test]

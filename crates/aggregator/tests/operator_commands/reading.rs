@@ -135,6 +135,7 @@ fn what_tenants_choose_tells_the_terminal_nothing() {
         "decisions": [{"at": "2026-01-02T10:30:00Z", "app": app, "decision": hostile, "actor": hostile, "reason": hostile}],
         "incidents": [{"name": hostile, "app": app, "state": hostile, "opened": "2026-01-02T10:30:00Z", "reason": hostile}],
         "exemptions": [{"name": hostile, "process": matches, "reason": hostile, "by": hostile, "error": hostile}],
+        "withheld": [],
         "name": hostile, "app": app, "state": hostile, "opened": "2026-01-02T10:30:00Z", "reason": hostile,
         "exemption": {"process": matches, "reason": hostile},
         "mode": hostile, "operators": hostile, "by": hostile, "detail": hostile,

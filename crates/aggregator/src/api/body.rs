@@ -1,0 +1,166 @@
+//! Bodies of requests: JSON that is read after its sender has been admitted. A mistake is told with its place, like one in
+//! a query.
+
+use std::convert::Infallible;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderValue, StatusCode, header};
+use jiff::Timestamp;
+use procscan_core::state::{ExemptionError, ExemptionSpec, Match};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer};
+use serde_json::error::Category;
+use serde_json::{Value, json};
+
+use super::problem::Problem;
+use super::query::{LABEL, TEXT, refused, repeated};
+use crate::config::values;
+
+/// The largest body of a request: operators' words are short.
+pub(super) const MAX_BODY: usize = 64 << 10;
+/// The place of what concerns the body as a whole.
+const WHOLE: &str = "body";
+
+/// A body, not looked into yet.
+pub(super) struct Body {
+    kind: Option<HeaderValue>,
+    bytes: Result<Bytes, BytesRejection>,
+}
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = Infallible;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Infallible> {
+        let kind = request.headers().get(header::CONTENT_TYPE).cloned();
+        Ok(Self { kind, bytes: Bytes::from_request(request, state).await })
+    }
+}
+
+impl Body {
+    /// Reads it.
+    pub(super) fn read<T: DeserializeOwned>(self) -> Result<T, Problem> {
+        let kind = self.kind.as_ref().map_or("", |kind| kind.to_str().unwrap_or("?"));
+        if !is_json(kind) {
+            let allowed = "application/json";
+            let detail = format!("Content-Type: {:?} is not {allowed}", repeated(kind));
+            return Err(refused("Content-Type", kind, allowed, detail)
+                .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+        }
+        let bytes = self.bytes.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                let allowed = format!("up to {} KiB", MAX_BODY >> 10);
+                refused(WHOLE, "", &allowed, format!("{WHOLE}: it is too large; allowed is {allowed}"))
+                    .with_status(StatusCode::PAYLOAD_TOO_LARGE)
+            }
+            status => Problem::new(status, format!("{WHOLE}: it broke off")),
+        })?;
+        let mut json = serde_json::Deserializer::from_slice(&bytes);
+        let read = serde_path_to_error::deserialize(&mut json);
+        let read = read.map_err(|error| {
+            let path = error.path().to_string();
+            mistake(if path == "." { "" } else { &path }, &error.into_inner(), &bytes)
+        })?;
+        json.end().map_err(|error| mistake("", &error, &bytes))?;
+        Ok(read)
+    }
+}
+
+/// `application/json`, or another kind of JSON.
+fn is_json(kind: &str) -> bool {
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let kind = kind.strip_prefix("application/");
+    kind.is_some_and(|kind| kind == "json" || kind.ends_with("+json"))
+}
+
+/// What is wrong at `path`, which is empty for the whole body.
+fn mistake(path: &str, error: &serde_json::Error, body: &[u8]) -> Problem {
+    if error.classify() != Category::Data {
+        let (line, column) = (error.line(), error.column());
+        let detail = format!("{WHOLE}: it is not valid JSON, at line {line}, column {column}");
+        return refused(WHOLE, &String::from_utf8_lossy(body), "a JSON object", detail);
+    }
+    let text = error.to_string();
+    let text = text.rsplit_once(" at line ").map_or(&*text, |(text, _)| text);
+    let member = |name: &str| match (path, name.trim_matches('`')) {
+        ("", name) => name.to_owned(),
+        (path, name) => format!("{path}.{name}"),
+    };
+    if let Some(name) = text.strip_prefix("missing field ") {
+        let (place, allowed) = (member(name), "a value: it must be given");
+        let detail = format!("{place}: there is none, and it must be given");
+        return refused(&place, "", allowed, detail);
+    }
+    if let Some(name) = text.strip_prefix("duplicate field ") {
+        let place = member(name);
+        let detail = format!("{place}: it is given more than once");
+        return refused(&place, "", "each member once", detail);
+    }
+    let tree: Value = serde_json::from_slice(body).unwrap_or_default();
+    let value = if path.is_empty() { Some(&tree) } else { values::at(&tree, path) };
+    let given = value.map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    let given = given.unwrap_or_default();
+    let (what, expected) = text.split_once(", expected ").unwrap_or((text, "another value"));
+    let place = if path.is_empty() { WHOLE } else { path };
+    if what.starts_with("unknown field ") {
+        let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+        let allowed = known.join(", ");
+        return refused(
+            place,
+            &given,
+            &allowed,
+            format!("there is no member {place:?}; there are {allowed}"),
+        );
+    }
+    let allowed = match expected {
+        "string or map" => "a text",
+        "struct Part" => r#"an object: {"exact": TEXT} or {"regex": REGEX}"#,
+        other if other.starts_with("struct ") => "an object with its members",
+        other => values::in_words(other),
+    };
+    let shown = value.map_or("this".to_owned(), values::shown);
+    refused(place, &given, allowed, format!("{place}: {shown} is not allowed; allowed is {allowed}"))
+}
+
+/// What is wrong with an exemption that is well-formed.
+pub(super) fn exemption_mistake(error: &ExemptionError, spec: &ExemptionSpec) -> Problem {
+    let (place, allowed) = match error {
+        ExemptionError::Empty => (WHOLE.to_owned(), "at least one of namespace, app, process and rule"),
+        ExemptionError::Either(part) => ((*part).to_owned(), "either exact or regex"),
+        ExemptionError::Regex(part, _) => (format!("{part}.regex"), "a regular expression"),
+        ExemptionError::Blank(part) => ((*part).to_owned(), TEXT),
+        ExemptionError::Namespace(_) => ("namespace".to_owned(), LABEL),
+        ExemptionError::NoReason => ("reason".to_owned(), TEXT),
+        ExemptionError::TooFar(_) => ("until".to_owned(), "a time up to ten years ahead, or none for ever"),
+    };
+    let said = json!(spec);
+    let value = values::at(&said, &place).unwrap_or(&said);
+    let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let detail = error.to_string();
+    let detail = if detail.starts_with(&place) { detail } else { format!("{place}: {detail}") };
+    refused(&place, &value, allowed, detail)
+}
+
+/// A part of an exemption in a body, without other members.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Part {
+    exact: Option<String>,
+    regex: Option<String>,
+}
+
+impl From<Part> for Match {
+    fn from(Part { exact, regex }: Part) -> Self {
+        Self { exact, regex }
+    }
+}
+
+/// A time in a body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Time(pub(super) Timestamp);
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        values::a_time(deserializer).map(Self)
+    }
+}

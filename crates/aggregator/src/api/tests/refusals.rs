@@ -1,0 +1,207 @@
+//! Requests that are refused: each error names the place, what was given there and what is allowed.
+
+use axum::http::Method;
+use procscan_core::state::IncidentState;
+
+use super::*;
+use crate::state::FileStore;
+
+const TOKEN: &str = "alice-alice-alice";
+
+/// A service with a state file, and the operator `alice`.
+struct Office {
+    stage: Stage,
+    _directory: tempfile::TempDir,
+}
+
+impl Office {
+    async fn open() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let tokens = directory.path().join("tokens");
+        std::fs::write(&tokens, format!("alice {TOKEN}\n")).unwrap();
+        let text = format!(
+            "discovery: {{mode: static, targets: [a]}}\noutput: {{mode: directory}}\napi: {{token_file: {}}}\n",
+            tokens.display()
+        );
+        let config = Config::parse(&text, "test", []).unwrap();
+        let store = FileStore::open(directory.path()).await.unwrap();
+        let status = json!({"state": "Held", "opened": "2026-01-02T10:00:00Z"});
+        let spec = IncidentSpec::of(&App::new("ns-a", "app", "web"));
+        let incident = Incident { name: "web".into(), spec, status: serde_json::from_value(status).unwrap() };
+        assert!(store.save(vec![incident]).await.is_empty());
+        let stage = Stage::under(&config, Desk::File(store.clone()), store.shown());
+        Self { stage, _directory: directory }
+    }
+
+    async fn send(&self, method: Method, path: &str, kind: Option<&str>, body: &str) -> (StatusCode, Value) {
+        let mut request =
+            Request::builder().method(method).uri(path).header("authorization", format!("Bearer {TOKEN}"));
+        if let Some(kind) = kind {
+            request = request.header("content-type", kind);
+        }
+        let (status, headers, body) =
+            self.stage.ask(request.body(Body::from(body.to_owned())).unwrap()).await;
+        if status.is_client_error() {
+            assert_eq!(headers["content-type"], "application/problem+json");
+        }
+        (status, if body.is_empty() { Value::Null } else { json(&body) })
+    }
+}
+
+/// Checks the members that every refusal has.
+fn assert_names(problem: &Value, parameter: &str, allowed: &str, context: &str) {
+    assert_eq!(problem["parameter"], parameter, "{context}: {problem}");
+    assert!(problem["value"].is_string(), "{context}: {problem}");
+    assert!(problem["allowed"].as_str().unwrap_or_default().contains(allowed), "{context}: {problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains(parameter), "{context}: {problem}");
+    for word in ["struct", "u32", "usize", "variant", "deserialize", "Deserialize", "expected"] {
+        assert!(!detail.contains(word), "{context}: {problem}");
+    }
+}
+
+#[tokio::test]
+async fn every_bad_body_is_refused_with_its_place_and_what_is_allowed_there() {
+    let office = Office::open().await;
+    let (release, exempt) = ("/api/v1/incidents/web/release", "/api/v1/exemptions");
+    let enforce = "/api/v1/enforcement";
+    let date = "2027-01-01T00:00:00Z";
+    let table: &[(&str, &str, &str, &str)] = &[
+        (release, "", "body", "JSON"),
+        (release, "{", "body", "JSON"),
+        (release, "[]", "body", "an object"),
+        (release, r#"{"reasons": "x"}"#, "reasons", "reason, until"),
+        (release, r#"{"reason": 5}"#, "reason", "a text"),
+        (release, r#"{"until": "soon"}"#, "until", date),
+        (release, r#"{"until": "2020-01-01T00:00:00Z"}"#, "until", "a time to come"),
+        (release, r#"{"until": "9999-01-01T00:00:00Z"}"#, "until", "ten years"),
+        (release, r#"{"until": "2027-01-01T00:00:00Z", "until": null}"#, "until", "once"),
+        ("/api/v1/incidents/web/approve", r#"{"until": null}"#, "until", "reason"),
+        (exempt, "{}", "reason", "must be given"),
+        (exempt, r#"{"reason": "x"}"#, "body", "namespace, app, process"),
+        (exempt, r#"{"reason": " ", "app": {"exact": "a"}}"#, "reason", "text"),
+        (exempt, r#"{"reason": "x", "namespace": "ns-a"}"#, "namespace", r#"{"exact": "#),
+        (exempt, r#"{"reason": "x", "namespace": {"exact": "NS"}}"#, "namespace", "1 to 63"),
+        (exempt, r#"{"reason": "x", "app": {"exact": ""}}"#, "app", "1 character"),
+        (exempt, r#"{"reason": "x", "app": {}}"#, "app", "either"),
+        (exempt, r#"{"reason": "x", "app": {"glob": "a*"}}"#, "app.glob", "exact, regex"),
+        (exempt, r#"{"reason": "x", "rule": {"regex": "("}}"#, "rule.regex", "a regular expression"),
+        (exempt, r#"{"reason": "x", "app": {"exact": "a"}, "confirm": -1}"#, "confirm", "whole number"),
+        (exempt, r#"{"reason": "x", "app": {"exact": "a"}, "id": "A b"}"#, "id", "a host name"),
+        (exempt, r#"{"reason": "x", "app": {"exact": "a"}, "until": 7}"#, "until", date),
+        (
+            exempt,
+            r#"{"reason": "x", "app": {"exact": "a"}, "until": "2020-01-01T00:00:00Z"}"#,
+            "until",
+            "to come",
+        ),
+        (
+            exempt,
+            r#"{"reason": "x", "app": {"exact": "a"}, "until": "9999-01-01T00:00:00Z"}"#,
+            "until",
+            "ten years",
+        ),
+        (enforce, "{}", "mode", "must be given"),
+        (enforce, r#"{"mode": "Paused"}"#, "mode", "`enforce`, `dry-run`, `paused`"),
+    ];
+    for (path, body, parameter, allowed) in table {
+        let method = if *path == enforce { Method::PUT } else { Method::POST };
+        let (status, problem) = office.send(method, path, Some("application/json"), body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}: {problem}");
+        assert_names(&problem, parameter, allowed, body);
+    }
+    let (_, problem) = office.send(Method::POST, release, Some("application/json"), r#"{"reason": 5}"#).await;
+    assert_eq!(problem["detail"], "reason: 5 is not allowed; allowed is a text");
+    assert_eq!(problem["value"], "5");
+
+    let kinds = [None, Some("text/plain"), Some("application/x-www-form-urlencoded")];
+    for kind in kinds {
+        let (status, problem) = office.send(Method::POST, release, kind, "{}").await;
+        assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert_names(&problem, "Content-Type", "application/json", &format!("{kind:?}"));
+    }
+    let long = format!(r#"{{"reason": "{}"}}"#, "x".repeat(70_000));
+    let (status, problem) = office.send(Method::POST, release, Some("application/json"), &long).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_names(&problem, "body", "64 KiB", "a long one");
+    // What is right is taken as before.
+    let right = r#"{"id": "a", "reason": "x", "app": {"exact": "a"}, "until": null}"#;
+    let kind = Some("application/json; charset=utf-8");
+    assert_eq!(office.send(Method::POST, exempt, kind, right).await.0, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn every_list_refuses_the_same_limits_and_every_unknown_parameter() {
+    let office = Office::open().await;
+    let table: &[(&str, &str, &str)] = &[
+        ("decisions?limit=0", "limit", "a whole number from 1 to 1000"),
+        ("decisions?limit=1001", "limit", "a whole number from 1 to 1000"),
+        ("decisions?limit=99999", "limit", "a whole number from 1 to 1000"),
+        ("decisions?limit=ten", "limit", "a whole number from 1 to 1000"),
+        ("decisions?limit=1&limit=2", "limit", "a whole number from 1 to 1000"),
+        ("decisions?since=yesterday", "since", "2027-01-01T00:00:00Z"),
+        ("decisions?until=2027-01-01", "until", "2027-01-01T00:00:00Z"),
+        ("decisions?decision=block", "decision", "blocked"),
+        ("decisions?namespace=NS_A", "namespace", "1 to 63 of a-z"),
+        ("decisions?actor=", "actor", "1 character"),
+        ("decisions?app=web", "app", "namespace, name, decision"),
+        ("incidents?state=gone", "state", "Watched, Grace, Held"),
+        ("incidents?state=Held&state=Held", "state", "Watched, Grace, Held"),
+        ("incidents?namespace=", "namespace", "1 to 63 of a-z"),
+        ("incidents?limit=5", "limit", "namespace, name, state"),
+        ("incidents/web?state=Held", "state", "no parameters"),
+        ("nodes?state=fresh", "state", "no parameters"),
+        ("plan?namespace=ns-a", "namespace", "no parameters"),
+        ("exemptions?name=a", "name", "no parameters"),
+        ("enforcement?mode=paused", "mode", "no parameters"),
+    ];
+    for (query, parameter, allowed) in table {
+        let (status, headers, body) = office.stage.get(&format!("/api/v1/{query}")).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{query}: {body}");
+        assert_eq!(headers["content-type"], "application/problem+json");
+        assert_names(&json(&body), parameter, allowed, query);
+    }
+    // An act is not done if a part of the request is not understood.
+    for (method, path, body) in [
+        (Method::POST, "/api/v1/exemptions?dry_run=true", r#"{"reason": "x", "app": {"exact": "a"}}"#),
+        (Method::POST, "/api/v1/incidents/web/release?dry_run=true", "{}"),
+        (Method::POST, "/api/v1/incidents/web/approve?dry_run=true", "{}"),
+        (Method::PUT, "/api/v1/enforcement?dry_run=true", r#"{"mode": "paused"}"#),
+        (Method::DELETE, "/api/v1/exemptions/a?dry_run=true", ""),
+    ] {
+        let (status, problem) = office.send(method, path, Some("application/json"), body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {problem}");
+        assert_names(&problem, "dry_run", "no parameters", path);
+    }
+    assert_eq!(json(&office.stage.get("/api/v1/exemptions").await.2)["exemptions"], json!([]));
+    for path in ["decisions?limit=1", "decisions?limit=1000", "decisions", "nodes", "plan?", "exemptions"] {
+        assert_eq!(office.stage.get(&format!("/api/v1/{path}")).await.0, StatusCode::OK, "{path}");
+    }
+    // Probes and the older list take whatever is asked, as before.
+    for path in ["/health?x=1", "/livez?x=1", "/api/violations?x=1"] {
+        assert_eq!(office.stage.get(path).await.0, StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_words_for_states_and_decisions_are_those_of_the_command_line_in_any_case() {
+    let office = Office::open().await;
+    let names = async |query: &str| -> Vec<String> {
+        let (status, _, body) = office.stage.get(&format!("/api/v1/incidents?state={query}")).await;
+        assert_eq!(status, StatusCode::OK, "{query}: {body}");
+        let body = json(&body);
+        body["incidents"].as_array().unwrap().iter().map(|it| it["name"].to_string()).collect()
+    };
+    for query in ["Held", "held", "HELD"] {
+        assert_eq!(names(query).await, ["\"web\""], "{query}");
+    }
+    for word in crate::words::STATES {
+        let state: IncidentState = serde_json::from_value(word.into()).unwrap();
+        let expected = usize::from(state == IncidentState::Held);
+        assert_eq!(names(&word.to_lowercase()).await.len(), expected, "{word}");
+    }
+    for word in ["blocked", "Release_Held", "EXEMPTED"] {
+        let (status, _, body) = office.stage.get(&format!("/api/v1/decisions?decision={word}")).await;
+        assert_eq!(status, StatusCode::OK, "{word}: {body}");
+    }
+}

@@ -1,0 +1,25 @@
+//! The words for states, kinds of decisions and modes: the API and the command line take the same ones.
+
+/// The kinds of decisions.
+pub(crate) const DECISIONS: [&str; 11] = [
+    "inherited",
+    "warned",
+    "blocked",
+    "released",
+    "held",
+    "release_held",
+    "approved",
+    "exempted",
+    "disputed",
+    "closed",
+    "refused",
+];
+/// The states of incidents.
+pub(crate) const STATES: [&str; 6] = ["Watched", "Grace", "Held", "Blocked", "ReleaseHeld", "Ended"];
+/// The modes of enforcement.
+pub(crate) const MODES: [&str; 3] = ["enforce", "dry-run", "paused"];
+
+/// The one of `words` that `said` is in upper or lower case, in its own spelling.
+pub(crate) fn spelt(words: &'static [&'static str], said: &str) -> Option<&'static str> {
+    words.iter().copied().find(|word| word.eq_ignore_ascii_case(said))
+}

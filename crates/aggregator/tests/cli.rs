@@ -9,6 +9,10 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use common::{PROGRAM, Process, free_port, listing, objects, try_get, wait_for};
+use procscan_aggregator::state::FileStore;
+use procscan_core::names::App;
+use procscan_core::state::{Incident, IncidentSpec, incident};
+use serde_json::json;
 
 fn output(directory: &Path, args: &[&str]) -> (Option<i32>, String) {
     // The test runner's own setting would add a backtrace where there is one to print.
@@ -46,6 +50,90 @@ fn a_bad_configuration_is_one_clear_line_and_exit_code_2() {
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     std::fs::write(temp.path().join("config.yaml"), "aggregator: {port: 8090}\n").unwrap();
     assert_eq!(output(temp.path(), &["check-config"]), (Some(0), String::new()));
+}
+
+/// A configuration that is valid, in which two things have no effect.
+const WITHOUT_EFFECT: &str = r#"
+discovery: {mode: static, targets: [127.0.0.1:9]}
+output: {mode: directory}
+enforcement:
+  exemptions:
+  - {namespace: ns-a, reason: over, until: "2020-01-01T00:00:00Z"}
+  - {namespace: ns-b, reason: to come, until: "2036-01-01T00:00:00Z"}
+gateway: {max_service_entries: 0}
+"#;
+
+#[test]
+fn what_is_valid_but_has_no_effect_is_a_warning_with_its_place_at_the_check_and_at_the_start() {
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::write(temp.path().join("config.yaml"), WITHOUT_EFFECT).unwrap();
+    let (code, stderr) = output(temp.path(), &["check-config"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let lines: Vec<&str> = stderr.lines().collect();
+    let [exemption, gateway] = lines[..] else { panic!("{stderr}") };
+    let place = "warning: config.yaml: enforcement.exemptions[0].until: 2020-01-01T00:00:00Z is over";
+    assert!(exemption.starts_with(place), "{stderr}");
+    let place = "warning: config.yaml: gateway.max_service_entries: with 0 the gateway closes no App without an Ingress";
+    assert!(gateway.starts_with(place), "{stderr}");
+
+    // The port is taken, so that it ends by itself.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let text = format!("{WITHOUT_EFFECT}aggregator: {{address: 127.0.0.1, port: {port}}}\n");
+    std::fs::write(temp.path().join("config.yaml"), text).unwrap();
+    let (code, stderr) = output(temp.path(), &["run"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    let warnings =
+        stderr.lines().filter(|line| line.contains("\"level\":\"WARN\"") && line.contains("config.yaml: "));
+    assert_eq!(warnings.count(), 2, "{stderr}");
+}
+
+/// An incident of `namespace` that has been blocked for an hour.
+fn blocked(namespace: &str) -> Incident {
+    let at = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1);
+    let app = App::new(namespace, "app", "web");
+    let evidence = json!({
+        "pod": "web-0", "process": "xmrig", "node": "n1", "regex": "^xmrig$", "type": "app", "name": "web",
+        "firstSeen": at, "freshAt": at, "timestamp": at.to_string(), "observations": 1,
+    });
+    let status = json!({
+        "state": "Blocked", "opened": at, "since": at, "reason": "process `xmrig`", "evidence": [evidence],
+        "decisions": [{"at": at, "decision": "blocked", "actor": "policy", "reason": "process `xmrig`"}], "decided": 1,
+    });
+    let status = serde_json::from_value(status).unwrap();
+    Incident { name: incident::name(&app, at), spec: IncidentSpec::of(&app), status }
+}
+
+#[test]
+fn simulate_withholds_an_exemption_that_the_service_would_withhold_and_says_so() {
+    let temp = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let store = FileStore::open(&temp.path().join("procscan-state")).await.unwrap();
+        assert!(store.save(["ns-a", "ns-b", "ns-c"].map(blocked).into()).await.is_empty());
+    });
+    let simulate = |confirm: &str| {
+        let text = format!(
+            "discovery: {{mode: static, targets: [a]}}\noutput: {{mode: directory}}\nbrake: {{max_releases: 2}}\n\
+             enforcement: {{exemptions: [{{namespace: {{regex: ^ns-}}, reason: a contract{confirm}}}]}}\n"
+        );
+        std::fs::write(temp.path().join("config.yaml"), text).unwrap();
+        let output = Command::new(PROGRAM)
+            .args(["simulate", "--since", "24h"])
+            .current_dir(temp.path())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = simulate("");
+    assert_eq!(code, Some(0), "{text}");
+    let first = text.lines().next().unwrap();
+    let says = "! enforcement.exemptions[0] would open the gateway to 3 tenants at once, more than 2 (brake.max_releases)";
+    assert!(first.starts_with(says) && first.contains("`confirm: 3`"), "{text}");
+    assert!(text.ends_with("3 Apps were accused; 3 were blocked, 3 would be. 0 would differ.\n"), "{text}");
+    let (code, text) = simulate(", confirm: 3");
+    assert_eq!(code, Some(3), "{text}");
+    assert!(text.ends_with("3 Apps were accused; 3 were blocked, 0 would be. 3 would differ.\n"), "{text}");
 }
 
 #[test]

@@ -6,7 +6,15 @@ use super::{CommandError, run::text};
 use crate::config::Config;
 
 pub(super) fn check_config(path: &Path) -> Result<(), CommandError> {
-    Config::load(path, std::env::vars_os().filter_map(text))?;
+    let config = Config::load(path, std::env::vars_os().filter_map(text))?;
+    warn(&config);
     println!("{}: valid", path.display());
     Ok(())
+}
+
+/// Says what has no effect.
+pub(super) fn warn(config: &Config) {
+    for warning in &config.warnings {
+        eprintln!("warning: {warning}");
+    }
 }

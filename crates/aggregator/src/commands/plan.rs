@@ -9,7 +9,7 @@ use procscan_core::policy::Mode;
 use tokio::sync::{mpsc, watch};
 
 use super::run::text;
-use super::{CommandError, Stop, kept};
+use super::{CommandError, Stop, check_config::warn, kept};
 use crate::config::{Config, Level, Logger};
 use crate::leader;
 use crate::output::difference::{Action, Difference};
@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 
 pub(super) async fn plan(path: &Path, mut stop: Stop) -> Result<(), CommandError> {
     let config = Config::load(path, std::env::vars_os().filter_map(text))?;
+    warn(&config);
     // The decisions are printed below: in the log they would say that they were made.
     telemetry::init(Logger { level: Level::Error, ..config.logger }, false);
     let decide = decide(&config);

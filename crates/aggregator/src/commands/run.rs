@@ -10,6 +10,9 @@ use crate::telemetry;
 pub(super) async fn run(config: &Path, mut stop: Stop) -> Result<(), CommandError> {
     let config = Config::load(config, std::env::vars_os().filter_map(text))?;
     telemetry::init(config.logger, false);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let service = Service::start(&config).await?;
     until_stopped(service, &mut stop).await
 }

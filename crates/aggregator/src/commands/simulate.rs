@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use procscan_core::policy::{Fate, simulate};
+use procscan_core::policy::{Fate, Withheld, simulate, withheld_at_start};
 
+use super::printed::escaped;
 use super::run::text;
-use super::{CommandError, kept};
+use super::{CommandError, check_config::warn, kept};
 use crate::config::{Config, Level, Logger};
 use crate::run;
 use crate::telemetry;
@@ -16,6 +17,7 @@ use crate::telemetry;
 pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError> {
     let config = Config::load(path, std::env::vars_os().filter_map(text))?;
     telemetry::init(Logger { level: Level::Error, ..config.logger }, false);
+    warn(&config);
     let cluster = run::cluster(&config).await?;
     let no_state =
         || anyhow::anyhow!("state.directory: {}: there is no state", config.state.directory().display());
@@ -25,6 +27,9 @@ pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError
     let now = Timestamp::now();
     let from = now.checked_sub(since).map_err(|_| CommandError::Usage("--since: too long ago".to_owned()))?;
     let documents = kept.documents().map_err(anyhow::Error::msg)?;
+    for Withheld { reason, .. } in withheld_at_start(&documents, &policy, now) {
+        println!("! {}", escaped(&reason));
+    }
     let fates = simulate(&documents, &policy, from, now);
     if show(&fates) { Err(CommandError::Changes) } else { Ok(()) }
 }

@@ -154,6 +154,18 @@ impl Enforcement {
     }
 }
 
+impl Enforcement {
+    /// Finds exemptions that are over at `now`. That is no mistake, because time passes.
+    pub(super) fn warn(&self, now: Timestamp, found: &mut Problems) {
+        for (index, exemption) in self.exemptions.iter().enumerate() {
+            if let Some(until) = exemption.until.filter(|until| *until <= now) {
+                let problem = format!("{until} is over: the exemption covers nothing");
+                found.0.push((format!("{}.until", place(index)), problem));
+            }
+        }
+    }
+}
+
 /// How much may happen at once.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -34,7 +34,8 @@ pub struct Gateway {
     /// because `kubectl apply` doubles it in an annotation.
     #[serde(deserialize_with = "values::optional_size")]
     pub max_object_size: Option<usize>,
-    /// How many Services are listed without their Ingresses: every request through the gateway is compared with each.
+    /// How many Services are listed without their Ingresses: every request through the gateway is compared with each. With
+    /// 0 an App without an Ingress is not closed.
     pub max_service_entries: usize,
 }
 
@@ -123,6 +124,15 @@ impl Gateway {
                 bytesize::ByteSize(size as u64).display().iec(),
                 "16KiB to 1MiB",
             );
+        }
+    }
+
+    /// Finds what closes nothing.
+    pub(super) fn warn(&self, found: &mut Problems) {
+        if self.max_service_entries == 0 {
+            let problem =
+                "with 0 the gateway closes no App without an Ingress, and without a cluster none at all";
+            found.0.push(("gateway.max_service_entries".to_owned(), problem.to_owned()));
         }
     }
 

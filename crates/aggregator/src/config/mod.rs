@@ -27,6 +27,7 @@ pub(crate) mod values;
 use std::fmt;
 use std::path::Path;
 
+use jiff::Timestamp;
 use procscan_core::ledger::Detection;
 use procscan_core::policy::Policy;
 use procscan_core::report::Limits;
@@ -78,6 +79,9 @@ pub struct Config {
     pub kubernetes: Kubernetes,
     /// Who may use the HTTP API.
     pub api: Api,
+    /// What is allowed but has no effect, each with its place.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
 }
 
 /// Why a configuration is refused: one line for each mistake, with its place, the value and what is allowed.
@@ -176,14 +180,22 @@ impl Config {
                 return Err(refused(e));
             }
         }
-        let config: Self = serde_path_to_error::deserialize(&tree).map_err(refused)?;
-        let problems: Vec<String> = config
-            .problems()
-            .0
-            .into_iter()
-            .map(|(path, problem)| one_line(&format!("{}: {problem}", place(&path))))
-            .collect();
+        let mut config: Self = serde_path_to_error::deserialize(&tree).map_err(refused)?;
+        let told = |Problems(found): Problems| -> Vec<String> {
+            let line = |(path, problem): (String, String)| one_line(&format!("{}: {problem}", place(&path)));
+            found.into_iter().map(line).collect()
+        };
+        let problems = told(config.problems());
+        config.warnings = told(config.without_effect(Timestamp::now()));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
+    }
+
+    /// What is allowed but has no effect at `now`.
+    fn without_effect(&self, now: Timestamp) -> Problems {
+        let mut found = Problems::default();
+        self.enforcement.warn(now, &mut found);
+        self.gateway.warn(&mut found);
+        found
     }
 
     /// Everything that is wrong with values that are well-formed by themselves.

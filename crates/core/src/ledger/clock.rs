@@ -17,11 +17,15 @@ pub struct Reading {
     pub answered: Span,
     /// How much of the answered time said nothing of this violation.
     pub unheard: Span,
+    /// In a reading from which on time counts: for how long its node had answered before, to other leaders or before
+    /// the start, without fresh evidence of this violation. Only known where answers said nothing of it, and counts
+    /// only for the limit of that.
+    pub before: Span,
 }
 
 impl Reading {
     /// The reading at the node's first answer.
-    pub const ZERO: Self = Self { answered: Span::ZERO, unheard: Span::ZERO };
+    pub const ZERO: Self = Self { answered: Span::ZERO, unheard: Span::ZERO, before: Span::ZERO };
 }
 
 /// What clears a node's evidence: its odometer of answered time, and the limits.
@@ -80,6 +84,7 @@ impl NodeClock {
         if heard >= required {
             return Some(Cleared::ByClock);
         }
+        let answered = answered.saturating_add(mark.before.get());
         (answered >= self.unreachable_limit.get()).then_some(Cleared::Hidden)
     }
 

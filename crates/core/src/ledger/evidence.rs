@@ -193,7 +193,7 @@ impl Evidence {
                 record: Arc::new(known.record.clone()),
                 fresh_at: Some(past(known.fresh_at)),
                 age: None,
-                mark,
+                mark: Reading { before: known.hidden_for.into(), ..mark },
                 first_seen: past(known.first_seen),
                 last_seen: past(known.fresh_at),
                 evidence_time: known.record.detected_at.into(),
@@ -288,7 +288,7 @@ impl Evidence {
         let was_active = self.heard.fresh_at.is_some() && !self.aged && !was_cleared;
         let is_new = self.cleared_at.take().is_some_and(|cleared_at| at.since(cleared_at) > same_incident);
         self.cleared_by = None;
-        let mark = Reading { answered, unheard: self.unheard };
+        let mark = Reading { answered, unheard: self.unheard, before: Span::ZERO };
         let heard = self.heard_mut();
         let away = answered.saturating_sub(heard.mark.answered);
         // A violation that had cleared and came back only after longer than this has ended and begun again: no agent

@@ -97,7 +97,7 @@ impl Node {
 
     /// The reading for a violation of which nothing is known yet.
     pub(super) fn reading(&self) -> Reading {
-        Reading { answered: self.odometer, unheard: self.unheard }
+        Reading { answered: self.odometer, unheard: self.unheard, before: Span::ZERO }
     }
 
     /// Notes whether a report is a sign of life, and whether it can be used. Returns a change when its answers could

@@ -39,10 +39,12 @@ pub struct Book {
     pub(super) before: Before,
     /// The first evidence whose Pod has not been looked up since, and when it was fresh.
     pub(super) unjudged: BTreeMap<EvidenceId, (Moment, EvidenceView)>,
-    /// Disputed evidence, with the reason. It is in the log already.
+    /// Disputed evidence, with the reason.
     pub(super) disputes: BTreeMap<(Key, NodeName), String>,
     /// The accusations in namespaces that may not be touched which are already logged.
     pub(super) refused: Refused,
+    /// The disputed accusations which are already logged.
+    pub(super) disputed: Refused,
     /// New notices in the current round: the round's number and how many.
     pub(super) notices: (u64, usize),
     pub(super) last: Last,

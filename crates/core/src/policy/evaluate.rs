@@ -148,6 +148,7 @@ impl Book {
         // First come, first blocked; what arrived together goes by name, so that the outcome is the same each time.
         blocks.sort();
         self.brake(&mut pass, reading, blocks, releases);
+        self.note_withheld(policy);
         self.forget(policy, now);
         self.tell(&mut pass);
         let Pass { decisions, alerts, dates, .. } = pass;

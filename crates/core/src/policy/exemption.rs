@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use regex::Regex;
 
-use super::BrakeRules;
 use super::book::Book;
 use super::dates::Force;
 use super::decision::Alert;
 use super::evaluate::Pass;
-use super::incident::Standing;
+use super::incident::{Incident, Standing};
+use super::{BrakeRules, Policy};
+use crate::hash::stable_hash;
 use crate::names::{App, Text};
 use crate::plan::{Block, Plan};
 use crate::report::Record;
@@ -84,6 +85,22 @@ impl Exemption {
         opened.map(|block| &block.app.namespace).collect::<BTreeSet<&Text>>().len()
     }
 
+    /// Why it is withheld: it would open so many tenants now, or too many when it was judged.
+    fn too_much(&self, tenants: usize, was_withheld: bool, rules: &BrakeRules) -> String {
+        let (place, most) = (&self.place, self.may_open(rules));
+        if was_withheld && tenants <= most {
+            return format!(
+                "{place} has no effect, because when it was first judged it would have opened the gateway to more than {most} tenants \
+                 at once (brake.max_releases). Now it would open {tenants}: write `confirm: {tenants}` into it if that is meant, or \
+                 narrow it down"
+            );
+        }
+        format!(
+            "{place} would open the gateway to {tenants} tenants at once, more than {most} (brake.max_releases): it has no effect. Write \
+             `confirm: {tenants}` into it if that is meant, or narrow it down"
+        )
+    }
+
     /// How many tenants it may open at once.
     pub fn may_open(&self, rules: &BrakeRules) -> usize {
         // At least one, as many as a release by an operator opens.
@@ -96,7 +113,18 @@ impl Exemption {
         let parts = self.parts().map(|part| part.map(Pattern::text));
         format!("{place} {parts:?} {until:?} {confirm:?}")
     }
+
+    /// By which it is known over restarts that it is withheld.
+    fn fingerprint(&self) -> Text {
+        format!("{:016x}", stable_hash(&[&self.identity()])).into()
+    }
 }
+
+/// In how many blocked Apps' incidents it is kept that an exemption is withheld. One would be enough, until that App's
+/// block ends.
+const CARRIERS: usize = 8;
+/// How many withheld exemptions an incident keeps at most.
+const MAX_WITHHELD: usize = 16;
 
 /// Which exemptions may open blocked Apps.
 #[derive(Clone, Debug, Default)]
@@ -116,7 +144,8 @@ pub struct Withheld {
 
 impl Book {
     /// Withholds exemptions that would open more tenants than allowed without an operator's confirmation. A withheld
-    /// exemption has no effect until an operator changes it, even if the number of tenants falls meanwhile.
+    /// exemption has no effect until an operator changes it, even if the number of tenants falls meanwhile or another
+    /// replica leads.
     pub(super) fn admit(&mut self, pass: &mut Pass<'_>) {
         let mut before = std::mem::take(&mut self.admissions.known);
         let mut unknown = Vec::new();
@@ -151,23 +180,53 @@ impl Book {
             *force = Force::Full;
             let now_open = self.excused(pass, |app| !open.contains(app) && exemption.may_cover(app));
             let tenants = now_open.iter().map(|app| &app.namespace).collect::<BTreeSet<&Text>>().len();
+            let fingerprint = exemption.fingerprint();
+            // A leader before withheld it. What it would open may have become less since.
+            let was_withheld = self.incidents.values().any(|it| it.withheld.contains(&fingerprint));
             let mut withheld = None;
-            if tenants <= exemption.may_open(&pass.policy.brake) {
+            if tenants <= exemption.may_open(&pass.policy.brake) && !was_withheld {
                 open.extend(now_open);
             } else {
                 if let Some(force) = pass.exemptions.get_mut(index) {
                     *force = Force::Over;
                 }
-                let message = format!(
-                    "{} would open the gateway to {tenants} tenants at once, more than {} (brake.max_releases): it has no effect. Write \
-                     `confirm: {tenants}` into it if that is meant, or narrow it down",
-                    exemption.place,
-                    exemption.may_open(&pass.policy.brake)
-                );
+                let message = exemption.too_much(tenants, was_withheld, &pass.policy.brake);
                 withheld = Some(Withheld { place: exemption.place.clone(), reason: message.clone() });
                 pass.alert(Alert::Exemption { message });
             }
             self.admissions.known.insert(identity, withheld);
+        }
+    }
+
+    /// Enters into the incidents of a few blocked Apps which exemptions are withheld, so that the next leader knows of
+    /// it.
+    pub(super) fn note_withheld(&mut self, policy: &Policy) {
+        let known = &self.admissions.known;
+        let is_withheld = |it: &&Exemption| known.get(&it.identity()).is_some_and(Option::is_some);
+        let withheld: Vec<&Exemption> = policy.exemptions.iter().filter(is_withheld).collect();
+        if self.incidents.values().any(|incident| !incident.withheld.is_empty()) {
+            // One that an operator has changed or taken away is judged anew when it comes again.
+            let declared: BTreeSet<Text> = policy.exemptions.iter().map(Exemption::fingerprint).collect();
+            for incident in self.incidents.values_mut() {
+                if !incident.withheld.iter().all(|it| declared.contains(it)) {
+                    let left = incident.withheld.iter().filter(|it| declared.contains(*it)).cloned();
+                    incident.file().withheld = left.collect();
+                }
+            }
+        }
+        for exemption in withheld {
+            let fingerprint = exemption.fingerprint();
+            let is_blocked = |incident: &Incident| matches!(incident.standing, Standing::Blocked { .. });
+            let carries = |incident: &Incident| incident.withheld.contains(&fingerprint);
+            let marked = self.incidents.values().filter(|it| is_blocked(it) && carries(it)).count();
+            let others = self.incidents.iter_mut().filter(|(app, incident)| {
+                let has_room = incident.withheld.len() < MAX_WITHHELD;
+                is_blocked(incident) && !carries(incident) && has_room && exemption.may_cover(app)
+            });
+            for (_, incident) in others.take(CARRIERS.saturating_sub(marked)) {
+                let more = incident.withheld.iter().cloned().chain([fingerprint.clone()]);
+                incident.file().withheld = more.collect();
+            }
         }
     }
 

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use super::facts::AcceptedPod;
 use crate::Moment;
-use crate::ledger::{Cleared, Reading};
+use crate::ledger::{Cleared, NodeClock, Reading};
 use crate::moment::{Span, WallTime};
 use crate::names::Text;
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
+
+/// In steps of how long it is noted for how long a ground is hidden: each step is written.
+const HIDDEN_STEP: Duration = Duration::from_hours(1);
 
 /// One node's accepted evidence of one violation.
 ///
@@ -36,6 +39,9 @@ pub(super) struct Ground {
     pub(super) scan_interval: Option<Span>,
     /// The longest time for which it was unseen and came back (see [`crate::snapshot::Heard::away`]).
     pub(super) away: Span,
+    /// For how long its node has answered since then, earlier leaders' time included, if some of the answers said
+    /// nothing of it; else zero. Updated seldom.
+    pub(super) hidden_for: Span,
     /// Fresh, and accepted, as of the last evaluation.
     pub(super) active: bool,
     /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
@@ -51,6 +57,7 @@ pub(super) struct KeptGround {
     pub(super) fresh_at: Span,
     /// Zero while it is not known.
     pub(super) scan_interval: Span,
+    pub(super) hidden_for: Span,
     pub(super) gone: bool,
 }
 
@@ -83,6 +90,23 @@ impl Ground {
         (self.mark, self.counted_from) = (mark, counted_from);
     }
 
+    /// Notes how long it has been hidden, once in [`HIDDEN_STEP`] of answered time. `unheard` returns how much of the
+    /// answered time has said nothing of it by now.
+    pub(super) fn note_hidden(&mut self, clock: &NodeClock, unheard: impl FnOnce() -> Span) {
+        let answered = clock.odometer.saturating_sub(self.mark.answered);
+        let before = self.mark.before.get();
+        let by_now = before.saturating_add(answered);
+        let noted = self.hidden_for.get();
+        if noted < before || noted > by_now {
+            // Its clock has begun anew.
+            self.hidden_for = self.mark.before;
+        } else if by_now.saturating_sub(noted) >= HIDDEN_STEP
+            && (!before.is_zero() || unheard() > self.mark.unheard)
+        {
+            self.hidden_for = by_now.into();
+        }
+    }
+
     /// What a node says of the Pod with that UID, as of now.
     pub(super) fn of(
         evidence: &EvidenceView,
@@ -102,6 +126,7 @@ impl Ground {
             observations: evidence.observations,
             scan_interval,
             away: evidence.away,
+            hidden_for: Span::ZERO,
             active: true,
             gone: false,
             kept: None,
@@ -130,6 +155,7 @@ impl Ground {
         self.kept = Some(KeptGround {
             fresh_at: self.fresh_at.uptime().into(),
             scan_interval: self.longest_interval().unwrap_or(Span::ZERO),
+            hidden_for: self.hidden_for,
             gone: self.gone,
         });
     }

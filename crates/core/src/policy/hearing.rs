@@ -6,12 +6,13 @@ use std::time::Duration;
 use super::book::Book;
 use super::decision::DecisionKind;
 use super::evaluate::Pass;
-use super::facts::{AcceptedPod, Verdict, claimed_app};
+use super::facts::{AcceptedPod, Verdict};
 use super::ground::{ClearedGround, Ground, Silence};
 use super::incident::{EvidenceId, Incident, Standing};
 use super::refused::{self, RefusedNow};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
+use crate::moment::Span;
 use crate::names::App;
 use crate::snapshot::{EvidenceView, Snapshot, State};
 
@@ -21,13 +22,14 @@ impl Book {
         self.begin_anew(pass.snapshot);
         let known = self.accused_by();
         let (mut disputes, mut refused) = (BTreeMap::new(), RefusedNow::default());
+        let mut unbelieved = RefusedNow::default();
         let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
         for violation in &pass.snapshot.violations {
             if let Some(why) = pass.policy.refuses(&violation.key.namespace) {
                 if violation.state == State::Active && !refused::is_known(&self.incidents, violation.record())
                 {
                     let active = violation.evidence().filter(|e| e.presence == Presence::Active);
-                    active.for_each(|evidence| refused.count(&evidence.node, &evidence.record, why));
+                    active.for_each(|it| refused.count(&it.node, &it.record, || why.into()));
                 }
                 continue;
             }
@@ -54,6 +56,7 @@ impl Book {
                 };
                 // Whatever is believed of it, its node is not silent.
                 let silence = Silence { mark: evidence.mark, counted_from: fresh_at };
+                let heard = evidence;
                 let (mut evidence, mut fresh_at, mut already) = (evidence, fresh_at, already);
                 let mut verdict = judge(evidence, fresh_at);
                 // Where evidence is renewed more often than its Pod is looked up, each look-up is too old for the latest. It
@@ -95,10 +98,7 @@ impl Book {
                     // Evidence that was accepted while it was fresh is not disputed because the Pod has gone since.
                     Verdict::Disputed(_) | Verdict::Unverified(_) if already => {}
                     Verdict::Disputed(why) => {
-                        if !self.disputes.contains_key(&id) {
-                            let app = claimed_app(&evidence.record);
-                            pass.decide(&app, DecisionKind::Disputed, disputed(&id, &why));
-                        }
+                        unbelieved.count(&heard.node, &heard.record, || why.clone().into());
                         disputes.insert(id, why);
                     }
                     // Its Pod is being looked up again: until then it stands as it did.
@@ -122,7 +122,8 @@ impl Book {
             }
         }
         self.disputes = disputes;
-        self.refused.log(refused, pass);
+        self.refused.log(refused, DecisionKind::Exempted, pass);
+        self.disputed.log(unbelieved, DecisionKind::Disputed, pass);
         unverified
     }
 
@@ -238,6 +239,12 @@ impl Book {
             if app_is_gone {
                 incident.cleared = Some(ClearedGround::AppGone);
             }
+            for ((key, node), ground) in incident.grounds.iter_mut() {
+                if let Some(view) = pass.snapshot.nodes.get(node) {
+                    let unheard = || pass.snapshot.unheard(key, node).unwrap_or(Span::ZERO);
+                    ground.note_hidden(&view.clock, unheard);
+                }
+            }
             for (id, by) in cleared {
                 if let Some(ground) = incident.grounds.remove(&id) {
                     incident.cleared = Some(by);
@@ -246,10 +253,4 @@ impl Book {
             }
         }
     }
-}
-
-/// Why the accusation `id` is not believed, for the log.
-fn disputed((key, node): &EvidenceId, why: &str) -> String {
-    let (node, process) = (node.0.escape_debug(), key.process.escape_debug());
-    format!("node {node} accuses Pod {} of process `{process}`, but {why}", key.pod)
 }

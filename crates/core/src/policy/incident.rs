@@ -94,6 +94,8 @@ pub struct File {
     pub(super) formerly: FewSet<App>,
     /// What covers it, as last logged.
     pub(super) exempted: Option<Box<str>>,
+    /// Exemptions that are withheld, by fingerprint: they would open it, and too many others.
+    pub(super) withheld: Box<[Text]>,
     /// What the brakes have counted of it: the window's entry of this App.
     pub(super) due: Option<Arc<Due>>,
     /// What the brake on releases has counted of it: the window's entry of this App.
@@ -260,6 +262,7 @@ impl File {
             origins: FewSet::default(),
             formerly: FewSet::default(),
             exempted: None,
+            withheld: Box::default(),
             due: None,
             release_due: None,
             releases: Vec::new(),

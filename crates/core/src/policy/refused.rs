@@ -1,8 +1,10 @@
-//! Accusations in namespaces that may not be touched: counted by node and namespace, and logged once, when they begin.
+//! Accusations that lead to nothing: in namespaces that may not be touched, and disputed ones. They are counted by node
+//! and namespace, and logged once, when they begin.
 //!
 //! The accusing node chooses all names in them. If each were logged, a node that varies them would push everything else
 //! out of the log. So what is remembered is bounded, whatever the names.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -31,7 +33,7 @@ struct Namespaces {
 /// What one node says of one namespace in one evaluation.
 struct Accused<'a> {
     first: &'a Record,
-    why: &'static str,
+    why: Cow<'a, str>,
     count: usize,
 }
 
@@ -40,15 +42,20 @@ struct Accused<'a> {
 pub(super) struct RefusedNow<'a>(BTreeMap<(&'a NodeName, &'a Text), Accused<'a>>);
 
 impl<'a> RefusedNow<'a> {
-    pub(super) fn count(&mut self, node: &'a NodeName, record: &'a Record, why: &'static str) {
-        let accused = Accused { first: record, why, count: 0 };
-        self.0.entry((node, &record.key.namespace)).or_insert(accused).count += 1;
+    pub(super) fn count(
+        &mut self,
+        node: &'a NodeName,
+        record: &'a Record,
+        why: impl FnOnce() -> Cow<'a, str>,
+    ) {
+        let new = || Accused { first: record, why: why(), count: 0 };
+        self.0.entry((node, &record.key.namespace)).or_insert_with(new).count += 1;
     }
 }
 
 impl Refused {
-    /// Logs what is new, and forgets what no node has said for `policy.same_incident`.
-    pub(super) fn log(&mut self, now: RefusedNow<'_>, pass: &mut Pass<'_>) {
+    /// Logs what is new as decisions of that `kind`, and forgets what no node has said for `policy.same_incident`.
+    pub(super) fn log(&mut self, now: RefusedNow<'_>, kind: DecisionKind, pass: &mut Pass<'_>) {
         for ((node, namespace), accused) in now.0 {
             let logged = self.0.entry(node.clone()).or_default();
             let (reason, app) = match logged.begins(namespace, pass.now) {
@@ -56,14 +63,19 @@ impl Refused {
                 Some(Begins::Namespace) => (accused.reason(node, namespace), claimed_app(accused.first)),
                 Some(Begins::Beyond) => (
                     format!(
-                        "node {} accuses processes in more than {MAX_NAMESPACES} namespaces that may not be touched; \
-                         no more of them are logged",
-                        node.0.escape_debug()
+                        "node {} accuses {} in more than {MAX_NAMESPACES} namespaces{}; no more of them are logged",
+                        node.0.escape_debug(),
+                        if kind == DecisionKind::Disputed {
+                            "Pods that it has nothing to say of"
+                        } else {
+                            "processes"
+                        },
+                        if kind == DecisionKind::Disputed { "" } else { " that may not be touched" },
                     ),
                     claimed_app(accused.first),
                 ),
             };
-            pass.decide(&app, DecisionKind::Exempted, reason);
+            pass.decide(&app, kind, reason);
         }
         self.forget(pass.now, pass.policy.same_incident);
     }

@@ -90,6 +90,10 @@ pub struct IncidentStatus {
     /// What covers it, as last logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exempted: Option<String>,
+    /// Exemptions without effect, as hashes of what they say: they would open this App together with those of too many
+    /// other tenants. Kept with a few of these Apps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub withheld: Vec<Text>,
     /// The accusations, and those that have cleared: a record that is still listed but does not change is not believed again.
     #[serde(default)]
     pub evidence: Vec<Evidence>,

@@ -330,6 +330,7 @@ fn what_another_replica_has_cleared_is_evidence_again_only_by_something_young() 
         observations: 1,
         cleared: Some((world.now.wall(), Cleared::ByClock)),
         scan_interval: None,
+        hidden_for: std::time::Duration::ZERO,
     };
     world.ledger.remember([kept], world.now);
     assert_eq!(world.state("ns-a"), State::Cleared, "nothing has been heard since");

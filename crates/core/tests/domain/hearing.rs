@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{MINUTE, World, app, record, record_of};
 use procscan_core::ledger::Detection;
-use procscan_core::names::{App, Key, NodeName, PodRef};
+use procscan_core::names::{Key, NodeName, PodRef};
 use procscan_core::policy::{
     AccusedPod, DecisionKind, Inherited, Mode, OnIngresses, PodFact, PodState, WhichPod,
 };
@@ -262,50 +262,44 @@ fn a_namespace_that_its_tenant_makes_too_large_to_look_at_is_not_opened_by_a_new
     }
 }
 
-#[test]
-fn what_was_gone_while_paused_and_is_back_is_not_released_as_gone() {
+/// An App is blocked, and gone while `prevented`, so that it is not released as gone; then it is back and mines, and its
+/// Pod has not been looked up since the accusation. From then on it may be released.
+fn gone_and_back(prevented: impl Fn(&mut World, bool)) -> World {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    world.policy.mode = Mode::Paused;
-    let one = App::new("ns-a", "app", "web");
-    world.facts.apps.get_mut(&one).unwrap().gone = true;
+    prevented(&mut world, true);
+    world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = true;
     world.pod_is("ns-a", "web", PodState::Gone);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // It is back and mines; its Pod has not been looked up since the accusation.
-    world.facts.apps.get_mut(&one).unwrap().gone = false;
+    world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = false;
     world.wait(MINUTE);
     let now = world.clock();
     world.pod_is("ns-a", "web", PodState::Unreadable("503".into()));
     world.answer("n1", vec![record("ns-a", now)]);
-    world.policy.mode = Mode::Enforce;
+    prevented(&mut world, false);
+    world
+}
+
+#[test]
+fn what_was_gone_while_paused_and_is_back_is_not_released_as_gone() {
+    let mut world = gone_and_back(|world, is_paused| {
+        world.policy.mode = if is_paused { Mode::Paused } else { Mode::Enforce };
+    });
     assert_eq!(world.blocked(), ["ns-a"]);
     // Without an accusation there is nothing to wait for.
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
     assert!(world.blocked().is_empty());
 }
 
+/// The release as gone is decided, can't be kept, and is taken back.
 #[test]
 fn what_was_gone_while_nothing_could_be_kept_and_is_back_is_not_released_as_gone() {
-    let mut world = World::new(&["n1"]);
-    world.policy.verify_pods = true;
-    world.pod_on("ns-a", "web", "n1", "web");
-    world.answer("n1", vec![record("ns-a", 0)]);
-    assert_eq!(world.blocked(), ["ns-a"]);
-    // The release as gone is decided, can't be kept, and is taken back.
-    world.unwritable.insert("ns-a".into());
-    let one = App::new("ns-a", "app", "web");
-    world.facts.apps.get_mut(&one).unwrap().gone = true;
-    world.pod_is("ns-a", "web", PodState::Gone);
-    assert_eq!(world.blocked(), ["ns-a"]);
-    // It is back and mines; its Pod has not been looked up since the accusation.
-    world.facts.apps.get_mut(&one).unwrap().gone = false;
-    world.wait(MINUTE);
-    let now = world.clock();
-    world.pod_is("ns-a", "web", PodState::Unreadable("503".into()));
-    world.answer("n1", vec![record("ns-a", now)]);
-    world.unwritable.clear();
+    let mut world = gone_and_back(|world, is_unwritable| {
+        world.unwritable.clear();
+        world.unwritable.extend(is_unwritable.then(|| "ns-a".to_owned()));
+    });
     assert_eq!(world.blocked(), ["ns-a"]);
 }

@@ -241,7 +241,8 @@ fn what_is_hidden_stays_hidden_over_restarts_of_ours() {
                 }
             }
             world.restart();
-            world.rounds(10 * 60, |w| {
+            // In sum less than the limit, which counts over restarts.
+            world.rounds(3 * 60, |w| {
                 ask(w, &mut agent);
                 w.evaluate();
             });

@@ -1,6 +1,7 @@
-//! Accusations in namespaces that may not be touched.
+//! Accusations that lead to nothing: in namespaces that may not be touched, and of Pods that the node has nothing to say of.
 
-use procscan_core::policy::DecisionKind;
+use procscan_core::names::PodRef;
+use procscan_core::policy::{DecisionKind, PodState};
 use procscan_core::report::Record;
 
 use crate::common::*;
@@ -82,4 +83,54 @@ fn what_is_accused_again_after_a_day_is_logged_again() {
     world.wait(25 * HOUR);
     world.evaluate();
     assert_eq!(accuse(&mut world), 1);
+}
+
+/// The node accuses Pods that do not exist, and gives them other names each time.
+#[test]
+fn whatever_pods_a_node_makes_up_its_disputed_accusations_in_a_namespace_are_logged_once() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.verify_pods = true;
+    let accuse = |w: &mut World, node: &str, records: Vec<Record>| {
+        for record in &records {
+            w.pod_is(&record.key.namespace, &record.key.pod, PodState::Gone);
+        }
+        w.answer(node, records);
+        let evaluation = w.evaluate();
+        let of = |kind| evaluation.decisions.iter().filter(move |it| it.kind == kind);
+        assert_eq!(of(DecisionKind::Disputed).count(), evaluation.decisions.len());
+        let log: Vec<String> = of(DecisionKind::Disputed).map(|it| it.reason.to_string()).collect();
+        (log, evaluation.disputes.len())
+    };
+    let mut log = Vec::new();
+    world.rounds(10, |w| {
+        let (now, round) = (w.clock(), w.now.uptime().as_secs());
+        let (lines, disputes) = accuse(w, "n1", made_up("ns-a", 300, round, now));
+        log.extend(lines);
+        assert!(disputes >= 300, "all of them are listed: {disputes}");
+    });
+    let [line] = &log[..] else { panic!("{} lines", log.len()) };
+    assert!(line.contains("node n1") && line.contains("there is no such Pod"), "{line}");
+    assert!(line.contains("299 more") && line.contains("ns-a"), "{line}");
+
+    // Another node or another namespace is logged on its own; namespaces that the node makes up too are not.
+    let now = world.clock();
+    let (lines, _) = accuse(&mut world, "n2", made_up("ns-a", 1, 0, now));
+    assert_eq!(lines.len(), 1);
+    assert!(lines[0].contains("node n2") && !lines[0].contains("more"), "{lines:?}");
+    log.clear();
+    for round in 0..10 {
+        world.wait(MINUTE);
+        let now = world.clock();
+        let records = (0..20).flat_map(|n| made_up(&format!("ns-x{round}-{n}"), 2, round, now)).collect();
+        log.extend(accuse(&mut world, "n1", records).0);
+    }
+    assert_eq!(log.len(), 16, "{log:?}");
+    assert!(log[15].contains("more than 16 namespaces"), "{}", log[15]);
+
+    // An accusation that is disputed hides none in a namespace that may not be touched, nor the other way round.
+    let now = world.clock();
+    world.answer("n2", made_up("kube-system", 1, 1, now));
+    assert_eq!(logged(&mut world).len(), 1);
+    let pod = PodRef { namespace: "kube-system".into(), pod: "p-1-0".into() };
+    assert!(!world.facts.pods.contains_key(&pod));
 }

@@ -107,6 +107,9 @@ impl AllKnown {
     pub(super) fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
         let now = Instant::now();
         let mut changed = Vec::new();
+        // What is removed is not waited for, and a later object of that name is another one.
+        self.behind.retain(|name, _| self.all.contains_key(name) && kept.incidents.contains_key(&**name));
+        self.said.retain(|name, _| self.all.contains_key(name));
         let mut live = kept.incidents.iter().peekable();
         for (name, known) in &self.all {
             while live.next_if(|(other, _)| ***other < **name).is_some() {}
@@ -149,5 +152,66 @@ impl AllKnown {
             (known.stamp, known.version) = (seen, seen.version.to_string().into());
             (known.generation, known.observed) = (generation, None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use procscan_core::names::App;
+    use procscan_core::state::IncidentSpec;
+
+    use super::*;
+    use crate::state::KeptIncident;
+
+    fn stamp(version: u64, status: u64) -> Stamp {
+        Stamp { uid: 1, version, status }
+    }
+
+    /// So many incidents, as they were written last.
+    fn written(incidents: usize) -> AllKnown {
+        let all = (0..incidents).map(|n| {
+            let meta = ObjectMeta { generation: Some(1), ..ObjectMeta::default() };
+            (format!("i-{n}"), Known::of_seen(meta, stamp(5, 5), 1))
+        });
+        AllKnown { all: all.collect(), ..AllKnown::default() }
+    }
+
+    /// What the watch shows of them.
+    fn shown(incidents: usize, stamp: Stamp) -> Kept {
+        let mut kept = Kept::default();
+        for n in 0..incidents {
+            let spec = IncidentSpec::of(&App::new("ns-a", "app", "web"));
+            let incident = KeptIncident::new(spec, None, 1, None).unwrap().stamped(stamp);
+            kept.incidents.insert(format!("i-{n}").into(), Arc::new(incident));
+        }
+        kept
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watch_is_not_waited_for_to_show_what_was_removed() {
+        for is_removed_here in [true, false] {
+            let mut known = written(2);
+            assert!(known.changed(&shown(2, stamp(4, 4))).is_empty(), "the watch lags behind");
+            assert_eq!(known.next_look(), Some(Instant::now() + BEHIND));
+            let left = if is_removed_here { 2 } else { 0 };
+            if is_removed_here {
+                known.all.clear();
+            }
+            tokio::time::advance(BEHIND).await;
+            assert!(known.changed(&shown(left, stamp(4, 4))).is_empty());
+            assert_eq!(known.next_look(), None, "else it is looked again at once, for ever");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_said_of_incidents_is_forgotten_with_them() {
+        let mut known = written(100);
+        assert_eq!(known.changed(&shown(100, stamp(6, 6))).len(), 100);
+        assert_eq!(known.said.len(), 100);
+        known.all.retain(|name, _| name == "i-7");
+        assert_eq!(known.changed(&shown(100, stamp(6, 6))).len(), 1);
+        assert_eq!(known.said.len(), 1);
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::book::Book;
 use super::dates::Dates;
-use super::ground::{ClearedGround, Ground};
+use super::ground::{ClearedGround, Ground, KeptGround};
 use super::incident::{File, Incident, Standing, StickyRelease, Told};
 use super::leader_clock::LeaderClock;
 use crate::Moment;
@@ -108,24 +108,24 @@ impl Book {
 
     /// The Apps whose incidents differ from what is kept. Those that are or were blocked come first, because blocks and
     /// releases wait for these writes. Last come a few of those of which only the evidence is newer than it was kept: no
-    /// decision has to wait for all of these.
+    /// decision has to wait for all of these. What was kept longest ago goes first.
     pub fn unsaved(&self) -> Vec<App> {
         let (mut unsaved, mut refreshes) = (Vec::new(), Vec::new());
         for (app, incident) in &self.incidents {
             match self.effective.get(app) {
                 Some(before) if !is_kept_by(incident, before) => unsaved.push((app, incident)),
-                Some(_) if !is_refreshed(incident) => refreshes.push((app, incident)),
-                Some(_) => {}
+                Some(_) => refreshes.extend(outdated_since(incident).map(|since| (since, app))),
                 None => unsaved.push((app, incident)),
             }
         }
+        refreshes.sort_unstable();
         let is_urgent = |app: &App, incident: &Incident| {
             let is_blocked = |file: &File| matches!(file.standing, Standing::Blocked { .. });
             is_blocked(incident) || self.effective.get(app).is_some_and(|before| is_blocked(&before.file))
         };
         unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
-        unsaved.extend(refreshes.into_iter().take(REFRESHES));
-        unsaved.into_iter().map(|(app, _)| app.clone()).collect()
+        let refreshes = refreshes.into_iter().take(REFRESHES).map(|(_, app)| app);
+        unsaved.into_iter().map(|(app, _)| app).chain(refreshes).cloned().collect()
     }
 
     /// The document to keep for the incident of `app`.
@@ -179,18 +179,25 @@ impl Book {
     }
 }
 
-/// Whether the evidence of `now` is about as new as it was kept.
-fn is_refreshed(now: &Incident) -> bool {
-    now.grounds.values().filter_map(|ground| Some((ground, ground.kept?))).all(|(ground, kept)| {
+/// If more is known of some evidence of `now` than is kept of it: from when the oldest of that is, by the monotonic
+/// clock.
+fn outdated_since(now: &Incident) -> Option<Duration> {
+    let kept = now.grounds.values().filter_map(|ground| Some((ground, ground.kept?)));
+    let outdated = kept.filter(|(ground, kept)| {
         let interval = ground.longest_interval().unwrap_or(Span::ZERO);
-        ground.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) < EVIDENCE_REFRESH
-            && interval.saturating_sub(kept.scan_interval) <= INTERVAL_SLACK
-    })
+        ground.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) >= EVIDENCE_REFRESH
+            || interval.saturating_sub(kept.scan_interval) > INTERVAL_SLACK
+            || ground.hidden_for > kept.hidden_for
+    });
+    outdated.map(|(_, kept)| kept.fresh_at.get().saturating_add(kept.hidden_for.get())).min()
 }
 
 /// Whether `saved` is kept, and a restart would lose nothing that matters of `now`, but for newer evidence.
 fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
-    let is_same_ground = |ground: &Ground| ground.kept.is_some_and(|kept| kept.gone == ground.gone);
+    // A restart must not count time as hidden before it was seen again.
+    let is_same =
+        |ground: &Ground, kept: KeptGround| kept.gone == ground.gone && kept.hidden_for <= ground.hidden_for;
+    let is_same_ground = |ground: &Ground| ground.kept.is_some_and(|kept| is_same(ground, kept));
     saved.is_kept
         && count(now.grounds.len()) == saved.grounds
         && now.grounds.values().all(is_same_ground)
@@ -218,6 +225,7 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         origins,
         formerly,
         exempted,
+        withheld,
         due,
         release_due,
         releases,
@@ -245,6 +253,7 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         && origins == &saved.origins
         && formerly == &saved.formerly
         && exempted == &saved.exempted
+        && withheld == &saved.withheld
         && due == &saved.due
         && release_due == &saved.release_due
         && releases.iter().map(StickyRelease::words).eq(saved.releases.iter().map(StickyRelease::words))

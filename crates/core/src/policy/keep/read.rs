@@ -30,10 +30,6 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
         for evidence in &document.status.evidence {
             let record = record(namespace, evidence);
             let id = (record.key.clone(), NodeName(evidence.node.clone()));
-            // If two incidents have the same evidence, the fresher one counts.
-            if all.get(&id).is_some_and(|known| known.fresh_at > evidence.fresh_at) {
-                continue;
-            }
             let remembered = Remembered {
                 key: id.0.clone(),
                 node: id.1.clone(),
@@ -43,11 +39,24 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
                 observations: evidence.observations,
                 cleared: evidence.cleared.as_ref().map(|cleared| (cleared.at, cleared.by.into())),
                 scan_interval: evidence.scan_interval.map(Duration::from_secs),
+                hidden_for: hidden_for(evidence),
             };
-            all.insert(id, remembered);
+            if all.get(&id).is_none_or(|known| order_of_words(known) < order_of_words(&remembered)) {
+                all.insert(id, remembered);
+            }
         }
     }
     all.into_values().collect()
+}
+
+/// Which of two words of one agent is the later one, if two incidents have the same evidence: by the agent's own clock,
+/// because leaders' wall clocks differ and jump. What counts in one of the incidents has not cleared.
+fn order_of_words(known: &Remembered) -> (Timestamp, bool, Timestamp) {
+    (known.record.detected_at, known.cleared.is_none(), known.fresh_at)
+}
+
+fn hidden_for(evidence: &kept::Evidence) -> Duration {
+    Duration::from_secs(evidence.hidden_for.unwrap_or_default())
 }
 
 fn brake_of(brake: BrakeKind, of: Option<&Text>) -> Brake {
@@ -178,6 +187,7 @@ pub(super) fn restored(
     file.origins = status.origins.iter().cloned().collect();
     file.formerly = status.formerly.iter().map(App::from).collect();
     file.exempted = status.exempted.as_deref().map(Box::from);
+    file.withheld = status.withheld.as_slice().into();
     file.due = status.due.as_ref().map(|due| {
         let accusers = due
             .accusers
@@ -242,6 +252,7 @@ fn hear_again(
         let mark = Reading {
             answered: snapshot.nodes.get(&node).map_or(Span::ZERO, |node| node.clock.odometer),
             unheard: snapshot.unheard(&key, &node).unwrap_or(Span::ZERO),
+            before: hidden_for(evidence).into(),
         };
         let ground = Ground {
             pod_uid: evidence.pod_uid.clone(),
@@ -255,6 +266,7 @@ fn hear_again(
             observations: evidence.observations,
             scan_interval: evidence.scan_interval.map(|seconds| Duration::from_secs(seconds).into()),
             away: Duration::from_secs(evidence.scan_interval.unwrap_or_default()).into(),
+            hidden_for: hidden_for(evidence).into(),
             active: false,
             gone: evidence.cleared.as_ref().is_some_and(|cleared| !cleared.ended),
             kept: None,

@@ -73,6 +73,7 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         release_held: incident.release_held.as_ref().map(|at| at.wall()),
         approved: incident.approved,
         exempted: incident.exempted.as_deref().map(str::to_owned),
+        withheld: incident.withheld.to_vec(),
         evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
         // Cleared evidence comes last, and need not be waited for.
         evidence_omitted: incident
@@ -212,6 +213,7 @@ fn evidence(
             .longest_interval()
             .map(Span::get)
             .map(|interval| interval.as_secs() + u64::from(interval.subsec_nanos() > 0)),
+        hidden_for: Some(ground.hidden_for.get().as_secs()).filter(|seconds| *seconds > 0),
         cleared,
     }
 }

@@ -24,6 +24,7 @@ fn kept(stamp: i64, cleared: Option<i64>) -> Remembered {
         observations: 7,
         cleared: cleared.map(|at| (wall(at), Cleared::ByClock)),
         scan_interval: None,
+        hidden_for: std::time::Duration::ZERO,
     }
 }
 

@@ -1,0 +1,105 @@
+//! A process that a neighbour's hides for ever is released after the limit of answered time, whichever leaders there are.
+
+use crate::common::agent::{Process, RealAgent};
+use crate::common::{HOUR, MINUTE, World};
+use procscan_core::ledger::Cleared;
+use procscan_core::snapshot::State;
+
+const LIMIT: u64 = 24 * HOUR;
+
+fn ask(world: &mut World, agent: &mut RealAgent) {
+    let outcome = agent.outcome(world.now.uptime().as_secs());
+    world.report("n1", outcome);
+    if world.now.uptime().as_secs().is_multiple_of(300) {
+        world.evaluate();
+    }
+}
+
+/// `ns-j` is blocked, and from then on `ns-k` hides it.
+fn hidden(interval: u64) -> (World, RealAgent) {
+    let mut world = World::new(&["n1"]);
+    let mut agent = RealAgent::new(interval, 0);
+    agent.run(1000, Process::of("ns-j"));
+    world.rounds(60, |w| ask(w, &mut agent));
+    assert_eq!(world.blocked(), ["ns-j"]);
+    // "999" comes after "1000" in the order of strings.
+    agent.run(999, Process::of("ns-k"));
+    (world, agent)
+}
+
+/// For how many minutes it stays blocked, with a restart each `every` minutes.
+fn outlasts(world: &mut World, agent: &mut RealAgent, every: u64) -> u64 {
+    let mut minutes = 0;
+    while world.blocked().contains(&"ns-j".to_owned()) {
+        world.rounds(1, |w| ask(w, agent));
+        minutes += 1;
+        if minutes % every == 0 {
+            world.restart();
+        }
+        assert!(minutes < 100 * 60, "never released");
+    }
+    minutes
+}
+
+#[test]
+fn restarts_let_what_is_hidden_wait_a_little_longer_but_not_anew() {
+    for every in [3 * 60, 7 * 60, 11 * 60] {
+        let (mut world, mut agent) = hidden(100);
+        let minutes = outlasts(&mut world, &mut agent, every);
+        // What was not kept yet is lost with each restart: an hour at the most, and the round of the restart.
+        let most = LIMIT / MINUTE * every / (every - 66) + 70;
+        assert!((LIMIT / MINUTE - 3..=most).contains(&minutes), "{minutes} min, a restart each {every} min");
+        assert!(world.blocked().contains(&"ns-k".to_owned()));
+        if world.state("ns-j") == State::Cleared {
+            assert_eq!(world.violation("ns-j").speaker.cleared, Some(Cleared::Hidden));
+        }
+    }
+}
+
+#[test]
+fn what_was_seen_again_waits_anew_whichever_leader_has_seen_it() {
+    for restarts_before in [false, true] {
+        let (mut world, mut agent) = hidden(100);
+        world.rounds(20 * 60, |w| ask(w, &mut agent));
+        if restarts_before {
+            world.restart();
+        }
+        // One scan finds it alone; from then on it is hidden again.
+        agent.end(999);
+        world.rounds(2, |w| ask(w, &mut agent));
+        agent.run(999, Process::of("ns-k"));
+        world.evaluate();
+        world.restart();
+        let minutes = outlasts(&mut world, &mut agent, u64::MAX);
+        assert!(minutes >= LIMIT / MINUTE - 3, "{minutes} min");
+    }
+}
+
+/// The limit is for what is hidden: what may just have been seen seldom waits for its own clearing time.
+#[test]
+fn a_new_leader_releases_nothing_by_the_limit_before_it_has_listened_for_the_clearing_time() {
+    let (mut world, mut agent) = hidden(100);
+    world.rounds(23 * 60 + 50, |w| ask(w, &mut agent));
+    world.restart();
+    world.rounds(29, |w| {
+        ask(w, &mut agent);
+        assert!(w.blocked().contains(&"ns-j".to_owned()));
+    });
+    world.rounds(130, |w| ask(w, &mut agent));
+    assert!(!world.blocked().contains(&"ns-j".to_owned()));
+}
+
+#[test]
+fn how_long_it_was_hidden_is_kept_seldom() {
+    let (mut world, mut agent) = hidden(100);
+    let mut writes = 0;
+    world.rounds(23 * 60, |w| {
+        let before = w.kept.clone();
+        ask(w, &mut agent);
+        let of_j = |kept: &std::collections::BTreeMap<String, procscan_core::state::Incident>| {
+            kept.values().find(|it| *it.spec.app.namespace == *"ns-j").cloned()
+        };
+        writes += usize::from(of_j(&w.kept) != of_j(&before));
+    });
+    assert!(writes <= 24, "{writes} writes in 23 h");
+}

@@ -1,0 +1,136 @@
+//! Exemptions that would open too many tenants: the next leader decides of them as the one before did.
+
+use crate::common::{MINUTE, World, app, exemption, namespaces, record};
+use procscan_core::policy::{Exemption, Pattern};
+
+fn of(namespaces: &str, confirm: Option<usize>) -> Exemption {
+    let any = Pattern::Regex(regex::Regex::new(namespaces).unwrap());
+    Exemption { confirm, ..exemption(|e| e.namespace = Some(any.clone()), None) }
+}
+
+/// Twenty-five tenants are blocked.
+fn many_blocked() -> World {
+    let mut world = World::new(&["n1"]);
+    let brake = &mut world.policy.brake;
+    (brake.max_new_tenants, brake.max_tenants_per_node, brake.max_apps_per_node) = (100, 100, 200);
+    brake.max_tenants_per_rule = 100;
+    world.answer("n1", namespaces(25).iter().map(|namespace| record(namespace, 0)).collect());
+    assert_eq!(world.blocked().len(), 25);
+    world
+}
+
+fn gone(world: &mut World, namespaces: &[String]) {
+    for namespace in namespaces {
+        world.facts.apps.entry(app(namespace)).or_default().gone = true;
+    }
+}
+
+/// Another leader begins; the one before may have been another replica.
+fn change_leader(world: &mut World, fails_over: bool) {
+    if fails_over {
+        world.follower_ahead = 3600;
+        world.fail_over();
+    } else {
+        world.restart();
+    }
+}
+
+#[test]
+fn what_was_withheld_is_not_opened_by_the_next_leader_because_fewer_tenants_are_left() {
+    for (left, fails_over) in [(15, false), (15, true), (5, false), (5, true)] {
+        let mut world = many_blocked();
+        world.policy.exemptions = vec![of("^ns-", None)];
+        assert_eq!(world.blocked().len(), 25);
+        gone(&mut world, &namespaces(25 - left));
+        assert_eq!(world.blocked().len(), left);
+        for _ in 0..3 {
+            change_leader(&mut world, fails_over);
+            let evaluation = world.evaluate();
+            assert_eq!(evaluation.plan.blocks.len(), left, "{left} left, {fails_over}");
+            assert_eq!(evaluation.alerts.len(), 1, "it is said anew: {:?}", evaluation.alerts);
+            let [withheld] = &world.book.withheld()[..] else { panic!("one is withheld") };
+            assert!(withheld.reason.contains(&format!("`confirm: {left}`")), "{}", withheld.reason);
+        }
+        // It holds back no new block either, and takes effect with the number.
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-new", now)]);
+        assert_eq!(world.blocked().len(), left + 1);
+        world.policy.exemptions = vec![of("^ns-", Some(left + 1))];
+        assert!(world.blocked().is_empty());
+        change_leader(&mut world, fails_over);
+        assert!(world.blocked().is_empty());
+        assert!(world.book.withheld().is_empty());
+    }
+}
+
+/// The first one opens all that few tenants are left of, the second is for one of them only.
+#[test]
+fn that_one_exemption_is_withheld_says_nothing_of_another() {
+    let mut world = many_blocked();
+    world.policy.exemptions = vec![of("^ns-", None)];
+    assert_eq!(world.blocked().len(), 25);
+    world.restart();
+    world.policy.exemptions.push(of("^ns-003$", None));
+    assert_eq!(world.blocked().len(), 24);
+    assert_eq!(world.book.withheld().len(), 1);
+}
+
+#[test]
+fn what_was_in_force_is_not_withheld_by_the_next_leader_because_it_covers_more_tenants_now() {
+    for fails_over in [false, true] {
+        let mut world = many_blocked();
+        world.policy.exemptions = vec![of("^ns-00[0-4]|^ns-1", None)];
+        assert_eq!(world.blocked().len(), 20);
+        // It covers twenty-five more, none of which is blocked.
+        world.wait(MINUTE);
+        let now = world.clock();
+        let more = |w: &mut World, now: i64| {
+            w.answer("n1", namespaces(125)[100..].iter().map(|name| record(name, now)).collect());
+        };
+        more(&mut world, now);
+        assert_eq!(world.blocked().len(), 20);
+        change_leader(&mut world, fails_over);
+        assert_eq!(world.blocked().len(), 20);
+        assert!(world.book.withheld().is_empty());
+        world.wait(MINUTE);
+        let now = world.clock();
+        more(&mut world, now);
+        assert_eq!(world.blocked().len(), 20);
+    }
+}
+
+/// It is the operator's new word.
+#[test]
+fn an_exemption_that_was_taken_away_and_comes_again_is_counted_anew_by_any_leader() {
+    for restarts in [false, true] {
+        let mut world = many_blocked();
+        world.policy.exemptions = vec![of("^ns-", None)];
+        assert_eq!(world.blocked().len(), 25);
+        gone(&mut world, &namespaces(15));
+        assert_eq!(world.blocked().len(), 10);
+        world.policy.exemptions.clear();
+        assert_eq!(world.blocked().len(), 10);
+        if restarts {
+            world.restart();
+        }
+        world.policy.exemptions = vec![of("^ns-", None)];
+        assert!(world.blocked().is_empty(), "{restarts}");
+    }
+}
+
+#[test]
+fn that_an_exemption_is_withheld_is_kept_in_a_few_incidents_and_once() {
+    let mut world = many_blocked();
+    world.policy.exemptions = vec![of("^ns-", None)];
+    let before: Vec<_> = world.kept.values().cloned().collect();
+    world.evaluate();
+    let changed = world.kept.values().zip(&before).filter(|(now, before)| now != before).count();
+    assert!((1..=8).contains(&changed), "{changed}");
+    let before = world.kept.clone();
+    for _ in 0..3 {
+        world.evaluate();
+        assert!(world.book.unsaved().is_empty());
+    }
+    assert_eq!(world.kept, before);
+}

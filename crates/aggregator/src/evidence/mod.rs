@@ -55,13 +55,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::due::PLACES;
 use self::listing::Look;
-use self::lookup::Seen;
-use self::state::State;
+use self::state::{Looked, State};
 use self::sweep::{Plan, Swept};
 pub use self::waiting::EvidenceStatus;
 use self::watches::{Told, Watches};
 use crate::clock::Clock;
-use crate::kubernetes::{Cluster, Refusal};
+use crate::kubernetes::Cluster;
 
 /// Up to this many accused namespaces are looked at every round, which is less than a request per second. With more,
 /// the cluster is watched.
@@ -167,8 +166,8 @@ impl Evidence {
                     Err(_) => return,
                 },
                 // Each is taken as it comes, so no look waits for another.
-                Some((namespace, asked, seen)) = looks.next() => {
-                    let gone = state.see(&namespace, seen, asked, self.interval).unwrap_or_default();
+                Some(looked) = looks.next() => {
+                    let gone = state.see(looked, self.interval).unwrap_or_default();
                     cleared.extend(gone.into_iter().map(|(pod, until)| PodGone { pod, until }));
                     is_news = true;
                 }
@@ -205,12 +204,12 @@ impl Evidence {
         state: &State,
         namespace: Text,
         now: Moment,
-    ) -> impl Future<Output = (Text, Moment, Result<Option<Seen>, Refusal>)> + use<'a> {
+    ) -> impl Future<Output = Looked> + use<'a> {
         let (with_routes, pods) = (state.with_routes, state.urgent(&namespace));
         async move {
             let look = Look::new(&self.cluster, &namespace, &self.large);
             let seen = lookup::look(look, self.clock, &pods, with_routes).await;
-            (namespace, now, seen)
+            Looked { namespace, asked: now, seen }
         }
     }
 

@@ -23,6 +23,16 @@ pub(super) const MAX_UNKNOWN_PODS: usize = 20;
 /// How often the reports of the watches are used, and the least time between two looks at a namespace that has changed.
 pub(super) const CONFIRM: Duration = Duration::from_secs(10);
 
+/// The result of a look at one namespace.
+#[derive(Debug)]
+pub(super) struct Looked {
+    pub(super) namespace: Text,
+    /// When it began.
+    pub(super) asked: Moment,
+    /// `None` if the namespace does not exist; or why the cluster can't be asked.
+    pub(super) seen: Result<Option<Seen>, Refusal>,
+}
+
 /// The accused namespaces.
 #[derive(Default)]
 pub(super) struct State {
@@ -149,7 +159,8 @@ impl State {
             let is_missed = found.is_none();
             if let Some(found) = found {
                 // An error of the sweep is no error of this namespace.
-                gone.extend(self.take_in(&namespace, Ok(Some(found)), asked, patience).unwrap_or_default());
+                let looked = Looked { namespace: namespace.clone(), asked, seen: Ok(Some(found)) };
+                gone.extend(self.take_in(looked, patience).unwrap_or_default());
             } else if let Some(told) = &self.told {
                 told.changes().look_again(&namespace);
             }
@@ -160,27 +171,21 @@ impl State {
         gone
     }
 
-    /// Takes the result of a look that began at `asked`. Returns the Pods that are proven gone, each with the time
-    /// until which its evidence counts for nothing; or why the cluster can't be asked.
+    /// Takes the result of a look. Returns the Pods that are proven gone, each with the time until which its evidence
+    /// counts for nothing; or why the cluster can't be asked.
     pub(super) fn see(
         &mut self,
-        namespace: &Text,
-        seen: Result<Option<Seen>, Refusal>,
-        asked: Moment,
+        looked: Looked,
         patience: Duration,
     ) -> Result<Vec<(PodRef, Moment)>, Refusal> {
-        self.looking.remove(namespace);
-        self.sweeps.has_been_looked_at(namespace);
-        self.take_in(namespace, seen, asked, patience)
+        self.looking.remove(&looked.namespace);
+        self.sweeps.has_been_looked_at(&looked.namespace);
+        self.take_in(looked, patience)
     }
 
-    fn take_in(
-        &mut self,
-        namespace: &Text,
-        seen: Result<Option<Seen>, Refusal>,
-        asked: Moment,
-        patience: Duration,
-    ) -> Result<Vec<(PodRef, Moment)>, Refusal> {
+    fn take_in(&mut self, looked: Looked, patience: Duration) -> Result<Vec<(PodRef, Moment)>, Refusal> {
+        let Looked { namespace, asked, seen } = looked;
+        let namespace = &namespace;
         let Some(inquiry) = self.inquiries.get_mut(namespace) else { return Ok(Vec::new()) };
         let room = self.rooms.entry(namespace.clone()).or_default();
         let outcome = match seen {

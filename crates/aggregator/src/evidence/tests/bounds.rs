@@ -7,7 +7,7 @@ use serde_json::json;
 use super::super::listing::MAX_OBJECTS;
 use super::fake::{Server, pod, service};
 use super::*;
-use crate::kubernetes::Cluster;
+use crate::kubernetes::{Cluster, Refusal};
 
 fn evidence(server: &Server) -> Evidence {
     Evidence {
@@ -23,8 +23,8 @@ fn evidence(server: &Server) -> Evidence {
 async fn look(server: &Server) -> (State, Result<Vec<(PodRef, Moment)>, Refusal>) {
     let evidence = evidence(server);
     let mut state = state(&[("ns-a", "n1", 1)]);
-    let (namespace, _, seen) = evidence.look(&state, "ns-a".into(), at(10)).await;
-    let outcome = state.see(&namespace, seen, at(10), ROUND);
+    let looked = evidence.look(&state, "ns-a".into(), at(10)).await;
+    let outcome = state.see(looked, ROUND);
     (state, outcome)
 }
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::fake::pod;
-use super::watching::{Stage, wait};
+use super::stage::{Stage, wait};
 use super::*;
 
 #[tokio::test(start_paused = true)]

@@ -1,10 +1,12 @@
 //! The order of looks in simulated time, under the pace as shipped.
 
 mod bounds;
+mod confirming;
 pub(super) mod fake;
 mod missed;
 mod routes;
 mod slow;
+mod stage;
 mod sweeping;
 mod tenants;
 mod watching;
@@ -16,7 +18,7 @@ use procscan_core::names::{App, NodeName};
 use procscan_core::policy::{AccusedPod, Accusers, Lineage, PodFact, PodState, WhichPod};
 
 use super::due::GAP;
-use super::lookup::Pod;
+use super::lookup::{Pod, Seen};
 use super::state::MAX_UNKNOWN_PODS;
 use super::*;
 
@@ -149,7 +151,8 @@ impl World {
                 self.judged.entry(namespace.clone()).or_insert(self.now);
             }
             for namespace in &due {
-                self.state.see(namespace, Ok(Some(seen(namespace))), asked, ROUND).unwrap();
+                let looked = Looked { namespace: namespace.clone(), asked, seen: Ok(Some(seen(namespace))) };
+                self.state.see(looked, ROUND).unwrap();
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Slow namespaces beside others.
 
 use super::due::SLOW;
-use super::watching::{Stage, wait};
+use super::stage::{Stage, wait};
 use super::*;
 
 /// How many of 40 accused namespaces are judged after a time, if the Pods of `slow` of them take 14 s.

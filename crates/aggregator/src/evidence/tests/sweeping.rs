@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::fake::{pod, service};
+use super::stage::{Stage, wait};
 use super::sweep::{Plan, Stop, Swept};
-use super::watching::{Stage, wait};
 use super::*;
 
 /// The default of `kubernetes.requests_per_second`.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::fake::pod;
-use super::watching::{Stage, wait};
+use super::stage::{Stage, wait};
 
 #[tokio::test(start_paused = true)]
 async fn one_tenants_large_object_takes_away_no_watch() {

@@ -26,7 +26,7 @@ use tower::util::MapResponseLayer;
 
 pub use self::read::Limit;
 use self::server_clock::ServerClock;
-pub use self::trim::{Keep, Trim};
+pub use self::trim::{Keep, Size, Trim};
 pub use self::watch::watch;
 use crate::config;
 use crate::leader::Pen;

@@ -4,6 +4,7 @@
 //! Only a fingerprint of the fields that `lookup` reads is kept of an object, and only in accused namespaces. That is
 //! enough to know that nothing has changed; what exists is always read directly.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ use procscan_core::Moment;
 use procscan_core::names::Text;
 
 use super::listing::MAX_OBJECTS;
+use super::watches::compare;
 
-/// A watch without a bookmark for this long proves nothing. The API server sends a bookmark each minute.
+/// A watch that has not shown for this long that it reports everything proves nothing. The API server sends a bookmark
+/// each minute, and a bookmark shows what was so at the bookmark before.
 pub(super) const SILENCE: Duration = Duration::from_mins(3);
-/// How far a watch may lag behind the moment at which its bookmark is read here.
-pub(super) const LAG: Duration = Duration::from_secs(2);
 
 /// The kinds of objects that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,12 +39,25 @@ impl Kind {
 }
 
 /// The state of one watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum Watched {
-    /// The watch has reported everything up to this moment.
-    Until(Moment),
+    /// It has reported everything up to a moment.
+    Until {
+        at: Moment,
+        /// The version of the last bookmark.
+        version: String,
+        /// What the next bookmarks have to reach to show more.
+        goal: Option<Goal>,
+    },
     /// The cluster has no such kind.
     Absent,
+}
+
+/// The version that the cluster had at a moment, or a later one.
+#[derive(Clone, Debug)]
+struct Goal {
+    version: String,
+    at: Moment,
 }
 
 /// What the watches have reported.
@@ -74,7 +88,7 @@ impl Changes {
         for of_namespace in self.fingerprints.values_mut() {
             of_namespace.retain(|(other, _), _| *other != kind);
         }
-        self.watches.insert(kind, Watched::Until(at));
+        self.watches.insert(kind, Watched::Until { at, version: String::new(), goal: None });
     }
 
     /// The cluster does not have this kind, so nothing of it changes.
@@ -87,10 +101,41 @@ impl Changes {
         self.watches.remove(&kind);
     }
 
-    /// A watch has reported everything up to `at`. Only a bookmark shows that: an event may be one of a backlog.
-    pub(super) fn tell_until(&mut self, kind: Kind, at: Moment) {
-        if let Some(watched @ Watched::Until(_)) = self.watches.get_mut(&kind) {
-            *watched = Watched::Until(at);
+    /// Whether bookmarks have yet to reach what is expected of them.
+    pub(super) fn has_goal(&self, kind: Kind) -> bool {
+        !matches!(self.watches.get(&kind), Some(Watched::Until { goal: None, .. }))
+    }
+
+    /// A list that began at `at` had that version: a bookmark that reaches it shows that everything up to `at` has been
+    /// reported. Returns `false` if the cluster's versions have gone back, so that versions prove nothing.
+    pub(super) fn expect(&mut self, kind: Kind, expected: String, at: Moment) -> bool {
+        let Some(Watched::Until { version, goal, .. }) = self.watches.get_mut(&kind) else { return true };
+        if compare(&expected, version).is_some_and(Ordering::is_lt) {
+            return false;
+        }
+        *goal = Some(Goal { version: expected, at });
+        true
+    }
+
+    /// A bookmark has come. Only bookmarks count: an event may be one of a backlog. Returns whether nothing more is
+    /// expected.
+    pub(super) fn reach(&mut self, kind: Kind, reached: &str) -> bool {
+        let Some(Watched::Until { at, version, goal }) = self.watches.get_mut(&kind) else { return false };
+        reached.clone_into(version);
+        let is_reached = |goal: &mut Goal| compare(reached, &goal.version).is_some_and(Ordering::is_ge);
+        if let Some(goal) = goal.take_if(is_reached) {
+            *at = goal.at;
+        }
+        goal.is_none()
+    }
+
+    /// The version that bookmarks should have reached long ago.
+    pub(super) fn behind(&self, kind: Kind, now: Moment) -> Option<&str> {
+        match self.watches.get(&kind) {
+            Some(Watched::Until { goal: Some(goal), .. }) if now.since(goal.at) > SILENCE => {
+                Some(&goal.version)
+            }
+            _ => None,
         }
     }
 
@@ -141,14 +186,11 @@ impl Changes {
         for kind in Kind::ALL {
             match self.watches.get(&kind)? {
                 Watched::Absent => {}
-                Watched::Until(at) if now.since(*at) > SILENCE => return None,
-                Watched::Until(at) => until = Some(until.map_or(*at, |other| other.min(*at))),
+                Watched::Until { at, .. } if now.since(*at) > SILENCE => return None,
+                Watched::Until { at, .. } => until = Some(until.map_or(*at, |other| other.min(*at))),
             }
         }
-        let until = until?;
-        // Both readings go back together, so that the difference to other moments stays the same.
-        let wall = until.wall().checked_sub(LAG).unwrap_or(until.wall());
-        Some(Moment::new(until.uptime().saturating_sub(LAG), wall))
+        until
     }
 }
 
@@ -169,6 +211,11 @@ mod tests {
             changes.begin(kind, at(100));
         }
         (changes, namespace)
+    }
+
+    fn tell_until(changes: &mut Changes, kind: Kind, seconds: u64) {
+        changes.expect(kind, seconds.to_string(), at(seconds));
+        changes.reach(kind, &seconds.to_string());
     }
 
     #[test]
@@ -193,18 +240,18 @@ mod tests {
     fn everything_is_told_only_as_far_as_the_slowest_watch_has_told() {
         let (mut changes, _) = watching();
         let told = |changes: &Changes, now| changes.told_until(at(now)).map(|until| until.uptime().as_secs());
-        assert_eq!(told(&changes, 110), Some(98));
+        assert_eq!(told(&changes, 110), Some(100));
         for kind in Kind::ALL.into_iter().skip(1) {
-            changes.tell_until(kind, at(150));
+            tell_until(&mut changes, kind, 150);
         }
-        assert_eq!(told(&changes, 160), Some(98));
-        changes.tell_until(Kind::Namespaces, at(140));
-        assert_eq!(told(&changes, 160), Some(138));
+        assert_eq!(told(&changes, 160), Some(100));
+        tell_until(&mut changes, Kind::Namespaces, 140);
+        assert_eq!(told(&changes, 160), Some(140));
         assert_eq!(told(&changes, 321), None, "silent for too long");
         changes.is_absent(Kind::HttpRoutes);
-        assert_eq!(told(&changes, 160), Some(138));
+        assert_eq!(told(&changes, 160), Some(140));
         changes.end(Kind::Pods);
-        changes.tell_until(Kind::Pods, at(170));
+        tell_until(&mut changes, Kind::Pods, 170);
         assert_eq!(told(&changes, 170), None, "it has to begin anew");
     }
 

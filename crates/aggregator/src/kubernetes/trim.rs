@@ -5,6 +5,11 @@
 //!
 //! Dropped parts are not checked, only strings and brackets are counted to find their end. A text that breaks off gives
 //! a result that breaks off too, and so never passes for a complete one.
+//!
+//! Of parts that are only compared, such as those of a watch's events, a fingerprint is made while they arrive: they
+//! have no limit, and take no memory either.
+
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 
 /// Which parts of a value are kept.
 #[derive(Clone, Copy, Debug)]
@@ -15,15 +20,36 @@ pub enum Keep {
     Fields(&'static [(&'static str, Keep)]),
     /// This much of each item of a list. A value that is no list is kept whole.
     Items(&'static Keep),
+    /// This much of it becomes part of the fingerprint and is not held. `0` stands in its place.
+    Print(&'static Keep),
+}
+
+/// How large an item of the answer's list is, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// All of it.
+    pub read: usize,
+    /// What is held of it.
+    pub kept: usize,
 }
 
 /// The longest name of a wanted field, in bytes. Longer names are not held.
 const MAX_NAME: usize = 64;
 
+/// How many objects and lists are around an item of an answer's list: the answer and the list.
+const AROUND_ITEM: usize = 2;
+
 /// Trims a text piece by piece.
 #[derive(Debug)]
 pub struct Trim {
     kept: Vec<u8>,
+    print: DefaultHasher,
+    /// Within a part for the fingerprint; how many objects and lists are around it.
+    printing: Option<usize>,
+    /// How many bytes have come.
+    read: usize,
+    /// The sizes of the items of the answer's list; of the last one where it begins, until it has ended.
+    items: Vec<Size>,
     /// The objects and lists around the next value.
     around: Vec<Around>,
     state: State,
@@ -70,14 +96,37 @@ enum Text {
 }
 
 impl Trim {
-    /// Trims a value by `keep`.
+    /// Trims a value by `keep`, which prints nothing.
     pub fn new(keep: &'static Keep) -> Self {
-        Self { kept: Vec::new(), around: Vec::new(), state: State::Value(Some(keep)) }
+        Self::printing(keep, &RandomState::new())
+    }
+
+    /// Trims a value by `keep`. Fingerprints are comparable if they were made with the same secret.
+    pub fn printing(keep: &'static Keep, secret: &RandomState) -> Self {
+        Self {
+            kept: Vec::new(),
+            print: secret.build_hasher(),
+            printing: None,
+            read: 0,
+            items: Vec::new(),
+            around: Vec::new(),
+            state: State::Value(Some(keep)),
+        }
     }
 
     /// How many bytes are held.
     pub fn held(&self) -> usize {
         self.kept.len()
+    }
+
+    /// The fingerprint of the parts that are not held.
+    pub fn print(&self) -> u64 {
+        self.print.finish()
+    }
+
+    /// The size of each item of the answer's list, in their order.
+    pub fn items(&self) -> &[Size] {
+        &self.items
     }
 
     /// The kept parts: JSON if the whole text has come and was JSON.
@@ -95,15 +144,25 @@ impl Trim {
                 if plain > 0 {
                     let (text, after) = rest.split_at(plain);
                     if is_kept {
-                        self.kept.extend_from_slice(text);
+                        self.keep(text);
                     }
+                    self.read += plain;
                     rest = after;
                     continue;
                 }
             }
             if self.step(byte) {
+                self.read += 1;
                 rest = after;
             }
+        }
+    }
+
+    fn keep(&mut self, text: &[u8]) {
+        if self.printing.is_some() {
+            self.print.write(text);
+        } else {
+            self.kept.extend_from_slice(text);
         }
     }
 
@@ -117,26 +176,27 @@ impl Trim {
                 return self.begin(byte, keep);
             }
             State::Whole { is_kept, depth, text } => {
-                if *is_kept {
-                    self.kept.push(byte);
-                }
                 *text = text.after(byte);
                 match byte {
                     b'{' | b'[' if *text == Text::Outside => *depth += 1,
                     b'}' | b']' if *text == Text::Outside => *depth = depth.saturating_sub(1),
                     _ => {}
                 }
-                if *depth == 0 && *text == Text::Outside {
-                    self.end();
+                let is_over = *depth == 0 && *text == Text::Outside;
+                if *is_kept {
+                    self.keep(&[byte]);
+                }
+                if is_over {
+                    self.end(1);
                 }
             }
             State::Word { is_kept } => {
                 if matches!(byte, b',' | b'}' | b']') || is_space {
-                    self.end();
+                    self.end(0);
                     return false;
                 }
                 if *is_kept {
-                    self.kept.push(byte);
+                    self.keep(&[byte]);
                 }
             }
             State::Between => self.between(byte),
@@ -154,10 +214,11 @@ impl Trim {
             },
             State::Colon(keep) => {
                 // Anything else makes the text invalid, and is kept so that the result is invalid too.
+                let keep = *keep;
                 if byte != b':' {
                     self.kept.push(byte);
                 }
-                self.state = State::Value(*keep);
+                self.state = State::Value(keep);
             }
             State::End => {
                 if !is_space {
@@ -169,17 +230,28 @@ impl Trim {
     }
 
     fn begin(&mut self, byte: u8, keep: Option<&'static Keep>) -> bool {
+        if keep.is_some() && matches!(self.around.last().map(|around| around.within), Some(Within::Items(_)))
+        {
+            if self.around.len() == AROUND_ITEM {
+                self.items.push(Size { read: self.read, kept: self.kept.len() });
+            }
+            self.separate();
+        }
+        let mut keep = keep;
+        if let Some(Keep::Print(inner)) = keep {
+            self.keep(b"0");
+            // A part in a part for the fingerprint ends with the outer one.
+            self.printing.get_or_insert(self.around.len());
+            keep = Some(inner);
+        }
         let is_kept = keep.is_some();
         let within = match (byte, keep) {
             (b'{', Some(Keep::Fields(fields))) => Some(Within::Fields(fields)),
             (b'[', Some(Keep::Items(item))) => Some(Within::Items(item)),
             _ => None,
         };
-        if is_kept && matches!(self.around.last().map(|around| around.within), Some(Within::Items(_))) {
-            self.separate();
-        }
         if let Some(within) = within {
-            self.kept.push(byte);
+            self.keep(&[byte]);
             self.around.push(Around { within, is_empty: true });
             self.state = State::Between;
             return true;
@@ -191,15 +263,15 @@ impl Trim {
                 self.state = State::Word { is_kept };
                 // An empty word would never end.
                 if matches!(byte, b',' | b'}' | b']') {
-                    self.kept.push(byte);
-                    self.end();
+                    self.keep(&[byte]);
+                    self.end(1);
                     return true;
                 }
                 return false;
             }
         };
         if is_kept {
-            self.kept.push(byte);
+            self.keep(&[byte]);
         }
         self.state = State::Whole { is_kept, depth, text };
         true
@@ -214,9 +286,9 @@ impl Trim {
                 }
             }
             (b'}', Some(Within::Fields(_))) | (b']', Some(Within::Items(_))) => {
-                self.kept.push(byte);
+                self.keep(&[byte]);
                 self.around.pop();
-                self.end();
+                self.end(1);
             }
             (b'"', Some(Within::Fields(_))) => {
                 self.state = State::Name { name: Vec::new(), is_escaped: false }
@@ -228,7 +300,7 @@ impl Trim {
                     self.step(byte);
                 }
             }
-            // Invalid JSON: the byte is kept so that the result is invalid too.
+            // Invalid JSON: the byte is held so that the result is invalid too.
             _ => self.kept.push(byte),
         }
     }
@@ -240,11 +312,15 @@ impl Trim {
             _ => &[],
         };
         let keep = fields.iter().find(|(field, _)| field.as_bytes() == name).map(|(_, keep)| keep);
+        if matches!(keep, Some(Keep::Print(_))) {
+            // The same value of another field is another one.
+            self.print.write(name);
+        }
         if keep.is_some() {
             self.separate();
-            self.kept.push(b'"');
-            self.kept.extend_from_slice(name);
-            self.kept.extend_from_slice(b"\":");
+            self.keep(b"\"");
+            self.keep(name);
+            self.keep(b"\":");
         }
         self.state = State::Colon(keep);
     }
@@ -252,14 +328,24 @@ impl Trim {
     /// Writes the comma before the next part that is kept of the innermost object or list.
     fn separate(&mut self) {
         if let Some(around) = self.around.last_mut() {
-            if !around.is_empty {
-                self.kept.push(b',');
+            let is_first = std::mem::replace(&mut around.is_empty, false);
+            if !is_first {
+                self.keep(b",");
             }
-            around.is_empty = false;
         }
     }
 
-    fn end(&mut self) {
+    /// The value has ended with the last of `now` more bytes.
+    fn end(&mut self, now: usize) {
+        if self.printing == Some(self.around.len()) {
+            self.printing = None;
+        }
+        if self.around.len() == AROUND_ITEM
+            && matches!(self.around.last().map(|around| around.within), Some(Within::Items(_)))
+            && let Some(item) = self.items.last_mut()
+        {
+            *item = Size { read: self.read + now - item.read, kept: self.kept.len() - item.kept };
+        }
         self.state = if self.around.is_empty() { State::End } else { State::Between };
     }
 }
@@ -276,88 +362,4 @@ impl Text {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::{Map, Value, json};
-
-    use super::*;
-
-    static LIST: Keep = Keep::Fields(&[
-        ("kind", Keep::All),
-        ("items", Keep::Items(&Keep::Fields(&[("a", Keep::All), ("b", Keep::Fields(&[("c", Keep::All)]))]))),
-    ]);
-
-    fn trim(text: &[u8], piece: usize) -> Vec<u8> {
-        let mut trim = Trim::new(&LIST);
-        text.chunks(piece.max(1)).for_each(|piece| trim.take_in(piece));
-        trim.into_kept()
-    }
-
-    /// What is to be left of it, from the value itself.
-    fn wanted(value: &Value, keep: &Keep) -> Value {
-        match (value, keep) {
-            (Value::Object(object), Keep::Fields(fields)) => {
-                let kept = object.iter().filter_map(|(name, value)| {
-                    let (_, keep) = fields.iter().find(|(field, _)| field == name)?;
-                    Some((name.clone(), wanted(value, keep)))
-                });
-                Value::Object(kept.collect::<Map<_, _>>())
-            }
-            (Value::Array(items), Keep::Items(keep)) => items.iter().map(|item| wanted(item, keep)).collect(),
-            _ => value.clone(),
-        }
-    }
-
-    fn value() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i32>().prop_map(Value::from),
-            ".{0,6}".prop_map(Value::from),
-            "[\"\\\\{}\\[\\],:]{0,4}".prop_map(Value::from),
-        ];
-        leaf.prop_recursive(6, 60, 5, |inner| {
-            let name = prop_oneof!["[abc]", Just("items".to_owned()), Just("kind".to_owned()), ".{0,3}"];
-            prop_oneof![
-                proptest::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
-                proptest::collection::vec((name, inner), 0..5)
-                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
-            ]
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_wanted_is_kept_and_nothing_else(items in value(), other in value(), piece in 1..9_usize, pretty in any::<bool>()) {
-            let whole = json!({"items": items, "other": other, "kind": "x"});
-            let text = if pretty { serde_json::to_vec_pretty(&whole) } else { serde_json::to_vec(&whole) }.unwrap();
-            let kept: Value = serde_json::from_slice(&trim(&text, piece)).unwrap();
-            prop_assert_eq!(kept, wanted(&whole, &LIST));
-        }
-
-        #[test]
-        fn a_text_that_breaks_off_is_never_taken_for_a_whole_one(items in value(), piece in 1..9_usize, at in 0.0..1.0_f64) {
-            let text = serde_json::to_vec(&json!({"items": [items], "other": 1})).unwrap();
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-            let at = (text.len() as f64 * at) as usize;
-            prop_assert!(serde_json::from_slice::<Value>(&trim(&text[..at], piece)).is_err());
-        }
-
-        #[test]
-        fn no_bytes_at_all_are_too_much(text in proptest::collection::vec(any::<u8>(), 0..60), piece in 1..9_usize) {
-            trim(&text, piece);
-        }
-    }
-
-    #[test]
-    fn what_is_not_wanted_is_never_held() {
-        let mut trim = Trim::new(&LIST);
-        trim.take_in(br#"{"items": [{"z": ""#);
-        for _ in 0..1000 {
-            trim.take_in(&[b'x'; 1000]);
-        }
-        assert!(trim.held() < 20 && trim.kept.capacity() < 100);
-        trim.take_in(br#"", "a": [1, "\"}"]}, 2 ]}"#);
-        assert_eq!(trim.into_kept(), br#"{"items":[{"a":[1, "\"}"]},2]}"#);
-    }
-}
+mod tests;

@@ -28,7 +28,8 @@ fn watched(uid: &str) -> (State, Told, Text) {
         [(App::new("ns-a", "app", "web"), vec![AccusedPod { pod, which: WhichPod::Uid(uid.into()) }])].into();
     state.ask(&Questions { pods, apps, ..Questions::default() }, at(20));
     for kind in changes::Kind::ALL {
-        told.changes().tell_until(kind, at(30));
+        told.changes().expect(kind, "7".to_owned(), at(30));
+        told.changes().reach(kind, "8");
     }
     (state, told, namespace)
 }
@@ -45,7 +46,7 @@ fn asked(state: &State) -> u64 {
 fn a_fact_is_as_new_as_the_last_moment_up_to_which_everything_was_told() {
     let (mut state, ..) = watched("1");
     assert!(state.confirm(at(31)));
-    assert_eq!(asked(&state), 30 - changes::LAG.as_secs());
+    assert_eq!(asked(&state), 30);
     assert_eq!(due(&mut state, 31), Vec::<String>::new());
     // Silent for too long.
     assert!(!state.confirm(at(1000)));

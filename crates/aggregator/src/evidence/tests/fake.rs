@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::stream::{self, Stream, StreamExt};
 use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -15,9 +15,12 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How often a watch sends a bookmark.
 const BOOKMARKS: Duration = Duration::from_mins(1);
+/// How often a watch that is late looks for what it has to send.
+const POLL: Duration = Duration::from_secs(1);
 /// A chunk of an answer, in bytes.
 const CHUNK: usize = 8 << 10;
 
@@ -49,6 +52,12 @@ pub(in crate::evidence) struct Store {
     generation: u64,
     /// Watches send nothing, not even bookmarks.
     pub(in crate::evidence) is_stuck: bool,
+    /// Watches send what they had to send until then, and repeat bookmarks.
+    stalled: Option<u64>,
+    /// Watches send everything later by that time.
+    pub(in crate::evidence) lag: Duration,
+    /// When each version was made.
+    made: BTreeMap<u64, Instant>,
     /// Watches send events only.
     pub(in crate::evidence) has_no_bookmarks: bool,
 }
@@ -88,6 +97,7 @@ impl Server {
         let before = store.objects.insert(key, object.clone());
         let kind = if before.is_some() { "MODIFIED" } else { "ADDED" };
         store.events.push((version, resource.to_owned(), kind, object));
+        store.made.insert(version, Instant::now());
         drop(store);
         self.changed.send_modify(|changes| *changes += 1);
     }
@@ -100,6 +110,7 @@ impl Server {
             let version = store.version;
             object["metadata"]["resourceVersion"] = version.to_string().into();
             store.events.push((version, resource.to_owned(), "DELETED", object));
+            store.made.insert(version, Instant::now());
         }
         drop(store);
         self.changed.send_modify(|changes| *changes += 1);
@@ -179,7 +190,7 @@ impl Server {
     fn watch(&self, resource: String, namespace: Option<String>, version: u64, generation: u64) -> Answer {
         let server = self.clone();
         let changes = self.changed.subscribe();
-        let begin = (version, changes, tokio::time::Instant::now() + BOOKMARKS);
+        let begin = (version, changes, Instant::now() + BOOKMARKS);
         let lines = stream::unfold(begin, move |(mut version, mut changes, mut bookmark)| {
             let (server, resource, namespace) = (server.clone(), resource.clone(), namespace.clone());
             async move {
@@ -190,39 +201,53 @@ impl Server {
                         if store.generation != generation {
                             return None;
                         }
+                        let last = store.last_sent();
                         let next = store.events.iter().find(|(at, of, _, object)| {
                             let is_in =
                                 namespace.as_deref().is_none_or(|n| object["metadata"]["namespace"] == n);
-                            *at > version && *of == resource && is_in && !store.is_stuck
+                            *at > version && *at <= last && *of == resource && is_in && !store.is_stuck
                         });
                         next.map(|(at, _, kind, object)| (*at, json!({"type": kind, "object": object})))
                     };
                     if let Some((at, line)) = line {
                         version = at;
-                        return Some((Ok(frame(&line)), (version, changes, bookmark)));
+                        return Some((pieces(&line, "\n"), (version, changes, bookmark)));
                     }
                     tokio::select! {
                         told = changes.changed() => if told.is_err() { return None },
+                        () = tokio::time::sleep(POLL), if server.store().lag > Duration::ZERO => {}
                         () = tokio::time::sleep_until(bookmark) => {
                             bookmark += BOOKMARKS;
                             let store = server.store();
                             if !store.is_stuck && !store.has_no_bookmarks {
-                                version = store.version;
+                                version = store.last_sent();
                                 drop(store);
                                 let object = json!({"kind": "x", "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string()}});
                                 let line = json!({"type": "BOOKMARK", "object": object});
-                                return Some((Ok(frame(&line)), (version, changes, bookmark)));
+                                return Some((pieces(&line, "\n"), (version, changes, bookmark)));
                             }
                         }
                     }
                 }
             }
         });
-        Response::new(StreamBody::new(lines).boxed_unsync())
+        Response::new(StreamBody::new(lines.flatten()).boxed_unsync())
     }
 }
 
 impl Store {
+    /// The last version that watches may have sent.
+    fn last_sent(&self) -> u64 {
+        let in_time = |made: &Instant| made.elapsed() >= self.lag;
+        let late = self.made.iter().find(|(_, made)| !in_time(made)).map(|(version, _)| version - 1);
+        late.unwrap_or(self.version).min(self.stalled.unwrap_or(u64::MAX))
+    }
+
+    /// Watches hear nothing any more, but go on sending bookmarks.
+    pub(in crate::evidence) fn stall(&mut self) {
+        self.stalled = Some(self.version);
+    }
+
     /// `without`: namespaces that a field selector leaves out.
     fn list(
         &self,
@@ -292,18 +317,18 @@ impl Place {
     }
 }
 
-fn frame(line: &Value) -> Frame<Bytes> {
-    Frame::data(Bytes::from(format!("{line}\n")))
-}
-
-/// In chunks, as answers come.
-fn whole(code: u16, value: &Value) -> Answer {
-    let text = Bytes::from(value.to_string());
+/// A text in chunks, as they come over a network.
+fn pieces(value: &Value, end: &str) -> impl Stream<Item = Result<Frame<Bytes>, std::io::Error>> + use<> {
+    let text = Bytes::from(format!("{value}{end}"));
     let chunks: Vec<_> = (0..text.len())
         .step_by(CHUNK)
         .map(|at| Ok(Frame::data(text.slice(at..text.len().min(at + CHUNK)))))
         .collect();
-    let body = StreamBody::new(stream::iter(chunks)).boxed_unsync();
+    stream::iter(chunks)
+}
+
+fn whole(code: u16, value: &Value) -> Answer {
+    let body = StreamBody::new(pieces(value, "")).boxed_unsync();
     Response::builder().status(code).body(body).unwrap()
 }
 

@@ -2,8 +2,18 @@
 
 use serde_json::json;
 
+use procscan_core::policy::PodState;
+
 use super::fake::pod;
 use super::stage::{Stage, wait};
+
+/// A Pod of that UID with a name of 5 MiB in it.
+fn large_pod(uid: &str) -> serde_json::Value {
+    let mut large = pod(uid, "web", "n1");
+    large["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "x".repeat(5 << 20), "uid": uid}]);
+    large
+}
 
 #[tokio::test(start_paused = true)]
 async fn one_tenants_large_object_takes_away_no_watch() {
@@ -22,14 +32,36 @@ async fn one_tenants_large_object_takes_away_no_watch() {
 #[tokio::test(start_paused = true)]
 async fn one_tenants_large_object_prevents_no_sweep() {
     let stage = Stage::new(2000, 20);
-    let mut large = pod("9", "large", "n1");
-    large["metadata"]["ownerReferences"] =
-        json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "x".repeat(5 << 20), "uid": "7"}]);
     // In the middle of the list.
-    stage.server.put("pods", "ns-01000x", "large", large);
+    stage.server.put("pods", "ns-01000x", "large", large_pod("9"));
     stage.server.put("namespaces", "", "ns-01000x", json!({}));
     stage.accuse(false);
     wait(60).await;
     let judged = stage.names.iter().filter(|namespace| stage.knows(namespace)).count();
     assert_eq!(judged, 2000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn updates_of_one_tenants_large_pod_are_read_past_and_no_other_namespace_is_looked_at() {
+    let stage = Stage::settled(20).await;
+    // Of a namespace that is not accused, then of one that is.
+    for (namespace, most) in [("ns-other", 11), ("ns-00007", 40)] {
+        let requests = stage
+            .requests(async {
+                for n in 0..8 {
+                    stage.server.put("pods", namespace, "large", large_pod(&n.to_string()));
+                    wait(10).await;
+                }
+            })
+            .await;
+        assert!(requests < most, "{namespace}: {requests}");
+        let status = stage.status.borrow().clone();
+        assert!(status.is_watched, "{status:?}");
+    }
+    let looked_at = |namespace: &str| stage.server.store().asked_for(&format!("/namespaces/{namespace}/"));
+    assert!(looked_at("ns-00007") > looked_at("ns-00008"));
+    // It is too large to be looked at, so nothing is known of its Pods, which is said.
+    assert!(matches!(stage.fact("ns-00007").state, PodState::Unreadable(_)));
+    assert!(stage.status.borrow().too_large.is_some());
+    assert!(stage.knows(&"ns-00008".into()));
 }

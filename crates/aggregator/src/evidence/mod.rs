@@ -14,13 +14,15 @@
 //! **When to look.** Up to `FEW` accused namespaces are looked at every round. With more, `watches` watch the
 //! cluster, one watch for each kind, and note in `changes` which accused namespaces have changed, by fingerprints of
 //! the fields that `lookup` reads. Then a namespace is looked at when a Pod is accused that was never read or that
-//! belongs to no App with an open incident (no new block follows from a watch); when something in it has changed, at
+//! belongs to no App with an open incident; when a new block waits for it, as at the end of a grace period (no block
+//! begins by what a watch reports); when something in it has changed, at
 //! most every `state::CONFIRM`; when one more look may prove an App in it gone; and once an hour in any case.
 //!
 //! **What the watches allow to judge without a look** (`waiting::Inquiry::confirm`): renewed evidence that was accepted
 //! after a direct read, and evidence that is not believed anyway. As long as nothing has changed in a namespace, what
-//! was read of it is still true at the last moment up to which *all* watches have reported everything (a bookmark,
-//! minus an allowance). A fact's `asked` is moved to that moment and no further.
+//! was read of it is still true at the last moment up to which *all* watches have reported everything. A bookmark that
+//! has reached the version of a list shows that everything was reported up to when the list was sent. A fact's `asked`
+//! is moved to that moment and no further.
 //!
 //! **What fails how.** A watch that breaks off is resumed where it ended. One that has to start anew has missed
 //! something, so every accused namespace is looked at again, in turn. A watch that is silent for three minutes, or is

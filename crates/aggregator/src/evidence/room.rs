@@ -27,6 +27,8 @@ pub(super) struct Room {
     /// When it was last looked at; from before the first request.
     pub(super) asked: Option<Moment>,
     pub(super) pods: BTreeMap<Text, PodFact>,
+    /// When Pods were read whose facts are newer than that, by what the watches have reported.
+    pub(super) carried: BTreeMap<Text, Moment>,
     pub(super) apps: BTreeMap<App, AppFact>,
     pub(super) is_terminating: bool,
     /// The accused Pods that the last look neither found nor looked up by name: nothing new is known of them.
@@ -75,10 +77,17 @@ impl Room {
         !self.unseen.contains(pod)
     }
 
+    /// Whether a Pod has not been read directly since `since`.
+    pub(super) fn needs_read(&self, pod: &Text, since: Moment) -> bool {
+        let read = self.carried.get(pod).copied().or_else(|| Some(self.pods.get(pod)?.asked));
+        read.is_none_or(|read| read.uptime() < since.uptime())
+    }
+
     /// What is known of a Pod is still true at `until`.
     pub(super) fn confirm(&mut self, pod: &Text, until: Moment) {
-        let Some(fact) = self.pods.get_mut(pod) else { return };
-        fact.asked = fact.asked.max(until);
+        let Some(fact) = self.pods.get_mut(pod).filter(|fact| fact.asked < until) else { return };
+        self.carried.entry(pod.clone()).or_insert(fact.asked);
+        fact.asked = until;
         if let Some(Life::There(_, last)) = self.lives.get_mut(pod) {
             *last = until.max(*last);
         }
@@ -144,6 +153,7 @@ impl Room {
         self.lives.retain(|name, _| all.contains(name));
 
         self.pods.retain(|name, _| all.contains(name));
+        self.carried.retain(|name, _| all.contains(name));
         self.unseen.clear();
         for name in &all {
             let state = match there(name) {
@@ -158,6 +168,7 @@ impl Room {
                 }
             };
             self.pods.insert(name.clone(), PodFact { asked, state });
+            self.carried.remove(name);
         }
 
         self.see_apps(namespace, wanted, &seen, is_absent, asked, patience);
@@ -225,6 +236,7 @@ impl Room {
         self.asked = Some(asked);
         self.empty.clear();
         self.unseen.clear();
+        self.carried.clear();
         let unreadable = PodFact { asked, state: PodState::Unreadable(why.to_owned()) };
         self.pods = wanted.all_pods().into_iter().map(|name| (name, unreadable.clone())).collect();
         self.apps = wanted.apps.keys().map(|app| (app.clone(), AppFact::default())).collect();

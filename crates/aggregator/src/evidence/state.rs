@@ -246,6 +246,7 @@ impl State {
         for (namespace, room) in &self.rooms {
             let pod_ref = |pod: &Text| PodRef { namespace: namespace.clone(), pod: pod.clone() };
             facts.pods.extend(room.pods.iter().map(|(pod, fact)| (pod_ref(pod), fact.clone())));
+            facts.carried.extend(room.carried.iter().map(|(pod, read)| (pod_ref(pod), *read)));
             facts.apps.extend(room.apps.iter().map(|(app, fact)| (app.clone(), fact.clone())));
             if room.is_terminating {
                 facts.terminating.insert(namespace.clone());

@@ -31,6 +31,8 @@ pub(super) struct Unjudged {
     /// restart.
     asked: Moment,
     accusers: Accusers,
+    /// The Pod has to be read directly, not before that moment: a new block waits for it.
+    direct: Option<Moment>,
 }
 
 /// The state of the look-ups.
@@ -65,7 +67,7 @@ impl Inquiry {
     }
 
     /// Whether an accusation can be judged by what was read before, once it is known that nothing has changed since: no
-    /// new block follows from it.
+    /// new block waits for it.
     ///
     /// Either the Pod with that UID was accepted after a direct read as one of an App with an open incident, and the
     /// accusation only continues; or the accusation is not believed in any case, because the Pod does not exist or runs
@@ -74,15 +76,13 @@ impl Inquiry {
     /// wrong one.
     fn is_settled(&self, room: &Room, pod: &Text, unjudged: &Unjudged) -> bool {
         match room.pods.get(pod).filter(|_| room.is_seen(pod)).map(|fact| &fact.state) {
+            _ if unjudged.direct.is_some() => false,
             None | Some(PodState::Unreadable(_)) => false,
             Some(PodState::Gone) => true,
-            Some(PodState::Present { uid, node, .. }) => {
+            Some(state @ PodState::Present { uid, .. }) => {
                 let accepted = (pod.clone(), WhichPod::Uid(uid.clone()));
                 let is_accepted = || self.wanted.apps.values().any(|pods| pods.contains(&accepted));
-                // A target that is known by its address may be any node.
-                let is_elsewhere =
-                    |(accuser, _): &(NodeName, Moment)| accuser != node && !accuser.0.contains([':', '.']);
-                unjudged.accusers.nodes.iter().all(is_elsewhere) || is_accepted()
+                unjudged.accusers.nodes.iter().all(|(accuser, _)| !state.runs_on(accuser)) || is_accepted()
             }
         }
     }
@@ -112,7 +112,8 @@ impl Inquiry {
         let mut nodes = BTreeSet::new();
         for (pod, unjudged) in self.pressing(room, is_watched) {
             let known = room.and_then(|room| room.pods.get(pod)).map(|fact| fact.asked.uptime());
-            let is_judged = |since: &Moment| known.is_some_and(|at| at >= since.uptime());
+            let is_judged =
+                |since: &Moment| unjudged.direct.is_none() && known.is_some_and(|at| at >= since.uptime());
             let waiting = unjudged.accusers.nodes.iter().filter(|(_, since)| !is_judged(since));
             nodes.extend(waiting.map(|(node, _)| node));
         }
@@ -137,12 +138,14 @@ impl Inquiry {
     pub(super) fn judge(&mut self, room: &Room, now: Moment) {
         self.unjudged.retain(|pod, unjudged| {
             let Some(fact) = room.pods.get(pod) else { return true };
+            unjudged.direct = unjudged.direct.filter(|at| room.needs_read(pod, *at));
             let known = fact.asked.uptime();
-            if known >= unjudged.first.uptime() {
+            let is_judged = known >= unjudged.accusers.since.uptime();
+            if !is_judged && known >= unjudged.first.uptime() {
                 // Accusations that came after the look began wait for the next one.
                 (unjudged.first, unjudged.asked) = (unjudged.accusers.since, now);
             }
-            known < unjudged.accusers.since.uptime()
+            !is_judged || unjudged.direct.is_some()
         });
     }
 }
@@ -158,15 +161,24 @@ pub(super) fn inquiries(
     for (pod, accusers) in &questions.pods {
         let inquiry = inquiries.entry(pod.namespace.clone()).or_default();
         inquiry.wanted.pods.insert(pod.pod.clone());
-        let known = rooms.get(&pod.namespace).and_then(|room| room.pods.get(&pod.pod));
-        let known = known.map(|fact| fact.asked.uptime());
-        if known.is_some_and(|at| at >= accusers.since.uptime()) {
-            continue;
-        }
+        let room = rooms.get(&pod.namespace);
+        let known = room.and_then(|room| room.pods.get(&pod.pod)).map(|fact| fact.asked.uptime());
+        let direct = questions.direct.get(pod).copied();
+        let direct = direct.filter(|at| room.is_none_or(|room| room.needs_read(&pod.pod, *at)));
+        let is_judged = known.is_some_and(|at| at >= accusers.since.uptime());
+        let since = match direct {
+            Some(at) if is_judged => at,
+            None if is_judged => continue,
+            _ => accusers.since,
+        };
         let waited = before.get(&pod.namespace).and_then(|inquiry| inquiry.unjudged.get(&pod.pod));
-        let waited = waited.filter(|waited| known.is_none_or(|at| at < waited.first.uptime()));
-        let (first, asked) = waited.map_or((accusers.since, now), |waited| (waited.first, waited.asked));
-        inquiry.unjudged.insert(pod.pod.clone(), Unjudged { first, asked, accusers: accusers.clone() });
+        let waited = waited.filter(|waited| {
+            let is_same = waited.direct.is_some() && waited.direct == direct;
+            is_same || known.is_none_or(|at| at < waited.first.uptime())
+        });
+        let (first, asked) = waited.map_or((since, now), |waited| (waited.first, waited.asked));
+        let unjudged = Unjudged { first, asked, accusers: accusers.clone(), direct };
+        inquiry.unjudged.insert(pod.pod.clone(), unjudged);
     }
     for (app, pods) in &questions.apps {
         let inquiry = inquiries.entry(app.namespace.clone()).or_default();

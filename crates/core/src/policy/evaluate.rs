@@ -11,7 +11,7 @@ use super::book::{Book, Last};
 use super::dates::{Dates, Force};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
-use super::ground::ClearedGround;
+use super::ground::{ClearedGround, Ground};
 use super::incident::{Incident, Standing, StickyRelease};
 use super::notify::{may_be_told, telling};
 use super::plan_builder::{block, closed_too, same};
@@ -208,16 +208,14 @@ impl Book {
         if matches!(incident.standing, Standing::Ended { .. }) {
             return Wish::Nothing;
         }
+        let wanted_look = incident.wants_look.take();
         let excuses = incident.excuses(app, pass);
-        // A ground that an exemption or a release covers leads to nothing. An old one leads to no new block, however
-        // seldom its node scans, unless an operator has approved the block.
-        let active = incident.grounds.values().zip(&excuses).any(|(ground, excuse)| {
-            let is_young = incident.approved || ground.is_young(pass.policy.max_age, pass.now);
-            ground.active && is_young && excuse.is_none()
-        });
+        let is_reason =
+            |(g, excuse): (&Ground, &Option<String>)| incident.is_reason(g, excuse.as_deref(), pass);
+        let active = incident.grounds.values().zip(&excuses).any(is_reason);
         let covered = pass.policy.refuses(&app.namespace).map(str::to_owned).or_else(|| {
             // Every ground has its excuse: the first one speaks for all.
-            excuses.iter().all(Option::is_some).then(|| excuses.into_iter().flatten().next()).flatten()
+            if excuses.iter().all(Option::is_some) { excuses.first().cloned().flatten() } else { None }
         });
         // What runs on in it while it is being deleted stays closed: a Pod may take its time to end.
         let is_closed = matches!(incident.standing, Standing::Blocked { dry_run: false, .. });
@@ -293,27 +291,34 @@ impl Book {
             // one.
             return Wish::Nothing;
         }
-        if pass.policy.grace.is_zero() || incident.approved {
+        let is_due = pass.policy.grace.is_zero()
+            || incident.approved
+            || match incident.standing {
+                Standing::Grace { until } if pass.now.uptime() < until.uptime() => false,
+                // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
+                Standing::Grace { until } if incident.is_untold(pass) => {
+                    let limit = until.uptime().saturating_add(pass.policy.grace.max(UNTOLD_LIMIT));
+                    pass.now.uptime() >= limit
+                }
+                Standing::Grace { .. } => true,
+                _ => {
+                    let grace = pass.policy.grace;
+                    let wall = pass.now.wall().checked_add(grace).unwrap_or(pass.now.wall());
+                    let until = Moment::new(pass.now.uptime().saturating_add(grace), wall);
+                    incident.stand(Standing::Grace { until });
+                    let reason = format!("{}; to be blocked in {}", incident.accusation(), human(grace));
+                    pass.decide(app, DecisionKind::Warned, reason);
+                    false
+                }
+            };
+        if !is_due {
+            return Wish::Nothing;
+        }
+        if incident.is_proven(&excuses, wanted_look, pass) {
             return Wish::Block;
         }
-        match incident.standing {
-            Standing::Grace { until } if pass.now.uptime() < until.uptime() => Wish::Nothing,
-            // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
-            Standing::Grace { until } if incident.is_untold(pass) => {
-                let limit = until.uptime().saturating_add(pass.policy.grace.max(UNTOLD_LIMIT));
-                if pass.now.uptime() < limit { Wish::Nothing } else { Wish::Block }
-            }
-            Standing::Grace { .. } => Wish::Block,
-            _ => {
-                let grace = pass.policy.grace;
-                let wall = pass.now.wall().checked_add(grace).unwrap_or(pass.now.wall());
-                let until = Moment::new(pass.now.uptime().saturating_add(grace), wall);
-                incident.stand(Standing::Grace { until });
-                let reason = format!("{}; to be blocked in {}", incident.accusation(), human(grace));
-                pass.decide(app, DecisionKind::Warned, reason);
-                Wish::Nothing
-            }
-        }
+        incident.wants_look = wanted_look.or(Some(pass.now));
+        Wish::Nothing
     }
 
     /// What follows from the book as it is.

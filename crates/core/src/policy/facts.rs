@@ -25,6 +25,9 @@ pub struct Facts {
     pub epoch: u64,
     /// The accused Pods.
     pub pods: BTreeMap<PodRef, PodFact>,
+    /// When those of these Pods were read whose facts are newer than that: it has been reported since that nothing has
+    /// changed.
+    pub carried: BTreeMap<PodRef, Moment>,
     /// The Apps that they belong to.
     pub apps: BTreeMap<App, AppFact>,
     /// Namespaces that are being deleted.
@@ -109,7 +112,20 @@ pub struct AcceptedPod {
     pub lineage: Lineage,
 }
 
+impl PodState {
+    /// Whether it is there and runs on `node`, which may be a node's name or a static target's address.
+    pub fn runs_on(&self, node: &NodeName) -> bool {
+        let Self::Present { node: actual, host_ips, .. } = self else { return false };
+        actual == node || host_ips.iter().any(|ip| is_host_of(ip, &node.0))
+    }
+}
+
 impl Facts {
+    /// When the Pod was read last; `None` if it was not.
+    pub(super) fn read_at(&self, pod: &PodRef) -> Option<Moment> {
+        self.carried.get(pod).copied().or_else(|| Some(self.pods.get(pod)?.asked))
+    }
+
     /// Judges what `evidence`, fresh at `fresh_at`, says of its Pod. `accepted` is the UID of the Pod that this
     /// evidence was accepted against before, if it was.
     pub(super) fn judge(
@@ -132,9 +148,7 @@ impl Facts {
             _ if fact.asked.uptime() < fresh_at.uptime() => {
                 Verdict::Unverified("the Pod has not been looked up since".to_owned())
             }
-            PodState::Present { node: actual, host_ips, .. }
-                if actual != node && !host_ips.iter().any(|ip| is_host_of(ip, &node.0)) =>
-            {
+            PodState::Present { node: actual, .. } if !fact.state.runs_on(node) => {
                 Verdict::Disputed(format!("the Pod runs on node {actual}"))
             }
             PodState::Present { uid, created, app, lineage, .. } => {

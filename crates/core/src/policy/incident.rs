@@ -53,6 +53,9 @@ pub struct Incident {
     pub(super) omitted: u32,
     /// When it was read it was blocked, although everything that was kept of it had cleared.
     pub(super) had_cleared: bool,
+    /// Since when it would be blocked if its Pods were read once more. What the watches report is enough to go on, but
+    /// not to begin a block.
+    pub(super) wants_look: Option<Moment>,
     /// Shared with what is in effect of it for as long as nothing else is decided.
     file: Arc<File>,
 }
@@ -283,6 +286,7 @@ impl Incident {
             delivered: None,
             omitted: 0,
             had_cleared: false,
+            wants_look: None,
             file: Arc::new(File::new(opened)),
         }
     }
@@ -450,6 +454,32 @@ impl Incident {
             records.push(Arc::new(Record::of(nothing)));
         }
         records
+    }
+
+    /// Whether an accusation that a new block may rest on was followed by a look at its Pod: no report of a watch, but a
+    /// direct read. `since` is when the block was first waiting for that.
+    pub(super) fn is_proven(
+        &self,
+        excuses: &[Option<String>],
+        since: Option<Moment>,
+        pass: &Pass<'_>,
+    ) -> bool {
+        let is_proven = |key: &Key, ground: &Ground| {
+            let after = since.map_or(ground.fresh_at, |since| since.min(ground.fresh_at)).uptime();
+            pass.facts.read_at(&key.pod_ref()).is_some_and(|read| read.uptime() >= after)
+        };
+        let mut grounds = self.grounds.iter().zip(excuses);
+        !pass.policy.verify_pods
+            || grounds.any(|(((key, _), ground), excuse)| {
+                self.is_reason(ground, excuse.as_deref(), pass) && is_proven(key, ground)
+            })
+    }
+
+    /// Whether a new block may rest on `ground`. One that an exemption or a release covers leads to nothing. An old one
+    /// leads to no new block, however seldom its node scans, unless an operator has approved the block.
+    pub(super) fn is_reason(&self, ground: &Ground, excuse: Option<&str>, pass: &Pass<'_>) -> bool {
+        let is_young = self.approved || ground.is_young(pass.policy.max_age, pass.now);
+        ground.active && is_young && excuse.is_none()
     }
 
     /// The excuse of each ground, in order.

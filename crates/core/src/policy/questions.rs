@@ -21,6 +21,8 @@ pub struct Questions {
     pub pods: BTreeMap<PodRef, Accusers>,
     /// The Apps with an open incident, and the Pods that were accused as theirs: ordered, each once.
     pub apps: BTreeMap<App, Vec<AccusedPod>>,
+    /// The Pods that have to be read directly, each not before that moment: a new block waits for it.
+    pub direct: BTreeMap<PodRef, Moment>,
     /// How many Services are closed, as far as known: if there are many, their routes have to be looked up.
     pub services: usize,
 }
@@ -109,6 +111,10 @@ impl Book {
             }
             if matches!(incident.standing, Standing::Blocked { .. }) {
                 questions.services += incident.exposure.services.len();
+            }
+            if let Some(since) = incident.wants_look {
+                let active = incident.grounds.iter().filter(|(_, ground)| ground.active);
+                questions.direct.extend(active.map(|((key, _), _)| (key.pod_ref(), since)));
             }
             let accused = |key: &Key, uid: Option<&Text>| {
                 let known = uid.cloned().map_or(WhichPod::Unknown, WhichPod::Uid);

@@ -20,6 +20,7 @@ mod outlasted;
 mod pods;
 mod policy;
 mod policy_laws;
+mod proof;
 mod reasons;
 mod refreshes;
 mod refused;

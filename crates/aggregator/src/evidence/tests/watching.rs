@@ -217,8 +217,11 @@ async fn what_is_not_believed_is_not_looked_up_again_with_each_scan() {
         let pods = stage.names.iter().map(accusation).collect();
         stage.questions.send_replace(Arc::new(Questions { pods, ..Questions::default() }));
     };
-    // Pods that run on another node, then Pods that do not exist.
-    for (node, pod) in [("n9", "web"), ("n1", "made-up")] {
+    // Pods that run on another node, which may have dots in its name or be known by its address; then Pods that do not
+    // exist.
+    let elsewhere =
+        ["n9", "ip-10-0-0-9.ec2.internal", "10.0.0.9:9090", "[::9]:9090"].map(|node| (node, "web"));
+    for (node, pod) in elsewhere.into_iter().chain([("n1", "made-up")]) {
         accuse(node, pod);
         wait(60).await;
         let accused = stage.clock.now();
@@ -264,4 +267,42 @@ async fn a_watch_goes_on_from_its_last_bookmark() {
     stage.server.cut(false);
     let requests = stage.requests(wait(20)).await;
     assert!(requests <= 5, "{requests}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_accusation_by_the_address_of_the_pods_own_node_needs_a_direct_read() {
+    let stage = Stage::settled(20).await;
+    for _ in 0..2 {
+        let accusation = |namespace: &Text| {
+            let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
+            (pod, Accusers::one(NodeName::new("10.0.0.1:9090"), stage.clock.now()))
+        };
+        let pods = stage.names.iter().map(accusation).collect();
+        stage.questions.send_replace(Arc::new(Questions { pods, ..Questions::default() }));
+        let requests = stage.requests(wait(5)).await;
+        assert!(requests >= 60, "{requests}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_new_block_waits_for_is_read_directly_whatever_the_watches_report() {
+    let mut stage = Stage::settled(20).await;
+    stage.accuse(true);
+    wait(140).await;
+    let pod = PodRef { namespace: "ns-00003".into(), pod: "web".into() };
+    let fact = stage.fact("ns-00003");
+    let read = stage.facts.borrow().carried[&pod];
+    assert!(read.uptime() < fact.asked.uptime(), "reported, not read");
+    let mut questions = Questions::clone(&stage.questions.borrow());
+    let since = stage.clock.now();
+    questions.direct.insert(pod.clone(), since);
+    stage.questions.send_replace(Arc::new(questions.clone()));
+    let is_read = |facts: &Arc<Facts>| {
+        !facts.carried.contains_key(&pod) && facts.pods[&pod].asked.uptime() >= since.uptime()
+    };
+    tokio::time::timeout(Duration::from_secs(2), stage.facts.wait_for(is_read)).await.unwrap().unwrap();
+    // It is read once, although it is asked for until the policy has decided.
+    let requests = stage.requests(wait(30)).await;
+    assert!(requests <= 5, "{requests}");
+    assert_eq!(stage.status.borrow().waiting, 0);
 }

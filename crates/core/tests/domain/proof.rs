@@ -1,0 +1,127 @@
+//! A new block follows from a direct read, not from what the watches report.
+
+use std::time::Duration;
+
+use procscan_core::Moment;
+use procscan_core::names::PodRef;
+use procscan_core::policy::{Act, Pattern};
+
+use crate::common::{HOUR, MINUTE, World, app, at, exemption, record};
+
+fn pod() -> PodRef {
+    PodRef { namespace: "ns-a".into(), pod: "web".into() }
+}
+
+/// A node that accuses the Pod, which has been read at the start and is known by reports since.
+fn world() -> World {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.facts.carried.insert(pod(), at(0));
+    world
+}
+
+fn accuse(world: &mut World) {
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+}
+
+/// Nothing is blocked before the Pod has been read once more, which is asked for.
+fn is_blocked_after_a_look(world: &mut World) {
+    for _ in 0..2 {
+        assert!(world.blocked().is_empty());
+        world.wait(1);
+        accuse(world);
+    }
+    let asked = |world: &mut World| {
+        let snapshot = world.snapshot();
+        world.book.questions(&snapshot, &world.policy).direct
+    };
+    let direct = asked(world);
+    assert_eq!(direct.keys().collect::<Vec<_>>(), [&pod()]);
+    let since = direct[&pod()];
+    let early = since.uptime().saturating_sub(Duration::from_secs(1));
+    world.facts.carried.insert(pod(), Moment::new(early, since.wall()));
+    assert!(world.blocked().is_empty());
+    assert_eq!(asked(world), direct, "the same look is waited for");
+    world.facts.carried.insert(pod(), since);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    assert!(asked(world).is_empty());
+}
+
+#[test]
+fn a_new_accusation_is_blocked_after_a_look_at_its_pod() {
+    let mut world = world();
+    world.wait(MINUTE);
+    accuse(&mut world);
+    is_blocked_after_a_look(&mut world);
+}
+
+#[test]
+fn what_was_read_after_the_accusation_needs_no_other_look() {
+    let mut world = world();
+    world.wait(MINUTE);
+    accuse(&mut world);
+    world.facts.carried.insert(pod(), world.now);
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+#[test]
+fn a_grace_that_ends_blocks_after_another_look() {
+    let mut world = world();
+    world.policy.grace = Duration::from_secs(10 * MINUTE);
+    for _ in 0..10 {
+        accuse(&mut world);
+        assert!(world.blocked().is_empty());
+        let snapshot = world.snapshot();
+        assert!(world.book.questions(&snapshot, &world.policy).direct.is_empty(), "nothing is to be decided");
+        world.wait(MINUTE);
+    }
+    accuse(&mut world);
+    is_blocked_after_a_look(&mut world);
+}
+
+#[test]
+fn an_exemption_that_ends_blocks_after_another_look() {
+    let mut world = world();
+    let until = Some(at(HOUR).wall());
+    let namespace = Some(Pattern::Exact("ns-a".into()));
+    world.policy.exemptions = vec![exemption(|e| e.namespace.clone_from(&namespace), until)];
+    for _ in 0..60 {
+        accuse(&mut world);
+        assert!(world.blocked().is_empty());
+        world.wait(MINUTE);
+    }
+    world.wait(MINUTE);
+    accuse(&mut world);
+    is_blocked_after_a_look(&mut world);
+}
+
+#[test]
+fn a_release_that_ends_blocks_after_another_look() {
+    let mut world = world();
+    accuse(&mut world);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let until = at(HOUR).wall();
+    world.book.act(&Act::Release { app: app("ns-a"), until }, "alice", &world.policy, world.now).unwrap();
+    for _ in 0..61 {
+        world.wait(MINUTE);
+        accuse(&mut world);
+        if world.clock() < 3600 {
+            assert!(world.blocked().is_empty());
+        }
+    }
+    is_blocked_after_a_look(&mut world);
+}
+
+#[test]
+fn a_block_goes_on_by_what_is_reported() {
+    let mut world = world();
+    accuse(&mut world);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    for _ in 0..120 {
+        world.wait(MINUTE);
+        accuse(&mut world);
+        assert_eq!(world.blocked(), ["ns-a"]);
+    }
+}

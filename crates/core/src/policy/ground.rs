@@ -85,9 +85,17 @@ pub(super) struct Silence {
 }
 
 impl Ground {
-    /// Starts its clearing clock anew.
+    /// Starts its clearing clock anew, if it does not count from a later moment already: after a start that is the start, before which
+    /// another leader may have heard more.
     pub(super) fn count(&mut self, Silence { mark, counted_from }: Silence) {
-        (self.mark, self.counted_from) = (mark, counted_from);
+        if self.counted_from < counted_from {
+            (self.mark, self.counted_from) = (mark, counted_from);
+        }
+    }
+
+    /// From when on its node's silence counts.
+    pub(super) fn silence(&self) -> Silence {
+        Silence { mark: self.mark, counted_from: self.counted_from }
     }
 
     /// Notes how long it has been hidden, once in [`HIDDEN_STEP`] of answered time. `unheard` returns how much of the

@@ -194,9 +194,11 @@ impl Book {
         } else {
             let mut ground = Ground::of(evidence, pod.uid, fresh_at, scan_interval);
             ground.count(silence);
-            // The Pod that it is about has to be kept anew.
-            let old = incident.grounds.get(&id).filter(|old| old.pod_uid == ground.pod_uid);
-            ground.kept = old.and_then(|old| old.kept);
+            if let Some(old) = incident.grounds.get(&id) {
+                ground.count(old.silence());
+                // If it is about another Pod, that has to be kept anew.
+                ground.kept = old.kept.filter(|_| old.pod_uid == ground.pod_uid);
+            }
             incident.grounds.insert(id, ground);
         }
         self.note_lineage(app, pod.lineage);

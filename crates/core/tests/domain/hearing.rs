@@ -6,7 +6,7 @@ use crate::common::{MINUTE, World, app, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{Key, NodeName, PodRef};
 use procscan_core::policy::{
-    AccusedPod, DecisionKind, Inherited, Mode, OnIngresses, PodFact, PodState, WhichPod,
+    AccusedPod, DecisionKind, Facts, Inherited, Mode, OnIngresses, PodFact, PodState, WhichPod,
 };
 use procscan_core::snapshot::State;
 
@@ -302,4 +302,46 @@ fn what_was_gone_while_nothing_could_be_kept_and_is_back_is_not_released_as_gone
         world.unwritable.extend(is_unwritable.then(|| "ns-a".to_owned()));
     });
     assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+/// Two leaders' clocks don't tell which of them heard something last; so what one has heard before it led proves no absence.
+#[test]
+fn a_new_leader_counts_no_answers_from_before_it_led_whatever_its_clock_says() {
+    for (is_looked_at, ahead) in [(false, 0), (false, 31), (true, 0), (true, 31)] {
+        let mut world = World::new(&["n1"]);
+        world.policy.verify_pods = true;
+        world.pod_on("ns-a", "web", "n1", "web");
+        world.follower = Some((world.new_ledger(), true));
+        world.follower_ahead = ahead * 24 * 3600;
+        // The agent scans once a minute, lists everything that it finds, and finds the first one seldom.
+        let list = |w: &mut World, found: u64| {
+            let now = w.clock();
+            w.answer("n1", vec![record("ns-a", found.cast_signed()), record("ns-b", now)]);
+        };
+        world.rounds(15, |w| {
+            list(w, w.now.uptime().as_secs() / (5 * MINUTE) * 5 * MINUTE);
+            w.evaluate();
+        });
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.rounds(4, |w| list(w, 15 * MINUTE));
+        // It is found again, which only this replica hears, and another Service is closed, so what is kept says all of it.
+        world.wait(MINUTE);
+        if let Some((_, hears)) = &mut world.follower {
+            *hears = false;
+        }
+        list(&mut world, 20 * MINUTE);
+        world.service("ns-a", "another", &["web"]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.fail_over();
+        if !is_looked_at {
+            world.facts = Facts::default();
+        }
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.rounds(29, |w| {
+            list(w, 20 * MINUTE);
+            assert_eq!(w.blocked(), ["ns-a"], "{is_looked_at}, {ahead} days");
+        });
+        world.rounds(2, |w| list(w, 20 * MINUTE));
+        assert!(world.blocked().is_empty(), "{is_looked_at}, {ahead} days");
+    }
 }

@@ -201,6 +201,7 @@ impl Soak {
         };
         let cleared: BTreeSet<App> =
             self.world.kept.values().filter(has_cleared).map(|it| App::from(&it.spec.app)).collect();
+        let kept_before = self.world.kept.clone();
         let evaluation = self.world.evaluate();
         if is_restored {
             // What has been decided since is not known any more.
@@ -214,8 +215,8 @@ impl Soak {
             let why: Vec<&Decision> =
                 evaluation.decisions.iter().filter(|it| lost.contains(&it.app)).collect();
             let known: String = lost.iter().map(|app| self.known_of(tenant_in(&app.namespace))).collect();
-            let kept = self.world.kept.values().filter(|it| lost.contains(&App::from(&it.spec.app)));
-            let kept: Vec<_> = kept.map(|it| (&it.status.state, &it.status.evidence)).collect();
+            let kept = kept_before.values().filter(|it| lost.contains(&App::from(&it.spec.app)));
+            let kept: Vec<_> = kept.map(|it| &it.status).collect();
             self.fail(&format!("released by a restart: {lost:?}: {why:?}\n{kept:?}\n{known}"));
         }
         self.judge(&evaluation);

@@ -54,6 +54,8 @@ pub(super) struct Lead<'a> {
     unreadable: BTreeMap<String, Unreadable>,
     /// The incidents whose objects differ from what we wrote last.
     changed: Vec<Changed>,
+    /// The incidents that are not open, and whose objects say that they are.
+    reopened: BTreeSet<String>,
     /// What operators wanted, and which incidents existed, when what is kept was last looked at.
     heard: Outline,
     /// This replica's clock differs from the API server's.
@@ -91,6 +93,7 @@ impl<'a> Lead<'a> {
             swept: None,
             unreadable: BTreeMap::new(),
             changed: Vec::new(),
+            reopened: BTreeSet::new(),
             heard: Outline::default(),
             is_clock_wrong: false,
             began,
@@ -275,7 +278,10 @@ impl<'a> Lead<'a> {
         if !self.is_copy {
             self.put_right(&kept);
         }
-        let Obeyed { done, history } = self.obey(&kept, &policy);
+        let Obeyed { done, mut history } = self.obey(&kept, &policy);
+        if !is_copy {
+            self.end_again(&kept, &mut history);
+        }
         // What is kept next takes its place; both at once would be much.
         drop(kept);
         let decided = self.book.decide(&snapshot, &policy, &facts, now);

@@ -205,6 +205,11 @@ impl KeptIncident {
         self.status.as_ref().map(|(brief, _)| brief)
     }
 
+    /// Whether something was decided of it, and it has not ended.
+    pub fn is_open(&self) -> bool {
+        self.brief().is_some_and(|brief| brief.state != IncidentState::Ended)
+    }
+
     /// What was decided of it; nothing if that has not been written yet.
     pub fn status(&self) -> Result<Option<IncidentStatus>, String> {
         self.status.as_ref().map(|(_, packed)| packed.unpack()).transpose()

@@ -15,6 +15,7 @@ pub use self::log::{Decision, LoggedKind};
 pub use self::spec::{AppRef, Approval, IncidentSpec, Release};
 use crate::hash::stable_hash;
 use crate::names::{App, Text, readable};
+use crate::policy::{Actor, DecisionKind};
 
 /// An incident as it is kept.
 #[derive(Clone, Debug, PartialEq)]
@@ -203,6 +204,32 @@ pub enum Telling {
     Blocked,
     /// It is neither any more.
     Recovered,
+}
+
+impl IncidentStatus {
+    /// Ends it once more, `at` that time: it had ended, and its object said that it had not, edited or restored from a backup. Which of
+    /// its App's incidents is the last one does not change by that, so the reading of the leader clock stays.
+    pub fn end_again(&mut self, at: Timestamp) {
+        self.clock = self.clock.or(self.since);
+        (self.state, self.since) = (IncidentState::Ended, Some(at));
+        (self.until, self.grace_ends, self.release_held) = (None, None, None);
+        (self.approved, self.exempted, self.inherited, self.evidence_omitted) = (false, None, None, 0);
+        for evidence in &mut self.evidence {
+            if !evidence.cleared.as_ref().is_some_and(|cleared| cleared.ended) {
+                // It had cleared, else the incident had not ended. When is not known; what is fresher is no part of it.
+                let (at, by) = (evidence.fresh_at, ClearedBy::Clock);
+                evidence.cleared = Some(ClearedEvidence { at, by, ended: true });
+            }
+        }
+        self.reason = Text::from("it had ended before; it was edited, or restored from a backup");
+        self.decisions.push(Decision {
+            at,
+            decision: DecisionKind::Closed.into(),
+            actor: Actor::Policy.name(),
+            reason: self.reason.clone(),
+        });
+        self.decided += 1;
+    }
 }
 
 /// An accusation that an operator's release covers.

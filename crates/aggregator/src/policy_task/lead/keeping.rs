@@ -58,8 +58,12 @@ impl Lead<'_> {
             let Some(seen) = kept.incidents.get(&*name) else { continue };
             let app = App::from(&seen.app);
             if self.book.name_of(&app).as_ref() != Some(&name) {
-                // An earlier incident of the App, of which we know only what the object says.
-                self.task.store.accept(kept, &name);
+                // An earlier incident of the App, of which we know only what the object says, and that it has ended.
+                if seen.is_open() {
+                    self.note_reopened(&name, &app);
+                } else {
+                    self.task.store.accept(kept, &name);
+                }
                 continue;
             }
             if was_replaced {
@@ -69,6 +73,41 @@ impl Lead<'_> {
         }
         if !names.is_empty() {
             self.book.forget_saved(|name| names.contains(name));
+        }
+    }
+
+    /// Notes an incident of `app` whose object says that it is open, if it is not.
+    pub(super) fn note_reopened(&mut self, name: &str, app: &App) {
+        // Of an App of which an incident can't be read nothing is touched.
+        let may_be_it = self.unreadable.values().any(|it| it.app.as_ref().is_none_or(|other| other == app));
+        let is_it = self.book.name_of(app).is_some_and(|known| known == name);
+        if !is_it && !may_be_it && self.reopened.insert(name.to_owned()) {
+            tracing::warn!(
+                alert = "state",
+                incident = name,
+                %app,
+                "an Incident that had ended says that it is open: it was edited, or restored from a backup; it is written as ended"
+            );
+        }
+    }
+
+    /// Adds the incidents that are not open, and whose objects say that they are, to the history that is written: as ended.
+    pub(super) fn end_again(&mut self, kept: &Kept, history: &mut Vec<Incident>) {
+        let now = self.now().wall();
+        self.reopened.retain(|name| {
+            let Some(seen) = kept.incidents.get(&**name) else { return true };
+            self.book.name_of(&App::from(&seen.app)).as_ref() != Some(name)
+        });
+        for name in self.reopened.iter().filter(|name| !kept.unread.incidents.contains_key(&***name)) {
+            if let Some(incident) = history.iter_mut().find(|incident| incident.name == *name) {
+                incident.status.end_again(now);
+                continue;
+            }
+            let seen = kept.incidents.get(&**name).filter(|seen| seen.is_open());
+            history.extend(seen.and_then(|seen| seen.legible(name)).map(|mut incident| {
+                incident.status.end_again(now);
+                incident
+            }));
         }
     }
 
@@ -127,7 +166,11 @@ impl Lead<'_> {
             if part.is_empty() {
                 break;
             }
+            let names: Vec<String> = part.iter().map(|incident| incident.name.clone()).collect();
             failed.extend(self.task.store.save(&self.pen, part).await);
+            for name in names.iter().filter(|name| !failed.contains_key(*name)) {
+                self.reopened.remove(name);
+            }
             if let Some(error) = failed.values().find(|error| error.is_lost() || error.is_outdated()) {
                 return Err(error.clone());
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use procscan_core::names::App;
 use procscan_core::policy::{Book, Inherited, Mode, remembered};
 use procscan_core::state::{Incident, IncidentState};
 use tokio::sync::oneshot;
@@ -49,6 +50,10 @@ impl Lead<'_> {
         self.book = Book::restore(&kept, &snapshot, now);
         self.book.set_aside(self.unreadable.values().filter_map(|unreadable| unreadable.app.clone()));
         (self.decisions, self.failing, self.again) = (Vec::new(), BTreeSet::new(), None);
+        self.reopened.clear();
+        for incident in kept.iter().filter(|incident| incident.status.state != IncidentState::Ended) {
+            self.note_reopened(&incident.name, &App::from(&incident.spec.app));
+        }
         let open = kept.iter().filter(|incident| incident.status.state != IncidentState::Ended).count();
         let inherited = self.book.inherit(blocked, &policy, now);
         if open + inherited.len() > 0 {

@@ -1,6 +1,7 @@
 //! One term over objects that operators, other replicas and restored backups change meanwhile.
 
 mod changed;
+mod history;
 mod operators;
 mod stage;
 mod taking_over;

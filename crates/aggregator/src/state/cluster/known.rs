@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::objects::stamp;
-use crate::state::kept::{Kept, Stamp};
+use crate::state::kept::{Kept, KeptIncident, Stamp};
 
 /// How long the watch may lag behind our own writes before an older version is taken for a restored backup.
 const BEHIND: Duration = Duration::from_secs(10);
@@ -103,7 +103,7 @@ impl AllKnown {
         self.behind.values().min().map(|since| *since + BEHIND)
     }
 
-    /// The incidents whose objects exist with another status than the one that we wrote last.
+    /// The incidents whose objects exist with another status than the one that we wrote last, and open ones that we did not write.
     pub(super) fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
         let now = Instant::now();
         let mut changed = Vec::new();
@@ -111,8 +111,16 @@ impl AllKnown {
         self.behind.retain(|name, _| self.all.contains_key(name) && kept.incidents.contains_key(&**name));
         self.said.retain(|name, _| self.all.contains_key(name));
         let mut live = kept.incidents.iter().peekable();
+        let mut strange = Vec::new();
+        let mut note = |name: &str, seen: &KeptIncident| {
+            if seen.is_open() && !kept.unread.incidents.contains_key(name) {
+                strange.push(Changed { name: name.to_owned(), was_replaced: false });
+            }
+        };
         for (name, known) in &self.all {
-            while live.next_if(|(other, _)| ***other < **name).is_some() {}
+            while let Some((other, seen)) = live.next_if(|(other, _)| ***other < **name) {
+                note(other, seen);
+            }
             let Some((_, seen)) = live.next_if(|(other, _)| ***other == **name) else { continue };
             if known.observed.is_none() {
                 // A write of ours that had no answer may be there; it is tried again in any case.
@@ -143,6 +151,8 @@ impl AllKnown {
                 changed.push(Changed { name: name.clone(), was_replaced });
             }
         }
+        live.for_each(|(other, seen)| note(other, seen));
+        changed.extend(strange);
         changed
     }
 

@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tower::util::MapResponseLayer;
 
-pub use self::read::Limit;
+pub use self::read::{Answer, Limit};
 use self::server_clock::ServerClock;
 pub use self::trim::{Keep, Size, Trim};
 pub use self::watch::watch;

@@ -83,6 +83,8 @@ struct Evidence {
     late: usize,
     /// The longest wait of an accusation.
     longest_wait_seconds: u64,
+    /// Namespaces that hold too much to be looked at together with others.
+    heavy: usize,
 }
 
 impl From<EvidenceStatus> for Evidence {
@@ -93,6 +95,7 @@ impl From<EvidenceStatus> for Evidence {
             waiting: status.waiting,
             late: status.late,
             longest_wait_seconds: status.longest_wait.as_secs(),
+            heavy: status.heavy,
         }
     }
 }

@@ -30,6 +30,7 @@
 //! Pods unreadable, so nothing new is blocked. A failed sweep leaves everything as it was, and each namespace is looked
 //! at on its own. A slow look keeps its place for some seconds; then another one begins.
 
+mod budget;
 mod changes;
 mod due;
 mod fields;

@@ -32,7 +32,9 @@ impl State {
         let too_large = self.too_large.values().next().cloned();
         let is_watched = self.told.as_ref().is_some_and(|told| told.changes().told_until(now).is_some());
         let waiting = waiting::status(&self.inquiries, &self.rooms, is_watched, now);
-        let current = EvidenceStatus { error, too_large, ..waiting };
+        let is_limited = !self.sweeps.budget.wait(now).is_zero();
+        let heavy = self.sweeps.heavy();
+        let current = EvidenceStatus { error, too_large, heavy, is_limited, ..waiting };
         let is_late = current.late > 0;
         if is_late && !self.is_late {
             tracing::error!(

@@ -6,10 +6,13 @@
 //! directly.
 //!
 //! Its memory is bounded: one page, the relevant fields of each object (`fields`), [`MAX_HELD`] in all, and
-//! [`MAX_SHARE`] of one namespace. A namespace beyond its share, with an object larger than a page, or with such large
-//! objects that all pages would have to be small, is *heavy*: it gets looks of its own with their own limits, and later sweeps do not list it.
+//! [`MAX_SHARE`] of one namespace. A namespace beyond its share, with an object larger than a page, or with so many large
+//! objects that they take more than [`MAX_SHARE_READ`], is *heavy*: it gets looks of its own with their own limits. Each
+//! object counts for its own namespace, so one tenant's objects make no other heavy. What is read per minute is bounded
+//! too (`budget`); pages beyond that wait.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1 as core;
@@ -22,18 +25,18 @@ use procscan_core::names::Text;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::budget::Budget;
 use super::fields::{HTTP_ROUTES, INGRESSES, NAMES, NAMESPACES, PODS, SERVICES};
 use super::listing::{FIRST_PAGE, MAX_PAGE, PAGE, Page, USUAL};
 use super::lookup::{Pod, PodObject, Routes, Seen, service_of};
-use super::sweeps::MAX_HEAVY;
 use crate::clock::Clock;
-use crate::kubernetes::{Ask, Cluster, Keep, Limit, Refusal, RefusalKind};
+use crate::kubernetes::{Answer, Ask, Cluster, Keep, Limit, Refusal, RefusalKind, Size};
 
 /// How many bytes are held in all: enough for about 20,000 Pods with usual labels.
 const MAX_HELD: usize = 16 << 20;
 /// How many bytes are held of one namespace.
 const MAX_SHARE: usize = 1 << 20;
-/// How many bytes are read of one namespace if its objects come in pages of large objects.
+/// How many bytes of large objects are read of one namespace.
 const MAX_SHARE_READ: usize = 16 << 20;
 /// How many bytes one page may have.
 const MAX_PAGE_READ: usize = 64 << 20;
@@ -43,12 +46,14 @@ const MAX_PAGE_READ: usize = 64 << 20;
 pub(super) struct Plan {
     /// The namespaces.
     pub(super) namespaces: BTreeSet<Text>,
-    /// Namespaces that are known to be heavy, and are not listed.
+    /// The heaviest namespaces, which are not listed.
     pub(super) without: BTreeSet<Text>,
     /// Routes are looked up, too.
     pub(super) with_routes: bool,
     /// How many requests it may take before it is given up.
     pub(super) most: usize,
+    /// How many bytes it may read now.
+    pub(super) budget: Budget,
 }
 
 /// The result: the contents of each namespace that was seen completely.
@@ -63,8 +68,8 @@ pub(super) struct Swept {
 pub(super) struct Ended {
     /// How many requests it took, or would have taken.
     pub(super) requests: usize,
-    /// The namespaces that were found to be heavy.
-    pub(super) heavy: BTreeSet<Text>,
+    /// The namespaces that were found to be heavy, with the bytes that were read of their large objects.
+    pub(super) heavy: BTreeMap<Text, usize>,
     /// Why nothing was seen.
     pub(super) result: Result<(), Stop>,
 }
@@ -83,6 +88,7 @@ pub(super) enum Stop {
 struct Sweep<'a> {
     plan: &'a Plan,
     cluster: &'a Cluster,
+    clock: Clock,
     /// Shared by the lists of all kinds, which are read at the same time. Never locked while something is awaited.
     found: Mutex<Found>,
 }
@@ -92,19 +98,13 @@ struct Found {
     seen: BTreeMap<Text, Seen>,
     /// The namespaces that exist.
     there: BTreeSet<Text>,
-    shares: BTreeMap<Text, Share>,
-    heavy: BTreeSet<Text>,
+    /// What is read of the large objects of each namespace, and what is held of it.
+    shares: BTreeMap<Text, Size>,
+    heavy: BTreeMap<Text, usize>,
     held: usize,
     requests: usize,
     /// How many more requests each kind is known to take.
     left: BTreeMap<&'static str, usize>,
-}
-
-/// What one namespace takes, in bytes.
-#[derive(Clone, Copy, Default)]
-struct Share {
-    kept: usize,
-    read: usize,
 }
 
 /// A kind of object.
@@ -124,12 +124,12 @@ struct Named {
 
 /// Looks at the namespaces of `plan`.
 pub(super) async fn sweep(plan: &Plan, cluster: &Cluster, clock: Clock) -> Swept {
-    let sweep = Sweep { plan, cluster, found: Mutex::default() };
+    let sweep = Sweep { plan, cluster, clock, found: Mutex::default() };
     // Boxed, because the future is large and there is rarely one.
-    let result = Box::pin(sweep.read(clock)).await;
+    let result = Box::pin(sweep.read()).await;
     let Found { mut seen, there, heavy, requests, left, .. } =
         sweep.found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    seen.retain(|namespace, _| result.is_ok() && there.contains(namespace) && !heavy.contains(namespace));
+    seen.retain(|namespace, _| result.is_ok() && there.contains(namespace) && !heavy.contains_key(namespace));
     Swept { seen, ended: Ended { requests: requests + left.values().sum::<usize>(), heavy, result } }
 }
 
@@ -138,14 +138,14 @@ impl Sweep<'_> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn read(&self, clock: Clock) -> Result<(), Stop> {
+    async fn read(&self) -> Result<(), Stop> {
         let routes = async {
             if self.plan.with_routes {
                 tokio::try_join!(self.ingresses(), self.http_routes())?;
             }
             Ok(())
         };
-        tokio::try_join!(self.namespaces(), self.pods(clock), self.services(), routes)?;
+        tokio::try_join!(self.namespaces(), self.pods(), self.services(), routes)?;
         if self.plan.with_routes {
             for seen in self.found().seen.values_mut() {
                 seen.routes.get_or_insert_default();
@@ -169,11 +169,11 @@ impl Sweep<'_> {
         .await
     }
 
-    async fn pods(&self, clock: Clock) -> Result<(), Stop> {
+    async fn pods(&self) -> Result<(), Stop> {
         let kind = Kind::new("pods", core::Pod::url_path(&(), None), &PODS);
         self.list(kind, namespace_of, |found, namespace, pod: PodObject| {
             let name = pod.name_any().into();
-            let pod = Pod::read(namespace, pod, |at| self.cluster.moment_of(at, clock.now()));
+            let pod = Pod::read(namespace, pod, |at| self.cluster.moment_of(at, self.clock.now()));
             found.of(namespace).pods.insert(name, pod);
         })
         .await
@@ -217,32 +217,23 @@ impl Sweep<'_> {
         of: impl Fn(&ObjectMeta) -> Option<String>,
         take_in: impl Fn(&mut Found, &Text, K),
     ) -> Result<(), Stop> {
-        let without: Vec<String> = self
-            .plan
-            .without
-            .iter()
-            .take(MAX_HEAVY)
-            .map(|namespace| format!("{}!={namespace}", kind.field))
-            .collect();
+        let without: Vec<String> =
+            self.plan.without.iter().map(|namespace| format!("{}!={namespace}", kind.field)).collect();
         let mut params = ListParams::default().limit(FIRST_PAGE);
         if !without.is_empty() {
             params = params.fields(&without.join(","));
         }
         let mut size = FIRST_PAGE;
         loop {
-            self.found().begin_request(kind.resource, self.plan.most)?;
             params.limit = Some(size);
-            let ask = Ask { verb: "list", resource: kind.resource, namespace: None };
-            let limit = Limit { read: MAX_PAGE_READ, kept: MAX_PAGE };
-            let request = kind.request.list(&params);
-            let answer = match self.cluster.read_in_turn(ask, request, kind.keep, limit).await {
+            let answer = match self.page(&kind, &params, kind.keep).await {
                 // The objects are large here.
-                Err(refusal) if refusal.kind == RefusalKind::TooMuch && size > 1 => {
+                Err(Stop::Refused(refusal)) if refusal.kind == RefusalKind::TooMuch && size > 1 => {
                     size = (size / 4).max(1);
                     continue;
                 }
                 // Its one object is too large to be held.
-                Err(refusal) if refusal.kind == RefusalKind::TooMuch => {
+                Err(Stop::Refused(refusal)) if refusal.kind == RefusalKind::TooMuch => {
                     let Some(token) = self.pass_over(&kind, &params, &of).await? else {
                         self.found().left.remove(kind.resource);
                         return Ok(());
@@ -250,16 +241,16 @@ impl Sweep<'_> {
                     params = params.continue_token(&token);
                     continue;
                 }
-                answer => answer.map_err(Stop::Refused)?,
+                answer => answer?,
             };
             let Page { metadata, items }: Page<K> = answer.value;
-            let (count, is_usual) = (items.len().max(1), answer.read / USUAL <= items.len());
-            let share =
-                Share { kept: answer.kept / count, read: if is_usual { 0 } else { answer.read / count } };
+            let is_usual = answer.read / USUAL <= items.len();
+            let mut sizes = answer.items.into_iter();
             let mut found = self.found();
             for item in items {
+                let size = sizes.next().unwrap_or_default();
                 let Some(namespace) = of(item.meta()).map(Text::from) else { continue };
-                if found.weigh(&namespace, share, self.plan)? {
+                if found.weigh(&namespace, size, self.plan)? {
                     take_in(&mut found, &namespace, item);
                 }
             }
@@ -275,6 +266,30 @@ impl Sweep<'_> {
         }
     }
 
+    /// Reads one page, when the budget allows it.
+    async fn page<T: DeserializeOwned>(
+        &self,
+        kind: &Kind,
+        params: &ListParams,
+        keep: &'static Keep,
+    ) -> Result<Answer<T>, Stop> {
+        self.found().begin_request(kind.resource, self.plan.most)?;
+        let budget = &self.plan.budget;
+        loop {
+            let wait = budget.wait(self.clock.now());
+            if wait.is_zero() {
+                break;
+            }
+            tokio::time::sleep(wait).await;
+        }
+        let ask = Ask { verb: "list", resource: kind.resource, namespace: None };
+        let limit = Limit { read: MAX_PAGE_READ, kept: MAX_PAGE };
+        let count = AtomicUsize::new(0);
+        let answer = self.cluster.read_counted(ask, kind.request.list(params), keep, limit, &count).await;
+        budget.spend(count.into_inner(), self.clock.now());
+        answer.map_err(Stop::Refused)
+    }
+
     /// Reads only the name of the one object that `params` ask for, and makes its namespace heavy. Returns the token
     /// with which the list goes on; `None` at its end.
     async fn pass_over(
@@ -283,14 +298,11 @@ impl Sweep<'_> {
         params: &ListParams,
         of: &impl Fn(&ObjectMeta) -> Option<String>,
     ) -> Result<Option<String>, Stop> {
-        self.found().begin_request(kind.resource, self.plan.most)?;
-        let ask = Ask { verb: "list", resource: kind.resource, namespace: None };
-        let limit = Limit { read: MAX_PAGE_READ, kept: MAX_PAGE };
-        let answer = self.cluster.read_in_turn(ask, kind.request.list(params), &NAMES, limit).await;
-        let Page { metadata, items }: Page<Named> = answer.map_err(Stop::Refused)?.value;
+        let answer: Answer<Page<Named>> = self.page(kind, params, &NAMES).await?;
+        let Page { metadata, items } = answer.value;
         let mut found = self.found();
         for namespace in items.iter().filter_map(|item| of(&item.metadata)) {
-            found.leave_out(&namespace.into());
+            found.leave_out(&namespace.into(), answer.read);
         }
         Ok(metadata.continue_.filter(|token| !token.is_empty()))
     }
@@ -305,31 +317,35 @@ impl Found {
         if self.requests + self.left.values().sum::<usize>() > most { Err(Stop::Costly) } else { Ok(()) }
     }
 
-    /// Counts an object with that share of its page. Returns whether it is to be kept.
-    fn weigh(&mut self, namespace: &Text, share: Share, plan: &Plan) -> Result<bool, Stop> {
+    /// Counts an object. Returns whether it is to be kept.
+    fn weigh(&mut self, namespace: &Text, size: Size, plan: &Plan) -> Result<bool, Stop> {
         let is_wanted = plan.namespaces.contains(namespace);
-        if self.heavy.contains(namespace) || !is_wanted && share.read == 0 {
+        // Any namespace may have many usual objects.
+        let read = if size.read > USUAL { size.read } else { 0 };
+        if let Some(all) = self.heavy.get_mut(namespace) {
+            *all += read;
             return Ok(false);
         }
+        if !is_wanted && read == 0 {
+            return Ok(false);
+        }
+        let kept = if is_wanted { size.kept } else { 0 };
         let all = self.shares.entry(namespace.clone()).or_default();
-        all.read += share.read;
-        all.kept += if is_wanted { share.kept } else { 0 };
-        if all.kept > MAX_SHARE || all.read > MAX_SHARE_READ {
-            all.kept -= if is_wanted { share.kept } else { 0 };
-            self.leave_out(namespace);
+        if all.kept + kept > MAX_SHARE || all.read + read > MAX_SHARE_READ {
+            self.leave_out(namespace, read);
             return Ok(false);
         }
-        if is_wanted {
-            self.held += share.kept;
-        }
+        (all.kept, all.read) = (all.kept + kept, all.read + read);
+        self.held += kept;
         if self.held > MAX_HELD { Err(Stop::Full) } else { Ok(is_wanted) }
     }
 
-    /// The namespace is heavy: nothing of it is held.
-    fn leave_out(&mut self, namespace: &Text) {
-        self.held -= self.shares.remove(namespace).unwrap_or_default().kept;
+    /// The namespace is heavy: nothing of it is held. `read` bytes more have been read of it.
+    fn leave_out(&mut self, namespace: &Text, read: usize) {
+        let share = self.shares.remove(namespace).unwrap_or_default();
+        self.held -= share.kept;
         self.seen.remove(namespace);
-        self.heavy.insert(namespace.clone());
+        *self.heavy.entry(namespace.clone()).or_default() += share.read + read;
     }
 
     fn of(&mut self, namespace: &Text) -> &mut Seen {

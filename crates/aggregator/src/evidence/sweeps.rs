@@ -4,12 +4,14 @@
 //! is for. It is made if single looks would take more. What one sweep can't see is not asked of the next one: see
 //! `missed` and `passed`.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use procscan_core::Moment;
 use procscan_core::names::Text;
 
+use super::budget::Budget;
 use super::sweep::{Ended, Plan, Stop};
 
 /// From this many namespaces on a sweep is considered: fewer are looked at one by one within some seconds.
@@ -24,8 +26,11 @@ const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(30);
 /// For how long the cost of a sweep and the heavy namespaces are remembered, because the cluster changes.
 const KNOWN: Duration = Duration::from_mins(10);
-/// How many heavy namespaces are remembered. Their names are part of each request of a sweep.
-pub(super) const MAX_HEAVY: usize = 50;
+/// How many heavy namespaces, those with the most bytes, are left out of the lists: their names are part of each
+/// request.
+const MAX_LEFT_OUT: usize = 50;
+/// How many heavy namespaces are remembered.
+const MAX_HEAVY: usize = 10_000;
 
 /// The sweeps.
 #[derive(Debug, Default)]
@@ -38,8 +43,13 @@ pub(super) struct Sweeps {
     cost: Option<(usize, Moment)>,
     /// How many namespaces fit into one sweep, if that is known: their contents are in memory together.
     fits: Option<usize>,
-    /// Namespaces that are too large for a sweep, and since when that is known.
-    heavy: BTreeMap<Text, Moment>,
+    /// Namespaces that are too large for a sweep, since when that is known, and how many bytes were read of their large
+    /// objects.
+    heavy: BTreeMap<Text, (Moment, usize)>,
+    /// It is logged that more namespaces are heavy than can be left out.
+    is_crowded: bool,
+    /// What sweeps may read.
+    pub(super) budget: Budget,
     /// Namespaces in which a sweep could not see everything: they get a look of their own first.
     missed: BTreeSet<Text>,
     /// When the last sweep over a namespace began.
@@ -59,7 +69,7 @@ impl Sweeps {
         if !self.running.is_empty() || self.not_before.is_some_and(|at| now.uptime() < at.uptime()) {
             return None;
         }
-        self.heavy.retain(|_, since| now.since(*since) < KNOWN);
+        self.heavy.retain(|_, (since, _)| now.since(*since) < KNOWN);
         waiting.retain(|(.., namespace)| !self.heavy.contains_key(*namespace));
         let most = waiting.len() * PER_LOOK;
         let is_too_much = self.cost.is_some_and(|(cost, at)| cost > most && now.since(at) < KNOWN);
@@ -70,10 +80,24 @@ impl Sweeps {
         let fitting = waiting.into_iter().take(self.fits.unwrap_or(FITS));
         Some(Plan {
             namespaces: fitting.map(|(.., namespace)| namespace.clone()).collect(),
-            without: self.heavy.keys().cloned().collect(),
+            without: self.heaviest(),
             with_routes,
             most,
+            budget: self.budget.clone(),
         })
+    }
+
+    /// The heavy namespaces with the most bytes. The others are read past.
+    fn heaviest(&self) -> BTreeSet<Text> {
+        let mut heavy: Vec<(Reverse<usize>, &Text)> =
+            self.heavy.iter().map(|(namespace, (_, read))| (Reverse(*read), namespace)).collect();
+        heavy.sort_unstable();
+        heavy.into_iter().take(MAX_LEFT_OUT).map(|(_, namespace)| namespace.clone()).collect()
+    }
+
+    /// How many namespaces are looked at one by one, in turn, because they are too large for a sweep.
+    pub(super) fn heavy(&self) -> usize {
+        self.heavy.len()
     }
 
     /// The sweep begins.
@@ -87,6 +111,8 @@ impl Sweeps {
             cost: self.cost,
             fits: self.fits,
             heavy: std::mem::take(&mut self.heavy),
+            is_crowded: self.is_crowded,
+            budget: self.budget.clone(),
             ..Self::default()
         };
     }
@@ -97,12 +123,20 @@ impl Sweeps {
         let fits = self.fits.unwrap_or(FITS);
         let pause = if matches!(ended.result, Err(Stop::Refused(_))) { PAUSE_AFTER_FAILURE } else { PAUSE };
         self.not_before = Some(Moment::new(now.uptime().saturating_add(pause), now.wall()));
-        let has_new_heavy = ended.heavy.iter().any(|namespace| !self.heavy.contains_key(namespace));
-        for namespace in ended.heavy {
+        let has_new_heavy = ended.heavy.keys().any(|namespace| !self.heavy.contains_key(namespace));
+        for (namespace, read) in ended.heavy {
             if self.heavy.len() < MAX_HEAVY {
-                self.heavy.insert(namespace, now);
+                self.heavy.insert(namespace, (now, read));
             }
         }
+        let is_crowded = self.heavy.len() > MAX_LEFT_OUT;
+        if is_crowded && !self.is_crowded {
+            tracing::warn!(
+                namespaces = self.heavy.len(),
+                "many namespaces hold too much to be looked at together with others; each is looked at on its own, in turn"
+            );
+        }
+        self.is_crowded = is_crowded;
         match &ended.result {
             Ok(()) => {
                 self.cost = Some((ended.requests, now));

@@ -50,6 +50,10 @@ pub struct EvidenceStatus {
     pub late: usize,
     /// The longest wait of an accusation.
     pub longest_wait: Duration,
+    /// How many namespaces are looked at one by one, in turn, because they hold too much to be looked at together.
+    pub heavy: usize,
+    /// Looks at all namespaces together have read as much in this minute as they may, and go on later.
+    pub is_limited: bool,
 }
 
 impl Inquiry {
@@ -219,7 +223,11 @@ impl EvidenceStatus {
                 humantime::format_duration(self.longest_wait)
             )
         });
-        let all: Vec<String> = self.error.iter().chain(&self.too_large).cloned().chain(late).collect();
+        let limited = self.is_limited.then(|| {
+            "the lists of all namespaces have had 1 GiB within a minute, which is the limit: they go on later".to_owned()
+        });
+        let all = self.error.iter().chain(&self.too_large).cloned().chain(late).chain(limited);
+        let all: Vec<String> = all.collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }

@@ -1,11 +1,13 @@
 //! Reads large answers: trims them while they arrive, and gives up beyond a limit.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use http_body_util::BodyExt;
 use hyper::{Request, Response};
 use kube::client::Body;
 use serde::de::DeserializeOwned;
 
-use super::trim::{Keep, Trim};
+use super::trim::{Keep, Size, Trim};
 use super::{Ask, Cluster, Refusal, RefusalKind};
 
 /// The API server's refusals are shorter than this; in bytes.
@@ -29,6 +31,8 @@ pub struct Answer<T> {
     pub read: usize,
     /// How many bytes the wanted fields had.
     pub kept: usize,
+    /// The size of each item of the answer's list, in their order.
+    pub items: Vec<Size>,
 }
 
 impl Cluster {
@@ -41,11 +45,23 @@ impl Cluster {
         keep: &'static Keep,
         limit: Limit,
     ) -> Result<Answer<T>, Refusal> {
+        self.read_counted(ask, request, keep, limit, &AtomicUsize::new(0)).await
+    }
+
+    /// The same, and adds to `count` how many bytes arrived, whether or not they became an answer.
+    pub async fn read_counted<T: DeserializeOwned>(
+        &self,
+        ask: Ask<'_>,
+        request: Result<Request<Vec<u8>>, kube::core::request::Error>,
+        keep: &'static Keep,
+        limit: Limit,
+        count: &AtomicUsize,
+    ) -> Result<Answer<T>, Refusal> {
         let too_much = ask.clone();
         let read = async {
             let request = request.map_err(kube::Error::BuildRequest)?;
             let response = self.client.send(request.map(Body::from)).await?;
-            read(response, keep, limit).await
+            read(response, keep, limit, count).await
         };
         let answer = self.ask_in_turn(ask, read).await?;
         answer.ok_or_else(|| Refusal {
@@ -82,6 +98,7 @@ async fn read<T: DeserializeOwned>(
     response: Response<Body>,
     keep: &'static Keep,
     limit: Limit,
+    count: &AtomicUsize,
 ) -> kube::Result<Option<Answer<T>>> {
     let mut body = accepted(response).await?;
     let mut trim = Trim::new(keep);
@@ -89,6 +106,7 @@ async fn read<T: DeserializeOwned>(
     while let Some(frame) = body.frame().await {
         let Ok(piece) = frame?.into_data() else { continue };
         read = read.saturating_add(piece.len());
+        count.fetch_add(piece.len(), Ordering::Relaxed);
         if read > limit.read {
             return Ok(None);
         }
@@ -97,9 +115,9 @@ async fn read<T: DeserializeOwned>(
             return Ok(None);
         }
     }
-    let kept = trim.held();
+    let (kept, items) = (trim.held(), trim.items().to_vec());
     let value = serde_json::from_slice(&trim.into_kept()).map_err(kube::Error::SerdeError)?;
-    Ok(Some(Answer { value, read, kept }))
+    Ok(Some(Answer { value, read, kept, items }))
 }
 
 /// The body of an answer, unless it is a refusal.

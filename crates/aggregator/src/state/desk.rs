@@ -1,5 +1,8 @@
 //! Takes operators' words, through any replica: kept first, done by the leader.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,7 +17,7 @@ use super::cluster::{FIELD_MANAGER, Objects};
 use super::crd::Resource;
 use super::file::FileStore;
 use super::{DecisionFilter, LoggedDecision, StateError};
-use crate::kubernetes::{Ask, Refusal, RefusalKind};
+use crate::kubernetes::{Refusal, RefusalKind};
 
 /// How many times a write is tried again because another program wrote at the same time.
 const TRIES: usize = 5;
@@ -225,7 +228,7 @@ impl Objects {
         // What is not said any more has to go.
         let EnforcementSpec { mode, reason, by } = spec;
         let patch = json!({"spec": {"mode": mode, "reason": reason, "by": by}});
-        let ask = Ask { verb: "patch", ..self.ask("patch", "enforcements.procscan.sealos.io") };
+        let ask = self.ask("patch", "enforcements.procscan.sealos.io");
         match self.cluster.ask(ask, api.patch(enforcement::NAME, &by_us(), &Patch::Merge(&patch))).await {
             Ok(_) => Ok(()),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => {

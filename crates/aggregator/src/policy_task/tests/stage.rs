@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::discovery::TargetSet;
 use crate::leader::{Leadership, Pen};
 use crate::ledger_task;
-use crate::policy_task::{Channels, Decided, Journal, PolicyTask, TakeOver};
+use crate::policy_task::{Channels, Decided, Delivered, Journal, PolicyTask, TakeOver};
 use crate::state::cluster::fake::{Network, Server};
 use crate::state::cluster::{Objects, Watching};
 use crate::state::{ClusterStore, FileStore, Kept, Store};
@@ -36,6 +36,9 @@ pub(super) struct Replica {
     pub(super) trouble: watch::Receiver<Option<String>>,
     pub(super) watching: watch::Receiver<Option<String>>,
     pub(super) observations: mpsc::Sender<Observation>,
+    pub(super) questions: watch::Receiver<Arc<Questions>>,
+    /// The news that the output has written.
+    pub(super) delivered: watch::Sender<Arc<Delivered>>,
     cancel: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -119,6 +122,9 @@ impl Replica {
         let (decided_tx, decided) =
             watch::channel(Arc::new(Decided::nothing(Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH))));
         let (trouble_tx, trouble) = watch::channel(None);
+        let (questions_tx, questions) =
+            watch::channel(Arc::new(Questions { epoch: 1, ..Questions::default() }));
+        let (delivered_tx, delivered) = watch::channel(Arc::default());
         let cancel = CancellationToken::new();
         let channels = Channels {
             leadership,
@@ -129,8 +135,8 @@ impl Replica {
             progress: snapshots.progress(),
             ledger: snapshots.clone(),
             facts: watch::channel(Arc::new(facts)).1,
-            delivered: watch::channel(Arc::default()).1,
-            questions: watch::channel(Arc::new(Questions { epoch: 1, ..Questions::default() })).0,
+            delivered,
+            questions: questions_tx,
             decided: decided_tx,
             trouble: trouble_tx,
         };
@@ -150,6 +156,8 @@ impl Replica {
             trouble,
             watching: watch::channel(None).1,
             observations,
+            questions,
+            delivered: delivered_tx,
             cancel,
             tasks,
         }

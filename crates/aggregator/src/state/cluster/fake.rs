@@ -50,6 +50,8 @@ pub(crate) struct Call {
     pub(crate) plural: String,
     pub(crate) name: Option<String>,
     pub(crate) is_status: bool,
+    /// The client's name for itself, for the object's `managedFields`.
+    pub(crate) manager: Option<String>,
 }
 
 #[derive(Clone)]
@@ -68,6 +70,8 @@ pub(crate) struct Store {
     compacted: u64,
     /// Every write that was carried out, in order.
     pub(crate) writes: Vec<Call>,
+    /// The Events that were written, with the managers of their writers.
+    pub(crate) events: Vec<(Option<String>, Value)>,
     /// How many lists were answered with whole objects.
     pub(crate) lists: usize,
     /// How many lists were answered with metadata only.
@@ -155,7 +159,8 @@ impl Server {
             Some(_) => format!("{query}&metadata=only"),
             None => query,
         };
-        let call = call(head.method, &path);
+        let manager = parameter(&query, "fieldManager");
+        let call = Call { manager, ..call(head.method, &path) };
         if query.contains("watch=true") || query.contains("watch=1") {
             return self.watch(call.plural, &query);
         }
@@ -180,11 +185,7 @@ impl Server {
     }
 
     fn watch(&self, plural: String, query: &str) -> Answer {
-        let parameter = |name: &str| {
-            let mut all = query.split('&').filter_map(|pair| pair.split_once('='));
-            all.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
-        };
-        let since: u64 = parameter("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0);
+        let since: u64 = parameter(query, "resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0);
         let changes = self.changed.subscribe();
         let state = (self.clone(), changes, since, false);
         let events = stream::unfold(state, move |(server, mut changes, since, is_over)| {
@@ -222,7 +223,13 @@ fn call(method: Method, path: &str) -> Call {
         plural: parts[at].to_owned(),
         name: parts.get(at + 1).map(|name| (*name).to_owned()),
         is_status: parts.get(at + 2) == Some(&"status"),
+        manager: None,
     }
+}
+
+fn parameter(query: &str, name: &str) -> Option<String> {
+    let mut all = query.split('&').filter_map(|pair| pair.split_once('='));
+    all.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
 }
 
 impl Store {
@@ -289,14 +296,16 @@ impl Store {
     }
 
     fn answer(&mut self, call: &Call, query: &str, kind: &str, body: &[u8]) -> (u16, Value) {
-        let Call { method, plural, name, is_status } = call;
+        let Call { method, plural, name, is_status, .. } = call;
         if plural == "events" {
-            return (201, serde_json::from_slice(body).unwrap());
+            let event: Value = serde_json::from_slice(body).unwrap();
+            self.events.push((call.manager.clone(), event.clone()));
+            return (201, event);
         }
         let Some(name) = name else {
             return match *method {
                 Method::GET => self.list(plural, query),
-                _ => self.create(plural, serde_json::from_slice(body).unwrap()),
+                _ => self.create(call, serde_json::from_slice(body).unwrap()),
             };
         };
         let Some(live) = self.objects.get(&(plural.clone(), name.clone())).cloned() else {
@@ -339,12 +348,8 @@ impl Store {
         let is_metadata = query.ends_with("&metadata=only");
         let count = if is_metadata { &mut self.metadata_lists } else { &mut self.lists };
         *count += 1;
-        let parameter = |name: &str| {
-            let mut all = query.split('&').filter_map(|pair| pair.split_once('='));
-            all.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
-        };
-        let limit = parameter("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
-        let from: usize = parameter("continue").and_then(|from| from.parse().ok()).unwrap_or(0);
+        let limit = parameter(query, "limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
+        let from: usize = parameter(query, "continue").and_then(|from| from.parse().ok()).unwrap_or(0);
         let all: Vec<&Value> =
             self.objects.iter().filter(|((of, _), _)| of == plural).map(|(_, object)| object).collect();
         let page: Vec<&&Value> = all.iter().skip(from).take(limit).collect();
@@ -365,17 +370,13 @@ impl Store {
         (200, list)
     }
 
-    fn create(&mut self, plural: &str, mut body: Value) -> (u16, Value) {
+    fn create(&mut self, call: &Call, mut body: Value) -> (u16, Value) {
+        let plural = &*call.plural;
         let name = body["metadata"]["name"].as_str().unwrap().to_owned();
         if self.objects.contains_key(&(plural.to_owned(), name.clone())) {
             return status(409, "already exists");
         }
-        self.writes.push(Call {
-            method: Method::POST,
-            plural: plural.to_owned(),
-            name: Some(name.clone()),
-            is_status: false,
-        });
+        self.writes.push(Call { name: Some(name.clone()), ..call.clone() });
         if let Some(body) = body.as_object_mut() {
             body.remove("status");
         }

@@ -9,6 +9,8 @@ pub(crate) mod fake;
 mod known;
 mod objects;
 mod taking_over;
+#[cfg(test)]
+mod tests;
 mod watching;
 
 use std::sync::Arc;

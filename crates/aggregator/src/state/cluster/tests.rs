@@ -1,0 +1,384 @@
+//! The leader's writes, as the API server answers them: conflicts, deletions, refusals, and what others write in between.
+
+use std::time::Duration;
+
+use hyper::Method;
+use procscan_core::policy::{Actor, DecisionKind, Mode};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::fake::{Call, Fault, NAMESPACE, Network, Server, Store};
+use super::*;
+
+const INCIDENTS: &str = "incidents";
+const ENFORCEMENTS: &str = "enforcements";
+
+fn store_over(server: &Server, network: Network) -> ClusterStore {
+    ClusterStore::new(Objects::new(server.cluster_over(network), NAMESPACE.to_owned()))
+}
+
+fn object(name: &str, state: &str) -> Value {
+    let at = "2026-11-01T08:00:00Z";
+    json!({
+        "metadata": {},
+        "spec": {"app": {"namespace": "ns-a", "type": "app", "name": name}},
+        "status": {"state": state, "opened": at, "since": at, "observed": 1, "writer": "old in term 1"},
+    })
+}
+
+fn incident(name: &str, state: &str) -> Incident {
+    let object = object(name, state);
+    let read = |part: &str| object[part].clone();
+    Incident {
+        name: name.to_owned(),
+        spec: serde_json::from_value(read("spec")).unwrap(),
+        status: serde_json::from_value(read("status")).unwrap(),
+    }
+}
+
+/// A leader that has read what is there, over `network`.
+async fn leader(server: &Server, pen: &Pen, network: Network) -> ClusterStore {
+    let mut store = store_over(server, network);
+    store.load(pen, &Kept::default()).await.unwrap();
+    store
+}
+
+fn good() -> Network {
+    Box::new(|_: &mut Store, _: &Call| Fault::None)
+}
+
+fn refusing(method: Method, code: u16) -> Network {
+    Box::new(
+        move |_: &mut Store, call: &Call| {
+            if call.method == method { Fault::Refused(code) } else { Fault::None }
+        },
+    )
+}
+
+fn names(server: &Server) -> Vec<String> {
+    server.store().objects.keys().map(|(_, name)| name.clone()).collect()
+}
+
+#[tokio::test]
+async fn history_is_removed_only_as_the_leader_knows_it() {
+    let server = Server::default();
+    for name in ["asked-for", "gone", "over", "stays"] {
+        server.put(INCIDENTS, name, object(name, "Ended"));
+    }
+    let pen = Pen::of_term(2, "a");
+    let mut store = leader(&server, &pen, good()).await;
+    // An operator has asked for something since, and another incident is removed already.
+    server.edit(INCIDENTS, "asked-for", |object| object["spec"]["release"] = json!({"by": "bob"}));
+    server.remove(INCIDENTS, "gone");
+    let over = ["asked-for", "gone", "over"].map(str::to_owned);
+    store.remove(&pen, &over).await.unwrap();
+    assert_eq!(names(&server), ["asked-for", "stays"]);
+
+    let mut store = leader(&server, &pen, refusing(Method::DELETE, 403)).await;
+    let error = store.remove(&pen, &["stays".to_owned()]).await.unwrap_err();
+    assert!(error.to_string().ends_with("not today (403)"), "{error}");
+    let mut store = leader(&server, &pen, good()).await;
+    pen.give_up();
+    assert!(store.remove(&pen, &["stays".to_owned()]).await.unwrap_err().is_lost());
+    assert_eq!(names(&server), ["asked-for", "stays"]);
+}
+
+#[tokio::test]
+async fn an_act_is_cleared_away_only_if_it_is_still_the_one_that_was_done() {
+    let server = Server::default();
+    let pen = Pen::of_term(2, "a");
+    let release = |by: &'static str| move |object: &mut Value| object["spec"]["release"] = json!({"by": by});
+    for name in ["cleared", "changed", "gone", "refused"] {
+        server.put(INCIDENTS, name, object(name, "Blocked"));
+        server.edit(INCIDENTS, name, release("alice"));
+        server.edit(INCIDENTS, name, |object| object["status"]["observed"] = 2.into());
+    }
+    let mut store = leader(&server, &pen, good()).await;
+    server.edit(INCIDENTS, "changed", release("bob"));
+    server.remove(INCIDENTS, "gone");
+    for name in ["cleared", "changed", "gone", "nobody"] {
+        store.clear_orders(&pen, name).await.unwrap();
+    }
+    assert!(server.get(INCIDENTS, "cleared").unwrap()["spec"]["release"].is_null());
+    assert_eq!(server.get(INCIDENTS, "changed").unwrap()["spec"]["release"]["by"], "bob");
+    let mut store = leader(&server, &pen, refusing(Method::PATCH, 403)).await;
+    let error = store.clear_orders(&pen, "refused").await.unwrap_err();
+    assert!(error.to_string().ends_with("not today (403)"), "{error}");
+    assert_eq!(server.get(INCIDENTS, "refused").unwrap()["spec"]["release"]["by"], "alice");
+}
+
+/// A crash between the making of the object and its first status, or a leader before: the object is there, and the
+/// leader does not know it.
+#[tokio::test]
+async fn an_incident_that_another_has_made_meanwhile_is_written_over_unless_by_a_later_leader() {
+    let server = Server::default();
+    let pen = Pen::of_term(2, "a");
+    let mut store = leader(&server, &pen, good()).await;
+    for (name, writer) in [("earlier", "b in term 1"), ("own", "a in term 2"), ("later", "b in term 3")] {
+        server.put(INCIDENTS, name, object(name, "Watched"));
+        server.edit(INCIDENTS, name, |object| object["status"]["writer"] = writer.into());
+    }
+    let failed = store.save(&pen, vec![incident("earlier", "Blocked"), incident("own", "Blocked")]).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    for name in ["earlier", "own"] {
+        let status = server.get(INCIDENTS, name).unwrap()["status"].clone();
+        assert_eq!((&status["state"], &status["writer"]), (&json!("Blocked"), &json!("a in term 2")));
+    }
+    assert!(pen.holds());
+    let failed = store.save(&pen, vec![incident("later", "Blocked")]).await;
+    let [(name, error)] = &failed[..] else { panic!("{failed:?}") };
+    assert_eq!(name, "later");
+    let text = "Incident later was written by b in term 3, a later leader: this replica stops leading";
+    assert!(error.is_lost() && error.to_string() == text, "{error}");
+    assert!(!pen.holds());
+    assert_eq!(server.get(INCIDENTS, "later").unwrap()["status"]["state"], "Watched");
+}
+
+#[tokio::test]
+async fn an_incident_that_can_not_be_made_is_refused_with_the_reason_and_the_others_are_kept() {
+    let server = Server::default();
+    let pen = Pen::of_term(2, "a");
+    let network = Box::new(|_: &mut Store, call: &Call| match call.method {
+        Method::POST => Fault::Refused(403),
+        _ => Fault::None,
+    });
+    server.put(INCIDENTS, "known", object("known", "Held"));
+    let mut store = leader(&server, &pen, network).await;
+    let failed = store.save(&pen, vec![incident("new", "Held"), incident("known", "Blocked")]).await;
+    let [(name, error)] = &failed[..] else { panic!("{failed:?}") };
+    assert!(name == "new" && error.to_string().ends_with("not today (403)"), "{error}");
+    assert!(!error.is_lost() && !error.is_outdated());
+    assert_eq!(server.get(INCIDENTS, "known").unwrap()["status"]["state"], "Blocked");
+}
+
+/// Another program that writes the same object again and again.
+#[tokio::test]
+async fn an_incident_that_changes_before_each_write_is_contended_and_everything_is_read_again() {
+    let server = Server::default();
+    server.put(INCIDENTS, "web", object("web", "Held"));
+    let pen = Pen::of_term(2, "a");
+    let network = Box::new(|store: &mut Store, call: &Call| {
+        if call.method == Method::PUT && call.is_status {
+            store.edit(INCIDENTS, "web", |object| object["metadata"]["annotations"] = json!({"x": "y"}));
+        }
+        Fault::None
+    });
+    let mut store = leader(&server, &pen, network).await;
+    let failed = store.save(&pen, vec![incident("web", "Blocked")]).await;
+    let [(_, error)] = &failed[..] else { panic!("{failed:?}") };
+    assert!(error.is_outdated() && !error.is_lost(), "{error}");
+    assert_eq!(error.to_string(), "Incident web is being written by another replica");
+}
+
+#[tokio::test]
+async fn an_incident_that_is_deleted_while_a_new_leader_reads_is_none_and_any_other_refusal_is_an_error() {
+    let server = Server::default();
+    for name in ["a", "b"] {
+        server.put(INCIDENTS, name, object(name, "Held"));
+    }
+    let pen = Pen::of_term(2, "a");
+    let network = Box::new(|store: &mut Store, call: &Call| {
+        if call.name.as_deref() == Some("a") {
+            store.remove(INCIDENTS, "a");
+        }
+        Fault::None
+    });
+    let loaded = store_over(&server, network).load(&pen, &Kept::default()).await.unwrap();
+    assert_eq!(loaded.incidents.iter().map(|it| &*it.name).collect::<Vec<_>>(), ["b"]);
+    let network = Box::new(|_: &mut Store, call: &Call| match call.name.as_deref() {
+        Some("b") => Fault::Refused(403),
+        _ => Fault::None,
+    });
+    let error = store_over(&server, network).load(&pen, &Kept::default()).await.unwrap_err();
+    assert!(error.to_string().ends_with("not today (403)"), "{error}");
+}
+
+/// `kubectl get -o yaml --show-managed-fields` tells the leader's writes from those of others.
+#[tokio::test(start_paused = true)]
+async fn the_api_server_records_that_the_leader_has_written() {
+    let server = Server::default();
+    let pen = Pen::of_term(2, "a");
+    let mut store = leader(&server, &pen, good()).await;
+    store.save(&pen, vec![incident("web", "Held")]).await;
+    server.edit(INCIDENTS, "web", |object| object["spec"]["approve"] = json!({"by": "alice"}));
+    let mut acted = incident("web", "Blocked");
+    acted.status.observed = 2;
+    store.save(&pen, vec![acted]).await;
+    store.clear_orders(&pen, "web").await.unwrap();
+    store.announce(&pen, &[("web".to_owned(), decision(DecisionKind::Blocked, "too many"))]);
+    sleep(Duration::from_secs(1)).await;
+    let store = server.store();
+    let kinds: Vec<_> = store.writes.iter().map(|call| (call.method.as_str(), call.is_status)).collect();
+    assert_eq!(kinds, [("POST", false), ("PUT", true), ("PUT", true), ("PATCH", false)]);
+    let managers = store.writes.iter().map(|call| &call.manager).chain(store.events.iter().map(|(by, _)| by));
+    assert!(managers.clone().all(|by| by.as_deref() == Some("procscan-aggregator")));
+    assert_eq!(managers.count(), 5);
+}
+
+fn decision(kind: DecisionKind, reason: &str) -> Decision {
+    Decision {
+        at: "2026-11-01T08:00:00.5Z".parse().unwrap(),
+        app: procscan_core::names::App::new("ns-a", "app", "web"),
+        kind,
+        actor: Actor::Policy,
+        reason: reason.into(),
+        dry_run: false,
+    }
+}
+
+/// What `kubectl describe` shows of an Incident, and what alerting reads of it.
+#[tokio::test(start_paused = true)]
+async fn each_decision_is_an_event_of_its_incident_until_the_right_to_write_is_lost() {
+    let server = Server::default();
+    server.put(INCIDENTS, "web", object("web", "Held"));
+    let pen = Pen::of_term(2, "a");
+    let store = leader(&server, &pen, good()).await;
+    let tell = |name: &str, kind| store.announce(&pen, &[(name.to_owned(), decision(kind, "too many"))]);
+    for kind in [DecisionKind::Blocked, DecisionKind::ReleaseHeld, DecisionKind::Released] {
+        tell("web", kind);
+    }
+    tell("unknown", DecisionKind::Blocked);
+    sleep(Duration::from_secs(1)).await;
+    let events: Vec<Value> = server.store().events.iter().map(|(_, event)| event.clone()).collect();
+    let told: Vec<_> = events.iter().map(|event| (&event["reason"], &event["type"])).collect();
+    let (warning, normal) = (json!("Warning"), json!("Normal"));
+    assert_eq!(
+        told,
+        [(&json!("Blocked"), &warning), (&json!("ReleaseHeld"), &warning), (&json!("Released"), &normal)]
+    );
+    let of = json!({"apiVersion": "procscan.sealos.io/v1alpha1", "kind": "Incident", "name": "web",
+                    "namespace": NAMESPACE, "uid": "uid-1"});
+    assert_eq!(events[0]["regarding"], of);
+    assert_eq!(events[0]["note"], "policy: too many");
+    assert_eq!(events[0]["reportingInstance"], "a");
+
+    // Those that wait when the right is lost are another's to tell.
+    tell("web", DecisionKind::Blocked);
+    pen.give_up();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(server.store().events.len(), 3);
+}
+
+/// Nobody waits for Events: the decision itself is kept in the Incident.
+#[tokio::test(start_paused = true)]
+async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written() {
+    let server = Server::default();
+    server.put(INCIDENTS, "web", object("web", "Held"));
+    let pen = Pen::of_term(2, "a");
+    let mut left = 3;
+    let network = Box::new(move |_: &mut Store, call: &Call| {
+        let is_refused = call.plural == "events" && left > 0;
+        left -= usize::from(is_refused);
+        if is_refused { Fault::Refused(403) } else { Fault::None }
+    });
+    let store = leader(&server, &pen, network).await;
+    let one = |n: usize| ("web".to_owned(), decision(DecisionKind::Blocked, &format!("{n}")));
+    let many: Vec<_> = (0..1000).map(one).collect();
+    store.announce(&pen, &many);
+    sleep(Duration::from_mins(1)).await;
+    let written = server.store().events.len();
+    assert!((100..1000).contains(&written), "{written}");
+    store.announce(&pen, &[one(1000)]);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(server.store().events.last().unwrap().1["note"], "policy: 1000");
+}
+
+struct Watched {
+    kept: watch::Receiver<Arc<Kept>>,
+    error: watch::Receiver<Option<String>>,
+    cancel: CancellationToken,
+}
+
+impl Watched {
+    fn start(server: &Server) -> Self {
+        let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
+        let (error_tx, error) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        tokio::spawn(Watching { objects: server.objects() }.run(kept_tx, error_tx, cancel.clone()));
+        Self { kept, error, cancel }
+    }
+
+    /// Which mode operators want, once everything has been seen that has changed so far.
+    async fn mode(&self) -> Option<Mode> {
+        sleep(Duration::from_secs(5)).await;
+        self.kept.borrow().enforcement.mode
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_operators_say_of_all_decisions_is_said_in_the_object_of_one_name() {
+    let server = Server::default();
+    let said = |mode: &str| json!({"metadata": {}, "spec": {"mode": mode}});
+    let says = |mode: &'static str| move |object: &mut Value| object["spec"]["mode"] = mode.into();
+    server.put(ENFORCEMENTS, "other", said("paused"));
+    let watched = Watched::start(&server);
+    assert_eq!(watched.mode().await, None);
+    assert!(watched.kept.borrow().is_complete);
+    server.put(ENFORCEMENTS, "procscan", said("dry-run"));
+    assert_eq!(watched.mode().await, Some(Mode::DryRun));
+    server.edit(ENFORCEMENTS, "other", says("half"));
+    assert_eq!((watched.mode().await, watched.error.borrow().clone()), (Some(Mode::DryRun), None));
+    server.remove(ENFORCEMENTS, "other");
+    assert_eq!(watched.mode().await, Some(Mode::DryRun));
+
+    // What can't be read counts as it was read last.
+    server.edit(ENFORCEMENTS, "procscan", says("half"));
+    assert_eq!(watched.mode().await, Some(Mode::DryRun));
+    let error = watched.error.borrow().clone().unwrap();
+    assert!(error.starts_with("Enforcement procscan can't be read: spec.mode: unknown variant"), "{error}");
+    server.edit(ENFORCEMENTS, "procscan", says("paused"));
+    assert_eq!((watched.mode().await, watched.error.borrow().clone()), (Some(Mode::Paused), None));
+    server.remove(ENFORCEMENTS, "procscan");
+    assert_eq!(watched.mode().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_long_as_it_was_never_read_what_operators_say_of_all_decisions_nothing_is_complete() {
+    let server = Server::default();
+    server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {"mode": "half"}}));
+    let watched = Watched::start(&server);
+    assert_eq!(watched.mode().await, None);
+    assert!(!watched.kept.borrow().is_complete);
+    assert!(watched.error.borrow().is_some());
+    server.edit(ENFORCEMENTS, "procscan", |object| object["spec"]["mode"] = "paused".into());
+    assert_eq!(watched.mode().await, Some(Mode::Paused));
+    assert!(watched.kept.borrow().is_complete);
+}
+
+/// A relist after the watch was lost brings what has changed meanwhile, deletions included.
+#[tokio::test(start_paused = true)]
+async fn after_a_restored_backup_the_watch_shows_what_the_backup_has() {
+    let server = Server::default();
+    let exemption = |namespace: &str| json!({"metadata": {}, "spec": {"namespace": {"exact": namespace}, "reason": "a contract"}});
+    server.put("exemptions", "first", exemption("ns-a"));
+    server.put(INCIDENTS, "web", object("web", "Held"));
+    let backup = server.backup();
+    let watched = Watched::start(&server);
+    watched.mode().await;
+    server.put("exemptions", "second", exemption("ns-b"));
+    server.remove("exemptions", "first");
+    server.put(INCIDENTS, "shop", object("shop", "Held"));
+    server.edit(INCIDENTS, "web", |object| object["status"]["state"] = "Ended".into());
+    server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {"mode": "paused"}}));
+    assert_eq!(watched.mode().await, Some(Mode::Paused));
+    let shown = || {
+        let kept = watched.kept.borrow().clone();
+        let states =
+            kept.incidents.iter().map(|(name, it)| format!("{name} {:?}", it.brief().unwrap().state));
+        (states.collect::<Vec<_>>(), kept.exemptions.keys().cloned().collect::<Vec<_>>())
+    };
+    let both = vec!["shop Held".to_owned(), "web Ended".to_owned()];
+    assert_eq!(shown(), (both, vec!["second".to_owned()]));
+    server.restore(backup);
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(watched.mode().await, None);
+    assert_eq!(shown(), (vec!["web Held".to_owned()], vec!["first".to_owned()]));
+}

@@ -1,0 +1,213 @@
+//! What operators say through the API, as the objects show it afterwards.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hyper::Method;
+use jiff::SignedDuration;
+use procscan_core::policy::Mode;
+use procscan_core::state::Match;
+
+use super::*;
+use crate::state::cluster::fake::{Call, Fault, NAMESPACE, Network, Server, Store};
+
+const INCIDENTS: &str = "incidents";
+const EXEMPTIONS: &str = "exemptions";
+const ENFORCEMENTS: &str = "enforcements";
+
+fn exemption() -> ExemptionSpec {
+    let namespace = Some(Match::exact("ns-a"));
+    ExemptionSpec { namespace, reason: "a contract".to_owned(), ..ExemptionSpec::default() }
+}
+
+fn approval() -> Approval {
+    Approval { by: Some("alice".into()), reason: Some("seen".into()) }
+}
+
+fn desk_over(server: &Server, network: Network) -> Desk {
+    Desk::Cluster(Objects::new(server.cluster_over(network), NAMESPACE.to_owned()))
+}
+
+fn desk(server: &Server) -> Desk {
+    Desk::Cluster(server.objects())
+}
+
+/// A network on which the API server refuses each write of `method` with `code`.
+fn refusing(method: Method, code: u16) -> Network {
+    Box::new(
+        move |_: &mut Store, call: &Call| {
+            if call.method == method { Fault::Refused(code) } else { Fault::None }
+        },
+    )
+}
+
+fn held(server: &Server, name: &str) {
+    let app = json!({"namespace": "ns-a", "type": "app", "name": name});
+    let status = json!({"state": "Held", "opened": "2026-11-01T08:00:00Z", "observed": 1});
+    server.put(INCIDENTS, name, json!({"metadata": {}, "spec": {"app": app}, "status": status}));
+}
+
+#[tokio::test]
+async fn an_exemption_is_declared_once_and_taken_back_by_its_name() {
+    let server = Server::default();
+    let desk = desk(&server);
+    desk.exempt("vendor", &exemption()).await.unwrap();
+    let spec = json!({"namespace": {"exact": "ns-a"}, "reason": "a contract"});
+    assert_eq!(server.get(EXEMPTIONS, "vendor").unwrap()["spec"], spec);
+    let other = ExemptionSpec { reason: "another".to_owned(), ..exemption() };
+    let error = desk.exempt("vendor", &other).await.unwrap_err();
+    assert_eq!(error.to_string(), "the exemption vendor exists already");
+    assert!(matches!(error, DeskError::Exists(..)));
+    assert_eq!(server.get(EXEMPTIONS, "vendor").unwrap()["spec"], spec);
+    desk.withdraw("vendor").await.unwrap();
+    assert!(server.get(EXEMPTIONS, "vendor").is_none());
+    let error = desk.withdraw("vendor").await.unwrap_err();
+    assert_eq!(error.to_string(), "there is no exemption vendor");
+    assert!(matches!(error, DeskError::Unknown(..)));
+}
+
+#[tokio::test]
+async fn the_mode_is_said_in_one_object_and_what_is_not_said_any_more_is_gone_from_it() {
+    let server = Server::default();
+    let desk = desk(&server);
+    let paused = EnforcementSpec {
+        mode: Some(Mode::Paused),
+        reason: Some("a migration".to_owned()),
+        by: Some("alice".to_owned()),
+    };
+    desk.enforce(&paused).await.unwrap();
+    let said = json!({"mode": "paused", "reason": "a migration", "by": "alice"});
+    assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], said);
+    let resumed = EnforcementSpec { by: Some("bob".to_owned()), ..EnforcementSpec::default() };
+    desk.enforce(&resumed).await.unwrap();
+    assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], json!({"by": "bob"}));
+    assert_eq!(server.store().objects.len(), 1);
+}
+
+/// `kubectl get -o yaml --show-managed-fields` tells what came through the API from what was written by hand.
+#[tokio::test]
+async fn the_api_server_records_that_each_word_came_through_us() {
+    let server = Server::default();
+    let desk = desk(&server);
+    held(&server, "web");
+    desk.exempt("vendor", &exemption()).await.unwrap();
+    desk.enforce(&EnforcementSpec::default()).await.unwrap();
+    desk.enforce(&EnforcementSpec { mode: Some(Mode::Enforce), ..EnforcementSpec::default() }).await.unwrap();
+    desk.approve("web", approval()).await.unwrap();
+    let writes = server.store().writes.clone();
+    assert_eq!(writes.len(), 4);
+    assert!(writes.iter().all(|call| call.manager.as_deref() == Some("procscan-aggregator")), "{writes:?}");
+}
+
+/// An operator must not be told that something is done, or needs no doing, where the API server has only refused it.
+#[tokio::test]
+async fn a_word_that_the_api_server_refuses_is_not_kept_and_the_operator_is_told_why() {
+    let server = Server::default();
+    held(&server, "web");
+    let enforce = EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() };
+    let say = async |method: Method, code: u16| {
+        let desk = desk_over(&server, refusing(method.clone(), code));
+        match method {
+            Method::POST => vec![desk.exempt("x", &exemption()).await, desk.enforce(&enforce).await],
+            Method::PATCH => {
+                vec![desk.enforce(&enforce).await, desk.approve("web", approval()).await.map(drop)]
+            }
+            Method::DELETE => vec![desk.withdraw("x").await],
+            _ => vec![desk.approve("web", approval()).await.map(drop)],
+        }
+    };
+    for method in [Method::POST, Method::PATCH, Method::DELETE, Method::GET] {
+        for answer in say(method.clone(), 403).await {
+            let error = answer.unwrap_err();
+            assert!(matches!(error, DeskError::Unkept(_)), "{method}: {error:?}");
+            assert!(error.to_string().ends_with("not today (403)"), "{method}: {error}");
+        }
+        for answer in say(method.clone(), 422).await {
+            assert!(matches!(answer.unwrap_err(), DeskError::Invalid(_)), "{method}");
+        }
+    }
+    assert!(server.store().writes.is_empty());
+    let error = desk(&server).approve("nobody", approval()).await.unwrap_err();
+    assert_eq!(error.to_string(), "there is no incident nobody");
+}
+
+/// What another program writes each time between our look and our write.
+fn busy(times: usize) -> (Network, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let seen = count.clone();
+    let network = Box::new(move |store: &mut Store, call: &Call| {
+        if call.method == Method::PATCH && seen.fetch_add(1, Ordering::Relaxed) < times {
+            store.edit(INCIDENTS, "web", |object| object["metadata"]["annotations"] = json!({"x": "y"}));
+        }
+        Fault::None
+    });
+    (network, count)
+}
+
+#[tokio::test]
+async fn a_word_is_written_however_another_program_writes_at_the_same_time_but_not_for_ever() {
+    let server = Server::default();
+    held(&server, "web");
+    let (network, asked) = busy(50);
+    let error = desk_over(&server, network).approve("web", approval()).await.unwrap_err();
+    assert!(matches!(error, DeskError::Busy(_)), "{error:?}");
+    assert_eq!(asked.load(Ordering::Relaxed), TRIES + 1);
+    assert!(server.get(INCIDENTS, "web").unwrap()["spec"]["approve"].is_null());
+    let (network, asked) = busy(TRIES);
+    // The generation by which it will have been done.
+    assert_eq!(desk_over(&server, network).approve("web", approval()).await.unwrap(), 2);
+    assert_eq!(asked.load(Ordering::Relaxed), TRIES + 1);
+    let approve = json!({"by": "alice", "reason": "seen"});
+    assert_eq!(server.get(INCIDENTS, "web").unwrap()["spec"]["approve"], approve);
+}
+
+#[tokio::test]
+async fn a_second_word_of_the_same_kind_waits_for_the_first_and_one_of_another_kind_does_not() {
+    let server = Server::default();
+    held(&server, "web");
+    let desk = desk(&server);
+    assert_eq!(desk.approve("web", approval()).await.unwrap(), 2);
+    let error = desk.approve("web", Approval { by: Some("bob".into()), reason: None }).await.unwrap_err();
+    assert!(matches!(error, DeskError::Busy(_)), "{error:?}");
+    assert_eq!(
+        desk.release("web", Release { by: Some("bob".into()), ..Release::default() }).await.unwrap(),
+        3
+    );
+    let error = desk.release("web", Release::default()).await.unwrap_err();
+    assert!(matches!(error, DeskError::Busy(_)), "{error:?}");
+    let spec = server.get(INCIDENTS, "web").unwrap()["spec"].clone();
+    assert_eq!((&spec["approve"]["by"], &spec["release"]["by"]), (&json!("alice"), &json!("bob")));
+}
+
+/// The API server's clock decides what is too far ahead: operators and all replicas mean the same by a date.
+#[tokio::test]
+async fn an_exemption_for_more_than_ten_years_by_the_api_servers_clock_is_refused() {
+    let server = Server::default();
+    let objects = server.objects();
+    let days = |days: i64| SignedDuration::from_hours(24 * days);
+    let server_time = Timestamp::now() - days(3650);
+    objects.cluster.tell_time(server_time);
+    let desk = Desk::Cluster(objects);
+    assert!(desk.wall_time().duration_since(server_time).abs() < days(1));
+    let lasts = |time| ExemptionSpec { until: Some(server_time + time), ..exemption() };
+    // By this replica's own clock it would be for two years.
+    let error = desk.exempt("long", &lasts(days(12 * 365))).await.unwrap_err();
+    assert!(matches!(error, DeskError::Invalid(_)), "{error:?}");
+    desk.exempt("a-year", &lasts(days(365))).await.unwrap();
+    assert_eq!(server.store().objects.len(), 1);
+}
+
+#[tokio::test]
+async fn where_decisions_are_not_kept_no_word_is_taken() {
+    let desk = Desk::Nowhere;
+    let answers = [
+        desk.approve("web", approval()).await.map(drop),
+        desk.release("web", Release::default()).await.map(drop),
+        desk.exempt("x", &exemption()).await,
+        desk.withdraw("x").await,
+        desk.enforce(&EnforcementSpec::default()).await,
+    ];
+    for answer in answers {
+        assert_eq!(answer.unwrap_err().to_string(), "nobody is listened to here");
+    }
+}

@@ -208,13 +208,8 @@ fn clean(value: &mut Value) {
             }
             // An enumeration whose values are documented one by one.
             if let Some(Value::Array(variants)) = schema.remove("oneOf") {
-                let values =
-                    variants.iter().flat_map(|variant| match (variant.get("const"), variant.get("enum")) {
-                        (Some(value), _) => vec![value.clone()],
-                        (None, Some(Value::Array(values))) => values.clone(),
-                        _ => Vec::new(),
-                    });
-                let values: Vec<Value> = values.collect();
+                let values = variants.iter().filter_map(|variant| variant.get("enum")?.as_array());
+                let values: Vec<Value> = values.flatten().cloned().collect();
                 schema.insert("type".to_owned(), "string".into());
                 schema.insert("enum".to_owned(), values.into());
             }

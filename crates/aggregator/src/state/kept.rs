@@ -1,5 +1,8 @@
 //! What is kept, as everybody reads it: the documents, and what operators want done.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -350,27 +353,5 @@ impl Kept {
     /// The incidents as the policy reads them.
     pub fn documents(&self) -> Result<Vec<Incident>, String> {
         self.incidents.iter().filter_map(|(name, incident)| incident.document(name).transpose()).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn what_can_not_be_unpacked_is_never_taken_for_nothing_decided() {
-        let spec =
-            serde_json::from_value(json!({"app": {"namespace": "ns-a", "type": "app", "name": "web"}}));
-        let status = json!({"state": "Blocked", "opened": "2026-11-27T08:00:00Z"});
-        let status: IncidentStatus = serde_json::from_value(status).unwrap();
-        let mut incident = KeptIncident::new(spec.unwrap(), Some(&status), 1, None).unwrap();
-        assert_eq!(incident.legible("a").unwrap().status, status);
-        incident.status.as_mut().unwrap().1.spoil();
-        let kept =
-            Kept { incidents: BTreeMap::from([("a".into(), Arc::new(incident.clone()))]), ..Kept::default() };
-        assert!(incident.status().is_err() && incident.document("a").is_err() && kept.documents().is_err());
-        assert!(incident.legible("a").is_none());
     }
 }

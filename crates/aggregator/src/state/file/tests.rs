@@ -7,7 +7,8 @@ use procscan_core::state::{IncidentSpec, IncidentStatus, Match};
 use serde_json::Value;
 
 use super::*;
-use crate::state::Unreadable;
+use crate::leader::Pen;
+use crate::state::{Store, Unreadable};
 
 #[tokio::test]
 async fn only_what_has_been_done_is_cleared_away_and_the_next_word_waits_for_nothing() {
@@ -130,4 +131,154 @@ async fn while_it_can_not_be_read_what_operators_say_of_all_decisions_nothing_is
     assert!(store.is_known());
     assert_eq!(store.load().await.unwrap().incidents.len(), 1);
     assert_eq!(store.shown().borrow().enforcement.mode, Some(Mode::Paused));
+}
+
+/// The names of the incidents that the file has.
+async fn names(directory: &Path) -> Vec<String> {
+    let rows = Sqlite::open(directory).await.unwrap().0.load().await.unwrap();
+    rows.into_iter().filter(|row| row.kind == Kind::Incident).map(|row| row.name).collect()
+}
+
+#[tokio::test]
+async fn history_that_is_removed_is_gone_from_what_is_shown_and_from_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let rows = ["a", "b", "c"].map(|name| row(Kind::Incident, name, &incident_of(name, "Ended")));
+    file(directory.path(), rows.to_vec()).await;
+    let store = FileStore::open(directory.path()).await.unwrap();
+    assert!(!store.has_set_aside().await);
+    store.remove(&["a".to_owned(), "c".to_owned(), "nobody".to_owned()]).await.unwrap();
+    assert_eq!(store.shown().borrow().incidents.keys().map(|name| &**name).collect::<Vec<_>>(), ["b"]);
+    drop(store);
+    assert_eq!(names(directory.path()).await, ["b"]);
+}
+
+fn paused() -> EnforcementSpec {
+    EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() }
+}
+
+/// Operators' pauses and releases are lost with a damaged file: the service goes on paused until an operator says more,
+/// also where the start that found the damage was killed before it could write that down.
+#[tokio::test]
+async fn after_damage_what_is_configured_for_it_counts_until_operators_say_more() {
+    for is_killed_first in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        file(path, vec![row(Kind::Incident, "a", &incident_of("a", "Held"))]).await;
+        std::fs::write(path.join("state.db"), "not a database".repeat(1000)).unwrap();
+        if is_killed_first {
+            drop(Sqlite::open(path).await.unwrap());
+        }
+        let store = FileStore::open_with(path, Some(paused())).await.unwrap();
+        assert_eq!(store.has_set_aside().await, !is_killed_first);
+        assert_eq!(store.shown().borrow().enforcement, paused());
+        drop(store);
+        // It is in the file.
+        let store = FileStore::open(path).await.unwrap();
+        assert_eq!(store.shown().borrow().enforcement, paused());
+        let resumed = EnforcementSpec { mode: Some(Mode::Enforce), ..EnforcementSpec::default() };
+        store.enforce(&resumed).await.unwrap();
+        drop(store);
+        let store = FileStore::open_with(path, Some(paused())).await.unwrap();
+        assert_eq!(store.shown().borrow().enforcement, resumed, "an operator has said more");
+    }
+    // Without damage it never counts.
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open_with(directory.path(), Some(paused())).await.unwrap();
+    assert_eq!(store.shown().borrow().enforcement, EnforcementSpec::default());
+}
+
+#[tokio::test]
+async fn a_file_that_is_anothers_or_newer_ends_the_start_and_anything_else_is_waited_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let first = FileStore::open(path).await.unwrap();
+    let error = FileStore::open(path).await.unwrap_err().to_string();
+    assert!(error.contains("it is in use by another process"), "{error}");
+    drop(first);
+    let database = path.join("state.db");
+    rusqlite::Connection::open(&database).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    let error = FileStore::open(path).await.unwrap_err().to_string();
+    assert!(error.contains("a newer version of procscan-aggregator has written it"), "{error}");
+
+    // In its place is a directory, which an operator moves away.
+    std::fs::remove_file(&database).unwrap();
+    std::fs::create_dir(&database).unwrap();
+    let store = FileStore::open(path).await.unwrap();
+    assert!(!store.is_known() && !store.shown().borrow().is_complete);
+    assert!(matches!(store.enforce(&paused()).await, Err(DeskError::Unkept(_))));
+    store.load().await.unwrap_err();
+    std::fs::remove_dir(&database).unwrap();
+    assert!(store.load().await.unwrap().incidents.is_empty());
+    assert!(store.is_known());
+    store.enforce(&paused()).await.unwrap();
+}
+
+/// What the leader does with a file through [`Store`], from a start at which the disk was not ready.
+#[tokio::test]
+async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of_what_is_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let database = path.join("state.db");
+    std::fs::create_dir(&database).unwrap();
+    let file_store = FileStore::open(path).await.unwrap();
+    let mut store = Store::File(file_store.clone());
+    store.hear().await.unwrap_err();
+    assert!(!file_store.is_known());
+    std::fs::remove_dir(&database).unwrap();
+    store.hear().await.unwrap();
+    assert!(file_store.is_known());
+
+    let pen = Pen::always();
+    let at = |day: i64| Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * day);
+    let decided = |day| json!({"at": at(day), "decision": "held", "actor": "policy", "reason": "too many"});
+    let incidents = ["a", "b"].map(|name| {
+        let status =
+            json!({"state": "Ended", "opened": at(1), "decisions": [decided(1), decided(3)], "decided": 2});
+        let spec = IncidentSpec::of(&App::new("ns-a", "app", name));
+        Incident { name: name.to_owned(), spec, status: serde_json::from_value(status).unwrap() }
+    });
+    assert!(store.save(&pen, incidents.to_vec()).await.is_empty());
+    assert_eq!(store.retain(at(2)).await.unwrap(), 2, "one entry of each");
+    let filter = DecisionFilter { namespace: None, since: None, before: None, skip: 0, limit: 10 };
+    let desk = crate::state::Desk::File(file_store.clone());
+    assert_eq!(desk.logged(filter).await.unwrap().len(), 2);
+    store.remove(&pen, &["a".to_owned()]).await.unwrap();
+    let loaded = store.load(&pen, &Kept::default()).await.unwrap();
+    assert_eq!(loaded.incidents, incidents[1..]);
+    assert!(store.server_time().is_none() && store.next_look().is_none());
+    // What is known needs no file: an operator's word waits for no disk.
+    std::fs::remove_file(&database).unwrap();
+    store.hear().await.unwrap();
+
+    // A copy has the same, and nothing of it is ever kept.
+    let mut copy = Store::Copy(incidents.to_vec());
+    assert!(copy.save(&pen, Vec::new()).await.is_empty());
+    assert_eq!(copy.load(&pen, &Kept::default()).await.unwrap().incidents, incidents);
+    assert_eq!(copy.retain(at(9)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn in_a_file_too_a_second_word_of_the_same_kind_waits_for_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    file(directory.path(), vec![row(Kind::Incident, "a", &incident_of("web", "Held"))]).await;
+    let store = FileStore::open(directory.path()).await.unwrap();
+    let approve = Want::Approve(Approval { by: Some("alice".into()), reason: None });
+    let release = Want::Release(Release { by: Some("bob".into()), ..Release::default() });
+    for (want, number) in [(&approve, 1), (&release, 2)] {
+        assert_eq!(store.want("a", want).await.unwrap(), number);
+        assert!(matches!(store.want("a", want).await, Err(DeskError::Busy(_))));
+    }
+    assert!(matches!(store.want("nobody", &approve).await, Err(DeskError::Unknown(..))));
+    assert!(matches!(store.withdraw("nobody").await, Err(DeskError::Unknown(..))));
+    store.exempt("vendor", &exemption("ns-a")).await.unwrap();
+    assert!(matches!(store.exempt("vendor", &exemption("ns-b")).await, Err(DeskError::Exists(..))));
+    drop(store);
+    let store = FileStore::open(directory.path()).await.unwrap();
+    let kept = store.shown().borrow().clone();
+    let incident = &kept.incidents["a"];
+    assert_eq!(
+        (incident.generation, incident.approve.is_some(), incident.release.is_some()),
+        (2, true, true)
+    );
+    assert_eq!(kept.exemptions["vendor"], exemption("ns-a"));
 }

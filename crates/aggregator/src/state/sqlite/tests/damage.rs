@@ -252,3 +252,82 @@ fn a_disk_is_not_filled_with_damaged_files() {
     assert!(second.ends_with("state.db.corrupt-1970-01-01T00-00-07Z.2"), "{second:?}");
     assert_eq!(place.set_aside(at(7)).unwrap(), None, "there is nothing left");
 }
+
+#[tokio::test]
+async fn a_file_without_its_identity_is_damaged_and_people_are_told_where_it_went() {
+    let directory = kept().await;
+    let file = directory.path().join("state.db");
+    Connection::open(&file).unwrap().execute_batch("DELETE FROM file").unwrap();
+    let (_sqlite, warnings) = Sqlite::open(directory.path()).await.unwrap();
+    let [aside @ SetAside { path, problem }] = &warnings[..] else { panic!("{warnings:?}") };
+    assert_eq!(problem.as_deref(), Some("it has lost its identity"));
+    let place = path.display();
+    assert_eq!(
+        aside.to_string(),
+        format!(
+            "the state file was damaged (it has lost its identity) and has been set aside as {place}; look for the \
+             cause, then take that file away"
+        )
+    );
+    let later = SetAside { problem: None, ..aside.clone() };
+    assert!(
+        later.to_string().starts_with("the state file was damaged and has been set aside as "),
+        "{later}"
+    );
+}
+
+/// What an operator reads in the log and at `/readyz`, and whether the file is set aside for it.
+#[test]
+fn each_failure_is_told_in_plain_words_with_what_to_do() {
+    use std::io::{Error, ErrorKind};
+
+    use rusqlite::ffi;
+
+    let path = Path::new("/state/state.db");
+    for (kind, expected, text) in [
+        (ErrorKind::StorageFull, StateErrorKind::Full, "no space left on the device; make room"),
+        (ErrorKind::QuotaExceeded, StateErrorKind::Full, "no space left in the disk quota; make room"),
+        (
+            ErrorKind::ReadOnlyFilesystem,
+            StateErrorKind::ReadOnly,
+            "the file system is read-only; make it writable",
+        ),
+        (ErrorKind::PermissionDenied, StateErrorKind::ReadOnly, "permission denied; make it writable"),
+        (ErrorKind::NotADirectory, StateErrorKind::Other, "not a directory"),
+    ] {
+        let error = StateError::io(path, "written", &Error::from(kind));
+        assert_eq!(error.kind(), expected);
+        let told = error.to_string();
+        assert!(told.starts_with(&format!("/state/state.db can't be written: {text}")), "{told}");
+    }
+    for (code, expected, text) in [
+        (ffi::SQLITE_READONLY_DBMOVED, StateErrorKind::Deleted, "it has been deleted or replaced"),
+        (ffi::SQLITE_IOERR_WRITE, StateErrorKind::Other, "the disk takes no more of it"),
+        (ffi::SQLITE_IOERR_READ, StateErrorKind::Other, "disk I/O error"),
+        (ffi::SQLITE_FULL, StateErrorKind::Full, "no space left on the device; make room"),
+        (
+            ffi::SQLITE_READONLY,
+            StateErrorKind::ReadOnly,
+            "attempt to write a readonly database; make it writable",
+        ),
+        (ffi::SQLITE_PERM, StateErrorKind::ReadOnly, "access permission denied; make it writable"),
+        (ffi::SQLITE_BUSY, StateErrorKind::Locked, "it is in use by another process; end the other process"),
+        (
+            ffi::SQLITE_LOCKED,
+            StateErrorKind::Locked,
+            "it is in use by another process; end the other process",
+        ),
+        (ffi::SQLITE_CORRUPT, StateErrorKind::Corrupt, "database disk image is malformed"),
+        (ffi::SQLITE_NOTADB, StateErrorKind::Corrupt, "file is not a database"),
+    ] {
+        let failure = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        let error = StateError::sqlite(path, "read", &failure);
+        assert_eq!(error.kind(), expected, "{code}");
+        let told = error.to_string().to_lowercase();
+        assert!(told.starts_with(&format!("/state/state.db can't be read: {text}").to_lowercase()), "{told}");
+    }
+    let failure = rusqlite::Error::InvalidColumnType(0, "body".to_owned(), rusqlite::types::Type::Null);
+    assert_eq!(StateError::sqlite(path, "read", &failure).kind(), StateErrorKind::Corrupt);
+    let failure = rusqlite::Error::InvalidQuery;
+    assert_eq!(StateError::sqlite(path, "read", &failure).kind(), StateErrorKind::Other);
+}

@@ -1,4 +1,9 @@
+mod by_hand;
 mod messages;
+mod running;
+mod taking_over;
+mod told;
+mod world;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -17,6 +22,7 @@ use super::live::closes;
 use super::*;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::output::difference::Action;
 
 /// An API server that keeps `WasmPlugins` in memory.
 #[derive(Clone, Default)]

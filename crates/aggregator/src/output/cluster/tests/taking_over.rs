@@ -1,0 +1,133 @@
+//! What a new leader does to the gateway's objects before anything is decided.
+
+use super::world::{ApiServer, PLUGINS};
+use super::*;
+use crate::output::Output;
+
+const GATEWAY: &str = "higress-system";
+const PLUGIN: &str = "procscan-violations";
+
+async fn closed(apps: usize) -> (ApiServer, Settings) {
+    let settings = Config::default().settings();
+    let server = ApiServer::default();
+    server.output().write(&plan(apps), &settings, &Pen::always(), || true).await;
+    server.writes();
+    (server, settings)
+}
+
+fn writer(server: &ApiServer) -> Value {
+    server.get(PLUGINS, GATEWAY, PLUGIN).unwrap()["metadata"]["annotations"][WRITER].clone()
+}
+
+/// As if another program wrote it before each of the next `times` marks.
+fn busy(server: &ApiServer, times: usize) -> Arc<Mutex<usize>> {
+    let count = Arc::new(Mutex::new(0));
+    let seen = count.clone();
+    server.before(move |world, asked| {
+        if asked.method == Method::PATCH {
+            let mut count = seen.lock().unwrap();
+            *count += 1;
+            if *count <= times {
+                world.edit(PLUGINS, GATEWAY, PLUGIN, |plugin| plugin["metadata"]["generation"] = 7.into());
+            }
+        }
+        None
+    });
+    count
+}
+
+#[tokio::test]
+async fn a_new_leader_marks_its_objects_so_that_late_writes_of_the_one_before_are_refused() {
+    let (server, settings) = closed(2).await;
+    let pen = Pen::of_term(2, "b");
+    let blocked = server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.unwrap();
+    assert_eq!(blocked.len(), 2);
+    assert_eq!(writer(&server), "b in term 2");
+    assert_eq!(server.world().writes[0].manager.as_deref(), Some(FIELD_MANAGER));
+    assert_eq!(server.writes().len(), 1);
+    // In dry-run nothing is touched, nor is what an operator has suspended or another program has written.
+    let pen = Pen::of_term(3, "c");
+    let take_over = async |may_touch| {
+        let taken = server.output_of(&pen).take_over(&settings.gateway, &pen, may_touch).await;
+        taken.unwrap().len()
+    };
+    assert_eq!(take_over(false).await, 2);
+    server.world().edit(PLUGINS, GATEWAY, PLUGIN, |plugin| {
+        plugin["metadata"]["annotations"][SUSPEND] = "true".into();
+    });
+    let foreign =
+        json!({"metadata": {}, "spec": {"url": "oci://x", "matchRules": [{"service": ["a.ns-b.svc"]}]}});
+    server.world().put(PLUGINS, GATEWAY, "procscan-violations-1", foreign);
+    assert_eq!(take_over(true).await, 2);
+    assert_eq!((server.writes().len(), writer(&server)), (0, json!("b in term 2")));
+}
+
+#[tokio::test]
+async fn an_object_that_changes_at_the_same_time_is_marked_all_the_same_but_not_for_ever() {
+    let (server, settings) = closed(1).await;
+    let pen = Pen::of_term(2, "b");
+    let tried = busy(&server, TRIES);
+    assert_eq!(server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.unwrap().len(), 1);
+    assert_eq!((writer(&server), *tried.lock().unwrap()), (json!("b in term 2"), TRIES + 1));
+
+    let tried = busy(&server, 50);
+    let pen = Pen::of_term(3, "c");
+    let refusal = server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.unwrap_err();
+    assert_eq!((refusal.kind, *tried.lock().unwrap()), (RefusalKind::Conflict, TRIES + 1));
+}
+
+#[tokio::test]
+async fn a_new_leader_goes_on_where_there_is_nothing_to_mark_and_waits_where_it_is_refused() {
+    let pen = Pen::of_term(2, "b");
+    let (server, settings) = closed(1).await;
+    let refuse = |method: Method| {
+        server.before(move |_, asked| (asked.method == method).then(|| (403, "not today".to_owned())));
+    };
+    for method in [Method::GET, Method::PATCH] {
+        refuse(method);
+        let refusal = server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.unwrap_err();
+        assert!(refusal.text.ends_with("not today (403)"), "{}", refusal.text);
+    }
+    refuse(Method::GET);
+    // Not knowing what is blocked is no reason to take nothing for blocked.
+    assert!(server.output().blocked(&settings.gateway).await.is_err());
+    let output = Output::Cluster(Box::new(server.output()));
+    assert!(output.blocked(&settings).await.unwrap_err().ends_with("not today (403)"));
+    server.well();
+    assert_eq!(output.blocked(&settings).await.unwrap().len(), 1);
+
+    // Deleted between the look and the mark.
+    server.before(|world, asked| {
+        if asked.method == Method::PATCH {
+            world.remove(PLUGINS, GATEWAY, PLUGIN);
+        }
+        None
+    });
+    assert!(server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.is_ok());
+    // The kind is not installed: nothing is blocked by it.
+    server.well();
+    server.world().unserved.insert(PLUGINS.to_owned());
+    assert_eq!(server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.unwrap(), []);
+    assert_eq!(server.output().blocked(&settings.gateway).await.unwrap(), []);
+}
+
+/// A right that is lost while the objects are read is another replica's: its new leader answers.
+#[tokio::test]
+async fn a_leader_that_loses_the_lead_meanwhile_gives_no_answer() {
+    let (server, settings) = closed(1).await;
+    let pen = Pen::of_term(2, "b");
+    let lost = pen.clone();
+    server.before(move |_, asked| {
+        if asked.method == Method::GET {
+            lost.give_up();
+        }
+        None
+    });
+    let mut output = Output::Cluster(Box::new(server.output_of(&pen)));
+    let answer = output.take_over(&settings, &pen, true).await;
+    assert!(matches!(answer, Err(crate::output::Refused::Lost)));
+    server.before(|_, asked| (asked.method == Method::PATCH).then(|| (403, "not today".to_owned())));
+    let answer = output.take_over(&settings, &Pen::of_term(2, "b"), true).await;
+    assert!(matches!(answer, Err(crate::output::Refused::Unknown(_))));
+    assert_ne!(writer(&server), "b in term 2");
+}

@@ -1,0 +1,134 @@
+//! Objects as files: what a preview says, and what stays when the output says the same in other words.
+
+use procscan_core::plan::Summary;
+
+use super::*;
+use crate::output::difference::Action;
+
+fn noticed(names: &[&str], told: &str) -> Plan {
+    let mut plan = plan(names);
+    plan.notices.push(Arc::new(Notice {
+        app: App::new("ns-a", "app", "web"),
+        told: told.parse().unwrap(),
+        inherited: false,
+        phase: NoticePhase::Blocked,
+        processes: vec!["xmrig".into()],
+        others: OtherApps::default(),
+    }));
+    plan.summary = Summary { blocked: 1, in_grace: 0, held: 0, changed: told.parse().unwrap() };
+    plan
+}
+
+const TOLD: &str = "2026-01-02T03:04:05Z";
+const LATER: &str = "2026-01-03T00:00:00Z";
+const SUMMARY: &str = "notification_default_procscan-notification.yaml";
+
+fn apply(directory: &Directory, plan: &Plan) -> Written {
+    directory.refresh().unwrap();
+    let existing = directory.existing(&settings().gateway).unwrap();
+    directory.apply(resources::drafts(plan, &settings(), existing)).unwrap()
+}
+
+#[tokio::test]
+async fn a_preview_of_files_names_each_that_would_be_written_or_removed_and_changes_none() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    fs::write(temp.path().join("mine.yaml"), "kind: Mine\n").unwrap();
+    let output = Output::Directory(directory.clone());
+    let preview = async |plan: &Plan| {
+        let all = output.preview(plan, &settings()).await.unwrap();
+        all.into_iter().map(|it| (it.action, it.object)).collect::<Vec<_>>()
+    };
+    let told = noticed(&["web"], TOLD);
+    let created = preview(&told).await;
+    assert!(created.iter().all(|(action, _)| *action == Action::Create) && created.len() == 3, "{created:?}");
+    assert_eq!(listing(temp.path()), ["mine.yaml"]);
+    assert_eq!(apply(&directory, &told).written, 3);
+    assert_eq!(preview(&told).await, []);
+    // The administrators' summary says the same at another time.
+    let mut again = told.clone();
+    again.summary.changed = LATER.parse().unwrap();
+    assert_eq!(preview(&again).await, []);
+    let changed = preview(&noticed(&["web", "x"], LATER)).await;
+    let (plugin, message) = (PLUGIN.to_owned(), listing(temp.path())[2].clone());
+    assert_eq!(changed, [(Action::Change, plugin.clone()), (Action::Change, message.clone())]);
+    let mut over = plan(&[]);
+    over.notices =
+        vec![Arc::new(Notice { phase: NoticePhase::Recovered, ..Notice::clone(&told.notices[0]) })];
+    let mut left = preview(&over).await;
+    left.sort_by_key(|(_, object)| object.clone());
+    let removed = [SUMMARY.to_owned(), message].map(|object| (Action::Remove, object));
+    assert_eq!(left, [&removed[..], &[(Action::Change, plugin)]].concat());
+    assert_eq!(output.blocked(&settings()).await.unwrap().len(), 1);
+}
+
+#[test]
+fn the_summary_is_written_again_only_in_other_words() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    let told = noticed(&["web"], TOLD);
+    apply(&directory, &told);
+    let text = fs::read_to_string(temp.path().join(SUMMARY)).unwrap();
+    assert!(text.ends_with('\n') && !text.ends_with("\n\n"), "one document of whole lines");
+    let mut again = told.clone();
+    again.summary.changed = LATER.parse().unwrap();
+    // A process that has just started knows nothing of the files.
+    for directory in [directory, Directory::open(temp.path()).unwrap()] {
+        assert_eq!(apply(&directory, &again), Written::default());
+        assert_eq!(fs::read_to_string(temp.path().join(SUMMARY)).unwrap(), text);
+    }
+    let directory = Directory::open(temp.path()).unwrap();
+    again.summary.blocked = 2;
+    assert_eq!(apply(&directory, &again), Written { written: 1, removed: 0 });
+    // News is written anew, whatever its words.
+    assert_eq!(apply(&directory, &noticed(&["web"], LATER)).written, 2);
+}
+
+#[test]
+fn only_yaml_files_of_ours_that_are_not_hidden_are_looked_at() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    put(&directory, &objects(&["web"], 0)).unwrap();
+    let text = fs::read_to_string(temp.path().join(PLUGIN)).unwrap();
+    // Copies by an editor, and by an operator who has put our header into his own file.
+    for name in [".hidden.yaml", "copy.yml", "copy.yaml~"] {
+        fs::write(temp.path().join(name), &text).unwrap();
+    }
+    let surplus = temp.path().join("wasmplugin_other_procscan-violations.yaml");
+    fs::write(&surplus, &text).unwrap();
+    assert_eq!(put(&directory, &objects(&["web"], 0)).unwrap(), Written { written: 0, removed: 1 });
+    assert_eq!(listing(temp.path()), [".hidden.yaml", "copy.yaml~", "copy.yml", PLUGIN]);
+}
+
+#[test]
+fn a_link_to_a_file_is_seen_as_the_file_that_it_leads_to() {
+    let temp = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (temp.path().join("objects"), temp.path().join("plugin.yaml"));
+    let directory = Directory::open(&path).unwrap();
+    put(&directory, &objects(&["web"], 0)).unwrap();
+    fs::rename(path.join(PLUGIN), &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, path.join(PLUGIN)).unwrap();
+    assert_eq!(put(&directory, &objects(&["web"], 0)).unwrap(), Written::default());
+    // What it leads to is edited: it is written over, by a file of its own.
+    let text = fs::read_to_string(&elsewhere).unwrap();
+    fs::write(&elsewhere, text.replace("request-block", "request-allow")).unwrap();
+    assert_eq!(put(&directory, &objects(&["web"], 0)).unwrap().written, 1);
+    assert_eq!(fs::read_to_string(path.join(PLUGIN)).unwrap(), text);
+}
+
+#[test]
+fn a_directory_that_can_not_be_read_is_an_error_with_its_path() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("objects");
+    let directory = Directory::open(&path).unwrap();
+    put(&directory, &objects(&["web"], 0)).unwrap();
+    fs::remove_dir_all(&path).unwrap();
+    fs::write(&path, "a file").unwrap();
+    for error in [
+        directory.refresh().unwrap_err(),
+        directory.blocked(&settings().gateway).unwrap_err(),
+        directory.apply(objects(&["x"], 0).into_iter().map(Draft::from)).unwrap_err(),
+    ] {
+        assert!(error.to_string().starts_with(&path.display().to_string()), "{error}");
+    }
+}

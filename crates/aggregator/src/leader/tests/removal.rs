@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::fake::{Network, Replica, Server};
 use crate::kubernetes::Cluster;
-use crate::leader::removal::{RemovalError, Unheld};
+use crate::leader::removal::{RemovalError, Unheld, exists};
 
 fn cluster(server: &Server) -> Cluster {
     let (_, network) = watch::channel(Network::default());
@@ -61,4 +61,17 @@ async fn a_replica_that_has_taken_the_lease_meanwhile_keeps_it() {
     let error = unheld.remove().await.unwrap_err();
     assert!(matches!(error, RemovalError::Led(_)), "{error}");
     assert!(server.lease().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_exists_whether_it_is_held_or_not_and_no_answer_is_no_absence() {
+    let server = Server::default();
+    let is_there = async || exists(&cluster(&server), "ours", "procscan-aggregator").await.unwrap();
+    assert!(!is_there().await);
+    server.edit(|_| {});
+    assert!(is_there().await);
+    let (_network, cut) = watch::channel(Network { loses_requests: true, ..Network::default() });
+    let cut = Cluster::of(server.client(cut), Duration::from_secs(15));
+    assert!(exists(&cut, "ours", "procscan-aggregator").await.is_err());
+    assert!(matches!(Unheld::find(&cut, "ours", "procscan-aggregator").await, Err(RemovalError::Refused(_))));
 }

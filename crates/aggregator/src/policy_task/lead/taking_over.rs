@@ -26,10 +26,7 @@ impl Lead<'_> {
             let seen = self.task.channels.kept.borrow().clone();
             match self.task.store.load(&self.pen, &seen).await {
                 Ok(loaded) => break loaded,
-                Err(error) if error.is_lost() => return Err(End::Lost),
-                Err(error) => {
-                    self.trouble(&error, true, UNREADABLE);
-                }
+                Err(error) => self.trouble(&error, true, UNREADABLE),
             }
             self.pause(pause).await?;
             pause = (pause * 2).min(MAX_PAUSE);

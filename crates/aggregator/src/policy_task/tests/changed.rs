@@ -169,3 +169,31 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_stops_and_writes_nothing() 
         assert_eq!(server.get(INCIDENTS, &name_of("web")), there);
     }
 }
+
+/// Of an earlier incident of an App the leader knows only what the object says: it is taken as it is, and removed when
+/// its time has come.
+#[tokio::test(start_paused = true)]
+async fn an_earlier_incident_that_is_edited_is_left_as_it_is_and_removed_as_history() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+    server.put(INCIDENTS, "earlier", body("web", "Ended"));
+    let day_ago = json!(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24));
+    server.edit(INCIDENTS, "earlier", |object| {
+        object["status"]["opened"] = "2025-01-01T00:00:00Z".into();
+        object["status"]["since"] = day_ago.clone();
+    });
+    server.edit(INCIDENTS, &name_of("web"), |object| object["status"]["clock"] = day_ago);
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let _replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
+    settle().await;
+    server.edit(INCIDENTS, "earlier", |object| object["status"]["since"] = "2025-01-02T00:00:00Z".into());
+    let edited = server.get(INCIDENTS, "earlier");
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(server.get(INCIDENTS, "earlier"), edited);
+    assert!(server.store().writes.is_empty());
+    // The next sweep is ten minutes after the first.
+    sleep(Duration::from_mins(11)).await;
+    server.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
+    settle().await;
+    assert!(server.get(INCIDENTS, "earlier").is_none());
+}

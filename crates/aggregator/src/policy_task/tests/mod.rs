@@ -5,4 +5,5 @@ mod history;
 mod operators;
 mod stage;
 mod taking_over;
+mod terms;
 mod unreadable;

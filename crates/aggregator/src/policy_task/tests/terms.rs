@@ -1,0 +1,293 @@
+//! A term from its beginning to its end: what can't be read or kept, dry-run, history, and a replica that only shows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::Method;
+use jiff::{SignedDuration, Timestamp};
+use procscan_core::names::App;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of, opened};
+use crate::leader::{Leadership, Pen};
+use crate::state::cluster::fake::{Call, Fault, Server, Store};
+
+async fn settle() {
+    sleep(Duration::from_secs(3)).await;
+}
+
+fn watching(server: &Server) -> Replica {
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    Replica::start(server, Wanted { is_watched: true, ..Wanted::new(1, network) })
+}
+
+fn web(server: &Server) -> Value {
+    server.get(INCIDENTS, &name_of("web")).unwrap()
+}
+
+fn approve(server: &Server) {
+    server.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn dry_run_writes_nothing_and_what_it_decided_is_decided_anew_when_operators_end_it() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+    server.put("enforcements", "procscan", json!({"metadata": {}, "spec": {"mode": "dry-run"}}));
+    let says = |mode: &'static str| {
+        server.edit("enforcements", "procscan", |object| object["spec"]["mode"] = mode.into());
+    };
+    let replica = watching(&server);
+    settle().await;
+    approve(&server);
+    settle().await;
+    assert!(server.store().writes.is_empty(), "{:?}", server.store().writes);
+    assert!(server.store().events.is_empty());
+    says("enforce");
+    settle().await;
+    assert_eq!(replica.blocked(), ["web"]);
+    let events: Vec<Value> = server.store().events.iter().map(|(_, event)| event["reason"].clone()).collect();
+    assert!(events.contains(&json!("Approved")), "{events:?}");
+    assert_eq!(
+        (&web(&server)["status"]["state"], &web(&server)["spec"]["approve"]),
+        (&json!("Blocked"), &json!(null))
+    );
+    says("dry-run");
+    settle().await;
+    let writes = server.store().writes.len();
+    server.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["release"] = json!({"by": "bob"}));
+    settle().await;
+    assert_eq!(server.store().writes.len(), writes);
+    says("enforce");
+    settle().await;
+    assert!(replica.blocked().is_empty());
+    assert_eq!(decisions(&web(&server)).last().unwrap(), "released by bob");
+}
+
+/// How many of the requests that `is_tried` names came within five minutes in which the API server refused them.
+async fn tries(server: &Server, is_tried: fn(&Call) -> bool) -> (Replica, usize, Arc<AtomicBool>) {
+    let (count, refuses) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
+    let (seen, flag) = (count.clone(), refuses.clone());
+    let network = Box::new(move |_: &mut Store, call: &Call| {
+        if !is_tried(call) || !flag.load(Ordering::Relaxed) {
+            return Fault::None;
+        }
+        seen.fetch_add(1, Ordering::Relaxed);
+        Fault::Refused(403)
+    });
+    let replica = Replica::start(server, Wanted::new(1, network));
+    replica.look(server).await;
+    sleep(Duration::from_mins(5)).await;
+    let tried = count.load(Ordering::Relaxed);
+    (replica, tried, refuses)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_not_be_read_is_read_again_less_and_less_often_and_nothing_is_decided_before() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+    approve(&server);
+    let (replica, tried, refuses) = tries(&server, |call| call.method == Method::GET).await;
+    assert!((15..=30).contains(&tried), "{tried} times in five minutes");
+    let trouble = replica.trouble.borrow().clone().unwrap();
+    assert!(trouble.ends_with("not today (403)"), "{trouble}");
+    assert!(replica.decided.borrow().pen.is_none() && server.store().writes.is_empty());
+    refuses.store(false, Ordering::Relaxed);
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!((replica.blocked(), replica.trouble.borrow().clone()), (vec!["web".to_owned()], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_not_be_kept_is_tried_again_less_and_less_often_and_has_no_effect_before() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+    approve(&server);
+    let (replica, tried, refuses) = tries(&server, |call| call.is_status).await;
+    assert!((15..=40).contains(&tried), "{tried} times in five minutes");
+    let trouble = replica.trouble.borrow().clone().unwrap();
+    assert!(trouble.ends_with("not today (403)"), "{trouble}");
+    assert!(replica.decided.borrow().pen.is_some() && replica.blocked().is_empty());
+    refuses.store(false, Ordering::Relaxed);
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!((replica.blocked(), replica.trouble.borrow().clone()), (vec!["web".to_owned()], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_term_that_ends_while_nothing_can_be_read_leaves_no_trouble_behind() {
+    let server = Server::default();
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::Refused(403));
+    let replica = Replica::start(&server, Wanted::new(1, network));
+    replica.look(&server).await;
+    sleep(Duration::from_mins(1)).await;
+    assert!(replica.trouble.borrow().is_some());
+    replica.leadership.send_modify(|leadership| {
+        if let Leadership::Leading(pen) = leadership {
+            pen.give_up();
+        }
+        *leadership = Leadership::Following { leader: Some("another".to_owned()) };
+    });
+    settle().await;
+    assert_eq!(replica.trouble.borrow().clone(), None, "another replica's errors are its own");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_act_on_an_incident_that_is_over_is_refused_in_its_log_and_cleared_away() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Ended"));
+    let replica = watching(&server);
+    settle().await;
+    assert!(server.store().writes.is_empty());
+    server.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["release"] = json!({"by": "bob"}));
+    sleep(Duration::from_secs(10)).await;
+    let now = web(&server);
+    assert_eq!(decisions(&now), ["held by policy", "refused by bob"]);
+    assert_eq!(now["status"]["decisions"][1]["reason"], "ns-a/app/web has no open incident");
+    assert_eq!((&now["status"]["decided"], &now["status"]["observed"]), (&json!(2), &json!(2)));
+    assert_eq!((&now["status"]["state"], &now["spec"]["release"]), (&json!("Ended"), &json!(null)));
+    assert!(replica.blocked().is_empty());
+    // Once.
+    let writes = server.store().writes.len();
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(server.store().writes.len(), writes);
+}
+
+/// `kubectl edit` with both in one go.
+#[tokio::test(start_paused = true)]
+async fn of_an_approval_and_a_release_in_one_edit_both_are_done_and_the_release_prevails() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+    let replica = watching(&server);
+    settle().await;
+    server.edit(INCIDENTS, &name_of("web"), |object| {
+        object["spec"]["approve"] = json!({"by": "alice"});
+        object["spec"]["release"] = json!({"by": "bob"});
+    });
+    settle().await;
+    let now = web(&server);
+    let of_operators: Vec<_> = decisions(&now).into_iter().filter(|it| !it.ends_with("by policy")).collect();
+    assert_eq!(of_operators.last().unwrap(), "released by bob", "{of_operators:?}");
+    assert!(of_operators.iter().any(|it| it.ends_with("by alice")), "{of_operators:?}");
+    assert_eq!((&now["spec"]["approve"], &now["spec"]["release"]), (&json!(null), &json!(null)));
+    assert!(replica.blocked().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_longer_than_the_retention_ago_is_removed_unless_a_release_still_covers_it() {
+    let server = Server::default();
+    let old = |object: &mut Value| {
+        for field in ["opened", "since"] {
+            object["status"][field] = "2025-01-01T00:00:00Z".into();
+        }
+    };
+    for (app, state) in [("held", "Held"), ("old", "Ended"), ("recent", "Ended"), ("released", "Ended")] {
+        server.put(INCIDENTS, &name_of(app), body(app, state));
+    }
+    let hours_ago = |hours| json!(Timestamp::now() - SignedDuration::from_hours(hours));
+    server.edit(INCIDENTS, &name_of("held"), |object| {
+        object["status"]["clock"] = hours_ago(1);
+        object["status"]["written"] = hours_ago(1);
+    });
+    server.edit(INCIDENTS, &name_of("recent"), |object| object["status"]["since"] = hours_ago(24));
+    server.edit(INCIDENTS, &name_of("old"), old);
+    server.edit(INCIDENTS, &name_of("released"), |object| {
+        old(object);
+        object["status"]["releases"] = json!([{"until": "2099-01-01T00:00:00Z", "by": "alice"}]);
+    });
+    let _replica = watching(&server);
+    settle().await;
+    let mut left: Vec<_> = ["held", "old", "recent", "released"].to_vec();
+    left.retain(|app| server.get(INCIDENTS, &name_of(app)).is_some());
+    assert_eq!(left, ["held", "recent", "released"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_nothing() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Blocked"));
+    let replica = watching(&server);
+    let follow = || {
+        replica.leadership.send_modify(|leadership| {
+            if let Leadership::Leading(pen) = leadership {
+                pen.give_up();
+            }
+            *leadership = Leadership::Following { leader: None };
+        });
+    };
+    follow();
+    settle().await;
+    let shown = || (replica.blocked(), replica.decided.borrow().pen.is_some());
+    assert_eq!(shown(), (vec!["web".to_owned()], false));
+    assert!(replica.questions.borrow().apps.is_empty());
+    server.edit(INCIDENTS, &name_of("web"), |object| object["status"]["state"] = "Ended".into());
+    settle().await;
+    assert_eq!(shown(), (Vec::new(), false));
+    server.edit(INCIDENTS, &name_of("web"), |object| object["status"]["state"] = "Blocked".into());
+    assert!(server.store().writes.is_empty());
+
+    // Whoever leads asks of the Apps with an incident. With the next term the answers of this one do not count.
+    let epoch = replica.questions.borrow().epoch;
+    let leads = |term| drop(replica.leadership.send(Leadership::Leading(Pen::of_term(term, "replica"))));
+    leads(2);
+    settle().await;
+    assert_eq!(shown(), (vec!["web".to_owned()], true));
+    let asked = replica.questions.borrow().clone();
+    assert!(asked.apps.contains_key(&App::new("ns-a", "app", "web")), "{asked:?}");
+    assert_eq!(asked.epoch, epoch);
+    follow();
+    settle().await;
+    assert!(replica.questions.borrow().apps.is_empty());
+    assert_eq!(replica.questions.borrow().epoch, epoch + 1);
+    leads(3);
+    settle().await;
+    assert_eq!(replica.questions.borrow().epoch, epoch + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_tenant_was_told_is_kept_once_and_not_in_dry_run() {
+    for (mode, is_kept) in [("enforce", true), ("dry-run", false)] {
+        let server = Server::default();
+        let mut blocked = body("web", "Blocked");
+        blocked["status"]["told"] = json!({"at": opened(), "what": "Blocked"});
+        server.put(INCIDENTS, &name_of("web"), blocked);
+        server.put("enforcements", "procscan", json!({"metadata": {}, "spec": {"mode": mode}}));
+        let replica = watching(&server);
+        settle().await;
+        assert!(server.store().writes.is_empty(), "{:?}", server.store().writes);
+        let told = BTreeMap::from([(App::new("ns-a", "app", "web"), opened())]);
+        replica.delivered.send_replace(Arc::new(told));
+        settle().await;
+        assert_eq!(!web(&server)["status"]["told"]["deliveredAt"].is_null(), is_kept, "{:#}", web(&server));
+        let writes = server.store().writes.len();
+        assert_eq!(writes, usize::from(is_kept));
+        sleep(Duration::from_mins(1)).await;
+        assert_eq!(server.store().writes.len(), writes);
+    }
+}
+
+/// `kubectl edit` by an operator without a word of whose act it is.
+#[tokio::test(start_paused = true)]
+async fn an_act_that_does_not_say_whose_it_is_is_told_by_the_program_that_wrote_it() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+    let _replica = watching(&server);
+    settle().await;
+    let entry = |manager: &str, minute: u32, subresource: &str, fields: Value| {
+        json!({"manager": manager, "operation": "Update", "time": format!("2026-11-01T09:{minute:02}:00Z"),
+               "subresource": subresource, "fieldsType": "FieldsV1", "fieldsV1": fields})
+    };
+    server.edit(INCIDENTS, &name_of("web"), |object| {
+        object["spec"]["release"] = json!({});
+        object["metadata"]["managedFields"] = json!([
+            entry("argo", 1, "", json!({"f:spec": {"f:approve": {}}})),
+            entry("kubectl-edit", 2, "", json!({"f:spec": {"f:release": {}}})),
+            entry("kubectl-label", 3, "", json!({"f:metadata": {}})),
+            entry("kubectl-apply", 4, "", json!({"f:spec": {"f:app": {}}})),
+            entry("other", 5, "status", json!({"f:spec": {"f:release": {}}})),
+        ]);
+    });
+    settle().await;
+    assert_eq!(decisions(&web(&server)).last().unwrap(), "released by somebody by kubectl-edit");
+}

@@ -205,10 +205,28 @@ impl Exposure {
                  Service {first}{more}"
             );
         }
-        if let Some(why) = &self.nothing_closed {
-            remarks = format!("{remarks}; nothing is closed at the gateway: {why}");
-        }
         remarks
+    }
+
+    /// That nothing is closed, to be appended to the reason of a block; empty if something is.
+    fn nothing_remark(&self) -> String {
+        let of = |why: &Text| format!("; nothing is closed at the gateway: {why}");
+        self.nothing_closed.as_ref().map(of).unwrap_or_default()
+    }
+
+    /// The reason of a block, with what is closed of it at present.
+    pub(crate) fn complete(&self, reason: &Text) -> Text {
+        if self.nothing_closed.is_none() {
+            return reason.clone();
+        }
+        format!("{reason}{}", self.nothing_remark()).into()
+    }
+
+    /// The reason from which [`Exposure::complete`] has made `reason`.
+    pub(crate) fn incomplete(&self, reason: &Text) -> Text {
+        let remark = self.nothing_remark();
+        let bare = reason.strip_suffix(&*remark).filter(|_| !remark.is_empty());
+        bare.map_or_else(|| reason.clone(), Text::from)
     }
 
     /// The union of both: what either of them closes is closed. The remarks are those of `now`.

@@ -9,7 +9,7 @@ use super::incident::Standing;
 use super::window::{Accusers, Tally};
 use crate::Moment;
 use crate::moment::WallTime;
-use crate::names::App;
+use crate::names::{App, Text};
 
 impl Book {
     /// Blocks and releases what is wished for, as far as the brakes let it.
@@ -64,9 +64,10 @@ impl Book {
             } else {
                 let untold = if is_untold { "; its tenant could not be told before" } else { "" };
                 let known = pass.facts.to_close(&app, pass.policy, file);
-                let remarks = known.map(|exposure| exposure.remarks()).unwrap_or_default();
-                file.reason = format!("{accusation}{untold}{remarks}").into();
-                pass.decide(&app, DecisionKind::Blocked, file.reason.clone());
+                let known = known.unwrap_or_default();
+                let reason = Text::from(format!("{accusation}{untold}{}", known.remarks()));
+                pass.decide(&app, DecisionKind::Blocked, known.complete(&reason));
+                file.reason = reason;
                 let dry_run = pass.policy.mode == Mode::DryRun;
                 file.standing = Standing::Blocked { since: pass.now, dry_run };
             }

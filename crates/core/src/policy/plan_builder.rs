@@ -18,7 +18,7 @@ pub(super) fn block(app: &App, incident: &Incident, since: Timestamp) -> Block {
         grounds: accusations(incident),
         left: left(incident),
         exposure: incident.exposure.clone(),
-        reason: incident.reason.clone(),
+        reason: incident.exposure.complete(&incident.reason),
     }
 }
 

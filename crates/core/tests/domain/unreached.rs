@@ -2,7 +2,7 @@
 
 use crate::common::{World, record};
 use procscan_core::names::App;
-use procscan_core::policy::DecisionKind;
+use procscan_core::policy::{Act, DecisionKind};
 use procscan_core::state::IncidentState;
 
 fn world() -> World {
@@ -32,6 +32,36 @@ fn a_block_of_an_app_without_a_service_says_that_nothing_is_closed() {
     world.facts.apps.entry(app).or_default().exposure = Some(procscan_core::plan::Exposure::default());
     let reason = blocked_because(&mut world);
     assert!(reason.ends_with(NO_SERVICE), "{reason}");
+}
+
+#[test]
+fn the_reason_says_it_of_an_approved_block_too_and_only_for_as_long_as_it_is_so() {
+    let mut world = world();
+    let app = App::new("ns-a", "app", "web");
+    world.facts.apps.entry(app.clone()).or_default().exposure =
+        Some(procscan_core::plan::Exposure::default());
+    world.policy.brake.max_new_tenants = 0;
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.evaluate();
+    world.book.act(&Act::Approve { app }, "ops", &world.policy, world.now).unwrap();
+    let said = |world: &mut World| {
+        let block = world.evaluate().plan.blocks[0].clone();
+        let kept = &world.kept.values().next().unwrap().status;
+        assert_eq!((kept.state, &kept.reason), (IncidentState::Blocked, &block.reason));
+        block.reason.to_string()
+    };
+    for _ in 0..2 {
+        let reason = said(&mut world);
+        assert!(
+            reason.starts_with("the block that a brake held is approved") && reason.ends_with(NO_SERVICE),
+            "{reason}"
+        );
+        assert_eq!(reason.matches("nothing is closed").count(), 1, "{reason}");
+        world.restart();
+    }
+    world.service("ns-a", "web", &["web"]);
+    let reason = said(&mut world);
+    assert!(!reason.contains("nothing is closed"), "{reason}");
 }
 
 #[test]

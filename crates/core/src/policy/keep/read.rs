@@ -156,7 +156,6 @@ pub(super) fn restored(
         file.held = Some(Box::new((since, Brake::NewTenants)));
     }
     file.processes = status.processes.iter().cloned().collect();
-    file.reason.clone_from(&status.reason);
     file.inherited = status.inherited.as_ref().map(|accused| {
         let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
         Box::new(accused.iter().map(key).collect::<BTreeSet<Key>>())
@@ -183,6 +182,7 @@ pub(super) fn restored(
         left_open: status.exposure.left_open.clone(),
         nothing_closed: status.exposure.nothing_closed.clone(),
     });
+    file.reason = file.exposure.incomplete(&status.reason);
     file.once_closed = status.exposure.once_closed.as_slice().into();
     file.origins = status.origins.iter().cloned().collect();
     file.formerly = status.formerly.iter().map(App::from).collect();

@@ -140,7 +140,7 @@ fn reason(incident: &Incident) -> Text {
         }),
         Standing::Grace { .. } => last(&|kind| kind == DecisionKind::Warned).or_else(own),
         Standing::Held => last(&|kind| kind == DecisionKind::Held).or_else(own),
-        Standing::Blocked { .. } => own(),
+        Standing::Blocked { .. } => own().map(|reason| incident.exposure.complete(&reason)),
         Standing::Ended { .. } => None,
     };
     found.or_else(|| last(&|_| true)).unwrap_or_else(|| Text::from(""))

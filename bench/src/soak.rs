@@ -192,7 +192,7 @@ fn prepare(fleet: &Fleet, directory: &Path) -> anyhow::Result<SocketAddr> {
     let config = format!(
         "aggregator: {{address: 127.0.0.1, port: {}, scan_interval: {}s}}\n\
          collector: {{timeout: 1s, connect_timeout: 1s, concurrency: 16, max_backoff_rounds: 1}}\n\
-         detection: {{clear_after: {}s}}\n\
+         detection: {{clear_after: {}s, assumed_scan_interval: {}s}}\n\
          discovery: {{mode: file, file: targets}}\n\
          output: {{mode: directory, directory: objects}}\n\
          state: {{directory: state}}\n\
@@ -200,6 +200,7 @@ fn prepare(fleet: &Fleet, directory: &Path) -> anyhow::Result<SocketAddr> {
         api.port(),
         INTERVAL.as_secs(),
         CLEAR_AFTER.as_secs(),
+        INTERVAL.as_secs(),
     );
     std::fs::write(directory.join("config.yaml"), config)?;
     Ok(api)

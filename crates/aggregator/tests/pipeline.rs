@@ -312,11 +312,11 @@ async fn our_own_restart_releases_nothing() {
     // After the restart nobody answers, or a restarted agent answers `[]`, or everything is paused: rounds pass, and every
     // block and Notification stays what it was.
     for (what, more) in [
-        ("nobody answers", "detection: {clear_after: 1s}\n"),
+        ("nobody answers", "detection: {clear_after: 1s, assumed_scan_interval: 1s}\n"),
         ("agents restarted", "detection: {clear_after: 1h}\n"),
         ("brakes", "detection: {clear_after: 1h}\nbrake: {max_new_tenants: 0}\n"),
         // The last: that the processes are gone is known from then on, and kept; only nobody is released.
-        ("paused", "detection: {clear_after: 1s}\nenforcement: {mode: paused}\n"),
+        ("paused", "detection: {clear_after: 1s, assumed_scan_interval: 1s}\nenforcement: {mode: paused}\n"),
     ] {
         for node in 0..2 {
             let behaviour = if what == "nobody answers" { Behaviour::Hang } else { Behaviour::Restarted };
@@ -333,7 +333,7 @@ async fn our_own_restart_releases_nothing() {
     }
 
     // When every node has answered long enough, what is not accused any more is released.
-    let service = start(temp.path(), "detection: {clear_after: 2s}\n").await;
+    let service = start(temp.path(), "detection: {clear_after: 2s, assumed_scan_interval: 1s}\n").await;
     output_until(&service, "the release", || blocked_services(&directory).len() == 1).await;
     service.stop().await;
 }

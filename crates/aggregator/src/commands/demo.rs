@@ -94,6 +94,7 @@ fn config(args: &args::Demo) -> Config {
     config.collector.connect_timeout = Duration::from_secs(1);
     config.detection.max_age = Duration::from_secs(15);
     config.detection.clear_after = Duration::from_secs(30);
+    config.detection.assumed_scan_interval = SCAN_INTERVAL;
     config.discovery.mode = DiscoveryMode::Static;
     config.output.mode = OutputMode::Directory;
     config.output.directory = Some(args.dir.clone());

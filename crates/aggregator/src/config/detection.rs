@@ -19,6 +19,10 @@ pub struct Detection {
     /// Answers that say nothing of the violation do not count.
     #[serde(deserialize_with = "values::duration")]
     pub clear_after: Duration,
+    /// How often an agent is taken to scan until its interval is learned from its records. Until so much time has been
+    /// answered, nothing of its node clears.
+    #[serde(deserialize_with = "values::duration")]
+    pub assumed_scan_interval: Duration,
     /// How long to wait for a node from which nothing of an answer comes. And how long to wait, in answered time, for a
     /// node whose answers say nothing of a violation.
     #[serde(deserialize_with = "values::duration")]
@@ -34,6 +38,7 @@ impl Default for Detection {
         Self {
             max_age: rules.max_age,
             clear_after: rules.clear_after,
+            assumed_scan_interval: rules.assumed_interval,
             unreachable_limit: rules.unreachable_limit,
             same_incident: rules.same_incident,
         }
@@ -53,6 +58,12 @@ impl Detection {
             problems.require(allowed, path, humantime::format_duration(value), "1s to 30days");
         }
         problems.require(
+            (Duration::from_secs(1)..=Duration::from_hours(1)).contains(&self.assumed_scan_interval),
+            "detection.assumed_scan_interval",
+            humantime::format_duration(self.assumed_scan_interval),
+            "1s to 1h",
+        );
+        problems.require(
             self.unreachable_limit >= self.clear_after,
             "detection.unreachable_limit",
             humantime::format_duration(self.unreachable_limit),
@@ -65,6 +76,7 @@ impl Detection {
         ledger::Detection {
             max_age: self.max_age,
             clear_after: self.clear_after,
+            assumed_interval: self.assumed_scan_interval,
             unreachable_limit: self.unreachable_limit,
             same_incident: self.same_incident,
             answer_gap: round,

@@ -245,6 +245,7 @@ fn impossible_combinations_are_refused() {
         "output.directory: \"objects\"",
         "`output.mode` is `directory`",
     );
+    refused("detection: {assumed_scan_interval: 2h}\n", "detection.assumed_scan_interval: 2h", "1s to 1h");
     refused(
         "detection: {unreachable_limit: 1m}\n",
         "detection.unreachable_limit: 1m",

@@ -39,7 +39,7 @@ pub fn scene(directory: &Path) -> (Fleet, SocketAddr) {
         format!(
             "aggregator: {{address: 127.0.0.1, port: {port}, scan_interval: 1s}}\n\
              collector: {{timeout: 1s, connect_timeout: 1s}}\n\
-             detection: {{clear_after: 3s}}\n\
+             detection: {{clear_after: 3s, assumed_scan_interval: 1s}}\n\
              discovery: {{mode: file, file: targets}}\n\
              output: {{mode: directory, directory: objects}}\n\
              state: {{directory: state}}\n\

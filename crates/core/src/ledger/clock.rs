@@ -37,6 +37,8 @@ pub struct NodeClock {
     pub unheard: Span,
     /// The least answered time without fresh evidence that proves absence on this node.
     pub required: Span,
+    /// Its agent must have scanned since it may have restarted. Until then its answers prove no absence.
+    pub has_scanned: bool,
     /// When the node was first asked.
     pub since: Moment,
     /// When anything of an answer came last, whether it could be used or not; or when the node was first asked.
@@ -77,7 +79,7 @@ impl NodeClock {
     ) -> Option<Cleared> {
         let answered = self.odometer.saturating_sub(mark.answered);
         let required = self.required_of(away);
-        if answered < required {
+        if answered < required || !self.has_scanned {
             return None;
         }
         let heard = answered.saturating_sub(unheard().saturating_sub(mark.unheard));

@@ -270,7 +270,14 @@ impl Node {
 
     /// The least answered time without fresh evidence that proves absence.
     fn required(&self, rules: &Detection) -> Duration {
-        rules.clear_after.max(self.interval().saturating_mul(SCANS))
+        let scans = self.steps.usual().map(|interval| interval.saturating_mul(SCANS));
+        rules.clear_after.max(scans.unwrap_or(first_scan(rules)))
+    }
+
+    /// Whether its agent must have scanned since it may have restarted. While its interval is learned, the odometer
+    /// counts only from then on.
+    fn has_scanned(&self, rules: &Detection) -> bool {
+        self.steps.usual().is_some() || self.settled.get() >= first_scan(rules)
     }
 
     pub(super) fn clock(&self, rules: &Detection) -> NodeClock {
@@ -278,6 +285,7 @@ impl Node {
             odometer: self.odometer,
             unheard: self.unheard,
             required: self.required(rules).into(),
+            has_scanned: self.has_scanned(rules),
             since: self.since,
             last_sign: self.last_sign,
             unreachable_limit: rules.unreachable_limit.into(),
@@ -356,6 +364,11 @@ impl Node {
             rejected: self.rejected.clone(),
         }
     }
+}
+
+/// Within how much answered time an agent scans whose interval is not learned.
+fn first_scan(rules: &Detection) -> Duration {
+    rules.assumed_interval.saturating_add(rules.answer_gap)
 }
 
 #[cfg(test)]

@@ -291,6 +291,7 @@ fn patient(now: Moment) -> NodeView {
         odometer: Span::ZERO,
         unheard: Span::ZERO,
         required: Duration::MAX.into(),
+        has_scanned: true,
         since: now,
         last_sign: now,
         unreachable_limit: Duration::MAX.into(),

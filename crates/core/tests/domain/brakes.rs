@@ -566,7 +566,8 @@ fn a_held_tenant_takes_no_place_anew_with_each_app_that_it_starts() {
 
 #[test]
 fn a_held_release_takes_no_place_anew_with_each_app_of_its_tenant() {
-    let rules = Detection { clear_after: std::time::Duration::from_mins(1), ..Detection::default() };
+    let minute = std::time::Duration::from_mins(1);
+    let rules = Detection { clear_after: minute, assumed_interval: minute, ..Detection::default() };
     let mut world = World::with(&["n0", "n1", "n2", "n3"], rules);
     world.policy.brake.max_releases = 1;
     let accused = [("ns-a", "web"), ("ns-b", "one"), ("ns-b", "two"), ("ns-c", "web")];

@@ -90,7 +90,9 @@ fn the_time_between_two_leaders_does_not_count_and_what_was_written_since_does()
 #[test]
 fn a_leader_with_a_wrong_clock_forgets_no_release_of_the_window_and_raises_no_alert_again() {
     for ahead in [0, 11 * 60, -DAY, MONTH] {
-        let rules = Detection { clear_after: Duration::from_mins(3), ..Detection::default() };
+        let assumed_interval = Duration::from_mins(1);
+        let rules =
+            Detection { clear_after: Duration::from_mins(3), assumed_interval, ..Detection::default() };
         let mut world = World::with(&["n0", "n1", "n2", "n3", "n4", "n5"], rules);
         world.policy.brake.max_releases = 2;
         accuse(&mut world, 0..6);

@@ -1,7 +1,10 @@
 //! Decoys that take long to read: the results of one scan are rounds apart, and so look like scans of their own.
 
+use std::time::Duration;
+
 use crate::common::agent::{Process, RealAgent};
 use crate::common::{MINUTE, World, record};
+use procscan_core::ledger::Detection;
 use procscan_core::snapshot::State;
 
 fn ask(world: &mut World, agent: &mut RealAgent) {
@@ -114,4 +117,53 @@ fn what_is_never_unseen_for_long_is_released_as_soon_as_ever() {
     agent.processes.clear();
     world.rounds(33, |world| ask(world, &mut agent));
     assert_eq!(world.state("ns-j"), State::Cleared);
+}
+
+/// Copies of one process fill the whole scan interval, so that each seems to be a scan; then the aggregator restarts, and
+/// the copies end or go on. What runs beside them is listed only where nothing comes after it.
+#[test]
+fn copies_that_fill_the_scan_interval_and_a_restart_of_ours_release_nothing_that_runs() {
+    for (copies, interval) in [(8, 1000), (10, 1000), (10, 3600), (12, 3600), (24, 3600)] {
+        for (alone, at, goes_on) in [
+            (130, 1, true),
+            (130, 1, false),
+            (130, 60, true),
+            (130, 60, false),
+            // It was found once before the copies came.
+            (interval / MINUTE + 1, 1, false),
+            (interval / MINUTE + 1, 60, true),
+            (interval / MINUTE + 1, 60, false),
+            (interval / MINUTE + 1, 200, false),
+        ] {
+            // What the operator knows of the agents.
+            let assumed_interval = Duration::from_secs(interval);
+            let mut world = World::with(&["n1"], Detection { assumed_interval, ..Detection::default() });
+            let mut agent = RealAgent::new(interval, 0);
+            agent.run(1000, Process::of("ns-j"));
+            world.rounds(alone, |world| ask(world, &mut agent));
+            assert_eq!(world.blocked(), ["ns-j"]);
+            agent.lag = interval / copies;
+            for copy in 0..u32::try_from(copies).unwrap() {
+                agent.run(2000 + copy, Process { is_slow: true, ..Process::of("ns-d") });
+            }
+            world.rounds(at, |world| ask(world, &mut agent));
+            world.restart();
+            let told =
+                format!("{copies} copies, {interval} s, alone for {alone} min, restart after {at} min");
+            let hold = |world: &mut World, agent: &mut RealAgent, rounds: u64| {
+                world.rounds(rounds, |world| {
+                    ask(world, agent);
+                    let told = format!("{told}, they go on: {goes_on}, at {} s", world.clock());
+                    assert!(world.blocked().contains(&"ns-j".to_owned()), "{told}");
+                });
+            };
+            hold(&mut world, &mut agent, 300);
+            if !goes_on {
+                agent.processes.retain(|pid, _| *pid == 1000);
+                hold(&mut world, &mut agent, 300);
+                world.restart();
+            }
+            hold(&mut world, &mut agent, 300);
+        }
+    }
 }

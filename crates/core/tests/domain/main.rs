@@ -32,5 +32,6 @@ mod soak;
 mod storm;
 mod survivors;
 mod taken_over;
+mod unlearned;
 mod unreached;
 mod withheld;

@@ -168,7 +168,7 @@ mod tests {
             All => drop(all.insert(path.to_owned())),
             Items(keep) | Print(keep) => paths(keep, path, all),
             Fields(fields) => {
-                fields.iter().for_each(|(name, keep)| paths(keep, &format!("{path}.{name}"), all))
+                fields.iter().for_each(|(name, keep)| paths(keep, &format!("{path}.{name}"), all));
             }
         }
     }

@@ -291,27 +291,7 @@ impl Book {
             // one.
             return Wish::Nothing;
         }
-        let is_due = pass.policy.grace.is_zero()
-            || incident.approved
-            || match incident.standing {
-                Standing::Grace { until } if pass.now.uptime() < until.uptime() => false,
-                // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
-                Standing::Grace { until } if incident.is_untold(pass) => {
-                    let limit = until.uptime().saturating_add(pass.policy.grace.max(UNTOLD_LIMIT));
-                    pass.now.uptime() >= limit
-                }
-                Standing::Grace { .. } => true,
-                _ => {
-                    let grace = pass.policy.grace;
-                    let wall = pass.now.wall().checked_add(grace).unwrap_or(pass.now.wall());
-                    let until = Moment::new(pass.now.uptime().saturating_add(grace), wall);
-                    incident.stand(Standing::Grace { until });
-                    let reason = format!("{}; to be blocked in {}", incident.accusation(), human(grace));
-                    pass.decide(app, DecisionKind::Warned, reason);
-                    false
-                }
-            };
-        if !is_due {
+        if !Self::is_due(app, incident, pass) {
             return Wish::Nothing;
         }
         if incident.is_proven(&excuses, wanted_look, pass) {
@@ -319,6 +299,30 @@ impl Book {
         }
         incident.wants_look = wanted_look.or(Some(pass.now));
         Wish::Nothing
+    }
+
+    /// Whether it may be blocked now, because its tenant has been told for long enough. Otherwise begins the grace.
+    fn is_due(app: &App, incident: &mut Incident, pass: &mut Pass<'_>) -> bool {
+        let grace = pass.policy.grace;
+        if grace.is_zero() || incident.approved {
+            return true;
+        }
+        match incident.standing {
+            Standing::Grace { until } if pass.now.uptime() < until.uptime() => false,
+            // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
+            Standing::Grace { until } if incident.is_untold(pass) => {
+                pass.now.uptime() >= until.uptime().saturating_add(grace.max(UNTOLD_LIMIT))
+            }
+            Standing::Grace { .. } => true,
+            _ => {
+                let wall = pass.now.wall().checked_add(grace).unwrap_or(pass.now.wall());
+                let until = Moment::new(pass.now.uptime().saturating_add(grace), wall);
+                incident.stand(Standing::Grace { until });
+                let reason = format!("{}; to be blocked in {}", incident.accusation(), human(grace));
+                pass.decide(app, DecisionKind::Warned, reason);
+                false
+            }
+        }
     }
 
     /// What follows from the book as it is.

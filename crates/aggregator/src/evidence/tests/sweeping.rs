@@ -240,20 +240,20 @@ async fn where_routes_matter_a_sweep_knows_them() {
 #[tokio::test(start_paused = true)]
 async fn large_objects_count_for_their_own_namespace_and_not_for_its_neighbours() {
     let stage = Stage::new(100, PACE);
-    // On the same pages: large Pods, and more small ones of the next namespace.
+    // On the first page: 40 large Pods, and 49 small ones of the next namespace.
     for n in 0..40 {
         let mut large = pod("1", "web", "n1");
         large["metadata"]["annotations"] = json!({"large": "x".repeat(1 << 20)});
-        stage.server.put("pods", "ns-00050", &format!("large-{n:03}"), large);
+        stage.server.put("pods", "ns-00010", &format!("large-{n:03}"), large);
     }
     for n in 0..200 {
-        stage.server.put("pods", "ns-00051", &format!("small-{n:03}"), pod("1", "web", "n1"));
+        stage.server.put("pods", "ns-00011", &format!("small-{n:03}"), pod("1", "web", "n1"));
     }
     let Swept { seen, ended } = stage.sweep(Plan::default()).await;
     assert!(ended.result.is_ok(), "{ended:?}");
     let heavy: Vec<&str> = ended.heavy.keys().map(AsRef::as_ref).collect();
-    assert_eq!(heavy, ["ns-00050"]);
-    assert_eq!(seen[&Text::from("ns-00051")].pods.len(), 201);
+    assert_eq!(heavy, ["ns-00010"]);
+    assert_eq!(seen[&Text::from("ns-00011")].pods.len(), 201);
 }
 
 #[test]

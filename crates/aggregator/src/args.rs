@@ -46,8 +46,8 @@ Nothing is written. Only what one round shows counts, so nothing is released.")]
     #[command(after_help = "Example:
   procscan-aggregator simulate --config new.yaml --since 24h
 
-Exemptions, protected namespaces, grace and brakes are judged anew, and the Exemptions that are kept count too. Nothing is written, and a running
-service is not disturbed.")]
+Exemptions, protected namespaces, grace and brakes are judged anew, and the Exemptions that are kept count too. One that the service would withhold
+until it is confirmed has no effect. Nothing is written, and a running service is not disturbed.")]
     Simulate(Simulate),
     /// Emergency stop: open the gateway to everybody and suspend the WasmPlugins, whether the service runs or not.
     #[command(

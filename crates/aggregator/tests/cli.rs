@@ -105,7 +105,7 @@ fn blocked(namespace: &str) -> Incident {
 }
 
 #[test]
-fn simulate_withholds_an_exemption_that_the_service_would_withhold_and_says_so() {
+fn simulate_and_plan_withhold_an_exemption_that_the_service_would_withhold_and_say_so() {
     let temp = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -114,7 +114,7 @@ fn simulate_withholds_an_exemption_that_the_service_would_withhold_and_says_so()
     });
     let simulate = |confirm: &str| {
         let text = format!(
-            "discovery: {{mode: static, targets: [a]}}\noutput: {{mode: directory}}\nbrake: {{max_releases: 2}}\n\
+            "discovery: {{mode: static, targets: [127.0.0.1:9]}}\noutput: {{mode: directory}}\nbrake: {{max_releases: 2}}\n\
              enforcement: {{exemptions: [{{namespace: {{regex: ^ns-}}, reason: a contract{confirm}}}]}}\n"
         );
         std::fs::write(temp.path().join("config.yaml"), text).unwrap();
@@ -131,6 +131,9 @@ fn simulate_withholds_an_exemption_that_the_service_would_withhold_and_says_so()
     let says = "! enforcement.exemptions[0] would open the gateway to 3 tenants at once, more than 2 (brake.max_releases)";
     assert!(first.starts_with(says) && first.contains("`confirm: 3`"), "{text}");
     assert!(text.ends_with("3 Apps were accused; 3 were blocked, 3 would be. 0 would differ.\n"), "{text}");
+    let plan = Command::new(PROGRAM).arg("plan").current_dir(temp.path()).output().unwrap();
+    let plan = String::from_utf8(plan.stdout).unwrap();
+    assert!(plan.lines().any(|line| line.starts_with(says)), "{plan}");
     let (code, text) = simulate(", confirm: 3");
     assert_eq!(code, Some(3), "{text}");
     assert!(text.ends_with("3 Apps were accused; 3 were blocked, 0 would be. 3 would differ.\n"), "{text}");

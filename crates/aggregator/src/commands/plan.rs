@@ -8,6 +8,7 @@ use procscan_core::plan::Dispute;
 use procscan_core::policy::Mode;
 use tokio::sync::{mpsc, watch};
 
+use super::printed::escaped;
 use super::run::text;
 use super::{CommandError, Stop, check_config::warn, kept};
 use crate::config::{Config, Level, Logger};
@@ -104,6 +105,9 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
 }
 
 fn explain(decided: &Decided) {
+    for withheld in &decided.withheld {
+        println!("! {}", escaped(&withheld.reason));
+    }
     for block in &decided.plan.blocks {
         println!("block {}: {}", block.app, block.reason);
     }

@@ -63,6 +63,9 @@ impl Soak {
         apps.extend((0..self.tenants.len()).flat_map(|tenant| ALL_APPS.map(|app| app_of(tenant, app))));
         for app in apps {
             let fact = self.app(&app, &questions);
+            if !fact.shared.is_empty() {
+                self.tenants[tenant_in(&app.namespace)].has_shared.insert(app.name.to_string());
+            }
             if fact.gone {
                 // That is proof: whatever has been heard of its Pods is over with them.
                 self.tenants[tenant_in(&app.namespace)].forget_dead(&app.name);
@@ -83,7 +86,7 @@ impl Soak {
             node: NodeName::new(self.nodes[pod.node].name.as_str()),
             host_ips: Vec::new(),
             app: app_of(tenant, &pod.app),
-            lineage: Lineage::default(),
+            lineage: Lineage { origin: Some(format!("ReplicaSet/{}", pod.origin).into()), earlier: None },
         }
     }
 

@@ -25,7 +25,11 @@ impl Soak {
         let late = self.note_late();
         for decision in evaluation.decisions.iter().chain(&late).filter(|it| it.actor == Actor::Policy) {
             match decision.kind {
-                DecisionKind::Blocked => self.blocked_rightly(&decision.app),
+                DecisionKind::Blocked => {
+                    self.blocked_rightly(&decision.app);
+                    self.released_by_nobody(&decision.app);
+                    self.asked_about(&decision.app, evaluation);
+                }
                 DecisionKind::Released => self.released_rightly(&decision.app, &decision.reason),
                 _ => {}
             }
@@ -38,6 +42,7 @@ impl Soak {
             self.blocked_in_time(tenant, evaluation);
         }
         self.note_kept();
+        self.note_closed(evaluation);
         self.bounded();
         self.blocked = blocked;
         self.note_plan(evaluation.plan.clone());
@@ -47,8 +52,13 @@ impl Soak {
     fn explained(&self, blocked: &BTreeSet<App>, decisions: &[Decision]) {
         for app in self.blocked.symmetric_difference(blocked) {
             let kind = if blocked.contains(app) { DecisionKind::Blocked } else { DecisionKind::Released };
-            let is_said = decisions.iter().any(|decision| decision.app == *app && decision.kind == kind);
-            let is_known = self.leaders.uncertain.contains(app) || self.leaders.restored.contains(app);
+            let mut decisions = decisions.iter().chain(&self.operators.decisions);
+            // What an operator approves is blocked by that.
+            let is_it = |it: &Decision| {
+                it.kind == kind || (it.kind == DecisionKind::Approved && blocked.contains(app))
+            };
+            let is_said = decisions.any(|decision| decision.app == *app && is_it(decision));
+            let is_known = self.leaders.uncertain.contains(app) || self.leaders.reopened.contains(app);
             if !is_said && !is_known {
                 self.fail(&format!("{app} is {kind:?} without a decision"));
             }
@@ -91,11 +101,7 @@ impl Soak {
             return;
         }
         if reason.contains("no Pod of the App remains") {
-            // That is proof also where the release that follows can't be kept before there is a Pod again.
-            let is_hindered = tenant.disturbed + MINUTE >= now;
-            let is_accused = |pod: &Pod| pod.apps.len() == 1 && pod.heard[LEADER].is_some();
-            let mut living = tenant.living().filter(|pod| *pod.app == *app.name);
-            if !is_deaf && living.any(|pod| !is_hindered || is_accused(pod)) {
+            if !is_deaf && tenant.living().any(|pod| *pod.app == *app.name) {
                 self.fail(&format!("{app} is released and has a Pod: {reason}"));
             }
             return;
@@ -200,6 +206,10 @@ impl Soak {
             // told is waited for.
             let limit = 6 * node.interval + 3 * MINUTE + grace;
             let is_blocked = blocks.iter().any(|block| pod.apps.contains(&*block.app.name));
+            if self.waits_for_operator(number, pod, evaluation) {
+                self.tenants[number].pods[place].disturbed = now;
+                continue;
+            }
             if !is_blocked {
                 self.told.late = self.told.late.max(undisturbed);
             }
@@ -232,7 +242,7 @@ impl Soak {
             self.tenants[number].services.iter().filter(|(_, selected)| selected.contains(&pod.app))
         {
             let host = host(number, service);
-            let is_left_open = self.world.policy.shared_services == SharedServices::Skip
+            let is_left_open = self.world.policy.shared_services != SharedServices::Block
                 && is_in(|block| &block.exposure.left_open, &host);
             if !is_left_open && !is_in(|block| &block.exposure.services, &host) {
                 self.fail(&format!("{} of {number} is blocked, and {service} is open", pod.uid));
@@ -268,7 +278,7 @@ impl Soak {
     }
 
     /// What has been decided of an App, for people.
-    fn log_of(&self, app: &App) -> String {
+    pub(super) fn log_of(&self, app: &App) -> String {
         let document = self.world.book.document(app);
         let log = document.iter().flat_map(|it| &it.status.decisions);
         let lines: Vec<String> =

@@ -28,9 +28,9 @@ pub(super) struct Leaders {
     plan: Option<Plan>,
     /// The Apps of which it is not certain what is kept: what was decided of them has been written, and the answer said otherwise.
     pub(super) uncertain: BTreeSet<App>,
-    /// The Apps that a restored backup says are blocked, and of which its leader has forgotten that they were: the next leader takes them
+    /// The Apps that a restored backup says are blocked, and that are not: nothing can be written of them, so the next leader takes them
     /// for blocked. Until then.
-    pub(super) restored: BTreeSet<App>,
+    pub(super) reopened: BTreeSet<App>,
 }
 
 impl Leaders {
@@ -43,7 +43,7 @@ impl Leaders {
             backup: None,
             plan: None,
             uncertain: BTreeSet::new(),
-            restored: BTreeSet::new(),
+            reopened: BTreeSet::new(),
         }
     }
 
@@ -147,6 +147,7 @@ impl Soak {
 
     /// Perhaps another one leads now, or knows no more than what is kept.
     pub(super) fn lead(&mut self) {
+        self.end_history();
         if self.random.once_in(2000) && self.leaders.backup.is_some() {
             self.restore_backup();
         } else if !self.leaders.uncertain.is_empty() && self.random.once_in(3) {
@@ -220,13 +221,32 @@ impl Soak {
             self.fail(&format!("released by a restart: {lost:?}: {why:?}\n{kept:?}\n{known}"));
         }
         self.judge(&evaluation);
-        self.leaders.restored.clear();
+        self.leaders.reopened.clear();
+    }
+
+    /// What has ended and says otherwise is written as ended, where it can be written.
+    fn end_history(&mut self) {
+        let (world, leaders) = (&mut self.world, &mut self.leaders);
+        leaders.reopened.clear();
+        for incident in world.kept.values_mut().filter(|it| it.status.state != IncidentState::Ended) {
+            let app = App::from(&incident.spec.app);
+            if world.book.name_of(&app).as_ref() == Some(&incident.name) {
+                continue;
+            }
+            if world.unwritable.contains(&*app.namespace) {
+                leaders.reopened.insert(app);
+            } else {
+                incident.status.end_again(world.now.wall());
+                self.told.reopened += 1;
+            }
+        }
     }
 
     /// What is kept goes back to what it was: its leader sees it and writes it anew, or another one begins before it has.
     fn restore_backup(&mut self) {
         let Some((kept, plan)) = self.leaders.backup.clone() else { return };
         self.told.backups += 1;
+        self.operators.released.clear();
         let before = std::mem::replace(&mut self.world.kept, kept);
         if self.random.once_in(2) {
             let kept = &self.world.kept;
@@ -236,9 +256,7 @@ impl Soak {
             // Until it is written anew, where that can't be done now.
             let others = before.values().filter(|incident| is_other(&incident.name));
             self.leaders.uncertain.extend(others.map(|incident| App::from(&incident.spec.app)));
-            let is_open = |it: &&Incident| it.status.state != IncidentState::Ended;
-            let open = self.world.kept.values().filter(is_open).map(|it| App::from(&it.spec.app));
-            self.leaders.restored = open.filter(|app| self.world.book.incident(app).is_none()).collect();
+            self.end_history();
             return;
         }
         // Perhaps with everything else in the cluster's store.

@@ -4,6 +4,7 @@
 //! - [`tenants`]: what really runs where. Tenants rename processes, relabel and recreate Pods, share Services, delete Apps and namespaces.
 //! - [`cluster`]: what the API server says of it, as late as it is.
 //! - [`leaders`]: restarts, other leaders whose clocks differ, what can't be kept or is answered too late, restored backups.
+//! - [`operators`]: releases, and approvals of what is held.
 //! - [`laws`]: what must hold. They compare with what [`tenants`] has told, and with nothing that the policy knows.
 //!
 //! `make soak` runs it for longer; `PROCSCAN_SOAK_SEED` and `PROCSCAN_SOAK_DAYS` tell the same story again.
@@ -12,6 +13,7 @@ mod cluster;
 mod laws;
 mod leaders;
 mod nodes;
+mod operators;
 mod random;
 mod tenants;
 
@@ -23,6 +25,7 @@ use random::Random;
 use self::cluster::Cluster;
 use self::leaders::Leaders;
 use self::nodes::{Fault, Node};
+use self::operators::Operators;
 use self::tenants::{Deed, Tenant};
 use crate::common::{HOUR, MINUTE, World};
 use jiff::SignedDuration;
@@ -61,6 +64,7 @@ struct Soak {
     coming: BTreeMap<u64, Vec<Deed>>,
     cluster: Cluster,
     leaders: Leaders,
+    operators: Operators,
     blocked: BTreeSet<App>,
     flood: u64,
     /// How many Pods there have been.
@@ -87,9 +91,14 @@ struct Told {
     /// Decisions that were kept though the answer said otherwise.
     late_answers: u64,
     backups: u64,
+    /// Incidents that have ended, and of which a backup said that they are open.
+    reopened: u64,
     outages: u64,
     blocks: u64,
     releases: u64,
+    /// By operators.
+    approvals: u64,
+    acts: u64,
     /// For how long a process offended in peace until the block, at most, in seconds.
     late: u64,
     most_violations: usize,
@@ -115,7 +124,8 @@ impl Soak {
         world.policy.same_incident = Duration::from_secs(SAME_INCIDENT);
         world.policy.unreachable_limit = Duration::from_secs(UNREACHABLE);
         world.policy.grace = Duration::from_secs([0, 5 * MINUTE][random.below(2)]);
-        world.policy.shared_services = [SharedServices::Block, SharedServices::Skip][random.below(2)];
+        world.policy.shared_services =
+            [SharedServices::Block, SharedServices::Skip, SharedServices::Hold][random.below(3)];
         // What brakes hold waits for people; they have tests of their own.
         let brake = &mut world.policy.brake;
         brake.max_new_tenants = 1000;
@@ -138,6 +148,7 @@ impl Soak {
             coming: BTreeMap::new(),
             cluster: Cluster::default(),
             leaders,
+            operators: Operators::default(),
             blocked: BTreeSet::new(),
             flood: 0,
             pods: 0,
@@ -210,6 +221,7 @@ impl Soak {
             self.told.outages += 1;
         }
         self.trouble_of_leaders();
+        self.operate();
     }
 
     /// Most troubles are short.

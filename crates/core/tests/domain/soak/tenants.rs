@@ -30,14 +30,20 @@ pub(super) struct Tenant {
     /// A Pod that takes the place of another has its name.
     keeps_names: bool,
     /// Its processes have another name in each scan.
-    renames: bool,
+    pub(super) renames: bool,
     /// Its Pods have another label every few minutes.
     relabels: bool,
+    /// What made a Pod makes its successor too, whatever App that is of.
+    keeps_origins: bool,
     pub(super) is_terminating: bool,
     /// When something other than a node last stood in the way of a block.
     pub(super) disturbed: u64,
     /// How much had been heard of an App when it was last released.
     pub(super) released_after: BTreeMap<String, usize>,
+    /// The Apps that a Service has ever exposed together with others.
+    pub(super) has_shared: BTreeSet<String>,
+    /// What has ever been closed for an App.
+    pub(super) closed: BTreeMap<String, BTreeSet<Text>>,
 }
 
 /// One Pod, by its UID.
@@ -50,6 +56,8 @@ pub(super) struct Pod {
     /// The App that its labels name now, and all that they have named.
     pub(super) app: String,
     pub(super) apps: BTreeSet<String>,
+    /// What made it.
+    pub(super) origin: String,
     pub(super) running: Option<Running>,
     /// When a scan last found something in it.
     pub(super) last_found: Option<u64>,
@@ -95,6 +103,8 @@ pub(super) enum Deed {
         tenant: usize,
         name: String,
         app: String,
+        /// What makes it, if it is not called like its App.
+        origin: Option<String>,
         node: usize,
     },
     Relabel(usize, usize, String),
@@ -144,9 +154,12 @@ impl Tenant {
             keeps_names: random.once_in(2),
             renames: random.once_in(6),
             relabels: random.once_in(6),
+            keeps_origins: random.once_in(2),
             is_terminating: false,
             disturbed: 0,
             released_after: BTreeMap::new(),
+            has_shared: BTreeSet::new(),
+            closed: BTreeMap::new(),
         }
     }
 
@@ -204,7 +217,10 @@ impl Soak {
             let services = &mut self.tenants[tenant].services;
             services.insert(format!("{app}-x7k2"), BTreeSet::from([app.to_owned()]));
             let (now, node) = (self.now(), self.random.below(NODES));
-            self.take(Deed::Create { tenant, name: format!("{app}-0"), app: app.to_owned(), node }, now);
+            self.take(
+                Deed::Create { tenant, name: format!("{app}-0"), app: app.to_owned(), origin: None, node },
+                now,
+            );
         }
     }
 
@@ -306,7 +322,9 @@ impl Soak {
         self.told.moves += 1;
         self.told.recreated += u64::from(keeps_name);
         self.plan(at, Deed::Remove(tenant, pod));
-        self.plan(back, Deed::Create { tenant, name, app, node });
+        let it = &self.tenants[tenant];
+        let origin = it.keeps_origins.then(|| it.pods[pod].origin.clone());
+        self.plan(back, Deed::Create { tenant, name, app, origin, node });
     }
 
     pub(super) fn take(&mut self, deed: Deed, at: u64) {
@@ -325,7 +343,7 @@ impl Soak {
                 it.pods[pod].running = None;
                 it.pods[pod].removed.get_or_insert(at);
             }
-            Deed::Create { tenant, name, app, node } => {
+            Deed::Create { tenant, name, app, origin, node } => {
                 let it = &mut self.tenants[tenant];
                 if it.is_terminating || it.living().any(|pod| pod.name == name) {
                     return;
@@ -339,6 +357,7 @@ impl Soak {
                     created: at,
                     removed: None,
                     apps: BTreeSet::from([app.clone()]),
+                    origin: origin.unwrap_or_else(|| app.clone()),
                     app,
                     running: None,
                     last_found: None,

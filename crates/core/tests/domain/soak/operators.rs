@@ -1,0 +1,124 @@
+//! What operators do, and what follows from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::SignedDuration;
+use procscan_core::names::App;
+use procscan_core::plan::SharedServices;
+use procscan_core::policy::{Act, Decision, Evaluation};
+
+use super::tenants::{Pod, app_of, host, tenant_in};
+use super::{OFFENDERS, Soak};
+use crate::common::HOUR;
+
+/// For how long a release lasts, in seconds.
+const RELEASE: u64 = 3 * HOUR;
+
+#[derive(Default)]
+pub(super) struct Operators {
+    /// What they have done since the last minute.
+    pub(super) decisions: Vec<Decision>,
+    /// What they have ever approved.
+    approved: BTreeSet<App>,
+    /// Until when they have released an App. Nothing is known of it after a backup was restored.
+    pub(super) released: BTreeMap<App, u64>,
+    /// The tenants of whose Apps they have ever released one: by a leader's wall clock a release may last for a month longer.
+    excused: BTreeSet<usize>,
+}
+
+impl Soak {
+    /// What operators do in this minute: they release Apps of some tenants, and approve what is held of others.
+    pub(super) fn operate(&mut self) {
+        self.operators.decisions.clear();
+        let held: Vec<App> = self.world.book.held(&self.world.policy).into_iter().map(|it| it.app).collect();
+        for app in held {
+            let number = tenant_in(&app.namespace);
+            if number.is_multiple_of(2) && !self.is_hindered(number) && self.random.once_in(60) {
+                self.act(&Act::Approve { app: app.clone() });
+                self.operators.approved.insert(app);
+                self.told.approvals += 1;
+            }
+        }
+        for number in (4..OFFENDERS).step_by(5) {
+            if self.is_hindered(number) || !self.random.once_in(600) {
+                continue;
+            }
+            let Some(app) = self.blocked.iter().find(|app| tenant_in(&app.namespace) == number).cloned()
+            else {
+                continue;
+            };
+            let until = self.world.now.wall() + SignedDuration::from_secs(RELEASE.cast_signed());
+            self.act(&Act::Release { app: app.clone(), until });
+            let until = self.now() + RELEASE;
+            self.operators.released.insert(app, until);
+            self.operators.excused.insert(number);
+            self.told.acts += 1;
+        }
+    }
+
+    fn act(&mut self, act: &Act) {
+        match self.world.book.act(act, "ops", &self.world.policy, self.world.now) {
+            Ok(decision) => self.operators.decisions.push(decision),
+            Err(error) => self.fail(&format!("{act:?} has no effect: {error}")),
+        }
+    }
+
+    /// Whether what is found in the Pod is held, and is to be: until an operator has looked at it.
+    pub(super) fn waits_for_operator(&self, number: usize, pod: &Pod, evaluation: &Evaluation) -> bool {
+        if self.operators.excused.contains(&number) {
+            return true;
+        }
+        let tenant = &self.tenants[number];
+        let is_asked =
+            self.world.policy.shared_services == SharedServices::Hold && !tenant.has_shared.is_empty();
+        let is_its = |app: &App| tenant_in(&app.namespace) == number && pod.apps.contains(&*app.name);
+        is_asked && evaluation.held.iter().any(|held| is_its(&held.app))
+    }
+
+    /// What an operator has released is not blocked before the time that was said. Under another process name it may be.
+    pub(super) fn released_by_nobody(&self, app: &App) {
+        let is_released = self.operators.released.get(app).is_some_and(|until| self.now() < *until);
+        if is_released && !self.tenants[tenant_in(&app.namespace)].renames {
+            self.fail(&format!("{app} is blocked, and an operator has released it\n{}", self.log_of(app)));
+        }
+    }
+
+    /// Where operators want to be asked, no innocent App is closed with another before one was.
+    pub(super) fn asked_about(&self, app: &App, evaluation: &Evaluation) {
+        let number = tenant_in(&app.namespace);
+        let is_known = !self.is_hindered(number) && !self.world.facts.apps.is_empty();
+        if self.world.policy.shared_services != SharedServices::Hold
+            || self.operators.approved.contains(app)
+            || !is_known
+        {
+            return;
+        }
+        let tenant = &self.tenants[number];
+        let Some(block) = evaluation.plan.blocks.iter().find(|block| block.app == *app) else { return };
+        for (service, selected) in &tenant.services {
+            let host = host(number, service);
+            let was_closed = tenant.closed.get(&*app.name).is_some_and(|closed| closed.contains(&host));
+            if was_closed || !block.exposure.services.contains(&host) {
+                continue;
+            }
+            let is_innocent = |pod: &&Pod| selected.contains(&pod.app) && !pod.apps.contains(&*app.name);
+            if let Some(other) = tenant.living().find(is_innocent) {
+                self.fail(&format!(
+                    "{app} closes {} too, and no operator was asked",
+                    app_of(number, &other.app)
+                ));
+            }
+        }
+    }
+
+    /// Notes what is closed for which App.
+    pub(super) fn note_closed(&mut self, evaluation: &Evaluation) {
+        for block in &evaluation.plan.blocks {
+            let closed = &mut self.tenants[tenant_in(&block.app.namespace)].closed;
+            closed
+                .entry(block.app.name.to_string())
+                .or_default()
+                .extend(block.exposure.services.iter().cloned());
+        }
+    }
+}

@@ -13,12 +13,12 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
+use super::Policy;
 use super::book::{Act, Book};
 use super::decision::DecisionKind;
 use super::exemption::Withheld;
 use super::facts::{AppFact, Facts, Lineage, PodFact, PodState};
 use super::keep::record;
-use super::{Mode, Policy};
 use crate::Moment;
 use crate::ledger::{NodeClock, Presence, Reading};
 use crate::moment::Span;
@@ -67,10 +67,15 @@ pub fn simulate(
     since: Timestamp,
     now: Timestamp,
 ) -> Vec<Fate> {
-    // The Pods and nodes of recorded evidence were checked when it was accepted; dry-run would decide the same.
-    let mode = if policy.mode == Mode::DryRun { Mode::Enforce } else { policy.mode };
-    // Agents found the processes again and again until the evidence cleared, so it was never too old.
-    let mut policy = Policy { verify_pods: true, mode, max_age: Duration::MAX, ..policy.clone() };
+    let mut policy = Policy {
+        // The Pods and nodes of recorded evidence were checked when it was accepted.
+        verify_pods: true,
+        // Agents found the processes again and again until the evidence cleared, so it was never too old.
+        max_age: Duration::MAX,
+        // A tenant that has to wait is told a few rounds later, and rounds are not replayed.
+        max_notices_per_round: usize::MAX,
+        ..policy.clone()
+    };
     let withheld = withheld_at_start(incidents, &policy, now);
     policy.exemptions.retain(|exemption| withheld.iter().all(|it| it.place != exemption.place));
     let pieces = pieces(incidents, since);
@@ -146,7 +151,7 @@ fn pieces(incidents: &[kept::Incident], since: Timestamp) -> Vec<Piece<'_>> {
         let app = App::from(&incident.spec.app);
         for evidence in &incident.status.evidence {
             let ended = evidence.cleared.as_ref().filter(|cleared| cleared.ended).map(|cleared| cleared.at);
-            if ended.is_some_and(|ended| ended < since) {
+            if ended.is_some_and(|ended| ended <= since) {
                 continue;
             }
             let from = evidence.first_seen.max(since);

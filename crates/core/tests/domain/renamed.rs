@@ -203,9 +203,71 @@ fn names_and_origins_are_remembered_within_bounds() {
     for incident in world.kept.values() {
         assert!(incident.status.origins.len() <= 8 && incident.status.formerly.len() <= 8);
     }
+    // Twelve names, all of the same workload.
+    let before = world.kept.len();
+    for n in 0..12 {
+        pod(&mut world, &format!("api-{n}"), &format!("api-{n}"), "ReplicaSet/api");
+        accuse(&mut world, &format!("api-{n}"));
+    }
+    assert_eq!(world.kept.len(), before + 12);
+    let formerly = world.kept.values().map(|incident| incident.status.formerly.len());
+    assert_eq!(formerly.max(), Some(8));
+    // Twelve origins of one App.
+    for n in 0..12 {
+        pod(&mut world, &format!("job-{n}"), "job", &format!("Job/job-{n}"));
+        accuse(&mut world, &format!("job-{n}"));
+    }
+    assert_eq!(world.book.document(&app("job")).unwrap().status.origins.len(), 8);
     // Tenants see nothing of it.
     let plan = world.evaluate().plan;
     let objects = render(&plan, &crate::common::settings(), Existing::default());
     assert!(objects.iter().all(|object| !object.spec.to_string().contains("ReplicaSet/")));
     assert!(world.now > at(0));
+}
+
+fn held(evaluation: &Evaluation) -> Vec<&str> {
+    evaluation.held.iter().map(|held| &*held.app.name).collect()
+}
+
+#[test]
+fn what_is_blocked_is_not_held_because_another_name_of_it_is() {
+    let mut world = world();
+    world.policy.brake.max_apps_per_tenant = 1;
+    pod(&mut world, "api-1", "api", "ReplicaSet/api");
+    pod(&mut world, "web-1", "web", "ReplicaSet/web");
+    assert_eq!(blocked(&accuse(&mut world, "api-1")), ["api"]);
+    assert_eq!(held(&accuse(&mut world, "web-1")), ["web"]);
+    // The Pods of `web` get the labels of `api`.
+    pod(&mut world, "web-2", "api", "ReplicaSet/web");
+    let evaluation = accuse(&mut world, "web-2");
+    assert_eq!((blocked(&evaluation), held(&evaluation)), (vec!["api"], vec!["web"]));
+}
+
+#[test]
+fn a_service_that_was_left_open_holds_no_other_name_of_the_app() {
+    let mut world = world();
+    world.policy.shared_services = procscan_core::plan::SharedServices::Hold;
+    pod(&mut world, "web-1", "web", "ReplicaSet/web");
+    assert_eq!(blocked(&accuse(&mut world, "web-1")), ["web"]);
+    world.service("ns-a", "all", &["shop", "web"]);
+    assert_eq!(held(&accuse(&mut world, "web-1")), ["web"], "for the Service that stays open");
+    pod(&mut world, "web-2", "api", "ReplicaSet/web");
+    let evaluation = accuse(&mut world, "web-2");
+    assert_eq!((blocked(&evaluation), held(&evaluation)), (vec!["api", "web"], vec!["web"]));
+}
+
+#[test]
+fn no_app_is_an_earlier_name_of_itself() {
+    let mut world = world();
+    for (name, app, origin) in
+        [("p1", "web", "One"), ("p2", "api", "One"), ("p3", "api", "Two"), ("p4", "web", "Two")]
+    {
+        pod(&mut world, name, app, &format!("ReplicaSet/{origin}"));
+        accuse(&mut world, name);
+    }
+    let formerly = |name| {
+        let names = world.book.document(&app(name)).unwrap().status.formerly;
+        names.iter().map(|name| name.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!((formerly("web"), formerly("api")), (vec!["api".to_owned()], vec!["web".to_owned()]));
 }

@@ -90,40 +90,46 @@ fn an_app_that_is_gone_is_opened_for_that_reason_whatever_it_was_blocked_for_bef
 
 #[test]
 fn an_exemption_opens_an_app_of_a_namespace_that_is_being_deleted_while_paused_too() {
-    let mut world = World::new(&["n1"]);
-    world.answer("n1", vec![record("ns-a", 0)]);
-    assert_eq!(world.blocked(), ["ns-a"]);
-    world.policy.mode = Mode::Paused;
-    world.facts.terminating.insert("ns-a".into());
-    assert_eq!(world.blocked(), ["ns-a"]);
-    world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
-    assert!(world.blocked().is_empty());
+    for gone in [false, true] {
+        let mut world = World::new(&["n1"]);
+        world.answer("n1", vec![record("ns-a", 0)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.policy.mode = Mode::Paused;
+        world.facts.terminating.insert("ns-a".into());
+        world.facts.apps.entry(app("ns-a")).or_default().gone = gone;
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.policy.exemptions =
+            vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
+        assert!(world.blocked().is_empty(), "{gone}");
+    }
 }
 
 #[test]
 fn evidence_that_can_not_be_verified_any_more_keeps_the_app_that_it_counts_against_last() {
-    let mut world = World::new(&["n1"]);
-    world.policy.verify_pods = true;
-    let blocked = |world: &mut World| -> Vec<String> {
-        world.evaluate().plan.blocks.iter().map(|block| block.app.name.to_string()).collect()
-    };
     // One App has the name after the other.
-    for (minute, name) in [(0, "miner"), (10, "shop")] {
-        world.wait(minute * MINUTE);
-        world.recreate("ns-a", "web", "n1", name);
-        world.wait(1);
-        let now = world.clock();
-        world.answer("n1", vec![record("ns-a", now)]);
-        blocked(&mut world);
+    for (first, last) in [("miner", "shop"), ("shop", "miner")] {
+        let mut world = World::new(&["n1"]);
+        world.policy.verify_pods = true;
+        let blocked = |world: &mut World| -> Vec<String> {
+            world.evaluate().plan.blocks.iter().map(|block| block.app.name.to_string()).collect()
+        };
+        for (minute, name) in [(0, first), (10, last)] {
+            world.wait(minute * MINUTE);
+            world.recreate("ns-a", "web", "n1", name);
+            world.wait(1);
+            let now = world.clock();
+            world.answer("n1", vec![record("ns-a", now)]);
+            blocked(&mut world);
+        }
+        assert_eq!(blocked(&mut world), ["miner", "shop"]);
+        world.pod_is("ns-a", "web", PodState::Unreadable("forbidden".to_owned()));
+        world.rounds(40, |w| {
+            let now = w.clock();
+            w.answer("n1", vec![record("ns-a", now)]);
+            w.evaluate();
+        });
+        assert!(blocked(&mut world).contains(&last.to_owned()));
     }
-    assert_eq!(blocked(&mut world), ["miner", "shop"]);
-    world.pod_is("ns-a", "web", PodState::Unreadable("forbidden".to_owned()));
-    world.rounds(40, |w| {
-        let now = w.clock();
-        w.answer("n1", vec![record("ns-a", now)]);
-        w.evaluate();
-    });
-    assert!(blocked(&mut world).contains(&"shop".to_owned()));
 }
 
 #[test]
@@ -161,4 +167,52 @@ fn what_a_node_that_is_not_there_any_more_has_said_counts_until_the_limit() {
     assert_eq!(decisions[0].kind, DecisionKind::Released);
     assert_eq!(&*decisions[0].reason, "its node has not answered for detection.unreachable_limit");
     assert_eq!((world.now, App::new("ns-a", "app", "web")), (at(24 * HOUR), app("ns-a")));
+}
+
+#[test]
+fn that_an_app_was_gone_and_is_there_again_is_said_when_it_is_opened() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.policy.mode = Mode::Paused;
+    world.facts.apps.entry(app("ns-a")).or_default().gone = true;
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.facts.apps.entry(app("ns-a")).or_default().gone = false;
+    world.policy.mode = Mode::Enforce;
+    let decisions = world.evaluate().decisions;
+    assert_eq!(decisions[0].kind, DecisionKind::Released);
+    assert!(decisions[0].reason.starts_with("no Pod of the App remained"), "{}", decisions[0].reason);
+}
+
+#[test]
+fn a_dispute_names_the_node_and_what_it_accuses() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.answer("n2", vec![record("ns-a", 0)]);
+    let decisions = world.evaluate().decisions;
+    assert_eq!(decisions[0].kind, DecisionKind::Disputed);
+    let reason = &decisions[0].reason;
+    let accusation = "node n2 accuses process `xmrig` of Pod web in namespace ns-a";
+    assert!(reason.ends_with(accusation), "{reason}");
+}
+
+#[test]
+fn a_pod_that_ended_since_it_was_found_is_no_dispute_though_another_replica_has_heard_of_it_later() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let mut follower = world.new_ledger();
+    world.wait(20);
+    let outcome = crate::common::complete(vec![record("ns-a", 0)], 20);
+    let target = crate::common::target("n1");
+    follower.absorb(&procscan_core::report::Report { target, at: world.now, outcome });
+    world.pod_is("ns-a", "web", PodState::Gone);
+    world.follower = Some((follower, true));
+    world.fail_over();
+    let evaluation = world.evaluate();
+    assert!(evaluation.decisions.is_empty() && evaluation.disputes.is_empty(), "{:?}", evaluation.decisions);
+    assert_eq!(world.blocked(), ["ns-a"]);
 }

@@ -207,3 +207,99 @@ fn eight_processes_are_named_and_each_that_has_cleared_is_remembered() {
     world.policy.mode = Mode::Paused;
     assert_eq!(world.blocked(), ["ns-a"]);
 }
+
+#[test]
+fn a_new_incident_that_can_not_be_kept_is_known_all_the_same() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.rounds(31, |w| drop(w.answer("n1", vec![])));
+    assert!(world.blocked().is_empty());
+    world.wait(25 * HOUR);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    world.unwritable.insert("ns-a".to_owned());
+    assert!(world.blocked().is_empty());
+    // When it can be kept again it is too old for a block, but what was heard is not lost.
+    world.wait(40 * MINUTE);
+    world.unwritable.clear();
+    assert!(world.blocked().is_empty());
+    let kept = world.kept.values().map(|incident| &incident.status);
+    let watched: Vec<_> = kept.filter(|status| status.state == IncidentState::Watched).collect();
+    assert_eq!((world.kept.len(), watched.len()), (2, 1));
+    assert_eq!(watched[0].evidence.len(), 1);
+}
+
+#[test]
+fn what_had_cleared_and_what_had_not_is_the_same_after_a_restart() {
+    // Two processes of one Pod, of which one ends; then the Pod is gone, which does not end the block.
+    let mut world = World::new(&["n1"]);
+    let list = |w: &mut World, names: &[&str]| {
+        let now = w.clock();
+        w.answer("n1", names.iter().map(|name| record_of("ns-a", "web", name, now)).collect());
+        w.evaluate();
+    };
+    list(&mut world, &["xmrig", "zmap"]);
+    world.rounds(40, |w| list(w, &["zmap"]));
+    world.wait(1);
+    world.ledger.pod_gone(&record_of("ns-a", "web", "zmap", 0).key.pod_ref(), world.now);
+    let evidence = |world: &mut World| {
+        let grounds = world.evaluate().plan.blocks[0].grounds.len();
+        let status = world.book.document(&app("ns-a")).unwrap().status;
+        let cleared = |cleared: &procscan_core::state::incident::ClearedEvidence| (cleared.by, cleared.ended);
+        let of = status.evidence.iter().map(|it| (it.process.to_string(), it.cleared.as_ref().map(cleared)));
+        (grounds, of.collect::<Vec<_>>())
+    };
+    let before = evidence(&mut world);
+    let by = |by, ended| Some((by, ended));
+    let expected = [
+        ("zmap".to_owned(), by(procscan_core::state::incident::ClearedBy::PodGone, false)),
+        ("xmrig".to_owned(), by(procscan_core::state::incident::ClearedBy::Clock, true)),
+    ];
+    assert_eq!(before, (1, expected.to_vec()));
+    world.restart();
+    assert_eq!(evidence(&mut world), before);
+}
+
+#[test]
+fn the_longest_time_for_which_it_was_unseen_is_kept_where_it_is_known() {
+    let mut world = World::new(&["n1"]);
+    let list = |w: &mut World, namespace: &str| {
+        let now = w.clock();
+        w.answer("n1", vec![record(namespace, now)]);
+        w.evaluate();
+    };
+    let interval = |world: &World| {
+        let status = world.book.document(&app("ns-a")).unwrap().status;
+        status.evidence[0].scan_interval
+    };
+    list(&mut world, "ns-a");
+    assert_eq!(interval(&world), None);
+    world.rounds(25, |w| list(w, "ns-b"));
+    world.rounds(1, |w| list(w, "ns-a"));
+    assert!(interval(&world).unwrap() >= 25 * MINUTE, "{:?}", interval(&world));
+    // It is found more often now: that is no sign that it can't be unseen for so long once more.
+    world.rounds(5, |w| list(w, "ns-a"));
+    assert!(interval(&world).unwrap() >= 20 * MINUTE, "{:?}", interval(&world));
+}
+
+#[test]
+fn how_seldom_an_agent_scans_is_known_after_a_restart_for_what_is_found_later_too() {
+    let mut world = World::new(&["n1"]);
+    let list = |w: &mut World| {
+        let (now, scan) = (w.clock(), w.clock() / 3600 * 3600);
+        let namespace = if now < 6 * 3600 { "ns-a" } else { "ns-b" };
+        w.answer("n1", vec![record(namespace, scan)]);
+        w.evaluate();
+    };
+    world.rounds(5 * 60 + 59, list);
+    world.restart();
+    // It finds another process now. What there is to know of it until the next scan is no sign of its absence.
+    world.rounds(50, list);
+    assert!(world.blocked().contains(&"ns-b".to_owned()));
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-c", now)]);
+    world.rounds(59, |w| drop(w.answer("n1", vec![record("ns-c", now)])));
+    assert!(world.blocked().contains(&"ns-b".to_owned()));
+}

@@ -2,6 +2,8 @@
 
 mod acts;
 mod apps;
+mod bounds;
+mod braked;
 mod changes;
 mod counted;
 mod found;
@@ -10,4 +12,6 @@ mod hidden;
 mod kept;
 mod leaders;
 mod nodes;
+mod simulated;
 mod tenants;
+mod told;

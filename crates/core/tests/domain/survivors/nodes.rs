@@ -88,3 +88,27 @@ fn a_node_counts_the_records_that_have_not_cleared() {
     });
     assert_eq!(records(&mut world), 1);
 }
+
+#[test]
+fn each_target_counts_as_one_however_long_ago_it_answered() {
+    let mut world = World::new(&["n1", "n2", "n3", "n4", "n5", "n6"]);
+    world.answer("n1", vec![]);
+    world.answer("n2", vec![]);
+    world.wait(10 * MINUTE);
+    world.answer("n3", vec![]);
+    let coverage = world.snapshot().coverage;
+    assert_eq!((coverage.fresh, coverage.stale, coverage.never_seen, coverage.expected()), (1, 2, 3, 6));
+}
+
+#[test]
+fn a_violation_was_last_seen_when_any_node_listed_it_last() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.wait(MINUTE);
+    world.answer("n2", vec![record("ns-a", 60)]);
+    world.wait(MINUTE);
+    world.answer("n1", vec![]);
+    let violation = world.violation("ns-a");
+    let at = |minute| crate::common::at(minute * MINUTE).wall();
+    assert_eq!((violation.first_seen(), violation.last_seen()), (at(0), at(1)));
+}

@@ -116,3 +116,70 @@ fn other_rules_are_tried_with_all_that_was_recorded_whatever_mode_and_clocks_the
     policy.mode = Mode::Paused;
     assert!(!simulate(&kept, &policy, since, world.now.wall())[0].would_be_blocked);
 }
+
+#[test]
+fn what_is_covered_is_logged_once_and_ends_with_its_evidence() {
+    let mut world = World::new(&["n1"]);
+    let found = |w: &mut World| {
+        let now = w.clock();
+        w.answer("n1", vec![record_of("ns-a", "web", "xmrig", now)]);
+        w.evaluate().decisions.len()
+    };
+    assert_eq!(found(&mut world), 1);
+    // Its namespace may not be touched any more.
+    world.policy.protected.push("ns-a".to_owned());
+    let decisions: Vec<usize> = (0..3)
+        .map(|_| {
+            world.wait(MINUTE);
+            found(&mut world)
+        })
+        .collect();
+    assert_eq!(decisions, [1, 0, 0]);
+    world.rounds(40, |w| {
+        w.answer("n1", vec![]);
+        w.evaluate();
+    });
+    let state = world.book.document(&app("ns-a")).unwrap().status.state;
+    assert_eq!(state, procscan_core::state::incident::IncidentState::Ended);
+}
+
+#[test]
+fn a_block_is_for_what_goes_on_and_not_for_what_has_cleared_before() {
+    let mut world = World::new(&["n1"]);
+    let list = |w: &mut World, names: &[&str]| {
+        let now = w.clock();
+        w.answer("n1", names.iter().map(|name| record_of("ns-a", "web", name, now)).collect());
+        w.evaluate().plan.blocks[0].clone()
+    };
+    list(&mut world, &["xmrig", "zmap"]);
+    let mut block = None;
+    world.rounds(40, |w| block = Some(list(w, &["zmap"])));
+    let block = block.unwrap();
+    let zmap = Key::new("ns-a", "web", "zmap");
+    assert_eq!((block.grounds.len(), block.left.len()), (1, 0));
+    assert_eq!(block.accused().collect::<Vec<_>>(), [&zmap]);
+}
+
+#[test]
+fn a_node_whose_word_is_too_old_for_a_block_lets_none_pass_either() {
+    // The agent of n1 scans once an hour, so what it has found stays active for longer than a block may follow from it.
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.mode = Mode::Paused;
+    world.policy.brake.max_tenants_per_node = 1;
+    world.rounds(4 * 60 + 40, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record_of("ns-a", "web", "xmrig", now / 3600 * 3600)]);
+        w.answer("n2", vec![]);
+    });
+    assert_eq!(world.state("ns-a"), procscan_core::snapshot::State::Active);
+    world.policy.mode = Mode::Enforce;
+    let now = world.clock();
+    world.answer("n2", vec![record_of("ns-b", "web", "zmap", now)]);
+    assert_eq!(world.blocked(), ["ns-b"]);
+    world.wait(1);
+    world.answer(
+        "n2",
+        vec![record_of("ns-b", "web", "zmap", now), record_of("ns-a", "web", "xmrig", now + 1)],
+    );
+    assert_eq!((world.blocked(), world.held()), (vec!["ns-b".to_owned()], vec!["ns-a".to_owned()]));
+}

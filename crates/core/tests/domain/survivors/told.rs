@@ -1,0 +1,87 @@
+//! Which of the waiting tenants is told first.
+
+use std::time::Duration;
+
+use crate::common::{HOUR, MINUTE, World, record_of};
+use procscan_core::plan::NoticePhase;
+
+fn world() -> World {
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.grace = Duration::from_secs(24 * HOUR);
+    world.policy.max_notices_per_round = 1;
+    world
+}
+
+/// The Apps whose tenants have been told, as `namespace/app`.
+fn told(world: &mut World) -> Vec<String> {
+    let notices = world.evaluate().plan.notices;
+    notices.iter().map(|notice| format!("{}/{}", notice.app.namespace, notice.app.name)).collect()
+}
+
+#[test]
+fn a_tenant_that_was_told_of_another_app_long_ago_has_its_turn_as_before() {
+    let mut world = world();
+    world.answer("n1", vec![record_of("ns-a", "p0", "xmrig", 0)]);
+    assert_eq!(told(&mut world), ["ns-a/p0"]);
+    world.ledger.round_done();
+    // Its second App is found a second before another tenant's first one.
+    world.wait(MINUTE);
+    world.answer("n1", vec![record_of("ns-a", "p0", "xmrig", 60), record_of("ns-a", "p1", "xmrig", 60)]);
+    world.wait(1);
+    world.answer("n2", vec![record_of("ns-b", "web", "zmap", 61)]);
+    assert_eq!(told(&mut world), ["ns-a/p0", "ns-a/p1"]);
+}
+
+#[test]
+fn what_is_told_anew_waits_since_it_is_so_and_not_since_the_incident_began() {
+    for grace in [Duration::ZERO, Duration::from_mins(10)] {
+        // One tenant is told of its incident and of its end.
+        let mut world = world();
+        world.policy.grace = grace;
+        world.answer("n1", vec![record_of("ns-z", "web", "xmrig", 0)]);
+        assert_eq!(told(&mut world), ["ns-z/web"]);
+        world.rounds(40, |w| {
+            w.answer("n1", vec![]);
+            w.evaluate();
+        });
+        let phase = |world: &mut World, namespace: &str| {
+            let notices = world.evaluate().plan.notices;
+            notices.iter().find(|notice| *notice.app.namespace == *namespace).map(|notice| notice.phase)
+        };
+        assert_eq!(phase(&mut world, "ns-z"), Some(NoticePhase::Recovered));
+        // Another one offends for the first time; a second later the first one does it once more.
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n2", vec![record_of("ns-b", "web", "zmap", now)]);
+        world.policy.max_notices_per_round = 0;
+        world.evaluate();
+        world.wait(1);
+        world.answer("n1", vec![record_of("ns-z", "web", "xmrig", now + 1)]);
+        world.evaluate();
+        world.policy.max_notices_per_round = 1;
+        world.ledger.round_done();
+        assert_ne!(phase(&mut world, "ns-b"), None, "it has waited longest");
+        assert_eq!(phase(&mut world, "ns-z"), None, "and nothing is said to the other one meanwhile");
+        world.ledger.round_done();
+        assert_ne!(phase(&mut world, "ns-z"), None);
+    }
+}
+
+#[test]
+fn a_tenant_that_was_warned_is_told_of_the_block_in_time_however_many_wait_for_their_first_news() {
+    let mut world = world();
+    world.policy.grace = Duration::from_mins(10);
+    world.answer("n1", vec![record_of("ns-z", "web", "xmrig", 0)]);
+    assert_eq!(told(&mut world), ["ns-z/web"]);
+    world.rounds(9, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record_of("ns-z", "web", "xmrig", now)]);
+        w.evaluate();
+    });
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n2", vec![record_of("ns-a", "web", "zmap", now)]);
+    let notices = world.evaluate().plan.notices;
+    let phases: Vec<bool> = notices.iter().map(|notice| notice.phase == NoticePhase::Blocked).collect();
+    assert_eq!(phases, [false, true], "{notices:?}");
+}

@@ -207,6 +207,20 @@ mod tests {
     }
 
     #[test]
+    fn earlier_versions_took_a_job_for_a_cron_jobs_by_a_long_number_only() {
+        let earlier = |name| {
+            let owner = Some(Owner { kind: "Job", name });
+            let marks = Marks { labels: &labels(&[]), owner, created: None };
+            earlier_app_of("ns-a", "pod-1", marks).map(|app| app.name.to_string())
+        };
+        assert_eq!(earlier("report-29012345").as_deref(), Some("report"));
+        assert_eq!(
+            [earlier("report-2901234"), earlier("report-quarterly"), earlier("report-q")],
+            [None, None, None]
+        );
+    }
+
+    #[test]
     fn two_releases_of_one_chart_are_two_apps() {
         let release = |name| app(&[(NAME, "nginx"), (INSTANCE, name)], None);
         assert_eq!((release("shop"), release("blog")), (is("app", "shop"), is("app", "blog")));

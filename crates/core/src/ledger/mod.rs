@@ -122,7 +122,7 @@ impl Ledger {
                 self.targets.entry(target.address).or_insert_with(|| TargetEntry::new(target.node.clone()));
             entry.expected = true;
             if entry.node != target.node {
-                *entry = TargetEntry { expected: true, ..TargetEntry::new(target.node) };
+                *entry = TargetEntry::new(target.node);
             }
         }
         let all = std::mem::take(&mut self.targets);
@@ -264,5 +264,35 @@ fn forget(violations: &mut BTreeMap<Key, Entry>, key: &Key, node: &NodeName) {
         if entry.nodes.is_empty() {
             violations.remove(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::report::{Answer, Outcome, Record, Report, Target};
+
+    #[test]
+    fn nothing_is_left_of_what_is_forgotten() {
+        let at = |minutes| {
+            let passed = Duration::from_mins(minutes);
+            Moment::new(passed, Timestamp::UNIX_EPOCH + passed)
+        };
+        let target = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
+        let mut ledger = Ledger::new(Detection::default(), at(0));
+        ledger.expect([target.clone()], 0);
+        for minute in 0..60 {
+            let records = (minute == 0).then(|| Record::of(Key::new("ns-a", "web", "xmrig")));
+            let answer = Answer { records: records.into_iter().collect(), ..Answer::default() };
+            let outcome = Outcome::Complete(answer);
+            ledger.absorb(&Report { target: target.clone(), at: at(minute), outcome });
+        }
+        assert_eq!(ledger.violations.len(), 1, "its tombstone");
+        ledger.advance(at(60 + 48 * 60));
+        assert!(ledger.violations.is_empty());
     }
 }

@@ -125,10 +125,9 @@ impl Dates {
         doubtful
     }
 
-    /// The force of `until` now; by the wall clock alone if [`Dates::note`] does not know it.
+    /// The force of `until` now; in doubt if [`Dates::note`] does not know it.
     pub(super) fn force(&self, until: Timestamp, now: Moment) -> Force {
-        let by_wall = if now.wall() < until { Force::Full } else { Force::Over };
-        self.known.get(&until).map_or(by_wall, |known| known.force(until, now))
+        self.known.get(&until).map_or(Force::Doubtful, |known| known.force(until, now))
     }
 
     /// Whether `until` passed so long ago that its release can be forgotten. Not at once, so that a wall clock that is

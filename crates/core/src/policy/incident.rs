@@ -223,13 +223,6 @@ impl File {
         self.exposure = Arc::new(exposure);
     }
 
-    /// Notes what made one of its Pods.
-    pub(super) fn note_origin(&mut self, origin: &Text) {
-        if self.origins.len() < MAX_NAMES {
-            self.origins.insert(origin.clone());
-        }
-    }
-
     /// Notes an earlier name of the App.
     pub(super) fn note_name(&mut self, name: App) {
         if self.formerly.len() < MAX_NAMES {

@@ -34,8 +34,8 @@ impl Book {
         let Some(incident) = self.incidents.get_mut(app) else { return };
         let is_undecided = matches!(incident.standing, Standing::Watched | Standing::Grace { .. });
         let file = incident.file();
-        if let Some(origin) = &origin {
-            file.note_origin(origin);
+        if let Some(origin) = origin {
+            file.origins.insert(origin);
         }
         for name in names {
             file.note_name(name);

@@ -208,4 +208,20 @@ mod tests {
         let error = spec(r#"{"process": {"regex": "("}, "reason": "x"}"#).unwrap_err().to_string();
         assert!(error.starts_with("process.regex: "), "{error}");
     }
+
+    #[test]
+    fn a_match_is_declared_as_it_is_read() {
+        assert_eq!(Match::exact("web").exact.as_deref(), Some("web"));
+        let regex = Match::regex(&Regex::new("^web").unwrap());
+        assert_eq!((regex.exact.as_deref(), regex.regex.as_deref()), (None, Some("^web")));
+        assert!(Match::exact("web").pattern("app").is_ok() && regex.pattern("app").is_ok());
+    }
+
+    #[test]
+    fn of_an_exemption_with_a_mistake_a_name_that_no_namespace_can_have_is_left_out_and_other_names_are_not()
+    {
+        let read = readable(&serde_json::json!({"namespace": {"exact": "NS_a"}, "app": {"exact": "My_App"}}));
+        assert!(read.namespace.is_none() && read.app.is_some());
+        assert!(readable(&serde_json::json!({"namespace": {"exact": "ns-a"}})).namespace.is_some());
+    }
 }

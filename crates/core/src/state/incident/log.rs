@@ -60,3 +60,16 @@ pub struct Decision {
     /// Why, for people, with the evidence.
     pub reason: Text,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_of_another_version_is_none_that_this_one_knows() {
+        let known = LoggedKind::from(DecisionKind::Blocked);
+        assert!(known == DecisionKind::Blocked && known != DecisionKind::Released);
+        let other = LoggedKind::Other("blocked_twice".into());
+        assert!(other != DecisionKind::Blocked && other.as_str() == "blocked_twice");
+    }
+}

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use crate::common::{HOUR, MINUTE, World, app, exemption, record_of};
+use crate::common::{HOUR, MINUTE, World, exemption, record_of};
 use procscan_core::ledger::Detection;
-use procscan_core::names::App;
 use procscan_core::policy::{Pattern, remembered};
 
 /// A minute later, every one of these `apps` of the namespace is accused; an exemption covers all, so that nothing follows.
@@ -89,16 +88,16 @@ fn the_leader_clock_goes_on_where_the_leader_before_left_it() {
         start + Duration::from_secs(HOUR),
         "a wall clock that jumps is not asked"
     );
-    assert_eq!(app("ns-a"), App::new("ns-a", "app", "web"));
 }
 
 #[test]
 fn what_is_known_of_nodes_can_be_counted() {
     let nodes = |names: &[&str]| {
-        let nodes = World::new(names);
-        let mut nodes = nodes;
-        names.iter().for_each(|name| drop(nodes.answer(name, vec![])));
-        let nodes = nodes.snapshot().nodes;
+        let mut world = World::new(names);
+        for name in names {
+            world.answer(name, vec![]);
+        }
+        let nodes = world.snapshot().nodes;
         (nodes.len(), nodes.is_empty())
     };
     assert_eq!([nodes(&[]), nodes(&["n1", "n2", "n3"])], [(0, true), (3, false)]);

@@ -1,7 +1,8 @@
 //! Days of a cluster in which everything goes wrong again and again, told in seconds.
 //!
 //! - [`nodes`]: agents that list one of several, fall silent, answer garbage, lie and restart; nodes with two addresses.
-//! - [`tenants`]: what really runs where. Tenants rename processes, relabel and recreate Pods, share Services, delete Apps and namespaces.
+//! - [`tenants`]: what really runs where.
+//! - [`deeds`]: tenants rename processes, relabel and recreate Pods, share Services, delete Apps and namespaces.
 //! - [`cluster`]: what the API server says of it, as late as it is.
 //! - [`leaders`]: restarts, other leaders whose clocks differ, what can't be kept or is answered too late, restored backups.
 //! - [`operators`]: releases, and approvals of what is held.
@@ -10,6 +11,7 @@
 //! `make soak` runs it for longer; `PROCSCAN_SOAK_SEED` and `PROCSCAN_SOAK_DAYS` tell the same story again.
 
 mod cluster;
+mod deeds;
 mod laws;
 mod leaders;
 mod nodes;
@@ -23,10 +25,11 @@ use std::time::Duration;
 use random::Random;
 
 use self::cluster::Cluster;
+use self::deeds::Deed;
 use self::leaders::Leaders;
 use self::nodes::{Fault, Node};
 use self::operators::Operators;
-use self::tenants::{Deed, Tenant};
+use self::tenants::Tenant;
 use crate::common::{HOUR, MINUTE, World};
 use jiff::SignedDuration;
 use procscan_core::Moment;

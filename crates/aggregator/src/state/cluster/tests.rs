@@ -252,6 +252,10 @@ async fn each_decision_is_an_event_of_its_incident_until_the_right_to_write_is_l
                     "namespace": NAMESPACE, "uid": "uid-1"});
     assert_eq!(events[0]["regarding"], of);
     assert_eq!(events[0]["note"], "policy: too many");
+    let told = ["action", "reportingController", "eventTime"].map(|field| events[1][field].as_str().unwrap());
+    assert_eq!(told, ["ReleaseHeld", "procscan.sealos.io/aggregator", "2026-11-01T08:00:00.500000Z"]);
+    assert_eq!(events[0]["metadata"]["namespace"], NAMESPACE);
+    assert!(events[0]["metadata"]["name"].as_str().unwrap().starts_with("web."));
     assert_eq!(events[0]["reportingInstance"], "a");
 
     // Those that wait when the right is lost are another's to tell.

@@ -287,17 +287,15 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
             // What could not be written any more is another's to write.
             written = None;
             forget(&status);
-            due = Instant::now() + repair;
             continue;
         }
         let pause;
-        (pause, backoff) = match (&outcome.problems[..], outcome.is_unfinished) {
-            ([], true) => (Duration::ZERO, MIN_BACKOFF),
-            ([], false) => {
-                (outcome.aside.next.map_or(repair, |next| repair.min(next - Instant::now())), MIN_BACKOFF)
-            }
+        (pause, backoff) = if outcome.problems.is_empty() {
+            // What is unfinished gives way to another decision, which is written at once.
+            (outcome.aside.next.map_or(repair, |next| repair.min(next - Instant::now())), MIN_BACKOFF)
+        } else {
             // What could be written is looked after in every round all the same.
-            _ => (backoff.min(repair), (backoff * 2).min(MAX_BACKOFF)),
+            (backoff.min(repair), (backoff * 2).min(MAX_BACKOFF))
         };
         due = Instant::now() + pause;
         announce(&output, &now, &outcome, &delivered);

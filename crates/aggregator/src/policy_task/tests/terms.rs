@@ -105,14 +105,22 @@ async fn what_can_not_be_kept_is_tried_again_less_and_less_often_and_has_no_effe
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     approve(&server);
-    let (replica, tried, refuses) = tries(&server, |call| call.is_status).await;
+    server.put(INCIDENTS, &name_of("shop"), body("shop", "Held"));
+    let of_web = |call: &Call| call.is_status && call.name.as_deref() == Some(&*name_of("web"));
+    let (replica, tried, refuses) = tries(&server, of_web).await;
     assert!((15..=40).contains(&tried), "{tried} times in five minutes");
     let trouble = replica.trouble.borrow().clone().unwrap();
     assert!(trouble.ends_with("not today (403)"), "{trouble}");
     assert!(replica.decided.borrow().pen.is_some() && replica.blocked().is_empty());
+    // Others do not wait for the next try.
+    server.edit(INCIDENTS, &name_of("shop"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
+    replica.look(&server).await;
+    settle().await;
+    assert_eq!(replica.blocked(), ["shop"]);
     refuses.store(false, Ordering::Relaxed);
     sleep(Duration::from_secs(20)).await;
-    assert_eq!((replica.blocked(), replica.trouble.borrow().clone()), (vec!["web".to_owned()], None));
+    let both = vec!["shop".to_owned(), "web".to_owned()];
+    assert_eq!((replica.blocked(), replica.trouble.borrow().clone()), (both, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -221,6 +229,7 @@ async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_not
     let shown = || (replica.blocked(), replica.decided.borrow().pen.is_some());
     assert_eq!(shown(), (vec!["web".to_owned()], false));
     assert!(replica.questions.borrow().apps.is_empty());
+    assert_eq!(replica.questions.borrow().epoch, 1, "nothing was asked before");
     server.edit(INCIDENTS, &name_of("web"), |object| object["status"]["state"] = "Ended".into());
     settle().await;
     assert_eq!(shown(), (Vec::new(), false));

@@ -162,6 +162,24 @@ async fn an_act_on_an_incident_that_is_over_is_refused_in_its_log_and_cleared_aw
     assert_eq!(server.store().writes.len(), writes);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_act_on_an_earlier_incident_of_an_app_is_answered_there_and_changes_nothing_of_the_present_one() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Blocked"));
+    server.put(INCIDENTS, "earlier", body("web", "Ended"));
+    server.edit(INCIDENTS, "earlier", |object| object["status"]["opened"] = "2026-10-01T08:00:00Z".into());
+    let replica = watching(&server);
+    settle().await;
+    let before = web(&server)["status"].clone();
+    server.edit(INCIDENTS, "earlier", |object| object["spec"]["release"] = json!({"by": "bob"}));
+    sleep(Duration::from_secs(10)).await;
+    let now = server.get(INCIDENTS, "earlier").unwrap();
+    assert_eq!(decisions(&now), ["held by policy", "refused by bob"]);
+    assert_eq!((&now["status"]["decided"], &now["status"]["observed"]), (&json!(2), &json!(2)));
+    assert_eq!((&now["status"]["state"], &now["spec"]["release"]), (&json!("Ended"), &json!(null)));
+    assert_eq!((replica.blocked(), web(&server)["status"].clone()), (vec!["web".to_owned()], before));
+}
+
 /// `kubectl edit` with both in one go.
 #[tokio::test(start_paused = true)]
 async fn of_an_approval_and_a_release_in_one_edit_both_are_done_and_the_release_prevails() {
@@ -215,6 +233,7 @@ async fn what_ended_longer_than_the_retention_ago_is_removed_unless_a_release_st
 async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_nothing() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Blocked"));
+    server.put(INCIDENTS, &name_of("shop"), body("shop", "Held"));
     let replica = watching(&server);
     let follow = || {
         replica.leadership.send_modify(|leadership| {
@@ -228,6 +247,8 @@ async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_not
     settle().await;
     let shown = || (replica.blocked(), replica.decided.borrow().pen.is_some());
     assert_eq!(shown(), (vec!["web".to_owned()], false));
+    let held: Vec<_> = replica.decided.borrow().held.iter().map(|held| held.app.name.to_string()).collect();
+    assert_eq!(held, ["shop"]);
     assert!(replica.questions.borrow().apps.is_empty());
     assert_eq!(replica.questions.borrow().epoch, 1, "nothing was asked before");
     server.edit(INCIDENTS, &name_of("web"), |object| object["status"]["state"] = "Ended".into());

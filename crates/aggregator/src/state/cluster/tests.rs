@@ -1,19 +1,18 @@
 //! The leader's writes, as the API server answers them: conflicts, deletions, refusals, and what others write in between.
 
+mod watched;
+
 use std::time::Duration;
 
 use hyper::Method;
-use procscan_core::policy::{Actor, DecisionKind, Mode};
+use procscan_core::policy::{Actor, DecisionKind};
 use serde_json::json;
-use tokio::sync::watch;
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
 use super::fake::{Call, Fault, NAMESPACE, Network, Server, Store};
 use super::*;
 
 const INCIDENTS: &str = "incidents";
-const ENFORCEMENTS: &str = "enforcements";
 
 fn store_over(server: &Server, network: Network) -> ClusterStore {
     ClusterStore::new(Objects::new(server.cluster_over(network), NAMESPACE.to_owned()))
@@ -195,6 +194,25 @@ async fn an_incident_that_is_deleted_while_a_new_leader_reads_is_none_and_any_ot
     assert!(error.to_string().ends_with("not today (403)"), "{error}");
 }
 
+/// The program that made the first one ended before it decided anything; the status of the second one was wiped.
+#[tokio::test]
+async fn an_incident_without_a_status_is_none_unless_the_api_server_knows_that_it_had_one() {
+    let server = Server::default();
+    for name in ["begun", "wiped"] {
+        let mut object = object(name, "Held");
+        object.as_object_mut().unwrap().remove("status");
+        server.put(INCIDENTS, name, object);
+    }
+    server.edit(INCIDENTS, "wiped", |object| {
+        object["metadata"]["managedFields"] =
+            json!([{"manager": "x", "operation": "Update", "subresource": "status"}]);
+    });
+    let loaded = store_over(&server, good()).load(&Pen::of_term(2, "a"), &Kept::default()).await.unwrap();
+    assert!(loaded.incidents.is_empty());
+    let unreadable: Vec<_> = loaded.unreadable.iter().map(|(name, it)| (&**name, &*it.error)).collect();
+    assert_eq!(unreadable, [("wiped", "its status was written, and is gone")]);
+}
+
 /// `kubectl get -o yaml --show-managed-fields` tells the leader's writes from those of others.
 #[tokio::test(start_paused = true)]
 async fn the_api_server_records_that_the_leader_has_written() {
@@ -287,102 +305,4 @@ async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written
     store.announce(&pen, &[one(1000)]);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(server.store().events.last().unwrap().1["note"], "policy: 1000");
-}
-
-struct Watched {
-    kept: watch::Receiver<Arc<Kept>>,
-    error: watch::Receiver<Option<String>>,
-    cancel: CancellationToken,
-}
-
-impl Watched {
-    fn start(server: &Server) -> Self {
-        let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
-        let (error_tx, error) = watch::channel(None);
-        let cancel = CancellationToken::new();
-        tokio::spawn(Watching { objects: server.objects() }.run(kept_tx, error_tx, cancel.clone()));
-        Self { kept, error, cancel }
-    }
-
-    /// Which mode operators want, once everything has been seen that has changed so far.
-    async fn mode(&self) -> Option<Mode> {
-        sleep(Duration::from_secs(5)).await;
-        self.kept.borrow().enforcement.mode
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.cancel.cancel();
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_operators_say_of_all_decisions_is_said_in_the_object_of_one_name() {
-    let server = Server::default();
-    let said = |mode: &str| json!({"metadata": {}, "spec": {"mode": mode}});
-    let says = |mode: &'static str| move |object: &mut Value| object["spec"]["mode"] = mode.into();
-    server.put(ENFORCEMENTS, "other", said("paused"));
-    let watched = Watched::start(&server);
-    assert_eq!(watched.mode().await, None);
-    assert!(watched.kept.borrow().is_complete);
-    server.put(ENFORCEMENTS, "procscan", said("dry-run"));
-    assert_eq!(watched.mode().await, Some(Mode::DryRun));
-    server.edit(ENFORCEMENTS, "other", says("half"));
-    assert_eq!((watched.mode().await, watched.error.borrow().clone()), (Some(Mode::DryRun), None));
-    server.remove(ENFORCEMENTS, "other");
-    assert_eq!(watched.mode().await, Some(Mode::DryRun));
-
-    // What can't be read counts as it was read last.
-    server.edit(ENFORCEMENTS, "procscan", says("half"));
-    assert_eq!(watched.mode().await, Some(Mode::DryRun));
-    let error = watched.error.borrow().clone().unwrap();
-    assert!(error.starts_with("Enforcement procscan can't be read: spec.mode: unknown variant"), "{error}");
-    server.edit(ENFORCEMENTS, "procscan", says("paused"));
-    assert_eq!((watched.mode().await, watched.error.borrow().clone()), (Some(Mode::Paused), None));
-    server.remove(ENFORCEMENTS, "procscan");
-    assert_eq!(watched.mode().await, None);
-}
-
-#[tokio::test(start_paused = true)]
-async fn as_long_as_it_was_never_read_what_operators_say_of_all_decisions_nothing_is_complete() {
-    let server = Server::default();
-    server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {"mode": "half"}}));
-    let watched = Watched::start(&server);
-    assert_eq!(watched.mode().await, None);
-    assert!(!watched.kept.borrow().is_complete);
-    assert!(watched.error.borrow().is_some());
-    server.edit(ENFORCEMENTS, "procscan", |object| object["spec"]["mode"] = "paused".into());
-    assert_eq!(watched.mode().await, Some(Mode::Paused));
-    assert!(watched.kept.borrow().is_complete);
-}
-
-/// A relist after the watch was lost brings what has changed meanwhile, deletions included.
-#[tokio::test(start_paused = true)]
-async fn after_a_restored_backup_the_watch_shows_what_the_backup_has() {
-    let server = Server::default();
-    let exemption = |namespace: &str| json!({"metadata": {}, "spec": {"namespace": {"exact": namespace}, "reason": "a contract"}});
-    server.put("exemptions", "first", exemption("ns-a"));
-    server.put(INCIDENTS, "web", object("web", "Held"));
-    let backup = server.backup();
-    let watched = Watched::start(&server);
-    watched.mode().await;
-    server.put("exemptions", "second", exemption("ns-b"));
-    server.remove("exemptions", "first");
-    server.put(INCIDENTS, "shop", object("shop", "Held"));
-    server.edit(INCIDENTS, "web", |object| object["status"]["state"] = "Ended".into());
-    server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {"mode": "paused"}}));
-    assert_eq!(watched.mode().await, Some(Mode::Paused));
-    let shown = || {
-        let kept = watched.kept.borrow().clone();
-        let states =
-            kept.incidents.iter().map(|(name, it)| format!("{name} {:?}", it.brief().unwrap().state));
-        (states.collect::<Vec<_>>(), kept.exemptions.keys().cloned().collect::<Vec<_>>())
-    };
-    let both = vec!["shop Held".to_owned(), "web Ended".to_owned()];
-    assert_eq!(shown(), (both, vec!["second".to_owned()]));
-    server.restore(backup);
-    sleep(Duration::from_mins(1)).await;
-    assert_eq!(watched.mode().await, None);
-    assert_eq!(shown(), (vec!["web Held".to_owned()], vec!["first".to_owned()]));
 }

@@ -1,0 +1,107 @@
+//! What every replica sees of the objects, whatever becomes of the watch.
+
+use procscan_core::policy::Mode;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+const ENFORCEMENTS: &str = "enforcements";
+
+struct Watched {
+    kept: watch::Receiver<Arc<Kept>>,
+    error: watch::Receiver<Option<String>>,
+    cancel: CancellationToken,
+}
+
+impl Watched {
+    fn start(server: &Server) -> Self {
+        let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
+        let (error_tx, error) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        tokio::spawn(Watching { objects: server.objects() }.run(kept_tx, error_tx, cancel.clone()));
+        Self { kept, error, cancel }
+    }
+
+    /// Which mode operators want, once everything has been seen that has changed so far.
+    async fn mode(&self) -> Option<Mode> {
+        sleep(Duration::from_secs(5)).await;
+        self.kept.borrow().enforcement.mode
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_operators_say_of_all_decisions_is_said_in_the_object_of_one_name() {
+    let server = Server::default();
+    let said = |mode: &str| json!({"metadata": {}, "spec": {"mode": mode}});
+    let says = |mode: &'static str| move |object: &mut Value| object["spec"]["mode"] = mode.into();
+    server.put(ENFORCEMENTS, "other", said("paused"));
+    let watched = Watched::start(&server);
+    assert_eq!(watched.mode().await, None);
+    assert!(watched.kept.borrow().is_complete);
+    server.put(ENFORCEMENTS, "procscan", said("dry-run"));
+    assert_eq!(watched.mode().await, Some(Mode::DryRun));
+    server.edit(ENFORCEMENTS, "other", says("half"));
+    assert_eq!((watched.mode().await, watched.error.borrow().clone()), (Some(Mode::DryRun), None));
+    server.remove(ENFORCEMENTS, "other");
+    assert_eq!(watched.mode().await, Some(Mode::DryRun));
+
+    // What can't be read counts as it was read last.
+    server.edit(ENFORCEMENTS, "procscan", says("half"));
+    assert_eq!(watched.mode().await, Some(Mode::DryRun));
+    let error = watched.error.borrow().clone().unwrap();
+    assert!(error.starts_with("Enforcement procscan can't be read: spec.mode: unknown variant"), "{error}");
+    server.edit(ENFORCEMENTS, "procscan", says("paused"));
+    assert_eq!((watched.mode().await, watched.error.borrow().clone()), (Some(Mode::Paused), None));
+    server.remove(ENFORCEMENTS, "procscan");
+    assert_eq!(watched.mode().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_long_as_it_was_never_read_what_operators_say_of_all_decisions_nothing_is_complete() {
+    let server = Server::default();
+    server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {"mode": "half"}}));
+    let watched = Watched::start(&server);
+    assert_eq!(watched.mode().await, None);
+    assert!(!watched.kept.borrow().is_complete);
+    assert!(watched.error.borrow().is_some());
+    server.edit(ENFORCEMENTS, "procscan", |object| object["spec"]["mode"] = "paused".into());
+    assert_eq!(watched.mode().await, Some(Mode::Paused));
+    assert!(watched.kept.borrow().is_complete);
+}
+
+/// A relist after the watch was lost brings what has changed meanwhile, deletions included.
+#[tokio::test(start_paused = true)]
+async fn after_a_restored_backup_the_watch_shows_what_the_backup_has() {
+    let server = Server::default();
+    let exemption = |namespace: &str| json!({"metadata": {}, "spec": {"namespace": {"exact": namespace}, "reason": "a contract"}});
+    server.put("exemptions", "first", exemption("ns-a"));
+    server.put(INCIDENTS, "web", object("web", "Held"));
+    let backup = server.backup();
+    let watched = Watched::start(&server);
+    watched.mode().await;
+    server.put("exemptions", "second", exemption("ns-b"));
+    server.remove("exemptions", "first");
+    server.put(INCIDENTS, "shop", object("shop", "Held"));
+    server.edit(INCIDENTS, "web", |object| object["status"]["state"] = "Ended".into());
+    server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {"mode": "paused"}}));
+    assert_eq!(watched.mode().await, Some(Mode::Paused));
+    let shown = || {
+        let kept = watched.kept.borrow().clone();
+        let states =
+            kept.incidents.iter().map(|(name, it)| format!("{name} {:?}", it.brief().unwrap().state));
+        (states.collect::<Vec<_>>(), kept.exemptions.keys().cloned().collect::<Vec<_>>())
+    };
+    let both = vec!["shop Held".to_owned(), "web Ended".to_owned()];
+    assert_eq!(shown(), (both, vec!["second".to_owned()]));
+    server.restore(backup);
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(watched.mode().await, None);
+    assert_eq!(shown(), (vec!["web Held".to_owned()], vec!["first".to_owned()]));
+}

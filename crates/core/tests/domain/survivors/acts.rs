@@ -187,3 +187,34 @@ fn a_date_may_be_ten_years_ahead_and_not_a_moment_more() {
     assert!(!is_too_far(ten_years, now));
     assert!(is_too_far(ten_years + jiff::SignedDuration::from_nanos(1), now));
 }
+
+#[test]
+fn why_an_exemption_is_withheld_says_how_many_it_would_open_now() {
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_releases = 1;
+    world.answer("n1", ["ns-a", "ns-b", "ns-c"].map(|namespace| record(namespace, 0)).into());
+    assert_eq!(world.blocked().len(), 3);
+    let all = |e: &mut procscan_core::policy::Exemption| {
+        e.process = Some(procscan_core::policy::Pattern::Exact("xmrig".into()));
+    };
+    world.policy.exemptions = vec![crate::common::exemption(all, None)];
+    let why = |world: &mut World| {
+        world.evaluate();
+        world.book.withheld()[0].reason.clone()
+    };
+    let first = why(&mut world);
+    assert!(first.starts_with("Exemption a would open the gateway to 3 tenants at once"), "{first}");
+    assert_eq!(why(&mut world), first);
+    world.restart();
+    assert_eq!(why(&mut world), first, "another leader");
+    for namespace in ["ns-a", "ns-b"] {
+        let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
+        let release = Act::Release { app: app(namespace), until };
+        world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    }
+    // The next leader judges it anew, and knows that it was withheld.
+    world.evaluate();
+    world.restart();
+    let later = why(&mut world);
+    assert!(later.contains("when it was first judged") && later.contains("Now it would open 1:"), "{later}");
+}

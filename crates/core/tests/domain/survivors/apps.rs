@@ -122,6 +122,15 @@ fn evidence_that_can_not_be_verified_any_more_keeps_the_app_that_it_counts_again
             blocked(&mut world);
         }
         assert_eq!(blocked(&mut world), ["miner", "shop"]);
+        // What is found of the same Pod later counts against that App too, whatever its labels say by then.
+        let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
+        if let Some(PodFact { state: PodState::Present { app, .. }, .. }) = world.facts.pods.get_mut(&pod) {
+            *app = App::new("ns-a", "app", "other");
+        }
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        assert_eq!(blocked(&mut world), ["miner", "shop"]);
         world.pod_is("ns-a", "web", PodState::Unreadable("forbidden".to_owned()));
         world.rounds(40, |w| {
             let now = w.clock();
@@ -215,4 +224,17 @@ fn a_pod_that_ended_since_it_was_found_is_no_dispute_though_another_replica_has_
     let evaluation = world.evaluate();
     assert!(evaluation.decisions.is_empty() && evaluation.disputes.is_empty(), "{:?}", evaluation.decisions);
     assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+#[test]
+fn a_service_that_is_left_open_by_the_rules_is_held_by_none() {
+    let mut world = World::new(&["n1"]);
+    world.policy.shared_services = procscan_core::plan::SharedServices::Skip;
+    world.service("ns-a", "own", &["web"]);
+    world.service("ns-a", "all", &["shop", "web"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    let evaluation = world.evaluate();
+    assert_eq!(evaluation.plan.blocks[0].exposure.left_open.len(), 1);
+    assert!(evaluation.held.is_empty() && evaluation.decisions.len() == 1, "{:?}", evaluation.decisions);
+    assert!(world.evaluate().decisions.is_empty());
 }

@@ -17,12 +17,12 @@ fn apps_in_grace_held_and_blocked_are_counted_by_leaders_and_followers() {
         world.answer("n1", records);
         world.evaluate()
     };
-    accuse(&mut world, &["ns-a", "ns-b", "ns-c", "ns-d", "ns-e"]);
+    accuse(&mut world, &["ns-a", "ns-b", "ns-c", "ns-d", "ns-e", "ns-h"]);
     world.policy.grace = Duration::from_mins(10);
     let summary = accuse(&mut world, &["ns-f", "ns-g"]).plan.summary;
-    assert_eq!((summary.blocked, summary.in_grace, summary.held, summary.apps()), (3, 2, 2, 7));
+    assert_eq!((summary.blocked, summary.in_grace, summary.held, summary.apps()), (3, 2, 3, 8));
     let follower = world.book.standing(&world.policy, world.now).summary;
-    assert_eq!((follower.blocked, follower.in_grace, follower.held), (3, 2, 2));
+    assert_eq!((follower.blocked, follower.in_grace, follower.held), (3, 2, 3));
 }
 
 #[test]

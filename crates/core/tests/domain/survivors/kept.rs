@@ -220,8 +220,8 @@ fn a_new_incident_that_can_not_be_kept_is_known_all_the_same() {
     world.answer("n1", vec![record("ns-a", now)]);
     world.unwritable.insert("ns-a".to_owned());
     assert!(world.blocked().is_empty());
-    // When it can be kept again it is too old for a block, but what was heard is not lost.
-    world.wait(40 * MINUTE);
+    // When it can be kept again it is too old even for an agent that scans seldom, but what was heard is not lost.
+    world.wait(4 * HOUR);
     world.unwritable.clear();
     assert!(world.blocked().is_empty());
     let kept = world.kept.values().map(|incident| &incident.status);
@@ -258,7 +258,19 @@ fn what_had_cleared_and_what_had_not_is_the_same_after_a_restart() {
     ];
     assert_eq!(before, (1, expected.to_vec()));
     world.restart();
+    let status = world.book.document(&app("ns-a")).unwrap().status;
+    assert!(status.evidence.iter().all(|it| it.cleared.is_some()), "before anything is heard");
     assert_eq!(evidence(&mut world), before);
+    // It is restored from a backup after it has ended.
+    let (mut again, at) = (status.clone(), world.now.wall());
+    again.end_again(at);
+    assert_eq!(
+        (again.state, again.since, again.decided),
+        (IncidentState::Ended, Some(at), status.decided + 1)
+    );
+    assert!(again.evidence.iter().all(|it| it.cleared.as_ref().unwrap().ended));
+    assert_eq!(again.evidence[1], status.evidence[1], "what had cleared has cleared then");
+    assert!(again.decisions.last().unwrap().decision == procscan_core::policy::DecisionKind::Closed);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::common::{HOUR, MINUTE, World, record_of};
+use crate::common::{HOUR, MINUTE, World, exemption, record_of};
 use procscan_core::plan::NoticePhase;
 
 fn world() -> World {
@@ -49,21 +49,21 @@ fn what_is_told_anew_waits_since_it_is_so_and_not_since_the_incident_began() {
             notices.iter().find(|notice| *notice.app.namespace == *namespace).map(|notice| notice.phase)
         };
         assert_eq!(phase(&mut world, "ns-z"), Some(NoticePhase::Recovered));
-        // Another one offends for the first time; a second later the first one does it once more.
+        // It does it once more, and a second later another one offends for the first time.
         world.wait(MINUTE);
         let now = world.clock();
-        world.answer("n2", vec![record_of("ns-b", "web", "zmap", now)]);
+        world.answer("n1", vec![record_of("ns-z", "web", "xmrig", now)]);
         world.policy.max_notices_per_round = 0;
         world.evaluate();
         world.wait(1);
-        world.answer("n1", vec![record_of("ns-z", "web", "xmrig", now + 1)]);
+        world.answer("n2", vec![record_of("ns-b", "web", "zmap", now + 1)]);
         world.evaluate();
         world.policy.max_notices_per_round = 1;
         world.ledger.round_done();
-        assert_ne!(phase(&mut world, "ns-b"), None, "it has waited longest");
-        assert_eq!(phase(&mut world, "ns-z"), None, "and nothing is said to the other one meanwhile");
+        assert_ne!(phase(&mut world, "ns-z"), None, "it has waited longest");
+        assert_eq!(phase(&mut world, "ns-b"), None);
         world.ledger.round_done();
-        assert_ne!(phase(&mut world, "ns-z"), None);
+        assert_ne!(phase(&mut world, "ns-b"), None);
     }
 }
 
@@ -84,4 +84,29 @@ fn a_tenant_that_was_warned_is_told_of_the_block_in_time_however_many_wait_for_t
     let notices = world.evaluate().plan.notices;
     let phases: Vec<bool> = notices.iter().map(|notice| notice.phase == NoticePhase::Blocked).collect();
     assert_eq!(phases, [false, true], "{notices:?}");
+}
+
+#[test]
+fn a_tenant_of_which_nothing_is_decided_is_told_nothing() {
+    let mut world = world();
+    world.policy.exemptions =
+        vec![exemption(|e| e.namespace = Some(procscan_core::policy::Pattern::Exact("ns-a".into())), None)];
+    world.answer("n1", vec![record_of("ns-a", "web", "xmrig", 0)]);
+    for _ in 0..2 {
+        assert!(told(&mut world).is_empty());
+    }
+}
+
+#[test]
+fn in_dry_run_a_grace_lasts_as_long_as_in_earnest() {
+    let mut world = world();
+    world.policy.mode = procscan_core::policy::Mode::DryRun;
+    world.policy.grace = Duration::from_mins(10);
+    let mut blocked = |minute: u64| {
+        world.now = crate::common::at(minute * MINUTE);
+        let stamp = world.clock();
+        world.answer("n1", vec![record_of("ns-a", "web", "xmrig", stamp)]);
+        !world.evaluate().plan.blocks.is_empty()
+    };
+    assert_eq!([0, 1, 9, 10].map(&mut blocked), [false, false, false, true]);
 }

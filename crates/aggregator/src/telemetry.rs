@@ -1,5 +1,8 @@
 //! Logs, on standard error.
 
+#[cfg(test)]
+pub(crate) mod logged;
+
 use std::io::{self, IsTerminal, Write, stderr};
 
 use tracing::level_filters::LevelFilter;

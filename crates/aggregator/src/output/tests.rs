@@ -1,4 +1,5 @@
 mod files;
+mod said;
 
 use std::fs;
 use std::sync::Arc;

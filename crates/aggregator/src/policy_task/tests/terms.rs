@@ -14,6 +14,7 @@ use tokio::time::sleep;
 use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of, opened};
 use crate::leader::{Leadership, Pen};
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
+use crate::telemetry::logged::Logged;
 
 async fn settle() {
     sleep(Duration::from_secs(3)).await;
@@ -320,4 +321,23 @@ async fn an_act_that_does_not_say_whose_it_is_is_told_by_the_program_that_wrote_
     });
     settle().await;
     assert_eq!(decisions(&web(&server)).last().unwrap(), "released by somebody by kubectl-edit");
+}
+
+/// Operators have to know that the dates in incidents are not those of this replica's clock.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_differs_from_the_api_servers_is_an_alert_once() {
+    for (hours, is_wrong) in [(-240, true), (0, false), (240, true)] {
+        let server = Server::default();
+        server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+        let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+        let server_ahead = SignedDuration::from_hours(hours);
+        let (logged, _guard) = Logged::start();
+        let replica =
+            Replica::start(&server, Wanted { is_watched: true, server_ahead, ..Wanted::new(1, network) });
+        settle().await;
+        approve(&server);
+        settle().await;
+        assert_eq!(replica.blocked(), ["web"]);
+        assert_eq!(logged.count("differs from the API server's"), usize::from(is_wrong), "{hours}");
+    }
 }

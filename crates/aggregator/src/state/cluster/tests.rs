@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::fake::{Call, Fault, NAMESPACE, Network, Server, Store};
 use super::*;
+use crate::telemetry::logged::Logged;
 
 const INCIDENTS: &str = "incidents";
 
@@ -295,6 +296,7 @@ async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written
         left -= usize::from(is_refused);
         if is_refused { Fault::Refused(403) } else { Fault::None }
     });
+    let (logged, _guard) = Logged::start();
     let store = leader(&server, &pen, network).await;
     let one = |n: usize| ("web".to_owned(), decision(DecisionKind::Blocked, &format!("{n}")));
     let many: Vec<_> = (0..1000).map(one).collect();
@@ -302,7 +304,23 @@ async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written
     sleep(Duration::from_mins(1)).await;
     let written = server.store().events.len();
     assert!((100..1000).contains(&written), "{written}");
+    let lines = logged.lines();
+    let said = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(said("Events of decisions can't be written; the decisions are kept all the same"), 1);
+    assert_eq!(said("Events of decisions can be written again"), 1);
+    assert_eq!(
+        said(&format!(
+            "too many decisions at once for Events; they are kept in their Incidents lost={}",
+            1000 - 3 - written
+        )),
+        1
+    );
     store.announce(&pen, &[one(1000)]);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(server.store().events.last().unwrap().1["note"], "policy: 1000");
+    // That the right to write is lost is no trouble of the Events.
+    store.announce(&pen, &[one(1001)]);
+    pen.give_up();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(logged.count("Events"), 0);
 }

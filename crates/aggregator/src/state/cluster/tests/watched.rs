@@ -52,13 +52,18 @@ async fn what_operators_say_of_all_decisions_is_said_in_the_object_of_one_name()
     server.remove(ENFORCEMENTS, "other");
     assert_eq!(watched.mode().await, Some(Mode::DryRun));
 
-    // What can't be read counts as it was read last.
+    // What can't be read counts as it was read last, and is said once.
+    let (logged, _guard) = Logged::start();
     server.edit(ENFORCEMENTS, "procscan", says("half"));
     assert_eq!(watched.mode().await, Some(Mode::DryRun));
     let error = watched.error.borrow().clone().unwrap();
     assert!(error.starts_with("Enforcement procscan can't be read: spec.mode: unknown variant"), "{error}");
     server.edit(ENFORCEMENTS, "procscan", says("paused"));
     assert_eq!((watched.mode().await, watched.error.borrow().clone()), (Some(Mode::Paused), None));
+    let lines = logged.lines();
+    let [begins, ends] = &lines[..] else { panic!("{lines:?}") };
+    assert!(begins.starts_with("ERROR an object can't be read alert=\"state\""), "{begins}");
+    assert!(ends.starts_with("INFO an object was mended or deleted"), "{ends}");
     server.remove(ENFORCEMENTS, "procscan");
     assert_eq!(watched.mode().await, None);
 }

@@ -238,3 +238,23 @@ fn a_service_that_is_left_open_by_the_rules_is_held_by_none() {
     assert!(evaluation.held.is_empty() && evaluation.decisions.len() == 1, "{:?}", evaluation.decisions);
     assert!(world.evaluate().decisions.is_empty());
 }
+
+#[test]
+fn a_process_that_is_renamed_while_its_pod_can_not_be_looked_at_opens_nothing() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.pod_on("ns-b", "web", "n1", "web");
+    world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
+    assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
+    // The API server answers no more: what is known of the Pods is as of now.
+    for fact in world.facts.pods.values_mut() {
+        fact.asked = world.now;
+    }
+    world.rounds(60, |w| {
+        let now = w.clock();
+        w.answer("n1", vec![record_of("ns-a", "web", &format!("miner{now}"), now)]);
+        w.evaluate();
+    });
+    assert_eq!(world.blocked(), ["ns-a"], "nothing is found of the other one any more");
+}

@@ -7,6 +7,7 @@ use procscan_core::ledger::Detection;
 use procscan_core::names::NodeName;
 use procscan_core::policy::{Book, remembered};
 use procscan_core::report::{Answer, Outcome};
+use procscan_core::snapshot::State;
 
 /// `ns-a` offends, then `ns-b`; the agent scans every ten minutes and lists the later result. Runs up to the third scan
 /// of `ns-b`, at 30 min.
@@ -112,4 +113,16 @@ fn what_a_full_ledger_does_not_know_is_released_by_its_nodes_answers_only_after_
     };
     assert!(is_blocked(0) && is_blocked(5));
     assert!(!is_blocked(2));
+}
+
+#[test]
+fn an_old_record_that_is_listed_for_the_first_time_hides_no_other() {
+    // Its agent lists one of several, and what it lists now it has found long ago.
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.rounds(31, |w| drop(w.answer("n1", vec![record("ns-b", -3 * 3600)])));
+    let violations = world.snapshot().violations;
+    let state =
+        |namespace: &str| violations.iter().find(|it| *it.key.namespace == *namespace).map(|it| it.state);
+    assert_eq!(state("ns-a"), Some(State::Cleared));
 }

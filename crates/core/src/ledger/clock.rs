@@ -79,11 +79,11 @@ impl NodeClock {
     ) -> Option<Cleared> {
         let answered = self.odometer.saturating_sub(mark.answered);
         let required = self.required_of(away);
-        if answered < required || !self.has_scanned {
+        if answered < required {
             return None;
         }
         let heard = answered.saturating_sub(unheard().saturating_sub(mark.unheard));
-        if heard >= required {
+        if heard >= required && self.has_scanned {
             return Some(Cleared::ByClock);
         }
         let answered = answered.saturating_add(mark.before.get());

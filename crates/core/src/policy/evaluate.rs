@@ -12,7 +12,7 @@ use super::dates::{Dates, Force};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
 use super::ground::{ClearedGround, Ground};
-use super::incident::{Incident, Standing, StickyRelease};
+use super::incident::{EvidenceId, Incident, Standing, StickyRelease};
 use super::notify::{may_be_told, telling};
 use super::plan_builder::{block, closed_too, same};
 use super::{Mode, Policy};
@@ -283,7 +283,12 @@ impl Book {
             pass.decide(app, DecisionKind::Held, reason);
             incident.stand(Standing::Held);
         }
-        if incident.standing == Standing::Held || pass.policy.mode == Mode::Paused || !active {
+        if incident.standing == Standing::Held || pass.policy.mode == Mode::Paused {
+            return Wish::Nothing;
+        }
+        if !active {
+            // What was renewed since is not judged yet, and waits for the same look.
+            incident.wants_look = wanted_look.filter(|_| incident.has_unjudged(pass));
             return Wish::Nothing;
         }
         if incident.formerly.iter().chain([app]).any(|name| pass.may_exempt(name)) {
@@ -424,6 +429,11 @@ impl Book {
 impl Pass<'_> {
     pub(super) fn alert(&mut self, alert: Alert) {
         self.alerts.push(alert);
+    }
+
+    /// Whether an accusation of the same Pod by the same node can't be judged.
+    pub(super) fn is_unjudged(&self, (key, node): &EvidenceId) -> bool {
+        self.unjudged.contains(&(key.pod_ref(), node.clone()))
     }
 
     /// Whether an exemption that can't be read completely may cover accusations of `app`.

@@ -204,7 +204,9 @@ impl Book {
         let known = &self.admissions.known;
         let is_withheld = |it: &&Exemption| known.get(&it.identity()).is_some_and(Option::is_some);
         let withheld: Vec<&Exemption> = policy.exemptions.iter().filter(is_withheld).collect();
-        if self.incidents.values().any(|incident| !incident.withheld.is_empty()) {
+        // What can't be read at the moment has not been taken away.
+        let is_complete = policy.unread_exemptions.is_empty();
+        if is_complete && self.incidents.values().any(|incident| !incident.withheld.is_empty()) {
             // One that an operator has changed or taken away is judged anew when it comes again.
             let declared: BTreeSet<Text> = policy.exemptions.iter().map(Exemption::fingerprint).collect();
             for incident in self.incidents.values_mut() {

@@ -169,11 +169,13 @@ impl Facts {
         self.apps.get(app).is_some_and(|fact| fact.gone)
     }
 
-    /// Whether the last look at `namespace` failed: then none of its Pods could be read.
+    /// Whether nothing is known of `namespace`: the last look at it failed, so none of its Pods could be read, or it has
+    /// not been looked at yet.
     pub(super) fn is_unreadable(&self, namespace: &Text) -> bool {
         let first = PodRef { namespace: namespace.clone(), pod: Text::from("") };
         let pods = self.pods.range(first..).take_while(|(pod, _)| pod.namespace == *namespace);
-        pods.map(|(_, fact)| fact).any(|fact| matches!(fact.state, PodState::Unreadable(_)))
+        let mut pods = pods.map(|(_, fact)| fact).peekable();
+        pods.peek().is_none() || pods.any(|fact| matches!(fact.state, PodState::Unreadable(_)))
     }
 
     /// What is closed when `app` is blocked; `file` knows what has been closed already. `None` if it is not known at

@@ -93,6 +93,12 @@ impl Ground {
         }
     }
 
+    /// Like [`Ground::count`], for what was found anew: for how long it was hidden before does not count any more.
+    pub(super) fn count_anew(&mut self, silence: Silence) {
+        self.count(silence);
+        self.mark.before = Span::ZERO;
+    }
+
     /// From when on its node's silence counts.
     pub(super) fn silence(&self) -> Silence {
         Silence { mark: self.mark, counted_from: self.counted_from }

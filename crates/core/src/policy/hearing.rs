@@ -92,7 +92,7 @@ impl Book {
                         if evidence.presence == Presence::Active {
                             self.accuse(&app, id, (evidence, fresh_at, pod), silence, pass);
                         } else {
-                            self.count(&app, &id, fresh_at, silence);
+                            self.count(&app, &id, (fresh_at, already), silence);
                         }
                     }
                     // Evidence that was accepted while it was fresh is not disputed because the Pod has gone since.
@@ -111,7 +111,7 @@ impl Book {
                         let ground = before.and_then(|app| self.incidents.get_mut(app)?.grounds.get_mut(&id));
                         // Not accepted, but no sign of absence either: nothing is cleared by it.
                         if let Some(ground) = ground {
-                            ground.count(silence);
+                            ground.count_anew(silence);
                         }
                         if evidence.presence == Presence::Active {
                             pass.doubtful.insert(id.0.namespace.clone());
@@ -139,11 +139,14 @@ impl Book {
         }
     }
 
-    /// Evidence may have been renewed since the last evaluation, and be old by now: its node has been silent since then only.
-    fn count(&mut self, app: &App, id: &EvidenceId, fresh_at: Moment, silence: Silence) {
+    /// Evidence may have been renewed since the last evaluation, and be old by now: its node has been silent since then only. If it is not
+    /// known `already`, it was found since.
+    fn count(&mut self, app: &App, id: &EvidenceId, (fresh_at, already): (Moment, bool), silence: Silence) {
         let ground = self.incidents.get_mut(app).and_then(|incident| incident.grounds.get_mut(id));
-        if let Some(ground) = ground.filter(|ground| ground.fresh_at < fresh_at) {
-            ground.count(silence);
+        match ground {
+            Some(ground) if !already => ground.count_anew(silence),
+            Some(ground) if ground.fresh_at < fresh_at => ground.count(silence),
+            _ => {}
         }
     }
 
@@ -195,7 +198,7 @@ impl Book {
             let mut ground = Ground::of(evidence, pod.uid, fresh_at, scan_interval);
             ground.count(silence);
             if let Some(old) = incident.grounds.get(&id) {
-                ground.count(old.silence());
+                ground.count_anew(old.silence());
                 // If it is about another Pod, that has to be kept anew.
                 ground.kept = old.kept.filter(|_| old.pod_uid == ground.pod_uid);
             }

@@ -431,8 +431,12 @@ impl Incident {
     }
 
     fn is_accused_anew(&self, pass: &Pass<'_>) -> bool {
-        let is_unjudged = |(key, node): &EvidenceId| pass.unjudged.contains(&(key.pod_ref(), node.clone()));
-        !pass.unjudged.is_empty() && self.tombstones.keys().any(is_unjudged)
+        !pass.unjudged.is_empty() && self.tombstones.keys().any(|id| pass.is_unjudged(id))
+    }
+
+    /// Whether a node that accuses it has new evidence of the same Pod that can't be judged yet.
+    pub(super) fn has_unjudged(&self, pass: &Pass<'_>) -> bool {
+        self.grounds.keys().any(|id| pass.is_unjudged(id))
     }
 
     /// What it is for, where no ground is left: what has cleared, else what it was inherited with, else the App as such.

@@ -113,8 +113,7 @@ impl Book {
                 questions.services += incident.exposure.services.len();
             }
             if let Some(since) = incident.wants_look {
-                let active = incident.grounds.iter().filter(|(_, ground)| ground.active);
-                questions.direct.extend(active.map(|((key, _), _)| (key.pod_ref(), since)));
+                questions.direct.extend(incident.grounds.iter().map(|((key, _), _)| (key.pod_ref(), since)));
             }
             let accused = |key: &Key, uid: Option<&Text>| {
                 let known = uid.cloned().map_or(WhichPod::Unknown, WhichPod::Uid);

@@ -226,8 +226,7 @@ fn what_can_not_be_judged_of_another_pod_holds_no_release() {
     world.pod_on("ns-a", "web", "n1", "web");
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // Another node accuses the Pod, and its own node accuses another Pod: neither is looked up.
-    world.facts.pods.clear();
+    // Another node accuses the Pod, and its own node accuses another Pod: neither has been looked up since.
     world.rounds(32, |w| {
         let now = w.clock();
         w.answer("n1", vec![record_of("ns-a", "made-up", "xmrig", now)]);
@@ -260,6 +259,34 @@ fn a_namespace_that_its_tenant_makes_too_large_to_look_at_is_not_opened_by_a_new
         world.rounds(60, |w| ["n1", "n2"].map(|node| w.answer(node, vec![])).into_iter().for_each(drop));
         assert!(world.blocked().is_empty(), "{successor}");
     }
+}
+
+/// The look at the namespace has failed before its Apps were taken over, and the new leader has not looked at it yet.
+#[test]
+fn a_new_leader_releases_nothing_in_an_accused_namespace_that_it_has_not_looked_at() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web-1", "n1", "web");
+    world.follower = Some((world.new_ledger(), true));
+    let list = |w: &mut World| {
+        let now = w.clock();
+        w.answer("n1", vec![record("ns-b", now), record("ns-c", now)]);
+        w.answer("n2", vec![record_of("ns-a", "web-2", "xmrig", now)]);
+    };
+    world.answer("n1", vec![record_of("ns-a", "web-1", "xmrig", 0), record("ns-b", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.pod_is("ns-a", "web-1", PodState::Unreadable("503".into()));
+    world.rounds(60, |w| {
+        list(w);
+        assert_eq!(w.blocked(), ["ns-a"]);
+    });
+    world.fail_over();
+    world.facts = Facts::default();
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // It looks, and the other Pod is of another App.
+    world.pod_is("ns-a", "web-1", PodState::Gone);
+    world.pod_on("ns-a", "web-2", "n2", "other");
+    assert_eq!(world.blocked(), ["ns-a"], "of another App");
 }
 
 /// An App is blocked, and gone while `prevented`, so that it is not released as gone; then it is back and mines, and its

@@ -103,3 +103,21 @@ fn how_long_it_was_hidden_is_kept_seldom() {
     });
     assert!(writes <= 24, "{writes} writes in 23 h");
 }
+
+/// Only the follower has evaluated nothing of it yet: the leader dies before it decides.
+#[test]
+fn what_was_seen_again_waits_anew_where_only_its_next_leader_has_heard_it() {
+    let (mut world, mut agent) = hidden(100);
+    world.follower = Some((world.new_ledger(), true));
+    world.rounds(22 * 60 + 1, |w| ask(w, &mut agent));
+    agent.end(999);
+    world.rounds(2, |w| {
+        let outcome = agent.outcome(w.now.uptime().as_secs());
+        w.report("n1", outcome);
+    });
+    assert_eq!(world.state("ns-j"), State::Active);
+    agent.run(999, Process::of("ns-k"));
+    world.fail_over();
+    let minutes = outlasts(&mut world, &mut agent, u64::MAX);
+    assert!(minutes >= LIMIT / MINUTE - 3, "{minutes} min");
+}

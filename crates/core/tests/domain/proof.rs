@@ -125,3 +125,29 @@ fn a_block_goes_on_by_what_is_reported() {
         assert_eq!(world.blocked(), ["ns-a"]);
     }
 }
+
+/// The agent scans again, and its record is renewed, before the look begins: what the watches have reported by then can't judge it.
+#[test]
+fn a_look_is_waited_for_although_the_record_is_renewed_before_it_begins() {
+    let mut world = world();
+    world.policy.grace = Duration::from_secs(10 * MINUTE);
+    for _ in 0..11 {
+        world.facts.pods.get_mut(&pod()).unwrap().asked = world.now;
+        accuse(&mut world);
+        assert!(world.blocked().is_empty());
+        world.wait(MINUTE);
+    }
+    let asked = |world: &mut World| {
+        let snapshot = world.snapshot();
+        world.book.questions(&snapshot, &world.policy).direct
+    };
+    let direct = asked(&mut world);
+    assert_eq!(direct.len(), 1, "the grace has ended");
+    accuse(&mut world);
+    assert!(world.blocked().is_empty());
+    assert_eq!(asked(&mut world), direct, "the same look is waited for");
+    world.facts.pods.get_mut(&pod()).unwrap().asked = world.now;
+    world.facts.carried.remove(&pod());
+    assert_eq!(world.blocked(), ["ns-a"]);
+    assert!(asked(&mut world).is_empty());
+}

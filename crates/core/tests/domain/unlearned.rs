@@ -157,3 +157,24 @@ fn what_was_blocked_before_the_start_waits_until_every_agent_must_have_scanned()
         assert_eq!(world.blocked(), ["ns-j"], "at {} s", world.clock());
     }
 }
+
+/// Its agent answers for ten minutes, is down for a minute, and so on: it may never have scanned.
+#[test]
+fn an_agent_that_restarts_again_and_again_keeps_its_blocks_for_the_limit_and_no_longer() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-j", 0)]);
+    assert_eq!(world.blocked(), ["ns-j"]);
+    let mut minutes = 0;
+    world.rounds(48 * 60, |w| {
+        minutes += 1;
+        if minutes % 11 == 0 {
+            w.report("n1", failed(FailureReason::Refused));
+        } else {
+            w.answer("n1", vec![]);
+        }
+        if minutes <= 24 * 60 {
+            assert_eq!(w.blocked(), ["ns-j"], "{minutes} min");
+        }
+    });
+    assert!(world.blocked().is_empty());
+}

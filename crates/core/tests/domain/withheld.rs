@@ -1,7 +1,10 @@
 //! Exemptions that would open too many tenants: the next leader decides of them as the one before did.
 
-use crate::common::{MINUTE, World, app, exemption, namespaces, record};
 use procscan_core::policy::{Exemption, Pattern};
+use procscan_core::state;
+use serde_json::json;
+
+use crate::common::{MINUTE, World, app, exemption, namespaces, record};
 
 fn of(namespaces: &str, confirm: Option<usize>) -> Exemption {
     let any = Pattern::Regex(regex::Regex::new(namespaces).unwrap());
@@ -62,6 +65,23 @@ fn what_was_withheld_is_not_opened_by_the_next_leader_because_fewer_tenants_are_
         assert!(world.blocked().is_empty());
         assert!(world.book.withheld().is_empty());
     }
+}
+
+/// Some entries of it can't be read for a while, and it is read again as it was.
+#[test]
+fn what_is_withheld_stays_so_while_it_can_not_be_read() {
+    let mut world = many_blocked();
+    world.policy.exemptions = vec![of("^ns-", None)];
+    assert_eq!(world.blocked().len(), 25);
+    let all = std::mem::take(&mut world.policy.exemptions);
+    let broken = json!({"namespace": {"regex": "^ns-"}, "until": "soon"});
+    world.policy.unread_exemptions = vec![state::exemption::readable(&broken)];
+    gone(&mut world, &namespaces(20));
+    assert_eq!(world.blocked().len(), 5);
+    (world.policy.exemptions, world.policy.unread_exemptions) = (all, Vec::new());
+    world.restart();
+    assert_eq!(world.blocked().len(), 5);
+    assert_eq!(world.book.withheld().len(), 1);
 }
 
 /// The first one opens all that few tenants are left of, the second is for one of them only.

@@ -86,7 +86,7 @@ impl Lead<'_> {
                 alert = "state",
                 incident = name,
                 %app,
-                "an Incident that had ended says that it is open: it was edited, or restored from a backup; it is written as ended"
+                "an Incident that had ended says that it is open: it was edited, restored from a backup, or written late by the leader before; it is written as ended"
             );
         }
     }

@@ -93,6 +93,7 @@ impl Book {
                             self.accuse(&app, id, (evidence, fresh_at, pod), silence, pass);
                         } else {
                             self.count(&app, &id, (fresh_at, already), silence);
+                            self.hold(&app, id, (evidence, fresh_at, pod), silence);
                         }
                     }
                     // Evidence that was accepted while it was fresh is not disputed because the Pod has gone since.
@@ -147,6 +148,25 @@ impl Book {
             Some(ground) if !already => ground.count_anew(silence),
             Some(ground) if ground.fresh_at < fresh_at => ground.count(silence),
             _ => {}
+        }
+    }
+
+    /// Evidence that was never accepted while it was fresh, because the cluster could not be asked or another replica led, leads to no
+    /// block; but what is blocked stays so until it has cleared.
+    fn hold(
+        &mut self,
+        app: &App,
+        id: EvidenceId,
+        (evidence, fresh_at, pod): (&EvidenceView, Moment, AcceptedPod),
+        silence: Silence,
+    ) {
+        let Some(incident) = self.incidents.get_mut(app) else { return };
+        if matches!(incident.standing, Standing::Blocked { .. }) && incident.grounds.get(&id).is_none() {
+            let mut ground = Ground::of(evidence, pod.uid, fresh_at, None);
+            ground.active = false;
+            ground.count(silence);
+            incident.tombstones.remove(&id);
+            incident.grounds.insert(id, ground);
         }
     }
 

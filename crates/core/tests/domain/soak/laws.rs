@@ -106,9 +106,14 @@ impl Soak {
             }
             return;
         }
+        let mut early = None;
         for pod in tenant.of(&app.name) {
             // Each answer vouches for a minute at most.
             let Some(heard) = pod.heard[LEADER] else { continue };
+            // The leader before may have accepted it and not kept it. This one can't any more: the Pod is gone, and what ran in it.
+            if !pod.is_alive() && heard.at < self.leaders.since {
+                continue;
+            }
             let node = &self.nodes[pod.node];
             let is_lost = |node: &Node| now - node.last_sign >= UNREACHABLE;
             let accused_at = pod.accused_at.unwrap_or(heard.at);
@@ -135,13 +140,14 @@ impl Soak {
             }
             let proven = (node.answered - heard.answered) * MINUTE;
             if proven < CLEAR_AFTER && !is_lost(node) {
-                let silent = now - heard.at;
-                let log = self.log_of(app);
-                self.fail(&format!(
-                    "{app} is released {silent} s after fresh evidence of {}, {proven} s of them answered: {reason}\n{log}",
-                    pod.uid
-                ));
+                early = Some((now - heard.at, pod.uid.clone(), proven));
             }
+        }
+        if let Some((silent, uid, proven)) = early {
+            let (log, known) = (self.log_of(app), self.known_of(number));
+            self.fail(&format!(
+                "{app} is released {silent} s after fresh evidence of {uid}, {proven} s of them answered: {reason}\n{log}\n{known}"
+            ));
         }
     }
 

@@ -19,6 +19,8 @@ use crate::common::settings;
 pub(super) struct Leaders {
     /// A leader restarts, or another goes on, once in so many minutes.
     every: usize,
+    /// When the leader began.
+    pub(super) since: u64,
     pub(super) mute_until: u64,
     unwritable_until: u64,
     late_until: u64,
@@ -37,6 +39,7 @@ impl Leaders {
     pub(super) fn new(random: &mut Random) -> Self {
         Self {
             every: [30, 90, 90, 2000][random.below(4)],
+            since: 0,
             mute_until: 0,
             unwritable_until: 0,
             late_until: 0,
@@ -193,6 +196,7 @@ impl Soak {
     /// A leader's first evaluation, before it knows anything of the cluster.
     fn begin(&mut self, is_restored: bool) {
         self.cluster.forget();
+        self.leaders.since = self.now();
         self.world.facts = Facts::default();
         // What is kept of these has cleared, and they wait for every node's answers only because not all of it could be kept: another
         // replica may have heard every node for long enough itself.

@@ -106,12 +106,18 @@ impl Soak {
             }
             return;
         }
+        // By an operator's word, which covers what had been heard when it was said.
+        let is_by_word = reason.starts_with("released by ");
+        let said_at = self.operators.released_at.get(app).copied().filter(|_| is_by_word);
         let mut early = None;
         for pod in tenant.of(&app.name) {
             // Each answer vouches for a minute at most.
             let Some(heard) = pod.heard[LEADER] else { continue };
             // The leader before may have accepted it and not kept it. This one can't any more: the Pod is gone, and what ran in it.
             if !pod.is_alive() && heard.at < self.leaders.since {
+                continue;
+            }
+            if said_at.is_some_and(|at| heard.at <= at) {
                 continue;
             }
             let node = &self.nodes[pod.node];

@@ -22,6 +22,8 @@ pub(super) struct Operators {
     approved: BTreeSet<App>,
     /// Until when they have released an App. Nothing is known of it after a backup was restored.
     pub(super) released: BTreeMap<App, u64>,
+    /// When they have released an App last.
+    pub(super) released_at: BTreeMap<App, u64>,
     /// The tenants of whose Apps they have ever released one: by a leader's wall clock a release may last for a month longer.
     excused: BTreeSet<usize>,
 }
@@ -50,6 +52,7 @@ impl Soak {
             let until = self.world.now.wall() + SignedDuration::from_secs(RELEASE.cast_signed());
             self.act(&Act::Release { app: app.clone(), until });
             let until = self.now() + RELEASE;
+            self.operators.released_at.insert(app.clone(), self.now());
             self.operators.released.insert(app, until);
             self.operators.excused.insert(number);
             self.told.acts += 1;

@@ -138,8 +138,9 @@ async fn a_node_that_accuses_pods_of_others_is_not_believed() -> anyhow::Result<
         plan["disputes"].as_array().into_iter().flatten().map(|dispute| &dispute["reason"]).collect();
     ensure!(reasons.contains(&&json!("the Pod runs on node sim-0000")), "{reasons:?}");
     world.stays_closed(&[], ROUNDS).await?;
-    world.until_logged(&["disputed", "the Pod runs on node sim-0000"]).await?;
-    world.until_logged(&["disputed", "there is no such Pod"]).await?;
+    // Said once for each namespace.
+    world.until_logged(&["disputed", "Pod no-such-pod and 1 more in namespace ns-a"]).await?;
+    world.until_logged(&["disputed", "there is no such Pod", "Pod web in namespace ns-none"]).await?;
     // It never weakens what the Pod's own node says.
     world.accuse(0, &[("ns-a", &pod)]);
     world.until_closed(&["web-x7k2.ns-a"]).await

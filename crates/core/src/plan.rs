@@ -177,6 +177,15 @@ impl Exposure {
         }
     }
 
+    /// Adds a Service of which it is not known how it is reached.
+    pub(crate) fn add_unseen(&mut self, service: &Text) {
+        if let Err(place) = self.services.binary_search(service) {
+            self.services.insert(place, service.clone());
+            let place = self.otherwise.partition_point(|known| known < service);
+            self.otherwise.insert(place, service.clone());
+        }
+    }
+
     /// Why the gateway closes nothing of it; `has_plain_list` tells whether Services are closed on which no Ingress leads.
     pub(crate) fn closes_nothing(&self, has_plain_list: bool) -> Option<&'static str> {
         if self.services.is_empty() {

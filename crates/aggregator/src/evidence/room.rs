@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use procscan_core::Moment;
@@ -194,6 +195,7 @@ impl Room {
             }
         }
         let reach = Reach::of(seen);
+        let selecting_none = reach.selecting_none(namespace);
         self.apps.clear();
         self.empty.retain(|app, _| apps.contains_key(app));
         for (app, accused) in &apps {
@@ -227,7 +229,8 @@ impl Room {
             let exposing = if pods.is_empty() { Vec::new() } else { reach.exposing(app, &pods) };
             let exposure = (!pods.is_empty()).then(|| exposure(&exposing, namespace, seen));
             let shared = reach.shared(app, &pods, &exposing, namespace);
-            self.apps.insert(app.clone(), AppFact { gone, exposure, shared });
+            let selecting_none = if pods.is_empty() { Arc::default() } else { selecting_none.clone() };
+            self.apps.insert(app.clone(), AppFact { gone, exposure, shared, selecting_none });
         }
     }
 
@@ -281,6 +284,16 @@ impl<'a> Reach<'a> {
         let services = self.seen.services.iter().enumerate();
         let exposes = |service: &Service| service.exposes(app, pods.iter().map(|pod| &pod.labels));
         services.filter(|(_, service)| exposes(service)).map(|(place, _)| place).collect()
+    }
+
+    /// The Services that select no running Pod, ordered.
+    fn selecting_none(&self, namespace: &Text) -> Arc<[Text]> {
+        let selects = |service: &Service| {
+            self.seen.pods.values().any(|pod| !pod.has_ended && service.selects(&pod.labels))
+        };
+        let services = self.seen.services.iter().filter(|service| !selects(service));
+        let names: BTreeSet<Text> = services.map(|service| host(&service.name, namespace)).collect();
+        names.into_iter().collect()
     }
 
     fn selected(&self, place: usize) -> &[&'a Pod] {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Policy;
@@ -86,6 +87,9 @@ pub struct AppFact {
     pub exposure: Option<Exposure>,
     /// Those of its Services that expose other Apps of the namespace too, ordered.
     pub shared: Vec<SharedService>,
+    /// The Services of its namespace, as `service.namespace.svc`, that select no Pod, because their selector was taken away or
+    /// changed: their tenant may send their traffic to any Pod by endpoints of its own.
+    pub selecting_none: Arc<[Text]>,
 }
 
 /// Whether an accusation may count.
@@ -185,6 +189,11 @@ impl Facts {
     /// namespace.
     pub(super) fn to_close(&self, app: &App, policy: &Policy, file: &File) -> Option<Cow<'_, Exposure>> {
         let mut exposure = self.closed_of(app, policy, file)?;
+        // What was closed for it stays so: otherwise its tenant could open it by taking the selector away.
+        let selecting_none = self.apps.get(app).map(|fact| &*fact.selecting_none).unwrap_or_default();
+        for service in selecting_none.iter().filter(|service| file.has_closed(service)) {
+            exposure.to_mut().add_unseen(service);
+        }
         if let Some(why) = exposure.closes_nothing(policy.has_plain_list) {
             exposure.to_mut().nothing_closed = Some(why.into());
         }

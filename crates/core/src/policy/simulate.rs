@@ -270,7 +270,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
     let accused: BTreeSet<&App> = live.iter().map(|piece| &piece.app).collect();
     for app in apps {
         // What had cleared by then had cleared for its App too.
-        let fact = AppFact { gone: !accused.contains(app), exposure: None, shared: Vec::new() };
+        let fact = AppFact { gone: !accused.contains(app), ..AppFact::default() };
         facts.apps.insert((*app).clone(), fact);
     }
     let snapshot = Snapshot {

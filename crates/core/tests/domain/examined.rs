@@ -148,7 +148,7 @@ fn what_an_ended_incident_had_closed_stays_closed_for_an_app_that_is_set_aside()
     let of = |name: &str| App::new("ns-x", "app", name);
     for name in ["a", "c"] {
         let exposure = Exposure::plain([format!("{name}.ns-x.svc").into(), "all.ns-x.svc".into()]);
-        let fact = AppFact { gone: false, exposure: Some(exposure), shared: vec![] };
+        let fact = AppFact { exposure: Some(exposure), ..AppFact::default() };
         world.facts.apps.insert(of(name), fact);
     }
     let accuse = |world: &mut World, names: &[&str]| {

@@ -56,6 +56,36 @@ fn kept(world: &World) -> &Incident {
     world.kept.values().next().unwrap()
 }
 
+/// The tenant takes the selector away, and the endpoints stay: the route to the miner goes on working.
+#[test]
+fn a_service_that_was_closed_stays_closed_when_its_selector_is_taken_away() {
+    for rule in [SharedServices::Block, SharedServices::Hold, SharedServices::Skip] {
+        let mut world = World::new(&["n1"]);
+        world.policy.verify_pods = true;
+        world.policy.shared_services = rule;
+        world.pod_on("ns-a", "web", "n1", "web");
+        world.service("ns-a", "web-x7k2", &["web"]);
+        let hosts = ["never-closed.ns-a.svc".into(), "web-x7k2.ns-a.svc".into()];
+        assert_eq!(closed(&accuse(&mut world).plan.blocks[0]).0, OWN);
+        for _ in 0..2 {
+            world.wait(MINUTE);
+            world.service("ns-a", "web-x7k2", &[]);
+            for fact in world.facts.apps.values_mut() {
+                fact.selecting_none = hosts.clone().into();
+            }
+            let block = accuse(&mut world).plan.blocks[0].clone();
+            assert_eq!(closed(&block).0, OWN, "{rule:?}");
+            assert_eq!(texts(&block.exposure.otherwise), OWN, "it is not known which Ingresses lead to it");
+            world.restart();
+        }
+        // It has been deleted.
+        for fact in world.facts.apps.values_mut() {
+            fact.selecting_none = Arc::default();
+        }
+        assert!(closed(&accuse(&mut world).plan.blocks[0]).0.is_empty());
+    }
+}
+
 #[test]
 fn a_shared_service_is_closed_and_the_decision_the_plan_and_the_incident_name_the_others() {
     let mut world = world(SharedServices::Block);

@@ -139,7 +139,8 @@ fn a_pod_that_ended_or_is_another_object_now_is_gone() {
     assert!(Room::default().see(&"ns-a".into(), &wanted, None, at(5), PATIENCE).is_empty());
 }
 
-/// What is known of the App after its Pod was accused, and one of UID 1 and of another App has been there twice.
+/// What is known of the App after its Pod was accused, and one of UID 1 and of another App has been there twice; without the Services
+/// that select nothing.
 fn known(which: &WhichPod) -> AppFact {
     let mut room = Room::default();
     for seconds in [0, 600] {
@@ -148,7 +149,7 @@ fn known(which: &WhichPod) -> AppFact {
         found.services.push(Service { name, selector, ..Service::default() });
         room.see(&"ns-a".into(), &accused(which.clone()), Some(found), at(seconds), PATIENCE);
     }
-    room.apps[&app()].clone()
+    AppFact { selecting_none: Arc::default(), ..room.apps[&app()].clone() }
 }
 
 #[test]
@@ -198,6 +199,16 @@ fn shared(found: Seen, which: WhichPod) -> (Vec<String>, Vec<Shared>) {
     let names = |others: &OtherApps| others.named.iter().map(|app| text(&app.name)).collect();
     let shared = shared.iter().map(|it| (text(&it.service), names(&it.others), it.others.more));
     (exposure.unwrap().services.iter().map(text).collect(), shared.collect())
+}
+
+#[test]
+fn services_that_select_no_running_pod_are_known() {
+    let pods = [("web-0", pod("1", "web", false)), ("blog-0", pod("5", "blog", true))];
+    let mut room = Room::default();
+    let found = Some(together(&pods));
+    room.see(&"ns-a".into(), &accused(WhichPod::Uid("1".into())), found, at(0), PATIENCE);
+    let hosts: Vec<String> = room.apps[&app()].selecting_none.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["blog-x.ns-a.svc", "by-hand.ns-a.svc"]);
 }
 
 #[test]

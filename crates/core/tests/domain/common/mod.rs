@@ -342,9 +342,8 @@ impl World {
         let pod = PodRef { namespace: namespace.into(), pod: pod.into() };
         let app = App::new(namespace, "app", app);
         self.facts.apps.entry(app.clone()).or_insert_with(|| AppFact {
-            gone: false,
             exposure: Some(Exposure::plain([Arc::from(format!("{}-x7k2.{namespace}.svc", app.name))])),
-            shared: Vec::new(),
+            ..AppFact::default()
         });
         let state = PodState::Present {
             uid: format!("uid of {}", pod.pod).into(),

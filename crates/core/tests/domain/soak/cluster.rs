@@ -159,5 +159,5 @@ fn reach(number: usize, tenant: &Tenant, app: &App, pods: &[&Pod]) -> AppFact {
             shared.push(SharedService { service: host(number, service), others });
         }
     }
-    AppFact { gone: false, exposure: Some(Exposure::plain(services)), shared }
+    AppFact { exposure: Some(Exposure::plain(services)), shared, ..AppFact::default() }
 }

@@ -100,6 +100,14 @@ impl Default for Enforcement {
     }
 }
 
+/// Whether a namespace can be called so, or, with a `*` at the end, begin so.
+fn may_be_namespace(name: &str) -> bool {
+    let (stem, is_whole) = name.strip_suffix('*').map_or((name, true), |stem| (stem, false));
+    let may_contain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_ended = !is_whole || (!stem.is_empty() && !stem.ends_with('-'));
+    stem.len() <= 63 && stem.bytes().all(may_contain) && !stem.starts_with('-') && is_ended
+}
+
 impl Enforcement {
     /// `has_pods`: the cluster is asked about Pods and Services.
     pub(super) fn check(&self, has_pods: bool, problems: &mut Problems) {
@@ -127,12 +135,13 @@ impl Enforcement {
             "0s to 7days",
         );
         for name in &self.protected_namespaces {
-            let stem = name.strip_suffix('*').unwrap_or(name);
+            // What can't be the name of a namespace would protect none, without a word.
             problems.require(
-                !name.is_empty() && !stem.contains('*'),
+                may_be_namespace(name),
                 "enforcement.protected_namespaces",
                 format!("{name:?}"),
-                "a namespace, or the beginning of one with a * at its end",
+                "the name of a namespace (lower-case letters, digits and -), or the beginning of one with a * at its end; no regular \
+                 expression",
             );
         }
         for (index, exemption) in self.exemptions.iter().enumerate() {

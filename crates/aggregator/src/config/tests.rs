@@ -195,7 +195,14 @@ fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
     let without_cluster = "discovery: {mode: static, targets: [\"10.0.0.1:9090\"]}\noutput: {mode: directory}\nenforcement: {shared_services: hold}\n";
     refused(without_cluster, "enforcement.shared_services: hold is not allowed", "allowed is block");
     refused("enforcement: {namespaces: \"(\"}\n", "enforcement.namespaces: \"(\"", "regular expression");
-    refused("enforcement: {protected_namespaces: [\"a*b\"]}\n", "enforcement.protected_namespaces", "*");
+    for wrong in ["a*b", "^ns-vip-.*", "/^kube-/", "Kube-System", "ns-a ", "a,b", "", "-a", "a-", "ns_a"] {
+        let yaml = format!("enforcement: {{protected_namespaces: [\"{wrong}\"]}}\n");
+        refused(&yaml, "enforcement.protected_namespaces", "no regular expression");
+    }
+    for right in ["a", "ns-vip-*", "*", "0-a", "kube*"] {
+        let yaml = format!("enforcement: {{protected_namespaces: [\"{right}\"]}}\n");
+        assert!(parse(&yaml).is_ok(), "{right}");
+    }
     refused(
         "enforcement: {exemptions: [{reason: x}]}\n",
         "enforcement.exemptions",

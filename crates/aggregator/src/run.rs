@@ -285,7 +285,7 @@ impl Service {
     /// Starts everything. Nothing runs if it fails.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let cluster = cluster(config).await?;
-        let output = output(config, cluster.as_ref())?;
+        let mut output = output(config, cluster.as_ref())?;
         if let Output::Directory(directory) = &output {
             // A directory that can't be read does not become readable by waiting.
             directory.blocked(&config.settings().gateway)?;
@@ -298,6 +298,10 @@ impl Service {
         let (delivered_tx, delivered) = watch::channel(Arc::default());
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
         let place = state(config, cluster.as_ref()).await?;
+        // Where a Lease says which process writes, several may share the directory.
+        if let (Output::Directory(directory), None) = (&mut output, &place.election) {
+            directory.lock().context("output.directory")?;
+        }
         let footing = Footing {
             store: place.store,
             desk: place.desk,

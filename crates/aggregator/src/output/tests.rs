@@ -197,6 +197,22 @@ fn what_a_crash_has_left_unfinished_is_cleared_away() {
 }
 
 #[test]
+fn a_directory_is_locked_for_one_process_until_it_ends() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut first = Directory::open(temp.path()).unwrap();
+    first.lock().unwrap();
+    let writing = first.clone();
+    drop(first);
+    let mut second = Directory::open(temp.path()).unwrap();
+    let error = second.lock().unwrap_err().to_string();
+    let path = temp.path().display().to_string();
+    assert!(error.contains(&path) && error.contains("another process writes there"), "{error}");
+    drop(writing);
+    second.lock().unwrap();
+    assert_eq!(listing(temp.path()), Vec::<String>::new(), "nothing is left in it");
+}
+
+#[test]
 fn a_directory_that_can_not_be_made_is_a_clear_error() {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join("file"), "").unwrap();

@@ -6,7 +6,7 @@
 mod memory;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,6 +48,8 @@ pub struct Written {
 pub struct Directory {
     path: PathBuf,
     memory: Arc<Mutex<Memory>>,
+    /// Locked as long as any clone is there.
+    lock: Option<Arc<File>>,
 }
 
 impl Directory {
@@ -55,7 +57,7 @@ impl Directory {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
         let path = path.into();
         fs::create_dir_all(&path).map_err(|e| error(&path, "can't be made", &e))?;
-        let directory = Self { path, memory: Arc::default() };
+        let directory = Self { path, memory: Arc::default(), lock: None };
         for name in directory.names()? {
             if name.starts_with(TEMPORARY) {
                 let file = directory.path.join(&name);
@@ -63,6 +65,28 @@ impl Directory {
             }
         }
         Ok(directory)
+    }
+
+    /// Locks the directory for this process, until it ends: two processes that decide apart would undo each other's writes. Fails if
+    /// another process has locked it. Where the file system has no locks, the log says so.
+    pub fn lock(&mut self) -> Result<(), DirectoryError> {
+        let handle = File::open(&self.path).map_err(|e| error(&self.path, "can't be opened", &e))?;
+        match handle.try_lock() {
+            Ok(()) => self.lock = Some(Arc::new(handle)),
+            Err(TryLockError::WouldBlock) => {
+                let problem = "another process writes there: stop it, or configure another directory";
+                return Err(DirectoryError {
+                    path: self.path.display().to_string(),
+                    problem: problem.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(e)) => tracing::warn!(
+                path = %self.path.display(),
+                error = %e,
+                "the output directory can't be locked; let no other process write there"
+            ),
+        }
+        Ok(())
     }
 
     /// Where it is.

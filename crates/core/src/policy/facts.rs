@@ -188,9 +188,10 @@ impl Facts {
     /// Without a cluster to ask, the only guess that can't hit another App is a Service of the App's own name in its own
     /// namespace.
     pub(super) fn to_close(&self, app: &App, policy: &Policy, file: &File) -> Option<Cow<'_, Exposure>> {
-        let mut exposure = self.closed_of(app, policy, file)?;
+        let fact = self.apps.get(app);
+        let mut exposure = Self::closed_of(app, fact, policy, file)?;
         // What was closed for it stays so: otherwise its tenant could open it by taking the selector away.
-        let selecting_none = self.apps.get(app).map(|fact| &*fact.selecting_none).unwrap_or_default();
+        let selecting_none = fact.map(|fact| &*fact.selecting_none).unwrap_or_default();
         for service in selecting_none.iter().filter(|service| file.has_closed(service)) {
             exposure.to_mut().add_unseen(service);
         }
@@ -200,8 +201,13 @@ impl Facts {
         Some(exposure)
     }
 
-    fn closed_of(&self, app: &App, policy: &Policy, file: &File) -> Option<Cow<'_, Exposure>> {
-        let Some(fact) = self.apps.get(app) else {
+    fn closed_of<'a>(
+        app: &App,
+        fact: Option<&'a AppFact>,
+        policy: &Policy,
+        file: &File,
+    ) -> Option<Cow<'a, Exposure>> {
+        let Some(fact) = fact else {
             let is_guess = !policy.verify_pods && crate::names::is_dns_label(&app.name);
             let guess = || Exposure::plain([format!("{}.{}.svc", app.name, app.namespace).into()]);
             return is_guess.then(|| Cow::Owned(guess()));

@@ -14,7 +14,7 @@ use crate::Moment;
 use crate::ledger::{Cleared, Presence};
 use crate::moment::Span;
 use crate::names::App;
-use crate::snapshot::{EvidenceView, Snapshot, State};
+use crate::snapshot::{EvidenceView, NodeView, Snapshot, State};
 
 impl Book {
     /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns how much can't be judged.
@@ -235,13 +235,13 @@ impl Book {
             if app_is_gone && incident.inherited.as_ref().is_some_and(|accused| !accused.is_empty()) {
                 incident.file().inherited = None;
             }
-            let why = |(key, node): &EvidenceId, ground: &Ground| {
+            let why = |(key, node): &EvidenceId, ground: &Ground, view: Option<&NodeView>| {
                 if app_is_gone {
                     return Some(ClearedGround::AppGone);
                 }
                 // If the ledger does not know a violation, none of its node's answers said anything of it.
                 let unheard = || pass.snapshot.unheard(key, node).unwrap_or(Duration::MAX.into());
-                let cleared = match pass.snapshot.nodes.get(node) {
+                let cleared = match view {
                     // As of the snapshot: a node may have answered since.
                     Some(view) => view.clock.cleared(
                         ground.mark,
@@ -256,19 +256,19 @@ impl Book {
                 };
                 cleared.map(ClearedGround::By)
             };
-            let cleared: Vec<(EvidenceId, ClearedGround)> = incident
-                .grounds
-                .iter()
-                .filter_map(|(id, ground)| Some((id.clone(), why(id, ground)?)))
-                .collect();
-            if app_is_gone {
-                incident.cleared = Some(ClearedGround::AppGone);
-            }
-            for ((key, node), ground) in incident.grounds.iter_mut() {
-                if let Some(view) = pass.snapshot.nodes.get(node) {
-                    let unheard = || pass.snapshot.unheard(key, node).unwrap_or(Span::ZERO);
+            let mut cleared: Vec<(EvidenceId, ClearedGround)> = Vec::new();
+            for (id, ground) in incident.grounds.iter_mut() {
+                let view = pass.snapshot.nodes.get(&id.1);
+                if let Some(by) = why(id, ground, view) {
+                    cleared.push((id.clone(), by));
+                }
+                if let Some(view) = view {
+                    let unheard = || pass.snapshot.unheard(&id.0, &id.1).unwrap_or(Span::ZERO);
                     ground.note_hidden(&view.clock, unheard);
                 }
+            }
+            if app_is_gone {
+                incident.cleared = Some(ClearedGround::AppGone);
             }
             for (id, by) in cleared {
                 if let Some(ground) = incident.grounds.remove(&id) {

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn earlier_versions_took_a_job_for_a_cron_jobs_by_a_long_number_only() {
+    fn earlier_versions_recognised_a_cron_jobs_job_by_a_long_number_only() {
         let earlier = |name| {
             let owner = Some(Owner { kind: "Job", name });
             let marks = Marks { labels: &labels(&[]), owner, created: None };

@@ -177,7 +177,7 @@ impl Exposure {
         }
     }
 
-    /// Adds a Service of which it is not known how it is reached.
+    /// Adds a Service whose routes are not known.
     pub(crate) fn add_unseen(&mut self, service: &Text) {
         if let Err(place) = self.services.binary_search(service) {
             self.services.insert(place, service.clone());
@@ -186,10 +186,11 @@ impl Exposure {
         }
     }
 
-    /// Why the gateway closes nothing of it; `has_plain_list` tells whether Services are closed on which no Ingress leads.
+    /// Why the gateway closes nothing of the App; `None` if it closes something. `has_plain_list` says whether the
+    /// gateway also closes Services to which no Ingress leads.
     pub(crate) fn closes_nothing(&self, has_plain_list: bool) -> Option<&'static str> {
         if self.services.is_empty() {
-            // Of what stays open because it is shared, the remarks tell.
+            // The remarks name the Services that stay open because they are shared.
             return self.left_open.is_empty().then_some("no Service of its namespace exposes it");
         }
         let is_out_of_reach = !has_plain_list && self.ingresses.is_empty();
@@ -217,13 +218,13 @@ impl Exposure {
         remarks
     }
 
-    /// That nothing is closed, to be appended to the reason of a block; empty if something is.
+    /// The text to append to the reason of a block if nothing is closed; empty if something is closed.
     fn nothing_remark(&self) -> String {
         let of = |why: &Text| format!("; nothing is closed at the gateway: {why}");
         self.nothing_closed.as_ref().map(of).unwrap_or_default()
     }
 
-    /// The reason of a block, with what is closed of it at present.
+    /// The reason of a block, completed by the note that nothing is closed at present, if so.
     pub(crate) fn complete(&self, reason: &Text) -> Text {
         if self.nothing_closed.is_none() {
             return reason.clone();
@@ -231,7 +232,7 @@ impl Exposure {
         format!("{reason}{}", self.nothing_remark()).into()
     }
 
-    /// The reason from which [`Exposure::complete`] has made `reason`.
+    /// The inverse of [`Exposure::complete`]: the reason without that note.
     pub(crate) fn incomplete(&self, reason: &Text) -> Text {
         let remark = self.nothing_remark();
         let bare = reason.strip_suffix(&*remark).filter(|_| !remark.is_empty());

@@ -17,7 +17,7 @@ impl Ledger {
     /// A report of a target that is older than one already taken in is ignored.
     pub fn absorb(&mut self, report: &Report) -> Vec<Change> {
         self.node_change = None;
-        // A target that has left while it was being asked has nothing to say any more.
+        // The report of a target that was removed while it was being asked is ignored.
         let target = self.targets.get_mut(&report.target.address);
         let Some(repeated) = target.and_then(|target| target.note(report)) else { return Vec::new() };
         self.revision += 1;
@@ -72,7 +72,7 @@ struct Common<'a> {
 impl Common<'_> {
     /// Takes in what `node` lists.
     fn take_in(&mut self, name: &NodeName, node: &mut Node, answer: &Answer, at: Moment) -> Vec<Change> {
-        // One answer may list a key twice, in any order: the newest record speaks.
+        // One answer may list a key twice, in any order: the newest record counts.
         let mut listed: Vec<RecordRef<'_>> = answer.records.iter().collect();
         listed.sort_by(|a, b| {
             let newest_first = || (b.detected_at, b.cmdline).cmp(&(a.detected_at, a.cmdline));

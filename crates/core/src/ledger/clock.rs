@@ -17,9 +17,9 @@ pub struct Reading {
     pub answered: Span,
     /// How much of the answered time said nothing of this violation.
     pub unheard: Span,
-    /// In a reading from which on time counts: for how long its node had answered before, to other leaders or before
-    /// the start, without fresh evidence of this violation. Only known where answers said nothing of it, and counts
-    /// only for the limit of that.
+    /// In the reading that starts a clearing clock: how long the node had answered without fresh evidence of this
+    /// violation before this clock started, to earlier leaders or before a restart. Known only if some of those answers
+    /// said nothing of the violation. Counts only towards `unreachable_limit`.
     pub before: Span,
 }
 
@@ -37,7 +37,8 @@ pub struct NodeClock {
     pub unheard: Span,
     /// The least answered time without fresh evidence that proves absence on this node.
     pub required: Span,
-    /// Its agent must have scanned since it may have restarted. Until then its answers prove no absence.
+    /// Whether the node's agent has had time for a scan since its last possible restart. Until then its answers prove no
+    /// absence.
     pub has_scanned: bool,
     /// When the node was first asked.
     pub since: Moment,

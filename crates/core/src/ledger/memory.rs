@@ -34,8 +34,8 @@ pub struct Remembered {
     /// The learned scan interval of the node's agent; longer if the violation itself was unseen for longer and came
     /// back.
     pub scan_interval: Option<Duration>,
-    /// For how long its node had answered without fresh evidence of it, where answers said nothing of it; zero where
-    /// all of them did.
+    /// How long its node had answered without fresh evidence of it, if some of these answers said nothing of it;
+    /// otherwise zero.
     pub hidden_for: Duration,
 }
 
@@ -46,18 +46,20 @@ impl Remembered {
 }
 
 impl Ledger {
-    /// Takes over what was known before the start, or to another replica: tombstones stay tombstones, and clearing clocks begin
-    /// anew, because our own restart is evidence of nothing. What has been heard since is known better, and wins.
+    /// Takes over what was known before the start, or to another replica: tombstones stay tombstones, and clearing
+    /// clocks begin anew, because our own restart is evidence of nothing. Evidence that this ledger has heard since takes
+    /// precedence.
     pub fn remember(&mut self, remembered: impl IntoIterator<Item = Remembered>, now: Moment) {
-        // Of several words the latest is right, by the agent's own clock: leaders' clocks differ.
+        // The interval beside the latest record of a node counts. The agent's own clock orders the records, because
+        // leaders' clocks differ.
         let mut intervals: BTreeMap<NodeName, (Timestamp, Duration)> = BTreeMap::new();
         let mut nodes = BTreeSet::new();
         for known in remembered {
             nodes.insert(known.node.clone());
             if let Some(interval) = known.scan_interval {
-                let word = (known.record.detected_at, interval);
-                let latest = intervals.entry(known.node.clone()).or_insert(word);
-                *latest = (*latest).max(word);
+                let dated = (known.record.detected_at, interval);
+                let latest = intervals.entry(known.node.clone()).or_insert(dated);
+                *latest = (*latest).max(dated);
             }
             let node = self.nodes.entry(known.node.clone()).or_insert_with(|| Box::new(Node::new(now)));
             let mark = node.reading();

@@ -277,7 +277,7 @@ mod tests {
     use crate::report::{Answer, Outcome, Record, Report, Target};
 
     #[test]
-    fn nothing_is_left_of_what_is_forgotten() {
+    fn a_violation_is_removed_when_its_tombstone_expires() {
         let at = |minutes| {
             let passed = Duration::from_mins(minutes);
             Moment::new(passed, Timestamp::UNIX_EPOCH + passed)

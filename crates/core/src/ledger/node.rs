@@ -274,8 +274,8 @@ impl Node {
         rules.clear_after.max(scans.unwrap_or(first_scan(rules)))
     }
 
-    /// Whether its agent must have scanned since it may have restarted. While its interval is learned, the odometer
-    /// counts only from then on.
+    /// Whether its agent has had time for a scan since its last possible restart. With a learned interval this needs no
+    /// check of its own: the odometer counts an agent that may have restarted only after one interval.
     fn has_scanned(&self, rules: &Detection) -> bool {
         self.steps.usual().is_some() || self.settled.get() >= first_scan(rules)
     }
@@ -366,7 +366,7 @@ impl Node {
     }
 }
 
-/// Within how much answered time an agent scans whose interval is not learned.
+/// The answered time within which an agent whose interval is not learned is expected to scan.
 fn first_scan(rules: &Detection) -> Duration {
     rules.assumed_interval.saturating_add(rules.answer_gap)
 }

@@ -12,8 +12,8 @@ pub struct Detection {
     /// How long a node has to answer, in sum, without fresh evidence of a violation until it clears. Never less than 6
     /// learned scan intervals of the node. Answers that say nothing of the violation do not count.
     pub clear_after: Duration,
-    /// How often an agent is taken to scan until its interval is learned: for so long, and one `answer_gap`, it has to
-    /// answer before anything of its node clears; and once more after it may have restarted.
+    /// The scan interval that is assumed for an agent until its own is learned. Nothing of its node clears before it has
+    /// answered for this time and one `answer_gap`; after a possible restart of the agent this time begins again.
     pub assumed_interval: Duration,
     /// How long to wait for a node from which nothing of an answer comes. And how long to wait, in answered time, for a
     /// node whose answers say nothing of a violation.
@@ -33,7 +33,7 @@ impl Default for Detection {
         Self {
             max_age: Duration::from_mins(30),
             clear_after: Duration::from_mins(30),
-            // What the agent's shipped manifest says.
+            // The interval in the manifest that ships with the agent.
             assumed_interval: Duration::from_secs(1000),
             unreachable_limit: Duration::from_hours(24),
             same_incident: Duration::from_hours(24),

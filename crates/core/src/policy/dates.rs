@@ -125,7 +125,7 @@ impl Dates {
         doubtful
     }
 
-    /// The force of `until` now; in doubt if [`Dates::note`] does not know it.
+    /// The force of `until` now; [`Force::Doubtful`] if [`Dates::note`] has not noted it.
     pub(super) fn force(&self, until: Timestamp, now: Moment) -> Force {
         self.known.get(&until).map_or(Force::Doubtful, |known| known.force(until, now))
     }

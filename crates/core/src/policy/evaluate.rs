@@ -287,7 +287,7 @@ impl Book {
             return Wish::Nothing;
         }
         if !active {
-            // What was renewed since is not judged yet, and waits for the same look.
+            // Evidence that was renewed since is not judged yet: it waits for the look that was wanted before.
             incident.wants_look = wanted_look.filter(|_| incident.has_unjudged(pass));
             return Wish::Nothing;
         }
@@ -306,7 +306,7 @@ impl Book {
         Wish::Nothing
     }
 
-    /// Whether it may be blocked now, because its tenant has been told for long enough. Otherwise begins the grace.
+    /// Whether `app` may be blocked now because its grace is over, or there is none. Begins the grace if it has not begun.
     fn is_due(app: &App, incident: &mut Incident, pass: &mut Pass<'_>) -> bool {
         let grace = pass.policy.grace;
         if grace.is_zero() || incident.approved {

@@ -85,7 +85,7 @@ impl Exemption {
         opened.map(|block| &block.app.namespace).collect::<BTreeSet<&Text>>().len()
     }
 
-    /// Why it is withheld: it would open so many tenants now, or too many when it was judged.
+    /// Why the exemption is withheld. `tenants` is how many tenants it would open now.
     fn too_much(&self, tenants: usize, was_withheld: bool, rules: &BrakeRules) -> String {
         let (place, most) = (&self.place, self.may_open(rules));
         if was_withheld && tenants <= most {
@@ -114,15 +114,14 @@ impl Exemption {
         format!("{place} {parts:?} {until:?} {confirm:?}")
     }
 
-    /// By which it is known over restarts that it is withheld.
+    /// Identifies the exemption in incidents that record that it is withheld.
     fn fingerprint(&self) -> Text {
         format!("{:016x}", stable_hash(&[&self.identity()])).into()
     }
 }
 
-/// In how many blocked Apps' incidents it is kept that an exemption is withheld. One would be enough, until that App's
-/// block ends.
-const CARRIERS: usize = 8;
+/// How many incidents of blocked Apps record that an exemption is withheld. One would be enough, but its block may end.
+const RECORDS: usize = 8;
 /// How many withheld exemptions an incident keeps at most.
 const MAX_WITHHELD: usize = 16;
 
@@ -181,7 +180,7 @@ impl Book {
             let now_open = self.excused(pass, |app| !open.contains(app) && exemption.may_cover(app));
             let tenants = now_open.iter().map(|app| &app.namespace).collect::<BTreeSet<&Text>>().len();
             let fingerprint = exemption.fingerprint();
-            // A leader before withheld it. What it would open may have become less since.
+            // An earlier leader withheld it. It may cover fewer tenants now, but no operator has confirmed it.
             let was_withheld = self.incidents.values().any(|it| it.withheld.contains(&fingerprint));
             let mut withheld = None;
             if tenants <= exemption.may_open(&pass.policy.brake) && !was_withheld {
@@ -198,16 +197,16 @@ impl Book {
         }
     }
 
-    /// Enters into the incidents of a few blocked Apps which exemptions are withheld, so that the next leader knows of
-    /// it.
+    /// Records in the incidents of a few blocked Apps which exemptions are withheld, so that the next leader withholds
+    /// them too.
     pub(super) fn note_withheld(&mut self, policy: &Policy) {
         let known = &self.admissions.known;
         let is_withheld = |it: &&Exemption| known.get(&it.identity()).is_some_and(Option::is_some);
         let withheld: Vec<&Exemption> = policy.exemptions.iter().filter(is_withheld).collect();
-        // What can't be read at the moment has not been taken away.
+        // While some exemptions can't be read, a missing one may be among them, so no record is removed.
         let is_complete = policy.unread_exemptions.is_empty();
         if is_complete && self.incidents.values().any(|incident| !incident.withheld.is_empty()) {
-            // One that an operator has changed or taken away is judged anew when it comes again.
+            // An exemption that an operator changed or deleted is judged anew if it is declared again.
             let declared: BTreeSet<Text> = policy.exemptions.iter().map(Exemption::fingerprint).collect();
             for incident in self.incidents.values_mut() {
                 if !incident.withheld.iter().all(|it| declared.contains(it)) {
@@ -225,7 +224,7 @@ impl Book {
                 let has_room = incident.withheld.len() < MAX_WITHHELD;
                 is_blocked(incident) && !carries(incident) && has_room && exemption.may_cover(app)
             });
-            for (_, incident) in others.take(CARRIERS.saturating_sub(marked)) {
+            for (_, incident) in others.take(RECORDS.saturating_sub(marked)) {
                 let more = incident.withheld.iter().cloned().chain([fingerprint.clone()]);
                 incident.file().withheld = more.collect();
             }

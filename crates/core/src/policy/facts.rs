@@ -26,8 +26,8 @@ pub struct Facts {
     pub epoch: u64,
     /// The accused Pods.
     pub pods: BTreeMap<PodRef, PodFact>,
-    /// When those of these Pods were read whose facts are newer than that: it has been reported since that nothing has
-    /// changed.
+    /// When Pods were last read directly, for those of `pods` whose fact is newer than that because the watches have
+    /// reported no change since.
     pub carried: BTreeMap<PodRef, Moment>,
     /// The Apps that they belong to.
     pub apps: BTreeMap<App, AppFact>,
@@ -87,8 +87,8 @@ pub struct AppFact {
     pub exposure: Option<Exposure>,
     /// Those of its Services that expose other Apps of the namespace too, ordered.
     pub shared: Vec<SharedService>,
-    /// The Services of its namespace, as `service.namespace.svc`, that select no Pod, because their selector was taken away or
-    /// changed: their tenant may send their traffic to any Pod by endpoints of its own.
+    /// The Services of its namespace, as `service.namespace.svc`, that select no running Pod, ordered. The tenant may
+    /// have removed the selector, and route their traffic to any Pod by endpoints of its own.
     pub selecting_none: Arc<[Text]>,
 }
 
@@ -117,7 +117,7 @@ pub struct AcceptedPod {
 }
 
 impl PodState {
-    /// Whether it is there and runs on `node`, which may be a node's name or a static target's address.
+    /// Whether the Pod exists and runs on `node`, which may be a node's name or a static target's address.
     pub fn runs_on(&self, node: &NodeName) -> bool {
         let Self::Present { node: actual, host_ips, .. } = self else { return false };
         actual == node || host_ips.iter().any(|ip| is_host_of(ip, &node.0))
@@ -125,7 +125,7 @@ impl PodState {
 }
 
 impl Facts {
-    /// When the Pod was read last; `None` if it was not.
+    /// When the Pod was last read directly; `None` if it never was.
     pub(super) fn read_at(&self, pod: &PodRef) -> Option<Moment> {
         self.carried.get(pod).copied().or_else(|| Some(self.pods.get(pod)?.asked))
     }
@@ -173,8 +173,7 @@ impl Facts {
         self.apps.get(app).is_some_and(|fact| fact.gone)
     }
 
-    /// Whether nothing is known of `namespace`: the last look at it failed, so none of its Pods could be read, or it has
-    /// not been looked at yet.
+    /// Whether nothing is known of the Pods of `namespace`: the last look at it failed, or there was no look yet.
     pub(super) fn is_unreadable(&self, namespace: &Text) -> bool {
         let first = PodRef { namespace: namespace.clone(), pod: Text::from("") };
         let pods = self.pods.range(first..).take_while(|(pod, _)| pod.namespace == *namespace);
@@ -190,7 +189,7 @@ impl Facts {
     pub(super) fn to_close(&self, app: &App, policy: &Policy, file: &File) -> Option<Cow<'_, Exposure>> {
         let fact = self.apps.get(app);
         let mut exposure = Self::closed_of(app, fact, policy, file)?;
-        // What was closed for it stays so: otherwise its tenant could open it by taking the selector away.
+        // A Service that was closed for it stays closed: otherwise its tenant could open it by removing the selector.
         let selecting_none = fact.map(|fact| &*fact.selecting_none).unwrap_or_default();
         for service in selecting_none.iter().filter(|service| file.has_closed(service)) {
             exposure.to_mut().add_unseen(service);

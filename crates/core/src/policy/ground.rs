@@ -11,7 +11,7 @@ use crate::names::Text;
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
 
-/// In steps of how long it is noted for how long a ground is hidden: each step is written.
+/// How much longer a ground must have been hidden before the time is noted again: each note is written to the state.
 const HIDDEN_STEP: Duration = Duration::from_hours(1);
 
 /// One node's accepted evidence of one violation.
@@ -39,8 +39,8 @@ pub(super) struct Ground {
     pub(super) scan_interval: Option<Span>,
     /// The longest time for which it was unseen and came back (see [`crate::snapshot::Heard::away`]).
     pub(super) away: Span,
-    /// For how long its node has answered since then, earlier leaders' time included, if some of the answers said
-    /// nothing of it; else zero. Updated seldom.
+    /// How long its node has answered since it was last fresh, earlier leaders' time included, if some of these answers
+    /// said nothing of it; otherwise zero. Updated in steps of [`HIDDEN_STEP`].
     pub(super) hidden_for: Span,
     /// Fresh, and accepted, as of the last evaluation.
     pub(super) active: bool,
@@ -85,34 +85,34 @@ pub(super) struct Silence {
 }
 
 impl Ground {
-    /// Starts its clearing clock anew, if it does not count from a later moment already: after a start that is the start, before which
-    /// another leader may have heard more.
+    /// Restarts its clearing clock at `counted_from`, unless the clock already counts from a later moment. After a
+    /// restart it counts from the restart, because another leader may have heard of the process until then.
     pub(super) fn count(&mut self, Silence { mark, counted_from }: Silence) {
         if self.counted_from < counted_from {
             (self.mark, self.counted_from) = (mark, counted_from);
         }
     }
 
-    /// Like [`Ground::count`], for what was found anew: for how long it was hidden before does not count any more.
+    /// Like [`Ground::count`], for evidence that was found anew: the time for which it was hidden before is dropped.
     pub(super) fn count_anew(&mut self, silence: Silence) {
         self.count(silence);
         self.mark.before = Span::ZERO;
     }
 
-    /// From when on its node's silence counts.
+    /// Where its clearing clock starts.
     pub(super) fn silence(&self) -> Silence {
         Silence { mark: self.mark, counted_from: self.counted_from }
     }
 
-    /// Notes how long it has been hidden, once in [`HIDDEN_STEP`] of answered time. `unheard` returns how much of the
-    /// answered time has said nothing of it by now.
+    /// Notes how long it has been hidden, once in [`HIDDEN_STEP`] of answered time. `unheard` returns for how much of the
+    /// node's answered time the answers said nothing of it.
     pub(super) fn note_hidden(&mut self, clock: &NodeClock, unheard: impl FnOnce() -> Span) {
         let answered = clock.odometer.saturating_sub(self.mark.answered);
         let before = self.mark.before.get();
         let by_now = before.saturating_add(answered);
         let noted = self.hidden_for.get();
         if noted < before || noted > by_now {
-            // Its clock has begun anew.
+            // Its clock was restarted since the last note.
             self.hidden_for = self.mark.before;
         } else if by_now.saturating_sub(noted) >= HIDDEN_STEP
             && (!before.is_zero() || unheard() > self.mark.unheard)

@@ -22,7 +22,7 @@ impl Book {
         self.begin_anew(pass.snapshot);
         let known = self.accused_by();
         let (mut disputes, mut refused) = (BTreeMap::new(), RefusedNow::default());
-        let mut unbelieved = RefusedNow::default();
+        let mut disputed = RefusedNow::default();
         let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
         for violation in &pass.snapshot.violations {
             if let Some(why) = pass.policy.refuses(&violation.key.namespace) {
@@ -99,7 +99,7 @@ impl Book {
                     // Evidence that was accepted while it was fresh is not disputed because the Pod has gone since.
                     Verdict::Disputed(_) | Verdict::Unverified(_) if already => {}
                     Verdict::Disputed(why) => {
-                        unbelieved.count(&heard.node, &heard.record, || why.clone().into());
+                        disputed.count(&heard.node, &heard.record, || why.clone().into());
                         disputes.insert(id, why);
                     }
                     // Its Pod is being looked up again: until then it stands as it did.
@@ -124,7 +124,7 @@ impl Book {
         }
         self.disputes = disputes;
         self.refused.log(refused, DecisionKind::Exempted, pass);
-        self.disputed.log(unbelieved, DecisionKind::Disputed, pass);
+        self.disputed.log(disputed, DecisionKind::Disputed, pass);
         unverified
     }
 
@@ -140,8 +140,8 @@ impl Book {
         }
     }
 
-    /// Evidence may have been renewed since the last evaluation, and be old by now: its node has been silent since then only. If it is not
-    /// known `already`, it was found since.
+    /// Restarts the clearing clock for evidence that was renewed since the last evaluation and is old by now. Evidence
+    /// that was not known `already` was found anew.
     fn count(&mut self, app: &App, id: &EvidenceId, (fresh_at, already): (Moment, bool), silence: Silence) {
         let ground = self.incidents.get_mut(app).and_then(|incident| incident.grounds.get_mut(id));
         match ground {
@@ -151,8 +151,8 @@ impl Book {
         }
     }
 
-    /// Evidence that was never accepted while it was fresh, because the cluster could not be asked or another replica led, leads to no
-    /// block; but what is blocked stays so until it has cleared.
+    /// Adds evidence that was never accepted while it was fresh, because the cluster could not be asked or another
+    /// replica led. It leads to no block, but a blocked App stays blocked until this evidence has cleared.
     fn hold(
         &mut self,
         app: &App,
@@ -219,7 +219,7 @@ impl Book {
             ground.count(silence);
             if let Some(old) = incident.grounds.get(&id) {
                 ground.count_anew(old.silence());
-                // If it is about another Pod, that has to be kept anew.
+                // Evidence of another Pod has to be kept anew.
                 ground.kept = old.kept.filter(|_| old.pod_uid == ground.pod_uid);
             }
             incident.grounds.insert(id, ground);

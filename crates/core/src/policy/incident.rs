@@ -53,8 +53,8 @@ pub struct Incident {
     pub(super) omitted: u32,
     /// When it was read it was blocked, although everything that was kept of it had cleared.
     pub(super) had_cleared: bool,
-    /// Since when it would be blocked if its Pods were read once more. What the watches report is enough to go on, but
-    /// not to begin a block.
+    /// Since when its block waits for a direct read of its Pods. Reports of the watches are enough for a block to
+    /// continue, but not to begin one.
     pub(super) wants_look: Option<Moment>,
     /// Shared with what is in effect of it for as long as nothing else is decided.
     file: Arc<File>,
@@ -97,7 +97,7 @@ pub struct File {
     pub(super) formerly: FewSet<App>,
     /// What covers it, as last logged.
     pub(super) exempted: Option<Box<str>>,
-    /// Exemptions that are withheld, by fingerprint: they would open it, and too many others.
+    /// Fingerprints of exemptions that are withheld: each would open this App and those of too many other tenants.
     pub(super) withheld: Box<[Text]>,
     /// What the brakes have counted of it: the window's entry of this App.
     pub(super) due: Option<Arc<Due>>,
@@ -453,8 +453,8 @@ impl Incident {
         records
     }
 
-    /// Whether an accusation that a new block may rest on was followed by a look at its Pod: no report of a watch, but a
-    /// direct read. `since` is when the block was first waiting for that.
+    /// Whether the Pod of an accusation that justifies a new block was read directly after the accusation. A report of a
+    /// watch is not enough. `since` is when the block began to wait for that read.
     pub(super) fn is_proven(
         &self,
         excuses: &[Option<String>],
@@ -472,8 +472,8 @@ impl Incident {
             })
     }
 
-    /// Whether a new block may rest on `ground`. One that an exemption or a release covers leads to nothing. An old one
-    /// leads to no new block, however seldom its node scans, unless an operator has approved the block.
+    /// Whether `ground` justifies a new block. A ground that an exemption or a release covers does not. Neither does an
+    /// old one, however seldom its node scans, unless an operator has approved the block.
     pub(super) fn is_reason(&self, ground: &Ground, excuse: Option<&str>, pass: &Pass<'_>) -> bool {
         let is_young = self.approved || ground.is_young(pass.policy.max_age, pass.now);
         ground.active && is_young && excuse.is_none()

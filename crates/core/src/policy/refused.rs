@@ -54,7 +54,8 @@ impl<'a> RefusedNow<'a> {
 }
 
 impl Refused {
-    /// Logs what is new as decisions of that `kind`, and forgets what no node has said for `policy.same_incident`.
+    /// Logs new accusations as decisions of that `kind`, and forgets those that no node has made for
+    /// `policy.same_incident`.
     pub(super) fn log(&mut self, now: RefusedNow<'_>, kind: DecisionKind, pass: &mut Pass<'_>) {
         for ((node, namespace), accused) in now.0 {
             let logged = self.0.entry(node.clone()).or_default();
@@ -63,12 +64,12 @@ impl Refused {
                 Some(Begins::Namespace) => (accused.reason(node, namespace), claimed_app(accused.first)),
                 Some(Begins::Beyond) => (
                     format!(
-                        "node {} accuses {} in more than {MAX_NAMESPACES} namespaces{}; no more of them are logged",
+                        "node {} {} more than {MAX_NAMESPACES} namespaces{}; no more of them are logged",
                         node.0.escape_debug(),
                         if kind == DecisionKind::Disputed {
-                            "Pods that it has nothing to say of"
+                            "makes disputed accusations in"
                         } else {
-                            "processes"
+                            "accuses processes in"
                         },
                         if kind == DecisionKind::Disputed { "" } else { " that may not be touched" },
                     ),

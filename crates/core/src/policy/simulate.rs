@@ -4,7 +4,7 @@
 //! seen until it cleared. Exemptions, protected namespaces, grace and brakes are judged anew, and operators' acts happen again
 //! when they happened. What the ledger did not believe is not recorded, so rules of evidence can't be tried like this.
 //!
-//! An exemption that the service would withhold if it began with these rules has no effect here either.
+//! An exemption that the service would withhold if it started with these rules has no effect here either.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,7 +72,7 @@ pub fn simulate(
         verify_pods: true,
         // Agents found the processes again and again until the evidence cleared, so it was never too old.
         max_age: Duration::MAX,
-        // A tenant that has to wait is told a few rounds later, and rounds are not replayed.
+        // The service tells waiting tenants a few rounds later, but rounds are not replayed, so all are told at once.
         max_notices_per_round: usize::MAX,
         ..policy.clone()
     };
@@ -131,8 +131,8 @@ pub fn simulate(
         .collect()
 }
 
-/// The exemptions of `policy` that a service would withhold if it began at `now` with `incidents`: what is blocked by then
-/// they would open for more tenants than they may.
+/// The exemptions of `policy` that a service would withhold if it started at `now` with `incidents`: each would open
+/// blocked Apps of more tenants than it may.
 pub fn withheld_at_start(incidents: &[kept::Incident], policy: &Policy, now: Timestamp) -> Vec<Withheld> {
     let at = moment(now, now);
     let (snapshot, facts) = scene(&[], &BTreeSet::new(), at, now);

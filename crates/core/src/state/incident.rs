@@ -207,8 +207,9 @@ pub enum Telling {
 }
 
 impl IncidentStatus {
-    /// Ends it once more, `at` that time: it had ended, and its object said that it had not, edited or restored from a backup. Which of
-    /// its App's incidents is the last one does not change by that, so the reading of the leader clock stays.
+    /// Ends, at `at`, an incident that had ended before and whose object says that it is open, because the object was
+    /// edited or restored from a backup. The reading of the leader clock stays, so the incident does not become the last
+    /// one of its App.
     pub fn end_again(&mut self, at: Timestamp) {
         self.clock = self.clock.or(self.since);
         (self.state, self.since) = (IncidentState::Ended, Some(at));
@@ -216,7 +217,7 @@ impl IncidentStatus {
         (self.approved, self.exempted, self.inherited, self.evidence_omitted) = (false, None, None, 0);
         for evidence in &mut self.evidence {
             if !evidence.cleared.as_ref().is_some_and(|cleared| cleared.ended) {
-                // It had cleared, else the incident had not ended. When is not known; what is fresher is no part of it.
+                // It had cleared, because the incident had ended. When is not known: `fresh_at` is the earliest moment.
                 let (at, by) = (evidence.fresh_at, ClearedBy::Clock);
                 evidence.cleared = Some(ClearedEvidence { at, by, ended: true });
             }

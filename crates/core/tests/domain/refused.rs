@@ -1,4 +1,4 @@
-//! Accusations that lead to nothing: in namespaces that may not be touched, and of Pods that the node has nothing to say of.
+//! Accusations that lead to nothing: in namespaces that may not be touched, and disputed ones.
 
 use procscan_core::names::PodRef;
 use procscan_core::policy::{DecisionKind, PodState};

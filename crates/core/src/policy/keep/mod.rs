@@ -107,8 +107,8 @@ impl Book {
     }
 
     /// The Apps whose incidents differ from what is kept. Those that are or were blocked come first, because blocks and
-    /// releases wait for these writes. Last come a few of those of which only the evidence is newer than it was kept: no
-    /// decision has to wait for all of these. What was kept longest ago goes first.
+    /// releases wait for these writes. Last come a limited number of incidents of which only the evidence is newer than
+    /// what is kept, those with the oldest kept evidence first: no decision waits for these.
     pub fn unsaved(&self) -> Vec<App> {
         let (mut unsaved, mut refreshes) = (Vec::new(), Vec::new());
         for (app, incident) in &self.incidents {
@@ -179,8 +179,8 @@ impl Book {
     }
 }
 
-/// If more is known of some evidence of `now` than is kept of it: from when the oldest of that is, by the monotonic
-/// clock.
+/// How old the oldest kept evidence of `now` is that has to be written again, as its moment on the monotonic clock;
+/// `None` if no evidence has to be.
 fn outdated_since(now: &Incident) -> Option<Duration> {
     let kept = now.grounds.values().filter_map(|ground| Some((ground, ground.kept?)));
     let outdated = kept.filter(|(ground, kept)| {
@@ -194,7 +194,7 @@ fn outdated_since(now: &Incident) -> Option<Duration> {
 
 /// Whether `saved` is kept, and a restart would lose nothing that matters of `now`, but for newer evidence.
 fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
-    // A restart must not count time as hidden before it was seen again.
+    // Evidence that was seen again must be written, or a restart would still count it as hidden from before.
     let is_same =
         |ground: &Ground, kept: KeptGround| kept.gone == ground.gone && kept.hidden_for <= ground.hidden_for;
     let is_same_ground = |ground: &Ground| ground.kept.is_some_and(|kept| is_same(ground, kept));

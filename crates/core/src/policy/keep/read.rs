@@ -41,7 +41,7 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
                 scan_interval: evidence.scan_interval.map(Duration::from_secs),
                 hidden_for: hidden_for(evidence),
             };
-            if all.get(&id).is_none_or(|known| order_of_words(known) < order_of_words(&remembered)) {
+            if all.get(&id).is_none_or(|known| recency(known) < recency(&remembered)) {
                 all.insert(id, remembered);
             }
         }
@@ -49,9 +49,9 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
     all.into_values().collect()
 }
 
-/// Which of two words of one agent is the later one, if two incidents have the same evidence: by the agent's own clock,
-/// because leaders' wall clocks differ and jump. What counts in one of the incidents has not cleared.
-fn order_of_words(known: &Remembered) -> (Timestamp, bool, Timestamp) {
+/// Orders the copies of one piece of evidence in several incidents; the greatest one counts. The agent's own clock comes
+/// first, because leaders' wall clocks differ and jump. Of equal times, a copy that has not cleared counts.
+fn recency(known: &Remembered) -> (Timestamp, bool, Timestamp) {
     (known.record.detected_at, known.cleared.is_none(), known.fresh_at)
 }
 

@@ -126,7 +126,8 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
     }
 }
 
-/// Why it is in its state, for people. The reason of a block is kept with the block, because the log may lose it.
+/// Why the incident is in its state, for people. The reason of a block is kept with the block, because the log keeps
+/// only the last [`MAX_DECISIONS`].
 fn reason(incident: &Incident) -> Text {
     let last = |is: &dyn Fn(DecisionKind) -> bool| {
         let decision = incident.decisions.iter().rev().find(|decision| is(decision.kind));
@@ -146,7 +147,8 @@ fn reason(incident: &Incident) -> Text {
     found.or_else(|| last(&|_| true)).unwrap_or_else(|| Text::from(""))
 }
 
-/// The reason of an incident of which nothing is decided. It names nothing that changes with each scan.
+/// The reason of an incident without a decision. It names only what does not change with each scan, because each change
+/// is written.
 fn undecided(file: &File) -> String {
     let processes: Vec<String> =
         file.processes.iter().map(|process| format!("`{}`", process.escape_debug())).collect();
@@ -223,8 +225,8 @@ fn held_by(since: Timestamp, brake: &Brake) -> Option<kept::HeldBy> {
     Some(kept::HeldBy { since, brake, of })
 }
 
-/// In the values that every version reads, so that neither an upgrade nor a downgrade loses a hold: `NewApps` is the name that
-/// `brake.max_new_tenants` had.
+/// The brake in the values that every version reads, so that neither an upgrade nor a downgrade loses a hold: `NewApps`
+/// stands for `brake.max_new_tenants`, by the earlier name of that key.
 fn scope(brake: &Brake) -> Option<kept::Scope> {
     let (brake, of) = match brake {
         Brake::NewTenants => (BrakeKind::NewApps, None),

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_of_another_version_is_none_that_this_one_knows() {
+    fn a_kind_that_only_another_version_knows_equals_no_known_kind() {
         let known = LoggedKind::from(DecisionKind::Blocked);
         assert!(known == DecisionKind::Blocked && known != DecisionKind::Released);
         let other = LoggedKind::Other("blocked_twice".into());

@@ -22,7 +22,7 @@ pub struct IncidentSpec {
 }
 
 impl IncidentSpec {
-    /// An incident of `app` of which nobody wants anything.
+    /// An incident of `app` without an approval or a release.
     pub fn of(app: &App) -> Self {
         Self { app: AppRef::from(app), approve: None, release: None }
     }

@@ -19,7 +19,7 @@ pub(crate) const STATES: [&str; 6] = ["Watched", "Grace", "Held", "Blocked", "Re
 /// The modes of enforcement.
 pub(crate) const MODES: [&str; 3] = ["enforce", "dry-run", "paused"];
 
-/// The one of `words` that `said` is in upper or lower case, in its own spelling.
+/// The word of `words` that equals `said` but for upper and lower case; `None` if there is none.
 pub(crate) fn spelt(words: &'static [&'static str], said: &str) -> Option<&'static str> {
     words.iter().copied().find(|word| word.eq_ignore_ascii_case(said))
 }

@@ -140,7 +140,7 @@ pub(super) async fn enforce(
     Ok(Json(json!({"mode": mode, "reason": spec.reason, "by": spec.by})).into_response())
 }
 
-/// The time, if it is to come and at most ten years after `now`.
+/// `until`, if it is after `now` and at most ten years ahead.
 fn check_until(until: Option<Time>, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
     let Some(Time(until)) = until else { return Ok(None) };
     let allowed = if until <= now {
@@ -159,7 +159,7 @@ impl From<DeskError> for Problem {
             DeskError::Unknown(..) => StatusCode::NOT_FOUND,
             DeskError::Exists(..) | DeskError::Busy(_) => StatusCode::CONFLICT,
             DeskError::Invalid(why) => {
-                let allowed = "what the API server, or the state file, takes";
+                let allowed = "what the API server or the state file accepts";
                 return refused("body", "", allowed, format!("body: {why}"));
             }
             DeskError::Unkept(_) => StatusCode::SERVICE_UNAVAILABLE,

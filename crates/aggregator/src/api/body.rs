@@ -1,5 +1,5 @@
-//! Bodies of requests: JSON that is read after its sender has been admitted. A mistake is told with its place, like one in
-//! a query.
+//! Bodies of requests: JSON that is read after its sender has been admitted. The refusal of a mistake names its place, as
+//! for a query.
 
 use std::convert::Infallible;
 
@@ -17,12 +17,12 @@ use super::problem::Problem;
 use super::query::{LABEL, TEXT, refused, repeated};
 use crate::config::values;
 
-/// The largest body of a request: operators' words are short.
+/// The largest body of a request, in bytes: approvals, releases and exemptions are short.
 pub(super) const MAX_BODY: usize = 64 << 10;
-/// The place of what concerns the body as a whole.
+/// The place that is named for a mistake of the body as a whole.
 const WHOLE: &str = "body";
 
-/// A body, not looked into yet.
+/// A body that is not parsed yet.
 pub(super) struct Body {
     kind: Option<HeaderValue>,
     bytes: Result<Bytes, BytesRejection>,
@@ -38,7 +38,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 }
 
 impl Body {
-    /// Reads it.
+    /// Parses it. The error names the place of the mistake, the value there and what is allowed.
     pub(super) fn read<T: DeserializeOwned>(self) -> Result<T, Problem> {
         let kind = self.kind.as_ref().map_or("", |kind| kind.to_str().unwrap_or("?"));
         if !is_json(kind) {
@@ -53,7 +53,7 @@ impl Body {
                 refused(WHOLE, "", &allowed, format!("{WHOLE}: it is too large; allowed is {allowed}"))
                     .with_status(StatusCode::PAYLOAD_TOO_LARGE)
             }
-            status => Problem::new(status, format!("{WHOLE}: it broke off")),
+            status => Problem::new(status, format!("{WHOLE}: the connection broke off before its end")),
         })?;
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let read = serde_path_to_error::deserialize(&mut json);
@@ -66,14 +66,14 @@ impl Body {
     }
 }
 
-/// `application/json`, or another kind of JSON.
+/// Whether a media type is `application/json` or ends with `+json`.
 fn is_json(kind: &str) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let kind = kind.strip_prefix("application/");
     kind.is_some_and(|kind| kind == "json" || kind.ends_with("+json"))
 }
 
-/// What is wrong at `path`, which is empty for the whole body.
+/// The refusal of a mistake at `path`, which is empty for the whole body.
 fn mistake(path: &str, error: &serde_json::Error, body: &[u8]) -> Problem {
     if error.classify() != Category::Data {
         let (line, column) = (error.line(), error.column());
@@ -88,7 +88,7 @@ fn mistake(path: &str, error: &serde_json::Error, body: &[u8]) -> Problem {
     };
     if let Some(name) = text.strip_prefix("missing field ") {
         let (place, allowed) = (member(name), "a value: it must be given");
-        let detail = format!("{place}: there is none, and it must be given");
+        let detail = format!("{place} is missing, and it must be given");
         return refused(&place, "", allowed, detail);
     }
     if let Some(name) = text.strip_prefix("duplicate field ") {
@@ -122,7 +122,7 @@ fn mistake(path: &str, error: &serde_json::Error, body: &[u8]) -> Problem {
     refused(place, &given, allowed, format!("{place}: {shown} is not allowed; allowed is {allowed}"))
 }
 
-/// What is wrong with an exemption that is well-formed.
+/// The refusal of an exemption that is well-formed but not valid.
 pub(super) fn exemption_mistake(error: &ExemptionError, spec: &ExemptionSpec) -> Problem {
     let (place, allowed) = match error {
         ExemptionError::Empty => (WHOLE.to_owned(), "at least one of namespace, app, process and rule"),
@@ -141,7 +141,7 @@ pub(super) fn exemption_mistake(error: &ExemptionError, spec: &ExemptionSpec) ->
     refused(&place, &value, allowed, detail)
 }
 
-/// A part of an exemption in a body, without other members.
+/// A part of an exemption in a body; other members are refused.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Part {

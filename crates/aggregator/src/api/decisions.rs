@@ -18,7 +18,7 @@ use crate::words::DECISIONS;
 
 /// The parameters, as they are named in the refusal of another one.
 const PARAMETERS: &str = "namespace, name, decision, actor, since, until, limit";
-/// How many are shown if nothing is said.
+/// How many are shown without a `limit`.
 const LIMIT: usize = 100;
 /// How many of the log are looked at, the latest first.
 const MAX_LOGGED: usize = 10_000;

@@ -8,7 +8,7 @@ use super::cursor;
 use super::problem::Problem;
 use super::query::{LABEL, LIMIT, TEXT, label, limit, set, text, unknown};
 
-/// The parameters, as they are named to whoever gives another one.
+/// The parameters, as they are named in the refusal of another one.
 const PARAMETERS: &str = "namespace, name, type, process, node, state, q, limit, cursor";
 /// The longest text to look for, in bytes. Names of Pods and of nodes have 253 at most.
 const MAX_SOUGHT: usize = 256;

@@ -116,7 +116,7 @@ struct Exemption {
     name: String,
     #[serde(flatten)]
     spec: Value,
-    /// Whether it has an effect. Where this replica does not lead, an exemption may be withheld, and nothing is said.
+    /// Whether it has an effect; left out where only the leader knows whether it is withheld.
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<Effect>,
     /// What is wrong with it, or why it covers nothing.
@@ -129,7 +129,7 @@ struct Exemption {
 #[serde(rename_all = "snake_case")]
 enum Effect {
     InForce,
-    /// It would open many tenants, and is not confirmed.
+    /// It would open more tenants than it may, and is not confirmed.
     Withheld,
     /// Its time is over.
     Over,

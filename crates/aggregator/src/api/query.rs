@@ -1,4 +1,5 @@
-//! Parameters of queries: each at most once, and none that is not known, because what is misspelt would show everything.
+//! Parameters of queries. A parameter that is unknown or given twice is refused: with a misspelt filter the answer would
+//! show everything.
 
 use std::convert::Infallible;
 
@@ -14,7 +15,7 @@ use crate::words;
 
 /// How many entries one page shows at most.
 const MAX_LIMIT: usize = 1000;
-/// How much of what was given is repeated in a problem, in characters.
+/// How much of a given value is repeated in a problem, in characters.
 const MAX_REPEATED: usize = 200;
 
 /// What is said where a namespace is expected.
@@ -33,7 +34,7 @@ impl<S: Sync> FromRequestParts<S> for Parameters {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // Any text is a list of names and values.
+        // Any query string can be read as a list of names and values.
         Ok(Self(Query::try_from_uri(&parts.uri).map(|Query(query)| query).unwrap_or_default()))
     }
 }
@@ -86,14 +87,15 @@ pub(super) fn set_word(
     set(place, parameter, value, &format!("one of {}", words.join(", ")), |said| words::spelt(words, said))
 }
 
-/// The problem of a parameter that is none of those that `allowed` lists.
+/// The refusal of a parameter that `allowed` does not list.
 pub(super) fn unknown(parameter: &str, value: &str, allowed: &str) -> Problem {
     let parameter = repeated(parameter);
     let detail = format!("there is no parameter {parameter:?}; there are {allowed}");
     refused(&parameter, value, allowed, detail)
 }
 
-/// The problem of a place in a request, a parameter or a member of its body: what is there, and what is allowed.
+/// The refusal of a mistake at a place in a request: a parameter or a member of its body. It names the value there and
+/// what is allowed.
 pub(super) fn refused(place: &str, value: &str, allowed: &str, detail: String) -> Problem {
     let more = json!({"parameter": place, "value": repeated(value), "allowed": allowed});
     Problem::new(StatusCode::BAD_REQUEST, detail).with(&more)
@@ -115,6 +117,7 @@ pub(super) fn limit(value: &str) -> Option<usize> {
     value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit))
 }
 
+/// `text`, cut after [`MAX_REPEATED`] characters.
 pub(super) fn repeated(text: &str) -> String {
     text.chars().take(MAX_REPEATED).collect()
 }

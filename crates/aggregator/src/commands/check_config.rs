@@ -12,7 +12,7 @@ pub(super) fn check_config(path: &Path) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Says what has no effect.
+/// Prints what is allowed but has no effect.
 pub(super) fn warn(config: &Config) {
     for warning in &config.warnings {
         eprintln!("warning: {warning}");

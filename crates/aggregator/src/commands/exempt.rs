@@ -15,14 +15,14 @@ use crate::args::operators as args;
 #[derive(Deserialize)]
 struct List {
     exemptions: Vec<Listed>,
-    /// Nothing if the replica does not lead, and so does not know it.
+    /// `None` if the replica does not lead: only the leader knows it.
     withheld: Option<Vec<Withheld>>,
 }
 
 #[derive(Deserialize)]
 struct Listed {
     name: String,
-    /// Nothing where a replica that does not lead can't know it.
+    /// `None` where only the leader knows it.
     state: Option<String>,
     /// Why it has no effect, if so.
     error: Option<String>,
@@ -38,13 +38,13 @@ struct Withheld {
     reason: String,
 }
 
-/// How the place of one that was declared at run time begins; others are in the configuration.
+/// The prefix of the place of an exemption that was declared at run time; the others are in the configuration.
 const DECLARED: &str = "Exemption ";
-/// What can be done about those that are withheld.
+/// How operators confirm withheld exemptions.
 const HOW_TO_CONFIRM: &str = "To confirm one, write the number of tenants that its reason names: kubectl patch exemption NAME \
     -n kube-system --type=merge -p '{\"spec\":{\"confirm\":N}}', or take it back with --remove NAME and declare it again with \
     --confirm N. One of the configuration needs `confirm: N` there, and a restart.";
-/// What is not known where the replica does not lead.
+/// The note for a list from a replica that does not lead.
 const UNKNOWN: &str = "This replica does not lead, so it does not know which exemptions are withheld; /readyz names the leader.";
 
 #[derive(Serialize)]

@@ -19,8 +19,8 @@ pub struct Detection {
     /// Answers that say nothing of the violation do not count.
     #[serde(deserialize_with = "values::duration")]
     pub clear_after: Duration,
-    /// How often an agent is taken to scan until its interval is learned from its records. Until so much time has been
-    /// answered, nothing of its node clears.
+    /// The scan interval that is assumed for an agent until its own is learned from its records. Nothing of its node
+    /// clears before it has answered for this time and one round.
     #[serde(deserialize_with = "values::duration")]
     pub assumed_scan_interval: Duration,
     /// How long to wait for a node from which nothing of an answer comes. And how long to wait, in answered time, for a

@@ -164,11 +164,11 @@ impl Enforcement {
 }
 
 impl Enforcement {
-    /// Finds exemptions that are over at `now`. That is no mistake, because time passes.
+    /// Finds exemptions whose `until` has passed at `now`. They are no mistake: they were valid when they were written.
     pub(super) fn warn(&self, now: Timestamp, found: &mut Problems) {
         for (index, exemption) in self.exemptions.iter().enumerate() {
             if let Some(until) = exemption.until.filter(|until| *until <= now) {
-                let problem = format!("{until} is over: the exemption covers nothing");
+                let problem = format!("{until} has passed: the exemption covers nothing");
                 found.0.push((format!("{}.until", place(index)), problem));
             }
         }

@@ -34,8 +34,8 @@ pub struct Gateway {
     /// because `kubectl apply` doubles it in an annotation.
     #[serde(deserialize_with = "values::optional_size")]
     pub max_object_size: Option<usize>,
-    /// How many Services are listed without their Ingresses: every request through the gateway is compared with each. With
-    /// 0 an App without an Ingress is not closed.
+    /// How many Services are listed without their Ingresses. The gateway compares every request with each of them. With 0
+    /// an App without an Ingress is not closed.
     pub max_service_entries: usize,
 }
 
@@ -127,7 +127,7 @@ impl Gateway {
         }
     }
 
-    /// Finds what closes nothing.
+    /// Finds settings by which a block closes nothing.
     pub(super) fn warn(&self, found: &mut Problems) {
         if self.max_service_entries == 0 {
             let problem =

@@ -1,4 +1,4 @@
-//! How many bytes sweeps read per minute: the API server has to encode all of them, whatever becomes of them here.
+//! How many bytes sweeps read per minute. The API server has to encode all of them, also those that are dropped here.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,10 +12,10 @@ const PER_MINUTE: usize = 1 << 30;
 /// What is left of the bytes of this minute. Cheap to clone; all clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
-    /// How long it takes until a byte may be read again.
+    /// How long each byte that was read delays the next read, in nanoseconds.
     per_byte: u64,
-    /// When everything is paid for that was read, by the monotonic clock.
-    paid: Arc<Mutex<Duration>>,
+    /// When more may be read, by the monotonic clock.
+    free_at: Arc<Mutex<Duration>>,
 }
 
 impl Default for Budget {
@@ -25,28 +25,29 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// So many bytes per minute.
+    /// A budget of `per_minute` bytes.
     pub(super) fn of(per_minute: usize) -> Self {
         let nanoseconds = u64::try_from(MINUTE.as_nanos()).unwrap_or(u64::MAX);
         let per_byte = nanoseconds / u64::try_from(per_minute).unwrap_or(u64::MAX).max(1);
-        Self { per_byte, paid: Arc::default() }
+        Self { per_byte, free_at: Arc::default() }
     }
 
-    fn paid(&self) -> MutexGuard<'_, Duration> {
-        self.paid.lock().unwrap_or_else(PoisonError::into_inner)
+    fn free_at(&self) -> MutexGuard<'_, Duration> {
+        self.free_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that `bytes` have been read.
     pub(super) fn spend(&self, bytes: usize, now: Moment) {
         let cost = self.per_byte.saturating_mul(u64::try_from(bytes).unwrap_or(u64::MAX));
-        let mut paid = self.paid();
-        // What was not read in the last minute may be read at once, and no more.
-        *paid = now.uptime().saturating_sub(MINUTE).max(*paid).saturating_add(Duration::from_nanos(cost));
+        let mut free_at = self.free_at();
+        // Bytes that were not read in the last minute may be read at once; older ones are lost.
+        *free_at =
+            now.uptime().saturating_sub(MINUTE).max(*free_at).saturating_add(Duration::from_nanos(cost));
     }
 
     /// How long to wait before more is read.
     pub(super) fn wait(&self, now: Moment) -> Duration {
-        self.paid().saturating_sub(now.uptime())
+        self.free_at().saturating_sub(now.uptime())
     }
 }
 
@@ -57,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_is_read_than_a_minutes_bytes_at_once_and_then_as_many_a_minute() {
+    fn at_most_the_bytes_of_one_minute_are_read_at_once_and_the_next_ones_wait() {
         let at = |seconds| Moment::new(Duration::from_secs(seconds), Timestamp::UNIX_EPOCH);
         let budget = Budget::of(60_000);
         assert!(budget.wait(at(1000)).is_zero());

@@ -14,8 +14,8 @@ use procscan_core::names::Text;
 use super::listing::MAX_OBJECTS;
 use super::watches::compare;
 
-/// A watch that has not shown for this long that it reports everything proves nothing. The API server sends a bookmark
-/// each minute, and a bookmark shows what was so at the bookmark before.
+/// A watch proves nothing if its bookmarks have not shown for this long that it has reported everything. The API server
+/// sends a bookmark each minute, and each one covers the time up to the list after the bookmark before it.
 pub(super) const SILENCE: Duration = Duration::from_mins(3);
 
 /// The kinds of objects that are watched.
@@ -46,14 +46,14 @@ enum Watched {
         at: Moment,
         /// The version of the last bookmark.
         version: String,
-        /// What the next bookmarks have to reach to show more.
+        /// What the next bookmarks have to reach to prove a later moment.
         goal: Option<Goal>,
     },
     /// The cluster has no such kind.
     Absent,
 }
 
-/// The version that the cluster had at a moment, or a later one.
+/// A version that the cluster had at `at`, or reached later.
 #[derive(Clone, Debug)]
 struct Goal {
     version: String,
@@ -101,7 +101,7 @@ impl Changes {
         self.watches.remove(&kind);
     }
 
-    /// Whether bookmarks have yet to reach what is expected of them.
+    /// Whether no new list is needed: bookmarks have not reached the version of the last one yet, or nothing is watched.
     pub(super) fn has_goal(&self, kind: Kind) -> bool {
         !matches!(self.watches.get(&kind), Some(Watched::Until { goal: None, .. }))
     }
@@ -129,7 +129,7 @@ impl Changes {
         goal.is_none()
     }
 
-    /// The version that bookmarks should have reached long ago.
+    /// The version that no bookmark has reached within [`SILENCE`]; `None` if they keep up.
     pub(super) fn behind(&self, kind: Kind, now: Moment) -> Option<&str> {
         match self.watches.get(&kind) {
             Some(Watched::Until { goal: Some(goal), .. }) if now.since(goal.at) > SILENCE => {

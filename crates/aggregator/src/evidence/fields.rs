@@ -13,7 +13,7 @@ const NAMESPACE: (&str, Keep) = ("namespace", All);
 const UID: (&str, Keep) = ("uid", All);
 const VERSION: (&str, Keep) = ("resourceVersion", All);
 const LABELS: (&str, Keep) = ("labels", All);
-/// What an event is compared by.
+/// A field that is only compared: it becomes part of the fingerprint.
 const PRINT: Keep = Print(&All);
 const UID_PRINT: (&str, Keep) = ("uid", PRINT);
 const LABELS_PRINT: (&str, Keep) = ("labels", PRINT);

@@ -14,9 +14,9 @@
 //! **When to look.** Up to `FEW` accused namespaces are looked at every round. With more, `watches` watch the
 //! cluster, one watch for each kind, and note in `changes` which accused namespaces have changed, by fingerprints of
 //! the fields that `lookup` reads. Then a namespace is looked at when a Pod is accused that was never read or that
-//! belongs to no App with an open incident; when a new block waits for it, as at the end of a grace period (no block
-//! begins by what a watch reports); when something in it has changed, at
-//! most every `state::CONFIRM`; when one more look may prove an App in it gone; and once an hour in any case.
+//! belongs to no App with an open incident; when a new block waits for it, such as at the end of a grace period, because
+//! no block begins by the report of a watch; when something in it has changed, at most every `state::CONFIRM`; when one
+//! more look may prove an App in it gone; and once an hour in any case.
 //!
 //! **What the watches allow to judge without a look** (`waiting::Inquiry::confirm`): renewed evidence that was accepted
 //! after a direct read, and evidence that is not believed anyway. As long as nothing has changed in a namespace, what

@@ -28,7 +28,7 @@ pub(super) struct Room {
     /// When it was last looked at; from before the first request.
     pub(super) asked: Option<Moment>,
     pub(super) pods: BTreeMap<Text, PodFact>,
-    /// When Pods were read whose facts are newer than that, by what the watches have reported.
+    /// When Pods were last read directly, for those whose fact is newer because the watches have reported no change.
     pub(super) carried: BTreeMap<Text, Moment>,
     pub(super) apps: BTreeMap<App, AppFact>,
     pub(super) is_terminating: bool,

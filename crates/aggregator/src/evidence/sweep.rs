@@ -320,7 +320,7 @@ impl Found {
     /// Counts an object. Returns whether it is to be kept.
     fn weigh(&mut self, namespace: &Text, size: Size, plan: &Plan) -> Result<bool, Stop> {
         let is_wanted = plan.namespaces.contains(namespace);
-        // Any namespace may have many usual objects.
+        // Objects of a usual size make no namespace heavy, however many there are.
         let read = if size.read > USUAL { size.read } else { 0 };
         if let Some(all) = self.heavy.get_mut(namespace) {
             *all += read;

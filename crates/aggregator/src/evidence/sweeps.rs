@@ -46,9 +46,9 @@ pub(super) struct Sweeps {
     /// Namespaces that are too large for a sweep, since when that is known, and how many bytes were read of their large
     /// objects.
     heavy: BTreeMap<Text, (Moment, usize)>,
-    /// It is logged that more namespaces are heavy than can be left out.
+    /// Whether the log says that more namespaces are heavy than can be left out.
     is_crowded: bool,
-    /// What sweeps may read.
+    /// How many bytes sweeps may read.
     pub(super) budget: Budget,
     /// Namespaces in which a sweep could not see everything: they get a look of their own first.
     missed: BTreeSet<Text>,
@@ -87,7 +87,7 @@ impl Sweeps {
         })
     }
 
-    /// The heavy namespaces with the most bytes. The others are read past.
+    /// The heavy namespaces with the most bytes. The lists contain the others, whose objects are dropped.
     fn heaviest(&self) -> BTreeSet<Text> {
         let mut heavy: Vec<(Reverse<usize>, &Text)> =
             self.heavy.iter().map(|(namespace, (_, read))| (Reverse(*read), namespace)).collect();

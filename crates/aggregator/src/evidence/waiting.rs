@@ -52,7 +52,7 @@ pub struct EvidenceStatus {
     pub longest_wait: Duration,
     /// How many namespaces are looked at one by one, in turn, because they hold too much to be looked at together.
     pub heavy: usize,
-    /// Looks at all namespaces together have read as much in this minute as they may, and go on later.
+    /// Sweeps have read as many bytes in the last minute as they may, and wait.
     pub is_limited: bool,
 }
 
@@ -224,7 +224,7 @@ impl EvidenceStatus {
             )
         });
         let limited = self.is_limited.then(|| {
-            "the lists of all namespaces have had 1 GiB within a minute, which is the limit: they go on later".to_owned()
+            "lists of the whole cluster have read 1 GiB within a minute, which is the limit: the next pages wait".to_owned()
         });
         let all = self.error.iter().chain(&self.too_large).cloned().chain(late).chain(limited);
         let all: Vec<String> = all.collect();

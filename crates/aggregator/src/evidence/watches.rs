@@ -5,10 +5,10 @@
 //! cluster: it only shows whether a namespace has changed since it was looked at. And no object is too large for it.
 //!
 //! **Up to when everything was reported.** A bookmark shows only that the API server's cache has reported everything up
-//! to the bookmark's version, however old that is: a cache that no longer hears from etcd repeats its version, and one
-//! that is behind sends old ones. So a list, which is a consistent read, says which version there was at a moment of our
-//! clock. With a bookmark of that version or a later one everything up to that moment was reported; then the next list
-//! is sent.
+//! to the bookmark's version, which may be old: a cache that gets no updates from etcd repeats its version, and one that
+//! lags behind sends old ones. So we read a list, which is consistent: it gives the version that the cluster had at a
+//! moment of our clock. When a bookmark has reached that version, everything up to that moment was reported. Then the
+//! next list is read.
 //!
 //! A watch begins with the version of a list of one object, and is resumed where it broke off. If that is no longer
 //! possible (410), it starts anew, and every accused namespace is looked at again. Refused watches (403) are tried
@@ -55,9 +55,9 @@ const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// The pause before a watch is tried again that was refused, or whose kind the cluster does not have.
 const REFUSED_PAUSE: Duration = Duration::from_mins(10);
-/// The pause after a list has failed whose version a bookmark has to reach.
+/// The pause after a failed list, before the next one.
 const LIST_PAUSE: Duration = Duration::from_secs(10);
-/// The namespace whose objects these lists read if we run in none. No tenant fills it.
+/// The namespace that these lists read if our own is not known. Tenants create no objects in it.
 const DEFAULT_NAMESPACE: &str = "default";
 
 /// The reports of the watches, and their errors. Cheap to clone.
@@ -125,7 +125,7 @@ struct Watch {
     kind: Kind,
     resource: &'static str,
     request: Request,
-    /// Lists few objects.
+    /// The request for the lists that give versions: of one namespace, so that they are cheap.
     few: Request,
     keep: &'static Keep,
     cluster: Cluster,
@@ -217,8 +217,8 @@ impl Watch {
         self.told.tell(self.kind, Some(refusal));
     }
 
-    /// Lists whenever bookmarks have reached the version of the last list. Returns when the versions have gone back, as
-    /// after a restored backup.
+    /// Reads a list whenever a bookmark has reached the version of the last one. Returns when the versions have gone
+    /// back, such as after a restored backup.
     async fn list(&self) {
         loop {
             self.reached.notified().await;

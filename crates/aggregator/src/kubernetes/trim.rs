@@ -6,8 +6,8 @@
 //! Dropped parts are not checked, only strings and brackets are counted to find their end. A text that breaks off gives
 //! a result that breaks off too, and so never passes for a complete one.
 //!
-//! Of parts that are only compared, such as those of a watch's events, a fingerprint is made while they arrive: they
-//! have no limit, and take no memory either.
+//! Parts that are only compared, such as those of a watch's events, become a fingerprint while they arrive. They take no
+//! memory, so they have no limit.
 
 use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 
@@ -20,7 +20,7 @@ pub enum Keep {
     Fields(&'static [(&'static str, Keep)]),
     /// This much of each item of a list. A value that is no list is kept whole.
     Items(&'static Keep),
-    /// This much of it becomes part of the fingerprint and is not held. `0` stands in its place.
+    /// This much of it becomes part of the fingerprint and is not held. The kept JSON has `0` in its place.
     Print(&'static Keep),
 }
 
@@ -96,7 +96,7 @@ enum Text {
 }
 
 impl Trim {
-    /// Trims a value by `keep`, which prints nothing.
+    /// Trims a value by `keep`, which has no parts for a fingerprint.
     pub fn new(keep: &'static Keep) -> Self {
         Self::printing(keep, &RandomState::new())
     }
@@ -313,7 +313,7 @@ impl Trim {
         };
         let keep = fields.iter().find(|(field, _)| field.as_bytes() == name).map(|(_, keep)| keep);
         if matches!(keep, Some(Keep::Print(_))) {
-            // The same value of another field is another one.
+            // Equal values of different fields have to give different fingerprints.
             self.print.write(name);
         }
         if keep.is_some() {
@@ -335,7 +335,7 @@ impl Trim {
         }
     }
 
-    /// The value has ended with the last of `now` more bytes.
+    /// Ends the value. Its last `now` bytes are not counted in `read` yet.
     fn end(&mut self, now: usize) {
         if self.printing == Some(self.around.len()) {
             self.printing = None;

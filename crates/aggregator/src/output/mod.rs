@@ -291,7 +291,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
         }
         let pause;
         (pause, backoff) = if outcome.problems.is_empty() {
-            // What is unfinished gives way to another decision, which is written at once.
+            // A pass is unfinished only because another decision waits, and that is written at once.
             (outcome.aside.next.map_or(repair, |next| repair.min(next - Instant::now())), MIN_BACKOFF)
         } else {
             // What could be written is looked after in every round all the same.

@@ -54,7 +54,7 @@ pub(super) struct Lead<'a> {
     unreadable: BTreeMap<String, Unreadable>,
     /// The incidents whose objects differ from what we wrote last.
     changed: Vec<Changed>,
-    /// The incidents that are not open, and whose objects say that they are.
+    /// The names of ended incidents whose objects say that they are open.
     reopened: BTreeSet<String>,
     /// What operators wanted, and which incidents existed, when what is kept was last looked at.
     heard: Outline,

@@ -1,4 +1,4 @@
-//! What a test's own thread logs.
+//! Collects what the thread of a test logs.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use tracing::subscriber::DefaultGuard;
 pub(crate) struct Logged(Arc<Mutex<Vec<u8>>>);
 
 impl Logged {
-    /// Begins; ends when the guard is dropped.
+    /// Collects the log lines of this thread until the guard is dropped.
     pub(crate) fn start() -> (Self, DefaultGuard) {
         let logged = Self::default();
         let writer = logged.clone();

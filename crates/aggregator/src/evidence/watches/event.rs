@@ -1,4 +1,4 @@
-//! What one line of a watch says.
+//! The events of a watch, one per line.
 
 use std::cmp::Ordering;
 
@@ -51,7 +51,7 @@ impl Watch {
         }
         let Metadata { namespace, name, resource_version } = object.metadata;
         let is_bookmark = r#type == "BOOKMARK";
-        // A bookmark that goes back shows nothing.
+        // A bookmark of an earlier version than the last one proves nothing.
         let is_told = is_bookmark && reaches(&resource_version, version);
         if is_told || !is_bookmark && !resource_version.is_empty() {
             *version = resource_version;
@@ -85,21 +85,21 @@ impl Watch {
             kind: RefusalKind::Unavailable,
             subject: ask.subject(),
             text: format!(
-                "{ask}: the watch has reported everything up to version {version}, but more than {} ago there was version {goal}: the API \
-                 server's cache hears nothing from etcd, or too seldom (the interval of its progress notifications has to be less \
-                 than a minute)",
+                "{ask}: the watch has reported everything up to version {version}, but the cluster had version {goal} more than {} ago: \
+                 the API server's cache gets no updates from etcd, or too seldom (the interval of etcd's progress notifications \
+                 has to be less than a minute)",
                 humantime::format_duration(SILENCE)
             ),
         }
     }
 }
 
-/// Whether a version is the other one or a later one.
+/// Whether `version` is `other` or a later one.
 fn reaches(version: &str, other: &str) -> bool {
     !version.is_empty() && compare(version, other).is_some_and(Ordering::is_ge)
 }
 
-/// Compares versions. They are numbers; others can't be compared, but may be the same.
+/// Compares resourceVersions. They are numbers; of others only equality is known.
 pub(in crate::evidence) fn compare(version: &str, other: &str) -> Option<Ordering> {
     if version == other {
         return Some(Ordering::Equal);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn fingerprints_show_changes_and_can_not_be_computed_without_the_secret() {
+    async fn fingerprints_differ_with_the_object_and_with_the_secret() {
         let (one, ..) = watch(Kind::Pods);
         let print = |version: &str, uid: &str, watch: &Watch| {
             let object = json!({"metadata": {"resourceVersion": version, "uid": uid}});
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_bookmark_that_has_reached_the_version_of_a_list_tells_that_everything_was_told() {
+    async fn only_a_bookmark_that_has_reached_the_version_of_a_list_proves_that_everything_was_reported() {
         let (watch, told, clock) = watch(Kind::Pods);
         for kind in Kind::ALL {
             told.changes().is_absent(kind);

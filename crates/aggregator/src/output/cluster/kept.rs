@@ -17,7 +17,7 @@ impl ClusterOutput {
     /// Writes the objects that are kept, the latest shard first: with one shard more, Apps move into the new one. An App that moves is
     /// listed in both for a moment, never in none: what could not be closed in one shard is not opened in another.
     pub(super) async fn keep_all(&self, objects: &[Object], live: &[Live], outcome: &mut Outcome) {
-        // Whoever opens the gateway by hand wants no further object to close it.
+        // If an operator has opened the gateway by hand, no further object may close it.
         let is_open = live.iter().any(|live| is_ours(live) && is_suspended(live));
         let mut unclosed: BTreeSet<&str> = BTreeSet::new();
         for object in objects.iter().rev().filter(|object| object.upkeep == Upkeep::Kept) {

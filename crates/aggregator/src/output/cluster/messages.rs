@@ -41,7 +41,7 @@ impl Told {
 }
 
 impl ClusterOutput {
-    /// Whether a notice has been written, or there is nobody to write it to.
+    /// Whether a notice has been written, or its namespace is gone.
     pub fn has_told(&self, notice: &Notice) -> bool {
         let name = notification::name(&notice.app);
         let key = (notification::KIND, notice.app.namespace.to_string(), name);
@@ -61,7 +61,7 @@ impl ClusterOutput {
         let mut unanswered = Unanswered::default();
         for object in messages {
             let key = key(object);
-            // Nobody is told of a block that is not there.
+            // A tenant is not told of a block that the gateway does not have.
             if !is_closed && matches!(object.upkeep, Upkeep::News { of_block: true } | Upkeep::Words) {
                 continue;
             }
@@ -116,7 +116,7 @@ impl ClusterOutput {
             return Ok(false);
         }
         let live = match self.read(object).await {
-            // In a namespace that is going there is nobody left to tell.
+            // A namespace that is being deleted takes no message, and its tenant reads none.
             Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
                 self.told.insert(key(object), Told { is_ours: false, ..told });
                 return Ok(false);
@@ -125,7 +125,7 @@ impl ClusterOutput {
         };
         let (written, is_ours) = match (object.upkeep, live) {
             (Upkeep::Retired, None) => (Ok(false), false),
-            // What it says is no longer so, and it stays where it is.
+            // The summary stays, so its text has to say that nothing is blocked any more.
             (Upkeep::Retired, Some(live)) if is_summary(object) && !has_same_words(object, &live) => {
                 (self.apply(object, live.metadata.resource_version).await.map(|_| true), false)
             }
@@ -162,7 +162,7 @@ impl ClusterOutput {
         }
     }
 
-    /// Its cause is over: there is nothing left to read.
+    /// Marks a message as read whose cause is over.
     async fn mark_read(&self, object: &Object, live: &Live) -> Result<bool, Refusal> {
         if live.labels().get(IS_READ).is_some_and(|read| read == "true") {
             return Ok(false);

@@ -22,7 +22,8 @@ impl ClusterOutput {
         }
     }
 
-    /// Makes an object that is not there. If it is there by now, somebody was faster: the next pass looks again.
+    /// Creates an object that was not there. If another writer has created it by now, this is an error, and the next pass
+    /// looks again.
     pub(super) async fn create(&self, object: &Object) -> Result<Live, Refusal> {
         let resource = resource(object.api_version, object.kind);
         let plural = plural(&resource);

@@ -58,7 +58,7 @@ impl Lead<'_> {
             let Some(seen) = kept.incidents.get(&*name) else { continue };
             let app = App::from(&seen.app);
             if self.book.name_of(&app).as_ref() != Some(&name) {
-                // An earlier incident of the App, of which we know only what the object says, and that it has ended.
+                // It is an earlier incident of the App, so it has ended; the rest is known from its object only.
                 if seen.is_open() {
                     self.note_reopened(&name, &app);
                 } else {
@@ -76,9 +76,9 @@ impl Lead<'_> {
         }
     }
 
-    /// Notes an incident of `app` whose object says that it is open, if it is not.
+    /// Notes an incident of `app` whose object says that it is open although it has ended.
     pub(super) fn note_reopened(&mut self, name: &str, app: &App) {
-        // Of an App of which an incident can't be read nothing is touched.
+        // If an incident of the App can't be read, none of its incidents is touched.
         let may_be_it = self.unreadable.values().any(|it| it.app.as_ref().is_none_or(|other| other == app));
         let is_it = self.book.name_of(app).is_some_and(|known| known == name);
         if !is_it && !may_be_it && self.reopened.insert(name.to_owned()) {
@@ -86,12 +86,13 @@ impl Lead<'_> {
                 alert = "state",
                 incident = name,
                 %app,
-                "an Incident that had ended says that it is open: it was edited, restored from a backup, or written late by the leader before; it is written as ended"
+                "an Incident that had ended says that it is open: it was edited, restored from a backup, or written late by the \
+                 previous leader; it is written as ended"
             );
         }
     }
 
-    /// Adds the incidents that are not open, and whose objects say that they are, to the history that is written: as ended.
+    /// Adds the incidents in `reopened` to the history that is written, as ended.
     pub(super) fn end_again(&mut self, kept: &Kept, history: &mut Vec<Incident>) {
         let now = self.now().wall();
         self.reopened.retain(|name| {

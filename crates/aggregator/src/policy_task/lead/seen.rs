@@ -1,4 +1,4 @@
-//! Whether a snapshot has to be decided on after another one.
+//! Whether a snapshot brings anything to decide on after an earlier one.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use procscan_core::snapshot::Snapshot;
 
 use crate::ledger_task::Published;
 
-/// After how many rounds without news, and after how long at the most, everything is looked at again all the same.
+/// After how many rounds without news everything is decided again all the same, and after how long at the latest.
 pub(super) const QUIET_ROUNDS: u64 = 5;
 const QUIET: Duration = Duration::from_mins(5);
 
-/// Which snapshot it was.
+/// What identifies a snapshot in this comparison.
 #[derive(Clone, Copy)]
 pub(super) struct Seen {
     pub(super) news: u64,
@@ -28,7 +28,7 @@ impl Seen {
         Self { news: published.news, rounds: published.rounds, at: published.at }
     }
 
-    /// Whether there is nothing in `now` that has to be decided on; some things are after every round.
+    /// Whether `now` brings nothing to decide on. If something `is_waiting` for the end of a round, the next round does.
     pub(super) fn is_as_good_as(self, now: Seen, is_waiting: bool) -> bool {
         let rounds = if is_waiting { 1 } else { QUIET_ROUNDS };
         // Nothing is written before the first round is done.

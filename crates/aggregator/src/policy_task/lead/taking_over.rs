@@ -1,4 +1,4 @@
-//! A term begins with what is kept and with what is blocked.
+//! The beginning of a term: reads what is kept and what is blocked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::state::{Loaded, Unreadable};
 const UNREADABLE: &str = "what is kept can't be read; nothing is decided until it is";
 
 impl Lead<'_> {
-    /// Begins with what is kept and what is blocked. Again and again, until it is known.
+    /// Reads what is kept and what is blocked, and tries again until both are known.
     pub(super) async fn take_over(&mut self) -> Result<(), End> {
         let mut pause = MIN_PAUSE;
         self.hear_operators().await?;
@@ -96,7 +96,8 @@ impl Lead<'_> {
         self.unreadable = unreadable;
     }
 
-    /// Waits until it is known what operators want: without their exemptions and their mode, anybody could be blocked.
+    /// Waits until it is known what operators want: without their exemptions and their mode, exempted tenants could be
+    /// blocked.
     async fn hear_operators(&mut self) -> Result<(), End> {
         let mut pause = MIN_PAUSE;
         while let Err(error) = self.task.store.hear().await {

@@ -1,4 +1,4 @@
-//! What has been decided is told: to operators, in the log and to the other tasks.
+//! Reports decisions to operators, to the log and to the other tasks.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use crate::leader::Pen;
 use crate::policy_task::{Decided, journal};
 
 impl Lead<'_> {
-    /// Notes what has been told. Whether something may be decided because of it.
+    /// Notes which tenants have been told. Returns whether something may be decided because of it.
     pub(super) fn hear_of_deliveries(&mut self) -> bool {
         let now = self.now();
         let delivered = self.task.channels.delivered.borrow_and_update().clone();
         delivered.iter().fold(false, |is_news, (app, at)| self.book.delivered(app, *at, now) || is_news)
     }
 
-    /// Tells what has been kept.
+    /// Reports the decisions that have been kept.
     pub(super) fn tell(&mut self) {
         let decisions = std::mem::take(&mut self.decisions);
         for decision in &decisions {
@@ -32,7 +32,7 @@ impl Lead<'_> {
 
     pub(super) fn raise(&mut self, alerts: &[Alert]) {
         let is_waiting = alerts.iter().any(|alert| matches!(alert, Alert::Notices { .. }));
-        // As long as tenants wait, each evaluation says so: once is enough for people.
+        // While tenants wait, each evaluation raises this alert: it is logged once.
         let is_news = |alert: &&Alert| !(self.has_waited && matches!(alert, Alert::Notices { .. }));
         alerts.iter().filter(is_news).for_each(journal::raise);
         if self.has_waited && !is_waiting {
@@ -51,7 +51,7 @@ impl Lead<'_> {
                 || before.unverified != now.unverified
                 || before.is_answered != now.is_answered
                 || term(before) != term(&now)
-                // Only the first round makes a difference to anybody.
+                // The receivers only need to know whether the first round is over.
                 || (before.rounds == 0) != (now.rounds == 0);
             if is_news {
                 *before = Arc::new(now);

@@ -100,8 +100,6 @@ fn log_node(report: &Report, change: NodeChange) {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
     use procscan_core::Moment;
@@ -111,28 +109,11 @@ mod tests {
 
     use super::*;
     use crate::collector::Share;
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::telemetry::logged::Logged;
 
     #[test]
     fn a_node_whose_answers_can_not_be_used_is_an_alert_once_and_a_line_when_they_can_again() {
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber =
-            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        let _guard = tracing::subscriber::set_default(subscriber);
+        let (logged, _guard) = Logged::start();
         let at = |minute| {
             let passed = Duration::from_mins(minute);
             Moment::new(passed, jiff::Timestamp::UNIX_EPOCH + passed)
@@ -148,12 +129,11 @@ mod tests {
             let report = Report { target: target.clone(), at: at(minute), outcome };
             take_in(&mut ledger, Observation::Report(report, Share::default()), &mut None);
         }
-        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        let lines: Vec<&str> = log.lines().collect();
-        assert_eq!(lines.len(), 2, "{log}");
+        let lines = logged.lines();
+        assert_eq!(lines.len(), 2, "{lines:?}");
         for part in ["ERROR", "alert=\"unusable\"", "node=\"n1\"", "reason=\"status\"", "HTTP 503"] {
-            assert!(lines[0].contains(part), "{part}: {log}");
+            assert!(lines[0].contains(part), "{part}: {lines:?}");
         }
-        assert!(lines[1].contains("INFO") && lines[1].contains("can be used again"), "{log}");
+        assert!(lines[1].contains("INFO") && lines[1].contains("can be used again"), "{lines:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! What is found blocked, what is kept, and what follows if something can't be kept.
 
-use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
+use crate::common::{HOUR, MINUTE, World, app, exemption, many_blocked, namespaces, record, record_of};
 use procscan_core::names::Key;
 use procscan_core::policy::{
     Act, ActError, Alert, Book, DecisionKind, Exemption, Inherited, Mode, OnIngresses, Pattern, Policy,
@@ -456,17 +456,6 @@ fn a_new_leader_changes_nothing_that_has_not_changed() {
     assert!(world.book.unsaved().is_empty());
     world.facts = facts;
     assert_eq!(world.evaluate().plan.blocks, before);
-}
-
-/// Twenty-five tenants are blocked.
-fn many_blocked() -> World {
-    let mut world = World::new(&["n1"]);
-    let brake = &mut world.policy.brake;
-    (brake.max_new_tenants, brake.max_tenants_per_node, brake.max_apps_per_node) = (100, 100, 200);
-    brake.max_tenants_per_rule = 100;
-    world.answer("n1", namespaces(25).iter().map(|namespace| record(namespace, 0)).collect());
-    assert_eq!(world.blocked().len(), 25);
-    world
 }
 
 fn all_tenants(confirm: Option<usize>) -> Exemption {

@@ -104,7 +104,7 @@ fn how_long_it_was_hidden_is_kept_seldom() {
     assert!(writes <= 24, "{writes} writes in 23 h");
 }
 
-/// Only the follower has evaluated nothing of it yet: the leader dies before it decides.
+/// Both replicas hear of it, but the leader dies before it decides on it, so nothing of it is kept.
 #[test]
 fn what_was_seen_again_waits_anew_where_only_its_next_leader_has_heard_it() {
     let (mut world, mut agent) = hidden(100);

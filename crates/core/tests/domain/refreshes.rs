@@ -87,7 +87,7 @@ fn is_cleared(incident: &mut Incident) {
 
 /// The agent's own times tell which is later; the clock of the leader that wrote it may have been wrong.
 #[test]
-fn of_two_words_of_one_agent_the_later_by_its_own_clock_counts_whatever_the_leaders_clocks() {
+fn of_two_records_of_one_agent_the_later_by_its_own_clock_counts_whatever_the_leaders_clocks() {
     let (before, now) = ("2025-12-22T10:40:00Z", "2025-12-22T11:40:00+00:00");
     for ahead in [SignedDuration::from_hours(24), SignedDuration::from_hours(-24)] {
         for old_is_cleared in [true, false] {
@@ -123,7 +123,7 @@ fn what_one_incident_says_has_cleared_is_not_taken_for_cleared_while_it_counts_i
 }
 
 #[test]
-fn the_scan_interval_of_the_agents_latest_word_is_taken_over_whatever_the_leaders_clocks() {
+fn the_scan_interval_beside_the_agents_latest_record_is_taken_over_whatever_the_leaders_clocks() {
     let mut world = World::new(&["n1"]);
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 60)]);

@@ -4,22 +4,11 @@ use procscan_core::policy::{Exemption, Pattern};
 use procscan_core::state;
 use serde_json::json;
 
-use crate::common::{MINUTE, World, app, exemption, namespaces, record};
+use crate::common::{MINUTE, World, app, exemption, many_blocked, namespaces, record};
 
 fn of(namespaces: &str, confirm: Option<usize>) -> Exemption {
     let any = Pattern::Regex(regex::Regex::new(namespaces).unwrap());
     Exemption { confirm, ..exemption(|e| e.namespace = Some(any.clone()), None) }
-}
-
-/// Twenty-five tenants are blocked.
-fn many_blocked() -> World {
-    let mut world = World::new(&["n1"]);
-    let brake = &mut world.policy.brake;
-    (brake.max_new_tenants, brake.max_tenants_per_node, brake.max_apps_per_node) = (100, 100, 200);
-    brake.max_tenants_per_rule = 100;
-    world.answer("n1", namespaces(25).iter().map(|namespace| record(namespace, 0)).collect());
-    assert_eq!(world.blocked().len(), 25);
-    world
 }
 
 fn gone(world: &mut World, namespaces: &[String]) {
@@ -84,7 +73,7 @@ fn what_is_withheld_stays_so_while_it_can_not_be_read() {
     assert_eq!(world.book.withheld().len(), 1);
 }
 
-/// The first one opens all that few tenants are left of, the second is for one of them only.
+/// The first exemption covers all tenants, the second only one of them.
 #[test]
 fn that_one_exemption_is_withheld_says_nothing_of_another() {
     let mut world = many_blocked();
@@ -120,7 +109,7 @@ fn what_was_in_force_is_not_withheld_by_the_next_leader_because_it_covers_more_t
     }
 }
 
-/// It is the operator's new word.
+/// Declaring it again is a new act of the operator.
 #[test]
 fn an_exemption_that_was_taken_away_and_comes_again_is_counted_anew_by_any_leader() {
     for restarts in [false, true] {

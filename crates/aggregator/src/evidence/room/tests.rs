@@ -139,8 +139,8 @@ fn a_pod_that_ended_or_is_another_object_now_is_gone() {
     assert!(Room::default().see(&"ns-a".into(), &wanted, None, at(5), PATIENCE).is_empty());
 }
 
-/// What is known of the App after its Pod was accused, and one of UID 1 and of another App has been there twice; without the Services
-/// that select nothing.
+/// What is known of the App after its Pod was accused, and two looks found a Pod of UID 1 of another App there. The Services that
+/// select no Pod are left out.
 fn known(which: &WhichPod) -> AppFact {
     let mut room = Room::default();
     for seconds in [0, 600] {

@@ -283,7 +283,7 @@ async fn a_sweep_reads_no_more_per_minute_than_its_budget() {
     let plan = Plan { budget: budget.clone(), ..Plan::default() };
     let Swept { seen, ended } = stage.sweep(plan).await;
     assert!(ended.result.is_ok() && seen.len() == 100, "{ended:?}");
-    // Two pages of 5 MB: the second waits until the first is paid for by 2 MiB a minute.
+    // Two pages of 5 MB: the second waits until the budget of 2 MiB per minute allows it.
     let took = stage.clock.now().since(begun);
     assert!((80..120).contains(&took.as_secs()), "{took:?}");
     assert!(budget.wait(stage.clock.now()) > Duration::ZERO);

@@ -42,7 +42,7 @@ async fn one_tenants_large_object_prevents_no_sweep() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn updates_of_one_tenants_large_pod_are_read_past_and_no_other_namespace_is_looked_at() {
+async fn after_updates_of_one_tenants_large_pod_no_other_namespace_is_looked_at() {
     let stage = Stage::settled(20).await;
     stage.server.store().requests.clear();
     // Of a namespace that is not accused, then of one that is.

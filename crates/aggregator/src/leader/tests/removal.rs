@@ -64,7 +64,7 @@ async fn a_replica_that_has_taken_the_lease_meanwhile_keeps_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_exists_whether_it_is_held_or_not_and_no_answer_is_no_absence() {
+async fn a_lease_exists_whether_it_is_held_or_not_and_a_missing_answer_is_no_absence() {
     let server = Server::default();
     let is_there = async || exists(&cluster(&server), "ours", "procscan-aggregator").await.unwrap();
     assert!(!is_there().await);

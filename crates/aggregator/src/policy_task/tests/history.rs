@@ -64,6 +64,22 @@ fn written(server: &Server, name: &str) -> (Value, usize) {
     (status, server.store().writes.iter().filter(is_it).count())
 }
 
+/// The status of the first incident, which this leader has written once: as ended.
+fn written_as_ended(server: &Server) -> Value {
+    let (status, writes) = written(server, &name_of("web"));
+    assert_eq!((&status["state"], writes), (&json!("Ended"), 1), "{status:#}");
+    status
+}
+
+/// Within two minutes `first` writes the first incident as ended, and no leader believes that it is open.
+async fn writes_as_ended(server: &Server, first: Replica) {
+    sleep(Duration::from_mins(2)).await;
+    assert!(first.blocked().is_empty());
+    written_as_ended(server);
+    drop(first);
+    believes_nothing(server).await;
+}
+
 /// The next leader takes nothing for blocked, even where the later incident is kept no longer.
 async fn believes_nothing(server: &Server) {
     server.remove(INCIDENTS, &last());
@@ -82,8 +98,7 @@ async fn history_that_is_open_again_is_written_as_ended_and_no_leader_believes_i
     server.edit(INCIDENTS, &name_of("web"), |object| object["status"] = blocked()["status"].clone());
     sleep(Duration::from_mins(2)).await;
     assert!(first.blocked().is_empty());
-    let (status, writes) = written(&server, &name_of("web"));
-    assert_eq!((&status["state"], writes), (&json!("Ended"), 1), "{status:#}");
+    let status = written_as_ended(&server);
     assert_eq!(status["evidence"][0]["cleared"]["ended"], true);
     assert_eq!(status["approved"], false);
     // It does not become the App's last one by that.
@@ -101,12 +116,7 @@ async fn an_open_incident_that_no_leader_has_written_is_written_as_ended() {
     let first = leader(&server, 3, network());
     settle().await;
     server.put(INCIDENTS, &name_of("web"), blocked());
-    sleep(Duration::from_mins(2)).await;
-    assert!(first.blocked().is_empty());
-    let (status, writes) = written(&server, &name_of("web"));
-    assert_eq!((&status["state"], writes), (&json!("Ended"), 1), "{status:#}");
-    drop(first);
-    believes_nothing(&server).await;
+    writes_as_ended(&server, first).await;
 }
 
 /// The next leader finds it open beside a later one.
@@ -116,12 +126,7 @@ async fn history_that_is_open_when_a_term_begins_is_written_as_ended() {
     two(&server);
     server.edit(INCIDENTS, &name_of("web"), |object| object["status"] = blocked()["status"].clone());
     let first = leader(&server, 3, network());
-    sleep(Duration::from_mins(2)).await;
-    assert!(first.blocked().is_empty());
-    let (status, writes) = written(&server, &name_of("web"));
-    assert_eq!((&status["state"], writes), (&json!("Ended"), 1), "{status:#}");
-    drop(first);
-    believes_nothing(&server).await;
+    writes_as_ended(&server, first).await;
 }
 
 #[tokio::test(start_paused = true)]

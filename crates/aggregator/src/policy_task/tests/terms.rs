@@ -258,7 +258,7 @@ async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_not
     server.edit(INCIDENTS, &name_of("web"), |object| object["status"]["state"] = "Blocked".into());
     assert!(server.store().writes.is_empty());
 
-    // Whoever leads asks of the Apps with an incident. With the next term the answers of this one do not count.
+    // A leader asks about the Apps with an incident. Answers of an earlier term do not count.
     let epoch = replica.questions.borrow().epoch;
     let leads = |term| drop(replica.leadership.send(Leadership::Leading(Pen::of_term(term, "replica"))));
     leads(2);
@@ -298,9 +298,9 @@ async fn that_a_tenant_was_told_is_kept_once_and_not_in_dry_run() {
     }
 }
 
-/// `kubectl edit` by an operator without a word of whose act it is.
+/// An operator uses `kubectl edit` and gives no `by`.
 #[tokio::test(start_paused = true)]
-async fn an_act_that_does_not_say_whose_it_is_is_told_by_the_program_that_wrote_it() {
+async fn an_act_without_an_operators_name_is_attributed_to_the_program_that_wrote_it() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     let _replica = watching(&server);

@@ -284,7 +284,7 @@ async fn each_decision_is_an_event_of_its_incident_until_the_right_to_write_is_l
     assert_eq!(server.store().events.len(), 3);
 }
 
-/// Nobody waits for Events: the decision itself is kept in the Incident.
+/// No write waits for Events: the decision itself is kept in the Incident.
 #[tokio::test(start_paused = true)]
 async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written() {
     let server = Server::default();

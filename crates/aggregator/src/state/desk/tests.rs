@@ -67,7 +67,7 @@ async fn an_exemption_is_declared_once_and_taken_back_by_its_name() {
 }
 
 #[tokio::test]
-async fn the_mode_is_said_in_one_object_and_what_is_not_said_any_more_is_gone_from_it() {
+async fn the_mode_is_written_to_one_object_and_what_is_left_out_is_removed_from_it() {
     let server = Server::default();
     let desk = desk(&server);
     let paused = EnforcementSpec {

@@ -142,6 +142,17 @@ pub fn namespaces(n: usize) -> Vec<String> {
     (0..n).map(|i| format!("ns-{i:03}")).collect()
 }
 
+/// A world with one node, in which twenty-five tenants are blocked.
+pub fn many_blocked() -> World {
+    let mut world = World::new(&["n1"]);
+    let brake = &mut world.policy.brake;
+    (brake.max_new_tenants, brake.max_tenants_per_node, brake.max_apps_per_node) = (100, 100, 200);
+    brake.max_tenants_per_rule = 100;
+    world.answer("n1", namespaces(25).iter().map(|namespace| record(namespace, 0)).collect());
+    assert_eq!(world.blocked().len(), 25);
+    world
+}
+
 pub fn failed(reason: FailureReason) -> Outcome {
     Outcome::Failed(Failure { reason, detail: "as told".into() })
 }

@@ -281,7 +281,7 @@ impl Soak {
         }
     }
 
-    /// How many Pods a node accuses as far as the leader knows. Who lies long enough has no place for the truth.
+    /// How many Pods a node accuses as far as the leader knows. A node that lies for long has used up its places for true accusations.
     fn accusations(&mut self, node: usize) -> usize {
         let snapshot = self.world.snapshot();
         let name = self.nodes[node].name.as_str();

@@ -45,7 +45,7 @@ fn released() -> (World, u64) {
 }
 
 #[test]
-fn the_same_rules_make_no_difference_from_whenever_on_they_are_tried() {
+fn the_same_rules_make_no_difference_whatever_the_start_of_the_replay() {
     let (world, end) = released();
     for since in [0, 59, 60, 61, end - 1, end, end + 1] {
         let fates = fates(&world, &world.policy, since);

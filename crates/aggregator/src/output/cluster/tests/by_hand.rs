@@ -100,7 +100,7 @@ async fn an_object_of_another_program_is_left_alone_until_it_is_handed_over() {
         server.world().put(PLUGINS, GATEWAY, PLUGIN, inert);
         assert_eq!((write(&server, 1).await.problems, closed(&server)), (Vec::new(), 1));
     }
-    // Somebody has taken the label away: the API server still knows whose it is.
+    // An operator has removed the label: the object's managedFields still name us.
     server.world().edit(PLUGINS, GATEWAY, PLUGIN, |plugin| plugin["metadata"]["labels"] = json!({}));
     assert_eq!((write(&server, 2).await.problems, closed(&server)), (Vec::new(), 2));
 }
@@ -110,7 +110,7 @@ fn message(annotation: &str) -> Value {
 }
 
 #[tokio::test]
-async fn uninstalling_removes_everything_of_ours_and_nothing_of_anybody_else_and_messages_first() {
+async fn uninstalling_removes_all_our_objects_and_no_others_and_messages_first() {
     let server = ApiServer::default();
     write(&server, 1).await;
     server.world().objects.retain(|(plural, ..), _| plural == PLUGINS);

@@ -95,7 +95,7 @@ async fn each_change_is_written_at_once_and_everything_is_compared_again_in_each
     running.decides(plan(3));
     sleep(Duration::from_secs(2)).await;
     assert_eq!(looks(&server), 0);
-    // Somebody opens it.
+    // An operator opens it.
     server.world().edit(PLUGINS, "higress-system", "procscan-violations", |plugin| {
         plugin["spec"]["matchRules"] = json!([]);
     });
@@ -135,7 +135,7 @@ async fn what_is_refused_is_tried_again_after_a_second_and_less_and_less_often()
     assert_eq!(looks(&server), 1);
 }
 
-/// Others lead now: what this replica could not write is theirs to write, and to report.
+/// Another replica leads now: it writes what this one could not write, and reports its own errors.
 #[tokio::test(start_paused = true)]
 async fn a_right_that_is_lost_while_it_writes_leaves_no_error_and_no_further_writes() {
     let server = ApiServer::default();

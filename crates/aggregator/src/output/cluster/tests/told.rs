@@ -148,9 +148,9 @@ async fn another_leader_tells_no_tenant_again_what_the_one_before_has_told() {
     assert_eq!(message(&server).unwrap()["metadata"]["labels"]["isRead"], "false");
 }
 
-/// A message without the annotation is none of ours that was told.
+/// Without the annotation it is not known which news the message told.
 #[tokio::test]
-async fn a_message_that_says_of_no_time_is_told_anew() {
+async fn a_message_without_the_time_of_its_news_is_told_anew() {
     let (server, _, plan) = told().await;
     edit(&server, |message| {
         read(message);
@@ -201,7 +201,7 @@ async fn a_message_whose_cause_is_over_is_marked_as_read_and_nothing_is_made_for
     assert_eq!(write(&mut output, &recovered).await.aside.count, 1);
 }
 
-/// In a namespace that is being deleted there is nobody left to tell, whichever request finds that out.
+/// A namespace that is being deleted takes no message, whichever request finds that out.
 #[tokio::test]
 async fn where_the_namespace_is_gone_the_tenant_counts_as_told() {
     for method in [Method::GET, Method::POST] {

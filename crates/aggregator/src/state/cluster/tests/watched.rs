@@ -37,7 +37,7 @@ impl Drop for Watched {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_operators_say_of_all_decisions_is_said_in_the_object_of_one_name() {
+async fn the_mode_that_operators_set_is_read_from_the_object_of_one_name() {
     let server = Server::default();
     let said = |mode: &str| json!({"metadata": {}, "spec": {"mode": mode}});
     let says = |mode: &'static str| move |object: &mut Value| object["spec"]["mode"] = mode.into();
@@ -69,7 +69,7 @@ async fn what_operators_say_of_all_decisions_is_said_in_the_object_of_one_name()
 }
 
 #[tokio::test(start_paused = true)]
-async fn as_long_as_it_was_never_read_what_operators_say_of_all_decisions_nothing_is_complete() {
+async fn nothing_is_complete_until_the_mode_that_operators_set_was_read_once() {
     let server = Server::default();
     server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {"mode": "half"}}));
     let watched = Watched::start(&server);

@@ -71,7 +71,7 @@ fn what_is_valid_but_has_no_effect_is_a_warning_with_its_place_at_the_check_and_
     assert_eq!(code, Some(0), "{stderr}");
     let lines: Vec<&str> = stderr.lines().collect();
     let [exemption, gateway] = lines[..] else { panic!("{stderr}") };
-    let place = "warning: config.yaml: enforcement.exemptions[0].until: 2020-01-01T00:00:00Z is over";
+    let place = "warning: config.yaml: enforcement.exemptions[0].until: 2020-01-01T00:00:00Z has passed";
     assert!(exemption.starts_with(place), "{stderr}");
     let place = "warning: config.yaml: gateway.max_service_entries: with 0 the gateway closes no App without an Ingress";
     assert!(gateway.starts_with(place), "{stderr}");

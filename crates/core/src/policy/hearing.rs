@@ -22,7 +22,7 @@ impl Book {
         self.begin_anew(pass.snapshot);
         let known = self.accused_by();
         let (mut disputes, mut refused) = (BTreeMap::new(), RefusedNow::default());
-        let mut disputed = RefusedNow::default();
+        let mut disputed_now = RefusedNow::default();
         let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
         for violation in &pass.snapshot.violations {
             if let Some(why) = pass.policy.refuses(&violation.key.namespace) {
@@ -99,7 +99,7 @@ impl Book {
                     // Evidence that was accepted while it was fresh is not disputed because the Pod has gone since.
                     Verdict::Disputed(_) | Verdict::Unverified(_) if already => {}
                     Verdict::Disputed(why) => {
-                        disputed.count(&heard.node, &heard.record, || why.clone().into());
+                        disputed_now.count(&heard.node, &heard.record, || why.clone().into());
                         disputes.insert(id, why);
                     }
                     // Its Pod is being looked up again: until then it stands as it did.
@@ -124,7 +124,7 @@ impl Book {
         }
         self.disputes = disputes;
         self.refused.log(refused, DecisionKind::Exempted, pass);
-        self.disputed.log(disputed, DecisionKind::Disputed, pass);
+        self.disputed.log(disputed_now, DecisionKind::Disputed, pass);
         unverified
     }
 

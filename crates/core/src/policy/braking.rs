@@ -21,7 +21,7 @@ impl Book {
         releases: Vec<(App, Option<String>, Basis)>,
     ) {
         if blocks.is_empty() && releases.is_empty() {
-            // Nobody asks how much it is.
+            // No brake is asked, so nothing has to be counted.
             self.window.forget(&pass.policy.brake, reading);
             return;
         }

@@ -263,7 +263,7 @@ impl Evidence {
     ) -> Listed {
         let heard = self.heard_mut();
         let listed_before = std::mem::replace(&mut heard.last_seen, at);
-        if heard.record.view() != record {
+        if heard.record.differs(record) {
             Arc::make_mut(&mut heard.record).renew(record);
         }
         let timestamp = WallTime::from(record.detected_at);

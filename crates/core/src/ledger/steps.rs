@@ -17,6 +17,9 @@ const ENOUGH: usize = 4;
 pub(super) struct Steps {
     /// The next step replaces the oldest.
     micros: [u32; STEPS as usize],
+    /// The usual one of them (see [`Steps::usual`]); of no meaning while there is none. Held, because it is read several
+    /// times for each answer.
+    usual: u32,
     next: u8,
     count: u8,
 }
@@ -30,6 +33,12 @@ impl Steps {
         }
         self.next = (self.next + 1) % STEPS;
         self.count = self.count.saturating_add(1).min(STEPS);
+        let mut known = self.micros;
+        if let Some(known) = known.get_mut(..usize::from(self.count)) {
+            known.sort_unstable();
+            let place = if known.len() < ENOUGH { 0 } else { known.len() / 2 };
+            self.usual = known.get(place).copied().unwrap_or_default();
+        }
     }
 
     /// The median, the larger of two, from [`ENOUGH`] steps on; before that the shortest.
@@ -37,11 +46,7 @@ impl Steps {
     /// Short steps say little about how often an agent scans: it may have restarted, or a round has come between two
     /// results of one scan, which a tenant can cause in each scan. Even then half of the steps are true ones.
     pub(super) fn usual(&self) -> Option<Duration> {
-        let mut known = self.micros;
-        let known = known.get_mut(..usize::from(self.count))?;
-        known.sort_unstable();
-        let place = if known.len() < ENOUGH { 0 } else { known.len() / 2 };
-        known.get(place).map(|micros| Duration::from_micros((*micros).into()))
+        (self.count > 0).then(|| Duration::from_micros(self.usual.into()))
     }
 }
 

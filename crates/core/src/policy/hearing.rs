@@ -83,15 +83,13 @@ impl Book {
                         if self.aside.contains(&app) {
                             continue;
                         }
-                        let buried =
-                            self.incidents.get(&app).and_then(|incident| incident.tombstones.get(&id));
-                        // A record that is still listed as it was when it cleared: of an earlier Pod, for example.
-                        if buried.is_some_and(|buried| buried.ground.knows(evidence, fresh_at)) {
-                            continue;
-                        }
                         if evidence.presence == Presence::Active {
                             self.accuse(&app, id, (evidence, fresh_at, pod), silence, pass);
-                        } else {
+                        } else if !self
+                            .incidents
+                            .get(&app)
+                            .is_some_and(|it| it.has_buried(&id, evidence, fresh_at))
+                        {
                             self.count(&app, &id, (fresh_at, already), silence);
                             self.hold(&app, id, (evidence, fresh_at, pod), silence);
                         }
@@ -195,6 +193,9 @@ impl Book {
         let same_incident = pass.policy.same_incident;
         let scan_interval = pass.snapshot.nodes.get(&evidence.node).and_then(|node| node.interval);
         let incident = self.incidents.entry(app.clone()).or_insert_with(|| Incident::new(fresh_at));
+        if incident.has_buried(&id, evidence, fresh_at) {
+            return;
+        }
         if let Standing::Ended { at } = incident.standing {
             if pass.now.since(at) > same_incident {
                 // What an operator has released stays released.

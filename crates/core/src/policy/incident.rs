@@ -18,6 +18,7 @@ use crate::moment::WallTime;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
 use crate::report::Record;
+use crate::snapshot::EvidenceView;
 use crate::state;
 
 /// How many process names of an incident its tenant is told: a tenant can start processes of any number of names.
@@ -402,6 +403,11 @@ impl Incident {
         }
         file.decisions.push(Arc::new(decision.clone()));
         file.decided += 1;
+    }
+
+    /// Whether `evidence` is still listed as it was when it cleared: of an earlier Pod, for example.
+    pub(super) fn has_buried(&self, id: &EvidenceId, evidence: &EvidenceView, fresh_at: Moment) -> bool {
+        self.tombstones.get(id).is_some_and(|buried| buried.ground.knows(evidence, fresh_at))
     }
 
     /// A ground has cleared. The oldest that is remembered gives way.

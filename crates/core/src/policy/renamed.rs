@@ -15,6 +15,9 @@ use crate::names::{App, Text};
 impl Book {
     /// Notes what links a Pod of `app`, which has just been accused, with earlier names.
     pub(super) fn note_lineage(&mut self, app: &App, lineage: Lineage) {
+        if lineage.origin.is_none() && lineage.earlier.is_none() {
+            return;
+        }
         let Some(incident) = self.incidents.get(app) else { return };
         let is_new = |origin: &Text| !incident.origins.contains(origin) && incident.origins.len() < MAX_NAMES;
         let origin = lineage.origin.filter(is_new);

@@ -48,6 +48,13 @@ impl Record {
         Self { key, claim: Arc::new(claim), timestamp: none, detected_at: Timestamp::MIN }
     }
 
+    /// Whether `newer`, a record of the same key, says anything else. Nearly always it does, and its time differs.
+    pub(crate) fn differs(&self, newer: RecordRef<'_>) -> bool {
+        self.detected_at != newer.detected_at
+            || *self.timestamp != *newer.timestamp
+            || self.view().claim() != newer.claim()
+    }
+
     /// Becomes `newer`, a record of the same key; what has not changed stays in memory where it is.
     pub(crate) fn renew(&mut self, newer: RecordRef<'_>) {
         if self.view().claim() != newer.claim() {
@@ -253,3 +260,38 @@ pub fn age_by_own_clock(detected_at: Timestamp, date: Option<Timestamp>) -> Opti
 
 /// How far a record may lie ahead of the `Date` of the answer that holds it.
 pub const DATE_TOLERANCE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_differs_if_anything_but_its_key_does_and_is_the_same_once_it_is_renewed() {
+        let known = RecordRef {
+            key: KeyRef { namespace: "ns-a", pod: "web-0", process: "xmrig" },
+            cmdline: "xmrig -o pool",
+            regex: "^xmrig$",
+            status: "active",
+            kind: "app",
+            name: "web",
+            timestamp: "2026-01-02T03:04:05Z",
+            detected_at: Timestamp::UNIX_EPOCH,
+        };
+        let others = [
+            RecordRef { cmdline: "xmrig -o other", ..known },
+            RecordRef { regex: "", ..known },
+            RecordRef { status: "gone", ..known },
+            RecordRef { kind: "devbox", ..known },
+            RecordRef { name: "shop", ..known },
+            RecordRef { timestamp: "2026-01-02T04:04:05+01:00", ..known },
+            RecordRef { detected_at: Timestamp::MAX, ..known },
+        ];
+        assert!(!Record::from(known).differs(known));
+        for other in others {
+            let mut record = Record::from(known);
+            assert!(record.differs(other), "{other:?}");
+            record.renew(other);
+            assert!(!record.differs(other) && record.view() == other, "{other:?}");
+        }
+    }
+}

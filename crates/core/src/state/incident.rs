@@ -91,8 +91,8 @@ pub struct IncidentStatus {
     /// What covers it, as last logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exempted: Option<String>,
-    /// Exemptions without effect, as hashes of what they say: they would open this App together with those of too many
-    /// other tenants. Kept with a few of these Apps.
+    /// Exemptions that are withheld, as hashes of their content: each would open this App together with those of too
+    /// many other tenants. Recorded with a few of these Apps only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub withheld: Vec<Text>,
     /// The accusations, and those that have cleared: a record that is still listed but does not change is not believed again.

@@ -38,8 +38,8 @@ pub struct Evidence {
     /// How often the agent scans, as far as it was learned, in seconds.
     #[serde(rename = "scanIntervalSeconds", default, skip_serializing_if = "Option::is_none")]
     pub scan_interval: Option<u64>,
-    /// For how long its node has answered without fresh evidence of it, in seconds, where some of the answers said
-    /// nothing of it: as of when this was written, at most an hour more may have passed.
+    /// For how many seconds its node has answered without fresh evidence of it, if some of these answers said nothing
+    /// of it. As of when this was written: at most an hour more may have passed.
     #[serde(rename = "hiddenForSeconds", default, skip_serializing_if = "Option::is_none")]
     pub hidden_for: Option<u64>,
     /// It has cleared.

@@ -54,7 +54,7 @@ pub(super) struct Lead<'a> {
     unreadable: BTreeMap<String, Unreadable>,
     /// The incidents whose objects differ from what we wrote last.
     changed: Vec<Changed>,
-    /// The names of ended incidents whose objects say that they are open.
+    /// The names of Incidents that say that they are open, and are not their Apps' own ones.
     reopened: BTreeSet<String>,
     /// What operators wanted, and which incidents existed, when what is kept was last looked at.
     heard: Outline,

@@ -222,7 +222,8 @@ impl IncidentStatus {
                 evidence.cleared = Some(ClearedEvidence { at, by, ended: true });
             }
         }
-        self.reason = Text::from("it had ended before; it was edited, or restored from a backup");
+        self.reason =
+            Text::from("it had ended before, or is a copy; it was edited, copied, or restored from a backup");
         self.decisions.push(Decision {
             at,
             decision: DecisionKind::Closed.into(),

@@ -14,6 +14,7 @@ mod gone;
 mod hearing;
 mod keep;
 mod ledger_laws;
+mod misnamed;
 mod notices;
 mod one_of_several;
 mod outlasted;

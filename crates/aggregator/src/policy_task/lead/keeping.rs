@@ -11,8 +11,9 @@ use procscan_core::state::incident as kept;
 use tokio::time::Instant;
 
 use super::{Lead, MAX_PAUSE, MIN_PAUSE, Step};
+use crate::leader::Pen;
 use crate::policy_task::history;
-use crate::state::{Changed, Kept, KeptIncident, Order, StateError};
+use crate::state::{Changed, Kept, KeptIncident, Order, StateError, Store};
 
 /// How many incidents are kept in one go.
 const KEPT_AT_ONCE: usize = 250;
@@ -76,7 +77,8 @@ impl Lead<'_> {
         }
     }
 
-    /// Notes an incident of `app` whose object says that it is open although it has ended.
+    /// Notes an incident of `app` whose object says that it is open, and which is not the App's own one: it has ended, or
+    /// it is a copy under another name.
     pub(super) fn note_reopened(&mut self, name: &str, app: &App) {
         // If an incident of the App can't be read, none of its incidents is touched.
         let may_be_it = self.unreadable.values().any(|it| it.app.as_ref().is_none_or(|other| other == app));
@@ -86,8 +88,8 @@ impl Lead<'_> {
                 alert = "state",
                 incident = name,
                 %app,
-                "an Incident that had ended says that it is open: it was edited, restored from a backup, or written late by the \
-                 previous leader; it is written as ended"
+                "an Incident that had ended, or has another name than its App's, says that it is open: it was edited, copied, \
+                 restored from a backup, or written late by the previous leader; it is written as ended"
             );
         }
     }
@@ -158,23 +160,21 @@ impl Lead<'_> {
             .unsaved()
             .into_iter()
             .partition(|app| self.book.name_of(app).is_none_or(|name| may_try(&name)));
-        let history = history.into_iter().filter(|incident| may_try(&incident.name));
-        let mut left = apps.iter().filter_map(|app| self.book.document(app)).chain(history);
+        let waiting: BTreeSet<App> = waiting.into_iter().collect();
         let mut failed: BTreeMap<String, StateError> = BTreeMap::new();
-        // In parts: a storm has as many as there are Apps, and each is a few times larger on its way to the disk.
-        loop {
-            let part: Vec<Incident> = left.by_ref().take(KEPT_AT_ONCE).collect();
-            if part.is_empty() {
-                break;
-            }
-            let names: Vec<String> = part.iter().map(|incident| incident.name.clone()).collect();
-            failed.extend(self.task.store.save(&self.pen, part).await);
-            for name in names.iter().filter(|name| !failed.contains_key(*name)) {
-                self.reopened.remove(name);
-            }
-            if let Some(error) = failed.values().find(|error| error.is_lost() || error.is_outdated()) {
-                return Err(error.clone());
-            }
+        let own = apps.iter().filter_map(|app| self.book.document(app));
+        save_in_parts(&mut self.task.store, &self.pen, own, &mut failed).await?;
+        // An object that is not the App's own may be the only one that says what has been decided of the App: it is not
+        // touched before the App's own one has been written.
+        let has_own = |app: &App| {
+            !waiting.contains(app) && self.book.name_of(app).is_none_or(|name| !failed.contains_key(&name))
+        };
+        let may_end = |it: &Incident| may_try(&it.name) && has_own(&App::from(&it.spec.app));
+        let history: Vec<Incident> = history.into_iter().filter(may_end).collect();
+        let names: Vec<String> = history.iter().map(|incident| incident.name.clone()).collect();
+        save_in_parts(&mut self.task.store, &self.pen, history.into_iter(), &mut failed).await?;
+        for name in names.iter().filter(|name| !failed.contains_key(*name)) {
+            self.reopened.remove(name);
         }
         let is_lost = |app: &App| self.book.name_of(app).is_some_and(|name| failed.contains_key(&name));
         let (lost, saved): (Vec<App>, Vec<App>) = apps.into_iter().partition(is_lost);
@@ -252,6 +252,27 @@ impl Lead<'_> {
             }
             was_in_trouble
         });
+    }
+}
+
+/// Saves the documents `left`, and adds those that could not be saved to `failed`.
+///
+/// In parts: a storm has as many as there are Apps, and each is a few times larger on its way to the disk.
+async fn save_in_parts(
+    store: &mut Store,
+    pen: &Pen,
+    mut left: impl Iterator<Item = Incident>,
+    failed: &mut BTreeMap<String, StateError>,
+) -> Result<(), StateError> {
+    loop {
+        let part: Vec<Incident> = left.by_ref().take(KEPT_AT_ONCE).collect();
+        if part.is_empty() {
+            return Ok(());
+        }
+        failed.extend(store.save(pen, part).await);
+        if let Some(error) = failed.values().find(|error| error.is_lost() || error.is_outdated()) {
+            return Err(error.clone());
+        }
     }
 }
 

@@ -168,3 +168,52 @@ async fn an_older_incident_of_an_app_whose_last_one_can_not_be_read_is_left_alon
     assert_eq!(written(&server, &name_of("web")), (blocked()["status"].clone(), 0));
     drop(first);
 }
+
+/// What is kept of a blocked App is under another name only. Nothing of it changes with the next evaluation: its tenant knows.
+fn misnamed(server: &Server) {
+    let mut copy = blocked();
+    copy["status"]["told"] = json!({"at": opened(), "what": "Blocked", "delivered": opened()});
+    server.put(INCIDENTS, BY_HAND, copy);
+}
+
+const BY_HAND: &str = "made-by-hand";
+
+fn state(server: &Server, name: &str) -> Option<Value> {
+    server.get(INCIDENTS, name).map(|object| object["status"]["state"].clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_under_another_name_is_written_under_its_own_and_outlasts_a_restart() {
+    let server = Server::default();
+    misnamed(&server);
+    let first = leader(&server, 3, network());
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(first.blocked(), ["web"]);
+    assert_eq!(state(&server, BY_HAND), Some("Ended".into()));
+    assert_eq!(state(&server, &name_of("web")), Some("Blocked".into()));
+    drop(first);
+    let next = leader(&server, 4, network());
+    settle().await;
+    assert_eq!(next.blocked(), ["web"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_of_another_name_is_ended_only_after_the_apps_own_one_is_written() {
+    let server = Server::default();
+    misnamed(&server);
+    let is_full = Arc::new(AtomicBool::new(true));
+    let flag = is_full.clone();
+    let network = move |_: &mut Store, call: &Call| {
+        let is_other = call.method != hyper::Method::GET && call.name.as_deref() != Some(BY_HAND);
+        if is_other && flag.load(Ordering::Relaxed) { Fault::Refused(500) } else { Fault::None }
+    };
+    let first = leader(&server, 3, Box::new(network));
+    sleep(Duration::from_mins(2)).await;
+    assert_eq!(first.blocked(), ["web"]);
+    assert_eq!((state(&server, BY_HAND), state(&server, &name_of("web"))), (Some("Blocked".into()), None));
+    is_full.store(false, Ordering::Relaxed);
+    sleep(Duration::from_mins(2)).await;
+    assert_eq!(first.blocked(), ["web"]);
+    assert_eq!(state(&server, BY_HAND), Some("Ended".into()));
+    assert_eq!(state(&server, &name_of("web")), Some("Blocked".into()));
+}

@@ -94,13 +94,22 @@ impl Book {
         let before = documents.iter().map(|document| last_written(&document.status)).max();
         let mut book = Self { clock, dates: Dates::restored(before, now), ..Self::default() };
         let mut documents: Vec<&kept::Incident> = documents.iter().collect();
-        // Only the latest incident of an App counts, so it has to come last.
-        documents.sort_by_key(|document| order(&document.status));
+        // Only the latest incident of an App counts, so it has to come last. Of two that say the same, the one that has
+        // its own name counts.
+        documents.sort_by_cached_key(|document| (order(&document.status), has_own_name(document)));
         for document in documents {
             let app = App::from(&document.spec.app);
             let mut incident = restored(&app, &document.status, snapshot, &clock, now);
+            let is_kept = has_own_name(document);
+            if !is_kept {
+                // Operators' acts are numbered by the object in which they are.
+                let own = book.incidents.get(&app).filter(|known| known.name(&app) == incident.name(&app));
+                incident.file().observed = own.map_or(0, Incident::observed);
+            }
             book.window.restore(&app, incident.due.as_ref(), incident.release_due.as_deref().copied());
-            book.effective.insert(app.clone(), Effective::kept(&mut incident));
+            // What has another name is written at once under its own: its object is not the App's.
+            let effective = Effective { is_kept, ..Effective::kept(&mut incident) };
+            book.effective.insert(app.clone(), effective);
             book.incidents.insert(app, incident);
         }
         book
@@ -154,10 +163,12 @@ impl Book {
                     Some(over) => now.clone_from(over),
                     None => now.refile(file.clone(), *delivered),
                 },
-                // The incident before this one has ended, but operators' releases go on.
+                // The incident before this one has ended, but operators' releases and a brake's hold go on.
                 known => {
                     let mut anew = File::new(now.opened);
-                    anew.releases = known.map(|known| known.file.releases.clone()).unwrap_or_default();
+                    if let Some(Effective { file, .. }) = known {
+                        (anew.releases, anew.held) = (file.releases.clone(), file.held.clone());
+                    }
                     now.refile(Arc::new(anew), None);
                 }
             }
@@ -177,6 +188,12 @@ impl Book {
     pub fn documents(&self) -> Vec<kept::Incident> {
         self.incidents.iter().map(|(app, incident)| document(app, incident, &self.clock)).collect()
     }
+}
+
+/// Whether a document has the name under which the incident of its App is kept. A copy made by hand has another one.
+fn has_own_name(document: &kept::Incident) -> bool {
+    let kept::Incident { name, spec, status } = document;
+    *name == kept::name(&App::from(&spec.app), status.opened)
 }
 
 /// How old the oldest kept evidence of `now` is that has to be written again, as its moment on the monotonic clock;

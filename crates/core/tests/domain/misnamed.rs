@@ -1,0 +1,95 @@
+//! Incidents that are not kept under their own names: copies made by hand, and what a version that named them otherwise has kept.
+
+use crate::common::{MINUTE, World, app, record};
+use procscan_core::policy::Act;
+use procscan_core::state::{Incident, IncidentState};
+
+/// App `web` is blocked, held or released, and its Incident is kept under another name only. Returns its own name.
+fn misnamed(world: &mut World) -> String {
+    let (own, mut incident) = world.kept.pop_first().unwrap();
+    incident.name = "made-by-hand".into();
+    world.kept.insert(incident.name.clone(), incident);
+    own
+}
+
+fn blocked() -> World {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world
+}
+
+/// The object of another name has been ended, as every open object is that is not the App's own.
+fn end(incident: &mut Incident, world: &World) {
+    incident.status.end_again(world.now.wall());
+}
+
+#[test]
+fn what_is_kept_under_another_name_is_written_at_once_under_its_own() {
+    let mut world = blocked();
+    let own = misnamed(&mut world);
+    world.restart();
+    assert_eq!(world.blocked(), ["ns-a"]);
+    assert_eq!(world.kept[&own].status.state, IncidentState::Blocked, "nothing has changed, and it is kept");
+    let mut other = world.kept["made-by-hand"].clone();
+    end(&mut other, &world);
+    world.kept.insert(other.name.clone(), other);
+    for _ in 0..2 {
+        world.restart();
+        assert_eq!(world.blocked(), ["ns-a"]);
+    }
+}
+
+#[test]
+fn what_can_not_be_written_under_its_own_name_is_tried_again() {
+    let mut world = blocked();
+    let own = misnamed(&mut world);
+    world.unwritable.insert("ns-a".into());
+    world.restart();
+    assert_eq!(world.blocked(), ["ns-a"], "it stays as it is kept");
+    assert!(!world.kept.contains_key(&own));
+    world.unwritable.clear();
+    assert_eq!(world.blocked(), ["ns-a"]);
+    assert!(world.kept.contains_key(&own));
+}
+
+#[test]
+fn an_operators_release_is_not_lost_with_an_object_of_another_name() {
+    let mut world = blocked();
+    let until = world.now.wall() + std::time::Duration::from_hours(24);
+    world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    assert!(world.blocked().is_empty());
+    let own = misnamed(&mut world);
+    world.restart();
+    world.evaluate();
+    let other = world.kept.remove("made-by-hand").unwrap();
+    assert_eq!(world.kept[&own].status.releases, other.status.releases);
+    world.restart();
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert!(world.blocked().is_empty());
+}
+
+/// Acts are numbered by the object in which they are, and the App's own one has its own numbers.
+#[test]
+fn acts_in_an_object_of_another_name_do_not_count_for_the_apps_own() {
+    let mut world = blocked();
+    world.book.observe(&app("ns-a"), 2);
+    world.evaluate();
+    let observed = |world: &World| world.book.incident(&app("ns-a")).unwrap().observed();
+    // A copy beside it, which says that more has been done.
+    let mut copy = world.kept.values().next().unwrap().clone();
+    (copy.name, copy.status.observed) = ("a-copy".into(), 7);
+    world.kept.insert(copy.name.clone(), copy.clone());
+    world.restart();
+    assert_eq!(observed(&world), 2, "of two that say the same its own counts");
+    // Of several the latest counts, whatever its name.
+    copy.status.clock = Some(world.now.wall() + std::time::Duration::from_mins(1));
+    world.kept.insert(copy.name.clone(), copy);
+    world.restart();
+    assert_eq!(observed(&world), 2);
+    world.kept.retain(|name, _| name == "a-copy");
+    world.restart();
+    assert_eq!(observed(&world), 0);
+}

@@ -198,10 +198,11 @@ impl Book {
         }
         if let Standing::Ended { at } = incident.standing {
             if pass.now.since(at) > same_incident {
-                // What an operator has released stays released.
-                let releases = incident.releases.clone();
+                // What an operator has released stays released, and what a brake held waits for an approval.
+                let (releases, held) = (incident.releases.clone(), incident.held.clone());
                 *incident = Incident::new(fresh_at);
-                incident.file().releases = releases;
+                let file = incident.file();
+                (file.releases, file.held) = (releases, held);
             }
             incident.stand(Standing::Watched);
         }

@@ -12,6 +12,7 @@ mod decoys;
 mod examined;
 mod gone;
 mod hearing;
+mod held_before;
 mod keep;
 mod ledger_laws;
 mod misnamed;

@@ -1,0 +1,69 @@
+//! A hold outlasts the incident in which a brake began it, where it is still known.
+
+use crate::common::{HOUR, MINUTE, World, app, record};
+use procscan_core::policy::Act;
+
+/// The hold is older than the time in which offending again continues an incident. The operator who released the App has not
+/// approved its block.
+#[test]
+fn a_hold_outlasts_a_release_however_long_that_lasts() {
+    let mut world = held_beside_another();
+    let until = world.now.wall() + std::time::Duration::from_hours(72);
+    world.book.act(&Act::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now).unwrap();
+    clear(&mut world);
+    let (mut blocked, mut held) = (Vec::new(), Vec::new());
+    for hour in 0..80 {
+        world.wait(HOUR);
+        let now = world.clock();
+        let is_quiet = hour < 30;
+        world.answer("n1", if is_quiet { vec![] } else { vec![record("ns-b", now)] });
+        (blocked, held) = (world.blocked(), world.held());
+    }
+    assert_eq!((blocked, held), (Vec::<String>::new(), vec!["ns-b".to_owned()]));
+}
+
+/// A backup brings back an Incident that was held, and the leader writes it as ended, because that incident had ended. The next
+/// leader hears the App offend again.
+#[test]
+fn an_app_that_a_restored_backup_says_was_held_is_not_blocked_without_an_approval() {
+    let mut world = held_beside_another();
+    let mut backup = world.kept.values().find(|it| it.spec.app.namespace == "ns-b".into()).unwrap().clone();
+    clear(&mut world);
+    for _ in 0..30 {
+        world.wait(HOUR);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        world.evaluate();
+    }
+    backup.status.end_again(world.now.wall());
+    world.kept.insert(backup.name.clone(), backup);
+    world.restart();
+    // What is decided first can't be kept.
+    world.unwritable.insert("ns-b".into());
+    for is_held in [false, true] {
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now), record("ns-b", now)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        assert_eq!(world.held(), if is_held { vec!["ns-b"] } else { vec![] });
+        world.unwritable.clear();
+    }
+}
+
+/// `ns-a` is blocked, and a brake holds `ns-b`; it would hold it no longer, if it were asked again.
+fn held_beside_another() -> World {
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_new_tenants = 1;
+    world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
+    assert_eq!((world.blocked(), world.held()), (vec!["ns-a".to_owned()], vec!["ns-b".to_owned()]));
+    world.policy.brake.max_new_tenants = 100;
+    world
+}
+
+fn clear(world: &mut World) {
+    world.rounds(40, |world| {
+        world.answer("n1", vec![]);
+        world.evaluate();
+    });
+    assert_eq!((world.blocked().len(), world.held().len()), (0, 0));
+}

@@ -51,6 +51,8 @@ pub(super) struct Pod {
     pub(super) lineage: Lineage,
     /// It has succeeded or failed: nothing runs in it any more.
     pub(super) has_ended: bool,
+    /// None of its containers has started yet, so no traffic reaches it.
+    pub(super) is_pending: bool,
 }
 
 /// Which ways lead to which Services. Names are those of Services and Ingresses in the one namespace.
@@ -194,6 +196,7 @@ impl Pod {
             host_ips: host_ips.map(Text::from).collect(),
             labels,
             has_ended: matches!(&*status.phase, "Succeeded" | "Failed"),
+            is_pending: status.phase == "Pending",
         }
     }
 }

@@ -270,7 +270,7 @@ fn present(pod: &Pod) -> PodState {
 /// Which Services of a namespace expose which Pods.
 struct Reach<'a> {
     seen: &'a Seen,
-    /// The running Pods that each Service selects, by the Service's index; found when they are asked for.
+    /// The Pods that each Service selects and that have not ended, by the Service's index; found when they are asked for.
     selected: Vec<OnceCell<Vec<&'a Pod>>>,
 }
 
@@ -286,11 +286,11 @@ impl<'a> Reach<'a> {
         services.filter(|(_, service)| exposes(service)).map(|(place, _)| place).collect()
     }
 
-    /// The Services that select no running Pod, ordered.
+    /// The Services that select no running Pod, ordered. A Pod that has not started does not count: no traffic reaches it.
     fn selecting_none(&self, namespace: &Text) -> Arc<[Text]> {
-        let selects = |service: &Service| {
-            self.seen.pods.values().any(|pod| !pod.has_ended && service.selects(&pod.labels))
-        };
+        let runs = |pod: &&Pod| !pod.has_ended && !pod.is_pending;
+        let selects =
+            |service: &Service| self.seen.pods.values().filter(runs).any(|pod| service.selects(&pod.labels));
         let services = self.seen.services.iter().filter(|service| !selects(service));
         let names: BTreeSet<Text> = services.map(|service| host(&service.name, namespace)).collect();
         names.into_iter().collect()

@@ -25,6 +25,7 @@ fn pod(uid: &str, app: &str, has_ended: bool) -> Pod {
         app: App::new("ns-a", "app", app),
         lineage: Lineage::default(),
         has_ended,
+        is_pending: false,
     }
 }
 
@@ -201,14 +202,32 @@ fn shared(found: Seen, which: WhichPod) -> (Vec<String>, Vec<Shared>) {
     (exposure.unwrap().services.iter().map(text).collect(), shared.collect())
 }
 
-#[test]
-fn services_that_select_no_running_pod_are_known() {
-    let pods = [("web-0", pod("1", "web", false)), ("blog-0", pod("5", "blog", true))];
+/// The Services that select no running Pod, where there is a Pod of the App and that one of another App.
+fn selecting_none(other: Pod) -> Vec<String> {
+    let pods = [("web-0", pod("1", "web", false)), ("blog-0", other)];
     let mut room = Room::default();
     let found = Some(together(&pods));
     room.see(&"ns-a".into(), &accused(WhichPod::Uid("1".into())), found, at(0), PATIENCE);
-    let hosts: Vec<String> = room.apps[&app()].selecting_none.iter().map(ToString::to_string).collect();
-    assert_eq!(hosts, ["blog-x.ns-a.svc", "by-hand.ns-a.svc"]);
+    room.apps[&app()].selecting_none.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn services_that_select_no_running_pod_are_known() {
+    let other = |has_ended, is_pending| Pod { is_pending, ..pod("5", "blog", has_ended) };
+    assert_eq!(selecting_none(other(false, false)), ["by-hand.ns-a.svc"]);
+    assert_eq!(selecting_none(other(true, false)), ["blog-x.ns-a.svc", "by-hand.ns-a.svc"]);
+    // It waits for a node, or for its image: no traffic reaches it.
+    assert_eq!(selecting_none(other(false, true)), ["blog-x.ns-a.svc", "by-hand.ns-a.svc"]);
+}
+
+/// Any Pod of the App may start in a moment.
+#[test]
+fn a_service_of_the_apps_own_pod_that_has_not_started_exposes_it() {
+    let mut room = Room::default();
+    let own = Pod { is_pending: true, ..pod("1", "web", false) };
+    see(&mut room, seen(&[("web-0", own)], &[]), 0);
+    let exposure = room.apps[&app()].exposure.clone();
+    assert_eq!(exposure, Some(Exposure::plain(["web-x7k2.ns-a.svc".into()])));
 }
 
 #[test]

@@ -173,6 +173,7 @@ fn seen(namespace: &Text) -> Seen {
         app: App::new(namespace.clone(), "app", "web"),
         lineage: Lineage::default(),
         has_ended: false,
+        is_pending: false,
     };
     Seen { pods: [("web".into(), pod)].into(), ..Seen::default() }
 }

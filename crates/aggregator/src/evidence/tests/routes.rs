@@ -1,6 +1,7 @@
 //! When the routes of an App have to be looked up.
 
 use procscan_core::plan::Exposure;
+use procscan_core::policy::AppFact;
 use serde_json::json;
 
 use super::fake::{Server, pod, service};
@@ -24,7 +25,10 @@ fn server() -> Server {
 
 /// The first look at the App `web` while `closed` Services are known to be closed.
 async fn first_look(closed: usize, max_service_entries: usize) -> Exposure {
-    let server = server();
+    first_fact(&server(), closed, max_service_entries).await.exposure.unwrap()
+}
+
+async fn first_fact(server: &Server, closed: usize, max_service_entries: usize) -> AppFact {
     let evidence = Evidence {
         cluster: Cluster::with_client(server.client()),
         interval: ROUND,
@@ -41,11 +45,11 @@ async fn first_look(closed: usize, max_service_entries: usize) -> Exposure {
     let cancel = CancellationToken::new();
     let status = watch::channel(EvidenceStatus::default()).0;
     let running = tokio::spawn(evidence.run(asked, facts_tx, gone, status, cancel.clone()));
-    let known = |facts: &Arc<Facts>| facts.apps.get(&app).and_then(|fact| fact.exposure.clone());
-    let exposure = known(&facts.wait_for(|facts| known(facts).is_some()).await.unwrap()).unwrap();
+    let known = |facts: &Arc<Facts>| facts.apps.get(&app).filter(|fact| fact.exposure.is_some()).cloned();
+    let fact = known(&facts.wait_for(|facts| known(facts).is_some()).await.unwrap()).unwrap();
     cancel.cancel();
     running.await.unwrap();
-    exposure
+    fact
 }
 
 #[tokio::test(start_paused = true)]
@@ -60,4 +64,19 @@ async fn where_many_services_are_closed_the_first_look_of_a_term_asks_by_which_r
     assert_eq!(first_look(299, 500).await, plain);
     assert_eq!(first_look(300, 500).await, named);
     assert_eq!(first_look(0, 0).await, named, "there is no plain list");
+}
+
+/// The tenant lets a Service select a Pod that can't start, and routes its traffic elsewhere by endpoints of its own.
+#[tokio::test(start_paused = true)]
+async fn a_service_of_a_pod_that_has_not_started_selects_no_running_pod() {
+    let server = server();
+    server.put("services", "ns-a", "blog", service("blog"));
+    for (phase, selecting_none) in [("Pending", vec!["blog.ns-a.svc"]), ("Running", vec![])] {
+        let mut blog = pod("2", "blog", "n1");
+        blog["status"]["phase"] = phase.into();
+        server.put("pods", "ns-a", "blog", blog);
+        let fact = first_fact(&server, 0, 500).await;
+        let hosts: Vec<&str> = fact.selecting_none.iter().map(AsRef::as_ref).collect();
+        assert_eq!(hosts, selecting_none, "{phase}");
+    }
 }

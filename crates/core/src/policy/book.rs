@@ -10,7 +10,7 @@ use super::aside::Aside;
 use super::dates::Dates;
 use super::decision::{Actor, Decision, DecisionKind};
 use super::exemption::{Admissions, is_too_far};
-use super::incident::{EvidenceId, Incident, Standing, StickyRelease};
+use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling};
 use super::inherited::Before;
 use super::keep::Effective;
 use super::leader_clock::LeaderClock;
@@ -146,7 +146,12 @@ impl Book {
             return false;
         }
         incident.delivered = Some(now);
-        matches!(incident.standing, Standing::Grace { .. })
+        let is_warned = matches!(incident.standing, Standing::Grace { .. })
+            && incident.told.is_some_and(|told| told.what == Telling::Grace);
+        if is_warned {
+            incident.grace_told.get_or_insert(now);
+        }
+        is_warned
     }
 
     /// The incidents, ended ones included, by App.
@@ -336,6 +341,7 @@ impl Book {
             // The release itself is in the log; what covers the App from now on need not be logged once more.
             file.exempted = Some(released_by(actor, until).into());
         }
+        self.take_grace_back(app);
         Ok(format!("released by hand; the same accusations do not block it until {until}"))
     }
 

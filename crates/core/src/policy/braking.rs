@@ -49,6 +49,7 @@ impl Book {
             };
             let accusation = incident.accusation();
             let is_untold = matches!(incident.standing, Standing::Grace { .. }) && incident.is_untold(pass);
+            let before = incident.warned_before(pass.policy);
             let file = incident.file();
             file.count(tally.of(&app));
             if let Some(brake) = brake {
@@ -63,9 +64,10 @@ impl Book {
                 }
             } else {
                 let untold = if is_untold { "; its tenant could not be told before" } else { "" };
+                let before = before.unwrap_or_default();
                 let known = pass.facts.to_close(&app, pass.policy, file);
                 let known = known.unwrap_or_default();
-                let reason = Text::from(format!("{accusation}{untold}{}", known.remarks()));
+                let reason = Text::from(format!("{accusation}{untold}{before}{}", known.remarks()));
                 pass.decide(&app, DecisionKind::Blocked, known.complete(&reason));
                 file.reason = reason;
                 let dry_run = pass.policy.mode == Mode::DryRun;

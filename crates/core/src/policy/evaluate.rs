@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -19,7 +18,7 @@ use super::{Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, PodRef, Text};
-use crate::plan::{Dispute, HeldApp, Notice, NoticePhase, Plan, Summary, human};
+use crate::plan::{Dispute, HeldApp, Notice, NoticePhase, Plan, Summary};
 use crate::snapshot::Snapshot;
 
 /// What one evaluation comes to.
@@ -69,9 +68,6 @@ pub(super) struct Pass<'a> {
     decisions: Vec<Decision>,
     pub(super) alerts: Vec<Alert>,
 }
-
-/// How long a block waits for a tenant who can't be told of the grace, beyond it; another grace if that is longer.
-pub(super) const UNTOLD_LIMIT: Duration = Duration::from_hours(1);
 
 const ENDING: &str = "the namespace is being deleted";
 
@@ -206,10 +202,12 @@ impl Book {
     /// What one incident asks for. Does at once what no brake is asked about.
     fn judge(app: &App, incident: &mut Incident, pass: &mut Pass<'_>) -> Wish {
         if matches!(incident.standing, Standing::Ended { .. }) {
+            incident.review_grace(app, &[], pass);
             return Wish::Nothing;
         }
         let wanted_look = incident.wants_look.take();
         let excuses = incident.excuses(app, pass);
+        incident.review_grace(app, &excuses, pass);
         let is_reason =
             |(g, excuse): (&Ground, &Option<String>)| incident.is_reason(g, excuse.as_deref(), pass);
         let active = incident.grounds.values().zip(&excuses).any(is_reason);
@@ -296,7 +294,7 @@ impl Book {
             // one.
             return Wish::Nothing;
         }
-        if !Self::is_due(app, incident, pass) {
+        if !incident.is_due(app, &excuses, pass) {
             return Wish::Nothing;
         }
         if incident.is_proven(&excuses, wanted_look, pass) {
@@ -304,30 +302,6 @@ impl Book {
         }
         incident.wants_look = wanted_look.or(Some(pass.now));
         Wish::Nothing
-    }
-
-    /// Whether `app` may be blocked now because its grace is over, or there is none. Begins the grace if it has not begun.
-    fn is_due(app: &App, incident: &mut Incident, pass: &mut Pass<'_>) -> bool {
-        let grace = pass.policy.grace;
-        if grace.is_zero() || incident.approved {
-            return true;
-        }
-        match incident.standing {
-            Standing::Grace { until } if pass.now.uptime() < until.uptime() => false,
-            // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
-            Standing::Grace { until } if incident.is_untold(pass) => {
-                pass.now.uptime() >= until.uptime().saturating_add(grace.max(UNTOLD_LIMIT))
-            }
-            Standing::Grace { .. } => true,
-            _ => {
-                let wall = pass.now.wall().checked_add(grace).unwrap_or(pass.now.wall());
-                let until = Moment::new(pass.now.uptime().saturating_add(grace), wall);
-                incident.stand(Standing::Grace { until });
-                let reason = format!("{}; to be blocked in {}", incident.accusation(), human(grace));
-                pass.decide(app, DecisionKind::Warned, reason);
-                false
-            }
-        }
     }
 
     /// What follows from the book as it is.

@@ -226,7 +226,7 @@ impl Book {
             }
             incident.grounds.insert(id, ground);
         }
-        self.note_lineage(app, pod.lineage);
+        self.note_lineage(app, pod.lineage, pass);
     }
 
     /// Lets grounds go by the clocks of their nodes, and all grounds of an App that is gone.

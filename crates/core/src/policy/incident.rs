@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::book::released_by;
-use super::evaluate::{Pass, UNTOLD_LIMIT};
+use super::evaluate::Pass;
+use super::grace::Grace;
 use super::ground::{ClearedGround, Ground, Tombstone};
 use super::window::{Due, ReleaseDue};
-use super::{Brake, Decision, Mode, Policy};
+use super::{Brake, Decision, Policy};
 use crate::Moment;
 use crate::few::{FewMap, FewSet};
 use crate::moment::WallTime;
@@ -50,6 +50,8 @@ pub struct Incident {
     /// When what its tenant has been told last had been written. Not in the file: in a storm it would have to be copied for each App
     /// only to enter this.
     pub(super) delivered: Option<Moment>,
+    /// When its tenant had been told of [`File::grace`]. Stays when it is told something else. Not in the file for the same reason.
+    pub(super) grace_told: Option<Moment>,
     /// How many accusations, at least, were not kept when this was persisted: their nodes may list them again.
     pub(super) omitted: u32,
     /// When it was read it was blocked, although everything that was kept of it had cleared.
@@ -87,6 +89,8 @@ pub struct File {
     pub(super) approved: bool,
     /// What its tenant has been told last.
     pub(super) told: Option<Told>,
+    /// The last grace that has begun. Stays when its accusations clear, and when it is blocked.
+    pub(super) grace: Option<Box<Grace>>,
     /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
     pub(super) exposure: Arc<Exposure>,
     /// Services that were closed once and do not expose it at the moment, ordered: if they are made again, they are
@@ -254,6 +258,7 @@ impl File {
             release_held: None,
             approved: false,
             told: None,
+            grace: None,
             exposure: Arc::default(),
             once_closed: Box::default(),
             origins: FewSet::default(),
@@ -278,6 +283,7 @@ impl Incident {
             tombstones: FewMap::default(),
             cleared: None,
             delivered: None,
+            grace_told: None,
             omitted: 0,
             had_cleared: false,
             wants_look: None,
@@ -302,8 +308,8 @@ impl Incident {
     }
 
     /// Takes back all that has been entered since `file` was shared. What has been heard stays.
-    pub(super) fn refile(&mut self, file: Arc<File>, delivered: Option<Moment>) {
-        (self.file, self.delivered) = (file, delivered);
+    pub(super) fn refile(&mut self, file: Arc<File>, [delivered, grace_told]: [Option<Moment>; 2]) {
+        (self.file, self.delivered, self.grace_told) = (file, delivered, grace_told);
     }
 
     pub(super) fn stand(&mut self, standing: Standing) {
@@ -368,27 +374,6 @@ impl Incident {
             // Its tenant has been told nothing of this incident yet.
             _ => self.opened,
         }
-    }
-
-    /// Whether its tenant has known of the grace for less time than the grace lasts. In dry-run no tenant is told
-    /// anything.
-    pub(super) fn is_untold(&self, pass: &Pass<'_>) -> bool {
-        let told = self.told.filter(|told| told.what == Telling::Grace).and(self.delivered);
-        let has_known = told.is_some_and(|at| pass.now.since(at) >= pass.policy.grace);
-        !has_known && pass.policy.mode != Mode::DryRun
-    }
-
-    /// When its grace may end: at its time, when its tenant has known of it for long enough, or when that is waited for no longer.
-    pub(super) fn deadlines(&self, policy: &Policy) -> impl Iterator<Item = Moment> {
-        let after = |at: Moment, wait: Duration| Moment::new(at.uptime().saturating_add(wait), at.wall());
-        let until = match self.standing {
-            Standing::Grace { until } => Some(until),
-            _ => None,
-        };
-        let told = self.told.and(self.delivered).filter(|_| until.is_some());
-        let known = told.map(|at| after(at, policy.grace));
-        let untold = until.map(|until| after(until, policy.grace.max(UNTOLD_LIMIT)));
-        until.into_iter().chain(known).chain(untold)
     }
 
     /// Enters a decision into its log.

@@ -22,6 +22,7 @@ mod decision;
 mod evaluate;
 mod exemption;
 mod facts;
+mod grace;
 mod ground;
 mod hearing;
 mod incident;

@@ -8,13 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::book::Book;
+use super::evaluate::Pass;
 use super::facts::Lineage;
 use super::incident::{Incident, MAX_NAMES, Standing, StickyRelease};
 use crate::names::{App, Text};
 
 impl Book {
     /// Notes what links a Pod of `app`, which has just been accused, with earlier names.
-    pub(super) fn note_lineage(&mut self, app: &App, lineage: Lineage) {
+    pub(super) fn note_lineage(&mut self, app: &App, lineage: Lineage, pass: &Pass<'_>) {
         if lineage.origin.is_none() && lineage.earlier.is_none() {
             return;
         }
@@ -34,7 +35,16 @@ impl Book {
             let is_held = !other.approved && !matches!(other.standing, Standing::Blocked { .. });
             other.held.clone().filter(|_| is_held)
         });
+        // By the App's own controller only, so that no other workload is taken for one that was warned.
+        let given = origin.as_ref().and_then(|origin| self.given_before(app, origin, pass.policy, pass.now));
         let Some(incident) = self.incidents.get_mut(app) else { return };
+        if let Some((grace, told)) = given
+            && incident.decided == 0
+            && incident.releases.is_empty()
+        {
+            incident.file().grace = Some(Box::new(grace));
+            incident.grace_told = Some(told);
+        }
         let is_undecided = matches!(incident.standing, Standing::Watched | Standing::Grace { .. });
         let file = incident.file();
         if let Some(origin) = origin {
@@ -49,7 +59,10 @@ impl Book {
     }
 
     /// The incidents of a tenant's Apps.
-    fn of_tenant<'a>(&'a self, namespace: &'a Text) -> impl Iterator<Item = (&'a App, &'a Incident)> {
+    pub(super) fn of_tenant<'a>(
+        &'a self,
+        namespace: &'a Text,
+    ) -> impl Iterator<Item = (&'a App, &'a Incident)> {
         let from = App::new(namespace.clone(), "", "");
         self.incidents.range(from..).take_while(move |(app, _)| app.namespace == *namespace)
     }

@@ -2,6 +2,7 @@
 
 mod brake;
 mod evidence;
+mod grace;
 mod log;
 mod spec;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::brake::{Accuser, BrakeKind, Due, HeldBy, ReleaseDue, Scope};
 pub use self::evidence::{ClearedBy, ClearedEvidence, Evidence, PodProcess};
+pub use self::grace::Grace;
 pub use self::log::{Decision, LoggedKind};
 pub use self::spec::{AppRef, Approval, IncidentSpec, Release};
 use crate::hash::stable_hash;
@@ -128,6 +130,9 @@ pub struct IncidentStatus {
     /// What the tenant has been told last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub told: Option<Told>,
+    /// The grace that the tenant is given once in an incident: it stays when the accusations clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace: Option<Grace>,
     /// When and on whose word the App was last to be blocked: the brakes count it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Due>,
@@ -213,7 +218,7 @@ impl IncidentStatus {
     pub fn end_again(&mut self, at: Timestamp) {
         self.clock = self.clock.or(self.since);
         (self.state, self.since) = (IncidentState::Ended, Some(at));
-        (self.until, self.grace_ends, self.release_held) = (None, None, None);
+        (self.until, self.grace_ends, self.grace, self.release_held) = (None, None, None, None);
         (self.approved, self.exempted, self.inherited, self.evidence_omitted) = (false, None, None, 0);
         for evidence in &mut self.evidence {
             if !evidence.cleared.as_ref().is_some_and(|cleared| cleared.ended) {

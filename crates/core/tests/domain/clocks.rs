@@ -396,6 +396,7 @@ fn what_the_version_before_has_written_is_read_on_the_safe_side() {
     let strip = |world: &mut World| {
         for kept in world.kept.values_mut() {
             (kept.status.clock, kept.status.written, kept.status.grace_ends) = (None, None, None);
+            kept.status.grace = None;
             if let Some(told) = &mut kept.status.told {
                 told.delivered_by_clock = None;
             }

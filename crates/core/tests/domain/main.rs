@@ -11,6 +11,7 @@ mod common;
 mod decoys;
 mod examined;
 mod gone;
+mod grace;
 mod hearing;
 mod held_before;
 mod keep;

@@ -40,6 +40,7 @@ pub(super) struct Effective {
     file: Arc<File>,
     cleared: Option<ClearedGround>,
     delivered: Option<Moment>,
+    grace_told: Option<Moment>,
     grounds: u32,
     tombstones: u32,
     /// The incident as it was, if it had ended: evidence that reopens it may have to be taken back.
@@ -55,6 +56,7 @@ impl Effective {
             file: incident.share_file(),
             cleared: incident.cleared,
             delivered: incident.delivered,
+            grace_told: incident.grace_told,
             grounds: count(incident.grounds.len()),
             tombstones: count(incident.tombstones.len()),
             over: matches!(incident.standing, Standing::Ended { .. }).then(|| Box::new(incident.clone())),
@@ -159,17 +161,19 @@ impl Book {
         for app in apps {
             let Some(now) = self.incidents.get_mut(app) else { continue };
             match self.effective.get(app) {
-                Some(Effective { file, over, delivered, .. }) if file.opened == now.opened => match over {
-                    Some(over) => now.clone_from(over),
-                    None => now.refile(file.clone(), *delivered),
-                },
+                Some(Effective { file, over, delivered, grace_told, .. }) if file.opened == now.opened => {
+                    match over {
+                        Some(over) => now.clone_from(over),
+                        None => now.refile(file.clone(), [*delivered, *grace_told]),
+                    }
+                }
                 // The incident before this one has ended, but operators' releases and a brake's hold go on.
                 known => {
                     let mut anew = File::new(now.opened);
                     if let Some(Effective { file, .. }) = known {
                         (anew.releases, anew.held) = (file.releases.clone(), file.held.clone());
                     }
-                    now.refile(Arc::new(anew), None);
+                    now.refile(Arc::new(anew), [None, None]);
                 }
             }
             // A write whose answer was lost may have succeeded, so the incident is written again in any case.
@@ -222,6 +226,7 @@ fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
         && now.tombstones.values().all(|tombstone| tombstone.is_kept)
         && now.cleared == saved.cleared
         && now.delivered == saved.delivered
+        && now.grace_told == saved.grace_told
         && (now.has_file(&saved.file) || is_file_kept_by(now, &saved.file))
 }
 
@@ -237,6 +242,7 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         release_held,
         approved,
         told,
+        grace,
         exposure,
         once_closed,
         origins,
@@ -265,6 +271,7 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         && release_held == &saved.release_held
         && approved == &saved.approved
         && told_of(told) == told_of(&saved.told)
+        && grace == &saved.grace
         && exposure == &saved.exposure
         && once_closed == &saved.once_closed
         && origins == &saved.origins

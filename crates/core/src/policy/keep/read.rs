@@ -14,6 +14,7 @@ use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Exposure, OtherApps};
 use crate::policy::brake::Brake;
 use crate::policy::decision::{Actor, Decision};
+use crate::policy::grace::Grace;
 use crate::policy::ground::{ClearedGround, Ground, Tombstone};
 use crate::policy::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
 use crate::policy::leader_clock::LeaderClock;
@@ -232,9 +233,36 @@ pub(super) fn restored(
         )
     });
     hear_again(&mut incident, app, &status.evidence, snapshot, now);
+    restore_grace(&mut incident, app, status, clock);
     incident.had_cleared =
         matches!(incident.standing, Standing::Blocked { .. }) && incident.grounds.is_empty();
     incident
+}
+
+/// Restores the grace that has begun. An earlier version persisted none of its own.
+fn restore_grace(incident: &mut Incident, app: &App, status: &IncidentStatus, clock: &LeaderClock) {
+    let of = |process: &Text, regex: &Text| {
+        let mut record = Record::of(Key::new(app.namespace.clone(), "", process.clone()));
+        Arc::make_mut(&mut record.claim).regex = regex.clone();
+        Arc::new(record)
+    };
+    if let Some(grace) = &status.grace {
+        incident.file().grace = Some(Box::new(Grace {
+            until: clock.moment(grace.until_by_clock.into(), grace.until),
+            record: of(&grace.process, &grace.regex),
+            idle_since: grace.idle_since.map(|reading| clock.moment(reading.into(), reading)),
+        }));
+        let told = grace.told.zip(grace.told_by_clock);
+        incident.grace_told = told.map(|(wall, reading)| clock.moment(reading.into(), wall));
+        return;
+    }
+    if let Standing::Grace { until } = incident.standing {
+        let record = incident.grounds.values().next().map(|ground| ground.record.clone());
+        let record = record.unwrap_or_else(|| of(&"".into(), &"".into()));
+        incident.grace_told =
+            incident.delivered.filter(|_| incident.told.is_some_and(|told| told.what == Telling::Grace));
+        incident.file().grace = Some(Box::new(Grace { until, record, idle_since: None }));
+    }
 }
 
 /// Restores the evidence. None of it is fresh, and clearing clocks start anew.

@@ -93,6 +93,7 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         also_closes: incident.exposure.others.named.iter().map(AppRef::from).collect(),
         also_closes_more: incident.exposure.others.more,
         told: told(incident, reading),
+        grace: grace(incident, reading),
         due: incident.due.as_ref().map(|due| kept::Due {
             at: due.at.get(),
             passed: due.passed,
@@ -166,6 +167,19 @@ fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<ke
         },
         delivered: incident.delivered.map(Moment::wall),
         delivered_by_clock: incident.delivered.map(reading),
+    })
+}
+
+/// The last grace that has begun, in the form that is kept.
+fn grace(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::Grace> {
+    incident.grace.as_deref().map(|grace| kept::Grace {
+        until: grace.until.wall(),
+        until_by_clock: reading(grace.until),
+        told: incident.grace_told.map(Moment::wall),
+        told_by_clock: incident.grace_told.map(&reading),
+        process: grace.record.key.process.clone(),
+        regex: grace.record.regex.clone(),
+        idle_since: grace.idle_since.map(reading),
     })
 }
 

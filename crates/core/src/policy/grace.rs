@@ -1,0 +1,205 @@
+//! The grace: how long a tenant is told before the block.
+//!
+//! It is given once in an incident, and with it to all names of the same workload: a tenant that stops until it is
+//! cleared and begins again has what is left of it, or else it could offend for ever with pauses. It has been given when
+//! the warning is written. An operator's release takes it back, and so does an exemption that covers what the warning
+//! was for; later another whole one is given. It is measured by the leader clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::book::Book;
+use super::decision::DecisionKind;
+use super::evaluate::Pass;
+use super::incident::{Incident, Standing, Telling};
+use super::{Mode, Policy};
+use crate::Moment;
+use crate::names::{App, Text};
+use crate::plan::human;
+use crate::report::Record;
+
+/// How long a block waits for a tenant that can't be told of the grace, beyond it; another grace if that is longer.
+const UNTOLD_LIMIT: Duration = Duration::from_hours(1);
+
+/// A grace that has begun. Given is it when its tenant has been told (see [`Incident::grace_told`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Grace {
+    /// When it ends.
+    pub(super) until: Moment,
+    /// What it was given for: an accusation that nothing covered then.
+    pub(super) record: Arc<Record>,
+    /// Since when all that the App is accused of has been covered, although the incident goes on.
+    pub(super) idle_since: Option<Moment>,
+}
+
+impl Incident {
+    /// The monotonic time at which the grace ends that its tenant has been given. In dry-run no tenant is told anything.
+    fn given_until(&self, policy: &Policy) -> Option<Duration> {
+        let until = self.grace.as_ref()?.until.uptime();
+        if policy.mode == Mode::DryRun {
+            return Some(until);
+        }
+        // Told late, and a grace that has become longer since, are no reason to block early.
+        let known = self.grace_told?.uptime().saturating_add(policy.grace);
+        Some(until.max(known))
+    }
+
+    /// Why it is blocked now although it was not being warned, for people: the end of the grace that was given before.
+    pub(super) fn warned_before(&self, policy: &Policy) -> Option<String> {
+        if self.approved || policy.grace.is_zero() || matches!(self.standing, Standing::Grace { .. }) {
+            return None;
+        }
+        let until = self.grace.as_ref()?.until.wall();
+        Some(format!("; its tenant was warned before, and the grace ended at {until}"))
+    }
+
+    /// Whether its tenant has known of the grace for less time than the grace lasts. In dry-run no tenant is told
+    /// anything.
+    pub(super) fn is_untold(&self, pass: &Pass<'_>) -> bool {
+        let has_known = self.grace_told.is_some_and(|at| pass.now.since(at) >= pass.policy.grace);
+        !has_known && pass.policy.mode != Mode::DryRun
+    }
+
+    /// When its grace may end: at its time, when its tenant has known of it for long enough, or when that is waited for no longer.
+    pub(super) fn deadlines(&self, policy: &Policy) -> impl Iterator<Item = Moment> {
+        let after = |at: Moment, wait: Duration| Moment::new(at.uptime().saturating_add(wait), at.wall());
+        let until = match self.standing {
+            Standing::Grace { until } => Some(until),
+            _ => None,
+        };
+        let told = self.grace_told.filter(|_| until.is_some());
+        let known = told.map(|at| after(at, policy.grace));
+        let untold = until.map(|until| after(until, policy.grace.max(UNTOLD_LIMIT)));
+        until.into_iter().chain(known).chain(untold)
+    }
+
+    /// Whether `app`, whose incident this is, may be blocked now because its grace is over, or there is none. Begins the
+    /// grace if it has not begun, or lets its tenant have what is left of it. `excuses` are those of its grounds.
+    pub(super) fn is_due(&mut self, app: &App, excuses: &[Option<String>], pass: &mut Pass<'_>) -> bool {
+        let grace = pass.policy.grace;
+        if grace.is_zero() || self.approved {
+            return true;
+        }
+        let now = pass.now;
+        if let Standing::Grace { until } = self.standing {
+            // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
+            return now.uptime() >= until.uptime()
+                && (!self.is_untold(pass)
+                    || now.uptime() >= until.uptime().saturating_add(grace.max(UNTOLD_LIMIT)));
+        }
+        let given = self.given_until(pass.policy);
+        let left = given.map_or(grace, |until| until.saturating_sub(now.uptime()));
+        let record = match (given.and(self.grace.as_ref()), self.reason_record(excuses, pass)) {
+            (Some(given), _) => given.record.clone(),
+            (None, Some(record)) => record,
+            (None, None) => return false,
+        };
+        if given.is_none() {
+            self.grace_told = None;
+        }
+        if left.is_zero() {
+            if self.grace.as_ref().is_some_and(|grace| grace.idle_since.is_some()) {
+                self.file().grace =
+                    self.grace.clone().map(|grace| Box::new(Grace { idle_since: None, ..*grace }));
+            }
+            return true;
+        }
+        let wall = now.wall().checked_add(left).unwrap_or(now.wall());
+        let until = Moment::new(now.uptime().saturating_add(left), wall);
+        let file = self.file();
+        file.standing = Standing::Grace { until };
+        file.grace = Some(Box::new(Grace { until, record, idle_since: None }));
+        let rest =
+            if given.is_some() { ", when the grace ends of which its tenant was told before" } else { "" };
+        let reason = format!("{}; to be blocked in {}{rest}", self.accusation(), human(left));
+        pass.decide(app, DecisionKind::Warned, reason);
+        false
+    }
+
+    /// An accusation that justifies a block now.
+    fn reason_record(&self, excuses: &[Option<String>], pass: &Pass<'_>) -> Option<Arc<Record>> {
+        let mut grounds = self.grounds.values().zip(excuses);
+        let reason = grounds.find(|(ground, excuse)| self.is_reason(ground, excuse.as_deref(), pass));
+        reason.map(|(ground, _)| ground.record.clone())
+    }
+
+    /// Takes the grace back when what it was given for is covered, or has not been accused for so long that it would be
+    /// another incident if nothing else were accused.
+    pub(super) fn review_grace(&mut self, app: &App, excuses: &[Option<String>], pass: &Pass<'_>) {
+        let Some(grace) = self.grace.as_deref() else { return };
+        let is_over = |since: Moment| pass.now.since(since) > pass.policy.same_incident;
+        let is_covered = pass.policy.refuses(&app.namespace).is_some()
+            || self.excuse_of(app, &grace.record, pass).is_some();
+        if is_covered {
+            let other = matches!(self.standing, Standing::Grace { .. })
+                .then(|| self.reason_record(excuses, pass))
+                .flatten();
+            match other {
+                // The warning was for this one, too.
+                Some(record) => {
+                    let grace = Grace { record, ..grace.clone() };
+                    self.file().grace = Some(Box::new(grace));
+                }
+                None => self.take_grace_back(),
+            }
+            return;
+        }
+        if grace.idle_since.is_some_and(is_over) {
+            self.take_grace_back();
+            return;
+        }
+        let is_idle = !excuses.is_empty() && excuses.iter().all(Option::is_some);
+        if is_idle && grace.idle_since.is_none() {
+            let grace = Grace { idle_since: Some(pass.now), ..grace.clone() };
+            self.file().grace = Some(Box::new(grace));
+        }
+    }
+
+    /// The next grace is a whole one.
+    pub(super) fn take_grace_back(&mut self) {
+        self.grace_told = None;
+        if self.grace.is_some() {
+            let is_running = matches!(self.standing, Standing::Grace { .. });
+            let file = self.file();
+            file.grace = None;
+            if is_running {
+                file.standing = Standing::Watched;
+            }
+            // The next warning is news, though it may begin at once.
+            if let Some(told) = file.told.as_mut().filter(|told| told.what == Telling::Grace) {
+                told.what = Telling::Recovered;
+            }
+        }
+    }
+}
+
+impl Book {
+    /// Takes back the grace of `app` and of its earlier names.
+    pub(super) fn take_grace_back(&mut self, app: &App) {
+        let names = self.incidents.get(app).map(|incident| incident.formerly.clone());
+        for name in names.iter().flat_map(|names| names.iter()).chain([app]) {
+            if let Some(incident) = self.incidents.get_mut(name) {
+                incident.take_grace_back();
+            }
+        }
+    }
+
+    /// The grace that was given to the workload of `origin` by the last name under which it was accused, and when its
+    /// tenant was told; `None` if that is another incident by now.
+    pub(super) fn given_before(
+        &self,
+        app: &App,
+        origin: &Text,
+        policy: &Policy,
+        now: Moment,
+    ) -> Option<(Grace, Moment)> {
+        let others = self.of_tenant(&app.namespace).filter(|(name, _)| *name != app);
+        let others = others.filter(|(_, other)| other.origins.contains(origin));
+        let (_, last) = others.max_by_key(|(_, other)| other.opened)?;
+        let is_same = match last.standing {
+            Standing::Ended { at } => now.since(at) <= policy.same_incident,
+            _ => true,
+        };
+        Some((last.grace.as_deref().filter(|_| is_same)?.clone(), last.grace_told?))
+    }
+}

@@ -29,6 +29,7 @@ pub mod kubernetes;
 pub mod leader;
 pub mod ledger_task;
 pub mod output;
+mod plain_file;
 pub mod policy_task;
 mod progress;
 pub mod run;

@@ -1,6 +1,7 @@
 //! The composition root: the only place that knows everyone. Owns start and shutdown.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::evidence::{Evidence, EvidenceStatus};
 use crate::kubernetes::Cluster;
 use crate::leader::{self, Election, Leadership, Pen, Timing};
 use crate::output::cluster::ClusterOutput;
-use crate::output::{self, Directory, Output, OutputStatus};
+use crate::output::{self, Directory, DirectoryError, Output, OutputStatus};
 use crate::policy_task::{Decided, Delivered, Journal, PolicyTask, TakeOver};
 use crate::state::cluster::{Objects, Watching};
 use crate::state::{ClusterStore, Desk, FileStore, Kept, Store};
@@ -268,15 +269,19 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
     }
 }
 
-/// Where the objects go.
-pub fn output(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Output> {
+/// Where the objects go. Those who only read `open` a directory with [`Directory::at`].
+pub fn output(
+    config: &Config,
+    cluster: Option<&Cluster>,
+    open: impl FnOnce(&Path) -> Result<Directory, DirectoryError>,
+) -> anyhow::Result<Output> {
     Ok(match (config.output.mode, cluster) {
         (OutputMode::Cluster, Some(cluster)) => {
             Output::Cluster(Box::new(ClusterOutput::new(cluster.clone())))
         }
         (OutputMode::Cluster, None) => anyhow::bail!("output.mode: cluster needs a cluster"),
         (OutputMode::Directory, _) => {
-            Output::Directory(Directory::open(config.output.directory()).context("output.directory")?)
+            Output::Directory(open(config.output.directory()).context("output.directory")?)
         }
     })
 }
@@ -285,10 +290,10 @@ impl Service {
     /// Starts everything. Nothing runs if it fails.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let cluster = cluster(config).await?;
-        let mut output = output(config, cluster.as_ref())?;
+        let output = output(config, cluster.as_ref(), |path| Directory::open(path))?;
         if let Output::Directory(directory) = &output {
             // A directory that can't be read does not become readable by waiting.
-            directory.blocked(&config.settings().gateway)?;
+            directory.check(&config.settings().gateway)?;
         }
         let wanted = SocketAddr::new(config.aggregator.address, config.aggregator.port);
         let listener =
@@ -299,7 +304,7 @@ impl Service {
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
         let place = state(config, cluster.as_ref()).await?;
         // Where a Lease says which process writes, several may share the directory.
-        if let (Output::Directory(directory), None) = (&mut output, &place.election) {
+        if let (Output::Directory(directory), None) = (&output, &place.election) {
             directory.lock().context("output.directory")?;
         }
         let footing = Footing {

@@ -122,6 +122,7 @@ fn plan_works_before_the_first_start_and_then_beside_what_is_kept() {
     let (code, first) = plan(directory.path());
     assert!(code == Some(3) && first.contains("block ") && first.contains("would change"), "{first}");
     assert!(!directory.path().join("state").exists());
+    assert!(!directory.path().join("objects").exists());
 
     let running = start(directory.path());
     wait_for("the block", LIMIT, || (closed(directory.path()).len() == 1).then_some(()));
@@ -131,4 +132,55 @@ fn plan_works_before_the_first_start_and_then_beside_what_is_kept() {
     // The reason is the one that is kept.
     let (code, after) = plan(directory.path());
     assert!(code == Some(0) && after.contains("matches rule"), "{after}");
+}
+
+#[test]
+fn after_damage_of_the_objects_what_is_kept_says_what_is_closed_and_without_it_nothing_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime();
+    let _context = runtime.enter();
+    let (fleet, address) = scene(directory.path());
+    fleet.scan_now(0);
+    let running = start(directory.path());
+    wait_for("the block", LIMIT, || (closed(directory.path()).len() == 1).then_some(()));
+    let before = closed(directory.path());
+    assert!(running.terminate(LIMIT).success());
+    let objects = directory.path().join("objects");
+    let file = objects.join("wasmplugin_higress-system_procscan-violations.yaml");
+    let whole = fs::read_to_string(&file).unwrap();
+    let damaged = whole.replace("spec:", "<<<<<<< HEAD\nspec:");
+    fs::write(&file, &damaged).unwrap();
+    let (code, text) = plan(directory.path());
+    assert!(code == Some(3) && text.contains("would change"), "{text}");
+
+    // The agent has not scanned again, so nothing but what is kept says that the App is blocked.
+    let running = start(directory.path());
+    wait_for("the file to be whole again", LIMIT, || {
+        (fs::read_to_string(&file).unwrap() != damaged).then_some(())
+    });
+    assert_eq!(closed(directory.path()), before);
+    let kept = objects.join("wasmplugin_higress-system_procscan-violations.yaml.damaged");
+    assert_eq!(fs::read_to_string(kept).unwrap(), damaged);
+    assert!(running.terminate(LIMIT).success());
+
+    // With nothing kept, the file is all that says what is closed.
+    fs::remove_dir_all(directory.path().join("state")).unwrap();
+    fs::write(&file, &damaged).unwrap();
+    let _running = start(directory.path());
+    let error = || {
+        let ready: serde_json::Value =
+            serde_json::from_str(&common::try_get(address, "/readyz")?.body).ok()?;
+        ready["output"]["error"].as_str().map(str::to_owned)
+    };
+    let error = wait_for("the trouble to be told", LIMIT, error);
+    assert!(error.contains("repair or remove it"), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), damaged);
+    // As soon as it is repaired, it counts.
+    fs::write(&file, &whole).unwrap();
+    wait_for("the block to be found", LIMIT, || {
+        let plan = common::try_get(address, "/api/v1/plan")?;
+        let plan: serde_json::Value = serde_json::from_str(&plan.body).ok()?;
+        (plan["blocks"].as_array()?.len() == 1).then_some(())
+    });
+    assert_eq!(closed(directory.path()), before);
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::Api;
 use super::auth::Right;
-use super::body::{Body, Part, Time, exemption_mistake};
+use super::body::{Body, Part, Short, Time, exemption_mistake};
 use super::incidents::Shown;
 use super::problem::Problem;
 use super::query::{NoParameters, refused, repeated};
@@ -28,13 +28,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ApproveBody {
-    reason: Option<String>,
+    reason: Option<Short>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReleaseBody {
-    reason: Option<String>,
+    reason: Option<Short>,
     until: Option<Time>,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct ExemptBody {
     app: Option<Part>,
     process: Option<Part>,
     rule: Option<Part>,
-    reason: String,
+    reason: Short,
     until: Option<Time>,
     /// How many tenants with blocked Apps it may open.
     confirm: Option<u32>,
@@ -59,7 +59,7 @@ pub(super) struct EnforceBody {
     /// `null`: what the configuration says. To be said: forgetting it must not lift a pause.
     #[serde(deserialize_with = "Option::deserialize")]
     mode: Option<Mode>,
-    reason: Option<String>,
+    reason: Option<Short>,
 }
 
 pub(super) async fn approve(
@@ -72,7 +72,8 @@ pub(super) async fn approve(
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
     let ApproveBody { reason } = body.read()?;
     let decided = api.find_open(&name)?;
-    let number = desk.approve(&name, Approval { by: Some(by.clone()), reason }).await?;
+    let number =
+        desk.approve(&name, Approval { by: Some(by.clone()), reason: reason.map(String::from) }).await?;
     api.until_done(&name, number, DecisionKind::Approved, &by, decided).await
 }
 
@@ -87,6 +88,7 @@ pub(super) async fn release(
     let ReleaseBody { reason, until } = body.read()?;
     let until = check_until(until, desk.wall_time())?;
     let decided = api.find_open(&name)?;
+    let reason = reason.map(String::from);
     let number = desk.release(&name, Release { by: Some(by.clone()), reason, until }).await?;
     api.until_done(&name, number, DecisionKind::Released, &by, decided).await
 }
@@ -106,7 +108,8 @@ pub(super) async fn exempt(
     }
     let until = check_until(until, desk.wall_time())?;
     let [namespace, app, process, rule] = [namespace, app, process, rule].map(|part| part.map(Match::from));
-    let exemption = ExemptionSpec { namespace, app, process, rule, reason, until, confirm, by: Some(by) };
+    let exemption =
+        ExemptionSpec { namespace, app, process, rule, reason: reason.into(), until, confirm, by: Some(by) };
     api.check_opening(&exemption)?;
     desk.exempt(&id, &exemption).await?;
     Ok((StatusCode::CREATED, Json(json!({"name": id, "exemption": exemption}))).into_response())
@@ -132,7 +135,7 @@ pub(super) async fn enforce(
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "enforcements", None).await?;
     let EnforceBody { mode, reason } = body.read()?;
-    let spec = EnforcementSpec { mode, reason, by: Some(by) };
+    let spec = EnforcementSpec { mode, reason: reason.map(String::from), by: Some(by) };
     desk.enforce(&spec).await?;
     let said = json!(mode);
     let said = said.as_str().unwrap_or("as configured");

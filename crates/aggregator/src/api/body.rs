@@ -9,7 +9,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use procscan_core::state::{ExemptionError, ExemptionSpec, Match};
-use serde::de::{Deserialize, DeserializeOwned, Deserializer};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _};
 use serde_json::error::Category;
 use serde_json::{Value, json};
 
@@ -145,13 +145,38 @@ pub(super) fn exemption_mistake(error: &ExemptionError, spec: &ExemptionSpec) ->
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Part {
-    exact: Option<String>,
-    regex: Option<String>,
+    exact: Option<Short>,
+    regex: Option<Short>,
 }
 
 impl From<Part> for Match {
     fn from(Part { exact, regex }: Part) -> Self {
-        Self { exact, regex }
+        Self { exact: exact.map(String::from), regex: regex.map(String::from) }
+    }
+}
+
+/// A text in a body that is kept, a reason for example: of up to [`MAX_SHORT`] characters.
+#[derive(Debug)]
+pub(super) struct Short(String);
+
+/// As the CRDs bound it.
+const MAX_SHORT: usize = 1024;
+
+impl From<Short> for String {
+    fn from(Short(text): Short) -> Self {
+        text
+    }
+}
+
+impl<'de> Deserialize<'de> for Short {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let len = text.chars().count();
+        if len > MAX_SHORT {
+            let allowed = format!("a text of up to {MAX_SHORT} characters");
+            return Err(D::Error::invalid_length(len, &allowed.as_str()));
+        }
+        Ok(Self(text))
     }
 }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{CommandError, Stop};
 use crate::args;
 use crate::config::{ConfigError, Format, Logger};
+use crate::plain_file;
 use crate::telemetry;
 
 pub(super) async fn agent(args: args::Agent, mut stop: Stop) -> Result<(), CommandError> {
@@ -108,7 +109,8 @@ fn script(path: &Path, nodes: usize) -> Result<Script, CommandError> {
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|e| ConfigError::new(path.display(), format!("can't be read: {e}")))
+    plain_file::read_text(path, plain_file::MAX_TEXT)
+        .map_err(|e| ConfigError::new(path.display(), format!("can't be read: {e}")))
 }
 
 /// Processes outside of containers, reported as a Pod of the host's name.

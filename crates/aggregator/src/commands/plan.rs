@@ -13,6 +13,7 @@ use super::run::text;
 use super::{CommandError, Stop, check_config::warn, kept};
 use crate::config::{Config, Level, Logger};
 use crate::leader;
+use crate::output::Directory;
 use crate::output::difference::{Action, Difference};
 use crate::policy_task::{Decided, TakeOver};
 use crate::run::{self, Footing, Pipeline};
@@ -41,11 +42,12 @@ pub(super) async fn plan(path: &Path, mut stop: Stop) -> Result<(), CommandError
 async fn decide(config: &Config) -> anyhow::Result<bool> {
     let settings = config.settings();
     let cluster = run::cluster(config).await?;
-    let output = run::output(config, cluster.as_ref())?;
-    let blocked = output.blocked(&settings).await.map_err(anyhow::Error::msg)?;
+    let output = run::output(config, cluster.as_ref(), |path| Ok(Directory::at(path)))?;
     // Before the first start nothing is kept.
     let nothing = Kept { is_complete: true, ..Kept::default() };
     let kept = kept::read(config, cluster.as_ref()).await?.unwrap_or(nothing);
+    let is_kept = !kept.incidents.is_empty() && kept.unread.incidents.is_empty();
+    let blocked = output.blocked(&settings, is_kept).await.map_err(anyhow::Error::msg)?;
     let (take_over, mut questions) = mpsc::channel::<TakeOver>(1);
     let answer = async move {
         if let Some(question) = questions.recv().await {

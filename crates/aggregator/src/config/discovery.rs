@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{Problems, values};
 use crate::discovery::fixed;
+use crate::plain_file;
 
 /// How the agents are found.
 #[derive(Clone, Debug, Deserialize)]
@@ -77,7 +78,7 @@ impl Discovery {
         }
         match (self.mode, &self.file) {
             // A list that is wrong from the start is a mistake to be told now; one that becomes wrong later is not.
-            (Mode::File, Some(file)) => match std::fs::read_to_string(file) {
+            (Mode::File, Some(file)) => match plain_file::read_text(file, plain_file::MAX_TEXT) {
                 Ok(text) => {
                     if let Err(error) = fixed::parse(text.lines(), port) {
                         problems

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{Problems, values};
+use crate::plain_file;
 
 /// How the cluster is reached.
 #[derive(Clone, Debug, Deserialize)]
@@ -36,7 +37,7 @@ impl Default for Kubernetes {
 impl Kubernetes {
     pub(super) fn check(&self, problems: &mut Problems) {
         if let Some(file) = &self.kubeconfig
-            && let Err(e) = std::fs::read(file)
+            && let Err(e) = plain_file::read_text(file, plain_file::MAX_TEXT)
         {
             let allowed = format!("a kubeconfig file that can be read ({e})");
             problems.refuse("kubernetes.kubeconfig", file.display(), allowed);

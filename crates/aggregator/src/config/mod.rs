@@ -46,6 +46,7 @@ pub use self::logger::{Format, Level, Logger};
 pub use self::notification::Notification;
 pub use self::output::{Mode as OutputMode, Output};
 pub use self::state::{Mode as StateMode, State};
+use crate::plain_file;
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -129,7 +130,7 @@ impl Config {
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let file = path.display();
-        let text = std::fs::read_to_string(path)
+        let text = plain_file::read_text(path, plain_file::MAX_TEXT)
             .map_err(|e| ConfigError::new(&file, format!("can't be read: {e}")))?;
         Self::parse(&text, &path.display().to_string(), variables)
     }

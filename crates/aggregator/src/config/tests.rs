@@ -315,6 +315,38 @@ fn what_is_no_yaml_is_one_line_with_its_place() {
 }
 
 #[test]
+fn only_regular_files_of_a_bounded_size_are_read_and_a_pipe_is_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let [pipe, large, link] = ["pipe", "large", "link"].map(|name| directory.path().join(name));
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+    std::fs::File::create(&large).unwrap().set_len((16 << 20) + 1).unwrap();
+    for (path, problem) in [
+        (pipe.as_path(), "it is a pipe, a socket or a device, not a regular file"),
+        (Path::new("/dev/zero"), "it is a pipe, a socket or a device, not a regular file"),
+        (directory.path(), "it is a directory, not a regular file"),
+        (large.as_path(), "it is larger than 16 MiB"),
+    ] {
+        let path = path.display();
+        let error = Config::load(Path::new(&path.to_string()), []).unwrap_err().to_string();
+        assert_eq!(error, format!("{path}: can't be read: {problem}"));
+        refused(
+            &format!("discovery: {{mode: file, file: {path}}}\n"),
+            &format!("discovery.file: {path}"),
+            problem,
+        );
+        refused(
+            &format!("kubernetes: {{kubeconfig: {path}}}\n"),
+            &format!("kubernetes.kubeconfig: {path}"),
+            problem,
+        );
+    }
+    // The files of a ConfigMap are links.
+    std::fs::write(&large, "aggregator: {port: 8090}\n").unwrap();
+    std::os::unix::fs::symlink(&large, &link).unwrap();
+    Config::load(&link, []).unwrap();
+}
+
+#[test]
 fn exemptions_are_read_as_texts_or_expressions() {
     let text = r#"
 enforcement:

@@ -2,10 +2,11 @@
 //!
 //! No error ever quotes a line: tokens are secrets, also those that are written wrongly.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+
+use crate::plain_file;
 
 /// The largest file that is read.
 const MAX_FILE: u64 = 1 << 20;
@@ -51,12 +52,10 @@ pub enum TokenFileError {
 
 /// Reads the file.
 pub fn read(path: &Path) -> Result<TokenFile, TokenFileError> {
-    // Before it is opened: opening a pipe waits for a writer.
-    let is_plain = std::fs::metadata(path)?.is_file();
-    if !is_plain {
-        return Err(TokenFileError::NotPlain);
-    }
-    let file = File::open(path)?;
+    let file = match plain_file::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Err(TokenFileError::NotPlain),
+        file => file?,
+    };
     let is_open = file.metadata()?.permissions().mode() & 0o004 != 0;
     let mut text = String::new();
     let read = file.take(MAX_FILE + 1).read_to_string(&mut text)?;

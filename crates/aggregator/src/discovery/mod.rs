@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::dns::Dns;
 pub use self::kubernetes::{Kubernetes, Port};
+use crate::plain_file;
 
 /// The targets as of now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,7 +74,10 @@ impl Polled {
         match self {
             Self::Static(targets) => Some(Ok(targets.clone())),
             Self::File { path, port } => {
-                let text = tokio::fs::read_to_string(path).await.map_err(|e| format!("can't be read: {e}"));
+                let file = path.clone();
+                let read = move || plain_file::read_text(&file, plain_file::MAX_TEXT);
+                let text = tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.into()));
+                let text = text.map_err(|e| format!("can't be read: {e}"));
                 // Read every few seconds, and nearly always the same: not worth being taken apart again.
                 let now =
                     text.as_ref().ok().map(|text| BuildHasherDefault::<DefaultHasher>::new().hash_one(text));

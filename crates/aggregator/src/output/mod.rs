@@ -21,8 +21,7 @@ use tokio::time::Instant;
 
 use self::cluster::ClusterOutput;
 use self::difference::Difference;
-use self::directory::DirectoryError;
-pub use self::directory::{Directory, Written};
+pub use self::directory::{Directory, DirectoryError, Written};
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::leader::Pen;
 use crate::policy_task::{Decided, Delivered, TakeOver};
@@ -161,26 +160,33 @@ impl Output {
         }
     }
 
-    /// What our objects block now.
-    pub async fn blocked(&self, settings: &Settings) -> Result<Vec<Inherited>, String> {
+    /// What our objects block now. A damaged file is an error unless it `is_kept` elsewhere what it blocked.
+    pub async fn blocked(&self, settings: &Settings, is_kept: bool) -> Result<Vec<Inherited>, String> {
         match self {
-            Self::Directory(directory) => directory.blocked(&settings.gateway).map_err(|e| e.to_string()),
+            Self::Directory(directory) => {
+                directory.blocked(&settings.gateway, is_kept).map_err(|e| e.to_string())
+            }
             Self::Cluster(cluster) => cluster.blocked(&settings.gateway).await.map_err(|e| e.to_string()),
         }
     }
 
     /// Makes our objects those of `pen`'s holder, so that what a leader before it still has on its way is refused, and says
-    /// what they block. Without `may_touch` nothing is written.
+    /// what they block. Without `may_touch` nothing is written. A damaged file is an error unless it `is_kept` elsewhere what it
+    /// blocked.
     async fn take_over(
         &mut self,
         settings: &Settings,
         pen: &Pen,
         may_touch: bool,
+        is_kept: bool,
     ) -> Result<Vec<Inherited>, Refused> {
         match self {
             // Its directory is one process's alone.
             Self::Directory(directory) => {
-                directory.blocked(&settings.gateway).map_err(|e| Refused::Unknown(e.to_string()))
+                if may_touch && let Err(error) = directory.tidy() {
+                    tracing::warn!(%error, "what was left unfinished stays");
+                }
+                directory.blocked(&settings.gateway, is_kept).map_err(|e| Refused::Unknown(e.to_string()))
             }
             Self::Cluster(cluster) => match cluster.take_over(&settings.gateway, pen, may_touch).await {
                 Ok(blocked) => Ok(blocked),
@@ -355,10 +361,10 @@ async fn answer(
     decided: &mut watch::Receiver<Arc<Decided>>,
     status: &watch::Sender<OutputStatus>,
 ) {
-    let TakeOver { pen, may_touch, blocked: tell } = question;
+    let TakeOver { pen, may_touch, is_kept, blocked: tell } = question;
     let mut backoff = MIN_BACKOFF;
     while pen.holds() && !tell.is_closed() {
-        match output.take_over(settings, &pen, may_touch).await {
+        match output.take_over(settings, &pen, may_touch, is_kept).await {
             Ok(blocked) => {
                 status.send_modify(|status| status.error = None);
                 // Whoever asked may have ended meanwhile.

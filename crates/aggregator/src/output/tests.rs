@@ -1,4 +1,6 @@
+mod damaged;
 mod files;
+mod locked;
 mod said;
 
 use std::fs;
@@ -192,18 +194,24 @@ fn a_strangers_file_that_has_taken_the_place_of_ours_is_neither_written_over_nor
 fn what_a_crash_has_left_unfinished_is_cleared_away() {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join(format!(".procscan-{PLUGIN}")), "half").unwrap();
-    Directory::open(temp.path()).unwrap();
+    let unfinished = listing(temp.path());
+    // Another process may be just writing it.
+    let directory = Directory::open(temp.path()).unwrap();
+    directory.refresh().unwrap();
+    assert_eq!(listing(temp.path()), unfinished);
+    directory.lock().unwrap();
+    directory.tidy().unwrap();
     assert_eq!(listing(temp.path()), Vec::<String>::new());
 }
 
 #[test]
 fn a_directory_is_locked_for_one_process_until_it_ends() {
     let temp = tempfile::tempdir().unwrap();
-    let mut first = Directory::open(temp.path()).unwrap();
+    let first = Directory::open(temp.path()).unwrap();
     first.lock().unwrap();
     let writing = first.clone();
     drop(first);
-    let mut second = Directory::open(temp.path()).unwrap();
+    let second = Directory::open(temp.path()).unwrap();
     let error = second.lock().unwrap_err().to_string();
     let path = temp.path().display().to_string();
     assert!(error.contains(&path) && error.contains("another process writes there"), "{error}");
@@ -265,7 +273,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     let gateway = settings().gateway;
-    assert_eq!(directory.blocked(&gateway).unwrap(), []);
+    assert_eq!(directory.blocked(&gateway, false).unwrap(), []);
     let told: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
     let mut plan = plan(&["web", "other"]);
     Arc::make_mut(&mut plan.blocks[0]).left.push(Key::new("ns-a", "web-0", "xmrig"));
@@ -280,7 +288,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     directory
         .apply(resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
         .unwrap();
-    let inherited = directory.blocked(&gateway).unwrap();
+    let inherited = directory.blocked(&gateway, false).unwrap();
     let expected = |name: &str, told, accused: &[Key], services: &[&str]| Inherited {
         app: App::new("ns-a", "app", name),
         told,
@@ -293,11 +301,14 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     let of_other = expected("other", None, &[], &services);
     assert_eq!(inherited, [of_other, expected("web", Some(told), of_web, &services)]);
 
-    // Not knowing what is blocked is no reason to release it.
+    // Not knowing what is blocked is no reason to release it, unless it is known from elsewhere.
     let edited = temp.path().join(PLUGIN);
     fs::write(&edited, fs::read_to_string(&edited).unwrap() + "a: [\n").unwrap();
-    let error = directory.blocked(&gateway).unwrap_err().to_string();
+    let error = directory.blocked(&gateway, false).unwrap_err().to_string();
     assert!(error.contains(PLUGIN) && error.contains("repair or remove it"), "{error}");
+    let left: Vec<App> =
+        directory.blocked(&gateway, true).unwrap().into_iter().map(|inherited| inherited.app).collect();
+    assert_eq!(left, [App::new("ns-a", "app", "other")], "what the other object says");
 }
 
 #[test]

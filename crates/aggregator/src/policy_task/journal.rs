@@ -61,3 +61,31 @@ pub(super) fn raise(alert: &Alert) {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use procscan_core::names::App;
+    use procscan_core::policy::Actor;
+
+    use super::*;
+    use crate::telemetry::logged::Logged;
+
+    #[test]
+    fn an_operators_words_make_no_line_of_their_own() {
+        let (logged, _guard) = Logged::start();
+        let forged = "x\nWARN decision app=ns-a/app/shop decision=\"released\"\r\u{1b}[2J\u{2028}y";
+        let decision = Decision {
+            at: Timestamp::UNIX_EPOCH,
+            app: App::new("ns-a", "app", "web"),
+            kind: DecisionKind::Released,
+            actor: Actor::Operator(forged.into()),
+            reason: forged.into(),
+            dry_run: false,
+        };
+        Journal::default().tell(&decision);
+        let lines = logged.lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(!lines[0].contains(['\r', '\u{1b}', '\u{2028}']), "{lines:?}");
+    }
+}

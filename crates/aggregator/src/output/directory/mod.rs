@@ -1,15 +1,18 @@
 //! The objects as YAML files, for GitOps or for `kubectl apply -f`.
 //!
 //! Every file is written whole or not at all: into a temporary file first, which is flushed and then takes the place of the
-//! old one. Files that do not begin with our header are somebody else's and never touched.
+//! old one. Files that do not begin with our header are another program's and never touched. A damaged `WasmPlugin` of ours is
+//! written anew from what is decided, and what was there is kept beside it.
 
+mod found;
+mod lock;
 mod memory;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::fs::{self, DirEntry, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use procscan_core::plan::Plan;
@@ -18,6 +21,8 @@ use procscan_core::resources::wasm_plugin::{self, Gateway};
 use procscan_core::resources::{self, Draft, Existing, Object, Settings, Upkeep, notification};
 use serde_json::Value;
 
+use self::found::{Damage, Found, parse, parse_plugin};
+use self::lock::Lock;
 use self::memory::{Known, Memory, Stamp};
 use super::difference::{self, Action, Difference};
 
@@ -25,6 +30,8 @@ use super::difference::{self, Action, Difference};
 const HEADER: &str = "# Written by procscan-aggregator; changes are overwritten.\n";
 /// What our temporary files' names begin with.
 const TEMPORARY: &str = ".procscan-";
+/// What is added to the name of a damaged file that is kept. `kubectl apply` and the tools of GitOps do not read such a file.
+const DAMAGED: &str = ".damaged";
 
 /// What can go wrong, with the file that it went wrong with.
 #[derive(Debug, thiserror::Error)]
@@ -48,43 +55,48 @@ pub struct Written {
 pub struct Directory {
     path: PathBuf,
     memory: Arc<Mutex<Memory>>,
-    /// Locked as long as any clone is there.
-    lock: Option<Arc<File>>,
+    /// Held as long as any clone is there.
+    lock: Arc<Mutex<Lock>>,
+    /// It is there, so it is an error if it is gone.
+    is_made: bool,
 }
 
 impl Directory {
-    /// Makes the directory if it is not there, and clears away what a crash has left unfinished.
+    /// A directory that is read only: nothing is written in it, and if it is not there it counts as empty.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), memory: Arc::default(), lock: Arc::default(), is_made: false }
+    }
+
+    /// Makes the directory if it is not there. Another process may be writing in it.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
-        let path = path.into();
-        fs::create_dir_all(&path).map_err(|e| error(&path, "can't be made", &e))?;
-        let directory = Self { path, memory: Arc::default(), lock: None };
-        for name in directory.names()? {
-            if name.starts_with(TEMPORARY) {
-                let file = directory.path.join(&name);
-                fs::remove_file(&file).map_err(|e| error(&file, "can't be removed", &e))?;
-            }
-        }
+        let directory = Self { is_made: true, ..Self::at(path) };
+        directory.make()?;
         Ok(directory)
+    }
+
+    fn make(&self) -> Result<(), DirectoryError> {
+        fs::create_dir_all(&self.path).map_err(|e| error(&self.path, "can't be made", &e))
     }
 
     /// Locks the directory for this process, until it ends: two processes that decide apart would undo each other's writes. Fails if
     /// another process has locked it. Where the file system has no locks, the log says so.
-    pub fn lock(&mut self) -> Result<(), DirectoryError> {
-        let handle = File::open(&self.path).map_err(|e| error(&self.path, "can't be opened", &e))?;
-        match handle.try_lock() {
-            Ok(()) => self.lock = Some(Arc::new(handle)),
-            Err(TryLockError::WouldBlock) => {
-                let problem = "another process writes there: stop it, or configure another directory";
-                return Err(DirectoryError {
-                    path: self.path.display().to_string(),
-                    problem: problem.to_owned(),
-                });
-            }
-            Err(TryLockError::Error(e)) => tracing::warn!(
-                path = %self.path.display(),
-                error = %e,
-                "the output directory can't be locked; let no other process write there"
-            ),
+    pub fn lock(&self) -> Result<(), DirectoryError> {
+        let taken = Lock::take(&self.path)?;
+        *self.held() = taken;
+        Ok(())
+    }
+
+    fn held(&self) -> MutexGuard<'_, Lock> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Clears away what a crash has left unfinished. Only for the one process that writes: what another one is just writing looks the
+    /// same.
+    pub fn tidy(&self) -> Result<(), DirectoryError> {
+        self.held().keep(&self.path)?;
+        for name in self.names()?.iter().filter(|name| name.starts_with(TEMPORARY)) {
+            let file = self.path.join(name);
+            fs::remove_file(&file).map_err(|e| error(&file, "can't be removed", &e))?;
         }
         Ok(())
     }
@@ -94,15 +106,18 @@ impl Directory {
         &self.path
     }
 
-    fn names(&self) -> Result<Vec<String>, DirectoryError> {
-        let broken = |e: &io::Error| error(&self.path, "can't be read", e);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(|e| broken(&e))? {
-            let entry = entry.map_err(|e| broken(&e))?;
-            // Our own names are ASCII: another one is not ours.
-            names.extend(entry.file_name().into_string().ok());
+    fn entries(&self) -> Result<Vec<DirEntry>, DirectoryError> {
+        let read = fs::read_dir(&self.path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        match read {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !self.is_made => Ok(Vec::new()),
+            read => read.map_err(|e| error(&self.path, "can't be read", &e)),
         }
-        Ok(names)
+    }
+
+    fn names(&self) -> Result<Vec<String>, DirectoryError> {
+        // Our own names are ASCII: another one is not ours.
+        let names = self.entries()?.into_iter().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names.collect())
     }
 
     /// Our files, with their content.
@@ -118,10 +133,15 @@ impl Directory {
 
     /// The content of one of our files; nothing if it is not ours, or gone.
     fn read(&self, name: &str) -> Result<Option<String>, DirectoryError> {
+        Ok(self.find(name)?.and_then(Found::ours))
+    }
+
+    /// What has one of our names; nothing if it is gone.
+    fn find(&self, name: &str) -> Result<Option<Found>, DirectoryError> {
         let path = self.path.join(name);
-        match read_ours(&path) {
+        match Found::at(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            text => text.map_err(|e| error(&path, "can't be read", &e)),
+            found => found.map(Some).map_err(|e| error(&path, "can't be read", &e)),
         }
     }
 
@@ -129,9 +149,7 @@ impl Directory {
     fn look(&self, memory: &mut Memory) -> Result<bool, DirectoryError> {
         let look = memory.next_look();
         let mut has_changed = false;
-        let broken = |e: &io::Error| error(&self.path, "can't be read", e);
-        for entry in fs::read_dir(&self.path).map_err(|e| broken(&e))? {
-            let entry = entry.map_err(|e| broken(&e))?;
+        for entry in self.entries()? {
             let name = entry.file_name();
             // Our own names are ASCII: another one is not ours.
             let Some(name) = name.to_str().filter(|name| is_like_ours(name)) else { continue };
@@ -188,9 +206,9 @@ impl Directory {
 
     /// Looks at every file, so that whatever somebody has changed is put right with the next pass.
     ///
-    /// Makes the directory again if somebody has removed it.
+    /// Makes the directory again if it was removed.
     pub fn refresh(&self) -> Result<(), DirectoryError> {
-        fs::create_dir_all(&self.path).map_err(|e| error(&self.path, "can't be made", &e))?;
+        self.make()?;
         self.look(&mut self.memory()).map(drop)
     }
 
@@ -202,16 +220,14 @@ impl Directory {
         }
         let mut all = Existing::default();
         let Memory { files, long_lists, .. } = &mut *memory;
-        let files = files.iter().filter(|(_, file)| file.text.is_some()).map(|(file, _)| file);
-        for (file, plugin) in files.filter_map(|file| Some((file, shard(file, gateway)?))) {
+        for (file, plugin) in files.keys().filter_map(|file| Some((file, shard(file, gateway)?))) {
             let has_long_list = match long_lists.get(file) {
                 Some(known) => *known,
-                None => match self.read(file)? {
-                    Some(text) => {
-                        let object = self.parse(file, &text)?;
-                        object.get("spec").is_some_and(wasm_plugin::has_long_list)
-                    }
-                    None => continue,
+                None => match self.find(file)?.map(|found| found.plugin()) {
+                    Some(Ok(Some(object))) => object.get("spec").is_some_and(wasm_plugin::has_long_list),
+                    // It may have been.
+                    Some(Err(_)) => true,
+                    Some(Ok(None)) | None => continue,
                 },
             };
             long_lists.insert(file.clone(), has_long_list);
@@ -222,25 +238,28 @@ impl Directory {
         Ok(all)
     }
 
-    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
         // Whatever it says is compared with the files' stamps before it is believed.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The Apps that our `WasmPlugin`s block now: what a start inherits.
+    /// The Apps that our `WasmPlugin`s block now: what a start inherits. What a damaged file blocked is not among them, and is
+    /// an error unless it `is_kept` elsewhere.
     ///
     /// When their tenants were told is in the Notifications.
-    pub fn blocked(&self, gateway: &Gateway) -> Result<Vec<Inherited>, DirectoryError> {
-        let ours = self.ours()?;
-        let plugins = ours.iter().filter(|(file, _)| shard(file, gateway).is_some());
-        let plugins: Vec<Value> =
-            plugins.map(|(file, text)| self.parse(file, text)).collect::<Result<_, _>>()?;
+    pub fn blocked(&self, gateway: &Gateway, is_kept: bool) -> Result<Vec<Inherited>, DirectoryError> {
+        let (plugins, damaged) = self.plugins(gateway)?;
+        for error in damaged {
+            if !is_kept {
+                return Err(error);
+            }
+            tracing::warn!(%error, "a file of ours is damaged: what is kept of the Apps says what stays closed");
+        }
         let mut blocked = wasm_plugin::blocked(&plugins, gateway);
         for inherited in &mut blocked {
             let app = &inherited.app;
             let name = file_name("Notification", &app.namespace, &notification::name(app));
-            let Some(text) = ours.get(&name) else { continue };
-            let object = self.parse(&name, text)?;
+            let Some(object) = self.read(&name)?.and_then(|text| parse(&text).ok()) else { continue };
             let told =
                 object.pointer("/metadata/annotations").and_then(|all| all.get(notification::INCIDENT));
             inherited.told = told.and_then(Value::as_str).and_then(|told| told.parse::<Timestamp>().ok());
@@ -248,11 +267,29 @@ impl Directory {
         Ok(blocked)
     }
 
-    fn parse(&self, name: &str, text: &str) -> Result<Value, DirectoryError> {
-        serde_saphyr::from_str(text).map_err(|e| DirectoryError {
-            path: self.path.join(name).display().to_string(),
-            problem: format!("can't be read, so what is blocked is not known; repair or remove it: {e}"),
-        })
+    /// Whether the directory and our files in it can be read, however damaged the files are.
+    pub fn check(&self, gateway: &Gateway) -> Result<(), DirectoryError> {
+        self.plugins(gateway).map(drop)
+    }
+
+    /// Our `WasmPlugin`s, and what is wrong with the damaged ones.
+    fn plugins(&self, gateway: &Gateway) -> Result<(Vec<Value>, Vec<DirectoryError>), DirectoryError> {
+        let mut names = self.names()?;
+        names.sort();
+        let (mut plugins, mut damaged) = (Vec::new(), Vec::new());
+        for name in names.into_iter().filter(|name| shard(name, gateway).is_some()) {
+            match self.find(&name)?.map(|found| found.plugin()) {
+                Some(Ok(Some(object))) => plugins.push(object),
+                Some(Err(problem)) => damaged.push(DirectoryError {
+                    path: self.path.join(name).display().to_string(),
+                    problem: format!(
+                        "can't be read, so what is blocked is not known; repair or remove it: {problem}"
+                    ),
+                }),
+                Some(Ok(None)) | None => {}
+            }
+        }
+        Ok((plugins, damaged))
     }
 
     /// Makes the directory hold exactly the objects of `drafts`, without retired ones, apart from files that are not ours. The
@@ -266,6 +303,7 @@ impl Directory {
         if !memory.has_looked {
             self.look(&mut memory)?;
         }
+        self.held().keep(&self.path)?;
         let pass = memory.next_pass();
         let mut done = Written::default();
         let mut failed = None;
@@ -291,11 +329,12 @@ impl Directory {
         for name in surplus {
             let path = self.path.join(&*name);
             // Somebody may have put another one in its place since the last look.
-            if read_ours(&path).is_ok_and(|ours| ours.is_none()) {
+            if Found::at(&path).is_ok_and(|found| found.ours().is_none()) {
                 memory.files.remove(&*name);
                 memory.long_lists.remove(&*name);
                 continue;
             }
+            self.held().keep(&self.path)?;
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     failed.get_or_insert(error(&path, "can't be removed", &e));
@@ -329,7 +368,12 @@ impl Directory {
             memory.files.insert(name.into(), known.made_from(from));
             return Ok(false);
         }
-        let stamp = self.write(name, &text)?;
+        // What we have made ourselves is whole.
+        let made = before.filter(|known| known.from.is_some()).and_then(|known| known.text);
+        let is_whole = |text: &str| {
+            object.kind != wasm_plugin::KIND || made == Some(memory.hash(text)) || parse_plugin(text).is_ok()
+        };
+        let stamp = self.write(name, &text, is_whole)?;
         let written = Known::new(stamp, hash).made_from(from).wanted_in(memory.pass);
         if object.kind == wasm_plugin::KIND {
             memory.long_lists.insert(name.into(), wasm_plugin::has_long_list(&object.spec));
@@ -344,7 +388,7 @@ impl Directory {
         if object.upkeep != Upkeep::Words {
             return Ok(false);
         }
-        let is = self.read(name)?.and_then(|text| self.parse(name, &text).ok());
+        let is = self.read(name)?.and_then(|text| parse(&text).ok());
         Ok(is.is_some_and(|is| has_same_words(object, &is)))
     }
 
@@ -358,14 +402,15 @@ impl Directory {
                 continue;
             }
             let name = file_name(object.kind, &object.metadata.namespace, &object.metadata.name);
-            let is = ours.remove(&name).map(|text| self.parse(&name, &text)).transpose()?;
+            let before = ours.remove(&name);
+            let is = before.as_deref().and_then(|text| parse(text).ok());
             if is.as_ref().is_some_and(|is| has_same_words(&object, is)) {
                 continue;
             }
             let should = serde_json::to_value(&object).unwrap_or_default();
             let lines = difference::lines("", is.as_ref(), Some(&should));
             if !lines.is_empty() {
-                let action = if is.is_some() { Action::Change } else { Action::Create };
+                let action = if before.is_some() { Action::Change } else { Action::Create };
                 differences.push(Difference { action, object: name, lines });
             }
         }
@@ -375,19 +420,45 @@ impl Directory {
         Ok(differences)
     }
 
-    fn write(&self, name: &str, text: &str) -> Result<Stamp, DirectoryError> {
+    /// Writes a file of ours. What is there and not whole is kept beside it.
+    fn write(
+        &self,
+        name: &str,
+        text: &str,
+        is_whole: impl Fn(&str) -> bool,
+    ) -> Result<Stamp, DirectoryError> {
         let path = self.path.join(name);
-        // A file of that name that is not ours stays what it is.
-        if path.exists() && !read_ours(&path).is_ok_and(|ours| ours.is_some()) {
-            let problem = "is there, but not written by procscan-aggregator; move it away".to_owned();
-            return Err(DirectoryError { path: path.display().to_string(), problem });
-        }
+        let damage = match Found::at(&path) {
+            Ok(Found::Ours(text)) => (!is_whole(&text)).then_some(Damage::Unparsable),
+            Ok(Found::Cut) => Some(Damage::Cut),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            // A file of that name that is not ours stays what it is.
+            Ok(Found::Foreign) | Err(_) => {
+                let problem = "is there, but not written by procscan-aggregator; move it away".to_owned();
+                return Err(DirectoryError { path: path.display().to_string(), problem });
+            }
+        };
+        self.held().keep(&self.path)?;
         let temporary = self.path.join(format!("{TEMPORARY}{name}"));
         let write = || {
             let mut file = File::create(&temporary)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
+            // When nothing but the renaming is left: a write that fails is tried again, and this is told once.
+            let kept = damage.map(|damage| match damage {
+                Damage::Unparsable => self.keep_aside(name),
+                Damage::Cut => "nothing: it was empty, or cut short".to_owned(),
+            });
             fs::rename(&temporary, &path)?;
+            if let Some(kept) = kept {
+                let file = path.display();
+                tracing::error!(
+                    alert = "output",
+                    %file,
+                    kept,
+                    "a file of ours was damaged (by a full disk, or by another program), and is written anew as decided"
+                );
+            }
             // Of the file that we have written, whatever has taken its place since.
             file.metadata().map(|metadata| Stamp::from(&metadata))
         };
@@ -396,6 +467,17 @@ impl Directory {
             let _ = fs::remove_file(&temporary);
             error(&path, "can't be written", &e)
         })
+    }
+
+    /// Keeps a damaged file under a name that is not applied, instead of the one kept before. Where, or why not.
+    fn keep_aside(&self, name: &str) -> String {
+        let aside = self.path.join(format!("{name}{DAMAGED}"));
+        // The one before; if it is not removed, the link fails and says so.
+        let _ = fs::remove_file(&aside);
+        match fs::hard_link(self.path.join(name), &aside) {
+            Ok(()) => aside.display().to_string(),
+            Err(e) => error(&aside, "can't be made", &e).to_string(),
+        }
     }
 
     /// Makes renames and removals last.
@@ -408,22 +490,6 @@ impl Directory {
 fn has_same_words(object: &Object, is: &Value) -> bool {
     object.upkeep == Upkeep::Words
         && is.get("spec").is_some_and(|spec| notification::has_same_words(spec, &object.spec))
-}
-
-/// The content of a file that begins with our header; nothing of any other.
-fn read_ours(path: &Path) -> io::Result<Option<String>> {
-    let mut file = File::open(path)?;
-    let mut head = [0; HEADER.len()];
-    match file.read_exact(&mut head) {
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        result => result?,
-    }
-    if head != *HEADER.as_bytes() {
-        return Ok(None);
-    }
-    let mut bytes = head.to_vec();
-    file.read_to_end(&mut bytes)?;
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Our files are among those.

@@ -36,7 +36,7 @@ impl Lead<'_> {
             self.relieve();
         }
         self.set_aside(unreadable);
-        let blocked = self.blocked().await?;
+        let blocked = self.blocked(!kept.is_empty() && self.unreadable.is_empty()).await?;
         self.remind(&kept).await?;
         let now = self.now();
         let snapshot = self.task.channels.ledger.fresh().await;
@@ -113,9 +113,9 @@ impl Lead<'_> {
     }
 
     /// What the objects block.
-    async fn blocked(&mut self) -> Result<Vec<Inherited>, End> {
+    async fn blocked(&mut self, is_kept: bool) -> Result<Vec<Inherited>, End> {
         let (tell, blocked) = oneshot::channel();
-        let question = TakeOver { pen: self.pen.clone(), may_touch: !self.is_copy, blocked: tell };
+        let question = TakeOver { pen: self.pen.clone(), may_touch: !self.is_copy, is_kept, blocked: tell };
         if self.task.channels.take_over.send(question).await.is_err() {
             return Err(End::Over);
         }

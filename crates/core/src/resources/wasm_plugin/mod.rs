@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use self::form::{Form, Part};
 pub use self::form::{Surplus, surplus};
-pub use self::read::{blocked, existing, has_long_list, shard_index};
+pub use self::read::{blocked, existing, has_long_list, is_whole, shard_index};
 use super::{Draft, Drafts, Existing, Metadata, Object, Settings, Upkeep, shards};
 use crate::hash::shard_of;
 use crate::names::{AppParts, Text};

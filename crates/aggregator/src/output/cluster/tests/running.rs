@@ -227,7 +227,7 @@ async fn a_new_leader_is_answered_as_soon_as_the_api_server_says_what_is_blocked
     let running = Running::start(&server, Plan::empty(Mode::DryRun, Timestamp::UNIX_EPOCH));
     let (tell, blocked) = oneshot::channel();
     let pen = Pen::of_term(2, "b");
-    let question = TakeOver { pen: pen.clone(), may_touch: true, blocked: tell };
+    let question = TakeOver { pen: pen.clone(), may_touch: true, is_kept: false, blocked: tell };
     assert!(running.take_over.send(question).await.is_ok());
     looks(&server);
     sleep(Duration::from_secs(10)).await;
@@ -241,7 +241,11 @@ async fn a_new_leader_is_answered_as_soon_as_the_api_server_says_what_is_blocked
     let (tell, blocked) = oneshot::channel();
     server.before(|_, _| Some((403, "not today".to_owned())));
     assert!(
-        running.take_over.send(TakeOver { pen: pen.clone(), may_touch: true, blocked: tell }).await.is_ok()
+        running
+            .take_over
+            .send(TakeOver { pen: pen.clone(), may_touch: true, is_kept: false, blocked: tell })
+            .await
+            .is_ok()
     );
     sleep(Duration::from_secs(2)).await;
     pen.give_up();

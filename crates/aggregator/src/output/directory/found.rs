@@ -1,0 +1,80 @@
+//! What there is under a name that may be ours, and whether it is whole.
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use procscan_core::resources::wasm_plugin;
+use serde_json::Value;
+
+use super::HEADER;
+use crate::plain_file;
+
+/// What there is under a name that may be ours.
+pub(super) enum Found {
+    /// A file that begins with our header, with its text.
+    Ours(String),
+    /// Not even the whole header, and nothing else: a file of ours that was cut short.
+    Cut,
+    /// Of another program.
+    Foreign,
+}
+
+/// What is wrong with a file of ours.
+pub(super) enum Damage {
+    /// It can't be read as an object of ours.
+    Unparsable,
+    /// See [`Found::Cut`].
+    Cut,
+}
+
+impl Found {
+    /// What is at `path`, which is a regular file or a link to one.
+    pub(super) fn at(path: &Path) -> io::Result<Self> {
+        let mut file = match plain_file::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(Self::Foreign),
+            file => file?,
+        };
+        let mut bytes = Vec::with_capacity(HEADER.len());
+        Read::by_ref(&mut file).take(HEADER.len() as u64).read_to_end(&mut bytes)?;
+        if bytes != HEADER.as_bytes() {
+            return Ok(if HEADER.as_bytes().starts_with(&bytes) { Self::Cut } else { Self::Foreign });
+        }
+        file.read_to_end(&mut bytes)?;
+        Ok(Self::Ours(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// The text of a file that begins with our header; nothing of any other.
+    pub(super) fn ours(self) -> Option<String> {
+        match self {
+            Self::Ours(text) => Some(text),
+            Self::Cut | Self::Foreign => None,
+        }
+    }
+
+    /// The `WasmPlugin` in it, or what is wrong with it; nothing if it is not ours.
+    pub(super) fn plugin(&self) -> Result<Option<Value>, String> {
+        match self {
+            Self::Ours(text) => parse_plugin(text).map(Some),
+            Self::Cut => Err("it is empty, or cut short".to_owned()),
+            Self::Foreign => Ok(None),
+        }
+    }
+}
+
+/// The object in a text.
+pub(super) fn parse(text: &str) -> Result<Value, String> {
+    match serde_saphyr::from_str(text) {
+        Ok(object @ Value::Object(_)) => Ok(object),
+        Ok(_) => Err("there is no object in it".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// The `WasmPlugin` in a text. One that was cut off after a whole line lacks what is written last.
+pub(super) fn parse_plugin(text: &str) -> Result<Value, String> {
+    let object = parse(text)?;
+    match object.get("spec") {
+        Some(spec) if wasm_plugin::is_whole(spec) => Ok(object),
+        _ => Err("a part of its spec is missing".to_owned()),
+    }
+}

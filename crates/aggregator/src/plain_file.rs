@@ -1,0 +1,83 @@
+//! Reads files that people name. Opening a pipe waits for a writer, and a device may never end: only regular files are read.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+/// The most bytes that a file of the configuration, of targets, of rules or of a script may have.
+pub(crate) const MAX_TEXT: u64 = 16 << 20;
+
+/// Opens a regular file, or what a link to one leads to. Anything else is an error of the kind `InvalidInput`, and opening
+/// does not wait for it.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    // Before it is opened: to open a device may change it.
+    check(&fs::metadata(path)?)?;
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    check(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// The text of a regular file of up to `max` bytes.
+pub(crate) fn read_text(path: &Path, max: u64) -> io::Result<String> {
+    let mut text = String::new();
+    let read = open(path)?.take(max + 1).read_to_string(&mut text)?;
+    if u64::try_from(read).is_ok_and(|read| read > max) {
+        let problem = format!("it is larger than {} MiB", max >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+    }
+    Ok(text)
+}
+
+fn check(metadata: &fs::Metadata) -> io::Result<()> {
+    if metadata.is_file() {
+        return Ok(());
+    }
+    let what = if metadata.is_dir() { "a directory" } else { "a pipe, a socket or a device" };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_largest_size_is_read_and_a_larger_one_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("text");
+        fs::write(&path, "x".repeat(2 << 20)).unwrap();
+        assert_eq!(read_text(&path, 2 << 20).unwrap().len(), 2 << 20);
+        fs::write(&path, "x".repeat((2 << 20) + 1)).unwrap();
+        let error = read_text(&path, 2 << 20).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (io::ErrorKind::FileTooLarge, "it is larger than 2 MiB")
+        );
+    }
+
+    #[test]
+    fn a_link_is_read_as_the_file_that_it_leads_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (directory.path().join("text"), directory.path().join("link"));
+        fs::write(&path, "a").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(read_text(&link, 1).unwrap(), "a");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        for (path, what) in [
+            (pipe.as_path(), "it is a pipe, a socket or a device, not a regular file"),
+            (Path::new("/dev/zero"), "it is a pipe, a socket or a device, not a regular file"),
+            (directory.path(), "it is a directory, not a regular file"),
+        ] {
+            assert_eq!(read_text(path, 1).unwrap_err().to_string(), what);
+        }
+    }
+}

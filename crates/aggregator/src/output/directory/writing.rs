@@ -1,0 +1,193 @@
+//! Makes the directory hold what it should.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+
+use procscan_core::resources::wasm_plugin;
+use procscan_core::resources::{Draft, Object, Upkeep};
+
+use super::found::{Damage, Found, parse, parse_plugin};
+use super::memory::{Known, Memory, Stamp};
+use super::{Directory, DirectoryError, HEADER, TEMPORARY, Written, error, file_name, has_same_words};
+
+/// What is added to the name of a damaged file that is kept. `kubectl apply` and the tools of GitOps do not read such a file.
+const DAMAGED: &str = ".damaged";
+
+impl Directory {
+    /// Makes the directory hold exactly the objects of `drafts`, without retired ones, apart from files that are not ours. The
+    /// drafts of one directory are always of the same settings.
+    ///
+    /// What somebody has changed since the last look stays until the next one.
+    ///
+    /// One file that can't be written stops no other; the first error is returned when everything else is done.
+    pub fn apply<'a>(&self, drafts: impl IntoIterator<Item = Draft<'a>>) -> Result<Written, DirectoryError> {
+        let mut memory = self.memory();
+        if !memory.has_looked {
+            self.look(&mut memory)?;
+        }
+        self.held().keep(&self.path)?;
+        let pass = memory.next_pass();
+        let mut done = Written::default();
+        let mut failed = None;
+        for draft in drafts.into_iter().filter(|draft| draft.upkeep != Upkeep::Retired) {
+            let name = file_name(draft.kind, &draft.namespace, &draft.name);
+            if let Some(known) = memory.files.get_mut(&*name) {
+                known.wanted = pass;
+            }
+            match self.put(&mut memory, &name, &draft) {
+                Ok(is_news) => done.written += usize::from(is_news),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        let is_surplus = |known: &Known| known.text.is_some() && known.wanted != pass;
+        let surplus: Vec<Box<str>> = memory
+            .files
+            .iter()
+            .filter(|(_, known)| is_surplus(known))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in surplus {
+            let path = self.path.join(&*name);
+            // Somebody may have put another one in its place since the last look.
+            if Found::at(&path).is_ok_and(|found| found.ours().is_none()) {
+                memory.files.remove(&*name);
+                memory.long_lists.remove(&*name);
+                continue;
+            }
+            self.held().keep(&self.path)?;
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    failed.get_or_insert(error(&path, "can't be removed", &e));
+                }
+                _ => {
+                    memory.files.remove(&*name);
+                    memory.long_lists.remove(&*name);
+                    done.removed += 1;
+                }
+            }
+        }
+        if done != Written::default() {
+            self.flush()?;
+        }
+        failed.map_or(Ok(done), Err)
+    }
+
+    /// Makes one file say what the draft does. Whether it had to be written.
+    fn put(&self, memory: &mut Memory, name: &str, draft: &Draft<'_>) -> Result<bool, DirectoryError> {
+        let from = memory.fingerprint(draft);
+        let before = memory.files.get(name).copied().filter(|known| known.text.is_some());
+        if before.is_some_and(|known| known.from == Some(from)) {
+            return Ok(false);
+        }
+        let object = draft.object();
+        let text = to_yaml(&object).map_err(|problem| DirectoryError { path: name.to_owned(), problem })?;
+        let hash = memory.hash(&text);
+        if let Some(known) = before
+            && (known.text == Some(hash) || self.is_as_good(&object, name)?)
+        {
+            memory.files.insert(name.into(), known.made_from(from));
+            return Ok(false);
+        }
+        // What we have made ourselves is whole.
+        let made = before.filter(|known| known.from.is_some()).and_then(|known| known.text);
+        let is_whole = |text: &str| {
+            object.kind != wasm_plugin::KIND || made == Some(memory.hash(text)) || parse_plugin(text).is_ok()
+        };
+        let stamp = self.write(name, &text, is_whole)?;
+        let written = Known::new(stamp, hash).made_from(from).wanted_in(memory.pass);
+        if object.kind == wasm_plugin::KIND {
+            memory.long_lists.insert(name.into(), wasm_plugin::has_long_list(&object.spec));
+        }
+        memory.files.insert(name.into(), written);
+        Ok(true)
+    }
+
+    /// A message that says the same at another time is no news.
+    fn is_as_good(&self, object: &Object, name: &str) -> Result<bool, DirectoryError> {
+        // Only such a message is worth reading for it.
+        if object.upkeep != Upkeep::Words {
+            return Ok(false);
+        }
+        let is = self.read(name)?.and_then(|text| parse(&text).ok());
+        Ok(is.is_some_and(|is| has_same_words(object, &is)))
+    }
+
+    /// Writes a file of ours. What is there and not whole is kept beside it.
+    fn write(
+        &self,
+        name: &str,
+        text: &str,
+        is_whole: impl Fn(&str) -> bool,
+    ) -> Result<Stamp, DirectoryError> {
+        let path = self.path.join(name);
+        let damage = match Found::at(&path) {
+            Ok(Found::Ours(text)) => (!is_whole(&text)).then_some(Damage::Unparsable),
+            Ok(Found::Cut) => Some(Damage::Cut),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            // A file of that name that is not ours stays what it is.
+            Ok(Found::Foreign) | Err(_) => {
+                let problem = "is there, but not written by procscan-aggregator; move it away".to_owned();
+                return Err(DirectoryError { path: path.display().to_string(), problem });
+            }
+        };
+        self.held().keep(&self.path)?;
+        let temporary = self.path.join(format!("{TEMPORARY}{name}"));
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            // When nothing but the renaming is left: a write that fails is tried again, and this is told once.
+            let kept = damage.map(|damage| match damage {
+                Damage::Unparsable => self.keep_aside(name),
+                Damage::Cut => "nothing: it was empty, or cut short".to_owned(),
+            });
+            fs::rename(&temporary, &path)?;
+            if let Some(kept) = kept {
+                let file = path.display();
+                tracing::error!(
+                    alert = "output",
+                    %file,
+                    kept,
+                    "a file of ours was damaged (by a full disk, or by another program), and is written anew as decided"
+                );
+            }
+            // Of the file that we have written, whatever has taken its place since.
+            file.metadata().map(|metadata| Stamp::from(&metadata))
+        };
+        write().map_err(|e| {
+            // Best effort: what is left is cleared away at the next start.
+            let _ = fs::remove_file(&temporary);
+            error(&path, "can't be written", &e)
+        })
+    }
+
+    /// Keeps a damaged file under a name that is not applied, instead of the one kept before. Where, or why not.
+    fn keep_aside(&self, name: &str) -> String {
+        let aside = self.path.join(format!("{name}{DAMAGED}"));
+        // The one before; if it is not removed, the link fails and says so.
+        let _ = fs::remove_file(&aside);
+        match fs::hard_link(self.path.join(name), &aside) {
+            Ok(()) => aside.display().to_string(),
+            Err(e) => error(&aside, "can't be made", &e).to_string(),
+        }
+    }
+
+    /// Makes renames and removals last.
+    fn flush(&self) -> Result<(), DirectoryError> {
+        let flushed = File::open(&self.path).and_then(|directory| directory.sync_all());
+        flushed.map_err(|e| error(&self.path, "can't be flushed", &e))
+    }
+}
+
+/// One YAML document. Every text is quoted: YAML 1.1, which `kubectl` reads, takes a bare `on` or `0x1` for something else.
+fn to_yaml(object: &Object) -> Result<String, String> {
+    let options = serde_saphyr::ser_options! { quote_all: true };
+    let mut text = HEADER.to_owned();
+    serde_saphyr::to_fmt_writer_with_options(&mut text, object, options).map_err(|e| e.to_string())?;
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
+}

@@ -3,29 +3,34 @@
 //! Operators set them by a wall clock, and wall clocks jump and differ between replicas. So a date has passed only when
 //! the wall clock says so and as much monotonic time has been measured as was left when the date became known. While
 //! the two disagree the date is in doubt: what it covers is then neither blocked anew nor opened. A release persists
-//! its end by the leader clock too, so that the next leader keeps the doubt of the one before.
+//! its end by the leader clock too; the dates of exemptions are judged by the persisted wall time that was believed
+//! (see [`super::believed`]). So the next leader keeps the doubt of the one before.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::believed::Believed;
 use super::leader_clock::LeaderClock;
 use crate::Moment;
 use crate::moment::WallTime;
+use crate::state::incident as kept;
 
 /// How far the monotonic clock may lag behind a correct wall clock.
-const TOLERANCE: Duration = Duration::from_secs(5);
+pub(super) const TOLERANCE: Duration = Duration::from_secs(5);
 /// The longest that a date stays in doubt after it has passed, since the time between two leaders can't be measured.
 /// Also how long a release is remembered after its date.
-const LINGER: Duration = Duration::from_hours(24);
+pub(super) const LINGER: Duration = Duration::from_hours(24);
 
 /// All dates in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dates {
-    /// When this process began to lead, and the latest wall time that an earlier leader persisted; taken by the first
-    /// evaluation. Dates that appear after it are new.
+    /// When this process began to lead, and the latest time that an earlier leader believed and persisted; taken by the
+    /// first evaluation. Dates that appear after it are new.
     start: Option<(Moment, Option<Timestamp>)>,
+    /// `None` before the first evaluation if nothing is persisted.
+    believed: Option<Believed>,
     known: BTreeMap<Timestamp, Known>,
 }
 
@@ -36,7 +41,7 @@ struct Known {
     since: Duration,
     /// How much monotonic time has to pass after `since`.
     needed: Duration,
-    /// It had passed once, or an earlier leader persisted a later time.
+    /// It had passed once, or an earlier leader believed that it had.
     was_over: bool,
     /// The monotonic time since when it has been over without interruption.
     over_since: Option<Duration>,
@@ -63,13 +68,11 @@ impl Force {
 }
 
 impl Known {
-    /// `known_left` is the time left that leaders have not measured yet, where it is persisted.
-    fn new(until: Timestamp, known_left: Option<Duration>, before: Option<Timestamp>, now: Moment) -> Self {
+    /// `known_left` is the time left that leaders have not measured yet, where it is known.
+    fn new(until: Timestamp, known_left: Duration, before: Option<Timestamp>, now: Moment) -> Self {
         let left = distance(now.wall(), until);
-        // Since an earlier leader last persisted something, no further time is known to have passed.
-        let needed = known_left.or_else(|| before.map(|before| distance(before, until)));
-        let needed = needed.map_or(left, |needed| needed.clamp(left, left + LINGER));
-        let was_over = before.is_some_and(|before| before >= until);
+        let needed = known_left.clamp(left, left.saturating_add(LINGER));
+        let was_over = before.is_some_and(|before| distance(before, until) <= TOLERANCE);
         Self { since: now.uptime(), needed, was_over, over_since: None, is_told: false }
     }
 
@@ -87,9 +90,16 @@ impl Known {
 }
 
 impl Dates {
-    /// The dates after a start. `before` is the latest wall time that an earlier leader persisted.
-    pub(super) fn restored(before: Option<Timestamp>, now: Moment) -> Self {
-        Self { start: Some((now, before)), known: BTreeMap::new() }
+    /// The dates after a start. `before` is the latest time that an earlier leader believed and persisted, and `last` what
+    /// the last one did.
+    pub(super) fn restored(before: Option<Timestamp>, last: Option<kept::WallClock>, now: Moment) -> Self {
+        let believed = last.map(|last| Believed::restored(&last, now));
+        Self { start: Some((now, before)), believed, known: BTreeMap::new() }
+    }
+
+    /// The wall time that is believed, in the form that is persisted.
+    pub(super) fn kept(&self) -> Option<kept::WallClock> {
+        self.believed.as_ref().map(Believed::kept)
     }
 
     /// Takes the dates in use, each with the earliest reading of `clock` at which it has passed, where that is
@@ -101,7 +111,10 @@ impl Dates {
         now: Moment,
     ) -> Vec<Timestamp> {
         let mut all = std::mem::take(&mut self.known);
+        let is_start = self.start.is_some();
         let (since, before) = self.start.take().unwrap_or((now, None));
+        let believed = self.believed.get_or_insert_with(|| Believed::new(since));
+        believed.update(since);
         let mut latest: BTreeMap<Timestamp, Option<WallTime>> = BTreeMap::new();
         for (until, by_clock) in dates {
             let known = latest.entry(until).or_default();
@@ -110,9 +123,15 @@ impl Dates {
         let reading = clock.at(since.uptime()).get();
         let mut doubtful = Vec::new();
         for (until, by_clock) in latest {
-            let known_left = by_clock.map(|by_clock| distance(reading, by_clock.get()));
-            let mut known =
-                all.remove(&until).unwrap_or_else(|| Known::new(until, known_left, before, since));
+            let mut known = all.remove(&until).unwrap_or_else(|| {
+                let known_left = match by_clock {
+                    Some(by_clock) => distance(reading, by_clock.get()),
+                    // A new date that lies ahead was set by a clock like this one.
+                    None if !is_start && since.wall() < until => Duration::ZERO,
+                    None => believed.left(until),
+                };
+                Known::new(until, known_left, before, since)
+            });
             let force = known.force(until, now);
             known.over_since = (force == Force::Over).then(|| known.over_since.unwrap_or(now.uptime()));
             known.was_over |= force == Force::Over;
@@ -122,6 +141,7 @@ impl Dates {
             }
             self.known.insert(until, known);
         }
+        believed.update(now);
         doubtful
     }
 
@@ -147,7 +167,7 @@ impl Dates {
 }
 
 /// The time from `earlier` to `later`; zero if `later` is not later.
-fn distance(earlier: Timestamp, later: Timestamp) -> Duration {
+pub(super) fn distance(earlier: Timestamp, later: Timestamp) -> Duration {
     let distance = later.duration_since(earlier);
     if distance.is_negative() { Duration::ZERO } else { distance.unsigned_abs() }
 }

@@ -14,6 +14,7 @@
 //! 5. no brake holds it. A held App is blocked by an operator's approval only, never by time.
 
 mod aside;
+mod believed;
 mod book;
 mod brake;
 mod braking;

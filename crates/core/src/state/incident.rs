@@ -78,6 +78,9 @@ pub struct IncidentStatus {
     /// The wall clock of the replica that wrote this, when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<Timestamp>,
+    /// How far that wall clock is believed: by it the dates of exemptions pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wall_clock: Option<WallClock>,
     /// Why, for people.
     #[serde(default)]
     pub reason: Text,
@@ -183,6 +186,25 @@ pub struct Exposure {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
 fn is_zero(n: &usize) -> bool {
     *n == 0
+}
+
+/// Which wall time leaders believe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WallClock {
+    /// The wall time that measured time bears out, or that was doubted for a day.
+    pub believed: Timestamp,
+    /// A wall clock that is ahead of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubted: Option<DoubtedClock>,
+}
+
+/// A wall clock that is ahead of the time that has been measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DoubtedClock {
+    /// Its time.
+    pub time: Timestamp,
+    /// Its time when the doubt began.
+    pub since: Timestamp,
 }
 
 /// What a tenant has been told.

@@ -6,17 +6,17 @@ use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::policy::{Act, Alert, DecisionKind, Evaluation, Pattern};
 
-const DAY: i64 = 86_400;
-const MONTH: i64 = 31 * DAY;
+pub(crate) const DAY: i64 = 86_400;
+pub(crate) const MONTH: i64 = 31 * DAY;
 
 /// Another leader goes on; its wall clock is ahead of the last leader's.
-fn leader(world: &mut World, ahead: i64) {
+pub(crate) fn leader(world: &mut World, ahead: i64) {
     world.jump(ahead);
     world.restart();
 }
 
 /// Accuses tenants, each by its own node and rule.
-fn accuse(world: &mut World, tenants: std::ops::Range<usize>) -> Evaluation {
+pub(crate) fn accuse(world: &mut World, tenants: std::ops::Range<usize>) -> Evaluation {
     let now = world.clock();
     for tenant in tenants {
         let record = record_of(&format!("ns-{tenant:03}"), "web", &format!("miner{tenant}"), now);
@@ -25,7 +25,7 @@ fn accuse(world: &mut World, tenants: std::ops::Range<usize>) -> Evaluation {
     world.evaluate()
 }
 
-fn nodes(n: usize) -> World {
+pub(crate) fn nodes(n: usize) -> World {
     let nodes: Vec<String> = (0..n).map(|i| format!("n{i}")).collect();
     World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>())
 }
@@ -38,7 +38,7 @@ fn release(world: &mut World, namespace: &str, hours: i64) {
     assert!(world.blocked().is_empty());
 }
 
-fn accuse_one(world: &mut World) {
+pub(crate) fn accuse_one(world: &mut World) {
     world.wait(MINUTE);
     let now = world.clock();
     world.answer("n0", vec![record("ns-a", now)]);

@@ -9,6 +9,7 @@ mod brakes;
 mod clocks;
 mod common;
 mod decoys;
+mod doubted;
 mod examined;
 mod gone;
 mod grace;

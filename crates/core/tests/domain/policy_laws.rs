@@ -327,7 +327,8 @@ proptest! {
                             cleared.at = Timestamp::UNIX_EPOCH;
                         }
                     }
-                    (bare.status.clock, bare.status.written) = (None, None);
+                    let status = &mut bare.status;
+                    (status.clock, status.written, status.wall_clock) = (None, None, None);
                     bare.status.evidence.sort_by_key(|e| (e.pod.clone(), e.process.clone(), e.node.clone()));
                     bare
                 };

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::book::Book;
-use super::dates::Dates;
 use super::ground::{ClearedGround, Ground, KeptGround};
 use super::incident::{File, Incident, Standing, StickyRelease, Told};
 use super::leader_clock::LeaderClock;
@@ -24,7 +23,7 @@ use crate::state::incident as kept;
 
 pub(super) use self::read::record;
 pub use self::read::remembered;
-use self::read::{last_written, order, reading, restored};
+use self::read::{dates, order, reading, restored};
 use self::write::document;
 
 /// How far the kept time of the last evidence may lag behind. Agents bring fresh evidence with each scan, and keeping
@@ -93,8 +92,7 @@ impl Book {
     pub fn restore(documents: &[kept::Incident], snapshot: &Snapshot, now: Moment) -> Self {
         let newest = documents.iter().filter_map(|document| reading(&document.status)).max();
         let clock = LeaderClock::restored(newest.map(WallTime::from), now);
-        let before = documents.iter().map(|document| last_written(&document.status)).max();
-        let mut book = Self { clock, dates: Dates::restored(before, now), ..Self::default() };
+        let mut book = Self { clock, dates: dates(documents, now), ..Self::default() };
         let mut documents: Vec<&kept::Incident> = documents.iter().collect();
         // Only the latest incident of an App counts, so it has to come last. Of two that say the same, the one that has
         // its own name counts.
@@ -141,7 +139,7 @@ impl Book {
 
     /// The document to keep for the incident of `app`.
     pub fn document(&self, app: &App) -> Option<kept::Incident> {
-        self.incidents.get(app).map(|incident| document(app, incident, &self.clock))
+        self.incidents.get(app).map(|incident| document(app, incident, &self.clock, &self.dates))
     }
 
     /// The documents that [`Book::document`] returned for `apps` have been kept. The incidents may not have changed
@@ -190,7 +188,8 @@ impl Book {
 
     /// The documents of all incidents.
     pub fn documents(&self) -> Vec<kept::Incident> {
-        self.incidents.iter().map(|(app, incident)| document(app, incident, &self.clock)).collect()
+        let document = |(app, incident): (&App, &Incident)| document(app, incident, &self.clock, &self.dates);
+        self.incidents.iter().map(document).collect()
     }
 }
 

@@ -13,6 +13,7 @@ use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Exposure, OtherApps};
 use crate::policy::brake::Brake;
+use crate::policy::dates::Dates;
 use crate::policy::decision::{Actor, Decision};
 use crate::policy::grace::Grace;
 use crate::policy::ground::{ClearedGround, Ground, Tombstone};
@@ -21,7 +22,7 @@ use crate::policy::leader_clock::LeaderClock;
 use crate::policy::window::{Due, ReleaseDue};
 use crate::report::{Claim, Record};
 use crate::snapshot::Snapshot;
-use crate::state::incident::{self as kept, BrakeKind, ClearedBy, IncidentState, IncidentStatus};
+use crate::state::incident::{self as kept, BrakeKind, ClearedBy, IncidentState, IncidentStatus, WallClock};
 
 /// The evidence in `documents`, for the ledger.
 pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
@@ -109,8 +110,20 @@ pub(super) fn order(status: &IncidentStatus) -> (Option<Timestamp>, bool, Timest
     (reading(status), status.state != IncidentState::Ended, status.opened)
 }
 
+/// Which dates have passed, as the leaders before knew it. The version before persisted only its wall clock.
+pub(super) fn dates(documents: &[kept::Incident], now: Moment) -> Dates {
+    let believed = |status: &IncidentStatus| {
+        status.wall_clock.map_or_else(|| last_written(status), |wall_clock| wall_clock.believed)
+    };
+    let latest = documents.iter().map(|document| believed(&document.status)).max();
+    let last = documents.iter().max_by_key(|document| reading(&document.status));
+    let last = last.and_then(|document| document.status.wall_clock);
+    let last = last.or(latest.map(|believed| WallClock { believed, doubted: None }));
+    Dates::restored(latest, last, now)
+}
+
 /// The latest time by the writer's wall clock in this status.
-pub(super) fn last_written(status: &IncidentStatus) -> Timestamp {
+fn last_written(status: &IncidentStatus) -> Timestamp {
     let told = status.told.and_then(|told| told.delivered.or(Some(told.at)));
     let decided = status.decisions.iter().map(|decision| decision.at);
     let heard = status.evidence.iter().map(|evidence| evidence.fresh_at);

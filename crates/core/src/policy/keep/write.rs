@@ -7,6 +7,7 @@ use crate::ledger::Cleared;
 use crate::moment::{Span, WallTime};
 use crate::names::{App, Key, Text};
 use crate::policy::brake::Brake;
+use crate::policy::dates::Dates;
 use crate::policy::decision::{Decision, DecisionKind};
 use crate::policy::ground::{ClearedGround, Ground, Tombstone};
 use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling};
@@ -21,12 +22,12 @@ const MAX_EVIDENCE: usize = 64;
 /// How many Services of one App are kept: they are needed only until the cluster has been asked again.
 const MAX_SERVICES: usize = 1000;
 
-pub(super) fn document(app: &App, incident: &Incident, clock: &LeaderClock) -> kept::Incident {
+pub(super) fn document(app: &App, incident: &Incident, clock: &LeaderClock, dates: &Dates) -> kept::Incident {
     let spec = IncidentSpec::of(app);
-    kept::Incident { name: incident.name(app), spec, status: status(incident, clock) }
+    kept::Incident { name: incident.name(app), spec, status: status(incident, clock, dates) }
 }
 
-fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
+fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentStatus {
     let reading = |at: Moment| clock.at(at.uptime()).get();
     let (state, since, until) = match incident.standing {
         Standing::Watched => (IncidentState::Watched, None, None),
@@ -68,6 +69,7 @@ fn status(incident: &Incident, clock: &LeaderClock) -> IncidentStatus {
         },
         clock: clock.last().map(|(reading, _)| reading.get()),
         written: clock.last().map(|(_, wall)| wall.get()),
+        wall_clock: dates.kept(),
         reason: reason(incident),
         brake: incident.held.as_deref().and_then(|(since, brake)| held_by(since.wall(), brake)),
         release_held: incident.release_held.as_ref().map(|at| at.wall()),

@@ -1,0 +1,94 @@
+//! The wall time that is believed.
+//!
+//! Wall clocks of leaders differ and jump, and the time between two leaders can't be measured. So the believed time goes
+//! on with the measured time only. A wall clock that is ahead of it is doubted: its time is believed when leaders have
+//! measured a day since. A wall clock that is behind is believed at once, which only delays the end of a date. What is
+//! believed and what is doubted is persisted, so that the next leader doubts what the one before doubted.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::dates::{LINGER, TOLERANCE, distance};
+use crate::Moment;
+use crate::state::incident as kept;
+
+/// The believed time; see the module.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Believed {
+    /// As of the last update.
+    at: Moment,
+    doubted: Option<Doubted>,
+}
+
+/// A wall clock that is ahead of the believed time.
+#[derive(Clone, Copy, Debug)]
+struct Doubted {
+    /// Its time when the doubt began.
+    since: Timestamp,
+    /// Its time as of the last update. It goes on with the measured time only, like the believed one.
+    at: Moment,
+}
+
+impl Doubted {
+    fn new(now: Moment) -> Self {
+        Self { since: now.wall(), at: now }
+    }
+
+    /// How much time has to be measured until it is believed.
+    fn left(&self) -> Duration {
+        LINGER.saturating_sub(distance(self.since, self.at.wall()))
+    }
+}
+
+impl Believed {
+    /// Nothing is persisted, so the wall clock is believed.
+    pub(super) fn new(now: Moment) -> Self {
+        Self { at: now, doubted: None }
+    }
+
+    /// Goes on with what is persisted.
+    pub(super) fn restored(kept: &kept::WallClock, now: Moment) -> Self {
+        let doubted = kept
+            .doubted
+            .map(|doubted| Doubted { since: doubted.since, at: Moment::new(now.uptime(), doubted.time) });
+        Self { at: Moment::new(now.uptime(), kept.believed), doubted }
+    }
+
+    /// In the form that is persisted, as of the last update.
+    pub(super) fn kept(&self) -> kept::WallClock {
+        let doubted = self.doubted.map(|Doubted { since, at }| kept::DoubtedClock { time: at.wall(), since });
+        kept::WallClock { believed: self.at.wall(), doubted }
+    }
+
+    /// Takes a reading of the clocks.
+    pub(super) fn update(&mut self, now: Moment) {
+        self.at = run(self.at, now);
+        let mut doubted = self.doubted.map(|it| Doubted { at: run(it.at, now), ..it });
+        if let Some(known) = doubted.filter(|it| it.left().is_zero()) {
+            (self.at, doubted) = (known.at, None);
+        }
+        let wall = now.wall();
+        if distance(wall, self.at.wall()) > TOLERANCE {
+            *self = Self::new(now);
+            return;
+        }
+        let is_ahead = distance(self.at.wall(), wall) > TOLERANCE;
+        // Another clock, further behind than the doubted one, is doubted from now on.
+        let known = doubted.filter(|it| distance(wall, it.at.wall()) <= TOLERANCE);
+        self.doubted = is_ahead.then(|| known.unwrap_or_else(|| Doubted::new(now)));
+    }
+
+    /// How much time has to be measured, from the last update on, until the believed time is `until`.
+    pub(super) fn left(&self, until: Timestamp) -> Duration {
+        let left = distance(self.at.wall(), until);
+        let by_doubted = self.doubted.map(|it| it.left().max(distance(it.at.wall(), until)));
+        by_doubted.map_or(left, |by_doubted| left.min(by_doubted))
+    }
+}
+
+/// The time of a clock that read `at`, after the time that has been measured since.
+fn run(at: Moment, now: Moment) -> Moment {
+    let wall = at.wall().saturating_add(now.since(at)).unwrap_or(at.wall());
+    Moment::new(now.uptime(), wall)
+}

@@ -130,7 +130,11 @@ impl Dates {
                     None if !is_start && since.wall() < until => Duration::ZERO,
                     None => believed.left(until),
                 };
-                Known::new(until, known_left, before, since)
+                let mut new = Known::new(until, known_left, before, since);
+                // As much time as the operator asked for has been measured: an earlier leader whose wall clock was ahead has
+                // taken it for over.
+                new.was_over |= by_clock.is_some_and(|by_clock| by_clock.get() <= reading);
+                new
             });
             let force = known.force(until, now);
             known.over_since = (force == Force::Over).then(|| known.over_since.unwrap_or(now.uptime()));

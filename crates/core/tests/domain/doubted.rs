@@ -1,8 +1,8 @@
 //! Dates of exemptions over several starts with wrong wall clocks.
 
 use crate::clocks::{DAY, MONTH, accuse, accuse_one, leader, nodes};
-use crate::common::{HOUR, MINUTE, World, exemption, record_of};
-use procscan_core::policy::{Exemption, Pattern};
+use crate::common::{HOUR, MINUTE, World, app, exemption, record_of};
+use procscan_core::policy::{Act, Exemption, Pattern};
 
 /// Exempts the namespaces that match for so many hours.
 fn exempt(world: &mut World, place: &str, namespaces: &str, hours: i64) {
@@ -155,4 +155,22 @@ fn leaders_that_are_restarted_every_few_hours_end_an_exemption_on_time_but_for_w
         assert!(hours < 24 * 12);
     }
     assert!((24 * 10..24 * 11).contains(&hours), "{hours}");
+}
+
+/// Leaders have measured the time for which an operator released the App, and one whose clock is ahead has blocked it again.
+#[test]
+fn a_release_that_is_over_by_the_measured_time_opens_nothing_where_the_wall_clock_is_behind() {
+    let mut world = nodes(20);
+    accuse_one(&mut world);
+    let until = world.now.wall() + std::time::Duration::from_secs(3 * HOUR);
+    world.evaluate();
+    world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    assert!(world.blocked().is_empty());
+    let hour = i64::try_from(HOUR).unwrap();
+    assert!(!blocks_with_another(&mut world, -hour, 1));
+    world.wait(3 * HOUR + MINUTE);
+    accuse(&mut world, 2..3);
+    assert_eq!(world.blocked().len(), 2);
+    assert!(blocks_with_another(&mut world, MONTH, 3));
+    assert!(blocks_with_another(&mut world, -MONTH, 4));
 }

@@ -129,8 +129,8 @@ impl Soak {
         let may_be_there = accused.iter().any(|accused| {
             accused.which == WhichPod::Unknown && tenant.living().any(|pod| *pod.name == *accused.pod.pod)
         });
-        let (fact, is_empty) = (reach(number, tenant, app, &pods), pods.is_empty() && !may_be_there);
         let now = self.now();
+        let (fact, is_empty) = (reach(number, tenant, app, &pods, now), pods.is_empty() && !may_be_there);
         if !is_empty {
             self.cluster.empty.remove(app);
             return fact;
@@ -141,7 +141,7 @@ impl Soak {
 }
 
 /// How an App, whose Pods are these, is reached.
-fn reach(number: usize, tenant: &Tenant, app: &App, pods: &[&Pod]) -> AppFact {
+fn reach(number: usize, tenant: &Tenant, app: &App, pods: &[&Pod], now: u64) -> AppFact {
     if pods.is_empty() {
         return AppFact::default();
     }
@@ -159,5 +159,10 @@ fn reach(number: usize, tenant: &Tenant, app: &App, pods: &[&Pod]) -> AppFact {
             shared.push(SharedService { service: host(number, service), others });
         }
     }
-    AppFact { exposure: Some(Exposure::plain(services)), shared, ..AppFact::default() }
+    let running: BTreeSet<&String> =
+        tenant.living().filter(|pod| pod.runs(now)).map(|pod| &pod.app).collect();
+    let selects_none = |selected: &BTreeSet<String>| !selected.iter().any(|app| running.contains(app));
+    let selecting_none = tenant.services.iter().filter(|(_, selected)| selects_none(selected));
+    let selecting_none = selecting_none.map(|(service, _)| host(number, service)).collect();
+    AppFact { exposure: Some(Exposure::plain(services)), shared, selecting_none, ..AppFact::default() }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::services::{BY_HAND, selected_by};
 use super::tenants::{ALL_APPS, APPS, INNOCENT, Pod, Running, SHARED};
 use super::{MINUTE, NODES, OFFENDERS, Soak, TENANTS, TICK};
 use crate::common::HOUR;
@@ -21,6 +22,8 @@ pub(super) enum Deed {
         node: usize,
     },
     Relabel(usize, usize, String),
+    /// The selector of a Service is changed, or taken away.
+    Select(usize, String, BTreeSet<String>),
     /// The Service that all Apps share is made, or deleted.
     Share(usize, bool),
     /// The namespace and everything in it goes, and later it is gone.
@@ -34,9 +37,11 @@ impl Soak {
     /// Its namespace is there, with everything in it.
     pub(super) fn settle(&mut self, tenant: usize) {
         self.tenants[tenant].is_terminating = false;
+        self.tenants[tenant].services.insert(BY_HAND.to_owned(), BTreeSet::new());
         for app in ALL_APPS {
-            let services = &mut self.tenants[tenant].services;
-            services.insert(format!("{app}-x7k2"), BTreeSet::from([app.to_owned()]));
+            let service = format!("{app}-x7k2");
+            let selected = selected_by(&service);
+            self.tenants[tenant].services.insert(service, selected);
             let (now, node) = (self.now(), self.random.below(NODES));
             self.take(
                 Deed::Create { tenant, name: format!("{app}-0"), app: app.to_owned(), origin: None, node },
@@ -49,12 +54,12 @@ impl Soak {
         self.tenants[tenant].pods.iter_mut().for_each(|pod| pod.running = None);
     }
 
-    fn plan(&mut self, at: u64, deed: Deed) {
+    pub(super) fn plan(&mut self, at: u64, deed: Deed) {
         self.coming.entry(at).or_default().push(deed);
     }
 
     /// At some time in this minute.
-    fn some_time(&mut self) -> u64 {
+    pub(super) fn some_time(&mut self) -> u64 {
         let ticks = usize::try_from(MINUTE / TICK).unwrap();
         self.now() - TICK * u64::try_from(self.random.below(ticks)).unwrap()
     }
@@ -65,6 +70,9 @@ impl Soak {
             if self.random.once_in(200) {
                 let (at, exists) = (self.some_time(), self.random.once_in(2));
                 self.plan(at, Deed::Share(tenant, exists));
+            }
+            if self.random.once_in(100) {
+                self.reselect(tenant);
             }
             if self.random.once_in(4000) && !self.tenants[tenant].is_terminating {
                 let at = self.some_time();
@@ -170,12 +178,16 @@ impl Soak {
                     return;
                 }
                 self.pods += 1;
+                // Of those that never offend some wait for a node or an image.
+                let is_slow = app == INNOCENT && self.random.once_in(2);
+                let starts = at + if is_slow { self.random.seconds(0, HOUR) } else { 0 };
                 it.alive.push(it.pods.len());
                 it.pods.push(Pod {
                     name,
                     uid: format!("uid-{}", self.pods),
                     node,
                     created: at,
+                    starts,
                     removed: None,
                     apps: BTreeSet::from([app.clone()]),
                     origin: origin.unwrap_or_else(|| app.clone()),
@@ -201,11 +213,15 @@ impl Soak {
                     self.told.relabelled += 1;
                 }
             }
+            Deed::Select(tenant, service, selected) => {
+                let it = &mut self.tenants[tenant];
+                it.services.entry(service).and_modify(|before| *before = selected);
+                it.note_exposed();
+            }
             Deed::Share(tenant, exists) => {
                 let it = &mut self.tenants[tenant];
                 if exists && !it.is_terminating {
-                    let all = ALL_APPS.map(str::to_owned);
-                    it.services.insert(SHARED.to_owned(), BTreeSet::from(all));
+                    it.services.insert(SHARED.to_owned(), selected_by(SHARED));
                     self.told.shared += 1;
                 } else {
                     it.services.remove(SHARED);

@@ -41,6 +41,7 @@ impl Soak {
         for tenant in 0..TENANTS {
             self.blocked_in_time(tenant, evaluation);
         }
+        self.closed_rightly(evaluation);
         self.note_kept();
         self.note_closed(evaluation);
         self.bounded();
@@ -182,7 +183,8 @@ impl Soak {
             return;
         }
         for selected in names.iter().filter_map(|service| tenant.services.get(*service)) {
-            let selected = tenant.living().filter(|pod| selected.contains(&pod.app));
+            let runs = |pod: &&Pod| pod.runs(self.now()) && selected.contains(&pod.app);
+            let selected = tenant.living().filter(runs);
             for other in selected.filter(|pod| !pod.apps.contains(&*block.app.name)) {
                 if !block.exposure.others.named.contains(&app_of(number, &other.app)) {
                     self.fail(&format!("{} closes {} too, and does not say so", block.app, other.app));

@@ -167,6 +167,7 @@ impl Soak {
     fn another_leader(&mut self, is_restored: bool) {
         self.world.closed = self.closed();
         if is_restored {
+            self.forget_closed();
             for pod in self.tenants.iter_mut().flat_map(|tenant| &mut tenant.pods) {
                 pod.kept = None;
             }
@@ -196,6 +197,7 @@ impl Soak {
     /// A leader's first evaluation, before it knows anything of the cluster.
     fn begin(&mut self, is_restored: bool) {
         self.cluster.forget();
+        self.forget_uncertain();
         self.leaders.since = self.now();
         self.world.facts = Facts::default();
         // What is kept of these has cleared, and they wait for every node's answers only because not all of it could be kept: another

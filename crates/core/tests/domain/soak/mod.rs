@@ -3,6 +3,7 @@
 //! - [`nodes`]: agents that list one of several, fall silent, answer garbage, lie and restart; nodes with two addresses.
 //! - [`tenants`]: what really runs where.
 //! - [`deeds`]: tenants rename processes, relabel and recreate Pods, share Services, delete Apps and namespaces.
+//! - [`services`]: they take selectors away, or change them, and what is closed stays so.
 //! - [`cluster`]: what the API server says of it, as late as it is.
 //! - [`leaders`]: restarts, other leaders whose clocks differ, what can't be kept or is answered too late, restored backups.
 //! - [`operators`]: releases, and approvals of what is held.
@@ -17,6 +18,7 @@ mod leaders;
 mod nodes;
 mod operators;
 mod random;
+mod services;
 mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,6 +92,9 @@ struct Told {
     recreated: u64,
     relabelled: u64,
     shared: u64,
+    selectors: u64,
+    /// How often a Service was seen closed that selected no running Pod.
+    stayed: u64,
     deleted: u64,
     /// Decisions that were kept though the answer said otherwise.
     late_answers: u64,
@@ -265,6 +270,7 @@ fn story(seed: u64, days: u64) {
     soak.finish();
     println!("seed {seed}, {days} days: {:?}", soak.told);
     assert!(soak.told.blocks > 0 && soak.told.releases > 0, "nothing has happened");
+    assert!(soak.told.stayed > 0, "nothing without a running Pod has been closed");
 }
 
 #[test]

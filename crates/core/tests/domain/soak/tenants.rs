@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::MINUTE;
 use super::random::Random;
+use super::services::Shut;
 use procscan_core::names::{App, Text};
 
 /// The Apps of a tenant, as the labels of its Pods name them.
@@ -22,7 +23,7 @@ pub(super) struct Tenant {
     pub(super) pods: Vec<Pod>,
     /// The places of those that there are.
     pub(super) alive: Vec<usize>,
-    /// Which Apps each of its Services selects.
+    /// Which Apps each of its Services selects: none, if it has no selector.
     pub(super) services: BTreeMap<String, BTreeSet<String>>,
     /// Which Pods each of its Services has ever selected.
     pub(super) exposed: BTreeMap<String, BTreeSet<usize>>,
@@ -43,6 +44,8 @@ pub(super) struct Tenant {
     pub(super) has_shared: BTreeSet<String>,
     /// What has ever been closed for an App.
     pub(super) closed: BTreeMap<String, BTreeSet<Text>>,
+    /// What is closed for an App that is blocked now.
+    pub(super) shut: BTreeMap<String, Shut>,
 }
 
 /// One Pod, by its UID.
@@ -51,6 +54,8 @@ pub(super) struct Pod {
     pub(super) uid: String,
     pub(super) node: usize,
     pub(super) created: u64,
+    /// When it has a node and its image: until then it is `Pending`.
+    pub(super) starts: u64,
     pub(super) removed: Option<u64>,
     /// The App that its labels name now, and all that they have named.
     pub(super) app: String,
@@ -113,6 +118,11 @@ impl Pod {
         self.removed.is_none()
     }
 
+    /// Whether traffic reaches it.
+    pub(super) fn runs(&self, now: u64) -> bool {
+        self.is_alive() && self.starts <= now
+    }
+
     /// A scan has found something in it.
     pub(super) fn has_offended(&self) -> bool {
         self.last_found.is_some()
@@ -135,6 +145,7 @@ impl Tenant {
             released_after: BTreeMap::new(),
             has_shared: BTreeSet::new(),
             closed: BTreeMap::new(),
+            shut: BTreeMap::new(),
         }
     }
 

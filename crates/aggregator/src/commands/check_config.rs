@@ -12,7 +12,7 @@ pub(super) fn check_config(path: &Path) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Prints what is allowed but has no effect.
+/// Prints what is allowed but is probably a mistake.
 pub(super) fn warn(config: &Config) {
     for warning in &config.warnings {
         eprintln!("warning: {warning}");

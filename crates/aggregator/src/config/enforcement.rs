@@ -154,21 +154,23 @@ impl Enforcement {
             if exemption.reason.trim().is_empty() {
                 problems.refuse(&path, "an empty reason", "a reason that the next person understands");
             }
-            if let Some(until) = exemption.until.filter(|until| policy::is_too_far(*until, Timestamp::now()))
-            {
-                let allowed = "a time at most ten years ahead, or none for ever";
-                problems.refuse(&format!("{path}.until"), until, allowed);
-            }
         }
     }
 }
 
 impl Enforcement {
-    /// Finds exemptions whose `until` has passed at `now`. They are no mistake: they were valid when they were written.
+    /// Finds exemptions whose `until` has passed at `now`, or lies too far ahead. They are not refused: the first were valid
+    /// when they were written, and the others are valid if this machine's clock is behind.
     pub(super) fn warn(&self, now: Timestamp, found: &mut Problems) {
         for (index, exemption) in self.exemptions.iter().enumerate() {
             if let Some(until) = exemption.until.filter(|until| *until <= now) {
                 let problem = format!("{until} has passed: the exemption covers nothing");
+                found.0.push((format!("{}.until", place(index)), problem));
+            }
+            if let Some(until) = exemption.until.filter(|until| policy::is_too_far(*until, now)) {
+                let problem = format!(
+                    "{until} is more than ten years after {now}, the time of this machine: the date or the clock is wrong"
+                );
                 found.0.push((format!("{}.until", place(index)), problem));
             }
         }

@@ -80,7 +80,7 @@ pub struct Config {
     pub kubernetes: Kubernetes,
     /// Who may use the HTTP API.
     pub api: Api,
-    /// What is allowed but has no effect, each with its place.
+    /// What is allowed but is probably a mistake, each with its place.
     #[serde(skip)]
     pub warnings: Vec<String>,
 }
@@ -187,12 +187,12 @@ impl Config {
             found.into_iter().map(line).collect()
         };
         let problems = told(config.problems());
-        config.warnings = told(config.without_effect(Timestamp::now()));
+        config.warnings = told(config.suspicious(Timestamp::now()));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
     }
 
-    /// What is allowed but has no effect at `now`.
-    fn without_effect(&self, now: Timestamp) -> Problems {
+    /// What is allowed but is probably a mistake at `now`.
+    fn suspicious(&self, now: Timestamp) -> Problems {
         let mut found = Problems::default();
         self.enforcement.warn(now, &mut found);
         self.gateway.warn(&mut found);

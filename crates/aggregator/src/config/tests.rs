@@ -391,20 +391,31 @@ fn so_many_tenants_are_told_per_round_as_half_of_its_requests_allow_unless_it_is
 }
 
 #[test]
-fn exemptions_say_how_many_tenants_they_may_open_and_last_ten_years_at_most() {
+fn exemptions_say_how_many_tenants_they_may_open() {
     let text =
         "enforcement: {exemptions: [{app: x, reason: y}, {namespace: {regex: a}, reason: z, confirm: 30}]}\n";
     let exemptions = parse(text).unwrap().policy().exemptions;
     let said: Vec<_> = exemptions.iter().map(|it| (it.place.as_str(), it.confirm)).collect();
     assert_eq!(said, [("enforcement.exemptions[0]", None), ("enforcement.exemptions[1]", Some(30))]);
     refused(
-        "enforcement: {exemptions: [{app: x, reason: y, until: \"2999-01-01T00:00:00Z\"}]}\n",
-        "enforcement.exemptions[0].until: 2999-01-01T00:00:00Z",
-        "ten years ahead",
-    );
-    refused(
         "enforcement: {exemptions: [{app: x, reason: y, confirm: all}]}\n",
         "enforcement.exemptions[0].confirm: \"all\"",
         "whole number",
     );
+}
+
+#[test]
+fn a_date_that_is_far_ahead_by_this_machines_clock_stops_no_start_and_is_warned_of() {
+    // As the service finds a date within ten years if its machine's clock is ten years behind.
+    let config =
+        parse("enforcement: {exemptions: [{app: x, reason: y, until: \"2045-01-01T00:00:00Z\"}]}\n").unwrap();
+    assert_eq!(config.policy().exemptions.len(), 1);
+    let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+    assert!(
+        warning.contains("enforcement.exemptions[0].until: 2045-01-01T00:00:00Z is more than ten years"),
+        "{warning}"
+    );
+    let until = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * 3650);
+    let text = format!("enforcement: {{exemptions: [{{app: x, reason: y, until: \"{until}\"}}]}}\n");
+    assert!(parse(&text).unwrap().warnings.is_empty());
 }

@@ -34,6 +34,7 @@ fn status(server: &Server) -> Value {
     if let Some(fields) = status.as_object_mut() {
         fields.remove("clock");
         fields.remove("written");
+        fields.remove("wallClock");
         fields.remove("observed");
     }
     status

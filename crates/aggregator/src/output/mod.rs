@@ -46,6 +46,8 @@ const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_mins(1);
 /// The least pause between two writes: the gateways get each one, so a burst of changes should be one.
 const SETTLE: Duration = Duration::from_millis(500);
+/// How long messages may still be written as files at the end. What is not written is written after the next start.
+const LAST: Duration = Duration::from_millis(150);
 /// How many problems are told in one line.
 const TOLD: usize = 3;
 
@@ -196,7 +198,7 @@ impl Output {
         }
     }
 
-    /// Makes the plan true, as far as `go_on` lets it. Where it `was_true`, somebody else may have changed something; where the one
+    /// Makes the plan true, as far as there is time before the next one that is `decided`, or before the end. Where it `was_true`, somebody else may have changed something; where the one
     /// before it was seen to be true a moment ago, what differs between them is enough.
     async fn write(
         &mut self,
@@ -205,11 +207,17 @@ impl Output {
         is_seen: bool,
         settings: &Arc<Settings>,
         pen: &Pen,
-        go_on: impl Fn() -> bool,
+        decided: &watch::Receiver<Arc<Decided>>,
     ) -> Outcome {
         match self {
-            Self::Directory(directory) => write_files(directory, settings, plan, was_true, is_seen).await,
-            Self::Cluster(cluster) => cluster.write(&plan.plan, settings, pen, go_on).await,
+            Self::Directory(directory) => {
+                let go_on = until_the_end(decided.clone());
+                write_files(directory, settings, plan, (was_true, is_seen), go_on).await
+            }
+            Self::Cluster(cluster) => {
+                let go_on = || !decided.has_changed().unwrap_or(true);
+                cluster.write(&plan.plan, settings, pen, go_on).await
+            }
         }
     }
 
@@ -280,15 +288,15 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
         // Something else has been decided that is not in the plan.
         let is_same =
             written.as_ref().is_some_and(|written| Arc::ptr_eq(written, &now) || written.plan == now.plan);
-        if is_same && is_live && Instant::now() < due {
+        // At the end, only what has been decided since is worth the time.
+        if is_same && (!is_live || Instant::now() < due) {
             continue;
         }
-        let go_on = || !decided.has_changed().unwrap_or(true);
         let is_seen = written.is_some() && seen.is_some_and(|seen| seen.elapsed() < repair);
         if is_same || !is_seen {
             seen = Some(Instant::now());
         }
-        let outcome = output.write(&now, is_same, is_seen, &settings, &pen, go_on).await;
+        let outcome = output.write(&now, is_same, is_seen, &settings, &pen, &decided).await;
         if !pen.holds() {
             // What could not be written any more is another's to write.
             written = None;
@@ -308,7 +316,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
         written = outcome.problems.is_empty().then_some(now);
         let has_written = outcome.written > 0;
         report(&output, outcome, &status);
-        if has_written && is_live {
+        if has_written && is_live && decided.has_changed().is_ok() {
             tokio::time::sleep(SETTLE).await;
         }
     }
@@ -332,7 +340,7 @@ fn announce(
     delivered: &watch::Sender<Arc<Delivered>>,
 ) {
     let is_written = |notice: &&Arc<Notice>| match output {
-        Output::Directory(_) => outcome.problems.is_empty(),
+        Output::Directory(_) => outcome.problems.is_empty() && !outcome.is_unfinished,
         Output::Cluster(cluster) => cluster.has_told(notice),
     };
     let is_news = |notice: &&Arc<Notice>| !notice.inherited && notice.phase != NoticePhase::Recovered;
@@ -392,29 +400,38 @@ async fn answer(
     }
 }
 
+/// Whether there is time to write messages: until nothing is decided any more, and for [`LAST`] after it was noticed.
+fn until_the_end(decided: watch::Receiver<Arc<Decided>>) -> impl FnMut() -> bool + Send + 'static {
+    let mut ended: Option<std::time::Instant> = None;
+    move || {
+        decided.has_changed().is_ok() || ended.get_or_insert_with(std::time::Instant::now).elapsed() < LAST
+    }
+}
+
 async fn write_files(
     directory: &Directory,
     settings: &Arc<Settings>,
     decided: &Arc<Decided>,
-    was_true: bool,
-    is_seen: bool,
+    (was_true, is_seen): (bool, bool),
+    go_on: impl FnMut() -> bool + Send + 'static,
 ) -> Outcome {
     let (directory, settings, decided) = (directory.clone(), settings.clone(), decided.clone());
     let write = move || {
         if was_true && !directory.has_changed()? {
-            return Ok((Written::default(), None));
+            return Ok((Written::default(), true, None));
         }
         if was_true || !is_seen {
             directory.refresh()?;
         }
         let existing = directory.existing(&settings.gateway)?;
         let left_open = LeftOpen::of(&decided.plan, &settings, existing);
-        let written = directory.apply(resources::drafts(&decided.plan, &settings, existing))?;
-        Ok((written, Some(left_open)))
+        let drafts = resources::drafts(&decided.plan, &settings, existing);
+        let (written, is_finished) = directory.apply_while(drafts, go_on)?;
+        Ok((written, is_finished, Some(left_open)))
     };
     match tokio::task::spawn_blocking(write).await {
-        Ok(Ok((Written { written, removed }, left_open))) => {
-            Outcome { written, removed, left_open, ..Outcome::default() }
+        Ok(Ok((Written { written, removed }, is_finished, left_open))) => {
+            Outcome { written, removed, left_open, is_unfinished: !is_finished, ..Outcome::default() }
         }
         Ok(Err::<_, DirectoryError>(error)) => {
             Outcome { problems: vec![error.to_string()], ..Outcome::default() }

@@ -21,6 +21,16 @@ impl Directory {
     ///
     /// One file that can't be written stops no other; the first error is returned when everything else is done.
     pub fn apply<'a>(&self, drafts: impl IntoIterator<Item = Draft<'a>>) -> Result<Written, DirectoryError> {
+        self.apply_while(drafts, || true).map(|(written, _)| written)
+    }
+
+    /// The same, and whether everything was done: once it may not `go_on`, only `WasmPlugin`s are written, and nothing is
+    /// removed. The rest is left to the next pass.
+    pub fn apply_while<'a>(
+        &self,
+        drafts: impl IntoIterator<Item = Draft<'a>>,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<(Written, bool), DirectoryError> {
         let mut memory = self.memory();
         if !memory.has_looked {
             self.look(&mut memory)?;
@@ -28,8 +38,12 @@ impl Directory {
         self.held().keep(&self.path)?;
         let pass = memory.next_pass();
         let mut done = Written::default();
-        let mut failed = None;
+        let (mut failed, mut is_finished) = (None, true);
         for draft in drafts.into_iter().filter(|draft| draft.upkeep != Upkeep::Retired) {
+            if draft.kind != wasm_plugin::KIND && !go_on() {
+                is_finished = false;
+                break;
+            }
             let name = file_name(draft.kind, &draft.namespace, &draft.name);
             if let Some(known) = memory.files.get_mut(&*name) {
                 known.wanted = pass;
@@ -41,7 +55,8 @@ impl Directory {
                 }
             }
         }
-        let is_surplus = |known: &Known| known.text.is_some() && known.wanted != pass;
+        // Of a pass that was broken off, it is not known what is wanted.
+        let is_surplus = |known: &Known| is_finished && known.text.is_some() && known.wanted != pass;
         let surplus: Vec<Box<str>> = memory
             .files
             .iter()
@@ -71,7 +86,7 @@ impl Directory {
         if done != Written::default() {
             self.flush()?;
         }
-        failed.map_or(Ok(done), Err)
+        failed.map_or(Ok((done, is_finished)), Err)
     }
 
     /// Makes one file say what the draft does. Whether it had to be written.

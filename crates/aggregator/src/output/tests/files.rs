@@ -132,3 +132,24 @@ fn a_directory_that_can_not_be_read_is_an_error_with_its_path() {
         assert!(error.to_string().starts_with(&path.display().to_string()), "{error}");
     }
 }
+
+#[test]
+fn a_pass_that_is_broken_off_writes_what_closes_the_gateway_and_the_next_one_does_the_rest() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    let told = noticed(&["web"], TOLD);
+    assert_eq!(apply(&directory, &told).written, 3);
+    let surplus = temp.path().join("notification_ns-a_old.yaml");
+    fs::copy(temp.path().join(SUMMARY), &surplus).unwrap();
+    directory.refresh().unwrap();
+    let changed = noticed(&["web", "x"], LATER);
+    let existing = directory.existing(&settings().gateway).unwrap();
+    let pass = |go_on: bool| {
+        directory.apply_while(resources::drafts(&changed, &settings(), existing), || go_on).unwrap()
+    };
+    assert_eq!(pass(false), (Written { written: 1, removed: 0 }, false));
+    assert!(fs::read_to_string(temp.path().join(PLUGIN)).unwrap().contains("x.ns-a.svc"));
+    assert!(surplus.exists(), "nothing is removed by a pass that has not seen what is wanted");
+    assert_eq!(pass(true), (Written { written: 1, removed: 1 }, true));
+    assert_eq!(pass(false), (Written::default(), false), "a message is not looked at");
+}

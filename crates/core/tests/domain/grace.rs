@@ -224,6 +224,7 @@ fn a_warning_that_was_not_written_has_begun_no_grace() {
     // That it is over can be told.
     world.is_mute = false;
     find(&mut world, &[]);
+    world.wait(20 * MINUTE);
     is_blocked_in(&mut world, 10, "not told");
 }
 
@@ -262,6 +263,33 @@ fn what_runs_on_exempt_does_not_keep_an_old_grace() {
 }
 
 #[test]
+fn each_pause_counts_for_itself_where_something_exempt_runs_on() {
+    let mut world = with_grace(10);
+    world.policy.same_incident = Duration::from_secs(2 * HOUR);
+    world.policy.exemptions = vec![exemption(|e| e.process = Some(Pattern::Exact("zmap".into())), None)];
+    find(&mut world, &["xmrig", "zmap"]);
+    for _ in 0..2 {
+        while standing(&world) != Standing::Watched {
+            world.rounds(1, |w| drop(find(w, &["zmap"])));
+        }
+        world.rounds(90, |w| drop(find(w, &["zmap"])));
+        assert!(is_blocked(&find(&mut world, &["xmrig", "zmap"])));
+    }
+}
+
+#[test]
+fn a_release_that_could_not_be_kept_takes_no_grace_back() {
+    let mut world = with_grace(10);
+    accuse(&mut world);
+    world.wait(4 * MINUTE);
+    accuse(&mut world);
+    world.unwritable = ["ns-a".to_owned()].into();
+    release(&mut world, 2);
+    world.unwritable.clear();
+    is_blocked_in(&mut world, 6, "as if it had not been released");
+}
+
+#[test]
 fn a_longer_grace_is_not_cut_by_what_was_told_before() {
     let mut world = with_grace(10);
     let passed = is_warned_and_stops(&mut world);
@@ -296,6 +324,28 @@ fn other_labels_on_the_same_controllers_pods_give_no_new_grace() {
 }
 
 #[test]
+fn a_name_of_an_incident_that_is_another_one_by_now_gives_its_grace_to_no_other_name() {
+    for (hours, is_same) in [(23, true), (25, false)] {
+        let mut world = with_grace(10);
+        world.policy.verify_pods = true;
+        let pod = |world: &mut World, app: &str, processes: &[&str]| {
+            world.recreate("ns-a", "web-1", "n1", app);
+            let origin = Some("Deployment/web".into());
+            world.comes_of("ns-a", "web-1", Lineage { origin, earlier: None });
+            world.wait(1);
+            let now = world.clock();
+            let records = processes.iter().map(|process| record_of("ns-a", "web-1", process, now)).collect();
+            world.answer("n1", records);
+            world.evaluate()
+        };
+        pod(&mut world, "web", &["xmrig"]);
+        stops(&mut world);
+        world.wait(hours * HOUR);
+        assert_eq!(is_blocked(&pod(&mut world, "renamed", &["xmrig"])), is_same, "{hours}");
+    }
+}
+
+#[test]
 fn a_release_of_the_app_by_its_new_name_gives_it_a_whole_grace_by_the_old_one_too() {
     let mut world = with_grace(10);
     world.policy.verify_pods = true;
@@ -317,6 +367,10 @@ fn a_release_of_the_app_by_its_new_name_gives_it_a_whole_grace_by_the_old_one_to
     world.wait(20 * MINUTE);
     let evaluation = found(&mut world, "web");
     assert!(!is_blocked(&evaluation), "{:?}", evaluation.plan.blocks);
+    for minute in 1..=10 {
+        let evaluation = found(&mut world, "web");
+        assert_eq!(is_blocked(&evaluation), minute == 10, "{minute}");
+    }
 }
 
 #[test]

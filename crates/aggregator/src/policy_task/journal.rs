@@ -66,10 +66,82 @@ pub(super) fn raise(alert: &Alert) {
 mod tests {
     use jiff::Timestamp;
     use procscan_core::names::App;
-    use procscan_core::policy::Actor;
+    use procscan_core::policy::{Actor, Brake};
 
     use super::*;
     use crate::telemetry::logged::Logged;
+
+    fn decision(kind: DecisionKind, app: &str) -> Decision {
+        Decision {
+            at: Timestamp::UNIX_EPOCH,
+            app: App::new("ns-a", "app", app),
+            kind,
+            actor: Actor::Policy,
+            reason: "process `xmrig`".into(),
+            dry_run: false,
+        }
+    }
+
+    #[test]
+    fn the_last_two_thousand_decisions_are_shown_the_latest_first() {
+        let journal = Journal::default();
+        for n in 0..REMEMBERED + 2 {
+            journal.tell(&decision(DecisionKind::Released, &format!("web-{n}")));
+        }
+        let last = journal.last();
+        let apps: Vec<&str> = last.iter().map(|decision| &*decision.app.name).collect();
+        assert_eq!((apps.len(), apps[0], apps[REMEMBERED - 1]), (2000, "web-2001", "web-2"));
+    }
+
+    #[test]
+    fn a_decision_that_closes_holds_or_finds_closed_is_a_warning_and_every_other_one_is_information() {
+        let warnings = [
+            DecisionKind::Blocked,
+            DecisionKind::Held,
+            DecisionKind::ReleaseHeld,
+            DecisionKind::Disputed,
+            DecisionKind::Inherited,
+        ];
+        let (logged, _guard) = Logged::start();
+        let journal = Journal::default();
+        for (kinds, level) in [
+            (&warnings[..], "WARN"),
+            (&[DecisionKind::Released, DecisionKind::Approved, DecisionKind::Refused][..], "INFO"),
+        ] {
+            for kind in kinds {
+                journal.tell(&decision(*kind, "web"));
+                let lines = logged.lines();
+                assert_eq!(lines.len(), 1, "{lines:?}");
+                let said = format!("decision=\"{}\"", kind.as_str());
+                assert!(lines[0].starts_with(level) && lines[0].contains(&said), "{lines:?}");
+                assert!(
+                    lines[0].contains("ns-a/app/web") && lines[0].contains("process `xmrig`"),
+                    "{lines:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_alert_is_logged_with_its_kind_and_what_to_do() {
+        let message = || "approve or release the Apps".to_owned();
+        for (alert, level, kind, detail) in [
+            (Alert::Brake { brake: Brake::NewTenants, message: message() }, "ERROR", "brake", message()),
+            (Alert::Exemption { message: message() }, "ERROR", "exemption", message()),
+            (Alert::Clock { message: message() }, "ERROR", "clock", message()),
+            (Alert::Notices { waiting: 12 }, "WARN", "notices", "waiting=12".to_owned()),
+        ] {
+            let (logged, _guard) = Logged::start();
+            raise(&alert);
+            let lines = logged.lines();
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(lines[0].starts_with(level), "{lines:?}");
+            assert!(
+                lines[0].contains(&format!("alert=\"{kind}\"")) && lines[0].contains(&detail),
+                "{lines:?}"
+            );
+        }
+    }
 
     #[test]
     fn an_operators_words_make_no_line_of_their_own() {

@@ -39,3 +39,48 @@ impl Seen {
             && now.at.since(self.at) < QUIET
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn seen(news: u64, rounds: u64, seconds: u64) -> Seen {
+        let at = Moment::new(Duration::from_secs(1000 + seconds), Timestamp::UNIX_EPOCH);
+        Seen { news, rounds, at }
+    }
+
+    #[test]
+    fn without_news_everything_is_decided_again_after_five_rounds_or_five_minutes() {
+        let before = seen(7, 10, 0);
+        for (rounds, seconds, is_again) in [
+            (10, 0, false),
+            (11, 60, false),
+            (14, 299, false),
+            (15, 60, true),
+            (16, 60, true),
+            (60, 60, true),
+            (11, 300, true),
+            (11, 301, true),
+            (15, 300, true),
+        ] {
+            let now = seen(7, rounds, seconds);
+            assert_eq!(!before.is_as_good_as(now, false), is_again, "round {rounds}, {seconds} s");
+        }
+    }
+
+    #[test]
+    fn news_and_the_next_round_that_something_waits_for_are_decided_on_at_once() {
+        let before = seen(7, 10, 0);
+        assert!(!before.is_as_good_as(seen(8, 10, 0), false));
+        assert!(before.is_as_good_as(seen(7, 10, 60), true), "the same round");
+        assert!(!before.is_as_good_as(seen(7, 11, 1), true), "the next round");
+    }
+
+    #[test]
+    fn before_the_first_round_is_done_nothing_counts_as_decided() {
+        assert!(!seen(7, 0, 0).is_as_good_as(seen(7, 0, 0), false));
+        assert!(!seen(7, 0, 0).is_as_good_as(seen(7, 1, 0), false));
+    }
+}

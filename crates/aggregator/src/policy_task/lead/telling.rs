@@ -43,20 +43,72 @@ impl Lead<'_> {
 
     pub(super) fn publish(&mut self, now: Decided) {
         self.task.channels.decided.send_if_modified(|before| {
-            let term = |decided: &Decided| decided.pen.as_ref().map(Pen::term);
-            let is_news = before.plan != now.plan
-                || before.held != now.held
-                || before.withheld != now.withheld
-                || before.disputes != now.disputes
-                || before.unverified != now.unverified
-                || before.is_answered != now.is_answered
-                || term(before) != term(&now)
-                // The receivers only need to know whether the first round is over.
-                || (before.rounds == 0) != (now.rounds == 0);
+            let is_news = is_news(before, &now);
             if is_news {
                 *before = Arc::new(now);
             }
             is_news
         });
+    }
+}
+
+/// Whether `now` says anything that `before` did not say.
+fn is_news(before: &Decided, now: &Decided) -> bool {
+    let term = |decided: &Decided| decided.pen.as_ref().map(Pen::term);
+    before.plan != now.plan
+        || before.held != now.held
+        || before.withheld != now.withheld
+        || before.disputes != now.disputes
+        || before.unverified != now.unverified
+        || before.is_answered != now.is_answered
+        || term(before) != term(now)
+        // The receivers only need to know whether the first round is over.
+        || (before.rounds == 0) != (now.rounds == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use procscan_core::names::{App, Key, NodeName};
+    use procscan_core::plan::{Dispute, HeldApp, Plan};
+    use procscan_core::policy::{Mode, Withheld};
+
+    use super::*;
+
+    #[test]
+    fn each_part_of_what_is_decided_is_published_when_it_changes_and_a_later_round_is_not() {
+        let plan = Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
+        let before =
+            Decided { rounds: 1, pen: Some(Pen::of_term(1, "replica-1")), ..Decided::nothing(plan.clone()) };
+        assert!(!is_news(&before, &before));
+        assert!(!is_news(&before, &Decided { rounds: 2, ..before.clone() }));
+        assert!(!is_news(&Decided { rounds: 0, ..before.clone() }, &Decided { rounds: 0, ..before.clone() }));
+        let held = HeldApp {
+            app: App::new("ns-a", "app", "web"),
+            since: Timestamp::UNIX_EPOCH,
+            reason: "too many".to_owned(),
+            release: false,
+        };
+        let withheld = Withheld { place: "Exemption one".to_owned(), reason: "too many".to_owned() };
+        let dispute = Dispute {
+            key: Key::new("ns-a", "web-0", "xmrig"),
+            node: NodeName("node-1".into()),
+            reason: "the Pod runs elsewhere".to_owned(),
+        };
+        let changes = [
+            Decided { plan: Plan { mode: Mode::DryRun, ..plan }, ..before.clone() },
+            Decided { held: vec![held], ..before.clone() },
+            Decided { withheld: vec![withheld], ..before.clone() },
+            Decided { disputes: vec![dispute], ..before.clone() },
+            Decided { unverified: 1, ..before.clone() },
+            Decided { is_answered: true, ..before.clone() },
+            Decided { pen: None, ..before.clone() },
+            Decided { pen: Some(Pen::of_term(2, "replica-1")), ..before.clone() },
+            Decided { rounds: 0, ..before.clone() },
+        ];
+        for (n, now) in changes.iter().enumerate() {
+            assert!(is_news(&before, now), "change {n}");
+            assert!(is_news(now, &before), "change {n} taken back");
+        }
     }
 }

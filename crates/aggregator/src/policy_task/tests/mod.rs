@@ -1,8 +1,10 @@
 //! One term over objects that operators, other replicas and restored backups change meanwhile.
 
+mod alerts;
 mod changed;
 mod history;
 mod operators;
+mod shown;
 mod stage;
 mod taking_over;
 mod terms;

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::App;
 use procscan_core::plan::Plan;
-use procscan_core::policy::{Facts, Inherited, Mode, Questions};
+use procscan_core::policy::{Facts, Inherited, Mode, Policy, Questions};
 use procscan_core::state::incident;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -16,9 +16,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::collector::Observation;
+use crate::collector::{Observation, Round};
 use crate::config::Config;
 use crate::discovery::TargetSet;
+use crate::kubernetes::Cluster;
 use crate::leader::{Leadership, Pen};
 use crate::ledger_task;
 use crate::policy_task::{Channels, Decided, Delivered, Journal, PolicyTask, TakeOver};
@@ -39,6 +40,8 @@ pub(super) struct Replica {
     pub(super) questions: watch::Receiver<Arc<Questions>>,
     /// The news that the output has written.
     pub(super) delivered: watch::Sender<Arc<Delivered>>,
+    /// The store's connection to the API server.
+    cluster: Option<Cluster>,
     cancel: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -54,6 +57,10 @@ pub(super) struct Wanted {
     pub(super) facts: Facts,
     /// How far the API server's clock is ahead of this replica's.
     pub(super) server_ahead: SignedDuration,
+    /// How many tenants are newly told per round.
+    pub(super) max_notices: usize,
+    /// Whether a round over all targets was done before the start.
+    pub(super) has_round: bool,
 }
 
 impl Wanted {
@@ -65,19 +72,24 @@ impl Wanted {
             blocked: Vec::new(),
             facts: Facts::default(),
             server_ahead: SignedDuration::ZERO,
+            max_notices: policy().max_notices_per_round,
+            has_round: true,
         }
     }
 }
 
 impl Replica {
     pub(super) fn start(server: &Server, wanted: Wanted) -> Self {
-        let Wanted { term, network, is_watched, blocked, facts, server_ahead } = wanted;
+        let Wanted { term, network, is_watched, blocked, facts, server_ahead, max_notices, has_round } =
+            wanted;
         let cluster = server.cluster_over(network);
-        cluster.tell_time(Timestamp::now() + server_ahead);
-        let objects = Objects::new(cluster, "ours".to_owned());
+        let objects = Objects::new(cluster.clone(), "ours".to_owned());
         let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
         let store = Store::Cluster(Box::new(ClusterStore::new(objects.clone())));
-        let mut replica = Self::over(store, (kept_tx, kept), term, (blocked, facts));
+        let policy = Policy { max_notices_per_round: max_notices, ..policy() };
+        let mut replica = Self::over(store, (kept_tx, kept), term, (blocked, facts), (policy, has_round));
+        replica.cluster = Some(cluster);
+        replica.tell_time(server_ahead);
         if is_watched {
             let (error_tx, watching) = watch::channel(None);
             replica.watching = watching;
@@ -92,7 +104,7 @@ impl Replica {
     pub(super) fn with_file(store: FileStore, blocked: Vec<Inherited>) -> Self {
         let (kept_tx, _) = watch::channel(Arc::default());
         let kept = store.shown();
-        Self::over(Store::File(store), (kept_tx, kept), 1, (blocked, Facts::default()))
+        Self::over(Store::File(store), (kept_tx, kept), 1, (blocked, Facts::default()), (policy(), true))
     }
 
     fn over(
@@ -100,10 +112,13 @@ impl Replica {
         (kept_tx, kept): (watch::Sender<Arc<Kept>>, watch::Receiver<Arc<Kept>>),
         term: u64,
         (blocked, facts): (Vec<Inherited>, Facts),
+        (policy, has_round): (Policy, bool),
     ) -> Self {
         let clock = Clock::start();
         let mut ledger = Ledger::new(Detection::default(), clock.now());
-        ledger.round_done();
+        if has_round {
+            ledger.round_done();
+        }
         let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(clock.now()), clock);
         let (observations, heard) = mpsc::channel(8);
         let (memory_tx, memory) = mpsc::channel(1);
@@ -141,7 +156,7 @@ impl Replica {
             trouble: trouble_tx,
         };
         let task = PolicyTask {
-            policy: policy(),
+            policy,
             retention: Duration::from_hours(24 * 30),
             store,
             clock,
@@ -158,9 +173,32 @@ impl Replica {
             observations,
             questions,
             delivered: delivered_tx,
+            cluster: None,
             cancel,
             tasks,
         }
+    }
+
+    /// The API server's clock is now this far ahead of the replica's.
+    pub(super) fn tell_time(&self, server_ahead: SignedDuration) {
+        if let Some(cluster) = &self.cluster {
+            cluster.tell_time(Timestamp::now() + server_ahead);
+        }
+    }
+
+    /// Every target has been asked once more, and nothing is new.
+    pub(super) async fn round_done(&self) {
+        self.observations.send(Observation::RoundDone(Round::default())).await.unwrap();
+    }
+
+    /// The Lease has passed to another replica.
+    pub(super) fn follow(&self) {
+        self.leadership.send_modify(|leadership| {
+            if let Leadership::Leading(pen) = leadership {
+                pen.give_up();
+            }
+            *leadership = Leadership::Following { leader: None };
+        });
     }
 
     /// Shows the replica the server's objects.
@@ -181,7 +219,7 @@ impl Drop for Replica {
     }
 }
 
-pub(super) fn policy() -> procscan_core::policy::Policy {
+pub(super) fn policy() -> Policy {
     let mut policy = Config::default().policy();
     policy.verify_pods = false;
     policy

@@ -236,15 +236,7 @@ async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_not
     server.put(INCIDENTS, &name_of("web"), body("web", "Blocked"));
     server.put(INCIDENTS, &name_of("shop"), body("shop", "Held"));
     let replica = watching(&server);
-    let follow = || {
-        replica.leadership.send_modify(|leadership| {
-            if let Leadership::Leading(pen) = leadership {
-                pen.give_up();
-            }
-            *leadership = Leadership::Following { leader: None };
-        });
-    };
-    follow();
+    replica.follow();
     settle().await;
     let shown = || (replica.blocked(), replica.decided.borrow().pen.is_some());
     assert_eq!(shown(), (vec!["web".to_owned()], false));
@@ -267,7 +259,7 @@ async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_not
     let asked = replica.questions.borrow().clone();
     assert!(asked.apps.contains_key(&App::new("ns-a", "app", "web")), "{asked:?}");
     assert_eq!(asked.epoch, epoch);
-    follow();
+    replica.follow();
     settle().await;
     assert!(replica.questions.borrow().apps.is_empty());
     assert_eq!(replica.questions.borrow().epoch, epoch + 1);

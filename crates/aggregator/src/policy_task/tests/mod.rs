@@ -2,6 +2,7 @@
 
 mod alerts;
 mod changed;
+mod clocks;
 mod history;
 mod operators;
 mod shown;

@@ -38,6 +38,7 @@ impl Soak {
         for block in &evaluation.plan.blocks {
             self.closes_no_innocent(block);
         }
+        self.note_warned(evaluation);
         for tenant in 0..TENANTS {
             self.blocked_in_time(tenant, evaluation);
         }
@@ -216,6 +217,12 @@ impl Soak {
             }
             let disturbed = self.tenants[number].disturbed.max(pod.disturbed).max(node.disturbed);
             let undisturbed = now - since.max(disturbed);
+            // It is given once in an incident.
+            let app = app_of(number, &pod.app);
+            let told = self.warned.get(&app).filter(|_| pod.apps.len() == 1);
+            let is_given =
+                told.is_some_and(|(at, _)| since.max(disturbed) >= at + self.world.policy.grace.as_secs());
+            let grace = if is_given { 0 } else { grace };
             // A clock that jumps back makes a grace last longer, by what it has jumped and by the hour for which a tenant that can't be
             // told is waited for.
             let limit = 6 * node.interval + 3 * MINUTE + grace;

@@ -7,12 +7,14 @@
 //! - [`cluster`]: what the API server says of it, as late as it is.
 //! - [`leaders`]: restarts, other leaders whose clocks differ, what can't be kept or is answered too late, restored backups.
 //! - [`operators`]: releases, and approvals of what is held.
+//! - [`graces`]: of which graces tenants have been told.
 //! - [`laws`]: what must hold. They compare with what [`tenants`] has told, and with nothing that the policy knows.
 //!
 //! `make soak` runs it for longer; `PROCSCAN_SOAK_SEED` and `PROCSCAN_SOAK_DAYS` tell the same story again.
 
 mod cluster;
 mod deeds;
+mod graces;
 mod laws;
 mod leaders;
 mod nodes;
@@ -71,6 +73,8 @@ struct Soak {
     leaders: Leaders,
     operators: Operators,
     blocked: BTreeSet<App>,
+    /// When the tenant of an App was told of the grace, and when the App offended last since.
+    warned: BTreeMap<App, (u64, u64)>,
     flood: u64,
     /// How many Pods there have been.
     pods: u64,
@@ -131,7 +135,7 @@ impl Soak {
         world.policy.verify_pods = true;
         world.policy.same_incident = Duration::from_secs(SAME_INCIDENT);
         world.policy.unreachable_limit = Duration::from_secs(UNREACHABLE);
-        world.policy.grace = Duration::from_secs([0, 5 * MINUTE][random.below(2)]);
+        world.policy.grace = Duration::from_secs([0, 30 * MINUTE][random.below(2)]);
         world.policy.shared_services =
             [SharedServices::Block, SharedServices::Skip, SharedServices::Hold][random.below(3)];
         // What brakes hold waits for people; they have tests of their own.
@@ -158,6 +162,7 @@ impl Soak {
             leaders,
             operators: Operators::default(),
             blocked: BTreeSet::new(),
+            warned: BTreeMap::new(),
             flood: 0,
             pods: 0,
             told: Told::default(),

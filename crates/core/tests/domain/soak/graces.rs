@@ -1,0 +1,33 @@
+//! Which graces have been given, as the story knows it.
+
+use procscan_core::plan::NoticePhase;
+use procscan_core::policy::Evaluation;
+
+use super::tenants::tenant_in;
+use super::{SAME_INCIDENT, Soak};
+
+impl Soak {
+    /// Which Apps' tenants know of a grace of the same incident, as far as it is certain: nothing has hindered it, no other
+    /// leader has begun, and the App has not been away for as long as another incident takes.
+    pub(super) fn note_warned(&mut self, evaluation: &Evaluation) {
+        let now = self.now();
+        for notice in &evaluation.plan.notices {
+            let is_grace = matches!(notice.phase, NoticePhase::Grace { .. });
+            if is_grace && !self.world.is_mute {
+                self.warned.entry(notice.app.clone()).or_insert((now, now));
+            }
+        }
+        let mut warned = std::mem::take(&mut self.warned);
+        warned.retain(|app, (told, found)| {
+            let number = tenant_in(&app.namespace);
+            let tenant = &self.tenants[number];
+            let last = tenant.of(&app.name).filter_map(|pod| pod.last_found).max();
+            *found = last.map_or(*found, |last| last.max(*found));
+            *told >= self.leaders.since
+                && now - *found < SAME_INCIDENT
+                && !tenant.is_terminating
+                && !self.is_hindered(number)
+        });
+        self.warned = warned;
+    }
+}

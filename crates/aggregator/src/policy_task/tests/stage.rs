@@ -40,6 +40,9 @@ pub(super) struct Replica {
     pub(super) questions: watch::Receiver<Arc<Questions>>,
     /// The news that the output has written.
     pub(super) delivered: watch::Sender<Arc<Delivered>>,
+    /// Whether the leader that took over last may touch the objects, and whether all incidents could be read.
+    pub(super) took_over: watch::Receiver<Option<(bool, bool)>>,
+    pub(super) ledger: ledger_task::Snapshots,
     /// The store's connection to the API server.
     cluster: Option<Cluster>,
     cancel: CancellationToken,
@@ -127,8 +130,10 @@ impl Replica {
         let inbox = ledger_task::Inbox { observations: heard, targets, gone, memory };
         let mut tasks = vec![tokio::spawn(ledger_task::run(ledger, clock, inbox, publisher))];
         let (take_over, mut questions) = mpsc::channel::<TakeOver>(1);
+        let (took_over_tx, took_over) = watch::channel(None);
         tasks.push(tokio::spawn(async move {
             while let Some(question) = questions.recv().await {
+                took_over_tx.send_replace(Some((question.may_touch, question.is_kept)));
                 let _ = question.blocked.send(blocked.clone());
             }
         }));
@@ -173,6 +178,8 @@ impl Replica {
             observations,
             questions,
             delivered: delivered_tx,
+            took_over,
+            ledger: snapshots,
             cluster: None,
             cancel,
             tasks,

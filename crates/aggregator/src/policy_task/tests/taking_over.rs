@@ -72,6 +72,31 @@ async fn what_has_changed_since_the_watch_saw_it_counts_as_it_is() {
     assert_eq!(kept["status"]["state"], "Ended");
 }
 
+/// In dry-run the gateway's objects stay as they are, and a damaged one is only written anew where all that is blocked is
+/// known.
+#[tokio::test(start_paused = true)]
+async fn the_output_learns_whether_it_may_write_and_whether_all_is_known_and_the_ledger_the_kept_evidence() {
+    for (mode, states, took_over) in [
+        ("enforce", &["Blocked"][..], (true, true)),
+        ("dry-run", &["Blocked"], (false, true)),
+        ("enforce", &["Blocked", "Quarantined"], (true, false)),
+        ("enforce", &["Quarantined"], (true, false)),
+        ("enforce", &[], (true, false)),
+    ] {
+        let server = Server::default();
+        for state in states {
+            server.put(INCIDENTS, &name_of(state), body(state, state));
+        }
+        server.put("enforcements", "procscan", json!({"metadata": {}, "spec": {"mode": mode}}));
+        let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+        let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!(*replica.took_over.borrow(), Some(took_over), "{mode} {states:?}");
+        let legible = states.iter().filter(|state| **state == "Blocked").count();
+        assert_eq!(replica.ledger.fresh().await.violations.len(), legible, "{mode} {states:?}");
+    }
+}
+
 /// As many Incidents as a large cluster keeps: most have ended, and some Apps are blocked.
 #[tokio::test(start_paused = true)]
 #[ignore = "for figures: by a release build, `cargo test --release -p procscan-aggregator --lib large -- --ignored --nocapture`"]

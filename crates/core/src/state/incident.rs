@@ -78,7 +78,7 @@ pub struct IncidentStatus {
     /// The wall clock of the replica that wrote this, when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<Timestamp>,
-    /// How far that wall clock is believed: by it the dates of exemptions pass.
+    /// The wall time that leaders believe. It decides when the date of an exemption has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wall_clock: Option<WallClock>,
     /// Why, for people.
@@ -133,7 +133,7 @@ pub struct IncidentStatus {
     /// What the tenant has been told last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub told: Option<Told>,
-    /// The grace that the tenant is given once in an incident: it stays when the accusations clear.
+    /// The grace, which the tenant is given once in an incident. It stays when the accusations clear.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace: Option<Grace>,
     /// When and on whose word the App was last to be blocked: the brakes count it.
@@ -188,12 +188,12 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
-/// Which wall time leaders believe.
+/// The wall time that leaders believe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WallClock {
-    /// The wall time that measured time bears out, or that was doubted for a day.
+    /// The time that is believed. It goes on with the time that leaders measure.
     pub believed: Timestamp,
-    /// A wall clock that is ahead of it.
+    /// A wall clock that is ahead of it. It is believed when leaders have measured a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doubted: Option<DoubtedClock>,
 }
@@ -201,7 +201,7 @@ pub struct WallClock {
 /// A wall clock that is ahead of the time that has been measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DoubtedClock {
-    /// Its time.
+    /// Its time when this was written.
     pub time: Timestamp,
     /// Its time when the doubt began.
     pub since: Timestamp,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::Text;
 
-/// A grace that has begun. The tenant is given one in an incident, unless an operator's release or an exemption takes it back.
+/// A grace that has begun. The tenant is given one in an incident, and another one after an operator's release or an exemption.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Grace {
@@ -14,10 +14,10 @@ pub struct Grace {
     pub until: Timestamp,
     /// When it ends, by the clock that runs only while a replica leads.
     pub until_by_clock: Timestamp,
-    /// When its warning had been written, if it has.
+    /// When its warning was written, if it was.
     #[serde(rename = "toldAt", default, skip_serializing_if = "Option::is_none")]
     pub told: Option<Timestamp>,
-    /// When its warning had been written, by the clock that runs only while a replica leads.
+    /// When its warning was written, by the clock that runs only while a replica leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub told_by_clock: Option<Timestamp>,
     /// The process of an accusation that it was given for.

@@ -17,8 +17,8 @@ const ENOUGH: usize = 4;
 pub(super) struct Steps {
     /// The next step replaces the oldest.
     micros: [u32; STEPS as usize],
-    /// The usual one of them (see [`Steps::usual`]); of no meaning while there is none. Held, because it is read several
-    /// times for each answer.
+    /// See [`Steps::usual`]; zero while there are no steps. Computed once for each step, because it is read several times
+    /// for each answer.
     usual: u32,
     next: u8,
     count: u8,

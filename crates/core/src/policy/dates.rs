@@ -91,7 +91,7 @@ impl Known {
 
 impl Dates {
     /// The dates after a start. `before` is the latest time that an earlier leader believed and persisted, and `last` what
-    /// the last one did.
+    /// the last leader believed.
     pub(super) fn restored(before: Option<Timestamp>, last: Option<kept::WallClock>, now: Moment) -> Self {
         let believed = last.map(|last| Believed::restored(&last, now));
         Self { start: Some((now, before)), believed, known: BTreeMap::new() }
@@ -131,8 +131,8 @@ impl Dates {
                     None => believed.left(until),
                 };
                 let mut new = Known::new(until, known_left, before, since);
-                // As much time as the operator asked for has been measured: an earlier leader whose wall clock was ahead has
-                // taken it for over.
+                // All the time that the operator asked for has been measured, so the date has passed, even if the wall
+                // clock is behind the one of an earlier leader.
                 new.was_over |= by_clock.is_some_and(|by_clock| by_clock.get() <= reading);
                 new
             });

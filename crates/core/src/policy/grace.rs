@@ -1,9 +1,9 @@
 //! The grace: how long a tenant is told before the block.
 //!
-//! It is given once in an incident, and with it to all names of the same workload: a tenant that stops until it is
-//! cleared and begins again has what is left of it, or else it could offend for ever with pauses. It has been given when
-//! the warning is written. An operator's release takes it back, and so does an exemption that covers what the warning
-//! was for; later another whole one is given. It is measured by the leader clock.
+//! It is given once in an incident, to all names of the same workload together. A tenant that stops until it is cleared
+//! and begins again has only what is left of it; otherwise it could offend for ever with pauses. The grace counts as
+//! given when the warning has been written. An operator's release takes it back, and so does an exemption that covers
+//! what the warning was for; the tenant is then given a whole one again. It is measured by the leader clock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::report::Record;
 /// How long a block waits for a tenant that can't be told of the grace, beyond it; another grace if that is longer.
 const UNTOLD_LIMIT: Duration = Duration::from_hours(1);
 
-/// A grace that has begun. Given is it when its tenant has been told (see [`Incident::grace_told`]).
+/// A grace that has begun. It counts as given when its tenant has been told (see [`Incident::grace_told`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Grace {
     /// When it ends.
@@ -33,18 +33,19 @@ pub(super) struct Grace {
 }
 
 impl Incident {
-    /// The monotonic time at which the grace ends that its tenant has been given. In dry-run no tenant is told anything.
+    /// When the grace ends that its tenant was given, as monotonic time; `None` if none was. In dry-run, where no tenant is
+    /// told anything, each grace that has begun counts.
     fn given_until(&self, policy: &Policy) -> Option<Duration> {
         let until = self.grace.as_ref()?.until.uptime();
         if policy.mode == Mode::DryRun {
             return Some(until);
         }
-        // Told late, and a grace that has become longer since, are no reason to block early.
+        // From when its tenant was told, it has the whole grace of the present configuration, even if that is longer now.
         let known = self.grace_told?.uptime().saturating_add(policy.grace);
         Some(until.max(known))
     }
 
-    /// Why it is blocked now although it was not being warned, for people: the end of the grace that was given before.
+    /// What the reason of a block without a new warning says: when the grace ended that its tenant was given before.
     pub(super) fn warned_before(&self, policy: &Policy) -> Option<String> {
         if self.approved || policy.grace.is_zero() || matches!(self.standing, Standing::Grace { .. }) {
             return None;
@@ -110,7 +111,7 @@ impl Incident {
         file.standing = Standing::Grace { until };
         file.grace = Some(Box::new(Grace { until, record, idle_since: None }));
         let rest =
-            if given.is_some() { ", when the grace ends of which its tenant was told before" } else { "" };
+            if given.is_some() { ", when the grace ends that its tenant was told of before" } else { "" };
         let reason = format!("{}; to be blocked in {}{rest}", self.accusation(), human(left));
         pass.decide(app, DecisionKind::Warned, reason);
         false
@@ -123,8 +124,8 @@ impl Incident {
         reason.map(|(ground, _)| ground.record.clone())
     }
 
-    /// Takes the grace back when what it was given for is covered, or has not been accused for so long that it would be
-    /// another incident if nothing else were accused.
+    /// Takes the grace back when an exemption or a release covers what it was given for, or when all that the App is
+    /// accused of has been covered for longer than `same_incident`: what is covered does not keep an old grace.
     pub(super) fn review_grace(&mut self, app: &App, excuses: &[Option<String>], pass: &Pass<'_>) {
         let Some(grace) = self.grace.as_deref() else { return };
         let is_over = |since: Moment| pass.now.since(since) > pass.policy.same_incident;
@@ -135,7 +136,7 @@ impl Incident {
                 .then(|| self.reason_record(excuses, pass))
                 .flatten();
             match other {
-                // The warning was for this one, too.
+                // The warning was for this accusation, too.
                 Some(record) => {
                     let grace = Grace { record, ..grace.clone() };
                     self.file().grace = Some(Box::new(grace));
@@ -165,7 +166,7 @@ impl Incident {
             if is_running {
                 file.standing = Standing::Watched;
             }
-            // The next warning is news, though it may begin at once.
+            // The next warning is written as a new one, even if the next grace begins at once.
             if let Some(told) = file.told.as_mut().filter(|told| told.what == Telling::Grace) {
                 told.what = Telling::Recovered;
             }
@@ -184,8 +185,8 @@ impl Book {
         }
     }
 
-    /// The grace that was given to the workload of `origin` by the last name under which it was accused, and when its
-    /// tenant was told; `None` if that is another incident by now.
+    /// The grace that was given to the workload of `origin` under the last name by which it was accused, and when its
+    /// tenant was told; `None` if that incident ended so long ago that a new one begins.
     pub(super) fn given_before(
         &self,
         app: &App,

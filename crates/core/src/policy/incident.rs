@@ -50,7 +50,7 @@ pub struct Incident {
     /// When what its tenant has been told last had been written. Not in the file: in a storm it would have to be copied for each App
     /// only to enter this.
     pub(super) delivered: Option<Moment>,
-    /// When its tenant had been told of [`File::grace`]. Stays when it is told something else. Not in the file for the same reason.
+    /// When its tenant had been told of [`File::grace`]. Stays when the tenant is told something else. Not in the file, as above.
     pub(super) grace_told: Option<Moment>,
     /// How many accusations, at least, were not kept when this was persisted: their nodes may list them again.
     pub(super) omitted: u32,
@@ -89,7 +89,7 @@ pub struct File {
     pub(super) approved: bool,
     /// What its tenant has been told last.
     pub(super) told: Option<Told>,
-    /// The last grace that has begun. Stays when its accusations clear, and when it is blocked.
+    /// The last grace that has begun. Stays when its accusations clear, and when the App is blocked.
     pub(super) grace: Option<Box<Grace>>,
     /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
     pub(super) exposure: Arc<Exposure>,

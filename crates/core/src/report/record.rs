@@ -48,7 +48,7 @@ impl Record {
         Self { key, claim: Arc::new(claim), timestamp: none, detected_at: Timestamp::MIN }
     }
 
-    /// Whether `newer`, a record of the same key, says anything else. Nearly always it does, and its time differs.
+    /// Whether `newer`, a record of the same key, says anything else. Its time nearly always differs, so it is compared first.
     pub(crate) fn differs(&self, newer: RecordRef<'_>) -> bool {
         self.detected_at != newer.detected_at
             || *self.timestamp != *newer.timestamp

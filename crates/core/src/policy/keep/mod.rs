@@ -94,20 +94,20 @@ impl Book {
         let clock = LeaderClock::restored(newest.map(WallTime::from), now);
         let mut book = Self { clock, dates: dates(documents, now), ..Self::default() };
         let mut documents: Vec<&kept::Incident> = documents.iter().collect();
-        // Only the latest incident of an App counts, so it has to come last. Of two that say the same, the one that has
-        // its own name counts.
+        // Only the latest incident of an App counts, so it has to come last. Of two that are equally late, the one that
+        // has its own name counts.
         documents.sort_by_cached_key(|document| (order(&document.status), has_own_name(document)));
         for document in documents {
             let app = App::from(&document.spec.app);
             let mut incident = restored(&app, &document.status, snapshot, &clock, now);
             let is_kept = has_own_name(document);
             if !is_kept {
-                // Operators' acts are numbered by the object in which they are.
+                // Operators' acts are numbered for each object, so the numbers of another object say nothing here.
                 let own = book.incidents.get(&app).filter(|known| known.name(&app) == incident.name(&app));
                 incident.file().observed = own.map_or(0, Incident::observed);
             }
             book.window.restore(&app, incident.due.as_ref(), incident.release_due.as_deref().copied());
-            // What has another name is written at once under its own: its object is not the App's.
+            // An incident that was read from an object of another name is written at once under its own name.
             let effective = Effective { is_kept, ..Effective::kept(&mut incident) };
             book.effective.insert(app.clone(), effective);
             book.incidents.insert(app, incident);

@@ -34,7 +34,7 @@ pub fn has_long_list(spec: &Value) -> bool {
     spec.pointer("/matchRules/1/ingress").is_some()
 }
 
-/// Whether a `WasmPlugin`'s `spec` has what each of ours has, the part that is written last included.
+/// Whether a `WasmPlugin`'s `spec` has what each of ours has. A file that was cut off lacks the part that is written last.
 pub fn is_whole(spec: &Value) -> bool {
     let has_rules = spec.get("matchRules").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty());
     has_rules && spec.get("url").is_some()

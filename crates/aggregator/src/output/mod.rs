@@ -162,7 +162,7 @@ impl Output {
         }
     }
 
-    /// What our objects block now. A damaged file is an error unless it `is_kept` elsewhere what it blocked.
+    /// What our objects block now. A damaged file is an error, unless `is_kept`: the persisted Incidents say what it blocked.
     pub async fn blocked(&self, settings: &Settings, is_kept: bool) -> Result<Vec<Inherited>, String> {
         match self {
             Self::Directory(directory) => {
@@ -173,8 +173,8 @@ impl Output {
     }
 
     /// Makes our objects those of `pen`'s holder, so that what a leader before it still has on its way is refused, and says
-    /// what they block. Without `may_touch` nothing is written. A damaged file is an error unless it `is_kept` elsewhere what it
-    /// blocked.
+    /// what they block. Without `may_touch` nothing is written. A damaged file is an error, unless `is_kept`: the
+    /// persisted Incidents say what it blocked.
     async fn take_over(
         &mut self,
         settings: &Settings,
@@ -186,7 +186,7 @@ impl Output {
             // Its directory is one process's alone.
             Self::Directory(directory) => {
                 if may_touch && let Err(error) = directory.tidy() {
-                    tracing::warn!(%error, "what was left unfinished stays");
+                    tracing::warn!(%error, "temporary files stay in the output directory");
                 }
                 directory.blocked(&settings.gateway, is_kept).map_err(|e| Refused::Unknown(e.to_string()))
             }
@@ -198,8 +198,9 @@ impl Output {
         }
     }
 
-    /// Makes the plan true, as far as there is time before the next one that is `decided`, or before the end. Where it `was_true`, somebody else may have changed something; where the one
-    /// before it was seen to be true a moment ago, what differs between them is enough.
+    /// Makes the objects say what the plan says. In a cluster it stops when another plan is `decided`; files of messages that are
+    /// left at the end of the process are not written. If the plan `was_true`, only what other programs have changed has to be
+    /// written. If the objects were compared a moment ago (`is_seen`), the difference to the plan before is enough.
     async fn write(
         &mut self,
         plan: &Arc<Decided>,
@@ -254,7 +255,7 @@ pub struct Channels {
 /// Runs until nobody decides any more; the last plan is written too.
 ///
 /// At the beginning of a term says what is blocked already, however long it takes to find out: nothing can be decided before.
-/// Then each change of the plan is written at once, and each `repair` everything is compared again: whatever somebody else has
+/// Then each change of the plan is written at once, and each `repair` everything is compared again: what other programs have
 /// changed or removed meanwhile is put right. What another replica has decided is not ours to write.
 pub async fn run(mut output: Output, settings: Settings, repair: Duration, channels: Channels) {
     let Channels { mut take_over, mut decided, delivered, status } = channels;
@@ -279,7 +280,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
         }
         let now = decided.borrow_and_update().clone();
         let pen = now.pen.clone().filter(Pen::holds);
-        // Before the first round is over, an empty plan means that nobody has answered yet.
+        // Before the first round is over, an empty plan means that no node has answered yet.
         let (Some(pen), false, false) = (pen, now.rounds == 0, now.plan.mode == Mode::DryRun) else {
             forget(&status);
             due = Instant::now() + repair;
@@ -400,7 +401,7 @@ async fn answer(
     }
 }
 
-/// Whether there is time to write messages: until nothing is decided any more, and for [`LAST`] after it was noticed.
+/// Whether there is time to write messages: as long as plans may follow, and for [`LAST`] after their end was noticed.
 fn until_the_end(decided: watch::Receiver<Arc<Decided>>) -> impl FnMut() -> bool + Send + 'static {
     let mut ended: Option<std::time::Instant> = None;
     move || {

@@ -1,4 +1,4 @@
-//! What there is under a name that may be ours, and whether it is whole.
+//! Whether a file whose name may be ours is ours, and whether it is whole.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -9,13 +9,13 @@ use serde_json::Value;
 use super::HEADER;
 use crate::plain_file;
 
-/// What there is under a name that may be ours.
+/// What a file is whose name may be ours.
 pub(super) enum Found {
     /// A file that begins with our header, with its text.
     Ours(String),
-    /// Not even the whole header, and nothing else: a file of ours that was cut short.
+    /// Empty, or only the beginning of our header: a file of ours that was cut short.
     Cut,
-    /// Of another program.
+    /// A file of another program.
     Foreign,
 }
 
@@ -28,7 +28,7 @@ pub(super) enum Damage {
 }
 
 impl Found {
-    /// What is at `path`, which is a regular file or a link to one.
+    /// Reads the file at `path`. Anything but a regular file or a link to one is foreign.
     pub(super) fn at(path: &Path) -> io::Result<Self> {
         let mut file = match plain_file::open(path) {
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(Self::Foreign),
@@ -43,7 +43,7 @@ impl Found {
         Ok(Self::Ours(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    /// The text of a file that begins with our header; nothing of any other.
+    /// The text of a file that begins with our header; `None` for any other.
     pub(super) fn ours(self) -> Option<String> {
         match self {
             Self::Ours(text) => Some(text),
@@ -51,7 +51,7 @@ impl Found {
         }
     }
 
-    /// The `WasmPlugin` in it, or what is wrong with it; nothing if it is not ours.
+    /// The `WasmPlugin` in it, or what is wrong with it; `None` if it is not ours.
     pub(super) fn plugin(&self) -> Result<Option<Value>, String> {
         match self {
             Self::Ours(text) => parse_plugin(text).map(Some),
@@ -70,7 +70,7 @@ pub(super) fn parse(text: &str) -> Result<Value, String> {
     }
 }
 
-/// The `WasmPlugin` in a text. One that was cut off after a whole line lacks what is written last.
+/// The `WasmPlugin` in a text. A text that was cut off after a whole line can be parsed, but lacks the part that is written last.
 pub(super) fn parse_plugin(text: &str) -> Result<Value, String> {
     let object = parse(text)?;
     match object.get("spec") {

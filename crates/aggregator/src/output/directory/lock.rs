@@ -14,14 +14,14 @@ pub(super) enum Lock {
     None,
     /// This process has locked the directory.
     Held(Held),
-    /// It had, but the directory at the path was another one later, and could not be locked yet.
+    /// This process had locked it, but it was removed and made again, and the new one could not be locked yet.
     Lost,
 }
 
 /// A locked directory. The system unlocks it when the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// While this is open, no other directory has the same number.
+    /// While this is open, no other directory gets the same inode.
     _handle: File,
     id: Id,
 }

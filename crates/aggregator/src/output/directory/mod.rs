@@ -55,7 +55,7 @@ pub struct Directory {
     memory: Arc<Mutex<Memory>>,
     /// Held as long as any clone is there.
     lock: Arc<Mutex<Lock>>,
-    /// It is there, so it is an error if it is gone.
+    /// This process has made sure that the directory exists, so it is an error if it is missing.
     is_made: bool,
 }
 
@@ -88,8 +88,8 @@ impl Directory {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Clears away what a crash has left unfinished. Only for the one process that writes: what another one is just writing looks the
-    /// same.
+    /// Removes temporary files that a crash has left. Only for the one process that writes: the temporary files of another one look
+    /// the same.
     pub fn tidy(&self) -> Result<(), DirectoryError> {
         self.held().keep(&self.path)?;
         for name in self.names()?.iter().filter(|name| name.starts_with(TEMPORARY)) {
@@ -134,7 +134,7 @@ impl Directory {
         Ok(self.find(name)?.and_then(Found::ours))
     }
 
-    /// What has one of our names; nothing if it is gone.
+    /// The file of that name; `None` if it is gone.
     fn find(&self, name: &str) -> Result<Option<Found>, DirectoryError> {
         let path = self.path.join(name);
         match Found::at(&path) {
@@ -202,7 +202,7 @@ impl Directory {
         Ok(has_changed)
     }
 
-    /// Looks at every file, so that whatever somebody has changed is put right with the next pass.
+    /// Looks at every file, so that what other programs have changed is put right with the next pass.
     ///
     /// Makes the directory again if it was removed.
     pub fn refresh(&self) -> Result<(), DirectoryError> {
@@ -223,7 +223,7 @@ impl Directory {
                 Some(known) => *known,
                 None => match self.find(file)?.map(|found| found.plugin()) {
                     Some(Ok(Some(object))) => object.get("spec").is_some_and(wasm_plugin::has_long_list),
-                    // It may have been.
+                    // A damaged one may have had a long list.
                     Some(Err(_)) => true,
                     Some(Ok(None)) | None => continue,
                 },
@@ -241,8 +241,8 @@ impl Directory {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The Apps that our `WasmPlugin`s block now: what a start inherits. What a damaged file blocked is not among them, and is
-    /// an error unless it `is_kept` elsewhere.
+    /// The Apps that our `WasmPlugin`s block now: what a start inherits. A damaged file is an error, unless `is_kept`: then
+    /// the persisted Incidents say what it blocked, and the answer lacks it.
     ///
     /// When their tenants were told is in the Notifications.
     pub fn blocked(&self, gateway: &Gateway, is_kept: bool) -> Result<Vec<Inherited>, DirectoryError> {
@@ -251,7 +251,7 @@ impl Directory {
             if !is_kept {
                 return Err(error);
             }
-            tracing::warn!(%error, "a file of ours is damaged: what is kept of the Apps says what stays closed");
+            tracing::warn!(%error, "a file of ours is damaged: the persisted Incidents say what stays closed");
         }
         let mut blocked = wasm_plugin::blocked(&plugins, gateway);
         for inherited in &mut blocked {
@@ -270,7 +270,7 @@ impl Directory {
         self.plugins(gateway).map(drop)
     }
 
-    /// Our `WasmPlugin`s, and what is wrong with the damaged ones.
+    /// Our `WasmPlugin`s, and an error for each damaged one.
     fn plugins(&self, gateway: &Gateway) -> Result<(Vec<Value>, Vec<DirectoryError>), DirectoryError> {
         let mut names = self.names()?;
         names.sort();

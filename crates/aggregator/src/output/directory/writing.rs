@@ -17,15 +17,15 @@ impl Directory {
     /// Makes the directory hold exactly the objects of `drafts`, without retired ones, apart from files that are not ours. The
     /// drafts of one directory are always of the same settings.
     ///
-    /// What somebody has changed since the last look stays until the next one.
+    /// What other programs have changed since the last look stays until the next one.
     ///
     /// One file that can't be written stops no other; the first error is returned when everything else is done.
     pub fn apply<'a>(&self, drafts: impl IntoIterator<Item = Draft<'a>>) -> Result<Written, DirectoryError> {
         self.apply_while(drafts, || true).map(|(written, _)| written)
     }
 
-    /// The same, and whether everything was done: once it may not `go_on`, only `WasmPlugin`s are written, and nothing is
-    /// removed. The rest is left to the next pass.
+    /// Does the same as [`Self::apply`] as long as `go_on` returns true. After that it writes only `WasmPlugin`s, removes nothing,
+    /// and leaves the rest to the next pass. Also returns whether everything was done.
     pub fn apply_while<'a>(
         &self,
         drafts: impl IntoIterator<Item = Draft<'a>>,
@@ -55,7 +55,7 @@ impl Directory {
                 }
             }
         }
-        // Of a pass that was broken off, it is not known what is wanted.
+        // After a pass that was broken off it is not known which files are surplus.
         let is_surplus = |known: &Known| is_finished && known.text.is_some() && known.wanted != pass;
         let surplus: Vec<Box<str>> = memory
             .files
@@ -65,7 +65,7 @@ impl Directory {
             .collect();
         for name in surplus {
             let path = self.path.join(&*name);
-            // Somebody may have put another one in its place since the last look.
+            // Another program may have put its own file in this place since the last look.
             if Found::at(&path).is_ok_and(|found| found.ours().is_none()) {
                 memory.files.remove(&*name);
                 memory.long_lists.remove(&*name);
@@ -105,7 +105,7 @@ impl Directory {
             memory.files.insert(name.into(), known.made_from(from));
             return Ok(false);
         }
-        // What we have made ourselves is whole.
+        // A text that we have written is whole.
         let made = before.filter(|known| known.from.is_some()).and_then(|known| known.text);
         let is_whole = |text: &str| {
             object.kind != wasm_plugin::KIND || made == Some(memory.hash(text)) || parse_plugin(text).is_ok()
@@ -129,7 +129,7 @@ impl Directory {
         Ok(is.is_some_and(|is| has_same_words(object, &is)))
     }
 
-    /// Writes a file of ours. What is there and not whole is kept beside it.
+    /// Writes a file of ours. If there is a damaged one, it is kept beside it.
     fn write(
         &self,
         name: &str,
@@ -153,7 +153,7 @@ impl Directory {
             let mut file = File::create(&temporary)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
-            // When nothing but the renaming is left: a write that fails is tried again, and this is told once.
+            // Only before the last step: a write that fails earlier is tried again, and the damage is to be logged once.
             let kept = damage.map(|damage| match damage {
                 Damage::Unparsable => self.keep_aside(name),
                 Damage::Cut => "nothing: it was empty, or cut short".to_owned(),
@@ -178,10 +178,10 @@ impl Directory {
         })
     }
 
-    /// Keeps a damaged file under a name that is not applied, instead of the one kept before. Where, or why not.
+    /// Keeps a damaged file under a name that is not applied, in place of the one kept before. Returns where, or why it can't.
     fn keep_aside(&self, name: &str) -> String {
         let aside = self.path.join(format!("{name}{DAMAGED}"));
-        // The one before; if it is not removed, the link fails and says so.
+        // If the one before can't be removed, the link below fails, and its error is returned.
         let _ = fs::remove_file(&aside);
         match fs::hard_link(self.path.join(name), &aside) {
             Ok(()) => aside.display().to_string(),

@@ -40,7 +40,7 @@ impl Aggregator {
     pub(crate) fn start(setup: &Setup<'_>, directory: &Path) -> anyhow::Result<Self> {
         let shown = |name: &str| directory.join(name).display().to_string();
         let brakes = "brake: {max_new_tenants: 1000000, max_tenants_per_node: 1000000, max_apps_per_node: 1000000, max_apps_per_tenant: 1000000, max_tenants_per_rule: 1000000}\n";
-        // The plain list has room for every block, so that all of them are written: an output without a cluster knows no Ingresses.
+        // The plain list has room for every block, so that all of them are written: without a cluster, no block can name Ingresses.
         let config = format!(
             "aggregator: {{scan_interval: {}, port: {API}}}\n\
              discovery: {{mode: file, file: {}}}\n\

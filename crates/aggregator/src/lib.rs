@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Each arrow is a bounded channel or a `watch`; each state has one task that owns it. [`run`] is the only place that knows
-//! everyone. The rules themselves are in [`procscan_core`].
+//! all modules. The rules themselves are in [`procscan_core`].
 
 pub mod api;
 mod args;

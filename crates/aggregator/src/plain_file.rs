@@ -1,4 +1,5 @@
-//! Reads files that people name. Opening a pipe waits for a writer, and a device may never end: only regular files are read.
+//! Reads files that the configuration or a command names. Opening a pipe waits for a writer, and a device may never end, so only
+//! regular files are read.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};

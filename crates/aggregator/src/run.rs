@@ -1,4 +1,4 @@
-//! The composition root: the only place that knows everyone. Owns start and shutdown.
+//! The composition root: the only place that knows all modules. Owns start and shutdown.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -269,7 +269,7 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
     }
 }
 
-/// Where the objects go. Those who only read `open` a directory with [`Directory::at`].
+/// Where the objects go. `open` opens a directory; a caller that only reads passes [`Directory::at`].
 pub fn output(
     config: &Config,
     cluster: Option<&Cluster>,

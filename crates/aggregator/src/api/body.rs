@@ -155,11 +155,11 @@ impl From<Part> for Match {
     }
 }
 
-/// A text in a body that is kept, a reason for example: of up to [`MAX_SHORT`] characters.
+/// A text in a body that will be persisted, a reason for example: of up to [`MAX_SHORT`] characters.
 #[derive(Debug)]
 pub(super) struct Short(String);
 
-/// As the CRDs bound it.
+/// The same bound as in the CRDs.
 const MAX_SHORT: usize = 1024;
 
 impl From<Short> for String {

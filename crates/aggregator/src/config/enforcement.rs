@@ -159,8 +159,8 @@ impl Enforcement {
 }
 
 impl Enforcement {
-    /// Finds exemptions whose `until` has passed at `now`, or lies too far ahead. They are not refused: the first were valid
-    /// when they were written, and the others are valid if this machine's clock is behind.
+    /// Finds exemptions whose `until` has passed at `now`, or is too far ahead. They are not refused: one that has passed was
+    /// valid when it was written, and one that is too far ahead is valid if this machine's clock is behind.
     pub(super) fn warn(&self, now: Timestamp, found: &mut Problems) {
         for (index, exemption) in self.exemptions.iter().enumerate() {
             if let Some(until) = exemption.until.filter(|until| *until <= now) {

@@ -405,8 +405,8 @@ fn exemptions_say_how_many_tenants_they_may_open() {
 }
 
 #[test]
-fn a_date_that_is_far_ahead_by_this_machines_clock_stops_no_start_and_is_warned_of() {
-    // As the service finds a date within ten years if its machine's clock is ten years behind.
+fn a_date_that_is_far_ahead_by_this_machines_clock_gives_a_warning_and_stops_no_start() {
+    // A date within ten years looks so to a service whose machine's clock is ten years behind.
     let config =
         parse("enforcement: {exemptions: [{app: x, reason: y, until: \"2045-01-01T00:00:00Z\"}]}\n").unwrap();
     assert_eq!(config.policy().exemptions.len(), 1);

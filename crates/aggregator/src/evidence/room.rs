@@ -286,7 +286,7 @@ impl<'a> Reach<'a> {
         services.filter(|(_, service)| exposes(service)).map(|(place, _)| place).collect()
     }
 
-    /// The Services that select no running Pod, ordered. A Pod that has not started does not count: no traffic reaches it.
+    /// The Services that select no running Pod, ordered. A Pod that has not started does not run: no traffic reaches it.
     fn selecting_none(&self, namespace: &Text) -> Arc<[Text]> {
         let runs = |pod: &&Pod| !pod.has_ended && !pod.is_pending;
         let selects =

@@ -72,7 +72,7 @@ pub struct TakeOver {
     pub pen: Pen,
     /// Whether the objects may be touched: not in dry-run.
     pub may_touch: bool,
-    /// Whether incidents are kept and all of them can be read: they say what is closed where an object is damaged.
+    /// Whether Incidents are persisted and all of them can be read: if an object is damaged, they say what it closed.
     pub is_kept: bool,
     /// What they block.
     pub blocked: oneshot::Sender<Vec<Inherited>>,

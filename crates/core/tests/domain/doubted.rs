@@ -82,7 +82,7 @@ fn an_exemption_that_leaders_doubt_is_over_when_its_time_has_been_measured() {
     for n in 0..6 {
         assert!(!blocks_with_another(&mut world, if n == 0 { MONTH } else { 0 }, 2 * n + 2), "start {n}");
         world.wait(19 * MINUTE);
-        // What is written tells the next leader how late it is.
+        // The next leader reads the believed time in what is written.
         accuse(&mut world, 2 * n + 3..2 * n + 4);
         assert!(world.blocked().contains(&format!("ns-{:03}", 2 * n + 3)));
     }
@@ -108,7 +108,7 @@ fn a_clock_that_no_operator_sets_right_is_believed_when_leaders_have_measured_a_
     world.wait(HOUR);
     accuse_one(&mut world);
     assert!(world.blocked().contains(&"ns-a".to_owned()));
-    // And not doubted once more by the next leader.
+    // The next leader does not doubt it once more.
     leader(&mut world, 0);
     world.wait(MINUTE);
     let now = world.clock();
@@ -136,7 +136,7 @@ fn a_clock_that_jumps_while_a_shorter_gap_is_doubted_is_doubted_for_a_day_of_its
 }
 
 #[test]
-fn leaders_that_are_restarted_every_few_hours_end_an_exemption_on_time_but_for_what_they_did_not_write() {
+fn leaders_that_restart_every_few_hours_end_an_exemption_late_by_the_time_that_they_did_not_persist() {
     let mut world = nodes(40);
     accuse(&mut world, 1..2);
     exempt(&mut world, "Exemption a", "^ns-a$", 24 * 10);

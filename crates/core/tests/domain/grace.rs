@@ -203,7 +203,7 @@ fn a_tenant_gets_no_new_grace_by_starting_what_is_exempt() {
 }
 
 #[test]
-fn an_exemption_of_one_of_two_processes_leaves_the_other_what_it_was_told() {
+fn an_exemption_of_one_of_two_processes_leaves_the_grace_of_the_other() {
     for exempt in ["xmrig", "zmap"] {
         let mut world = with_grace(10);
         find(&mut world, &["xmrig", "zmap"]);
@@ -221,7 +221,7 @@ fn a_warning_that_was_not_written_has_begun_no_grace() {
     let mut world = with_grace(10);
     world.is_mute = true;
     is_warned_and_stops(&mut world);
-    // That it is over can be told.
+    // That the grace is over can be told.
     world.is_mute = false;
     find(&mut world, &[]);
     world.wait(20 * MINUTE);
@@ -244,7 +244,7 @@ fn a_later_incident_has_a_whole_grace() {
 }
 
 #[test]
-fn what_runs_on_exempt_does_not_keep_an_old_grace() {
+fn an_exempt_process_that_runs_on_keeps_no_old_grace() {
     for (hours, is_new) in [(23, false), (25, true)] {
         let mut world = with_grace(10);
         world.policy.exemptions = vec![exemption(|e| e.process = Some(Pattern::Exact("zmap".into())), None)];
@@ -263,7 +263,7 @@ fn what_runs_on_exempt_does_not_keep_an_old_grace() {
 }
 
 #[test]
-fn each_pause_counts_for_itself_where_something_exempt_runs_on() {
+fn each_pause_counts_for_itself_while_an_exempt_process_runs_on() {
     let mut world = with_grace(10);
     world.policy.same_incident = Duration::from_secs(2 * HOUR);
     world.policy.exemptions = vec![exemption(|e| e.process = Some(Pattern::Exact("zmap".into())), None)];
@@ -324,7 +324,7 @@ fn other_labels_on_the_same_controllers_pods_give_no_new_grace() {
 }
 
 #[test]
-fn a_name_of_an_incident_that_is_another_one_by_now_gives_its_grace_to_no_other_name() {
+fn another_name_of_the_workload_shares_the_grace_only_within_the_same_incident() {
     for (hours, is_same) in [(23, true), (25, false)] {
         let mut world = with_grace(10);
         world.policy.verify_pods = true;
@@ -346,7 +346,7 @@ fn a_name_of_an_incident_that_is_another_one_by_now_gives_its_grace_to_no_other_
 }
 
 #[test]
-fn a_release_of_the_app_by_its_new_name_gives_it_a_whole_grace_by_the_old_one_too() {
+fn a_release_of_the_app_under_its_new_name_gives_it_a_whole_grace_under_the_old_one_too() {
     let mut world = with_grace(10);
     world.policy.verify_pods = true;
     let found = |world: &mut World, app: &str| {

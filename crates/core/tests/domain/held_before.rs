@@ -50,7 +50,7 @@ fn an_app_that_a_restored_backup_says_was_held_is_not_blocked_without_an_approva
     }
 }
 
-/// `ns-a` is blocked, and a brake holds `ns-b`; it would hold it no longer, if it were asked again.
+/// `ns-a` is blocked, and a brake holds `ns-b`. Since then the brake has been set so high that it would not hold it anew.
 fn held_beside_another() -> World {
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_new_tenants = 1;

@@ -1,4 +1,4 @@
-//! Incidents that are not kept under their own names: copies made by hand, and what a version that named them otherwise has kept.
+//! Incidents that are kept under other names than their own: copies made by hand, and objects of a version with other names.
 
 use crate::common::{MINUTE, World, app, record};
 use procscan_core::policy::Act;
@@ -71,7 +71,7 @@ fn an_operators_release_is_not_lost_with_an_object_of_another_name() {
     assert!(world.blocked().is_empty());
 }
 
-/// Acts are numbered by the object in which they are, and the App's own one has its own numbers.
+/// Acts are numbered for each object, and the App's own one has its own numbers.
 #[test]
 fn acts_in_an_object_of_another_name_do_not_count_for_the_apps_own() {
     let mut world = blocked();

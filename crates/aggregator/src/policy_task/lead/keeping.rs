@@ -181,7 +181,7 @@ impl Lead<'_> {
         self.book.saved(&saved);
         let taken_back: BTreeSet<App> = lost.into_iter().chain(waiting).collect();
         self.book.take_back(&taken_back);
-        // That somebody was found blocked is true whether it can be kept or not.
+        // That an App was found blocked is true whether it can be kept or not.
         self.decisions.retain(|decision| {
             let is_of_nobody = matches!(decision.kind, DecisionKind::Disputed | DecisionKind::Inherited);
             is_of_nobody || !taken_back.contains(&decision.app)
@@ -257,7 +257,7 @@ impl Lead<'_> {
 
 /// Saves the documents `left`, and adds those that could not be saved to `failed`.
 ///
-/// In parts: a storm has as many as there are Apps, and each is a few times larger on its way to the disk.
+/// In parts, to bound the memory: there may be as many as Apps, and each takes a few times its size while it is written.
 async fn save_in_parts(
     store: &mut Store,
     pen: &Pen,
@@ -276,7 +276,7 @@ async fn save_in_parts(
     }
 }
 
-/// An incident that is history: there is nothing to be done any more, and whoever wanted it finds that in its log.
+/// The incident of that name, with the refusal in its log: it has ended, so what an operator asked for is not done.
 fn refused(seen: &Kept, name: &str, actor: &str, number: i64, at: Timestamp) -> Option<Incident> {
     let mut incident = seen.incidents.get(name).and_then(|incident| incident.legible(name))?;
     let reason = format!("{} has no open incident", App::from(&incident.spec.app));

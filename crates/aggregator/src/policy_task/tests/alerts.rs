@@ -65,9 +65,9 @@ async fn the_alert_about_clocks_ends_when_they_agree_and_begins_again_when_they_
     }
 }
 
-/// Releases, exemptions and pauses may be lost with what was kept.
+/// Then releases, exemptions and pauses may be lost, too.
 #[tokio::test(start_paused = true)]
-async fn what_is_found_blocked_and_nothing_is_kept_of_is_an_alert_of_a_leader_that_enforces() {
+async fn a_leader_that_enforces_raises_an_alert_when_it_finds_blocks_of_which_nothing_is_kept() {
     let found = Inherited {
         app: App::new("ns-a", "app", "miner"),
         told: None,
@@ -136,7 +136,7 @@ async fn an_incident_that_can_not_be_read_is_logged_once_for_each_mistake_howeve
     }
 }
 
-/// While tenants wait, each evaluation finds that they do.
+/// Each evaluation finds that tenants wait, and only the first one logs it.
 #[tokio::test(start_paused = true)]
 async fn that_tenants_wait_to_be_told_is_logged_once_and_the_next_round_tells_them() {
     let texts = ["more tenants are to be told", "every tenant has been told"];

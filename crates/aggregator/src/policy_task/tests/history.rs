@@ -169,7 +169,7 @@ async fn an_older_incident_of_an_app_whose_last_one_can_not_be_read_is_left_alon
     drop(first);
 }
 
-/// What is kept of a blocked App is under another name only. Nothing of it changes with the next evaluation: its tenant knows.
+/// A blocked App's Incident is kept under another name only. The next evaluation changes nothing of it: its tenant was told.
 fn misnamed(server: &Server) {
     let mut copy = blocked();
     copy["status"]["told"] = json!({"at": opened(), "what": "Blocked", "delivered": opened()});

@@ -72,10 +72,10 @@ async fn what_has_changed_since_the_watch_saw_it_counts_as_it_is() {
     assert_eq!(kept["status"]["state"], "Ended");
 }
 
-/// In dry-run the gateway's objects stay as they are, and a damaged one is only written anew where all that is blocked is
-/// known.
+/// In dry-run the gateway's objects stay as they are, and a damaged one is written anew only if everything that is
+/// blocked is known.
 #[tokio::test(start_paused = true)]
-async fn the_output_learns_whether_it_may_write_and_whether_all_is_known_and_the_ledger_the_kept_evidence() {
+async fn a_new_leader_tells_the_output_whether_it_may_write_and_all_is_known_and_the_ledger_what_is_kept() {
     for (mode, states, took_over) in [
         ("enforce", &["Blocked"][..], (true, true)),
         ("dry-run", &["Blocked"], (false, true)),

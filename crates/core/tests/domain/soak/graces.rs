@@ -1,4 +1,4 @@
-//! Which graces have been given, as the story knows it.
+//! Which graces tenants have been given, by what really happened.
 
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::Evaluation;

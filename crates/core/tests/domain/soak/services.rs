@@ -1,5 +1,5 @@
-//! Tenants take the selectors of their Services away, or change them, and may route the traffic by endpoints of their own: which
-//! of them stay closed.
+//! Which Services stay closed when tenants take their selectors away, or change them. A tenant may then route the traffic by
+//! endpoints of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,11 +17,11 @@ pub(super) const BY_HAND: &str = "by-hand";
 /// An App of which there is never a Pod.
 const NONE: &str = "none";
 
-/// What is closed for one App, as long as its block stands.
+/// The Services that are closed for one App, while it is blocked.
 #[derive(Default)]
 pub(super) struct Shut {
     now: BTreeSet<Text>,
-    /// Since its block began.
+    /// Those that were closed at any time since its block began.
     ever: BTreeSet<Text>,
 }
 
@@ -133,7 +133,8 @@ impl Soak {
         self.tenants.iter_mut().for_each(|tenant| tenant.shut.clear());
     }
 
-    /// Of these Apps it is not certain what is kept: the next leader knows what is closed, and perhaps not what was once.
+    /// Forgets what was closed once for Apps of which it is not certain what is kept: the next leader may know only what is
+    /// closed now.
     pub(super) fn forget_uncertain(&mut self) {
         for app in &self.leaders.uncertain {
             let shut = &mut self.tenants[super::tenants::tenant_in(&app.namespace)].shut;

@@ -19,7 +19,7 @@ pub(super) async fn unblock_all(path: &Path) -> Result<(), CommandError> {
         return Ok(());
     }
     for object in &opened {
-        println!("{object}: open to everybody, and suspended");
+        println!("{object}: open to all, and suspended");
     }
     println!("\nThe service leaves them alone until the annotation is removed:");
     for object in opened {

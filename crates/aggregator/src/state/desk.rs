@@ -32,7 +32,7 @@ pub enum Desk {
     Cluster(Objects),
     /// Into the file.
     File(FileStore),
-    /// Nowhere: nobody is listened to.
+    /// Nowhere: the process takes no requests of operators.
     Nowhere,
 }
 
@@ -102,7 +102,7 @@ impl Desk {
         match self {
             Self::Cluster(objects) => objects.want(incident, &Want::Approve(approval)).await,
             Self::File(store) => store.want(incident, &Want::Approve(approval)).await,
-            Self::Nowhere => Err(nobody()),
+            Self::Nowhere => Err(nowhere()),
         }
     }
 
@@ -111,7 +111,7 @@ impl Desk {
         match self {
             Self::Cluster(objects) => objects.want(incident, &Want::Release(release)).await,
             Self::File(store) => store.want(incident, &Want::Release(release)).await,
-            Self::Nowhere => Err(nobody()),
+            Self::Nowhere => Err(nowhere()),
         }
     }
 
@@ -122,7 +122,7 @@ impl Desk {
         match self {
             Self::Cluster(objects) => objects.exempt(name, exemption).await,
             Self::File(store) => store.exempt(name, exemption).await,
-            Self::Nowhere => Err(nobody()),
+            Self::Nowhere => Err(nowhere()),
         }
     }
 
@@ -131,7 +131,7 @@ impl Desk {
         match self {
             Self::Cluster(objects) => objects.withdraw(name).await,
             Self::File(store) => store.withdraw(name).await,
-            Self::Nowhere => Err(nobody()),
+            Self::Nowhere => Err(nowhere()),
         }
     }
 
@@ -140,7 +140,7 @@ impl Desk {
         match self {
             Self::Cluster(objects) => objects.enforce(enforcement).await,
             Self::File(store) => store.enforce(enforcement).await,
-            Self::Nowhere => Err(nobody()),
+            Self::Nowhere => Err(nowhere()),
         }
     }
 }
@@ -244,8 +244,8 @@ impl Objects {
     }
 }
 
-fn nobody() -> DeskError {
-    DeskError::Unkept("nobody is listened to here".to_owned())
+fn nowhere() -> DeskError {
+    DeskError::Unkept("this process takes no requests of operators".to_owned())
 }
 
 fn by_us() -> PatchParams {

@@ -65,7 +65,7 @@ pub struct Right {
     pub name: Option<String>,
 }
 
-/// Why nobody can be authenticated from the start.
+/// Why requests can't be authenticated from the start.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     /// There is no cluster to ask.

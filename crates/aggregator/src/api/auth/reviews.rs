@@ -168,7 +168,7 @@ impl Reviews {
             }
             Err(refusal) => {
                 if !self.is_failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%refusal, "nobody can be authenticated or authorized");
+                    tracing::warn!(%refusal, "requests can't be authenticated or authorized");
                 }
                 Err(unanswered(&refusal))
             }

@@ -208,6 +208,6 @@ async fn where_decisions_are_not_kept_no_word_is_taken() {
         desk.enforce(&EnforcementSpec::default()).await,
     ];
     for answer in answers {
-        assert_eq!(answer.unwrap_err().to_string(), "nobody is listened to here");
+        assert_eq!(answer.unwrap_err().to_string(), "this process takes no requests of operators");
     }
 }

@@ -85,7 +85,7 @@ impl Open {
                 );
             }
             Some(found) if found.len != self.outside.len => {
-                return gone(&path, "somebody else has written to state.db while it was in use");
+                return gone(&path, "another program has written to state.db while it was in use");
             }
             Some(_) => {}
         }

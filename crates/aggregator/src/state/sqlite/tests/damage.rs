@@ -152,7 +152,7 @@ async fn a_file_that_is_emptied_in_use_is_noticed() {
     File::create(directory.path().join("state.db")).unwrap();
     let error = sqlite.commit(&numbered(4)).await.unwrap_err();
     assert_eq!(error.kind(), StateErrorKind::Deleted);
-    assert!(error.to_string().contains("somebody else has written to state.db"), "{error}");
+    assert!(error.to_string().contains("another program has written to state.db"), "{error}");
     assert!(sqlite.recover().await.unwrap());
     assert_eq!(sqlite.warnings().len(), 1);
 }

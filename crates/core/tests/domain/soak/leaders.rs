@@ -157,7 +157,7 @@ impl Soak {
             // The leader has lost its certainty of what is kept.
             self.world.closed = self.closed();
             self.world.read_again();
-            self.begin(false);
+            self.begin(false, true);
         } else if self.random.once_in(self.leaders.every) {
             self.another_leader(false);
         }
@@ -172,7 +172,8 @@ impl Soak {
                 pod.kept = None;
             }
         }
-        if self.random.once_in(2) {
+        let is_restart = self.random.once_in(2);
+        if is_restart {
             self.world.restart();
             for pod in self.tenants.iter_mut().flat_map(|tenant| &mut tenant.pods) {
                 pod.heard[LEADER] = pod.kept;
@@ -191,20 +192,21 @@ impl Soak {
             self.told.failovers += 1;
         }
         self.told.restarts += 1;
-        self.begin(is_restored);
+        self.begin(is_restored, !is_restart);
     }
 
-    /// A leader's first evaluation, before it knows anything of the cluster.
-    fn begin(&mut self, is_restored: bool) {
+    /// A leader's first evaluation, before it knows anything of the cluster. `has_heard` is whether it has collected the
+    /// nodes' answers before.
+    fn begin(&mut self, is_restored: bool, has_heard: bool) {
         self.cluster.forget();
         self.forget_uncertain();
         self.leaders.since = self.now();
         self.world.facts = Facts::default();
-        // What is kept of these has cleared, and they wait for every node's answers only because not all of it could be kept: another
-        // replica may have heard every node for long enough itself.
+        // Everything that is persisted of these has cleared. They wait for nodes' answers because not all of it could be
+        // persisted, or because the leader before has begun since and has not heard their nodes for the clearing time.
+        // This one may have, and then it releases them at once; `judge` compares that with what has run where.
         let has_cleared = |it: &&Incident| {
-            it.status.evidence_omitted > 0
-                && it.status.evidence.iter().all(|of| of.cleared.as_ref().is_some_and(|it| it.ended))
+            has_heard && it.status.evidence.iter().all(|of| of.cleared.as_ref().is_some_and(|it| it.ended))
         };
         let cleared: BTreeSet<App> =
             self.world.kept.values().filter(has_cleared).map(|it| App::from(&it.spec.app)).collect();

@@ -103,13 +103,22 @@ impl<'a> Lead<'a> {
     }
 
     pub(super) async fn run(mut self) -> End {
+        let mut pause = MIN_PAUSE;
         loop {
             if let Err(end) = self.take_over().await {
                 return end;
             }
+            let began = Instant::now();
             if let Err(end) = self.decide().await {
                 return end;
             }
+            // Another program may change again and again what is written here: to read everything anew each time would
+            // leave time for nothing else.
+            let lasted = began.elapsed();
+            if let Err(end) = self.pause(pause.saturating_sub(lasted)).await {
+                return end;
+            }
+            pause = if lasted < MAX_PAUSE { (pause * 2).min(MAX_PAUSE) } else { MIN_PAUSE };
         }
     }
 

@@ -119,20 +119,34 @@ async fn a_leader_that_meets_a_later_ones_mark_when_it_keeps_a_delivery_stops() 
     assert_eq!(reads(&server), before);
 }
 
-/// Another program changes the object just before each of the first tries to write it.
-#[tokio::test(start_paused = true)]
-async fn what_can_not_be_kept_because_others_write_too_is_read_again_and_kept_in_the_same_term() {
-    let mut left = 5;
-    let network = Box::new(move |store: &mut Store, call: &Call| {
-        if left > 0 && call.method != hyper::Method::GET && call.plural == INCIDENTS {
-            left -= 1;
+/// Another program changes the object before each of so many writes.
+fn contending(mut writes: usize) -> Network {
+    Box::new(move |store: &mut Store, call: &Call| {
+        if writes > 0 && call.method != hyper::Method::GET && call.plural == INCIDENTS {
+            writes -= 1;
             store.edit(INCIDENTS, &name_of("web"), |object| {
-                object["metadata"]["labels"] = json!({"n": left.to_string()});
+                object["metadata"]["labels"] = json!({"n": writes.to_string()});
             });
         }
         Fault::None
-    });
-    let (server, replica) = telling(network).await;
+    })
+}
+
+/// Each time everything is read again, so there are pauses in between.
+#[tokio::test(start_paused = true)]
+async fn an_object_that_another_program_changes_before_every_write_costs_a_few_reads_a_minute() {
+    let (server, replica) = telling(contending(2000)).await;
+    let before = reads(&server);
+    deliver(&replica);
+    sleep(Duration::from_mins(2)).await;
+    let times = reads(&server) - before;
+    assert!((5..=12).contains(&times), "everything was read {times} times");
+    assert_eq!((replica.blocked(), replica.decided.borrow().pen.is_some()), (vec!["web".to_owned()], true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_not_be_kept_because_others_write_too_is_read_again_and_kept_in_the_same_term() {
+    let (server, replica) = telling(contending(5)).await;
     let (before, epoch) = (reads(&server), replica.questions.borrow().epoch);
     deliver(&replica);
     sleep(Duration::from_secs(10)).await;

@@ -61,9 +61,9 @@ pub(super) struct Pass<'a> {
     pub(super) exemptions: Vec<Force>,
     /// Operators' releases, by the earlier names of Apps.
     pub(super) released: BTreeMap<App, Vec<StickyRelease>>,
-    /// Namespaces with fresh accusations that can't be judged.
+    /// Namespaces with accusations, fresh or old, that are not cleared and can't be judged.
     pub(super) doubtful: BTreeSet<Text>,
-    /// The Pods of those accusations, with the accusing nodes.
+    /// The Pods of those accusations that are fresh, with the accusing nodes.
     pub(super) unjudged: BTreeSet<(PodRef, NodeName)>,
     decisions: Vec<Decision>,
     pub(super) alerts: Vec<Alert>,

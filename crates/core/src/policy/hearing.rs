@@ -112,8 +112,9 @@ impl Book {
                         if let Some(ground) = ground {
                             ground.count_anew(silence);
                         }
+                        // Old evidence too: once judged, it would keep a blocked App blocked.
+                        pass.doubtful.insert(id.0.namespace.clone());
                         if evidence.presence == Presence::Active {
-                            pass.doubtful.insert(id.0.namespace.clone());
                             pass.unjudged.insert((id.0.pod_ref(), id.1.clone()));
                         }
                     }

@@ -289,6 +289,43 @@ fn a_new_leader_releases_nothing_in_an_accused_namespace_that_it_has_not_looked_
     assert_eq!(world.blocked(), ["ns-a"], "of another App");
 }
 
+/// The accusation of the other Pod is old when a replica leads that has not looked at the namespace.
+#[test]
+fn a_new_leader_releases_nothing_for_which_it_has_old_evidence_that_it_has_not_looked_up() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web-1", "n1", "web");
+    world.pod_on("ns-a", "web-2", "n2", "web");
+    let accuse = |w: &mut World| {
+        let now = w.clock();
+        w.answer("n1", vec![record_of("ns-a", "web-1", "xmrig", now), record("ns-b", now)]);
+    };
+    let mut other = world.new_ledger();
+    accuse(&mut world);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    std::mem::swap(&mut world.ledger, &mut other);
+    let now = world.clock();
+    world.answer("n2", vec![record_of("ns-a", "web-2", "xmrig", now), record("ns-b", now)]);
+    std::mem::swap(&mut world.ledger, &mut other);
+    world.follower = Some((other, true));
+    world.rounds(40, |w| {
+        accuse(w);
+        w.fail("n2");
+    });
+    world.fail_over();
+    world.facts = Facts::default();
+    world.rounds(40, |w| {
+        w.answer("n1", vec![]);
+        w.fail("n2");
+        assert_eq!(w.blocked(), ["ns-a"], "the other Pod has not been looked up");
+    });
+    world.rounds(45, |w| {
+        w.answer("n1", vec![]);
+        w.answer("n2", vec![]);
+    });
+    assert!(world.blocked().is_empty());
+}
+
 /// Only the replica that does not lead has heard an accusation; its node falls silent, and the evidence is old when that replica leads.
 #[test]
 fn what_only_another_replica_has_heard_holds_the_release_until_its_node_has_answered() {

@@ -8,6 +8,7 @@ use procscan_core::names::App;
 use procscan_core::plan::Plan;
 use procscan_core::policy::{Decision, Facts, Inherited};
 use procscan_core::resources::{Existing, render, wasm_plugin};
+use procscan_core::snapshot::State;
 use procscan_core::state::{Incident, IncidentState};
 
 use super::nodes::{LEADER, OTHER};
@@ -204,9 +205,16 @@ impl Soak {
         self.world.facts = Facts::default();
         // Everything that is persisted of these has cleared. They wait for nodes' answers because not all of it could be
         // persisted, or because the leader before has begun since and has not heard their nodes for the clearing time.
-        // This one may have, and then it releases them at once; `judge` compares that with what has run where.
+        // This one may have, and then it releases them at once; `judge` compares that with what has run where. Not while
+        // it knows any accusation in the namespace that has not cleared, fresh or old: it has looked up no Pod yet.
+        let snapshot = self.world.snapshot();
+        let uncleared = snapshot.violations.iter().filter(|it| it.state != State::Cleared);
+        let accused: BTreeSet<String> = uncleared.map(|it| it.key.namespace.to_string()).collect();
         let has_cleared = |it: &&Incident| {
-            has_heard && it.status.evidence.iter().all(|of| of.cleared.as_ref().is_some_and(|it| it.ended))
+            let is_accused = accused.contains(&*App::from(&it.spec.app).namespace);
+            has_heard
+                && !is_accused
+                && it.status.evidence.iter().all(|of| of.cleared.as_ref().is_some_and(|it| it.ended))
         };
         let cleared: BTreeSet<App> =
             self.world.kept.values().filter(has_cleared).map(|it| App::from(&it.spec.app)).collect();

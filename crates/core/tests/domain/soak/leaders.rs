@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::SignedDuration;
 use procscan_core::Moment;
+use procscan_core::ledger::Presence;
 use procscan_core::names::App;
 use procscan_core::plan::Plan;
 use procscan_core::policy::{Decision, Facts, Inherited};
 use procscan_core::resources::{Existing, render, wasm_plugin};
-use procscan_core::snapshot::State;
+use procscan_core::snapshot::EvidenceView;
 use procscan_core::state::{Incident, IncidentState};
 
 use super::nodes::{LEADER, OTHER};
+use super::operators::RELEASE;
 use super::random::Random;
 use super::tenants::{namespace, tenant_in};
 use super::{DAY, MINUTE, MOST_BACK, Soak, TENANTS, apps};
@@ -206,9 +208,11 @@ impl Soak {
         // Everything that is persisted of these has cleared. They wait for nodes' answers because not all of it could be
         // persisted, or because the leader before has begun since and has not heard their nodes for the clearing time.
         // This one may have, and then it releases them at once; `judge` compares that with what has run where. Not while
-        // it knows any accusation in the namespace that has not cleared, fresh or old: it has looked up no Pod yet.
+        // it knows any accusation in the namespace that has not cleared, fresh or old: it has looked up no Pod yet. What
+        // never was fresh is no accusation.
         let snapshot = self.world.snapshot();
-        let uncleared = snapshot.violations.iter().filter(|it| it.state != State::Cleared);
+        let is_accusation = |it: &EvidenceView| it.fresh_at.is_some() && it.presence != Presence::Cleared;
+        let uncleared = snapshot.violations.iter().filter(|it| it.evidence().any(is_accusation));
         let accused: BTreeSet<String> = uncleared.map(|it| it.key.namespace.to_string()).collect();
         let has_cleared = |it: &&Incident| {
             let is_accused = accused.contains(&*App::from(&it.spec.app).namespace);
@@ -225,7 +229,13 @@ impl Soak {
             self.blocked = apps(&evaluation);
         }
         let now = apps(&evaluation);
-        let is_known = |app: &&App| self.leaders.uncertain.contains(*app) || cleared.contains(*app);
+        // An operator has released these, and the time that the operator said is not over. By its wall clock the leader
+        // before doubted that, so it opened nothing.
+        let started = self.now();
+        let is_released =
+            |app: &App| self.operators.released_at.get(app).is_some_and(|at| started < at + RELEASE);
+        let is_known =
+            |app: &&App| self.leaders.uncertain.contains(*app) || cleared.contains(*app) || is_released(app);
         let lost: Vec<&App> = self.blocked.difference(&now).filter(|app| !is_known(app)).collect();
         if !lost.is_empty() {
             let lost: BTreeSet<App> = lost.into_iter().cloned().collect();

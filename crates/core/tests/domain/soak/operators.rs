@@ -12,7 +12,7 @@ use super::{OFFENDERS, Soak};
 use crate::common::HOUR;
 
 /// For how long a release lasts, in seconds.
-const RELEASE: u64 = 3 * HOUR;
+pub(super) const RELEASE: u64 = 3 * HOUR;
 
 #[derive(Default)]
 pub(super) struct Operators {

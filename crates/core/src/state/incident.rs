@@ -242,6 +242,10 @@ impl IncidentStatus {
         (self.state, self.since) = (IncidentState::Ended, Some(at));
         (self.until, self.grace_ends, self.grace, self.release_held) = (None, None, None, None);
         (self.approved, self.exempted, self.inherited, self.evidence_omitted) = (false, None, None, 0);
+        // The next warning is written as a new one, even if the next grace begins at once.
+        if let Some(told) = self.told.as_mut().filter(|told| told.what == Telling::Grace) {
+            told.what = Telling::Recovered;
+        }
         for evidence in &mut self.evidence {
             if !evidence.cleared.as_ref().is_some_and(|cleared| cleared.ended) {
                 // It had cleared, because the incident had ended. When is not known: `fresh_at` is the earliest moment.

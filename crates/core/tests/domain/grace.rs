@@ -11,7 +11,7 @@ use crate::common::{HOUR, MINUTE, World, app, exemption, policy, record_of};
 const MONTH: i64 = 30 * 24 * 3600;
 
 /// A world in which the grace lasts for so many minutes.
-fn with_grace(minutes: u64) -> World {
+pub(crate) fn with_grace(minutes: u64) -> World {
     let mut world = World::new(&["n1"]);
     world.policy.grace = Duration::from_mins(minutes);
     // So that the monotonic clock has a reading for a month ago.
@@ -20,23 +20,23 @@ fn with_grace(minutes: u64) -> World {
 }
 
 /// The node finds these processes now.
-fn find(world: &mut World, processes: &[&str]) -> Evaluation {
+pub(crate) fn find(world: &mut World, processes: &[&str]) -> Evaluation {
     let now = world.clock();
     world.answer("n1", processes.iter().map(|process| record_of("ns-a", "web", process, now)).collect());
     world.evaluate()
 }
 
-fn accuse(world: &mut World) -> Evaluation {
+pub(crate) fn accuse(world: &mut World) -> Evaluation {
     find(world, &["xmrig"])
 }
 
-fn standing(world: &World) -> Standing {
+pub(crate) fn standing(world: &World) -> Standing {
     world.book.incident(&app("ns-a")).expect("an incident").standing
 }
 
 /// Nothing is found until the incident is over, half an hour later, or as many scans as long as it was away before. Gives the
 /// minutes.
-fn stops(world: &mut World) -> u64 {
+pub(crate) fn stops(world: &mut World) -> u64 {
     for minute in 1..=400 {
         world.rounds(1, |w| drop(find(w, &[])));
         if matches!(standing(world), Standing::Ended { .. }) {
@@ -47,18 +47,18 @@ fn stops(world: &mut World) -> u64 {
 }
 
 /// The tenant offends, is told of the grace, and stops.
-fn is_warned_and_stops(world: &mut World) -> u64 {
+pub(crate) fn is_warned_and_stops(world: &mut World) -> u64 {
     assert!(accuse(world).plan.blocks.is_empty());
     assert!(matches!(standing(world), Standing::Grace { .. }));
     stops(world)
 }
 
-fn is_blocked(evaluation: &Evaluation) -> bool {
+pub(crate) fn is_blocked(evaluation: &Evaluation) -> bool {
     !evaluation.plan.blocks.is_empty()
 }
 
 /// The tenant offends all the time, and is blocked in the minute `minutes` from now, and no sooner.
-fn is_blocked_in(world: &mut World, minutes: u64, what: &str) {
+pub(crate) fn is_blocked_in(world: &mut World, minutes: u64, what: &str) {
     assert!(!is_blocked(&accuse(world)), "{what}: at once");
     for minute in 1..=minutes {
         world.wait(MINUTE);
@@ -66,7 +66,7 @@ fn is_blocked_in(world: &mut World, minutes: u64, what: &str) {
     }
 }
 
-fn release(world: &mut World, hours: i64) {
+pub(crate) fn release(world: &mut World, hours: i64) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(hours);
     let act = Act::Release { app: app("ns-a"), until };
     world.book.act(&act, "ops", &world.policy, world.now).unwrap();

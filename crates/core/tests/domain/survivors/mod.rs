@@ -7,6 +7,7 @@ mod braked;
 mod changes;
 mod counted;
 mod found;
+mod graces;
 mod heard_elsewhere;
 mod hidden;
 mod kept;

@@ -1,8 +1,10 @@
 //! A process that a neighbour's hides for ever is released after the limit of answered time, whichever leaders there are.
 
 use crate::common::agent::{Process, RealAgent};
-use crate::common::{HOUR, MINUTE, World};
-use procscan_core::ledger::Cleared;
+use std::time::Duration;
+
+use crate::common::{HOUR, MINUTE, World, record};
+use procscan_core::ledger::{Cleared, Detection};
 use procscan_core::snapshot::State;
 
 const LIMIT: u64 = 24 * HOUR;
@@ -17,7 +19,10 @@ fn ask(world: &mut World, agent: &mut RealAgent) {
 
 /// `ns-j` is blocked, and from then on `ns-k` hides it.
 fn hidden(interval: u64) -> (World, RealAgent) {
-    let mut world = World::new(&["n1"]);
+    hidden_in(World::new(&["n1"]), interval)
+}
+
+fn hidden_in(mut world: World, interval: u64) -> (World, RealAgent) {
     let mut agent = RealAgent::new(interval, 0);
     agent.run(1000, Process::of("ns-j"));
     world.rounds(60, |w| ask(w, &mut agent));
@@ -120,4 +125,60 @@ fn what_was_seen_again_waits_anew_where_only_its_next_leader_has_heard_it() {
     world.fail_over();
     let minutes = outlasts(&mut world, &mut agent, u64::MAX);
     assert!(minutes >= LIMIT / MINUTE - 3, "{minutes} min");
+}
+
+#[test]
+fn what_was_seen_again_and_could_not_be_judged_waits_anew_after_a_restart() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    for namespace in ["ns-j", "ns-k"] {
+        world.pod_on(namespace, "web", "n1", "web");
+    }
+    let (mut world, mut agent) = hidden_in(world, 100);
+    world.rounds(20 * 60, |w| ask(w, &mut agent));
+    let facts = world.facts.clone();
+    world.facts.pods.clear();
+    agent.end(999);
+    world.rounds(2, |w| ask(w, &mut agent));
+    world.evaluate();
+    agent.run(999, Process::of("ns-k"));
+    world.rounds(5, |w| ask(w, &mut agent));
+    world.restart();
+    world.facts = facts;
+    let minutes = outlasts(&mut world, &mut agent, u64::MAX);
+    assert!(minutes >= LIMIT / MINUTE - 10, "{minutes} min");
+}
+
+#[test]
+fn a_new_leaders_ledger_lets_what_is_hidden_go_when_its_policy_does() {
+    let (mut world, mut agent) = hidden(100);
+    world.rounds(20 * 60, |w| ask(w, &mut agent));
+    world.restart();
+    outlasts(&mut world, &mut agent, u64::MAX);
+    assert_eq!(world.state("ns-j"), State::Cleared);
+}
+
+#[test]
+fn another_evaluation_at_the_same_moment_changes_nothing_of_what_is_kept() {
+    let (mut world, mut agent) = hidden(100);
+    world.rounds(3 * 60, |w| {
+        ask(w, &mut agent);
+        w.evaluate();
+        let before = w.kept.clone();
+        w.evaluate();
+        assert_eq!(w.kept, before);
+    });
+}
+
+#[test]
+fn what_is_not_hidden_is_not_persisted_as_hidden() {
+    let rules = Detection { clear_after: Duration::from_secs(3 * HOUR), ..Detection::default() };
+    let mut world = World::with(&["n1"], rules);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.rounds(150, |w| {
+        w.answer("n1", vec![]);
+        w.evaluate();
+        assert!(w.kept.values().all(|it| it.status.evidence[0].hidden_for.is_none()), "{}", w.clock());
+    });
 }

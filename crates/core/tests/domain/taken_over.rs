@@ -101,6 +101,17 @@ fn where_no_routes_were_kept_what_is_closed_keeps_its_form() {
 }
 
 #[test]
+fn a_service_that_was_kept_closed_on_every_route_stays_so_where_the_gateway_names_ingresses_only() {
+    let services = ["a.ns-a.svc", "b.ns-a.svc"];
+    let before = reached(&services, &["ns-a/in"], &services[1..]);
+    let mut world = blocked(&[("ns-a", before.clone())]);
+    world.facts = Facts::default();
+    world.restart();
+    world.book.inherit([found("ns-a", &services, &["ns-a/in"], &[])], &world.policy, world.now);
+    assert_eq!(exposure_of(&mut world, "ns-a"), before);
+}
+
+#[test]
 fn what_nothing_is_kept_of_is_closed_in_the_form_in_which_it_is_found() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;

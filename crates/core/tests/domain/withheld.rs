@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::common::{MINUTE, World, app, exemption, many_blocked, namespaces, record};
 
-fn of(namespaces: &str, confirm: Option<usize>) -> Exemption {
+pub(crate) fn of(namespaces: &str, confirm: Option<usize>) -> Exemption {
     let any = Pattern::Regex(regex::Regex::new(namespaces).unwrap());
     Exemption { confirm, ..exemption(|e| e.namespace = Some(any.clone()), None) }
 }

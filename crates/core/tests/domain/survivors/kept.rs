@@ -315,3 +315,19 @@ fn how_seldom_an_agent_scans_is_known_after_a_restart_for_what_is_found_later_to
     world.rounds(59, |w| drop(w.answer("n1", vec![record("ns-c", now)])));
     assert!(world.blocked().contains(&"ns-b".to_owned()));
 }
+
+#[test]
+fn evidence_that_is_found_anew_after_it_has_cleared_is_kept_once() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.rounds(31, |w| drop(w.answer("n1", vec![])));
+    assert!(world.blocked().is_empty());
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let status = world.book.document(&app("ns-a")).unwrap().status;
+    let [evidence] = &status.evidence[..] else { panic!("{:?}", status.evidence) };
+    assert!(evidence.cleared.is_none());
+}

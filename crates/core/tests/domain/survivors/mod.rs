@@ -2,6 +2,7 @@
 
 mod acts;
 mod apps;
+mod believed;
 mod bounds;
 mod braked;
 mod changes;
@@ -16,3 +17,4 @@ mod nodes;
 mod simulated;
 mod tenants;
 mod told;
+mod withheld;

@@ -58,7 +58,7 @@ impl Believed {
     /// In the form that is persisted, as of the last update.
     pub(super) fn kept(&self) -> kept::WallClock {
         let doubted = self.doubted.map(|Doubted { since, at }| kept::DoubtedClock { time: at.wall(), since });
-        kept::WallClock { believed: self.at.wall(), doubted }
+        kept::WallClock { believed: self.at.wall(), doubted, latest_over: None }
     }
 
     /// Takes a reading of the clocks.

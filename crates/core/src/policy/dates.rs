@@ -31,6 +31,9 @@ pub(super) struct Dates {
     start: Option<(Moment, Option<Timestamp>)>,
     /// `None` before the first evaluation if nothing is persisted.
     believed: Option<Believed>,
+    /// The latest date of an exemption that was over. The believed time may be earlier, because a date that became known
+    /// after the start is judged by the wall clock: the next leader must not take it for one that lies ahead.
+    latest_over: Option<Timestamp>,
     known: BTreeMap<Timestamp, Known>,
 }
 
@@ -94,12 +97,15 @@ impl Dates {
     /// the last leader believed.
     pub(super) fn restored(before: Option<Timestamp>, last: Option<kept::WallClock>, now: Moment) -> Self {
         let believed = last.map(|last| Believed::restored(&last, now));
-        Self { start: Some((now, before)), believed, known: BTreeMap::new() }
+        let latest_over = last.and_then(|last| last.latest_over);
+        let before = before.max(latest_over);
+        Self { start: Some((now, before)), believed, latest_over, known: BTreeMap::new() }
     }
 
     /// The wall time that is believed, in the form that is persisted.
     pub(super) fn kept(&self) -> Option<kept::WallClock> {
-        self.believed.as_ref().map(Believed::kept)
+        let latest_over = self.latest_over;
+        self.believed.as_ref().map(|believed| kept::WallClock { latest_over, ..believed.kept() })
     }
 
     /// Takes the dates in use, each with the earliest reading of `clock` at which it has passed, where that is
@@ -139,6 +145,9 @@ impl Dates {
             let force = known.force(until, now);
             known.over_since = (force == Force::Over).then(|| known.over_since.unwrap_or(now.uptime()));
             known.was_over |= force == Force::Over;
+            if force == Force::Over && by_clock.is_none() {
+                self.latest_over = self.latest_over.max(Some(until));
+            }
             if force == Force::Doubtful && now.wall() >= until && !known.is_told {
                 known.is_told = true;
                 doubtful.push(until);

@@ -196,6 +196,9 @@ pub struct WallClock {
     /// A wall clock that is ahead of it. It is believed when leaders have measured a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doubted: Option<DoubtedClock>,
+    /// The latest date of an exemption that was over.
+    #[serde(rename = "latestOver", default, skip_serializing_if = "Option::is_none")]
+    pub latest_over: Option<Timestamp>,
 }
 
 /// A wall clock that is ahead of the time that has been measured.

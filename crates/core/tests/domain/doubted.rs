@@ -174,3 +174,22 @@ fn a_release_that_is_over_by_the_measured_time_opens_nothing_where_the_wall_cloc
     assert!(blocks_with_another(&mut world, MONTH, 3));
     assert!(blocks_with_another(&mut world, -MONTH, 4));
 }
+
+/// The leader began after a pause, so what it believes lags behind its clock, which is right.
+#[test]
+fn an_exemption_that_was_added_after_a_start_and_is_over_opens_nothing_under_a_clock_that_is_behind() {
+    let mut world = nodes(20);
+    accuse(&mut world, 1..2);
+    leader(&mut world, DAY / 12);
+    accuse(&mut world, 2..3);
+    exempt(&mut world, "Exemption a", "^ns-a$", 1);
+    accuse_one(&mut world);
+    assert!(!world.blocked().contains(&"ns-a".to_owned()));
+    world.wait(HOUR + MINUTE);
+    accuse(&mut world, 3..4);
+    accuse_one(&mut world);
+    assert!(world.blocked().contains(&"ns-a".to_owned()));
+    leader(&mut world, -(DAY / 48));
+    accuse_one(&mut world);
+    assert!(world.blocked().contains(&"ns-a".to_owned()));
+}

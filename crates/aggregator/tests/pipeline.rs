@@ -359,3 +359,25 @@ async fn a_broken_output_is_told_and_recovers_without_a_restart() {
     assert_eq!(blocked_services(&directory), ["procscan-sentinel.invalid"]);
     service.stop().await;
 }
+
+/// Each of the two keeps its decisions in a directory of its own, so only the output directory is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aggregator_does_not_start_while_another_one_writes_in_its_output_directory() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().display();
+    let config = |state: &str| {
+        let text = format!(
+            "aggregator: {{address: 127.0.0.1}}\ndiscovery: {{mode: static, targets: [\"127.0.0.1:1\"]}}\n\
+             output: {{mode: directory, directory: {path}/objects}}\nstate: {{directory: {path}/{state}}}\n"
+        );
+        let mut config = Config::parse(&text, "config", []).unwrap();
+        config.aggregator.port = 0;
+        config
+    };
+    let first = Service::start(&config("first")).await.unwrap();
+    let error = format!("{:#}", Service::start(&config("second")).await.err().unwrap());
+    assert!(error.contains("output.directory"), "{error}");
+    assert!(error.contains("another process writes there"), "{error}");
+    first.stop().await;
+    Service::start(&config("second")).await.unwrap().stop().await;
+}

@@ -195,11 +195,14 @@ fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
     let without_cluster = "discovery: {mode: static, targets: [\"10.0.0.1:9090\"]}\noutput: {mode: directory}\nenforcement: {shared_services: hold}\n";
     refused(without_cluster, "enforcement.shared_services: hold is not allowed", "allowed is block");
     refused("enforcement: {namespaces: \"(\"}\n", "enforcement.namespaces: \"(\"", "regular expression");
-    for wrong in ["a*b", "^ns-vip-.*", "/^kube-/", "Kube-System", "ns-a ", "a,b", "", "-a", "a-", "ns_a"] {
+    let (longest, longer) = ("a".repeat(63), "a".repeat(64));
+    let no_names =
+        ["a*b", "^ns-vip-.*", "/^kube-/", "Kube-System", "ns-a ", "a,b", "", "-a", "-a*", "a-", "ns_a"];
+    for wrong in no_names.into_iter().chain([&*longer]) {
         let yaml = format!("enforcement: {{protected_namespaces: [\"{wrong}\"]}}\n");
         refused(&yaml, "enforcement.protected_namespaces", "no regular expression");
     }
-    for right in ["a", "ns-vip-*", "*", "0-a", "kube*"] {
+    for right in ["a", "ns-vip-*", "*", "0-a", "kube*", &*longest] {
         let yaml = format!("enforcement: {{protected_namespaces: [\"{right}\"]}}\n");
         assert!(parse(&yaml).is_ok(), "{right}");
     }

@@ -185,7 +185,7 @@ pub(crate) struct Exempt {
     /// A name for it; made up if not given.
     #[arg(long, value_name = "NAME")]
     pub(crate) id: Option<String>,
-    /// List those that were declared at run time; those of the configuration are not among them.
+    /// List those that were declared at run time, and those of the configuration that are withheld.
     #[arg(long, conflicts_with_all = ["reason", "namespace", "app", "process", "rule", "until", "confirm", "id", "remove"])]
     pub(crate) list: bool,
     /// Take one back.

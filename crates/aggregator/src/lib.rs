@@ -32,6 +32,7 @@ pub mod output;
 mod plain_file;
 pub mod policy_task;
 mod progress;
+mod reason;
 pub mod run;
 pub mod state;
 mod telemetry;

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::Api;
 use super::auth::Right;
-use super::body::{Body, Part, Short, Time, exemption_mistake};
+use super::body::{Body, Part, Reason, Time, exemption_mistake};
 use super::incidents::Shown;
 use super::problem::Problem;
 use super::query::{NoParameters, refused, repeated};
@@ -28,13 +28,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ApproveBody {
-    reason: Option<Short>,
+    reason: Option<Reason>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReleaseBody {
-    reason: Option<Short>,
+    reason: Option<Reason>,
     until: Option<Time>,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct ExemptBody {
     app: Option<Part>,
     process: Option<Part>,
     rule: Option<Part>,
-    reason: Short,
+    reason: Reason,
     until: Option<Time>,
     /// How many tenants with blocked Apps it may open.
     confirm: Option<u32>,
@@ -59,7 +59,7 @@ pub(super) struct EnforceBody {
     /// `null`: what the configuration says. To be said: forgetting it must not lift a pause.
     #[serde(deserialize_with = "Option::deserialize")]
     mode: Option<Mode>,
-    reason: Option<Short>,
+    reason: Option<Reason>,
 }
 
 pub(super) async fn approve(

@@ -9,13 +9,14 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use procscan_core::state::{ExemptionError, ExemptionSpec, Match};
-use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _, Unexpected};
 use serde_json::error::Category;
 use serde_json::{Value, json};
 
 use super::problem::Problem;
 use super::query::{LABEL, TEXT, refused, repeated};
 use crate::config::values;
+use crate::reason;
 
 /// The largest body of a request, in bytes: approvals, releases and exemptions are short.
 pub(super) const MAX_BODY: usize = 64 << 10;
@@ -130,7 +131,7 @@ pub(super) fn exemption_mistake(error: &ExemptionError, spec: &ExemptionSpec) ->
         ExemptionError::Regex(part, _) => (format!("{part}.regex"), "a regular expression"),
         ExemptionError::Blank(part) => ((*part).to_owned(), TEXT),
         ExemptionError::Namespace(_) => ("namespace".to_owned(), LABEL),
-        ExemptionError::NoReason => ("reason".to_owned(), TEXT),
+        ExemptionError::NoReason => ("reason".to_owned(), reason::ALLOWED),
         ExemptionError::TooFar(_) => ("until".to_owned(), "a time up to ten years ahead, or none for ever"),
     };
     let said = json!(spec);
@@ -155,7 +156,27 @@ impl From<Part> for Match {
     }
 }
 
-/// A text in a body that will be persisted, a reason for example: of up to [`MAX_SHORT`] characters.
+/// A reason in a body.
+#[derive(Debug)]
+pub(super) struct Reason(String);
+
+impl From<Reason> for String {
+    fn from(Reason(text): Reason) -> Self {
+        text
+    }
+}
+
+impl<'de> Deserialize<'de> for Reason {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match reason::mistake(&text) {
+            Some(what) => Err(D::Error::invalid_value(Unexpected::Other(&what), &reason::ALLOWED)),
+            None => Ok(Self(text)),
+        }
+    }
+}
+
+/// A part of an exemption in a body: a text of up to [`MAX_SHORT`] characters.
 #[derive(Debug)]
 pub(super) struct Short(String);
 

@@ -137,7 +137,7 @@ pub(crate) struct Approve {
     /// The incident's name, or its App as NAMESPACE/APP or NAMESPACE/TYPE/APP.
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) incident: String,
-    /// Why, for the log.
+    /// Why, for the log: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
 }
@@ -152,7 +152,7 @@ pub(crate) struct Release {
     /// How long these accusations don't block the App again: so long (30d, as if not given), or up to a time.
     #[arg(long, value_name = "WHEN", value_parser = when)]
     pub(crate) until: Option<When>,
-    /// Why, for the log.
+    /// Why, for the log: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
 }
@@ -161,7 +161,7 @@ pub(crate) struct Release {
 pub(crate) struct Exempt {
     #[command(flatten)]
     pub(crate) service: Service,
-    /// Why, for the next person.
+    /// Why, for the next person: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT", required_unless_present_any = ["list", "remove"])]
     pub(crate) reason: Option<String>,
     /// The tenant's namespace.
@@ -205,7 +205,7 @@ pub(crate) struct Exempt {
 pub(crate) struct Pause {
     #[command(flatten)]
     pub(crate) service: Service,
-    /// Why, for the next person.
+    /// Why, for the next person: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
 }
@@ -217,7 +217,7 @@ pub(crate) struct Mode {
     /// The mode from now on; shown if not given.
     #[arg(value_name = "MODE", value_parser = one_of(&MODES))]
     pub(crate) to: Option<&'static str>,
-    /// Why, for the next person.
+    /// Why, for the next person: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT", requires = "to")]
     pub(crate) reason: Option<String>,
 }

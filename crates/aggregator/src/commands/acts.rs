@@ -20,15 +20,15 @@ struct Words {
 }
 
 pub(super) async fn approve(args: args::Approve) -> Result<(), CommandError> {
+    let words = Words { reason: reason(args.reason)?, until: None };
     let client = Client::new(&args.service).await?;
-    let words = Words { reason: args.reason, until: None };
     of_incident(&client, &args.incident, "approve", &words).await
 }
 
 pub(super) async fn release(args: args::Release) -> Result<(), CommandError> {
-    let until = until(args.until)?;
+    let words = Words { reason: reason(args.reason)?, until: until(args.until)? };
     let client = Client::new(&args.service).await?;
-    of_incident(&client, &args.incident, "release", &Words { reason: args.reason, until }).await
+    of_incident(&client, &args.incident, "release", &words).await
 }
 
 async fn of_incident(client: &Client, said: &str, act: &str, words: &Words) -> Result<(), CommandError> {
@@ -49,6 +49,15 @@ pub(super) fn report<T>(outcome: Outcome<T>, done: impl FnOnce(T) -> String) -> 
         Outcome::Kept(detail) => format!("kept, not done yet: {detail}"),
     };
     Ok(printed::print(&format!("{line}\n"))?)
+}
+
+/// The text of `--reason`.
+pub(super) fn reason(given: Option<String>) -> Result<Option<String>, CommandError> {
+    let mistake = given.as_deref().and_then(crate::reason::mistake);
+    mistake.map_or(Ok(given), |what| {
+        let allowed = crate::reason::ALLOWED;
+        Err(CommandError::Usage(format!("--reason: {what} is not allowed; allowed is {allowed}")))
+    })
 }
 
 /// The time of `--until`.
@@ -79,16 +88,16 @@ struct Enforce {
 }
 
 pub(super) async fn pause(args: args::Pause) -> Result<(), CommandError> {
-    enforce(&args.service, Enforce { mode: Some("paused"), reason: args.reason }).await
+    enforce(&args.service, Enforce { mode: Some("paused"), reason: reason(args.reason)? }).await
 }
 
 pub(super) async fn resume(args: args::Pause) -> Result<(), CommandError> {
-    enforce(&args.service, Enforce { mode: None, reason: args.reason }).await
+    enforce(&args.service, Enforce { mode: None, reason: reason(args.reason)? }).await
 }
 
 pub(super) async fn mode(args: args::Mode) -> Result<(), CommandError> {
     if args.to.is_some() {
-        return enforce(&args.service, Enforce { mode: args.to, reason: args.reason }).await;
+        return enforce(&args.service, Enforce { mode: args.to, reason: reason(args.reason)? }).await;
     }
     let client = Client::new(&args.service).await?;
     let shown: Enforcement = client.read(&client.get(&Endpoint::at(&["enforcement"])).await?)?;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::CommandError;
-use super::acts::{report, until};
+use super::acts::{reason, report, until};
 use super::client::{Client, Endpoint};
 use super::printed::{self, Table, escaped};
 use crate::args::operators as args;
@@ -84,7 +84,7 @@ fn declared(args: &args::Exempt) -> Result<Declared, CommandError> {
         app: part(&args.app),
         process: part(&args.process),
         rule: part(&args.rule),
-        reason: args.reason.clone().unwrap_or_default(),
+        reason: reason(args.reason.clone())?.unwrap_or_default(),
         until: until(args.until)?,
         confirm: args.confirm,
         by: None,

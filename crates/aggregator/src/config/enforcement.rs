@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::values::Pattern;
 use super::{Problems, values};
+use crate::reason;
 
 /// Who may be blocked.
 #[derive(Clone, Debug, Deserialize)]
@@ -151,8 +152,8 @@ impl Enforcement {
                 let allowed = "at least one of namespace, app, process, rule: it would cover nothing";
                 problems.refuse(&path, format!("an exemption for {:?}", exemption.reason), allowed);
             }
-            if exemption.reason.trim().is_empty() {
-                problems.refuse(&path, "an empty reason", "a reason that the next person understands");
+            if let Some(what) = reason::mistake(&exemption.reason) {
+                problems.refuse(&format!("{path}.reason"), what, reason::ALLOWED);
             }
         }
     }

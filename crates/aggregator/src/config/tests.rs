@@ -212,6 +212,20 @@ fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
         "namespace, app, process, rule",
     );
     refused("enforcement: {exemptions: [{app: x}]}\n", "enforcement.exemptions[0]", "reason");
+    for (reason, shown) in
+        [(" ".to_owned(), "an empty reason"), ("x".repeat(1025), "a reason of 1025 characters")]
+    {
+        refused(
+            &format!(
+                "enforcement: {{exemptions: [{{app: x, reason: y}}, {{app: x, reason: \"{reason}\"}}]}}\n"
+            ),
+            &format!("enforcement.exemptions[1].reason: {shown} is not allowed"),
+            "up to 1024 characters",
+        );
+    }
+    let longest =
+        format!("enforcement: {{exemptions: [{{app: x, reason: \"{}\"}}]}}\n", "\u{e9}".repeat(1024));
+    assert!(parse(&longest).is_ok());
     refused("collector: {max_body: 4096}\n", "collector.max_body: 4096", "512KiB");
     refused("collector: {byte_budget: 1MiB}\n", "collector.byte_budget: 1.0 MiB", "twice collector.max_body");
     refused("gateway: {status_code: 200}\n", "gateway.status_code: 200", "400 to 599");

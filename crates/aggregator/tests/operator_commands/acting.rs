@@ -162,7 +162,10 @@ fn exemptions_that_make_no_sense_are_bad_usage() {
     for (args, why) in [
         (&["--reason", "x"][..], "at least one of namespace, app, process and rule is needed"),
         (&["--app", "/(/", "--reason", "x"], "app.regex: unclosed group"),
-        (&["--app", "web", "--reason", " "], "reason: a reason that the next person understands"),
+        (
+            &["--app", "web", "--reason", " "],
+            "--reason: an empty reason is not allowed; allowed is a text of up to",
+        ),
         (&["--app", "//", "--reason", "x"], "--app: a text, or a regular expression as /REGEX/"),
         (&["--rule", "", "--reason", "x"], "--rule: a text, or a regular expression as /REGEX/"),
         (&["--namespace", "/^ns-", "--reason", "x"], "namespace: `/^ns-` is no namespace's name"),
@@ -275,6 +278,32 @@ enforcement.exemptions[0]                   withheld                   enforceme
         "NAME   EXEMPT    STATE      UNTIL      BY   REASON\nb      app=web   declared   for ever        ours\n"
     );
     assert!(err.contains("does not lead") && err.contains("withheld"), "{err}");
+}
+
+#[test]
+fn a_reason_that_is_blank_or_too_long_is_bad_usage_for_every_act() {
+    let api = Api::new(Vec::new());
+    let long = "\u{e9}".repeat(1025);
+    for act in [
+        &["approve", "i-1"][..],
+        &["release", "i-1"],
+        &["exempt", "--app", "web"],
+        &["pause"],
+        &["resume"],
+        &["mode", "enforce"],
+    ] {
+        for (reason, what) in
+            [("", "an empty reason"), (" \t", "an empty reason"), (&long, "a reason of 1025 characters")]
+        {
+            let args: Vec<_> = act.iter().copied().chain(["--reason", reason]).collect();
+            let error = api.run(&args).refused(2);
+            let said = format!(
+                "--reason: {what} is not allowed; allowed is a text of up to 1024 characters that is not blank"
+            );
+            assert_eq!(error, said, "{act:?}");
+        }
+    }
+    assert!(api.was_left_alone());
 }
 
 #[test]

@@ -1,0 +1,33 @@
+//! Reasons that operators give: the command line, the HTTP API and the configuration take the same ones.
+
+/// The most characters of a reason, as in the CRDs.
+const MAX: usize = 1024;
+
+/// What is said where a reason is expected.
+pub(crate) const ALLOWED: &str = "a text of up to 1024 characters that is not blank";
+
+/// What `text` is if it is not allowed as a reason; `None` if it is allowed.
+pub(crate) fn mistake(text: &str) -> Option<String> {
+    if text.trim().is_empty() {
+        return Some("an empty reason".to_owned());
+    }
+    let len = text.chars().count();
+    (len > MAX).then(|| format!("a reason of {len} characters"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_not_blank_and_has_a_bounded_number_of_characters() {
+        for allowed in ["x", " x ", "\u{e9}".repeat(MAX).as_str()] {
+            assert_eq!(mistake(allowed), None, "{allowed}");
+        }
+        for blank in ["", " ", "\t\n", "\u{3000}"] {
+            assert_eq!(mistake(blank).as_deref(), Some("an empty reason"), "{blank:?}");
+        }
+        assert_eq!(mistake(&"x".repeat(MAX + 1)).as_deref(), Some("a reason of 1025 characters"));
+        assert!(ALLOWED.contains(&MAX.to_string()));
+    }
+}

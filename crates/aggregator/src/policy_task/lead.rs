@@ -235,6 +235,9 @@ impl<'a> Lead<'a> {
             if !self.pen.holds() {
                 return Err(End::Lost);
             }
+            if !is_live {
+                self.book.persist_clocks();
+            }
             let started = std::time::Instant::now();
             let step = self.step().await;
             rested = rest(started.elapsed());
@@ -311,7 +314,9 @@ impl<'a> Lead<'a> {
         }
         self.tell();
         let deadline = self.book.next_deadline(&policy, now);
-        self.deadline = deadline.map(|at| Instant::now() + at.since(now));
+        // A copy is never kept, nor are its clocks.
+        let clocks = self.book.clocks_due(now).filter(|_| !is_copy);
+        self.deadline = deadline.into_iter().chain(clocks).min().map(|at| Instant::now() + at.since(now));
         let plan = self.book.plan(&policy, &facts, now);
         let (held, withheld) = (self.book.held(&policy), self.book.withheld());
         let (disputes, unverified) = (decided.disputes, decided.unverified);

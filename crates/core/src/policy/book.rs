@@ -12,7 +12,7 @@ use super::decision::{Actor, Decision, DecisionKind};
 use super::exemption::{Admissions, is_too_far};
 use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling};
 use super::inherited::Before;
-use super::keep::Effective;
+use super::keep::{ClockWritten, Effective};
 use super::leader_clock::LeaderClock;
 use super::refused::Refused;
 use super::window::Window;
@@ -30,6 +30,8 @@ pub struct Book {
     pub(super) window: Window,
     pub(super) clock: LeaderClock,
     pub(super) dates: Dates,
+    /// What is persisted of the two clocks.
+    pub(super) written: ClockWritten,
     pub(super) admissions: Admissions,
     /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
     pub(super) effective: BTreeMap<App, Effective>,

@@ -23,6 +23,9 @@ pub(super) const TOLERANCE: Duration = Duration::from_secs(5);
 /// Also how long a release is remembered after its date.
 pub(super) const LINGER: Duration = Duration::from_hours(24);
 
+/// The longest doubt that raises no alert. A stop of the service causes a doubt of its length.
+const SHORT: Duration = Duration::from_mins(10);
+
 /// All dates in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dates {
@@ -83,6 +86,13 @@ impl Known {
         now.uptime().saturating_sub(self.since) >= self.needed.saturating_sub(TOLERANCE)
     }
 
+    /// How long the doubt lasts, if the wall clock does not jump.
+    fn doubt_left(&self, until: Timestamp, now: Moment) -> Duration {
+        let elapsed = now.uptime().saturating_sub(self.since);
+        let unmeasured = self.needed.saturating_sub(TOLERANCE).saturating_sub(elapsed);
+        unmeasured.max(distance(now.wall(), until))
+    }
+
     fn force(&self, until: Timestamp, now: Moment) -> Force {
         match (now.wall() >= until, self.has_elapsed(now)) {
             (true, true) => Force::Over,
@@ -102,6 +112,25 @@ impl Dates {
         Self { start: Some((now, before)), believed, latest_over, known: BTreeMap::new() }
     }
 
+    /// These dates, if they have been judged in this process already, or else `restored`.
+    pub(super) fn or(mut self, restored: Self) -> Self {
+        if self.believed.is_none() || self.start.is_some() {
+            return restored;
+        }
+        self.latest_over = self.latest_over.max(restored.latest_over);
+        self
+    }
+
+    /// Whether a date is not over.
+    pub(super) fn is_any_ahead(&self) -> bool {
+        self.known.values().any(|known| known.over_since.is_none())
+    }
+
+    /// The latest date of an exemption that was over.
+    pub(super) fn latest_over(&self) -> Option<Timestamp> {
+        self.latest_over
+    }
+
     /// The wall time that is believed, in the form that is persisted.
     pub(super) fn kept(&self) -> Option<kept::WallClock> {
         let latest_over = self.latest_over;
@@ -109,7 +138,7 @@ impl Dates {
     }
 
     /// Takes the dates in use, each with the earliest reading of `clock` at which it has passed, where that is
-    /// persisted. Returns those that have passed by the wall clock only, each once.
+    /// persisted. Returns those that will be in doubt for longer than [`SHORT`], each once.
     pub(super) fn note(
         &mut self,
         dates: impl IntoIterator<Item = (Timestamp, Option<WallTime>)>,
@@ -148,7 +177,7 @@ impl Dates {
             if force == Force::Over && by_clock.is_none() {
                 self.latest_over = self.latest_over.max(Some(until));
             }
-            if force == Force::Doubtful && now.wall() >= until && !known.is_told {
+            if force == Force::Doubtful && !known.is_told && known.doubt_left(until, now) > SHORT {
                 known.is_told = true;
                 doubtful.push(until);
             }

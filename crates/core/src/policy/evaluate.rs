@@ -431,9 +431,10 @@ impl Pass<'_> {
 
 fn doubt(dates: usize, first: Timestamp, now: Moment) -> String {
     format!(
-        "the wall clock of this replica says {}, so exemptions or releases of {dates} dates ({first} and later) are over; less time has \
-         been measured: until as much has passed, at most 24h after a start, what they cover is neither blocked anew nor opened. Is \
-         the clock right?",
+        "the wall clock of this replica says {}; of {dates} dates of exemptions or releases ({first} and later), the time that the \
+         service has measured, or an earlier leader, says otherwise. What they cover is neither blocked anew nor opened until both \
+         agree. Nothing was measured while the service was stopped: after a stop of that length this ends by itself, at most 24h \
+         after the start. Otherwise the wall clock is or was wrong",
         now.wall()
     )
 }

@@ -28,6 +28,12 @@ impl LeaderClock {
         Self { base: newest.map(|at| Moment::new(now.uptime(), at.get())), read }
     }
 
+    /// The one of the two clocks that is ahead now.
+    pub(super) fn or_later(self, other: Self, now: Moment) -> Self {
+        let is_ahead = self.base.is_some() && self.at(now.uptime()) >= other.at(now.uptime());
+        if is_ahead { self } else { other }
+    }
+
     /// The reading now. The first one is the wall clock's time.
     pub(super) fn read(&mut self, now: Moment) -> WallTime {
         self.base.get_or_insert(now);

@@ -7,6 +7,7 @@ mod aside;
 mod bad_rule;
 mod brakes;
 mod clocks;
+mod clocks_persisted;
 mod common;
 mod decoys;
 mod doubted;

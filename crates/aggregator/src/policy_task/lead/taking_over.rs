@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use procscan_core::names::App;
-use procscan_core::policy::{Book, Inherited, Mode, remembered};
+use procscan_core::policy::{Inherited, Mode, remembered};
 use procscan_core::state::{Incident, IncidentState};
 use tokio::sync::oneshot;
 
@@ -44,7 +44,7 @@ impl Lead<'_> {
         let written = kept.iter().filter_map(|incident| incident.status.written).max();
         self.began = (now, written.map_or(now.wall(), |written| written.min(now.wall())));
         self.changed.clear();
-        self.book = Book::restore(&kept, &snapshot, now);
+        self.book = self.book.restore_again(&kept, &snapshot, now);
         self.book.set_aside(self.unreadable.values().filter_map(|unreadable| unreadable.app.clone()));
         (self.decisions, self.failing, self.again) = (Vec::new(), BTreeSet::new(), None);
         self.reopened.clear();

@@ -1,4 +1,4 @@
-//! Starts under wall clocks that differ.
+//! Starts under wall clocks that differ, and the leader clock over stops and dry-run.
 
 use std::time::Duration;
 
@@ -39,4 +39,44 @@ async fn an_exemption_lasts_through_starts_under_clocks_that_are_a_month_ahead()
             assert_eq!(web["status"]["state"], "Watched", "{starts:?} {term}: {web:#}");
         }
     }
+}
+
+/// The reading of the leader clock that the Incident of App `web` has.
+fn reading(server: &Server) -> Timestamp {
+    let web = server.get(INCIDENTS, &name_of("web")).unwrap();
+    web["status"]["clock"].as_str().unwrap_or_else(|| panic!("{web:#}")).parse().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_and_dry_run_lose_none_of_the_time_that_the_leader_has_measured() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
+    server.put("enforcements", "procscan", json!({"metadata": {}, "spec": {"mode": "enforce"}}));
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
+    let approve = || {
+        server.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
+    };
+    sleep(Duration::from_secs(3)).await;
+    approve();
+    sleep(Duration::from_secs(3)).await;
+    let first = reading(&server);
+    let says = |mode: &'static str| {
+        server.edit("enforcements", "procscan", |object| object["spec"]["mode"] = mode.into());
+    };
+    says("dry-run");
+    sleep(Duration::from_mins(20)).await;
+    assert_eq!(reading(&server), first, "dry-run writes nothing");
+    says("enforce");
+    sleep(Duration::from_secs(3)).await;
+    approve();
+    sleep(Duration::from_secs(3)).await;
+    let measured = reading(&server).duration_since(first).as_secs();
+    assert!((20 * 60..20 * 60 + 12).contains(&measured), "{measured} s over dry-run");
+    let before = reading(&server);
+    sleep(Duration::from_mins(7)).await;
+    assert_eq!(reading(&server), before);
+    replica.end().await;
+    let measured = reading(&server).duration_since(before).as_secs();
+    assert!((7 * 60..7 * 60 + 6).contains(&measured), "{measured} s until the stop");
 }

@@ -198,6 +198,12 @@ impl Replica {
         self.observations.send(Observation::RoundDone(Round::default())).await.unwrap();
     }
 
+    /// The service is told to stop: no more observations come. Returns when the policy task has ended.
+    pub(super) async fn end(mut self) {
+        self.observations = mpsc::channel(1).0;
+        while self.decided.changed().await.is_ok() {}
+    }
+
     /// The Lease has passed to another replica.
     pub(super) fn follow(&self) {
         self.leadership.send_modify(|leadership| {

@@ -5,6 +5,7 @@
 //! evidence is fresh at this moment, disputes, the readings of odometers. Moments are kept by the wall clock and get back a
 //! reading of the monotonic clock when they are read (see [`Moment::at_wall`]).
 
+mod clocks;
 mod read;
 mod write;
 
@@ -21,6 +22,7 @@ use crate::names::App;
 use crate::snapshot::Snapshot;
 use crate::state::incident as kept;
 
+pub(super) use self::clocks::ClockWritten;
 pub(super) use self::read::record;
 pub use self::read::remembered;
 use self::read::{dates, order, reading, restored};
@@ -90,9 +92,19 @@ impl Book {
     /// Restores the book from what was kept. It is as certain as it was then, but no evidence is fresh, and clearing
     /// clocks start anew. `snapshot` has the readings of the nodes' odometers.
     pub fn restore(documents: &[kept::Incident], snapshot: &Snapshot, now: Moment) -> Self {
+        Self::default().restore_again(documents, snapshot, now)
+    }
+
+    /// Like [`Book::restore`], in the process that has led with this book without interruption until now: the time that
+    /// it has measured since the last write counts.
+    #[must_use]
+    pub fn restore_again(&self, documents: &[kept::Incident], snapshot: &Snapshot, now: Moment) -> Self {
         let newest = documents.iter().filter_map(|document| reading(&document.status)).max();
         let clock = LeaderClock::restored(newest.map(WallTime::from), now);
-        let mut book = Self { clock, dates: dates(documents, now), ..Self::default() };
+        let dates = dates(documents, now);
+        let written = ClockWritten::new(&clock, &dates);
+        let (clock, dates) = (self.clock.or_later(clock, now), self.dates.clone().or(dates));
+        let mut book = Self { clock, dates, written, ..Self::default() };
         let mut documents: Vec<&kept::Incident> = documents.iter().collect();
         // Only the latest incident of an App counts, so it has to come last. Of two that are equally late, the one that
         // has its own name counts.
@@ -117,7 +129,8 @@ impl Book {
 
     /// The Apps whose incidents differ from what is kept. Those that are or were blocked come first, because blocks and
     /// releases wait for these writes. Last come a limited number of incidents of which only the evidence is newer than
-    /// what is kept, those with the oldest kept evidence first: no decision waits for these.
+    /// what is kept, those with the oldest kept evidence first, and one if the persisted clocks are outdated: no decision
+    /// waits for these.
     pub fn unsaved(&self) -> Vec<App> {
         let (mut unsaved, mut refreshes) = (Vec::new(), Vec::new());
         for (app, incident) in &self.incidents {
@@ -134,7 +147,9 @@ impl Book {
         };
         unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
         let refreshes = refreshes.into_iter().take(REFRESHES).map(|(_, app)| app);
-        unsaved.into_iter().map(|(app, _)| app).chain(refreshes).cloned().collect()
+        let unsaved: Vec<App> = unsaved.into_iter().map(|(app, _)| app).chain(refreshes).cloned().collect();
+        let bearer = self.bearer_of_clocks().filter(|app| !unsaved.contains(app)).cloned();
+        unsaved.into_iter().chain(bearer).collect()
     }
 
     /// The document to keep for the incident of `app`.
@@ -148,6 +163,7 @@ impl Book {
         for app in apps {
             if let Some(incident) = self.incidents.get_mut(app) {
                 self.effective.insert(app.clone(), Effective::kept(incident));
+                self.written = ClockWritten::new(&self.clock, &self.dates);
             }
         }
         self.effective.retain(|app, _| self.incidents.contains_key(app));

@@ -1,0 +1,79 @@
+//! When the clocks are persisted again although no incident has changed.
+//!
+//! The leader clock and the believed time are part of each incident's document, and the next leader goes on with the
+//! latest ones. The time that has been measured since the last write is lost to it: a grace would begin anew, and a date
+//! would be in doubt for that long.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::Moment;
+use crate::moment::WallTime;
+use crate::names::App;
+use crate::policy::book::Book;
+use crate::policy::dates::Dates;
+use crate::policy::incident::{Incident, Standing};
+use crate::policy::leader_clock::{LeaderClock, age};
+
+/// How much measured time a replica that is killed may lose, while a grace runs.
+const GRACE_REFRESH: Duration = Duration::from_secs(30);
+/// The same, while none does, and a date of an exemption or a release is not over.
+const DATES_REFRESH: Duration = Duration::from_mins(10);
+
+/// What is persisted of the clocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::policy) struct ClockWritten {
+    /// The reading of the leader clock; `None` if it is to be persisted as soon as possible.
+    reading: Option<WallTime>,
+    latest_over: Option<Timestamp>,
+}
+
+impl ClockWritten {
+    /// The clocks are persisted as they are.
+    pub(super) fn new(clock: &LeaderClock, dates: &Dates) -> Self {
+        Self { reading: clock.last().map(|(reading, _)| reading), latest_over: dates.latest_over() }
+    }
+}
+
+impl Book {
+    /// The clocks are to be persisted with the next write, for which an open incident is written if there is one: the
+    /// process ends.
+    pub fn persist_clocks(&mut self) {
+        self.written.reading = None;
+    }
+
+    /// The open incident to write because the persisted clocks are outdated. Never one that has ended: its document says
+    /// by the leader clock when it ended.
+    pub(super) fn bearer_of_clocks(&self) -> Option<&App> {
+        let (reading, _) = self.clock.last()?;
+        let is_open = |(app, incident): &(&App, &Incident)| {
+            let is_kept = self.effective.get(app).is_some_and(|before| before.is_kept);
+            is_kept && !matches!(incident.standing, Standing::Ended { .. })
+        };
+        let bearer = self.incidents.iter().find(is_open).map(|(app, _)| app);
+        bearer.filter(|_| self.are_clocks_outdated(reading))
+    }
+
+    fn are_clocks_outdated(&self, reading: WallTime) -> bool {
+        let Some(written) = self.written.reading else { return true };
+        let limit = match (self.is_grace_running(), self.dates.is_any_ahead()) {
+            (true, _) => Some(GRACE_REFRESH),
+            (false, true) => Some(DATES_REFRESH),
+            (false, false) => None,
+        };
+        self.dates.latest_over() > self.written.latest_over
+            || limit.is_some_and(|limit| age(reading, written) >= limit)
+    }
+
+    fn is_grace_running(&self) -> bool {
+        self.incidents.values().any(|incident| matches!(incident.standing, Standing::Grace { .. }))
+    }
+
+    /// When the clocks have to be persisted because a grace runs; `None` if they have to be now.
+    pub fn clocks_due(&self, now: Moment) -> Option<Moment> {
+        let written = self.written.reading.filter(|_| self.is_grace_running())?;
+        let left = GRACE_REFRESH.checked_sub(age(self.clock.at(now.uptime()), written))?;
+        Some(Moment::new(now.uptime().saturating_add(left), now.wall())).filter(|_| !left.is_zero())
+    }
+}

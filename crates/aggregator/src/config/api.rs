@@ -34,7 +34,7 @@ impl Api {
         match (auth, &self.token_file) {
             (Auth::Tokens, Some(file)) => {
                 if let Err(error) = token_file::read(file) {
-                    problems.0.push(("api.token_file".to_owned(), format!("{}: {error}", file.display())));
+                    problems.say("api.token_file", format!("{}: {error}", file.display()));
                 }
             }
             (Auth::Tokens, None) => {

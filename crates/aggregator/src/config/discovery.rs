@@ -81,9 +81,7 @@ impl Discovery {
             (Mode::File, Some(file)) => match plain_file::read_text(file, plain_file::MAX_TEXT) {
                 Ok(text) => {
                     if let Err(error) = fixed::parse(text.lines(), port) {
-                        problems
-                            .0
-                            .push(("discovery.file".to_owned(), format!("{}: {error}", file.display())));
+                        problems.say("discovery.file", format!("{}: {error}", file.display()));
                     }
                 }
                 Err(e) => {
@@ -100,7 +98,7 @@ impl Discovery {
             (_, None) => {}
         }
         if let Err(error) = self.static_targets(port) {
-            problems.0.push(("discovery.targets".to_owned(), error.to_string()));
+            problems.say("discovery.targets", error.to_string());
         }
     }
 

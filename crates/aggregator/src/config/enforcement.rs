@@ -166,13 +166,13 @@ impl Enforcement {
         for (index, exemption) in self.exemptions.iter().enumerate() {
             if let Some(until) = exemption.until.filter(|until| *until <= now) {
                 let problem = format!("{until} has passed: the exemption covers nothing");
-                found.0.push((format!("{}.until", place(index)), problem));
+                found.say(format!("{}.until", place(index)), problem);
             }
             if let Some(until) = exemption.until.filter(|until| policy::is_too_far(*until, now)) {
                 let problem = format!(
                     "{until} is more than ten years after {now}, the time of this machine: the date or the clock is wrong"
                 );
-                found.0.push((format!("{}.until", place(index)), problem));
+                found.say(format!("{}.until", place(index)), problem);
             }
         }
     }

@@ -132,7 +132,7 @@ impl Gateway {
         if self.max_service_entries == 0 {
             let problem =
                 "with 0 the gateway closes no App without an Ingress, and without a cluster none at all";
-            found.0.push(("gateway.max_service_entries".to_owned(), problem.to_owned()));
+            found.say("gateway.max_service_entries", problem);
         }
     }
 

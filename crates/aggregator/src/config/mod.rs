@@ -106,14 +106,40 @@ impl ConfigError {
     }
 }
 
-/// The mistakes that a section finds in itself: path and what is wrong.
+/// The mistakes that a section finds in itself.
 #[derive(Debug, Default)]
-struct Problems(Vec<(String, String)>);
+struct Problems(Vec<Problem>);
+
+/// A mistake at a path.
+#[derive(Debug)]
+struct Problem {
+    path: String,
+    /// The value there that is not allowed; `None` if `text` says all.
+    value: Option<String>,
+    text: String,
+}
+
+impl Problem {
+    /// On one line, after its `place`. A duration or a size is shown as `tree` has it.
+    fn told(&self, place: &str, tree: &serde_json::Value) -> String {
+        let value = self.value.as_ref().map(|value| {
+            let written = values::at(tree, &self.path).and_then(serde_json::Value::as_str);
+            format!("{} ", written.filter(|written| values::is_quantity(written, value)).unwrap_or(value))
+        });
+        one_line(&format!("{place}: {}{}", value.unwrap_or_default(), self.text))
+    }
+}
 
 impl Problems {
     /// `value` at `path` is not one of what is `allowed`.
     fn refuse(&mut self, path: &str, value: impl fmt::Display, allowed: impl fmt::Display) {
-        self.0.push((path.to_owned(), format!("{value} is not allowed; allowed is {allowed}")));
+        let (path, value) = (path.to_owned(), Some(value.to_string()));
+        self.0.push(Problem { path, value, text: format!("is not allowed; allowed is {allowed}") });
+    }
+
+    /// `text` says what is wrong at `path`.
+    fn say(&mut self, path: impl Into<String>, text: impl Into<String>) {
+        self.0.push(Problem { path: path.into(), value: None, text: text.into() });
     }
 
     fn require(&mut self, holds: bool, path: &str, value: impl fmt::Display, allowed: impl fmt::Display) {
@@ -183,8 +209,7 @@ impl Config {
         }
         let mut config: Self = serde_path_to_error::deserialize(&tree).map_err(refused)?;
         let told = |Problems(found): Problems| -> Vec<String> {
-            let line = |(path, problem): (String, String)| one_line(&format!("{}: {problem}", place(&path)));
-            found.into_iter().map(line).collect()
+            found.iter().map(|problem| problem.told(&place(&problem.path), &tree)).collect()
         };
         let problems = told(config.problems());
         config.warnings = told(config.suspicious(Timestamp::now()));

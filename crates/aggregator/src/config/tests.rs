@@ -227,7 +227,15 @@ fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
         format!("enforcement: {{exemptions: [{{app: x, reason: \"{}\"}}]}}\n", "\u{e9}".repeat(1024));
     assert!(parse(&longest).is_ok());
     refused("collector: {max_body: 4096}\n", "collector.max_body: 4096", "512KiB");
-    refused("collector: {byte_budget: 1MiB}\n", "collector.byte_budget: 1.0 MiB", "twice collector.max_body");
+    refused("collector: {byte_budget: 1MiB}\n", "collector.byte_budget: 1MiB is", "twice collector.max_body");
+    for written in ["8d", "192h", "169h", "1w 1s"] {
+        refused(
+            &format!("enforcement: {{grace: {written}}}\n"),
+            &format!("enforcement.grace: {written} is not allowed"),
+            "allowed is 0s to 7days",
+        );
+    }
+    assert!(parse("enforcement: {grace: 168h}\n").is_ok());
     refused("gateway: {status_code: 200}\n", "gateway.status_code: 200", "400 to 599");
     refused("gateway: {phase: authn}\n", "gateway.phase", "`AUTHN`");
     refused("notification: {blocked: {title: \"{ap}\"}}\n", "notification.blocked.title", "{app}");

@@ -111,6 +111,14 @@ pub(crate) fn shown(value: &Value) -> String {
     }
 }
 
+/// Whether `written` is the duration or the size that is `shown` in another form: `192h` and `8days`, `1MiB` and `1.0 MiB`.
+pub(super) fn is_quantity(written: &str, shown: &str) -> bool {
+    let duration = humantime::parse_duration(written).map(humantime::format_duration);
+    let size = written.parse::<bytesize::ByteSize>();
+    duration.is_ok_and(|it| it.to_string() == shown)
+        || size.is_ok_and(|it| it.display().iec().to_string() == shown)
+}
+
 struct FromText<T> {
     expecting: &'static str,
     parse: fn(&str) -> Result<T, String>,

@@ -42,6 +42,8 @@ pub(crate) fn init(logger: Logger, clear: bool) {
     drop(result);
 }
 
+/// Writes to standard error. A line that can't be written is lost, without an error: the subscriber would print the error to
+/// standard error and panic, and a terminal that closes must not end the service.
 struct Lines {
     clear: bool,
 }
@@ -54,12 +56,14 @@ impl Write for Lines {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut stderr = stderr().lock();
         if self.clear {
-            stderr.write_all(CLEAR_LINE.as_bytes())?;
+            let _ = stderr.write_all(CLEAR_LINE.as_bytes());
         }
-        stderr.write_all(bytes)
+        let _ = stderr.write_all(bytes);
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        stderr().flush()
+        let _ = stderr().flush();
+        Ok(())
     }
 }

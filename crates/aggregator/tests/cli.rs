@@ -5,10 +5,10 @@ mod common;
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use common::{PROGRAM, Process, free_port, listing, objects, try_get, wait_for};
+use common::{PROGRAM, Process, free_port, get_json, listing, objects, signal, try_get, wait_for};
 use procscan_aggregator::state::FileStore;
 use procscan_core::names::App;
 use procscan_core::state::{Incident, IncidentSpec, incident};
@@ -208,6 +208,67 @@ fn a_signal_at_any_moment_ends_in_order_with_whole_files() {
         let left = listing(&directory.join("objects"));
         assert!(left.iter().all(|name| !name.starts_with('.')), "{left:?}");
     }
+}
+
+#[test]
+fn a_hang_up_does_not_end_the_service_and_is_said_once_each_time() {
+    let temp = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let text = format!(
+        "discovery: {{mode: static, targets: [127.0.0.1:9]}}\noutput: {{mode: directory}}\n\
+         aggregator: {{address: 127.0.0.1, port: {port}}}\n"
+    );
+    std::fs::write(temp.path().join("config.yaml"), text).unwrap();
+    let service = Process::start(PROGRAM, &["run"], temp.path());
+    let address = ([127, 0, 0, 1], port).into();
+    wait_for("the API", Duration::from_secs(10), || try_get(address, "/health"));
+    for times in 1..=2 {
+        signal(service.0.id(), "HUP");
+        wait_for("the line", Duration::from_secs(10), || {
+            let log = std::fs::read_to_string(temp.path().join("stderr")).unwrap();
+            let said = log.lines().filter(|line| line.contains("SIGHUP") && line.contains("restart")).count();
+            assert!(said <= times, "{log}");
+            (said == times).then_some(())
+        });
+        assert_eq!(try_get(address, "/health").unwrap().status, 200);
+    }
+    assert_eq!(service.terminate(Duration::from_secs(5)).code(), Some(0));
+}
+
+/// What a terminal leaves that closes: a signal, and a standard error to which nothing can be written.
+#[test]
+fn a_terminal_that_closes_does_not_end_the_service() {
+    let temp = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let text = format!(
+        "discovery: {{mode: static, targets: [127.0.0.1:9]}}\noutput: {{mode: directory}}\n\
+         aggregator: {{address: 127.0.0.1, port: {port}, scan_interval: 1s}}\ncollector: {{timeout: 1s, connect_timeout: 1s}}\n"
+    );
+    std::fs::write(temp.path().join("config.yaml"), text).unwrap();
+    let mut run = Command::new(PROGRAM);
+    run.arg("run").current_dir(temp.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut service = Process(run.spawn().unwrap());
+    let address = ([127, 0, 0, 1], port).into();
+    wait_for("the API", Duration::from_secs(10), || try_get(address, "/health"));
+    drop(service.0.stderr.take());
+    signal(service.0.id(), "HUP");
+    let rounds = || get_json(address, "/readyz")["rounds"].as_u64();
+    let first = rounds();
+    wait_for("another round", Duration::from_secs(10), || (rounds() > first).then_some(()));
+    assert_eq!(service.0.try_wait().unwrap(), None);
+    assert_eq!(service.terminate(Duration::from_secs(5)).code(), Some(0));
+}
+
+#[test]
+fn a_hang_up_ends_the_demo_in_order() {
+    let temp = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mut demo =
+        Process::start(PROGRAM, &["demo", "--port", &port.to_string(), "--dir", "objects"], temp.path());
+    wait_for("the API", Duration::from_secs(10), || try_get(([127, 0, 0, 1], port).into(), "/health"));
+    signal(demo.0.id(), "HUP");
+    let status = wait_for("the end", Duration::from_secs(5), || demo.0.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
 }
 
 #[test]

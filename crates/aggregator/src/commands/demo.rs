@@ -51,7 +51,7 @@ pub(super) async fn demo(args: args::Demo, mut stop: Stop) -> Result<(), Command
     let service = Service::start(&config).await?;
     explain(&args, &service);
     let drawing = live.then(|| tokio::spawn(progress::draw(service.views().clone())));
-    let result = until_stopped(service, &mut stop).await;
+    let result = until_stopped(service, stop.wait()).await;
     if let Some(drawing) = drawing {
         drawing.abort();
         eprintln!();

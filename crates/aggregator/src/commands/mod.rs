@@ -128,7 +128,7 @@ async fn operate(command: Operate, mut stop: Stop) -> Result<(), CommandError> {
     }
 }
 
-/// SIGTERM, SIGINT and SIGHUP: the configuration is read at the start only, so a hang-up ends in order like the others.
+/// SIGTERM, SIGINT and SIGHUP.
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
@@ -145,7 +145,21 @@ impl Stop {
         })
     }
 
-    /// Waits for one of them.
+    /// Waits for SIGTERM or SIGINT. SIGHUP is only logged: a terminal that closes sends it, and so do operators who want the
+    /// configuration to be read again, and neither is to end the service.
+    async fn wait_as_a_service(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                Some(()) = self.hangup.recv() => tracing::warn!(
+                    "SIGHUP is ignored: the configuration is read at the start only; to reload it, restart the service"
+                ),
+            }
+        }
+    }
+
+    /// Waits for one of them: what an operator has started in a terminal ends with it.
     async fn wait(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

@@ -14,13 +14,16 @@ pub(super) async fn run(config: &Path, mut stop: Stop) -> Result<(), CommandErro
         tracing::warn!("{warning}");
     }
     let service = Service::start(&config).await?;
-    until_stopped(service, &mut stop).await
+    until_stopped(service, stop.wait_as_a_service()).await
 }
 
-/// Runs until a signal comes, or a stage dies.
-pub(super) async fn until_stopped(mut service: Service, stop: &mut Stop) -> Result<(), CommandError> {
+/// Runs until `stop` is ready, or a stage dies.
+pub(super) async fn until_stopped(
+    mut service: Service,
+    stop: impl Future<Output = ()>,
+) -> Result<(), CommandError> {
     let broken = tokio::select! {
-        () = stop.wait() => None,
+        () = stop => None,
         stage = service.broken() => Some(stage),
     };
     service.stop().await;

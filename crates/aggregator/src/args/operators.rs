@@ -102,7 +102,7 @@ pub(crate) struct Decisions {
     #[arg(long, value_name = "WHO")]
     pub(crate) actor: Option<String>,
     /// Only those since then: so long ago (24h), or a time (2026-01-02T10:30:00Z).
-    #[arg(long, value_name = "WHEN", value_parser = when)]
+    #[arg(long, value_name = "WHEN", value_parser = since)]
     pub(crate) since: Option<When>,
     /// How many, at most.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -150,7 +150,7 @@ pub(crate) struct Release {
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) incident: String,
     /// How long these accusations don't block the App again: so long (30d, as if not given), or up to a time.
-    #[arg(long, value_name = "WHEN", value_parser = when)]
+    #[arg(long, value_name = "WHEN", value_parser = until)]
     pub(crate) until: Option<When>,
     /// Why, for the log: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT")]
@@ -177,7 +177,7 @@ pub(crate) struct Exempt {
     #[arg(long, value_name = "X")]
     pub(crate) rule: Option<String>,
     /// How long it counts: so long (30d), or up to a time; for ever if not given.
-    #[arg(long, value_name = "WHEN", value_parser = when)]
+    #[arg(long, value_name = "WHEN", value_parser = until)]
     pub(crate) until: Option<When>,
     /// How many tenants with blocked Apps it may open; needed beyond `brake.max_releases`.
     #[arg(long, value_name = "N")]
@@ -242,8 +242,14 @@ impl When {
         self.time(|span| now.checked_sub(span))
     }
 
-    /// The time, with spans counted from `now`. It must be in the future, and at most ten years ahead.
+    /// The time, with spans counted from `now`. It must lie ahead, and at most ten years.
     pub(crate) fn after(self, now: Timestamp) -> Result<Timestamp, String> {
+        if self == Self::Away(Duration::ZERO) {
+            return Err(
+                "0s: the time must lie ahead; allowed is a duration longer than 0, or a time to come"
+                    .to_owned(),
+            );
+        }
         let time = self.time(|span| now.checked_add(span))?;
         if time <= now {
             return Err(format!("{time} is over; allowed is a time to come"));
@@ -269,17 +275,23 @@ impl When {
     }
 }
 
-fn when(text: &str) -> Result<When, String> {
-    if let Ok(span) = humantime::parse_duration(text)
-        && !span.is_zero()
-    {
+/// What is said where a time is expected.
+const A_WHEN: &str = "allowed is a duration with its unit, such as 24h or 30d, or a time with its zone, such as 2026-01-02T10:30:00Z";
+
+/// A time for `--since`.
+fn since(text: &str) -> Result<When, String> {
+    match until(text)? {
+        When::Away(Duration::ZERO) => Err(A_WHEN.to_owned()),
+        when => Ok(when),
+    }
+}
+
+/// A time for `--until`. Whether it is in the future is for [`When::after`] to say.
+fn until(text: &str) -> Result<When, String> {
+    if let Ok(span) = humantime::parse_duration(text) {
         return Ok(When::Away(span));
     }
-    let time = text.parse().map(When::At);
-    time.map_err(|_: jiff::Error| {
-        "allowed is a duration with its unit, such as 24h or 30d, or a time with its zone, such as 2026-01-02T10:30:00Z"
-            .to_owned()
-    })
+    text.parse().map(When::At).map_err(|_: jiff::Error| A_WHEN.to_owned())
 }
 
 #[cfg(test)]
@@ -310,22 +322,31 @@ mod tests {
     fn times_are_spans_or_moments() {
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         let now = at("2026-01-02T10:30:00.25Z");
-        let day = when("24h").unwrap();
+        let day = until("24h").unwrap();
         assert_eq!(day.before(now), Ok(at("2026-01-01T10:30:01Z")));
         assert_eq!(day.after(now), Ok(at("2026-01-03T10:30:01Z")));
-        assert_eq!(when("30d").unwrap().after(now), Ok(at("2026-02-01T10:30:01Z")));
-        let moment = when("2026-01-02T12:00:00+08:00").unwrap();
+        assert_eq!(until("30d").unwrap().after(now), Ok(at("2026-02-01T10:30:01Z")));
+        let moment = until("2026-01-02T12:00:00+08:00").unwrap();
         assert_eq!(moment.before(now), Ok(at("2026-01-02T04:00:00Z")));
         let over = moment.after(now).unwrap_err();
         assert_eq!(over, "2026-01-02T04:00:00Z is over; allowed is a time to come");
-        assert_eq!(when("2027-01-01T00:00:00Z").unwrap().after(now), Ok(at("2027-01-01T00:00:00Z")));
-        let far = when("1000y").unwrap().after(now).unwrap_err();
+        assert_eq!(until("2027-01-01T00:00:00Z").unwrap().after(now), Ok(at("2027-01-01T00:00:00Z")));
+        let far = until("1000y").unwrap().after(now).unwrap_err();
         assert!(far.ends_with("is more than ten years ahead; allowed is up to ten years"), "{far}");
-        assert!(when("10y").unwrap().after(now).is_ok());
-        assert_eq!(when("9000000y").unwrap().after(now).unwrap_err(), "9000000years is too far away");
-        for bad in ["", "0", "0s", "24", "soon", "-1h", "2026-01-02", "2026-01-02T10:30:00"] {
-            let error = when(bad).expect_err(bad);
-            assert!(error.starts_with("allowed is a duration with its unit"), "{error}");
+        assert!(until("10y").unwrap().after(now).is_ok());
+        assert_eq!(until("9000000y").unwrap().after(now).unwrap_err(), "9000000years is too far away");
+        for bad in ["", "24", "soon", "-1h", "2026-01-02", "2026-01-02T10:30:00"] {
+            for error in [since(bad).expect_err(bad), until(bad).expect_err(bad)] {
+                assert!(error.starts_with("allowed is a duration with its unit"), "{error}");
+            }
+        }
+        for zero in ["0", "0s", "0h 0m"] {
+            assert!(since(zero).expect_err(zero).starts_with("allowed is a duration with its unit"));
+            let error = until(zero).unwrap().after(now).unwrap_err();
+            assert_eq!(
+                error,
+                "0s: the time must lie ahead; allowed is a duration longer than 0, or a time to come"
+            );
         }
     }
 }

@@ -172,6 +172,10 @@ fn exemptions_that_make_no_sense_are_bad_usage() {
         (&["--app", "web", "--reason", "x", "--id", "A b"], "--id A b: allowed are small letters"),
         (&["--app", "web", "--reason", "x", "--until", "2020-01-01T00:00:00Z"], "--until: 2020-01-01"),
         (&["--app", "web", "--reason", "x", "--until", "9999-01-01T00:00:00Z"], "--until: 9999-01-01"),
+        (
+            &["--app", "web", "--reason", "x", "--until", "0s"],
+            "--until: 0s: the time must lie ahead; allowed is",
+        ),
     ] {
         let args: Vec<_> = ["exempt"].iter().chain(args).copied().collect();
         let error = api.run(&args).refused(2);

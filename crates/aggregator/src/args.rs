@@ -85,7 +85,7 @@ They are in deploy/manifests/rbac.yaml too.")]
 
 #[derive(Debug, Args)]
 pub(crate) struct ConfigFile {
-    /// The configuration file.
+    /// The configuration: a regular file, or a link to one, of at most 16 MiB.
     #[arg(long, short, value_name = "FILE", default_value = "config.yaml")]
     pub(crate) config: PathBuf,
 }
@@ -116,7 +116,7 @@ pub(crate) struct Demo {
     /// The port of the HTTP API, on 127.0.0.1.
     #[arg(long, value_name = "PORT", default_value_t = 8090)]
     pub(crate) port: u16,
-    /// The directory that objects are written to.
+    /// The directory that objects are written to. The state is beside it, in DIR-state.
     #[arg(long, value_name = "DIR", default_value = "procscan-demo")]
     pub(crate) dir: PathBuf,
     /// Give the last simulated nodes a fault, as `BEHAVIOUR[:COUNT]`; may be repeated. A wrong one lists all.

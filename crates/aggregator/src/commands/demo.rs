@@ -1,6 +1,7 @@
 //! `demo`: the main job on this machine, with nothing but this program.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -49,7 +50,7 @@ pub(super) async fn demo(args: args::Demo, mut stop: Stop) -> Result<(), Command
         config.discovery.targets.extend(simulated);
     }
     let service = Service::start(&config).await?;
-    explain(&args, &service);
+    println!("{}", banner(&args, &config, service.address()));
     let drawing = live.then(|| tokio::spawn(progress::draw(service.views().clone())));
     let result = until_stopped(service, stop.wait()).await;
     if let Some(drawing) = drawing {
@@ -98,32 +99,60 @@ fn config(args: &args::Demo) -> Config {
     config.discovery.mode = DiscoveryMode::Static;
     config.output.mode = OutputMode::Directory;
     config.output.directory = Some(args.dir.clone());
-    // Beside the objects: whoever removes those to begin anew finds it too.
+    // Beside the objects: an operator who removes those to begin anew finds it too.
     let mut state = args.dir.clone().into_os_string();
     state.push("-state");
     config.state.directory = Some(state.into());
     config
 }
 
-fn explain(args: &args::Demo, service: &Service) {
-    let address = service.address();
-    let directory = std::path::absolute(&args.dir).unwrap_or_else(|_| args.dir.clone());
-    println!(
+/// What the demo does, where to look, and what to try.
+fn banner(args: &args::Demo, config: &Config, address: SocketAddr) -> String {
+    let place = |directory: &Option<PathBuf>| {
+        let directory = directory.clone().unwrap_or_default();
+        std::path::absolute(&directory).unwrap_or(directory).display().to_string()
+    };
+    format!(
         "ProcScan Aggregator is looking at this machine's processes{}.
 
   Violations   http://{address}/api/violations
   Nodes        http://{address}/api/v1/nodes
   Plan         http://{address}/api/v1/plan
   Objects      {}
+  State        {}
 
 Try it in another terminal:
 
   cp \"$(command -v sleep)\" xmrig && ./xmrig 300
 
 It is listed within a few seconds, and its App is blocked: see the objects. Stop it, and the block is
-released once its node has answered for 30 s without it. Ctrl-C ends the demo.
+released once its node has answered for 30 s without it. Ctrl-C ends the demo. The next one goes on from
+the state; remove it and the objects to begin anew.
 ",
         if args.nodes > 0 { format!(" and at {} simulated nodes", args.nodes) } else { String::new() },
-        directory.display(),
-    );
+        place(&config.output.directory),
+        place(&config.state.directory),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Arguments, Command};
+
+    #[test]
+    fn the_banner_names_every_directory_that_the_demo_makes() {
+        for (args, objects) in [(&["demo"][..], "procscan-demo"), (&["demo", "--dir", "/tmp/a"], "/tmp/a")] {
+            let args = Arguments::parse_from([&["procscan-aggregator"], args].concat());
+            let Command::Demo(args) = args.command else { panic!("{args:?}") };
+            let config = config(&args);
+            let banner = banner(&args, &config, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1));
+            let objects = std::path::absolute(objects).unwrap().display().to_string();
+            for line in [format!("  Objects      {objects}"), format!("  State        {objects}-state")] {
+                assert!(banner.lines().any(|it| it == line), "{line}: {banner}");
+            }
+        }
+    }
 }

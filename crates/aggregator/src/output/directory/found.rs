@@ -63,10 +63,12 @@ impl Found {
 
 /// The object in a text.
 pub(super) fn parse(text: &str) -> Result<Value, String> {
-    match serde_saphyr::from_str(text) {
+    // Snippets of the file would make errors longer than one line.
+    let options = serde_saphyr::options! { with_snippet: false };
+    match serde_saphyr::from_str_with_options(text, options) {
         Ok(object @ Value::Object(_)) => Ok(object),
         Ok(_) => Err("there is no object in it".to_owned()),
-        Err(e) => Err(e.to_string()),
+        Err(e) => Err(e.to_string().split_whitespace().collect::<Vec<_>>().join(" ")),
     }
 }
 

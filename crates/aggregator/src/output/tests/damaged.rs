@@ -55,6 +55,26 @@ fn a_damaged_file_is_written_anew_from_what_is_decided_and_kept_beside_it() {
     assert_eq!((listing(temp.path()), logged.lines()), (vec![PLUGIN.to_owned()], Vec::new()));
 }
 
+/// The parser's message shows some lines of the file, which are joined.
+#[test]
+fn what_is_wrong_with_a_damaged_file_is_said_on_one_line() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    put(&directory, &objects(&["web"], 0)).unwrap();
+    let path = temp.path().join(PLUGIN);
+    let whole = fs::read_to_string(&path).unwrap();
+    let (logged, _guard) = Logged::start();
+    for damaged in damages(&whole) {
+        fs::write(&path, &damaged).unwrap();
+        let new = Directory::open(temp.path()).unwrap();
+        let error = new.blocked(&settings().gateway, false).unwrap_err().to_string();
+        assert_eq!(error.lines().count(), 1, "{error}");
+        new.blocked(&settings().gateway, true).unwrap();
+        let lines = logged.lines();
+        assert!(lines.len() == 1 && lines[0].contains("a file of ours is damaged"), "{damaged}: {lines:?}");
+    }
+}
+
 #[test]
 fn an_emptied_file_of_our_name_is_written_anew_and_other_empty_files_stay() {
     let temp = tempfile::tempdir().unwrap();

@@ -289,9 +289,9 @@ fn a_new_leader_releases_nothing_in_an_accused_namespace_that_it_has_not_looked_
     assert_eq!(world.blocked(), ["ns-a"], "of another App");
 }
 
-/// The accusation of the other Pod is old when a replica leads that has not looked at the namespace.
-#[test]
-fn a_new_leader_releases_nothing_for_which_it_has_old_evidence_that_it_has_not_looked_up() {
+/// `ns-a` is blocked for its Pod on n1. Only the replica that does not lead hears the accusation of its other Pod, on n2. n2
+/// then falls silent, and that evidence is old when that replica leads.
+fn only_the_new_leader_has_heard_of_the_other_pod() -> World {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web-1", "n1", "web");
@@ -301,43 +301,6 @@ fn a_new_leader_releases_nothing_for_which_it_has_old_evidence_that_it_has_not_l
         w.answer("n1", vec![record_of("ns-a", "web-1", "xmrig", now), record("ns-b", now)]);
     };
     let mut other = world.new_ledger();
-    accuse(&mut world);
-    assert_eq!(world.blocked(), ["ns-a"]);
-    std::mem::swap(&mut world.ledger, &mut other);
-    let now = world.clock();
-    world.answer("n2", vec![record_of("ns-a", "web-2", "xmrig", now), record("ns-b", now)]);
-    std::mem::swap(&mut world.ledger, &mut other);
-    world.follower = Some((other, true));
-    world.rounds(40, |w| {
-        accuse(w);
-        w.fail("n2");
-    });
-    world.fail_over();
-    world.facts = Facts::default();
-    world.rounds(40, |w| {
-        w.answer("n1", vec![]);
-        w.fail("n2");
-        assert_eq!(w.blocked(), ["ns-a"], "the other Pod has not been looked up");
-    });
-    world.rounds(45, |w| {
-        w.answer("n1", vec![]);
-        w.answer("n2", vec![]);
-    });
-    assert!(world.blocked().is_empty());
-}
-
-/// Only the replica that does not lead has heard an accusation; its node falls silent, and the evidence is old when that replica leads.
-#[test]
-fn what_only_another_replica_has_heard_holds_the_release_until_its_node_has_answered() {
-    let mut world = World::new(&["n1", "n2"]);
-    world.policy.verify_pods = true;
-    world.pod_on("ns-a", "web-1", "n1", "web");
-    world.pod_on("ns-a", "web-2", "n2", "web");
-    let mut other = world.new_ledger();
-    let accuse = |w: &mut World| {
-        let now = w.clock();
-        w.answer("n1", vec![record_of("ns-a", "web-1", "xmrig", now), record("ns-b", now)]);
-    };
     accuse(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
     std::mem::swap(&mut world.ledger, &mut other);
@@ -351,16 +314,34 @@ fn what_only_another_replica_has_heard_holds_the_release_until_its_node_has_answ
         assert_eq!(w.blocked(), ["ns-a"]);
     });
     world.fail_over();
+    world
+}
+
+/// n1 answers that its Pod has stopped. While n2 is silent nothing is released, for the reason `why`; then n2 answers too.
+fn is_released_when_n2_has_answered(mut world: World, why: &str) {
     world.rounds(40, |w| {
         w.answer("n1", vec![]);
         w.fail("n2");
-        assert_eq!(w.blocked(), ["ns-a"], "the node of the other Pod is silent");
+        assert_eq!(w.blocked(), ["ns-a"], "{why}");
     });
     world.rounds(45, |w| {
         w.answer("n1", vec![]);
         w.answer("n2", vec![]);
     });
     assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn a_new_leader_releases_nothing_for_which_it_has_old_evidence_that_it_has_not_looked_up() {
+    let mut world = only_the_new_leader_has_heard_of_the_other_pod();
+    world.facts = Facts::default();
+    is_released_when_n2_has_answered(world, "the other Pod has not been looked up");
+}
+
+#[test]
+fn what_only_another_replica_has_heard_holds_the_release_until_its_node_has_answered() {
+    let world = only_the_new_leader_has_heard_of_the_other_pod();
+    is_released_when_n2_has_answered(world, "the node of the other Pod is silent");
 }
 
 /// An App is blocked, and gone while `prevented`, so that it is not released as gone; then it is back and mines, and its

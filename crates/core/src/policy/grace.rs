@@ -95,9 +95,6 @@ impl Incident {
             (None, Some(record)) => record,
             (None, None) => return false,
         };
-        if given.is_none() {
-            self.grace_told = None;
-        }
         if left.is_zero() {
             if self.grace.as_ref().is_some_and(|grace| grace.idle_since.is_some()) {
                 self.file().grace =

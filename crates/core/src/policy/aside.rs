@@ -11,15 +11,24 @@ use crate::plan::Block;
 
 /// The Apps that are set aside, with the block that the gateway's objects show for each.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Aside(BTreeMap<App, Option<Arc<Block>>>);
+pub(super) struct Aside {
+    apps: BTreeMap<App, Option<Arc<Block>>>,
+    /// An incident can't be read, nor which App it is of.
+    pub(super) has_unknown: bool,
+}
 
 impl Aside {
     pub(super) fn insert(&mut self, app: App) {
-        self.0.entry(app).or_default();
+        self.apps.entry(app).or_default();
     }
 
     pub(super) fn contains(&self, app: &App) -> bool {
-        self.0.contains_key(app)
+        self.apps.contains_key(app)
+    }
+
+    /// All of them.
+    pub(super) fn apps(&self) -> BTreeSet<App> {
+        self.apps.keys().cloned().collect()
     }
 
     /// Keeps closed what was found closed of an App. The objects do not say which Service belongs to which App, so
@@ -36,17 +45,17 @@ impl Aside {
             exposure: Arc::new(exposure),
             reason: "it was found blocked, and what is kept of it can't be read".into(),
         };
-        self.0.insert(app.clone(), Some(Arc::new(block)));
+        self.apps.insert(app.clone(), Some(Arc::new(block)));
     }
 
     /// The blocks that stay.
     pub(super) fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
-        self.0.values().flatten()
+        self.apps.values().flatten()
     }
 
     /// Adds the blocks that stay to `blocks`, which are ordered by App.
     pub(super) fn add_to(&self, blocks: &mut Vec<Arc<Block>>) {
-        if self.0.is_empty() {
+        if self.apps.is_empty() {
             return;
         }
         blocks.extend(self.blocks().cloned());

@@ -61,6 +61,10 @@ pub(super) struct Pass<'a> {
     pub(super) exemptions: Vec<Force>,
     /// Operators' releases, by the earlier names of Apps.
     pub(super) released: BTreeMap<App, Vec<StickyRelease>>,
+    /// The holds of brakes, by the earlier names of Apps.
+    held: BTreeMap<App, Box<(Moment, super::Brake)>>,
+    /// The Apps whose persisted incidents can't be read.
+    aside: BTreeSet<App>,
     /// Namespaces with accusations, fresh or old, that are not cleared and can't be judged.
     pub(super) doubtful: BTreeSet<Text>,
     /// The Pods of those accusations that are fresh, with the accusing nodes.
@@ -118,6 +122,8 @@ impl Book {
             dates,
             exemptions,
             released: before,
+            held: BTreeMap::new(),
+            aside: self.aside.apps(),
             doubtful,
             unjudged,
             decisions,
@@ -126,6 +132,7 @@ impl Book {
         self.note_dates(&mut pass);
         let unverified = self.hear(&mut pass);
         pass.released = self.released_before();
+        pass.held = self.held_before();
         self.clear_grounds(&pass);
         self.admit(&mut pass);
 
@@ -273,6 +280,12 @@ impl Book {
             // What dry-run decided had no effect: it becomes real like any new block, brakes included.
             incident.stand(Standing::Watched);
         }
+        if incident.held.is_none() && !incident.approved {
+            let held = incident.formerly.iter().find_map(|name| pass.held.get(name).cloned());
+            if held.is_some() {
+                incident.file().held = held;
+            }
+        }
         if incident.standing != Standing::Held
             && let Some((_, brake)) = incident.held.as_deref().filter(|_| !incident.approved)
         {
@@ -289,9 +302,13 @@ impl Book {
             incident.wants_look = wanted_look.filter(|_| incident.has_unjudged(pass));
             return Wish::Nothing;
         }
-        if incident.formerly.iter().chain([app]).any(|name| pass.may_exempt(name)) {
-            // The unreadable exemption may say that the App is not to be blocked. A late block is better than a wrong
-            // one.
+        if incident
+            .formerly
+            .iter()
+            .chain([app])
+            .any(|name| pass.may_exempt(name) || pass.aside.contains(name))
+        {
+            // What can't be read may say that the App is not to be blocked. A late block is better than a wrong one.
             return Wish::Nothing;
         }
         if !incident.is_due(app, &excuses, pass) {

@@ -2,15 +2,18 @@
 //!
 //! What operators say of an App is meant for its workload. So an App is linked with the Apps of its tenant whose Pods
 //! the same controller made, and with the App that earlier versions assigned its Pods to: a release, an exemption or a
-//! hold of these keeps it from being blocked anew. A tenant gains nothing by that: any Pod with the labels of a
+//! hold of these keeps it from being blocked anew. Each is an earlier name of the other: a workload may come back to a
+//! name that it had before. A tenant gains nothing by that: any Pod with the labels of a
 //! released App belongs to the released App anyway.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::book::Book;
+use super::brake::Brake;
 use super::evaluate::Pass;
 use super::facts::Lineage;
 use super::incident::{Incident, MAX_NAMES, Standing, StickyRelease};
+use crate::Moment;
 use crate::names::{App, Text};
 
 impl Book {
@@ -21,20 +24,17 @@ impl Book {
         }
         let Some(incident) = self.incidents.get(app) else { return };
         let is_new = |origin: &Text| !incident.origins.contains(origin) && incident.origins.len() < MAX_NAMES;
-        let origin = lineage.origin.filter(is_new);
         let mut names: BTreeSet<App> = lineage.earlier.into_iter().collect();
-        if let Some(origin) = &origin {
+        // A workload may come back to a name that it had before, so a known origin is looked at, too.
+        if let Some(origin) = &lineage.origin {
             let others = self.of_tenant(&app.namespace).filter(|(_, other)| other.origins.contains(origin));
             names.extend(others.flat_map(|(name, other)| other.formerly.iter().chain([name]).cloned()));
         }
+        let origin = lineage.origin.filter(is_new);
         names.retain(|name| name != app && !incident.formerly.contains(name));
         if origin.is_none() && names.is_empty() {
             return;
         }
-        let held = names.iter().filter_map(|name| self.incidents.get(name)).find_map(|other| {
-            let is_held = !other.approved && !matches!(other.standing, Standing::Blocked { .. });
-            other.held.clone().filter(|_| is_held)
-        });
         // By the App's own controller only, so that no other workload is taken for one that was warned.
         let given = origin.as_ref().and_then(|origin| self.given_before(app, origin, pass.policy, pass.now));
         let Some(incident) = self.incidents.get_mut(app) else { return };
@@ -45,16 +45,12 @@ impl Book {
             incident.file().grace = Some(Box::new(grace));
             incident.grace_told = Some(told);
         }
-        let is_undecided = matches!(incident.standing, Standing::Watched | Standing::Grace { .. });
         let file = incident.file();
         if let Some(origin) = origin {
             file.origins.insert(origin);
         }
         for name in names {
             file.note_name(name);
-        }
-        if is_undecided && file.held.is_none() && !file.approved {
-            file.held = held;
         }
     }
 
@@ -65,6 +61,17 @@ impl Book {
     ) -> impl Iterator<Item = (&'a App, &'a Incident)> {
         let from = App::new(namespace.clone(), "", "");
         self.incidents.range(from..).take_while(move |(app, _)| app.namespace == *namespace)
+    }
+
+    /// The holds of brakes, by the earlier names of Apps.
+    pub(super) fn held_before(&self) -> BTreeMap<App, Box<(Moment, Brake)>> {
+        let names = self.incidents.values().flat_map(|incident| incident.formerly.iter());
+        let held = names.filter_map(|name| {
+            let other = self.incidents.get(name)?;
+            let is_held = !other.approved && !matches!(other.standing, Standing::Blocked { .. });
+            Some((name.clone(), other.held.clone().filter(|_| is_held)?))
+        });
+        held.collect()
     }
 
     /// Operators' releases, by the earlier names of Apps.

@@ -271,3 +271,82 @@ fn no_app_is_an_earlier_name_of_itself() {
     };
     assert_eq!((formerly("web"), formerly("api")), (vec!["api".to_owned()], vec!["web".to_owned()]));
 }
+
+/// The workload is made anew under another label.
+fn renamed(world: &mut World, from: &str, to: (&str, &str)) -> Evaluation {
+    gone(world, from);
+    pod(world, to.0, to.1, "ReplicaSet/web");
+    accuse(world, to.0)
+}
+
+#[test]
+fn a_release_goes_on_when_the_workload_comes_back_to_a_name_that_it_had_before() {
+    for restarts in [false, true] {
+        let mut world = world();
+        pod(&mut world, "web-1", "web", "ReplicaSet/web");
+        accuse(&mut world, "web-1");
+        world.rounds(60, |world| drop(world.answer("n1", vec![])));
+        world.evaluate();
+        assert_eq!(blocked(&renamed(&mut world, "web-1", ("web-2", "site"))), ["site"]);
+        release(&mut world, "site");
+        if restarts {
+            world.evaluate();
+            world.restart();
+            world.answer("n1", vec![]);
+        }
+        let evaluation = renamed(&mut world, "web-2", ("web-3", "web"));
+        assert_eq!(blocked(&evaluation), [""; 0], "restart: {restarts}");
+        assert_eq!(blocked(&accuse(&mut world, "web-3")), [""; 0]);
+        // What was not released is blocked.
+        assert_eq!(blocked(&accuse_of(&mut world, "web-3", "ethminer")), ["web"]);
+    }
+}
+
+#[test]
+fn a_hold_of_an_earlier_name_counts_although_it_began_after_the_names_were_linked() {
+    for restarts in [false, true] {
+        let mut world = world();
+        pod(&mut world, "web-1", "web", "ReplicaSet/web");
+        accuse(&mut world, "web-1");
+        renamed(&mut world, "web-1", ("web-2", "site"));
+        world.policy.brake.max_new_tenants = 0;
+        // The blocks of both have ended, and the time in which their tenant counts as known has passed.
+        gone(&mut world, "web-2");
+        world.rounds(60, |world| drop(world.answer("n1", vec![])));
+        world.evaluate();
+        pod(&mut world, "web-3", "web", "ReplicaSet/web");
+        let evaluation = accuse(&mut world, "web-3");
+        assert_eq!((blocked(&evaluation), evaluation.held.len()), (vec![], 1));
+        world.policy.brake.max_new_tenants = 20;
+        if restarts {
+            world.restart();
+            world.answer("n1", vec![]);
+        }
+        let evaluation = renamed(&mut world, "web-3", ("web-4", "site"));
+        assert_eq!(blocked(&evaluation), [""; 0], "restart: {restarts}");
+        assert!(evaluation.held.iter().any(|held| held.app == app("site")), "{:?}", evaluation.held);
+        let act = Act::Approve { app: app("site") };
+        world.book.act(&act, "ops", &world.policy, world.now).unwrap();
+        assert_eq!(blocked(&accuse(&mut world, "web-4")), ["site"]);
+    }
+}
+
+#[test]
+fn an_app_is_not_blocked_while_the_incident_of_an_earlier_name_can_not_be_read() {
+    let mut world = world();
+    pod(&mut world, "web-1", "web", "ReplicaSet/web");
+    accuse(&mut world, "web-1");
+    release(&mut world, "web");
+    assert_eq!(blocked(&renamed(&mut world, "web-1", ("web-2", "site"))), [""; 0]);
+    world.restart();
+    world.book.set_aside([app("web")]);
+    world.answer("n1", vec![]);
+    for _ in 0..3 {
+        let evaluation = accuse(&mut world, "web-2");
+        assert!(blocked(&evaluation).is_empty());
+        assert!(evaluation.plan.summary.in_grace == 0);
+    }
+    // Another App of the same tenant is none of its names.
+    pod(&mut world, "other-1", "other", "ReplicaSet/other");
+    assert_eq!(blocked(&accuse(&mut world, "other-1")), ["other"]);
+}

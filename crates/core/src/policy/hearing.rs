@@ -205,6 +205,7 @@ impl Book {
                 let file = incident.file();
                 (file.releases, file.held) = (releases, held);
             }
+            incident.note_end();
             incident.stand(Standing::Watched);
         }
         if incident.release_held.is_some() {

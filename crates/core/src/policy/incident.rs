@@ -406,6 +406,13 @@ impl Incident {
         self.tombstones.insert(id, Tombstone { ground, at: at.into(), by, is_kept: false });
     }
 
+    /// It has ended, and that is certain: what it waited for is of no concern if it begins again.
+    pub(super) fn note_end(&mut self) {
+        if matches!(self.standing, Standing::Ended { .. }) {
+            (self.omitted, self.had_cleared) = (0, false);
+        }
+    }
+
     /// Whether its release waits for the answers of all nodes, including those that never accused it.
     pub(super) fn waits_for_all(&self) -> bool {
         self.inherited.is_some() || self.omitted > 0 || self.had_cleared
@@ -523,6 +530,8 @@ impl Incident {
         let file = self.file();
         file.exempted = Some(why.into());
         file.release_held = None;
+        // What was approved is covered now. When it is covered no longer, the brakes and the grace come first again.
+        file.approved = false;
         if self.grounds.is_empty() {
             self.end(now);
         } else {
@@ -531,7 +540,6 @@ impl Incident {
     }
 
     pub(super) fn end(&mut self, now: Moment) {
-        (self.omitted, self.had_cleared) = (0, false);
         let file = self.file();
         // What was approved was this offence. Another one is asked about again.
         file.approved = false;

@@ -3,12 +3,12 @@
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::Exposure;
-use procscan_core::policy::{AppFact, Book, Inherited, OnIngresses, Pattern};
+use procscan_core::policy::{Act, AppFact, Book, Inherited, OnIngresses, Pattern};
 use procscan_core::report::{Limits, Outcome, decode};
 use procscan_core::snapshot::State;
 
 use crate::common::agent::{Process, RealAgent};
-use crate::common::{HOUR, MINUTE, World, at, exemption, record, record_of};
+use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
 
 /// A tenant fills its node's places, and its blocked miner changes its name: each answer lists it, but there is no room
 /// for the record.
@@ -172,4 +172,49 @@ fn what_an_ended_incident_had_closed_stays_closed_for_an_app_that_is_set_aside()
     let closed: Vec<&str> =
         plan.blocks.iter().flat_map(|block| block.exposure.services.iter().map(|text| &**text)).collect();
     assert_eq!(closed, ["a.ns-x.svc", "all.ns-x.svc"]);
+}
+
+#[test]
+fn what_an_operator_approved_before_an_exemption_is_judged_anew_when_the_exemption_is_over() {
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_new_tenants = 0;
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.held(), ["ns-a"]);
+    world.book.act(&Act::Approve { app: app("ns-a") }, "ops", &world.policy, world.now).unwrap();
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let covers = |e: &mut procscan_core::policy::Exemption| e.namespace = Some(Pattern::Exact("ns-a".into()));
+    world.policy.exemptions = vec![exemption(covers, None)];
+    assert!(world.blocked().is_empty());
+    world.policy.exemptions.clear();
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-a", now)]);
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (0, 1));
+}
+
+#[test]
+fn a_release_that_could_not_be_written_waits_again_for_the_nodes_that_are_not_known() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.answer("n2", vec![]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    for incident in world.kept.values_mut() {
+        incident.status.evidence_omitted = 3;
+    }
+    world.restart();
+    world.unwritable.insert("ns-a".into());
+    world.rounds(200, |world| {
+        for node in ["n1", "n2"] {
+            world.answer(node, vec![]);
+        }
+        world.evaluate();
+    });
+    assert_eq!(world.blocked(), ["ns-a"], "its release can't be written");
+    // A node has been silent since, and may be one of those that are not known.
+    world.unwritable.clear();
+    world.fail("n2");
+    world.rounds(20, |world| drop((world.answer("n1", vec![]), world.fail("n2"))));
+    let incident = world.book.document(&app("ns-a")).unwrap();
+    assert_eq!(incident.status.evidence_omitted, 3, "{:?}", incident.status);
 }

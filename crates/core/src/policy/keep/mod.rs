@@ -67,6 +67,7 @@ impl Effective {
 
     /// The incident as it is now, after it was kept.
     fn kept(incident: &mut Incident) -> Self {
+        incident.note_end();
         for (_, ground) in incident.grounds.iter_mut() {
             ground.note_kept();
         }

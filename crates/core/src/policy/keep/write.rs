@@ -39,6 +39,10 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         Standing::Blocked { since, .. } => (IncidentState::Blocked, Some(since.wall()), None),
         Standing::Ended { at } => (IncidentState::Ended, Some(at.wall()), None),
     };
+    let omitted = match incident.standing {
+        Standing::Ended { .. } => 0,
+        _ => usize::try_from(incident.omitted).unwrap_or(usize::MAX),
+    };
     // Accusations that still count come first, the freshest before the others.
     let mut grounds: Vec<(&EvidenceId, &Ground)> = incident.grounds.iter().collect();
     grounds.sort_by_key(|(_, ground)| std::cmp::Reverse(ground.fresh_at));
@@ -78,11 +82,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         withheld: incident.withheld.to_vec(),
         evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
         // Cleared evidence comes last, and need not be waited for.
-        evidence_omitted: incident
-            .grounds
-            .len()
-            .saturating_sub(MAX_EVIDENCE)
-            .max(usize::try_from(incident.omitted).unwrap_or(usize::MAX)),
+        evidence_omitted: incident.grounds.len().saturating_sub(MAX_EVIDENCE).max(omitted),
         processes: incident.processes.iter().cloned().collect(),
         inherited: incident.inherited.as_ref().map(|accused| {
             let process = |key: &Key| kept::PodProcess { pod: key.pod.clone(), process: key.process.clone() };

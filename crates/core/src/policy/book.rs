@@ -140,6 +140,11 @@ impl Book {
         }
     }
 
+    /// An incident can't be read, nor which App it is of: it may be of any App that the objects block.
+    pub fn set_aside_unknown(&mut self) {
+        self.aside.has_unknown = true;
+    }
+
     /// A Notification that told `app`'s tenant something at `at` has been written by `now`. Whether something may be decided now:
     /// a grace counts from when its tenant could know of it.
     pub fn delivered(&mut self, app: &App, at: Timestamp, now: Moment) -> bool {

@@ -89,7 +89,7 @@ struct Known {
 impl Book {
     /// Takes over what the objects block although nothing is kept of it: an earlier version blocked it, or what was
     /// kept is lost. It stays blocked, because our own start is no evidence. What is kept counts more: an incident that
-    /// has ended is not reopened because its object could not be written in time.
+    /// has just ended is not reopened because its object could not be written in time.
     pub fn inherit(
         &mut self,
         blocked: impl IntoIterator<Item = Inherited>,
@@ -113,7 +113,13 @@ impl Book {
             self.keep_closed(&found, &closed);
             let Inherited { app, told, accused, services, .. } = &found;
             let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
-            if self.incidents.contains_key(app) || (accused.is_empty() && is_explained) {
+            let has_unknown = self.aside.has_unknown;
+            let counts = |incident: &Incident| {
+                let has_ended = matches!(incident.standing, Standing::Ended { .. });
+                !(has_unknown && has_ended || is_blocked_by_another(incident, policy, now))
+            };
+            let is_known = self.incidents.get(app).is_some_and(counts);
+            if is_known || (accused.is_empty() && is_explained) {
                 continue;
             }
             let told = told.unwrap_or(now.wall());
@@ -176,6 +182,13 @@ impl Book {
         let effective = Effective::unkept(incident);
         self.effective.insert(found.app.clone(), effective);
     }
+}
+
+/// Whether `known`, the last incident of an App of which anything is kept, ended so long ago that the App is blocked by a
+/// later one, of which nothing is kept. An operator's release counts for longer.
+fn is_blocked_by_another(known: &Incident, policy: &Policy, now: Moment) -> bool {
+    let Standing::Ended { at } = known.standing else { return false };
+    known.releases.is_empty() && now.since(at) > policy.same_incident
 }
 
 fn is_blocked(incident: &Incident) -> bool {

@@ -198,3 +198,60 @@ fn how_many_services_are_closed_is_said_with_the_first_question() {
     let snapshot = world.snapshot();
     assert_eq!(world.book.questions(&snapshot, &world.policy).services, 2);
 }
+
+#[test]
+fn what_is_closed_by_an_incident_that_is_lost_stays_closed_although_an_older_one_is_known() {
+    // Hours since the older one ended, whether an incident of an unknown App can't be read, and what follows.
+    for (hours, is_unknown, is_closed) in
+        [(0, false, false), (0, true, true), (72, false, true), (72, true, true)]
+    {
+        let mut world = World::new(&["n1", "n2"]);
+        world.answer("n1", vec![record("ns-a", 0)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        world.rounds(60, |world| drop(world.answer("n1", vec![])));
+        assert!(world.blocked().is_empty());
+        // Leaders measure the time since then, in which another App is blocked.
+        world.wait(hours * HOUR);
+        let now = world.clock();
+        world.answer("n2", vec![record("ns-b", now)]);
+        assert_eq!(world.blocked(), ["ns-b"]);
+        world.restart();
+        if is_unknown {
+            world.book.set_aside_unknown();
+        }
+        let gateway =
+            ["ns-a", "ns-b"].map(|namespace| found(namespace, &[&format!("web.{namespace}.svc")], &[], &[]));
+        let inherited = world.book.inherit(gateway, &world.policy, world.now);
+        assert_eq!(inherited.len(), usize::from(is_closed), "{hours} {is_unknown}: {inherited:?}");
+        assert_eq!(world.blocked().contains(&"ns-a".to_owned()), is_closed, "{hours} {is_unknown}");
+        if is_closed {
+            let block = world.evaluate().plan.blocks[0].clone();
+            assert_eq!(*block.exposure.services, ["web.ns-a.svc".into()]);
+            world.rounds(200, |world| {
+                world.answer("n1", vec![]);
+                world.answer("n2", vec![]);
+                world.evaluate();
+            });
+            assert!(world.blocked().is_empty(), "the rules release it");
+        }
+    }
+}
+
+#[test]
+fn what_an_operator_has_released_is_not_taken_over_as_blocked_however_long_ago_that_was() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.evaluate();
+    let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 30);
+    world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world.rounds(60, |world| drop(world.answer("n1", vec![])));
+    world.evaluate();
+    world.wait(72 * HOUR);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-b", now)]);
+    world.evaluate();
+    world.restart();
+    let gateway = [found("ns-a", &["web.ns-a.svc"], &[], &[])];
+    assert!(world.book.inherit(gateway, &world.policy, world.now).is_empty());
+    assert_eq!(world.blocked(), ["ns-b"]);
+}

@@ -46,6 +46,9 @@ impl Lead<'_> {
         self.changed.clear();
         self.book = self.book.restore_again(&kept, &snapshot, now);
         self.book.set_aside(self.unreadable.values().filter_map(|unreadable| unreadable.app.clone()));
+        if self.unreadable.values().any(|unreadable| unreadable.app.is_none()) {
+            self.book.set_aside_unknown();
+        }
         (self.decisions, self.failing, self.again) = (Vec::new(), BTreeSet::new(), None);
         self.reopened.clear();
         for incident in kept.iter().filter(|incident| incident.status.state != IncidentState::Ended) {

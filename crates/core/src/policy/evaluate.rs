@@ -280,12 +280,7 @@ impl Book {
             // What dry-run decided had no effect: it becomes real like any new block, brakes included.
             incident.stand(Standing::Watched);
         }
-        if incident.held.is_none() && !incident.approved {
-            let held = incident.formerly.iter().find_map(|name| pass.held.get(name).cloned());
-            if held.is_some() {
-                incident.file().held = held;
-            }
-        }
+        incident.take_earlier_hold(&pass.held);
         if incident.standing != Standing::Held
             && let Some((_, brake)) = incident.held.as_deref().filter(|_| !incident.approved)
         {

@@ -84,3 +84,16 @@ impl Book {
         released.collect()
     }
 }
+
+impl Incident {
+    /// Takes over the hold of an earlier name, unless it has one, or an operator has approved what it is accused of.
+    pub(super) fn take_earlier_hold(&mut self, by_name: &BTreeMap<App, Box<(Moment, Brake)>>) {
+        if self.held.is_some() || self.approved {
+            return;
+        }
+        let held = self.formerly.iter().find_map(|name| by_name.get(name).cloned());
+        if held.is_some() {
+            self.file().held = held;
+        }
+    }
+}

@@ -235,12 +235,13 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
         (StateMode::Cluster, Some(cluster)) => {
             let objects = objects(config, cluster);
             let (show, kept) = watch::channel(Arc::default());
+            let (watching, relist) = Watching::new(objects.clone());
             Ok(Place {
                 kept,
-                store: Store::Cluster(Box::new(ClusterStore::new(objects.clone()))),
+                store: Store::Cluster(Box::new(ClusterStore::new(objects.clone(), Some(relist)))),
                 desk: Desk::Cluster(objects.clone()),
                 namespace: Some(objects.namespace().to_owned()),
-                watching: Some((Watching { objects }, show)),
+                watching: Some((watching, show)),
                 election: Some(election(config, cluster)),
             })
         }

@@ -36,6 +36,8 @@ pub struct Kept {
     pub unread: Unread,
     /// Everything has been read at least once.
     pub is_complete: bool,
+    /// Which request to list anew what operators declare this answers (see [`super::cluster::Relist`]). 0 in a file.
+    pub as_of: u64,
 }
 
 /// Objects that can't be read, by name.
@@ -58,12 +60,12 @@ pub struct UnreadExemption {
 
 impl Clone for Kept {
     fn clone(&self) -> Self {
-        let Self { incidents, exemptions, enforcement, unread, is_complete } = self;
+        let Self { incidents, exemptions, enforcement, unread, is_complete, as_of } = self;
         let (exemptions, enforcement) = (exemptions.clone(), enforcement.clone());
-        let (unread, is_complete) = (unread.clone(), *is_complete);
+        let (unread, is_complete, as_of) = (unread.clone(), *is_complete, *as_of);
         // Made anew: a tree that has grown is half empty, and so would be its clone.
         let incidents = incidents.iter().map(|(name, incident)| (name.clone(), incident.clone())).collect();
-        Self { incidents, exemptions, enforcement, unread, is_complete }
+        Self { incidents, exemptions, enforcement, unread, is_complete, as_of }
     }
 }
 

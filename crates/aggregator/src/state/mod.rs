@@ -14,6 +14,7 @@ mod packed;
 pub mod sqlite;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use procscan_core::names::App;
@@ -42,6 +43,9 @@ pub enum StateError {
     /// The file could not be opened so far.
     #[error("the state is not open yet")]
     NotOpen,
+    /// What operators declare has not been listed yet.
+    #[error("Exemptions and Enforcements were not listed within {}", humantime::format_duration(*.0))]
+    Unlisted(Duration),
     /// What is there can't be understood.
     #[error("{0} can't be read: {1}")]
     Unreadable(String, String),
@@ -108,11 +112,13 @@ pub enum Store {
 }
 
 impl Store {
-    /// Reads what operators want, where nobody watches it: a file that could not be read at the start.
-    pub async fn hear(&mut self) -> Result<(), StateError> {
+    /// Asks for what operators want now, or reads it where nothing watches it: a file that could not be read at the start.
+    /// Returns the [`Kept::as_of`] that has it.
+    pub async fn hear(&mut self) -> Result<u64, StateError> {
         match self {
-            Self::File(store) if !store.is_known() => store.load().await.map(drop),
-            Self::Cluster(_) | Self::File(_) | Self::Copy(_) => Ok(()),
+            Self::Cluster(store) => Ok(store.hear()),
+            Self::File(store) if !store.is_known() => store.load().await.map(|_| 0),
+            Self::File(_) | Self::Copy(_) => Ok(0),
         }
     }
 

@@ -1,6 +1,8 @@
 //! The beginning of a term: reads what is kept and what is blocked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 use procscan_core::names::App;
 use procscan_core::policy::{Inherited, Mode, remembered};
@@ -10,9 +12,12 @@ use tokio::sync::oneshot;
 use super::{End, Lead, MAX_PAUSE, MIN_PAUSE};
 use crate::ledger_task::Memory;
 use crate::policy_task::TakeOver;
-use crate::state::{Loaded, Unreadable};
+use crate::state::{Kept, Loaded, StateError, Unreadable};
 
 const UNREADABLE: &str = "what is kept can't be read; nothing is decided until it is";
+
+/// How long a list of what operators declare is waited for at most, before it is asked for again.
+const MAX_PATIENCE: Duration = Duration::from_mins(2);
 
 impl Lead<'_> {
     /// Reads what is kept and what is blocked, and tries again until both are known.
@@ -99,19 +104,31 @@ impl Lead<'_> {
         self.unreadable = unreadable;
     }
 
-    /// Waits until it is known what operators want: without their exemptions and their mode, exempted tenants could be
+    /// Waits until it is known what operators want now: without their exemptions and their mode, exempted tenants could be
     /// blocked.
     async fn hear_operators(&mut self) -> Result<(), End> {
-        let mut pause = MIN_PAUSE;
-        while let Err(error) = self.task.store.hear().await {
-            self.trouble(&error, true, UNREADABLE);
-            self.pause(pause).await?;
-            pause = (pause * 2).min(MAX_PAUSE);
-        }
+        let (mut pause, mut patience) = (MIN_PAUSE, MAX_PAUSE);
         let mut kept = self.task.channels.kept.clone();
-        tokio::select! {
-            heard = kept.wait_for(|kept| kept.is_complete) => heard.map(drop).map_err(|_| End::Over),
-            end = self.is_over() => Err(end),
+        loop {
+            let as_of = match self.task.store.hear().await {
+                Ok(as_of) => as_of,
+                Err(error) => {
+                    self.trouble(&error, true, UNREADABLE);
+                    self.pause(pause).await?;
+                    pause = (pause * 2).min(MAX_PAUSE);
+                    continue;
+                }
+            };
+            // What was shown before may be old, however complete.
+            let is_heard = |kept: &Arc<Kept>| kept.is_complete && kept.as_of >= as_of;
+            tokio::select! {
+                heard = kept.wait_for(is_heard) => return heard.map(drop).map_err(|_| End::Over),
+                end = self.is_over() => return Err(end),
+                () = tokio::time::sleep(patience) => {}
+            }
+            // The list may hang as well. A slow one is given more time.
+            self.trouble(&StateError::Unlisted(patience), true, UNREADABLE);
+            patience = (patience * 2).min(MAX_PATIENCE);
         }
     }
 

@@ -3,6 +3,7 @@
 mod alerts;
 mod changed;
 mod clocks;
+mod hearing;
 mod history;
 mod operators;
 mod shown;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use procscan_core::ledger::{Detection, Ledger};
-use procscan_core::names::App;
+use procscan_core::names::{App, NodeName};
 use procscan_core::plan::Plan;
 use procscan_core::policy::{Facts, Inherited, Mode, Policy, Questions};
+use procscan_core::report::{Answer, Limits, Outcome, Report, Target, decode};
 use procscan_core::state::incident;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -16,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::collector::{Observation, Round};
+use crate::collector::{Observation, Round, Share};
 use crate::config::Config;
 use crate::discovery::TargetSet;
 use crate::kubernetes::Cluster;
@@ -43,6 +44,7 @@ pub(super) struct Replica {
     /// Whether the leader that took over last may touch the objects, and whether all incidents could be read.
     pub(super) took_over: watch::Receiver<Option<(bool, bool)>>,
     pub(super) ledger: ledger_task::Snapshots,
+    clock: Clock,
     /// The store's connection to the API server.
     cluster: Option<Cluster>,
     cancel: CancellationToken,
@@ -64,6 +66,8 @@ pub(super) struct Wanted {
     pub(super) max_notices: usize,
     /// Whether a round over all targets was done before the start.
     pub(super) has_round: bool,
+    /// Whether there is an agent that [`Replica::accuse`] speaks for.
+    pub(super) has_agent: bool,
 }
 
 impl Wanted {
@@ -77,26 +81,33 @@ impl Wanted {
             server_ahead: SignedDuration::ZERO,
             max_notices: policy().max_notices_per_round,
             has_round: true,
+            has_agent: false,
         }
     }
 }
 
 impl Replica {
     pub(super) fn start(server: &Server, wanted: Wanted) -> Self {
-        let Wanted { term, network, is_watched, blocked, facts, server_ahead, max_notices, has_round } =
-            wanted;
+        let Wanted { term, network, is_watched, blocked, facts, server_ahead, max_notices, .. } = wanted;
         let cluster = server.cluster_over(network);
         let objects = Objects::new(cluster.clone(), "ours".to_owned());
         let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
-        let store = Store::Cluster(Box::new(ClusterStore::new(objects.clone())));
+        let (watching, relist) = Watching::new(objects.clone());
+        let relist = Some(relist).filter(|_| is_watched);
+        let store = Store::Cluster(Box::new(ClusterStore::new(objects, relist)));
         let policy = Policy { max_notices_per_round: max_notices, ..policy() };
-        let mut replica = Self::over(store, (kept_tx, kept), term, (blocked, facts), (policy, has_round));
+        let mut replica = Self::over(
+            store,
+            (kept_tx, kept),
+            term,
+            (blocked, facts),
+            (policy, wanted.has_round, wanted.has_agent),
+        );
         replica.cluster = Some(cluster);
         replica.tell_time(server_ahead);
         if is_watched {
-            let (error_tx, watching) = watch::channel(None);
-            replica.watching = watching;
-            let watching = Watching { objects };
+            let (error_tx, error) = watch::channel(None);
+            replica.watching = error;
             let task = watching.run(replica.kept.clone(), error_tx, replica.cancel.clone());
             replica.tasks.push(tokio::spawn(task));
         }
@@ -107,7 +118,13 @@ impl Replica {
     pub(super) fn with_file(store: FileStore, blocked: Vec<Inherited>) -> Self {
         let (kept_tx, _) = watch::channel(Arc::default());
         let kept = store.shown();
-        Self::over(Store::File(store), (kept_tx, kept), 1, (blocked, Facts::default()), (policy(), true))
+        Self::over(
+            Store::File(store),
+            (kept_tx, kept),
+            1,
+            (blocked, Facts::default()),
+            (policy(), true, false),
+        )
     }
 
     fn over(
@@ -115,10 +132,13 @@ impl Replica {
         (kept_tx, kept): (watch::Sender<Arc<Kept>>, watch::Receiver<Arc<Kept>>),
         term: u64,
         (blocked, facts): (Vec<Inherited>, Facts),
-        (policy, has_round): (Policy, bool),
+        (policy, has_round, has_agent): (Policy, bool, bool),
     ) -> Self {
         let clock = Clock::start();
         let mut ledger = Ledger::new(Detection::default(), clock.now());
+        if has_agent {
+            ledger.expect([agent()], 0);
+        }
         if has_round {
             ledger.round_done();
         }
@@ -180,6 +200,7 @@ impl Replica {
             delivered: delivered_tx,
             took_over,
             ledger: snapshots,
+            clock,
             cluster: None,
             cancel,
             tasks,
@@ -191,6 +212,20 @@ impl Replica {
         if let Some(cluster) = &self.cluster {
             cluster.tell_time(Timestamp::now() + server_ahead);
         }
+    }
+
+    /// A node's agent accuses App `app` of namespace `ns-a` with a record that is new.
+    pub(super) async fn accuse(&self, app: &str) {
+        let (clock, now) = (self.clock.now(), Timestamp::now());
+        let record = json!([{
+            "pod": format!("{app}-0"), "namespace": "ns-a", "process": "xmrig", "regex": "^xmrig$", "type": "app",
+            "name": app, "timestamp": now.to_string(),
+        }]);
+        let (answer, _) = decode(record.to_string().as_bytes(), &Limits::default());
+        let outcome = Outcome::Complete(Answer { date: Some(now), ..answer });
+        let report = Report { target: agent(), at: clock, outcome };
+        self.observations.send(Observation::Report(report, Share::default())).await.unwrap();
+        self.round_done().await;
     }
 
     /// Every target has been asked once more, and nothing is new.
@@ -230,6 +265,10 @@ impl Drop for Replica {
         self.cancel.cancel();
         self.tasks.iter().for_each(JoinHandle::abort);
     }
+}
+
+fn agent() -> Target {
+    Target { address: "n1:9090".into(), node: NodeName::new("n1") }
 }
 
 pub(super) fn policy() -> Policy {

@@ -31,7 +31,7 @@ fn watching(server: &Server) -> Watch {
     let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
     let (error_tx, error) = watch::channel(None);
     let cancel = CancellationToken::new();
-    let watching = Watching { objects: server.objects() };
+    let watching = Watching::new(server.objects()).0;
     tokio::spawn(watching.run(kept_tx, error_tx, cancel.clone()));
     Watch { kept, error, cancel }
 }

@@ -68,6 +68,10 @@ pub(crate) struct Store {
     log: Vec<(u64, String, &'static str, Value)>,
     /// Watches from before this version have to list again.
     compacted: u64,
+    /// How many watches were opened.
+    watches: u64,
+    /// Up to which watch, by plural, the connections are half open: they bring nothing more, and no end.
+    hung: BTreeMap<String, u64>,
     /// Every write that was carried out, in order.
     pub(crate) writes: Vec<Call>,
     /// The Events that were written, with the managers of their writers.
@@ -121,6 +125,13 @@ impl Server {
     pub(crate) fn remove(&self, plural: &str, name: &str) {
         self.store().remove(plural, name);
         self.tell();
+    }
+
+    /// The present watches of a kind hang, as when a firewall has forgotten their connections.
+    pub(crate) fn hang(&self, plural: &str) {
+        let mut store = self.store();
+        let watches = store.watches;
+        store.hung.insert(plural.to_owned(), watches);
     }
 
     pub(crate) fn get(&self, plural: &str, name: &str) -> Option<Value> {
@@ -187,6 +198,11 @@ impl Server {
     fn watch(&self, plural: String, query: &str) -> Answer {
         let since: u64 = parameter(query, "resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0);
         let changes = self.changed.subscribe();
+        let number = {
+            let mut store = self.store();
+            store.watches += 1;
+            store.watches
+        };
         let state = (self.clone(), changes, since, false);
         let events = stream::unfold(state, move |(server, mut changes, since, is_over)| {
             let plural = plural.clone();
@@ -196,6 +212,9 @@ impl Server {
                 }
                 loop {
                     changes.borrow_and_update();
+                    if server.store().hung.get(&plural).is_some_and(|hung| number <= *hung) {
+                        return std::future::pending().await;
+                    }
                     let (lines, latest, is_gone) = server.store().since(&plural, since);
                     if is_gone {
                         let gone = json!({"type": "ERROR", "object": status(410, "too old").1});

@@ -35,7 +35,7 @@ use crate::leader::Pen;
 
 pub use self::known::Changed;
 use self::known::{AllKnown, Known};
-pub use self::watching::Watching;
+pub use self::watching::{Relist, Watching};
 
 /// Who we are to the API server when we write what is kept.
 pub(super) const FIELD_MANAGER: &str = "procscan-aggregator";
@@ -60,13 +60,20 @@ pub struct ClusterStore {
     /// The incidents as we last wrote or read them.
     known: AllKnown,
     events: Events,
+    /// To the task that shows what is kept; nothing where that is always read anew.
+    relist: Option<Relist>,
 }
 
 impl ClusterStore {
     /// Nothing is read or written yet.
-    pub fn new(objects: Objects) -> Self {
+    pub fn new(objects: Objects, relist: Option<Relist>) -> Self {
         let events = Events::start(objects.clone());
-        Self { objects, known: AllKnown::default(), events }
+        Self { objects, known: AllKnown::default(), events, relist }
+    }
+
+    /// Asks for what operators declare now. Returns the [`Kept::as_of`] that has it.
+    pub fn hear(&self) -> u64 {
+        self.relist.as_ref().map_or(0, Relist::ask)
     }
 
     /// Reads every incident. `seen` is what the watch has.

@@ -16,7 +16,7 @@ use crate::telemetry::logged::Logged;
 const INCIDENTS: &str = "incidents";
 
 fn store_over(server: &Server, network: Network) -> ClusterStore {
-    ClusterStore::new(Objects::new(server.cluster_over(network), NAMESPACE.to_owned()))
+    ClusterStore::new(Objects::new(server.cluster_over(network), NAMESPACE.to_owned()), None)
 }
 
 fn object(name: &str, state: &str) -> Value {

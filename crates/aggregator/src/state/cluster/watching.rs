@@ -1,6 +1,6 @@
 //! Keeps [`Kept`] like the objects, on every replica: what operators write shows at once, wherever they write it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,11 +23,28 @@ use crate::state::kept::{Kept, KeptIncident, Unread};
 /// Changes within it are shown together: a storm writes many incidents.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// What operators declare, apart from single Incidents.
+const DECLARED: [Resource; 2] = [Resource::Exemption, Resource::Enforcement];
+
 /// Watches the objects.
 #[derive(Debug)]
 pub struct Watching {
-    /// The objects.
-    pub objects: Objects,
+    objects: Objects,
+    /// The number of the last request to list anew.
+    asked: watch::Receiver<u64>,
+}
+
+/// Asks [`Watching`] to list Exemptions and Enforcements anew: a watch may hang for minutes, or fail, and then shows
+/// what operators wanted before.
+#[derive(Debug)]
+pub struct Relist(watch::Sender<u64>);
+
+impl Relist {
+    /// Asks. Returns the number of the request: [`Kept::as_of`] reaches it with lists that were begun after it.
+    pub fn ask(&self) -> u64 {
+        self.0.send_modify(|number| *number += 1);
+        *self.0.borrow()
+    }
 }
 
 type Changes = BoxStream<'static, (Resource, Result<Event<DynamicObject>, watcher::Error>)>;
@@ -43,6 +60,10 @@ struct Known {
     errors: BTreeMap<Resource, String>,
     /// Why the Enforcement, which applies to all decisions, can't be read.
     unread_enforcement: Option<String>,
+    /// The number of the last request to list anew.
+    asked: u64,
+    /// The kinds that have not been listed since then.
+    asked_for: BTreeSet<Resource>,
 }
 
 #[derive(Default)]
@@ -55,34 +76,49 @@ struct Part {
 }
 
 impl Watching {
+    /// Watches `objects`. What they are now is asked for by [`Relist`].
+    pub fn new(objects: Objects) -> (Self, Relist) {
+        let (ask, asked) = watch::channel(0);
+        (Self { objects, asked }, Relist(ask))
+    }
+
     /// Runs until cancelled. `error` says why the objects can't be watched, if so; the last that was known stays.
     pub async fn run(
-        self,
+        mut self,
         shown: watch::Sender<Arc<Kept>>,
         error: watch::Sender<Option<String>>,
         cancel: CancellationToken,
     ) {
-        let mut changes: Changes =
-            stream::select_all(Resource::ALL.map(|resource| self.changes(resource))).boxed();
         let (mut known, mut said) = (Known::default(), Said::default());
+        let mut incidents = self.changes(Resource::Incident);
+        let mut declared = self.declared(&mut known);
         loop {
             let first = tokio::select! {
                 () = cancel.cancelled() => return,
-                change = changes.next() => change,
+                Ok(()) = self.asked.changed() => {
+                    // The old watches end here, so nothing of them comes after the new lists.
+                    declared = self.declared(&mut known);
+                    continue;
+                }
+                change = declared.next() => change,
+                change = incidents.next() => change,
             };
             let Some((resource, change)) = first else { return };
             self.take_in(&mut known, resource, change);
             let settled = tokio::time::sleep(SETTLE);
             tokio::pin!(settled);
             loop {
-                tokio::select! {
+                let change = tokio::select! {
                     () = cancel.cancelled() => return,
                     () = &mut settled => break,
-                    change = changes.next() => match change {
-                        Some((resource, change)) => self.take_in(&mut known, resource, change),
-                        None => return,
-                    },
-                }
+                    change = declared.next() => change,
+                    change = incidents.next() => change,
+                };
+                let Some((resource, change)) = change else { return };
+                self.take_in(&mut known, resource, change);
+            }
+            if known.asked_for.is_empty() {
+                known.kept.as_of = known.asked;
             }
             known.kept.is_complete = Resource::ALL.iter().all(|resource| known.listed.contains_key(resource));
             shown.send_replace(Arc::new(known.kept.clone()));
@@ -98,6 +134,13 @@ impl Watching {
                 is_news
             });
         }
+    }
+
+    /// Lists and watches what operators declare, as the last request asks for.
+    fn declared(&mut self, known: &mut Known) -> Changes {
+        known.asked = *self.asked.borrow_and_update();
+        known.asked_for = DECLARED.into();
+        stream::select_all(DECLARED.map(|resource| self.changes(resource))).boxed()
     }
 
     fn changes(&self, resource: Resource) -> Changes {
@@ -134,6 +177,7 @@ impl Known {
             Event::InitApply(object) => self.coming.entry(resource).or_default().put(resource, &object),
             Event::InitDone => {
                 let part = self.coming.remove(&resource).unwrap_or_default();
+                self.asked_for.remove(&resource);
                 self.replace(resource, part);
             }
             Event::Apply(object) => {

@@ -19,7 +19,7 @@ impl Watched {
         let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
         let (error_tx, error) = watch::channel(None);
         let cancel = CancellationToken::new();
-        tokio::spawn(Watching { objects: server.objects() }.run(kept_tx, error_tx, cancel.clone()));
+        tokio::spawn(Watching::new(server.objects()).0.run(kept_tx, error_tx, cancel.clone()));
         Self { kept, error, cancel }
     }
 

@@ -1,0 +1,99 @@
+//! A new leader knows what operators want now, whatever has become of its watches.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::stage::{Replica, Wanted};
+use crate::leader::{Leadership, Pen};
+use crate::state::cluster::fake::{Call, Fault, Server, Store};
+
+const ENFORCEMENTS: &str = "enforcements";
+const EXEMPTIONS: &str = "exemptions";
+
+/// What operators declare to keep an App open: the plural, the name and the spec.
+fn declared() -> [(&'static str, &'static str, Value); 2] {
+    [
+        (ENFORCEMENTS, "procscan", json!({"mode": "paused", "by": "alice"})),
+        (EXEMPTIONS, "one", json!({"namespace": {"exact": "ns-a"}, "reason": "a contract", "by": "alice"})),
+    ]
+}
+
+fn declare(server: &Server, (plural, name, spec): &(&str, &str, Value)) {
+    server.put(plural, name, json!({"metadata": {}, "spec": spec}));
+}
+
+/// A replica that follows and has seen everything; a new accusation stands, and nothing is in the way of the block.
+/// Lists of Exemptions and Enforcements are refused with `refusal`, unless it is zero.
+async fn follower(server: &Server, refusal: &Arc<AtomicU16>) -> Replica {
+    let refusal = refusal.clone();
+    let network = Box::new(move |_: &mut Store, call: &Call| {
+        let is_declared = [ENFORCEMENTS, EXEMPTIONS].contains(&&*call.plural);
+        match refusal.load(Ordering::Relaxed) {
+            code if code > 0 && is_declared => Fault::Refused(code),
+            _ => Fault::None,
+        }
+    });
+    let wanted = Wanted { is_watched: true, has_agent: true, ..Wanted::new(1, network) };
+    let replica = Replica::start(server, wanted);
+    replica.follow();
+    replica.accuse("miner").await;
+    sleep(Duration::from_secs(5)).await;
+    assert!(replica.kept.borrow().is_complete && replica.decided.borrow().pen.is_none());
+    replica
+}
+
+fn lead(replica: &Replica) {
+    replica.leadership.send_replace(Leadership::Leading(Pen::of_term(2, "replica-2")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_obeys_what_was_declared_while_its_watch_hung() {
+    let server = Server::default();
+    let replica = follower(&server, &Arc::default()).await;
+    lead(&replica);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(replica.blocked(), ["miner"], "unless something is declared");
+    for declaration in declared() {
+        let server = Server::default();
+        let replica = follower(&server, &Arc::default()).await;
+        server.hang(declaration.0);
+        declare(&server, &declaration);
+        sleep(Duration::from_secs(5)).await;
+        lead(&replica);
+        sleep(Duration::from_secs(5)).await;
+        assert!(replica.decided.borrow().pen.is_some(), "{declaration:?}");
+        assert_eq!(replica.blocked(), [""; 0], "{declaration:?}");
+        // What is taken back is heard, too.
+        server.remove(declaration.0, declaration.1);
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(replica.blocked(), ["miner"], "{declaration:?}");
+    }
+}
+
+/// Late rather than wrong: no old watch says what operators want now.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_that_can_not_list_what_is_declared_decides_nothing_until_it_can() {
+    for (declaration, code) in declared().into_iter().zip([503, 403]) {
+        let (server, refusal) = (Server::default(), Arc::new(AtomicU16::new(0)));
+        let replica = follower(&server, &refusal).await;
+        server.hang(declaration.0);
+        declare(&server, &declaration);
+        refusal.store(code, Ordering::Relaxed);
+        lead(&replica);
+        sleep(Duration::from_mins(10)).await;
+        assert!(replica.decided.borrow().pen.is_none(), "{declaration:?}");
+        let trouble = replica.trouble.borrow().clone().unwrap();
+        assert!(trouble.starts_with("Exemptions and Enforcements were not listed within"), "{trouble}");
+        let watching = replica.watching.borrow().clone().unwrap();
+        assert!(watching.ends_with(&format!("not today ({code})")), "{watching}");
+        refusal.store(0, Ordering::Relaxed);
+        sleep(Duration::from_mins(1)).await;
+        assert!(replica.decided.borrow().pen.is_some(), "{declaration:?}");
+        assert_eq!(replica.blocked(), [""; 0], "{declaration:?}");
+        assert_eq!(replica.trouble.borrow().clone(), None);
+    }
+}

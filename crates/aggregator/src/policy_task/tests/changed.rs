@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
 use crate::state::Desk;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
+use crate::telemetry::logged::Logged;
 
 async fn settle() {
     sleep(Duration::from_secs(3)).await;
@@ -63,8 +64,10 @@ async fn a_status_that_is_edited_wiped_or_spoilt_is_written_again() {
     for harm in harms {
         let (server, replica, desk) = blocked().await;
         let before = status(&server);
+        let (logged, _guard) = Logged::start();
         server.edit(INCIDENTS, &name_of("web"), harm);
         settle().await;
+        assert_eq!(logged.count("was restored from a backup"), 0);
         assert_eq!(status(&server), before);
         assert_eq!(replica.blocked(), ["web"]);
         let writes = server.store().writes.len();
@@ -78,9 +81,11 @@ async fn a_status_that_is_edited_wiped_or_spoilt_is_written_again() {
 async fn an_incident_that_is_deleted_is_made_again_and_operators_are_heard_as_before() {
     let (server, replica, desk) = blocked().await;
     let before = status(&server);
+    let (logged, _guard) = Logged::start();
     server.remove(INCIDENTS, &name_of("web"));
     settle().await;
     assert_eq!(status(&server), before);
+    assert_eq!(logged.count("was restored from a backup"), 0);
     releases(&server, &replica, &desk).await;
 }
 
@@ -112,10 +117,12 @@ async fn an_incident_that_is_replaced_by_force_is_put_right_and_what_its_spec_as
     let mut object = body("web", "Held");
     object.as_object_mut().unwrap().remove("status");
     object["spec"]["release"] = json!({"by": "bob"});
+    let (logged, _guard) = Logged::start();
     server.remove(INCIDENTS, &name_of("web"));
     server.put(INCIDENTS, &name_of("web"), object);
     settle().await;
     assert!(replica.blocked().is_empty());
+    assert_eq!(logged.count("was restored from a backup"), 0);
     let now = server.get(INCIDENTS, &name_of("web")).unwrap();
     assert_eq!(decisions(&now).last().unwrap(), "released by bob");
 }
@@ -132,14 +139,44 @@ async fn a_restored_backup_is_put_right_and_operators_are_heard_without_a_restar
     desk.approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None }).await.unwrap();
     settle().await;
     let before = status(&server);
+    let (logged, _guard) = Logged::start();
     server.restore(backup);
     assert_eq!(status(&server)["state"], "Held");
     sleep(Duration::from_mins(1)).await;
+    let lines: Vec<String> = logged.lines();
+    let told: Vec<_> = lines.iter().filter(|line| line.contains("was restored from a backup")).collect();
+    let [told] = &told[..] else { panic!("{lines:?}") };
+    for part in ["ERROR", "alert=\"state\"", "Exemptions", "`kubectl get exemptions,enforcements -n ours`"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
     assert_eq!(status(&server), before);
     let now = server.get(INCIDENTS, &name_of("web")).unwrap();
     assert!(now["status"]["observed"].as_i64() <= now["metadata"]["generation"].as_i64(), "{now:#}");
     assert_eq!(replica.blocked(), ["web"]);
     releases(&server, &replica, &desk).await;
+}
+
+/// The backup has no Incident of it, which looks like a deletion, but the versions go back.
+#[tokio::test(start_paused = true)]
+async fn a_backup_from_before_an_incident_is_noticed_and_told_once() {
+    let server = Server::default();
+    let backup = server.backup();
+    for app in ["shop", "web"] {
+        server.put(INCIDENTS, &name_of(app), body(app, "Held"));
+    }
+    let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
+    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
+    settle().await;
+    for app in ["shop", "web"] {
+        server.edit(INCIDENTS, &name_of(app), |object| object["spec"]["approve"] = json!({"by": "alice"}));
+        settle().await;
+    }
+    let (logged, _guard) = Logged::start();
+    server.restore(backup);
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(replica.blocked(), ["shop", "web"]);
+    assert_eq!(status(&server)["state"], "Blocked");
+    assert_eq!(logged.count("the API server was restored from a backup"), 1);
 }
 
 #[tokio::test(start_paused = true)]

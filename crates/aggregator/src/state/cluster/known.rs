@@ -57,6 +57,14 @@ impl Known {
         }
     }
 
+    /// Whether the API server has gone back in time: it has answered with `before`, and later with this. The answers, not
+    /// the watch, which may be late.
+    fn is_older_than(&self, before: &Self) -> bool {
+        let is_same_object = self.stamp.uid == before.stamp.uid;
+        let is_older_version = self.stamp.version != 0 && self.stamp.version < before.stamp.version;
+        is_older_version || (is_same_object && self.generation < before.generation)
+    }
+
     /// The JSON patch that removes what operators wanted, if exactly that has been done. It fails if any of it has
     /// changed by then.
     pub(super) fn clearing(&self) -> Option<Value> {
@@ -95,6 +103,8 @@ pub(super) struct AllKnown {
     behind: BTreeMap<String, Instant>,
     /// The hash of the changed status that was last logged, by name.
     said: BTreeMap<String, u64>,
+    /// It was logged that the API server was restored from a backup. Every Incident may prove that again.
+    is_restored: bool,
 }
 
 impl AllKnown {
@@ -154,6 +164,21 @@ impl AllKnown {
         live.for_each(|(other, seen)| note(other, seen));
         changed.extend(strange);
         changed
+    }
+
+    /// Notes how the API server has answered a write in `namespace`.
+    pub(super) fn written(&mut self, name: String, now: Known, namespace: &str) {
+        let is_older = self.all.get(&name).is_some_and(|before| now.is_older_than(before));
+        if is_older && !self.is_restored {
+            self.is_restored = true;
+            tracing::error!(
+                alert = "state",
+                "the API server was restored from a backup: what operators declared since then (Exemptions, a pause or another \
+                 mode) is lost, and only they can declare it again; `kubectl get exemptions,enforcements -n {namespace}` lists \
+                 what is left"
+            );
+        }
+        self.all.insert(name, now);
     }
 
     /// Takes the object as it is, because nothing can be written in its place.

@@ -105,7 +105,7 @@ impl ClusterStore {
         let mut failed = Vec::new();
         for (name, result) in results {
             match result {
-                Ok(live) => drop(self.known.all.insert(name, Known::of(&live))),
+                Ok(live) => self.known.written(name, Known::of(&live), &self.objects.namespace),
                 Err(error) => {
                     // It may have been written all the same.
                     if let Some(known) = self.known.all.get_mut(&name) {

@@ -177,8 +177,9 @@ impl Exposure {
         }
     }
 
-    /// Adds a Service whose routes are not known.
+    /// Adds a Service whose routes are not known. It is no longer left open.
     pub(crate) fn add_unseen(&mut self, service: &Text) {
+        self.left_open.retain(|open| open != service);
         if let Err(place) = self.services.binary_search(service) {
             self.services.insert(place, service.clone());
             let place = self.otherwise.partition_point(|known| known < service);

@@ -93,8 +93,8 @@ pub struct File {
     pub(super) grace: Option<Box<Grace>>,
     /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
     pub(super) exposure: Arc<Exposure>,
-    /// Services that were closed once and do not expose it at the moment, ordered: if they are made again, they are
-    /// closed again.
+    /// Services that were closed once and are not closed at the moment, ordered: if they are made again, or select no Pod
+    /// any more, they are closed again.
     pub(super) once_closed: Box<[Text]>,
     /// What made its accused Pods, as `Kind/name`.
     pub(super) origins: FewSet<Text>,
@@ -217,8 +217,8 @@ impl File {
     /// Sets what is closed from now on.
     pub(super) fn close(&mut self, exposure: Exposure) {
         let is_in = |services: &[Text], service: &Text| services.binary_search(service).is_ok();
-        let goes =
-            |service: &&Text| !is_in(&exposure.services, service) && !is_in(&exposure.left_open, service);
+        // Also one that is left open because it is shared: it is closed again when it selects no Pod any more.
+        let goes = |service: &&Text| !is_in(&exposure.services, service);
         // The first ones stay, so that a tenant can't push them out by making others.
         let closed = self.once_closed.iter().chain(&self.exposure.services).filter(goes);
         let mut closed: Vec<Text> = closed.take(MAX_ONCE_CLOSED).cloned().collect();

@@ -174,8 +174,8 @@ pub struct Exposure {
     /// Services that expose it and other Apps, and therefore stay open (`enforcement.shared_services`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_open: Vec<Text>,
-    /// Services that were closed once and do not expose it at the moment, ordered: if they are made again, they are
-    /// closed again.
+    /// Services that were closed once and are not closed at the moment, ordered: if they are made again, or select no Pod
+    /// any more, they are closed again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub once_closed: Vec<Text>,
     /// Why the gateway closes nothing of the App although it is blocked, if so.

@@ -342,3 +342,63 @@ fn what_an_operator_changes_takes_effect_at_once() {
     world.policy.shared_services = SharedServices::Block;
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
 }
+
+/// Whether the shared Service selects no Pod that runs. Endpoints that are made by hand may still lead to the miner.
+fn select_none(world: &mut World, selects_none: bool) {
+    for fact in world.facts.apps.values_mut() {
+        fact.selecting_none = SHARED.into_iter().filter(|_| selects_none).map(Into::into).collect();
+    }
+}
+
+/// The tenant takes the selector of the shared Service away.
+fn strip_selector(world: &mut World) {
+    world.service("ns-a", "all", &[]);
+    select_none(world, true);
+}
+
+/// It was closed before it was shared, and `skip` leaves a Service open only as long as it is shared.
+#[test]
+fn with_skip_a_service_that_was_closed_once_is_closed_again_when_its_selector_is_taken_away() {
+    for restarts in [false, true] {
+        let mut world = world(SharedServices::Skip);
+        world.service("ns-a", "all", &["web"]);
+        assert_eq!(closed(&accuse(&mut world).plan.blocks[0]).0, BOTH);
+        share(&mut world);
+        for _ in 0..3 {
+            assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
+        }
+        if restarts {
+            world.restart();
+        }
+        strip_selector(&mut world);
+        assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (BOTH.into(), vec![], vec![]));
+        // It selects Pods of both Apps that have not started.
+        share(&mut world);
+        assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (BOTH.into(), vec![], vec![]));
+        select_none(&mut world, false);
+        assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
+    }
+}
+
+/// Nothing shows that it is the App's, as with every other Service without a selector.
+#[test]
+fn a_service_that_was_never_closed_stays_open_when_its_selector_is_taken_away() {
+    let mut world = world(SharedServices::Skip);
+    assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
+    strip_selector(&mut world);
+    assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (OWN.into(), vec![], vec![]));
+    // As soon as it selects the App alone, it is closed.
+    select_none(&mut world, false);
+    world.service("ns-a", "all", &["web"]);
+    assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (BOTH.into(), vec![], vec![]));
+}
+
+#[test]
+fn a_service_that_was_closed_once_stays_closed_when_the_rule_is_changed_from_skip_to_hold() {
+    let mut world = world(SharedServices::Block);
+    assert_eq!(closed(&accuse(&mut world).plan.blocks[0]).0, BOTH);
+    world.policy.shared_services = SharedServices::Skip;
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
+    world.policy.shared_services = SharedServices::Hold;
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
+}

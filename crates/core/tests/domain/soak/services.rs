@@ -81,8 +81,6 @@ impl Soak {
                 self.stays_closed(tenant, &app, block, it);
                 it.now = block.exposure.services.iter().cloned().collect();
                 it.ever.extend(it.now.iter().cloned());
-                // Where shared Services are left open, that is the rule for it from then on.
-                it.ever.retain(|service| !block.exposure.left_open.contains(service));
             }
             self.tenants[tenant].shut = shut;
         }

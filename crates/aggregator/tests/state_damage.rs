@@ -184,3 +184,54 @@ fn after_damage_of_the_objects_what_is_kept_says_what_is_closed_and_without_it_n
     });
     assert_eq!(closed(directory.path()), before);
 }
+
+/// A backup of the state is older than the last block, and the file that lists the block is damaged.
+#[test]
+fn after_damage_of_the_objects_an_older_state_opens_nothing_that_it_does_not_know() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime();
+    let _context = runtime.enter();
+    let (fleet, address) = scene(directory.path());
+    let (state, backup) = (directory.path().join("state"), directory.path().join("backup"));
+    for blocks in [1, 2] {
+        fleet.scan_now(blocks - 1);
+        let running = start(directory.path());
+        wait_for("the block", LIMIT, || (closed(directory.path()).len() == blocks).then_some(()));
+        assert!(running.terminate(LIMIT).success());
+        if blocks == 1 {
+            fs::create_dir(&backup).unwrap();
+            for name in common::listing(&state) {
+                fs::copy(state.join(&name), backup.join(&name)).unwrap();
+            }
+        }
+    }
+    let before = closed(directory.path());
+    fs::remove_dir_all(&state).unwrap();
+    fs::rename(&backup, &state).unwrap();
+    let name = "wasmplugin_higress-system_procscan-violations.yaml";
+    let file = directory.path().join("objects").join(name);
+    let whole = fs::read_to_string(&file).unwrap();
+    let damaged = whole.replace("spec:", "<<<<<<< HEAD\nspec:");
+    fs::write(&file, &damaged).unwrap();
+
+    let _running = start(directory.path());
+    let error = || {
+        let ready: serde_json::Value =
+            serde_json::from_str(&common::try_get(address, "/readyz")?.body).ok()?;
+        ready["output"]["error"].as_str().map(str::to_owned)
+    };
+    let error = wait_for("the trouble to be told", LIMIT, error);
+    assert!(error.contains(name) && error.contains("Restore the latest state"), "{error}");
+    assert_eq!(error.matches("ns-").count(), 1, "only what no Incident is persisted of: {error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), damaged);
+    let refused = command(directory.path(), &["plan", "--config", "config.yaml"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("Restore the latest state"), "{refused:?}");
+    // As soon as it is repaired, it counts.
+    fs::write(&file, &whole).unwrap();
+    wait_for("the blocks to be found", LIMIT, || {
+        let plan = common::try_get(address, "/api/v1/plan")?;
+        let plan: serde_json::Value = serde_json::from_str(&plan.body).ok()?;
+        (plan["blocks"].as_array()?.len() == 2).then_some(())
+    });
+    assert_eq!(closed(directory.path()), before);
+}

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use procscan_core::plan::Dispute;
 use procscan_core::policy::Mode;
 use tokio::sync::{mpsc, watch};
@@ -13,8 +14,8 @@ use super::run::text;
 use super::{CommandError, Stop, check_config::warn, kept};
 use crate::config::{Config, Level, Logger};
 use crate::leader;
-use crate::output::Directory;
 use crate::output::difference::{Action, Difference};
+use crate::output::{Directory, Persisted};
 use crate::policy_task::{Decided, TakeOver};
 use crate::run::{self, Footing, Pipeline};
 use crate::state::{Desk, Kept, Store};
@@ -46,8 +47,11 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     // Before the first start nothing is kept.
     let nothing = Kept { is_complete: true, ..Kept::default() };
     let kept = kept::read(config, cluster.as_ref()).await?.unwrap_or(nothing);
-    let is_kept = !kept.incidents.is_empty() && kept.unread.incidents.is_empty();
-    let blocked = output.blocked(&settings, is_kept).await.map_err(anyhow::Error::msg)?;
+    let documents = kept.documents().map_err(anyhow::Error::msg)?;
+    let same_incident = config.policy().same_incident;
+    let persisted = Persisted::of(&documents, same_incident, Timestamp::now())
+        .filter(|_| kept.unread.incidents.is_empty());
+    let blocked = output.blocked(&settings, persisted.as_ref()).await.map_err(anyhow::Error::msg)?;
     let (take_over, mut questions) = mpsc::channel::<TakeOver>(1);
     let answer = async move {
         if let Some(question) = questions.recv().await {
@@ -55,7 +59,7 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
         }
     };
     let footing = Footing {
-        store: Store::Copy(kept.documents().map_err(anyhow::Error::msg)?),
+        store: Store::Copy(documents),
         kept: watch::channel(Arc::new(kept)).1,
         desk: Desk::Nowhere,
         own_namespace: None,

@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod difference;
 mod directory;
+mod persisted;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 use self::cluster::ClusterOutput;
 use self::difference::Difference;
 pub use self::directory::{Directory, DirectoryError, Written};
+pub use self::persisted::Persisted;
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::leader::Pen;
 use crate::policy_task::{Decided, Delivered, TakeOver};
@@ -162,25 +164,30 @@ impl Output {
         }
     }
 
-    /// What our objects block now. A damaged file is an error, unless `is_kept`: the persisted Incidents say what it blocked.
-    pub async fn blocked(&self, settings: &Settings, is_kept: bool) -> Result<Vec<Inherited>, String> {
+    /// What our objects block now. A damaged file is an error, unless the persisted Incidents say what it blocked: see
+    /// [`Directory::blocked`].
+    pub async fn blocked(
+        &self,
+        settings: &Settings,
+        persisted: Option<&Persisted>,
+    ) -> Result<Vec<Inherited>, String> {
         match self {
             Self::Directory(directory) => {
-                directory.blocked(&settings.gateway, is_kept).map_err(|e| e.to_string())
+                directory.blocked(&settings.gateway, persisted).map_err(|e| e.to_string())
             }
             Self::Cluster(cluster) => cluster.blocked(&settings.gateway).await.map_err(|e| e.to_string()),
         }
     }
 
     /// Makes our objects those of `pen`'s holder, so that what a leader before it still has on its way is refused, and says
-    /// what they block. Without `may_touch` nothing is written. A damaged file is an error, unless `is_kept`: the
-    /// persisted Incidents say what it blocked.
+    /// what they block. Without `may_touch` nothing is written. A damaged file is an error, unless the persisted Incidents
+    /// say what it blocked: see [`Directory::blocked`].
     async fn take_over(
         &mut self,
         settings: &Settings,
         pen: &Pen,
         may_touch: bool,
-        is_kept: bool,
+        persisted: Option<&Persisted>,
     ) -> Result<Vec<Inherited>, Refused> {
         match self {
             // Its directory is one process's alone.
@@ -188,7 +195,7 @@ impl Output {
                 if may_touch && let Err(error) = directory.tidy() {
                     tracing::warn!(%error, "temporary files stay in the output directory");
                 }
-                directory.blocked(&settings.gateway, is_kept).map_err(|e| Refused::Unknown(e.to_string()))
+                directory.blocked(&settings.gateway, persisted).map_err(|e| Refused::Unknown(e.to_string()))
             }
             Self::Cluster(cluster) => match cluster.take_over(&settings.gateway, pen, may_touch).await {
                 Ok(blocked) => Ok(blocked),
@@ -370,10 +377,10 @@ async fn answer(
     decided: &mut watch::Receiver<Arc<Decided>>,
     status: &watch::Sender<OutputStatus>,
 ) {
-    let TakeOver { pen, may_touch, is_kept, blocked: tell } = question;
+    let TakeOver { pen, may_touch, persisted, blocked: tell } = question;
     let mut backoff = MIN_BACKOFF;
     while pen.holds() && !tell.is_closed() {
-        match output.take_over(settings, &pen, may_touch, is_kept).await {
+        match output.take_over(settings, &pen, may_touch, persisted.as_ref()).await {
             Ok(blocked) => {
                 status.send_modify(|status| status.error = None);
                 // Whoever asked may have ended meanwhile.

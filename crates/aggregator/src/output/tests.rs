@@ -273,7 +273,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     let gateway = settings().gateway;
-    assert_eq!(directory.blocked(&gateway, false).unwrap(), []);
+    assert_eq!(directory.blocked(&gateway, None).unwrap(), []);
     let told: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
     let mut plan = plan(&["web", "other"]);
     Arc::make_mut(&mut plan.blocks[0]).left.push(Key::new("ns-a", "web-0", "xmrig"));
@@ -288,7 +288,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     directory
         .apply(resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
         .unwrap();
-    let inherited = directory.blocked(&gateway, false).unwrap();
+    let inherited = directory.blocked(&gateway, None).unwrap();
     let expected = |name: &str, told, accused: &[Key], services: &[&str]| Inherited {
         app: App::new("ns-a", "app", name),
         told,
@@ -304,10 +304,11 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     // Not knowing what is blocked is no reason to release it, unless it is known from elsewhere.
     let edited = temp.path().join(PLUGIN);
     fs::write(&edited, fs::read_to_string(&edited).unwrap() + "a: [\n").unwrap();
-    let error = directory.blocked(&gateway, false).unwrap_err().to_string();
+    let error = directory.blocked(&gateway, None).unwrap_err().to_string();
     assert!(error.contains(PLUGIN) && error.contains("repair or remove it"), "{error}");
-    let left: Vec<App> =
-        directory.blocked(&gateway, true).unwrap().into_iter().map(|inherited| inherited.app).collect();
+    let persisted = damaged::persisted(&["other", "web"]);
+    let left = directory.blocked(&gateway, persisted.as_ref()).unwrap();
+    let left: Vec<App> = left.into_iter().map(|inherited| inherited.app).collect();
     assert_eq!(left, [App::new("ns-a", "app", "other")], "what the other object says");
 }
 

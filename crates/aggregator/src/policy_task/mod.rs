@@ -26,6 +26,7 @@ use self::lead::{End, Lead};
 use crate::clock::Clock;
 use crate::leader::{Leadership, Pen};
 use crate::ledger_task::{Memory, Progress, Published, Snapshots};
+use crate::output::Persisted;
 use crate::state::{Kept, Store};
 
 /// What the policy has decided as of the last snapshot.
@@ -72,8 +73,9 @@ pub struct TakeOver {
     pub pen: Pen,
     /// Whether the objects may be touched: not in dry-run.
     pub may_touch: bool,
-    /// Whether Incidents are persisted and all of them can be read: if an object is damaged, they say what it closed.
-    pub is_kept: bool,
+    /// What the persisted Incidents know, if there are any and all of them can be read: if an object is damaged, they say
+    /// what it closed.
+    pub persisted: Option<Persisted>,
     /// What they block.
     pub blocked: oneshot::Sender<Vec<Inherited>>,
 }

@@ -19,6 +19,9 @@ use crate::hash::stable_hash;
 use crate::names::{App, Text, readable};
 use crate::policy::{Actor, DecisionKind};
 
+/// How many Services of one App are kept: they are needed only until the cluster has been asked again.
+pub const MAX_SERVICES: usize = 1000;
+
 /// An incident as it is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Incident {

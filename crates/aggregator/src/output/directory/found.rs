@@ -51,6 +51,14 @@ impl Found {
         }
     }
 
+    /// The text of a file that begins with our header, however damaged it is; `None` for any other.
+    pub(super) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Ours(text) => Some(text),
+            Self::Cut | Self::Foreign => None,
+        }
+    }
+
     /// The `WasmPlugin` in it, or what is wrong with it; `None` if it is not ours.
     pub(super) fn plugin(&self) -> Result<Option<Value>, String> {
         match self {

@@ -26,11 +26,14 @@ use self::found::{Found, parse};
 use self::lock::Lock;
 use self::memory::{Known, Memory, Stamp};
 use super::difference::{self, Action, Difference};
+use super::persisted::{Listed, Persisted};
 
 /// The first line of our files, by which we know them again.
 const HEADER: &str = "# Written by procscan-aggregator; changes are overwritten.\n";
 /// What our temporary files' names begin with.
 const TEMPORARY: &str = ".procscan-";
+/// How many Apps an error names.
+const TOLD: usize = 5;
 /// What can go wrong, with the file that it went wrong with.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {problem}")]
@@ -241,17 +244,53 @@ impl Directory {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The Apps that our `WasmPlugin`s block now: what a start inherits. A damaged file is an error, unless `is_kept`: then
-    /// the persisted Incidents say what it blocked, and the answer lacks it.
+    /// The Apps that our `WasmPlugin`s block now: what a start inherits. A damaged file is an error, unless the persisted
+    /// Incidents say what it blocked: then the answer lacks it.
+    ///
+    /// They say it if there is one of each App that can still be read in our files. If there is none of one of them, the
+    /// state is older than the files, and may lack Apps that can't be read any more. Where nothing can be read, they say
+    /// it too: each block is persisted before it is written.
     ///
     /// When their tenants were told is in the Notifications.
-    pub fn blocked(&self, gateway: &Gateway, is_kept: bool) -> Result<Vec<Inherited>, DirectoryError> {
-        let (plugins, damaged) = self.plugins(gateway)?;
-        for error in damaged {
-            if !is_kept {
-                return Err(error);
+    pub fn blocked(
+        &self,
+        gateway: &Gateway,
+        persisted: Option<&Persisted>,
+    ) -> Result<Vec<Inherited>, DirectoryError> {
+        let (mut plugins, mut damaged) = (Vec::new(), Vec::new());
+        let shards = self.shards(gateway)?;
+        for (name, found) in &shards {
+            match found.plugin() {
+                Ok(plugin) => plugins.extend(plugin),
+                Err(problem) => damaged.push((name, found, problem)),
             }
-            tracing::warn!(%error, "a file of ours is damaged: the persisted Incidents say what stays closed");
+        }
+        if let Some((name, _, problem)) = damaged.first() {
+            let error =
+                |problem| DirectoryError { path: self.path.join(name).display().to_string(), problem };
+            let Some(persisted) = persisted else {
+                let next = "can't be read, so what is blocked is not known; repair or remove it";
+                return Err(error(format!("{next}: {problem}")));
+            };
+            let mut listed = Listed::default();
+            shards.iter().filter_map(|(_, found)| found.text()).for_each(|text| listed.read(text));
+            if let Some(unknown) = first_of(&persisted.lacks(&listed)) {
+                return Err(error(format!(
+                    "can't be read ({problem}), and no Incident is persisted of blocks that our files list: {unknown}. The state is \
+                     probably older than the file, so what is blocked is not known. Restore the latest state, or repair the \
+                     file, or remove it if what it closed may be opened"
+                )));
+            }
+        }
+        for (name, found, problem) in damaged {
+            let mut listed = Listed::default();
+            found.text().into_iter().for_each(|text| listed.read(text));
+            tracing::warn!(
+                file = %self.path.join(name).display(),
+                problem,
+                legible = !listed.is_empty(),
+                "a file of ours is damaged: the persisted Incidents say what stays closed"
+            );
         }
         let mut blocked = wasm_plugin::blocked(&plugins, gateway);
         for inherited in &mut blocked {
@@ -267,27 +306,20 @@ impl Directory {
 
     /// Whether the directory and our files in it can be read, however damaged the files are.
     pub fn check(&self, gateway: &Gateway) -> Result<(), DirectoryError> {
-        self.plugins(gateway).map(drop)
+        self.shards(gateway).map(drop)
     }
 
-    /// Our `WasmPlugin`s, and an error for each damaged one.
-    fn plugins(&self, gateway: &Gateway) -> Result<(Vec<Value>, Vec<DirectoryError>), DirectoryError> {
+    /// The files of our `WasmPlugin`s, ordered by name.
+    fn shards(&self, gateway: &Gateway) -> Result<Vec<(String, Found)>, DirectoryError> {
         let mut names = self.names()?;
         names.sort();
-        let (mut plugins, mut damaged) = (Vec::new(), Vec::new());
+        let mut shards = Vec::new();
         for name in names.into_iter().filter(|name| shard(name, gateway).is_some()) {
-            match self.find(&name)?.map(|found| found.plugin()) {
-                Some(Ok(Some(object))) => plugins.push(object),
-                Some(Err(problem)) => damaged.push(DirectoryError {
-                    path: self.path.join(name).display().to_string(),
-                    problem: format!(
-                        "can't be read, so what is blocked is not known; repair or remove it: {problem}"
-                    ),
-                }),
-                Some(Ok(None)) | None => {}
+            if let Some(found) = self.find(&name)? {
+                shards.push((name, found));
             }
         }
-        Ok((plugins, damaged))
+        Ok(shards)
     }
 
     /// What writing `plan` would do.
@@ -317,6 +349,16 @@ impl Directory {
         differences.extend(left);
         Ok(differences)
     }
+}
+
+/// The first few of them, and how many more there are; `None` if there are none.
+fn first_of(all: &[String]) -> Option<String> {
+    let more = match all.len().saturating_sub(TOLD) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    let first = all.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
+    (!all.is_empty()).then(|| format!("{first}{more}"))
 }
 
 fn has_same_words(object: &Object, is: &Value) -> bool {

@@ -1,5 +1,10 @@
 //! Files of ours that were damaged: written anew from what is decided, and kept beside it.
 
+use procscan_core::names::Text;
+use procscan_core::state::incident::MAX_SERVICES;
+use procscan_core::state::{Incident, IncidentSpec, IncidentState};
+use serde_json::json;
+
 use super::*;
 use crate::output::difference::Action;
 use crate::telemetry::logged::Logged;
@@ -15,6 +20,138 @@ fn damages(text: &str) -> Vec<String> {
     let conflict = text.replace("spec:", "<<<<<<< HEAD\nspec:");
     let cuts = [lines.len() / 3, lines.len() / 2, lines.len() - 1].map(first);
     [conflict, half, format!("{}- a\n", first(1)), first(1)].into_iter().chain(cuts).collect()
+}
+
+fn incident(namespace: &str, name: &str, services: &[Text]) -> Incident {
+    let status = json!({
+        "state": "Blocked", "opened": "2026-01-02T03:04:05Z", "exposure": { "services": services },
+    });
+    let spec = IncidentSpec::of(&App::new(namespace, "app", name));
+    Incident { name: format!("{namespace}.{name}"), spec, status: serde_json::from_value(status).unwrap() }
+}
+
+fn of(incidents: &[Incident]) -> Option<Persisted> {
+    Persisted::of(incidents, Duration::from_hours(1), "2026-01-02T06:00:00Z".parse().unwrap())
+}
+
+/// A state with an Incident of each of those Apps of `ns-a`, each with a Service of its own name.
+pub(super) fn persisted(names: &[&str]) -> Option<Persisted> {
+    let incident_of = |name: &&str| incident("ns-a", name, &[format!("{name}.ns-a.svc").into()]);
+    of(&names.iter().map(incident_of).collect::<Vec<_>>())
+}
+
+/// An older state lacks what was blocked last.
+#[test]
+fn damage_is_an_error_where_an_app_can_be_read_that_no_incident_is_persisted_of() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    let (path, gateway) = (temp.path().join(PLUGIN), settings().gateway);
+    put(&directory, &objects(&["shop", "web"], 0)).unwrap();
+    let whole = fs::read_to_string(&path).unwrap();
+    let mut refused = Vec::new();
+    for damaged in damages(&whole) {
+        fs::write(&path, &damaged).unwrap();
+        assert_eq!(
+            directory.blocked(&gateway, persisted(&["shop", "web"]).as_ref()).unwrap(),
+            [],
+            "{damaged}"
+        );
+        match directory.blocked(&gateway, persisted(&["web"]).as_ref()) {
+            Ok(blocked) => assert_eq!(blocked, []),
+            Err(error) => {
+                let error = error.to_string();
+                let listed =
+                    "no Incident is persisted of blocks that our files list: ns-a/app/shop. The state";
+                assert!(error.contains(PLUGIN) && error.contains(listed), "{error}");
+            }
+        }
+        refused.push(directory.blocked(&gateway, persisted(&["web"]).as_ref()).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), damaged);
+    }
+    // In the ones without an object, with the header only, and with the first third, there is no App to be read.
+    assert_eq!(refused, [true, true, false, false, false, true, true]);
+    // What a file that is whole lists shows it as well.
+    fs::write(&path, &whole[..20]).unwrap();
+    assert_eq!(directory.blocked(&gateway, persisted(&["web"]).as_ref()).unwrap(), []);
+    fs::write(temp.path().join(PLUGIN.replace(".yaml", "-1.yaml")), &whole).unwrap();
+    let error = directory.blocked(&gateway, persisted(&["web"]).as_ref()).unwrap_err().to_string();
+    assert!(error.contains("cut short") && error.contains("ns-a/app/shop"), "{error}");
+    // One whose list of Apps has given way to its Services.
+    let start = whole.find("    - name").unwrap();
+    let services =
+        whole[..start].to_owned() + &whole[whole.find("  defaultConfigDisable").unwrap()..] + "a: [\n";
+    fs::write(&path, services).unwrap();
+    fs::remove_file(temp.path().join(PLUGIN.replace(".yaml", "-1.yaml"))).unwrap();
+    let error = directory.blocked(&gateway, persisted(&["web"]).as_ref()).unwrap_err().to_string();
+    assert!(error.contains("that our files list: Service shop.ns-a.svc. The state"), "{error}");
+    assert_eq!(directory.blocked(&gateway, persisted(&["shop", "web"]).as_ref()).unwrap(), []);
+}
+
+/// The App's block is later, and nothing is persisted of it.
+#[test]
+fn an_incident_that_ended_long_ago_does_not_count_unless_its_app_was_released() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    put(&directory, &objects(&["web"], 0)).unwrap();
+    let path = temp.path().join(PLUGIN);
+    let text = fs::read_to_string(&path).unwrap() + "a: [\n";
+    fs::write(&path, text).unwrap();
+    let mut it = incident("ns-a", "web", &["web.ns-a.svc".into()]);
+    let mut is_refused = |state, since: &str, is_released: bool| {
+        (it.status.state, it.status.since) = (state, Some(since.parse().unwrap()));
+        let release = json!({ "until": "2026-02-01T00:00:00Z", "by": "ops" });
+        it.status.releases =
+            is_released.then(|| serde_json::from_value(release).unwrap()).into_iter().collect();
+        directory.blocked(&settings().gateway, of(&[it.clone()]).as_ref()).is_err()
+    };
+    assert!(is_refused(IncidentState::Ended, "2026-01-02T04:59:59Z", false));
+    assert!(!is_refused(IncidentState::Ended, "2026-01-02T04:59:59Z", true));
+    assert!(!is_refused(IncidentState::Ended, "2026-01-02T05:00:00Z", false));
+    assert!(!is_refused(IncidentState::Blocked, "2026-01-02T03:00:00Z", false));
+}
+
+/// The registry of the plugin may be a Service, and a tenant chooses the names of its Pods, processes and Ingresses.
+#[test]
+fn of_damage_only_apps_and_closed_services_are_read() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    let mut settings = settings();
+    settings.gateway.url = "oci://registry.infra.svc.cluster.local/request-block:2.0.0".to_owned();
+    settings.gateway.message = "see help.ops.svc.cluster.local".to_owned();
+    settings.gateway.max_service_entries = 0;
+    let mut plan = plan(&["it's \"on\"\n- 'x.ns-x.svc.y'"]);
+    let block = Arc::make_mut(&mut plan.blocks[0]);
+    for process in [
+        "x.ns-x.svc.cluster.local",
+        "- x.ns-x.svc.cluster.local",
+        "a\n- 'x.ns-x.svc.cluster.local'",
+        "type: x",
+    ] {
+        block.left.push(Key::new("ns-a", "x.ns-x.svc.cluster.local", process));
+    }
+    block.exposure = Arc::new(Exposure {
+        services: vec!["web.ns-a.svc".into()],
+        ingresses: vec!["ns-a/x.ns-x.svc.cluster.local".into()],
+        ..Exposure::default()
+    });
+    let app = block.app.clone();
+    directory.apply(resources::drafts(&plan, &settings, Existing::default())).unwrap();
+    let path = temp.path().join(PLUGIN);
+    let damaged = fs::read_to_string(&path).unwrap() + "a: [\n";
+    assert!(damaged.contains("ns-a/x.ns-x.svc") && damaged.contains("help.ops.svc"), "{damaged}");
+    fs::write(&path, damaged).unwrap();
+    let blocked = |incidents: &[Incident]| {
+        let blocked = directory.blocked(&settings.gateway, of(incidents).as_ref());
+        blocked.map_err(|error| error.to_string())
+    };
+    assert_eq!(blocked(&[incident("ns-a", &app.name, &["web.ns-a.svc".into()])]), Ok(Vec::new()));
+    let error = blocked(&[incident("ns-b", "web", &[])]).unwrap_err();
+    assert!(error.contains(&format!("that our files list: {app}. The state")), "{error}");
+    // An Incident names so many Services only.
+    let many: Vec<Text> = (0..MAX_SERVICES).map(|n| format!("a-{n:04}.ns-a.svc").into()).collect();
+    assert_eq!(blocked(&[incident("ns-a", &app.name, &many)]), Ok(Vec::new()));
+    let error = blocked(&[incident("ns-a", &app.name, &many[1..])]).unwrap_err();
+    assert!(error.contains("that our files list: Service web.ns-a.svc. The state"), "{error}");
 }
 
 #[test]
@@ -67,9 +204,9 @@ fn what_is_wrong_with_a_damaged_file_is_said_on_one_line() {
     for damaged in damages(&whole) {
         fs::write(&path, &damaged).unwrap();
         let new = Directory::open(temp.path()).unwrap();
-        let error = new.blocked(&settings().gateway, false).unwrap_err().to_string();
+        let error = new.blocked(&settings().gateway, None).unwrap_err().to_string();
         assert_eq!(error.lines().count(), 1, "{error}");
-        new.blocked(&settings().gateway, true).unwrap();
+        new.blocked(&settings().gateway, persisted(&["web"]).as_ref()).unwrap();
         let lines = logged.lines();
         assert!(lines.len() == 1 && lines[0].contains("a file of ours is damaged"), "{damaged}: {lines:?}");
     }
@@ -89,7 +226,7 @@ fn an_emptied_file_of_our_name_is_written_anew_and_other_empty_files_stay() {
         fs::write(&path, left).unwrap();
         fs::write(temp.path().join(PLUGIN.replace(".yaml", "-1.yaml")), left).unwrap();
         let new = Directory::open(temp.path()).unwrap();
-        let error = new.blocked(&gateway, false).unwrap_err().to_string();
+        let error = new.blocked(&gateway, None).unwrap_err().to_string();
         assert!(error.contains(PLUGIN.trim_end_matches(".yaml")) && error.contains("cut short"), "{error}");
         for directory in [&directory, &new] {
             directory.refresh().unwrap();
@@ -106,7 +243,7 @@ fn a_pipe_of_our_name_is_not_waited_for() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, temp.path().join(PLUGIN), rustix::fs::Mode::RUSR).unwrap();
-    assert_eq!(directory.blocked(&settings().gateway, false).unwrap(), []);
+    assert_eq!(directory.blocked(&settings().gateway, None).unwrap(), []);
     let error = put(&directory, &objects(&["web"], 0)).unwrap_err().to_string();
     assert!(error.contains(PLUGIN) && error.contains("move it away"), "{error}");
 }

@@ -59,7 +59,7 @@ async fn a_preview_of_files_names_each_that_would_be_written_or_removed_and_chan
     left.sort_by_key(|(_, object)| object.clone());
     let removed = [SUMMARY.to_owned(), message].map(|object| (Action::Remove, object));
     assert_eq!(left, [&removed[..], &[(Action::Change, plugin)]].concat());
-    assert_eq!(output.blocked(&settings(), false).await.unwrap().len(), 1);
+    assert_eq!(output.blocked(&settings(), None).await.unwrap().len(), 1);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_directory_that_can_not_be_read_is_an_error_with_its_path() {
     fs::write(&path, "a file").unwrap();
     for error in [
         directory.refresh().unwrap_err(),
-        directory.blocked(&settings().gateway, false).unwrap_err(),
+        directory.blocked(&settings().gateway, None).unwrap_err(),
         directory.apply(objects(&["x"], 0).into_iter().map(Draft::from)).unwrap_err(),
     ] {
         assert!(error.to_string().starts_with(&path.display().to_string()), "{error}");

@@ -52,7 +52,7 @@ async fn a_preview_neither_makes_the_directory_nor_changes_anything_in_it() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("objects");
     let reading = Directory::at(&path);
-    assert_eq!(reading.blocked(&settings().gateway, false).unwrap(), []);
+    assert_eq!(reading.blocked(&settings().gateway, None).unwrap(), []);
     let all = Output::Directory(reading.clone()).preview(&plan(&["web"]), &settings()).await.unwrap();
     assert_eq!((all.len(), path.exists()), (1, false));
     let unfinished = format!(".procscan-{PLUGIN}");

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{End, Lead, MAX_PAUSE, MIN_PAUSE};
 use crate::ledger_task::Memory;
+use crate::output::Persisted;
 use crate::policy_task::TakeOver;
 use crate::state::{Kept, Loaded, StateError, Unreadable};
 
@@ -41,7 +42,8 @@ impl Lead<'_> {
             self.relieve();
         }
         self.set_aside(unreadable);
-        let blocked = self.blocked(!kept.is_empty() && self.unreadable.is_empty()).await?;
+        let persisted = Persisted::of(&kept, self.task.policy.same_incident, self.now().wall());
+        let blocked = self.blocked(persisted.filter(|_| self.unreadable.is_empty())).await?;
         self.remind(&kept).await?;
         let now = self.now();
         let snapshot = self.task.channels.ledger.fresh().await;
@@ -133,9 +135,9 @@ impl Lead<'_> {
     }
 
     /// What the objects block.
-    async fn blocked(&mut self, is_kept: bool) -> Result<Vec<Inherited>, End> {
+    async fn blocked(&mut self, persisted: Option<Persisted>) -> Result<Vec<Inherited>, End> {
         let (tell, blocked) = oneshot::channel();
-        let question = TakeOver { pen: self.pen.clone(), may_touch: !self.is_copy, is_kept, blocked: tell };
+        let question = TakeOver { pen: self.pen.clone(), may_touch: !self.is_copy, persisted, blocked: tell };
         if self.task.channels.take_over.send(question).await.is_err() {
             return Err(End::Over);
         }

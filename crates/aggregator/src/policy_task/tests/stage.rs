@@ -153,7 +153,7 @@ impl Replica {
         let (took_over_tx, took_over) = watch::channel(None);
         tasks.push(tokio::spawn(async move {
             while let Some(question) = questions.recv().await {
-                took_over_tx.send_replace(Some((question.may_touch, question.is_kept)));
+                took_over_tx.send_replace(Some((question.may_touch, question.persisted.is_some())));
                 let _ = question.blocked.send(blocked.clone());
             }
         }));

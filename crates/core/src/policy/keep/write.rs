@@ -13,14 +13,12 @@ use crate::policy::ground::{ClearedGround, Ground, Tombstone};
 use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling};
 use crate::policy::leader_clock::LeaderClock;
 use crate::state::incident::{
-    self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus,
+    self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus, MAX_SERVICES,
 };
 
 /// How many accusations of one incident are kept: a tenant can start any number of processes, and the size of an object
 /// is limited. Agents list the others again.
 const MAX_EVIDENCE: usize = 64;
-/// How many Services of one App are kept: they are needed only until the cluster has been asked again.
-const MAX_SERVICES: usize = 1000;
 
 pub(super) fn document(app: &App, incident: &Incident, clock: &LeaderClock, dates: &Dates) -> kept::Incident {
     let spec = IncidentSpec::of(app);

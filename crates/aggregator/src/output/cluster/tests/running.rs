@@ -227,7 +227,7 @@ async fn a_new_leader_is_answered_as_soon_as_the_api_server_says_what_is_blocked
     let running = Running::start(&server, Plan::empty(Mode::DryRun, Timestamp::UNIX_EPOCH));
     let (tell, blocked) = oneshot::channel();
     let pen = Pen::of_term(2, "b");
-    let question = TakeOver { pen: pen.clone(), may_touch: true, is_kept: false, blocked: tell };
+    let question = TakeOver { pen: pen.clone(), may_touch: true, persisted: None, blocked: tell };
     assert!(running.take_over.send(question).await.is_ok());
     looks(&server);
     sleep(Duration::from_secs(10)).await;
@@ -243,7 +243,7 @@ async fn a_new_leader_is_answered_as_soon_as_the_api_server_says_what_is_blocked
     assert!(
         running
             .take_over
-            .send(TakeOver { pen: pen.clone(), may_touch: true, is_kept: false, blocked: tell })
+            .send(TakeOver { pen: pen.clone(), may_touch: true, persisted: None, blocked: tell })
             .await
             .is_ok()
     );

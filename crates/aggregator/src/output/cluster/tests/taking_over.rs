@@ -92,9 +92,9 @@ async fn a_new_leader_goes_on_where_there_is_nothing_to_mark_and_waits_where_it_
     // Not knowing what is blocked is no reason to take nothing for blocked.
     assert!(server.output().blocked(&settings.gateway).await.is_err());
     let output = Output::Cluster(Box::new(server.output()));
-    assert!(output.blocked(&settings, false).await.unwrap_err().ends_with("not today (403)"));
+    assert!(output.blocked(&settings, None).await.unwrap_err().ends_with("not today (403)"));
     server.well();
-    assert_eq!(output.blocked(&settings, false).await.unwrap().len(), 1);
+    assert_eq!(output.blocked(&settings, None).await.unwrap().len(), 1);
 
     // Deleted between the look and the mark.
     server.before(|world, asked| {
@@ -124,10 +124,10 @@ async fn a_leader_that_loses_the_lead_meanwhile_gives_no_answer() {
         None
     });
     let mut output = Output::Cluster(Box::new(server.output_of(&pen)));
-    let answer = output.take_over(&settings, &pen, true, false).await;
+    let answer = output.take_over(&settings, &pen, true, None).await;
     assert!(matches!(answer, Err(crate::output::Refused::Lost)));
     server.before(|_, asked| (asked.method == Method::PATCH).then(|| (403, "not today".to_owned())));
-    let answer = output.take_over(&settings, &Pen::of_term(2, "b"), true, false).await;
+    let answer = output.take_over(&settings, &Pen::of_term(2, "b"), true, None).await;
     assert!(matches!(answer, Err(crate::output::Refused::Unknown(_))));
     assert_ne!(writer(&server), "b in term 2");
 }

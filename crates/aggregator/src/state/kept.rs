@@ -99,6 +99,14 @@ pub struct Stamp {
     pub status: u64,
 }
 
+impl Stamp {
+    /// Whether `kept` shows the object with this name in this version or a later one.
+    pub fn is_in(self, kept: &Kept, name: &str) -> bool {
+        let is_it = |shown: Self| shown.uid == self.uid && shown.version >= self.version;
+        kept.incidents.get(name).is_some_and(|incident| is_it(incident.stamp))
+    }
+}
+
 /// What is often asked of an incident: see [`IncidentStatus`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Brief {

@@ -25,7 +25,7 @@ pub use self::cluster::{Changed, ClusterStore};
 pub use self::desk::{Desk, DeskError};
 pub use self::document::{Batch, DecisionFilter, Document, Kind, LoggedDecision};
 pub use self::file::FileStore;
-pub use self::kept::{Kept, KeptIncident, Order, Outline, Unread, UnreadExemption};
+pub use self::kept::{Kept, KeptIncident, Order, Outline, Stamp, Unread, UnreadExemption};
 use tokio::time::Instant;
 
 use crate::kubernetes::{Refusal, RefusalKind};
@@ -43,9 +43,9 @@ pub enum StateError {
     /// The file could not be opened so far.
     #[error("the state is not open yet")]
     NotOpen,
-    /// What operators declare has not been listed yet.
-    #[error("Exemptions and Enforcements were not listed within {}", humantime::format_duration(*.0))]
-    Unlisted(Duration),
+    /// It has not been listed yet.
+    #[error("{0} were not listed within {within}", within = humantime::format_duration(*.1))]
+    Unlisted(&'static str, Duration),
     /// What is there can't be understood.
     #[error("{0} can't be read: {1}")]
     Unreadable(String, String),
@@ -112,13 +112,28 @@ pub enum Store {
 }
 
 impl Store {
-    /// Asks for what operators want now, or reads it where nothing watches it: a file that could not be read at the start.
-    /// Returns the [`Kept::as_of`] that has it.
-    pub async fn hear(&mut self) -> Result<u64, StateError> {
+    /// Reads what operators want, where nothing watches it: a file that could not be read at the start.
+    pub async fn hear(&mut self) -> Result<(), StateError> {
         match self {
-            Self::Cluster(store) => Ok(store.hear()),
-            Self::File(store) if !store.is_known() => store.load().await.map(|_| 0),
-            Self::File(_) | Self::Copy(_) => Ok(0),
+            Self::File(store) if !store.is_known() => store.load().await.map(drop),
+            Self::Cluster(_) | Self::File(_) | Self::Copy(_) => Ok(()),
+        }
+    }
+
+    /// Asks the watch for what operators declare now, and for the incidents too if `with_incidents`. Returns the
+    /// [`Kept::as_of`] that has it.
+    pub fn relist(&self, with_incidents: bool) -> u64 {
+        match self {
+            Self::Cluster(store) => store.relist(with_incidents),
+            Self::File(_) | Self::Copy(_) => 0,
+        }
+    }
+
+    /// The incidents that were read in a later version than the watch shows.
+    pub fn unseen(&self, kept: &Kept) -> BTreeMap<String, Stamp> {
+        match self {
+            Self::Cluster(store) => store.unseen(kept),
+            Self::File(_) | Self::Copy(_) => BTreeMap::new(),
         }
     }
 

@@ -19,6 +19,11 @@ const UNREADABLE: &str = "what is kept can't be read; nothing is decided until i
 
 /// How long a list of what operators declare is waited for at most, before it is asked for again.
 const MAX_PATIENCE: Duration = Duration::from_mins(2);
+/// How long a watch that works may lag behind.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
+
+const DECLARED: &str = "Exemptions and Enforcements";
+const EVERYTHING: &str = "Incidents, Exemptions and Enforcements";
 
 impl Lead<'_> {
     /// Reads what is kept and what is blocked, and tries again until both are known.
@@ -37,6 +42,7 @@ impl Lead<'_> {
             self.pause(pause).await?;
             pause = (pause * 2).min(MAX_PAUSE);
         };
+        self.see_incidents().await?;
         if self.is_copy {
             // Nothing of a copy is ever kept, which would say that the trouble is over.
             self.relieve();
@@ -109,18 +115,36 @@ impl Lead<'_> {
     /// Waits until it is known what operators want now: without their exemptions and their mode, exempted tenants could be
     /// blocked.
     async fn hear_operators(&mut self) -> Result<(), End> {
-        let (mut pause, mut patience) = (MIN_PAUSE, MAX_PAUSE);
+        let mut pause = MIN_PAUSE;
+        while let Err(error) = self.task.store.hear().await {
+            self.trouble(&error, true, UNREADABLE);
+            self.pause(pause).await?;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+        self.relist(false).await
+    }
+
+    /// Waits until the watch shows each incident as it was read: else a release that an operator has asked for would be
+    /// done only after a block.
+    async fn see_incidents(&mut self) -> Result<(), End> {
+        let mut kept = self.task.channels.kept.clone();
+        let unseen = self.task.store.unseen(&kept.borrow());
+        let is_seen = |kept: &Arc<Kept>| unseen.iter().all(|(name, stamp)| stamp.is_in(kept, name));
+        tokio::select! {
+            seen = kept.wait_for(is_seen) => return seen.map(drop).map_err(|_| End::Over),
+            end = self.is_over() => return Err(end),
+            () = tokio::time::sleep(SEEN_WITHIN) => {}
+        }
+        // The watch hangs, or one of them was deleted meanwhile.
+        self.relist(true).await
+    }
+
+    /// Waits until what operators declare is shown as it is now, and the incidents too if `with_incidents`.
+    async fn relist(&mut self, with_incidents: bool) -> Result<(), End> {
+        let mut patience = MAX_PAUSE;
         let mut kept = self.task.channels.kept.clone();
         loop {
-            let as_of = match self.task.store.hear().await {
-                Ok(as_of) => as_of,
-                Err(error) => {
-                    self.trouble(&error, true, UNREADABLE);
-                    self.pause(pause).await?;
-                    pause = (pause * 2).min(MAX_PAUSE);
-                    continue;
-                }
-            };
+            let as_of = self.task.store.relist(with_incidents);
             // What was shown before may be old, however complete.
             let is_heard = |kept: &Arc<Kept>| kept.is_complete && kept.as_of >= as_of;
             tokio::select! {
@@ -129,7 +153,8 @@ impl Lead<'_> {
                 () = tokio::time::sleep(patience) => {}
             }
             // The list may hang as well. A slow one is given more time.
-            self.trouble(&StateError::Unlisted(patience), true, UNREADABLE);
+            let kinds = if with_incidents { EVERYTHING } else { DECLARED };
+            self.trouble(&StateError::Unlisted(kinds, patience), true, UNREADABLE);
             patience = (patience * 2).min(MAX_PATIENCE);
         }
     }

@@ -7,12 +7,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::stage::{Replica, Wanted};
+use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
 use crate::leader::{Leadership, Pen};
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 
 const ENFORCEMENTS: &str = "enforcements";
 const EXEMPTIONS: &str = "exemptions";
+/// A refusal that never arrives.
+const LOST: u16 = 1;
 
 /// What operators declare to keep an App open: the plural, the name and the spec.
 fn declared() -> [(&'static str, &'static str, Value); 2] {
@@ -33,6 +35,7 @@ async fn follower(server: &Server, refusal: &Arc<AtomicU16>) -> Replica {
     let network = Box::new(move |_: &mut Store, call: &Call| {
         let is_declared = [ENFORCEMENTS, EXEMPTIONS].contains(&&*call.plural);
         match refusal.load(Ordering::Relaxed) {
+            LOST if is_declared => Fault::Lost,
             code if code > 0 && is_declared => Fault::Refused(code),
             _ => Fault::None,
         }
@@ -96,4 +99,54 @@ async fn a_new_leader_that_can_not_list_what_is_declared_decides_nothing_until_i
         assert_eq!(replica.blocked(), [""; 0], "{declaration:?}");
         assert_eq!(replica.trouble.borrow().clone(), None);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_hangs_is_asked_for_again() {
+    let (server, refusal) = (Server::default(), Arc::new(AtomicU16::new(0)));
+    let replica = follower(&server, &refusal).await;
+    server.hang(ENFORCEMENTS);
+    declare(&server, &declared()[0]);
+    refusal.store(LOST, Ordering::Relaxed);
+    lead(&replica);
+    sleep(Duration::from_secs(10)).await;
+    refusal.store(0, Ordering::Relaxed);
+    assert!(replica.decided.borrow().pen.is_none());
+    sleep(Duration::from_secs(10)).await;
+    assert!(replica.decided.borrow().pen.is_some());
+    assert_eq!(replica.blocked(), [""; 0]);
+}
+
+/// The leader before ended before it did what the operator wanted.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_does_what_operators_asked_of_an_incident_while_its_watch_hung() {
+    let (server, refusal) = (Server::default(), Arc::default());
+    server.put(INCIDENTS, &name_of("miner"), body("miner", "Watched"));
+    let replica = follower(&server, &refusal).await;
+    server.hang(INCIDENTS);
+    server.edit(INCIDENTS, &name_of("miner"), |object| object["spec"]["release"] = json!({"by": "alice"}));
+    sleep(Duration::from_secs(5)).await;
+    lead(&replica);
+    sleep(Duration::from_secs(30)).await;
+    assert!(replica.decided.borrow().pen.is_some());
+    let miner = server.get(INCIDENTS, &name_of("miner")).unwrap();
+    assert_eq!(decisions(&miner), ["held by policy", "released by alice"]);
+    assert_eq!(replica.blocked(), [""; 0]);
+}
+
+/// What was deleted after it had been read is not waited for.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_does_not_wait_for_its_watch_to_show_what_is_deleted() {
+    let server = Server::default();
+    let replica = follower(&server, &Arc::default()).await;
+    server.hang(INCIDENTS);
+    for app in ["shop", "web"] {
+        server.put(INCIDENTS, &name_of(app), body(app, "Ended"));
+    }
+    lead(&replica);
+    sleep(Duration::from_secs(1)).await;
+    server.remove(INCIDENTS, &name_of("shop"));
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(replica.blocked(), ["miner"]);
+    assert!(replica.kept.borrow().incidents.contains_key(&*name_of("web")));
 }

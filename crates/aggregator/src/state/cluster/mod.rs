@@ -13,6 +13,7 @@ mod taking_over;
 mod tests;
 mod watching;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
@@ -29,6 +30,7 @@ use self::events::{Events, News};
 use self::objects::{api_resource, body, kept, plural};
 use self::taking_over::Read;
 use super::crd::Resource;
+use super::kept::Stamp;
 use super::{Kept, Loaded, StateError};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 use crate::leader::Pen;
@@ -71,9 +73,16 @@ impl ClusterStore {
         Self { objects, known: AllKnown::default(), events, relist }
     }
 
-    /// Asks for what operators declare now. Returns the [`Kept::as_of`] that has it.
-    pub fn hear(&self) -> u64 {
-        self.relist.as_ref().map_or(0, Relist::ask)
+    /// See [`Relist::ask`].
+    pub fn relist(&self, with_incidents: bool) -> u64 {
+        self.relist.as_ref().map_or(0, |relist| relist.ask(with_incidents))
+    }
+
+    /// The incidents that we know in a later version than the watch shows.
+    pub fn unseen(&self, kept: &Kept) -> BTreeMap<String, Stamp> {
+        let all = self.known.all.iter().filter(|_| self.relist.is_some());
+        let unseen = all.filter(|(name, known)| !known.stamp.is_in(kept, name));
+        unseen.map(|(name, known)| (name.clone(), known.stamp)).collect()
     }
 
     /// Reads every incident. `seen` is what the watch has.

@@ -30,20 +30,30 @@ const DECLARED: [Resource; 2] = [Resource::Exemption, Resource::Enforcement];
 #[derive(Debug)]
 pub struct Watching {
     objects: Objects,
-    /// The number of the last request to list anew.
-    asked: watch::Receiver<u64>,
+    asked: watch::Receiver<Asked>,
 }
 
-/// Asks [`Watching`] to list Exemptions and Enforcements anew: a watch may hang for minutes, or fail, and then shows
-/// what operators wanted before.
+/// The last request to list anew.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asked {
+    /// Counted from 1.
+    number: u64,
+    /// Incidents are many: they are listed anew only if that is asked for.
+    with_incidents: bool,
+}
+
+/// Asks [`Watching`] to list what operators declare anew: a watch may hang for minutes, or fail, and then shows what they
+/// wanted before.
 #[derive(Debug)]
-pub struct Relist(watch::Sender<u64>);
+pub struct Relist(watch::Sender<Asked>);
 
 impl Relist {
-    /// Asks. Returns the number of the request: [`Kept::as_of`] reaches it with lists that were begun after it.
-    pub fn ask(&self) -> u64 {
-        self.0.send_modify(|number| *number += 1);
-        *self.0.borrow()
+    /// Asks, with or without the Incidents. Returns the number of the request: [`Kept::as_of`] reaches it with lists that
+    /// were begun after it.
+    pub fn ask(&self, with_incidents: bool) -> u64 {
+        let number = self.0.borrow().number + 1;
+        self.0.send_replace(Asked { number, with_incidents });
+        number
     }
 }
 
@@ -78,7 +88,7 @@ struct Part {
 impl Watching {
     /// Watches `objects`. What they are now is asked for by [`Relist`].
     pub fn new(objects: Objects) -> (Self, Relist) {
-        let (ask, asked) = watch::channel(0);
+        let (ask, asked) = watch::channel(Asked::default());
         (Self { objects, asked }, Relist(ask))
     }
 
@@ -90,14 +100,22 @@ impl Watching {
         cancel: CancellationToken,
     ) {
         let (mut known, mut said) = (Known::default(), Said::default());
-        let mut incidents = self.changes(Resource::Incident);
-        let mut declared = self.declared(&mut known);
+        known.asked = self.asked.borrow_and_update().number;
+        known.asked_for = Resource::ALL.into();
+        let (mut incidents, mut declared) = (self.changes(Resource::Incident), self.declared());
         loop {
             let first = tokio::select! {
                 () = cancel.cancelled() => return,
                 Ok(()) = self.asked.changed() => {
                     // The old watches end here, so nothing of them comes after the new lists.
-                    declared = self.declared(&mut known);
+                    let Asked { number, with_incidents } = *self.asked.borrow_and_update();
+                    known.asked = number;
+                    known.asked_for.extend(DECLARED);
+                    declared = self.declared();
+                    if with_incidents {
+                        known.asked_for.insert(Resource::Incident);
+                        incidents = self.changes(Resource::Incident);
+                    }
                     continue;
                 }
                 change = declared.next() => change,
@@ -136,10 +154,7 @@ impl Watching {
         }
     }
 
-    /// Lists and watches what operators declare, as the last request asks for.
-    fn declared(&mut self, known: &mut Known) -> Changes {
-        known.asked = *self.asked.borrow_and_update();
-        known.asked_for = DECLARED.into();
+    fn declared(&self) -> Changes {
         stream::select_all(DECLARED.map(|resource| self.changes(resource))).boxed()
     }
 

@@ -142,6 +142,9 @@ fn simulate_and_plan_withhold_an_exemption_that_the_service_would_withhold_and_s
 #[test]
 fn bad_usage_is_exit_code_2_and_help_has_examples() {
     let temp = tempfile::tempdir().unwrap();
+    // Mistakes are found before the port is asked for.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = taken.local_addr().unwrap().to_string();
     for args in [
         &["frobnicate"][..],
         &["run", "--no-such"],
@@ -150,8 +153,10 @@ fn bad_usage_is_exit_code_2_and_help_has_examples() {
         &["demo", "--nodes", "2", "--fault", "no-such-fault"],
         &["demo", "--nodes", "1", "--fault", "hang:2"],
         &["agent", "--scan-interval", "0s"],
-        &["agent", "--rules", "no-such-file"],
-        &["agent", "--simulate", "1", "--script", "no-such-file"],
+        &["agent", "--bind", &bind, "--rules", "no-such-file"],
+        &["agent", "--bind", &bind, "--simulate", "1", "--script", "no-such-file"],
+        &["agent", "--bind", &bind, "--simulate", "1", "--fault", "no-such-fault"],
+        &["agent", "--bind", &bind, "--simulate", "1", "--fault", "hang:2"],
         &["agent", "--host-namespace", "default"],
     ] {
         let (code, stderr) = output(temp.path(), args);

@@ -7,7 +7,7 @@ use anyhow::Context;
 use procscan_agent::proc::HostIdentity;
 use procscan_agent::rules::Rules;
 use procscan_agent::server::{self, AgentError, Options};
-use procscan_agent::simulate::{Fault, Fleet, FleetOptions, Script};
+use procscan_agent::simulate::{Fault, Fleet, FleetOptions, Script, spread_faults};
 use tokio_util::sync::CancellationToken;
 
 use super::{CommandError, Stop};
@@ -22,8 +22,9 @@ pub(super) async fn agent(args: args::Agent, mut stop: Stop) -> Result<(), Comma
     let _stop_tasks = cancel.clone().drop_guard();
     let fleet;
     let mut task = if let Some(nodes) = args.simulate {
-        fleet = simulate(&args, nodes as usize, &cancel)?;
+        // Mistakes in the arguments and their files are reported before any port is bound.
         let script = args.script.as_deref().map(|path| script(path, nodes as usize)).transpose()?;
+        fleet = simulate(&args, nodes as usize, &cancel)?;
         let play = async move {
             if let Some(script) = script {
                 fleet.play(script, cancel.clone()).await?;
@@ -56,6 +57,7 @@ pub(super) async fn agent(args: args::Agent, mut stop: Stop) -> Result<(), Comma
 
 fn simulate(args: &args::Agent, nodes: usize, cancel: &CancellationToken) -> Result<Fleet, CommandError> {
     let faults = faults(&args.fault)?;
+    spread_faults(&faults, nodes).map_err(|e| CommandError::Usage(format!("--fault: {e}")))?;
     let options = FleetOptions {
         nodes,
         base: args.base,

@@ -209,6 +209,11 @@ struct Place {
     election: Option<Election>,
 }
 
+/// The reason of the pause after a damaged state file.
+const AFTER_LOSS: &str = "the state file was damaged, and what operators declared and what brakes held is lost with it; before \
+    `resume`, look at `incidents --state watched`: each App there that is still accused may be blocked then; release or exempt \
+    what must not be";
+
 /// The namespace of what is kept, where none is said and we run in none.
 const DEFAULT_NAMESPACE: &str = "kube-system";
 
@@ -252,7 +257,7 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
             let after_loss = EnforcementSpec {
                 mode: Some(Mode::Paused),
                 by: Some("procscan-aggregator".to_owned()),
-                reason: Some("the state was damaged: look, then resume".to_owned()),
+                reason: Some(AFTER_LOSS.to_owned()),
             };
             let after_loss = Some(after_loss).filter(|_| config.policy().mode != Mode::DryRun);
             let store = FileStore::open_with(config.state.directory(), after_loss)

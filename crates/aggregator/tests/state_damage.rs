@@ -51,6 +51,10 @@ fn after_damage_the_service_is_paused_and_what_is_blocked_stays_blocked() {
         enforcement["mode"].as_str().map(str::to_owned)
     };
     assert_eq!(wait_for("the mode", LIMIT, mode), "paused");
+    let reason = get_json(address, "/api/v1/enforcement")["reason"].as_str().unwrap().to_owned();
+    for said in ["what brakes held is lost", "`incidents --state watched`", "may be blocked"] {
+        assert!(reason.contains(said), "{reason}");
+    }
     // Ten rounds in which others offend.
     let rounds = || get_json(address, "/readyz")["rounds"].as_u64().unwrap();
     let last = rounds() + 10;

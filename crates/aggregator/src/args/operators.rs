@@ -48,7 +48,10 @@ What has / at both ends is a regular expression, unanchored; anything else is th
     Pause(Pause),
     /// Go back to the mode that the configuration says.
     #[command(after_help = "Example:
-  procscan-aggregator resume --reason 'the rule is mended'")]
+  procscan-aggregator resume --reason 'the rule is mended'
+
+After a damaged state file the service is paused, and what brakes held is lost: before `resume`, look at
+`incidents --state watched`. Each App there that is still accused may be blocked then; release or exempt what must not be.")]
     Resume(Pause),
     /// Show whether decisions take effect, or say so, over what the configuration says.
     #[command(after_help = "Examples:

@@ -130,7 +130,9 @@ impl FileStore {
             tracing::error!(
                 alert = "state",
                 mode = json!(spec.mode).as_str(),
-                "{lost}. Releases, exemptions and the mode that operators had set are lost with it"
+                "{lost}. Lost with it are operators' releases, exemptions and mode, what brakes held, and what counts \
+                 in their window. Before `resume`, look at `incidents --state watched`: each App there that is still \
+                 accused may be blocked then, also one that a brake held. Release or exempt what must not be"
             );
         }
         let Rows { kept, aside, enforcement } = Rows::of(&documents);

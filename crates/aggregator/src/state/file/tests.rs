@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::*;
 use crate::leader::Pen;
 use crate::state::{Store, Unreadable};
+use crate::telemetry::logged::Logged;
 
 #[tokio::test]
 async fn only_what_has_been_done_is_cleared_away_and_the_next_word_waits_for_nothing() {
@@ -168,7 +169,15 @@ async fn after_damage_what_is_configured_for_it_counts_until_operators_say_more(
         if is_killed_first {
             drop(Sqlite::open(path).await.unwrap());
         }
+        let (logged, guard) = Logged::start();
         let store = FileStore::open_with(path, Some(paused())).await.unwrap();
+        drop(guard);
+        let lines = logged.lines();
+        let told: Vec<_> = lines.iter().filter(|line| line.contains("mode=\"paused\"")).collect();
+        assert_eq!(told.len(), 1, "{lines:?}");
+        for said in ["what brakes held", "their window", "`incidents --state watched`", "Release or exempt"] {
+            assert!(told[0].contains(said), "{told:?}");
+        }
         assert_eq!(store.has_set_aside().await, !is_killed_first);
         assert_eq!(store.shown().borrow().enforcement, paused());
         drop(store);

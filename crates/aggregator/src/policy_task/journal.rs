@@ -49,7 +49,11 @@ pub(super) fn raise(alert: &Alert) {
     match alert {
         Alert::Brake { message, .. } => tracing::error!(alert = "brake", detail = message, "a brake holds"),
         Alert::Exemption { message } => {
-            tracing::error!(alert = "exemption", detail = message, "an exemption is withheld");
+            tracing::error!(
+                alert = "exemption",
+                detail = message,
+                "what would open the gateway to many tenants is withheld"
+            );
         }
         Alert::Clock { message } => {
             tracing::error!(alert = "clock", detail = message, "the clocks disagree about a date");

@@ -63,6 +63,8 @@ pub(super) struct Pass<'a> {
     pub(super) released: BTreeMap<App, Vec<StickyRelease>>,
     /// The holds of brakes, by the earlier names of Apps.
     held: BTreeMap<App, Box<(Moment, super::Brake)>>,
+    /// What is blocked in namespaces that may not be blocked stays closed.
+    pub(super) keeps_refused: bool,
     /// The Apps whose persisted incidents can't be read.
     aside: BTreeSet<App>,
     /// Namespaces with accusations, fresh or old, that are not cleared and can't be judged.
@@ -123,6 +125,7 @@ impl Book {
             exemptions,
             released: before,
             held: BTreeMap::new(),
+            keeps_refused: policy.mode == Mode::Paused,
             aside: self.aside.apps(),
             doubtful,
             unjudged,
@@ -135,6 +138,7 @@ impl Book {
         pass.held = self.held_before();
         self.clear_grounds(&pass);
         self.admit(&mut pass);
+        self.admit_refusals(&mut pass);
 
         let mut blocks: Vec<(Moment, App)> = Vec::new();
         let mut releases: Vec<(App, Option<String>, Basis)> = Vec::new();
@@ -218,7 +222,9 @@ impl Book {
         let is_reason =
             |(g, excuse): (&Ground, &Option<String>)| incident.is_reason(g, excuse.as_deref(), pass);
         let active = incident.grounds.values().zip(&excuses).any(is_reason);
-        let covered = pass.policy.refuses(&app.namespace).map(str::to_owned).or_else(|| {
+        let is_kept = pass.keeps_refused && matches!(incident.standing, Standing::Blocked { .. });
+        let refused = pass.policy.refuses(&app.namespace).filter(|_| !is_kept);
+        let covered = refused.map(str::to_owned).or_else(|| {
             // Every ground has its excuse: the first one speaks for all.
             if excuses.iter().all(Option::is_some) { excuses.first().cloned().flatten() } else { None }
         });
@@ -358,7 +364,7 @@ impl Book {
             }
             // Who waits to be told, or is not to be told, keeps what there is.
             let told = incident.told.filter(|told| told.what == telling(&phase));
-            if let Some(told) = told.filter(|_| may_be_told(app, policy, facts)) {
+            if let Some(told) = told.filter(|_| may_be_told(app, incident, policy, facts)) {
                 let notice = Notice {
                     app: app.clone(),
                     told: told.at.get(),

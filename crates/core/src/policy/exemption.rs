@@ -130,6 +130,8 @@ const MAX_WITHHELD: usize = 16;
 pub(super) struct Admissions {
     /// By [`Exemption::identity`]: `None` if it took effect, otherwise why it is withheld.
     known: BTreeMap<String, Option<Withheld>>,
+    /// Why what is blocked in namespaces that may not be blocked stays closed, and the tenants of which that was decided.
+    refusals: Option<(Withheld, usize)>,
 }
 
 /// An exemption that has no effect because it would open too many tenants.
@@ -197,6 +199,31 @@ impl Book {
         }
     }
 
+    /// Keeps closed what is blocked in namespaces that may not be blocked any more, if that is more tenants than may be
+    /// opened at once: `enforcement.namespaces` or `enforcement.protected_namespaces` may be a mistake.
+    pub(super) fn admit_refusals(&mut self, pass: &mut Pass<'_>) {
+        let blocked = self.incidents.iter().filter(|(_, it)| matches!(it.standing, Standing::Blocked { .. }));
+        let refused =
+            blocked.filter_map(|(app, _)| pass.policy.refuses(&app.namespace).map(|why| (app, why)));
+        let tenants: BTreeMap<&Text, &str> = refused.map(|(app, why)| (&app.namespace, why)).collect();
+        let most = pass.policy.brake.max_releases.max(1);
+        let before = self.admissions.refusals.take().map(|(_, tenants)| tenants);
+        // That some of them are open by now does not make it less of a mistake.
+        let count = tenants.len().max(before.unwrap_or(0));
+        let Some((namespace, why)) = tenants.first_key_value().filter(|_| count > most) else { return };
+        let reason = format!(
+            "Apps of {} tenants are blocked in namespaces that may not be blocked, {namespace} among them: {why}. To open more than {most} \
+             tenants at once may be a mistake (brake.max_releases), so they stay closed until the rules or operators release them. If it is \
+             meant, raise brake.max_releases",
+            tenants.len()
+        );
+        if before.is_none() {
+            pass.alert(Alert::Exemption { message: reason.clone() });
+        }
+        self.admissions.refusals = Some((Withheld { place: "enforcement.namespaces".into(), reason }, count));
+        pass.keeps_refused = true;
+    }
+
     /// Records in the incidents of a few blocked Apps which exemptions are withheld, so that the next leader withholds
     /// them too.
     pub(super) fn note_withheld(&mut self, policy: &Policy) {
@@ -231,9 +258,10 @@ impl Book {
         }
     }
 
-    /// The exemptions that the last evaluation withheld.
+    /// The exemptions that the last evaluation withheld, and the namespaces whose blocks it kept.
     pub fn withheld(&self) -> Vec<Withheld> {
-        self.admissions.known.values().flatten().cloned().collect()
+        let refusals = self.admissions.refusals.iter().map(|(withheld, _)| withheld);
+        self.admissions.known.values().flatten().chain(refusals).cloned().collect()
     }
 
     /// The blocked Apps among `those` whose accusations are all covered by an exemption or a release.

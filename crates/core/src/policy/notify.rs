@@ -40,7 +40,7 @@ impl Book {
             if what == Telling::Blocked {
                 hold_what_is_left_open(app, incident, pass);
             }
-            if !may_be_told(app, pass.policy, pass.facts) {
+            if !may_be_told(app, incident, pass.policy, pass.facts) {
                 continue;
             }
             match incident.told {
@@ -127,6 +127,8 @@ pub(super) fn telling(phase: &NoticePhase) -> Telling {
     }
 }
 
-pub(super) fn may_be_told(app: &App, policy: &Policy, facts: &Facts) -> bool {
-    !facts.terminating.contains(&app.namespace) && policy.refuses(&app.namespace).is_none()
+/// Whether the tenant of `app` may be told anything. What stays blocked in a namespace that may not be blocked is told of.
+pub(super) fn may_be_told(app: &App, incident: &Incident, policy: &Policy, facts: &Facts) -> bool {
+    let is_blocked = matches!(incident.standing, Standing::Blocked { .. });
+    !facts.terminating.contains(&app.namespace) && (is_blocked || policy.refuses(&app.namespace).is_none())
 }

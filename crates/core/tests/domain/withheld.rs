@@ -1,6 +1,6 @@
 //! Exemptions that would open too many tenants: the next leader decides of them as the one before did.
 
-use procscan_core::policy::{Exemption, Pattern};
+use procscan_core::policy::{Alert, Exemption, Mode, Pattern};
 use procscan_core::state;
 use serde_json::json;
 
@@ -142,4 +142,63 @@ fn that_an_exemption_is_withheld_is_kept_in_a_few_incidents_and_once() {
         assert!(world.book.unsaved().is_empty());
     }
     assert_eq!(world.kept, before);
+}
+
+#[test]
+fn namespaces_that_may_not_be_blocked_any_more_open_no_more_tenants_at_once_than_a_brake_lets() {
+    let others = regex::Regex::new("^nz-").unwrap();
+    for is_protected in [false, true] {
+        let mut world = many_blocked();
+        let notices = world.evaluate().plan.notices;
+        let mistake = |world: &mut World| {
+            if is_protected {
+                world.policy.protected = vec!["*".into()];
+            } else {
+                world.policy.namespaces = others.clone();
+            }
+        };
+        mistake(&mut world);
+        let evaluation = world.evaluate();
+        assert_eq!((evaluation.plan.blocks.len(), evaluation.decisions), (25, vec![]));
+        assert_eq!(evaluation.plan.notices, notices, "their tenants are told so still");
+        let [Alert::Exemption { message }] = &evaluation.alerts[..] else {
+            panic!("{:?}", evaluation.alerts)
+        };
+        assert!(message.contains("25 tenants") && message.contains("raise brake.max_releases"), "{message}");
+        assert_eq!(world.book.withheld().len(), 1);
+        assert!(world.evaluate().alerts.is_empty(), "said once");
+        // The next leader says so, too.
+        world.restart();
+        world.answer("n1", vec![]);
+        let evaluation = world.evaluate();
+        assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 1));
+        // Nothing new is blocked in them. What clears is released by the rules, and the brake holds it.
+        let rounds = |world: &mut World| {
+            world.rounds(200, |world| {
+                world.answer("n1", vec![]);
+                world.evaluate();
+            });
+        };
+        rounds(&mut world);
+        let evaluation = world.evaluate();
+        assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (5, 5));
+        // It was meant.
+        world.policy.brake.max_releases = 25;
+        let evaluation = world.evaluate();
+        assert_eq!((evaluation.plan.blocks.len(), world.book.withheld().len()), (0, 0));
+        assert!(evaluation.plan.notices.is_empty());
+    }
+}
+
+#[test]
+fn paused_opens_nothing_in_a_namespace_that_may_not_be_blocked_any_more() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.policy.mode = Mode::Paused;
+    world.policy.protected = vec!["ns-a".into()];
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.plan.notices.len()), (1, 1));
+    world.policy.mode = Mode::Enforce;
+    assert!(world.blocked().is_empty());
 }

@@ -37,6 +37,8 @@ pub(super) struct Dates {
     /// The latest date of an exemption that was over. The believed time may be earlier, because a date that became known
     /// after the start is judged by the wall clock: the next leader must not take it for one that lies ahead.
     latest_over: Option<Timestamp>,
+    /// The monotonic time since when the wall clock has been behind it without interruption.
+    behind_since: Option<Duration>,
     known: BTreeMap<Timestamp, Known>,
 }
 
@@ -109,7 +111,7 @@ impl Dates {
         let believed = last.map(|last| Believed::restored(&last, now));
         let latest_over = last.and_then(|last| last.latest_over);
         let before = before.max(latest_over);
-        Self { start: Some((now, before)), believed, latest_over, known: BTreeMap::new() }
+        Self { start: Some((now, before)), believed, latest_over, behind_since: None, known: BTreeMap::new() }
     }
 
     /// These dates, if they have been judged in this process already, or else `restored`.
@@ -148,6 +150,7 @@ impl Dates {
         let mut all = std::mem::take(&mut self.known);
         let is_start = self.start.is_some();
         let (since, before) = self.start.take().unwrap_or((now, None));
+        let is_healed = self.forget_latest_over(now);
         let believed = self.believed.get_or_insert_with(|| Believed::new(since));
         believed.update(since);
         let mut latest: BTreeMap<Timestamp, Option<WallTime>> = BTreeMap::new();
@@ -171,6 +174,9 @@ impl Dates {
                 new.was_over |= by_clock.is_some_and(|by_clock| by_clock.get() <= reading);
                 new
             });
+            if is_healed && by_clock.is_none() && now.wall() < until {
+                (known.was_over, known.is_told) = (false, false);
+            }
             let force = known.force(until, now);
             known.over_since = (force == Force::Over).then(|| known.over_since.unwrap_or(now.uptime()));
             known.was_over |= force == Force::Over;
@@ -185,6 +191,19 @@ impl Dates {
         }
         believed.update(now);
         doubtful
+    }
+
+    /// Forgets which date was over when the wall clock has been behind it for [`LINGER`] without interruption: an earlier
+    /// clock was ahead. Otherwise exemptions would stay in doubt until that date, which may be years. Whether it has
+    /// forgotten it now.
+    fn forget_latest_over(&mut self, now: Moment) -> bool {
+        let is_behind = self.latest_over.is_some_and(|over| distance(now.wall(), over) > TOLERANCE);
+        self.behind_since = is_behind.then(|| self.behind_since.unwrap_or(now.uptime()));
+        let is_healed = self.behind_since.is_some_and(|since| now.uptime().saturating_sub(since) >= LINGER);
+        if is_healed {
+            (self.latest_over, self.behind_since) = (None, None);
+        }
+        is_healed
     }
 
     /// The force of `until` now; [`Force::Doubtful`] if [`Dates::note`] has not noted it.

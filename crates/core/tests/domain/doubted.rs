@@ -193,3 +193,36 @@ fn an_exemption_that_was_added_after_a_start_and_is_over_opens_nothing_under_a_c
     accuse_one(&mut world);
     assert!(world.blocked().contains(&"ns-a".to_owned()));
 }
+
+#[test]
+fn an_exemption_that_a_clock_years_ahead_took_for_over_is_in_force_again_after_a_day_under_the_right_clock() {
+    const YEARS: i64 = 3 * 365 * DAY;
+    for starts in [0, 1] {
+        let mut world = nodes(20);
+        // The first clock is three years ahead, and an exemption of the configuration lies between.
+        world.jump(YEARS);
+        exempt(&mut world, "Exemption a", "^ns-x$", 2);
+        world.evaluate();
+        world.wait(3 * HOUR);
+        accuse(&mut world, 1..3);
+        leader(&mut world, -YEARS);
+        exempt(&mut world, "Exemption b", "^ns-a$", 24 * 365);
+        exempt(&mut world, "Exemption c", "^ns-001$", 24 * 365);
+        accuse(&mut world, 1..2);
+        let is_open = |world: &mut World| !world.blocked().contains(&"ns-001".to_owned());
+        assert!(!is_open(&mut world), "in doubt, so it opens nothing");
+        for hour in 1..=24 {
+            world.wait(HOUR);
+            accuse(&mut world, 1..2);
+            assert_eq!(is_open(&mut world), hour == 24, "{hour}");
+        }
+        for start in 0..starts {
+            accuse_one(&mut world);
+            world.restart();
+            accuse(&mut world, 1..2);
+            assert!(is_open(&mut world), "start {start}");
+        }
+        accuse_one(&mut world);
+        assert!(!world.blocked().contains(&"ns-a".to_owned()));
+    }
+}

@@ -62,7 +62,7 @@ impl Book {
             (false, true) => Some(DATES_REFRESH),
             (false, false) => None,
         };
-        self.dates.latest_over() > self.written.latest_over
+        self.dates.latest_over() != self.written.latest_over
             || limit.is_some_and(|limit| age(reading, written) >= limit)
     }
 

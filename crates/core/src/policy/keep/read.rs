@@ -119,8 +119,6 @@ pub(super) fn dates(documents: &[kept::Incident], now: Moment) -> Dates {
     let last = documents.iter().max_by_key(|document| reading(&document.status));
     let last = last.and_then(|document| document.status.wall_clock);
     let last = last.or(latest.map(|believed| WallClock { believed, doubted: None, latest_over: None }));
-    let over = documents.iter().filter_map(|document| document.status.wall_clock?.latest_over).max();
-    let last = last.map(|last| WallClock { latest_over: over, ..last });
     Dates::restored(latest, last, now)
 }
 

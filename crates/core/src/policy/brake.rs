@@ -50,6 +50,13 @@ impl Default for BrakeRules {
     }
 }
 
+impl BrakeRules {
+    /// How many of one node's Apps are kept free for tenants that may still come, when so many `tenants` have places.
+    pub(super) fn kept_per_node(&self, tenants: usize) -> usize {
+        self.max_tenants_per_node.saturating_sub(tenants).min(self.max_apps_per_node / 2)
+    }
+}
+
 /// Which brake holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -86,10 +93,11 @@ impl Brake {
                 namespace.escape_debug()
             ),
             Self::Node(node) => format!(
-                "Apps of more than {} tenants, or more than {} Apps, were to be blocked within {window} on the word of node {} \
-                 (brake.max_tenants_per_node, brake.max_apps_per_node)",
+                "Apps of more than {} tenants, more than {} Apps, or more than {} Apps of one tenant were to be blocked within \
+                 {window} on the word of node {} (brake.max_tenants_per_node, brake.max_apps_per_node)",
                 rules.max_tenants_per_node,
                 rules.max_apps_per_node,
+                rules.max_apps_per_node.saturating_sub(rules.kept_per_node(1)),
                 node.0.escape_debug()
             ),
             Self::Rule(rule) if rule.is_empty() => format!(

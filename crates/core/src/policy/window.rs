@@ -124,7 +124,7 @@ impl NodePlaces {
         }
         // Keeps a place free for each tenant that may still come, so that one tenant's Apps do not hold another
         // tenant's.
-        let kept = rules.max_tenants_per_node.saturating_sub(self.tenants.taken).min(max / 2);
+        let kept = rules.kept_per_node(self.tenants.taken);
         self.apps.has_passed(app) || self.apps.taken.saturating_add(kept) < max
     }
 }

@@ -320,6 +320,8 @@ fn one_tenants_apps_on_one_node_leave_places_for_the_other_tenants_of_that_node(
     accuse_apps(&mut world, "ns-many", 0..30, &["n1"]);
     // Twenty Apps on one node's word, and five tenants: four places are kept for the other four tenants.
     assert_eq!((blocked_of(&mut world, "ns-many"), world.held().len()), (16, 14));
+    let reason = world.evaluate().held[0].reason.clone();
+    assert!(reason.contains("more than 16 Apps of one tenant"), "{reason}");
     for tenant in ["ns-a", "ns-b", "ns-c", "ns-d"] {
         world.wait(MINUTE);
         let now = world.clock();
@@ -332,7 +334,11 @@ fn one_tenants_apps_on_one_node_leave_places_for_the_other_tenants_of_that_node(
     assert_eq!(blocked_of(&mut world, "ns-e"), 0, "a sixth tenant on one node's word");
     let held = world.evaluate().held;
     let of_e = held.iter().find(|held| *held.app.namespace == *"ns-e").unwrap();
-    assert!(of_e.reason.contains("more than 5 tenants, or more than 20 Apps"), "{}", of_e.reason);
+    assert!(
+        of_e.reason.contains("more than 5 tenants, more than 20 Apps, or more than 16 Apps of one tenant"),
+        "{}",
+        of_e.reason
+    );
     // Another node's accusations have their own places.
     world.answer("n2", vec![record_of("ns-many", "web-29", "xmrig", now), record("ns-f", now)]);
     assert_eq!(blocked_of(&mut world, "ns-f"), 1);

@@ -349,7 +349,7 @@ impl Book {
             file.exempted = Some(released_by(actor, until).into());
         }
         self.take_grace_back(app);
-        Ok(format!("released by hand; the same accusations do not block it until {until}"))
+        Ok(format!("{RELEASED_BY_HAND}{until}"))
     }
 
     /// Forgets incidents that ended long ago, and the oldest ended ones beyond a bound: a node that accuses ever new Apps must
@@ -379,6 +379,15 @@ impl Book {
             }
         }
     }
+}
+
+/// What the log says of an operator's release, before its date.
+const RELEASED_BY_HAND: &str = "released by hand; the same accusations do not block it until ";
+
+/// The date in what the log says of an operator's release. The operator's own words come after it.
+pub(super) fn released_until(reason: &str) -> Option<Timestamp> {
+    let date = reason.strip_prefix(RELEASED_BY_HAND)?;
+    date.split_once(' ').map_or(date, |(date, _)| date).parse().ok()
 }
 
 pub(super) fn released_by(actor: &str, until: Timestamp) -> String {

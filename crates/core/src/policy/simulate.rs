@@ -4,6 +4,9 @@
 //! seen until it cleared. Exemptions, protected namespaces, grace and brakes are judged anew, and operators' acts happen again
 //! when they happened. What the ledger did not believe is not recorded, so rules of evidence can't be tried like this.
 //!
+//! A release lasts until the date that the log has for it. Without such a date: until the latest date of the releases by that
+//! operator that the incident has, else until the App was next warned, held or blocked, else for 30 days.
+//!
 //! An exemption that the service would withhold if it started with these rules has no effect here either.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::Policy;
-use super::book::{Act, Book};
+use super::book::{Act, Book, released_until};
 use super::decision::DecisionKind;
 use super::exemption::Withheld;
 use super::facts::{AppFact, Facts, Lineage, PodFact, PodState};
@@ -88,7 +91,15 @@ pub fn simulate(
         moments.extend(piece.from.checked_add(policy.grace).ok());
     }
     moments.extend(acts.iter().map(|(at, _, _)| *at));
-    moments.extend(policy.exemptions.iter().filter_map(|exemption| exemption.until));
+    let ends = acts.iter().filter_map(|(_, act, _)| match act {
+        Act::Release { until, .. } => Some(*until),
+        Act::Approve { .. } => None,
+    });
+    for end in ends.chain(policy.exemptions.iter().filter_map(|exemption| exemption.until)) {
+        moments.insert(end);
+        // A grace begins when nothing covers the App any more.
+        moments.extend(end.checked_add(policy.grace).ok());
+    }
     moments.retain(|at| *at >= since);
 
     let mut book = Book::default();
@@ -176,9 +187,7 @@ fn acts(incidents: &[kept::Incident], since: Timestamp) -> Vec<(Timestamp, Act, 
             let act = match decision.decision.known() {
                 Some(DecisionKind::Approved) => Act::Approve { app: app.clone() },
                 Some(DecisionKind::Released) => {
-                    let far = SignedDuration::from_hours(24 * 30);
-                    let until = decision.at.saturating_add(far).unwrap_or(Timestamp::MAX);
-                    Act::Release { app: app.clone(), until }
+                    Act::Release { app: app.clone(), until: release_end(incident, decision) }
                 }
                 _ => continue,
             };
@@ -187,6 +196,28 @@ fn acts(incidents: &[kept::Incident], since: Timestamp) -> Vec<(Timestamp, Act, 
     }
     acts.sort_by_key(|(at, _, _)| *at);
     acts
+}
+
+/// When the release that `decision` records ended.
+fn release_end(incident: &kept::Incident, decision: &kept::Decision) -> Timestamp {
+    let status = &incident.status;
+    let later = |at: &Timestamp| *at > decision.at;
+    let in_log = || released_until(&decision.reason);
+    // Without a date in the log: what the App is released by, as long as it is persisted.
+    let persisted = || {
+        let of_actor = status.releases.iter().filter(|release| release.by == decision.actor);
+        of_actor.map(|release| release.until).filter(later).max()
+    };
+    // Else it lasted until the rules took action against the App again, or a long time.
+    let next = || {
+        use DecisionKind::{Blocked, Held, Warned};
+        let acts = |entry: &&kept::Decision| {
+            matches!(entry.decision.known(), Some(Blocked | Held | Warned)) && later(&entry.at)
+        };
+        status.decisions.iter().find(acts).map(|entry| entry.at)
+    };
+    let far = || decision.at.saturating_add(SignedDuration::from_hours(24 * 30)).unwrap_or(Timestamp::MAX);
+    in_log().or_else(persisted).or_else(next).unwrap_or_else(far)
 }
 
 /// Whether each App was blocked, and why or why not.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, at, namespaces, record, record_of};
 use procscan_core::names::App;
-use procscan_core::policy::{Act, Exemption, Fate, Pattern, Policy, simulate};
+use procscan_core::policy::{Act, By, Exemption, Fate, Pattern, Policy, simulate};
 use procscan_core::state::Incident;
 
 fn fates(world: &World, policy: &Policy) -> Vec<Fate> {
@@ -141,4 +141,52 @@ fn an_exemption_that_the_service_would_withhold_makes_no_difference_here_either(
     assert_eq!(differing(vec![all(None), other]), 1);
     let over = at(0).wall();
     assert_eq!(differing(vec![Exemption { until: Some(over), ..all(None) }]), 0, "it is over");
+}
+
+#[test]
+fn a_release_ends_in_the_replay_when_it_ended() {
+    // In a grace the App is released for five minutes, and after them it is blocked.
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = Duration::from_secs(10 * MINUTE);
+    world.wait(MINUTE);
+    let minute = |world: &mut World| {
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        world.evaluate();
+    };
+    for _ in 0..3 {
+        minute(&mut world);
+    }
+    let until = world.now.wall() + jiff::SignedDuration::from_mins(15);
+    let by = By { name: "ops", reason: Some("let it finish until 2030-01-01T00:00:00Z") };
+    world.book.act(&Act::Release { app: app("ns-a"), until }, by, &world.policy, world.now).unwrap();
+    for _ in 0..14 {
+        minute(&mut world);
+        assert!(world.blocked().is_empty());
+    }
+    for _ in 0..20 {
+        minute(&mut world);
+    }
+    assert_eq!(world.blocked(), ["ns-a"]);
+    assert_eq!(differing(&world, &world.policy), []);
+    let fate = &fates(&world, &world.policy)[0];
+    assert!(fate.was_blocked && fate.would_be_blocked, "{fate:?}");
+
+    // The date is lost: the dates that the incident has count, and without those the next thing that the rules did.
+    for with_releases in [true, false] {
+        let mut kept: Vec<Incident> = world.kept.values().cloned().collect();
+        for incident in &mut kept {
+            for decision in incident.status.decisions.iter_mut().filter(|it| *it.actor == *"ops") {
+                decision.reason = "released".into();
+            }
+            if with_releases {
+                assert_eq!(incident.status.releases[0].until, until);
+            } else {
+                incident.status.releases.clear();
+            }
+        }
+        let fates = simulate(&kept, &world.policy, at(0).wall(), world.now.wall());
+        assert!(fates.len() == 1 && !fates[0].differs(), "{fates:?}");
+    }
 }

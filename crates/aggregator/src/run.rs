@@ -309,9 +309,11 @@ impl Service {
         let (delivered_tx, delivered) = watch::channel(Arc::default());
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
         let place = state(config, cluster.as_ref()).await?;
-        // Where a Lease says which process writes, several may share the directory.
-        if let (Output::Directory(directory), None) = (&output, &place.election) {
-            directory.lock().context("output.directory")?;
+        if let Output::Directory(directory) = &output {
+            // Where a Lease says which process writes, its replicas may share the directory.
+            let lease =
+                place.election.as_ref().map(|election| format!("{}/{}", election.namespace, election.name));
+            directory.lock(lease).context("output.directory")?;
         }
         let footing = Footing {
             store: place.store,

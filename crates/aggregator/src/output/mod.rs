@@ -190,7 +190,7 @@ impl Output {
         persisted: Option<&Persisted>,
     ) -> Result<Vec<Inherited>, Refused> {
         match self {
-            // Its directory is one process's alone.
+            // Only the process that may write clears it away.
             Self::Directory(directory) => {
                 if may_touch && let Err(error) = directory.tidy() {
                     tracing::warn!(%error, "temporary files stay in the output directory");

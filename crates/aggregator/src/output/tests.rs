@@ -1,5 +1,6 @@
 mod damaged;
 mod files;
+mod leases;
 mod locked;
 mod said;
 
@@ -199,7 +200,7 @@ fn what_a_crash_has_left_unfinished_is_cleared_away() {
     let directory = Directory::open(temp.path()).unwrap();
     directory.refresh().unwrap();
     assert_eq!(listing(temp.path()), unfinished);
-    directory.lock().unwrap();
+    directory.lock(None).unwrap();
     directory.tidy().unwrap();
     assert_eq!(listing(temp.path()), Vec::<String>::new());
 }
@@ -208,15 +209,15 @@ fn what_a_crash_has_left_unfinished_is_cleared_away() {
 fn a_directory_is_locked_for_one_process_until_it_ends() {
     let temp = tempfile::tempdir().unwrap();
     let first = Directory::open(temp.path()).unwrap();
-    first.lock().unwrap();
+    first.lock(None).unwrap();
     let writing = first.clone();
     drop(first);
     let second = Directory::open(temp.path()).unwrap();
-    let error = second.lock().unwrap_err().to_string();
+    let error = second.lock(None).unwrap_err().to_string();
     let path = temp.path().display().to_string();
     assert!(error.contains(&path) && error.contains("another process writes there"), "{error}");
     drop(writing);
-    second.lock().unwrap();
+    second.lock(None).unwrap();
     assert_eq!(listing(temp.path()), Vec::<String>::new(), "nothing is left in it");
 }
 

@@ -4,12 +4,20 @@ use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{DirectoryError, error};
+use super::{DirectoryError, error, lease};
 
-/// Whether this process has a directory for itself.
+/// Whether this process may write a directory.
 #[derive(Debug, Default)]
-pub(super) enum Lock {
-    /// Nothing was locked: a Lease says which process writes, or the file system has no locks.
+pub(super) struct Lock {
+    /// The Lease (`namespace/name`) by which this process and its replicas agree which of them writes: they share the
+    /// directory. Without one the directory is for this process alone.
+    lease: Option<String>,
+    state: State,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// Nothing was locked: nothing is to be written, or the file system has no locks.
     #[default]
     None,
     /// This process has locked the directory.
@@ -37,17 +45,19 @@ impl From<fs::Metadata> for Id {
 }
 
 impl Lock {
-    /// Locks the directory at `path`. Fails if another process has locked it. Where the file system has no locks, the log says so.
-    pub(super) fn take(path: &Path) -> Result<Self, DirectoryError> {
+    /// Locks the directory at `path`: for this process alone, or for the replicas of `lease`. Fails if a process has locked it
+    /// otherwise, or if it belongs to another Lease. Where the file system has no locks, the log says so.
+    pub(super) fn take(path: &Path, lease: Option<String>) -> Result<Self, DirectoryError> {
         let handle = File::open(path).map_err(|e| error(path, "can't be opened", &e))?;
-        match handle.try_lock() {
+        let locked = if lease.is_some() { handle.try_lock_shared() } else { handle.try_lock() };
+        let state = match locked {
             Ok(()) => {
                 let id = handle.metadata().map_err(|e| error(path, "can't be opened", &e))?.into();
-                Ok(Self::Held(Held { _handle: handle, id }))
+                State::Held(Held { _handle: handle, id })
             }
             Err(TryLockError::WouldBlock) => {
                 let problem = "another process writes there: stop it, or configure another directory";
-                Err(DirectoryError { path: path.display().to_string(), problem: problem.to_owned() })
+                return Err(DirectoryError { path: path.display().to_string(), problem: problem.to_owned() });
             }
             Err(TryLockError::Error(e)) => {
                 tracing::warn!(
@@ -55,27 +65,34 @@ impl Lock {
                     error = %e,
                     "the output directory can't be locked; let no other process write there"
                 );
-                Ok(Self::None)
+                State::None
             }
-        }
+        };
+        let lock = Self { lease, state };
+        lock.claim(path)?;
+        Ok(lock)
     }
 
-    /// Makes sure, before a write, that the locked directory is still the one at `path`. If it was removed and made again, the
-    /// new one is locked, unless another process has locked it.
+    /// Makes sure, before a write, that the locked directory is still the one at `path`, and belongs to no other Lease. If it was
+    /// removed and made again, the new one is locked, unless another process has locked it.
     pub(super) fn keep(&mut self, path: &Path) -> Result<(), DirectoryError> {
-        match self {
-            Self::None => return Ok(()),
-            Self::Held(held) => {
+        match &self.state {
+            State::None => return self.claim(path),
+            State::Held(held) => {
                 let found = fs::metadata(path).map_err(|e| error(path, "can't be read", &e))?;
                 if Id::from(found) == held.id {
-                    return Ok(());
+                    return self.claim(path);
                 }
             }
-            Self::Lost => {}
+            State::Lost => {}
         }
-        *self = Self::Lost;
-        *self = Self::take(path)?;
+        self.state = State::Lost;
+        *self = Self::take(path, self.lease.clone())?;
         tracing::warn!(path = %path.display(), "the output directory was removed and made again; the new one is locked");
         Ok(())
+    }
+
+    fn claim(&self, path: &Path) -> Result<(), DirectoryError> {
+        self.lease.as_ref().map_or(Ok(()), |lease| lease::claim(path, lease))
     }
 }

@@ -5,6 +5,7 @@
 //! written anew from what is decided, and what was there is kept beside it.
 
 mod found;
+mod lease;
 mod lock;
 mod memory;
 mod writing;
@@ -79,10 +80,11 @@ impl Directory {
         fs::create_dir_all(&self.path).map_err(|e| error(&self.path, "can't be made", &e))
     }
 
-    /// Locks the directory for this process, until it ends: two processes that decide apart would undo each other's writes. Fails if
-    /// another process has locked it. Where the file system has no locks, the log says so.
-    pub fn lock(&self) -> Result<(), DirectoryError> {
-        let taken = Lock::take(&self.path)?;
+    /// Locks the directory until this process ends: two processes that decide apart would undo each other's writes. With a `lease`
+    /// (`namespace/name`) its replicas share it; without one it is for this process alone. Fails if a process has locked it
+    /// otherwise, or if it belongs to another Lease. Where the file system has no locks, the log says so.
+    pub fn lock(&self, lease: Option<String>) -> Result<(), DirectoryError> {
+        let taken = Lock::take(&self.path, lease)?;
         *self.held() = taken;
         Ok(())
     }

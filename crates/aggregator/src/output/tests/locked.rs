@@ -11,11 +11,11 @@ fn a_directory_that_was_made_again_and_is_another_processs_now_is_not_written_an
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("objects");
     let first = Directory::open(&path).unwrap();
-    first.lock().unwrap();
+    first.lock(None).unwrap();
     assert_eq!(write(&first, &["web"]).unwrap().written, 1);
     fs::rename(&path, temp.path().join("old")).unwrap();
     let second = Directory::open(&path).unwrap();
-    second.lock().unwrap();
+    second.lock(None).unwrap();
     assert_eq!(write(&second, &["web"]).unwrap().written, 1);
     let text = fs::read_to_string(path.join(PLUGIN)).unwrap();
     fs::write(path.join(format!(".procscan-{PLUGIN}")), "half").unwrap();
@@ -31,7 +31,7 @@ fn a_directory_that_was_made_again_and_is_another_processs_now_is_not_written_an
     // As soon as that process has ended, the first one locks the directory and writes it.
     drop(second);
     assert_eq!(write(&first, &["x"]).unwrap().written, 1);
-    assert!(Directory::open(&path).unwrap().lock().unwrap_err().to_string().contains("another process"));
+    assert!(Directory::open(&path).unwrap().lock(None).unwrap_err().to_string().contains("another process"));
 }
 
 #[test]
@@ -39,11 +39,11 @@ fn a_directory_that_was_removed_is_made_and_locked_again() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("objects");
     let first = Directory::open(&path).unwrap();
-    first.lock().unwrap();
+    first.lock(None).unwrap();
     write(&first, &["web"]).unwrap();
     fs::remove_dir_all(&path).unwrap();
     assert_eq!(write(&first, &["web"]).unwrap().written, 1);
-    assert!(Directory::open(&path).unwrap().lock().unwrap_err().to_string().contains("another process"));
+    assert!(Directory::open(&path).unwrap().lock(None).unwrap_err().to_string().contains("another process"));
     assert_eq!(listing(&path), [PLUGIN]);
 }
 

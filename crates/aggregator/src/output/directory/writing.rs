@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::path::Path;
 
 use procscan_core::resources::wasm_plugin;
 use procscan_core::resources::{Draft, Object, Upkeep};
@@ -150,7 +151,7 @@ impl Directory {
         self.held().keep(&self.path)?;
         let temporary = self.path.join(format!("{TEMPORARY}{name}"));
         let write = || {
-            let mut file = File::create(&temporary)?;
+            let mut file = make(&temporary)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             // Only before the last step: a write that fails earlier is tried again, and the damage is to be logged once.
@@ -194,6 +195,16 @@ impl Directory {
         let flushed = File::open(&self.path).and_then(|directory| directory.sync_all());
         flushed.map_err(|e| error(&self.path, "can't be flushed", &e))
     }
+}
+
+/// Makes the file at `path` in place of what a crash has left there. A symbolic link there is removed, not followed: what it
+/// leads to is not ours.
+fn make(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    File::create_new(path)
 }
 
 /// One YAML document. Every text is quoted: YAML 1.1, which `kubectl` reads, takes a bare `on` or `0x1` for something else.

@@ -153,3 +153,17 @@ fn a_pass_that_is_broken_off_writes_what_closes_the_gateway_and_the_next_one_doe
     assert_eq!(pass(true), (Written { written: 1, removed: 1 }, true));
     assert_eq!(pass(false), (Written::default(), false), "a message is not looked at");
 }
+
+#[test]
+fn a_link_in_the_place_of_a_temporary_file_is_replaced_and_its_target_stays() {
+    let temp = tempfile::tempdir().unwrap();
+    let target = temp.path().join("target");
+    let path = temp.path().join("objects");
+    let directory = Directory::open(&path).unwrap();
+    fs::write(&target, "another's").unwrap();
+    std::os::unix::fs::symlink(&target, path.join(format!(".procscan-{PLUGIN}"))).unwrap();
+    put(&directory, &objects(&["web"], 0)).unwrap();
+    assert_eq!(fs::read_to_string(&target).unwrap(), "another's");
+    assert!(fs::symlink_metadata(path.join(PLUGIN)).unwrap().is_file());
+    assert_eq!(listing(&path), [PLUGIN]);
+}

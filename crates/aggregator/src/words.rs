@@ -1,5 +1,7 @@
 //! The words for states, kinds of decisions and modes: the API and the command line take the same ones.
 
+use procscan_core::policy::Mode;
+
 /// The kinds of decisions.
 pub(crate) const DECISIONS: [&str; 11] = [
     "inherited",
@@ -18,6 +20,15 @@ pub(crate) const DECISIONS: [&str; 11] = [
 pub(crate) const STATES: [&str; 6] = ["Watched", "Grace", "Held", "Blocked", "ReleaseHeld", "Ended"];
 /// The modes of enforcement.
 pub(crate) const MODES: [&str; 3] = ["enforce", "dry-run", "paused"];
+
+/// The word for a mode, one of [`MODES`].
+pub(crate) fn of_mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::DryRun => "dry-run",
+        Mode::Paused => "paused",
+    }
+}
 
 /// The word of `words` that equals `said` but for upper and lower case; `None` if there is none.
 pub(crate) fn spelt(words: &'static [&'static str], said: &str) -> Option<&'static str> {

@@ -3,7 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use procscan_core::policy::{Alert, Decision, DecisionKind};
+use procscan_core::policy::{Alert, Decision, DecisionKind, Mode};
+use procscan_core::state::EnforcementSpec;
+
+use crate::words::of_mode;
 
 /// How many decisions are remembered. What is decided of an incident is kept with it; this also has what belongs to none.
 const REMEMBERED: usize = 2000;
@@ -44,6 +47,29 @@ fn log(decision: &Decision) {
         _ => tracing::info!(%app, decision, %actor, reason, dry_run, "decision"),
     }
 }
+
+/// Logs the mode in force, from where it comes, and how to change it. What operators declared outlives restarts, so the configuration
+/// alone does not say it.
+pub(super) fn tell_mode(configured: Mode, declared: &EnforcementSpec) {
+    let Some(mode) = declared.mode else {
+        tracing::info!(
+            mode = of_mode(configured),
+            "the mode of enforcement is that of the configuration (enforcement.mode); `pause` and `mode` change it at run time"
+        );
+        return;
+    };
+    let (by, reason) = (declared.by.as_deref(), declared.reason.as_deref());
+    let (mode, configured, is_weaker) =
+        (of_mode(mode), of_mode(configured), mode != configured && mode != Mode::Enforce);
+    if is_weaker {
+        tracing::warn!(mode, actor = by, reason, configured, "{DECLARED}");
+    } else {
+        tracing::info!(mode, actor = by, reason, configured, "{DECLARED}");
+    }
+}
+
+const DECLARED: &str = "the mode of enforcement was declared at run time, which outlives restarts and counts over the configuration; \
+    `resume` goes back to the configured one, `mode` changes it";
 
 pub(super) fn raise(alert: &Alert) {
     match alert {
@@ -144,6 +170,51 @@ mod tests {
                 lines[0].contains(&format!("alert=\"{kind}\"")) && lines[0].contains(&detail),
                 "{lines:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_mode_in_force_is_logged_with_its_source_and_how_to_change_it() {
+        let declared = |mode| EnforcementSpec {
+            mode: Some(mode),
+            by: Some("alice".to_owned()),
+            reason: Some("a bad rule".to_owned()),
+        };
+        let by = "actor=\"alice\" reason=\"a bad rule\"";
+        for (configured, spec, level, parts) in [
+            (
+                Mode::Enforce,
+                EnforcementSpec::default(),
+                "INFO",
+                ["mode=\"enforce\"", "configuration", "`pause`"],
+            ),
+            (
+                Mode::DryRun,
+                EnforcementSpec::default(),
+                "INFO",
+                ["mode=\"dry-run\"", "configuration", "`mode`"],
+            ),
+            (Mode::Enforce, declared(Mode::Paused), "WARN", ["mode=\"paused\"", by, "`resume`"]),
+            (
+                Mode::Enforce,
+                declared(Mode::DryRun),
+                "WARN",
+                ["mode=\"dry-run\"", by, "configured=\"enforce\""],
+            ),
+            (Mode::Paused, declared(Mode::Paused), "INFO", ["mode=\"paused\"", by, "configured=\"paused\""]),
+            (
+                Mode::DryRun,
+                declared(Mode::Enforce),
+                "INFO",
+                ["mode=\"enforce\"", by, "configured=\"dry-run\""],
+            ),
+        ] {
+            let (logged, _guard) = Logged::start();
+            tell_mode(configured, &spec);
+            let lines = logged.lines();
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(lines[0].starts_with(level), "{lines:?}");
+            assert!(parts.iter().all(|part| lines[0].contains(part)), "{parts:?}: {lines:?}");
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use self::keeping::Obeyed;
 use self::seen::Seen;
-use super::{Decided, PolicyTask, rest};
+use super::{Decided, PolicyTask, journal, rest};
 use crate::leader::Pen;
 use crate::state::{Changed, Kept, Outline, Unreadable};
 
@@ -104,9 +104,13 @@ impl<'a> Lead<'a> {
 
     pub(super) async fn run(mut self) -> End {
         let mut pause = MIN_PAUSE;
+        let mut is_mode_told = false;
         loop {
             if let Err(end) = self.take_over().await {
                 return end;
+            }
+            if !std::mem::replace(&mut is_mode_told, true) {
+                journal::tell_mode(self.task.policy.mode, &self.task.channels.kept.borrow().enforcement);
             }
             let began = Instant::now();
             if let Err(end) = self.decide().await {

@@ -104,6 +104,27 @@ async fn a_leader_that_enforces_raises_an_alert_when_it_finds_blocks_of_which_no
     }
 }
 
+/// An operator's mode outlives restarts, so an operator who looks at the configuration alone would not know of it.
+#[tokio::test(start_paused = true)]
+async fn each_leader_logs_the_mode_in_force_once_at_its_start() {
+    let texts = ["WARN the mode of enforcement was declared at run time", "mode=\"paused\" actor=\"alice\""];
+    let server = Server::default();
+    let spec = json!({"mode": "paused", "by": "alice"});
+    server.put("enforcements", "procscan", json!({"metadata": {}, "spec": spec}));
+    for term in [1, 2] {
+        let (logged, _guard) = Logged::start();
+        let _replica = watching(&server, Wanted::new(term, network()));
+        settle().await;
+        assert_eq!(counts(&logged.lines(), texts), [1, 1], "term {term}");
+        // What is kept is read again when dry-run ends; that is no start.
+        says(&server, "dry-run");
+        settle().await;
+        says(&server, "paused");
+        settle().await;
+        assert_eq!(counts(&logged.lines(), texts), [0, 0], "term {term}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_incident_that_can_not_be_read_is_logged_once_for_each_mistake_however_often_it_is_read() {
     let server = Server::default();

@@ -21,6 +21,7 @@ use super::incidents::Shown;
 use super::problem::Problem;
 use super::query::{NoParameters, refused, repeated};
 use crate::state::{Desk, DeskError};
+use crate::words::of_mode;
 
 /// How long an answer waits until what was said has been done. It is kept already.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -137,10 +138,11 @@ pub(super) async fn enforce(
     let EnforceBody { mode, reason } = body.read()?;
     let spec = EnforcementSpec { mode, reason: reason.map(String::from), by: Some(by) };
     desk.enforce(&spec).await?;
-    let said = json!(mode);
-    let said = said.as_str().unwrap_or("as configured");
+    let said = mode.map_or("as configured", of_mode);
     tracing::warn!(mode = said, actor = spec.by, reason = spec.reason, "the mode of enforcement is changed");
-    Ok(Json(json!({"mode": mode, "reason": spec.reason, "by": spec.by})).into_response())
+    let in_force = mode.unwrap_or(api.views.configured_mode);
+    let answer = json!({"mode": mode, "in_force": in_force, "reason": spec.reason, "by": spec.by});
+    Ok(Json(answer).into_response())
 }
 
 /// `until`, if it is after `now` and at most ten years ahead.
@@ -189,6 +191,11 @@ impl Api {
         };
         self.views.auth.authorize(&caller, right).await?;
         Ok((self.views.desk.clone(), caller.name))
+    }
+
+    /// The mode in force, as far as this replica knows.
+    pub(super) fn mode(&self) -> Mode {
+        self.views.kept.borrow().enforcement.mode.unwrap_or(self.views.configured_mode)
     }
 
     /// Refuses an exemption that would open many tenants at once, unless it confirms their number.
@@ -240,8 +247,15 @@ impl Api {
             _ => None,
         };
         let Some(incident) = incident else {
-            let detail = "it is kept, and will be done as soon as a replica leads and decisions can be kept; in \
-                          dry-run nothing is";
+            let detail = match self.mode() {
+                Mode::DryRun => {
+                    "dry-run carries out no approval and no release; as soon as the mode is `enforce` (`mode enforce`), it \
+                     is done"
+                }
+                Mode::Enforce | Mode::Paused => {
+                    "it is done as soon as a replica leads and decisions can be kept"
+                }
+            };
             return Ok(
                 (StatusCode::ACCEPTED, Json(json!({"status": "kept", "detail": detail}))).into_response()
             );

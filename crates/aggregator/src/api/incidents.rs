@@ -193,7 +193,6 @@ struct Enforcement {
 
 pub(super) async fn enforcement(State(api): State<Api>, _: NoParameters) -> Response {
     let said = api.views.kept.borrow().enforcement.clone();
-    let mode = said.mode.unwrap_or(api.views.configured_mode);
-    let shown = Enforcement { mode, operators: said.mode, reason: said.reason, by: said.by };
+    let shown = Enforcement { mode: api.mode(), operators: said.mode, reason: said.reason, by: said.by };
     Json(shown).into_response()
 }

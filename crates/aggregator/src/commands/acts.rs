@@ -36,7 +36,9 @@ async fn of_incident(client: &Client, said: &str, act: &str, words: &Words) -> R
     let endpoint = Endpoint::at(&["incidents", &name, act]);
     let told = client.tell::<Incident>(Method::POST, &endpoint, Some(words)).await;
     let told = told.map_err(|e| {
-        e.advise(StatusCode::NOT_FOUND, "`procscan-aggregator incidents` lists those that there are")
+        let advice =
+            "give the name of one that `procscan-aggregator incidents` lists, or an App as NAMESPACE/APP";
+        e.advise(StatusCode::NOT_FOUND, advice)
     })?;
     report(told, |incident| incident.to_string())
 }
@@ -71,6 +73,9 @@ pub(super) fn until(until: Option<args::When>) -> Result<Option<Timestamp>, Comm
 struct Enforcement {
     /// What counts; after a change, what was said.
     mode: Option<String>,
+    /// After a change, what counts from then on.
+    #[serde(default)]
+    in_force: Option<String>,
     /// What operators say.
     #[serde(default)]
     operators: Option<String>,
@@ -112,9 +117,12 @@ pub(super) async fn mode(args: args::Mode) -> Result<(), CommandError> {
 async fn enforce(service: &args::Service, words: Enforce) -> Result<(), CommandError> {
     let client = Client::new(service).await?;
     let told = client.tell(Method::PUT, &Endpoint::at(&["enforcement"]), Some(&words)).await?;
-    report(told, |told: Enforcement| match &told.mode {
-        Some(mode) => format!("{}, as {}", escaped(mode), said(&told)),
-        None => format!("back to what the configuration says, as {}", said(&told)),
+    report(told, |told: Enforcement| match (&told.mode, &told.in_force) {
+        (Some(mode), _) => format!("{}, as {}", escaped(mode), said(&told)),
+        (None, Some(mode)) => {
+            format!("back to {}, the mode of the configuration, as {}", escaped(mode), said(&told))
+        }
+        (None, None) => format!("back to what the configuration says, as {}", said(&told)),
     })
 }
 

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
+pub(super) use self::access::has_cluster;
 use self::access::{Place, TOKEN_VARIABLE};
 use super::CommandError;
 use super::printed::escaped;
@@ -213,8 +214,12 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<TcpStream, ClientError> {
-        let advice = "does the service run there? In a cluster: \
-                      kubectl port-forward -n kube-system service/procscan-aggregator 8090";
+        let advice = if has_cluster() {
+            "does the service run there? In a cluster: \
+             kubectl port-forward -n kube-system service/procscan-aggregator 8090"
+        } else {
+            "does the service run there?"
+        };
         let failed = |what: &str, e: std::io::Error| self.unreachable(format!("{what}: {e}; {advice}"));
         let addresses = tokio::net::lookup_host(&self.authority).await;
         let mut last = None;
@@ -290,11 +295,9 @@ impl Client {
         };
         let wait = headers.get(header::RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse::<u32>().ok());
         let advice = match *status {
-            StatusCode::UNAUTHORIZED => Some(format!(
-                "give a token by --token-file or {TOKEN_VARIABLE}; where the cluster's tokens count, this makes one: \
-                 kubectl create token NAME -n kube-system"
-            )),
-            StatusCode::FORBIDDEN => Some(
+            StatusCode::UNAUTHORIZED => Some(format!("give a token by --token-file or {TOKEN_VARIABLE}")),
+            // Only where the cluster's RBAC decides, another account may have the right.
+            StatusCode::FORBIDDEN if has_member(body, "rule") => Some(
                 "ask for that right, or use the token of an account that has it: \
                  kubectl create token NAME -n kube-system"
                     .to_owned(),
@@ -307,6 +310,11 @@ impl Client {
         };
         ClientError::Refused { status: *status, detail, advice }
     }
+}
+
+/// Whether a document has a member.
+fn has_member(body: &[u8], member: &str) -> bool {
+    serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|document| document.get(member).is_some())
 }
 
 /// One text of a document, on one line and no longer than can be read.

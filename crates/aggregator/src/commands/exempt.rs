@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::CommandError;
 use super::acts::{reason, report, until};
-use super::client::{Client, Endpoint};
+use super::client::{Client, Endpoint, has_cluster};
 use super::printed::{self, Table, escaped};
 use crate::args::operators as args;
 
@@ -41,9 +41,11 @@ struct Withheld {
 /// The prefix of the place of an exemption that was declared at run time; the others are in the configuration.
 const DECLARED: &str = "Exemption ";
 /// How operators confirm withheld exemptions.
-const HOW_TO_CONFIRM: &str = "To confirm one, write the number of tenants that its reason names: kubectl patch exemption NAME \
-    -n kube-system --type=merge -p '{\"spec\":{\"confirm\":N}}', or take it back with --remove NAME and declare it again with \
-    --confirm N. One of the configuration needs `confirm: N` there, and a restart.";
+const HOW_TO_CONFIRM: &str = "To confirm one, take it back with --remove NAME and declare it again with --confirm N, the number of \
+    tenants that its reason names. One of the configuration needs `confirm: N` there, and a restart.";
+/// The other way, for an object of the cluster.
+const HOW_TO_CONFIRM_IN_A_CLUSTER: &str = "In a cluster, this confirms one too: kubectl patch exemption NAME -n kube-system \
+    --type=merge -p '{\"spec\":{\"confirm\":N}}'";
 /// The note for a list from a replica that does not lead.
 const UNKNOWN: &str = "This replica does not lead, so it does not know which exemptions are withheld; /readyz names the leader.";
 
@@ -156,6 +158,9 @@ async fn list(args: &args::Exempt) -> Result<(), CommandError> {
     printed::print(&table.to_string())?;
     if !withheld.is_empty() {
         eprintln!("{HOW_TO_CONFIRM}");
+        if has_cluster() {
+            eprintln!("{HOW_TO_CONFIRM_IN_A_CLUSTER}");
+        }
     }
     Ok(())
 }

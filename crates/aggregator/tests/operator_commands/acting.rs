@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::json;
 
-use crate::played::{Api, Ran, incident, incidents, problem, said};
+use crate::played::{Api, Ran, incident, incidents, problem, run, said};
 
 #[test]
 fn an_incident_is_approved_by_its_name() {
@@ -264,8 +264,13 @@ enforcement.exemptions[0]                   withheld                   enforceme
              tenants: write `confirm: 25`\n"
         )
     );
-    for part in ["kubectl patch exemption NAME", r#"{"spec":{"confirm":N}}"#, "--confirm N", "configuration"]
-    {
+    assert!(!err.contains("kubectl"), "{err}");
+    for part in ["--remove NAME", "--confirm N", "configuration"] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+    let api = Api::only(200, &list);
+    let Ran { err, .. } = run(&["exempt", "--list", "--url", &api.url()], &[("KUBECONFIG", "some-file")]);
+    for part in ["kubectl patch exemption NAME", r#"{"spec":{"confirm":N}}"#, "--confirm N"] {
         assert!(err.contains(part), "{part}: {err}");
     }
     // Only those of the configuration are withheld.
@@ -333,8 +338,11 @@ fn the_mode_is_shown_and_changed() {
         let asked = api.asked();
         assert_eq!((&*asked.what, asked.json()), ("PUT /api/v1/enforcement", body));
     }
-    let api = Api::only(200, json!({"mode": null, "reason": null, "by": "alice"}));
-    assert_eq!(api.run(&["resume"]).done(), "back to what the configuration says, as alice says\n");
+    let api = Api::only(200, json!({"mode": null, "in_force": "dry-run", "reason": null, "by": "alice"}));
+    assert_eq!(
+        api.run(&["resume"]).done(),
+        "back to dry-run, the mode of the configuration, as alice says\n"
+    );
     assert_eq!(api.asked().json(), json!({"mode": null}));
     let api = Api::only(200, json!({"mode": "dry-run", "operators": null}));
     assert_eq!(api.run(&["mode"]).done(), "dry-run, as the configuration says\n");

@@ -146,6 +146,8 @@ impl Ran {
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(args).env_remove("PROCSCAN_URL").env_remove("PROCSCAN_TOKEN");
+    // Without a cluster, unless a test says otherwise.
+    command.env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST").env_remove("HOME");
     command
 }
 

@@ -15,25 +15,27 @@ fn refusals_are_told_in_one_line_with_what_to_do() {
         (
             401,
             "a bearer token is needed",
-            "401 Unauthorized: a bearer token is needed; give a token by --token-file or PROCSCAN_TOKEN; where the \
-             cluster's tokens count, this makes one: kubectl create token NAME -n kube-system",
+            "401 Unauthorized: a bearer token is needed; give a token by --token-file or PROCSCAN_TOKEN",
         ),
-        (
-            403,
-            "alice may not\npatch \u{1b}[31m",
-            "403 Forbidden: alice may not\\npatch \\u{1b}[31m; ask for that right, or use the token of an account \
-             that has it: kubectl create token NAME -n kube-system",
-        ),
+        (403, "nobody\nmay change \u{1b}[31m", "403 Forbidden: nobody\\nmay change \\u{1b}[31m"),
         (
             404,
             "there is no incident i-1",
-            "404 Not Found: there is no incident i-1; `procscan-aggregator incidents` lists those that there are",
+            "404 Not Found: there is no incident i-1; give the name of one that `procscan-aggregator incidents` lists, \
+             or an App as NAMESPACE/APP",
         ),
         (409, "the incident is over", "409 Conflict: the incident is over"),
     ] {
         let api = Api::new(vec![problem("POST ", status, detail)]);
         assert_eq!(api.run(&["approve", "i-1"]).refused(1), expected);
     }
+    // Where the cluster's RBAC decides, the rule that is missing is named.
+    let denied = json!({"title": "Forbidden", "status": 403, "detail": "alice may not patch", "rule": {"verbs": ["patch"]}});
+    assert_eq!(
+        Api::only(403, denied).run(&["approve", "i-1"]).refused(1),
+        "403 Forbidden: alice may not patch; ask for that right, or use the token of an account that has it: kubectl \
+         create token NAME -n kube-system"
+    );
     let mut busy = problem("", 503, "the API server can't be reached");
     let api = Api::new(vec![busy]);
     let see = format!("{}/readyz says what is wrong", api.url());
@@ -106,10 +108,19 @@ fn nobody_there_is_told_with_what_to_do() {
     drop(free);
     let error = run(&["pause", "--url", &url], &[]).refused(1);
     assert!(error.starts_with(&format!("{url}: no connection: Connection refused")), "{error}");
-    assert!(
-        error.ends_with("kubectl port-forward -n kube-system service/procscan-aggregator 8090"),
-        "{error}"
-    );
+    assert!(error.ends_with("; does the service run there?"), "{error}");
+    // Where kubectl knows of a cluster, or in a Pod, the service may be in it.
+    let home = tempfile::tempdir().unwrap();
+    std::fs::create_dir(home.path().join(".kube")).unwrap();
+    std::fs::write(home.path().join(".kube/config"), "").unwrap();
+    let home = home.path().to_str().unwrap();
+    for variable in [("KUBECONFIG", "some-file"), ("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("HOME", home)] {
+        let error = run(&["pause", "--url", &url], &[variable]).refused(1);
+        assert!(
+            error.ends_with("kubectl port-forward -n kube-system service/procscan-aggregator 8090"),
+            "{variable:?}: {error}"
+        );
+    }
 
     // One that hangs up before it has answered; to who only reads that says nothing more.
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -102,11 +102,12 @@ impl Authenticator {
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
         match &*self.0 {
             Authority::Cluster(reviews) => {
-                let needed = "a bearer token of the cluster is needed, such as `kubectl create token` makes";
+                let needed = "a bearer token of the cluster is needed, such as `kubectl create token NAME -n NAMESPACE` makes";
                 let caller = reviews.caller(bearer(headers, needed)?).await?;
                 caller.ok_or_else(|| {
                     unknown(
-                        "the API server does not accept this token: it is none of its own, or has expired",
+                        "the API server does not accept this token: it is none of its own, or has expired; \
+                         `kubectl create token NAME -n NAMESPACE` makes one",
                     )
                 })
             }

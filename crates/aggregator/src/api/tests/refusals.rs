@@ -255,3 +255,26 @@ async fn a_long_reason_is_refused_as_the_crds_bound_it() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_done_yet_says_when_it_will_be_and_a_change_of_the_mode_says_which_one_is_in_force() {
+    for (mode, in_force, says, not) in [
+        (json!("paused"), "paused", "as soon as a replica leads", "dry-run"),
+        (json!("dry-run"), "dry-run", "`mode enforce`", "a replica leads"),
+        (Value::Null, "enforce", "as soon as a replica leads", "dry-run"),
+    ] {
+        // No replica leads.
+        let office = Office::open().await;
+        let send = async |method, path, body: Value| {
+            office.send(method, path, Some("application/json"), &body.to_string()).await
+        };
+        let (status, told) = send(Method::PUT, "/api/v1/enforcement", json!({"mode": mode})).await;
+        assert_eq!((status, &told["mode"], &told["in_force"]), (StatusCode::OK, &mode, &json!(in_force)));
+        let (_, shown) = send(Method::GET, "/api/v1/enforcement", Value::Null).await;
+        assert_eq!(shown["mode"], in_force);
+        let (status, told) = send(Method::POST, "/api/v1/incidents/web/release", json!({})).await;
+        assert_eq!((status, &told["status"]), (StatusCode::ACCEPTED, &json!("kept")), "{told}");
+        let detail = told["detail"].as_str().unwrap();
+        assert!(detail.contains(says) && !detail.contains(not), "{detail}");
+    }
+}

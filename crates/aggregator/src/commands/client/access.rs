@@ -47,6 +47,13 @@ pub(super) async fn token(service: &Service) -> Result<Option<HeaderValue>, Clie
     }
 }
 
+/// Whether a cluster may be reached from here: kubectl has a configuration, or this is a Pod.
+pub(in crate::commands) fn has_cluster() -> bool {
+    let value = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    value("KUBECONFIG").or_else(|| value("KUBERNETES_SERVICE_HOST")).is_some()
+        || value("HOME").is_some_and(|home| Path::new(&home).join(".kube/config").exists())
+}
+
 fn variable(name: &str) -> Result<Option<String>, ClientError> {
     let Some(value) = std::env::var_os(name) else { return Ok(None) };
     // Never shown: it may be the token.

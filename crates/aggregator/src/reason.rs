@@ -1,7 +1,7 @@
 //! Reasons that operators give: the command line, the HTTP API and the configuration take the same ones.
 
-/// The most characters of a reason, as in the CRDs.
-const MAX: usize = 1024;
+/// The most characters of a reason, and of a part of an exemption, as in the CRDs.
+pub(crate) const MAX: usize = 1024;
 
 /// What is said where a reason is expected.
 pub(crate) const ALLOWED: &str = "a text of up to 1024 characters that is not blank";

@@ -21,7 +21,7 @@ pub use self::client::{Client, ClientOptions};
 pub use self::round::{Cadence, Collector};
 
 /// One in so many places, and in so many bytes of the budget, is for targets on probation: those whose last answer failed.
-const PROBATION_SHARE: usize = 4;
+pub(crate) const PROBATION_SHARE: usize = 4;
 
 /// What the collector tells.
 #[derive(Debug)]

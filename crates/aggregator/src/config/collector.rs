@@ -6,6 +6,7 @@ use procscan_core::report::Limits;
 use serde::Deserialize;
 
 use super::{Problems, values};
+use crate::collector::PROBATION_SHARE;
 
 /// How the agents are asked.
 #[derive(Clone, Debug, Deserialize)]
@@ -77,11 +78,16 @@ impl Collector {
             "4KiB to 256MiB",
         );
         problems.require(
-            budget >= body.saturating_mul(2) && budget <= 16 << 30,
+            budget >= body.saturating_mul(2 * PROBATION_SHARE) && budget >= 8 * mib && budget <= 16 << 30,
             "collector.byte_budget",
             shown(budget),
-            // A compressed body is held beside what it decompresses to.
-            format!("at least twice collector.max_body ({}), and 16GiB at most", shown(body)),
+            // A compressed body is held beside what it decompresses to. Nodes whose last answer failed have only a part of
+            // the budget: if such an answer does not fit into it, they can't return.
+            format!(
+                "at least 8MiB, at least {} times collector.max_body ({}), and 16GiB at most",
+                2 * PROBATION_SHARE,
+                shown(body)
+            ),
         );
         problems.require(
             in_range(self.max_records, 1, 100_000),

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use procscan_core::names::is_dns_label;
 use procscan_core::plan::SharedServices;
-use procscan_core::policy::{self, BrakeRules, Mode};
+use procscan_core::policy::{self, BrakeRules, Mode, Policy};
 use serde::Deserialize;
 
 use super::values::Pattern;
@@ -60,6 +61,27 @@ enum Match {
 }
 
 impl Match {
+    /// What is wrong with it as the `part` of an exemption, and what is allowed instead. The API refuses the same.
+    fn mistake(&self, part: &str) -> Option<(String, &'static str)> {
+        let text = match self {
+            Self::Exact(text) => text,
+            Self::Regex { regex } => regex.0.as_str(),
+        };
+        let len = text.chars().count();
+        if text.is_empty() {
+            return Some(("\"\"".to_owned(), "a text, or `{regex: …}`, that is not empty"));
+        }
+        if len > reason::MAX {
+            return Some((format!("a text of {len} characters"), "a text of up to 1024 characters"));
+        }
+        let is_name = part != "namespace" || matches!(self, Self::Regex { .. }) || is_dns_label(text);
+        (!is_name).then(|| {
+            let allowed =
+                "the name of a namespace; is it a regular expression? It is written as `{regex: …}`";
+            (format!("{text:?}"), allowed)
+        })
+    }
+
     fn pattern(&self) -> policy::Pattern {
         match self {
             Self::Exact(text) => policy::Pattern::Exact(text.clone()),
@@ -69,6 +91,16 @@ impl Match {
 }
 
 impl ExemptionConfig {
+    /// Its parts, with their keys.
+    fn parts(&self) -> [(&'static str, Option<&Match>); 4] {
+        [
+            ("namespace", self.namespace.as_ref()),
+            ("app", self.app.as_ref()),
+            ("process", self.process.as_ref()),
+            ("rule", self.rule.as_ref()),
+        ]
+    }
+
     /// The policy's rule; `index` is the place in the list.
     pub(super) fn rule(&self, index: usize) -> policy::Exemption {
         let part = |part: &Option<Match>| part.as_ref().map(Match::pattern);
@@ -147,10 +179,14 @@ impl Enforcement {
         }
         for (index, exemption) in self.exemptions.iter().enumerate() {
             let path = place(index);
-            let parts = [&exemption.namespace, &exemption.app, &exemption.process, &exemption.rule];
-            if parts.iter().all(|part| part.is_none()) {
+            if exemption.parts().iter().all(|(_, part)| part.is_none()) {
                 let allowed = "at least one of namespace, app, process, rule: it would cover nothing";
                 problems.refuse(&path, format!("an exemption for {:?}", exemption.reason), allowed);
+            }
+            for (name, part) in exemption.parts() {
+                if let Some((what, allowed)) = part.and_then(|part| part.mistake(name)) {
+                    problems.refuse(&format!("{path}.{name}"), what, allowed);
+                }
             }
             if let Some(what) = reason::mistake(&exemption.reason) {
                 problems.refuse(&format!("{path}.reason"), what, reason::ALLOWED);
@@ -160,10 +196,45 @@ impl Enforcement {
 }
 
 impl Enforcement {
-    /// Finds exemptions whose `until` has passed at `now`, or is too far ahead. They are not refused: one that has passed was
-    /// valid when it was written, and one that is too far ahead is valid if this machine's clock is behind.
-    pub(super) fn warn(&self, now: Timestamp, found: &mut Problems) {
+    /// Finds exemptions and protected namespaces that cover nothing or everything under `rules`, and exemptions whose `until`
+    /// has passed at `now`, or is too far ahead. They are not refused: one that has passed was valid when it was written, and
+    /// one that is too far ahead is valid if this machine's clock is behind.
+    pub(super) fn warn(&self, now: Timestamp, rules: &Policy, found: &mut Problems) {
+        let pattern = self.namespaces.0.as_str();
+        for (index, entry) in self.protected_namespaces.iter().enumerate() {
+            let stem = entry.strip_suffix('*');
+            // Only what is certain: the expression asks for a beginning that has no special characters.
+            let begins = pattern.strip_prefix('^').unwrap_or_default();
+            let literal =
+                begins.find(|it: char| !it.is_ascii_alphanumeric() && it != '-').unwrap_or(begins.len());
+            let begins = begins.get(..literal).filter(|it| it.len() == begins.len()).unwrap_or_default();
+            if stem.is_some_and(|stem| begins.starts_with(stem)) {
+                let problem = format!(
+                    "{entry:?} protects every namespace that enforcement.namespaces ({pattern}) matches: no App is blocked"
+                );
+                found.say(format!("enforcement.protected_namespaces[{index}]"), problem);
+            }
+        }
         for (index, exemption) in self.exemptions.iter().enumerate() {
+            if let Some(Match::Exact(name)) = &exemption.namespace
+                && let Some(why) = rules.refuses(name)
+            {
+                let problem = format!("{name:?} is never touched: {why}; the exemption covers nothing");
+                found.say(format!("{}.namespace", place(index)), problem);
+            }
+            for (part, text) in exemption.parts() {
+                if let Some(Match::Exact(text)) = text
+                    && part != "namespace"
+                    && text.len() > 2
+                    && text.starts_with('/')
+                    && text.ends_with('/')
+                {
+                    let problem = format!(
+                        "{text:?} is the text itself; a regular expression is written as `{{regex: …}}`"
+                    );
+                    found.say(format!("{}.{part}", place(index)), problem);
+                }
+            }
             if let Some(until) = exemption.until.filter(|until| *until <= now) {
                 let problem = format!("{until} has passed: the exemption covers nothing");
                 found.say(format!("{}.until", place(index)), problem);

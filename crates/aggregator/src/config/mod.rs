@@ -22,6 +22,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 pub mod token_file;
+mod unused;
 pub(crate) mod values;
 
 use std::fmt;
@@ -208,19 +209,24 @@ impl Config {
             }
         }
         let mut config: Self = serde_path_to_error::deserialize(&tree).map_err(refused)?;
+        if let Some((path, problem)) = values::misplaced_list(&tree) {
+            return Err(ConfigError::new(place(&path), problem));
+        }
         let told = |Problems(found): Problems| -> Vec<String> {
             found.iter().map(|problem| problem.told(&place(&problem.path), &tree)).collect()
         };
         let problems = told(config.problems());
-        config.warnings = told(config.suspicious(Timestamp::now()));
+        let is_written = |path: &str| values::at(&tree, path).is_some();
+        config.warnings = told(config.suspicious(Timestamp::now(), &is_written));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
     }
 
-    /// What is allowed but is probably a mistake at `now`.
-    fn suspicious(&self, now: Timestamp) -> Problems {
+    /// What is allowed but is probably a mistake at `now`. Keys that are not written down have their defaults, which are none.
+    fn suspicious(&self, now: Timestamp, is_written: &dyn Fn(&str) -> bool) -> Problems {
         let mut found = Problems::default();
-        self.enforcement.warn(now, &mut found);
+        self.enforcement.warn(now, &self.policy(), &mut found);
         self.gateway.warn(&mut found);
+        unused::warn(self, is_written, &mut found);
         found
     }
 

@@ -1,3 +1,5 @@
+mod effect;
+
 use std::time::Duration;
 
 use procscan_core::plan::SharedServices;
@@ -227,7 +229,17 @@ fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
         format!("enforcement: {{exemptions: [{{app: x, reason: \"{}\"}}]}}\n", "\u{e9}".repeat(1024));
     assert!(parse(&longest).is_ok());
     refused("collector: {max_body: 4096}\n", "collector.max_body: 4096", "512KiB");
-    refused("collector: {byte_budget: 1MiB}\n", "collector.byte_budget: 1MiB is", "twice collector.max_body");
+    refused(
+        "collector: {byte_budget: 31MiB}\n",
+        "collector.byte_budget: 31MiB is",
+        "8 times collector.max_body",
+    );
+    refused(
+        "collector: {byte_budget: 7MiB, max_body: 8KiB}\n",
+        "collector.byte_budget: 7MiB is",
+        "at least 8MiB",
+    );
+    assert!(parse("collector: {byte_budget: 32MiB}\n").is_ok());
     for written in ["8d", "192h", "169h", "1w 1s"] {
         refused(
             &format!("enforcement: {{grace: {written}}}\n"),

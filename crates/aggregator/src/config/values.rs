@@ -56,6 +56,31 @@ pub(super) fn drop_nulls(tree: &mut Value) {
     }
 }
 
+/// The first list in the place of a section or of an exemption, with its path: serde takes it for the values of the keys in
+/// their order.
+pub(super) fn misplaced_list(tree: &Value) -> Option<(String, String)> {
+    let mut places: Vec<String> = tree.as_object()?.keys().cloned().collect();
+    places.extend(["notification.blocked", "notification.grace"].map(str::to_owned));
+    let exemptions = at(tree, "enforcement.exemptions").and_then(Value::as_array);
+    for index in 0..exemptions.map_or(0, Vec::len) {
+        let exemption = format!("enforcement.exemptions[{index}]");
+        let parts = ["namespace", "app", "process", "rule"].map(|part| format!("{exemption}.{part}"));
+        places.push(exemption);
+        places.extend(parts);
+    }
+    places.into_iter().find_map(|path| {
+        let list = at(tree, &path).filter(|value| value.is_array())?;
+        let is_part = path.starts_with("enforcement.exemptions[") && !path.ends_with(']');
+        let allowed = if is_part {
+            "a text, or `{regex: …}`"
+        } else {
+            "a section with its keys below it, not a list"
+        };
+        let problem = format!("{} is not allowed; allowed is {allowed}", shown(list));
+        Some((path, problem))
+    })
+}
+
 /// For each key without a value the sections and keys that lead to it, and nothing else.
 pub(super) fn nulls(tree: &Value) -> Vec<Value> {
     let Value::Object(map) = tree else { return Vec::new() };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::SignedDuration;
 use procscan_core::Moment;
 use procscan_core::ledger::Presence;
-use procscan_core::names::App;
+use procscan_core::names::{App, Key};
 use procscan_core::plan::Plan;
 use procscan_core::policy::{Decision, Facts, Inherited};
 use procscan_core::resources::{Existing, render, wasm_plugin};
@@ -211,8 +211,18 @@ impl Soak {
         // it knows any accusation in the namespace that has not cleared, fresh or old: it has looked up no Pod yet. What
         // never was fresh is no accusation.
         let snapshot = self.world.snapshot();
-        let is_accusation = |it: &EvidenceView| it.fresh_at.is_some() && it.presence != Presence::Cleared;
-        let uncleared = snapshot.violations.iter().filter(|it| it.evidence().any(is_accusation));
+        // Nor is one that counts against another App as it is persisted.
+        let persisted = self.world.kept.values().flat_map(|it| {
+            let uncleared = it.status.evidence.iter().filter(|of| of.cleared.is_none());
+            uncleared.map(|of| (&it.spec.app.namespace, &of.pod, &of.process, &of.node))
+        });
+        let persisted: BTreeSet<_> = persisted.collect();
+        let is_accusation = |key: &Key, it: &EvidenceView| {
+            let id = (&key.namespace, &key.pod, &key.process, &it.node.0);
+            it.fresh_at.is_some() && it.presence != Presence::Cleared && !persisted.contains(&id)
+        };
+        let uncleared =
+            snapshot.violations.iter().filter(|it| it.evidence().any(|of| is_accusation(&it.key, of)));
         let accused: BTreeSet<String> = uncleared.map(|it| it.key.namespace.to_string()).collect();
         let has_cleared = |it: &&Incident| {
             let is_accused = accused.contains(&*App::from(&it.spec.app).namespace);

@@ -252,8 +252,8 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
         }
         (StateMode::Cluster, None) => anyhow::bail!("state.mode: cluster needs a cluster"),
         (StateMode::File, _) => {
-            // Nobody knows any more whom operators have released or exempted: nobody new is blocked before they have looked. Dry-run
-            // blocks nobody anyway.
+            // It is not known any more what operators have released or exempted: no new App is blocked before they have looked.
+            // Dry-run blocks none anyway.
             let after_loss = EnforcementSpec {
                 mode: Some(Mode::Paused),
                 by: Some("procscan-aggregator".to_owned()),

@@ -64,8 +64,23 @@ fn after_damage_the_service_is_paused_and_what_is_blocked_stays_blocked() {
     });
     assert_eq!(closed(directory.path()), before);
     assert!(running.terminate(LIMIT).success());
+    // The same where the state is gone, and the objects are still there.
+    fs::remove_dir_all(directory.path().join("state")).unwrap();
+    let running = start(directory.path());
+    // What is blocked is known only after the API has begun.
+    wait_for("the pause", LIMIT, || mode().filter(|mode| mode == "paused"));
+    let reason = get_json(address, "/api/v1/enforcement")["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("the state file was new"), "{reason}");
+    let last = rounds() + 10;
+    wait_for("ten rounds", LIMIT, || {
+        (0..5).for_each(|node| fleet.scan_now(node));
+        (rounds() >= last).then_some(())
+    });
+    assert_eq!(closed(directory.path()), before);
+    assert!(running.terminate(LIMIT).success());
     // Where there is nothing at all, it is the first start.
     fs::remove_dir_all(directory.path().join("state")).unwrap();
+    fs::remove_dir_all(directory.path().join("objects")).unwrap();
     let _running = start(directory.path());
     wait_for("the others to be blocked", LIMIT, || {
         (0..5).for_each(|node| fleet.scan_now(node));

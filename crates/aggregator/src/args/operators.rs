@@ -50,7 +50,7 @@ What has / at both ends is a regular expression, unanchored; anything else is th
     #[command(after_help = "Example:
   procscan-aggregator resume --reason 'the rule is mended'
 
-After a damaged state file the service is paused, and what brakes held is lost: before `resume`, look at
+After a damaged or lost state file the service is paused, and what brakes held is lost: before `resume`, look at
 `incidents --state watched`. Each App there that is still accused may be blocked then; release or exempt what must not be.")]
     Resume(Pause),
     /// Show whether decisions take effect, or say so, over what the configuration says.

@@ -6,6 +6,7 @@
 //! A row that can't be read (because another version wrote it, for example) stays byte for byte, and affects only its
 //! own App or exemption.
 
+mod loss;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,7 @@ pub struct FileStore(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     directory: Box<Path>,
-    /// With what to go on if the state was damaged, and with it what operators wanted.
+    /// With what to go on if the state was damaged or is gone, and with it what operators wanted.
     after_loss: Option<EnforcementSpec>,
     inner: Mutex<Inner>,
     shown: watch::Sender<Arc<Kept>>,
@@ -50,6 +51,8 @@ struct Inner {
     aside: Vec<Document>,
     /// All rows have been read at least once.
     is_read: bool,
+    /// Nothing was decided with this file yet, and operators have said nothing of all decisions.
+    is_new: bool,
     /// The error that was last logged for each exemption that can't be read, by name.
     said: BTreeMap<String, String>,
     /// The last read or write has failed: before the next one it has to be found out what is there.
@@ -134,6 +137,12 @@ impl FileStore {
                  in their window. Before `resume`, look at `incidents --state watched`: each App there that is still \
                  accused may be blocked then, also one that a brake held. Release or exempt what must not be"
             );
+        }
+        if !inner.is_read {
+            // A row may have been deleted by hand: what was decided of it is in the log.
+            let any = DecisionFilter { namespace: None, since: None, before: None, skip: 0, limit: 1 };
+            inner.is_new = documents.iter().all(|row| row.kind == Kind::Exemption)
+                && sqlite.decisions(any).await.inspect_err(|_| inner.is_doubtful = true)?.is_empty();
         }
         let Rows { kept, aside, enforcement } = Rows::of(&documents);
         (inner.kept, inner.aside, inner.is_read) = (Arc::new(kept), aside, true);
@@ -311,6 +320,7 @@ impl FileStore {
         match committed.await {
             Ok(()) => {
                 inner.is_doubtful = false;
+                inner.is_new &= batch.put.iter().all(|row| row.kind == Kind::Exemption);
                 inner.aside.retain(|row| rows::is_aside(&changed, row));
                 inner.kept = Arc::new(changed);
                 inner.say_what_is_unread();

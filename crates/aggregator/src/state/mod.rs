@@ -154,6 +154,18 @@ impl Store {
         }
     }
 
+    /// For a start that finds Apps blocked: a file in which nothing was decided yet goes on as after damage, because the one
+    /// before may be lost. Persisted when this returns.
+    ///
+    /// Not where Incidents are objects: there a first start beside the `WasmPlugin` of an earlier program is the usual
+    /// migration, and it enforces.
+    pub async fn begin_after_loss(&self) -> Result<(), StateError> {
+        match self {
+            Self::File(store) => store.begin_after_loss().await,
+            Self::Cluster(_) | Self::Copy(_) => Ok(()),
+        }
+    }
+
     /// Keeps incidents. Whatever follows from one may only follow after this. One that can't be kept does not stand in the way of
     /// the others: gives their names, and why.
     pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Vec<(String, StateError)> {

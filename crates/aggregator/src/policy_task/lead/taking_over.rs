@@ -16,6 +16,8 @@ use crate::policy_task::TakeOver;
 use crate::state::{Kept, Loaded, StateError, Unreadable};
 
 const UNREADABLE: &str = "what is kept can't be read; nothing is decided until it is";
+const UNPAUSED: &str =
+    "the pause after the loss of what was kept can't be persisted; nothing is decided until it is";
 
 /// How long a list of what operators declare is waited for at most, before it is asked for again.
 const MAX_PATIENCE: Duration = Duration::from_mins(2);
@@ -50,6 +52,9 @@ impl Lead<'_> {
         self.set_aside(unreadable);
         let persisted = Persisted::of(&kept, self.task.policy.same_incident, self.now().wall());
         let blocked = self.blocked(persisted.filter(|_| self.unreadable.is_empty())).await?;
+        if !blocked.is_empty() && !self.is_copy {
+            self.begin_after_loss().await?;
+        }
         self.remind(&kept).await?;
         let now = self.now();
         let snapshot = self.task.channels.ledger.fresh().await;
@@ -81,6 +86,17 @@ impl Lead<'_> {
             );
         }
         self.decisions.extend(inherited);
+        Ok(())
+    }
+
+    /// Pauses before anything is decided, if what was kept of the blocked Apps may be lost, and operators' exemptions with it.
+    async fn begin_after_loss(&mut self) -> Result<(), End> {
+        let mut pause = MIN_PAUSE;
+        while let Err(error) = self.task.store.begin_after_loss().await {
+            self.trouble(&error, true, UNPAUSED);
+            self.pause(pause).await?;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ mod changed;
 mod clocks;
 mod hearing;
 mod history;
+mod lost;
 mod operators;
 mod shown;
 mod stage;

@@ -114,8 +114,8 @@ impl Replica {
         replica
     }
 
-    /// A service that keeps its decisions in a file.
-    pub(super) fn with_file(store: FileStore, blocked: Vec<Inherited>) -> Self {
+    /// A service that keeps its decisions in a file. With `has_agent`, [`Replica::accuse`] has an agent to speak for.
+    pub(super) fn with_file(store: FileStore, blocked: Vec<Inherited>, has_agent: bool) -> Self {
         let (kept_tx, _) = watch::channel(Arc::default());
         let kept = store.shown();
         Self::over(
@@ -123,7 +123,7 @@ impl Replica {
             (kept_tx, kept),
             1,
             (blocked, Facts::default()),
-            (policy(), true, false),
+            (policy(), true, has_agent),
         )
     }
 

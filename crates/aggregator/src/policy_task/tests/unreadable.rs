@@ -86,7 +86,7 @@ async fn of_an_exemption_with_a_mistake_the_last_good_one_counts_whatever_the_mi
     }
 }
 
-fn found(app: &str) -> Inherited {
+pub(super) fn found(app: &str) -> Inherited {
     Inherited {
         app: App::new("ns-a", "app", app),
         told: None,
@@ -155,7 +155,7 @@ async fn an_app_whose_row_in_the_state_file_can_not_be_read_is_not_touched_and_t
     drop(sqlite);
 
     let store = FileStore::open(directory.path()).await.unwrap();
-    let mut replica = Replica::with_file(store.clone(), vec![found("miner"), found("web")]);
+    let mut replica = Replica::with_file(store.clone(), vec![found("miner"), found("web")], false);
     let leads = replica.decided.wait_for(|decided| decided.pen.is_some());
     timeout(Duration::from_mins(1), leads).await.expect("others are decided about").unwrap();
     assert_eq!(replica.blocked(), ["miner", "web"], "what is closed stays closed");

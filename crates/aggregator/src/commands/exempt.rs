@@ -2,6 +2,7 @@
 
 use hyper::{Method, StatusCode};
 use procscan_core::names::is_dns_subdomain;
+use procscan_core::policy::Book;
 use procscan_core::state::{ExemptionSpec, Match};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -156,7 +157,8 @@ async fn list(args: &args::Exempt) -> Result<(), CommandError> {
         table.push([place, "", "withheld", "", "", reason]);
     }
     printed::print(&table.to_string())?;
-    if !withheld.is_empty() {
+    // Blocks that are kept in spite of the namespaces' configuration are confirmed in another way, which their reason says.
+    if withheld.iter().any(|it| it.place != Book::REFUSALS) {
         eprintln!("{HOW_TO_CONFIRM}");
         if has_cluster() {
             eprintln!("{HOW_TO_CONFIRM_IN_A_CLUSTER}");

@@ -39,6 +39,8 @@ pub(super) struct Dates {
     latest_over: Option<Timestamp>,
     /// The monotonic time since when the wall clock has been behind it without interruption.
     behind_since: Option<Duration>,
+    /// Dates that were over lie ahead again, as of the last evaluation.
+    pub(super) is_healed: bool,
     known: BTreeMap<Timestamp, Known>,
 }
 
@@ -111,7 +113,14 @@ impl Dates {
         let believed = last.map(|last| Believed::restored(&last, now));
         let latest_over = last.and_then(|last| last.latest_over);
         let before = before.max(latest_over);
-        Self { start: Some((now, before)), believed, latest_over, behind_since: None, known: BTreeMap::new() }
+        Self {
+            start: Some((now, before)),
+            believed,
+            latest_over,
+            behind_since: None,
+            is_healed: false,
+            known: BTreeMap::new(),
+        }
     }
 
     /// These dates, if they have been judged in this process already, or else `restored`.
@@ -151,6 +160,7 @@ impl Dates {
         let is_start = self.start.is_some();
         let (since, before) = self.start.take().unwrap_or((now, None));
         let is_healed = self.forget_latest_over(now);
+        self.is_healed = is_healed;
         let believed = self.believed.get_or_insert_with(|| Believed::new(since));
         believed.update(since);
         let mut latest: BTreeMap<Timestamp, Option<WallTime>> = BTreeMap::new();

@@ -260,6 +260,8 @@ impl Book {
                 Standing::Blocked { .. } if pass.policy.mode == Mode::Paused => Wish::Nothing,
                 // An App that is gone can't be opened, so no hold on its release matters.
                 Standing::Blocked { .. } if is_gone => Wish::Release(None, Basis::Proof),
+                // Nothing is heard of it, so that nothing is left proves nothing.
+                Standing::Blocked { .. } if pass.policy.refuses(&app.namespace).is_some() => Wish::Nothing,
                 Standing::Blocked { .. } if incident.release_held.is_some() => Wish::Nothing,
                 // Some of its nodes are not known, so all nodes must have answered for long enough.
                 Standing::Blocked { .. }

@@ -144,11 +144,18 @@ pub struct Withheld {
 }
 
 impl Book {
+    /// The place of what [`Book::withheld`] says of namespaces that may not be blocked.
+    pub const REFUSALS: &str = "enforcement.namespaces, enforcement.protected_namespaces";
+
     /// Withholds exemptions that would open more tenants than allowed without an operator's confirmation. A withheld
     /// exemption has no effect until an operator changes it, even if the number of tenants falls meanwhile or another
     /// replica leads.
     pub(super) fn admit(&mut self, pass: &mut Pass<'_>) {
         let mut before = std::mem::take(&mut self.admissions.known);
+        if pass.dates.is_healed {
+            // An exemption that was over is counted again before it opens anything.
+            before.retain(|_, withheld| withheld.is_some());
+        }
         let mut unknown = Vec::new();
         for (index, (exemption, force)) in pass.policy.exemptions.iter().zip(&mut pass.exemptions).enumerate()
         {
@@ -208,19 +215,19 @@ impl Book {
         let tenants: BTreeMap<&Text, &str> = refused.map(|(app, why)| (&app.namespace, why)).collect();
         let most = pass.policy.brake.max_releases.max(1);
         let before = self.admissions.refusals.take().map(|(_, tenants)| tenants);
-        // That some of them are open by now does not make it less of a mistake.
+        // That some of them have been opened in this term does not make it less of a mistake.
         let count = tenants.len().max(before.unwrap_or(0));
         let Some((namespace, why)) = tenants.first_key_value().filter(|_| count > most) else { return };
         let reason = format!(
             "Apps of {} tenants are blocked in namespaces that may not be blocked, {namespace} among them: {why}. To open more than {most} \
-             tenants at once may be a mistake (brake.max_releases), so they stay closed until the rules or operators release them. If it is \
-             meant, raise brake.max_releases",
+             tenants at once may be a mistake (brake.max_releases), so they stay closed until operators release them or their Pods are gone. If \
+             it is meant, raise brake.max_releases",
             tenants.len()
         );
         if before.is_none() {
             pass.alert(Alert::Exemption { message: reason.clone() });
         }
-        self.admissions.refusals = Some((Withheld { place: "enforcement.namespaces".into(), reason }, count));
+        self.admissions.refusals = Some((Withheld { place: Self::REFUSALS.into(), reason }, count));
         pass.keeps_refused = true;
     }
 

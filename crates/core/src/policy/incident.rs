@@ -524,7 +524,8 @@ impl Incident {
     /// All that it is accused of is covered.
     pub(super) fn excuse(&mut self, why: String, now: Moment) {
         let is_watched = self.standing == Standing::Watched && !self.grounds.is_empty();
-        if is_watched && self.release_held.is_none() && self.exempted.as_deref() == Some(&*why) {
+        let is_covered_as_before = is_watched && self.exempted.as_deref() == Some(&*why);
+        if is_covered_as_before && self.release_held.is_none() && !self.approved {
             return;
         }
         let file = self.file();

@@ -116,7 +116,8 @@ impl Book {
             let has_unknown = self.aside.has_unknown;
             let counts = |incident: &Incident| {
                 let has_ended = matches!(incident.standing, Standing::Ended { .. });
-                !(has_unknown && has_ended || is_blocked_by_another(incident, policy, now))
+                let is_released = !incident.releases.is_empty();
+                is_released || !(has_unknown && has_ended || is_blocked_by_another(incident, policy, now))
             };
             let is_known = self.incidents.get(app).is_some_and(counts);
             if is_known || (accused.is_empty() && is_explained) {
@@ -185,10 +186,10 @@ impl Book {
 }
 
 /// Whether `known`, the last incident of an App of which anything is kept, ended so long ago that the App is blocked by a
-/// later one, of which nothing is kept. An operator's release counts for longer.
+/// later one, of which nothing is kept.
 fn is_blocked_by_another(known: &Incident, policy: &Policy, now: Moment) -> bool {
     let Standing::Ended { at } = known.standing else { return false };
-    known.releases.is_empty() && now.since(at) > policy.same_incident
+    now.since(at) > policy.same_incident
 }
 
 fn is_blocked(incident: &Incident) -> bool {

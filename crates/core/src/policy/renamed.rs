@@ -31,7 +31,8 @@ impl Book {
             names.extend(others.flat_map(|(name, other)| other.formerly.iter().chain([name]).cloned()));
         }
         let origin = lineage.origin.filter(is_new);
-        names.retain(|name| name != app && !incident.formerly.contains(name));
+        let has_room = incident.formerly.len() < MAX_NAMES;
+        names.retain(|name| has_room && name != app && !incident.formerly.contains(name));
         if origin.is_none() && names.is_empty() {
             return;
         }

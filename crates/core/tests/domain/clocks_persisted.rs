@@ -86,6 +86,24 @@ fn an_incident_that_can_not_be_written_does_not_carry_the_clocks() {
 }
 
 #[test]
+fn while_writes_fail_no_more_than_one_more_incident_is_tried_each_half_minute_for_the_clocks() {
+    let mut world = nodes(20);
+    world.policy.grace = std::time::Duration::from_hours(1);
+    accuse(&mut world, 1..11);
+    world.unwritable.extend((1..11).map(|tenant| format!("ns-{tenant:03}")));
+    world.wait(MINUTE);
+    let tried = |world: &mut World| {
+        world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
+        let tried = world.book.unsaved().len();
+        assert_eq!(world.keep().len(), tried);
+        tried
+    };
+    assert_eq!((0..5).map(|_| tried(&mut world)).collect::<Vec<_>>(), [1; 5]);
+    world.wait(30);
+    assert_eq!((0..5).map(|_| tried(&mut world)).collect::<Vec<_>>(), [2; 5]);
+}
+
+#[test]
 fn a_stop_persists_the_clocks_with_one_open_incident_and_never_with_an_ended_one() {
     let mut world = nodes(3);
     accuse(&mut world, 0..3);

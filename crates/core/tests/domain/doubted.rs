@@ -1,8 +1,8 @@
 //! Dates of exemptions over several starts with wrong wall clocks.
 
 use crate::clocks::{DAY, MONTH, accuse, accuse_one, leader, nodes};
-use crate::common::{HOUR, MINUTE, World, app, exemption, record_of};
-use procscan_core::policy::{Act, Exemption, Pattern};
+use crate::common::{HOUR, MINUTE, World, app, exemption, many_blocked, namespaces, record_of};
+use procscan_core::policy::{Act, Book, Exemption, Pattern};
 
 /// Exempts the namespaces that match for so many hours.
 fn exempt(world: &mut World, place: &str, namespaces: &str, hours: i64) {
@@ -225,4 +225,33 @@ fn an_exemption_that_a_clock_years_ahead_took_for_over_is_in_force_again_after_a
         accuse_one(&mut world);
         assert!(!world.blocked().contains(&"ns-a".to_owned()));
     }
+}
+
+#[test]
+fn an_exemption_that_is_in_force_again_under_a_clock_that_was_set_back_is_counted_before_it_opens_anything() {
+    let mut world = many_blocked();
+    world.book = Book::default();
+    world.kept.clear();
+    // It is in force while nothing is blocked, and ends.
+    exempt(&mut world, "Exemption a", "^ns-", 1);
+    world.ledger = world.new_ledger();
+    world.evaluate();
+    world.wait(2 * HOUR);
+    let accuse_all = |world: &mut World| {
+        let now = world.clock();
+        let found = namespaces(25).iter().map(|namespace| crate::common::record(namespace, now)).collect();
+        world.answer("n1", found);
+        world.blocked().len()
+    };
+    assert_eq!(accuse_all(&mut world), 25);
+    world.jump(-DAY);
+    for hour in 1..=26 {
+        world.wait(HOUR / 2);
+        accuse_all(&mut world);
+        world.jump(-1800);
+        world.wait(HOUR / 2);
+        assert_eq!(accuse_all(&mut world), 25, "{hour}");
+        world.jump(-1800);
+    }
+    assert_eq!(world.book.withheld().len(), 1, "it is withheld");
 }

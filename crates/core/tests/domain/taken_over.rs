@@ -239,19 +239,24 @@ fn what_is_closed_by_an_incident_that_is_lost_stays_closed_although_an_older_one
 
 #[test]
 fn what_an_operator_has_released_is_not_taken_over_as_blocked_however_long_ago_that_was() {
-    let mut world = World::new(&["n1"]);
-    world.answer("n1", vec![record("ns-a", 0)]);
-    world.evaluate();
-    let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 30);
-    world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
-    world.rounds(60, |world| drop(world.answer("n1", vec![])));
-    world.evaluate();
-    world.wait(72 * HOUR);
-    let now = world.clock();
-    world.answer("n1", vec![record("ns-b", now)]);
-    world.evaluate();
-    world.restart();
-    let gateway = [found("ns-a", &["web.ns-a.svc"], &[], &[])];
-    assert!(world.book.inherit(gateway, &world.policy, world.now).is_empty());
-    assert_eq!(world.blocked(), ["ns-b"]);
+    for is_unknown in [false, true] {
+        let mut world = World::new(&["n1"]);
+        world.answer("n1", vec![record("ns-a", 0)]);
+        world.evaluate();
+        let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 30);
+        world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+        world.rounds(60, |world| drop(world.answer("n1", vec![])));
+        world.evaluate();
+        world.wait(72 * HOUR);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-b", now)]);
+        world.evaluate();
+        world.restart();
+        if is_unknown {
+            world.book.set_aside_unknown();
+        }
+        let gateway = [found("ns-a", &["web.ns-a.svc"], &[], &[])];
+        assert!(world.book.inherit(gateway, &world.policy, world.now).is_empty());
+        assert_eq!(world.blocked(), ["ns-b"]);
+    }
 }

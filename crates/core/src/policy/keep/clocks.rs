@@ -27,12 +27,15 @@ pub(in crate::policy) struct ClockWritten {
     /// The reading of the leader clock; `None` if it is to be persisted as soon as possible.
     reading: Option<WallTime>,
     latest_over: Option<Timestamp>,
+    /// The reading when a write failed last.
+    failed: Option<WallTime>,
 }
 
 impl ClockWritten {
     /// The clocks are persisted as they are.
     pub(super) fn new(clock: &LeaderClock, dates: &Dates) -> Self {
-        Self { reading: clock.last().map(|(reading, _)| reading), latest_over: dates.latest_over() }
+        let reading = clock.last().map(|(reading, _)| reading);
+        Self { reading, latest_over: dates.latest_over(), failed: None }
     }
 }
 
@@ -41,6 +44,12 @@ impl Book {
     /// process ends.
     pub fn persist_clocks(&mut self) {
         self.written.reading = None;
+    }
+
+    /// A write has failed, perhaps of the incident that was written for the clocks: each incident that fails is written
+    /// again and again, so the next one is not tried at once.
+    pub(super) fn note_failed_write(&mut self) {
+        self.written.failed = self.clock.last().map(|(reading, _)| reading);
     }
 
     /// The open incident to write because the persisted clocks are outdated. Never one that has ended: its document says
@@ -57,6 +66,9 @@ impl Book {
 
     fn are_clocks_outdated(&self, reading: WallTime) -> bool {
         let Some(written) = self.written.reading else { return true };
+        if self.written.failed.is_some_and(|failed| age(reading, failed) < GRACE_REFRESH) {
+            return false;
+        }
         let limit = match (self.is_grace_running(), self.dates.is_any_ahead()) {
             (true, _) => Some(GRACE_REFRESH),
             (false, true) => Some(DATES_REFRESH),

@@ -173,6 +173,10 @@ impl Book {
     /// The documents that [`Book::document`] returned for `apps` could not be kept. Their decisions, which had no
     /// effect, are taken back, and are made anew on evidence of a later moment. What has been heard stays.
     pub fn take_back<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
+        let mut apps = apps.into_iter().peekable();
+        if apps.peek().is_some() {
+            self.note_failed_write();
+        }
         for app in apps {
             let Some(now) = self.incidents.get_mut(app) else { continue };
             match self.effective.get(app) {

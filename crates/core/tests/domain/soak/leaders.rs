@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::SignedDuration;
 use procscan_core::Moment;
 use procscan_core::ledger::Presence;
-use procscan_core::names::{App, Key};
+use procscan_core::names::{App, Text};
 use procscan_core::plan::Plan;
 use procscan_core::policy::{Decision, Facts, Inherited};
 use procscan_core::resources::{Existing, render, wasm_plugin};
-use procscan_core::snapshot::EvidenceView;
 use procscan_core::state::{Incident, IncidentState};
 
 use super::nodes::{LEADER, OTHER};
@@ -212,22 +211,25 @@ impl Soak {
         // never was fresh is no accusation.
         let snapshot = self.world.snapshot();
         // Nor is one that counts against another App as it is persisted.
-        let persisted = self.world.kept.values().flat_map(|it| {
-            let uncleared = it.status.evidence.iter().filter(|of| of.cleared.is_none());
-            uncleared.map(|of| (&it.spec.app.namespace, &of.pod, &of.process, &of.node))
-        });
-        let persisted: BTreeSet<_> = persisted.collect();
-        let is_accusation = |key: &Key, it: &EvidenceView| {
-            let id = (&key.namespace, &key.pod, &key.process, &it.node.0);
-            it.fresh_at.is_some() && it.presence != Presence::Cleared && !persisted.contains(&id)
+        let mut persisted: BTreeMap<(&Text, &Text, &Text, &Text), BTreeSet<App>> = BTreeMap::new();
+        for it in self.world.kept.values() {
+            for of in it.status.evidence.iter().filter(|of| of.cleared.is_none()) {
+                let id = (&it.spec.app.namespace, &of.pod, &of.process, &of.node);
+                persisted.entry(id).or_default().insert(App::from(&it.spec.app));
+            }
+        }
+        let is_accused = |app: &App| {
+            let of_tenant = snapshot.violations.iter().filter(|it| it.key.namespace == app.namespace);
+            let mut uncleared = of_tenant.flat_map(|it| {
+                let evidence =
+                    it.evidence().filter(|of| of.fresh_at.is_some() && of.presence != Presence::Cleared);
+                evidence.map(|of| (&it.key.namespace, &it.key.pod, &it.key.process, &of.node.0))
+            });
+            uncleared.any(|id| persisted.get(&id).is_none_or(|apps| apps.contains(app)))
         };
-        let uncleared =
-            snapshot.violations.iter().filter(|it| it.evidence().any(|of| is_accusation(&it.key, of)));
-        let accused: BTreeSet<String> = uncleared.map(|it| it.key.namespace.to_string()).collect();
         let has_cleared = |it: &&Incident| {
-            let is_accused = accused.contains(&*App::from(&it.spec.app).namespace);
             has_heard
-                && !is_accused
+                && !is_accused(&App::from(&it.spec.app))
                 && it.status.evidence.iter().all(|of| of.cleared.as_ref().is_some_and(|it| it.ended))
         };
         let cleared: BTreeSet<App> =

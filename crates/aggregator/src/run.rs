@@ -211,8 +211,8 @@ struct Place {
 
 /// The reason of the pause after a damaged state file.
 const AFTER_LOSS: &str = "the state file was damaged, and what operators declared and what brakes held is lost with it; before \
-    `resume`, look at `incidents --state watched`: each App there that is still accused may be blocked then; release or exempt \
-    what must not be";
+    `resume`, look at `incidents --state watched`: each App that it lists and that is still accused may be blocked then; \
+    release or exempt those that must not be blocked";
 
 /// The namespace of what is kept, where none is said and we run in none.
 const DEFAULT_NAMESPACE: &str = "kube-system";

@@ -240,7 +240,7 @@ fn a_hang_up_does_not_end_the_service_and_is_said_once_each_time() {
     assert_eq!(service.terminate(Duration::from_secs(5)).code(), Some(0));
 }
 
-/// What a terminal leaves that closes: a signal, and a standard error to which nothing can be written.
+/// A terminal that closes sends a signal, and afterwards nothing can be written to standard error.
 #[test]
 fn a_terminal_that_closes_does_not_end_the_service() {
     let temp = tempfile::tempdir().unwrap();

@@ -51,7 +51,8 @@ What has / at both ends is a regular expression, unanchored; anything else is th
   procscan-aggregator resume --reason 'the rule is mended'
 
 After a damaged or lost state file the service is paused, and what brakes held is lost: before `resume`, look at
-`incidents --state watched`. Each App there that is still accused may be blocked then; release or exempt what must not be.")]
+`incidents --state watched`. Each App that it lists and that is still accused may be blocked then; release or exempt those
+that must not be blocked.")]
     Resume(Pause),
     /// Show whether decisions take effect, or say so, over what the configuration says.
     #[command(after_help = "Examples:
@@ -245,7 +246,7 @@ impl When {
         self.time(|span| now.checked_sub(span))
     }
 
-    /// The time, with spans counted from `now`. It must lie ahead, and at most ten years.
+    /// The time, with spans counted from `now`. It must be in the future, and at most ten years ahead.
     pub(crate) fn after(self, now: Timestamp) -> Result<Timestamp, String> {
         if self == Self::Away(Duration::ZERO) {
             return Err(
@@ -278,23 +279,23 @@ impl When {
     }
 }
 
-/// What is said where a time is expected.
-const A_WHEN: &str = "allowed is a duration with its unit, such as 24h or 30d, or a time with its zone, such as 2026-01-02T10:30:00Z";
+/// What is allowed where a time is expected, for the error.
+const ALLOWED_TIME: &str = "allowed is a duration with its unit, such as 24h or 30d, or a time with its zone, such as 2026-01-02T10:30:00Z";
 
 /// A time for `--since`.
 fn since(text: &str) -> Result<When, String> {
     match until(text)? {
-        When::Away(Duration::ZERO) => Err(A_WHEN.to_owned()),
+        When::Away(Duration::ZERO) => Err(ALLOWED_TIME.to_owned()),
         when => Ok(when),
     }
 }
 
-/// A time for `--until`. Whether it is in the future is for [`When::after`] to say.
+/// A time for `--until`. [`When::after`] checks that it is in the future.
 fn until(text: &str) -> Result<When, String> {
     if let Ok(span) = humantime::parse_duration(text) {
         return Ok(When::Away(span));
     }
-    text.parse().map(When::At).map_err(|_: jiff::Error| A_WHEN.to_owned())
+    text.parse().map(When::At).map_err(|_: jiff::Error| ALLOWED_TIME.to_owned())
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ pub(super) fn until(until: Option<args::When>) -> Result<Option<Timestamp>, Comm
 struct Enforcement {
     /// What counts; after a change, what was said.
     mode: Option<String>,
-    /// After a change, what counts from then on.
+    /// The mode in force after a change.
     #[serde(default)]
     in_force: Option<String>,
     /// What operators say.

@@ -312,7 +312,7 @@ impl Client {
     }
 }
 
-/// Whether a document has a member.
+/// Whether a JSON body is an object with this member.
 fn has_member(body: &[u8], member: &str) -> bool {
     serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|document| document.get(member).is_some())
 }

@@ -146,7 +146,7 @@ impl Stop {
     }
 
     /// Waits for SIGTERM or SIGINT. SIGHUP is only logged: a terminal that closes sends it, and so do operators who want the
-    /// configuration to be read again, and neither is to end the service.
+    /// configuration to be read again. In neither case is the service to end.
     async fn wait_as_a_service(&mut self) {
         loop {
             tokio::select! {
@@ -159,7 +159,7 @@ impl Stop {
         }
     }
 
-    /// Waits for one of them: what an operator has started in a terminal ends with it.
+    /// Waits for any of the three signals: what an operator has started in a terminal ends when the terminal closes.
     async fn wait(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

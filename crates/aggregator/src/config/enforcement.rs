@@ -203,7 +203,7 @@ impl Enforcement {
         let pattern = self.namespaces.0.as_str();
         for (index, entry) in self.protected_namespaces.iter().enumerate() {
             let stem = entry.strip_suffix('*');
-            // Only what is certain: the expression asks for a beginning that has no special characters.
+            // Only where it is certain: after `^` the expression has no special characters.
             let begins = pattern.strip_prefix('^').unwrap_or_default();
             let literal =
                 begins.find(|it: char| !it.is_ascii_alphanumeric() && it != '-').unwrap_or(begins.len());

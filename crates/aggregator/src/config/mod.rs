@@ -138,7 +138,7 @@ impl Problems {
         self.0.push(Problem { path, value, text: format!("is not allowed; allowed is {allowed}") });
     }
 
-    /// `text` says what is wrong at `path`.
+    /// Notes a mistake: `text` says what is wrong at `path`.
     fn say(&mut self, path: impl Into<String>, text: impl Into<String>) {
         self.0.push(Problem { path: path.into(), value: None, text: text.into() });
     }
@@ -221,7 +221,8 @@ impl Config {
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
     }
 
-    /// What is allowed but is probably a mistake at `now`. Keys that are not written down have their defaults, which are none.
+    /// What is allowed but is probably a mistake at `now`. A key that is not written down has its default, which is no
+    /// mistake.
     fn suspicious(&self, now: Timestamp, is_written: &dyn Fn(&str) -> bool) -> Problems {
         let mut found = Problems::default();
         self.enforcement.warn(now, &self.policy(), &mut found);

@@ -4,7 +4,7 @@ use procscan_core::report::Target;
 
 use super::{Config, DaemonSet, DiscoveryMode, Problems};
 
-/// Finds keys that are written down and have no effect. A key with its default is no mistake: the example has all of them.
+/// Finds keys that are written down and have no effect. A key with its default is no mistake: `config.yaml` has all keys.
 pub(super) fn warn(config: &Config, is_written: &dyn Fn(&str) -> bool, found: &mut Problems) {
     let (collector, daemonset, mode) = (&config.collector, &config.daemonset, config.discovery.mode);
     let mut without_effect = |holds: bool, path: &str, why: &str| {
@@ -31,7 +31,7 @@ pub(super) fn warn(config: &Config, is_written: &dyn Fn(&str) -> bool, found: &m
     );
     without_effect(!by_service && daemonset.namespace != defaults.namespace, "daemonset.namespace", why);
     let why = if mode == DiscoveryMode::Kubernetes {
-        "daemonset.api_port wins"
+        "daemonset.api_port counts instead"
     } else {
         "it names a port only with discovery.mode kubernetes"
     };

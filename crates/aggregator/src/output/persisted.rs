@@ -1,4 +1,4 @@
-//! What the persisted Incidents know of what a damaged file still lists.
+//! Compares what can still be read in our files, of which one is damaged, with the persisted Incidents.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub struct Persisted {
 }
 
 impl Persisted {
-    /// What `incidents` know at `now`; `None` if there are none: a state that was lost knows nothing.
+    /// What `incidents` name at `now`; `None` if there are none, because then the state may be lost.
     ///
     /// One that ended longer than `same_incident` ago does not count: if its App is blocked, a later one is lost. An
     /// operator's release counts for longer.

@@ -48,8 +48,8 @@ fn log(decision: &Decision) {
     }
 }
 
-/// Logs the mode in force, from where it comes, and how to change it. What operators declared outlives restarts, so the configuration
-/// alone does not say it.
+/// Logs the mode in force, its source, and how to change it. A mode that operators declared outlives restarts, so the configuration
+/// alone does not tell which mode is in force.
 pub(super) fn tell_mode(configured: Mode, declared: &EnforcementSpec) {
     let Some(mode) = declared.mode else {
         tracing::info!(

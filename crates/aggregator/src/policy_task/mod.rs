@@ -46,7 +46,7 @@ pub struct Decided {
     pub is_answered: bool,
     /// Rounds that were done when it was decided. Before the first, the plan knows too little to be written.
     pub rounds: u64,
-    /// The right to make it true; nobody's on a replica that shows what another has decided.
+    /// The right to make it true; `None` on a replica that shows what another has decided.
     pub pen: Option<Pen>,
 }
 

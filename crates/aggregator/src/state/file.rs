@@ -51,7 +51,7 @@ struct Inner {
     aside: Vec<Document>,
     /// All rows have been read at least once.
     is_read: bool,
-    /// Nothing was decided with this file yet, and operators have said nothing of all decisions.
+    /// No decision was persisted in this file yet, and operators have declared no mode.
     is_new: bool,
     /// The error that was last logged for each exemption that can't be read, by name.
     said: BTreeMap<String, String>,
@@ -134,8 +134,9 @@ impl FileStore {
                 alert = "state",
                 mode = json!(spec.mode).as_str(),
                 "{lost}. Lost with it are operators' releases, exemptions and mode, what brakes held, and what counts \
-                 in their window. Before `resume`, look at `incidents --state watched`: each App there that is still \
-                 accused may be blocked then, also one that a brake held. Release or exempt what must not be"
+                 in their window. Before `resume`, look at `incidents --state watched`: each App that it lists \
+                 and that is still accused may be blocked then, also one that a brake held. Release or exempt those that \
+                 must not be blocked"
             );
         }
         if !inner.is_read {

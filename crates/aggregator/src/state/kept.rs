@@ -36,7 +36,7 @@ pub struct Kept {
     pub unread: Unread,
     /// Everything has been read at least once.
     pub is_complete: bool,
-    /// Which request to list anew what operators declare this answers (see [`super::cluster::Relist`]). 0 in a file.
+    /// The number of the last request to list anew that this answers (see [`super::cluster::Relist`]). 0 in a file.
     pub as_of: u64,
 }
 

@@ -43,7 +43,7 @@ pub enum StateError {
     /// The file could not be opened so far.
     #[error("the state is not open yet")]
     NotOpen,
-    /// It has not been listed yet.
+    /// These kinds were not listed in time.
     #[error("{0} were not listed within {within}", within = humantime::format_duration(*.1))]
     Unlisted(&'static str, Duration),
     /// What is there can't be understood.

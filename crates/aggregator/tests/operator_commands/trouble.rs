@@ -17,7 +17,7 @@ fn refusals_are_told_in_one_line_with_what_to_do() {
             "a bearer token is needed",
             "401 Unauthorized: a bearer token is needed; give a token by --token-file or PROCSCAN_TOKEN",
         ),
-        (403, "nobody\nmay change \u{1b}[31m", "403 Forbidden: nobody\\nmay change \\u{1b}[31m"),
+        (403, "no account\nmay change \u{1b}[31m", "403 Forbidden: no account\\nmay change \\u{1b}[31m"),
         (
             404,
             "there is no incident i-1",
@@ -102,7 +102,7 @@ fn whatever_is_not_the_api_is_told_from_it() {
 }
 
 #[test]
-fn nobody_there_is_told_with_what_to_do() {
+fn a_service_that_does_not_answer_is_reported_with_what_to_do() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", free.local_addr().unwrap());
     drop(free);

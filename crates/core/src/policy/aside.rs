@@ -13,7 +13,7 @@ use crate::plan::Block;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Aside {
     apps: BTreeMap<App, Option<Arc<Block>>>,
-    /// An incident can't be read, nor which App it is of.
+    /// There is an incident of which not even the App can be read.
     pub(super) has_unknown: bool,
 }
 
@@ -26,7 +26,7 @@ impl Aside {
         self.apps.contains_key(app)
     }
 
-    /// All of them.
+    /// All Apps that are set aside.
     pub(super) fn apps(&self) -> BTreeSet<App> {
         self.apps.keys().cloned().collect()
     }

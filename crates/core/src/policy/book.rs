@@ -140,7 +140,7 @@ impl Book {
         }
     }
 
-    /// An incident can't be read, nor which App it is of: it may be of any App that the objects block.
+    /// Notes that there is an incident of which not even the App can be read: it may be of any App that the objects block.
     pub fn set_aside_unknown(&mut self) {
         self.aside.has_unknown = true;
     }

@@ -51,7 +51,7 @@ impl Default for BrakeRules {
 }
 
 impl BrakeRules {
-    /// How many of one node's Apps are kept free for tenants that may still come, when so many `tenants` have places.
+    /// How many of one node's places for Apps are reserved for further tenants while so many `tenants` have places.
     pub(super) fn kept_per_node(&self, tenants: usize) -> usize {
         self.max_tenants_per_node.saturating_sub(tenants).min(self.max_apps_per_node / 2)
     }

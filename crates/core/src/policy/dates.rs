@@ -39,8 +39,8 @@ pub(super) struct Dates {
     latest_over: Option<Timestamp>,
     /// The monotonic time since when the wall clock has been behind it without interruption.
     behind_since: Option<Duration>,
-    /// Dates that were over lie ahead again, as of the last evaluation.
-    pub(super) is_healed: bool,
+    /// The last evaluation has forgotten which date was over: such dates lie ahead again.
+    pub(super) is_forgotten: bool,
     known: BTreeMap<Timestamp, Known>,
 }
 
@@ -118,7 +118,7 @@ impl Dates {
             believed,
             latest_over,
             behind_since: None,
-            is_healed: false,
+            is_forgotten: false,
             known: BTreeMap::new(),
         }
     }
@@ -132,7 +132,7 @@ impl Dates {
         self
     }
 
-    /// Whether a date is not over.
+    /// Whether any date is not over yet.
     pub(super) fn is_any_ahead(&self) -> bool {
         self.known.values().any(|known| known.over_since.is_none())
     }
@@ -159,8 +159,8 @@ impl Dates {
         let mut all = std::mem::take(&mut self.known);
         let is_start = self.start.is_some();
         let (since, before) = self.start.take().unwrap_or((now, None));
-        let is_healed = self.forget_latest_over(now);
-        self.is_healed = is_healed;
+        let is_forgotten = self.forget_latest_over(now);
+        self.is_forgotten = is_forgotten;
         let believed = self.believed.get_or_insert_with(|| Believed::new(since));
         believed.update(since);
         let mut latest: BTreeMap<Timestamp, Option<WallTime>> = BTreeMap::new();
@@ -184,7 +184,7 @@ impl Dates {
                 new.was_over |= by_clock.is_some_and(|by_clock| by_clock.get() <= reading);
                 new
             });
-            if is_healed && by_clock.is_none() && now.wall() < until {
+            if is_forgotten && by_clock.is_none() && now.wall() < until {
                 (known.was_over, known.is_told) = (false, false);
             }
             let force = known.force(until, now);
@@ -204,16 +204,17 @@ impl Dates {
     }
 
     /// Forgets which date was over when the wall clock has been behind it for [`LINGER`] without interruption: an earlier
-    /// clock was ahead. Otherwise exemptions would stay in doubt until that date, which may be years. Whether it has
-    /// forgotten it now.
+    /// clock was ahead. Otherwise exemptions would stay in doubt until that date, which may be years ahead. Returns whether
+    /// it has forgotten the date now.
     fn forget_latest_over(&mut self, now: Moment) -> bool {
         let is_behind = self.latest_over.is_some_and(|over| distance(now.wall(), over) > TOLERANCE);
         self.behind_since = is_behind.then(|| self.behind_since.unwrap_or(now.uptime()));
-        let is_healed = self.behind_since.is_some_and(|since| now.uptime().saturating_sub(since) >= LINGER);
-        if is_healed {
+        let is_forgotten =
+            self.behind_since.is_some_and(|since| now.uptime().saturating_sub(since) >= LINGER);
+        if is_forgotten {
             (self.latest_over, self.behind_since) = (None, None);
         }
-        is_healed
+        is_forgotten
     }
 
     /// The force of `until` now; [`Force::Doubtful`] if [`Dates::note`] has not noted it.

@@ -260,7 +260,7 @@ impl Book {
                 Standing::Blocked { .. } if pass.policy.mode == Mode::Paused => Wish::Nothing,
                 // An App that is gone can't be opened, so no hold on its release matters.
                 Standing::Blocked { .. } if is_gone => Wish::Release(None, Basis::Proof),
-                // Nothing is heard of it, so that nothing is left proves nothing.
+                // Accusations in this namespace are not taken in, so having none left proves no absence.
                 Standing::Blocked { .. } if pass.policy.refuses(&app.namespace).is_some() => Wish::Nothing,
                 Standing::Blocked { .. } if incident.release_held.is_some() => Wish::Nothing,
                 // Some of its nodes are not known, so all nodes must have answered for long enough.
@@ -364,7 +364,7 @@ impl Book {
                 }
                 _ => {}
             }
-            // Who waits to be told, or is not to be told, keeps what there is.
+            // A tenant that waits to be told, or is not to be told, keeps the Notification that it has.
             let told = incident.told.filter(|told| told.what == telling(&phase));
             if let Some(told) = told.filter(|_| may_be_told(app, incident, policy, facts)) {
                 let notice = Notice {
@@ -451,10 +451,10 @@ impl Pass<'_> {
 
 fn doubt(dates: usize, first: Timestamp, now: Moment) -> String {
     format!(
-        "the wall clock of this replica says {}; of {dates} dates of exemptions or releases ({first} and later), the time that the \
-         service has measured, or an earlier leader, says otherwise. What they cover is neither blocked anew nor opened until both \
-         agree. Nothing was measured while the service was stopped: after a stop of that length this ends by itself, at most 24h \
-         after the start. Otherwise the wall clock is or was wrong",
+        "the wall clock of this replica says {}, and disagrees with the time that leaders have measured or believed about whether {dates} \
+         dates of exemptions or releases ({first} and later) have passed. What these cover is neither blocked anew nor opened until both \
+         agree. No time was measured while the service was stopped: after a stop this ends by itself, at most 24h after the \
+         start. Without a stop, the wall clock is or was wrong",
         now.wall()
     )
 }

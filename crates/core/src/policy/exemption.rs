@@ -130,7 +130,7 @@ const MAX_WITHHELD: usize = 16;
 pub(super) struct Admissions {
     /// By [`Exemption::identity`]: `None` if it took effect, otherwise why it is withheld.
     known: BTreeMap<String, Option<Withheld>>,
-    /// Why what is blocked in namespaces that may not be blocked stays closed, and the tenants of which that was decided.
+    /// Why what is blocked in namespaces that may not be blocked stays closed, and for how many tenants.
     refusals: Option<(Withheld, usize)>,
 }
 
@@ -152,7 +152,7 @@ impl Book {
     /// replica leads.
     pub(super) fn admit(&mut self, pass: &mut Pass<'_>) {
         let mut before = std::mem::take(&mut self.admissions.known);
-        if pass.dates.is_healed {
+        if pass.dates.is_forgotten {
             // An exemption that was over is counted again before it opens anything.
             before.retain(|_, withheld| withheld.is_some());
         }
@@ -215,13 +215,13 @@ impl Book {
         let tenants: BTreeMap<&Text, &str> = refused.map(|(app, why)| (&app.namespace, why)).collect();
         let most = pass.policy.brake.max_releases.max(1);
         let before = self.admissions.refusals.take().map(|(_, tenants)| tenants);
-        // That some of them have been opened in this term does not make it less of a mistake.
+        // The count does not fall within a term while operators open some of them: the change may be a mistake all the same.
         let count = tenants.len().max(before.unwrap_or(0));
         let Some((namespace, why)) = tenants.first_key_value().filter(|_| count > most) else { return };
         let reason = format!(
-            "Apps of {} tenants are blocked in namespaces that may not be blocked, {namespace} among them: {why}. To open more than {most} \
-             tenants at once may be a mistake (brake.max_releases), so they stay closed until operators release them or their Pods are gone. If \
-             it is meant, raise brake.max_releases",
+            "Apps of {} tenants are blocked in namespaces that may not be blocked, {namespace} among them: {why}. A change that opens more than \
+             {most} tenants at once may be a mistake (brake.max_releases), so they stay closed until operators release them or their Pods are gone. If \
+             the change is meant, raise brake.max_releases",
             tenants.len()
         );
         if before.is_none() {

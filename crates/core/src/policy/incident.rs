@@ -406,7 +406,7 @@ impl Incident {
         self.tombstones.insert(id, Tombstone { ground, at: at.into(), by, is_kept: false });
     }
 
-    /// It has ended, and that is certain: what it waited for is of no concern if it begins again.
+    /// Notes that its state is persisted: if it has ended, what its release waited for does not count when it begins again.
     pub(super) fn note_end(&mut self) {
         if matches!(self.standing, Standing::Ended { .. }) {
             (self.omitted, self.had_cleared) = (0, false);

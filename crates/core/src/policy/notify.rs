@@ -127,7 +127,8 @@ pub(super) fn telling(phase: &NoticePhase) -> Telling {
     }
 }
 
-/// Whether the tenant of `app` may be told anything. What stays blocked in a namespace that may not be blocked is told of.
+/// Whether the tenant of `app` may be told anything. The tenant of an App that stays blocked is told, even if the
+/// namespace may not be blocked any more.
 pub(super) fn may_be_told(app: &App, incident: &Incident, policy: &Policy, facts: &Facts) -> bool {
     let is_blocked = matches!(incident.standing, Standing::Blocked { .. });
     !facts.terminating.contains(&app.namespace) && (is_blocked || policy.refuses(&app.namespace).is_none())

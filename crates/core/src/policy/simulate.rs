@@ -203,12 +203,12 @@ fn release_end(incident: &kept::Incident, decision: &kept::Decision) -> Timestam
     let status = &incident.status;
     let later = |at: &Timestamp| *at > decision.at;
     let in_log = || released_until(&decision.reason);
-    // Without a date in the log: what the App is released by, as long as it is persisted.
+    // Without a date in the log: the latest date of the releases by that operator that are still persisted.
     let persisted = || {
         let of_actor = status.releases.iter().filter(|release| release.by == decision.actor);
         of_actor.map(|release| release.until).filter(later).max()
     };
-    // Else it lasted until the rules took action against the App again, or a long time.
+    // Without these: when the rules next took action against the App, or else after 30 days.
     let next = || {
         use DecisionKind::{Blocked, Held, Warned};
         let acts = |entry: &&kept::Decision| {

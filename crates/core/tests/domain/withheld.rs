@@ -190,7 +190,7 @@ fn namespaces_that_may_not_be_blocked_any_more_open_no_more_tenants_at_once_than
             world.book.act(&act, "ops", &world.policy, world.now).unwrap();
         }
         assert_eq!(world.blocked().len(), 19);
-        // It was meant.
+        // The operator raises the limit, because the change was meant.
         world.policy.brake.max_releases = 25;
         let evaluation = world.evaluate();
         assert_eq!((evaluation.plan.blocks.len(), world.book.withheld().len()), (0, 0));

@@ -84,7 +84,11 @@ fn a_value_that_has_no_effect_gives_a_warning_with_its_path() {
     );
     warned(&format!("{ALONE}kubernetes: {{context: a}}\n"), "kubernetes.context", "needs a cluster");
     warned(&format!("{ALONE}daemonset: {{service_name: a}}\n"), "daemonset.service_name", "no Service");
-    warned("daemonset: {api_port: 9090, api_port_name: a}\n", "daemonset.api_port_name", "api_port wins");
+    warned(
+        "daemonset: {api_port: 9090, api_port_name: a}\n",
+        "daemonset.api_port_name",
+        "api_port counts instead",
+    );
     warned("discovery: {cluster_domain: a.b}\n", "discovery.cluster_domain", "dns only");
     warned("notification: {grace: {title: a}}\n", "notification.grace", "enforcement.grace is 0s");
     let twice = "discovery: {mode: static, targets: [a, b, '', 'a:9090']}\noutput: {mode: directory}\n";

@@ -13,8 +13,8 @@ pub(super) const MARKER: &str = ".procscan.lease";
 /// How many bytes of the file are read: a namespace and a name have 63 and 253 bytes at most.
 const MAX_MARKER: u64 = 512;
 
-/// Makes sure that the directory at `path` belongs to `lease` (`namespace/name`). A directory without the file is taken for it. If
-/// the file names another Lease, nothing is changed, and that is an error.
+/// Makes sure that the directory at `path` belongs to `lease` (`namespace/name`). If the file is missing or empty, it is
+/// written. If it names another Lease, nothing is changed, and that is an error.
 pub(super) fn claim(path: &Path, lease: &str) -> Result<(), DirectoryError> {
     let marker = path.join(MARKER);
     let found = match read(&marker) {

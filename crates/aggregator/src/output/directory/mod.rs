@@ -33,7 +33,7 @@ use super::persisted::{Listed, Persisted};
 const HEADER: &str = "# Written by procscan-aggregator; changes are overwritten.\n";
 /// What our temporary files' names begin with.
 const TEMPORARY: &str = ".procscan-";
-/// How many Apps an error names.
+/// How many Apps and Services an error names.
 const TOLD: usize = 5;
 /// What can go wrong, with the file that it went wrong with.
 #[derive(Debug, thiserror::Error)]
@@ -247,11 +247,11 @@ impl Directory {
     }
 
     /// The Apps that our `WasmPlugin`s block now: what a start inherits. A damaged file is an error, unless the persisted
-    /// Incidents say what it blocked: then the answer lacks it.
+    /// Incidents say what it blocked: then the answer leaves it out.
     ///
-    /// They say it if there is one of each App that can still be read in our files. If there is none of one of them, the
-    /// state is older than the files, and may lack Apps that can't be read any more. Where nothing can be read, they say
-    /// it too: each block is persisted before it is written.
+    /// They say it if they name each App and each Service that can still be read in our files. If they lack one, the state
+    /// is older than the files, and may also lack Apps that can't be read any more. Where nothing can be read, the
+    /// Incidents count as well, because each block is persisted before it is written.
     ///
     /// When their tenants were told is in the Notifications.
     pub fn blocked(

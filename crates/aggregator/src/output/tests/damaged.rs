@@ -76,7 +76,7 @@ fn damage_is_an_error_where_an_app_can_be_read_that_no_incident_is_persisted_of(
     fs::write(temp.path().join(PLUGIN.replace(".yaml", "-1.yaml")), &whole).unwrap();
     let error = directory.blocked(&gateway, persisted(&["web"]).as_ref()).unwrap_err().to_string();
     assert!(error.contains("cut short") && error.contains("ns-a/app/shop"), "{error}");
-    // One whose list of Apps has given way to its Services.
+    // A file that lacks the list of Apps, and still has that of Services.
     let start = whole.find("    - name").unwrap();
     let services =
         whole[..start].to_owned() + &whole[whole.find("  defaultConfigDisable").unwrap()..] + "a: [\n";

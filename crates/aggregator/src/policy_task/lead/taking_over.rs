@@ -161,7 +161,7 @@ impl Lead<'_> {
         let mut kept = self.task.channels.kept.clone();
         loop {
             let as_of = self.task.store.relist(with_incidents);
-            // What was shown before may be old, however complete.
+            // What was shown before the request may be old, even if it is complete.
             let is_heard = |kept: &Arc<Kept>| kept.is_complete && kept.as_of >= as_of;
             tokio::select! {
                 heard = kept.wait_for(is_heard) => return heard.map(drop).map_err(|_| End::Over),

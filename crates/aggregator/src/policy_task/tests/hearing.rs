@@ -77,7 +77,7 @@ async fn a_new_leader_obeys_what_was_declared_while_its_watch_hung() {
     }
 }
 
-/// Late rather than wrong: no old watch says what operators want now.
+/// An old watch does not show what operators want now, and a late block is better than a wrong one.
 #[tokio::test(start_paused = true)]
 async fn a_new_leader_that_can_not_list_what_is_declared_decides_nothing_until_it_can() {
     for (declaration, code) in declared().into_iter().zip([503, 403]) {
@@ -117,7 +117,7 @@ async fn a_list_that_hangs_is_asked_for_again() {
     assert_eq!(replica.blocked(), [""; 0]);
 }
 
-/// The leader before ended before it did what the operator wanted.
+/// The previous leader ended before it did what the operator wanted.
 #[tokio::test(start_paused = true)]
 async fn a_new_leader_does_what_operators_asked_of_an_incident_while_its_watch_hung() {
     let (server, refusal) = (Server::default(), Arc::default());

@@ -57,8 +57,8 @@ impl Known {
         }
     }
 
-    /// Whether the API server has gone back in time: it has answered with `before`, and later with this. The answers, not
-    /// the watch, which may be late.
+    /// Whether the API server has gone back to an earlier state: it answered with `before` first, and with `self` later. Only
+    /// its answers prove that, because the watch may be late.
     fn is_older_than(&self, before: &Self) -> bool {
         let is_same_object = self.stamp.uid == before.stamp.uid;
         let is_older_version = self.stamp.version != 0 && self.stamp.version < before.stamp.version;
@@ -103,7 +103,7 @@ pub(super) struct AllKnown {
     behind: BTreeMap<String, Instant>,
     /// The hash of the changed status that was last logged, by name.
     said: BTreeMap<String, u64>,
-    /// It was logged that the API server was restored from a backup. Every Incident may prove that again.
+    /// It was logged that the API server was restored from a backup. It is logged once, although each Incident may show it.
     is_restored: bool,
 }
 

@@ -62,7 +62,7 @@ pub struct ClusterStore {
     /// The incidents as we last wrote or read them.
     known: AllKnown,
     events: Events,
-    /// To the task that shows what is kept; nothing where that is always read anew.
+    /// Asks the task that watches the objects to list them anew; `None` where no task watches them.
     relist: Option<Relist>,
 }
 

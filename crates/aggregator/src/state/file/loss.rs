@@ -7,16 +7,16 @@ use super::rows::enforced;
 use super::{FileStore, Kept};
 use crate::state::{Batch, StateError};
 
-/// The reason that is given for going on as after damage.
+/// The reason of the pause.
 const NEW_FILE: &str = "Apps were blocked, and the state file was new: if there was one before, what operators declared and what \
-    brakes held is lost with it; before `resume`, look at `incidents --state watched`: each App there that is still accused may \
-    be blocked then; release or exempt what must not be";
+    brakes held is lost with it; before `resume`, look at `incidents --state watched`: each App that it lists and that is still \
+    accused may be blocked then; release or exempt those that must not be blocked";
 
 impl FileStore {
     /// For a start that finds Apps blocked: if nothing was decided with this file yet, the file goes on as after damage.
     ///
-    /// Also if an earlier start has made the file and was killed before it could persist that, and if operators have
-    /// declared exemptions since. What they have said of all decisions counts more.
+    /// That holds too if an earlier start made the file and was killed before it could persist the pause, and if operators
+    /// have declared exemptions since. A mode that they have declared counts more.
     pub async fn begin_after_loss(&self) -> Result<(), StateError> {
         let is_new = self.0.inner.lock().await.is_new;
         let Some(spec) = self.0.after_loss.clone().filter(|_| is_new) else { return Ok(()) };
@@ -38,8 +38,8 @@ impl FileStore {
                 directory = %self.0.directory.display(),
                 "Apps are blocked, and the state file is new. If there was one before, operators' releases, exemptions \
                  and mode are lost with it, what brakes held, and what counts in their window. Before `resume`, look at \
-                 `incidents --state watched`: each App there that is still accused may be blocked then. Release or \
-                 exempt what must not be"
+                 `incidents --state watched`: each App that it lists and that is still accused may be blocked then. \
+                 Release or exempt those that must not be blocked"
             );
         }
         Ok(())

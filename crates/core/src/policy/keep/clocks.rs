@@ -1,8 +1,8 @@
 //! When the clocks are persisted again although no incident has changed.
 //!
 //! The leader clock and the believed time are part of each incident's document, and the next leader goes on with the
-//! latest ones. The time that has been measured since the last write is lost to it: a grace would begin anew, and a date
-//! would be in doubt for that long.
+//! latest ones. The time that has been measured since the last write is lost to it. Without the writes of this module, a
+//! running grace would begin anew, and a date would be in doubt for as long.
 
 use std::time::Duration;
 
@@ -40,8 +40,8 @@ impl ClockWritten {
 }
 
 impl Book {
-    /// The clocks are to be persisted with the next write, for which an open incident is written if there is one: the
-    /// process ends.
+    /// Asks for the clocks to be persisted, because the process ends: [`Book::unsaved`] then names an open incident for it,
+    /// if there is one.
     pub fn persist_clocks(&mut self) {
         self.written.reading = None;
     }
@@ -54,14 +54,14 @@ impl Book {
 
     /// The open incident to write because the persisted clocks are outdated. Never one that has ended: its document says
     /// by the leader clock when it ended.
-    pub(super) fn bearer_of_clocks(&self) -> Option<&App> {
+    pub(super) fn to_write_for_clocks(&self) -> Option<&App> {
         let (reading, _) = self.clock.last()?;
         let is_open = |(app, incident): &(&App, &Incident)| {
             let is_kept = self.effective.get(app).is_some_and(|before| before.is_kept);
             is_kept && !matches!(incident.standing, Standing::Ended { .. })
         };
-        let bearer = self.incidents.iter().find(is_open).map(|(app, _)| app);
-        bearer.filter(|_| self.are_clocks_outdated(reading))
+        let open = self.incidents.iter().find(is_open).map(|(app, _)| app);
+        open.filter(|_| self.are_clocks_outdated(reading))
     }
 
     fn are_clocks_outdated(&self, reading: WallTime) -> bool {

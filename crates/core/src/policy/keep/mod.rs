@@ -149,8 +149,8 @@ impl Book {
         unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
         let refreshes = refreshes.into_iter().take(REFRESHES).map(|(_, app)| app);
         let unsaved: Vec<App> = unsaved.into_iter().map(|(app, _)| app).chain(refreshes).cloned().collect();
-        let bearer = self.bearer_of_clocks().filter(|app| !unsaved.contains(app)).cloned();
-        unsaved.into_iter().chain(bearer).collect()
+        let for_clocks = self.to_write_for_clocks().filter(|app| !unsaved.contains(app)).cloned();
+        unsaved.into_iter().chain(for_clocks).collect()
     }
 
     /// The document to keep for the incident of `app`.

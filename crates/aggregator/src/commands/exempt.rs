@@ -157,7 +157,7 @@ async fn list(args: &args::Exempt) -> Result<(), CommandError> {
         table.push([place, "", "withheld", "", "", reason]);
     }
     printed::print(&table.to_string())?;
-    // Blocks that are kept in spite of the namespaces' configuration are confirmed in another way, which their reason says.
+    // Blocks that stay although the configured namespaces exclude them are confirmed in another way: their reason says how.
     if withheld.iter().any(|it| it.place != Book::REFUSALS) {
         eprintln!("{HOW_TO_CONFIRM}");
         if has_cluster() {

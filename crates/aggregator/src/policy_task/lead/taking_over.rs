@@ -16,7 +16,7 @@ use crate::policy_task::TakeOver;
 use crate::state::{Kept, Loaded, StateError, Unreadable};
 
 const UNREADABLE: &str = "what is kept can't be read; nothing is decided until it is";
-const UNPAUSED: &str =
+const PAUSE_NOT_PERSISTED: &str =
     "the pause after the loss of what was kept can't be persisted; nothing is decided until it is";
 
 /// How long a list of what operators declare is waited for at most, before it is asked for again.
@@ -93,7 +93,7 @@ impl Lead<'_> {
     async fn begin_after_loss(&mut self) -> Result<(), End> {
         let mut pause = MIN_PAUSE;
         while let Err(error) = self.task.store.begin_after_loss().await {
-            self.trouble(&error, true, UNPAUSED);
+            self.trouble(&error, true, PAUSE_NOT_PERSISTED);
             self.pause(pause).await?;
             pause = (pause * 2).min(MAX_PAUSE);
         }

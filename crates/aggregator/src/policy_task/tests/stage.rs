@@ -66,7 +66,7 @@ pub(super) struct Wanted {
     pub(super) max_notices: usize,
     /// Whether a round over all targets was done before the start.
     pub(super) has_round: bool,
-    /// Whether there is an agent that [`Replica::accuse`] speaks for.
+    /// Whether there is an agent for [`Replica::accuse`].
     pub(super) has_agent: bool,
 }
 
@@ -114,7 +114,7 @@ impl Replica {
         replica
     }
 
-    /// A service that keeps its decisions in a file. With `has_agent`, [`Replica::accuse`] has an agent to speak for.
+    /// A service that keeps its decisions in a file. With `has_agent` there is an agent for [`Replica::accuse`].
     pub(super) fn with_file(store: FileStore, blocked: Vec<Inherited>, has_agent: bool) -> Self {
         let (kept_tx, _) = watch::channel(Arc::default());
         let kept = store.shown();

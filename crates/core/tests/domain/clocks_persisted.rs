@@ -216,3 +216,23 @@ fn a_clock_that_is_behind_a_date_that_was_over_raises_an_alert_once() {
     accuse_one(&mut world);
     assert!(matches!(&world.evaluate().alerts[..], [Alert::Clock { .. }]));
 }
+
+#[test]
+fn where_no_date_is_ahead_the_clocks_alone_lead_to_no_write() {
+    let mut world = nodes(2);
+    accuse(&mut world, 1..2);
+    // What is to be written after a quarter of an hour in which nothing is heard.
+    let unsaved = |world: &mut World| {
+        world.wait(15 * MINUTE);
+        world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
+        let unsaved = world.book.unsaved();
+        assert!(world.keep().is_empty());
+        unsaved
+    };
+    assert_eq!(unsaved(&mut world), [], "there is no date");
+    exempt(&mut world, 1);
+    assert_eq!(unsaved(&mut world), [app("ns-001")]);
+    world.wait(HOUR);
+    assert_eq!(unsaved(&mut world), [app("ns-001")], "the date has passed meanwhile");
+    assert_eq!(unsaved(&mut world), [], "it is over");
+}

@@ -332,6 +332,27 @@ fn a_hold_of_an_earlier_name_counts_although_it_began_after_the_names_were_linke
 }
 
 #[test]
+fn an_app_that_a_brake_holds_stays_held_for_that_when_it_gets_the_pods_of_another_held_app() {
+    let mut world = world();
+    world.policy.brake.max_new_tenants = 0;
+    pod(&mut world, "web-1", "web", "ReplicaSet/web");
+    accuse(&mut world, "web-1");
+    (world.policy.brake.max_new_tenants, world.policy.brake.max_apps_per_tenant) = (20, 0);
+    pod(&mut world, "site-1", "site", "ReplicaSet/site");
+    let why = |evaluation: &Evaluation| {
+        let held = evaluation.held.iter().find(|held| held.app == app("site")).unwrap();
+        (held.since, held.reason.clone())
+    };
+    let before = why(&accuse(&mut world, "site-1"));
+    assert!(before.1.contains("brake.max_apps_per_tenant"), "{before:?}");
+    pod(&mut world, "site-2", "site", "ReplicaSet/web");
+    for _ in 0..3 {
+        assert_eq!(why(&accuse(&mut world, "site-2")), before);
+    }
+    assert_eq!(world.book.document(&app("site")).unwrap().status.formerly.len(), 1);
+}
+
+#[test]
 fn an_app_is_not_blocked_while_the_incident_of_an_earlier_name_can_not_be_read() {
     let mut world = world();
     pod(&mut world, "web-1", "web", "ReplicaSet/web");

@@ -260,3 +260,27 @@ fn what_an_operator_has_released_is_not_taken_over_as_blocked_however_long_ago_t
         assert_eq!(world.blocked(), ["ns-b"]);
     }
 }
+
+#[test]
+fn what_the_gateway_closes_is_another_incidents_once_the_older_one_can_not_go_on() {
+    for (more, is_closed) in [(0, false), (1, true)] {
+        let mut world = World::new(&["n1", "n2"]);
+        world.answer("n1", vec![record("ns-a", 0)]);
+        assert_eq!(world.blocked(), ["ns-a"]);
+        let mut ended = world.now;
+        while !world.blocked().is_empty() {
+            world.wait(60);
+            world.answer("n1", vec![]);
+            world.ledger.round_done();
+            ended = world.now;
+        }
+        world.wait(world.policy.same_incident.as_secs() - world.now.since(ended).as_secs() + more);
+        let now = world.clock();
+        world.answer("n2", vec![record("ns-b", now)]);
+        assert_eq!(world.blocked(), ["ns-b"]);
+        world.restart();
+        let gateway = [found("ns-a", &["web.ns-a.svc"], &[], &[])];
+        let inherited = world.book.inherit(gateway, &world.policy, world.now);
+        assert_eq!(!inherited.is_empty(), is_closed, "{more} s more: {inherited:?}");
+    }
+}

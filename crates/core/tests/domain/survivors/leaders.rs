@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, record};
+use crate::grace::{accuse, is_blocked, with_grace};
 use procscan_core::policy::{Act, DecisionKind, Mode};
 
 #[test]
@@ -54,4 +55,30 @@ fn what_was_approved_in_dry_run_becomes_real_however_old_the_evidence_is_that_st
         world.now = other.now;
     }
     assert!(world.now.uptime() > Duration::from_secs(3 * HOUR));
+}
+
+#[test]
+fn what_is_persisted_counts_where_leaders_have_measured_more_than_this_process() {
+    for (more, blocks) in [(0, false), (HOUR, true)] {
+        let mut world = with_grace(60);
+        accuse(&mut world);
+        let mut kept: Vec<_> = world.kept.values().cloned().collect();
+        for status in kept.iter_mut().map(|incident| &mut incident.status) {
+            status.clock = status.clock.map(|reading| reading + Duration::from_secs(more));
+        }
+        world.book = world.book.restore_again(&kept, &world.ledger.snapshot(world.now), world.now);
+        world.wait(MINUTE);
+        assert_eq!(is_blocked(&accuse(&mut world)), blocks, "{more}");
+    }
+}
+
+#[test]
+fn a_start_alone_leads_to_no_write_for_the_clocks() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.wait(MINUTE);
+    world.restart();
+    world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
+    assert_eq!(world.book.unsaved(), []);
 }

@@ -7,6 +7,7 @@ mod bounds;
 mod braked;
 mod changes;
 mod counted;
+mod ended;
 mod found;
 mod graces;
 mod heard_elsewhere;

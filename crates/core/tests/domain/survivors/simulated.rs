@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::common::{HOUR, MINUTE, World, app, at, record, record_of};
-use procscan_core::policy::{Act, Fate, Mode, Policy, simulate};
+use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
+use procscan_core::policy::{Act, DecisionKind, Fate, Mode, Pattern, Policy, simulate};
 use procscan_core::state::Incident;
 
 fn fates(world: &World, policy: &Policy, since: u64) -> Vec<Fate> {
@@ -118,4 +118,95 @@ fn a_grace_that_would_have_been_told_counts_for_all_tenants_however_few_are_told
         let fates = fates(&world, &policy, 0);
         assert!(fates.len() == 4 && fates.iter().all(|fate| fate.would_be_blocked), "{mode:?}: {fates:?}");
     }
+}
+
+#[test]
+fn of_two_releases_by_one_operator_each_ends_in_the_replay_when_it_ended() {
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = Duration::from_secs(5 * MINUTE);
+    let offend = |world: &mut World, minutes: u64| {
+        for _ in 0..minutes {
+            world.wait(MINUTE);
+            let now = world.clock();
+            world.answer("n1", vec![record("ns-a", now)]);
+            world.evaluate();
+        }
+    };
+    let release = |world: &mut World, seconds: u64| {
+        let until = world.now.wall() + Duration::from_secs(seconds);
+        world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+        assert!(world.blocked().is_empty());
+    };
+    offend(&mut world, 3);
+    release(&mut world, 10 * MINUTE);
+    offend(&mut world, 30);
+    assert_eq!(world.blocked(), ["ns-a"], "the first release is over");
+    release(&mut world, 100 * HOUR);
+    offend(&mut world, 30);
+    let fate = &fates(&world, &world.policy, 0)[0];
+    assert!(fate.was_blocked && fate.would_be_blocked, "{fate:?}");
+}
+
+#[test]
+fn a_release_whose_date_is_lost_lasts_as_long_as_its_operator_said_or_for_a_month() {
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = Duration::from_secs(5 * MINUTE);
+    let offend = |world: &mut World, seconds: u64| {
+        world.wait(seconds);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        assert!(world.blocked().is_empty());
+    };
+    (0..3).for_each(|_| offend(&mut world, MINUTE));
+    let beginning = world.now.wall();
+    let act = Act::Release { app: app("ns-a"), until: beginning + Duration::from_secs(100 * HOUR) };
+    world.book.act(&act, "ops", &world.policy, world.now).unwrap();
+    (0..60).for_each(|_| offend(&mut world, HOUR));
+    // What is left of the release, and for how many hours it lasts.
+    for (by, hours, is_blocked) in
+        [(Some("ops"), 100, false), (Some("ops"), 1, true), (Some("another"), 1, false), (None, 0, false)]
+    {
+        for incident in world.kept.values_mut() {
+            for decision in incident.status.decisions.iter_mut().filter(|it| *it.actor == *"ops") {
+                decision.reason = "released".into();
+            }
+            let releases = &mut incident.status.releases;
+            let by = by.map(|by| (by, beginning + Duration::from_secs(hours * HOUR)));
+            match by {
+                Some((by, until)) => (releases[0].by, releases[0].until) = (by.into(), until),
+                None => releases.clear(),
+            }
+        }
+        assert_eq!(would_be(&world, &world.policy).0, is_blocked, "{by:?}: {hours} h");
+    }
+}
+
+#[test]
+fn a_warning_of_the_moment_of_a_release_does_not_end_it() {
+    let mut world = World::new(&["n1"]);
+    world.policy.grace = Duration::from_secs(5 * MINUTE);
+    let until = at(10 * MINUTE).wall();
+    world.policy.exemptions =
+        vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), Some(until))];
+    let offend = |world: &mut World| {
+        world.wait(MINUTE);
+        let now = world.clock();
+        world.answer("n1", vec![record("ns-a", now)]);
+        world.evaluate();
+    };
+    while world.now.wall() < until {
+        offend(&mut world);
+    }
+    let act = Act::Release { app: app("ns-a"), until: until + Duration::from_secs(100 * HOUR) };
+    world.book.act(&act, "ops", &world.policy, world.now).unwrap();
+    (0..20).for_each(|_| offend(&mut world));
+    for incident in world.kept.values_mut() {
+        let log = &mut incident.status.decisions;
+        assert!(log.iter().any(|it| it.at == until && it.decision == DecisionKind::Warned), "{log:?}");
+        for decision in log.iter_mut().filter(|it| *it.actor == *"ops") {
+            decision.reason = "released".into();
+        }
+        incident.status.releases.clear();
+    }
+    assert!(!would_be(&world, &world.policy).0);
 }

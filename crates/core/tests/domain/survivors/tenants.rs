@@ -144,6 +144,28 @@ fn what_is_covered_is_logged_once_and_ends_with_its_evidence() {
 }
 
 #[test]
+fn what_is_exempt_from_the_beginning_is_logged_once_and_again_after_it_was_not_exempt() {
+    let mut world = World::new(&["n1"]);
+    world.policy.mode = Mode::Paused;
+    let exempt = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
+    let logged = |world: &mut World| {
+        let found = (0..3).map(|_| {
+            world.wait(MINUTE);
+            let now = world.clock();
+            world.answer("n1", vec![record_of("ns-a", "web", "xmrig", now)]);
+            world.evaluate().decisions.len()
+        });
+        found.collect::<Vec<_>>()
+    };
+    world.policy.exemptions.clone_from(&exempt);
+    assert_eq!(logged(&mut world), [1, 0, 0]);
+    world.policy.exemptions.clear();
+    assert_eq!(logged(&mut world), [0, 0, 0]);
+    world.policy.exemptions = exempt;
+    assert_eq!(logged(&mut world), [1, 0, 0]);
+}
+
+#[test]
 fn a_block_is_for_what_goes_on_and_not_for_what_has_cleared_before() {
     let mut world = World::new(&["n1"]);
     let list = |w: &mut World, names: &[&str]| {

@@ -14,7 +14,7 @@ use super::ground::{ClearedGround, Ground};
 use super::incident::{EvidenceId, Incident, Standing, StickyRelease};
 use super::notify::{may_be_told, telling};
 use super::plan_builder::{block, closed_too, same};
-use super::{Mode, Policy};
+use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, PodRef, Text};
@@ -62,7 +62,7 @@ pub(super) struct Pass<'a> {
     /// Operators' releases, by the earlier names of Apps.
     pub(super) released: BTreeMap<App, Vec<StickyRelease>>,
     /// The holds of brakes, by the earlier names of Apps.
-    held: BTreeMap<App, Box<(Moment, super::Brake)>>,
+    held: BTreeMap<App, Box<(Moment, Brake)>>,
     /// What is blocked in namespaces that may not be blocked stays closed.
     pub(super) keeps_refused: bool,
     /// The Apps whose persisted incidents can't be read.

@@ -1,5 +1,7 @@
 //! The time that leaders measure is persisted while something depends on it, so that starts and stops lose little of it.
 
+use std::time::Duration;
+
 use procscan_core::policy::{Alert, DecisionKind, Mode, Pattern};
 
 use crate::clocks::{DAY, accuse, accuse_one, nodes};
@@ -83,12 +85,21 @@ fn an_incident_that_can_not_be_written_does_not_carry_the_clocks() {
     assert!(world.book.unsaved().contains(&app("ns-b")), "{:?}", world.book.unsaved());
     world.keep();
     assert!(world.book.clocks_due(world.now).is_some());
+    // It is tried again and again, and another one is written for the clocks all the same.
+    for _ in 0..8 {
+        world.wait(15);
+        world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
+        world.keep();
+    }
+    assert!(
+        world.book.clocks_due(world.now).is_some_and(|due| due.since(world.now) > Duration::from_secs(10))
+    );
 }
 
 #[test]
 fn while_writes_fail_no_more_than_one_more_incident_is_tried_each_half_minute_for_the_clocks() {
     let mut world = nodes(20);
-    world.policy.grace = std::time::Duration::from_hours(1);
+    world.policy.grace = Duration::from_hours(1);
     accuse(&mut world, 1..11);
     world.unwritable.extend((1..11).map(|tenant| format!("ns-{tenant:03}")));
     world.wait(MINUTE);

@@ -27,7 +27,7 @@ pub(in crate::policy) struct ClockWritten {
     /// The reading of the leader clock; `None` if it is to be persisted as soon as possible.
     reading: Option<WallTime>,
     latest_over: Option<Timestamp>,
-    /// The reading when a write failed last.
+    /// The reading when the write of an incident that was persisted before failed last.
     failed: Option<WallTime>,
 }
 
@@ -46,8 +46,8 @@ impl Book {
         self.written.reading = None;
     }
 
-    /// A write has failed, perhaps of the incident that was written for the clocks: each incident that fails is written
-    /// again and again, so the next one is not tried at once.
+    /// The write of an incident has failed that was persisted before, perhaps of the one that was written for the clocks. It
+    /// is written again and again from now on, so the next one is not tried for the clocks at once.
     pub(super) fn note_failed_write(&mut self) {
         self.written.failed = self.clock.last().map(|(reading, _)| reading);
     }

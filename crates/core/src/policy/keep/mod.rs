@@ -173,12 +173,10 @@ impl Book {
     /// The documents that [`Book::document`] returned for `apps` could not be kept. Their decisions, which had no
     /// effect, are taken back, and are made anew on evidence of a later moment. What has been heard stays.
     pub fn take_back<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
-        let mut apps = apps.into_iter().peekable();
-        if apps.peek().is_some() {
-            self.note_failed_write();
-        }
+        let mut is_new_failure = false;
         for app in apps {
             let Some(now) = self.incidents.get_mut(app) else { continue };
+            is_new_failure |= self.effective.get(app).is_some_and(|before| before.is_kept);
             match self.effective.get(app) {
                 Some(Effective { file, over, delivered, grace_told, .. }) if file.opened == now.opened => {
                     match over {
@@ -197,6 +195,9 @@ impl Book {
             }
             // A write whose answer was lost may have succeeded, so the incident is written again in any case.
             self.effective.insert(app.clone(), Effective::unkept(now));
+        }
+        if is_new_failure {
+            self.note_failed_write();
         }
     }
 

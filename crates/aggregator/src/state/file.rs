@@ -194,7 +194,7 @@ impl FileStore {
             let mut batch = Batch::default();
             if let Some(incident) = kept.incidents.get_mut(name).filter(|incident| incident.is_done()) {
                 let incident = Arc::make_mut(incident);
-                (incident.approve, incident.release) = (None, None);
+                incident.wanted = None;
                 batch.put.push(document(name, incident)?);
             }
             Ok(batch)
@@ -244,17 +244,18 @@ impl FileStore {
             let waits = incident.generation > observed;
             if !waits {
                 // What has been done is not to be done again with the next word.
-                (incident.approve, incident.release) = (None, None);
+                incident.wanted = None;
             }
+            let wanted = incident.wanted.get_or_insert_default();
             match want {
-                Want::Approve(_) if waits && incident.approve.is_some() => {
+                Want::Approve(_) if wanted.approve.is_some() => {
                     return Err(DeskError::Busy(name.to_owned()));
                 }
-                Want::Release(_) if waits && incident.release.is_some() => {
+                Want::Release(_) if wanted.release.is_some() => {
                     return Err(DeskError::Busy(name.to_owned()));
                 }
-                Want::Approve(approval) => incident.approve = Some(Box::new(approval.clone())),
-                Want::Release(release) => incident.release = Some(Box::new(release.clone())),
+                Want::Approve(approval) => wanted.approve = Some(approval.clone()),
+                Want::Release(release) => wanted.release = Some(release.clone()),
             }
             incident.generation = incident.generation.max(observed) + 1;
             number = incident.generation;

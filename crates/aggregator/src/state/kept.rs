@@ -74,18 +74,25 @@ impl Clone for Kept {
 pub struct KeptIncident {
     /// Which App it is about.
     pub app: AppRef,
-    /// Approves what a brake holds.
-    pub approve: Option<Box<Approval>>,
-    /// Releases the App.
-    pub release: Option<Box<Release>>,
+    /// The acts that operators request; `None` if they request none.
+    pub wanted: Option<Box<Wanted>>,
     /// Grows with each change of what operators want.
     pub generation: i64,
-    /// Which program last wrote what operators want, for acts that do not say whose they are.
-    pub manager: Option<Box<str>>,
     /// The version of the object that was read.
     pub stamp: Stamp,
     /// What was decided of it; nothing if that has not been written yet.
     status: Option<(Brief, Packed)>,
+}
+
+/// The acts that operators request for an incident: an approval, a release, or both.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wanted {
+    /// Approves what a brake holds.
+    pub approve: Option<Approval>,
+    /// Releases the App.
+    pub release: Option<Release>,
+    /// The program that last wrote these acts, for acts without `by`; `None` if it is not known.
+    pub manager: Option<Box<str>>,
 }
 
 /// Tells apart the versions of an object and whether their statuses are equal. All zero in a file.
@@ -187,14 +194,16 @@ impl KeptIncident {
         manager: Option<String>,
     ) -> Result<Self, String> {
         let IncidentSpec { app, approve, release } = spec;
-        let (approve, release) = (approve.map(Box::new), release.map(Box::new));
+        let wants_something = approve.is_some() || release.is_some();
+        let wanted = wants_something
+            .then(|| Box::new(Wanted { approve, release, manager: manager.map(String::into_boxed_str) }));
         let pack = |status| Ok::<_, String>((Brief::of(status), Packed::of(status)?));
-        let (mut status, manager) = (status.map(pack).transpose()?, manager.map(String::into_boxed_str));
+        let mut status = status.map(pack).transpose()?;
         if let Some((brief, _)) = status.as_mut().filter(|(brief, _)| brief.observed > generation) {
             // The number belongs to another object of that name, or to a time that a restored backup has undone.
             brief.observed = 0;
         }
-        Ok(Self { app, approve, release, generation, manager, stamp: Stamp::default(), status })
+        Ok(Self { app, wanted, generation, stamp: Stamp::default(), status })
     }
 
     /// With the version of the object that was read.
@@ -205,12 +214,8 @@ impl KeptIncident {
 
     /// What operators say of it.
     pub fn spec(&self) -> IncidentSpec {
-        let Self { app, approve, release, .. } = self;
-        IncidentSpec {
-            app: app.clone(),
-            approve: approve.as_deref().cloned(),
-            release: release.as_deref().cloned(),
-        }
+        let Wanted { approve, release, .. } = self.wanted.as_deref().cloned().unwrap_or_default();
+        IncidentSpec { app: self.app.clone(), approve, release }
     }
 
     /// What was decided of it, in brief; nothing if that has not been written yet.
@@ -233,29 +238,26 @@ impl KeptIncident {
         self.brief().map_or(0, |brief| brief.observed)
     }
 
-    fn wants_something(&self) -> bool {
-        self.approve.is_some() || self.release.is_some()
-    }
-
     /// What operators want done if acts up to the number `done` have been done. An approval comes before a release, so
     /// that the release prevails.
     fn orders(&self, name: &str, done: i64, now: Timestamp) -> Vec<Order> {
-        if self.generation <= done || !self.wants_something() {
+        let Some(Wanted { approve, release, manager }) =
+            self.wanted.as_deref().filter(|_| self.generation > done)
+        else {
             return Vec::new();
-        }
+        };
         let app = App::from(&self.app);
         let order = |act, by: &Option<String>, reason: &Option<String>| Order {
             incident: name.to_owned(),
             act,
-            actor: self.actor(by.as_deref()),
+            actor: actor(by.as_deref(), manager.as_deref()),
             reason: reason.clone(),
             number: self.generation,
         };
-        let approve = self
-            .approve
-            .as_deref()
+        let approve = approve
+            .as_ref()
             .map(|Approval { by, reason }| order(Act::Approve { app: app.clone() }, by, reason));
-        let release = self.release.as_deref().map(|Release { by, reason, until }| {
+        let release = release.as_ref().map(|Release { by, reason, until }| {
             let until = until.unwrap_or_else(|| now.saturating_add(DEFAULT_RELEASE).unwrap_or(now));
             order(Act::Release { app: app.clone(), until }, by, reason)
         });
@@ -264,15 +266,7 @@ impl KeptIncident {
 
     /// Whether everything that `spec` asks for has been done, so that it can be taken away.
     pub fn is_done(&self) -> bool {
-        self.wants_something() && self.generation <= self.observed()
-    }
-
-    fn actor(&self, by: Option<&str>) -> String {
-        match (by.map(str::trim).filter(|by| !by.is_empty()), &self.manager) {
-            (Some(by), _) => by.to_owned(),
-            (None, Some(manager)) => format!("somebody by {manager}"),
-            (None, None) => "somebody".to_owned(),
-        }
+        self.wanted.is_some() && self.generation <= self.observed()
     }
 
     /// As the policy reads it; nothing if nothing has been decided of it yet.
@@ -290,12 +284,21 @@ impl KeptIncident {
     }
 }
 
+/// The actor to report for an act: `by` if it is not blank, or else a text that names the program `manager`, if that is known.
+fn actor(by: Option<&str>, manager: Option<&str>) -> String {
+    match (by.map(str::trim).filter(|by| !by.is_empty()), manager) {
+        (Some(by), _) => by.to_owned(),
+        (None, Some(manager)) => format!("somebody by {manager}"),
+        (None, None) => "somebody".to_owned(),
+    }
+}
+
 impl Kept {
     /// What operators want done and has not been done yet. `known` returns the number up to which acts have been done,
     /// if it knows better than the status: a write that had no answer may have changed that, and the next write may
     /// undo it.
     pub fn orders(&self, now: Timestamp, known: impl Fn(&str, &KeptIncident) -> Option<i64>) -> Vec<Order> {
-        let wanting = self.incidents.iter().filter(|(_, incident)| incident.wants_something());
+        let wanting = self.incidents.iter().filter(|(_, incident)| incident.wanted.is_some());
         let orders = |(name, incident): (&Text, &Arc<KeptIncident>)| {
             let done = known(name, incident).unwrap_or_else(|| incident.observed());
             incident.orders(name, done, now)
@@ -305,7 +308,7 @@ impl Kept {
 
     /// What operators want, and which incidents there are.
     pub fn outline(&self) -> Outline {
-        let wanting = self.incidents.iter().filter(|(_, incident)| incident.wants_something());
+        let wanting = self.incidents.iter().filter(|(_, incident)| incident.wanted.is_some());
         Outline {
             wanting: wanting.map(|(name, incident)| (name.clone(), incident.clone())).collect(),
             exemptions: self.exemptions.clone(),

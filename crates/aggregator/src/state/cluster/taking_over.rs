@@ -70,8 +70,7 @@ impl Read {
         let name = live.name_any();
         let incident = seen.incidents.get(&*name).filter(|incident| {
             !seen.unread.incidents.contains_key(&*name)
-                && incident.approve.is_none()
-                && incident.release.is_none()
+                && incident.wanted.is_none()
                 && is_version_of(incident.stamp, &live.metadata)
         });
         match incident.map(|incident| (incident, incident.document(&name))) {

@@ -33,12 +33,13 @@ async fn only_what_has_been_done_is_cleared_away_and_the_next_word_waits_for_not
     assert!(save(&status).await.is_empty());
     store.clear_orders("a").await.unwrap();
     let kept = store.shown().borrow().incidents["a"].clone();
-    assert!(kept.release.is_some() && kept.approve.is_some());
+    let wanted = kept.wanted.as_deref().unwrap();
+    assert!(wanted.release.is_some() && wanted.approve.is_some());
     status.observed = 2;
     assert!(save(&status).await.is_empty());
     store.clear_orders("a").await.unwrap();
     let kept = store.shown().borrow().incidents["a"].clone();
-    assert!(kept.release.is_none() && kept.approve.is_none());
+    assert!(kept.wanted.is_none());
     assert_eq!(store.want("a", &alice).await.unwrap(), 3);
 }
 
@@ -285,9 +286,7 @@ async fn in_a_file_too_a_second_word_of_the_same_kind_waits_for_the_first() {
     let store = FileStore::open(directory.path()).await.unwrap();
     let kept = store.shown().borrow().clone();
     let incident = &kept.incidents["a"];
-    assert_eq!(
-        (incident.generation, incident.approve.is_some(), incident.release.is_some()),
-        (2, true, true)
-    );
+    let wanted = incident.wanted.as_deref().unwrap();
+    assert_eq!((incident.generation, wanted.approve.is_some(), wanted.release.is_some()), (2, true, true));
     assert_eq!(kept.exemptions["vendor"], exemption("ns-a"));
 }

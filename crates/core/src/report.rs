@@ -11,7 +11,7 @@ mod record;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 pub use self::decode::{DecodeError, Limits, decode};
 pub use self::record::{Claim, DATE_TOLERANCE, Record, RecordRef, Records, age_by_own_clock};
@@ -215,31 +215,46 @@ pub enum Rejection {
 }
 
 /// How many records were refused, by reason.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Rejections(BTreeMap<Rejection, u64>);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rejections(
+    #[expect(
+        clippy::box_collection,
+        reason = "nearly no node has one, and each would have to have room for it"
+    )]
+    Option<Box<BTreeMap<Rejection, u64>>>,
+);
 
 impl Rejections {
     /// Counts one more.
     pub fn count(&mut self, reason: Rejection) {
-        *self.0.entry(reason).or_default() += 1;
+        *self.counts().entry(reason).or_default() += 1;
+    }
+
+    fn counts(&mut self) -> &mut BTreeMap<Rejection, u64> {
+        self.0.get_or_insert_default()
     }
 
     /// Adds another count to this one.
     pub fn add(&mut self, other: &Rejections) {
-        for (reason, n) in &other.0 {
-            *self.0.entry(*reason).or_default() += n;
+        for (reason, n) in other.0.iter().flat_map(|counts| counts.iter()) {
+            *self.counts().entry(*reason).or_default() += n;
         }
     }
 
     /// All of them together.
     pub fn total(&self) -> u64 {
-        self.0.values().sum()
+        self.0.iter().flat_map(|counts| counts.values()).sum()
     }
 
     /// How many for one reason.
     pub fn of(&self, reason: Rejection) -> u64 {
-        self.0.get(&reason).copied().unwrap_or(0)
+        self.0.as_ref().and_then(|counts| counts.get(&reason)).copied().unwrap_or(0)
+    }
+}
+
+impl Serialize for Rejections {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().flat_map(|counts| counts.iter()))
     }
 }
 

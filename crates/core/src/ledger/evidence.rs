@@ -147,9 +147,8 @@ pub(super) struct Evidence {
     /// How much of its node's answered time said nothing of it.
     unheard: Span,
     aged: bool,
-    /// When it cleared, and by which rule.
-    cleared_at: Option<Moment>,
-    cleared_by: Option<Cleared>,
+    /// When it cleared, and by which rule. Boxed, because little of what is listed has cleared.
+    cleared: Option<Box<(Moment, Cleared)>>,
     /// Known, perhaps among others, from before the start or from another replica. What was seen last may have been seen after it
     /// was kept, so another timestamp alone proves nothing yet: it must be young as well.
     remembered: bool,
@@ -178,8 +177,7 @@ impl Evidence {
             }),
             unheard: mark.unheard,
             aged: !fresh,
-            cleared_at: None,
-            cleared_by: None,
+            cleared: None,
             remembered: false,
             is_recalled: false,
         }
@@ -203,8 +201,7 @@ impl Evidence {
             timestamps: Timestamps::of(known.record.detected_at),
             unheard: mark.unheard,
             aged: false,
-            cleared_at: known.cleared.map(|(at, _)| past(at)),
-            cleared_by: known.cleared.map(|(_, why)| why),
+            cleared: known.cleared.map(|(at, why)| Box::new((past(at), why))),
             remembered: true,
             is_recalled: true,
         }
@@ -241,7 +238,7 @@ impl Evidence {
     }
 
     fn clear(&mut self, at: Moment, why: Cleared) {
-        (self.cleared_at, self.cleared_by) = (Some(at), Some(why));
+        self.cleared = Some(Box::new((at, why)));
     }
 
     /// Whether there has been fresh evidence after `gone`, or nothing was known to be gone.
@@ -286,8 +283,8 @@ impl Evidence {
 
         let was_cleared = self.is_cleared();
         let was_active = self.heard.fresh_at.is_some() && !self.aged && !was_cleared;
-        let is_new = self.cleared_at.take().is_some_and(|cleared_at| at.since(cleared_at) > same_incident);
-        self.cleared_by = None;
+        let is_new = self.cleared_at().is_some_and(|cleared_at| at.since(cleared_at) > same_incident);
+        self.cleared = None;
         let mark = Reading { answered, unheard: self.unheard, before: Span::ZERO };
         let heard = self.heard_mut();
         let away = answered.saturating_sub(heard.mark.answered);
@@ -351,7 +348,7 @@ impl Evidence {
         // Most limits are passed only after their last moment.
         const AFTER: Duration = Duration::from_nanos(1);
         let after = |at: Moment, limit: Duration| at.uptime().saturating_add(limit).saturating_add(AFTER);
-        if let Some(at) = self.cleared_at {
+        if let Some(at) = self.cleared_at() {
             return after(at.max(self.heard.last_seen), keep);
         }
         let is_clear = clock.cleared_by_answers(self.heard.mark, self.away(), || self.unheard).is_some();
@@ -367,7 +364,15 @@ impl Evidence {
     }
 
     pub(super) fn is_cleared(&self) -> bool {
-        self.cleared_at.is_some()
+        self.cleared.is_some()
+    }
+
+    fn cleared_at(&self) -> Option<Moment> {
+        self.cleared.as_deref().map(|(at, _)| *at)
+    }
+
+    fn cleared_by(&self) -> Option<Cleared> {
+        self.cleared.as_deref().map(|(_, why)| *why)
     }
 
     /// Whether forgetting it loses nothing that can't be judged anew: a tombstone, or a record never believed.
@@ -381,7 +386,7 @@ impl Evidence {
 
     /// Whether it has been a tombstone, and unlisted, for `keep`.
     pub(super) fn is_expired(&self, now: Moment, keep: Duration) -> bool {
-        self.cleared_at.is_some_and(|at| now.since(at) > keep) && now.since(self.heard.last_seen) > keep
+        self.cleared_at().is_some_and(|at| now.since(at) > keep) && now.since(self.heard.last_seen) > keep
     }
 
     pub(super) fn view(
@@ -391,7 +396,7 @@ impl Evidence {
         active_for: ActiveFor,
         hidden_by: Option<&Arc<Key>>,
     ) -> EvidenceView {
-        let presence = match self.cleared_by {
+        let presence = match self.cleared_by() {
             Some(_) => Presence::Cleared,
             // Evidence that has grown old does not become young again when its node turns out to scan less often.
             None if !self.aged && self.is_fresh(now, active_for) => Presence::Active,
@@ -400,7 +405,7 @@ impl Evidence {
         EvidenceView {
             node: node.clone(),
             presence,
-            cleared: self.cleared_by,
+            cleared: self.cleared_by(),
             unheard: self.unheard,
             hidden_by: hidden_by.filter(|_| !self.is_cleared()).cloned(),
             heard: self.heard.clone(),

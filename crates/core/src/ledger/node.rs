@@ -50,7 +50,7 @@ pub(super) struct Node {
     last_answer: Option<Moment>,
     /// When anything of an answer came last, whether it could be used or not.
     last_sign: Moment,
-    unusable: Option<Unusable>,
+    unusable: Option<Box<Unusable>>,
     /// The address of its last sign of life, unless that address has been silent since.
     answers_at: Option<Text>,
     listed_something: bool,
@@ -117,7 +117,8 @@ impl Node {
             let ended = self.unusable.take().filter(|unusable| unusable.is_told);
             return ended.map(|_| NodeChange::UsableAgain);
         }
-        let unusable = self.unusable.get_or_insert(Unusable { since: report.at, is_told: false });
+        let unusable =
+            self.unusable.get_or_insert_with(|| Box::new(Unusable { since: report.at, is_told: false }));
         if unusable.is_told || report.at.since(unusable.since) <= patience {
             return None;
         }

@@ -6,7 +6,7 @@ mod common;
 use common::crd::{contracts, problems};
 use procscan_aggregator::config::Config;
 use procscan_core::names::{App, Key};
-use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, OtherApps, Plan};
+use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
 use procscan_core::policy::Mode;
 use procscan_core::resources::{self, Existing};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
         plan.blocks.push(Arc::new(Block {
             app: app.clone(),
             since: now,
-            grounds: Vec::new(),
+            grounds: Box::default(),
             left: [Key::new("ns-a", "p", name)].into(),
             exposure: Arc::new(Exposure::plain(["web.ns-a.svc".into()])),
             reason: "".into(),
@@ -32,8 +32,8 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
             told: now,
             inherited: false,
             phase: NoticePhase::Blocked,
-            processes: vec!["xmrig".into()],
-            others: OtherApps::default(),
+            processes: ["xmrig".into()].into(),
+            others: None,
         }));
         let app = App::new("ns-b", "devbox", name);
         plan.notices.push(Arc::new(Notice {
@@ -41,8 +41,8 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
             told: now,
             inherited: false,
             phase: NoticePhase::Grace { until: now },
-            processes: vec![],
-            others: OtherApps::default(),
+            processes: [].into(),
+            others: None,
         }));
     }
     plan.summary.blocked = 3;

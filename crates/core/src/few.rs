@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-/// Up to so many, room is made for one at a time.
+/// Up to so many, a [`FewMap`] makes room for one at a time.
 const FEW: usize = 4;
 
 /// An ordered map that takes what its entries take.
@@ -88,9 +88,10 @@ impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for FewMap<K, V> {
     }
 }
 
-/// An ordered set that takes what its entries take.
+/// An ordered set that allocates exactly what its items need. Each change reallocates, so it suits sets of few items that seldom
+/// change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FewSet<T>(Vec<T>);
+pub(crate) struct FewSet<T>(Box<[T]>);
 
 impl<T: Ord> FewSet<T> {
     pub(crate) fn len(&self) -> usize {
@@ -107,16 +108,18 @@ impl<T: Ord> FewSet<T> {
 
     pub(crate) fn insert(&mut self, item: T) {
         if let Err(at) = self.0.binary_search(&item) {
-            if self.0.len() < FEW {
-                self.0.reserve_exact(1);
-            }
-            self.0.insert(at, item);
+            let mut items = std::mem::take(&mut self.0).into_vec();
+            items.reserve_exact(1);
+            items.insert(at, item);
+            self.0 = items.into_boxed_slice();
         }
     }
 
     pub(crate) fn remove(&mut self, item: &T) {
         if let Ok(at) = self.0.binary_search(item) {
-            self.0.remove(at);
+            let mut items = std::mem::take(&mut self.0).into_vec();
+            items.remove(at);
+            self.0 = items.into_boxed_slice();
         }
     }
 
@@ -127,7 +130,7 @@ impl<T: Ord> FewSet<T> {
 
 impl<T> Default for FewSet<T> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self(Box::default())
     }
 }
 
@@ -136,8 +139,7 @@ impl<T: Ord> FromIterator<T> for FewSet<T> {
         let mut items: Vec<T> = items.into_iter().collect();
         items.sort_unstable();
         items.dedup();
-        items.shrink_to_fit();
-        Self(items)
+        Self(items.into_boxed_slice())
     }
 }
 
@@ -146,7 +148,7 @@ impl<T> IntoIterator for FewSet<T> {
     type IntoIter = std::vec::IntoIter<T>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        self.0.into_vec().into_iter()
     }
 }
 

@@ -21,6 +21,7 @@ mod dense;
 mod few;
 mod hash;
 pub mod identity;
+mod in_order;
 pub mod ledger;
 pub mod moment;
 pub mod names;

@@ -39,11 +39,11 @@ pub struct Block {
     /// Since when.
     pub since: Timestamp,
     /// The accusations that the block still rests on; never empty when it is new.
-    pub grounds: Vec<Accusation>,
+    pub grounds: Box<[Accusation]>,
     /// The violations that it is for where it rests on none any more: what has cleared, or what is known from before the start.
     /// Ordered.
     #[serde(skip)]
-    pub left: Vec<Key>,
+    pub left: Box<[Key]>,
     /// How it is reached.
     #[serde(flatten)]
     pub exposure: Arc<Exposure>,
@@ -72,12 +72,12 @@ pub struct Exposure {
     /// Those of `services` that may be reached in ways which `ingresses` does not name, ordered.
     #[serde(skip)]
     pub otherwise: Vec<Text>,
-    /// The other Apps that are closed with this one, because `services` expose them too.
+    /// The other Apps that are closed with this one, because `services` expose them too. `None` if there are none.
     #[serde(flatten)]
-    pub others: OtherApps,
+    pub others: Option<Box<OtherApps>>,
     /// Services that expose it and other Apps and therefore stay open (`enforcement.shared_services`), ordered.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub left_open: Vec<Text>,
+    #[serde(skip_serializing_if = "<[Text]>::is_empty")]
+    pub left_open: Box<[Text]>,
     /// Why the gateway closes nothing of the App, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nothing_closed: Option<Text>,
@@ -133,9 +133,9 @@ impl OtherApps {
         Self { named: apps.into_iter().take(Self::MOST).cloned().collect(), more }
     }
 
-    /// Whether there are no other Apps.
-    pub fn is_empty(&self) -> bool {
-        self.named.is_empty()
+    /// `None` if there are no other Apps. Boxed, because few Apps share a Service, and the rest should take no memory for this.
+    pub fn non_empty(self) -> Option<Box<Self>> {
+        (!self.named.is_empty()).then(|| Box::new(self))
     }
 
     /// The union. Apps that are only counted may be the same in several sets, so the largest count is taken and not the
@@ -171,7 +171,7 @@ impl Exposure {
             // no harm.
             ingresses: if services.is_empty() { Vec::new() } else { self.ingresses.clone() },
             services,
-            others: OtherApps::union(closed.iter().map(|shared| &shared.others)),
+            others: OtherApps::union(closed.iter().map(|shared| &shared.others)).non_empty(),
             left_open: open.iter().map(|open| open.service.clone()).collect(),
             nothing_closed: None,
         }
@@ -179,7 +179,9 @@ impl Exposure {
 
     /// Adds a Service whose routes are not known. It is no longer left open.
     pub(crate) fn add_unseen(&mut self, service: &Text) {
-        self.left_open.retain(|open| open != service);
+        if self.left_open.contains(service) {
+            self.left_open = self.left_open.iter().filter(|open| *open != service).cloned().collect();
+        }
         if let Err(place) = self.services.binary_search(service) {
             self.services.insert(place, service.clone());
             let place = self.otherwise.partition_point(|known| known < service);
@@ -202,9 +204,8 @@ impl Exposure {
     /// What a reason should say beyond the Services, to be appended to it; empty if there is nothing to say.
     pub(crate) fn remarks(&self) -> String {
         let mut remarks = String::new();
-        if !self.others.is_empty() {
-            remarks =
-                format!("; its Services expose other Apps too, which are closed with it: {}", self.others);
+        if let Some(others) = &self.others {
+            remarks = format!("; its Services expose other Apps too, which are closed with it: {others}");
         }
         if let Some(first) = self.left_open.first() {
             let more = match self.left_open.len() {
@@ -293,10 +294,10 @@ pub struct Notice {
     /// What is happening to the App.
     pub phase: NoticePhase,
     /// The offending processes' names, ordered, each once.
-    pub processes: Vec<Text>,
-    /// The other Apps that are closed with it.
+    pub processes: Box<[Text]>,
+    /// The other Apps that are closed with it. `None` if there are none.
     #[serde(flatten)]
-    pub others: OtherApps,
+    pub others: Option<Box<OtherApps>>,
 }
 
 /// What is happening to an App whose tenant is told.
@@ -399,7 +400,10 @@ mod tests {
     fn other_apps_are_named_up_to_a_bound_and_then_counted() {
         let apps: Vec<App> = (0..23).map(|n| App::new("ns-a", "app", format!("web-{n:02}"))).collect();
         let of = |n: usize| OtherApps::of(apps.iter().take(n).collect());
-        assert_eq!((of(0), of(0).is_empty(), of(1).is_empty()), (OtherApps::default(), true, false));
+        assert_eq!(
+            (of(0), of(0).non_empty(), of(1).non_empty().is_some()),
+            (OtherApps::default(), None, true)
+        );
         assert_eq!((of(20).named.len(), of(20).more, of(23).named.len(), of(23).more), (20, 0, 20, 3));
         assert!(of(23).to_string().starts_with("app/web-00, app/web-01, "));
         assert!(
@@ -439,7 +443,7 @@ mod tests {
         };
         let shared = [shared("all", &["b", "c"], 0), shared("both", &["b"], 0)];
         let closed = all.apart_from(&shared, |_| false);
-        assert_eq!(closed, Exposure { others: others(&["b", "c"], 0), ..all.clone() });
+        assert_eq!(closed, Exposure { others: others(&["b", "c"], 0).non_empty(), ..all.clone() });
         assert_eq!(
             closed.remarks(),
             "; its Services expose other Apps too, which are closed with it: app/b, app/c"
@@ -449,8 +453,8 @@ mod tests {
             some,
             Exposure {
                 services: texts(&["both", "own"]),
-                others: others(&["b"], 0),
-                left_open: texts(&["all"]),
+                others: others(&["b"], 0).non_empty(),
+                left_open: texts(&["all"]).into(),
                 ..all.clone()
             }
         );
@@ -461,8 +465,8 @@ mod tests {
                 services: texts(&["own"]),
                 ingresses: all.ingresses.clone(),
                 otherwise: texts(&["own"]),
-                others: OtherApps::default(),
-                left_open: texts(&["all", "both"]),
+                others: None,
+                left_open: texts(&["all", "both"]).into(),
                 nothing_closed: None,
             }
         );
@@ -482,7 +486,7 @@ mod tests {
         assert_eq!((&json["left_open"], json.get("also_closes_more")), (&serde_json::json!(["all"]), None));
         let json = serde_json::to_value(&all).unwrap();
         assert_eq!((json.get("also_closes"), json.get("left_open")), (None, None));
-        let more = Exposure { others: others(&["b"], 2), ..all };
+        let more = Exposure { others: others(&["b"], 2).non_empty(), ..all };
         assert_eq!(serde_json::to_value(more).unwrap()["also_closes_more"], 2);
     }
 }

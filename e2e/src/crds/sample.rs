@@ -25,8 +25,8 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
     plan.blocks.push(Arc::new(Block {
         app: app.clone(),
         since: now,
-        grounds: vec![Accusation { key, rule: "^xmrig$".into(), node: NodeName::new("sim-0000") }],
-        left: Vec::new(),
+        grounds: [Accusation { key, rule: "^xmrig$".into(), node: NodeName::new("sim-0000") }].into(),
+        left: Box::default(),
         exposure: Arc::new(exposure),
         reason: "a sample".into(),
     }));
@@ -34,7 +34,14 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
     for phase in [NoticePhase::Blocked, NoticePhase::Grace { until }, NoticePhase::Recovered] {
         let processes = vec!["xmrig".into()];
         let others = OtherApps { named: vec![App::new("ns-a", "app", "shop")], more: 1 };
-        let notice = Notice { app: app.clone(), told: now, inherited: false, phase, processes, others };
+        let notice = Notice {
+            app: app.clone(),
+            told: now,
+            inherited: false,
+            phase,
+            processes: processes.into(),
+            others: others.non_empty(),
+        };
         plan.notices.push(Arc::new(notice));
     }
     let forms = [true, false].map(|has_long_list| Existing { wasm_plugins: 1, has_long_list });

@@ -358,8 +358,8 @@ async fn an_exemption_that_would_open_many_tenants_has_to_say_how_many() {
         Arc::new(Block {
             app: App::new(namespace, "app", "web"),
             since: Timestamp::UNIX_EPOCH,
-            grounds: Vec::new(),
-            left: vec![Key::new(namespace, "web-0", "xmrig")],
+            grounds: Box::default(),
+            left: [Key::new(namespace, "web-0", "xmrig")].into(),
             exposure: Arc::default(),
             reason: "".into(),
         })

@@ -313,7 +313,7 @@ impl<'a> Reach<'a> {
             let is_its_own = |pod: &Pod| pod.app == *app || pods.iter().any(|own| own.uid == pod.uid);
             let others = self.selected(*place).iter().filter(|pod| !is_its_own(pod));
             let others = OtherApps::of(others.map(|pod| &pod.app).collect());
-            if let Some(service) = self.seen.services.get(*place).filter(|_| !others.is_empty()) {
+            if let Some(service) = self.seen.services.get(*place).filter(|_| !others.named.is_empty()) {
                 shared.push(SharedService { service: host(&service.name, namespace), others });
             }
         }

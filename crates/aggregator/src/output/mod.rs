@@ -358,7 +358,7 @@ fn announce(
         .iter()
         .filter(is_news)
         .filter(is_written)
-        .map(|notice| (notice.app.clone(), notice.told))
+        .map(|notice| (notice.app.clone(), notice.told.into()))
         .collect();
     delivered.send_if_modified(|before| {
         let is_news = **before != now;

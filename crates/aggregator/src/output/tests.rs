@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use procscan_core::names::{App, Key};
-use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, OtherApps, Plan};
+use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
 use procscan_core::policy::{Inherited, OnIngresses};
 use procscan_core::resources::{Draft, Existing, Object, Upkeep};
 
@@ -28,8 +28,8 @@ fn plan(names: &[&str]) -> Plan {
         .map(|name| Block {
             app: App::new("ns-a", "app", *name),
             since: Timestamp::UNIX_EPOCH,
-            grounds: Vec::new(),
-            left: Vec::new(),
+            grounds: Box::default(),
+            left: Box::default(),
             exposure: Arc::new(Exposure::plain([format!("{name}.ns-a.svc").into()])),
             reason: "".into(),
         })
@@ -277,14 +277,14 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     assert_eq!(directory.blocked(&gateway, None).unwrap(), []);
     let told: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
     let mut plan = plan(&["web", "other"]);
-    Arc::make_mut(&mut plan.blocks[0]).left.push(Key::new("ns-a", "web-0", "xmrig"));
+    Arc::make_mut(&mut plan.blocks[0]).left = [Key::new("ns-a", "web-0", "xmrig")].into();
     plan.notices.push(Arc::new(Notice {
         app: plan.blocks[0].app.clone(),
         told,
         inherited: false,
         phase: NoticePhase::Blocked,
-        processes: vec!["xmrig".into()],
-        others: OtherApps::default(),
+        processes: ["xmrig".into()].into(),
+        others: None,
     }));
     directory
         .apply(resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
@@ -321,14 +321,14 @@ fn one_file_that_can_not_be_written_stops_no_other() {
     let mut plan = plan(&["web"]);
     let app = plan.blocks[0].app.clone();
     let told = Timestamp::UNIX_EPOCH;
-    let (phase, processes) = (NoticePhase::Blocked, Vec::new());
+    let phase = NoticePhase::Blocked;
     plan.notices.push(Arc::new(Notice {
         app,
         told,
         inherited: false,
         phase,
-        processes,
-        others: OtherApps::default(),
+        processes: [].into(),
+        others: None,
     }));
     directory.apply(resources::drafts(&plan, &settings(), Existing::default())).unwrap_err();
     assert_eq!(listing(temp.path()).iter().filter(|name| name.starts_with("notification_ns-a_")).count(), 1);

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use procscan_core::moment::WallTime;
 use procscan_core::names::App;
 use procscan_core::plan::{Dispute, HeldApp, Plan};
 use procscan_core::policy::{Book, Facts, Inherited, Policy, Questions, Withheld};
@@ -81,7 +81,7 @@ pub struct TakeOver {
 }
 
 /// The news that have been written, by App, and as of when they are news.
-pub type Delivered = BTreeMap<App, Timestamp>;
+pub type Delivered = BTreeMap<App, WallTime>;
 
 /// What the policy reads and writes.
 #[derive(Debug)]

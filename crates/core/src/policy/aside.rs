@@ -40,7 +40,7 @@ impl Aside {
         let block = Block {
             app: app.clone(),
             since: now.wall(),
-            grounds: Vec::new(),
+            grounds: Box::default(),
             left: accused.iter().cloned().collect(),
             exposure: Arc::new(exposure),
             reason: "it was found blocked, and what is kept of it can't be read".into(),

@@ -10,7 +10,7 @@ use super::aside::Aside;
 use super::dates::Dates;
 use super::decision::{Actor, Decision, DecisionKind};
 use super::exemption::{Admissions, is_too_far};
-use super::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling};
+use super::incident::{EvidenceId, Incident, Standing, StickyRelease};
 use super::inherited::Before;
 use super::keep::{ClockWritten, Effective};
 use super::leader_clock::LeaderClock;
@@ -19,6 +19,8 @@ use super::window::Window;
 use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::dense::Dense;
+use crate::in_order::InOrder;
+use crate::moment::WallTime;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Block, HeldApp, Notice};
 use crate::snapshot::EvidenceView;
@@ -148,17 +150,18 @@ impl Book {
     /// A Notification that told `app`'s tenant something at `at` has been written by `now`. Whether something may be decided now:
     /// a grace counts from when its tenant could know of it.
     pub fn delivered(&mut self, app: &App, at: Timestamp, now: Moment) -> bool {
-        let Some(incident) = self.incidents.get_mut(app) else { return false };
-        if incident.delivered.is_some() || incident.told.is_none_or(|told| told.at != at.into()) {
-            return false;
+        self.incidents.get_mut(app).is_some_and(|incident| incident.note_delivered(at.into(), now))
+    }
+
+    /// Like [`Book::delivered`], for all Apps in `told`, each with the time that its Notification states. Returns whether
+    /// something may be decided now for at least one of them.
+    pub fn note_deliveries(&mut self, told: &BTreeMap<App, WallTime>, now: Moment) -> bool {
+        let mut told = InOrder::new(told);
+        let mut is_news = false;
+        for (app, incident) in &mut self.incidents {
+            is_news |= told.get(app).is_some_and(|at| incident.note_delivered(*at, now));
         }
-        incident.delivered = Some(now);
-        let is_warned = matches!(incident.standing, Standing::Grace { .. })
-            && incident.told.is_some_and(|told| told.what == Telling::Grace);
-        if is_warned {
-            incident.grace_told.get_or_insert(now);
-        }
-        is_warned
+        is_news
     }
 
     /// The incidents, ended ones included, by App.
@@ -186,14 +189,14 @@ impl Book {
         self.incidents
             .iter()
             .filter_map(|(app, incident)| {
-                match (&incident.standing, incident.held.as_deref(), incident.release_held.as_deref()) {
+                match (&incident.standing, incident.held.as_ref(), incident.release_held) {
                     (Standing::Blocked { .. }, _, Some(since)) => {
                         let brake = incident.holds_release().unwrap_or(Brake::Releases);
                         Some((app, since, brake.reason(&policy.brake), true))
                     }
                     // A blocked App counts as held for a Service that is left open.
                     (Standing::Held | Standing::Blocked { .. }, Some((since, brake)), _) => {
-                        Some((app, since, brake.reason(&policy.brake), false))
+                        Some((app, *since, brake.reason(&policy.brake), false))
                     }
                     _ => None,
                 }
@@ -284,7 +287,7 @@ impl Book {
             Standing::Held => {
                 let reason = format!("the block that a brake held is approved: {}", incident.accusation());
                 let file = incident.file();
-                file.held = None;
+                file.reset_rare(|rare| rare.held = None);
                 file.approved = true;
                 file.standing = Standing::Blocked { since: now, dry_run: policy.mode == Mode::DryRun };
                 file.reason = reason.clone().into();
@@ -296,7 +299,8 @@ impl Book {
             }
             Standing::Blocked { .. } if incident.held.is_some() => {
                 let file = incident.file();
-                (file.held, file.approved) = (None, true);
+                file.reset_rare(|rare| rare.held = None);
+                file.approved = true;
                 Ok("closing all its Services, and other Apps with them, is approved".to_owned())
             }
             _ => Err(ActError::NotHeld(app.clone())),
@@ -326,8 +330,9 @@ impl Book {
         }
         // What an operator has released once more is released by the new word only.
         let file = incident.file();
-        file.releases.retain(|old| !sticky.contains(&(old.process.clone(), old.rule.clone())));
-        file.releases.extend(sticky.into_iter().map(|(process, rule)| StickyRelease {
+        let releases = &mut file.rare_mut().releases;
+        releases.retain(|old| !sticky.contains(&(old.process.clone(), old.rule.clone())));
+        releases.extend(sticky.into_iter().map(|(process, rule)| StickyRelease {
             process,
             rule,
             until,
@@ -344,9 +349,9 @@ impl Book {
         } else {
             let file = incident.file();
             file.standing = Standing::Watched;
-            file.release_held = None;
             // The release itself is in the log; what covers the App from now on need not be logged once more.
-            file.exempted = Some(released_by(actor, until).into());
+            let rare = file.rare_mut();
+            (rare.release_held, rare.exempted) = (None, Some(released_by(actor, until).into()));
         }
         self.take_grace_back(app);
         Ok(format!("{RELEASED_BY_HAND}{until}"))
@@ -359,16 +364,22 @@ impl Book {
             Standing::Ended { at } if incident.grounds.is_empty() && incident.releases.is_empty() => Some(at),
             _ => None,
         };
-        self.incidents
-            .retain(|_, incident| ended(incident).is_none_or(|at| now.since(at) <= policy.same_incident));
+        let mut count = 0;
+        self.incidents.retain(|_, incident| match ended(incident) {
+            Some(at) if now.since(at) > policy.same_incident => false,
+            over => {
+                count += usize::from(over.is_some());
+                true
+            }
+        });
+        if count <= MAX_ENDED_PER_NAMESPACE {
+            return;
+        }
         let mut by_age: Vec<(Moment, App)> = self
             .incidents
             .iter()
             .filter_map(|(app, incident)| Some((ended(incident)?, app.clone())))
             .collect();
-        if by_age.len() <= MAX_ENDED_PER_NAMESPACE {
-            return;
-        }
         by_age.sort_unstable_by(|a, b| b.cmp(a));
         let mut per_namespace: BTreeMap<Text, usize> = BTreeMap::new();
         for (rank, (_, app)) in by_age.into_iter().enumerate() {

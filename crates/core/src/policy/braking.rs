@@ -57,7 +57,7 @@ impl Book {
                 let reason = format!("{}{others}; {accusation}", brake.reason(&pass.policy.brake));
                 pass.decide(&app, DecisionKind::Held, reason);
                 file.standing = Standing::Held;
-                file.held = Some(Box::new((pass.now, brake.clone())));
+                file.rare_mut().held = Some((pass.now, brake.clone()));
                 // A shared Service of one App is no sign of a storm, so it raises no alert.
                 if shared.is_none() {
                     held_blocks.push(brake);
@@ -99,7 +99,7 @@ impl Book {
                     DecisionKind::ReleaseHeld,
                     format!("{}; {why}", brake.reason(&pass.policy.brake)),
                 );
-                file.release_held = Some(Box::new(pass.now));
+                file.rare_mut().release_held = Some(pass.now);
                 held_releases.push(brake);
             } else {
                 pass.decide(&app, DecisionKind::Released, why.clone());
@@ -108,7 +108,7 @@ impl Book {
                 } else {
                     let file = incident.file();
                     file.standing = Standing::Watched;
-                    file.exempted = Some(why.into());
+                    file.rare_mut().exempted = Some(why.into());
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! One evaluation: from evidence to incidents, from incidents to a plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -11,10 +11,12 @@ use super::dates::{Dates, Force};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::facts::Facts;
 use super::ground::{ClearedGround, Ground};
-use super::incident::{EvidenceId, Incident, Standing, StickyRelease};
+use super::incident::{EvidenceId, Incident, Standing};
 use super::notify::{may_be_told, telling};
 use super::plan_builder::{block, closed_too, same};
-use super::{Brake, Mode, Policy};
+use super::refusals::Refusals;
+use super::renamed::{Holds, Releases};
+use super::{Mode, Policy};
 use crate::Moment;
 use crate::ledger::Cleared;
 use crate::names::{App, Key, NodeName, PodRef, Text};
@@ -56,13 +58,14 @@ pub(super) struct Pass<'a> {
     pub(super) policy: &'a Policy,
     pub(super) facts: &'a Facts,
     pub(super) now: Moment,
+    pub(super) refusals: Refusals<'a>,
     pub(super) dates: Dates,
     /// Whether each of the policy's exemptions is in force now, in their order.
     pub(super) exemptions: Vec<Force>,
     /// Operators' releases, by the earlier names of Apps.
-    pub(super) released: BTreeMap<App, Vec<StickyRelease>>,
+    pub(super) released: Releases,
     /// The holds of brakes, by the earlier names of Apps.
-    held: BTreeMap<App, Box<(Moment, Brake)>>,
+    held: Holds,
     /// What is blocked in namespaces that may not be blocked stays closed.
     pub(super) keeps_refused: bool,
     /// The Apps whose persisted incidents can't be read.
@@ -115,16 +118,17 @@ impl Book {
         let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
         let reading = self.clock.read(now);
         let dates = std::mem::take(&mut self.dates);
-        let (exemptions, before, unjudged) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+        let (exemptions, unjudged) = (Vec::new(), BTreeSet::new());
         let mut pass = Pass {
             snapshot,
             policy,
             facts,
             now,
+            refusals: Refusals::new(policy),
             dates,
             exemptions,
-            released: before,
-            held: BTreeMap::new(),
+            released: Releases::new(),
+            held: Holds::new(),
             keeps_refused: policy.mode == Mode::Paused,
             aside: self.aside.apps(),
             doubtful,
@@ -134,8 +138,7 @@ impl Book {
         };
         self.note_dates(&mut pass);
         let unverified = self.hear(&mut pass);
-        pass.released = self.released_before();
-        pass.held = self.held_before();
+        (pass.released, pass.held) = self.of_earlier_names();
         self.clear_grounds(&pass);
         self.admit(&mut pass);
         self.admit_refusals(&mut pass);
@@ -180,15 +183,20 @@ impl Book {
         let now = pass.now;
         let exemptions = pass.policy.exemptions.iter().chain(&pass.policy.unread_exemptions);
         let exempted = exemptions.filter_map(|exemption| Some((exemption.until?, None)));
-        let released = self.incidents.values().flat_map(|incident| &incident.releases);
-        let released = released.map(|release| (release.until, release.until_by_clock));
-        let doubtful = pass.dates.note(exempted.chain(released), &self.clock, now);
+        let with_releases = self.incidents.iter().filter(|(_, incident)| !incident.releases.is_empty());
+        let apps: Vec<App> = with_releases.map(|(app, _)| app.clone()).collect();
+        let releases = apps.iter().filter_map(|app| self.incidents.get(app)).flat_map(|it| &it.releases);
+        let until = releases.map(|release| (release.until, release.until_by_clock));
+        let doubtful = pass.dates.note(exempted.chain(until), &self.clock, now);
         if let Some(first) = doubtful.first() {
             pass.alerts.push(Alert::Clock { message: doubt(doubtful.len(), *first, now) });
         }
-        for incident in self.incidents.values_mut() {
+        for app in apps {
+            let Some(incident) = self.incidents.get_mut(&app) else { continue };
             if incident.releases.iter().any(|release| pass.dates.is_history(release.until, now)) {
-                incident.file().releases.retain(|release| !pass.dates.is_history(release.until, now));
+                incident.file().reset_rare(|rare| {
+                    rare.releases.retain(|release| !pass.dates.is_history(release.until, now));
+                });
             }
         }
         let force =
@@ -216,14 +224,14 @@ impl Book {
             incident.review_grace(app, &[], pass);
             return Wish::Nothing;
         }
-        let wanted_look = incident.wants_look.take();
+        let wanted_look = incident.wants_look.take().map(|since| *since);
         let excuses = incident.excuses(app, pass);
         incident.review_grace(app, &excuses, pass);
         let is_reason =
             |(g, excuse): (&Ground, &Option<String>)| incident.is_reason(g, excuse.as_deref(), pass);
         let active = incident.grounds.values().zip(&excuses).any(is_reason);
         let is_kept = pass.keeps_refused && matches!(incident.standing, Standing::Blocked { .. });
-        let refused = pass.policy.refuses(&app.namespace).filter(|_| !is_kept);
+        let refused = pass.refusals.of(&app.namespace).filter(|_| !is_kept);
         let covered = refused.map(str::to_owned).or_else(|| {
             // Every ground has its excuse: the first one speaks for all.
             if excuses.iter().all(Option::is_some) { excuses.first().cloned().flatten() } else { None }
@@ -250,7 +258,7 @@ impl Book {
             return Wish::Nothing;
         }
         if incident.exempted.is_some() {
-            incident.file().exempted = None;
+            incident.file().reset_rare(|rare| rare.exempted = None);
         }
 
         if incident.grounds.is_empty() {
@@ -261,7 +269,7 @@ impl Book {
                 // An App that is gone can't be opened, so no hold on its release matters.
                 Standing::Blocked { .. } if is_gone => Wish::Release(None, Basis::Proof),
                 // Accusations in this namespace are not taken in, so having none left proves no absence.
-                Standing::Blocked { .. } if pass.policy.refuses(&app.namespace).is_some() => Wish::Nothing,
+                Standing::Blocked { .. } if pass.refusals.of(&app.namespace).is_some() => Wish::Nothing,
                 Standing::Blocked { .. } if incident.release_held.is_some() => Wish::Nothing,
                 // Some of its nodes are not known, so all nodes must have answered for long enough.
                 Standing::Blocked { .. }
@@ -290,7 +298,7 @@ impl Book {
         }
         incident.take_earlier_hold(&pass.held);
         if incident.standing != Standing::Held
-            && let Some((_, brake)) = incident.held.as_deref().filter(|_| !incident.approved)
+            && let Some((_, brake)) = incident.held.as_ref().filter(|_| !incident.approved)
         {
             let reason =
                 format!("still held: {}; {}", brake.reason(&pass.policy.brake), incident.accusation());
@@ -302,7 +310,7 @@ impl Book {
         }
         if !active {
             // Evidence that was renewed since is not judged yet: it waits for the look that was wanted before.
-            incident.wants_look = wanted_look.filter(|_| incident.has_unjudged(pass));
+            incident.wants_look = wanted_look.filter(|_| incident.has_unjudged(pass)).map(Box::new);
             return Wish::Nothing;
         }
         if incident
@@ -320,7 +328,7 @@ impl Book {
         if incident.is_proven(&excuses, wanted_look, pass) {
             return Wish::Block;
         }
-        incident.wants_look = wanted_look.or(Some(pass.now));
+        incident.wants_look = Some(Box::new(wanted_look.unwrap_or(pass.now)));
         Wish::Nothing
     }
 
@@ -331,12 +339,9 @@ impl Book {
         incidents.fill(&mut self.incidents);
         effective.fill(&mut self.effective);
         let mode = policy.mode;
-        let count =
-            |is: fn(&Incident) -> bool| self.incidents.values().filter(|incident| is(incident)).count();
-        let mut blocks =
-            Vec::with_capacity(count(|incident| matches!(incident.standing, Standing::Blocked { .. })));
-        let mut notices = Vec::with_capacity(count(|incident| incident.told.is_some()));
         let last = std::mem::take(&mut self.last);
+        let mut blocks = Vec::with_capacity(last.blocks.len());
+        let mut notices = Vec::with_capacity(last.notices.len());
         let (mut last_blocks, mut last_notices) = (last.blocks.into_iter(), last.notices.into_iter());
         // What is happening to each App, so that any change of the set is seen. The key is a secret, so nobody can look for two sets
         // that look the same.
@@ -381,6 +386,9 @@ impl Book {
         summary.blocked += self.aside.blocks().count();
         self.aside.blocks().for_each(|block| (&block.app, 0_u8).hash(&mut standing));
         self.aside.add_to(&mut blocks);
+        // They live until the next plan, and `last` has copies of them.
+        blocks.shrink_to_fit();
+        notices.shrink_to_fit();
         let (hashing, before) = last.standing;
         let standing = standing.finish();
         let before = before.filter(|(before, _)| *before == standing);

@@ -210,8 +210,7 @@ impl Book {
     /// opened at once: `enforcement.namespaces` or `enforcement.protected_namespaces` may be a mistake.
     pub(super) fn admit_refusals(&mut self, pass: &mut Pass<'_>) {
         let blocked = self.incidents.iter().filter(|(_, it)| matches!(it.standing, Standing::Blocked { .. }));
-        let refused =
-            blocked.filter_map(|(app, _)| pass.policy.refuses(&app.namespace).map(|why| (app, why)));
+        let refused = blocked.filter_map(|(app, _)| pass.refusals.of(&app.namespace).map(|why| (app, why)));
         let tenants: BTreeMap<&Text, &str> = refused.map(|(app, why)| (&app.namespace, why)).collect();
         let most = pass.policy.brake.max_releases.max(1);
         let before = self.admissions.refusals.take().map(|(_, tenants)| tenants);
@@ -245,7 +244,7 @@ impl Book {
             for incident in self.incidents.values_mut() {
                 if !incident.withheld.iter().all(|it| declared.contains(it)) {
                     let left = incident.withheld.iter().filter(|it| declared.contains(*it)).cloned();
-                    incident.file().withheld = left.collect();
+                    incident.file().rare_mut().withheld = left.collect();
                 }
             }
         }
@@ -260,7 +259,7 @@ impl Book {
             });
             for (_, incident) in others.take(RECORDS.saturating_sub(marked)) {
                 let more = incident.withheld.iter().cloned().chain([fingerprint.clone()]);
-                incident.file().withheld = more.collect();
+                incident.file().rare_mut().withheld = more.collect();
             }
         }
     }

@@ -130,18 +130,20 @@ impl Facts {
         self.carried.get(pod).copied().or_else(|| Some(self.pods.get(pod)?.asked))
     }
 
-    /// Judges what `evidence`, fresh at `fresh_at`, says of its Pod. `accepted` is the UID of the Pod that this
-    /// evidence was accepted against before, if it was.
+    /// Judges what `evidence`, fresh at `fresh_at`, says of its Pod. `accepted` is the App that this evidence was accepted
+    /// against before, with the UID of the Pod if that is known; `None` if it was not accepted before. Without `verify` that
+    /// App is returned again.
     pub(super) fn judge(
         &self,
         evidence: &EvidenceView,
         fresh_at: Moment,
-        accepted: Option<&Text>,
+        accepted: Option<(&App, Option<&Text>)>,
         verify: bool,
     ) -> Verdict {
         let (node, record) = (&evidence.node, &evidence.record);
         if !verify {
-            let (app, lineage) = (claimed_app(record), Lineage::default());
+            let app = accepted.map_or_else(|| claimed_app(record), |(app, _)| app.clone());
+            let lineage = Lineage::default();
             return Verdict::Accepted(AcceptedPod { app, uid: None, created: None, lineage });
         }
         let Some(fact) = self.pods.get(&record.key.pod_ref()) else {
@@ -157,8 +159,8 @@ impl Facts {
             }
             PodState::Present { uid, created, app, lineage, .. } => {
                 // Evidence that was accepted against this Pod is not doubted again: its age has been checked.
-                let doubt =
-                    if accepted == Some(uid) { None } else { doubt(evidence.age, fresh_at, *created) };
+                let is_same_pod = accepted.is_some_and(|(_, known)| known == Some(uid));
+                let doubt = if is_same_pod { None } else { doubt(evidence.age, fresh_at, *created) };
                 doubt.unwrap_or_else(|| {
                     let (app, uid, lineage) = (app.clone(), Some(uid.clone()), lineage.clone());
                     Verdict::Accepted(AcceptedPod { app, uid, created: *created, lineage })

@@ -126,8 +126,8 @@ impl Incident {
     pub(super) fn review_grace(&mut self, app: &App, excuses: &[Option<String>], pass: &Pass<'_>) {
         let Some(grace) = self.grace.as_deref() else { return };
         let is_over = |since: Moment| pass.now.since(since) > pass.policy.same_incident;
-        let is_covered = pass.policy.refuses(&app.namespace).is_some()
-            || self.excuse_of(app, &grace.record, pass).is_some();
+        let is_covered =
+            pass.refusals.of(&app.namespace).is_some() || self.excuse_of(app, &grace.record, pass).is_some();
         if is_covered {
             let other = matches!(self.standing, Standing::Grace { .. })
                 .then(|| self.reason_record(excuses, pass))

@@ -34,7 +34,6 @@ pub(super) struct Ground {
     /// The reading of its clearing clock when it was last accepted.
     pub(super) mark: Reading,
     pub(super) first_seen: WallTime,
-    pub(super) observations: u64,
     /// How often its node's agent scans, as far as it was learned: a restart must not make its silence mean more.
     pub(super) scan_interval: Option<Span>,
     /// The longest time for which it was unseen and came back (see [`crate::snapshot::Heard::away`]).
@@ -46,6 +45,7 @@ pub(super) struct Ground {
     pub(super) active: bool,
     /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
     pub(super) gone: bool,
+    pub(super) observations: u32,
     /// What of it was kept last; nothing if it has not been kept yet.
     pub(super) kept: Option<KeptGround>,
 }
@@ -55,9 +55,9 @@ pub(super) struct Ground {
 pub(super) struct KeptGround {
     /// By the monotonic clock.
     pub(super) fresh_at: Span,
-    /// Zero while it is not known.
-    pub(super) scan_interval: Span,
     pub(super) hidden_for: Span,
+    /// In seconds, rounded up as in the document; zero while it is not known.
+    pub(super) scan_interval: u32,
     pub(super) gone: bool,
 }
 
@@ -122,12 +122,7 @@ impl Ground {
     }
 
     /// What a node says of the Pod with that UID, as of now.
-    pub(super) fn of(
-        evidence: &EvidenceView,
-        pod_uid: Option<Text>,
-        fresh_at: Moment,
-        scan_interval: Option<Span>,
-    ) -> Self {
+    pub(super) fn of(evidence: &EvidenceView, pod_uid: Option<Text>, fresh_at: Moment) -> Self {
         Self {
             record: evidence.record.clone(),
             pod_uid,
@@ -137,12 +132,13 @@ impl Ground {
             counted_from: fresh_at,
             mark: evidence.mark,
             first_seen: evidence.first_seen.wall().into(),
-            observations: evidence.observations,
-            scan_interval,
+            // `clear_grounds` sets it in the same evaluation.
+            scan_interval: None,
             away: evidence.away,
             hidden_for: Span::ZERO,
             active: true,
             gone: false,
+            observations: saturating_u32(evidence.observations),
             kept: None,
         }
     }
@@ -155,7 +151,8 @@ impl Ground {
     /// Takes over what `evidence` adds, which is still fresh and no other than this: its record may have been read
     /// again, but its clock goes on.
     pub(super) fn renew(&mut self, evidence: &EvidenceView) {
-        (self.active, self.gone, self.observations) = (true, false, evidence.observations);
+        (self.active, self.gone) = (true, false);
+        self.observations = saturating_u32(evidence.observations);
         self.found_at = self.found_at.max(found_at(evidence));
     }
 
@@ -168,8 +165,8 @@ impl Ground {
     pub(super) fn note_kept(&mut self) {
         self.kept = Some(KeptGround {
             fresh_at: self.fresh_at.uptime().into(),
-            scan_interval: self.longest_interval().unwrap_or(Span::ZERO),
             hidden_for: self.hidden_for,
+            scan_interval: self.longest_interval().map_or(0, seconds_of_interval),
             gone: self.gone,
         });
     }
@@ -188,6 +185,22 @@ impl Ground {
     pub(super) fn knows(&self, evidence: &EvidenceView, fresh_at: Moment) -> bool {
         self.fresh_at >= fresh_at || self.evidence_time == evidence.evidence_time
     }
+}
+
+/// `n` as a `u32`, which takes less memory in each incident and ground; [`u32::MAX`] if it is greater.
+pub(super) fn saturating_u32(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// A scan interval in seconds, as it is persisted. Rounded up: too long an interval only delays the release.
+pub(super) fn whole_seconds(interval: Span) -> u64 {
+    let interval = interval.get();
+    interval.as_secs() + u64::from(interval.subsec_nanos() > 0)
+}
+
+/// The same as a `u32`.
+pub(super) fn seconds_of_interval(interval: Span) -> u32 {
+    saturating_u32(whole_seconds(interval))
 }
 
 fn found_at(evidence: &EvidenceView) -> Option<Span> {

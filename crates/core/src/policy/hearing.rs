@@ -1,6 +1,6 @@
 //! From evidence to grounds: what is accepted against whom, and for how long.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::book::Book;
@@ -13,19 +13,55 @@ use super::refused::{self, RefusedNow};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
 use crate::moment::Span;
-use crate::names::App;
-use crate::snapshot::{EvidenceView, NodeView, Snapshot, State};
+use crate::names::{App, Key, NodeName};
+use crate::snapshot::{EvidenceView, NodeView, State};
+
+/// The evidence of grounds, each with the `fresh_at` of its ground and the App of that ground.
+type Known = (EvidenceId, Moment, App);
+
+/// The App that each piece of evidence counts against, for look-ups in the order of the keys.
+struct Accused {
+    /// Ordered by evidence. Two Apps may have a ground for the same evidence, one after the other: the later one comes first.
+    known: Vec<Known>,
+    /// How many of `known` come before the key that was looked up last.
+    passed: usize,
+}
+
+impl Accused {
+    fn new(mut known: Vec<Known>) -> Self {
+        // From incidents it is mostly in order already, because Apps and keys are ordered by namespace first.
+        known.sort_by(|(id, at, _), (other, other_at, _)| id.cmp(other).then(other_at.cmp(at)));
+        Self { known, passed: 0 }
+    }
+
+    /// What is known of the evidence of `key`, for [`accused_app`]. Keys must not descend: for a key that is less than the one
+    /// before, nothing may be found.
+    fn of(&mut self, key: &Key) -> &[Known] {
+        let rest = self.known.get(self.passed..).unwrap_or_default();
+        self.passed += rest.iter().take_while(|((other, _), ..)| other < key).count();
+        let rest = self.known.get(self.passed..).unwrap_or_default();
+        let count = rest.iter().take_while(|((other, _), ..)| other == key).count();
+        rest.get(..count).unwrap_or_default()
+    }
+}
+
+/// The App that the evidence of `node` counts against, in what [`Accused::of`] returned.
+fn accused_app<'a>(known: &'a [Known], node: &NodeName) -> Option<&'a App> {
+    let place = known.partition_point(|((_, other), ..)| other < node);
+    known.get(place).filter(|((_, other), ..)| other == node).map(|(.., app)| app)
+}
 
 impl Book {
     /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns how much can't be judged.
     pub(super) fn hear(&mut self, pass: &mut Pass<'_>) -> usize {
-        self.begin_anew(pass.snapshot);
-        let known = self.accused_by();
+        let violations = &pass.snapshot.violations;
+        debug_assert!(violations.is_sorted_by(|a, b| a.key <= b.key), "they are looked up in order");
+        let mut known = self.begin_anew();
         let (mut disputes, mut refused) = (BTreeMap::new(), RefusedNow::default());
         let mut disputed_now = RefusedNow::default();
         let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
         for violation in &pass.snapshot.violations {
-            if let Some(why) = pass.policy.refuses(&violation.key.namespace) {
+            if let Some(why) = pass.refusals.of(&violation.key.namespace) {
                 if violation.state == State::Active && !refused::is_known(&self.incidents, violation.record())
                 {
                     let active = violation.evidence().filter(|e| e.presence == Presence::Active);
@@ -33,12 +69,13 @@ impl Book {
                 }
                 continue;
             }
+            let accused = known.of(&violation.key);
             for evidence in violation.evidence() {
                 let Some(fresh_at) = evidence.fresh_at else {
                     continue;
                 };
                 let id = (violation.key.clone(), evidence.node.clone());
-                let before = known.get(&id).map(|(_, app)| app);
+                let before = accused_app(accused, &evidence.node);
                 let ground = before.and_then(|app| self.incidents.get_mut(app)?.grounds.get_mut(&id));
                 let already = ground.as_ref().is_some_and(|ground| ground.knows(evidence, fresh_at));
                 if evidence.presence == Presence::Cleared {
@@ -51,7 +88,7 @@ impl Book {
                 }
                 let judge = |e: &EvidenceView, at| {
                     let accepted = ground.as_ref().filter(|ground| ground.knows(e, at));
-                    let accepted = accepted.and_then(|ground| ground.pod_uid.as_ref());
+                    let accepted = before.zip(accepted.map(|ground| ground.pod_uid.as_ref()));
                     pass.facts.judge(e, at, accepted, pass.policy.verify_pods)
                 };
                 // Whatever is believed of it, its node is not silent.
@@ -127,16 +164,16 @@ impl Book {
         unverified
     }
 
-    /// No ground is active before it has been heard again.
-    fn begin_anew(&mut self, snapshot: &Snapshot) {
-        for ((_, node), ground) in
-            self.incidents.values_mut().flat_map(|incident| incident.grounds.iter_mut())
-        {
-            ground.active = false;
-            if let Some(node) = snapshot.nodes.get(node) {
-                ground.scan_interval = node.interval;
+    /// Marks all grounds inactive; accepted evidence activates them again. Returns the App of each.
+    fn begin_anew(&mut self) -> Accused {
+        let mut known = Vec::with_capacity(self.incidents.len());
+        for (app, incident) in &mut self.incidents {
+            for (id, ground) in incident.grounds.iter_mut() {
+                ground.active = false;
+                known.push((id.clone(), ground.fresh_at, app.clone()));
             }
         }
+        Accused::new(known)
     }
 
     /// Restarts the clearing clock for evidence that was renewed since the last evaluation and is old by now. Evidence
@@ -161,26 +198,12 @@ impl Book {
     ) {
         let Some(incident) = self.incidents.get_mut(app) else { return };
         if matches!(incident.standing, Standing::Blocked { .. }) && incident.grounds.get(&id).is_none() {
-            let mut ground = Ground::of(evidence, pod.uid, fresh_at, None);
+            let mut ground = Ground::of(evidence, pod.uid, fresh_at);
             ground.active = false;
             ground.count(silence);
             incident.tombstones.remove(&id);
             incident.grounds.insert(id, ground);
         }
-    }
-
-    /// The App that each piece of evidence counts against. It may have counted against two, one after the other: the later one is
-    /// meant. Only looked things up in, so it need not be ordered.
-    fn accused_by(&self) -> HashMap<EvidenceId, (Moment, App)> {
-        let mut known: HashMap<EvidenceId, (Moment, App)> = HashMap::with_capacity(self.incidents.len());
-        for (app, incident) in &self.incidents {
-            for (id, ground) in incident.grounds.iter() {
-                if known.get(id).is_none_or(|(at, _)| *at < ground.fresh_at) {
-                    known.insert(id.clone(), (ground.fresh_at, app.clone()));
-                }
-            }
-        }
-        known
     }
 
     fn accuse(
@@ -192,7 +215,6 @@ impl Book {
         pass: &Pass<'_>,
     ) {
         let same_incident = pass.policy.same_incident;
-        let scan_interval = pass.snapshot.nodes.get(&evidence.node).and_then(|node| node.interval);
         let incident = self.incidents.entry(app.clone()).or_insert_with(|| Incident::new(fresh_at));
         if incident.has_buried(&id, evidence, fresh_at) {
             return;
@@ -202,24 +224,26 @@ impl Book {
                 // What an operator has released stays released, and what a brake held waits for an approval.
                 let (releases, held) = (incident.releases.clone(), incident.held.clone());
                 *incident = Incident::new(fresh_at);
-                let file = incident.file();
-                (file.releases, file.held) = (releases, held);
+                if !releases.is_empty() || held.is_some() {
+                    let rare = incident.file().rare_mut();
+                    (rare.releases, rare.held) = (releases, held);
+                }
             }
             incident.note_end();
             incident.stand(Standing::Watched);
         }
         if incident.release_held.is_some() {
-            incident.file().release_held = None;
+            incident.file().reset_rare(|rare| rare.release_held = None);
         }
         if incident.inherited.is_some() {
-            incident.file().inherited = None;
+            incident.file().reset_rare(|rare| rare.inherited = None);
         }
         incident.note_process(&id.0.process);
         incident.tombstones.remove(&id);
         if let Some(old) = incident.grounds.get_mut(&id).filter(|old| old.knows(evidence, fresh_at)) {
             old.renew(evidence);
         } else {
-            let mut ground = Ground::of(evidence, pod.uid, fresh_at, scan_interval);
+            let mut ground = Ground::of(evidence, pod.uid, fresh_at);
             ground.count(silence);
             if let Some(old) = incident.grounds.get(&id) {
                 ground.count_anew(old.silence());
@@ -237,7 +261,7 @@ impl Book {
             let app_is_gone = pass.facts.is_gone(app);
             // A block of which only the Services are known can't be matched with Pods, present or gone.
             if app_is_gone && incident.inherited.as_ref().is_some_and(|accused| !accused.is_empty()) {
-                incident.file().inherited = None;
+                incident.file().reset_rare(|rare| rare.inherited = None);
             }
             let why = |(key, node): &EvidenceId, ground: &Ground, view: Option<&NodeView>| {
                 if app_is_gone {
@@ -263,6 +287,9 @@ impl Book {
             let mut cleared: Vec<(EvidenceId, ClearedGround)> = Vec::new();
             for (id, ground) in incident.grounds.iter_mut() {
                 let view = pass.snapshot.nodes.get(&id.1);
+                if let Some(view) = view {
+                    ground.scan_interval = view.interval;
+                }
                 if let Some(by) = why(id, ground, view) {
                     cleared.push((id.clone(), by));
                 }
@@ -278,6 +305,43 @@ impl Book {
                 if let Some(ground) = incident.grounds.remove(&id) {
                     incident.cleared = Some(by);
                     incident.bury(id, ground, by, pass.now.wall());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use jiff::Timestamp;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn evidence_counts_against_the_app_with_the_latest_ground(grounds in vec((0..4_u8, 0..3_u8, 0..3_u64, 0..3_u8), 0..16)) {
+            let key = |n: u8| Key::new("ns-a", format!("web-{n}"), "xmrig");
+            let node = |n: u8| NodeName::new(format!("node-{n}"));
+            let mut latest: BTreeMap<(u8, u8), (u64, u8)> = BTreeMap::new();
+            let known = grounds.iter().map(|(pod, of, at, app)| {
+                let last = latest.entry((*pod, *of)).or_insert((*at, *app));
+                // Of equally late ones, the first.
+                if last.0 < *at {
+                    *last = (*at, *app);
+                }
+                let at = Moment::new(Duration::from_secs(*at), Timestamp::UNIX_EPOCH);
+                ((key(*pod), node(*of)), at, App::new("ns-a", "app", app.to_string()))
+            });
+            let mut accused = Accused::new(known.collect());
+            for pod in 0..4 {
+                let known = accused.of(&key(pod));
+                for of in 0..3 {
+                    let found = accused_app(known, &node(of)).map(|app| app.name.to_string());
+                    prop_assert_eq!(found, latest.get(&(pod, of)).map(|(_, app)| app.to_string()));
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 
@@ -57,8 +57,8 @@ pub struct Incident {
     /// When it was read it was blocked, although everything that was kept of it had cleared.
     pub(super) had_cleared: bool,
     /// Since when its block waits for a direct read of its Pods. Reports of the watches are enough for a block to
-    /// continue, but not to begin one.
-    pub(super) wants_look: Option<Moment>,
+    /// continue, but not to begin one. Boxed, because few incidents wait.
+    pub(super) wants_look: Option<Box<Moment>>,
     /// Shared with what is in effect of it for as long as nothing else is decided.
     file: Arc<File>,
 }
@@ -72,19 +72,8 @@ pub struct File {
     pub standing: Standing,
     /// The names of its processes. They only grow, so that what the tenant is told does not change back and forth.
     pub(super) processes: FewSet<Text>,
-    /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
-    pub(super) held: Option<Box<(Moment, Brake)>>,
     /// Why it is blocked, as of when that was decided.
     pub(super) reason: Text,
-    /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
-    /// the whole fleet's answers can prove that its processes are gone.
-    #[expect(
-        clippy::box_collection,
-        reason = "nearly no file has one, and each would have to have room for it"
-    )]
-    pub(super) inherited: Option<Box<BTreeSet<Key>>>,
-    /// The brake's hold on its release.
-    pub(super) release_held: Option<Box<Moment>>,
     /// An operator has approved its block.
     pub(super) approved: bool,
     /// What its tenant has been told last.
@@ -93,32 +82,50 @@ pub struct File {
     pub(super) grace: Option<Box<Grace>>,
     /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
     pub(super) exposure: Arc<Exposure>,
-    /// Services that were closed once and are not closed at the moment, ordered: if they are made again, or select no Pod
-    /// any more, they are closed again.
-    pub(super) once_closed: Box<[Text]>,
     /// What made its accused Pods, as `Kind/name`.
     pub(super) origins: FewSet<Text>,
+    /// What the brakes have counted of it: the window's entry of this App.
+    pub(super) due: Option<Arc<Due>>,
+    /// The last decisions, the latest last.
+    pub(super) decisions: Vec<Arc<Decision>>,
+    /// How many decisions there have been.
+    pub(super) decided: u32,
+    /// Up to which number operators' acts have been done.
+    pub(super) observed: i64,
+    /// `None` if all its fields have their defaults.
+    pub(super) rare: Option<Box<Rare>>,
+}
+
+/// The fields of a [`File`] that have their defaults in most incidents. Allocated separately, so that those incidents take
+/// less memory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rare {
+    /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
+    pub(super) held: Option<(Moment, Brake)>,
+    /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
+    /// the whole fleet's answers can prove that its processes are gone.
+    pub(super) inherited: Option<BTreeSet<Key>>,
+    /// The brake's hold on its release.
+    pub(super) release_held: Option<Moment>,
+    /// Services that were closed once and are not closed at the moment, ordered: if they are made again, or select no Pod
+    /// any more, they are closed again.
+    pub(super) once_closed: Vec<Text>,
     /// Earlier names of the App, as far as known: what operators have said of these names counts.
     pub(super) formerly: FewSet<App>,
     /// What covers it, as last logged.
     pub(super) exempted: Option<Box<str>>,
     /// Fingerprints of exemptions that are withheld: each would open this App and those of too many other tenants.
-    pub(super) withheld: Box<[Text]>,
-    /// What the brakes have counted of it: the window's entry of this App.
-    pub(super) due: Option<Arc<Due>>,
+    pub(super) withheld: Vec<Text>,
     /// What the brake on releases has counted of it: the window's entry of this App.
-    pub(super) release_due: Option<Box<ReleaseDue>>,
+    pub(super) release_due: Option<ReleaseDue>,
     /// What operators' releases cover.
     pub(super) releases: Vec<StickyRelease>,
-    /// The last decisions, the latest last.
-    pub(super) decisions: Vec<Arc<Decision>>,
     /// Entries of the log with kinds that only another version knows.
-    pub(super) foreign: Box<[state::incident::Decision]>,
-    /// How many decisions there have been.
-    pub(super) decided: u64,
-    /// Up to which number operators' acts have been done.
-    pub(super) observed: i64,
+    pub(super) foreign: Vec<state::incident::Decision>,
 }
+
+/// The fields of a [`File`] without a [`Rare`].
+static DEFAULT_RARE: LazyLock<Rare> = LazyLock::new(Rare::default);
 
 /// What a tenant has been told, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,10 +209,39 @@ impl Deref for Incident {
     }
 }
 
+impl Deref for File {
+    type Target = Rare;
+
+    fn deref(&self) -> &Rare {
+        self.rare.as_deref().unwrap_or(&DEFAULT_RARE)
+    }
+}
+
 impl File {
+    /// Replaces the rare fields. Allocates nothing if all have their defaults.
+    pub(super) fn set_rare(&mut self, rare: Rare) {
+        self.rare = (rare != *DEFAULT_RARE).then(|| Box::new(rare));
+    }
+
+    /// Returns the rare fields, to set one. Allocates them if the file has none.
+    pub(super) fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Resets rare fields to their defaults by `reset`, which is not called if all have them already.
+    pub(super) fn reset_rare(&mut self, reset: impl FnOnce(&mut Rare)) {
+        if let Some(mut rare) = self.rare.take() {
+            reset(&mut rare);
+            self.rare = Some(rare).filter(|rare| **rare != *DEFAULT_RARE);
+        }
+    }
+
     /// What the brakes have counted of it.
     pub(super) fn count(&mut self, (due, release): (Option<Arc<Due>>, Option<ReleaseDue>)) {
-        (self.due, self.release_due) = (due, release.map(Box::new));
+        self.due = due;
+        if self.release_due != release {
+            self.rare_mut().release_due = release;
+        }
     }
 
     /// Whether that Service is closed or was once.
@@ -224,20 +260,22 @@ impl File {
         let mut closed: Vec<Text> = closed.take(MAX_ONCE_CLOSED).cloned().collect();
         closed.sort_unstable();
         closed.dedup();
-        self.once_closed = closed.into();
+        if *closed != *self.once_closed {
+            self.rare_mut().once_closed = closed;
+        }
         self.exposure = Arc::new(exposure);
     }
 
     /// Notes an earlier name of the App.
     pub(super) fn note_name(&mut self, name: App) {
         if self.formerly.len() < MAX_NAMES {
-            self.formerly.insert(name);
+            self.rare_mut().formerly.insert(name);
         }
     }
 
     /// The brake that holds its release.
     pub(super) fn holds_release(&self) -> Option<Brake> {
-        self.release_held.as_ref()?;
+        self.release_held?;
         let is_gone = self.release_due.as_ref().is_some_and(|due| due.proven && !due.passed);
         Some(if is_gone { Brake::Gone } else { Brake::Releases })
     }
@@ -252,26 +290,17 @@ impl File {
             opened,
             standing: Standing::Watched,
             processes: FewSet::default(),
-            held: None,
             reason: Text::from(""),
-            inherited: None,
-            release_held: None,
             approved: false,
             told: None,
             grace: None,
             exposure: Arc::default(),
-            once_closed: Box::default(),
             origins: FewSet::default(),
-            formerly: FewSet::default(),
-            exempted: None,
-            withheld: Box::default(),
             due: None,
-            release_due: None,
-            releases: Vec::new(),
             decisions: Vec::new(),
-            foreign: Box::default(),
             decided: 0,
             observed: 0,
+            rare: None,
         }
     }
 }
@@ -364,6 +393,22 @@ impl Incident {
         }
     }
 
+    /// Notes that the Notification that tells the tenant something as of `at` had been written by `now`. Returns true if it
+    /// is the warning of a running grace: the grace counts from then, so something may be decided. Does nothing if
+    /// something else was told last, or if this is noted already.
+    pub(super) fn note_delivered(&mut self, at: WallTime, now: Moment) -> bool {
+        if self.delivered.is_some() || self.told.is_none_or(|told| told.at != at) {
+            return false;
+        }
+        self.delivered = Some(now);
+        let is_warned = matches!(self.standing, Standing::Grace { .. })
+            && self.told.is_some_and(|told| told.what == Telling::Grace);
+        if is_warned {
+            self.grace_told.get_or_insert(now);
+        }
+        is_warned
+    }
+
     /// Since when its tenant has been waiting for news.
     pub(super) fn waits_since(&self, policy: &Policy) -> Moment {
         match (self.told, self.standing) {
@@ -387,7 +432,7 @@ impl Incident {
             file.decisions.reserve_exact(1);
         }
         file.decisions.push(Arc::new(decision.clone()));
-        file.decided += 1;
+        file.decided = file.decided.saturating_add(1);
     }
 
     /// Whether `evidence` is still listed as it was when it cleared: of an earlier Pod, for example.
@@ -529,8 +574,8 @@ impl Incident {
             return;
         }
         let file = self.file();
-        file.exempted = Some(why.into());
-        file.release_held = None;
+        let rare = file.rare_mut();
+        (rare.exempted, rare.release_held) = (Some(why.into()), None);
         // What was approved is covered now. When it is covered no longer, the brakes and the grace come first again.
         file.approved = false;
         if self.grounds.is_empty() {
@@ -545,7 +590,6 @@ impl Incident {
         // What was approved was this offence. Another one is asked about again.
         file.approved = false;
         file.standing = Standing::Ended { at: now };
-        file.release_held = None;
-        file.exempted = None;
+        file.reset_rare(|rare| (rare.release_held, rare.exempted) = (None, None));
     }
 }

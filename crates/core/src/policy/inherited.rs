@@ -133,7 +133,7 @@ impl Book {
             file.told = Some(Told { at: told.into(), what: Telling::Blocked, inherited: true });
             file.exposure = Arc::new(found.exposure(services.iter().cloned()));
             file.reason = "it was blocked before anything was kept of it".into();
-            file.inherited = Some(Box::new(accused.clone()));
+            file.rare_mut().inherited = Some(accused.clone());
             incident.delivered = Some(now);
             let decision = Decision {
                 at: now.wall(),

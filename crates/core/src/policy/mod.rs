@@ -33,6 +33,7 @@ mod leader_clock;
 mod notify;
 mod plan_builder;
 mod questions;
+mod refusals;
 mod refused;
 mod renamed;
 mod simulate;

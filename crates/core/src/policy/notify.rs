@@ -116,7 +116,7 @@ fn hold_what_is_left_open(app: &App, incident: &mut Incident, pass: &mut Pass<'_
         brake.reason(&pass.policy.brake)
     );
     pass.decide(app, DecisionKind::Held, reason);
-    incident.file().held = Some(Box::new((pass.now, brake)));
+    incident.file().rare_mut().held = Some((pass.now, brake));
 }
 
 pub(super) fn telling(phase: &NoticePhase) -> Telling {

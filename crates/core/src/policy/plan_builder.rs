@@ -22,7 +22,7 @@ pub(super) fn block(app: &App, incident: &Incident, since: Timestamp) -> Block {
     }
 }
 
-fn accusations(incident: &Incident) -> Vec<Accusation> {
+fn accusations(incident: &Incident) -> Box<[Accusation]> {
     let grounds = incident.grounds.iter();
     let accusation = |((key, node), ground): (&(Key, NodeName), &Ground)| Accusation {
         key: key.clone(),
@@ -33,9 +33,9 @@ fn accusations(incident: &Incident) -> Vec<Accusation> {
 }
 
 /// The violations of a block that no ground supports any more.
-fn left(incident: &Incident) -> Vec<Key> {
+fn left(incident: &Incident) -> Box<[Key]> {
     match &incident.inherited {
-        _ if !incident.grounds.is_empty() => Vec::new(),
+        _ if !incident.grounds.is_empty() => Box::default(),
         Some(accused) => accused.iter().cloned().collect(),
         // Its release is held, so it is still blocked for what has cleared.
         None => incident.tombstones.keys().map(|(key, _)| key.clone()).collect(),
@@ -62,6 +62,6 @@ pub(super) fn same<T: PartialEq>(
 }
 
 /// The other Apps that are closed with it in `phase`.
-pub(super) fn closed_too(incident: &Incident, phase: NoticePhase) -> OtherApps {
-    if phase == NoticePhase::Blocked { incident.exposure.others.clone() } else { OtherApps::default() }
+pub(super) fn closed_too(incident: &Incident, phase: NoticePhase) -> Option<Box<OtherApps>> {
+    incident.exposure.others.clone().filter(|_| phase == NoticePhase::Blocked)
 }

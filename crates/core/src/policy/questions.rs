@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 
 use super::book::Book;
 use super::incident::Standing;
+use super::refusals::Refusals;
 use super::{Facts, Policy};
 use crate::Moment;
 use crate::ledger::Presence;
@@ -93,8 +94,9 @@ impl Book {
     /// What to ask, as of the last evaluation. Pods of namespaces that may not be touched are nobody's question.
     pub fn questions(&self, snapshot: &Snapshot, policy: &Policy) -> Questions {
         let mut questions = Questions::default();
+        let refusals = Refusals::new(policy);
         for violation in &snapshot.violations {
-            if violation.state == State::Cleared || policy.refuses(&violation.key.namespace).is_some() {
+            if violation.state == State::Cleared || refusals.of(&violation.key.namespace).is_some() {
                 continue;
             }
             let believable = violation.evidence().filter(|e| e.presence != Presence::Cleared);
@@ -112,7 +114,7 @@ impl Book {
             if matches!(incident.standing, Standing::Blocked { .. }) {
                 questions.services += incident.exposure.services.len();
             }
-            if let Some(since) = incident.wants_look {
+            if let Some(since) = incident.wants_look.as_deref().copied() {
                 questions.direct.extend(incident.grounds.iter().map(|((key, _), _)| (key.pod_ref(), since)));
             }
             let accused = |key: &Key, uid: Option<&Text>| {

@@ -16,6 +16,11 @@ use super::incident::{Incident, MAX_NAMES, Standing, StickyRelease};
 use crate::Moment;
 use crate::names::{App, Text};
 
+/// Operators' releases, by App.
+pub(super) type Releases = BTreeMap<App, Vec<StickyRelease>>;
+/// The holds of brakes, by App.
+pub(super) type Holds = BTreeMap<App, (Moment, Brake)>;
+
 impl Book {
     /// Notes what links a Pod of `app`, which has just been accused, with earlier names.
     pub(super) fn note_lineage(&mut self, app: &App, lineage: Lineage, pass: &Pass<'_>) {
@@ -64,37 +69,32 @@ impl Book {
         self.incidents.range(from..).take_while(move |(app, _)| app.namespace == *namespace)
     }
 
-    /// The holds of brakes, by the earlier names of Apps.
-    pub(super) fn held_before(&self) -> BTreeMap<App, Box<(Moment, Brake)>> {
-        let names = self.incidents.values().flat_map(|incident| incident.formerly.iter());
-        let held = names.filter_map(|name| {
-            let other = self.incidents.get(name)?;
+    /// Operators' releases, and the holds of brakes, by the earlier names of Apps.
+    pub(super) fn of_earlier_names(&self) -> (Releases, Holds) {
+        let (mut releases, mut holds) = (Releases::new(), Holds::new());
+        for name in self.incidents.values().flat_map(|incident| incident.formerly.iter()) {
+            let Some(other) = self.incidents.get(name) else { continue };
+            if !other.releases.is_empty() {
+                releases.insert(name.clone(), other.releases.clone());
+            }
             let is_held = !other.approved && !matches!(other.standing, Standing::Blocked { .. });
-            Some((name.clone(), other.held.clone().filter(|_| is_held)?))
-        });
-        held.collect()
-    }
-
-    /// Operators' releases, by the earlier names of Apps.
-    pub(super) fn released_before(&self) -> BTreeMap<App, Vec<StickyRelease>> {
-        let names = self.incidents.values().flat_map(|incident| incident.formerly.iter());
-        let released = names.filter_map(|name| {
-            let releases = &self.incidents.get(name)?.releases;
-            (!releases.is_empty()).then(|| (name.clone(), releases.clone()))
-        });
-        released.collect()
+            if let Some(held) = other.held.clone().filter(|_| is_held) {
+                holds.insert(name.clone(), held);
+            }
+        }
+        (releases, holds)
     }
 }
 
 impl Incident {
     /// Takes over the hold of an earlier name, unless it has one, or an operator has approved what it is accused of.
-    pub(super) fn take_earlier_hold(&mut self, by_name: &BTreeMap<App, Box<(Moment, Brake)>>) {
+    pub(super) fn take_earlier_hold(&mut self, by_name: &Holds) {
         if self.held.is_some() || self.approved {
             return;
         }
         let held = self.formerly.iter().find_map(|name| by_name.get(name).cloned());
         if held.is_some() {
-            self.file().held = held;
+            self.file().rare_mut().held = held;
         }
     }
 }

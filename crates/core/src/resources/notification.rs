@@ -121,7 +121,7 @@ fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
     };
     let app = printable(&notice.app.name, 128);
     let kind = printable(&notice.app.kind, 32);
-    let [also_en, also_zh] = also_closes(&notice.others);
+    let [also_en, also_zh] = also_closes(notice.others.as_deref());
     let (namespace, until) = (&*notice.app.namespace, until.as_str());
     let fill = |template: &Template, also: &str| {
         template.fill(|placeholder| match placeholder {
@@ -170,10 +170,8 @@ fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
 
 /// The sentence that names the other Apps which are closed with one, in English and in Chinese; empty texts if there
 /// are none.
-fn also_closes(others: &OtherApps) -> [String; 2] {
-    if others.is_empty() {
-        return [String::new(), String::new()];
-    }
+fn also_closes(others: Option<&OtherApps>) -> [String; 2] {
+    let Some(others) = others else { return [String::new(), String::new()] };
     let names: Vec<String> = others.named.iter().map(|app| printable(&app.name, 128)).collect();
     let (more_en, more_zh) = match others.more {
         0 => (String::new(), String::new()),
@@ -290,16 +288,16 @@ mod tests {
     #[test]
     fn the_other_apps_that_are_closed_are_named_in_both_languages_and_escaped() {
         let app = |name: &str| App::new("ns-a", "app", name);
-        assert_eq!(also_closes(&OtherApps::default()), ["", ""]);
+        assert_eq!(also_closes(None), ["", ""]);
         let others = OtherApps { named: vec![app("blog"), app("x\u{202e}y")], more: 0 };
         assert_eq!(
-            also_closes(&others),
+            also_closes(Some(&others)),
             [
                 " It shares a Service with other applications, which are closed with it: blog, x\u{fffd}y.",
                 "以下应用与其共用同一个 Service，因此一并被关闭：blog、x\u{fffd}y。"
             ]
         );
-        let [en, zh] = also_closes(&OtherApps { more: 3, ..others });
+        let [en, zh] = also_closes(Some(&OtherApps { more: 3, ..others }));
         assert!(
             en.ends_with("x\u{fffd}y and 3 more.") && zh.ends_with("x\u{fffd}y 等另外 3 个应用。"),
             "{en} {zh}"

@@ -376,7 +376,7 @@ proptest! {
                 // What was heard since and can't be kept, or is believed by the other only, is one ground more or less.
                 for block in &mut e.plan.blocks {
                     let block = Arc::make_mut(block);
-                    (block.grounds, block.left) = (Vec::new(), Vec::new());
+                    (block.grounds, block.left) = (Box::default(), Box::default());
                 }
                 e.held.retain(|held| known.contains(&held.app));
                 e.plan.notices.retain(|notice| known.contains(&notice.app));

@@ -20,8 +20,8 @@ fn plan_of(apps: usize) -> Plan {
                 exposure: Arc::new(Exposure::plain([format!("{i:063}.{namespace}.svc").into()])),
                 app: App::new(namespace, "app", "web"),
                 since: crate::common::at(0).wall(),
-                grounds: Vec::new(),
-                left: Vec::new(),
+                grounds: Box::default(),
+                left: Box::default(),
                 reason: "".into(),
             })
         })

@@ -103,8 +103,8 @@ fn plan(apps: usize) -> Plan {
         .map(|n| Block {
             app: App::new("ns-a", "app", format!("web-{n:03}")),
             since: Timestamp::UNIX_EPOCH,
-            grounds: Vec::new(),
-            left: Vec::new(),
+            grounds: Box::default(),
+            left: Box::default(),
             exposure: Arc::new(Exposure::plain([format!("web-{n:03}.ns-a.svc").into()])),
             reason: "".into(),
         })

@@ -121,14 +121,13 @@ fn of_damage_only_apps_and_closed_services_are_read() {
     settings.gateway.max_service_entries = 0;
     let mut plan = plan(&["it's \"on\"\n- 'x.ns-x.svc.y'"]);
     let block = Arc::make_mut(&mut plan.blocks[0]);
-    for process in [
+    let processes = [
         "x.ns-x.svc.cluster.local",
         "- x.ns-x.svc.cluster.local",
         "a\n- 'x.ns-x.svc.cluster.local'",
         "type: x",
-    ] {
-        block.left.push(Key::new("ns-a", "x.ns-x.svc.cluster.local", process));
-    }
+    ];
+    block.left = processes.map(|process| Key::new("ns-a", "x.ns-x.svc.cluster.local", process)).into();
     block.exposure = Arc::new(Exposure {
         services: vec!["web.ns-a.svc".into()],
         ingresses: vec!["ns-a/x.ns-x.svc.cluster.local".into()],

@@ -12,8 +12,8 @@ fn noticed(names: &[&str], told: &str) -> Plan {
         told: told.parse().unwrap(),
         inherited: false,
         phase: NoticePhase::Blocked,
-        processes: vec!["xmrig".into()],
-        others: OtherApps::default(),
+        processes: ["xmrig".into()].into(),
+        others: None,
     }));
     plan.summary = Summary { blocked: 1, in_grace: 0, held: 0, changed: told.parse().unwrap() };
     plan

@@ -63,7 +63,7 @@ async fn telling(network: Network) -> (Server, Replica) {
 }
 
 fn deliver(replica: &Replica) {
-    let told = BTreeMap::from([(App::new("ns-a", "app", "web"), opened())]);
+    let told = BTreeMap::from([(App::new("ns-a", "app", "web"), opened().into())]);
     replica.delivered.send_replace(Arc::new(told));
 }
 

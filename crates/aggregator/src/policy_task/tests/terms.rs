@@ -279,7 +279,7 @@ async fn that_a_tenant_was_told_is_kept_once_and_not_in_dry_run() {
         let replica = watching(&server);
         settle().await;
         assert!(server.store().writes.is_empty(), "{:?}", server.store().writes);
-        let told = BTreeMap::from([(App::new("ns-a", "app", "web"), opened())]);
+        let told = BTreeMap::from([(App::new("ns-a", "app", "web"), opened().into())]);
         replica.delivered.send_replace(Arc::new(told));
         settle().await;
         assert_eq!(!web(&server)["status"]["told"]["deliveredAt"].is_null(), is_kept, "{:#}", web(&server));

@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::book::Book;
-use super::ground::{ClearedGround, Ground, KeptGround};
-use super::incident::{File, Incident, Standing, StickyRelease, Told};
+use super::ground::{ClearedGround, Ground, KeptGround, seconds_of_interval};
+use super::incident::{File, Incident, Rare, Standing, StickyRelease, Told};
 use super::leader_clock::LeaderClock;
 use crate::Moment;
-use crate::moment::{Span, WallTime};
+use crate::in_order::InOrder;
+use crate::moment::WallTime;
 use crate::names::App;
 use crate::snapshot::Snapshot;
 use crate::state::incident as kept;
@@ -41,7 +42,8 @@ pub(super) struct Effective {
     file: Arc<File>,
     cleared: Option<ClearedGround>,
     delivered: Option<Moment>,
-    grace_told: Option<Moment>,
+    /// Boxed, because few incidents have a grace.
+    grace_told: Option<Box<Moment>>,
     grounds: u32,
     tombstones: u32,
     /// The incident as it was, if it had ended: evidence that reopens it may have to be taken back.
@@ -57,7 +59,7 @@ impl Effective {
             file: incident.share_file(),
             cleared: incident.cleared,
             delivered: incident.delivered,
-            grace_told: incident.grace_told,
+            grace_told: incident.grace_told.map(Box::new),
             grounds: count(incident.grounds.len()),
             tombstones: count(incident.tombstones.len()),
             over: matches!(incident.standing, Standing::Ended { .. }).then(|| Box::new(incident.clone())),
@@ -78,9 +80,9 @@ impl Effective {
     }
 }
 
-/// How much shorter the kept scan interval of an agent may be than the learned one. Most agents scan more often than
+/// How many seconds the kept scan interval of an agent may be shorter than the learned one. Most agents scan more often than
 /// this, so their intervals are kept only when something else is.
-const INTERVAL_SLACK: Duration = Duration::from_mins(1);
+const INTERVAL_SLACK: u32 = 60;
 
 /// How many incidents are written at once of which only the evidence is newer.
 const REFRESHES: usize = 50;
@@ -119,7 +121,7 @@ impl Book {
                 let own = book.incidents.get(&app).filter(|known| known.name(&app) == incident.name(&app));
                 incident.file().observed = own.map_or(0, Incident::observed);
             }
-            book.window.restore(&app, incident.due.as_ref(), incident.release_due.as_deref().copied());
+            book.window.restore(&app, incident.due.as_ref(), incident.release_due);
             // An incident that was read from an object of another name is written at once under its own name.
             let effective = Effective { is_kept, ..Effective::kept(&mut incident) };
             book.effective.insert(app.clone(), effective);
@@ -134,8 +136,9 @@ impl Book {
     /// waits for these.
     pub fn unsaved(&self) -> Vec<App> {
         let (mut unsaved, mut refreshes) = (Vec::new(), Vec::new());
+        let mut effective = InOrder::new(&self.effective);
         for (app, incident) in &self.incidents {
-            match self.effective.get(app) {
+            match effective.get(app) {
                 Some(before) if !is_kept_by(incident, before) => unsaved.push((app, incident)),
                 Some(_) => refreshes.extend(outdated_since(incident).map(|since| (since, app))),
                 None => unsaved.push((app, incident)),
@@ -167,7 +170,8 @@ impl Book {
                 self.written = ClockWritten::new(&self.clock, &self.dates);
             }
         }
-        self.effective.retain(|app, _| self.incidents.contains_key(app));
+        let mut incidents = InOrder::new(&self.incidents);
+        self.effective.retain(|app, _| incidents.get(app).is_some());
     }
 
     /// The documents that [`Book::document`] returned for `apps` could not be kept. Their decisions, which had no
@@ -181,14 +185,17 @@ impl Book {
                 Some(Effective { file, over, delivered, grace_told, .. }) if file.opened == now.opened => {
                     match over {
                         Some(over) => now.clone_from(over),
-                        None => now.refile(file.clone(), [*delivered, *grace_told]),
+                        None => now.refile(file.clone(), [*delivered, grace_told.as_deref().copied()]),
                     }
                 }
                 // The incident before this one has ended, but operators' releases and a brake's hold go on.
                 known => {
                     let mut anew = File::new(now.opened);
-                    if let Some(Effective { file, .. }) = known {
-                        (anew.releases, anew.held) = (file.releases.clone(), file.held.clone());
+                    if let Some(Effective { file, .. }) = known
+                        && (!file.releases.is_empty() || file.held.is_some())
+                    {
+                        let rare = anew.rare_mut();
+                        (rare.releases, rare.held) = (file.releases.clone(), file.held.clone());
                     }
                     now.refile(Arc::new(anew), [None, None]);
                 }
@@ -226,7 +233,7 @@ fn has_own_name(document: &kept::Incident) -> bool {
 fn outdated_since(now: &Incident) -> Option<Duration> {
     let kept = now.grounds.values().filter_map(|ground| Some((ground, ground.kept?)));
     let outdated = kept.filter(|(ground, kept)| {
-        let interval = ground.longest_interval().unwrap_or(Span::ZERO);
+        let interval = ground.longest_interval().map_or(0, seconds_of_interval);
         ground.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) >= EVIDENCE_REFRESH
             || interval.saturating_sub(kept.scan_interval) > INTERVAL_SLACK
             || ground.hidden_for > kept.hidden_for
@@ -247,7 +254,7 @@ fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
         && now.tombstones.values().all(|tombstone| tombstone.is_kept)
         && now.cleared == saved.cleared
         && now.delivered == saved.delivered
-        && now.grace_told == saved.grace_told
+        && now.grace_told.as_ref() == saved.grace_told.as_deref()
         && (now.has_file(&saved.file) || is_file_kept_by(now, &saved.file))
 }
 
@@ -257,28 +264,19 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         opened,
         standing,
         processes,
-        held,
         reason,
-        inherited,
-        release_held,
         approved,
         told,
         grace,
         exposure,
-        once_closed,
         origins,
-        formerly,
-        exempted,
-        withheld,
         due,
-        release_due,
-        releases,
         // Counted by `decided`.
         decisions: _,
-        // Never changes.
-        foreign: _,
         decided,
         observed,
+        // `is_rare_kept_by` compares it.
+        rare: _,
     } = now;
     let told_of = |told: &Option<Told>| told.map(|told| (told.at, told.what));
     opened == &saved.opened
@@ -286,20 +284,38 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         && decided == &saved.decided
         && observed == &saved.observed
         && processes == &saved.processes
-        && held == &saved.held
         && reason == &saved.reason
-        && inherited == &saved.inherited
-        && release_held == &saved.release_held
         && approved == &saved.approved
         && told_of(told) == told_of(&saved.told)
         && grace == &saved.grace
         && exposure == &saved.exposure
-        && once_closed == &saved.once_closed
         && origins == &saved.origins
+        && due == &saved.due
+        && is_rare_kept_by(now, saved)
+}
+
+/// Compares the rare fields for [`is_file_kept_by`]. Lists every field, so that the compiler asks about a new one.
+fn is_rare_kept_by(now: &Rare, saved: &Rare) -> bool {
+    let Rare {
+        held,
+        inherited,
+        release_held,
+        once_closed,
+        formerly,
+        exempted,
+        withheld,
+        release_due,
+        releases,
+        // Never changes.
+        foreign: _,
+    } = now;
+    held == &saved.held
+        && inherited == &saved.inherited
+        && release_held == &saved.release_held
+        && once_closed == &saved.once_closed
         && formerly == &saved.formerly
         && exempted == &saved.exempted
         && withheld == &saved.withheld
-        && due == &saved.due
         && release_due == &saved.release_due
         && releases.iter().map(StickyRelease::words).eq(saved.releases.iter().map(StickyRelease::words))
 }

@@ -1,6 +1,6 @@
 //! Converts documents back to the book: what a restart, or another leader, knows of an incident.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
 use crate::policy::decision::{Actor, Decision};
 use crate::policy::grace::Grace;
-use crate::policy::ground::{ClearedGround, Ground, Tombstone};
-use crate::policy::incident::{EvidenceId, Incident, Standing, StickyRelease, Telling, Told};
+use crate::policy::ground::{self, ClearedGround, Ground, Tombstone};
+use crate::policy::incident::{EvidenceId, Incident, Rare, Standing, StickyRelease, Telling, Told};
 use crate::policy::leader_clock::LeaderClock;
 use crate::policy::window::{Due, ReleaseDue};
 use crate::report::{Claim, Record};
@@ -164,17 +164,12 @@ pub(super) fn restored(
             Standing::Ended { at: reading(status).map_or(now, |at| clock.moment(at.into(), since.wall())) }
         }
     };
-    let held = status.brake.as_ref();
-    file.held = held.map(|held| Box::new((past(held.since), brake_of(held.brake, held.of.as_ref()))));
-    if file.held.is_none() && file.standing == Standing::Held {
-        file.held = Some(Box::new((since, Brake::NewTenants)));
+    let mut held =
+        status.brake.as_ref().map(|held| (past(held.since), brake_of(held.brake, held.of.as_ref())));
+    if held.is_none() && file.standing == Standing::Held {
+        held = Some((since, Brake::NewTenants));
     }
     file.processes = status.processes.iter().cloned().collect();
-    file.inherited = status.inherited.as_ref().map(|accused| {
-        let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
-        Box::new(accused.iter().map(key).collect::<BTreeSet<Key>>())
-    });
-    file.release_held = status.release_held.map(past).map(Box::new);
     file.approved = status.approved;
     file.told = status.told.map(|told| Told {
         at: told.at.into(),
@@ -192,16 +187,13 @@ pub(super) fn restored(
         others: OtherApps {
             named: status.also_closes.iter().map(App::from).collect(),
             more: status.also_closes_more,
-        },
-        left_open: status.exposure.left_open.clone(),
+        }
+        .non_empty(),
+        left_open: status.exposure.left_open.as_slice().into(),
         nothing_closed: status.exposure.nothing_closed.clone(),
     });
     file.reason = file.exposure.incomplete(&status.reason);
-    file.once_closed = status.exposure.once_closed.as_slice().into();
     file.origins = status.origins.iter().cloned().collect();
-    file.formerly = status.formerly.iter().map(App::from).collect();
-    file.exempted = status.exempted.as_deref().map(Box::from);
-    file.withheld = status.withheld.as_slice().into();
     file.due = status.due.as_ref().map(|due| {
         let accusers = due
             .accusers
@@ -211,30 +203,37 @@ pub(super) fn restored(
         let held = due.held.iter().map(|scope| brake_of(scope.brake, scope.of.as_ref())).collect();
         Arc::new(Due { at: due.at.into(), passed: due.passed, accusers, held })
     });
-    file.release_due = status
-        .release_due
-        .map(|due| Box::new(ReleaseDue { at: due.at.into(), passed: due.passed, proven: due.proven }));
-    file.releases = status
-        .releases
-        .iter()
-        .map(|release| StickyRelease {
-            process: release.process.clone(),
-            rule: release.rule.clone(),
-            until: release.until,
-            until_by_clock: release.until_by_clock.map(WallTime::from),
-            actor: release.by.clone(),
-        })
-        .collect();
     let decision = |entry: &kept::Decision| {
         let (at, app, kind) = (entry.at, app.clone(), entry.decision.known()?);
         let (actor, reason) = (Actor::named(&entry.actor), entry.reason.clone());
         Some(Arc::new(Decision { at, app, kind, actor, reason, dry_run: false }))
     };
     file.decisions = status.decisions.iter().filter_map(decision).collect();
-    file.foreign =
-        status.decisions.iter().filter(|entry| entry.decision.known().is_none()).cloned().collect();
-    file.decided = status.decided;
+    file.decided = ground::saturating_u32(status.decided);
     file.observed = status.observed;
+    let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
+    let release_due =
+        |due: kept::ReleaseDue| ReleaseDue { at: due.at.into(), passed: due.passed, proven: due.proven };
+    let release = |release: &kept::StickyRelease| StickyRelease {
+        process: release.process.clone(),
+        rule: release.rule.clone(),
+        until: release.until,
+        until_by_clock: release.until_by_clock.map(WallTime::from),
+        actor: release.by.clone(),
+    };
+    let is_foreign = |entry: &&kept::Decision| entry.decision.known().is_none();
+    file.set_rare(Rare {
+        held,
+        inherited: status.inherited.as_ref().map(|accused| accused.iter().map(key).collect()),
+        release_held: status.release_held.map(past),
+        once_closed: status.exposure.once_closed.clone(),
+        formerly: status.formerly.iter().map(App::from).collect(),
+        exempted: status.exempted.as_deref().map(Box::from),
+        withheld: status.withheld.clone(),
+        release_due: status.release_due.map(release_due),
+        releases: status.releases.iter().map(release).collect(),
+        foreign: status.decisions.iter().filter(is_foreign).cloned().collect(),
+    });
     incident.cleared = status.cleared.map(cleared_ground);
     incident.omitted = count(status.evidence_omitted);
     incident.delivered = status.told.and_then(|told| {
@@ -304,12 +303,12 @@ fn hear_again(
             counted_from: now,
             mark,
             first_seen: evidence.first_seen.into(),
-            observations: evidence.observations,
             scan_interval: evidence.scan_interval.map(|seconds| Duration::from_secs(seconds).into()),
             away: Duration::from_secs(evidence.scan_interval.unwrap_or_default()).into(),
             hidden_for: hidden_for(evidence).into(),
             active: false,
             gone: evidence.cleared.as_ref().is_some_and(|cleared| !cleared.ended),
+            observations: ground::saturating_u32(evidence.observations),
             kept: None,
         };
         match &evidence.cleared {

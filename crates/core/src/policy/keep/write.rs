@@ -4,12 +4,12 @@ use jiff::Timestamp;
 
 use crate::Moment;
 use crate::ledger::Cleared;
-use crate::moment::{Span, WallTime};
+use crate::moment::WallTime;
 use crate::names::{App, Key, Text};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
 use crate::policy::decision::{Decision, DecisionKind};
-use crate::policy::ground::{ClearedGround, Ground, Tombstone};
+use crate::policy::ground::{ClearedGround, Ground, Tombstone, whole_seconds};
 use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling};
 use crate::policy::leader_clock::LeaderClock;
 use crate::state::incident::{
@@ -60,6 +60,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         actor: decision.actor.name(),
         reason: decision.reason.clone(),
     };
+    let others = incident.exposure.others.as_deref();
     IncidentStatus {
         state,
         opened: incident.opened.wall(),
@@ -73,11 +74,11 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         written: clock.last().map(|(_, wall)| wall.get()),
         wall_clock: dates.kept(),
         reason: reason(incident),
-        brake: incident.held.as_deref().and_then(|(since, brake)| held_by(since.wall(), brake)),
+        brake: incident.held.as_ref().and_then(|(since, brake)| held_by(since.wall(), brake)),
         release_held: incident.release_held.as_ref().map(|at| at.wall()),
         approved: incident.approved,
         exempted: incident.exempted.as_deref().map(str::to_owned),
-        withheld: incident.withheld.to_vec(),
+        withheld: incident.withheld.clone(),
         evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
         // Cleared evidence comes last, and need not be waited for.
         evidence_omitted: incident.grounds.len().saturating_sub(MAX_EVIDENCE).max(omitted),
@@ -90,8 +91,8 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         exposure: exposure(incident),
         origins: incident.origins.iter().cloned().collect(),
         formerly: incident.formerly.iter().map(AppRef::from).collect(),
-        also_closes: incident.exposure.others.named.iter().map(AppRef::from).collect(),
-        also_closes_more: incident.exposure.others.more,
+        also_closes: others.iter().flat_map(|others| &others.named).map(AppRef::from).collect(),
+        also_closes_more: others.map_or(0, |others| others.more),
         told: told(incident, reading),
         grace: grace(incident, reading),
         due: incident.due.as_ref().map(|due| kept::Due {
@@ -121,7 +122,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
             })
             .collect(),
         decisions: log(incident.decisions.iter().map(|entry| decision(entry)), &incident.foreign),
-        decided: incident.decided,
+        decided: incident.decided.into(),
         observed: incident.observed,
         writer: None,
     }
@@ -194,7 +195,8 @@ fn log(own: impl Iterator<Item = kept::Decision>, foreign: &[kept::Decision]) ->
 }
 
 /// How an App is reached. Bounded, because its tenant makes the Services.
-fn exposure(File { exposure, once_closed, .. }: &File) -> kept::Exposure {
+fn exposure(file: &File) -> kept::Exposure {
+    let exposure = &file.exposure;
     let some = |all: &[Text]| all.iter().take(MAX_SERVICES).cloned().collect::<Vec<Text>>();
     let is_plain = exposure.otherwise == exposure.services;
     kept::Exposure {
@@ -202,7 +204,7 @@ fn exposure(File { exposure, once_closed, .. }: &File) -> kept::Exposure {
         ingresses: some(&exposure.ingresses),
         otherwise: (!is_plain).then(|| some(&exposure.otherwise)),
         left_open: some(&exposure.left_open),
-        once_closed: some(once_closed),
+        once_closed: some(&file.once_closed),
         nothing_closed: exposure.nothing_closed.clone(),
     }
 }
@@ -223,12 +225,8 @@ fn evidence(
         first_seen: ground.first_seen.get(),
         fresh_at: ground.fresh_at.wall(),
         timestamp: ground.record.timestamp.clone(),
-        observations: ground.observations,
-        // Rounded up: too long an interval only delays the release.
-        scan_interval: ground
-            .longest_interval()
-            .map(Span::get)
-            .map(|interval| interval.as_secs() + u64::from(interval.subsec_nanos() > 0)),
+        observations: ground.observations.into(),
+        scan_interval: ground.longest_interval().map(whole_seconds),
         hidden_for: Some(ground.hidden_for.get().as_secs()).filter(|seconds| *seconds > 0),
         cleared,
     }

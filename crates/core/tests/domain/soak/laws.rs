@@ -187,7 +187,8 @@ impl Soak {
             let runs = |pod: &&Pod| pod.runs(self.now()) && selected.contains(&pod.app);
             let selected = tenant.living().filter(runs);
             for other in selected.filter(|pod| !pod.apps.contains(&*block.app.name)) {
-                if !block.exposure.others.named.contains(&app_of(number, &other.app)) {
+                let others = block.exposure.others.as_deref();
+                if !others.is_some_and(|others| others.named.contains(&app_of(number, &other.app))) {
                     self.fail(&format!("{} closes {} too, and does not say so", block.app, other.app));
                 }
             }
@@ -256,7 +257,7 @@ impl Soak {
         if self.world.facts.apps.is_empty() {
             return;
         }
-        let is_in = |services: fn(&Block) -> &Vec<Text>, host: &Text| {
+        let is_in = |services: fn(&Block) -> &[Text], host: &Text| {
             blocks.iter().any(|it| services(it).contains(host))
         };
         for (service, _) in

@@ -59,7 +59,7 @@ fn a_block_says_what_it_is_for_even_if_nothing_is_left_of_it() {
     world.book.inherit([found], &world.policy, world.now);
     let accused = |world: &mut World| {
         let block = world.evaluate().plan.blocks[0].clone();
-        (block.grounds.len(), block.left.clone(), block.accused().cloned().collect::<Vec<_>>())
+        (block.grounds.len(), block.left.to_vec(), block.accused().cloned().collect::<Vec<_>>())
     };
     assert_eq!(accused(&mut world), (0, keys.clone(), keys.clone()));
     // Accused again, it is blocked for that.

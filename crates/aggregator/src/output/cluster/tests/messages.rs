@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use procscan_core::plan::{Notice, NoticePhase, OtherApps, Summary};
+use procscan_core::plan::{Notice, NoticePhase, Summary};
 
 use super::*;
 use crate::config::Config;
@@ -115,8 +115,8 @@ fn notices(apps: &[&str]) -> Plan {
                 told,
                 inherited: false,
                 phase,
-                processes: vec!["xmrig".into()],
-                others: OtherApps::default(),
+                processes: ["xmrig".into()].into(),
+                others: None,
             })
         })
         .collect();

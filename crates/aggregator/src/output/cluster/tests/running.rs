@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use procscan_core::plan::{Notice, NoticePhase, OtherApps};
+use procscan_core::plan::{Notice, NoticePhase};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
@@ -65,8 +65,8 @@ fn notice(namespace: &str, phase: NoticePhase) -> Arc<Notice> {
         told: "2026-01-02T03:04:05Z".parse().unwrap(),
         inherited: false,
         phase,
-        processes: vec!["xmrig".into()],
-        others: OtherApps::default(),
+        processes: ["xmrig".into()].into(),
+        others: None,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Messages as their readers treat them: read, deleted, edited, and told again by another leader.
 
-use procscan_core::plan::{Notice, NoticePhase, OtherApps, Summary};
+use procscan_core::plan::{Notice, NoticePhase, Summary};
 
 use super::world::{ApiServer, MESSAGES};
 use super::*;
@@ -17,8 +17,8 @@ fn notice(phase: NoticePhase) -> Notice {
         told: at("2026-01-02T03:04:05Z"),
         inherited: false,
         phase,
-        processes: vec!["xmrig".into()],
-        others: OtherApps::default(),
+        processes: ["xmrig".into()].into(),
+        others: None,
     }
 }
 
@@ -99,7 +99,7 @@ async fn what_its_tenant_has_deleted_stays_deleted_until_there_is_news() {
     assert!(!server.world().asked.iter().any(|asked| asked.namespace.as_deref() == Some(NAMESPACE)));
     assert!(message(&server).is_none() && output.has_told(&plan.notices[0]));
     // Other words of the same news are no news either.
-    Arc::make_mut(&mut plan.notices[0]).processes.push("other".into());
+    Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
     write(&mut output, &plan).await;
     assert!(message(&server).is_none());
     let news = Notice { told: at("2026-01-03T00:00:00Z"), ..grace() };
@@ -113,7 +113,7 @@ async fn what_its_tenant_has_deleted_stays_deleted_until_there_is_news() {
 async fn other_words_of_the_same_news_are_written_and_stay_read_and_news_is_unread() {
     let (server, mut output, mut plan) = told().await;
     edit(&server, read);
-    Arc::make_mut(&mut plan.notices[0]).processes.push("other".into());
+    Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
     assert_eq!(write(&mut output, &plan).await.written, 1);
     let now = message(&server).unwrap();
     assert!(now["spec"].to_string().contains("other"), "{now:#}");
@@ -132,7 +132,7 @@ async fn another_leader_tells_no_tenant_again_what_the_one_before_has_told() {
     assert!(next.has_told(&plan.notices[0]));
     assert_eq!(server.writes(), Vec::<String>::new());
     // It has other words for it, such as those of a newer version, and puts its own right from then on.
-    Arc::make_mut(&mut plan.notices[0]).processes.push("other".into());
+    Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
     let mut next = server.output();
     for title in ["Blocked", "You have won"] {
         edit(&server, |message| message["spec"]["title"] = title.into());

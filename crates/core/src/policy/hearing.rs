@@ -21,7 +21,8 @@ type Known = (EvidenceId, Moment, App);
 
 /// The App that each piece of evidence counts against, for look-ups in the order of the keys.
 struct Accused {
-    /// Ordered by evidence. Two Apps may have a ground for the same evidence, one after the other: the later one comes first.
+    /// Ordered by evidence. Two Apps may have a ground for the same evidence, one after the other: the later ground comes first,
+    /// and of equally late ones that of the lesser App.
     known: Vec<Known>,
     /// How many of `known` come before the key that was looked up last.
     passed: usize,
@@ -29,8 +30,11 @@ struct Accused {
 
 impl Accused {
     fn new(mut known: Vec<Known>) -> Self {
-        // From incidents it is mostly in order already, because Apps and keys are ordered by namespace first.
-        known.sort_by(|(id, at, _), (other, other_at, _)| id.cmp(other).then(other_at.cmp(at)));
+        // From incidents it is mostly in order already, because Apps and keys are ordered by namespace first. Sorted in place,
+        // because it has an entry for each accusation.
+        known.sort_unstable_by(|(id, at, app), (other, other_at, other_app)| {
+            id.cmp(other).then(other_at.cmp(at)).then_with(|| app.cmp(other_app))
+        });
         Self { known, passed: 0 }
     }
 
@@ -329,8 +333,7 @@ mod tests {
             let mut latest: BTreeMap<(u8, u8), (u64, u8)> = BTreeMap::new();
             let known = grounds.iter().map(|(pod, of, at, app)| {
                 let last = latest.entry((*pod, *of)).or_insert((*at, *app));
-                // Of equally late ones, the first.
-                if last.0 < *at {
+                if last.0 < *at || last.0 == *at && *app < last.1 {
                     *last = (*at, *app);
                 }
                 let at = Moment::new(Duration::from_secs(*at), Timestamp::UNIX_EPOCH);

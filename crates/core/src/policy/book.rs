@@ -147,15 +147,9 @@ impl Book {
         self.aside.has_unknown = true;
     }
 
-    /// A Notification that told `app`'s tenant something at `at` has been written by `now`. Whether something may be decided now:
-    /// a grace counts from when its tenant could know of it.
-    pub fn delivered(&mut self, app: &App, at: Timestamp, now: Moment) -> bool {
-        self.incidents.get_mut(app).is_some_and(|incident| incident.note_delivered(at.into(), now))
-    }
-
-    /// Like [`Book::delivered`], for all Apps in `told`, each with the time that its Notification states. Returns whether
-    /// something may be decided now for at least one of them.
-    pub fn note_deliveries(&mut self, told: &BTreeMap<App, WallTime>, now: Moment) -> bool {
+    /// The Notifications that tell the tenants of these Apps something, each as of that time, have been written by `now`. Returns
+    /// whether something may be decided now: a grace counts from when its tenant could know of it.
+    pub fn delivered(&mut self, told: &BTreeMap<App, WallTime>, now: Moment) -> bool {
         let mut told = InOrder::new(told);
         let mut is_news = false;
         for (app, incident) in &mut self.incidents {

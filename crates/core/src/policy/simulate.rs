@@ -125,9 +125,8 @@ pub fn simulate(
                 why.insert(decision.app, format!("{}: {}", decision.kind.as_str(), decision.reason));
             }
         }
-        for notice in &evaluation.plan.notices {
-            book.delivered(&notice.app, notice.told, moment);
-        }
+        let told = evaluation.plan.notices.iter().map(|notice| (notice.app.clone(), notice.told.into()));
+        book.delivered(&told.collect(), moment);
         blocked.extend(evaluation.plan.blocks.iter().map(|block| block.app.clone()));
     }
     let recorded = recorded(incidents, since);

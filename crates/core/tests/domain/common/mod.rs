@@ -330,9 +330,8 @@ impl World {
         self.decided_late = lost.into_iter().filter(|it| is_late(&it.app)).collect();
         let plan = self.book.plan(&self.policy, &self.facts, self.now);
         if !self.is_mute {
-            for notice in &plan.notices {
-                self.book.delivered(&notice.app, notice.told, self.now);
-            }
+            let told = plan.notices.iter().map(|notice| (notice.app.clone(), notice.told.into()));
+            self.book.delivered(&told.collect(), self.now);
             self.keep();
         }
         let held = self.book.held(&self.policy);

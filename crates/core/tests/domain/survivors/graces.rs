@@ -1,11 +1,13 @@
 //! The grace: what is persisted of it, what takes it back, and what the names of a workload share.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, record_of};
 use crate::grace::{
     accuse, find, is_blocked, is_blocked_in, is_warned_and_stops, release, standing, stops, with_grace,
 };
+use jiff::SignedDuration;
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{Act, Evaluation, Lineage, Pattern, Standing};
@@ -48,6 +50,23 @@ fn an_exemption_gives_a_whole_grace_if_another_leader_gave_the_one_before() {
         world.policy.exemptions.clear();
         is_blocked_in(&mut world, 10, "after the exemption");
     }
+}
+
+#[test]
+fn that_a_warning_was_written_is_news_once_and_whatever_else_was_written() {
+    let mut world = with_grace(10);
+    world.is_mute = true;
+    let evaluation = find(&mut world, &["xmrig"]);
+    let warning = &evaluation.plan.notices[0];
+    assert!(matches!(warning.phase, NoticePhase::Grace { .. }));
+    let others = ["ns-0", "ns-z"].map(|other| (app(other), warning.told.into()));
+    let mut told: BTreeMap<_, _> = others.into();
+    assert!(!world.book.delivered(&told, world.now));
+    told.insert(warning.app.clone(), (warning.told - SignedDuration::from_secs(1)).into());
+    assert!(!world.book.delivered(&told, world.now), "what was told before");
+    told.insert(warning.app.clone(), warning.told.into());
+    assert!(world.book.delivered(&told, world.now));
+    assert!(!world.book.delivered(&told, world.now));
 }
 
 #[test]
@@ -96,7 +115,7 @@ fn only_the_warning_itself_counts_as_told() {
     accuse(&mut world);
     assert!(matches!(standing(&world), Standing::Grace { .. }));
     // Only now is it written that the last grace is over.
-    assert!(!world.book.delivered(&over.app, over.told, world.now));
+    assert!(!world.book.delivered(&[(over.app.clone(), over.told.into())].into(), world.now));
     world.wait(5 * MINUTE);
     (world.policy.max_notices_per_round, world.is_mute) = (10, false);
     is_blocked_in(&mut world, 10, "once it is warned");

@@ -319,3 +319,75 @@ fn is_rare_kept_by(now: &Rare, saved: &Rare) -> bool {
         && release_due == &saved.release_due
         && releases.iter().map(StickyRelease::words).eq(saved.releases.iter().map(StickyRelease::words))
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::names::Text;
+    use crate::policy::Brake;
+    use crate::policy::window::ReleaseDue;
+
+    fn now() -> Moment {
+        Moment::new(Duration::from_hours(1), Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_file_that_differs_in_one_rare_field_is_written() {
+        let release = || StickyRelease {
+            process: None,
+            rule: None,
+            until: Timestamp::UNIX_EPOCH,
+            until_by_clock: None,
+            actor: "ops".into(),
+        };
+        let due = || ReleaseDue { at: Timestamp::UNIX_EPOCH.into(), passed: true, proven: false };
+        let texts = || vec![Text::from("web.ns-a.svc")];
+        let all: [(&str, Rare); 9] = [
+            ("held", Rare { held: Some((now(), Brake::NewTenants)), ..Rare::default() }),
+            ("inherited", Rare { inherited: Some([].into()), ..Rare::default() }),
+            ("release_held", Rare { release_held: Some(now()), ..Rare::default() }),
+            ("once_closed", Rare { once_closed: texts(), ..Rare::default() }),
+            (
+                "formerly",
+                Rare { formerly: [App::new("ns-a", "app", "web")].into_iter().collect(), ..Rare::default() },
+            ),
+            ("exempted", Rare { exempted: Some("why".into()), ..Rare::default() }),
+            ("withheld", Rare { withheld: texts(), ..Rare::default() }),
+            ("release_due", Rare { release_due: Some(due()), ..Rare::default() }),
+            ("releases", Rare { releases: vec![release()], ..Rare::default() }),
+        ];
+        let none = File::new(now());
+        for (field, rare) in all {
+            let mut file = none.clone();
+            file.set_rare(rare.clone());
+            assert!(is_file_kept_by(&file, &file.clone()), "{field}");
+            assert!(!is_file_kept_by(&file, &none) && !is_file_kept_by(&none, &file), "{field}");
+            // Reset, it takes no memory any more.
+            file.reset_rare(|it| *it = rare);
+            assert!(file.rare.is_some(), "{field}");
+            file.reset_rare(|it| *it = Rare::default());
+            assert!(file.rare.is_none() && is_file_kept_by(&file, &none), "{field}");
+        }
+        let mut file = none.clone();
+        file.set_rare(Rare::default());
+        file.reset_rare(|_| unreachable!());
+        assert!(file.rare.is_none());
+    }
+
+    #[test]
+    fn what_was_persisted_of_an_incident_is_forgotten_with_it() {
+        let apps = ["a", "b", "c"].map(|name| App::new("ns-a", "app", name));
+        let mut book = Book::default();
+        for app in &apps {
+            book.incidents.insert(app.clone(), Incident::new(now()));
+        }
+        assert_eq!(book.unsaved(), apps);
+        book.saved(&apps);
+        assert!(book.unsaved().is_empty());
+        book.incidents.remove(&apps[1]);
+        book.saved([]);
+        assert!(book.effective.keys().eq([&apps[0], &apps[2]]));
+    }
+}

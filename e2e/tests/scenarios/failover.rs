@@ -231,19 +231,24 @@ async fn a_leader_that_is_frozen_writes_nothing_more_when_it_thaws() -> anyhow::
     only_leaders_write(&replicas)
 }
 
-/// By the API server's own log: a Notification for each block, and no second write to any of them.
+/// A Notification for each block, and by the API server's own log no second write to any of them.
 async fn each_is_told_once(replicas: &Replicas) -> anyhow::Result<()> {
     // The gateway comes first, and the log after the answer.
     let writes = until("everybody to be told", LIMIT, async || {
         let writes = audit::writes(&replicas.world.cluster.audit_of_aggregator()?)?;
-        let untold = replicas.pods.iter().find(|(namespace, _)| told(&writes, namespace).is_empty());
-        ensure!(untold.is_none(), "nobody has told {untold:?}");
+        for (namespace, _) in
+            replicas.pods.iter().filter(|(namespace, _)| told(&writes, namespace).is_empty())
+        {
+            // The log has no success of a write whose writer was killed before the answer, although the object is there.
+            let there = replicas.world.notifications(namespace).list(&ListParams::default()).await?.items;
+            ensure!(there.len() == 1, "nobody has told {namespace}: {} Notifications", there.len());
+        }
         Ok(writes)
     })
     .await?;
     for (namespace, _) in &replicas.pods {
         let told = told(&writes, namespace);
-        ensure!(told.len() == 1, "{told:?}");
+        ensure!(told.len() <= 1, "{told:?}");
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Documents as they are in memory: compressed, because they are many, and seldom read.
 //!
-//! Taken apart, an incident takes six times what its JSON does, and its JSON five times what is left of it here: most of it is what
+//! Taken apart, an incident takes six times what its JSON does, and its JSON six times what is left of it here: most of it is what
 //! all incidents have in common.
 
 use std::sync::{LazyLock, Mutex, PoisonError};

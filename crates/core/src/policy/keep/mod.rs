@@ -377,6 +377,15 @@ mod tests {
     }
 
     #[test]
+    fn an_incident_that_has_ended_has_neither_a_held_release_nor_an_exemption() {
+        let mut incident = Incident::new(now());
+        let rare = incident.file().rare_mut();
+        (rare.release_held, rare.exempted) = (Some(now()), Some("why".into()));
+        incident.end(now());
+        assert!(incident.release_held.is_none() && incident.exempted.is_none());
+    }
+
+    #[test]
     fn what_was_persisted_of_an_incident_is_forgotten_with_it() {
         let apps = ["a", "b", "c"].map(|name| App::new("ns-a", "app", name));
         let mut book = Book::default();

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Authenticator, Views};
 use crate::clock::Clock;
-use crate::collector::{Cadence, Client, ClientOptions, Collector};
+use crate::collector::{Cadence, Client, ClientOptions, Collector, SMALL_ANSWER};
 use crate::config::{Config, DiscoveryMode, OutputMode, StateMode};
 use crate::discovery::{self, Dns, Kubernetes, Polled, Port, Source, TargetSet};
 use crate::evidence::{Evidence, EvidenceStatus};
@@ -494,7 +494,8 @@ fn client(config: &Config) -> ClientOptions {
         path: config.daemonset.api_path.clone(),
         connect_timeout: collector.connect_timeout.min(timeout),
         timeout,
-        max_body: collector.max_body,
+        max_read: collector.max_read.max(collector.max_body),
+        small: SMALL_ANSWER,
         byte_budget: collector.byte_budget,
         limits: config.limits(),
     }

@@ -13,6 +13,7 @@
 //! * [`policy`]: decides who is blocked and who is told, with a reason for each decision.
 //! * [`plan`]: what the policy wants to be true outside.
 //! * [`resources`]: the plan as Kubernetes objects.
+//! * [`shares`]: how a limited amount is shared among many.
 //! * [`state`]: what is kept of incidents, exemptions and operators' acts, so that a restart forgets nothing.
 //!
 //! Time is always passed in, as a [`Moment`]: whoever calls decides what time it is.
@@ -29,6 +30,7 @@ pub mod plan;
 pub mod policy;
 pub mod report;
 pub mod resources;
+pub mod shares;
 pub mod snapshot;
 pub mod state;
 

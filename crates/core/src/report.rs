@@ -6,7 +6,11 @@
 //! The wire format is that of the upstream agent (labring/CompliK, `procscan/`): a JSON array of objects of nine strings.
 
 mod decode;
+mod gathering;
+mod instant;
+mod json;
 mod record;
+mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +19,7 @@ use serde::{Serialize, Serializer};
 
 pub use self::decode::{DecodeError, Limits, decode};
 pub use self::record::{Claim, DATE_TOLERANCE, Record, RecordRef, Records, age_by_own_clock};
+pub use self::stream::Decoder;
 
 use crate::Moment;
 use crate::names::{NodeName, Text};
@@ -179,6 +184,11 @@ impl LeftOut {
         } else {
             (self.namespaces, self.is_full) = (BTreeSet::new(), true);
         }
+    }
+
+    /// The namespaces that are remembered one by one, in order.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Text> {
+        self.namespaces.iter()
     }
 
     /// Whether records of `namespace` may have been left out.

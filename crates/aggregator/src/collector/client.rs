@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use httparse::Header;
 use jiff::Timestamp;
-use procscan_core::report::{self, Failure, FailureReason, Limits, Outcome};
+use procscan_core::report::{Failure, FailureReason, Limits, Outcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::body::{self, Body, Budget, Encoding, Share};
+use super::body::{Body, Budget, Reader, Share};
 use super::http::{self, HttpError};
 use super::sockets::Sockets;
+use super::unpack::Encoding;
 
 /// What answers may cost.
 #[derive(Clone, Debug)]
@@ -29,8 +30,10 @@ pub struct ClientOptions {
     pub connect_timeout: Duration,
     /// How long everything together may take, a retry included.
     pub timeout: Duration,
-    /// The largest body, in bytes, counted decompressed.
-    pub max_body: usize,
+    /// The most that is read of one answer, in bytes, counted on either side of decompression.
+    pub max_read: usize,
+    /// The most bytes, on either side of decompression, of an answer that is decoded where it is waited for.
+    pub small: usize,
     /// What all bodies in flight may take together, in bytes.
     pub byte_budget: usize,
     /// How much of one answer is kept.
@@ -47,6 +50,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 pub struct Client {
     options: Arc<ClientOptions>,
     budget: Budget,
+    reader: Reader,
     sockets: Arc<Sockets>,
 }
 
@@ -78,7 +82,13 @@ impl Client {
     /// A client with a budget of its own.
     pub fn new(options: ClientOptions) -> Self {
         let budget = Budget::new(options.byte_budget);
-        Self { options: Arc::new(options), budget, sockets: Arc::default() }
+        let reader = Reader::new(options.limits, options.small, options.max_read);
+        Self { options: Arc::new(options), budget, reader, sockets: Arc::default() }
+    }
+
+    /// A round begins: what is read of large answers is shared out anew.
+    pub(super) fn begin_round(&self) {
+        self.reader.begin_round();
     }
 
     /// Asks `address` once, and once more after a failure that costs no time.
@@ -147,8 +157,8 @@ impl Client {
             detail: "a Content-Encoding other than gzip and zstd".to_owned(),
         })?;
         let lease = self.budget.lease(is_on_probation);
-        let body = body::read(&mut incoming, encoding, self.options.max_body, lease).await;
-        Ok(self.judge(body, head))
+        let body = self.reader.read(&mut incoming, encoding, is_on_probation, lease).await;
+        Ok(judge(body, head))
     }
 
     fn request(&self, address: &str, etag: Option<&str>) -> Result<Vec<u8>, Failure> {
@@ -198,26 +208,22 @@ impl Client {
             Err(Failure { reason: FailureReason::ConnectTimeout, detail })
         })
     }
+}
 
-    /// From bytes to an outcome: whole, in part, or nothing.
-    fn judge(&self, body: Body, head: Head) -> Exchange {
-        let Body { bytes, trouble, share } = body;
-        let (mut answer, decoded) = report::decode(&bytes, &self.options.limits);
-        answer.date = head.date;
-        let malformed =
-            |e: report::DecodeError| Failure { reason: FailureReason::Malformed, detail: e.to_string() };
-        let trouble = trouble.or(decoded.map_err(malformed).err());
-        match trouble {
-            Some(failure) if answer.records.is_empty() && answer.rejected.total() == 0 => {
-                Exchange::bare(Outcome::Failed(failure), None)
-            }
-            Some(failure) => Exchange { outcome: Outcome::Partial(answer, failure), etag: None, share },
-            None => {
-                // With the tag the next answer could be a 304, which does not say of which namespaces records were left
-                // out.
-                let etag = head.etag.filter(|_| answer.left_out.is_empty());
-                Exchange { outcome: Outcome::Complete(answer), etag, share }
-            }
+/// From a body to an outcome: whole, in part, or nothing.
+fn judge(body: Body, head: Head) -> Exchange {
+    let Body { mut answer, trouble, share } = body;
+    answer.date = head.date;
+    match trouble {
+        Some(failure) if answer.records.is_empty() && answer.rejected.total() == 0 => {
+            Exchange::bare(Outcome::Failed(failure), None)
+        }
+        Some(failure) => Exchange { outcome: Outcome::Partial(answer, failure), etag: None, share },
+        None => {
+            // With the tag the next answer could be a 304, which does not say of which namespaces records were left
+            // out.
+            let etag = head.etag.filter(|_| answer.left_out.is_empty());
+            Exchange { outcome: Outcome::Complete(answer), etag, share }
         }
     }
 }
@@ -237,13 +243,19 @@ impl Head {
                     |tag: &&str| tag.len() <= MAX_ETAG && tag.bytes().all(|byte| byte.is_ascii_graphic());
                 head.etag = text.filter(is_sound).map(str::to_owned);
             } else if name.eq_ignore_ascii_case("date") {
-                // An HTTP date is an RFC 2822 date in GMT.
-                let parser = jiff::fmt::rfc2822::DateTimeParser::new();
-                head.date = text.and_then(|text| parser.parse_timestamp(text).ok());
+                head.date = text.and_then(date);
             }
         }
         head
     }
+}
+
+/// The time that a `Date` header names: in one of the three forms of RFC 9110, section 5.6.7, or in the form of RFC 2822, which allows
+/// more zones.
+fn date(text: &str) -> Option<Timestamp> {
+    let parser = jiff::fmt::rfc2822::DateTimeParser::new();
+    let usual = parser.parse_timestamp(text).ok();
+    usual.or_else(|| Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok())
 }
 
 /// Only failures that cost no time are worth a second try in the same round; what has timed out once has had its time.
@@ -284,8 +296,9 @@ mod tests {
             path: "/".to_owned(),
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(10),
-            max_body: 1 << 18,
-            byte_budget: 1 << 20,
+            max_read: 8 << 20,
+            small: 64 << 10,
+            byte_budget: 8 << 20,
             limits: Limits::default(),
         })
     }
@@ -369,23 +382,141 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_answer_holds_its_share_of_the_budget_for_as_long_as_its_records_wait() {
-        let (client, size) = (client(), 1 << 17);
+        let client = client();
         let all = client.budget.left();
-        let record = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","timestamp":"2026-01-01T00:00:00Z"}"#;
-        let padding = " ".repeat(size);
-        for (body, is_whole) in [(format!("[{record}{padding}]"), true), (format!("[{padding}"), false)] {
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-            let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
-            let (stream, mut agent) = tokio::io::duplex(answer.len());
-            agent.write_all(answer.as_bytes()).await.unwrap();
-            let has_begun = AtomicBool::default();
-            let exchange = client.exchange(stream, request, None, false, &has_begun).await.unwrap();
+        let records: Vec<String> = (0..1000).map(|n| record("ns-a", &format!("web-{n}"), "")).collect();
+        let listed = format!("[{}]", records.join(","));
+        for (body, is_whole) in [(listed, true), (format!("[{}", " ".repeat(1 << 18)), false)] {
+            let exchange = exchange(&client, "", body.as_bytes()).await;
             assert_eq!(matches!(exchange.outcome, Outcome::Complete(_)), is_whole, "{:?}", exchange.outcome);
             let held = all - client.budget.left();
             // Where there is nothing to take in, nothing is held.
-            assert_eq!(held > size / 2, is_whole, "{held}");
+            assert_eq!(held > 1 << 16, is_whole, "{held}");
             drop(exchange);
             assert_eq!(client.budget.left(), all);
+        }
+    }
+
+    fn record(namespace: &str, pod: &str, cmdline: &str) -> String {
+        format!(
+            r#"{{"pod":"{pod}","namespace":"{namespace}","process":"xmrig","cmdline":"{cmdline}","timestamp":"2026-01-01T00:00:00Z"}}"#
+        )
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        use std::io::Write;
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// What comes of an answer with these header lines and this body.
+    async fn exchange(client: &Client, headers: &str, body: &[u8]) -> Exchange {
+        let head = format!("HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+        exchange_raw(client, &[head.as_bytes(), body].concat()).await
+    }
+
+    async fn exchange_raw(client: &Client, answer: &[u8]) -> Exchange {
+        let (stream, mut agent) = tokio::io::duplex(16 << 10);
+        let has_begun = AtomicBool::default();
+        let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+        let send = async {
+            // It may be refused before all of it is sent.
+            let _ = agent.write_all(answer).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            exchange = client.exchange(stream, request, None, false, &has_begun) => exchange.unwrap(),
+            () = send => unreachable!("it never ends"),
+        }
+    }
+
+    fn namespaces(exchange: &Exchange) -> Vec<String> {
+        match &exchange.outcome {
+            Outcome::Complete(answer) | Outcome::Partial(answer, _) => {
+                answer.records.iter().map(|record| record.key.namespace.to_owned()).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// As the real agent writes it: `<` takes six bytes, and the record's time comes after it.
+    #[tokio::test]
+    async fn a_command_line_of_any_length_hides_no_record() {
+        let client = client();
+        let all = client.budget.left();
+        let long = record("ns-b", "web", &"\\u003c".repeat(720_000));
+        let body = format!("[{},{long},{}]", record("ns-a", "web", "x"), record("ns-c", "web", "x"));
+        assert!(body.len() > 4 << 20);
+        let zstd = zstd::encode_all(body.as_bytes(), 1).unwrap();
+        for (coding, body) in
+            [("identity", body.clone().into_bytes()), ("gzip", gzip(body.as_bytes())), ("zstd", zstd)]
+        {
+            let exchange = exchange(&client, &format!("Content-Encoding: {coding}\r\n"), &body).await;
+            assert!(
+                matches!(exchange.outcome, Outcome::Complete(_)),
+                "{coding}: {:?}",
+                exchange.outcome.failure()
+            );
+            assert_eq!(namespaces(&exchange), ["ns-a", "ns-b", "ns-c"], "{coding}");
+            let held = all - client.budget.left();
+            assert!(held <= 2 << 20, "{coding}: {held} bytes of the budget");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_read_of_an_answer_has_a_limit_and_what_came_before_it_is_used() {
+        let options = ClientOptions { max_read: 1 << 19, ..(*client().options).clone() };
+        let client = Client::new(options);
+        let first = record("ns-a", "web", "x");
+        let long = format!("[{first},{}]", record("ns-b", "web", &"x".repeat(1 << 20)));
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        // Each byte of the body has an extension of 16 KiB around it.
+        let extension = format!("1;{}\r\n \r\n", "x".repeat(16_000)).repeat(64);
+        let chunked = format!("{head}{:x}\r\n[{first},\r\n{extension}", first.len() + 2);
+        let whole = |body: &[u8], headers: &str| {
+            let head = format!("HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+            [head.as_bytes(), body].concat()
+        };
+        let answers = [
+            whole(long.as_bytes(), ""),
+            whole(&gzip(long.as_bytes()), "Content-Encoding: gzip\r\n"),
+            chunked.into_bytes(),
+        ];
+        for answer in answers {
+            let exchange = exchange_raw(&client, &answer).await;
+            let failure = exchange.outcome.failure().expect("more than is read");
+            assert_eq!(failure.reason, FailureReason::TooLarge, "{failure:?}");
+            assert_eq!(namespaces(&exchange), ["ns-a"]);
+        }
+        // Empty gzip members cost time for nothing.
+        let members = gzip(b"").repeat(20_000);
+        let exchange = exchange_raw(&client, &whole(&members, "Content-Encoding: gzip\r\n")).await;
+        let failure = exchange.outcome.failure().expect("too many members");
+        assert!(failure.detail.contains("256 parts"), "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn other_names_of_a_coding_and_all_forms_of_a_date_are_read() {
+        let client = client();
+        let body = format!("[{}]", record("ns-a", "web", "x"));
+        let padded = [gzip(body.as_bytes()), vec![0; 512]].concat();
+        for (coding, body) in
+            [("", body.clone().into_bytes()), ("x-gzip", gzip(body.as_bytes())), ("gzip", padded)]
+        {
+            let exchange = exchange(&client, &format!("Content-Encoding: {coding}\r\n"), &body).await;
+            assert!(matches!(exchange.outcome, Outcome::Complete(_)), "{coding:?}: {:?}", exchange.outcome);
+        }
+        for date in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+            "Sun, 6 Nov 1994 09:49:37 +0100",
+        ] {
+            let exchange = exchange(&client, &format!("Date: {date}\r\n"), body.as_bytes()).await;
+            let Outcome::Complete(answer) = exchange.outcome else { panic!("{:?}", exchange.outcome) };
+            let told = answer.date.map(|date| date.to_string());
+            assert_eq!(told.as_deref(), Some("1994-11-06T08:49:37Z"), "{date}");
         }
     }
 }

@@ -3,18 +3,26 @@
 
 use std::io::{self, Write};
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use procscan_core::report::{self, Limits, Outcome};
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::runtime::{Builder, Runtime};
 
 use super::client::{Client, ClientOptions};
 
 /// Small enough to be exceeded by what a small answer decompresses to.
-const MAX_BODY: usize = 16 << 10;
+const MAX_READ: usize = 16 << 10;
+/// Small enough for many inputs to be decoded in pieces.
+const SMALL: usize = 200;
+const LIMITS: Limits = Limits { records: 6, bytes: 1200, process: 12, cmdline: 24, field: 40 };
+
+/// Where large answers are decoded.
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads"));
 
 /// Laws of an answer as it comes over the wire, and of one whose body is the input.
 ///
@@ -25,9 +33,10 @@ pub fn http(input: &[u8]) {
         path: "/".to_owned(),
         connect_timeout: Duration::ZERO,
         timeout: Duration::ZERO,
-        max_body: MAX_BODY,
+        max_read: MAX_READ,
+        small: SMALL,
         byte_budget: 8 << 20,
-        limits: Limits { records: 6, process: 12, cmdline: 24, field: 40 },
+        limits: LIMITS,
     });
     however_it_arrives(&client, input);
     framed(&client, input);
@@ -45,14 +54,16 @@ fn however_it_arrives(client: &Client, input: &[u8]) {
 /// A body arrives as it was sent, however it is compressed and its end is shown; one that breaks off is never taken for whole.
 fn framed(client: &Client, body: &[u8]) {
     let way = body.first().copied().unwrap_or(0);
+    let parts = body.chunks((body.len() / (1 + usize::from(way % 4))).max(1)).chain([&[][..]]);
     let (coding, sent) = match way % 3 {
         0 => ("identity", body.to_vec()),
+        // In several members or frames, empty ones among them, and with zeros behind the last member.
         1 => {
-            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            encoder.write_all(body).expect("memory");
-            ("gzip", encoder.finish().expect("memory"))
+            let mut members: Vec<u8> = parts.clone().flat_map(gzip).collect();
+            members.resize(members.len() + usize::from(way % 7), 0);
+            ("gzip", members)
         }
-        _ => ("zstd", zstd::encode_all(body, 1).expect("memory")),
+        _ => ("zstd", parts.clone().flat_map(|part| zstd::encode_all(part, 1).expect("memory")).collect()),
     };
     let head = format!("HTTP/1.1 200 OK\r\nContent-Encoding: {coding}\r\n");
     let mut answer = head.clone().into_bytes();
@@ -75,8 +86,7 @@ fn framed(client: &Client, body: &[u8]) {
         answer.extend_from_slice(&sent);
     }
     let (outcome, told) = ask(client, &answer, answer.len(), answer.len());
-    let (expected, result) =
-        report::decode(body, &Limits { records: 6, process: 12, cmdline: 24, field: 40 });
+    let (expected, result) = report::decode(body, &LIMITS);
     match outcome {
         Some(Outcome::Complete(answer)) => {
             assert_eq!(result, Ok(()));
@@ -85,10 +95,10 @@ fn framed(client: &Client, body: &[u8]) {
         Some(Outcome::Partial(answer, _)) => {
             assert_eq!((answer.records, answer.rejected), (expected.records, expected.rejected));
         }
-        _ => assert!(result.is_err() && expected.records.is_empty() || body.len() > MAX_BODY, "{told}"),
+        _ => assert!(result.is_err() && expected.records.is_empty() || body.len() > MAX_READ, "{told}"),
     }
     // Even the last byte matters, where the end is shown by more than the end.
-    if !(ends_by_closing && coding == "identity") {
+    if !ends_by_closing {
         let last = answer.len() - 1;
         for cut in [last, head.len() + (last - head.len()) / 2] {
             let part = answer.get(..cut).unwrap_or_default();
@@ -98,13 +108,18 @@ fn framed(client: &Client, body: &[u8]) {
     }
 }
 
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).expect("memory");
+    encoder.finish().expect("memory")
+}
+
 /// What comes of an answer that arrives in pieces: `first` bytes, then `then` at a time. As a value, and with its tag as text.
 fn ask(client: &Client, answer: &[u8], then: usize, first: usize) -> (Option<Outcome>, String) {
     let stream = tokio::io::join(Pieces { rest: answer, next: first, then }, tokio::io::sink());
     let has_begun = AtomicBool::default();
-    let exchange =
-        client.exchange(stream, b"GET /".to_vec(), Some("\"a\""), false, &has_begun).now_or_never();
-    match exchange.expect("everything is there") {
+    let exchange = client.exchange(stream, b"GET /".to_vec(), Some("\"a\""), false, &has_begun);
+    match RUNTIME.block_on(exchange) {
         Ok(exchange) => {
             let told = format!("{:?} {:?}", exchange.outcome, exchange.etag);
             (Some(exchange.outcome), told)

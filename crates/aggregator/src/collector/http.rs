@@ -69,6 +69,8 @@ pub(super) struct Incoming<S> {
     /// What has been received and not been handed out is from `at` on.
     buffer: Vec<u8>,
     at: usize,
+    /// How many bytes have been received, the head included.
+    received: usize,
     rest: Rest,
 }
 
@@ -139,7 +141,8 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
                     }
                     let rest = rest(code, response.headers)?;
                     let told = head(code, response.headers);
-                    return Ok((told, Incoming { stream, buffer, at: start, rest }));
+                    let received = buffer.len();
+                    return Ok((told, Incoming { stream, buffer, at: start, received, rest }));
                 }
                 Status::Partial => break,
             }
@@ -201,6 +204,12 @@ fn rest(code: u16, headers: &[Header<'_>]) -> Result<Rest, Broken> {
 }
 
 impl<S: AsyncRead + Unpin> Incoming<S> {
+    /// How many bytes of the answer have been received: its head, its body, and what frames the pieces of the body. Between two
+    /// pieces it grows by [`MAX_HEAD`] and [`READ`] at most.
+    pub(super) fn received(&self) -> usize {
+        self.received
+    }
+
     /// The next piece of the body; nothing when it is whole.
     pub(super) async fn next(&mut self) -> Result<Option<&[u8]>, HttpError> {
         loop {
@@ -253,9 +262,11 @@ impl<S: AsyncRead + Unpin> Incoming<S> {
     async fn receive(&mut self) -> Result<(), HttpError> {
         self.buffer.drain(..self.at);
         self.at = 0;
-        if receive(&mut self.stream, &mut self.buffer).await? == 0 {
+        let received = receive(&mut self.stream, &mut self.buffer).await?;
+        if received == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
+        self.received = self.received.saturating_add(received);
         Ok(())
     }
 }

@@ -11,8 +11,10 @@ mod client;
 pub(crate) mod fuzz;
 mod health;
 mod http;
+mod reading;
 mod round;
 mod sockets;
+mod unpack;
 
 use procscan_core::report::Report;
 
@@ -22,6 +24,9 @@ pub use self::round::{Cadence, Collector};
 
 /// One in so many places, and in so many bytes of the budget, is for targets on probation: those whose last answer failed.
 pub(crate) const PROBATION_SHARE: usize = 4;
+
+/// The most bytes of an answer that is decoded where it is waited for: less than a millisecond of work.
+pub const SMALL_ANSWER: usize = 64 << 10;
 
 /// What the collector tells.
 #[derive(Debug)]

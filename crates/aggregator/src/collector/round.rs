@@ -221,6 +221,7 @@ impl Collector {
         let overdue = if self.round.is_open { Some(self.close()) } else { None };
         let number = self.round.counts.number + 1;
         self.round = Current::begin(number, true);
+        self.client.begin_round();
         let now = self.round.started;
         let spread =
             if number == 1 { FIRST_SPREAD.min(self.cadence.interval) } else { self.cadence.interval };
@@ -515,7 +516,8 @@ mod tests {
             path: "/".to_owned(),
             connect_timeout: LINGER,
             timeout: LINGER,
-            max_body: 0,
+            max_read: 0,
+            small: 0,
             byte_budget: 0,
             limits: procscan_core::report::Limits::default(),
         };

@@ -20,13 +20,17 @@ pub struct Collector {
     /// How long an answer may take from the first packet to the last byte, a retry included. Never more than a round.
     #[serde(deserialize_with = "values::duration")]
     pub timeout: Duration,
-    /// The largest body of one agent, counted decompressed.
+    /// What the records of one answer may take in memory. They share it fairly among namespaces.
     #[serde(deserialize_with = "values::size")]
     pub max_body: usize,
+    /// How much is read of one answer, counted on either side of decompression: text that is too long to be kept included. Never
+    /// less than `max_body`.
+    #[serde(deserialize_with = "values::size")]
+    pub max_read: usize,
     /// What all bodies in flight may take together.
     #[serde(deserialize_with = "values::size")]
     pub byte_budget: usize,
-    /// The most records of one answer.
+    /// The most records of one answer. Namespaces share them fairly.
     pub max_records: usize,
     /// The longest command line that is kept.
     #[serde(deserialize_with = "values::size")]
@@ -44,6 +48,7 @@ impl Default for Collector {
             connect_timeout: Duration::from_secs(3),
             timeout: Duration::from_secs(10),
             max_body: 4 << 20,
+            max_read: 64 << 20,
             byte_budget: 64 << 20,
             max_records: 1000,
             max_cmdline: 4096,
@@ -78,11 +83,17 @@ impl Collector {
             "4KiB to 256MiB",
         );
         problems.require(
+            in_range(self.max_read, 64 * kib, 1 << 30),
+            "collector.max_read",
+            shown(self.max_read),
+            "64KiB to 1GiB",
+        );
+        problems.require(
             budget >= body.saturating_mul(2 * PROBATION_SHARE) && budget >= 8 * mib && budget <= 16 << 30,
             "collector.byte_budget",
             shown(budget),
-            // A compressed body is held beside what it decompresses to. Nodes whose last answer failed have only a part of
-            // the budget: if such an answer does not fit into it, they can't return.
+            // While an answer is decoded, its records take up to a quarter more, and a decoder is beside them. Nodes whose last
+            // answer failed have only a part of the budget: if such an answer does not fit into it, they can't return.
             format!(
                 "at least 8MiB, at least {} times collector.max_body ({}), and 16GiB at most",
                 2 * PROBATION_SHARE,
@@ -117,6 +128,11 @@ impl Collector {
     }
 
     pub(super) fn limits(&self) -> Limits {
-        Limits { records: self.max_records, cmdline: self.max_cmdline, ..Limits::default() }
+        Limits {
+            records: self.max_records,
+            bytes: self.max_body,
+            cmdline: self.max_cmdline,
+            ..Limits::default()
+        }
     }
 }

@@ -3,21 +3,25 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 
-use super::record::{RecordRef, Records};
-use super::{Answer, LeftOut, Rejection};
+use super::gathering::Gathering;
+use super::instant::instant;
+use super::record::RecordRef;
+use super::stream::Decoder;
+use super::{Answer, Rejection};
 use crate::names::{KeyRef, is_dns_label, is_dns_subdomain};
 
 /// How much of one answer is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Records per answer. The rest is read and counted, and its namespaces are noted (see [`LeftOut`]).
+    /// Records per answer, shared fairly among namespaces. The rest is read and counted, and its namespaces are noted (see
+    /// [`LeftOut`](super::LeftOut)).
     pub records: usize,
+    /// Bytes that all records of an answer take, shared in the same way. While the answer is being read, up to a quarter more.
+    pub bytes: usize,
     /// Bytes of a process name. It is part of the key, so cutting it may merge two violations of one Pod, which is harmless.
     pub process: usize,
     /// Bytes of a command line.
@@ -28,7 +32,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { records: 1000, process: 256, cmdline: 4096, field: 512 }
+        Self { records: 1000, bytes: 4 << 20, process: 256, cmdline: 4096, field: 512 }
     }
 }
 
@@ -40,56 +44,50 @@ pub struct DecodeError(String);
 /// For an answer of usual size there is room from the start.
 const LIKELY: usize = 4 << 10;
 
-/// Decodes a body: `[records]`, `null`, or `{"violations": [records]}`.
-///
-/// Returns what was good, and the error if the body as a whole is not such a list or breaks off. Bytes that are not
-/// UTF-8 become U+FFFD, as Go's encoder would have written them.
-pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>) {
-    // Nearly always UTF-8, and that is known sooner than what else it could be.
-    let text = std::str::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed);
-    match read(&text, limits, Care::Little) {
-        whole @ (_, Ok(())) => whole,
-        (part, Err(_)) => {
-            // Both at once would be more than one answer may take.
-            drop(part);
-            read(&text, limits, Care::Much)
-        }
+impl DecodeError {
+    /// The byte at this position, counted from 0, can't be there. The input is not quoted.
+    pub(super) fn syntax(at: u64) -> Self {
+        Self(format!("not JSON at byte {at}"))
+    }
+
+    pub(super) fn eof(at: u64) -> Self {
+        Self(format!("the JSON breaks off at byte {at}"))
+    }
+
+    pub(super) fn shape() -> Self {
+        Self("expected an array of records, null, or an object with `violations`".to_owned())
     }
 }
 
-pub(super) fn read(text: &str, limits: &Limits, care: Care) -> (Answer, Result<(), DecodeError>) {
-    let mut answer = Answer { records: Records::with_capacity(text.len().min(LIKELY)), ..Answer::default() };
-    let mut json = serde_json::Deserializer::from_str(text);
-    let result = ListSeed { answer: &mut answer, limits, care, nested: false }
-        .deserialize(&mut json)
-        .and_then(|()| json.end())
-        // serde_json's own messages may quote the input: the position and the kind of trouble are enough.
-        .map_err(|e| {
-            DecodeError(match e.classify() {
-                serde_json::error::Category::Eof => format!("the JSON breaks off at byte {}", text.len()),
-                serde_json::error::Category::Syntax => {
-                    format!("not JSON at line {} column {}", e.line(), e.column())
-                }
-                _ => "expected an array of records, null, or an object with `violations`".to_owned(),
-            })
-        });
-    (answer, result)
+/// Decodes a body: `[records]`, `null`, or `{"violations": [records]}`.
+///
+/// Returns what was good, and the error if the body as a whole is not such a list or breaks off. Bytes that are not
+/// UTF-8 and lone surrogates become U+FFFD, as Go's encoder would have written them.
+pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>) {
+    if let Some(answer) = decode_usual(body, limits) {
+        return (answer, Ok(()));
+    }
+    let mut decoder = Decoder::new(limits);
+    decoder.push(body);
+    decoder.finish()
 }
 
-/// How a list is read. With little care first, because nearly every list has nothing in it that could not be read so; both come to
-/// the same wherever little is enough.
-#[derive(Clone, Copy)]
-pub(super) enum Care {
-    /// Each element as it comes: one that does not parse ends it all.
-    Little,
-    /// Each element is first cut out as raw text and then parsed by itself, so that one that does not parse leaves its neighbours alone.
-    Much,
+/// Decodes a body in which there is nothing unusual. This is the fastest way, and nearly every body is so; `serde_json` takes no
+/// list that has anything odd in it.
+pub(super) fn decode_usual(body: &[u8], limits: &Limits) -> Option<Answer> {
+    let text = std::str::from_utf8(body).ok()?;
+    let mut gathering = Gathering::new(limits, text.len().min(LIKELY));
+    let mut json = serde_json::Deserializer::from_str(text);
+    ListSeed { gathering: &mut gathering, limits, nested: false }
+        .deserialize(&mut json)
+        .and_then(|()| json.end())
+        .ok()?;
+    Some(gathering.finish())
 }
 
 struct ListSeed<'a> {
-    answer: &'a mut Answer,
+    gathering: &'a mut Gathering,
     limits: &'a Limits,
-    care: Care,
     /// Inside `{"violations": …}`: one level only, so that a hostile body can't recurse.
     nested: bool,
 }
@@ -113,23 +111,16 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let Self { answer: Answer { records, rejected, left_out, .. }, limits, care, .. } = self;
-        loop {
-            let Some(Element(wire)) = (match care {
-                Care::Little => seq.next_element::<Element<'_>>()?,
-                Care::Much => seq.next_element::<&RawValue>()?.map(Element::of),
-            }) else {
-                return Ok(());
-            };
+        while let Some(Element(wire)) = seq.next_element::<Element<'_>>()? {
             let taken = match wire {
-                Some(wire) if records.len() >= limits.records => Err(leave_out(&wire, left_out)),
-                Some(wire) => take_in(&wire, limits, records),
+                Some(wire) => take_in(&wire, self.limits, self.gathering),
                 None => Err(Rejection::NotARecord),
             };
             if let Err(reason) = taken {
-                rejected.count(reason);
+                self.gathering.rejected.count(reason);
             }
         }
+        Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -141,9 +132,8 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
             if key == "violations" {
                 found = true;
                 map.next_value_seed(ListSeed {
-                    answer: self.answer,
+                    gathering: self.gathering,
                     limits: self.limits,
-                    care: self.care,
                     nested: true,
                 })?;
             } else {
@@ -178,7 +168,7 @@ macro_rules! others {
 
 /// A field of a record before it is known to be a string.
 #[derive(Default)]
-enum Field<'a> {
+pub(super) enum Field<'a> {
     #[default]
     Missing,
     Text(Cow<'a, str>),
@@ -231,35 +221,29 @@ impl Field<'_> {
 }
 
 #[derive(Deserialize)]
-struct WireRecord<'a> {
+pub(super) struct WireRecord<'a> {
     #[serde(borrow, default)]
-    pod: Field<'a>,
+    pub(super) pod: Field<'a>,
     #[serde(borrow, default)]
-    namespace: Field<'a>,
+    pub(super) namespace: Field<'a>,
     #[serde(borrow, default)]
-    process: Field<'a>,
+    pub(super) process: Field<'a>,
     #[serde(borrow, default)]
-    cmdline: Field<'a>,
+    pub(super) cmdline: Field<'a>,
     #[serde(borrow, default)]
-    regex: Field<'a>,
+    pub(super) regex: Field<'a>,
     #[serde(borrow, default)]
-    status: Field<'a>,
+    pub(super) status: Field<'a>,
     #[serde(borrow, default, rename = "type")]
-    kind: Field<'a>,
+    pub(super) kind: Field<'a>,
     #[serde(borrow, default)]
-    name: Field<'a>,
+    pub(super) name: Field<'a>,
     #[serde(borrow, default)]
-    timestamp: Field<'a>,
+    pub(super) timestamp: Field<'a>,
 }
 
 /// An element of a list; nothing if it is not an object.
 struct Element<'a>(Option<WireRecord<'a>>);
-
-impl<'a> Element<'a> {
-    fn of(raw: &'a RawValue) -> Self {
-        serde_json::from_str(raw.get()).unwrap_or(Self(None))
-    }
-}
 
 impl<'de: 'a, 'a> Deserialize<'de> for Element<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -284,7 +268,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Element<'a> {
     }
 }
 
-fn take_in(wire: &WireRecord<'_>, limits: &Limits, records: &mut Records) -> Result<(), Rejection> {
+/// Takes in one record, or says why not. Fields over their limit are cut; a name or a timestamp that is longer than any can be is
+/// no name and no timestamp.
+pub(super) fn take_in(
+    wire: &WireRecord<'_>,
+    limits: &Limits,
+    gathering: &mut Gathering,
+) -> Result<(), Rejection> {
     let namespace = wire.namespace.required()?;
     let pod = wire.pod.required()?;
     let process = wire.process.required()?;
@@ -295,11 +285,11 @@ fn take_in(wire: &WireRecord<'_>, limits: &Limits, records: &mut Records) -> Res
     if !is_dns_subdomain(pod) {
         return Err(Rejection::InvalidPod);
     }
-    let detected_at: Timestamp = timestamp.parse().map_err(|_| Rejection::InvalidTimestamp)?;
     if timestamp.len() > limits.field {
         return Err(Rejection::InvalidTimestamp);
     }
-    records.push(RecordRef {
+    let detected_at = instant(timestamp).ok_or(Rejection::InvalidTimestamp)?;
+    gathering.push(RecordRef {
         key: KeyRef { namespace, pod, process: &clip(process, limits.process) },
         cmdline: &clip(wire.cmdline.optional()?, limits.cmdline),
         regex: &clip(wire.regex.optional()?, limits.field),
@@ -310,15 +300,6 @@ fn take_in(wire: &WireRecord<'_>, limits: &Limits, records: &mut Records) -> Res
         detected_at,
     });
     Ok(())
-}
-
-/// Notes the namespace of a record that is left out. An invalid name is ignored: no namespace has it.
-fn leave_out(wire: &WireRecord<'_>, left_out: &mut LeftOut) -> Rejection {
-    match wire.namespace.required() {
-        Ok(namespace) if is_dns_label(namespace) => left_out.note(namespace),
-        _ => {}
-    }
-    Rejection::OverLimit
 }
 
 /// Cuts `text` to at most `max` bytes at a character's boundary; a cut one ends in `…` (counted in `max`).

@@ -185,6 +185,19 @@ impl Records {
         self.places.len()
     }
 
+    /// The bytes that they take, without what is only reserved.
+    pub fn bytes(&self) -> usize {
+        self.text.len() + self.places.len() * size_of::<Place>()
+    }
+
+    /// The bytes that this record takes among others.
+    pub(super) fn bytes_of(record: &RecordRef<'_>) -> usize {
+        let KeyRef { namespace, pod, process } = record.key;
+        let texts: usize = [namespace, pod, process, record.timestamp].iter().map(|text| text.len()).sum();
+        let claim: usize = record.claim().iter().map(|text| text.len()).sum();
+        texts + claim + size_of::<Place>()
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::decode::{Care, read};
+use super::decode::decode_usual;
 use super::*;
 use crate::names::KeyRef;
 
@@ -168,7 +168,7 @@ fn trap_5_tenant_controlled_names_are_data_or_refused() {
 
 #[test]
 fn fields_are_cut_at_characters_and_records_counted_beyond_their_limit() {
-    let limits = Limits { records: 2, process: 8, cmdline: 10, field: 64 };
+    let limits = Limits { records: 2, process: 8, cmdline: 10, field: 64, ..Limits::default() };
     let long = with("cmdline", "\"ääääääääääää\"");
     let (answer, _) = decode(long.as_bytes(), &limits);
     assert_eq!(first(&answer).cmdline.as_ref(), "äää…");
@@ -240,19 +240,173 @@ fn the_agents_sample_answer_is_read_where_it_is_present() {
     );
 }
 
+/// `count` records of a namespace, each with a command line of so many bytes.
+fn records_of(namespace: &str, count: usize, cmdline: usize) -> Vec<String> {
+    let cmdline = "x".repeat(cmdline);
+    let record = |n| {
+        format!(
+            r#"{{"pod":"p","namespace":"{namespace}","process":"p{n}","cmdline":"{cmdline}","timestamp":"2026-01-01T00:00:00Z"}}"#
+        )
+    };
+    (0..count).map(record).collect()
+}
+
+/// How many records each namespace has kept of a list.
+fn kept(records: &[Vec<String>], limits: &Limits) -> (Vec<usize>, Answer) {
+    let (answer, result) = decode(format!("[{}]", records.concat().join(",")).as_bytes(), limits);
+    result.unwrap();
+    let counts = ["ns-a", "ns-b", "ns-c"]
+        .map(|namespace| answer.records.iter().filter(|record| record.key.namespace == namespace).count());
+    (counts.into(), answer)
+}
+
+#[test]
+fn a_tenant_with_many_records_leaves_room_for_those_of_others() {
+    let limits = Limits { records: 100, ..Limits::default() };
+    let lists = [records_of("ns-a", 5000, 10), records_of("ns-b", 40, 10), records_of("ns-c", 3, 10)];
+    let (counts, answer) = kept(&lists, &limits);
+    assert_eq!(counts, [57, 40, 3]);
+    assert_eq!(answer.rejected.of(Rejection::OverLimit), 5000 - 57);
+    assert_eq!(["ns-a", "ns-b", "ns-c"].map(|of| answer.left_out.concerns(of)), [true, false, false]);
+    let first =
+        answer.records.iter().filter(|record| record.key.namespace == "ns-a").map(|it| it.key.process);
+    assert!(first.eq((0..57).map(|n| format!("p{n}"))), "those that came first");
+}
+
+#[test]
+fn a_tenant_with_long_command_lines_leaves_room_for_those_of_others() {
+    let limits = Limits { bytes: 64 << 10, ..Limits::default() };
+    let lists = [records_of("ns-a", 70, 62_000), records_of("ns-b", 4, 4000), records_of("ns-c", 1, 10)];
+    let (counts, answer) = kept(&lists, &limits);
+    assert_eq!((counts[1], counts[2]), (4, 1));
+    assert!((8..16).contains(&counts[0]), "{counts:?}");
+    assert!(answer.records.bytes() <= limits.bytes);
+    assert_eq!(answer.rejected.of(Rejection::OverLimit) as usize, 70 - counts[0]);
+}
+
+#[test]
+fn a_text_of_any_length_is_read_past_and_not_held() {
+    let limits = Limits::default();
+    let [before, after] = ["ns-a", "ns-c"].map(|namespace| records_of(namespace, 1, 10).concat());
+    let mut decoder = Decoder::new(&limits);
+    decoder.push(format!("[{before},{}", &GOOD[..GOOD.len() / 2]).as_bytes());
+    for _ in 0..1000 {
+        decoder.push("\\u003c".repeat(1000).as_bytes());
+        assert!(decoder.held() < 4096);
+    }
+    decoder.push(format!("{},{after}]", &GOOD[GOOD.len() / 2..]).as_bytes());
+    let (answer, result) = decoder.finish();
+    result.unwrap();
+    let namespaces: Vec<_> = answer.records.iter().map(|record| record.key.namespace).collect();
+    assert_eq!(namespaces, ["ns-a", "ns-user1", "ns-c"]);
+    assert!(answer.records.bytes() < 3 * limits.cmdline);
+}
+
+#[test]
+fn half_a_surrogate_pair_is_a_replacement_character_and_a_pair_is_one_character() {
+    for (cmdline, expected) in [
+        (r"\udcff", "\u{fffd}"),
+        (r"a\ud83d\ude00b", "a\u{1f600}b"),
+        (r"\ud83d", "\u{fffd}"),
+        (r"\ud83dx", "\u{fffd}x"),
+        (r"\ud83d\n", "\u{fffd}\n"),
+        (r"\ud83d\u0041", "\u{fffd}A"),
+        (r"\ud83d\ud83d\ude00", "\u{fffd}\u{1f600}"),
+        (r"\ude00\ud83d", "\u{fffd}\u{fffd}"),
+        (r#"\u00e9\/\b\f\r\t\\\""#, "é/\u{8}\u{c}\r\t\\\""),
+    ] {
+        let body = format!("[{}]", GOOD.replace(r"miner \u003e /dev/null", cmdline));
+        assert_eq!(first(&ok(&body)).cmdline.as_ref(), expected, "{cmdline}");
+    }
+}
+
+/// Of what JSON is made, and of what it is not.
+const TOKENS: [&str; 32] = [
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "\"a\"",
+    "\"\"",
+    "\"\\u00e9\\n\"",
+    "\"\\x\"",
+    "\"\\u12g4\"",
+    "\"",
+    "\\",
+    " ",
+    "\n",
+    "null",
+    "true",
+    "false",
+    "nul",
+    "0",
+    "-",
+    "1",
+    "12",
+    ".",
+    "5",
+    "e",
+    "E",
+    "+",
+    "[1]",
+    "{\"a\":1}",
+    "-0.5e+7",
+    "\u{c}",
+];
+
+type Told = (Records, Rejections, LeftOut, Result<(), DecodeError>);
+
+fn told(answer: Answer, result: Result<(), DecodeError>) -> Told {
+    (answer.records, answer.rejected, answer.left_out, result)
+}
+
+/// What a decoder makes of a body that arrives in pieces, which end at these places.
+fn in_pieces(body: &[u8], ends: &[usize], limits: &Limits) -> Told {
+    let mut ends: Vec<usize> = ends.iter().map(|end| (*end).min(body.len())).collect();
+    ends.extend([0, body.len()]);
+    ends.sort_unstable();
+    let mut decoder = Decoder::new(limits);
+    for piece in ends.windows(2) {
+        decoder.push(&body[piece[0]..piece[1]]);
+    }
+    let (answer, result) = decoder.finish();
+    told(answer, result)
+}
+
 proptest::proptest! {
     #[test]
-    fn reading_with_little_care_comes_to_the_same_wherever_it_is_enough(
-        elements in proptest::collection::vec(0..ODD.len(), 0..6), cut in 0..200_usize,
+    fn both_ways_of_reading_come_to_the_same_however_a_body_is_cut(
+        elements in proptest::collection::vec(0..ODD.len(), 0..6),
+        end in 0..200_usize,
+        cuts in proptest::collection::vec(0..400_usize, 0..8),
     ) {
         let list = elements.iter().map(|index| ODD[*index]).collect::<Vec<_>>().join(",");
         for mut body in [format!("[{list}]"), format!("{{\"violations\":[{list}],\"violations\":[{GOOD}]}}")] {
-            body.truncate(body.floor_char_boundary(body.len().saturating_sub(cut.saturating_sub(100))));
-            let limits = Limits { records: 4, ..Limits::default() };
-            let (careful, result) = read(&body, &limits, Care::Much);
-            let (answer, same) = decode(body.as_bytes(), &limits);
-            proptest::prop_assert_eq!((answer.records, answer.rejected, same), (careful.records, careful.rejected, result));
+            body.truncate(body.floor_char_boundary(body.len().saturating_sub(end.saturating_sub(100))));
+            let limits = Limits { records: 4, process: 8, cmdline: 9, ..Limits::default() };
+            let whole = in_pieces(body.as_bytes(), &[], &limits);
+            proptest::prop_assert_eq!(&in_pieces(body.as_bytes(), &cuts, &limits), &whole);
+            let (answer, result) = decode(body.as_bytes(), &limits);
+            proptest::prop_assert_eq!(&told(answer, result), &whole);
+            if let Some(answer) = decode_usual(body.as_bytes(), &limits) {
+                proptest::prop_assert_eq!(&told(answer, Ok(())), &whole);
+            }
         }
+    }
+
+    /// What is no JSON to `serde_json` is none here, but for what is taken on purpose: see [`super::json`].
+    #[test]
+    fn the_grammar_is_that_of_json(
+        tokens in proptest::collection::vec(0..TOKENS.len(), 0..12), cut in 0..40_usize,
+    ) {
+        let mut text: String = tokens.iter().map(|token| TOKENS[*token]).collect();
+        text.truncate(text.len().saturating_sub(cut.saturating_sub(36)));
+        let body = format!("[{{\"more\":{text}}}]");
+        let (.., result) = in_pieces(body.as_bytes(), &[body.len() / 2], &Limits::default());
+        let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&body).is_ok();
+        proptest::prop_assert_eq!(result.is_ok(), is_json, "{}: {:?}", body, result);
     }
 
     #[test]

@@ -1,0 +1,277 @@
+//! Decompresses an answer as it arrives, a bounded step at a time.
+//!
+//! A few bytes can decompress to gigabytes, and a body of empty gzip members takes much time for nothing. So each step returns no
+//! more than [`STEP`] bytes, and there is a most of members.
+
+use std::io::{self, Write};
+
+use flate2::write::GzDecoder;
+use procscan_core::report::{Failure, FailureReason};
+use zstd::stream::raw::{DParameter, Decoder as ZstdDecoder, Operation, Status};
+
+/// How much is decompressed at a time.
+pub(super) const STEP: usize = 32 << 10;
+/// The most gzip members or zstd frames of one body. A server writes one.
+const MAX_PARTS: usize = 256;
+/// The largest window of a zstd frame, as a power of two: the decoder allocates what the frame asks for.
+const ZSTD_WINDOW_LOG: u32 = 20;
+/// What decompressing takes beside the bytes themselves: flate2's buffer of 32 KiB, a window of 32 KiB, tables.
+const GZIP_STATE: usize = 96 << 10;
+
+/// How a body is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Identity,
+    Gzip,
+    Zstd,
+}
+
+impl Encoding {
+    /// The coding with this name: those that are asked for, and other names of theirs (RFC 9110, section 8.4.1.3). An empty name
+    /// says that nothing was done.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        const NAMES: [(&str, Encoding); 5] = [
+            ("", Encoding::Identity),
+            ("identity", Encoding::Identity),
+            ("gzip", Encoding::Gzip),
+            ("x-gzip", Encoding::Gzip),
+            ("zstd", Encoding::Zstd),
+        ];
+        let known = NAMES.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        known.map(|(_, encoding)| encoding)
+    }
+
+    /// The memory that decompressing takes, in bytes.
+    pub(super) fn state(self) -> usize {
+        match self {
+            Self::Identity => 0,
+            Self::Gzip => GZIP_STATE,
+            Self::Zstd => 1 << ZSTD_WINDOW_LOG,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "plain",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// Decompresses one body.
+pub(super) struct Unpacker {
+    encoding: Encoding,
+    part: Part,
+    /// How many members or frames have begun.
+    parts: usize,
+}
+
+/// What is being read.
+enum Part {
+    Plain,
+    Gzip(Box<GzDecoder<Vec<u8>>>),
+    /// Behind a gzip member: another, or zeros up to the end.
+    BehindGzip,
+    /// Zeros behind the last gzip member, as tapes and files padded to blocks have them.
+    Zeros,
+    Zstd {
+        decoder: ZstdDecoder<'static>,
+        is_between_frames: bool,
+    },
+}
+
+impl Unpacker {
+    pub(super) fn new(encoding: Encoding) -> Result<Self, Failure> {
+        let part = match encoding {
+            Encoding::Identity => Part::Plain,
+            Encoding::Gzip => Part::Gzip(member()),
+            Encoding::Zstd => {
+                let broken = |error| failure(encoding, error);
+                let mut decoder = ZstdDecoder::new().map_err(broken)?;
+                decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).map_err(broken)?;
+                Part::Zstd { decoder, is_between_frames: true }
+            }
+        };
+        Ok(Self { encoding, part, parts: 1 })
+    }
+
+    /// Takes some of `input`, and puts at most [`STEP`] bytes, perhaps none, behind what is in `output`. Returns how many bytes of
+    /// `input` it has taken. `input` must not be empty, and is to be passed on until all of it is taken.
+    pub(super) fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<usize, Failure> {
+        self.step_or_error(input, output).map_err(|error| failure(self.encoding, error))
+    }
+
+    fn step_or_error(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
+        match &mut self.part {
+            Part::Plain => {
+                let piece = input.get(..STEP).unwrap_or(input);
+                output.extend_from_slice(piece);
+                Ok(piece.len())
+            }
+            Part::Gzip(decoder) => {
+                let taken = decoder.write(input)?;
+                output.append(decoder.get_mut());
+                if taken == 0 {
+                    // The member ends before `input`.
+                    decoder.try_finish()?;
+                    output.append(decoder.get_mut());
+                    self.part = Part::BehindGzip;
+                }
+                Ok(taken)
+            }
+            Part::BehindGzip if input.first() == Some(&0) => {
+                self.part = Part::Zeros;
+                Ok(1)
+            }
+            Part::BehindGzip => {
+                self.count_part()?;
+                self.part = Part::Gzip(member());
+                Ok(0)
+            }
+            Part::Zeros if input.iter().all(|byte| *byte == 0) => Ok(input.len()),
+            Part::Zeros => Err(io::Error::other("something follows the zeros behind its end")),
+            Part::Zstd { decoder, is_between_frames } => {
+                let before = output.len();
+                output.resize(before + STEP, 0);
+                let room = output.get_mut(before..).unwrap_or_default();
+                let status = decoder.run_on_buffers(input, room);
+                output.truncate(before + status.as_ref().map_or(0, |status| status.bytes_written));
+                let Status { remaining, bytes_read, .. } = status?;
+                let has_begun = std::mem::replace(is_between_frames, remaining == 0);
+                if has_begun && bytes_read > 0 {
+                    self.count_part()?;
+                }
+                Ok(bytes_read)
+            }
+        }
+    }
+
+    fn count_part(&mut self) -> io::Result<()> {
+        self.parts += 1;
+        if self.parts > MAX_PARTS {
+            return Err(io::Error::other(format!("it consists of more than {MAX_PARTS} parts")));
+        }
+        Ok(())
+    }
+
+    /// The body ends here. Puts what is left behind what is in `output`, and says whether the body is whole.
+    pub(super) fn finish(&mut self, output: &mut Vec<u8>) -> Result<(), Failure> {
+        let end = match &mut self.part {
+            Part::Plain | Part::BehindGzip | Part::Zeros => Ok(()),
+            Part::Gzip(decoder) => {
+                let end = decoder.try_finish();
+                output.append(decoder.get_mut());
+                end
+            }
+            Part::Zstd { is_between_frames: true, .. } => Ok(()),
+            Part::Zstd { .. } => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "incomplete frame")),
+        };
+        end.map_err(|error| failure(self.encoding, error))
+    }
+}
+
+fn member() -> Box<GzDecoder<Vec<u8>>> {
+    Box::new(GzDecoder::new(Vec::new()))
+}
+
+fn failure(encoding: Encoding, error: io::Error) -> Failure {
+    let detail = format!("the {} body does not decode: {error}", encoding.name());
+    Failure { reason: FailureReason::Encoding, detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// What a body that arrives in pieces of `size` bytes decompresses to.
+    fn unpack(encoding: Encoding, body: &[u8], size: usize) -> Result<Vec<u8>, (Vec<u8>, Failure)> {
+        let mut unpacker = Unpacker::new(encoding).unwrap();
+        let mut output = Vec::new();
+        for mut piece in body.chunks(size) {
+            while !piece.is_empty() {
+                let before = output.len();
+                match unpacker.step(piece, &mut output) {
+                    Ok(taken) => piece = &piece[taken..],
+                    Err(failure) => return Err((output, failure)),
+                }
+                assert!(output.len() - before <= 2 * STEP, "{}", output.len() - before);
+            }
+        }
+        match unpacker.finish(&mut output) {
+            Ok(()) => Ok(output),
+            Err(failure) => Err((output, failure)),
+        }
+    }
+
+    const PIECES: [usize; 4] = [1, 7, 4096, 1 << 20];
+
+    #[test]
+    fn a_body_of_several_parts_is_one_body_however_it_arrives() {
+        let large: Vec<u8> = (0..200_000_u32).flat_map(|n| (n % 251).to_le_bytes()).collect();
+        let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+        let bodies = [
+            (Encoding::Identity, large.clone(), large.clone()),
+            (Encoding::Gzip, gzip(&large), large.clone()),
+            (Encoding::Gzip, [gzip(b"one, "), gzip(b""), gzip(b"two")].concat(), b"one, two".to_vec()),
+            (Encoding::Gzip, [gzip(b"padded"), vec![0; 1000]].concat(), b"padded".to_vec()),
+            (Encoding::Zstd, zstd(&large), large.clone()),
+            (Encoding::Zstd, [zstd(b"one, "), zstd(b""), zstd(b"two")].concat(), b"one, two".to_vec()),
+        ];
+        for (encoding, body, expected) in bodies {
+            for size in PIECES {
+                let unpacked = unpack(encoding, &body, size).unwrap();
+                assert!(unpacked == expected, "{encoding:?} in pieces of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_that_breaks_off_gives_what_came_before() {
+        let text: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
+        for (encoding, body) in
+            [(Encoding::Gzip, gzip(&text)), (Encoding::Zstd, zstd::encode_all(&*text, 1).unwrap())]
+        {
+            for size in PIECES {
+                let (part, failure) = unpack(encoding, &body[..body.len() - 1], size).unwrap_err();
+                assert_eq!(failure.reason, FailureReason::Encoding);
+                assert!(text.starts_with(&part) && part.len() > text.len() / 2, "{}", part.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_a_body_and_is_no_part_of_it_is_an_error() {
+        for (body, why) in [
+            ([gzip(b"a"), b"something else".to_vec()].concat(), "header"),
+            ([gzip(b"a"), vec![0; 5], gzip(b"b")].concat(), "zeros"),
+            (gzip(b"").repeat(MAX_PARTS + 1), "256 parts"),
+        ] {
+            for size in PIECES {
+                let (_, failure) = unpack(Encoding::Gzip, &body, size).unwrap_err();
+                assert!(failure.detail.contains(why), "{failure:?}");
+            }
+        }
+        let many = zstd::encode_all(&b""[..], 1).unwrap().repeat(MAX_PARTS + 1);
+        for size in PIECES {
+            let (_, failure) = unpack(Encoding::Zstd, &many, size).unwrap_err();
+            assert!(failure.detail.contains("256 parts"), "{failure:?}");
+        }
+        assert!(unpack(Encoding::Gzip, &gzip(b"").repeat(MAX_PARTS), 4096).is_ok());
+    }
+
+    #[test]
+    fn a_window_that_is_too_large_is_refused() {
+        let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(24).unwrap();
+        encoder.write_all(&vec![7; 1 << 16]).unwrap();
+        let (_, failure) = unpack(Encoding::Zstd, &encoder.finish().unwrap(), 4096).unwrap_err();
+        assert_eq!(failure.reason, FailureReason::Encoding);
+    }
+}

@@ -1,0 +1,51 @@
+//! How a limited amount is shared among many that want different amounts of it.
+
+/// The most that each may have so that all together stay within `total`: those that want less get what they want, and the others
+/// get equal shares of the rest (max-min fairness). Returns that share, `usize::MAX` if everything fits, and what is left over
+/// because it can't be divided further; then it is less than the number of those whose wants are cut.
+///
+/// Sorts `wants`.
+#[must_use]
+pub fn fair_share(wants: &mut [usize], total: usize) -> (usize, usize) {
+    wants.sort_unstable();
+    let mut left = total;
+    for (place, want) in wants.iter().enumerate() {
+        let sharing = wants.len() - place;
+        let share = left / sharing;
+        if *want > share {
+            return (share, left - share * sharing);
+        }
+        left -= want;
+    }
+    (usize::MAX, left)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn those_that_want_little_get_all_of_it_and_the_others_equal_shares() {
+        assert_eq!(fair_share(&mut [], 5), (usize::MAX, 5));
+        assert_eq!(fair_share(&mut [3, 2], 5), (usize::MAX, 0));
+        assert_eq!(fair_share(&mut [1000, 1], 5), (4, 0));
+        assert_eq!(fair_share(&mut [9, 1, 9, 9], 12), (3, 2));
+        assert_eq!(fair_share(&mut [1, 1, 1], 2), (0, 2));
+    }
+
+    proptest! {
+        #[test]
+        fn a_share_uses_all_there_is_and_no_more(mut wants in vec(0..50_usize, 0..20), total in 0..300_usize) {
+            let (share, left) = fair_share(&mut wants, total);
+            let given: usize = wants.iter().map(|want| (*want).min(share)).sum();
+            let cut = wants.iter().filter(|want| **want > share).count();
+            prop_assert!(given <= total);
+            prop_assert_eq!(given + left, total);
+            prop_assert_eq!(share == usize::MAX, cut == 0);
+            prop_assert!(cut == 0 || left < cut);
+        }
+    }
+}

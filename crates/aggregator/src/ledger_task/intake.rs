@@ -1,7 +1,7 @@
 //! Takes observations into the ledger, and logs what they change.
 
 use procscan_core::ledger::{Change, ChangeKind, Ledger, NodeChange};
-use procscan_core::report::Report;
+use procscan_core::report::{Outcome, Rejection, Report};
 
 use crate::collector::{Observation, Round};
 
@@ -95,6 +95,29 @@ fn log_node(report: &Report, change: NodeChange) {
             );
         }
         NodeChange::UsableAgain => tracing::info!(node, address, "a node's answers can be used again"),
+        NodeChange::LeavesOut => {
+            let answer = match &report.outcome {
+                Outcome::Complete(answer) | Outcome::Partial(answer, _) => Some(answer),
+                Outcome::Unchanged | Outcome::Failed(_) => None,
+            };
+            let namespaces: Vec<&str> = answer
+                .iter()
+                .flat_map(|answer| answer.left_out.namespaces())
+                .map(|it| &**it)
+                .take(5)
+                .collect();
+            let over_limit = answer.map_or(0, |answer| answer.rejected.of(Rejection::OverLimit));
+            tracing::warn!(
+                node,
+                address,
+                over_limit,
+                ?namespaces,
+                "a node has more records than there is room for: namespaces share the room, and nothing clears in those whose records are left out"
+            );
+        }
+        NodeChange::LeavesNothingOut => {
+            tracing::info!(node, address, "there is room for all records of a node again");
+        }
     }
 }
 
@@ -105,7 +128,7 @@ mod tests {
     use procscan_core::Moment;
     use procscan_core::ledger::Detection;
     use procscan_core::names::NodeName;
-    use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Target};
+    use procscan_core::report::{Answer, Failure, FailureReason, Limits, Target, decode};
 
     use super::*;
     use crate::collector::Share;
@@ -135,5 +158,39 @@ mod tests {
             assert!(lines[0].contains(part), "{part}: {lines:?}");
         }
         assert!(lines[1].contains("INFO") && lines[1].contains("can be used again"), "{lines:?}");
+    }
+    #[test]
+    fn what_is_left_out_of_a_nodes_answers_is_said_once_and_that_it_ends() {
+        let (logged, _guard) = Logged::start();
+        let at = |minute| {
+            let passed = Duration::from_mins(minute);
+            Moment::new(passed, jiff::Timestamp::UNIX_EPOCH + passed)
+        };
+        let target = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
+        let rules = Detection { max_keys_per_node: 4, ..Detection::default() };
+        let mut ledger = Ledger::new(rules, at(0));
+        ledger.expect([target.clone()], 0);
+        let limits = Limits { records: 6, ..Limits::default() };
+        // Too many for an answer, too many for the node, and no longer too many.
+        for (minute, count) in [(0, 9), (1, 9), (2, 5), (3, 5), (4, 1), (5, 1)] {
+            let record = |n| {
+                format!(
+                    r#"{{"namespace":"ns-a","pod":"p","process":"x{n}","timestamp":"1970-01-01T00:0{minute}:00Z"}}"#
+                )
+            };
+            let records: Vec<String> = (0..count).map(record).collect();
+            let (answer, _) = decode(format!("[{}]", records.join(",")).as_bytes(), &limits);
+            let answer = Answer { date: Some(at(minute).wall()), ..answer };
+            let report =
+                Report { target: target.clone(), at: at(minute), outcome: Outcome::Complete(answer) };
+            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut None);
+        }
+        let lines = logged.lines();
+        let said: Vec<&String> = lines.iter().filter(|line| line.contains("room for")).collect();
+        assert_eq!(said.len(), 2, "{lines:?}");
+        for part in ["WARN", "node=\"n1\"", "over_limit=3", "ns-a"] {
+            assert!(said[0].contains(part), "{part}: {said:?}");
+        }
+        assert!(said[1].contains("INFO") && said[1].contains("all records of a node again"), "{said:?}");
     }
 }

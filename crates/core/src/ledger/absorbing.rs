@@ -44,6 +44,11 @@ impl Ledger {
             let Self { rules, violations, texts, rejected, .. } = self;
             changes = Common { rules, violations, texts, rejected }.take_in(&name, node, answer, report.at);
         }
+        if let Some(answer) = answer
+            && self.node_change.is_none()
+        {
+            self.node_change = node.note_left_out(&answer.left_out);
+        }
         if is_whole {
             let nothing = LeftOut::default();
             node.count_unheard(added, answer.map_or(&nothing, |answer| &answer.left_out));
@@ -81,24 +86,20 @@ impl Common<'_> {
         listed.dedup_by(|other, newest| other.key == newest.key);
         node.learn_interval(listed.iter().map(|record| record.detected_at).max());
 
-        let room = self.rules.max_keys_per_node.saturating_sub(node.evidence.len());
-        if listed.len() > room {
-            let new_keys = listed.iter().filter(|record| node.evidence_of(record.key).is_none()).count();
-            let is_listed = |key: &Key| listed.binary_search_by(|record| record.key.cmp(&key.view())).is_ok();
-            for evicted in node.evict(new_keys.saturating_sub(room), is_listed) {
-                forget(self.violations, &evicted, name);
-            }
-        }
-
         let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
         let mark = node.reading();
         let own_age = |detected_at| {
             crate::report::age_by_own_clock(detected_at, answer.date).map(|age| (age, age <= max_age))
         };
+        let is_young =
+            |record: &RecordRef<'_>| own_age(record.detected_at).is_some_and(|(_, is_young)| is_young);
+        let room = node.make_room(&listed, self.rules.max_keys_per_node, is_young);
+        for evicted in &room.evicted {
+            forget(self.violations, evicted, name);
+        }
         let (mut changes, mut recent, mut no_room) = (Vec::new(), None, LeftOut::default());
         let (count, may_hide) = (listed.len(), node.may_hide());
         for record in listed {
-            let full = node.evidence.len() >= self.rules.max_keys_per_node;
             if let Some((key, evidence)) = node.evidence_of(record.key) {
                 let Listed { change, is_recent } =
                     evidence.listed(record, at, mark.answered, self.rules.same_incident, own_age);
@@ -113,7 +114,7 @@ impl Common<'_> {
                 let KeyRef { namespace, pod, process } = record.key;
                 recent = Some(Key::new(namespace, pod, process));
             }
-            if full {
+            if !room.is_for(record.key) {
                 self.rejected.count(Rejection::NodeQuota);
                 node.rejected.count(Rejection::NodeQuota);
                 no_room.note(record.key.namespace);

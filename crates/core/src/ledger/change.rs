@@ -38,4 +38,8 @@ pub enum NodeChange {
     Unusable,
     /// Its answers can be used again.
     UsableAgain,
+    /// Records were left out of its last answer, because there are more than there is room for. Nothing clears in their namespaces.
+    LeavesOut,
+    /// Nothing was left out of its last answer any more.
+    LeavesNothingOut,
 }

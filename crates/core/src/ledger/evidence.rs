@@ -380,6 +380,10 @@ impl Evidence {
         self.is_cleared() || self.heard.fresh_at.is_none()
     }
 
+    pub(super) fn first_seen(&self) -> Moment {
+        self.heard.first_seen
+    }
+
     pub(super) fn last_seen(&self) -> Moment {
         self.heard.last_seen
     }

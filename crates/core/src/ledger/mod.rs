@@ -14,6 +14,7 @@ mod clock;
 mod evidence;
 mod memory;
 mod node;
+mod room;
 mod rules;
 mod steps;
 mod target;

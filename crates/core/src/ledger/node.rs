@@ -56,6 +56,8 @@ pub(super) struct Node {
     listed_something: bool,
     /// The namespaces of the last answer's records for which there was no room here.
     no_room: Option<Box<LeftOut>>,
+    /// It is told that records are left out of its answers.
+    leaves_out: bool,
     /// The last answer had a record that could not be used, and the agent may list one of several: so it says nothing
     /// of any violation.
     is_unclear: bool,
@@ -85,6 +87,7 @@ impl Node {
             answers_at: None,
             listed_something: false,
             no_room: None,
+            leaves_out: false,
             is_unclear: false,
             steps: Steps::default(),
             longest: Longest::default(),
@@ -192,6 +195,15 @@ impl Node {
     pub(super) fn note_untold(&mut self, no_room: LeftOut, is_unclear: bool) {
         self.no_room = (!no_room.is_empty()).then(|| Box::new(no_room));
         self.is_unclear = is_unclear && !self.lists_several;
+    }
+
+    /// Notes whether records were left out of its last answer, there or here. Returns a change when that begins and ends.
+    pub(super) fn note_left_out(&mut self, left_out: &LeftOut) -> Option<NodeChange> {
+        let leaves_out = !left_out.is_empty() || self.no_room.is_some();
+        if std::mem::replace(&mut self.leaves_out, leaves_out) == leaves_out {
+            return None;
+        }
+        Some(if leaves_out { NodeChange::LeavesOut } else { NodeChange::LeavesNothingOut })
     }
 
     /// Whether a violation that the agent lists may hide others.

@@ -24,7 +24,8 @@ pub struct Detection {
     pub answer_gap: Duration,
     /// How recent a target's last whole answer must be for its coverage to count as fresh.
     pub fresh_within: Duration,
-    /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only.
+    /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only. Namespaces share them
+    /// fairly, and so do the Pods of a namespace.
     pub max_keys_per_node: usize,
 }
 

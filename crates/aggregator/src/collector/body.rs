@@ -4,10 +4,12 @@
 //! its records are held, on another thread than the one that asks all agents.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use procscan_core::report::{self, Answer, DecodeError, Decoder, Failure, FailureReason, Limits};
 use tokio::io::AsyncRead;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::PROBATION_SHARE;
 use super::http::{HttpError, Incoming};
@@ -19,8 +21,10 @@ use super::unpack::{Encoding, STEP, Unpacker};
 const FREE: usize = 16 << 10;
 /// The unit of the budget; a semaphore counts no further than 2^32.
 const UNIT: usize = 1 << 10;
-/// How many bytes of a large answer are decoded at a time.
+/// How many bytes of a large answer are received before they are decoded.
 const BATCH: usize = 64 << 10;
+/// How many bytes are decoded at a time. Short, so that large answers take turns.
+const TURN: usize = 256 << 10;
 
 /// The bytes that all bodies in flight may take together.
 ///
@@ -30,13 +34,22 @@ const BATCH: usize = 64 << 10;
 pub(super) struct Budget {
     standing: Arc<Semaphore>,
     probation: Arc<Semaphore>,
+    /// In units.
+    all_of_standing: usize,
+    all_of_probation: usize,
 }
 
 impl Budget {
     pub(super) fn new(bytes: usize) -> Self {
-        let part = |bytes: usize| Arc::new(Semaphore::new(bytes / UNIT));
-        let probation = bytes / PROBATION_SHARE;
-        Self { standing: part(bytes - probation), probation: part(probation) }
+        let part = |units: usize| Arc::new(Semaphore::new(units));
+        let all_of_probation = bytes / PROBATION_SHARE / UNIT;
+        let all_of_standing = bytes / UNIT - all_of_probation;
+        Self {
+            standing: part(all_of_standing),
+            probation: part(all_of_probation),
+            all_of_standing,
+            all_of_probation,
+        }
     }
 
     /// How many bytes are left, for those whose last answer was whole.
@@ -47,14 +60,20 @@ impl Budget {
 
     /// A share that has taken nothing yet.
     pub(super) fn lease(&self, is_on_probation: bool) -> Lease {
-        let budget = if is_on_probation { &self.probation } else { &self.standing };
-        Lease { budget: budget.clone(), held: None, bytes: 0 }
+        let (budget, all) = if is_on_probation {
+            (&self.probation, self.all_of_probation)
+        } else {
+            (&self.standing, self.all_of_standing)
+        };
+        Lease { budget: budget.clone(), all, held: None, bytes: 0 }
     }
 }
 
 /// One body's share of the budget; given back when dropped.
 pub(super) struct Lease {
     budget: Arc<Semaphore>,
+    /// All units that there are.
+    all: usize,
     held: Option<OwnedSemaphorePermit>,
     bytes: usize,
 }
@@ -63,7 +82,8 @@ impl Lease {
     /// Waits until the body may take `more` bytes. The wait ends with the request's own timeout.
     async fn grow(&mut self, more: usize) -> Result<(), Failure> {
         self.bytes += more;
-        let needed = self.bytes.saturating_sub(FREE).div_ceil(UNIT);
+        // One that needs more than there is waits until no other has anything.
+        let needed = self.bytes.saturating_sub(FREE).div_ceil(UNIT).min(self.all);
         let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let Some(missing) = needed.checked_sub(held).filter(|missing| *missing > 0) else {
             return Ok(());
@@ -139,12 +159,13 @@ impl Reader {
         self.reading.begin_round();
     }
 
-    /// Reads a body to its end, or as far as its limits allow.
+    /// Reads a body to its end, or as far as its limits and `deadline` allow.
     pub(super) async fn read(
         &self,
         incoming: &mut Incoming<impl AsyncRead + Unpin>,
         encoding: Encoding,
         is_on_probation: bool,
+        deadline: Deadline,
         mut lease: Lease,
     ) -> Body {
         let mut read = self.reading.begin(is_on_probation);
@@ -154,65 +175,61 @@ impl Reader {
             && received.len() <= self.small
         {
             let before = received.len();
-            end = receive(incoming, &mut received, &mut read).await;
-            if let Err(failure) = lease.grow(received.len() - before).await {
+            let next = receive(incoming, &mut received, &mut read);
+            end = deadline.limit(next).await.flatten();
+            if let Err(failure) = deadline.limit(lease.grow(received.len() - before)).await.flatten() {
                 end = Err(failure);
             }
         }
-        let is_all = !matches!(end, Ok(End::More));
-        let (answer, trouble) = match self.unpack_small(received, encoding, is_all) {
-            Unpacked::Small(bytes, broken) => {
-                let (answer, decoded) = report::decode(&bytes, &self.limits);
+        let small = match end {
+            Ok(End::More) => None,
+            _ => self.unpack_small(&received, encoding),
+        };
+        let (answer, trouble) = match small {
+            Some((bytes, broken)) => {
+                let (answer, decoded) = report::decode(bytes.as_ref().unwrap_or(&received), &self.limits);
                 (answer, end.err().or(broken).or_else(|| decoded.err().map(malformed)))
             }
-            Unpacked::Large(intake, rest) => {
-                let large = Large { reader: self, is_on_probation, encoding, read, lease: &mut lease };
-                large.read(incoming, intake, rest, end).await
+            None => {
+                let large =
+                    Large { reader: self, is_on_probation, encoding, deadline, read, lease: &mut lease };
+                large.read(incoming, received, end).await
             }
         };
         Body { answer, trouble, share: lease.into() }
     }
 
-    /// Decompresses a small body; or begins to decode it in pieces, because it is not small, or because it `is_all` that has
-    /// arrived is not so.
-    fn unpack_small(&self, received: Vec<u8>, encoding: Encoding, is_all: bool) -> Unpacked {
-        if encoding == Encoding::Identity && is_all {
-            return Unpacked::Small(received, None);
+    /// What a body decompresses to, if it is another, and why it does not decompress further; nothing if it is not small.
+    fn unpack_small(
+        &self,
+        received: &[u8],
+        encoding: Encoding,
+    ) -> Option<(Option<Vec<u8>>, Option<Failure>)> {
+        if encoding == Encoding::Identity {
+            return Some((None, None));
         }
-        let mut unpacker = match Unpacker::new(encoding) {
-            Ok(unpacker) => unpacker,
-            Err(failure) => return Unpacked::Small(Vec::new(), Some(failure)),
-        };
-        let (mut bytes, mut taken) = (Vec::new(), 0);
-        while is_all && bytes.len() <= self.small {
-            let rest = received.get(taken..).unwrap_or_default();
-            if rest.is_empty() {
-                let broken = unpacker.finish(&mut bytes).err();
-                return Unpacked::Small(bytes, broken);
+        let mut bytes = Vec::new();
+        let result = Unpacker::new(encoding).and_then(|mut unpacker| {
+            let mut rest = received;
+            while !rest.is_empty() && bytes.len() <= self.small {
+                let taken = unpacker.step(rest, &mut bytes)?;
+                rest = rest.get(taken..).unwrap_or_default();
             }
-            match unpacker.step(rest, &mut bytes) {
-                Ok(more) => taken += more,
-                Err(failure) => return Unpacked::Small(bytes, Some(failure)),
-            }
-        }
-        let decoder = Decoder::new(&self.limits);
-        let intake = Intake { unpacker, decoder, unpacked: bytes.len(), bytes };
-        Unpacked::Large(Box::new(intake), received.get(taken..).unwrap_or_default().to_vec())
+            if rest.is_empty() { unpacker.finish(&mut bytes) } else { Ok(()) }
+        });
+        (bytes.len() <= self.small).then(|| (Some(bytes), result.err()))
     }
 
-    /// Decodes a batch on a thread for that, when it is its turn.
+    /// Decodes a part of a large answer on a thread for that, when it is its turn.
     async fn decode(
         &self,
         mut intake: Box<Intake>,
-        batch: Vec<u8>,
         most: usize,
-        is_on_probation: bool,
-    ) -> (Box<Intake>, Result<(), Failure>) {
-        let place = if is_on_probation { &self.probation } else { &self.standing };
-        // It is never closed. The place is given back when the work is done, even if nothing waits for it any more.
-        let place = place.clone().acquire_owned().await;
+        place: OwnedSemaphorePermit,
+    ) -> (Box<Intake>, Result<Turn, Failure>) {
+        // The place is given back when the work is done, even if nothing waits for it any more.
         let work = tokio::task::spawn_blocking(move || {
-            let result = intake.take(&batch, most);
+            let result = intake.turn(most);
             drop(place);
             (intake, result)
         });
@@ -225,40 +242,83 @@ impl Reader {
     }
 }
 
-enum Unpacked {
-    /// All of it, and why it does not decode further.
-    Small(Vec<u8>, Option<Failure>),
-    /// Some of it, and what has arrived and is not decompressed yet.
-    Large(Box<Intake>, Vec<u8>),
+/// By when an answer must be whole. What has been decoded by then is used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline {
+    at: Instant,
+    /// What is allowed in all.
+    limit: Duration,
+}
+
+impl Deadline {
+    /// A little before `limit` has passed, so that there is time to use what has arrived.
+    pub(super) fn after(limit: Duration) -> Self {
+        Self { at: Instant::now() + limit - limit / 20, limit }
+    }
+
+    async fn limit<T>(self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        tokio::time::timeout_at(self.at, work).await.map_err(|_| self.failure(FailureReason::Stalled))
+    }
+
+    /// That there is no whole answer in time.
+    pub(super) fn failure(self, reason: FailureReason) -> Failure {
+        let limit = humantime::format_duration(self.limit);
+        Failure { reason, detail: format!("no whole answer within {limit} (collector.timeout)") }
+    }
 }
 
 /// A large answer while it is decoded.
 struct Intake {
     unpacker: Unpacker,
     decoder: Decoder,
+    /// What has arrived, up to `taken` decompressed.
+    batch: Vec<u8>,
+    taken: usize,
     /// How many bytes it has been decompressed to so far.
     unpacked: usize,
     /// What has been decompressed and not been decoded yet.
     bytes: Vec<u8>,
+    /// Nothing that may follow is used: it does not follow what came before.
+    is_over: bool,
+}
+
+/// How a turn of decoding has ended.
+enum Turn {
+    /// All of the batch is decoded, or nothing of the answer will be.
+    Done,
+    /// There is more of the batch.
+    More,
+    /// More than the answer's share has been decompressed; what is beyond it is lost.
+    Cut,
 }
 
 impl Intake {
-    /// Takes in `batch`, until more than `most` bytes of the answer have been decompressed.
-    fn take(&mut self, mut batch: &[u8], most: usize) -> Result<(), Failure> {
+    /// Decodes some of the batch, until more than `most` bytes of the answer have been decompressed.
+    fn turn(&mut self, most: usize) -> Result<Turn, Failure> {
+        let end = self.unpacked.saturating_add(TURN);
         loop {
             let is_list = self.decoder.push(&self.bytes);
             self.bytes.clear();
-            if batch.is_empty() || !is_list || self.unpacked > most {
-                return Ok(());
+            if self.unpacked > most {
+                self.is_over = true;
+                return Ok(Turn::Cut);
             }
-            let step = self.unpacker.step(batch, &mut self.bytes);
+            let rest = self.batch.get(self.taken..).unwrap_or_default();
+            if rest.is_empty() || !is_list {
+                return Ok(Turn::Done);
+            }
+            if self.unpacked >= end {
+                return Ok(Turn::More);
+            }
+            let step = self.unpacker.step(rest, &mut self.bytes);
             self.unpacked += self.bytes.len();
             // So that what is used does not depend on how the answer has arrived.
             self.bytes.truncate(self.bytes.len().saturating_sub(self.unpacked.saturating_sub(most)));
             match step {
-                Ok(taken) => batch = batch.get(taken..).unwrap_or_default(),
+                Ok(taken) => self.taken += taken,
                 Err(failure) => {
                     self.decoder.push(&self.bytes);
+                    self.is_over = true;
                     return Err(failure);
                 }
             }
@@ -267,8 +327,11 @@ impl Intake {
 
     /// The answer ends here, or is read no further because of `trouble`.
     fn finish(mut self, trouble: Option<Failure>) -> (Answer, Option<Failure>) {
-        let broken = self.unpacker.finish(&mut self.bytes).err();
-        self.decoder.push(&self.bytes);
+        let mut broken = None;
+        if !self.is_over && !self.decoder.is_broken() {
+            broken = self.unpacker.finish(&mut self.bytes).err();
+            self.decoder.push(&self.bytes);
+        }
         let (answer, decoded) = self.decoder.finish();
         // What broke off on the way is why it does not decode: the first trouble is the cause.
         (answer, trouble.or(broken).or_else(|| decoded.err().map(malformed)))
@@ -280,28 +343,34 @@ struct Large<'a> {
     reader: &'a Reader,
     is_on_probation: bool,
     encoding: Encoding,
+    deadline: Deadline,
     read: Read,
     lease: &'a mut Lease,
 }
 
 impl Large<'_> {
+    /// Reads it, of which `received` has arrived, and perhaps its `end`.
     async fn read(
         mut self,
         incoming: &mut Incoming<impl AsyncRead + Unpin>,
-        mut intake: Box<Intake>,
-        mut batch: Vec<u8>,
+        received: Vec<u8>,
         mut end: Result<End, Failure>,
     ) -> (Answer, Option<Failure>) {
+        let decoder = Decoder::new(&self.reader.limits);
+        if let Err(failure) = self.cover(&decoder).await {
+            return (decoder.finish().0, Some(failure));
+        }
+        let unpacker = match Unpacker::new(self.encoding) {
+            Ok(unpacker) => unpacker,
+            Err(failure) => return (decoder.finish().0, Some(failure)),
+        };
+        let (unpacked, bytes) = (0, Vec::new());
+        let (batch, taken, is_over) = (received, 0, false);
+        let mut intake = Box::new(Intake { unpacker, decoder, batch, taken, unpacked, bytes, is_over });
         loop {
-            let held = intake.decoder.held() + self.encoding.state() + 2 * (BATCH + STEP);
-            if let Err(failure) = self.lease.cover(held).await {
-                return intake.finish(Some(failure));
-            }
-            let most = self.read.most();
-            let decoded = self.reader.decode(intake, batch, most, self.is_on_probation).await;
-            intake = decoded.0;
-            let read = decoded.1.and_then(|()| self.read.note(intake.unpacked));
-            if let Err(failure) = read {
+            let (decoding, decoded) = self.decode(intake).await;
+            intake = decoding;
+            if let Err(failure) = decoded {
                 return intake.finish(end.err().or(Some(failure)));
             }
             match end {
@@ -309,11 +378,50 @@ impl Large<'_> {
                 Ok(End::More) => {}
                 end => return intake.finish(end.err()),
             }
-            batch = Vec::new();
+            (intake.taken, intake.batch) = (0, Vec::new());
             while let Ok(End::More) = end
-                && batch.len() < BATCH
+                && intake.batch.len() < BATCH
             {
-                end = receive(incoming, &mut batch, &mut self.read).await;
+                let next = receive(incoming, &mut intake.batch, &mut self.read);
+                end = self.deadline.limit(next).await.flatten();
+            }
+        }
+    }
+
+    /// Waits until there is room for what a turn may add.
+    async fn cover(&mut self, decoder: &Decoder) -> Result<(), Failure> {
+        // A record may take more than its text: its places are counted too.
+        let most = decoder.held() + self.encoding.state() + 2 * (BATCH + STEP + TURN);
+        self.deadline.limit(self.lease.cover(most)).await.flatten()
+    }
+
+    /// Decodes a batch, turn by turn.
+    async fn decode(&mut self, mut intake: Box<Intake>) -> (Box<Intake>, Result<(), Failure>) {
+        let places = if self.is_on_probation { &self.reader.probation } else { &self.reader.standing };
+        loop {
+            if let Err(failure) = self.cover(&intake.decoder).await {
+                return (intake, Err(failure));
+            }
+            let place = self.deadline.limit(places.clone().acquire_owned()).await;
+            let place = match place.map(Result::ok) {
+                Ok(Some(place)) => place,
+                // It is never closed.
+                Ok(None) => std::future::pending().await,
+                Err(failure) => return (intake, Err(failure)),
+            };
+            // What the answer may have read can change between two turns, but not within one.
+            let most = self.read.most();
+            let (decoding, turn) = self.reader.decode(intake, most, place).await;
+            intake = decoding;
+            let noted = match turn {
+                Ok(Turn::Cut) => Err(self.read.cut(most)),
+                Ok(turn) => self.read.note(intake.unpacked).map(|()| turn),
+                Err(failure) => Err(failure),
+            };
+            match noted {
+                Ok(Turn::More) => {}
+                Ok(_) => return (intake, Ok(())),
+                Err(failure) => return (intake, Err(failure)),
             }
         }
     }
@@ -349,4 +457,63 @@ async fn receive(
 
 fn malformed(error: DecodeError) -> Failure {
     Failure { reason: FailureReason::Malformed, detail: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { records: 1000, bytes: 1 << 20, process: 64, cmdline: 64, field: 64 };
+
+    fn intake(batch: Vec<u8>) -> Intake {
+        Intake {
+            unpacker: Unpacker::new(Encoding::Identity).unwrap(),
+            decoder: Decoder::new(&LIMITS),
+            batch,
+            taken: 0,
+            unpacked: 0,
+            bytes: Vec::new(),
+            is_over: false,
+        }
+    }
+
+    /// What an answer may have read grows when a round begins. What was lost before that is lost all the same.
+    #[test]
+    fn an_answer_that_was_cut_is_never_whole() {
+        let reading = Arc::new(Reading::new(4 << 20));
+        let mut read = reading.begin(false);
+        let most = 1 << 10;
+        let mut intake = intake(b" ".repeat(1 << 12));
+        assert!(matches!(intake.turn(most), Ok(Turn::Cut)));
+        reading.begin_round();
+        let failure = read.cut(most);
+        assert_eq!(failure.reason, FailureReason::TooLarge);
+        let (_, trouble) = intake.finish(Some(failure.clone()));
+        assert_eq!(trouble, Some(failure));
+    }
+
+    #[test]
+    fn a_turn_is_short_and_the_next_one_goes_on_where_it_ended() {
+        let record = r#"{"pod":"p","namespace":"ns-a","process":"x","timestamp":"2026-01-01T00:00:00Z"}"#;
+        let body = format!("[{}]", vec![record; 10_000].join(","));
+        let mut intake = intake(body.clone().into_bytes());
+        let mut turns = 0;
+        while matches!(intake.turn(usize::MAX), Ok(Turn::More)) {
+            turns += 1;
+            assert!(intake.unpacked <= turns * (TURN + STEP));
+        }
+        assert_eq!((turns, intake.unpacked), (body.len() / TURN, body.len()));
+        let (answer, trouble) = intake.finish(None);
+        assert_eq!((answer.records.len(), trouble), (1000, None));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_needs_more_than_all_of_the_budget_takes_all_of_it() {
+        let budget = Budget::new(4 << 20);
+        let mut lease = budget.lease(true);
+        lease.cover(1 << 30).await.unwrap();
+        assert_eq!(budget.probation.available_permits(), 0);
+        drop(lease);
+        assert_eq!(budget.probation.available_permits(), (1 << 20) / UNIT);
+    }
 }

@@ -16,7 +16,7 @@ use procscan_core::report::{Failure, FailureReason, Limits, Outcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::body::{Body, Budget, Reader, Share};
+use super::body::{Body, Budget, Deadline, Reader, Share};
 use super::http::{self, HttpError};
 use super::sockets::Sockets;
 use super::unpack::Encoding;
@@ -96,23 +96,21 @@ impl Client {
     /// A target on probation, whose last answer failed, has no second try and a smaller budget.
     pub(super) async fn ask(&self, address: &str, etag: Option<&str>, is_on_probation: bool) -> Exchange {
         let timeout = self.options.timeout;
-        let has_begun = AtomicBool::new(false);
+        let (has_begun, deadline) = (AtomicBool::new(false), Deadline::after(timeout));
+        let attempt = || self.attempt(address, etag, is_on_probation, deadline, &has_begun);
         let attempts = async {
-            match self.attempt(address, etag, is_on_probation, &has_begun).await {
+            match attempt().await {
                 Err(failure) if !is_on_probation && is_worth_a_retry(&failure) => {
                     tokio::time::sleep(jitter(RETRY_PAUSE)).await;
-                    self.attempt(address, etag, is_on_probation, &has_begun).await
+                    attempt().await
                 }
                 result => result,
             }
         };
         let result = tokio::time::timeout(timeout, attempts).await.unwrap_or_else(|_| {
-            let limit = humantime::format_duration(timeout);
-            let detail = format!("no whole answer within {limit} (collector.timeout)");
             // An answer that has begun is a sign of life.
             let has_begun = has_begun.load(Ordering::Relaxed);
-            let reason = if has_begun { FailureReason::Stalled } else { FailureReason::Timeout };
-            Err(Failure { reason, detail })
+            Err(deadline.failure(if has_begun { FailureReason::Stalled } else { FailureReason::Timeout }))
         });
         result.unwrap_or_else(|failure| Exchange::bare(Outcome::Failed(failure), None))
     }
@@ -122,11 +120,13 @@ impl Client {
         address: &str,
         etag: Option<&str>,
         is_on_probation: bool,
+        deadline: Deadline,
         has_begun: &AtomicBool,
     ) -> Result<Exchange, Failure> {
         let (mut stream, peer) = self.connect(address).await?;
         let request = self.request(address, etag)?;
-        let exchange = self.exchange(&mut stream, request, etag, is_on_probation, has_begun).await?;
+        let exchange =
+            self.exchange(&mut stream, request, etag, (is_on_probation, deadline), has_begun).await?;
         self.sockets.part(stream, peer);
         Ok(exchange)
     }
@@ -137,7 +137,7 @@ impl Client {
         stream: impl AsyncRead + AsyncWrite + Unpin,
         request: Vec<u8>,
         etag: Option<&str>,
-        is_on_probation: bool,
+        (is_on_probation, deadline): (bool, Deadline),
         has_begun: &AtomicBool,
     ) -> Result<Exchange, Failure> {
         let exchange = http::exchange(stream, request, Head::of, has_begun).await;
@@ -157,7 +157,7 @@ impl Client {
             detail: "a Content-Encoding other than gzip and zstd".to_owned(),
         })?;
         let lease = self.budget.lease(is_on_probation);
-        let body = self.reader.read(&mut incoming, encoding, is_on_probation, lease).await;
+        let body = self.reader.read(&mut incoming, encoding, is_on_probation, deadline, lease).await;
         Ok(judge(body, head))
     }
 
@@ -291,6 +291,10 @@ mod tests {
 
     use super::*;
 
+    fn far() -> Deadline {
+        Deadline::after(Duration::from_mins(5))
+    }
+
     fn client() -> Client {
         Client::new(ClientOptions {
             path: "/".to_owned(),
@@ -374,7 +378,7 @@ mod tests {
             agent.write_all(answer.as_bytes()).await.unwrap();
             let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
             let exchange =
-                client.exchange(stream, request, None, false, &AtomicBool::default()).await.unwrap();
+                client.exchange(stream, request, None, (false, far()), &AtomicBool::default()).await.unwrap();
             let Outcome::Complete(answer) = exchange.outcome else { panic!("{:?}", exchange.outcome) };
             assert_eq!((answer.left_out.concerns("ns-b"), exchange.etag.is_some()), (!has_tag, has_tag));
         }
@@ -426,7 +430,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            exchange = client.exchange(stream, request, None, false, &has_begun) => exchange.unwrap(),
+            exchange = client.exchange(stream, request, None, (false, far()), &has_begun) => exchange.unwrap(),
             () = send => unreachable!("it never ends"),
         }
     }

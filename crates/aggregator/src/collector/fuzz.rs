@@ -12,6 +12,7 @@ use procscan_core::report::{self, Limits, Outcome};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::{Builder, Runtime};
 
+use super::body::Deadline;
 use super::client::{Client, ClientOptions};
 
 /// Small enough to be exceeded by what a small answer decompresses to.
@@ -118,7 +119,10 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 fn ask(client: &Client, answer: &[u8], then: usize, first: usize) -> (Option<Outcome>, String) {
     let stream = tokio::io::join(Pieces { rest: answer, next: first, then }, tokio::io::sink());
     let has_begun = AtomicBool::default();
-    let exchange = client.exchange(stream, b"GET /".to_vec(), Some("\"a\""), false, &has_begun);
+    let exchange = async {
+        let deadline = Deadline::after(Duration::from_mins(5));
+        client.exchange(stream, b"GET /".to_vec(), Some("\"a\""), (false, deadline), &has_begun).await
+    };
     match RUNTIME.block_on(exchange) {
         Ok(exchange) => {
             let told = format!("{:?} {:?}", exchange.outcome, exchange.etag);

@@ -107,9 +107,11 @@ impl Read {
         let before = self.bytes.max(FREE);
         self.bytes = self.bytes.max(bytes);
         self.pool().used.fetch_add(self.bytes.saturating_sub(before), Ordering::Relaxed);
-        if bytes <= most {
-            return Ok(());
-        }
+        if bytes <= most { Ok(()) } else { Err(self.cut(most)) }
+    }
+
+    /// Notes that the answer is read no further than `most` bytes; returns that as a failure.
+    pub(super) fn cut(&mut self, most: usize) -> Failure {
         self.is_cut = true;
         let shown = |bytes: usize| bytesize::ByteSize(bytes as u64).display().iec().to_string();
         let max = self.reading.max;
@@ -122,7 +124,7 @@ impl Read {
                 shown(max)
             )
         };
-        Err(Failure { reason: FailureReason::TooLarge, detail })
+        Failure { reason: FailureReason::TooLarge, detail }
     }
 }
 
@@ -173,6 +175,6 @@ mod tests {
         assert!(reading.begin(false).note(FREE + 1).is_err());
         reading.begin_round();
         reading.begin_round();
-        assert_eq!(reading.standing.share(), 8 * MIB, "nobody wants much any more");
+        assert_eq!(reading.standing.share(), 8 * MIB, "no answer is large any more");
     }
 }

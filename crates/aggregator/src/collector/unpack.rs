@@ -1,7 +1,7 @@
 //! Decompresses an answer as it arrives, a bounded step at a time.
 //!
-//! A few bytes can decompress to gigabytes, and a body of empty gzip members takes much time for nothing. So each step returns no
-//! more than [`STEP`] bytes, and there is a most of members.
+//! A few bytes can decompress to gigabytes, and a body of empty members or blocks takes much time for nothing. So each step returns a
+//! limited number of bytes, the number of members is limited, and a body that is longer than what it decompresses to is refused.
 
 use std::io::{self, Write};
 
@@ -9,14 +9,18 @@ use flate2::write::GzDecoder;
 use procscan_core::report::{Failure, FailureReason};
 use zstd::stream::raw::{DParameter, Decoder as ZstdDecoder, Operation, Status};
 
-/// How much is decompressed at a time.
+/// How much is decompressed at a time: twice as much at most, where a member ends.
 pub(super) const STEP: usize = 32 << 10;
+/// How much longer than its text so far a body may be. What compresses badly is stored, which costs a few bytes for each 64 KiB; but
+/// nothing comes of a zstd block, of 128 KiB at most, before all of it is there.
+const SLACK: usize = 256 << 10;
 /// The most gzip members or zstd frames of one body. A server writes one.
 const MAX_PARTS: usize = 256;
 /// The largest window of a zstd frame, as a power of two: the decoder allocates what the frame asks for.
 const ZSTD_WINDOW_LOG: u32 = 20;
-/// What decompressing takes beside the bytes themselves: flate2's buffer of 32 KiB, a window of 32 KiB, tables.
-const GZIP_STATE: usize = 96 << 10;
+/// What decompressing takes beside the bytes themselves: flate2's buffer of 32 KiB, a window of 32 KiB, tables, and a member's header,
+/// of which flate2 keeps three fields of up to 64 KiB.
+const GZIP_STATE: usize = (96 + 3 * 64) << 10;
 
 /// How a body is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +69,9 @@ pub(super) struct Unpacker {
     part: Part,
     /// How many members or frames have begun.
     parts: usize,
+    /// Bytes of the body, and bytes that it was decompressed to.
+    taken: usize,
+    given: usize,
 }
 
 /// What is being read.
@@ -93,13 +100,24 @@ impl Unpacker {
                 Part::Zstd { decoder, is_between_frames: true }
             }
         };
-        Ok(Self { encoding, part, parts: 1 })
+        let parts = usize::from(encoding == Encoding::Gzip);
+        Ok(Self { encoding, part, parts, taken: 0, given: 0 })
     }
 
-    /// Takes some of `input`, and puts at most [`STEP`] bytes, perhaps none, behind what is in `output`. Returns how many bytes of
-    /// `input` it has taken. `input` must not be empty, and is to be passed on until all of it is taken.
+    /// Takes some of `input`, and puts at most twice [`STEP`] bytes, perhaps none, behind what is in `output`, also before it fails.
+    /// Returns how many bytes of `input` it has taken. `input` must not be empty, and is to be passed on until all of it is taken.
     pub(super) fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<usize, Failure> {
-        self.step_or_error(input, output).map_err(|error| failure(self.encoding, error))
+        let before = output.len();
+        let step = self.step_or_error(input, output).and_then(|taken| {
+            self.given += output.len() - before;
+            // Zeros behind the end cost nothing.
+            self.taken += if matches!(self.part, Part::Zeros) { 0 } else { taken };
+            if self.taken > self.given.saturating_add(SLACK) {
+                return Err(io::Error::other("it is longer than what it decompresses to"));
+            }
+            Ok(taken)
+        });
+        step.map_err(|error| failure(self.encoding, error))
     }
 
     fn step_or_error(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
@@ -110,8 +128,9 @@ impl Unpacker {
                 Ok(piece.len())
             }
             Part::Gzip(decoder) => {
-                let taken = decoder.write(input)?;
+                let taken = decoder.write(input);
                 output.append(decoder.get_mut());
+                let taken = taken?;
                 if taken == 0 {
                     // The member ends before `input`.
                     decoder.try_finish()?;
@@ -165,7 +184,14 @@ impl Unpacker {
                 end
             }
             Part::Zstd { is_between_frames: true, .. } => Ok(()),
-            Part::Zstd { .. } => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "incomplete frame")),
+            Part::Zstd { decoder, .. } => {
+                // What was decompressed and found no room before.
+                let mut room = vec![0; 1 << ZSTD_WINDOW_LOG];
+                if let Ok(Status { bytes_written, .. }) = decoder.run_on_buffers(&[], &mut room) {
+                    output.extend_from_slice(room.get(..bytes_written).unwrap_or_default());
+                }
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "incomplete frame"))
+            }
         };
         end.map_err(|error| failure(self.encoding, error))
     }
@@ -263,7 +289,33 @@ mod tests {
             let (_, failure) = unpack(Encoding::Zstd, &many, size).unwrap_err();
             assert!(failure.detail.contains("256 parts"), "{failure:?}");
         }
-        assert!(unpack(Encoding::Gzip, &gzip(b"").repeat(MAX_PARTS), 4096).is_ok());
+        for size in PIECES {
+            assert!(unpack(Encoding::Gzip, &gzip(b"").repeat(MAX_PARTS), size).is_ok());
+            let frames = zstd::encode_all(&b""[..], 1).unwrap().repeat(MAX_PARTS);
+            assert!(unpack(Encoding::Zstd, &frames, size).is_ok());
+        }
+    }
+
+    /// Flushes write blocks without any text, which cost time for nothing.
+    #[test]
+    fn a_body_that_is_longer_than_its_text_is_refused_and_one_that_compresses_badly_is_not() {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        while encoder.get_ref().len() <= 2 * SLACK {
+            encoder.write_all(b"a").unwrap();
+            encoder.flush().unwrap();
+        }
+        let body = encoder.finish().unwrap();
+        let (_, failure) = unpack(Encoding::Gzip, &body, 4096).unwrap_err();
+        assert!(failure.detail.contains("longer than what it decompresses to"), "{failure:?}");
+        let mut seed = 1_u64;
+        let noise: Vec<u8> = (0..1 << 20)
+            .map(|_| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (seed >> 56) as u8
+            })
+            .collect();
+        assert!(unpack(Encoding::Gzip, &gzip(&noise), 4096).unwrap() == noise);
+        assert!(unpack(Encoding::Zstd, &zstd::encode_all(&*noise, 1).unwrap(), 4096).unwrap() == noise);
     }
 
     #[test]

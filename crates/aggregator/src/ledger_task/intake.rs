@@ -1,7 +1,7 @@
 //! Takes observations into the ledger, and logs what they change.
 
 use procscan_core::ledger::{Change, ChangeKind, Ledger, NodeChange};
-use procscan_core::report::{Outcome, Rejection, Report};
+use procscan_core::report::Report;
 
 use crate::collector::{Observation, Round};
 
@@ -95,22 +95,11 @@ fn log_node(report: &Report, change: NodeChange) {
             );
         }
         NodeChange::UsableAgain => tracing::info!(node, address, "a node's answers can be used again"),
-        NodeChange::LeavesOut => {
-            let answer = match &report.outcome {
-                Outcome::Complete(answer) | Outcome::Partial(answer, _) => Some(answer),
-                Outcome::Unchanged | Outcome::Failed(_) => None,
-            };
-            let namespaces: Vec<&str> = answer
-                .iter()
-                .flat_map(|answer| answer.left_out.namespaces())
-                .map(|it| &**it)
-                .take(5)
-                .collect();
-            let over_limit = answer.map_or(0, |answer| answer.rejected.of(Rejection::OverLimit));
+        NodeChange::LeavesOut { namespaces } => {
+            let namespaces: Vec<&str> = namespaces.iter().map(|namespace| &**namespace).collect();
             tracing::warn!(
                 node,
                 address,
-                over_limit,
                 ?namespaces,
                 "a node has more records than there is room for: namespaces share the room, and nothing clears in those whose records are left out"
             );
@@ -128,7 +117,7 @@ mod tests {
     use procscan_core::Moment;
     use procscan_core::ledger::Detection;
     use procscan_core::names::NodeName;
-    use procscan_core::report::{Answer, Failure, FailureReason, Limits, Target, decode};
+    use procscan_core::report::{Answer, Failure, FailureReason, Limits, Outcome, Target, decode};
 
     use super::*;
     use crate::collector::Share;
@@ -188,7 +177,7 @@ mod tests {
         let lines = logged.lines();
         let said: Vec<&String> = lines.iter().filter(|line| line.contains("room for")).collect();
         assert_eq!(said.len(), 2, "{lines:?}");
-        for part in ["WARN", "node=\"n1\"", "over_limit=3", "ns-a"] {
+        for part in ["WARN", "node=\"n1\"", "ns-a"] {
             assert!(said[0].contains(part), "{part}: {said:?}");
         }
         assert!(said[1].contains("INFO") && said[1].contains("all records of a node again"), "{said:?}");

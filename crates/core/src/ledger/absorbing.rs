@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::evidence::{Evidence, Listed};
 use super::node::Node;
+use super::room::Judge;
 use super::texts::Texts;
 use super::{Change, ChangeKind, Detection, Entry, Ledger, forget, schedule};
 use crate::Moment;
@@ -47,7 +48,7 @@ impl Ledger {
         if let Some(answer) = answer
             && self.node_change.is_none()
         {
-            self.node_change = node.note_left_out(&answer.left_out);
+            self.node_change = node.note_left_out(&answer.left_out, is_whole);
         }
         if is_whole {
             let nothing = LeftOut::default();
@@ -91,13 +92,17 @@ impl Common<'_> {
         let own_age = |detected_at| {
             crate::report::age_by_own_clock(detected_at, answer.date).map(|age| (age, age <= max_age))
         };
-        let is_young =
-            |record: &RecordRef<'_>| own_age(record.detected_at).is_some_and(|(_, is_young)| is_young);
-        let room = node.make_room(&listed, self.rules.max_keys_per_node, is_young);
+        let violations = &*self.violations;
+        let is_gone = |key: &Key, evidence: &Evidence| {
+            let gone = violations.get(key).and_then(|entry| entry.pod_gone);
+            gone.is_some() && !evidence.is_news_since(gone)
+        };
+        let room = node.make_room(&listed, self.rules, &Judge { own_age, is_gone });
         for evicted in &room.evicted {
             forget(self.violations, evicted, name);
         }
         let (mut changes, mut recent, mut no_room) = (Vec::new(), None, LeftOut::default());
+        room.refused.iter().for_each(|key| no_room.note(&key.namespace));
         let (count, may_hide) = (listed.len(), node.may_hide());
         for record in listed {
             if let Some((key, evidence)) = node.evidence_of(record.key) {
@@ -117,7 +122,6 @@ impl Common<'_> {
             if !room.is_for(record.key) {
                 self.rejected.count(Rejection::NodeQuota);
                 node.rejected.count(Rejection::NodeQuota);
-                no_room.note(record.key.namespace);
             } else {
                 let young = own_age.filter(|(_, is_young)| *is_young);
                 let record = self.texts.record(record);

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Cleared;
-use crate::names::{Key, NodeName};
+use crate::names::{Key, NodeName, Text};
 
 /// Something that changed, for logs and streams.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,7 +31,7 @@ pub enum ChangeKind {
 }
 
 /// What happened to a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeChange {
     /// The node is there, but none of its answers could be used for longer than `fresh_within`. What is known of it
     /// stays until an answer can be used.
@@ -39,7 +39,10 @@ pub enum NodeChange {
     /// Its answers can be used again.
     UsableAgain,
     /// Records were left out of its last answer, because there are more than there is room for. Nothing clears in their namespaces.
-    LeavesOut,
+    LeavesOut {
+        /// Some of the namespaces. None if there are too many to know them.
+        namespaces: Vec<Text>,
+    },
     /// Nothing was left out of its last answer any more.
     LeavesNothingOut,
 }

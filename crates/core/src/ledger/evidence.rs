@@ -267,14 +267,10 @@ impl Evidence {
         if self.timestamps.see_again(timestamp) {
             return Listed { change: None, is_recent: false };
         }
-        let is_later = self.timestamps.iter().all(|known| known < timestamp);
-        self.timestamps.push(timestamp);
         let own_age = own_age(record.detected_at);
-        let is_news = match own_age {
-            Some((_, true)) => true,
-            Some((_, false)) => is_later && !self.remembered,
-            None => !self.remembered,
-        };
+        let is_later = self.is_later(timestamp);
+        let is_news = self.is_news(timestamp, own_age);
+        self.timestamps.push(timestamp);
         // One that is earlier says nothing of what was seen last by whoever kept it.
         self.remembered &= !is_news && !is_later;
         if !is_news {
@@ -306,6 +302,25 @@ impl Evidence {
         heard.mark = mark;
         (self.aged, self.is_recalled) = (false, false);
         Listed { change: (!was_active).then_some(ChangeKind::Appeared), is_recent: true }
+    }
+
+    fn is_later(&self, timestamp: WallTime) -> bool {
+        self.timestamps.iter().all(|known| known < timestamp)
+    }
+
+    /// Whether a record with another timestamp than those remembered would be fresh evidence; see [`Evidence::listed`].
+    fn is_news(&self, timestamp: WallTime, own_age: Option<(Duration, bool)>) -> bool {
+        match own_age {
+            Some((_, true)) => true,
+            Some((_, false)) => self.is_later(timestamp) && !self.remembered,
+            None => !self.remembered,
+        }
+    }
+
+    /// Whether a record with this timestamp would be fresh evidence. `own_age` is as for [`Evidence::listed`].
+    pub(super) fn would_be_news(&self, detected_at: Timestamp, own_age: Option<(Duration, bool)>) -> bool {
+        let timestamp = WallTime::from(detected_at);
+        self.timestamps.iter().all(|known| known != timestamp) && self.is_news(timestamp, own_age)
     }
 
     /// Counts `answered` as time in which its node's answers said nothing of it.
@@ -378,6 +393,11 @@ impl Evidence {
     /// Whether forgetting it loses nothing that can't be judged anew: a tombstone, or a record never believed.
     pub(super) fn is_expendable(&self) -> bool {
         self.is_cleared() || self.heard.fresh_at.is_none()
+    }
+
+    /// Whether fresh evidence has become too old.
+    pub(super) fn has_aged(&self) -> bool {
+        self.aged
     }
 
     pub(super) fn first_seen(&self) -> Moment {

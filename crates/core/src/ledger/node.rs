@@ -1,5 +1,6 @@
 //! What is known of one node: how long it has answered, how often its agent scans, and its evidence.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -197,13 +198,22 @@ impl Node {
         self.is_unclear = is_unclear && !self.lists_several;
     }
 
-    /// Notes whether records were left out of its last answer, there or here. Returns a change when that begins and ends.
-    pub(super) fn note_left_out(&mut self, left_out: &LeftOut) -> Option<NodeChange> {
+    /// Notes whether records were left out of its last answer, there or here. Returns a change when that begins, and when an answer
+    /// that `is_whole` shows that it has ended.
+    pub(super) fn note_left_out(&mut self, left_out: &LeftOut, is_whole: bool) -> Option<NodeChange> {
+        /// How many namespaces are named.
+        const NAMED: usize = 5;
         let leaves_out = !left_out.is_empty() || self.no_room.is_some();
-        if std::mem::replace(&mut self.leaves_out, leaves_out) == leaves_out {
+        if leaves_out == self.leaves_out || !leaves_out && !is_whole {
             return None;
         }
-        Some(if leaves_out { NodeChange::LeavesOut } else { NodeChange::LeavesNothingOut })
+        self.leaves_out = leaves_out;
+        if !leaves_out {
+            return Some(NodeChange::LeavesNothingOut);
+        }
+        let here = self.no_room.iter().flat_map(|no_room| no_room.namespaces());
+        let namespaces: BTreeSet<Text> = left_out.namespaces().chain(here).take(NAMED).cloned().collect();
+        Some(NodeChange::LeavesOut { namespaces: namespaces.into_iter().collect() })
     }
 
     /// Whether a violation that the agent lists may hide others.

@@ -27,6 +27,8 @@ pub struct Detection {
     /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only. Namespaces share them
     /// fairly, and so do the Pods of a namespace.
     pub max_keys_per_node: usize,
+    /// Of these, how many one Pod may have. More names of a Pod's processes say nothing new of its App.
+    pub max_keys_per_pod: usize,
 }
 
 impl Default for Detection {
@@ -41,6 +43,7 @@ impl Default for Detection {
             answer_gap: Duration::from_mins(1),
             fresh_within: Duration::from_secs(150),
             max_keys_per_node: 4000,
+            max_keys_per_pod: 64,
         }
     }
 }

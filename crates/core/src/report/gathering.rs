@@ -1,9 +1,12 @@
 //! The records of an answer within their limits, shared fairly among namespaces.
 //!
 //! A tenant can have any number of processes, and commands of any length. Its records push out only its own: a namespace with few
-//! records keeps all of them, and the others share what is left.
+//! records keeps all of them, and the others share what is left. In a namespace its Pods take turns.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+
+use jiff::Timestamp;
 
 use super::decode::Limits;
 use super::record::{RecordRef, Records};
@@ -22,12 +25,19 @@ pub(super) struct Gathering {
 /// What one namespace has of the records, and what it may keep of them.
 #[derive(Default)]
 struct Part {
-    records: usize,
-    bytes: usize,
+    /// The places of its records, in the order in which they are preferred.
+    places: Vec<usize>,
     may_keep: usize,
-    may_keep_bytes: usize,
-    kept: usize,
-    kept_bytes: usize,
+    bytes: usize,
+}
+
+/// What stays of a record.
+#[derive(Clone, Copy)]
+enum Stay {
+    LeftOut,
+    Whole,
+    /// It is the only one of its namespace that stays, and larger than the namespace's share.
+    WithoutCmdline,
 }
 
 impl Gathering {
@@ -65,58 +75,81 @@ impl Gathering {
         Answer { records, rejected, left_out, date: None }
     }
 
-    /// Leaves out records beyond the limits. Of a namespace's own records those that came first stay.
+    /// Leaves out records beyond the limits. Of a namespace's records those stay that are preferred (see [`preferred`]).
     fn share_out(&mut self) {
         let records = std::mem::take(&mut self.records);
-        let mut parts = self.parts(&records);
+        let bytes_of = |place: usize| records.get(place).map_or(0, |record| Records::bytes_of(&record));
+        let mut parts = preferred(&records);
+        self.limit_records(&mut parts);
+        for part in parts.values_mut() {
+            part.places.truncate(part.may_keep);
+            part.bytes = part.places.iter().map(|place| bytes_of(*place)).sum();
+        }
+        let mut wants: Vec<usize> = parts.values().map(|part| part.bytes).collect();
+        let (share, _) = fair_share(&mut wants, self.limits.bytes);
+        let mut stays = vec![Stay::LeftOut; records.len()];
+        for part in parts.values() {
+            let mut bytes = 0;
+            for place in &part.places {
+                let more = bytes + bytes_of(*place);
+                let stay = if more <= share {
+                    Stay::Whole
+                } else if bytes == 0 {
+                    Stay::WithoutCmdline
+                } else {
+                    continue;
+                };
+                if let Some(stays) = stays.get_mut(*place) {
+                    (bytes, *stays) = (more, stay);
+                }
+            }
+        }
         let mut kept = Records::with_capacity(self.limits.bytes.min(records.bytes()));
-        for record in records.iter() {
-            let namespace = record.key.namespace;
-            let Some(part) = parts.get_mut(namespace) else { continue };
-            let bytes = part.kept_bytes + Records::bytes_of(&record);
-            if part.kept < part.may_keep && bytes <= part.may_keep_bytes {
-                part.kept += 1;
-                part.kept_bytes = bytes;
-                kept.push(record);
-            } else {
-                self.rejected.count(Rejection::OverLimit);
-                self.left_out.note(namespace);
+        for (record, stay) in records.iter().zip(stays) {
+            match stay {
+                Stay::Whole => kept.push(record),
+                Stay::WithoutCmdline => kept.push(RecordRef { cmdline: "", ..record }),
+                Stay::LeftOut => {
+                    self.rejected.count(Rejection::OverLimit);
+                    self.left_out.note(record.key.namespace);
+                }
             }
         }
         self.records = kept;
     }
 
-    fn parts<'a>(&self, records: &'a Records) -> BTreeMap<&'a str, Part> {
-        let mut parts: BTreeMap<&str, Part> = BTreeMap::new();
-        let mut order: Vec<&str> = Vec::new();
-        for record in records.iter() {
-            let part = parts.entry(record.key.namespace).or_default();
-            if part.records == 0 {
-                order.push(record.key.namespace);
-            }
-            part.records += 1;
-        }
-        let mut wants: Vec<usize> = parts.values().map(|part| part.records).collect();
+    /// Says how many records each namespace may keep.
+    fn limit_records(&self, parts: &mut BTreeMap<&str, Part>) {
+        let mut wants: Vec<usize> = parts.values().map(|part| part.places.len()).collect();
         let (share, mut left) = fair_share(&mut wants, self.limits.records);
-        for namespace in order {
-            let Some(part) = parts.get_mut(namespace) else { continue };
-            // What can't be divided is for the namespaces that came first.
-            let is_one_more = left > 0 && part.records > share;
+        // What can't be divided is for the namespaces that came first.
+        let mut in_order: Vec<&mut Part> = parts.values_mut().collect();
+        in_order.sort_unstable_by_key(|part| part.places.iter().min().copied());
+        for part in in_order {
+            let is_one_more = left > 0 && part.places.len() > share;
             left -= usize::from(is_one_more);
             part.may_keep = share.saturating_add(usize::from(is_one_more));
         }
-        for record in records.iter() {
-            let Some(part) = parts.get_mut(record.key.namespace) else { continue };
-            part.kept += 1;
-            if part.kept <= part.may_keep {
-                part.bytes += Records::bytes_of(&record);
-            }
-        }
-        let mut wants: Vec<usize> = parts.values().map(|part| part.bytes).collect();
-        let (share, _) = fair_share(&mut wants, self.limits.bytes);
-        for part in parts.values_mut() {
-            (part.may_keep_bytes, part.kept) = (share, 0);
-        }
-        parts
     }
+}
+
+/// The records of each namespace in the order in which they are preferred: its Pods take turns, and each gives the one that was found
+/// last first, because its process is most likely to run.
+fn preferred(records: &Records) -> BTreeMap<&str, Part> {
+    let mut by_pod: BTreeMap<(&str, &str), Vec<(Reverse<Timestamp>, usize)>> = BTreeMap::new();
+    for (place, record) in records.iter().enumerate() {
+        let found = (Reverse(record.detected_at), place);
+        by_pod.entry((record.key.namespace, record.key.pod)).or_default().push(found);
+    }
+    let mut ranked: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
+    for ((namespace, _), mut found) in by_pod {
+        found.sort_unstable();
+        let places = found.into_iter().enumerate().map(|(rank, (_, place))| (rank, place));
+        ranked.entry(namespace).or_default().extend(places);
+    }
+    let part = |mut ranked: Vec<(usize, usize)>| {
+        ranked.sort_unstable();
+        Part { places: ranked.into_iter().map(|(_, place)| place).collect(), ..Part::default() }
+    };
+    ranked.into_iter().map(|(namespace, ranked)| (namespace, part(ranked))).collect()
 }

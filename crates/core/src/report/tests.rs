@@ -285,6 +285,25 @@ fn a_tenant_with_long_command_lines_leaves_room_for_those_of_others() {
 }
 
 #[test]
+fn of_a_tenants_own_records_each_pod_keeps_some_and_those_that_were_found_last() {
+    let limits = Limits { records: 10, ..Limits::default() };
+    let record = |pod: &str, n: u32| {
+        let minute = n % 60;
+        format!(
+            r#"{{"pod":"{pod}","namespace":"ns-a","process":"p{n}","timestamp":"2026-01-01T00:{minute:02}:00Z"}}"#
+        )
+    };
+    let flood = (0..60).map(|n| record("flood", n * 7));
+    let body: Vec<String> = flood.chain([record("web", 0), record("db", 1)]).collect();
+    let (answer, _) = decode(format!("[{}]", body.join(",")).as_bytes(), &limits);
+    let of = |pod: &str| answer.records.iter().filter(|record| record.key.pod == pod).count();
+    assert_eq!((of("flood"), of("web"), of("db")), (8, 1, 1));
+    let oldest =
+        answer.records.iter().filter(|record| record.key.pod == "flood").map(|it| it.detected_at).min();
+    assert_eq!(oldest, Some("2026-01-01T00:52:00Z".parse().unwrap()));
+}
+
+#[test]
 fn a_text_of_any_length_is_read_past_and_not_held() {
     let limits = Limits::default();
     let [before, after] = ["ns-a", "ns-c"].map(|namespace| records_of(namespace, 1, 10).concat());

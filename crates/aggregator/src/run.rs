@@ -19,7 +19,7 @@ use crate::api::{self, Authenticator, Views};
 use crate::clock::Clock;
 use crate::collector::{Cadence, Client, ClientOptions, Collector};
 use crate::config::{Config, DiscoveryMode, OutputMode, StateMode};
-use crate::discovery::{self, Dns, Kubernetes, Polled, Port, Source, TargetSet};
+use crate::discovery::{self, Dns, Kubernetes, Polled, Port, Source, TargetFile, TargetSet};
 use crate::evidence::{Evidence, EvidenceStatus};
 use crate::kubernetes::Cluster;
 use crate::leader::{self, Election, Leadership, Pen, Timing};
@@ -468,7 +468,7 @@ fn source(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Source> 
         DiscoveryMode::Static => Source::Polled(Polled::Static(config.discovery.static_targets(port)?)),
         DiscoveryMode::File => {
             let path = config.discovery.file.clone().unwrap_or_default();
-            Source::Polled(Polled::File { path, port })
+            Source::Polled(Polled::File(TargetFile::new(path, port)))
         }
         DiscoveryMode::Dns => {
             let name =

@@ -3,6 +3,7 @@
 //! Every request has a timeout, and says whom and what it is for, so that a refusal names what is missing: the verb, the
 //! resource and the namespace of an RBAC rule, or the CRD.
 
+mod kubeconfig;
 mod read;
 mod server_clock;
 mod trim;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use anyhow::Context;
 use jiff::Timestamp;
 use kube::client::ClientBuilder;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use procscan_core::Moment;
 use procscan_core::names::{self, Text, is_dns_label, is_dns_subdomain};
@@ -122,10 +123,15 @@ impl Cluster {
         let options = KubeConfigOptions { context: settings.context.clone(), ..KubeConfigOptions::default() };
         let (mut config, is_inside) = if let Some(path) = &settings.kubeconfig {
             let place = || format!("kubernetes.kubeconfig: {}", path.display());
-            let file = Kubeconfig::read_from(path).with_context(place)?;
+            let read = kubeconfig::read(Some(path), settings.request_timeout).await;
+            let file = read.map_err(anyhow::Error::msg).with_context(place)?;
             (Config::from_custom_kubeconfig(file, &options).await.with_context(place)?, false)
         } else {
-            match Config::from_kubeconfig(&options).await {
+            let outside = match kubeconfig::read(None, settings.request_timeout).await {
+                Ok(file) => Config::from_custom_kubeconfig(file, &options).await.map_err(|e| e.to_string()),
+                Err(problem) => Err(problem),
+            };
+            match outside {
                 Ok(config) => (config, false),
                 Err(outside) => match Config::incluster() {
                     Ok(config) => (config, true),

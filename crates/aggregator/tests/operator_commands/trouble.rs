@@ -193,6 +193,15 @@ fn the_token_comes_from_a_file_or_the_environment_and_is_never_shown() {
     }
     let error = run(&args[..3], &[("PROCSCAN_TOKEN", "my secret")]).refused(2);
     assert_eq!(error, format!("PROCSCAN_TOKEN: {allowed}"));
+    std::fs::write(&file, "x".repeat((64 << 10) + 1)).unwrap();
+    let error = run(&args, &[]).refused(2);
+    assert_eq!(error, format!("--token-file {path}: it can't be read: it is larger than 64 KiB"));
+    for (path, problem) in
+        [("/dev/zero", "it is larger than 64 KiB"), (temp.path().to_str().unwrap(), "Is a directory")]
+    {
+        let error = run(&["mode", "--url", &url, "--token-file", path], &[]).refused(2);
+        assert!(error.starts_with(&format!("--token-file {path}: it can't be read: {problem}")), "{error}");
+    }
     std::fs::remove_file(&file).unwrap();
     let error = run(&args, &[]).refused(2);
     assert!(error.starts_with(&format!("--token-file {path}: it can't be read: No such file")), "{error}");

@@ -272,9 +272,9 @@ impl Directory {
     /// there are none. They are left alone.
     pub fn junk(&self) -> Option<String> {
         let memory = self.memory();
-        let junk = memory.junk.iter();
-        let all = junk.map(|(name, why)| format!("{}: {why}", self.path.join(&**name).display()));
-        first_of(&all.collect::<Vec<_>>())
+        // Other programs choose the names.
+        let place = |name: &str| format!("{}/{}", self.path.display(), name.escape_debug());
+        first_of(memory.junk.iter().map(|(name, why)| format!("{}: {why}", place(name))))
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -316,13 +316,13 @@ impl Directory {
 }
 
 /// The first few of them, and how many more there are; `None` if there are none.
-fn first_of(all: &[String]) -> Option<String> {
+fn first_of(all: impl ExactSizeIterator<Item = String>) -> Option<String> {
     let more = match all.len().saturating_sub(TOLD) {
         0 => String::new(),
         n => format!(" and {n} more"),
     };
-    let first = all.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
-    (!all.is_empty()).then(|| format!("{first}{more}"))
+    let first: Vec<String> = all.take(TOLD).collect();
+    (!first.is_empty()).then(|| format!("{}{more}", first.join(", ")))
 }
 
 fn has_same_words(object: &Object, is: &Value) -> bool {

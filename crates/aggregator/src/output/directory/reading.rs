@@ -41,7 +41,7 @@ impl Directory {
             };
             let mut listed = Listed::default();
             shards.iter().filter_map(|(_, found)| found.text()).for_each(|text| listed.read(text));
-            if let Some(unknown) = first_of(&persisted.lacks(&listed)) {
+            if let Some(unknown) = first_of(persisted.lacks(&listed).into_iter()) {
                 return Err(error(format!(
                     "can't be read ({problem}), and no Incident is persisted of blocks that our files list: {unknown}. The state is \
                      probably older than the file, so what is blocked is not known. Restore the latest state, or repair the \

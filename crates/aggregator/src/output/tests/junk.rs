@@ -78,6 +78,15 @@ fn what_is_no_regular_file_is_named_and_left_alone_and_everything_else_is_writte
     // It is not read again each time, and still named.
     wait_until(|| !directory.has_changed().unwrap());
     assert_eq!(directory.junk(), Some(expected.join(", ")));
+    // A name is shown so that a terminal obeys nothing in it, and of many names the first few.
+    fs::create_dir(temp.path().join("\u{1b}[31m.yaml")).unwrap();
+    directory.refresh().unwrap();
+    let told = directory.junk().unwrap();
+    assert!(
+        told.contains("/\\u{1b}[31m.yaml: it is a directory") && told.ends_with(" and 1 more"),
+        "{told:?}"
+    );
+    fs::remove_dir(temp.path().join("\u{1b}[31m.yaml")).unwrap();
     fs::remove_dir(temp.path().join("b.yaml")).unwrap();
     expected.remove(1);
     directory.refresh().unwrap();

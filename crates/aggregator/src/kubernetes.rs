@@ -3,6 +3,7 @@
 //! Every request has a timeout, and says whom and what it is for, so that a refusal names what is missing: the verb, the
 //! resource and the namespace of an RBAC rule, or the CRD.
 
+mod kubeconfig;
 mod read;
 mod server_clock;
 mod trim;
@@ -16,10 +17,10 @@ use std::time::Duration;
 use anyhow::Context;
 use jiff::Timestamp;
 use kube::client::ClientBuilder;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use procscan_core::Moment;
-use procscan_core::names::Text;
+use procscan_core::names::{self, Text, is_dns_label, is_dns_subdomain};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tower::util::MapResponseLayer;
@@ -37,6 +38,9 @@ const OWN_NAMESPACE: &str = "POD_NAMESPACE";
 /// How long a connection may bring nothing. The API server ends each watch after 290 s, so a working one never takes
 /// this long.
 const SILENCE: Duration = Duration::from_mins(5);
+
+/// How much of a wrong name is shown, in characters.
+const MAX_SHOWN: usize = 120;
 
 /// A connection that many parts share.
 #[derive(Clone)]
@@ -63,6 +67,8 @@ pub struct Ask<'a> {
     pub resource: &'a str,
     /// The namespace; `None` for all of them, or for a resource without one.
     pub namespace: Option<&'a str>,
+    /// The object's name; `None` for requests that name none in their path, such as `list` and `create`.
+    pub name: Option<&'a str>,
 }
 
 /// Why a request was not answered with what was asked for.
@@ -117,10 +123,15 @@ impl Cluster {
         let options = KubeConfigOptions { context: settings.context.clone(), ..KubeConfigOptions::default() };
         let (mut config, is_inside) = if let Some(path) = &settings.kubeconfig {
             let place = || format!("kubernetes.kubeconfig: {}", path.display());
-            let file = Kubeconfig::read_from(path).with_context(place)?;
+            let read = kubeconfig::read(Some(path), settings.request_timeout).await;
+            let file = read.map_err(anyhow::Error::msg).with_context(place)?;
             (Config::from_custom_kubeconfig(file, &options).await.with_context(place)?, false)
         } else {
-            match Config::from_kubeconfig(&options).await {
+            let outside = match kubeconfig::read(None, settings.request_timeout).await {
+                Ok(file) => Config::from_custom_kubeconfig(file, &options).await.map_err(|e| e.to_string()),
+                Err(problem) => Err(problem),
+            };
+            match outside {
                 Ok(config) => (config, false),
                 Err(outside) => match Config::incluster() {
                     Ok(config) => (config, true),
@@ -149,6 +160,9 @@ impl Cluster {
             .filter(|name| !name.is_empty())
             .or_else(|| is_inside.then(|| config.default_namespace.clone()))
             .map(Text::from);
+        if let Some(name) = own_namespace.as_ref().filter(|name| !is_dns_label(name)) {
+            anyhow::bail!("{OWN_NAMESPACE}: {name:?} is not allowed; allowed is {}", names::LABEL);
+        }
         let builder = ClientBuilder::try_from(config).context("the cluster's client can't be made")?;
         let server_clock = ServerClock::default();
         let noting = server_clock.clone();
@@ -215,12 +229,14 @@ impl Cluster {
         self.own_namespace.as_deref()
     }
 
-    /// Waits for the answer to one request, but not for ever.
+    /// Waits for the answer to one request, but not for ever. A request whose namespace or name is none of Kubernetes is
+    /// refused and not sent.
     pub async fn ask<T>(
         &self,
         ask: Ask<'_>,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Refusal> {
+        ask.check()?;
         match tokio::time::timeout(self.timeout, request).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(Refusal::new(&ask, &error)),
@@ -261,10 +277,32 @@ impl Cluster {
     }
 }
 
-impl Ask<'_> {
+impl<'a> Ask<'a> {
+    /// The same about the object of that name.
+    #[must_use]
+    pub fn of(self, name: &'a str) -> Self {
+        Self { name: Some(name), ..self }
+    }
+
     /// The verb and the resource, without the namespace.
     pub fn subject(&self) -> String {
         format!("{} {}", self.verb, self.resource)
+    }
+
+    /// Refuses names that Kubernetes has not: they become parts of the request's path as they are, so `..`, `/`, `?` or `#`
+    /// in one would make it a request for another resource.
+    fn check(&self) -> Result<(), Refusal> {
+        let wrong = |what: &str, given: &str, allowed: &str| {
+            let given: String = given.chars().take(MAX_SHOWN).collect();
+            let (kind, subject) = (RefusalKind::Invalid, self.subject());
+            let text = format!("{subject}: the {what} {given:?} is not allowed; allowed is {allowed}");
+            Err(Refusal { kind, subject, text })
+        };
+        match (self.namespace, self.name) {
+            (Some(namespace), _) if !is_dns_label(namespace) => wrong("namespace", namespace, names::LABEL),
+            (_, Some(name)) if !is_dns_subdomain(name) => wrong("name", name, names::SUBDOMAIN),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -363,11 +401,50 @@ mod tests {
     use super::*;
 
     fn refusal(code: u16, message: &str) -> Refusal {
-        let ask = Ask { verb: "patch", resource: "wasmplugins.extensions.higress.io", namespace: Some("gw") };
+        let ask = Ask {
+            verb: "patch",
+            resource: "wasmplugins.extensions.higress.io",
+            namespace: Some("gw"),
+            name: None,
+        };
         let reason = if code == 404 { "NotFound" } else { "" }.to_owned();
         let status =
             kube::core::Status { code, reason, message: message.to_owned(), ..kube::core::Status::default() };
         Refusal::new(&ask, &kube::Error::Api(Box::new(status)))
+    }
+
+    #[tokio::test]
+    async fn a_request_with_a_name_that_kubernetes_has_not_is_refused_and_not_sent() {
+        let sent = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = sent.clone();
+        let service = tower::service_fn(move |request: hyper::Request<kube::client::Body>| {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(request.uri().path(), "/api/v1/namespaces/ns-a/pods/web-0.x");
+            let answer = hyper::Response::builder().status(404).body(kube::client::Body::from(Vec::new()));
+            std::future::ready(Ok::<_, std::convert::Infallible>(answer.unwrap()))
+        });
+        let cluster = Cluster::with_client(Client::new(service, "default"));
+        let get = async |namespace: &str, name: &str| {
+            let ask = Ask { verb: "get", resource: "pods", namespace: Some(namespace), name: Some(name) };
+            let api: kube::Api<k8s_openapi::api::core::v1::Pod> =
+                kube::Api::namespaced(cluster.client(), namespace);
+            cluster.ask(ask, api.get(name)).await.unwrap_err()
+        };
+        for name in
+            ["..", "../../../secrets/x", "a/b", "a?dryRun=All", "a#b", "a%2Fb", "A", "a\u{1b}[31m", ""]
+        {
+            let refusal = get("ns-a", name).await;
+            let text = format!("get pods: the name {name:?} is not allowed; allowed is a Kubernetes name: ");
+            assert!(refusal.kind == RefusalKind::Invalid && refusal.text.starts_with(&text), "{refusal}");
+        }
+        for namespace in ["..", "ns-a/../kube-system", "ns-a?x", "ns.a", ""] {
+            let refusal = get(namespace, "web-0").await;
+            let text = format!("get pods: the namespace {namespace:?} is not allowed; allowed is ");
+            assert!(refusal.kind == RefusalKind::Invalid && refusal.text.starts_with(&text), "{refusal}");
+        }
+        assert_eq!(sent.load(std::sync::atomic::Ordering::Relaxed), 0);
+        assert_eq!(get("ns-a", "web-0.x").await.kind, RefusalKind::Unavailable);
+        assert_eq!(sent.load(std::sync::atomic::Ordering::Relaxed), 1);
     }
 
     #[test]
@@ -391,7 +468,7 @@ mod tests {
             message: "<html>404 Not Found</html>".to_owned(),
             ..kube::core::Status::default()
         };
-        let ask = Ask { verb: "get", resource: "pods", namespace: Some("ns-a") };
+        let ask = Ask { verb: "get", resource: "pods", namespace: Some("ns-a"), name: None };
         let refused = Refusal::new(&ask, &kube::Error::Api(Box::new(page)));
         assert_eq!(refused.kind, RefusalKind::Unavailable);
         let ending = "unable to create new content in namespace gw because it is being terminated";

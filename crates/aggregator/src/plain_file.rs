@@ -1,5 +1,5 @@
-//! Reads files that the configuration or a command names. Opening a pipe waits for a writer, and a device may never end, so only
-//! regular files are read.
+//! Reads files that the configuration or a command names, or that others may write. Opening a pipe waits for a writer, and a
+//! device may never end, so only regular files are read.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -16,7 +16,17 @@ pub(crate) const MAX_TEXT: u64 = 16 << 20;
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     // Before it is opened: to open a device may change it.
     check(&fs::metadata(path)?)?;
-    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
+    open_with(path, OFlags::NONBLOCK)
+}
+
+/// Opens a regular file. A symbolic link is an error of the kind `InvalidInput` too, whatever it leads to.
+pub(crate) fn open_itself(path: &Path) -> io::Result<File> {
+    check(&fs::symlink_metadata(path)?)?;
+    open_with(path, OFlags::NONBLOCK | OFlags::NOFOLLOW)
+}
+
+fn open_with(path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     check(&file.metadata()?)?;
     Ok(file)
@@ -37,7 +47,11 @@ fn check(metadata: &fs::Metadata) -> io::Result<()> {
     if metadata.is_file() {
         return Ok(());
     }
-    let what = if metadata.is_dir() { "a directory" } else { "a pipe, a socket or a device" };
+    let what = match metadata.file_type() {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_symlink() => "a symbolic link",
+        _ => "a pipe, a socket or a device",
+    };
     Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file")))
 }
 
@@ -66,6 +80,12 @@ mod tests {
         fs::write(&path, "a").unwrap();
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert_eq!(read_text(&link, 1).unwrap(), "a");
+        assert_eq!(open_itself(&path).unwrap().metadata().unwrap().len(), 1);
+        let error = open_itself(&link).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (io::ErrorKind::InvalidInput, "it is a symbolic link, not a regular file")
+        );
     }
 
     #[test]
@@ -79,6 +99,7 @@ mod tests {
             (directory.path(), "it is a directory, not a regular file"),
         ] {
             assert_eq!(read_text(path, 1).unwrap_err().to_string(), what);
+            assert_eq!(open_itself(path).unwrap_err().to_string(), what);
         }
     }
 }

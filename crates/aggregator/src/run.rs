@@ -19,7 +19,7 @@ use crate::api::{self, Authenticator, Views};
 use crate::clock::Clock;
 use crate::collector::{Cadence, Client, ClientOptions, Collector, SMALL_ANSWER};
 use crate::config::{Config, DiscoveryMode, OutputMode, StateMode};
-use crate::discovery::{self, Dns, Kubernetes, Polled, Port, Source, TargetSet};
+use crate::discovery::{self, Dns, Kubernetes, Polled, Port, Source, TargetFile, TargetSet};
 use crate::evidence::{Evidence, EvidenceStatus};
 use crate::kubernetes::Cluster;
 use crate::leader::{self, Election, Leadership, Pen, Timing};
@@ -296,10 +296,10 @@ impl Service {
     /// Starts everything. Nothing runs if it fails.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let cluster = cluster(config).await?;
-        let output = output(config, cluster.as_ref(), |path| Directory::open(path))?;
+        let mut output = output(config, cluster.as_ref(), |path| Directory::open(path))?;
         if let Output::Directory(directory) = &output {
             // A directory that can't be read does not become readable by waiting.
-            directory.check(&config.settings().gateway)?;
+            directory.check()?;
         }
         let wanted = SocketAddr::new(config.aggregator.address, config.aggregator.port);
         let listener =
@@ -309,11 +309,15 @@ impl Service {
         let (delivered_tx, delivered) = watch::channel(Arc::default());
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
         let place = state(config, cluster.as_ref()).await?;
-        if let Output::Directory(directory) = &output {
+        if let Output::Directory(directory) = &mut output {
             // Where a Lease says which process writes, its replicas may share the directory.
-            let lease =
-                place.election.as_ref().map(|election| format!("{}/{}", election.namespace, election.name));
-            directory.lock(lease).context("output.directory")?;
+            let locked = match &place.election {
+                Some(Election { cluster, namespace, name, .. }) => {
+                    directory.lock_for(cluster, namespace, name)
+                }
+                None => directory.lock(None),
+            };
+            locked.context("output.directory")?;
         }
         let footing = Footing {
             store: place.store,
@@ -468,7 +472,7 @@ fn source(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Source> 
         DiscoveryMode::Static => Source::Polled(Polled::Static(config.discovery.static_targets(port)?)),
         DiscoveryMode::File => {
             let path = config.discovery.file.clone().unwrap_or_default();
-            Source::Polled(Polled::File { path, port })
+            Source::Polled(Polled::File(TargetFile::new(path, port)))
         }
         DiscoveryMode::Dns => {
             let name =

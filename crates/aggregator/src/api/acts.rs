@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
+use procscan_core::names::{SUBDOMAIN, is_dns_subdomain};
 use procscan_core::policy::{DecisionKind, Mode, is_too_far};
 use procscan_core::state::incident::{Approval, Release};
 use procscan_core::state::{EnforcementSpec, ExemptionSpec, Match};
@@ -103,7 +104,7 @@ pub(super) async fn exempt(
     let (desk, by) = api.admit(&headers, "create", "exemptions", None).await?;
     let ExemptBody { id, namespace, app, process, rule, reason, until, confirm } = body.read()?;
     let id = id.unwrap_or_else(|| format!("exemption-{:x}", Timestamp::now().as_microsecond()));
-    if !procscan_core::names::is_dns_subdomain(&id) {
+    if !is_dns_subdomain(&id) {
         let allowed = "small letters, digits, hyphens and dots, as in a host name";
         return Err(refused("id", &id, allowed, format!("id: {:?} is not {allowed}", repeated(&id))));
     }
@@ -145,6 +146,15 @@ pub(super) async fn enforce(
     Ok(Json(answer).into_response())
 }
 
+/// Refuses a name that no object of Kubernetes has: it becomes part of the path of a request to the API server.
+fn check_name(name: &str) -> Result<(), Problem> {
+    if is_dns_subdomain(name) {
+        return Ok(());
+    }
+    let detail = format!("name: {:?} is not allowed; allowed is {SUBDOMAIN}", repeated(name));
+    Err(refused("name", name, SUBDOMAIN, detail))
+}
+
 /// `until`, if it is after `now` and at most ten years ahead.
 fn check_until(until: Option<Time>, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
     let Some(Time(until)) = until else { return Ok(None) };
@@ -183,6 +193,7 @@ impl Api {
         name: Option<&str>,
     ) -> Result<(Desk, String), Problem> {
         let caller = self.views.auth.authenticate(headers).await?;
+        name.map_or(Ok(()), check_name)?;
         let right = Right {
             verb,
             resource,

@@ -125,7 +125,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
         output: {
             let status = api.views.output.borrow().clone();
             let errors: Vec<String> =
-                [status.error, status.left_open, status.aside].into_iter().flatten().collect();
+                [status.error, status.left_open, status.aside, status.junk].into_iter().flatten().collect();
             let error = (!errors.is_empty()).then(|| errors.join("; "));
             Part { suspended: status.suspended, ..Part::from(error) }
         },

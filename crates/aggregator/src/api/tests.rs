@@ -227,11 +227,15 @@ async fn readiness_comes_with_the_first_round_and_failures_are_told_without_taki
     stage.ledger.round_done();
     stage.publish();
     assert_eq!(json(&stage.get("/readyz").await.2)["output"], json!({"ok": true}));
-    stage.output.send_replace(OutputStatus { error: Some("disk full".into()), ..OutputStatus::default() });
+    stage.output.send_replace(OutputStatus {
+        error: Some("disk full".into()),
+        junk: Some("a.yaml: it is a directory".into()),
+        ..OutputStatus::default()
+    });
     stage.targets.send_modify(|set| Arc::make_mut(set).error = Some("no answer".into()));
     let (status, _, body) = stage.get("/readyz").await;
     assert_eq!(status, StatusCode::OK);
-    assert_eq!(json(&body)["output"], json!({"ok": false, "error": "disk full"}));
+    assert_eq!(json(&body)["output"], json!({"ok": false, "error": "disk full; a.yaml: it is a directory"}));
     assert_eq!(json(&body)["discovery"]["error"], "no answer");
 }
 

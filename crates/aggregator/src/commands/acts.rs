@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::CommandError;
-use super::client::{Client, Endpoint, Outcome};
+use super::client::{self, Client, Endpoint, Outcome};
 use super::incidents::{self, Incident};
 use super::printed::{self, escaped};
 use crate::args::operators as args;
@@ -33,6 +33,7 @@ pub(super) async fn release(args: args::Release) -> Result<(), CommandError> {
 
 async fn of_incident(client: &Client, said: &str, act: &str, words: &Words) -> Result<(), CommandError> {
     let name = incidents::name_of(client, said).await?;
+    client::check_name("INCIDENT", &name)?;
     let endpoint = Endpoint::at(&["incidents", &name, act]);
     let told = client.tell::<Incident>(Method::POST, &endpoint, Some(words)).await;
     let told = told.map_err(|e| {

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use procscan_core::names::{SUBDOMAIN, is_dns_subdomain};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
@@ -29,6 +30,8 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_BODY: usize = 64 << 20;
 /// The longest head of an answer.
 const MAX_HEAD: usize = 64 << 10;
+/// How much of a wrong name is shown, in characters.
+const MAX_NAME: usize = 120;
 /// How much of a problem's text is shown, in characters.
 const MAX_DETAIL: usize = 1000;
 
@@ -76,6 +79,16 @@ impl ClientError {
         }
         self
     }
+}
+
+/// Refuses a name that no object of Kubernetes has: a proxy takes `..` in a path for another path. `place` is the argument.
+pub(super) fn check_name(place: &str, name: &str) -> Result<(), ClientError> {
+    if is_dns_subdomain(name) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(MAX_NAME).collect();
+    let problem = format!("{} is not allowed; allowed is {SUBDOMAIN}", escaped(&shown));
+    Err(ClientError::Usage { place: place.to_owned(), problem })
 }
 
 /// A path of the API with its query.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::CommandError;
 use super::acts::{reason, report, until};
-use super::client::{Client, Endpoint, has_cluster};
+use super::client::{Client, Endpoint, check_name, has_cluster};
 use super::printed::{self, Table, escaped};
 use crate::args::operators as args;
 
@@ -118,6 +118,7 @@ fn matching(text: &str) -> Match {
 }
 
 async fn remove(service: &args::Service, name: &str) -> Result<(), CommandError> {
+    check_name("--remove", name)?;
     let client = Client::new(service).await?;
     let told = client.tell::<()>(Method::DELETE, &Endpoint::at(&["exemptions", name]), None::<&()>).await;
     let advice = "`procscan-aggregator exempt --list` lists those that were declared at run time";

@@ -1,6 +1,6 @@
 //! `daemonset`: where the agents are.
 
-use procscan_core::names::is_dns_label;
+use procscan_core::names::{LABEL, is_dns_label};
 use serde::Deserialize;
 
 use super::{Problems, values};
@@ -46,18 +46,17 @@ impl DaemonSet {
     }
 
     pub(super) fn check(&self, problems: &mut Problems) {
-        let label = "a Kubernetes name: a-z, 0-9 and -, 63 characters at most";
         problems.require(
             is_dns_label(&self.namespace),
             "daemonset.namespace",
             quoted(&self.namespace),
-            label,
+            LABEL,
         );
         problems.require(
             is_dns_label(&self.service_name),
             "daemonset.service_name",
             quoted(&self.service_name),
-            label,
+            LABEL,
         );
         let path = &self.api_path;
         let plain = path.starts_with('/') && path.parse::<hyper::Uri>().is_ok();

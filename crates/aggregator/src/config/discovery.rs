@@ -66,12 +66,11 @@ impl Discovery {
             "100ms to 1h",
         );
         let is_static = self.mode == Mode::Static;
-        if is_static && self.targets.is_empty() {
-            problems.refuse(
-                "discovery.targets",
-                "an empty list",
-                "at least one host:port with `discovery.mode: static`",
-            );
+        // Blank entries and comments name none.
+        if is_static && self.static_targets(port).is_ok_and(|targets| targets.is_empty()) {
+            let value = if self.targets.is_empty() { "an empty list" } else { "a list without a target" };
+            let allowed = "at least one host:port with `discovery.mode: static`";
+            problems.refuse("discovery.targets", value, allowed);
         }
         if !is_static && !self.targets.is_empty() {
             problems.refuse("discovery.targets", "a list", "none unless `discovery.mode` is `static`");
@@ -99,6 +98,15 @@ impl Discovery {
         }
         if let Err(error) = self.static_targets(port) {
             problems.say("discovery.targets", error.to_string());
+        }
+    }
+
+    /// Finds a file of targets that names none: agents may be added later, but until then nothing is collected.
+    pub(super) fn warn(&self, port: u16, found: &mut Problems) {
+        let Some(file) = self.file.as_ref().filter(|_| self.mode == Mode::File) else { return };
+        let text = plain_file::read_text(file, plain_file::MAX_TEXT).unwrap_or_default();
+        if fixed::parse(text.lines(), port).is_ok_and(|targets| targets.is_empty()) {
+            found.say("discovery.file", format!("{}: {}", file.display(), fixed::EMPTY));
         }
     }
 

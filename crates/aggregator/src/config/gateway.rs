@@ -1,6 +1,6 @@
 //! `gateway`: the WasmPlugin.
 
-use procscan_core::names::{is_dns_label, is_dns_subdomain};
+use procscan_core::names::{LABEL, is_dns_label, is_dns_subdomain};
 use procscan_core::resources::wasm_plugin;
 use serde::Deserialize;
 
@@ -88,8 +88,7 @@ impl Default for Gateway {
 impl Gateway {
     pub(super) fn check(&self, problems: &mut Problems) {
         let quoted = |text: &str| format!("{text:?}");
-        let label = "a Kubernetes name: a-z, 0-9 and -, 63 characters at most";
-        problems.require(is_dns_label(&self.namespace), "gateway.namespace", quoted(&self.namespace), label);
+        problems.require(is_dns_label(&self.namespace), "gateway.namespace", quoted(&self.namespace), LABEL);
         let schemes = ["oci://", "https://", "http://", "file://"];
         problems.require(
             schemes.iter().any(|scheme| self.url.starts_with(scheme) && self.url.len() > scheme.len()),

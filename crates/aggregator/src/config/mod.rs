@@ -227,6 +227,7 @@ impl Config {
         let mut found = Problems::default();
         self.enforcement.warn(now, &self.policy(), &mut found);
         self.gateway.warn(&mut found);
+        self.discovery.warn(self.daemonset.api_port(), &mut found);
         unused::warn(self, is_written, &mut found);
         found
     }

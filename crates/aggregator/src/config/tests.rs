@@ -271,7 +271,12 @@ fn bad_values_are_refused_with_path_value_and_what_is_allowed() {
 
 #[test]
 fn impossible_combinations_are_refused() {
-    refused("discovery: {mode: static}\n", "discovery.targets", "at least one");
+    refused("discovery: {mode: static}\n", "discovery.targets: an empty list", "at least one");
+    refused(
+        "discovery: {mode: static, targets: [\"\", \"# none\"]}\n",
+        "discovery.targets: a list without a target",
+        "at least one",
+    );
     refused("discovery: {targets: [a]}\n", "discovery.targets", "static");
     refused("discovery: {mode: file}\n", "discovery.file", "a file's path");
     refused(

@@ -6,6 +6,9 @@ use std::net::Ipv6Addr;
 use procscan_core::names::NodeName;
 use procscan_core::report::Target;
 
+/// What is wrong with a file that lists nothing.
+pub(crate) const EMPTY: &str = "it names no target";
+
 /// What is wrong with a list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("entry {number}: {entry:?} is not allowed; allowed is {allowed}")]

@@ -3,13 +3,12 @@
 //! A source that fails keeps the last set: an agent that can't be found any more is still expected to answer.
 
 mod dns;
+mod file;
 pub mod fixed;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod kubernetes;
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +17,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::dns::Dns;
+pub use self::file::TargetFile;
 pub use self::kubernetes::{Kubernetes, Port};
-use crate::plain_file;
 
 /// The targets as of now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,12 +48,7 @@ pub enum Polled {
     /// A list that does not change.
     Static(Vec<Target>),
     /// A list in a file that may change.
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The port of targets without one.
-        port: u16,
-    },
+    File(TargetFile),
     /// A headless Service's name.
     Dns(Dns),
 }
@@ -64,29 +58,16 @@ impl Polled {
     fn name(&self) -> String {
         match self {
             Self::Static(_) => "discovery.targets".to_owned(),
-            Self::File { path, .. } => format!("the file {}", path.display()),
+            Self::File(file) => format!("the file {}", file.path.display()),
             Self::Dns(dns) => format!("the addresses of {}", dns.name),
         }
     }
 
-    /// Asks the source once. Nothing if it is known to say what it has said `before`.
-    async fn find(&self, before: &mut Option<u64>) -> Option<Result<Vec<Target>, String>> {
+    /// Asks the source once. `known` are the targets of now. `None` if it has nothing to change in them yet.
+    async fn find(&mut self, known: &[Target]) -> Option<Result<Vec<Target>, String>> {
         match self {
             Self::Static(targets) => Some(Ok(targets.clone())),
-            Self::File { path, port } => {
-                let file = path.clone();
-                let read = move || plain_file::read_text(&file, plain_file::MAX_TEXT);
-                let text = tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.into()));
-                let text = text.map_err(|e| format!("can't be read: {e}"));
-                // Read every few seconds, and nearly always the same: not worth being taken apart again.
-                let now =
-                    text.as_ref().ok().map(|text| BuildHasherDefault::<DefaultHasher>::new().hash_one(text));
-                if now.is_some() && *before == now {
-                    return None;
-                }
-                *before = now;
-                Some(text.and_then(|text| fixed::parse(text.lines(), *port).map_err(|e| e.to_string())))
-            }
+            Self::File(file) => file.find(known).await,
             Self::Dns(dns) => Some(dns.find().await),
         }
     }
@@ -100,31 +81,30 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     match source {
-        Source::Polled(polled) => poll(&polled, refresh, &targets, &cancel).await,
+        Source::Polled(mut polled) => poll(&mut polled, refresh, &targets, &cancel).await,
         Source::Watched(kubernetes) => kubernetes.run(refresh, targets, cancel).await,
     }
 }
 
 async fn poll(
-    source: &Polled,
+    source: &mut Polled,
     refresh: Duration,
     targets: &watch::Sender<Arc<TargetSet>>,
     cancel: &CancellationToken,
 ) {
     let mut timer = tokio::time::interval(refresh);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut said = None;
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
             _ = timer.tick() => {}
         }
+        let before = targets.borrow().clone();
         let found = tokio::select! {
             () = cancel.cancelled() => return,
-            found = source.find(&mut said) => found,
+            found = source.find(&before.targets) => found,
         };
         let Some(found) = found else { continue };
-        let before = targets.borrow().clone();
         let now = match found {
             Ok(found) => TargetSet { targets: found, unlisted: 0, error: None, source: source.name() },
             Err(error) => TargetSet { error: Some(error), source: source.name(), ..(*before).clone() },

@@ -63,7 +63,7 @@ impl<'a> Look<'a> {
     }
 
     pub(super) fn ask(&self, verb: &'static str, resource: &'a str) -> Ask<'a> {
-        Ask { verb, resource, namespace: Some(self.namespace) }
+        Ask { verb, resource, namespace: Some(self.namespace), name: None }
     }
 
     /// Lists all objects of a kind, page by page, as of one moment.

@@ -10,7 +10,7 @@ use kube::discovery::ApiResource;
 use kube::{Api, ResourceExt};
 use procscan_core::Moment;
 use procscan_core::identity::{self, Labels, Marks, Owner};
-use procscan_core::names::{App, Text};
+use procscan_core::names::{App, Text, is_dns_subdomain};
 use procscan_core::policy::Lineage;
 use serde::Deserialize;
 
@@ -98,7 +98,7 @@ pub(super) async fn look(
 ) -> Result<Option<Seen>, Refusal> {
     let mut seen = Seen::default();
     let namespaces: Api<core::Namespace> = Api::all(look.cluster.client());
-    let ask = look.ask("get", "namespaces");
+    let ask = look.ask("get", "namespaces").of(look.namespace);
     match look.cluster.ask_in_turn(ask, namespaces.get_metadata(look.namespace)).await {
         Ok(found) => seen.is_terminating = found.metadata.deletion_timestamp.is_some(),
         Err(refusal) if matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::NoNamespace) => {
@@ -141,7 +141,12 @@ async fn pods(look: &mut Look<'_>, clock: Clock, wanted: &[Text], seen: &mut See
     let missing = wanted.iter().filter(|name| !seen.pods.contains_key(*name));
     let missing: Vec<Text> = missing.take(MAX_DIRECT).cloned().collect();
     for name in missing {
-        match look.cluster.ask_in_turn(look.ask("get", "pods"), api.get(&name)).await {
+        // What was persisted may be edited. Kubernetes has no Pod of such a name, and refuses to look for it.
+        if !is_dns_subdomain(&name) {
+            seen.absent.insert(name);
+            continue;
+        }
+        match look.cluster.ask_in_turn(look.ask("get", "pods").of(&name), api.get(&name)).await {
             Ok(pod) => drop(seen.pods.insert(name, read(pod))),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => drop(seen.absent.insert(name)),
             Err(refusal) => return Err(refusal),

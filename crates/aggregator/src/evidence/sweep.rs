@@ -282,7 +282,7 @@ impl Sweep<'_> {
             }
             tokio::time::sleep(wait).await;
         }
-        let ask = Ask { verb: "list", resource: kind.resource, namespace: None };
+        let ask = Ask { verb: "list", resource: kind.resource, namespace: None, name: None };
         let limit = Limit { read: MAX_PAGE_READ, kept: MAX_PAGE };
         let count = AtomicUsize::new(0);
         let answer = self.cluster.read_counted(ask, kind.request.list(params), keep, limit, &count).await;

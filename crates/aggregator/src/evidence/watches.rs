@@ -175,7 +175,7 @@ impl Watch {
     }
 
     fn ask(&self, verb: &'static str) -> Ask<'_> {
-        Ask { verb, resource: self.resource, namespace: None }
+        Ask { verb, resource: self.resource, namespace: None, name: None }
     }
 
     async fn follow(self) {

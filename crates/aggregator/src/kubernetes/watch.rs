@@ -54,7 +54,7 @@ fn again_after_errors<K: Send + 'static>(
 impl Refusal {
     /// What the loss of a watch of `resource` means.
     pub fn of_watch(resource: &str, namespace: Option<&str>, error: &watcher::Error) -> Self {
-        let ask = |verb| Ask { verb, resource, namespace };
+        let ask = |verb| Ask { verb, resource, namespace, name: None };
         match error {
             watcher::Error::InitialListFailed(e) => Self::new(&ask("list"), e),
             watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => {

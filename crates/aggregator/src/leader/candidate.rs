@@ -151,7 +151,7 @@ impl Candidate {
         let lease = if is_new {
             self.cluster.ask(self.ask("create"), self.api.create(&by_us, &wanted)).await?
         } else {
-            self.cluster.ask(self.ask("update"), self.api.replace(name, &by_us, &wanted)).await?
+            self.cluster.ask(self.ask("update").of(name), self.api.replace(name, &by_us, &wanted)).await?
         };
         self.works();
         self.was_there = true;
@@ -173,7 +173,7 @@ impl Candidate {
             let by_us = PostParams::default();
             let request = self.api.replace(&self.election.name, &by_us, &renewed);
             next = asked + timing.renew;
-            match self.cluster.write(pen, self.ask("update"), request).await {
+            match self.cluster.write(pen, self.ask("update").of(&self.election.name), request).await {
                 Ok(renewed) => {
                     lease = renewed;
                     if !pen.extend(asked, timing.term()) {
@@ -212,7 +212,7 @@ impl Candidate {
             let by_us = PostParams::default();
             let released = lease::released(&lease);
             let request = self.api.replace(&self.election.name, &by_us, &released);
-            match self.cluster.ask(self.ask("update"), request).await {
+            match self.cluster.ask(self.ask("update").of(&self.election.name), request).await {
                 Ok(_) => return,
                 Err(refusal) if refusal.kind == RefusalKind::Conflict => {}
                 Err(refusal) => return self.fails(&refusal),
@@ -221,7 +221,8 @@ impl Candidate {
     }
 
     async fn read(&self) -> Result<Option<Lease>, Refusal> {
-        match self.cluster.ask(self.ask("get"), self.api.get(&self.election.name)).await {
+        let name = &self.election.name;
+        match self.cluster.ask(self.ask("get").of(name), self.api.get(name)).await {
             Ok(lease) => Ok(Some(lease)),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(None),
             Err(refusal) => Err(refusal),
@@ -229,7 +230,7 @@ impl Candidate {
     }
 
     fn ask(&self, verb: &'static str) -> Ask<'_> {
-        Ask { verb, resource: LEASES, namespace: Some(&self.election.namespace) }
+        Ask { verb, resource: LEASES, namespace: Some(&self.election.namespace), name: None }
     }
 
     fn follows(&self, other: Option<&str>) {

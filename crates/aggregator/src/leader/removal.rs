@@ -38,7 +38,7 @@ pub async fn exists(cluster: &Cluster, namespace: &str, name: &str) -> Result<bo
 
 async fn read(cluster: &Cluster, namespace: &str, name: &str) -> Result<Option<Lease>, Refusal> {
     let api: Api<Lease> = Api::namespaced(cluster.client(), namespace);
-    let ask = Ask { verb: "get", resource: LEASES, namespace: Some(namespace) };
+    let ask = Ask { verb: "get", resource: LEASES, namespace: Some(namespace), name: Some(name) };
     match cluster.ask(ask, api.get(name)).await {
         Ok(lease) => Ok(Some(lease)),
         Err(refusal) if matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::NoNamespace) => Ok(None),
@@ -78,8 +78,9 @@ impl Unheld {
             }),
             ..DeleteParams::default()
         };
-        let ask = Ask { verb: "delete", resource: LEASES, namespace: Some(&self.namespace) };
         let name = metadata.name.clone().unwrap_or_default();
+        let ask =
+            Ask { verb: "delete", resource: LEASES, namespace: Some(&self.namespace), name: Some(&name) };
         let api: Api<Lease> = Api::namespaced(self.cluster.client(), &self.namespace);
         match self.cluster.ask(ask, api.delete(&name, &as_seen)).await {
             Ok(_) => Ok(()),

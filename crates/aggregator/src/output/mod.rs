@@ -7,9 +7,11 @@ pub mod cluster;
 pub mod difference;
 mod directory;
 mod persisted;
+mod status;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,26 +24,13 @@ use tokio::time::Instant;
 
 use self::cluster::ClusterOutput;
 use self::difference::Difference;
-pub use self::directory::{Directory, DirectoryError, Written};
+pub use self::directory::{Directory, DirectoryError, Pass, Written};
 pub use self::persisted::Persisted;
+pub use self::status::OutputStatus;
+use self::status::{forget, report};
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::leader::Pen;
 use crate::policy_task::{Decided, Delivered, TakeOver};
-
-/// How the last attempt to make the plan true went.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OutputStatus {
-    /// The plan has been made true at least once.
-    pub has_written: bool,
-    /// What stands in the way, if anything does.
-    pub error: Option<String>,
-    /// The messages that are set aside, if any; everything else is written.
-    pub aside: Option<String>,
-    /// Which Services of blocked Apps stay open because the plain list has no room for them.
-    pub left_open: Option<String>,
-    /// The objects that an operator keeps us from writing.
-    pub suspended: Vec<String>,
-}
 
 /// The pause after the first failure; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
@@ -77,8 +66,12 @@ pub struct Outcome {
     pub aside: SetAside,
     /// The Services of blocked Apps that stay open; `None` if this pass did not find out.
     pub left_open: Option<LeftOpen>,
-    /// There is more to do, but something else has to be looked at first.
+    /// There is more to do, but something else has to be looked at first, or nothing could be done at all.
     pub is_unfinished: bool,
+    /// The files that could not be written, by name.
+    pub failed: BTreeSet<String>,
+    /// What is in the directory that no program can read objects from.
+    pub junk: Option<String>,
 }
 
 /// The Services that the plain list has no room for.
@@ -190,8 +183,9 @@ impl Output {
         persisted: Option<&Persisted>,
     ) -> Result<Vec<Inherited>, Refused> {
         match self {
-            // Only the process that may write clears it away.
             Self::Directory(directory) => {
+                directory.identify().await.map_err(Refused::Unknown)?;
+                // Only the process that may write clears it away.
                 if may_touch && let Err(error) = directory.tidy() {
                     tracing::warn!(%error, "temporary files stay in the output directory");
                 }
@@ -330,16 +324,6 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
     }
 }
 
-/// Forgets the errors of a replica that does not write any more: they do not concern it now.
-fn forget(status: &watch::Sender<OutputStatus>) {
-    status.send_if_modified(|status| {
-        let now = OutputStatus { has_written: status.has_written, ..OutputStatus::default() };
-        let is_news = *status != now;
-        *status = now;
-        is_news
-    });
-}
-
 /// Says which news have been written.
 fn announce(
     output: &Output,
@@ -348,7 +332,9 @@ fn announce(
     delivered: &watch::Sender<Arc<Delivered>>,
 ) {
     let is_written = |notice: &&Arc<Notice>| match output {
-        Output::Directory(_) => outcome.problems.is_empty() && !outcome.is_unfinished,
+        Output::Directory(_) => {
+            !outcome.is_unfinished && !outcome.failed.contains(&directory::file_of(&notice.app))
+        }
         Output::Cluster(cluster) => cluster.has_told(notice),
     };
     let is_news = |notice: &&Arc<Notice>| !notice.inherited && notice.phase != NoticePhase::Recovered;
@@ -424,9 +410,10 @@ async fn write_files(
     go_on: impl FnMut() -> bool + Send + 'static,
 ) -> Outcome {
     let (directory, settings, decided) = (directory.clone(), settings.clone(), decided.clone());
+    let looked_at = directory.clone();
     let write = move || {
         if was_true && !directory.has_changed()? {
-            return Ok((Written::default(), true, None));
+            return Ok((Pass { is_finished: true, ..Pass::default() }, None));
         }
         if was_true || !is_seen {
             directory.refresh()?;
@@ -434,66 +421,22 @@ async fn write_files(
         let existing = directory.existing(&settings.gateway)?;
         let left_open = LeftOpen::of(&decided.plan, &settings, existing);
         let drafts = resources::drafts(&decided.plan, &settings, existing);
-        let (written, is_finished) = directory.apply_while(drafts, go_on)?;
-        Ok((written, is_finished, Some(left_open)))
+        Ok((directory.apply_while(drafts, go_on)?, Some(left_open)))
     };
-    match tokio::task::spawn_blocking(write).await {
-        Ok(Ok((Written { written, removed }, is_finished, left_open))) => {
-            Outcome { written, removed, left_open, is_unfinished: !is_finished, ..Outcome::default() }
-        }
-        Ok(Err::<_, DirectoryError>(error)) => {
-            Outcome { problems: vec![error.to_string()], ..Outcome::default() }
-        }
-        Err(died) => Outcome { problems: vec![died.to_string()], ..Outcome::default() },
-    }
-}
-
-fn report(output: &Output, outcome: Outcome, status: &watch::Sender<OutputStatus>) {
-    let place = output.place();
-    let before = status.borrow().clone();
-    let error = outcome.error();
-    if outcome.written + outcome.removed > 0 {
-        tracing::info!(place, written = outcome.written, removed = outcome.removed, "objects written");
-    }
-    match &error {
-        Some(error) if before.error.as_ref() != Some(error) => {
-            tracing::error!(place, error, "objects can't be written; trying again");
-        }
-        None if before.error.is_some() => tracing::info!(place, "objects can be written again"),
-        _ => {}
-    }
-    let aside = outcome.aside.text();
-    match &aside {
-        // Logged once, however many there are: tenants can choose their number and their faults.
-        Some(messages) if before.aside.is_none() => {
-            tracing::warn!(place, messages, "messages can't be written; everything else goes on");
-        }
-        None if before.aside.is_some() => tracing::info!(place, "all messages are written again"),
-        _ => {}
-    }
-    let left_open = outcome.left_open.map_or_else(|| before.left_open.clone(), |left_open| left_open.text());
-    match &left_open {
-        Some(services) if before.left_open.is_none() => {
-            tracing::error!(alert = "gateway", place, services, "blocked Apps are not closed on every route");
-        }
-        None if before.left_open.is_some() => {
-            tracing::info!(place, "blocked Apps are closed on every route again");
-        }
-        _ => {}
-    }
-    if outcome.suspended != before.suspended {
-        let annotation = cluster::SUSPEND;
-        if outcome.suspended.is_empty() {
-            tracing::info!(annotation, "objects are no longer suspended");
-        } else {
-            tracing::warn!(annotation, objects = outcome.suspended.join(", "), "suspended: left as they are");
-        }
-    }
-    let has_written = before.has_written || error.is_none();
-    let now = OutputStatus { has_written, error, aside, left_open, suspended: outcome.suspended };
-    status.send_if_modified(|status| {
-        let is_news = *status != now;
-        *status = now;
-        is_news
-    });
+    let undone =
+        |problem: String| Outcome { problems: vec![problem], is_unfinished: true, ..Outcome::default() };
+    let outcome = match tokio::task::spawn_blocking(write).await {
+        Ok(Ok((Pass { written: Written { written, removed }, failed, is_finished }, left_open))) => Outcome {
+            written,
+            removed,
+            problems: failed.iter().map(|(_, error)| error.to_string()).collect(),
+            failed: failed.into_iter().map(|(name, _)| name).collect(),
+            left_open,
+            is_unfinished: !is_finished,
+            ..Outcome::default()
+        },
+        Ok(Err::<_, DirectoryError>(error)) => undone(error.to_string()),
+        Err(died) => undone(died.to_string()),
+    };
+    Outcome { junk: looked_at.junk(), ..outcome }
 }

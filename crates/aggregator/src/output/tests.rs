@@ -1,5 +1,6 @@
 mod damaged;
 mod files;
+mod junk;
 mod leases;
 mod locked;
 mod said;

@@ -183,7 +183,7 @@ impl Objects {
                 "metadata": {"resourceVersion": live.resource_version()},
                 "spec": {field: value},
             });
-            let ask = self.ask("patch", "incidents.procscan.sealos.io");
+            let ask = self.ask("patch", "incidents.procscan.sealos.io").of(name);
             match self.cluster.ask(ask, api.patch(name, &by_us(), &Patch::Merge(&patch))).await {
                 Ok(live) => return Ok(live.metadata.generation.unwrap_or(0)),
                 Err(refusal) if refusal.kind == RefusalKind::Conflict && tries > 0 => tries -= 1,
@@ -209,7 +209,7 @@ impl Objects {
     }
 
     async fn withdraw(&self, name: &str) -> Result<(), DeskError> {
-        let ask = self.ask("delete", "exemptions.procscan.sealos.io");
+        let ask = self.ask("delete", "exemptions.procscan.sealos.io").of(name);
         match self
             .cluster
             .ask(ask, self.api(Resource::Exemption).delete(name, &DeleteParams::default()))
@@ -228,7 +228,7 @@ impl Objects {
         // What is not said any more has to go.
         let EnforcementSpec { mode, reason, by } = spec;
         let patch = json!({"spec": {"mode": mode, "reason": reason, "by": by}});
-        let ask = self.ask("patch", "enforcements.procscan.sealos.io");
+        let ask = self.ask("patch", "enforcements.procscan.sealos.io").of(enforcement::NAME);
         match self.cluster.ask(ask, api.patch(enforcement::NAME, &by_us(), &Patch::Merge(&patch))).await {
             Ok(_) => Ok(()),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => {

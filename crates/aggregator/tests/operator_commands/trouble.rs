@@ -51,6 +51,23 @@ fn refusals_are_told_in_one_line_with_what_to_do() {
     );
 }
 
+/// A proxy takes `..` in a path for another path.
+#[test]
+fn a_name_that_no_object_has_is_refused_before_it_becomes_part_of_a_path() {
+    let api = Api::only(200, "");
+    let url = api.url();
+    let allowed = "is not allowed; allowed is a Kubernetes name: a-z, 0-9, - and ., 253 characters at most";
+    for name in ["..", "web?x", "web#x", "web%2F", "Web"] {
+        for act in ["approve", "release"] {
+            let error = run(&[act, name, "--url", &url], &[]).refused(2);
+            assert_eq!(error, format!("INCIDENT: {name} {allowed}"));
+        }
+    }
+    let error = run(&["exempt", "--remove", "../incidents/x", "--url", &url], &[]).refused(2);
+    assert_eq!(error, format!("--remove: ../incidents/x {allowed}"));
+    assert!(api.was_left_alone());
+}
+
 #[test]
 fn whatever_is_not_the_api_is_told_from_it() {
     let not_found = |kind, body: &str| Said { kind, body: body.into(), ..said("", 404, "") };
@@ -176,6 +193,15 @@ fn the_token_comes_from_a_file_or_the_environment_and_is_never_shown() {
     }
     let error = run(&args[..3], &[("PROCSCAN_TOKEN", "my secret")]).refused(2);
     assert_eq!(error, format!("PROCSCAN_TOKEN: {allowed}"));
+    std::fs::write(&file, "x".repeat((64 << 10) + 1)).unwrap();
+    let error = run(&args, &[]).refused(2);
+    assert_eq!(error, format!("--token-file {path}: it can't be read: it is larger than 64 KiB"));
+    for (path, problem) in
+        [("/dev/zero", "it is larger than 64 KiB"), (temp.path().to_str().unwrap(), "Is a directory")]
+    {
+        let error = run(&["mode", "--url", &url, "--token-file", path], &[]).refused(2);
+        assert!(error.starts_with(&format!("--token-file {path}: it can't be read: {problem}")), "{error}");
+    }
     std::fs::remove_file(&file).unwrap();
     let error = run(&args, &[]).refused(2);
     assert!(error.starts_with(&format!("--token-file {path}: it can't be read: No such file")), "{error}");

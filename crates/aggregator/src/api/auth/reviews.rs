@@ -146,7 +146,7 @@ impl Reviews {
     }
 
     async fn ask<S: DeserializeOwned>(&self, kind: &Kind, review: &impl Serialize) -> Result<S, Problem> {
-        let ask = Ask { verb: "create", resource: kind.resource, namespace: None };
+        let ask = Ask { verb: "create", resource: kind.resource, namespace: None, name: None };
         let request = async {
             let body = serde_json::to_vec(review).map_err(kube::Error::SerdeError)?;
             let request = Request::post(kind.path)

@@ -61,6 +61,25 @@ fn assert_names(problem: &Value, parameter: &str, allowed: &str, context: &str) 
 }
 
 #[tokio::test]
+async fn a_name_that_no_object_has_is_refused() {
+    let office = Office::open().await;
+    let json = Some("application/json");
+    for name in ["..%2F..%2Fweb", "web%3FdryRun=All", "web%23", "%2E%2E", "web%2Fstatus", "Web"] {
+        for (method, path) in [
+            (Method::POST, format!("/api/v1/incidents/{name}/approve")),
+            (Method::POST, format!("/api/v1/incidents/{name}/release")),
+            (Method::DELETE, format!("/api/v1/exemptions/{name}")),
+        ] {
+            let (status, problem) = office.send(method, &path, json, "{}").await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {problem}");
+            assert_names(&problem, "name", "a Kubernetes name", &path);
+        }
+    }
+    let (status, problem) = office.send(Method::DELETE, "/api/v1/exemptions/no-such", json, "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "{problem}");
+}
+
+#[tokio::test]
 async fn every_bad_body_is_refused_with_its_place_and_what_is_allowed_there() {
     let office = Office::open().await;
     let (release, exempt) = ("/api/v1/incidents/web/release", "/api/v1/exemptions");

@@ -1,6 +1,7 @@
 //! Whom to ask, and who asks: from the arguments, else from the environment. Tokens are never on the command line, where every
 //! user of the machine sees them, and never shown.
 
+use std::io;
 use std::path::Path;
 
 use hyper::Uri;
@@ -91,9 +92,15 @@ fn parse(url: &str) -> Result<Place, String> {
 async fn of_file(path: &Path) -> Result<HeaderValue, ClientError> {
     let place = format!("--token-file {}", path.display());
     let mut text = String::new();
+    // A pipe is allowed: the shell gives one for `<(kubectl create token NAME)`.
     let read = async {
         let file = tokio::fs::File::open(path).await?;
-        file.take(MAX_TOKEN).read_to_string(&mut text).await
+        let read = file.take(MAX_TOKEN + 1).read_to_string(&mut text).await?;
+        if u64::try_from(read).is_ok_and(|read| read > MAX_TOKEN) {
+            let problem = format!("it is larger than {} KiB", MAX_TOKEN >> 10);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+        }
+        Ok(())
     };
     if let Err(error) = read.await {
         return Err(ClientError::Usage { place, problem: format!("it can't be read: {error}") });

@@ -107,3 +107,22 @@ fn a_value_that_has_no_effect_gives_a_warning_with_its_path() {
         assert_eq!(parse(effective).unwrap().warnings, [""; 0], "{effective}");
     }
 }
+
+#[test]
+fn a_file_of_targets_that_names_none_gives_a_warning_with_its_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("targets");
+    let warnings = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let text =
+            format!("discovery: {{mode: file, file: {}}}\noutput: {{mode: directory}}\n", path.display());
+        parse(&text).unwrap().warnings
+    };
+    assert_eq!(warnings("a:1\n"), Vec::<String>::new());
+    for empty in ["", "# none yet\n"] {
+        assert_eq!(
+            warnings(empty),
+            [format!("config.yaml: discovery.file: {}: it names no target", path.display())]
+        );
+    }
+}

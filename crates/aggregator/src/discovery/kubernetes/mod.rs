@@ -176,7 +176,7 @@ impl Kubernetes {
     }
 
     fn ask<'a>(&'a self, verb: &'static str, resource: &'static str) -> Ask<'a> {
-        Ask { verb, resource, namespace: Some(&self.namespace) }
+        Ask { verb, resource, namespace: Some(&self.namespace), name: None }
     }
 
     async fn slices_are_served(&self) -> bool {
@@ -188,7 +188,10 @@ impl Kubernetes {
     /// How many agents should exist: what the DaemonSets want whose Pods the Service selects. `None` if none does.
     async fn desired(&self) -> Result<Option<usize>, Refusal> {
         let services: Api<Service> = Api::namespaced(self.cluster.client(), &self.namespace);
-        let service = self.cluster.ask(self.ask("get", "services"), services.get_opt(&self.service)).await?;
+        let service = self
+            .cluster
+            .ask(self.ask("get", "services").of(&self.service), services.get_opt(&self.service))
+            .await?;
         let Some(selector) = service.and_then(|service| service.spec?.selector).filter(|s| !s.is_empty())
         else {
             return Ok(None);
@@ -211,7 +214,7 @@ impl Kubernetes {
     async fn similar(&self) -> Option<String> {
         let nothing = format!("the Service {}/{} has no endpoints", self.namespace, self.service);
         let services: Api<Service> = Api::all(self.cluster.client());
-        let ask = Ask { verb: "list", resource: "services", namespace: None };
+        let ask = Ask { verb: "list", resource: "services", namespace: None, name: None };
         let all = ListParams::default().limit(5000);
         let alike: Vec<String> = match self.cluster.ask(ask, services.list_metadata(&all)).await {
             Ok(found) => found

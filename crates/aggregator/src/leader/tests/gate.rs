@@ -16,7 +16,7 @@ fn cluster() -> Cluster {
 }
 
 fn ask() -> Ask<'static> {
-    Ask { verb: "patch", resource: "wasmplugins.extensions.higress.io", namespace: Some("gw") }
+    Ask { verb: "patch", resource: "wasmplugins.extensions.higress.io", namespace: Some("gw"), name: None }
 }
 
 #[tokio::test(start_paused = true)]

@@ -72,7 +72,8 @@ impl ClusterOutput {
             if !dry_run {
                 let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
                 let plural = plural(&resource);
-                let ask = Ask { verb: "delete", resource: &plural, namespace: Some(&namespace) };
+                let ask =
+                    Ask { verb: "delete", resource: &plural, namespace: Some(&namespace), name: Some(&name) };
                 match self.cluster.ask(ask, api.delete(&name, &DeleteParams::default())).await {
                     Err(refusal) if refusal.kind != RefusalKind::NotFound => return Err(refusal),
                     _ => {}
@@ -90,7 +91,8 @@ impl ClusterOutput {
             let resource = resource(version, kind);
             let plural = plural(&resource);
             let api: Api<Live> = Api::namespaced_with(self.cluster.client(), LEGACY_NAMESPACE, &resource);
-            let ask = Ask { verb: "get", resource: &plural, namespace: Some(LEGACY_NAMESPACE) };
+            let ask =
+                Ask { verb: "get", resource: &plural, namespace: Some(LEGACY_NAMESPACE), name: Some(name) };
             let live = match self.cluster.ask(ask, api.get(name)).await {
                 Err(refusal) if matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::NotServed) => {
                     continue;
@@ -116,7 +118,7 @@ impl ClusterOutput {
         let mut all = Vec::new();
         let mut page = ListParams::default().limit(500);
         loop {
-            let ask = Ask { verb: "list", resource: &plural, namespace: None };
+            let ask = Ask { verb: "list", resource: &plural, namespace: None, name: None };
             let found = match self.cluster.ask(ask, api.list(&page)).await {
                 Err(refusal) if refusal.kind == RefusalKind::NotServed => return Ok(all),
                 found => found?,
@@ -139,8 +141,9 @@ impl ClusterOutput {
         let plural = plural(&resource);
         let namespace = live.namespace().unwrap_or_default();
         let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
-        let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&namespace) };
+        let name = live.name_any();
+        let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&namespace), name: Some(&name) };
         let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        self.cluster.ask(ask, api.patch(&live.name_any(), &by_us, &Patch::Merge(patch))).await
+        self.cluster.ask(ask, api.patch(&name, &by_us, &Patch::Merge(patch))).await
     }
 }

@@ -111,10 +111,11 @@ impl ClusterOutput {
                 "resourceVersion": plugin.metadata.resource_version,
                 "annotations": {WRITER: self.pen.mark()},
             }});
-            let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&namespace) };
+            let name = plugin.name_any();
+            let ask =
+                Ask { verb: "patch", resource: &plural, namespace: Some(&namespace), name: Some(&name) };
             let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-            let (name, mark) = (plugin.name_any(), Patch::Merge(&mark));
-            match self.cluster.write(&self.pen, ask, api.patch(&name, &by_us, &mark)).await {
+            match self.cluster.write(&self.pen, ask, api.patch(&name, &by_us, &Patch::Merge(&mark))).await {
                 // Deleted meanwhile: then it blocks nobody.
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
                 marked => drop(marked?),
@@ -202,7 +203,7 @@ impl ClusterOutput {
         let resource = resource(wasm_plugin::API_VERSION, wasm_plugin::KIND);
         let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &gateway.namespace, &resource);
         let plural = plural(&resource);
-        let ask = Ask { verb: "list", resource: &plural, namespace: Some(&gateway.namespace) };
+        let ask = Ask { verb: "list", resource: &plural, namespace: Some(&gateway.namespace), name: None };
         let mut all = self.cluster.ask(ask, api.list(&ListParams::default())).await?.items;
         all.retain(|object| wasm_plugin::shard_index(&object.name_any(), gateway).is_some());
         Ok(all)

@@ -10,11 +10,15 @@ use super::live::{Live, named, plural, resource};
 use super::{ClusterOutput, FIELD_MANAGER};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
+fn ask_for<'a>(verb: &'static str, plural: &'a str, object: &'a Object) -> Ask<'a> {
+    Ask { verb, resource: plural, namespace: Some(&object.metadata.namespace), name: None }
+}
+
 impl ClusterOutput {
     pub(super) async fn read(&self, object: &Object) -> Result<Option<Live>, Refusal> {
         let resource = resource(object.api_version, object.kind);
         let plural = plural(&resource);
-        let ask = Ask { verb: "get", resource: &plural, namespace: Some(&object.metadata.namespace) };
+        let ask = ask_for("get", &plural, object).of(&object.metadata.name);
         match self.cluster.ask_in_turn(ask, self.api(object, &resource).get(&object.metadata.name)).await {
             Ok(live) => Ok(Some(live)),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(None),
@@ -27,7 +31,7 @@ impl ClusterOutput {
     pub(super) async fn create(&self, object: &Object) -> Result<Live, Refusal> {
         let resource = resource(object.api_version, object.kind);
         let plural = plural(&resource);
-        let ask = Ask { verb: "create", resource: &plural, namespace: Some(&object.metadata.namespace) };
+        let ask = ask_for("create", &plural, object);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let body: Live = serde_json::to_value(object).and_then(serde_json::from_value).map_err(|error| {
             Refusal { kind: RefusalKind::Invalid, subject: named(object), text: error.to_string() }
@@ -57,7 +61,7 @@ impl ClusterOutput {
     ) -> Result<Live, Refusal> {
         let resource = resource(object.api_version, object.kind);
         let plural = plural(&resource);
-        let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&object.metadata.namespace) };
+        let ask = ask_for("patch", &plural, object).of(&object.metadata.name);
         let api = self.api(object, &resource);
         self.cluster
             .write(&self.pen, ask, api.patch(&object.metadata.name, params, patch))

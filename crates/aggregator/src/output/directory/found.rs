@@ -1,5 +1,6 @@
 //! Whether a file whose name may be ours is ours, and whether it is whole.
 
+use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -9,14 +10,21 @@ use serde_json::Value;
 use super::HEADER;
 use crate::plain_file;
 
+/// How much of a file is read. Ours are far smaller: what is cut here was changed by another program.
+const MAX_FILE: u64 = 16 << 20;
+
 /// What a file is whose name may be ours.
-pub(super) enum Found {
+pub(in crate::output) enum Found {
     /// A file that begins with our header, with its text.
     Ours(String),
     /// Empty, or only the beginning of our header: a file of ours that was cut short.
     Cut,
     /// A file of another program.
     Foreign,
+    /// No regular file, for this reason. So it is not ours, and is not read.
+    Junk(String),
+    /// A file that the system can't read, for this reason. It may be ours.
+    Unreadable(String),
 }
 
 /// What is wrong with a file of ours.
@@ -28,34 +36,49 @@ pub(super) enum Damage {
 }
 
 impl Found {
-    /// Reads the file at `path`. Anything but a regular file or a link to one is foreign.
-    pub(super) fn at(path: &Path) -> io::Result<Self> {
-        let mut file = match plain_file::open(path) {
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(Self::Foreign),
-            file => file?,
-        };
+    /// Reads the file at `path`; `None` if there is none. Links are not followed: what one leads to is not ours.
+    pub(in crate::output) fn at(path: &Path) -> Option<Self> {
+        match Self::read(path) {
+            Ok(found) => Some(found),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Some(Self::Junk(e.to_string())),
+            Err(e) => Some(Self::Unreadable(format!("it can't be read: {e}"))),
+        }
+    }
+
+    fn read(path: &Path) -> io::Result<Self> {
+        let mut file = plain_file::open_itself(path)?;
         let mut bytes = Vec::with_capacity(HEADER.len());
         Read::by_ref(&mut file).take(HEADER.len() as u64).read_to_end(&mut bytes)?;
         if bytes != HEADER.as_bytes() {
             return Ok(if HEADER.as_bytes().starts_with(&bytes) { Self::Cut } else { Self::Foreign });
         }
-        file.read_to_end(&mut bytes)?;
+        file.take(MAX_FILE).read_to_end(&mut bytes)?;
         Ok(Self::Ours(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Why no program can read objects from the file at `path`, if so. A link to a regular file is another program's.
+    pub(super) fn problem(&self, path: &Path) -> Option<String> {
+        match self {
+            Self::Ours(_) | Self::Cut | Self::Foreign => None,
+            Self::Junk(_) if fs::metadata(path).is_ok_and(|found| found.is_file()) => None,
+            Self::Junk(problem) | Self::Unreadable(problem) => Some(problem.clone()),
+        }
     }
 
     /// The text of a file that begins with our header; `None` for any other.
     pub(super) fn ours(self) -> Option<String> {
         match self {
             Self::Ours(text) => Some(text),
-            Self::Cut | Self::Foreign => None,
+            Self::Cut | Self::Foreign | Self::Junk(_) | Self::Unreadable(_) => None,
         }
     }
 
     /// The text of a file that begins with our header, however damaged it is; `None` for any other.
-    pub(super) fn text(&self) -> Option<&str> {
+    pub(in crate::output) fn text(&self) -> Option<&str> {
         match self {
             Self::Ours(text) => Some(text),
-            Self::Cut | Self::Foreign => None,
+            Self::Cut | Self::Foreign | Self::Junk(_) | Self::Unreadable(_) => None,
         }
     }
 
@@ -64,7 +87,8 @@ impl Found {
         match self {
             Self::Ours(text) => parse_plugin(text).map(Some),
             Self::Cut => Err("it is empty, or cut short".to_owned()),
-            Self::Foreign => Ok(None),
+            Self::Unreadable(problem) => Err(problem.clone()),
+            Self::Foreign | Self::Junk(_) => Ok(None),
         }
     }
 }

@@ -1,17 +1,21 @@
 //! The lock of a directory: two processes that decide apart would undo each other's writes.
 
 use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
-use super::{DirectoryError, error, lease};
+use rustix::fs::OFlags;
+
+use super::lease::{self, Owner};
+use super::{DirectoryError, error};
 
 /// Whether this process may write a directory.
 #[derive(Debug, Default)]
 pub(super) struct Lock {
-    /// The Lease (`namespace/name`) by which this process and its replicas agree which of them writes: they share the
-    /// directory. Without one the directory is for this process alone.
-    lease: Option<String>,
+    /// The Lease of this process and its replicas, which share the directory. Without one the directory is for this process
+    /// alone.
+    owner: Option<Owner>,
     state: State,
 }
 
@@ -29,9 +33,69 @@ enum State {
 /// A locked directory. The system unlocks it when the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// While this is open, no other directory gets the same inode.
+    /// While this is open, no other directory or file gets the same inode.
     _handle: File,
+    /// What is locked: the directory itself, or the file in it.
+    locked: PathBuf,
     id: Id,
+}
+
+/// The file that is locked where a directory can't be. It begins with a dot, so `kubectl apply` does not read it.
+const LOCK: &str = ".procscan.lock";
+
+/// Why a directory is not locked.
+enum Unlocked {
+    /// Another process has locked it.
+    Busy,
+    /// It can't be opened, or the file system has no locks.
+    Failed(io::Error),
+}
+
+impl From<TryLockError> for Unlocked {
+    fn from(error: TryLockError) -> Self {
+        match error {
+            TryLockError::WouldBlock => Self::Busy,
+            TryLockError::Error(e) => Self::Failed(e),
+        }
+    }
+}
+
+impl From<io::Error> for Unlocked {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Held {
+    /// Locks what `handle` has open at the path `locked`, for one process or for several.
+    fn lock(handle: File, locked: PathBuf, is_shared: bool) -> Result<Self, Unlocked> {
+        if is_shared {
+            handle.try_lock_shared()?;
+        } else {
+            handle.try_lock()?;
+        }
+        let id = handle.metadata()?.into();
+        Ok(Self { _handle: handle, locked, id })
+    }
+
+    /// Locks a file in the directory at `path`: network file systems lock only what is open for writing, and no directory is.
+    fn in_file(path: &Path, is_shared: bool) -> Result<Self, Unlocked> {
+        let locked = path.join(LOCK);
+        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).map_err(io::Error::other)?;
+        let mut options = File::options();
+        let handle =
+            options.read(true).write(true).create(true).truncate(false).custom_flags(flags).open(&locked)?;
+        Self::lock(handle, locked, is_shared)
+    }
+
+    /// Whether what is locked is still there under its name.
+    fn is_in_place(&self) -> io::Result<bool> {
+        match fs::metadata(&self.locked) {
+            Ok(found) => Ok(Id::from(found) == self.id),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.locked.ends_with(LOCK) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
 }
 
 /// What tells a directory from another one that is made later at the same path: device and inode.
@@ -47,19 +111,24 @@ impl From<fs::Metadata> for Id {
 impl Lock {
     /// Locks the directory at `path`: for this process alone, or for the replicas of `lease`. Fails if a process has locked it
     /// otherwise, or if it belongs to another Lease. Where the file system has no locks, the log says so.
-    pub(super) fn take(path: &Path, lease: Option<String>) -> Result<Self, DirectoryError> {
+    pub(super) fn take(path: &Path, owner: Option<Owner>) -> Result<Self, DirectoryError> {
         let handle = File::open(path).map_err(|e| error(path, "can't be opened", &e))?;
-        let locked = if lease.is_some() { handle.try_lock_shared() } else { handle.try_lock() };
+        let is_shared = owner.is_some();
+        let locked = Held::lock(handle, path.to_owned(), is_shared).or_else(|unlocked| match unlocked {
+            Unlocked::Busy => Err(Unlocked::Busy),
+            // Where neither can be locked, the first reason is as good.
+            Unlocked::Failed(e) => Held::in_file(path, is_shared).map_err(|unlocked| match unlocked {
+                Unlocked::Busy => Unlocked::Busy,
+                Unlocked::Failed(_) => Unlocked::Failed(e),
+            }),
+        });
         let state = match locked {
-            Ok(()) => {
-                let id = handle.metadata().map_err(|e| error(path, "can't be opened", &e))?.into();
-                State::Held(Held { _handle: handle, id })
-            }
-            Err(TryLockError::WouldBlock) => {
+            Ok(held) => State::Held(held),
+            Err(Unlocked::Busy) => {
                 let problem = "another process writes there: stop it, or configure another directory";
                 return Err(DirectoryError { path: path.display().to_string(), problem: problem.to_owned() });
             }
-            Err(TryLockError::Error(e)) => {
+            Err(Unlocked::Failed(e)) => {
                 tracing::warn!(
                     path = %path.display(),
                     error = %e,
@@ -68,7 +137,7 @@ impl Lock {
                 State::None
             }
         };
-        let lock = Self { lease, state };
+        let lock = Self { owner, state };
         lock.claim(path)?;
         Ok(lock)
     }
@@ -79,20 +148,73 @@ impl Lock {
         match &self.state {
             State::None => return self.claim(path),
             State::Held(held) => {
-                let found = fs::metadata(path).map_err(|e| error(path, "can't be read", &e))?;
-                if Id::from(found) == held.id {
+                if held.is_in_place().map_err(|e| error(path, "can't be read", &e))? {
                     return self.claim(path);
                 }
             }
             State::Lost => {}
         }
         self.state = State::Lost;
-        *self = Self::take(path, self.lease.clone())?;
-        tracing::warn!(path = %path.display(), "the output directory was removed and made again; the new one is locked");
+        *self = Self::take(path, self.owner.clone())?;
+        tracing::warn!(path = %path.display(), "the output directory, or its lock, was removed and made again; the new one is locked");
         Ok(())
     }
 
+    /// Makes sure that the directory belongs to no other cluster's Lease, now that the UID of the Lease's namespace is known.
+    pub(super) fn identify(&mut self, path: &Path, uid: String) -> Result<(), DirectoryError> {
+        if let Some(owner) = &mut self.owner {
+            owner.cluster = Some(uid);
+        }
+        self.keep(path)
+    }
+
     fn claim(&self, path: &Path) -> Result<(), DirectoryError> {
-        self.lease.as_ref().map_or(Ok(()), |lease| lease::claim(path, lease))
+        self.owner.as_ref().map_or(Ok(()), |owner| lease::claim(path, owner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_file(path: &Path, is_shared: bool) -> Result<Held, Unlocked> {
+        Held::in_file(path, is_shared)
+    }
+
+    #[test]
+    fn a_file_is_locked_where_a_directory_can_not_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let held = in_file(path, false).ok().unwrap();
+        for is_shared in [true, false] {
+            assert!(matches!(in_file(path, is_shared), Err(Unlocked::Busy)));
+        }
+        drop(held);
+        let (first, second) = (in_file(path, true).ok(), in_file(path, true).ok());
+        assert!(first.is_some() && second.is_some());
+        assert!(matches!(in_file(path, false), Err(Unlocked::Busy)));
+    }
+
+    #[test]
+    fn a_lock_file_that_was_removed_is_noticed_before_the_next_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let mut lock = Lock { owner: None, state: State::Held(in_file(path, false).ok().unwrap()) };
+        lock.keep(path).unwrap();
+        fs::remove_file(path.join(LOCK)).unwrap();
+        // By another process, which found nothing locked.
+        let other = Lock::take(path, None).unwrap();
+        assert!(lock.keep(path).unwrap_err().to_string().contains("another process writes there"));
+        drop(other);
+        lock.keep(path).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_lock_file_is_neither_followed_nor_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, target) = (directory.path(), directory.path().join("target"));
+        std::os::unix::fs::symlink(&target, path.join(LOCK)).unwrap();
+        assert!(matches!(in_file(path, false), Err(Unlocked::Failed(_))));
+        assert!(!target.exists());
     }
 }

@@ -3,7 +3,7 @@
 //! Every pass compares everything with what should be there, and nearly always all of it is: so a file is read only if its
 //! stamp says that somebody has changed it, and an object is made only if it is made from something else than before.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::Metadata;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU64;
@@ -67,6 +67,11 @@ impl Known {
         Self { text: None, ..Self::new(stamp, Hash::MIN) }
     }
 
+    /// A file that can't be read, so it is read again at the next look.
+    pub(super) fn unread() -> Self {
+        Self { stamp: None, text: None, from: None, wanted: 0, seen: 0 }
+    }
+
     /// A file of ours with a text of this hash.
     pub(super) fn new(stamp: Stamp, text: Hash) -> Self {
         Self {
@@ -113,6 +118,8 @@ pub(super) struct Memory {
     pub(super) files: HashMap<Box<str>, Known>,
     /// Whether those that hold a `WasmPlugin` have the long list, as far as it is known.
     pub(super) long_lists: HashMap<Box<str>, bool>,
+    /// Why files that no program can read objects from are none, by name.
+    pub(super) junk: BTreeMap<Box<str>, String>,
     /// Every file has been looked at once.
     pub(super) has_looked: bool,
     /// The number of the last pass.
@@ -140,6 +147,14 @@ impl Memory {
     /// All files have been looked at, after the directory.
     pub(super) fn has_seen_all(&mut self, place: Stamp) {
         self.place = Some(place).filter(|place| place.is_settled());
+    }
+
+    /// Notes what is wrong with a file, or that nothing is.
+    pub(super) fn note_junk(&mut self, name: &str, problem: Option<String>) {
+        match problem {
+            Some(problem) => drop(self.junk.insert(name.into(), problem)),
+            None => drop(self.junk.remove(name)),
+        }
     }
 
     pub(super) fn next_pass(&mut self) -> u32 {

@@ -4,10 +4,13 @@
 //! old one. Files that do not begin with our header are another program's and never touched. A damaged `WasmPlugin` of ours is
 //! written anew from what is decided, and what was there is kept beside it.
 
-mod found;
+pub(super) mod found;
+mod home;
 mod lease;
 mod lock;
 mod memory;
+mod reading;
+mod temporary;
 mod writing;
 
 use std::collections::BTreeMap;
@@ -16,25 +19,25 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
+use procscan_core::names::{App, is_dns_label, is_dns_subdomain};
 use procscan_core::plan::Plan;
-use procscan_core::policy::Inherited;
 use procscan_core::resources::wasm_plugin::{self, Gateway};
 use procscan_core::resources::{self, Existing, Object, Settings, Upkeep, notification};
 use serde_json::Value;
 
 use self::found::{Found, parse};
+use self::home::Home;
+use self::lease::Owner;
 use self::lock::Lock;
 use self::memory::{Known, Memory, Stamp};
 use super::difference::{self, Action, Difference};
-use super::persisted::{Listed, Persisted};
+use crate::kubernetes::Cluster;
 
 /// The first line of our files, by which we know them again.
 const HEADER: &str = "# Written by procscan-aggregator; changes are overwritten.\n";
-/// What our temporary files' names begin with.
-const TEMPORARY: &str = ".procscan-";
-/// How many Apps and Services an error names.
+/// How many Apps and Services, or files, an error names.
 const TOLD: usize = 5;
+
 /// What can go wrong, with the file that it went wrong with.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {problem}")]
@@ -52,6 +55,17 @@ pub struct Written {
     pub removed: usize,
 }
 
+/// What one pass has come to, where one file stops no other.
+#[derive(Debug, Default)]
+pub struct Pass {
+    /// What it has changed.
+    pub written: Written,
+    /// The files that could not be written or removed, by name, each with what stands in the way.
+    pub failed: Vec<(String, DirectoryError)>,
+    /// Everything else was done; otherwise the rest is left to the next pass.
+    pub is_finished: bool,
+}
+
 /// A directory of objects. Clones share what they know of its files.
 #[derive(Clone, Debug)]
 pub struct Directory {
@@ -61,12 +75,14 @@ pub struct Directory {
     lock: Arc<Mutex<Lock>>,
     /// This process has made sure that the directory exists, so it is an error if it is missing.
     is_made: bool,
+    /// The cluster of its Lease, if it has one.
+    home: Option<Arc<Home>>,
 }
 
 impl Directory {
     /// A directory that is read only: nothing is written in it, and if it is not there it counts as empty.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), memory: Arc::default(), lock: Arc::default(), is_made: false }
+        Self { path: path.into(), memory: Arc::default(), lock: Arc::default(), is_made: false, home: None }
     }
 
     /// Makes the directory if it is not there. Another process may be writing in it.
@@ -84,9 +100,24 @@ impl Directory {
     /// (`namespace/name`) its replicas share it; without one it is for this process alone. Fails if a process has locked it
     /// otherwise, or if it belongs to another Lease. Where the file system has no locks, the log says so.
     pub fn lock(&self, lease: Option<String>) -> Result<(), DirectoryError> {
-        let taken = Lock::take(&self.path, lease)?;
+        let owner = lease.map(|lease| Owner { lease, cluster: None });
+        let taken = Lock::take(&self.path, owner)?;
         *self.held() = taken;
         Ok(())
+    }
+
+    /// Locks the directory for the replicas of the Lease `name` in `namespace` of `cluster`. See [`Self::lock`].
+    pub fn lock_for(&mut self, cluster: &Cluster, namespace: &str, name: &str) -> Result<(), DirectoryError> {
+        self.home = Some(Arc::new(Home { cluster: cluster.clone(), namespace: namespace.to_owned() }));
+        self.lock(Some(format!("{namespace}/{name}")))
+    }
+
+    /// Asks the cluster of the Lease which one it is, and makes sure that the directory belongs to no other cluster. Nothing
+    /// may be written before. Without a Lease there is nothing to ask.
+    pub async fn identify(&self) -> Result<(), String> {
+        let Some(home) = &self.home else { return Ok(()) };
+        let uid = home.id().await?;
+        self.held().identify(&self.path, uid).map_err(|error| error.to_string())
     }
 
     fn held(&self) -> MutexGuard<'_, Lock> {
@@ -97,11 +128,13 @@ impl Directory {
     /// the same.
     pub fn tidy(&self) -> Result<(), DirectoryError> {
         self.held().keep(&self.path)?;
-        for name in self.names()?.iter().filter(|name| name.starts_with(TEMPORARY)) {
-            let file = self.path.join(name);
-            fs::remove_file(&file).map_err(|e| error(&file, "can't be removed", &e))?;
+        let files = self.names()?.into_iter().map(|name| self.path.join(name));
+        let mut failed = Ok(());
+        for file in files.filter(|file| temporary::is_ours(file)) {
+            let removed = fs::remove_file(&file).map_err(|e| error(&file, "can't be removed", &e));
+            failed = failed.and(removed);
         }
-        Ok(())
+        failed
     }
 
     /// Where it is.
@@ -127,7 +160,7 @@ impl Directory {
     fn ours(&self) -> Result<BTreeMap<String, String>, DirectoryError> {
         let mut ours = BTreeMap::new();
         for name in self.names()?.into_iter().filter(|name| is_like_ours(name)) {
-            if let Some(text) = self.read(&name)? {
+            if let Some(text) = self.read(&name) {
                 ours.insert(name, text);
             }
         }
@@ -135,20 +168,17 @@ impl Directory {
     }
 
     /// The content of one of our files; nothing if it is not ours, or gone.
-    fn read(&self, name: &str) -> Result<Option<String>, DirectoryError> {
-        Ok(self.find(name)?.and_then(Found::ours))
+    fn read(&self, name: &str) -> Option<String> {
+        self.find(name).and_then(Found::ours)
     }
 
     /// The file of that name; `None` if it is gone.
-    fn find(&self, name: &str) -> Result<Option<Found>, DirectoryError> {
-        let path = self.path.join(name);
-        match Found::at(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            found => found.map(Some).map_err(|e| error(&path, "can't be read", &e)),
-        }
+    fn find(&self, name: &str) -> Option<Found> {
+        Found::at(&self.path.join(name))
     }
 
     /// Brings what is known of the files up to date. Reads those that somebody has changed; whether there are any, or fewer files.
+    /// A file that can't be read stops nothing, and is noted.
     fn look(&self, memory: &mut Memory) -> Result<bool, DirectoryError> {
         let look = memory.next_look();
         let mut has_changed = false;
@@ -156,27 +186,22 @@ impl Directory {
             let name = entry.file_name();
             // Our own names are ASCII: another one is not ours.
             let Some(name) = name.to_str().filter(|name| is_like_ours(name)) else { continue };
-            let stamp = match entry.metadata() {
-                Ok(metadata) if metadata.is_symlink() => {
-                    fs::metadata(entry.path()).map(|metadata| Stamp::from(&metadata))
-                }
-                metadata => metadata.map(|metadata| Stamp::from(&metadata)),
-            };
-            let stamp = match stamp {
-                Ok(stamp) => stamp,
-                // Removed by somebody between the listing and now.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(error(&entry.path(), "can't be read", &e)),
-            };
-            if let Some(known) = memory.files.get_mut(name).filter(|known| known.is_like(stamp)) {
+            // Of a link itself. Without a stamp it is read.
+            let stamp = entry.metadata().ok().map(|metadata| Stamp::from(&metadata));
+            let known = memory.files.get_mut(name);
+            if let Some(known) = known.filter(|known| stamp.is_some_and(|stamp| known.is_like(stamp))) {
                 known.seen = look;
                 continue;
             }
+            // `None` if it was removed between the listing and now.
+            let Some(found) = self.find(name) else { continue };
             has_changed = true;
+            memory.note_junk(name, found.problem(&entry.path()));
             let before = memory.files.get(name);
-            let now = match self.read(name)? {
-                Some(text) => Known::new(stamp, memory.hash(&text)).seen_again(before),
-                None => Known::foreign(stamp),
+            let now = match (&found, stamp) {
+                (Found::Unreadable(_), _) | (_, None) => Known::unread(),
+                (Found::Ours(text), Some(stamp)) => Known::new(stamp, memory.hash(text)).seen_again(before),
+                (Found::Cut | Found::Foreign | Found::Junk(_), Some(stamp)) => Known::foreign(stamp),
             };
             if before.is_none_or(|before| before.text != now.text) {
                 memory.long_lists.remove(name);
@@ -185,6 +210,8 @@ impl Directory {
         }
         let before = memory.files.len();
         memory.files.retain(|_, known| known.seen == look);
+        let Memory { files, junk, .. } = memory;
+        junk.retain(|name, _| files.contains_key(name));
         has_changed |= memory.files.len() < before;
         memory.has_looked = true;
         Ok(has_changed)
@@ -226,7 +253,7 @@ impl Directory {
         for (file, plugin) in files.keys().filter_map(|file| Some((file, shard(file, gateway)?))) {
             let has_long_list = match long_lists.get(file) {
                 Some(known) => *known,
-                None => match self.find(file)?.map(|found| found.plugin()) {
+                None => match self.find(file).map(|found| found.plugin()) {
                     Some(Ok(Some(object))) => object.get("spec").is_some_and(wasm_plugin::has_long_list),
                     // A damaged one may have had a long list.
                     Some(Err(_)) => true,
@@ -241,87 +268,18 @@ impl Directory {
         Ok(all)
     }
 
+    /// The first few files from which no program can read objects, and how many more there are, as of the last look; `None` if
+    /// there are none. They are left alone.
+    pub fn junk(&self) -> Option<String> {
+        let memory = self.memory();
+        // Other programs choose the names.
+        let place = |name: &str| format!("{}/{}", self.path.display(), name.escape_debug());
+        first_of(memory.junk.iter().map(|(name, why)| format!("{}: {why}", place(name))))
+    }
+
     fn memory(&self) -> MutexGuard<'_, Memory> {
         // Whatever it says is compared with the files' stamps before it is believed.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The Apps that our `WasmPlugin`s block now: what a start inherits. A damaged file is an error, unless the persisted
-    /// Incidents say what it blocked: then the answer leaves it out.
-    ///
-    /// They say it if they name each App and each Service that can still be read in our files. If they lack one, the state
-    /// is older than the files, and may also lack Apps that can't be read any more. Where nothing can be read, the
-    /// Incidents count as well, because each block is persisted before it is written.
-    ///
-    /// When their tenants were told is in the Notifications.
-    pub fn blocked(
-        &self,
-        gateway: &Gateway,
-        persisted: Option<&Persisted>,
-    ) -> Result<Vec<Inherited>, DirectoryError> {
-        let (mut plugins, mut damaged) = (Vec::new(), Vec::new());
-        let shards = self.shards(gateway)?;
-        for (name, found) in &shards {
-            match found.plugin() {
-                Ok(plugin) => plugins.extend(plugin),
-                Err(problem) => damaged.push((name, found, problem)),
-            }
-        }
-        if let Some((name, _, problem)) = damaged.first() {
-            let error =
-                |problem| DirectoryError { path: self.path.join(name).display().to_string(), problem };
-            let Some(persisted) = persisted else {
-                let next = "can't be read, so what is blocked is not known; repair or remove it";
-                return Err(error(format!("{next}: {problem}")));
-            };
-            let mut listed = Listed::default();
-            shards.iter().filter_map(|(_, found)| found.text()).for_each(|text| listed.read(text));
-            if let Some(unknown) = first_of(&persisted.lacks(&listed)) {
-                return Err(error(format!(
-                    "can't be read ({problem}), and no Incident is persisted of blocks that our files list: {unknown}. The state is \
-                     probably older than the file, so what is blocked is not known. Restore the latest state, or repair the \
-                     file, or remove it if what it closed may be opened"
-                )));
-            }
-        }
-        for (name, found, problem) in damaged {
-            let mut listed = Listed::default();
-            found.text().into_iter().for_each(|text| listed.read(text));
-            tracing::warn!(
-                file = %self.path.join(name).display(),
-                problem,
-                legible = !listed.is_empty(),
-                "a file of ours is damaged: the persisted Incidents say what stays closed"
-            );
-        }
-        let mut blocked = wasm_plugin::blocked(&plugins, gateway);
-        for inherited in &mut blocked {
-            let app = &inherited.app;
-            let name = file_name("Notification", &app.namespace, &notification::name(app));
-            let Some(object) = self.read(&name)?.and_then(|text| parse(&text).ok()) else { continue };
-            let told =
-                object.pointer("/metadata/annotations").and_then(|all| all.get(notification::INCIDENT));
-            inherited.told = told.and_then(Value::as_str).and_then(|told| told.parse::<Timestamp>().ok());
-        }
-        Ok(blocked)
-    }
-
-    /// Whether the directory and our files in it can be read, however damaged the files are.
-    pub fn check(&self, gateway: &Gateway) -> Result<(), DirectoryError> {
-        self.shards(gateway).map(drop)
-    }
-
-    /// The files of our `WasmPlugin`s, ordered by name.
-    fn shards(&self, gateway: &Gateway) -> Result<Vec<(String, Found)>, DirectoryError> {
-        let mut names = self.names()?;
-        names.sort();
-        let mut shards = Vec::new();
-        for name in names.into_iter().filter(|name| shard(name, gateway).is_some()) {
-            if let Some(found) = self.find(&name)? {
-                shards.push((name, found));
-            }
-        }
-        Ok(shards)
     }
 
     /// What writing `plan` would do.
@@ -333,7 +291,11 @@ impl Directory {
             if object.upkeep == Upkeep::Retired {
                 continue;
             }
-            let name = file_name(object.kind, &object.metadata.namespace, &object.metadata.name);
+            let (namespace, name) = (&object.metadata.namespace, &object.metadata.name);
+            if !has_kubernetes_names(namespace, name) {
+                continue;
+            }
+            let name = file_name(object.kind, namespace, name);
             let before = ours.remove(&name);
             let is = before.as_deref().and_then(|text| parse(text).ok());
             if is.as_ref().is_some_and(|is| has_same_words(&object, is)) {
@@ -354,13 +316,13 @@ impl Directory {
 }
 
 /// The first few of them, and how many more there are; `None` if there are none.
-fn first_of(all: &[String]) -> Option<String> {
+fn first_of(all: impl ExactSizeIterator<Item = String>) -> Option<String> {
     let more = match all.len().saturating_sub(TOLD) {
         0 => String::new(),
         n => format!(" and {n} more"),
     };
-    let first = all.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
-    (!all.is_empty()).then(|| format!("{first}{more}"))
+    let first: Vec<String> = all.take(TOLD).collect();
+    (!first.is_empty()).then(|| format!("{}{more}", first.join(", ")))
 }
 
 fn has_same_words(object: &Object, is: &Value) -> bool {
@@ -380,7 +342,18 @@ fn shard<'a>(file: &'a str, gateway: &Gateway) -> Option<&'a str> {
     wasm_plugin::shard_index(name, gateway).map(|_| name)
 }
 
-/// Namespaces and names are DNS names, so the parts can't contain what separates them from the rest of a path.
+/// The name of the file with an App's message.
+pub(super) fn file_of(app: &App) -> String {
+    file_name(notification::KIND, &app.namespace, &notification::name(app))
+}
+
+/// Whether an object of such names can exist. What was persisted may be edited, so an App's namespace may be none.
+fn has_kubernetes_names(namespace: &str, name: &str) -> bool {
+    is_dns_label(namespace) && is_dns_subdomain(name)
+}
+
+/// Namespaces and names are those of Kubernetes ([`has_kubernetes_names`]), so the parts can't contain what separates them from
+/// the rest of a path.
 fn file_name(kind: &str, namespace: &str, name: &str) -> String {
     format!("{}_{namespace}_{name}.yaml", kind.to_ascii_lowercase())
 }

@@ -2,14 +2,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
 
 use procscan_core::resources::wasm_plugin;
 use procscan_core::resources::{Draft, Object, Upkeep};
 
 use super::found::{Damage, Found, parse, parse_plugin};
 use super::memory::{Known, Memory, Stamp};
-use super::{Directory, DirectoryError, HEADER, TEMPORARY, Written, error, file_name, has_same_words};
+use super::{
+    Directory, DirectoryError, HEADER, Pass, Written, error, file_name, has_kubernetes_names, has_same_words,
+    temporary,
+};
 
 /// What is added to the name of a damaged file that is kept. `kubectl apply` and the tools of GitOps do not read such a file.
 const DAMAGED: &str = ".damaged";
@@ -22,16 +24,17 @@ impl Directory {
     ///
     /// One file that can't be written stops no other; the first error is returned when everything else is done.
     pub fn apply<'a>(&self, drafts: impl IntoIterator<Item = Draft<'a>>) -> Result<Written, DirectoryError> {
-        self.apply_while(drafts, || true).map(|(written, _)| written)
+        let Pass { written, failed, .. } = self.apply_while(drafts, || true)?;
+        failed.into_iter().next().map_or(Ok(written), |(_, error)| Err(error))
     }
 
     /// Does the same as [`Self::apply`] as long as `go_on` returns true. After that it writes only `WasmPlugin`s, removes nothing,
-    /// and leaves the rest to the next pass. Also returns whether everything was done.
+    /// and leaves the rest to the next pass. Fails only if nothing more can be done in the directory at all.
     pub fn apply_while<'a>(
         &self,
         drafts: impl IntoIterator<Item = Draft<'a>>,
         mut go_on: impl FnMut() -> bool,
-    ) -> Result<(Written, bool), DirectoryError> {
+    ) -> Result<Pass, DirectoryError> {
         let mut memory = self.memory();
         if !memory.has_looked {
             self.look(&mut memory)?;
@@ -39,7 +42,7 @@ impl Directory {
         self.held().keep(&self.path)?;
         let pass = memory.next_pass();
         let mut done = Written::default();
-        let (mut failed, mut is_finished) = (None, true);
+        let (mut failed, mut is_finished) = (Vec::new(), true);
         for draft in drafts.into_iter().filter(|draft| draft.upkeep != Upkeep::Retired) {
             if draft.kind != wasm_plugin::KIND && !go_on() {
                 is_finished = false;
@@ -51,9 +54,7 @@ impl Directory {
             }
             match self.put(&mut memory, &name, &draft) {
                 Ok(is_news) => done.written += usize::from(is_news),
-                Err(error) => {
-                    failed.get_or_insert(error);
-                }
+                Err(error) => failed.push((name, error)),
             }
         }
         // After a pass that was broken off it is not known which files are surplus.
@@ -67,7 +68,7 @@ impl Directory {
         for name in surplus {
             let path = self.path.join(&*name);
             // Another program may have put its own file in this place since the last look.
-            if Found::at(&path).is_ok_and(|found| found.ours().is_none()) {
+            if Found::at(&path).is_some_and(|found| found.ours().is_none()) {
                 memory.files.remove(&*name);
                 memory.long_lists.remove(&*name);
                 continue;
@@ -75,7 +76,7 @@ impl Directory {
             self.held().keep(&self.path)?;
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    failed.get_or_insert(error(&path, "can't be removed", &e));
+                    failed.push((name.into(), error(&path, "can't be removed", &e)));
                 }
                 _ => {
                     memory.files.remove(&*name);
@@ -87,11 +88,17 @@ impl Directory {
         if done != Written::default() {
             self.flush()?;
         }
-        failed.map_or(Ok((done, is_finished)), Err)
+        Ok(Pass { written: done, failed, is_finished })
     }
 
     /// Makes one file say what the draft does. Whether it had to be written.
     fn put(&self, memory: &mut Memory, name: &str, draft: &Draft<'_>) -> Result<bool, DirectoryError> {
+        if !has_kubernetes_names(&draft.namespace, &draft.name) {
+            let path = self.path.display().to_string();
+            let object = format!("{draft:?}").escape_debug().to_string();
+            let problem = format!("{object} is not written: its namespace or its name is none of Kubernetes");
+            return Err(DirectoryError { path, problem });
+        }
         let from = memory.fingerprint(draft);
         let before = memory.files.get(name).copied().filter(|known| known.text.is_some());
         if before.is_some_and(|known| known.from == Some(from)) {
@@ -101,7 +108,7 @@ impl Directory {
         let text = to_yaml(&object).map_err(|problem| DirectoryError { path: name.to_owned(), problem })?;
         let hash = memory.hash(&text);
         if let Some(known) = before
-            && (known.text == Some(hash) || self.is_as_good(&object, name)?)
+            && (known.text == Some(hash) || self.is_as_good(&object, name))
         {
             memory.files.insert(name.into(), known.made_from(from));
             return Ok(false);
@@ -121,13 +128,13 @@ impl Directory {
     }
 
     /// A message that says the same at another time is no news.
-    fn is_as_good(&self, object: &Object, name: &str) -> Result<bool, DirectoryError> {
+    fn is_as_good(&self, object: &Object, name: &str) -> bool {
         // Only such a message is worth reading for it.
-        if object.upkeep != Upkeep::Words {
-            return Ok(false);
-        }
-        let is = self.read(name)?.and_then(|text| parse(&text).ok());
-        Ok(is.is_some_and(|is| has_same_words(object, &is)))
+        object.upkeep == Upkeep::Words
+            && self
+                .read(name)
+                .and_then(|text| parse(&text).ok())
+                .is_some_and(|is| has_same_words(object, &is))
     }
 
     /// Writes a file of ours. If there is a damaged one, it is kept beside it.
@@ -138,20 +145,22 @@ impl Directory {
         is_whole: impl Fn(&str) -> bool,
     ) -> Result<Stamp, DirectoryError> {
         let path = self.path.join(name);
+        // A file of that name that is not ours stays what it is.
+        let in_the_way = |problem: &str| {
+            let problem = format!("{problem}; move it away");
+            Err(DirectoryError { path: path.display().to_string(), problem })
+        };
         let damage = match Found::at(&path) {
-            Ok(Found::Ours(text)) => (!is_whole(&text)).then_some(Damage::Unparsable),
-            Ok(Found::Cut) => Some(Damage::Cut),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            // A file of that name that is not ours stays what it is.
-            Ok(Found::Foreign) | Err(_) => {
-                let problem = "is there, but not written by procscan-aggregator; move it away".to_owned();
-                return Err(DirectoryError { path: path.display().to_string(), problem });
-            }
+            Some(Found::Ours(text)) => (!is_whole(&text)).then_some(Damage::Unparsable),
+            Some(Found::Cut) => Some(Damage::Cut),
+            None => None,
+            Some(Found::Foreign) => return in_the_way("is there, but not written by procscan-aggregator"),
+            Some(Found::Junk(problem) | Found::Unreadable(problem)) => return in_the_way(&problem),
         };
         self.held().keep(&self.path)?;
-        let temporary = self.path.join(format!("{TEMPORARY}{name}"));
+        let (temporary, mut file) =
+            temporary::make(&self.path, name).map_err(|e| error(&path, "can't be written", &e))?;
         let write = || {
-            let mut file = make(&temporary)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             // Only before the last step: a write that fails earlier is tried again, and the damage is to be logged once.
@@ -182,8 +191,10 @@ impl Directory {
     /// Keeps a damaged file under a name that is not applied, in place of the one kept before. Returns where, or why it can't.
     fn keep_aside(&self, name: &str) -> String {
         let aside = self.path.join(format!("{name}{DAMAGED}"));
-        // If the one before can't be removed, the link below fails, and its error is returned.
-        let _ = fs::remove_file(&aside);
+        // If the one before can't be removed, or is not ours, the link below fails, and its error is returned.
+        if Found::at(&aside).is_some_and(|found| found.ours().is_some()) {
+            let _ = fs::remove_file(&aside);
+        }
         match fs::hard_link(self.path.join(name), &aside) {
             Ok(()) => aside.display().to_string(),
             Err(e) => error(&aside, "can't be made", &e).to_string(),
@@ -195,16 +206,6 @@ impl Directory {
         let flushed = File::open(&self.path).and_then(|directory| directory.sync_all());
         flushed.map_err(|e| error(&self.path, "can't be flushed", &e))
     }
-}
-
-/// Makes the file at `path` in place of what a crash has left there. A symbolic link there is removed, not followed: what it
-/// leads to is not ours.
-fn make(path: &Path) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    File::create_new(path)
 }
 
 /// One YAML document. Every text is quoted: YAML 1.1, which `kubectl` reads, takes a bare `on` or `0x1` for something else.

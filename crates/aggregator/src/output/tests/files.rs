@@ -101,19 +101,22 @@ fn only_yaml_files_of_ours_that_are_not_hidden_are_looked_at() {
 }
 
 #[test]
-fn a_link_to_a_file_is_seen_as_the_file_that_it_leads_to() {
+fn a_link_in_the_place_of_our_file_is_another_programs_whatever_it_leads_to() {
     let temp = tempfile::tempdir().unwrap();
     let (path, elsewhere) = (temp.path().join("objects"), temp.path().join("plugin.yaml"));
     let directory = Directory::open(&path).unwrap();
     put(&directory, &objects(&["web"], 0)).unwrap();
     fs::rename(path.join(PLUGIN), &elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, path.join(PLUGIN)).unwrap();
-    assert_eq!(put(&directory, &objects(&["web"], 0)).unwrap(), Written::default());
-    // What it leads to is edited: it is written over, by a file of its own.
     let text = fs::read_to_string(&elsewhere).unwrap();
-    fs::write(&elsewhere, text.replace("request-block", "request-allow")).unwrap();
-    assert_eq!(put(&directory, &objects(&["web"], 0)).unwrap().written, 1);
-    assert_eq!(fs::read_to_string(path.join(PLUGIN)).unwrap(), text);
+    let error = put(&directory, &objects(&["web", "x"], 0)).unwrap_err().to_string();
+    assert!(error.contains(PLUGIN) && error.contains("it is a symbolic link"), "{error}");
+    assert!(error.contains("move it away"), "{error}");
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), text);
+    assert_eq!(fs::read_link(path.join(PLUGIN)).unwrap(), elsewhere);
+    assert_eq!(directory.blocked(&settings().gateway, None).unwrap(), []);
+    fs::remove_file(path.join(PLUGIN)).unwrap();
+    assert_eq!(put(&directory, &objects(&["web", "x"], 0)).unwrap().written, 1);
 }
 
 #[test]
@@ -145,25 +148,14 @@ fn a_pass_that_is_broken_off_writes_what_closes_the_gateway_and_the_next_one_doe
     let changed = noticed(&["web", "x"], LATER);
     let existing = directory.existing(&settings().gateway).unwrap();
     let pass = |go_on: bool| {
-        directory.apply_while(resources::drafts(&changed, &settings(), existing), || go_on).unwrap()
+        let settings = settings();
+        let drafts = resources::drafts(&changed, &settings, existing);
+        let Pass { written, is_finished, .. } = directory.apply_while(drafts, || go_on).unwrap();
+        (written, is_finished)
     };
     assert_eq!(pass(false), (Written { written: 1, removed: 0 }, false));
     assert!(fs::read_to_string(temp.path().join(PLUGIN)).unwrap().contains("x.ns-a.svc"));
     assert!(surplus.exists(), "nothing is removed by a pass that has not seen what is wanted");
     assert_eq!(pass(true), (Written { written: 1, removed: 1 }, true));
     assert_eq!(pass(false), (Written::default(), false), "a message is not looked at");
-}
-
-#[test]
-fn a_link_in_the_place_of_a_temporary_file_is_replaced_and_its_target_stays() {
-    let temp = tempfile::tempdir().unwrap();
-    let target = temp.path().join("target");
-    let path = temp.path().join("objects");
-    let directory = Directory::open(&path).unwrap();
-    fs::write(&target, "another's").unwrap();
-    std::os::unix::fs::symlink(&target, path.join(format!(".procscan-{PLUGIN}"))).unwrap();
-    put(&directory, &objects(&["web"], 0)).unwrap();
-    assert_eq!(fs::read_to_string(&target).unwrap(), "another's");
-    assert!(fs::symlink_metadata(path.join(PLUGIN)).unwrap().is_file());
-    assert_eq!(listing(&path), [PLUGIN]);
 }

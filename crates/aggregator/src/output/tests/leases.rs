@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
 use super::*;
 use crate::config::Config;
+use crate::kubernetes::Cluster;
 use crate::run::Service;
 
 const OURS: &str = "kube-system/procscan-aggregator";
@@ -101,13 +104,87 @@ fn the_file_of_the_lease_outlasts_clearing_away_and_a_crash_that_emptied_it() {
     let marker = temp.path().join(MARKER);
     fs::write(&marker, "").unwrap();
     let first = replica(temp.path(), Some(OURS)).unwrap();
-    fs::write(temp.path().join(".procscan-lease-0"), "half").unwrap();
+    fs::write(temp.path().join(".procscan-lease-0123456789abcdef"), "half").unwrap();
     first.tidy().unwrap();
     assert_eq!(listing(temp.path()), [MARKER]);
     assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS}\n"));
     fs::write(&marker, "\u{1b}[31m".repeat(1000)).unwrap();
     let error = first.tidy().unwrap_err().to_string();
     assert!(error.len() < 4000 && !error.contains('\u{1b}'), "{error}");
+}
+
+/// A cluster whose namespaces have this UID; without one it can't be asked.
+fn cluster(uid: Option<&'static str>) -> Cluster {
+    let service = tower::service_fn(move |request: hyper::Request<kube::client::Body>| {
+        let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "uid": uid}});
+        let code = if uid.is_some() { 200 } else { 503 };
+        let body = kube::client::Body::from(object.to_string().into_bytes());
+        std::future::ready(hyper::Response::builder().status(code).body(body))
+    });
+    Cluster::with_client(kube::Client::new(service, "default"))
+}
+
+fn installation(path: &Path, uid: Option<&'static str>) -> Directory {
+    let mut directory = Directory::open(path).unwrap();
+    directory.lock_for(&cluster(uid), "kube-system", "procscan-aggregator").unwrap();
+    directory
+}
+
+async fn begin(directory: &Directory) -> Result<(), String> {
+    let mut output = Output::Directory(directory.clone());
+    match output.take_over(&settings(), &Pen::of_term(1, "a"), true, None).await {
+        Ok(_) => Ok(()),
+        Err(Refused::Unknown(error)) => Err(error),
+        Err(Refused::Lost) => panic!("nobody else leads"),
+    }
+}
+
+/// By default, all of them have a Lease of the same namespace and name.
+#[tokio::test]
+async fn installations_in_two_clusters_do_not_write_one_directory_in_turns() {
+    let temp = tempfile::tempdir().unwrap();
+    let marker = temp.path().join(MARKER);
+    let first = installation(temp.path(), Some("uid-1"));
+    let replica = installation(temp.path(), Some("uid-1"));
+    let other = installation(temp.path(), Some("uid-2"));
+    begin(&first).await.unwrap();
+    assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS} uid-1\n"));
+    write(&first, &["web"]).unwrap();
+    for _ in 0..2 {
+        let error = begin(&other).await.unwrap_err();
+        let marker = marker.display().to_string();
+        for part in [
+            &marker,
+            OURS,
+            "another cluster",
+            "uid-1",
+            "uid-2",
+            "another output.directory",
+            "remove this file",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(write(&other, &["x"]).unwrap_err(), error);
+    }
+    begin(&replica).await.unwrap();
+    write(&replica, &["web"]).unwrap();
+    // The other one is told to go ahead: then this one stops.
+    fs::remove_file(&marker).unwrap();
+    begin(&other).await.unwrap();
+    assert!(write(&first, &["web", "x"]).unwrap_err().contains("uid-2"));
+}
+
+#[tokio::test]
+async fn nothing_begins_before_the_cluster_says_which_one_it_is() {
+    let temp = tempfile::tempdir().unwrap();
+    let marker = temp.path().join(MARKER);
+    let error = begin(&installation(temp.path(), None)).await.unwrap_err();
+    assert!(error.contains("get namespaces in namespace kube-system"), "{error}");
+    // As earlier versions wrote it.
+    assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS}\n"));
+    begin(&installation(temp.path(), Some("uid-1"))).await.unwrap();
+    assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS} uid-1\n"));
 }
 
 /// Nothing answers as the cluster: the directory is refused before it is asked.

@@ -62,8 +62,12 @@ async fn write(objects: Objects, mut waiting: mpsc::Receiver<News>) {
     while let Some(news) = waiting.recv().await {
         let event = event(&objects.namespace, &news);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let ask =
-            Ask { verb: "create", resource: "events.events.k8s.io", namespace: Some(&objects.namespace) };
+        let ask = Ask {
+            verb: "create",
+            resource: "events.events.k8s.io",
+            namespace: Some(&objects.namespace),
+            name: None,
+        };
         let written = objects.cluster.write(&news.pen, ask, api.create(&params, &event)).await;
         match &written {
             Err(refusal) if refusal.kind == RefusalKind::NotLeading => continue,

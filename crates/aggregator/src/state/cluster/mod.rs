@@ -156,7 +156,7 @@ impl ClusterStore {
             .map_err(|error| StateError::Unwritable(place(), error.to_string()))?;
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let api = self.objects.api(Resource::Incident);
-        let ask = self.objects.ask("patch", "incidents.procscan.sealos.io");
+        let ask = self.objects.ask("patch", "incidents.procscan.sealos.io").of(name);
         let request = api.patch(name, &params, &clearing);
         match self.objects.cluster.write(pen, ask, request).await {
             Ok(live) => drop(self.known.all.insert(name.to_owned(), Known::of(&live))),
@@ -203,7 +203,7 @@ impl ClusterStore {
                 .map(|known| Preconditions { uid: None, resource_version: Some(known.version.into()) });
             let params = DeleteParams { preconditions, ..DeleteParams::default() };
             let api = self.objects.api(Resource::Incident);
-            let ask = self.objects.ask("delete", "incidents.procscan.sealos.io");
+            let ask = self.objects.ask("delete", "incidents.procscan.sealos.io").of(name);
             match self.objects.cluster.write(pen, ask, api.delete(name, &params)).await {
                 Err(refusal) if !matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::Conflict) => {
                     return Err(refusal.into());
@@ -257,7 +257,7 @@ impl Objects {
     }
 
     pub(super) fn ask<'a>(&'a self, verb: &'static str, resource: &'a str) -> Ask<'a> {
-        Ask { verb, resource, namespace: Some(&self.namespace) }
+        Ask { verb, resource, namespace: Some(&self.namespace), name: None }
     }
 
     async fn list(&self, resource: Resource) -> Result<Vec<DynamicObject>, Refusal> {
@@ -287,7 +287,7 @@ impl Objects {
 
     pub(super) async fn get(&self, resource: Resource, name: &str) -> Result<DynamicObject, Refusal> {
         let plural = plural(resource);
-        self.cluster.ask(self.ask("get", &plural), self.api(resource).get(name)).await
+        self.cluster.ask(self.ask("get", &plural).of(name), self.api(resource).get(name)).await
     }
 
     /// Writes an incident over the version that is `known`, or makes it. Returns it as it is now.
@@ -350,7 +350,7 @@ impl Objects {
     ) -> Result<DynamicObject, Refusal> {
         let object = body(&self.namespace, incident, Some(over), Some(pen.mark()));
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let ask = self.ask("update", "incidents.procscan.sealos.io/status");
+        let ask = self.ask("update", "incidents.procscan.sealos.io/status").of(&incident.name);
         let api = self.api(Resource::Incident);
         self.cluster.write(pen, ask, api.replace_status(&incident.name, &params, &object)).await
     }

@@ -47,6 +47,31 @@ fn held(server: &Server, name: &str) {
     server.put(INCIDENTS, name, json!({"metadata": {}, "spec": {"app": app}, "status": status}));
 }
 
+/// In the path of a request, each of these names leads to another object or another request.
+#[tokio::test]
+async fn a_name_that_leads_elsewhere_is_refused_and_the_api_server_is_not_asked() {
+    let server = Server::default();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let network: Network = Box::new(move |_: &mut Store, _: &Call| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Fault::None
+    });
+    let desk = desk_over(&server, network);
+    held(&server, "web");
+    for name in ["../incidents/web", "web?dryRun=All", "web#", "..", "web/status"] {
+        for error in [
+            desk.approve(name, approval()).await.unwrap_err(),
+            desk.release(name, Release { by: None, reason: None, until: None }).await.unwrap_err(),
+            desk.withdraw(name).await.unwrap_err(),
+        ] {
+            let told = format!("the name {name:?} is not allowed; allowed is a Kubernetes name");
+            assert!(matches!(&error, DeskError::Invalid(text) if text.contains(&told)), "{error}");
+        }
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 0);
+}
+
 #[tokio::test]
 async fn an_exemption_is_declared_once_and_taken_back_by_its_name() {
     let server = Server::default();

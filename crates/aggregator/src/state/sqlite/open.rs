@@ -35,6 +35,7 @@ impl Open {
         if outside.len == 0 {
             return Err(StateError::new(&path, "read", StateErrorKind::Corrupt, "it is empty"));
         }
+        place.check_companions()?;
         // Says precisely why not, where SQLite would only say that it can't, or settle for reading.
         let attempt = File::options().read(true).write(true).open(&path);
         drop(attempt.map_err(|e| StateError::io(&path, "opened", &e))?);

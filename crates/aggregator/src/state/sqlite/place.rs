@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use rustix::fs::OFlags;
 
 use super::error::{StateError, StateErrorKind};
 
@@ -87,12 +88,21 @@ impl Place {
         companion(&self.database(), "-journal")
     }
 
+    /// Makes sure that what `SQLite` opens beside the database are regular files: it waits for a pipe without end.
+    pub(super) fn check_companions(&self) -> Result<(), StateError> {
+        COMPANIONS.iter().try_for_each(|suffix| Outside::at(&companion(&self.database(), suffix)).map(drop))
+    }
+
     /// Takes the lock. `SQLite` locks its file too, but that does not help while there is none, or while it is set aside.
     pub(super) fn lock(&self) -> Result<Lock, StateError> {
         let path = self.directory.join(LOCK);
         let failed = |e: &io::Error| StateError::io(&path, "locked", e);
-        let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).to_owned();
-        let file = options.open(&path).map_err(|e| failed(&e))?;
+        Outside::at(&path)?;
+        // Whatever has taken its place since then is neither followed nor waited for.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let flags = i32::try_from(flags.bits()).map_err(|e| failed(&io::Error::other(e)))?;
+        let mut options = OpenOptions::new().write(true).create(true).truncate(false).to_owned();
+        let file = options.mode(0o600).custom_flags(flags).open(&path).map_err(|e| failed(&e))?;
         match file.try_lock() {
             Ok(()) => Ok(Lock { file }),
             Err(TryLockError::WouldBlock) => Err(StateError::new(

@@ -29,6 +29,28 @@ fn position(path: &Path, text: &str) -> u64 {
     u64::try_from(found).unwrap()
 }
 
+/// A pipe that no program writes would be waited for without end.
+#[tokio::test]
+async fn whatever_is_no_regular_file_is_refused_by_name_and_not_waited_for() {
+    use rustix::fs::{CWD, Mode, mkfifoat};
+    for name in ["state.db", "state.lock", "state.db-journal", "state.db-wal", "state.db-shm"] {
+        let directory = kept().await;
+        let path = directory.path().join(name);
+        for make in [
+            |path: &Path| mkfifoat(CWD, path, Mode::RWXU).unwrap(),
+            |path: &Path| std::os::unix::fs::symlink("elsewhere", path).unwrap(),
+            |path: &Path| fs::create_dir(path).unwrap(),
+        ] {
+            let _ = fs::remove_file(&path);
+            make(&path);
+            let error = refusal(directory.path()).await.to_string();
+            assert!(error.contains(&path.display().to_string()), "{error}");
+            assert!(error.contains("it is not a regular file; move it away"), "{error}");
+            assert!(!directory.path().join("elsewhere").exists());
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_damaged_file_is_set_aside_and_a_new_one_is_made() {
     type Damage = fn(&Path);

@@ -1,0 +1,205 @@
+//! A list of targets in a file that may change at any time, also while it is read.
+//!
+//! A program that writes the file in place empties it first, so the list is short for a moment. A target that is no longer
+//! listed is given up only when the file says so at two looks in a row, and never because the file names no target at all.
+
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::path::PathBuf;
+
+use procscan_core::report::Target;
+
+use super::fixed;
+use crate::plain_file;
+
+/// The file, and what has been read of it.
+#[derive(Debug)]
+pub struct TargetFile {
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// The port of targets without one.
+    port: u16,
+    /// The hash of the text that was judged last: nearly always it is the same again.
+    judged: Option<u64>,
+    /// The hash of the text that was read last, and gives up targets.
+    shorter: Option<u64>,
+}
+
+impl TargetFile {
+    /// The list in the file at `path`. `port` is that of targets without one.
+    pub fn new(path: PathBuf, port: u16) -> Self {
+        Self { path, port, judged: None, shorter: None }
+    }
+
+    /// Reads the file. `known` are the targets of now. `None` if they are to stay as they are, with the error of the time
+    /// before, if there was one.
+    pub(super) async fn find(&mut self, known: &[Target]) -> Option<Result<Vec<Target>, String>> {
+        let path = self.path.clone();
+        let read = move || plain_file::read_text(&path, plain_file::MAX_TEXT);
+        let read = tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.into()));
+        let text = match read {
+            Ok(text) => text,
+            Err(e) => {
+                (self.judged, self.shorter) = (None, None);
+                return Some(Err(self.problem(format!("can't be read: {e}"))));
+            }
+        };
+        let now = Some(BuildHasherDefault::<DefaultHasher>::new().hash_one(&text));
+        if self.judged == now {
+            self.shorter = None;
+            return None;
+        }
+        let found = match fixed::parse(text.lines(), self.port) {
+            Ok(found) if found.is_empty() => Err(self.problem(fixed::EMPTY)),
+            Ok(found) => {
+                // Ordered by address.
+                let lists = |target: &Target| {
+                    let place = found.binary_search_by(|other| other.address.cmp(&target.address));
+                    place.ok().and_then(|place| found.get(place)) == Some(target)
+                };
+                let is_shorter = !known.iter().all(lists);
+                if is_shorter && self.shorter != now {
+                    self.shorter = now;
+                    return None;
+                }
+                Ok(found)
+            }
+            Err(e) => Err(self.problem(e)),
+        };
+        (self.judged, self.shorter) = (now, None);
+        Some(found)
+    }
+
+    fn problem(&self, what: impl std::fmt::Display) -> String {
+        format!("{}: {what}", self.path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::discovery::{Polled, Source, TargetSet, run};
+
+    /// Names of nodes, and the error.
+    type Shown = (Vec<String>, Option<String>);
+
+    struct Stage {
+        _directory: tempfile::TempDir,
+        path: PathBuf,
+        file: TargetFile,
+        known: Vec<Target>,
+    }
+
+    impl Stage {
+        fn new(text: &str) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("targets");
+            fs::write(&path, text).unwrap();
+            let file = TargetFile::new(path.clone(), 9090);
+            Self { _directory: directory, path, file, known: Vec::new() }
+        }
+
+        /// What one look finds: addresses, or an error.
+        async fn look(&mut self) -> Option<Result<Vec<String>, String>> {
+            let found = self.file.find(&self.known).await?;
+            Some(found.map(|found| {
+                self.known.clone_from(&found);
+                found.into_iter().map(|target| target.address.to_string()).collect()
+            }))
+        }
+
+        fn is_empty(&self) -> String {
+            format!("{}: it names no target", self.path.display())
+        }
+    }
+
+    fn list<const N: usize>(all: [&str; N]) -> Vec<String> {
+        all.map(str::to_owned).into()
+    }
+
+    #[tokio::test]
+    async fn a_file_that_names_no_target_gives_up_none_and_is_an_error_until_it_names_one() {
+        let mut stage = Stage::new("a:1\nb:1\n");
+        assert_eq!(stage.look().await, Some(Ok(list(["a:1", "b:1"]))));
+        for empty in ["", "# nothing\n\n"] {
+            fs::write(&stage.path, empty).unwrap();
+            assert_eq!(stage.look().await, Some(Err(stage.is_empty())));
+            assert_eq!(stage.look().await, None, "the same again");
+        }
+        fs::write(&stage.path, "a:1\nb:1\n").unwrap();
+        assert_eq!(stage.look().await, Some(Ok(list(["a:1", "b:1"]))));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_empty_from_the_start_is_an_error_that_names_it() {
+        let mut stage = Stage::new("\n");
+        assert_eq!(stage.look().await, Some(Err(stage.is_empty())));
+        fs::write(&stage.path, "a:1\n").unwrap();
+        assert_eq!(stage.look().await, Some(Ok(list(["a:1"]))));
+    }
+
+    #[tokio::test]
+    async fn targets_are_given_up_only_by_what_two_looks_in_a_row_read() {
+        let mut stage = Stage::new("a:1\nb:1\nc:1\n");
+        assert_eq!(stage.look().await, Some(Ok(list(["a:1", "b:1", "c:1"]))));
+        // Written in place: an address may be cut in two as well.
+        for part in ["a", "a:1\nb:1\nc:1\n", "a:1\nb:1", "a:1\nb"] {
+            fs::write(&stage.path, part).unwrap();
+            assert_eq!(stage.look().await, None, "{part}");
+        }
+        fs::write(&stage.path, "a:1\nb:1\nc:1\nd:1\n").unwrap();
+        assert_eq!(
+            stage.look().await,
+            Some(Ok(list(["a:1", "b:1", "c:1", "d:1"]))),
+            "a longer list counts at once"
+        );
+        fs::write(&stage.path, "a:1\n").unwrap();
+        assert_eq!(stage.look().await, None);
+        assert_eq!(stage.look().await, Some(Ok(list(["a:1"]))));
+    }
+
+    #[tokio::test]
+    async fn mistakes_name_the_file_and_give_up_no_target() {
+        let mut stage = Stage::new("a:1\n");
+        assert_eq!(stage.look().await, Some(Ok(list(["a:1"]))));
+        fs::write(&stage.path, "a:1\nb:0\n").unwrap();
+        let path = stage.path.display().to_string();
+        let error = stage.look().await.unwrap().unwrap_err();
+        assert!(error.starts_with(&format!("{path}: entry 2: ")), "{error}");
+        fs::remove_file(&stage.path).unwrap();
+        let error = stage.look().await.unwrap().unwrap_err();
+        assert!(error.starts_with(&format!("{path}: can't be read: ")), "{error}");
+    }
+
+    /// As it is shown: the last targets stay, and the error beside them says why.
+    #[tokio::test]
+    async fn the_targets_that_are_shown_stay_while_the_file_names_none() {
+        let stage = Stage::new("a:1\n");
+        let (show, mut shown) = watch::channel(Arc::new(TargetSet::default()));
+        let cancel = CancellationToken::new();
+        let source = Source::Polled(Polled::File(stage.file));
+        let task = tokio::spawn(run(source, Duration::from_millis(1), show, cancel.clone()));
+        let of = |set: &TargetSet| -> Shown {
+            (set.targets.iter().map(|target| target.node.to_string()).collect(), set.error.clone())
+        };
+        let mut next = async || {
+            let changed = tokio::time::timeout(Duration::from_secs(30), shown.changed());
+            changed.await.unwrap().unwrap();
+            of(&shown.borrow_and_update())
+        };
+        assert_eq!(next().await, (vec!["a:1".to_owned()], None));
+        fs::write(&stage.path, "").unwrap();
+        let error = format!("{}: it names no target", stage.path.display());
+        assert_eq!(next().await, (vec!["a:1".to_owned()], Some(error)));
+        fs::write(&stage.path, "a:1\n").unwrap();
+        assert_eq!(next().await, (vec!["a:1".to_owned()], None));
+        cancel.cancel();
+        task.await.unwrap();
+    }
+}

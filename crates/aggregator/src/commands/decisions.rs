@@ -45,7 +45,7 @@ pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), Co
     }
     let log: Log = client.read(&body)?;
     if log.decisions.is_empty() {
-        eprintln!("There are no such decisions.");
+        printed::note("There are no such decisions.");
         return Ok(());
     }
     let mut table = Table::new(["TIME", "APP", "DECISION", "ACTOR", "REASON"]);
@@ -55,7 +55,7 @@ pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), Co
     }
     printed::print(&table.to_string())?;
     if log.more > 0 {
-        eprintln!("There are {} more; --limit shows up to 1000.", log.more);
+        printed::note(format_args!("There are {} more; --limit shows up to 1000.", log.more));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent::{faults, from_agent, host, rules};
 use super::run::until_stopped;
-use super::{CommandError, Stop};
+use super::{CommandError, Stop, printed};
 use crate::args;
 use crate::config::{Config, DiscoveryMode, Format, Level, Logger, OutputMode};
 use crate::progress;
@@ -50,12 +50,16 @@ pub(super) async fn demo(args: args::Demo, mut stop: Stop) -> Result<(), Command
         config.discovery.targets.extend(simulated);
     }
     let service = Service::start(&config).await?;
-    println!("{}", banner(&args, &config, service.address()));
+    let banner = banner(&args, &config, service.address());
+    if let Err(error) = printed::print(&format!("{banner}\n")) {
+        service.stop().await;
+        return Err(error.into());
+    }
     let drawing = live.then(|| tokio::spawn(progress::draw(service.views().clone())));
     let result = until_stopped(service, stop.wait()).await;
     if let Some(drawing) = drawing {
         drawing.abort();
-        eprintln!();
+        printed::note("");
     }
     result
 }

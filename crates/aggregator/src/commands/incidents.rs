@@ -66,7 +66,7 @@ pub(super) async fn incidents(args: args::operators::Incidents) -> Result<(), Co
     }
     let List { incidents } = client.read(&body)?;
     if incidents.is_empty() {
-        eprintln!("There are no such incidents.");
+        printed::note("There are no such incidents.");
         return Ok(());
     }
     let mut table = Table::new(["NAME", "TENANT", "TYPE", "APP", "STATE", "SINCE", "REASON"]);

@@ -63,7 +63,7 @@ impl Copy {
 impl Drop for Copy {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("{} can't be removed: {error}", self.0.display());
+            super::printed::note(format_args!("{} can't be removed: {error}", self.0.display()));
         }
     }
 }

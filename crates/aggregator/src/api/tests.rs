@@ -77,6 +77,7 @@ impl Stage {
             targets: target_sets,
             evidence,
             output: outputs,
+            api_server: None,
             kept,
             trouble: watch::channel(None).1,
             keeping: watch::channel(None).1,

@@ -14,7 +14,7 @@ use super::{Api, ApiServer};
 use crate::evidence::EvidenceStatus;
 use crate::kubernetes::Reach;
 use crate::leader::Leadership;
-use crate::ledger_task::Progress;
+use crate::ledger_task::{ALL_REFUSE, Progress};
 
 /// The ledger looks at the clock every second. If it has not for much longer, it hangs.
 const ALIVE: Duration = Duration::from_secs(30);
@@ -83,6 +83,9 @@ struct Targets {
     fresh: usize,
     stale: usize,
     never_seen: usize,
+    /// What to look at if every agent refuses the connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
 }
 
 /// A part that may fail without taking the whole out of service.
@@ -147,7 +150,7 @@ impl From<Option<String>> for Part {
 /// Ready once the first round is done. Failures of what we depend on are told, and take no replica out: it serves what it knows.
 pub(super) async fn readyz(State(api): State<Api>) -> Response {
     // As of the last round or news: a probe is no reason to build a snapshot.
-    let Progress { rounds, coverage } = *api.views.snapshots.progress().borrow();
+    let Progress { rounds, coverage, all_refuse } = *api.views.snapshots.progress().borrow();
     let is_ready = rounds > 0;
     let api_server = api.views.api_server.as_ref();
     // Whoever asks for nothing at the moment has no error of its own.
@@ -160,6 +163,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
             fresh: coverage.fresh,
             stale: coverage.stale,
             never_seen: coverage.never_seen,
+            error: all_refuse.then_some(ALL_REFUSE),
         },
         discovery: api.views.targets.borrow().error.clone().into(),
         api_server: api_server.map(|api_server| Server::from(&api_server.reach)),

@@ -15,6 +15,7 @@ use super::run::text;
 use super::{CommandError, Stop, check_config::warn, kept};
 use crate::config::{Config, Level, Logger};
 use crate::leader;
+use crate::ledger_task::ALL_REFUSE;
 use crate::output::difference::{Action, Difference};
 use crate::output::{Directory, Persisted};
 use crate::policy_task::{Decided, TakeOver};
@@ -92,6 +93,9 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
 
     let coverage = snapshot.coverage;
     let mut text = format!("{} of {} agents have answered.\n", coverage.fresh, coverage.expected());
+    if snapshot.all_refuse() {
+        let _ = writeln!(text, "! {ALL_REFUSE}");
+    }
     for error in targets.error.iter().chain(&evidence) {
         let _ = writeln!(text, "! {error}");
     }

@@ -245,7 +245,7 @@ impl Cluster {
                     None => format!("{ask}: {late}"),
                 };
                 if let Some(reach) = &self.reach {
-                    reach.failed(began, late);
+                    reach.failed(began, &late);
                 }
                 Err(Refusal { kind: RefusalKind::Unavailable, subject: ask.subject(), text })
             }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{PROGRAM, Process, free_port, try_get, wait_for};
 use serde_json::{Value, json};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A service of a cluster whose API server is at `api`, with targets of its own.
 fn configure(directory: &Path, port: u16, api: u16) {

@@ -151,7 +151,7 @@ pub(super) async fn withdraw(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "delete", "exemptions", Some(&name)).await?;
-    desk.withdraw(&name).await?;
+    desk.withdraw(&name, &by).await?;
     tracing::info!(exemption = name, actor = by, "an exemption is taken back");
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -102,7 +102,9 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     explain(&decided, &mut text);
     let differences = output.preview(&decided.plan, &settings).await.map_err(anyhow::Error::msg)?;
     text.push('\n');
-    differences.iter().for_each(|difference| show(difference, &mut text));
+    for difference in &differences {
+        show(difference, &mut text);
+    }
     let changes = differences.iter().filter(|difference| difference.action != Action::Leave).count();
     let sum = match (changes, decided.plan.mode) {
         (0, _) => "Nothing would change.".to_owned(),

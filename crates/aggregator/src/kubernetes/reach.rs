@@ -92,14 +92,14 @@ impl Reach {
 
     /// Notes that a request that began at `began` was not answered. If another one was since, this one says nothing of the API
     /// server.
-    pub(super) fn failed(&self, began: Instant, error: String) {
+    pub(super) fn failed(&self, began: Instant, error: &str) {
         let is_first = {
             let mut seen = self.seen();
             if seen.answered.is_some_and(|at| at >= began) {
                 return;
             }
             let since = seen.lost.as_ref().map(|lost| lost.since);
-            seen.lost = Some(Lost { since: since.unwrap_or_else(Timestamp::now), error: error.clone() });
+            seen.lost = Some(Lost { since: since.unwrap_or_else(Timestamp::now), error: error.to_owned() });
             since.is_none()
         };
         if is_first {
@@ -178,7 +178,7 @@ where
                 // The token could not be made: nothing was asked.
                 Err(error) if error.is::<AuthError>() || error.is::<kube::Error>() => Err(error),
                 Err(error) => {
-                    reach.failed(began, chain(&*error));
+                    reach.failed(began, &chain(&*error));
                     Err(Box::new(Unanswered { address: reach.address().into(), source: error }) as BoxError)
                 }
             }
@@ -245,16 +245,16 @@ mod tests {
         let slow = Instant::now();
         tokio::time::advance(Duration::from_secs(1)).await;
         reach.answered();
-        reach.failed(slow, "no answer within 15s".to_owned());
+        reach.failed(slow, "no answer within 15s");
         assert!(reach.trouble().is_none() && !reach.is_quiet());
         assert!(logged.lines().is_empty());
 
         tokio::time::advance(QUIET).await;
         assert!(reach.is_quiet());
         let before = Timestamp::now().as_second();
-        reach.failed(Instant::now(), "refused".to_owned());
+        reach.failed(Instant::now(), "refused");
         let first = reach.lost().unwrap();
-        reach.failed(Instant::now(), "timeout".to_owned());
+        reach.failed(Instant::now(), "timeout");
         let last = reach.lost().unwrap();
         assert_eq!((last.since, &*last.error), (first.since, "timeout"));
         assert!((before..=before + 60).contains(&last.since.as_second()));

@@ -4,9 +4,10 @@
 
 mod common;
 
+use std::io::{Read, Seek};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
@@ -102,12 +103,14 @@ fn a_real_forbidden_process_is_listed_blocked_told_and_released_by_the_rules() {
     assert_eq!(listing(&directory).len(), 1);
 }
 
-/// A demo in a directory, with its address once it answers.
+/// A demo in a directory, with its address once it answers. It finds nothing on this machine itself, whatever other tests run.
 fn demo(directory: &Path, args: &[&str]) -> (Process, SocketAddr) {
+    let rules = "detectionRules: {blacklist: {processes: ['^procscan-demo-nothing$']}}\n";
+    std::fs::write(directory.join("rules.yaml"), rules).unwrap();
     let port = free_port();
     let address = ([127, 0, 0, 1], port).into();
     let port = port.to_string();
-    let args = [&["demo", "--port", &port, "--dir", "objects"], args].concat();
+    let args = [&["demo", "--port", &port, "--dir", "objects", "--rules", "rules.yaml"], args].concat();
     let demo = Process::start(PROGRAM, &args, directory);
     wait_for("the API", Duration::from_secs(10), || try_get(address, "/health"));
     (demo, address)
@@ -117,9 +120,16 @@ fn demo(directory: &Path, args: &[&str]) -> (Process, SocketAddr) {
 fn refused(directory: &Path) -> String {
     let port = free_port().to_string();
     let args = ["demo", "--port", &port, "--dir", "objects"];
-    let output = Command::new(PROGRAM).args(args).current_dir(directory).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    String::from_utf8(output.stderr).unwrap().lines().last().unwrap().to_owned()
+    let log = tempfile::tempfile().unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(args).current_dir(directory).stdout(Stdio::null()).stderr(log.try_clone().unwrap());
+    let mut demo = Process(command.spawn().unwrap());
+    let status = wait_for("the refusal", LIMIT, || demo.0.try_wait().unwrap());
+    let mut text = String::new();
+    (&log).rewind().unwrap();
+    (&log).read_to_string(&mut text).unwrap();
+    assert_eq!(status.code(), Some(1), "{text}");
+    text.lines().last().unwrap().to_owned()
 }
 
 /// Plays a demo until the offender of a simulated node is blocked.

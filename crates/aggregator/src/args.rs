@@ -27,6 +27,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   procscan-aggregator demo
   procscan-aggregator demo --nodes 50 --fault hang --fault endless
+  procscan-aggregator demo --keep
 
 Then, in another terminal:
   cp \"$(command -v sleep)\" xmrig && ./xmrig 300")]
@@ -116,9 +117,13 @@ pub(crate) struct Demo {
     /// The port of the HTTP API, on 127.0.0.1.
     #[arg(long, value_name = "PORT", default_value_t = 8090)]
     pub(crate) port: u16,
-    /// The directory that objects are written to. The state is beside it, in DIR-state.
+    /// The directory that objects are written to. The state is beside it, in DIR-state. What an earlier demo has left in the two is
+    /// removed first; files of other programs, and objects or a state that no demo has made, are never removed.
     #[arg(long, value_name = "DIR", default_value = "procscan-demo")]
     pub(crate) dir: PathBuf,
+    /// Go on from the objects and the state of the earlier demo: what it has blocked stays blocked.
+    #[arg(long)]
+    pub(crate) keep: bool,
     /// Give the last simulated nodes a fault, as `BEHAVIOUR[:COUNT]`; may be repeated. A wrong one lists all.
     #[arg(long, value_name = "FAULT")]
     pub(crate) fault: Vec<String>,

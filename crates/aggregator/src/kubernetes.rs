@@ -4,6 +4,7 @@
 //! resource and the namespace of an RBAC rule, or the CRD.
 
 mod kubeconfig;
+mod reach;
 mod read;
 mod server_clock;
 mod trim;
@@ -25,6 +26,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tower::util::MapResponseLayer;
 
+pub use self::reach::{Lost, Reach};
+use self::reach::{Unanswered, chain};
 pub use self::read::{Answer, Limit};
 use self::server_clock::ServerClock;
 pub use self::trim::{Keep, Size, Trim};
@@ -50,6 +53,8 @@ pub struct Cluster {
     own_namespace: Option<Text>,
     pace: Arc<Pace>,
     server_clock: ServerClock,
+    /// Whether it can be reached; `None` if it is played by a test.
+    reach: Option<Reach>,
 }
 
 impl fmt::Debug for Cluster {
@@ -163,18 +168,21 @@ impl Cluster {
         if let Some(name) = own_namespace.as_ref().filter(|name| !is_dns_label(name)) {
             anyhow::bail!("{OWN_NAMESPACE}: {name:?} is not allowed; allowed is {}", names::LABEL);
         }
+        let reach = Reach::new(&config.cluster_url);
         let builder = ClientBuilder::try_from(config).context("the cluster's client can't be made")?;
         let server_clock = ServerClock::default();
         let noting = server_clock.clone();
         // A layer below the typed API, which does not return headers.
         let client = builder
+            .with_layer(&reach)
             .with_layer(&MapResponseLayer::new(move |response: hyper::Response<_>| {
                 noting.note(response.status(), response.headers());
                 response
             }))
             .build();
         let pace = Arc::new(Pace::new(settings.requests_per_second));
-        Ok(Self { client, timeout: settings.request_timeout, own_namespace, pace, server_clock })
+        let (timeout, reach) = (settings.request_timeout, Some(reach));
+        Ok(Self { client, timeout, own_namespace, pace, server_clock, reach })
     }
 
     /// A connection to whatever `client` speaks to.
@@ -192,7 +200,7 @@ impl Cluster {
     #[cfg(test)]
     pub(crate) fn of(client: Client, timeout: Duration) -> Self {
         let (pace, server_clock) = (Arc::new(Pace::new(1000)), ServerClock::default());
-        Self { client, timeout, own_namespace: None, pace, server_clock }
+        Self { client, timeout, own_namespace: None, pace, server_clock, reach: None }
     }
 
     /// The same connection, for whoever has less patience.
@@ -224,6 +232,11 @@ impl Cluster {
         self.server_clock.set(date);
     }
 
+    /// Whether the API server can be reached, and at which address. Not known of one that a test plays.
+    pub fn reach(&self) -> Option<&Reach> {
+        self.reach.as_ref()
+    }
+
     /// The namespace that we run in, if we run in one.
     pub fn own_namespace(&self) -> Option<&str> {
         self.own_namespace.as_deref()
@@ -237,14 +250,21 @@ impl Cluster {
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Refusal> {
         ask.check()?;
+        let began = Instant::now();
         match tokio::time::timeout(self.timeout, request).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(Refusal::new(&ask, &error)),
-            Err(_) => Err(Refusal {
-                kind: RefusalKind::Unavailable,
-                subject: ask.subject(),
-                text: format!("{ask}: no answer within {}", humantime::format_duration(self.timeout)),
-            }),
+            Err(_) => {
+                let late = format!("no answer within {}", humantime::format_duration(self.timeout));
+                let text = match &self.reach {
+                    Some(reach) => format!("{ask}: {late} from the API server at {}", reach.address()),
+                    None => format!("{ask}: {late}"),
+                };
+                if let Some(reach) = &self.reach {
+                    reach.failed(began, &late);
+                }
+                Err(Refusal { kind: RefusalKind::Unavailable, subject: ask.subject(), text })
+            }
         }
     }
 
@@ -320,16 +340,16 @@ impl Refusal {
     /// What an error means.
     pub fn new(ask: &Ask<'_>, error: &kube::Error) -> Self {
         let kube::Error::Api(status) = error else {
-            let mut text = format!("{ask}: the API server can't be reached: {error}");
-            let mut source = error.source();
-            while let Some(cause) = source {
-                let cause_text = cause.to_string();
-                // Libraries repeat their cause's text in their own.
-                if !text.ends_with(&cause_text) {
-                    text = format!("{text}: {cause_text}");
+            let unanswered = match error {
+                kube::Error::Service(error) => error.downcast_ref::<Unanswered>(),
+                _ => None,
+            };
+            let text = match unanswered {
+                Some(error) => {
+                    format!("{ask}: the API server can't be reached at {}: {error}", error.address)
                 }
-                source = cause.source();
-            }
+                None => format!("{ask}: the API server can't be reached: {}", chain(error)),
+            };
             return Self { kind: RefusalKind::Unavailable, subject: ask.subject(), text };
         };
         let message = status.message.split_whitespace().collect::<Vec<_>>().join(" ");

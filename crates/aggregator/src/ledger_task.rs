@@ -74,7 +74,15 @@ pub struct Progress {
     pub rounds: u64,
     /// As of the end of the last one, or of later news.
     pub coverage: Coverage,
+    /// Every agent refuses the connection: see [`ALL_REFUSE`].
+    pub all_refuse: bool,
 }
+
+/// What an operator should look at if every agent refuses the connection. One that refuses may be restarting; if all do, it is
+/// nearly always this.
+pub const ALL_REFUSE: &str = "every agent refuses the connection, so nothing listens at its port: the API of the ProcScan agent is off \
+    until its own configuration has `api: {enabled: true, port: 9090}` and the agent was restarted (its hot reload says that it \
+    worked, and does not start the API); otherwise see daemonset.api_port";
 
 /// What was published last.
 #[derive(Clone, Debug)]
@@ -87,6 +95,12 @@ pub struct Published {
     pub rounds: u64,
     /// The snapshot; nothing if it has been given up meanwhile. Whoever needs one asks for it: see [`Snapshots::fresh`].
     pub snapshot: Option<Arc<Snapshot>>,
+}
+
+impl Progress {
+    fn of(snapshot: &Snapshot) -> Self {
+        Self { rounds: snapshot.rounds, coverage: snapshot.coverage, all_refuse: snapshot.all_refuse() }
+    }
 }
 
 impl Published {
@@ -172,7 +186,7 @@ pub struct Publisher {
 
 /// Both ends, with a first snapshot.
 pub fn snapshots(first: Snapshot, clock: Clock) -> (Publisher, Snapshots) {
-    let (told, progress) = watch::channel(Progress { rounds: first.rounds, coverage: first.coverage });
+    let (told, progress) = watch::channel(Progress::of(&first));
     let (sender, latest) = watch::channel(Published::new(first));
     let wanted = Arc::new(Notify::new());
     let (beat, alive) = watch::channel(clock.now());
@@ -213,7 +227,7 @@ impl Publisher {
 
     /// Shows this.
     pub(crate) fn show(&self, snapshot: Snapshot) {
-        self.progress.send_replace(Progress { rounds: snapshot.rounds, coverage: snapshot.coverage });
+        self.progress.send_replace(Progress::of(&snapshot));
         self.latest.send_replace(Published::new(snapshot));
     }
 
@@ -235,7 +249,8 @@ impl Publisher {
     fn tell_rounds(&self, ledger: &Ledger, clock: Clock) {
         let rounds = ledger.rounds();
         if self.progress.borrow().rounds != rounds {
-            self.progress.send_replace(Progress { rounds, coverage: ledger.coverage(clock.now()) });
+            let (coverage, all_refuse) = (ledger.coverage(clock.now()), ledger.all_refuse());
+            self.progress.send_replace(Progress { rounds, coverage, all_refuse });
         }
     }
 }

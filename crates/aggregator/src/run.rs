@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Authenticator, Views};
+use crate::api::{self, ApiServer, Authenticator, Views};
 use crate::clock::Clock;
 use crate::collector::{Cadence, Client, ClientOptions, Collector, SMALL_ANSWER};
 use crate::config::{Config, DiscoveryMode, OutputMode, StateMode};
@@ -125,6 +125,7 @@ impl Pipeline {
             targets,
             evidence,
             output,
+            api_server: cluster.and_then(|cluster| api_server(config, cluster)),
             kept: kept.clone(),
             trouble,
             keeping,
@@ -330,6 +331,9 @@ impl Service {
         };
         let Pipeline { views, sources, output: status, keeping, electing, mut stages } =
             Pipeline::start(config, cluster.as_ref(), footing)?;
+        if let Some(cluster) = cluster {
+            stages.push(Stage::spawn("reach", cluster.keep_asking(sources.clone())));
+        }
         let interval = config.aggregator.scan_interval;
         let channels = output::Channels {
             take_over: questions,
@@ -454,6 +458,15 @@ impl Stage {
     ) -> Self {
         Self { cancel: Some(cancel), ..Self::spawn(name, task) }
     }
+}
+
+/// What can't be done without the API server.
+fn api_server(config: &Config, cluster: &Cluster) -> Option<ApiServer> {
+    Some(ApiServer {
+        reach: cluster.reach()?.clone(),
+        has_evidence: config.looks_at_pods(),
+        has_output: config.output.mode == OutputMode::Cluster,
+    })
 }
 
 fn source(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Source> {

@@ -2,8 +2,8 @@
 
 use procscan_core::policy::Mode;
 
-/// The kinds of decisions.
-pub(crate) const DECISIONS: [&str; 11] = [
+/// The kinds of decisions, those about single Apps first.
+pub(crate) const DECISIONS: [&str; 16] = [
     "inherited",
     "warned",
     "blocked",
@@ -15,6 +15,11 @@ pub(crate) const DECISIONS: [&str; 11] = [
     "disputed",
     "closed",
     "refused",
+    "paused",
+    "resumed",
+    "mode_changed",
+    "exemption_made",
+    "exemption_removed",
 ];
 /// The states of incidents.
 pub(crate) const STATES: [&str; 6] = ["Watched", "Grace", "Held", "Blocked", "ReleaseHeld", "Ended"];

@@ -4,13 +4,19 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::io::{Read, Seek};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
     PROGRAM, Process, blocked_services, free_port, get, get_json, listing, objects, try_get, wait_for,
 };
+use procscan_aggregator::state::FileStore;
 use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 fn sleep_binary() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap();
@@ -95,4 +101,118 @@ fn a_real_forbidden_process_is_listed_blocked_told_and_released_by_the_rules() {
 
     assert_eq!(demo.terminate(Duration::from_secs(5)).code(), Some(0));
     assert_eq!(listing(&directory).len(), 1);
+}
+
+/// A demo in a directory, with its address once it answers. It finds nothing on this machine itself, whatever other tests run.
+fn demo(directory: &Path, args: &[&str]) -> (Process, SocketAddr) {
+    let rules = "detectionRules: {blacklist: {processes: ['^procscan-demo-nothing$']}}\n";
+    std::fs::write(directory.join("rules.yaml"), rules).unwrap();
+    let port = free_port();
+    let address = ([127, 0, 0, 1], port).into();
+    let port = port.to_string();
+    let args = [&["demo", "--port", &port, "--dir", "objects", "--rules", "rules.yaml"], args].concat();
+    let demo = Process::start(PROGRAM, &args, directory);
+    wait_for("the API", Duration::from_secs(10), || try_get(address, "/health"));
+    (demo, address)
+}
+
+/// What a demo that ends by itself says.
+fn refused(directory: &Path) -> String {
+    let port = free_port().to_string();
+    let args = ["demo", "--port", &port, "--dir", "objects"];
+    let log = tempfile::tempfile().unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(args).current_dir(directory).stdout(Stdio::null()).stderr(log.try_clone().unwrap());
+    let mut demo = Process(command.spawn().unwrap());
+    let status = wait_for("the refusal", LIMIT, || demo.0.try_wait().unwrap());
+    let mut text = String::new();
+    (&log).rewind().unwrap();
+    (&log).read_to_string(&mut text).unwrap();
+    assert_eq!(status.code(), Some(1), "{text}");
+    text.lines().last().unwrap().to_owned()
+}
+
+/// Plays a demo until the offender of a simulated node is blocked.
+fn play(directory: &Path) {
+    let (demo, _) = demo(directory, &["--nodes", "10"]);
+    wait_for("the block", LIMIT, || (blocked_services(&directory.join("objects")).len() == 2).then_some(()));
+    assert_eq!(demo.terminate(Duration::from_secs(5)).code(), Some(0));
+}
+
+/// The blocked Apps once the demo has done `rounds` rounds.
+fn blocks_after(address: SocketAddr, rounds: u64) -> usize {
+    wait_for("the rounds", LIMIT, || {
+        let ready: Value = serde_json::from_str(&try_get(address, "/readyz")?.body).ok()?;
+        (ready["rounds"].as_u64()? >= rounds).then_some(())
+    });
+    get_json(address, "/api/v1/plan")["blocks"].as_array().unwrap().len()
+}
+
+#[test]
+fn a_demo_begins_without_what_the_one_before_has_left_and_goes_on_from_it_if_it_is_told_to() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = temp.path();
+    play(directory);
+    // Not the demo's own.
+    let others =
+        ["objects/mine.yaml", "objects/empty.yaml", "objects-state/notes"].map(|it| directory.join(it));
+    std::fs::write(&others[0], "kind: Mine\n").unwrap();
+    std::fs::write(&others[1], "").unwrap();
+    std::fs::write(&others[2], "mine").unwrap();
+
+    let (again, address) = demo(directory, &["--keep"]);
+    assert_eq!(blocks_after(address, 3), 1);
+    assert_eq!(again.terminate(Duration::from_secs(5)).code(), Some(0));
+
+    let (anew, address) = demo(directory, &[]);
+    assert_eq!(blocks_after(address, 3), 0);
+    assert_eq!(get_json(address, "/api/v1/incidents")["total"], 0);
+    assert_eq!(get_json(address, "/api/v1/enforcement")["mode"], "enforce");
+    let log = std::fs::read_to_string(directory.join("stderr")).unwrap();
+    assert!(log.contains("the objects and the state of the earlier demo are removed"), "{log}");
+    assert_eq!(anew.terminate(Duration::from_secs(5)).code(), Some(0));
+    assert_eq!(blocked_services(&directory.join("objects")).len(), 1, "the sentinel");
+    let left = others.map(|it| std::fs::read_to_string(it).unwrap());
+    assert_eq!(left, ["kind: Mine\n", "", "mine"]);
+}
+
+#[test]
+fn what_no_demo_has_made_is_not_removed() {
+    let temp = tempfile::tempdir().unwrap();
+    let (objects, state) = (temp.path().join("objects"), temp.path().join("objects-state"));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    drop(runtime.block_on(FileStore::open(&state)).unwrap());
+    let before = listing(&state);
+    let error = refused(temp.path());
+    assert!(
+        error.starts_with("error: --dir: objects-state is not empty, and objects-state/made-by-demo "),
+        "{error}"
+    );
+    assert!(error.contains("--keep") && !error.contains('\n'), "{error}");
+    assert_eq!(listing(&state), before);
+    assert!(!objects.exists());
+
+    std::fs::remove_dir_all(&state).unwrap();
+    std::fs::create_dir(&objects).unwrap();
+    let object = "# Written by procscan-aggregator; changes are overwritten.\nkind: WasmPlugin\n";
+    std::fs::write(objects.join("wasmplugin_higress-system_procscan-violations.yaml"), object).unwrap();
+    let error = refused(temp.path());
+    assert!(error.starts_with("error: --dir: objects is not empty, "), "{error}");
+    assert_eq!(listing(&objects).len(), 1);
+    assert!(!state.exists());
+}
+
+#[test]
+fn what_a_running_demo_uses_is_not_removed() {
+    let temp = tempfile::tempdir().unwrap();
+    let objects = temp.path().join("objects");
+    let (running, address) = demo(temp.path(), &["--nodes", "10"]);
+    wait_for("the block", LIMIT, || (blocked_services(&objects).len() == 2).then_some(()));
+    let error = refused(temp.path());
+    let begins =
+        "error: what the earlier demo has left can't be removed: objects: another process writes there";
+    assert!(error.starts_with(begins), "{error}");
+    assert_eq!(blocked_services(&objects).len(), 2);
+    assert_eq!(get_json(address, "/readyz")["state"]["ok"], true);
+    assert_eq!(running.terminate(Duration::from_secs(5)).code(), Some(0));
 }

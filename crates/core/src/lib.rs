@@ -18,6 +18,8 @@
 //!
 //! Time is always passed in, as a [`Moment`]: whoever calls decides what time it is.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod dense;
 mod few;
 mod hash;

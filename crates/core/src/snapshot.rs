@@ -70,6 +70,11 @@ impl Snapshot {
         evidence.find(|evidence| evidence.node == *node).map(|evidence| evidence.unheard)
     }
 
+    /// Whether every target has refused the connection when it was asked last, and there is one.
+    pub fn all_refuse(&self) -> bool {
+        !self.targets.is_empty() && self.targets.iter().all(|target| target.refuses)
+    }
+
     /// How many violations are in `state`.
     pub fn count(&self, state: State) -> usize {
         self.violations.iter().filter(|v| v.state == state).count()
@@ -285,6 +290,8 @@ pub struct TargetView {
     pub last_failure: Option<Arc<(Timestamp, Failure)>>,
     /// Failures since the last whole answer.
     pub consecutive_failures: u32,
+    /// The last one was that it refused the connection: nothing listens there.
+    pub refuses: bool,
     /// Since when it has been there without an answer that could be used.
     pub unusable_since: Option<WallTime>,
 }

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use procscan_core::names::{SUBDOMAIN, is_dns_subdomain};
 use procscan_core::policy::{DecisionKind, Mode, is_too_far};
 use procscan_core::state::incident::{Approval, Release};
-use procscan_core::state::{EnforcementSpec, ExemptionSpec, Match};
-use serde::Deserialize;
+use procscan_core::state::{EnforcementSpec, ExemptionSpec, IncidentState, Match};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Api;
@@ -64,6 +64,34 @@ pub(super) struct EnforceBody {
     reason: Option<Reason>,
 }
 
+/// What there was before an act.
+#[derive(Clone, Copy)]
+struct Before {
+    /// How many decisions of the incident.
+    decided: u64,
+    /// What had come of it, if this replica knew.
+    state: Option<IncidentState>,
+}
+
+/// The incident after an act, and what the act has changed.
+#[derive(Serialize)]
+struct Done {
+    #[serde(flatten)]
+    incident: Shown,
+    act: Act,
+}
+
+#[derive(Serialize)]
+struct Act {
+    decision: DecisionKind,
+    /// The incident's state before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    was: Option<IncidentState>,
+    /// The end of a release.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
+}
+
 pub(super) async fn approve(
     State(api): State<Api>,
     Path(name): Path<String>,
@@ -73,10 +101,10 @@ pub(super) async fn approve(
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
     let ApproveBody { reason } = body.read()?;
-    let decided = api.find_open(&name)?;
+    let before = api.find_open(&name)?;
     let number =
         desk.approve(&name, Approval { by: Some(by.clone()), reason: reason.map(String::from) }).await?;
-    api.until_done(&name, number, DecisionKind::Approved, &by, decided).await
+    api.until_done(&name, number, DecisionKind::Approved, &by, before).await
 }
 
 pub(super) async fn release(
@@ -89,10 +117,10 @@ pub(super) async fn release(
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
     let ReleaseBody { reason, until } = body.read()?;
     let until = check_until(until, desk.wall_time())?;
-    let decided = api.find_open(&name)?;
+    let before = api.find_open(&name)?;
     let reason = reason.map(String::from);
     let number = desk.release(&name, Release { by: Some(by.clone()), reason, until }).await?;
-    api.until_done(&name, number, DecisionKind::Released, &by, decided).await
+    api.until_done(&name, number, DecisionKind::Released, &by, before).await
 }
 
 pub(super) async fn exempt(
@@ -124,7 +152,7 @@ pub(super) async fn withdraw(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "delete", "exemptions", Some(&name)).await?;
-    desk.withdraw(&name).await?;
+    desk.withdraw(&name, &by).await?;
     tracing::info!(exemption = name, actor = by, "an exemption is taken back");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -226,26 +254,30 @@ impl Api {
         Err(Problem::new(StatusCode::CONFLICT, detail).with(&more))
     }
 
-    /// An incident that is over is history, and nothing is done to it any more. How much has been decided of it.
-    fn find_open(&self, name: &str) -> Result<u64, Problem> {
+    /// An incident that is over is history, and nothing is done to it any more.
+    fn find_open(&self, name: &str) -> Result<Before, Problem> {
         let kept = self.views.kept.borrow().clone();
         let brief = kept.incidents.get(name).and_then(|incident| incident.brief());
         // What is not seen here yet may be there all the same.
-        if brief.is_some_and(|brief| brief.state == procscan_core::state::IncidentState::Ended) {
-            return Err(Problem::new(StatusCode::CONFLICT, "the incident is over"));
+        if brief.is_some_and(|brief| brief.state == IncidentState::Ended) {
+            let detail = "the incident is over: its App is not blocked, and nothing of it is held";
+            return Err(Problem::new(StatusCode::CONFLICT, detail));
         }
-        Ok(brief.map_or(0, |brief| brief.decided.into()))
+        Ok(Before {
+            decided: brief.map_or(0, |brief| brief.decided.into()),
+            state: brief.map(|brief| brief.state),
+        })
     }
 
-    /// Waits until everything up to `number` has been done, and says what has come of it: whether, after the first `decided`
-    /// decisions, there is what was `wanted`.
+    /// Waits until everything up to `number` has been done, and says what has come of it: whether, after the decisions `before`, there
+    /// is what was `wanted`.
     async fn until_done(
         &self,
         name: &str,
         number: i64,
         wanted: DecisionKind,
         by: &str,
-        decided: u64,
+        before: Before,
     ) -> Result<Response, Problem> {
         let mut kept = self.views.kept.clone();
         let is_done = |kept: &std::sync::Arc<crate::state::Kept>| {
@@ -272,13 +304,17 @@ impl Api {
             );
         };
         let status = &incident.status;
-        let new = usize::try_from(status.decided.saturating_sub(decided)).unwrap_or(usize::MAX);
+        let new = usize::try_from(status.decided.saturating_sub(before.decided)).unwrap_or(usize::MAX);
         let ours = || status.decisions.iter().rev().take(new).filter(|decision| *decision.actor == *by);
         if !ours().any(|decision| decision.decision == wanted)
             && let Some(refused) = ours().find(|decision| decision.decision == DecisionKind::Refused)
         {
             return Err(Problem::new(StatusCode::CONFLICT, refused.reason.to_string()));
         }
-        Ok(Json(Shown::from(incident)).into_response())
+        let until = (wanted == DecisionKind::Released).then(|| {
+            status.releases.iter().filter(|release| *release.by == *by).map(|release| release.until).max()
+        });
+        let act = Act { decision: wanted, was: before.state, until: until.flatten() };
+        Ok(Json(Done { incident: Shown::from(incident), act }).into_response())
     }
 }

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use procscan_core::names::Text;
+use procscan_core::state::Declaration;
 use procscan_core::state::incident::{AppRef, Decision, LoggedKind};
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +47,9 @@ struct Decisions {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct Entry {
     at: Timestamp,
-    app: AppRef,
+    /// Nothing where an operator has declared something for more than one App.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app: Option<AppRef>,
     decision: LoggedKind,
     actor: Text,
     reason: Text,
@@ -55,19 +58,31 @@ struct Entry {
     /// The incident that it is kept with; nothing if it belongs to none, and then only the leader knows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     incident: Option<String>,
+    /// The mode that was declared, if one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<Text>,
+    /// The name of the exemption that was made or taken back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exemption: Option<Text>,
 }
 
-/// A decision in the log beside the incidents.
+/// An entry of the log beside the incidents.
 #[derive(Deserialize)]
-struct Logged {
-    incident: String,
-    app: AppRef,
-    decision: Decision,
+#[serde(untagged)]
+enum Logged {
+    OfApp { incident: String, app: AppRef, decision: Decision },
+    OfAll(Declaration),
 }
 
 impl Entry {
     fn kept(incident: String, app: AppRef, Decision { at, decision, actor, reason }: Decision) -> Self {
-        Self { at, app, decision, actor, reason, dry_run: false, incident: Some(incident) }
+        let (app, incident) = (Some(app), Some(incident));
+        Self { at, app, decision, actor, reason, dry_run: false, incident, mode: None, exemption: None }
+    }
+
+    fn declared(Declaration { at, decision, mode, exemption, actor, reason }: Declaration) -> Self {
+        let decision = LoggedKind::Other(decision.as_str().into());
+        Self { at, app: None, decision, actor, reason, dry_run: false, incident: None, mode, exemption }
     }
 }
 
@@ -110,23 +125,33 @@ fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
         }
     }
     for logged in logged {
-        let Ok(Logged { incident, app, decision }) = serde_json::from_str(&logged.body) else { continue };
-        if known.insert((decision.at, app.clone(), decision.decision.clone())) {
-            all.push(Entry::kept(incident, app, decision));
+        match serde_json::from_str(&logged.body) {
+            Ok(Logged::OfApp { incident, app, decision }) => {
+                if known.insert((decision.at, app.clone(), decision.decision.clone())) {
+                    all.push(Entry::kept(incident, app, decision));
+                }
+            }
+            Ok(Logged::OfAll(declaration)) => all.push(Entry::declared(declaration)),
+            // Another version wrote it.
+            Err(_) => {}
         }
     }
+    all.extend(kept.declared.all().cloned().map(Entry::declared));
     // What belongs to no incident, what was made in dry-run, and what an incident has had to let go.
     let of_journal = api.views.journal.last().into_iter().map(|decision| Entry {
         at: decision.at,
-        app: AppRef::from(&decision.app),
+        app: Some(AppRef::from(&decision.app)),
         decision: decision.kind.into(),
         actor: decision.actor.name(),
         reason: decision.reason,
         dry_run: decision.dry_run,
         incident: None,
+        mode: None,
+        exemption: None,
     });
     let is_new = |entry: &Entry| {
-        entry.dry_run || !known.contains(&(entry.at, entry.app.clone(), entry.decision.clone()))
+        let is_known = |app: &AppRef| known.contains(&(entry.at, app.clone(), entry.decision.clone()));
+        entry.dry_run || !entry.app.as_ref().is_some_and(is_known)
     };
     all.extend(of_journal.filter(is_new));
     all
@@ -152,9 +177,9 @@ impl Filter {
     }
 
     fn wants(&self, entry: &Entry) -> bool {
-        let AppRef { namespace, name, .. } = &entry.app;
-        self.namespace.as_ref().is_none_or(|wanted| **wanted == **namespace)
-            && self.name.as_ref().is_none_or(|wanted| **wanted == **name)
+        let is_app = |is_it: &dyn Fn(&AppRef) -> bool| entry.app.as_ref().is_some_and(is_it);
+        self.namespace.as_ref().is_none_or(|wanted| is_app(&|app| **wanted == *app.namespace))
+            && self.name.as_ref().is_none_or(|wanted| is_app(&|app| **wanted == *app.name))
             && self.decision.is_none_or(|wanted| entry.decision.as_str() == wanted)
             && self.actor.as_ref().is_none_or(|wanted| **wanted == *entry.actor)
             && self.since.is_none_or(|since| entry.at >= since)

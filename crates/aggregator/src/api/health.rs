@@ -6,13 +6,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 use serde::Serialize;
 
-use super::Api;
 use super::problem::Problem;
+use super::{Api, ApiServer};
 use crate::evidence::EvidenceStatus;
+use crate::kubernetes::Reach;
 use crate::leader::Leadership;
-use crate::ledger_task::Progress;
+use crate::ledger_task::{ALL_REFUSE, Progress};
 
 /// The ledger looks at the clock every second. If it has not for much longer, it hangs.
 const ALIVE: Duration = Duration::from_secs(30);
@@ -32,10 +34,34 @@ struct Readiness {
     rounds: u64,
     targets: Targets,
     discovery: Part,
+    /// Where there is a cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_server: Option<Server>,
     evidence: Evidence,
     output: Part,
     state: Part,
     leader: Leader,
+}
+
+/// Whether the API server can be reached.
+#[derive(Serialize)]
+struct Server {
+    ok: bool,
+    /// `host:port`.
+    address: String,
+    /// Since when it can't be reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl From<&Reach> for Server {
+    fn from(reach: &Reach) -> Self {
+        let since = reach.lost().map(|lost| lost.since);
+        let error = reach.trouble();
+        Self { ok: error.is_none(), address: reach.address().to_owned(), since, error }
+    }
 }
 
 /// Who decides and writes. Every replica collects and serves.
@@ -57,6 +83,9 @@ struct Targets {
     fresh: usize,
     stale: usize,
     never_seen: usize,
+    /// What to look at if every agent refuses the connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
 }
 
 /// A part that may fail without taking the whole out of service.
@@ -100,6 +129,18 @@ impl From<EvidenceStatus> for Evidence {
     }
 }
 
+impl Part {
+    /// Adds why it can't be ok, if there is a reason.
+    fn and(mut self, error: Option<String>) -> Self {
+        self.error = match (self.error, error) {
+            (Some(own), Some(error)) => Some(format!("{error}; {own}")),
+            (own, error) => error.or(own),
+        };
+        self.ok = self.error.is_none();
+        self
+    }
+}
+
 impl From<Option<String>> for Part {
     fn from(error: Option<String>) -> Self {
         Self { ok: error.is_none(), error, suspended: Vec::new() }
@@ -109,8 +150,11 @@ impl From<Option<String>> for Part {
 /// Ready once the first round is done. Failures of what we depend on are told, and take no replica out: it serves what it knows.
 pub(super) async fn readyz(State(api): State<Api>) -> Response {
     // As of the last round or news: a probe is no reason to build a snapshot.
-    let Progress { rounds, coverage } = *api.views.snapshots.progress().borrow();
+    let Progress { rounds, coverage, all_refuse } = *api.views.snapshots.progress().borrow();
     let is_ready = rounds > 0;
+    let api_server = api.views.api_server.as_ref();
+    // Whoever asks for nothing at the moment has no error of its own.
+    let without = |needs: fn(&ApiServer) -> bool| api_server.filter(|it| needs(it))?.reach.trouble();
     let readiness = Readiness {
         status: if is_ready { "ready" } else { "starting" },
         rounds,
@@ -119,15 +163,20 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
             fresh: coverage.fresh,
             stale: coverage.stale,
             never_seen: coverage.never_seen,
+            error: all_refuse.then_some(ALL_REFUSE),
         },
         discovery: api.views.targets.borrow().error.clone().into(),
-        evidence: api.views.evidence.borrow().clone().into(),
+        api_server: api_server.map(|api_server| Server::from(&api_server.reach)),
+        evidence: {
+            let evidence = Evidence::from(api.views.evidence.borrow().clone());
+            Evidence { part: evidence.part.and(without(|it| it.has_evidence)), ..evidence }
+        },
         output: {
             let status = api.views.output.borrow().clone();
             let errors: Vec<String> =
                 [status.error, status.left_open, status.aside, status.junk].into_iter().flatten().collect();
             let error = (!errors.is_empty()).then(|| errors.join("; "));
-            Part { suspended: status.suspended, ..Part::from(error) }
+            Part { suspended: status.suspended, ..Part::from(error) }.and(without(|it| it.has_output))
         },
         state: {
             let errors = [api.views.trouble.borrow().clone(), api.views.keeping.borrow().clone()];
@@ -153,7 +202,8 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
     } else {
         // Its own `status` would hide the HTTP status that a problem has under that name.
         let more = serde_json::json!({"rounds": readiness.rounds, "targets": readiness.targets,
-            "discovery": readiness.discovery, "evidence": readiness.evidence, "output": readiness.output,
+            "discovery": readiness.discovery, "api_server": readiness.api_server, "evidence": readiness.evidence,
+            "output": readiness.output,
             "state": readiness.state, "leader": readiness.leader});
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the first round is not done yet")
             .with(&more)

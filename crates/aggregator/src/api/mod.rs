@@ -38,6 +38,7 @@ pub use self::server::{MAX_CONNECTIONS, serve};
 use crate::clock::Clock;
 use crate::discovery::TargetSet;
 use crate::evidence::EvidenceStatus;
+use crate::kubernetes::Reach;
 use crate::leader::Leadership;
 use crate::ledger_task::Snapshots;
 use crate::output::OutputStatus;
@@ -57,6 +58,8 @@ pub struct Views {
     pub evidence: watch::Receiver<EvidenceStatus>,
     /// The output.
     pub output: watch::Receiver<OutputStatus>,
+    /// The API server, where there is a cluster.
+    pub api_server: Option<ApiServer>,
     /// What is kept, and what operators want.
     pub kept: watch::Receiver<Arc<Kept>>,
     /// Why decisions can't be kept, if so.
@@ -81,6 +84,17 @@ pub struct Views {
     pub brake: BrakeRules,
     /// What time it is.
     pub clock: Clock,
+}
+
+/// Whether the API server can be reached, and what can't be done without it.
+#[derive(Clone, Debug)]
+pub struct ApiServer {
+    /// Whether it can be reached.
+    pub reach: Reach,
+    /// It is asked about accusations.
+    pub has_evidence: bool,
+    /// The objects are written to it.
+    pub has_output: bool,
 }
 
 /// How many pages of violations are made at the same time: they cost as much as there are violations, and the collector needs the

@@ -77,6 +77,7 @@ impl Stage {
             targets: target_sets,
             evidence,
             output: outputs,
+            api_server: None,
             kept,
             trouble: watch::channel(None).1,
             keeping: watch::channel(None).1,
@@ -237,6 +238,34 @@ async fn readiness_comes_with_the_first_round_and_failures_are_told_without_taki
     assert_eq!(status, StatusCode::OK);
     assert_eq!(json(&body)["output"], json!({"ok": false, "error": "disk full; a.yaml: it is a directory"}));
     assert_eq!(json(&body)["discovery"]["error"], "no answer");
+}
+
+#[tokio::test]
+async fn if_every_agent_refuses_the_connection_readiness_says_what_to_look_at() {
+    let mut stage = Stage::new();
+    stage.ledger.round_done();
+    let refuse = |stage: &mut Stage, node: &str, reason: FailureReason| {
+        let failure = Failure { reason, detail: "refused".into() };
+        let outcome = Outcome::Failed(failure);
+        stage.ledger.absorb(&Report { target: target(node), at: stage.clock.now(), outcome });
+        stage.publish();
+    };
+    let error = async |stage: &Stage| json(&stage.get("/readyz").await.2)["targets"]["error"].clone();
+    refuse(&mut stage, "n1", FailureReason::Refused);
+    assert_eq!(error(&stage).await, Value::Null, "one of two");
+    refuse(&mut stage, "n2", FailureReason::Refused);
+    let hint = error(&stage).await;
+    let hint = hint.as_str().unwrap();
+    for part in
+        ["every agent refuses", "`api: {enabled: true, port: 9090}`", "restarted", "daemonset.api_port"]
+    {
+        assert!(hint.contains(part), "{part}: {hint}");
+    }
+    refuse(&mut stage, "n1", FailureReason::Timeout);
+    assert_eq!(error(&stage).await, Value::Null, "another failure says something else");
+    refuse(&mut stage, "n1", FailureReason::Refused);
+    stage.answer("n2", "[]");
+    assert_eq!(error(&stage).await, Value::Null, "one answers");
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ pub(crate) enum Operate {
     #[command(after_help = "Examples:
   procscan-aggregator decisions --since 24h
   procscan-aggregator decisions --namespace ns-user1 --decision blocked
+  procscan-aggregator decisions --decision paused
   procscan-aggregator decisions --limit 1000 -o json")]
     Decisions(Decisions),
     /// The incidents, the latest first: one App each, from its first evidence to its clearing.
@@ -301,7 +302,7 @@ fn until(text: &str) -> Result<When, String> {
 #[cfg(test)]
 mod tests {
     use procscan_core::policy::{DecisionKind, Mode};
-    use procscan_core::state::IncidentState;
+    use procscan_core::state::{DeclarationKind, IncidentState};
     use serde_json::{Value, json};
 
     use super::*;
@@ -313,12 +314,14 @@ mod tests {
             let documented = schema["oneOf"].as_array().expect("documented words").iter();
             documented.map(|word| word["const"].as_str().expect("a word").to_owned()).collect()
         }
-        assert_eq!(DECISIONS.to_vec(), words::<DecisionKind>());
+        assert_eq!(DECISIONS.to_vec(), [words::<DecisionKind>(), words::<DeclarationKind>()].concat());
         assert_eq!(STATES.to_vec(), words::<IncidentState>());
         assert_eq!(MODES.to_vec(), words::<Mode>());
         for word in DECISIONS {
-            let kind: DecisionKind = serde_json::from_value(Value::from(word)).unwrap();
-            assert_eq!(kind.as_str(), word);
+            let value = Value::from(word);
+            let of_app = serde_json::from_value::<DecisionKind>(value.clone()).map(DecisionKind::as_str);
+            let of_all = serde_json::from_value::<DeclarationKind>(value).map(DeclarationKind::as_str);
+            assert_eq!(of_app.or(of_all).unwrap(), word);
         }
     }
 

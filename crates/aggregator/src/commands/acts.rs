@@ -41,7 +41,7 @@ async fn of_incident(client: &Client, said: &str, act: &str, words: &Words) -> R
             "give the name of one that `procscan-aggregator incidents` lists, or an App as NAMESPACE/APP";
         e.advise(StatusCode::NOT_FOUND, advice)
     })?;
-    report(told, |incident| incident.to_string())
+    report(told, |incident| incident.outcome())
 }
 
 /// What has come of a word, on one line.

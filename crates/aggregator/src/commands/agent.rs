@@ -10,7 +10,7 @@ use procscan_agent::server::{self, AgentError, Options};
 use procscan_agent::simulate::{Fault, Fleet, FleetOptions, Script, spread_faults};
 use tokio_util::sync::CancellationToken;
 
-use super::{CommandError, Stop};
+use super::{CommandError, Stop, printed};
 use crate::args;
 use crate::config::{ConfigError, Format, Logger};
 use crate::plain_file;
@@ -43,7 +43,7 @@ pub(super) async fn agent(args: args::Agent, mut stop: Stop) -> Result<(), Comma
             host: args.host_namespace.map(host),
         };
         let (address, task) = server::start(options, cancel).await.map_err(from_agent)?;
-        println!("node agent on http://{address}/api/violations");
+        printed::print(&format!("node agent on http://{address}/api/violations\n"))?;
         tokio::spawn(async move { task.await?.map_err(anyhow::Error::from) })
     };
     tokio::select! {
@@ -76,9 +76,9 @@ fn simulate(args: &args::Agent, nodes: usize, cancel: &CancellationToken) -> Res
         std::fs::write(path, list).with_context(|| format!("{} can't be written", path.display()))?;
     }
     if let (Some((_, first)), Some((_, last))) = (fleet.targets().first(), fleet.targets().last()) {
-        println!(
-            "{nodes} simulated nodes, from http://{first}/api/violations to http://{last}/api/violations"
-        );
+        printed::print(&format!(
+            "{nodes} simulated nodes, from http://{first}/api/violations to http://{last}/api/violations\n"
+        ))?;
     }
     Ok(fleet)
 }

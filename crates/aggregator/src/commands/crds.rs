@@ -1,11 +1,10 @@
 //! `crds`: the definitions of our own kinds of objects.
 
-use super::CommandError;
+use super::{CommandError, printed};
 use crate::state::crd;
 
 pub(super) fn crds() -> Result<(), CommandError> {
-    print!("{}", yaml().map_err(anyhow::Error::msg)?);
-    Ok(())
+    Ok(printed::print(&yaml().map_err(anyhow::Error::msg)?)?)
 }
 
 /// The definitions as YAML documents.

@@ -19,7 +19,9 @@ struct Log {
 #[derive(Deserialize)]
 struct Entry {
     at: Timestamp,
-    app: App,
+    /// `None` where an operator has declared something for more than one App.
+    app: Option<App>,
+    exemption: Option<String>,
     decision: String,
     actor: String,
     #[serde(default)]
@@ -45,17 +47,22 @@ pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), Co
     }
     let log: Log = client.read(&body)?;
     if log.decisions.is_empty() {
-        eprintln!("There are no such decisions.");
+        printed::note("There are no such decisions.");
         return Ok(());
     }
     let mut table = Table::new(["TIME", "APP", "DECISION", "ACTOR", "REASON"]);
-    for Entry { at, app, decision, actor, reason, dry_run } in &log.decisions {
+    for Entry { at, app, exemption, decision, actor, reason, dry_run } in &log.decisions {
+        let of = match (app, exemption) {
+            (Some(app), _) => app.to_string(),
+            (None, Some(exemption)) => format!("(exemption {exemption})"),
+            (None, None) => "(all)".to_owned(),
+        };
         let decision = format!("{decision}{}", if *dry_run { " (dry-run)" } else { "" });
-        table.push([&printed::time(*at), &app.to_string(), &decision, actor, reason]);
+        table.push([&printed::time(*at), &of, &decision, actor, reason]);
     }
     printed::print(&table.to_string())?;
     if log.more > 0 {
-        eprintln!("There are {} more; --limit shows up to 1000.", log.more);
+        printed::note(format_args!("There are {} more; --limit shows up to 1000.", log.more));
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `demo`: the main job on this machine, with nothing but this program.
 
+mod earlier;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent::{faults, from_agent, host, rules};
 use super::run::until_stopped;
-use super::{CommandError, Stop};
+use super::{CommandError, Stop, printed};
 use crate::args;
 use crate::config::{Config, DiscoveryMode, Format, Level, Logger, OutputMode};
 use crate::progress;
@@ -49,13 +51,18 @@ pub(super) async fn demo(args: args::Demo, mut stop: Stop) -> Result<(), Command
         let simulated = fleet.targets().into_iter().map(|(node, address)| format!("{address} node={node}"));
         config.discovery.targets.extend(simulated);
     }
+    earlier::begin(&config, args.keep)?;
     let service = Service::start(&config).await?;
-    println!("{}", banner(&args, &config, service.address()));
+    let banner = banner(&args, &config, service.address());
+    if let Err(error) = printed::print(&format!("{banner}\n")) {
+        service.stop().await;
+        return Err(error.into());
+    }
     let drawing = live.then(|| tokio::spawn(progress::draw(service.views().clone())));
     let result = until_stopped(service, stop.wait()).await;
     if let Some(drawing) = drawing {
         drawing.abort();
-        eprintln!();
+        printed::note("");
     }
     result
 }
@@ -126,8 +133,8 @@ Try it in another terminal:
   cp \"$(command -v sleep)\" xmrig && ./xmrig 300
 
 It is listed within a few seconds, and its App is blocked: see the objects. Stop it, and the block is
-released once its node has answered for 30 s without it. Ctrl-C ends the demo. The next one goes on from
-the state; remove it and the objects to begin anew.
+released once its node has answered for 30 s without it. Ctrl-C ends the demo. The next one removes these
+objects and this state, and begins anew; with --keep it goes on from them.
 ",
         if args.nodes > 0 { format!(" and at {} simulated nodes", args.nodes) } else { String::new() },
         place(&config.output.directory),

@@ -1,8 +1,10 @@
 //! `unblock-all` and `uninstall`: what has to work when the service does not. They talk to the Kubernetes API themselves.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use super::CommandError;
+use super::printed::{self, note};
 use super::run::text;
 use crate::config::{Config, Logger, OutputMode};
 use crate::kubernetes::Cluster;
@@ -15,18 +17,21 @@ pub(super) async fn unblock_all(path: &Path) -> Result<(), CommandError> {
     let (config, output) = connect(path).await?;
     let opened = output.unblock_all(&config.settings().gateway).await.map_err(anyhow::Error::from)?;
     if opened.is_empty() {
-        println!("There is no WasmPlugin of ours in {}: nothing is blocked.", config.gateway.namespace);
-        return Ok(());
+        let namespace = config.gateway.namespace;
+        let text = format!("There is no WasmPlugin of ours in {namespace}: nothing is blocked.\n");
+        return Ok(printed::print(&text)?);
     }
+    let mut text = String::new();
     for object in &opened {
-        println!("{object}: open to all, and suspended");
+        let _ = writeln!(text, "{object}: open to all, and suspended");
     }
-    println!("\nThe service leaves them alone until the annotation is removed:");
+    text.push_str("\nThe service leaves them alone until the annotation is removed:\n");
     for object in opened {
         let name = object.rsplit_once('/').map_or("", |(_, name)| name);
-        println!("  kubectl annotate wasmplugins -n {} {name} {SUSPEND}-", config.gateway.namespace);
+        let namespace = &config.gateway.namespace;
+        let _ = writeln!(text, "  kubectl annotate wasmplugins -n {namespace} {name} {SUSPEND}-");
     }
-    Ok(())
+    Ok(printed::print(&text)?)
 }
 
 pub(super) async fn uninstall(path: &Path, dry_run: bool) -> Result<(), CommandError> {
@@ -50,23 +55,25 @@ pub(super) async fn uninstall(path: &Path, dry_run: bool) -> Result<(), CommandE
         }
         removed.push(format!("Lease {namespace}/{LEASE}"));
     }
+    let mut text = String::new();
     for object in &removed {
-        println!("{object}{}", if dry_run { " would be removed" } else { " removed" });
+        let _ = writeln!(text, "{object}{}", if dry_run { " would be removed" } else { " removed" });
     }
     if removed.is_empty() {
-        println!("There is nothing of ours.");
+        text.push_str("There is nothing of ours.\n");
     }
     match output.left_behind(&gateway).await {
-        Ok(left) => left.iter().for_each(name_left_behind),
+        Ok(left) => left.iter().for_each(|left| name_left_behind(left, &mut text)),
         Err(refusal) => {
-            eprintln!("Could not look for objects of the program before this one: {refusal}");
+            note(format_args!("Could not look for objects of the program before this one: {refusal}"));
         }
     }
-    Ok(())
+    Ok(printed::print(&text)?)
 }
 
-fn name_left_behind(LeftBehind { kind, plural, namespace, name }: &LeftBehind) {
-    println!(
+fn name_left_behind(LeftBehind { kind, plural, namespace, name }: &LeftBehind, text: &mut String) {
+    let _ = writeln!(
+        text,
         "\n{kind} {namespace}/{name} was left behind by the program before this one, and has no effect there. To remove it:\n  \
          kubectl delete -n {namespace} {plural} {name}"
     );

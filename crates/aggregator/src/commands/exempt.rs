@@ -135,11 +135,11 @@ async fn list(args: &args::Exempt) -> Result<(), CommandError> {
     }
     let List { exemptions, withheld } = client.read(&body)?;
     if withheld.is_none() {
-        eprintln!("{UNKNOWN}");
+        printed::note(UNKNOWN);
     }
     let withheld = withheld.unwrap_or_default();
     if exemptions.is_empty() && withheld.is_empty() {
-        eprintln!("There are no exemptions but those of the configuration.");
+        printed::note("There are no exemptions but those of the configuration.");
         return Ok(());
     }
     let mut table = Table::new(["NAME", "EXEMPT", "STATE", "UNTIL", "BY", "REASON"]);
@@ -160,9 +160,9 @@ async fn list(args: &args::Exempt) -> Result<(), CommandError> {
     printed::print(&table.to_string())?;
     // Blocks that stay although the configured namespaces exclude them are confirmed in another way: their reason says how.
     if withheld.iter().any(|it| it.place != Book::REFUSALS) {
-        eprintln!("{HOW_TO_CONFIRM}");
+        printed::note(HOW_TO_CONFIRM);
         if has_cluster() {
-            eprintln!("{HOW_TO_CONFIRM_IN_A_CLUSTER}");
+            printed::note(HOW_TO_CONFIRM_IN_A_CLUSTER);
         }
     }
     Ok(())

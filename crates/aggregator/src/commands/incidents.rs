@@ -30,6 +30,18 @@ pub(super) struct Incident {
     since: Option<Timestamp>,
     #[serde(default)]
     reason: String,
+    /// What an act has changed, in the answer to one.
+    act: Option<Act>,
+}
+
+/// What an operator's act has changed.
+#[derive(Deserialize)]
+struct Act {
+    decision: String,
+    /// The state before.
+    was: Option<String>,
+    /// The end of a release.
+    until: Option<Timestamp>,
 }
 
 /// `NAME (NAMESPACE/TYPE/APP): STATE, REASON`.
@@ -42,6 +54,32 @@ impl fmt::Display for Incident {
 }
 
 impl Incident {
+    /// What has come of an act, for the operator whose act it was.
+    pub(super) fn outcome(&self) -> String {
+        let Self { name, app, state, act, .. } = self;
+        let Some(Act { decision, was, until }) = act else { return self.to_string() };
+        let was = was.as_deref().unwrap_or_default();
+        let is_blocked = matches!(&**state, "Blocked" | "ReleaseHeld");
+        let until = until.map(|until| format!(" until {}", printed::time(until))).unwrap_or_default();
+        let what = match (&**decision, was) {
+            ("released", _) if is_blocked => format!("but it is still blocked: {}", escaped(&self.reason)),
+            ("released", "Blocked" | "ReleaseHeld") => {
+                "it was blocked, and the gateway opens to it again".to_owned()
+            }
+            ("released", "Held") => "a brake held its block; it is not blocked".to_owned(),
+            ("released", "Grace") => "its tenant was warned; it is not blocked".to_owned(),
+            ("released", _) => "it was not blocked, and is not blocked for these accusations".to_owned(),
+            ("approved", "ReleaseHeld") if !is_blocked => {
+                "a brake held its release; the gateway opens to it again".to_owned()
+            }
+            ("approved", "Held") if is_blocked => {
+                "a brake held its block; the gateway closes to it".to_owned()
+            }
+            _ => return self.to_string(),
+        };
+        format!("{decision}: {app}{until}; {what} (incident {})", escaped(name))
+    }
+
     fn is_open(&self) -> bool {
         self.state != format!("{:?}", IncidentState::Ended)
     }
@@ -66,11 +104,11 @@ pub(super) async fn incidents(args: args::operators::Incidents) -> Result<(), Co
     }
     let List { incidents } = client.read(&body)?;
     if incidents.is_empty() {
-        eprintln!("There are no such incidents.");
+        printed::note("There are no such incidents.");
         return Ok(());
     }
     let mut table = Table::new(["NAME", "TENANT", "TYPE", "APP", "STATE", "SINCE", "REASON"]);
-    for Incident { name, app, state, opened, since, reason } in &incidents {
+    for Incident { name, app, state, opened, since, reason, .. } in &incidents {
         let since = printed::time(since.unwrap_or(*opened));
         table.push([name, &app.namespace, &app.kind, &app.name, state, &since, reason]);
     }

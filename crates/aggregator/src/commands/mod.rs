@@ -21,8 +21,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::error::Error as ArgumentError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::printed::note;
 use crate::args::operators::Operate;
 use crate::args::{Arguments, Command};
 use crate::config::ConfigError;
@@ -33,6 +35,8 @@ const LINGER: Duration = Duration::from_millis(200);
 /// Why a command fails, which decides its exit code.
 #[derive(Debug)]
 enum CommandError {
+    /// Arguments that are no command, as the parser explains it: exit code 2.
+    Arguments(String),
     /// Bad usage or configuration: exit code 2, one line for each mistake.
     Usage(String),
     /// Anything else: exit code 1.
@@ -56,7 +60,7 @@ impl From<anyhow::Error> for CommandError {
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(message) => f.write_str(message),
+            Self::Arguments(message) | Self::Usage(message) => f.write_str(message),
             // The whole chain on one line.
             Self::Other(error) => write!(f, "{error:#}"),
             Self::Changes => Ok(()),
@@ -69,29 +73,39 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: the runtime can't be started: {error}");
+            note(format_args!("error: the runtime can't be started: {error}"));
             return ExitCode::FAILURE;
         }
     };
     let result = runtime.block_on(async {
         // Before anything else, so that a signal at any moment ends the program in order.
         let stop = Stop::listen()?;
-        dispatch(Arguments::parse().command, stop).await
+        match Arguments::try_parse() {
+            Ok(arguments) => dispatch(arguments.command, stop).await,
+            Err(said) => explain(&said),
+        }
     });
     runtime.shutdown_timeout(LINGER);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            for line in error.to_string().lines() {
-                eprintln!("error: {line}");
+            match &error {
+                CommandError::Arguments(explained) => note(explained.trim_end()),
+                other => other.to_string().lines().for_each(|line| note(format_args!("error: {line}"))),
             }
             ExitCode::from(match error {
                 CommandError::Other(_) => 1,
-                CommandError::Usage(_) => 2,
+                CommandError::Arguments(_) | CommandError::Usage(_) => 2,
                 CommandError::Changes => 3,
             })
         }
     }
+}
+
+/// What the parser says instead of arguments: the help or the version, which are printed, or a mistake.
+fn explain(said: &ArgumentError) -> Result<(), CommandError> {
+    let text = said.render().to_string();
+    if said.use_stderr() { Err(CommandError::Arguments(text)) } else { Ok(printed::print(&text)?) }
 }
 
 async fn dispatch(command: Command, stop: Stop) -> Result<(), CommandError> {

@@ -1,5 +1,6 @@
 //! `plan`: one round, and what would change.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,12 @@ use procscan_core::plan::Dispute;
 use procscan_core::policy::Mode;
 use tokio::sync::{mpsc, watch};
 
-use super::printed::escaped;
+use super::printed::{self, escaped};
 use super::run::text;
 use super::{CommandError, Stop, check_config::warn, kept};
 use crate::config::{Config, Level, Logger};
 use crate::leader;
+use crate::ledger_task::ALL_REFUSE;
 use crate::output::difference::{Action, Difference};
 use crate::output::{Directory, Persisted};
 use crate::policy_task::{Decided, TakeOver};
@@ -90,55 +92,63 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     pipeline.stop();
 
     let coverage = snapshot.coverage;
-    println!("{} of {} agents have answered.", coverage.fresh, coverage.expected());
-    for error in targets.error.iter().chain(&evidence) {
-        println!("! {error}");
+    let mut text = format!("{} of {} agents have answered.\n", coverage.fresh, coverage.expected());
+    if snapshot.all_refuse() {
+        let _ = writeln!(text, "! {ALL_REFUSE}");
     }
-    explain(&decided);
+    for error in targets.error.iter().chain(&evidence) {
+        let _ = writeln!(text, "! {error}");
+    }
+    explain(&decided, &mut text);
     let differences = output.preview(&decided.plan, &settings).await.map_err(anyhow::Error::msg)?;
-    println!();
-    differences.iter().for_each(show);
+    text.push('\n');
+    for difference in &differences {
+        show(difference, &mut text);
+    }
     let changes = differences.iter().filter(|difference| difference.action != Action::Leave).count();
-    match (changes, decided.plan.mode) {
-        (0, _) => println!("Nothing would change."),
-        (n, mode) => println!(
+    let sum = match (changes, decided.plan.mode) {
+        (0, _) => "Nothing would change.".to_owned(),
+        (n, mode) => format!(
             "{n} {} would change{}.",
             if n == 1 { "object" } else { "objects" },
             if mode == Mode::DryRun { ", if enforcement.mode were not dry-run" } else { "" }
         ),
-    }
+    };
+    let _ = writeln!(text, "{sum}");
+    printed::print(&text)?;
     Ok(changes > 0)
 }
 
-fn explain(decided: &Decided) {
+fn explain(decided: &Decided, text: &mut String) {
     for withheld in &decided.withheld {
-        println!("! {}", escaped(&withheld.reason));
+        let _ = writeln!(text, "! {}", escaped(&withheld.reason));
     }
     for block in &decided.plan.blocks {
-        println!("block {}: {}", block.app, block.reason);
+        let _ = writeln!(text, "block {}: {}", block.app, block.reason);
     }
     for held in &decided.held {
-        println!("hold  {}: {}", held.app, held.reason);
+        let _ = writeln!(text, "hold  {}: {}", held.app, held.reason);
     }
     for dispute in decided.disputes.iter().take(MAX_LINES) {
         let Dispute { key, node, reason } = dispute;
         let process = key.process.escape_debug();
-        println!(
+        let _ = writeln!(
+            text,
             "disputed: node {node} accuses Pod {}/{} of `{process}`, but {reason}",
             key.namespace, key.pod
         );
     }
     if decided.unverified > 0 {
-        println!("{} accusations can't be verified.", decided.unverified);
+        let _ = writeln!(text, "{} accusations can't be verified.", decided.unverified);
     }
 }
 
-fn show(difference: &Difference) {
-    println!("{} {}", difference.action, difference.object);
+fn show(difference: &Difference, text: &mut String) {
+    let _ = writeln!(text, "{} {}", difference.action, difference.object);
     for line in difference.lines.iter().take(MAX_LINES) {
-        println!("  {line}");
+        let _ = writeln!(text, "  {line}");
     }
     if let Some(more) = difference.lines.len().checked_sub(MAX_LINES).filter(|more| *more > 0) {
-        println!("  … {more} lines more");
+        let _ = writeln!(text, "  … {more} lines more");
     }
 }

@@ -1,4 +1,5 @@
-//! What is printed of the API's answers. Tenants choose some of the texts, so nothing in them may tell the terminal anything.
+//! How commands print, and what is printed of the API's answers. Tenants choose some of the texts, so nothing in them may tell the
+//! terminal anything.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
@@ -104,7 +105,8 @@ fn harmless(json: &str) -> String {
     shown
 }
 
-/// Prints to standard output. Whoever has read enough of it may close it.
+/// Prints to standard output. A reader may close it when it has read enough: that is no error, and changes no exit code. Any other
+/// failure, such as a full disk, is an error.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -113,6 +115,11 @@ pub(super) fn print(text: &str) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Prints a line to standard error. If it can't be written it is lost: there is no other place to say so.
+pub(super) fn note(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! `simulate`: recorded incidents under other rules.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use procscan_core::policy::{Fate, Withheld, simulate, withheld_at_start};
 
-use super::printed::escaped;
+use super::printed::{self, escaped};
 use super::run::text;
 use super::{CommandError, check_config::warn, kept};
 use crate::config::{Config, Level, Logger};
@@ -27,24 +28,26 @@ pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError
     let now = Timestamp::now();
     let from = now.checked_sub(since).map_err(|_| CommandError::Usage("--since: too long ago".to_owned()))?;
     let documents = kept.documents().map_err(anyhow::Error::msg)?;
+    let mut text = String::new();
     for Withheld { reason, .. } in withheld_at_start(&documents, &policy, now) {
-        println!("! {}", escaped(&reason));
+        let _ = writeln!(text, "! {}", escaped(&reason));
     }
-    let fates = simulate(&documents, &policy, from, now);
-    if show(&fates) { Err(CommandError::Changes) } else { Ok(()) }
+    let differs = show(&simulate(&documents, &policy, from, now), &mut text);
+    printed::print(&text)?;
+    if differs { Err(CommandError::Changes) } else { Ok(()) }
 }
 
-/// Whether anything would differ.
-fn show(fates: &[Fate]) -> bool {
+/// Adds what would differ to `text`. Returns whether anything would.
+fn show(fates: &[Fate], text: &mut String) -> bool {
     let fate = |is_blocked: bool| if is_blocked { "blocked" } else { "not blocked" };
     let differing: Vec<&Fate> = fates.iter().filter(|fate| fate.differs()).collect();
     for Fate { app, was_blocked, was, would_be_blocked, would_be } in &differing {
-        println!("{app}: was {}, would be {}", fate(*was_blocked), fate(*would_be_blocked));
-        println!("  - {was}");
-        println!("  + {would_be}");
+        let _ = writeln!(text, "{app}: was {}, would be {}", fate(*was_blocked), fate(*would_be_blocked));
+        let _ = writeln!(text, "  - {was}\n  + {would_be}");
     }
     let blocked = |of: fn(&Fate) -> bool| fates.iter().filter(|fate| of(fate)).count();
-    println!(
+    let _ = writeln!(
+        text,
         "{} Apps were accused; {} were blocked, {} would be. {} would differ.",
         fates.len(),
         blocked(|fate| fate.was_blocked),

@@ -3,6 +3,7 @@
 use procscan_core::ledger::{Change, ChangeKind, Ledger, NodeChange};
 use procscan_core::report::Report;
 
+use super::ALL_REFUSE;
 use crate::collector::{Observation, Round};
 
 /// `last`: how many targets the last round had, and how many of them answered.
@@ -22,6 +23,7 @@ pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut 
             let lag_us = u64::try_from(round.lag.as_micros()).unwrap_or(u64::MAX);
             let Round { number, asked, answered, failed, skipped, .. } = round;
             if answered == 0 {
+                let hint = ledger.all_refuse().then_some(ALL_REFUSE);
                 tracing::warn!(
                     round = number,
                     asked,
@@ -29,6 +31,7 @@ pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut 
                     skipped,
                     took_ms,
                     lag_us,
+                    hint,
                     "round done: no agent has answered"
                 );
             } else if last.replace(counts) == Some(counts) {
@@ -148,6 +151,7 @@ mod tests {
         }
         assert!(lines[1].contains("INFO") && lines[1].contains("can be used again"), "{lines:?}");
     }
+
     #[test]
     fn what_is_left_out_of_a_nodes_answers_is_said_once_and_that_it_ends() {
         let (logged, _guard) = Logged::start();
@@ -181,5 +185,25 @@ mod tests {
             assert!(said[0].contains(part), "{part}: {said:?}");
         }
         assert!(said[1].contains("INFO") && said[1].contains("all records of a node again"), "{said:?}");
+    }
+
+    #[test]
+    fn the_line_of_a_round_in_which_every_agent_refused_says_what_to_look_at() {
+        let (logged, _guard) = Logged::start();
+        let now = Moment::new(Duration::ZERO, jiff::Timestamp::UNIX_EPOCH);
+        let target = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
+        let mut ledger = Ledger::new(Detection::default(), now);
+        ledger.expect([target.clone()], 0);
+        for (reason, has_hint) in [(FailureReason::Refused, true), (FailureReason::Timeout, false)] {
+            let outcome = Outcome::Failed(Failure { reason, detail: "no answer".into() });
+            let report = Report { target: target.clone(), at: now, outcome };
+            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut None);
+            let round = Round { asked: 1, failed: 1, ..Round::default() };
+            take_in(&mut ledger, Observation::RoundDone(round), &mut None);
+            let lines = logged.lines();
+            let line = lines.last().unwrap();
+            assert!(line.contains("no agent has answered"), "{lines:?}");
+            assert_eq!(line.contains("enabled: true, port: 9090"), has_hint, "{line}");
+        }
     }
 }

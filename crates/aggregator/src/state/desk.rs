@@ -10,9 +10,10 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
 use procscan_core::state::incident::{Approval, Release};
-use procscan_core::state::{EnforcementSpec, ExemptionSpec, enforcement};
+use procscan_core::state::{Declaration, EnforcementSpec, ExemptionSpec, enforcement};
 use serde_json::{Value, json};
 
+use super::cluster::objects::{LOG, logged, part};
 use super::cluster::{FIELD_MANAGER, Objects};
 use super::crd::Resource;
 use super::file::FileStore;
@@ -24,6 +25,11 @@ const TRIES: usize = 5;
 /// How many times, and after which pause, to look again whether the leader has removed what it has done.
 const LOOKS: usize = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
+
+/// How many entries the log of declarations has in a cluster, and how many bytes: all annotations of an object together may have
+/// 256 KiB.
+const MAX_LOG: usize = 50;
+const MAX_LOG_BYTES: usize = 96 << 10;
 
 /// Where operators' words go.
 #[derive(Clone, Debug)]
@@ -126,11 +132,11 @@ impl Desk {
         }
     }
 
-    /// Takes an exemption back.
-    pub async fn withdraw(&self, name: &str) -> Result<(), DeskError> {
+    /// Takes an exemption back, by the word of the operator `by`.
+    pub async fn withdraw(&self, name: &str, by: &str) -> Result<(), DeskError> {
         match self {
-            Self::Cluster(objects) => objects.withdraw(name).await,
-            Self::File(store) => store.withdraw(name).await,
+            Self::Cluster(objects) => objects.withdraw(name, by).await,
+            Self::File(store) => store.withdraw(name, by).await,
             Self::Nowhere => Err(nowhere()),
         }
     }
@@ -200,7 +206,10 @@ impl Objects {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let ask = self.ask("create", "exemptions.procscan.sealos.io");
         match self.cluster.ask(ask, self.api(Resource::Exemption).create(&params, &object)).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.note(&Declaration::of_exemption(name, exemption, self.wall_time())).await;
+                Ok(())
+            }
             Err(refusal) if refusal.kind == RefusalKind::Conflict => {
                 Err(DeskError::Exists("exemption", name.to_owned()))
             }
@@ -208,14 +217,20 @@ impl Objects {
         }
     }
 
-    async fn withdraw(&self, name: &str) -> Result<(), DeskError> {
+    async fn withdraw(&self, name: &str, by: &str) -> Result<(), DeskError> {
         let ask = self.ask("delete", "exemptions.procscan.sealos.io").of(name);
         match self
             .cluster
             .ask(ask, self.api(Resource::Exemption).delete(name, &DeleteParams::default()))
             .await
         {
-            Ok(_) => Ok(()),
+            Ok(gone) => {
+                // The API server answers with the object, or with no more than that it goes.
+                let spec = gone.left().and_then(|gone| part::<ExemptionSpec>(&gone, "spec").ok());
+                let at = self.wall_time();
+                self.note(&Declaration::of_withdrawal(name, spec.as_ref(), by, at)).await;
+                Ok(())
+            }
             Err(refusal) if refusal.kind == RefusalKind::NotFound => {
                 Err(DeskError::Unknown("exemption", name.to_owned()))
             }
@@ -230,17 +245,78 @@ impl Objects {
         let patch = json!({"spec": {"mode": mode, "reason": reason, "by": by}});
         let ask = self.ask("patch", "enforcements.procscan.sealos.io").of(enforcement::NAME);
         match self.cluster.ask(ask, api.patch(enforcement::NAME, &by_us(), &Patch::Merge(&patch))).await {
-            Ok(_) => Ok(()),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => {
-                let object = self.object(Resource::Enforcement, enforcement::NAME, spec);
-                let params =
-                    PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-                let ask = self.ask("create", "enforcements.procscan.sealos.io");
-                self.cluster.ask(ask, api.create(&params, &object)).await?;
-                Ok(())
+                self.make_enforcement(spec).await.map(drop)
             }
-            Err(refusal) => Err(refusal.into()),
+            patched => patched.map(drop),
+        }?;
+        self.note(&Declaration::of_mode(spec, self.wall_time())).await;
+        Ok(())
+    }
+
+    async fn make_enforcement(&self, spec: &EnforcementSpec) -> Result<DynamicObject, Refusal> {
+        let object = self.object(Resource::Enforcement, enforcement::NAME, spec);
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let ask = self.ask("create", "enforcements.procscan.sealos.io");
+        self.cluster.ask(ask, self.api(Resource::Enforcement).create(&params, &object)).await
+    }
+
+    fn wall_time(&self) -> Timestamp {
+        self.cluster.server_time().unwrap_or_else(Timestamp::now)
+    }
+
+    /// Enters what was declared into the log: an annotation of the Enforcement, which every replica sees and which outlasts
+    /// restarts. What was declared counts also if that fails; then it is in this replica's own log only.
+    async fn note(&self, declaration: &Declaration) {
+        if let Err(refusal) = self.enter(declaration).await {
+            let Declaration { decision, actor, reason, .. } = declaration;
+            let (decision, error) = (decision.as_str(), refusal.text);
+            tracing::warn!(decision, %actor, %reason, error, "what an operator has declared counts, but is not in the log of decisions");
         }
+    }
+
+    async fn enter(&self, declaration: &Declaration) -> Result<(), Refusal> {
+        let api: Api<DynamicObject> = self.api(Resource::Enforcement);
+        let patch = async |patch: &Value| {
+            let ask = self.ask("patch", "enforcements.procscan.sealos.io").of(enforcement::NAME);
+            self.cluster.ask(ask, api.patch(enforcement::NAME, &by_us(), &Patch::Merge(patch))).await
+        };
+        let mut tries = TRIES;
+        loop {
+            // A patch of nothing is answered with the object: the right to read a single one is needed for nothing else.
+            let live = match patch(&json!({})).await {
+                Err(refusal) if refusal.kind == RefusalKind::NotFound => {
+                    self.make_enforcement(&EnforcementSpec::default()).await
+                }
+                live => live,
+            };
+            let entered = match live {
+                Ok(live) => {
+                    let log = with_entry(logged(&live), declaration);
+                    let version = live.resource_version();
+                    patch(&json!({"metadata": {"resourceVersion": version, "annotations": {LOG: log}}})).await
+                }
+                Err(refusal) => Err(refusal),
+            };
+            match entered {
+                Ok(_) => return Ok(()),
+                Err(refusal) if refusal.kind == RefusalKind::Conflict && tries > 0 => tries -= 1,
+                Err(refusal) => return Err(refusal),
+            }
+        }
+    }
+}
+
+/// The text of the log with one more entry. The oldest give way.
+fn with_entry(mut log: Vec<Declaration>, declaration: &Declaration) -> String {
+    log.push(declaration.clone());
+    loop {
+        // Serializing our types can't fail.
+        let text = serde_json::to_string(&log).unwrap_or_default();
+        if (log.len() <= MAX_LOG && text.len() <= MAX_LOG_BYTES) || log.len() <= 1 {
+            return text;
+        }
+        log.remove(0);
     }
 }
 

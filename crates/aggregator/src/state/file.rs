@@ -16,11 +16,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use procscan_core::state::{EnforcementSpec, ExemptionSpec, Incident};
+use procscan_core::state::{Declaration, EnforcementSpec, ExemptionSpec, Incident};
 use serde_json::json;
 use tokio::sync::{Mutex, watch};
 
-use self::rows::{Rows, document, enforced, everything, exempted, incident, logged, unreadable, written};
+use self::rows::{
+    Rows, declared, document, enforced, everything, exempted, incident, logged, unreadable, written,
+};
 use super::desk::{DeskError, Want};
 use super::sqlite::{self, Sqlite, StateErrorKind};
 use super::{Batch, DecisionFilter, Document, Kept, Kind, Loaded, LoggedDecision, StateError};
@@ -129,7 +131,8 @@ impl FileStore {
             && let Some(spec) = self.0.after_loss.as_ref().filter(|_| !inner.is_read)
         {
             documents.push(enforced(spec)?);
-            sqlite.commit(&Batch { put: documents.clone(), ..Batch::default() }).await?;
+            let decisions = vec![declared(&Declaration::of_mode(spec, Timestamp::now()))?];
+            sqlite.commit(&Batch { put: documents.clone(), decisions, ..Batch::default() }).await?;
             tracing::error!(
                 alert = "state",
                 mode = json!(spec.mode).as_str(),
@@ -271,18 +274,22 @@ impl FileStore {
                 return Err(DeskError::Exists("exemption", name.to_owned()));
             }
             kept.exemptions.insert(name.to_owned(), exemption.clone());
-            Ok(Batch { put: vec![exempted(name, exemption)?], ..Batch::default() })
+            let told = declared(&Declaration::of_exemption(name, exemption, Timestamp::now()))?;
+            Ok(Batch { put: vec![exempted(name, exemption)?], decisions: vec![told], ..Batch::default() })
         };
         self.change(change).await
     }
 
-    pub(super) async fn withdraw(&self, name: &str) -> Result<(), DeskError> {
+    pub(super) async fn withdraw(&self, name: &str, by: &str) -> Result<(), DeskError> {
         let change = |kept: &mut Kept| {
             let unread = kept.unread.exemptions.remove(name);
-            if kept.exemptions.remove(name).is_none() && unread.is_none() {
+            let spec = kept.exemptions.remove(name);
+            if spec.is_none() && unread.is_none() {
                 return Err(DeskError::Unknown("exemption", name.to_owned()));
             }
-            Ok(Batch { remove: vec![(Kind::Exemption, name.to_owned())], ..Batch::default() })
+            let told = declared(&Declaration::of_withdrawal(name, spec.as_ref(), by, Timestamp::now()))?;
+            let remove = vec![(Kind::Exemption, name.to_owned())];
+            Ok(Batch { remove, decisions: vec![told], ..Batch::default() })
         };
         self.change(change).await
     }
@@ -290,7 +297,8 @@ impl FileStore {
     pub(super) async fn enforce(&self, spec: &EnforcementSpec) -> Result<(), DeskError> {
         let change = |kept: &mut Kept| {
             (kept.enforcement, kept.is_complete) = (spec.clone(), true);
-            Ok(Batch { put: vec![enforced(spec)?], ..Batch::default() })
+            let told = declared(&Declaration::of_mode(spec, Timestamp::now()))?;
+            Ok(Batch { put: vec![enforced(spec)?], decisions: vec![told], ..Batch::default() })
         };
         self.change(change).await
     }

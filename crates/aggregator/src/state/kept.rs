@@ -13,7 +13,7 @@ use procscan_core::policy::{self, Act};
 use procscan_core::state::exemption::readable;
 use procscan_core::state::incident::{AppRef, Approval, Release};
 use procscan_core::state::{
-    EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentState, IncidentStatus,
+    Declaration, EnforcementSpec, ExemptionSpec, Incident, IncidentSpec, IncidentState, IncidentStatus,
 };
 
 use serde_json::Value;
@@ -32,12 +32,36 @@ pub struct Kept {
     pub exemptions: BTreeMap<String, ExemptionSpec>,
     /// What operators say of all decisions.
     pub enforcement: EnforcementSpec,
+    /// The log of what operators declare for more than one App. Empty in a file, which has a log of its own.
+    pub declared: Declared,
     /// The objects that can't be read. What was read of them before stays in the other fields.
     pub unread: Unread,
     /// Everything has been read at least once.
     pub is_complete: bool,
     /// The number of the last request to list anew that this answers (see [`super::cluster::Relist`]). 0 in a file.
     pub as_of: u64,
+}
+
+/// What operators have declared for more than one App, as the objects show it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Declared {
+    /// The entries of the log, the latest last.
+    pub log: Vec<Declaration>,
+    /// The mode that the Enforcement says now.
+    pub mode: Option<Declaration>,
+    /// The Exemptions that there are now, by name.
+    pub exemptions: BTreeMap<String, Declaration>,
+}
+
+impl Declared {
+    /// The log, and what the objects show and the log lacks: an operator has written the object by another program.
+    pub fn all(&self) -> impl Iterator<Item = &Declaration> {
+        let is_new = |shown: &&Declaration| {
+            let mut about = self.log.iter().rev().filter(|entry| entry.exemption == shown.exemption);
+            !about.next().is_some_and(|last| last.is_like(shown))
+        };
+        self.log.iter().chain(self.mode.iter().chain(self.exemptions.values()).filter(is_new))
+    }
 }
 
 /// Objects that can't be read, by name.
@@ -60,12 +84,13 @@ pub struct UnreadExemption {
 
 impl Clone for Kept {
     fn clone(&self) -> Self {
-        let Self { incidents, exemptions, enforcement, unread, is_complete, as_of } = self;
+        let Self { incidents, exemptions, enforcement, declared, unread, is_complete, as_of } = self;
+        let declared = declared.clone();
         let (exemptions, enforcement) = (exemptions.clone(), enforcement.clone());
         let (unread, is_complete, as_of) = (unread.clone(), *is_complete, *as_of);
         // Made anew: a tree that has grown is half empty, and so would be its clone.
         let incidents = incidents.iter().map(|(name, incident)| (name.clone(), incident.clone())).collect();
-        Self { incidents, exemptions, enforcement, unread, is_complete, as_of }
+        Self { incidents, exemptions, enforcement, declared, unread, is_complete, as_of }
     }
 }
 

@@ -25,7 +25,7 @@ pub use self::cluster::{Changed, ClusterStore};
 pub use self::desk::{Desk, DeskError};
 pub use self::document::{Batch, DecisionFilter, Document, Kind, LoggedDecision};
 pub use self::file::FileStore;
-pub use self::kept::{Kept, KeptIncident, Order, Outline, Stamp, Unread, UnreadExemption};
+pub use self::kept::{Declared, Kept, KeptIncident, Order, Outline, Stamp, Unread, UnreadExemption};
 use tokio::time::Instant;
 
 use crate::kubernetes::{Refusal, RefusalKind};

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::Detection;
 use crate::Moment;
 use crate::names::{NodeName, Text};
-use crate::report::{Failure, Report};
+use crate::report::{Failure, FailureReason, Report};
 use crate::snapshot::{TargetState, TargetView};
 
 #[derive(Debug)]
@@ -61,6 +61,12 @@ impl TargetEntry {
         Some(repeated)
     }
 
+    /// Whether nothing has listened at its address when it was asked last.
+    pub(super) fn refuses(&self) -> bool {
+        let is_refusal = |last: &Arc<(Timestamp, Failure)>| last.1.reason == FailureReason::Refused;
+        self.consecutive_failures > 0 && self.last_failure.as_ref().is_some_and(is_refusal)
+    }
+
     pub(super) fn state(&self, rules: &Detection, now: Moment) -> TargetState {
         match self.last_answer {
             Some(at) if now.since(at) <= rules.fresh_within => TargetState::Fresh,
@@ -78,6 +84,7 @@ impl TargetEntry {
             last_answer: self.last_answer.map(|at| at.wall().into()),
             last_failure: self.last_failure.clone(),
             consecutive_failures: self.consecutive_failures,
+            refuses: self.refuses(),
             unusable_since: self.unusable_since.map(|at| at.wall().into()),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::target::TargetEntry;
 use super::{Cleared, Entry, Ledger, Presence};
 use crate::Moment;
 use crate::names::Key;
@@ -23,6 +24,11 @@ impl Ledger {
             }
         }
         coverage
+    }
+
+    /// Whether every target has refused the connection when it was asked last, and there is one.
+    pub fn all_refuse(&self) -> bool {
+        !self.targets.is_empty() && self.targets.values().all(TargetEntry::refuses)
     }
 
     /// The read view as of `now`. Takes `&mut self` because it notes when the list last changed.

@@ -5,9 +5,11 @@
 //! * [`incident`]: one App's incident: what has come of it, on what evidence, and who decided what.
 //! * [`exemption`]: what operators have declared not to be enforced.
 //! * [`enforcement`]: whether decisions take effect at all.
+//! * [`declaration`]: the entries of the log for the two before.
 //!
 //! In an object, `spec` belongs to operators and `status` to the aggregator.
 
+pub mod declaration;
 pub mod enforcement;
 pub mod exemption;
 pub mod incident;
@@ -17,6 +19,7 @@ pub const GROUP: &str = "procscan.sealos.io";
 /// The version of their shapes.
 pub const VERSION: &str = "v1alpha1";
 
+pub use self::declaration::{Declaration, DeclarationKind};
 pub use self::enforcement::EnforcementSpec;
 pub use self::exemption::{ExemptionError, ExemptionSpec, Match};
 pub use self::incident::{Incident, IncidentSpec, IncidentState, IncidentStatus};

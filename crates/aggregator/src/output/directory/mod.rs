@@ -167,6 +167,11 @@ impl Directory {
         Ok(ours)
     }
 
+    /// Whether there is a file of ours.
+    pub fn has_objects(&self) -> Result<bool, DirectoryError> {
+        self.ours().map(|ours| !ours.is_empty())
+    }
+
     /// The content of one of our files; nothing if it is not ours, or gone.
     fn read(&self, name: &str) -> Option<String> {
         self.find(name).and_then(Found::ours)

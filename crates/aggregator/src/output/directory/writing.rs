@@ -3,14 +3,14 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 
-use procscan_core::resources::wasm_plugin;
+use procscan_core::resources::wasm_plugin::{self, Gateway};
 use procscan_core::resources::{Draft, Object, Upkeep};
 
 use super::found::{Damage, Found, parse, parse_plugin};
 use super::memory::{Known, Memory, Stamp};
 use super::{
     Directory, DirectoryError, HEADER, Pass, Written, error, file_name, has_kubernetes_names, has_same_words,
-    temporary,
+    is_like_ours, shard, temporary,
 };
 
 /// What is added to the name of a damaged file that is kept. `kubectl apply` and the tools of GitOps do not read such a file.
@@ -89,6 +89,31 @@ impl Directory {
             self.flush()?;
         }
         Ok(Pass { written: done, failed, is_finished })
+    }
+
+    /// Removes every file of ours, those that were cut short and those that are kept beside them too. For a directory whose objects
+    /// are of no use any more, and that this process has locked. How many.
+    pub fn clear(&self, gateway: &Gateway) -> Result<usize, DirectoryError> {
+        let mut removed = 0;
+        for name in self.names()? {
+            let path = self.path.join(&name);
+            let is_object = is_like_ours(&name);
+            if !is_object && !name.strip_suffix(DAMAGED).is_some_and(is_like_ours) {
+                continue;
+            }
+            let is_ours = match Found::at(&path) {
+                Some(Found::Ours(_)) => true,
+                // An empty file of another name may be another program's.
+                Some(Found::Cut) => is_object && shard(&name, gateway).is_some(),
+                Some(Found::Foreign | Found::Junk(_) | Found::Unreadable(_)) | None => false,
+            };
+            if is_ours {
+                fs::remove_file(&path).map_err(|e| error(&path, "can't be removed", &e))?;
+                removed += 1;
+            }
+        }
+        self.flush()?;
+        Ok(removed)
     }
 
     /// Makes one file say what the draft does. Whether it had to be written.

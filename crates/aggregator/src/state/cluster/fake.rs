@@ -359,7 +359,13 @@ impl Store {
         }
         self.writes.push(call.clone());
         let part = if *is_status { "status" } else { "spec" };
-        let now = self.edit(plural, name, |object| object[part] = patched[part].clone());
+        let annotations = patched["metadata"]["annotations"].clone();
+        let now = self.edit(plural, name, |object| {
+            object[part] = patched[part].clone();
+            if !is_status && !annotations.is_null() {
+                object["metadata"]["annotations"] = annotations;
+            }
+        });
         (200, now)
     }
 

@@ -7,7 +7,7 @@ mod events;
 #[cfg(test)]
 pub(crate) mod fake;
 mod known;
-mod objects;
+pub(super) mod objects;
 mod taking_over;
 #[cfg(test)]
 mod tests;

@@ -2,12 +2,16 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::ResourceExt;
 use kube::core::{DynamicObject, GroupVersionKind, ObjectMeta};
 use kube::discovery::ApiResource;
 use procscan_core::names::App;
 use procscan_core::state::incident::AppRef;
-use procscan_core::state::{ExemptionSpec, GROUP, Incident, IncidentStatus, VERSION};
+use procscan_core::state::{
+    Declaration, EnforcementSpec, ExemptionSpec, GROUP, Incident, IncidentStatus, VERSION,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -134,14 +138,40 @@ pub(super) fn exemption(live: &DynamicObject) -> Result<ExemptionSpec, UnreadExe
 }
 
 /// `spec` or `status` of an object; what is wrong with it names the place.
-pub(super) fn part<T: DeserializeOwned>(live: &DynamicObject, name: &str) -> Result<T, String> {
+pub(in crate::state) fn part<T: DeserializeOwned>(live: &DynamicObject, name: &str) -> Result<T, String> {
     let value = live.data.get(name).unwrap_or(&Value::Null);
     serde_path_to_error::deserialize(value).map_err(|e| format!("{name}.{}: {}", e.path(), e.inner()))
 }
 
+/// The annotation of the Enforcement with the log of what operators declare for more than one App.
+pub(in crate::state) const LOG: &str = "procscan-aggregator/declarations";
+
+/// The entries of that log. One that only another version can read is left out.
+pub(in crate::state) fn logged(live: &DynamicObject) -> Vec<Declaration> {
+    let text = live.annotations().get(LOG).map_or("[]", String::as_str);
+    let entries: Vec<Value> = serde_json::from_str(text).unwrap_or_default();
+    entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect()
+}
+
+/// The mode that the Enforcement says, and since when, by the API server's record; `None` if it says none.
+pub(super) fn declared_mode(live: &DynamicObject, spec: &EnforcementSpec) -> Option<Declaration> {
+    let names_mode = |entry: &&ManagedFieldsEntry| {
+        let fields = entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:spec"));
+        fields.is_some_and(|fields| fields.get("f:mode").is_some())
+    };
+    let written = live.managed_fields().iter().filter(names_mode).filter_map(|entry| entry.time.as_ref());
+    let at = written.max().map_or_else(|| created(live), |at| at.0);
+    spec.mode.map(|_| Declaration::of_mode(spec, at))
+}
+
+/// When the object was made, by the API server's clock.
+pub(super) fn created(live: &DynamicObject) -> Timestamp {
+    live.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |created| created.0)
+}
+
 /// The program that last said what operators want.
 fn manager(live: &DynamicObject) -> Option<String> {
-    let wants = |entry: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry| {
+    let wants = |entry: &&ManagedFieldsEntry| {
         let fields = entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:spec"));
         let names_act =
             |fields: &Value| fields.get("f:approve").is_some() || fields.get("f:release").is_some();

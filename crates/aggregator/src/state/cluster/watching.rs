@@ -10,15 +10,15 @@ use kube::ResourceExt;
 use kube::core::DynamicObject;
 use kube::runtime::watcher::{self, Event};
 use procscan_core::names::Text;
-use procscan_core::state::{EnforcementSpec, ExemptionSpec, enforcement};
+use procscan_core::state::{Declaration, EnforcementSpec, ExemptionSpec, enforcement};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Objects;
-use super::objects::{exemption, kept, part, plural};
+use super::objects::{created, declared_mode, exemption, kept, logged, part, plural};
 use crate::kubernetes::{self, Refusal};
 use crate::state::crd::Resource;
-use crate::state::kept::{Kept, KeptIncident, Unread};
+use crate::state::kept::{Declared, Kept, KeptIncident, Unread};
 
 /// Changes within it are shown together: a storm writes many incidents.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -81,6 +81,7 @@ struct Part {
     incidents: BTreeMap<Text, Arc<KeptIncident>>,
     exemptions: BTreeMap<String, ExemptionSpec>,
     enforcement: EnforcementSpec,
+    declared: Declared,
     unread: Unread,
     unread_enforcement: Option<String>,
 }
@@ -219,10 +220,12 @@ impl Known {
                 let is_unread = |name: &String| part.unread.exemptions.contains_key(name);
                 part.exemptions.extend(before.into_iter().filter(|(name, _)| is_unread(name)));
                 self.kept.exemptions = part.exemptions;
+                self.kept.declared.exemptions = part.declared.exemptions;
                 self.kept.unread.exemptions = part.unread.exemptions;
             }
             Resource::Enforcement => {
                 self.unread_enforcement = part.unread_enforcement;
+                (self.kept.declared.log, self.kept.declared.mode) = (part.declared.log, part.declared.mode);
                 if self.unread_enforcement.is_none() {
                     self.kept.enforcement = part.enforcement;
                 } else if !self.listed.contains_key(&resource) {
@@ -250,11 +253,14 @@ impl Known {
                 if part.exemptions.is_empty() && part.unread.exemptions.is_empty() {
                     self.kept.exemptions.remove(name);
                 }
+                self.kept.declared.exemptions.remove(name);
+                self.kept.declared.exemptions.extend(part.declared.exemptions);
                 self.kept.exemptions.extend(part.exemptions);
                 self.kept.unread.exemptions.extend(part.unread.exemptions);
             }
             Resource::Enforcement if name == enforcement::NAME => {
                 self.unread_enforcement = part.unread_enforcement;
+                (self.kept.declared.log, self.kept.declared.mode) = (part.declared.log, part.declared.mode);
                 if self.unread_enforcement.is_none() {
                     self.kept.enforcement = part.enforcement;
                     self.listed.insert(resource, true);
@@ -338,13 +344,23 @@ impl Part {
                 Err(error) => drop(self.unread.incidents.insert(name.into(), error)),
             },
             Resource::Exemption => match exemption(object) {
-                Ok(spec) => drop(self.exemptions.insert(name, spec)),
+                Ok(spec) => {
+                    let declared = Declaration::of_exemption(&name, &spec, created(object));
+                    self.declared.exemptions.insert(name.clone(), declared);
+                    self.exemptions.insert(name, spec);
+                }
                 Err(unread) => drop(self.unread.exemptions.insert(name, unread)),
             },
-            Resource::Enforcement if name == enforcement::NAME => match part(object, "spec") {
-                Ok(spec) => self.enforcement = spec,
-                Err(error) => self.unread_enforcement = Some(error),
-            },
+            Resource::Enforcement if name == enforcement::NAME => {
+                self.declared.log = logged(object);
+                match part(object, "spec") {
+                    Ok(spec) => {
+                        self.declared.mode = declared_mode(object, &spec);
+                        self.enforcement = spec;
+                    }
+                    Err(error) => self.unread_enforcement = Some(error),
+                }
+            }
             Resource::Enforcement => {}
         }
     }
@@ -394,5 +410,41 @@ mod tests {
         known.apply(Resource::Exemption, Event::Apply(exemption("one", "^ns-a$")));
         assert_eq!(said.news(&known), [News::Readable("Exemption one".to_owned())]);
         assert!(said.news(&known).is_empty());
+    }
+
+    #[test]
+    fn the_log_and_what_the_objects_declare_follow_the_watch() {
+        let mut known = Known::default();
+        let by_kubectl = |mode: &str| {
+            let mut object = DynamicObject::new(enforcement::NAME, &api_resource(Resource::Enforcement))
+                .data(json!({"spec": {"mode": mode, "by": "alice"}}));
+            let fields = json!([{"manager": "kubectl", "operation": "Update", "time": "2026-01-02T10:00:00Z",
+                "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {"f:mode": {}}}}]);
+            object.metadata.managed_fields = serde_json::from_value(fields).unwrap();
+            object
+        };
+        let declared = |known: &Known| -> Vec<(String, String)> {
+            let all = known.kept.declared.all();
+            all.map(|entry| (entry.decision.as_str().to_owned(), entry.at.to_string())).collect()
+        };
+        let told = |kind: &str, at: &str| (kind.to_owned(), at.to_owned());
+        known.apply(Resource::Enforcement, Event::Apply(by_kubectl("paused")));
+        let paused = told("paused", "2026-01-02T10:00:00Z");
+        assert_eq!(declared(&known), std::slice::from_ref(&paused));
+        let mut made = exemption("one", "^ns-a$");
+        made.metadata.creation_timestamp = serde_json::from_value(json!("2026-01-02T11:00:00Z")).unwrap();
+        known.apply(Resource::Exemption, Event::Apply(made));
+        assert_eq!(declared(&known), [paused.clone(), told("exemption_made", "2026-01-02T11:00:00Z")]);
+        known.apply(Resource::Exemption, Event::Delete(exemption("one", "^ns-a$")));
+        assert_eq!(declared(&known), [paused]);
+
+        let mut logged = by_kubectl("dry-run");
+        let log =
+            r#"[7, {"at": "2026-01-01T00:00:00Z", "decision": "resumed", "actor": "bob", "reason": "x"}]"#;
+        logged.metadata.annotations = Some([(super::super::objects::LOG.to_owned(), log.to_owned())].into());
+        known.apply(Resource::Enforcement, Event::Apply(logged));
+        let expected =
+            [told("resumed", "2026-01-01T00:00:00Z"), told("mode_changed", "2026-01-02T10:00:00Z")];
+        assert_eq!(declared(&known), expected, "an entry that can't be read is left out");
     }
 }

@@ -84,9 +84,9 @@ async fn an_exemption_is_declared_once_and_taken_back_by_its_name() {
     assert_eq!(error.to_string(), "the exemption vendor exists already");
     assert!(matches!(error, DeskError::Exists(..)));
     assert_eq!(server.get(EXEMPTIONS, "vendor").unwrap()["spec"], spec);
-    desk.withdraw("vendor").await.unwrap();
+    desk.withdraw("vendor", "alice").await.unwrap();
     assert!(server.get(EXEMPTIONS, "vendor").is_none());
-    let error = desk.withdraw("vendor").await.unwrap_err();
+    let error = desk.withdraw("vendor", "alice").await.unwrap_err();
     assert_eq!(error.to_string(), "there is no exemption vendor");
     assert!(matches!(error, DeskError::Unknown(..)));
 }
@@ -120,7 +120,8 @@ async fn the_api_server_records_that_each_word_came_through_us() {
     desk.enforce(&EnforcementSpec { mode: Some(Mode::Enforce), ..EnforcementSpec::default() }).await.unwrap();
     desk.approve("web", approval()).await.unwrap();
     let writes = server.store().writes.clone();
-    assert_eq!(writes.len(), 4);
+    // Four words, and two for the entry of each of the three declarations.
+    assert_eq!(writes.len(), 4 + 6);
     assert!(writes.iter().all(|call| call.manager.as_deref() == Some("procscan-aggregator")), "{writes:?}");
 }
 
@@ -137,7 +138,7 @@ async fn a_word_that_the_api_server_refuses_is_not_kept_and_the_operator_is_told
             Method::PATCH => {
                 vec![desk.enforce(&enforce).await, desk.approve("web", approval()).await.map(drop)]
             }
-            Method::DELETE => vec![desk.withdraw("x").await],
+            Method::DELETE => vec![desk.withdraw("x", "alice").await],
             _ => vec![desk.approve("web", approval()).await.map(drop)],
         }
     };
@@ -219,7 +220,7 @@ async fn an_exemption_for_more_than_ten_years_by_the_api_servers_clock_is_refuse
     let error = desk.exempt("long", &lasts(days(12 * 365))).await.unwrap_err();
     assert!(matches!(error, DeskError::Invalid(_)), "{error:?}");
     desk.exempt("a-year", &lasts(days(365))).await.unwrap();
-    assert_eq!(server.store().objects.len(), 1);
+    assert!(server.get(EXEMPTIONS, "a-year").is_some() && server.get(EXEMPTIONS, "long").is_none());
 }
 
 #[tokio::test]
@@ -229,10 +230,90 @@ async fn where_decisions_are_not_kept_no_word_is_taken() {
         desk.approve("web", approval()).await.map(drop),
         desk.release("web", Release::default()).await.map(drop),
         desk.exempt("x", &exemption()).await,
-        desk.withdraw("x").await,
+        desk.withdraw("x", "alice").await,
         desk.enforce(&EnforcementSpec::default()).await,
     ];
     for answer in answers {
         assert_eq!(answer.unwrap_err().to_string(), "this process takes no requests of operators");
     }
+}
+
+/// The log in the Enforcement: kind, exemption, actor.
+fn log(server: &Server) -> Vec<[String; 3]> {
+    let live = server.get(ENFORCEMENTS, "procscan").unwrap();
+    let text = live["metadata"]["annotations"][LOG].as_str().unwrap();
+    let entries: Vec<Value> = serde_json::from_str(text).unwrap();
+    let text = |entry: &Value, member: &str| entry[member].as_str().unwrap_or_default().to_owned();
+    entries.iter().map(|entry| ["decision", "exemption", "actor"].map(|member| text(entry, member))).collect()
+}
+
+fn paused() -> EnforcementSpec {
+    let (reason, by) = (Some("a bad rule".to_owned()), Some("alice".to_owned()));
+    EnforcementSpec { mode: Some(Mode::Paused), reason, by }
+}
+
+#[tokio::test]
+async fn what_is_declared_is_entered_into_the_log_of_the_enforcement() {
+    let server = Server::default();
+    let desk = desk(&server);
+    let by_bob = ExemptionSpec { by: Some("bob".to_owned()), ..exemption() };
+    // There is no Enforcement yet, and it says nothing of a mode when it is made for the log.
+    desk.exempt("vendor", &by_bob).await.unwrap();
+    assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], json!({}));
+    desk.enforce(&paused()).await.unwrap();
+    desk.withdraw("vendor", "alice").await.unwrap();
+    desk.enforce(&EnforcementSpec { by: Some("carol".to_owned()), ..EnforcementSpec::default() })
+        .await
+        .unwrap();
+    let expected = [
+        ["exemption_made", "vendor", "bob"],
+        ["paused", "", "alice"],
+        ["exemption_removed", "vendor", "alice"],
+        ["resumed", "", "carol"],
+    ];
+    assert_eq!(log(&server), expected.map(|entry| entry.map(str::to_owned)));
+    assert!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"].get("mode").is_none());
+}
+
+#[tokio::test]
+async fn the_log_has_a_bound_and_the_oldest_entries_give_way() {
+    let server = Server::default();
+    let desk = desk(&server);
+    let name = |n: usize| EnforcementSpec { by: Some(format!("alice-{n}")), ..paused() };
+    for n in 0..MAX_LOG + 2 {
+        desk.enforce(&name(n)).await.unwrap();
+    }
+    let actors: Vec<String> = log(&server).into_iter().map(|[_, _, actor]| actor).collect();
+    assert_eq!((actors.len(), &*actors[0]), (MAX_LOG, "alice-2"));
+    let long = Declaration::of_mode(
+        &EnforcementSpec { reason: Some("x".repeat(MAX_LOG_BYTES / 3)), ..paused() },
+        Timestamp::now(),
+    );
+    let text = with_entry(vec![long.clone(), long.clone(), long.clone()], &long);
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&text).unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn an_entry_waits_for_other_writers_and_its_loss_undoes_nothing() {
+    let server = Server::default();
+    let mut others = 0;
+    let network: Network = Box::new(move |store: &mut Store, call: &Call| {
+        // Another replica enters something between the read and the write.
+        if call.method == Method::PATCH && call.plural == ENFORCEMENTS && others < 2 {
+            others += 1;
+            if others == 2 {
+                store.edit(ENFORCEMENTS, "procscan", |object| {
+                    object["metadata"]["labels"] = json!({"a": "b"});
+                });
+            }
+        }
+        Fault::None
+    });
+    server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {}}));
+    desk_over(&server, network).exempt("vendor", &exemption()).await.unwrap();
+    assert_eq!(log(&server).len(), 1);
+
+    desk_over(&server, refusing(Method::PATCH, 403)).exempt("other", &exemption()).await.unwrap();
+    assert!(server.get(EXEMPTIONS, "other").is_some());
+    assert_eq!(log(&server).len(), 1, "the exemption counts, and its entry is lost");
 }

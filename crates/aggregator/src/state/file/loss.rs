@@ -1,9 +1,10 @@
 //! A start that finds Apps blocked, and a state file in which nothing was decided: the one before may be lost.
 
-use procscan_core::state::EnforcementSpec;
+use jiff::Timestamp;
+use procscan_core::state::{Declaration, EnforcementSpec};
 use serde_json::json;
 
-use super::rows::enforced;
+use super::rows::{declared, enforced};
 use super::{FileStore, Kept};
 use crate::state::{Batch, StateError};
 
@@ -28,7 +29,8 @@ impl FileStore {
             }
             is_changed = true;
             kept.enforcement = spec.clone();
-            Ok(Batch { put: vec![enforced(&spec)?], ..Batch::default() })
+            let told = declared(&Declaration::of_mode(&spec, Timestamp::now()))?;
+            Ok(Batch { put: vec![enforced(&spec)?], decisions: vec![told], ..Batch::default() })
         };
         self.change::<StateError>(change).await?;
         if is_changed {

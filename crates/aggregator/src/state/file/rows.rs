@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use procscan_core::names::App;
 use procscan_core::state::incident::{AppRef, Decision};
-use procscan_core::state::{EnforcementSpec, ExemptionSpec, IncidentSpec, IncidentStatus, enforcement};
+use procscan_core::state::{
+    Declaration, EnforcementSpec, ExemptionSpec, IncidentSpec, IncidentStatus, enforcement,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -96,6 +98,12 @@ pub(super) fn logged(
         })
     };
     status.decisions.iter().map(entry).collect()
+}
+
+/// An entry of the log that belongs to no App, and so to no tenant.
+pub(super) fn declared(declaration: &Declaration) -> Result<LoggedDecision, StateError> {
+    let body = json(Kind::Enforcement, enforcement::NAME, declaration)?;
+    Ok(LoggedDecision { at: declaration.at, namespace: String::new(), body })
 }
 
 /// Everything that is kept, to be written into an empty file, with the rows that can't be read unchanged.

@@ -109,7 +109,7 @@ async fn rows_that_can_not_be_read_are_set_aside_and_stay_as_they_are() {
     assert!(odd.iter().all(|row| rows.contains(row)), "{rows:?}");
 
     // An exemption can be removed by its name.
-    store.withdraw("later").await.unwrap();
+    store.withdraw("later", "alice").await.unwrap();
     let rows = store.0.inner.lock().await.sqlite.clone().unwrap().load().await.unwrap();
     assert!(!rows.contains(&odd[0]) && rows.contains(&odd[1]));
     assert!(store.shown().borrow().rules().1.is_empty());
@@ -279,7 +279,7 @@ async fn in_a_file_too_a_second_word_of_the_same_kind_waits_for_the_first() {
         assert!(matches!(store.want("a", want).await, Err(DeskError::Busy(_))));
     }
     assert!(matches!(store.want("nobody", &approve).await, Err(DeskError::Unknown(..))));
-    assert!(matches!(store.withdraw("nobody").await, Err(DeskError::Unknown(..))));
+    assert!(matches!(store.withdraw("nobody", "alice").await, Err(DeskError::Unknown(..))));
     store.exempt("vendor", &exemption("ns-a")).await.unwrap();
     assert!(matches!(store.exempt("vendor", &exemption("ns-b")).await, Err(DeskError::Exists(..))));
     drop(store);

@@ -1,3 +1,4 @@
+use procscan_core::policy::Mode;
 use serde_json::json;
 
 use super::*;
@@ -85,4 +86,34 @@ fn a_release_without_an_end_lasts_thirty_days_and_an_outline_shows_what_is_new()
     assert!(quiet.lacks(&asked).is_empty());
     let gone = kept(&["b", "c"], Value::Null).outline().lacks(&quiet);
     assert_eq!(gone, BTreeSet::from(["a".into()]));
+}
+
+#[test]
+fn what_another_program_has_declared_is_shown_beside_the_log_and_nothing_twice() {
+    let at = |second: i64| Timestamp::from_second(second).unwrap();
+    let paused = |by: &str| EnforcementSpec { mode: Some(Mode::Paused), reason: None, by: Some(by.into()) };
+    let exempt =
+        |by: &str| ExemptionSpec { reason: "x".into(), by: Some(by.into()), ..ExemptionSpec::default() };
+    let made = |by: &str, second| Declaration::of_exemption("a", &exempt(by), at(second));
+    let gone = Declaration::of_withdrawal("a", None, "alice", at(20));
+    let all = |log: &[Declaration], mode: &[Declaration], exemptions: &[Declaration]| {
+        let exemptions = exemptions.iter().map(|entry| ("a".to_owned(), entry.clone())).collect();
+        let declared = Declared { log: log.to_vec(), mode: mode.first().cloned(), exemptions };
+        declared.all().map(|entry| entry.at.as_second()).collect::<Vec<_>>()
+    };
+    let said = |by: &str, second| Declaration::of_mode(&paused(by), at(second));
+    assert_eq!(
+        all(&[said("alice", 5)], &[said("alice", 9)], &[]),
+        [5],
+        "the object was written again for the log"
+    );
+    assert_eq!(all(&[said("alice", 5)], &[said("bob", 9)], &[]), [5, 9], "by kubectl");
+    assert_eq!(all(&[], &[], &[made("bob", 7)]), [7]);
+    assert_eq!(all(&[made("bob", 8)], &[], &[made("bob", 7)]), [8]);
+    assert_eq!(
+        all(&[made("bob", 8), gone.clone()], &[], &[made("bob", 30)]),
+        [8, 20, 30],
+        "made again by kubectl"
+    );
+    assert_eq!(all(&[made("bob", 8), gone], &[], &[]), [8, 20]);
 }

@@ -29,6 +29,7 @@ use tokio::time::timeout;
 
 pub use self::error::{StateError, StateErrorKind};
 pub use self::place::FILES;
+use self::place::Place;
 pub use self::store::SetAside;
 use self::store::{Aside, Store};
 use super::{Batch, DecisionFilter, Document, LoggedDecision};
@@ -124,6 +125,12 @@ impl Sqlite {
         let answer = timeout(patience, answer).await.map_err(|_| late(&self.directory, patience))?;
         answer.map_err(|e| died(&self.directory, &e))?
     }
+}
+
+/// Removes the state in `directory`, which must be there. Blocks. Fails if a process uses the state; what is there beside it stays.
+pub fn remove(directory: &Path) -> Result<(), StateError> {
+    let place = Place::make(directory)?;
+    place.clear(&place.lock()?)
 }
 
 fn late(directory: &Path, patience: Duration) -> StateError {

@@ -115,6 +115,21 @@ impl Place {
         }
     }
 
+    /// Removes every database, the unfinished one and those set aside too. Only with the lock. The lock's file stays: another
+    /// process may have opened it by now.
+    pub(super) fn clear(&self, _lock: &Lock) -> Result<(), StateError> {
+        let path = self.database();
+        let mut all = self.aside()?;
+        all.extend([companion(&path, UNFINISHED), path]);
+        for database in all {
+            for companion in COMPANIONS.map(|suffix| companion(&database, suffix)) {
+                remove(&companion)?;
+            }
+            remove(&database)?;
+        }
+        flush(&self.directory)
+    }
+
     /// Whether the lock is still the one that others would find.
     pub(super) fn is_locked_by(&self, lock: &Lock) -> bool {
         let found = fs::symlink_metadata(self.directory.join(LOCK)).map(|found| Outside::of(&found).id);

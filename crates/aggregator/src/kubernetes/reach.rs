@@ -1,0 +1,276 @@
+//! Whether the API server can be reached, at which address, and since when it can't.
+//!
+//! Every request is looked at, whatever it is for: each part of the service knows only its own last request, and one that asks for
+//! nothing at the moment would go on to say that all is well.
+
+use std::error::Error;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::{Request, Uri};
+use jiff::Timestamp;
+use kube::client::{AuthError, Body};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tower::{BoxError, Layer, Service};
+
+use super::{Ask, Cluster};
+
+/// How long nothing has to be answered before the API server is asked for its version, only to see whether it answers.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Whether one API server can be reached. Clones share what they know.
+#[derive(Clone, Debug)]
+pub struct Reach(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    address: Box<str>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// The last answer, whatever it said.
+    answered: Option<Instant>,
+    lost: Option<Lost>,
+}
+
+/// The time in which nothing is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// When the first request failed.
+    pub since: Timestamp,
+    /// How the last one failed.
+    pub error: String,
+}
+
+impl Reach {
+    /// Of the API server at that URL.
+    pub(super) fn new(url: &Uri) -> Self {
+        let host = url.host().unwrap_or_default();
+        let is_plain = url.scheme_str() == Some("http");
+        let port = url.port_u16().unwrap_or(if is_plain { 80 } else { 443 });
+        Self(Arc::new(Shared { address: format!("{host}:{port}").into(), seen: Mutex::default() }))
+    }
+
+    /// The address that is asked, as `host:port`.
+    pub fn address(&self) -> &str {
+        &self.0.address
+    }
+
+    /// Since when it can't be reached, and why; `None` if it can, or was never asked.
+    pub fn lost(&self) -> Option<Lost> {
+        self.seen().lost.clone()
+    }
+
+    /// For people: the address, since when it can't be reached, and why; `None` if it can.
+    pub fn trouble(&self) -> Option<String> {
+        let Lost { since, error } = self.lost()?;
+        let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
+        Some(format!("the API server at {} can't be reached since {since}: {error}", self.address()))
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes an answer.
+    fn answered(&self) {
+        let lost = {
+            let mut seen = self.seen();
+            seen.answered = Some(Instant::now());
+            seen.lost.take()
+        };
+        if let Some(Lost { since, .. }) = lost {
+            tracing::info!(address = self.address(), %since, "the API server can be reached again");
+        }
+    }
+
+    /// Notes that a request that began at `began` was not answered. If another one was since, this one says nothing of the API
+    /// server.
+    pub(super) fn failed(&self, began: Instant, error: &str) {
+        let is_first = {
+            let mut seen = self.seen();
+            if seen.answered.is_some_and(|at| at >= began) {
+                return;
+            }
+            let since = seen.lost.as_ref().map(|lost| lost.since);
+            seen.lost = Some(Lost { since: since.unwrap_or_else(Timestamp::now), error: error.to_owned() });
+            since.is_none()
+        };
+        if is_first {
+            let address = self.address();
+            tracing::error!(alert = "api_server", address, error, "the API server can't be reached");
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.seen().answered.is_none_or(|at| at.elapsed() >= QUIET)
+    }
+}
+
+impl Cluster {
+    /// Asks the API server for its version when nothing else is asked, until cancelled, so that [`Self::reach`] knows whether it
+    /// can be reached.
+    pub async fn keep_asking(self, cancel: CancellationToken) {
+        let mut timer = tokio::time::interval(QUIET);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                _ = timer.tick() => {}
+            }
+            if self.reach().is_none_or(Reach::is_quiet) {
+                let ask = Ask { verb: "get", resource: "version", namespace: None };
+                let client = self.client();
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    // What comes of it is noted where it is asked.
+                    _ = self.ask(ask, client.apiserver_version()) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Notes what comes of each request, and adds the address to the error of one that was not answered.
+impl<S> Layer<S> for Reach {
+    type Service = Noting<S>;
+
+    fn layer(&self, inner: S) -> Noting<S> {
+        Noting { inner, reach: self.clone() }
+    }
+}
+
+/// See [`Reach`].
+#[derive(Clone, Debug)]
+pub struct Noting<S> {
+    inner: S,
+    reach: Reach,
+}
+
+impl<S> Service<Request<Body>> for Noting<S>
+where
+    S: Service<Request<Body>, Error = BoxError>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (began, reach) = (Instant::now(), self.reach.clone());
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            match answer.await {
+                Ok(answer) => {
+                    reach.answered();
+                    Ok(answer)
+                }
+                // The token could not be made: nothing was asked.
+                Err(error) if error.is::<AuthError>() || error.is::<kube::Error>() => Err(error),
+                Err(error) => {
+                    reach.failed(began, &chain(&*error));
+                    Err(Box::new(Unanswered { address: reach.address().into(), source: error }) as BoxError)
+                }
+            }
+        })
+    }
+}
+
+/// A request that was not answered.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    pub(super) address: Box<str>,
+    source: BoxError,
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&chain(&*self.source))
+    }
+}
+
+impl Error for Unanswered {}
+
+/// The error and its causes on one line.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Libraries repeat their cause's text in their own.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::logged::Logged;
+
+    fn reach(url: &'static str) -> Reach {
+        Reach::new(&Uri::from_static(url))
+    }
+
+    #[test]
+    fn the_address_has_the_port_that_is_asked() {
+        for (url, address) in [
+            ("https://10.0.0.1:6443", "10.0.0.1:6443"),
+            ("https://api.example/k8s/c-1", "api.example:443"),
+            ("http://127.0.0.1", "127.0.0.1:80"),
+            ("https://[fd00::1]:6443/", "[fd00::1]:6443"),
+        ] {
+            assert_eq!(reach(url).address(), address);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_logged_once_and_a_failure_counts_only_if_nothing_was_answered_since() {
+        let (logged, _guard) = Logged::start();
+        let reach = reach("https://10.0.0.1:6443");
+        assert_eq!((reach.trouble(), reach.is_quiet()), (None, true));
+        let slow = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        reach.answered();
+        reach.failed(slow, "no answer within 15s");
+        assert!(reach.trouble().is_none() && !reach.is_quiet());
+        assert!(logged.lines().is_empty());
+
+        tokio::time::advance(QUIET).await;
+        assert!(reach.is_quiet());
+        let before = Timestamp::now().as_second();
+        reach.failed(Instant::now(), "refused");
+        let first = reach.lost().unwrap();
+        reach.failed(Instant::now(), "timeout");
+        let last = reach.lost().unwrap();
+        assert_eq!((last.since, &*last.error), (first.since, "timeout"));
+        assert!((before..=before + 60).contains(&last.since.as_second()));
+        let trouble = reach.trouble().unwrap();
+        assert!(
+            trouble.starts_with("the API server at 10.0.0.1:6443 can't be reached since 20"),
+            "{trouble}"
+        );
+        assert!(trouble.ends_with("Z: timeout"), "{trouble}");
+        let lines = logged.lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with("ERROR") && lines[0].contains("address=\"10.0.0.1:6443\""), "{lines:?}");
+        reach.answered();
+        reach.answered();
+        assert_eq!(reach.trouble(), None);
+        let lines = logged.lines();
+        assert!(lines.len() == 1 && lines[0].contains("can be reached again"), "{lines:?}");
+    }
+}

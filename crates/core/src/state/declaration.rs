@@ -1,0 +1,194 @@
+//! What operators declare for more than one App: the mode of enforcement and exemptions. Entries of the log of decisions.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{EnforcementSpec, ExemptionSpec};
+use crate::names::Text;
+use crate::policy::Mode;
+
+/// The actor where an object does not say who wrote it.
+const SOMEBODY: &str = "somebody";
+
+/// An entry of the log of decisions that belongs to no App.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Declaration {
+    /// When, by the clock of the API server if there is one.
+    pub at: Timestamp,
+    /// What.
+    pub decision: DeclarationKind,
+    /// The mode from then on; `None` if the configuration counts, and where it is about an exemption.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Text>,
+    /// The name of the exemption, where it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exemption: Option<Text>,
+    /// By whom: the operator's name.
+    pub actor: Text,
+    /// What follows from it, and the operator's words.
+    pub reason: Text,
+}
+
+/// What was declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeclarationKind {
+    /// Nothing new is blocked, and nothing is released but by operators.
+    Paused,
+    /// The mode of the configuration counts again.
+    Resumed,
+    /// Another mode counts.
+    ModeChanged,
+    /// An exemption was made.
+    ExemptionMade,
+    /// An exemption was taken back.
+    ExemptionRemoved,
+}
+
+impl DeclarationKind {
+    /// The kind as a label, `snake_case`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::Resumed => "resumed",
+            Self::ModeChanged => "mode_changed",
+            Self::ExemptionMade => "exemption_made",
+            Self::ExemptionRemoved => "exemption_removed",
+        }
+    }
+}
+
+impl Declaration {
+    /// That `spec` counts from `at` on.
+    pub fn of_mode(spec: &EnforcementSpec, at: Timestamp) -> Self {
+        let (decision, mode, what) = match spec.mode {
+            Some(Mode::Paused) => {
+                (DeclarationKind::Paused, "paused", "existing blocks stay, nothing new is blocked")
+            }
+            Some(Mode::DryRun) => {
+                (DeclarationKind::ModeChanged, "dry-run", "everything is decided, nothing is touched")
+            }
+            Some(Mode::Enforce) => (DeclarationKind::ModeChanged, "enforce", "decisions take effect"),
+            None => (DeclarationKind::Resumed, "", "the mode of the configuration counts"),
+        };
+        Self {
+            at,
+            decision,
+            mode: (!mode.is_empty()).then(|| mode.into()),
+            exemption: None,
+            actor: actor(spec.by.as_deref()),
+            reason: with_words(what.to_owned(), spec.reason.as_deref()),
+        }
+    }
+
+    /// That the exemption `name` was made at `at`.
+    pub fn of_exemption(name: &str, spec: &ExemptionSpec, at: Timestamp) -> Self {
+        let what = format!("Exemption {name}: {}", covered(spec));
+        Self {
+            at,
+            decision: DeclarationKind::ExemptionMade,
+            mode: None,
+            exemption: Some(name.into()),
+            actor: actor(spec.by.as_deref()),
+            reason: with_words(what, Some(&spec.reason)),
+        }
+    }
+
+    /// That `by` has taken the exemption `name` back at `at`. `spec` is what it said, if that is known.
+    pub fn of_withdrawal(name: &str, spec: Option<&ExemptionSpec>, by: &str, at: Timestamp) -> Self {
+        let was = spec.map(|spec| format!("; it was {}", covered(spec))).unwrap_or_default();
+        Self {
+            at,
+            decision: DeclarationKind::ExemptionRemoved,
+            mode: None,
+            exemption: Some(name.into()),
+            actor: actor(Some(by)),
+            reason: format!("Exemption {name} is taken back{was}").into(),
+        }
+    }
+
+    /// Whether the two are about the same act, whenever it was.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let Self { at: _, decision, mode, exemption, actor, reason } = self;
+        let other = (other.decision, &other.mode, &other.exemption, &other.actor, &other.reason);
+        (*decision, mode, exemption, actor, reason) == other
+    }
+}
+
+fn actor(by: Option<&str>) -> Text {
+    by.map(str::trim).filter(|by| !by.is_empty()).unwrap_or(SOMEBODY).into()
+}
+
+fn with_words(what: String, words: Option<&str>) -> Text {
+    match words.map(str::trim).filter(|words| !words.is_empty()) {
+        Some(words) => format!("{what} («{}»)", words.escape_debug()).into(),
+        None => what.into(),
+    }
+}
+
+/// What an exemption covers, and until when.
+fn covered(spec: &ExemptionSpec) -> String {
+    let parts = [
+        ("namespace", &spec.namespace),
+        ("app", &spec.app),
+        ("process", &spec.process),
+        ("rule", &spec.rule),
+    ];
+    let mut all: Vec<String> = Vec::new();
+    for (name, part) in parts {
+        let Some(part) = part else { continue };
+        all.push(match (&part.exact, &part.regex) {
+            (_, Some(regex)) => format!("{name}=/{}/", regex.escape_debug()),
+            (exact, None) => format!("{name}={}", exact.as_deref().unwrap_or_default().escape_debug()),
+        });
+    }
+    let until = spec.until.map_or("for ever".to_owned(), |until| format!("until {until}"));
+    format!("{}, {until}", all.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Match;
+
+    const AT: Timestamp = Timestamp::UNIX_EPOCH;
+
+    #[test]
+    fn a_mode_is_told_with_its_actor_and_the_operators_words() {
+        let spec =
+            |mode| EnforcementSpec { mode, reason: Some("a bad\nrule".into()), by: Some("alice".into()) };
+        for (mode, kind, word) in [
+            (Some(Mode::Paused), "paused", Some("paused")),
+            (Some(Mode::DryRun), "mode_changed", Some("dry-run")),
+            (Some(Mode::Enforce), "mode_changed", Some("enforce")),
+            (None, "resumed", None),
+        ] {
+            let told = Declaration::of_mode(&spec(mode), AT);
+            assert_eq!((told.decision.as_str(), told.mode.as_deref(), &*told.actor), (kind, word, "alice"));
+            assert!(told.reason.ends_with(" («a bad\\nrule»)"), "{told:?}");
+        }
+        let nobody =
+            Declaration::of_mode(&EnforcementSpec { by: Some(" ".into()), ..EnforcementSpec::default() }, AT);
+        assert_eq!((&*nobody.actor, &*nobody.reason), ("somebody", "the mode of the configuration counts"));
+    }
+
+    #[test]
+    fn an_exemption_is_told_with_what_it_covers_and_what_it_covered() {
+        let spec = ExemptionSpec {
+            namespace: Some(Match::exact("ns-a")),
+            process: Some(Match { exact: None, regex: Some("^xm".into()) }),
+            reason: "a course".into(),
+            by: Some("bob".into()),
+            ..ExemptionSpec::default()
+        };
+        let made = Declaration::of_exemption("course", &spec, AT);
+        assert_eq!((&*made.actor, made.exemption.as_deref()), ("bob", Some("course")));
+        assert_eq!(&*made.reason, "Exemption course: namespace=ns-a process=/^xm/, for ever («a course»)");
+        let until = ExemptionSpec { until: Some(AT), ..spec };
+        let gone = Declaration::of_withdrawal("course", Some(&until), "alice", AT);
+        let was = "it was namespace=ns-a process=/^xm/, until 1970-01-01T00:00:00Z";
+        assert_eq!(&*gone.reason, format!("Exemption course is taken back; {was}"));
+        assert!(gone.is_like(&gone.clone()) && !gone.is_like(&made));
+    }
+}

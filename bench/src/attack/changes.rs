@@ -59,7 +59,7 @@ pub(super) fn run(
     let to_begin = interval * 2 + CHANGE_LIMIT;
     let spread = time.saturating_sub(to_clear + to_begin).max(time.saturating_sub(to_begin) / 2);
     let pause = spread / u32::try_from(healthy.max(1))?;
-    let mut output = Output { objects: directory.join("objects"), files: BTreeMap::new() };
+    let mut output = Output { objects: directory.join("objects"), files: Vec::new() };
     let mut waiting: BTreeMap<usize, Change> = BTreeMap::new();
     let mut waits = Waits::default();
     let (started, mut begun) = (Instant::now(), 0);
@@ -125,7 +125,7 @@ impl Waits {
 /// The WasmPlugins, as they were at the last look.
 struct Output {
     objects: PathBuf,
-    files: BTreeMap<PathBuf, File>,
+    files: Vec<File>,
 }
 
 struct File {
@@ -141,22 +141,72 @@ impl Output {
         for index in 0.. {
             let path = self.objects.join(plugin(index));
             let Ok(metadata) = path.metadata() else {
-                let before = self.files.len();
-                self.files.retain(|known, _| *known < path);
-                return Ok(has_changed || self.files.len() < before);
+                has_changed |= self.files.len() > index;
+                self.files.truncate(index);
+                break;
             };
             let version = (metadata.ino(), metadata.modified()?);
-            if self.files.get(&path).is_none_or(|file| file.version != version) {
-                let text = std::fs::read_to_string(&path)?;
-                self.files.insert(path, File { version, text });
-                has_changed = true;
+            if self.files.get(index).is_some_and(|file| file.version == version) {
+                continue;
             }
+            let file = File { version, text: std::fs::read_to_string(&path)? };
+            match self.files.get_mut(index) {
+                Some(known) => *known = file,
+                None => self.files.push(file),
+            }
+            has_changed = true;
         }
         Ok(has_changed)
     }
 
     /// Whether a Pod's Service is closed.
     fn names(&self, pod: &str) -> bool {
-        self.files.values().any(|file| file.text.contains(pod))
+        self.files.iter().any(|file| file.text.contains(pod))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_output_is_all_of_its_files_as_they_are_now() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut output = Output { objects: directory.path().to_owned(), files: Vec::new() };
+        let write = |index, text: &str| {
+            // As the aggregator does: another file under the same name.
+            let temp = directory.path().join(".temp");
+            std::fs::write(&temp, text).unwrap();
+            std::fs::rename(temp, directory.path().join(plugin(index))).unwrap();
+        };
+        assert!(!output.refresh().unwrap());
+        write(0, "web-1");
+        write(1, "web-2");
+        assert!(output.refresh().unwrap());
+        assert!(output.names("web-1") && output.names("web-2"));
+        assert!(!output.refresh().unwrap());
+        write(0, "web-3");
+        std::fs::remove_file(directory.path().join(plugin(1))).unwrap();
+        assert!(output.refresh().unwrap());
+        assert!(output.names("web-3") && !output.names("web-1") && !output.names("web-2"));
+    }
+
+    #[test]
+    fn a_change_counts_once_it_is_answered_and_in_the_output() {
+        let version = (0, SystemTime::UNIX_EPOCH);
+        let output =
+            Output { objects: PathBuf::new(), files: vec![File { version, text: "web-1 web-3".into() }] };
+        let answered = |pod: &str| Some((pod.to_owned(), 0));
+        let mut waiting = BTreeMap::from([
+            (1, Change { begins: true, answered: answered("web-1") }),
+            (2, Change { begins: true, answered: answered("web-2") }),
+            (3, Change { begins: false, answered: answered("web-3") }),
+            (4, Change { begins: false, answered: answered("web-4") }),
+            (5, Change { begins: true, answered: None }),
+        ]);
+        let mut waits = Waits::default();
+        assert_eq!(seen(&mut waiting, &output, &mut waits), [1]);
+        assert_eq!(waiting.keys().copied().collect::<Vec<_>>(), [2, 3, 5]);
+        assert_eq!((waits.begun.seen.len(), waits.ended.seen.len()), (1, 1));
     }
 }

@@ -150,7 +150,7 @@ const READY: Duration = Duration::from_mins(1);
 pub(crate) struct Simulated {
     orders: ChildStdin,
     pub(crate) answers: Receiver<String>,
-    _process: Running,
+    pub(crate) process: Running,
 }
 
 impl Simulated {
@@ -196,7 +196,7 @@ impl Simulated {
         });
         let ready = answers.recv_timeout(READY).context("the fleet does not start")?;
         anyhow::ensure!(ready == "ready", "the fleet says: {ready}");
-        Ok(Self { orders, answers, _process: process })
+        Ok(Self { orders, answers, process })
     }
 
     pub(crate) fn order(&mut self, order: &str) -> anyhow::Result<()> {

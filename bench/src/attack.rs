@@ -18,7 +18,7 @@ use self::listed::Listed;
 use self::probes::Latencies;
 use crate::aggregator::{self, API, Aggregator, Setup};
 use crate::fleet::Simulated;
-use crate::process::Cpu;
+use crate::process::{Cpu, with_usual_files};
 use crate::rounds::percentile;
 
 pub(crate) use self::clients::{Options as ClientOptions, run as run_clients};
@@ -235,7 +235,7 @@ fn start(options: &Options, directory: &Path) -> anyhow::Result<Aggregator> {
         workers: None,
         more: &more,
     };
-    Aggregator::start(&setup, directory)
+    with_usual_files(|| Aggregator::start(&setup, directory))
 }
 
 /// Prints each bar with what was measured; returns those that were missed.

@@ -1,4 +1,4 @@
-//! Faulty agents, flooding tenants and hostile clients at once; what the probes, the memory and the healthy nodes notice of it.
+//! Faulty agents, flooding tenants and hostile clients at once, and what that does to probes, memory and healthy nodes.
 //!
 //! The bars: each probe is answered within [`PROBE_LIMIT`], memory stays below [`MEMORY_LIMIT`], each change of a healthy node
 //! is in the output within [`CHANGE_LIMIT`] of the answer that shows it, and every miner is listed.
@@ -31,14 +31,14 @@ const MEMORY_LIMIT: u64 = 100_000_000;
 const CHANGE_LIMIT: Duration = Duration::from_secs(2);
 /// A token of the aggregator's file: half of the clients that send no body have it.
 const TOKEN: &str = "a-token-of-the-simulated-attack";
-/// What the log of an aggregator that has failed says.
+/// Words that the log has only after a failure of the program.
 const FAILED: [&str; 2] = ["panicked", "died"];
 
 /// The flooding tenants' behaviours, in turns.
 const FLOODS: [&str; 2] = ["flood=3000", "flood-long"];
 
-/// The faults, and whether the miners of their nodes have to be listed: those of an agent that says nothing of use, or says
-/// it without end, need not be.
+/// The faults, and whether the miners of their nodes have to be listed. They need not be where the agent gives no usable answer,
+/// or one without end.
 const FAULTS: [(&str, bool); 29] = [
     ("hang", false),
     ("reset", false),
@@ -180,7 +180,7 @@ fn measure(options: &Options, directory: &Path) -> anyhow::Result<Vec<String>> {
     Ok(missed)
 }
 
-/// Who is what: the healthy first, and the faulty at the end.
+/// Which nodes behave how: the healthy nodes come first, and those with faults last.
 fn groups(options: &Options) -> Vec<Group> {
     let mut next = options.healthy;
     let mut group = |behaviour, count, must_be_listed| {

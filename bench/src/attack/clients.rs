@@ -1,7 +1,7 @@
 //! Hostile clients of the API, in a process of their own.
 //!
-//! Each keeps to its kind for as long as it runs: it opens what it is allowed to, waits, and begins anew when it has been answered
-//! or thrown out.
+//! Each client does the same for as long as it runs. It opens another connection after a pause, once it has been answered or
+//! disconnected.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader};
@@ -24,19 +24,19 @@ use super::TOKEN;
 use crate::aggregator::API;
 use crate::process::Running;
 
-/// How long a client waits before it begins anew.
+/// How long a client waits before its next connection.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The pause of one that reads what it has asked for, as an ordinary one does.
+/// The same for a client that reads what it has asked for, as an ordinary one does.
 const READER_PAUSE: Duration = Duration::from_millis(200);
-/// How often one that stalls does something, so that it seems to be alive.
+/// How often a client that withholds something sends a byte or another request.
 const BEAT: Duration = Duration::from_secs(2);
 /// How often a slow reader reads, and how many bytes.
 const SLOW: (Duration, usize) = (Duration::from_millis(250), 512);
 /// One connection is never used for longer.
 const LIFETIME: Duration = Duration::from_mins(1);
-/// The receive buffer of one that does not read: so little fits on the way.
+/// The receive buffer of a client that does not read, in bytes: so little fits between server and client.
 const SMALL: u32 = 4096;
-/// Clients do not all begin at once.
+/// The time within which all clients begin.
 const SPREAD: Duration = Duration::from_secs(2);
 /// How long the process has to start, or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,10 +70,10 @@ const KINDS: [(Kind, &str, usize, usize); 7] = [
     (Kind::BadHost, "no Host, or two", 50, 1),
     (Kind::Lists, "whole lists", 50, 1),
 ];
-/// Of how many the shares are.
+/// The sum of these shares.
 const OF: usize = 1000;
 
-/// What is large, and asked for without a page.
+/// Large answers, asked for without a page.
 const LARGE: [&str; 3] = ["/api/v1/violations", "/api/v1/incidents", "/api/violations"];
 const WHOLE: [&str; 5] =
     ["/api/v1/incidents", "/api/violations", "/api/v1/nodes", "/api/v1/violations", "/api/v1/decisions"];
@@ -173,7 +173,7 @@ impl Client {
     async fn keep_on(self) {
         let pause = if self.kind == Kind::Lists { READER_PAUSE } else { PAUSE };
         for turn in self.number.. {
-            // Thrown out, most likely: that is no news.
+            // Most of them are disconnected, which is no error here.
             let _ = timeout(LIFETIME, self.act(turn)).await;
             sleep(pause).await;
         }
@@ -301,7 +301,7 @@ fn pick(paths: &[&'static str], turn: usize) -> &'static str {
     paths.get(turn % paths.len().max(1)).copied().unwrap_or("/")
 }
 
-/// The process, as seen by the one that has started it.
+/// The process of the clients.
 pub(super) struct Clients {
     process: Running,
     input: ChildStdin,

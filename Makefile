@@ -5,7 +5,7 @@ CONFIG ?= config.yaml
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: build run demo test e2e fuzz soak mutants bench bench-instructions crds fmt lint docker-build docker-push clean help
+.PHONY: build run demo test e2e fuzz soak attack mutants bench bench-instructions crds fmt lint docker-build docker-push clean help
 
 build: ## Build the release binary
 	cargo build --release --locked
@@ -30,6 +30,12 @@ soak: ## Days of trouble, and kills while the fleet misbehaves (SECONDS=60 for e
 	  cargo test --release --locked -p procscan-core --test domain -- soak --ignored --nocapture
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench
 	target/release/procscan-bench soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+# Long enough that every healthy node has a miner that begins and ends.
+attack: SECONDS = 600
+attack: ## Faulty agents, flooding tenants and hostile API clients at once, and what healthy nodes and probes notice (SECONDS=600)
+	cargo build --release --locked -p procscan-aggregator -p procscan-bench
+	target/release/procscan-bench attack --seconds $(SECONDS)
 
 mutants: ## Break the deciding code in each place, and see whether the tests notice (WHAT=core, aggregator or changed; hours; needs cargo-mutants)
 	mutants/run $(or $(WHAT),core)

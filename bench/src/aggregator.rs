@@ -23,6 +23,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) braked: bool,
     /// How many threads serve; as many as there are cores if it isn't said.
     pub(crate) workers: Option<usize>,
+    /// Further sections of the configuration, whole lines.
+    pub(crate) more: &'a str,
 }
 
 pub(crate) struct Aggregator {
@@ -39,15 +41,15 @@ pub(crate) fn ensure_built(program: &Path) -> anyhow::Result<()> {
 impl Aggregator {
     pub(crate) fn start(setup: &Setup<'_>, directory: &Path) -> anyhow::Result<Self> {
         let shown = |name: &str| directory.join(name).display().to_string();
-        let brakes = "brake: {max_new_tenants: 1000000, max_tenants_per_node: 1000000, max_apps_per_node: 1000000, max_apps_per_tenant: 1000000, max_tenants_per_rule: 1000000}\n";
+        let brakes = "brake: {max_new_tenants: 1000000, max_tenants_per_node: 1000000, max_apps_per_node: 1000000, max_apps_per_tenant: 1000000, max_tenants_per_rule: 1000000, max_releases: 1000000}\n";
         // The plain list has room for every block, so that all of them are written: without a cluster, no block can name Ingresses.
         let config = format!(
-            "aggregator: {{scan_interval: {}, port: {API}}}\n\
+            "aggregator: {{address: 127.0.0.1, scan_interval: {}, port: {API}}}\n\
              discovery: {{mode: file, file: {}}}\n\
              output: {{mode: directory, directory: {}}}\n\
              state: {{directory: {}}}\n\
              gateway: {{max_service_entries: 1000000}}\n\
-             notification: {{max_per_round: 1000000}}\n{}{}",
+             notification: {{max_per_round: 1000000}}\n{}{}{}",
             humantime::format_duration(setup.interval).to_string().replace(' ', ""),
             shown("targets"),
             shown("objects"),
@@ -55,6 +57,7 @@ impl Aggregator {
             if setup.braked { "" } else { brakes },
             // Rounds without news are told of only there.
             if setup.workers.is_some() { "logger: {level: debug}\n" } else { "" },
+            setup.more,
         );
         std::fs::write(directory.join("config.yaml"), config)?;
         let log = directory.join("log");

@@ -76,6 +76,7 @@ fn start(options: &Options, scans: Duration, directory: &Path) -> anyhow::Result
         interval: options.interval,
         braked: false,
         workers: Some(options.workers),
+        more: "",
     };
     let aggregator = Aggregator::start(&setup, directory)?;
     aggregator.first_round(options.interval)?;

@@ -41,8 +41,18 @@ pub(crate) struct Options {
 /// How often it is looked whether a node has been asked: how exactly its answer is timed.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// A change that is to be answered.
+struct Waiting {
+    node: usize,
+    /// Answered once the node has had so many requests.
+    requests: u64,
+    pod: String,
+}
+
 /// Prints `ready`, then obeys: `offend NODE` starts one more process on a node. When the node has answered with it, prints
-/// `answered NODE POD MICROSECONDS`, the time since the epoch. `misbehave` begins the faults, `behave` ends them.
+/// `answered NODE POD MICROSECONDS`, the time since the epoch. `calm NODE ANSWERS` ends the last one, and the same is printed
+/// when the node has answered so often without it. `misbehave` begins the faults, `behave` ends them. `miners` prints
+/// `miner NODE POD` for each Pod that has an offender, and then `all`.
 #[tokio::main]
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let fleet = Fleet::start(
@@ -73,34 +83,17 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
         }
     });
     println!("ready");
-    let mut waiting: Vec<(usize, u64, String)> = Vec::new();
+    let mut waiting: Vec<Waiting> = Vec::new();
     let mut looks = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
             line = told.recv() => {
                 let Some(line) = line else { return Ok(()) };
-                match line.as_str() {
-                    "misbehave" => {
-                        fleet.inject(&options.fault)?;
-                        continue;
-                    }
-                    "behave" => {
-                        (0..options.nodes).for_each(|node| fleet.set_behaviour(node, Behaviour::Healthy));
-                        continue;
-                    }
-                    _ => {}
-                }
-                let node: usize = line.strip_prefix("offend ").context("an order")?.parse()?;
-                let count = fleet.offenders(node).len() + 1;
-                let asked = fleet.requests(node);
-                fleet.set_offender_count(node, count);
-                fleet.scan_now(node);
-                let pod = fleet.offenders(node).last().map(|offender| offender.pod.clone()).unwrap_or_default();
-                waiting.push((node, asked, pod));
+                waiting.extend(obey(&fleet, options, &line)?);
             }
             _ = looks.tick(), if !waiting.is_empty() => {
-                waiting.retain(|(node, asked, pod)| {
-                    let has_answered = fleet.requests(*node) > *asked;
+                waiting.retain(|Waiting { node, requests, pod }| {
+                    let has_answered = fleet.requests(*node) >= *requests;
                     if has_answered {
                         println!("answered {node} {pod} {}", crate::rounds::micros());
                     }
@@ -112,18 +105,56 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     }
 }
 
+/// Does what a line says; returns what has to be answered.
+fn obey(fleet: &Fleet, options: &Options, line: &str) -> anyhow::Result<Option<Waiting>> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let last = |node| fleet.offenders(node).last().map(|offender| offender.pod.clone()).unwrap_or_default();
+    match words.as_slice() {
+        ["misbehave"] => fleet.inject(&options.fault)?,
+        ["behave"] => (0..options.nodes).for_each(|node| fleet.set_behaviour(node, Behaviour::Healthy)),
+        ["miners"] => {
+            for node in 0..options.nodes {
+                for miner in fleet.offenders(node).into_iter().chain(fleet.neighbour(node)) {
+                    println!("miner {node} {}", miner.pod);
+                }
+            }
+            println!("all");
+            std::io::stdout().flush()?;
+        }
+        ["offend", node] => {
+            let node = node.parse()?;
+            let count = fleet.offenders(node).len() + 1;
+            let requests = fleet.requests(node) + 1;
+            fleet.set_offender_count(node, count);
+            fleet.scan_now(node);
+            return Ok(Some(Waiting { node, requests, pod: last(node) }));
+        }
+        ["calm", node, answers] => {
+            let node = node.parse()?;
+            let pod = last(node);
+            let count = fleet.offenders(node).len().saturating_sub(1);
+            fleet.set_offender_count(node, count);
+            fleet.scan_now(node);
+            let answers: u64 = answers.parse()?;
+            return Ok(Some(Waiting { node, requests: fleet.requests(node) + answers, pod }));
+        }
+        _ => anyhow::bail!("not an order: {line}"),
+    }
+    Ok(None)
+}
+
 /// Nobody waits for a fleet longer than this.
 const READY: Duration = Duration::from_mins(1);
 
 /// The process, as whoever has started it sees it.
 pub(crate) struct Simulated {
-    pub(crate) orders: ChildStdin,
+    orders: ChildStdin,
     pub(crate) answers: Receiver<String>,
-    _process: Running,
+    pub(crate) process: Running,
 }
 
 impl Simulated {
-    /// Starts it, with `faults` as `BEHAVIOUR:PERCENT`; the list of its targets goes to the directory.
+    /// Starts it, with `faults` as `BEHAVIOUR:NODES`; the list of its targets goes to the directory.
     pub(crate) fn start(
         nodes: usize,
         records: usize,
@@ -147,9 +178,10 @@ impl Simulated {
             command.args([name, &value]);
         }
         for fault in faults {
-            let (behaviour, percent) = fault.rsplit_once(':').context("a fault is BEHAVIOUR:PERCENT")?;
-            let percent: usize = percent.parse().context("a fault is BEHAVIOUR:PERCENT")?;
-            command.args(["--fault", &format!("{behaviour}:{}", nodes * percent / 100)]);
+            // Of a small fleet, a share may be nobody.
+            if !fault.ends_with(":0") {
+                command.args(["--fault", fault]);
+            }
         }
         let mut process = Running::start(&mut command)?;
         let orders = process.child().stdin.take().context("a pipe")?;
@@ -164,6 +196,25 @@ impl Simulated {
         });
         let ready = answers.recv_timeout(READY).context("the fleet does not start")?;
         anyhow::ensure!(ready == "ready", "the fleet says: {ready}");
-        Ok(Self { orders, answers, _process: process })
+        Ok(Self { orders, answers, process })
+    }
+
+    pub(crate) fn order(&mut self, order: &str) -> anyhow::Result<()> {
+        writeln!(self.orders, "{order}").context("the fleet has ended")
+    }
+
+    /// The nodes and Pods of all offenders. To be asked before anything that is answered later.
+    pub(crate) fn miners(&mut self) -> anyhow::Result<Vec<(usize, String)>> {
+        self.order("miners")?;
+        let mut miners = Vec::new();
+        loop {
+            let line = self.answers.recv_timeout(READY).context("the fleet does not answer")?;
+            let words: Vec<&str> = line.split(' ').collect();
+            match words.as_slice() {
+                ["miner", node, pod] => miners.push((node.parse()?, (*pod).to_owned())),
+                ["all"] => return Ok(miners),
+                _ => anyhow::bail!("the fleet says: {line}"),
+            }
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! Measures the aggregator on this machine, beside what the machine lets anybody do: a bare loop over raw sockets for the rounds,
-//! nginx for the API. And kills it, to see what is left. Every part runs in a process of its own, so that its CPU and memory are
-//! its own.
+//! nginx for the API. It also kills the aggregator, to see what is left, and attacks it with hostile agents, tenants and clients.
+//! Every part runs in a process of its own, so that its CPU and memory are its own.
 
 mod aggregator;
 mod api;
+mod attack;
 mod bare;
 mod fleet;
 mod load;
@@ -32,6 +33,11 @@ enum What {
     Api(api::Options),
     /// Kills while the fleet misbehaves, and what they leave behind
     Soak(soak::Options),
+    /// Faulty agents, flooding tenants and hostile clients at once, and what healthy nodes and probes notice of them
+    Attack(attack::Options),
+    /// Hostile clients of the API
+    #[command(hide = true)]
+    Clients(attack::ClientOptions),
     /// A simulated fleet, told on standard input what happens on its nodes
     #[command(hide = true)]
     Fleet(fleet::Options),
@@ -45,6 +51,8 @@ fn main() -> ExitCode {
         What::Rounds(options) => rounds::run(&options),
         What::Api(options) => api::run(&options),
         What::Soak(options) => soak::run(&options),
+        What::Attack(options) => attack::run(&options),
+        What::Clients(options) => attack::run_clients(&options),
         What::Fleet(options) => fleet::run(&options),
         What::Bare(options) => bare::run(&options),
     };

@@ -5,6 +5,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
@@ -37,6 +38,18 @@ impl Cpu {
     fn now(&self) -> anyhow::Result<Duration> {
         Ok(Duration::from(self.clock.now()?))
     }
+}
+
+/// The soft limit of open files that a program gets from systemd and from current container runtimes.
+const USUAL_FILES: u64 = 1024;
+
+/// Starts what `start` starts with the usual soft limit of open files, whatever ours is.
+pub(crate) fn with_usual_files<T>(start: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, USUAL_FILES.min(hard), hard)?;
+    let started = start();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+    started
 }
 
 /// A process of ours; it does not outlive this.

@@ -1,7 +1,6 @@
 //! Rounds over simulated fleets: what the aggregator pays for them, and how soon what is answered is written.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -75,7 +74,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<Row> {
     // Agents scan between any two rounds, so no answer is like the one before.
     let scans = options.interval / 2;
-    let mut fleet = Simulated::start(nodes, options.records, scans, &options.fault, directory)?;
+    let faults =
+        options.fault.iter().map(|fault| of_nodes(fault, nodes)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut fleet = Simulated::start(nodes, options.records, scans, &faults, directory)?;
     // Nobody misbehaves yet, but whoever will is left out: a node that hangs would be waited for afterwards.
     let answering = healthy(options, nodes);
     let setup = Setup {
@@ -83,6 +84,7 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
         interval: options.interval,
         braked: options.braked,
         workers: None,
+        more: "",
     };
     let aggregator = Aggregator::start(&setup, directory)?;
     let started = Instant::now();
@@ -92,7 +94,7 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     std::thread::sleep(settled.saturating_sub(started.elapsed()));
     let idle = aggregator.process.memory("VmRSS")?;
     if !options.fault.is_empty() {
-        writeln!(fleet.orders, "misbehave")?;
+        fleet.order("misbehave")?;
         // From here on every node has been asked since.
         std::thread::sleep(options.interval);
     }
@@ -111,7 +113,7 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     let waits = changes(options, nodes, directory, &mut fleet)?;
     let with_changes = cpu.spent()?;
     if !options.fault.is_empty() {
-        writeln!(fleet.orders, "behave")?;
+        fleet.order("behave")?;
         std::thread::sleep(options.interval * RECOVERY);
     }
     let rss = aggregator.process.memory("VmRSS")?;
@@ -171,6 +173,13 @@ impl Pass {
     }
 }
 
+/// A fault for so many nodes, of one for so many per cent of them.
+fn of_nodes(fault: &str, nodes: usize) -> anyhow::Result<String> {
+    let (behaviour, percent) = fault.rsplit_once(':').context("a fault is BEHAVIOUR:PERCENT")?;
+    let percent: usize = percent.parse().context("a fault is BEHAVIOUR:PERCENT")?;
+    Ok(format!("{behaviour}:{}", nodes * percent / 100))
+}
+
 /// How many nodes answer as they should: what hangs or lies is at the end of the fleet.
 fn healthy(options: &Options, nodes: usize) -> usize {
     let percents = options.fault.iter().filter_map(|fault| fault.rsplit_once(':')?.1.parse::<usize>().ok());
@@ -196,7 +205,7 @@ fn changes(
     look(&objects, &mut seen, |_| ())?;
     while waits.len() < count && started.elapsed() < options.interval * 3 {
         while asked < count && started.elapsed() >= pause * u32::try_from(asked)? {
-            writeln!(fleet.orders, "offend {}", asked * healthy / count)?;
+            fleet.order(&format!("offend {}", asked * healthy / count))?;
             asked += 1;
         }
         for line in fleet.answers.try_iter() {
@@ -228,11 +237,7 @@ fn look(
 ) -> anyhow::Result<()> {
     // Far fewer than the tenants' objects, and known by name: there is no need to list the others each time.
     for index in 0.. {
-        let name = match index {
-            0 => "wasmplugin_higress-system_procscan-violations.yaml".to_owned(),
-            n => format!("wasmplugin_higress-system_procscan-violations-{n}.yaml"),
-        };
-        let path = objects.join(name);
+        let path = objects.join(plugin(index));
         let Ok(metadata) = path.metadata() else { return Ok(()) };
         let modified = metadata.modified()?;
         if seen.insert(path.clone(), modified) != Some(modified) {
@@ -240,6 +245,14 @@ fn look(
         }
     }
     Ok(())
+}
+
+/// The file of a WasmPlugin: the first one, and those that go on with what has no room in it.
+pub(crate) fn plugin(index: usize) -> String {
+    match index {
+        0 => "wasmplugin_higress-system_procscan-violations.yaml".to_owned(),
+        n => format!("wasmplugin_higress-system_procscan-violations-{n}.yaml"),
+    }
 }
 
 /// Microseconds since the epoch.

@@ -23,6 +23,7 @@ pub mod clock;
 pub mod collector;
 mod commands;
 pub mod config;
+mod descriptors;
 pub mod discovery;
 pub mod evidence;
 #[cfg(any(test, fuzzing))]

@@ -46,10 +46,28 @@ pub enum Behaviour {
     Skewed(i64),
     /// Redirects to `/elsewhere` on the same node; who follows shows in [`Fleet::requests`](super::Fleet::requests).
     Redirect,
+    /// A tenant beside the offenders has a command line of so many bytes on the wire, rounded up to 48 KiB: all of it `<`,
+    /// which the agent escapes. Its timestamp comes after it, and then records of other tenants.
+    LongCmdline(u64),
+    /// A tenant beside the offenders has so many processes of different names in one Pod. Records of other tenants
+    /// come after them.
+    Flood(u32),
+    /// The same with 80 processes whose command lines are 62 KiB each: together they exceed 4 MiB.
+    FloodLong,
+    /// After the normal records come chunks of one byte, each with an extension of 16 KiB, without end.
+    ChunkExtensions,
+    /// The normal records as gzip, and then two million gzip members that are empty.
+    GzipMembers,
+    /// gzip with 1 KiB of zeros after its end, as a file on a tape or in blocks has.
+    ZeroPadding,
+    /// gzip under its old name.
+    XGzip,
+    /// Command lines with half of a surrogate pair, as Python writes a byte that is not UTF-8.
+    LoneSurrogates,
 }
 
 /// Behaviours that take no argument. The rest is spelled out where it is parsed and shown.
-const PLAIN: [(&str, Behaviour); 17] = [
+const PLAIN: [(&str, Behaviour); 23] = [
     ("healthy", Behaviour::Healthy),
     ("hang", Behaviour::Hang),
     ("reset", Behaviour::Reset),
@@ -67,13 +85,23 @@ const PLAIN: [(&str, Behaviour); 17] = [
     ("mixed-bad", Behaviour::MixedBad),
     ("no-date", Behaviour::NoDate),
     ("redirect", Behaviour::Redirect),
+    ("flood-long", Behaviour::FloodLong),
+    ("chunk-extensions", Behaviour::ChunkExtensions),
+    ("gzip-members", Behaviour::GzipMembers),
+    ("zero-padding", Behaviour::ZeroPadding),
+    ("x-gzip", Behaviour::XGzip),
+    ("lone-surrogates", Behaviour::LoneSurrogates),
 ];
+/// The most records of [`Behaviour::Flood`].
+const MOST_RECORDS: u32 = 1_000_000;
+/// The longest command line of [`Behaviour::LongCmdline`]: 1 GiB.
+const MOST_CMDLINE: u64 = 1 << 30;
 
 impl Behaviour {
-    /// All forms that parse, for help texts: `healthy, hang, …, slow=DURATION, drip=DURATION, skewed=±DURATION`.
+    /// All forms that parse, for help texts: `healthy, hang, …, slow=DURATION, drip=DURATION, skewed=±DURATION, …`.
     pub fn forms() -> String {
         let plain = PLAIN.map(|(name, _)| name).join(", ");
-        format!("{plain}, slow=DURATION, drip=DURATION, skewed=±DURATION")
+        format!("{plain}, slow=DURATION, drip=DURATION, skewed=±DURATION, long-cmdline=SIZE, flood=RECORDS")
     }
 }
 
@@ -86,6 +114,8 @@ impl fmt::Display for Behaviour {
                 let sign = if *seconds < 0 { "-" } else { "" };
                 write!(to, "skewed={sign}{}", compact(Duration::from_secs(seconds.unsigned_abs())))
             }
+            Self::LongCmdline(bytes) => write!(to, "long-cmdline={}", size(*bytes)),
+            Self::Flood(records) => write!(to, "flood={records}"),
             plain => {
                 let name = PLAIN
                     .iter()
@@ -100,6 +130,13 @@ impl fmt::Display for Behaviour {
 /// Durations are parsed with or without spaces; without, a behaviour stays one word.
 fn compact(duration: Duration) -> String {
     humantime::format_duration(duration).to_string().replace(' ', "")
+}
+
+/// In the largest unit of which it is a whole number.
+fn size(bytes: u64) -> String {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let whole = units.into_iter().find(|(_, bits)| bytes > 0 && bytes.trailing_zeros() >= *bits);
+    whole.map_or_else(|| format!("{bytes}B"), |(unit, bits)| format!("{}{unit}", bytes >> bits))
 }
 
 /// Why a text names no behaviour or mode.
@@ -119,6 +156,18 @@ pub enum BehaviourError {
         /// What is wrong with it.
         source: humantime::DurationError,
     },
+    /// The part after `=` is no size, or one that is not allowed.
+    #[error("`{given}` is not allowed; write a size from 1B to 1GiB, such as `24MiB`")]
+    Size {
+        /// The text.
+        given: String,
+    },
+    /// The part after `=` is no number of records, or one that is not allowed.
+    #[error("`{given}` is not allowed; write a number of records from 1 to {MOST_RECORDS}")]
+    Records {
+        /// The text.
+        given: String,
+    },
     /// The count after `:` is no number above zero.
     #[error("`{given}`: after the colon comes how many nodes, at least 1")]
     Count {
@@ -136,7 +185,7 @@ pub enum BehaviourError {
 impl FromStr for Behaviour {
     type Err = BehaviourError;
 
-    /// Reads `hang`, `slow=5s`, `skewed=-1h` and the like, see [`Behaviour::forms`].
+    /// Reads `hang`, `slow=5s`, `skewed=-1h`, `long-cmdline=24MiB` and the like, see [`Behaviour::forms`].
     fn from_str(text: &str) -> Result<Self, BehaviourError> {
         let duration = |value: &str| {
             humantime::parse_duration(value)
@@ -150,6 +199,18 @@ impl FromStr for Behaviour {
                 let seconds = duration(skew.trim_start_matches(['-', '+']))?.as_secs();
                 let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
                 Ok(Self::Skewed(if skew.starts_with('-') { -seconds } else { seconds }))
+            }
+            Some(("long-cmdline", size)) => {
+                let bytes = size.parse::<bytesize::ByteSize>().map_or(0, |size| size.as_u64());
+                let is_allowed = (1..=MOST_CMDLINE).contains(&bytes);
+                let given = text.to_owned();
+                is_allowed.then_some(Self::LongCmdline(bytes)).ok_or(BehaviourError::Size { given })
+            }
+            Some(("flood", records)) => {
+                let records = records.parse().unwrap_or(0);
+                let is_allowed = (1..=MOST_RECORDS).contains(&records);
+                let given = text.to_owned();
+                is_allowed.then_some(Self::Flood(records)).ok_or(BehaviourError::Records { given })
             }
             _ => plain().ok_or_else(|| BehaviourError::Unknown { given: text.to_owned() }),
         }
@@ -244,13 +305,18 @@ mod tests {
 
     #[test]
     fn every_behaviour_reads_back_what_it_shows() {
-        let timed = [
+        let with_argument = [
             ("slow=5s", Behaviour::Slow(Duration::from_secs(5))),
             ("drip=1m30s", Behaviour::Drip(Duration::from_secs(90))),
             ("skewed=-1h", Behaviour::Skewed(-3600)),
             ("skewed=2s", Behaviour::Skewed(2)),
+            ("long-cmdline=24MiB", Behaviour::LongCmdline(24 << 20)),
+            ("long-cmdline=700KiB", Behaviour::LongCmdline(700 << 10)),
+            ("long-cmdline=1GiB", Behaviour::LongCmdline(1 << 30)),
+            ("long-cmdline=1025B", Behaviour::LongCmdline(1025)),
+            ("flood=3000", Behaviour::Flood(3000)),
         ];
-        for (text, behaviour) in PLAIN.into_iter().chain(timed) {
+        for (text, behaviour) in PLAIN.into_iter().chain(with_argument) {
             assert_eq!(text.parse(), Ok(behaviour));
             assert_eq!(behaviour.to_string(), text);
         }
@@ -269,6 +335,16 @@ mod tests {
             );
         }
         assert!(error("slow=soon").contains("such as `500ms`"));
+        for size in ["", "0", "large", "-1MiB", "1025MiB"] {
+            let text = format!("long-cmdline={size}");
+            let allowed = "is not allowed; write a size from 1B to 1GiB, such as `24MiB`";
+            assert_eq!(error(&text), format!("`{text}` {allowed}"));
+        }
+        for records in ["", "0", "many", "1000001"] {
+            let text = format!("flood={records}");
+            let allowed = "is not allowed; write a number of records from 1 to 1000000";
+            assert_eq!(error(&text), format!("`{text}` {allowed}"));
+        }
         assert_eq!(
             "best".parse::<Mode>().unwrap_err().to_string(),
             "`best` is no mode; one of: correct, upstream"

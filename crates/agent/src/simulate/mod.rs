@@ -8,6 +8,7 @@ mod behaviour;
 mod node;
 mod payload;
 mod script;
+mod stream;
 mod wire;
 
 use std::{
@@ -120,7 +121,7 @@ impl Fleet {
             let offenders = (0..options.offenders_per_node)
                 .map(|which| offender(options.seed, node, which, options.tenants))
                 .collect();
-            Mutex::new(Node::new(options.mode, offenders))
+            Mutex::new(Node::new(node, options.mode, offenders))
         });
         let shared = Arc::new(Shared { nodes: nodes.collect(), options });
         let stop = cancel.child_token();
@@ -168,6 +169,12 @@ impl Fleet {
     /// What truly runs on a node, whatever its agent says. Empty timestamps.
     pub fn offenders(&self, node: usize) -> Vec<Record> {
         self.with(node, |node| node.offenders.clone()).unwrap_or_default()
+    }
+
+    /// The Pod of the tenant that a node's behaviour puts beside its offenders, if it does: see
+    /// [`Behaviour::LongCmdline`], [`Behaviour::Flood`] and [`Behaviour::FloodLong`].
+    pub fn neighbour(&self, node: usize) -> Option<Record> {
+        self.with(node, |node| node.neighbour()).flatten()
     }
 
     /// Scans a node now.

@@ -13,6 +13,7 @@ const STALE: SignedDuration = SignedDuration::from_hours(6);
 const ZONE: tz::Offset = tz::offset(8);
 
 pub(super) struct Node {
+    number: usize,
     pub(super) behaviour: Behaviour,
     pub(super) mode: Mode,
     /// What runs on the node, whether a scan has seen it or not.
@@ -27,8 +28,9 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(mode: Mode, offenders: Vec<Record>) -> Self {
+    pub(super) fn new(number: usize, mode: Mode, offenders: Vec<Record>) -> Self {
         Self {
+            number,
             behaviour: Behaviour::Healthy,
             mode,
             offenders,
@@ -62,19 +64,44 @@ impl Node {
 
     /// The list as it goes out now.
     pub(super) fn list(&self) -> Vec<Record> {
-        let timestamp = |at: Timestamp| {
-            let at = match self.behaviour {
-                Behaviour::StaleTimestamps => earlier(self.started, STALE),
-                _ => at,
-            };
-            stamp(&self.skewed(at).to_zoned(tz::TimeZone::fixed(ZONE)))
-        };
-        match self.behaviour {
-            Behaviour::Restarted => Vec::new(),
-            _ => {
-                self.listed.iter().map(|(at, r)| Record { timestamp: timestamp(*at), ..r.clone() }).collect()
-            }
+        if self.behaviour == Behaviour::Restarted {
+            return Vec::new();
         }
+        let shown = |(at, r): &(Timestamp, Record)| Record { timestamp: self.stamp(*at), ..r.clone() };
+        self.listed.iter().map(shown).collect()
+    }
+
+    /// The tenant that the behaviour puts beside the offenders: its Pod, and a process as the last scan has seen it.
+    pub(super) fn neighbour(&self) -> Option<Record> {
+        match self.behaviour {
+            Behaviour::LongCmdline(_) => Some(self.beside("long")),
+            Behaviour::Flood(_) | Behaviour::FloodLong => Some(self.beside("flood")),
+            _ => None,
+        }
+    }
+
+    /// A tenant of this kind: one of the node's own.
+    pub(super) fn beside(&self, kind: &str) -> Record {
+        let pod = format!("{kind}-{}", self.number);
+        Record {
+            namespace: format!("ns-{pod}"),
+            name: pod.clone(),
+            pod,
+            process: "xmrig".to_owned(),
+            cmdline: "xmrig ".to_owned(),
+            regex: "^xmrig$".to_owned(),
+            status: "active".to_owned(),
+            kind: "app".to_owned(),
+            timestamp: self.stamp(self.scanned),
+        }
+    }
+
+    fn stamp(&self, at: Timestamp) -> String {
+        let at = match self.behaviour {
+            Behaviour::StaleTimestamps => earlier(self.started, STALE),
+            _ => at,
+        };
+        stamp(&self.skewed(at).to_zoned(tz::TimeZone::fixed(ZONE)))
     }
 
     /// The agent's own clock, for the `Date` header.

@@ -1,19 +1,22 @@
 //! What each behaviour puts on the wire.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
-use flate2::{Compress, Compression, Crc, FlushCompress};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{behaviour::Behaviour, node::Node, wire::Request};
+use super::{behaviour::Behaviour, node::Node, stream, wire::Request};
 use crate::record::{Record, encode};
 
 /// The command line of [`Behaviour::HugeRecord`].
 const HUGE: usize = 1024 * 1024;
-/// The bomb's spaces come in this many blocks of [`BLOCK`].
-const BLOCKS: u32 = 1024;
-const BLOCK: usize = 1024 * 1024;
+/// The records of [`Behaviour::FloodLong`], and the bytes of each command line.
+const LONG_RECORDS: (u32, usize) = (80, 62 * 1024);
+/// The zeros of [`Behaviour::ZeroPadding`].
+const PADDING: usize = 1024;
+
+/// An answer in pieces, made as the reader takes them: what all of them are together is never in memory.
+pub(super) type Pieces = Box<dyn Iterator<Item = Cow<'static, [u8]>> + Send>;
 
 /// How an answer is played out on the socket.
 pub(super) enum Play {
@@ -27,8 +30,8 @@ pub(super) enum Play {
     Silence,
     /// A reset instead of an answer.
     Reset,
-    /// An opening, then the same block over and over, then an end.
-    Repeat { opening: Vec<u8>, block: &'static [u8], times: u64, ending: Vec<u8> },
+    /// One piece after the other.
+    Pieces(Pieces),
 }
 
 /// Decides how `node` answers `request`. `keep` says whether the connection may live on.
@@ -80,14 +83,28 @@ fn violations(node: &Node, head: &Head) -> Play {
         Behaviour::MixedBad => whole(&mixed(&list)),
         Behaviour::HugeRecord => whole(&encode(&with_huge(list))),
         Behaviour::Redirect => Play::Whole(head.render("302 Found\r\nLocation: /elsewhere", b"")),
-        Behaviour::Endless => Play::Repeat {
-            opening: closing.unsized_json("Transfer-Encoding: chunked", b"1\r\n[\r\n"),
-            block: &ENDLESS,
-            times: u64::MAX,
-            ending: Vec::new(),
-        },
-        Behaviour::GzipBomb => bomb(&closing),
-        Behaviour::ZstdBomb => zstd_bomb(&closing),
+        Behaviour::Endless => Play::Pieces(stream::endless(&closing)),
+        Behaviour::GzipBomb => Play::Pieces(stream::gzip_bomb(&closing)),
+        Behaviour::ZstdBomb => Play::Pieces(stream::zstd_bomb(&closing)),
+        Behaviour::ChunkExtensions => Play::Pieces(stream::chunk_extensions(&closing, &list)),
+        Behaviour::GzipMembers => Play::Pieces(stream::gzip_members(&closing, &list)),
+        Behaviour::LongCmdline(bytes) => {
+            Play::Pieces(stream::long_cmdline(&closing, list, node.beside("long"), bytes))
+        }
+        Behaviour::Flood(records) => {
+            Play::Pieces(stream::flood(&closing, &list, node.beside("flood"), records, 0))
+        }
+        Behaviour::FloodLong => {
+            let (records, cmdline) = LONG_RECORDS;
+            Play::Pieces(stream::flood(&closing, &list, node.beside("flood"), records, cmdline))
+        }
+        Behaviour::ZeroPadding => {
+            let mut body = stream::gzip(&encode(&list));
+            body.resize(body.len() + PADDING, 0);
+            Play::Whole(head.encoded("gzip", &body))
+        }
+        Behaviour::XGzip => Play::Whole(head.encoded("x-gzip", &stream::gzip(&encode(&list)))),
+        Behaviour::LoneSurrogates => whole(&stream::with_lone_surrogates(list)),
     }
 }
 
@@ -103,13 +120,18 @@ impl Head {
         self.render("200 OK\r\nContent-Type: application/json", body)
     }
 
+    fn encoded(&self, encoding: &str, body: &[u8]) -> Vec<u8> {
+        let lines = format!("200 OK\r\nContent-Type: application/json\r\nContent-Encoding: {encoding}");
+        self.render(&lines, body)
+    }
+
     /// A status line without its version, possibly followed by header lines, made into a whole answer.
     pub(super) fn render(&self, lines: &str, body: &[u8]) -> Vec<u8> {
         self.assemble(lines, &format!("Content-Length: {}", body.len()), body)
     }
 
     /// The beginning of an answer whose length is told by `framing`.
-    fn unsized_json(&self, framing: &str, start: &[u8]) -> Vec<u8> {
+    pub(super) fn unsized_json(&self, framing: &str, start: &[u8]) -> Vec<u8> {
         self.assemble("200 OK\r\nContent-Type: application/json", framing, start)
     }
 
@@ -154,62 +176,4 @@ fn with_huge(mut list: Vec<Record>) -> Vec<Record> {
     let pod = format!("{}-huge", normal.pod);
     list.push(Record { name: pod.clone(), pod, cmdline: "A".repeat(HUGE), ..normal });
     list
-}
-
-/// One chunk of records without end.
-static ENDLESS: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let record = super::node::offender(0, 0, 0, 1);
-    let array = encode(&vec![record; 128]);
-    let records = array.trim_ascii_end();
-    let records = records.strip_prefix(b"[").and_then(|r| r.strip_suffix(b"]")).unwrap_or_default();
-    let mut chunk = format!("{:x}\r\n", records.len() + 1).into_bytes();
-    chunk.extend_from_slice(records);
-    chunk.extend_from_slice(b",\r\n");
-    chunk
-});
-
-/// One deflate block of spaces that ends on a byte and refers to nothing before it, so that it can be repeated.
-static SPACES: LazyLock<(Vec<u8>, Crc)> = LazyLock::new(|| {
-    let spaces = vec![b' '; BLOCK];
-    let mut block = Vec::with_capacity(BLOCK / 256);
-    let done =
-        Compress::new(Compression::best(), false).compress_vec(&spaces, &mut block, FlushCompress::Full);
-    debug_assert!(done.is_ok(), "memory can be compressed");
-    let mut crc = Crc::new();
-    crc.update(&spaces);
-    (block, crc)
-});
-
-/// A MiB of spaces: 8 blocks that each say "128 KiB of this byte" (RFC 8878, section 3.1.1.2).
-static ZSTD_SPACES: LazyLock<Vec<u8>> = LazyLock::new(|| b"\x02\x00\x10 ".repeat(8));
-
-/// The same gigabyte of spaces in one zstd frame: four bytes for every 128 KiB.
-fn zstd_bomb(head: &Head) -> Play {
-    // The magic number, no checksum and no length, a window of 128 KiB; then both brackets as raw blocks of one byte.
-    let start = b"\x28\xb5\x2f\xfd\x00\x38\x08\x00\x00[";
-    let ending = b"\x09\x00\x00]".to_vec();
-    let block: &'static [u8] = &ZSTD_SPACES;
-    let length = start.len() + block.len() * BLOCKS as usize + ending.len();
-    let framing = format!("Content-Encoding: zstd\r\nContent-Length: {length}");
-    Play::Repeat { opening: head.unsized_json(&framing, start), block, times: BLOCKS.into(), ending }
-}
-
-/// `[`, a gigabyte of spaces, `]`: valid JSON, so that only a limit on what is decompressed can refuse it.
-fn bomb(head: &Head) -> Play {
-    let (block, spaces) = &*SPACES;
-    let mut crc = Crc::new();
-    crc.update(b"[");
-    for _ in 0..BLOCKS {
-        crc.combine(spaces);
-    }
-    crc.update(b"]");
-
-    // The gzip header, and both brackets as stored blocks of one byte.
-    let start = b"\x1f\x8b\x08\0\0\0\0\0\0\xff\0\x01\0\xfe\xff[";
-    let mut ending = b"\x01\x01\0\xfe\xff]".to_vec();
-    ending.extend_from_slice(&crc.sum().to_le_bytes());
-    ending.extend_from_slice(&crc.amount().to_le_bytes());
-    let length = start.len() + block.len() * BLOCKS as usize + ending.len();
-    let framing = format!("Content-Encoding: gzip\r\nContent-Length: {length}");
-    Play::Repeat { opening: head.unsized_json(&framing, start), block, times: BLOCKS.into(), ending }
 }

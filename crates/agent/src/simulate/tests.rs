@@ -6,6 +6,8 @@ use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 use super::*;
 use crate::testing::{Answer, ask, ask_raw, open, seconds_until_closed, violations};
 
+mod hostile;
+
 /// A fleet that scans only on command and has scanned once.
 fn fleet(nodes: usize, offenders_per_node: usize) -> Fleet {
     let scan_interval = Duration::ZERO;

@@ -128,12 +128,11 @@ async fn perform(stream: &mut TcpStream, answer: Play) -> io::Result<()> {
         Play::Silence => departure(stream).await,
         // Dropped with a lingering time of zero, a connection is reset.
         Play::Reset => stream.set_zero_linger().and(Err(io::ErrorKind::ConnectionAborted.into())),
-        Play::Repeat { opening, block, times, ending } => {
-            stream.write_all(&opening).await?;
-            for _ in 0..times {
-                stream.write_all(block).await?;
+        Play::Pieces(pieces) => {
+            for piece in pieces {
+                stream.write_all(&piece).await?;
             }
-            stream.write_all(&ending).await
+            Ok(())
         }
     }
 }

@@ -1,0 +1,212 @@
+//! Miners that begin and end on healthy nodes, and when the output says so.
+
+use std::collections::{BTreeMap, btree_map::Entry};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::CHANGE_LIMIT;
+use crate::fleet::Simulated;
+use crate::rounds::{micros, plugin};
+
+/// How often it is looked whether the output has changed.
+const LOOK: Duration = Duration::from_millis(5);
+/// A miner has ended with the answer that comes so many rounds after the last one that listed it: the first one after
+/// [`clear_after`].
+const ROUNDS_TO_CLEAR: u32 = 7;
+
+/// `detection.clear_after` for rounds of this length: between two answers, and longer than the six scans that an agent is given at
+/// least.
+pub(super) fn clear_after(interval: Duration) -> Duration {
+    (interval * ROUNDS_TO_CLEAR).saturating_sub(interval / 2)
+}
+
+/// How long changes took to the output.
+#[derive(Default)]
+pub(super) struct Waits {
+    /// From the first answer that lists a miner.
+    pub(super) begun: Kind,
+    /// From the answer after which its end is believed.
+    pub(super) ended: Kind,
+}
+
+/// Changes of one kind.
+#[derive(Default)]
+pub(super) struct Kind {
+    /// How long each took, ordered.
+    pub(super) seen: Vec<Duration>,
+    /// Those that were not in the output at the end.
+    pub(super) missing: usize,
+}
+
+/// A change that is not in the output yet.
+struct Change {
+    begins: bool,
+    /// The miner's Pod, and when the node has answered with what is needed, in microseconds since the epoch.
+    answered: Option<(String, u64)>,
+}
+
+/// Lets a miner begin on each healthy node, one after the other, and end once it is in the output, as far as `time` allows.
+pub(super) fn run(
+    fleet: &mut Simulated,
+    directory: &Path,
+    healthy: usize,
+    interval: Duration,
+    time: Duration,
+) -> anyhow::Result<Waits> {
+    let to_clear = interval * (ROUNDS_TO_CLEAR + 1) + CHANGE_LIMIT;
+    // A node is asked once a round, and some time is left for the last one.
+    let to_begin = interval * 2 + CHANGE_LIMIT;
+    let spread = time.saturating_sub(to_clear + to_begin).max(time.saturating_sub(to_begin) / 2);
+    let pause = spread / u32::try_from(healthy.max(1))?;
+    let mut output = Output { objects: directory.join("objects"), files: Vec::new() };
+    let mut waiting: BTreeMap<usize, Change> = BTreeMap::new();
+    let mut waits = Waits::default();
+    let (started, mut begun) = (Instant::now(), 0);
+    while started.elapsed() < time {
+        while begun < healthy && started.elapsed() >= pause * u32::try_from(begun)? {
+            fleet.order(&format!("offend {begun}"))?;
+            waiting.insert(begun, Change { begins: true, answered: None });
+            begun += 1;
+        }
+        let mut is_news = output.refresh()?;
+        for line in fleet.answers.try_iter() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let ["answered", node, pod, at] = words.as_slice() else {
+                anyhow::bail!("the fleet says: {line}")
+            };
+            if let Entry::Occupied(mut change) = waiting.entry(node.parse()?) {
+                change.get_mut().answered = Some(((*pod).to_owned(), at.parse()?));
+                is_news = true;
+            }
+        }
+        if is_news {
+            for node in seen(&mut waiting, &output, &mut waits) {
+                if started.elapsed() + to_clear < time {
+                    fleet.order(&format!("calm {node} {ROUNDS_TO_CLEAR}"))?;
+                    waiting.insert(node, Change { begins: false, answered: None });
+                }
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
+    for change in waiting.values() {
+        waits.of(change.begins).missing += 1;
+    }
+    waits.begun.seen.sort_unstable();
+    waits.ended.seen.sort_unstable();
+    Ok(waits)
+}
+
+/// Takes out what is in the output now. Returns the nodes on which a miner has begun.
+fn seen(waiting: &mut BTreeMap<usize, Change>, output: &Output, waits: &mut Waits) -> Vec<usize> {
+    let now = micros();
+    let mut begun = Vec::new();
+    waiting.retain(|node, Change { begins, answered }| {
+        let Some((pod, at)) = answered else { return true };
+        if output.names(pod) != *begins {
+            return true;
+        }
+        waits.of(*begins).seen.push(Duration::from_micros(now.saturating_sub(*at)));
+        if *begins {
+            begun.push(*node);
+        }
+        false
+    });
+    begun
+}
+
+impl Waits {
+    fn of(&mut self, begins: bool) -> &mut Kind {
+        if begins { &mut self.begun } else { &mut self.ended }
+    }
+}
+
+/// The WasmPlugins, as they were at the last look.
+struct Output {
+    objects: PathBuf,
+    files: Vec<File>,
+}
+
+struct File {
+    /// Another file has another inode, or another time of its last change.
+    version: (u64, SystemTime),
+    text: String,
+}
+
+impl Output {
+    /// Reads what has changed, and says whether anything has.
+    fn refresh(&mut self) -> anyhow::Result<bool> {
+        let mut has_changed = false;
+        for index in 0.. {
+            let path = self.objects.join(plugin(index));
+            let Ok(metadata) = path.metadata() else {
+                has_changed |= self.files.len() > index;
+                self.files.truncate(index);
+                break;
+            };
+            let version = (metadata.ino(), metadata.modified()?);
+            if self.files.get(index).is_some_and(|file| file.version == version) {
+                continue;
+            }
+            let file = File { version, text: std::fs::read_to_string(&path)? };
+            match self.files.get_mut(index) {
+                Some(known) => *known = file,
+                None => self.files.push(file),
+            }
+            has_changed = true;
+        }
+        Ok(has_changed)
+    }
+
+    /// Whether a Pod's Service is closed.
+    fn names(&self, pod: &str) -> bool {
+        self.files.iter().any(|file| file.text.contains(pod))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_output_is_all_of_its_files_as_they_are_now() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut output = Output { objects: directory.path().to_owned(), files: Vec::new() };
+        let write = |index, text: &str| {
+            // As the aggregator does: another file under the same name.
+            let temp = directory.path().join(".temp");
+            std::fs::write(&temp, text).unwrap();
+            std::fs::rename(temp, directory.path().join(plugin(index))).unwrap();
+        };
+        assert!(!output.refresh().unwrap());
+        write(0, "web-1");
+        write(1, "web-2");
+        assert!(output.refresh().unwrap());
+        assert!(output.names("web-1") && output.names("web-2"));
+        assert!(!output.refresh().unwrap());
+        write(0, "web-3");
+        std::fs::remove_file(directory.path().join(plugin(1))).unwrap();
+        assert!(output.refresh().unwrap());
+        assert!(output.names("web-3") && !output.names("web-1") && !output.names("web-2"));
+    }
+
+    #[test]
+    fn a_change_counts_once_it_is_answered_and_in_the_output() {
+        let version = (0, SystemTime::UNIX_EPOCH);
+        let output =
+            Output { objects: PathBuf::new(), files: vec![File { version, text: "web-1 web-3".into() }] };
+        let answered = |pod: &str| Some((pod.to_owned(), 0));
+        let mut waiting = BTreeMap::from([
+            (1, Change { begins: true, answered: answered("web-1") }),
+            (2, Change { begins: true, answered: answered("web-2") }),
+            (3, Change { begins: false, answered: answered("web-3") }),
+            (4, Change { begins: false, answered: answered("web-4") }),
+            (5, Change { begins: true, answered: None }),
+        ]);
+        let mut waits = Waits::default();
+        assert_eq!(seen(&mut waiting, &output, &mut waits), [1]);
+        assert_eq!(waiting.keys().copied().collect::<Vec<_>>(), [2, 3, 5]);
+        assert_eq!((waits.begun.seen.len(), waits.ended.seen.len()), (1, 1));
+    }
+}

@@ -172,7 +172,7 @@ impl Scanner {
         let cmdline = String::from_utf8_lossy(&cmdline).trim().to_owned();
         // Kernel threads and zombies have no command line, hence no name.
         let process = base_name(cmdline.split_whitespace().next()?).to_owned();
-        let hit = self.rules.judge(&process, &cmdline)?;
+        let hit = self.rules.judge(std::slice::from_ref(&process), &cmdline)?;
 
         let (namespace, pod) = match unseen.read(self.home(pid))? {
             Home::Outside => self.host.as_ref().map(|host| (host.namespace.clone(), host.pod.clone()))?,

@@ -102,7 +102,11 @@ pub(super) fn rules(path: Option<&Path>) -> Result<Rules, CommandError> {
     let Some(path) = path else {
         return Ok(Rules::default());
     };
-    Ok(Rules::from_yaml(&read(path)?).map_err(|e| ConfigError::new(path.display(), e))?)
+    let rules = Rules::from_yaml(&read(path)?).map_err(|e| ConfigError::new(path.display(), e))?;
+    for refused in rules.refused() {
+        tracing::warn!(file = %path.display(), "a rule is not in force, the others are: {refused}");
+    }
+    Ok(rules)
 }
 
 fn script(path: &Path, nodes: usize) -> Result<Script, CommandError> {

@@ -40,6 +40,7 @@ pub(super) async fn agent(args: args::Agent, mut stop: Stop) -> Result<(), Comma
             rules: rules(args.rules.as_deref())?,
             proc_root: args.proc,
             pods_root: args.pods,
+            containers_root: args.containers,
             host: args.host_namespace.map(host),
         };
         let (address, task) = server::start(options, cancel).await.map_err(from_agent)?;

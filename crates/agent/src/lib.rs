@@ -4,6 +4,8 @@
 //! agent that looks at real processes and answers the wire contract as it was meant ([`server`]), and a fleet of
 //! simulated nodes that misbehave on command, including the ways the agents in the field misbehave ([`simulate`]).
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod proc;
 pub mod record;
 pub mod rules;

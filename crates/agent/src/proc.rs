@@ -4,6 +4,8 @@
 //! container, and the kubelet names its log files after both.
 
 mod cgroup;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod listing;
 mod names;
 mod process;

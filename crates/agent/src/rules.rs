@@ -3,6 +3,8 @@
 //! The file of an agent in the field works unchanged, and so does the `ConfigMap` that holds it.
 
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod pattern;
 
 use file::Detection;

@@ -320,7 +320,8 @@ fn troubles_of(seen: &Scan, scanner: &Scanner) -> Vec<Trouble> {
         );
         troubles.push(Trouble { kind: "offending processes of Pods without a name".into(), text });
     }
-    if seen.hidden_programs > 0 {
+    // On a person's own machine, what that person may see is enough.
+    if seen.hidden_programs > 0 && scanner.host.is_none() {
         let text = format!(
             "the programs of {} processes can't be seen, so that only names are judged which a process can choose: run the \
              agent as root with the capability SYS_PTRACE",

@@ -18,23 +18,54 @@ pub(crate) enum Home {
         id: String,
         /// Whether it is certainly a container of Kubernetes; others may be, too.
         is_of_kubernetes: bool,
+        /// The UID of a Pod in it, if it is not certainly one of Kubernetes: a node may be a container itself.
+        inside: Option<String>,
     },
 }
 
 impl Home {
+    /// Whether it is certainly in a Pod.
+    pub(crate) fn is_pod(&self) -> bool {
+        match self {
+            Self::Outside => false,
+            Self::Pod(_) => true,
+            Self::Container { is_of_kubernetes, inside, .. } => *is_of_kubernetes || inside.is_some(),
+        }
+    }
+
     /// Reads `/proc/PID/cgroup`: one line `id:controllers:path` per hierarchy.
     pub(crate) fn of(cgroup: &str) -> Self {
         let paths = || cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-        if let Some(uid) = paths().find_map(|path| path.split('/').find_map(pod_uid)) {
-            Self::Pod(uid)
-        } else if let Some(container) = paths().find_map(container) {
-            container
-        } else if paths().any(|path| path.contains("kubepods")) {
-            Self::Pod(String::new())
-        } else {
-            Self::Outside
+        let homes = || paths().filter_map(of_path);
+        let pod = homes().find(|home| matches!(home, Self::Pod(_)));
+        match pod.or_else(|| homes().next()) {
+            Some(home) => home,
+            None if paths().any(|path| path.contains("kubepods")) => Self::Pod(String::new()),
+            None => Self::Outside,
         }
     }
+}
+
+/// The outermost Pod or container of a path.
+fn of_path(path: &str) -> Option<Home> {
+    let (mut outer, mut parent) = (None, "");
+    for segment in path.split('/') {
+        if let Some(uid) = pod_uid(segment) {
+            return Some(match outer {
+                None => Home::Pod(uid),
+                Some(id) => Home::Container { id, is_of_kubernetes: false, inside: Some(uid) },
+            });
+        }
+        match container(segment, parent) {
+            Some((id, true)) if outer.is_none() => {
+                return Some(Home::Container { id, is_of_kubernetes: true, inside: None });
+            }
+            Some((id, _)) if outer.is_none() => outer = Some(id),
+            _ => {}
+        }
+        parent = segment;
+    }
+    outer.map(|id| Home::Container { id, is_of_kubernetes: false, inside: None })
 }
 
 /// The Pod's UID in one segment of a path: `pod<uid>`, or with systemd `kubepods-besteffort-pod<uid with underscores>.slice`.
@@ -52,26 +83,20 @@ fn pod_uid(segment: &str) -> Option<String> {
     is_uid.then(|| uid.replace('_', "-"))
 }
 
-/// The outermost container of a path.
-fn container(path: &str) -> Option<Home> {
-    let mut parent = "";
-    for segment in path.split('/') {
-        let name = segment.strip_suffix(" (deleted)").unwrap_or(segment);
-        let name = name.strip_suffix(".scope").unwrap_or(name);
-        // `<runtime>-<id>`, `<slice>:<runtime>:<id>`, or the ID alone.
-        let (before, id) = name.rsplit_once([':', '-']).unwrap_or(("", name));
-        if id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            let runtime = before.rsplit(':').next().unwrap_or_default();
-            // CRI-O's monitor of a container runs on the host.
-            if runtime.ends_with("conmon") {
-                return None;
-            }
-            let is_of_kubernetes = matches!(runtime, "cri-containerd" | "crio") || parent == "k8s.io";
-            return Some(Home::Container { id: id.to_owned(), is_of_kubernetes });
-        }
-        parent = segment;
+/// The container's ID in one segment of a path, and whether the container is certainly one of Kubernetes.
+fn container(segment: &str, parent: &str) -> Option<(String, bool)> {
+    let name = segment.strip_suffix(" (deleted)").unwrap_or(segment);
+    let name = name.strip_suffix(".scope").unwrap_or(name);
+    // `<runtime>-<id>`, `<slice>:<runtime>:<id>`, or the ID alone.
+    let (before, id) = name.rsplit_once([':', '-']).unwrap_or(("", name));
+    let runtime = before.rsplit(':').next().unwrap_or_default();
+    let is_id = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    // CRI-O's monitor of a container runs on the host.
+    if !is_id || runtime.ends_with("conmon") {
+        return None;
     }
-    None
+    let is_of_kubernetes = matches!(runtime, "cri-containerd" | "crio") || parent == "k8s.io";
+    Some((id.to_owned(), is_of_kubernetes))
 }
 
 #[cfg(test)]
@@ -86,7 +111,7 @@ mod tests {
     }
 
     fn of_container(is_of_kubernetes: bool) -> Home {
-        Home::Container { id: id(), is_of_kubernetes }
+        Home::Container { id: id(), is_of_kubernetes, inside: None }
     }
 
     #[test]
@@ -99,9 +124,7 @@ mod tests {
                 "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice/cri-containerd-{id}.scope"
             ),
             format!("1:name=systemd:/kubepods.slice/kubepods-pod{slice}.slice/docker-{id}.scope"),
-            format!(
-                "0::/docker/{id}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{slice}.slice/x"
-            ),
+            format!("0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{slice}.slice/x"),
             // The runtime has the driver cgroupfs, and the kubelet systemd.
             format!("0::/kubepods-besteffort-pod{slice}.slice:cri-containerd:{id}"),
             format!(
@@ -152,6 +175,19 @@ mod tests {
         ] {
             assert_eq!(Home::of(&cgroup), of_container(false), "{cgroup}");
         }
+    }
+
+    #[test]
+    fn what_a_tenant_makes_below_its_container_does_not_name_another_pod() {
+        let id = id();
+        for outer in ["cri-containerd-", "crio-", "k8s.io/", "x.slice:cri-containerd:"] {
+            let cgroup = format!("0::/{outer}{id}/kubepods/pod{UID}");
+            assert_eq!(Home::of(&cgroup), of_container(true), "{cgroup}");
+        }
+        // Unless the node itself is the container, which only the kubelet can tell.
+        let of_node =
+            Home::Container { id: id.clone(), is_of_kubernetes: false, inside: Some(UID.to_owned()) };
+        assert_eq!(Home::of(&format!("0::/docker/{id}/kubelet/kubepods/pod{UID}/{id}")), of_node);
     }
 
     #[test]

@@ -79,8 +79,8 @@ impl Names {
         let (known, id) = match home {
             Home::Outside => return None,
             Home::Pod(uid) => (self.by_uid.get(&uid), uid),
-            Home::Container { id, is_of_kubernetes } => match self.by_container.get(&id) {
-                None if !is_of_kubernetes => return None,
+            Home::Container { id, is_of_kubernetes, inside } => match self.by_container.get(&id) {
+                None if !is_of_kubernetes => return self.owner(Home::Pod(inside?)),
                 known => (known, id),
             },
         };

@@ -97,7 +97,7 @@ pub(super) fn of_node(root: &Path) -> Result<(), Partial> {
     let command = read("1", "cmdline", COMMAND_LIMIT).map_err(hidden)?;
     // Process 1 is the agent itself or has started it.
     let is_of_ours = read("self", "cgroup", CGROUP_LIMIT).is_ok_and(|own| own == first);
-    let is_of_a_pod = Home::of(&String::from_utf8_lossy(&first)) != Home::Outside;
+    let is_of_a_pod = Home::of(&String::from_utf8_lossy(&first)).is_pod();
     // In a Pod that shares its processes between containers, process 1 is the sandbox's.
     let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
     let is_sandbox = base_name(&String::from_utf8_lossy(program)) == "pause";

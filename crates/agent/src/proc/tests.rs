@@ -249,6 +249,7 @@ fn an_agent_that_sees_its_own_pod_only_is_partial() {
         (private, "tini\0--\0agent", 7, private, "the first process is of its container"),
         (own, "tini", 7, own, "the same, seen from the node's control groups"),
         (&*in_pod(UID), "nginx", 7, "0::/x", "the first process is of a Pod"),
+        (&format!("0::/cri-containerd-{}.scope", "4f2a".repeat(16)), "nginx", 7, "0::/x", "of a container"),
         ("0::/../4f.scope", "/pause\0", 7, private, "the first process is a sandbox"),
     ] {
         let node = Node::new();
@@ -264,7 +265,9 @@ fn an_agent_that_sees_its_own_pod_only_is_partial() {
     }
     // A node that is a container itself has no kernel threads.
     let node = Node::new();
+    node.end(1);
     node.end(2);
+    node.process(1, b"/sbin/init\0", &format!("0::/docker/{}/init.scope", "4f2a".repeat(16)));
     node.process(7, b"agent", "0::/kubepods/pod/x");
     node.is_agent(7);
     assert_eq!(found(&mut node.scanner(None)), []);

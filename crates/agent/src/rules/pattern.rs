@@ -17,6 +17,9 @@ const MAX_DEPTH: usize = 100;
 /// What a pattern of [`MAX_DEPTH`] levels takes in the form in which it is written anew.
 const MAX_WRITTEN_DEPTH: u32 = 16 * 100;
 
+/// No pattern is known for which this is so.
+pub(super) const NO_FORM: &str = "Go takes it, but the `regex` crate has no form for it";
+
 /// Why a pattern is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
@@ -32,8 +35,8 @@ pub enum PatternError {
     #[error("groups and repetitions are nested deeper than {MAX_DEPTH} levels")]
     Depth,
     /// Its compiled form is too large.
-    #[error("the pattern takes too much memory: {0}")]
-    Size(String),
+    #[error("its compiled form takes more than {0} bytes")]
+    Size(usize),
 }
 
 /// A pattern of a rule: its text as the operator wrote it, and what it matches.
@@ -46,10 +49,13 @@ pub struct Pattern {
 impl Pattern {
     /// Reads a pattern as Go does.
     pub fn new(text: &str) -> Result<Self, PatternError> {
-        let regex = RegexBuilder::new(&translate(text)?)
-            .nest_limit(MAX_WRITTEN_DEPTH)
-            .build()
-            .map_err(|error| PatternError::Size(error.to_string()))?;
+        let regex =
+            RegexBuilder::new(&translate(text)?).nest_limit(MAX_WRITTEN_DEPTH).build().map_err(|error| {
+                match error {
+                    regex::Error::CompiledTooBig(most) => PatternError::Size(most),
+                    _ => PatternError::Syntax { problem: NO_FORM, part: text.to_owned() },
+                }
+            })?;
         Ok(Self { text: text.to_owned(), regex })
     }
 

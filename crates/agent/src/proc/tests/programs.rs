@@ -139,6 +139,11 @@ fn a_container_without_a_pod_in_its_control_group_has_the_name_that_the_kubelet_
     // Docker has containers of its own, too.
     node.process(PID + 1, b"xmrig\0", &format!("0::/docker/{}", "0".repeat(64)));
     assert_eq!(found(&mut node.scanner(None)).len(), 1);
+    // A node that is a container itself.
+    node.pod("ns-c", "web-3", UID);
+    node.process(PID + 2, b"xmrig\0", &format!("0::/docker/{}/kubepods/pod{UID}", "1".repeat(64)));
+    assert_eq!(found(&mut node.scanner(None))[1].namespace, "ns-c");
+    node.end(PID + 2);
     node.container(&format!("web-2_ns-b_main-{}.log", "0".repeat(64)));
     assert_eq!(found(&mut node.scanner(None)).len(), 2);
 }

@@ -137,5 +137,5 @@ fn deep_and_large_patterns_are_refused_or_compiled_without_trouble() {
     let repeated = format!("a{}", "(?i)*".repeat(1 << 16));
     assert_eq!(Pattern::new(&repeated).unwrap_err(), PatternError::Depth);
     let large = Pattern::new(r"(\pL{30}){30}").unwrap_err();
-    assert!(matches!(&large, PatternError::Size(why) if why.contains("size")), "{large}");
+    assert!(matches!(&large, PatternError::Size(_)), "{large}");
 }

@@ -136,7 +136,7 @@ pub(crate) struct Agent {
     /// How often processes, or simulated processes, are looked at.
     #[arg(long, value_name = "DURATION", default_value = "100s", value_parser = duration)]
     pub(crate) scan_interval: Duration,
-    /// The rules: a configuration file of the agents in the field, or the ConfigMap that holds it.
+    /// The rules: a configuration file of the agents in the field, or the manifest that holds it.
     #[arg(long, value_name = "FILE")]
     pub(crate) rules: Option<PathBuf>,
     /// Report processes outside of containers too, as if they ran in this namespace in a Pod of the host's name. For

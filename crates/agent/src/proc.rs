@@ -8,6 +8,7 @@ mod cgroup;
 pub(crate) mod fuzz;
 mod listing;
 mod names;
+mod pod;
 mod process;
 mod sight;
 mod turns;
@@ -23,7 +24,7 @@ use std::{
 use jiff::Zoned;
 
 use crate::{
-    record::{self, Record, stamp},
+    record::{Record, stamp},
     rules::Rules,
 };
 
@@ -31,11 +32,12 @@ pub(crate) use self::cgroup::Home;
 use self::listing::Listing;
 pub use self::listing::{LeftOut, MOST_OF_POD, MOST_RECORDS, Omitted};
 use self::names::{Names, Owner};
-use self::process::{Process, number};
+use self::pod::{PodScan, Turn};
+use self::process::number;
 use self::sight::Unseen;
 pub use self::sight::{Partial, ScanError};
 pub use self::turns::Limits;
-use self::turns::{Tenants, behind};
+use self::turns::Tenants;
 
 /// Only namespaces of tenants are reported; those of the platform are not for this system to judge.
 pub const TENANT_PREFIX: &str = "ns-";
@@ -60,12 +62,12 @@ pub struct Finding {
     /// Name of its pod.
     pub pod: String,
     /// The name that broke the rule; for a keyword, the name of its program as its command line has it. Cut to
-    /// [`record::MOST_PROCESS`].
+    /// [`MOST_PROCESS`](crate::record::MOST_PROCESS).
     pub process: String,
-    /// Its command line, or what fits into [`record::MOST_CMDLINE`] of its beginning and of what broke the rule; bytes
+    /// Its command line, or what fits into [`MOST_CMDLINE`](crate::record::MOST_CMDLINE) of its beginning and of what broke the rule; bytes
     /// that are not UTF-8 became U+FFFD.
     pub cmdline: String,
-    /// The process pattern that matched, cut to [`record::MOST_REGEX`]; empty for a keyword.
+    /// The process pattern that matched, cut to [`MOST_REGEX`](crate::record::MOST_REGEX); empty for a keyword.
     pub regex: String,
     /// The process ID of the oldest among those that share namespace, pod and process name.
     pub pid: u32,
@@ -125,8 +127,8 @@ pub struct Scanner {
     pub host: Option<HostIdentity>,
     /// How much a scan reads.
     pub limits: Limits,
-    /// For each Pod that has more than its share, the last process that had its turn.
-    turns: HashMap<Owner, u32>,
+    /// For each Pod that has more than its share, where the last scan stopped.
+    turns: HashMap<Owner, Turn>,
 }
 
 /// What a scan has seen so far.
@@ -168,14 +170,12 @@ impl Scanner {
         let (names, names_read) = Names::read(&self.pods_root, &self.containers_root);
         let mut seen = Seen::default();
         let tenants = self.tenants(&processes, &names, &mut seen.unseen);
-        let before = mem::take(&mut self.turns);
+        let mut before = mem::take(&mut self.turns);
         let mut after = HashMap::new();
         turns::share(tenants, self.limits.scan, |owner, processes, share| {
-            let mut turn = before.get(&owner).copied().unwrap_or_default();
-            let used = self.read_pod(&owner, processes, share, &mut turn, &mut seen);
-            if turn > 0 {
-                after.insert(owner, turn);
-            }
+            let turn = before.remove(&owner).unwrap_or_default();
+            let (used, next) = PodScan::new(self, &owner, processes, share, &mut seen).run(turn);
+            after.extend(next.map(|next| (owner, next)));
             used
         });
         self.turns = after;
@@ -230,88 +230,6 @@ impl Scanner {
             pods.entry(owner).or_default().push(*pid);
         }
         tenants
-    }
-
-    /// Judges the processes of one Pod, and reads up to `share` bytes for that, or a little more. Answers how many were read.
-    ///
-    /// The beginnings of all command lines come first where half of the share is enough for them: then a short command
-    /// line is judged in each scan, however many long ones there are.
-    fn read_pod(&self, owner: &Owner, pids: &[u32], share: u64, turn: &mut u32, seen: &mut Seen) -> u64 {
-        let head = self.limits.head;
-        let of_heads = head.saturating_mul(pids.len() as u64);
-        if of_heads > share / 2 {
-            return self.read_in_turn(owner, pids, share, false, turn, seen);
-        }
-        let mut long = Vec::new();
-        for pid in pids {
-            let Some(process) = Process::read(&self.directory(*pid), head, &mut seen.unseen) else {
-                continue;
-            };
-            if process.is_whole {
-                self.judge(owner, *pid, &process, seen);
-            } else {
-                long.push(*pid);
-            }
-        }
-        of_heads + self.read_in_turn(owner, &long, share - of_heads, true, turn, seen)
-    }
-
-    /// Judges processes by their whole command lines, from the one behind `turn` on, until `share` is used up. If the
-    /// beginnings `are_paid`, the others are judged by those. `turn` becomes the last one that had its turn.
-    fn read_in_turn(
-        &self,
-        owner: &Owner,
-        pids: &[u32],
-        share: u64,
-        are_paid: bool,
-        turn: &mut u32,
-        seen: &mut Seen,
-    ) -> u64 {
-        let Limits { head, cmdline, .. } = self.limits;
-        let (mut used, mut omitted, mut last) = (0, Omitted::default(), *turn);
-        for (index, pid) in behind(pids, *turn).enumerate() {
-            let left = share.saturating_sub(used);
-            if left < head && !are_paid && index > 0 {
-                omitted.processes = pids.len() - index;
-                break;
-            }
-            let limit = left.clamp(head, cmdline.max(head));
-            let Some(process) = Process::read(&self.directory(pid), limit, &mut seen.unseen) else {
-                continue;
-            };
-            self.judge(owner, pid, &process, seen);
-            if limit > head || !are_paid {
-                used += process.bytes.max(head);
-            }
-            if !process.is_whole {
-                omitted.command_lines += 1;
-            }
-            // A command line that only the share has cut comes first in the next scan, where it has more of it.
-            if process.is_whole || limit == cmdline || index == 0 {
-                last = pid;
-            }
-        }
-        *turn = if omitted == Omitted::default() { 0 } else { last };
-        seen.left_out.add(owner.tenant(), omitted);
-        used
-    }
-
-    fn judge(&self, owner: &Owner, pid: u32, process: &Process, seen: &mut Seen) {
-        let Some(hit) = self.rules.judge(&process.names, &process.cmdline) else { return };
-        let Owner::Named { namespace, pod } = owner else {
-            seen.unseen.is_of_unknown_pod(pid);
-            return;
-        };
-        let name = process.names.get(hit.name.unwrap_or(0)).map_or("", String::as_str);
-        seen.listing.add(Finding {
-            namespace: namespace.clone(),
-            pod: pod.clone(),
-            process: record::cut(name, record::MOST_PROCESS).to_owned(),
-            cmdline: record::excerpt(&process.cmdline, hit.at, record::MOST_CMDLINE),
-            regex: record::cut(&hit.regex, record::MOST_REGEX).to_owned(),
-            pid,
-            started: process::started(&self.directory(pid)),
-        });
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     fmt,
 };
 
-use super::Finding;
+use super::{Finding, names::Owner};
 
 /// Records of one node. With the limits of a record, all of them are smaller than what an aggregator reads by default.
 pub const MOST_RECORDS: usize = 500;
@@ -124,6 +124,13 @@ impl Listing {
     pub(super) fn add(&mut self, finding: Finding) {
         let pods = self.0.entry(finding.namespace.clone()).or_default();
         pods.entry(finding.pod.clone()).or_default().add(finding);
+    }
+
+    /// What was found of one Pod.
+    pub(super) fn of(&self, owner: &Owner) -> Vec<Finding> {
+        let Owner::Named { namespace, pod } = owner else { return Vec::new() };
+        let found = self.0.get(namespace).and_then(|pods| pods.get(pod));
+        found.into_iter().flat_map(|pod| pod.found.values().map(|found| found.finding.clone())).collect()
     }
 
     /// At most `most` findings, ordered by namespace, Pod and process.

@@ -4,6 +4,7 @@ use std::{
 };
 
 use super::*;
+use crate::record;
 
 const UID: &str = "0f5e6a52-8c1d-4b8a-9a53-3c9d1f0b7a11";
 const STATIC_UID: &str = "0123456789abcdef0123456789abcdef";

@@ -29,7 +29,10 @@ fn named(text: &str, home: &Home) {
         assert!(text.replace('_', "-").contains(uid), "{uid} in {text}");
     };
     match home {
-        Home::Outside => assert!(!text.lines().any(|line| line.contains(":/kubepods/")), "{text}"),
+        Home::Outside => {
+            let mut paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+            assert!(!paths.any(|path| path.contains("kubepods")), "{text}");
+        }
         Home::Pod(uid) if uid.is_empty() => assert!(text.contains("kubepods"), "{text}"),
         Home::Pod(uid) => is_uid(uid),
         Home::Container { id, inside, .. } => {
@@ -70,6 +73,8 @@ fn within_a_namespace(line: &str, home: &Home) {
     let mut parts = line.splitn(3, ':');
     if let (Some(id), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
         && path.starts_with('/')
+        // A line feed behind it would make one end of a line of both.
+        && !path.ends_with('\r')
     {
         assert_eq!(Home::of(&format!("{id}:{controllers}:/../..{path}")), *home, "{line}");
         assert_eq!(Home::of(&format!("7:unused:/\n{line}\n0::/\n")), *home, "{line}");

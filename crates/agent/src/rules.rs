@@ -78,7 +78,7 @@ pub enum Problem {
     #[error("an empty pattern would match everything")]
     Empty,
     /// The agents read no such list in this place.
-    #[error("{0} patterns without effect: agents do not read this list")]
+    #[error("agents do not read this list; the number of its patterns without effect is {0}")]
     NotRead(usize),
 }
 

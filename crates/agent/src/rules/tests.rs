@@ -134,9 +134,9 @@ fn lists_that_the_agents_do_not_read_have_no_effect_and_are_named() {
     assert_eq!(judge(&rules, "a", "bad").as_deref(), Some(""));
     assert!(judge(&rules, "a", "a b").is_none() && !rules.exempts_pod("ns-a", "c"));
     let expected = [
-        "detectionRules.blacklist.commands: 2 patterns without effect: agents do not read this list",
-        "detectionRules.blacklist.podNames: 1 patterns without effect: agents do not read this list",
-        "detectionRules.whitelist.keywords: 1 patterns without effect: agents do not read this list",
+        "detectionRules.blacklist.commands: agents do not read this list; the number of its patterns without effect is 2",
+        "detectionRules.blacklist.podNames: agents do not read this list; the number of its patterns without effect is 1",
+        "detectionRules.whitelist.keywords: agents do not read this list; the number of its patterns without effect is 1",
     ];
     assert_eq!(refused(&rules), expected);
 }

@@ -106,6 +106,8 @@ pub struct Scan {
     pub left_out: LeftOut,
     /// Offending processes that were skipped because the kubelet's directories do not know their pod.
     pub unknown_pods: usize,
+    /// Processes of containers that are skipped because the kubelet's links can't be read, which say if they are of pods.
+    pub doubtful_containers: usize,
     /// Processes whose program could not be seen, so that only names are judged that they can choose.
     pub hidden_programs: usize,
 }
@@ -182,11 +184,12 @@ impl Scanner {
 
         let Seen { unseen, listing, mut left_out } = seen;
         let (unknown_pods, hidden_programs) = (unseen.unknown_pods(), unseen.hidden_programs);
+        let doubtful_containers = unseen.doubtful_containers;
         if is_of_node {
             unseen.verdict(self, names_read)?;
         }
         let findings = listing.choose(MOST_RECORDS, &mut left_out);
-        Ok(Scan { findings, left_out, unknown_pods, hidden_programs })
+        Ok(Scan { findings, left_out, unknown_pods, doubtful_containers, hidden_programs })
     }
 
     /// Process IDs in ascending order, without our own.
@@ -217,6 +220,7 @@ impl Scanner {
         let host = self.host.as_ref();
         for pid in processes {
             let Some(home) = unseen.read(self.home(*pid)) else { continue };
+            unseen.doubtful_containers += usize::from(names.is_in_doubt(&home));
             let owner = names.owner(home);
             unseen.sees_pods |= owner.is_some();
             let of_host = || host.map(|host| Owner::named((host.namespace.clone(), host.pod.clone())));

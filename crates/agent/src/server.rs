@@ -320,6 +320,14 @@ fn troubles_of(seen: &Scan, scanner: &Scanner) -> Vec<Trouble> {
         );
         troubles.push(Trouble { kind: "offending processes of Pods without a name".into(), text });
     }
+    if seen.doubtful_containers > 0 && scanner.host.is_none() {
+        let text = format!(
+            "{} processes of containers are skipped: {} can't be read, which tells if they are of Pods",
+            seen.doubtful_containers,
+            scanner.containers_root.display()
+        );
+        troubles.push(Trouble { kind: "containers that may be of Pods".into(), text });
+    }
     // On a person's own machine, what that person may see is enough.
     if seen.hidden_programs > 0 && scanner.host.is_none() {
         let text = format!(

@@ -12,7 +12,8 @@ pub(super) type PodName = (String, String);
 #[derive(Debug, Default)]
 pub(super) struct Names {
     by_uid: HashMap<String, PodName>,
-    by_container: HashMap<String, PodName>,
+    /// `None` where the links can't be read.
+    by_container: Option<HashMap<String, PodName>>,
 }
 
 /// Whose process it is.
@@ -55,7 +56,7 @@ impl Names {
         let result = names.read_pods(pods);
         if let Ok(entries) = fs::read_dir(containers) {
             let entries = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-            names.by_container.extend(entries.filter_map(|name| of_container(&name)));
+            names.by_container = Some(entries.filter_map(|name| of_container(&name)).collect());
         }
         (names, result)
     }
@@ -74,15 +75,22 @@ impl Names {
         Ok(())
     }
 
+    /// Whether it can't be told if this is a container of Kubernetes.
+    pub(super) fn is_in_doubt(&self, home: &Home) -> bool {
+        self.by_container.is_none() && matches!(home, Home::Container { .. }) && !home.is_pod()
+    }
+
     /// Whose a process is that lives in `home`; `None` for the host's, and for containers of other programs than Kubernetes.
     pub(super) fn owner(&self, home: Home) -> Option<Owner> {
         let (known, id) = match home {
             Home::Outside => return None,
             Home::Pod(uid) => (self.by_uid.get(&uid), uid),
-            Home::Container { id, is_of_kubernetes, inside } => match self.by_container.get(&id) {
-                None if !is_of_kubernetes => return self.owner(Home::Pod(inside?)),
-                known => (known, id),
-            },
+            Home::Container { id, is_of_kubernetes, inside } => {
+                match self.by_container.as_ref().and_then(|names| names.get(&id)) {
+                    None if !is_of_kubernetes => return self.owner(Home::Pod(inside?)),
+                    known => (known, id),
+                }
+            }
         };
         Some(known.cloned().map_or(Owner::Unknown(id), Owner::named))
     }

@@ -29,7 +29,7 @@ pub(super) struct PodScan<'a> {
     /// Bytes that may be read.
     share: u64,
     seen: &'a mut Seen,
-    /// Processes that this scan has judged by their whole command lines, or found guilty.
+    /// Processes that this scan has judged by their whole command lines, or for which a rule matched.
     settled: HashSet<u32>,
     omitted: Omitted,
 }
@@ -87,20 +87,20 @@ impl<'a> PodScan<'a> {
     }
 
     /// Judges processes by their whole command lines, from the one behind `last` on, until `share` is used up. If the
-    /// beginnings `are_paid`, the others are judged by those. `last` becomes the last one that had its turn.
-    fn read_in_turn(&mut self, pids: &[u32], share: u64, are_paid: bool, last: &mut u32) -> u64 {
+    /// beginnings were read before (`heads_are_read`), the others are judged by those. `last` becomes the last one that had its turn.
+    fn read_in_turn(&mut self, pids: &[u32], share: u64, heads_are_read: bool, last: &mut u32) -> u64 {
         let Limits { head, cmdline, .. } = self.scanner.limits;
         let mut used = 0;
         for (index, pid) in behind(pids, *last).enumerate() {
             let left = share.saturating_sub(used);
-            if left < head && !are_paid && index > 0 {
+            if left < head && !heads_are_read && index > 0 {
                 self.omitted.processes = pids.len() - index;
                 break;
             }
             let limit = left.clamp(head, cmdline.max(head));
             let Some(process) = self.read(pid, limit) else { continue };
             self.judge(pid, &process);
-            if limit > head || !are_paid {
+            if limit > head || !heads_are_read {
                 used += process.bytes.max(head);
             }
             if !process.is_whole {

@@ -114,6 +114,8 @@ pub(super) struct Unseen {
     refused: Option<(usize, io::Error)>,
     /// A process of a Pod was seen.
     pub(super) sees_pods: bool,
+    /// The number of processes in containers of which it can't be told if they are of Kubernetes.
+    pub(super) doubtful_containers: usize,
     /// The number of processes whose program could not be seen.
     pub(super) hidden_programs: usize,
     /// The number of offending processes whose Pod has no name, and the ID of the first.

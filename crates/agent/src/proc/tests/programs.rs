@@ -138,7 +138,14 @@ fn a_container_without_a_pod_in_its_control_group_has_the_name_that_the_kubelet_
 
     // Docker has containers of its own, too.
     node.process(PID + 1, b"xmrig\0", &format!("0::/docker/{}", "0".repeat(64)));
-    assert_eq!(found(&mut node.scanner(None)).len(), 1);
+    let seen = node.scanner(None).scan().unwrap();
+    assert_eq!((seen.findings.len(), seen.doubtful_containers), (1, 0));
+    node.end(PID);
+    let mut scanner = node.scanner(None);
+    scanner.containers_root = "/nonexistent/containers".into();
+    let seen = scanner.scan().unwrap();
+    assert_eq!((seen.findings.len(), seen.doubtful_containers), (0, 1), "without the links that is in doubt");
+    node.process(PID, b"xmrig\0", &format!("0::/system.slice:cri-containerd:{id}"));
     // A node that is a container itself.
     node.pod("ns-c", "web-3", UID);
     node.process(PID + 2, b"xmrig\0", &format!("0::/docker/{}/kubepods/pod{UID}", "1".repeat(64)));

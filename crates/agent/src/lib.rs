@@ -6,6 +6,8 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod proc;
 pub mod record;
 pub mod rules;

@@ -1,15 +1,23 @@
 //! One pass over the processes of this node.
 //!
-//! Pods are found without a container runtime: the kernel tells a process's control group, whose path holds the pod's
-//! UID, and the kubelet names each pod's log directory after namespace, name and UID. Both are plain files, so the
-//! agent needs no socket with the power to start containers.
+//! Pods are found without a container runtime: the kernel tells a process's control groups, whose paths name its Pod or
+//! container, and the kubelet names its log files after both.
 
+mod cgroup;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod listing;
+mod names;
+mod pod;
+mod process;
 mod sight;
+mod turns;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs::{self, File},
     io::{self, Read},
+    mem,
     path::{Path, PathBuf},
 };
 
@@ -20,14 +28,20 @@ use crate::{
     rules::Rules,
 };
 
+pub(crate) use self::cgroup::Home;
+use self::listing::Listing;
+pub use self::listing::{LeftOut, MOST_OF_POD, MOST_RECORDS, Omitted};
+use self::names::{Names, Owner};
+use self::pod::{PodScan, Turn};
+use self::process::number;
 use self::sight::Unseen;
 pub use self::sight::{Partial, ScanError};
+pub use self::turns::Limits;
+use self::turns::Tenants;
 
 /// Only namespaces of tenants are reported; those of the platform are not for this system to judge.
 pub const TENANT_PREFIX: &str = "ns-";
 
-/// How much of a command line is read. The kernel allows megabytes; no rule needs them.
-const CMDLINE_LIMIT: u64 = 64 * 1024;
 /// Far above the longest real list of control groups (one line per v1 hierarchy).
 const CGROUP_LIMIT: u64 = 16 * 1024;
 
@@ -47,17 +61,26 @@ pub struct Finding {
     pub namespace: String,
     /// Name of its pod.
     pub pod: String,
-    /// Base name of the first word of its command line.
+    /// The name that broke the rule; for a keyword, the name of its program as its command line has it. Cut to
+    /// [`MOST_PROCESS`](crate::record::MOST_PROCESS).
     pub process: String,
-    /// Its command line, at most 64 KiB; bytes that are not UTF-8 became U+FFFD.
+    /// Its command line, or what fits into [`MOST_CMDLINE`](crate::record::MOST_CMDLINE) of its beginning and of what broke the rule; bytes
+    /// that are not UTF-8 became U+FFFD.
     pub cmdline: String,
-    /// The process pattern that matched; empty for a keyword.
+    /// The process pattern that matched, cut to [`MOST_REGEX`](crate::record::MOST_REGEX); empty for a keyword.
     pub regex: String,
-    /// The lowest process ID among those that share namespace, pod and process name.
+    /// The process ID of the oldest among those that share namespace, pod and process name.
     pub pid: u32,
+    /// When that one started, in ticks of the kernel's clock.
+    pub started: u64,
 }
 
 impl Finding {
+    /// What there is one record of.
+    fn key(&self) -> (&str, &str, &str) {
+        (&self.namespace, &self.pod, &self.process)
+    }
+
     /// The wire record of this finding, seen at `at`.
     pub fn into_record(self, at: &Zoned) -> Record {
         Record {
@@ -74,6 +97,21 @@ impl Finding {
     }
 }
 
+/// What one scan has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// What offends, one finding per namespace, pod and process name, in that order.
+    pub findings: Vec<Finding>,
+    /// What is not in it.
+    pub left_out: LeftOut,
+    /// Offending processes that were skipped because the kubelet's directories do not know their pod.
+    pub unknown_pods: usize,
+    /// Processes of containers that are skipped because the kubelet's links can't be read, which say if they are of pods.
+    pub doubtful_containers: usize,
+    /// Processes whose program could not be seen, so that only names are judged that they can choose.
+    pub hidden_programs: usize,
+}
+
 /// Looks at all processes below `proc_root`.
 #[derive(Clone, Debug)]
 pub struct Scanner {
@@ -81,31 +119,48 @@ pub struct Scanner {
     pub proc_root: PathBuf,
     /// The kubelet's log directories `<namespace>_<pod>_<uid>`, normally `/var/log/pods`; may be missing where there are no pods.
     pub pods_root: PathBuf,
+    /// The kubelet's links `<pod>_<namespace>_<container>-<id>.log`, normally `/var/log/containers`; needed only where
+    /// control groups do not name pods.
+    pub containers_root: PathBuf,
     /// What to look for.
     pub rules: Rules,
     /// How to report processes outside of pods; `None` ignores them, and makes this a node's agent, which must see all
     /// of its node. On a person's own machine, what that person may see is enough.
     pub host: Option<HostIdentity>,
-    unknown_pods: usize,
+    /// How much a scan reads.
+    pub limits: Limits,
+    /// For each Pod that has more than its share, where the last scan stopped.
+    turns: HashMap<Owner, Turn>,
+}
+
+/// What a scan has seen so far.
+#[derive(Default)]
+struct Seen {
+    unseen: Unseen,
+    listing: Listing,
+    left_out: LeftOut,
 }
 
 impl Scanner {
     /// A scanner that has not looked yet.
     pub fn new(proc_root: PathBuf, pods_root: PathBuf, rules: Rules, host: Option<HostIdentity>) -> Self {
-        Self { proc_root, pods_root, rules, host, unknown_pods: 0 }
+        Self {
+            proc_root,
+            pods_root,
+            containers_root: PathBuf::from("/var/log/containers"),
+            rules,
+            host,
+            limits: Limits::default(),
+            turns: HashMap::new(),
+        }
     }
 
-    /// Offending processes the last scan had to skip because the kubelet's directories do not know their pod.
-    pub fn unknown_pods(&self) -> usize {
-        self.unknown_pods
-    }
-
-    /// One pass: what offends now, one finding per namespace, pod and process name, in that order.
+    /// One pass: what offends now.
     ///
     /// # Errors
     /// Fails if processes can't be listed, or if a node's agent does not see all of its node. A process that ends
     /// during the scan is no error.
-    pub fn scan(&mut self) -> Result<Vec<Finding>, ScanError> {
+    pub fn scan(&mut self) -> Result<Scan, ScanError> {
         let is_of_node = self.host.is_none();
         if is_of_node {
             fs::read_dir(&self.proc_root)?;
@@ -114,146 +169,78 @@ impl Scanner {
         let processes = self.pids()?;
         // After the processes: the kubelet makes a pod's directory before it starts the pod's first process, so the
         // names can't be older than the processes.
-        let (pods, names) = match pods_by_uid(&self.pods_root) {
-            Ok(pods) => (pods, Ok(())),
-            Err(error) => (HashMap::new(), Err(error)),
-        };
-        let mut unseen = Unseen::default();
-        let mut findings = BTreeMap::new();
-        for pid in processes {
-            // Without names the list is complete only if no pod runs here.
-            if names.is_err() && is_of_node && !unseen.sees_pods {
-                let home = unseen.read(self.home(pid));
-                unseen.sees_pods = matches!(home, Some(Home::Pod(_)));
-            }
-            if let Some(finding) = self.examine(pid, &pods, &mut unseen) {
-                let key = (finding.namespace.clone(), finding.pod.clone(), finding.process.clone());
-                findings.entry(key).or_insert(finding);
-            }
-        }
-        self.unknown_pods = unseen.unknown_pods();
+        let (names, names_read) = Names::read(&self.pods_root, &self.containers_root);
+        let mut seen = Seen::default();
+        let tenants = self.tenants(&processes, &names, &mut seen.unseen);
+        let mut before = mem::take(&mut self.turns);
+        let mut after = HashMap::new();
+        turns::share(tenants, self.limits.scan, |owner, processes, share| {
+            let turn = before.remove(&owner).unwrap_or_default();
+            let (used, next) = PodScan::new(self, &owner, processes, share, &mut seen).run(turn);
+            after.extend(next.map(|next| (owner, next)));
+            used
+        });
+        self.turns = after;
+
+        let Seen { unseen, listing, mut left_out } = seen;
+        let (unknown_pods, hidden_programs) = (unseen.unknown_pods(), unseen.hidden_programs);
+        let doubtful_containers = unseen.doubtful_containers;
         if is_of_node {
-            unseen.verdict(&self.proc_root, &self.pods_root, names)?;
+            unseen.verdict(self, names_read)?;
         }
-        Ok(findings.into_values().collect())
+        let findings = listing.choose(MOST_RECORDS, &mut left_out);
+        Ok(Scan { findings, left_out, unknown_pods, doubtful_containers, hidden_programs })
     }
 
     /// Process IDs in ascending order, without our own.
     fn pids(&self) -> io::Result<Vec<u32>> {
         // `self` speaks the numbers of the mount, which may be another PID namespace than ours.
-        let own = fs::read_link(self.proc_root.join("self")).ok().and_then(|link| number(&link));
+        let own = fs::read_link(self.proc_root.join("self")).ok().and_then(|link| number(link.as_os_str()));
         let mut pids = Vec::new();
         for entry in fs::read_dir(&self.proc_root)? {
-            let pid = number(Path::new(&entry?.file_name()));
+            let pid = number(&entry?.file_name());
             pids.extend(pid.filter(|pid| Some(*pid) != own));
         }
         pids.sort_unstable();
         Ok(pids)
     }
 
+    fn directory(&self, pid: u32) -> PathBuf {
+        self.proc_root.join(pid.to_string())
+    }
+
     fn home(&self, pid: u32) -> io::Result<Home> {
-        let cgroup = read_bounded(&self.proc_root.join(pid.to_string()).join("cgroup"), CGROUP_LIMIT)?;
+        let cgroup = read_bounded(&self.directory(pid).join("cgroup"), CGROUP_LIMIT)?;
         Ok(Home::of(&String::from_utf8_lossy(&cgroup)))
     }
 
-    fn examine(
-        &self,
-        pid: u32,
-        pods: &HashMap<String, (String, String)>,
-        unseen: &mut Unseen,
-    ) -> Option<Finding> {
-        let cmdline = self.proc_root.join(pid.to_string()).join("cmdline");
-        let mut cmdline = unseen.read(read_bounded(&cmdline, CMDLINE_LIMIT))?;
-        for byte in &mut cmdline {
-            if *byte == 0 {
-                *byte = b' ';
+    /// The processes that may have to be reported, by whose they are. Of others nothing more is read.
+    fn tenants(&self, processes: &[u32], names: &Names, unseen: &mut Unseen) -> Tenants {
+        let mut tenants = Tenants::new();
+        let host = self.host.as_ref();
+        for pid in processes {
+            let Some(home) = unseen.read(self.home(*pid)) else { continue };
+            unseen.doubtful_containers += usize::from(names.is_in_doubt(&home));
+            let owner = names.owner(home);
+            unseen.sees_pods |= owner.is_some();
+            let of_host = || host.map(|host| Owner::named((host.namespace.clone(), host.pod.clone())));
+            let Some(owner) = owner.or_else(of_host) else { continue };
+            if let Owner::Named { namespace, pod } = &owner
+                && (!namespace.starts_with(TENANT_PREFIX) || self.rules.exempts_pod(namespace, pod))
+            {
+                continue;
             }
+            let pods = tenants.entry(owner.tenant().to_owned()).or_default();
+            pods.entry(owner).or_default().push(*pid);
         }
-        let cmdline = String::from_utf8_lossy(&cmdline).trim().to_owned();
-        // Kernel threads and zombies have no command line, hence no name.
-        let process = base_name(cmdline.split_whitespace().next()?).to_owned();
-        let hit = self.rules.judge(&process, &cmdline)?;
-
-        let (namespace, pod) = match unseen.read(self.home(pid))? {
-            Home::Outside => self.host.as_ref().map(|host| (host.namespace.clone(), host.pod.clone()))?,
-            Home::Pod(uid) => {
-                let pod = pods.get(&uid).cloned();
-                if pod.is_none() {
-                    unseen.is_of_unknown_pod(pid);
-                }
-                pod?
-            }
-        };
-        let reported = namespace.starts_with(TENANT_PREFIX) && !self.rules.exempts_pod(&namespace, &pod);
-        reported.then_some(Finding { namespace, pod, process, cmdline, regex: hit.regex, pid })
+        tenants
     }
-}
-
-/// Where a process lives, read from its control groups.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Home {
-    /// In no pod: on the host itself, or in a container of something other than Kubernetes.
-    Outside,
-    /// In the pod with this UID; empty when the path belongs to Kubernetes but names no pod.
-    Pod(String),
-}
-
-impl Home {
-    /// Reads `/proc/PID/cgroup`: one line `id:controllers:path` per hierarchy.
-    pub(crate) fn of(cgroup: &str) -> Self {
-        let paths = || cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-        // The outermost pod is the node's: a cluster nested in a tenant's pod can make up any path below its own.
-        if let Some(uid) = paths().find_map(|path| path.split('/').find_map(pod_uid)) {
-            Self::Pod(uid)
-        } else if paths().any(|path| path.contains("kubepods")) {
-            Self::Pod(String::new())
-        } else {
-            Self::Outside
-        }
-    }
-}
-
-/// The pod UID in one segment of a control group's path: `pod<uid>`, or with systemd
-/// `kubepods-besteffort-pod<uid with underscores>.slice`. No `kubepods` parent is demanded of the first form: seen
-/// from within a control-group namespace, the upper part of the path is cut off.
-fn pod_uid(segment: &str) -> Option<String> {
-    let uid = match segment.strip_suffix(".slice") {
-        Some(slice) if slice.contains("kubepods") => slice.rsplit_once("-pod")?.1,
-        Some(_) => return None,
-        None => segment.strip_prefix("pod")?,
-    };
-    // 36 characters, or 32 for pods that the kubelet reads from files.
-    let shaped =
-        matches!(uid.len(), 32 | 36) && uid.bytes().all(|b| b.is_ascii_hexdigit() || b"-_".contains(&b));
-    shaped.then(|| uid.replace('_', "-"))
-}
-
-fn pods_by_uid(root: &Path) -> io::Result<HashMap<String, (String, String)>> {
-    let mut pods = HashMap::new();
-    for entry in fs::read_dir(root)? {
-        let name = entry?.file_name();
-        // Neither namespaces, nor pod names, nor UIDs may contain an underscore.
-        let parts = name.to_str().and_then(|name| name.split_once('_'));
-        if let Some((namespace, (pod, uid))) = parts.and_then(|(n, rest)| Some((n, rest.split_once('_')?))) {
-            pods.insert(uid.to_owned(), (namespace.to_owned(), pod.to_owned()));
-        }
-    }
-    Ok(pods)
 }
 
 fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-fn base_name(word: &str) -> &str {
-    let word = word.trim_end_matches('/');
-    word.rsplit_once('/').map_or(word, |(_, base)| base)
-}
-
-fn number(name: &Path) -> Option<u32> {
-    name.to_str()?.parse().ok()
 }
 
 #[cfg(test)]

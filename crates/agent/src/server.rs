@@ -2,7 +2,8 @@
 //!
 //! Each scan replaces the published list as a whole. That is what the agents in the field get wrong: here an empty
 //! answer means clean, and a listed record means running at its timestamp. An agent that can't see its whole node, or whose scan
-//! has failed or takes too long, answers 503 and says why.
+//! has failed or takes too long, answers 503 and says why. What is left out of a list is counted in the header
+//! `procscan-left-out`.
 
 use std::{
     io,
@@ -28,16 +29,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    proc::{Finding, HostIdentity, ScanError, Scanner, TENANT_PREFIX},
+    proc::{HostIdentity, LeftOut, Scan, ScanError, Scanner, TENANT_PREFIX},
     record::Record,
     rules::Rules,
 };
 
 mod connection;
 mod published;
+mod troubles;
 
 use connection::Bounded;
 use published::Published;
+use troubles::{News, Trouble, Troubles};
 
 /// How long answers under way may take after cancellation.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -61,6 +64,8 @@ pub struct Options {
     pub proc_root: PathBuf,
     /// The kubelet's log directories.
     pub pods_root: PathBuf,
+    /// The kubelet's links to the logs of containers.
+    pub containers_root: PathBuf,
     /// How to report processes outside of pods; `None` ignores them, and requires that the whole node is seen.
     pub host: Option<HostIdentity>,
 }
@@ -73,6 +78,7 @@ impl Default for Options {
             rules: Rules::default(),
             proc_root: PathBuf::from("/proc"),
             pods_root: PathBuf::from("/var/log/pods"),
+            containers_root: PathBuf::from("/var/log/containers"),
             host: None,
         }
     }
@@ -132,17 +138,18 @@ impl Agent {
         Self::default()
     }
 
-    /// Replaces the list.
+    /// Replaces the list, from which nothing is left out.
     pub fn publish(&self, records: &[Record]) {
-        self.say(Said::List(Arc::new(Published::new(records))));
+        self.publish_part(records, &LeftOut::default());
+    }
+
+    /// Replaces the list, and tells what is left out of it.
+    pub fn publish_part(&self, records: &[Record], left_out: &LeftOut) {
+        self.say(Said::List(Arc::new(Published::new(records, left_out))));
     }
 
     /// Answers 503 until a list is published, because it is not known what offends.
     pub fn publish_nothing(&self, why: &str) {
-        let is_news = !matches!(self.said(), Said::Nothing(before) if *before == *why);
-        if is_news {
-            tracing::warn!(why, "answering 503: the list would not be complete");
-        }
         self.say(Said::Nothing(why.into()));
     }
 
@@ -166,17 +173,19 @@ pub async fn start(
     options: Options,
     cancel: CancellationToken,
 ) -> Result<(SocketAddr, JoinHandle<Result<(), AgentError>>), AgentError> {
-    let Options { bind, scan_interval, rules, proc_root, pods_root, host } = options;
+    let Options { bind, scan_interval, rules, proc_root, pods_root, containers_root, host } = options;
     if let Some(host) = host.as_ref().filter(|host| !host.namespace.starts_with(TENANT_PREFIX)) {
         return Err(AgentError::HostNamespace(host.namespace.clone()));
     }
     let agent = Agent::new();
-    let scanner = Scanner::new(proc_root.clone(), pods_root, rules, host);
+    let mut publisher = Publisher { agent: agent.clone(), troubles: Troubles::default() };
+    let mut scanner = Scanner::new(proc_root.clone(), pods_root, rules, host);
+    scanner.containers_root = containers_root;
     // The first scan comes before the first answer: an agent that has not looked must not say `[]`.
-    let (scanner, findings) = scan(scanner).await.map_err(AgentError::Stopped)?;
-    match findings {
+    let (scanner, seen) = scan(scanner).await.map_err(AgentError::Stopped)?;
+    match seen {
         Err(ScanError::Processes(source)) => return Err(AgentError::Scan { proc_root, source }),
-        findings => publish(&agent, &scanner, findings),
+        seen => publisher.publish(&scanner, seen),
     }
 
     let refused = |source| AgentError::Bind { bind, source };
@@ -184,7 +193,7 @@ pub async fn start(
     let address = listener.local_addr().map_err(refused)?;
     tracing::info!(%address, interval = ?scan_interval, "agent listening");
     let task = tokio::spawn(async move {
-        let scans = keep_scanning(agent.clone(), scanner, scan_interval.max(SHORTEST_INTERVAL));
+        let scans = keep_scanning(publisher, scanner, scan_interval.max(SHORTEST_INTERVAL));
         tokio::select! {
             ended = serve(listener, agent, cancel) => ended,
             Err(died) = scans => Err(died),
@@ -232,52 +241,108 @@ async fn only_get() -> impl IntoResponse {
 }
 
 /// Ends only with the error that made further scans impossible.
-async fn keep_scanning(agent: Agent, mut scanner: Scanner, every: Duration) -> io::Result<()> {
+async fn keep_scanning(mut publisher: Publisher, mut scanner: Scanner, every: Duration) -> io::Result<()> {
     let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let findings;
-        (scanner, findings) = in_time(scan(scanner), every, &agent).await?;
-        publish(&agent, &scanner, findings);
+        let seen;
+        (scanner, seen) = in_time(scan(scanner), every, &mut publisher).await?;
+        publisher.publish(&scanner, seen);
     }
 }
 
 /// Waits for a scan. If that takes too long (a file below `/proc` can block), the list of the scan before must not be
 /// served as current.
-async fn in_time<T>(scan: impl Future<Output = T>, every: Duration, agent: &Agent) -> T {
+async fn in_time<T>(scan: impl Future<Output = T>, every: Duration, publisher: &mut Publisher) -> T {
     let mut scan = std::pin::pin!(scan);
     let patience = SLOWEST_SCAN.max(every.saturating_mul(LATE_INTERVALS));
     if let Ok(done) = timeout(patience, &mut scan).await {
         return done;
     }
-    agent.publish_nothing(&format!("a scan has not ended within {} s", patience.as_secs()));
+    publisher.publish_nothing("late", &format!("a scan has not ended within {} s", patience.as_secs()));
     scan.await
 }
 
 /// Scans on a thread where blocking is allowed. The outer error is that of the thread.
-async fn scan(mut scanner: Scanner) -> io::Result<(Scanner, Result<Vec<Finding>, ScanError>)> {
+async fn scan(mut scanner: Scanner) -> io::Result<(Scanner, Result<Scan, ScanError>)> {
     let look = move || {
-        let findings = scanner.scan();
-        (scanner, findings)
+        let seen = scanner.scan();
+        (scanner, seen)
     };
     tokio::task::spawn_blocking(look).await.map_err(io::Error::from)
 }
 
-fn publish(agent: &Agent, scanner: &Scanner, findings: Result<Vec<Finding>, ScanError>) {
-    let findings = match findings {
-        Ok(findings) => findings,
-        Err(why) => return agent.publish_nothing(&why.to_string()),
-    };
-    let (found, unknown) = (findings.len(), scanner.unknown_pods());
-    if unknown > 0 {
-        let pods_root = scanner.pods_root.display();
-        tracing::warn!(unknown, %pods_root, "offenders skipped: their pods are unknown to the kubelet's directories");
+/// Publishes what scans have seen, and tells the log what was wrong with them.
+struct Publisher {
+    agent: Agent,
+    troubles: Troubles,
+}
+
+impl Publisher {
+    fn publish(&mut self, scanner: &Scanner, seen: Result<Scan, ScanError>) {
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(why) => return self.publish_nothing(why.kind(), &why.to_string()),
+        };
+        self.tell(troubles_of(&seen, scanner));
+        tracing::debug!(found = seen.findings.len(), left_out = %seen.left_out.total(), "scanned");
+        let at = Zoned::now();
+        let records: Vec<Record> =
+            seen.findings.into_iter().map(|finding| finding.into_record(&at)).collect();
+        self.agent.publish_part(&records, &seen.left_out);
     }
-    tracing::debug!(found, "scanned");
-    let at = Zoned::now();
-    let records: Vec<Record> = findings.into_iter().map(|finding| finding.into_record(&at)).collect();
-    agent.publish(&records);
+
+    fn publish_nothing(&mut self, kind: &str, why: &str) {
+        let text = format!("answering 503, because the list would not be complete: {why}");
+        self.tell(vec![Trouble { kind: format!("answering 503 ({kind})"), text }]);
+        self.agent.publish_nothing(why);
+    }
+
+    fn tell(&mut self, present: Vec<Trouble>) {
+        for news in self.troubles.see(present, Instant::now()) {
+            match news {
+                News::Begun(text) => tracing::warn!("{text}"),
+                News::Over(kind) => tracing::info!("no longer: {kind}"),
+            }
+        }
+    }
+}
+
+/// What is wrong with a scan whose list is published all the same.
+fn troubles_of(seen: &Scan, scanner: &Scanner) -> Vec<Trouble> {
+    let mut troubles = Vec::new();
+    if seen.unknown_pods > 0 {
+        let text = format!(
+            "{} offending processes are skipped: {} does not name their Pods",
+            seen.unknown_pods,
+            scanner.pods_root.display()
+        );
+        troubles.push(Trouble { kind: "offending processes of Pods without a name".into(), text });
+    }
+    if seen.doubtful_containers > 0 && scanner.host.is_none() {
+        let text = format!(
+            "{} processes of containers are skipped: {} can't be read, which tells if they are of Pods",
+            seen.doubtful_containers,
+            scanner.containers_root.display()
+        );
+        troubles.push(Trouble { kind: "containers that may be of Pods".into(), text });
+    }
+    // On a person's own machine, what that person may see is enough.
+    if seen.hidden_programs > 0 && scanner.host.is_none() {
+        let text = format!(
+            "the programs of {} processes can't be seen, so that only names are judged which a process can choose: run the \
+             agent as root with the capability SYS_PTRACE",
+            seen.hidden_programs
+        );
+        troubles.push(Trouble { kind: "programs that can't be seen".into(), text });
+    }
+    for (namespace, omitted) in &seen.left_out.0 {
+        let kind = format!("more in {namespace} than its share of the scan or of the list");
+        let text = format!("there is {kind}; left out: {omitted}");
+        troubles.push(Trouble { kind, text });
+    }
+    troubles
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ pub(crate) struct Agent {
     /// How often processes, or simulated processes, are looked at.
     #[arg(long, value_name = "DURATION", default_value = "100s", value_parser = duration)]
     pub(crate) scan_interval: Duration,
-    /// The rules, in the upstream format.
+    /// The rules: a configuration file of the agents in the field, or the manifest that holds it.
     #[arg(long, value_name = "FILE")]
     pub(crate) rules: Option<PathBuf>,
     /// Report processes outside of containers too, as if they ran in this namespace in a Pod of the host's name. For
@@ -154,6 +154,10 @@ pub(crate) struct Agent {
     /// The kubelet's directory of Pods' logs, by which Pods are known.
     #[arg(long, value_name = "DIR", default_value = "/var/log/pods")]
     pub(crate) pods: PathBuf,
+    /// The kubelet's directory of links to containers' logs. It is needed where the control groups of containers do not
+    /// name their Pods.
+    #[arg(long, value_name = "DIR", default_value = "/var/log/containers")]
+    pub(crate) containers: PathBuf,
     /// Play so many nodes instead, each with a loopback address of its own from 127.64.0.1 on, at the port of --bind.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_000))]
     pub(crate) simulate: Option<u32>,

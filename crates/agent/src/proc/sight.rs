@@ -6,7 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CGROUP_LIMIT, CMDLINE_LIMIT, Home, base_name, read_bounded};
+use super::{
+    CGROUP_LIMIT, Home, Scanner,
+    process::{base_name, has_ended},
+    read_bounded,
+};
+
+/// Longer than the command line of any program that makes a container's sandbox.
+const COMMAND_LIMIT: u64 = 64 * 1024;
 
 /// Why a scan does not show what runs on the node.
 #[derive(Debug, thiserror::Error)]
@@ -59,12 +66,15 @@ pub enum Partial {
     },
     /// The Pod of an offending process has no name.
     #[error(
-        "{count} offending processes are of Pods that {} does not name; the first is process {pid}",
-        root.display()
+        "{count} offending processes are of Pods that neither {} nor {} names; the first is process {pid}",
+        root.display(),
+        containers.display()
     )]
     UnknownPods {
         /// The kubelet's log directories.
         root: PathBuf,
+        /// The kubelet's links to the containers' logs.
+        containers: PathBuf,
         /// The number of processes.
         count: usize,
         /// The process ID of the first.
@@ -79,15 +89,15 @@ pub enum Partial {
 /// ours.
 pub(super) fn of_node(root: &Path) -> Result<(), Partial> {
     let read = |process: &str, file: &str, limit| read_bounded(&root.join(process).join(file), limit);
-    if read("2", "comm", CMDLINE_LIMIT).is_ok_and(|name| name.trim_ascii() == b"kthreadd") {
+    if read("2", "comm", COMMAND_LIMIT).is_ok_and(|name| name.trim_ascii() == b"kthreadd") {
         return Ok(());
     }
     let hidden = |_| Partial::Hidden(root.to_owned());
     let first = read("1", "cgroup", CGROUP_LIMIT).map_err(hidden)?;
-    let command = read("1", "cmdline", CMDLINE_LIMIT).map_err(hidden)?;
+    let command = read("1", "cmdline", COMMAND_LIMIT).map_err(hidden)?;
     // Process 1 is the agent itself or has started it.
     let is_of_ours = read("self", "cgroup", CGROUP_LIMIT).is_ok_and(|own| own == first);
-    let is_of_a_pod = Home::of(&String::from_utf8_lossy(&first)) != Home::Outside;
+    let is_of_a_pod = Home::of(&String::from_utf8_lossy(&first)).is_pod();
     // In a Pod that shares its processes between containers, process 1 is the sandbox's.
     let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
     let is_sandbox = base_name(&String::from_utf8_lossy(program)) == "pause";
@@ -104,23 +114,49 @@ pub(super) struct Unseen {
     refused: Option<(usize, io::Error)>,
     /// A process of a Pod was seen.
     pub(super) sees_pods: bool,
+    /// The number of processes in containers of which it can't be told if they are of Kubernetes.
+    pub(super) doubtful_containers: usize,
+    /// The number of processes whose program could not be seen.
+    pub(super) hidden_programs: usize,
     /// The number of offending processes whose Pod has no name, and the ID of the first.
     unknown: Option<(usize, u32)>,
+}
+
+impl ScanError {
+    /// The same text for the same trouble, whatever it counts.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Processes(_) => "processes",
+            Self::Partial(Partial::OwnNamespace(_)) => "own namespace",
+            Self::Partial(Partial::Hidden(_)) => "hidden",
+            Self::Partial(Partial::Unreadable { .. }) => "unreadable",
+            Self::Partial(Partial::NoPods { .. }) => "no pods",
+            Self::Partial(Partial::UnknownPods { .. }) => "unknown pods",
+        }
+    }
 }
 
 impl Unseen {
     /// The result if it was read. A missing file is no refusal: a process may end at any time.
     pub(super) fn read<T>(&mut self, read: io::Result<T>) -> Option<T> {
-        const NO_SUCH_PROCESS: i32 = 3;
         match read {
             Ok(read) => return Some(read),
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound
-                    || error.raw_os_error() == Some(NO_SUCH_PROCESS) => {}
+            Err(error) if has_ended(&error) => {}
             Err(error) => match &mut self.refused {
                 Some((count, _)) => *count += 1,
                 None => self.refused = Some((1, error)),
             },
+        }
+        None
+    }
+
+    /// The program of a process, if it was seen. Where it is not, the process has other names, so that the list is not
+    /// partial.
+    pub(super) fn read_program(&mut self, read: io::Result<PathBuf>) -> Option<PathBuf> {
+        match read {
+            Ok(program) => return Some(program),
+            Err(error) if has_ended(&error) => {}
+            Err(_) => self.hidden_programs += 1,
         }
         None
     }
@@ -135,26 +171,22 @@ impl Unseen {
         self.unknown.map_or(0, |(count, _)| count)
     }
 
-    /// Whether a scan saw everything in `root`, with the names read from `pods_root` or not.
-    pub(super) fn verdict(
-        self,
-        proc_root: &Path,
-        pods_root: &Path,
-        names: io::Result<()>,
-    ) -> Result<(), Partial> {
+    /// Whether the scan of `scanner` saw everything, with the names of Pods read or not.
+    pub(super) fn verdict(self, scanner: &Scanner, names: io::Result<()>) -> Result<(), Partial> {
         if let Some((count, error)) = self.refused {
-            let root = proc_root.to_owned();
+            let root = scanner.proc_root.clone();
             return Err(Partial::Unreadable { root, count, error: error.to_string() });
         }
         match names {
             Err(error) if self.sees_pods => {
-                let root = pods_root.to_owned();
+                let root = scanner.pods_root.clone();
                 return Err(Partial::NoPods { root, error: error.to_string() });
             }
             _ => {}
         }
         if let Some((count, pid)) = self.unknown {
-            return Err(Partial::UnknownPods { root: pods_root.to_owned(), count, pid });
+            let (root, containers) = (scanner.pods_root.clone(), scanner.containers_root.clone());
+            return Err(Partial::UnknownPods { root, containers, count, pid });
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::{
 };
 
 use super::*;
+use crate::record;
 
 const UID: &str = "0f5e6a52-8c1d-4b8a-9a53-3c9d1f0b7a11";
 const STATIC_UID: &str = "0123456789abcdef0123456789abcdef";
@@ -61,8 +62,14 @@ impl Node {
 
     fn scanner(&self, host: Option<HostIdentity>) -> Scanner {
         let path = self.root.path();
-        Scanner::new(path.join("proc"), path.join("pods"), Rules::default(), host)
+        let mut scanner = Scanner::new(path.join("proc"), path.join("pods"), Rules::default(), host);
+        scanner.containers_root = path.join("containers");
+        scanner
     }
+}
+
+fn found(scanner: &mut Scanner) -> Vec<Finding> {
+    scanner.scan().unwrap().findings
 }
 
 fn in_pod(uid: &str) -> String {
@@ -74,29 +81,6 @@ fn host() -> HostIdentity {
 }
 
 #[test]
-fn every_form_of_control_group_names_the_pod() {
-    let systemd = UID.replace('-', "_");
-    for cgroup in [
-        format!("0::/kubepods/pod{UID}/4f2a"),
-        format!("12:cpuset:/\n11:memory:/kubepods/besteffort/pod{UID}/4f2a\n0::/\n"),
-        format!(
-            "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{systemd}.slice/cri-containerd-4f.scope"
-        ),
-        format!("1:name=systemd:/kubepods.slice/kubepods-pod{systemd}.slice/docker-4f.scope"),
-        format!("0::/docker/4f/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{systemd}.slice/x"),
-        format!("0::/../../pod{UID}/4f2a"),
-        format!("0::/kubepods/pod{UID}/4f2a/kubepods/pod{STATIC_UID}/nested"),
-    ] {
-        assert_eq!(Home::of(&cgroup), Home::Pod(UID.to_owned()), "{cgroup}");
-    }
-    assert_eq!(Home::of(&in_pod(STATIC_UID)), Home::Pod(STATIC_UID.to_owned()));
-    assert_eq!(Home::of("0::/kubepods.slice/odd"), Home::Pod(String::new()));
-    for cgroup in ["", "0::/", "0::/system.slice/docker-4f2a.scope", "0::/user.slice/podman.slice", "junk"] {
-        assert_eq!(Home::of(cgroup), Home::Outside, "{cgroup}");
-    }
-}
-
-#[test]
 fn a_pods_offender_is_reported_with_what_the_wire_needs() {
     let node = Node::new();
     node.pod("ns-a", "web-1", UID);
@@ -104,7 +88,7 @@ fn a_pods_offender_is_reported_with_what_the_wire_needs() {
     node.process(PID + 1, b"", &in_pod(UID));
     node.process(PID + 2, b"nginx\0", &in_pod(UID));
 
-    let findings = node.scanner(None).scan().unwrap();
+    let findings = found(&mut node.scanner(None));
     assert_eq!(findings.len(), 1);
     let at = "2025-12-22T18:30:00+08:00[+08:00]".parse().unwrap();
     let record = findings[0].clone().into_record(&at);
@@ -130,9 +114,9 @@ fn several_processes_of_one_name_are_one_finding_with_the_lowest_id() {
     node.process(10_000_000, b"xmrig\0second", &in_pod(UID));
     node.process(PID, b"xmrig\0first", &in_pod(UID));
     node.process(PID + 1, b"masscan", &in_pod(UID));
-    let findings = node.scanner(None).scan().unwrap();
-    let found: Vec<_> = findings.iter().map(|f| (f.process.as_str(), f.cmdline.as_str(), f.pid)).collect();
-    assert_eq!(found, [("masscan", "masscan", PID + 1), ("xmrig", "xmrig first", PID)]);
+    let findings = found(&mut node.scanner(None));
+    let listed: Vec<_> = findings.iter().map(|f| (f.process.as_str(), f.cmdline.as_str(), f.pid)).collect();
+    assert_eq!(listed, [("masscan", "masscan", PID + 1), ("xmrig", "xmrig first", PID)]);
 }
 
 #[test]
@@ -145,10 +129,10 @@ fn only_known_tenants_count_and_the_host_only_when_asked() {
 
     let mut scanner = node.scanner(None);
     node.end(PID + 1);
-    assert_eq!(scanner.scan().unwrap(), []);
+    assert_eq!(found(&mut scanner), []);
     node.process(PID + 1, b"xmrig", &in_pod(STATIC_UID));
 
-    let findings = node.scanner(Some(host())).scan().unwrap();
+    let findings = found(&mut node.scanner(Some(host())));
     assert_eq!(findings.len(), 1);
     assert_eq!((findings[0].pod.as_str(), findings[0].pid), ("this", PID + 2));
 }
@@ -162,7 +146,7 @@ fn exemptions_hold_for_pods_too() {
     scanner.rules =
         Rules::from_yaml("detectionRules: {blacklist: {processes: [x]}, whitelist: {podNames: [web]}}")
             .unwrap();
-    assert_eq!(scanner.scan().unwrap(), []);
+    assert_eq!(found(&mut scanner), []);
 }
 
 #[test]
@@ -172,19 +156,19 @@ fn an_ended_process_is_gone_and_a_half_gone_one_is_no_error() {
     node.process(PID + 1, b"masscan", "0::/");
     fs::remove_file(node.root.path().join(format!("proc/{}/cgroup", PID + 1))).unwrap();
     let mut scanner = node.scanner(Some(host()));
-    assert_eq!(scanner.scan().unwrap().len(), 1);
+    assert_eq!(found(&mut scanner).len(), 1);
     node.end(PID);
-    assert_eq!(scanner.scan().unwrap(), []);
+    assert_eq!(found(&mut scanner), []);
 }
 
 #[test]
-fn command_lines_are_bounded_and_missing_roots_are_told_apart() {
+fn listed_command_lines_are_bounded_and_missing_roots_are_told_apart() {
     let node = Node::new();
     let long = [b"xmrig ".as_slice(), &vec![b'a'; 200_000]].concat();
     node.process(PID, &long, "0::/");
     let mut scanner = node.scanner(Some(host()));
     scanner.pods_root = "/nonexistent/pods".into();
-    assert_eq!(scanner.scan().unwrap()[0].cmdline.len(), 64 * 1024);
+    assert_eq!(found(&mut scanner)[0].cmdline.len(), record::MOST_CMDLINE);
     scanner.proc_root = "/nonexistent/proc".into();
     let error = scanner.scan().unwrap_err();
     assert!(matches!(error, ScanError::Processes(e) if e.kind() == io::ErrorKind::NotFound));
@@ -210,17 +194,17 @@ fn a_real_process_is_found_while_it_runs() {
     let deadline = Instant::now() + Duration::from_secs(5);
     let running = loop {
         let found = scanner.scan();
-        if Instant::now() > deadline || !matches!(&found, Ok(none) if none.is_empty()) {
+        if Instant::now() > deadline || !matches!(&found, Ok(none) if none.findings.is_empty()) {
             break found;
         }
     };
     child.kill().unwrap();
     child.wait().unwrap();
-    let running = running.unwrap();
+    let running = running.unwrap().findings;
     assert_eq!(running.len(), 1);
     assert_eq!((running[0].pid, running[0].namespace.as_str()), (child.id(), "ns-host"));
     assert_eq!(running[0].cmdline, format!("{} 60", program.display()));
-    assert_eq!(scanner.scan().unwrap(), []);
+    assert_eq!(found(&mut scanner), []);
 }
 
 #[test]
@@ -231,10 +215,12 @@ fn an_offender_of_a_pod_without_a_name_makes_the_list_partial() {
     node.process(PID + 1, b"xmrig", &in_pod(STATIC_UID));
     node.process(PID + 2, b"nginx", &in_pod(STATIC_UID));
     let root = node.root.path().join("pods");
-    assert_eq!(node.why_partial(), Partial::UnknownPods { root, count: 1, pid: PID + 1 });
+    let containers = node.root.path().join("containers");
+    assert_eq!(node.why_partial(), Partial::UnknownPods { root, containers, count: 1, pid: PID + 1 });
     // Only a node's agent has to name all of them.
     let mut scanner = node.scanner(Some(host()));
-    assert_eq!((scanner.scan().unwrap().len(), scanner.unknown_pods()), (1, 1));
+    let seen = scanner.scan().unwrap();
+    assert_eq!((seen.findings.len(), seen.unknown_pods), (1, 1));
 }
 
 #[test]
@@ -250,9 +236,9 @@ fn without_the_pods_names_a_node_that_runs_pods_is_not_clean() {
     fs::write(&pods, "").unwrap();
     assert!(matches!(node.why_partial(), Partial::NoPods { .. }));
     // Nothing is missing if there are no Pods, nor on a person's own machine.
-    assert_eq!(node.scanner(Some(host())).scan().unwrap(), []);
+    assert_eq!(found(&mut node.scanner(Some(host()))), []);
     node.end(PID);
-    assert_eq!(node.scanner(None).scan().unwrap(), []);
+    assert_eq!(found(&mut node.scanner(None)), []);
 }
 
 #[test]
@@ -264,6 +250,7 @@ fn an_agent_that_sees_its_own_pod_only_is_partial() {
         (private, "tini\0--\0agent", 7, private, "the first process is of its container"),
         (own, "tini", 7, own, "the same, seen from the node's control groups"),
         (&*in_pod(UID), "nginx", 7, "0::/x", "the first process is of a Pod"),
+        (&format!("0::/cri-containerd-{}.scope", "4f2a".repeat(16)), "nginx", 7, "0::/x", "of a container"),
         ("0::/../4f.scope", "/pause\0", 7, private, "the first process is a sandbox"),
     ] {
         let node = Node::new();
@@ -275,14 +262,16 @@ fn an_agent_that_sees_its_own_pod_only_is_partial() {
         }
         node.is_agent(agent);
         assert_eq!(node.why_partial(), Partial::OwnNamespace(node.root.path().join("proc")), "{why}");
-        assert_eq!(node.scanner(Some(host())).scan().unwrap(), [], "{why}: a person's own machine");
+        assert_eq!(found(&mut node.scanner(Some(host()))), [], "{why}: a person's own machine");
     }
     // A node that is a container itself has no kernel threads.
     let node = Node::new();
+    node.end(1);
     node.end(2);
+    node.process(1, b"/sbin/init\0", &format!("0::/docker/{}/init.scope", "4f2a".repeat(16)));
     node.process(7, b"agent", "0::/kubepods/pod/x");
     node.is_agent(7);
-    assert_eq!(node.scanner(None).scan().unwrap(), []);
+    assert_eq!(found(&mut node.scanner(None)), []);
     // A program with the kernel thread's name, in a container.
     node.process(2, b"kthreadd", private);
     node.file(2, "comm", "kthread\n");
@@ -299,7 +288,7 @@ fn processes_that_are_hidden_or_can_not_be_read_make_the_list_partial() {
     node.process(PID, b"nginx", "0::/");
     let root = node.root.path().join("proc");
     assert_eq!(node.why_partial(), Partial::Hidden(root.clone()));
-    assert_eq!(node.scanner(Some(host())).scan().unwrap(), []);
+    assert_eq!(found(&mut node.scanner(Some(host()))), []);
 
     // hidepid=1, or a security module: the process is listed but can't be read. (Root can't read a directory as a file
     // either.)
@@ -318,7 +307,7 @@ fn processes_that_are_hidden_or_can_not_be_read_make_the_list_partial() {
         for pid in [PID, PID + 1] {
             fs::remove_dir(root.join(format!("{pid}/{file}"))).unwrap();
         }
-        assert_eq!(node.scanner(None).scan().unwrap(), [], "{file}");
+        assert_eq!(found(&mut node.scanner(None)), [], "{file}");
     }
 }
 
@@ -329,7 +318,10 @@ fn this_machine_is_seen_as_a_whole_or_not_at_all() {
     let mut scanner = Scanner::new("/proc".into(), directory.path().into(), rules, None);
     let sees_kernel = fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n");
     match scanner.scan() {
-        Ok(found) => assert_eq!(found, []),
+        Ok(found) => assert_eq!(found.findings, []),
         Err(why) => assert!(!sees_kernel, "{why}"),
     }
 }
+
+mod programs;
+mod shares;

@@ -7,13 +7,18 @@ use std::{
 
 use axum::{
     body::Bytes,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use flate2::{Compression, write::GzEncoder};
 
-use crate::record::{Record, encode};
+use crate::{
+    proc::LeftOut,
+    record::{Record, encode},
+};
 
+/// What is left out of the list, as three numbers; it is missing where nothing is.
+const LEFT_OUT: HeaderName = HeaderName::from_static("procscan-left-out");
 /// Below this, compression saves no packet.
 const WORTH_COMPRESSING: usize = 1024;
 
@@ -23,10 +28,11 @@ pub(super) struct Published {
     etag: String,
     plain: Bytes,
     gzip: Option<Bytes>,
+    left_out: Option<HeaderValue>,
 }
 
 impl Published {
-    pub(super) fn new(records: &[Record]) -> Self {
+    pub(super) fn new(records: &[Record], left_out: &LeftOut) -> Self {
         let plain = encode(records);
         let mut hash = DefaultHasher::new();
         hash.write(&plain);
@@ -35,11 +41,22 @@ impl Published {
             etag: format!("W/\"{:016x}\"", hash.finish()),
             plain: plain.into(),
             gzip: gzip.map(Bytes::from),
+            left_out: (!left_out.is_empty())
+                .then(|| HeaderValue::from_str(&left_out.total().to_string()).ok())
+                .flatten(),
         }
     }
 
     /// Answers a request with these headers: in full, compressed, or that nothing changed.
     pub(super) fn answer(&self, asked: &HeaderMap) -> Response {
+        let mut response = self.answer_with_list(asked);
+        if let Some(left_out) = &self.left_out {
+            response.headers_mut().insert(LEFT_OUT, left_out.clone());
+        }
+        response
+    }
+
+    fn answer_with_list(&self, asked: &HeaderMap) -> Response {
         let common = [(header::ETAG, self.etag.as_str()), (header::VARY, "Accept-Encoding")];
         let opaque = self.etag.trim_start_matches("W/");
         if items(asked, header::IF_NONE_MATCH).any(|tag| tag == "*" || tag.trim_start_matches("W/") == opaque)
@@ -58,7 +75,7 @@ impl Published {
 
 impl Default for Published {
     fn default() -> Self {
-        Self::new(&[])
+        Self::new(&[], &LeftOut::default())
     }
 }
 

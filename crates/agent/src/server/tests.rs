@@ -1,6 +1,7 @@
 use std::fs;
 
 use super::*;
+use crate::proc::{Omitted, Partial};
 use crate::testing::{ask, open, seconds_until_closed, violations};
 
 fn record(pod: &str) -> Record {
@@ -58,6 +59,55 @@ async fn an_unchanged_list_is_not_sent_twice() {
 
     agent.publish(&[record("q")]);
     assert_eq!(ask(address, "GET /api/violations", &known).await.records(), [record("q")]);
+}
+
+#[tokio::test]
+async fn what_is_left_out_is_counted_in_a_header() {
+    let (address, agent, ..) = serving(&[record("p")]).await;
+    assert_eq!(violations(address).await.header("procscan-left-out"), None);
+    let omitted = |offenders, processes| Omitted { offenders, processes, command_lines: 1 };
+    let left_out = LeftOut([("ns-a".into(), omitted(5, 0)), ("ns-b".into(), omitted(2, 9))].into());
+    agent.publish_part(&[record("p")], &left_out);
+    let part = violations(address).await;
+    let expected = Some("offenders=7, processes=9, command-lines=2");
+    assert_eq!((part.header("procscan-left-out"), part.records()), (expected, vec![record("p")]));
+    let known = format!("If-None-Match: {}\r\n", part.header("etag").unwrap());
+    let again = ask(address, "GET /api/violations", &known).await;
+    assert_eq!((again.status(), again.header("procscan-left-out")), (304, expected));
+}
+
+#[test]
+fn a_trouble_of_each_scan_is_told_once() {
+    let scanner = Scanner::new("/proc".into(), "/pods".into(), Rules::default(), None);
+    let omitted = |offenders| Omitted { offenders, ..Omitted::default() };
+    let of = |count| Scan {
+        unknown_pods: count,
+        doubtful_containers: count,
+        hidden_programs: count,
+        left_out: LeftOut([("ns-a".into(), omitted(count)), ("ns-b".into(), omitted(1))].into()),
+        ..Scan::default()
+    };
+    let mut troubles = Troubles::default();
+    let told = troubles.see(troubles_of(&of(3), &scanner), Instant::now());
+    assert_eq!(told.len(), 5, "{told:?}");
+    let left_out = "there is more in ns-a than its share of the scan or of the list; left out: offenders=3, processes=0, command-lines=0";
+    assert!(told.contains(&News::Begun(left_out.into())), "{told:?}");
+    assert_eq!(troubles.see(troubles_of(&of(4), &scanner), Instant::now()), []);
+
+    // Nor is a failure that counts otherwise in each scan.
+    let partial = |count| {
+        let (root, containers) = ("/pods".into(), "/containers".into());
+        ScanError::from(Partial::UnknownPods { root, containers, count, pid: 7 })
+    };
+    assert_eq!(partial(1).kind(), partial(2).kind());
+    let mut publisher = Publisher { agent: Agent::new(), troubles: Troubles::default() };
+    publisher.publish(&scanner, Err(partial(1)));
+    publisher.publish(&scanner, Err(partial(2)));
+    let Said::Nothing(why) = publisher.agent.said() else { panic!("a list") };
+    assert!(
+        why.starts_with("2 offending processes are of Pods that neither /pods nor /containers names"),
+        "{why}"
+    );
 }
 
 #[tokio::test]
@@ -169,11 +219,12 @@ async fn an_agent_that_does_not_see_its_node_answers_503_and_why_until_it_does()
 #[tokio::test(start_paused = true)]
 async fn a_scan_that_hangs_does_not_leave_the_list_before_it_standing() {
     let agent = Agent::new();
+    let publisher = |agent: &Agent| Publisher { agent: agent.clone(), troubles: Troubles::default() };
     let is_list = |agent: &Agent| matches!(agent.said(), Said::List(_));
     let (end, hangs) = tokio::sync::oneshot::channel::<()>();
     let scan = tokio::spawn({
-        let agent = agent.clone();
-        async move { in_time(hangs, Duration::from_mins(1), &agent).await }
+        let mut publisher = publisher(&agent);
+        async move { in_time(hangs, Duration::from_mins(1), &mut publisher).await }
     });
     sleep(Duration::from_secs(179)).await;
     assert!(is_list(&agent), "three intervals have not passed");
@@ -181,7 +232,7 @@ async fn a_scan_that_hangs_does_not_leave_the_list_before_it_standing() {
     assert!(!is_list(&agent));
     end.send(()).unwrap();
     scan.await.unwrap().unwrap();
-    assert!(in_time(async { true }, Duration::ZERO, &agent).await);
+    assert!(in_time(async { true }, Duration::ZERO, &mut publisher(&agent)).await);
 }
 
 async fn timeout_of<T>(task: JoinHandle<T>) -> T {

@@ -40,6 +40,7 @@ pub(super) async fn agent(args: args::Agent, mut stop: Stop) -> Result<(), Comma
             rules: rules(args.rules.as_deref())?,
             proc_root: args.proc,
             pods_root: args.pods,
+            containers_root: args.containers,
             host: args.host_namespace.map(host),
         };
         let (address, task) = server::start(options, cancel).await.map_err(from_agent)?;
@@ -102,7 +103,11 @@ pub(super) fn rules(path: Option<&Path>) -> Result<Rules, CommandError> {
     let Some(path) = path else {
         return Ok(Rules::default());
     };
-    Ok(Rules::from_yaml(&read(path)?).map_err(|e| ConfigError::new(path.display(), e))?)
+    let rules = Rules::from_yaml(&read(path)?).map_err(|e| ConfigError::new(path.display(), e))?;
+    for refused in rules.refused() {
+        tracing::warn!(file = %path.display(), "a rule is not in force, the others are: {refused}");
+    }
+    Ok(rules)
 }
 
 fn script(path: &Path, nodes: usize) -> Result<Script, CommandError> {

@@ -1,0 +1,232 @@
+//! Shares the list among the tenants of a node, and counts what is left out of it.
+//!
+//! A reader takes a limited number of records from one node, and a tenant can have any number of offending processes. So
+//! the namespaces take turns, and in each namespace its Pods: a record is left out only after each other Pod has as many
+//! as the one that it belongs to. In a Pod the oldest processes are preferred, so that new ones don't
+//! change what is listed.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+};
+
+use super::{Finding, names::Owner};
+
+/// Records of one node. With the limits of a record, all of them are smaller than what an aggregator reads by default.
+pub const MOST_RECORDS: usize = 500;
+/// Records of one Pod, whatever room there is.
+pub const MOST_OF_POD: usize = 32;
+
+/// What a scan, or its list, leaves out of one namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Omitted {
+    /// Offending processes without a record.
+    pub offenders: usize,
+    /// Processes that this scan did not look at; the next ones do.
+    pub processes: usize,
+    /// Command lines that were not read to their end.
+    pub command_lines: usize,
+}
+
+impl fmt::Display for Omitted {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { offenders, processes, command_lines } = self;
+        write!(to, "offenders={offenders}, processes={processes}, command-lines={command_lines}")
+    }
+}
+
+/// What a scan, or its list, leaves out, by namespace. Namespaces of which nothing is left out are not in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut(pub BTreeMap<String, Omitted>);
+
+impl LeftOut {
+    /// Whether nothing is left out.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The sum over all namespaces.
+    pub fn total(&self) -> Omitted {
+        self.0.values().fold(Omitted::default(), |sum, of| Omitted {
+            offenders: sum.offenders + of.offenders,
+            processes: sum.processes + of.processes,
+            command_lines: sum.command_lines + of.command_lines,
+        })
+    }
+
+    pub(super) fn add(&mut self, namespace: &str, more: Omitted) {
+        if more == Omitted::default() {
+            return;
+        }
+        let of = self.0.entry(namespace.to_owned()).or_default();
+        of.offenders += more.offenders;
+        of.processes += more.processes;
+        of.command_lines += more.command_lines;
+    }
+}
+
+/// Processes of one Pod with one name.
+#[derive(Debug)]
+struct Found {
+    /// The oldest of them.
+    finding: Finding,
+    processes: usize,
+}
+
+impl Found {
+    fn age(&self) -> (u64, u32) {
+        (self.finding.started, self.finding.pid)
+    }
+}
+
+/// What was found in one Pod, by process name.
+#[derive(Debug, Default)]
+struct OfPod {
+    found: BTreeMap<String, Found>,
+    /// Processes that are left out.
+    omitted: usize,
+}
+
+impl OfPod {
+    fn add(&mut self, finding: Finding) {
+        let found = Found { finding, processes: 1 };
+        if let Some(same) = self.found.get_mut(&found.finding.process) {
+            same.processes += 1;
+            if found.age() < same.age() {
+                same.finding = found.finding;
+            }
+            return;
+        }
+        if self.found.len() >= MOST_OF_POD {
+            let youngest = self.found.values().max_by_key(|found| found.age());
+            let Some(youngest) = youngest.filter(|youngest| found.age() < youngest.age()) else {
+                self.omitted += 1;
+                return;
+            };
+            let name = youngest.finding.process.clone();
+            self.omitted += self.found.remove(&name).map_or(0, |removed| removed.processes);
+        }
+        self.found.insert(found.finding.process.clone(), found);
+    }
+
+    fn by_age(self) -> VecDeque<Found> {
+        let mut found: Vec<Found> = self.found.into_values().collect();
+        found.sort_unstable_by_key(Found::age);
+        found.into()
+    }
+}
+
+/// What a scan has found, by namespace and Pod.
+#[derive(Debug, Default)]
+pub(super) struct Listing(BTreeMap<String, BTreeMap<String, OfPod>>);
+
+impl Listing {
+    pub(super) fn add(&mut self, finding: Finding) {
+        let pods = self.0.entry(finding.namespace.clone()).or_default();
+        pods.entry(finding.pod.clone()).or_default().add(finding);
+    }
+
+    /// What was found of one Pod.
+    pub(super) fn of(&self, owner: &Owner) -> Vec<Finding> {
+        let Owner::Named { namespace, pod } = owner else { return Vec::new() };
+        let found = self.0.get(namespace).and_then(|pods| pods.get(pod));
+        found.into_iter().flat_map(|pod| pod.found.values().map(|found| found.finding.clone())).collect()
+    }
+
+    /// At most `most` findings, ordered by namespace, Pod and process.
+    pub(super) fn choose(self, most: usize, left_out: &mut LeftOut) -> Vec<Finding> {
+        let mut namespaces = VecDeque::new();
+        for (namespace, pods) in self.0 {
+            let offenders = pods.values().map(|pod| pod.omitted).sum();
+            left_out.add(&namespace, Omitted { offenders, ..Omitted::default() });
+            let mut pods: Vec<VecDeque<Found>> = pods.into_values().map(OfPod::by_age).collect();
+            pods.sort_by_key(|pod| pod.front().map(Found::age));
+            namespaces.push_back(VecDeque::from(pods));
+        }
+        let mut chosen: Vec<Finding> = Vec::new();
+        // Each namespace in turn, and of it each Pod in turn, gives its oldest.
+        while chosen.len() < most
+            && let Some(mut pods) = namespaces.pop_front()
+        {
+            let Some(mut pod) = pods.pop_front() else { continue };
+            chosen.extend(pod.pop_front().map(|found| found.finding));
+            if !pod.is_empty() {
+                pods.push_back(pod);
+            }
+            namespaces.push_back(pods);
+        }
+        for found in namespaces.into_iter().flatten().flatten() {
+            let omitted = Omitted { offenders: found.processes, ..Omitted::default() };
+            left_out.add(&found.finding.namespace, omitted);
+        }
+        chosen.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
+        chosen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(namespace: &str, pod: &str, process: &str, started: u64) -> Finding {
+        Finding {
+            namespace: namespace.into(),
+            pod: pod.into(),
+            process: process.into(),
+            cmdline: String::new(),
+            regex: String::new(),
+            pid: 1,
+            started,
+        }
+    }
+
+    fn choose(findings: Vec<Finding>, most: usize) -> (Vec<String>, LeftOut) {
+        let mut listing = Listing::default();
+        for finding in findings {
+            listing.add(finding);
+        }
+        let mut left_out = LeftOut::default();
+        let chosen = listing.choose(most, &mut left_out);
+        let names = chosen.iter().map(|f| format!("{}/{}/{}", f.namespace, f.pod, f.process)).collect();
+        (names, left_out)
+    }
+
+    #[test]
+    fn a_namespace_with_any_number_of_pods_and_names_leaves_room_for_each_other_pod() {
+        let mut flood = Vec::new();
+        for pod in 0..60 {
+            flood.extend((0..1000).map(|n| finding("ns-a", &format!("p{pod}"), &format!("x{n:04}"), n)));
+        }
+        flood.extend([finding("ns-b", "web", "xmrig", 5000), finding("ns-a", "young", "xmrig", 9000)]);
+        let (names, left_out) = choose(flood, 100);
+        assert_eq!(names.len(), 100);
+        assert!(names.contains(&"ns-b/web/xmrig".to_owned()));
+        assert!(names.contains(&"ns-a/young/xmrig".to_owned()), "another Pod of the same namespace");
+        assert!((0..60).all(|pod| names.contains(&format!("ns-a/p{pod}/x0000"))), "the oldest of each Pod");
+        let expected = Omitted { offenders: 60_000 - 98, ..Omitted::default() };
+        assert_eq!(left_out, LeftOut([("ns-a".to_owned(), expected)].into()));
+    }
+
+    #[test]
+    fn more_namespaces_than_records_leave_out_the_second_of_each() {
+        let findings = (0..20)
+            .flat_map(|ns| (0..3).map(move |n| finding(&format!("ns-{ns:02}"), &format!("p{n}"), "x", n)));
+        let (names, left_out) = choose(findings.collect(), 20);
+        let expected: Vec<String> = (0..20).map(|ns| format!("ns-{ns:02}/p0/x")).collect();
+        assert_eq!(names, expected);
+        assert_eq!((left_out.0.len(), left_out.total().offenders), (20, 40));
+    }
+
+    #[test]
+    fn the_oldest_stay_listed_whatever_comes_and_goes() {
+        let old = (0..MOST_OF_POD as u64).map(|n| finding("ns-a", "web", &format!("old{n}"), n));
+        let (before, nothing) = choose(old.clone().collect(), MOST_RECORDS);
+        assert!(nothing.is_empty());
+        let new = (0..500).map(|n| finding("ns-a", "web", &format!("a{n}"), 1000 + n));
+        // A younger process of a listed name is no other record.
+        let same = finding("ns-a", "web", "old0", 2000);
+        let (after, left_out) = choose(new.chain(old).chain([same]).collect(), MOST_RECORDS);
+        assert_eq!(after, before);
+        assert_eq!(left_out.total().to_string(), "offenders=500, processes=0, command-lines=0");
+    }
+}

@@ -1,0 +1,104 @@
+//! Names of Pods, from the kubelet's log directories. These are plain files, so the agent needs no socket with the power
+//! to start containers.
+
+use std::{collections::HashMap, fs, io, path::Path};
+
+use super::cgroup::Home;
+
+/// A Pod's namespace and name.
+pub(super) type PodName = (String, String);
+
+/// What the kubelet says of the Pods and containers that run here.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    by_uid: HashMap<String, PodName>,
+    /// `None` where the links can't be read.
+    by_container: Option<HashMap<String, PodName>>,
+}
+
+/// Whose process it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Owner {
+    /// A Pod's, or the host's if that has a name.
+    Named {
+        /// The Pod's namespace.
+        namespace: String,
+        /// The Pod's name.
+        pod: String,
+    },
+    /// That of a Pod with this UID, or of a container with this ID, that has no name here.
+    Unknown(String),
+}
+
+impl Owner {
+    pub(super) fn named((namespace, pod): PodName) -> Self {
+        Self::Named { namespace, pod }
+    }
+
+    /// What shares the costs of a scan: a namespace. Each unknown Pod is one of its own, because it may be in any.
+    pub(super) fn tenant(&self) -> &str {
+        match self {
+            Self::Named { namespace, .. } => namespace,
+            Self::Unknown(id) => id,
+        }
+    }
+}
+
+impl Names {
+    /// Reads `pods`, with directories `<namespace>_<pod>_<uid>`, and `containers`, with links
+    /// `<pod>_<namespace>_<container>-<id>.log`. The latter is needed only where control groups do not name Pods, so that
+    /// it may be missing.
+    ///
+    /// # Errors
+    /// Fails if `pods` can't be read.
+    pub(super) fn read(pods: &Path, containers: &Path) -> (Self, io::Result<()>) {
+        let mut names = Self::default();
+        let result = names.read_pods(pods);
+        if let Ok(entries) = fs::read_dir(containers) {
+            let entries = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+            names.by_container = Some(entries.filter_map(|name| of_container(&name)).collect());
+        }
+        (names, result)
+    }
+
+    fn read_pods(&mut self, root: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(root)? {
+            let name = entry?.file_name();
+            // Neither namespaces, nor Pod names, nor UIDs may contain an underscore.
+            let parts = name.to_str().and_then(|name| name.split_once('_'));
+            if let Some((namespace, (pod, uid))) =
+                parts.and_then(|(n, rest)| Some((n, rest.split_once('_')?)))
+            {
+                self.by_uid.insert(uid.to_owned(), (namespace.to_owned(), pod.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it can't be told if this is a container of Kubernetes.
+    pub(super) fn is_in_doubt(&self, home: &Home) -> bool {
+        self.by_container.is_none() && matches!(home, Home::Container { .. }) && !home.is_pod()
+    }
+
+    /// Whose a process is that lives in `home`; `None` for the host's, and for containers of other programs than Kubernetes.
+    pub(super) fn owner(&self, home: Home) -> Option<Owner> {
+        let (known, id) = match home {
+            Home::Outside => return None,
+            Home::Pod(uid) => (self.by_uid.get(&uid), uid),
+            Home::Container { id, is_of_kubernetes, inside } => {
+                match self.by_container.as_ref().and_then(|names| names.get(&id)) {
+                    None if !is_of_kubernetes => return self.owner(Home::Pod(inside?)),
+                    known => (known, id),
+                }
+            }
+        };
+        Some(known.cloned().map_or(Owner::Unknown(id), Owner::named))
+    }
+}
+
+fn of_container(link: &str) -> Option<(String, PodName)> {
+    let (pod, rest) = link.strip_suffix(".log")?.split_once('_')?;
+    let (namespace, container) = rest.split_once('_')?;
+    let (_, id) = container.rsplit_once('-')?;
+    Some((id.to_owned(), (namespace.to_owned(), pod.to_owned())))
+}

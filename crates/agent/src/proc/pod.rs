@@ -1,0 +1,146 @@
+//! Judges the processes of one Pod, within its share of a scan.
+
+use std::collections::HashSet;
+
+use super::{
+    Finding, Limits, Omitted, Scanner, Seen,
+    names::Owner,
+    process::{Process, started},
+    turns::behind,
+};
+use crate::record;
+
+/// Where a scan stopped in a Pod that has more than its share.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Turn {
+    /// The last process that had its turn.
+    last: u32,
+    /// What was found so far. As long as these processes run, they are listed: if a record came and went with the turn of
+    /// its process, its reader would take the process for gone.
+    findings: Vec<Finding>,
+}
+
+/// One scan of one Pod.
+pub(super) struct PodScan<'a> {
+    scanner: &'a Scanner,
+    owner: &'a Owner,
+    /// In ascending order.
+    pids: &'a [u32],
+    /// Bytes that may be read.
+    share: u64,
+    seen: &'a mut Seen,
+    /// Processes that this scan has judged by their whole command lines, or for which a rule matched.
+    settled: HashSet<u32>,
+    omitted: Omitted,
+}
+
+impl<'a> PodScan<'a> {
+    pub(super) fn new(
+        scanner: &'a Scanner,
+        owner: &'a Owner,
+        pids: &'a [u32],
+        share: u64,
+        seen: &'a mut Seen,
+    ) -> Self {
+        Self { scanner, owner, pids, share, seen, settled: HashSet::new(), omitted: Omitted::default() }
+    }
+
+    /// Goes on from where the last scan stopped. Answers how many bytes were read, which may be a little more than the
+    /// share, and where this scan stopped if it did not reach the end.
+    ///
+    /// The beginnings of all command lines come first where half of the share is enough for them: then a short command
+    /// line is judged in each scan, however many long ones there are.
+    pub(super) fn run(mut self, before: Turn) -> (u64, Option<Turn>) {
+        let head = self.scanner.limits.head;
+        let of_heads = head.saturating_mul(self.pids.len() as u64);
+        let mut last = before.last;
+        let used = if of_heads > self.share / 2 {
+            self.read_in_turn(self.pids, self.share, false, &mut last)
+        } else {
+            let long = self.read_heads();
+            of_heads + self.read_in_turn(&long, self.share - of_heads, true, &mut last)
+        };
+        for finding in before.findings {
+            let is_here = self.pids.binary_search(&finding.pid).is_ok();
+            if is_here && !self.settled.contains(&finding.pid) && self.started(finding.pid) == finding.started
+            {
+                self.seen.listing.add(finding);
+            }
+        }
+        self.seen.left_out.add(self.owner.tenant(), self.omitted);
+        let is_partial = self.omitted != Omitted::default();
+        let next = is_partial.then(|| Turn { last, findings: self.seen.listing.of(self.owner) });
+        (used, next)
+    }
+
+    /// Judges what the beginnings of command lines are enough for. Answers the others.
+    fn read_heads(&mut self) -> Vec<u32> {
+        let mut long = Vec::new();
+        for pid in self.pids {
+            match self.read(*pid, self.scanner.limits.head) {
+                Some(process) if process.is_whole => self.judge(*pid, &process),
+                Some(_) => long.push(*pid),
+                None => {}
+            }
+        }
+        long
+    }
+
+    /// Judges processes by their whole command lines, from the one behind `last` on, until `share` is used up. If the
+    /// beginnings were read before (`heads_are_read`), the others are judged by those. `last` becomes the last one that had its turn.
+    fn read_in_turn(&mut self, pids: &[u32], share: u64, heads_are_read: bool, last: &mut u32) -> u64 {
+        let Limits { head, cmdline, .. } = self.scanner.limits;
+        let mut used = 0;
+        for (index, pid) in behind(pids, *last).enumerate() {
+            let left = share.saturating_sub(used);
+            if left < head && !heads_are_read && index > 0 {
+                self.omitted.processes = pids.len() - index;
+                break;
+            }
+            let limit = left.clamp(head, cmdline.max(head));
+            let Some(process) = self.read(pid, limit) else { continue };
+            self.judge(pid, &process);
+            if limit > head || !heads_are_read {
+                used += process.bytes.max(head);
+            }
+            if !process.is_whole {
+                self.omitted.command_lines += 1;
+            }
+            // A command line that only the share has cut comes first in the next scan, where it has more of it.
+            if process.is_whole || limit == cmdline || index == 0 {
+                *last = pid;
+            }
+        }
+        used
+    }
+
+    fn read(&mut self, pid: u32, limit: u64) -> Option<Process> {
+        Process::read(&self.scanner.directory(pid), limit, &mut self.seen.unseen)
+    }
+
+    fn started(&self, pid: u32) -> u64 {
+        started(&self.scanner.directory(pid))
+    }
+
+    fn judge(&mut self, pid: u32, process: &Process) {
+        if process.is_whole {
+            self.settled.insert(pid);
+        }
+        let Some(hit) = self.scanner.rules.judge(&process.names, &process.cmdline) else { return };
+        self.settled.insert(pid);
+        let Owner::Named { namespace, pod } = self.owner else {
+            self.seen.unseen.is_of_unknown_pod(pid);
+            return;
+        };
+        let name = process.names.get(hit.name.unwrap_or(0)).map_or("", String::as_str);
+        self.seen.listing.add(Finding {
+            namespace: namespace.clone(),
+            pod: pod.clone(),
+            process: record::cut(name, record::MOST_PROCESS).to_owned(),
+            cmdline: record::excerpt(&process.cmdline, hit.at, record::MOST_CMDLINE),
+            regex: record::cut(&hit.regex, record::MOST_REGEX).to_owned(),
+            pid,
+            started: self.started(pid),
+        });
+    }
+}

@@ -1,0 +1,156 @@
+//! Offenders that call themselves otherwise, and containers whose control groups name no Pod.
+
+use std::os::unix::{fs::symlink, process::CommandExt};
+
+use super::*;
+
+impl Node {
+    /// Gives a process a program and the name that the kernel has for it.
+    fn program(&self, pid: u32, exe: &str, comm: &str) {
+        symlink(exe, self.root.path().join(format!("proc/{pid}/exe"))).unwrap();
+        self.file(pid, "comm", &format!("{comm}\n"));
+    }
+
+    fn container(&self, link: &str) {
+        let directory = self.root.path().join("containers");
+        fs::create_dir_all(&directory).unwrap();
+        symlink("/nonexistent", directory.join(link)).unwrap();
+    }
+}
+
+/// What each of these processes is listed as.
+fn listed(processes: &[(&[u8], &str, &str)]) -> Vec<String> {
+    let node = Node::new();
+    node.pod("ns-a", "web-1", UID);
+    let mut listed = Vec::new();
+    for (cmdline, exe, comm) in processes {
+        node.process(PID, cmdline, &in_pod(UID));
+        node.program(PID, exe, comm);
+        listed.extend(found(&mut node.scanner(None)).into_iter().map(|finding| finding.process));
+        node.end(PID);
+    }
+    listed
+}
+
+#[test]
+fn a_program_is_found_under_its_own_name_whatever_it_calls_itself() {
+    let listed = listed(&[
+        (b"/tmp/my dir/xmrig\0-o\0pool\0", "/tmp/my dir/xmrig", "xmrig"),
+        (b"java\0-jar\0app.jar\0", "/opt/xmrig", "java"),
+        (b"java\0", "/opt/xmrig (deleted)", "java"),
+        (b"[kworker/0:1]\0", "/memfd:xmrig (deleted)", "kworker"),
+        (b"sh\0/opt/xmrig\0", "/bin/dash", "xmrig"),
+        (b"", "/opt/xmrig", ""),
+        (b"java\0", "/opt/java", "java"),
+    ]);
+    assert_eq!(listed, ["xmrig"; 6]);
+}
+
+#[test]
+fn a_keyword_names_the_program_of_a_path_with_a_space() {
+    let words = b"/tmp/my dir/app\0-o\0stratum+tcp://pool.example.com:3333\0";
+    assert_eq!(listed(&[(words, "/tmp/my dir/app", "app"), (words, "/bin/other", "other")]), ["app", "my"]);
+}
+
+#[test]
+fn a_keyword_behind_any_padding_is_found_and_shown() {
+    for (padding, fill) in [(64 << 10, b'x'), (3 << 20, b'x'), (6 << 20, 0xff), (100_000, b'<')] {
+        let node = Node::new();
+        node.pod("ns-a", "web-1", UID);
+        let words = [b"./a\0".as_slice(), &vec![fill; padding], b"\0--url\0stratum+tcp://pool.example.com\0"];
+        node.process(PID, &words.concat(), &in_pod(UID));
+        let seen = node.scanner(None).scan().unwrap();
+        assert_eq!(seen.findings.len(), 1, "{padding}");
+        assert!(seen.left_out.is_empty(), "{:?}", seen.left_out);
+        let cmdline = &seen.findings[0].cmdline;
+        assert!(cmdline.starts_with("./a ") && cmdline.contains(" --url stratum+tcp://pool"), "{cmdline}");
+        assert!(record::cut(cmdline, record::MOST_CMDLINE) == cmdline, "{}", cmdline.len());
+    }
+}
+
+#[test]
+fn a_program_whose_first_thread_has_ended_is_found() {
+    let node = Node::new();
+    node.pod("ns-a", "web-1", UID);
+    node.process(PID, b"", &in_pod(UID));
+    node.file(PID, "comm", "xmrig\n");
+    assert_eq!(found(&mut node.scanner(None)), [], "a zombie");
+    for thread in [PID, PID + 1] {
+        fs::create_dir_all(node.root.path().join(format!("proc/{PID}/task/{thread}"))).unwrap();
+        node.file(PID, &format!("task/{thread}/cmdline"), "");
+    }
+    assert_eq!(found(&mut node.scanner(None)), [], "a zombie with threads that have ended");
+    node.file(PID, &format!("task/{}/cmdline", PID + 1), "/opt/xmrig\0");
+    assert_eq!(found(&mut node.scanner(None))[0].process, "xmrig");
+}
+
+#[test]
+fn programs_that_can_not_be_seen_leave_the_other_names() {
+    let node = Node::new();
+    node.pod("ns-a", "web-1", UID);
+    node.process(PID, b"java\0", &in_pod(UID));
+    // Anything but a link: reading it as one fails otherwise than for a process that has ended.
+    node.file(PID, "exe", "");
+    node.file(PID, "comm", "xmrig\n");
+    let seen = node.scanner(None).scan().unwrap();
+    assert_eq!((seen.hidden_programs, seen.findings[0].process.as_str()), (1, "xmrig"));
+}
+
+#[test]
+fn a_real_program_is_found_behind_a_space_another_name_and_without_its_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let name = format!("xmrig-of-{}", std::process::id());
+    let program = directory.path().join("my dir").join(&name);
+    fs::create_dir(directory.path().join("my dir")).unwrap();
+    fs::copy("/bin/sleep", &program).unwrap();
+    if let Home::Pod(uid) = Home::of(&fs::read_to_string("/proc/self/cgroup").unwrap()) {
+        fs::create_dir(directory.path().join(format!("ns-host_this_{uid}"))).unwrap();
+    }
+    let rules =
+        Rules::from_yaml(&format!("detectionRules: {{blacklist: {{processes: [^{name}$]}}}}")).unwrap();
+    let mut scanner = Scanner::new("/proc".into(), directory.path().into(), rules, Some(host()));
+    let mut child = Command::new(&program).arg0("a name of its own").arg("60").spawn().unwrap();
+    fs::remove_file(&program).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let running = loop {
+        let findings = scanner.scan().map(|seen| seen.findings);
+        if Instant::now() > deadline || !matches!(&findings, Ok(none) if none.is_empty()) {
+            break findings;
+        }
+    };
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let running = running.unwrap();
+    assert_eq!((running.len(), running[0].pid, &running[0].process), (1, child.id(), &name));
+    assert_eq!(running[0].cmdline, "a name of its own 60");
+    assert!(running[0].started > 0);
+}
+
+#[test]
+fn a_container_without_a_pod_in_its_control_group_has_the_name_that_the_kubelet_gives_it() {
+    let node = Node::new();
+    let id = "4f2a".repeat(16);
+    node.process(PID, b"xmrig\0", &format!("0::/system.slice:cri-containerd:{id}"));
+    assert!(matches!(node.why_partial(), Partial::UnknownPods { count: 1, pid: PID, .. }));
+    node.container(&format!("web-1_ns-a_main-{id}.log"));
+    let findings = found(&mut node.scanner(None));
+    assert_eq!((findings[0].namespace.as_str(), findings[0].pod.as_str()), ("ns-a", "web-1"));
+
+    // Docker has containers of its own, too.
+    node.process(PID + 1, b"xmrig\0", &format!("0::/docker/{}", "0".repeat(64)));
+    let seen = node.scanner(None).scan().unwrap();
+    assert_eq!((seen.findings.len(), seen.doubtful_containers), (1, 0));
+    node.end(PID);
+    let mut scanner = node.scanner(None);
+    scanner.containers_root = "/nonexistent/containers".into();
+    let seen = scanner.scan().unwrap();
+    assert_eq!((seen.findings.len(), seen.doubtful_containers), (0, 1), "without the links that is in doubt");
+    node.process(PID, b"xmrig\0", &format!("0::/system.slice:cri-containerd:{id}"));
+    // A node that is a container itself.
+    node.pod("ns-c", "web-3", UID);
+    node.process(PID + 2, b"xmrig\0", &format!("0::/docker/{}/kubepods/pod{UID}", "1".repeat(64)));
+    assert_eq!(found(&mut node.scanner(None))[1].namespace, "ns-c");
+    node.end(PID + 2);
+    node.container(&format!("web-2_ns-b_main-{}.log", "0".repeat(64)));
+    assert_eq!(found(&mut node.scanner(None)).len(), 2);
+}

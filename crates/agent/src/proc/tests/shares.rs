@@ -1,0 +1,146 @@
+//! What one tenant can take from others: room in the list, and what a scan reads.
+
+use super::*;
+use crate::record::encode;
+
+/// A Pod's UID that ends in `number`.
+fn uid(number: u32) -> String {
+    format!("0f5e6a52-8c1d-4b8a-9a53-{number:012x}")
+}
+
+/// What an aggregator reads of one answer by default.
+const MAX_BODY: usize = 4 << 20;
+/// More than are listed of one Pod, with more bytes than fit into an answer.
+const NAMES: u32 = 300;
+const MINER: &[u8] = b"./a\0--url\0stratum+tcp://pool.example.com\0";
+
+/// A scanner with rules that cost little, for much that is read.
+fn scanner(node: &Node, limits: Limits) -> Scanner {
+    let rules = "detectionRules: {blacklist: {processes: [^xmrig$, ^masscan$], keywords: [stratum]}}";
+    let mut scanner = node.scanner(None);
+    scanner.rules = Rules::from_yaml(rules).unwrap();
+    scanner.limits = limits;
+    scanner
+}
+
+fn padded(padding: usize) -> Vec<u8> {
+    [b"./a\0".as_slice(), &vec![b'x'; padding], b"\0--url\0stratum+tcp://pool.example.com\0"].concat()
+}
+
+#[test]
+fn a_flood_of_processes_and_names_hides_no_other_pod_and_fits_into_an_answer() {
+    let node = Node::new();
+    node.pod("ns-a", "flood", &uid(1));
+    node.pod("ns-a", "names", &uid(2));
+    node.pod("ns-a", "zz-other", &uid(3));
+    node.pod("ns-b", "web", &uid(4));
+    let escaped = [b"xmrig\0".as_slice(), &vec![b'<'; 62_000]].concat();
+    for n in 0..70 {
+        let named = [format!("/{n}/masscan\0").as_bytes(), &escaped].concat();
+        node.process(PID + n, if n % 2 == 0 { &escaped } else { &named }, &in_pod(&uid(1)));
+    }
+    for n in 0..NAMES {
+        let long = [format!("{n:05}\0").as_bytes(), &vec![b'&'; 16_000], MINER].concat();
+        node.process(PID + 100 + n, &long, &in_pod(&uid(2)));
+    }
+    // The youngest of all.
+    node.process(PID + 9000, b"xmrig\0", &in_pod(&uid(3)));
+    node.process(PID + 9001, MINER, &in_pod(&uid(4)));
+    let seen = scanner(&node, Limits::default()).scan().unwrap();
+    let of = |pod: &str| seen.findings.iter().filter(|finding| finding.pod == pod).count();
+    assert_eq!((of("flood"), of("names"), of("zz-other"), of("web")), (2, MOST_OF_POD, 1, 1));
+    let left_out = Omitted { offenders: NAMES as usize - MOST_OF_POD, ..Omitted::default() };
+    assert_eq!(seen.left_out, LeftOut([("ns-a".to_owned(), left_out)].into()));
+    let at = "2025-12-22T18:30:00+08:00[+08:00]".parse().unwrap();
+    let records: Vec<Record> = seen.findings.into_iter().map(|finding| finding.into_record(&at)).collect();
+    assert!(encode(&records).len() < MAX_BODY);
+}
+
+#[test]
+fn the_largest_list_fits_into_an_answer() {
+    let name = "\u{1}".repeat(1000);
+    let record = Record {
+        pod: "p".repeat(253),
+        namespace: "n".repeat(63),
+        process: record::cut(&name, record::MOST_PROCESS).into(),
+        cmdline: record::excerpt(&"<".repeat(10_000), 9000, record::MOST_CMDLINE),
+        regex: record::cut(&"&".repeat(1000), record::MOST_REGEX).into(),
+        status: "active".into(),
+        kind: "app".into(),
+        name: "p".repeat(253),
+        timestamp: "2025-12-22T18:30:00.000+08:00".into(),
+    };
+    assert!(encode(&vec![record; MOST_RECORDS]).len() < MAX_BODY);
+}
+
+#[test]
+fn long_command_lines_of_one_tenant_do_not_keep_those_of_others_from_being_read() {
+    let node = Node::new();
+    let mut scanner = scanner(&node, Limits { scan: 400 << 10, cmdline: 128 << 10, head: 1 << 10 });
+    node.pod("ns-a", "web", &uid(1));
+    node.pod("ns-b", "web", &uid(2));
+    node.pod("ns-b", "flood", &uid(3));
+    for n in 0..40 {
+        node.process(PID + n, &vec![b'x'; 300 << 10], &in_pod(&uid(3)));
+    }
+    node.process(PID + 50, &padded(40 << 10), &in_pod(&uid(1)));
+    node.process(PID + 51, &padded(40 << 10), &in_pod(&uid(2)));
+    for scan in 0..5 {
+        let seen = scanner.scan().unwrap();
+        let pods: Vec<_> = seen.findings.iter().map(|f| (f.namespace.as_str(), f.pod.as_str())).collect();
+        assert_eq!(pods, [("ns-a", "web"), ("ns-b", "web")], "scan {scan}");
+        let of_b = seen.left_out.0["ns-b"];
+        assert_eq!((seen.left_out.0.len(), of_b.command_lines), (1, 40), "scan {scan}: {:?}", seen.left_out);
+    }
+}
+
+#[test]
+fn each_process_has_its_turn() {
+    // Short ones beyond the share, long ones, and such that are longer than what is read of one.
+    for (processes, padding, most_scans) in [(400, 10, 25), (60, 3 << 10, 30), (60, 9 << 10, 65)] {
+        let node = Node::new();
+        let mut scanner = scanner(&node, Limits { scan: 10 << 10, cmdline: 6 << 10, head: 100 });
+        node.pod("ns-a", "web", &uid(1));
+        for n in 0..processes {
+            node.process(PID + n, &vec![b'x'; padding], &in_pod(&uid(1)));
+        }
+        let miner = if padding < 100 { MINER.to_vec() } else { padded(4 << 10) };
+        node.process(PID + processes, &miner, &in_pod(&uid(1)));
+        let scans: Vec<Scan> = (0..most_scans).map(|_| scanner.scan().unwrap()).collect();
+        assert!(scans.iter().all(|seen| !seen.left_out.is_empty()));
+        let first = scans.iter().position(|seen| !seen.findings.is_empty());
+        let first = first.unwrap_or_else(|| panic!("{processes} of {padding}: never in {most_scans} scans"));
+        assert!(first > 0, "{processes} of {padding}: others have their turn before");
+        // What was found stays listed, whoever has a turn; but not when another process has its number, nor when it ends.
+        let is_listed = |seen: &Scan| seen.findings.len() == 1;
+        assert!(scans.iter().skip(first).all(is_listed), "{processes} of {padding}");
+        node.file(PID + processes, "stat", &format!("1 (a) S{} 77\n", " 0".repeat(18)));
+        assert!(!is_listed(&scanner.scan().unwrap()), "{processes} of {padding}");
+        assert!((0..most_scans).any(|_| is_listed(&scanner.scan().unwrap())), "{processes} of {padding}");
+        node.end(PID + processes);
+        assert!(!is_listed(&scanner.scan().unwrap()), "{processes} of {padding}");
+    }
+}
+
+#[test]
+fn a_scan_reads_no_more_than_its_limit_of_all_tenants() {
+    let tenants = || -> Tenants {
+        let pod = |ns: u32, pod: u32| Owner::named((format!("ns-{ns}"), format!("p{pod}")));
+        let of = |ns: u32| (0..5).map(|p| (pod(ns, p), (0..ns + p).collect())).collect();
+        (0..20).map(|ns| (format!("ns-{ns}"), of(ns))).collect()
+    };
+    let (mut total, mut least) = (0, u64::MAX);
+    turns::share(tenants(), 10_000, |_, _, share| {
+        total += share;
+        least = least.min(share);
+        share
+    });
+    assert!(total <= 10_000 && least >= 100, "{total} {least}");
+    // What others leave is for those with the most.
+    let mut most = 0;
+    turns::share(tenants(), 10_000, |owner, _, share| {
+        most = most.max(share);
+        if owner.tenant() == "ns-19" { share } else { 0 }
+    });
+    assert!(most >= 10_000 / 5, "{most}");
+}

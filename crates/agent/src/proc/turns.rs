@@ -1,0 +1,61 @@
+//! Shares what a scan may read among the tenants of a node.
+//!
+//! Reading a command line and judging it takes time, and a tenant may have any number of processes with command lines of
+//! megabytes. So a scan reads a limited number of bytes. Each namespace gets the same part of them, and in it each Pod;
+//! what one of them does not need is for the others. Where a Pod has more, the next scan goes on where this one stopped,
+//! so that each process has its turn.
+
+use std::collections::HashMap;
+
+use super::names::Owner;
+
+/// How much a scan reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of command lines in a scan.
+    pub scan: u64,
+    /// Bytes of one command line. The kernel starts no program with more than 6 MiB of arguments.
+    pub cmdline: u64,
+    /// Bytes of each command line that are read before any is read further. Each process counts as so many at least, for
+    /// what else is read of it.
+    pub head: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { scan: 64 << 20, cmdline: 8 << 20, head: 4 << 10 }
+    }
+}
+
+/// Whose processes there are: for each namespace, its Pods with their process IDs in ascending order.
+pub(super) type Tenants = HashMap<String, HashMap<Owner, Vec<u32>>>;
+
+/// `ids` from the first one behind `last` on, and then those before it.
+pub(super) fn behind(ids: &[u32], last: u32) -> impl Iterator<Item = u32> {
+    let (before, after) = ids.split_at(ids.partition_point(|id| *id <= last));
+    after.iter().chain(before).copied()
+}
+
+/// Calls `read` for each Pod, with what it may read. It answers what it has read, which may be less or a little more.
+pub(super) fn share(tenants: Tenants, bytes: u64, mut read: impl FnMut(Owner, &[u32], u64) -> u64) {
+    let mut left = bytes;
+    // Those with few processes first: what they leave is for those with many.
+    let mut tenants: Vec<(usize, HashMap<Owner, Vec<u32>>)> =
+        tenants.into_values().map(|pods| (pods.values().map(Vec::len).sum(), pods)).collect();
+    tenants.sort_unstable_by_key(|(processes, _)| *processes);
+    let mut waiting = tenants.len() as u64;
+    for (_, pods) in tenants {
+        let share = left / waiting.max(1);
+        let mut left_of_share = share;
+        let mut pods: Vec<(Owner, Vec<u32>)> = pods.into_iter().collect();
+        pods.sort_unstable_by(|(a, of_a), (b, of_b)| of_a.len().cmp(&of_b.len()).then_with(|| a.cmp(b)));
+        let mut waiting_pods = pods.len() as u64;
+        for (pod, processes) in pods {
+            let used = read(pod, &processes, left_of_share / waiting_pods.max(1));
+            left_of_share = left_of_share.saturating_sub(used);
+            waiting_pods -= 1;
+        }
+        left = left.saturating_sub(share - left_of_share);
+        waiting -= 1;
+    }
+}

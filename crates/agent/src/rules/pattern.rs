@@ -1,0 +1,234 @@
+//! Patterns with the meaning that Go's `regexp` gives them.
+//!
+//! The agents in the field are Go programs, and their rule files are written for Go. The `regex` crate reads some of the
+//! same texts otherwise (`[a-z&&x]`, `\<`, `a{,5}`, `\d`) and refuses others (`x{`, `\Q..\E`). So a pattern is read by
+//! Go's grammar and written anew, in forms that leave nothing to interpret.
+
+mod class;
+mod cursor;
+mod groups;
+
+use regex::{Regex, RegexBuilder};
+
+use self::{cursor::Cursor, groups::Groups};
+
+/// Deeper patterns are refused: the compiler of the `regex` crate uses the stack for each level.
+const MAX_DEPTH: usize = 100;
+/// What a pattern of [`MAX_DEPTH`] levels takes in the form in which it is written anew.
+const MAX_WRITTEN_DEPTH: u32 = 16 * 100;
+
+/// No pattern is known for which this is so.
+pub(super) const NO_FORM: &str = "Go takes it, but the `regex` crate has no form for it";
+
+/// Why a pattern is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// Go refuses it, too, or this agent has no place for it.
+    #[error("{problem}: `{part}`")]
+    Syntax {
+        /// What is wrong.
+        problem: &'static str,
+        /// The part of the pattern that is wrong.
+        part: String,
+    },
+    /// Groups and repetitions lie too deep in each other.
+    #[error("groups and repetitions are nested deeper than {MAX_DEPTH} levels")]
+    Depth,
+    /// Its compiled form is too large.
+    #[error("its compiled form takes more than {0} bytes")]
+    Size(usize),
+}
+
+/// A pattern of a rule: its text as the operator wrote it, and what it matches.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    text: String,
+    regex: Regex,
+}
+
+impl Pattern {
+    /// Reads a pattern as Go does.
+    pub fn new(text: &str) -> Result<Self, PatternError> {
+        let regex =
+            RegexBuilder::new(&translate(text)?).nest_limit(MAX_WRITTEN_DEPTH).build().map_err(|error| {
+                match error {
+                    regex::Error::CompiledTooBig(most) => PatternError::Size(most),
+                    _ => PatternError::Syntax { problem: NO_FORM, part: text.to_owned() },
+                }
+            })?;
+        Ok(Self { text: text.to_owned(), regex })
+    }
+
+    /// The pattern as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it matches anywhere in `text`.
+    pub fn is_match(&self, text: &str) -> bool {
+        self.regex.is_match(text)
+    }
+
+    /// The byte where its first match in `text` begins.
+    pub fn find(&self, text: &str) -> Option<usize> {
+        self.regex.find(text).map(|found| found.start())
+    }
+}
+
+/// What the flags of a group say of the rest of the group. `U` is not among them: which of several matches is preferred does not
+/// matter to a rule.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flags {
+    /// `i`: upper and lower case are the same.
+    folds: bool,
+    /// `m`: `^` and `$` match at each line.
+    lines: bool,
+    /// `s`: `.` matches a line feed, too.
+    dot_all: bool,
+}
+
+fn syntax<T>(problem: &'static str, part: impl Into<String>) -> Result<T, PatternError> {
+    Err(PatternError::Syntax { problem, part: part.into() })
+}
+
+/// Writes a pattern of Go's anew, for the `regex` crate.
+fn translate(pattern: &str) -> Result<String, PatternError> {
+    let mut groups = Groups::default();
+    let mut flags = Flags::default();
+    let mut rest = Cursor::new(pattern);
+    // Go allows no repetition of a repetition, unless something stands between them.
+    let mut is_repeated = false;
+    while let Some(first) = rest.peek() {
+        let was_repeated = std::mem::take(&mut is_repeated);
+        match first {
+            '(' if rest.starts_with("(?") => flags = special_group(&mut rest, &mut groups, flags)?,
+            '(' => {
+                rest.bump();
+                groups.open(flags)?;
+            }
+            ')' => {
+                rest.bump();
+                flags = groups.close()?;
+            }
+            '|' => {
+                rest.bump();
+                groups.alternative();
+            }
+            '*' | '+' | '?' | '{' => match rest.repetition()? {
+                None => groups.push(&literal('{', flags)),
+                Some((_, operator)) if was_repeated => {
+                    return syntax("a repetition of a repetition", operator);
+                }
+                Some((repetition, operator)) => {
+                    groups.repeat(repetition, operator)?;
+                    is_repeated = true;
+                }
+            },
+            '[' => groups.push(&class::bracketed(&mut rest, flags)?),
+            '\\' => escaped(&mut rest, &mut groups, flags)?,
+            '^' | '$' | '.' => {
+                rest.bump();
+                groups.push(&point(first, flags));
+            }
+            plain => {
+                rest.bump();
+                groups.push(&literal(plain, flags));
+            }
+        }
+    }
+    groups.finish()
+}
+
+fn point(sign: char, flags: Flags) -> String {
+    let text = match (sign, flags) {
+        ('^', Flags { lines: true, .. }) => "(?m:^)",
+        ('^', _) => r"\A",
+        ('$', Flags { lines: true, .. }) => "(?m:$)",
+        ('$', _) => r"\z",
+        (_, Flags { dot_all: true, .. }) => "(?s:.)",
+        _ => r"[^\x{a}]",
+    };
+    text.to_owned()
+}
+
+/// A character that stands for itself.
+fn literal(plain: char, flags: Flags) -> String {
+    let text = if plain.is_ascii_alphanumeric() {
+        plain.to_string()
+    } else {
+        format!(r"\x{{{:x}}}", u32::from(plain))
+    };
+    if flags.folds && (!plain.is_ascii() || plain.is_ascii_alphabetic()) {
+        return format!("(?i:{text})");
+    }
+    text
+}
+
+/// What begins with a backslash, outside of brackets.
+fn escaped(rest: &mut Cursor<'_>, groups: &mut Groups, flags: Flags) -> Result<(), PatternError> {
+    if rest.eat(r"\Q") {
+        let (quoted, _) = rest.split_at(r"\E");
+        quoted.chars().for_each(|plain| groups.push(&literal(plain, flags)));
+        return Ok(());
+    }
+    let points = [(r"\A", r"\A"), (r"\z", r"\z"), (r"\b", r"(?-u:\b)"), (r"\B", r"(?-u:\B)")];
+    if let Some((_, text)) = points.iter().find(|(sign, _)| rest.eat(sign)) {
+        groups.push(text);
+        return Ok(());
+    }
+    if let Some(class) = class::named(rest, flags)? {
+        groups.push(&class);
+        return Ok(());
+    }
+    let whole = rest.text();
+    let Some(plain) = char::from_u32(rest.escape()?) else {
+        // Go takes it for U+FFFD in some places, and in others for nothing.
+        let part = whole.strip_suffix(rest.text()).unwrap_or(whole);
+        return syntax("half of a surrogate pair, which no text has", part);
+    };
+    groups.push(&literal(plain, flags));
+    Ok(())
+}
+
+/// What begins with `(?`: flags, with a group of their own or for the rest of this one, or a group with a name. Answers which flags
+/// are in force then.
+fn special_group(rest: &mut Cursor<'_>, groups: &mut Groups, flags: Flags) -> Result<Flags, PatternError> {
+    const PROBLEM: &str = "flags or a kind of group that Go does not know";
+    let whole = rest.text();
+    if rest.eat("(?P<") || rest.eat("(?<") {
+        let (name, is_closed) = rest.split_at(">");
+        let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !is_closed || !is_name {
+            return syntax("no name of a group", whole);
+        }
+        groups.open(flags)?;
+        return Ok(flags);
+    }
+    rest.eat("(?");
+    let mut new = flags;
+    let (mut value, mut is_complete) = (true, true);
+    while let Some(sign) = rest.bump() {
+        match sign {
+            'i' => new.folds = value,
+            'm' => new.lines = value,
+            's' => new.dot_all = value,
+            'U' => {}
+            '-' if value => {
+                (value, is_complete) = (false, false);
+                continue;
+            }
+            ':' | ')' if is_complete => {
+                if sign == ':' {
+                    groups.open(flags)?;
+                }
+                return Ok(new);
+            }
+            _ => return syntax(PROBLEM, whole),
+        }
+        is_complete = true;
+    }
+    syntax(PROBLEM, whole)
+}
+
+#[cfg(test)]
+mod tests;

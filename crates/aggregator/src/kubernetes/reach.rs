@@ -125,7 +125,7 @@ impl Cluster {
                 _ = timer.tick() => {}
             }
             if self.reach().is_none_or(Reach::is_quiet) {
-                let ask = Ask { verb: "get", resource: "version", namespace: None };
+                let ask = Ask { verb: "get", resource: "version", namespace: None, name: None };
                 let client = self.client();
                 tokio::select! {
                     () = cancel.cancelled() => return,

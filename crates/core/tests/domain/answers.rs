@@ -65,7 +65,7 @@ fn a_node_whose_answers_can_not_be_used_is_told_once_and_once_when_they_can_agai
     assert_eq!(told(&mut world, complete(vec![], 60)), None);
     for _ in 0..2 {
         // Three bad answers may be an accident: the coverage is still fresh.
-        assert_eq!([(); 3].map(|()| told(&mut world, unusable())), [None; 3]);
+        assert_eq!([(); 3].map(|()| told(&mut world, unusable())), [None, None, None]);
         assert_eq!(told(&mut world, complete(vec![], 0)), None);
     }
     let since = world.now.wall() + std::time::Duration::from_secs(MINUTE);

@@ -349,7 +349,7 @@ impl Service {
             None => drop(leadership_tx.send_replace(Leadership::Leading(Pen::always()))),
         }
         let serving = CancellationToken::new();
-        let api = api::serve(listener, api::router(views.clone()), serving.clone());
+        let api = api::serve(listener, api::routers(views.clone()), serving.clone());
         stages.push(Stage::until(serving, "api", api));
         tracing::info!(%address, "listening");
         Ok(Self { address, views, sources, stages })

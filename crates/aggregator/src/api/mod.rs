@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::routing::{delete, get, post};
 use procscan_core::policy::{BrakeRules, Mode};
 use procscan_core::snapshot::Snapshot;
@@ -33,7 +34,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use self::auth::{AuthError, Authenticator, Caller, Right};
 pub use self::problem::Problem;
-pub use self::server::{MAX_CONNECTIONS, serve};
+pub use self::server::{MAX_CONNECTIONS, Routers, serve};
 
 use crate::clock::Clock;
 use crate::discovery::TargetSet;
@@ -87,17 +88,30 @@ pub struct Views {
 /// cores too.
 const PAGES: usize = 1;
 
-/// Every route. Anything else is answered with a problem (RFC 9457).
-pub fn router(views: Views) -> Router {
-    routes(Api::new(views, Arc::default()))
+/// Every route, and those of the reserve. Anything else is answered with a problem (RFC 9457).
+pub fn routers(views: Views) -> Routers {
+    let api = Api::new(views, Arc::default());
+    Routers { all: routes(api.clone()), reserve: probes().fallback(all_taken).with_state(api) }
+}
+
+/// What operators' probes and those of the cluster ask for. These answers need little, and wait for nobody.
+fn probes() -> Router<Api> {
+    Router::new()
+        .route("/health", get(seed::health))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .method_not_allowed_fallback(problem::method_not_allowed)
+}
+
+async fn all_taken() -> Problem {
+    let detail = format!("all {MAX_CONNECTIONS} places for connections are taken; only probes are answered now");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
 }
 
 fn routes(api: Api) -> Router {
     Router::new()
         .route("/api/violations", get(seed::violations))
-        .route("/health", get(seed::health))
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
         .route("/api/v1/violations", get(violations::violations))
         .route("/api/v1/nodes", get(nodes::nodes))
         .route("/api/v1/plan", get(plan::plan))
@@ -109,6 +123,7 @@ fn routes(api: Api) -> Router {
         .route("/api/v1/exemptions", get(incidents::exemptions).post(acts::exempt))
         .route("/api/v1/exemptions/{name}", delete(acts::withdraw))
         .route("/api/v1/enforcement", get(incidents::enforcement).put(acts::enforce))
+        .merge(probes())
         .layer(DefaultBodyLimit::max(body::MAX_BODY))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)

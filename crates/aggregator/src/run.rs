@@ -136,6 +136,7 @@ impl Pipeline {
             own_namespace,
             configured_mode: config.enforcement.mode,
             brake: config.policy().brake,
+            max_in_flight: config.api.max_in_flight,
             clock,
         };
 

@@ -3,6 +3,7 @@
 mod acts;
 mod auth;
 mod body;
+mod budget;
 mod cursor;
 mod decisions;
 mod filter;
@@ -13,6 +14,7 @@ mod incidents;
 mod list;
 mod negotiation;
 mod nodes;
+mod page;
 mod plan;
 mod problem;
 mod query;
@@ -26,7 +28,6 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderValue, StatusCode, header};
 use axum::routing::{delete, get, post};
 use procscan_core::policy::{BrakeRules, Mode};
 use procscan_core::snapshot::Snapshot;
@@ -80,17 +81,18 @@ pub struct Views {
     pub configured_mode: Mode,
     /// How much may happen at once.
     pub brake: BrakeRules,
+    /// How many bytes the answers in flight may take together.
+    pub max_in_flight: usize,
     /// What time it is.
     pub clock: Clock,
 }
 
-/// How many pages of violations are made at the same time: they cost as much as there are violations, and the collector needs the
-/// cores too.
+/// How many pages are made at the same time: they cost as much as there are entries, and the collector needs the cores too.
 const PAGES: usize = 1;
 
 /// Every route, and those of the reserve. Anything else is answered with a problem (RFC 9457).
 pub fn routers(views: Views) -> Routers {
-    let api = Api::new(views, Arc::default());
+    let api = Api::new(views);
     Routers { all: routes(api.clone()), reserve: probes().fallback(all_taken).with_state(api) }
 }
 
@@ -104,9 +106,9 @@ fn probes() -> Router<Api> {
 }
 
 async fn all_taken() -> Problem {
-    let detail = format!("all {MAX_CONNECTIONS} places for connections are taken; only probes are answered now");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
-        .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+    let detail =
+        format!("all {MAX_CONNECTIONS} places for connections are taken; only probes are answered now");
+    budget::busy(1, detail)
 }
 
 fn routes(api: Api) -> Router {
@@ -135,13 +137,16 @@ struct Api {
     /// Shared, because every request has its own clone, and each receiver in it would be counted up and down.
     views: Arc<Views>,
     lists: Arc<list::Lists>,
-    /// Who may make a page of violations now.
+    budget: Arc<budget::Budget>,
+    /// Who may make a page now.
     pages: Arc<Semaphore>,
 }
 
 impl Api {
-    fn new(views: Views, lists: Arc<list::Lists>) -> Self {
-        Self { views: Arc::new(views), lists, pages: Arc::new(Semaphore::new(PAGES)) }
+    fn new(views: Views) -> Self {
+        let budget = budget::Budget::new(views.max_in_flight);
+        let lists = Arc::new(list::Lists::new(budget.clone()));
+        Self { views: Arc::new(views), lists, budget, pages: Arc::new(Semaphore::new(PAGES)) }
     }
 
     /// The ledger as it is read now: the one way for all handlers.

@@ -17,7 +17,15 @@ const WORTH_COMPRESSING: usize = 1024;
 pub(super) async fn violations(State(api): State<Api>, request: Request) -> Response {
     let (request, _) = request.into_parts();
     let Current { list, headers: coverage, .. } = api.lists.current(&*api.snapshot().await);
-    let Some(plain) = list.plain().await else {
+    let plain = match list.made(Encoding::Identity) {
+        Some(made) => Some(made),
+        // Not while readers of earlier lists hold all there is room for.
+        None => match api.find_room() {
+            Ok(()) => list.plain().await,
+            Err(problem) => return problem.into_response(),
+        },
+    };
+    let Some(plain) = plain else {
         return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the list can't be serialised")
             .into_response();
     };

@@ -28,6 +28,7 @@ pub mod fuzz;
 pub mod kubernetes;
 pub mod leader;
 pub mod ledger_task;
+mod open_files;
 pub mod output;
 mod plain_file;
 pub mod policy_task;

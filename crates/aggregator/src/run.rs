@@ -28,10 +28,12 @@ use crate::output::{self, Directory, DirectoryError, Output, OutputStatus};
 use crate::policy_task::{Decided, Delivered, Journal, PolicyTask, TakeOver};
 use crate::state::cluster::{Objects, Watching};
 use crate::state::{ClusterStore, Desk, FileStore, Kept, Store};
-use crate::{ledger_task, policy_task};
+use crate::{ledger_task, open_files, policy_task};
 
 /// How many observations may wait for the ledger. A full channel slows the collector down.
 const OBSERVATIONS: usize = 256;
+/// How many files and sockets may be open beside those of clients and agents: outputs, the state, the API server, the reserve.
+const OTHER_FILES: usize = 256;
 /// How many Pods that are gone may wait for the ledger. A full channel slows the looking up down.
 const PODS_GONE: usize = 256;
 /// How long shutdown may take: well within the 5 s that operators are promised.
@@ -296,6 +298,7 @@ pub fn output(
 impl Service {
     /// Starts everything. Nothing runs if it fails.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        open_files::raise_limit(api::MAX_CONNECTIONS + config.collector.concurrency + OTHER_FILES);
         let cluster = cluster(config).await?;
         let output = output(config, cluster.as_ref(), |path| Directory::open(path))?;
         if let Output::Directory(directory) = &output {

@@ -2,12 +2,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 
 use axum::extract::State;
 use axum::response::Response;
 use jiff::Timestamp;
 use procscan_core::names::Text;
+use procscan_core::policy;
 use procscan_core::state::incident::{AppRef, Decision, LoggedKind};
 use serde::{Deserialize, Serialize};
 
@@ -38,8 +39,9 @@ struct Filter {
     paging: Paging<Place>,
 }
 
-/// Where a decision is in the list: the latest first.
-type Place = Reverse<(Timestamp, AppRef, LoggedKind, bool)>;
+/// Where a decision is in the list: the latest first. Several of one kind may be made of an App at one time, so the place has the
+/// actor and a fingerprint of the reason too.
+type Place = Reverse<(Timestamp, AppRef, LoggedKind, bool, Text, u64)>;
 
 #[derive(Debug, Serialize)]
 struct Entry {
@@ -69,7 +71,11 @@ impl Entry {
     }
 
     fn place(&self) -> Place {
-        Reverse((self.at, self.app.clone(), self.decision.clone(), self.dry_run))
+        // The same in every replica of this version.
+        let mut hasher = DefaultHasher::new();
+        self.reason.hash(&mut hasher);
+        let (app, decision, actor) = (self.app.clone(), self.decision.clone(), self.actor.clone());
+        Reverse((self.at, app, decision, self.dry_run, actor, hasher.finish()))
     }
 }
 
@@ -123,13 +129,12 @@ impl Latest {
         Self { filter, limit, entries: BTreeMap::new(), known, hasher, count: 0 }
     }
 
-    fn add_all(
-        &mut self,
-        kept: &Kept,
-        logged: Vec<LoggedDecision>,
-        journal: Vec<procscan_core::policy::Decision>,
-    ) {
+    fn add_all(&mut self, kept: &Kept, logged: Vec<LoggedDecision>, journal: Vec<policy::Decision>) {
         for (name, incident) in &kept.incidents {
+            // To unpack an incident is what takes most of the time.
+            if !self.filter.wants_app(&incident.app) {
+                continue;
+            }
             let Some(incident) = incident.legible(name) else { continue };
             for decision in incident.status.decisions {
                 let entry = Entry::kept(name.to_string(), incident.spec.app.clone(), decision);
@@ -216,10 +221,13 @@ impl Filter {
         Ok(filter)
     }
 
-    fn wants(&self, entry: &Entry) -> bool {
-        let AppRef { namespace, name, .. } = &entry.app;
+    fn wants_app(&self, AppRef { namespace, name, .. }: &AppRef) -> bool {
         self.namespace.as_ref().is_none_or(|wanted| **wanted == **namespace)
             && self.name.as_ref().is_none_or(|wanted| **wanted == **name)
+    }
+
+    fn wants(&self, entry: &Entry) -> bool {
+        self.wants_app(&entry.app)
             && self.decision.is_none_or(|wanted| entry.decision.as_str() == wanted)
             && self.actor.as_ref().is_none_or(|wanted| **wanted == *entry.actor)
             && self.since.is_none_or(|since| entry.at >= since)

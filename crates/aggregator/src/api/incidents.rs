@@ -60,6 +60,13 @@ impl Filter {
         filter.state = state.and_then(word);
         Ok(filter)
     }
+
+    fn wants(&self, incident: &KeptIncident, brief: &Brief) -> bool {
+        let app = &incident.app;
+        self.namespace.as_ref().is_none_or(|namespace| **namespace == *app.namespace)
+            && self.name.as_ref().is_none_or(|name| **name == *app.name)
+            && self.state.is_none_or(|state| brief.state == state)
+    }
 }
 
 /// An incident as it is shown: the App, and what was decided of it.
@@ -74,15 +81,6 @@ pub(super) struct Shown {
 impl From<Incident> for Shown {
     fn from(incident: Incident) -> Self {
         Self { name: incident.name, app: incident.spec.app, status: incident.status }
-    }
-}
-
-impl Filter {
-    fn wants(&self, incident: &KeptIncident, brief: &Brief) -> bool {
-        let app = &incident.app;
-        self.namespace.as_ref().is_none_or(|namespace| **namespace == *app.namespace)
-            && self.name.as_ref().is_none_or(|name| **name == *app.name)
-            && self.state.is_none_or(|state| brief.state == state)
     }
 }
 

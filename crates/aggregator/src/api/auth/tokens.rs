@@ -19,7 +19,7 @@ use crate::config::token_file::{self, Person, TokenFile, TokenFileError};
 /// one tick of the file system's clock look like one.
 const REFRESH: Duration = Duration::from_secs(1);
 /// How long a probe waits for the file.
-const GLANCE: Duration = Duration::from_millis(100);
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// The file, and who was in it when it was last read well.
 #[derive(Debug)]

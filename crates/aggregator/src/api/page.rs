@@ -165,13 +165,13 @@ impl Api {
     pub(super) async fn make(
         &self,
         turn: OwnedSemaphorePermit,
-        make: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static,
+        work: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static,
     ) -> Response {
         let budget = self.budget.clone();
         let made = tokio::task::spawn_blocking(move || {
             // Until the answer is made, even if nobody waits for it any more.
             let _turn = turn;
-            make().map(|body| budget.count(body))
+            work().map(|body| budget.count(body))
         });
         made.await.map_or_else(|_| not_made(), |made| made.map_or_else(|_| not_made(), json))
     }

@@ -48,10 +48,11 @@ pub(super) async fn violations(State(api): State<Api>, request: Request) -> Resp
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
-    let (encoding, body) = match list.body(best).await {
-        Some(body) => (best, body),
-        None => (Encoding::Identity, plain),
+    let body = match list.made(best) {
+        None if api.find_room().is_ok() => list.body(best).await,
+        made => made,
     };
+    let (encoding, body) = body.map_or((Encoding::Identity, plain), |body| (best, body));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::ETAG, list.etag(encoding).clone());
     if let Some(encoding) = encoding.header() {

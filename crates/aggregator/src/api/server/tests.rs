@@ -15,7 +15,7 @@ use super::*;
 use crate::api::problem::Problem;
 
 /// Longer than any test takes.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 const SMALL: Bounds = Bounds {
     connections: 3,
     reserve: 4,

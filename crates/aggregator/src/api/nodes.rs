@@ -87,7 +87,7 @@ fn page(snapshot: &Snapshot, paging: &Paging<String>) -> serde_json::Result<Vec<
     // They are ordered by address.
     let all = &snapshot.targets;
     let begin = paging.after.as_ref().map_or(0, |last| all.partition_point(|it| *it.address <= **last));
-    let wanted = all.iter().skip(begin).map(|target| Node::of(target, snapshot));
+    let wanted = all.get(begin..).unwrap_or_default().iter().map(|target| Node::of(target, snapshot));
     let mut page = Page::new(paging.limit());
     page.list("nodes", wanted, |node| node.address.clone())?;
     page.member("coverage", &snapshot.coverage)?;

@@ -91,7 +91,7 @@ pub(super) fn page(snapshot: &Snapshot, filter: &Filter) -> serde_json::Result<V
     // They are ordered by key.
     let all = &snapshot.violations;
     let begin = filter.paging.after.as_ref().map_or(0, |last| all.partition_point(|it| it.key <= *last));
-    let wanted = all.iter().skip(begin).filter(|violation| filter.wants(violation));
+    let wanted = all.get(begin..).unwrap_or_default().iter().filter(|violation| filter.wants(violation));
     let mut page = Page::new(filter.paging.limit());
     page.list("violations", wanted.map(Violation::from), |violation| violation.key)?;
     page.member("coverage", &snapshot.coverage)?;

@@ -129,6 +129,31 @@ impl Aggregator {
         Ok((answer.status, answer.json()))
     }
 
+    /// `GET` of a path whose lists come in pages, all of them put together.
+    pub async fn get_all(&self, path: &str) -> anyhow::Result<Value> {
+        let (mut whole, mut cursor) = (Value::Null, String::new());
+        loop {
+            let (status, mut page) = self.get(&format!("{path}{cursor}")).await?;
+            anyhow::ensure!(status == 200, "{path}{cursor}: {status}: {page}");
+            let next = page.as_object_mut().and_then(|page| page.remove("next"));
+            match (whole.as_object_mut(), page) {
+                (Some(whole), Value::Object(page)) => {
+                    for (name, value) in page {
+                        match (whole.get_mut(&name), value) {
+                            (Some(Value::Array(before)), Value::Array(more)) => before.extend(more),
+                            (_, value) => _ = whole.insert(name, value),
+                        }
+                    }
+                }
+                (_, page) => whole = page,
+            }
+            match next.as_ref().and_then(Value::as_str) {
+                Some(next) => cursor = format!("?cursor={next}"),
+                None => return Ok(whole),
+            }
+        }
+    }
+
     /// Any request to its HTTP API.
     pub async fn send(
         &self,

@@ -23,7 +23,6 @@ pub mod clock;
 pub mod collector;
 mod commands;
 pub mod config;
-mod descriptors;
 pub mod discovery;
 pub mod evidence;
 #[cfg(any(test, fuzzing))]
@@ -32,6 +31,7 @@ pub mod fuzz;
 pub mod kubernetes;
 pub mod leader;
 pub mod ledger_task;
+mod open_files;
 pub mod output;
 mod plain_file;
 pub mod policy_task;

@@ -28,10 +28,12 @@ use crate::output::{self, Directory, DirectoryError, Output, OutputStatus};
 use crate::policy_task::{Decided, Delivered, Journal, PolicyTask, TakeOver};
 use crate::state::cluster::{Objects, Watching};
 use crate::state::{ClusterStore, Desk, FileStore, Kept, Store};
-use crate::{ledger_task, policy_task};
+use crate::{ledger_task, open_files, policy_task};
 
 /// How many observations may wait for the ledger. A full channel slows the collector down.
 const OBSERVATIONS: usize = 256;
+/// How many files and sockets may be open beside those of clients and agents: outputs, the state, the API server, the reserve.
+const OTHER_FILES: usize = 256;
 /// How many Pods that are gone may wait for the ledger. A full channel slows the looking up down.
 const PODS_GONE: usize = 256;
 /// How long shutdown may take: well within the 5 s that operators are promised.
@@ -137,6 +139,7 @@ impl Pipeline {
             own_namespace,
             configured_mode: config.enforcement.mode,
             brake: config.policy().brake,
+            max_in_flight: config.api.max_in_flight,
             clock,
         };
 
@@ -296,6 +299,8 @@ pub fn output(
 impl Service {
     /// Starts everything. Nothing runs if it fails.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        // Beside the agents that are asked as many may linger.
+        open_files::raise_limit(api::MAX_CONNECTIONS + 2 * config.collector.concurrency + OTHER_FILES);
         let cluster = cluster(config).await?;
         let mut output = output(config, cluster.as_ref(), |path| Directory::open(path))?;
         if let Output::Directory(directory) = &output {
@@ -357,7 +362,7 @@ impl Service {
             None => drop(leadership_tx.send_replace(Leadership::Leading(Pen::always()))),
         }
         let serving = CancellationToken::new();
-        let api = api::serve(listener, api::router(views.clone()), serving.clone());
+        let api = api::serve(listener, api::routers(views.clone()), serving.clone());
         stages.push(Stage::until(serving, "api", api));
         tracing::info!(%address, "listening");
         Ok(Self { address, views, sources, stages })

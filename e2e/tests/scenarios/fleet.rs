@@ -119,7 +119,7 @@ async fn fifteen_hundred_nodes_are_followed_while_their_slices_change() -> anyho
     forward(SocketAddr::new(six, 9090), targets[0].1).await?;
     stage.make::<EndpointSlice>(slice("six", "IPv6", &[(six, "sim-six")])).await?;
     until_fresh(&aggregator, 1500).await?;
-    let (_, nodes) = aggregator.get("/api/v1/nodes").await?;
+    let nodes = aggregator.get_all("/api/v1/nodes").await?;
     let found = nodes["nodes"].as_array().into_iter().flatten().find(|node| node["node"] == "sim-six");
     ensure!(
         found.is_some_and(|node| node["address"] == "[fd00:64::6]:9090" && node["state"] == "fresh"),

@@ -100,7 +100,7 @@ pub(super) async fn approve(
     body: Body,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
-    let ApproveBody { reason } = body.read()?;
+    let ApproveBody { reason } = body.read().await?;
     let before = api.find_open(&name)?;
     let number =
         desk.approve(&name, Approval { by: Some(by.clone()), reason: reason.map(String::from) }).await?;
@@ -115,7 +115,7 @@ pub(super) async fn release(
     body: Body,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
-    let ReleaseBody { reason, until } = body.read()?;
+    let ReleaseBody { reason, until } = body.read().await?;
     let until = check_until(until, desk.wall_time())?;
     let before = api.find_open(&name)?;
     let reason = reason.map(String::from);
@@ -130,7 +130,7 @@ pub(super) async fn exempt(
     body: Body,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "create", "exemptions", None).await?;
-    let ExemptBody { id, namespace, app, process, rule, reason, until, confirm } = body.read()?;
+    let ExemptBody { id, namespace, app, process, rule, reason, until, confirm } = body.read().await?;
     let id = id.unwrap_or_else(|| format!("exemption-{:x}", Timestamp::now().as_microsecond()));
     if !is_dns_subdomain(&id) {
         let allowed = "small letters, digits, hyphens and dots, as in a host name";
@@ -164,7 +164,7 @@ pub(super) async fn enforce(
     body: Body,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "patch", "enforcements", None).await?;
-    let EnforceBody { mode, reason } = body.read()?;
+    let EnforceBody { mode, reason } = body.read().await?;
     let spec = EnforcementSpec { mode, reason: reason.map(String::from), by: Some(by) };
     desk.enforce(&spec).await?;
     let said = mode.map_or("as configured", of_mode);

@@ -1,10 +1,10 @@
-//! Bodies of requests: JSON that is read after its sender has been admitted. The refusal of a mistake names its place, as
-//! for a query.
+//! Bodies of requests: JSON that is read after its sender has been admitted, so that nobody else can make us wait for one. The
+//! refusal of a mistake names its place, as for a query.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
@@ -20,42 +20,34 @@ use crate::reason;
 
 /// The largest body of a request, in bytes: approvals, releases and exemptions are short.
 pub(super) const MAX_BODY: usize = 64 << 10;
+/// How long a body may take to come. A client that was admitted must not keep its place for ever either.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The place that is named for a mistake of the body as a whole.
 const WHOLE: &str = "body";
 
-/// A body that is not parsed yet.
-pub(super) struct Body {
-    kind: Option<HeaderValue>,
-    bytes: Result<Bytes, BytesRejection>,
-}
+/// A body of which nothing has been read yet.
+pub(super) struct Body(Request);
 
 impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Infallible;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Infallible> {
-        let kind = request.headers().get(header::CONTENT_TYPE).cloned();
-        Ok(Self { kind, bytes: Bytes::from_request(request, state).await })
+    async fn from_request(request: Request, _: &S) -> Result<Self, Infallible> {
+        Ok(Self(request))
     }
 }
 
 impl Body {
-    /// Parses it. The error names the place of the mistake, the value there and what is allowed.
-    pub(super) fn read<T: DeserializeOwned>(self) -> Result<T, Problem> {
-        let kind = self.kind.as_ref().map_or("", |kind| kind.to_str().unwrap_or("?"));
+    /// Reads and parses it. The error names the place of the mistake, the value there and what is allowed.
+    pub(super) async fn read<T: DeserializeOwned>(self) -> Result<T, Problem> {
+        let kind = self.0.headers().get(header::CONTENT_TYPE);
+        let kind = kind.map_or("", |kind| kind.to_str().unwrap_or("?"));
         if !is_json(kind) {
             let allowed = "application/json";
             let detail = format!("Content-Type: {:?} is not {allowed}", repeated(kind));
             return Err(refused("Content-Type", kind, allowed, detail)
                 .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
-        let bytes = self.bytes.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                let allowed = format!("up to {} KiB", MAX_BODY >> 10);
-                refused(WHOLE, "", &allowed, format!("{WHOLE}: it is too large; allowed is {allowed}"))
-                    .with_status(StatusCode::PAYLOAD_TOO_LARGE)
-            }
-            status => Problem::new(status, format!("{WHOLE}: the connection broke off before its end")),
-        })?;
+        let bytes = self.bytes().await?;
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let read = serde_path_to_error::deserialize(&mut json);
         let read = read.map_err(|error| {
@@ -64,6 +56,25 @@ impl Body {
         })?;
         json.end().map_err(|error| mistake("", &error, &bytes))?;
         Ok(read)
+    }
+
+    async fn bytes(self) -> Result<Bytes, Problem> {
+        let read = Bytes::from_request(self.0, &());
+        let read = tokio::time::timeout(PATIENCE, read).await.map_err(|_| {
+            let limit = humantime::format_duration(PATIENCE);
+            let allowed = format!("a whole body within {limit}");
+            refused(WHOLE, "", &allowed, format!("{WHOLE}: it has not come as a whole within {limit}"))
+                .with_status(StatusCode::REQUEST_TIMEOUT)
+                .with_header(header::CONNECTION, HeaderValue::from_static("close"))
+        })?;
+        read.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                let allowed = format!("up to {} KiB", MAX_BODY >> 10);
+                refused(WHOLE, "", &allowed, format!("{WHOLE}: it is too large; allowed is {allowed}"))
+                    .with_status(StatusCode::PAYLOAD_TOO_LARGE)
+            }
+            status => Problem::new(status, format!("{WHOLE}: the connection broke off before its end")),
+        })
     }
 }
 

@@ -1,24 +1,27 @@
 //! `/api/v1/decisions`: who decided what, when, why, and on what evidence.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use jiff::Timestamp;
 use procscan_core::names::Text;
+use procscan_core::policy;
 use procscan_core::state::Declaration;
 use procscan_core::state::incident::{AppRef, Decision, LoggedKind};
 use serde::{Deserialize, Serialize};
 
 use super::Api;
+use super::page::{Page, Paging};
 use super::problem::Problem;
-use super::query::{self, LABEL, Parameters, TEXT, TIME, label, limit, set, set_word, text, time, unknown};
-use crate::state::{DecisionFilter, LoggedDecision};
+use super::query::{LABEL, Parameters, TEXT, TIME, label, set, set_word, text, time, unknown};
+use crate::state::{DecisionFilter, Kept, LoggedDecision};
 use crate::words::DECISIONS;
 
 /// The parameters, as they are named in the refusal of another one.
-const PARAMETERS: &str = "namespace, name, decision, actor, since, until, limit";
+const PARAMETERS: &str = "namespace, name, decision, actor, since, until, limit, cursor";
 /// How many are shown without a `limit`.
 const LIMIT: usize = 100;
 /// How many of the log are looked at, the latest first.
@@ -34,17 +37,14 @@ struct Filter {
     actor: Option<String>,
     since: Option<Timestamp>,
     until: Option<Timestamp>,
-    limit: Option<usize>,
+    paging: Paging<Place>,
 }
 
-#[derive(Serialize)]
-struct Decisions {
-    decisions: Vec<Entry>,
-    /// How many there are beyond those that are shown.
-    more: usize,
-}
+/// Where a decision is in the list: the latest first. Several of one kind may be made of an App at one time, so the place has the
+/// actor and a fingerprint of the rest too.
+type Place = Reverse<(Timestamp, Option<AppRef>, LoggedKind, bool, Text, u64)>;
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Serialize)]
 struct Entry {
     at: Timestamp,
     /// Nothing where an operator has declared something for more than one App.
@@ -84,6 +84,14 @@ impl Entry {
         let decision = LoggedKind::Other(decision.as_str().into());
         Self { at, app: None, decision, actor, reason, dry_run: false, incident: None, mode, exemption }
     }
+
+    fn place(&self) -> Place {
+        // The same in every replica of this version.
+        let mut hasher = DefaultHasher::new();
+        (&self.reason, &self.mode, &self.exemption).hash(&mut hasher);
+        let (app, decision, actor) = (self.app.clone(), self.decision.clone(), self.actor.clone());
+        Reverse((self.at, app, decision, self.dry_run, actor, hasher.finish()))
+    }
 }
 
 /// The latest first.
@@ -92,6 +100,7 @@ pub(super) async fn decisions(
     Parameters(query): Parameters,
 ) -> Result<Response, Problem> {
     let filter = Filter::of(query)?;
+    let turn = api.turn().await?;
     let logged = api.views.desk.logged(DecisionFilter {
         namespace: filter.namespace.clone(),
         since: filter.since,
@@ -104,57 +113,117 @@ pub(super) async fn decisions(
         tracing::warn!(%error, "the log of decisions can't be read");
         Vec::new()
     });
-    let mut all: Vec<Entry> = all(&api, logged).into_iter().filter(|entry| filter.wants(entry)).collect();
-    all.sort_by(|a, b| b.cmp(a));
-    let limit = filter.limit.unwrap_or(LIMIT);
-    let more = all.len().saturating_sub(limit);
-    all.truncate(limit);
-    Ok(Json(Decisions { decisions: all, more }).into_response())
+    let kept = api.views.kept.borrow().clone();
+    let journal = api.views.journal.last();
+    Ok(api
+        .make(turn, move || {
+            let mut latest = Latest::new(filter);
+            latest.add_all(&kept, logged, journal);
+            latest.page()
+        })
+        .await)
 }
 
-fn all(api: &Api, logged: Vec<LoggedDecision>) -> Vec<Entry> {
-    let kept = api.views.kept.borrow().clone();
-    let mut all = Vec::new();
-    let mut known: BTreeSet<(Timestamp, AppRef, LoggedKind)> = BTreeSet::new();
-    for (name, incident) in &kept.incidents {
-        let Some(incident) = incident.legible(name) else { continue };
-        for decision in incident.status.decisions {
-            let app = incident.spec.app.clone();
-            known.insert((decision.at, app.clone(), decision.decision.clone()));
-            all.push(Entry::kept(name.to_string(), app, decision));
-        }
+/// The entries of one page, and how many there are beyond. No more are in memory at any time: incidents may have had a hundred
+/// thousand decisions.
+struct Latest {
+    filter: Filter,
+    limit: usize,
+    entries: BTreeMap<Place, Entry>,
+    /// Fingerprints of the decisions that were seen, the page or not: the log has those of the incidents, too.
+    known: HashSet<u64>,
+    hasher: RandomState,
+    /// How many were asked for, from where this page begins.
+    count: usize,
+}
+
+impl Latest {
+    fn new(filter: Filter) -> Self {
+        let limit = filter.paging.limit_or(LIMIT);
+        let (known, hasher) = (HashSet::new(), RandomState::new());
+        Self { filter, limit, entries: BTreeMap::new(), known, hasher, count: 0 }
     }
-    for logged in logged {
-        match serde_json::from_str(&logged.body) {
-            Ok(Logged::OfApp { incident, app, decision }) => {
-                if known.insert((decision.at, app.clone(), decision.decision.clone())) {
-                    all.push(Entry::kept(incident, app, decision));
-                }
+
+    fn add_all(&mut self, kept: &Kept, logged: Vec<LoggedDecision>, journal: Vec<policy::Decision>) {
+        for (name, incident) in &kept.incidents {
+            // To unpack an incident is what takes most of the time.
+            if !self.filter.wants_app(&incident.app) {
+                continue;
             }
-            Ok(Logged::OfAll(declaration)) => all.push(Entry::declared(declaration)),
-            // Another version wrote it.
-            Err(_) => {}
+            let Some(incident) = incident.legible(name) else { continue };
+            for decision in incident.status.decisions {
+                let entry = Entry::kept(name.to_string(), incident.spec.app.clone(), decision);
+                self.learn(&entry);
+                self.add(entry);
+            }
+        }
+        for logged in logged {
+            match serde_json::from_str(&logged.body) {
+                Ok(Logged::OfApp { incident, app, decision }) => {
+                    let entry = Entry::kept(incident, app, decision);
+                    if self.learn(&entry) {
+                        self.add(entry);
+                    }
+                }
+                Ok(Logged::OfAll(declaration)) => self.add(Entry::declared(declaration)),
+                // Another version wrote it.
+                Err(_) => {}
+            }
+        }
+        for declaration in kept.declared.all() {
+            self.add(Entry::declared(declaration.clone()));
+        }
+        // What belongs to no incident, what was made in dry-run, and what an incident has had to let go.
+        for decision in journal {
+            let entry = Entry {
+                at: decision.at,
+                app: Some(AppRef::from(&decision.app)),
+                decision: decision.kind.into(),
+                actor: decision.actor.name(),
+                reason: decision.reason,
+                dry_run: decision.dry_run,
+                incident: None,
+                mode: None,
+                exemption: None,
+            };
+            if entry.dry_run || !self.known.contains(&self.fingerprint(&entry)) {
+                self.add(entry);
+            }
         }
     }
-    all.extend(kept.declared.all().cloned().map(Entry::declared));
-    // What belongs to no incident, what was made in dry-run, and what an incident has had to let go.
-    let of_journal = api.views.journal.last().into_iter().map(|decision| Entry {
-        at: decision.at,
-        app: Some(AppRef::from(&decision.app)),
-        decision: decision.kind.into(),
-        actor: decision.actor.name(),
-        reason: decision.reason,
-        dry_run: decision.dry_run,
-        incident: None,
-        mode: None,
-        exemption: None,
-    });
-    let is_new = |entry: &Entry| {
-        let is_known = |app: &AppRef| known.contains(&(entry.at, app.clone(), entry.decision.clone()));
-        entry.dry_run || !entry.app.as_ref().is_some_and(is_known)
-    };
-    all.extend(of_journal.filter(is_new));
-    all
+
+    /// Whether the decision was not known.
+    fn learn(&mut self, entry: &Entry) -> bool {
+        self.known.insert(self.fingerprint(entry))
+    }
+
+    fn fingerprint(&self, entry: &Entry) -> u64 {
+        let app = entry.app.as_ref().map(|AppRef { namespace, kind, name }| (namespace, kind, name));
+        self.hasher.hash_one((entry.at, app, entry.decision.as_str()))
+    }
+
+    fn add(&mut self, entry: Entry) {
+        let place = entry.place();
+        if !self.filter.wants(&entry) || self.filter.paging.after.as_ref().is_some_and(|last| place <= *last)
+        {
+            return;
+        }
+        if self.entries.insert(place, entry).is_none() {
+            self.count += 1;
+        }
+        if self.entries.len() > self.limit {
+            self.entries.pop_last();
+        }
+    }
+
+    fn page(self) -> serde_json::Result<Vec<u8>> {
+        let mut page = Page::new(self.limit);
+        let shown = page.list("decisions", self.entries.into_values(), Entry::place)?;
+        let more = self.count.saturating_sub(shown);
+        page.more(more > 0);
+        page.member("more", &more)?;
+        page.end()
+    }
 }
 
 impl Filter {
@@ -169,17 +238,27 @@ impl Filter {
                 "actor" => set(&mut filter.actor, name, value, TEXT, text),
                 "since" => set(&mut filter.since, name, value, TIME, time),
                 "until" => set(&mut filter.until, name, value, TIME, time),
-                "limit" => set(&mut filter.limit, name, value, query::LIMIT, limit),
-                _ => Err(unknown(name, value, PARAMETERS)),
+                _ => {
+                    let paged = filter.paging.take(name, value);
+                    paged.unwrap_or_else(|| Err(unknown(name, value, PARAMETERS)))
+                }
             }?;
         }
         Ok(filter)
     }
 
+    fn wants_app(&self, AppRef { namespace, name, .. }: &AppRef) -> bool {
+        self.namespace.as_ref().is_none_or(|wanted| **wanted == **namespace)
+            && self.name.as_ref().is_none_or(|wanted| **wanted == **name)
+    }
+
     fn wants(&self, entry: &Entry) -> bool {
-        let is_app = |is_it: &dyn Fn(&AppRef) -> bool| entry.app.as_ref().is_some_and(is_it);
-        self.namespace.as_ref().is_none_or(|wanted| is_app(&|app| **wanted == *app.namespace))
-            && self.name.as_ref().is_none_or(|wanted| is_app(&|app| **wanted == *app.name))
+        // What is declared for more than one App is of no namespace.
+        let is_wanted = match &entry.app {
+            Some(app) => self.wants_app(app),
+            None => self.namespace.is_none() && self.name.is_none(),
+        };
+        is_wanted
             && self.decision.is_none_or(|wanted| entry.decision.as_str() == wanted)
             && self.actor.as_ref().is_none_or(|wanted| **wanted == *entry.actor)
             && self.since.is_none_or(|since| entry.at >= since)

@@ -4,9 +4,9 @@ use procscan_core::names::{Key, NodeName};
 use procscan_core::snapshot::{State, Violation};
 use regex::{Regex, RegexBuilder};
 
-use super::cursor;
+use super::page::Paging;
 use super::problem::Problem;
-use super::query::{LABEL, LIMIT, TEXT, label, limit, set, text, unknown};
+use super::query::{LABEL, TEXT, label, set, text, unknown};
 
 /// The parameters, as they are named in the refusal of another one.
 const PARAMETERS: &str = "namespace, name, type, process, node, state, q, limit, cursor";
@@ -23,10 +23,8 @@ pub(super) struct Filter {
     node: Option<String>,
     state: Option<State>,
     sought: Option<Regex>,
-    /// How many are shown; all if it isn't said.
-    pub(super) limit: Option<usize>,
-    /// The last one that was shown.
-    pub(super) after: Option<Key>,
+    /// Which page, by the last violation that was shown.
+    pub(super) paging: Paging<Key>,
 }
 
 impl Filter {
@@ -43,9 +41,10 @@ impl Filter {
                 "node" => set(&mut filter.node, &parameter, value, TEXT, text),
                 "state" => set(&mut filter.state, &parameter, value, "active, unconfirmed or cleared", state),
                 "q" => set(&mut filter.sought, &parameter, value, "a text of 1 to 256 bytes", sought),
-                "limit" => set(&mut filter.limit, &parameter, value, LIMIT, limit),
-                "cursor" => set(&mut filter.after, &parameter, value, "the next of an answer", cursor::read),
-                _ => Err(unknown(&parameter, value, PARAMETERS)),
+                name => {
+                    let paged = filter.paging.take(name, value);
+                    paged.unwrap_or_else(|| Err(unknown(name, value, PARAMETERS)))
+                }
             }?;
         }
         Ok(filter)

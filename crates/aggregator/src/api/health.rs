@@ -40,6 +40,8 @@ struct Readiness {
     evidence: Evidence,
     output: Part,
     state: Part,
+    /// Who may change anything.
+    auth: Part,
     leader: Leader,
 }
 
@@ -150,6 +152,7 @@ impl From<Option<String>> for Part {
 /// Ready once the first round is done. Failures of what we depend on are told, and take no replica out: it serves what it knows.
 pub(super) async fn readyz(State(api): State<Api>) -> Response {
     // As of the last round or news: a probe is no reason to build a snapshot.
+    let auth = api.views.auth.trouble().await.into();
     let Progress { rounds, coverage, all_refuse } = *api.views.snapshots.progress().borrow();
     let is_ready = rounds > 0;
     let api_server = api.views.api_server.as_ref();
@@ -187,6 +190,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
             }
             (!errors.is_empty()).then(|| errors.join("; ")).into()
         },
+        auth,
         leader: {
             let error = api.views.electing.borrow().clone();
             match &*api.views.leadership.borrow() {
@@ -204,7 +208,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
         let more = serde_json::json!({"rounds": readiness.rounds, "targets": readiness.targets,
             "discovery": readiness.discovery, "api_server": readiness.api_server, "evidence": readiness.evidence,
             "output": readiness.output,
-            "state": readiness.state, "leader": readiness.leader});
+            "state": readiness.state, "auth": readiness.auth, "leader": readiness.leader});
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the first round is not done yet")
             .with(&more)
             .into_response()

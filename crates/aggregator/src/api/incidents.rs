@@ -1,10 +1,13 @@
 //! `/api/v1/incidents`, `/api/v1/exemptions`, `/api/v1/enforcement`: what is kept. Every replica answers the same.
 
+use std::cmp::Reverse;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
+use procscan_core::names::Text;
 use procscan_core::policy::{Mode, Withheld};
 use procscan_core::state::incident::AppRef;
 use procscan_core::state::{Incident, IncidentState, IncidentStatus};
@@ -13,14 +16,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Api;
+use super::page::{Page, Paging};
 use super::problem::Problem;
 use super::query::{LABEL, NoParameters, Parameters, TEXT, label, set, set_word, text, unknown};
 use crate::leader::Pen;
-use crate::state::{KeptIncident, UnreadExemption};
+use crate::policy_task::Decided;
+use crate::state::kept::Brief;
+use crate::state::{Kept, KeptIncident, UnreadExemption};
 use crate::words::STATES;
 
 /// The parameters, as they are named in the refusal of another one.
-const PARAMETERS: &str = "namespace, name, state";
+const PARAMETERS: &str = "namespace, name, state, limit, cursor";
+
+/// Where an incident is in the list: the latest first, and those of one time by name.
+type Place = (Reverse<Timestamp>, Text);
 
 /// What the query says. Everything that is given must hold.
 #[derive(Default)]
@@ -28,6 +37,7 @@ struct Filter {
     namespace: Option<String>,
     name: Option<String>,
     state: Option<IncidentState>,
+    paging: Paging<Place>,
 }
 
 impl Filter {
@@ -39,7 +49,10 @@ impl Filter {
                 "namespace" => set(&mut filter.namespace, name, value, LABEL, label),
                 "name" => set(&mut filter.name, name, value, TEXT, text),
                 "state" => set_word(&mut state, name, value, &STATES),
-                _ => Err(unknown(name, value, PARAMETERS)),
+                _ => {
+                    let paged = filter.paging.take(name, value);
+                    paged.unwrap_or_else(|| Err(unknown(name, value, PARAMETERS)))
+                }
             }?;
         }
         let word =
@@ -47,12 +60,13 @@ impl Filter {
         filter.state = state.and_then(word);
         Ok(filter)
     }
-}
 
-#[derive(Serialize)]
-struct Incidents {
-    incidents: Vec<Shown>,
-    total: usize,
+    fn wants(&self, incident: &KeptIncident, brief: &Brief) -> bool {
+        let app = &incident.app;
+        self.namespace.as_ref().is_none_or(|namespace| **namespace == *app.namespace)
+            && self.name.as_ref().is_none_or(|name| **name == *app.name)
+            && self.state.is_none_or(|state| brief.state == state)
+    }
 }
 
 /// An incident as it is shown: the App, and what was decided of it.
@@ -76,39 +90,58 @@ pub(super) async fn incidents(
     Parameters(query): Parameters,
 ) -> Result<Response, Problem> {
     let filter = Filter::of(query)?;
+    let turn = api.turn().await?;
     let kept = api.views.kept.borrow().clone();
-    let is_wanted = |incident: &KeptIncident| {
-        let Filter { namespace, name, state } = &filter;
-        let app = &incident.app;
-        namespace.as_ref().is_none_or(|namespace| **namespace == *app.namespace)
-            && name.as_ref().is_none_or(|name| **name == *app.name)
-            && state.is_none_or(|state| incident.brief().is_some_and(|brief| brief.state == state))
-    };
-    let wanted = kept.incidents.iter().filter(|(_, incident)| is_wanted(incident));
-    let mut incidents: Vec<Incident> = wanted.filter_map(|(name, incident)| incident.legible(name)).collect();
-    incidents.sort_by(|a, b| (b.status.opened, &a.name).cmp(&(a.status.opened, &b.name)));
-    let total = incidents.len();
-    Ok(Json(Incidents { incidents: incidents.into_iter().map(Shown::from).collect(), total }).into_response())
+    Ok(api.make(turn, move || page(&kept, &filter)).await)
 }
 
-pub(super) async fn incident(State(api): State<Api>, Path(name): Path<String>, _: NoParameters) -> Response {
-    let kept = api.views.kept.borrow().clone();
-    match kept.incidents.get(&*name).map(|incident| incident.document(&name)).transpose() {
-        Ok(Some(Some(incident))) => Json(Shown::from(incident)).into_response(),
-        Ok(_) => Problem::new(StatusCode::NOT_FOUND, "there is no incident of that name").into_response(),
-        Err(error) => {
-            let detail = format!("the incident can't be unpacked: {error}");
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail).into_response()
+fn page(kept: &Kept, filter: &Filter) -> serde_json::Result<Vec<u8>> {
+    let place = |name: &Text, brief: &Brief| (Reverse(brief.opened.get()), name.clone());
+    let mut wanted: Vec<(Place, &KeptIncident)> = Vec::new();
+    let mut total = 0_usize;
+    for (name, incident) in &kept.incidents {
+        let Some(brief) = incident.brief().filter(|brief| filter.wants(incident, brief)) else { continue };
+        total += 1;
+        let place = place(name, brief);
+        if filter.paging.after.as_ref().is_none_or(|last| place > *last) {
+            wanted.push((place, incident));
         }
     }
+    wanted.sort_by(|(a, _), (b, _)| a.cmp(b));
+    // Only those of the page are unpacked.
+    let shown = wanted.into_iter().filter_map(|(place, incident)| {
+        let shown = Shown::from(incident.legible(&place.1)?);
+        Some(Listed { place, shown })
+    });
+    let mut page = Page::new(filter.paging.limit());
+    page.list("incidents", shown, |listed| listed.place.clone())?;
+    page.member("total", &total)?;
+    page.end()
 }
 
 #[derive(Serialize)]
-struct Exemptions {
-    exemptions: Vec<Exemption>,
-    /// Exemptions that have no effect until they are confirmed, including those of the configuration. `None` if this
-    /// replica does not lead: only the leader knows them.
-    withheld: Option<Vec<Withheld>>,
+#[serde(transparent)]
+struct Listed {
+    #[serde(skip)]
+    place: Place,
+    shown: Shown,
+}
+
+pub(super) async fn incident(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    _: NoParameters,
+) -> Result<Response, Problem> {
+    api.find_room()?;
+    let kept = api.views.kept.borrow().clone();
+    match kept.incidents.get(&*name).map(|incident| incident.document(&name)).transpose() {
+        Ok(Some(Some(incident))) => Ok(api.make_small(serde_json::to_vec(&Shown::from(incident)))),
+        Ok(_) => Err(Problem::new(StatusCode::NOT_FOUND, "there is no incident of that name")),
+        Err(error) => {
+            let detail = format!("the incident can't be unpacked: {error}");
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail))
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -137,22 +170,71 @@ enum Effect {
     Unreadable,
 }
 
+/// Where an entry is: the exemptions come first, by name, then those that are withheld, by their place in the list.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ExemptionPlace {
+    Exemption(String),
+    Withheld(usize),
+}
+
 /// Those that operators have declared at run time; those of the configuration are not among them.
-pub(super) async fn exemptions(State(api): State<Api>, _: NoParameters) -> Response {
+pub(super) async fn exemptions(
+    State(api): State<Api>,
+    Parameters(query): Parameters,
+) -> Result<Response, Problem> {
+    let paging = Paging::of(query)?;
+    let turn = api.turn().await?;
     let kept = api.views.kept.borrow().clone();
+    let leads = api.views.leadership.borrow().pen().is_some_and(Pen::holds);
+    let decided = leads.then(|| api.views.decided.borrow().clone());
+    Ok(api.make(turn, move || page_of_exemptions(&kept, decided.as_deref(), &paging)).await)
+}
+
+/// `decided` is nothing if this replica does not lead: only the leader knows which exemptions are withheld, those of the
+/// configuration included.
+fn page_of_exemptions(
+    kept: &Kept,
+    decided: Option<&Decided>,
+    paging: &Paging<ExemptionPlace>,
+) -> serde_json::Result<Vec<u8>> {
+    let is_new = |place: ExemptionPlace| paging.after.as_ref().is_none_or(|last| place > *last);
+    let withheld: Option<&[Withheld]> = decided.map(|decided| &*decided.withheld);
+    let exemptions = shown_exemptions(kept, withheld);
+    let exemptions = exemptions.iter().filter(|it| is_new(ExemptionPlace::Exemption(it.name.clone())));
+    let mut page = Page::new(paging.limit());
+    page.list("exemptions", exemptions, |it| ExemptionPlace::Exemption(it.name.clone()))?;
+    match withheld {
+        None => page.member("withheld", &())?,
+        Some(withheld) => {
+            let withheld = withheld.iter().enumerate().map(|(index, withheld)| Indexed { index, withheld });
+            let withheld = withheld.filter(|it| is_new(ExemptionPlace::Withheld(it.index)));
+            page.list("withheld", withheld, |it| ExemptionPlace::Withheld(it.index))?;
+        }
+    }
+    page.end()
+}
+
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Indexed<'a> {
+    #[serde(skip)]
+    index: usize,
+    withheld: &'a Withheld,
+}
+
+fn shown_exemptions(kept: &Kept, withheld: Option<&[Withheld]>) -> Vec<Exemption> {
     let now = Timestamp::now();
     let unread = &kept.unread.exemptions;
-    let leads = api.views.leadership.borrow().pen().is_some_and(Pen::holds);
-    let withheld = leads.then(|| api.views.decided.borrow().withheld.clone());
     let why_withheld = |name: &str| {
         let place = format!("Exemption {name}");
         withheld
-            .iter()
-            .flatten()
+            .into_iter()
+            .flat_map(|withheld| withheld.iter())
             .find(|withheld| withheld.place == place)
             .map(|withheld| withheld.reason.clone())
     };
-    let in_force = leads.then_some(Effect::InForce);
+    let in_force = withheld.map(|_| Effect::InForce);
     let mut exemptions: Vec<Exemption> = Vec::new();
     for (name, spec) in kept.exemptions.iter().filter(|(name, _)| !unread.contains_key(*name)) {
         let (state, error) = if let Err(error) = spec.rule() {
@@ -176,7 +258,7 @@ pub(super) async fn exemptions(State(api): State<Api>, _: NoParameters) -> Respo
         exemptions.push(Exemption { name, spec: spec.clone(), state: Some(Effect::Unreadable), error });
     }
     exemptions.sort_by(|a, b| a.name.cmp(&b.name));
-    Json(Exemptions { exemptions, withheld }).into_response()
+    exemptions
 }
 
 #[derive(Serialize)]

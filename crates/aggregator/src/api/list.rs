@@ -17,6 +17,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
+use super::budget::Budget;
 use super::negotiation::Encoding;
 
 /// 10,000 records, 3.5 MB, become 0.8 MB in 75 ms. Level 9 needs half as long again for the same; level 4 half as long, and is
@@ -42,18 +43,18 @@ pub(super) struct Current {
     pub(super) headers: [(HeaderName, HeaderValue); 4],
 }
 
-impl Default for Lists {
-    fn default() -> Self {
+impl Lists {
+    /// Nothing yet. Bodies count in `budget`.
+    pub(super) fn new(budget: Arc<Budget>) -> Self {
         let compressor = Compressor {
             turn: Semaphore::new(1),
+            budget,
             #[cfg(test)]
             started: std::sync::atomic::AtomicUsize::new(0),
         };
         Self { current: Mutex::default(), compressor: Arc::new(compressor) }
     }
-}
 
-impl Lists {
     /// The list of a snapshot, or of a later one that somebody else has asked with: whoever was overtaken must not bring an old one
     /// back.
     pub(super) fn current(&self, snapshot: &Snapshot) -> Current {
@@ -77,6 +78,12 @@ impl Lists {
         };
         *current = Some(fresh.clone());
         fresh
+    }
+
+    /// How many bytes the current list takes, in all the forms in which it was made.
+    pub(super) fn size(&self) -> usize {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().map_or(0, |current| current.list.size())
     }
 
     /// How many bodies were begun to be compressed.
@@ -158,6 +165,16 @@ impl List {
         &self.form(encoding).etag
     }
 
+    /// The body in one form, if it has been made.
+    pub(super) fn made(&self, encoding: Encoding) -> Option<Bytes> {
+        self.form(encoding).made()
+    }
+
+    /// The bytes of all the forms that have been made.
+    fn size(&self) -> usize {
+        Encoding::ALL.into_iter().filter_map(|form| self.made(form)).map(|body| body.len()).sum()
+    }
+
     /// The body as it is.
     pub(super) async fn plain(&self) -> Option<Bytes> {
         if let Some(made) = self.plain.made() {
@@ -165,7 +182,9 @@ impl List {
         }
         let serialise = || {
             let (records, changed) = (self.records.clone(), self.changed);
-            let body = spawn_blocking(move || serialise(&records, changed).ok());
+            let budget = self.compressor.budget.clone();
+            let body =
+                spawn_blocking(move || serialise(&records, changed).ok().map(|body| budget.count(body)));
             body.map(|made| made.ok().flatten()).boxed().shared()
         };
         self.plain.body.get_or_init(serialise).clone().await
@@ -189,7 +208,10 @@ impl List {
                 drop(list);
                 #[cfg(test)]
                 compressor.started.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                spawn_blocking(move || compress(&plain, encoding).ok()).await.ok().flatten()
+                let budget = compressor.budget.clone();
+                let compressed =
+                    spawn_blocking(move || compress(&plain, encoding).ok().map(|body| budget.count(body)));
+                compressed.await.ok().flatten()
             });
             body.map(|made| made.ok().flatten()).boxed().shared()
         };
@@ -209,34 +231,29 @@ impl List {
 #[derive(Debug)]
 struct Compressor {
     turn: Semaphore,
+    budget: Arc<Budget>,
     #[cfg(test)]
     started: std::sync::atomic::AtomicUsize,
 }
 
-fn serialise(records: &[Arc<Record>], changed: Timestamp) -> Result<Bytes, serde_json::Error> {
+fn serialise(records: &[Arc<Record>], changed: Timestamp) -> serde_json::Result<Vec<u8>> {
     let shape = Shape {
         violations: records,
         // Whole seconds, as in the program before.
         update_time: Timestamp::from_second(changed.as_second()).unwrap_or(changed),
         total_count: records.len(),
     };
-    serde_json::to_vec(&shape).map(kept)
+    serde_json::to_vec(&shape)
 }
 
-fn compress(plain: &[u8], encoding: Encoding) -> std::io::Result<Bytes> {
+fn compress(plain: &[u8], encoding: Encoding) -> std::io::Result<Vec<u8>> {
     match encoding {
-        Encoding::Identity => Ok(Bytes::copy_from_slice(plain)),
-        Encoding::Zstd => zstd::bulk::compress(plain, ZSTD_LEVEL).map(kept),
+        Encoding::Identity => Ok(plain.to_vec()),
+        Encoding::Zstd => zstd::bulk::compress(plain, ZSTD_LEVEL),
         Encoding::Gzip => {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::new(GZIP_LEVEL));
             encoder.write_all(plain)?;
-            encoder.finish().map(kept)
+            encoder.finish()
         }
     }
-}
-
-/// Without the room that was left to grow: it may be several times the body.
-fn kept(mut body: Vec<u8>) -> Bytes {
-    body.shrink_to_fit();
-    body.into()
 }

@@ -3,6 +3,7 @@
 mod acts;
 mod auth;
 mod body;
+mod budget;
 mod cursor;
 mod decisions;
 mod filter;
@@ -13,6 +14,7 @@ mod incidents;
 mod list;
 mod negotiation;
 mod nodes;
+mod page;
 mod plan;
 mod problem;
 mod query;
@@ -33,7 +35,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use self::auth::{AuthError, Authenticator, Caller, Right};
 pub use self::problem::Problem;
-pub use self::server::{MAX_CONNECTIONS, serve};
+pub use self::server::{MAX_CONNECTIONS, Routers, serve};
 
 use crate::clock::Clock;
 use crate::discovery::TargetSet;
@@ -82,6 +84,8 @@ pub struct Views {
     pub configured_mode: Mode,
     /// How much may happen at once.
     pub brake: BrakeRules,
+    /// How many bytes the answers in flight may take together.
+    pub max_in_flight: usize,
     /// What time it is.
     pub clock: Clock,
 }
@@ -97,21 +101,33 @@ pub struct ApiServer {
     pub has_output: bool,
 }
 
-/// How many pages of violations are made at the same time: they cost as much as there are violations, and the collector needs the
-/// cores too.
+/// How many pages are made at the same time: they cost as much as there are entries, and the collector needs the cores too.
 const PAGES: usize = 1;
 
-/// Every route. Anything else is answered with a problem (RFC 9457).
-pub fn router(views: Views) -> Router {
-    routes(Api::new(views, Arc::default()))
+/// Every route, and those of the reserve. Anything else is answered with a problem (RFC 9457).
+pub fn routers(views: Views) -> Routers {
+    let api = Api::new(views);
+    Routers { all: routes(api.clone()), reserve: probes().fallback(all_taken).with_state(api) }
+}
+
+/// What operators' probes and those of the cluster ask for. These answers need little, and wait for nobody.
+fn probes() -> Router<Api> {
+    Router::new()
+        .route("/health", get(seed::health))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .method_not_allowed_fallback(problem::method_not_allowed)
+}
+
+async fn all_taken() -> Problem {
+    let detail =
+        format!("all {MAX_CONNECTIONS} places for connections are taken; only probes are answered now");
+    budget::busy(1, detail)
 }
 
 fn routes(api: Api) -> Router {
     Router::new()
         .route("/api/violations", get(seed::violations))
-        .route("/health", get(seed::health))
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
         .route("/api/v1/violations", get(violations::violations))
         .route("/api/v1/nodes", get(nodes::nodes))
         .route("/api/v1/plan", get(plan::plan))
@@ -123,6 +139,7 @@ fn routes(api: Api) -> Router {
         .route("/api/v1/exemptions", get(incidents::exemptions).post(acts::exempt))
         .route("/api/v1/exemptions/{name}", delete(acts::withdraw))
         .route("/api/v1/enforcement", get(incidents::enforcement).put(acts::enforce))
+        .merge(probes())
         .layer(DefaultBodyLimit::max(body::MAX_BODY))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
@@ -134,13 +151,16 @@ struct Api {
     /// Shared, because every request has its own clone, and each receiver in it would be counted up and down.
     views: Arc<Views>,
     lists: Arc<list::Lists>,
-    /// Who may make a page of violations now.
+    budget: Arc<budget::Budget>,
+    /// Who may make a page now.
     pages: Arc<Semaphore>,
 }
 
 impl Api {
-    fn new(views: Views, lists: Arc<list::Lists>) -> Self {
-        Self { views: Arc::new(views), lists, pages: Arc::new(Semaphore::new(PAGES)) }
+    fn new(views: Views) -> Self {
+        let budget = budget::Budget::new(views.max_in_flight);
+        let lists = Arc::new(list::Lists::new(budget.clone()));
+        Self { views: Arc::new(views), lists, budget, pages: Arc::new(Semaphore::new(PAGES)) }
     }
 
     /// The ledger as it is read now: the one way for all handlers.

@@ -1,22 +1,18 @@
 //! `/api/v1/nodes`: every target, how fresh it is, and what was last wrong with it.
 
-use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use jiff::Timestamp;
 use procscan_core::moment::WallTime;
 use procscan_core::names::{NodeName, Text};
 use procscan_core::report::{FailureReason, Rejections};
-use procscan_core::snapshot::{Coverage, TargetState};
+use procscan_core::snapshot::{Snapshot, TargetState, TargetView};
 use serde::Serialize;
 
 use super::Api;
-use super::query::NoParameters;
-
-#[derive(Serialize)]
-pub(super) struct Nodes {
-    nodes: Vec<Node>,
-    coverage: Coverage,
-}
+use super::page::{FEW, Page, Paging};
+use super::problem::Problem;
+use super::query::Parameters;
 
 #[derive(Serialize)]
 struct Node {
@@ -46,33 +42,54 @@ struct Failure {
     detail: String,
 }
 
-pub(super) async fn nodes(State(api): State<Api>, _: NoParameters) -> Json<Nodes> {
+impl Node {
+    fn of(target: &TargetView, snapshot: &Snapshot) -> Self {
+        let view = snapshot.nodes.get(&target.node);
+        Self {
+            name: target.node.clone(),
+            address: target.address.clone(),
+            state: target.state,
+            last_answer: target.last_answer.map(WallTime::get),
+            consecutive_failures: target.consecutive_failures,
+            last_failure: target.last_failure.as_deref().map(|(at, failure)| Failure {
+                at: *at,
+                reason: failure.reason,
+                detail: failure.detail.clone(),
+            }),
+            unusable_since: target.unusable_since.map(WallTime::get),
+            lists_several: view.is_some_and(|view| view.lists_several),
+            scan_interval_seconds: view
+                .and_then(|view| view.interval)
+                .map(|interval| interval.get().as_secs_f64()),
+            violations: view.map_or(0, |view| view.records),
+            rejected_records: view.map(|view| view.rejected.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+pub(super) async fn nodes(
+    State(api): State<Api>,
+    Parameters(query): Parameters,
+) -> Result<Response, Problem> {
+    let paging = Paging::of(query)?;
+    api.find_room()?;
     let snapshot = api.snapshot().await;
-    let nodes = snapshot
-        .targets
-        .iter()
-        .map(|target| {
-            let view = snapshot.nodes.get(&target.node);
-            Node {
-                name: target.node.clone(),
-                address: target.address.clone(),
-                state: target.state,
-                last_answer: target.last_answer.map(WallTime::get),
-                consecutive_failures: target.consecutive_failures,
-                last_failure: target.last_failure.as_deref().map(|(at, failure)| Failure {
-                    at: *at,
-                    reason: failure.reason,
-                    detail: failure.detail.clone(),
-                }),
-                unusable_since: target.unusable_since.map(WallTime::get),
-                lists_several: view.is_some_and(|view| view.lists_several),
-                scan_interval_seconds: view
-                    .and_then(|view| view.interval)
-                    .map(|interval| interval.get().as_secs_f64()),
-                violations: view.map_or(0, |view| view.records),
-                rejected_records: view.map(|view| view.rejected.clone()).unwrap_or_default(),
-            }
-        })
-        .collect();
-    Json(Nodes { nodes, coverage: snapshot.coverage })
+    if snapshot.targets.len() <= FEW {
+        return Ok(api.make_small(page(&snapshot, &paging)));
+    }
+    drop(snapshot);
+    let turn = api.turn().await?;
+    let snapshot = api.snapshot().await;
+    Ok(api.make(turn, move || page(&snapshot, &paging)).await)
+}
+
+fn page(snapshot: &Snapshot, paging: &Paging<String>) -> serde_json::Result<Vec<u8>> {
+    // They are ordered by address.
+    let all = &snapshot.targets;
+    let begin = paging.after.as_ref().map_or(0, |last| all.partition_point(|it| *it.address <= **last));
+    let wanted = all.get(begin..).unwrap_or_default().iter().map(|target| Node::of(target, snapshot));
+    let mut page = Page::new(paging.limit());
+    page.list("nodes", wanted, |node| node.address.clone())?;
+    page.member("coverage", &snapshot.coverage)?;
+    page.end()
 }

@@ -1,45 +1,72 @@
 //! `/api/v1/plan`: who is blocked, who is told, who is held, and why.
 
-use axum::Json;
-use axum::extract::State;
-use procscan_core::plan::{Block, Dispute, HeldApp, Notice, Summary};
-use procscan_core::policy::Mode;
-use procscan_core::snapshot::Coverage;
-use serde::Serialize;
 use std::sync::Arc;
 
-use super::Api;
-use super::query::NoParameters;
+use axum::extract::State;
+use axum::response::Response;
+use procscan_core::names::{App, Key, NodeName};
+use procscan_core::plan::{Dispute, HeldApp};
+use procscan_core::snapshot::Coverage;
+use serde::{Deserialize, Serialize};
 
-/// How many disputes are listed.
+use super::Api;
+use super::page::{FEW, Page, Paging};
+use super::problem::Problem;
+use super::query::Parameters;
+use crate::policy_task::Decided;
+
+/// How many disputes are listed: liars may make any number.
 const MAX_DISPUTES: usize = 1000;
 
-#[derive(Serialize)]
-pub(super) struct Plan {
-    mode: Mode,
-    blocks: Vec<Arc<Block>>,
-    notices: Vec<Arc<Notice>>,
-    held: Vec<HeldApp>,
-    summary: Summary,
-    /// How many accusations are not believed, and which, up to a bound: liars may make any number.
-    disputed: usize,
-    disputes: Vec<Dispute>,
-    unverified: usize,
-    coverage: Coverage,
+/// Where an entry is: the lists follow one another in this order, and each is ordered by what is here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Place {
+    Block(App),
+    Notice(App),
+    /// With whether its release is held.
+    Held(App, bool),
+    Dispute(Key, NodeName),
 }
 
-pub(super) async fn plan(State(api): State<Api>, _: NoParameters) -> Json<Plan> {
-    let decided = api.views.decided.borrow().clone();
+pub(super) async fn plan(State(api): State<Api>, Parameters(query): Parameters) -> Result<Response, Problem> {
+    let paging = Paging::of(query)?;
+    api.find_room()?;
+    let is_small = {
+        let decided = api.views.decided.borrow();
+        let plan = &decided.plan;
+        plan.blocks.len() + plan.notices.len() + decided.held.len() + decided.disputes.len() <= FEW
+    };
+    let turn = if is_small { None } else { Some(api.turn().await?) };
     let coverage = api.snapshot().await.coverage;
-    Json(Plan {
-        mode: decided.plan.mode,
-        blocks: decided.plan.blocks.clone(),
-        notices: decided.plan.notices.clone(),
-        held: decided.held.clone(),
-        summary: decided.plan.summary,
-        disputed: decided.disputes.len(),
-        disputes: decided.disputes.iter().take(MAX_DISPUTES).cloned().collect(),
-        unverified: decided.unverified,
-        coverage,
+    let decided = api.views.decided.borrow().clone();
+    Ok(match turn {
+        None => api.make_small(page(&decided, coverage, &paging)),
+        Some(turn) => api.make(turn, move || page(&decided, coverage, &paging)).await,
     })
+}
+
+fn page(decided: &Arc<Decided>, coverage: Coverage, paging: &Paging<Place>) -> serde_json::Result<Vec<u8>> {
+    let plan = &decided.plan;
+    let is_new = |place: Place| paging.after.as_ref().is_none_or(|last| place > *last);
+    let held_place = |held: &HeldApp| Place::Held(held.app.clone(), held.release);
+    let dispute_place = |dispute: &Dispute| Place::Dispute(dispute.key.clone(), dispute.node.clone());
+    let mut held: Vec<&HeldApp> = decided.held.iter().collect();
+    held.sort_by(|a, b| (&a.app, a.release).cmp(&(&b.app, b.release)));
+
+    let mut page = Page::new(paging.limit());
+    page.member("mode", &plan.mode)?;
+    let blocks = plan.blocks.iter().filter(|block| is_new(Place::Block(block.app.clone())));
+    page.list("blocks", blocks, |block| Place::Block(block.app.clone()))?;
+    let notices = plan.notices.iter().filter(|notice| is_new(Place::Notice(notice.app.clone())));
+    page.list("notices", notices, |notice| Place::Notice(notice.app.clone()))?;
+    page.list("held", held.into_iter().filter(|held| is_new(held_place(held))), |held| held_place(held))?;
+    page.member("summary", &plan.summary)?;
+    // How many accusations are not believed, and which, up to a bound.
+    page.member("disputed", &decided.disputes.len())?;
+    let disputes = decided.disputes.iter().take(MAX_DISPUTES);
+    page.list("disputes", disputes.filter(|it| is_new(dispute_place(it))), |it| dispute_place(it))?;
+    page.member("unverified", &decided.unverified)?;
+    page.member("coverage", &coverage)?;
+    page.end()
 }

@@ -14,7 +14,7 @@ use super::problem::Problem;
 use crate::words;
 
 /// How many entries one page shows at most.
-const MAX_LIMIT: usize = 1000;
+pub(super) const MAX_LIMIT: usize = 1000;
 /// How much of a given value is repeated in a problem, in characters.
 const MAX_REPEATED: usize = 200;
 
@@ -26,6 +26,8 @@ pub(super) const TEXT: &str = "a text of 1 character or more";
 pub(super) use crate::config::values::A_TIME as TIME;
 /// What is said where a number of entries is expected.
 pub(super) const LIMIT: &str = "a whole number from 1 to 1000";
+/// What is said where a cursor is expected.
+pub(super) const CURSOR: &str = "the next of an answer";
 
 /// The parameters of a query, in their order, decoded.
 pub(super) struct Parameters(pub(super) Vec<(String, String)>);

@@ -17,7 +17,15 @@ const WORTH_COMPRESSING: usize = 1024;
 pub(super) async fn violations(State(api): State<Api>, request: Request) -> Response {
     let (request, _) = request.into_parts();
     let Current { list, headers: coverage, .. } = api.lists.current(&*api.snapshot().await);
-    let Some(plain) = list.plain().await else {
+    let plain = match list.made(Encoding::Identity) {
+        Some(made) => Some(made),
+        // Not while readers of earlier lists hold all there is room for.
+        None => match api.find_room() {
+            Ok(()) => list.plain().await,
+            Err(problem) => return problem.into_response(),
+        },
+    };
+    let Some(plain) = plain else {
         return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the list can't be serialised")
             .into_response();
     };
@@ -40,10 +48,11 @@ pub(super) async fn violations(State(api): State<Api>, request: Request) -> Resp
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
-    let (encoding, body) = match list.body(best).await {
-        Some(body) => (best, body),
-        None => (Encoding::Identity, plain),
+    let body = match list.made(best) {
+        None if api.find_room().is_ok() => list.body(best).await,
+        made => made,
     };
+    let (encoding, body) = body.map_or((Encoding::Identity, plain), |body| (best, body));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::ETAG, list.etag(encoding).clone());
     if let Some(encoding) = encoding.header() {

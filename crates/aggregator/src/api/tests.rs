@@ -1,4 +1,5 @@
 mod list;
+mod pages;
 mod refusals;
 mod violations;
 
@@ -89,11 +90,11 @@ impl Stage {
             own_namespace: None,
             configured_mode: Mode::Enforce,
             brake: BrakeRules { max_releases: 2, ..BrakeRules::default() },
+            max_in_flight: config.api.max_in_flight,
             clock,
         };
-        let lists = Arc::<super::list::Lists>::default();
-        let api = Api::new(views, lists.clone());
-        let router = routes(api.clone());
+        let api = Api::new(views);
+        let (router, lists) = (routes(api.clone()), api.lists.clone());
         Self { router, lists, ledger, clock, publisher, snapshots: shown, targets, output, decided, api }
     }
 
@@ -373,7 +374,7 @@ async fn an_exemption_that_is_withheld_is_shown_with_the_reason() {
     let following = watch::channel(Leadership::Following { leader: None });
     let mut views = Views::clone(&stage.api.views);
     (views.leadership, views.decided) = (following.1, watch::channel(Arc::new(Decided::nothing(plan()))).1);
-    let api = Api::new(views, Arc::default());
+    let api = Api::new(views);
     let request = Request::get("/api/v1/exemptions").body(Body::empty()).unwrap();
     let response = routes(api).oneshot(request).await.unwrap();
     let body = response.into_body().collect().await.unwrap().to_bytes();

@@ -1,32 +1,18 @@
 //! `/api/v1/violations`: what is known of each violation, with its state and the evidence of each node.
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use jiff::Timestamp;
 use procscan_core::ledger::{Cleared, Presence};
 use procscan_core::names::{Key, NodeName, Text};
-use procscan_core::snapshot::{self, Coverage, Snapshot, State as ViolationState};
+use procscan_core::snapshot::{self, Snapshot, State as ViolationState};
 use serde::Serialize;
 
+use super::Api;
 use super::filter::Filter;
+use super::page::{FEW, Page};
 use super::problem::Problem;
 use super::query::Parameters;
-use super::{Api, cursor};
-
-/// How many violations are looked through and written in well under a millisecond. More would keep other requests waiting, probes
-/// included, so that is done on a thread that may block.
-const FEW: usize = 200;
-
-#[derive(Serialize)]
-struct Page<'a> {
-    violations: Vec<Violation<'a>>,
-    coverage: Coverage,
-    /// Where the next page begins, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<String>,
-}
 
 /// The command line stays out: what is shown here is for more eyes than the original list.
 #[derive(Serialize)]
@@ -85,35 +71,29 @@ impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
     }
 }
 
-pub(super) async fn violations(State(api): State<Api>, Parameters(query): Parameters) -> Response {
-    let filter = match Filter::of(query) {
-        Ok(filter) => filter,
-        Err(problem) => return problem.into_response(),
-    };
+pub(super) async fn violations(
+    State(api): State<Api>,
+    Parameters(query): Parameters,
+) -> Result<Response, Problem> {
+    let filter = Filter::of(query)?;
+    api.find_room()?;
     let snapshot = api.snapshot().await;
     if snapshot.violations.len() <= FEW {
-        return page(&snapshot, &filter);
+        return Ok(api.make_small(page(&snapshot, &filter)));
     }
-    // Never closed, so it is always granted.
-    let turn = api.pages.acquire_owned().await;
-    let made = tokio::task::spawn_blocking(move || {
-        // Until the page is made, even if nobody waits for it any more.
-        let _turn = turn;
-        page(&snapshot, &filter)
-    });
-    made.await.unwrap_or_else(|_| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the page can't be made").into_response()
-    })
+    drop(snapshot);
+    let turn = api.turn().await?;
+    let snapshot = api.snapshot().await;
+    Ok(api.make(turn, move || page(&snapshot, &filter)).await)
 }
 
-pub(super) fn page(snapshot: &Snapshot, filter: &Filter) -> Response {
+pub(super) fn page(snapshot: &Snapshot, filter: &Filter) -> serde_json::Result<Vec<u8>> {
     // They are ordered by key.
     let all = &snapshot.violations;
-    let begin = filter.after.as_ref().map_or(0, |last| all.partition_point(|it| it.key <= *last));
-    let mut wanted = all.iter().skip(begin).filter(|violation| filter.wants(violation));
-    let limit = filter.limit.unwrap_or(usize::MAX);
-    let violations: Vec<_> = wanted.by_ref().take(limit).map(Violation::from).collect();
-    let last = wanted.next().and(violations.last());
-    let next = last.map(|last| cursor::write(last.key));
-    Json(Page { violations, coverage: snapshot.coverage, next }).into_response()
+    let begin = filter.paging.after.as_ref().map_or(0, |last| all.partition_point(|it| it.key <= *last));
+    let wanted = all.get(begin..).unwrap_or_default().iter().filter(|violation| filter.wants(violation));
+    let mut page = Page::new(filter.paging.limit());
+    page.list("violations", wanted.map(Violation::from), |violation| violation.key)?;
+    page.member("coverage", &snapshot.coverage)?;
+    page.end()
 }

@@ -3,6 +3,7 @@
 //! Redirects and proxies are not followed: the token is for the service that was named, and for nobody else.
 
 mod access;
+mod pages;
 
 use std::fmt::{Display, Write};
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::args::operators::Service;
 
 /// How long everything together may take. The API itself waits for 10 s until what it was told has been done.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// The largest answer: a list of all incidents may be long.
+/// The largest answer, all its pages together: a list of all incidents may be long.
 const MAX_BODY: usize = 64 << 20;
 /// The longest head of an answer.
 const MAX_HEAD: usize = 64 << 10;
@@ -92,6 +93,7 @@ pub(super) fn check_name(place: &str, name: &str) -> Result<(), ClientError> {
 }
 
 /// A path of the API with its query.
+#[derive(Clone)]
 pub(super) struct Endpoint(String);
 
 impl Endpoint {
@@ -194,6 +196,11 @@ impl Client {
         self.foreign(format!("the answer is not what was asked for ({})", escaped(&error.to_string())))
     }
 
+    fn too_large(&self) -> ClientError {
+        let limit = bytesize::ByteSize(MAX_BODY as u64).display().iec();
+        self.foreign(format!("the answer is larger than {limit}"))
+    }
+
     fn foreign(&self, what: String) -> ClientError {
         ClientError::Foreign { url: self.url.clone(), what }
     }
@@ -288,8 +295,7 @@ impl Client {
         let (head, incoming) = sender.send_request(request).await.map_err(broken)?.into_parts();
         let body = Limited::new(incoming, MAX_BODY).collect().await.map_err(|e| {
             if e.is::<LengthLimitError>() {
-                let limit = bytesize::ByteSize(MAX_BODY as u64).display().iec();
-                self.foreign(format!("the answer is larger than {limit}"))
+                self.too_large()
             } else {
                 self.unreachable(format!("the answer broke off: {e}"))
             }

@@ -39,9 +39,9 @@ pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), Co
         .with("name", args.app)
         .with("decision", args.decision)
         .with("actor", args.actor)
-        .with("since", since)
-        .with("limit", Some(args.limit));
-    let body = client.get(&endpoint).await?;
+        .with("since", since);
+    let most = usize::try_from(args.limit).unwrap_or(usize::MAX);
+    let body = client.list(&endpoint, "decisions", Some(most)).await?;
     if let Some(document) = printed::document(&client, &body, args.output)? {
         return Ok(printed::print(&document)?);
     }

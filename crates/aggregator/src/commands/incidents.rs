@@ -98,7 +98,7 @@ pub(super) async fn incidents(args: args::operators::Incidents) -> Result<(), Co
         .with("namespace", args.namespace)
         .with("name", args.app)
         .with("state", args.state);
-    let body = client.get(&endpoint).await?;
+    let body = client.list(&endpoint, "incidents", None).await?;
     if let Some(document) = printed::document(&client, &body, args.output)? {
         return Ok(printed::print(&document)?);
     }
@@ -119,7 +119,8 @@ pub(super) async fn incidents(args: args::operators::Incidents) -> Result<(), Co
 pub(super) async fn name_of(client: &Client, said: &str) -> Result<String, CommandError> {
     // No name has a slash, and no App goes without.
     let Some((namespace, _)) = said.split_once('/') else { return Ok(said.to_owned()) };
-    let body = client.get(&Endpoint::at(&["incidents"]).with("namespace", Some(namespace))).await?;
+    let endpoint = Endpoint::at(&["incidents"]).with("namespace", Some(namespace));
+    let body = client.list(&endpoint, "incidents", None).await?;
     let List { incidents } = client.read(&body)?;
     let open: Vec<Incident> = incidents.into_iter().filter(Incident::is_open).collect();
     let meant: Vec<&Incident> = open.iter().filter(|incident| incident.is_of(said)).collect();

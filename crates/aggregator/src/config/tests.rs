@@ -325,6 +325,12 @@ fn the_cluster_says_who_asks_where_there_is_one_else_the_token_file() {
     refused("api: {auth: none, token_file: /x}\n", "api.token_file: /x", "`api.auth` is `tokens`");
     refused("api: {auth: tokens, token_file: /no/such}\n", "api.token_file: /no/such: can't be read", "");
     refused("api: {auth: off}\n", "api.auth: `off`", "`kubernetes`, `tokens`, `none`");
+    for bad in ["1MiB", "8191KiB", "5GiB"] {
+        let place = format!("api.max_in_flight: {bad}");
+        refused(&format!("api: {{max_in_flight: {bad}}}\n"), &place, "8MiB to 4GiB");
+    }
+    refused("api: {max_in_flight: 64}\n", "api.max_in_flight: 64", "4MiB");
+    assert_eq!(parse("api: {max_in_flight: 8MiB}\n").unwrap().api.max_in_flight, 8 << 20);
     std::fs::write(&file, "alice secret\n").unwrap();
     let error = parse(&format!("api: {{auth: tokens, {token_file}}}\n")).unwrap_err().to_string();
     assert!(error.contains(": line 1 is not allowed") && !error.contains("secret"), "{error}");

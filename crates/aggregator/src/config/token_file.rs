@@ -37,9 +37,12 @@ pub enum TokenFileError {
     /// It is not there, or may not be read.
     #[error("can't be read: {0}")]
     Unreadable(#[from] io::Error),
-    /// It is a directory, a pipe, or large.
+    /// It is a directory, a pipe or a device.
     #[error("this is not allowed; allowed is a plain file of up to 1 MiB")]
     NotPlain,
+    /// It is large.
+    #[error("it is too large; allowed is a plain file of up to 1 MiB")]
+    TooLarge,
     /// A line is wrong.
     #[error("line {number} is not allowed; allowed is {allowed}")]
     Line {
@@ -48,6 +51,18 @@ pub enum TokenFileError {
         /// What could be there.
         allowed: String,
     },
+}
+
+impl TokenFileError {
+    /// Whether there is nothing to read, rather than something that is written wrongly.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            // Not UTF-8: that is written wrongly.
+            Self::Unreadable(error) => error.kind() != io::ErrorKind::InvalidData,
+            Self::NotPlain => true,
+            Self::TooLarge | Self::Line { .. } => false,
+        }
+    }
 }
 
 /// Reads the file.
@@ -60,7 +75,7 @@ pub fn read(path: &Path) -> Result<TokenFile, TokenFileError> {
     let mut text = String::new();
     let read = file.take(MAX_FILE + 1).read_to_string(&mut text)?;
     if u64::try_from(read).is_ok_and(|read| read > MAX_FILE) {
-        return Err(TokenFileError::NotPlain);
+        return Err(TokenFileError::TooLarge);
     }
     Ok(TokenFile { people: parse(&text)?, is_open })
 }

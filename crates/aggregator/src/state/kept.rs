@@ -144,6 +144,8 @@ impl Stamp {
 pub struct Brief {
     /// What has come of it.
     pub state: IncidentState,
+    /// When it was opened.
+    pub opened: WallTime,
     /// Since when it is in its state.
     pub since: Option<WallTime>,
     /// When it was written, by the clock that runs only while a replica leads.
@@ -186,6 +188,7 @@ impl Brief {
     fn of(status: &IncidentStatus) -> Self {
         Self {
             state: status.state,
+            opened: status.opened.into(),
             since: status.since.map(WallTime::from),
             clock: status.clock.map(WallTime::from),
             released_until: status.releases.iter().map(|release| release.until.into()).max(),

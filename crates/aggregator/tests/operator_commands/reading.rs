@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use procscan_core::policy::DecisionKind;
 use serde_json::{Value, json};
 
-use crate::played::{Api, Ran, command, incident, incidents};
+use crate::played::{Api, Ran, command, incident, incidents, said};
 
 fn decisions() -> Value {
     let entry = |at: &str, (kind, name): (&str, &str), decision: &str, actor: &str, reason: &str| {
@@ -110,6 +110,48 @@ ns-a-lab-2   ns-a     devbox   lab   Watched       2026-01-02T10:00:00Z   proces
 
     let Ran { code, out, err } = Api::only(200, incidents(&[])).run(&["incidents"]);
     assert_eq!((code, &*out, &*err), (0, "", "There are no such incidents.\n"));
+}
+
+#[test]
+fn lists_are_read_page_by_page_and_shown_as_one() {
+    let all: Vec<Value> = (0..5).map(|n| incident(&format!("i-{n}"), ("app", "web"), "Held")).collect();
+    let page = |part: &[Value], next: Option<&str>| {
+        let mut page = json!({"incidents": part, "total": 5});
+        if let Some(next) = next {
+            page["next"] = next.into();
+        }
+        page
+    };
+    let api = Api::new(vec![
+        said("GET /api/v1/incidents?namespace=ns-a&cursor=c2", 200, page(&all[4..], None)),
+        said("GET /api/v1/incidents?namespace=ns-a&cursor=c1", 200, page(&all[2..4], Some("c2"))),
+        said("GET /api/v1/incidents?namespace=ns-a", 200, page(&all[..2], Some("c1"))),
+        said("POST /api/v1/incidents/", 200, &all[4]),
+    ]);
+    let table = api.run(&["incidents", "-n", "ns-a"]).done();
+    assert_eq!(table.lines().filter(|line| line.starts_with("i-")).count(), 5, "{table}");
+    let json = api.run(&["incidents", "-n", "ns-a", "-o", "json"]).done();
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), page(&all, None));
+    // An App is looked for on all of them.
+    let error = api.run(&["release", "ns-a/web"]).refused(1);
+    assert!((0..5).all(|n| error.contains(&format!("i-{n} "))), "{error}");
+
+    let mut rest = decisions();
+    rest["more"] = 4.into();
+    let mut first = rest.clone();
+    (first["more"], first["next"]) = (6.into(), "c1".into());
+    rest["next"] = "c2".into();
+    let api = Api::new(vec![
+        said("GET /api/v1/decisions?limit=2&cursor=c1", 200, &rest),
+        said("GET /api/v1/decisions?limit=4", 200, &first),
+    ]);
+    let Ran { code, out, err } = api.run(&["decisions", "--limit", "4"]);
+    assert_eq!((code, &*err), (0, "There are 4 more; --limit shows up to 1000.\n"));
+    assert_eq!(out.lines().count(), 5, "{out}");
+
+    let circle = json!({"incidents": [], "total": 5, "next": "c1"});
+    let error = Api::only(200, circle).run(&["incidents"]).refused(1);
+    assert!(error.contains("its pages have no end"), "{error}");
 }
 
 #[test]

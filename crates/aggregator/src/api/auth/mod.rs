@@ -121,6 +121,14 @@ impl Authenticator {
         }
     }
 
+    /// Why known tokens may not be accepted, if so.
+    pub(super) async fn trouble(&self) -> Option<String> {
+        match &*self.0 {
+            Authority::File(tokens) => tokens.trouble().await,
+            Authority::Cluster(_) | Authority::Nobody => None,
+        }
+    }
+
     /// Whether `caller` may. The problem is 403 if not, and says what is missing; 503 where the cluster can't say.
     pub async fn authorize(&self, caller: &Caller, right: Right) -> Result<(), Problem> {
         match &*self.0 {

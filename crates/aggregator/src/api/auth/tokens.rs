@@ -1,20 +1,25 @@
 //! The word of a token file: who is in it may do everything.
+//!
+//! A file with a mistake is half-written, perhaps, and a slip must not lock everybody out: the last tokens stay. A file that is
+//! gone, or can't be read, says nothing of anybody, so its tokens are not accepted until it is back.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::AuthError;
 use super::fingerprint::{Fingerprint, Fingerprints};
-use crate::config::token_file::{self, Person, TokenFile};
+use crate::config::token_file::{self, Person, TokenFile, TokenFileError};
 
 /// How often the file is read again, when it is asked for. It is small; and its times do not show every change: two within
 /// one tick of the file system's clock look like one.
 const REFRESH: Duration = Duration::from_secs(1);
+/// How long a probe waits for the file.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// The file, and who was in it when it was last read well.
 #[derive(Debug)]
@@ -44,18 +49,36 @@ impl Tokens {
     /// Whose token it is.
     pub(super) async fn name_of(&self, token: &str) -> Option<Arc<str>> {
         let fingerprint = self.fingerprints.of(token.as_bytes());
+        self.look().await.names.get(&fingerprint).cloned()
+    }
+
+    /// What is wrong with the file, for people who may not know its place.
+    pub(super) async fn trouble(&self) -> Option<String> {
+        let Ok(list) = tokio::time::timeout(GLANCE, self.look()).await else {
+            return Some("api.token_file is not read in time".to_owned());
+        };
+        let error = list.error.as_ref()?;
+        let then = match list.names.len() {
+            0 => "no token is accepted".to_owned(),
+            kept => format!("the last {kept} tokens are accepted"),
+        };
+        Some(format!("api.token_file: {error}; {then}"))
+    }
+
+    /// The list, read again if that is due.
+    async fn look(&self) -> MutexGuard<'_, List> {
         let mut list = self.list.lock().await;
         if list.looked_at.elapsed() >= REFRESH {
             list.looked_at = Instant::now();
             let path = self.path.clone();
-            let read =
-                tokio::task::spawn_blocking(move || token_file::read(&path).map_err(|e| e.to_string()));
-            match read.await.unwrap_or_else(|e| Err(e.to_string())) {
+            let read = tokio::task::spawn_blocking(move || token_file::read(&path));
+            let read = read.await.unwrap_or_else(|e| Err(std::io::Error::other(e).into()));
+            match read {
                 Ok(contents) => list.accept(&contents, &self.path, &self.fingerprints),
-                Err(error) => list.keep(error, &self.path),
+                Err(error) => list.refuse(&error, &self.path),
             }
         }
-        list.names.get(&fingerprint).cloned()
+        list
     }
 }
 
@@ -76,11 +99,16 @@ impl List {
         self.is_open = contents.is_open;
     }
 
-    /// It is half-written, perhaps: a slip of whoever writes it must not lock everybody out.
-    fn keep(&mut self, error: String, path: &Path) {
-        if self.error.as_ref() != Some(&error) {
-            tracing::error!(file = %path.display(), error, kept = self.names.len(), "token file refused; keeping the last tokens");
+    fn refuse(&mut self, error: &TokenFileError, path: &Path) {
+        let (file, text) = (path.display(), error.to_string());
+        if error.is_absence() {
+            let taken = std::mem::take(&mut self.names).len();
+            if self.error.as_ref() != Some(&text) {
+                tracing::error!(%file, error = text, taken, "token file can't be read; none of its tokens is accepted until it can");
+            }
+        } else if self.error.as_ref() != Some(&text) {
+            tracing::error!(%file, error = text, kept = self.names.len(), "token file refused; keeping the last tokens");
         }
-        self.error = Some(error);
+        self.error = Some(text);
     }
 }

@@ -11,7 +11,7 @@ const TOKEN: &str = "alice-alice-alice";
 /// A service with a state file, and the operator `alice`.
 struct Office {
     stage: Stage,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Office {
@@ -30,7 +30,7 @@ impl Office {
         let incident = Incident { name: "web".into(), spec, status: serde_json::from_value(status).unwrap() };
         assert!(store.save(vec![incident]).await.is_empty());
         let stage = Stage::under(&config, Desk::File(store.clone()), store.shown());
-        Self { stage, _directory: directory }
+        Self { stage, directory }
     }
 
     async fn send(&self, method: Method, path: &str, kind: Option<&str>, body: &str) -> (StatusCode, Value) {
@@ -171,11 +171,17 @@ async fn every_list_refuses_the_same_limits_and_every_unknown_parameter() {
         ("incidents?state=gone", "state", "Watched, Grace, Held"),
         ("incidents?state=Held&state=Held", "state", "Watched, Grace, Held"),
         ("incidents?namespace=", "namespace", "1 to 63 of a-z"),
-        ("incidents?limit=5", "limit", "namespace, name, state"),
+        ("incidents?limit=0", "limit", "a whole number from 1 to 1000"),
+        ("incidents?cursor=x", "cursor", "next"),
+        ("incidents?app=web", "app", "namespace, name, state, limit, cursor"),
+        ("decisions?cursor=5b5d", "cursor", "next"),
         ("incidents/web?state=Held", "state", "no parameters"),
-        ("nodes?state=fresh", "state", "no parameters"),
-        ("plan?namespace=ns-a", "namespace", "no parameters"),
-        ("exemptions?name=a", "name", "no parameters"),
+        ("nodes?state=fresh", "state", "limit, cursor"),
+        ("nodes?limit=1001", "limit", "a whole number from 1 to 1000"),
+        ("plan?namespace=ns-a", "namespace", "limit, cursor"),
+        ("plan?cursor=22", "cursor", "next"),
+        ("exemptions?name=a", "name", "limit, cursor"),
+        ("exemptions?cursor=", "cursor", "next"),
         ("enforcement?mode=paused", "mode", "no parameters"),
     ];
     for (query, parameter, allowed) in table {
@@ -296,4 +302,56 @@ async fn what_is_not_done_yet_says_when_it_will_be_and_a_change_of_the_mode_says
         let detail = told["detail"].as_str().unwrap();
         assert!(detail.contains(says) && !detail.contains(not), "{detail}");
     }
+}
+
+/// A body that never comes.
+fn nothing() -> Body {
+    Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_is_waited_for_only_if_its_sender_is_admitted_and_then_not_for_long() {
+    let office = Office::open().await;
+    for (method, path) in [
+        (Method::POST, "/api/v1/incidents/web/approve"),
+        (Method::POST, "/api/v1/incidents/web/release"),
+        (Method::POST, "/api/v1/exemptions"),
+        (Method::PUT, "/api/v1/enforcement"),
+    ] {
+        let ask = async |token: Option<&str>| {
+            let begun = tokio::time::Instant::now();
+            let mut request =
+                Request::builder().method(&method).uri(path).header("content-type", "application/json");
+            if let Some(token) = token {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            let (status, headers, body) = office.stage.ask(request.body(nothing()).unwrap()).await;
+            (status, headers, json(&body), begun.elapsed().as_secs())
+        };
+        for token in [None, Some("mallory-mallory-mallory")] {
+            let (status, _, problem, waited) = ask(token).await;
+            assert_eq!((status, waited), (StatusCode::UNAUTHORIZED, 0), "{path}: {problem}");
+        }
+        let (status, headers, problem, waited) = ask(Some(TOKEN)).await;
+        assert_eq!((status, waited), (StatusCode::REQUEST_TIMEOUT, 10), "{path}: {problem}");
+        assert_eq!(headers["connection"], "close");
+        assert_names(&problem, "body", "within 10s", path);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_says_that_the_tokens_are_gone() {
+    let office = Office::open().await;
+    let auth = async || json(&office.stage.get("/readyz").await.2)["auth"].clone();
+    assert_eq!(auth().await, json!({"ok": true}));
+    std::fs::remove_file(office.directory.path().join("tokens")).unwrap();
+    tokio::time::advance(std::time::Duration::from_secs(1)).await;
+    let told = auth().await;
+    assert_eq!(told["ok"], false);
+    let error = told["error"].as_str().unwrap();
+    assert!(error.starts_with("api.token_file: can't be read: ") && error.contains("no token"), "{error}");
+    let body = r#"{"mode": "paused"}"#;
+    let kind = Some("application/json");
+    let (status, _) = office.send(Method::PUT, "/api/v1/enforcement", kind, body).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
 }

@@ -92,16 +92,47 @@ async fn who_is_in_the_token_file_may_do_everything() {
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(self::status(name("alice-alice-alice").await).await, 401);
     assert_eq!(name("bobby-bobby-bobby").await.unwrap(), "bobby");
-    // What can't be used changes nothing; an empty list does.
+    // What is written wrongly changes nothing; an empty list does.
     write("carol\n");
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(name("bobby-bobby-bobby").await.unwrap(), "bobby");
-    std::fs::remove_file(&path).unwrap();
-    tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(name("bobby-bobby-bobby").await.unwrap(), "bobby");
+    let trouble = auth.trouble().await.unwrap();
+    assert!(trouble.contains("line 1") && trouble.ends_with("the last 1 tokens are accepted"), "{trouble}");
     write("");
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(self::status(name("bobby-bobby-bobby").await).await, 401);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_file_that_is_gone_takes_its_tokens_with_it_until_it_is_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens");
+    let text = "alice alice-alice-alice\n";
+    std::fs::write(&path, text).unwrap();
+    let config = format!("{WITHOUT_CLUSTER}api: {{auth: tokens, token_file: {}}}\n", path.display());
+    let auth = Authenticator::new(&Config::parse(&config, "c", []).unwrap(), None).unwrap();
+    let asked = async || auth.authenticate(&with("alice-alice-alice")).await.map(|caller| caller.name);
+    let gone = || std::fs::remove_file(&path).unwrap();
+    let replaced = || {
+        gone();
+        std::fs::create_dir(&path).unwrap();
+    };
+    let takings: [(&dyn Fn(), &str); 2] = [(&gone, "No such file"), (&replaced, "a plain file")];
+    for (take, says) in takings {
+        assert_eq!((asked().await.unwrap(), auth.trouble().await), ("alice".to_owned(), None));
+        take();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        // A probe says so although nobody has asked with a token.
+        let trouble = auth.trouble().await.unwrap();
+        assert!(trouble.contains(says) && trouble.ends_with("no token is accepted"), "{trouble}");
+        assert_eq!(status(asked().await).await, 401);
+        if path.is_dir() {
+            std::fs::remove_dir(&path).unwrap();
+        }
+        std::fs::write(&path, text).unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!((asked().await.unwrap(), auth.trouble().await), ("alice".to_owned(), None));
 }
 
 #[tokio::test]

@@ -1,0 +1,223 @@
+//! Pages: no list but the seed's is answered as a whole, because it grows with what tenants do.
+//!
+//! A page ends after `limit` entries, or with the entry that makes it [`MAX_PAGE`] long. If there is more, it has a `next`, the
+//! cursor of the page after it. Entries are written one by one, so that a page takes little more memory than its bytes.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::{BufMut, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::budget::busy;
+use super::problem::Problem;
+use super::query::{CURSOR, LIMIT, MAX_LIMIT, limit, set, unknown};
+use super::{Api, cursor};
+
+/// How long a page gets, in bytes. The entry that reaches it is its last one.
+const MAX_PAGE: usize = 1 << 20;
+/// How many entries are looked through and written in well under a millisecond. More would keep other requests waiting, probes
+/// included, so that is done on a thread that may block.
+pub(super) const FEW: usize = 200;
+/// How long a request waits until its page can be made.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which page is asked for.
+#[derive(Debug)]
+pub(super) struct Paging<C> {
+    limit: Option<usize>,
+    /// The last entry of the page before.
+    pub(super) after: Option<C>,
+}
+
+impl<C> Default for Paging<C> {
+    fn default() -> Self {
+        Self { limit: None, after: None }
+    }
+}
+
+impl<C: Serialize + DeserializeOwned> Paging<C> {
+    /// From the query of an endpoint that has no other parameters.
+    pub(super) fn of(query: Vec<(String, String)>) -> Result<Self, Problem> {
+        let mut paging = Self::default();
+        for (parameter, value) in query {
+            let (name, value) = (parameter.as_str(), value.as_str());
+            paging.take(name, value).unwrap_or_else(|| Err(unknown(name, value, "limit, cursor")))?;
+        }
+        Ok(paging)
+    }
+
+    /// Takes a parameter if it says which page.
+    pub(super) fn take(&mut self, name: &str, value: &str) -> Option<Result<(), Problem>> {
+        match name {
+            "limit" => Some(set(&mut self.limit, name, value, LIMIT, limit)),
+            "cursor" => Some(set(&mut self.after, name, value, CURSOR, cursor::read)),
+            _ => None,
+        }
+    }
+
+    /// How many entries a page has at most; `default` without a `limit`.
+    pub(super) fn limit_or(&self, default: usize) -> usize {
+        self.limit.unwrap_or(default)
+    }
+
+    pub(super) fn limit(&self) -> usize {
+        self.limit_or(MAX_LIMIT)
+    }
+}
+
+/// A page that is being written: a JSON object with one list or several.
+pub(super) struct Page {
+    /// It is written in many small pieces, which a `Vec` takes more slowly in a program that is built for its size.
+    body: BytesMut,
+    left: usize,
+    /// The cursor of the last entry.
+    last: Option<String>,
+    has_more: bool,
+}
+
+impl Page {
+    /// For up to `limit` entries.
+    pub(super) fn new(limit: usize) -> Self {
+        Self { body: BytesMut::from("{"), left: limit, last: None, has_more: false }
+    }
+
+    /// Writes a member that every page has.
+    pub(super) fn member(&mut self, name: &str, value: &impl Serialize) -> serde_json::Result<()> {
+        self.name(name)?;
+        serde_json::to_writer((&mut self.body).writer(), value)
+    }
+
+    /// Writes as many `entries` as there is room for, and says how many those are. `place` is where an entry is, for the
+    /// cursor.
+    pub(super) fn list<T: Serialize, C: Serialize>(
+        &mut self,
+        name: &str,
+        entries: impl IntoIterator<Item = T>,
+        place: impl Fn(&T) -> C,
+    ) -> serde_json::Result<usize> {
+        self.name(name)?;
+        self.body.put_u8(b'[');
+        let before = self.left;
+        let mut entries = entries.into_iter();
+        let mut last: Option<T> = None;
+        loop {
+            if self.left == 0 || self.body.len() >= MAX_PAGE {
+                self.has_more |= entries.next().is_some();
+                break;
+            }
+            let Some(entry) = entries.next() else { break };
+            if last.is_some() {
+                self.body.put_u8(b',');
+            }
+            serde_json::to_writer((&mut self.body).writer(), &entry)?;
+            self.left -= 1;
+            last = Some(entry);
+        }
+        self.body.put_u8(b']');
+        if let Some(last) = last {
+            self.last = Some(cursor::write(&place(&last))?);
+        }
+        Ok(before - self.left)
+    }
+
+    /// Notes that there is more than the lists were given.
+    pub(super) fn more(&mut self, is_more: bool) {
+        self.has_more |= is_more;
+    }
+
+    /// The bytes of the whole page.
+    pub(super) fn end(mut self) -> serde_json::Result<Vec<u8>> {
+        if let Some(next) = self.last.take().filter(|_| self.has_more) {
+            self.member("next", &next)?;
+        }
+        self.body.put_u8(b'}');
+        Ok(self.body.into())
+    }
+
+    fn name(&mut self, name: &str) -> serde_json::Result<()> {
+        if self.body.len() > 1 {
+            self.body.put_u8(b',');
+        }
+        serde_json::to_writer((&mut self.body).writer(), name)?;
+        self.body.put_u8(b':');
+        Ok(())
+    }
+}
+
+impl Api {
+    /// Waits until this request may make its answer. What the answer is made from is read after that, so that requests which wait
+    /// keep nothing in memory.
+    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.find_room()?;
+        let turn = tokio::time::timeout(PATIENCE, self.pages.clone().acquire_owned()).await;
+        // Never closed, so only time can be over.
+        let Ok(Ok(turn)) = turn else {
+            return Err(busy(1, "many requests for lists are waiting already; try again later"));
+        };
+        self.find_room()?;
+        Ok(turn)
+    }
+
+    /// Makes an answer on a thread that may block.
+    pub(super) async fn make(
+        &self,
+        turn: OwnedSemaphorePermit,
+        work: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static,
+    ) -> Response {
+        let budget = self.budget.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            // Until the answer is made, even if nobody waits for it any more.
+            let _turn = turn;
+            work().map(|body| budget.count(body))
+        });
+        made.await.map_or_else(|_| not_made(), |made| made.map_or_else(|_| not_made(), json))
+    }
+
+    /// Makes an answer from little.
+    pub(super) fn make_small(&self, made: serde_json::Result<Vec<u8>>) -> Response {
+        made.map_or_else(|_| not_made(), |body| json(self.budget.count(body)))
+    }
+
+    /// Whether one more answer may be made.
+    pub(super) fn find_room(&self) -> Result<(), Problem> {
+        self.budget.find_room(self.lists.size())
+    }
+}
+
+fn json(body: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+}
+
+fn not_made() -> Response {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer can't be made").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn a_page_ends_when_it_is_long_enough_whatever_its_limit_and_has_one_entry_at_least() {
+        for (size, count) in [(MAX_PAGE / 4, 4), (MAX_PAGE, 1), (3 * MAX_PAGE, 1)] {
+            let texts: Vec<String> = (0..10).map(|n| n.to_string().repeat(size)).collect();
+            let mut page = Page::new(1000);
+            page.list("a", &texts, |text| text.len()).unwrap();
+            page.list("b", ["x"], |text| text.len()).unwrap();
+            page.member("c", &1).unwrap();
+            let body = page.end().unwrap();
+            assert!(body.len() <= MAX_PAGE + size + 1024, "{}", body.len());
+            let page: Value = serde_json::from_slice(&body).unwrap();
+            let entries = page["a"].as_array().unwrap();
+            assert_eq!((entries.len(), page["b"].as_array().unwrap().len()), (count, 0), "{size}");
+            assert_eq!(page["c"], 1);
+            assert_eq!(cursor::read::<usize>(page["next"].as_str().unwrap()), Some(size));
+        }
+    }
+}

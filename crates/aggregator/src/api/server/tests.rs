@@ -1,0 +1,194 @@
+//! Hostile clients over real sockets. The bounds are small, so that few connections and little time are enough.
+
+use std::net::SocketAddr;
+
+use axum::body::Body;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::api::problem::Problem;
+
+/// Longer than any test takes.
+const LONG: Duration = Duration::from_mins(1);
+const SMALL: Bounds = Bounds {
+    connections: 3,
+    reserve: 4,
+    head: LONG,
+    reserve_life: LONG,
+    pace: Pace { stall: LONG, least: 1 },
+};
+
+struct Served {
+    address: SocketAddr,
+    cancel: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Served {
+    async fn start(bounds: Bounds, all: Router) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let probe = || Router::new().route("/livez", get(|| async { "alive" }));
+        let busy = || async { Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy") };
+        let routers = Routers { all: all.merge(probe()), reserve: probe().fallback(busy) };
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(serve_within(bounds, listener, routers, cancel.clone()));
+        Self { address, cancel, task }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// What is sent back before the connection ends.
+    async fn say(&self, request: &str) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        ended(stream).await
+    }
+
+    async fn get(&self, path: &str) -> String {
+        self.say(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+async fn ended(mut stream: TcpStream) -> String {
+    let mut told = Vec::new();
+    // A connection that is cut off may end in an error.
+    let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut told)).await.expect("it does not end");
+    String::from_utf8(told).unwrap()
+}
+
+/// Sends a request that is answered after `wait`, and waits until it is being worked on.
+fn held() -> (Router, Arc<Semaphore>, Arc<Semaphore>) {
+    let (begun, go_on) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (beginning, going_on) = (begun.clone(), go_on.clone());
+    let wait = move || {
+        let (begun, go_on) = (beginning.clone(), going_on.clone());
+        async move {
+            begun.add_permits(1);
+            go_on.acquire().await.unwrap().forget();
+            "done"
+        }
+    };
+    (Router::new().route("/wait", get(wait)), begun, go_on)
+}
+
+#[tokio::test]
+async fn probes_are_answered_while_all_places_are_taken_and_others_are_told_to_come_back() {
+    let (router, begun, go_on) = held();
+    let served = Served::start(SMALL, router).await;
+    let mut waiting = Vec::new();
+    for _ in 0..SMALL.connections {
+        let mut stream = served.connect().await;
+        stream.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        begun.acquire().await.unwrap().forget();
+        waiting.push(stream);
+    }
+    // More than the reserve has places, and all of them silent.
+    let mut silent = Vec::new();
+    for _ in 0..3 * SMALL.reserve {
+        silent.push(served.connect().await);
+    }
+    for _ in 0..3 * SMALL.reserve {
+        let answer = served.get("/livez").await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("alive"), "{answer}");
+    }
+    let answer = served.get("/wait").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("connection: close"), "{answer}");
+    // A connection in the reserve ends after its answer, whatever it wants.
+    let answer = served.say("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    // Those that have a place were never in danger, and what they leave is free.
+    go_on.add_permits(waiting.len());
+    for stream in waiting {
+        assert!(ended(stream).await.ends_with("done"));
+    }
+    go_on.add_permits(1);
+    assert!(served.get("/wait").await.ends_with("done"));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn silent_connections_end_and_so_do_idle_ones_and_those_in_the_reserve() {
+    let short = Duration::from_millis(200);
+    let served = Served::start(Bounds { head: short, reserve_life: short, ..SMALL }, Router::new()).await;
+    // Nothing, half a head, and a whole request with nothing after it.
+    let requests = ["", "GET /livez HTTP/1.1\r\nHost:", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"];
+    let all = requests.iter().chain(&requests).map(|request| served.say(request));
+    for (answer, request) in futures_util::future::join_all(all).await.iter().zip(requests.iter().cycle()) {
+        assert_eq!(answer.starts_with("HTTP/1.1 200"), request.ends_with("\r\n\r\n"), "{request}: {answer}");
+    }
+    served.stop().await;
+}
+
+/// Tells when the last reader of a body has let go of it.
+struct Told(Vec<u8>, Option<oneshot::Sender<()>>);
+
+impl AsRef<[u8]> for Told {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.1.take().unwrap().send(()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off_and_its_answer_is_given_up() {
+    let (tell, told) = oneshot::channel();
+    // More than all buffers in between hold.
+    let body = Bytes::from_owner(Told(vec![7; 64 << 20], Some(tell)));
+    let body = std::sync::Mutex::new(Some(body));
+    let large = move || {
+        let body = body.lock().unwrap().take().unwrap();
+        std::future::ready(Body::from(body).into_response())
+    };
+    let body = Arc::new(large);
+    let router = Router::new().route("/large", get(move || body()));
+    let pace = Pace { stall: Duration::from_millis(300), least: 32 << 10 };
+    let served = Served::start(Bounds { pace, ..SMALL }, router).await;
+    let mut stream = served.connect().await;
+    stream.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    tokio::time::timeout(LONG, told).await.expect("it is cut off").unwrap();
+    let mut taken = Vec::new();
+    let _ = stream.read_to_end(&mut taken).await;
+    assert!(taken.len() < 64 << 20);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_has_one_host() {
+    let served = Served::start(SMALL, Router::new()).await;
+    for (head, status) in [
+        ("GET /livez HTTP/1.1\r\n", 400),
+        ("GET /livez HTTP/1.1\r\nHost: x\r\nHost: x\r\n", 400),
+        ("GET /livez HTTP/1.1\r\nHost: x\r\nhost: y\r\n", 400),
+        ("GET /livez HTTP/1.0\r\nHost: x\r\nHost: y\r\n", 400),
+        ("GET /livez HTTP/1.1\r\nHost: x\r\n", 200),
+        ("GET /livez HTTP/1.1\r\nHost:\r\n", 200),
+        ("GET /livez HTTP/1.0\r\n", 200),
+    ] {
+        let answer = served.say(&format!("{head}Connection: close\r\n\r\n")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.{} {status}", &head[18..19])), "{head}: {answer}");
+        if status == 400 {
+            assert!(answer.contains("application/problem+json") && answer.contains("`Host`"), "{answer}");
+        }
+    }
+    served.stop().await;
+}

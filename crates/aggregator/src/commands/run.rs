@@ -4,7 +4,6 @@ use std::path::Path;
 
 use super::{CommandError, Stop};
 use crate::config::Config;
-use crate::descriptors;
 use crate::run::Service;
 use crate::telemetry;
 
@@ -14,7 +13,6 @@ pub(super) async fn run(config: &Path, mut stop: Stop) -> Result<(), CommandErro
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    descriptors::raise_limit(config.collector.concurrency);
     let service = Service::start(&config).await?;
     until_stopped(service, stop.wait_as_a_service()).await
 }

@@ -63,7 +63,7 @@ async fn a_name_that_leads_elsewhere_is_refused_and_the_api_server_is_not_asked(
         for error in [
             desk.approve(name, approval()).await.unwrap_err(),
             desk.release(name, Release { by: None, reason: None, until: None }).await.unwrap_err(),
-            desk.withdraw(name).await.unwrap_err(),
+            desk.withdraw(name, "ops").await.unwrap_err(),
         ] {
             let told = format!("the name {name:?} is not allowed; allowed is a Kubernetes name");
             assert!(matches!(&error, DeskError::Invalid(text) if text.contains(&told)), "{error}");

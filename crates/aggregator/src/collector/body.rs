@@ -185,16 +185,12 @@ impl Reader {
             Ok(End::More) => None,
             _ => self.unpack_small(&received, encoding),
         };
-        let (answer, trouble) = match small {
-            Some((bytes, broken)) => {
-                let (answer, decoded) = report::decode(bytes.as_ref().unwrap_or(&received), &self.limits);
-                (answer, end.err().or(broken).or_else(|| decoded.err().map(malformed)))
-            }
-            None => {
-                let large =
-                    Large { reader: self, is_on_probation, encoding, deadline, read, lease: &mut lease };
-                large.read(incoming, received, end).await
-            }
+        let (answer, trouble) = if let Some((bytes, broken)) = small {
+            let (answer, result) = report::decode(bytes.as_ref().unwrap_or(&received), &self.limits);
+            (answer, end.err().or(broken).or_else(|| result.err().as_ref().map(malformed)))
+        } else {
+            let large = Large { reader: self, is_on_probation, encoding, deadline, read, lease: &mut lease };
+            large.read(incoming, received, end).await
         };
         Body { answer, trouble, share: lease.into() }
     }
@@ -293,6 +289,10 @@ enum Turn {
 }
 
 impl Intake {
+    fn new(unpacker: Unpacker, decoder: Decoder, batch: Vec<u8>) -> Self {
+        Self { unpacker, decoder, batch, taken: 0, unpacked: 0, bytes: Vec::new(), is_over: false }
+    }
+
     /// Decodes some of the batch, until more than `most` bytes of the answer have been decompressed.
     fn turn(&mut self, most: usize) -> Result<Turn, Failure> {
         let end = self.unpacked.saturating_add(TURN);
@@ -334,7 +334,7 @@ impl Intake {
         }
         let (answer, decoded) = self.decoder.finish();
         // What broke off on the way is why it does not decode: the first trouble is the cause.
-        (answer, trouble.or(broken).or_else(|| decoded.err().map(malformed)))
+        (answer, trouble.or(broken).or_else(|| decoded.err().as_ref().map(malformed)))
     }
 }
 
@@ -357,20 +357,15 @@ impl Large<'_> {
         mut end: Result<End, Failure>,
     ) -> (Answer, Option<Failure>) {
         let decoder = Decoder::new(&self.reader.limits);
-        if let Err(failure) = self.cover(&decoder).await {
-            return (decoder.finish().0, Some(failure));
-        }
-        let unpacker = match Unpacker::new(self.encoding) {
+        let unpacker = match self.cover(&decoder).await.and_then(|()| Unpacker::new(self.encoding)) {
             Ok(unpacker) => unpacker,
             Err(failure) => return (decoder.finish().0, Some(failure)),
         };
-        let (unpacked, bytes) = (0, Vec::new());
-        let (batch, taken, is_over) = (received, 0, false);
-        let mut intake = Box::new(Intake { unpacker, decoder, batch, taken, unpacked, bytes, is_over });
+        let mut intake = Box::new(Intake::new(unpacker, decoder, received));
         loop {
-            let (decoding, decoded) = self.decode(intake).await;
-            intake = decoding;
-            if let Err(failure) = decoded {
+            let (back, result) = self.decode(intake).await;
+            intake = back;
+            if let Err(failure) = result {
                 return intake.finish(end.err().or(Some(failure)));
             }
             match end {
@@ -411,8 +406,8 @@ impl Large<'_> {
             };
             // What the answer may have read can change between two turns, but not within one.
             let most = self.read.most();
-            let (decoding, turn) = self.reader.decode(intake, most, place).await;
-            intake = decoding;
+            let (back, turn) = self.reader.decode(intake, most, place).await;
+            intake = back;
             let noted = match turn {
                 Ok(Turn::Cut) => Err(self.read.cut(most)),
                 Ok(turn) => self.read.note(intake.unpacked).map(|()| turn),
@@ -455,7 +450,7 @@ async fn receive(
     Ok(End::More)
 }
 
-fn malformed(error: DecodeError) -> Failure {
+fn malformed(error: &DecodeError) -> Failure {
     Failure { reason: FailureReason::Malformed, detail: error.to_string() }
 }
 
@@ -466,15 +461,7 @@ mod tests {
     const LIMITS: Limits = Limits { records: 1000, bytes: 1 << 20, process: 64, cmdline: 64, field: 64 };
 
     fn intake(batch: Vec<u8>) -> Intake {
-        Intake {
-            unpacker: Unpacker::new(Encoding::Identity).unwrap(),
-            decoder: Decoder::new(&LIMITS),
-            batch,
-            taken: 0,
-            unpacked: 0,
-            bytes: Vec::new(),
-            is_over: false,
-        }
+        Intake::new(Unpacker::new(Encoding::Identity).unwrap(), Decoder::new(&LIMITS), batch)
     }
 
     /// What an answer may have read grows when a round begins. What was lost before that is lost all the same.

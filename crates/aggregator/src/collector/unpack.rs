@@ -94,7 +94,7 @@ impl Unpacker {
             Encoding::Identity => Part::Plain,
             Encoding::Gzip => Part::Gzip(member()),
             Encoding::Zstd => {
-                let broken = |error| failure(encoding, error);
+                let broken = |error: io::Error| failure(encoding, &error);
                 let mut decoder = ZstdDecoder::new().map_err(broken)?;
                 decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).map_err(broken)?;
                 Part::Zstd { decoder, is_between_frames: true }
@@ -117,7 +117,7 @@ impl Unpacker {
             }
             Ok(taken)
         });
-        step.map_err(|error| failure(self.encoding, error))
+        step.map_err(|error| failure(self.encoding, &error))
     }
 
     fn step_or_error(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
@@ -177,13 +177,14 @@ impl Unpacker {
     /// The body ends here. Puts what is left behind what is in `output`, and says whether the body is whole.
     pub(super) fn finish(&mut self, output: &mut Vec<u8>) -> Result<(), Failure> {
         let end = match &mut self.part {
-            Part::Plain | Part::BehindGzip | Part::Zeros => Ok(()),
+            Part::Plain | Part::BehindGzip | Part::Zeros | Part::Zstd { is_between_frames: true, .. } => {
+                Ok(())
+            }
             Part::Gzip(decoder) => {
                 let end = decoder.try_finish();
                 output.append(decoder.get_mut());
                 end
             }
-            Part::Zstd { is_between_frames: true, .. } => Ok(()),
             Part::Zstd { decoder, .. } => {
                 // What was decompressed and found no room before.
                 let mut room = vec![0; 1 << ZSTD_WINDOW_LOG];
@@ -193,7 +194,7 @@ impl Unpacker {
                 Err(io::Error::new(io::ErrorKind::UnexpectedEof, "incomplete frame"))
             }
         };
-        end.map_err(|error| failure(self.encoding, error))
+        end.map_err(|error| failure(self.encoding, &error))
     }
 }
 
@@ -201,7 +202,7 @@ fn member() -> Box<GzDecoder<Vec<u8>>> {
     Box::new(GzDecoder::new(Vec::new()))
 }
 
-fn failure(encoding: Encoding, error: io::Error) -> Failure {
+fn failure(encoding: Encoding, error: &io::Error) -> Failure {
     let detail = format!("the {} body does not decode: {error}", encoding.name());
     Failure { reason: FailureReason::Encoding, detail }
 }

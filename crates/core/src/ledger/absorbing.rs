@@ -119,10 +119,7 @@ impl Common<'_> {
                 let KeyRef { namespace, pod, process } = record.key;
                 recent = Some(Key::new(namespace, pod, process));
             }
-            if !room.is_for(record.key) {
-                self.rejected.count(Rejection::NodeQuota);
-                node.rejected.count(Rejection::NodeQuota);
-            } else {
+            if room.is_for(record.key) {
                 let young = own_age.filter(|(_, is_young)| *is_young);
                 let record = self.texts.record(record);
                 let key = record.key.clone();
@@ -131,6 +128,9 @@ impl Common<'_> {
                 self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
                 let kind = if young.is_some() { ChangeKind::Appeared } else { ChangeKind::Sighted };
                 changes.push(Change { key, node: name.clone(), kind });
+            } else {
+                self.rejected.count(Rejection::NodeQuota);
+                node.rejected.count(Rejection::NodeQuota);
             }
         }
         node.note_listed(count, recent, self.rules);

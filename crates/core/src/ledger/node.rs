@@ -34,6 +34,7 @@ struct Unusable {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Node {
     /// Answered time, in sum. Clearing clocks are differences of its readings.
     pub(super) odometer: Span,

@@ -117,7 +117,7 @@ impl Node {
             }
         };
         let mut room = Room::default();
-        self.limit_pods(&new, of_pod, &worth, &mut room);
+        self.limit_pods(&new, of_pod, worth, &mut room);
         new.retain(|new| room.is_for(new.key));
         let free = max.saturating_sub(self.evidence.len());
         room.evicted.extend(self.evict(new.len().saturating_sub(free), |key| find(key).is_ok()));

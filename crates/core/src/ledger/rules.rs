@@ -27,7 +27,8 @@ pub struct Detection {
     /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only. Namespaces share them
     /// fairly, and so do the Pods of a namespace.
     pub max_keys_per_node: usize,
-    /// Of these, how many one Pod may have. More names of a Pod's processes say nothing new of its App.
+    /// Of these, how many one Pod may have. More names of a Pod's processes say nothing new of its App. More than a release covers one
+    /// by one: a release of an App with so many accusations covers the App.
     pub max_keys_per_pod: usize,
 }
 
@@ -43,7 +44,7 @@ impl Default for Detection {
             answer_gap: Duration::from_mins(1),
             fresh_within: Duration::from_secs(150),
             max_keys_per_node: 4000,
-            max_keys_per_pod: 64,
+            max_keys_per_pod: 100,
         }
     }
 }

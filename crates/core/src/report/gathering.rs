@@ -31,6 +31,9 @@ struct Part {
     bytes: usize,
 }
 
+/// When a record was found, the last first, and its place.
+type Found = (Reverse<Timestamp>, usize);
+
 /// What stays of a record.
 #[derive(Clone, Copy)]
 enum Stay {
@@ -136,7 +139,7 @@ impl Gathering {
 /// The records of each namespace in the order in which they are preferred: its Pods take turns, and each gives the one that was found
 /// last first, because its process is most likely to run.
 fn preferred(records: &Records) -> BTreeMap<&str, Part> {
-    let mut by_pod: BTreeMap<(&str, &str), Vec<(Reverse<Timestamp>, usize)>> = BTreeMap::new();
+    let mut by_pod: BTreeMap<(&str, &str), Vec<Found>> = BTreeMap::new();
     for (place, record) in records.iter().enumerate() {
         let found = (Reverse(record.detected_at), place);
         by_pod.entry((record.key.namespace, record.key.pod)).or_default().push(found);

@@ -241,12 +241,11 @@ impl Scanner {
                     State::Text(role)
                 }
             }
-            (State::Deep(open), b'"') => State::DeepText(open),
+            (State::Deep(open), b'"') | (State::DeepEscape(open), _) => State::DeepText(open),
             (State::Deep(open), b'[' | b'{') => State::Deep(open + 1),
             (State::Deep(1), b']' | b'}') => State::CommaOrEnd,
             (State::Deep(open), b']' | b'}') => State::Deep(open - 1),
             (State::Deep(open), _) => State::Deep(open),
-            (State::DeepEscape(open), _) => State::DeepText(open),
             _ => return syntax,
         };
         Ok(true)

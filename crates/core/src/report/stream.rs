@@ -149,9 +149,10 @@ impl List {
     /// Notes a value that is neither the list nor a record. An element of the list is counted as no record.
     fn refuse(&mut self, value: Value) -> Result<(), Unexpected> {
         match self.place {
-            Place::Start | Place::End | Place::Top { .. } => return Err(Unexpected),
+            Place::Start | Place::End | Place::Top { .. } | Place::TopMember { is_list: true, .. } => {
+                return Err(Unexpected);
+            }
             Place::TopMember { has_list, is_list: false } => self.place = Place::Top { has_list },
-            Place::TopMember { is_list: true, .. } => return Err(Unexpected),
             Place::List { .. } => self.gathering.rejected.count(Rejection::NotARecord),
             Place::Record { member, .. } => {
                 if let Some(member) = member.and_then(|member| self.members.get_mut(member)) {

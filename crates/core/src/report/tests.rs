@@ -281,7 +281,7 @@ fn a_tenant_with_long_command_lines_leaves_room_for_those_of_others() {
     assert_eq!((counts[1], counts[2]), (4, 1));
     assert!((8..16).contains(&counts[0]), "{counts:?}");
     assert!(answer.records.bytes() <= limits.bytes);
-    assert_eq!(answer.rejected.of(Rejection::OverLimit) as usize, 70 - counts[0]);
+    assert_eq!(answer.rejected.of(Rejection::OverLimit), 70 - counts[0] as u64);
 }
 
 #[test]

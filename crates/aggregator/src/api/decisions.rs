@@ -47,7 +47,7 @@ type Place = Reverse<(Timestamp, Option<AppRef>, LoggedKind, bool, Text, u64)>;
 #[derive(Debug, Serialize)]
 struct Entry {
     at: Timestamp,
-    /// Nothing where an operator has declared something for more than one App.
+    /// `None` if an operator has declared something for more than one App.
     #[serde(skip_serializing_if = "Option::is_none")]
     app: Option<AppRef>,
     decision: LoggedKind,

@@ -1,8 +1,8 @@
 //! How much of large answers is read in a round.
 //!
 //! Text that is not kept is read all the same, because records follow it. That takes time, and a node can send without end. So an
-//! answer has a limit, and all large answers of a round have a common one, which they share fairly: those that need less get all
-//! that they need. Nodes whose last answer failed share a part of their own.
+//! answer has a limit, and all large answers of a round have a common one. They share it fairly: those that need less get all that
+//! they need. Nodes whose last answer failed share a part of their own.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +12,9 @@ use procscan_core::shares::fair_share;
 
 use super::PROBATION_SHARE;
 
-/// What every answer may have read, in bytes, however many answers are large.
+/// How many bytes are read of every answer, however many answers are large.
 const FREE: usize = 1 << 20;
-/// How many answers of the greatest size all large answers of a round may have read together.
+/// How many times `collector.max_read` is read of all large answers of a round together.
 const LARGEST_PER_ROUND: usize = 4;
 
 /// What is read of large answers. Counted on both sides of decompression: the larger number counts.
@@ -29,7 +29,7 @@ pub(super) struct Reading {
 /// What is read for targets whose last answers were alike: whole, or failed.
 #[derive(Debug)]
 struct Pool {
-    /// What large answers may have read in a round beyond what is free, in bytes.
+    /// How many bytes beyond [`FREE`] are read of large answers in a round.
     total: usize,
     /// How much of it is used in this round.
     used: AtomicUsize,

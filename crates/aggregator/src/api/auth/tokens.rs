@@ -1,7 +1,7 @@
 //! The word of a token file: who is in it may do everything.
 //!
-//! A file with a mistake may be half-written, and a slip must not shut out all operators: the last tokens stay. If the file is gone or
-//! can't be read, an operator may have taken it away on purpose, so no token is accepted until it can be read again.
+//! A file with a mistake may be half-written, and a slip must not shut out all operators: the last tokens stay. An operator
+//! may remove the file on purpose. So while it is gone or can't be read, no token is accepted.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! Serves the routers within bounds, so that no client keeps others from an answer for long.
 //!
 //! A client can hold a place, but not for ever. The head of a request, the time between two requests and a request's body
-//! ([`super::body`]) have limits, and a client that does not take an answer is cut off ([`pace`]). But any number of clients may
+//! ([`super::body`]) have limits. A client that does not take an answer is cut off ([`pace`]). But any number of clients may
 //! come back, so places are kept for the probes. A connection beyond [`Bounds::connections`] is accepted into a reserve. There only
 //! probes are answered, any other request is refused with 503, and the connection ends after one answer. If the reserve is full, its
 //! oldest connection makes room. A probe needs its place for one round trip, so it would take more

@@ -31,7 +31,7 @@ soak: ## Days of trouble, and kills while the fleet misbehaves (SECONDS=60 for e
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench
 	target/release/procscan-bench soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-# Long enough that every healthy node has a miner that begins and ends.
+# In that time a miner begins and ends on every healthy node.
 attack: SECONDS = 600
 attack: ## Faulty agents, flooding tenants and hostile API clients at once, and what healthy nodes and probes notice (SECONDS=600)
 	cargo build --release --locked -p procscan-aggregator -p procscan-bench

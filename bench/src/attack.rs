@@ -1,7 +1,7 @@
 //! Faulty agents, flooding tenants and hostile clients at once, and what that does to probes, memory and healthy nodes.
 //!
-//! The bars: each probe is answered within [`PROBE_LIMIT`], memory stays below [`MEMORY_LIMIT`], each change of a healthy node
-//! is in the output within [`CHANGE_LIMIT`] of the answer that shows it, and every miner is listed.
+//! The bars: each probe is answered within [`PROBE_LIMIT`], and memory stays below [`MEMORY_LIMIT`]. Each change of a healthy node
+//! is in the output within [`CHANGE_LIMIT`] of the answer that shows it. Every miner is listed.
 
 mod changes;
 mod clients;

@@ -178,7 +178,7 @@ impl Simulated {
             command.args([name, &value]);
         }
         for fault in faults {
-            // Of a small fleet, a share may be nobody.
+            // In a small fleet, a percentage may be less than one node.
             if !fault.ends_with(":0") {
                 command.args(["--fault", fault]);
             }

@@ -1,5 +1,5 @@
-//! Measures the aggregator on this machine, beside what the machine lets anybody do: a bare loop over raw sockets for the rounds,
-//! nginx for the API. It also kills the aggregator, to see what is left, and attacks it with hostile agents, tenants and clients.
+//! Measures the aggregator on this machine, beside what the machine can do: a bare loop over raw sockets for the rounds, nginx for
+//! the API. It also kills the aggregator, to see what is left, and attacks it with hostile agents, tenants and clients.
 //! Every part runs in a process of its own, so that its CPU and memory are its own.
 
 mod aggregator;

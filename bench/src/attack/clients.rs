@@ -44,19 +44,19 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What a client does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Announces a body and does not send it, or a byte now and then; half of them with a token. Two connections each.
+    /// Announces a body and does not send it, or sends a byte of it every [`BEAT`]. Half of them have a token. Two connections each.
     NoBody,
     /// Asks again and again, and reads nothing. Two connections each.
     NoReading,
     /// Reads large answers a few bytes at a time.
     SlowReading,
-    /// Sends a head without its end, a byte now and then.
+    /// Sends a head without its end, a byte every [`BEAT`].
     HalfHead,
     /// Asks once, and keeps the connection.
     Idle,
     /// HTTP/1.1 with no Host, or with two.
     BadHost,
-    /// Reads whole lists, one after the other.
+    /// Asks for lists without a `limit`, one after the other, and reads each answer to its end.
     Lists,
 }
 
@@ -73,7 +73,7 @@ const KINDS: [(Kind, &str, usize, usize); 7] = [
 /// The sum of these shares.
 const OF: usize = 1000;
 
-/// Large answers, asked for without a page.
+/// Large answers, asked for without a `limit`.
 const LARGE: [&str; 3] = ["/api/v1/violations", "/api/v1/incidents", "/api/violations"];
 const WHOLE: [&str; 5] =
     ["/api/v1/incidents", "/api/violations", "/api/v1/nodes", "/api/v1/violations", "/api/v1/decisions"];
@@ -252,7 +252,7 @@ impl Client {
         self.beat(&mut stream, b"x").await
     }
 
-    /// Sends `bytes` now and then, until there is an answer or the connection ends.
+    /// Sends `bytes` every [`BEAT`], until there is an answer or the connection ends.
     async fn beat(&self, stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
         loop {
             match timeout(BEAT, stream.readable()).await {
@@ -262,7 +262,7 @@ impl Client {
         }
     }
 
-    /// What is asked is written into buffers that nobody empties, until the connection ends.
+    /// Writes requests without reading an answer, until the connection ends.
     async fn ignore(&self) -> io::Result<()> {
         let mut stream = self.connect(Some(SMALL)).await?;
         let request = self.get("/api/violations", "");

@@ -62,7 +62,7 @@ fn probe(port: u16, path: &str, stop: &AtomicBool) -> (Vec<Duration>, usize) {
             Ok(()) => answered.push(due.elapsed()),
             Err(_) => failed += 1,
         }
-        // Nobody asks while the answer before is awaited.
+        // Probes that were due while this one waited for its answer are left out.
         while due <= Instant::now() {
             due += PERIOD;
         }
@@ -116,7 +116,7 @@ mod tests {
         ask(port, "/").unwrap();
         drop(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap());
         thread.join().unwrap();
-        assert!(ask(port, "/").is_err(), "nobody listens any more");
+        assert!(ask(port, "/").is_err(), "the port is closed");
 
         let bad = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = bad.local_addr().unwrap().port();

@@ -1,7 +1,7 @@
 //! One pass over the processes of this node.
 //!
-//! Pods are found without a container runtime: the kernel tells a process's control groups, whose paths name its Pod or
-//! container, and the kubelet names its log files after both.
+//! Pods are found without a container runtime. The paths of a process's control groups name its Pod or container, and the
+//! kubelet names its log files after both.
 
 mod cgroup;
 #[cfg(any(test, fuzzing))]
@@ -102,13 +102,13 @@ impl Finding {
 pub struct Scan {
     /// What offends, one finding per namespace, pod and process name, in that order.
     pub findings: Vec<Finding>,
-    /// What is not in it.
+    /// What was found or not looked at, and is not in `findings`.
     pub left_out: LeftOut,
     /// Offending processes that were skipped because the kubelet's directories do not know their pod.
     pub unknown_pods: usize,
-    /// Processes of containers that are skipped because the kubelet's links can't be read, which say if they are of pods.
+    /// Processes of containers that are skipped: the kubelet's links, which name the pods of containers, can't be read.
     pub doubtful_containers: usize,
-    /// Processes whose program could not be seen, so that only names are judged that they can choose.
+    /// Processes whose program file could not be seen. They are judged only by the names that a process can choose.
     pub hidden_programs: usize,
 }
 
@@ -214,7 +214,7 @@ impl Scanner {
         Ok(Home::of(&String::from_utf8_lossy(&cgroup)))
     }
 
-    /// The processes that may have to be reported, by whose they are. Of others nothing more is read.
+    /// The processes that may have to be reported, by owner. Of others nothing more is read.
     fn tenants(&self, processes: &[u32], names: &Names, unseen: &mut Unseen) -> Tenants {
         let mut tenants = Tenants::new();
         let host = self.host.as_ref();

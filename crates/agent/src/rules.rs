@@ -93,7 +93,7 @@ pub struct Hit {
     pub at: usize,
 }
 
-/// What to look for, and whom to leave alone. All patterns are regular expressions of Go's, without implied anchors.
+/// What to look for, and which processes to leave alone. All patterns are regular expressions of Go's, without implied anchors.
 #[derive(Clone, Debug)]
 pub struct Rules {
     processes: Vec<Pattern>,

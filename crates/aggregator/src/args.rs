@@ -118,7 +118,7 @@ pub(crate) struct Demo {
     #[arg(long, value_name = "PORT", default_value_t = 8090)]
     pub(crate) port: u16,
     /// The directory that objects are written to. The state is beside it, in DIR-state. What an earlier demo has left in the two is
-    /// removed first; files of other programs, and objects or a state that no demo has made, are never removed.
+    /// removed first. Files of other programs, and objects or a state that no demo has made, are never removed.
     #[arg(long, value_name = "DIR", default_value = "procscan-demo")]
     pub(crate) dir: PathBuf,
     /// Go on from the objects and the state of the earlier demo: what it has blocked stays blocked.

@@ -242,8 +242,8 @@ impl Cluster {
         self.own_namespace.as_deref()
     }
 
-    /// Waits for the answer to one request, but not for ever. A request whose namespace or name is none of Kubernetes is
-    /// refused and not sent.
+    /// Waits for the answer to one request, for `kubernetes.request_timeout` at most. If Kubernetes does not allow the
+    /// namespace or the name, the request is refused and not sent.
     pub async fn ask<T>(
         &self,
         ask: Ask<'_>,
@@ -309,8 +309,8 @@ impl<'a> Ask<'a> {
         format!("{} {}", self.verb, self.resource)
     }
 
-    /// Refuses names that Kubernetes has not: they become parts of the request's path as they are, so `..`, `/`, `?` or `#`
-    /// in one would make it a request for another resource.
+    /// Refuses names that Kubernetes does not allow. They become parts of the request's path as they are, so `..`, `/`, `?` or
+    /// `#` in one would make it a request for another resource.
     fn check(&self) -> Result<(), Refusal> {
         let wrong = |what: &str, given: &str, allowed: &str| {
             let given: String = given.chars().take(MAX_SHOWN).collect();

@@ -14,7 +14,7 @@
 //! Each arrow is a bounded channel or a `watch`; each state has one task that owns it. [`run`] is the only place that knows
 //! all modules. The rules themselves are in [`procscan_core`].
 
-// `println!` and `eprintln!` panic when nobody reads any more; `commands/printed.rs` does not.
+// `println!` and `eprintln!` panic when the reader has closed the output; `commands/printed.rs` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod api;

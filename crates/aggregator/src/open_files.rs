@@ -1,7 +1,7 @@
 //! How many files and sockets the process may have open.
 //!
-//! Shells, and some container runtimes, set a soft limit of 1,024 for the sake of programs that use `select`. As many clients of the
-//! API would leave no socket for the agents and no file for the outputs.
+//! Shells, and some container runtimes, set a soft limit of 1,024 for the sake of programs that use `select`. With that many clients
+//! of the API, no socket would be left for the agents and no file for the outputs.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

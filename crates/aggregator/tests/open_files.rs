@@ -1,5 +1,5 @@
-//! Connections and files share one limit: a low one of the shell or the container runtime must not let clients take what the agents,
-//! the probes and the output need.
+//! Connections and files share one limit. If the shell or the container runtime sets a low one, clients must not take what the
+//! agents, the probes and the output need.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;

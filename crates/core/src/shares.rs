@@ -1,10 +1,9 @@
 //! How a limited amount is shared among many that want different amounts of it.
 
-/// The most that each may have so that all together stay within `total`: those that want less get what they want, and the others
-/// get equal shares of the rest (max-min fairness). Returns that share, `usize::MAX` if everything fits, and what is left over
-/// because it can't be divided further; then it is less than the number of those whose wants are cut.
+/// Shares `total` by max-min fairness: those that want less get what they want, and the others get equal shares of the rest.
 ///
-/// Sorts `wants`.
+/// Returns the most that each gets (`usize::MAX` if everything fits), and what is left over because it can't be divided further.
+/// If wants are cut, the latter is less than their number. Sorts `wants`.
 #[must_use]
 pub fn fair_share(wants: &mut [usize], total: usize) -> (usize, usize) {
     wants.sort_unstable();

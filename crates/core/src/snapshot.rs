@@ -70,7 +70,7 @@ impl Snapshot {
         evidence.find(|evidence| evidence.node == *node).map(|evidence| evidence.unheard)
     }
 
-    /// Whether every target has refused the connection when it was asked last, and there is one.
+    /// Whether there are targets, and all of them refused the connection when they were last asked.
     pub fn all_refuse(&self) -> bool {
         !self.targets.is_empty() && self.targets.iter().all(|target| target.refuses)
     }
@@ -290,7 +290,7 @@ pub struct TargetView {
     pub last_failure: Option<Arc<(Timestamp, Failure)>>,
     /// Failures since the last whole answer.
     pub consecutive_failures: u32,
-    /// The last one was that it refused the connection: nothing listens there.
+    /// It refused the connection when it was last asked: nothing listens at its address.
     pub refuses: bool,
     /// Since when it has been there without an answer that could be used.
     pub unusable_since: Option<WallTime>,

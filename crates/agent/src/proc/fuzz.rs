@@ -7,7 +7,7 @@ const OTHER_UID: &str = "deadbeef-0000-4000-8000-00000000beef";
 /// Laws of the file `/proc/PID/cgroup`.
 ///
 /// # Panics
-/// Where one is broken.
+/// Panics if a law is broken.
 pub fn cgroup(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     named(&text, &Home::of(&text));
@@ -44,7 +44,7 @@ fn named(text: &str, home: &Home) {
     }
 }
 
-/// What a tenant makes below its own control group does not change whose the process is.
+/// What a tenant makes below its own control group does not change the owner of a process.
 fn below(line: &str, home: &Home) {
     let other_id = "0".repeat(64);
     for nested in [

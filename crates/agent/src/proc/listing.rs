@@ -1,9 +1,8 @@
 //! Shares the list among the tenants of a node, and counts what is left out of it.
 //!
 //! A reader takes a limited number of records from one node, and a tenant can have any number of offending processes. So
-//! the namespaces take turns, and in each namespace its Pods: a record is left out only after each other Pod has as many
-//! as the one that it belongs to. In a Pod the oldest processes are preferred, so that new ones don't
-//! change what is listed.
+//! the namespaces take turns, and in each namespace its Pods. A Pod loses a record only after each other Pod of its
+//! namespace has as many. In a Pod the oldest processes are preferred, so that new ones don't change what is listed.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -12,9 +11,9 @@ use std::{
 
 use super::{Finding, names::Owner};
 
-/// Records of one node. With the limits of a record, all of them are smaller than what an aggregator reads by default.
+/// The most records of one node. With the limits of a record, all of them are smaller than what an aggregator reads by default.
 pub const MOST_RECORDS: usize = 500;
-/// Records of one Pod, whatever room there is.
+/// The most records of one Pod, whatever room there is.
 pub const MOST_OF_POD: usize = 32;
 
 /// What a scan, or its list, leaves out of one namespace.

@@ -16,17 +16,17 @@ pub(super) struct Names {
     by_container: Option<HashMap<String, PodName>>,
 }
 
-/// Whose process it is.
+/// The owner of a process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Owner {
-    /// A Pod's, or the host's if that has a name.
+    /// A Pod, or the host if it has a name.
     Named {
         /// The Pod's namespace.
         namespace: String,
         /// The Pod's name.
         pod: String,
     },
-    /// That of a Pod with this UID, or of a container with this ID, that has no name here.
+    /// The Pod with this UID, or the container with this ID. The kubelet's directories do not name it.
     Unknown(String),
 }
 
@@ -80,7 +80,7 @@ impl Names {
         self.by_container.is_none() && matches!(home, Home::Container { .. }) && !home.is_pod()
     }
 
-    /// Whose a process is that lives in `home`; `None` for the host's, and for containers of other programs than Kubernetes.
+    /// The owner of a process in `home`; `None` for the host, and for containers of other programs than Kubernetes.
     pub(super) fn owner(&self, home: Home) -> Option<Owner> {
         let (known, id) = match home {
             Home::Outside => return None,

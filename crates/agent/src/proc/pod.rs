@@ -15,8 +15,8 @@ use crate::record;
 pub(super) struct Turn {
     /// The last process that had its turn.
     last: u32,
-    /// What was found so far. As long as these processes run, they are listed: if a record came and went with the turn of
-    /// its process, its reader would take the process for gone.
+    /// What was found so far. As long as these processes run, they are listed. If a record came and went with the turn of
+    /// its process, the aggregator would take the process for gone.
     findings: Vec<Finding>,
 }
 
@@ -45,10 +45,10 @@ impl<'a> PodScan<'a> {
         Self { scanner, owner, pids, share, seen, settled: HashSet::new(), omitted: Omitted::default() }
     }
 
-    /// Goes on from where the last scan stopped. Answers how many bytes were read, which may be a little more than the
+    /// Goes on from where the last scan stopped. Returns how many bytes were read, which may be a little more than the
     /// share, and where this scan stopped if it did not reach the end.
     ///
-    /// The beginnings of all command lines come first where half of the share is enough for them: then a short command
+    /// If half of the share is enough for the beginnings of all command lines, they are read first. So a short command
     /// line is judged in each scan, however many long ones there are.
     pub(super) fn run(mut self, before: Turn) -> (u64, Option<Turn>) {
         let head = self.scanner.limits.head;
@@ -73,7 +73,7 @@ impl<'a> PodScan<'a> {
         (used, next)
     }
 
-    /// Judges what the beginnings of command lines are enough for. Answers the others.
+    /// Judges the processes for which the beginning of the command line is enough. Returns the others.
     fn read_heads(&mut self) -> Vec<u32> {
         let mut long = Vec::new();
         for pid in self.pids {

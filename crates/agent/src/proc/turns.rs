@@ -16,8 +16,8 @@ pub struct Limits {
     pub scan: u64,
     /// Bytes of one command line. The kernel starts no program with more than 6 MiB of arguments.
     pub cmdline: u64,
-    /// Bytes of each command line that are read before any is read further. Each process counts as so many at least, for
-    /// what else is read of it.
+    /// Bytes of each command line that are read before any is read further. Each process counts as that many at least,
+    /// because other files of it are read too.
     pub head: u64,
 }
 
@@ -27,7 +27,7 @@ impl Default for Limits {
     }
 }
 
-/// Whose processes there are: for each namespace, its Pods with their process IDs in ascending order.
+/// For each namespace its Pods, with their process IDs in ascending order.
 pub(super) type Tenants = HashMap<String, HashMap<Owner, Vec<u32>>>;
 
 /// `ids` from the first one behind `last` on, and then those before it.
@@ -36,7 +36,7 @@ pub(super) fn behind(ids: &[u32], last: u32) -> impl Iterator<Item = u32> {
     after.iter().chain(before).copied()
 }
 
-/// Calls `read` for each Pod, with what it may read. It answers what it has read, which may be less or a little more.
+/// Calls `read` for each Pod, with how many bytes it may read. It returns how many it has read: fewer, or a few more.
 pub(super) fn share(tenants: Tenants, bytes: u64, mut read: impl FnMut(Owner, &[u32], u64) -> u64) {
     let mut left = bytes;
     // Those with few processes first: what they leave is for those with many.

@@ -1,9 +1,9 @@
 //! Rule files, as the agents in the field are given them: a configuration file with a section `detectionRules`, or the
 //! `ConfigMap` that holds it.
 //!
-//! Both lists of rules are of one type in those agents, so their files have `commands`, `namespaces` and `podNames` below
-//! `blacklist` and `keywords` below `whitelist`, where nothing reads them. A key beyond those is an error, because a
-//! misspelt one silently exempts a miner. The file's other sections steer features that this agent does not have.
+//! Both lists of rules are of one type in those agents. So their files have `commands`, `namespaces` and `podNames` below
+//! `blacklist`, and `keywords` below `whitelist`, although the agents do not read them there. A key beyond those is an error,
+//! because a misspelt one would exempt a miner without a word. The file's other sections steer features that this agent does not have.
 
 use std::collections::BTreeMap;
 

@@ -12,7 +12,7 @@ const LONGEST: usize = 256;
 /// Laws of a rules file, and of each of its lines taken for a pattern.
 ///
 /// # Panics
-/// Where one is broken.
+/// Panics if a law is broken.
 pub fn rules(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     file(&text);

@@ -190,7 +190,7 @@ fn escaped(rest: &mut Cursor<'_>, groups: &mut Groups, flags: Flags) -> Result<(
     Ok(())
 }
 
-/// What begins with `(?`: flags, with a group of their own or for the rest of this one, or a group with a name. Answers which flags
+/// What begins with `(?`: flags, with a group of their own or for the rest of this one, or a group with a name. Returns which flags
 /// are in force then.
 fn special_group(rest: &mut Cursor<'_>, groups: &mut Groups, flags: Flags) -> Result<Flags, PatternError> {
     const PROBLEM: &str = "flags or a kind of group that Go does not know";

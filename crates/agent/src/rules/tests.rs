@@ -198,7 +198,7 @@ fn errors_name_the_place() {
 }
 
 #[test]
-fn the_built_in_rules_hit_offenders_and_nobody_else() {
+fn the_built_in_rules_hit_offenders_and_no_other_process() {
     let rules = Rules::default();
     for guilty in ["xmrig", "minerd", "masscan", "zmap"] {
         assert_eq!(judge(&rules, guilty, guilty), Some(format!("^{guilty}$")));

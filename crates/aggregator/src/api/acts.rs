@@ -67,9 +67,9 @@ pub(super) struct EnforceBody {
 /// What there was before an act.
 #[derive(Clone, Copy)]
 struct Before {
-    /// How many decisions of the incident.
+    /// How many decisions the incident had.
     decided: u64,
-    /// What had come of it, if this replica knew.
+    /// The incident's state, if this replica knew it.
     state: Option<IncidentState>,
 }
 

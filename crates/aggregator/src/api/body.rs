@@ -1,4 +1,4 @@
-//! Bodies of requests: JSON that is read after its sender has been admitted, so that nobody else can make us wait for one. The
+//! Bodies of requests: JSON that is read after its sender has been admitted, so that no other client can make us wait for one. The
 //! refusal of a mistake names its place, as for a query.
 
 use std::convert::Infallible;

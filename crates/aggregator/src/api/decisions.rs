@@ -47,7 +47,7 @@ type Place = Reverse<(Timestamp, Option<AppRef>, LoggedKind, bool, Text, u64)>;
 #[derive(Debug, Serialize)]
 struct Entry {
     at: Timestamp,
-    /// Nothing where an operator has declared something for more than one App.
+    /// `None` if an operator has declared something for more than one App.
     #[serde(skip_serializing_if = "Option::is_none")]
     app: Option<AppRef>,
     decision: LoggedKind,
@@ -173,7 +173,7 @@ impl Latest {
         for declaration in kept.declared.all() {
             self.add(Entry::declared(declaration.clone()));
         }
-        // What belongs to no incident, what was made in dry-run, and what an incident has had to let go.
+        // Decisions of no incident, decisions in dry-run, and earlier decisions that their incident no longer holds.
         for decision in journal {
             let entry = Entry {
                 at: decision.at,

@@ -40,7 +40,7 @@ struct Readiness {
     evidence: Evidence,
     output: Part,
     state: Part,
-    /// Who may change anything.
+    /// Whether operators' tokens can be checked.
     auth: Part,
     leader: Leader,
 }
@@ -156,7 +156,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
     let Progress { rounds, coverage, all_refuse } = *api.views.snapshots.progress().borrow();
     let is_ready = rounds > 0;
     let api_server = api.views.api_server.as_ref();
-    // Whoever asks for nothing at the moment has no error of its own.
+    // A part that asks for nothing at the moment has no error of its own.
     let without = |needs: fn(&ApiServer) -> bool| api_server.filter(|it| needs(it))?.reach.trouble();
     let readiness = Readiness {
         status: if is_ready { "ready" } else { "starting" },

@@ -110,7 +110,7 @@ pub fn routers(views: Views) -> Routers {
     Routers { all: routes(api.clone()), reserve: probes().fallback(all_taken).with_state(api) }
 }
 
-/// What operators' probes and those of the cluster ask for. These answers need little, and wait for nobody.
+/// What operators' probes and those of the cluster ask for. These answers need little, and wait for no other request.
 fn probes() -> Router<Api> {
     Router::new()
         .route("/health", get(seed::health))
@@ -152,7 +152,7 @@ struct Api {
     views: Arc<Views>,
     lists: Arc<list::Lists>,
     budget: Arc<budget::Budget>,
-    /// Who may make a page now.
+    /// One permit for each page that may be made at the same time.
     pages: Arc<Semaphore>,
 }
 

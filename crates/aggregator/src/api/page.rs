@@ -18,7 +18,7 @@ use super::problem::Problem;
 use super::query::{CURSOR, LIMIT, MAX_LIMIT, limit, set, unknown};
 use super::{Api, cursor};
 
-/// How long a page gets, in bytes. The entry that reaches it is its last one.
+/// The length at which a page ends, in bytes. The entry that reaches it is its last one.
 const MAX_PAGE: usize = 1 << 20;
 /// How many entries are looked through and written in well under a millisecond. More would keep other requests waiting, probes
 /// included, so that is done on a thread that may block.
@@ -155,7 +155,7 @@ impl Api {
     pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, Problem> {
         self.find_room()?;
         let turn = tokio::time::timeout(PATIENCE, self.pages.clone().acquire_owned()).await;
-        // Never closed, so only time can be over.
+        // The semaphore is never closed, so this is the time limit.
         let Ok(Ok(turn)) = turn else {
             return Err(busy(1, "many requests for lists are waiting already; try again later"));
         };
@@ -171,14 +171,14 @@ impl Api {
     ) -> Response {
         let budget = self.budget.clone();
         let made = tokio::task::spawn_blocking(move || {
-            // Until the answer is made, even if nobody waits for it any more.
+            // The turn lasts until the answer is made, even if its client has gone.
             let _turn = turn;
             work().map(|body| budget.count(body))
         });
         made.await.map_or_else(|_| not_made(), |made| made.map_or_else(|_| not_made(), json))
     }
 
-    /// Makes an answer from little.
+    /// Makes an answer that takes little time, on this thread.
     pub(super) fn make_small(&self, made: serde_json::Result<Vec<u8>>) -> Response {
         made.map_or_else(|_| not_made(), |body| json(self.budget.count(body)))
     }

@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::query::Parameters;
 use crate::policy_task::Decided;
 
-/// How many disputes are listed: liars may make any number.
+/// How many disputes are listed: a hostile agent may cause any number.
 const MAX_DISPUTES: usize = 1000;
 
 /// Where an entry is: the lists follow one another in this order, and each is ordered by what is here.

@@ -127,7 +127,7 @@ pub(super) struct Reader {
     /// The most bytes, on either side of decompression, of an answer that is decoded where it is waited for.
     small: usize,
     reading: Arc<Reading>,
-    /// Of the targets whose last answer was whole, one large answer is decoded at a time, and of the others too.
+    /// One large answer is decoded at a time for targets whose last answer was whole, and one for the others.
     standing: Arc<Semaphore>,
     probation: Arc<Semaphore>,
 }
@@ -256,7 +256,7 @@ impl Deadline {
         tokio::time::timeout_at(self.at, work).await.map_err(|_| self.failure(FailureReason::Stalled))
     }
 
-    /// That there is no whole answer in time.
+    /// The failure if there is no whole answer in time.
     pub(super) fn failure(self, reason: FailureReason) -> Failure {
         let limit = humantime::format_duration(self.limit);
         Failure { reason, detail: format!("no whole answer within {limit} (collector.timeout)") }
@@ -312,7 +312,7 @@ impl Intake {
             }
             let step = self.unpacker.step(rest, &mut self.bytes);
             self.unpacked += self.bytes.len();
-            // So that what is used does not depend on how the answer has arrived.
+            // What is used must not depend on how the answer has arrived.
             self.bytes.truncate(self.bytes.len().saturating_sub(self.unpacked.saturating_sub(most)));
             match step {
                 Ok(taken) => self.taken += taken,

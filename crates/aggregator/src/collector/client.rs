@@ -250,8 +250,8 @@ impl Head {
     }
 }
 
-/// The time that a `Date` header names: in one of the three forms of RFC 9110, section 5.6.7, or in the form of RFC 2822, which allows
-/// more zones.
+/// The time that a `Date` header names, in one of the three forms of RFC 9110, section 5.6.7. The form of RFC 2822, which allows more
+/// zones, is read too.
 fn date(text: &str) -> Option<Timestamp> {
     let parser = jiff::fmt::rfc2822::DateTimeParser::new();
     let usual = parser.parse_timestamp(text).ok();

@@ -1,9 +1,9 @@
 //! Asks every target once per round, and hands each answer on as it arrives.
 //!
-//! A slow, dead, hostile or flooding target costs itself only: it holds one of `collector.concurrency` places for about a second,
-//! then one of as many beside them until `collector.timeout`, and memory within `collector.max_body` and the byte budget that all
-//! bodies share. Nothing waits for the slowest target; a target that keeps failing is asked less often, but never forgotten, and
-//! competes for places and bytes only with others that fail.
+//! A slow, dead, hostile or flooding target costs itself only. It holds one of `collector.concurrency` places for about a second,
+//! then one of as many beside them until `collector.timeout`. It also holds memory within `collector.max_body` and the byte budget that all
+//! bodies share. Of its answer no more than `collector.max_read` is read. Nothing waits for the slowest target. A target that keeps
+//! failing is asked less often, but never forgotten, and competes for places and bytes only with others that fail.
 
 mod body;
 mod client;

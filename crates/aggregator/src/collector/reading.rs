@@ -1,8 +1,8 @@
 //! How much of large answers is read in a round.
 //!
 //! Text that is not kept is read all the same, because records follow it. That takes time, and a node can send without end. So an
-//! answer has a limit, and all large answers of a round have a common one, which they share fairly: those that need less get all
-//! that they need. Nodes whose last answer failed share a part of their own.
+//! answer has a limit, and all large answers of a round have a common one. They share it fairly: those that need less get all that
+//! they need. Nodes whose last answer failed share a part of their own.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +12,9 @@ use procscan_core::shares::fair_share;
 
 use super::PROBATION_SHARE;
 
-/// What every answer may have read, in bytes, however many answers are large.
-const FREE: usize = 1 << 20;
-/// How many answers of the greatest size all large answers of a round may have read together.
+/// How many bytes are read of every answer, however many answers are large.
+const ALWAYS_READ: usize = 1 << 20;
+/// How many times `collector.max_read` is read of all large answers of a round together.
 const LARGEST_PER_ROUND: usize = 4;
 
 /// What is read of large answers. Counted on both sides of decompression: the larger number counts.
@@ -29,7 +29,7 @@ pub(super) struct Reading {
 /// What is read for targets whose last answers were alike: whole, or failed.
 #[derive(Debug)]
 struct Pool {
-    /// What large answers may have read in a round beyond what is free, in bytes.
+    /// How many bytes beyond [`ALWAYS_READ`] are read of large answers in a round.
     total: usize,
     /// How much of it is used in this round.
     used: AtomicUsize,
@@ -62,7 +62,7 @@ impl Reading {
         for pool in [&self.standing, &self.probation] {
             let mut wants = std::mem::take(&mut *pool.wants());
             let (share, _) = fair_share(&mut wants, pool.total);
-            pool.share.store(share.saturating_add(FREE).min(self.max), Ordering::Relaxed);
+            pool.share.store(share.saturating_add(ALWAYS_READ).min(self.max), Ordering::Relaxed);
             pool.used.store(0, Ordering::Relaxed);
         }
     }
@@ -76,7 +76,7 @@ impl Pool {
     /// The most of one answer at present.
     fn share(&self) -> usize {
         if self.used.load(Ordering::Relaxed) >= self.total {
-            FREE
+            ALWAYS_READ
         } else {
             self.share.load(Ordering::Relaxed)
         }
@@ -104,7 +104,7 @@ impl Read {
     /// Notes that `bytes` of the answer have been read, and fails if that is more than its share.
     pub(super) fn note(&mut self, bytes: usize) -> Result<(), Failure> {
         let most = self.most();
-        let before = self.bytes.max(FREE);
+        let before = self.bytes.max(ALWAYS_READ);
         self.bytes = self.bytes.max(bytes);
         self.pool().used.fetch_add(self.bytes.saturating_sub(before), Ordering::Relaxed);
         if bytes <= most { Ok(()) } else { Err(self.cut(most)) }
@@ -131,8 +131,8 @@ impl Read {
 impl Drop for Read {
     fn drop(&mut self) {
         let wanted = if self.is_cut { self.reading.max } else { self.bytes };
-        if wanted > FREE {
-            self.pool().wants().push(wanted - FREE);
+        if wanted > ALWAYS_READ {
+            self.pool().wants().push(wanted - ALWAYS_READ);
         }
     }
 }
@@ -166,13 +166,13 @@ mod tests {
         // The fourth finds nothing left in this round, and is read whole from the next one on.
         let wants = [9 * MIB, 9 * MIB, 9 * MIB, 9 * MIB, 3 * MIB];
         assert_eq!(round(&wants), [false, false, false, false, false]);
-        assert_eq!(reading.standing.share(), 24 * MIB / 5 + FREE);
+        assert_eq!(reading.standing.share(), 24 * MIB / 5 + ALWAYS_READ);
         assert_eq!(round(&[3 * MIB, 9 * MIB, 9 * MIB, 9 * MIB]), [true, false, false, false]);
         // Those on probation have a part of their own, and what is free is read in any case.
         assert!(reading.begin(true).note(8 * MIB).is_ok());
         reading.standing.used.store(usize::MAX / 2, Ordering::Relaxed);
-        assert!(reading.begin(false).note(FREE).is_ok());
-        assert!(reading.begin(false).note(FREE + 1).is_err());
+        assert!(reading.begin(false).note(ALWAYS_READ).is_ok());
+        assert!(reading.begin(false).note(ALWAYS_READ + 1).is_err());
         reading.begin_round();
         reading.begin_round();
         assert_eq!(reading.standing.share(), 8 * MIB, "no answer is large any more");

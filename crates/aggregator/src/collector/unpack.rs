@@ -11,15 +11,15 @@ use zstd::stream::raw::{DParameter, Decoder as ZstdDecoder, Operation, Status};
 
 /// How much is decompressed at a time: twice as much at most, where a member ends.
 pub(super) const STEP: usize = 32 << 10;
-/// How much longer than its text so far a body may be. What compresses badly is stored, which costs a few bytes for each 64 KiB; but
-/// nothing comes of a zstd block, of 128 KiB at most, before all of it is there.
+/// How much longer than its text so far a body may be. What compresses badly is stored, which costs a few bytes for each 64 KiB. But a
+/// zstd block, of 128 KiB at most, gives no text before all of it is there.
 const SLACK: usize = 256 << 10;
 /// The most gzip members or zstd frames of one body. A server writes one.
 const MAX_PARTS: usize = 256;
 /// The largest window of a zstd frame, as a power of two: the decoder allocates what the frame asks for.
 const ZSTD_WINDOW_LOG: u32 = 20;
-/// What decompressing takes beside the bytes themselves: flate2's buffer of 32 KiB, a window of 32 KiB, tables, and a member's header,
-/// of which flate2 keeps three fields of up to 64 KiB.
+/// The memory that decompressing gzip takes, in bytes: flate2's buffer of 32 KiB, a window of 32 KiB, tables, and a member's header.
+/// Of a header flate2 keeps three fields of up to 64 KiB.
 const GZIP_STATE: usize = (96 + 3 * 64) << 10;
 
 /// How a body is compressed.

@@ -54,7 +54,7 @@ impl fmt::Display for Incident {
 }
 
 impl Incident {
-    /// What has come of an act, for the operator whose act it was.
+    /// What an act has changed, as a line for the operator.
     pub(super) fn outcome(&self) -> String {
         let Self { name, app, state, act, .. } = self;
         let Some(Act { decision, was, until }) = act else { return self.to_string() };

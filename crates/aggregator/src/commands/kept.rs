@@ -44,8 +44,8 @@ async fn read_file(directory: &Path) -> anyhow::Result<Option<Kept>> {
     Ok(Some(kept))
 }
 
-/// The state file once more, in the directory for temporary files: opening it makes, mends and locks files, and a service may be using
-/// it. Removed when dropped.
+/// A copy of the state file in the directory for temporary files, removed when dropped. Opening the file itself would make, mend and
+/// lock files that a service may be using.
 struct Copy(PathBuf);
 
 /// What tells whether a file was written: its inode, its size, and when it was last changed. `None` if it is not there.

@@ -1,4 +1,4 @@
-//! `api`: who may use the HTTP API, and how much memory its answers take.
+//! `api`: which accounts may use the HTTP API, and how much memory its answers take.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{Problems, token_file, values};
 
-/// Who may use the HTTP API, and how much memory its answers take.
+/// Which accounts may use the HTTP API, and how much memory its answers take.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Api {

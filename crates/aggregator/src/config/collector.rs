@@ -20,11 +20,11 @@ pub struct Collector {
     /// How long an answer may take from the first packet to the last byte, a retry included. Never more than a round.
     #[serde(deserialize_with = "values::duration")]
     pub timeout: Duration,
-    /// What the records of one answer may take in memory. They share it fairly among namespaces.
+    /// How many bytes of memory the records of one answer may take. Namespaces share them fairly.
     #[serde(deserialize_with = "values::size")]
     pub max_body: usize,
-    /// How much is read of one answer, counted on either side of decompression: text that is too long to be kept included. Never
-    /// less than `max_body`.
+    /// How many bytes of one answer are read, text that is too long to be kept included. The larger side of decompression counts.
+    /// Never less than `max_body`.
     #[serde(deserialize_with = "values::size")]
     pub max_read: usize,
     /// What all bodies in flight may take together.
@@ -35,7 +35,7 @@ pub struct Collector {
     /// The longest command line that is kept.
     #[serde(deserialize_with = "values::size")]
     pub max_cmdline: usize,
-    /// How many violations, those that have cleared lately included, one node may have.
+    /// How many violations, those that have cleared lately included, one node may have. Namespaces share them fairly.
     pub max_violations_per_node: usize,
     /// For how many rounds at most an agent that keeps failing is left alone.
     pub max_backoff_rounds: u32,
@@ -92,8 +92,8 @@ impl Collector {
             budget >= body.saturating_mul(2 * PROBATION_SHARE) && budget >= 8 * mib && budget <= 16 << 30,
             "collector.byte_budget",
             shown(budget),
-            // While an answer is decoded, its records take up to a quarter more, and a decoder is beside them. Nodes whose last
-            // answer failed have only a part of the budget: if such an answer does not fit into it, they can't return.
+            // While an answer is decoded, its records take up to a quarter more, and its decoder takes memory too. Nodes whose
+            // last answer failed have only a part of the budget: if such an answer does not fit into it, they can't return.
             format!(
                 "at least 8MiB, at least {} times collector.max_body ({}), and 16GiB at most",
                 2 * PROBATION_SHARE,

@@ -1,7 +1,7 @@
 //! A list of targets in a file that may change at any time, also while it is read.
 //!
-//! A program that writes the file in place empties it first, so the list is short for a moment. A target that is no longer
-//! listed is given up only when the file says so at two looks in a row, and never because the file names no target at all.
+//! A program that writes the file in place empties it first, so the list is short for a moment. So a target that is no longer
+//! listed is given up only when it is missing at two looks in a row. A file that names no target gives up none.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Reads the kubeconfig, and no more than a kubeconfig can be: the library reads whatever a file has.
+//! Reads the kubeconfig within a limit of size and time. The library has neither.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -12,8 +12,8 @@ use crate::plain_file::MAX_TEXT;
 /// The variable with the files that count together.
 const VARIABLE: &str = "KUBECONFIG";
 
-/// Reads the file at `path`; without one those that `KUBECONFIG` names, or `~/.kube/config`. An error is for people, and
-/// names the file. A pipe is allowed, and has to be written within `patience`.
+/// Reads the file at `path`; without one those that `KUBECONFIG` names, or `~/.kube/config`. The error names
+/// the file. A pipe is allowed, and has to be written within `patience`.
 pub(super) async fn read(path: Option<&Path>, patience: Duration) -> Result<Kubeconfig, String> {
     for file in path.map_or_else(usual, |path| vec![path.to_owned()]) {
         check(&file)?;
@@ -49,7 +49,7 @@ fn named(kubeconfig: &Kubeconfig) -> impl Iterator<Item = &String> {
     clusters.map(|cluster| &cluster.certificate_authority).chain(of_user).flatten()
 }
 
-/// Refuses what has no end, and what is too large. A file that is not there is the library's to report.
+/// Refuses directories, devices and files that are too large. A file that is not there is the library's to report.
 fn check(path: &Path) -> Result<(), String> {
     let Ok(found) = fs::metadata(path) else { return Ok(()) };
     let kind = found.file_type();

@@ -1,6 +1,6 @@
 //! Whether the API server can be reached, at which address, and since when it can't.
 //!
-//! Every request is looked at, whatever it is for: each part of the service knows only its own last request, and one that asks for
+//! Every request is looked at, whatever it is for. Each part of the service knows only its own last request, so a part that asks for
 //! nothing at the moment would go on to say that all is well.
 
 use std::error::Error;
@@ -49,7 +49,7 @@ pub struct Lost {
 }
 
 impl Reach {
-    /// Of the API server at that URL.
+    /// For the API server at `url`.
     pub(super) fn new(url: &Uri) -> Self {
         let host = url.host().unwrap_or_default();
         let is_plain = url.scheme_str() == Some("http");
@@ -67,7 +67,7 @@ impl Reach {
         self.seen().lost.clone()
     }
 
-    /// For people: the address, since when it can't be reached, and why; `None` if it can.
+    /// One line with the address, since when it can't be reached, and why; `None` if it can.
     pub fn trouble(&self) -> Option<String> {
         let Lost { since, error } = self.lost()?;
         let since = Timestamp::from_second(since.as_second()).unwrap_or(since);

@@ -91,7 +91,7 @@ fn tell_junk(place: &str, before: Option<&String>, now: Option<&String>) {
             tracing::warn!(
                 place,
                 files,
-                "files in the output directory are no regular files, or can't be read; all others go on"
+                "files in the output directory are no regular files, or can't be read; all other files are written"
             );
         }
         None if before.is_some() => {

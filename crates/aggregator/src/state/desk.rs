@@ -132,7 +132,7 @@ impl Desk {
         }
     }
 
-    /// Takes an exemption back, by the word of the operator `by`.
+    /// Takes an exemption back for the operator `by`.
     pub async fn withdraw(&self, name: &str, by: &str) -> Result<(), DeskError> {
         match self {
             Self::Cluster(objects) => objects.withdraw(name, by).await,
@@ -266,7 +266,7 @@ impl Objects {
     }
 
     /// Enters what was declared into the log: an annotation of the Enforcement, which every replica sees and which outlasts
-    /// restarts. What was declared counts also if that fails; then it is in this replica's own log only.
+    /// restarts. If that fails, what was declared counts all the same, and is in this replica's own log only.
     async fn note(&self, declaration: &Declaration) {
         if let Err(refusal) = self.enter(declaration).await {
             let Declaration { decision, actor, reason, .. } = declaration;

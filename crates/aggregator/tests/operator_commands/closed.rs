@@ -1,4 +1,4 @@
-//! Every command with a standard output that nobody reads any more, and with one on a full device.
+//! Every command with a standard output that its reader has closed, and with one on a full device.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -110,7 +110,7 @@ fn the_lists_of_this_test_are_whole() {
 }
 
 #[test]
-fn a_command_whose_output_nobody_reads_ends_as_if_it_was_read_and_a_full_device_is_an_error() {
+fn a_command_whose_output_is_closed_ends_as_if_it_was_read_and_a_full_device_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let (directory, api) = (directory.path(), api());
     files(directory, &api);
@@ -132,9 +132,9 @@ fn a_command_whose_output_nobody_reads_ends_as_if_it_was_read_and_a_full_device_
     }
 }
 
-/// Nobody reads the standard error of these either; it says what is wrong, and they end with the same code.
+/// The standard error, which says what is wrong, is closed too. The exit codes are the same.
 #[test]
-fn a_mistake_that_nobody_reads_has_its_exit_code() {
+fn a_mistake_has_its_exit_code_if_standard_error_is_closed_too() {
     let directory = tempfile::tempdir().unwrap();
     for args in [&["frobnicate"][..], &["check-config", "--config", "missing.yaml"], &[]] {
         for stderr in [closed(), full()] {

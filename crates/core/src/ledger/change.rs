@@ -38,7 +38,7 @@ pub enum NodeChange {
     Unusable,
     /// Its answers can be used again.
     UsableAgain,
-    /// Records were left out of its last answer, because there are more than there is room for. Nothing clears in their namespaces.
+    /// Records of its last answer were left out, because they exceed the room. Nothing clears in their namespaces.
     LeavesOut {
         /// Some of the namespaces. None if there are too many to know them.
         namespaces: Vec<Text>,

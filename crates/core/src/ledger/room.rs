@@ -1,9 +1,9 @@
 //! Which violations of a node there is room for, when there are more than one node may have here.
 //!
 //! A tenant can run any number of processes with any names. So namespaces share the room fairly, and the Pods of a namespace share
-//! what it has: one tenant's flood leaves every other tenant's violations in place, and one Pod's flood those of the other Pods.
-//! Within a Pod the violations that were seen first stay, so that new names push out nothing; and as more names of one Pod say nothing
-//! new, a Pod has a limit of its own.
+//! what it has. One tenant's flood leaves every other tenant's violations in place, and one Pod's flood those of the other Pods.
+//! Within a Pod, violations with fresh evidence have room first, and of these the ones that were seen first. So new names push out
+//! nothing that still runs. A Pod also has a limit of its own, because more names of one Pod say nothing new.
 //!
 //! A violation that made room for others is no longer known. The App's block does not end by that: the policy then waits for
 //! `unreachable_limit`, as for a node whose answers say nothing of it. With as many Pods as a node can run, each Pod keeps a
@@ -31,7 +31,7 @@ pub(super) struct Room {
     pub(super) refused: BTreeSet<Key>,
 }
 
-/// What a record and a violation amount to, for whom there is room first.
+/// How a record and a violation are judged: from that follows which ones have room first.
 pub(super) struct Judge<A, G> {
     /// The age of a record by its agent's own clock, and whether that is young; `None` if the agent does not tell its time.
     pub(super) own_age: A,

@@ -61,7 +61,7 @@ impl TargetEntry {
         Some(repeated)
     }
 
-    /// Whether nothing has listened at its address when it was asked last.
+    /// Whether it refused the connection when it was last asked: nothing listens at its address.
     pub(super) fn refuses(&self) -> bool {
         let is_refusal = |last: &Arc<(Timestamp, Failure)>| last.1.reason == FailureReason::Refused;
         self.consecutive_failures > 0 && self.last_failure.as_ref().is_some_and(is_refusal)

@@ -26,7 +26,7 @@ impl Ledger {
         coverage
     }
 
-    /// Whether every target has refused the connection when it was asked last, and there is one.
+    /// Whether there are targets, and all of them refused the connection when they were last asked.
     pub fn all_refuse(&self) -> bool {
         !self.targets.is_empty() && self.targets.values().all(TargetEntry::refuses)
     }

@@ -268,8 +268,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Element<'a> {
     }
 }
 
-/// Takes in one record, or says why not. Fields over their limit are cut; a name or a timestamp that is longer than any can be is
-/// no name and no timestamp.
+/// Takes in one record, or says why not. Fields over their limit are cut. A namespace, a Pod or a timestamp over its limit makes the
+/// record invalid.
 pub(super) fn take_in(
     wire: &WireRecord<'_>,
     limits: &Limits,

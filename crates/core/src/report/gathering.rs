@@ -136,8 +136,8 @@ impl Gathering {
     }
 }
 
-/// The records of each namespace in the order in which they are preferred: its Pods take turns, and each gives the one that was found
-/// last first, because its process is most likely to run.
+/// The records of each namespace in the order in which they are preferred. Its Pods take turns. Of a Pod, the record that was found
+/// last comes first, because its process is most likely to run.
 fn preferred(records: &Records) -> BTreeMap<&str, Part> {
     let mut by_pod: BTreeMap<(&str, &str), Vec<Found>> = BTreeMap::new();
     for (place, record) in records.iter().enumerate() {

@@ -16,7 +16,7 @@ const LONGEST_NAME: usize = 253;
 const BEYOND: usize = 4;
 
 /// Decodes a body as it arrives. However long the texts in it are, it holds the records within their [`Limits`], and one record
-/// more. It comes to the same as [`decode`](super::decode()), however the body is cut into pieces.
+/// more. The result is that of [`decode`](super::decode()), however the body is cut into pieces.
 #[derive(Debug)]
 pub struct Decoder {
     scanner: Scanner,
@@ -46,16 +46,16 @@ struct List {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Start,
-    /// In the object at the top, in which a list was found or not.
+    /// In the object at the top. Whether a list was found in it.
     Top {
         has_list: bool,
     },
-    /// At a member of this object: it is the list, or not.
+    /// At a member of this object. Whether the member is the list.
     TopMember {
         has_list: bool,
         is_list: bool,
     },
-    /// In the list; it is in an object or not.
+    /// In the list. Whether the list is a member of an object.
     List {
         is_nested: bool,
     },

@@ -8,15 +8,15 @@ use super::{EnforcementSpec, ExemptionSpec};
 use crate::names::Text;
 use crate::policy::Mode;
 
-/// The actor where an object does not say who wrote it.
-const SOMEBODY: &str = "somebody";
+/// The actor in the log if the object names none.
+const UNNAMED_ACTOR: &str = "somebody";
 
 /// An entry of the log of decisions that belongs to no App.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Declaration {
     /// When, by the clock of the API server if there is one.
     pub at: Timestamp,
-    /// What.
+    /// What was declared.
     pub decision: DeclarationKind,
     /// The mode from then on; `None` if the configuration counts, and where it is about an exemption.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -24,7 +24,7 @@ pub struct Declaration {
     /// The name of the exemption, where it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exemption: Option<Text>,
-    /// By whom: the operator's name.
+    /// The operator's name.
     pub actor: Text,
     /// What follows from it, and the operator's words.
     pub reason: Text,
@@ -60,7 +60,7 @@ impl DeclarationKind {
 }
 
 impl Declaration {
-    /// That `spec` counts from `at` on.
+    /// The entry for a mode: `spec` counts from `at` on.
     pub fn of_mode(spec: &EnforcementSpec, at: Timestamp) -> Self {
         let (decision, mode, what) = match spec.mode {
             Some(Mode::Paused) => {
@@ -82,7 +82,7 @@ impl Declaration {
         }
     }
 
-    /// That the exemption `name` was made at `at`.
+    /// The entry for an exemption that was made: `name`, at `at`.
     pub fn of_exemption(name: &str, spec: &ExemptionSpec, at: Timestamp) -> Self {
         let what = format!("Exemption {name}: {}", covered(spec));
         Self {
@@ -95,7 +95,7 @@ impl Declaration {
         }
     }
 
-    /// That `by` has taken the exemption `name` back at `at`. `spec` is what it said, if that is known.
+    /// The entry for an exemption that was taken back: `name`, by the operator `by`, at `at`. `spec` is what it said, if known.
     pub fn of_withdrawal(name: &str, spec: Option<&ExemptionSpec>, by: &str, at: Timestamp) -> Self {
         let was = spec.map(|spec| format!("; it was {}", covered(spec))).unwrap_or_default();
         Self {
@@ -117,7 +117,7 @@ impl Declaration {
 }
 
 fn actor(by: Option<&str>) -> Text {
-    by.map(str::trim).filter(|by| !by.is_empty()).unwrap_or(SOMEBODY).into()
+    by.map(str::trim).filter(|by| !by.is_empty()).unwrap_or(UNNAMED_ACTOR).into()
 }
 
 fn with_words(what: String, words: Option<&str>) -> Text {
@@ -168,9 +168,9 @@ mod tests {
             assert_eq!((told.decision.as_str(), told.mode.as_deref(), &*told.actor), (kind, word, "alice"));
             assert!(told.reason.ends_with(" («a bad\\nrule»)"), "{told:?}");
         }
-        let nobody =
+        let unnamed =
             Declaration::of_mode(&EnforcementSpec { by: Some(" ".into()), ..EnforcementSpec::default() }, AT);
-        assert_eq!((&*nobody.actor, &*nobody.reason), ("somebody", "the mode of the configuration counts"));
+        assert_eq!((&*unnamed.actor, &*unnamed.reason), ("somebody", "the mode of the configuration counts"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Offenders that call themselves otherwise, and containers whose control groups name no Pod.
+//! Offenders under another name than their program's, and containers whose control groups name no Pod.
 
 use std::os::unix::{fs::symlink, process::CommandExt};
 

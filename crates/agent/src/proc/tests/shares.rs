@@ -96,7 +96,7 @@ fn long_command_lines_of_one_tenant_do_not_keep_those_of_others_from_being_read(
 
 #[test]
 fn each_process_has_its_turn() {
-    // Short ones beyond the share, long ones, and such that are longer than what is read of one.
+    // Command lines that exceed the share together, long ones, and those that are longer than what is read of one.
     for (processes, padding, most_scans) in [(400, 10, 25), (60, 3 << 10, 30), (60, 9 << 10, 65)] {
         let node = Node::new();
         let mut scanner = scanner(&node, Limits { scan: 10 << 10, cmdline: 6 << 10, head: 100 });
@@ -111,7 +111,7 @@ fn each_process_has_its_turn() {
         let first = scans.iter().position(|seen| !seen.findings.is_empty());
         let first = first.unwrap_or_else(|| panic!("{processes} of {padding}: never in {most_scans} scans"));
         assert!(first > 0, "{processes} of {padding}: others have their turn before");
-        // What was found stays listed, whoever has a turn; but not when another process has its number, nor when it ends.
+        // What was found stays listed until its process ends, or another process has the same ID.
         let is_listed = |seen: &Scan| seen.findings.len() == 1;
         assert!(scans.iter().skip(first).all(is_listed), "{processes} of {padding}");
         node.file(PID + processes, "stat", &format!("1 (a) S{} 77\n", " 0".repeat(18)));

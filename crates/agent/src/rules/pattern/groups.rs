@@ -61,7 +61,7 @@ impl Groups {
         Ok(())
     }
 
-    /// Closes the innermost group. Answers which flags are in force behind it.
+    /// Closes the innermost group. Returns which flags are in force behind it.
     pub(super) fn close(&mut self) -> Result<Flags, PatternError> {
         let Some(outer) = self.outer.pop() else {
             return syntax("a parenthesis that closes nothing", ")");

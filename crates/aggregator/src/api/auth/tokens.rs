@@ -1,7 +1,7 @@
 //! The word of a token file: who is in it may do everything.
 //!
-//! A file with a mistake is half-written, perhaps, and a slip must not lock everybody out: the last tokens stay. A file that is
-//! gone, or can't be read, says nothing of anybody, so its tokens are not accepted until it is back.
+//! A file with a mistake may be half-written, and a slip must not shut out all operators: the last tokens stay. An operator
+//! may remove the file on purpose. So while it is gone or can't be read, no token is accepted.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ impl Tokens {
         self.look().await.names.get(&fingerprint).cloned()
     }
 
-    /// What is wrong with the file, for people who may not know its place.
+    /// What is wrong with the file, without its path: every client may read `/readyz`.
     pub(super) async fn trouble(&self) -> Option<String> {
         let Ok(list) = tokio::time::timeout(GLANCE, self.look()).await else {
             return Some("api.token_file is not read in time".to_owned());

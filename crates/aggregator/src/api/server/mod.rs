@@ -1,10 +1,10 @@
 //! Serves the routers within bounds, so that no client keeps others from an answer for long.
 //!
-//! A client can hold a place, and nothing for ever: the head of a request, the time between two requests and a request's body
-//! ([`super::body`]) have limits, and a client that does not take an answer is cut off ([`pace`]). But clients may come back, as
-//! many as they like, so places are kept for the probes. A connection beyond [`Bounds::connections`] is accepted all the same,
-//! into a reserve: there only probes are answered, anything else is told to come back, and the connection ends after one answer.
-//! Where the reserve is full, its oldest connection makes room. A probe needs its place for one round trip, so it would take more
+//! A client can hold a place, but not for ever. The head of a request, the time between two requests and a request's body
+//! ([`super::body`]) have limits. A client that does not take an answer is cut off ([`pace`]). But any number of clients may
+//! come back, so places are kept for the probes. A connection beyond [`Bounds::connections`] is accepted into a reserve. There only
+//! probes are answered, any other request is refused with 503, and the connection ends after one answer. If the reserve is full, its
+//! oldest connection makes room. A probe needs its place for one round trip, so it would take more
 //! than [`Bounds::reserve`] new connections within that time to drive it out.
 //!
 //! No count is kept for each peer: behind a proxy, a Service or a forwarded port many clients have one address, the probes among
@@ -43,9 +43,9 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// What is served.
 #[derive(Clone, Debug)]
 pub struct Routers {
-    /// To those that have a place.
+    /// On the connections that have a place.
     pub all: Router,
-    /// To those beyond: probes, and to come back.
+    /// On the connections of the reserve: probes, and a refusal of anything else.
     pub reserve: Router,
 }
 
@@ -54,7 +54,7 @@ pub struct Routers {
 struct Bounds {
     /// How many connections are served.
     connections: usize,
-    /// How many connections beyond are in the reserve.
+    /// How many more connections are in the reserve.
     reserve: usize,
     /// How long a client may take to send a request's head, idle time on a kept connection included.
     head: Duration,

@@ -247,7 +247,7 @@ async fn an_answer_counts_until_its_reader_has_it_and_a_list_once_for_all_its_re
     };
     let used = |stage: &Stage| stage.api.budget.used() - stage.lists.size();
     stage.answer("n1", &format!("[{RECORD}]"));
-    // Nobody reads them.
+    // These answers are not read.
     let mut pages = Vec::new();
     for _ in 0..3 {
         let (page, _) = ask(&stage, "/api/v1/violations").await;

@@ -17,7 +17,7 @@ impl Client {
         most: Option<usize>,
     ) -> Result<Bytes, ClientError> {
         let mut body = self.get(&endpoint.clone().with("limit", most)).await?;
-        // What is no page is for others to complain of.
+        // If this is no page, reading its entries fails, and that error says so.
         let Ok(mut whole) = serde_json::from_slice::<Map<String, Value>>(&body) else { return Ok(body) };
         let Some(mut next) = next(&mut whole) else { return Ok(body) };
         let (mut size, mut seen) = (body.len(), BTreeSet::new());

@@ -16,12 +16,11 @@ use crate::state::sqlite::{self, FILES};
 
 /// The name of the mark, and what it says.
 const MARK: &str = "made-by-demo";
-const MARKED: &str =
-    "A procscan-aggregator demo keeps its state here. The next one removes it, unless it is told --keep.\n";
+const MARKED: &str = "A procscan-aggregator demo keeps its state here. The next demo removes it, unless it has the option --keep.\n";
 
 /// Makes `config` ready for a demo: removes the objects and the state of an earlier one, unless it is to `keep` them.
 ///
-/// Fails if a process uses them, or if no demo has made them. A file that is neither is never removed.
+/// Fails if a process uses them, or if no demo has made them. Other files are never removed.
 pub(super) fn begin(config: &Config, keep: bool) -> anyhow::Result<()> {
     let (objects, state) = (config.output.directory(), config.state.directory());
     let has_objects = Directory::at(objects).has_objects().context("--dir")?;
@@ -56,7 +55,7 @@ pub(super) fn begin(config: &Config, keep: bool) -> anyhow::Result<()> {
         objects = %objects.display(),
         files = removed,
         state = %state.display(),
-        "the objects and the state of the earlier demo are removed; with --keep a demo goes on from them"
+        "the objects and the state of the earlier demo are removed; --keep would have kept them"
     );
     Ok(())
 }

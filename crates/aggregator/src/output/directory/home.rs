@@ -20,7 +20,9 @@ impl Home {
         let namespace = Some(self.namespace.as_str());
         let ask = Ask { verb: "get", resource: "namespaces", namespace, name: namespace };
         let found = self.cluster.ask(ask, api.get_metadata(&self.namespace)).await;
-        let found = found.map_err(|refusal| format!("which cluster this is, is not known: {refusal}"))?;
+        let found = found.map_err(|refusal| {
+            format!("the UID that tells this cluster from others is not known: {refusal}")
+        })?;
         found.metadata.uid.ok_or_else(|| format!("the namespace {} has no UID", self.namespace))
     }
 }

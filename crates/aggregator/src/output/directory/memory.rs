@@ -118,7 +118,7 @@ pub(super) struct Memory {
     pub(super) files: HashMap<Box<str>, Known>,
     /// Whether those that hold a `WasmPlugin` have the long list, as far as it is known.
     pub(super) long_lists: HashMap<Box<str>, bool>,
-    /// Why files that no program can read objects from are none, by name.
+    /// The files from which no program can read objects, by name, each with the reason.
     pub(super) junk: BTreeMap<Box<str>, String>,
     /// Every file has been looked at once.
     pub(super) has_looked: bool,

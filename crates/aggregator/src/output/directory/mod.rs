@@ -182,8 +182,8 @@ impl Directory {
         Found::at(&self.path.join(name))
     }
 
-    /// Brings what is known of the files up to date. Reads those that somebody has changed; whether there are any, or fewer files.
-    /// A file that can't be read stops nothing, and is noted.
+    /// Brings what is known of the files up to date: reads those that have changed. Returns whether any has, or one is gone. A file
+    /// that can't be read stops nothing, and is noted.
     fn look(&self, memory: &mut Memory) -> Result<bool, DirectoryError> {
         let look = memory.next_look();
         let mut has_changed = false;
@@ -352,7 +352,7 @@ pub(super) fn file_of(app: &App) -> String {
     file_name(notification::KIND, &app.namespace, &notification::name(app))
 }
 
-/// Whether an object of such names can exist. What was persisted may be edited, so an App's namespace may be none.
+/// Whether an object of such names can exist. What was persisted may have been edited, so the namespace may be no Kubernetes name.
 fn has_kubernetes_names(namespace: &str, name: &str) -> bool {
     is_dns_label(namespace) && is_dns_subdomain(name)
 }

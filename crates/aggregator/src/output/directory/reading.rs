@@ -62,7 +62,7 @@ impl Directory {
         let mut blocked = wasm_plugin::blocked(&plugins, gateway);
         for inherited in &mut blocked {
             let app = &inherited.app;
-            // What is there may have been edited, so its namespace may be none.
+            // The file may have been edited, so the namespace may be no Kubernetes name.
             if !has_kubernetes_names(&app.namespace, &notification::name(app)) {
                 continue;
             }

@@ -1,5 +1,5 @@
-//! Temporary files. Their names can't be guessed, so that no other program takes one before, and what a crash has left is known
-//! again by its name.
+//! Temporary files. Their names can't be guessed, so that no other program takes one first. What a crash has left is known again
+//! by its name.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};

@@ -91,8 +91,8 @@ impl Directory {
         Ok(Pass { written: done, failed, is_finished })
     }
 
-    /// Removes every file of ours, those that were cut short and those that are kept beside them too. For a directory whose objects
-    /// are of no use any more, and that this process has locked. How many.
+    /// Removes every file of ours, those that were cut short and those that are kept beside them too. Returns how many. For a
+    /// directory that this process has locked, and in which no object is needed any more.
     pub fn clear(&self, gateway: &Gateway) -> Result<usize, DirectoryError> {
         let mut removed = 0;
         for name in self.names()? {
@@ -121,7 +121,7 @@ impl Directory {
         if !has_kubernetes_names(&draft.namespace, &draft.name) {
             let path = self.path.display().to_string();
             let object = format!("{draft:?}").escape_debug().to_string();
-            let problem = format!("{object} is not written: its namespace or its name is none of Kubernetes");
+            let problem = format!("{object} is not written: its namespace or its name is no Kubernetes name");
             return Err(DirectoryError { path, problem });
         }
         let from = memory.fingerprint(draft);

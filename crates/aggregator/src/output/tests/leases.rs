@@ -136,7 +136,7 @@ async fn begin(directory: &Directory) -> Result<(), String> {
     match output.take_over(&settings(), &Pen::of_term(1, "a"), true, None).await {
         Ok(_) => Ok(()),
         Err(Refused::Unknown(error)) => Err(error),
-        Err(Refused::Lost) => panic!("nobody else leads"),
+        Err(Refused::Lost) => panic!("no other replica leads"),
     }
 }
 

@@ -120,7 +120,7 @@ async fn the_api_server_records_that_each_word_came_through_us() {
     desk.enforce(&EnforcementSpec { mode: Some(Mode::Enforce), ..EnforcementSpec::default() }).await.unwrap();
     desk.approve("web", approval()).await.unwrap();
     let writes = server.store().writes.clone();
-    // Four words, and two for the entry of each of the three declarations.
+    // One write for each of the four acts, and two for the entry of each of the three declarations.
     assert_eq!(writes.len(), 4 + 6);
     assert!(writes.iter().all(|call| call.manager.as_deref() == Some("procscan-aggregator")), "{writes:?}");
 }

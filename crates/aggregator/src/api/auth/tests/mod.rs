@@ -122,7 +122,7 @@ async fn a_token_file_that_is_gone_takes_its_tokens_with_it_until_it_is_back() {
         assert_eq!((asked().await.unwrap(), auth.trouble().await), ("alice".to_owned(), None));
         take();
         tokio::time::advance(Duration::from_secs(1)).await;
-        // A probe says so although nobody has asked with a token.
+        // A probe says so although no request has had a token.
         let trouble = auth.trouble().await.unwrap();
         assert!(trouble.contains(says) && trouble.ends_with("no token is accepted"), "{trouble}");
         assert_eq!(status(asked().await).await, 401);

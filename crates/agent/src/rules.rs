@@ -34,6 +34,9 @@ pub enum RulesError {
     /// All rules are refused, so nothing could ever be detected.
     #[error("no pattern of the blacklist can be used; the first: {0}")]
     NoneLeft(Refused),
+    /// An exemption is refused: what it exempts would be accused.
+    #[error("{0}; without this exemption, what it exempts would be accused")]
+    Exemption(Refused),
 }
 
 impl From<serde_saphyr::Error> for RulesError {
@@ -108,10 +111,11 @@ pub struct Rules {
 impl Rules {
     /// Reads the `detectionRules` of a rules file, or of the `ConfigMap` that holds it; other sections are ignored.
     ///
-    /// A pattern that can't be used is left out, see [`refused`](Self::refused); the others are in force.
+    /// A pattern of the blacklist that can't be used is left out, see [`refused`](Self::refused); the others are in force.
     ///
     /// # Errors
-    /// Fails if the file is not of the expected shape, or no rule of its blacklist can be used.
+    /// Fails if the file is not of the expected shape, no rule of its blacklist can be used, or a pattern of its whitelist can't be
+    /// used.
     pub fn from_yaml(text: &str) -> Result<Self, RulesError> {
         let (place, Detection { blacklist, whitelist }) = file::read(text)?;
         let (black, white) = (blacklist.unwrap_or_default(), whitelist.unwrap_or_default());
@@ -134,6 +138,14 @@ impl Rules {
             if let Some(first) = reader.refused.iter().find(of_blacklist) {
                 return Err(RulesError::NoneLeft(first.clone()));
             }
+        }
+        // Without an exemption, what it exempts would be accused.
+        let of_whitelist = |refused: &&Refused| {
+            refused.place.contains("detectionRules.whitelist")
+                && matches!(refused.problem, Problem::Pattern { .. })
+        };
+        if let Some(first) = reader.refused.iter().find(of_whitelist) {
+            return Err(RulesError::Exemption(first.clone()));
         }
         Ok(Self { refused: reader.refused, ..rules })
     }

@@ -182,8 +182,21 @@ impl LeftOut {
         if self.namespaces.len() < Self::MAX_NAMESPACES {
             self.namespaces.insert(namespace.into());
         } else {
-            (self.namespaces, self.is_full) = (BTreeSet::new(), true);
+            self.note_all();
         }
+    }
+
+    /// Notes that records of any namespace may have been left out.
+    pub fn note_all(&mut self) {
+        (self.namespaces, self.is_full) = (BTreeSet::new(), true);
+    }
+
+    /// Adds what was left out elsewhere.
+    pub fn add(&mut self, other: LeftOut) {
+        if other.is_full {
+            self.note_all();
+        }
+        other.namespaces.iter().for_each(|namespace| self.note(namespace));
     }
 
     /// The namespaces that are remembered one by one, in order.

@@ -4,10 +4,7 @@
 //! the namespaces take turns, and in each namespace its Pods. A Pod loses a record only after each other Pod of its
 //! namespace has as many. In a Pod the oldest processes are preferred, so that new ones don't change what is listed.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fmt,
-};
+use std::{collections::BTreeMap, fmt};
 
 use super::{Finding, names::Owner};
 
@@ -15,6 +12,8 @@ use super::{Finding, names::Owner};
 pub const MOST_RECORDS: usize = 500;
 /// The most records of one Pod, whatever room there is.
 pub const MOST_OF_POD: usize = 32;
+/// Namespaces that are named in the header of an answer.
+pub const MOST_NAMED: usize = 64;
 
 /// What a scan, or its list, leaves out of one namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +43,15 @@ impl LeftOut {
         self.0.is_empty()
     }
 
+    /// The namespaces, as a list for a header: `*` if they are more than [`MOST_NAMED`].
+    pub fn namespaces(&self) -> String {
+        if self.0.len() > MOST_NAMED {
+            return "*".to_owned();
+        }
+        let names: Vec<&str> = self.0.keys().map(String::as_str).collect();
+        names.join(", ")
+    }
+
     /// The sum over all namespaces.
     pub fn total(&self) -> Omitted {
         self.0.values().fold(Omitted::default(), |sum, of| Omitted {
@@ -62,6 +70,15 @@ impl LeftOut {
         of.processes += more.processes;
         of.command_lines += more.command_lines;
     }
+}
+
+/// When a record has its turn. Each Pod of the node has its first record before any has a second one; of the Pods that wait for the
+/// same, each namespace has one in turn.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    record: usize,
+    pod: usize,
+    namespace: usize,
 }
 
 /// Processes of one Pod with one name.
@@ -96,22 +113,41 @@ impl OfPod {
             }
             return;
         }
-        if self.found.len() >= MOST_OF_POD {
-            let youngest = self.found.values().max_by_key(|found| found.age());
-            let Some(youngest) = youngest.filter(|youngest| found.age() < youngest.age()) else {
-                self.omitted += 1;
-                return;
-            };
-            let name = youngest.finding.process.clone();
+        self.found.insert(found.finding.process.clone(), found);
+        if self.found.len() > MOST_OF_POD
+            && let Some(name) = self.expendable()
+        {
             self.omitted += self.found.remove(&name).map_or(0, |removed| removed.processes);
         }
-        self.found.insert(found.finding.process.clone(), found);
     }
 
-    fn by_age(self) -> VecDeque<Found> {
+    /// The youngest that broke the rule which most of them broke: a reader may exempt some rules, so each keeps a record.
+    fn expendable(&self) -> Option<String> {
+        let mut by_rule: BTreeMap<&str, usize> = BTreeMap::new();
+        for found in self.found.values() {
+            *by_rule.entry(&found.finding.regex).or_default() += 1;
+        }
+        let most = by_rule.values().max().copied();
+        let of_most = |found: &&Found| by_rule.get(&*found.finding.regex).copied() == most;
+        let youngest = self.found.values().filter(of_most).max_by_key(|found| found.age());
+        youngest.map(|found| found.finding.process.clone())
+    }
+
+    /// The oldest of each rule, then the second of each, and so on.
+    fn in_order(self) -> Vec<Found> {
         let mut found: Vec<Found> = self.found.into_values().collect();
         found.sort_unstable_by_key(Found::age);
-        found.into()
+        let mut by_rule: BTreeMap<String, usize> = BTreeMap::new();
+        let mut ranked: Vec<(usize, Found)> = found
+            .into_iter()
+            .map(|found| {
+                let rank = by_rule.entry(found.finding.regex.clone()).or_default();
+                *rank += 1;
+                (*rank, found)
+            })
+            .collect();
+        ranked.sort_by_key(|(rank, _)| *rank);
+        ranked.into_iter().map(|(_, found)| found).collect()
     }
 }
 
@@ -134,27 +170,21 @@ impl Listing {
 
     /// At most `most` findings, ordered by namespace, Pod and process.
     pub(super) fn choose(self, most: usize, left_out: &mut LeftOut) -> Vec<Finding> {
-        let mut namespaces = VecDeque::new();
-        for (namespace, pods) in self.0 {
+        let mut all: Vec<(Turn, Found)> = Vec::new();
+        for (place, (namespace, pods)) in self.0.into_iter().enumerate() {
             let offenders = pods.values().map(|pod| pod.omitted).sum();
             left_out.add(&namespace, Omitted { offenders, ..Omitted::default() });
-            let mut pods: Vec<VecDeque<Found>> = pods.into_values().map(OfPod::by_age).collect();
-            pods.sort_by_key(|pod| pod.front().map(Found::age));
-            namespaces.push_back(VecDeque::from(pods));
-        }
-        let mut chosen: Vec<Finding> = Vec::new();
-        // Each namespace in turn, and of it each Pod in turn, gives its oldest.
-        while chosen.len() < most
-            && let Some(mut pods) = namespaces.pop_front()
-        {
-            let Some(mut pod) = pods.pop_front() else { continue };
-            chosen.extend(pod.pop_front().map(|found| found.finding));
-            if !pod.is_empty() {
-                pods.push_back(pod);
+            let mut pods: Vec<Vec<Found>> = pods.into_values().map(OfPod::in_order).collect();
+            pods.sort_by_key(|pod| pod.first().map(Found::age));
+            for (pod, found) in pods.into_iter().enumerate() {
+                let turns = (0..).map(|record| Turn { record, pod, namespace: place });
+                all.extend(turns.zip(found));
             }
-            namespaces.push_back(pods);
         }
-        for found in namespaces.into_iter().flatten().flatten() {
+        all.sort_by_key(|(turn, _)| *turn);
+        let mut all = all.into_iter().map(|(_, found)| found);
+        let mut chosen: Vec<Finding> = all.by_ref().take(most).map(|found| found.finding).collect();
+        for found in all {
             let omitted = Omitted { offenders: found.processes, ..Omitted::default() };
             left_out.add(&found.finding.namespace, omitted);
         }
@@ -204,6 +234,27 @@ mod tests {
         assert!((0..60).all(|pod| names.contains(&format!("ns-a/p{pod}/x0000"))), "the oldest of each Pod");
         let expected = Omitted { offenders: 60_000 - 98, ..Omitted::default() };
         assert_eq!(left_out, LeftOut([("ns-a".to_owned(), expected)].into()));
+    }
+
+    #[test]
+    fn each_pod_of_the_node_has_a_record_before_any_has_a_second_one() {
+        let pods_of_one = (0..80).map(|pod| finding("ns-b", &format!("p{pod:02}"), "xmrig", pod));
+        let others = (0..30)
+            .flat_map(|ns| (0..32).map(move |n| finding(&format!("ns-{ns:02}"), "p", &format!("x{n}"), n)));
+        let (names, _) = choose(pods_of_one.chain(others).collect(), 500);
+        assert_eq!(names.len(), 500);
+        assert_eq!(names.iter().filter(|name| name.starts_with("ns-b/")).count(), 80);
+    }
+
+    #[test]
+    fn of_a_pod_with_any_number_of_names_each_rule_has_a_record() {
+        let flood = (0..100).map(|n| finding("ns-a", "web", &format!("exempt{n:02}"), n));
+        let miner = Finding { regex: "^xmrig$".into(), ..finding("ns-a", "web", "xmrig", 1000) };
+        let findings: Vec<Finding> = flood.chain([miner]).collect();
+        for most in [2, 500] {
+            let (names, _) = choose(findings.clone(), most);
+            assert!(names.contains(&"ns-a/web/xmrig".to_owned()), "{names:?}");
+        }
     }
 
     #[test]

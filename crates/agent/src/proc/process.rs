@@ -11,6 +11,8 @@ use super::{read_bounded, sight::Unseen};
 
 /// The kernel keeps 16 bytes.
 const COMM_LIMIT: u64 = 64;
+/// How many bytes of a longer name the kernel keeps, without the zero at the end.
+const COMM_LENGTH: usize = 15;
 /// The kernel writes 52 numbers and a name.
 const STAT_LIMIT: u64 = 4096;
 /// How many threads are tried where the first one has ended.
@@ -88,8 +90,14 @@ fn names(first: &str, cmdline: &str, program: Option<String>, comm: &str) -> Vec
     let is_path = match &program {
         Some(program) => program == of_path,
         // The kernel's is cut.
-        None => !comm.is_empty() && (comm == of_path || comm.len() >= 15 && of_path.starts_with(comm)),
+        None => {
+            !comm.is_empty() && (comm == of_path || comm.len() >= COMM_LENGTH && of_path.starts_with(comm))
+        }
     };
+    // A name that the kernel has cut is no name of its own: an exemption for the whole name would not match it.
+    let is_cut =
+        |whole: &str| comm.len() >= COMM_LENGTH && whole.len() > comm.len() && whole.starts_with(comm);
+    let comm = if is_cut(program.as_deref().unwrap_or(of_path)) { "" } else { comm };
     let called = if is_path { Some(of_path) } else { cmdline.split_whitespace().next().map(base_name) };
     let mut names: Vec<String> = Vec::with_capacity(3);
     for name in [called.map(str::to_owned), program, Some(comm.to_owned())].into_iter().flatten() {
@@ -155,11 +163,12 @@ mod tests {
             ("/opt/xmrig", Some("/opt/xmrig"), "xmrig", &["xmrig"][..]),
             ("/tmp/my dir/xmrig", Some("/tmp/my dir/xmrig"), "xmrig", &["xmrig"]),
             ("/tmp/my dir/xmrig", None, "xmrig", &["xmrig"]),
+            ("/a b/a-name-of-more-than-15", None, "a-name-of-more-", &["a-name-of-more-than-15"]),
             (
-                "/a b/a-name-of-more-than-15",
-                None,
+                "a-name-of-more-than-15",
+                Some("/tmp/x"),
                 "a-name-of-more-",
-                &["a-name-of-more-than-15", "a-name-of-more-"],
+                &["a-name-of-more-than-15", "x", "a-name-of-more-"],
             ),
             ("java", Some("/tmp/xmrig"), "java", &["java", "xmrig"]),
             ("python3", Some("/usr/bin/python3.11"), "miner", &["python3", "python3.11", "miner"]),

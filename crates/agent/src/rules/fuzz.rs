@@ -30,7 +30,7 @@ fn file(text: &str) {
         Ok(rules) => {
             format!("{:?}", rules.refused().iter().map(|refused| &refused.problem).collect::<Vec<_>>())
         }
-        Err(RulesError::NoneLeft(first)) => format!("{:?}", first.problem),
+        Err(RulesError::NoneLeft(first) | RulesError::Exemption(first)) => format!("{:?}", first.problem),
         Err(_) => "refused".to_owned(),
     };
     let read = Rules::from_yaml(text);

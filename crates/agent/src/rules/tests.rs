@@ -106,6 +106,18 @@ fn any_of_several_names_is_judged_and_exempts_itself_only() {
 }
 
 #[test]
+fn a_file_with_an_exemption_that_can_not_be_used_is_refused_by_its_name() {
+    for list in ["processes", "commands", "namespaces", "podNames"] {
+        let text = format!(
+            "detectionRules: {{blacklist: {{processes: [a]}}, whitelist: {{{list}: ['^fine$', '\\p{{Alphabetic}}']}}}}"
+        );
+        let error = Rules::from_yaml(&text).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("detectionRules.whitelist.{list}[1]: ")), "{error}");
+        assert!(error.contains("would be accused"), "{error}");
+    }
+}
+
+#[test]
 fn bare_keys_are_empty_lists() {
     let rules = Rules::from_yaml("detectionRules: {blacklist: {processes: }, whitelist: }").unwrap();
     assert_eq!(judge(&rules, "xmrig", "xmrig"), None);

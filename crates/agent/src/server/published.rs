@@ -19,6 +19,8 @@ use crate::{
 
 /// What is left out of the list, as three numbers; it is missing where nothing is.
 const LEFT_OUT: HeaderName = HeaderName::from_static("procscan-left-out");
+/// The namespaces of which something is left out: that a record is missing there says nothing.
+const LEFT_OUT_NAMESPACES: HeaderName = HeaderName::from_static("procscan-left-out-namespaces");
 /// Below this, compression saves no packet.
 const WORTH_COMPRESSING: usize = 1024;
 
@@ -28,7 +30,8 @@ pub(super) struct Published {
     etag: String,
     plain: Bytes,
     gzip: Option<Bytes>,
-    left_out: Option<HeaderValue>,
+    /// What is left out, and of which namespaces.
+    left_out: Option<(HeaderValue, HeaderValue)>,
 }
 
 impl Published {
@@ -36,13 +39,21 @@ impl Published {
         let plain = encode(records);
         let mut hash = DefaultHasher::new();
         hash.write(&plain);
+        // The same list is another answer if something is left out of it now.
+        let (counts, namespaces) = (left_out.total().to_string(), left_out.namespaces());
+        if !left_out.is_empty() {
+            hash.write(counts.as_bytes());
+            hash.write(namespaces.as_bytes());
+        }
         let gzip = (plain.len() > WORTH_COMPRESSING).then(|| compress(&plain)).flatten();
         Self {
             etag: format!("W/\"{:016x}\"", hash.finish()),
             plain: plain.into(),
             gzip: gzip.map(Bytes::from),
             left_out: (!left_out.is_empty())
-                .then(|| HeaderValue::from_str(&left_out.total().to_string()).ok())
+                .then(|| {
+                    Some((HeaderValue::from_str(&counts).ok()?, HeaderValue::from_str(&namespaces).ok()?))
+                })
                 .flatten(),
         }
     }
@@ -50,8 +61,9 @@ impl Published {
     /// Answers a request with these headers: in full, compressed, or that nothing changed.
     pub(super) fn answer(&self, asked: &HeaderMap) -> Response {
         let mut response = self.answer_with_list(asked);
-        if let Some(left_out) = &self.left_out {
+        if let Some((left_out, namespaces)) = &self.left_out {
             response.headers_mut().insert(LEFT_OUT, left_out.clone());
+            response.headers_mut().insert(LEFT_OUT_NAMESPACES, namespaces.clone());
         }
         response
     }

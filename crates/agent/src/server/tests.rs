@@ -64,13 +64,19 @@ async fn an_unchanged_list_is_not_sent_twice() {
 #[tokio::test]
 async fn what_is_left_out_is_counted_in_a_header() {
     let (address, agent, ..) = serving(&[record("p")]).await;
-    assert_eq!(violations(address).await.header("procscan-left-out"), None);
+    let whole = violations(address).await;
+    assert_eq!(
+        (whole.header("procscan-left-out"), whole.header("procscan-left-out-namespaces")),
+        (None, None)
+    );
     let omitted = |offenders, processes| Omitted { offenders, processes, command_lines: 1 };
     let left_out = LeftOut([("ns-a".into(), omitted(5, 0)), ("ns-b".into(), omitted(2, 9))].into());
     agent.publish_part(&[record("p")], &left_out);
     let part = violations(address).await;
     let expected = Some("offenders=7, processes=9, command-lines=2");
     assert_eq!((part.header("procscan-left-out"), part.records()), (expected, vec![record("p")]));
+    assert_eq!(part.header("procscan-left-out-namespaces"), Some("ns-a, ns-b"));
+    assert_ne!(part.header("etag"), whole.header("etag"), "the same list is another answer");
     let known = format!("If-None-Match: {}\r\n", part.header("etag").unwrap());
     let again = ask(address, "GET /api/violations", &known).await;
     assert_eq!((again.status(), again.header("procscan-left-out")), (304, expected));

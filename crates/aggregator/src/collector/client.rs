@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use httparse::Header;
 use jiff::Timestamp;
-use procscan_core::report::{Failure, FailureReason, Limits, Outcome};
+use procscan_core::names::is_dns_label;
+use procscan_core::report::{Failure, FailureReason, LeftOut, Limits, Outcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -40,6 +41,9 @@ pub struct ClientOptions {
     pub limits: Limits,
 }
 
+/// The header in which the reference agent names the namespaces of which it has left something out of its list, or all.
+const LEFT_OUT: &str = "procscan-left-out-namespaces";
+const LEFT_OUT_ALL: &str = "*";
 /// The longest `ETag` that is kept and sent back.
 const MAX_ETAG: usize = 256;
 /// The longest pause before a retry; the shortest is half of it.
@@ -62,6 +66,8 @@ struct Head {
     etag: Option<String>,
     /// The agent's own clock.
     date: Option<Timestamp>,
+    /// The namespaces of which the agent has left something out of its list.
+    left_out: LeftOut,
 }
 
 /// An outcome, and the answer's tag for the next request.
@@ -214,6 +220,7 @@ impl Client {
 fn judge(body: Body, head: Head) -> Exchange {
     let Body { mut answer, trouble, share } = body;
     answer.date = head.date;
+    answer.left_out.add(head.left_out);
     match trouble {
         Some(failure) if answer.records.is_empty() && answer.rejected.total() == 0 => {
             Exchange::bare(Outcome::Failed(failure), None)
@@ -230,7 +237,8 @@ fn judge(body: Body, head: Head) -> Exchange {
 
 impl Head {
     fn of(status: u16, headers: &[Header<'_>]) -> Self {
-        let mut head = Self { status, encoding: Some(Encoding::Identity), etag: None, date: None };
+        let left_out = LeftOut::default();
+        let mut head = Self { status, encoding: Some(Encoding::Identity), etag: None, date: None, left_out };
         let mut is_encoded = false;
         for Header { name, value } in headers {
             let text = std::str::from_utf8(value).ok().map(str::trim);
@@ -244,9 +252,18 @@ impl Head {
                 head.etag = text.filter(is_sound).map(str::to_owned);
             } else if name.eq_ignore_ascii_case("date") {
                 head.date = text.and_then(date);
+            } else if name.eq_ignore_ascii_case(LEFT_OUT) {
+                head.note_left_out(text.unwrap_or(LEFT_OUT_ALL));
             }
         }
         head
+    }
+
+    fn note_left_out(&mut self, namespaces: &str) {
+        for namespace in namespaces.split(',').map(str::trim).filter(|namespace| !namespace.is_empty()) {
+            // Anything that is no namespace's name may stand for any of them.
+            if is_dns_label(namespace) { self.left_out.note(namespace) } else { self.left_out.note_all() }
+        }
     }
 }
 
@@ -498,6 +515,25 @@ mod tests {
         let exchange = exchange_raw(&client, &whole(&members, "Content-Encoding: gzip\r\n")).await;
         let failure = exchange.outcome.failure().expect("too many members");
         assert!(failure.detail.contains("256 parts"), "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_leaves_something_out_says_nothing_of_those_namespaces() {
+        let client = client();
+        let body = format!("[{}]", record("ns-a", "web", "x"));
+        for (named, a, b) in
+            [("ns-b, ns-c", false, true), ("*", true, true), ("NS?", true, true), ("", false, false)]
+        {
+            let headers = format!("ETag: \"a\"\r\nprocscan-left-out-namespaces: {named}\r\n");
+            let exchange = exchange(&client, &headers, body.as_bytes()).await;
+            let Outcome::Complete(answer) = exchange.outcome else { panic!("{:?}", exchange.outcome) };
+            assert_eq!(
+                (answer.left_out.concerns("ns-a"), answer.left_out.concerns("ns-b")),
+                (a, b),
+                "{named}"
+            );
+            assert_eq!(exchange.etag.is_some(), !a && !b, "{named}");
+        }
     }
 
     #[tokio::test]

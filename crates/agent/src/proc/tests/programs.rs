@@ -156,3 +156,25 @@ fn a_container_without_a_pod_in_its_control_group_has_the_name_that_the_kubelet_
     node.container(&format!("web-2_ns-b_main-{}.log", "0".repeat(64)));
     assert_eq!(found(&mut node.scanner(None)).len(), 2);
 }
+
+/// The kernel keeps 15 bytes of a name: an exemption for the whole name does not match them.
+#[test]
+fn a_name_that_the_kernel_has_cut_is_no_name_of_its_own() {
+    let rules =
+        "detectionRules: {blacklist: {processes: [scan]}, whitelist: {processes: [^my-long-scanner-name$]}}";
+    for (cmdline, exe, count) in [
+        (&b"/opt/my-long-scanner-name\0"[..], "/opt/my-long-scanner-name", 0),
+        (b"other\0", "/opt/my-long-scanner-name", 0),
+        // Here it is one.
+        (b"other\0", "/opt/other", 1),
+    ] {
+        let node = Node::new();
+        node.pod("ns-a", "web-1", UID);
+        node.process(PID, cmdline, &in_pod(UID));
+        node.program(PID, exe, "my-long-scanner");
+        let path = node.root.path();
+        let rules = Rules::from_yaml(rules).unwrap();
+        let mut scanner = Scanner::new(path.join("proc"), path.join("pods"), rules, None);
+        assert_eq!(found(&mut scanner).len(), count, "{exe}");
+    }
+}

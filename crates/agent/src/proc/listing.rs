@@ -13,7 +13,7 @@ pub const MOST_RECORDS: usize = 500;
 /// The most records of one Pod, whatever room there is.
 pub const MOST_OF_POD: usize = 32;
 /// Namespaces that are named in the header of an answer.
-pub const MOST_NAMED: usize = 64;
+pub(super) const MOST_NAMED: usize = 64;
 
 /// What a scan, or its list, leaves out of one namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl LeftOut {
         self.0.is_empty()
     }
 
-    /// The namespaces, as a list for a header: `*` if they are more than [`MOST_NAMED`].
+    /// The namespaces, as a list for a header: `*` if they are more than 64.
     pub fn namespaces(&self) -> String {
         if self.0.len() > MOST_NAMED {
             return "*".to_owned();

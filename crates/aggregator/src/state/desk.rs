@@ -26,6 +26,8 @@ const TRIES: usize = 5;
 const LOOKS: usize = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
+/// How long the answer to what was declared waits until it is in the log.
+const ENTRY_PATIENCE: Duration = Duration::from_secs(2);
 /// How many entries the log of declarations has in a cluster, and how many bytes: all annotations of an object together may have
 /// 256 KiB.
 const MAX_LOG: usize = 50;
@@ -105,50 +107,76 @@ impl Desk {
 
     /// Approves what a brake holds. Returns the number by which it will have been done.
     pub async fn approve(&self, incident: &str, approval: Approval) -> Result<i64, DeskError> {
-        match self {
-            Self::Cluster(objects) => objects.want(incident, &Want::Approve(approval)).await,
-            Self::File(store) => store.want(incident, &Want::Approve(approval)).await,
-            Self::Nowhere => Err(nowhere()),
-        }
+        self.want(incident, Want::Approve(approval)).await
     }
 
     /// Releases an App. Returns the number by which it will have been done.
     pub async fn release(&self, incident: &str, release: Release) -> Result<i64, DeskError> {
-        match self {
-            Self::Cluster(objects) => objects.want(incident, &Want::Release(release)).await,
-            Self::File(store) => store.want(incident, &Want::Release(release)).await,
-            Self::Nowhere => Err(nowhere()),
-        }
+        self.want(incident, Want::Release(release)).await
+    }
+
+    async fn want(&self, incident: &str, want: Want) -> Result<i64, DeskError> {
+        let (desk, incident) = (self.clone(), incident.to_owned());
+        to_its_end(async move {
+            match desk {
+                Self::Cluster(objects) => objects.want(&incident, &want).await,
+                Self::File(store) => store.want(&incident, &want).await,
+                Self::Nowhere => Err(nowhere()),
+            }
+        })
+        .await
     }
 
     /// Declares an exemption.
     pub async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {
         let checked = exemption.rule().and_then(|_| exemption.check_until(self.wall_time()));
         checked.map_err(|error| DeskError::Invalid(error.to_string()))?;
-        match self {
-            Self::Cluster(objects) => objects.exempt(name, exemption).await,
-            Self::File(store) => store.exempt(name, exemption).await,
-            Self::Nowhere => Err(nowhere()),
-        }
+        let (desk, name, exemption) = (self.clone(), name.to_owned(), exemption.clone());
+        to_its_end(async move {
+            match desk {
+                Self::Cluster(objects) => objects.exempt(&name, &exemption).await,
+                Self::File(store) => store.exempt(&name, &exemption).await,
+                Self::Nowhere => Err(nowhere()),
+            }
+        })
+        .await
     }
 
     /// Takes an exemption back for the operator `by`.
     pub async fn withdraw(&self, name: &str, by: &str) -> Result<(), DeskError> {
-        match self {
-            Self::Cluster(objects) => objects.withdraw(name, by).await,
-            Self::File(store) => store.withdraw(name, by).await,
-            Self::Nowhere => Err(nowhere()),
-        }
+        let (desk, name, by) = (self.clone(), name.to_owned(), by.to_owned());
+        to_its_end(async move {
+            match desk {
+                Self::Cluster(objects) => objects.withdraw(&name, &by).await,
+                Self::File(store) => store.withdraw(&name, &by).await,
+                Self::Nowhere => Err(nowhere()),
+            }
+        })
+        .await
     }
 
     /// Says whether decisions take effect.
     pub async fn enforce(&self, enforcement: &EnforcementSpec) -> Result<(), DeskError> {
-        match self {
-            Self::Cluster(objects) => objects.enforce(enforcement).await,
-            Self::File(store) => store.enforce(enforcement).await,
-            Self::Nowhere => Err(nowhere()),
-        }
+        let (desk, enforcement) = (self.clone(), enforcement.clone());
+        to_its_end(async move {
+            match desk {
+                Self::Cluster(objects) => objects.enforce(&enforcement).await,
+                Self::File(store) => store.enforce(&enforcement).await,
+                Self::Nowhere => Err(nowhere()),
+            }
+        })
+        .await
     }
+}
+
+/// Does an act in a task of its own. A request is dropped when its client goes, and an act that stops halfway counts and is in no
+/// log.
+async fn to_its_end<T: Send + 'static>(
+    act: impl Future<Output = Result<T, DeskError>> + Send + 'static,
+) -> Result<T, DeskError> {
+    let ended_early =
+        |_| Err(DeskError::Unkept("it is not known whether this was done; look again".to_owned()));
+    tokio::spawn(act).await.unwrap_or_else(ended_early)
 }
 
 impl Objects {
@@ -207,7 +235,7 @@ impl Objects {
         let ask = self.ask("create", "exemptions.procscan.sealos.io");
         match self.cluster.ask(ask, self.api(Resource::Exemption).create(&params, &object)).await {
             Ok(_) => {
-                self.note(&Declaration::of_exemption(name, exemption, self.wall_time())).await;
+                self.note(Declaration::of_exemption(name, exemption, self.wall_time())).await;
                 Ok(())
             }
             Err(refusal) if refusal.kind == RefusalKind::Conflict => {
@@ -228,7 +256,7 @@ impl Objects {
                 // The API server answers with the object, or with no more than that it goes.
                 let spec = gone.left().and_then(|gone| part::<ExemptionSpec>(&gone, "spec").ok());
                 let at = self.wall_time();
-                self.note(&Declaration::of_withdrawal(name, spec.as_ref(), by, at)).await;
+                self.note(Declaration::of_withdrawal(name, spec.as_ref(), by, at)).await;
                 Ok(())
             }
             Err(refusal) if refusal.kind == RefusalKind::NotFound => {
@@ -250,7 +278,7 @@ impl Objects {
             }
             patched => patched.map(drop),
         }?;
-        self.note(&Declaration::of_mode(spec, self.wall_time())).await;
+        self.note(Declaration::of_mode(spec, self.wall_time())).await;
         Ok(())
     }
 
@@ -267,12 +295,18 @@ impl Objects {
 
     /// Enters what was declared into the log: an annotation of the Enforcement, which every replica sees and which outlasts
     /// restarts. If that fails, what was declared counts all the same, and is in this replica's own log only.
-    async fn note(&self, declaration: &Declaration) {
-        if let Err(refusal) = self.enter(declaration).await {
-            let Declaration { decision, actor, reason, .. } = declaration;
-            let (decision, error) = (decision.as_str(), refusal.text);
-            tracing::warn!(decision, %actor, %reason, error, "what an operator has declared counts, but is not in the log of decisions");
-        }
+    ///
+    /// What was declared counts already, so its answer waits for the entry for a short time only; the entry is made after that.
+    async fn note(&self, declaration: Declaration) {
+        let objects = self.clone();
+        let entry = tokio::spawn(async move {
+            if let Err(refusal) = objects.enter(&declaration).await {
+                let Declaration { decision, actor, reason, .. } = &declaration;
+                let (decision, error) = (decision.as_str(), refusal.text);
+                tracing::warn!(decision, %actor, %reason, error, "what an operator has declared counts, but is not in the log of decisions");
+            }
+        });
+        let _ = tokio::time::timeout(ENTRY_PATIENCE, entry).await;
     }
 
     async fn enter(&self, declaration: &Declaration) -> Result<(), Refusal> {

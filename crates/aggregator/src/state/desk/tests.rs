@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::FutureExt;
 use hyper::Method;
 use jiff::SignedDuration;
 use procscan_core::policy::Mode;
@@ -291,6 +292,63 @@ async fn the_log_has_a_bound_and_the_oldest_entries_give_way() {
     );
     let text = with_entry(vec![long.clone(), long.clone(), long.clone()], &long);
     assert_eq!(serde_json::from_str::<Vec<Value>>(&text).unwrap().len(), 2);
+}
+
+/// The server does what it is asked for, and the client that asked is gone before it hears of it.
+#[tokio::test]
+async fn an_act_whose_client_has_gone_is_done_and_logged() {
+    let server = Server::default();
+    server.put(EXEMPTIONS, "vendor", json!({"metadata": {}, "spec": exemption()}));
+    let (tell, deleted) = tokio::sync::oneshot::channel();
+    let mut tell = Some(tell);
+    let network: Network = Box::new(move |_: &mut Store, call: &Call| {
+        if call.method == Method::DELETE {
+            tell.take().unwrap().send(()).unwrap();
+        }
+        Fault::None
+    });
+    let desk = desk_over(&server, network);
+    tokio::select! {
+        biased;
+        told = deleted => told.unwrap(),
+        _ = desk.withdraw("vendor", "alice") => panic!("the client waits"),
+    }
+    assert!(server.get(EXEMPTIONS, "vendor").is_none());
+    let is_logged =
+        || server.get(ENFORCEMENTS, "procscan").is_some_and(|it| it["metadata"]["annotations"].is_object());
+    for _ in 0..10_000 {
+        if is_logged() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(log(&server), [["exemption_removed", "vendor", "alice"].map(str::to_owned)]);
+}
+
+#[tokio::test]
+async fn an_act_whose_client_has_gone_is_done_in_a_file_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path()).await.unwrap();
+    let desk = Desk::File(store.clone());
+    let held = store.hold().await;
+    assert!(desk.exempt("vendor", &exemption()).now_or_never().is_none());
+    drop(held);
+    desk.withdraw("vendor", "alice").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_act_is_answered_although_its_entry_can_not_be_made_in_time() {
+    let server = Server::default();
+    server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {}}));
+    let mut patches = 0;
+    let network: Network = Box::new(move |_: &mut Store, call: &Call| {
+        patches += usize::from(call.method == Method::PATCH);
+        if patches > 1 { Fault::Lost } else { Fault::None }
+    });
+    let begun = tokio::time::Instant::now();
+    desk_over(&server, network).enforce(&paused()).await.unwrap();
+    assert!(begun.elapsed() <= std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"]["mode"], "paused");
 }
 
 #[tokio::test]

@@ -26,6 +26,9 @@ const TRIES: usize = 5;
 const LOOKS: usize = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
+/// The field manager of the log. The API server renews the time of a manager with each of its writes, and the time of the one that
+/// has written the mode says since when the mode counts.
+const LOG_MANAGER: &str = "procscan-aggregator-log";
 /// How long the answer to what was declared waits until it is in the log.
 const ENTRY_PATIENCE: Duration = Duration::from_secs(2);
 /// How many entries the log of declarations has in a cluster, and how many bytes: all annotations of an object together may have
@@ -313,7 +316,9 @@ impl Objects {
         let api: Api<DynamicObject> = self.api(Resource::Enforcement);
         let patch = async |patch: &Value| {
             let ask = self.ask("patch", "enforcements.procscan.sealos.io").of(enforcement::NAME);
-            self.cluster.ask(ask, api.patch(enforcement::NAME, &by_us(), &Patch::Merge(patch))).await
+            let by_the_log =
+                PatchParams { field_manager: Some(LOG_MANAGER.into()), ..PatchParams::default() };
+            self.cluster.ask(ask, api.patch(enforcement::NAME, &by_the_log, &Patch::Merge(patch))).await
         };
         let mut tries = TRIES;
         loop {
@@ -341,16 +346,22 @@ impl Objects {
     }
 }
 
-/// The text of the log with one more entry. The oldest give way.
+/// The text of the log with one more entry. The oldest give way, but never the last one about the mode: it says since when the
+/// mode counts, and who has declared it.
 fn with_entry(mut log: Vec<Declaration>, declaration: &Declaration) -> String {
     log.push(declaration.clone());
+    // The entry of an earlier act may come later, because no act waits for its entry.
+    log.sort_by_key(|entry| entry.at);
     loop {
         // Serializing our types can't fail.
         let text = serde_json::to_string(&log).unwrap_or_default();
-        if (log.len() <= MAX_LOG && text.len() <= MAX_LOG_BYTES) || log.len() <= 1 {
+        let mode = log.iter().rposition(|entry| entry.exemption.is_none());
+        let oldest = usize::from(mode == Some(0));
+        // One beside it stays.
+        if (log.len() <= MAX_LOG && text.len() <= MAX_LOG_BYTES) || oldest + 1 >= log.len() {
             return text;
         }
-        log.remove(0);
+        log.remove(oldest);
     }
 }
 

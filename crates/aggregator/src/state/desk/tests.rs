@@ -121,9 +121,11 @@ async fn the_api_server_records_that_each_word_came_through_us() {
     desk.enforce(&EnforcementSpec { mode: Some(Mode::Enforce), ..EnforcementSpec::default() }).await.unwrap();
     desk.approve("web", approval()).await.unwrap();
     let writes = server.store().writes.clone();
-    // One write for each of the four acts, and two for the entry of each of the three declarations.
-    assert_eq!(writes.len(), 4 + 6);
-    assert!(writes.iter().all(|call| call.manager.as_deref() == Some("procscan-aggregator")), "{writes:?}");
+    let by = |manager: &str| writes.iter().filter(|call| call.manager.as_deref() == Some(manager)).count();
+    // One write for each of the four acts, and one for the Enforcement, which the first entry of the log needs.
+    assert_eq!(by("procscan-aggregator"), 4 + 1, "{writes:?}");
+    // With each entry, the API server notes the time for its manager, and the time of the mode must not be that one.
+    assert_eq!(by("procscan-aggregator-log"), writes.len() - 5, "{writes:?}");
 }
 
 /// An operator must not be told that something is done, or needs no doing, where the API server has only refused it.
@@ -292,6 +294,29 @@ async fn the_log_has_a_bound_and_the_oldest_entries_give_way() {
     );
     let text = with_entry(vec![long.clone(), long.clone(), long.clone()], &long);
     assert_eq!(serde_json::from_str::<Vec<Value>>(&text).unwrap().len(), 2);
+}
+
+#[test]
+fn an_entry_that_comes_late_has_the_place_of_its_act() {
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let (first, second) = (Declaration::of_mode(&paused(), at(1)), Declaration::of_mode(&paused(), at(2)));
+    let text = with_entry(vec![second.clone()], &first);
+    assert_eq!(serde_json::from_str::<Vec<Declaration>>(&text).unwrap(), [first, second]);
+}
+
+#[tokio::test]
+async fn the_entry_of_the_mode_stays_in_the_log_whatever_follows() {
+    let server = Server::default();
+    let desk = desk(&server);
+    desk.enforce(&EnforcementSpec { by: Some("carol".to_owned()), ..paused() }).await.unwrap();
+    desk.enforce(&paused()).await.unwrap();
+    for n in 0..MAX_LOG + 2 {
+        desk.exempt(&format!("vendor-{n}"), &exemption()).await.unwrap();
+    }
+    let log = log(&server);
+    let modes: Vec<&[String; 3]> = log.iter().filter(|[decision, ..]| decision == "paused").collect();
+    assert_eq!((log.len(), modes), (MAX_LOG, vec![&["paused", "", "alice"].map(str::to_owned)]));
+    assert_eq!(log[MAX_LOG - 1][1], format!("vendor-{}", MAX_LOG + 1));
 }
 
 /// The server does what it is asked for, and the client that asked is gone before it hears of it.

@@ -145,12 +145,17 @@ impl Desk {
         .await
     }
 
-    /// Takes an exemption back for the operator `by`.
-    pub async fn withdraw(&self, name: &str, by: &str) -> Result<(), DeskError> {
-        let (desk, name, by) = (self.clone(), name.to_owned(), by.to_owned());
+    /// Takes an exemption back for the operator `by`. `seen` is what the caller knows of it, for the log.
+    pub async fn withdraw(
+        &self,
+        name: &str,
+        by: &str,
+        seen: Option<&ExemptionSpec>,
+    ) -> Result<(), DeskError> {
+        let (desk, name, by, seen) = (self.clone(), name.to_owned(), by.to_owned(), seen.cloned());
         to_its_end(async move {
             match desk {
-                Self::Cluster(objects) => objects.withdraw(&name, &by).await,
+                Self::Cluster(objects) => objects.withdraw(&name, &by, seen).await,
                 Self::File(store) => store.withdraw(&name, &by).await,
                 Self::Nowhere => Err(nowhere()),
             }
@@ -248,7 +253,7 @@ impl Objects {
         }
     }
 
-    async fn withdraw(&self, name: &str, by: &str) -> Result<(), DeskError> {
+    async fn withdraw(&self, name: &str, by: &str, seen: Option<ExemptionSpec>) -> Result<(), DeskError> {
         let ask = self.ask("delete", "exemptions.procscan.sealos.io").of(name);
         match self
             .cluster
@@ -256,8 +261,8 @@ impl Objects {
             .await
         {
             Ok(gone) => {
-                // The API server answers with the object, or with no more than that it goes.
-                let spec = gone.left().and_then(|gone| part::<ExemptionSpec>(&gone, "spec").ok());
+                // The API server answers with the object, or, most often, only that it is gone.
+                let spec = gone.left().and_then(|gone| part::<ExemptionSpec>(&gone, "spec").ok()).or(seen);
                 let at = self.wall_time();
                 self.note(Declaration::of_withdrawal(name, spec.as_ref(), by, at)).await;
                 Ok(())

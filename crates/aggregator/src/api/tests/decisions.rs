@@ -1,6 +1,9 @@
-//! The log of decisions: all of a long one page by page, and nothing waits while it is read.
+//! The log of decisions: all of a long one page by page, nothing waits while it is read, and what it says of exemptions.
+
+use procscan_core::state::ExemptionSpec;
 
 use super::*;
+use crate::state::cluster::fake::Server;
 
 /// How many rows of the state file are read at once.
 const CHUNK: usize = 10_000;
@@ -89,4 +92,31 @@ async fn while_the_log_is_not_read_other_lists_are_answered() {
     }
     drop(disk);
     assert_eq!(decisions.await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_exemption_that_is_taken_back_from_a_cluster_is_logged_with_what_it_covered() {
+    let directory = tempfile::tempdir().unwrap();
+    let tokens = directory.path().join("tokens");
+    std::fs::write(&tokens, "alice alice-alice-alice\n").unwrap();
+    let text = format!(
+        "discovery: {{mode: static, targets: [a]}}\noutput: {{mode: directory}}\napi: {{token_file: {}}}\n",
+        tokens.display()
+    );
+    let config = Config::parse(&text, "test", []).unwrap();
+    let server = Server::default();
+    let spec = json!({"namespace": {"exact": "ns-a"}, "reason": "a course"});
+    server.put("exemptions", "course", json!({"metadata": {}, "spec": spec}));
+    let exemption: ExemptionSpec = serde_json::from_value(spec).unwrap();
+    let kept = Kept { exemptions: [("course".to_owned(), exemption)].into(), ..Kept::default() };
+    let kept = watch::channel(Arc::new(kept)).1;
+    let stage = Stage::under(&config, Desk::Cluster(server.objects()), kept);
+    let request = Request::delete("/api/v1/exemptions/course")
+        .header("authorization", "Bearer alice-alice-alice")
+        .body(Body::empty());
+    assert_eq!(stage.ask(request.unwrap()).await.0, StatusCode::NO_CONTENT);
+    let enforcement = server.get("enforcements", "procscan").unwrap();
+    let log = enforcement["metadata"]["annotations"]["procscan-aggregator/declarations"].as_str().unwrap();
+    let reason = "Exemption course is taken back; it was namespace=ns-a, for ever";
+    assert_eq!(json(log)[0]["reason"], reason);
 }

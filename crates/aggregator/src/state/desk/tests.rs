@@ -64,7 +64,7 @@ async fn a_name_that_leads_elsewhere_is_refused_and_the_api_server_is_not_asked(
         for error in [
             desk.approve(name, approval()).await.unwrap_err(),
             desk.release(name, Release { by: None, reason: None, until: None }).await.unwrap_err(),
-            desk.withdraw(name, "ops").await.unwrap_err(),
+            desk.withdraw(name, "ops", None).await.unwrap_err(),
         ] {
             let told = format!("the name {name:?} is not allowed; allowed is a Kubernetes name");
             assert!(matches!(&error, DeskError::Invalid(text) if text.contains(&told)), "{error}");
@@ -85,9 +85,9 @@ async fn an_exemption_is_declared_once_and_taken_back_by_its_name() {
     assert_eq!(error.to_string(), "the exemption vendor exists already");
     assert!(matches!(error, DeskError::Exists(..)));
     assert_eq!(server.get(EXEMPTIONS, "vendor").unwrap()["spec"], spec);
-    desk.withdraw("vendor", "alice").await.unwrap();
+    desk.withdraw("vendor", "alice", None).await.unwrap();
     assert!(server.get(EXEMPTIONS, "vendor").is_none());
-    let error = desk.withdraw("vendor", "alice").await.unwrap_err();
+    let error = desk.withdraw("vendor", "alice", None).await.unwrap_err();
     assert_eq!(error.to_string(), "there is no exemption vendor");
     assert!(matches!(error, DeskError::Unknown(..)));
 }
@@ -141,7 +141,7 @@ async fn a_word_that_the_api_server_refuses_is_not_kept_and_the_operator_is_told
             Method::PATCH => {
                 vec![desk.enforce(&enforce).await, desk.approve("web", approval()).await.map(drop)]
             }
-            Method::DELETE => vec![desk.withdraw("x", "alice").await],
+            Method::DELETE => vec![desk.withdraw("x", "alice", None).await],
             _ => vec![desk.approve("web", approval()).await.map(drop)],
         }
     };
@@ -233,7 +233,7 @@ async fn where_decisions_are_not_kept_no_word_is_taken() {
         desk.approve("web", approval()).await.map(drop),
         desk.release("web", Release::default()).await.map(drop),
         desk.exempt("x", &exemption()).await,
-        desk.withdraw("x", "alice").await,
+        desk.withdraw("x", "alice", None).await,
         desk.enforce(&EnforcementSpec::default()).await,
     ];
     for answer in answers {
@@ -264,7 +264,7 @@ async fn what_is_declared_is_entered_into_the_log_of_the_enforcement() {
     desk.exempt("vendor", &by_bob).await.unwrap();
     assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], json!({}));
     desk.enforce(&paused()).await.unwrap();
-    desk.withdraw("vendor", "alice").await.unwrap();
+    desk.withdraw("vendor", "alice", None).await.unwrap();
     desk.enforce(&EnforcementSpec { by: Some("carol".to_owned()), ..EnforcementSpec::default() })
         .await
         .unwrap();
@@ -336,7 +336,7 @@ async fn an_act_whose_client_has_gone_is_done_and_logged() {
     tokio::select! {
         biased;
         told = deleted => told.unwrap(),
-        _ = desk.withdraw("vendor", "alice") => panic!("the client waits"),
+        _ = desk.withdraw("vendor", "alice", None) => panic!("the client waits"),
     }
     assert!(server.get(EXEMPTIONS, "vendor").is_none());
     let is_logged =
@@ -358,7 +358,7 @@ async fn an_act_whose_client_has_gone_is_done_in_a_file_too() {
     let held = store.hold().await;
     assert!(desk.exempt("vendor", &exemption()).now_or_never().is_none());
     drop(held);
-    desk.withdraw("vendor", "alice").await.unwrap();
+    desk.withdraw("vendor", "alice", None).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

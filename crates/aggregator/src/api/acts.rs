@@ -152,7 +152,9 @@ pub(super) async fn withdraw(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let (desk, by) = api.admit(&headers, "delete", "exemptions", Some(&name)).await?;
-    desk.withdraw(&name, &by).await?;
+    // What it covers is known only as long as it is there.
+    let seen = api.views.kept.borrow().exemptions.get(&name).cloned();
+    desk.withdraw(&name, &by, seen.as_ref()).await?;
     tracing::info!(exemption = name, actor = by, "an exemption is taken back");
     Ok(StatusCode::NO_CONTENT.into_response())
 }

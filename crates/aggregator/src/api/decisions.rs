@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 
 use axum::extract::State;
 use axum::response::Response;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use procscan_core::names::Text;
 use procscan_core::policy;
 use procscan_core::state::Declaration;
@@ -24,8 +24,10 @@ use crate::words::DECISIONS;
 const PARAMETERS: &str = "namespace, name, decision, actor, since, until, limit, cursor";
 /// How many are shown without a `limit`.
 const LIMIT: usize = 100;
-/// How many of the log are looked at, the latest first.
-const MAX_LOGGED: usize = 10_000;
+/// How many rows of the log are in memory at once.
+const CHUNK: usize = 10_000;
+/// How many times so many are read for one page: more than the log can have.
+const MAX_CHUNKS: usize = 20;
 
 /// What the query says. Everything that is given must hold.
 #[derive(Default)]
@@ -95,33 +97,54 @@ impl Entry {
 }
 
 /// The latest first.
+///
+/// The log is read by one request at a time, so that requests which wait keep none of it in memory. Other lists must not wait for
+/// the disk, so this request takes its turn to make a page only after each read.
 pub(super) async fn decisions(
     State(api): State<Api>,
     Parameters(query): Parameters,
 ) -> Result<Response, Problem> {
     let filter = Filter::of(query)?;
-    let turn = api.turn().await?;
-    let logged = api.views.desk.logged(DecisionFilter {
-        namespace: filter.namespace.clone(),
-        since: filter.since,
-        before: filter.until,
-        skip: 0,
-        limit: MAX_LOGGED,
-    });
-    let logged = logged.await.unwrap_or_else(|error| {
-        // What the incidents have is shown all the same; what is wrong with the file is told where it is written.
-        tracing::warn!(%error, "the log of decisions can't be read");
-        Vec::new()
-    });
-    let kept = api.views.kept.borrow().clone();
-    let journal = api.views.journal.last();
-    Ok(api
-        .make(turn, move || {
-            let mut latest = Latest::new(filter);
-            latest.add_all(&kept, logged, journal);
-            latest.page()
-        })
-        .await)
+    let _reader = api.reading_turn().await?;
+    let mut log = filter.of_log();
+    // Before the log is read: what an incident drops meanwhile is in the log.
+    let mut kept = Some(api.views.kept.borrow().clone());
+    let (mut latest, mut chunks) = (Latest::new(filter), 0);
+    loop {
+        chunks += 1;
+        let rows = api.views.desk.logged(log.clone()).await.unwrap_or_else(|error| {
+            // What the incidents have is shown all the same; what is wrong with the file is told where it is written.
+            tracing::warn!(%error, "the log of decisions can't be read");
+            Vec::new()
+        });
+        // Rows that are written from now on must not move those that are counted.
+        log.before = log.before.or_else(|| rows.first().and_then(|row| just_after(row.at)));
+        log.skip += rows.len();
+        let oldest = rows.last().filter(|_| rows.len() == CHUNK).map(|row| row.at);
+        let (kept, turn) = (kept.take(), api.turn().await?);
+        let add = move || {
+            if let Some(kept) = kept {
+                latest.add_kept(&kept);
+            }
+            latest.add_logged(rows);
+            latest
+        };
+        let (turn, added) = api.work(turn, add).await?;
+        latest = added;
+        if chunks == MAX_CHUNKS || oldest.is_none_or(|oldest| latest.is_full_before(oldest)) {
+            let journal = api.views.journal.last();
+            let page = move || {
+                latest.add_journal(journal);
+                latest.page()
+            };
+            return Ok(api.make(turn, page).await);
+        }
+    }
+}
+
+/// The first time that is later; nothing if there is none.
+fn just_after(at: Timestamp) -> Option<Timestamp> {
+    at.checked_add(SignedDuration::from_nanos(1)).ok()
 }
 
 /// The entries of one page, and how many there are beyond. No more are in memory at any time: incidents may have had a hundred
@@ -144,7 +167,7 @@ impl Latest {
         Self { filter, limit, entries: BTreeMap::new(), known, hasher, count: 0 }
     }
 
-    fn add_all(&mut self, kept: &Kept, logged: Vec<LoggedDecision>, journal: Vec<policy::Decision>) {
+    fn add_kept(&mut self, kept: &Kept) {
         for (name, incident) in &kept.incidents {
             // To unpack an incident is what takes most of the time.
             if !self.filter.wants_app(&incident.app) {
@@ -157,6 +180,13 @@ impl Latest {
                 self.add(entry);
             }
         }
+        for declaration in kept.declared.all() {
+            self.add(Entry::declared(declaration.clone()));
+        }
+    }
+
+    /// Adds rows of the log. They come after what is kept, which has some of the same decisions.
+    fn add_logged(&mut self, logged: Vec<LoggedDecision>) {
         for logged in logged {
             match serde_json::from_str(&logged.body) {
                 Ok(Logged::OfApp { incident, app, decision }) => {
@@ -170,10 +200,11 @@ impl Latest {
                 Err(_) => {}
             }
         }
-        for declaration in kept.declared.all() {
-            self.add(Entry::declared(declaration.clone()));
-        }
-        // Decisions of no incident, decisions in dry-run, and earlier decisions that their incident no longer holds.
+    }
+
+    /// Adds decisions of no incident, decisions in dry-run, and earlier decisions that their incident no longer holds. They come
+    /// last: only those that are known from nowhere else belong to no incident.
+    fn add_journal(&mut self, journal: Vec<policy::Decision>) {
         for decision in journal {
             let entry = Entry {
                 at: decision.at,
@@ -216,6 +247,12 @@ impl Latest {
         }
     }
 
+    /// Whether the page is full, and no decision from `oldest` or before can be on it.
+    fn is_full_before(&self, oldest: Timestamp) -> bool {
+        let last = self.entries.last_key_value();
+        self.count > self.limit && last.is_some_and(|(_, entry)| entry.at > oldest)
+    }
+
     fn page(self) -> serde_json::Result<Vec<u8>> {
         let mut page = Page::new(self.limit);
         let shown = page.list("decisions", self.entries.into_values(), Entry::place)?;
@@ -245,6 +282,19 @@ impl Filter {
             }?;
         }
         Ok(filter)
+    }
+
+    /// The first chunk of the log that may have something of this page. Many decisions have the time of the cursor, and some of
+    /// them may be behind it.
+    fn of_log(&self) -> DecisionFilter {
+        let shown = self.paging.after.as_ref().and_then(|Reverse((at, ..))| just_after(*at));
+        DecisionFilter {
+            namespace: self.namespace.clone(),
+            since: self.since,
+            before: self.until.into_iter().chain(shown).min(),
+            skip: 0,
+            limit: CHUNK,
+        }
     }
 
     fn wants_app(&self, AppRef { namespace, name, .. }: &AppRef) -> bool {

@@ -154,13 +154,16 @@ struct Api {
     budget: Arc<budget::Budget>,
     /// One permit for each page that may be made at the same time.
     pages: Arc<Semaphore>,
+    /// The one permit to read the log of decisions.
+    reading: Arc<Semaphore>,
 }
 
 impl Api {
     fn new(views: Views) -> Self {
         let budget = budget::Budget::new(views.max_in_flight);
         let lists = Arc::new(list::Lists::new(budget.clone()));
-        Self { views: Arc::new(views), lists, budget, pages: Arc::new(Semaphore::new(PAGES)) }
+        let [pages, reading] = [PAGES, 1].map(|turns| Arc::new(Semaphore::new(turns)));
+        Self { views: Arc::new(views), lists, budget, pages, reading }
     }
 
     /// The ledger as it is read now: the one way for all handlers.

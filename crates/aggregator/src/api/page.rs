@@ -3,6 +3,7 @@
 //! A page ends after `limit` entries, or with the entry that makes it [`MAX_PAGE`] long. If there is more, it has a `next`, the
 //! cursor of the page after it. Entries are written one by one, so that a page takes little more memory than its bytes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -11,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::budget::busy;
 use super::problem::Problem;
@@ -153,14 +154,33 @@ impl Api {
     /// Waits until this request may make its answer. What the answer is made from is read after that, so that requests which wait
     /// keep nothing in memory.
     pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.wait_for(&self.pages).await
+    }
+
+    /// Waits until this request may read the log of decisions. It takes its [`turn`](Self::turn) with what it has read.
+    pub(super) async fn reading_turn(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.wait_for(&self.reading).await
+    }
+
+    async fn wait_for(&self, turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
         self.find_room()?;
-        let turn = tokio::time::timeout(PATIENCE, self.pages.clone().acquire_owned()).await;
+        let turn = tokio::time::timeout(PATIENCE, turns.clone().acquire_owned()).await;
         // The semaphore is never closed, so this is the time limit.
         let Ok(Ok(turn)) = turn else {
             return Err(busy(1, "many requests for lists are waiting already; try again later"));
         };
         self.find_room()?;
         Ok(turn)
+    }
+
+    /// Does on a thread that may block what comes before the answer is made. Gives the turn back with the result.
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        turn: OwnedSemaphorePermit,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<(OwnedSemaphorePermit, T), Problem> {
+        // The turn lasts until it is done, even if the client has gone.
+        tokio::task::spawn_blocking(move || (turn, work())).await.map_err(|_| not_made())
     }
 
     /// Makes an answer on a thread that may block.
@@ -175,12 +195,13 @@ impl Api {
             let _turn = turn;
             work().map(|body| budget.count(body))
         });
-        made.await.map_or_else(|_| not_made(), |made| made.map_or_else(|_| not_made(), json))
+        let made = made.await.ok().and_then(Result::ok);
+        made.map_or_else(|| not_made().into_response(), json)
     }
 
     /// Makes an answer that takes little time, on this thread.
     pub(super) fn make_small(&self, made: serde_json::Result<Vec<u8>>) -> Response {
-        made.map_or_else(|_| not_made(), |body| json(self.budget.count(body)))
+        made.map_or_else(|_| not_made().into_response(), |body| json(self.budget.count(body)))
     }
 
     /// Whether one more answer may be made.
@@ -193,8 +214,8 @@ fn json(body: Bytes) -> Response {
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
 }
 
-fn not_made() -> Response {
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer can't be made").into_response()
+fn not_made() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer can't be made")
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+mod decisions;
 mod list;
 mod pages;
 mod refusals;

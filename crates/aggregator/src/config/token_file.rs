@@ -54,11 +54,12 @@ pub enum TokenFileError {
 }
 
 impl TokenFileError {
-    /// Whether there is nothing to read, rather than something that is written wrongly.
+    /// Whether the file is gone or must not be read, which operators may have done on purpose. Any other error may be one of this
+    /// machine or its disk, such as too many open files, or of what is written.
     pub fn is_absence(&self) -> bool {
+        use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
         match self {
-            // Not UTF-8: that is written wrongly.
-            Self::Unreadable(error) => error.kind() != io::ErrorKind::InvalidData,
+            Self::Unreadable(error) => matches!(error.kind(), NotFound | PermissionDenied | NotADirectory),
             Self::NotPlain => true,
             Self::TooLarge | Self::Line { .. } => false,
         }
@@ -142,6 +143,22 @@ mod tests {
         let expected = [("alice", A), ("系统:bob@example.com", B), ("alice", "cccccccccccccccc")];
         assert_eq!(read_people(&text), expected.map(|(name, token)| (name.to_owned(), token.to_owned())));
         assert_eq!(read_people("# nobody\n"), []);
+    }
+
+    #[test]
+    fn only_a_file_that_is_gone_or_must_not_be_read_is_an_absence() {
+        use rustix::io::Errno;
+        let is_absence = |errno: Errno| {
+            TokenFileError::from(io::Error::from_raw_os_error(errno.raw_os_error())).is_absence()
+        };
+        for errno in [Errno::NOENT, Errno::NOTDIR, Errno::ACCESS, Errno::PERM] {
+            assert!(is_absence(errno), "{errno}");
+        }
+        // Of this machine or its disk; the file may be as it was.
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::IO, Errno::STALE, Errno::TIMEDOUT] {
+            assert!(!is_absence(errno), "{errno}");
+        }
+        assert!(TokenFileError::NotPlain.is_absence() && !TokenFileError::TooLarge.is_absence());
     }
 
     #[test]

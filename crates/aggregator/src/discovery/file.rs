@@ -1,9 +1,9 @@
 //! A list of targets in a file that may change at any time, also while it is read.
 //!
 //! A program that writes the file in place empties it first, so the list is short for a moment. So a target that is no longer
-//! listed is given up only when it is missing at two looks in a row. A file that names no target gives up none.
+//! listed is given up only when two looks in a row find the same list without it. A file that names no target gives up none.
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::path::PathBuf;
 
 use procscan_core::report::Target;
@@ -20,7 +20,7 @@ pub struct TargetFile {
     port: u16,
     /// The hash of the text that was judged last: nearly always it is the same again.
     judged: Option<u64>,
-    /// The hash of the text that was read last, and gives up targets.
+    /// The hash of the list that was read last, and gives up targets.
     shorter: Option<u64>,
 }
 
@@ -43,7 +43,7 @@ impl TargetFile {
                 return Some(Err(self.problem(format!("can't be read: {e}"))));
             }
         };
-        let now = Some(BuildHasherDefault::<DefaultHasher>::new().hash_one(&text));
+        let now = Some(hash(&text));
         if self.judged == now {
             self.shorter = None;
             return None;
@@ -56,9 +56,10 @@ impl TargetFile {
                     let place = found.binary_search_by(|other| other.address.cmp(&target.address));
                     place.ok().and_then(|place| found.get(place)) == Some(target)
                 };
-                let is_shorter = !known.iter().all(lists);
-                if is_shorter && self.shorter != now {
-                    self.shorter = now;
+                // The text may differ at each look where its list does not: a program may write the time into a comment.
+                let shorter = (!known.iter().all(lists)).then(|| hash(&found));
+                if shorter.is_some() && self.shorter != shorter {
+                    self.shorter = shorter;
                     return None;
                 }
                 Ok(found)
@@ -72,6 +73,10 @@ impl TargetFile {
     fn problem(&self, what: impl std::fmt::Display) -> String {
         format!("{}: {what}", self.path.display())
     }
+}
+
+fn hash(what: impl Hash) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::new().hash_one(what)
 }
 
 #[cfg(test)]
@@ -161,6 +166,16 @@ mod tests {
         );
         fs::write(&stage.path, "a:1\n").unwrap();
         assert_eq!(stage.look().await, None);
+        assert_eq!(stage.look().await, Some(Ok(list(["a:1"]))));
+    }
+
+    #[tokio::test]
+    async fn targets_are_given_up_although_the_text_changes_at_each_look() {
+        let mut stage = Stage::new("# 1\na:1\nb:1\n");
+        assert_eq!(stage.look().await, Some(Ok(list(["a:1", "b:1"]))));
+        fs::write(&stage.path, "# 2\na:1\n").unwrap();
+        assert_eq!(stage.look().await, None);
+        fs::write(&stage.path, "# 3\na:1\n").unwrap();
         assert_eq!(stage.look().await, Some(Ok(list(["a:1"]))));
     }
 

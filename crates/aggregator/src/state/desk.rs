@@ -26,6 +26,11 @@ const TRIES: usize = 5;
 const LOOKS: usize = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
+/// The field manager of the log. The API server renews the time of a manager with each of its writes, and the time of the one that
+/// has written the mode says since when the mode counts.
+const LOG_MANAGER: &str = "procscan-aggregator-log";
+/// How long the answer to what was declared waits until it is in the log.
+const ENTRY_PATIENCE: Duration = Duration::from_secs(2);
 /// How many entries the log of declarations has in a cluster, and how many bytes: all annotations of an object together may have
 /// 256 KiB.
 const MAX_LOG: usize = 50;
@@ -105,50 +110,81 @@ impl Desk {
 
     /// Approves what a brake holds. Returns the number by which it will have been done.
     pub async fn approve(&self, incident: &str, approval: Approval) -> Result<i64, DeskError> {
-        match self {
-            Self::Cluster(objects) => objects.want(incident, &Want::Approve(approval)).await,
-            Self::File(store) => store.want(incident, &Want::Approve(approval)).await,
-            Self::Nowhere => Err(nowhere()),
-        }
+        self.want(incident, Want::Approve(approval)).await
     }
 
     /// Releases an App. Returns the number by which it will have been done.
     pub async fn release(&self, incident: &str, release: Release) -> Result<i64, DeskError> {
-        match self {
-            Self::Cluster(objects) => objects.want(incident, &Want::Release(release)).await,
-            Self::File(store) => store.want(incident, &Want::Release(release)).await,
-            Self::Nowhere => Err(nowhere()),
-        }
+        self.want(incident, Want::Release(release)).await
+    }
+
+    async fn want(&self, incident: &str, want: Want) -> Result<i64, DeskError> {
+        let (desk, incident) = (self.clone(), incident.to_owned());
+        to_its_end(async move {
+            match desk {
+                Self::Cluster(objects) => objects.want(&incident, &want).await,
+                Self::File(store) => store.want(&incident, &want).await,
+                Self::Nowhere => Err(nowhere()),
+            }
+        })
+        .await
     }
 
     /// Declares an exemption.
     pub async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {
         let checked = exemption.rule().and_then(|_| exemption.check_until(self.wall_time()));
         checked.map_err(|error| DeskError::Invalid(error.to_string()))?;
-        match self {
-            Self::Cluster(objects) => objects.exempt(name, exemption).await,
-            Self::File(store) => store.exempt(name, exemption).await,
-            Self::Nowhere => Err(nowhere()),
-        }
+        let (desk, name, exemption) = (self.clone(), name.to_owned(), exemption.clone());
+        to_its_end(async move {
+            match desk {
+                Self::Cluster(objects) => objects.exempt(&name, &exemption).await,
+                Self::File(store) => store.exempt(&name, &exemption).await,
+                Self::Nowhere => Err(nowhere()),
+            }
+        })
+        .await
     }
 
-    /// Takes an exemption back for the operator `by`.
-    pub async fn withdraw(&self, name: &str, by: &str) -> Result<(), DeskError> {
-        match self {
-            Self::Cluster(objects) => objects.withdraw(name, by).await,
-            Self::File(store) => store.withdraw(name, by).await,
-            Self::Nowhere => Err(nowhere()),
-        }
+    /// Takes an exemption back for the operator `by`. `seen` is what the caller knows of it, for the log.
+    pub async fn withdraw(
+        &self,
+        name: &str,
+        by: &str,
+        seen: Option<&ExemptionSpec>,
+    ) -> Result<(), DeskError> {
+        let (desk, name, by, seen) = (self.clone(), name.to_owned(), by.to_owned(), seen.cloned());
+        to_its_end(async move {
+            match desk {
+                Self::Cluster(objects) => objects.withdraw(&name, &by, seen).await,
+                Self::File(store) => store.withdraw(&name, &by).await,
+                Self::Nowhere => Err(nowhere()),
+            }
+        })
+        .await
     }
 
     /// Says whether decisions take effect.
     pub async fn enforce(&self, enforcement: &EnforcementSpec) -> Result<(), DeskError> {
-        match self {
-            Self::Cluster(objects) => objects.enforce(enforcement).await,
-            Self::File(store) => store.enforce(enforcement).await,
-            Self::Nowhere => Err(nowhere()),
-        }
+        let (desk, enforcement) = (self.clone(), enforcement.clone());
+        to_its_end(async move {
+            match desk {
+                Self::Cluster(objects) => objects.enforce(&enforcement).await,
+                Self::File(store) => store.enforce(&enforcement).await,
+                Self::Nowhere => Err(nowhere()),
+            }
+        })
+        .await
     }
+}
+
+/// Does an act in a task of its own. A request is dropped when its client goes, and an act that stops halfway counts and is in no
+/// log.
+async fn to_its_end<T: Send + 'static>(
+    act: impl Future<Output = Result<T, DeskError>> + Send + 'static,
+) -> Result<T, DeskError> {
+    let ended_early =
+        |_| Err(DeskError::Unkept("it is not known whether this was done; look again".to_owned()));
+    tokio::spawn(act).await.unwrap_or_else(ended_early)
 }
 
 impl Objects {
@@ -207,7 +243,7 @@ impl Objects {
         let ask = self.ask("create", "exemptions.procscan.sealos.io");
         match self.cluster.ask(ask, self.api(Resource::Exemption).create(&params, &object)).await {
             Ok(_) => {
-                self.note(&Declaration::of_exemption(name, exemption, self.wall_time())).await;
+                self.note(Declaration::of_exemption(name, exemption, self.wall_time())).await;
                 Ok(())
             }
             Err(refusal) if refusal.kind == RefusalKind::Conflict => {
@@ -217,7 +253,7 @@ impl Objects {
         }
     }
 
-    async fn withdraw(&self, name: &str, by: &str) -> Result<(), DeskError> {
+    async fn withdraw(&self, name: &str, by: &str, seen: Option<ExemptionSpec>) -> Result<(), DeskError> {
         let ask = self.ask("delete", "exemptions.procscan.sealos.io").of(name);
         match self
             .cluster
@@ -225,10 +261,10 @@ impl Objects {
             .await
         {
             Ok(gone) => {
-                // The API server answers with the object, or with no more than that it goes.
-                let spec = gone.left().and_then(|gone| part::<ExemptionSpec>(&gone, "spec").ok());
+                // The API server answers with the object, or, most often, only that it is gone.
+                let spec = gone.left().and_then(|gone| part::<ExemptionSpec>(&gone, "spec").ok()).or(seen);
                 let at = self.wall_time();
-                self.note(&Declaration::of_withdrawal(name, spec.as_ref(), by, at)).await;
+                self.note(Declaration::of_withdrawal(name, spec.as_ref(), by, at)).await;
                 Ok(())
             }
             Err(refusal) if refusal.kind == RefusalKind::NotFound => {
@@ -250,7 +286,7 @@ impl Objects {
             }
             patched => patched.map(drop),
         }?;
-        self.note(&Declaration::of_mode(spec, self.wall_time())).await;
+        self.note(Declaration::of_mode(spec, self.wall_time())).await;
         Ok(())
     }
 
@@ -267,19 +303,27 @@ impl Objects {
 
     /// Enters what was declared into the log: an annotation of the Enforcement, which every replica sees and which outlasts
     /// restarts. If that fails, what was declared counts all the same, and is in this replica's own log only.
-    async fn note(&self, declaration: &Declaration) {
-        if let Err(refusal) = self.enter(declaration).await {
-            let Declaration { decision, actor, reason, .. } = declaration;
-            let (decision, error) = (decision.as_str(), refusal.text);
-            tracing::warn!(decision, %actor, %reason, error, "what an operator has declared counts, but is not in the log of decisions");
-        }
+    ///
+    /// What was declared counts already, so its answer waits for the entry for a short time only; the entry is made after that.
+    async fn note(&self, declaration: Declaration) {
+        let objects = self.clone();
+        let entry = tokio::spawn(async move {
+            if let Err(refusal) = objects.enter(&declaration).await {
+                let Declaration { decision, actor, reason, .. } = &declaration;
+                let (decision, error) = (decision.as_str(), refusal.text);
+                tracing::warn!(decision, %actor, %reason, error, "what an operator has declared counts, but is not in the log of decisions");
+            }
+        });
+        let _ = tokio::time::timeout(ENTRY_PATIENCE, entry).await;
     }
 
     async fn enter(&self, declaration: &Declaration) -> Result<(), Refusal> {
         let api: Api<DynamicObject> = self.api(Resource::Enforcement);
         let patch = async |patch: &Value| {
             let ask = self.ask("patch", "enforcements.procscan.sealos.io").of(enforcement::NAME);
-            self.cluster.ask(ask, api.patch(enforcement::NAME, &by_us(), &Patch::Merge(patch))).await
+            let by_the_log =
+                PatchParams { field_manager: Some(LOG_MANAGER.into()), ..PatchParams::default() };
+            self.cluster.ask(ask, api.patch(enforcement::NAME, &by_the_log, &Patch::Merge(patch))).await
         };
         let mut tries = TRIES;
         loop {
@@ -307,16 +351,22 @@ impl Objects {
     }
 }
 
-/// The text of the log with one more entry. The oldest give way.
+/// The text of the log with one more entry. The oldest give way, but never the last one about the mode: it says since when the
+/// mode counts, and who has declared it.
 fn with_entry(mut log: Vec<Declaration>, declaration: &Declaration) -> String {
     log.push(declaration.clone());
+    // The entry of an earlier act may come later, because no act waits for its entry.
+    log.sort_by_key(|entry| entry.at);
     loop {
         // Serializing our types can't fail.
         let text = serde_json::to_string(&log).unwrap_or_default();
-        if (log.len() <= MAX_LOG && text.len() <= MAX_LOG_BYTES) || log.len() <= 1 {
+        let mode = log.iter().rposition(|entry| entry.exemption.is_none());
+        let oldest = usize::from(mode == Some(0));
+        // One beside it stays.
+        if (log.len() <= MAX_LOG && text.len() <= MAX_LOG_BYTES) || oldest + 1 >= log.len() {
             return text;
         }
-        log.remove(0);
+        log.remove(oldest);
     }
 }
 

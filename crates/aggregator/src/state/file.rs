@@ -233,6 +233,12 @@ impl FileStore {
         }
     }
 
+    /// Keeps everything that reads or writes the state waiting, as a disk that does not answer.
+    #[cfg(test)]
+    pub(crate) async fn hold(&self) -> impl Drop + '_ {
+        self.0.inner.lock().await
+    }
+
     pub(super) async fn want(&self, name: &str, want: &Want) -> Result<i64, DeskError> {
         let mut number = 0;
         let change = |kept: &mut Kept| {

@@ -33,7 +33,7 @@ pub struct Authenticator(Arc<Authority>);
 /// Whose word counts.
 #[derive(Debug)]
 enum Authority {
-    Cluster(Reviews),
+    Cluster(Box<Reviews>),
     File(Tokens),
     /// Everybody may read, nobody may change anything.
     Nobody,
@@ -85,7 +85,7 @@ impl Authenticator {
         let authority = match config.auth() {
             Auth::Kubernetes => {
                 let cluster = cluster.ok_or(AuthError::NoCluster)?.clone();
-                Authority::Cluster(Reviews::new(cluster, Fingerprints::new()?))
+                Authority::Cluster(Box::new(Reviews::new(cluster, Fingerprints::new()?)))
             }
             Auth::Tokens => {
                 let path = config.api.token_file.clone().unwrap_or_default();

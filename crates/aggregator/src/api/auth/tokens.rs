@@ -1,14 +1,14 @@
 //! The word of a token file: who is in it may do everything.
 //!
-//! A file with a mistake may be half-written, and a slip must not shut out all operators: the last tokens stay. An operator
-//! may remove the file on purpose. So while it is gone or can't be read, no token is accepted.
+//! A file with a mistake may be half-written, and a slip or a failing disk must not shut out all operators: the last tokens stay.
+//! An operator may remove the file on purpose. So while it is gone or must not be read, no token is accepted.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::Instant;
 
 use super::AuthError;
@@ -24,9 +24,9 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// The file, and who was in it when it was last read well.
 #[derive(Debug)]
 pub(super) struct Tokens {
+    fingerprints: Arc<Fingerprints>,
     path: PathBuf,
-    fingerprints: Fingerprints,
-    list: Mutex<List>,
+    list: Arc<Mutex<List>>,
 }
 
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Tokens {
         let contents = token_file::read(&path)?;
         let mut list = List { names: HashMap::new(), is_open: false, error: None, looked_at: Instant::now() };
         list.accept(&contents, &path, &fingerprints);
-        Ok(Self { path, fingerprints, list: Mutex::new(list) })
+        Ok(Self { fingerprints: Arc::new(fingerprints), path, list: Arc::new(Mutex::new(list)) })
     }
 
     /// Whose token it is.
@@ -66,19 +66,27 @@ impl Tokens {
     }
 
     /// The list, read again if that is due.
-    async fn look(&self) -> MutexGuard<'_, List> {
-        let mut list = self.list.lock().await;
-        if list.looked_at.elapsed() >= REFRESH {
-            list.looked_at = Instant::now();
-            let path = self.path.clone();
-            let read = tokio::task::spawn_blocking(move || token_file::read(&path));
-            let read = read.await.unwrap_or_else(|e| Err(std::io::Error::other(e).into()));
-            match read {
-                Ok(contents) => list.accept(&contents, &self.path, &self.fingerprints),
-                Err(error) => list.refuse(&error, &self.path),
-            }
+    ///
+    /// What is read counts even if the caller is dropped meanwhile: a probe waits for a short time only, and a client may go.
+    async fn look(&self) -> OwnedMutexGuard<List> {
+        let mut list = self.list.clone().lock_owned().await;
+        if list.looked_at.elapsed() < REFRESH {
+            return list;
         }
-        list
+        let (path, fingerprints) = (self.path.clone(), self.fingerprints.clone());
+        let reading = tokio::task::spawn_blocking(move || {
+            match token_file::read(&path) {
+                Ok(contents) => list.accept(&contents, &path, &fingerprints),
+                Err(error) => list.refuse(&error, &path),
+            }
+            list.looked_at = Instant::now();
+            list
+        });
+        match reading.await {
+            Ok(list) => list,
+            // The thread has ended early. The next look reads the file again.
+            Err(_) => self.list.clone().lock_owned().await,
+        }
     }
 }
 

@@ -342,7 +342,7 @@ impl Store {
             }
             self.writes.push(call.clone());
             self.remove(plural, name);
-            return (200, live);
+            return (200, json!({"kind": "Status", "status": "Success"}));
         }
         let body: Value = serde_json::from_slice(body).unwrap();
         let patched = match *method {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::FutureExt;
 use hyper::Method;
 use jiff::SignedDuration;
 use procscan_core::policy::Mode;
@@ -63,7 +64,7 @@ async fn a_name_that_leads_elsewhere_is_refused_and_the_api_server_is_not_asked(
         for error in [
             desk.approve(name, approval()).await.unwrap_err(),
             desk.release(name, Release { by: None, reason: None, until: None }).await.unwrap_err(),
-            desk.withdraw(name, "ops").await.unwrap_err(),
+            desk.withdraw(name, "ops", None).await.unwrap_err(),
         ] {
             let told = format!("the name {name:?} is not allowed; allowed is a Kubernetes name");
             assert!(matches!(&error, DeskError::Invalid(text) if text.contains(&told)), "{error}");
@@ -84,9 +85,9 @@ async fn an_exemption_is_declared_once_and_taken_back_by_its_name() {
     assert_eq!(error.to_string(), "the exemption vendor exists already");
     assert!(matches!(error, DeskError::Exists(..)));
     assert_eq!(server.get(EXEMPTIONS, "vendor").unwrap()["spec"], spec);
-    desk.withdraw("vendor", "alice").await.unwrap();
+    desk.withdraw("vendor", "alice", None).await.unwrap();
     assert!(server.get(EXEMPTIONS, "vendor").is_none());
-    let error = desk.withdraw("vendor", "alice").await.unwrap_err();
+    let error = desk.withdraw("vendor", "alice", None).await.unwrap_err();
     assert_eq!(error.to_string(), "there is no exemption vendor");
     assert!(matches!(error, DeskError::Unknown(..)));
 }
@@ -120,9 +121,11 @@ async fn the_api_server_records_that_each_word_came_through_us() {
     desk.enforce(&EnforcementSpec { mode: Some(Mode::Enforce), ..EnforcementSpec::default() }).await.unwrap();
     desk.approve("web", approval()).await.unwrap();
     let writes = server.store().writes.clone();
-    // One write for each of the four acts, and two for the entry of each of the three declarations.
-    assert_eq!(writes.len(), 4 + 6);
-    assert!(writes.iter().all(|call| call.manager.as_deref() == Some("procscan-aggregator")), "{writes:?}");
+    let by = |manager: &str| writes.iter().filter(|call| call.manager.as_deref() == Some(manager)).count();
+    // One write for each of the four acts, and one for the Enforcement, which the first entry of the log needs.
+    assert_eq!(by("procscan-aggregator"), 4 + 1, "{writes:?}");
+    // With each entry, the API server notes the time for its manager, and the time of the mode must not be that one.
+    assert_eq!(by("procscan-aggregator-log"), writes.len() - 5, "{writes:?}");
 }
 
 /// An operator must not be told that something is done, or needs no doing, where the API server has only refused it.
@@ -138,7 +141,7 @@ async fn a_word_that_the_api_server_refuses_is_not_kept_and_the_operator_is_told
             Method::PATCH => {
                 vec![desk.enforce(&enforce).await, desk.approve("web", approval()).await.map(drop)]
             }
-            Method::DELETE => vec![desk.withdraw("x", "alice").await],
+            Method::DELETE => vec![desk.withdraw("x", "alice", None).await],
             _ => vec![desk.approve("web", approval()).await.map(drop)],
         }
     };
@@ -230,7 +233,7 @@ async fn where_decisions_are_not_kept_no_word_is_taken() {
         desk.approve("web", approval()).await.map(drop),
         desk.release("web", Release::default()).await.map(drop),
         desk.exempt("x", &exemption()).await,
-        desk.withdraw("x", "alice").await,
+        desk.withdraw("x", "alice", None).await,
         desk.enforce(&EnforcementSpec::default()).await,
     ];
     for answer in answers {
@@ -261,7 +264,7 @@ async fn what_is_declared_is_entered_into_the_log_of_the_enforcement() {
     desk.exempt("vendor", &by_bob).await.unwrap();
     assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], json!({}));
     desk.enforce(&paused()).await.unwrap();
-    desk.withdraw("vendor", "alice").await.unwrap();
+    desk.withdraw("vendor", "alice", None).await.unwrap();
     desk.enforce(&EnforcementSpec { by: Some("carol".to_owned()), ..EnforcementSpec::default() })
         .await
         .unwrap();
@@ -291,6 +294,86 @@ async fn the_log_has_a_bound_and_the_oldest_entries_give_way() {
     );
     let text = with_entry(vec![long.clone(), long.clone(), long.clone()], &long);
     assert_eq!(serde_json::from_str::<Vec<Value>>(&text).unwrap().len(), 2);
+}
+
+#[test]
+fn an_entry_that_comes_late_has_the_place_of_its_act() {
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let (first, second) = (Declaration::of_mode(&paused(), at(1)), Declaration::of_mode(&paused(), at(2)));
+    let text = with_entry(vec![second.clone()], &first);
+    assert_eq!(serde_json::from_str::<Vec<Declaration>>(&text).unwrap(), [first, second]);
+}
+
+#[tokio::test]
+async fn the_entry_of_the_mode_stays_in_the_log_whatever_follows() {
+    let server = Server::default();
+    let desk = desk(&server);
+    desk.enforce(&EnforcementSpec { by: Some("carol".to_owned()), ..paused() }).await.unwrap();
+    desk.enforce(&paused()).await.unwrap();
+    for n in 0..MAX_LOG + 2 {
+        desk.exempt(&format!("vendor-{n}"), &exemption()).await.unwrap();
+    }
+    let log = log(&server);
+    let modes: Vec<&[String; 3]> = log.iter().filter(|[decision, ..]| decision == "paused").collect();
+    assert_eq!((log.len(), modes), (MAX_LOG, vec![&["paused", "", "alice"].map(str::to_owned)]));
+    assert_eq!(log[MAX_LOG - 1][1], format!("vendor-{}", MAX_LOG + 1));
+}
+
+/// The server does what it is asked for, and the client that asked is gone before it hears of it.
+#[tokio::test]
+async fn an_act_whose_client_has_gone_is_done_and_logged() {
+    let server = Server::default();
+    server.put(EXEMPTIONS, "vendor", json!({"metadata": {}, "spec": exemption()}));
+    let (tell, deleted) = tokio::sync::oneshot::channel();
+    let mut tell = Some(tell);
+    let network: Network = Box::new(move |_: &mut Store, call: &Call| {
+        if call.method == Method::DELETE {
+            tell.take().unwrap().send(()).unwrap();
+        }
+        Fault::None
+    });
+    let desk = desk_over(&server, network);
+    tokio::select! {
+        biased;
+        told = deleted => told.unwrap(),
+        _ = desk.withdraw("vendor", "alice", None) => panic!("the client waits"),
+    }
+    assert!(server.get(EXEMPTIONS, "vendor").is_none());
+    let is_logged =
+        || server.get(ENFORCEMENTS, "procscan").is_some_and(|it| it["metadata"]["annotations"].is_object());
+    for _ in 0..10_000 {
+        if is_logged() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(log(&server), [["exemption_removed", "vendor", "alice"].map(str::to_owned)]);
+}
+
+#[tokio::test]
+async fn an_act_whose_client_has_gone_is_done_in_a_file_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path()).await.unwrap();
+    let desk = Desk::File(store.clone());
+    let held = store.hold().await;
+    assert!(desk.exempt("vendor", &exemption()).now_or_never().is_none());
+    drop(held);
+    desk.withdraw("vendor", "alice", None).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_act_is_answered_although_its_entry_can_not_be_made_in_time() {
+    let server = Server::default();
+    server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {}}));
+    let mut patches = 0;
+    let network: Network = Box::new(move |_: &mut Store, call: &Call| {
+        patches += usize::from(call.method == Method::PATCH);
+        if patches > 1 { Fault::Lost } else { Fault::None }
+    });
+    let begun = tokio::time::Instant::now();
+    desk_over(&server, network).enforce(&paused()).await.unwrap();
+    assert!(begun.elapsed() <= std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"]["mode"], "paused");
 }
 
 #[tokio::test]

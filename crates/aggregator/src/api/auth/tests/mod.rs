@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use axum::response::IntoResponse;
+use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use serde_json::Value;
 
@@ -133,6 +134,31 @@ async fn a_token_file_that_is_gone_takes_its_tokens_with_it_until_it_is_back() {
         tokio::time::advance(Duration::from_secs(1)).await;
     }
     assert_eq!((asked().await.unwrap(), auth.trouble().await), ("alice".to_owned(), None));
+}
+
+#[test]
+fn what_is_read_of_the_token_file_counts_although_the_request_has_gone_meanwhile() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(true).max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokens");
+        std::fs::write(&path, "alice alice-alice-alice\n").unwrap();
+        let config = format!("{WITHOUT_CLUSTER}api: {{auth: tokens, token_file: {}}}\n", path.display());
+        let auth = Authenticator::new(&Config::parse(&config, "c", []).unwrap(), None).unwrap();
+        let headers = with("alice-alice-alice");
+        std::fs::remove_file(&path).unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        // The only thread that could read the file is taken until all who ask now have gone.
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = tokio::task::spawn_blocking(move || ended.recv());
+        for _ in 0..3 {
+            assert!(auth.authenticate(&headers).now_or_never().is_none());
+        }
+        end.send(()).unwrap();
+        thread.await.unwrap().unwrap();
+        assert_eq!(status(auth.authenticate(&headers).await).await, 401);
+    });
 }
 
 #[tokio::test]

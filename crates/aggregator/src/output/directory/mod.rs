@@ -208,7 +208,7 @@ impl Directory {
                 (Found::Ours(text), Some(stamp)) => Known::new(stamp, memory.hash(text)).seen_again(before),
                 (Found::Cut | Found::Foreign | Found::Junk(_), Some(stamp)) => Known::foreign(stamp),
             };
-            if before.is_none_or(|before| before.text != now.text) {
+            if now.text.is_none() || before.is_none_or(|before| before.text != now.text) {
                 memory.long_lists.remove(name);
             }
             memory.files.insert(name.into(), now.seen_by(look));

@@ -160,9 +160,10 @@ impl Lock {
         Ok(())
     }
 
-    /// Makes sure that the directory belongs to no other cluster's Lease, now that the UID of the Lease's namespace is known.
-    pub(super) fn identify(&mut self, path: &Path, uid: String) -> Result<(), DirectoryError> {
-        if let Some(owner) = &mut self.owner {
+    /// Makes sure that the directory belongs to no other cluster's Lease, now that the cluster has
+    /// been asked for the UID of the Lease's namespace. Without a `uid` only the name of the Lease is compared.
+    pub(super) fn identify(&mut self, path: &Path, uid: Option<String>) -> Result<(), DirectoryError> {
+        if let (Some(owner), Some(uid)) = (&mut self.owner, uid) {
             owner.cluster = Some(uid);
         }
         self.keep(path)

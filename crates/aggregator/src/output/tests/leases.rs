@@ -125,6 +125,19 @@ fn cluster(uid: Option<&'static str>) -> Cluster {
     Cluster::with_client(kube::Client::new(service, "default"))
 }
 
+/// A cluster that lets nobody read a Namespace.
+fn forbidding() -> Cluster {
+    let service = tower::service_fn(|_: hyper::Request<kube::client::Body>| {
+        let status = json!({
+            "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403,
+            "message": "namespaces is forbidden", "metadata": {},
+        });
+        let body = kube::client::Body::from(status.to_string().into_bytes());
+        std::future::ready(hyper::Response::builder().status(403).body(body))
+    });
+    Cluster::with_client(kube::Client::new(service, "default"))
+}
+
 fn installation(path: &Path, uid: Option<&'static str>) -> Directory {
     let mut directory = Directory::open(path).unwrap();
     directory.lock_for(&cluster(uid), "kube-system", "procscan-aggregator").unwrap();
@@ -185,6 +198,35 @@ async fn nothing_begins_before_the_cluster_says_which_one_it_is() {
     assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS}\n"));
     begin(&installation(temp.path(), Some("uid-1"))).await.unwrap();
     assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS} uid-1\n"));
+}
+
+/// A Role of an operator may leave that right out.
+#[tokio::test]
+async fn without_the_right_to_ask_which_cluster_it_is_the_directory_is_written_all_the_same() {
+    let temp = tempfile::tempdir().unwrap();
+    let marker = temp.path().join(MARKER);
+    let (logged, _guard) = crate::telemetry::logged::Logged::start();
+    let mut directory = Directory::open(temp.path()).unwrap();
+    directory.lock_for(&forbidding(), "kube-system", "procscan-aggregator").unwrap();
+    begin(&directory).await.unwrap();
+    let lines = logged.lines();
+    assert!(
+        lines.len() == 1
+            && lines[0].starts_with("WARN")
+            && lines[0].contains("get namespaces in namespace kube-system")
+            && lines[0].contains(&temp.path().display().to_string()),
+        "{lines:?}"
+    );
+    assert_eq!(write(&directory, &["web"]).unwrap().written, 1);
+    assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS}\n"));
+    // What a replica with that right has written stays, and the Lease still counts.
+    begin(&installation(temp.path(), Some("uid-1"))).await.unwrap();
+    begin(&directory).await.unwrap();
+    assert_eq!(logged.count("WARN"), 0, "it is said once");
+    assert_eq!(write(&directory, &["web", "x"]).unwrap().written, 1);
+    assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS} uid-1\n"));
+    fs::write(&marker, format!("{OTHER} uid-1\n")).unwrap();
+    assert!(begin(&directory).await.unwrap_err().contains(OTHER));
 }
 
 /// Nothing answers as the cluster: the directory is refused before it is asked.

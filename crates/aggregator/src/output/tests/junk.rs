@@ -201,6 +201,8 @@ fn what_is_called_like_a_temporary_file_or_a_damaged_one_and_is_not_ours_stays()
     fs::create_dir(path.join(format!(".procscan-{SUMMARY}-{digits}"))).unwrap();
     fs::write(path.join(".procscan-notes"), "mine").unwrap();
     fs::write(path.join(format!("{PLUGIN}.damaged")), "mine").unwrap();
+    // Made before the directory is locked, and locked then.
+    fs::write(path.join(LOCK), "").unwrap();
     let before = listing(&path);
     let crashed = path.join(format!(".procscan-{SUMMARY}-{}", digits.to_uppercase()));
     fs::write(&crashed, "half").unwrap();

@@ -93,7 +93,7 @@ fn a_directory_that_was_made_again_belongs_to_the_lease_again() {
     write(&first, &["web"]).unwrap();
     fs::remove_dir_all(&path).unwrap();
     assert_eq!(write(&first, &["web"]).unwrap().written, 1);
-    assert_eq!(listing(&path), [MARKER, PLUGIN]);
+    assert_eq!(listing(&path), [MARKER, LOCK, PLUGIN]);
     assert!(replica(&path, Some(OTHER)).unwrap_err().contains(OURS));
     assert!(replica(&path, None).unwrap_err().contains("another process writes there"));
 }
@@ -106,7 +106,7 @@ fn the_file_of_the_lease_outlasts_clearing_away_and_a_crash_that_emptied_it() {
     let first = replica(temp.path(), Some(OURS)).unwrap();
     fs::write(temp.path().join(".procscan-lease-0123456789abcdef"), "half").unwrap();
     first.tidy().unwrap();
-    assert_eq!(listing(temp.path()), [MARKER]);
+    assert_eq!(listing(temp.path()), [MARKER, LOCK]);
     assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS}\n"));
     fs::write(&marker, "\u{1b}[31m".repeat(1000)).unwrap();
     let error = first.tidy().unwrap_err().to_string();

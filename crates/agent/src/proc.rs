@@ -108,6 +108,9 @@ pub struct Scan {
     pub unknown_pods: usize,
     /// Processes of containers that are skipped: the kubelet's links, which name the pods of containers, can't be read.
     pub doubtful_containers: usize,
+    /// Processes that are skipped: the paths of their control groups are longer than what the kernel tells (4,096 bytes), so
+    /// their owners are not known.
+    pub deep_groups: usize,
     /// Processes whose program file could not be seen. They are judged only by the names that a process can choose.
     pub hidden_programs: usize,
 }
@@ -184,12 +187,12 @@ impl Scanner {
 
         let Seen { unseen, listing, mut left_out } = seen;
         let (unknown_pods, hidden_programs) = (unseen.unknown_pods(), unseen.hidden_programs);
-        let doubtful_containers = unseen.doubtful_containers;
+        let (doubtful_containers, deep_groups) = (unseen.doubtful_containers, unseen.deep_groups);
         if is_of_node {
             unseen.verdict(self, names_read)?;
         }
         let findings = listing.choose(MOST_RECORDS, &mut left_out);
-        Ok(Scan { findings, left_out, unknown_pods, doubtful_containers, hidden_programs })
+        Ok(Scan { findings, left_out, unknown_pods, doubtful_containers, deep_groups, hidden_programs })
     }
 
     /// Process IDs in ascending order, without our own.
@@ -219,7 +222,7 @@ impl Scanner {
         let mut tenants = Tenants::new();
         let host = self.host.as_ref();
         for pid in processes {
-            let Some(home) = unseen.read(self.home(*pid)) else { continue };
+            let Some(home) = unseen.read_home(self.home(*pid)) else { continue };
             unseen.doubtful_containers += usize::from(names.is_in_doubt(&home));
             let owner = names.owner(home);
             unseen.sees_pods |= owner.is_some();

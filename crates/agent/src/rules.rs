@@ -173,6 +173,11 @@ impl Rules {
         (!any(&self.exempt_commands, cmdline)).then_some(hit)
     }
 
+    /// Whether a command line may exempt its process, by any part of it.
+    pub fn exempts_commands(&self) -> bool {
+        !self.exempt_commands.is_empty()
+    }
+
     /// Whether everything in this pod is exempt, by its namespace or its name.
     pub fn exempts_pod(&self, namespace: &str, pod: &str) -> bool {
         any(&self.exempt_namespaces, namespace) || any(&self.exempt_pods, pod)

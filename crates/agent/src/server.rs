@@ -328,6 +328,14 @@ fn troubles_of(seen: &Scan, scanner: &Scanner) -> Vec<Trouble> {
         );
         troubles.push(Trouble { kind: "containers that may be of Pods".into(), text });
     }
+    if seen.deep_groups > 0 {
+        let text = format!(
+            "{} processes are skipped: the kernel does not say what Pods they are of, because the paths of their control groups \
+             are too long",
+            seen.deep_groups
+        );
+        troubles.push(Trouble { kind: "processes in control groups with too long a path".into(), text });
+    }
     // On a person's own machine, what that person may see is enough.
     if seen.hidden_programs > 0 && scanner.host.is_none() {
         let text = format!(

@@ -90,6 +90,7 @@ impl<'a> PodScan<'a> {
     /// beginnings were read before (`heads_are_read`), the others are judged by those. `last` becomes the last one that had its turn.
     fn read_in_turn(&mut self, pids: &[u32], share: u64, heads_are_read: bool, last: &mut u32) -> u64 {
         let Limits { head, cmdline, .. } = self.scanner.limits;
+        let most = cmdline.max(head);
         let mut used = 0;
         for (index, pid) in behind(pids, *last).enumerate() {
             let left = share.saturating_sub(used);
@@ -97,17 +98,22 @@ impl<'a> PodScan<'a> {
                 self.omitted.processes = pids.len() - index;
                 break;
             }
-            let limit = left.clamp(head, cmdline.max(head));
+            let limit = left.clamp(head, most);
             let Some(process) = self.read(pid, limit) else { continue };
-            self.judge(pid, &process);
+            // A command line that only others have cut is read further in the next scan, where it comes first. No scan
+            // reads more of it than one in which it is the first, so nobody hides in one that exceeds the share even then.
+            let has_had_turn = process.is_whole || limit == most || index == 0;
+            // What exempts the process may be in the rest.
+            if has_had_turn || !self.scanner.rules.exempts_commands() {
+                self.judge(pid, &process);
+            }
             if limit > head || !heads_are_read {
                 used += process.bytes.max(head);
             }
             if !process.is_whole {
                 self.omitted.command_lines += 1;
             }
-            // A command line that only the share has cut comes first in the next scan, where it has more of it.
-            if process.is_whole || limit == cmdline || index == 0 {
+            if has_had_turn {
                 *last = pid;
             }
         }

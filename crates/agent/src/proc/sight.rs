@@ -116,6 +116,8 @@ pub(super) struct Unseen {
     pub(super) sees_pods: bool,
     /// The number of processes in containers of which it can't be told if they are of Kubernetes.
     pub(super) doubtful_containers: usize,
+    /// The number of processes in control groups with too long a path.
+    pub(super) deep_groups: usize,
     /// The number of processes whose program could not be seen.
     pub(super) hidden_programs: usize,
     /// The number of offending processes whose Pod has no name, and the ID of the first.
@@ -148,6 +150,16 @@ impl Unseen {
             },
         }
         None
+    }
+
+    /// The owner of a process, if it was read. Where the path of its control group is too long, the process is only counted:
+    /// a tenant can make such groups, and must not make the list partial by it.
+    pub(super) fn read_home(&mut self, read: io::Result<Home>) -> Option<Home> {
+        if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidFilename) {
+            self.deep_groups += 1;
+            return None;
+        }
+        self.read(read)
     }
 
     /// The program of a process, if it was seen. Where it is not, the process has other names, so that the list is not

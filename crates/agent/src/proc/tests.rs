@@ -311,6 +311,22 @@ fn processes_that_are_hidden_or_can_not_be_read_make_the_list_partial() {
     }
 }
 
+/// The kernel does not tell the control group of a process if its path has more than 4,096 bytes. A tenant can make such groups.
+#[test]
+fn a_process_in_too_deep_a_control_group_is_skipped_and_counted_and_hides_no_other() {
+    let node = Node::new();
+    node.pod("ns-a", "web-1", UID);
+    node.process(PID, b"xmrig", &in_pod(UID));
+    node.process(PID + 1, b"nginx", &in_pod(UID));
+    let cgroup = node.root.path().join(format!("proc/{}/cgroup", PID + 1));
+    fs::remove_file(&cgroup).unwrap();
+    // To follow it is the same error.
+    std::os::unix::fs::symlink("x".repeat(300), &cgroup).unwrap();
+    assert_eq!(fs::read(&cgroup).unwrap_err().kind(), io::ErrorKind::InvalidFilename);
+    let seen = node.scanner(None).scan().unwrap();
+    assert_eq!((seen.findings.len(), seen.deep_groups), (1, 1));
+}
+
 #[test]
 fn this_machine_is_seen_as_a_whole_or_not_at_all() {
     let directory = tempfile::tempdir().unwrap();

@@ -89,13 +89,14 @@ fn a_trouble_of_each_scan_is_told_once() {
     let of = |count| Scan {
         unknown_pods: count,
         doubtful_containers: count,
+        deep_groups: count,
         hidden_programs: count,
         left_out: LeftOut([("ns-a".into(), omitted(count)), ("ns-b".into(), omitted(1))].into()),
         ..Scan::default()
     };
     let mut troubles = Troubles::default();
     let told = troubles.see(troubles_of(&of(3), &scanner), Instant::now());
-    assert_eq!(told.len(), 5, "{told:?}");
+    assert_eq!(told.len(), 6, "{told:?}");
     let left_out = "there is more in ns-a than its share of the scan or of the list; left out: offenders=3, processes=0, command-lines=0";
     assert!(told.contains(&News::Begun(left_out.into())), "{told:?}");
     assert_eq!(troubles.see(troubles_of(&of(4), &scanner), Instant::now()), []);

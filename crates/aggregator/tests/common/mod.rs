@@ -99,13 +99,14 @@ pub fn signal(pid: u32, name: &str) {
     assert!(status.success());
 }
 
-/// The names of the files in a directory, ordered.
+/// The names of the files in a directory, ordered; without the file that a process locks where it writes objects.
 pub fn listing(directory: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
     };
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name != ".procscan.lock");
     names.sort();
     names
 }

@@ -122,6 +122,41 @@ fn each_process_has_its_turn() {
     }
 }
 
+/// What exempts a process may be at the end of its command line.
+#[test]
+fn a_command_line_that_others_have_cut_accuses_nobody_where_commands_are_exempt() {
+    let lists = "blacklist: {processes: [^xmrig$]}, whitelist: {commands: [--approved-by=ops]}";
+    let rules = |lists: &str| Rules::from_yaml(&format!("detectionRules: {{{lists}}}")).unwrap();
+    let line =
+        |padding: usize, end: &[u8]| [b"xmrig\0".as_slice(), &vec![b'x'; padding], b"\0", end].concat();
+    let node = Node::new();
+    node.pod("ns-a", "web", &uid(1));
+    node.process(PID, &vec![b'x'; 9 << 10], &in_pod(&uid(1)));
+    node.process(PID + 1, &line(6 << 10, b"--approved-by=ops\0"), &in_pod(&uid(1)));
+    let mut limited = scanner(&node, Limits { scan: 12 << 10, cmdline: 10 << 10, head: 1 << 10 });
+    limited.rules = rules(lists);
+    for scan in 0..6 {
+        let seen = limited.scan().unwrap();
+        assert_eq!((seen.findings.len(), seen.left_out.total().command_lines), (0, 1), "scan {scan}");
+    }
+    // Without such a rule, the beginning is enough.
+    let mut without = limited.clone();
+    without.rules = rules("blacklist: {processes: [^xmrig$]}");
+    assert_eq!(found(&mut without).len(), 1);
+    // It is late, and listed from then on.
+    node.file(PID + 1, "cmdline", std::str::from_utf8(&line(6 << 10, b"--mine\0")).unwrap());
+    let listed: Vec<usize> = (0..6).map(|_| found(&mut limited).len()).collect();
+    assert_eq!(listed[2..], [1; 4], "{listed:?}");
+    // Nobody hides in a line that no scan reads to its end: neither one beyond the limit, nor one beyond the share of its Pod.
+    for padding in [11 << 10, 60 << 10] {
+        node.file(PID + 1, "cmdline", std::str::from_utf8(&line(padding, b"")).unwrap());
+        let mut limited = limited.clone();
+        limited.limits.cmdline = 30 << 10;
+        let listed: Vec<usize> = (0..6).map(|_| found(&mut limited).len()).collect();
+        assert_eq!(listed[3..], [1; 3], "{padding}: {listed:?}");
+    }
+}
+
 #[test]
 fn a_scan_reads_no_more_than_its_limit_of_all_tenants() {
     let tenants = || -> Tenants {

@@ -82,13 +82,14 @@ impl Found {
         }
     }
 
-    /// The `WasmPlugin` in it, or what is wrong with it; `None` if it is not ours.
+    /// The `WasmPlugin` in a file of such a name, or what is wrong with it; `None` if it is another program's.
     pub(super) fn plugin(&self) -> Result<Option<Value>, String> {
         match self {
             Self::Ours(text) => parse_plugin(text).map(Some),
             Self::Cut => Err("it is empty, or cut short".to_owned()),
-            Self::Unreadable(problem) => Err(problem.clone()),
-            Self::Foreign | Self::Junk(_) => Ok(None),
+            // A version before this one wrote through a link, so what it leads to may block Apps.
+            Self::Junk(problem) | Self::Unreadable(problem) => Err(problem.clone()),
+            Self::Foreign => Ok(None),
         }
     }
 }

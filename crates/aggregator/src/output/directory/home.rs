@@ -1,28 +1,52 @@
 //! What tells the cluster of an output directory's Lease from other clusters.
 
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 
-use crate::kubernetes::{Ask, Cluster};
+use crate::kubernetes::{Ask, Cluster, RefusalKind};
 
 /// The cluster whose Lease says which process writes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Home {
-    pub(super) cluster: Cluster,
+    cluster: Cluster,
     /// The namespace of the Lease.
-    pub(super) namespace: String,
+    namespace: String,
+    /// The log says already that asking is forbidden.
+    is_told: AtomicBool,
 }
 
 impl Home {
-    /// The UID of the Lease's namespace: no other cluster has it.
-    pub(super) async fn id(&self) -> Result<String, String> {
+    pub(super) fn new(cluster: Cluster, namespace: String) -> Self {
+        Self { cluster, namespace, is_told: AtomicBool::new(false) }
+    }
+
+    /// The UID of the Lease's namespace: no other cluster has it. `None` where the cluster forbids to ask for it: a Role may
+    /// leave that right out, and waiting does not change that. The log says once what that means for the directory at `path`.
+    pub(super) async fn id(&self, path: &Path) -> Result<Option<String>, String> {
         let api: Api<Namespace> = Api::all(self.cluster.client());
         let namespace = Some(self.namespace.as_str());
         let ask = Ask { verb: "get", resource: "namespaces", namespace, name: namespace };
-        let found = self.cluster.ask(ask, api.get_metadata(&self.namespace)).await;
-        let found = found.map_err(|refusal| {
-            format!("the UID that tells this cluster from others is not known: {refusal}")
-        })?;
-        found.metadata.uid.ok_or_else(|| format!("the namespace {} has no UID", self.namespace))
+        let found = match self.cluster.ask(ask, api.get_metadata(&self.namespace)).await {
+            Ok(found) => found,
+            Err(refusal) if refusal.kind == RefusalKind::Forbidden => {
+                if !self.is_told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        path = %path.display(),
+                        error = %refusal,
+                        "what tells this cluster from others may not be asked, so an installation in another cluster that writes \
+                         the same output directory is not noticed; allow `get` for the namespace of the Lease"
+                    );
+                }
+                return Ok(None);
+            }
+            Err(refusal) => {
+                return Err(format!("the UID that tells this cluster from others is not known: {refusal}"));
+            }
+        };
+        let uid = found.metadata.uid.ok_or_else(|| format!("the namespace {} has no UID", self.namespace))?;
+        Ok(Some(uid))
     }
 }

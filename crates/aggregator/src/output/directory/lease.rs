@@ -19,7 +19,8 @@ const MAX_MARKER: u64 = 512;
 pub(super) struct Owner {
     /// As `namespace/name`.
     pub(super) lease: String,
-    /// The UID of that namespace, which tells its cluster from others; `None` as long as the API server has not said it.
+    /// The UID of that namespace, which tells its cluster from others; `None` as long as the API server has not said it, or
+    /// forbids to ask.
     pub(super) cluster: Option<String>,
 }
 

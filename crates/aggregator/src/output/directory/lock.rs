@@ -24,8 +24,8 @@ enum State {
     /// Nothing was locked: nothing is to be written, or the file system has no locks.
     #[default]
     None,
-    /// This process has locked the directory.
-    Held(Held),
+    /// What this process has locked: the directory, the file in it, or, where it can, both.
+    Held(Vec<Held>),
     /// This process had locked it, but it was removed and made again, and the new one could not be locked yet.
     Lost,
 }
@@ -40,7 +40,8 @@ pub(super) struct Held {
     id: Id,
 }
 
-/// The file that is locked where a directory can't be. It begins with a dot, so `kubectl apply` does not read it.
+/// The file that is locked beside the directory: many network file systems show the lock of a file to other hosts, and that of
+/// a directory to processes of the same host only. It begins with a dot, so `kubectl apply` does not read it.
 const LOCK: &str = ".procscan.lock";
 
 /// Why a directory is not locked.
@@ -78,13 +79,17 @@ impl Held {
         Ok(Self { _handle: handle, locked, id })
     }
 
-    /// Locks a file in the directory at `path`: network file systems lock only what is open for writing, and no directory is.
+    /// Locks a file in the directory at `path`. It is open for writing, because without that NFS does not lock it for one
+    /// process alone.
     fn in_file(path: &Path, is_shared: bool) -> Result<Self, Unlocked> {
         let locked = path.join(LOCK);
         let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).map_err(io::Error::other)?;
         let mut options = File::options();
         let handle =
             options.read(true).write(true).create(true).truncate(false).custom_flags(flags).open(&locked)?;
+        if !handle.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file").into());
+        }
         Self::lock(handle, locked, is_shared)
     }
 
@@ -114,29 +119,23 @@ impl Lock {
     pub(super) fn take(path: &Path, owner: Option<Owner>) -> Result<Self, DirectoryError> {
         let handle = File::open(path).map_err(|e| error(path, "can't be opened", &e))?;
         let is_shared = owner.is_some();
-        let locked = Held::lock(handle, path.to_owned(), is_shared).or_else(|unlocked| match unlocked {
-            Unlocked::Busy => Err(Unlocked::Busy),
-            // Where neither can be locked, the first reason is as good.
-            Unlocked::Failed(e) => Held::in_file(path, is_shared).map_err(|unlocked| match unlocked {
-                Unlocked::Busy => Unlocked::Busy,
-                Unlocked::Failed(_) => Unlocked::Failed(e),
-            }),
-        });
-        let state = match locked {
-            Ok(held) => State::Held(held),
-            Err(Unlocked::Busy) => {
-                let problem = "another process writes there: stop it, or configure another directory";
-                return Err(DirectoryError { path: path.display().to_string(), problem: problem.to_owned() });
-            }
-            Err(Unlocked::Failed(e)) => {
-                tracing::warn!(
-                    path = %path.display(),
-                    error = %e,
-                    "the output directory can't be locked; let no other process write there"
-                );
-                State::None
-            }
-        };
+        let directory = unless_busy(path, Held::lock(handle, path.to_owned(), is_shared))?;
+        let file = unless_busy(path, Held::in_file(path, is_shared))?;
+        match (&directory, &file) {
+            (_, Ok(_)) => {}
+            (Ok(_), Err(e)) => tracing::warn!(
+                path = %path.join(LOCK).display(),
+                error = %e,
+                "this file can't be locked, so a process on another host that writes the same output directory may not be noticed"
+            ),
+            (Err(e), Err(_)) => tracing::warn!(
+                path = %path.display(),
+                error = %e,
+                "the output directory can't be locked; let no other process write there"
+            ),
+        }
+        let held: Vec<Held> = [directory, file].into_iter().flatten().collect();
+        let state = if held.is_empty() { State::None } else { State::Held(held) };
         let lock = Self { owner, state };
         lock.claim(path)?;
         Ok(lock)
@@ -147,8 +146,12 @@ impl Lock {
     pub(super) fn keep(&mut self, path: &Path) -> Result<(), DirectoryError> {
         match &self.state {
             State::None => return self.claim(path),
-            State::Held(held) => {
-                if held.is_in_place().map_err(|e| error(path, "can't be read", &e))? {
+            State::Held(all) => {
+                let mut is_in_place = true;
+                for held in all {
+                    is_in_place &= held.is_in_place().map_err(|e| error(path, "can't be read", &e))?;
+                }
+                if is_in_place {
                     return self.claim(path);
                 }
             }
@@ -160,9 +163,10 @@ impl Lock {
         Ok(())
     }
 
-    /// Makes sure that the directory belongs to no other cluster's Lease, now that the UID of the Lease's namespace is known.
-    pub(super) fn identify(&mut self, path: &Path, uid: String) -> Result<(), DirectoryError> {
-        if let Some(owner) = &mut self.owner {
+    /// Makes sure that the directory belongs to no other cluster's Lease, now that the cluster has
+    /// been asked for the UID of the Lease's namespace. Without a `uid` only the name of the Lease is compared.
+    pub(super) fn identify(&mut self, path: &Path, uid: Option<String>) -> Result<(), DirectoryError> {
+        if let (Some(owner), Some(uid)) = (&mut self.owner, uid) {
             owner.cluster = Some(uid);
         }
         self.keep(path)
@@ -170,6 +174,18 @@ impl Lock {
 
     fn claim(&self, path: &Path) -> Result<(), DirectoryError> {
         self.owner.as_ref().map_or(Ok(()), |owner| lease::claim(path, owner))
+    }
+}
+
+/// What was locked, or why it can't be. It is an error if another process has locked it.
+fn unless_busy(path: &Path, locked: Result<Held, Unlocked>) -> Result<io::Result<Held>, DirectoryError> {
+    match locked {
+        Ok(held) => Ok(Ok(held)),
+        Err(Unlocked::Failed(e)) => Ok(Err(e)),
+        Err(Unlocked::Busy) => {
+            let problem = "another process writes there: stop it, or configure another directory";
+            Err(DirectoryError { path: path.display().to_string(), problem: problem.to_owned() })
+        }
     }
 }
 
@@ -182,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_locked_where_a_directory_can_not_be() {
+    fn the_file_is_locked_for_one_process_or_for_several() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let held = in_file(path, false).ok().unwrap();
@@ -199,7 +215,7 @@ mod tests {
     fn a_lock_file_that_was_removed_is_noticed_before_the_next_write() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
-        let mut lock = Lock { owner: None, state: State::Held(in_file(path, false).ok().unwrap()) };
+        let mut lock = Lock { owner: None, state: State::Held(vec![in_file(path, false).ok().unwrap()]) };
         lock.keep(path).unwrap();
         fs::remove_file(path.join(LOCK)).unwrap();
         // By another process, which found nothing locked.
@@ -209,6 +225,45 @@ mod tests {
         lock.keep(path).unwrap();
     }
 
+    /// A network file system may show the lock of a directory to processes of the same host only.
+    #[test]
+    fn two_processes_that_do_not_see_each_others_lock_of_the_directory_see_that_of_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let owner = || Some(Owner { lease: "a/b".to_owned(), cluster: None });
+        let other_host = in_file(path, false).ok().unwrap();
+        for owner in [None, owner()] {
+            let error = Lock::take(path, owner).unwrap_err().to_string();
+            assert!(error.contains("another process writes there"), "{error}");
+        }
+        drop(other_host);
+        let ours = Lock::take(path, None).unwrap();
+        for is_shared in [true, false] {
+            assert!(matches!(in_file(path, is_shared), Err(Unlocked::Busy)));
+        }
+        drop(ours);
+        let _ours = Lock::take(path, owner()).unwrap();
+        assert!(in_file(path, true).is_ok() && matches!(in_file(path, false), Err(Unlocked::Busy)));
+    }
+
+    #[test]
+    fn a_directory_whose_file_can_not_be_locked_is_locked_itself_and_the_log_says_what_is_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        fs::create_dir(path.join(LOCK)).unwrap();
+        let (logged, _guard) = crate::telemetry::logged::Logged::start();
+        let mut lock = Lock::take(path, None).unwrap();
+        let lines = logged.lines();
+        assert!(
+            lines.len() == 1 && lines[0].starts_with("WARN") && lines[0].contains("another host"),
+            "{lines:?}"
+        );
+        assert!(Lock::take(path, None).is_err());
+        logged.lines();
+        lock.keep(path).unwrap();
+        assert_eq!(logged.lines(), Vec::<String>::new());
+    }
+
     #[test]
     fn what_is_no_lock_file_is_neither_followed_nor_waited_for() {
         let directory = tempfile::tempdir().unwrap();
@@ -216,5 +271,8 @@ mod tests {
         std::os::unix::fs::symlink(&target, path.join(LOCK)).unwrap();
         assert!(matches!(in_file(path, false), Err(Unlocked::Failed(_))));
         assert!(!target.exists());
+        fs::remove_file(path.join(LOCK)).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path.join(LOCK), rustix::fs::Mode::RWXU).unwrap();
+        assert!(matches!(in_file(path, false), Err(Unlocked::Failed(_))));
     }
 }

@@ -108,15 +108,16 @@ impl Directory {
 
     /// Locks the directory for the replicas of the Lease `name` in `namespace` of `cluster`. See [`Self::lock`].
     pub fn lock_for(&mut self, cluster: &Cluster, namespace: &str, name: &str) -> Result<(), DirectoryError> {
-        self.home = Some(Arc::new(Home { cluster: cluster.clone(), namespace: namespace.to_owned() }));
+        self.home = Some(Arc::new(Home::new(cluster.clone(), namespace.to_owned())));
         self.lock(Some(format!("{namespace}/{name}")))
     }
 
     /// Asks the cluster of the Lease which one it is, and makes sure that the directory belongs to no other cluster. Nothing
-    /// may be written before. Without a Lease there is nothing to ask.
+    /// may be written before. Without a Lease there is nothing to ask. Where asking is forbidden, only the name of the Lease
+    /// counts, and the log says so.
     pub async fn identify(&self) -> Result<(), String> {
         let Some(home) = &self.home else { return Ok(()) };
-        let uid = home.id().await?;
+        let uid = home.id(&self.path).await?;
         self.held().identify(&self.path, uid).map_err(|error| error.to_string())
     }
 
@@ -208,7 +209,7 @@ impl Directory {
                 (Found::Ours(text), Some(stamp)) => Known::new(stamp, memory.hash(text)).seen_again(before),
                 (Found::Cut | Found::Foreign | Found::Junk(_), Some(stamp)) => Known::foreign(stamp),
             };
-            if before.is_none_or(|before| before.text != now.text) {
+            if now.text.is_none() || before.is_none_or(|before| before.text != now.text) {
                 memory.long_lists.remove(name);
             }
             memory.files.insert(name.into(), now.seen_by(look));

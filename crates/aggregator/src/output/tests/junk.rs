@@ -124,6 +124,32 @@ async fn junk_in_the_place_of_one_file_is_an_error_that_names_it_and_delays_no_o
     }
 }
 
+/// A version before this one may have followed the link, so the gateway may be closed by what it leads to.
+#[test]
+fn junk_in_the_place_of_a_wasm_plugin_is_not_taken_for_nothing_blocked() {
+    let to_a_whole_one = |path: &Path| {
+        let target = path.with_extension("moved");
+        put(&Directory::open(path.parent().unwrap()).unwrap(), &objects(&["web"], 0)).unwrap();
+        fs::rename(path, &target).unwrap();
+        symlink(target, path).unwrap();
+    };
+    let why = "it is a symbolic link, not a regular file";
+    for (_, make, why) in junk().into_iter().chain([("f", to_a_whole_one as fn(&Path), why)]) {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join(PLUGIN);
+        make(&path);
+        let directory = Directory::open(temp.path()).unwrap();
+        let error = directory.blocked(&settings().gateway, None).unwrap_err().to_string();
+        let path = path.display();
+        let expected =
+            format!("{path}: can't be read, so what is blocked is not known; repair or remove it: {why}");
+        assert_eq!(error, expected);
+        // What is blocked is known from the persisted Incidents.
+        let persisted = damaged::persisted(&["web"]);
+        assert_eq!(directory.blocked(&settings().gateway, persisted.as_ref()).unwrap(), []);
+    }
+}
+
 #[test]
 fn the_log_names_junk_when_it_comes_and_says_when_it_is_gone() {
     let temp = tempfile::tempdir().unwrap();
@@ -175,6 +201,8 @@ fn what_is_called_like_a_temporary_file_or_a_damaged_one_and_is_not_ours_stays()
     fs::create_dir(path.join(format!(".procscan-{SUMMARY}-{digits}"))).unwrap();
     fs::write(path.join(".procscan-notes"), "mine").unwrap();
     fs::write(path.join(format!("{PLUGIN}.damaged")), "mine").unwrap();
+    // Made before the directory is locked, and locked then.
+    fs::write(path.join(LOCK), "").unwrap();
     let before = listing(&path);
     let crashed = path.join(format!(".procscan-{SUMMARY}-{}", digits.to_uppercase()));
     fs::write(&crashed, "half").unwrap();

@@ -93,7 +93,7 @@ fn a_directory_that_was_made_again_belongs_to_the_lease_again() {
     write(&first, &["web"]).unwrap();
     fs::remove_dir_all(&path).unwrap();
     assert_eq!(write(&first, &["web"]).unwrap().written, 1);
-    assert_eq!(listing(&path), [MARKER, PLUGIN]);
+    assert_eq!(listing(&path), [MARKER, LOCK, PLUGIN]);
     assert!(replica(&path, Some(OTHER)).unwrap_err().contains(OURS));
     assert!(replica(&path, None).unwrap_err().contains("another process writes there"));
 }
@@ -106,7 +106,7 @@ fn the_file_of_the_lease_outlasts_clearing_away_and_a_crash_that_emptied_it() {
     let first = replica(temp.path(), Some(OURS)).unwrap();
     fs::write(temp.path().join(".procscan-lease-0123456789abcdef"), "half").unwrap();
     first.tidy().unwrap();
-    assert_eq!(listing(temp.path()), [MARKER]);
+    assert_eq!(listing(temp.path()), [MARKER, LOCK]);
     assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS}\n"));
     fs::write(&marker, "\u{1b}[31m".repeat(1000)).unwrap();
     let error = first.tidy().unwrap_err().to_string();
@@ -121,6 +121,19 @@ fn cluster(uid: Option<&'static str>) -> Cluster {
         let code = if uid.is_some() { 200 } else { 503 };
         let body = kube::client::Body::from(object.to_string().into_bytes());
         std::future::ready(hyper::Response::builder().status(code).body(body))
+    });
+    Cluster::with_client(kube::Client::new(service, "default"))
+}
+
+/// A cluster that lets nobody read a Namespace.
+fn forbidding() -> Cluster {
+    let service = tower::service_fn(|_: hyper::Request<kube::client::Body>| {
+        let status = json!({
+            "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403,
+            "message": "namespaces is forbidden", "metadata": {},
+        });
+        let body = kube::client::Body::from(status.to_string().into_bytes());
+        std::future::ready(hyper::Response::builder().status(403).body(body))
     });
     Cluster::with_client(kube::Client::new(service, "default"))
 }
@@ -185,6 +198,35 @@ async fn nothing_begins_before_the_cluster_says_which_one_it_is() {
     assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS}\n"));
     begin(&installation(temp.path(), Some("uid-1"))).await.unwrap();
     assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS} uid-1\n"));
+}
+
+/// A Role of an operator may leave that right out.
+#[tokio::test]
+async fn without_the_right_to_ask_which_cluster_it_is_the_directory_is_written_all_the_same() {
+    let temp = tempfile::tempdir().unwrap();
+    let marker = temp.path().join(MARKER);
+    let (logged, _guard) = crate::telemetry::logged::Logged::start();
+    let mut directory = Directory::open(temp.path()).unwrap();
+    directory.lock_for(&forbidding(), "kube-system", "procscan-aggregator").unwrap();
+    begin(&directory).await.unwrap();
+    let lines = logged.lines();
+    assert!(
+        lines.len() == 1
+            && lines[0].starts_with("WARN")
+            && lines[0].contains("get namespaces in namespace kube-system")
+            && lines[0].contains(&temp.path().display().to_string()),
+        "{lines:?}"
+    );
+    assert_eq!(write(&directory, &["web"]).unwrap().written, 1);
+    assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS}\n"));
+    // What a replica with that right has written stays, and the Lease still counts.
+    begin(&installation(temp.path(), Some("uid-1"))).await.unwrap();
+    begin(&directory).await.unwrap();
+    assert_eq!(logged.count("WARN"), 0, "it is said once");
+    assert_eq!(write(&directory, &["web", "x"]).unwrap().written, 1);
+    assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS} uid-1\n"));
+    fs::write(&marker, format!("{OTHER} uid-1\n")).unwrap();
+    assert!(begin(&directory).await.unwrap_err().contains(OTHER));
 }
 
 /// Nothing answers as the cluster: the directory is refused before it is asked.

@@ -118,8 +118,12 @@ fn demo(directory: &Path, args: &[&str]) -> (Process, SocketAddr) {
 
 /// What a demo that ends by itself says.
 fn refused(directory: &Path) -> String {
+    refused_with(directory, &[])
+}
+
+fn refused_with(directory: &Path, args: &[&str]) -> String {
     let port = free_port().to_string();
-    let args = ["demo", "--port", &port, "--dir", "objects"];
+    let args = [&["demo", "--port", &port, "--dir", "objects"], args].concat();
     let log = tempfile::tempfile().unwrap();
     let mut command = Command::new(PROGRAM);
     command.args(args).current_dir(directory).stdout(Stdio::null()).stderr(log.try_clone().unwrap());
@@ -200,6 +204,46 @@ fn what_no_demo_has_made_is_not_removed() {
     assert!(error.starts_with("error: --dir: objects is not empty, "), "{error}");
     assert_eq!(listing(&objects).len(), 1);
     assert!(!state.exists());
+}
+
+/// A service that goes on in the directories of a demo, or puts its objects there and keeps its state elsewhere.
+#[test]
+fn what_a_service_has_used_since_is_not_removed() {
+    for state in ["objects-state", "elsewhere"] {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = temp.path();
+        play(directory);
+        let mark = directory.join("objects-state/made-by-demo");
+        assert!(mark.is_file());
+        let port = free_port();
+        let config = format!(
+            "aggregator: {{address: 127.0.0.1, port: {port}}}\n\
+             discovery: {{mode: static, targets: ['127.0.0.1:1']}}\n\
+             output: {{mode: directory, directory: ./objects/}}\nstate: {{mode: file, directory: {state}}}\n"
+        );
+        std::fs::write(directory.join("config.yaml"), config).unwrap();
+        let service = Process::start(PROGRAM, &["run", "--config", "config.yaml"], directory);
+        wait_for("the API", LIMIT, || try_get(([127, 0, 0, 1], port).into(), "/health"));
+        wait_for("the end of the mark", LIMIT, || (!mark.exists()).then_some(()));
+        assert_eq!(service.terminate(Duration::from_secs(5)).code(), Some(0));
+        let error = refused(directory);
+        assert!(error.starts_with("error: --dir: objects is not empty, "), "{error}");
+        assert_eq!(blocked_services(&directory.join("objects")).len(), 2, "{state}");
+    }
+}
+
+#[test]
+fn the_directory_of_a_lease_is_not_a_demos() {
+    let temp = tempfile::tempdir().unwrap();
+    play(temp.path());
+    let marker = temp.path().join("objects/.procscan.lease");
+    std::fs::write(&marker, "kube-system/procscan-aggregator\n").unwrap();
+    for args in [&[][..], &["--keep"]] {
+        let error = refused_with(temp.path(), args);
+        let expected = "error: --dir: objects belongs to a Lease, as objects/.procscan.lease shows: give another directory, ";
+        assert!(error.starts_with(expected), "{error}");
+        assert_eq!(blocked_services(&temp.path().join("objects")).len(), 2);
+    }
 }
 
 #[test]

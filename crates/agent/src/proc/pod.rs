@@ -6,15 +6,15 @@ use super::{
     Finding, Limits, Omitted, Scanner, Seen,
     names::Owner,
     process::{Process, started},
-    turns::behind,
+    turns::Round,
 };
 use crate::record;
 
-/// Where a scan stopped in a Pod that has more than its share.
+/// What a scan leaves of a Pod to the next one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Turn {
-    /// The last process that had its turn.
-    last: u32,
+    /// Where it stopped, if the Pod has more than its share.
+    round: Round,
     /// What was found so far. As long as these processes run, they are listed. If a record came and went with the turn of
     /// its process, the aggregator would take the process for gone.
     findings: Vec<Finding>,
@@ -29,7 +29,7 @@ pub(super) struct PodScan<'a> {
     /// Bytes that may be read.
     share: u64,
     seen: &'a mut Seen,
-    /// Processes that this scan has judged by their whole command lines, or for which a rule matched.
+    /// Processes that this scan has judged by their whole command lines, for which a rule matched, or that have ended.
     settled: HashSet<u32>,
     omitted: Omitted,
 }
@@ -46,19 +46,19 @@ impl<'a> PodScan<'a> {
     }
 
     /// Goes on from where the last scan stopped. Returns how many bytes were read, which may be a little more than the
-    /// share, and where this scan stopped if it did not reach the end.
+    /// share, and what the next scan goes on from, if anything.
     ///
     /// If half of the share is enough for the beginnings of all command lines, they are read first. So a short command
     /// line is judged in each scan, however many long ones there are.
     pub(super) fn run(mut self, before: Turn) -> (u64, Option<Turn>) {
         let head = self.scanner.limits.head;
         let of_heads = head.saturating_mul(self.pids.len() as u64);
-        let mut last = before.last;
+        let mut round = before.round;
         let used = if of_heads > self.share / 2 {
-            self.read_in_turn(self.pids, self.share, false, &mut last)
+            self.read_in_turn(self.pids, self.share, false, &mut round)
         } else {
             let long = self.read_heads();
-            of_heads + self.read_in_turn(&long, self.share - of_heads, true, &mut last)
+            of_heads + self.read_in_turn(&long, self.share - of_heads, true, &mut round)
         };
         for finding in before.findings {
             let is_here = self.pids.binary_search(&finding.pid).is_ok();
@@ -68,9 +68,10 @@ impl<'a> PodScan<'a> {
             }
         }
         self.seen.left_out.add(self.owner.tenant(), self.omitted);
-        let is_partial = self.omitted != Omitted::default();
-        let next = is_partial.then(|| Turn { last, findings: self.seen.listing.of(self.owner) });
-        (used, next)
+        let findings = self.seen.listing.of(self.owner);
+        // The next scan may be the first one that does not reach the end.
+        let is_needed = self.omitted != Omitted::default() || !findings.is_empty();
+        (used, is_needed.then_some(Turn { round, findings }))
     }
 
     /// Judges the processes for which the beginning of the command line is enough. Returns the others.
@@ -86,13 +87,13 @@ impl<'a> PodScan<'a> {
         long
     }
 
-    /// Judges processes by their whole command lines, from the one behind `last` on, until `share` is used up. If the
-    /// beginnings were read before (`heads_are_read`), the others are judged by those. `last` becomes the last one that had its turn.
-    fn read_in_turn(&mut self, pids: &[u32], share: u64, heads_are_read: bool, last: &mut u32) -> u64 {
+    /// Judges processes by their whole command lines, each in its turn, until `share` is used up. If the beginnings were read
+    /// before (`heads_are_read`), the others are judged by those. `round` goes on to the last one that had its turn.
+    fn read_in_turn(&mut self, pids: &[u32], share: u64, heads_are_read: bool, round: &mut Round) -> u64 {
         let Limits { head, cmdline, .. } = self.scanner.limits;
         let most = cmdline.max(head);
         let mut used = 0;
-        for (index, pid) in behind(pids, *last).enumerate() {
+        for (index, (pid, now)) in round.go_on(pids).enumerate() {
             let left = share.saturating_sub(used);
             if left < head && !heads_are_read && index > 0 {
                 self.omitted.processes = pids.len() - index;
@@ -114,14 +115,19 @@ impl<'a> PodScan<'a> {
                 self.omitted.command_lines += 1;
             }
             if has_had_turn {
-                *last = pid;
+                *round = now;
             }
         }
         used
     }
 
     fn read(&mut self, pid: u32, limit: u64) -> Option<Process> {
-        Process::read(&self.scanner.directory(pid), limit, &mut self.seen.unseen)
+        let read = Process::read(&self.scanner.directory(pid), limit, &mut self.seen.unseen);
+        if read.is_none() {
+            // It has ended, though its number may stay until its parent asks for the result.
+            self.settled.insert(pid);
+        }
+        read
     }
 
     fn started(&self, pid: u32) -> u64 {

@@ -30,10 +30,28 @@ impl Default for Limits {
 /// For each namespace its Pods, with their process IDs in ascending order.
 pub(super) type Tenants = HashMap<String, HashMap<Owner, Vec<u32>>>;
 
-/// `ids` from the first one behind `last` on, and then those before it.
-pub(super) fn behind(ids: &[u32], last: u32) -> impl Iterator<Item = u32> {
-    let (before, after) = ids.split_at(ids.partition_point(|id| *id <= last));
-    after.iter().chain(before).copied()
+/// Where the processes of a Pod have got to in their round. New ones wait for the next round: if there are more of them
+/// with each scan than a scan looks at, a round would never come back to the old ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Round {
+    /// The last process that had its turn.
+    last: u32,
+    /// The last process of this round.
+    until: u32,
+}
+
+impl Round {
+    /// `ids`, which are in ascending order, in the order of their turns: the rest of this round, and then the next one, which
+    /// begins with the lowest. Each with where the round is after it.
+    pub(super) fn go_on(self, ids: &[u32]) -> impl Iterator<Item = (u32, Self)> {
+        let behind = |id: u32| ids.partition_point(move |other| *other <= id);
+        let (last, until) = (behind(self.last), behind(self.until));
+        let (before, rest) = ids.split_at(last);
+        let (rest, new) = rest.split_at(until.saturating_sub(last));
+        let next = ids.last().copied().unwrap_or_default();
+        let at = |until: u32| move |id: &u32| (*id, Self { last: *id, until });
+        rest.iter().map(at(self.until)).chain(before.iter().chain(new).map(at(next)))
+    }
 }
 
 /// Calls `read` for each Pod, with how many bytes it may read. It returns how many it has read: fewer, or a few more.

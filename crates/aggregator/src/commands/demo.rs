@@ -11,6 +11,7 @@ use procscan_agent::server::{self, Options};
 use procscan_agent::simulate::{Fleet, FleetOptions};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::earlier::unmark;
 use super::agent::{faults, from_agent, host, rules};
 use super::run::until_stopped;
 use super::{CommandError, Stop, printed};
@@ -106,10 +107,7 @@ fn config(args: &args::Demo) -> Config {
     config.discovery.mode = DiscoveryMode::Static;
     config.output.mode = OutputMode::Directory;
     config.output.directory = Some(args.dir.clone());
-    // Beside the objects: an operator who removes those to begin anew finds it too.
-    let mut state = args.dir.clone().into_os_string();
-    state.push("-state");
-    config.state.directory = Some(state.into());
+    config.state.directory = Some(earlier::state_of(&args.dir));
     config
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{CommandError, Stop};
+use super::{CommandError, Stop, demo};
 use crate::config::Config;
 use crate::run::Service;
 use crate::telemetry;
@@ -14,6 +14,8 @@ pub(super) async fn run(config: &Path, mut stop: Stop) -> Result<(), CommandErro
         tracing::warn!("{warning}");
     }
     let service = Service::start(&config).await?;
+    // Not before: a demo may be running there, and then the service does not start.
+    demo::unmark(&config);
     until_stopped(service, stop.wait_as_a_service()).await
 }
 

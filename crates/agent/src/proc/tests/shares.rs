@@ -1,6 +1,7 @@
 //! What one tenant can take from others: room in the list, and what a scan reads.
 
 use super::*;
+use crate::proc::turns::Round;
 use crate::record::encode;
 
 /// A Pod's UID that ends in `number`.
@@ -120,6 +121,81 @@ fn each_process_has_its_turn() {
         node.end(PID + processes);
         assert!(!is_listed(&scanner.scan().unwrap()), "{processes} of {padding}");
     }
+}
+
+/// A Pod that ends and starts more processes with each scan than a scan looks at.
+#[test]
+fn new_processes_do_not_keep_old_ones_from_their_turn() {
+    const STANDING: u32 = 50;
+    const NEW: u32 = 15;
+    for padding in [0, 3 << 10] {
+        let node = Node::new();
+        // Ten processes a scan, or two of the long ones.
+        let scan = if padding == 0 { 1 << 10 } else { 20 << 10 };
+        let mut scanner = scanner(&node, Limits { scan, cmdline: 6 << 10, head: 100 });
+        node.pod("ns-a", "web", &uid(1));
+        let start = |n: u32| node.process(PID + n, &vec![b'x'; padding + 10], &in_pod(&uid(1)));
+        let mut flood: std::collections::VecDeque<u32> = (1..=STANDING).collect();
+        flood.iter().for_each(|n| start(*n));
+        let partial = scanner.scan().unwrap();
+        assert!(partial.findings.is_empty() && !partial.left_out.is_empty(), "{padding}");
+        // An old process becomes a miner after its turn.
+        node.process(PID, &if padding == 0 { MINER.to_vec() } else { padded(padding) }, &in_pod(&uid(1)));
+        let mut next = STANDING;
+        let found_in = (0..60).find(|_| {
+            for _ in 0..NEW {
+                flood.pop_front().into_iter().for_each(|n| node.end(PID + n));
+                next += 1;
+                start(next);
+                flood.push_back(next);
+            }
+            scanner.scan().unwrap().findings.len() == 1
+        });
+        assert!(found_in.is_some(), "{padding}: never in 60 scans");
+    }
+}
+
+#[test]
+fn what_was_listed_before_a_flood_stays_listed_while_it_runs() {
+    let node = Node::new();
+    let mut scanner = scanner(&node, Limits { scan: 1 << 10, cmdline: 6 << 10, head: 100 });
+    node.pod("ns-a", "web", &uid(1));
+    node.process(PID + 900, MINER, &in_pod(&uid(1)));
+    let seen = scanner.scan().unwrap();
+    assert!(seen.findings.len() == 1 && seen.left_out.is_empty());
+    (0..900).for_each(|n| node.process(PID + n, b"x", &in_pod(&uid(1))));
+    for scan in 0..3 {
+        let seen = scanner.scan().unwrap();
+        assert!(seen.findings.len() == 1 && !seen.left_out.is_empty(), "scan {scan}");
+    }
+    node.end(PID + 900);
+    assert_eq!(found(&mut scanner), []);
+}
+
+#[test]
+fn a_listed_process_that_has_ended_is_gone_though_its_parent_has_not_asked_how() {
+    let node = Node::new();
+    node.pod("ns-a", "web", &uid(1));
+    node.process(PID, MINER, &in_pod(&uid(1)));
+    let mut scanner = scanner(&node, Limits::default());
+    assert_eq!(found(&mut scanner).len(), 1);
+    node.file(PID, "cmdline", "");
+    assert_eq!(found(&mut scanner), []);
+}
+
+#[test]
+fn a_round_ends_with_the_processes_that_were_there_when_it_began() {
+    let order = |round: Round, ids: &[u32]| round.go_on(ids).map(|(id, _)| id).collect::<Vec<_>>();
+    let after = |round: Round, ids: &[u32], turns: usize| round.go_on(ids).nth(turns - 1).unwrap().1;
+    let round = after(Round::default(), &[3, 5, 7, 9], 2);
+    assert_eq!(order(round, &[3, 5, 7, 9]), [7, 9, 3, 5]);
+    // New ones come after the lowest of the next round.
+    assert_eq!(order(round, &[3, 5, 7, 9, 11, 13]), [7, 9, 3, 5, 11, 13]);
+    let next = after(round, &[3, 5, 7, 9, 11, 13], 3);
+    assert_eq!(order(next, &[2, 3, 5, 9, 11, 13, 15]), [5, 9, 11, 13, 2, 3, 15]);
+    // All that were left have ended.
+    assert_eq!(order(round, &[3, 20]), [3, 20]);
+    assert!(order(round, &[]).is_empty());
 }
 
 /// What exempts a process may be at the end of its command line.

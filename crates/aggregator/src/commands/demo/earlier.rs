@@ -1,16 +1,16 @@
 //! What an earlier demo has left: a demo removes it, and begins anew.
 //!
 //! A demo knows the state of another one by a mark beside it. Where the mark is missing, the objects or the state may be those of a
-//! service, and nothing is removed.
+//! service, and nothing is removed. A service that uses what a demo has made removes the mark.
 
 use std::fs::DirBuilder;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::config::Config;
+use crate::config::{Config, OutputMode, StateMode};
 use crate::output::Directory;
 use crate::state::sqlite::{self, FILES};
 
@@ -18,12 +18,56 @@ use crate::state::sqlite::{self, FILES};
 const MARK: &str = "made-by-demo";
 const MARKED: &str = "A procscan-aggregator demo keeps its state here. The next demo removes it, unless it has the option --keep.\n";
 
+/// Where a demo with its objects in the directory `objects` keeps its state: beside them, so that an operator who removes those to
+/// begin anew finds it too.
+pub(super) fn state_of(objects: &Path) -> PathBuf {
+    // Without a slash at the end, behind which it would be in the directory.
+    let mut state = objects.components().collect::<PathBuf>().into_os_string();
+    state.push("-state");
+    state.into()
+}
+
+/// Removes the marks of demos from what a service with `config` uses, so that no later demo removes its objects or its state. For a
+/// service that has locked them.
+pub(in crate::commands) fn unmark(config: &Config) {
+    let of_objects =
+        (config.output.mode == OutputMode::Directory).then(|| state_of(config.output.directory()));
+    let of_state = (config.state_mode() == StateMode::File).then(|| config.state.directory().to_owned());
+    for mark in [of_objects, of_state].into_iter().flatten().map(|state| state.join(MARK)) {
+        let removed = is_file(&mark).and_then(|is_marked| match is_marked {
+            true => std::fs::remove_file(&mark).map(|()| true),
+            false => Ok(false),
+        });
+        match removed {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(
+                mark = %mark.display(),
+                "the mark of a demo is removed: no demo removes these objects and this state any more"
+            ),
+            Err(error) => tracing::warn!(
+                mark = %mark.display(),
+                %error,
+                "the mark of a demo can't be removed: the next demo with this directory removes what this service leaves there"
+            ),
+        }
+    }
+}
+
 /// Makes `config` ready for a demo: removes the objects and the state of an earlier one, unless it is to `keep` them.
 ///
 /// Fails if a process uses them, or if no demo has made them. Other files are never removed.
 pub(super) fn begin(config: &Config, keep: bool) -> anyhow::Result<()> {
     let (objects, state) = (config.output.directory(), config.state.directory());
-    let has_objects = Directory::at(objects).has_objects().context("--dir")?;
+    let directory = Directory::at(objects);
+    if let Some(marker) = directory.lease_marker().context("--dir")? {
+        anyhow::bail!(
+            "--dir: {} belongs to a Lease, as {} shows: give another directory, or remove this file if no service uses the \
+             directory any more",
+            objects.display(),
+            marker.display()
+        );
+    }
+    let has_objects = directory.has_objects().context("--dir")?;
     let database = state.join(FILES[0]);
     let has_state = database.try_exists().with_context(|| database.display().to_string())?;
     let mark = state.join(MARK);
@@ -36,12 +80,7 @@ pub(super) fn begin(config: &Config, keep: bool) -> anyhow::Result<()> {
     if keep {
         return Ok(());
     }
-    let is_marked = match std::fs::symlink_metadata(&mark) {
-        Ok(found) => found.is_file(),
-        Err(error) if error.kind() == ErrorKind::NotFound => false,
-        Err(error) => return Err(error).with_context(|| mark.display().to_string()),
-    };
-    if !is_marked {
+    if !is_file(&mark).with_context(|| mark.display().to_string())? {
         let what = if has_objects { objects } else { state };
         anyhow::bail!(
             "--dir: {} is not empty, and {} does not show that a demo has made it: give another directory, move it away, \
@@ -71,6 +110,14 @@ fn remove(config: &Config) -> anyhow::Result<usize> {
     }
     sqlite::remove(state)?;
     Ok(removed)
+}
+
+fn is_file(mark: &Path) -> io::Result<bool> {
+    match std::fs::symlink_metadata(mark) {
+        Ok(found) => Ok(found.is_file()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn is_there(path: &Path) -> anyhow::Result<bool> {

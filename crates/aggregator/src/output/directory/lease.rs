@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{DirectoryError, error, temporary};
 use crate::plain_file;
@@ -72,6 +72,16 @@ pub(super) fn claim(path: &Path, owner: &Owner) -> Result<(), DirectoryError> {
             write(path, &marker, owner).map_err(|e| error(&marker, "can't be written", &e))
         }
         _ => Ok(()),
+    }
+}
+
+/// The file by which the directory at `path` belongs to a Lease, whatever it says; `None` if there is none.
+pub(super) fn marker(path: &Path) -> Result<Option<PathBuf>, DirectoryError> {
+    let marker = path.join(MARKER);
+    match fs::symlink_metadata(&marker) {
+        Ok(_) => Ok(Some(marker)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(error(&marker, "can't be read", &e)),
     }
 }
 

@@ -121,6 +121,11 @@ impl Directory {
         self.held().identify(&self.path, uid).map_err(|error| error.to_string())
     }
 
+    /// The file by which the directory belongs to a Lease; `None` if there is none.
+    pub fn lease_marker(&self) -> Result<Option<PathBuf>, DirectoryError> {
+        lease::marker(&self.path)
+    }
+
     fn held(&self) -> MutexGuard<'_, Lock> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }

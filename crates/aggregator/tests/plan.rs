@@ -5,13 +5,31 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
-use common::service::{LIMIT, closed, runtime, scene, start};
+use common::service::{self, LIMIT, closed, runtime, start};
 use common::{PROGRAM, Process, get_json, listing, objects, wait_for};
 use procscan_agent::simulate::Fleet;
+
+/// A scene in which nothing clears and no answer is late, however slow the machine is.
+fn scene(directory: &Path) -> (Fleet, SocketAddr) {
+    let scene = service::scene(directory);
+    let config = directory.join("config.yaml");
+    let mut text = fs::read_to_string(&config).unwrap();
+    for (usual, patient) in [
+        ("scan_interval: 1s}", "scan_interval: 10s}"),
+        ("timeout: 1s, connect_timeout: 1s", "timeout: 10s, connect_timeout: 10s"),
+        ("clear_after: 3s", "clear_after: 1h"),
+    ] {
+        assert!(text.contains(usual), "{usual} in {text}");
+        text = text.replacen(usual, patient, 1);
+    }
+    fs::write(config, text).unwrap();
+    scene
+}
 
 /// Everything below a directory: when it was changed, and what is in a file.
 type Tree = BTreeMap<PathBuf, (SystemTime, Option<Vec<u8>>)>;

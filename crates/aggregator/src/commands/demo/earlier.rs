@@ -34,9 +34,11 @@ pub(in crate::commands) fn unmark(config: &Config) {
         (config.output.mode == OutputMode::Directory).then(|| state_of(config.output.directory()));
     let of_state = (config.state_mode() == StateMode::File).then(|| config.state.directory().to_owned());
     for mark in [of_objects, of_state].into_iter().flatten().map(|state| state.join(MARK)) {
-        let removed = is_file(&mark).and_then(|is_marked| match is_marked {
-            true => std::fs::remove_file(&mark).map(|()| true),
-            false => Ok(false),
+        let removed = is_file(&mark).and_then(|is_marked| {
+            if is_marked {
+                std::fs::remove_file(&mark)?;
+            }
+            Ok(is_marked)
         });
         match removed {
             Ok(false) => {}

@@ -192,7 +192,7 @@ impl LeftOut {
     }
 
     /// Adds what was left out elsewhere.
-    pub fn add(&mut self, other: LeftOut) {
+    pub fn add(&mut self, other: &LeftOut) {
         if other.is_full {
             self.note_all();
         }

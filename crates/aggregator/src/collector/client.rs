@@ -220,7 +220,7 @@ impl Client {
 fn judge(body: Body, head: Head) -> Exchange {
     let Body { mut answer, trouble, share } = body;
     answer.date = head.date;
-    answer.left_out.add(head.left_out);
+    answer.left_out.add(&head.left_out);
     match trouble {
         Some(failure) if answer.records.is_empty() && answer.rejected.total() == 0 => {
             Exchange::bare(Outcome::Failed(failure), None)

@@ -136,7 +136,9 @@ fn new_processes_do_not_keep_old_ones_from_their_turn() {
         node.pod("ns-a", "web", &uid(1));
         let start = |n: u32| node.process(PID + n, &vec![b'x'; padding + 10], &in_pod(&uid(1)));
         let mut flood: std::collections::VecDeque<u32> = (1..=STANDING).collect();
-        flood.iter().for_each(|n| start(*n));
+        for n in &flood {
+            start(*n);
+        }
         let partial = scanner.scan().unwrap();
         assert!(partial.findings.is_empty() && !partial.left_out.is_empty(), "{padding}");
         // An old process becomes a miner after its turn.

@@ -135,15 +135,25 @@ impl Node {
         worth: impl Fn(&Key, &Evidence) -> Worth,
         room: &mut Room,
     ) {
+        // Counted in one pass: a node can list as many Pods as records.
+        let mut known: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for (key, _) in self.evidence.iter() {
+            *known.entry((&key.namespace, &key.pod)).or_default() += 1;
+        }
         let is_of_one_pod =
             |a: &New<'_>, b: &New<'_>| (a.key.namespace, a.key.pod) == (b.key.namespace, b.key.pod);
-        for of_pod in new.chunk_by(is_of_one_pod) {
+        let crowded = new.chunk_by(is_of_one_pod).filter(|of_pod| {
+            let pod = of_pod.first().map(|new| (new.key.namespace, new.key.pod));
+            of_pod.len() + pod.and_then(|pod| known.get(&pod)).copied().unwrap_or(0) > max
+        });
+        let crowded: Vec<&[New<'_>]> = crowded.collect();
+        for of_pod in crowded {
             let Some(New { key: KeyRef { namespace, pod, .. }, .. }) = of_pod.first() else { continue };
             let is_of_pod = |key: &Key| *key.namespace == **namespace && *key.pod == **pod;
-            if of_pod.len() + self.evidence.iter().filter(|(key, _)| is_of_pod(key)).count() > max {
-                let candidates = self.candidates(is_of_pod, of_pod, &worth);
-                self.refuse(candidates.into_iter().skip(max), room);
-            }
+            let known = self.evidence.iter().filter(|(key, _)| is_of_pod(key));
+            let known = known.map(|(key, evidence)| Candidate::known(key, evidence, &worth));
+            let candidates = known.chain(of_pod.iter().map(Candidate::new)).collect();
+            self.refuse(in_order(candidates).skip(max), room);
         }
     }
 
@@ -155,23 +165,17 @@ impl Node {
         worth: impl Fn(&Key, &Evidence) -> Worth,
         room: &mut Room,
     ) {
-        let mut wanted: BTreeMap<Text, usize> = BTreeMap::new();
-        for (key, _) in self.evidence.iter() {
-            *wanted.entry(key.namespace.clone()).or_default() += 1;
+        let mut by_namespace: BTreeMap<Text, Vec<Candidate>> = BTreeMap::new();
+        let known = self.evidence.iter().map(|(key, evidence)| Candidate::known(key, evidence, &worth));
+        for candidate in known.chain(new.iter().map(Candidate::new)) {
+            by_namespace.entry(candidate.key.namespace.clone()).or_default().push(candidate);
         }
-        for New { key, .. } in new {
-            match wanted.get_mut(key.namespace) {
-                Some(wanted) => *wanted += 1,
-                None => drop(wanted.insert(key.namespace.into(), 1)),
-            }
-        }
-        let mut wants: Vec<usize> = wanted.values().copied().collect();
+        let mut wants: Vec<usize> = by_namespace.values().map(Vec::len).collect();
         let (share, mut left) = fair_share(&mut wants, max);
-        for (namespace, _) in wanted.into_iter().filter(|(_, wanted)| *wanted > share) {
+        for candidates in by_namespace.into_values().filter(|candidates| candidates.len() > share) {
             let is_one_more = left > 0;
             left -= usize::from(is_one_more);
-            let candidates = self.candidates(|key| key.namespace == namespace, new, &worth);
-            self.refuse(candidates.into_iter().skip(share + usize::from(is_one_more)), room);
+            self.refuse(in_order(candidates).skip(share + usize::from(is_one_more)), room);
         }
     }
 
@@ -184,48 +188,40 @@ impl Node {
             room.refused.insert(key);
         }
     }
+}
 
-    /// The violations with certain keys, in the order in which they are to have room.
-    fn candidates(
-        &self,
-        is_wanted: impl Fn(&Key) -> bool,
-        new: &[New<'_>],
-        worth: impl Fn(&Key, &Evidence) -> Worth,
-    ) -> Vec<Candidate> {
-        let known = self.evidence.iter().filter(|(key, _)| is_wanted(key));
-        let known = known.map(|(key, evidence)| Candidate {
-            key: key.clone(),
-            worth: worth(key, evidence),
-            first_seen: Some(evidence.first_seen()),
-            rank: 0,
-        });
-        let new = new.iter().map(|New { key, worth }| Candidate {
-            key: Key::new(key.namespace, key.pod, key.process),
-            worth: *worth,
-            first_seen: None,
-            rank: 0,
-        });
-        let new = new.filter(|new| is_wanted(&new.key));
-        let mut candidates: Vec<Candidate> = known.chain(new).collect();
-        let seen = |candidate: &Candidate| (candidate.first_seen.is_none(), candidate.first_seen);
-        candidates.sort_by(|a, b| {
-            let by_pod = (&a.key.pod, a.worth).cmp(&(&b.key.pod, b.worth));
-            by_pod.then(seen(a).cmp(&seen(b))).then_with(|| a.key.cmp(&b.key))
-        });
-        let (mut pod, mut rank) = (None, 0);
-        for candidate in &mut candidates {
-            if pod.as_ref() != Some(&candidate.key.pod) {
-                (pod, rank) = (Some(candidate.key.pod.clone()), 0);
-            }
-            candidate.rank = rank;
-            rank += 1;
-        }
-        candidates.sort_by(|a, b| {
-            let by_rank = (a.worth, a.rank).cmp(&(b.worth, b.rank));
-            by_rank.then(seen(a).cmp(&seen(b))).then_with(|| a.key.cmp(&b.key))
-        });
-        candidates
+impl Candidate {
+    fn known(key: &Key, evidence: &Evidence, worth: impl Fn(&Key, &Evidence) -> Worth) -> Self {
+        let first_seen = Some(evidence.first_seen());
+        Self { key: key.clone(), worth: worth(key, evidence), first_seen, rank: 0 }
     }
+
+    fn new(New { key, worth }: &New<'_>) -> Self {
+        let key = Key::new(key.namespace, key.pod, key.process);
+        Self { key, worth: *worth, first_seen: None, rank: 0 }
+    }
+}
+
+/// The violations of one namespace, in the order in which they are to have room.
+fn in_order(mut candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
+    let seen = |candidate: &Candidate| (candidate.first_seen.is_none(), candidate.first_seen);
+    candidates.sort_by(|a, b| {
+        let by_pod = (&a.key.pod, a.worth).cmp(&(&b.key.pod, b.worth));
+        by_pod.then(seen(a).cmp(&seen(b))).then_with(|| a.key.cmp(&b.key))
+    });
+    let (mut pod, mut rank) = (None, 0);
+    for candidate in &mut candidates {
+        if pod.as_ref() != Some(&candidate.key.pod) {
+            (pod, rank) = (Some(candidate.key.pod.clone()), 0);
+        }
+        candidate.rank = rank;
+        rank += 1;
+    }
+    candidates.sort_by(|a, b| {
+        let by_rank = (a.worth, a.rank).cmp(&(b.worth, b.rank));
+        by_rank.then(seen(a).cmp(&seen(b))).then_with(|| a.key.cmp(&b.key))
+    });
+    candidates.into_iter()
 }
 
 #[cfg(test)]

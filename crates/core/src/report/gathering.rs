@@ -39,7 +39,7 @@ type Found = (Reverse<Timestamp>, usize);
 enum Stay {
     LeftOut,
     Whole,
-    /// It is the only one of its namespace that stays, and larger than the namespace's share.
+    /// No other of its namespace stays so far, and with its command line it is larger than the namespace's share.
     WithoutCmdline,
 }
 
@@ -90,15 +90,17 @@ impl Gathering {
         }
         let mut wants: Vec<usize> = parts.values().map(|part| part.bytes).collect();
         let (share, _) = fair_share(&mut wants, self.limits.bytes);
+        let cmdline_of = |place: usize| records.get(place).map_or(0, |record| record.cmdline.len());
         let mut stays = vec![Stay::LeftOut; records.len()];
         for part in parts.values() {
             let mut bytes = 0;
             for place in &part.places {
-                let more = bytes + bytes_of(*place);
-                let stay = if more <= share {
-                    Stay::Whole
-                } else if bytes == 0 {
-                    Stay::WithoutCmdline
+                let whole = bytes + bytes_of(*place);
+                let without = whole - cmdline_of(*place);
+                let (more, stay) = if whole <= share {
+                    (whole, Stay::Whole)
+                } else if bytes == 0 && without <= share {
+                    (without, Stay::WithoutCmdline)
                 } else {
                     continue;
                 };

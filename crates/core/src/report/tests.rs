@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -301,6 +302,19 @@ fn of_a_tenants_own_records_each_pod_keeps_some_and_those_that_were_found_last()
     let oldest =
         answer.records.iter().filter(|record| record.key.pod == "flood").map(|it| it.detected_at).min();
     assert_eq!(oldest, Some("2026-01-01T00:52:00Z".parse().unwrap()));
+}
+
+#[test]
+fn each_of_many_namespaces_has_a_record_if_need_be_without_its_command_line_and_all_stay_within_the_limit() {
+    let limits = Limits { bytes: 16 << 10, ..Limits::default() };
+    let lists: Vec<Vec<String>> = (0..40).map(|n| records_of(&format!("ns-{n}"), 3, 4000)).collect();
+    let (_, answer) = kept(&lists, &limits);
+    let namespaces: BTreeSet<_> = answer.records.iter().map(|record| record.key.namespace).collect();
+    assert_eq!(namespaces.len(), 40);
+    assert!(answer.records.bytes() <= limits.bytes, "{}", answer.records.bytes());
+    // Where even that is too much, some have none.
+    let (_, answer) = kept(&lists, &Limits { bytes: 1 << 10, ..limits });
+    assert!(answer.records.bytes() <= 1 << 10 && answer.rejected.of(Rejection::OverLimit) > 80);
 }
 
 #[test]

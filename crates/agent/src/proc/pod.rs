@@ -102,7 +102,7 @@ impl<'a> PodScan<'a> {
             let limit = left.clamp(head, most);
             let Some(process) = self.read(pid, limit) else { continue };
             // A command line that only others have cut is read further in the next scan, where it comes first. No scan
-            // reads more of it than one in which it is the first, so nobody hides in one that exceeds the share even then.
+            // reads more of it than one in which it is the first, so a process does not hide itself by a line beyond the share.
             let has_had_turn = process.is_whole || limit == most || index == 0;
             // What exempts the process may be in the rest.
             if has_had_turn || !self.scanner.rules.exempts_commands() {

@@ -202,7 +202,7 @@ fn a_round_ends_with_the_processes_that_were_there_when_it_began() {
 
 /// What exempts a process may be at the end of its command line.
 #[test]
-fn a_command_line_that_others_have_cut_accuses_nobody_where_commands_are_exempt() {
+fn a_command_line_that_others_have_cut_accuses_no_process_where_commands_are_exempt() {
     let lists = "blacklist: {processes: [^xmrig$]}, whitelist: {commands: [--approved-by=ops]}";
     let rules = |lists: &str| Rules::from_yaml(&format!("detectionRules: {{{lists}}}")).unwrap();
     let line =
@@ -225,7 +225,7 @@ fn a_command_line_that_others_have_cut_accuses_nobody_where_commands_are_exempt(
     node.file(PID + 1, "cmdline", std::str::from_utf8(&line(6 << 10, b"--mine\0")).unwrap());
     let listed: Vec<usize> = (0..6).map(|_| found(&mut limited).len()).collect();
     assert_eq!(listed[2..], [1; 4], "{listed:?}");
-    // Nobody hides in a line that no scan reads to its end: neither one beyond the limit, nor one beyond the share of its Pod.
+    // A line that no scan reads to its end does not hide its process: neither one beyond the limit, nor one beyond the share of its Pod.
     for padding in [11 << 10, 60 << 10] {
         node.file(PID + 1, "cmdline", std::str::from_utf8(&line(padding, b"")).unwrap());
         let mut limited = limited.clone();

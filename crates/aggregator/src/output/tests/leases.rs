@@ -125,7 +125,7 @@ fn cluster(uid: Option<&'static str>) -> Cluster {
     Cluster::with_client(kube::Client::new(service, "default"))
 }
 
-/// A cluster that lets nobody read a Namespace.
+/// A cluster in which no account may read a Namespace.
 fn forbidding() -> Cluster {
     let service = tower::service_fn(|_: hyper::Request<kube::client::Body>| {
         let status = json!({

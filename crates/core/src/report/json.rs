@@ -19,6 +19,8 @@ pub(super) trait Sink {
     fn begin_text(&mut self, role: Role) -> Result<(), Unexpected>;
     /// The next bytes of the string, without escapes. They need not be UTF-8, and may end within a character.
     fn text(&mut self, piece: &[u8]);
+    /// Whether nothing more of the string is kept.
+    fn is_full(&self) -> bool;
     /// The string ends.
     fn end_text(&mut self);
     /// Any other value begins.
@@ -301,6 +303,14 @@ impl Scanner {
 
     /// Takes what is left of a string, up to the next escape; returns how many bytes that is.
     fn text(&mut self, role: Role, rest: &[u8], sink: &mut impl Sink) -> usize {
+        if sink.is_full() {
+            let skipped = skip_text(rest);
+            if skipped > 0 {
+                // A surrogate before it is not kept either.
+                self.high = None;
+                return skipped;
+            }
+        }
         let end = memchr2(b'"', b'\\', rest);
         let piece = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
         let is_end = end.and_then(|end| rest.get(end)) == Some(&b'"');
@@ -348,6 +358,23 @@ impl Scanner {
             character_of(char::REPLACEMENT_CHARACTER, sink);
         }
     }
+}
+
+/// How many bytes of a string can be passed over before its end, or before an escape that is wrong or not whole.
+fn skip_text(text: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(rest) = text.get(at..) {
+        at += match rest {
+            [b'\\', b'u', digits @ ..] => match digits.first_chunk::<4>() {
+                Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => 6,
+                _ => break,
+            },
+            [b'\\', escape, ..] if unescaped(*escape).is_some() => 2,
+            [b'\\' | b'"', ..] | [] => break,
+            _ => memchr2(b'"', b'\\', rest).unwrap_or(rest.len()),
+        };
+    }
+    at
 }
 
 fn character_of(character: char, sink: &mut impl Sink) {

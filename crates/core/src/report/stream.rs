@@ -212,6 +212,16 @@ impl List {
         };
         limit.saturating_add(BEYOND)
     }
+
+    /// How much more of the text that is being read is held, in bytes.
+    fn room(&self) -> usize {
+        let held = match self.text {
+            Target::Nothing => 0,
+            Target::Name => self.name.len(),
+            Target::Member(place) => self.members.get(place).map_or(0, |member| member.text.len()),
+        };
+        self.limit().saturating_sub(held)
+    }
 }
 
 impl Member {
@@ -283,7 +293,7 @@ impl Sink for List {
     }
 
     fn text(&mut self, piece: &[u8]) {
-        let limit = self.limit();
+        let room = self.room().min(piece.len());
         let text = match self.text {
             Target::Nothing => return,
             Target::Name => &mut self.name,
@@ -292,8 +302,11 @@ impl Sink for List {
                 None => return,
             },
         };
-        let room = limit.saturating_sub(text.len()).min(piece.len());
         text.extend_from_slice(piece.get(..room).unwrap_or_default());
+    }
+
+    fn is_full(&self) -> bool {
+        self.room() == 0
     }
 
     fn end_text(&mut self) {

@@ -117,6 +117,8 @@ pub enum FailureReason {
     Encoding,
     /// The body is larger than the limit, counted decompressed.
     TooLarge,
+    /// The body was read in part, because large bodies take turns.
+    Deferred,
     /// The body is not a list of records.
     Malformed,
 }
@@ -137,6 +139,7 @@ impl FailureReason {
             Self::Status => "status",
             Self::Encoding => "encoding",
             Self::TooLarge => "too_large",
+            Self::Deferred => "deferred",
             Self::Malformed => "malformed",
         }
     }
@@ -156,6 +159,7 @@ impl FailureReason {
             | Self::Status
             | Self::Encoding
             | Self::TooLarge
+            | Self::Deferred
             | Self::Malformed => false,
         }
     }

@@ -159,16 +159,16 @@ impl Reader {
         self.reading.begin_round();
     }
 
-    /// Reads a body to its end, or as far as its limits and `deadline` allow.
+    /// Reads a body to its end, or as far as its limits and the deadline allow.
     pub(super) async fn read(
         &self,
         incoming: &mut Incoming<impl AsyncRead + Unpin>,
         encoding: Encoding,
-        is_on_probation: bool,
-        deadline: Deadline,
+        request: Request<'_>,
         mut lease: Lease,
     ) -> Body {
-        let mut read = self.reading.begin(is_on_probation);
+        let Request { address, is_on_probation, deadline } = request;
+        let mut read = self.reading.begin(address);
         let mut received = Vec::new();
         let mut end = Ok(End::More);
         while let Ok(End::More) = end
@@ -236,6 +236,16 @@ impl Reader {
             Err(Err(_)) => std::future::pending().await,
         }
     }
+}
+
+/// What is known of the request that an answer belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request<'a> {
+    /// The target's address.
+    pub(super) address: &'a str,
+    /// The target's last answer failed.
+    pub(super) is_on_probation: bool,
+    pub(super) deadline: Deadline,
 }
 
 /// By when an answer must be whole. What has been decoded by then is used.
@@ -373,7 +383,8 @@ impl Large<'_> {
                 Ok(End::More) => {}
                 end => return intake.finish(end.err()),
             }
-            (intake.taken, intake.batch) = (0, Vec::new());
+            intake.taken = 0;
+            intake.batch.clear();
             while let Ok(End::More) = end
                 && intake.batch.len() < BATCH
             {
@@ -468,13 +479,13 @@ mod tests {
     #[test]
     fn an_answer_that_was_cut_is_never_whole() {
         let reading = Arc::new(Reading::new(4 << 20));
-        let mut read = reading.begin(false);
+        let mut read = reading.begin("a");
         let most = 1 << 10;
         let mut intake = intake(b" ".repeat(1 << 12));
         assert!(matches!(intake.turn(most), Ok(Turn::Cut)));
         reading.begin_round();
         let failure = read.cut(most);
-        assert_eq!(failure.reason, FailureReason::TooLarge);
+        assert_eq!(failure.reason, FailureReason::Deferred);
         let (_, trouble) = intake.finish(Some(failure.clone()));
         assert_eq!(trouble, Some(failure));
     }

@@ -17,7 +17,7 @@ use procscan_core::report::{Failure, FailureReason, LeftOut, Limits, Outcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::body::{Body, Budget, Deadline, Reader, Share};
+use super::body::{self, Body, Budget, Deadline, Reader, Share};
 use super::http::{self, HttpError};
 use super::sockets::Sockets;
 use super::unpack::Encoding;
@@ -103,7 +103,8 @@ impl Client {
     pub(super) async fn ask(&self, address: &str, etag: Option<&str>, is_on_probation: bool) -> Exchange {
         let timeout = self.options.timeout;
         let (has_begun, deadline) = (AtomicBool::new(false), Deadline::after(timeout));
-        let attempt = || self.attempt(address, etag, is_on_probation, deadline, &has_begun);
+        let asking = body::Request { address, is_on_probation, deadline };
+        let attempt = || self.attempt(asking, etag, &has_begun);
         let attempts = async {
             match attempt().await {
                 Err(failure) if !is_on_probation && is_worth_a_retry(&failure) => {
@@ -123,16 +124,13 @@ impl Client {
 
     async fn attempt(
         &self,
-        address: &str,
+        asking: body::Request<'_>,
         etag: Option<&str>,
-        is_on_probation: bool,
-        deadline: Deadline,
         has_begun: &AtomicBool,
     ) -> Result<Exchange, Failure> {
-        let (mut stream, peer) = self.connect(address).await?;
-        let request = self.request(address, etag)?;
-        let exchange =
-            self.exchange(&mut stream, request, etag, (is_on_probation, deadline), has_begun).await?;
+        let (mut stream, peer) = self.connect(asking.address).await?;
+        let request = self.request(asking.address, etag)?;
+        let exchange = self.exchange(&mut stream, request, etag, asking, has_begun).await?;
         self.sockets.part(stream, peer);
         Ok(exchange)
     }
@@ -143,7 +141,7 @@ impl Client {
         stream: impl AsyncRead + AsyncWrite + Unpin,
         request: Vec<u8>,
         etag: Option<&str>,
-        (is_on_probation, deadline): (bool, Deadline),
+        asking: body::Request<'_>,
         has_begun: &AtomicBool,
     ) -> Result<Exchange, Failure> {
         let exchange = http::exchange(stream, request, Head::of, has_begun).await;
@@ -162,8 +160,8 @@ impl Client {
             reason: FailureReason::Encoding,
             detail: "a Content-Encoding other than gzip and zstd".to_owned(),
         })?;
-        let lease = self.budget.lease(is_on_probation);
-        let body = self.reader.read(&mut incoming, encoding, is_on_probation, deadline, lease).await;
+        let lease = self.budget.lease(asking.is_on_probation);
+        let body = self.reader.read(&mut incoming, encoding, asking, lease).await;
         Ok(judge(body, head))
     }
 
@@ -308,8 +306,9 @@ mod tests {
 
     use super::*;
 
-    fn far() -> Deadline {
-        Deadline::after(Duration::from_mins(5))
+    fn ours() -> body::Request<'static> {
+        let deadline = Deadline::after(Duration::from_mins(5));
+        body::Request { address: "a", is_on_probation: false, deadline }
     }
 
     fn client() -> Client {
@@ -395,7 +394,7 @@ mod tests {
             agent.write_all(answer.as_bytes()).await.unwrap();
             let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
             let exchange =
-                client.exchange(stream, request, None, (false, far()), &AtomicBool::default()).await.unwrap();
+                client.exchange(stream, request, None, ours(), &AtomicBool::default()).await.unwrap();
             let Outcome::Complete(answer) = exchange.outcome else { panic!("{:?}", exchange.outcome) };
             assert_eq!((answer.left_out.concerns("ns-b"), exchange.etag.is_some()), (!has_tag, has_tag));
         }
@@ -447,7 +446,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            exchange = client.exchange(stream, request, None, (false, far()), &has_begun) => exchange.unwrap(),
+            exchange = client.exchange(stream, request, None, ours(), &has_begun) => exchange.unwrap(),
             () = send => unreachable!("it never ends"),
         }
     }

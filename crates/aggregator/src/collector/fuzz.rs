@@ -12,7 +12,7 @@ use procscan_core::report::{self, Limits, Outcome};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::{Builder, Runtime};
 
-use super::body::Deadline;
+use super::body::{Deadline, Request};
 use super::client::{Client, ClientOptions};
 
 /// Small enough to be exceeded by what a small answer decompresses to.
@@ -121,7 +121,8 @@ fn ask(client: &Client, answer: &[u8], then: usize, first: usize) -> (Option<Out
     let has_begun = AtomicBool::default();
     let exchange = async {
         let deadline = Deadline::after(Duration::from_mins(5));
-        client.exchange(stream, b"GET /".to_vec(), Some("\"a\""), (false, deadline), &has_begun).await
+        let asking = Request { address: "a", is_on_probation: false, deadline };
+        client.exchange(stream, b"GET /".to_vec(), Some("\"a\""), asking, &has_begun).await
     };
     match RUNTIME.block_on(exchange) {
         Ok(exchange) => {

@@ -327,6 +327,10 @@ impl Collector {
                     tracing::info!(address, node, "target answers again");
                 }
                 None => {}
+                // The agent is well: it has to be asked in the next round as in this one.
+                Some(Failure { reason: FailureReason::Deferred, detail }) => {
+                    tracing::debug!(address, node, reason = "deferred", ?detail, "no whole answer");
+                }
                 Some(Failure { reason, detail }) => {
                     let reason = reason.as_str();
                     if slot.health.failed(self.round.counts.number, self.cadence.max_backoff_rounds) {

@@ -17,13 +17,14 @@ const SILENT: [FailureReason; 6] = [
     FailureReason::Timeout,
     FailureReason::Disconnected,
 ];
-const UNUSABLE: [FailureReason; 7] = [
+const UNUSABLE: [FailureReason; 8] = [
     FailureReason::Stalled,
     FailureReason::CutOff,
     FailureReason::Protocol,
     FailureReason::Status,
     FailureReason::Encoding,
     FailureReason::TooLarge,
+    FailureReason::Deferred,
     FailureReason::Malformed,
 ];
 

@@ -15,6 +15,7 @@ mod list;
 mod negotiation;
 mod nodes;
 mod page;
+mod pieces;
 mod plan;
 mod problem;
 mod query;

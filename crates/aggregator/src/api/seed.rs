@@ -17,15 +17,7 @@ const WORTH_COMPRESSING: usize = 1024;
 pub(super) async fn violations(State(api): State<Api>, request: Request) -> Response {
     let (request, _) = request.into_parts();
     let Current { list, headers: coverage, .. } = api.lists.current(&*api.snapshot().await);
-    let plain = match list.made(Encoding::Identity) {
-        Some(made) => Some(made),
-        // Not while readers of earlier lists hold all there is room for.
-        None => match api.find_room() {
-            Ok(()) => list.plain().await,
-            Err(problem) => return problem.into_response(),
-        },
-    };
-    let Some(plain) = plain else {
+    let Some(plain) = list.plain().await else {
         return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the list can't be serialised")
             .into_response();
     };
@@ -52,13 +44,14 @@ pub(super) async fn violations(State(api): State<Api>, request: Request) -> Resp
         None if api.find_room().is_ok() => list.body(best).await,
         made => made,
     };
-    let (encoding, body) = body.map_or((Encoding::Identity, plain), |body| (best, body));
+    let (encoding, body) =
+        body.map_or_else(|| (Encoding::Identity, plain.body()), |body| (best, body.into()));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::ETAG, list.etag(encoding).clone());
     if let Some(encoding) = encoding.header() {
         headers.insert(header::CONTENT_ENCODING, encoding);
     }
-    answer(headers, body.into())
+    answer(headers, body)
 }
 
 /// Takes the headers as they are: as a part of a tuple they would be put into another map one by one.

@@ -1,9 +1,12 @@
 //! The seed's list in each of its forms.
 
 use std::io::Read;
+use std::time::Duration;
 
 use axum::http::{HeaderValue, Method};
 use futures_util::future::join_all;
+use http_body_util::BodyExt;
+use procscan_core::Moment;
 
 use super::*;
 use crate::api::negotiation::Encoding;
@@ -235,4 +238,74 @@ async fn who_was_overtaken_brings_no_old_list_back() {
     stage.answer("n2", &format!("[{}]", RECORD.replace("ns-a", "ns-b")));
     stage.list(&[]).await;
     assert!(weak.upgrade().is_none());
+}
+
+/// Records whose list is sent in pieces if both nodes have them. `last` is the last Pod.
+fn long(node: &str, last: &str) -> String {
+    let cmdline = "x".repeat(4000);
+    let long = RECORD.replace("<b>", &cmdline);
+    let pods = (0..599).map(|n| format!("{node}-{n}")).chain([last.to_owned()]);
+    let records: Vec<String> =
+        pods.map(|pod| long.replace(r#""pod":"p""#, &format!(r#""pod":"{pod}""#))).collect();
+    format!("[{}]", records.join(","))
+}
+
+#[tokio::test]
+async fn a_long_list_is_sent_in_pieces_and_is_the_same_in_every_form() {
+    let mut stage = Stage::new();
+    for node in ["n1", "n2"] {
+        stage.answer(node, &long(node, &format!("{node}-last")));
+    }
+    let (status, headers, plain) = stage.list(&[]).await;
+    assert_eq!((status, &headers["content-length"]), (StatusCode::OK, &HeaderValue::from(plain.len())));
+    let shown = json(std::str::from_utf8(&plain).unwrap());
+    assert_eq!(shown["total_count"], 1200);
+    assert_eq!(shown["violations"].as_array().unwrap().len(), 1200);
+    // Its members come in the order of the program before.
+    let rest = plain.rsplit(|byte| *byte == b']').next().unwrap();
+    let rest = std::str::from_utf8(rest).unwrap();
+    assert!(rest.starts_with(r#","update_time":""#) && rest.ends_with(r#"Z","total_count":1200}"#), "{rest}");
+    assert_eq!(stage.lists.size(), 0);
+    for asked in [GZIP, ZSTD] {
+        let (_, headers, body) = stage.list(asked).await;
+        assert!(headers.contains_key("content-encoding"));
+        assert_eq!(decoded(&headers, &body), plain);
+    }
+    let etag = headers["etag"].to_str().unwrap();
+    assert_eq!(stage.list(&[("if-none-match", etag)]).await.0, StatusCode::NOT_MODIFIED);
+    let (_, head, nothing) = stage.ask_bytes(list(Method::HEAD, &[])).await;
+    assert_eq!((&head["content-length"], nothing.len()), (&HeaderValue::from(plain.len()), 0));
+}
+
+#[tokio::test]
+async fn a_long_list_is_made_anew_once_a_second() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &long("n1", "a"));
+    stage.answer("n2", &long("n2", "b"));
+    let old = stage.shown();
+    let current = stage.lists.current(&old).list;
+    stage.answer("n2", &long("n2", "c"));
+    let mut new = Snapshot::clone(&stage.shown());
+    for (millis, is_old) in [(0, true), (999, true), (1000, false)] {
+        new.at = Moment::new(old.at.uptime() + Duration::from_millis(millis), new.at.wall());
+        assert_eq!(Arc::ptr_eq(&stage.lists.current(&new).list, &current), is_old, "{millis}");
+    }
+}
+
+/// What is read of a list that is replaced meanwhile is that list, and not the newer one.
+#[tokio::test]
+async fn a_reader_of_a_long_list_gets_all_of_it_although_it_is_replaced() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &long("n1", "a"));
+    stage.answer("n2", &long("n2", "b"));
+    let (_, _, plain) = stage.list(&[]).await;
+    let response = stage.router.clone().oneshot(list(Method::GET, &[])).await.unwrap();
+    let mut body = response.into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    stage.answer("n2", &long("n2", "c"));
+    let mut new = Snapshot::clone(&stage.shown());
+    new.at = Moment::new(new.at.uptime() + Duration::from_secs(1), new.at.wall());
+    stage.lists.current(&new);
+    let rest = body.collect().await.unwrap().to_bytes();
+    assert_eq!([first, rest].concat(), plain);
 }

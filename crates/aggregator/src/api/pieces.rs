@@ -1,0 +1,345 @@
+//! A list in pieces, for lists that are long or find no room as a whole.
+//!
+//! The pieces are kept while the list is current, compressed, because to decompress a piece takes a fraction of the time in which it
+//! is written. Once there is a newer list, they are dropped, and what a slow reader still needs is written anew from the records. An
+//! old list takes little memory, because most of its records are those of the newer ones. But slow readers can keep many old lists,
+//! so these have a limit: beyond it, the readers of the oldest list are cut off.
+
+use std::cell::RefCell;
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+
+use axum::body::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use jiff::Timestamp;
+use procscan_core::report::{Record, RecordRef};
+use serde::Serialize;
+use zstd::bulk::{Compressor, Decompressor};
+
+/// How long a piece is, in bytes. It ends with the record that makes it so long. A connection holds two pieces.
+const PIECE: usize = 8 << 10;
+/// After so many pieces other requests have their turn, probes among them.
+const PIECES_PER_TURN: usize = 8;
+/// How many bytes the records may take that only old lists have.
+const MAX_SUPERSEDED: usize = 4 << 20;
+/// The fastest level: a piece is a few similar records.
+const ZSTD_LEVEL: i32 = 1;
+/// What a record takes beside its texts, in bytes: in JSON the names of its members and the quotes, in memory its places.
+const RECORD_FRAME: usize = 120;
+
+/// About how many bytes a record takes, in JSON as in memory.
+pub(super) fn length_of(record: &Record) -> usize {
+    let RecordRef { key, cmdline, regex, status, kind, name, timestamp, .. } = record.view();
+    let texts = [key.namespace, key.pod, key.process, cmdline, regex, status, kind, name, timestamp];
+    RECORD_FRAME + texts.map(str::len).iter().sum::<usize>()
+}
+
+/// The plain form of a list.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    length: usize,
+    /// The first record of each piece.
+    starts: Vec<usize>,
+    changed: Timestamp,
+    content: Mutex<Content>,
+}
+
+#[derive(Debug)]
+struct Content {
+    /// None any more if its readers are cut off.
+    records: Option<Arc<[Arc<Record>]>>,
+    /// All pieces while the list is current, and none afterwards.
+    kept: Vec<Kept>,
+}
+
+/// A compressed piece.
+#[derive(Clone, Debug)]
+struct Kept {
+    bytes: Arc<[u8]>,
+    /// How many bytes it decompresses to.
+    length: usize,
+}
+
+/// What follows the records.
+#[derive(Serialize)]
+struct Rest {
+    update_time: Timestamp,
+    total_count: usize,
+}
+
+impl Pieces {
+    /// Writes the list.
+    pub(super) fn of(records: Arc<[Arc<Record>]>, changed: Timestamp) -> io::Result<Self> {
+        let mut compressor = Compressor::new(ZSTD_LEVEL)?;
+        let (mut starts, mut kept, mut length, mut next) = (Vec::new(), Vec::new(), 0, 0);
+        let mut piece = Vec::new();
+        while starts.is_empty() || next < records.len() {
+            starts.push(next);
+            piece.clear();
+            write(&records, changed, &mut next, &mut piece)?;
+            length += piece.len();
+            kept.push(Kept { bytes: compressor.compress(&piece)?.into(), length: piece.len() });
+        }
+        let content = Mutex::new(Content { records: Some(records), kept });
+        Ok(Self { length, starts, changed, content })
+    }
+
+    /// In bytes.
+    pub(super) fn len(&self) -> usize {
+        self.length
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = io::Result<Bytes>> {
+        (0..self.starts.len()).map(|number| self.piece(number))
+    }
+
+    /// A body for one reader.
+    pub(super) fn read(self: &Arc<Self>) -> Reader {
+        Reader { pieces: self.clone(), next: 0, sent_in_turn: 0, left: self.length as u64 }
+    }
+
+    fn piece(&self, number: usize) -> io::Result<Bytes> {
+        let (kept, records) = {
+            let content = self.content();
+            (content.kept.get(number).cloned(), content.records.clone())
+        };
+        if let Some(Kept { bytes, length }) = kept {
+            return Ok(decompress(&bytes, length)?.into());
+        }
+        let records = records.ok_or_else(|| io::Error::other("the list was replaced too often meanwhile"))?;
+        let mut next = self.starts.get(number).copied().unwrap_or(records.len());
+        // Nearly every record fits behind it.
+        let mut piece = Vec::with_capacity(2 * PIECE);
+        write(&records, self.changed, &mut next, &mut piece)?;
+        Ok(piece.into())
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn decompress(bytes: &[u8], length: usize) -> io::Result<Vec<u8>> {
+    thread_local! {
+        // A new one would take longer than a piece.
+        static DECOMPRESSOR: RefCell<io::Result<Decompressor<'static>>> = RefCell::new(Decompressor::new());
+    }
+    DECOMPRESSOR.with_borrow_mut(|decompressor| match decompressor {
+        Ok(decompressor) => decompressor.decompress(bytes, length),
+        Err(_) => zstd::bulk::decompress(bytes, length),
+    })
+}
+
+/// Writes a whole list.
+pub(super) fn write_whole(
+    records: &[Arc<Record>],
+    changed: Timestamp,
+    length: usize,
+) -> serde_json::Result<Vec<u8>> {
+    let (mut body, mut next) = (Vec::with_capacity(length), 0);
+    while body.is_empty() || next < records.len() {
+        write(records, changed, &mut next, &mut body)?;
+    }
+    Ok(body)
+}
+
+/// Writes the piece that begins with the record `next` behind what is in `piece`, and says which record comes after it.
+fn write(
+    records: &[Arc<Record>],
+    changed: Timestamp,
+    next: &mut usize,
+    piece: &mut Vec<u8>,
+) -> serde_json::Result<()> {
+    let end = piece.len() + PIECE;
+    if *next == 0 {
+        piece.extend_from_slice(b"{\"violations\":[");
+    }
+    while let Some(record) = records.get(*next).filter(|_| piece.len() < end) {
+        if *next > 0 {
+            piece.push(b',');
+        }
+        serde_json::to_writer(&mut *piece, record)?;
+        *next += 1;
+    }
+    if *next == records.len() {
+        let rest = Rest {
+            // Whole seconds, as in the program before.
+            update_time: Timestamp::from_second(changed.as_second()).unwrap_or(changed),
+            total_count: records.len(),
+        };
+        let rest = serde_json::to_vec(&rest)?;
+        piece.extend_from_slice(b"],");
+        piece.extend_from_slice(rest.strip_prefix(b"{").unwrap_or(&rest));
+    }
+    Ok(())
+}
+
+/// Sends a list to one reader.
+pub(super) struct Reader {
+    pieces: Arc<Pieces>,
+    next: usize,
+    /// How many pieces were sent since others had their turn.
+    sent_in_turn: usize,
+    /// In bytes.
+    left: u64,
+}
+
+impl Body for Reader {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.is_end_stream() {
+            return Poll::Ready(None);
+        }
+        if self.sent_in_turn == PIECES_PER_TURN {
+            self.sent_in_turn = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let piece = self.pieces.piece(self.next);
+        self.next += 1;
+        self.sent_in_turn += 1;
+        if let Ok(piece) = &piece {
+            self.left = self.left.saturating_sub(piece.len() as u64);
+        }
+        Poll::Ready(Some(piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.next >= self.pieces.starts.len()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// The lists that are not current any more but still have readers, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Superseded {
+    lists: VecDeque<Old>,
+}
+
+#[derive(Debug)]
+struct Old {
+    pieces: Weak<Pieces>,
+    /// The bytes of its records that the next list does not have.
+    bytes: usize,
+}
+
+impl Superseded {
+    /// The list has been replaced by one of the records `newer`.
+    pub(super) fn add(&mut self, pieces: &Arc<Pieces>, newer: &[Arc<Record>]) {
+        let bytes = {
+            let mut content = pieces.content();
+            content.kept = Vec::new();
+            let newer: HashSet<*const Record> = newer.iter().map(Arc::as_ptr).collect();
+            let gone = content.records.iter().flat_map(|records| records.iter());
+            gone.filter(|record| !newer.contains(&Arc::as_ptr(record))).map(|record| length_of(record)).sum()
+        };
+        self.lists.retain(|old| old.pieces.strong_count() > 0);
+        self.lists.push_back(Old { pieces: Arc::downgrade(pieces), bytes });
+        while self.lists.iter().map(|old| old.bytes).sum::<usize>() > MAX_SUPERSEDED {
+            let Some(oldest) = self.lists.pop_front() else { return };
+            if let Some(pieces) = oldest.pieces.upgrade() {
+                pieces.content().records = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use procscan_core::report::{Limits, decode};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn records(count: usize, cmdline: &str) -> Arc<[Arc<Record>]> {
+        let record = |number: usize| {
+            json!({
+                "pod": format!("p-{number}"), "namespace": "ns-a", "process": "x", "cmdline": cmdline,
+                "timestamp": "2025-12-22T18:30:00+08:00",
+            })
+        };
+        let list: Vec<Value> = (0..count).map(record).collect();
+        let limits = Limits { records: count, bytes: usize::MAX, ..Limits::default() };
+        let (answer, result) = decode(json!(list).to_string().as_bytes(), &limits);
+        result.unwrap();
+        answer.records.iter().map(|record| Arc::new(record.into())).collect()
+    }
+
+    fn pieces(records: &Arc<[Arc<Record>]>) -> Arc<Pieces> {
+        Arc::new(Pieces::of(records.clone(), Timestamp::UNIX_EPOCH).unwrap())
+    }
+
+    fn text(pieces: &Pieces) -> String {
+        let all: io::Result<Vec<Bytes>> = pieces.iter().collect();
+        String::from_utf8(all.unwrap().concat()).unwrap()
+    }
+
+    #[test]
+    fn the_pieces_are_the_list_with_and_without_those_that_are_kept() {
+        for count in [0, 1, 100, 1000] {
+            let records = records(count, &"<".repeat(100));
+            let list = pieces(&records);
+            let whole = json!({"violations": &records[..], "update_time": "1970-01-01T00:00:00Z", "total_count": count});
+            let kept = text(&list);
+            assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), whole);
+            assert_eq!((list.len(), list.starts.len() > 10), (kept.len(), count == 1000));
+            Superseded::default().add(&list, &[]);
+            assert!(list.content().kept.is_empty());
+            assert_eq!(text(&list), kept);
+        }
+    }
+
+    /// Whether the readers of each list are cut off.
+    fn cut_off(lists: &[Arc<Pieces>]) -> Vec<bool> {
+        lists.iter().map(|list| list.iter().any(|piece| piece.is_err())).collect()
+    }
+
+    #[test]
+    fn readers_of_the_oldest_list_are_cut_off_when_old_lists_take_too_much() {
+        let mut superseded = Superseded::default();
+        // Each takes a little less than a quarter of what there is.
+        let all: Vec<_> = (0..6).map(|_| records(250, &"x".repeat(4000 - RECORD_FRAME))).collect();
+        let lists: Vec<_> = all.iter().map(pieces).collect();
+        for list in lists.iter().take(4) {
+            superseded.add(list, &[]);
+        }
+        assert_eq!(cut_off(&lists), [false; 6]);
+        superseded.add(&lists[4], &[]);
+        assert_eq!(cut_off(&lists), [true, false, false, false, false, false]);
+        // What the newer list has takes nothing.
+        superseded.add(&lists[5], &all[5]);
+        assert_eq!(cut_off(&lists), [true, false, false, false, false, false]);
+    }
+
+    #[tokio::test]
+    async fn lists_without_readers_count_no_more_and_a_reader_that_is_cut_off_sees_an_error() {
+        let mut superseded = Superseded::default();
+        let records = records(250, &"x".repeat(4000));
+        let old = pieces(&records);
+        let mut reader = old.read();
+        assert_eq!(reader.size_hint().exact(), Some(old.len() as u64));
+        reader.frame().await.unwrap().unwrap();
+        superseded.add(&old, &[]);
+        for _ in 0..10 {
+            superseded.add(&pieces(&records), &[]);
+        }
+        assert!(old.content().records.is_some());
+        let lists: Vec<_> = (0..4).map(|_| pieces(&records)).collect();
+        for list in &lists {
+            superseded.add(list, &[]);
+        }
+        assert!(reader.collect().await.is_err());
+    }
+}

@@ -20,7 +20,12 @@ use super::query::{CURSOR, LIMIT, MAX_LIMIT, limit, set, unknown};
 use super::{Api, cursor};
 
 /// The length at which a page ends, in bytes. The entry that reaches it is its last one.
-const MAX_PAGE: usize = 1 << 20;
+const MAX_PAGE: usize = 512 << 10;
+/// What a page takes in memory at first, in bytes. Most pages fit into it.
+const SMALL_ROOM: usize = 16 << 10;
+/// What a larger page takes in memory while it is written, in bytes: most last entries fit into it. It does not grow step by step,
+/// because the allocator keeps memory for each size.
+const ROOM: usize = MAX_PAGE + (32 << 10);
 /// How many entries are looked through and written in well under a millisecond. More would keep other requests waiting, probes
 /// included, so that is done on a thread that may block.
 pub(super) const FEW: usize = 200;
@@ -84,7 +89,9 @@ pub(super) struct Page {
 impl Page {
     /// For up to `limit` entries.
     pub(super) fn new(limit: usize) -> Self {
-        Self { body: BytesMut::from("{"), left: limit, last: None, has_more: false }
+        let mut body = BytesMut::with_capacity(SMALL_ROOM);
+        body.put_u8(b'{');
+        Self { body, left: limit, last: None, has_more: false }
     }
 
     /// Writes a member that every page has.
@@ -114,6 +121,9 @@ impl Page {
             let Some(entry) = entries.next() else { break };
             if last.is_some() {
                 self.body.put_u8(b',');
+            }
+            if self.body.len() > SMALL_ROOM / 2 && self.body.capacity() < ROOM {
+                self.body.reserve(ROOM - self.body.len());
             }
             serde_json::to_writer((&mut self.body).writer(), &entry)?;
             self.left -= 1;

@@ -21,7 +21,7 @@ pub struct Api {
 
 impl Default for Api {
     fn default() -> Self {
-        Self { auth: None, token_file: None, max_in_flight: 64 << 20 }
+        Self { auth: None, token_file: None, max_in_flight: 8 << 20 }
     }
 }
 

@@ -49,7 +49,7 @@ impl Default for Collector {
             timeout: Duration::from_secs(10),
             max_body: 4 << 20,
             max_read: 64 << 20,
-            byte_budget: 64 << 20,
+            byte_budget: 32 << 20,
             max_records: 1000,
             max_cmdline: 4096,
             max_violations_per_node: 4000,

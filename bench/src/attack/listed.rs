@@ -9,6 +9,8 @@ use crate::load::Load;
 
 /// How often the list is looked at.
 const PERIOD: Duration = Duration::from_secs(5);
+/// How soon a client that got no list tries again: hostile clients hold all places most of the time.
+const RETRY: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_millis(100);
 
 /// What the looks have shown.
@@ -16,7 +18,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub(super) struct Listed {
     /// How many lists were read.
     pub(super) looks: usize,
-    /// How many could not be.
+    /// How many could not be within [`PERIOD`].
     refused: usize,
     /// The most miners of one behaviour that a list lacked.
     pub(super) missing: BTreeMap<&'static str, usize>,
@@ -56,9 +58,16 @@ pub(super) fn watch(
             continue;
         }
         due = Instant::now() + PERIOD;
-        match load.once() {
-            Ok(answer) => listed.look(&String::from_utf8_lossy(&answer.body), miners),
-            Err(_) => listed.refused += 1,
+        loop {
+            if let Ok(answer) = load.once() {
+                listed.look(&String::from_utf8_lossy(&answer.body), miners);
+                break;
+            }
+            if Instant::now() >= due || stop.load(Ordering::Relaxed) {
+                listed.refused += 1;
+                break;
+            }
+            std::thread::sleep(RETRY);
         }
     }
     listed

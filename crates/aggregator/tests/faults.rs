@@ -11,7 +11,7 @@ use common::{PROGRAM, Process, free_port, get_json, try_get, wait_for};
 const NODES: usize = 200;
 
 /// A fault, and the reason under which it must be seen; none where the node's answers are still good.
-const FAULTS: [(&str, Option<&str>); 16] = [
+const FAULTS: [(&str, Option<&str>); 26] = [
     ("hang", Some("timeout")),
     ("reset", Some("disconnected")),
     ("error500", Some("status")),
@@ -28,6 +28,16 @@ const FAULTS: [(&str, Option<&str>); 16] = [
     ("wrapped", None),
     ("null", None),
     ("restarted", None),
+    ("gzip-members", Some("encoding")),
+    ("chunk-extensions", Some("too_large")),
+    ("long-cmdline=6MiB", None),
+    ("flood=300", None),
+    ("flood-long", None),
+    ("zero-padding", None),
+    ("x-gzip", None),
+    ("lone-surrogates", None),
+    ("no-date", None),
+    ("skewed=1h", None),
 ];
 
 #[test]
@@ -39,7 +49,7 @@ fn two_hundred_nodes_with_every_fault_at_once() {
         temp.path().join("config.yaml"),
         format!(
             "aggregator: {{address: 127.0.0.1, port: {port}, scan_interval: 3s}}\n\
-             collector: {{timeout: 2s, connect_timeout: 1s}}\n\
+             collector: {{timeout: 2s, connect_timeout: 1s, max_read: 8MiB}}\n\
              discovery: {{mode: file, file: targets}}\n\
              logger: {{format: text}}\n\
              output: {{mode: directory}}\n\

@@ -116,6 +116,30 @@ fn what_a_full_ledger_does_not_know_is_released_by_its_nodes_answers_only_after_
 }
 
 #[test]
+fn an_app_whose_violation_has_made_room_for_others_is_released_only_after_the_limit() {
+    let rules = Detection {
+        max_keys_per_node: 2,
+        unreachable_limit: Duration::from_secs(6 * HOUR),
+        ..Detection::default()
+    };
+    let mut world = World::with(&["n1"], rules);
+    world.answer("n1", vec![record("ns-z", 0)]);
+    assert_eq!(world.blocked(), ["ns-z"]);
+    // The node's whole answers list three others from now on, and it has room for two of all four.
+    let mut is_blocked = |hours: u64| {
+        world.rounds(hours * 60, |w| {
+            let now = w.clock();
+            w.answer("n1", ["ns-a", "ns-b", "ns-c"].map(|namespace| record(namespace, now)).into());
+        });
+        let known = world.snapshot().violations;
+        assert!(known.len() == 2 && known.iter().all(|violation| *violation.key.namespace != *"ns-z"));
+        world.blocked().contains(&"ns-z".to_owned())
+    };
+    assert!(is_blocked(1) && is_blocked(4));
+    assert!(!is_blocked(2));
+}
+
+#[test]
 fn an_old_record_that_is_listed_for_the_first_time_hides_no_other() {
     // Its agent lists one of several, and what it lists now it has found long ago.
     let mut world = World::new(&["n1"]);

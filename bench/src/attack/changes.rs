@@ -47,7 +47,7 @@ struct Change {
 }
 
 /// Lets a miner begin on each healthy node, one after the other, and end once it is in the output, as far as `time` allows. None
-/// begins in the first rounds: until it is known how often an agent scans, the service takes the configured interval.
+/// begins in the first two rounds, in which the agents are asked at other times than later.
 pub(super) fn run(
     fleet: &mut Simulated,
     directory: &Path,

@@ -513,8 +513,7 @@ mod tests {
         assert_eq!((lane.holding.len(), lane.lingering.len(), lane.begun.len()), (0, 2, 0));
     }
 
-    #[tokio::test]
-    async fn more_than_the_channel_holds_is_told_in_order_and_nothing_of_it_is_lost() {
+    fn collector(observations: mpsc::Sender<Observation>) -> Collector {
         use crate::collector::ClientOptions;
         let options = ClientOptions {
             path: "/".to_owned(),
@@ -526,8 +525,39 @@ mod tests {
             limits: procscan_core::report::Limits::default(),
         };
         let cadence = Cadence { interval: LINGER, concurrency: 4, max_backoff_rounds: 1 };
+        Collector::new(cadence, Client::new(options), Clock::start(), observations)
+    }
+
+    #[tokio::test]
+    async fn a_target_whose_answer_waits_for_its_turn_is_asked_in_each_round_and_not_on_probation() {
+        let (mut collector, mut requests) = (collector(mpsc::channel(1).0), JoinSet::new());
+        let address: Text = "10.0.0.1:9090".into();
+        let target = Target { address: address.clone(), node: procscan_core::names::NodeName::new("n1") };
+        let slot = Slot { target: target.clone(), place: 0.0, health: Health::default(), is_in_flight: true };
+        collector.slots.insert(address.clone(), Box::new(slot));
+        let mut finish = |reason| {
+            let id = requests.spawn(std::future::pending::<()>()).id();
+            let asked = Asked { address: address.clone(), round: 0, is_on_probation: false };
+            collector.asked.insert(id, asked);
+            let failure = Failure { reason, detail: String::new() };
+            let outcome = Outcome::Partial(procscan_core::report::Answer::default(), failure);
+            let report = Report { target: target.clone(), at: collector.clock.now(), outcome };
+            collector.finish(Ok((id, Finished { report, etag: None, share: Share::default() })));
+            let health = &collector.slots[&address].health;
+            (health.is_failing(), health.is_due(1))
+        };
+        for _ in 0..10 {
+            assert_eq!(finish(FailureReason::Deferred), (false, true));
+        }
+        assert_eq!(finish(FailureReason::TooLarge), (true, true));
+        assert_eq!(finish(FailureReason::Deferred), (true, true));
+        assert_eq!([(); 2].map(|()| finish(FailureReason::TooLarge)), [(true, true), (true, false)]);
+    }
+
+    #[tokio::test]
+    async fn more_than_the_channel_holds_is_told_in_order_and_nothing_of_it_is_lost() {
         let (observations, mut told) = mpsc::channel(2);
-        let mut collector = Collector::new(cadence, Client::new(options), Clock::start(), observations);
+        let mut collector = collector(observations);
         let round = |number| Observation::RoundDone(Round { number, ..Round::default() });
         collector.heard = (1..=5).map(round).collect();
         let hear = async {

@@ -31,8 +31,6 @@ const MEMORY_LIMIT: u64 = 100_000_000;
 const CHANGE_LIMIT: Duration = Duration::from_secs(2);
 /// A token of the aggregator's file: half of the clients that send no body have it.
 const TOKEN: &str = "a-token-of-the-simulated-attack";
-/// Large answers take turns: so many rounds pass until each of them has had its first.
-const FIRST_TURNS: u32 = 12;
 /// Words that the log has only after a failure of the program.
 const FAILED: [&str; 2] = ["panicked", "died"];
 
@@ -150,7 +148,8 @@ fn measure(options: &Options, directory: &Path) -> anyhow::Result<Vec<String>> {
     let stop = AtomicBool::new(false);
     let (waits, probes, listed) = std::thread::scope(|scope| {
         let probes = scope.spawn(|| probes::run(API, &stop));
-        let listed = scope.spawn(|| listed::watch(API, &miners, options.interval * FIRST_TURNS, &stop));
+        // Floods take two rounds until they are known as a whole.
+        let listed = scope.spawn(|| listed::watch(API, &miners, options.interval * 2, &stop));
         let waits = changes::run(&mut fleet, directory, options.healthy, options.interval, time);
         if waits.is_ok() {
             std::thread::sleep(time.saturating_sub(started.elapsed()));

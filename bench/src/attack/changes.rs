@@ -46,8 +46,7 @@ struct Change {
     answered: Option<(String, u64)>,
 }
 
-/// Lets a miner begin on each healthy node, one after the other, and end once it is in the output, as far as `time` allows. None
-/// begins in the first two rounds, in which the agents are asked at other times than later.
+/// Lets a miner begin on each healthy node, one after the other, and end once it is in the output, as far as `time` allows.
 pub(super) fn run(
     fleet: &mut Simulated,
     directory: &Path,
@@ -58,16 +57,14 @@ pub(super) fn run(
     let to_clear = interval * (ROUNDS_TO_CLEAR + 1) + CHANGE_LIMIT;
     // A node is asked once a round, and some time is left for the last one.
     let to_begin = interval * 2 + CHANGE_LIMIT;
-    let settling = interval * 2;
-    let time_left = time.saturating_sub(settling);
-    let spread = time_left.saturating_sub(to_clear + to_begin).max(time_left.saturating_sub(to_begin) / 2);
+    let spread = time.saturating_sub(to_clear + to_begin).max(time.saturating_sub(to_begin) / 2);
     let pause = spread / u32::try_from(healthy.max(1))?;
     let mut output = Output { objects: directory.join("objects"), files: Vec::new() };
     let mut waiting: BTreeMap<usize, Change> = BTreeMap::new();
     let mut waits = Waits::default();
     let (started, mut begun) = (Instant::now(), 0);
     while started.elapsed() < time {
-        while begun < healthy && started.elapsed() >= settling + pause * u32::try_from(begun)? {
+        while begun < healthy && started.elapsed() >= pause * u32::try_from(begun)? {
             fleet.order(&format!("offend {begun}"))?;
             waiting.insert(begun, Change { begins: true, answered: None });
             begun += 1;

@@ -22,6 +22,8 @@ pub(super) struct Listed {
     refused: usize,
     /// The most miners of one behaviour that a list lacked.
     pub(super) missing: BTreeMap<&'static str, usize>,
+    /// How many lists were read up to the last one that lacked a miner.
+    last_incomplete: usize,
 }
 
 impl fmt::Display for Listed {
@@ -29,6 +31,9 @@ impl fmt::Display for Listed {
         write!(to, "{} lists read, {} not answered", self.looks, self.refused)?;
         for (behaviour, count) in &self.missing {
             write!(to, "; {count} of {behaviour} missing")?;
+        }
+        if self.last_incomplete > 0 {
+            write!(to, "; the last incomplete list was number {}", self.last_incomplete)?;
         }
         Ok(())
     }
@@ -82,6 +87,9 @@ impl Listed {
         for (_, behaviour) in miners.iter().filter(|(pod, _)| !pods.contains(pod.as_str())) {
             *missing.entry(behaviour).or_default() += 1;
         }
+        if !missing.is_empty() {
+            self.last_incomplete = self.looks;
+        }
         for (behaviour, count) in missing {
             let most = self.missing.entry(behaviour).or_default();
             *most = count.max(*most);
@@ -101,6 +109,9 @@ mod tests {
         assert_eq!(listed.to_string(), "1 lists read, 0 not answered");
         listed.look(r#"{"violations":[{"pod":"a","name":"b"}]}"#, &miners);
         listed.look(r#"{"violations":[{"pod":"a"},{"pod":"b"}]}"#, &miners);
-        assert_eq!(listed.to_string(), "3 lists read, 0 not answered; 2 of x-gzip missing");
+        assert_eq!(
+            listed.to_string(),
+            "3 lists read, 0 not answered; 2 of x-gzip missing; the last incomplete list was number 3"
+        );
     }
 }

@@ -73,7 +73,7 @@ impl Lists {
             let is_overtaken = known.at.uptime() > snapshot.at.uptime();
             let is_young = snapshot.at.uptime() < known.made + LONG_LIST_PERIOD;
             is_overtaken
-                || (is_young && known.list.is_long())
+                || (known.list.is_long() && (is_young || known.list.is_being_made()))
                 || (known.list.is_of(snapshot) && known.coverage == snapshot.coverage)
         });
         if let Some(known) = known {
@@ -197,6 +197,11 @@ impl List {
         let (gzip, zstd) = (Form::tagged(&tag("-gzip")), Form::tagged(&tag("-zstd")));
         let length = records.iter().map(|record| length_of(record)).sum();
         Self { records, changed, length, compressor, plain, gzip, zstd }
+    }
+
+    /// Its plain form is begun and not made. It is not replaced until then: [`Superseded`] must know its pieces.
+    fn is_being_made(&self) -> bool {
+        self.plain.body.get().is_some_and(|making| making.peek().is_none())
     }
 
     fn is_long(&self) -> bool {

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use axum::http::{HeaderValue, Method};
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use http_body_util::BodyExt;
 use procscan_core::Moment;
@@ -290,6 +291,16 @@ async fn a_long_list_is_made_anew_once_a_second() {
         new.at = Moment::new(old.at.uptime() + Duration::from_millis(millis), new.at.wall());
         assert_eq!(Arc::ptr_eq(&stage.lists.current(&new).list, &current), is_old, "{millis}");
     }
+    // Nor while it is made, however long that takes.
+    let current = stage.lists.current(&new).list;
+    let making = current.plain().now_or_never();
+    assert!(making.is_none());
+    stage.answer("n2", &long("n2", "d"));
+    let mut later = Snapshot::clone(&stage.shown());
+    later.at = Moment::new(new.at.uptime() + Duration::from_mins(1), new.at.wall());
+    assert!(Arc::ptr_eq(&stage.lists.current(&later).list, &current));
+    assert!(current.plain().await.is_some());
+    assert!(!Arc::ptr_eq(&stage.lists.current(&later).list, &current));
 }
 
 /// What is read of a list that is replaced meanwhile is that list, and not the newer one.

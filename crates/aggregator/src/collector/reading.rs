@@ -278,6 +278,40 @@ mod tests {
     }
 
     #[test]
+    fn answers_without_end_take_turns_and_one_that_ends_again_is_like_any_other() {
+        let reading = Arc::new(Reading::new(MAX));
+        let names = names(6);
+        let mut fleet = fleet(&names, 9 * MIB);
+        whole_in(&reading, &fleet, 20);
+        let mut turns = vec![0; names.len()];
+        for _ in 0..9 {
+            reading.begin_round();
+            for (turns, name) in turns.iter_mut().zip(&names) {
+                *turns += usize::from(reading.state().large[name.as_str()].may_read == Some(MAX));
+            }
+            read(&reading, &fleet);
+        }
+        // Two of them in each round.
+        assert_eq!(turns, [3; 6]);
+        fleet[0].1 = 2 * MIB;
+        whole_in(&reading, &fleet, 6);
+        let is_oversized = |name: &String| reading.state().large[name.as_str()].is_oversized;
+        assert_eq!(names.iter().map(is_oversized).collect::<Vec<_>>(), [false, true, true, true, true, true]);
+    }
+
+    #[test]
+    fn of_those_that_have_waited_equally_long_the_one_that_needs_least_is_first() {
+        let reading = Arc::new(Reading::new(MAX));
+        let expecting = |expected| Large { expected, ..Large::default() };
+        reading.state().large.extend(names(FIT).into_iter().map(|name| (name.into(), expecting(MAX))));
+        reading.state().large.insert("small".into(), expecting(2 * MIB));
+        reading.begin_round();
+        assert_eq!(reading.state().large["small"].may_read, Some(2 * MIB));
+        let may_read_all = reading.state().large.values().filter(|large| large.may_read == Some(MAX)).count();
+        assert_eq!(may_read_all, FIT - 1);
+    }
+
+    #[test]
     fn an_answer_that_waits_for_its_turn_is_read_in_part_and_no_failure_of_the_agent() {
         let reading = Arc::new(Reading::new(MAX));
         let names = names(FIT + 1);

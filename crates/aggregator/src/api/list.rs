@@ -3,7 +3,7 @@
 //! The plain form of a long list is kept in pieces, and only until there is a newer list: see [`super::pieces`].
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -17,7 +17,7 @@ use procscan_core::Moment;
 use procscan_core::report::Record;
 use procscan_core::snapshot::{Coverage, Snapshot};
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::budget::Budget;
 use super::negotiation::Encoding;
@@ -65,15 +65,17 @@ impl Lists {
         Self { current: Mutex::default(), superseded: Mutex::default(), compressor: Arc::new(compressor) }
     }
 
-    /// The list of a snapshot, or of a later one that somebody else has asked with: whoever was overtaken must not bring an old one
-    /// back.
+    /// The list of `snapshot`. If another request has brought a later snapshot, the list of that one: a list never goes back in
+    /// time. A long list may be of an earlier snapshot, because it is replaced at most once per [`LONG_LIST_PERIOD`]. So may any
+    /// list while its plain form is being made, which takes milliseconds.
     pub(super) fn current(&self, snapshot: &Snapshot) -> Current {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let known = current.as_mut().filter(|known| {
             let is_overtaken = known.at.uptime() > snapshot.at.uptime();
             let is_young = snapshot.at.uptime() < known.made + LONG_LIST_PERIOD;
             is_overtaken
-                || (known.list.is_long() && (is_young || known.list.is_being_made()))
+                || known.list.is_being_made()
+                || (known.list.is_long() && is_young)
                 || (known.list.is_of(snapshot) && known.coverage == snapshot.coverage)
         });
         if let Some(known) = known {
@@ -95,6 +97,9 @@ impl Lists {
             coverage: snapshot.coverage,
             headers: headers(snapshot.coverage),
         };
+        // Every request for the list needs its plain form. A list that is not begun here could be replaced before a request begins
+        // it; its pieces would then be made without being counted.
+        fresh.list.begin_plain();
         *current = Some(fresh.clone());
         fresh
     }
@@ -129,8 +134,8 @@ fn headers(coverage: Coverage) -> [(HeaderName, HeaderValue); 4] {
     ]
 }
 
-/// Being made, or made, for all requests that need it; nothing if it can't be.
-type Making<T> = Shared<BoxFuture<'static, Option<T>>>;
+/// Ends when the work that makes a body has ended. Any number of requests wait for it.
+type Making = Shared<BoxFuture<'static, ()>>;
 
 /// The plain form.
 #[derive(Clone, Debug)]
@@ -171,21 +176,61 @@ pub(super) struct List {
 }
 
 #[derive(Debug)]
-struct Form<T: Clone> {
+struct Form<T> {
     etag: HeaderValue,
-    body: OnceLock<Making<T>>,
+    /// The work that makes the body; unset until the body is needed.
+    making: OnceLock<Making>,
+    /// The body, or `None` if it can't be made; unset until the work has ended. The work sets it by itself: whether it has ended
+    /// does not depend on a request that waits for it.
+    result: Arc<OnceLock<Option<T>>>,
 }
 
 impl<T: Clone> Form<T> {
-    /// Not made yet.
+    /// A form whose body is not made yet.
     fn tagged(tag: &str) -> Self {
         let etag = HeaderValue::from_str(tag).unwrap_or_else(|_| HeaderValue::from_static("\"\""));
-        Self { etag, body: OnceLock::new() }
+        Self { etag, making: OnceLock::new(), result: Arc::default() }
     }
 
     /// The body, if it has been made: nearly every request comes later, and has nothing to wait for.
     fn made(&self) -> Option<T> {
-        self.body.get()?.peek().cloned().flatten()
+        self.result.get().cloned().flatten()
+    }
+
+    fn is_being_made(&self) -> bool {
+        self.making.get().is_some() && self.result.get().is_none()
+    }
+
+    /// Begins the work with `start` if it has not begun.
+    fn begin(&self, start: impl FnOnce(Outcome<T>) -> JoinHandle<()>) -> &Making {
+        self.making.get_or_init(|| start(Outcome(self.result.clone())).map(drop).boxed().shared())
+    }
+
+    /// The body, once it is made; `None` if it can't be made. If the request that waits for it ends, the work goes on for the others.
+    async fn body(&self, start: impl FnOnce(Outcome<T>) -> JoinHandle<()>) -> Option<T> {
+        let made = self.made();
+        if made.is_some() {
+            return made;
+        }
+        self.begin(start).clone().await;
+        self.made()
+    }
+}
+
+/// What the work that makes a body owns of its [`Form`]. If the work panics or is dropped, the form has no body, and does not
+/// count as being made any more.
+struct Outcome<T>(Arc<OnceLock<Option<T>>>);
+
+impl<T> Outcome<T> {
+    /// Ends the work; `None` if the body can't be made.
+    fn set(self, body: Option<T>) {
+        self.0.get_or_init(|| body);
+    }
+}
+
+impl<T> Drop for Outcome<T> {
+    fn drop(&mut self) {
+        self.0.get_or_init(|| None);
     }
 }
 
@@ -199,9 +244,9 @@ impl List {
         Self { records, changed, length, compressor, plain, gzip, zstd }
     }
 
-    /// Its plain form is begun and not made. It is not replaced until then: [`Superseded`] must know its pieces.
+    /// Whether its plain form is being made. Such a list is not replaced: it has no pieces yet that [`Superseded`] could count.
     fn is_being_made(&self) -> bool {
-        self.plain.body.get().is_some_and(|making| making.peek().is_none())
+        self.plain.is_being_made()
     }
 
     fn is_long(&self) -> bool {
@@ -244,52 +289,40 @@ impl List {
         }
     }
 
+    fn begin_plain(&self) {
+        self.plain.begin(|outcome| self.serialise(outcome));
+    }
+
     /// The body as it is.
     pub(super) async fn plain(&self) -> Option<Plain> {
-        if let Some(made) = self.plain.made() {
-            return Some(made);
-        }
-        let serialise = || {
-            let (records, changed, length) = (self.records.clone(), self.changed, self.length);
-            // Readers of earlier lists may hold all the room that there is.
-            let budget = Some(self.compressor.budget.clone())
-                .filter(|budget| !self.is_long() && budget.find_room(0).is_ok());
-            let body = spawn_blocking(move || {
-                Some(match budget {
-                    Some(budget) => Plain::Whole(budget.count(write_whole(&records, changed, length).ok()?)),
-                    None => Plain::Pieces(Arc::new(Pieces::of(records, changed).ok()?)),
-                })
+        self.plain.body(|outcome| self.serialise(outcome)).await
+    }
+
+    fn serialise(&self, outcome: Outcome<Plain>) -> JoinHandle<()> {
+        let (records, changed, length) = (self.records.clone(), self.changed, self.length);
+        // Readers of earlier lists may hold all the room that there is.
+        let budget = Some(self.compressor.budget.clone())
+            .filter(|budget| !self.is_long() && budget.find_room(0).is_ok());
+        spawn_blocking(move || {
+            outcome.set(match budget {
+                Some(budget) => {
+                    write_whole(&records, changed, length).ok().map(|body| Plain::Whole(budget.count(body)))
+                }
+                None => Pieces::of(records, changed).ok().map(|pieces| Plain::Pieces(Arc::new(pieces))),
             });
-            body.map(|made| made.ok().flatten()).boxed().shared()
-        };
-        self.plain.body.get_or_init(serialise).clone().await
+        })
     }
 
     /// The body in a compressed form; nothing if `encoding` is none. It goes on being made when the request that needed it first
     /// has ended, so that the others need not begin anew.
     pub(super) async fn body(self: &Arc<Self>, encoding: Encoding) -> Option<Bytes> {
         let form = self.compressed(encoding)?;
-        if let Some(made) = form.made() {
-            return Some(made);
-        }
-        let compress = || {
+        form.body(|outcome| {
             // Weak, because what waits for its turn must not keep a list that no request needs any more.
             let (list, compressor) = (Arc::downgrade(self), self.compressor.clone());
-            let body = tokio::spawn(async move {
-                let _turn = compressor.turn.acquire().await.ok()?;
-                let list = list.upgrade()?;
-                let plain = list.plain().await?;
-                drop(list);
-                #[cfg(test)]
-                compressor.started.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                let budget = compressor.budget.clone();
-                let compressed =
-                    spawn_blocking(move || compress(&plain, encoding).ok().map(|body| budget.count(body)));
-                compressed.await.ok().flatten()
-            });
-            body.map(|made| made.ok().flatten()).boxed().shared()
-        };
-        form.body.get_or_init(compress).clone().await
+            tokio::spawn(async move { outcome.set(compress_in_turn(list, &compressor, encoding).await) })
+        })
+        .await
     }
 
     fn compressed(&self, encoding: Encoding) -> Option<&Form<Bytes>> {
@@ -308,6 +341,18 @@ struct Compressor {
     budget: Arc<Budget>,
     #[cfg(test)]
     started: std::sync::atomic::AtomicUsize,
+}
+
+async fn compress_in_turn(list: Weak<List>, compressor: &Compressor, encoding: Encoding) -> Option<Bytes> {
+    let _turn = compressor.turn.acquire().await.ok()?;
+    let list = list.upgrade()?;
+    let plain = list.plain().await?;
+    drop(list);
+    #[cfg(test)]
+    compressor.started.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    let budget = compressor.budget.clone();
+    let compressed = spawn_blocking(move || compress(&plain, encoding).ok().map(|body| budget.count(body)));
+    compressed.await.ok().flatten()
 }
 
 fn compress(plain: &Plain, encoding: Encoding) -> io::Result<Vec<u8>> {
@@ -333,5 +378,36 @@ fn write_all(to: &mut impl Write, plain: &Plain) -> io::Result<()> {
     match plain {
         Plain::Whole(body) => to.write_all(body),
         Plain::Pieces(pieces) => pieces.iter().try_for_each(|piece| to.write_all(&piece?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::panic::resume_unwind;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_whose_work_panics_or_is_dropped_is_not_being_made_for_ever() {
+        let panicked = Form::<Bytes>::tagged("");
+        let work = |outcome: Outcome<Bytes>| {
+            spawn_blocking(|| {
+                let _outcome = outcome;
+                resume_unwind(Box::new("the work fails"));
+            })
+        };
+        assert_eq!((panicked.body(work).await, panicked.is_being_made()), (None, false));
+
+        let dropped = Form::<Bytes>::tagged("");
+        let work = |outcome: Outcome<Bytes>| {
+            let task = tokio::spawn(async {
+                let _outcome = outcome;
+                pending().await
+            });
+            task.abort();
+            task
+        };
+        assert_eq!((dropped.body(work).await, dropped.is_being_made()), (None, false));
     }
 }

@@ -1,6 +1,7 @@
 //! The seed's list in each of its forms.
 
 use std::io::Read;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use axum::http::{HeaderValue, Method};
@@ -8,8 +9,10 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use http_body_util::BodyExt;
 use procscan_core::Moment;
+use tokio::task::spawn_blocking;
 
 use super::*;
+use crate::api::list::Plain;
 use crate::api::negotiation::Encoding;
 
 const GZIP: &[(&str, &str)] = &[("accept-encoding", "gzip")];
@@ -225,6 +228,7 @@ async fn who_was_overtaken_brings_no_old_list_back() {
     let new = stage.shown();
     let current = stage.lists.current(&new).list;
     let etag = current.etag(Encoding::Gzip).clone();
+    assert!(current.plain().await.is_some());
     let overtaken = stage.lists.current(&old).list;
     assert_eq!(overtaken.etag(Encoding::Gzip), &etag);
     assert!(Arc::ptr_eq(&current, &overtaken));
@@ -278,29 +282,76 @@ async fn a_long_list_is_sent_in_pieces_and_is_the_same_in_every_form() {
     assert_eq!((&head["content-length"], nothing.len()), (&HeaderValue::from(plain.len()), 0));
 }
 
+/// The snapshot that `stage` shows, so long after `earlier`.
+fn later(stage: &Stage, earlier: &Snapshot, time: Duration) -> Snapshot {
+    let mut snapshot = Snapshot::clone(&stage.shown());
+    snapshot.at = Moment::new(earlier.at.uptime() + time, earlier.at.wall());
+    snapshot
+}
+
 #[tokio::test]
-async fn a_long_list_is_made_anew_once_a_second() {
+async fn a_long_list_is_replaced_once_a_second_at_most() {
     let mut stage = Stage::new();
     stage.answer("n1", &long("n1", "a"));
     stage.answer("n2", &long("n2", "b"));
     let old = stage.shown();
     let current = stage.lists.current(&old).list;
+    assert!(current.plain().await.is_some());
     stage.answer("n2", &long("n2", "c"));
-    let mut new = Snapshot::clone(&stage.shown());
     for (millis, is_old) in [(0, true), (999, true), (1000, false)] {
-        new.at = Moment::new(old.at.uptime() + Duration::from_millis(millis), new.at.wall());
+        let new = later(&stage, &old, Duration::from_millis(millis));
         assert_eq!(Arc::ptr_eq(&stage.lists.current(&new).list, &current), is_old, "{millis}");
     }
-    // Nor while it is made, however long that takes.
-    let current = stage.lists.current(&new).list;
-    let making = current.plain().now_or_never();
-    assert!(making.is_none());
-    stage.answer("n2", &long("n2", "d"));
-    let mut later = Snapshot::clone(&stage.shown());
-    later.at = Moment::new(new.at.uptime() + Duration::from_mins(1), new.at.wall());
-    assert!(Arc::ptr_eq(&stage.lists.current(&later).list, &current));
-    assert!(current.plain().await.is_some());
-    assert!(!Arc::ptr_eq(&stage.lists.current(&later).list, &current));
+}
+
+/// Runs a test on a runtime whose only blocking thread is busy until the sender is dropped.
+fn with_busy_blocking_thread(test: impl AsyncFnOnce(mpsc::Sender<()>)) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
+        let (busy, end) = mpsc::channel();
+        spawn_blocking(move || end.recv());
+        test(busy).await;
+    });
+}
+
+/// Waits until the only blocking thread has done all that it was given.
+async fn blocking_thread_is_done() {
+    spawn_blocking(|| ()).await.unwrap();
+}
+
+#[test]
+fn a_long_list_that_was_made_is_replaced_although_the_client_that_began_it_hung_up() {
+    with_busy_blocking_thread(async |busy| {
+        let mut stage = Stage::new();
+        stage.answer("n1", &long("n1", "a"));
+        stage.answer("n2", &long("n2", "b"));
+        let old = stage.shown();
+        let current = stage.lists.current(&old).list;
+        assert!(current.plain().now_or_never().is_none());
+        stage.answer("n2", &long("n2", "c"));
+        let new = later(&stage, &old, Duration::from_mins(1));
+        assert!(Arc::ptr_eq(&stage.lists.current(&new).list, &current), "it is being made");
+        drop(busy);
+        blocking_thread_is_done().await;
+        assert!(!Arc::ptr_eq(&stage.lists.current(&new).list, &current));
+    });
+}
+
+#[test]
+fn a_short_list_in_pieces_is_replaced_only_when_it_is_made() {
+    with_busy_blocking_thread(async |busy| {
+        let mut stage = Stage::new();
+        let _in_flight = stage.api.budget.count(vec![0; stage.api.views.max_in_flight]);
+        stage.answer("n1", &large("a"));
+        let old = stage.shown();
+        let current = stage.lists.current(&old).list;
+        stage.answer("n1", &large("b"));
+        let new = later(&stage, &old, Duration::from_millis(100));
+        assert!(Arc::ptr_eq(&stage.lists.current(&new).list, &current));
+        drop(busy);
+        assert!(matches!(current.plain().await, Some(Plain::Pieces(_))));
+        assert!(!Arc::ptr_eq(&stage.lists.current(&new).list, &current));
+    });
 }
 
 /// What is read of a list that is replaced meanwhile is that list, and not the newer one.
@@ -314,9 +365,7 @@ async fn a_reader_of_a_long_list_gets_all_of_it_although_it_is_replaced() {
     let mut body = response.into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
     stage.answer("n2", &long("n2", "c"));
-    let mut new = Snapshot::clone(&stage.shown());
-    new.at = Moment::new(new.at.uptime() + Duration::from_secs(1), new.at.wall());
-    stage.lists.current(&new);
+    stage.lists.current(&later(&stage, &stage.shown(), Duration::from_secs(1)));
     let rest = body.collect().await.unwrap().to_bytes();
     assert_eq!([first, rest].concat(), plain);
 }

@@ -21,7 +21,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::budget::Budget;
 use super::negotiation::Encoding;
-use super::pieces::{Pieces, Superseded, length_of, write_whole};
+use super::pieces::{MAX_REPLACED, Pieces, ReplacedLists, length_of, write_whole};
 
 /// 10,000 records, 3.5 MB, become 0.8 MB in 75 ms. Level 9 needs half as long again for the same; level 4 half as long, and is
 /// larger by a fortieth.
@@ -37,7 +37,7 @@ const LONG_LIST_PERIOD: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Lists {
     current: Mutex<Option<Current>>,
-    superseded: Mutex<Superseded>,
+    replaced: Mutex<ReplacedLists>,
     compressor: Arc<Compressor>,
 }
 
@@ -62,7 +62,8 @@ impl Lists {
             #[cfg(test)]
             started: std::sync::atomic::AtomicUsize::new(0),
         };
-        Self { current: Mutex::default(), superseded: Mutex::default(), compressor: Arc::new(compressor) }
+        let replaced = Mutex::new(ReplacedLists::new(MAX_REPLACED));
+        Self { current: Mutex::default(), replaced, compressor: Arc::new(compressor) }
     }
 
     /// The list of `snapshot`. If another request has brought a later snapshot, the list of that one: a list never goes back in
@@ -85,10 +86,13 @@ impl Lists {
             return known.clone();
         }
         let same = current.as_ref().map(|known| &known.list).filter(|list| list.is_of(snapshot)).cloned();
-        let old = current.take().filter(|_| same.is_none());
-        if let Some(pieces) = old.and_then(|old| old.list.pieces()) {
-            let mut superseded = self.superseded.lock().unwrap_or_else(PoisonError::into_inner);
-            superseded.add(&pieces, &snapshot.list);
+        if let Some(old) = current.take().filter(|_| same.is_none()) {
+            let records = old.list.records.clone();
+            let pieces = old.list.pieces().as_ref().map(Arc::downgrade).unwrap_or_default();
+            // From now on only readers own its pieces.
+            drop(old);
+            let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+            replaced.add(pieces, &records, &snapshot.list);
         }
         let fresh = Current {
             at: snapshot.at,
@@ -244,7 +248,7 @@ impl List {
         Self { records, changed, length, compressor, plain, gzip, zstd }
     }
 
-    /// Whether its plain form is being made. Such a list is not replaced: it has no pieces yet that [`Superseded`] could count.
+    /// Whether its plain form is being made. Such a list is not replaced: it has no pieces yet that [`ReplacedLists`] could count.
     fn is_being_made(&self) -> bool {
         self.plain.is_being_made()
     }

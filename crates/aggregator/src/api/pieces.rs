@@ -23,10 +23,13 @@ use zstd::bulk::{Compressor, Decompressor};
 const PIECE: usize = 8 << 10;
 /// After so many pieces other requests have their turn, probes among them.
 const PIECES_PER_TURN: usize = 8;
-/// How many bytes the records may take that only old lists have.
-const MAX_SUPERSEDED: usize = 4 << 20;
+/// How many bytes replaced lists may keep in memory that the current list does not have, as [`ReplacedLists`] counts them.
+pub(super) const MAX_REPLACED: usize = 4 << 20;
 /// The fastest level: a piece is a few similar records.
 const ZSTD_LEVEL: i32 = 1;
+/// Why a body ends early.
+const CUT_OFF: &str =
+    "the client was too slow: replaced lists took more memory than they may, and this one was the oldest";
 /// What a record takes beside its texts, in bytes: in JSON the names of its members and the quotes, in memory its places.
 const RECORD_FRAME: usize = 120;
 
@@ -109,7 +112,7 @@ impl Pieces {
         if let Some(Kept { bytes, length }) = kept {
             return Ok(decompress(&bytes, length)?.into());
         }
-        let records = records.ok_or_else(|| io::Error::other("the list was replaced too often meanwhile"))?;
+        let records = records.ok_or_else(|| io::Error::other(CUT_OFF))?;
         let mut next = self.starts.get(number).copied().unwrap_or(records.len());
         // Nearly every record fits behind it.
         let mut piece = Vec::with_capacity(2 * PIECE);
@@ -221,32 +224,65 @@ impl Body for Reader {
     }
 }
 
-/// The lists that are not current any more but still have readers, the oldest first.
-#[derive(Debug, Default)]
-pub(super) struct Superseded {
-    lists: VecDeque<Old>,
+/// The lists that have been replaced since the oldest one that still has readers, and an upper bound of what they keep in memory.
+///
+/// Readers keep the array of their list, and its records. A record that the current list does not have left at one of the lists
+/// here: a list has it whose successor does not. So each list counts the records that its successor does not have. That holds for
+/// a list without readers too, because older lists may have these records.
+#[derive(Debug)]
+pub(super) struct ReplacedLists {
+    /// In bytes.
+    limit: usize,
+    /// The oldest first.
+    lists: VecDeque<ReplacedList>,
 }
 
 #[derive(Debug)]
-struct Old {
+struct ReplacedList {
     pieces: Weak<Pieces>,
-    /// The bytes of its records that the next list does not have.
-    bytes: usize,
+    /// How many bytes the records take that its successor does not have.
+    records: usize,
+    /// How many bytes its arrays take, as long as it has readers.
+    arrays: usize,
 }
 
-impl Superseded {
-    /// The list has been replaced by one of the records `newer`.
-    pub(super) fn add(&mut self, pieces: &Arc<Pieces>, newer: &[Arc<Record>]) {
-        let bytes = {
-            let mut content = pieces.content();
-            content.kept = Vec::new();
-            let newer: HashSet<*const Record> = newer.iter().map(Arc::as_ptr).collect();
-            let gone = content.records.iter().flat_map(|records| records.iter());
-            gone.filter(|record| !newer.contains(&Arc::as_ptr(record))).map(|record| length_of(record)).sum()
-        };
-        self.lists.retain(|old| old.pieces.strong_count() > 0);
-        self.lists.push_back(Old { pieces: Arc::downgrade(pieces), bytes });
-        while self.lists.iter().map(|old| old.bytes).sum::<usize>() > MAX_SUPERSEDED {
+impl ReplacedList {
+    /// Whether a client reads its pieces or is about to.
+    fn has_readers(&self) -> bool {
+        self.pieces.strong_count() > 0
+    }
+
+    /// How many bytes it counts.
+    fn bytes(&self) -> usize {
+        self.records + if self.has_readers() { self.arrays } else { 0 }
+    }
+}
+
+impl ReplacedLists {
+    /// No list yet. `limit` is in bytes.
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, lists: VecDeque::new() }
+    }
+
+    /// Adds a list with the records `replaced`, whose successor has the records `newer`. `pieces` are those of the list, if it has
+    /// any, and only its readers may still own them. Drops the compressed pieces. Cuts off the readers of the oldest lists until
+    /// the others are within the limit.
+    pub(super) fn add(&mut self, pieces: Weak<Pieces>, replaced: &[Arc<Record>], newer: &[Arc<Record>]) {
+        while self.lists.front().is_some_and(|oldest| !oldest.has_readers()) {
+            self.lists.pop_front();
+        }
+        let mut arrays = 0;
+        if let Some(pieces) = pieces.upgrade() {
+            pieces.content().kept = Vec::new();
+            arrays = size_of_val(replaced) + size_of_val(&pieces.starts[..]);
+        } else if self.lists.is_empty() {
+            return;
+        }
+        let newer: HashSet<*const Record> = newer.iter().map(Arc::as_ptr).collect();
+        let gone = replaced.iter().filter(|record| !newer.contains(&Arc::as_ptr(record)));
+        let records = gone.map(|record| length_of(record)).sum();
+        self.lists.push_back(ReplacedList { pieces, records, arrays });
+        while self.lists.iter().map(ReplacedList::bytes).sum::<usize>() > self.limit {
             let Some(oldest) = self.lists.pop_front() else { return };
             if let Some(pieces) = oldest.pieces.upgrade() {
                 pieces.content().records = None;
@@ -259,6 +295,8 @@ impl Superseded {
 mod tests {
     use http_body_util::BodyExt;
     use procscan_core::report::{Limits, decode};
+    use proptest::collection::vec;
+    use proptest::{option, prelude::*};
     use serde_json::{Value, json};
 
     use super::*;
@@ -295,10 +333,15 @@ mod tests {
             let kept = text(&list);
             assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), whole);
             assert_eq!((list.len(), list.starts.len() > 10), (kept.len(), count == 1000));
-            Superseded::default().add(&list, &[]);
+            replace(&mut ReplacedLists::new(MAX_REPLACED), &list, &[]);
             assert!(list.content().kept.is_empty());
             assert_eq!(text(&list), kept);
         }
+    }
+
+    fn replace(lists: &mut ReplacedLists, pieces: &Arc<Pieces>, newer: &[Arc<Record>]) {
+        let records = pieces.content().records.clone().unwrap();
+        lists.add(Arc::downgrade(pieces), &records, newer);
     }
 
     /// Whether the readers of each list are cut off.
@@ -307,39 +350,145 @@ mod tests {
     }
 
     #[test]
-    fn readers_of_the_oldest_list_are_cut_off_when_old_lists_take_too_much() {
-        let mut superseded = Superseded::default();
-        // Each takes a little less than a quarter of what there is.
+    fn readers_of_the_oldest_list_are_cut_off_when_replaced_lists_take_too_much() {
+        let mut replaced = ReplacedLists::new(MAX_REPLACED);
+        // Each takes a little less than a quarter of the limit.
         let all: Vec<_> = (0..6).map(|_| records(250, &"x".repeat(4000 - RECORD_FRAME))).collect();
         let lists: Vec<_> = all.iter().map(pieces).collect();
         for list in lists.iter().take(4) {
-            superseded.add(list, &[]);
+            replace(&mut replaced, list, &[]);
         }
         assert_eq!(cut_off(&lists), [false; 6]);
-        superseded.add(&lists[4], &[]);
+        replace(&mut replaced, &lists[4], &[]);
         assert_eq!(cut_off(&lists), [true, false, false, false, false, false]);
-        // What the newer list has takes nothing.
-        superseded.add(&lists[5], &all[5]);
+        // Records that the newer list has do not count.
+        replace(&mut replaced, &lists[5], &all[5]);
         assert_eq!(cut_off(&lists), [true, false, false, false, false, false]);
     }
 
     #[tokio::test]
-    async fn lists_without_readers_count_no_more_and_a_reader_that_is_cut_off_sees_an_error() {
-        let mut superseded = Superseded::default();
+    async fn replaced_lists_without_readers_do_not_count_and_a_reader_that_is_cut_off_gets_an_error() {
+        let mut replaced = ReplacedLists::new(MAX_REPLACED);
         let records = records(250, &"x".repeat(4000));
+        for _ in 0..10 {
+            replace(&mut replaced, &pieces(&records), &[]);
+        }
         let old = pieces(&records);
         let mut reader = old.read();
         assert_eq!(reader.size_hint().exact(), Some(old.len() as u64));
         reader.frame().await.unwrap().unwrap();
-        superseded.add(&old, &[]);
-        for _ in 0..10 {
-            superseded.add(&pieces(&records), &[]);
-        }
+        replace(&mut replaced, &old, &[]);
         assert!(old.content().records.is_some());
         let lists: Vec<_> = (0..4).map(|_| pieces(&records)).collect();
         for list in &lists {
-            superseded.add(list, &[]);
+            replace(&mut replaced, list, &[]);
         }
         assert!(reader.collect().await.is_err());
+        drop((old, lists));
+        replaced.add(Weak::new(), &records, &[]);
+        assert!(replaced.lists.is_empty());
+    }
+
+    /// How many bytes the lists whose readers are not cut off keep in memory and `current` does not have.
+    fn kept(lists: &[Arc<Pieces>], current: &[Arc<Record>]) -> usize {
+        let current: HashSet<_> = current.iter().map(Arc::as_ptr).collect();
+        let mut records = HashSet::new();
+        let mut bytes = 0;
+        for list in lists {
+            let Some(its) = list.content().records.clone() else { continue };
+            bytes += 8 * (its.len() + list.starts.len());
+            for record in its.iter().filter(|record| !current.contains(&Arc::as_ptr(record))) {
+                bytes += if records.insert(Arc::as_ptr(record)) { length_of(record) } else { 0 };
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn records_that_leave_with_a_list_without_readers_count_as_long_as_an_older_list_has_readers() {
+        let mut replaced = ReplacedLists::new(MAX_REPLACED);
+        let new = || records(250, &"x".repeat(4000)).to_vec();
+        let (mut read, mut current) = (Vec::new(), new());
+        for _ in 0..10 {
+            // A list with readers; a second one without any, in which one record is another; a third one without any of these records.
+            let first: Arc<[Arc<Record>]> = current.clone().into();
+            let mut second = current;
+            second[0] = records(1, "y")[0].clone();
+            current = new();
+            read.push(pieces(&first));
+            replace(&mut replaced, read.last().unwrap(), &second);
+            replaced.add(Weak::new(), &second, &current);
+            assert!(kept(&read, &current) <= MAX_REPLACED);
+        }
+        let cut_off = cut_off(&read);
+        assert_eq!(cut_off.iter().filter(|is_cut_off| !**is_cut_off).count(), 4, "{cut_off:?}");
+    }
+
+    #[test]
+    fn lists_that_differ_little_are_cut_off_for_the_arrays_of_those_that_have_readers() {
+        let records = records(1000, "");
+        // Six such lists are within the limit.
+        let mut replaced = ReplacedLists::new(50_000);
+        let mut read = Vec::new();
+        for _ in 0..6 {
+            read.push(pieces(&records));
+            replace(&mut replaced, read.last().unwrap(), &records);
+        }
+        read.truncate(2);
+        for _ in 0..4 {
+            read.push(pieces(&records));
+            replace(&mut replaced, read.last().unwrap(), &records);
+        }
+        assert_eq!(cut_off(&read), [false; 6]);
+        read.push(pieces(&records));
+        replace(&mut replaced, &read[6], &records);
+        assert_eq!(cut_off(&read), [true, false, false, false, false, false, false]);
+        assert!(kept(&read, &records) <= 50_000);
+    }
+
+    /// One list, and what happens before it is replaced.
+    #[derive(Clone, Debug)]
+    struct Step {
+        /// Which records are replaced by others of how many bytes, or removed.
+        changes: Vec<(usize, Option<usize>)>,
+        has_reader: bool,
+        /// Which of the readers ends, counted from the oldest; none if there are not so many.
+        end: usize,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let change = (0..8_usize, option::of(0..3000_usize));
+        (vec(change, 0..8), any::<bool>(), 0..12_usize).prop_map(|(changes, has_reader, end)| Step {
+            changes,
+            has_reader,
+            end,
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn replaced_lists_never_keep_more_than_the_limit(steps in vec(step(), 1..40)) {
+            const LIMIT: usize = 20_000;
+            let mut replaced = ReplacedLists::new(LIMIT);
+            let mut slots: [Option<Arc<Record>>; 8] = Default::default();
+            let mut read: Vec<Arc<Pieces>> = Vec::new();
+            let mut list: Arc<[Arc<Record>]> = Arc::default();
+            for Step { changes, has_reader, end } in steps {
+                if end < read.len() {
+                    read.remove(end);
+                }
+                for (slot, length) in changes {
+                    slots[slot] = length.map(|length| records(1, &"x".repeat(length))[0].clone());
+                }
+                let newer: Arc<[Arc<Record>]> = slots.iter().flatten().cloned().collect();
+                let pieces = has_reader.then(|| pieces(&list));
+                replaced.add(pieces.as_ref().map(Arc::downgrade).unwrap_or_default(), &list, &newer);
+                read.extend(pieces);
+                list = newer;
+                prop_assert!(kept(&read, &list) <= LIMIT);
+            }
+        }
     }
 }

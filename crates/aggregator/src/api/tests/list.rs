@@ -349,8 +349,17 @@ fn a_short_list_in_pieces_is_replaced_only_when_it_is_made() {
         let new = later(&stage, &old, Duration::from_millis(100));
         assert!(Arc::ptr_eq(&stage.lists.current(&new).list, &current));
         drop(busy);
-        assert!(matches!(current.plain().await, Some(Plain::Pieces(_))));
+        let Some(Plain::Pieces(pieces)) = current.plain().await else { panic!("the budget is used up") };
         assert!(!Arc::ptr_eq(&stage.lists.current(&new).list, &current));
+        // It counts as a replaced list: when too many records have changed, its readers are cut off.
+        for (seconds, texts, is_cut_off) in [(1, "xx", false), (2, "yy", true)] {
+            for node in ["n1", "n2"] {
+                stage.answer(node, &long(node, "c").replace("xx", texts));
+            }
+            let new = later(&stage, &new, Duration::from_secs(seconds));
+            stage.lists.current(&new).list.plain().await.unwrap();
+            assert_eq!(pieces.iter().any(|piece| piece.is_err()), is_cut_off, "{texts}");
+        }
     });
 }
 

@@ -171,7 +171,7 @@ impl Plain {
 pub(super) struct List {
     records: Arc<[Arc<Record>]>,
     changed: Timestamp,
-    /// About how many bytes its plain form takes.
+    /// About how many bytes its plain form has, if it has few characters that are escaped.
     length: usize,
     compressor: Arc<Compressor>,
     plain: Form<Plain>,
@@ -253,8 +253,9 @@ impl List {
         self.plain.is_being_made()
     }
 
+    /// Whether its plain form has more than [`MAX_WHOLE`], by the estimate until it is made.
     fn is_long(&self) -> bool {
-        self.length > MAX_WHOLE
+        self.plain.made().map_or(self.length, |plain| plain.len()) > MAX_WHOLE
     }
 
     fn is_of(&self, snapshot: &Snapshot) -> bool {
@@ -307,14 +308,7 @@ impl List {
         // Readers of earlier lists may hold all the room that there is.
         let budget = Some(self.compressor.budget.clone())
             .filter(|budget| !self.is_long() && budget.find_room(0).is_ok());
-        spawn_blocking(move || {
-            outcome.set(match budget {
-                Some(budget) => {
-                    write_whole(&records, changed, length).ok().map(|body| Plain::Whole(budget.count(body)))
-                }
-                None => Pieces::of(records, changed).ok().map(|pieces| Plain::Pieces(Arc::new(pieces))),
-            });
-        })
+        spawn_blocking(move || outcome.set(serialise(records, changed, length, budget.as_ref()).ok()))
     }
 
     /// The body in a compressed form; nothing if `encoding` is none. It goes on being made when the request that needed it first
@@ -345,6 +339,21 @@ struct Compressor {
     budget: Arc<Budget>,
     #[cfg(test)]
     started: std::sync::atomic::AtomicUsize,
+}
+
+/// Writes a list as a whole if it is not too long for that and there is a `budget` in which it counts, and in pieces otherwise.
+fn serialise(
+    records: Arc<[Arc<Record>]>,
+    changed: Timestamp,
+    length: usize,
+    budget: Option<&Arc<Budget>>,
+) -> io::Result<Plain> {
+    if let Some(budget) = budget
+        && let Some(body) = write_whole(&records, changed, length, MAX_WHOLE)?
+    {
+        return Ok(Plain::Whole(budget.count(body)));
+    }
+    Ok(Plain::Pieces(Arc::new(Pieces::of(records, changed)?)))
 }
 
 async fn compress_in_turn(list: Weak<List>, compressor: &Compressor, encoding: Encoding) -> Option<Bytes> {

@@ -136,17 +136,22 @@ fn decompress(bytes: &[u8], length: usize) -> io::Result<Vec<u8>> {
     })
 }
 
-/// Writes a whole list.
+/// Writes a whole list of about `length` bytes. `None` if it has more than `most`: escapes of control characters may make it
+/// several times as long as expected.
 pub(super) fn write_whole(
     records: &[Arc<Record>],
     changed: Timestamp,
     length: usize,
-) -> serde_json::Result<Vec<u8>> {
+    most: usize,
+) -> serde_json::Result<Option<Vec<u8>>> {
     let (mut body, mut next) = (Vec::with_capacity(length), 0);
     while body.is_empty() || next < records.len() {
         write(records, changed, &mut next, &mut body)?;
+        if body.len() > most {
+            return Ok(None);
+        }
     }
-    Ok(body)
+    Ok(Some(body))
 }
 
 /// Writes the piece that begins with the record `next` behind what is in `piece`, and says which record comes after it.

@@ -363,6 +363,26 @@ fn a_short_list_in_pieces_is_replaced_only_when_it_is_made() {
     });
 }
 
+#[tokio::test]
+async fn a_list_that_escapes_make_long_is_kept_in_pieces_and_replaced_once_a_second_at_most() {
+    let mut stage = Stage::new();
+    let answer = |last| long("n1", last).replace("xx", r"\u0001\u0001");
+    stage.answer("n1", &answer("a"));
+    let old = stage.shown();
+    let current = stage.lists.current(&old).list;
+    let Some(plain) = current.plain().await else { panic!("the list can be made") };
+    assert!(matches!(plain, Plain::Pieces(_)));
+    assert_eq!(stage.lists.size(), 0);
+    let body = plain.body().collect().await.unwrap().to_bytes();
+    assert_eq!(body.len(), plain.len());
+    assert_eq!(json(std::str::from_utf8(&body).unwrap())["total_count"], 600);
+    stage.answer("n1", &answer("b"));
+    for (millis, is_old) in [(999, true), (1000, false)] {
+        let new = later(&stage, &old, Duration::from_millis(millis));
+        assert_eq!(Arc::ptr_eq(&stage.lists.current(&new).list, &current), is_old, "{millis}");
+    }
+}
+
 /// What is read of a list that is replaced meanwhile is that list, and not the newer one.
 #[tokio::test]
 async fn a_reader_of_a_long_list_gets_all_of_it_although_it_is_replaced() {

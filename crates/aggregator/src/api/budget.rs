@@ -1,9 +1,10 @@
-//! One budget of bytes for all answers that are kept in memory for their readers.
+//! One budget of bytes for answers that are kept in memory as a whole. Lists in pieces ([`super::pieces`]) do not count: a limit
+//! of their own bounds them.
 //!
 //! An answer counts once, however many readers share it, until the last of them has it or is gone. The current list of the seed's
 //! endpoint does not count: it is kept with or without readers. One that has been replaced counts as long as a client still reads
-//! it. An answer is made if there is room left when it is begun. So what is being made at that time may exceed the budget;
-//! [`super::Api::turn`] bounds that.
+//! it, unless it is in pieces. An answer is made if there is room left when it is begun. So what is being made at that time may
+//! exceed the budget; [`super::Api::turn`] bounds that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,6 +1,7 @@
-//! The seed's list as it is sent: made once per change in each form, however many ask for it.
+//! The seed's list as it is sent. Each form is made once per list, however many requests ask for it. A short list is replaced
+//! with each change, a long one once per second at most.
 //!
-//! The plain form of a long list is kept in pieces, and only until there is a newer list: see [`super::pieces`].
+//! The form without a Content-Encoding is kept in pieces if the list is long or the budget is used up: see [`super::pieces`].
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -28,9 +29,9 @@ use super::pieces::{MAX_REPLACED, Pieces, ReplacedLists, length_of, write_whole}
 const GZIP_LEVEL: u32 = 6;
 /// The same list becomes a little smaller still, in 6 ms.
 const ZSTD_LEVEL: i32 = 3;
-/// The longest list whose plain form is one body, in bytes.
+/// The longest list that is kept as one body, in bytes.
 const MAX_WHOLE: usize = 4 << 20;
-/// How often a list of more than [`MAX_WHOLE`] is made anew at most. It changes all the time, because it has so many records.
+/// The shortest time between two lists of more than [`MAX_WHOLE`]. With so many records, nearly every snapshot has a change.
 const LONG_LIST_PERIOD: Duration = Duration::from_secs(1);
 
 /// The list that is current, and what goes with it.
@@ -44,9 +45,10 @@ pub(super) struct Lists {
 /// A list, and how much of the cluster it rests on.
 #[derive(Clone, Debug)]
 pub(super) struct Current {
+    /// When the latest snapshot was taken with which a request asked for a list.
     at: Moment,
-    /// When the list was made.
-    made: Duration,
+    /// The uptime of the first snapshot with this list and coverage.
+    since: Duration,
     pub(super) list: Arc<List>,
     coverage: Coverage,
     /// The coverage as headers.
@@ -73,7 +75,7 @@ impl Lists {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let known = current.as_mut().filter(|known| {
             let is_overtaken = known.at.uptime() > snapshot.at.uptime();
-            let is_young = snapshot.at.uptime() < known.made + LONG_LIST_PERIOD;
+            let is_young = snapshot.at.uptime() < known.since + LONG_LIST_PERIOD;
             is_overtaken
                 || known.list.is_being_made()
                 || (known.list.is_long() && is_young)
@@ -96,19 +98,19 @@ impl Lists {
         }
         let fresh = Current {
             at: snapshot.at,
-            made: snapshot.at.uptime(),
+            since: snapshot.at.uptime(),
             list: same.unwrap_or_else(|| Arc::new(List::of(snapshot, self.compressor.clone()))),
             coverage: snapshot.coverage,
             headers: headers(snapshot.coverage),
         };
-        // Every request for the list needs its plain form. A list that is not begun here could be replaced before a request begins
-        // it; its pieces would then be made without being counted.
+        // Every request for the list needs its plain form. If a request began it, the list could be replaced before that, and no
+        // limit would count the pieces that are then made.
         fresh.list.begin_plain();
         *current = Some(fresh.clone());
         fresh
     }
 
-    /// How many bytes the current list takes, in all the forms in which it was made.
+    /// How many bytes of the budget the current list takes, in all forms that have been made. Pieces count 0.
     pub(super) fn size(&self) -> usize {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         current.as_ref().map_or(0, |current| current.list.size())
@@ -141,15 +143,17 @@ fn headers(coverage: Coverage) -> [(HeaderName, HeaderValue); 4] {
 /// Ends when the work that makes a body has ended. Any number of requests wait for it.
 type Making = Shared<BoxFuture<'static, ()>>;
 
-/// The plain form.
+/// The plain form: the list without a Content-Encoding.
 #[derive(Clone, Debug)]
-pub(super) enum Plain {
+pub(super) enum PlainBody {
+    /// One body in memory, counted in the budget.
     Whole(Bytes),
+    /// Pieces, which are compressed while the list is current and are sent uncompressed.
     Pieces(Arc<Pieces>),
 }
 
-impl Plain {
-    /// In bytes.
+impl PlainBody {
+    /// Its length, in bytes.
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Whole(body) => body.len(),
@@ -157,11 +161,11 @@ impl Plain {
         }
     }
 
-    /// A body for one reader.
+    /// A response body for one client.
     pub(super) fn body(&self) -> Body {
         match self {
             Self::Whole(body) => body.clone().into(),
-            Self::Pieces(pieces) => Body::new(pieces.read()),
+            Self::Pieces(pieces) => Body::new(pieces.body()),
         }
     }
 }
@@ -174,7 +178,7 @@ pub(super) struct List {
     /// About how many bytes its plain form has, if it has few characters that are escaped.
     length: usize,
     compressor: Arc<Compressor>,
-    plain: Form<Plain>,
+    plain: Form<PlainBody>,
     gzip: Form<Bytes>,
     zstd: Form<Bytes>,
 }
@@ -190,7 +194,7 @@ struct Form<T> {
 }
 
 impl<T: Clone> Form<T> {
-    /// A form whose body is not made yet.
+    /// A form with this `ETag` whose body is not made yet.
     fn tagged(tag: &str) -> Self {
         let etag = HeaderValue::from_str(tag).unwrap_or_else(|_| HeaderValue::from_static("\"\""));
         Self { etag, making: OnceLock::new(), result: Arc::default() }
@@ -210,7 +214,8 @@ impl<T: Clone> Form<T> {
         self.making.get_or_init(|| start(Outcome(self.result.clone())).map(drop).boxed().shared())
     }
 
-    /// The body, once it is made; `None` if it can't be made. If the request that waits for it ends, the work goes on for the others.
+    /// The body, once it is made; `None` if it can't be made. If the request that began the work ends, the work goes on for the
+    /// others.
     async fn body(&self, start: impl FnOnce(Outcome<T>) -> JoinHandle<()>) -> Option<T> {
         let made = self.made();
         if made.is_some() {
@@ -248,7 +253,8 @@ impl List {
         Self { records, changed, length, compressor, plain, gzip, zstd }
     }
 
-    /// Whether its plain form is being made. Such a list is not replaced: it has no pieces yet that [`ReplacedLists`] could count.
+    /// Whether its plain form is being made. Such a list is not replaced: it has no pieces yet that [`ReplacedLists`] could
+    /// count.
     fn is_being_made(&self) -> bool {
         self.plain.is_being_made()
     }
@@ -276,21 +282,21 @@ impl List {
         self.compressed(encoding)?.made()
     }
 
-    /// The bytes in the budget of all the forms that have been made.
+    /// How many bytes of the budget its forms take that have been made. Pieces count 0.
     fn size(&self) -> usize {
         let plain = match self.plain.made() {
-            Some(Plain::Whole(body)) => body.len(),
-            Some(Plain::Pieces(_)) | None => 0,
+            Some(PlainBody::Whole(body)) => body.len(),
+            Some(PlainBody::Pieces(_)) | None => 0,
         };
         let compressed = [&self.gzip, &self.zstd].into_iter().filter_map(Form::made);
         plain + compressed.map(|body| body.len()).sum::<usize>()
     }
 
-    /// The pieces of its plain form, if it was made so.
+    /// The pieces of its plain form, if it is kept in pieces.
     fn pieces(&self) -> Option<Arc<Pieces>> {
         match self.plain.made()? {
-            Plain::Pieces(pieces) => Some(pieces),
-            Plain::Whole(_) => None,
+            PlainBody::Pieces(pieces) => Some(pieces),
+            PlainBody::Whole(_) => None,
         }
     }
 
@@ -298,25 +304,24 @@ impl List {
         self.plain.begin(|outcome| self.serialise(outcome));
     }
 
-    /// The body as it is.
-    pub(super) async fn plain(&self) -> Option<Plain> {
+    /// The list without a Content-Encoding. `None` if it can't be made.
+    pub(super) async fn plain(&self) -> Option<PlainBody> {
         self.plain.body(|outcome| self.serialise(outcome)).await
     }
 
-    fn serialise(&self, outcome: Outcome<Plain>) -> JoinHandle<()> {
+    fn serialise(&self, outcome: Outcome<PlainBody>) -> JoinHandle<()> {
         let (records, changed, length) = (self.records.clone(), self.changed, self.length);
-        // Readers of earlier lists may hold all the room that there is.
+        // If readers of earlier lists have used up the budget, this list is kept in pieces, which do not count.
         let budget = Some(self.compressor.budget.clone())
             .filter(|budget| !self.is_long() && budget.find_room(0).is_ok());
         spawn_blocking(move || outcome.set(serialise(records, changed, length, budget.as_ref()).ok()))
     }
 
-    /// The body in a compressed form; nothing if `encoding` is none. It goes on being made when the request that needed it first
-    /// has ended, so that the others need not begin anew.
+    /// The compressed body. `None` if `encoding` is [`Encoding::Identity`] or the body can't be made.
     pub(super) async fn body(self: &Arc<Self>, encoding: Encoding) -> Option<Bytes> {
         let form = self.compressed(encoding)?;
         form.body(|outcome| {
-            // Weak, because what waits for its turn must not keep a list that no request needs any more.
+            // A weak reference: a task that waits for its turn must not keep a list in memory that no request needs.
             let (list, compressor) = (Arc::downgrade(self), self.compressor.clone());
             tokio::spawn(async move { outcome.set(compress_in_turn(list, &compressor, encoding).await) })
         })
@@ -347,13 +352,13 @@ fn serialise(
     changed: Timestamp,
     length: usize,
     budget: Option<&Arc<Budget>>,
-) -> io::Result<Plain> {
+) -> io::Result<PlainBody> {
     if let Some(budget) = budget
         && let Some(body) = write_whole(&records, changed, length, MAX_WHOLE)?
     {
-        return Ok(Plain::Whole(budget.count(body)));
+        return Ok(PlainBody::Whole(budget.count(body)));
     }
-    Ok(Plain::Pieces(Arc::new(Pieces::of(records, changed)?)))
+    Ok(PlainBody::Pieces(Arc::new(Pieces::of(records, changed)?)))
 }
 
 async fn compress_in_turn(list: Weak<List>, compressor: &Compressor, encoding: Encoding) -> Option<Bytes> {
@@ -368,7 +373,7 @@ async fn compress_in_turn(list: Weak<List>, compressor: &Compressor, encoding: E
     compressed.await.ok().flatten()
 }
 
-fn compress(plain: &Plain, encoding: Encoding) -> io::Result<Vec<u8>> {
+fn compress(plain: &PlainBody, encoding: Encoding) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     match encoding {
         Encoding::Identity => write_all(&mut body, plain)?,
@@ -387,10 +392,10 @@ fn compress(plain: &Plain, encoding: Encoding) -> io::Result<Vec<u8>> {
     Ok(body)
 }
 
-fn write_all(to: &mut impl Write, plain: &Plain) -> io::Result<()> {
+fn write_all(to: &mut impl Write, plain: &PlainBody) -> io::Result<()> {
     match plain {
-        Plain::Whole(body) => to.write_all(body),
-        Plain::Pieces(pieces) => pieces.iter().try_for_each(|piece| to.write_all(&piece?)),
+        PlainBody::Whole(body) => to.write_all(body),
+        PlainBody::Pieces(pieces) => pieces.iter().try_for_each(|piece| to.write_all(&piece?)),
     }
 }
 
@@ -416,7 +421,7 @@ mod tests {
         let work = |outcome: Outcome<Bytes>| {
             let task = tokio::spawn(async {
                 let _outcome = outcome;
-                pending().await
+                pending::<()>().await;
             });
             task.abort();
             task

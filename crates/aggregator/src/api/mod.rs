@@ -85,7 +85,7 @@ pub struct Views {
     pub configured_mode: Mode,
     /// How much may happen at once.
     pub brake: BrakeRules,
-    /// How many bytes the answers in flight may take together.
+    /// How many bytes the answers in flight may take together that are kept in memory as a whole.
     pub max_in_flight: usize,
     /// What time it is.
     pub clock: Clock,

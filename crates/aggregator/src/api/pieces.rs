@@ -1,9 +1,9 @@
-//! A list in pieces, for lists that are long or find no room as a whole.
+//! Lists in pieces: for a list that is long, and for any list while the budget is used up.
 //!
-//! The pieces are kept while the list is current, compressed, because to decompress a piece takes a fraction of the time in which it
-//! is written. Once there is a newer list, they are dropped, and what a slow reader still needs is written anew from the records. An
-//! old list takes little memory, because most of its records are those of the newer ones. But slow readers can keep many old lists,
-//! so these have a limit: beyond it, the readers of the oldest list are cut off.
+//! While the list is current, its pieces are kept compressed, because a piece is decompressed in a fraction of the time that it
+//! takes to write it. When the list is replaced, its pieces are dropped. For a client that still reads it, the remaining pieces
+//! are written from the records. A replaced list takes little memory, because later lists share most of its records. Slow clients
+//! can keep many such lists, so these have a limit together. Beyond it, the readers of the oldest one are cut off.
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
@@ -19,30 +19,33 @@ use procscan_core::report::{Record, RecordRef};
 use serde::Serialize;
 use zstd::bulk::{Compressor, Decompressor};
 
-/// How long a piece is, in bytes. It ends with the record that makes it so long. A connection holds two pieces.
+/// The least length of a piece but the last, in bytes: a piece ends with the record that reaches it. A connection holds about two
+/// pieces.
 const PIECE: usize = 8 << 10;
-/// After so many pieces other requests have their turn, probes among them.
-const PIECES_PER_TURN: usize = 8;
+/// After so many pieces a body yields, so that other tasks of its thread go on, probes among them.
+const PIECES_PER_YIELD: usize = 8;
 /// How many bytes replaced lists may keep in memory that the current list does not have, as [`ReplacedLists`] counts them.
 pub(super) const MAX_REPLACED: usize = 4 << 20;
-/// The fastest level: a piece is a few similar records.
+/// The fastest of the levels from 1 on: a piece is a few similar records, and a higher level gains little.
 const ZSTD_LEVEL: i32 = 1;
 /// Why a body ends early.
 const CUT_OFF: &str =
     "the client was too slow: replaced lists took more memory than they may, and this one was the oldest";
-/// What a record takes beside its texts, in bytes: in JSON the names of its members and the quotes, in memory its places.
-const RECORD_FRAME: usize = 120;
+/// What a record takes beside its texts, in bytes: in JSON the names of its members and the quotes, in memory its pointers and
+/// lengths.
+const RECORD_OVERHEAD: usize = 120;
 
 /// About how many bytes a record takes, in JSON as in memory.
 pub(super) fn length_of(record: &Record) -> usize {
     let RecordRef { key, cmdline, regex, status, kind, name, timestamp, .. } = record.view();
     let texts = [key.namespace, key.pod, key.process, cmdline, regex, status, kind, name, timestamp];
-    RECORD_FRAME + texts.map(str::len).iter().sum::<usize>()
+    RECORD_OVERHEAD + texts.map(str::len).iter().sum::<usize>()
 }
 
-/// The plain form of a list.
+/// A list in pieces of about [`PIECE`] bytes.
 #[derive(Debug)]
 pub(super) struct Pieces {
+    /// The length of the whole list, in bytes.
     length: usize,
     /// The first record of each piece.
     starts: Vec<usize>,
@@ -52,69 +55,70 @@ pub(super) struct Pieces {
 
 #[derive(Debug)]
 struct Content {
-    /// None any more if its readers are cut off.
+    /// `None` once its readers are cut off.
     records: Option<Arc<[Arc<Record>]>>,
     /// All pieces while the list is current, and none afterwards.
-    kept: Vec<Kept>,
+    compressed: Vec<CompressedPiece>,
 }
 
-/// A compressed piece.
 #[derive(Clone, Debug)]
-struct Kept {
+struct CompressedPiece {
     bytes: Arc<[u8]>,
     /// How many bytes it decompresses to.
     length: usize,
 }
 
-/// What follows the records.
+/// The members behind the records.
 #[derive(Serialize)]
-struct Rest {
+struct ClosingMembers {
     update_time: Timestamp,
     total_count: usize,
 }
 
 impl Pieces {
-    /// Writes the list.
+    /// Writes all pieces of the list and compresses them.
     pub(super) fn of(records: Arc<[Arc<Record>]>, changed: Timestamp) -> io::Result<Self> {
         let mut compressor = Compressor::new(ZSTD_LEVEL)?;
-        let (mut starts, mut kept, mut length, mut next) = (Vec::new(), Vec::new(), 0, 0);
+        let (mut starts, mut compressed, mut length, mut next) = (Vec::new(), Vec::new(), 0, 0);
         let mut piece = Vec::new();
         while starts.is_empty() || next < records.len() {
             starts.push(next);
             piece.clear();
             write(&records, changed, &mut next, &mut piece)?;
             length += piece.len();
-            kept.push(Kept { bytes: compressor.compress(&piece)?.into(), length: piece.len() });
+            let bytes = compressor.compress(&piece)?.into();
+            compressed.push(CompressedPiece { bytes, length: piece.len() });
         }
-        let content = Mutex::new(Content { records: Some(records), kept });
+        let content = Mutex::new(Content { records: Some(records), compressed });
         Ok(Self { length, starts, changed, content })
     }
 
-    /// In bytes.
+    /// The length of the whole list, in bytes.
     pub(super) fn len(&self) -> usize {
         self.length
     }
 
+    /// All pieces in order, uncompressed.
     pub(super) fn iter(&self) -> impl Iterator<Item = io::Result<Bytes>> {
         (0..self.starts.len()).map(|number| self.piece(number))
     }
 
-    /// A body for one reader.
-    pub(super) fn read(self: &Arc<Self>) -> Reader {
-        Reader { pieces: self.clone(), next: 0, sent_in_turn: 0, left: self.length as u64 }
+    /// A response body for one client.
+    pub(super) fn body(self: &Arc<Self>) -> PiecesBody {
+        PiecesBody { pieces: self.clone(), next: 0, sent_since_yield: 0, bytes_left: self.length as u64 }
     }
 
     fn piece(&self, number: usize) -> io::Result<Bytes> {
-        let (kept, records) = {
+        let (compressed, records) = {
             let content = self.content();
-            (content.kept.get(number).cloned(), content.records.clone())
+            (content.compressed.get(number).cloned(), content.records.clone())
         };
-        if let Some(Kept { bytes, length }) = kept {
+        if let Some(CompressedPiece { bytes, length }) = compressed {
             return Ok(decompress(&bytes, length)?.into());
         }
         let records = records.ok_or_else(|| io::Error::other(CUT_OFF))?;
         let mut next = self.starts.get(number).copied().unwrap_or(records.len());
-        // Nearly every record fits behind it.
+        // The record that ends a piece is nearly always shorter than a piece.
         let mut piece = Vec::with_capacity(2 * PIECE);
         write(&records, self.changed, &mut next, &mut piece)?;
         Ok(piece.into())
@@ -127,7 +131,7 @@ impl Pieces {
 
 fn decompress(bytes: &[u8], length: usize) -> io::Result<Vec<u8>> {
     thread_local! {
-        // A new one would take longer than a piece.
+        // To make a decompressor takes longer than to decompress a piece.
         static DECOMPRESSOR: RefCell<io::Result<Decompressor<'static>>> = RefCell::new(Decompressor::new());
     }
     DECOMPRESSOR.with_borrow_mut(|decompressor| match decompressor {
@@ -154,7 +158,7 @@ pub(super) fn write_whole(
     Ok(Some(body))
 }
 
-/// Writes the piece that begins with the record `next` behind what is in `piece`, and says which record comes after it.
+/// Appends to `piece` the piece that begins with the record at `next`, and sets `next` to the first record behind it.
 fn write(
     records: &[Arc<Record>],
     changed: Timestamp,
@@ -173,29 +177,30 @@ fn write(
         *next += 1;
     }
     if *next == records.len() {
-        let rest = Rest {
-            // Whole seconds, as in the program before.
+        let members = ClosingMembers {
+            // Whole seconds, as the seed has them.
             update_time: Timestamp::from_second(changed.as_second()).unwrap_or(changed),
             total_count: records.len(),
         };
-        let rest = serde_json::to_vec(&rest)?;
+        let members = serde_json::to_vec(&members)?;
         piece.extend_from_slice(b"],");
-        piece.extend_from_slice(rest.strip_prefix(b"{").unwrap_or(&rest));
+        piece.extend_from_slice(members.strip_prefix(b"{").unwrap_or(&members));
     }
     Ok(())
 }
 
-/// Sends a list to one reader.
-pub(super) struct Reader {
+/// The response body that sends a list in pieces to one client.
+pub(super) struct PiecesBody {
     pieces: Arc<Pieces>,
+    /// The number of the next piece.
     next: usize,
-    /// How many pieces were sent since others had their turn.
-    sent_in_turn: usize,
-    /// In bytes.
-    left: u64,
+    /// How many pieces were sent since the body last yielded.
+    sent_since_yield: usize,
+    /// How many bytes are not sent yet.
+    bytes_left: u64,
 }
 
-impl Body for Reader {
+impl Body for PiecesBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -206,16 +211,16 @@ impl Body for Reader {
         if self.is_end_stream() {
             return Poll::Ready(None);
         }
-        if self.sent_in_turn == PIECES_PER_TURN {
-            self.sent_in_turn = 0;
+        if self.sent_since_yield == PIECES_PER_YIELD {
+            self.sent_since_yield = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         let piece = self.pieces.piece(self.next);
         self.next += 1;
-        self.sent_in_turn += 1;
+        self.sent_since_yield += 1;
         if let Ok(piece) = &piece {
-            self.left = self.left.saturating_sub(piece.len() as u64);
+            self.bytes_left = self.bytes_left.saturating_sub(piece.len() as u64);
         }
         Poll::Ready(Some(piece.map(Frame::data)))
     }
@@ -225,7 +230,7 @@ impl Body for Reader {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        SizeHint::with_exact(self.bytes_left)
     }
 }
 
@@ -269,16 +274,16 @@ impl ReplacedLists {
         Self { limit, lists: VecDeque::new() }
     }
 
-    /// Adds a list with the records `replaced`, whose successor has the records `newer`. `pieces` are those of the list, if it has
-    /// any, and only its readers may still own them. Drops the compressed pieces. Cuts off the readers of the oldest lists until
-    /// the others are within the limit.
+    /// Adds a list with the records `replaced`, whose successor has the records `newer`. `pieces` are those of the list, if it
+    /// has any, and only its readers may still own them. Drops the compressed pieces. Cuts off the readers of the oldest lists
+    /// until the others are within the limit.
     pub(super) fn add(&mut self, pieces: Weak<Pieces>, replaced: &[Arc<Record>], newer: &[Arc<Record>]) {
         while self.lists.front().is_some_and(|oldest| !oldest.has_readers()) {
             self.lists.pop_front();
         }
         let mut arrays = 0;
         if let Some(pieces) = pieces.upgrade() {
-            pieces.content().kept = Vec::new();
+            pieces.content().compressed = Vec::new();
             arrays = size_of_val(replaced) + size_of_val(&pieces.starts[..]);
         } else if self.lists.is_empty() {
             return;
@@ -330,17 +335,17 @@ mod tests {
     }
 
     #[test]
-    fn the_pieces_are_the_list_with_and_without_those_that_are_kept() {
+    fn pieces_make_up_the_list_whether_decompressed_or_written_anew() {
         for count in [0, 1, 100, 1000] {
             let records = records(count, &"<".repeat(100));
             let list = pieces(&records);
             let whole = json!({"violations": &records[..], "update_time": "1970-01-01T00:00:00Z", "total_count": count});
-            let kept = text(&list);
-            assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), whole);
-            assert_eq!((list.len(), list.starts.len() > 10), (kept.len(), count == 1000));
+            let decompressed = text(&list);
+            assert_eq!(serde_json::from_str::<Value>(&decompressed).unwrap(), whole);
+            assert_eq!((list.len(), list.starts.len() > 10), (decompressed.len(), count == 1000));
             replace(&mut ReplacedLists::new(MAX_REPLACED), &list, &[]);
-            assert!(list.content().kept.is_empty());
-            assert_eq!(text(&list), kept);
+            assert!(list.content().compressed.is_empty());
+            assert_eq!(text(&list), decompressed);
         }
     }
 
@@ -358,7 +363,7 @@ mod tests {
     fn readers_of_the_oldest_list_are_cut_off_when_replaced_lists_take_too_much() {
         let mut replaced = ReplacedLists::new(MAX_REPLACED);
         // Each takes a little less than a quarter of the limit.
-        let all: Vec<_> = (0..6).map(|_| records(250, &"x".repeat(4000 - RECORD_FRAME))).collect();
+        let all: Vec<_> = (0..6).map(|_| records(250, &"x".repeat(4000 - RECORD_OVERHEAD))).collect();
         let lists: Vec<_> = all.iter().map(pieces).collect();
         for list in lists.iter().take(4) {
             replace(&mut replaced, list, &[]);
@@ -379,7 +384,7 @@ mod tests {
             replace(&mut replaced, &pieces(&records), &[]);
         }
         let old = pieces(&records);
-        let mut reader = old.read();
+        let mut reader = old.body();
         assert_eq!(reader.size_hint().exact(), Some(old.len() as u64));
         reader.frame().await.unwrap().unwrap();
         replace(&mut replaced, &old, &[]);
@@ -415,7 +420,8 @@ mod tests {
         let new = || records(250, &"x".repeat(4000)).to_vec();
         let (mut read, mut current) = (Vec::new(), new());
         for _ in 0..10 {
-            // A list with readers; a second one without any, in which one record is another; a third one without any of these records.
+            // A list with readers; a second one without any, in which one record is another; a third one that has none of
+            // these records.
             let first: Arc<[Arc<Record>]> = current.clone().into();
             let mut second = current;
             second[0] = records(1, "y")[0].clone();

@@ -12,7 +12,7 @@ use procscan_core::Moment;
 use tokio::task::spawn_blocking;
 
 use super::*;
-use crate::api::list::Plain;
+use crate::api::list::PlainBody;
 use crate::api::negotiation::Encoding;
 
 const GZIP: &[(&str, &str)] = &[("accept-encoding", "gzip")];
@@ -266,7 +266,7 @@ async fn a_long_list_is_sent_in_pieces_and_is_the_same_in_every_form() {
     let shown = json(std::str::from_utf8(&plain).unwrap());
     assert_eq!(shown["total_count"], 1200);
     assert_eq!(shown["violations"].as_array().unwrap().len(), 1200);
-    // Its members come in the order of the program before.
+    // Its members come in the seed's order.
     let rest = plain.rsplit(|byte| *byte == b']').next().unwrap();
     let rest = std::str::from_utf8(rest).unwrap();
     assert!(rest.starts_with(r#","update_time":""#) && rest.ends_with(r#"Z","total_count":1200}"#), "{rest}");
@@ -349,7 +349,7 @@ fn a_short_list_in_pieces_is_replaced_only_when_it_is_made() {
         let new = later(&stage, &old, Duration::from_millis(100));
         assert!(Arc::ptr_eq(&stage.lists.current(&new).list, &current));
         drop(busy);
-        let Some(Plain::Pieces(pieces)) = current.plain().await else { panic!("the budget is used up") };
+        let Some(PlainBody::Pieces(pieces)) = current.plain().await else { panic!("the budget is used up") };
         assert!(!Arc::ptr_eq(&stage.lists.current(&new).list, &current));
         // It counts as a replaced list: when too many records have changed, its readers are cut off.
         for (seconds, texts, is_cut_off) in [(1, "xx", false), (2, "yy", true)] {
@@ -371,7 +371,7 @@ async fn a_list_that_escapes_make_long_is_kept_in_pieces_and_replaced_once_a_sec
     let old = stage.shown();
     let current = stage.lists.current(&old).list;
     let Some(plain) = current.plain().await else { panic!("the list can be made") };
-    assert!(matches!(plain, Plain::Pieces(_)));
+    assert!(matches!(plain, PlainBody::Pieces(_)));
     assert_eq!(stage.lists.size(), 0);
     let body = plain.body().collect().await.unwrap().to_bytes();
     assert_eq!(body.len(), plain.len());
@@ -383,7 +383,7 @@ async fn a_list_that_escapes_make_long_is_kept_in_pieces_and_replaced_once_a_sec
     }
 }
 
-/// What is read of a list that is replaced meanwhile is that list, and not the newer one.
+/// A client gets the whole list that it began to read, even if a newer list replaces it meanwhile.
 #[tokio::test]
 async fn a_reader_of_a_long_list_gets_all_of_it_although_it_is_replaced() {
     let mut stage = Stage::new();

@@ -228,7 +228,7 @@ async fn beyond_the_budget_lists_are_refused_until_readers_have_theirs() {
     }
     let poll = Request::get("/api/violations").header("if-none-match", etag).body(Body::empty()).unwrap();
     assert_eq!(stage.ask(poll).await.0, StatusCode::NOT_MODIFIED);
-    // Another list is kept in pieces as long as it is current.
+    // The next list is kept in pieces, because the budget is used up.
     stage.answer("n1", &format!("[{RECORD},{}]", RECORD.replace("ns-a", "ns-b")));
     let gzip = Request::get("/api/violations").header("accept-encoding", "gzip").body(Body::empty()).unwrap();
     for request in [Request::get("/api/violations").body(Body::empty()).unwrap(), gzip] {

@@ -41,5 +41,6 @@ pub mod run;
 pub mod state;
 mod telemetry;
 mod words;
+mod worker;
 
 pub use commands::main;

@@ -47,6 +47,7 @@ use crate::ledger_task::Snapshots;
 use crate::output::OutputStatus;
 use crate::policy_task::{Decided, Journal};
 use crate::state::{Desk, Kept};
+use crate::worker::Worker;
 
 /// What the API reads.
 #[derive(Clone, Debug)]
@@ -155,6 +156,8 @@ struct Api {
     budget: Arc<budget::Budget>,
     /// One permit for each page that may be made at the same time.
     pages: Arc<Semaphore>,
+    /// Where pages are made.
+    page_worker: Arc<Worker>,
     /// The one permit to read the log of decisions.
     reading: Arc<Semaphore>,
 }
@@ -164,7 +167,8 @@ impl Api {
         let budget = budget::Budget::new(views.max_in_flight);
         let lists = Arc::new(list::Lists::new(budget.clone()));
         let [pages, reading] = [PAGES, 1].map(|turns| Arc::new(Semaphore::new(turns)));
-        Self { views: Arc::new(views), lists, budget, pages, reading }
+        let page_worker = Arc::new(Worker::new("pages"));
+        Self { views: Arc::new(views), lists, budget, pages, page_worker, reading }
     }
 
     /// The ledger as it is read now: the one way for all handlers.

@@ -193,14 +193,14 @@ impl Api {
         tokio::task::spawn_blocking(move || (turn, work())).await.map_err(|_| not_made())
     }
 
-    /// Makes an answer on a thread that may block.
+    /// Makes an answer on a thread for that.
     pub(super) async fn make(
         &self,
         turn: OwnedSemaphorePermit,
         work: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static,
     ) -> Response {
         let budget = self.budget.clone();
-        let made = tokio::task::spawn_blocking(move || {
+        let made = self.page_worker.run(move || {
             // The turn lasts until the answer is made, even if its client has gone.
             let _turn = turn;
             work().map(|body| budget.count(body))

@@ -1,0 +1,110 @@
+//! A thread for work that would keep other tasks waiting.
+//!
+//! Tokio starts another thread for blocking work whenever all that it has are busy for a moment, and the allocator keeps memory apart
+//! for each thread. Two dozen threads for work of which little is done at the same time took as much as 30 MB. So work that is often
+//! to be done, and never waits for anything, has one thread.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel};
+
+use tokio::sync::oneshot;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread that does one thing at a time, in the order in which it is asked to. It is started with the first work, and ends some time
+/// after this value was dropped, when all work is done.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    name: &'static str,
+    /// None if the thread can't be started.
+    queue: OnceLock<Option<Sender<Work>>>,
+}
+
+impl Worker {
+    /// A worker whose thread will have this name.
+    pub(crate) const fn new(name: &'static str) -> Self {
+        Self { name, queue: OnceLock::new() }
+    }
+
+    /// Does `work` on the thread, even if the caller does not wait for it any more.
+    ///
+    /// # Errors
+    /// If `work` panics: what it panicked with.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Box<dyn Any + Send>> {
+        let (done, is_done) = oneshot::channel();
+        let work = move || {
+            // A panic must not end the thread: other tasks need it.
+            let result = catch_unwind(AssertUnwindSafe(work));
+            let _ = done.send(result);
+        };
+        match self.queue.get_or_init(|| start(self.name)) {
+            // The thread ends no sooner than the queue, so there is no error.
+            Some(queue) => drop(queue.send(Box::new(work))),
+            // Other tasks wait, which is better than that this is never done.
+            None => work(),
+        }
+        is_done.await.unwrap_or_else(|closed| Err(Box::new(closed)))
+    }
+}
+
+fn start(name: &'static str) -> Option<Sender<Work>> {
+    let (queue, works) = channel::<Work>();
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    match thread.spawn(move || works.into_iter().for_each(|work| work())) {
+        Ok(_) => Some(queue),
+        Err(error) => {
+            tracing::warn!(name, %error, "a thread can't be started: its work is done where it delays other work");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_work_is_done_in_order_on_one_thread_of_the_given_name() {
+        let (worker, (told, order)) = (Worker::new("a-worker"), channel());
+        let runs = (0..10).map(|number| {
+            let told = told.clone();
+            worker.run(move || {
+                told.send(number).unwrap();
+                thread::current().name().map(str::to_owned)
+            })
+        });
+        for name in futures_util::future::join_all(runs).await {
+            assert_eq!(name.unwrap().as_deref(), Some("a-worker"));
+        }
+        assert_eq!(order.try_iter().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_is_an_error_and_the_next_one_is_done_all_the_same() {
+        let worker = Worker::new("a-worker");
+        let panic = worker.run(|| panic!("of the test")).await.unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"of the test"));
+        assert_eq!(worker.run(|| 1).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_is_done_even_if_its_result_is_not_waited_for() {
+        let (worker, (told, done)) = (Worker::new("a-worker"), channel());
+        drop(
+            tokio::time::timeout(
+                std::time::Duration::ZERO,
+                worker.run(move || told.send(thread::current().id()).unwrap()),
+            )
+            .await,
+        );
+        drop(worker);
+        assert_ne!(done.recv().unwrap(), thread::current().id());
+    }
+}

@@ -15,8 +15,9 @@ use super::PROBATION_SHARE;
 use super::http::{HttpError, Incoming};
 use super::reading::{Read, Reading};
 use super::unpack::{Encoding, STEP, Unpacker};
+use crate::worker::Worker;
 
-/// What every body may take without asking for its share: enough for an ordinary answer, so that a hostile node which has
+/// What every body may take without context for its share: enough for an ordinary answer, so that a hostile node which has
 /// taken the whole budget does not hold up the others. Bounded by `collector.concurrency`.
 const FREE: usize = 16 << 10;
 /// The unit of the budget; a semaphore counts no further than 2^32.
@@ -127,9 +128,37 @@ pub(super) struct Reader {
     /// The most bytes, on either side of decompression, of an answer that is decoded where it is waited for.
     small: usize,
     reading: Arc<Reading>,
-    /// One large answer is decoded at a time for targets whose last answer was whole, and one for the others.
-    standing: Arc<Semaphore>,
-    probation: Arc<Semaphore>,
+    standing: Decoding,
+    probation: Decoding,
+}
+
+/// Where large answers are decoded, one at a time: of targets on probation at one place, of all others at another one.
+#[derive(Clone, Debug)]
+struct Decoding {
+    place: Arc<Semaphore>,
+    worker: Arc<Worker>,
+}
+
+impl Decoding {
+    fn new(thread: &'static str) -> Self {
+        Self { place: Arc::new(Semaphore::new(1)), worker: Arc::new(Worker::new(thread)) }
+    }
+
+    /// Decodes a part of an answer on a thread for that.
+    async fn decode(
+        &self,
+        mut intake: Box<Intake>,
+        most: usize,
+        place: OwnedSemaphorePermit,
+    ) -> (Box<Intake>, Result<Turn, Failure>) {
+        // The place is given back when the work is done, even if nothing waits for it any more.
+        let work = self.worker.run(move || {
+            let result = intake.turn(most);
+            drop(place);
+            (intake, result)
+        });
+        work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
 }
 
 /// A body as far as it could be read.
@@ -144,19 +173,25 @@ pub(super) struct Body {
 impl Reader {
     /// `max_read` is the most that is read of one answer, in bytes.
     pub(super) fn new(limits: Limits, small: usize, max_read: usize) -> Self {
-        let place = || Arc::new(Semaphore::new(1));
         Self {
             limits,
             small,
             reading: Arc::new(Reading::new(max_read)),
-            standing: place(),
-            probation: place(),
+            standing: Decoding::new("decoding"),
+            probation: Decoding::new("decoding-2"),
         }
     }
 
-    /// Shares out what large answers may have read in the round that begins.
-    pub(super) fn begin_round(&self) {
-        self.reading.begin_round();
+    /// Begins a round: reserves for targets with large answers how much of each is read. `asked` is whether the target with an
+    /// address is asked in the round: nothing if it is not, or whether it is on probation.
+    pub(super) fn begin_round(&self, asked: impl Fn(&str) -> Option<bool>) {
+        self.reading.begin_round(asked);
+    }
+
+    /// What is known of large answers.
+    #[cfg(test)]
+    pub(super) fn reading(&self) -> &Reading {
+        &self.reading
     }
 
     /// Reads a body to its end, or as far as its limits and the deadline allow.
@@ -164,11 +199,11 @@ impl Reader {
         &self,
         incoming: &mut Incoming<impl AsyncRead + Unpin>,
         encoding: Encoding,
-        request: Request<'_>,
+        context: RequestContext<'_>,
         mut lease: Lease,
     ) -> Body {
-        let Request { address, is_on_probation, deadline } = request;
-        let mut read = self.reading.begin(address);
+        let RequestContext { address, is_on_probation, deadline } = context;
+        let mut read = self.reading.begin(address, is_on_probation);
         let mut received = Vec::new();
         let mut end = Ok(End::More);
         while let Ok(End::More) = end
@@ -186,6 +221,9 @@ impl Reader {
             _ => self.unpack_small(&received, encoding),
         };
         let (answer, trouble) = if let Some((bytes, broken)) = small {
+            if matches!(end, Ok(End::Reached)) {
+                read.end();
+            }
             let (answer, result) = report::decode(bytes.as_ref().unwrap_or(&received), &self.limits);
             (answer, end.err().or(broken).or_else(|| result.err().as_ref().map(malformed)))
         } else {
@@ -215,36 +253,16 @@ impl Reader {
         });
         (bytes.len() <= self.small).then(|| (Some(bytes), result.err()))
     }
-
-    /// Decodes a part of a large answer on a thread for that, when it is its turn.
-    async fn decode(
-        &self,
-        mut intake: Box<Intake>,
-        most: usize,
-        place: OwnedSemaphorePermit,
-    ) -> (Box<Intake>, Result<Turn, Failure>) {
-        // The place is given back when the work is done, even if nothing waits for it any more.
-        let work = tokio::task::spawn_blocking(move || {
-            let result = intake.turn(most);
-            drop(place);
-            (intake, result)
-        });
-        match work.await.map_err(tokio::task::JoinError::try_into_panic) {
-            Ok(done) => done,
-            Err(Ok(panic)) => std::panic::resume_unwind(panic),
-            // The runtime ends, and this task with it.
-            Err(Err(_)) => std::future::pending().await,
-        }
-    }
 }
 
-/// What is known of the request that an answer belongs to.
+/// To which request of the collector an answer belongs.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Request<'a> {
+pub(super) struct RequestContext<'a> {
     /// The target's address.
     pub(super) address: &'a str,
-    /// The target's last answer failed.
+    /// The target's last answer failed. One that was deferred does not count.
     pub(super) is_on_probation: bool,
+    /// By when its answer must be whole.
     pub(super) deadline: Deadline,
 }
 
@@ -381,7 +399,11 @@ impl Large<'_> {
             match end {
                 Ok(End::More) if intake.decoder.is_broken() => return intake.finish(None),
                 Ok(End::More) => {}
-                end => return intake.finish(end.err()),
+                Ok(End::Reached) => {
+                    self.read.end();
+                    return intake.finish(None);
+                }
+                Err(failure) => return intake.finish(Some(failure)),
             }
             intake.taken = 0;
             intake.batch.clear();
@@ -403,12 +425,12 @@ impl Large<'_> {
 
     /// Decodes a batch, turn by turn.
     async fn decode(&mut self, mut intake: Box<Intake>) -> (Box<Intake>, Result<(), Failure>) {
-        let places = if self.is_on_probation { &self.reader.probation } else { &self.reader.standing };
+        let decoding = if self.is_on_probation { &self.reader.probation } else { &self.reader.standing };
         loop {
             if let Err(failure) = self.cover(&intake.decoder).await {
                 return (intake, Err(failure));
             }
-            let place = self.deadline.limit(places.clone().acquire_owned()).await;
+            let place = self.deadline.limit(decoding.place.clone().acquire_owned()).await;
             let place = match place.map(Result::ok) {
                 Ok(Some(place)) => place,
                 // It is never closed.
@@ -417,7 +439,7 @@ impl Large<'_> {
             };
             // What the answer may have read can change between two turns, but not within one.
             let most = self.read.most();
-            let (back, turn) = self.reader.decode(intake, most, place).await;
+            let (back, turn) = decoding.decode(intake, most, place).await;
             intake = back;
             let noted = match turn {
                 Ok(Turn::Cut) => Err(self.read.cut(most)),
@@ -479,11 +501,11 @@ mod tests {
     #[test]
     fn an_answer_that_was_cut_is_never_whole() {
         let reading = Arc::new(Reading::new(4 << 20));
-        let mut read = reading.begin("a");
+        let mut read = reading.begin("a", false);
         let most = 1 << 10;
         let mut intake = intake(b" ".repeat(1 << 12));
         assert!(matches!(intake.turn(most), Ok(Turn::Cut)));
-        reading.begin_round();
+        reading.begin_round(|_| Some(false));
         let failure = read.cut(most);
         assert_eq!(failure.reason, FailureReason::Deferred);
         let (_, trouble) = intake.finish(Some(failure.clone()));

@@ -92,9 +92,10 @@ impl Client {
         Self { options: Arc::new(options), budget, reader, sockets: Arc::default() }
     }
 
-    /// A round begins: what is read of large answers is shared out anew.
-    pub(super) fn begin_round(&self) {
-        self.reader.begin_round();
+    /// Begins a round. `asked` is whether the target with an address is asked in it: nothing if it is not, or whether it is on
+    /// probation.
+    pub(super) fn begin_round(&self, asked: impl Fn(&str) -> Option<bool>) {
+        self.reader.begin_round(asked);
     }
 
     /// Asks `address` once, and once more after a failure that costs no time.
@@ -103,8 +104,8 @@ impl Client {
     pub(super) async fn ask(&self, address: &str, etag: Option<&str>, is_on_probation: bool) -> Exchange {
         let timeout = self.options.timeout;
         let (has_begun, deadline) = (AtomicBool::new(false), Deadline::after(timeout));
-        let asking = body::Request { address, is_on_probation, deadline };
-        let attempt = || self.attempt(asking, etag, &has_begun);
+        let context = body::RequestContext { address, is_on_probation, deadline };
+        let attempt = || self.attempt(context, etag, &has_begun);
         let attempts = async {
             match attempt().await {
                 Err(failure) if !is_on_probation && is_worth_a_retry(&failure) => {
@@ -124,13 +125,13 @@ impl Client {
 
     async fn attempt(
         &self,
-        asking: body::Request<'_>,
+        context: body::RequestContext<'_>,
         etag: Option<&str>,
         has_begun: &AtomicBool,
     ) -> Result<Exchange, Failure> {
-        let (mut stream, peer) = self.connect(asking.address).await?;
-        let request = self.request(asking.address, etag)?;
-        let exchange = self.exchange(&mut stream, request, etag, asking, has_begun).await?;
+        let (mut stream, peer) = self.connect(context.address).await?;
+        let request = self.request(context.address, etag)?;
+        let exchange = self.exchange(&mut stream, request, etag, context, has_begun).await?;
         self.sockets.part(stream, peer);
         Ok(exchange)
     }
@@ -141,7 +142,7 @@ impl Client {
         stream: impl AsyncRead + AsyncWrite + Unpin,
         request: Vec<u8>,
         etag: Option<&str>,
-        asking: body::Request<'_>,
+        context: body::RequestContext<'_>,
         has_begun: &AtomicBool,
     ) -> Result<Exchange, Failure> {
         let exchange = http::exchange(stream, request, Head::of, has_begun).await;
@@ -160,8 +161,8 @@ impl Client {
             reason: FailureReason::Encoding,
             detail: "a Content-Encoding other than gzip and zstd".to_owned(),
         })?;
-        let lease = self.budget.lease(asking.is_on_probation);
-        let body = self.reader.read(&mut incoming, encoding, asking, lease).await;
+        let lease = self.budget.lease(context.is_on_probation);
+        let body = self.reader.read(&mut incoming, encoding, context, lease).await;
         Ok(judge(body, head))
     }
 
@@ -306,9 +307,9 @@ mod tests {
 
     use super::*;
 
-    fn ours() -> body::Request<'static> {
+    fn context() -> body::RequestContext<'static> {
         let deadline = Deadline::after(Duration::from_mins(5));
-        body::Request { address: "a", is_on_probation: false, deadline }
+        body::RequestContext { address: "a", is_on_probation: false, deadline }
     }
 
     fn client() -> Client {
@@ -378,6 +379,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_an_answer_that_was_read_to_its_end_lowers_what_is_expected_of_the_next_one() {
+        const MIB: usize = 1 << 20;
+        /// In KiB, so that the length of the heads makes no difference.
+        const EXPECTED: [usize; 3] = [5 << 10, 15 << 8, 15 << 7];
+        let client = client();
+        let ask = async |announced: usize, sent: usize, end: &str| {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {announced}\r\n\r\n[");
+            let answer = format!("{head}{}{end}", " ".repeat(sent - 1 - end.len()));
+            let stream = tokio::io::join(answer.as_bytes(), tokio::io::sink());
+            let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+            let exchange =
+                client.exchange(stream, request, None, context(), &AtomicBool::default()).await.unwrap();
+            let reason = exchange.outcome.failure().map(|failure| failure.reason);
+            (reason, client.reader.reading().expected("a").unwrap() >> 10)
+        };
+        let cut_off = Some(FailureReason::CutOff);
+        assert_eq!(ask(4 * MIB, 4 * MIB, "]").await, (None, EXPECTED[0]));
+        assert_eq!(ask(4 * MIB, 3 * MIB, "").await, (cut_off, EXPECTED[0]));
+        assert_eq!(ask(2, 1, "").await, (cut_off, EXPECTED[0]));
+        assert_eq!(ask(3 * MIB, 3 * MIB, "]").await, (None, EXPECTED[1]));
+        assert_eq!(ask(2, 2, "]").await, (None, EXPECTED[2]));
+    }
+
+    #[tokio::test]
     async fn an_answer_with_more_records_than_are_kept_is_whole_and_has_no_tag() {
         let limits = Limits { records: 1, ..Limits::default() };
         let client = Client::new(ClientOptions { limits, ..(*client().options).clone() });
@@ -394,7 +419,7 @@ mod tests {
             agent.write_all(answer.as_bytes()).await.unwrap();
             let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
             let exchange =
-                client.exchange(stream, request, None, ours(), &AtomicBool::default()).await.unwrap();
+                client.exchange(stream, request, None, context(), &AtomicBool::default()).await.unwrap();
             let Outcome::Complete(answer) = exchange.outcome else { panic!("{:?}", exchange.outcome) };
             assert_eq!((answer.left_out.concerns("ns-b"), exchange.etag.is_some()), (!has_tag, has_tag));
         }
@@ -446,7 +471,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            exchange = client.exchange(stream, request, None, ours(), &has_begun) => exchange.unwrap(),
+            exchange = client.exchange(stream, request, None, context(), &has_begun) => exchange.unwrap(),
             () = send => unreachable!("it never ends"),
         }
     }

@@ -1,4 +1,4 @@
-//! Laws of asking an agent, whatever comes back over the connection.
+//! Laws of context an agent, whatever comes back over the connection.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "whatever is not as expected stops the run")]
 
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use procscan_core::report::{self, Limits, Outcome};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::{Builder, Runtime};
 
-use super::body::{Deadline, Request};
+use super::body::{Deadline, RequestContext};
 use super::client::{Client, ClientOptions};
 
 /// Small enough to be exceeded by what a small answer decompresses to.
@@ -121,8 +121,8 @@ fn ask(client: &Client, answer: &[u8], then: usize, first: usize) -> (Option<Out
     let has_begun = AtomicBool::default();
     let exchange = async {
         let deadline = Deadline::after(Duration::from_mins(5));
-        let asking = Request { address: "a", is_on_probation: false, deadline };
-        client.exchange(stream, b"GET /".to_vec(), Some("\"a\""), asking, &has_begun).await
+        let context = RequestContext { address: "a", is_on_probation: false, deadline };
+        client.exchange(stream, b"GET /".to_vec(), Some("\"a\""), context, &has_begun).await
     };
     match RUNTIME.block_on(exchange) {
         Ok(exchange) => {

@@ -1,9 +1,14 @@
 //! How much of large answers is read in a round.
 //!
 //! Text that is not kept is read all the same, because records follow it. That takes time, and a node can send without end. So an
-//! answer has a limit, and all large answers of a round have a common one. If they do not fit into a round together, they take
-//! turns: those that have waited longest are read whole, and of the others only the beginning is read. Answers that are larger than
-//! their limit have turns of their own, so that they hold up each other only.
+//! answer has a limit, and all large answers of a round have a common one: a budget. The first part of every answer is read in any
+//! case, and counts in no budget.
+//!
+//! A target whose answers were large lately has a part of the budget reserved for its next answer. If the budget is too small for
+//! all of these targets, it is reserved for those that have waited longest. What is not reserved, and what an answer has left of its
+//! reservation when it ends, is free for any answer. One that finds nothing free is used as far as it was read, and is deferred.
+//!
+//! Targets on probation have a smaller budget of their own, so that answers without end hold up each other only.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,16 +17,17 @@ use procscan_core::report::{Failure, FailureReason};
 
 /// How many bytes are read of every answer, however many answers are large.
 const ALWAYS_READ: usize = 1 << 20;
-/// How many times `collector.max_read` is read of all large answers of a round together.
+/// How many times `collector.max_read` is read in a round of all large answers together, beyond [`ALWAYS_READ`] of each.
 const LARGEST_PER_ROUND: usize = 16;
-/// One in so many of these bytes is for answers that are larger than `collector.max_read`.
-const OVERSIZED_SHARE: usize = 8;
-/// An answer that was read in part is taken to be so many times as long as that part.
+/// One in so many of these bytes is for targets on probation.
+const PROBATION_SHARE: usize = 8;
+/// An answer that was cut is expected to be so many times as long as the part that was read. A larger factor needs fewer rounds until
+/// such an answer is read whole, and reserves more than it needs.
 const GROWTH: usize = 6;
-/// A target without a large answer for so many rounds is asked like any other.
+/// After so many rounds in which its answers were not large, a target has no reservation any more.
 const REMEMBERED_ROUNDS: u64 = 8;
 
-/// What is read of large answers. Counted on both sides of decompression: the larger number counts.
+/// What is read of large answers. Bytes are counted on both sides of decompression: the larger number counts.
 #[derive(Debug)]
 pub(super) struct Reading {
     /// The most of one answer (`collector.max_read`), in bytes.
@@ -34,57 +40,105 @@ struct State {
     round: u64,
     /// The targets whose answers were large lately, by address.
     large: BTreeMap<Box<str>, Large>,
-    /// How many bytes are left in this round for answers that become large in it.
-    unassigned: usize,
+    /// How many bytes of this round's budgets are free.
+    free: Free,
+}
+
+#[derive(Debug)]
+struct Free {
+    standing: usize,
+    probation: usize,
+}
+
+impl Free {
+    /// The whole budgets of a round, for answers of up to `max` bytes.
+    fn all(max: usize) -> Self {
+        let all = max.saturating_mul(LARGEST_PER_ROUND);
+        let probation = all / PROBATION_SHARE;
+        Self { standing: all - probation, probation }
+    }
+
+    fn of(&mut self, is_on_probation: bool) -> &mut usize {
+        if is_on_probation { &mut self.probation } else { &mut self.standing }
+    }
 }
 
 /// What is known of a target whose answers are large.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Large {
     /// How many bytes its next answer is expected to have.
     expected: usize,
-    /// Its last answer that was read up to `collector.max_read` was larger.
-    is_oversized: bool,
-    /// How many bytes of its answer are read in this round; nothing if it was not yet large when the round began.
-    may_read: Option<usize>,
-    /// The last round in which all of its answer was read, or `collector.max_read` of it. A target that was given too little keeps its
-    /// place in the line.
-    last_turn: u64,
+    /// What is reserved for its answer in this round, until the answer begins.
+    reservation: Option<Reservation>,
+    /// The last round in which it had a reservation or was read whole, or else that in which its answer was large for the first time.
+    /// A reservation counts even if the answer does not use it: else a target could keep others from it for ever.
+    last_served: u64,
     /// The last round in which its answer was large.
-    last_seen: u64,
+    last_large: u64,
+}
+
+/// What is reserved for one answer.
+#[derive(Clone, Copy, Debug)]
+struct Reservation {
+    /// How many bytes beyond [`ALWAYS_READ`].
+    bytes: usize,
+    /// When the target was served before.
+    last_served: u64,
 }
 
 impl Reading {
     pub(super) fn new(max: usize) -> Self {
-        let state = State { round: 0, large: BTreeMap::new(), unassigned: ordinary(max) };
+        let state = State { round: 0, large: BTreeMap::new(), free: Free::all(max) };
         Self { max, state: Mutex::new(state) }
     }
 
-    /// An answer of the target with this address, of which nothing is read yet.
-    pub(super) fn begin(self: &Arc<Self>, address: &str) -> Read {
-        let assigned = self.state().large.get(address).and_then(|large| large.may_read);
-        Read { reading: self.clone(), address: address.into(), assigned, bytes: 0, cut: None }
+    /// A round begins. `asked` is whether the target with an address is asked in it: nothing if it is not, or whether it is on
+    /// probation.
+    pub(super) fn begin_round(&self, asked: impl Fn(&str) -> Option<bool>) {
+        let mut state = self.state();
+        let State { round, large, free } = &mut *state;
+        *round += 1;
+        *free = Free::all(self.max);
+        large.retain(|_, large| large.last_large + REMEMBERED_ROUNDS >= *round);
+        let mut waiting = Vec::new();
+        for (address, large) in large {
+            large.reservation = None;
+            if let Some(is_on_probation) = asked(address) {
+                waiting.push((is_on_probation, large));
+            }
+        }
+        waiting.sort_by_key(|(_, large)| (large.last_served, large.expected));
+        for (is_on_probation, large) in waiting {
+            let needed = large.expected.saturating_sub(ALWAYS_READ);
+            let free = free.of(is_on_probation);
+            if let Some(left) = free.checked_sub(needed) {
+                *free = left;
+                large.reservation = Some(Reservation { bytes: needed, last_served: large.last_served });
+                large.last_served = *round;
+            }
+        }
     }
 
-    /// A round begins: what is read in it is assigned to the targets whose answers were large lately.
-    pub(super) fn begin_round(&self) {
+    /// An answer of the target with this address begins.
+    pub(super) fn begin(self: &Arc<Self>, address: &str, is_on_probation: bool) -> Read {
         let mut state = self.state();
-        let State { round, large, unassigned } = &mut *state;
-        *round += 1;
-        large.retain(|_, large| large.last_seen + REMEMBERED_ROUNDS >= *round);
-        let mut waiting: Vec<&mut Large> = large.values_mut().collect();
-        waiting.sort_by_key(|large| (large.last_turn, large.expected));
-        let oversized = self.max.saturating_mul(LARGEST_PER_ROUND) / OVERSIZED_SHARE;
-        *unassigned = ordinary(self.max);
-        let mut left_for_oversized = oversized;
-        for large in waiting {
-            let left = if large.is_oversized { &mut left_for_oversized } else { &mut *unassigned };
-            let needed = large.expected.saturating_sub(ALWAYS_READ);
-            let has_turn = needed <= *left;
-            *left -= if has_turn { needed } else { 0 };
-            large.may_read =
-                Some(if has_turn { large.expected.max(ALWAYS_READ) } else { ALWAYS_READ }.min(self.max));
+        let reservation = state.large.get_mut(address).and_then(|large| large.reservation.take());
+        Read {
+            reading: self.clone(),
+            address: address.into(),
+            is_on_probation,
+            round: state.round,
+            reserved: reservation.map_or(0, |reservation| reservation.bytes),
+            reservation,
+            bytes: 0,
+            end: ReadEnd::Broken,
         }
+    }
+
+    /// How many bytes the next answer of a target is expected to have, if its answers were large lately.
+    #[cfg(test)]
+    pub(super) fn expected(&self, address: &str) -> Option<usize> {
+        self.state().large.get(address).map(|large| large.expected)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -92,61 +146,69 @@ impl Reading {
     }
 }
 
-/// How many bytes of a round are for answers within `max`.
-fn ordinary(max: usize) -> usize {
-    let all = max.saturating_mul(LARGEST_PER_ROUND);
-    all - all / OVERSIZED_SHARE
-}
-
 /// How much of one answer has been read.
 pub(super) struct Read {
     reading: Arc<Reading>,
     address: Box<str>,
-    /// What is assigned to its target, if anything is.
-    assigned: Option<usize>,
+    is_on_probation: bool,
+    /// The round in which it began.
+    round: u64,
+    reservation: Option<Reservation>,
+    /// How many bytes of the reservation are left.
+    reserved: usize,
+    /// How many bytes of the answer have been read.
     bytes: usize,
-    /// How many bytes were used of an answer that has more.
-    cut: Option<usize>,
+    end: ReadEnd,
+}
+
+/// How the reading of an answer has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ReadEnd {
+    /// All of it was read.
+    Whole,
+    /// It was used up to so many bytes, and has more.
+    Cut(usize),
+    /// By a failure, or not yet.
+    Broken,
 }
 
 impl Read {
-    /// How many bytes of the answer may be read at present, those that are read included.
+    /// How many bytes of the answer may be read at present, those that were read included.
     pub(super) fn most(&self) -> usize {
-        let most = self
-            .assigned
-            .unwrap_or_else(|| self.bytes.max(ALWAYS_READ).saturating_add(self.reading.state().unassigned));
+        let free = *self.reading.state().free.of(self.is_on_probation);
+        let most = self.bytes.max(ALWAYS_READ).saturating_add(self.reserved).saturating_add(free);
         most.min(self.reading.max)
     }
 
-    /// Notes that `bytes` of the answer have been read, and fails if it may not have more than before.
+    /// Notes that `bytes` of the answer have been read in all. Fails if that is more than [`Self::most`].
     pub(super) fn note(&mut self, bytes: usize) -> Result<(), Failure> {
-        if bytes <= self.bytes.max(ALWAYS_READ).min(self.reading.max) {
-            self.bytes = self.bytes.max(bytes);
-            return Ok(());
-        }
         let most = self.most();
-        if self.assigned.is_none() {
-            let more = bytes - self.bytes.max(ALWAYS_READ).min(bytes);
+        if let Some(more) = bytes.checked_sub(self.bytes.max(ALWAYS_READ)) {
+            let from_free = more.saturating_sub(self.reserved);
+            self.reserved = self.reserved.saturating_sub(more);
             let mut state = self.reading.state();
-            state.unassigned = state.unassigned.saturating_sub(more);
+            let free = state.free.of(self.is_on_probation);
+            *free = free.saturating_sub(from_free);
         }
-        self.bytes = bytes;
+        self.bytes = self.bytes.max(bytes);
         if bytes <= most { Ok(()) } else { Err(self.cut(most)) }
     }
 
-    /// Notes that the answer is used no further than `most` bytes; returns that as a failure.
+    /// Notes that all of the answer has been read.
+    pub(super) fn end(&mut self) {
+        self.end = ReadEnd::Whole;
+    }
+
+    /// Cuts the answer after `most` bytes. Returns the failure to report.
     pub(super) fn cut(&mut self, most: usize) -> Failure {
-        self.cut = Some(most);
+        self.end = ReadEnd::Cut(most);
         let shown = |bytes: usize| bytesize::ByteSize(bytes as u64).display().iec().to_string();
-        let max = self.reading.max;
-        let is_oversized =
-            self.reading.state().large.get(&self.address).is_some_and(|large| large.is_oversized);
-        if most >= max || is_oversized {
-            let detail = format!("the answer is larger than {} (collector.max_read)", shown(max));
+        if most >= self.reading.max {
+            let detail = format!("the answer is larger than {} (collector.max_read)", shown(most));
             return Failure { reason: FailureReason::TooLarge, detail };
         }
         let detail = format!(
-            "{} of the answer were read, because large answers take turns (collector.max_read)",
+            "only the first {} of the answer were read in this round, because large answers take turns",
             shown(most)
         );
         Failure { reason: FailureReason::Deferred, detail }
@@ -155,58 +217,87 @@ impl Read {
 
 impl Drop for Read {
     fn drop(&mut self) {
-        let used = self.cut.unwrap_or(self.bytes);
-        if self.cut.is_none() && used <= ALWAYS_READ {
-            return;
-        }
         let max = self.reading.max;
         let mut state = self.reading.state();
-        let round = state.round;
-        let large = state.large.entry(std::mem::take(&mut self.address)).or_default();
-        large.last_seen = round;
-        if self.cut.is_none_or(|most| most >= max) {
-            large.last_turn = round;
+        let State { round, large, free } = &mut *state;
+        if self.round == *round {
+            *free.of(self.is_on_probation) += self.reserved;
         }
-        large.expected = match self.cut {
-            Some(_) => used.saturating_mul(GROWTH).max(large.expected),
-            None => used.saturating_add(used / 4),
+        let used = match self.end {
+            ReadEnd::Cut(most) => most,
+            ReadEnd::Whole | ReadEnd::Broken => self.bytes,
+        };
+        let is_large = used > ALWAYS_READ || matches!(self.end, ReadEnd::Cut(_));
+        let large = if is_large {
+            let first = Large { expected: 0, reservation: None, last_served: *round, last_large: *round };
+            let large = large.entry(std::mem::take(&mut self.address)).or_insert(first);
+            large.last_large = *round;
+            large
+        } else if let Some(large) = large.get_mut(&self.address) {
+            large
+        } else {
+            return;
+        };
+        match (self.end, self.reservation) {
+            (ReadEnd::Whole, _) => large.last_served = *round,
+            // Too little was reserved, so the target goes on waiting.
+            (ReadEnd::Cut(most), Some(reservation)) if most < max => {
+                large.last_served = reservation.last_served;
+            }
+            _ => {}
+        }
+        // A quarter more than there was, because answers grow.
+        let grown = used.saturating_add(used / 4);
+        large.expected = match self.end {
+            ReadEnd::Whole => grown.max(large.expected / 2),
+            ReadEnd::Cut(most) => most.saturating_mul(GROWTH).max(large.expected),
+            ReadEnd::Broken => grown.max(large.expected),
         }
         .min(max);
-        match self.cut {
-            Some(most) if most >= max => large.is_oversized = true,
-            Some(_) => {}
-            None => large.is_oversized = false,
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const MIB: usize = 1 << 20;
     const MAX: usize = 8 * MIB;
+    /// How many answers of `MAX` bytes fit into the budget of a round.
+    const FIT: usize = 16;
+    /// The same for targets on probation.
+    const FIT_ON_PROBATION: usize = 2;
 
     /// Targets, each with the length of its answer.
     type Fleet<'a> = [(&'a str, usize)];
 
-    /// Each answer as far as it is read, and why no further.
+    /// An answer of so many bytes, as far as it may be read; an error says why no further.
+    fn read_one(
+        reading: &Arc<Reading>,
+        address: &str,
+        is_on_probation: bool,
+        bytes: usize,
+    ) -> Result<(), FailureReason> {
+        let mut read = reading.begin(address, is_on_probation);
+        (0..=bytes)
+            .step_by(MIB / 4)
+            .try_for_each(|bytes| read.note(bytes))
+            .map_err(|failure| failure.reason)?;
+        read.end();
+        Ok(())
+    }
+
     fn read(reading: &Arc<Reading>, fleet: &Fleet<'_>) -> Vec<Result<(), FailureReason>> {
-        let read_one = |(address, bytes): &(&str, usize)| {
-            let mut read = reading.begin(address);
-            (0..=*bytes)
-                .step_by(MIB / 4)
-                .try_for_each(|bytes| read.note(bytes))
-                .map_err(|failure| failure.reason)
-        };
-        fleet.iter().map(read_one).collect()
+        fleet.iter().map(|(address, bytes)| read_one(reading, address, false, *bytes)).collect()
     }
 
     /// In which rounds each target's answer was read whole.
     fn whole_in(reading: &Arc<Reading>, fleet: &Fleet<'_>, rounds: usize) -> Vec<Vec<usize>> {
         let mut whole = vec![Vec::new(); fleet.len()];
         for round in 0..rounds {
-            reading.begin_round();
+            reading.begin_round(|_| Some(false));
             for (whole, result) in whole.iter_mut().zip(read(reading, fleet)) {
                 if result.is_ok() {
                     whole.push(round);
@@ -215,21 +306,6 @@ mod tests {
         }
         whole
     }
-
-    #[test]
-    fn an_answer_is_read_up_to_its_limit_and_the_failure_says_so() {
-        for max in [MAX, MIB / 2] {
-            let reading = Arc::new(Reading::new(max));
-            let mut read = reading.begin("a");
-            read.note(max).unwrap();
-            let failure = read.note(max + 1).unwrap_err();
-            assert_eq!(failure.reason, FailureReason::TooLarge);
-            assert!(failure.detail.contains("(collector.max_read)"), "{failure:?}");
-        }
-    }
-
-    /// How many answers of [`MAX`] bytes fit into a round.
-    const FIT: usize = 16;
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|number| format!("node-{number}")).collect()
@@ -240,18 +316,43 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_read_up_to_its_limit_and_the_failure_says_so() {
+        for max in [MAX, MIB / 2] {
+            let reading = Arc::new(Reading::new(max));
+            let mut read = reading.begin("a", false);
+            read.note(max).unwrap();
+            let failure = read.note(max + 1).unwrap_err();
+            assert_eq!(failure.reason, FailureReason::TooLarge);
+            assert!(failure.detail.contains("(collector.max_read)"), "{failure:?}");
+        }
+    }
+
+    #[test]
     fn large_answers_that_fit_into_a_round_are_read_whole_in_each() {
         let reading = Arc::new(Reading::new(MAX));
+        // The first part of each counts in no budget.
         let names = names(FIT);
         assert_eq!(whole_in(&reading, &fleet(&names, MAX), 5), vec![vec![0, 1, 2, 3, 4]; FIT]);
     }
 
     #[test]
-    fn large_answers_take_turns_and_each_is_read_whole_again_and_again() {
+    fn an_answer_that_does_not_fit_into_the_round_is_deferred_after_its_first_part() {
+        let reading = Arc::new(Reading::new(MAX));
+        let names = names(FIT + 1);
+        let results = read(&reading, &fleet(&names, MAX));
+        assert_eq!(results[FIT], Err(FailureReason::Deferred));
+        assert!(results[..FIT].iter().all(Result::is_ok));
+        assert!(reading.begin("other", false).note(ALWAYS_READ).is_ok());
+        let failure = reading.begin("other", false).note(ALWAYS_READ + 1).unwrap_err();
+        assert!(failure.detail.contains("only the first 1.0 MiB"), "{failure:?}");
+    }
+
+    #[test]
+    fn large_answers_take_turns_and_each_is_read_whole_every_few_rounds() {
         let reading = Arc::new(Reading::new(MAX));
         let names = names(5 * FIT);
         for whole in whole_in(&reading, &fleet(&names, 7 * MIB), 40) {
-            // Before it is known how long the answers are, some turns are too short.
+            // Before it is known how long the answers are, too little is reserved for some.
             assert!(whole[0] < 10 && whole[whole.len() - 1] >= 34, "{whole:?}");
             let mut later = whole.windows(2).filter(|pair| pair[0] >= 10);
             assert!(later.all(|pair| pair[1] - pair[0] <= 6), "{whole:?}");
@@ -259,74 +360,234 @@ mod tests {
     }
 
     #[test]
-    fn answers_without_end_hold_up_each_other_only() {
-        let reading = Arc::new(Reading::new(MAX));
-        let names = names(10 * FIT);
-        let mut fleet = fleet(&names, 9 * MIB);
-        fleet.extend([("large", 7 * MIB), ("larger", MAX), ("small", MIB / 2)]);
-        let whole = whole_in(&reading, &fleet, 40);
-        let (endless, others) = whole.split_at(names.len());
-        assert!(endless.iter().all(Vec::is_empty));
-        // Before it is known which are endless, each of them has a turn.
-        for whole in &others[..2] {
-            assert_eq!(whole.iter().filter(|round| **round >= 20).count(), 20, "{whole:?}");
-        }
-        assert_eq!(others[2].len(), 40);
-        let results = read(&reading, &fleet);
-        let (endless, _) = results.split_at(names.len());
-        assert!(endless.iter().all(|result| *result == Err(FailureReason::TooLarge)), "{results:?}");
-    }
-
-    #[test]
-    fn answers_without_end_take_turns_and_one_that_ends_again_is_like_any_other() {
-        let reading = Arc::new(Reading::new(MAX));
-        let names = names(6);
-        let mut fleet = fleet(&names, 9 * MIB);
-        whole_in(&reading, &fleet, 20);
-        let mut turns = vec![0; names.len()];
-        for _ in 0..9 {
-            reading.begin_round();
-            for (turns, name) in turns.iter_mut().zip(&names) {
-                *turns += usize::from(reading.state().large[name.as_str()].may_read == Some(MAX));
-            }
-            read(&reading, &fleet);
-        }
-        // Two of them in each round.
-        assert_eq!(turns, [3; 6]);
-        fleet[0].1 = 2 * MIB;
-        whole_in(&reading, &fleet, 6);
-        let is_oversized = |name: &String| reading.state().large[name.as_str()].is_oversized;
-        assert_eq!(names.iter().map(is_oversized).collect::<Vec<_>>(), [false, true, true, true, true, true]);
-    }
-
-    #[test]
     fn of_those_that_have_waited_equally_long_the_one_that_needs_least_is_first() {
         let reading = Arc::new(Reading::new(MAX));
-        let expecting = |expected| Large { expected, ..Large::default() };
+        let expecting = |expected| Large { expected, reservation: None, last_served: 0, last_large: 0 };
         reading.state().large.extend(names(FIT).into_iter().map(|name| (name.into(), expecting(MAX))));
         reading.state().large.insert("small".into(), expecting(2 * MIB));
-        reading.begin_round();
-        assert_eq!(reading.state().large["small"].may_read, Some(2 * MIB));
-        let may_read_all = reading.state().large.values().filter(|large| large.may_read == Some(MAX)).count();
-        assert_eq!(may_read_all, FIT - 1);
+        reading.begin_round(|_| Some(false));
+        let reserved =
+            |name: &str| reading.state().large[name].reservation.map(|reservation| reservation.bytes);
+        assert_eq!(reserved("small"), Some(MIB));
+        let all = names(FIT).iter().filter(|name| reserved(name) == Some(MAX - MIB)).count();
+        assert_eq!(all, FIT - 1, "the first part of each answer needs no reservation");
     }
 
     #[test]
-    fn an_answer_that_waits_for_its_turn_is_read_in_part_and_no_failure_of_the_agent() {
+    fn an_answer_whose_length_varies_is_read_whole_in_each_round_while_the_budget_is_free() {
         let reading = Arc::new(Reading::new(MAX));
-        let names = names(FIT + 1);
-        let results = read(&reading, &fleet(&names, MAX));
-        assert_eq!(results[FIT], Err(FailureReason::Deferred));
-        assert!(reading.begin("h").note(ALWAYS_READ).is_ok());
-        assert!(reading.begin("h").note(ALWAYS_READ + 1).is_err());
+        for bytes in [2 * MIB, 7 * MIB, 2 * MIB, 7 * MIB, 0, 7 * MIB, 2 * MIB, MAX] {
+            reading.begin_round(|_| Some(false));
+            assert_eq!(read_one(&reading, "a", false, bytes), Ok(()), "{bytes}");
+        }
     }
 
     #[test]
-    fn a_target_whose_answers_are_small_again_takes_no_turn() {
+    fn what_an_answer_has_left_of_its_reservation_is_free_for_others() {
+        let reading = Arc::new(Reading::new(MAX));
+        let names = names(FIT + 2);
+        let all = fleet(&names, MAX);
+        whole_in(&reading, &all, 5);
+        reading.begin_round(|_| Some(false));
+        let reserved: BTreeSet<_> = names
+            .iter()
+            .filter(|name| reading.state().large[name.as_str()].reservation.is_some())
+            .cloned()
+            .collect();
+        assert!(reserved.len() <= FIT);
+        for name in &reserved {
+            read_one(&reading, name, false, 0).unwrap();
+        }
+        for name in names.iter().filter(|name| !reserved.contains(*name)) {
+            assert_eq!(read_one(&reading, name, false, MAX), Ok(()));
+        }
+    }
+
+    /// What targets do to keep others from being read.
+    #[derive(Clone, Copy, Debug)]
+    enum Idle {
+        /// They are in the list of targets and are not asked, because they keep failing.
+        NotAsked,
+        /// They are asked and give no answer with a body.
+        Silent,
+        /// They give a short answer.
+        Short,
+        /// They give a short answer, and a large one now and then, which is cut.
+        ShortAndLarge,
+        /// Each answer breaks off.
+        Broken,
+    }
+
+    #[test]
+    fn targets_that_do_not_use_what_is_reserved_for_them_do_not_keep_others_waiting() {
+        let all = [Idle::NotAsked, Idle::Silent, Idle::Short, Idle::ShortAndLarge, Idle::Broken];
+        for idle in all {
+            let is_asked = !matches!(idle, Idle::NotAsked);
+            let reading = Arc::new(Reading::new(MAX));
+            let (idle_names, honest) = (names(4 * FIT), ["a", "b", "c"]);
+            // First all of them send a large answer, so that all are remembered.
+            whole_in(&reading, &fleet(&idle_names, MAX), 3);
+            let mut whole = 0;
+            for round in 0..40 {
+                reading.begin_round(|name| (is_asked || !name.starts_with("node")).then_some(false));
+                for name in &idle_names {
+                    match idle {
+                        Idle::NotAsked | Idle::Silent => {}
+                        Idle::ShortAndLarge if round % 8 == 7 => {
+                            drop(read_one(&reading, name, false, 2 * MAX))
+                        }
+                        Idle::Short | Idle::ShortAndLarge => read_one(&reading, name, false, 0).unwrap(),
+                        Idle::Broken => {
+                            let _ = reading.begin(name, false).note(2 * MIB);
+                        }
+                    }
+                }
+                let results = honest.map(|name| read_one(&reading, name, false, 5 * MIB));
+                whole += results.iter().filter(|result| result.is_ok()).count();
+            }
+            // At the worst each of the others has its turn once, before it is forgotten.
+            let least = if matches!(idle, Idle::Broken) { 20 } else { 90 };
+            assert!(whole >= least, "{idle:?}: {whole} of 120");
+        }
+    }
+
+    #[test]
+    fn a_target_for_which_too_little_was_reserved_is_first_in_the_next_round() {
+        let reading = Arc::new(Reading::new(MAX));
+        let names = names(3 * FIT);
+        let others = fleet(&names, MAX);
+        whole_in(&reading, &others, 10);
+        // It grows when nothing is free.
+        let mut fleet = vec![("grows", MIB)];
+        fleet.extend_from_slice(&others);
+        let mut sizes = [2, 8, 8, 8, 8, 8].into_iter().map(|mib| mib * MIB);
+        let mut whole = Vec::new();
+        for bytes in sizes.by_ref() {
+            reading.begin_round(|_| Some(false));
+            // The others are first to be asked, so that nothing is left for it but what is reserved.
+            read(&reading, &others);
+            whole.push(read_one(&reading, "grows", false, bytes).is_ok());
+        }
+        let first = whole.iter().position(|is_whole| *is_whole);
+        assert!(first.is_some_and(|round| round <= 5), "{whole:?}");
+    }
+
+    #[test]
+    fn targets_on_probation_hold_up_each_other_only_and_take_turns() {
+        let reading = Arc::new(Reading::new(MAX));
+        let failing = names(3 * FIT_ON_PROBATION);
+        let mut turns = vec![0; failing.len()];
+        for round in 0..40 {
+            reading.begin_round(|name| Some(name.starts_with("node")));
+            for (turns, name) in turns.iter_mut().zip(&failing) {
+                let result = read_one(&reading, name, true, MAX + MIB);
+                assert!(result.is_err());
+                *turns += usize::from(round >= 10 && result == Err(FailureReason::TooLarge));
+            }
+            for name in ["x", "y"] {
+                assert_eq!(read_one(&reading, name, false, MAX), Ok(()));
+            }
+        }
+        // Two of six in each round.
+        assert!(turns.iter().all(|turns| (9..=11).contains(turns)), "{turns:?}");
+    }
+
+    #[test]
+    fn a_target_that_is_well_again_is_read_whole_however_many_are_on_probation() {
+        let reading = Arc::new(Reading::new(MAX));
+        let failing = names(20);
+        let mut whole = Vec::new();
+        for round in 0..60 {
+            reading.begin_round(|_| Some(true));
+            for name in &failing {
+                read_one(&reading, name, true, MAX + MIB).unwrap_err();
+            }
+            let bytes = if round < 5 { MAX + MIB } else { 2 * MIB };
+            if read_one(&reading, "well", true, bytes).is_ok() {
+                whole.push(round);
+            }
+        }
+        assert!(whole.first().is_some_and(|first| *first <= 5 + 11), "{whole:?}");
+    }
+
+    #[test]
+    fn a_target_whose_answers_are_small_again_is_forgotten() {
         let reading = Arc::new(Reading::new(MAX));
         assert_eq!(whole_in(&reading, &[("a", 9 * MIB)], 1), [[0_usize; 0]]);
         assert_eq!(reading.state().large.len(), 1);
         assert_eq!(whole_in(&reading, &[("a", MIB)], 12)[0].len(), 12);
         assert!(reading.state().large.is_empty());
+    }
+
+    #[test]
+    fn what_is_expected_of_an_answer_follows_those_before_and_falls_slowly() {
+        let reading = Arc::new(Reading::new(MAX));
+        let expected = || reading.expected("a").unwrap();
+        let mut ends = Vec::new();
+        for bytes in [4 * MIB, MIB / 4, MIB / 4, 7 * MIB] {
+            read_one(&reading, "a", false, bytes).unwrap();
+            ends.push(expected());
+        }
+        assert_eq!(ends, [5 * MIB, 5 * MIB / 2, 5 * MIB / 4, MAX]);
+        // It breaks off.
+        reading.begin("a", false).note(2 * MIB).unwrap();
+        assert_eq!(expected(), MAX);
+        reading.begin("b", false).note(4 * MIB).unwrap();
+        assert_eq!(reading.expected("b"), Some(5 * MIB));
+        let mut read = reading.begin("c", false);
+        read.note(ALWAYS_READ).unwrap();
+        read.cut(ALWAYS_READ);
+        drop(read);
+        assert_eq!(reading.expected("c"), Some(GROWTH * ALWAYS_READ));
+    }
+
+    #[test]
+    fn a_target_waits_from_its_first_large_answer_on_or_from_the_last_one_that_was_read_whole() {
+        let reading = Arc::new(Reading::new(MAX));
+        whole_in(&reading, &[("a", 0)], 3);
+        let mut cut = reading.begin("a", false);
+        cut.cut(MIB);
+        drop(cut);
+        let last_served = || reading.state().large["a"].last_served;
+        assert_eq!(last_served(), 3);
+        reading.begin_round(|_| None);
+        read_one(&reading, "a", false, MIB / 2).unwrap();
+        assert_eq!(last_served(), 4);
+        reading.begin_round(|_| None);
+        reading.begin("a", false).note(2 * MIB).unwrap();
+        assert_eq!(last_served(), 4, "it broke off, and nothing was reserved for it");
+    }
+
+    #[test]
+    fn a_reservation_is_used_before_what_is_free_and_is_for_one_round() {
+        let reading = Arc::new(Reading::new(MAX));
+        whole_in(&reading, &[("a", MAX)], 3);
+        reading.begin_round(|_| Some(false));
+        let free = || reading.state().free.standing;
+        let before = free();
+        let mut read = reading.begin("a", false);
+        read.note(MAX).unwrap();
+        assert_eq!((before, free()), (Free::all(MAX).standing - (MAX - MIB), before));
+        drop(read);
+        reading.begin_round(|_| Some(false));
+        reading.begin_round(|_| None);
+        assert!(reading.begin("a", false).reservation.is_none());
+    }
+
+    #[test]
+    fn of_an_answer_over_two_rounds_only_the_first_one_gets_back_what_is_left() {
+        let reading = Arc::new(Reading::new(MAX));
+        whole_in(&reading, &[("a", MAX)], 3);
+        reading.begin_round(|_| Some(false));
+        let all = Free::all(MAX).standing;
+        let read = reading.begin("a", false);
+        assert_eq!(reading.state().free.standing, all - (MAX - MIB));
+        drop(read);
+        assert_eq!(reading.state().free.standing, all);
+        reading.begin_round(|_| Some(false));
+        let read = reading.begin("a", false);
+        reading.begin_round(|_| None);
+        drop(read);
+        assert_eq!(reading.state().free.standing, all);
     }
 }

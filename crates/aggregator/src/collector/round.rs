@@ -221,13 +221,17 @@ impl Collector {
         let overdue = if self.round.is_open { Some(self.close()) } else { None };
         let number = self.round.counts.number + 1;
         self.round = Current::begin(number, true);
-        self.client.begin_round();
         let now = self.round.started;
         let spread =
             if number == 1 { FIRST_SPREAD.min(self.cadence.interval) } else { self.cadence.interval };
         let slots = slots(self.slots.len(), self.standing.places);
         let waiting: HashSet<Text> =
             self.standing.waiting().chain(self.probation.waiting()).cloned().collect();
+        self.client.begin_round(|address| {
+            let (address, slot) = self.slots.get_key_value(address)?;
+            let is_asked = waiting.contains(address) || (!slot.is_in_flight && slot.health.is_due(number));
+            is_asked.then(|| slot.health.is_failing())
+        });
         for (address, slot) in &self.slots {
             if waiting.contains(address) {
                 continue;
@@ -327,7 +331,7 @@ impl Collector {
                     tracing::info!(address, node, "target answers again");
                 }
                 None => {}
-                // The agent is well: it has to be asked in the next round as in this one.
+                // It was not read to its end, which says nothing about the agent: its failures and its backoff stay as they are.
                 Some(Failure { reason: FailureReason::Deferred, detail }) => {
                     tracing::debug!(address, node, reason = "deferred", ?detail, "no whole answer");
                 }
@@ -529,7 +533,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_target_whose_answer_waits_for_its_turn_is_asked_in_each_round_and_not_on_probation() {
+    async fn a_deferred_answer_changes_nothing_in_the_health_of_its_target() {
         let (mut collector, mut requests) = (collector(mpsc::channel(1).0), JoinSet::new());
         let address: Text = "10.0.0.1:9090".into();
         let target = Target { address: address.clone(), node: procscan_core::names::NodeName::new("n1") };

@@ -107,7 +107,12 @@ fn seen(waiting: &mut BTreeMap<usize, Change>, output: &Output, waits: &mut Wait
         if output.names(pod) != *begins {
             return true;
         }
-        waits.of(*begins).seen.push(Duration::from_micros(now.saturating_sub(*at)));
+        let took = Duration::from_micros(now.saturating_sub(*at));
+        if took >= CHANGE_LIMIT {
+            let what = if *begins { "begins" } else { "ends" };
+            println!("late: the miner of Pod {pod} {what} after {took:.1?}");
+        }
+        waits.of(*begins).seen.push(took);
         if *begins {
             begun.push(*node);
         }

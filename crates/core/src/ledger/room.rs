@@ -255,6 +255,11 @@ mod tests {
 
         /// The agent lists these, each found so many minutes ago. Returns what is known then.
         fn list_found(&mut self, keys: &[(&str, &str, String, u64)]) -> Vec<String> {
+            self.answer(keys, true)
+        }
+
+        /// As [`Self::list_found`]; an agent that `tells_time` says what time it is.
+        fn answer(&mut self, keys: &[(&str, &str, String, u64)], tells_time: bool) -> Vec<String> {
             self.minute += 1;
             let now = at(self.minute);
             let records = keys.iter().map(|(namespace, pod, process, ago)| {
@@ -265,7 +270,8 @@ mod tests {
                     ..Record::of(Key::new(*namespace, *pod, process.as_str()))
                 }
             });
-            let answer = Answer { records: records.collect(), date: Some(now.wall()), ..Answer::default() };
+            let date = tells_time.then(|| now.wall());
+            let answer = Answer { records: records.collect(), date, ..Answer::default() };
             let report = Report { target: target(), at: now, outcome: Outcome::Complete(answer) };
             self.ledger.absorb(&report);
             let known = self.known(now);
@@ -277,6 +283,12 @@ mod tests {
         fn known(&mut self, now: Moment) -> Vec<(String, State)> {
             let snapshot = self.ledger.snapshot(now);
             assert!(snapshot.violations.len() <= Self::MAX);
+            let held = self.ledger.nodes.values().map(|node| node.evidence.len()).sum();
+            assert_eq!(
+                (snapshot.violations.len(), self.ledger.violations.len()),
+                (held, held),
+                "no more is held"
+            );
             let name = |key: &Key| format!("{}/{}/{}", key.namespace, key.pod, key.process);
             snapshot.violations.iter().map(|violation| (name(&violation.key), violation.state)).collect()
         }
@@ -285,6 +297,28 @@ mod tests {
         fn list(&mut self, keys: &[(&str, &str, String)]) -> Vec<String> {
             let now = |(namespace, pod, process): &(_, _, String)| (*namespace, *pod, process.clone(), 0);
             self.list_found(&keys.iter().map(now).collect::<Vec<_>>())
+        }
+
+        fn limit_pods(&mut self, max: usize) {
+            self.ledger.set_rules(Detection {
+                max_keys_per_pod: max,
+                max_keys_per_node: Self::MAX,
+                ..Detection::default()
+            });
+        }
+
+        /// The agent finds these once a minute, and then answers no more until what is known of them has grown old.
+        fn let_grow_old(&mut self, keys: &[(&str, &str, String)], more: &[(&str, &str, String, u64)]) {
+            for minute in 0..5 {
+                let now = keys.iter().map(|(namespace, pod, process)| (*namespace, *pod, process.clone(), 0));
+                let more = more
+                    .iter()
+                    .cloned()
+                    .map(|(namespace, pod, process, ago)| (namespace, pod, process, ago + minute));
+                self.list_found(&now.chain(more).collect::<Vec<_>>());
+            }
+            self.minute = 300;
+            self.ledger.advance(at(300));
         }
     }
 
@@ -299,6 +333,11 @@ mod tests {
 
     fn flood<'a>(namespace: &'a str, pod: &'a str, count: usize) -> Vec<(&'a str, &'a str, String)> {
         (0..count).map(|n| (namespace, pod, format!("p{n:02}"))).collect()
+    }
+
+    /// The names of violations as [`Crowded::list`] returns them.
+    fn names(namespace: &str, pod: &str, process: &str, numbers: std::ops::Range<usize>) -> Vec<String> {
+        numbers.map(|n| format!("{namespace}/{pod}/{process}{n:02}")).collect()
     }
 
     #[test]
@@ -362,11 +401,7 @@ mod tests {
     #[test]
     fn a_pod_with_any_number_of_names_has_so_many_violations_and_keeps_those_that_run() {
         let mut node = Crowded::new();
-        node.ledger.set_rules(Detection {
-            max_keys_per_pod: 4,
-            max_keys_per_node: 8,
-            ..Detection::default()
-        });
+        node.limit_pods(4);
         let mut keys = flood("ns-a", "flood", 20);
         keys.push(("ns-a", "web", "xmrig".to_owned()));
         let known = node.list(&keys);
@@ -383,6 +418,163 @@ mod tests {
             known,
             ["ns-a/flood/q00", "ns-a/flood/q01", "ns-a/flood/q02", "ns-a/flood/q03", "ns-a/web/xmrig"]
         );
+    }
+
+    #[test]
+    fn a_pods_limit_counts_its_own_violations_and_those_that_were_known_before() {
+        let mut node = Crowded::new();
+        node.limit_pods(4);
+        // The node has room for all of them.
+        let mut keys = flood("ns-a", "web", 5);
+        let mut expected = names("ns-a", "web", "p", 0..4);
+        assert_eq!(node.list(&keys), expected);
+        // A Pod of another tenant has the same name.
+        keys.extend(flood("ns-b", "web", 3));
+        expected.extend(names("ns-b", "web", "p", 0..3));
+        assert_eq!(node.list(&keys), expected);
+        keys.push(("ns-a", "web", "q00".to_owned()));
+        assert_eq!(node.list(&keys), expected);
+    }
+
+    #[test]
+    fn room_that_can_not_be_shared_evenly_is_used_all_the_same() {
+        for (wants, has) in [([5, 5, 5, 0], [3, 3, 2, 0]), ([2, 3, 3, 1], [2, 3, 2, 1])] {
+            let of = ["ns-a", "ns-b", "ns-c", "ns-d"].into_iter();
+            let keys: Vec<_> =
+                of.clone().zip(wants).flat_map(|(namespace, count)| flood(namespace, "pod", count)).collect();
+            let expected: Vec<_> =
+                of.zip(has).flat_map(|(namespace, count)| names(namespace, "pod", "p", 0..count)).collect();
+            assert_eq!(Crowded::new().list(&keys), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_not_listed_and_can_be_judged_anew_makes_room_first_and_no_more_than_is_needed() {
+        let mut node = Crowded::new();
+        // Found ten hours before the first answer, so never believed.
+        let old = |n: usize, minute: u64| ("ns-a", "old", format!("p{n:02}"), 600 + minute);
+        node.list_found(&(0..7).map(|n| old(n, 1)).collect::<Vec<_>>());
+        node.list_found(&(1..7).map(|n| old(n, 2)).collect::<Vec<_>>());
+        let mut expected = names("ns-a", "new", "p", 0..2);
+        expected.extend(names("ns-a", "old", "p", 1..7));
+        assert_eq!(node.list(&flood("ns-a", "new", 2)), expected, "the first one was not listed for longest");
+        // They make room even if their namespace has less than its share.
+        expected.truncate(2);
+        expected.extend(names("ns-b", "web", "p", 0..6));
+        assert_eq!(node.list(&flood("ns-b", "web", 8)), expected);
+    }
+
+    #[test]
+    fn what_has_grown_old_stays_before_what_was_never_believed() {
+        let mut node = Crowded::new();
+        let unbelieved =
+            |ago| (0..4).map(move |n| ("ns-a", "pod", format!("x{n:02}"), ago)).collect::<Vec<_>>();
+        node.list_found(&unbelieved(600));
+        node.let_grow_old(&flood("ns-a", "pod", 4), &unbelieved(601));
+        let mut keys = unbelieved(900);
+        keys.extend((0..4).map(|n| ("ns-a", "pod", format!("q{n:02}"), 0)));
+        let expected = ["p", "q"].map(|name| names("ns-a", "pod", name, 0..4)).concat();
+        assert_eq!(node.list_found(&keys), expected);
+    }
+
+    #[test]
+    fn what_is_listed_first_by_an_agent_that_does_not_tell_its_time_pushes_out_nothing_that_has_grown_old() {
+        let mut node = Crowded::new();
+        node.let_grow_old(&flood("ns-a", "pod", 8), &[]);
+        let keys: Vec<_> = (0..8).map(|n| ("ns-a", "pod", format!("q{n:02}"), 0)).collect();
+        assert_eq!(node.answer(&keys, false), names("ns-a", "pod", "p", 0..8));
+        assert_eq!(node.answer(&keys, true), names("ns-a", "pod", "q", 0..8), "these are fresh");
+    }
+
+    #[test]
+    fn what_is_only_listed_again_stays_after_what_is_live_even_if_the_agent_does_not_tell_its_time() {
+        let mut node = Crowded::new();
+        node.let_grow_old(&flood("ns-a", "pod", 4), &[]);
+        let live = |minute: u64| (0..4).map(move |n| ("ns-a", "pod", format!("q{n:02}"), minute));
+        node.list_found(&live(0).collect::<Vec<_>>());
+        // What has grown old was found in the fifth minute, and this is the minute 302.
+        let old = (0..4).map(|n| ("ns-a", "pod", format!("p{n:02}"), 297));
+        let other = (0..8).map(|n| ("ns-b", "web", format!("p{n:02}"), 0));
+        let known = node.answer(&old.chain(live(1)).chain(other).collect::<Vec<_>>(), false);
+        assert_eq!(known, [names("ns-a", "pod", "q", 0..4), names("ns-b", "web", "p", 0..4)].concat());
+    }
+
+    #[test]
+    fn what_was_found_again_stays_even_if_that_is_some_time_ago() {
+        let mut node = Crowded::new();
+        node.let_grow_old(&flood("ns-a", "pod", 8), &[]);
+        let mut keys = vec![("ns-a", "pod", "p07".to_owned(), 60)];
+        keys.extend((0..8).map(|n| ("ns-a", "pod", format!("q{n:02}"), 0)));
+        let expected = [names("ns-a", "pod", "p", 7..8), names("ns-a", "pod", "q", 0..7)].concat();
+        assert_eq!(node.list_found(&keys), expected);
+    }
+
+    /// Forgotten, its young record would be believed once more.
+    #[test]
+    fn a_flood_does_not_push_out_a_violation_whose_pod_is_gone_while_its_record_is_young() {
+        let mut node = Crowded::new();
+        let gone = |ago| vec![("ns-a", "gone", "x".to_owned(), ago)];
+        node.list_found(&gone(0));
+        node.ledger.pod_gone(&PodRef { namespace: "ns-a".into(), pod: "gone".into() }, at(1));
+        for minute in 1..4 {
+            let mut keys = gone(minute);
+            keys.extend((0..20).map(|n| ("ns-a", "flood", format!("p{n:02}"), 0)));
+            node.list_found(&keys);
+            let known = node.known(at(node.minute));
+            assert_eq!(known.last(), Some(&("ns-a/gone/x".to_owned(), State::Cleared)));
+        }
+    }
+
+    /// As of a StatefulSet: the next Pod has the same name.
+    #[test]
+    fn what_is_found_again_after_its_pod_was_gone_makes_no_room_for_a_flood() {
+        let mut node = Crowded::new();
+        let again = ("ns-a", "web-0", "x".to_owned());
+        node.list(std::slice::from_ref(&again));
+        node.ledger.pod_gone(&PodRef { namespace: "ns-a".into(), pod: "web-0".into() }, at(1));
+        node.list(&[again]);
+        let known = node.list(&flood("ns-a", "flood", 8));
+        assert_eq!(known.last(), Some(&"ns-a/web-0/x".to_owned()), "{known:?}");
+    }
+
+    #[test]
+    fn what_was_seen_first_stays_before_what_was_seen_last() {
+        let mut node = Crowded::new();
+        let first = ("ns-a", "pod", "z".to_owned());
+        node.list(std::slice::from_ref(&first));
+        node.list(&[flood("ns-a", "pod", 7), vec![first.clone()]].concat());
+        let known = node.list(&[first, ("ns-a", "web", "p00".to_owned())]);
+        let mut expected = names("ns-a", "pod", "p", 0..6);
+        expected.extend(["ns-a/pod/z".to_owned(), "ns-a/web/p00".to_owned()]);
+        assert_eq!(known, expected);
+    }
+
+    #[test]
+    fn of_pods_with_one_violation_each_those_that_were_seen_first_stay() {
+        let mut node = Crowded::new();
+        let first = ("ns-a", "z", "p00".to_owned());
+        node.list(std::slice::from_ref(&first));
+        let pods: Vec<String> = (0..8).map(|n| format!("pod{n}")).collect();
+        let mut keys: Vec<_> = pods.iter().map(|pod| ("ns-a", pod.as_str(), "p00".to_owned())).collect();
+        keys.push(first);
+        let known: Vec<String> =
+            pods[..7].iter().chain([&"z".to_owned()]).map(|pod| format!("ns-a/{pod}/p00")).collect();
+        assert_eq!(node.list(&keys), known);
+    }
+
+    #[test]
+    fn what_is_live_stays_before_the_only_violation_of_a_pod_that_is_gone() {
+        let mut node = Crowded::new();
+        let pods = ["gone0", "gone1", "gone2"];
+        let listed = |ago| pods.map(|pod| ("ns-a", pod, "x".to_owned(), ago)).to_vec();
+        node.list_found(&listed(0));
+        for pod in pods {
+            node.ledger.pod_gone(&PodRef { namespace: "ns-a".into(), pod: pod.into() }, at(node.minute));
+        }
+        node.minute = 600;
+        let mut keys = listed(600);
+        keys.extend((0..8).map(|n| ("ns-a", "new", format!("p{n:02}"), 0)));
+        assert_eq!(node.list_found(&keys), names("ns-a", "new", "p", 0..8));
     }
 
     proptest! {

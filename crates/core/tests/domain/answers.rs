@@ -94,6 +94,63 @@ fn a_node_whose_answers_can_not_be_used_is_told_once_and_once_when_they_can_agai
     assert_eq!(view(&mut never).state, TargetState::NeverSeen);
 }
 
+/// The node lists violations of so many namespaces, and these others were left out where its answer was read. Returns what is told.
+fn told_of_room(world: &mut World, listed: usize, left_out: &[&str], is_whole: bool) -> Option<NodeChange> {
+    world.wait(MINUTE);
+    let now = world.clock();
+    let records = (0..listed).map(|n| record(&format!("ns-{n}"), now)).collect();
+    let Outcome::Complete(mut answer) = complete(records, now) else { unreachable!() };
+    for namespace in left_out {
+        answer.left_out.note(namespace);
+    }
+    let failure = Failure { reason: FailureReason::Deferred, detail: "as told".into() };
+    world.report("n1", if is_whole { Outcome::Complete(answer) } else { Outcome::Partial(answer, failure) });
+    world.ledger.take_node_change()
+}
+
+fn leaves_out(namespaces: &[&str]) -> NodeChange {
+    NodeChange::LeavesOut { namespaces: namespaces.iter().map(|namespace| (*namespace).into()).collect() }
+}
+
+#[test]
+fn a_node_whose_records_are_left_out_is_told_once_and_once_when_none_is_any_more() {
+    let mut world = World::with(&["n1"], Detection { max_keys_per_node: 2, ..Detection::default() });
+    let told = told_of_room;
+    assert_eq!(told(&mut world, 2, &[], true), None);
+    assert_eq!(told(&mut world, 3, &[], true), Some(leaves_out(&["ns-2"])), "the ledger has no room for it");
+    assert_eq!(told(&mut world, 3, &[], true), None);
+    assert_eq!(told(&mut world, 2, &[], false), None, "the rest of the answer may have had more");
+    assert_eq!(told(&mut world, 2, &[], true), Some(NodeChange::LeavesNothingOut));
+    assert_eq!([true, false].map(|is_whole| told(&mut world, 2, &[], is_whole)), [None, None]);
+    assert_eq!(told(&mut world, 2, &["ns-z"], false), Some(leaves_out(&["ns-z"])), "the part alone has more");
+    assert_eq!(told(&mut world, 2, &["ns-z"], true), None);
+    assert_eq!(told(&mut world, 2, &[], true), Some(NodeChange::LeavesNothingOut));
+    // Five namespaces are named.
+    assert_eq!(told(&mut world, 3, &["ns-z"], true), Some(leaves_out(&["ns-2", "ns-z"])));
+    assert_eq!(told(&mut world, 2, &[], true), Some(NodeChange::LeavesNothingOut));
+    let many = ["ns-u", "ns-v", "ns-w", "ns-x", "ns-y", "ns-z"];
+    assert_eq!(told(&mut world, 2, &many, true), Some(leaves_out(&many[..5])));
+}
+
+#[test]
+fn each_namespace_whose_records_have_no_room_is_told_whether_they_were_known_or_not() {
+    let mut world = World::with(&["n1"], Detection { max_keys_per_node: 2, ..Detection::default() });
+    let of = |namespace| ["p", "q"].map(|process| record_of(namespace, "web", process, 0));
+    world.answer("n1", of("ns-a").into());
+    assert_eq!(world.ledger.take_node_change(), None);
+    // Each has room for one: what was known of the first has to make room, and the other's was never known.
+    world.answer("n1", [of("ns-a"), of("ns-b")].concat());
+    assert_eq!(world.ledger.take_node_change(), Some(leaves_out(&["ns-a", "ns-b"])));
+}
+
+#[test]
+fn that_records_are_left_out_is_told_after_it_is_told_that_the_answers_can_be_used_again() {
+    let mut world = World::with(&["n1"], Detection { max_keys_per_node: 2, ..Detection::default() });
+    world.rounds(5, |w| drop(w.report("n1", failed(FailureReason::TooLarge))));
+    assert_eq!(told_of_room(&mut world, 3, &[], true), Some(NodeChange::UsableAgain));
+    assert_eq!(told_of_room(&mut world, 3, &[], true), Some(leaves_out(&["ns-2"])));
+}
+
 /// A world with one node that has these addresses.
 fn with_addresses(addresses: &[&str]) -> (World, Vec<Target>) {
     let mut world = World::new(&[]);

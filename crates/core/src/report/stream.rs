@@ -331,3 +331,31 @@ impl Sink for List {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_each_text_only_as_much_is_held_as_shows_that_it_is_too_long() {
+        let limits = Limits { process: 50, cmdline: 60, field: 70, ..Limits::default() };
+        // It comes in pieces that end anywhere, in escapes as well.
+        let long = format!("{}{}", "\\u00e9\\n".repeat(500), "x".repeat(500));
+        let names = NAMES.map(|name| std::str::from_utf8(name).unwrap());
+        let members = [long.as_str()].into_iter().chain(names).map(|name| format!(r#""{name}":"{long}""#));
+        let body = format!("[{{{}", members.collect::<Vec<_>>().join(","));
+        let mut decoder = Decoder::new(&limits);
+        let mut longest_name = 0;
+        for piece in body.as_bytes().chunks(7) {
+            assert!(decoder.push(piece));
+            longest_name = longest_name.max(decoder.list.name.len());
+        }
+        let held = decoder.list.members.each_ref().map(|member| member.text.len());
+        let expected = [LONGEST_NAME, LONGEST_NAME, 50, 60, 70, 70, 70, 70, 70];
+        for (held, limit) in
+            held.into_iter().chain([longest_name]).zip(expected.into_iter().chain([LIST.len()]))
+        {
+            assert!(held > limit && held <= limit + BEYOND, "{held} of {limit}");
+        }
+    }
+}

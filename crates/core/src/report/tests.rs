@@ -275,6 +275,17 @@ fn a_tenant_with_many_records_leaves_room_for_those_of_others() {
 }
 
 #[test]
+fn records_that_can_not_be_shared_evenly_are_for_the_tenants_that_came_first() {
+    let of = |namespace, count| records_of(namespace, count, 10);
+    let limits = Limits { records: 8, ..Limits::default() };
+    let (counts, answer) = kept(&[of("ns-c", 5), of("ns-a", 5), of("ns-b", 5)], &limits);
+    assert_eq!((counts, answer.records.len()), (vec![3, 2, 3], 8));
+    // The first one has all that it wants.
+    let (counts, answer) = kept(&[of("ns-a", 2), of("ns-b", 3), of("ns-c", 3), of("ns-d", 1)], &limits);
+    assert_eq!((counts, answer.records.len()), (vec![2, 3, 2], 8));
+}
+
+#[test]
 fn a_tenant_with_long_command_lines_leaves_room_for_those_of_others() {
     let limits = Limits { bytes: 64 << 10, ..Limits::default() };
     let lists = [records_of("ns-a", 70, 62_000), records_of("ns-b", 4, 4000), records_of("ns-c", 1, 10)];
@@ -318,6 +329,45 @@ fn each_of_many_namespaces_has_a_record_if_need_be_without_its_command_line_and_
 }
 
 #[test]
+fn a_record_that_is_too_large_leaves_room_for_smaller_ones_that_were_found_before() {
+    let record = |process: &str, minute: u32, cmdline: usize| {
+        let cmdline = "x".repeat(cmdline);
+        format!(
+            r#"{{"pod":"p","namespace":"ns-a","process":"{process}","cmdline":"{cmdline}","timestamp":"2026-01-01T00:{minute:02}:00Z"}}"#
+        )
+    };
+    let body = [record("last", 3, 10), record("first", 1, 10), record("large", 2, 4000)].join(",");
+    let (answer, result) =
+        decode(format!("[{body}]").as_bytes(), &Limits { bytes: 2000, ..Limits::default() });
+    result.unwrap();
+    let kept: Vec<_> =
+        answer.records.iter().map(|record| (record.key.process, record.cmdline.len())).collect();
+    assert_eq!(kept, [("last", 10), ("first", 10)]);
+}
+
+/// So it looks at each record a few times only, however many come.
+#[test]
+fn while_an_answer_is_read_a_quarter_more_than_its_limits_is_held() {
+    let records = records_of("ns-a", 1000, 1000);
+    // How much is held after each record, of those whose names are of the same length.
+    let held = |limits: &Limits| -> Vec<usize> {
+        let mut decoder = Decoder::new(limits);
+        decoder.push(b"[");
+        let held = records[100..].iter().map(|record| {
+            decoder.push(format!("{record},").as_bytes());
+            decoder.held()
+        });
+        held.collect()
+    };
+    let by_number = held(&Limits { records: 100, ..Limits::default() });
+    let one = by_number[0];
+    assert_eq!(by_number.into_iter().max(), Some((100 + 25 + 16) * one));
+    let bytes = 64 << 10;
+    let by_bytes = held(&Limits { bytes, ..Limits::default() });
+    assert_eq!(by_bytes.into_iter().max(), Some((bytes + bytes / 4) / one * one));
+}
+
+#[test]
 fn a_text_of_any_length_is_read_past_and_not_held() {
     let limits = Limits::default();
     let [before, after] = ["ns-a", "ns-c"].map(|namespace| records_of(namespace, 1, 10).concat());
@@ -350,6 +400,28 @@ fn half_a_surrogate_pair_is_a_replacement_character_and_a_pair_is_one_character(
     ] {
         let body = format!("[{}]", GOOD.replace(r"miner \u003e /dev/null", cmdline));
         assert_eq!(first(&ok(&body)).cmdline.as_ref(), expected, "{cmdline}");
+    }
+}
+
+#[test]
+fn a_wrong_escape_is_seen_whether_its_text_is_kept_or_not_and_however_it_is_cut() {
+    let good = ["", r#"a\"b\\"#, r"\\", r"\u0022", r"\u00e9x", r"\u00E9", r"\b\f\n\r\t\/", r"x\u005c\\"];
+    let bad = [
+        r"\u00g0", r"\u00_0", r"\uzzzz", r"\u12", r"\u", r"\x", r"\'", r"\0", r"\u005", r"\u00/0", r"\u00:0",
+    ];
+    for (text, is_good) in good.map(|text| (text, true)).into_iter().chain(bad.map(|text| (text, false))) {
+        for member in ["more", "cmdline"] {
+            let body = format!(r#"[{{"{member}":"{text}"}},{GOOD}]"#);
+            assert_eq!(serde_json::from_str::<serde::de::IgnoredAny>(&body).is_ok(), is_good, "{body}");
+            for cut in 0..body.len() - GOOD.len() {
+                let (records, .., result) = in_pieces(body.as_bytes(), &[cut], &Limits::default());
+                assert_eq!(
+                    (records.len(), result.is_ok()),
+                    (usize::from(is_good), is_good),
+                    "{body} cut at {cut}"
+                );
+            }
+        }
     }
 }
 

@@ -329,6 +329,24 @@ fn each_of_many_namespaces_has_a_record_if_need_be_without_its_command_line_and_
 }
 
 #[test]
+fn a_share_of_the_bytes_is_used_to_its_last_byte_and_not_exceeded() {
+    let list = records_of("ns-a", 2, 100);
+    let one = ok(&format!("[{}]", list[0])).records.bytes();
+    for (bytes, cmdlines) in [
+        (2 * one, &[100, 100][..]),
+        (2 * one - 1, &[100]),
+        (one, &[100]),
+        (one - 1, &[0]),
+        (one - 100, &[0]),
+        (one - 101, &[]),
+    ] {
+        let (_, answer) = kept(std::slice::from_ref(&list), &Limits { bytes, ..Limits::default() });
+        let kept: Vec<_> = answer.records.iter().map(|record| record.cmdline.len()).collect();
+        assert_eq!(kept, cmdlines, "{bytes} bytes, where one record takes {one}");
+    }
+}
+
+#[test]
 fn a_record_that_is_too_large_leaves_room_for_smaller_ones_that_were_found_before() {
     let record = |process: &str, minute: u32, cmdline: usize| {
         let cmdline = "x".repeat(cmdline);
@@ -336,13 +354,19 @@ fn a_record_that_is_too_large_leaves_room_for_smaller_ones_that_were_found_befor
             r#"{{"pod":"p","namespace":"ns-a","process":"{process}","cmdline":"{cmdline}","timestamp":"2026-01-01T00:{minute:02}:00Z"}}"#
         )
     };
-    let body = [record("last", 3, 10), record("first", 1, 10), record("large", 2, 4000)].join(",");
-    let (answer, result) =
-        decode(format!("[{body}]").as_bytes(), &Limits { bytes: 2000, ..Limits::default() });
-    result.unwrap();
-    let kept: Vec<_> =
-        answer.records.iter().map(|record| (record.key.process, record.cmdline.len())).collect();
-    assert_eq!(kept, [("last", 10), ("first", 10)]);
+    let of_a = |lists: &[Vec<String>], bytes| -> Vec<(String, usize)> {
+        let (_, answer) = kept(lists, &Limits { bytes, ..Limits::default() });
+        let of_a = answer.records.iter().filter(|record| record.key.namespace == "ns-a");
+        of_a.map(|record| (record.key.process.to_owned(), record.cmdline.len())).collect()
+    };
+    let kept_of = |last| [("last".to_owned(), last), ("first".to_owned(), 10)];
+    let list = vec![record("last", 3, 10), record("first", 1, 10), record("large", 2, 4000)];
+    assert_eq!(of_a(&[list], 2000), kept_of(10));
+    // The one that was found last stays without its command line. Nothing is shared out before the end of the list, because there
+    // are so many other tenants.
+    let mut lists: Vec<_> = (0..8).map(|n| records_of(&format!("ns-x{n}"), 1, 1000)).collect();
+    lists.push(vec![record("last", 3, 1000), record("first", 1, 10), record("large", 2, 1000)]);
+    assert_eq!(of_a(&lists, 9 * 1100), kept_of(0));
 }
 
 /// So it looks at each record a few times only, however many come.

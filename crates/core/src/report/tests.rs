@@ -534,8 +534,12 @@ proptest::proptest! {
         text.truncate(text.len().saturating_sub(cut.saturating_sub(36)));
         let body = format!("[{{\"more\":{text}}}]");
         let (.., result) = in_pieces(body.as_bytes(), &[body.len() / 2], &Limits::default());
-        let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&body).is_ok();
-        proptest::prop_assert_eq!(result.is_ok(), is_json, "{}: {:?}", body, result);
+        let read = serde_json::from_str::<serde::de::IgnoredAny>(&body);
+        // Tokens can be in a string as well, and there control characters are taken.
+        let is_control = |error: &serde_json::Error| error.to_string().starts_with("control character");
+        if !read.as_ref().is_err_and(is_control) {
+            proptest::prop_assert_eq!(result.is_ok(), read.is_ok(), "{}: {:?}", body, result);
+        }
     }
 
     #[test]

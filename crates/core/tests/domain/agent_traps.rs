@@ -128,6 +128,23 @@ fn trap_2_a_clock_that_was_set_back_is_believed_and_what_was_found_long_ago_is_n
     assert_eq!(world.state("ns-a"), State::Active);
 }
 
+/// While an agent's pod is being replaced, two agents of one node answer in turn.
+#[test]
+fn trap_2_what_was_found_long_ago_is_no_news_even_if_it_is_later_than_what_was_seen_last() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![record("ns-a", 0)]);
+    world.wait(HOUR);
+    for stamp in [3600, 0] {
+        world.answer("n1", vec![record("ns-a", stamp)]);
+    }
+    world.wait(5 * HOUR);
+    assert_eq!(world.state("ns-a"), State::Unconfirmed);
+    world.answer("n1", vec![record("ns-a", 1800)]);
+    assert_eq!(world.state("ns-a"), State::Unconfirmed, "it is earlier than the latest");
+    world.answer("n1", vec![record("ns-a", 5400)]);
+    assert_eq!(world.state("ns-a"), State::Active, "it is later than all of them");
+}
+
 #[test]
 fn trap_3_a_restarted_agents_empty_list_clears_nothing() {
     let mut world = World::new(&["n1"]);

@@ -280,6 +280,12 @@ fn records_that_can_not_be_shared_evenly_are_for_the_tenants_that_came_first() {
     let limits = Limits { records: 8, ..Limits::default() };
     let (counts, answer) = kept(&[of("ns-c", 5), of("ns-a", 5), of("ns-b", 5)], &limits);
     assert_eq!((counts, answer.records.len()), (vec![3, 2, 3], 8));
+    // A namespace came when its first record did: not its last one, nor the one that was found last.
+    let mut late = of("ns-c", 5);
+    let first = vec![late.remove(0)];
+    let late = late.iter().map(|record| record.replace("2026-01-01", "2026-01-02")).collect();
+    let (counts, _) = kept(&[first, of("ns-a", 5), of("ns-b", 5), late], &limits);
+    assert_eq!(counts, [3, 2, 3]);
     // The first one has all that it wants.
     let (counts, answer) = kept(&[of("ns-a", 2), of("ns-b", 3), of("ns-c", 3), of("ns-d", 1)], &limits);
     assert_eq!((counts, answer.records.len()), (vec![2, 3, 2], 8));

@@ -350,6 +350,13 @@ fn a_share_of_the_bytes_is_used_to_its_last_byte_and_not_exceeded() {
         let kept: Vec<_> = answer.records.iter().map(|record| record.cmdline.len()).collect();
         assert_eq!(kept, cmdlines, "{bytes} bytes, where one record takes {one}");
     }
+    // So little is too much here that nothing is shared out before the end of the list.
+    let short = records_of("ns-a", 1, 10);
+    for (less, count) in [(10, 1), (11, 0)] {
+        let bytes = one - 90 - less;
+        let (_, answer) = kept(std::slice::from_ref(&short), &Limits { bytes, ..Limits::default() });
+        assert_eq!(answer.records.len(), count);
+    }
 }
 
 #[test]

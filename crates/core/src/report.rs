@@ -115,9 +115,9 @@ pub enum FailureReason {
     Status,
     /// A `Content-Encoding` that was not asked for, or one that does not decode.
     Encoding,
-    /// The body is larger than the limit, counted decompressed.
+    /// The body is larger than the limit. The larger of its length as received and its length decompressed counts.
     TooLarge,
-    /// The body was read in part, because large bodies take turns.
+    /// Only the first part of the body was read, because large bodies take turns. The agent did not fail.
     Deferred,
     /// The body is not a list of records.
     Malformed,
@@ -144,7 +144,8 @@ impl FailureReason {
         }
     }
 
-    /// Whether nothing of an answer came. Any other failure shows that the node is there but its answer can't be used.
+    /// Whether nothing of an answer came. Any other failure shows that the node is there but did not give a whole answer that can be
+    /// used.
     pub fn is_silence(self) -> bool {
         match self {
             Self::Resolve

@@ -18,11 +18,12 @@ use procscan_core::Moment;
 use procscan_core::report::Record;
 use procscan_core::snapshot::{Coverage, Snapshot};
 use tokio::sync::Semaphore;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 
 use super::budget::Budget;
 use super::negotiation::Encoding;
 use super::pieces::{MAX_REPLACED, Pieces, ReplacedLists, length_of, write_whole};
+use crate::worker::Worker;
 
 /// 10,000 records, 3.5 MB, become 0.8 MB in 75 ms. Level 9 needs half as long again for the same; level 4 half as long, and is
 /// larger by a fortieth.
@@ -61,6 +62,8 @@ impl Lists {
         let compressor = Compressor {
             turn: Semaphore::new(1),
             budget,
+            writer: Worker::new("lists"),
+            worker: Worker::new("compression"),
             #[cfg(test)]
             started: std::sync::atomic::AtomicUsize::new(0),
         };
@@ -314,7 +317,11 @@ impl List {
         // If readers of earlier lists have used up the budget, this list is kept in pieces, which do not count.
         let budget = Some(self.compressor.budget.clone())
             .filter(|budget| !self.is_long() && budget.find_room(0).is_ok());
-        spawn_blocking(move || outcome.set(serialise(records, changed, length, budget.as_ref()).ok()))
+        let compressor = self.compressor.clone();
+        tokio::spawn(async move {
+            let work = move || outcome.set(serialise(records, changed, length, budget.as_ref()).ok());
+            let _ = compressor.writer.run(work).await;
+        })
     }
 
     /// The compressed body. `None` if `encoding` is [`Encoding::Identity`] or the body can't be made.
@@ -342,6 +349,10 @@ impl List {
 struct Compressor {
     turn: Semaphore,
     budget: Arc<Budget>,
+    /// Where plain forms are written.
+    writer: Worker,
+    /// Where they are compressed, which takes many times as long.
+    worker: Worker,
     #[cfg(test)]
     started: std::sync::atomic::AtomicUsize,
 }
@@ -369,8 +380,8 @@ async fn compress_in_turn(list: Weak<List>, compressor: &Compressor, encoding: E
     #[cfg(test)]
     compressor.started.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     let budget = compressor.budget.clone();
-    let compressed = spawn_blocking(move || compress(&plain, encoding).ok().map(|body| budget.count(body)));
-    compressed.await.ok().flatten()
+    let work = move || compress(&plain, encoding).ok().map(|body| budget.count(body));
+    compressor.worker.run(work).await.ok().flatten()
 }
 
 fn compress(plain: &PlainBody, encoding: Encoding) -> io::Result<Vec<u8>> {
@@ -410,7 +421,7 @@ mod tests {
     async fn a_body_whose_work_panics_or_is_dropped_is_not_being_made_for_ever() {
         let panicked = Form::<Bytes>::tagged("");
         let work = |outcome: Outcome<Bytes>| {
-            spawn_blocking(|| {
+            tokio::task::spawn_blocking(|| {
                 let _outcome = outcome;
                 resume_unwind(Box::new("the work fails"));
             })

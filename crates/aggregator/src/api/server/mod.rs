@@ -32,7 +32,7 @@ use self::host::Checked;
 use self::pace::{Pace, Paced};
 
 /// How many connections are served at the same time. A few more are answered if they ask for a probe.
-pub const MAX_CONNECTIONS: usize = 512;
+pub const MAX_CONNECTIONS: usize = 256;
 /// The largest head of a request.
 const MAX_HEAD: usize = 16 << 10;
 /// How much of an answer waits in the kernel unsent. What its buffers hold of slow clients counts as the service's memory, too.

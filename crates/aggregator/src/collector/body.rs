@@ -150,12 +150,13 @@ impl Decoding {
         mut intake: Box<Intake>,
         most: usize,
         place: OwnedSemaphorePermit,
-    ) -> (Box<Intake>, Result<Turn, Failure>) {
+    ) -> (Box<Intake>, Result<Turn, Failure>, Duration) {
         // The place is given back when the work is done, even if nothing waits for it any more.
         let work = self.worker.run(move || {
+            let begun = std::time::Instant::now();
             let result = intake.turn(most);
             drop(place);
-            (intake, result)
+            (intake, result, begun.elapsed())
         });
         work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
@@ -171,12 +172,12 @@ pub(super) struct Body {
 }
 
 impl Reader {
-    /// `max_read` is the most that is read of one answer, in bytes.
-    pub(super) fn new(limits: Limits, small: usize, max_read: usize) -> Self {
+    /// `max_read` is the most that is read of one answer, in bytes, and `timeout` how long it may take.
+    pub(super) fn new(limits: Limits, small: usize, max_read: usize, timeout: Duration) -> Self {
         Self {
             limits,
             small,
-            reading: Arc::new(Reading::new(max_read)),
+            reading: Arc::new(Reading::new(max_read, timeout)),
             standing: Decoding::new("decoding"),
             probation: Decoding::new("decoding-2"),
         }
@@ -213,7 +214,7 @@ impl Reader {
             let next = receive(incoming, &mut received, &mut read);
             end = deadline.limit(next).await.flatten();
             if let Err(failure) = deadline.limit(lease.grow(received.len() - before)).await.flatten() {
-                end = Err(failure);
+                end = Err(read.waited(failure));
             }
         }
         let small = match end {
@@ -387,7 +388,7 @@ impl Large<'_> {
         let decoder = Decoder::new(&self.reader.limits);
         let unpacker = match self.cover(&decoder).await.and_then(|()| Unpacker::new(self.encoding)) {
             Ok(unpacker) => unpacker,
-            Err(failure) => return (decoder.finish().0, Some(failure)),
+            Err(failure) => return (decoder.finish().0, Some(self.read.waited(failure))),
         };
         let mut intake = Box::new(Intake::new(unpacker, decoder, received));
         loop {
@@ -428,19 +429,21 @@ impl Large<'_> {
         let decoding = if self.is_on_probation { &self.reader.probation } else { &self.reader.standing };
         loop {
             if let Err(failure) = self.cover(&intake.decoder).await {
-                return (intake, Err(failure));
+                return (intake, Err(self.read.waited(failure)));
             }
             let place = self.deadline.limit(decoding.place.clone().acquire_owned()).await;
             let place = match place.map(Result::ok) {
                 Ok(Some(place)) => place,
                 // It is never closed.
                 Ok(None) => std::future::pending().await,
-                Err(failure) => return (intake, Err(failure)),
+                Err(failure) => return (intake, Err(self.read.waited(failure))),
             };
             // What the answer may have read can change between two turns, but not within one.
             let most = self.read.most();
-            let (back, turn) = decoding.decode(intake, most, place).await;
+            let before = intake.unpacked;
+            let (back, turn, time) = decoding.decode(intake, most, place).await;
             intake = back;
+            self.read.note_decoded(intake.unpacked - before, time);
             let noted = match turn {
                 Ok(Turn::Cut) => Err(self.read.cut(most)),
                 Ok(turn) => self.read.note(intake.unpacked).map(|()| turn),
@@ -500,7 +503,7 @@ mod tests {
     /// What an answer may have read grows when a round begins. What was lost before that is lost all the same.
     #[test]
     fn an_answer_that_was_cut_is_never_whole() {
-        let reading = Arc::new(Reading::new(4 << 20));
+        let reading = Arc::new(Reading::new(4 << 20, Duration::from_secs(1)));
         let mut read = reading.begin("a", false);
         let most = 1 << 10;
         let mut intake = intake(b" ".repeat(1 << 12));

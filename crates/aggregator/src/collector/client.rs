@@ -88,7 +88,7 @@ impl Client {
     /// A client with a budget of its own.
     pub fn new(options: ClientOptions) -> Self {
         let budget = Budget::new(options.byte_budget);
-        let reader = Reader::new(options.limits, options.small, options.max_read);
+        let reader = Reader::new(options.limits, options.small, options.max_read, options.timeout);
         Self { options: Arc::new(options), budget, reader, sockets: Arc::default() }
     }
 

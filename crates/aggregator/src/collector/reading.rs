@@ -8,17 +8,23 @@
 //! all of these targets, it is reserved for those that have waited longest. What is not reserved, and what an answer has left of its
 //! reservation when it ends, is free for any answer. One that finds nothing free is used as far as it was read, and is deferred.
 //!
-//! Targets on probation have a smaller budget of their own, so that answers without end hold up each other only.
+//! The budget is what can be decoded in time: of more, each answer would have its part decoded, and none would be whole. Targets on
+//! probation have a smaller budget of their own, so that answers without end hold up each other only.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use procscan_core::report::{Failure, FailureReason};
 
 /// How many bytes are read of every answer, however many answers are large.
 const ALWAYS_READ: usize = 1 << 20;
-/// How many times `collector.max_read` is read in a round of all large answers together, beyond [`ALWAYS_READ`] of each.
-const LARGEST_PER_ROUND: usize = 16;
+/// How many times `collector.max_read` is read in a round at most of all large answers together, beyond [`ALWAYS_READ`] of each.
+const LARGEST_PER_ROUND: usize = 64;
+/// The same while it is not known how fast they are decoded.
+const LARGEST_AT_FIRST: usize = 16;
+/// Less decoding than this tells little about how fast it is.
+const LEAST_DECODING: Duration = Duration::from_millis(50);
 /// One in so many of these bytes is for targets on probation.
 const PROBATION_SHARE: usize = 8;
 /// An answer that was cut is expected to be so many times as long as the part that was read. A larger factor needs fewer rounds until
@@ -32,6 +38,8 @@ const REMEMBERED_ROUNDS: u64 = 8;
 pub(super) struct Reading {
     /// The most of one answer (`collector.max_read`), in bytes.
     max: usize,
+    /// How long an answer may take (`collector.timeout`).
+    time: Duration,
     state: Mutex<State>,
 }
 
@@ -42,6 +50,26 @@ struct State {
     large: BTreeMap<Box<str>, Large>,
     /// How many bytes of this round's budgets are free.
     free: Free,
+    decoded: Decoded,
+}
+
+/// What was decoded of large answers, that of earlier rounds counted by half, a quarter and so on.
+#[derive(Debug, Default)]
+struct Decoded {
+    bytes: usize,
+    time: Duration,
+}
+
+impl Decoded {
+    /// How many bytes a round may have of answers that take `time` and have up to `max` bytes.
+    fn budget(&self, max: usize, time: Duration) -> usize {
+        if self.time < LEAST_DECODING {
+            return max.saturating_mul(LARGEST_AT_FIRST);
+        }
+        // Half of the time, because answers do not arrive evenly.
+        let bytes = self.bytes as u128 * time.as_micros() / 2 / self.time.as_micros();
+        usize::try_from(bytes).unwrap_or(usize::MAX).clamp(max, max.saturating_mul(LARGEST_PER_ROUND))
+    }
 }
 
 #[derive(Debug)]
@@ -51,9 +79,8 @@ struct Free {
 }
 
 impl Free {
-    /// The whole budgets of a round, for answers of up to `max` bytes.
-    fn all(max: usize) -> Self {
-        let all = max.saturating_mul(LARGEST_PER_ROUND);
+    /// The parts of a round's budget of `all` bytes.
+    fn all(all: usize) -> Self {
         let probation = all / PROBATION_SHARE;
         Self { standing: all - probation, probation }
     }
@@ -87,18 +114,21 @@ struct Reservation {
 }
 
 impl Reading {
-    pub(super) fn new(max: usize) -> Self {
-        let state = State { round: 0, large: BTreeMap::new(), free: Free::all(max) };
-        Self { max, state: Mutex::new(state) }
+    /// For answers of up to `max` bytes that take up to `time`.
+    pub(super) fn new(max: usize, time: Duration) -> Self {
+        let decoded = Decoded::default();
+        let free = Free::all(decoded.budget(max, time));
+        Self { max, time, state: Mutex::new(State { round: 0, large: BTreeMap::new(), free, decoded }) }
     }
 
     /// A round begins. `asked` is whether the target with an address is asked in it: nothing if it is not, or whether it is on
     /// probation.
     pub(super) fn begin_round(&self, asked: impl Fn(&str) -> Option<bool>) {
         let mut state = self.state();
-        let State { round, large, free } = &mut *state;
+        let State { round, large, free, decoded } = &mut *state;
         *round += 1;
-        *free = Free::all(self.max);
+        *free = Free::all(decoded.budget(self.max, self.time));
+        *decoded = Decoded { bytes: decoded.bytes / 2, time: decoded.time / 2 };
         large.retain(|_, large| large.last_large + REMEMBERED_ROUNDS >= *round);
         let mut waiting = Vec::new();
         for (address, large) in large {
@@ -166,8 +196,10 @@ pub(super) struct Read {
 enum ReadEnd {
     /// All of it was read.
     Whole,
-    /// It was used up to so many bytes, and has more.
-    Cut(usize),
+    /// So many bytes of it were used, and the rest has to wait.
+    Deferred(usize),
+    /// It has more than `collector.max_read`.
+    TooLarge,
     /// By a failure, or not yet.
     Broken,
 }
@@ -194,6 +226,13 @@ impl Read {
         if bytes <= most { Ok(()) } else { Err(self.cut(most)) }
     }
 
+    /// Notes that to decode so many bytes took so long.
+    pub(super) fn note_decoded(&self, bytes: usize, time: Duration) {
+        let decoded = &mut self.reading.state().decoded;
+        decoded.bytes = decoded.bytes.saturating_add(bytes);
+        decoded.time = decoded.time.saturating_add(time);
+    }
+
     /// Notes that all of the answer has been read.
     pub(super) fn end(&mut self) {
         self.end = ReadEnd::Whole;
@@ -201,33 +240,48 @@ impl Read {
 
     /// Cuts the answer after `most` bytes. Returns the failure to report.
     pub(super) fn cut(&mut self, most: usize) -> Failure {
-        self.end = ReadEnd::Cut(most);
-        let shown = |bytes: usize| bytesize::ByteSize(bytes as u64).display().iec().to_string();
-        if most >= self.reading.max {
-            let detail = format!("the answer is larger than {} (collector.max_read)", shown(most));
-            return Failure { reason: FailureReason::TooLarge, detail };
+        if most < self.reading.max {
+            return self.defer(most);
         }
+        self.end = ReadEnd::TooLarge;
+        let detail = format!("the answer is larger than {} (collector.max_read)", shown(most));
+        Failure { reason: FailureReason::TooLarge, detail }
+    }
+
+    /// Turns a `failure` of the answer while it waited for memory, or to be decoded, into the one to report: if there was no time left
+    /// for it, that says nothing about its target.
+    pub(super) fn waited(&mut self, failure: Failure) -> Failure {
+        if failure.reason == FailureReason::Stalled { self.defer(self.bytes) } else { failure }
+    }
+
+    fn defer(&mut self, most: usize) -> Failure {
+        self.end = ReadEnd::Deferred(most);
+        let part = shown(most);
         let detail = format!(
-            "only the first {} of the answer were read in this round, because large answers take turns",
-            shown(most)
+            "only the first {part} of the answer were read in this round, because large answers take turns"
         );
         Failure { reason: FailureReason::Deferred, detail }
     }
+}
+
+fn shown(bytes: usize) -> String {
+    bytesize::ByteSize(bytes as u64).display().iec().to_string()
 }
 
 impl Drop for Read {
     fn drop(&mut self) {
         let max = self.reading.max;
         let mut state = self.reading.state();
-        let State { round, large, free } = &mut *state;
+        let State { round, large, free, .. } = &mut *state;
         if self.round == *round {
             *free.of(self.is_on_probation) += self.reserved;
         }
         let used = match self.end {
-            ReadEnd::Cut(most) => most,
+            ReadEnd::Deferred(most) => most,
+            ReadEnd::TooLarge => max,
             ReadEnd::Whole | ReadEnd::Broken => self.bytes,
         };
-        let is_large = used > ALWAYS_READ || matches!(self.end, ReadEnd::Cut(_));
+        let is_large = used > ALWAYS_READ || matches!(self.end, ReadEnd::Deferred(_) | ReadEnd::TooLarge);
         let large = if is_large {
             let first = Large { expected: 0, reservation: None, last_served: *round, last_large: *round };
             let large = large.entry(std::mem::take(&mut self.address)).or_insert(first);
@@ -240,8 +294,8 @@ impl Drop for Read {
         };
         match (self.end, self.reservation) {
             (ReadEnd::Whole, _) => large.last_served = *round,
-            // Too little was reserved, so the target goes on waiting.
-            (ReadEnd::Cut(most), Some(reservation)) if most < max => {
+            // Too little was reserved, or there was too little time, so the target goes on waiting.
+            (ReadEnd::Deferred(_), Some(reservation)) => {
                 large.last_served = reservation.last_served;
             }
             _ => {}
@@ -250,7 +304,8 @@ impl Drop for Read {
         let grown = used.saturating_add(used / 4);
         large.expected = match self.end {
             ReadEnd::Whole => grown.max(large.expected / 2),
-            ReadEnd::Cut(most) => most.saturating_mul(GROWTH).max(large.expected),
+            ReadEnd::Deferred(most) => most.saturating_mul(GROWTH).max(large.expected),
+            ReadEnd::TooLarge => max,
             ReadEnd::Broken => grown.max(large.expected),
         }
         .min(max);
@@ -265,6 +320,7 @@ mod tests {
 
     const MIB: usize = 1 << 20;
     const MAX: usize = 8 * MIB;
+    const TIME: Duration = Duration::from_secs(10);
     /// How many answers of `MAX` bytes fit into the budget of a round.
     const FIT: usize = 16;
     /// The same for targets on probation.
@@ -318,7 +374,7 @@ mod tests {
     #[test]
     fn an_answer_is_read_up_to_its_limit_and_the_failure_says_so() {
         for max in [MAX, MIB / 2] {
-            let reading = Arc::new(Reading::new(max));
+            let reading = Arc::new(Reading::new(max, TIME));
             let mut read = reading.begin("a", false);
             read.note(max).unwrap();
             let failure = read.note(max + 1).unwrap_err();
@@ -329,7 +385,7 @@ mod tests {
 
     #[test]
     fn large_answers_that_fit_into_a_round_are_read_whole_in_each() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         // The first part of each counts in no budget.
         let names = names(FIT);
         assert_eq!(whole_in(&reading, &fleet(&names, MAX), 5), vec![vec![0, 1, 2, 3, 4]; FIT]);
@@ -337,7 +393,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_does_not_fit_into_the_round_is_deferred_after_its_first_part() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         let names = names(FIT + 1);
         let results = read(&reading, &fleet(&names, MAX));
         assert_eq!(results[FIT], Err(FailureReason::Deferred));
@@ -349,7 +405,7 @@ mod tests {
 
     #[test]
     fn large_answers_take_turns_and_each_is_read_whole_every_few_rounds() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         let names = names(5 * FIT);
         for whole in whole_in(&reading, &fleet(&names, 7 * MIB), 40) {
             // Before it is known how long the answers are, too little is reserved for some.
@@ -361,7 +417,7 @@ mod tests {
 
     #[test]
     fn of_those_that_have_waited_equally_long_the_one_that_needs_least_is_first() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         let expecting = |expected| Large { expected, reservation: None, last_served: 0, last_large: 0 };
         reading.state().large.extend(names(FIT).into_iter().map(|name| (name.into(), expecting(MAX))));
         reading.state().large.insert("small".into(), expecting(2 * MIB));
@@ -375,7 +431,7 @@ mod tests {
 
     #[test]
     fn an_answer_whose_length_varies_is_read_whole_in_each_round_while_the_budget_is_free() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         for bytes in [2 * MIB, 7 * MIB, 2 * MIB, 7 * MIB, 0, 7 * MIB, 2 * MIB, MAX] {
             reading.begin_round(|_| Some(false));
             assert_eq!(read_one(&reading, "a", false, bytes), Ok(()), "{bytes}");
@@ -384,7 +440,7 @@ mod tests {
 
     #[test]
     fn what_an_answer_has_left_of_its_reservation_is_free_for_others() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         let names = names(FIT + 2);
         let all = fleet(&names, MAX);
         whole_in(&reading, &all, 5);
@@ -423,7 +479,7 @@ mod tests {
         let all = [Idle::NotAsked, Idle::Silent, Idle::Short, Idle::ShortAndLarge, Idle::Broken];
         for idle in all {
             let is_asked = !matches!(idle, Idle::NotAsked);
-            let reading = Arc::new(Reading::new(MAX));
+            let reading = Arc::new(Reading::new(MAX, TIME));
             let (idle_names, honest) = (names(4 * FIT), ["a", "b", "c"]);
             // First all of them send a large answer, so that all are remembered.
             whole_in(&reading, &fleet(&idle_names, MAX), 3);
@@ -434,7 +490,7 @@ mod tests {
                     match idle {
                         Idle::NotAsked | Idle::Silent => {}
                         Idle::ShortAndLarge if round % 8 == 7 => {
-                            drop(read_one(&reading, name, false, 2 * MAX))
+                            let _ = read_one(&reading, name, false, 2 * MAX);
                         }
                         Idle::Short | Idle::ShortAndLarge => read_one(&reading, name, false, 0).unwrap(),
                         Idle::Broken => {
@@ -453,7 +509,7 @@ mod tests {
 
     #[test]
     fn a_target_for_which_too_little_was_reserved_is_first_in_the_next_round() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         let names = names(3 * FIT);
         let others = fleet(&names, MAX);
         whole_in(&reading, &others, 10);
@@ -474,7 +530,7 @@ mod tests {
 
     #[test]
     fn targets_on_probation_hold_up_each_other_only_and_take_turns() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         let failing = names(3 * FIT_ON_PROBATION);
         let mut turns = vec![0; failing.len()];
         for round in 0..40 {
@@ -494,7 +550,7 @@ mod tests {
 
     #[test]
     fn a_target_that_is_well_again_is_read_whole_however_many_are_on_probation() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         let failing = names(20);
         let mut whole = Vec::new();
         for round in 0..60 {
@@ -512,7 +568,7 @@ mod tests {
 
     #[test]
     fn a_target_whose_answers_are_small_again_is_forgotten() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         assert_eq!(whole_in(&reading, &[("a", 9 * MIB)], 1), [[0_usize; 0]]);
         assert_eq!(reading.state().large.len(), 1);
         assert_eq!(whole_in(&reading, &[("a", MIB)], 12)[0].len(), 12);
@@ -521,7 +577,7 @@ mod tests {
 
     #[test]
     fn what_is_expected_of_an_answer_follows_those_before_and_falls_slowly() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         let expected = || reading.expected("a").unwrap();
         let mut ends = Vec::new();
         for bytes in [4 * MIB, MIB / 4, MIB / 4, 7 * MIB] {
@@ -543,7 +599,7 @@ mod tests {
 
     #[test]
     fn a_target_waits_from_its_first_large_answer_on_or_from_the_last_one_that_was_read_whole() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         whole_in(&reading, &[("a", 0)], 3);
         let mut cut = reading.begin("a", false);
         cut.cut(MIB);
@@ -560,14 +616,14 @@ mod tests {
 
     #[test]
     fn a_reservation_is_used_before_what_is_free_and_is_for_one_round() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         whole_in(&reading, &[("a", MAX)], 3);
         reading.begin_round(|_| Some(false));
         let free = || reading.state().free.standing;
         let before = free();
         let mut read = reading.begin("a", false);
         read.note(MAX).unwrap();
-        assert_eq!((before, free()), (Free::all(MAX).standing - (MAX - MIB), before));
+        assert_eq!((before, free()), (Free::all(LARGEST_AT_FIRST * MAX).standing - (MAX - MIB), before));
         drop(read);
         reading.begin_round(|_| Some(false));
         reading.begin_round(|_| None);
@@ -575,11 +631,49 @@ mod tests {
     }
 
     #[test]
+    fn a_round_has_the_budget_that_can_be_decoded_in_half_of_the_time() {
+        let reading = Arc::new(Reading::new(MAX, TIME));
+        let budget = |bytes, time| {
+            reading.begin("a", false).note_decoded(bytes, time);
+            reading.begin_round(|_| None);
+            let state = reading.state();
+            assert_eq!(state.free.probation, (state.free.standing + state.free.probation) / 8);
+            state.free.standing + state.free.probation
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(budget(1, LEAST_DECODING / 2), LARGEST_AT_FIRST * MAX, "too little to know");
+        reading.state().decoded = Decoded::default();
+        assert_eq!(budget(20 * MIB, second), 100 * MIB);
+        // The round before counts by half.
+        assert_eq!(budget(50 * MIB, second), 200 * MIB);
+        reading.state().decoded = Decoded::default();
+        assert_eq!(budget(1, 100 * second), MAX, "an answer is read whole, however slow that is");
+        reading.state().decoded = Decoded::default();
+        assert_eq!(budget(1 << 40, second), LARGEST_PER_ROUND * MAX);
+    }
+
+    #[test]
+    fn an_answer_for_which_there_was_no_time_is_deferred_and_its_target_goes_on_waiting() {
+        let reading = Arc::new(Reading::new(MAX, TIME));
+        whole_in(&reading, &[("a", MAX)], 3);
+        let last_served = || reading.state().large["a"].last_served;
+        assert_eq!(last_served(), 3);
+        reading.begin_round(|_| Some(false));
+        let mut read = reading.begin("a", false);
+        read.note(MAX).unwrap();
+        let stalled = Failure { reason: FailureReason::Stalled, detail: String::new() };
+        let failure = read.waited(stalled);
+        assert_eq!((failure.reason, failure.detail.contains("8.0 MiB")), (FailureReason::Deferred, true));
+        drop(read);
+        assert_eq!(last_served(), 3);
+    }
+
+    #[test]
     fn of_an_answer_over_two_rounds_only_the_first_one_gets_back_what_is_left() {
-        let reading = Arc::new(Reading::new(MAX));
+        let reading = Arc::new(Reading::new(MAX, TIME));
         whole_in(&reading, &[("a", MAX)], 3);
         reading.begin_round(|_| Some(false));
-        let all = Free::all(MAX).standing;
+        let all = Free::all(LARGEST_AT_FIRST * MAX).standing;
         let read = reading.begin("a", false);
         assert_eq!(reading.state().free.standing, all - (MAX - MIB));
         drop(read);

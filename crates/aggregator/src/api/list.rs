@@ -18,7 +18,6 @@ use procscan_core::Moment;
 use procscan_core::report::Record;
 use procscan_core::snapshot::{Coverage, Snapshot};
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
 
 use super::budget::Budget;
 use super::negotiation::Encoding;
@@ -57,12 +56,12 @@ pub(super) struct Current {
 }
 
 impl Lists {
-    /// Nothing yet. Bodies count in `budget`.
-    pub(super) fn new(budget: Arc<Budget>) -> Self {
+    /// Nothing yet. Bodies count in `budget`, and plain forms are written by `writer`.
+    pub(super) fn new(budget: Arc<Budget>, writer: Arc<Worker>) -> Self {
         let compressor = Compressor {
             turn: Semaphore::new(1),
             budget,
-            writer: Worker::new("lists"),
+            writer,
             worker: Worker::new("compression"),
             #[cfg(test)]
             started: std::sync::atomic::AtomicUsize::new(0),
@@ -213,13 +212,13 @@ impl<T: Clone> Form<T> {
     }
 
     /// Begins the work with `start` if it has not begun.
-    fn begin(&self, start: impl FnOnce(Outcome<T>) -> JoinHandle<()>) -> &Making {
-        self.making.get_or_init(|| start(Outcome(self.result.clone())).map(drop).boxed().shared())
+    fn begin(&self, start: impl FnOnce(Outcome<T>) -> BoxFuture<'static, ()>) -> &Making {
+        self.making.get_or_init(|| start(Outcome(self.result.clone())).shared())
     }
 
     /// The body, once it is made; `None` if it can't be made. If the request that began the work ends, the work goes on for the
     /// others.
-    async fn body(&self, start: impl FnOnce(Outcome<T>) -> JoinHandle<()>) -> Option<T> {
+    async fn body(&self, start: impl FnOnce(Outcome<T>) -> BoxFuture<'static, ()>) -> Option<T> {
         let made = self.made();
         if made.is_some() {
             return made;
@@ -312,16 +311,13 @@ impl List {
         self.plain.body(|outcome| self.serialise(outcome)).await
     }
 
-    fn serialise(&self, outcome: Outcome<PlainBody>) -> JoinHandle<()> {
+    fn serialise(&self, outcome: Outcome<PlainBody>) -> BoxFuture<'static, ()> {
         let (records, changed, length) = (self.records.clone(), self.changed, self.length);
         // If readers of earlier lists have used up the budget, this list is kept in pieces, which do not count.
         let budget = Some(self.compressor.budget.clone())
             .filter(|budget| !self.is_long() && budget.find_room(0).is_ok());
-        let compressor = self.compressor.clone();
-        tokio::spawn(async move {
-            let work = move || outcome.set(serialise(records, changed, length, budget.as_ref()).ok());
-            let _ = compressor.writer.run(work).await;
-        })
+        let work = move || outcome.set(serialise(records, changed, length, budget.as_ref()).ok());
+        self.compressor.writer.run(work).map(drop).boxed()
     }
 
     /// The compressed body. `None` if `encoding` is [`Encoding::Identity`] or the body can't be made.
@@ -330,7 +326,8 @@ impl List {
         form.body(|outcome| {
             // A weak reference: a task that waits for its turn must not keep a list in memory that no request needs.
             let (list, compressor) = (Arc::downgrade(self), self.compressor.clone());
-            tokio::spawn(async move { outcome.set(compress_in_turn(list, &compressor, encoding).await) })
+            let work = async move { outcome.set(compress_in_turn(list, &compressor, encoding).await) };
+            tokio::spawn(work).map(drop).boxed()
         })
         .await
     }
@@ -350,7 +347,7 @@ struct Compressor {
     turn: Semaphore,
     budget: Arc<Budget>,
     /// Where plain forms are written.
-    writer: Worker,
+    writer: Arc<Worker>,
     /// Where they are compressed, which takes many times as long.
     worker: Worker,
     #[cfg(test)]
@@ -421,10 +418,11 @@ mod tests {
     async fn a_body_whose_work_panics_or_is_dropped_is_not_being_made_for_ever() {
         let panicked = Form::<Bytes>::tagged("");
         let work = |outcome: Outcome<Bytes>| {
-            tokio::task::spawn_blocking(|| {
+            let work = tokio::task::spawn_blocking(|| {
                 let _outcome = outcome;
                 resume_unwind(Box::new("the work fails"));
-            })
+            });
+            work.map(drop).boxed()
         };
         assert_eq!((panicked.body(work).await, panicked.is_being_made()), (None, false));
 
@@ -435,7 +433,7 @@ mod tests {
                 pending::<()>().await;
             });
             task.abort();
-            task
+            task.map(drop).boxed()
         };
         assert_eq!((dropped.body(work).await, dropped.is_being_made()), (None, false));
     }

@@ -156,8 +156,8 @@ struct Api {
     budget: Arc<budget::Budget>,
     /// One permit for each page that may be made at the same time.
     pages: Arc<Semaphore>,
-    /// Where pages are made.
-    page_worker: Arc<Worker>,
+    /// Where pages and lists are written.
+    writer: Arc<Worker>,
     /// The one permit to read the log of decisions.
     reading: Arc<Semaphore>,
 }
@@ -165,10 +165,10 @@ struct Api {
 impl Api {
     fn new(views: Views) -> Self {
         let budget = budget::Budget::new(views.max_in_flight);
-        let lists = Arc::new(list::Lists::new(budget.clone()));
+        let writer = Arc::new(Worker::new("answers"));
+        let lists = Arc::new(list::Lists::new(budget.clone(), writer.clone()));
         let [pages, reading] = [PAGES, 1].map(|turns| Arc::new(Semaphore::new(turns)));
-        let page_worker = Arc::new(Worker::new("pages"));
-        Self { views: Arc::new(views), lists, budget, pages, page_worker, reading }
+        Self { views: Arc::new(views), lists, budget, pages, writer, reading }
     }
 
     /// The ledger as it is read now: the one way for all handlers.

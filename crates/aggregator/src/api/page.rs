@@ -29,8 +29,8 @@ const ROOM: usize = MAX_PAGE + (32 << 10);
 /// How many entries are looked through and written in well under a millisecond. More would keep other requests waiting, probes
 /// included, so that is done on a thread that may block.
 pub(super) const FEW: usize = 200;
-/// How long a request waits until its page can be made.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a request waits until its answer can be made.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which page is asked for.
 #[derive(Debug)]
@@ -200,7 +200,7 @@ impl Api {
         work: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static,
     ) -> Response {
         let budget = self.budget.clone();
-        let made = self.page_worker.run(move || {
+        let made = self.writer.run(move || {
             // The turn lasts until the answer is made, even if its client has gone.
             let _turn = turn;
             work().map(|body| budget.count(body))

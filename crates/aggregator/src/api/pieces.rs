@@ -121,6 +121,8 @@ impl Pieces {
         // The record that ends a piece is nearly always shorter than a piece.
         let mut piece = Vec::with_capacity(2 * PIECE);
         write(&records, self.changed, &mut next, &mut piece)?;
+        // A slow client keeps it for long.
+        piece.shrink_to_fit();
         Ok(piece.into())
     }
 

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::Api;
 use super::list::Current;
 use super::negotiation::{Accepted, Encoding, has};
+use super::page::PATIENCE;
 use super::problem::Problem;
 
 /// Below this, compression saves no packet.
@@ -41,7 +42,10 @@ pub(super) async fn violations(State(api): State<Api>, request: Request) -> Resp
         return response;
     }
     let body = match list.made(best) {
-        None if api.find_room().is_ok() => list.body(best).await,
+        // A request that waits keeps its list in memory, replaced or not, so the wait has an end.
+        None if api.find_room().is_ok() => {
+            tokio::time::timeout(PATIENCE, list.body(best)).await.ok().flatten()
+        }
         made => made,
     };
     let (encoding, body) =

@@ -1,7 +1,8 @@
 //! Which violations of a node there is room for, when there are more than one node may have here.
 //!
 //! A tenant can run any number of processes with any names. So namespaces share the room fairly, and the Pods of a namespace share
-//! what it has. One tenant's flood leaves every other tenant's violations in place, and one Pod's flood those of the other Pods.
+//! what it has. One tenant's flood leaves the violations of every other tenant in place, and one Pod's flood those of the other
+//! Pods. Only what is judged anew when it is listed again is not kept: tombstones, and records that were never believed.
 //! Within a Pod, violations with fresh evidence have room first, and of these the ones that were seen first. So new names push out
 //! nothing that still runs. A Pod also has a limit of its own, because more names of one Pod say nothing new.
 //!

@@ -9,7 +9,6 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use http_body_util::BodyExt;
 use procscan_core::Moment;
-use tokio::task::spawn_blocking;
 
 use super::*;
 use crate::api::list::PlainBody;
@@ -219,6 +218,19 @@ async fn what_nobody_wants_any_more_is_not_compressed_and_what_somebody_wants_is
     assert_eq!(stage.lists.compressions(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_not_compressed_in_time_is_sent_as_it_is() {
+    let mut stage = Stage::new();
+    stage.answer("n1", &large("a"));
+    let lists = stage.lists.clone();
+    let hold = lists.hold().await;
+    let (status, headers, body) = stage.list(GZIP).await;
+    assert_eq!((status, headers.get("content-encoding")), (StatusCode::OK, None));
+    assert_eq!(headers["etag"], stage.list(&[]).await.1["etag"]);
+    assert_eq!(json(std::str::from_utf8(&body).unwrap())["total_count"], 51);
+    drop(hold);
+}
+
 #[tokio::test]
 async fn who_was_overtaken_brings_no_old_list_back() {
     let mut stage = Stage::new();
@@ -304,63 +316,53 @@ async fn a_long_list_is_replaced_once_a_second_at_most() {
     }
 }
 
-/// Runs a test on a runtime whose only blocking thread is busy until the sender is dropped.
-fn with_busy_blocking_thread(test: impl AsyncFnOnce(mpsc::Sender<()>)) {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
-        let (busy, end) = mpsc::channel();
-        spawn_blocking(move || end.recv());
-        test(busy).await;
-    });
+/// Keeps the thread that writes lists busy until the sender is dropped.
+fn keep_writer_busy(stage: &Stage) -> mpsc::Sender<()> {
+    let (busy, end) = mpsc::channel();
+    drop(stage.api.writer.run(move || end.recv()));
+    busy
 }
 
-/// Waits until the only blocking thread has done all that it was given.
-async fn blocking_thread_is_done() {
-    spawn_blocking(|| ()).await.unwrap();
+#[tokio::test]
+async fn a_long_list_that_was_made_is_replaced_although_the_client_that_began_it_hung_up() {
+    let mut stage = Stage::new();
+    let busy = keep_writer_busy(&stage);
+    stage.answer("n1", &long("n1", "a"));
+    stage.answer("n2", &long("n2", "b"));
+    let old = stage.shown();
+    let current = stage.lists.current(&old).list;
+    assert!(current.plain().now_or_never().is_none());
+    stage.answer("n2", &long("n2", "c"));
+    let new = later(&stage, &old, Duration::from_mins(1));
+    assert!(Arc::ptr_eq(&stage.lists.current(&new).list, &current), "it is being made");
+    drop(busy);
+    stage.api.writer.run(|| ()).await.unwrap();
+    assert!(!Arc::ptr_eq(&stage.lists.current(&new).list, &current));
 }
 
-#[test]
-fn a_long_list_that_was_made_is_replaced_although_the_client_that_began_it_hung_up() {
-    with_busy_blocking_thread(async |busy| {
-        let mut stage = Stage::new();
-        stage.answer("n1", &long("n1", "a"));
-        stage.answer("n2", &long("n2", "b"));
-        let old = stage.shown();
-        let current = stage.lists.current(&old).list;
-        assert!(current.plain().now_or_never().is_none());
-        stage.answer("n2", &long("n2", "c"));
-        let new = later(&stage, &old, Duration::from_mins(1));
-        assert!(Arc::ptr_eq(&stage.lists.current(&new).list, &current), "it is being made");
-        drop(busy);
-        blocking_thread_is_done().await;
-        assert!(!Arc::ptr_eq(&stage.lists.current(&new).list, &current));
-    });
-}
-
-#[test]
-fn a_short_list_in_pieces_is_replaced_only_when_it_is_made() {
-    with_busy_blocking_thread(async |busy| {
-        let mut stage = Stage::new();
-        let _in_flight = stage.api.budget.count(vec![0; stage.api.views.max_in_flight]);
-        stage.answer("n1", &large("a"));
-        let old = stage.shown();
-        let current = stage.lists.current(&old).list;
-        stage.answer("n1", &large("b"));
-        let new = later(&stage, &old, Duration::from_millis(100));
-        assert!(Arc::ptr_eq(&stage.lists.current(&new).list, &current));
-        drop(busy);
-        let Some(PlainBody::Pieces(pieces)) = current.plain().await else { panic!("the budget is used up") };
-        assert!(!Arc::ptr_eq(&stage.lists.current(&new).list, &current));
-        // It counts as a replaced list: when too many records have changed, its readers are cut off.
-        for (seconds, texts, is_cut_off) in [(1, "xx", false), (2, "yy", true)] {
-            for node in ["n1", "n2"] {
-                stage.answer(node, &long(node, "c").replace("xx", texts));
-            }
-            let new = later(&stage, &new, Duration::from_secs(seconds));
-            stage.lists.current(&new).list.plain().await.unwrap();
-            assert_eq!(pieces.iter().any(|piece| piece.is_err()), is_cut_off, "{texts}");
+#[tokio::test]
+async fn a_short_list_in_pieces_is_replaced_only_when_it_is_made() {
+    let mut stage = Stage::new();
+    let busy = keep_writer_busy(&stage);
+    let _in_flight = stage.api.budget.count(vec![0; stage.api.views.max_in_flight]);
+    stage.answer("n1", &large("a"));
+    let old = stage.shown();
+    let current = stage.lists.current(&old).list;
+    stage.answer("n1", &large("b"));
+    let new = later(&stage, &old, Duration::from_millis(100));
+    assert!(Arc::ptr_eq(&stage.lists.current(&new).list, &current));
+    drop(busy);
+    let Some(PlainBody::Pieces(pieces)) = current.plain().await else { panic!("the budget is used up") };
+    assert!(!Arc::ptr_eq(&stage.lists.current(&new).list, &current));
+    // It counts as a replaced list: when too many records have changed, its readers are cut off.
+    for (seconds, texts, is_cut_off) in [(1, "xx", false), (2, "yy", true)] {
+        for node in ["n1", "n2"] {
+            stage.answer(node, &long(node, "c").replace("xx", texts));
         }
-    });
+        let new = later(&stage, &new, Duration::from_secs(seconds));
+        stage.lists.current(&new).list.plain().await.unwrap();
+        assert_eq!(pieces.iter().any(|piece| piece.is_err()), is_cut_off, "{texts}");
+    }
 }
 
 #[tokio::test]

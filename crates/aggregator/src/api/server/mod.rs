@@ -32,7 +32,7 @@ use self::host::Checked;
 use self::pace::{Pace, Paced};
 
 /// How many connections are served at the same time. A few more are answered if they ask for a probe.
-pub const MAX_CONNECTIONS: usize = 256;
+pub const MAX_CONNECTIONS: usize = 192;
 /// The largest head of a request.
 const MAX_HEAD: usize = 16 << 10;
 /// How much of an answer waits in the kernel unsent. What its buffers hold of slow clients counts as the service's memory, too.
@@ -65,7 +65,7 @@ struct Bounds {
 
 const BOUNDS: Bounds = Bounds {
     connections: MAX_CONNECTIONS,
-    reserve: 256,
+    reserve: 192,
     head: Duration::from_secs(10),
     reserve_life: Duration::from_secs(2),
     pace: Pace { stall: Duration::from_secs(10), least: 32 << 10 },

@@ -33,7 +33,7 @@ use crate::{ledger_task, open_files, policy_task};
 /// How many observations may wait for the ledger. A full channel slows the collector down.
 const OBSERVATIONS: usize = 256;
 /// How many files and sockets may be open beside those of clients and agents: outputs, the state, the API server, the reserve.
-const OTHER_FILES: usize = 256;
+const OTHER_FILES: usize = 512;
 /// How many Pods that are gone may wait for the ledger. A full channel slows the looking up down.
 const PODS_GONE: usize = 256;
 /// How long shutdown may take: well within the 5 s that operators are promised.

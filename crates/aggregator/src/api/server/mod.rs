@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use self::host::Checked;
 use self::pace::{Pace, Paced};
 
-/// How many connections are served at the same time. A few more are answered if they ask for a probe.
+/// How many connections are served at the same time. As many more are answered if they ask for a probe.
 pub const MAX_CONNECTIONS: usize = 192;
 /// The largest head of a request.
 const MAX_HEAD: usize = 16 << 10;

@@ -14,10 +14,10 @@ const LOOK: Duration = Duration::from_millis(5);
 /// A miner has ended with the answer that comes so many rounds after the last one that listed it: the first one after
 /// [`clear_after`].
 const ROUNDS_TO_CLEAR: u32 = 7;
-/// So many rounds after the first one, no miner has begun. The ledger takes the longer step between the first two answers of an agent
-/// for the time that it needs for a scan. Until it knows better, the agent may have restarted, and what it does not list is believed to
-/// be gone one answer later than [`ROUNDS_TO_CLEAR`] says.
-const ROUNDS_TO_KNOW: u32 = 2;
+/// For so many rounds no miner begins. The ledger learns an agent's scan interval from the times of its answers, the first two of which
+/// are further apart than later ones. Until it has learned it, it allows for a restart of the agent, and a miner ends one answer later
+/// than [`ROUNDS_TO_CLEAR`] says.
+const ROUNDS_BEFORE_MINERS: u32 = 2;
 
 /// `detection.clear_after` for rounds of this length: between two answers, and longer than the six scans that an agent is given at
 /// least.
@@ -61,16 +61,16 @@ pub(super) fn run(
     let to_clear = interval * (ROUNDS_TO_CLEAR + 1) + CHANGE_LIMIT;
     // A node is asked once a round, and some time is left for the last one.
     let to_begin = interval * 2 + CHANGE_LIMIT;
-    let to_know = interval * ROUNDS_TO_KNOW;
-    let for_all = time.saturating_sub(to_know + to_begin);
-    let spread = for_all.saturating_sub(to_clear).max(for_all / 2);
+    let before_miners = interval * ROUNDS_BEFORE_MINERS;
+    let time_for_miners = time.saturating_sub(before_miners + to_begin);
+    let spread = time_for_miners.saturating_sub(to_clear).max(time_for_miners / 2);
     let pause = spread / u32::try_from(healthy.max(1))?;
     let mut output = Output { objects: directory.join("objects"), files: Vec::new() };
     let mut waiting: BTreeMap<usize, Change> = BTreeMap::new();
     let mut waits = Waits::default();
     let (started, mut begun) = (Instant::now(), 0);
     while started.elapsed() < time {
-        while begun < healthy && started.elapsed() >= to_know + pause * u32::try_from(begun)? {
+        while begun < healthy && started.elapsed() >= before_miners + pause * u32::try_from(begun)? {
             fleet.order(&format!("offend {begun}"))?;
             waiting.insert(begun, Change { begins: true, answered: None });
             begun += 1;

@@ -1,8 +1,8 @@
-//! A thread for work that would keep other tasks waiting.
+//! A thread for work that would delay other tasks.
 //!
-//! Tokio starts another thread for blocking work whenever all that it has are busy for a moment, and the allocator keeps memory apart
-//! for each thread. Two dozen threads for work of which little is done at the same time took as much as 30 MB. So work that is often
-//! to be done, and never waits for anything, has one thread.
+//! Tokio starts one more thread for blocking work whenever all its threads are busy, and the allocator keeps memory for each thread. In
+//! a measurement, two dozen such threads, few of them busy at the same time, kept 30 MB. So frequent work that computes, and waits for
+//! nothing, has one thread here.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread that does one thing at a time, in the order in which it is asked to. It is started with the first work, and ends some time
-/// after this value was dropped, when all work is done.
+/// A thread that does one piece of work at a time, in the order of the calls. It starts with the first call of [`Self::run`]. After this
+/// value is dropped it does the work that is queued, and ends.
 #[derive(Debug)]
 pub(crate) struct Worker {
     name: &'static str,
@@ -28,7 +28,8 @@ impl Worker {
         Self { name, queue: OnceLock::new() }
     }
 
-    /// Lets the thread do `work`, whether or not the future is awaited. That gives the result.
+    /// Queues `work` for the thread. The work is done even if the future is dropped; the future gives its result. If the thread can't be
+    /// started, the work is done before this returns.
     ///
     /// # Errors
     /// If `work` panics: what it panicked with.
@@ -47,9 +48,9 @@ impl Worker {
             let _ = done.send(result);
         };
         match self.queue.get_or_init(|| start(self.name)) {
-            // The thread ends no sooner than the queue, so there is no error.
+            // The thread receives until the queue is dropped, so sending does not fail.
             Some(queue) => drop(queue.send(Box::new(work))),
-            // Other tasks wait, which is better than that this is never done.
+            // This delays the tasks of the caller's thread, but the work is done.
             None => work(),
         }
         async { is_done.await.unwrap_or_else(|closed| Err(Box::new(closed))) }
@@ -57,12 +58,15 @@ impl Worker {
 }
 
 fn start(name: &'static str) -> Option<Sender<Work>> {
-    let (queue, works) = channel::<Work>();
+    let (queue, queued) = channel::<Work>();
     let thread = std::thread::Builder::new().name(name.to_owned());
-    match thread.spawn(move || works.into_iter().for_each(|work| work())) {
+    match thread.spawn(move || queued.into_iter().for_each(|work| work())) {
         Ok(_) => Some(queue),
         Err(error) => {
-            tracing::warn!(name, %error, "a thread can't be started: its work is done where it delays other work");
+            tracing::warn!(
+                thread = name, %error,
+                "a thread can't be started: its work is done on the threads of other tasks and delays them"
+            );
             None
         }
     }

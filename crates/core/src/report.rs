@@ -117,7 +117,8 @@ pub enum FailureReason {
     Encoding,
     /// The body is larger than the limit. The larger of its length as received and its length decompressed counts.
     TooLarge,
-    /// Only the first part of the body was read, because large bodies take turns. The agent did not fail.
+    /// At most a first part of the body was read: large bodies take turns, or there was no memory or no time left to decode it. The agent
+    /// did not fail.
     Deferred,
     /// The body is not a list of records.
     Malformed,

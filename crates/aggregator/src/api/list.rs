@@ -72,7 +72,7 @@ impl Lists {
 
     /// The list of `snapshot`. If another request has brought a later snapshot, the list of that one: a list never goes back in
     /// time. A long list may be of an earlier snapshot, because it is replaced at most once per [`LONG_LIST_PERIOD`]. So may any
-    /// list while its plain form is being made, which takes milliseconds.
+    /// list while its plain form is being made, which takes milliseconds, and as long as the page before it.
     pub(super) fn current(&self, snapshot: &Snapshot) -> Current {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let known = current.as_mut().filter(|known| {
@@ -105,8 +105,8 @@ impl Lists {
             coverage: snapshot.coverage,
             headers: headers(snapshot.coverage),
         };
-        // Every request for the list needs its plain form. If a request began it, the list could be replaced before that, and no
-        // limit would count the pieces that are then made.
+        // The plain form is begun here and not by a request. Otherwise the list could be replaced before it has pieces, and
+        // [`ReplacedLists`] would never count those.
         fresh.list.begin_plain();
         *current = Some(fresh.clone());
         fresh
@@ -212,13 +212,13 @@ impl<T: Clone> Form<T> {
     }
 
     /// Begins the work with `start` if it has not begun.
-    fn begin(&self, start: impl FnOnce(Outcome<T>) -> BoxFuture<'static, ()>) -> &Making {
-        self.making.get_or_init(|| start(Outcome(self.result.clone())).shared())
+    fn begin(&self, start: impl FnOnce(BodySetter<T>) -> BoxFuture<'static, ()>) -> &Making {
+        self.making.get_or_init(|| start(BodySetter(self.result.clone())).shared())
     }
 
     /// The body, once it is made; `None` if it can't be made. If the request that began the work ends, the work goes on for the
     /// others.
-    async fn body(&self, start: impl FnOnce(Outcome<T>) -> BoxFuture<'static, ()>) -> Option<T> {
+    async fn body(&self, start: impl FnOnce(BodySetter<T>) -> BoxFuture<'static, ()>) -> Option<T> {
         let made = self.made();
         if made.is_some() {
             return made;
@@ -228,18 +228,18 @@ impl<T: Clone> Form<T> {
     }
 }
 
-/// What the work that makes a body owns of its [`Form`]. If the work panics or is dropped, the form has no body, and does not
-/// count as being made any more.
-struct Outcome<T>(Arc<OnceLock<Option<T>>>);
+/// The right to set the body of a [`Form`], owned by the work that makes it. Dropped without a body, as after a panic, it sets
+/// `None`, so that the form no longer counts as being made.
+struct BodySetter<T>(Arc<OnceLock<Option<T>>>);
 
-impl<T> Outcome<T> {
+impl<T> BodySetter<T> {
     /// Ends the work; `None` if the body can't be made.
     fn set(self, body: Option<T>) {
         self.0.get_or_init(|| body);
     }
 }
 
-impl<T> Drop for Outcome<T> {
+impl<T> Drop for BodySetter<T> {
     fn drop(&mut self) {
         self.0.get_or_init(|| None);
     }
@@ -311,7 +311,7 @@ impl List {
         self.plain.body(|outcome| self.serialise(outcome)).await
     }
 
-    fn serialise(&self, outcome: Outcome<PlainBody>) -> BoxFuture<'static, ()> {
+    fn serialise(&self, outcome: BodySetter<PlainBody>) -> BoxFuture<'static, ()> {
         let (records, changed, length) = (self.records.clone(), self.changed, self.length);
         // If readers of earlier lists have used up the budget, this list is kept in pieces, which do not count.
         let budget = Some(self.compressor.budget.clone())
@@ -341,14 +341,15 @@ impl List {
     }
 }
 
-/// One at a time: lists may change faster than a small machine compresses them, and the collector needs it too.
+/// What all lists share to make their forms. One list is compressed at a time: lists may change faster than a small machine
+/// compresses them, and the collector needs its cores too.
 #[derive(Debug)]
 struct Compressor {
     turn: Semaphore,
     budget: Arc<Budget>,
-    /// Where plain forms are written.
+    /// The thread that writes plain forms, and the API's pages.
     writer: Arc<Worker>,
-    /// Where they are compressed, which takes many times as long.
+    /// The thread that compresses them. Pages do not wait for it: it takes many times as long as writing.
     worker: Worker,
     #[cfg(test)]
     started: std::sync::atomic::AtomicUsize,
@@ -417,7 +418,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_whose_work_panics_or_is_dropped_is_not_being_made_for_ever() {
         let panicked = Form::<Bytes>::tagged("");
-        let work = |outcome: Outcome<Bytes>| {
+        let work = |outcome: BodySetter<Bytes>| {
             let work = tokio::task::spawn_blocking(|| {
                 let _outcome = outcome;
                 resume_unwind(Box::new("the work fails"));
@@ -427,7 +428,7 @@ mod tests {
         assert_eq!((panicked.body(work).await, panicked.is_being_made()), (None, false));
 
         let dropped = Form::<Bytes>::tagged("");
-        let work = |outcome: Outcome<Bytes>| {
+        let work = |outcome: BodySetter<Bytes>| {
             let task = tokio::spawn(async {
                 let _outcome = outcome;
                 pending::<()>().await;

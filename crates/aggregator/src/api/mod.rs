@@ -165,7 +165,7 @@ struct Api {
 impl Api {
     fn new(views: Views) -> Self {
         let budget = budget::Budget::new(views.max_in_flight);
-        let writer = Arc::new(Worker::new("answers"));
+        let writer = Arc::new(Worker::new("api-writer"));
         let lists = Arc::new(list::Lists::new(budget.clone(), writer.clone()));
         let [pages, reading] = [PAGES, 1].map(|turns| Arc::new(Semaphore::new(turns)));
         Self { views: Arc::new(views), lists, budget, pages, writer, reading }

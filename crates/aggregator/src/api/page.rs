@@ -27,7 +27,7 @@ const SMALL_ROOM: usize = 16 << 10;
 /// because the allocator keeps memory for each size.
 const ROOM: usize = MAX_PAGE + (32 << 10);
 /// How many entries are looked through and written in well under a millisecond. More would keep other requests waiting, probes
-/// included, so that is done on a thread that may block.
+/// included, so that is done on another thread.
 pub(super) const FEW: usize = 200;
 /// How long a request waits until its answer can be made.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -193,7 +193,7 @@ impl Api {
         tokio::task::spawn_blocking(move || (turn, work())).await.map_err(|_| not_made())
     }
 
-    /// Makes an answer on a thread for that.
+    /// Makes an answer on [`Api::writer`].
     pub(super) async fn make(
         &self,
         turn: OwnedSemaphorePermit,

@@ -42,7 +42,8 @@ pub(super) async fn violations(State(api): State<Api>, request: Request) -> Resp
         return response;
     }
     let body = match list.made(best) {
-        // A request that waits keeps its list in memory, replaced or not, so the wait has an end.
+        // A request that waits keeps its list in memory even when the list has been replaced. So it waits for [`PATIENCE`] at most, and
+        // then gets the form without a Content-Encoding.
         None if api.find_room().is_ok() => {
             tokio::time::timeout(PATIENCE, list.body(best)).await.ok().flatten()
         }

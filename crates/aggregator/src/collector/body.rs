@@ -17,7 +17,7 @@ use super::reading::{Read, Reading};
 use super::unpack::{Encoding, STEP, Unpacker};
 use crate::worker::Worker;
 
-/// What every body may take without context for its share: enough for an ordinary answer, so that a hostile node which has
+/// What every body may take without asking for its share: enough for an ordinary answer, so that a hostile node which has
 /// taken the whole budget does not hold up the others. Bounded by `collector.concurrency`.
 const FREE: usize = 16 << 10;
 /// The unit of the budget; a semaphore counts no further than 2^32.
@@ -132,30 +132,30 @@ pub(super) struct Reader {
     probation: Decoding,
 }
 
-/// Where large answers are decoded, one at a time: of targets on probation at one place, of all others at another one.
+/// Where large answers are decoded, one at a time. Targets on probation have a `Decoding` of their own.
 #[derive(Clone, Debug)]
 struct Decoding {
-    place: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     worker: Arc<Worker>,
 }
 
 impl Decoding {
     fn new(thread: &'static str) -> Self {
-        Self { place: Arc::new(Semaphore::new(1)), worker: Arc::new(Worker::new(thread)) }
+        Self { permits: Arc::new(Semaphore::new(1)), worker: Arc::new(Worker::new(thread)) }
     }
 
-    /// Decodes a part of an answer on a thread for that.
+    /// Decodes a part of an answer on the worker's thread. Returns the answer, how the turn ended, and how long it took.
     async fn decode(
         &self,
         mut intake: Box<Intake>,
         most: usize,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> (Box<Intake>, Result<Turn, Failure>, Duration) {
-        // The place is given back when the work is done, even if nothing waits for it any more.
+        // The work holds the permit until it ends, even if its request ends before.
         let work = self.worker.run(move || {
             let begun = std::time::Instant::now();
             let result = intake.turn(most);
-            drop(place);
+            drop(permit);
             (intake, result, begun.elapsed())
         });
         work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -178,13 +178,13 @@ impl Reader {
             limits,
             small,
             reading: Arc::new(Reading::new(max_read, timeout)),
-            standing: Decoding::new("decoding"),
-            probation: Decoding::new("decoding-2"),
+            standing: Decoding::new("decode-standing"),
+            probation: Decoding::new("decode-failing"),
         }
     }
 
-    /// Begins a round: reserves for targets with large answers how much of each is read. `asked` is whether the target with an
-    /// address is asked in the round: nothing if it is not, or whether it is on probation.
+    /// Begins a round: reserves for targets with large answers how much of each is read. For the address of a target, `asked` returns
+    /// `None` if the round does not ask it, and otherwise whether it is on probation.
     pub(super) fn begin_round(&self, asked: impl Fn(&str) -> Option<bool>) {
         self.reading.begin_round(asked);
     }
@@ -214,7 +214,7 @@ impl Reader {
             let next = receive(incoming, &mut received, &mut read);
             end = deadline.limit(next).await.flatten();
             if let Err(failure) = deadline.limit(lease.grow(received.len() - before)).await.flatten() {
-                end = Err(read.waited(failure));
+                end = Err(read.defer_if_stalled(failure));
             }
         }
         let small = match end {
@@ -281,6 +281,12 @@ impl Deadline {
         Self { at: Instant::now() + limit - limit / 20, limit }
     }
 
+    /// The time between the deadline and the limit is for what has arrived.
+    fn has_passed(self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    /// The result of `work`, if it is there in time. Work that has nothing to wait for is done even after the deadline.
     async fn limit<T>(self, work: impl Future<Output = T>) -> Result<T, Failure> {
         tokio::time::timeout_at(self.at, work).await.map_err(|_| self.failure(FailureReason::Stalled))
     }
@@ -388,7 +394,7 @@ impl Large<'_> {
         let decoder = Decoder::new(&self.reader.limits);
         let unpacker = match self.cover(&decoder).await.and_then(|()| Unpacker::new(self.encoding)) {
             Ok(unpacker) => unpacker,
-            Err(failure) => return (decoder.finish().0, Some(self.read.waited(failure))),
+            Err(failure) => return (decoder.finish().0, Some(self.read.defer_if_stalled(failure))),
         };
         let mut intake = Box::new(Intake::new(unpacker, decoder, received));
         loop {
@@ -411,6 +417,11 @@ impl Large<'_> {
             while let Ok(End::More) = end
                 && intake.batch.len() < BATCH
             {
+                if self.deadline.has_passed() {
+                    let stalled = self.deadline.failure(FailureReason::Stalled);
+                    end = Err(self.read.defer_if_stalled(stalled));
+                    break;
+                }
                 let next = receive(incoming, &mut intake.batch, &mut self.read);
                 end = self.deadline.limit(next).await.flatten();
             }
@@ -429,19 +440,19 @@ impl Large<'_> {
         let decoding = if self.is_on_probation { &self.reader.probation } else { &self.reader.standing };
         loop {
             if let Err(failure) = self.cover(&intake.decoder).await {
-                return (intake, Err(self.read.waited(failure)));
+                return (intake, Err(self.read.defer_if_stalled(failure)));
             }
-            let place = self.deadline.limit(decoding.place.clone().acquire_owned()).await;
-            let place = match place.map(Result::ok) {
-                Ok(Some(place)) => place,
+            let permit = self.deadline.limit(decoding.permits.clone().acquire_owned()).await;
+            let permit = match permit.map(Result::ok) {
+                Ok(Some(permit)) => permit,
                 // It is never closed.
                 Ok(None) => std::future::pending().await,
-                Err(failure) => return (intake, Err(self.read.waited(failure))),
+                Err(failure) => return (intake, Err(self.read.defer_if_stalled(failure))),
             };
             // What the answer may have read can change between two turns, but not within one.
             let most = self.read.most();
             let before = intake.unpacked;
-            let (back, turn, time) = decoding.decode(intake, most, place).await;
+            let (back, turn, time) = decoding.decode(intake, most, permit).await;
             intake = back;
             self.read.note_decoded(intake.unpacked - before, time);
             let noted = match turn {
@@ -450,6 +461,10 @@ impl Large<'_> {
                 Err(failure) => Err(failure),
             };
             match noted {
+                Ok(Turn::More) if self.deadline.has_passed() => {
+                    let stalled = self.deadline.failure(FailureReason::Stalled);
+                    return (intake, Err(self.read.defer_if_stalled(stalled)));
+                }
                 Ok(Turn::More) => {}
                 Ok(_) => return (intake, Ok(())),
                 Err(failure) => return (intake, Err(failure)),

@@ -92,7 +92,7 @@ impl Client {
         Self { options: Arc::new(options), budget, reader, sockets: Arc::default() }
     }
 
-    /// Begins a round. `asked` is whether the target with an address is asked in it: nothing if it is not, or whether it is on
+    /// Begins a round. For the address of a target, `asked` returns `None` if the round does not ask it, and otherwise whether it is on
     /// probation.
     pub(super) fn begin_round(&self, asked: impl Fn(&str) -> Option<bool>) {
         self.reader.begin_round(asked);
@@ -375,6 +375,29 @@ mod tests {
             };
             let reason = exchange.outcome.failure().map(|failure| failure.reason);
             assert_eq!(reason, Some(expected), "{sent:?}, held open: {is_held_open}");
+        }
+    }
+
+    /// There is nothing to wait for: all of the answer is there at once.
+    #[tokio::test]
+    async fn after_the_deadline_no_more_is_read_or_decoded_and_what_was_decoded_is_used() {
+        let record = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","timestamp":"2026-01-01T00:00:00Z"}"#;
+        let body = format!("[{record},{}{record}]", " ".repeat(4 << 20)).into_bytes();
+        let compressed = zstd::encode_all(&body[..], 1).unwrap();
+        assert!(compressed.len() < 64 << 10);
+        for (encoding, body) in [("", body), ("Content-Encoding: zstd\r\n", compressed)] {
+            let length = body.len();
+            let head = format!("HTTP/1.1 200 OK\r\n{encoding}Content-Length: {length}\r\n\r\n");
+            let answer = [head.as_bytes(), &body].concat();
+            let stream = tokio::io::join(&answer[..], tokio::io::sink());
+            let context = body::RequestContext { deadline: Deadline::after(Duration::ZERO), ..context() };
+            let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+            let exchange =
+                client().exchange(stream, request, None, context, &AtomicBool::default()).await.unwrap();
+            let Outcome::Partial(answer, failure) = exchange.outcome else {
+                panic!("{:?}", exchange.outcome)
+            };
+            assert_eq!((answer.records.len(), failure.reason), (1, FailureReason::Deferred), "{encoding}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Laws of context an agent, whatever comes back over the connection.
+//! Laws of asking an agent, whatever comes back over the connection.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "whatever is not as expected stops the run")]
 
 use std::io::{self, Write};

@@ -1,15 +1,16 @@
 //! How much of large answers is read in a round.
 //!
-//! Text that is not kept is read all the same, because records follow it. That takes time, and a node can send without end. So an
-//! answer has a limit, and all large answers of a round have a common one: a budget. The first part of every answer is read in any
-//! case, and counts in no budget.
+//! Text that is not kept is read all the same, because records follow it. That takes time, and a node can send without end. So each
+//! answer has a limit (`collector.max_read`), and all large answers of a round have a budget together. The first part of every answer
+//! ([`ALWAYS_READ`]) counts in no budget.
 //!
 //! A target whose answers were large lately has a part of the budget reserved for its next answer. If the budget is too small for
 //! all of these targets, it is reserved for those that have waited longest. What is not reserved, and what an answer has left of its
 //! reservation when it ends, is free for any answer. One that finds nothing free is used as far as it was read, and is deferred.
 //!
-//! The budget is what can be decoded in time: of more, each answer would have its part decoded, and none would be whole. Targets on
-//! probation have a smaller budget of their own, so that answers without end hold up each other only.
+//! The budget is as many bytes as were lately decoded in half of `collector.timeout`, up to [`MAX_BUDGET`] times
+//! `collector.max_read`. With a larger budget, all answers would be decoded in part until their time is over, and none to its end.
+//! A part of it is for targets on probation, so that their answers delay each other only. Each part is enough for one answer.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,17 +20,17 @@ use procscan_core::report::{Failure, FailureReason};
 
 /// How many bytes are read of every answer, however many answers are large.
 const ALWAYS_READ: usize = 1 << 20;
-/// How many times `collector.max_read` is read in a round at most of all large answers together, beyond [`ALWAYS_READ`] of each.
-const LARGEST_PER_ROUND: usize = 64;
-/// The same while it is not known how fast they are decoded.
-const LARGEST_AT_FIRST: usize = 16;
-/// Less decoding than this tells little about how fast it is.
-const LEAST_DECODING: Duration = Duration::from_millis(50);
-/// One in so many of these bytes is for targets on probation.
-const PROBATION_SHARE: usize = 8;
-/// An answer that was cut is expected to be so many times as long as the part that was read. A larger factor needs fewer rounds until
-/// such an answer is read whole, and reserves more than it needs.
-const GROWTH: usize = 6;
+/// The largest budget of a round, as a multiple of `collector.max_read`.
+const MAX_BUDGET: usize = 64;
+/// The budget while the speed of decoding is not known, as a multiple of `collector.max_read`.
+const FIRST_BUDGET: usize = 16;
+/// The least time of decoding from which its speed is computed.
+const MIN_DECODING: Duration = Duration::from_millis(50);
+/// How many eighths of the budget are for targets on probation.
+const PROBATION_EIGHTHS: usize = 1;
+/// A deferred answer is expected to be so many times as long as the part that was read. With a larger factor it takes fewer rounds until
+/// such an answer is read whole, but more is reserved than it needs.
+const EXPECTED_GROWTH: usize = 6;
 /// After so many rounds in which its answers were not large, a target has no reservation any more.
 const REMEMBERED_ROUNDS: u64 = 8;
 
@@ -39,7 +40,7 @@ pub(super) struct Reading {
     /// The most of one answer (`collector.max_read`), in bytes.
     max: usize,
     /// How long an answer may take (`collector.timeout`).
-    time: Duration,
+    timeout: Duration,
     state: Mutex<State>,
 }
 
@@ -47,13 +48,41 @@ pub(super) struct Reading {
 struct State {
     round: u64,
     /// The targets whose answers were large lately, by address.
-    large: BTreeMap<Box<str>, Large>,
-    /// How many bytes of this round's budgets are free.
-    free: Free,
+    large: BTreeMap<Box<str>, LargeTarget>,
+    standing: Part,
+    probation: Part,
+}
+
+impl State {
+    fn part(&mut self, is_on_probation: bool) -> &mut Part {
+        if is_on_probation { &mut self.probation } else { &mut self.standing }
+    }
+}
+
+/// The part of the budget that is for targets on probation, or for all others.
+#[derive(Debug)]
+struct Part {
+    /// How many of 8 bytes it has.
+    eighths: usize,
+    /// How many bytes of this round are free.
+    free: usize,
     decoded: Decoded,
 }
 
-/// What was decoded of large answers, that of earlier rounds counted by half, a quarter and so on.
+impl Part {
+    fn new(eighths: usize) -> Self {
+        Self { eighths, free: 0, decoded: Decoded::default() }
+    }
+
+    /// Frees what the part has in a round of answers that have up to `max` bytes and take up to `timeout`. That is always enough for
+    /// one of them.
+    fn begin_round(&mut self, max: usize, timeout: Duration) {
+        self.free = (self.decoded.budget(max, timeout) / 8).saturating_mul(self.eighths).max(max);
+        self.decoded = Decoded { bytes: self.decoded.bytes / 2, time: self.decoded.time / 2 };
+    }
+}
+
+/// What was decoded of large answers of a part, that of earlier rounds counted by half, a quarter and so on.
 #[derive(Debug, Default)]
 struct Decoded {
     bytes: usize,
@@ -61,44 +90,27 @@ struct Decoded {
 }
 
 impl Decoded {
-    /// How many bytes a round may have of answers that take `time` and have up to `max` bytes.
-    fn budget(&self, max: usize, time: Duration) -> usize {
-        if self.time < LEAST_DECODING {
-            return max.saturating_mul(LARGEST_AT_FIRST);
+    /// How many bytes are decoded in half of `timeout`, as far as it is known, and no more than [`MAX_BUDGET`] times `max`.
+    fn budget(&self, max: usize, timeout: Duration) -> usize {
+        if self.time < MIN_DECODING {
+            return max.saturating_mul(FIRST_BUDGET);
         }
         // Half of the time, because answers do not arrive evenly.
-        let bytes = self.bytes as u128 * time.as_micros() / 2 / self.time.as_micros();
-        usize::try_from(bytes).unwrap_or(usize::MAX).clamp(max, max.saturating_mul(LARGEST_PER_ROUND))
-    }
-}
-
-#[derive(Debug)]
-struct Free {
-    standing: usize,
-    probation: usize,
-}
-
-impl Free {
-    /// The parts of a round's budget of `all` bytes.
-    fn all(all: usize) -> Self {
-        let probation = all / PROBATION_SHARE;
-        Self { standing: all - probation, probation }
-    }
-
-    fn of(&mut self, is_on_probation: bool) -> &mut usize {
-        if is_on_probation { &mut self.probation } else { &mut self.standing }
+        let bytes = self.bytes as u128 * timeout.as_micros() / 2 / self.time.as_micros();
+        usize::try_from(bytes).unwrap_or(usize::MAX).min(max.saturating_mul(MAX_BUDGET))
     }
 }
 
 /// What is known of a target whose answers are large.
 #[derive(Debug)]
-struct Large {
+struct LargeTarget {
     /// How many bytes its next answer is expected to have.
     expected: usize,
     /// What is reserved for its answer in this round, until the answer begins.
     reservation: Option<Reservation>,
-    /// The last round in which it had a reservation or was read whole, or else that in which its answer was large for the first time.
-    /// A reservation counts even if the answer does not use it: else a target could keep others from it for ever.
+    /// The last round in which the target had a reservation or its answer was read whole; before that, the round of its first large
+    /// answer. A reservation counts even if it was not used. Otherwise a target that never uses one would stay first in the order and
+    /// keep others from it.
     last_served: u64,
     /// The last round in which its answer was large.
     last_large: u64,
@@ -114,21 +126,25 @@ struct Reservation {
 }
 
 impl Reading {
-    /// For answers of up to `max` bytes that take up to `time`.
-    pub(super) fn new(max: usize, time: Duration) -> Self {
-        let decoded = Decoded::default();
-        let free = Free::all(decoded.budget(max, time));
-        Self { max, time, state: Mutex::new(State { round: 0, large: BTreeMap::new(), free, decoded }) }
+    /// For answers of up to `max` bytes that take up to `timeout`.
+    pub(super) fn new(max: usize, timeout: Duration) -> Self {
+        let [mut standing, mut probation] = [8 - PROBATION_EIGHTHS, PROBATION_EIGHTHS].map(Part::new);
+        for part in [&mut standing, &mut probation] {
+            part.begin_round(max, timeout);
+        }
+        let state = State { round: 0, large: BTreeMap::new(), standing, probation };
+        Self { max, timeout, state: Mutex::new(state) }
     }
 
-    /// A round begins. `asked` is whether the target with an address is asked in it: nothing if it is not, or whether it is on
+    /// Begins a round. For the address of a target, `asked` returns `None` if the round does not ask it, and otherwise whether it is on
     /// probation.
     pub(super) fn begin_round(&self, asked: impl Fn(&str) -> Option<bool>) {
         let mut state = self.state();
-        let State { round, large, free, decoded } = &mut *state;
+        let State { round, large, standing, probation } = &mut *state;
         *round += 1;
-        *free = Free::all(decoded.budget(self.max, self.time));
-        *decoded = Decoded { bytes: decoded.bytes / 2, time: decoded.time / 2 };
+        for part in [&mut *standing, &mut *probation] {
+            part.begin_round(self.max, self.timeout);
+        }
         large.retain(|_, large| large.last_large + REMEMBERED_ROUNDS >= *round);
         let mut waiting = Vec::new();
         for (address, large) in large {
@@ -140,9 +156,9 @@ impl Reading {
         waiting.sort_by_key(|(_, large)| (large.last_served, large.expected));
         for (is_on_probation, large) in waiting {
             let needed = large.expected.saturating_sub(ALWAYS_READ);
-            let free = free.of(is_on_probation);
-            if let Some(left) = free.checked_sub(needed) {
-                *free = left;
+            let part = if is_on_probation { &mut *probation } else { &mut *standing };
+            if let Some(left) = part.free.checked_sub(needed) {
+                part.free = left;
                 large.reservation = Some(Reservation { bytes: needed, last_served: large.last_served });
                 large.last_served = *round;
             }
@@ -207,7 +223,7 @@ enum ReadEnd {
 impl Read {
     /// How many bytes of the answer may be read at present, those that were read included.
     pub(super) fn most(&self) -> usize {
-        let free = *self.reading.state().free.of(self.is_on_probation);
+        let free = self.reading.state().part(self.is_on_probation).free;
         let most = self.bytes.max(ALWAYS_READ).saturating_add(self.reserved).saturating_add(free);
         most.min(self.reading.max)
     }
@@ -219,8 +235,8 @@ impl Read {
             let from_free = more.saturating_sub(self.reserved);
             self.reserved = self.reserved.saturating_sub(more);
             let mut state = self.reading.state();
-            let free = state.free.of(self.is_on_probation);
-            *free = free.saturating_sub(from_free);
+            let part = state.part(self.is_on_probation);
+            part.free = part.free.saturating_sub(from_free);
         }
         self.bytes = self.bytes.max(bytes);
         if bytes <= most { Ok(()) } else { Err(self.cut(most)) }
@@ -228,7 +244,8 @@ impl Read {
 
     /// Notes that to decode so many bytes took so long.
     pub(super) fn note_decoded(&self, bytes: usize, time: Duration) {
-        let decoded = &mut self.reading.state().decoded;
+        let mut state = self.reading.state();
+        let decoded = &mut state.part(self.is_on_probation).decoded;
         decoded.bytes = decoded.bytes.saturating_add(bytes);
         decoded.time = decoded.time.saturating_add(time);
     }
@@ -238,27 +255,31 @@ impl Read {
         self.end = ReadEnd::Whole;
     }
 
-    /// Cuts the answer after `most` bytes. Returns the failure to report.
-    pub(super) fn cut(&mut self, most: usize) -> Failure {
-        if most < self.reading.max {
-            return self.defer(most);
+    /// Cuts the answer after `limit` bytes. Returns the failure to report.
+    pub(super) fn cut(&mut self, limit: usize) -> Failure {
+        if limit < self.reading.max {
+            self.end = ReadEnd::Deferred(limit);
+            let part = shown(limit);
+            let detail = format!(
+                "only the first {part} of the answer was read in this round: large answers take turns"
+            );
+            return Failure { reason: FailureReason::Deferred, detail };
         }
         self.end = ReadEnd::TooLarge;
-        let detail = format!("the answer is larger than {} (collector.max_read)", shown(most));
+        let detail = format!("the answer is larger than {} (collector.max_read)", shown(limit));
         Failure { reason: FailureReason::TooLarge, detail }
     }
 
-    /// Turns a `failure` of the answer while it waited for memory, or to be decoded, into the one to report: if there was no time left
-    /// for it, that says nothing about its target.
-    pub(super) fn waited(&mut self, failure: Failure) -> Failure {
-        if failure.reason == FailureReason::Stalled { self.defer(self.bytes) } else { failure }
-    }
-
-    fn defer(&mut self, most: usize) -> Failure {
-        self.end = ReadEnd::Deferred(most);
-        let part = shown(most);
+    /// The failure to report for one that came while the answer waited for memory or to be decoded. If its time was over in that wait,
+    /// the answer is deferred: the wait says nothing about its target. A reservation counts all the same, because an agent can send its
+    /// answer so late that there is never time for it.
+    pub(super) fn defer_if_stalled(&self, failure: Failure) -> Failure {
+        if failure.reason != FailureReason::Stalled {
+            return failure;
+        }
         let detail = format!(
-            "only the first {part} of the answer were read in this round, because large answers take turns"
+            "the answer waited for memory (collector.byte_budget) or to be decoded until its time was over (collector.timeout); {} of it had been read",
+            shown(self.bytes)
         );
         Failure { reason: FailureReason::Deferred, detail }
     }
@@ -272,10 +293,10 @@ impl Drop for Read {
     fn drop(&mut self) {
         let max = self.reading.max;
         let mut state = self.reading.state();
-        let State { round, large, free, .. } = &mut *state;
-        if self.round == *round {
-            *free.of(self.is_on_probation) += self.reserved;
+        if self.round == state.round {
+            state.part(self.is_on_probation).free += self.reserved;
         }
+        let State { round, large, .. } = &mut *state;
         let used = match self.end {
             ReadEnd::Deferred(most) => most,
             ReadEnd::TooLarge => max,
@@ -283,7 +304,8 @@ impl Drop for Read {
         };
         let is_large = used > ALWAYS_READ || matches!(self.end, ReadEnd::Deferred(_) | ReadEnd::TooLarge);
         let large = if is_large {
-            let first = Large { expected: 0, reservation: None, last_served: *round, last_large: *round };
+            let first =
+                LargeTarget { expected: 0, reservation: None, last_served: *round, last_large: *round };
             let large = large.entry(std::mem::take(&mut self.address)).or_insert(first);
             large.last_large = *round;
             large
@@ -294,17 +316,17 @@ impl Drop for Read {
         };
         match (self.end, self.reservation) {
             (ReadEnd::Whole, _) => large.last_served = *round,
-            // Too little was reserved, or there was too little time, so the target goes on waiting.
+            // The reservation was too small, so the target keeps its place in the order.
             (ReadEnd::Deferred(_), Some(reservation)) => {
                 large.last_served = reservation.last_served;
             }
             _ => {}
         }
-        // A quarter more than there was, because answers grow.
+        // A quarter more, so that an answer that grows a little is still read whole.
         let grown = used.saturating_add(used / 4);
         large.expected = match self.end {
             ReadEnd::Whole => grown.max(large.expected / 2),
-            ReadEnd::Deferred(most) => most.saturating_mul(GROWTH).max(large.expected),
+            ReadEnd::Deferred(most) => most.saturating_mul(EXPECTED_GROWTH).max(large.expected),
             ReadEnd::TooLarge => max,
             ReadEnd::Broken => grown.max(large.expected),
         }
@@ -320,6 +342,8 @@ mod tests {
 
     const MIB: usize = 1 << 20;
     const MAX: usize = 8 * MIB;
+    /// What is for targets that are not on probation at first.
+    const ALL: usize = FIRST_BUDGET * MAX / 8 * 7;
     const TIME: Duration = Duration::from_secs(10);
     /// How many answers of `MAX` bytes fit into the budget of a round.
     const FIT: usize = 16;
@@ -418,7 +442,7 @@ mod tests {
     #[test]
     fn of_those_that_have_waited_equally_long_the_one_that_needs_least_is_first() {
         let reading = Arc::new(Reading::new(MAX, TIME));
-        let expecting = |expected| Large { expected, reservation: None, last_served: 0, last_large: 0 };
+        let expecting = |expected| LargeTarget { expected, reservation: None, last_served: 0, last_large: 0 };
         reading.state().large.extend(names(FIT).into_iter().map(|name| (name.into(), expecting(MAX))));
         reading.state().large.insert("small".into(), expecting(2 * MIB));
         reading.begin_round(|_| Some(false));
@@ -459,9 +483,9 @@ mod tests {
         }
     }
 
-    /// What targets do to keep others from being read.
+    /// What targets do with their reservations instead of using them.
     #[derive(Clone, Copy, Debug)]
-    enum Idle {
+    enum Misuse {
         /// They are in the list of targets and are not asked, because they keep failing.
         NotAsked,
         /// They are asked and give no answer with a body.
@@ -476,9 +500,9 @@ mod tests {
 
     #[test]
     fn targets_that_do_not_use_what_is_reserved_for_them_do_not_keep_others_waiting() {
-        let all = [Idle::NotAsked, Idle::Silent, Idle::Short, Idle::ShortAndLarge, Idle::Broken];
+        let all = [Misuse::NotAsked, Misuse::Silent, Misuse::Short, Misuse::ShortAndLarge, Misuse::Broken];
         for idle in all {
-            let is_asked = !matches!(idle, Idle::NotAsked);
+            let is_asked = !matches!(idle, Misuse::NotAsked);
             let reading = Arc::new(Reading::new(MAX, TIME));
             let (idle_names, honest) = (names(4 * FIT), ["a", "b", "c"]);
             // First all of them send a large answer, so that all are remembered.
@@ -488,12 +512,12 @@ mod tests {
                 reading.begin_round(|name| (is_asked || !name.starts_with("node")).then_some(false));
                 for name in &idle_names {
                     match idle {
-                        Idle::NotAsked | Idle::Silent => {}
-                        Idle::ShortAndLarge if round % 8 == 7 => {
+                        Misuse::NotAsked | Misuse::Silent => {}
+                        Misuse::ShortAndLarge if round % 8 == 7 => {
                             let _ = read_one(&reading, name, false, 2 * MAX);
                         }
-                        Idle::Short | Idle::ShortAndLarge => read_one(&reading, name, false, 0).unwrap(),
-                        Idle::Broken => {
+                        Misuse::Short | Misuse::ShortAndLarge => read_one(&reading, name, false, 0).unwrap(),
+                        Misuse::Broken => {
                             let _ = reading.begin(name, false).note(2 * MIB);
                         }
                     }
@@ -501,14 +525,14 @@ mod tests {
                 let results = honest.map(|name| read_one(&reading, name, false, 5 * MIB));
                 whole += results.iter().filter(|result| result.is_ok()).count();
             }
-            // At the worst each of the others has its turn once, before it is forgotten.
-            let least = if matches!(idle, Idle::Broken) { 20 } else { 90 };
+            // At worst each of the others has one reservation that it does not use, before it is forgotten.
+            let least = if matches!(idle, Misuse::Broken) { 20 } else { 90 };
             assert!(whole >= least, "{idle:?}: {whole} of 120");
         }
     }
 
     #[test]
-    fn a_target_for_which_too_little_was_reserved_is_first_in_the_next_round() {
+    fn a_target_whose_answer_grows_is_read_whole_within_six_rounds_although_all_budget_is_used() {
         let reading = Arc::new(Reading::new(MAX, TIME));
         let names = names(3 * FIT);
         let others = fleet(&names, MAX);
@@ -549,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_is_well_again_is_read_whole_however_many_are_on_probation() {
+    fn a_target_on_probation_whose_answer_is_within_its_limit_again_is_read_whole_within_twelve_rounds() {
         let reading = Arc::new(Reading::new(MAX, TIME));
         let failing = names(20);
         let mut whole = Vec::new();
@@ -559,7 +583,7 @@ mod tests {
                 read_one(&reading, name, true, MAX + MIB).unwrap_err();
             }
             let bytes = if round < 5 { MAX + MIB } else { 2 * MIB };
-            if read_one(&reading, "well", true, bytes).is_ok() {
+            if read_one(&reading, "recovers", true, bytes).is_ok() {
                 whole.push(round);
             }
         }
@@ -594,7 +618,7 @@ mod tests {
         read.note(ALWAYS_READ).unwrap();
         read.cut(ALWAYS_READ);
         drop(read);
-        assert_eq!(reading.expected("c"), Some(GROWTH * ALWAYS_READ));
+        assert_eq!(reading.expected("c"), Some(EXPECTED_GROWTH * ALWAYS_READ));
     }
 
     #[test]
@@ -619,11 +643,11 @@ mod tests {
         let reading = Arc::new(Reading::new(MAX, TIME));
         whole_in(&reading, &[("a", MAX)], 3);
         reading.begin_round(|_| Some(false));
-        let free = || reading.state().free.standing;
+        let free = || reading.state().standing.free;
         let before = free();
         let mut read = reading.begin("a", false);
         read.note(MAX).unwrap();
-        assert_eq!((before, free()), (Free::all(LARGEST_AT_FIRST * MAX).standing - (MAX - MIB), before));
+        assert_eq!((before, free()), (ALL - (MAX - MIB), before));
         drop(read);
         reading.begin_round(|_| Some(false));
         reading.begin_round(|_| None);
@@ -632,28 +656,34 @@ mod tests {
 
     #[test]
     fn a_round_has_the_budget_that_can_be_decoded_in_half_of_the_time() {
-        let reading = Arc::new(Reading::new(MAX, TIME));
-        let budget = |bytes, time| {
-            reading.begin("a", false).note_decoded(bytes, time);
-            reading.begin_round(|_| None);
+        const SECOND: Duration = Duration::from_secs(1);
+        let budgets = |decoded: &[(bool, usize, Duration)]| {
+            let reading = Arc::new(Reading::new(MAX, TIME));
+            for (is_on_probation, bytes, time) in decoded {
+                reading.begin("a", *is_on_probation).note_decoded(*bytes, *time);
+                reading.begin_round(|_| None);
+            }
             let state = reading.state();
-            assert_eq!(state.free.probation, (state.free.standing + state.free.probation) / 8);
-            state.free.standing + state.free.probation
+            [state.standing.free, state.probation.free]
         };
-        let second = Duration::from_secs(1);
-        assert_eq!(budget(1, LEAST_DECODING / 2), LARGEST_AT_FIRST * MAX, "too little to know");
-        reading.state().decoded = Decoded::default();
-        assert_eq!(budget(20 * MIB, second), 100 * MIB);
+        let at_first = [FIRST_BUDGET * MAX / 8 * 7, FIRST_BUDGET * MAX / 8];
+        assert_eq!(budgets(&[]), at_first);
+        assert_eq!(budgets(&[(false, 1, MIN_DECODING / 2), (true, 1, MIN_DECODING / 2)]), at_first);
+        assert_eq!(budgets(&[(false, 32 * MIB, SECOND)]), [140 * MIB, at_first[1]]);
+        assert_eq!(budgets(&[(true, 32 * MIB, SECOND)]), [at_first[0], 20 * MIB]);
         // The round before counts by half.
-        assert_eq!(budget(50 * MIB, second), 200 * MIB);
-        reading.state().decoded = Decoded::default();
-        assert_eq!(budget(1, 100 * second), MAX, "an answer is read whole, however slow that is");
-        reading.state().decoded = Decoded::default();
-        assert_eq!(budget(1 << 40, second), LARGEST_PER_ROUND * MAX);
+        assert_eq!(
+            budgets(&[(false, 16 * MIB, SECOND), (false, 40 * MIB, SECOND)]),
+            [140 * MIB, at_first[1]]
+        );
+        // Each part is enough for one answer, however slow decoding is.
+        assert_eq!(budgets(&[(false, 1, 100 * SECOND), (true, 1, 100 * SECOND)]), [MAX, MAX]);
+        let most = MAX_BUDGET * MAX / 8;
+        assert_eq!(budgets(&[(false, 1 << 40, SECOND), (true, 1 << 40, SECOND)]), [most * 7, most]);
     }
 
     #[test]
-    fn an_answer_for_which_there_was_no_time_is_deferred_and_its_target_goes_on_waiting() {
+    fn an_answer_for_which_there_was_no_time_is_deferred_and_its_reservation_counts() {
         let reading = Arc::new(Reading::new(MAX, TIME));
         whole_in(&reading, &[("a", MAX)], 3);
         let last_served = || reading.state().large["a"].last_served;
@@ -662,10 +692,12 @@ mod tests {
         let mut read = reading.begin("a", false);
         read.note(MAX).unwrap();
         let stalled = Failure { reason: FailureReason::Stalled, detail: String::new() };
-        let failure = read.waited(stalled);
+        let failure = read.defer_if_stalled(stalled);
         assert_eq!((failure.reason, failure.detail.contains("8.0 MiB")), (FailureReason::Deferred, true));
         drop(read);
-        assert_eq!(last_served(), 3);
+        assert_eq!((last_served(), reading.expected("a")), (4, Some(MAX)));
+        let refused = Failure { reason: FailureReason::TooLarge, detail: String::new() };
+        assert_eq!(reading.begin("a", false).defer_if_stalled(refused.clone()), refused);
     }
 
     #[test]
@@ -673,15 +705,14 @@ mod tests {
         let reading = Arc::new(Reading::new(MAX, TIME));
         whole_in(&reading, &[("a", MAX)], 3);
         reading.begin_round(|_| Some(false));
-        let all = Free::all(LARGEST_AT_FIRST * MAX).standing;
         let read = reading.begin("a", false);
-        assert_eq!(reading.state().free.standing, all - (MAX - MIB));
+        assert_eq!(reading.state().standing.free, ALL - (MAX - MIB));
         drop(read);
-        assert_eq!(reading.state().free.standing, all);
+        assert_eq!(reading.state().standing.free, ALL);
         reading.begin_round(|_| Some(false));
         let read = reading.begin("a", false);
         reading.begin_round(|_| None);
         drop(read);
-        assert_eq!(reading.state().free.standing, all);
+        assert_eq!(reading.state().standing.free, ALL);
     }
 }

@@ -331,7 +331,7 @@ impl Collector {
                     tracing::info!(address, node, "target answers again");
                 }
                 None => {}
-                // It was not read to its end, which says nothing about the agent: its failures and its backoff stay as they are.
+                // The answer was not read to its end, which says nothing about the agent: its failures and its backoff stay as they are.
                 Some(Failure { reason: FailureReason::Deferred, detail }) => {
                     tracing::debug!(address, node, reason = "deferred", ?detail, "no whole answer");
                 }

@@ -2,7 +2,8 @@
 //!
 //! A tenant can run any number of processes with any names. So namespaces share the room fairly, and the Pods of a namespace share
 //! what it has. One tenant's flood leaves the violations of every other tenant in place, and one Pod's flood those of the other
-//! Pods. Only what is judged anew when it is listed again is not kept: tombstones, and records that were never believed.
+//! Pods. The exceptions make room first, because a later answer that lists them is judged like a first one: tombstones, records that
+//! were never believed, and violations of a Pod that is gone, unless the node lists them with a young record.
 //! Within a Pod, violations with fresh evidence have room first, and of these the ones that were seen first. So new names push out
 //! nothing that still runs. A Pod also has a limit of its own, because more names of one Pod say nothing new.
 //!
@@ -259,8 +260,8 @@ mod tests {
             self.answer(keys, true)
         }
 
-        /// As [`Self::list_found`]; an agent that `tells_time` says what time it is.
-        fn answer(&mut self, keys: &[(&str, &str, String, u64)], tells_time: bool) -> Vec<String> {
+        /// As [`Self::list_found`]; an agent that `has_date` says what time it is.
+        fn answer(&mut self, keys: &[(&str, &str, String, u64)], has_date: bool) -> Vec<String> {
             self.minute += 1;
             let now = at(self.minute);
             let records = keys.iter().map(|(namespace, pod, process, ago)| {
@@ -271,7 +272,7 @@ mod tests {
                     ..Record::of(Key::new(*namespace, *pod, process.as_str()))
                 }
             });
-            let date = tells_time.then(|| now.wall());
+            let date = has_date.then(|| now.wall());
             let answer = Answer { records: records.collect(), date, ..Answer::default() };
             let report = Report { target: target(), at: now, outcome: Outcome::Complete(answer) };
             self.ledger.absorb(&report);
@@ -458,7 +459,11 @@ mod tests {
         node.list_found(&(1..7).map(|n| old(n, 2)).collect::<Vec<_>>());
         let mut expected = names("ns-a", "new", "p", 0..2);
         expected.extend(names("ns-a", "old", "p", 1..7));
-        assert_eq!(node.list(&flood("ns-a", "new", 2)), expected, "the first one was not listed for longest");
+        assert_eq!(
+            node.list(&flood("ns-a", "new", 2)),
+            expected,
+            "p00 has been missing from the answers for longest"
+        );
         // They make room even if their namespace has less than its share.
         expected.truncate(2);
         expected.extend(names("ns-b", "web", "p", 0..6));
@@ -466,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_grown_old_stays_before_what_was_never_believed() {
+    fn old_violations_have_room_before_records_that_were_never_believed() {
         let mut node = Crowded::new();
         let unbelieved =
             |ago| (0..4).map(move |n| ("ns-a", "pod", format!("x{n:02}"), ago)).collect::<Vec<_>>();
@@ -479,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listed_first_by_an_agent_that_does_not_tell_its_time_pushes_out_nothing_that_has_grown_old() {
+    fn new_records_of_an_answer_without_a_date_do_not_push_out_old_violations() {
         let mut node = Crowded::new();
         node.let_grow_old(&flood("ns-a", "pod", 8), &[]);
         let keys: Vec<_> = (0..8).map(|n| ("ns-a", "pod", format!("q{n:02}"), 0)).collect();
@@ -488,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_only_listed_again_stays_after_what_is_live_even_if_the_agent_does_not_tell_its_time() {
+    fn live_violations_have_room_before_old_ones_that_an_answer_without_a_date_lists_again() {
         let mut node = Crowded::new();
         node.let_grow_old(&flood("ns-a", "pod", 4), &[]);
         let live = |minute: u64| (0..4).map(move |n| ("ns-a", "pod", format!("q{n:02}"), minute));
@@ -510,7 +515,7 @@ mod tests {
         assert_eq!(node.list_found(&keys), expected);
     }
 
-    /// Forgotten, its young record would be believed once more.
+    /// If the violation were forgotten, the next answer with its young record would make it active again.
     #[test]
     fn a_flood_does_not_push_out_a_violation_whose_pod_is_gone_while_its_record_is_young() {
         let mut node = Crowded::new();
@@ -526,7 +531,7 @@ mod tests {
         }
     }
 
-    /// As of a StatefulSet: the next Pod has the same name.
+    /// In a StatefulSet the next Pod has the name of the one before.
     #[test]
     fn what_is_found_again_after_its_pod_was_gone_makes_no_room_for_a_flood() {
         let mut node = Crowded::new();
@@ -539,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_first_stays_before_what_was_seen_last() {
+    fn violations_that_were_seen_first_have_room_before_later_ones() {
         let mut node = Crowded::new();
         let first = ("ns-a", "pod", "z".to_owned());
         node.list(std::slice::from_ref(&first));
@@ -564,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_live_stays_before_the_only_violation_of_a_pod_that_is_gone() {
+    fn live_violations_have_room_before_the_only_violation_of_a_pod_that_is_gone() {
         let mut node = Crowded::new();
         let pods = ["gone0", "gone1", "gone2"];
         let listed = |ago| pods.map(|pod| ("ns-a", pod, "x".to_owned(), ago)).to_vec();

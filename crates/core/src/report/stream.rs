@@ -337,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_each_text_only_as_much_is_held_as_shows_that_it_is_too_long() {
+    fn a_text_that_is_too_long_is_held_up_to_its_limit_and_a_few_bytes_more() {
         let limits = Limits { process: 50, cmdline: 60, field: 70, ..Limits::default() };
         // It comes in pieces that end anywhere, in escapes as well.
         let long = format!("{}{}", "\\u00e9\\n".repeat(500), "x".repeat(500));

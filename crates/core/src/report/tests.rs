@@ -280,7 +280,7 @@ fn records_that_can_not_be_shared_evenly_are_for_the_tenants_that_came_first() {
     let limits = Limits { records: 8, ..Limits::default() };
     let (counts, answer) = kept(&[of("ns-c", 5), of("ns-a", 5), of("ns-b", 5)], &limits);
     assert_eq!((counts, answer.records.len()), (vec![3, 2, 3], 8));
-    // A namespace came when its first record did: not its last one, nor the one that was found last.
+    // The order of namespaces is that of their first records in the answer. Later records and timestamps do not change it.
     let mut late = of("ns-c", 5);
     let first = vec![late.remove(0)];
     let late = late.iter().map(|record| record.replace("2026-01-01", "2026-01-02")).collect();
@@ -350,7 +350,7 @@ fn a_share_of_the_bytes_is_used_to_its_last_byte_and_not_exceeded() {
         let kept: Vec<_> = answer.records.iter().map(|record| record.cmdline.len()).collect();
         assert_eq!(kept, cmdlines, "{bytes} bytes, where one record takes {one}");
     }
-    // So little is too much here that nothing is shared out before the end of the list.
+    // The answer is over its limit by so little that the decoder drops nothing before the end of the list.
     let short = records_of("ns-a", 1, 10);
     for (less, count) in [(10, 1), (11, 0)] {
         let bytes = one - 90 - less;
@@ -382,7 +382,7 @@ fn a_record_that_is_too_large_leaves_room_for_smaller_ones_that_were_found_befor
     assert_eq!(of_a(&lists, 9 * 1100), kept_of(0));
 }
 
-/// So it looks at each record a few times only, however many come.
+/// The quarter bounds how often the decoder looks at each record, however many come.
 #[test]
 fn while_an_answer_is_read_a_quarter_more_than_its_limits_is_held() {
     let records = records_of("ns-a", 1000, 1000);
@@ -548,7 +548,7 @@ proptest::proptest! {
         let body = format!("[{{\"more\":{text}}}]");
         let (.., result) = in_pieces(body.as_bytes(), &[body.len() / 2], &Limits::default());
         let read = serde_json::from_str::<serde::de::IgnoredAny>(&body);
-        // Tokens can be in a string as well, and there control characters are taken.
+        // A token may be inside a string. The decoder accepts control characters there, and serde_json does not.
         let is_control = |error: &serde_json::Error| error.to_string().starts_with("control character");
         if !read.as_ref().is_err_and(is_control) {
             proptest::prop_assert_eq!(result.is_ok(), read.is_ok(), "{}: {:?}", body, result);

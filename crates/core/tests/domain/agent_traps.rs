@@ -130,7 +130,7 @@ fn trap_2_a_clock_that_was_set_back_is_believed_and_what_was_found_long_ago_is_n
 
 /// While an agent's pod is being replaced, two agents of one node answer in turn.
 #[test]
-fn trap_2_what_was_found_long_ago_is_no_news_even_if_it_is_later_than_what_was_seen_last() {
+fn trap_2_a_record_is_fresh_only_if_its_timestamp_is_later_than_all_before_it() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.wait(HOUR);

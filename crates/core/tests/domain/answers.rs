@@ -95,7 +95,12 @@ fn a_node_whose_answers_can_not_be_used_is_told_once_and_once_when_they_can_agai
 }
 
 /// The node lists violations of so many namespaces, and these others were left out where its answer was read. Returns what is told.
-fn told_of_room(world: &mut World, listed: usize, left_out: &[&str], is_whole: bool) -> Option<NodeChange> {
+fn node_change_after(
+    world: &mut World,
+    listed: usize,
+    left_out: &[&str],
+    is_whole: bool,
+) -> Option<NodeChange> {
     world.wait(MINUTE);
     let now = world.clock();
     let records = (0..listed).map(|n| record(&format!("ns-{n}"), now)).collect();
@@ -113,9 +118,9 @@ fn leaves_out(namespaces: &[&str]) -> NodeChange {
 }
 
 #[test]
-fn a_node_whose_records_are_left_out_is_told_once_and_once_when_none_is_any_more() {
+fn the_ledger_reports_once_that_records_of_a_node_are_left_out_and_once_that_none_are() {
     let mut world = World::with(&["n1"], Detection { max_keys_per_node: 2, ..Detection::default() });
-    let told = told_of_room;
+    let told = node_change_after;
     assert_eq!(told(&mut world, 2, &[], true), None);
     assert_eq!(told(&mut world, 3, &[], true), Some(leaves_out(&["ns-2"])), "the ledger has no room for it");
     assert_eq!(told(&mut world, 3, &[], true), None);
@@ -133,7 +138,7 @@ fn a_node_whose_records_are_left_out_is_told_once_and_once_when_none_is_any_more
 }
 
 #[test]
-fn each_namespace_whose_records_have_no_room_is_told_whether_they_were_known_or_not() {
+fn the_change_names_each_namespace_without_room_whether_its_records_were_known_or_not() {
     let mut world = World::with(&["n1"], Detection { max_keys_per_node: 2, ..Detection::default() });
     let of = |namespace| ["p", "q"].map(|process| record_of(namespace, "web", process, 0));
     world.answer("n1", of("ns-a").into());
@@ -144,11 +149,11 @@ fn each_namespace_whose_records_have_no_room_is_told_whether_they_were_known_or_
 }
 
 #[test]
-fn that_records_are_left_out_is_told_after_it_is_told_that_the_answers_can_be_used_again() {
+fn usable_again_is_reported_before_records_that_are_left_out() {
     let mut world = World::with(&["n1"], Detection { max_keys_per_node: 2, ..Detection::default() });
     world.rounds(5, |w| drop(w.report("n1", failed(FailureReason::TooLarge))));
-    assert_eq!(told_of_room(&mut world, 3, &[], true), Some(NodeChange::UsableAgain));
-    assert_eq!(told_of_room(&mut world, 3, &[], true), Some(leaves_out(&["ns-2"])));
+    assert_eq!(node_change_after(&mut world, 3, &[], true), Some(NodeChange::UsableAgain));
+    assert_eq!(node_change_after(&mut world, 3, &[], true), Some(leaves_out(&["ns-2"])));
 }
 
 /// A world with one node that has these addresses.

@@ -188,7 +188,7 @@ async fn however_many_ask_at_once_each_form_is_made_once_and_shared() {
 }
 
 #[tokio::test]
-async fn what_nobody_wants_any_more_is_not_compressed_and_what_somebody_wants_is_once() {
+async fn a_list_that_no_request_waits_for_is_not_compressed_and_any_other_is_once() {
     let mut stage = Stage::new();
     stage.answer("n1", &large("a"));
     let lists = stage.lists.clone();
@@ -232,7 +232,7 @@ async fn a_list_that_is_not_compressed_in_time_is_sent_as_it_is() {
 }
 
 #[tokio::test]
-async fn who_was_overtaken_brings_no_old_list_back() {
+async fn an_earlier_snapshot_does_not_bring_an_old_list_back() {
     let mut stage = Stage::new();
     stage.answer("n1", &large("a"));
     let old = stage.shown();

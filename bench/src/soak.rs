@@ -187,7 +187,7 @@ fn quiet(fleet: &Fleet, node: usize) -> anyhow::Result<Node> {
 /// The files by which an aggregator finds the fleet; returns where its API will be.
 fn prepare(fleet: &Fleet, directory: &Path) -> anyhow::Result<SocketAddr> {
     let lines = fleet.targets().into_iter().map(|(node, address)| format!("{address} node={node}"));
-    std::fs::write(directory.join("targets"), lines.collect::<Vec<_>>().join("\n"))?;
+    std::fs::write(directory.join("targets"), lines.map(|line| line + "\n").collect::<String>())?;
     let api = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let config = format!(
         "aggregator: {{address: 127.0.0.1, port: {}, scan_interval: {}s}}\n\

@@ -1,7 +1,8 @@
 //! A list of targets in a file that may change at any time, also while it is read.
 //!
 //! A program that writes the file in place empties it first, so the list is short for a moment. So a target that is no longer
-//! listed is given up only when two looks in a row find the same list without it. A file that names no target gives up none.
+//! listed is given up only when two looks in a row find the same list without it. A file that names no target gives up none. If the
+//! last line does not end, its target may have the beginning of an address or of a node's name, so such a file changes nothing.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::path::PathBuf;
@@ -10,6 +11,10 @@ use procscan_core::report::Target;
 
 use super::fixed;
 use crate::plain_file;
+
+/// Why a list is not taken whose last line does not end.
+const UNFINISHED: &str =
+    "the last line does not end with a newline, so the file may be cut off: the targets stay as they are";
 
 /// The file, and what has been read of it.
 #[derive(Debug)]
@@ -20,7 +25,7 @@ pub struct TargetFile {
     port: u16,
     /// The hash of the text that was judged last: nearly always it is the same again.
     judged: Option<u64>,
-    /// The hash of the list that was read last, and gives up targets.
+    /// The hash of the list that was read last, if it gives up targets or its last line does not end.
     shorter: Option<u64>,
 }
 
@@ -56,13 +61,17 @@ impl TargetFile {
                     let place = found.binary_search_by(|other| other.address.cmp(&target.address));
                     place.ok().and_then(|place| found.get(place)) == Some(target)
                 };
+                let keeps_all = known.iter().all(lists);
+                let is_news = !keeps_all || found.len() != known.len();
+                // The first list is taken as it is: without it nothing would be known at all.
+                let is_unfinished = is_news && !known.is_empty() && !text.ends_with('\n');
                 // The text may differ at each look where its list does not: a program may write the time into a comment.
-                let shorter = (!known.iter().all(lists)).then(|| hash(&found));
+                let shorter = (!keeps_all || is_unfinished).then(|| hash(&found));
                 if shorter.is_some() && self.shorter != shorter {
                     self.shorter = shorter;
                     return None;
                 }
-                Ok(found)
+                if is_unfinished { Err(self.problem(UNFINISHED)) } else { Ok(found) }
             }
             Err(e) => Err(self.problem(e)),
         };
@@ -126,6 +135,40 @@ mod tests {
 
     fn list<const N: usize>(all: [&str; N]) -> Vec<String> {
         all.map(str::to_owned).into()
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_last_line_does_not_end_changes_no_target() {
+        let whole = "a:1 node=node-1\nb:1 node=node-2\n";
+        let mut stage = Stage::new(whole);
+        assert!(stage.look().await.unwrap().is_ok());
+        let known = stage.known.clone();
+        let unfinished = Some(Err(format!("{}: {UNFINISHED}", stage.path.display())));
+        let longer = format!("{whole}c:1 node=node");
+        for cut in (1..whole.len() - 1).map(|end| &whole[..end]).chain([longer.as_str()]) {
+            fs::write(&stage.path, cut).unwrap();
+            let mut found = stage.look().await;
+            if cut.ends_with('\n') {
+                assert_eq!(found, None, "{cut}");
+                continue;
+            }
+            if fixed::parse(cut.lines(), 9090).is_ok() {
+                assert_eq!(found, None, "{cut}");
+                found = stage.look().await;
+                assert_eq!(found, unfinished, "{cut}");
+            }
+            assert!(matches!(found, Some(Err(_))), "{cut}");
+            assert_eq!(stage.look().await, None, "the same again");
+        }
+        assert_eq!(stage.known, known);
+        // With the same targets it may end as it likes, and so may the first one.
+        for same in [whole.trim_end(), whole] {
+            fs::write(&stage.path, same).unwrap();
+            assert!(stage.look().await.unwrap().is_ok());
+        }
+        let mut first = Stage::new(whole.trim_end());
+        assert!(first.look().await.unwrap().is_ok());
+        assert_eq!(first.known, known);
     }
 
     #[tokio::test]

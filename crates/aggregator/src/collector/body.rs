@@ -24,6 +24,8 @@ const FREE: usize = 16 << 10;
 const UNIT: usize = 1 << 10;
 /// How many bytes of a large answer are received before they are decoded.
 const BATCH: usize = 64 << 10;
+/// How long a body may exceed its part of the budget: as long as it takes to receive and decode one that is there already.
+const OVERDRAFT_TIME: Duration = Duration::from_millis(500);
 /// How many bytes are decoded at a time. Short, so that large answers take turns.
 const TURN: usize = 256 << 10;
 
@@ -31,60 +33,74 @@ const TURN: usize = 256 << 10;
 ///
 /// In two parts: targets whose last answer failed have a small one of their own. Nodes that hold their bodies open for as
 /// long as they may, to leave nothing for the others, soon hold up each other only.
+///
+/// A body takes its share step by step, because its size is not known before. So bodies may have taken all that there is while each of
+/// them needs more. Then one of them at a time may exceed its part, for [`OVERDRAFT_TIME`]: it ends, and leaves its share to the others.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
-    standing: Arc<Semaphore>,
-    probation: Arc<Semaphore>,
-    /// In units.
-    all_of_standing: usize,
-    all_of_probation: usize,
+    standing: Part,
+    probation: Part,
+}
+
+#[derive(Clone, Debug)]
+struct Part {
+    units: Arc<Semaphore>,
+    /// How many units there are.
+    all: usize,
+    /// The one permit to exceed it.
+    overdraft: Arc<Semaphore>,
+}
+
+impl Part {
+    fn new(all: usize) -> Self {
+        Self { units: Arc::new(Semaphore::new(all)), all, overdraft: Arc::new(Semaphore::new(1)) }
+    }
 }
 
 impl Budget {
     pub(super) fn new(bytes: usize) -> Self {
-        let part = |units: usize| Arc::new(Semaphore::new(units));
-        let all_of_probation = bytes / PROBATION_SHARE / UNIT;
-        let all_of_standing = bytes / UNIT - all_of_probation;
-        Self {
-            standing: part(all_of_standing),
-            probation: part(all_of_probation),
-            all_of_standing,
-            all_of_probation,
-        }
+        let probation = bytes / PROBATION_SHARE / UNIT;
+        Self { standing: Part::new(bytes / UNIT - probation), probation: Part::new(probation) }
     }
 
     /// How many bytes are left, for those whose last answer was whole.
     #[cfg(test)]
     pub(super) fn left(&self) -> usize {
-        self.standing.available_permits() * UNIT
+        self.standing.units.available_permits() * UNIT
     }
 
     /// A share that has taken nothing yet.
     pub(super) fn lease(&self, is_on_probation: bool) -> Lease {
-        let (budget, all) = if is_on_probation {
-            (&self.probation, self.all_of_probation)
-        } else {
-            (&self.standing, self.all_of_standing)
-        };
-        Lease { budget: budget.clone(), all, held: None, bytes: 0 }
+        let part = if is_on_probation { &self.probation } else { &self.standing };
+        Lease { part: part.clone(), held: None, overdraft: None, bytes: 0 }
     }
 }
 
 /// One body's share of the budget; given back when dropped.
 pub(super) struct Lease {
-    budget: Arc<Semaphore>,
-    /// All units that there are.
-    all: usize,
+    part: Part,
     held: Option<OwnedSemaphorePermit>,
+    overdraft: Option<Overdraft>,
     bytes: usize,
 }
 
+/// The right to exceed a part of the budget.
+struct Overdraft {
+    permit: OwnedSemaphorePermit,
+    since: Instant,
+}
+
 impl Lease {
+    /// By when the body must have ended, if it exceeds its part of the budget.
+    fn ends_at(&self) -> Option<Instant> {
+        self.overdraft.as_ref().map(|overdraft| overdraft.since + OVERDRAFT_TIME)
+    }
+
     /// Waits until the body may take `more` bytes. The wait ends with the request's own timeout.
     async fn grow(&mut self, more: usize) -> Result<(), Failure> {
         self.bytes += more;
         // One that needs more than there is waits until no other has anything.
-        let needed = self.bytes.saturating_sub(FREE).div_ceil(UNIT).min(self.all);
+        let needed = self.bytes.saturating_sub(FREE).div_ceil(UNIT).min(self.part.all);
         let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let Some(missing) = needed.checked_sub(held).filter(|missing| *missing > 0) else {
             return Ok(());
@@ -94,7 +110,19 @@ impl Lease {
             detail: "larger than the whole byte budget".into(),
         };
         let units = u32::try_from(missing).map_err(|_| closed())?;
-        let permit = self.budget.clone().acquire_many_owned(units).await.map_err(|_| closed())?;
+        if self.overdraft.is_some() {
+            // What it may take has a limit of its own: `collector.max_body`.
+            return Ok(());
+        }
+        let permit = tokio::select! {
+            biased;
+            permit = self.part.units.clone().acquire_many_owned(units) => permit.map_err(|_| closed())?,
+            permit = self.part.overdraft.clone().acquire_owned() => {
+                let permit = permit.map_err(|_| closed())?;
+                self.overdraft = Some(Overdraft { permit, since: Instant::now() });
+                return Ok(());
+            }
+        };
         match &mut self.held {
             Some(held) => held.merge(permit),
             None => self.held = Some(permit),
@@ -113,11 +141,12 @@ impl Lease {
 #[derive(Debug, Default)]
 pub struct Share {
     _held: Option<OwnedSemaphorePermit>,
+    _overdraft: Option<OwnedSemaphorePermit>,
 }
 
 impl From<Lease> for Share {
     fn from(lease: Lease) -> Self {
-        Self { _held: lease.held }
+        Self { _held: lease.held, _overdraft: lease.overdraft.map(|overdraft| overdraft.permit) }
     }
 }
 
@@ -203,7 +232,7 @@ impl Reader {
         context: RequestContext<'_>,
         mut lease: Lease,
     ) -> Body {
-        let RequestContext { address, is_on_probation, deadline } = context;
+        let RequestContext { address, is_on_probation, mut deadline } = context;
         let mut read = self.reading.begin(address, is_on_probation);
         let mut received = Vec::new();
         let mut end = Ok(End::More);
@@ -212,10 +241,11 @@ impl Reader {
         {
             let before = received.len();
             let next = receive(incoming, &mut received, &mut read);
-            end = deadline.limit(next).await.flatten();
+            end = deadline.limit(next).await.flatten().map_err(|failure| deadline.blame(failure, &read));
             if let Err(failure) = deadline.limit(lease.grow(received.len() - before)).await.flatten() {
                 end = Err(read.defer_if_stalled(failure));
             }
+            deadline.is_no_later_than(lease.ends_at());
         }
         let small = match end {
             Ok(End::More) => None,
@@ -273,12 +303,26 @@ pub(super) struct Deadline {
     at: Instant,
     /// What is allowed in all.
     limit: Duration,
+    /// It is sooner than the agent's time is over, because the body exceeds its part of the byte budget.
+    is_ours: bool,
 }
 
 impl Deadline {
     /// A little before `limit` has passed, so that there is time to use what has arrived.
     pub(super) fn after(limit: Duration) -> Self {
-        Self { at: Instant::now() + limit - limit / 20, limit }
+        Self { at: Instant::now() + limit - limit / 20, limit, is_ours: false }
+    }
+
+    /// Makes it sooner if the body exceeds its part of the byte budget until `end`.
+    fn is_no_later_than(&mut self, end: Option<Instant>) {
+        if let Some(end) = end.filter(|end| *end < self.at) {
+            (self.at, self.is_ours) = (end, true);
+        }
+    }
+
+    /// The `failure` to report of an answer that was received: an agent that has more time is not to blame for its end.
+    fn blame(self, failure: Failure, read: &Read) -> Failure {
+        if self.is_ours { read.defer_if_stalled(failure) } else { failure }
     }
 
     /// The time between the deadline and the limit is for what has arrived.
@@ -423,7 +467,8 @@ impl Large<'_> {
                     break;
                 }
                 let next = receive(incoming, &mut intake.batch, &mut self.read);
-                end = self.deadline.limit(next).await.flatten();
+                let received = self.deadline.limit(next).await.flatten();
+                end = received.map_err(|failure| self.deadline.blame(failure, &self.read));
             }
         }
     }
@@ -432,7 +477,9 @@ impl Large<'_> {
     async fn cover(&mut self, decoder: &Decoder) -> Result<(), Failure> {
         // A record may take more than its text: its places are counted too.
         let most = decoder.held() + self.encoding.state() + 2 * (BATCH + STEP + TURN);
-        self.deadline.limit(self.lease.cover(most)).await.flatten()
+        let covered = self.deadline.limit(self.lease.cover(most)).await.flatten();
+        self.deadline.is_no_later_than(self.lease.ends_at());
+        covered
     }
 
     /// Decodes a batch, turn by turn.
@@ -550,8 +597,30 @@ mod tests {
         let budget = Budget::new(4 << 20);
         let mut lease = budget.lease(true);
         lease.cover(1 << 30).await.unwrap();
-        assert_eq!(budget.probation.available_permits(), 0);
+        assert_eq!(budget.probation.units.available_permits(), 0);
         drop(lease);
-        assert_eq!(budget.probation.available_permits(), (1 << 20) / UNIT);
+        assert_eq!(budget.probation.units.available_permits(), (1 << 20) / UNIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_have_taken_all_of_the_budget_and_need_more_end_one_after_the_other() {
+        let budget = Budget::new(4 << 20);
+        let mut leases: Vec<_> = (0..4).map(|_| budget.lease(false)).collect();
+        for lease in &mut leases {
+            lease.cover((3 << 18) + FREE).await.unwrap();
+        }
+        assert_eq!(budget.left(), 0);
+        let begun = Instant::now();
+        let end = async |mut lease: Lease| {
+            lease.cover(2 << 20).await.unwrap();
+            let exceeds = lease.ends_at().is_some();
+            // It needs more again, and nothing is left.
+            lease.cover(3 << 20).await.unwrap();
+            exceeds
+        };
+        let all = futures_util::future::join_all(leases.into_iter().map(end));
+        let exceeded = tokio::time::timeout(Duration::from_secs(1), all).await.expect("they end");
+        assert!(exceeded.contains(&true) && begun.elapsed().is_zero());
+        assert_eq!((budget.left(), budget.standing.overdraft.available_permits()), (3 << 20, 1));
     }
 }

@@ -402,6 +402,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn answers_that_together_need_more_than_the_budget_are_all_read_whole() {
+        let client = client();
+        let record = |number: usize| {
+            let cmdline = "x".repeat(4000);
+            format!(
+                r#"{{"pod":"p-{number}","namespace":"ns-a","process":"xmrig","cmdline":"{cmdline}","timestamp":"2026-01-01T00:00:00Z"}}"#
+            )
+        };
+        // Each takes 2 MiB, and the part of the budget is 6 MiB.
+        let body = format!("[{}]", (0..500).map(record).collect::<Vec<_>>().join(","));
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let ask = async || {
+            // In pieces, so that all of them are read at the same time.
+            let (stream, mut agent) = tokio::io::duplex(16 << 10);
+            let context =
+                body::RequestContext { deadline: Deadline::after(Duration::from_secs(60)), ..context() };
+            let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+            let has_begun = AtomicBool::default();
+            let exchange = client.exchange(stream, request, None, context, &has_begun);
+            let (exchange, _) = tokio::join!(exchange, agent.write_all(answer.as_bytes()));
+            exchange.unwrap().outcome
+        };
+        for outcome in futures_util::future::join_all((0..12).map(|_| ask())).await {
+            assert!(matches!(outcome, Outcome::Complete(_)), "{:?}", outcome.failure());
+        }
+    }
+
+    #[tokio::test]
     async fn only_an_answer_that_was_read_to_its_end_lowers_what_is_expected_of_the_next_one() {
         const MIB: usize = 1 << 20;
         /// In KiB, so that the length of the heads makes no difference.

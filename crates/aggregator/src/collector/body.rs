@@ -69,6 +69,12 @@ impl Budget {
         self.standing.units.available_permits() * UNIT
     }
 
+    /// Whether a body whose target's last answer was whole may exceed the budget.
+    #[cfg(test)]
+    pub(super) fn has_overdraft(&self) -> bool {
+        self.standing.overdraft.available_permits() == 1
+    }
+
     /// A share that has taken nothing yet.
     pub(super) fn lease(&self, is_on_probation: bool) -> Lease {
         let part = if is_on_probation { &self.probation } else { &self.standing };
@@ -131,7 +137,7 @@ impl Lease {
     }
 
     /// Waits until the body may take `bytes` in all.
-    async fn cover(&mut self, bytes: usize) -> Result<(), Failure> {
+    pub(super) async fn cover(&mut self, bytes: usize) -> Result<(), Failure> {
         self.grow(bytes.saturating_sub(self.bytes)).await
     }
 }

@@ -429,6 +429,34 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_exceeds_the_budget_for_half_a_second_at_most_and_until_its_records_are_taken_in() {
+        let client = client();
+        let mut all = client.budget.lease(false);
+        all.cover(1 << 30).await.unwrap();
+        let record = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","timestamp":"2026-01-01T00:00:00Z"}"#;
+        let body = format!("[{record}{}]", " ".repeat(40 << 10));
+        let ask = async |missing: usize| {
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let (stream, mut agent) = tokio::io::duplex(answer.len());
+            agent.write_all(&answer.as_bytes()[..answer.len() - missing]).await.unwrap();
+            let begun = tokio::time::Instant::now();
+            let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+            let exchange =
+                client.exchange(stream, request, None, context(), &AtomicBool::default()).await.unwrap();
+            (exchange, begun.elapsed())
+        };
+        let (whole, _) = ask(0).await;
+        assert!(matches!(whole.outcome, Outcome::Complete(_)) && !client.budget.has_overdraft());
+        drop(whole.share);
+        assert!(client.budget.has_overdraft());
+        // The agent sends the last byte only after a while, and has minutes for it.
+        let (late, took) = ask(1).await;
+        let Outcome::Partial(answer, failure) = late.outcome else { panic!("{:?}", late.outcome) };
+        assert_eq!((answer.records.len(), failure.reason), (1, FailureReason::Deferred));
+        assert!((500..600).contains(&took.as_millis()), "{took:?}");
+    }
+
     #[tokio::test]
     async fn only_an_answer_that_was_read_to_its_end_lowers_what_is_expected_of_the_next_one() {
         const MIB: usize = 1 << 20;

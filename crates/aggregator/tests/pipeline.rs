@@ -31,9 +31,7 @@ fn fleet(nodes: usize) -> Fleet {
 }
 
 fn list(fleet: &Fleet, nodes: std::ops::Range<usize>) -> String {
-    let lines: Vec<String> =
-        fleet.targets()[nodes].iter().map(|(node, address)| format!("{address} node={node}")).collect();
-    lines.join("\n")
+    fleet.targets()[nodes].iter().map(|(node, address)| format!("{address} node={node}\n")).collect()
 }
 
 /// Whole at once: whoever reads a file while it is written sees a part of it.

@@ -32,7 +32,7 @@ pub fn scene(directory: &Path) -> (Fleet, SocketAddr) {
     let fleet = Fleet::start(options, &CancellationToken::new()).unwrap();
     let lines: Vec<String> =
         fleet.targets().iter().map(|(node, address)| format!("{address} node={node}")).collect();
-    std::fs::write(directory.join("targets"), lines.join("\n")).unwrap();
+    std::fs::write(directory.join("targets"), lines.join("\n") + "\n").unwrap();
     let port = free_port();
     std::fs::write(
         directory.join("config.yaml"),

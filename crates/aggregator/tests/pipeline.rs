@@ -31,7 +31,9 @@ fn fleet(nodes: usize) -> Fleet {
 }
 
 fn list(fleet: &Fleet, nodes: std::ops::Range<usize>) -> String {
-    fleet.targets()[nodes].iter().map(|(node, address)| format!("{address} node={node}\n")).collect()
+    let lines: Vec<String> =
+        fleet.targets()[nodes].iter().map(|(node, address)| format!("{address} node={node}")).collect();
+    lines.join("\n") + "\n"
 }
 
 /// Whole at once: whoever reads a file while it is written sees a part of it.

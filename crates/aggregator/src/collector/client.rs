@@ -417,7 +417,7 @@ mod tests {
             // In pieces, so that all of them are read at the same time.
             let (stream, mut agent) = tokio::io::duplex(16 << 10);
             let context =
-                body::RequestContext { deadline: Deadline::after(Duration::from_secs(60)), ..context() };
+                body::RequestContext { deadline: Deadline::after(Duration::from_mins(1)), ..context() };
             let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
             let has_begun = AtomicBool::default();
             let exchange = client.exchange(stream, request, None, context, &has_begun);

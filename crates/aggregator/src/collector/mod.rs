@@ -4,7 +4,7 @@
 //! then one of as many beside them until `collector.timeout`. It also holds memory within `collector.max_body` and the byte budget that all
 //! bodies share. Of its answer no more than `collector.max_read` is read. Nothing waits for the slowest target. A target that keeps
 //! failing is asked less often, but never forgotten, and competes for places and bytes only with others that fail. Large answers that do
-//! not fit into a round take turns ([`reading`]).
+//! not fit into a round take turns (`reading.rs`).
 
 mod body;
 mod client;

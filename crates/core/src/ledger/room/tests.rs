@@ -1,0 +1,377 @@
+use std::time::Duration;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use crate::Moment;
+use crate::ledger::{Detection, Ledger};
+use crate::names::{Key, NodeName, PodRef};
+use crate::report::{Answer, Outcome, Record, Rejection, Report, Target};
+use crate::snapshot::State;
+
+/// A node with room for 8, whose agent answers once a minute.
+struct Crowded {
+    ledger: Ledger,
+    minute: u64,
+}
+
+impl Crowded {
+    const MAX: usize = 8;
+
+    fn new() -> Self {
+        let rules = Detection { max_keys_per_node: Self::MAX, ..Detection::default() };
+        let mut ledger = Ledger::new(rules, at(0));
+        ledger.expect([target()], 0);
+        Self { ledger, minute: 0 }
+    }
+
+    /// The agent lists these, each found so many minutes ago. Returns what is known then.
+    fn list_found(&mut self, keys: &[(&str, &str, String, u64)]) -> Vec<String> {
+        self.answer(keys, true)
+    }
+
+    /// As [`Self::list_found`]; an agent that `has_date` says what time it is.
+    fn answer(&mut self, keys: &[(&str, &str, String, u64)], has_date: bool) -> Vec<String> {
+        self.minute += 1;
+        let now = at(self.minute);
+        let records = keys.iter().map(|(namespace, pod, process, ago)| {
+            let found = now.wall() - Duration::from_mins(*ago);
+            Record {
+                timestamp: found.to_string().into(),
+                detected_at: found,
+                ..Record::of(Key::new(*namespace, *pod, process.as_str()))
+            }
+        });
+        let date = has_date.then(|| now.wall());
+        let answer = Answer { records: records.collect(), date, ..Answer::default() };
+        let report = Report { target: target(), at: now, outcome: Outcome::Complete(answer) };
+        self.ledger.absorb(&report);
+        let known = self.known(now);
+        assert_eq!(self.ledger.absorb(&report), [], "the same report is no news");
+        assert_eq!(self.known(now), known);
+        known.into_iter().map(|(key, _)| key).collect()
+    }
+
+    fn known(&mut self, now: Moment) -> Vec<(String, State)> {
+        let snapshot = self.ledger.snapshot(now);
+        assert!(snapshot.violations.len() <= Self::MAX);
+        let held = self.ledger.nodes.values().map(|node| node.evidence.len()).sum();
+        assert_eq!(
+            (snapshot.violations.len(), self.ledger.violations.len()),
+            (held, held),
+            "no more is held"
+        );
+        let name = |key: &Key| format!("{}/{}/{}", key.namespace, key.pod, key.process);
+        snapshot.violations.iter().map(|violation| (name(&violation.key), violation.state)).collect()
+    }
+
+    /// The agent lists these, each found just now. Returns what is known then.
+    fn list(&mut self, keys: &[(&str, &str, String)]) -> Vec<String> {
+        let now = |(namespace, pod, process): &(_, _, String)| (*namespace, *pod, process.clone(), 0);
+        self.list_found(&keys.iter().map(now).collect::<Vec<_>>())
+    }
+
+    fn limit_pods(&mut self, max: usize) {
+        self.ledger.set_rules(Detection {
+            max_keys_per_pod: max,
+            max_keys_per_node: Self::MAX,
+            ..Detection::default()
+        });
+    }
+
+    /// The agent finds these once a minute, and then answers no more until what is known of them has grown old.
+    fn let_grow_old(&mut self, keys: &[(&str, &str, String)], more: &[(&str, &str, String, u64)]) {
+        for minute in 0..5 {
+            let now = keys.iter().map(|(namespace, pod, process)| (*namespace, *pod, process.clone(), 0));
+            let more = more
+                .iter()
+                .cloned()
+                .map(|(namespace, pod, process, ago)| (namespace, pod, process, ago + minute));
+            self.list_found(&now.chain(more).collect::<Vec<_>>());
+        }
+        self.minute = 300;
+        self.ledger.advance(at(300));
+    }
+}
+
+fn at(minutes: u64) -> Moment {
+    let passed = Duration::from_mins(minutes);
+    Moment::new(passed, Timestamp::from_second(1_766_399_400).unwrap() + passed)
+}
+
+fn target() -> Target {
+    Target { address: "n1:9090".into(), node: NodeName::new("n1") }
+}
+
+fn flood<'a>(namespace: &'a str, pod: &'a str, count: usize) -> Vec<(&'a str, &'a str, String)> {
+    (0..count).map(|n| (namespace, pod, format!("p{n:02}"))).collect()
+}
+
+/// The names of violations as [`Crowded::list`] returns them.
+fn names(namespace: &str, pod: &str, process: &str, numbers: std::ops::Range<usize>) -> Vec<String> {
+    numbers.map(|n| format!("{namespace}/{pod}/{process}{n:02}")).collect()
+}
+
+#[test]
+fn a_tenant_that_has_taken_all_room_makes_room_for_every_other_tenant() {
+    let mut node = Crowded::new();
+    let mut keys = flood("ns-flood", "pod", 20);
+    assert_eq!(node.list(&keys).len(), 8);
+    keys.push(("ns-z", "web", "xmrig".to_owned()));
+    keys.push(("ns-a", "web", "xmrig".to_owned()));
+    let known = node.list(&keys);
+    assert_eq!(known.len(), 8);
+    assert!(known.contains(&"ns-z/web/xmrig".to_owned()) && known.contains(&"ns-a/web/xmrig".to_owned()));
+    assert_eq!(node.list(&keys), known, "and it stays so");
+    let snapshot = node.ledger.snapshot(at(node.minute));
+    assert!(snapshot.nodes.get(&NodeName::new("n1")).unwrap().rejected.of(Rejection::NodeQuota) >= 14);
+}
+
+#[test]
+fn what_was_seen_first_stays_and_a_pods_flood_leaves_the_other_pods_of_the_tenant() {
+    let mut node = Crowded::new();
+    node.list(&[("ns-a", "old", "miner".to_owned())]);
+    let mut keys = flood("ns-a", "flood", 20);
+    node.list(&keys);
+    keys.push(("ns-a", "new", "miner".to_owned()));
+    keys.push(("ns-b", "web", "miner".to_owned()));
+    keys.push(("ns-a", "old", "miner".to_owned()));
+    let known = node.list(&keys);
+    for expected in ["ns-a/old/miner", "ns-a/new/miner", "ns-b/web/miner", "ns-a/flood/p00"] {
+        assert!(known.contains(&expected.to_owned()), "{expected} in {known:?}");
+    }
+    let renamed: Vec<_> = (0..20).map(|n| ("ns-a", "flood", format!("q{n:02}"))).collect();
+    assert_eq!(node.list(&renamed), known, "new names push out nothing");
+}
+
+#[test]
+fn what_becomes_fresh_or_is_live_stays_before_what_has_ended() {
+    let mut node = Crowded::new();
+    let known = |name: &str, ago| ("ns-a", "q", name.to_owned(), ago);
+    // Found long ago, so never believed.
+    node.list_found(&[known("x1", 600)]);
+    let mut keys: Vec<_> = (0..12).map(|n| ("ns-a", "p", format!("y{n:02}"), 0)).collect();
+    keys.push(known("x1", 0));
+    let listed = node.list_found(&keys);
+    assert!(listed.contains(&"ns-a/q/x1".to_owned()), "{listed:?}");
+    // Pods that are gone make room for one that has come.
+    let pod = |n| format!("gone{n}");
+    let names: Vec<String> = (0..8).map(pod).collect();
+    let mut node = Crowded::new();
+    node.list(&names.iter().map(|pod| ("ns-a", pod.as_str(), "x".to_owned())).collect::<Vec<_>>());
+    for pod in &names {
+        node.ledger.pod_gone(&PodRef { namespace: "ns-a".into(), pod: pod.as_str().into() }, at(node.minute));
+    }
+    // Hours later the agent goes on listing what it found in the first minute.
+    node.minute = 600;
+    let mut keys: Vec<_> = names.iter().map(|pod| ("ns-a", pod.as_str(), "x".to_owned(), 600)).collect();
+    keys.push(("ns-a", "new", "x".to_owned(), 0));
+    assert!(node.list_found(&keys).contains(&"ns-a/new/x".to_owned()));
+}
+
+#[test]
+fn a_pod_with_any_number_of_names_has_so_many_violations_and_keeps_those_that_run() {
+    let mut node = Crowded::new();
+    node.limit_pods(4);
+    let mut keys = flood("ns-a", "flood", 20);
+    keys.push(("ns-a", "web", "xmrig".to_owned()));
+    let known = node.list(&keys);
+    assert_eq!(
+        known,
+        ["ns-a/flood/p00", "ns-a/flood/p01", "ns-a/flood/p02", "ns-a/flood/p03", "ns-a/web/xmrig"]
+    );
+    // Under other names hours later: what has grown old makes room.
+    node.minute = 300;
+    let renamed: Vec<_> = (0..20).map(|n| ("ns-a", "flood", format!("q{n:02}"))).collect();
+    node.ledger.advance(at(300));
+    let known = node.list(&renamed);
+    assert_eq!(
+        known,
+        ["ns-a/flood/q00", "ns-a/flood/q01", "ns-a/flood/q02", "ns-a/flood/q03", "ns-a/web/xmrig"]
+    );
+}
+
+#[test]
+fn a_pods_limit_counts_its_own_violations_and_those_that_were_known_before() {
+    let mut node = Crowded::new();
+    node.limit_pods(4);
+    // The node has room for all of them.
+    let mut keys = flood("ns-a", "web", 5);
+    let mut expected = names("ns-a", "web", "p", 0..4);
+    assert_eq!(node.list(&keys), expected);
+    // A Pod of another tenant has the same name.
+    keys.extend(flood("ns-b", "web", 3));
+    expected.extend(names("ns-b", "web", "p", 0..3));
+    assert_eq!(node.list(&keys), expected);
+    keys.push(("ns-a", "web", "q00".to_owned()));
+    assert_eq!(node.list(&keys), expected);
+}
+
+#[test]
+fn room_that_can_not_be_shared_evenly_is_used_all_the_same() {
+    for (wants, has) in [([5, 5, 5, 0], [3, 3, 2, 0]), ([2, 3, 3, 1], [2, 3, 2, 1])] {
+        let of = ["ns-a", "ns-b", "ns-c", "ns-d"].into_iter();
+        let keys: Vec<_> =
+            of.clone().zip(wants).flat_map(|(namespace, count)| flood(namespace, "pod", count)).collect();
+        let expected: Vec<_> =
+            of.zip(has).flat_map(|(namespace, count)| names(namespace, "pod", "p", 0..count)).collect();
+        assert_eq!(Crowded::new().list(&keys), expected);
+    }
+}
+
+#[test]
+fn what_is_not_listed_and_can_be_judged_anew_makes_room_first_and_no_more_than_is_needed() {
+    let mut node = Crowded::new();
+    // Found ten hours before the first answer, so never believed.
+    let old = |n: usize, minute: u64| ("ns-a", "old", format!("p{n:02}"), 600 + minute);
+    node.list_found(&(0..7).map(|n| old(n, 1)).collect::<Vec<_>>());
+    node.list_found(&(1..7).map(|n| old(n, 2)).collect::<Vec<_>>());
+    let mut expected = names("ns-a", "new", "p", 0..2);
+    expected.extend(names("ns-a", "old", "p", 1..7));
+    assert_eq!(
+        node.list(&flood("ns-a", "new", 2)),
+        expected,
+        "p00 has been missing from the answers for longest"
+    );
+    // They make room even if their namespace has less than its share.
+    expected.truncate(2);
+    expected.extend(names("ns-b", "web", "p", 0..6));
+    assert_eq!(node.list(&flood("ns-b", "web", 8)), expected);
+}
+
+#[test]
+fn old_violations_have_room_before_records_that_were_never_believed() {
+    let mut node = Crowded::new();
+    let unbelieved = |ago| (0..4).map(move |n| ("ns-a", "pod", format!("x{n:02}"), ago)).collect::<Vec<_>>();
+    node.list_found(&unbelieved(600));
+    node.let_grow_old(&flood("ns-a", "pod", 4), &unbelieved(601));
+    let mut keys = unbelieved(900);
+    keys.extend((0..4).map(|n| ("ns-a", "pod", format!("q{n:02}"), 0)));
+    let expected = ["p", "q"].map(|name| names("ns-a", "pod", name, 0..4)).concat();
+    assert_eq!(node.list_found(&keys), expected);
+}
+
+#[test]
+fn new_records_of_an_answer_without_a_date_do_not_push_out_old_violations() {
+    let mut node = Crowded::new();
+    node.let_grow_old(&flood("ns-a", "pod", 8), &[]);
+    let keys: Vec<_> = (0..8).map(|n| ("ns-a", "pod", format!("q{n:02}"), 0)).collect();
+    assert_eq!(node.answer(&keys, false), names("ns-a", "pod", "p", 0..8));
+    assert_eq!(node.answer(&keys, true), names("ns-a", "pod", "q", 0..8), "these are fresh");
+}
+
+#[test]
+fn live_violations_have_room_before_old_ones_that_an_answer_without_a_date_lists_again() {
+    let mut node = Crowded::new();
+    node.let_grow_old(&flood("ns-a", "pod", 4), &[]);
+    let live = |minute: u64| (0..4).map(move |n| ("ns-a", "pod", format!("q{n:02}"), minute));
+    node.list_found(&live(0).collect::<Vec<_>>());
+    // What has grown old was found in the fifth minute, and this is the minute 302.
+    let old = (0..4).map(|n| ("ns-a", "pod", format!("p{n:02}"), 297));
+    let other = (0..8).map(|n| ("ns-b", "web", format!("p{n:02}"), 0));
+    let known = node.answer(&old.chain(live(1)).chain(other).collect::<Vec<_>>(), false);
+    assert_eq!(known, [names("ns-a", "pod", "q", 0..4), names("ns-b", "web", "p", 0..4)].concat());
+}
+
+#[test]
+fn what_was_found_again_stays_even_if_that_is_some_time_ago() {
+    let mut node = Crowded::new();
+    node.let_grow_old(&flood("ns-a", "pod", 8), &[]);
+    let mut keys = vec![("ns-a", "pod", "p07".to_owned(), 60)];
+    keys.extend((0..8).map(|n| ("ns-a", "pod", format!("q{n:02}"), 0)));
+    let expected = [names("ns-a", "pod", "p", 7..8), names("ns-a", "pod", "q", 0..7)].concat();
+    assert_eq!(node.list_found(&keys), expected);
+}
+
+/// If the violation were forgotten, the next answer with its young record would make it active again.
+#[test]
+fn a_flood_does_not_push_out_a_violation_whose_pod_is_gone_while_its_record_is_young() {
+    let mut node = Crowded::new();
+    let gone = |ago| vec![("ns-a", "gone", "x".to_owned(), ago)];
+    node.list_found(&gone(0));
+    node.ledger.pod_gone(&PodRef { namespace: "ns-a".into(), pod: "gone".into() }, at(1));
+    for minute in 1..4 {
+        let mut keys = gone(minute);
+        keys.extend((0..20).map(|n| ("ns-a", "flood", format!("p{n:02}"), 0)));
+        node.list_found(&keys);
+        let known = node.known(at(node.minute));
+        assert_eq!(known.last(), Some(&("ns-a/gone/x".to_owned(), State::Cleared)));
+    }
+}
+
+/// In a StatefulSet the next Pod has the name of the one before.
+#[test]
+fn what_is_found_again_after_its_pod_was_gone_makes_no_room_for_a_flood() {
+    let mut node = Crowded::new();
+    let again = ("ns-a", "web-0", "x".to_owned());
+    node.list(std::slice::from_ref(&again));
+    node.ledger.pod_gone(&PodRef { namespace: "ns-a".into(), pod: "web-0".into() }, at(1));
+    node.list(&[again]);
+    let known = node.list(&flood("ns-a", "flood", 8));
+    assert_eq!(known.last(), Some(&"ns-a/web-0/x".to_owned()), "{known:?}");
+}
+
+#[test]
+fn violations_that_were_seen_first_have_room_before_later_ones() {
+    let mut node = Crowded::new();
+    let first = ("ns-a", "pod", "z".to_owned());
+    node.list(std::slice::from_ref(&first));
+    node.list(&[flood("ns-a", "pod", 7), vec![first.clone()]].concat());
+    let known = node.list(&[first, ("ns-a", "web", "p00".to_owned())]);
+    let mut expected = names("ns-a", "pod", "p", 0..6);
+    expected.extend(["ns-a/pod/z".to_owned(), "ns-a/web/p00".to_owned()]);
+    assert_eq!(known, expected);
+}
+
+#[test]
+fn of_pods_with_one_violation_each_those_that_were_seen_first_stay() {
+    let mut node = Crowded::new();
+    let first = ("ns-a", "z", "p00".to_owned());
+    node.list(std::slice::from_ref(&first));
+    let pods: Vec<String> = (0..8).map(|n| format!("pod{n}")).collect();
+    let mut keys: Vec<_> = pods.iter().map(|pod| ("ns-a", pod.as_str(), "p00".to_owned())).collect();
+    keys.push(first);
+    let known: Vec<String> =
+        pods[..7].iter().chain([&"z".to_owned()]).map(|pod| format!("ns-a/{pod}/p00")).collect();
+    assert_eq!(node.list(&keys), known);
+}
+
+#[test]
+fn live_violations_have_room_before_the_only_violation_of_a_pod_that_is_gone() {
+    let mut node = Crowded::new();
+    let pods = ["gone0", "gone1", "gone2"];
+    let listed = |ago| pods.map(|pod| ("ns-a", pod, "x".to_owned(), ago)).to_vec();
+    node.list_found(&listed(0));
+    for pod in pods {
+        node.ledger.pod_gone(&PodRef { namespace: "ns-a".into(), pod: pod.into() }, at(node.minute));
+    }
+    node.minute = 600;
+    let mut keys = listed(600);
+    keys.extend((0..8).map(|n| ("ns-a", "new", format!("p{n:02}"), 0)));
+    assert_eq!(node.list_found(&keys), names("ns-a", "new", "p", 0..8));
+}
+
+proptest! {
+    /// [`Crowded::list_found`] sees that the same report twice changes nothing.
+    #[test]
+    fn of_each_pod_that_lists_something_fresh_something_is_known(
+        rounds in proptest::collection::vec(
+            proptest::collection::btree_map((0..4_usize, 0..2_usize, 0..12_usize), prop_oneof![Just(0_u64), 1..90_u64], 0..30),
+            1..6,
+        ),
+    ) {
+        let (namespaces, pods) = (["ns-a", "ns-b", "ns-c", "ns-d"], ["one", "two"]);
+        let mut node = Crowded::new();
+        for round in rounds {
+            let keys: Vec<_> = round
+                .iter()
+                .map(|((n, p, process), ago)| (namespaces[*n], pods[*p], process.to_string(), *ago))
+                .collect();
+            let known = node.list_found(&keys);
+            for (namespace, pod, _, _) in keys.iter().filter(|(.., ago)| *ago == 0) {
+                let prefix = format!("{namespace}/{pod}/");
+                prop_assert!(known.iter().any(|key| key.starts_with(&prefix)), "{prefix} in {known:?}");
+            }
+        }
+    }
+}

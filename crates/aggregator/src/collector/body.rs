@@ -11,150 +11,16 @@ use tokio::io::AsyncRead;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::PROBATION_SHARE;
+use super::budget::{Lease, Share};
 use super::http::{HttpError, Incoming};
 use super::reading::{Read, Reading};
 use super::unpack::{Encoding, STEP, Unpacker};
 use crate::worker::Worker;
 
-/// What every body may take without asking for its share: enough for an ordinary answer, so that a hostile node which has
-/// taken the whole budget does not hold up the others. Bounded by `collector.concurrency`.
-const FREE: usize = 16 << 10;
-/// The unit of the budget; a semaphore counts no further than 2^32.
-const UNIT: usize = 1 << 10;
 /// How many bytes of a large answer are received before they are decoded.
 const BATCH: usize = 64 << 10;
-/// How long a body may exceed its part of the budget: as long as it takes to receive and decode one that is there already.
-const OVERDRAFT_TIME: Duration = Duration::from_millis(500);
 /// How many bytes are decoded at a time. Short, so that large answers take turns.
 const TURN: usize = 256 << 10;
-
-/// The bytes that all bodies in flight may take together.
-///
-/// In two parts: targets whose last answer failed have a small one of their own. Nodes that hold their bodies open for as
-/// long as they may, to leave nothing for the others, soon hold up each other only.
-///
-/// A body takes its share step by step, because its size is not known before. So bodies may have taken all that there is while each of
-/// them needs more. Then one of them at a time may exceed its part, for [`OVERDRAFT_TIME`]: it ends, and leaves its share to the others.
-#[derive(Clone, Debug)]
-pub(super) struct Budget {
-    standing: Part,
-    probation: Part,
-}
-
-#[derive(Clone, Debug)]
-struct Part {
-    units: Arc<Semaphore>,
-    /// How many units there are.
-    all: usize,
-    /// The one permit to exceed it.
-    overdraft: Arc<Semaphore>,
-}
-
-impl Part {
-    fn new(all: usize) -> Self {
-        Self { units: Arc::new(Semaphore::new(all)), all, overdraft: Arc::new(Semaphore::new(1)) }
-    }
-}
-
-impl Budget {
-    pub(super) fn new(bytes: usize) -> Self {
-        let probation = bytes / PROBATION_SHARE / UNIT;
-        Self { standing: Part::new(bytes / UNIT - probation), probation: Part::new(probation) }
-    }
-
-    /// How many bytes are left, for those whose last answer was whole.
-    #[cfg(test)]
-    pub(super) fn left(&self) -> usize {
-        self.standing.units.available_permits() * UNIT
-    }
-
-    /// Whether a body whose target's last answer was whole may exceed the budget.
-    #[cfg(test)]
-    pub(super) fn has_overdraft(&self) -> bool {
-        self.standing.overdraft.available_permits() == 1
-    }
-
-    /// A share that has taken nothing yet.
-    pub(super) fn lease(&self, is_on_probation: bool) -> Lease {
-        let part = if is_on_probation { &self.probation } else { &self.standing };
-        Lease { part: part.clone(), held: None, overdraft: None, bytes: 0 }
-    }
-}
-
-/// One body's share of the budget; given back when dropped.
-pub(super) struct Lease {
-    part: Part,
-    held: Option<OwnedSemaphorePermit>,
-    overdraft: Option<Overdraft>,
-    bytes: usize,
-}
-
-/// The right to exceed a part of the budget.
-struct Overdraft {
-    permit: OwnedSemaphorePermit,
-    since: Instant,
-}
-
-impl Lease {
-    /// By when the body must have ended, if it exceeds its part of the budget.
-    fn ends_at(&self) -> Option<Instant> {
-        self.overdraft.as_ref().map(|overdraft| overdraft.since + OVERDRAFT_TIME)
-    }
-
-    /// Waits until the body may take `more` bytes. The wait ends with the request's own timeout.
-    async fn grow(&mut self, more: usize) -> Result<(), Failure> {
-        self.bytes += more;
-        // One that needs more than there is waits until no other has anything.
-        let needed = self.bytes.saturating_sub(FREE).div_ceil(UNIT).min(self.part.all);
-        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let Some(missing) = needed.checked_sub(held).filter(|missing| *missing > 0) else {
-            return Ok(());
-        };
-        let closed = || Failure {
-            reason: FailureReason::TooLarge,
-            detail: "larger than the whole byte budget".into(),
-        };
-        let units = u32::try_from(missing).map_err(|_| closed())?;
-        if self.overdraft.is_some() {
-            // What it may take has a limit of its own: `collector.max_body`.
-            return Ok(());
-        }
-        let permit = tokio::select! {
-            biased;
-            permit = self.part.units.clone().acquire_many_owned(units) => permit.map_err(|_| closed())?,
-            permit = self.part.overdraft.clone().acquire_owned() => {
-                let permit = permit.map_err(|_| closed())?;
-                self.overdraft = Some(Overdraft { permit, since: Instant::now() });
-                return Ok(());
-            }
-        };
-        match &mut self.held {
-            Some(held) => held.merge(permit),
-            None => self.held = Some(permit),
-        }
-        Ok(())
-    }
-
-    /// Waits until the body may take `bytes` in all.
-    pub(super) async fn cover(&mut self, bytes: usize) -> Result<(), Failure> {
-        self.grow(bytes.saturating_sub(self.bytes)).await
-    }
-}
-
-/// What a report holds of the byte budget; given back when dropped. Kept until its records are taken in, so that many large answers
-/// at once wait on their nodes, and not here.
-#[derive(Debug, Default)]
-pub struct Share {
-    _held: Option<OwnedSemaphorePermit>,
-    _overdraft: Option<OwnedSemaphorePermit>,
-}
-
-impl From<Lease> for Share {
-    fn from(lease: Lease) -> Self {
-        Self { _held: lease.held, _overdraft: lease.overdraft.map(|overdraft| overdraft.permit) }
-    }
-}
 
 /// How bodies are read. Clones share their limits for all answers together.
 #[derive(Clone, Debug)]
@@ -245,10 +111,9 @@ impl Reader {
         while let Ok(End::More) = end
             && received.len() <= self.small
         {
-            let before = received.len();
-            let next = receive(incoming, &mut received, &mut read);
+            let next = lease.receive(receive(incoming, &mut received, &mut read));
             end = deadline.limit(next).await.flatten().map_err(|failure| deadline.blame(failure, &read));
-            if let Err(failure) = deadline.limit(lease.grow(received.len() - before)).await.flatten() {
+            if let Err(failure) = deadline.limit(lease.cover(received.len())).await.flatten() {
                 end = Err(read.defer_if_stalled(failure));
             }
             deadline.is_no_later_than(lease.ends_at());
@@ -473,7 +338,7 @@ impl Large<'_> {
                     end = Err(self.read.defer_if_stalled(stalled));
                     break;
                 }
-                let next = receive(incoming, &mut intake.batch, &mut self.read);
+                let next = self.lease.receive(receive(incoming, &mut intake.batch, &mut self.read));
                 let received = self.deadline.limit(next).await.flatten();
                 end = received.map_err(|failure| self.deadline.blame(failure, &self.read));
             }

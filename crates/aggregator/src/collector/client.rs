@@ -17,7 +17,8 @@ use procscan_core::report::{Failure, FailureReason, LeftOut, Limits, Outcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::body::{self, Body, Budget, Deadline, Reader, Share};
+use super::body::{self, Body, Deadline, Reader};
+use super::budget::{Budget, Share};
 use super::http::{self, HttpError};
 use super::sockets::Sockets;
 use super::unpack::Encoding;

@@ -7,6 +7,7 @@
 //! not fit into a round take turns (`reading.rs`).
 
 mod body;
+mod budget;
 mod client;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -19,7 +20,7 @@ mod unpack;
 
 use procscan_core::report::Report;
 
-pub use self::body::Share;
+pub use self::budget::Share;
 pub use self::client::{Client, ClientOptions};
 pub use self::round::{Cadence, Collector};
 

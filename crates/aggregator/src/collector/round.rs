@@ -17,7 +17,7 @@ use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::body::Share;
+use super::budget::Share;
 use super::client::{Client, Exchange};
 use super::health::Health;
 use super::{Observation, PROBATION_SHARE, Round};

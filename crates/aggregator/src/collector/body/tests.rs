@@ -35,35 +35,3 @@ fn a_turn_is_short_and_the_next_one_goes_on_where_it_ended() {
     let (answer, trouble) = intake.finish(None);
     assert_eq!((answer.records.len(), trouble), (1000, None));
 }
-
-#[tokio::test]
-async fn an_answer_that_needs_more_than_all_of_the_budget_takes_all_of_it() {
-    let budget = Budget::new(4 << 20);
-    let mut lease = budget.lease(true);
-    lease.cover(1 << 30).await.unwrap();
-    assert_eq!(budget.probation.units.available_permits(), 0);
-    drop(lease);
-    assert_eq!(budget.probation.units.available_permits(), (1 << 20) / UNIT);
-}
-
-#[tokio::test(start_paused = true)]
-async fn bodies_that_have_taken_all_of_the_budget_and_need_more_end_one_after_the_other() {
-    let budget = Budget::new(4 << 20);
-    let mut leases: Vec<_> = (0..4).map(|_| budget.lease(false)).collect();
-    for lease in &mut leases {
-        lease.cover((3 << 18) + FREE).await.unwrap();
-    }
-    assert_eq!(budget.left(), 0);
-    let begun = Instant::now();
-    let end = async |mut lease: Lease| {
-        lease.cover(2 << 20).await.unwrap();
-        let exceeds = lease.ends_at().is_some();
-        // It needs more again, and nothing is left.
-        lease.cover(3 << 20).await.unwrap();
-        exceeds
-    };
-    let all = futures_util::future::join_all(leases.into_iter().map(end));
-    let exceeded = tokio::time::timeout(Duration::from_secs(1), all).await.expect("they end");
-    assert!(exceeded.contains(&true) && begun.elapsed().is_zero());
-    assert_eq!((budget.left(), budget.standing.overdraft.available_permits()), (3 << 20, 1));
-}

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
+pub(crate) use self::decode::clip;
 pub use self::decode::{DecodeError, Limits, decode};
 pub use self::record::{Claim, DATE_TOLERANCE, Record, RecordRef, Records, age_by_own_clock};
 pub use self::stream::Decoder;

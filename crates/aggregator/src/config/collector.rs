@@ -35,8 +35,13 @@ pub struct Collector {
     /// The longest command line that is kept.
     #[serde(deserialize_with = "values::size")]
     pub max_cmdline: usize,
+    /// What the command lines of all violations may take together. Beyond it, and beyond 32 KiB of a node, they are cut to 256 bytes.
+    #[serde(deserialize_with = "values::size")]
+    pub max_cmdlines: usize,
     /// How many violations, those that have cleared lately included, one node may have. Namespaces share them fairly.
     pub max_violations_per_node: usize,
+    /// The same of all nodes together. Each node may have 128 in any case.
+    pub max_violations: usize,
     /// For how many rounds at most an agent that keeps failing is left alone.
     pub max_backoff_rounds: u32,
 }
@@ -52,7 +57,9 @@ impl Default for Collector {
             byte_budget: 32 << 20,
             max_records: 1000,
             max_cmdline: 4096,
+            max_cmdlines: 16 << 20,
             max_violations_per_node: 4000,
+            max_violations: 20_000,
             max_backoff_rounds: 4,
         }
     }
@@ -113,10 +120,22 @@ impl Collector {
             "64B to 1MiB",
         );
         problems.require(
+            self.max_cmdlines <= 16 << 30,
+            "collector.max_cmdlines",
+            shown(self.max_cmdlines),
+            "0B to 16GiB",
+        );
+        problems.require(
             in_range(self.max_violations_per_node, 1, 1_000_000),
             "collector.max_violations_per_node",
             self.max_violations_per_node,
             "1 to 1000000",
+        );
+        problems.require(
+            in_range(self.max_violations, 1, 10_000_000),
+            "collector.max_violations",
+            self.max_violations,
+            "1 to 10000000",
         );
         // More than a few rounds would make a node's return a secret for too long.
         problems.require(

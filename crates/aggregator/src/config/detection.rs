@@ -84,6 +84,8 @@ impl Detection {
             // take as long as it is allowed to.
             fresh_within: round.saturating_mul(2) + collector.timeout.min(round),
             max_keys_per_node: collector.max_violations_per_node,
+            max_keys: collector.max_violations,
+            max_cmdlines: collector.max_cmdlines,
             ..ledger::Detection::default()
         }
     }

@@ -7,6 +7,7 @@ use super::evidence::{Evidence, Listed};
 use super::node::Node;
 use super::room::Judge;
 use super::texts::Texts;
+use super::totals::Totals;
 use super::{Change, ChangeKind, Detection, Entry, Ledger, forget, schedule};
 use crate::Moment;
 use crate::names::{Key, KeyRef, NodeName};
@@ -42,8 +43,11 @@ impl Ledger {
                 self.rejected.add(&answer.rejected);
                 node.rejected.add(&answer.rejected);
             }
-            let Self { rules, violations, texts, rejected, .. } = self;
-            changes = Common { rules, violations, texts, rejected }.take_in(&name, node, answer, report.at);
+            let Self { rules, violations, texts, totals, rejected, .. } = self;
+            let before = node.evidence.len();
+            let mut common = Common { rules, violations, texts, totals, rejected };
+            changes = common.take_in(&name, node, answer, report.at);
+            common.totals.note(before, node.evidence.len());
         }
         if let Some(answer) = answer
             && self.node_change.is_none()
@@ -72,6 +76,7 @@ struct Common<'a> {
     rules: &'a Detection,
     violations: &'a mut BTreeMap<Key, Entry>,
     texts: &'a mut Texts,
+    totals: &'a mut Totals,
     rejected: &'a mut Rejections,
 }
 
@@ -97,15 +102,20 @@ impl Common<'_> {
             let gone = violations.get(key).and_then(|entry| entry.pod_gone);
             gone.is_some() && !evidence.is_news_since(gone)
         };
-        let room = node.make_room(&listed, self.rules, &Judge { own_age, is_gone });
+        let max = self.totals.limit_of(node, self.rules);
+        let room = node.make_room(&listed, max, self.rules.max_keys_per_pod, &Judge { own_age, is_gone });
         for evicted in &room.evicted {
             forget(self.violations, evicted, name);
         }
         let (mut changes, mut recent, mut no_room) = (Vec::new(), None, LeftOut::default());
         room.refused.iter().for_each(|key| no_room.note(&key.namespace));
         let (count, may_hide) = (listed.len(), node.may_hide());
+        let mut cmdlines = node.cmdlines;
         for record in listed {
             if let Some((key, evidence)) = node.evidence_of(record.key) {
+                let known = Some(evidence.cmdline());
+                let cmdline = self.totals.cmdline(&mut cmdlines, record.cmdline, known, self.rules);
+                let record = RecordRef { cmdline: &cmdline, ..record };
                 let Listed { change, is_recent } =
                     evidence.listed(record, at, mark.answered, self.rules.same_incident, own_age);
                 if is_recent && may_hide {
@@ -121,7 +131,8 @@ impl Common<'_> {
             }
             if room.is_for(record.key) {
                 let young = own_age.filter(|(_, is_young)| *is_young);
-                let record = self.texts.record(record);
+                let cmdline = self.totals.cmdline(&mut cmdlines, record.cmdline, None, self.rules);
+                let record = self.texts.record(RecordRef { cmdline: &cmdline, ..record });
                 let key = record.key.clone();
                 node.evidence
                     .insert(key.clone(), Evidence::first_sight(record, at, mark, young.map(|(age, _)| age)));
@@ -133,6 +144,7 @@ impl Common<'_> {
                 node.rejected.count(Rejection::NodeQuota);
             }
         }
+        node.cmdlines = cmdlines;
         node.note_listed(count, recent, self.rules);
         node.note_untold(no_room, answer.rejected.total() > 0);
         changes

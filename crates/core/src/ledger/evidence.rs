@@ -404,6 +404,11 @@ impl Evidence {
         self.heard.first_seen
     }
 
+    /// As it is held here.
+    pub(super) fn cmdline(&self) -> &str {
+        &self.heard.record.cmdline
+    }
+
     pub(super) fn last_seen(&self) -> Moment {
         self.heard.last_seen
     }

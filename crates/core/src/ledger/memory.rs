@@ -65,9 +65,10 @@ impl Ledger {
             let mark = node.reading();
             if let Some(evidence) = node.evidence.get_mut(&known.key) {
                 evidence.merge(&known, now);
-            } else if node.evidence.len() < self.rules.max_keys_per_node {
+            } else if node.evidence.len() < self.totals.limit_of(node, &self.rules) {
                 self.violations.entry(known.key.clone()).or_default().nodes.insert(known.node.clone());
                 node.evidence.insert(known.key.clone(), Evidence::remembered(&known, now, mark));
+                self.totals.note(0, 1);
             }
         }
         for (name, (_, interval)) in intervals {

@@ -19,6 +19,7 @@ mod rules;
 mod steps;
 mod target;
 mod texts;
+mod totals;
 mod view;
 
 use std::cmp::Reverse;
@@ -34,6 +35,7 @@ pub use self::rules::Detection;
 use self::node::Node;
 use self::target::TargetEntry;
 use self::texts::Texts;
+use self::totals::Totals;
 use crate::Moment;
 use crate::dense::Dense;
 use crate::few::FewSet;
@@ -55,6 +57,7 @@ pub struct Ledger {
     targets: BTreeMap<Text, TargetEntry>,
     /// What records have in common is in memory once.
     texts: Texts,
+    totals: Totals,
     /// What the last report has changed of its node as such.
     node_change: Option<NodeChange>,
     /// Agents that should exist but have no address: a DaemonSet's desired number beyond what is listed.
@@ -89,6 +92,7 @@ impl Ledger {
             dense: Dense::default(),
             targets: BTreeMap::new(),
             texts: Texts::default(),
+            totals: Totals::default(),
             node_change: None,
             unlisted: 0,
             rejected: Rejections::default(),
@@ -140,6 +144,7 @@ impl Ledger {
     /// A round over all targets is done. Rounds are counted for readiness and for limits per round.
     pub fn round_done(&mut self) {
         self.dense.fill(&mut self.violations);
+        self.totals.count_cmdlines(&mut self.nodes);
         self.rounds += 1;
         self.revision += 1;
     }
@@ -199,7 +204,10 @@ impl Ledger {
             let keep = self.rules.same_incident;
             let told = |(key, kind)| Change { key, node: name.clone(), kind };
             changes.extend(node.grow_old(&self.rules, now).into_iter().map(told));
-            for key in node.expire(now, keep) {
+            let before = node.evidence.len();
+            let old = node.expire(now, keep);
+            self.totals.note(before, node.evidence.len());
+            for key in old {
                 forget(&mut self.violations, &key, &name);
                 expired = true;
             }

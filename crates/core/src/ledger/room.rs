@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::Detection;
 use super::evidence::Evidence;
 use super::node::Node;
 use crate::Moment;
@@ -76,19 +75,19 @@ impl Room {
 }
 
 impl Node {
-    /// Makes room for what `listed` says, in the order of the keys, so that no more violations are known than the node and each Pod
-    /// may have.
+    /// Makes room for what `listed` says, in the order of the keys, so that no more violations are known than the node may have, which
+    /// is `max`, and each Pod.
     pub(super) fn make_room<A, G>(
         &mut self,
         listed: &[RecordRef<'_>],
-        rules: &Detection,
+        max: usize,
+        of_pod: usize,
         judge: &Judge<A, G>,
     ) -> Room
     where
         A: Fn(Timestamp) -> Option<(Duration, bool)>,
         G: Fn(&Key, &Evidence) -> bool,
     {
-        let (max, of_pod) = (rules.max_keys_per_node, rules.max_keys_per_pod);
         if self.evidence.len() + listed.len() <= max.min(of_pod) {
             return Room::default();
         }

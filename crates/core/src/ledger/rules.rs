@@ -27,9 +27,14 @@ pub struct Detection {
     /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only. Namespaces share them
     /// fairly, and so do the Pods of a namespace.
     pub max_keys_per_node: usize,
+    /// The same of all nodes together. Beyond it each node still has a reserve of 128.
+    pub max_keys: usize,
     /// Of these, how many one Pod may have. More names of a Pod's processes say nothing new of its App. More than a release covers one
     /// by one: a release of an App with so many accusations covers the App.
     pub max_keys_per_pod: usize,
+    /// Bytes of the command lines of all violations together. Beyond it, and beyond 32 KiB of a node, command lines are cut to 256
+    /// bytes; those that are no longer count in no limit.
+    pub max_cmdlines: usize,
 }
 
 impl Default for Detection {
@@ -44,7 +49,9 @@ impl Default for Detection {
             answer_gap: Duration::from_mins(1),
             fresh_within: Duration::from_secs(150),
             max_keys_per_node: 4000,
+            max_keys: 20_000,
             max_keys_per_pod: 100,
+            max_cmdlines: 16 << 20,
         }
     }
 }

@@ -303,7 +303,7 @@ pub(super) fn take_in(
 }
 
 /// Cuts `text` to at most `max` bytes at a character's boundary; a cut one ends in `…` (counted in `max`).
-fn clip(text: &str, max: usize) -> Cow<'_, str> {
+pub(crate) fn clip(text: &str, max: usize) -> Cow<'_, str> {
     const MARK: &str = "…";
     if text.len() <= max {
         return Cow::Borrowed(text);

@@ -46,7 +46,7 @@ impl Ledger {
             let Self { rules, violations, texts, totals, rejected, .. } = self;
             let before = node.evidence.len();
             let mut common = Common { rules, violations, texts, totals, rejected };
-            changes = common.take_in(&name, node, answer, report.at);
+            changes = common.take_in(&name, node, answer, is_whole, report.at);
             common.totals.note(before, node.evidence.len());
         }
         if let Some(answer) = answer
@@ -81,8 +81,15 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    /// Takes in what `node` lists.
-    fn take_in(&mut self, name: &NodeName, node: &mut Node, answer: &Answer, at: Moment) -> Vec<Change> {
+    /// Takes in what `node` lists, in an answer that `is_whole` or in a part of one.
+    fn take_in(
+        &mut self,
+        name: &NodeName,
+        node: &mut Node,
+        answer: &Answer,
+        is_whole: bool,
+        at: Moment,
+    ) -> Vec<Change> {
         // One answer may list a key twice, in any order: the newest record counts.
         let mut listed: Vec<RecordRef<'_>> = answer.records.iter().collect();
         listed.sort_by(|a, b| {
@@ -146,7 +153,7 @@ impl Common<'_> {
         }
         node.cmdlines = cmdlines;
         node.note_listed(count, recent, self.rules);
-        node.note_untold(no_room, answer.rejected.total() > 0);
+        node.note_untold(no_room, answer.rejected.total() > 0, is_whole);
         changes
     }
 }

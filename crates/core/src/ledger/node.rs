@@ -14,6 +14,8 @@ use crate::Moment;
 use crate::few::FewMap;
 use crate::moment::{Span, WallTime};
 use crate::names::{Key, KeyRef, Text};
+#[cfg(doc)]
+use crate::report::Outcome;
 use crate::report::{FailureReason, LeftOut, Rejections, Report};
 use crate::snapshot::NodeView;
 
@@ -56,12 +58,12 @@ pub(super) struct Node {
     /// The address of its last sign of life, unless that address has been silent since.
     answers_at: Option<Text>,
     listed_something: bool,
-    /// The namespaces of the last answer's records for which there was no room here.
+    /// The namespaces of records for which there was no room here: of the last whole answer, and of parts of answers since.
     no_room: Option<Box<LeftOut>>,
     /// It is told that records are left out of its answers.
     leaves_out: bool,
-    /// The last answer had a record that could not be used, and the agent may list one of several: so it says nothing
-    /// of any violation.
+    /// The last whole answer, or a part of an answer since, had a record that could not be used, and the agent may list one
+    /// of several: so it says nothing of any violation.
     is_unclear: bool,
     /// The last steps between the newest timestamps of its answers.
     steps: Steps,
@@ -195,9 +197,16 @@ impl Node {
         }
     }
 
-    /// Notes what the last answer does not say: there was no room for records of some namespaces, or a record that
-    /// can't be used may have been listed instead of another.
-    pub(super) fn note_untold(&mut self, no_room: LeftOut, is_unclear: bool) {
+    /// Notes what an answer does not say: there was no room for records of some namespaces, or a record that can't be
+    /// used may have been listed instead of another.
+    ///
+    /// A part of an answer adds to what the last whole one does not say, because the agent may repeat that one with
+    /// [`Outcome::Unchanged`].
+    pub(super) fn note_untold(&mut self, mut no_room: LeftOut, mut is_unclear: bool, is_whole: bool) {
+        if !is_whole {
+            no_room.add(self.no_room.as_deref().unwrap_or(&LeftOut::default()));
+            is_unclear |= self.is_unclear;
+        }
         self.no_room = (!no_room.is_empty()).then(|| Box::new(no_room));
         self.is_unclear = is_unclear && !self.lists_several;
     }

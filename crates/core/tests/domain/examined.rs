@@ -4,7 +4,7 @@ use procscan_core::ledger::Detection;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::Exposure;
 use procscan_core::policy::{Act, AppFact, Book, Inherited, OnIngresses, Pattern};
-use procscan_core::report::{Limits, Outcome, decode};
+use procscan_core::report::{Answer, Failure, FailureReason, Limits, Outcome, decode};
 use procscan_core::snapshot::State;
 
 use crate::common::agent::{Process, RealAgent};
@@ -85,6 +85,45 @@ fn an_answer_whose_only_record_can_not_be_used_says_nothing_of_others() {
         world.report("n1", Outcome::Complete(answer));
         assert_ne!(world.state("ns-j"), State::Cleared);
     });
+}
+
+/// Between two answers that say that nothing has changed, a part of an answer comes. It lists less, and says nothing of the
+/// records that the unchanged list has.
+#[test]
+fn a_part_of_an_answer_does_not_make_an_unchanged_list_say_more() {
+    let cut = || {
+        let failure = Failure { reason: FailureReason::Deferred, detail: "as told".into() };
+        Outcome::Partial(Answer::default(), failure)
+    };
+    for is_cut in [false, true] {
+        let mut unclear = World::new(&["n1"]);
+        let mut crowded = World::with(&["n1"], Detection { max_keys_per_node: 2, ..Detection::default() });
+        for world in [&mut unclear, &mut crowded] {
+            world.rounds(60, |world| {
+                let now = world.clock();
+                world.answer("n1", vec![record("ns-j", now)]);
+            });
+        }
+        // An agent that lists one of several lists a record that can't be used.
+        let (mut answer, _) = decode(br#"[{"pod":"p"}]"#, &Limits::default());
+        answer.date = Some(unclear.now.wall());
+        unclear.report("n1", Outcome::Complete(answer));
+        // A process of the same namespace has a new name, for which there is no room.
+        let now = crowded.clock();
+        let decoys = ["p1", "p2", "p3"].map(|process| record_of("ns-j", "decoy", process, now));
+        crowded.answer("n1", decoys.into());
+        for (name, world) in [("unclear", &mut unclear), ("crowded", &mut crowded)] {
+            world.rounds(300, |world| {
+                world.report("n1", Outcome::Unchanged);
+                if is_cut {
+                    world.report("n1", cut());
+                }
+                let violations = world.snapshot().violations;
+                let known = violations.iter().find(|violation| violation.key == record("ns-j", 0).key);
+                assert_ne!(known.expect("it is known").state, State::Cleared, "{name}, cut: {is_cut}");
+            });
+        }
+    }
 }
 
 /// A slow decoy makes rounds fall between two results of one scan; then the agent restarts just before its next scan.

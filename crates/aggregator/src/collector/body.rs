@@ -112,8 +112,9 @@ impl Reader {
             && received.len() <= self.small
         {
             let next = lease.receive(receive(incoming, &mut received, &mut read));
-            end = deadline.limit(next).await.flatten().map_err(|failure| deadline.blame(failure, &read));
-            if let Err(failure) = deadline.limit(lease.cover(received.len())).await.flatten() {
+            let next = deadline.limit(next).await.flatten();
+            end = next.map_err(|failure| deadline.blame(failure, &read, &lease));
+            if let Err(failure) = deadline.limit(lease.cover(received.len())).await {
                 end = Err(read.defer_if_stalled(failure));
             }
             deadline.is_no_later_than(lease.ends_at());
@@ -174,7 +175,7 @@ pub(super) struct Deadline {
     at: Instant,
     /// What is allowed in all.
     limit: Duration,
-    /// The body exceeds its part of the byte budget, so it must end before the agent's time is over.
+    /// The body exceeds its pool of the byte budget, so it must end before the agent's time is over.
     is_ours: bool,
 }
 
@@ -184,7 +185,7 @@ impl Deadline {
         Self { at: Instant::now() + limit - limit / 20, limit, is_ours: false }
     }
 
-    /// Makes it sooner if the body exceeds its part of the byte budget until `end`.
+    /// Makes it sooner if the body exceeds its pool of the byte budget until `end`.
     fn is_no_later_than(&mut self, end: Option<Instant>) {
         if let Some(end) = end.filter(|end| *end < self.at) {
             (self.at, self.is_ours) = (end, true);
@@ -192,9 +193,9 @@ impl Deadline {
     }
 
     /// The failure to report for one that came while the answer was received. If the answer had to end early, that says nothing about
-    /// its agent.
-    fn blame(self, failure: Failure, read: &Read) -> Failure {
-        if self.is_ours { read.defer_if_stalled(failure) } else { failure }
+    /// its agent, unless the waits for the agent were the reason.
+    fn blame(self, failure: Failure, read: &Read, lease: &Lease) -> Failure {
+        if self.is_ours && !lease.is_ended() { read.defer_if_stalled(failure) } else { failure }
     }
 
     /// The time between the deadline and the limit is for what has arrived.
@@ -308,6 +309,9 @@ impl Large<'_> {
         mut end: Result<End, Failure>,
     ) -> (Answer, Option<Failure>) {
         let decoder = Decoder::new(&self.reader.limits);
+        if self.lease.is_ended() {
+            return (decoder.finish().0, end.err());
+        }
         let unpacker = match self.cover(&decoder).await.and_then(|()| Unpacker::new(self.encoding)) {
             Ok(unpacker) => unpacker,
             Err(failure) => return (decoder.finish().0, Some(self.read.defer_if_stalled(failure))),
@@ -340,7 +344,10 @@ impl Large<'_> {
                 }
                 let next = self.lease.receive(receive(incoming, &mut intake.batch, &mut self.read));
                 let received = self.deadline.limit(next).await.flatten();
-                end = received.map_err(|failure| self.deadline.blame(failure, &self.read));
+                end = received.map_err(|failure| self.deadline.blame(failure, &self.read, self.lease));
+            }
+            if self.lease.is_ended() {
+                return intake.finish(end.err());
             }
         }
     }
@@ -349,7 +356,7 @@ impl Large<'_> {
     async fn cover(&mut self, decoder: &Decoder) -> Result<(), Failure> {
         // A record may take more than its text: its places are counted too.
         let most = decoder.held() + self.encoding.state() + 2 * (BATCH + STEP + TURN);
-        let covered = self.deadline.limit(self.lease.cover(most)).await.flatten();
+        let covered = self.deadline.limit(self.lease.cover(most)).await;
         self.deadline.is_no_later_than(self.lease.ends_at());
         covered
     }

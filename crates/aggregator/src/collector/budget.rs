@@ -1,7 +1,6 @@
 //! The memory that the bodies of all answers in flight may take together.
 
-use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use procscan_core::report::{Failure, FailureReason};
@@ -10,70 +9,130 @@ use tokio::time::Instant;
 
 use super::PROBATION_SHARE;
 
-/// What every body may take without asking for its share: enough for an ordinary answer, so that a hostile node which has
-/// taken the whole budget does not hold up the others. Bounded by `collector.concurrency`.
+/// How many bytes each body may take outside the budget. Enough for an ordinary answer, so that hostile nodes that have taken the whole
+/// budget do not delay the others. All bodies together take at most so much times `collector.concurrency`.
 const FREE: usize = 16 << 10;
-/// The unit of the budget; a semaphore counts no further than 2^32.
+/// The unit of the budget, in bytes; a semaphore counts no further than 2^32.
 const UNIT: usize = 1 << 10;
-/// How long a body may exceed its part of the budget: as long as it takes to receive and decode one that is there already.
+/// How long a body may exceed its pool. That is enough to receive and decode an answer that the agent has already sent.
 const OVERDRAFT_TIME: Duration = Duration::from_millis(500);
-
-/// For how long, in all, an agent may keep a body waiting for its next bytes while another waits for the memory of that body.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// How often a body that waits for memory recalls that of another.
-const RECALL_EVERY: Duration = Duration::from_millis(100);
+/// How much of that time may pass in waits for the agent's bytes.
+const MAX_OVERDRAFT_WAIT: Duration = Duration::from_millis(375);
+/// How long, in all, the waits for an agent's bytes may take while its body holds memory and another body waits for memory.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+/// How often a body that waits for the agent's bytes looks whether it has to end.
+const CHECK_EVERY: Duration = Duration::from_millis(100);
+/// The least time between the ends of two such bodies: the first one's memory may be enough.
+const END_EVERY: Duration = Duration::from_millis(50);
 
 /// The bytes that all bodies in flight may take together.
 ///
-/// In two parts: targets whose last answer failed have a small one of their own. Nodes that hold their bodies open for as
-/// long as they may, to leave nothing for the others, soon hold up each other only.
+/// There are two pools: a small one is for targets whose last answer failed. Nodes that hold their bodies open to take all memory fail,
+/// and from then on delay each other only.
 ///
 /// A body takes its share step by step, because its size is not known before. So bodies may have taken all that there is while each of
-/// them needs more. Then one of them at a time may exceed its part, for [`OVERDRAFT_TIME`]: it ends, and leaves its share to the others.
+/// them needs more. Then one of them at a time may exceed its pool, for [`OVERDRAFT_TIME`]. It ends in that time, and its share is free
+/// for the others.
 ///
-/// An agent that sends slowly holds the memory of its body for longer. While no other body waits for memory, it may. Otherwise it has
-/// [`PATIENCE`], and then its body ends with what has arrived.
+/// A body whose agent sends slowly holds its memory for longer. While another body waits for memory, the waits for the agent's bytes may
+/// take [`MAX_WAIT`] in all. Then the body ends, and what was decoded of it is used.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
     standing: Pool,
     probation: Pool,
 }
 
+/// The part of the budget for targets on probation, or for all others.
 #[derive(Clone, Debug)]
 struct Pool {
     units: Arc<Semaphore>,
-    /// How many units there are.
-    all: usize,
-    /// The one permit to exceed it.
+    /// How many units the pool has.
+    size: u32,
+    /// The one permit to exceed the pool.
     overdraft: Arc<Semaphore>,
-    /// A permit for each body that has to end, because another waits for its memory.
-    recalls: Arc<Semaphore>,
+    shortage: Arc<Mutex<Shortage>>,
+}
+
+/// The times in which at least one body waits for memory.
+#[derive(Debug, Default)]
+struct Shortage {
+    /// How many bodies wait.
+    waiting: usize,
+    /// When the present shortage began.
+    since: Option<Instant>,
+    /// How long all earlier ones took together.
+    before: Duration,
+    /// When a body last ended because of a shortage.
+    last_end: Option<Instant>,
 }
 
 impl Pool {
-    fn new(all: usize) -> Self {
+    fn new(size: usize) -> Self {
         Self {
-            units: Arc::new(Semaphore::new(all)),
-            all,
+            units: Arc::new(Semaphore::new(size)),
+            size: u32::try_from(size).unwrap_or(u32::MAX),
             overdraft: Arc::new(Semaphore::new(1)),
-            recalls: Arc::new(Semaphore::new(0)),
+            shortage: Arc::default(),
         }
     }
 
-    /// Waits until one body more may have ended. While it waits, the first one that has kept others waiting for too long has to end.
-    async fn recall_one(&self) {
-        let _recall = Recall::new(&self.recalls);
-        tokio::time::sleep(RECALL_EVERY).await;
+    fn shortage(&self) -> MutexGuard<'_, Shortage> {
+        self.shortage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for `patience`, and then until the body that calls it has to end.
-    async fn recalled(&self, patience: Duration) {
-        tokio::time::sleep(patience).await;
-        match self.recalls.acquire().await {
-            Ok(permit) => permit.forget(),
-            // It is never closed.
-            Err(_) => std::future::pending().await,
+    /// How long bodies have waited for memory, the present time included. Two bodies that wait at the same time count once.
+    fn shortage_time(&self) -> Duration {
+        let shortage = self.shortage();
+        shortage.before + shortage.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Whether a slow body has to end now, because another body waits. Notes that one does.
+    fn ends_one(&self) -> bool {
+        let mut shortage = self.shortage();
+        let is_too_soon = shortage.last_end.is_some_and(|last| last.elapsed() < END_EVERY);
+        if shortage.since.is_none() || is_too_soon {
+            return false;
         }
+        shortage.last_end = Some(Instant::now());
+        true
+    }
+
+    /// Never ends. While it is polled, a body waits for memory.
+    async fn wait(&self) {
+        let _waiting = Waiting::new(self);
+        std::future::pending().await
+    }
+}
+
+/// A body that waits for memory, until it is dropped.
+struct Waiting<'a>(&'a Pool);
+
+impl<'a> Waiting<'a> {
+    fn new(pool: &'a Pool) -> Self {
+        let mut shortage = pool.shortage();
+        shortage.waiting += 1;
+        shortage.since.get_or_insert_with(Instant::now);
+        Self(pool)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut shortage = self.0.shortage();
+        shortage.waiting -= 1;
+        if shortage.waiting == 0
+            && let Some(since) = shortage.since.take()
+        {
+            shortage.before += since.elapsed();
+        }
+    }
+}
+
+async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePermit {
+    match semaphore.clone().acquire_many_owned(permits).await {
+        Ok(permit) => permit,
+        // It is never closed.
+        Err(_) => std::future::pending().await,
     }
 }
 
@@ -83,131 +142,142 @@ impl Budget {
         Self { standing: Pool::new(bytes / UNIT - probation), probation: Pool::new(probation) }
     }
 
-    /// How many bytes are left, for those whose last answer was whole.
+    /// How many bytes are free for targets that are not on probation.
     #[cfg(test)]
     pub(super) fn left(&self) -> usize {
         self.standing.units.available_permits() * UNIT
     }
 
-    /// Whether a body whose target's last answer was whole may exceed the budget.
+    /// Whether the overdraft of targets that are not on probation is free.
     #[cfg(test)]
     pub(super) fn has_overdraft(&self) -> bool {
         self.standing.overdraft.available_permits() == 1
     }
 
-    /// A share that has taken nothing yet.
+    /// The lease of a new body, which holds nothing yet.
     pub(super) fn lease(&self, is_on_probation: bool) -> Lease {
         let pool = if is_on_probation { &self.probation } else { &self.standing };
-        Lease { pool: pool.clone(), held: None, overdraft: None, bytes: 0, waited: Duration::ZERO }
+        Lease {
+            pool: pool.clone(),
+            held: None,
+            overdraft: None,
+            bytes: 0,
+            waited: Duration::ZERO,
+            is_ended: false,
+        }
     }
 }
 
-/// A request that one body ends; taken back when dropped, if none has.
-struct Recall<'a>(&'a Semaphore);
-
-impl<'a> Recall<'a> {
-    fn new(recalls: &'a Semaphore) -> Self {
-        recalls.add_permits(1);
-        Self(recalls)
-    }
-}
-
-impl Drop for Recall<'_> {
-    fn drop(&mut self) {
-        // If its own permit was used, it takes that of another waiting body, which adds one again soon.
-        self.0.forget_permits(1);
-    }
-}
-
-/// One body's share of the budget; given back when dropped.
+/// What one body holds of the budget while it is read. Given back when dropped.
 pub(super) struct Lease {
     pool: Pool,
     held: Option<OwnedSemaphorePermit>,
     overdraft: Option<Overdraft>,
+    /// The most bytes that its body has needed so far.
     bytes: usize,
-    /// How long its agent has kept it waiting while it held a share.
+    /// How long the waits for the agent's bytes have taken, by [`Lease::clock`].
     waited: Duration,
+    is_ended: bool,
 }
 
-/// The right to exceed a part of the budget.
+/// The permit to exceed a pool.
 struct Overdraft {
     permit: OwnedSemaphorePermit,
     since: Instant,
 }
 
 impl Lease {
-    /// By when the body must have ended, if it exceeds its part of the budget.
+    /// By when the body must have ended, if it exceeds its pool.
     pub(super) fn ends_at(&self) -> Option<Instant> {
         self.overdraft.as_ref().map(|overdraft| overdraft.since + OVERDRAFT_TIME)
     }
 
-    /// Waits until the body may take `bytes` in all. The wait ends with the request's own timeout.
-    pub(super) async fn cover(&mut self, bytes: usize) -> Result<(), Failure> {
-        self.bytes = self.bytes.max(bytes);
-        // One that needs more than there is waits until no other has anything.
-        let needed = self.bytes.saturating_sub(FREE).div_ceil(UNIT).min(self.pool.all);
-        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let Some(missing) = needed.checked_sub(held).filter(|missing| *missing > 0) else {
-            return Ok(());
-        };
-        if self.overdraft.is_some() {
-            // What it may take has a limit of its own: `collector.max_body`.
-            return Ok(());
-        }
-        let closed = || Failure {
-            reason: FailureReason::TooLarge,
-            detail: "larger than the whole byte budget".into(),
-        };
-        let units = u32::try_from(missing).map_err(|_| closed())?;
-        let mut units = pin!(self.pool.units.clone().acquire_many_owned(units));
-        let mut overdraft = pin!(self.pool.overdraft.clone().acquire_owned());
-        let permit = loop {
-            tokio::select! {
-                biased;
-                permit = &mut units => break permit.map_err(|_| closed())?,
-                permit = &mut overdraft => {
-                    let permit = permit.map_err(|_| closed())?;
-                    self.overdraft = Some(Overdraft { permit, since: Instant::now() });
-                    return Ok(());
-                }
-                () = self.pool.recall_one() => {}
-            }
-        };
-        match &mut self.held {
-            Some(held) => held.merge(permit),
-            None => self.held = Some(permit),
-        }
-        Ok(())
+    /// Whether the body had to end because its agent was slow. It holds memory that others wait for, so nothing more of it is decoded.
+    pub(super) fn is_ended(&self) -> bool {
+        self.is_ended
     }
 
-    /// The result of `receive`, which waits for the agent's next bytes. A failure if the agent has kept its body waiting for more than
-    /// [`PATIENCE`] in all, and another body waits for the memory that this one holds.
+    /// Waits until the body may take `bytes` in all, or may exceed its pool. Has no time limit of its own: the caller limits the wait.
+    pub(super) async fn cover(&mut self, bytes: usize) {
+        self.bytes = self.bytes.max(bytes);
+        let needed = self.bytes.saturating_sub(FREE).div_ceil(UNIT);
+        // A body that needs more than its pool has waits until no other body holds units of it.
+        let needed = u32::try_from(needed).unwrap_or(u32::MAX).min(self.pool.size);
+        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = needed.saturating_sub(u32::try_from(held).unwrap_or(u32::MAX));
+        // What a body that exceeds its pool may take has a limit of its own: `collector.max_body`.
+        if missing == 0 || self.overdraft.is_some() {
+            return;
+        }
+        tokio::select! {
+            biased;
+            permit = acquire(&self.pool.units, missing) => match &mut self.held {
+                Some(held) => held.merge(permit),
+                None => self.held = Some(permit),
+            },
+            permit = acquire(&self.pool.overdraft, 1) => {
+                self.overdraft = Some(Overdraft { permit, since: Instant::now() });
+                self.waited = Duration::ZERO;
+            }
+            () = self.pool.wait() => {}
+        }
+    }
+
+    /// The result of `receive`, which waits for the agent's next bytes. Fails with [`FailureReason::Stalled`] if these waits take too long
+    /// while the body holds memory that another one waits for, or while it exceeds its pool.
     pub(super) async fn receive<T>(
         &mut self,
         receive: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        if self.held.is_none() || self.overdraft.is_some() {
+        if self.held.is_none() && self.overdraft.is_none() {
             return receive.await;
         }
-        let begun = Instant::now();
-        let result = tokio::select! {
-            biased;
-            received = receive => received,
-            () = self.pool.recalled(PATIENCE.saturating_sub(self.waited)) => Err(Failure {
-                reason: FailureReason::Stalled,
-                detail: format!(
-                    "the agent kept its answer waiting for {} in all, while others waited for the memory of it (collector.byte_budget)",
-                    humantime::format_duration(PATIENCE)
-                ),
-            }),
+        let begun = self.clock();
+        let is_slow = async {
+            while !self.has_to_end(self.waited + self.clock().saturating_sub(begun)) {
+                tokio::time::sleep(CHECK_EVERY).await;
+            }
         };
-        self.waited += begun.elapsed();
-        result
+        let received = tokio::select! {
+            // An agent that sends a byte at a time always has some ready.
+            biased;
+            () = is_slow => None,
+            received = receive => Some(received),
+        };
+        self.waited += self.clock().saturating_sub(begun);
+        received.unwrap_or_else(|| {
+            self.is_ended = true;
+            Err(self.slow())
+        })
+    }
+
+    /// By which the waits for the agent's bytes are measured: only the time in which others wait for memory counts.
+    fn clock(&self) -> Duration {
+        self.overdraft
+            .as_ref()
+            .map_or_else(|| self.pool.shortage_time(), |overdraft| overdraft.since.elapsed())
+    }
+
+    fn has_to_end(&self, waited: Duration) -> bool {
+        if self.overdraft.is_some() {
+            waited >= MAX_OVERDRAFT_WAIT
+        } else {
+            waited >= MAX_WAIT && self.pool.ends_one()
+        }
+    }
+
+    fn slow(&self) -> Failure {
+        let limit = if self.overdraft.is_some() { MAX_OVERDRAFT_WAIT } else { MAX_WAIT };
+        let limit = humantime::format_duration(limit);
+        let detail = format!(
+            "the waits for the agent's bytes took {limit} in all, while other answers waited for memory (collector.byte_budget)"
+        );
+        Failure { reason: FailureReason::Stalled, detail }
     }
 }
 
-/// What a report holds of the byte budget; given back when dropped. Kept until its records are taken in, so that many large answers
-/// at once wait on their nodes, and not here.
+/// What a report holds of the byte budget. Given back when dropped, which is after its records are taken in: until then further large
+/// answers are not read from their nodes.
 #[derive(Debug, Default)]
 pub struct Share {
     _held: Option<OwnedSemaphorePermit>,

@@ -4,7 +4,7 @@ use super::*;
 async fn an_answer_that_needs_more_than_all_of_the_budget_takes_all_of_it() {
     let budget = Budget::new(4 << 20);
     let mut lease = budget.lease(true);
-    lease.cover(1 << 30).await.unwrap();
+    lease.cover(1 << 30).await;
     assert_eq!(budget.probation.units.available_permits(), 0);
     drop(lease);
     assert_eq!(budget.probation.units.available_permits(), (1 << 20) / UNIT);
@@ -15,15 +15,15 @@ async fn bodies_that_have_taken_all_of_the_budget_and_need_more_end_one_after_th
     let budget = Budget::new(4 << 20);
     let mut leases: Vec<_> = (0..4).map(|_| budget.lease(false)).collect();
     for lease in &mut leases {
-        lease.cover((3 << 18) + FREE).await.unwrap();
+        lease.cover((3 << 18) + FREE).await;
     }
     assert_eq!(budget.left(), 0);
     let begun = Instant::now();
     let end = async |mut lease: Lease| {
-        lease.cover(2 << 20).await.unwrap();
+        lease.cover(2 << 20).await;
         let exceeds = lease.ends_at().is_some();
         // It needs more again, and nothing is left.
-        lease.cover(3 << 20).await.unwrap();
+        lease.cover(3 << 20).await;
         exceeds
     };
     let all = futures_util::future::join_all(leases.into_iter().map(end));
@@ -32,95 +32,140 @@ async fn bodies_that_have_taken_all_of_the_budget_and_need_more_end_one_after_th
     assert_eq!((budget.left(), budget.standing.overdraft.available_permits()), (3 << 20, 1));
 }
 
-/// A budget of which bodies hold everything, their leases, and one that exceeds it, so that others have to wait.
+/// A budget without free units, the leases that hold them, and a lease with the overdraft. Any further body has to wait.
 async fn all_taken(bodies: usize) -> (Budget, Vec<Lease>, Lease) {
     let budget = Budget::new(4 << 20);
     let mut leases: Vec<_> = (0..bodies).map(|_| budget.lease(false)).collect();
     for lease in &mut leases {
-        lease.cover((3 << 20) / bodies + FREE).await.unwrap();
+        lease.cover((3 << 20) / bodies + FREE).await;
     }
-    let mut beyond = budget.lease(false);
-    beyond.cover(1 << 20).await.unwrap();
-    assert!(budget.left() == 0 && beyond.ends_at().is_some());
-    (budget, leases, beyond)
+    let mut overdrawn = budget.lease(false);
+    overdrawn.cover(1 << 20).await;
+    assert!(budget.left() == 0 && overdrawn.ends_at().is_some());
+    (budget, leases, overdrawn)
 }
 
-/// What an agent does that sends a byte from time to time.
-async fn drip(lease: &mut Lease, every: Duration) -> Failure {
+/// Receives from an agent that sends a byte each `every`, until the body has to end.
+async fn receive_slowly(lease: &mut Lease, every: Duration) -> Failure {
     loop {
         let byte = async {
             tokio::time::sleep(every).await;
             Ok(())
         };
         if let Err(failure) = lease.receive(byte).await {
+            assert!(lease.is_ended());
             return failure;
         }
     }
 }
 
+/// As [`receive_slowly`]; nothing if the body goes on for `limit`.
+async fn receive_for(limit: Duration, lease: &mut Lease, every: Duration) -> Option<Failure> {
+    tokio::time::timeout(limit, receive_slowly(lease, every)).await.ok()
+}
+
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_sends_slowly_keeps_its_memory_from_others_for_a_second_only() {
+async fn while_a_body_waits_for_memory_a_slow_one_ends_after_a_second_of_waits() {
     for every in [Duration::from_millis(1), Duration::from_millis(300), Duration::from_hours(1)] {
-        let (budget, mut leases, _beyond) = all_taken(2).await;
-        let slow = leases.pop().unwrap();
-        let mut quick = leases.pop().unwrap();
-        // What is received at once does not count, however much it is.
-        for _ in 0..1000 {
-            quick.receive(async { Ok(()) }).await.unwrap();
-        }
+        let (budget, mut leases, _overdrawn) = all_taken(2).await;
+        let (mut slow, mut quick) = (leases.pop().unwrap(), leases.pop().unwrap());
+        // Nothing waits for memory, so these waits do not count.
+        assert_eq!(receive_for(Duration::from_mins(1), &mut slow, every).await, None);
+        let begun = Instant::now();
         let slow = async {
             let mut slow = slow;
-            let begun = Instant::now();
-            let failure = drip(&mut slow, every).await;
+            let failure = receive_slowly(&mut slow, every).await;
             assert_eq!(failure.reason, FailureReason::Stalled);
             assert!(failure.detail.contains("collector.byte_budget"), "{failure:?}");
             let after = begun.elapsed();
-            assert!(after >= PATIENCE && after < PATIENCE + 3 * RECALL_EVERY, "{after:?} with {every:?}");
+            assert!(after >= MAX_WAIT && after <= MAX_WAIT + 2 * CHECK_EVERY, "{after:?} with {every:?}");
+        };
+        let quick = async {
+            // What the agent has sent already is no wait, however long it takes to use it.
+            for _ in 0..100 {
+                quick.receive(async { Ok(()) }).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            quick
         };
         let waiting = async {
             let mut lease = budget.lease(false);
-            lease.cover(1 << 20).await.unwrap();
+            lease.cover(1 << 20).await;
+            assert!(lease.ends_at().is_none());
             lease
         };
-        let (lease, ()) = tokio::join!(waiting, slow);
-        assert!(lease.ends_at().is_none());
+        let (_lease, mut quick, ()) = tokio::join!(waiting, quick, slow);
         // Nothing waits any more, so no other body has to end.
-        let unharmed =
-            tokio::time::timeout(Duration::from_hours(1), drip(&mut quick, Duration::from_secs(2)));
-        assert!(unharmed.await.is_err());
+        assert_eq!(receive_for(Duration::from_hours(1), &mut quick, Duration::from_secs(2)).await, None);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn as_many_slow_bodies_end_as_a_waiting_one_needs_and_no_more() {
-    let (budget, leases, _beyond) = all_taken(6).await;
-    let waiting = async {
-        let mut lease = budget.lease(false);
-        lease.cover((1 << 20) + FREE).await.unwrap();
-        lease
-    };
-    let slow = leases.into_iter().map(async |mut lease| {
-        let drip = drip(&mut lease, Duration::from_millis(50));
-        tokio::time::timeout(Duration::from_secs(20), drip).await.is_ok()
+async fn waits_count_together_in_all_times_of_shortage_and_only_in_these() {
+    let (budget, mut leases, _overdrawn) = all_taken(1).await;
+    let mut slow = leases.pop().unwrap();
+    let every = Duration::from_millis(10);
+    for _ in 0..3 {
+        // Two bodies that wait at the same time count once.
+        let mut waiting = [budget.lease(false), budget.lease(false)];
+        let [a, b] = &mut waiting;
+        let shortage = Duration::from_millis(300);
+        let wait = |lease| tokio::time::timeout(shortage, Lease::cover(lease, 1 << 20));
+        let ended = receive_for(shortage, &mut slow, every);
+        let (a, b, ended) = tokio::join!(wait(a), wait(b), ended);
+        assert!(a.is_err() && b.is_err() && ended.is_none());
+        assert_eq!(receive_for(Duration::from_mins(1), &mut slow, every).await, None);
+    }
+    let mut waiting = budget.lease(false);
+    let begun = Instant::now();
+    let (_, ended) = tokio::join!(waiting.cover(1 << 20), async {
+        let ended = receive_slowly(&mut slow, every).await;
+        drop(slow);
+        ended
     });
-    let (lease, ended) = tokio::join!(waiting, futures_util::future::join_all(slow));
-    // Each holds half a MiB.
-    assert_eq!(ended.iter().filter(|ended| **ended).count(), 2);
-    drop(lease);
+    assert_eq!(ended.reason, FailureReason::Stalled);
+    assert!(begun.elapsed() < Duration::from_millis(300), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_within_its_free_share_or_beyond_the_budget_is_not_recalled() {
-    let (budget, leases, mut beyond) = all_taken(1).await;
-    let mut small = budget.lease(false);
-    small.cover(FREE).await.unwrap();
-    let mut waiting = budget.lease(false);
-    let patient = Duration::from_secs(10);
-    let (small, beyond, waiting) = tokio::join!(
-        tokio::time::timeout(patient, drip(&mut small, Duration::from_millis(50))),
-        tokio::time::timeout(patient, drip(&mut beyond, Duration::from_millis(50))),
-        tokio::time::timeout(patient, waiting.cover(1 << 20)),
-    );
-    assert!(small.is_err() && beyond.is_err() && waiting.is_err());
-    drop(leases);
+async fn no_more_slow_bodies_end_than_a_waiting_one_needs() {
+    let (budget, leases, _overdrawn) = all_taken(6).await;
+    let waiting = async {
+        let mut lease = budget.lease(false);
+        lease.cover((1 << 20) + FREE).await;
+        lease
+    };
+    let slow = leases.into_iter().map(async |mut lease| {
+        receive_for(Duration::from_secs(20), &mut lease, Duration::from_millis(20)).await.is_some()
+    });
+    let (_lease, ended) = tokio::join!(waiting, futures_util::future::join_all(slow));
+    // Each holds half a MiB.
+    assert_eq!(ended.iter().filter(|ended| **ended).count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_holds_none_of_the_budget_goes_on_however_slow_its_agent_is() {
+    let (budget, _leases, _overdrawn) = all_taken(1).await;
+    let (mut small, mut waiting) = (budget.lease(false), budget.lease(false));
+    small.cover(FREE).await;
+    let limit = Duration::from_secs(10);
+    let waiting = tokio::time::timeout(limit, waiting.cover(1 << 20));
+    let (small, waiting) = tokio::join!(receive_for(limit, &mut small, Duration::from_millis(50)), waiting);
+    assert!(small.is_none() && waiting.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_exceeds_the_budget_ends_if_most_of_its_time_passes_in_waits() {
+    let (_budget, _leases, mut overdrawn) = all_taken(1).await;
+    let begun = Instant::now();
+    let failure = receive_slowly(&mut overdrawn, Duration::from_millis(10)).await;
+    assert_eq!(failure.reason, FailureReason::Stalled);
+    assert!(begun.elapsed() >= MAX_OVERDRAFT_WAIT && begun.elapsed() < OVERDRAFT_TIME);
+    // The time in which it is decoded does not count.
+    let (_budget, _leases, mut overdrawn) = all_taken(1).await;
+    for _ in 0..5 {
+        let slowly = receive_for(Duration::from_millis(60), &mut overdrawn, Duration::from_millis(10));
+        assert_eq!(slowly.await, None);
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
 }

@@ -19,6 +19,19 @@ pub fn fair_share(wants: &mut [usize], total: usize) -> (usize, usize) {
     (usize::MAX, left)
 }
 
+/// How much of `total` each of `wants` gets by [`fair_share`], in their order. What can't be divided goes to the first of those that want
+/// more than their share.
+#[must_use]
+pub fn fair_shares(wants: &[usize], total: usize) -> Vec<usize> {
+    let (share, mut left) = fair_share(&mut wants.to_vec(), total);
+    let get = |want: &usize| {
+        let is_one_more = *want > share && left > 0;
+        left -= usize::from(is_one_more);
+        (*want).min(share.saturating_add(usize::from(is_one_more)))
+    };
+    wants.iter().map(get).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -45,6 +58,22 @@ mod tests {
             prop_assert_eq!(given + left, total);
             prop_assert_eq!(share == usize::MAX, cut == 0);
             prop_assert!(cut == 0 || left < cut);
+        }
+
+        #[test]
+        fn shares_differ_by_one_at_most_where_they_are_less_than_wanted(
+            wants in vec(0..50_usize, 0..20),
+            total in 0..300_usize,
+        ) {
+            let shares = fair_shares(&wants, total);
+            prop_assert_eq!(shares.iter().sum::<usize>(), total.min(wants.iter().sum()));
+            let cut: Vec<usize> =
+                shares.iter().zip(&wants).filter(|(share, want)| share < want).map(|(share, _)| *share).collect();
+            let most = shares.iter().max().copied().unwrap_or(0);
+            for (place, share) in cut.iter().enumerate() {
+                prop_assert!(most - share <= 1 && cut.iter().skip(place).all(|later| later <= share));
+            }
+            prop_assert!(shares.iter().zip(&wants).all(|(share, want)| share <= want));
         }
     }
 }

@@ -100,7 +100,7 @@ impl Pool {
     /// Never ends. While it is polled, a body waits for memory.
     async fn wait(&self) {
         let _waiting = Waiting::new(self);
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Collector {
     pub max_cmdline: usize,
     /// What the command lines of all violations may take together. Beyond it, and beyond 32 KiB of a node, they are cut to 256 bytes.
     #[serde(deserialize_with = "values::size")]
-    pub max_cmdlines: usize,
+    pub cmdline_budget: usize,
     /// How many violations, those that have cleared lately included, one node may have. Namespaces share them fairly.
     pub max_violations_per_node: usize,
     /// The same of all nodes together. Each node may have 128 in any case.
@@ -57,7 +57,7 @@ impl Default for Collector {
             byte_budget: 32 << 20,
             max_records: 1000,
             max_cmdline: 4096,
-            max_cmdlines: 16 << 20,
+            cmdline_budget: 16 << 20,
             max_violations_per_node: 4000,
             max_violations: 20_000,
             max_backoff_rounds: 4,
@@ -120,9 +120,9 @@ impl Collector {
             "64B to 1MiB",
         );
         problems.require(
-            self.max_cmdlines <= 16 << 30,
-            "collector.max_cmdlines",
-            shown(self.max_cmdlines),
+            self.cmdline_budget <= 16 << 30,
+            "collector.cmdline_budget",
+            shown(self.cmdline_budget),
             "0B to 16GiB",
         );
         problems.require(

@@ -85,7 +85,7 @@ impl Detection {
             fresh_within: round.saturating_mul(2) + collector.timeout.min(round),
             max_keys_per_node: collector.max_violations_per_node,
             max_keys: collector.max_violations,
-            max_cmdlines: collector.max_cmdlines,
+            cmdline_budget: collector.cmdline_budget,
             ..ledger::Detection::default()
         }
     }

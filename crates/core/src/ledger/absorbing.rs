@@ -14,7 +14,8 @@ use crate::names::{Key, KeyRef, NodeName};
 use crate::report::{Answer, LeftOut, Outcome, RecordRef, Rejection, Rejections, Report};
 
 impl Ledger {
-    /// Takes in one report. The same report twice changes nothing; the order of reports of different nodes does not matter.
+    /// Takes in one report. The same report twice changes nothing. The order of reports of different nodes does not matter, as long as
+    /// there is room for all violations.
     ///
     /// A report of a target that is older than one already taken in is ignored.
     pub fn absorb(&mut self, report: &Report) -> Vec<Change> {
@@ -117,11 +118,11 @@ impl Common<'_> {
         let (mut changes, mut recent, mut no_room) = (Vec::new(), None, LeftOut::default());
         room.refused.iter().for_each(|key| no_room.note(&key.namespace));
         let (count, may_hide) = (listed.len(), node.may_hide());
-        let mut cmdlines = node.cmdlines;
+        let mut cmdline_bytes = node.cmdline_bytes;
         for record in listed {
             if let Some((key, evidence)) = node.evidence_of(record.key) {
                 let known = Some(evidence.cmdline());
-                let cmdline = self.totals.cmdline(&mut cmdlines, record.cmdline, known, self.rules);
+                let cmdline = self.totals.cmdline(&mut cmdline_bytes, record.cmdline, known, self.rules);
                 let record = RecordRef { cmdline: &cmdline, ..record };
                 let Listed { change, is_recent } =
                     evidence.listed(record, at, mark.answered, self.rules.same_incident, own_age);
@@ -138,7 +139,7 @@ impl Common<'_> {
             }
             if room.is_for(record.key) {
                 let young = own_age.filter(|(_, is_young)| *is_young);
-                let cmdline = self.totals.cmdline(&mut cmdlines, record.cmdline, None, self.rules);
+                let cmdline = self.totals.cmdline(&mut cmdline_bytes, record.cmdline, None, self.rules);
                 let record = self.texts.record(RecordRef { cmdline: &cmdline, ..record });
                 let key = record.key.clone();
                 node.evidence
@@ -151,7 +152,7 @@ impl Common<'_> {
                 node.rejected.count(Rejection::NodeQuota);
             }
         }
-        node.cmdlines = cmdlines;
+        node.cmdline_bytes = cmdline_bytes;
         node.note_listed(count, recent, self.rules);
         node.note_untold(no_room, answer.rejected.total() > 0, is_whole);
         changes

@@ -404,7 +404,7 @@ impl Evidence {
         self.heard.first_seen
     }
 
-    /// As it is held here.
+    /// The command line of the last record, cut if there was no room for all of it.
     pub(super) fn cmdline(&self) -> &str {
         &self.heard.record.cmdline
     }

@@ -54,7 +54,11 @@ impl Ledger {
         // leaders' clocks differ.
         let mut intervals: BTreeMap<NodeName, (Timestamp, Duration)> = BTreeMap::new();
         let mut nodes = BTreeSet::new();
-        for known in remembered {
+        // Tombstones have room last. What has not cleared is needed, because without it a block would end late, and there is no more of
+        // it than was persisted.
+        let (tombstones, running): (Vec<_>, Vec<_>) =
+            remembered.into_iter().partition(|known| known.cleared.is_some());
+        for known in running.into_iter().chain(tombstones) {
             nodes.insert(known.node.clone());
             if let Some(interval) = known.scan_interval {
                 let dated = (known.record.detected_at, interval);
@@ -65,9 +69,16 @@ impl Ledger {
             let mark = node.reading();
             if let Some(evidence) = node.evidence.get_mut(&known.key) {
                 evidence.merge(&known, now);
-            } else if node.evidence.len() < self.totals.limit_of(node, &self.rules) {
+                continue;
+            }
+            let most = match known.cleared {
+                Some(_) => self.totals.limit_of(node, &self.rules),
+                None => self.rules.max_keys_per_node,
+            };
+            let evidence = Evidence::remembered(&known, now, mark);
+            if node.evidence.len() < most && !evidence.is_expired(now, self.rules.same_incident) {
                 self.violations.entry(known.key.clone()).or_default().nodes.insert(known.node.clone());
-                node.evidence.insert(known.key.clone(), Evidence::remembered(&known, now, mark));
+                node.evidence.insert(known.key.clone(), evidence);
                 self.totals.note(0, 1);
             }
         }

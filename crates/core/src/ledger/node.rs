@@ -71,8 +71,8 @@ pub(super) struct Node {
     longest: Longest,
     latest: Option<WallTime>,
     pub(super) evidence: FewMap<Key, Evidence>,
-    /// The bytes of its long command lines; see [`super::totals`].
-    pub(super) cmdlines: usize,
+    /// The bytes of its long command lines, counted as in [`super::totals`].
+    pub(super) cmdline_bytes: usize,
     pub(super) rejected: Rejections,
     /// When it is looked at next because time has passed, by the monotonic clock.
     pub(super) deadline: Option<Span>,
@@ -99,7 +99,7 @@ impl Node {
             longest: Longest::default(),
             latest: None,
             evidence: FewMap::default(),
-            cmdlines: 0,
+            cmdline_bytes: 0,
             rejected: Rejections::default(),
             deadline: None,
         }

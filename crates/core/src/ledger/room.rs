@@ -1,15 +1,15 @@
 //! Which violations of a node there is room for, when there are more than one node may have here.
 //!
-//! A tenant can run any number of processes with any names. So namespaces share the room fairly, and the Pods of a namespace share
-//! what it has. One tenant's flood leaves the violations of every other tenant in place, and one Pod's flood those of the other
-//! Pods. The exceptions make room first, because a later answer that lists them is judged like a first one: tombstones, records that
+//! A tenant can run any number of processes with any names. So each Pod has room for one violation first. Then namespaces share the
+//! room fairly, and the Pods of a namespace share what it has. One tenant's flood leaves the violations of every other tenant in place,
+//! and one Pod's flood those of the other Pods. If there are more Pods than room, their namespaces share it. If there are more namespaces
+//! than room, those have it whose violations have fresh evidence and were seen first. The exceptions make room first, because a later answer that lists them is judged like a first one: tombstones, records that
 //! were never believed, and violations of a Pod that is gone, unless the node lists them with a young record.
 //! Within a Pod, violations with fresh evidence have room first, and of these the ones that were seen first. So new names push out
 //! nothing that still runs. A Pod also has a limit of its own, because more names of one Pod say nothing new.
 //!
 //! A violation that made room for others is no longer known. The App's block does not end by that: the policy then waits for
-//! `unreachable_limit`, as for a node whose answers say nothing of it. With as many Pods as a node can run, each Pod keeps a
-//! violation.
+//! `unreachable_limit`, as for a node whose answers say nothing of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use super::node::Node;
 use crate::Moment;
 use crate::names::{Key, KeyRef, Text};
 use crate::report::RecordRef;
-use crate::shares::fair_share;
+use crate::shares::fair_shares;
 
 /// What there is room for.
 #[derive(Default)]
@@ -75,20 +75,20 @@ impl Room {
 }
 
 impl Node {
-    /// Makes room for what `listed` says, in the order of the keys, so that no more violations are known than the node may have, which
-    /// is `max`, and each Pod.
+    /// Makes room for the records in `listed`, which are in the order of their keys. With those that have room, the node has at most
+    /// `max` violations, and each of its Pods at most `max_of_pod`.
     pub(super) fn make_room<A, G>(
         &mut self,
         listed: &[RecordRef<'_>],
         max: usize,
-        of_pod: usize,
+        max_of_pod: usize,
         judge: &Judge<A, G>,
     ) -> Room
     where
         A: Fn(Timestamp) -> Option<(Duration, bool)>,
         G: Fn(&Key, &Evidence) -> bool,
     {
-        if self.evidence.len() + listed.len() <= max.min(of_pod) {
+        if self.evidence.len() + listed.len() <= max.min(max_of_pod) {
             return Room::default();
         }
         let mut new = Vec::new();
@@ -118,7 +118,7 @@ impl Node {
             }
         };
         let mut room = Room::default();
-        self.limit_pods(&new, of_pod, worth, &mut room);
+        self.limit_pods(&new, max_of_pod, worth, &mut room);
         new.retain(|new| room.is_for(new.key));
         let free = max.saturating_sub(self.evidence.len());
         room.evicted.extend(self.evict(new.len().saturating_sub(free), |key| find(key).is_ok()));
@@ -154,11 +154,11 @@ impl Node {
             let known = self.evidence.iter().filter(|(key, _)| is_of_pod(key));
             let known = known.map(|(key, evidence)| Candidate::known(key, evidence, &worth));
             let candidates = known.chain(of_pod.iter().map(Candidate::new)).collect();
-            self.refuse(in_order(candidates).skip(max), room);
+            self.refuse(in_order(candidates).into_iter().skip(max), room);
         }
     }
 
-    /// Shares out `max` violations among namespaces.
+    /// Shares out `max` violations: first one for each Pod, then among namespaces. If there are more Pods, their namespaces share.
     fn share_out(
         &mut self,
         new: &[New<'_>],
@@ -171,12 +171,17 @@ impl Node {
         for candidate in known.chain(new.iter().map(Candidate::new)) {
             by_namespace.entry(candidate.key.namespace.clone()).or_default().push(candidate);
         }
-        let mut wants: Vec<usize> = by_namespace.values().map(Vec::len).collect();
-        let (share, mut left) = fair_share(&mut wants, max);
-        for candidates in by_namespace.into_values().filter(|candidates| candidates.len() > share) {
-            let is_one_more = left > 0;
-            left -= usize::from(is_one_more);
-            self.refuse(in_order(candidates).skip(share + usize::from(is_one_more)), room);
+        let mut namespaces: Vec<Vec<Candidate>> = by_namespace.into_values().map(in_order).collect();
+        // What can't be divided is for those of which most would be lost: a new namespace must not push out an old one.
+        namespaces.sort_by(|a, b| a.first().map(Candidate::order).cmp(&b.first().map(Candidate::order)));
+        let pods_of = |candidates: &Vec<Candidate>| {
+            candidates.iter().map(|candidate| &candidate.key.pod).collect::<BTreeSet<_>>().len()
+        };
+        let pods = fair_shares(&namespaces.iter().map(pods_of).collect::<Vec<_>>(), max);
+        let more = namespaces.iter().zip(&pods).map(|(candidates, pods)| candidates.len() - pods);
+        let more = fair_shares(&more.collect::<Vec<_>>(), max - pods.iter().sum::<usize>());
+        for (candidates, (pods, more)) in namespaces.into_iter().zip(pods.into_iter().zip(more)) {
+            self.refuse(candidates.into_iter().skip(pods + more), room);
         }
     }
 
@@ -201,15 +206,16 @@ impl Candidate {
         let key = Key::new(key.namespace, key.pod, key.process);
         Self { key, worth: *worth, first_seen: None, rank: 0 }
     }
+
+    /// Of candidates with the same rank, the one with the least of these has room first.
+    fn order(&self) -> impl Ord {
+        (self.worth, self.first_seen.is_none(), self.first_seen, &self.key)
+    }
 }
 
 /// The violations of one namespace, in the order in which they are to have room.
-fn in_order(mut candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
-    let seen = |candidate: &Candidate| (candidate.first_seen.is_none(), candidate.first_seen);
-    candidates.sort_by(|a, b| {
-        let by_pod = (&a.key.pod, a.worth).cmp(&(&b.key.pod, b.worth));
-        by_pod.then(seen(a).cmp(&seen(b))).then_with(|| a.key.cmp(&b.key))
-    });
+fn in_order(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+    candidates.sort_by(|a, b| a.key.pod.cmp(&b.key.pod).then_with(|| a.order().cmp(&b.order())));
     let (mut pod, mut rank) = (None, 0);
     for candidate in &mut candidates {
         if pod.as_ref() != Some(&candidate.key.pod) {
@@ -220,9 +226,9 @@ fn in_order(mut candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
     }
     candidates.sort_by(|a, b| {
         let by_rank = (a.worth, a.rank).cmp(&(b.worth, b.rank));
-        by_rank.then(seen(a).cmp(&seen(b))).then_with(|| a.key.cmp(&b.key))
+        by_rank.then_with(|| a.order().cmp(&b.order()))
     });
-    candidates.into_iter()
+    candidates
 }
 
 #[cfg(test)]

@@ -27,14 +27,15 @@ pub struct Detection {
     /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only. Namespaces share them
     /// fairly, and so do the Pods of a namespace.
     pub max_keys_per_node: usize,
-    /// The same of all nodes together. Beyond it each node still has a reserve of 128.
+    /// Violations, tombstones included, that all nodes together may have. Beyond it each node may still have 256, if `max_keys_per_node`
+    /// is not smaller. A violation that several nodes list counts once for each of them.
     pub max_keys: usize,
-    /// Of these, how many one Pod may have. More names of a Pod's processes say nothing new of its App. More than a release covers one
+    /// Of the violations of one node, how many one Pod may have. More names of a Pod's processes say nothing new of its App. More than a release covers one
     /// by one: a release of an App with so many accusations covers the App.
     pub max_keys_per_pod: usize,
-    /// Bytes of the command lines of all violations together. Beyond it, and beyond 32 KiB of a node, command lines are cut to 256
-    /// bytes; those that are no longer count in no limit.
-    pub max_cmdlines: usize,
+    /// Bytes that command lines of more than 256 bytes may take in all violations together. One node may have a sixteenth of it, or
+    /// 32 KiB whatever the others have. What does not fit is cut to 256 bytes.
+    pub cmdline_budget: usize,
 }
 
 impl Default for Detection {
@@ -51,7 +52,7 @@ impl Default for Detection {
             max_keys_per_node: 4000,
             max_keys: 20_000,
             max_keys_per_pod: 100,
-            max_cmdlines: 16 << 20,
+            cmdline_budget: 16 << 20,
         }
     }
 }

@@ -1,8 +1,7 @@
-//! What the violations of all nodes together may take here.
+//! Limits for the violations of all nodes together: their number, and the bytes of their long command lines.
 //!
-//! The limits of one node ([`super::room`]) say what a node that floods may cost. Many that flood at once must not take memory without
-//! bound either. So all nodes together have a limit, and beyond it each node still has a reserve. A node with few violations loses
-//! nothing by the floods of others: with as many Pods as Kubernetes recommends, each Pod keeps a violation.
+//! Each node has limits of its own ([`super::room`]). The sum of these has no useful bound, so all nodes together have limits too. Beyond
+//! them each node still has a reserve, so that floods of other nodes take nothing from a node with few violations.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,22 +11,24 @@ use super::node::Node;
 use crate::names::NodeName;
 use crate::report::clip;
 
-/// How many violations a node may have whatever the others have, if `max_keys_per_node` allows it: more than the 110 Pods of a node
-/// that Kubernetes recommends as the most.
-const KEYS_OF_ANY_NODE: usize = 128;
-/// The bytes to which a command line is cut when there is no room for all of it. One that is no longer counts in no limit.
+/// How many violations a node may have whatever other nodes have, within `max_keys_per_node`. As many as the Pods that managed
+/// Kubernetes allows on a node, so that each of them can have one.
+const RESERVED_KEYS: usize = 256;
+/// To how many bytes a command line is cut when there is no room for all of it. Command lines of up to so many bytes do not count.
 const SHORT_CMDLINE: usize = 256;
-/// The bytes that the longer command lines of a node may take, whatever the others take.
-const CMDLINES_OF_ANY_NODE: usize = 32 << 10;
+/// How many bytes the long command lines of a node may take, whatever those of other nodes take.
+const RESERVED_CMDLINE_BYTES: usize = 32 << 10;
+/// The part of the budget for command lines that one node may take.
+const NODES_THAT_FLOOD: usize = 16;
 
-/// What all nodes together have.
+/// What all nodes together have at present.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
-    /// How many violations.
+    /// The number of violations, one that several nodes list counted once for each.
     pub(super) keys: usize,
-    /// The bytes of their command lines that are longer than [`SHORT_CMDLINE`]. Those that were dropped since they were last counted are
-    /// included.
-    cmdlines: usize,
+    /// The bytes of their command lines of more than [`SHORT_CMDLINE`] bytes. Command lines that were dropped or replaced after the last
+    /// [`Totals::count_cmdlines`] still count.
+    cmdline_bytes: usize,
 }
 
 impl Totals {
@@ -35,7 +36,7 @@ impl Totals {
     pub(super) fn limit_of(&self, node: &Node, rules: &Detection) -> usize {
         let free = rules.max_keys.saturating_sub(self.keys);
         let shared = node.evidence.len().saturating_add(free);
-        shared.max(KEYS_OF_ANY_NODE).min(rules.max_keys_per_node)
+        shared.max(RESERVED_KEYS).min(rules.max_keys_per_node)
     }
 
     /// Notes that a node that had `before` violations has `after`.
@@ -43,8 +44,8 @@ impl Totals {
         self.keys = (self.keys + after).saturating_sub(before);
     }
 
-    /// The command line as it is to be held: whole if there is room for it. `known` is how it is held already, and `of_node` is
-    /// [`Node::cmdlines`].
+    /// How a listed command line is held: whole if there is room for it, otherwise cut. `known` is the one that is held so far, and
+    /// `of_node` is [`Node::cmdline_bytes`]. Counts what is new.
     pub(super) fn cmdline<'a>(
         &mut self,
         of_node: &mut usize,
@@ -52,30 +53,37 @@ impl Totals {
         known: Option<&str>,
         rules: &Detection,
     ) -> Cow<'a, str> {
-        let bytes = seen.len();
-        if bytes <= SHORT_CMDLINE || known == Some(seen) {
+        if known == Some(seen) {
             return Cow::Borrowed(seen);
         }
-        if of_node.saturating_add(bytes) > CMDLINES_OF_ANY_NODE
-            && self.cmdlines.saturating_add(bytes) > rules.max_cmdlines
-        {
+        // The bytes of a replaced one are free only after the round. Otherwise the same answer, taken in twice, would have room the second
+        // time for what had none the first time.
+        let bytes = long_bytes(seen);
+        let has_room = |taken: usize, most: usize| taken.saturating_add(bytes) <= most;
+        let is_shared = has_room(self.cmdline_bytes, rules.cmdline_budget)
+            && has_room(*of_node, rules.cmdline_budget / NODES_THAT_FLOOD);
+        if !is_shared && !has_room(*of_node, RESERVED_CMDLINE_BYTES) {
             return clip(seen, SHORT_CMDLINE);
         }
         *of_node += bytes;
-        self.cmdlines += bytes;
+        self.cmdline_bytes += bytes;
         Cow::Borrowed(seen)
     }
 
-    /// Counts the command lines anew.
+    /// Counts the bytes of the command lines again, so that those of dropped and replaced ones are free.
     pub(super) fn count_cmdlines(&mut self, nodes: &mut BTreeMap<NodeName, Box<Node>>) {
-        self.cmdlines = 0;
-        // Few have one.
-        for node in nodes.values_mut().filter(|node| node.cmdlines > 0) {
-            let lengths = node.evidence.values().map(|evidence| evidence.cmdline().len());
-            node.cmdlines = lengths.filter(|bytes| *bytes > SHORT_CMDLINE).sum();
-            self.cmdlines += node.cmdlines;
+        self.cmdline_bytes = 0;
+        // A node whose count is zero has no long command line, and most nodes have none.
+        for node in nodes.values_mut().filter(|node| node.cmdline_bytes > 0) {
+            node.cmdline_bytes = node.evidence.values().map(|evidence| long_bytes(evidence.cmdline())).sum();
+            self.cmdline_bytes += node.cmdline_bytes;
         }
     }
+}
+
+/// The bytes of a command line that count.
+fn long_bytes(cmdline: &str) -> usize {
+    if cmdline.len() > SHORT_CMDLINE { cmdline.len() } else { 0 }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
+use procscan_core::ledger::Detection;
 use procscan_core::names::{App, PodRef};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Exemption, Mode, Pattern, PodState};
@@ -329,7 +330,8 @@ fn a_pods_new_labels_do_not_move_what_it_is_accused_of() {
 fn a_node_that_accuses_ever_new_apps_does_not_fill_the_book() {
     let nodes: Vec<String> = (0..25).map(|i| format!("liar-{i}")).collect();
     let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
-    let mut world = World::new(&names);
+    // What is remembered has a limit of its own.
+    let mut world = World::with(&names, Detection { max_keys: 25_000, ..Detection::default() });
     for (i, node) in nodes.iter().enumerate() {
         let lies = (0..1000).map(|app| record_of("ns-a", &format!("p-{i}-{app}"), "x", 0)).collect();
         world.answer(node, lies);

@@ -118,7 +118,7 @@ async fn waits_count_together_in_all_times_of_shortage_and_only_in_these() {
     }
     let mut waiting = budget.lease(false);
     let begun = Instant::now();
-    let (_, ended) = tokio::join!(waiting.cover(1 << 20), async {
+    let ((), ended) = tokio::join!(waiting.cover(1 << 20), async {
         let ended = receive_slowly(&mut slow, every).await;
         drop(slow);
         ended

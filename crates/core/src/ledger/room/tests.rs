@@ -375,3 +375,30 @@ proptest! {
         }
     }
 }
+
+/// A name that sorts first must give no room: a hostile node can list as many namespaces as it likes.
+#[test]
+fn new_namespaces_do_not_push_out_those_that_were_seen_first() {
+    let mut node = Crowded::new();
+    node.list(&flood("ns-z", "web", 1));
+    let all: Vec<String> = (0..3 * Crowded::MAX).map(|n| format!("ns-{n:02}")).collect();
+    for first in [0, Crowded::MAX, 2 * Crowded::MAX] {
+        let mut listed = flood("ns-z", "web", 1);
+        listed.extend(all.iter().skip(first).take(Crowded::MAX).flat_map(|name| flood(name, "web", 1)));
+        let known = node.list(&listed);
+        assert_eq!(known.len(), Crowded::MAX);
+        assert!(known.contains(&"ns-z/web/p00".to_owned()), "{known:?}");
+        let first = all.iter().take(Crowded::MAX - 1).map(|name| format!("{name}/web/p00"));
+        assert!(known.iter().cloned().eq(first.chain(["ns-z/web/p00".to_owned()])), "{known:?}");
+    }
+}
+
+#[test]
+fn each_pod_has_a_violation_before_any_has_a_second_one() {
+    let mut node = Crowded::new();
+    let mut listed = flood("ns-a", "flood", 5);
+    listed.extend(["p1", "p2", "p3", "p4", "p5", "p6"].iter().flat_map(|pod| flood("ns-b", pod, 1)));
+    let known = node.list(&listed);
+    assert_eq!(known.iter().filter(|name| name.starts_with("ns-a/flood/")).count(), 2, "{known:?}");
+    assert_eq!(known.iter().filter(|name| name.starts_with("ns-b/")).count(), 6, "{known:?}");
+}

@@ -6,16 +6,18 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Moment;
-use crate::ledger::{Ledger, Remembered};
+use crate::ledger::{Cleared, Ledger, Remembered};
 use crate::names::{Key, NodeName};
 use crate::report::{Answer, Outcome, Record, Report, Target};
 
-const NODES: usize = 4;
-const MAX_KEYS: usize = 300;
-const MAX_CMDLINES: usize = 256 << 10;
+const NODES: usize = NODES_THAT_FLOOD + 2;
+const MAX_KEYS: usize = 600;
+const CMDLINE_BUDGET: usize = 1 << 20;
+const CMDLINES_OF_NODE: usize = CMDLINE_BUDGET / NODES_THAT_FLOOD;
+/// A long command line, in bytes.
+const LONG: usize = 4 << 10;
 
-/// Nodes whose agents answer once a minute. Not more than [`MAX_KEYS`] violations and [`MAX_CMDLINES`] of all nodes beyond the
-/// reserves.
+/// A ledger of [`NODES`] nodes with the limits [`MAX_KEYS`] and [`CMDLINE_BUDGET`], and the time in minutes.
 struct Cluster {
     ledger: Ledger,
     minute: u64,
@@ -41,7 +43,7 @@ fn key(namespace: &str, number: usize) -> Key {
 
 impl Cluster {
     fn new() -> Self {
-        let rules = Detection { max_keys: MAX_KEYS, max_cmdlines: MAX_CMDLINES, ..Detection::default() };
+        let rules = Detection { max_keys: MAX_KEYS, cmdline_budget: CMDLINE_BUDGET, ..Detection::default() };
         let mut ledger = Ledger::new(rules, at(0));
         ledger.expect((0..NODES).map(target), 0);
         Self { ledger, minute: 0 }
@@ -52,7 +54,8 @@ impl Cluster {
         self.ledger.advance(at(self.minute));
     }
 
-    /// The agent of `node` has found these just now, with command lines of so many bytes. The same report twice changes nothing.
+    /// Absorbs an answer of `node` with fresh records of `found`: keys, and the bytes of their command lines. Absorbs it twice, and checks
+    /// that the second time changes nothing.
     fn list(&mut self, node: usize, found: &[(Key, usize)]) {
         let now = at(self.minute);
         let records = found.iter().map(|(key, bytes)| {
@@ -77,8 +80,8 @@ impl Cluster {
         self.list(node, &found);
     }
 
-    /// How many violations each node has.
-    fn keys(&self) -> [usize; NODES] {
+    /// How many violations the first nodes have.
+    fn keys<const N: usize>(&self) -> [usize; N] {
         std::array::from_fn(|node| self.ledger.nodes.get(&name(node)).map_or(0, |node| node.evidence.len()))
     }
 
@@ -93,10 +96,10 @@ impl Cluster {
 fn nodes_that_flood_share_a_limit_and_every_other_node_has_its_reserve() {
     let mut cluster = Cluster::new();
     cluster.flood(0, "ns-a", MAX_KEYS + 1, 1);
-    cluster.flood(1, "ns-b", KEYS_OF_ANY_NODE, 1);
-    cluster.flood(2, "ns-c", KEYS_OF_ANY_NODE + 1, 1);
+    cluster.flood(1, "ns-b", RESERVED_KEYS, 1);
+    cluster.flood(2, "ns-c", RESERVED_KEYS + 1, 1);
     cluster.flood(3, "ns-d", 5, 1);
-    assert_eq!(cluster.keys(), [MAX_KEYS, KEYS_OF_ANY_NODE, KEYS_OF_ANY_NODE, 5]);
+    assert_eq!(cluster.keys(), [MAX_KEYS, RESERVED_KEYS, RESERVED_KEYS, 5]);
 }
 
 #[test]
@@ -104,12 +107,12 @@ fn a_node_may_have_what_the_others_leave_and_never_more_than_one_node_may_have()
     let mut cluster = Cluster::new();
     cluster.flood(0, "ns-a", 100, 1);
     cluster.flood(1, "ns-b", MAX_KEYS, 1);
-    assert_eq!(cluster.keys(), [100, 200, 0, 0]);
+    assert_eq!(cluster.keys(), [100, MAX_KEYS - 100]);
     let mut rules = cluster.ledger.rules.clone();
     rules.max_keys_per_node = 50;
     cluster.ledger.set_rules(rules);
     cluster.flood(2, "ns-c", MAX_KEYS, 1);
-    assert_eq!(cluster.keys(), [100, 200, 50, 0]);
+    assert_eq!(cluster.keys(), [100, MAX_KEYS - 100, 50]);
 }
 
 #[test]
@@ -120,7 +123,7 @@ fn a_tenant_of_a_node_that_floods_has_room_although_nothing_is_free() {
     let mut found: Vec<_> = (0..MAX_KEYS).map(|number| (key("ns-a", number), 1)).collect();
     found.push((key("ns-z", 0), 1));
     cluster.list(0, &found);
-    assert_eq!(cluster.keys(), [MAX_KEYS, 0, 0, 0]);
+    assert_eq!(cluster.keys(), [MAX_KEYS]);
     assert!(cluster.ledger.violations.contains_key(&key("ns-z", 0)));
 }
 
@@ -128,112 +131,135 @@ fn a_tenant_of_a_node_that_floods_has_room_although_nothing_is_free() {
 fn what_a_node_no_longer_has_is_free_for_others() {
     let mut cluster = Cluster::new();
     cluster.flood(0, "ns-a", MAX_KEYS, 1);
-    // They clear, and their tombstones expire.
+    // They clear, and tombstones stay.
     for _ in 0..120 {
         cluster.pass(1);
         cluster.list(0, &[]);
     }
-    cluster.flood(1, "ns-b", KEYS_OF_ANY_NODE + 1, 1);
-    assert_eq!(cluster.keys(), [MAX_KEYS, KEYS_OF_ANY_NODE, 0, 0], "tombstones have room");
+    cluster.flood(1, "ns-b", RESERVED_KEYS + 1, 1);
+    assert_eq!(cluster.keys(), [MAX_KEYS, RESERVED_KEYS], "tombstones count");
+    // The tombstones expire.
     cluster.pass(48 * 60);
-    assert_eq!(cluster.keys()[0], 0);
-    cluster.flood(1, "ns-b", KEYS_OF_ANY_NODE + 1, 1);
-    assert_eq!(cluster.keys()[1], KEYS_OF_ANY_NODE + 1);
+    assert_eq!(cluster.keys(), [0]);
+    cluster.flood(1, "ns-b", RESERVED_KEYS + 1, 1);
+    assert_eq!(cluster.keys(), [0, RESERVED_KEYS + 1]);
 }
 
 #[test]
-fn what_is_remembered_has_the_same_limit() {
+fn what_is_remembered_and_runs_has_room_and_tombstones_have_what_is_left() {
     let mut cluster = Cluster::new();
-    let remembered = |node: usize, count: usize| {
-        let now = at(0).wall();
+    cluster.minute = 48 * 60;
+    let now = at(cluster.minute);
+    let remembered = |namespace: &'static str, node: usize, count: usize, cleared: Option<u64>| {
         (0..count).map(move |number| Remembered {
-            key: key("ns-a", number),
+            key: key(namespace, number),
             node: name(node),
-            record: Record::of(key("ns-a", number)),
-            first_seen: now,
-            fresh_at: now,
+            record: Record::of(key(namespace, number)),
+            first_seen: at(0).wall(),
+            fresh_at: at(0).wall(),
             observations: 1,
-            cleared: None,
+            cleared: cleared.map(|minute| (at(minute).wall(), Cleared::ByClock)),
             scan_interval: None,
             hidden_for: Duration::ZERO,
         })
     };
-    let all = remembered(0, MAX_KEYS + 1).chain(remembered(1, KEYS_OF_ANY_NODE + 1));
-    cluster.ledger.remember(all, at(0));
-    assert_eq!(cluster.keys(), [MAX_KEYS, KEYS_OF_ANY_NODE, 0, 0]);
-    assert_eq!(cluster.ledger.totals.keys, MAX_KEYS + KEYS_OF_ANY_NODE);
+    let all = remembered("ns-a", 0, RESERVED_KEYS, Some(48 * 60 - 1))
+        .chain(remembered("ns-b", 0, MAX_KEYS + 1, None))
+        .chain(remembered("ns-a", 1, RESERVED_KEYS + 1, Some(48 * 60 - 1)))
+        // These have lain there for longer than a day.
+        .chain(remembered("ns-a", 2, 10, Some(23 * 60)));
+    cluster.ledger.remember(all, now);
+    assert_eq!(cluster.keys(), [MAX_KEYS + 1, RESERVED_KEYS, 0]);
+    assert!(cluster.ledger.violations.contains_key(&key("ns-b", MAX_KEYS)));
+    assert_eq!(cluster.ledger.totals.keys, MAX_KEYS + 1 + RESERVED_KEYS);
 }
 
 #[test]
-fn long_command_lines_share_a_limit_and_what_exceeds_it_is_cut() {
-    const LONG: usize = 4 << 10;
+fn long_command_lines_share_a_budget_and_what_does_not_fit_is_cut() {
     let mut cluster = Cluster::new();
-    cluster.flood(0, "ns-a", 100, LONG);
-    let (whole, cut) = (MAX_CMDLINES / LONG, 100 - MAX_CMDLINES / LONG);
-    assert_eq!(cluster.cmdlines(0), [vec![LONG; whole], vec![SHORT_CMDLINE; cut]].concat());
-    // Any other node has its reserve, and what is short counts in no limit.
-    cluster.flood(1, "ns-b", 9, LONG);
-    let reserve = CMDLINES_OF_ANY_NODE / LONG;
-    assert_eq!(cluster.cmdlines(1), [vec![LONG; reserve], vec![SHORT_CMDLINE]].concat());
-    cluster.flood(2, "ns-c", 100, SHORT_CMDLINE);
-    assert_eq!(cluster.cmdlines(2), vec![SHORT_CMDLINE; 100]);
+    let lines = |whole: usize, all: usize| [vec![LONG; whole], vec![SHORT_CMDLINE; all - whole]].concat();
+    for node in 0..NODES_THAT_FLOOD {
+        cluster.flood(node, "ns-a", 100, LONG);
+        assert_eq!(cluster.cmdlines(node), lines(CMDLINES_OF_NODE / LONG, 100));
+    }
+    // Any other node has its reserve, and what is short does not count.
+    let [last, other] = [NODES - 2, NODES - 1];
+    let reserve = RESERVED_CMDLINE_BYTES / LONG;
+    cluster.flood(last, "ns-b", reserve + 1, LONG);
+    assert_eq!(cluster.cmdlines(last), lines(reserve, reserve + 1));
+    cluster.flood(other, "ns-c", 100, SHORT_CMDLINE);
+    assert_eq!(cluster.cmdlines(other), vec![SHORT_CMDLINE; 100]);
     let shown = cluster.ledger.snapshot(at(0)).list;
-    let cut = shown.iter().filter(|record| record.cmdline.len() == SHORT_CMDLINE);
-    assert_eq!(cut.filter(|record| record.cmdline.ends_with("x…")).count(), 100 - whole + 1);
+    let cut = |namespace: &str| {
+        let of =
+            |record: &&Arc<Record>| *record.key.namespace == *namespace && record.cmdline.ends_with("x…");
+        shown.iter().filter(of).count()
+    };
+    assert_eq!((cut("ns-b"), cut("ns-c")), (1, 0));
 }
 
 #[test]
 fn command_lines_that_are_gone_leave_their_room_to_those_that_were_cut() {
-    const LONG: usize = 4 << 10;
     let mut cluster = Cluster::new();
-    cluster.flood(0, "ns-a", 100, LONG);
-    cluster.flood(1, "ns-b", 20, LONG);
-    let cut = cluster.cmdlines(1);
+    for node in 0..NODES_THAT_FLOOD {
+        cluster.flood(node, "ns-a", 100, LONG);
+    }
+    let node = NODES_THAT_FLOOD;
+    let of_node = CMDLINES_OF_NODE / LONG;
+    cluster.flood(node, "ns-b", of_node, LONG);
+    let cut = cluster.cmdlines(node);
     assert!(cut.contains(&SHORT_CMDLINE));
     cluster.pass(1);
     cluster.ledger.round_done();
-    cluster.flood(1, "ns-b", 20, LONG);
-    assert_eq!(cluster.cmdlines(1), cut, "nothing has become free");
-    // The processes of the first node are others now, and their command lines are short.
+    cluster.flood(node, "ns-b", of_node, LONG);
+    assert_eq!(cluster.cmdlines(node), cut, "nothing has become free");
+    // The first node lists the same names with short command lines.
     cluster.flood(0, "ns-a", 100, 1);
     cluster.ledger.round_done();
-    assert_eq!(cluster.ledger.totals.cmdlines, (CMDLINES_OF_ANY_NODE / LONG) * LONG);
     cluster.pass(1);
-    cluster.flood(1, "ns-b", 20, LONG);
-    assert_eq!(cluster.cmdlines(1), vec![LONG; 20]);
+    cluster.flood(node, "ns-b", of_node, LONG);
+    assert_eq!(cluster.cmdlines(node), vec![LONG; of_node]);
+    assert_eq!(cluster.ledger.totals.cmdline_bytes, CMDLINE_BUDGET);
 }
 
 #[test]
 fn a_command_line_that_grows_counts_like_a_new_one() {
     let mut cluster = Cluster::new();
-    for bytes in [1, 1 << 10, 4 << 10] {
+    for bytes in [1, 1 << 10, LONG, LONG] {
         cluster.flood(0, "ns-a", 100, bytes);
+        assert!(
+            cluster.cmdlines(0).iter().filter(|bytes| **bytes > SHORT_CMDLINE).sum::<usize>()
+                <= CMDLINES_OF_NODE
+        );
+        cluster.ledger.round_done();
         cluster.pass(1);
     }
-    assert!(cluster.cmdlines(0).iter().sum::<usize>() <= MAX_CMDLINES + 100 * SHORT_CMDLINE);
+    let whole = CMDLINES_OF_NODE / LONG;
+    assert_eq!(cluster.cmdlines(0).iter().filter(|bytes| **bytes == LONG).count(), whole);
+    assert_eq!(cluster.cmdlines(0).iter().filter(|bytes| **bytes == SHORT_CMDLINE).count(), 100 - whole);
 }
 
 proptest! {
     #[test]
     fn no_more_is_held_than_the_limits_and_the_reserves_allow(
-        acts in proptest::collection::vec((0..NODES, 0..3_usize, 0..400_usize, 0..6000_usize, 0..600_u64), 1..12),
+        acts in proptest::collection::vec((0..4_usize, 0..3_usize, 0..900_usize, 0..6000_usize, 0..600_u64), 1..12),
     ) {
         let mut cluster = Cluster::new();
         for (node, namespace, count, bytes, minutes) in acts {
             cluster.pass(minutes);
             cluster.flood(node, ["ns-a", "ns-b", "ns-c"][namespace], count, bytes);
-            let keys = cluster.keys();
+            let keys: [usize; 4] = cluster.keys();
             prop_assert_eq!(cluster.ledger.totals.keys, keys.iter().sum::<usize>());
-            let beyond = keys.iter().map(|keys| keys.saturating_sub(KEYS_OF_ANY_NODE)).sum::<usize>();
+            let beyond = keys.iter().map(|keys| keys.saturating_sub(RESERVED_KEYS)).sum::<usize>();
             prop_assert!(beyond <= MAX_KEYS, "{keys:?}");
-            let answered = (0..NODES).filter(|node| cluster.ledger.nodes.contains_key(&name(*node)));
-            let long: usize = answered
-                .map(|node| cluster.cmdlines(node).into_iter().filter(|bytes| *bytes > SHORT_CMDLINE).sum::<usize>())
-                .sum();
-            prop_assert!(long <= MAX_CMDLINES + NODES * CMDLINES_OF_ANY_NODE);
-            prop_assert!(cluster.ledger.totals.cmdlines >= long);
+            let answered = (0..4).filter(|node| cluster.ledger.nodes.contains_key(&name(*node)));
+            let long = |node| cluster.cmdlines(node).into_iter().filter(|bytes| *bytes > SHORT_CMDLINE).sum();
+            let long: Vec<usize> = answered.map(long).collect();
+            prop_assert!(long.iter().all(|bytes| *bytes <= CMDLINES_OF_NODE));
+            let long: usize = long.into_iter().sum();
+            prop_assert!(cluster.ledger.totals.cmdline_bytes >= long);
             cluster.ledger.round_done();
-            prop_assert_eq!(cluster.ledger.totals.cmdlines, long);
+            prop_assert_eq!(cluster.ledger.totals.cmdline_bytes, long);
         }
     }
 }

@@ -35,12 +35,14 @@ pub struct Collector {
     /// The longest command line that is kept.
     #[serde(deserialize_with = "values::size")]
     pub max_cmdline: usize,
-    /// What the command lines of all violations may take together. Beyond it, and beyond 32 KiB of a node, they are cut to 256 bytes.
+    /// How many bytes the command lines of more than 256 bytes may take in all violations together. What does not fit, nor into the 32 KiB
+    /// of its node, is cut to 256 bytes.
     #[serde(deserialize_with = "values::size")]
     pub cmdline_budget: usize,
     /// How many violations, those that have cleared lately included, one node may have. Namespaces share them fairly.
     pub max_violations_per_node: usize,
-    /// The same of all nodes together. Each node may have 128 in any case.
+    /// How many violations, those that have cleared lately included, all nodes together may have. Beyond it each node may still have 256,
+    /// within `max_violations_per_node`.
     pub max_violations: usize,
     /// For how many rounds at most an agent that keeps failing is left alone.
     pub max_backoff_rounds: u32,
@@ -59,7 +61,7 @@ impl Default for Collector {
             max_cmdline: 4096,
             cmdline_budget: 16 << 20,
             max_violations_per_node: 4000,
-            max_violations: 20_000,
+            max_violations: 10_000,
             max_backoff_rounds: 4,
         }
     }

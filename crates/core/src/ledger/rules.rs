@@ -50,7 +50,7 @@ impl Default for Detection {
             answer_gap: Duration::from_mins(1),
             fresh_within: Duration::from_secs(150),
             max_keys_per_node: 4000,
-            max_keys: 20_000,
+            max_keys: 10_000,
             max_keys_per_pod: 100,
             cmdline_budget: 16 << 20,
         }

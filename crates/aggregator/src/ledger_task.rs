@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::collector::Observation;
 use crate::discovery::TargetSet;
 use crate::evidence::PodGone;
-use intake::{log, take_in};
+use intake::{LastRound, log, take_in};
 
 /// How soon after news a snapshot shows it. News within it share one snapshot.
 const PUBLISH_AFTER: Duration = Duration::from_millis(100);
@@ -264,7 +264,7 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
     let mut is_asked_for = false;
     let mut batch = Vec::with_capacity(BATCH);
     let (mut targets_live, mut gone_live, mut memory_live) = (true, true, true);
-    let mut last_round = None;
+    let mut last_round = LastRound::default();
     let wanted = publisher.wanted.clone();
     let mut gathered = Instant::now();
     loop {

@@ -85,7 +85,8 @@ async fn connect(path: &Path) -> Result<(Config, ClusterOutput), CommandError> {
     if config.output.mode != OutputMode::Cluster {
         let directory = config.output.directory().display();
         return Err(CommandError::Usage(format!(
-            "output.mode: directory: the objects are the files in {directory}; there is nothing of ours in a cluster"
+            "output.mode: directory: the objects are the files in {directory}; there is nothing of ours in a cluster. \
+             To open the gateway, stop the service, and delete the WasmPlugin (wasmplugin_*.yaml) there and wherever these files are applied"
         )));
     }
     let cluster = Cluster::connect(&config.kubernetes).await?;

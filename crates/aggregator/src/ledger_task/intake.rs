@@ -6,8 +6,17 @@ use procscan_core::report::Report;
 use super::ALL_REFUSE;
 use crate::collector::{Observation, Round};
 
-/// `last`: how many targets the last round had, and how many of them answered.
-pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut Option<(usize, usize)>) {
+/// What was logged of the last round.
+#[derive(Debug, Default)]
+pub(super) struct LastRound {
+    /// How many targets it had, and how many of them answered.
+    counts: Option<(usize, usize)>,
+    /// All nodes together had as many violations as they may have.
+    is_full: bool,
+}
+
+/// Takes an observation into the ledger, and logs what it changes.
+pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut LastRound) {
     match observation {
         // Dropping `_share` returns its part of the byte budget.
         Observation::Report(report, _share) => {
@@ -18,6 +27,7 @@ pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut 
         }
         Observation::RoundDone(round) => {
             ledger.round_done();
+            log_limits(ledger, last);
             let counts = (round.asked + round.skipped, round.answered);
             let took_ms = u64::try_from(round.took.as_millis()).unwrap_or(u64::MAX);
             let lag_us = u64::try_from(round.lag.as_micros()).unwrap_or(u64::MAX);
@@ -34,7 +44,7 @@ pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut 
                     hint,
                     "round done: no agent has answered"
                 );
-            } else if last.replace(counts) == Some(counts) {
+            } else if last.counts.replace(counts) == Some(counts) {
                 // A round with the same counts is no news.
                 tracing::debug!(
                     round = number,
@@ -59,6 +69,28 @@ pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut 
                 );
             }
         }
+    }
+}
+
+/// Logs which limits for the violations of all nodes together have been reached.
+fn log_limits(ledger: &mut Ledger, last: &mut LastRound) {
+    let cut = ledger.take_cut_cmdlines();
+    if cut > 0 {
+        tracing::warn!(
+            cut,
+            "command lines were cut to 256 bytes: those of all violations take what collector.cmdline_budget allows, or those of their node a sixteenth of it"
+        );
+    }
+    let is_full = ledger.is_full();
+    if std::mem::replace(&mut last.is_full, is_full) == is_full {
+        return;
+    }
+    if is_full {
+        tracing::warn!(
+            "all nodes together have as many violations as collector.max_violations allows: no node with more than 256 gets further ones"
+        );
+    } else {
+        tracing::info!("all nodes together have fewer violations than collector.max_violations allows again");
     }
 }
 
@@ -104,7 +136,7 @@ fn log_node(report: &Report, change: NodeChange) {
                 node,
                 address,
                 ?namespaces,
-                "a node has more records than there is room for: namespaces share the room, and nothing clears in those whose records are left out"
+                "a node has more records than there is room for: namespaces share the room, and nothing clears in those whose records are left out (up to five are named)"
             );
         }
         NodeChange::LeavesNothingOut => {
@@ -142,7 +174,7 @@ mod tests {
             let outcome =
                 if is_usable { Outcome::Complete(Answer::default()) } else { Outcome::Failed(failure) };
             let report = Report { target: target.clone(), at: at(minute), outcome };
-            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut None);
+            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut LastRound::default());
         }
         let lines = logged.lines();
         assert_eq!(lines.len(), 2, "{lines:?}");
@@ -176,7 +208,7 @@ mod tests {
             let answer = Answer { date: Some(at(minute).wall()), ..answer };
             let report =
                 Report { target: target.clone(), at: at(minute), outcome: Outcome::Complete(answer) };
-            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut None);
+            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut LastRound::default());
         }
         let lines = logged.lines();
         let said: Vec<&String> = lines.iter().filter(|line| line.contains("room for")).collect();
@@ -185,6 +217,52 @@ mod tests {
             assert!(said[0].contains(part), "{part}: {said:?}");
         }
         assert!(said[1].contains("INFO") && said[1].contains("all records of a node again"), "{said:?}");
+    }
+
+    #[test]
+    fn the_log_says_when_the_limits_for_all_nodes_together_are_reached() {
+        let (logged, _guard) = Logged::start();
+        let target = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
+        let rules = Detection {
+            max_keys: 2,
+            cmdline_budget: 0,
+            same_incident: Duration::ZERO,
+            ..Detection::default()
+        };
+        let at = |minute| {
+            let passed = Duration::from_mins(minute);
+            Moment::new(passed, jiff::Timestamp::UNIX_EPOCH + passed)
+        };
+        let mut ledger = Ledger::new(rules, at(0));
+        ledger.expect([target.clone()], 0);
+        let mut last = LastRound::default();
+        for (minute, count) in [(0, 1), (1, 2), (2, 2)].into_iter().chain((3..200).map(|minute| (minute, 0)))
+        {
+            let now = at(minute).wall();
+            let cmdline = "x".repeat(40 << 10);
+            let record = |n| {
+                format!(
+                    r#"{{"namespace":"ns-a","pod":"p{n}","process":"x","cmdline":"{cmdline}","timestamp":"{now}"}}"#
+                )
+            };
+            let body = format!("[{}]", (0..count).map(record).collect::<Vec<_>>().join(","));
+            let limits = Limits { cmdline: 40 << 10, ..Limits::default() };
+            let (answer, _) = decode(body.as_bytes(), &limits);
+            let outcome = Outcome::Complete(Answer { date: Some(now), ..answer });
+            let report = Report { target: target.clone(), at: at(minute), outcome };
+            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut last);
+            ledger.advance(at(minute));
+            take_in(
+                &mut ledger,
+                Observation::RoundDone(Round { answered: 1, ..Round::default() }),
+                &mut last,
+            );
+        }
+        let lines = logged.lines();
+        let said = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+        assert_eq!(said("cut=1"), 2, "{lines:?}");
+        assert_eq!(said("as many violations as collector.max_violations"), 1, "{lines:?}");
+        assert_eq!(said("fewer violations than collector.max_violations"), 1, "{lines:?}");
     }
 
     #[test]
@@ -197,9 +275,9 @@ mod tests {
         for (reason, has_hint) in [(FailureReason::Refused, true), (FailureReason::Timeout, false)] {
             let outcome = Outcome::Failed(Failure { reason, detail: "no answer".into() });
             let report = Report { target: target.clone(), at: now, outcome };
-            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut None);
+            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut LastRound::default());
             let round = Round { asked: 1, failed: 1, ..Round::default() };
-            take_in(&mut ledger, Observation::RoundDone(round), &mut None);
+            take_in(&mut ledger, Observation::RoundDone(round), &mut LastRound::default());
             let lines = logged.lines();
             let line = lines.last().unwrap();
             assert!(line.contains("no agent has answered"), "{lines:?}");

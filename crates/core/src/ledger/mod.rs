@@ -154,6 +154,17 @@ impl Ledger {
         self.node_change.take()
     }
 
+    /// How many command lines were cut since this was last asked, because there was no room for all of each (see
+    /// [`Detection::cmdline_budget`]). One that stays cut counts once.
+    pub fn take_cut_cmdlines(&mut self) -> usize {
+        std::mem::take(&mut self.totals.cut_cmdlines)
+    }
+
+    /// Whether all nodes together have as many violations as they may have (see [`Detection::max_keys`]).
+    pub fn is_full(&self) -> bool {
+        self.totals.keys >= self.rules.max_keys
+    }
+
     /// Proof that a Pod is gone: a direct GET answered 404, another UID, or a terminal phase. Never a cached absence.
     ///
     /// Clears the Pod's violations until fresh evidence comes. The App's block does not end by it (see [`crate::policy`]).

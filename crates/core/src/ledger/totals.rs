@@ -29,6 +29,8 @@ pub(super) struct Totals {
     /// The bytes of their command lines of more than [`SHORT_CMDLINE`] bytes. Command lines that were dropped or replaced after the last
     /// [`Totals::count_cmdlines`] still count.
     cmdline_bytes: usize,
+    /// How many command lines have been cut anew.
+    pub(super) cut_cmdlines: usize,
 }
 
 impl Totals {
@@ -63,7 +65,9 @@ impl Totals {
         let is_shared = has_room(self.cmdline_bytes, rules.cmdline_budget)
             && has_room(*of_node, rules.cmdline_budget / NODES_THAT_FLOOD);
         if !is_shared && !has_room(*of_node, RESERVED_CMDLINE_BYTES) {
-            return clip(seen, SHORT_CMDLINE);
+            let cut = clip(seen, SHORT_CMDLINE);
+            self.cut_cmdlines += usize::from(known != Some(&*cut));
+            return cut;
         }
         *of_node += bytes;
         self.cmdline_bytes += bytes;

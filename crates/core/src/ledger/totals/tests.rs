@@ -106,8 +106,10 @@ fn nodes_that_flood_share_a_limit_and_every_other_node_has_its_reserve() {
 fn a_node_may_have_what_the_others_leave_and_never_more_than_one_node_may_have() {
     let mut cluster = Cluster::new();
     cluster.flood(0, "ns-a", 100, 1);
+    assert!(!cluster.ledger.is_full());
     cluster.flood(1, "ns-b", MAX_KEYS, 1);
     assert_eq!(cluster.keys(), [100, MAX_KEYS - 100]);
+    assert!(cluster.ledger.is_full());
     let mut rules = cluster.ledger.rules.clone();
     rules.max_keys_per_node = 50;
     cluster.ledger.set_rules(rules);
@@ -196,6 +198,11 @@ fn long_command_lines_share_a_budget_and_what_does_not_fit_is_cut() {
         shown.iter().filter(of).count()
     };
     assert_eq!((cut("ns-b"), cut("ns-c")), (1, 0));
+    let of_others = NODES_THAT_FLOOD * (100 - CMDLINES_OF_NODE / LONG);
+    assert_eq!(cluster.ledger.take_cut_cmdlines(), of_others + 1);
+    cluster.pass(1);
+    cluster.flood(last, "ns-b", reserve + 1, LONG);
+    assert_eq!(cluster.ledger.take_cut_cmdlines(), 0, "it was cut before");
 }
 
 #[test]

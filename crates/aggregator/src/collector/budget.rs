@@ -16,13 +16,13 @@ const FREE: usize = 16 << 10;
 const UNIT: usize = 1 << 10;
 /// How long a body may exceed its pool. That is enough to receive and decode an answer that the agent has already sent.
 const OVERDRAFT_TIME: Duration = Duration::from_millis(500);
-/// How much of that time may pass in waits for the agent's bytes.
+/// How much of that time may pass in waits for the agent's bytes while another body waits for memory.
 const MAX_OVERDRAFT_WAIT: Duration = Duration::from_millis(375);
 /// How long, in all, the waits for an agent's bytes may take while its body holds memory and another body waits for memory.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 /// How often a body that waits for the agent's bytes looks whether it has to end.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
-/// The least time between the ends of two such bodies: the first one's memory may be enough.
+/// The least time between the ends of two bodies that end because others wait: the memory of the first one may be enough.
 const END_EVERY: Duration = Duration::from_millis(50);
 
 /// The bytes that all bodies in flight may take together.
@@ -35,7 +35,8 @@ const END_EVERY: Duration = Duration::from_millis(50);
 /// for the others.
 ///
 /// A body whose agent sends slowly holds its memory for longer. While another body waits for memory, the waits for the agent's bytes may
-/// take [`MAX_WAIT`] in all. Then the body ends, and what was decoded of it is used.
+/// take [`MAX_WAIT`] in all. Then the body ends, and what was decoded of it is used. A body that exceeds its pool ends when these waits
+/// have taken [`MAX_OVERDRAFT_WAIT`].
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
     standing: Pool,
@@ -86,8 +87,9 @@ impl Pool {
         shortage.before + shortage.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Whether a slow body has to end now, because another body waits. Notes that one does.
-    fn ends_one(&self) -> bool {
+    /// Lets one slow body end, if another body waits and none has ended within [`END_EVERY`]. Returns whether it ends, and notes the time
+    /// if so.
+    fn try_end_one(&self) -> bool {
         let mut shortage = self.shortage();
         let is_too_soon = shortage.last_end.is_some_and(|last| last.elapsed() < END_EVERY);
         if shortage.since.is_none() || is_too_soon {
@@ -97,7 +99,7 @@ impl Pool {
         true
     }
 
-    /// Never ends. While it is polled, a body waits for memory.
+    /// Never completes. Until it is dropped, it counts as a body that waits for memory.
     async fn wait(&self) {
         let _waiting = Waiting::new(self);
         std::future::pending::<()>().await;
@@ -175,7 +177,7 @@ pub(super) struct Lease {
     overdraft: Option<Overdraft>,
     /// The most bytes that its body has needed so far.
     bytes: usize,
-    /// How long the waits for the agent's bytes have taken, by [`Lease::clock`].
+    /// How long the waits for the agent's bytes have taken while other bodies waited for memory.
     waited: Duration,
     is_ended: bool,
 }
@@ -192,7 +194,8 @@ impl Lease {
         self.overdraft.as_ref().map(|overdraft| overdraft.since + OVERDRAFT_TIME)
     }
 
-    /// Whether the body had to end because its agent was slow. It holds memory that others wait for, so nothing more of it is decoded.
+    /// Whether the body had to end because its agent was slow. Others wait for its memory, so nothing more is decoded of a large answer.
+    /// Of a small one, what has arrived is decoded.
     pub(super) fn is_ended(&self) -> bool {
         self.is_ended
     }
@@ -232,9 +235,9 @@ impl Lease {
         if self.held.is_none() && self.overdraft.is_none() {
             return receive.await;
         }
-        let begun = self.clock();
+        let begun = self.pool.shortage_time();
         let is_slow = async {
-            while !self.has_to_end(self.waited + self.clock().saturating_sub(begun)) {
+            while !self.has_to_end(self.waited + self.pool.shortage_time().saturating_sub(begun)) {
                 tokio::time::sleep(CHECK_EVERY).await;
             }
         };
@@ -244,25 +247,18 @@ impl Lease {
             () = is_slow => None,
             received = receive => Some(received),
         };
-        self.waited += self.clock().saturating_sub(begun);
+        self.waited += self.pool.shortage_time().saturating_sub(begun);
         received.unwrap_or_else(|| {
             self.is_ended = true;
             Err(self.slow())
         })
     }
 
-    /// By which the waits for the agent's bytes are measured: only the time in which others wait for memory counts.
-    fn clock(&self) -> Duration {
-        self.overdraft
-            .as_ref()
-            .map_or_else(|| self.pool.shortage_time(), |overdraft| overdraft.since.elapsed())
-    }
-
     fn has_to_end(&self, waited: Duration) -> bool {
         if self.overdraft.is_some() {
             waited >= MAX_OVERDRAFT_WAIT
         } else {
-            waited >= MAX_WAIT && self.pool.ends_one()
+            waited >= MAX_WAIT && self.pool.try_end_one()
         }
     }
 
@@ -270,7 +266,7 @@ impl Lease {
         let limit = if self.overdraft.is_some() { MAX_OVERDRAFT_WAIT } else { MAX_WAIT };
         let limit = humantime::format_duration(limit);
         let detail = format!(
-            "the waits for the agent's bytes took {limit} in all, while other answers waited for memory (collector.byte_budget)"
+            "the waits for the agent's bytes took {limit} or longer in all, while other answers waited for memory (collector.byte_budget)"
         );
         Failure { reason: FailureReason::Stalled, detail }
     }

@@ -85,8 +85,8 @@ async fn connect(path: &Path) -> Result<(Config, ClusterOutput), CommandError> {
     if config.output.mode != OutputMode::Cluster {
         let directory = config.output.directory().display();
         return Err(CommandError::Usage(format!(
-            "output.mode: directory: the objects are the files in {directory}; there is nothing of ours in a cluster. \
-             To open the gateway, stop the service, and delete the WasmPlugin (wasmplugin_*.yaml) there and wherever these files are applied"
+            "output.mode: directory: the objects are the files in {directory}, and this command changes only objects in a cluster. \
+             To open the gateway, stop the service, delete the files wasmplugin_*.yaml in {directory}, and delete these WasmPlugins in each cluster to which the files were applied"
         )));
     }
     let cluster = Cluster::connect(&config.kubernetes).await?;

@@ -35,11 +35,12 @@ pub struct Collector {
     /// The longest command line that is kept.
     #[serde(deserialize_with = "values::size")]
     pub max_cmdline: usize,
-    /// How many bytes the command lines of more than 256 bytes may take in all violations together. What does not fit, nor into the 32 KiB
-    /// of its node, is cut to 256 bytes.
+    /// How many bytes the command lines of more than 256 bytes may take in all violations together. One node may take a sixteenth of it,
+    /// and 32 KiB whatever the others take. A command line that does not fit is cut to 256 bytes.
     #[serde(deserialize_with = "values::size")]
     pub cmdline_budget: usize,
-    /// How many violations, those that have cleared lately included, one node may have. Namespaces share them fairly.
+    /// How many violations, those that have cleared lately included, one node may have. Each Pod has one first, and namespaces share the
+    /// rest fairly.
     pub max_violations_per_node: usize,
     /// How many violations, those that have cleared lately included, all nodes together may have. Beyond it each node may still have 256,
     /// within `max_violations_per_node`.

@@ -78,7 +78,7 @@ fn log_limits(ledger: &mut Ledger, last: &mut LastRound) {
     if cut > 0 {
         tracing::warn!(
             cut,
-            "command lines were cut to 256 bytes: those of all violations take what collector.cmdline_budget allows, or those of their node a sixteenth of it"
+            "command lines were cut to 256 bytes: their nodes have more than 32 KiB of them, and collector.cmdline_budget, or the sixteenth of it that one node may take, has no room for more"
         );
     }
     let is_full = ledger.is_full();
@@ -87,10 +87,10 @@ fn log_limits(ledger: &mut Ledger, last: &mut LastRound) {
     }
     if is_full {
         tracing::warn!(
-            "all nodes together have as many violations as collector.max_violations allows: no node with more than 256 gets further ones"
+            "all nodes together have as many violations as collector.max_violations allows: no node's violations grow beyond 256"
         );
     } else {
-        tracing::info!("all nodes together have fewer violations than collector.max_violations allows again");
+        tracing::info!("all nodes together again have fewer violations than collector.max_violations allows");
     }
 }
 

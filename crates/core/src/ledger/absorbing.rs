@@ -15,7 +15,7 @@ use crate::report::{Answer, LeftOut, Outcome, RecordRef, Rejection, Rejections, 
 
 impl Ledger {
     /// Takes in one report. The same report twice changes nothing. The order of reports of different nodes does not matter, as long as
-    /// there is room for all violations.
+    /// there is room for all violations and their command lines.
     ///
     /// A report of a target that is older than one already taken in is ignored.
     pub fn absorb(&mut self, report: &Report) -> Vec<Change> {

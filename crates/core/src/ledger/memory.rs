@@ -1,5 +1,6 @@
 //! What was known before the start, or to another replica, and how it is taken over.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -49,16 +50,18 @@ impl Ledger {
     /// Takes over what was known before the start, or to another replica: tombstones stay tombstones, and clearing
     /// clocks begin anew, because our own restart is evidence of nothing. Evidence that this ledger has heard since takes
     /// precedence.
+    ///
+    /// If there is not room for all, that of which evidence was fresh last has room first, and tombstones have it last. Expired ones have
+    /// none.
     pub fn remember(&mut self, remembered: impl IntoIterator<Item = Remembered>, now: Moment) {
         // The interval beside the latest record of a node counts. The agent's own clock orders the records, because
         // leaders' clocks differ.
         let mut intervals: BTreeMap<NodeName, (Timestamp, Duration)> = BTreeMap::new();
         let mut nodes = BTreeSet::new();
-        // Tombstones have room last. What has not cleared is needed, because without it a block would end late, and there is no more of
-        // it than was persisted.
-        let (tombstones, running): (Vec<_>, Vec<_>) =
-            remembered.into_iter().partition(|known| known.cleared.is_some());
-        for known in running.into_iter().chain(tombstones) {
+        // Tombstones have room last, and what was fresh last has room first.
+        let mut remembered: Vec<Remembered> = remembered.into_iter().collect();
+        remembered.sort_by_key(|known| (known.cleared.is_some(), Reverse(known.fresh_at)));
+        for known in remembered {
             nodes.insert(known.node.clone());
             if let Some(interval) = known.scan_interval {
                 let dated = (known.record.detected_at, interval);
@@ -71,10 +74,7 @@ impl Ledger {
                 evidence.merge(&known, now);
                 continue;
             }
-            let most = match known.cleared {
-                Some(_) => self.totals.limit_of(node, &self.rules),
-                None => self.rules.max_keys_per_node,
-            };
+            let most = self.totals.limit_of(node, &self.rules);
             let evidence = Evidence::remembered(&known, now, mark);
             if node.evidence.len() < most && !evidence.is_expired(now, self.rules.same_incident) {
                 self.violations.entry(known.key.clone()).or_default().nodes.insert(known.node.clone());

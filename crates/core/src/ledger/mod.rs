@@ -154,7 +154,7 @@ impl Ledger {
         self.node_change.take()
     }
 
-    /// How many command lines were cut since this was last asked, because there was no room for all of each (see
+    /// How many command lines were cut since the last call, because there was no room for the whole command line (see
     /// [`Detection::cmdline_budget`]). One that stays cut counts once.
     pub fn take_cut_cmdlines(&mut self) -> usize {
         std::mem::take(&mut self.totals.cut_cmdlines)

@@ -1,12 +1,14 @@
 //! Which violations of a node there is room for, when there are more than one node may have here.
 //!
-//! A tenant can run any number of processes with any names. So each Pod has room for one violation first. Then namespaces share the
-//! room fairly, and the Pods of a namespace share what it has. One tenant's flood leaves the violations of every other tenant in place,
-//! and one Pod's flood those of the other Pods. If there are more Pods than room, their namespaces share it. If there are more namespaces
-//! than room, those have it whose violations have fresh evidence and were seen first. The exceptions make room first, because a later answer that lists them is judged like a first one: tombstones, records that
-//! were never believed, and violations of a Pod that is gone, unless the node lists them with a young record.
-//! Within a Pod, violations with fresh evidence have room first, and of these the ones that were seen first. So new names push out
-//! nothing that still runs. A Pod also has a limit of its own, because more names of one Pod say nothing new.
+//! A tenant can run any number of processes with any names, and any number of Pods. So what there is room for is decided class by
+//! class: first one violation of each Pod, if its evidence is fresh; then one of each other Pod, if its evidence has grown old or can't be
+//! judged yet; then further ones with fresh evidence; then further old ones; and last what can be judged anew. In each class namespaces
+//! share fairly what room is left, and the Pods of a namespace take turns. What was seen first stays, so neither new names nor new
+//! namespaces push out anything that still runs, and one tenant's flood leaves the live violations of every other tenant in place.
+//!
+//! What can be judged anew makes room first, because a later answer that lists it is judged like a first one: tombstones, records that
+//! were never believed, and violations of a Pod that is gone, unless the node lists them with a young record. A Pod also has a limit of
+//! its own, because more names of one Pod say nothing new.
 //!
 //! A violation that made room for others is no longer known. The App's block does not end by that: the policy then waits for
 //! `unreachable_limit`, as for a node whose answers say nothing of it.
@@ -45,9 +47,9 @@ pub(super) struct Judge<A, G> {
 enum Worth {
     /// Fresh evidence that has not grown old, or a listed record that is young.
     Live,
-    /// Evidence that has grown old.
+    /// Evidence that has grown old, or a listed record whose age is not known: it may be of a process that runs.
     Aged,
-    /// What can be judged anew: a tombstone, a record never believed, a violation of a Pod that is gone.
+    /// What can be judged anew: a tombstone, an old record never believed, a violation of a Pod that is gone.
     Expendable,
 }
 
@@ -57,7 +59,7 @@ struct New<'a> {
     worth: Worth,
 }
 
-/// A violation of a namespace that has more than its share.
+/// A violation for which there may be no room.
 struct Candidate {
     key: Key,
     worth: Worth,
@@ -65,6 +67,16 @@ struct Candidate {
     first_seen: Option<Moment>,
     /// How many violations of its Pod come before it.
     rank: usize,
+}
+
+/// Violations of one class have room before those of the next one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    FirstLiveOfPod,
+    FirstAgedOfPod,
+    Live,
+    Aged,
+    Expendable,
 }
 
 impl Room {
@@ -93,8 +105,12 @@ impl Node {
         }
         let mut new = Vec::new();
         for record in listed.iter().filter(|record| self.evidence_of(record.key).is_none()) {
-            let is_young = (judge.own_age)(record.detected_at).is_some_and(|(_, is_young)| is_young);
-            new.push(New { key: record.key, worth: if is_young { Worth::Live } else { Worth::Expendable } });
+            let worth = match (judge.own_age)(record.detected_at) {
+                Some((_, true)) => Worth::Live,
+                Some((_, false)) => Worth::Expendable,
+                None => Worth::Aged,
+            };
+            new.push(New { key: record.key, worth });
         }
         if new.is_empty() {
             return Room::default();
@@ -102,20 +118,23 @@ impl Node {
         let find = |key: &Key| listed.binary_search_by(|record| record.key.cmp(&key.view()));
         let worth = |key: &Key, evidence: &Evidence| {
             let record = find(key).ok().and_then(|place| listed.get(place));
-            let is_fresh = record.is_some_and(|record| {
-                let age = (judge.own_age)(record.detected_at);
+            let age = record.map(|record| (judge.own_age)(record.detected_at));
+            let is_fresh = record.zip(age).is_some_and(|(record, age)| {
                 // Forgotten, a young record would be believed anew, even if its tombstone is here.
                 age.is_some_and(|(_, is_young)| is_young) || evidence.would_be_news(record.detected_at, age)
             });
             if is_fresh {
-                Worth::Live
-            } else if evidence.is_expendable() || (judge.is_gone)(key, evidence) {
+                return Worth::Live;
+            }
+            let alone = if evidence.is_expendable() || (judge.is_gone)(key, evidence) {
                 Worth::Expendable
             } else if evidence.has_aged() {
                 Worth::Aged
             } else {
                 Worth::Live
-            }
+            };
+            // Forgotten, it would be worth as much as any listed record whose age is not known.
+            if age == Some(None) { alone.min(Worth::Aged) } else { alone }
         };
         let mut room = Room::default();
         self.limit_pods(&new, max_of_pod, worth, &mut room);
@@ -154,11 +173,11 @@ impl Node {
             let known = self.evidence.iter().filter(|(key, _)| is_of_pod(key));
             let known = known.map(|(key, evidence)| Candidate::known(key, evidence, &worth));
             let candidates = known.chain(of_pod.iter().map(Candidate::new)).collect();
-            self.refuse(in_order(candidates).into_iter().skip(max), room);
+            in_order_of_pods(candidates).iter().skip(max).for_each(|out| self.refuse(out, room));
         }
     }
 
-    /// Shares out `max` violations: first one for each Pod, then among namespaces. If there are more Pods, their namespaces share.
+    /// Shares out room for `max` violations, class by class.
     fn share_out(
         &mut self,
         new: &[New<'_>],
@@ -166,33 +185,42 @@ impl Node {
         worth: impl Fn(&Key, &Evidence) -> Worth,
         room: &mut Room,
     ) {
-        let mut by_namespace: BTreeMap<Text, Vec<Candidate>> = BTreeMap::new();
         let known = self.evidence.iter().map(|(key, evidence)| Candidate::known(key, evidence, &worth));
-        for candidate in known.chain(new.iter().map(Candidate::new)) {
-            by_namespace.entry(candidate.key.namespace.clone()).or_default().push(candidate);
-        }
-        let mut namespaces: Vec<Vec<Candidate>> = by_namespace.into_values().map(in_order).collect();
-        // What can't be divided is for those of which most would be lost: a new namespace must not push out an old one.
-        namespaces.sort_by(|a, b| a.first().map(Candidate::order).cmp(&b.first().map(Candidate::order)));
-        let pods_of = |candidates: &Vec<Candidate>| {
-            candidates.iter().map(|candidate| &candidate.key.pod).collect::<BTreeSet<_>>().len()
-        };
-        let pods = fair_shares(&namespaces.iter().map(pods_of).collect::<Vec<_>>(), max);
-        let more = namespaces.iter().zip(&pods).map(|(candidates, pods)| candidates.len() - pods);
-        let more = fair_shares(&more.collect::<Vec<_>>(), max - pods.iter().sum::<usize>());
-        for (candidates, (pods, more)) in namespaces.into_iter().zip(pods.into_iter().zip(more)) {
-            self.refuse(candidates.into_iter().skip(pods + more), room);
+        let mut candidates = in_order_of_pods(known.chain(new.iter().map(Candidate::new)).collect());
+        candidates.sort_by(|a, b| {
+            (a.class(), a.rank).cmp(&(b.class(), b.rank)).then_with(|| a.order().cmp(&b.order()))
+        });
+        let mut left = max;
+        for of_class in candidates.chunk_by(|a, b| a.class() == b.class()) {
+            // What can't be divided goes to the first namespaces, so that a new one does not push out one that was seen before.
+            let mut in_order: Vec<&Candidate> = of_class.iter().collect();
+            in_order.sort_by(|a, b| a.order().cmp(&b.order()));
+            let mut places: BTreeMap<&Text, usize> = BTreeMap::new();
+            let mut wants: Vec<usize> = Vec::new();
+            for candidate in in_order {
+                let place = *places.entry(&candidate.key.namespace).or_insert(wants.len());
+                match wants.get_mut(place) {
+                    Some(want) => *want += 1,
+                    None => wants.push(1),
+                }
+            }
+            let mut shares = fair_shares(&wants, left);
+            for candidate in of_class {
+                let share = places.get(&candidate.key.namespace).and_then(|place| shares.get_mut(*place));
+                match share.filter(|share| **share > 0) {
+                    Some(share) => (*share, left) = (*share - 1, left - 1),
+                    None => self.refuse(candidate, room),
+                }
+            }
         }
     }
 
-    fn refuse(&mut self, out: impl Iterator<Item = Candidate>, room: &mut Room) {
-        for Candidate { key, first_seen, .. } in out {
-            if first_seen.is_some() {
-                self.evidence.remove(&key);
-                room.evicted.push(key.clone());
-            }
-            room.refused.insert(key);
+    fn refuse(&mut self, out: &Candidate, room: &mut Room) {
+        if out.first_seen.is_some() {
+            self.evidence.remove(&out.key);
+            room.evicted.push(out.key.clone());
         }
+        room.refused.insert(out.key.clone());
     }
 }
 
@@ -207,27 +235,32 @@ impl Candidate {
         Self { key, worth: *worth, first_seen: None, rank: 0 }
     }
 
-    /// Of candidates with the same rank, the one with the least of these has room first.
+    fn class(&self) -> Class {
+        match (self.worth, self.rank) {
+            (Worth::Live, 0) => Class::FirstLiveOfPod,
+            (Worth::Aged, 0) => Class::FirstAgedOfPod,
+            (Worth::Live, _) => Class::Live,
+            (Worth::Aged, _) => Class::Aged,
+            (Worth::Expendable, _) => Class::Expendable,
+        }
+    }
+
+    /// The order of candidates of one class and rank: by worth, then the one that was seen first, and known ones before new ones.
     fn order(&self) -> impl Ord {
         (self.worth, self.first_seen.is_none(), self.first_seen, &self.key)
     }
 }
 
-/// The violations of one namespace, in the order in which they are to have room.
-fn in_order(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
-    candidates.sort_by(|a, b| a.key.pod.cmp(&b.key.pod).then_with(|| a.order().cmp(&b.order())));
-    let (mut pod, mut rank) = (None, 0);
-    for candidate in &mut candidates {
-        if pod.as_ref() != Some(&candidate.key.pod) {
-            (pod, rank) = (Some(candidate.key.pod.clone()), 0);
-        }
-        candidate.rank = rank;
-        rank += 1;
-    }
+/// The violations with their ranks; those of one Pod in the order in which they are to have room.
+fn in_order_of_pods(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let pod = |candidate: &Candidate| (candidate.key.namespace.clone(), candidate.key.pod.clone());
     candidates.sort_by(|a, b| {
-        let by_rank = (a.worth, a.rank).cmp(&(b.worth, b.rank));
-        by_rank.then_with(|| a.order().cmp(&b.order()))
+        let by_pod = (&a.key.namespace, &a.key.pod).cmp(&(&b.key.namespace, &b.key.pod));
+        by_pod.then_with(|| a.order().cmp(&b.order()))
     });
+    for of_pod in candidates.chunk_by_mut(|a, b| pod(a) == pod(b)) {
+        of_pod.iter_mut().enumerate().for_each(|(rank, candidate)| candidate.rank = rank);
+    }
     candidates
 }
 

@@ -24,8 +24,8 @@ pub struct Detection {
     pub answer_gap: Duration,
     /// How recent a target's last whole answer must be for its coverage to count as fresh.
     pub fresh_within: Duration,
-    /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only. Namespaces share them
-    /// fairly, and so do the Pods of a namespace.
+    /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only. Each Pod has one first, and
+    /// namespaces share the rest fairly.
     pub max_keys_per_node: usize,
     /// Violations, tombstones included, that all nodes together may have. Beyond it each node may still have 256, if `max_keys_per_node`
     /// is not smaller. A violation that several nodes list counts once for each of them.

@@ -11,15 +11,15 @@ use super::node::Node;
 use crate::names::NodeName;
 use crate::report::clip;
 
-/// How many violations a node may have whatever other nodes have, within `max_keys_per_node`. As many as the Pods that managed
-/// Kubernetes allows on a node, so that each of them can have one.
+/// How many violations a node may have whatever other nodes have, within `max_keys_per_node`. More than twice the 110
+/// Pods that Kubernetes recommends at most on a node, so that each of them can have one.
 const RESERVED_KEYS: usize = 256;
 /// To how many bytes a command line is cut when there is no room for all of it. Command lines of up to so many bytes do not count.
 const SHORT_CMDLINE: usize = 256;
 /// How many bytes the long command lines of a node may take, whatever those of other nodes take.
 const RESERVED_CMDLINE_BYTES: usize = 32 << 10;
-/// The part of the budget for command lines that one node may take.
-const NODES_THAT_FLOOD: usize = 16;
+/// One node may take one in so many bytes of the budget for command lines.
+const NODE_SHARE: usize = 16;
 
 /// What all nodes together have at present.
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ pub(super) struct Totals {
     /// The bytes of their command lines of more than [`SHORT_CMDLINE`] bytes. Command lines that were dropped or replaced after the last
     /// [`Totals::count_cmdlines`] still count.
     cmdline_bytes: usize,
-    /// How many command lines have been cut anew.
+    /// How many command lines were cut since [`super::Ledger::take_cut_cmdlines`] was last called. One that stays cut counts once.
     pub(super) cut_cmdlines: usize,
 }
 
@@ -63,7 +63,7 @@ impl Totals {
         let bytes = long_bytes(seen);
         let has_room = |taken: usize, most: usize| taken.saturating_add(bytes) <= most;
         let is_shared = has_room(self.cmdline_bytes, rules.cmdline_budget)
-            && has_room(*of_node, rules.cmdline_budget / NODES_THAT_FLOOD);
+            && has_room(*of_node, rules.cmdline_budget / NODE_SHARE);
         if !is_shared && !has_room(*of_node, RESERVED_CMDLINE_BYTES) {
             let cut = clip(seen, SHORT_CMDLINE);
             self.cut_cmdlines += usize::from(known != Some(&*cut));

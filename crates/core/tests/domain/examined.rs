@@ -87,10 +87,10 @@ fn an_answer_whose_only_record_can_not_be_used_says_nothing_of_others() {
     });
 }
 
-/// Between two answers that say that nothing has changed, a part of an answer comes. It lists less, and says nothing of the
-/// records that the unchanged list has.
+/// A part of an answer comes between two answers that say that nothing has changed. The list that these repeat still says nothing
+/// of what had no room, or of others than a record that can't be used.
 #[test]
-fn a_part_of_an_answer_does_not_make_an_unchanged_list_say_more() {
+fn after_a_part_of_an_answer_an_unchanged_list_still_says_nothing_of_what_it_left_out() {
     let cut = || {
         let failure = Failure { reason: FailureReason::Deferred, detail: "as told".into() };
         Outcome::Partial(Answer::default(), failure)

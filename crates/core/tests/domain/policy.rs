@@ -330,7 +330,7 @@ fn a_pods_new_labels_do_not_move_what_it_is_accused_of() {
 fn a_node_that_accuses_ever_new_apps_does_not_fill_the_book() {
     let nodes: Vec<String> = (0..25).map(|i| format!("liar-{i}")).collect();
     let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
-    // What is remembered has a limit of its own.
+    // The ledger has room for all of them, so that only the limit of the book applies.
     let mut world = World::with(&names, Detection { max_keys: 25_000, ..Detection::default() });
     for (i, node) in nodes.iter().enumerate() {
         let lies = (0..1000).map(|app| record_of("ns-a", &format!("p-{i}-{app}"), "x", 0)).collect();

@@ -103,6 +103,10 @@ fn target() -> Target {
     Target { address: "n1:9090".into(), node: NodeName::new("n1") }
 }
 
+fn pod_ref(namespace: &str, pod: &str) -> PodRef {
+    PodRef { namespace: namespace.into(), pod: pod.into() }
+}
+
 fn flood<'a>(namespace: &'a str, pod: &'a str, count: usize) -> Vec<(&'a str, &'a str, String)> {
     (0..count).map(|n| (namespace, pod, format!("p{n:02}"))).collect()
 }
@@ -270,7 +274,9 @@ fn live_violations_have_room_before_old_ones_that_an_answer_without_a_date_lists
     let old = (0..4).map(|n| ("ns-a", "pod", format!("p{n:02}"), 297));
     let other = (0..8).map(|n| ("ns-b", "web", format!("p{n:02}"), 0));
     let known = node.answer(&old.chain(live(1)).chain(other).collect::<Vec<_>>(), false);
-    assert_eq!(known, [names("ns-a", "pod", "q", 0..4), names("ns-b", "web", "p", 0..4)].concat());
+    // Each Pod has one. Further ones of the other cannot be judged yet, so they have what room the live ones leave.
+    let old = names("ns-a", "pod", "p", 0..2);
+    assert_eq!(known, [old, names("ns-a", "pod", "q", 0..4), names("ns-b", "web", "p", 0..2)].concat());
 }
 
 #[test]
@@ -376,20 +382,20 @@ proptest! {
     }
 }
 
-/// A name that sorts first must give no room: a hostile node can list as many namespaces as it likes.
+/// Names must not decide which namespaces have room: a hostile node can list as many as it likes.
 #[test]
 fn new_namespaces_do_not_push_out_those_that_were_seen_first() {
     let mut node = Crowded::new();
     node.list(&flood("ns-z", "web", 1));
     let all: Vec<String> = (0..3 * Crowded::MAX).map(|n| format!("ns-{n:02}")).collect();
-    for first in [0, Crowded::MAX, 2 * Crowded::MAX] {
+    for skipped in [0, Crowded::MAX, 2 * Crowded::MAX] {
         let mut listed = flood("ns-z", "web", 1);
-        listed.extend(all.iter().skip(first).take(Crowded::MAX).flat_map(|name| flood(name, "web", 1)));
+        listed.extend(all.iter().skip(skipped).take(Crowded::MAX).flat_map(|name| flood(name, "web", 1)));
         let known = node.list(&listed);
         assert_eq!(known.len(), Crowded::MAX);
         assert!(known.contains(&"ns-z/web/p00".to_owned()), "{known:?}");
-        let first = all.iter().take(Crowded::MAX - 1).map(|name| format!("{name}/web/p00"));
-        assert!(known.iter().cloned().eq(first.chain(["ns-z/web/p00".to_owned()])), "{known:?}");
+        let expected = all.iter().take(Crowded::MAX - 1).map(|name| format!("{name}/web/p00"));
+        assert!(known.iter().cloned().eq(expected.chain(["ns-z/web/p00".to_owned()])), "{known:?}");
     }
 }
 
@@ -401,4 +407,59 @@ fn each_pod_has_a_violation_before_any_has_a_second_one() {
     let known = node.list(&listed);
     assert_eq!(known.iter().filter(|name| name.starts_with("ns-a/flood/")).count(), 2, "{known:?}");
     assert_eq!(known.iter().filter(|name| name.starts_with("ns-b/")).count(), 6, "{known:?}");
+}
+
+/// Pods that come and go leave no room to be taken from a Pod that runs, whether its process was seen before them or not.
+#[test]
+fn pods_that_are_gone_push_out_no_violation_of_a_pod_that_runs() {
+    let mut node = Crowded::new();
+    let gone: Vec<String> = (0..3 * Crowded::MAX).map(|n| format!("gone-{n:02}")).collect();
+    let miner = |name: &str| ("ns-m", name.to_owned());
+    let list = |node: &mut Crowded, pods: &[String], miners: &[(&str, String)]| {
+        let pods = pods.iter().map(|pod| ("ns-a", pod.as_str(), "x".to_owned()));
+        let miners = miners.iter().map(|(namespace, pod)| (*namespace, pod.as_str(), "xmrig".to_owned()));
+        node.list(&pods.chain(miners).collect::<Vec<_>>())
+    };
+    list(&mut node, &gone[..6], &[miner("known")]);
+    for turn in 1..4 {
+        for pod in &gone {
+            node.ledger.pod_gone(&pod_ref("ns-a", pod), at(node.minute));
+        }
+        let miners = [miner("known"), miner("new")];
+        let known = list(&mut node, &gone[turn * 6..(turn + 1) * 6], &miners);
+        for name in ["ns-m/known/xmrig", "ns-m/new/xmrig"] {
+            assert!(known.contains(&name.to_owned()), "{name} in {known:?}");
+        }
+    }
+}
+
+proptest! {
+    /// [`Crowded::answer`] sees that the same report twice changes nothing: what had no room the first time has none the second time.
+    #[test]
+    fn what_there_is_room_for_does_not_depend_on_how_often_a_report_is_taken_in(
+        rounds in proptest::collection::vec(
+            (
+                proptest::collection::btree_map((0..5_usize, 0..4_usize, 0..4_usize), prop_oneof![Just(0_u64), 1..90_u64], 0..40),
+                prop_oneof![3 => Just(0_u64), 1 => 20..200_u64],
+                proptest::collection::vec((0..5_usize, 0..4_usize), 0..6),
+                any::<bool>(),
+            ),
+            1..8,
+        ),
+    ) {
+        let (namespaces, pods) = (["ns-a", "ns-b", "ns-c", "ns-d", "ns-e"], ["one", "two", "three", "four"]);
+        let mut node = Crowded::new();
+        for (round, pass, gone, has_date) in rounds {
+            node.minute += pass;
+            node.ledger.advance(at(node.minute));
+            for (namespace, pod) in gone {
+                node.ledger.pod_gone(&pod_ref(namespaces[namespace], pods[pod]), at(node.minute));
+            }
+            let keys: Vec<_> = round
+                .iter()
+                .map(|((n, p, process), ago)| (namespaces[*n], pods[*p], process.to_string(), *ago))
+                .collect();
+            node.answer(&keys, has_date);
+        }
+    }
 }

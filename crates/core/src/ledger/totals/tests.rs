@@ -10,10 +10,10 @@ use crate::ledger::{Cleared, Ledger, Remembered};
 use crate::names::{Key, NodeName};
 use crate::report::{Answer, Outcome, Record, Report, Target};
 
-const NODES: usize = NODES_THAT_FLOOD + 2;
+const NODES: usize = NODE_SHARE + 2;
 const MAX_KEYS: usize = 600;
 const CMDLINE_BUDGET: usize = 1 << 20;
-const CMDLINES_OF_NODE: usize = CMDLINE_BUDGET / NODES_THAT_FLOOD;
+const CMDLINES_OF_NODE: usize = CMDLINE_BUDGET / NODE_SHARE;
 /// A long command line, in bytes.
 const LONG: usize = 4 << 10;
 
@@ -148,7 +148,7 @@ fn what_a_node_no_longer_has_is_free_for_others() {
 }
 
 #[test]
-fn what_is_remembered_and_runs_has_room_and_tombstones_have_what_is_left() {
+fn of_what_is_remembered_the_latest_has_room_first_and_tombstones_last() {
     let mut cluster = Cluster::new();
     cluster.minute = 48 * 60;
     let now = at(cluster.minute);
@@ -158,7 +158,7 @@ fn what_is_remembered_and_runs_has_room_and_tombstones_have_what_is_left() {
             node: name(node),
             record: Record::of(key(namespace, number)),
             first_seen: at(0).wall(),
-            fresh_at: at(0).wall(),
+            fresh_at: at(number as u64).wall(),
             observations: 1,
             cleared: cleared.map(|minute| (at(minute).wall(), Cleared::ByClock)),
             scan_interval: None,
@@ -168,19 +168,20 @@ fn what_is_remembered_and_runs_has_room_and_tombstones_have_what_is_left() {
     let all = remembered("ns-a", 0, RESERVED_KEYS, Some(48 * 60 - 1))
         .chain(remembered("ns-b", 0, MAX_KEYS + 1, None))
         .chain(remembered("ns-a", 1, RESERVED_KEYS + 1, Some(48 * 60 - 1)))
-        // These have lain there for longer than a day.
+        // These cleared more than a day ago, so they have expired.
         .chain(remembered("ns-a", 2, 10, Some(23 * 60)));
     cluster.ledger.remember(all, now);
-    assert_eq!(cluster.keys(), [MAX_KEYS + 1, RESERVED_KEYS, 0]);
-    assert!(cluster.ledger.violations.contains_key(&key("ns-b", MAX_KEYS)));
-    assert_eq!(cluster.ledger.totals.keys, MAX_KEYS + 1 + RESERVED_KEYS);
+    assert_eq!(cluster.keys(), [MAX_KEYS, RESERVED_KEYS, 0]);
+    let is_known = |namespace, number| cluster.ledger.violations.contains_key(&key(namespace, number));
+    assert!(is_known("ns-b", MAX_KEYS) && !is_known("ns-b", 0));
+    assert_eq!(cluster.ledger.totals.keys, MAX_KEYS + RESERVED_KEYS);
 }
 
 #[test]
 fn long_command_lines_share_a_budget_and_what_does_not_fit_is_cut() {
     let mut cluster = Cluster::new();
     let lines = |whole: usize, all: usize| [vec![LONG; whole], vec![SHORT_CMDLINE; all - whole]].concat();
-    for node in 0..NODES_THAT_FLOOD {
+    for node in 0..NODE_SHARE {
         cluster.flood(node, "ns-a", 100, LONG);
         assert_eq!(cluster.cmdlines(node), lines(CMDLINES_OF_NODE / LONG, 100));
     }
@@ -198,7 +199,7 @@ fn long_command_lines_share_a_budget_and_what_does_not_fit_is_cut() {
         shown.iter().filter(of).count()
     };
     assert_eq!((cut("ns-b"), cut("ns-c")), (1, 0));
-    let of_others = NODES_THAT_FLOOD * (100 - CMDLINES_OF_NODE / LONG);
+    let of_others = NODE_SHARE * (100 - CMDLINES_OF_NODE / LONG);
     assert_eq!(cluster.ledger.take_cut_cmdlines(), of_others + 1);
     cluster.pass(1);
     cluster.flood(last, "ns-b", reserve + 1, LONG);
@@ -208,10 +209,10 @@ fn long_command_lines_share_a_budget_and_what_does_not_fit_is_cut() {
 #[test]
 fn command_lines_that_are_gone_leave_their_room_to_those_that_were_cut() {
     let mut cluster = Cluster::new();
-    for node in 0..NODES_THAT_FLOOD {
+    for node in 0..NODE_SHARE {
         cluster.flood(node, "ns-a", 100, LONG);
     }
-    let node = NODES_THAT_FLOOD;
+    let node = NODE_SHARE;
     let of_node = CMDLINES_OF_NODE / LONG;
     cluster.flood(node, "ns-b", of_node, LONG);
     let cut = cluster.cmdlines(node);

@@ -55,12 +55,12 @@ impl Totals {
         known: Option<&str>,
         rules: &Detection,
     ) -> Cow<'a, str> {
-        if known == Some(seen) {
+        let bytes = seen.len();
+        if bytes <= SHORT_CMDLINE || known == Some(seen) {
             return Cow::Borrowed(seen);
         }
         // The bytes of a replaced one are free only after the round. Otherwise the same answer, taken in twice, would have room the second
         // time for what had none the first time.
-        let bytes = long_bytes(seen);
         let has_room = |taken: usize, most: usize| taken.saturating_add(bytes) <= most;
         let is_shared = has_room(self.cmdline_bytes, rules.cmdline_budget)
             && has_room(*of_node, rules.cmdline_budget / NODE_SHARE);
@@ -79,15 +79,11 @@ impl Totals {
         self.cmdline_bytes = 0;
         // A node whose count is zero has no long command line, and most nodes have none.
         for node in nodes.values_mut().filter(|node| node.cmdline_bytes > 0) {
-            node.cmdline_bytes = node.evidence.values().map(|evidence| long_bytes(evidence.cmdline())).sum();
+            let lengths = node.evidence.values().map(|evidence| evidence.cmdline().len());
+            node.cmdline_bytes = lengths.filter(|bytes| *bytes > SHORT_CMDLINE).sum();
             self.cmdline_bytes += node.cmdline_bytes;
         }
     }
-}
-
-/// The bytes of a command line that count.
-fn long_bytes(cmdline: &str) -> usize {
-    if cmdline.len() > SHORT_CMDLINE { cmdline.len() } else { 0 }
 }
 
 #[cfg(test)]

@@ -64,7 +64,9 @@ impl Stage {
     fn under(config: &Config, desk: Desk, kept: watch::Receiver<Arc<Kept>>) -> Self {
         let clock = Clock::start();
         let now = clock.now();
-        let mut ledger = Ledger::new(Detection::default(), now);
+        // Long lists are made of long command lines.
+        let rules = Detection { cmdline_budget: usize::MAX, ..Detection::default() };
+        let mut ledger = Ledger::new(rules, now);
         ledger.expect([target("n1"), target("n2")], 0);
         let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(now), clock);
         let shown = snapshots.clone();

@@ -116,10 +116,12 @@ impl Common<'_> {
             forget(self.violations, evicted, name);
         }
         let (mut changes, mut recent, mut no_room) = (Vec::new(), None, LeftOut::default());
-        room.refused.iter().for_each(|key| no_room.note(&key.namespace));
         let (count, may_hide) = (listed.len(), node.may_hide());
         let mut cmdline_bytes = node.cmdline_bytes;
         for record in listed {
+            if !room.is_for(record.key) {
+                no_room.note(record.key.namespace);
+            }
             if let Some((key, evidence)) = node.evidence_of(record.key) {
                 let known = Some(evidence.cmdline());
                 let cmdline = self.totals.cmdline(&mut cmdline_bytes, record.cmdline, known, self.rules);

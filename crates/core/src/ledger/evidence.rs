@@ -10,7 +10,7 @@ use super::steps::{Longest, MAX_INTERVAL};
 use super::{ChangeKind, NodeClock, Reading, Remembered};
 use crate::Moment;
 use crate::moment::{Span, WallTime};
-use crate::names::{Key, NodeName};
+use crate::names::{Key, NodeName, Text};
 use crate::report::{Record, RecordRef};
 use crate::snapshot::{EvidenceView, Heard};
 
@@ -402,6 +402,11 @@ impl Evidence {
 
     pub(super) fn first_seen(&self) -> Moment {
         self.heard.first_seen
+    }
+
+    /// The rule that the last record names; empty if a keyword of the agent matched.
+    pub(super) fn rule(&self) -> &Text {
+        &self.heard.record.regex
     }
 
     /// The command line of the last record, cut if there was no room for all of it.

@@ -3,8 +3,9 @@
 //! A tenant can run any number of processes with any names, and any number of Pods. So what there is room for is decided class by
 //! class: first one violation of each Pod, if its evidence is fresh; then one of each other Pod, if its evidence has grown old or can't be
 //! judged yet; then further ones with fresh evidence; then further old ones; and last what can be judged anew. In each class namespaces
-//! share fairly what room is left, and the Pods of a namespace take turns. What was seen first stays, so neither new names nor new
-//! namespaces push out anything that still runs, and one tenant's flood leaves the live violations of every other tenant in place.
+//! share fairly what room is left, and the Pods of a namespace take turns. In a Pod the rules take turns that its processes match, because an
+//! exemption may cover what one rule finds, and the next rule's process must not hide behind it. What was seen first stays. So neither
+//! new names nor new namespaces push out the first live violation of a Pod.
 //!
 //! What can be judged anew makes room first, because a later answer that lists it is judged like a first one: tombstones, records that
 //! were never believed, and violations of a Pod that is gone, unless the node lists them with a young record. A Pod also has a limit of
@@ -56,12 +57,14 @@ enum Worth {
 /// A listed violation that is not known.
 struct New<'a> {
     key: KeyRef<'a>,
+    rule: &'a str,
     worth: Worth,
 }
 
 /// A violation for which there may be no room.
 struct Candidate {
     key: Key,
+    rule: Text,
     worth: Worth,
     /// `None` if it is not known yet.
     first_seen: Option<Moment>,
@@ -110,7 +113,7 @@ impl Node {
                 Some((_, false)) => Worth::Expendable,
                 None => Worth::Aged,
             };
-            new.push(New { key: record.key, worth });
+            new.push(New { key: record.key, rule: record.regex, worth });
         }
         if new.is_empty() {
             return Room::default();
@@ -193,11 +196,9 @@ impl Node {
         let mut left = max;
         for of_class in candidates.chunk_by(|a, b| a.class() == b.class()) {
             // What can't be divided goes to the first namespaces, so that a new one does not push out one that was seen before.
-            let mut in_order: Vec<&Candidate> = of_class.iter().collect();
-            in_order.sort_by(|a, b| a.order().cmp(&b.order()));
             let mut places: BTreeMap<&Text, usize> = BTreeMap::new();
             let mut wants: Vec<usize> = Vec::new();
-            for candidate in in_order {
+            for candidate in of_class {
                 let place = *places.entry(&candidate.key.namespace).or_insert(wants.len());
                 match wants.get_mut(place) {
                     Some(want) => *want += 1,
@@ -227,12 +228,18 @@ impl Node {
 impl Candidate {
     fn known(key: &Key, evidence: &Evidence, worth: impl Fn(&Key, &Evidence) -> Worth) -> Self {
         let first_seen = Some(evidence.first_seen());
-        Self { key: key.clone(), worth: worth(key, evidence), first_seen, rank: 0 }
+        Self {
+            key: key.clone(),
+            rule: evidence.rule().clone(),
+            worth: worth(key, evidence),
+            first_seen,
+            rank: 0,
+        }
     }
 
-    fn new(New { key, worth }: &New<'_>) -> Self {
+    fn new(New { key, rule, worth }: &New<'_>) -> Self {
         let key = Key::new(key.namespace, key.pod, key.process);
-        Self { key, worth: *worth, first_seen: None, rank: 0 }
+        Self { key, rule: (*rule).into(), worth: *worth, first_seen: None, rank: 0 }
     }
 
     fn class(&self) -> Class {
@@ -245,6 +252,10 @@ impl Candidate {
         }
     }
 
+    fn pod(&self) -> (&str, &str) {
+        (&self.key.namespace, &self.key.pod)
+    }
+
     /// The order of candidates of one class and rank: by worth, then the one that was seen first, and known ones before new ones.
     fn order(&self) -> impl Ord {
         (self.worth, self.first_seen.is_none(), self.first_seen, &self.key)
@@ -253,12 +264,16 @@ impl Candidate {
 
 /// The violations with their ranks; those of one Pod in the order in which they are to have room.
 fn in_order_of_pods(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
-    let pod = |candidate: &Candidate| (candidate.key.namespace.clone(), candidate.key.pod.clone());
-    candidates.sort_by(|a, b| {
-        let by_pod = (&a.key.namespace, &a.key.pod).cmp(&(&b.key.namespace, &b.key.pod));
-        by_pod.then_with(|| a.order().cmp(&b.order()))
-    });
-    for of_pod in candidates.chunk_by_mut(|a, b| pod(a) == pod(b)) {
+    candidates.sort_by(|a, b| a.pod().cmp(&b.pod()).then_with(|| a.order().cmp(&b.order())));
+    for of_pod in candidates.chunk_by_mut(|a, b| a.pod() == b.pod()) {
+        let mut of_rule: BTreeMap<Text, usize> = BTreeMap::new();
+        for candidate in &mut *of_pod {
+            let before = of_rule.entry(candidate.rule.clone()).or_default();
+            (candidate.rank, *before) = (*before, *before + 1);
+        }
+        of_pod.sort_by(|a, b| {
+            (a.worth, a.rank).cmp(&(b.worth, b.rank)).then_with(|| a.order().cmp(&b.order()))
+        });
         of_pod.iter_mut().enumerate().for_each(|(rank, candidate)| candidate.rank = rank);
     }
     candidates

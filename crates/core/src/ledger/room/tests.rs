@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -36,11 +37,13 @@ impl Crowded {
         let now = at(self.minute);
         let records = keys.iter().map(|(namespace, pod, process, ago)| {
             let found = now.wall() - Duration::from_mins(*ago);
-            Record {
-                timestamp: found.to_string().into(),
-                detected_at: found,
-                ..Record::of(Key::new(*namespace, *pod, process.as_str()))
+            let mut record = Record::of(Key::new(*namespace, *pod, process.as_str()));
+            (record.timestamp, record.detected_at) = (found.to_string().into(), found);
+            // The processes of property tests are numbers. They match two rules.
+            if let Ok(number) = process.parse::<usize>() {
+                Arc::make_mut(&mut record.claim).regex = format!("rule-{}", number % 2).into();
             }
+            record
         });
         let date = has_date.then(|| now.wall());
         let answer = Answer { records: records.collect(), date, ..Answer::default() };
@@ -274,9 +277,9 @@ fn live_violations_have_room_before_old_ones_that_an_answer_without_a_date_lists
     let old = (0..4).map(|n| ("ns-a", "pod", format!("p{n:02}"), 297));
     let other = (0..8).map(|n| ("ns-b", "web", format!("p{n:02}"), 0));
     let known = node.answer(&old.chain(live(1)).chain(other).collect::<Vec<_>>(), false);
-    // Each Pod has one. Further ones of the other cannot be judged yet, so they have what room the live ones leave.
-    let old = names("ns-a", "pod", "p", 0..2);
-    assert_eq!(known, [old, names("ns-a", "pod", "q", 0..4), names("ns-b", "web", "p", 0..2)].concat());
+    // Each Pod has one. Further ones of the other can't be judged yet, so they have what room the live ones leave.
+    let old = names("ns-a", "pod", "p", 0..1);
+    assert_eq!(known, [old, names("ns-a", "pod", "q", 0..4), names("ns-b", "web", "p", 0..3)].concat());
 }
 
 #[test]
@@ -462,4 +465,40 @@ proptest! {
             node.answer(&keys, has_date);
         }
     }
+}
+
+/// What one rule finds may be exempted, and must not hide what another one finds.
+#[test]
+fn in_a_pod_the_rules_take_turns() {
+    let mut node = Crowded::new();
+    node.limit_pods(4);
+    let exempted = flood("ns-a", "web", 6);
+    node.list(&exempted);
+    node.minute += 1;
+    let now = at(node.minute);
+    let record = |process: &str, rule: &str| {
+        let mut record = Record::of(Key::new("ns-a", "web", process));
+        (record.detected_at, record.timestamp) = (now.wall(), now.wall().to_string().into());
+        Arc::make_mut(&mut record.claim).regex = rule.into();
+        record
+    };
+    let mut records: Vec<Record> = exempted.iter().map(|(.., process)| record(process, "")).collect();
+    records.push(record("xmrig", "^xmrig$"));
+    let answer =
+        Answer { records: records.into_iter().collect(), date: Some(now.wall()), ..Answer::default() };
+    node.ledger.absorb(&Report { target: target(), at: now, outcome: Outcome::Complete(answer) });
+    let known: Vec<String> = node.known(now).into_iter().map(|(key, _)| key).collect();
+    let mut expected = names("ns-a", "web", "p", 0..3);
+    expected.push("ns-a/web/xmrig".to_owned());
+    assert_eq!(known, expected);
+}
+
+/// The answer says all of the namespace of which something was forgotten, so nothing of it is left out.
+#[test]
+fn what_is_forgotten_and_not_listed_leaves_nothing_out_of_the_answer() {
+    let mut node = Crowded::new();
+    node.let_grow_old(&flood("ns-a", "pod", 8), &[]);
+    node.list(&flood("ns-b", "web", 8));
+    assert_eq!(node.ledger.take_node_change(), None);
+    assert!(node.known(at(node.minute)).iter().any(|(key, _)| key.starts_with("ns-b/")));
 }

@@ -187,7 +187,8 @@ fn long_command_lines_share_a_budget_and_what_does_not_fit_is_cut() {
     }
     // Any other node has its reserve, and what is short does not count.
     let [last, other] = [NODES - 2, NODES - 1];
-    let reserve = RESERVED_CMDLINE_BYTES / LONG;
+    let reserve = 8;
+    assert_eq!(reserve * LONG, RESERVED_CMDLINE_BYTES);
     cluster.flood(last, "ns-b", reserve + 1, LONG);
     assert_eq!(cluster.cmdlines(last), lines(reserve, reserve + 1));
     cluster.flood(other, "ns-c", 100, SHORT_CMDLINE);

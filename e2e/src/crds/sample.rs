@@ -50,6 +50,10 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
     for existing in forms {
         objects.extend(render(&plan, &settings, existing));
     }
+    // Beyond the plain list's limit the routes are named too.
+    let limit = std::mem::replace(&mut settings.gateway.max_service_entries, 0);
+    objects.extend(render(&plan, &settings, Existing { wasm_plugins: 1, has_long_list: true }));
+    settings.gateway.max_service_entries = limit;
     // A list of violations that had to give way leaves a trace of its own.
     settings.gateway.max_bytes = 1;
     objects.extend(render(&plan, &settings, Existing::default()));

@@ -3,9 +3,9 @@
 //! A tenant can run any number of processes with any names, and any number of Pods. So what there is room for is decided class by
 //! class: first one violation of each Pod, if its evidence is fresh; then one of each other Pod, if its evidence has grown old or can't be
 //! judged yet; then further ones with fresh evidence; then further old ones; and last what can be judged anew. In each class namespaces
-//! share fairly what room is left, and the Pods of a namespace take turns. In a Pod the rules take turns that its processes match, because an
-//! exemption may cover what one rule finds, and the next rule's process must not hide behind it. What was seen first stays. So neither
-//! new names nor new namespaces push out the first live violation of a Pod.
+//! share fairly what room is left, and the Pods of a namespace take turns. In a Pod the rules that its processes match take turns: an
+//! exemption may cover what one rule finds, and that must not hide what another rule finds. What was seen first stays. So neither new
+//! names nor new namespaces push out the first live violation of a Pod.
 //!
 //! What can be judged anew makes room first, because a later answer that lists it is judged like a first one: tombstones, records that
 //! were never believed, and violations of a Pod that is gone, unless the node lists them with a young record. A Pod also has a limit of

@@ -30,8 +30,8 @@ pub struct Detection {
     /// Violations, tombstones included, that all nodes together may have. Beyond it each node may still have 256, if `max_keys_per_node`
     /// is not smaller. A violation that several nodes list counts once for each of them.
     pub max_keys: usize,
-    /// Of the violations of one node, how many one Pod may have. More names of a Pod's processes say nothing new of its App. More than a release covers one
-    /// by one: a release of an App with so many accusations covers the App.
+    /// Of the violations of one node, how many one Pod may have. More names of a Pod's processes say nothing new of its App. More than a
+    /// release covers one by one: a release of an App with so many accusations covers the App.
     pub max_keys_per_pod: usize,
     /// Bytes that command lines of more than 256 bytes may take in all violations together. One node may have a sixteenth of it, or
     /// 32 KiB whatever the others have. What does not fit is cut to 256 bytes.

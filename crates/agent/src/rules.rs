@@ -133,7 +133,7 @@ impl Rules {
         reader.is_not_read("blacklist.namespaces", black.namespaces);
         reader.is_not_read("blacklist.podNames", black.pod_names);
         reader.is_not_read("whitelist.keywords", white.keywords);
-        if rules.processes.is_empty() && rules.keywords.is_empty() {
+        if rules.are_empty() {
             let of_blacklist = |refused: &&Refused| refused.place.contains("detectionRules.blacklist");
             if let Some(first) = reader.refused.iter().find(of_blacklist) {
                 return Err(RulesError::NoneLeft(first.clone()));
@@ -153,6 +153,11 @@ impl Rules {
     /// The rules of the file that are not in force.
     pub fn refused(&self) -> &[Refused] {
         &self.refused
+    }
+
+    /// Whether the blacklist has no rule, so that no process is reported.
+    pub fn are_empty(&self) -> bool {
+        self.processes.is_empty() && self.keywords.is_empty()
     }
 
     /// Judges a process by its names and its whole command line. Names are tried before keywords.

@@ -171,6 +171,21 @@ fn bad_usage_is_exit_code_2_and_help_has_examples() {
 }
 
 #[test]
+fn an_agent_warns_of_rules_that_name_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = taken.local_addr().unwrap().to_string();
+    let rules = temp.path().join("rules.yaml");
+    for (blacklist, is_empty) in [("processes: [], keywords: []", true), ("keywords: [pool]", false)] {
+        std::fs::write(&rules, format!("detectionRules: {{blacklist: {{{blacklist}}}}}")).unwrap();
+        let (code, stderr) =
+            output(temp.path(), &["agent", "--bind", &bind, "--rules", rules.to_str().unwrap()]);
+        assert_eq!(code, Some(1), "the port is taken: {stderr}");
+        assert_eq!(stderr.contains("no process will be reported"), is_empty, "{blacklist}: {stderr}");
+    }
+}
+
+#[test]
 fn a_taken_port_is_a_clear_error() {
     let temp = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -107,6 +107,9 @@ pub(super) fn rules(path: Option<&Path>) -> Result<Rules, CommandError> {
     for refused in rules.refused() {
         tracing::warn!(file = %path.display(), "a rule is not in force, the others are: {refused}");
     }
+    if rules.are_empty() {
+        tracing::warn!(file = %path.display(), "detectionRules.blacklist has no processes and no keywords: no process will be reported");
+    }
     Ok(rules)
 }
 

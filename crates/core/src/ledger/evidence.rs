@@ -404,7 +404,7 @@ impl Evidence {
         self.heard.first_seen
     }
 
-    /// The rule that the last record names; empty if a keyword of the agent matched.
+    /// The regular expression that the last record names. If a keyword of the agent matched, it is empty, or a part of the keyword.
     pub(super) fn rule(&self) -> &Text {
         &self.heard.record.regex
     }

@@ -1,15 +1,17 @@
 //! Which violations of a node there is room for, when there are more than one node may have here.
 //!
 //! A tenant can run any number of processes with any names, and any number of Pods. So what there is room for is decided class by
-//! class: first one violation of each Pod, if its evidence is fresh; then one of each other Pod, if its evidence has grown old or can't be
-//! judged yet; then further ones with fresh evidence; then further old ones; and last what can be judged anew. In each class namespaces
-//! share fairly what room is left, and the Pods of a namespace take turns. In a Pod the rules that its processes match take turns: an
-//! exemption may cover what one rule finds, and that must not hide what another rule finds. What was seen first stays. So neither new
-//! names nor new namespaces push out the first live violation of a Pod.
+//! class: first one violation of each rule in each Pod, if its evidence is fresh; then one of each other Pod, if its evidence has grown old
+//! or can't be judged yet; then further ones with fresh evidence; then further old ones; and last what can be judged anew. Rules count
+//! separately, because an exemption may cover what one rule finds, and that must not hide what another rule finds. In each class
+//! namespaces share fairly what room is left, and the Pods of a namespace take turns.
+//!
+//! Within the share of a namespace, what was seen first stays. So new names do not push out the first live violation of a Pod. A new
+//! namespace pushes out what others have beyond their fair share, but never the last live violation of another.
 //!
 //! What can be judged anew makes room first, because a later answer that lists it is judged like a first one: tombstones, records that
 //! were never believed, and violations of a Pod that is gone, unless the node lists them with a young record. A Pod also has a limit of
-//! its own, because more names of one Pod say nothing new.
+//! its own, because further names under one rule say nothing new of its App.
 //!
 //! A violation that made room for others is no longer known. The App's block does not end by that: the policy then waits for
 //! `unreachable_limit`, as for a node whose answers say nothing of it.
@@ -70,12 +72,14 @@ struct Candidate {
     first_seen: Option<Moment>,
     /// How many violations of its Pod come before it.
     rank: usize,
+    /// No other violation of its Pod under the same rule comes before it.
+    is_first_of_rule: bool,
 }
 
 /// Violations of one class have room before those of the next one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
-    FirstLiveOfPod,
+    FirstLiveOfRule,
     FirstAgedOfPod,
     Live,
     Aged,
@@ -119,15 +123,17 @@ impl Node {
             return Room::default();
         }
         let find = |key: &Key| listed.binary_search_by(|record| record.key.cmp(&key.view()));
-        let worth = |key: &Key, evidence: &Evidence| {
+        let judge_known = |key: &Key, evidence: &Evidence| {
             let record = find(key).ok().and_then(|place| listed.get(place));
+            // The rule as of this answer: judged by an earlier one, the same answer would be news the second time.
+            let rule = record.map_or_else(|| evidence.rule().clone(), |record| record.regex.into());
             let age = record.map(|record| (judge.own_age)(record.detected_at));
             let is_fresh = record.zip(age).is_some_and(|(record, age)| {
                 // Forgotten, a young record would be believed anew, even if its tombstone is here.
                 age.is_some_and(|(_, is_young)| is_young) || evidence.would_be_news(record.detected_at, age)
             });
             if is_fresh {
-                return Worth::Live;
+                return (Worth::Live, rule);
             }
             let alone = if evidence.is_expendable() || (judge.is_gone)(key, evidence) {
                 Worth::Expendable
@@ -137,15 +143,15 @@ impl Node {
                 Worth::Live
             };
             // Forgotten, it would be worth as much as any listed record whose age is not known.
-            if age == Some(None) { alone.min(Worth::Aged) } else { alone }
+            (if age == Some(None) { alone.min(Worth::Aged) } else { alone }, rule)
         };
         let mut room = Room::default();
-        self.limit_pods(&new, max_of_pod, worth, &mut room);
+        self.limit_pods(&new, max_of_pod, judge_known, &mut room);
         new.retain(|new| room.is_for(new.key));
         let free = max.saturating_sub(self.evidence.len());
         room.evicted.extend(self.evict(new.len().saturating_sub(free), |key| find(key).is_ok()));
         if self.evidence.len() + new.len() > max {
-            self.share_out(&new, max, worth, &mut room);
+            self.share_out(&new, max, judge_known, &mut room);
         }
         room
     }
@@ -155,7 +161,7 @@ impl Node {
         &mut self,
         new: &[New<'_>],
         max: usize,
-        worth: impl Fn(&Key, &Evidence) -> Worth,
+        judge_known: impl Fn(&Key, &Evidence) -> (Worth, Text),
         room: &mut Room,
     ) {
         // Counted in one pass: a node can list as many Pods as records.
@@ -174,7 +180,7 @@ impl Node {
             let Some(New { key: KeyRef { namespace, pod, .. }, .. }) = of_pod.first() else { continue };
             let is_of_pod = |key: &Key| *key.namespace == **namespace && *key.pod == **pod;
             let known = self.evidence.iter().filter(|(key, _)| is_of_pod(key));
-            let known = known.map(|(key, evidence)| Candidate::known(key, evidence, &worth));
+            let known = known.map(|(key, evidence)| Candidate::known(key, evidence, &judge_known));
             let candidates = known.chain(of_pod.iter().map(Candidate::new)).collect();
             in_order_of_pods(candidates).iter().skip(max).for_each(|out| self.refuse(out, room));
         }
@@ -185,17 +191,18 @@ impl Node {
         &mut self,
         new: &[New<'_>],
         max: usize,
-        worth: impl Fn(&Key, &Evidence) -> Worth,
+        judge_known: impl Fn(&Key, &Evidence) -> (Worth, Text),
         room: &mut Room,
     ) {
-        let known = self.evidence.iter().map(|(key, evidence)| Candidate::known(key, evidence, &worth));
+        let known = self.evidence.iter().map(|(key, evidence)| Candidate::known(key, evidence, &judge_known));
         let mut candidates = in_order_of_pods(known.chain(new.iter().map(Candidate::new)).collect());
         candidates.sort_by(|a, b| {
             (a.class(), a.rank).cmp(&(b.class(), b.rank)).then_with(|| a.order().cmp(&b.order()))
         });
         let mut left = max;
         for of_class in candidates.chunk_by(|a, b| a.class() == b.class()) {
-            // What can't be divided goes to the first namespaces, so that a new one does not push out one that was seen before.
+            // What can't be divided goes to the namespaces that come first in this order. Of live violations the known ones come before
+            // the new ones, so no new namespace takes their last place.
             let mut places: BTreeMap<&Text, usize> = BTreeMap::new();
             let mut wants: Vec<usize> = Vec::new();
             for candidate in of_class {
@@ -226,25 +233,20 @@ impl Node {
 }
 
 impl Candidate {
-    fn known(key: &Key, evidence: &Evidence, worth: impl Fn(&Key, &Evidence) -> Worth) -> Self {
+    fn known(key: &Key, evidence: &Evidence, judge: impl Fn(&Key, &Evidence) -> (Worth, Text)) -> Self {
         let first_seen = Some(evidence.first_seen());
-        Self {
-            key: key.clone(),
-            rule: evidence.rule().clone(),
-            worth: worth(key, evidence),
-            first_seen,
-            rank: 0,
-        }
+        let (worth, rule) = judge(key, evidence);
+        Self { key: key.clone(), rule, worth, first_seen, rank: 0, is_first_of_rule: false }
     }
 
     fn new(New { key, rule, worth }: &New<'_>) -> Self {
         let key = Key::new(key.namespace, key.pod, key.process);
-        Self { key, rule: (*rule).into(), worth: *worth, first_seen: None, rank: 0 }
+        Self { key, rule: (*rule).into(), worth: *worth, first_seen: None, rank: 0, is_first_of_rule: false }
     }
 
     fn class(&self) -> Class {
         match (self.worth, self.rank) {
-            (Worth::Live, 0) => Class::FirstLiveOfPod,
+            (Worth::Live, _) if self.is_first_of_rule => Class::FirstLiveOfRule,
             (Worth::Aged, 0) => Class::FirstAgedOfPod,
             (Worth::Live, _) => Class::Live,
             (Worth::Aged, _) => Class::Aged,
@@ -266,10 +268,12 @@ impl Candidate {
 fn in_order_of_pods(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
     candidates.sort_by(|a, b| a.pod().cmp(&b.pod()).then_with(|| a.order().cmp(&b.order())));
     for of_pod in candidates.chunk_by_mut(|a, b| a.pod() == b.pod()) {
-        let mut of_rule: BTreeMap<Text, usize> = BTreeMap::new();
+        // First its place among those of its rule, so that the rules take turns. Then its place in the Pod.
+        let mut counts: BTreeMap<Text, usize> = BTreeMap::new();
         for candidate in &mut *of_pod {
-            let before = of_rule.entry(candidate.rule.clone()).or_default();
-            (candidate.rank, *before) = (*before, *before + 1);
+            let count = counts.entry(candidate.rule.clone()).or_default();
+            (candidate.rank, candidate.is_first_of_rule) = (*count, *count == 0);
+            *count += 1;
         }
         of_pod.sort_by(|a, b| {
             (a.worth, a.rank).cmp(&(b.worth, b.rank)).then_with(|| a.order().cmp(&b.order()))

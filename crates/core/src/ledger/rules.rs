@@ -24,14 +24,14 @@ pub struct Detection {
     pub answer_gap: Duration,
     /// How recent a target's last whole answer must be for its coverage to count as fresh.
     pub fresh_within: Duration,
-    /// Violations, tombstones included, that one node may have here. A flood costs the flooding node only. Each Pod has one first, and
-    /// namespaces share the rest fairly.
+    /// Violations, tombstones included, that one node may have here. A flood on one node takes no room of another node until `max_keys`
+    /// is reached. Each rule in each Pod has one first, and namespaces share the rest fairly.
     pub max_keys_per_node: usize,
     /// Violations, tombstones included, that all nodes together may have. Beyond it each node may still have 256, if `max_keys_per_node`
     /// is not smaller. A violation that several nodes list counts once for each of them.
     pub max_keys: usize,
-    /// Of the violations of one node, how many one Pod may have. More names of a Pod's processes say nothing new of its App. More than a
-    /// release covers one by one: a release of an App with so many accusations covers the App.
+    /// Of the violations of one node, how many one Pod may have. Further names under one rule say nothing new of its App. The default is
+    /// more than the 64 accusations that a release lists: a release of more covers the whole App.
     pub max_keys_per_pod: usize,
     /// Bytes that command lines of more than 256 bytes may take in all violations together. One node may have a sixteenth of it, or
     /// 32 KiB whatever the others have. What does not fit is cut to 256 bytes.

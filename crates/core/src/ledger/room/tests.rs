@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::Moment;
 use crate::ledger::{Detection, Ledger};
 use crate::names::{Key, NodeName, PodRef};
-use crate::report::{Answer, Outcome, Record, Rejection, Report, Target};
+use crate::report::{Answer, Outcome, Record, Records, Rejection, Report, Target};
 use crate::snapshot::State;
 
 /// A node with room for 8, whose agent answers once a minute.
@@ -39,14 +39,28 @@ impl Crowded {
             let found = now.wall() - Duration::from_mins(*ago);
             let mut record = Record::of(Key::new(*namespace, *pod, process.as_str()));
             (record.timestamp, record.detected_at) = (found.to_string().into(), found);
-            // The processes of property tests are numbers. They match two rules.
-            if let Ok(number) = process.parse::<usize>() {
-                Arc::make_mut(&mut record.claim).regex = format!("rule-{}", number % 2).into();
+            // The processes of property tests are numbers. They match up to three rules, not always the same.
+            if let Ok(number) = process.parse::<u64>() {
+                Arc::make_mut(&mut record.claim).regex = format!("rule-{}", number * self.minute % 3).into();
             }
             record
         });
+        let records = records.collect();
+        self.absorb(records, has_date)
+    }
+
+    /// The agent lists these, all found just now. Returns what is known then.
+    fn take_in(&mut self, records: Vec<Record>) -> Vec<String> {
+        self.minute += 1;
+        let now = at(self.minute).wall();
+        let found = |record| Record { timestamp: now.to_string().into(), detected_at: now, ..record };
+        self.absorb(records.into_iter().map(found).collect(), true)
+    }
+
+    fn absorb(&mut self, records: Records, has_date: bool) -> Vec<String> {
+        let now = at(self.minute);
         let date = has_date.then(|| now.wall());
-        let answer = Answer { records: records.collect(), date, ..Answer::default() };
+        let answer = Answer { records, date, ..Answer::default() };
         let report = Report { target: target(), at: now, outcome: Outcome::Complete(answer) };
         self.ledger.absorb(&report);
         let known = self.known(now);
@@ -108,6 +122,13 @@ fn target() -> Target {
 
 fn pod_ref(namespace: &str, pod: &str) -> PodRef {
     PodRef { namespace: namespace.into(), pod: pod.into() }
+}
+
+/// A record of a process that matches `rule`.
+fn hit(namespace: &str, pod: &str, process: &str, rule: &str) -> Record {
+    let mut record = Record::of(Key::new(namespace, pod, process));
+    Arc::make_mut(&mut record.claim).regex = rule.into();
+    record
 }
 
 fn flood<'a>(namespace: &'a str, pod: &'a str, count: usize) -> Vec<(&'a str, &'a str, String)> {
@@ -277,7 +298,7 @@ fn live_violations_have_room_before_old_ones_that_an_answer_without_a_date_lists
     let old = (0..4).map(|n| ("ns-a", "pod", format!("p{n:02}"), 297));
     let other = (0..8).map(|n| ("ns-b", "web", format!("p{n:02}"), 0));
     let known = node.answer(&old.chain(live(1)).chain(other).collect::<Vec<_>>(), false);
-    // Each Pod has one. Further ones of the other can't be judged yet, so they have what room the live ones leave.
+    // Each Pod has one. Further ones of the other Pod can't be judged yet, so they have what room the live ones leave.
     let old = names("ns-a", "pod", "p", 0..1);
     assert_eq!(known, [old, names("ns-a", "pod", "q", 0..4), names("ns-b", "web", "p", 0..3)].concat());
 }
@@ -474,26 +495,46 @@ fn in_a_pod_the_rules_take_turns() {
     node.limit_pods(4);
     let exempted = flood("ns-a", "web", 6);
     node.list(&exempted);
-    node.minute += 1;
-    let now = at(node.minute);
-    let record = |process: &str, rule: &str| {
-        let mut record = Record::of(Key::new("ns-a", "web", process));
-        (record.detected_at, record.timestamp) = (now.wall(), now.wall().to_string().into());
-        Arc::make_mut(&mut record.claim).regex = rule.into();
-        record
-    };
-    let mut records: Vec<Record> = exempted.iter().map(|(.., process)| record(process, "")).collect();
-    records.push(record("xmrig", "^xmrig$"));
-    let answer =
-        Answer { records: records.into_iter().collect(), date: Some(now.wall()), ..Answer::default() };
-    node.ledger.absorb(&Report { target: target(), at: now, outcome: Outcome::Complete(answer) });
-    let known: Vec<String> = node.known(now).into_iter().map(|(key, _)| key).collect();
+    let mut records: Vec<Record> =
+        exempted.iter().map(|(namespace, pod, process)| hit(namespace, pod, process, "")).collect();
+    records.push(hit("ns-a", "web", "xmrig", "^xmrig$"));
     let mut expected = names("ns-a", "web", "p", 0..3);
     expected.push("ns-a/web/xmrig".to_owned());
-    assert_eq!(known, expected);
+    assert_eq!(node.take_in(records), expected);
 }
 
-/// The answer says all of the namespace of which something was forgotten, so nothing of it is left out.
+/// A Pod's process that is exempted does not hide another one of it, even if other tenants have a Pod for each place.
+#[test]
+fn the_first_violation_of_a_rule_has_room_before_other_tenants_take_all() {
+    let mut node = Crowded::new();
+    let exempted = || hit("ns-v", "web", "editor", "editor");
+    let known = node.take_in(vec![exempted()]);
+    assert_eq!(known, ["ns-v/web/editor"]);
+    let others = || (0..8).map(|n| hit("ns-h", &format!("pod-{n}"), "xmrig", "xmrig"));
+    let known = node.take_in(others().chain([exempted(), hit("ns-v", "web", "xmrig", "xmrig")]).collect());
+    assert_eq!(known.iter().filter(|name| name.starts_with("ns-h/")).count(), 6);
+    assert!(known.contains(&"ns-v/web/editor".to_owned()) && known.contains(&"ns-v/web/xmrig".to_owned()));
+    // A second name under the same rule has no such place.
+    let second = hit("ns-v", "web", "miner", "xmrig");
+    assert_eq!(node.take_in(others().chain([exempted(), second]).collect()).len(), 8);
+    assert!(!node.known(at(node.minute)).iter().any(|(name, _)| name == "ns-v/web/miner"));
+}
+
+/// A process may match another rule than before.
+#[test]
+fn a_known_violation_counts_under_the_rule_of_the_answer_at_hand() {
+    let mut node = Crowded::new();
+    node.limit_pods(4);
+    let hits = |rules: &[(&str, &str)]| {
+        rules.iter().map(|(process, rule)| hit("ns-a", "web", process, rule)).collect::<Vec<_>>()
+    };
+    node.take_in(hits(&[("a", "r1"), ("b", "r1"), ("c", "r1"), ("d", "r1")]));
+    // `d` is the first of its rule now, so `c` makes room for `e`, and the same answer again changes nothing.
+    let known = node.take_in(hits(&[("a", "r1"), ("b", "r1"), ("c", "r1"), ("d", "r2"), ("e", "r2")]));
+    assert_eq!(known, ["ns-a/web/a", "ns-a/web/b", "ns-a/web/d", "ns-a/web/e"]);
+}
+
+/// The answer lists nothing of ns-a. So its forgotten violations leave no record out.
 #[test]
 fn what_is_forgotten_and_not_listed_leaves_nothing_out_of_the_answer() {
     let mut node = Crowded::new();

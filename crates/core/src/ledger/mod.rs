@@ -31,6 +31,7 @@ pub use self::clock::{NodeClock, Reading};
 pub use self::evidence::{Cleared, Presence};
 pub use self::memory::Remembered;
 pub use self::rules::Detection;
+pub(crate) use self::totals::SHORT_CMDLINE;
 
 use self::node::Node;
 use self::target::TargetEntry;

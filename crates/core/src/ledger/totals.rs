@@ -15,7 +15,7 @@ use crate::report::clip;
 /// Pods that Kubernetes recommends at most on a node, so that each of them can have one.
 const RESERVED_KEYS: usize = 256;
 /// To how many bytes a command line is cut when there is no room for all of it. Command lines of up to so many bytes do not count.
-const SHORT_CMDLINE: usize = 256;
+pub(crate) const SHORT_CMDLINE: usize = 256;
 /// How many bytes the long command lines of a node may take, whatever those of other nodes take.
 const RESERVED_CMDLINE_BYTES: usize = 32 << 10;
 /// One node may take one in so many bytes of the budget for command lines.

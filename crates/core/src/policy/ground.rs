@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::facts::AcceptedPod;
 use crate::Moment;
-use crate::ledger::{Cleared, NodeClock, Reading};
+use crate::ledger::{Cleared, NodeClock, Reading, SHORT_CMDLINE};
 use crate::moment::{Span, WallTime};
 use crate::names::Text;
 use crate::report::Record;
@@ -118,6 +118,14 @@ impl Ground {
             && (!before.is_zero() || unheard() > self.mark.unheard)
         {
             self.hidden_for = by_now.into();
+        }
+    }
+
+    /// Drops a long command line. Nothing is decided by it, and the ledger's limit for command lines does not count what a ground
+    /// holds when the ledger has dropped it.
+    pub(super) fn drop_cmdline(&mut self) {
+        if self.record.cmdline.len() > SHORT_CMDLINE {
+            self.record = Arc::new(self.record.without_cmdline());
         }
     }
 

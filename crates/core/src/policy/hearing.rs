@@ -311,6 +311,7 @@ impl Book {
                     incident.bury(id, ground, by, pass.now.wall());
                 }
             }
+            incident.limit_forgotten(|(key, node)| pass.snapshot.unheard(key, node).is_some());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One App's incident: what has come of it, and on what grounds.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
@@ -9,7 +10,7 @@ use jiff::Timestamp;
 use super::book::released_by;
 use super::evaluate::Pass;
 use super::grace::Grace;
-use super::ground::{ClearedGround, Ground, Tombstone};
+use super::ground::{ClearedGround, Ground, Tombstone, saturating_u32};
 use super::window::{Due, ReleaseDue};
 use super::{Brake, Decision, Policy};
 use crate::Moment;
@@ -28,6 +29,9 @@ pub(super) const MAX_DECISIONS: usize = 20;
 /// How much cleared evidence an incident remembers: a tenant can start any number of processes.
 const MAX_TOMBSTONES: usize = 64;
 
+/// How many grounds an incident has of violations that the ledger no longer knows: a tenant can push out its own violations by new
+/// ones, for as long as it likes.
+const MAX_FORGOTTEN: usize = 256;
 /// How many Services that were closed once are remembered, because a tenant can make any number.
 const MAX_ONCE_CLOSED: usize = 1000;
 /// How many earlier names of an App are remembered, and how many origins of its Pods.
@@ -52,7 +56,8 @@ pub struct Incident {
     pub(super) delivered: Option<Moment>,
     /// When its tenant had been told of [`File::grace`]. Stays when the tenant is told something else. Not in the file, as above.
     pub(super) grace_told: Option<Moment>,
-    /// How many accusations, at least, were not kept when this was persisted: their nodes may list them again.
+    /// How many accusations, at least, are not among the grounds: they were not persisted, or the ledger no longer knew them (see
+    /// [`MAX_FORGOTTEN`]). Their nodes may list them again.
     pub(super) omitted: u32,
     /// When it was read it was blocked, although everything that was kept of it had cleared.
     pub(super) had_cleared: bool,
@@ -440,8 +445,36 @@ impl Incident {
         self.tombstones.get(id).is_some_and(|buried| buried.ground.knows(evidence, fresh_at))
     }
 
+    /// Limits the grounds that the ledger no longer knows. `is_known` says whether it knows one.
+    ///
+    /// Those that are counted from earlier go first, because they would clear first. The last ground of each rule on each node goes
+    /// after the others: an exemption may cover what another rule has found, and must not open what this rule has closed.
+    pub(super) fn limit_forgotten(&mut self, is_known: impl Fn(&EvidenceId) -> bool) {
+        let mut count = 0;
+        for (_, ground) in self.grounds.iter_mut().filter(|(id, ground)| !ground.active && !is_known(id)) {
+            ground.drop_cmdline();
+            count += 1;
+        }
+        if count <= MAX_FORGOTTEN {
+            return;
+        }
+        let mut forgotten: Vec<(&EvidenceId, &Ground)> =
+            self.grounds.iter().filter(|(id, ground)| !ground.active && !is_known(id)).collect();
+        forgotten.sort_by_key(|(_, ground)| Reverse(ground.counted_from));
+        let mut rules = BTreeSet::new();
+        let (last, earlier): (Vec<_>, Vec<_>) =
+            forgotten.into_iter().partition(|((_, node), ground)| rules.insert((node, &ground.record.regex)));
+        let out: Vec<EvidenceId> =
+            last.into_iter().chain(earlier).skip(MAX_FORGOTTEN).map(|(id, _)| id.clone()).collect();
+        self.omitted = self.omitted.saturating_add(saturating_u32(out.len() as u64));
+        for id in &out {
+            self.grounds.remove(id);
+        }
+    }
+
     /// A ground has cleared. The oldest that is remembered gives way.
-    pub(super) fn bury(&mut self, id: EvidenceId, ground: Ground, by: ClearedGround, at: Timestamp) {
+    pub(super) fn bury(&mut self, id: EvidenceId, mut ground: Ground, by: ClearedGround, at: Timestamp) {
+        ground.drop_cmdline();
         if self.tombstones.len() >= MAX_TOMBSTONES {
             let oldest = self.tombstones.iter().min_by_key(|(_, tombstone)| tombstone.at);
             if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
@@ -593,3 +626,6 @@ impl Incident {
         file.reset_rare(|rare| (rare.release_held, rare.exempted) = (None, None));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,12 @@ impl Record {
         Self { key, claim: Arc::new(claim), timestamp: none, detected_at: Timestamp::MIN }
     }
 
+    /// This record without its command line.
+    pub(crate) fn without_cmdline(&self) -> Self {
+        let claim = Claim { cmdline: Text::from(""), ..(*self.claim).clone() };
+        Self { claim: Arc::new(claim), ..self.clone() }
+    }
+
     /// Whether `newer`, a record of the same key, says anything else. Its time nearly always differs, so it is compared first.
     pub(crate) fn differs(&self, newer: RecordRef<'_>) -> bool {
         self.detected_at != newer.detected_at

@@ -50,7 +50,7 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
     for existing in forms {
         objects.extend(render(&plan, &settings, existing));
     }
-    // Beyond the plain list's limit the routes are named too.
+    // With more Services than `max_service_entries`, the WasmPlugin names Ingresses too.
     let limit = std::mem::replace(&mut settings.gateway.max_service_entries, 0);
     objects.extend(render(&plan, &settings, Existing { wasm_plugins: 1, has_long_list: true }));
     settings.gateway.max_service_entries = limit;

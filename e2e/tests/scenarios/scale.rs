@@ -77,7 +77,7 @@ async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_
     let lifted = 1_000_000;
     let config = json!({
         "aggregator": {"scan_interval": "2s"},
-        // Each node has more Pods than have room on it when all nodes together are at the default limit.
+        // With the default, a node has room for 256 of its 1,000 Pods once all nodes together have 10,000.
         "collector": {"timeout": "2s", "max_violations": 2 * TENANTS * APPS},
         "brake": {
             "max_new_tenants": lifted, "max_tenants_per_node": lifted, "max_apps_per_node": lifted, "max_tenants_per_rule": lifted,

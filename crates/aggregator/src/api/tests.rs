@@ -64,7 +64,7 @@ impl Stage {
     fn under(config: &Config, desk: Desk, kept: watch::Receiver<Arc<Kept>>) -> Self {
         let clock = Clock::start();
         let now = clock.now();
-        // Long lists are made of long command lines.
+        // These tests make long lists of long command lines, so none may be cut.
         let rules = Detection { cmdline_budget: usize::MAX, ..Detection::default() };
         let mut ledger = Ledger::new(rules, now);
         ledger.expect([target("n1"), target("n2")], 0);

@@ -55,6 +55,11 @@ impl<K: Ord, V> FewMap<K, V> {
         Some(*self.0.remove(at).1)
     }
 
+    /// Removes the entries for which `stays` returns false.
+    pub(crate) fn retain(&mut self, mut stays: impl FnMut(&K, &V) -> bool) {
+        self.0.retain(|(key, value)| stays(key, value));
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.0.iter().map(|(key, value)| (key, &**value))
     }
@@ -180,12 +185,16 @@ mod tests {
         }
 
         #[test]
-        fn it_is_an_ordered_map(acts in vec((0..3_u8, 0..12_u8, any::<u8>()), 0..60)) {
+        fn it_is_an_ordered_map(acts in vec((0..4_u8, 0..12_u8, any::<u8>()), 0..60)) {
             let (mut few, mut model) = (FewMap::default(), BTreeMap::new());
             for (act, key, value) in acts {
                 match act {
                     0 => prop_assert_eq!(few.insert(key, value), model.insert(key, value)),
                     1 => prop_assert_eq!(few.remove(&key), model.remove(&key)),
+                    2 => {
+                        few.retain(|other, _| *other > key);
+                        model.retain(|other, _| *other > key);
+                    }
                     _ => {
                         let add = |n: &mut u8| *n = n.wrapping_add(value);
                         prop_assert_eq!(few.get_mut(&key).map(add), model.get_mut(&key).map(add));

@@ -6,6 +6,9 @@
 //! separately, because an exemption may cover what one rule finds, and that must not hide what another rule finds. In each class
 //! namespaces share fairly what room is left, and the Pods of a namespace take turns.
 //!
+//! So where namespaces have more than there is room for, the rules of one Pod can take the place of another namespace's Pod, within the
+//! fair share of each namespace.
+//!
 //! Within the share of a namespace, what was seen first stays. So new names do not push out the first live violation of a Pod. A new
 //! namespace pushes out what others have beyond their fair share, but never the last live violation of another.
 //!

@@ -12,7 +12,7 @@ use crate::names::NodeName;
 use crate::report::clip;
 
 /// How many violations a node may have whatever other nodes have, within `max_keys_per_node`. More than twice the 110
-/// Pods that Kubernetes recommends at most on a node, so that each of them can have one.
+/// Pods that Kubernetes recommends at most on a node.
 const RESERVED_KEYS: usize = 256;
 /// To how many bytes a command line is cut when there is no room for all of it. Command lines of up to so many bytes do not count.
 pub(crate) const SHORT_CMDLINE: usize = 256;

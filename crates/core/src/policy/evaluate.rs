@@ -224,6 +224,7 @@ impl Book {
             incident.review_grace(app, &[], pass);
             return Wish::Nothing;
         }
+        incident.limit_forgotten(app, pass);
         let wanted_look = incident.wants_look.take().map(|since| *since);
         let excuses = incident.excuses(app, pass);
         incident.review_grace(app, &excuses, pass);
@@ -234,7 +235,9 @@ impl Book {
         let refused = pass.refusals.of(&app.namespace).filter(|_| !is_kept);
         let covered = refused.map(str::to_owned).or_else(|| {
             // Every ground has its excuse: the first one speaks for all.
-            if excuses.iter().all(Option::is_some) { excuses.first().cloned().flatten() } else { None }
+            let is_covered =
+                excuses.iter().all(Option::is_some) && !incident.may_be_accused_of_more(app, pass);
+            if is_covered { excuses.first().cloned().flatten() } else { None }
         });
         // What runs on in it while it is being deleted stays closed: a Pod may take its time to end.
         let is_closed = matches!(incident.standing, Standing::Blocked { dry_run: false, .. });

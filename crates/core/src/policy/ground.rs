@@ -121,10 +121,15 @@ impl Ground {
         }
     }
 
+    /// Whether its command line counts in the ledger's limit for command lines.
+    pub(super) fn has_long_cmdline(&self) -> bool {
+        self.record.cmdline.len() > SHORT_CMDLINE
+    }
+
     /// Drops a long command line. Nothing is decided by it, and the ledger's limit for command lines does not count what a ground
     /// holds when the ledger has dropped it.
     pub(super) fn drop_cmdline(&mut self) {
-        if self.record.cmdline.len() > SHORT_CMDLINE {
+        if self.has_long_cmdline() {
             self.record = Arc::new(self.record.without_cmdline());
         }
     }

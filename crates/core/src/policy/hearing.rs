@@ -311,7 +311,6 @@ impl Book {
                     incident.bury(id, ground, by, pass.now.wall());
                 }
             }
-            incident.limit_forgotten(|(key, node)| pass.snapshot.unheard(key, node).is_some());
         }
     }
 }

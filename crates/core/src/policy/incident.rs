@@ -1,7 +1,7 @@
 //! One App's incident: what has come of it, and on what grounds.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::book::released_by;
 use super::evaluate::Pass;
 use super::grace::Grace;
-use super::ground::{ClearedGround, Ground, Tombstone, saturating_u32};
+use super::ground::{ClearedGround, Ground, Tombstone};
 use super::window::{Due, ReleaseDue};
 use super::{Brake, Decision, Policy};
 use crate::Moment;
@@ -29,9 +29,9 @@ pub(super) const MAX_DECISIONS: usize = 20;
 /// How much cleared evidence an incident remembers: a tenant can start any number of processes.
 const MAX_TOMBSTONES: usize = 64;
 
-/// How many grounds an incident has of violations that the ledger no longer knows: a tenant can push out its own violations by new
-/// ones, for as long as it likes.
-const MAX_FORGOTTEN: usize = 256;
+/// How many grounds of one node an incident has of violations that the ledger no longer knows: a tenant can push out its own violations
+/// by new ones, for as long as it likes.
+const MAX_FORGOTTEN: usize = 64;
 /// How many Services that were closed once are remembered, because a tenant can make any number.
 const MAX_ONCE_CLOSED: usize = 1000;
 /// How many earlier names of an App are remembered, and how many origins of its Pods.
@@ -56,8 +56,7 @@ pub struct Incident {
     pub(super) delivered: Option<Moment>,
     /// When its tenant had been told of [`File::grace`]. Stays when the tenant is told something else. Not in the file, as above.
     pub(super) grace_told: Option<Moment>,
-    /// How many accusations, at least, are not among the grounds: they were not persisted, or the ledger no longer knew them (see
-    /// [`MAX_FORGOTTEN`]). Their nodes may list them again.
+    /// How many accusations, at least, were not kept when this was persisted: their nodes may list them again.
     pub(super) omitted: u32,
     /// When it was read it was blocked, although everything that was kept of it had cleared.
     pub(super) had_cleared: bool,
@@ -445,31 +444,61 @@ impl Incident {
         self.tombstones.get(id).is_some_and(|buried| buried.ground.knows(evidence, fresh_at))
     }
 
-    /// Limits the grounds that the ledger no longer knows. `is_known` says whether it knows one.
-    ///
-    /// Those that are counted from earlier go first, because they would clear first. The last ground of each rule on each node goes
-    /// after the others: an exemption may cover what another rule has found, and must not open what this rule has closed.
-    pub(super) fn limit_forgotten(&mut self, is_known: impl Fn(&EvidenceId) -> bool) {
-        let mut count = 0;
-        for (_, ground) in self.grounds.iter_mut().filter(|(id, ground)| !ground.active && !is_known(id)) {
-            ground.drop_cmdline();
-            count += 1;
+    /// Limits the grounds of violations that the ledger no longer knows.
+    pub(super) fn limit_forgotten(&mut self, app: &App, pass: &Pass<'_>) {
+        let is_forgotten = |(key, node): &EvidenceId, ground: &Ground| {
+            !ground.active && pass.snapshot.unheard(key, node).is_none()
+        };
+        self.drop_cmdlines(is_forgotten);
+        if self.grounds.len() > MAX_FORGOTTEN {
+            let dropped =
+                self.beyond_limit(is_forgotten, |ground| self.excuse_of(app, &ground.record, pass).is_some());
+            self.grounds.retain(|id, _| !dropped.contains(id));
         }
-        if count <= MAX_FORGOTTEN {
-            return;
+    }
+
+    /// Drops the long command lines of grounds that the ledger no longer knows.
+    fn drop_cmdlines(&mut self, is_forgotten: impl Fn(&EvidenceId, &Ground) -> bool) {
+        // Nearly no ground has a long one, so the ledger is seldom asked.
+        let long = self.grounds.iter_mut().filter(|(_, ground)| ground.has_long_cmdline());
+        long.filter(|(id, ground)| is_forgotten(id, ground)).for_each(|(_, ground)| ground.drop_cmdline());
+    }
+
+    /// The forgotten grounds that are too many. On each node those stay that nothing covers, because an exemption must not open the
+    /// block if something that was dropped is not covered; then the last one of each rule in each Pod; then those that are counted from
+    /// last, because they clear last.
+    fn beyond_limit(
+        &self,
+        is_forgotten: impl Fn(&EvidenceId, &Ground) -> bool,
+        is_covered: impl Fn(&Ground) -> bool,
+    ) -> BTreeSet<EvidenceId> {
+        let mut of_nodes: BTreeMap<&NodeName, Vec<(&Key, &Ground)>> = BTreeMap::new();
+        for ((key, node), ground) in self.grounds.iter().filter(|(id, ground)| is_forgotten(id, ground)) {
+            of_nodes.entry(node).or_default().push((key, ground));
         }
-        let mut forgotten: Vec<(&EvidenceId, &Ground)> =
-            self.grounds.iter().filter(|(id, ground)| !ground.active && !is_known(id)).collect();
-        forgotten.sort_by_key(|(_, ground)| Reverse(ground.counted_from));
-        let mut rules = BTreeSet::new();
-        let (last, earlier): (Vec<_>, Vec<_>) =
-            forgotten.into_iter().partition(|((_, node), ground)| rules.insert((node, &ground.record.regex)));
-        let out: Vec<EvidenceId> =
-            last.into_iter().chain(earlier).skip(MAX_FORGOTTEN).map(|(id, _)| id.clone()).collect();
-        self.omitted = self.omitted.saturating_add(saturating_u32(out.len() as u64));
-        for id in &out {
-            self.grounds.remove(id);
+        let mut beyond = BTreeSet::new();
+        for (node, mut grounds) in of_nodes.into_iter().filter(|(_, grounds)| grounds.len() > MAX_FORGOTTEN) {
+            grounds.sort_by_key(|(_, ground)| (Reverse(ground.counted_from), ground.mark.before));
+            let mut rules = BTreeSet::new();
+            let order = |(key, ground): (&Key, &Ground)| {
+                let is_last = rules.insert((key.pod.clone(), ground.record.regex.clone()));
+                (is_covered(ground), !is_last, key.clone())
+            };
+            let mut in_order: Vec<(bool, bool, Key)> = grounds.into_iter().map(order).collect();
+            in_order.sort_by_key(|(is_covered, is_earlier, _)| (*is_covered, *is_earlier));
+            beyond.extend(in_order.into_iter().skip(MAX_FORGOTTEN).map(|(.., key)| (key, node.clone())));
         }
+        beyond
+    }
+
+    /// Whether there may be accusations that are not known, so that what covers the known ones need not cover all: some were not
+    /// persisted, and their nodes may list them again. What covers the App as such covers these too.
+    pub(super) fn may_be_accused_of_more(&self, app: &App, pass: &Pass<'_>) -> bool {
+        let as_such = || Record::of(Key::new(app.namespace.clone(), "", ""));
+        matches!(self.standing, Standing::Blocked { .. })
+            && self.omitted > 0
+            && !pass.snapshot.is_settled(pass.policy.unreachable_limit)
+            && self.excuse_of(app, &as_such(), pass).is_none()
     }
 
     /// A ground has cleared. The oldest that is remembered gives way.

@@ -405,7 +405,7 @@ fn while_an_answer_is_read_a_quarter_more_than_its_limits_is_held() {
 }
 
 #[test]
-fn a_text_of_any_length_is_read_past_and_not_held() {
+fn a_text_of_any_length_is_read_past() {
     let limits = Limits::default();
     let [before, after] = ["ns-a", "ns-c"].map(|namespace| records_of(namespace, 1, 10).concat());
     let mut decoder = Decoder::new(&limits);

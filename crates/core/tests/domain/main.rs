@@ -12,6 +12,7 @@ mod common;
 mod decoys;
 mod doubted;
 mod examined;
+mod flooded;
 mod gone;
 mod grace;
 mod hearing;

@@ -3,8 +3,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::*;
-use crate::ledger::{Reading, SHORT_CMDLINE};
+use crate::ledger::{Detection, Ledger, Reading, SHORT_CMDLINE};
 use crate::moment::Span;
+use crate::policy::{Book, BrakeRules, Facts, Mode, SharedServices};
+use crate::report::{Answer, Claim, Outcome, Report, Target};
+
+const NONE: [usize; 0] = [];
 
 fn at(minute: usize) -> Moment {
     Moment::new(Duration::from_mins(minute as u64), Timestamp::UNIX_EPOCH)
@@ -38,72 +42,129 @@ fn ground(key: &Key, rule: &str, minute: usize) -> Ground {
     }
 }
 
-/// An incident with a ground in each of the first `count` minutes.
-fn incident(count: usize, rule: impl Fn(usize) -> String) -> Incident {
+/// An incident with a ground of each of these, found in those minutes.
+fn incident(grounds: impl IntoIterator<Item = (EvidenceId, &'static str, usize)>) -> Incident {
     let mut incident = Incident::new(at(0));
-    for minute in 0..count {
-        let id = id(0, minute);
-        let ground = ground(&id.0, &rule(minute), minute);
+    for (id, rule, minute) in grounds {
+        let ground = ground(&id.0, rule, minute);
         incident.grounds.insert(id, ground);
     }
     incident
 }
 
-fn minutes(incident: &Incident) -> Vec<usize> {
-    incident.grounds.values().map(|ground| ground.counted_from.uptime().as_secs() as usize / 60).collect()
+/// The processes of node `n0` that are dropped, by their numbers.
+fn dropped(
+    incident: &Incident,
+    is_forgotten: impl Fn(usize) -> bool,
+    is_covered: impl Fn(&str) -> bool,
+) -> Vec<usize> {
+    let number = |(key, _): &EvidenceId| key.process.trim_start_matches('p').parse::<usize>().unwrap();
+    let beyond =
+        incident.beyond_limit(|id, _| is_forgotten(number(id)), |ground| is_covered(&ground.record.regex));
+    beyond.iter().map(number).collect()
 }
 
 #[test]
 fn of_what_the_ledger_no_longer_knows_the_latest_grounds_stay() {
-    let mut flooded = incident(MAX_FORGOTTEN, |_| "a".into());
-    flooded.limit_forgotten(|_| false);
-    assert_eq!((flooded.grounds.len(), flooded.omitted), (MAX_FORGOTTEN, 0));
-    let mut flooded = incident(MAX_FORGOTTEN + 10, |_| "a".into());
-    flooded.limit_forgotten(|_| false);
-    assert_eq!(minutes(&flooded), (10..MAX_FORGOTTEN + 10).collect::<Vec<_>>());
-    assert_eq!((flooded.omitted, flooded.waits_for_all()), (10, true));
-    flooded.limit_forgotten(|_| false);
-    assert_eq!((flooded.grounds.len(), flooded.omitted), (MAX_FORGOTTEN, 10));
+    let flood = |count| incident((0..count).map(|n| (id(0, n), "a", n)));
+    assert_eq!(dropped(&flood(MAX_FORGOTTEN), |_| true, |_| false), NONE);
+    assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |_| true, |_| false), [0, 1, 2]);
+    // What the ledger knows does not count.
+    assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |n| n > 1, |_| false), [2]);
+    assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |n| n > 2, |_| false), NONE);
+    // Of equally late ones those stay that were hidden for less time before.
+    let mut equal = incident((0..=MAX_FORGOTTEN).map(|n| (id(0, n), "a", 0)));
+    equal.grounds.get_mut(&id(0, 5)).unwrap().mark.before = Duration::from_secs(1).into();
+    assert_eq!(dropped(&equal, |_| true, |_| false), [5]);
 }
 
 #[test]
-fn what_is_active_or_known_to_the_ledger_does_not_count() {
-    let mut flooded = incident(MAX_FORGOTTEN + 30, |_| "a".into());
-    for minute in 0..10 {
-        flooded.grounds.get_mut(&id(0, minute)).unwrap().active = true;
-    }
-    let is_known = |known: &EvidenceId| (10..20).any(|minute| *known == id(0, minute));
-    flooded.limit_forgotten(is_known);
-    // Twenty do not count, and of the others ten are too many.
-    assert_eq!(minutes(&flooded), (0..20).chain(30..MAX_FORGOTTEN + 30).collect::<Vec<_>>());
-    // Only what counts loses a long command line: the ledger's budget has those of the others.
-    let has_cmdline = |minute| !flooded.grounds.get(&id(0, minute)).unwrap().record.cmdline.is_empty();
-    assert_eq!([0, 10, 30].map(has_cmdline), [true, true, false]);
+fn each_node_has_a_limit_of_its_own() {
+    let of = |node, count| (0..count).map(move |n| (id(node, n), "a", 1 - node));
+    let incident = incident(of(0, MAX_FORGOTTEN).chain(of(1, MAX_FORGOTTEN)));
+    assert_eq!(dropped(&incident, |_| true, |_| false), NONE);
 }
 
 #[test]
-fn the_last_ground_of_each_rule_on_each_node_stays() {
-    let mut flooded = incident(MAX_FORGOTTEN + 10, |minute| if minute < 2 { "b".into() } else { "a".into() });
-    for node in [1, 2] {
-        let id = id(node, 0);
-        let ground = ground(&id.0, "a", 0);
-        flooded.grounds.insert(id, ground);
+fn the_last_ground_of_each_rule_in_each_pod_stays_before_later_ones() {
+    let other = (Key::new("ns-a", "other", "p0002"), NodeName::new("n0"));
+    let old = [(id(0, 0), "b", 0), (id(0, 1), "b", 1), (other, "a", 2)];
+    let incident = incident(old.into_iter().chain((3..MAX_FORGOTTEN + 3).map(|n| (id(0, n), "a", n))));
+    assert_eq!(dropped(&incident, |_| true, |_| false), [0, 3, 4]);
+}
+
+#[test]
+fn what_nothing_covers_stays_before_all_that_is_covered() {
+    let old = (0..2).map(|n| (id(0, n), "b", n));
+    let incident = incident(old.chain((2..MAX_FORGOTTEN + 2).map(|n| (id(0, n), "a", n))));
+    assert_eq!(dropped(&incident, |_| true, |rule| rule == "a"), [2, 3]);
+}
+
+#[test]
+fn only_what_the_ledger_no_longer_knows_loses_its_long_command_line() {
+    let mut incident = incident((0..3).map(|n| (id(0, n), "a", n)));
+    incident.drop_cmdlines(|known, _| *known == id(0, 1));
+    let lengths: Vec<usize> = incident.grounds.values().map(|ground| ground.record.cmdline.len()).collect();
+    assert_eq!(lengths, [SHORT_CMDLINE + 1, 0, SHORT_CMDLINE + 1]);
+    let short = Record {
+        claim: Arc::new(Claim {
+            cmdline: "x".into(),
+            ..(*incident.grounds.get(&id(0, 0)).unwrap().record.claim).clone()
+        }),
+        ..Record::of(id(0, 0).0)
+    };
+    incident.grounds.get_mut(&id(0, 0)).unwrap().record = Arc::new(short);
+    incident.drop_cmdlines(|_, _| true);
+    let left: Vec<&str> = incident.grounds.values().map(|ground| &*ground.record.cmdline).collect();
+    assert_eq!(left, ["x", "", ""]);
+}
+
+fn policy() -> Policy {
+    Policy {
+        mode: Mode::Enforce,
+        namespaces: regex::Regex::new("^ns-").unwrap(),
+        protected: Vec::new(),
+        verify_pods: false,
+        shared_services: SharedServices::default(),
+        has_plain_list: true,
+        grace: Duration::ZERO,
+        brake: BrakeRules::default(),
+        exemptions: Vec::new(),
+        unread_exemptions: Vec::new(),
+        same_incident: Duration::MAX,
+        max_age: Duration::MAX,
+        unreachable_limit: Duration::MAX,
+        max_notices_per_round: 1,
     }
-    flooded.limit_forgotten(|_| false);
-    // The later one of rule b, one of each of the other nodes, and the latest of rule a.
-    let expected = [0, 0].into_iter().chain([1]).chain(13..MAX_FORGOTTEN + 10).collect::<Vec<_>>();
-    let mut left = minutes(&flooded);
-    left.sort_unstable();
-    assert_eq!(left, expected);
-    // More rules than there may be grounds: only a node that lies has so many.
-    let mut lies = incident(2 * MAX_FORGOTTEN, |minute| format!("rule-{minute}"));
-    lies.limit_forgotten(|_| false);
-    assert_eq!(lies.grounds.len(), MAX_FORGOTTEN);
+}
+
+/// The ledger has room for one violation of the Pod, and that of the miner, which ran once, makes room for a later one.
+#[test]
+fn a_block_holds_no_command_line_that_the_ledger_has_dropped() {
+    let mut ledger = Ledger::new(Detection { max_keys_per_pod: 1, ..Detection::default() }, at(0));
+    let target = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
+    ledger.expect([target.clone()], 0);
+    let mut book = Book::default();
+    let mut lengths = |minute, process| {
+        let now = at(minute);
+        ledger.advance(now);
+        let found = ground(&Key::new("ns-a", "web", process), "a", minute).record;
+        let record =
+            Record { timestamp: now.wall().to_string().into(), detected_at: now.wall(), ..(*found).clone() };
+        let answer =
+            Answer { records: [record].into_iter().collect(), date: Some(now.wall()), ..Answer::default() };
+        ledger.absorb(&Report { target: target.clone(), at: now, outcome: Outcome::Complete(answer) });
+        book.decide(&ledger.snapshot(now), &policy(), &Facts::default(), now);
+        let (_, incident) = book.incidents().next().unwrap();
+        incident.grounds.values().map(|ground| ground.record.cmdline.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(lengths(0, "miner"), [SHORT_CMDLINE + 1]);
+    assert_eq!(lengths(200, "other"), [0, SHORT_CMDLINE + 1]);
 }
 
 #[test]
 fn what_has_cleared_holds_no_long_command_line() {
-    let mut incident = incident(1, |_| "a".into());
+    let mut incident = incident([(id(0, 0), "a", 0)]);
     let ground = incident.grounds.remove(&id(0, 0)).unwrap();
     incident.bury(id(0, 0), ground, ClearedGround::AppGone, Timestamp::UNIX_EPOCH);
     let buried = &incident.tombstones.get(&id(0, 0)).unwrap().ground.record;

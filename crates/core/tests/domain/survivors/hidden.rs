@@ -1,12 +1,11 @@
 //! Violations that an agent which lists one of several hides: from when to when, and what a new leader knows of it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::common::{HOUR, MINUTE, World, exemption, record, record_of};
+use crate::common::{HOUR, MINUTE, World, record};
 use procscan_core::ledger::Detection;
 use procscan_core::names::NodeName;
-use procscan_core::policy::{Book, Pattern, remembered};
+use procscan_core::policy::{Book, remembered};
 use procscan_core::report::{Answer, Outcome};
 use procscan_core::snapshot::State;
 
@@ -138,38 +137,6 @@ fn an_app_whose_violation_has_made_room_for_others_is_released_only_after_the_li
     };
     assert!(is_blocked(1) && is_blocked(4));
     assert!(!is_blocked(2));
-}
-
-/// A tenant pushes out what is known of its miner by ever new names of processes that an exemption covers.
-#[test]
-fn a_flood_that_is_exempted_opens_nothing_that_another_rule_has_closed_before_the_limit() {
-    let rules = Detection { max_keys_per_pod: 40, ..Detection::default() };
-    let mut world = World::with(&["n1"], rules);
-    world.policy.exemptions = vec![exemption(
-        |it| it.process = Some(Pattern::Regex(regex::Regex::new("^p[0-9]+$").unwrap())),
-        None,
-    )];
-    world.answer("n1", vec![record("ns-a", 0)]);
-    assert_eq!(world.blocked(), ["ns-a"]);
-    let mut flood_for = |hours: u64, first: u64| {
-        // Its agent seems to scan every 35 minutes, so after three turns there is room for as many new ones.
-        for turn in first..first + hours * HOUR / (35 * MINUTE) {
-            let found = world.clock();
-            let flood: Vec<_> = (0..41)
-                .map(|n| {
-                    let mut record = record_of("ns-a", "web", &format!("p{}", 100 * turn + n), found);
-                    Arc::make_mut(&mut record.claim).regex = "^p".into();
-                    record
-                })
-                .collect();
-            world.rounds(35, |w| drop(w.answer("n1", flood.clone())));
-            world.evaluate();
-        }
-        assert!(world.snapshot().violations.iter().all(|it| *it.key.process != *"xmrig"));
-        world.blocked() == ["ns-a"]
-    };
-    assert!(flood_for(22, 1));
-    assert!(!flood_for(3, 100));
 }
 
 #[test]

@@ -1,0 +1,174 @@
+//! A tenant pushes out what the ledger knows of its miner by ever new names of processes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::common::{HOUR, MINUTE, World, app, exemption, failed, record, record_of};
+use procscan_core::ledger::Detection;
+use procscan_core::names::NodeName;
+use procscan_core::policy::{Act, Pattern};
+use procscan_core::report::{FailureReason, Record};
+
+/// How many violations of a Pod the ledger has room for.
+const ROOM: usize = 40;
+/// How many of a node an incident holds when the ledger no longer knows them.
+const FORGOTTEN: usize = 64;
+
+/// Node `n1` has found the miner of `ns-a` under `rule`, and the App is blocked.
+fn world(nodes: &[&str], rule: &str) -> World {
+    let mut world = World::with(nodes, Detection { max_keys_per_pod: ROOM, ..Detection::default() });
+    world.answer("n1", vec![under(rule, record("ns-a", 0))]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world
+}
+
+fn under(rule: &str, mut record: Record) -> Record {
+    Arc::make_mut(&mut record.claim).regex = rule.into();
+    record
+}
+
+/// What an exemption covers that is named like this: the flood, and not the miner.
+fn exempt_the_flood(world: &mut World) {
+    let flood = Pattern::Regex(regex::Regex::new("^p[0-9]+$").unwrap());
+    world.policy.exemptions = vec![exemption(|it| it.process = Some(flood.clone()), None)];
+}
+
+/// For so many hours, `n1` lists more new processes of the Pod each 35 minutes than there is room for, all under `rule`. `each` is
+/// called once a minute, after the answer.
+fn flood(world: &mut World, hours: u64, rule: &str, mut each: impl FnMut(&mut World)) {
+    // The agent seems to scan every 35 minutes. So after three turns the first ones have grown old, and new ones find room.
+    for _ in 0..hours * HOUR / (35 * MINUTE) {
+        let found = world.clock();
+        let name = |n| format!("p{}", found * 100 + n);
+        let flood: Vec<Record> = (0..=i64::try_from(ROOM).unwrap())
+            .map(|n| under(rule, record_of("ns-a", "web", &name(n), found)))
+            .collect();
+        world.rounds(35, |w| {
+            w.answer("n1", flood.clone());
+            each(w);
+        });
+        world.evaluate();
+    }
+    let miner = record("ns-a", 0).key;
+    assert_eq!(
+        world.snapshot().unheard(&miner, &NodeName::new("n1")),
+        None,
+        "the ledger has forgotten the miner"
+    );
+}
+
+fn hours(world: &mut World, hours: u64, mut each: impl FnMut(&mut World)) {
+    for _ in 0..hours {
+        world.rounds(60, &mut each);
+        world.evaluate();
+    }
+}
+
+/// The names of the processes that the block rests on.
+fn accused(world: &mut World) -> BTreeSet<String> {
+    let plan = world.evaluate().plan;
+    plan.blocks.iter().flat_map(|block| block.accused()).map(|key| key.process.to_string()).collect()
+}
+
+#[test]
+fn a_flood_that_is_exempted_opens_nothing_that_is_not_covered_before_the_limit() {
+    for rule in ["^xmrig$", "^p"] {
+        let mut world = world(&["n1"], rule);
+        exempt_the_flood(&mut world);
+        flood(&mut world, 22, "^p", |_| ());
+        assert_eq!(world.blocked(), ["ns-a"], "{rule}");
+        flood(&mut world, 3, "^p", |_| ());
+        assert!(world.blocked().is_empty(), "{rule}");
+    }
+}
+
+#[test]
+fn a_block_rests_on_the_last_violations_of_a_flood_and_the_last_of_each_rule() {
+    let mut world = world(&["n1"], "^xmrig$");
+    flood(&mut world, 22, "^p", |_| ());
+    let accused = accused(&mut world);
+    assert!(accused.contains("xmrig"));
+    assert_eq!(accused.len(), FORGOTTEN + ROOM);
+    // An exemption that comes later covers the flood, but not the miner.
+    exempt_the_flood(&mut world);
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+#[test]
+fn a_restart_during_a_flood_opens_nothing() {
+    let mut world = world(&["n1"], "^p");
+    exempt_the_flood(&mut world);
+    flood(&mut world, 5, "^p", |_| ());
+    world.restart();
+    assert_eq!(world.blocked(), ["ns-a"]);
+    flood(&mut world, 15, "^p", |_| ());
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+#[test]
+fn what_was_not_persisted_may_not_be_covered() {
+    let exempted = |count, at| (0..count).map(move |n| record_of("ns-a", "web", &format!("p{n:02}"), at));
+    let restarted = |count, miner: Option<Record>| {
+        let mut world = World::new(&["n1"]);
+        world.answer("n1", exempted(count, 0).chain(miner).collect());
+        assert_eq!(world.blocked(), ["ns-a"]);
+        exempt_the_flood(&mut world);
+        world.restart();
+        world
+    };
+    // All of 64 accusations are known after a restart, and covered.
+    assert!(restarted(64, None).blocked().is_empty());
+    // Of 65 the miner's is the one that is not persisted.
+    let mut world = restarted(64, Some(record("ns-a", 0)));
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // Its agent still lists it.
+    hours(&mut world, 3, |w| {
+        let now = w.clock();
+        w.answer("n1", exempted(64, now).chain([record("ns-a", now)]).collect());
+    });
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // Its agent says that it is gone.
+    hours(&mut world, 3, |w| drop(w.answer("n1", exempted(64, w.clock()).collect())));
+    assert!(world.blocked().is_empty());
+    // An exemption of the namespace covers whatever it is.
+    let mut world = restarted(64, Some(record("ns-a", 0)));
+    world.policy.exemptions = vec![exemption(|it| it.namespace = Some(Pattern::Exact("ns-a".into())), None)];
+    assert!(world.blocked().is_empty());
+    // So does a release.
+    let mut world = restarted(64, Some(record("ns-a", 0)));
+    let until = world.now.wall() + Duration::from_secs(HOUR);
+    world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn what_another_node_has_found_stays_while_its_answers_can_not_be_used() {
+    let mut world = world(&["n1", "n2"], "^p");
+    world.answer("n2", vec![under("^p", record("ns-a", 0))]);
+    world.evaluate();
+    let fails = |w: &mut World| drop(w.report("n2", failed(FailureReason::Malformed)));
+    flood(&mut world, 22, "^p", fails);
+    hours(&mut world, 40, |w| {
+        w.answer("n1", vec![]);
+        fails(w);
+    });
+    assert_eq!(world.blocked(), ["ns-a"]);
+    hours(&mut world, 3, |w| {
+        w.answer("n1", vec![]);
+        w.answer("n2", vec![]);
+    });
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn a_release_after_a_flood_does_not_wait_for_a_node_that_has_accused_nothing() {
+    let mut world = world(&["n1", "n2"], "^p");
+    let fails = |w: &mut World| drop(w.report("n2", failed(FailureReason::Malformed)));
+    flood(&mut world, 22, "^p", fails);
+    hours(&mut world, 30, |w| {
+        w.answer("n1", vec![]);
+        fails(w);
+    });
+    assert!(world.blocked().is_empty());
+}

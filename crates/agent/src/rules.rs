@@ -142,7 +142,7 @@ impl Rules {
         // Without an exemption, what it exempts would be accused.
         let of_whitelist = |refused: &&Refused| {
             refused.place.contains("detectionRules.whitelist")
-                && matches!(refused.problem, Problem::Pattern { .. })
+                && !matches!(refused.problem, Problem::NotRead(_))
         };
         if let Some(first) = reader.refused.iter().find(of_whitelist) {
             return Err(RulesError::Exemption(first.clone()));

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use regex::{Regex, RegexBuilder};
+use regex::bytes::{Regex, RegexBuilder};
 use serde::Serialize;
 
 use crate::names::{NodeName, Text};
@@ -124,15 +124,23 @@ impl Brake {
     }
 }
 
-/// How many different rules are compiled in one evaluation, and how much memory one of them may take: a lying node can
-/// make up any number of rules. Records beyond these limits count as keyword hits.
+/// How many different rules are compiled in one evaluation, and how much memory one of them may take: a lying node can make up any number
+/// of rules. Records beyond these limits count as keyword hits. An agent names up to 512 bytes of a rule, which take less unless it
+/// repeats a part of itself by a number.
 const MAX_COMPILED: usize = 64;
-const MAX_COMPILED_SIZE: usize = 256 << 10;
+const MAX_COMPILED_SIZE: usize = 32 << 10;
+/// How much memory a match may take to go faster.
+const MAX_CACHE: usize = 256 << 10;
+/// How many different names of processes are matched in one evaluation. A match can take most of a millisecond, so in sum they take a part
+/// of a second. Records beyond this limit count as keyword hits.
+const MAX_MATCHED: usize = 256;
 
 /// Finds the rule that a record counts under. Lives for one evaluation.
 #[derive(Debug, Default)]
 pub(super) struct RuleNames {
     compiled: HashMap<Text, Option<Regex>>,
+    /// Whether a rule matches a name.
+    matched: HashMap<(Text, Text), bool>,
     keyword: Option<Text>,
 }
 
@@ -148,17 +156,82 @@ impl RuleNames {
         self.keyword.get_or_insert_with(|| Text::from("")).clone()
     }
 
-    fn matches(&mut self, rule: &Text, process: &str) -> bool {
-        if !self.compiled.contains_key(rule) {
-            if self.compiled.len() >= MAX_COMPILED {
-                return false;
-            }
-            let compiled = RegexBuilder::new(rule)
-                .size_limit(MAX_COMPILED_SIZE)
-                .dfa_size_limit(MAX_COMPILED_SIZE)
-                .build();
-            self.compiled.insert(rule.clone(), compiled.ok());
+    fn matches(&mut self, rule: &Text, process: &Text) -> bool {
+        let pair = (rule.clone(), process.clone());
+        if let Some(matches) = self.matched.get(&pair) {
+            return *matches;
         }
-        self.compiled.get(rule).and_then(Option::as_ref).is_some_and(|rule| rule.is_match(process))
+        if self.matched.len() >= MAX_MATCHED
+            || self.compiled.len() >= MAX_COMPILED && !self.compiled.contains_key(rule)
+        {
+            return false;
+        }
+        let compiled = self.compiled.entry(rule.clone()).or_insert_with(|| {
+            // Classes like `\w` are those of ASCII, as in Go, and take little memory.
+            let mut builder = RegexBuilder::new(rule);
+            builder.unicode(false).size_limit(MAX_COMPILED_SIZE).dfa_size_limit(MAX_CACHE);
+            builder.build().ok()
+        });
+        let matches = compiled.as_ref().is_some_and(|rule| rule.is_match(process.as_bytes()));
+        self.matched.insert(pair, matches);
+        matches
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::names::Key;
+
+    fn hit(process: &str, rule: &str) -> Record {
+        let mut record = Record::of(Key::new("ns-a", "web", process));
+        Arc::make_mut(&mut record.claim).regex = rule.into();
+        record
+    }
+
+    #[test]
+    fn rules_as_operators_write_them_count_and_what_takes_long_is_a_keyword_hit() {
+        let mut rules = RuleNames::default();
+        let names: Vec<String> = (0..60).map(|n| format!("miner{n}")).collect();
+        let many = format!("^({})$", names.join("|"));
+        assert!(many.len() > 400);
+        for (process, rule) in [
+            ("xmrig", "^xmrig$"),
+            ("XMRig-6.21", "(?i)^xmrig([-_.]\\w+)*"),
+            ("nc -l -p", "^nc.*-l.*-p"),
+            ("miner59", many.as_str()),
+            ("矿工", "矿工"),
+            ("kdevtmpfsi", "[[:alpha:]]{6,12}"),
+        ] {
+            assert_eq!(&*rules.of(&hit(process, rule)), rule);
+        }
+        for rule in ["(?:(?:a|[ab])?){1000}", "a{1000}", "(", "^other$"] {
+            assert_eq!(&*rules.of(&hit(&"a".repeat(256), rule)), "", "{rule}");
+        }
+    }
+
+    #[test]
+    fn the_number_of_matches_has_a_limit_and_known_ones_do_not_count_again() {
+        let mut rules = RuleNames::default();
+        let name = |n: usize| format!("miner{n}");
+        for n in 0..MAX_MATCHED {
+            assert_eq!(&*rules.of(&hit(&name(n), "^miner")), "^miner");
+        }
+        assert_eq!(&*rules.of(&hit(&name(MAX_MATCHED), "^miner")), "");
+        assert_eq!(&*rules.of(&hit(&name(0), "^miner")), "^miner");
+        assert_eq!(&*rules.of(&hit("xmrig", "^xmrig$")), "");
+    }
+
+    #[test]
+    fn the_number_of_rules_has_a_limit_and_known_ones_still_count() {
+        let mut rules = RuleNames::default();
+        let rule = |n: usize| format!("^miner{n}");
+        for n in 0..MAX_COMPILED {
+            assert_eq!(*rules.of(&hit(&format!("miner{n}"), &rule(n))), *rule(n));
+        }
+        assert_eq!(&*rules.of(&hit("xmrig", "^xmrig$")), "");
+        assert_eq!(*rules.of(&hit("miner0x", &rule(0))), *rule(0));
     }
 }

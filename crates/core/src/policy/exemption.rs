@@ -64,8 +64,17 @@ impl Exemption {
 
     /// Whether it covers `record` as an accusation of `app`; it does not look at `until`. An exemption without parts
     /// covers nothing.
+    ///
+    /// A keyword hit has no rule, so an exemption with a `rule` does not cover it: a tenant could give its process the text of the rule
+    /// as a name.
     pub fn covers(&self, app: &App, record: &Record) -> bool {
-        self.covers_accusation(app, &record.key.process, record.rule())
+        let has_rule = !record.regex.is_empty();
+        (self.rule.is_none() || has_rule) && self.covers_accusation(app, &record.key.process, &record.regex)
+    }
+
+    /// Whether it covers all accusations of `app`, whatever their process and rule; it does not look at `until`.
+    pub(super) fn covers_app(&self, app: &App) -> bool {
+        self.process.is_none() && self.rule.is_none() && self.covers_accusation(app, "", "")
     }
 
     fn covers_accusation(&self, app: &App, process: &str, rule: &str) -> bool {

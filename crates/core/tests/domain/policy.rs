@@ -1,5 +1,6 @@
 //! What the policy decides, rule by rule.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
@@ -7,6 +8,7 @@ use procscan_core::ledger::Detection;
 use procscan_core::names::{App, PodRef};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Exemption, Mode, Pattern, PodState};
+use procscan_core::report::Record;
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {
     world.evaluate().decisions.iter().map(|decision| decision.kind).collect()
@@ -352,6 +354,22 @@ fn an_accusation_in_a_namespace_that_may_not_be_touched_is_in_the_log_once() {
     assert!(decisions[0].reason.contains("enforcement.protected_namespaces"));
     world.answer("n1", vec![record("kube-system", 60)]);
     assert_eq!(world.evaluate().decisions, []);
+}
+
+/// A tenant can give its process the text of a rule as a name.
+#[test]
+fn an_exemption_by_rule_covers_no_keyword_hit() {
+    let hit = |process: &str, rule: &str| {
+        let mut record = record_of("ns-a", "web", process, 0);
+        Arc::make_mut(&mut record.claim).regex = rule.into();
+        record
+    };
+    let covers = |exemption: Exemption, record: &Record| exemption.covers(&app("ns-a"), record);
+    let by_rule = || exemption(|it| it.rule = Some(Pattern::Exact("^xmrig$".into())), None);
+    assert!(covers(by_rule(), &hit("xmrig", "^xmrig$")));
+    assert!(!covers(by_rule(), &hit("^xmrig$", "")));
+    let by_process = exemption(|it| it.process = Some(Pattern::Exact("^xmrig$".into())), None);
+    assert!(covers(by_process, &hit("^xmrig$", "")));
 }
 
 #[test]

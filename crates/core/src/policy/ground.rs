@@ -43,6 +43,8 @@ pub(super) struct Ground {
     pub(super) hidden_for: Span,
     /// Fresh, and accepted, as of the last evaluation.
     pub(super) active: bool,
+    /// An exemption or a release covers it, as of the last evaluation.
+    pub(super) covered: bool,
     /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
     pub(super) gone: bool,
     pub(super) observations: u32,
@@ -58,6 +60,7 @@ pub(super) struct KeptGround {
     pub(super) hidden_for: Span,
     /// In seconds, rounded up as in the document; zero while it is not known.
     pub(super) scan_interval: u32,
+    pub(super) covered: bool,
     pub(super) gone: bool,
 }
 
@@ -150,6 +153,7 @@ impl Ground {
             away: evidence.away,
             hidden_for: Span::ZERO,
             active: true,
+            covered: false,
             gone: false,
             observations: saturating_u32(evidence.observations),
             kept: None,
@@ -180,6 +184,7 @@ impl Ground {
             fresh_at: self.fresh_at.uptime().into(),
             hidden_for: self.hidden_for,
             scan_interval: self.longest_interval().map_or(0, seconds_of_interval),
+            covered: self.covered,
             gone: self.gone,
         });
     }

@@ -444,17 +444,25 @@ impl Incident {
         self.tombstones.get(id).is_some_and(|buried| buried.ground.knows(evidence, fresh_at))
     }
 
-    /// Limits the grounds of violations that the ledger no longer knows.
-    pub(super) fn limit_forgotten(&mut self, app: &App, pass: &Pass<'_>) {
+    /// Notes which grounds something covers: `excuses` is what [`Incident::excuses`] returned.
+    pub(super) fn note_covered(&mut self, excuses: &[Option<String>]) {
+        for ((_, ground), excuse) in self.grounds.iter_mut().zip(excuses) {
+            ground.covered = excuse.is_some();
+        }
+    }
+
+    /// Limits the grounds of violations that the ledger no longer knows. Returns true if it has dropped some.
+    pub(super) fn limit_forgotten(&mut self, pass: &Pass<'_>) -> bool {
         let is_forgotten = |(key, node): &EvidenceId, ground: &Ground| {
             !ground.active && pass.snapshot.unheard(key, node).is_none()
         };
         self.drop_cmdlines(is_forgotten);
-        if self.grounds.len() > MAX_FORGOTTEN {
-            let dropped =
-                self.beyond_limit(is_forgotten, |ground| self.excuse_of(app, &ground.record, pass).is_some());
-            self.grounds.retain(|id, _| !dropped.contains(id));
+        if self.grounds.len() <= MAX_FORGOTTEN {
+            return false;
         }
+        let dropped = self.beyond_limit(is_forgotten);
+        self.grounds.retain(|id, _| !dropped.contains(id));
+        !dropped.is_empty()
     }
 
     /// Drops the long command lines of grounds that the ledger no longer knows.
@@ -464,29 +472,18 @@ impl Incident {
         long.filter(|(id, ground)| is_forgotten(id, ground)).for_each(|(_, ground)| ground.drop_cmdline());
     }
 
-    /// The forgotten grounds that are too many. On each node those stay that nothing covers, because an exemption must not open the
-    /// block if something that was dropped is not covered; then the last one of each rule in each Pod; then those that are counted from
-    /// last, because they clear last.
-    fn beyond_limit(
-        &self,
-        is_forgotten: impl Fn(&EvidenceId, &Ground) -> bool,
-        is_covered: impl Fn(&Ground) -> bool,
-    ) -> BTreeSet<EvidenceId> {
-        let mut of_nodes: BTreeMap<&NodeName, Vec<(&Key, &Ground)>> = BTreeMap::new();
-        for ((key, node), ground) in self.grounds.iter().filter(|(id, ground)| is_forgotten(id, ground)) {
-            of_nodes.entry(node).or_default().push((key, ground));
+    /// The forgotten grounds that are too many on their nodes. Those that are counted from last stay, because they clear last, but for
+    /// those that [`rank`] puts before them.
+    fn beyond_limit(&self, is_forgotten: impl Fn(&EvidenceId, &Ground) -> bool) -> BTreeSet<EvidenceId> {
+        let mut of_nodes: BTreeMap<&NodeName, Vec<(&EvidenceId, &Ground)>> = BTreeMap::new();
+        for (id, ground) in self.grounds.iter().filter(|(id, ground)| is_forgotten(id, ground)) {
+            of_nodes.entry(&id.1).or_default().push((id, ground));
         }
         let mut beyond = BTreeSet::new();
-        for (node, mut grounds) in of_nodes.into_iter().filter(|(_, grounds)| grounds.len() > MAX_FORGOTTEN) {
+        for mut grounds in of_nodes.into_values().filter(|grounds| grounds.len() > MAX_FORGOTTEN) {
             grounds.sort_by_key(|(_, ground)| (Reverse(ground.counted_from), ground.mark.before));
-            let mut rules = BTreeSet::new();
-            let order = |(key, ground): (&Key, &Ground)| {
-                let is_last = rules.insert((key.pod.clone(), ground.record.regex.clone()));
-                (is_covered(ground), !is_last, key.clone())
-            };
-            let mut in_order: Vec<(bool, bool, Key)> = grounds.into_iter().map(order).collect();
-            in_order.sort_by_key(|(is_covered, is_earlier, _)| (*is_covered, *is_earlier));
-            beyond.extend(in_order.into_iter().skip(MAX_FORGOTTEN).map(|(.., key)| (key, node.clone())));
+            rank(&mut grounds);
+            beyond.extend(grounds.into_iter().skip(MAX_FORGOTTEN).map(|(id, _)| id.clone()));
         }
         beyond
     }
@@ -494,11 +491,24 @@ impl Incident {
     /// Whether there may be accusations that are not known, so that what covers the known ones need not cover all: some were not
     /// persisted, and their nodes may list them again. What covers the App as such covers these too.
     pub(super) fn may_be_accused_of_more(&self, app: &App, pass: &Pass<'_>) -> bool {
-        let as_such = || Record::of(Key::new(app.namespace.clone(), "", ""));
+        let is_heard_out = || {
+            !pass.doubtful.contains(&app.namespace) && pass.snapshot.is_settled(pass.policy.unreachable_limit)
+        };
         matches!(self.standing, Standing::Blocked { .. })
             && self.omitted > 0
-            && !pass.snapshot.is_settled(pass.policy.unreachable_limit)
-            && self.excuse_of(app, &as_such(), pass).is_none()
+            && !is_heard_out()
+            && !self.is_covered_as_such(app, pass)
+    }
+
+    /// Whether an exemption or a release covers `app`, whose incident this is, whatever it is accused of.
+    fn is_covered_as_such(&self, app: &App, pass: &Pass<'_>) -> bool {
+        let mut exemptions = pass.policy.exemptions.iter().zip(&pass.exemptions);
+        let mut releases = self.releases.iter();
+        exemptions.any(|(exemption, force)| force.covers(true) && exemption.covers_app(app))
+            || releases.any(|release| {
+                let covers_all = release.process.is_none() && release.rule.is_none();
+                covers_all && pass.dates.force(release.until, pass.now).covers(true)
+            })
     }
 
     /// A ground has cleared. The oldest that is remembered gives way.
@@ -654,6 +664,20 @@ impl Incident {
         file.standing = Standing::Ended { at: now };
         file.reset_rare(|rare| (rare.release_held, rare.exempted) = (None, None));
     }
+}
+
+/// Puts first the grounds that must not be lost where not all can be held: those that nothing covers, because an exemption must not open
+/// a block of which something is not covered; then the last one of each rule in each Pod, because an exemption may be made for the rule
+/// of the others. Else the order stays, in which the last ones come first.
+pub(super) fn rank(grounds: &mut Vec<(&EvidenceId, &Ground)>) {
+    let mut rules = BTreeSet::new();
+    let mut ranked = Vec::with_capacity(grounds.len());
+    for (id, ground) in grounds.drain(..) {
+        let is_last = rules.insert((ground.covered, id.0.pod.clone(), ground.record.regex.clone()));
+        ranked.push((ground.covered, !is_last, (id, ground)));
+    }
+    ranked.sort_by_key(|(covered, is_earlier, _)| (*covered, *is_earlier));
+    grounds.extend(ranked.into_iter().map(|(.., ground)| ground));
 }
 
 #[cfg(test)]

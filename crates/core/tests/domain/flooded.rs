@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::{HOUR, MINUTE, World, app, exemption, failed, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::names::NodeName;
-use procscan_core::policy::{Act, Pattern};
+use procscan_core::policy::{Act, Exemption, Pattern, PodState};
 use procscan_core::report::{FailureReason, Record};
 
 /// How many violations of a Pod the ledger has room for.
@@ -106,21 +106,42 @@ fn a_restart_during_a_flood_opens_nothing() {
     assert_eq!(world.blocked(), ["ns-a"]);
 }
 
+/// The next leader has heard the agents too, for long enough, but nothing of the miner is left in its ledger either.
+#[test]
+fn a_change_of_leader_during_a_flood_opens_nothing() {
+    let mut world = World::with(&["n1"], Detection { max_keys_per_pod: ROOM, ..Detection::default() });
+    world.follower = Some((world.new_ledger(), true));
+    hours(&mut world, 5, |w| drop(w.answer("n1", vec![])));
+    let found = world.clock();
+    world.answer("n1", vec![under("^p", record("ns-a", found))]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    exempt_the_flood(&mut world);
+    flood(&mut world, 5, "^p", |_| ());
+    world.fail_over();
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+fn exempted(count: u32, at: i64) -> impl Iterator<Item = Record> {
+    (0..count).map(move |n| record_of("ns-a", "web", &format!("p{n:02}"), at))
+}
+
+/// 64 accusations are blocked under rules of their own, and then covered, and perhaps that of a miner, which is not. All of that is
+/// before the start.
+fn restarted(miner: Option<Record>) -> World {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", exempted(64, 0).chain(miner).collect());
+    assert_eq!(world.blocked(), ["ns-a"]);
+    exempt_the_flood(&mut world);
+    world.restart();
+    world
+}
+
 #[test]
 fn what_was_not_persisted_may_not_be_covered() {
-    let exempted = |count, at| (0..count).map(move |n| record_of("ns-a", "web", &format!("p{n:02}"), at));
-    let restarted = |count, miner: Option<Record>| {
-        let mut world = World::new(&["n1"]);
-        world.answer("n1", exempted(count, 0).chain(miner).collect());
-        assert_eq!(world.blocked(), ["ns-a"]);
-        exempt_the_flood(&mut world);
-        world.restart();
-        world
-    };
     // All of 64 accusations are known after a restart, and covered.
-    assert!(restarted(64, None).blocked().is_empty());
+    assert!(restarted(None).blocked().is_empty());
     // Of 65 the miner's is the one that is not persisted.
-    let mut world = restarted(64, Some(record("ns-a", 0)));
+    let mut world = restarted(Some(record("ns-a", 0)));
     assert_eq!(world.blocked(), ["ns-a"]);
     // Its agent still lists it.
     hours(&mut world, 3, |w| {
@@ -131,15 +152,78 @@ fn what_was_not_persisted_may_not_be_covered() {
     // Its agent says that it is gone.
     hours(&mut world, 3, |w| drop(w.answer("n1", exempted(64, w.clock()).collect())));
     assert!(world.blocked().is_empty());
-    // An exemption of the namespace covers whatever it is.
-    let mut world = restarted(64, Some(record("ns-a", 0)));
-    world.policy.exemptions = vec![exemption(|it| it.namespace = Some(Pattern::Exact("ns-a".into())), None)];
-    assert!(world.blocked().is_empty());
-    // So does a release.
-    let mut world = restarted(64, Some(record("ns-a", 0)));
+}
+
+#[test]
+fn what_was_not_persisted_is_not_covered_while_its_pod_can_not_be_read() {
+    let mut world = World::new(&["n1"]);
+    world.policy.verify_pods = true;
+    world.pod_on("ns-a", "web", "n1", "web");
+    world.answer("n1", exempted(64, 0).chain([record("ns-a", 0)]).collect());
+    assert_eq!(world.blocked(), ["ns-a"]);
+    exempt_the_flood(&mut world);
+    world.restart();
+    world.pod_is("ns-a", "web", PodState::Unreadable("forbidden".into()));
+    hours(&mut world, 3, |w| {
+        let now = w.clock();
+        w.answer("n1", exempted(64, now).chain([record("ns-a", now)]).collect());
+    });
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
+#[test]
+fn what_covers_an_app_whatever_it_is_accused_of_covers_what_was_not_persisted() {
+    let miner = || Some(record("ns-a", 0));
+    let exempted_as = |set: &dyn Fn(&mut Exemption)| {
+        let mut world = restarted(miner());
+        world.policy.exemptions = vec![exemption(set, None)];
+        world.blocked()
+    };
+    let exact = |text: &str| Some(Pattern::Exact(text.into()));
+    assert!(exempted_as(&|it| it.namespace = exact("ns-a")).is_empty());
+    assert!(exempted_as(&|it| it.app = exact("web")).is_empty());
+    // One that matches the names of all processes that are known, and even no name, covers no other process.
+    let of_process = |text: &str| Some(Pattern::Regex(regex::Regex::new(text).unwrap()));
+    assert_eq!(exempted_as(&|it| it.process = of_process("^[p0-9]*$")), ["ns-a"]);
+    assert_eq!(exempted_as(&|it| it.rule = of_process("^([^x]|$)*$")), ["ns-a"]);
+    assert_eq!(
+        exempted_as(&|it| (it.namespace, it.process) = (exact("ns-a"), of_process("^[p0-9]*$"))),
+        ["ns-a"]
+    );
+    // An operator released it as a whole, because not all was known, and then the next restart comes.
+    let mut world = restarted(miner());
     let until = world.now.wall() + Duration::from_secs(HOUR);
     world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
     assert!(world.blocked().is_empty());
+    world.restart();
+    assert!(world.blocked().is_empty());
+}
+
+/// Nothing is open that a hold closes, so it does not matter what it is for.
+#[test]
+fn a_hold_of_which_not_all_was_persisted_ends_with_an_exemption_at_once() {
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_new_tenants = 0;
+    world.answer("n1", exempted(64, 0).chain([record("ns-a", 0)]).collect());
+    assert_eq!(world.held(), ["ns-a"]);
+    exempt_the_flood(&mut world);
+    world.restart();
+    assert!(world.held().is_empty());
+}
+
+#[test]
+fn of_many_accusations_those_that_nothing_covers_are_persisted() {
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", exempted(64, 0).chain([under("^p", record("ns-a", 0))]).collect());
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let has_miner = |world: &World| {
+        let [incident] = &world.kept.values().collect::<Vec<_>>()[..] else { panic!("one incident") };
+        incident.status.evidence.iter().any(|evidence| *evidence.process == *"xmrig")
+    };
+    assert!(!has_miner(&world), "it is the last by its name");
+    exempt_the_flood(&mut world);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    assert!(has_miner(&world));
 }
 
 #[test]

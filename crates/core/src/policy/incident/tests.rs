@@ -36,6 +36,7 @@ fn ground(key: &Key, rule: &str, minute: usize) -> Ground {
         away: Span::ZERO,
         hidden_for: Span::ZERO,
         active: false,
+        covered: false,
         gone: false,
         observations: 1,
         kept: None,
@@ -53,36 +54,31 @@ fn incident(grounds: impl IntoIterator<Item = (EvidenceId, &'static str, usize)>
 }
 
 /// The processes of node `n0` that are dropped, by their numbers.
-fn dropped(
-    incident: &Incident,
-    is_forgotten: impl Fn(usize) -> bool,
-    is_covered: impl Fn(&str) -> bool,
-) -> Vec<usize> {
+fn dropped(incident: &Incident, is_forgotten: impl Fn(usize) -> bool) -> Vec<usize> {
     let number = |(key, _): &EvidenceId| key.process.trim_start_matches('p').parse::<usize>().unwrap();
-    let beyond =
-        incident.beyond_limit(|id, _| is_forgotten(number(id)), |ground| is_covered(&ground.record.regex));
+    let beyond = incident.beyond_limit(|id, _| is_forgotten(number(id)));
     beyond.iter().map(number).collect()
 }
 
 #[test]
 fn of_what_the_ledger_no_longer_knows_the_latest_grounds_stay() {
     let flood = |count| incident((0..count).map(|n| (id(0, n), "a", n)));
-    assert_eq!(dropped(&flood(MAX_FORGOTTEN), |_| true, |_| false), NONE);
-    assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |_| true, |_| false), [0, 1, 2]);
+    assert_eq!(dropped(&flood(MAX_FORGOTTEN), |_| true), NONE);
+    assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |_| true), [0, 1, 2]);
     // What the ledger knows does not count.
-    assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |n| n > 1, |_| false), [2]);
-    assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |n| n > 2, |_| false), NONE);
+    assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |n| n > 1), [2]);
+    assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |n| n > 2), NONE);
     // Of equally late ones those stay that were hidden for less time before.
     let mut equal = incident((0..=MAX_FORGOTTEN).map(|n| (id(0, n), "a", 0)));
     equal.grounds.get_mut(&id(0, 5)).unwrap().mark.before = Duration::from_secs(1).into();
-    assert_eq!(dropped(&equal, |_| true, |_| false), [5]);
+    assert_eq!(dropped(&equal, |_| true), [5]);
 }
 
 #[test]
 fn each_node_has_a_limit_of_its_own() {
     let of = |node, count| (0..count).map(move |n| (id(node, n), "a", 1 - node));
     let incident = incident(of(0, MAX_FORGOTTEN).chain(of(1, MAX_FORGOTTEN)));
-    assert_eq!(dropped(&incident, |_| true, |_| false), NONE);
+    assert_eq!(dropped(&incident, |_| true), NONE);
 }
 
 #[test]
@@ -90,14 +86,26 @@ fn the_last_ground_of_each_rule_in_each_pod_stays_before_later_ones() {
     let other = (Key::new("ns-a", "other", "p0002"), NodeName::new("n0"));
     let old = [(id(0, 0), "b", 0), (id(0, 1), "b", 1), (other, "a", 2)];
     let incident = incident(old.into_iter().chain((3..MAX_FORGOTTEN + 3).map(|n| (id(0, n), "a", n))));
-    assert_eq!(dropped(&incident, |_| true, |_| false), [0, 3, 4]);
+    assert_eq!(dropped(&incident, |_| true), [0, 3, 4]);
 }
 
 #[test]
 fn what_nothing_covers_stays_before_all_that_is_covered() {
     let old = (0..2).map(|n| (id(0, n), "b", n));
-    let incident = incident(old.chain((2..MAX_FORGOTTEN + 2).map(|n| (id(0, n), "a", n))));
-    assert_eq!(dropped(&incident, |_| true, |rule| rule == "a"), [2, 3]);
+    let mut incident = incident(old.chain((2..MAX_FORGOTTEN + 2).map(|n| (id(0, n), "a", n))));
+    for n in 2..MAX_FORGOTTEN + 2 {
+        incident.grounds.get_mut(&id(0, n)).unwrap().covered = true;
+    }
+    assert_eq!(dropped(&incident, |_| true), [2, 3]);
+}
+
+/// A rule of which the last accusation is covered still has its last one that is not.
+#[test]
+fn the_last_ground_of_a_rule_that_nothing_covers_is_not_the_last_one_that_is_covered() {
+    let old = [(id(0, 0), "a", 0), (id(0, 1), "a", 1)];
+    let mut incident = incident(old.into_iter().chain((2..MAX_FORGOTTEN + 2).map(|n| (id(0, n), "b", n))));
+    incident.grounds.get_mut(&id(0, 1)).unwrap().covered = true;
+    assert_eq!(dropped(&incident, |_| true), [1, 2]);
 }
 
 #[test]

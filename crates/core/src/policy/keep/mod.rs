@@ -27,7 +27,7 @@ pub(super) use self::clocks::ClockWritten;
 pub(super) use self::read::record;
 pub use self::read::remembered;
 use self::read::{dates, order, reading, restored};
-use self::write::document;
+use self::write::{MAX_EVIDENCE, document};
 
 /// How far the kept time of the last evidence may lag behind. Agents bring fresh evidence with each scan, and keeping
 /// each would cost a write per App and scan.
@@ -244,8 +244,13 @@ fn outdated_since(now: &Incident) -> Option<Duration> {
 /// Whether `saved` is kept, and a restart would lose nothing that matters of `now`, but for newer evidence.
 fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
     // Evidence that was seen again must be written, or a restart would still count it as hidden from before.
-    let is_same =
-        |ground: &Ground, kept: KeptGround| kept.gone == ground.gone && kept.hidden_for <= ground.hidden_for;
+    // What covers an accusation decides whether it is among those that are written, if not all are.
+    let are_all_written = now.grounds.len() <= MAX_EVIDENCE;
+    let is_same = |ground: &Ground, kept: KeptGround| {
+        kept.gone == ground.gone
+            && kept.hidden_for <= ground.hidden_for
+            && (are_all_written || kept.covered == ground.covered)
+    };
     let is_same_ground = |ground: &Ground| ground.kept.is_some_and(|kept| is_same(ground, kept));
     saved.is_kept
         && count(now.grounds.len()) == saved.grounds

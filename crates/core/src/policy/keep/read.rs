@@ -307,6 +307,7 @@ fn hear_again(
             away: Duration::from_secs(evidence.scan_interval.unwrap_or_default()).into(),
             hidden_for: hidden_for(evidence).into(),
             active: false,
+            covered: false,
             gone: evidence.cleared.as_ref().is_some_and(|cleared| !cleared.ended),
             observations: ground::saturating_u32(evidence.observations),
             kept: None,

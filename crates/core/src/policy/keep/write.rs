@@ -10,7 +10,7 @@ use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
 use crate::policy::decision::{Decision, DecisionKind};
 use crate::policy::ground::{ClearedGround, Ground, Tombstone, whole_seconds};
-use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling};
+use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling, rank};
 use crate::policy::leader_clock::LeaderClock;
 use crate::state::incident::{
     self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus, MAX_SERVICES,
@@ -18,7 +18,7 @@ use crate::state::incident::{
 
 /// How many accusations of one incident are kept: a tenant can start any number of processes, and the size of an object
 /// is limited. Agents list the others again.
-const MAX_EVIDENCE: usize = 64;
+pub(super) const MAX_EVIDENCE: usize = 64;
 
 pub(super) fn document(app: &App, incident: &Incident, clock: &LeaderClock, dates: &Dates) -> kept::Incident {
     let spec = IncidentSpec::of(app);
@@ -44,6 +44,9 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
     // Accusations that still count come first, the freshest before the others.
     let mut grounds: Vec<(&EvidenceId, &Ground)> = incident.grounds.iter().collect();
     grounds.sort_by_key(|(_, ground)| std::cmp::Reverse(ground.fresh_at));
+    if grounds.len() > MAX_EVIDENCE {
+        rank(&mut grounds);
+    }
     let mut tombstones: Vec<(&EvidenceId, &Tombstone)> = incident.tombstones.iter().collect();
     tombstones.sort_by_key(|(_, tombstone)| std::cmp::Reverse(tombstone.at));
     let live = grounds.into_iter().map(|(id, ground)| {

@@ -21,6 +21,13 @@ pub(super) fn warn(config: &Config, is_written: &dyn Fn(&str) -> bool, found: &m
         without_effect(timeout > interval, path, &why);
     }
 
+    let held = bytesize::ByteSize(collector.max_body as u64).display().iec();
+    without_effect(
+        collector.max_read < collector.max_body,
+        "collector.max_read",
+        &format!("of an answer as much is read as may be held (collector.max_body, {held})"),
+    );
+
     let by_service = matches!(mode, DiscoveryMode::Kubernetes | DiscoveryMode::Dns);
     let defaults = DaemonSet::default();
     let why = "with discovery.mode static or file no Service is asked";

@@ -136,11 +136,11 @@ fn log_node(report: &Report, change: NodeChange) {
                 node,
                 address,
                 ?namespaces,
-                "a node has more records than there is room for: namespaces share the room, and nothing clears in those whose records are left out (up to five are named)"
+                "records of a node are left out, by its agent or because there is no room for them: nothing clears in their namespaces (up to five are named)"
             );
         }
         NodeChange::LeavesNothingOut => {
-            tracing::info!(node, address, "there is room for all records of a node again");
+            tracing::info!(node, address, "no records of a node are left out any more");
         }
     }
 }
@@ -211,12 +211,12 @@ mod tests {
             take_in(&mut ledger, Observation::Report(report, Share::default()), &mut LastRound::default());
         }
         let lines = logged.lines();
-        let said: Vec<&String> = lines.iter().filter(|line| line.contains("room for")).collect();
+        let said: Vec<&String> = lines.iter().filter(|line| line.contains("left out")).collect();
         assert_eq!(said.len(), 2, "{lines:?}");
         for part in ["WARN", "node=\"n1\"", "ns-a"] {
             assert!(said[0].contains(part), "{part}: {said:?}");
         }
-        assert!(said[1].contains("INFO") && said[1].contains("all records of a node again"), "{said:?}");
+        assert!(said[1].contains("INFO") && said[1].contains("no records of a node"), "{said:?}");
     }
 
     #[test]

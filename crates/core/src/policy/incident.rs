@@ -1,7 +1,6 @@
 //! One App's incident: what has come of it, and on what grounds.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 
@@ -29,9 +28,6 @@ pub(super) const MAX_DECISIONS: usize = 20;
 /// How much cleared evidence an incident remembers: a tenant can start any number of processes.
 const MAX_TOMBSTONES: usize = 64;
 
-/// How many grounds of one node an incident has of violations that the ledger no longer knows: a tenant can push out its own violations
-/// by new ones, for as long as it likes.
-const MAX_FORGOTTEN: usize = 64;
 /// How many Services that were closed once are remembered, because a tenant can make any number.
 const MAX_ONCE_CLOSED: usize = 1000;
 /// How many earlier names of an App are remembered, and how many origins of its Pods.
@@ -444,73 +440,6 @@ impl Incident {
         self.tombstones.get(id).is_some_and(|buried| buried.ground.knows(evidence, fresh_at))
     }
 
-    /// Notes which grounds something covers: `excuses` is what [`Incident::excuses`] returned.
-    pub(super) fn note_covered(&mut self, excuses: &[Option<String>]) {
-        for ((_, ground), excuse) in self.grounds.iter_mut().zip(excuses) {
-            ground.covered = excuse.is_some();
-        }
-    }
-
-    /// Limits the grounds of violations that the ledger no longer knows. Returns true if it has dropped some.
-    pub(super) fn limit_forgotten(&mut self, pass: &Pass<'_>) -> bool {
-        let is_forgotten = |(key, node): &EvidenceId, ground: &Ground| {
-            !ground.active && pass.snapshot.unheard(key, node).is_none()
-        };
-        self.drop_cmdlines(is_forgotten);
-        if self.grounds.len() <= MAX_FORGOTTEN {
-            return false;
-        }
-        let dropped = self.beyond_limit(is_forgotten);
-        self.grounds.retain(|id, _| !dropped.contains(id));
-        !dropped.is_empty()
-    }
-
-    /// Drops the long command lines of grounds that the ledger no longer knows.
-    fn drop_cmdlines(&mut self, is_forgotten: impl Fn(&EvidenceId, &Ground) -> bool) {
-        // Nearly no ground has a long one, so the ledger is seldom asked.
-        let long = self.grounds.iter_mut().filter(|(_, ground)| ground.has_long_cmdline());
-        long.filter(|(id, ground)| is_forgotten(id, ground)).for_each(|(_, ground)| ground.drop_cmdline());
-    }
-
-    /// The forgotten grounds that are too many on their nodes. Those that are counted from last stay, because they clear last, but for
-    /// those that [`rank`] puts before them.
-    fn beyond_limit(&self, is_forgotten: impl Fn(&EvidenceId, &Ground) -> bool) -> BTreeSet<EvidenceId> {
-        let mut of_nodes: BTreeMap<&NodeName, Vec<(&EvidenceId, &Ground)>> = BTreeMap::new();
-        for (id, ground) in self.grounds.iter().filter(|(id, ground)| is_forgotten(id, ground)) {
-            of_nodes.entry(&id.1).or_default().push((id, ground));
-        }
-        let mut beyond = BTreeSet::new();
-        for mut grounds in of_nodes.into_values().filter(|grounds| grounds.len() > MAX_FORGOTTEN) {
-            grounds.sort_by_key(|(_, ground)| (Reverse(ground.counted_from), ground.mark.before));
-            rank(&mut grounds);
-            beyond.extend(grounds.into_iter().skip(MAX_FORGOTTEN).map(|(id, _)| id.clone()));
-        }
-        beyond
-    }
-
-    /// Whether there may be accusations that are not known, so that what covers the known ones need not cover all: some were not
-    /// persisted, and their nodes may list them again. What covers the App as such covers these too.
-    pub(super) fn may_be_accused_of_more(&self, app: &App, pass: &Pass<'_>) -> bool {
-        let is_heard_out = || {
-            !pass.doubtful.contains(&app.namespace) && pass.snapshot.is_settled(pass.policy.unreachable_limit)
-        };
-        matches!(self.standing, Standing::Blocked { .. })
-            && self.omitted > 0
-            && !is_heard_out()
-            && !self.is_covered_as_such(app, pass)
-    }
-
-    /// Whether an exemption or a release covers `app`, whose incident this is, whatever it is accused of.
-    fn is_covered_as_such(&self, app: &App, pass: &Pass<'_>) -> bool {
-        let mut exemptions = pass.policy.exemptions.iter().zip(&pass.exemptions);
-        let mut releases = self.releases.iter();
-        exemptions.any(|(exemption, force)| force.covers(true) && exemption.covers_app(app))
-            || releases.any(|release| {
-                let covers_all = release.process.is_none() && release.rule.is_none();
-                covers_all && pass.dates.force(release.until, pass.now).covers(true)
-            })
-    }
-
     /// A ground has cleared. The oldest that is remembered gives way.
     pub(super) fn bury(&mut self, id: EvidenceId, mut ground: Ground, by: ClearedGround, at: Timestamp) {
         ground.drop_cmdline();
@@ -665,20 +594,3 @@ impl Incident {
         file.reset_rare(|rare| (rare.release_held, rare.exempted) = (None, None));
     }
 }
-
-/// Puts first the grounds that must not be lost where not all can be held: those that nothing covers, because an exemption must not open
-/// a block of which something is not covered; then the last one of each rule in each Pod, because an exemption may be made for the rule
-/// of the others. Else the order stays, in which the last ones come first.
-pub(super) fn rank(grounds: &mut Vec<(&EvidenceId, &Ground)>) {
-    let mut rules = BTreeSet::new();
-    let mut ranked = Vec::with_capacity(grounds.len());
-    for (id, ground) in grounds.drain(..) {
-        let is_last = rules.insert((ground.covered, id.0.pod.clone(), ground.record.regex.clone()));
-        ranked.push((ground.covered, !is_last, (id, ground)));
-    }
-    ranked.sort_by_key(|(covered, is_earlier, _)| (*covered, *is_earlier));
-    grounds.extend(ranked.into_iter().map(|(.., ground)| ground));
-}
-
-#[cfg(test)]
-mod tests;

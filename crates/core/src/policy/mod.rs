@@ -23,6 +23,7 @@ mod decision;
 mod evaluate;
 mod exemption;
 mod facts;
+mod forgotten;
 mod grace;
 mod ground;
 mod hearing;

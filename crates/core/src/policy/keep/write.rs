@@ -9,8 +9,9 @@ use crate::names::{App, Key, Text};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
 use crate::policy::decision::{Decision, DecisionKind};
+use crate::policy::forgotten::rank;
 use crate::policy::ground::{ClearedGround, Ground, Tombstone, whole_seconds};
-use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling, rank};
+use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling};
 use crate::policy::leader_clock::LeaderClock;
 use crate::state::incident::{
     self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus, MAX_SERVICES,

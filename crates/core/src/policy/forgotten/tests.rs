@@ -1,12 +1,16 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::*;
+use crate::Moment;
 use crate::ledger::{Detection, Ledger, Reading, SHORT_CMDLINE};
 use crate::moment::Span;
-use crate::policy::{Book, BrakeRules, Facts, Mode, SharedServices};
-use crate::report::{Answer, Claim, Outcome, Report, Target};
+use crate::names::Key;
+use crate::policy::ground::ClearedGround;
+use crate::policy::{Book, BrakeRules, Facts, Mode, Policy, SharedServices};
+use crate::report::{Answer, Claim, Outcome, Record, Report, Target};
 
 const NONE: [usize; 0] = [];
 

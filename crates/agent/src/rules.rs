@@ -78,7 +78,7 @@ pub enum Problem {
         source: PatternError,
     },
     /// It is empty.
-    #[error("an empty pattern would match everything")]
+    #[error("an empty pattern would match everything, and is taken for a mistake")]
     Empty,
     /// The agents read no such list in this place.
     #[error("agents do not read this list; the number of its patterns without effect is {0}")]

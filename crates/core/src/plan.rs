@@ -278,6 +278,9 @@ pub struct Accusation {
     pub key: Key,
     /// The rule that accuses: the regex, or the process name where a keyword matched.
     pub rule: Text,
+    /// The agent names no rule: a keyword matched.
+    #[serde(skip)]
+    pub by_keyword: bool,
     /// The accusing node.
     pub node: NodeName,
 }

@@ -178,7 +178,7 @@ pub(crate) struct Exempt {
     /// The process name.
     #[arg(long, value_name = "X")]
     pub(crate) process: Option<String>,
-    /// The rule: the regular expression that matched, or the process name where there is none.
+    /// The regular expression that matched. An accusation without one, by a keyword, is covered by a process only.
     #[arg(long, value_name = "X")]
     pub(crate) rule: Option<String>,
     /// How long it counts: so long (30d), or up to a time; for ever if not given.

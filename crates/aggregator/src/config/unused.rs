@@ -25,7 +25,7 @@ pub(super) fn warn(config: &Config, is_written: &dyn Fn(&str) -> bool, found: &m
     without_effect(
         collector.max_read < collector.max_body,
         "collector.max_read",
-        &format!("of an answer as much is read as may be held (collector.max_body, {held})"),
+        &format!("each answer is read up to {held} (collector.max_body), which is more"),
     );
 
     let by_service = matches!(mode, DiscoveryMode::Kubernetes | DiscoveryMode::Dns);

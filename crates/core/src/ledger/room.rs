@@ -128,7 +128,7 @@ impl Node {
         let find = |key: &Key| listed.binary_search_by(|record| record.key.cmp(&key.view()));
         let judge_known = |key: &Key, evidence: &Evidence| {
             let record = find(key).ok().and_then(|place| listed.get(place));
-            // The rule as of this answer: judged by an earlier one, the same answer would be news the second time.
+            // The rule that this answer names. With an earlier rule, the same answer taken in twice would change something.
             let rule = record.map_or_else(|| evidence.rule().clone(), |record| record.regex.into());
             let age = record.map(|record| (judge.own_age)(record.detected_at));
             let is_fresh = record.zip(age).is_some_and(|(record, age)| {

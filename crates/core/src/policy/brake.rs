@@ -3,7 +3,7 @@
 //! A bad rule or a lying node accuses many Apps in a short time. Brakes count tenants, because a tenant makes as many Apps as it
 //! likes: one tenant's Apps take one place, and do not hold another tenant's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use regex::bytes::{Regex, RegexBuilder};
@@ -125,14 +125,14 @@ impl Brake {
 }
 
 /// How many different rules are compiled in one evaluation, and how much memory one of them may take: a lying node can make up any number
-/// of rules. Records beyond these limits count as keyword hits. An agent names up to 512 bytes of a rule, which take less unless it
-/// repeats a part of itself by a number.
+/// of rules. Records beyond these limits count as keyword hits. A rule is cut to 512 bytes when it is decoded, and takes less memory than
+/// this unless it repeats a part of itself by a number, or has many Unicode classes.
 const MAX_COMPILED: usize = 64;
 const MAX_COMPILED_SIZE: usize = 32 << 10;
-/// How much memory a match may take to go faster.
+/// The most memory that one rule's cache for matching may take.
 const MAX_CACHE: usize = 256 << 10;
-/// How many different names of processes are matched in one evaluation. A match can take most of a millisecond, so in sum they take a part
-/// of a second. Records beyond this limit count as keyword hits.
+/// How many pairs of a rule and a process's name are matched in one evaluation. A match can take most of a millisecond, so in sum they take
+/// a part of a second. Beyond this limit a record counts under its rule if the rule has matched another name.
 const MAX_MATCHED: usize = 256;
 
 /// Finds the rule that a record counts under. Lives for one evaluation.
@@ -141,6 +141,8 @@ pub(super) struct RuleNames {
     compiled: HashMap<Text, Option<Regex>>,
     /// Whether a rule matches a name.
     matched: HashMap<(Text, Text), bool>,
+    /// Rules that have matched a name.
+    sound: HashSet<Text>,
     keyword: Option<Text>,
 }
 
@@ -161,18 +163,22 @@ impl RuleNames {
         if let Some(matches) = self.matched.get(&pair) {
             return *matches;
         }
-        if self.matched.len() >= MAX_MATCHED
-            || self.compiled.len() >= MAX_COMPILED && !self.compiled.contains_key(rule)
-        {
+        if self.matched.len() >= MAX_MATCHED {
+            return self.sound.contains(rule);
+        }
+        if self.compiled.len() >= MAX_COMPILED && !self.compiled.contains_key(rule) {
             return false;
         }
         let compiled = self.compiled.entry(rule.clone()).or_insert_with(|| {
-            // Classes like `\w` are those of ASCII, as in Go, and take little memory.
             let mut builder = RegexBuilder::new(rule);
-            builder.unicode(false).size_limit(MAX_COMPILED_SIZE).dfa_size_limit(MAX_CACHE);
-            builder.build().ok()
+            builder.size_limit(MAX_COMPILED_SIZE).dfa_size_limit(MAX_CACHE);
+            // With the classes of ASCII, as in Go, most rules take much less memory. Others need those of Unicode.
+            builder.unicode(false).build().or_else(|_| builder.unicode(true).build()).ok()
         });
         let matches = compiled.as_ref().is_some_and(|rule| rule.is_match(process.as_bytes()));
+        if matches {
+            self.sound.insert(rule.clone());
+        }
         self.matched.insert(pair, matches);
         matches
     }
@@ -192,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_as_operators_write_them_count_and_what_takes_long_is_a_keyword_hit() {
+    fn ordinary_rules_count_and_unusable_ones_are_keyword_hits() {
         let mut rules = RuleNames::default();
         let names: Vec<String> = (0..60).map(|n| format!("miner{n}")).collect();
         let many = format!("^({})$", names.join("|"));
@@ -203,6 +209,7 @@ mod tests {
             ("nc -l -p", "^nc.*-l.*-p"),
             ("miner59", many.as_str()),
             ("矿工", "矿工"),
+            ("矿工", "[矿币]工"),
             ("kdevtmpfsi", "[[:alpha:]]{6,12}"),
         ] {
             assert_eq!(&*rules.of(&hit(process, rule)), rule);
@@ -219,7 +226,8 @@ mod tests {
         for n in 0..MAX_MATCHED {
             assert_eq!(&*rules.of(&hit(&name(n), "^miner")), "^miner");
         }
-        assert_eq!(&*rules.of(&hit(&name(MAX_MATCHED), "^miner")), "");
+        // One rule does not count under two names: it has matched before.
+        assert_eq!(&*rules.of(&hit(&name(MAX_MATCHED), "^miner")), "^miner");
         assert_eq!(&*rules.of(&hit(&name(0), "^miner")), "^miner");
         assert_eq!(&*rules.of(&hit("xmrig", "^xmrig$")), "");
     }

@@ -1,5 +1,7 @@
 //! What the incidents ask for, as far as the brakes let it.
 
+use std::collections::BTreeSet;
+
 use super::Mode;
 use super::book::Book;
 use super::brake::{Brake, RuleNames};
@@ -9,7 +11,7 @@ use super::incident::Standing;
 use super::window::{Accusers, Tally};
 use crate::Moment;
 use crate::moment::WallTime;
-use crate::names::{App, Text};
+use crate::names::{App, NodeName, Text};
 
 impl Book {
     /// Blocks and releases what is wished for, as far as the brakes let it.
@@ -131,13 +133,25 @@ impl Book {
         let Some(incident) = self.incidents.get(app) else {
             return Accusers::default();
         };
+        // One match is enough for each rule that a node names: all would give the same accuser.
+        let mut matched: BTreeSet<(&NodeName, &Text)> = BTreeSet::new();
         incident
             .grounds
             .iter()
             // A ground that may not lead to a new block may not pass the brakes for one either.
             .filter(|(_, ground)| ground.active && ground.is_young(pass.policy.max_age, pass.now))
             .filter(|(_, ground)| incident.excuse_of(app, &ground.record, pass).is_none())
-            .map(|((_, node), ground)| (node.clone(), rules.of(&ground.record)))
+            .filter_map(|((_, node), ground)| {
+                let regex = &ground.record.regex;
+                if matched.contains(&(node, regex)) {
+                    return None;
+                }
+                let rule = rules.of(&ground.record);
+                if rule == *regex {
+                    matched.insert((node, regex));
+                }
+                Some((node.clone(), rule))
+            })
             .collect()
     }
 }

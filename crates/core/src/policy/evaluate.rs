@@ -225,11 +225,8 @@ impl Book {
             return Wish::Nothing;
         }
         let wanted_look = incident.wants_look.take().map(|since| *since);
-        let mut excuses = incident.excuses(app, pass);
-        incident.note_covered(&excuses);
-        if incident.limit_forgotten(pass) {
-            excuses = incident.excuses(app, pass);
-        }
+        incident.limit_forgotten(app, pass);
+        let excuses = incident.excuses(app, pass);
         incident.review_grace(app, &excuses, pass);
         let is_reason =
             |(g, excuse): (&Ground, &Option<String>)| incident.is_reason(g, excuse.as_deref(), pass);

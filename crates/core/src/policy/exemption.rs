@@ -35,7 +35,7 @@ pub struct Exemption {
     pub app: Option<Pattern>,
     /// The process name.
     pub process: Option<Pattern>,
-    /// The rule: the regex that matched, or the process name where there is none.
+    /// The regular expression that matched. An accusation without one, by a keyword, is covered by `process` only.
     pub rule: Option<Pattern>,
     /// Why, for people.
     pub reason: String,
@@ -65,29 +65,36 @@ impl Exemption {
     /// Whether it covers `record` as an accusation of `app`; it does not look at `until`. An exemption without parts
     /// covers nothing.
     ///
-    /// A keyword hit has no rule, so an exemption with a `rule` does not cover it: a tenant could give its process the text of the rule
-    /// as a name.
+    /// A record without a regular expression, by a keyword, is not covered by an exemption with a `rule`: a tenant could give its process
+    /// the text of the rule as a name.
     pub fn covers(&self, app: &App, record: &Record) -> bool {
-        let has_rule = !record.regex.is_empty();
-        (self.rule.is_none() || has_rule) && self.covers_accusation(app, &record.key.process, &record.regex)
+        self.covers_accusation(
+            app,
+            &record.key.process,
+            Some(&*record.regex).filter(|regex| !regex.is_empty()),
+        )
     }
 
     /// Whether it covers all accusations of `app`, whatever their process and rule; it does not look at `until`.
     pub(super) fn covers_app(&self, app: &App) -> bool {
-        self.process.is_none() && self.rule.is_none() && self.covers_accusation(app, "", "")
+        self.process.is_none() && self.rule.is_none() && self.covers_accusation(app, "", None)
     }
 
-    fn covers_accusation(&self, app: &App, process: &str, rule: &str) -> bool {
-        let texts = [&*app.namespace, &*app.name, process, rule];
+    fn covers_accusation(&self, app: &App, process: &str, rule: Option<&str>) -> bool {
+        let texts = [Some(&*app.namespace), Some(&*app.name), Some(process), rule];
+        let matches = |part: &Pattern, text: Option<&str>| text.is_some_and(|text| part.matches(text));
         !self.is_empty()
-            && self.parts().iter().zip(texts).all(|(part, text)| part.is_none_or(|part| part.matches(text)))
+            && self.parts().iter().zip(texts).all(|(part, text)| part.is_none_or(|part| matches(part, text)))
     }
 
     /// How many tenants have blocks in `plan` that it would open.
     pub fn opens(&self, plan: &Plan) -> usize {
         let is_opened = |block: &&Block| {
-            let of_grounds = block.grounds.iter().map(|ground| (&ground.key.process, &ground.rule));
-            let left = block.left.iter().map(|key| (&key.process, &key.process));
+            let of_grounds = block
+                .grounds
+                .iter()
+                .map(|ground| (&ground.key.process, Some(&*ground.rule).filter(|_| !ground.by_keyword)));
+            let left = block.left.iter().map(|key| (&key.process, None));
             of_grounds.chain(left).all(|(process, rule)| self.covers_accusation(&block.app, process, rule))
         };
         let opened = plan.blocks.iter().map(|block| &**block).filter(is_opened);

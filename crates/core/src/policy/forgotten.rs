@@ -1,7 +1,7 @@
 //! Accusations that are not all known: the ledger has forgotten some, or they were not persisted.
 //!
-//! A tenant can push out what the ledger knows of its App by new processes, and only a limited number of accusations is persisted. What is
-//! dropped must not open the App: something that covers the accusations which are left need not cover it.
+//! A tenant can push out what the ledger knows of its App by new processes, and only a limited number of accusations is persisted. An
+//! exemption that covers the remaining accusations may not cover the dropped ones, so dropping must not open the App.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,30 +11,29 @@ use super::ground::Ground;
 use super::incident::{EvidenceId, Incident, Standing};
 use crate::names::{App, NodeName};
 
+/// How many accusations of one incident are persisted: a tenant can start any number of processes, and the size of an object is limited.
+/// Agents list the others again.
+pub(super) const MAX_EVIDENCE: usize = 64;
 /// How many grounds of one node an incident has of violations that the ledger no longer knows: a tenant can push out its own violations
 /// by new ones, for as long as it likes.
 const MAX_FORGOTTEN: usize = 64;
 
 impl Incident {
-    /// Notes which grounds something covers: `excuses` is what [`Incident::excuses`] returned.
-    pub(super) fn note_covered(&mut self, excuses: &[Option<String>]) {
-        for ((_, ground), excuse) in self.grounds.iter_mut().zip(excuses) {
-            ground.covered = excuse.is_some();
-        }
-    }
-
-    /// Limits the grounds of violations that the ledger no longer knows. Returns true if it has dropped some.
-    pub(super) fn limit_forgotten(&mut self, pass: &Pass<'_>) -> bool {
+    /// Limits the grounds of violations that the ledger no longer knows.
+    pub(super) fn limit_forgotten(&mut self, app: &App, pass: &Pass<'_>) {
         let is_forgotten = |(key, node): &EvidenceId, ground: &Ground| {
             !ground.active && pass.snapshot.unheard(key, node).is_none()
         };
         self.drop_cmdlines(is_forgotten);
-        if self.grounds.len() <= MAX_FORGOTTEN {
-            return false;
+        if self.grounds.len() <= MAX_EVIDENCE.min(MAX_FORGOTTEN) {
+            return;
         }
+        // What an exemption in doubt covers does not count as covered while the App is blocked. Once the doubt is over, it would.
+        let covered: Vec<bool> =
+            self.grounds.values().map(|ground| self.may_be_covered(app, &ground.record, pass)).collect();
+        self.grounds.iter_mut().zip(covered).for_each(|((_, ground), covered)| ground.covered = covered);
         let dropped = self.beyond_limit(is_forgotten);
         self.grounds.retain(|id, _| !dropped.contains(id));
-        !dropped.is_empty()
     }
 
     /// Drops the long command lines of grounds that the ledger no longer knows.
@@ -44,8 +43,8 @@ impl Incident {
         long.filter(|(id, ground)| is_forgotten(id, ground)).for_each(|(_, ground)| ground.drop_cmdline());
     }
 
-    /// The forgotten grounds that are too many on their nodes. Those that are counted from last stay, because they clear last, but for
-    /// those that [`rank`] puts before them.
+    /// The forgotten grounds that are too many on their nodes. Those stay that [`rank`] puts first, then those that are counted from
+    /// last, because they clear last.
     fn beyond_limit(&self, is_forgotten: impl Fn(&EvidenceId, &Ground) -> bool) -> BTreeSet<EvidenceId> {
         let mut of_nodes: BTreeMap<&NodeName, Vec<(&EvidenceId, &Ground)>> = BTreeMap::new();
         for (id, ground) in self.grounds.iter().filter(|(id, ground)| is_forgotten(id, ground)) {
@@ -60,8 +59,8 @@ impl Incident {
         beyond
     }
 
-    /// Whether there may be accusations that are not known, so that what covers the known ones need not cover all: some were not
-    /// persisted, and their nodes may list them again. What covers the App as such covers these too.
+    /// Whether some accusations were not persisted, and their nodes may still list them again. What covers the known accusations need not
+    /// cover these, unless it covers the App as such.
     pub(super) fn may_be_accused_of_more(&self, app: &App, pass: &Pass<'_>) -> bool {
         let is_heard_out = || {
             !pass.doubtful.contains(&app.namespace) && pass.snapshot.is_settled(pass.policy.unreachable_limit)
@@ -86,7 +85,7 @@ impl Incident {
 
 /// Puts first the grounds that must not be lost where not all can be held: those that nothing covers, because an exemption must not open
 /// a block of which something is not covered; then the last one of each rule in each Pod, because an exemption may be made for the rule
-/// of the others. Else the order stays, in which the last ones come first.
+/// of the others. Otherwise the order stays.
 pub(super) fn rank(grounds: &mut Vec<(&EvidenceId, &Ground)>) {
     let mut rules = BTreeSet::new();
     let mut ranked = Vec::with_capacity(grounds.len());

@@ -43,7 +43,8 @@ pub(super) struct Ground {
     pub(super) hidden_for: Span,
     /// Fresh, and accepted, as of the last evaluation.
     pub(super) active: bool,
-    /// An exemption or a release covers it, as of the last evaluation.
+    /// An exemption or a release covers it, or may do so once a doubt about its date is over. Known only if the incident has more grounds
+    /// than are persisted.
     pub(super) covered: bool,
     /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
     pub(super) gone: bool,
@@ -129,8 +130,7 @@ impl Ground {
         self.record.cmdline.len() > SHORT_CMDLINE
     }
 
-    /// Drops a long command line. Nothing is decided by it, and the ledger's limit for command lines does not count what a ground
-    /// holds when the ledger has dropped it.
+    /// Drops a long command line, because no decision reads it and no limit counts it here.
     pub(super) fn drop_cmdline(&mut self) {
         if self.has_long_cmdline() {
             self.record = Arc::new(self.record.without_cmdline());

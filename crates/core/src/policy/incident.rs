@@ -535,6 +535,17 @@ impl Incident {
     /// What covers an accusation of `app`, whose incident this is; nothing if nothing does.
     pub(super) fn excuse_of(&self, app: &App, record: &Record, pass: &Pass<'_>) -> Option<String> {
         let is_blocked = matches!(self.standing, Standing::Blocked { .. });
+        let excuse = self.excuse_while(is_blocked, app, record, pass);
+        if is_blocked { excuse } else { excuse.or_else(|| self.excuse_by_earlier_name(record, pass)) }
+    }
+
+    /// Whether an exemption or a release covers an accusation of `app`, or may cover it once a doubt about its date is over.
+    pub(super) fn may_be_covered(&self, app: &App, record: &Record, pass: &Pass<'_>) -> bool {
+        self.excuse_while(false, app, record, pass).is_some()
+    }
+
+    /// What covers an accusation of `app` if that `is_blocked` or is not.
+    fn excuse_while(&self, is_blocked: bool, app: &App, record: &Record, pass: &Pass<'_>) -> Option<String> {
         let exemptions = pass.policy.exemptions.iter().zip(&pass.exemptions);
         let mut in_force = exemptions.filter(|(_, force)| force.covers(is_blocked));
         if let Some((exemption, _)) = in_force.find(|(exemption, _)| exemption.covers(app, record)) {
@@ -543,10 +554,7 @@ impl Incident {
         let is_in_force =
             |release: &StickyRelease| pass.dates.force(release.until, pass.now).covers(is_blocked);
         let release = self.releases.iter().find(|release| release.covers(record) && is_in_force(release));
-        if let Some(release) = release {
-            return Some(released_by(&release.actor, release.until));
-        }
-        if is_blocked { None } else { self.excuse_by_earlier_name(record, pass) }
+        release.map(|release| released_by(&release.actor, release.until))
     }
 
     /// The exemption or release that covers an accusation by an earlier name of the App. It only prevents new blocks:

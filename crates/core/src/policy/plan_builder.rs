@@ -27,6 +27,7 @@ fn accusations(incident: &Incident) -> Box<[Accusation]> {
     let accusation = |((key, node), ground): (&(Key, NodeName), &Ground)| Accusation {
         key: key.clone(),
         rule: ground.record.rule().clone(),
+        by_keyword: ground.record.regex.is_empty(),
         node: node.clone(),
     };
     grounds.map(accusation).collect()

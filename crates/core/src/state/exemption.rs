@@ -25,7 +25,7 @@ pub struct ExemptionSpec {
     /// The process name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Match>,
-    /// The rule: the regex that matched, or the process name where there is none.
+    /// The regular expression that matched. An accusation without one, by a keyword, is covered by `process` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<Match>,
     /// Why, for the next person.

@@ -28,7 +28,7 @@ fn under(rule: &str, mut record: Record) -> Record {
     record
 }
 
-/// What an exemption covers that is named like this: the flood, and not the miner.
+/// The exemption's pattern matches the names of the flood, and not that of the miner.
 fn exempt_the_flood(world: &mut World) {
     let flood = Pattern::Regex(regex::Regex::new("^p[0-9]+$").unwrap());
     world.policy.exemptions = vec![exemption(|it| it.process = Some(flood.clone()), None)];
@@ -83,6 +83,20 @@ fn a_flood_that_is_exempted_opens_nothing_that_is_not_covered_before_the_limit()
     }
 }
 
+/// While the wall clock is ahead, it is in doubt whether the exemption is over.
+#[test]
+fn an_exemption_that_was_in_doubt_during_a_flood_opens_nothing() {
+    let mut world = world(&["n1"], "^p");
+    exempt_the_flood(&mut world);
+    world.policy.exemptions[0].until = Some(world.now.wall() + Duration::from_secs(12 * HOUR));
+    assert_eq!(world.blocked(), ["ns-a"]);
+    let ahead = 13 * i64::try_from(HOUR).unwrap();
+    world.jump(ahead);
+    flood(&mut world, 9, "^p", |_| ());
+    world.jump(-ahead);
+    assert_eq!(world.blocked(), ["ns-a"]);
+}
+
 #[test]
 fn a_block_rests_on_the_last_violations_of_a_flood_and_the_last_of_each_rule() {
     let mut world = world(&["n1"], "^xmrig$");
@@ -125,8 +139,8 @@ fn exempted(count: u32, at: i64) -> impl Iterator<Item = Record> {
     (0..count).map(move |n| record_of("ns-a", "web", &format!("p{n:02}"), at))
 }
 
-/// 64 accusations are blocked under rules of their own, and then covered, and perhaps that of a miner, which is not. All of that is
-/// before the start.
+/// An App is blocked for 64 accusations under different rules, and perhaps for a miner. An exemption then covers the 64. After that comes
+/// a restart.
 fn restarted(miner: Option<Record>) -> World {
     let mut world = World::new(&["n1"]);
     world.answer("n1", exempted(64, 0).chain(miner).collect());
@@ -137,7 +151,7 @@ fn restarted(miner: Option<Record>) -> World {
 }
 
 #[test]
-fn what_was_not_persisted_may_not_be_covered() {
+fn an_exemption_of_what_was_persisted_does_not_open_what_was_not() {
     // All of 64 accusations are known after a restart, and covered.
     assert!(restarted(None).blocked().is_empty());
     // Of 65 the miner's is the one that is not persisted.
@@ -199,7 +213,7 @@ fn what_covers_an_app_whatever_it_is_accused_of_covers_what_was_not_persisted() 
     assert!(world.blocked().is_empty());
 }
 
-/// Nothing is open that a hold closes, so it does not matter what it is for.
+/// A held App is open, so the exemption opens nothing.
 #[test]
 fn a_hold_of_which_not_all_was_persisted_ends_with_an_exemption_at_once() {
     let mut world = World::new(&["n1"]);

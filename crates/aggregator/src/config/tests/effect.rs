@@ -82,7 +82,7 @@ fn a_value_that_has_no_effect_gives_a_warning_with_its_path() {
         "collector.timeout",
         "scan_interval, 5s",
     );
-    warned("collector: {max_read: 1MiB}\n", "collector.max_read", "(collector.max_body, 4.0 MiB)");
+    warned("collector: {max_read: 1MiB}\n", "collector.max_read", "4.0 MiB (collector.max_body)");
     warned(&format!("{ALONE}kubernetes: {{context: a}}\n"), "kubernetes.context", "needs a cluster");
     warned(&format!("{ALONE}daemonset: {{service_name: a}}\n"), "daemonset.service_name", "no Service");
     warned(

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::book::Book;
+use super::forgotten::MAX_EVIDENCE;
 use super::ground::{ClearedGround, Ground, KeptGround, seconds_of_interval};
 use super::incident::{File, Incident, Rare, Standing, StickyRelease, Told};
 use super::leader_clock::LeaderClock;
@@ -27,7 +28,7 @@ pub(super) use self::clocks::ClockWritten;
 pub(super) use self::read::record;
 pub use self::read::remembered;
 use self::read::{dates, order, reading, restored};
-use self::write::{MAX_EVIDENCE, document};
+use self::write::document;
 
 /// How far the kept time of the last evidence may lag behind. Agents bring fresh evidence with each scan, and keeping
 /// each would cost a write per App and scan.

@@ -9,17 +9,13 @@ use crate::names::{App, Key, Text};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
 use crate::policy::decision::{Decision, DecisionKind};
-use crate::policy::forgotten::rank;
+use crate::policy::forgotten::{MAX_EVIDENCE, rank};
 use crate::policy::ground::{ClearedGround, Ground, Tombstone, whole_seconds};
 use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling};
 use crate::policy::leader_clock::LeaderClock;
 use crate::state::incident::{
     self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus, MAX_SERVICES,
 };
-
-/// How many accusations of one incident are kept: a tenant can start any number of processes, and the size of an object
-/// is limited. Agents list the others again.
-pub(super) const MAX_EVIDENCE: usize = 64;
 
 pub(super) fn document(app: &App, incident: &Incident, clock: &LeaderClock, dates: &Dates) -> kept::Incident {
     let spec = IncidentSpec::of(app);
@@ -42,7 +38,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         Standing::Ended { .. } => 0,
         _ => usize::try_from(incident.omitted).unwrap_or(usize::MAX),
     };
-    // Accusations that still count come first, the freshest before the others.
+    // Accusations that still count come first, the freshest before the others. If not all fit, those that nothing covers come first.
     let mut grounds: Vec<(&EvidenceId, &Ground)> = incident.grounds.iter().collect();
     grounds.sort_by_key(|(_, ground)| std::cmp::Reverse(ground.fresh_at));
     if grounds.len() > MAX_EVIDENCE {

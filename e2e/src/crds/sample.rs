@@ -25,7 +25,13 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
     plan.blocks.push(Arc::new(Block {
         app: app.clone(),
         since: now,
-        grounds: [Accusation { key, rule: "^xmrig$".into(), node: NodeName::new("sim-0000") }].into(),
+        grounds: [Accusation {
+            key,
+            rule: "^xmrig$".into(),
+            by_keyword: false,
+            node: NodeName::new("sim-0000"),
+        }]
+        .into(),
         left: Box::default(),
         exposure: Arc::new(exposure),
         reason: "a sample".into(),

@@ -146,6 +146,7 @@ impl Book {
         let mut blocks: Vec<(Moment, App)> = Vec::new();
         let mut releases: Vec<(App, Option<String>, Basis)> = Vec::new();
         for (app, incident) in &mut self.incidents {
+            incident.limit_forgotten(app, &pass);
             match Self::judge(app, incident, &mut pass) {
                 Wish::Nothing => {}
                 Wish::Release(why, basis) => releases.push((app.clone(), why, basis)),
@@ -225,7 +226,6 @@ impl Book {
             return Wish::Nothing;
         }
         let wanted_look = incident.wants_look.take().map(|since| *since);
-        incident.limit_forgotten(app, pass);
         let excuses = incident.excuses(app, pass);
         incident.review_grace(app, &excuses, pass);
         let is_reason =
@@ -233,12 +233,7 @@ impl Book {
         let active = incident.grounds.values().zip(&excuses).any(is_reason);
         let is_kept = pass.keeps_refused && matches!(incident.standing, Standing::Blocked { .. });
         let refused = pass.refusals.of(&app.namespace).filter(|_| !is_kept);
-        let covered = refused.map(str::to_owned).or_else(|| {
-            // Every ground has its excuse: the first one speaks for all.
-            let is_covered =
-                excuses.iter().all(Option::is_some) && !incident.may_be_accused_of_more(app, pass);
-            if is_covered { excuses.first().cloned().flatten() } else { None }
-        });
+        let covered = refused.map(str::to_owned).or_else(|| incident.covered(app, &excuses, pass));
         // What runs on in it while it is being deleted stays closed: a Pod may take its time to end.
         let is_closed = matches!(incident.standing, Standing::Blocked { dry_run: false, .. });
         let is_ending =

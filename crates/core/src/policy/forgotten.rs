@@ -59,9 +59,17 @@ impl Incident {
         beyond
     }
 
+    /// What covers all that `app` is accused of, whose incident this is; nothing if something may be left. `excuses` is what
+    /// [`Incident::excuses`] returned.
+    pub(super) fn covered(&self, app: &App, excuses: &[Option<String>], pass: &Pass<'_>) -> Option<String> {
+        let is_covered = excuses.iter().all(Option::is_some) && !self.may_be_accused_of_more(app, pass);
+        // The first excuse speaks for all.
+        if is_covered { excuses.first().cloned().flatten() } else { None }
+    }
+
     /// Whether some accusations were not persisted, and their nodes may still list them again. What covers the known accusations need not
     /// cover these, unless it covers the App as such.
-    pub(super) fn may_be_accused_of_more(&self, app: &App, pass: &Pass<'_>) -> bool {
+    fn may_be_accused_of_more(&self, app: &App, pass: &Pass<'_>) -> bool {
         let is_heard_out = || {
             !pass.doubtful.contains(&app.namespace) && pass.snapshot.is_settled(pass.policy.unreachable_limit)
         };

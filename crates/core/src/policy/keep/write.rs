@@ -38,12 +38,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         Standing::Ended { .. } => 0,
         _ => usize::try_from(incident.omitted).unwrap_or(usize::MAX),
     };
-    // Accusations that still count come first, the freshest before the others. If not all fit, those that nothing covers come first.
-    let mut grounds: Vec<(&EvidenceId, &Ground)> = incident.grounds.iter().collect();
-    grounds.sort_by_key(|(_, ground)| std::cmp::Reverse(ground.fresh_at));
-    if grounds.len() > MAX_EVIDENCE {
-        rank(&mut grounds);
-    }
+    let grounds = in_order(incident);
     let mut tombstones: Vec<(&EvidenceId, &Tombstone)> = incident.tombstones.iter().collect();
     tombstones.sort_by_key(|(_, tombstone)| std::cmp::Reverse(tombstone.at));
     let live = grounds.into_iter().map(|(id, ground)| {
@@ -126,6 +121,16 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         observed: incident.observed,
         writer: None,
     }
+}
+
+/// The accusations that still count, the freshest first. If not all fit, those that nothing covers come first.
+fn in_order(incident: &Incident) -> Vec<(&EvidenceId, &Ground)> {
+    let mut grounds: Vec<(&EvidenceId, &Ground)> = incident.grounds.iter().collect();
+    grounds.sort_by_key(|(_, ground)| std::cmp::Reverse(ground.fresh_at));
+    if grounds.len() > MAX_EVIDENCE {
+        rank(&mut grounds);
+    }
+    grounds
 }
 
 /// Why the incident is in its state, for people. The reason of a block is kept with the block, because the log keeps

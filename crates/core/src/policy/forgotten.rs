@@ -68,26 +68,16 @@ impl Incident {
     }
 
     /// Whether some accusations were not persisted, and their nodes may still list them again. What covers the known accusations need not
-    /// cover these, unless it covers the App as such.
+    /// cover these, unless it is an exemption of the App as such. A release ends a block at once, so it does not matter here.
     fn may_be_accused_of_more(&self, app: &App, pass: &Pass<'_>) -> bool {
+        let exemptions = || pass.policy.exemptions.iter().zip(&pass.exemptions);
         let is_heard_out = || {
             !pass.doubtful.contains(&app.namespace) && pass.snapshot.is_settled(pass.policy.unreachable_limit)
         };
         matches!(self.standing, Standing::Blocked { .. })
             && self.omitted > 0
             && !is_heard_out()
-            && !self.is_covered_as_such(app, pass)
-    }
-
-    /// Whether an exemption or a release covers `app`, whose incident this is, whatever it is accused of.
-    fn is_covered_as_such(&self, app: &App, pass: &Pass<'_>) -> bool {
-        let mut exemptions = pass.policy.exemptions.iter().zip(&pass.exemptions);
-        let mut releases = self.releases.iter();
-        exemptions.any(|(exemption, force)| force.covers(true) && exemption.covers_app(app))
-            || releases.any(|release| {
-                let covers_all = release.process.is_none() && release.rule.is_none();
-                covers_all && pass.dates.force(release.until, pass.now).covers(true)
-            })
+            && !exemptions().any(|(exemption, force)| force.covers(true) && exemption.covers_app(app))
     }
 }
 

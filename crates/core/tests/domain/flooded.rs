@@ -204,7 +204,13 @@ fn what_covers_an_app_whatever_it_is_accused_of_covers_what_was_not_persisted() 
         exempted_as(&|it| (it.namespace, it.process) = (exact("ns-a"), of_process("^[p0-9]*$"))),
         ["ns-a"]
     );
-    // An operator released it as a whole, because not all was known, and then the next restart comes.
+    // What is over covers nothing.
+    let mut world = restarted(miner());
+    let over =
+        exemption(|it| it.namespace = exact("ns-a"), Some(world.now.wall() - Duration::from_secs(HOUR)));
+    world.policy.exemptions.push(over);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    // An operator releases the App as a whole, because not all is known. Then comes the next restart.
     let mut world = restarted(miner());
     let until = world.now.wall() + Duration::from_secs(HOUR);
     world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();

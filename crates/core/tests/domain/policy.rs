@@ -370,6 +370,13 @@ fn an_exemption_by_rule_covers_no_keyword_hit() {
     assert!(!covers(by_rule(), &hit("^xmrig$", "")));
     let by_process = exemption(|it| it.process = Some(Pattern::Exact("^xmrig$".into())), None);
     assert!(covers(by_process, &hit("^xmrig$", "")));
+    // Nor is it counted as one that opens the App.
+    let mut world = World::new(&["n1"]);
+    world.answer("n1", vec![hit("xmrig", "")]);
+    let plan = world.evaluate().plan;
+    let exact = || Some(Pattern::Exact("xmrig".into()));
+    assert_eq!(exemption(|it| it.rule = exact(), None).opens(&plan), 0);
+    assert_eq!(exemption(|it| it.process = exact(), None).opens(&plan), 1);
 }
 
 #[test]

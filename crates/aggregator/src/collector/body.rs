@@ -322,7 +322,8 @@ impl Large<'_> {
             let (back, result) = self.decode(intake).await;
             intake = back;
             if let Err(failure) = result {
-                return intake.finish(end.err().or(Some(failure)));
+                // Also if the answer has broken off since: how it arrives must not change the failure.
+                return intake.finish(Some(failure));
             }
             match end {
                 Ok(End::More) if intake.decoder.is_broken() => return intake.finish(None),

@@ -326,7 +326,7 @@ impl Large<'_> {
                 return intake.finish(Some(failure));
             }
             match end {
-                Ok(End::More) if intake.decoder.is_broken() => return intake.finish(None),
+                Ok(End::More) | Err(_) if intake.decoder.is_broken() => return intake.finish(None),
                 Ok(End::More) => {}
                 Ok(End::Reached) => {
                     self.read.end();

@@ -285,9 +285,13 @@ impl Intake {
             broken = self.unpacker.finish(&mut self.bytes).err();
             self.decoder.push(&self.bytes);
         }
+        let is_no_list = self.decoder.is_broken();
         let (answer, decoded) = self.decoder.finish();
-        // What broke off on the way is why it does not decode: the first trouble is the cause.
-        (answer, trouble.or(broken).or_else(|| decoded.err().as_ref().map(malformed)))
+        let malformed = decoded.err().as_ref().map(malformed);
+        // What has arrived is no list, whatever follows: how the answer arrives must not change the failure. If the list only does not
+        // end, the reason is the first trouble.
+        let failure = if is_no_list { malformed } else { trouble.or(broken).or(malformed) };
+        (answer, failure)
     }
 }
 
@@ -322,11 +326,10 @@ impl Large<'_> {
             let (back, result) = self.decode(intake).await;
             intake = back;
             if let Err(failure) = result {
-                // Also if the answer has broken off since: how it arrives must not change the failure.
                 return intake.finish(Some(failure));
             }
             match end {
-                Ok(End::More) | Err(_) if intake.decoder.is_broken() => return intake.finish(None),
+                Ok(End::More) if intake.decoder.is_broken() => return intake.finish(None),
                 Ok(End::More) => {}
                 Ok(End::Reached) => {
                     self.read.end();

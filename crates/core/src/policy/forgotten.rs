@@ -10,6 +10,7 @@ use super::evaluate::Pass;
 use super::ground::Ground;
 use super::incident::{EvidenceId, Incident, Standing};
 use crate::names::{App, NodeName};
+use crate::report::Record;
 
 /// How many accusations of one incident are persisted: a tenant can start any number of processes, and the size of an object is limited.
 /// Agents list the others again.
@@ -34,6 +35,11 @@ impl Incident {
         self.grounds.iter_mut().zip(covered).for_each(|((_, ground), covered)| ground.covered = covered);
         let dropped = self.beyond_limit(is_forgotten);
         self.grounds.retain(|id, _| !dropped.contains(id));
+    }
+
+    /// Whether an exemption or a release covers an accusation of `app`, or may cover it once a doubt about its date is over.
+    fn may_be_covered(&self, app: &App, record: &Record, pass: &Pass<'_>) -> bool {
+        self.excuse_while(false, app, record, pass).is_some()
     }
 
     /// Drops the long command lines of grounds that the ledger no longer knows.

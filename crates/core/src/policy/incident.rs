@@ -539,13 +539,14 @@ impl Incident {
         if is_blocked { excuse } else { excuse.or_else(|| self.excuse_by_earlier_name(record, pass)) }
     }
 
-    /// Whether an exemption or a release covers an accusation of `app`, or may cover it once a doubt about its date is over.
-    pub(super) fn may_be_covered(&self, app: &App, record: &Record, pass: &Pass<'_>) -> bool {
-        self.excuse_while(false, app, record, pass).is_some()
-    }
-
     /// What covers an accusation of `app` if that `is_blocked` or is not.
-    fn excuse_while(&self, is_blocked: bool, app: &App, record: &Record, pass: &Pass<'_>) -> Option<String> {
+    pub(super) fn excuse_while(
+        &self,
+        is_blocked: bool,
+        app: &App,
+        record: &Record,
+        pass: &Pass<'_>,
+    ) -> Option<String> {
         let exemptions = pass.policy.exemptions.iter().zip(&pass.exemptions);
         let mut in_force = exemptions.filter(|(_, force)| force.covers(is_blocked));
         if let Some((exemption, _)) = in_force.find(|(exemption, _)| exemption.covers(app, record)) {

@@ -390,3 +390,19 @@ fn a_node_that_accuses_one_pod_after_the_other_gets_no_more_blocked_whenever_it_
         assert_eq!(story.alerts.len(), 1, "{:?}", story.alerts);
     }
 }
+
+/// A node that names one rule has one place among the brakes, however many names of processes match it.
+#[test]
+fn more_names_than_are_matched_at_a_time_count_under_their_rule() {
+    let mut world = World::new(&["n1", "n2", "n3", "n4"]);
+    for node in 0..4 {
+        let records = (0..5).flat_map(|tenant| (0..30).map(move |n| (tenant, n))).map(|(tenant, n)| {
+            let namespace = format!("ns-{}", 5 * node + tenant);
+            let mut record = record_of(&namespace, "web", &format!("p{}", 1000 * (5 * node + tenant) + n), 0);
+            Arc::make_mut(&mut record.claim).regex = "^p".into();
+            record
+        });
+        world.answer(&format!("n{}", node + 1), records.collect());
+    }
+    assert_eq!(world.blocked().len(), 10);
+}

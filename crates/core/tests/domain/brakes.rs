@@ -1,7 +1,5 @@
 //! What the brakes hold, and for how long.
 
-use std::sync::Arc;
-
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Mode, Pattern};
@@ -596,20 +594,4 @@ fn a_held_release_takes_no_place_anew_with_each_app_of_its_tenant() {
         w.evaluate();
     });
     assert_eq!(world.blocked(), ["ns-b", "ns-b"]);
-}
-
-/// A node that names one rule has one place among the brakes, however many names of processes match it.
-#[test]
-fn more_names_than_are_matched_at_a_time_count_under_their_rule() {
-    let mut world = World::new(&["n1", "n2", "n3", "n4"]);
-    for node in 0..4 {
-        let records = (0..5).flat_map(|tenant| (0..30).map(move |n| (tenant, n))).map(|(tenant, n)| {
-            let namespace = format!("ns-{}", 5 * node + tenant);
-            let mut record = record_of(&namespace, "web", &format!("p{}", 1000 * (5 * node + tenant) + n), 0);
-            Arc::make_mut(&mut record.claim).regex = "^p".into();
-            record
-        });
-        world.answer(&format!("n{}", node + 1), records.collect());
-    }
-    assert_eq!(world.blocked().len(), 10);
 }

@@ -10,7 +10,7 @@ use crate::moment::Span;
 use crate::names::Key;
 use crate::policy::ground::ClearedGround;
 use crate::policy::{Book, BrakeRules, Facts, Mode, Policy, SharedServices};
-use crate::report::{Answer, Claim, Outcome, Record, Report, Target};
+use crate::report::{Answer, Claim, Outcome, Report, Target};
 
 const NONE: [usize; 0] = [];
 

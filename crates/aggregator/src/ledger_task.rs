@@ -105,7 +105,7 @@ impl Progress {
 
 impl Published {
     fn new(snapshot: Snapshot) -> Self {
-        let Snapshot { at, news, rounds, .. } = snapshot;
+        let Snapshot { at, changes: news, rounds, .. } = snapshot;
         Self { at, news, rounds, snapshot: Some(Arc::new(snapshot)) }
     }
 }
@@ -243,7 +243,7 @@ impl Publisher {
     fn has_shown(&self, ledger: &Ledger) -> bool {
         let shown = self.latest.borrow();
         // Before the first round is done, nothing is decided.
-        shown.news == ledger.news() && (shown.rounds > 0) == (ledger.rounds() > 0)
+        shown.news == ledger.changes() && (shown.rounds > 0) == (ledger.rounds() > 0)
     }
 
     fn tell_rounds(&self, ledger: &Ledger, clock: Clock) {

@@ -29,7 +29,7 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
         }));
         plan.notices.push(Arc::new(Notice {
             app: app.clone(),
-            told: now,
+            sent_at: now,
             inherited: false,
             phase: NoticePhase::Blocked,
             processes: ["xmrig".into()].into(),
@@ -38,7 +38,7 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
         let app = App::new("ns-b", "devbox", name);
         plan.notices.push(Arc::new(Notice {
             app,
-            told: now,
+            sent_at: now,
             inherited: false,
             phase: NoticePhase::Grace { until: now },
             processes: [].into(),

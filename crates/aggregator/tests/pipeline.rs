@@ -196,7 +196,7 @@ async fn healthy_nodes_are_shown_soon_after_their_answer_whatever_the_others_do(
     let mut lags: BTreeMap<Key, Duration> = BTreeMap::new();
     until(&service, "every healthy node's violation", |snapshot| {
         for violation in snapshot.violations.iter().filter(|violation| violation.state == State::Active) {
-            let answered = violation.speaker.first_seen;
+            let answered = violation.leading.first_seen;
             lags.entry(violation.key.clone()).or_insert_with(|| snapshot.at.since(answered));
         }
         lags.len() >= healthy

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 /// By which part a tree has to grow before it is made anew: so it is seldom, however it grows.
-const PART: usize = 8;
+const MIN_GROWTH_SHARE: usize = 8;
 
 /// How many entries a tree had when it was last made anew, or has had since if that is less.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,7 +15,7 @@ pub(crate) struct Dense(usize);
 impl Dense {
     /// Makes `tree` anew if it has grown.
     pub(crate) fn fill<K: Ord, V>(&mut self, tree: &mut BTreeMap<K, V>) {
-        if tree.len() <= self.0 + self.0 / PART {
+        if tree.len() <= self.0 + self.0 / MIN_GROWTH_SHARE {
             self.0 = self.0.min(tree.len());
             return;
         }
@@ -36,7 +36,7 @@ mod tests {
             let before = dense.0;
             dense.fill(&mut tree);
             times += usize::from(dense.0 != before);
-            assert!(dense.0 <= tree.len() && tree.len() <= dense.0 + dense.0 / PART);
+            assert!(dense.0 <= tree.len() && tree.len() <= dense.0 + dense.0 / MIN_GROWTH_SHARE);
         }
         assert!(times < 100, "{times}");
         assert!(tree.iter().map(|(n, text)| (*n, text.clone())).eq((0..10_000).map(|n| (n, n.to_string()))));

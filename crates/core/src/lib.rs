@@ -21,12 +21,12 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod dense;
-mod few;
+mod sorted_vec;
 mod hash;
 pub mod identity;
-mod in_order;
+mod ordered_lookups;
 pub mod ledger;
-pub mod moment;
+pub mod time;
 pub mod names;
 pub mod plan;
 pub mod policy;
@@ -36,4 +36,4 @@ pub mod shares;
 pub mod snapshot;
 pub mod state;
 
-pub use moment::Moment;
+pub use time::Moment;

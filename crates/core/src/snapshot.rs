@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::Moment;
 use crate::ledger::{Cleared, NodeClock, Presence, Reading};
-use crate::moment::{Span, WallTime};
+use crate::time::{CompactDuration, CompactTimestamp};
 use crate::names::{Key, NodeName, Text};
 use crate::report::{Failure, Record, Rejections};
 
@@ -25,7 +25,7 @@ pub struct Snapshot {
     /// The ledger's revision; equal revisions and times mean equal snapshots.
     pub revision: u64,
     /// What may change a decision, counted (see [`crate::ledger::Ledger::news`]).
-    pub news: u64,
+    pub changes: u64,
     /// Rounds over all targets that are done.
     pub rounds: u64,
     /// Every violation, tombstones included, ordered by key.
@@ -59,12 +59,12 @@ impl Snapshot {
     /// The same for one node.
     pub(crate) fn has_settled(&self, node: &NodeName) -> bool {
         self.nodes.get(node).is_some_and(|NodeView { clock, .. }| {
-            clock.cleared(Reading::ZERO, Span::ZERO, || clock.unheard, clock.since, self.at).is_some()
+            clock.cleared(Reading::ZERO, CompactDuration::ZERO, || clock.unheard, clock.since, self.at).is_some()
         })
     }
 
     /// How much of the answered time of `node` said nothing of `key`; `None` if the ledger does not know `key` there.
-    pub fn unheard(&self, key: &Key, node: &NodeName) -> Option<Span> {
+    pub fn unheard(&self, key: &Key, node: &NodeName) -> Option<CompactDuration> {
         let place = self.violations.binary_search_by(|violation| violation.key.cmp(key)).ok()?;
         let mut evidence = self.violations.get(place)?.evidence();
         evidence.find(|evidence| evidence.node == *node).map(|evidence| evidence.unheard)
@@ -101,7 +101,7 @@ pub struct Violation {
     /// Its state over all nodes.
     pub state: State,
     /// The word that counts: the longest-standing of the strongest evidence.
-    pub speaker: EvidenceView,
+    pub leading: EvidenceView,
     /// What other nodes say. Nearly always nothing.
     others: Box<[EvidenceView]>,
 }
@@ -123,29 +123,29 @@ impl Violation {
             Presence::Unconfirmed => State::Unconfirmed,
             Presence::Cleared => State::Cleared,
         };
-        Some(Self { key, state, speaker, others: others.into() })
+        Some(Self { key, state, leading: speaker, others: others.into() })
     }
 
     /// The evidence of each node, the one whose word counts first.
     pub fn evidence(&self) -> impl Iterator<Item = &EvidenceView> + Clone {
-        std::iter::once(&self.speaker).chain(&self.others)
+        std::iter::once(&self.leading).chain(&self.others)
     }
 
     /// The record as the agent last gave it.
     pub fn record(&self) -> &Arc<Record> {
-        &self.speaker.record
+        &self.leading.record
     }
 
     /// When we first saw it, in this incident.
     pub fn first_seen(&self) -> Timestamp {
         let seen = self.evidence().map(|e| e.first_seen.wall());
-        seen.min().unwrap_or_else(|| self.speaker.first_seen.wall())
+        seen.min().unwrap_or_else(|| self.leading.first_seen.wall())
     }
 
     /// When we last saw it listed.
     pub fn last_seen(&self) -> Timestamp {
         let seen = self.evidence().map(|e| e.last_seen.wall());
-        seen.max().unwrap_or_else(|| self.speaker.last_seen.wall())
+        seen.max().unwrap_or_else(|| self.leading.last_seen.wall())
     }
 
     /// How many different timestamps were seen.
@@ -164,11 +164,11 @@ pub struct EvidenceView {
     /// By which rule it cleared.
     pub cleared: Option<Cleared>,
     /// How much of its node's answered time said nothing of this violation, in sum.
-    pub unheard: Span,
+    pub unheard: CompactDuration,
     /// The violation whose record hides it at present: the agent lists one of several, and listed that one last.
     pub hidden_by: Option<Arc<Key>>,
     /// The evidence itself, shared with the ledger and with other snapshots for as long as it stays the same.
-    pub heard: Arc<Heard>,
+    pub details: Arc<EvidenceDetails>,
 }
 
 impl EvidenceView {
@@ -179,34 +179,34 @@ impl EvidenceView {
 }
 
 impl Deref for EvidenceView {
-    type Target = Heard;
+    type Target = EvidenceDetails;
 
-    fn deref(&self) -> &Heard {
-        &self.heard
+    fn deref(&self) -> &EvidenceDetails {
+        &self.details
     }
 }
 
 /// What has been heard of a violation from one node.
 #[derive(Clone, Debug)]
-pub struct Heard {
+pub struct EvidenceDetails {
     /// The record as this node's agent last gave it.
     pub record: Arc<Record>,
     /// When evidence was last fresh; `None` if it never was, and then it is never a reason for anything.
     pub fresh_at: Option<Moment>,
     /// How old the record was then at most: by the agent's own clock or, if the agent does not tell its time, the time
     /// since it listed another record of the violation. `None` if that is not known. Only set for fresh evidence.
-    pub age: Option<Span>,
+    pub age: Option<CompactDuration>,
     /// The reading of its clearing clock at that time.
     pub mark: Reading,
     /// The longest answered time lately after which it was fresh again: for so long it may be unseen although it is
     /// there. At most an hour; if it had cleared and came back after more than two hours, that does not count.
-    pub away: Span,
+    pub away: CompactDuration,
     /// When this node first listed it.
     pub first_seen: Moment,
     /// When this node last listed it.
     pub last_seen: Moment,
     /// The agent's own timestamp of the last fresh evidence.
-    pub evidence_time: WallTime,
+    pub evidence_time: CompactTimestamp,
     /// How many different timestamps this node gave.
     pub observations: u64,
 }
@@ -250,13 +250,13 @@ pub struct NodeView {
     /// Its odometer of answered time.
     pub clock: NodeClock,
     /// Its agent's learned scan interval.
-    pub interval: Option<Span>,
+    pub interval: Option<CompactDuration>,
     /// Its agent has listed two violations in one answer. Until then the agent is assumed to list one of several.
     pub lists_several: bool,
     /// Records known of it that have not cleared, believed or not.
     pub records: usize,
     /// Its last whole answer.
-    pub last_answer: Option<WallTime>,
+    pub last_answer: Option<CompactTimestamp>,
     /// Records of it that were refused since the start.
     pub rejected: Rejections,
 }
@@ -285,7 +285,7 @@ pub struct TargetView {
     /// How recently it has answered.
     pub state: TargetState,
     /// Its last whole answer.
-    pub last_answer: Option<WallTime>,
+    pub last_answer: Option<CompactTimestamp>,
     /// Its last failure, kept for people to see even after it answered again.
     pub last_failure: Option<Arc<(Timestamp, Failure)>>,
     /// Failures since the last whole answer.
@@ -293,7 +293,7 @@ pub struct TargetView {
     /// It refused the connection when it was last asked: nothing listens at its address.
     pub refuses: bool,
     /// Since when it has been there without an answer that could be used.
-    pub unusable_since: Option<WallTime>,
+    pub unusable_since: Option<CompactTimestamp>,
 }
 
 /// How much of the cluster an answer rests on, in targets.

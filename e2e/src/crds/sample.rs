@@ -42,7 +42,7 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
         let others = OtherApps { named: vec![App::new("ns-a", "app", "shop")], more: 1 };
         let notice = Notice {
             app: app.clone(),
-            told: now,
+            sent_at: now,
             inherited: false,
             phase,
             processes: processes.into(),

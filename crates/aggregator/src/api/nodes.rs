@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::response::Response;
 use jiff::Timestamp;
-use procscan_core::moment::WallTime;
+use procscan_core::time::CompactTimestamp;
 use procscan_core::names::{NodeName, Text};
 use procscan_core::report::{FailureReason, Rejections};
 use procscan_core::snapshot::{Snapshot, TargetState, TargetView};
@@ -49,14 +49,14 @@ impl Node {
             name: target.node.clone(),
             address: target.address.clone(),
             state: target.state,
-            last_answer: target.last_answer.map(WallTime::get),
+            last_answer: target.last_answer.map(CompactTimestamp::get),
             consecutive_failures: target.consecutive_failures,
             last_failure: target.last_failure.as_deref().map(|(at, failure)| Failure {
                 at: *at,
                 reason: failure.reason,
                 detail: failure.detail.clone(),
             }),
-            unusable_since: target.unusable_since.map(WallTime::get),
+            unusable_since: target.unusable_since.map(CompactTimestamp::get),
             lists_several: view.is_some_and(|view| view.lists_several),
             scan_interval_seconds: view
                 .and_then(|view| view.interval)

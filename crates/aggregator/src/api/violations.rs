@@ -64,7 +64,7 @@ impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
             rule: violation.record().rule(),
             first_seen: violation.first_seen(),
             last_seen: violation.last_seen(),
-            evidence_time: violation.speaker.evidence_time.get(),
+            evidence_time: violation.leading.evidence_time.get(),
             observations: violation.observations(),
             evidence: evidence.collect(),
         }

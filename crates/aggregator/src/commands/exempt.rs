@@ -2,7 +2,7 @@
 
 use hyper::{Method, StatusCode};
 use procscan_core::names::is_dns_subdomain;
-use procscan_core::policy::Book;
+use procscan_core::policy::Incidents;
 use procscan_core::state::{ExemptionSpec, Match};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -159,7 +159,7 @@ async fn list(args: &args::Exempt) -> Result<(), CommandError> {
     }
     printed::print(&table.to_string())?;
     // Blocks that stay although the configured namespaces exclude them are confirmed in another way: their reason says how.
-    if withheld.iter().any(|it| it.place != Book::REFUSALS) {
+    if withheld.iter().any(|it| it.place != Incidents::REFUSALS) {
         printed::note(HOW_TO_CONFIRM);
         if has_cluster() {
             printed::note(HOW_TO_CONFIRM_IN_A_CLUSTER);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use procscan_core::policy::{Fate, Withheld, simulate, withheld_at_start};
+use procscan_core::policy::{SimulatedOutcome, Withheld, simulate, withheld_at_start};
 
 use super::printed::{self, escaped};
 use super::run::text;
@@ -38,14 +38,14 @@ pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError
 }
 
 /// Adds what would differ to `text`. Returns whether anything would.
-fn show(fates: &[Fate], text: &mut String) -> bool {
+fn show(fates: &[SimulatedOutcome], text: &mut String) -> bool {
     let fate = |is_blocked: bool| if is_blocked { "blocked" } else { "not blocked" };
-    let differing: Vec<&Fate> = fates.iter().filter(|fate| fate.differs()).collect();
-    for Fate { app, was_blocked, was, would_be_blocked, would_be } in &differing {
+    let differing: Vec<&SimulatedOutcome> = fates.iter().filter(|fate| fate.differs()).collect();
+    for SimulatedOutcome { app, was_blocked, was, would_be_blocked, would_be } in &differing {
         let _ = writeln!(text, "{app}: was {}, would be {}", fate(*was_blocked), fate(*would_be_blocked));
         let _ = writeln!(text, "  - {was}\n  + {would_be}");
     }
-    let blocked = |of: fn(&Fate) -> bool| fates.iter().filter(|fate| of(fate)).count();
+    let blocked = |of: fn(&SimulatedOutcome) -> bool| fates.iter().filter(|fate| of(fate)).count();
     let _ = writeln!(
         text,
         "{} Apps were accused; {} were blocked, {} would be. {} would differ.",

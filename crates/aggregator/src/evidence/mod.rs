@@ -52,7 +52,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use procscan_core::Moment;
 use procscan_core::names::{PodRef, Text};
-use procscan_core::policy::{Facts, Questions};
+use procscan_core::policy::{ClusterFacts, LookupRequests};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -102,8 +102,8 @@ impl Evidence {
     /// `status` shows why the cluster can't be asked and how long accusations wait.
     pub async fn run(
         self,
-        mut questions: watch::Receiver<Arc<Questions>>,
-        facts: watch::Sender<Arc<Facts>>,
+        mut questions: watch::Receiver<Arc<LookupRequests>>,
+        facts: watch::Sender<Arc<ClusterFacts>>,
         gone: mpsc::Sender<PodGone>,
         status: watch::Sender<EvidenceStatus>,
         cancel: CancellationToken,

@@ -9,7 +9,7 @@ use procscan_core::Moment;
 use procscan_core::identity::Service;
 use procscan_core::names::{App, NodeName, PodRef, Text};
 use procscan_core::plan::{Exposure, OtherApps, SharedService};
-use procscan_core::policy::{AppFact, PodFact, PodState, WhichPod};
+use procscan_core::policy::{AppFact, PodFact, PodState, PodIdentity};
 
 use super::lookup::{Pod, Seen};
 
@@ -19,7 +19,7 @@ pub(super) struct Wanted {
     /// The accused Pods.
     pub(super) pods: BTreeSet<Text>,
     /// The Apps with an open incident, and the Pods that were accused as theirs.
-    pub(super) apps: BTreeMap<App, BTreeSet<(Text, WhichPod)>>,
+    pub(super) apps: BTreeMap<App, BTreeSet<(Text, PodIdentity)>>,
 }
 
 /// One namespace.
@@ -203,17 +203,17 @@ impl Room {
             // The accused Pods count whatever their labels are now, but not other Pods of the same names.
             let itself = accused.iter().filter_map(|(name, which)| {
                 there(name).filter(|pod| match which {
-                    WhichPod::Uid(uid) => *uid == pod.uid,
-                    WhichPod::Unknown => false,
-                    WhichPod::Any => true,
+                    PodIdentity::Uid(uid) => *uid == pod.uid,
+                    PodIdentity::Unknown => false,
+                    PodIdentity::Any => true,
                 })
             });
             let pods: Vec<&Pod> = own.chain(itself).collect();
             // If it is not known which Pod was accused, a Pod of that name may be it: the App is not gone, but the
             // Pod's labels close nothing.
-            let is_over = |(name, which): &(Text, WhichPod)| {
+            let is_over = |(name, which): &(Text, PodIdentity)| {
                 let is_another = |uid: &Text| there(name).is_some_and(|pod| *uid != pod.uid);
-                is_absent(name) || matches!(which, WhichPod::Uid(uid) if is_another(uid))
+                is_absent(name) || matches!(which, PodIdentity::Uid(uid) if is_another(uid))
             };
             let gone = if !pods.is_empty() {
                 self.empty.remove(app);

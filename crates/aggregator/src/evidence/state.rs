@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use procscan_core::Moment;
 use procscan_core::names::{PodRef, Text};
-use procscan_core::policy::{Facts, Questions};
+use procscan_core::policy::{ClusterFacts, LookupRequests};
 
 use super::lookup::Seen;
 use super::room::Room;
@@ -65,7 +65,7 @@ pub(super) struct State {
 impl State {
     /// Takes the current questions, and forgets what is not asked any more. Returns whether the running looks belong to
     /// an earlier term and must not count.
-    pub(super) fn ask(&mut self, questions: &Questions, now: Moment) -> bool {
+    pub(super) fn ask(&mut self, questions: &LookupRequests, now: Moment) -> bool {
         let is_new_term = questions.epoch != self.epoch;
         if is_new_term {
             // What was known is of an earlier term: an App that was gone may be back.
@@ -241,8 +241,8 @@ impl State {
     }
 
     /// The facts for the policy.
-    pub(super) fn facts(&self) -> Facts {
-        let mut facts = Facts { epoch: self.epoch, ..Facts::default() };
+    pub(super) fn facts(&self) -> ClusterFacts {
+        let mut facts = ClusterFacts { epoch: self.epoch, ..ClusterFacts::default() };
         for (namespace, room) in &self.rooms {
             let pod_ref = |pod: &Text| PodRef { namespace: namespace.clone(), pod: pod.clone() };
             facts.pods.extend(room.pods.iter().map(|(pod, fact)| (pod_ref(pod), fact.clone())));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use procscan_core::Moment;
 use procscan_core::names::{NodeName, Text};
-use procscan_core::policy::{Accusers, PodState, Questions, WhichPod};
+use procscan_core::policy::{AccusingNodes, PodState, LookupRequests, PodIdentity};
 
 use super::room::{Room, Wanted};
 
@@ -30,7 +30,7 @@ pub(super) struct Unjudged {
     /// When the first of these questions was asked. Evidence may be much older than the question, for example after a
     /// restart.
     asked: Moment,
-    accusers: Accusers,
+    accusers: AccusingNodes,
     /// The Pod has to be read directly, not before that moment: a new block waits for it.
     direct: Option<Moment>,
 }
@@ -84,7 +84,7 @@ impl Inquiry {
             None | Some(PodState::Unreadable(_)) => false,
             Some(PodState::Gone) => true,
             Some(state @ PodState::Present { uid, .. }) => {
-                let accepted = (pod.clone(), WhichPod::Uid(uid.clone()));
+                let accepted = (pod.clone(), PodIdentity::Uid(uid.clone()));
                 let is_accepted = || self.wanted.apps.values().any(|pods| pods.contains(&accepted));
                 unjudged.accusers.nodes.iter().all(|(accuser, _)| !state.runs_on(accuser)) || is_accepted()
             }
@@ -156,7 +156,7 @@ impl Inquiry {
 
 /// The current questions by namespace. Namespaces that waited before go on waiting.
 pub(super) fn inquiries(
-    questions: &Questions,
+    questions: &LookupRequests,
     rooms: &BTreeMap<Text, Room>,
     before: &BTreeMap<Text, Inquiry>,
     now: Moment,

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use procscan_core::plan::{Notice, NoticePhase, Plan};
-use procscan_core::policy::{Inherited, Mode};
+use procscan_core::policy::{InheritedBlock, Mode};
 use procscan_core::resources::wasm_plugin::{self, Surplus};
 use procscan_core::resources::{self, Existing, Settings};
 use tokio::sync::{mpsc, watch};
@@ -163,7 +163,7 @@ impl Output {
         &self,
         settings: &Settings,
         persisted: Option<&Persisted>,
-    ) -> Result<Vec<Inherited>, String> {
+    ) -> Result<Vec<InheritedBlock>, String> {
         match self {
             Self::Directory(directory) => {
                 directory.blocked(&settings.gateway, persisted).map_err(|e| e.to_string())
@@ -181,7 +181,7 @@ impl Output {
         pen: &Pen,
         may_touch: bool,
         persisted: Option<&Persisted>,
-    ) -> Result<Vec<Inherited>, Refused> {
+    ) -> Result<Vec<InheritedBlock>, Refused> {
         match self {
             Self::Directory(directory) => {
                 directory.identify().await.map_err(Refused::Unknown)?;
@@ -344,7 +344,7 @@ fn announce(
         .iter()
         .filter(is_news)
         .filter(is_written)
-        .map(|notice| (notice.app.clone(), notice.told.into()))
+        .map(|notice| (notice.app.clone(), notice.sent_at.into()))
         .collect();
     delivered.send_if_modified(|before| {
         let is_news = **before != now;

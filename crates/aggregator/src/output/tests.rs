@@ -11,8 +11,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
-use procscan_core::policy::{Inherited, OnIngresses};
-use procscan_core::resources::{Draft, Existing, Object, Upkeep};
+use procscan_core::policy::{InheritedBlock, OnIngresses};
+use procscan_core::resources::{Draft, Existing, Object, WritePolicy};
 
 use super::directory::DirectoryError;
 use super::*;
@@ -103,7 +103,7 @@ fn an_object_is_made_again_only_from_something_else() {
             object.kind,
             "higress-system",
             object.metadata.name.clone(),
-            Upkeep::Kept,
+            WritePolicy::Reconcile,
             inputs,
             render,
         );
@@ -283,7 +283,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     Arc::make_mut(&mut plan.blocks[0]).left = [Key::new("ns-a", "web-0", "xmrig")].into();
     plan.notices.push(Arc::new(Notice {
         app: plan.blocks[0].app.clone(),
-        told,
+        sent_at: told,
         inherited: false,
         phase: NoticePhase::Blocked,
         processes: ["xmrig".into()].into(),
@@ -293,7 +293,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
         .apply(resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
         .unwrap();
     let inherited = directory.blocked(&gateway, None).unwrap();
-    let expected = |name: &str, told, accused: &[Key], services: &[&str]| Inherited {
+    let expected = |name: &str, told, accused: &[Key], services: &[&str]| InheritedBlock {
         app: App::new("ns-a", "app", name),
         told,
         accused: accused.iter().cloned().collect(),
@@ -327,7 +327,7 @@ fn one_file_that_can_not_be_written_stops_no_other() {
     let phase = NoticePhase::Blocked;
     plan.notices.push(Arc::new(Notice {
         app,
-        told,
+        sent_at: told,
         inherited: false,
         phase,
         processes: [].into(),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use procscan_core::Moment;
-use procscan_core::policy::{Book, Decision, Facts, Mode, Policy, Questions};
+use procscan_core::policy::{Incidents, Decision, ClusterFacts, Mode, Policy, LookupRequests};
 use procscan_core::snapshot::Snapshot;
 use procscan_core::state::exemption::readable;
 use tokio::time::Instant;
@@ -39,7 +39,7 @@ pub(super) enum End {
 pub(super) struct Lead<'a> {
     task: &'a mut PolicyTask,
     pen: Pen,
-    book: Book,
+    book: Incidents,
     /// Everything that is kept was read when this was the mode: dry-run decides on a copy that is never kept.
     is_copy: bool,
     /// Told once they are kept.
@@ -84,7 +84,7 @@ impl<'a> Lead<'a> {
         Self {
             task,
             pen,
-            book: Book::default(),
+            book: Incidents::default(),
             is_copy: false,
             decisions: Vec::new(),
             failing: BTreeSet::new(),
@@ -221,7 +221,7 @@ impl<'a> Lead<'a> {
                         continue;
                     }
                     // Somebody has deleted them. What they say is still true.
-                    self.book.forget_saved(|name| gone.contains(name));
+                    self.book.mark_deleted(|name| gone.contains(name));
                 }
                 changed = channels.delivered.changed(), if is_told => {
                     is_told = changed.is_ok();
@@ -337,13 +337,13 @@ impl<'a> Lead<'a> {
     }
 
     /// Asks the cluster what has to be known. Whether it has said all of it; never, where there is nobody to ask.
-    fn ask(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &Facts) -> bool {
+    fn ask(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &ClusterFacts) -> bool {
         let questions = &self.task.channels.questions;
         if questions.is_closed() {
             return false;
         }
         let epoch = questions.borrow().epoch;
-        let asked = Questions { epoch, ..self.book.questions(snapshot, policy) };
+        let asked = LookupRequests { epoch, ..self.book.lookup_requests(snapshot, policy) };
         let is_answered = asked.are_answered_by(facts);
         questions.send_if_modified(|before| {
             let is_news = **before != asked;

@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use procscan_core::moment::WallTime;
+use procscan_core::time::CompactTimestamp;
 use procscan_core::names::App;
 use procscan_core::plan::{Dispute, HeldApp, Plan};
-use procscan_core::policy::{Book, Facts, Inherited, Policy, Questions, Withheld};
+use procscan_core::policy::{Incidents, ClusterFacts, InheritedBlock, Policy, LookupRequests, Withheld};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -77,11 +77,11 @@ pub struct TakeOver {
     /// what it closed.
     pub persisted: Option<Persisted>,
     /// What they block.
-    pub blocked: oneshot::Sender<Vec<Inherited>>,
+    pub blocked: oneshot::Sender<Vec<InheritedBlock>>,
 }
 
 /// The news that have been written, by App, and as of when they are news.
-pub type Delivered = BTreeMap<App, WallTime>;
+pub type Delivered = BTreeMap<App, CompactTimestamp>;
 
 /// What the policy reads and writes.
 #[derive(Debug)]
@@ -101,11 +101,11 @@ pub struct Channels {
     /// Where a snapshot is asked for that there is no news for.
     pub ledger: Snapshots,
     /// What the cluster says of the accusations.
-    pub facts: watch::Receiver<Arc<Facts>>,
+    pub facts: watch::Receiver<Arc<ClusterFacts>>,
     /// What the output has told.
     pub delivered: watch::Receiver<Arc<Delivered>>,
     /// What the cluster should be asked.
-    pub questions: watch::Sender<Arc<Questions>>,
+    pub questions: watch::Sender<Arc<LookupRequests>>,
     /// What has been decided.
     pub decided: watch::Sender<Arc<Decided>>,
     /// Why what is decided can't be kept, if so.
@@ -157,7 +157,7 @@ impl PolicyTask {
         self.channels.questions.send_modify(|questions| {
             let was_asked = !questions.pods.is_empty() || !questions.apps.is_empty();
             let epoch = questions.epoch + u64::from(was_asked);
-            *questions = Arc::new(Questions { epoch, ..Questions::default() });
+            *questions = Arc::new(LookupRequests { epoch, ..LookupRequests::default() });
         });
         self.channels.trouble.send_replace(None);
         let mut shown = None;
@@ -205,8 +205,8 @@ impl PolicyTask {
                 return;
             }
         };
-        let book = Book::restore(&documents, &snapshot, now);
-        let plan = book.standing(&policy, now);
+        let book = Incidents::restore(&documents, &snapshot, now);
+        let plan = book.current_plan(&policy, now);
         let held = book.held(&policy);
         let shown = Decided { held, rounds: snapshot.rounds, ..Decided::nothing(plan) };
         self.channels.decided.send_replace(Arc::new(shown));

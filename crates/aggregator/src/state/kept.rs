@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use procscan_core::moment::WallTime;
+use procscan_core::time::CompactTimestamp;
 use procscan_core::names::{App, Text};
-use procscan_core::policy::{self, Act};
+use procscan_core::policy::{self, IncidentCommand};
 use procscan_core::state::exemption::readable;
 use procscan_core::state::incident::{AppRef, Approval, Release};
 use procscan_core::state::{
@@ -145,13 +145,13 @@ pub struct Brief {
     /// What has come of it.
     pub state: IncidentState,
     /// When it was opened.
-    pub opened: WallTime,
+    pub opened: CompactTimestamp,
     /// Since when it is in its state.
-    pub since: Option<WallTime>,
+    pub since: Option<CompactTimestamp>,
     /// When it was written, by the clock that runs only while a replica leads.
-    pub clock: Option<WallTime>,
+    pub clock: Option<CompactTimestamp>,
     /// Until when operators' releases cover something of it.
-    pub released_until: Option<WallTime>,
+    pub released_until: Option<CompactTimestamp>,
     /// How many decisions there have been.
     pub decided: u32,
     /// Up to which of the operators' acts everything has been done.
@@ -189,8 +189,8 @@ impl Brief {
         Self {
             state: status.state,
             opened: status.opened.into(),
-            since: status.since.map(WallTime::from),
-            clock: status.clock.map(WallTime::from),
+            since: status.since.map(CompactTimestamp::from),
+            clock: status.clock.map(CompactTimestamp::from),
             released_until: status.releases.iter().map(|release| release.until.into()).max(),
             decided: u32::try_from(status.decided).unwrap_or(u32::MAX),
             observed: status.observed,
@@ -204,7 +204,7 @@ pub struct Order {
     /// The incident's name.
     pub incident: String,
     /// What.
-    pub act: Act,
+    pub act: IncidentCommand,
     /// Whose word it is.
     pub actor: String,
     /// Why, in the operator's words.
@@ -284,10 +284,10 @@ impl KeptIncident {
         };
         let approve = approve
             .as_ref()
-            .map(|Approval { by, reason }| order(Act::Approve { app: app.clone() }, by, reason));
+            .map(|Approval { by, reason }| order(IncidentCommand::Approve { app: app.clone() }, by, reason));
         let release = release.as_ref().map(|Release { by, reason, until }| {
             let until = until.unwrap_or_else(|| now.saturating_add(DEFAULT_RELEASE).unwrap_or(now));
-            order(Act::Release { app: app.clone(), until }, by, reason)
+            order(IncidentCommand::Release { app: app.clone(), until }, by, reason)
         });
         approve.into_iter().chain(release).collect()
     }

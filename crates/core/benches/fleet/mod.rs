@@ -10,7 +10,7 @@ use procscan_core::Moment;
 use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::NodeName;
 use procscan_core::plan::{Plan, SharedServices};
-use procscan_core::policy::{Book, BrakeRules, Decided, Facts, Mode, Policy};
+use procscan_core::policy::{Incidents, BrakeRules, Decided, ClusterFacts, Mode, Policy};
 use procscan_core::report::{Answer, Limits, Outcome, Report, Target, decode};
 use procscan_core::snapshot::Snapshot;
 
@@ -25,9 +25,9 @@ pub(super) struct Fleet {
     targets: Vec<Target>,
     bodies: Vec<String>,
     pub(super) ledger: Ledger,
-    pub(super) book: Book,
+    pub(super) book: Incidents,
     pub(super) policy: Policy,
-    pub(super) facts: Facts,
+    pub(super) facts: ClusterFacts,
     pub(super) now: Moment,
 }
 
@@ -71,7 +71,7 @@ impl Fleet {
         };
         let mut ledger = Ledger::new(Detection::default(), now);
         ledger.expect(targets.clone(), 0);
-        let (book, facts) = (Book::default(), Facts::default());
+        let (book, facts) = (Incidents::default(), ClusterFacts::default());
         let mut fleet = Self { targets, bodies: Vec::new(), ledger, book, policy, facts, now };
         for _ in 0..2 {
             fleet.scan();
@@ -127,8 +127,8 @@ impl Fleet {
 
     pub(super) fn decide(&mut self, snapshot: &Snapshot) -> (Decided, Plan) {
         let decided = self.book.decide(snapshot, &self.policy, &self.facts, self.now);
-        let unsaved = self.book.unsaved();
-        self.book.saved(&unsaved);
+        let unsaved = self.book.dirty();
+        self.book.commit(&unsaved);
         (decided, self.book.plan(&self.policy, &self.facts, self.now))
     }
 }

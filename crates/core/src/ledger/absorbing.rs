@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::evidence::{Evidence, Listed};
+use super::evidence::{ViolationEvidence, Listed};
 use super::node::Node;
-use super::room::Judge;
+use super::quota::Judge;
 use super::texts::Texts;
 use super::totals::Totals;
-use super::{Change, ChangeKind, Detection, Entry, Ledger, forget, schedule};
+use super::{Change, ChangeKind, Detection, ViolationEntry, Ledger, forget, schedule};
 use crate::Moment;
 use crate::names::{Key, KeyRef, NodeName};
 use crate::report::{Answer, LeftOut, Outcome, RecordRef, Rejection, Rejections, Report};
@@ -66,7 +66,7 @@ impl Ledger {
         }
         schedule(&name, node, &self.rules, &mut self.deadlines);
         if !changes.is_empty() {
-            self.tell_news();
+            self.count_change();
         }
         changes
     }
@@ -75,7 +75,7 @@ impl Ledger {
 /// What the records of all nodes have in common.
 struct Common<'a> {
     rules: &'a Detection,
-    violations: &'a mut BTreeMap<Key, Entry>,
+    violations: &'a mut BTreeMap<Key, ViolationEntry>,
     texts: &'a mut Texts,
     totals: &'a mut Totals,
     rejected: &'a mut Rejections,
@@ -106,7 +106,7 @@ impl Common<'_> {
             crate::report::age_by_own_clock(detected_at, answer.date).map(|age| (age, age <= max_age))
         };
         let violations = &*self.violations;
-        let is_gone = |key: &Key, evidence: &Evidence| {
+        let is_gone = |key: &Key, evidence: &ViolationEvidence| {
             let gone = violations.get(key).and_then(|entry| entry.pod_gone);
             gone.is_some() && !evidence.is_news_since(gone)
         };
@@ -145,7 +145,7 @@ impl Common<'_> {
                 let record = self.texts.record(RecordRef { cmdline: &cmdline, ..record });
                 let key = record.key.clone();
                 node.evidence
-                    .insert(key.clone(), Evidence::first_sight(record, at, mark, young.map(|(age, _)| age)));
+                    .insert(key.clone(), ViolationEvidence::first_sight(record, at, mark, young.map(|(age, _)| age)));
                 self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
                 let kind = if young.is_some() { ChangeKind::Appeared } else { ChangeKind::Sighted };
                 changes.push(Change { key, node: name.clone(), kind });

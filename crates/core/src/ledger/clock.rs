@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::evidence::Cleared;
 use crate::Moment;
-use crate::moment::Span;
+use crate::time::CompactDuration;
 
 /// How many scans without it prove that it is absent.
 pub(super) const SCANS: u32 = 6;
@@ -14,29 +14,29 @@ pub(super) const SCANS: u32 = 6;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The node's odometer (see [`NodeClock`]).
-    pub answered: Span,
+    pub answered: CompactDuration,
     /// How much of the answered time said nothing of this violation.
-    pub unheard: Span,
+    pub unheard: CompactDuration,
     /// In the reading that starts a clearing clock: how long the node had answered without fresh evidence of this
     /// violation before this clock started, to earlier leaders or before a restart. Known only if some of those answers
     /// said nothing of the violation. Counts only towards `unreachable_limit`.
-    pub before: Span,
+    pub before: CompactDuration,
 }
 
 impl Reading {
     /// The reading at the node's first answer.
-    pub const ZERO: Self = Self { answered: Span::ZERO, unheard: Span::ZERO, before: Span::ZERO };
+    pub const ZERO: Self = Self { answered: CompactDuration::ZERO, unheard: CompactDuration::ZERO, before: CompactDuration::ZERO };
 }
 
 /// What clears a node's evidence: its odometer of answered time, and the limits.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeClock {
     /// Answered time of the node, in sum.
-    pub odometer: Span,
+    pub odometer: CompactDuration,
     /// How much of the answered time said nothing of some violation: the upper bound for all of them.
-    pub unheard: Span,
+    pub unheard: CompactDuration,
     /// The least answered time without fresh evidence that proves absence on this node.
-    pub required: Span,
+    pub required: CompactDuration,
     /// Whether the node's agent has had time for a scan since its last possible restart. Until then its answers prove no
     /// absence.
     pub has_scanned: bool,
@@ -45,7 +45,7 @@ pub struct NodeClock {
     /// When anything of an answer came last, whether it could be used or not; or when the node was first asked.
     pub last_sign: Moment,
     /// How long to wait for a node that never returns, and for one whose answers say nothing of a violation.
-    pub unreachable_limit: Span,
+    pub unreachable_limit: CompactDuration,
 }
 
 impl NodeClock {
@@ -56,8 +56,8 @@ impl NodeClock {
     pub fn cleared(
         &self,
         mark: Reading,
-        away: Span,
-        unheard: impl FnOnce() -> Span,
+        away: CompactDuration,
+        unheard: impl FnOnce() -> CompactDuration,
         since: Moment,
         now: Moment,
     ) -> Option<Cleared> {
@@ -67,7 +67,7 @@ impl NodeClock {
 
     /// How much answered time without fresh evidence proves absence, if the violation was once unseen for `away` and
     /// came back.
-    pub(super) fn required_of(&self, away: Span) -> Duration {
+    pub(super) fn required_of(&self, away: CompactDuration) -> Duration {
         self.required.get().max(away.get().saturating_mul(SCANS))
     }
 
@@ -75,8 +75,8 @@ impl NodeClock {
     pub(super) fn cleared_by_answers(
         &self,
         mark: Reading,
-        away: Span,
-        unheard: impl FnOnce() -> Span,
+        away: CompactDuration,
+        unheard: impl FnOnce() -> CompactDuration,
     ) -> Option<Cleared> {
         let answered = self.odometer.saturating_sub(mark.answered);
         let required = self.required_of(away);

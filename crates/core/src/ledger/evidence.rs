@@ -9,10 +9,10 @@ use serde::Serialize;
 use super::steps::{Longest, MAX_INTERVAL};
 use super::{ChangeKind, NodeClock, Reading, Remembered};
 use crate::Moment;
-use crate::moment::{Span, WallTime};
+use crate::time::{CompactDuration, CompactTimestamp};
 use crate::names::{Key, NodeName, Text};
 use crate::report::{Record, RecordRef};
-use crate::snapshot::{EvidenceView, Heard};
+use crate::snapshot::{EvidenceView, EvidenceDetails};
 
 /// How sure one node's evidence makes us that the process is there. Ordered from the strongest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -71,7 +71,7 @@ pub(super) struct ActiveFor {
 #[derive(Debug)]
 struct Timestamps(
     /// Nothing comes before the oldest.
-    [Option<WallTime>; REMEMBERED],
+    [Option<CompactTimestamp>; REMEMBERED],
 );
 
 impl Timestamps {
@@ -81,16 +81,16 @@ impl Timestamps {
         of
     }
 
-    fn iter(&self) -> impl Iterator<Item = WallTime> {
+    fn iter(&self) -> impl Iterator<Item = CompactTimestamp> {
         self.0.iter().flatten().copied()
     }
 
-    fn last(&self) -> Option<WallTime> {
+    fn last(&self) -> Option<CompactTimestamp> {
         self.iter().last()
     }
 
     /// Whether it is one of them, which then has been seen last.
-    fn see_again(&mut self, timestamp: WallTime) -> bool {
+    fn see_again(&mut self, timestamp: CompactTimestamp) -> bool {
         let place = self.0.iter().position(|known| *known == Some(timestamp));
         if let Some(rest) = place.and_then(|place| self.0.get_mut(place..)) {
             rest.rotate_left(1);
@@ -99,7 +99,7 @@ impl Timestamps {
     }
 
     /// One more, seen last.
-    fn push(&mut self, timestamp: WallTime) {
+    fn push(&mut self, timestamp: CompactTimestamp) {
         self.make_room();
         if let Some(free) = self.0.first_mut() {
             *free = Some(timestamp);
@@ -108,7 +108,7 @@ impl Timestamps {
     }
 
     /// One more, the first to be forgotten.
-    fn push_oldest(&mut self, timestamp: WallTime) {
+    fn push_oldest(&mut self, timestamp: CompactTimestamp) {
         self.make_room();
         if let Some(free) = self.0.iter_mut().rfind(|free| free.is_none()) {
             *free = Some(timestamp);
@@ -139,13 +139,13 @@ pub(super) struct Listed {
 }
 
 #[derive(Debug)]
-pub(super) struct Evidence {
+pub(super) struct ViolationEvidence {
     /// Shared with the snapshots that show it. Changed in place while there are none.
-    heard: Arc<Heard>,
+    heard: Arc<EvidenceDetails>,
     /// Kept after clearing: the tombstone by which a record that is still listed, but does not change, stays cleared.
     timestamps: Timestamps,
     /// How much of its node's answered time said nothing of it.
-    unheard: Span,
+    unheard: CompactDuration,
     aged: bool,
     /// When it cleared, and by which rule. Boxed, because little of what is listed has cleared.
     cleared: Option<Box<(Moment, Cleared)>>,
@@ -157,21 +157,21 @@ pub(super) struct Evidence {
     is_recalled: bool,
 }
 
-impl Evidence {
+impl ViolationEvidence {
     /// `age` is the record's age by its agent's own clock; `None` if the record is not fresh.
     pub(super) fn first_sight(record: Record, at: Moment, mark: Reading, age: Option<Duration>) -> Self {
         let fresh = age.is_some();
         Self {
             timestamps: Timestamps::of(record.detected_at),
-            heard: Arc::new(Heard {
+            heard: Arc::new(EvidenceDetails {
                 fresh_at: fresh.then_some(at),
-                age: age.map(Span::from),
+                age: age.map(CompactDuration::from),
                 // At first sight as well: where the clearing clock starts.
                 mark,
                 first_seen: at,
                 last_seen: at,
                 evidence_time: record.detected_at.into(),
-                away: Span::ZERO,
+                away: CompactDuration::ZERO,
                 observations: 1,
                 record: Arc::new(record),
             }),
@@ -187,7 +187,7 @@ impl Evidence {
     pub(super) fn remembered(known: &Remembered, now: Moment, mark: Reading) -> Self {
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
         Self {
-            heard: Arc::new(Heard {
+            heard: Arc::new(EvidenceDetails {
                 record: Arc::new(known.record.clone()),
                 fresh_at: Some(past(known.fresh_at)),
                 age: None,
@@ -209,13 +209,13 @@ impl Evidence {
 
     /// Adds what was known elsewhere to what has been heard here.
     pub(super) fn merge(&mut self, known: &Remembered, now: Moment) {
-        let timestamp = WallTime::from(known.record.detected_at);
+        let timestamp = CompactTimestamp::from(known.record.detected_at);
         let is_same = self.timestamps.last() == Some(timestamp);
         if !self.timestamps.iter().any(|known| known == timestamp) {
             self.timestamps.push_oldest(timestamp);
         }
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
-        let heard = self.heard_mut();
+        let heard = self.details_mut();
         heard.first_seen = heard.first_seen.min(past(known.first_seen));
         heard.observations = heard.observations.max(known.observations);
         heard.away = heard.away.max(known.away());
@@ -233,7 +233,7 @@ impl Evidence {
         }
     }
 
-    fn heard_mut(&mut self) -> &mut Heard {
+    fn details_mut(&mut self) -> &mut EvidenceDetails {
         Arc::make_mut(&mut self.heard)
     }
 
@@ -254,16 +254,16 @@ impl Evidence {
         &mut self,
         record: RecordRef<'_>,
         at: Moment,
-        answered: Span,
+        answered: CompactDuration,
         same_incident: Duration,
         own_age: impl Fn(Timestamp) -> Option<(Duration, bool)>,
     ) -> Listed {
-        let heard = self.heard_mut();
+        let heard = self.details_mut();
         let listed_before = std::mem::replace(&mut heard.last_seen, at);
         if heard.record.differs(record) {
             Arc::make_mut(&mut heard.record).renew(record);
         }
-        let timestamp = WallTime::from(record.detected_at);
+        let timestamp = CompactTimestamp::from(record.detected_at);
         if self.timestamps.see_again(timestamp) {
             return Listed { change: None, is_recent: false };
         }
@@ -281,8 +281,8 @@ impl Evidence {
         let was_active = self.heard.fresh_at.is_some() && !self.aged && !was_cleared;
         let is_new = self.cleared_at().is_some_and(|cleared_at| at.since(cleared_at) > same_incident);
         self.cleared = None;
-        let mark = Reading { answered, unheard: self.unheard, before: Span::ZERO };
-        let heard = self.heard_mut();
+        let mark = Reading { answered, unheard: self.unheard, before: CompactDuration::ZERO };
+        let heard = self.details_mut();
         let away = answered.saturating_sub(heard.mark.answered);
         // A violation that had cleared and came back only after longer than this has ended and begun again: no agent
         // scans so seldom.
@@ -304,12 +304,12 @@ impl Evidence {
         Listed { change: (!was_active).then_some(ChangeKind::Appeared), is_recent: true }
     }
 
-    fn is_later(&self, timestamp: WallTime) -> bool {
+    fn is_later(&self, timestamp: CompactTimestamp) -> bool {
         self.timestamps.iter().all(|known| known < timestamp)
     }
 
     /// Whether a record with another timestamp than those remembered would be fresh evidence; see [`Evidence::listed`].
-    fn is_news(&self, timestamp: WallTime, own_age: Option<(Duration, bool)>) -> bool {
+    fn is_news(&self, timestamp: CompactTimestamp, own_age: Option<(Duration, bool)>) -> bool {
         match own_age {
             Some((_, true)) => true,
             Some((_, false)) => self.is_later(timestamp) && !self.remembered,
@@ -319,7 +319,7 @@ impl Evidence {
 
     /// Whether a record with this timestamp would be fresh evidence. `own_age` is as for [`Evidence::listed`].
     pub(super) fn would_be_news(&self, detected_at: Timestamp, own_age: Option<(Duration, bool)>) -> bool {
-        let timestamp = WallTime::from(detected_at);
+        let timestamp = CompactTimestamp::from(detected_at);
         self.timestamps.iter().all(|known| known != timestamp) && self.is_news(timestamp, own_age)
     }
 
@@ -374,7 +374,7 @@ impl Evidence {
         }
     }
 
-    pub(super) fn away(&self) -> Span {
+    pub(super) fn away(&self) -> CompactDuration {
         self.heard.away
     }
 
@@ -442,7 +442,7 @@ impl Evidence {
             cleared: self.cleared_by(),
             unheard: self.unheard,
             hidden_by: hidden_by.filter(|_| !self.is_cleared()).cloned(),
-            heard: self.heard.clone(),
+            details: self.heard.clone(),
         }
     }
 }
@@ -456,7 +456,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_last_timestamps_and_the_latest_are_remembered(seen in proptest::collection::vec((0..9_i64, any::<bool>()), 1..40)) {
-            let at = |second| WallTime::from(Timestamp::from_second(second).unwrap());
+            let at = |second| CompactTimestamp::from(Timestamp::from_second(second).unwrap());
             let (mut known, mut model) = (Timestamps::of(Timestamp::UNIX_EPOCH), vec![at(0)]);
             for (second, is_last) in seen {
                 let timestamp = at(second);

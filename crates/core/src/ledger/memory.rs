@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::evidence::Evidence;
+use super::evidence::ViolationEvidence;
 use super::node::Node;
 use super::steps::Longest;
 use super::{Cleared, Ledger};
 use crate::Moment;
-use crate::moment::Span;
+use crate::time::CompactDuration;
 use crate::names::{Key, NodeName};
 use crate::report::Record;
 
@@ -41,7 +41,7 @@ pub struct Remembered {
 }
 
 impl Remembered {
-    pub(super) fn away(&self) -> Span {
+    pub(super) fn away(&self) -> CompactDuration {
         Longest::of(self.scan_interval.unwrap_or_default()).get()
     }
 }
@@ -75,7 +75,7 @@ impl Ledger {
                 continue;
             }
             let most = self.totals.limit_of(node, &self.rules);
-            let evidence = Evidence::remembered(&known, now, mark);
+            let evidence = ViolationEvidence::remembered(&known, now, mark);
             if node.evidence.len() < most && !evidence.is_expired(now, self.rules.same_incident) {
                 self.violations.entry(known.key.clone()).or_default().nodes.insert(known.node.clone());
                 node.evidence.insert(known.key.clone(), evidence);
@@ -90,6 +90,6 @@ impl Ledger {
         for name in nodes {
             self.schedule(&name);
         }
-        self.tell_news();
+        self.count_change();
     }
 }

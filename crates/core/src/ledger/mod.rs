@@ -14,7 +14,7 @@ mod clock;
 mod evidence;
 mod memory;
 mod node;
-mod room;
+mod quota;
 mod rules;
 mod steps;
 mod target;
@@ -39,8 +39,8 @@ use self::texts::Texts;
 use self::totals::Totals;
 use crate::Moment;
 use crate::dense::Dense;
-use crate::few::FewSet;
-use crate::moment::Span;
+use crate::sorted_vec::SortedVecSet;
+use crate::time::CompactDuration;
 use crate::names::{Key, NodeName, PodRef, Text};
 use crate::report::{Record, Rejections, Target};
 
@@ -52,7 +52,7 @@ pub struct Ledger {
     /// Boxed, because a tree has room for nearly twice as many as are in it.
     nodes: BTreeMap<NodeName, Box<Node>>,
     /// Which nodes have evidence of a violation, and since when its Pod is known to be gone.
-    violations: BTreeMap<Key, Entry>,
+    violations: BTreeMap<Key, ViolationEntry>,
     /// Of `violations`.
     dense: Dense,
     targets: BTreeMap<Text, TargetEntry>,
@@ -65,7 +65,7 @@ pub struct Ledger {
     unlisted: usize,
     rejected: Rejections,
     revision: u64,
-    news: u64,
+    changes: u64,
     deadlines: Deadlines,
     list: Arc<[Arc<Record>]>,
     list_changed_at: Moment,
@@ -74,11 +74,11 @@ pub struct Ledger {
 
 /// When time alone may change something of a node, by the monotonic clock. A node is in it at its earliest time, and perhaps at later
 /// ones that no longer count.
-type Deadlines = BinaryHeap<Reverse<(Span, NodeName)>>;
+type Deadlines = BinaryHeap<Reverse<(CompactDuration, NodeName)>>;
 
 #[derive(Debug, Default)]
-struct Entry {
-    nodes: FewSet<NodeName>,
+struct ViolationEntry {
+    nodes: SortedVecSet<NodeName>,
     pod_gone: Option<Moment>,
 }
 
@@ -98,7 +98,7 @@ impl Ledger {
             unlisted: 0,
             rejected: Rejections::default(),
             revision: 0,
-            news: 0,
+            changes: 0,
             deadlines: BinaryHeap::new(),
             list: Arc::new([]),
             list_changed_at: now,
@@ -113,7 +113,7 @@ impl Ledger {
         for name in nodes {
             self.schedule(&name);
         }
-        self.tell_news();
+        self.count_change();
     }
 
     /// Which targets are expected to answer. `unlisted` are those that should exist but have no address.
@@ -139,7 +139,7 @@ impl Ledger {
         }
         self.drop_idle_nodes();
         self.unlisted = unlisted;
-        self.tell_news();
+        self.count_change();
     }
 
     /// A round over all targets is done. Rounds are counted for readiness and for limits per round.
@@ -189,7 +189,7 @@ impl Ledger {
             }));
         }
         if !changes.is_empty() {
-            self.tell_news();
+            self.count_change();
         }
         changes
     }
@@ -229,7 +229,7 @@ impl Ledger {
             self.drop_idle_nodes();
         }
         if expired || !changes.is_empty() {
-            self.tell_news();
+            self.count_change();
         }
         changes
     }
@@ -240,9 +240,9 @@ impl Ledger {
         }
     }
 
-    fn tell_news(&mut self) {
+    fn count_change(&mut self) {
         self.revision += 1;
-        self.news += 1;
+        self.changes += 1;
     }
 
     /// A node without evidence and without a target has nothing left to tell.
@@ -259,8 +259,8 @@ impl Ledger {
     /// Counts what may change a decision: something appeared, grew old or cleared, others are to be asked.
     ///
     /// That evidence has been renewed is no news: it matters when something else is decided. Nor is it that a round is done.
-    pub fn news(&self) -> u64 {
-        self.news
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// How many rounds are done.
@@ -271,7 +271,7 @@ impl Ledger {
 
 /// Notes when time alone may change something of a node, after anything else has changed it.
 fn schedule(name: &NodeName, node: &mut Node, rules: &Detection, deadlines: &mut Deadlines) {
-    let Some(at) = node.next_deadline(rules).map(Span::from) else { return };
+    let Some(at) = node.next_deadline(rules).map(CompactDuration::from) else { return };
     // Being looked at too early costs little, and nothing has to be found and taken out of the heap for it.
     if node.deadline.is_none_or(|noted| at < noted) {
         node.deadline = Some(at);
@@ -279,7 +279,7 @@ fn schedule(name: &NodeName, node: &mut Node, rules: &Detection, deadlines: &mut
     }
 }
 
-fn forget(violations: &mut BTreeMap<Key, Entry>, key: &Key, node: &NodeName) {
+fn forget(violations: &mut BTreeMap<Key, ViolationEntry>, key: &Key, node: &NodeName) {
     if let Some(entry) = violations.get_mut(key) {
         entry.nodes.remove(node);
         if entry.nodes.is_empty() {

@@ -7,12 +7,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::clock::{NodeClock, Reading, SCANS};
-use super::evidence::{ActiveFor, Evidence};
+use super::evidence::{ActiveFor, ViolationEvidence};
 use super::steps::{Longest, MAX_INTERVAL, Steps};
 use super::{ChangeKind, Detection, NodeChange};
 use crate::Moment;
-use crate::few::FewMap;
-use crate::moment::{Span, WallTime};
+use crate::sorted_vec::SortedVecMap;
+use crate::time::{CompactDuration, CompactTimestamp};
 use crate::names::{Key, KeyRef, Text};
 #[cfg(doc)]
 use crate::report::Outcome;
@@ -25,7 +25,7 @@ use crate::snapshot::NodeView;
 struct Hiding {
     key: Arc<Key>,
     /// Until when it hides others, by the node's odometer.
-    until: Span,
+    until: CompactDuration,
 }
 
 /// Since when a node that is there gives only answers that can't be used.
@@ -39,17 +39,17 @@ struct Unusable {
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Node {
     /// Answered time, in sum. Clearing clocks are differences of its readings.
-    pub(super) odometer: Span,
+    pub(super) odometer: CompactDuration,
     /// How much of it said nothing of one violation or another: no evidence has missed more. What is forgotten and listed once more
     /// begins with it.
-    pub(super) unheard: Span,
+    pub(super) unheard: CompactDuration,
     /// One of its answers has listed two violations, so a violation that its answers lack is absent. Until then, the
     /// agent is assumed to list one of several, and not in turn.
     lists_several: bool,
     hiding: Option<Hiding>,
     /// Answered time since the agent may have restarted. A restarted agent answers `[]` until its first scan, so its
     /// first scan interval of answers says nothing.
-    settled: Span,
+    settled: CompactDuration,
     since: Moment,
     last_answer: Option<Moment>,
     /// When anything of an answer came last, whether it could be used or not.
@@ -69,23 +69,23 @@ pub(super) struct Node {
     steps: Steps,
     /// The longest of these steps lately.
     longest: Longest,
-    latest: Option<WallTime>,
-    pub(super) evidence: FewMap<Key, Evidence>,
+    latest: Option<CompactTimestamp>,
+    pub(super) evidence: SortedVecMap<Key, ViolationEvidence>,
     /// The bytes of its long command lines, counted as in [`super::totals`].
     pub(super) cmdline_bytes: usize,
     pub(super) rejected: Rejections,
     /// When it is looked at next because time has passed, by the monotonic clock.
-    pub(super) deadline: Option<Span>,
+    pub(super) deadline: Option<CompactDuration>,
 }
 
 impl Node {
     pub(super) fn new(now: Moment) -> Self {
         Self {
-            odometer: Span::ZERO,
-            unheard: Span::ZERO,
+            odometer: CompactDuration::ZERO,
+            unheard: CompactDuration::ZERO,
             lists_several: false,
             hiding: None,
-            settled: Span::ZERO,
+            settled: CompactDuration::ZERO,
             since: now,
             last_answer: None,
             last_sign: now,
@@ -98,7 +98,7 @@ impl Node {
             steps: Steps::default(),
             longest: Longest::default(),
             latest: None,
-            evidence: FewMap::default(),
+            evidence: SortedVecMap::default(),
             cmdline_bytes: 0,
             rejected: Rejections::default(),
             deadline: None,
@@ -107,7 +107,7 @@ impl Node {
 
     /// The reading for a violation of which nothing is known yet.
     pub(super) fn reading(&self) -> Reading {
-        Reading { answered: self.odometer, unheard: self.unheard, before: Span::ZERO }
+        Reading { answered: self.odometer, unheard: self.unheard, before: CompactDuration::ZERO }
     }
 
     /// Notes whether a report is a sign of life, and whether it can be used. Returns a change when its answers could
@@ -144,7 +144,7 @@ impl Node {
         // Nothing listens at this address, so the agent is down and will have restarted when it answers again; unless
         // it listens at another address.
         if is_refused && !answers_elsewhere {
-            self.settled = Span::ZERO;
+            self.settled = CompactDuration::ZERO;
         }
     }
 
@@ -163,7 +163,7 @@ impl Node {
         let is_empty = is_empty.unwrap_or(!self.listed_something);
         if is_empty && self.listed_something {
             // The upstream agent never takes a record off its list, so this is how its restart looks.
-            self.settled = Span::ZERO;
+            self.settled = CompactDuration::ZERO;
         }
         self.listed_something = !is_empty;
         let warm_up = self.interval();
@@ -188,7 +188,7 @@ impl Node {
         let Some(key) = recent else { return };
         let longest = Some(self.longest.get().get()).filter(|longest| !longest.is_zero());
         let scans = longest.unwrap_or(MAX_INTERVAL).saturating_mul(2);
-        let away = self.evidence.get(&key).map_or(Span::ZERO, Evidence::away);
+        let away = self.evidence.get(&key).map_or(CompactDuration::ZERO, ViolationEvidence::away);
         let wait = scans.saturating_add(rules.answer_gap).min(self.clock(rules).required_of(away));
         let until = self.odometer.get().saturating_add(wait).into();
         match &mut self.hiding {
@@ -275,7 +275,7 @@ impl Node {
     /// Steps between the records of one answer do not count: they belong to one scan, and would make the interval, and
     /// with it the caution of the clearing clock, too small.
     pub(super) fn learn_interval(&mut self, newest: Option<Timestamp>) {
-        let Some(newest) = newest.map(WallTime::from) else { return };
+        let Some(newest) = newest.map(CompactTimestamp::from) else { return };
         if let Some(latest) = self.latest
             && newest > latest
         {
@@ -350,7 +350,7 @@ impl Node {
     }
 
     /// What is known of a violation, with its key as it is held here.
-    pub(super) fn evidence_of(&mut self, key: KeyRef<'_>) -> Option<(&Key, &mut Evidence)> {
+    pub(super) fn evidence_of(&mut self, key: KeyRef<'_>) -> Option<(&Key, &mut ViolationEvidence)> {
         self.evidence.find_mut(|known| known.view().cmp(&key))
     }
 
@@ -393,7 +393,7 @@ impl Node {
     pub(super) fn view(&self, rules: &Detection) -> NodeView {
         NodeView {
             clock: self.clock(rules),
-            interval: self.steps.usual().map(Span::from),
+            interval: self.steps.usual().map(CompactDuration::from),
             lists_several: self.lists_several,
             records: self.evidence.values().filter(|evidence| !evidence.is_cleared()).count(),
             last_answer: self.last_answer.map(|at| at.wall().into()),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::moment::Span;
+use crate::time::CompactDuration;
 
 /// The longest scan interval that is believed: otherwise an agent could keep its violations for ever.
 pub(super) const MAX_INTERVAL: Duration = Duration::from_hours(1);
@@ -58,11 +58,11 @@ const MEMORY: u32 = 8;
 /// Steps are forgotten by time and not by number, because a tenant can cause any number of short steps, but they take
 /// only the time that they last.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Longest(Span);
+pub(super) struct Longest(CompactDuration);
 
 impl Default for Longest {
     fn default() -> Self {
-        Self(Span::ZERO)
+        Self(CompactDuration::ZERO)
     }
 }
 
@@ -77,7 +77,7 @@ impl Longest {
     }
 
     /// The longest step; zero if there was none.
-    pub(super) fn get(self) -> Span {
+    pub(super) fn get(self) -> CompactDuration {
         self.0
     }
 }

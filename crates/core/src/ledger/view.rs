@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::target::TargetEntry;
-use super::{Cleared, Entry, Ledger, Presence};
+use super::{Cleared, ViolationEntry, Ledger, Presence};
 use crate::Moment;
 use crate::names::Key;
 use crate::snapshot::{Coverage, Snapshot, State, TargetState, TargetView, Violation};
@@ -50,7 +50,7 @@ impl Ledger {
             at: now,
             since: self.since,
             revision: self.revision,
-            news: self.news,
+            changes: self.changes,
             rounds: self.rounds,
             nodes: self.nodes.iter().map(|(name, node)| (name.clone(), node.view(&self.rules))).collect(),
             violations,
@@ -62,7 +62,7 @@ impl Ledger {
         }
     }
 
-    fn view(&self, key: &Key, entry: &Entry, now: Moment) -> Option<Violation> {
+    fn view(&self, key: &Key, entry: &ViolationEntry, now: Moment) -> Option<Violation> {
         let evidence = entry.nodes.iter().filter_map(|name| {
             let node = self.nodes.get(name)?;
             let (evidence, active_for) = (node.evidence.get(key)?, node.active_for(&self.rules));

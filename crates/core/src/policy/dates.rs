@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::believed::Believed;
+use super::believed_time::BelievedTime;
 use super::leader_clock::LeaderClock;
 use crate::Moment;
-use crate::moment::WallTime;
+use crate::time::CompactTimestamp;
 use crate::state::incident as kept;
 
 /// How far the monotonic clock may lag behind a correct wall clock.
@@ -33,7 +33,7 @@ pub(super) struct Dates {
     /// first evaluation. Dates that appear after it are new.
     start: Option<(Moment, Option<Timestamp>)>,
     /// `None` before the first evaluation if nothing is persisted.
-    believed: Option<Believed>,
+    believed: Option<BelievedTime>,
     /// The latest date of an exemption that was over. The believed time may be earlier, because a date that became known
     /// after the start is judged by the wall clock: the next leader must not take it for one that lies ahead.
     latest_over: Option<Timestamp>,
@@ -56,24 +56,24 @@ struct Known {
     /// The monotonic time since when it has been over without interruption.
     over_since: Option<Duration>,
     /// The alert about its doubt has been raised.
-    is_told: bool,
+    is_alerted: bool,
 }
 
 /// Whether what a date limits is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Force {
+pub(super) enum Validity {
     /// In force.
-    Full,
+    InForce,
     /// In doubt: nothing is blocked anew, and nothing that is blocked is opened.
     Doubtful,
     /// Over.
     Over,
 }
 
-impl Force {
+impl Validity {
     /// Whether an exemption or release with this force covers an App.
     pub(super) fn covers(self, is_blocked: bool) -> bool {
-        self == Self::Full || self == Self::Doubtful && !is_blocked
+        self == Self::InForce || self == Self::Doubtful && !is_blocked
     }
 }
 
@@ -83,7 +83,7 @@ impl Known {
         let left = distance(now.wall(), until);
         let needed = known_left.clamp(left, left.saturating_add(LINGER));
         let was_over = before.is_some_and(|before| distance(before, until) <= TOLERANCE);
-        Self { since: now.uptime(), needed, was_over, over_since: None, is_told: false }
+        Self { since: now.uptime(), needed, was_over, over_since: None, is_alerted: false }
     }
 
     fn has_elapsed(&self, now: Moment) -> bool {
@@ -97,11 +97,11 @@ impl Known {
         unmeasured.max(distance(now.wall(), until))
     }
 
-    fn force(&self, until: Timestamp, now: Moment) -> Force {
+    fn force(&self, until: Timestamp, now: Moment) -> Validity {
         match (now.wall() >= until, self.has_elapsed(now)) {
-            (true, true) => Force::Over,
-            (false, _) if !self.was_over => Force::Full,
-            _ => Force::Doubtful,
+            (true, true) => Validity::Over,
+            (false, _) if !self.was_over => Validity::InForce,
+            _ => Validity::Doubtful,
         }
     }
 }
@@ -110,7 +110,7 @@ impl Dates {
     /// The dates after a start. `before` is the latest time that an earlier leader believed and persisted, and `last` what
     /// the last leader believed.
     pub(super) fn restored(before: Option<Timestamp>, last: Option<kept::WallClock>, now: Moment) -> Self {
-        let believed = last.map(|last| Believed::restored(&last, now));
+        let believed = last.map(|last| BelievedTime::restored(&last, now));
         let latest_over = last.and_then(|last| last.latest_over);
         let before = before.max(latest_over);
         Self {
@@ -143,16 +143,16 @@ impl Dates {
     }
 
     /// The wall time that is believed, in the form that is persisted.
-    pub(super) fn kept(&self) -> Option<kept::WallClock> {
+    pub(super) fn persisted(&self) -> Option<kept::WallClock> {
         let latest_over = self.latest_over;
-        self.believed.as_ref().map(|believed| kept::WallClock { latest_over, ..believed.kept() })
+        self.believed.as_ref().map(|believed| kept::WallClock { latest_over, ..believed.persisted() })
     }
 
     /// Takes the dates in use, each with the earliest reading of `clock` at which it has passed, where that is
     /// persisted. Returns those that will be in doubt for longer than [`SHORT`], each once.
     pub(super) fn note(
         &mut self,
-        dates: impl IntoIterator<Item = (Timestamp, Option<WallTime>)>,
+        dates: impl IntoIterator<Item = (Timestamp, Option<CompactTimestamp>)>,
         clock: &LeaderClock,
         now: Moment,
     ) -> Vec<Timestamp> {
@@ -161,9 +161,9 @@ impl Dates {
         let (since, before) = self.start.take().unwrap_or((now, None));
         let is_forgotten = self.forget_latest_over(now);
         self.is_forgotten = is_forgotten;
-        let believed = self.believed.get_or_insert_with(|| Believed::new(since));
+        let believed = self.believed.get_or_insert_with(|| BelievedTime::new(since));
         believed.update(since);
-        let mut latest: BTreeMap<Timestamp, Option<WallTime>> = BTreeMap::new();
+        let mut latest: BTreeMap<Timestamp, Option<CompactTimestamp>> = BTreeMap::new();
         for (until, by_clock) in dates {
             let known = latest.entry(until).or_default();
             *known = (*known).max(by_clock);
@@ -185,16 +185,16 @@ impl Dates {
                 new
             });
             if is_forgotten && by_clock.is_none() && now.wall() < until {
-                (known.was_over, known.is_told) = (false, false);
+                (known.was_over, known.is_alerted) = (false, false);
             }
             let force = known.force(until, now);
-            known.over_since = (force == Force::Over).then(|| known.over_since.unwrap_or(now.uptime()));
-            known.was_over |= force == Force::Over;
-            if force == Force::Over && by_clock.is_none() {
+            known.over_since = (force == Validity::Over).then(|| known.over_since.unwrap_or(now.uptime()));
+            known.was_over |= force == Validity::Over;
+            if force == Validity::Over && by_clock.is_none() {
                 self.latest_over = self.latest_over.max(Some(until));
             }
-            if force == Force::Doubtful && !known.is_told && known.doubt_left(until, now) > SHORT {
-                known.is_told = true;
+            if force == Validity::Doubtful && !known.is_alerted && known.doubt_left(until, now) > SHORT {
+                known.is_alerted = true;
                 doubtful.push(until);
             }
             self.known.insert(until, known);
@@ -218,8 +218,8 @@ impl Dates {
     }
 
     /// The force of `until` now; [`Force::Doubtful`] if [`Dates::note`] has not noted it.
-    pub(super) fn force(&self, until: Timestamp, now: Moment) -> Force {
-        self.known.get(&until).map_or(Force::Doubtful, |known| known.force(until, now))
+    pub(super) fn validity(&self, until: Timestamp, now: Moment) -> Validity {
+        self.known.get(&until).map_or(Validity::Doubtful, |known| known.force(until, now))
     }
 
     /// Whether `until` passed so long ago that its release can be forgotten. Not at once, so that a wall clock that is

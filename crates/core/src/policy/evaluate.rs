@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::book::{Book, Last};
-use super::dates::{Dates, Force};
+use super::incidents::{Incidents, LastPlan};
+use super::dates::{Dates, Validity};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
-use super::facts::Facts;
-use super::ground::{ClearedGround, Ground};
-use super::incident::{EvidenceId, Incident, Standing};
-use super::notify::{may_be_told, telling};
+use super::cluster_facts::ClusterFacts;
+use super::accepted_evidence::{ClearingCause, AcceptedEvidence};
+use super::incident::{EvidenceId, Incident, Phase};
+use super::notify::{may_be_notified, notification_kind};
 use super::plan_builder::{block, closed_too, same};
-use super::refusals::Refusals;
+use super::namespace_refusals::NamespaceRefusals;
 use super::renamed::{Holds, Releases};
 use super::{Mode, Policy};
 use crate::Moment;
@@ -53,15 +53,15 @@ pub struct Decided {
     pub unverified: usize,
 }
 
-pub(super) struct Pass<'a> {
+pub(super) struct EvaluationContext<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) policy: &'a Policy,
-    pub(super) facts: &'a Facts,
+    pub(super) facts: &'a ClusterFacts,
     pub(super) now: Moment,
-    pub(super) refusals: Refusals<'a>,
+    pub(super) refusals: NamespaceRefusals<'a>,
     pub(super) dates: Dates,
     /// Whether each of the policy's exemptions is in force now, in their order.
-    pub(super) exemptions: Vec<Force>,
+    pub(super) exemptions: Vec<Validity>,
     /// Operators' releases, by the earlier names of Apps.
     pub(super) released: Releases,
     /// The holds of brakes, by the earlier names of Apps.
@@ -78,19 +78,19 @@ pub(super) struct Pass<'a> {
     pub(super) alerts: Vec<Alert>,
 }
 
-const ENDING: &str = "the namespace is being deleted";
+const NAMESPACE_IS_BEING_DELETED: &str = "the namespace is being deleted";
 
 /// What an incident asks for, before the brakes are asked.
-enum Wish {
+enum Action {
     Nothing,
     Block,
     /// With the reason, if it is another than that nothing is left.
-    Release(Option<String>, Basis),
+    Release(Option<String>, ReleaseBasis),
 }
 
 /// The basis of a release.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Basis {
+pub(super) enum ReleaseBasis {
     /// The rules: the accusations have cleared. The brakes apply.
     Rules,
     /// The cluster proves that the App or its namespace is gone or being deleted, so the release opens nothing, if the
@@ -98,14 +98,14 @@ pub(super) enum Basis {
     Proof,
 }
 
-impl Book {
+impl Incidents {
     /// Decides, and says what follows. The same inputs give the same outcome; evaluating again without a change decides nothing
     /// new.
     pub fn evaluate(
         &mut self,
         snapshot: &Snapshot,
         policy: &Policy,
-        facts: &Facts,
+        facts: &ClusterFacts,
         now: Moment,
     ) -> Evaluation {
         let Decided { decisions, alerts, disputes, unverified } = self.decide(snapshot, policy, facts, now);
@@ -114,60 +114,60 @@ impl Book {
     }
 
     /// Decides. What follows is said by [`Book::plan`], after what could not be kept is taken back (see [`Book::take_back`]).
-    pub fn decide(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &Facts, now: Moment) -> Decided {
+    pub fn decide(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &ClusterFacts, now: Moment) -> Decided {
         let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
         let reading = self.clock.read(now);
         let dates = std::mem::take(&mut self.dates);
         let (exemptions, unjudged) = (Vec::new(), BTreeSet::new());
-        let mut pass = Pass {
+        let mut pass = EvaluationContext {
             snapshot,
             policy,
             facts,
             now,
-            refusals: Refusals::new(policy),
+            refusals: NamespaceRefusals::new(policy),
             dates,
             exemptions,
             released: Releases::new(),
             held: Holds::new(),
             keeps_refused: policy.mode == Mode::Paused,
-            aside: self.aside.apps(),
+            aside: self.unreadable.apps(),
             doubtful,
             unjudged,
             decisions,
             alerts,
         };
         self.note_dates(&mut pass);
-        let unverified = self.hear(&mut pass);
+        let unverified = self.apply_evidence(&mut pass);
         (pass.released, pass.held) = self.of_earlier_names();
-        self.clear_grounds(&pass);
+        self.clear_evidence(&pass);
         self.admit(&mut pass);
         self.admit_refusals(&mut pass);
 
         let mut blocks: Vec<(Moment, App)> = Vec::new();
-        let mut releases: Vec<(App, Option<String>, Basis)> = Vec::new();
-        for (app, incident) in &mut self.incidents {
+        let mut releases: Vec<(App, Option<String>, ReleaseBasis)> = Vec::new();
+        for (app, incident) in &mut self.by_app {
             incident.limit_forgotten(app, &pass);
             match Self::judge(app, incident, &mut pass) {
-                Wish::Nothing => {}
-                Wish::Release(why, basis) => releases.push((app.clone(), why, basis)),
-                Wish::Block => {
-                    let fresh_at = incident.grounds.values().map(|ground| ground.fresh_at).min();
+                Action::Nothing => {}
+                Action::Release(why, basis) => releases.push((app.clone(), why, basis)),
+                Action::Block => {
+                    let fresh_at = incident.accepted.values().map(|ground| ground.fresh_at).min();
                     blocks.push((fresh_at.unwrap_or(now), app.clone()));
                 }
             }
         }
         // First come, first blocked; what arrived together goes by name, so that the outcome is the same each time.
         blocks.sort();
-        self.brake(&mut pass, reading, blocks, releases);
+        self.apply_brakes(&mut pass, reading, blocks, releases);
         self.note_withheld(policy);
         self.forget(policy, now);
-        self.tell(&mut pass);
-        let Pass { decisions, alerts, dates, .. } = pass;
+        self.notify_tenants(&mut pass);
+        let EvaluationContext { decisions, alerts, dates, .. } = pass;
         self.dates = dates;
         // A dispute is not the App's doing: whoever lies about it must not push its decisions out of its log.
         for decision in decisions.iter().filter(|decision| decision.kind != DecisionKind::Disputed) {
-            if let Some(incident) = self.incidents.get_mut(&decision.app) {
-                incident.note(decision);
+            if let Some(incident) = self.by_app.get_mut(&decision.app) {
+                incident.log_decision(decision);
             }
         }
         let dispute = |((key, node), reason): (&(Key, NodeName), &String)| Dispute {
@@ -180,28 +180,28 @@ impl Book {
     }
 
     /// Updates which exemptions and releases are in force, and forgets releases that ended long ago.
-    fn note_dates(&mut self, pass: &mut Pass<'_>) {
+    fn note_dates(&mut self, pass: &mut EvaluationContext<'_>) {
         let now = pass.now;
         let exemptions = pass.policy.exemptions.iter().chain(&pass.policy.unread_exemptions);
         let exempted = exemptions.filter_map(|exemption| Some((exemption.until?, None)));
-        let with_releases = self.incidents.iter().filter(|(_, incident)| !incident.releases.is_empty());
+        let with_releases = self.by_app.iter().filter(|(_, incident)| !incident.releases.is_empty());
         let apps: Vec<App> = with_releases.map(|(app, _)| app.clone()).collect();
-        let releases = apps.iter().filter_map(|app| self.incidents.get(app)).flat_map(|it| &it.releases);
+        let releases = apps.iter().filter_map(|app| self.by_app.get(app)).flat_map(|it| &it.releases);
         let until = releases.map(|release| (release.until, release.until_by_clock));
         let doubtful = pass.dates.note(exempted.chain(until), &self.clock, now);
         if let Some(first) = doubtful.first() {
-            pass.alerts.push(Alert::Clock { message: doubt(doubtful.len(), *first, now) });
+            pass.alerts.push(Alert::Clock { message: clock_doubt(doubtful.len(), *first, now) });
         }
         for app in apps {
-            let Some(incident) = self.incidents.get_mut(&app) else { continue };
+            let Some(incident) = self.by_app.get_mut(&app) else { continue };
             if incident.releases.iter().any(|release| pass.dates.is_history(release.until, now)) {
-                incident.file().reset_rare(|rare| {
+                incident.persisted_mut().reset_rare(|rare| {
                     rare.releases.retain(|release| !pass.dates.is_history(release.until, now));
                 });
             }
         }
         let force =
-            |until: Option<Timestamp>| until.map_or(Force::Full, |until| pass.dates.force(until, now));
+            |until: Option<Timestamp>| until.map_or(Validity::InForce, |until| pass.dates.validity(until, now));
         pass.exemptions = pass.policy.exemptions.iter().map(|exemption| force(exemption.until)).collect();
     }
 
@@ -209,107 +209,107 @@ impl Book {
     /// not with time.
     pub fn next_deadline(&self, policy: &Policy, now: Moment) -> Option<Moment> {
         let dates = self.dates.changes(now);
-        let graces = self.incidents.values().flat_map(|incident| incident.deadlines(policy));
+        let graces = self.by_app.values().flat_map(|incident| incident.deadlines(policy));
         dates.chain(graces).filter(|at| at.uptime() > now.uptime()).min()
     }
 
     /// Whether something may be decided at the end of a round, without any other news: what was blocked before the start and
     /// is not known since, and what is not judged yet.
     pub fn waits_for_rounds(&self) -> bool {
-        !self.unjudged.is_empty() || self.incidents.values().any(Incident::waits_for_all)
+        !self.unjudged.is_empty() || self.by_app.values().any(Incident::waits_for_all)
     }
 
     /// What one incident asks for. Does at once what no brake is asked about.
-    fn judge(app: &App, incident: &mut Incident, pass: &mut Pass<'_>) -> Wish {
-        if matches!(incident.standing, Standing::Ended { .. }) {
+    fn judge(app: &App, incident: &mut Incident, pass: &mut EvaluationContext<'_>) -> Action {
+        if matches!(incident.phase, Phase::Ended { .. }) {
             incident.review_grace(app, &[], pass);
-            return Wish::Nothing;
+            return Action::Nothing;
         }
-        let wanted_look = incident.wants_look.take().map(|since| *since);
+        let wanted_look = incident.read_wanted_since.take().map(|since| *since);
         let excuses = incident.excuses(app, pass);
         incident.review_grace(app, &excuses, pass);
         let is_reason =
-            |(g, excuse): (&Ground, &Option<String>)| incident.is_reason(g, excuse.as_deref(), pass);
-        let active = incident.grounds.values().zip(&excuses).any(is_reason);
-        let is_kept = pass.keeps_refused && matches!(incident.standing, Standing::Blocked { .. });
+            |(g, excuse): (&AcceptedEvidence, &Option<String>)| incident.justifies_block(g, excuse.as_deref(), pass);
+        let active = incident.accepted.values().zip(&excuses).any(is_reason);
+        let is_kept = pass.keeps_refused && matches!(incident.phase, Phase::Blocked { .. });
         let refused = pass.refusals.of(&app.namespace).filter(|_| !is_kept);
         let covered = refused.map(str::to_owned).or_else(|| incident.covered(app, &excuses, pass));
         // What runs on in it while it is being deleted stays closed: a Pod may take its time to end.
-        let is_closed = matches!(incident.standing, Standing::Blocked { dry_run: false, .. });
+        let is_closed = matches!(incident.phase, Phase::Blocked { dry_run: false, .. });
         let is_ending =
             pass.facts.terminating.contains(&app.namespace) && (!is_closed || pass.facts.is_gone(app));
-        let covered = covered.or_else(|| is_ending.then(|| ENDING.to_owned()));
+        let covered = covered.or_else(|| is_ending.then(|| NAMESPACE_IS_BEING_DELETED.to_owned()));
         if is_ending
-            && covered.as_deref() == Some(ENDING)
-            && matches!(incident.standing, Standing::Blocked { .. })
+            && covered.as_deref() == Some(NAMESPACE_IS_BEING_DELETED)
+            && matches!(incident.phase, Phase::Blocked { .. })
         {
             let may = pass.policy.mode != Mode::Paused;
-            return if may { Wish::Release(covered, Basis::Proof) } else { Wish::Nothing };
+            return if may { Action::Release(covered, ReleaseBasis::Proof) } else { Action::Nothing };
         }
         if let Some(why) = covered {
-            if matches!(incident.standing, Standing::Blocked { .. }) {
+            if matches!(incident.phase, Phase::Blocked { .. }) {
                 pass.decide(app, DecisionKind::Released, why.clone());
             } else if incident.exempted.is_none() {
                 pass.decide(app, DecisionKind::Exempted, why.clone());
             }
             incident.excuse(why, pass.now);
-            return Wish::Nothing;
+            return Action::Nothing;
         }
         if incident.exempted.is_some() {
-            incident.file().reset_rare(|rare| rare.exempted = None);
+            incident.persisted_mut().reset_rare(|rare| rare.exempted = None);
         }
 
-        if incident.grounds.is_empty() {
+        if incident.accepted.is_empty() {
             // Not as of when its last ground cleared: what could not be released then may have come back since.
             let is_gone = pass.facts.is_gone(app);
-            return match incident.standing {
-                Standing::Blocked { .. } if pass.policy.mode == Mode::Paused => Wish::Nothing,
+            return match incident.phase {
+                Phase::Blocked { .. } if pass.policy.mode == Mode::Paused => Action::Nothing,
                 // An App that is gone can't be opened, so no hold on its release matters.
-                Standing::Blocked { .. } if is_gone => Wish::Release(None, Basis::Proof),
+                Phase::Blocked { .. } if is_gone => Action::Release(None, ReleaseBasis::Proof),
                 // Accusations in this namespace are not taken in, so having none left proves no absence.
-                Standing::Blocked { .. } if pass.refusals.of(&app.namespace).is_some() => Wish::Nothing,
-                Standing::Blocked { .. } if incident.release_held.is_some() => Wish::Nothing,
+                Phase::Blocked { .. } if pass.refusals.of(&app.namespace).is_some() => Action::Nothing,
+                Phase::Blocked { .. } if incident.release_held.is_some() => Action::Nothing,
                 // Some of its nodes are not known, so all nodes must have answered for long enough.
-                Standing::Blocked { .. }
+                Phase::Blocked { .. }
                     if (incident.inherited.is_some() || incident.omitted > 0)
                         && (pass.doubtful.contains(&app.namespace)
                             || !pass.snapshot.is_settled(pass.policy.unreachable_limit)) =>
                 {
-                    Wish::Nothing
+                    Action::Nothing
                 }
-                Standing::Blocked { .. } if incident.may_be_accused(app, pass) => Wish::Nothing,
-                Standing::Blocked { .. } => Wish::Release(None, Basis::Rules),
+                Phase::Blocked { .. } if incident.may_be_accused(app, pass) => Action::Nothing,
+                Phase::Blocked { .. } => Action::Release(None, ReleaseBasis::Rules),
                 _ => {
                     let reason = cleared_reason(app, incident.cleared, pass);
                     pass.decide(app, DecisionKind::Closed, reason);
                     incident.end(pass.now);
-                    Wish::Nothing
+                    Action::Nothing
                 }
             };
         }
-        if let Standing::Blocked { dry_run, .. } = incident.standing {
+        if let Phase::Blocked { dry_run, .. } = incident.phase {
             if !dry_run || pass.policy.mode != Mode::Enforce {
-                return Wish::Nothing;
+                return Action::Nothing;
             }
             // What dry-run decided had no effect: it becomes real like any new block, brakes included.
-            incident.stand(Standing::Watched);
+            incident.set_phase(Phase::Watched);
         }
         incident.take_earlier_hold(&pass.held);
-        if incident.standing != Standing::Held
+        if incident.phase != Phase::Held
             && let Some((_, brake)) = incident.held.as_ref().filter(|_| !incident.approved)
         {
             let reason =
                 format!("still held: {}; {}", brake.reason(&pass.policy.brake), incident.accusation());
             pass.decide(app, DecisionKind::Held, reason);
-            incident.stand(Standing::Held);
+            incident.set_phase(Phase::Held);
         }
-        if incident.standing == Standing::Held || pass.policy.mode == Mode::Paused {
-            return Wish::Nothing;
+        if incident.phase == Phase::Held || pass.policy.mode == Mode::Paused {
+            return Action::Nothing;
         }
         if !active {
             // Evidence that was renewed since is not judged yet: it waits for the look that was wanted before.
-            incident.wants_look = wanted_look.filter(|_| incident.has_unjudged(pass)).map(Box::new);
-            return Wish::Nothing;
+            incident.read_wanted_since = wanted_look.filter(|_| incident.has_unjudged(pass)).map(Box::new);
+            return Action::Nothing;
         }
         if incident
             .formerly
@@ -318,26 +318,26 @@ impl Book {
             .any(|name| pass.may_exempt(name) || pass.aside.contains(name))
         {
             // What can't be read may say that the App is not to be blocked. A late block is better than a wrong one.
-            return Wish::Nothing;
+            return Action::Nothing;
         }
         if !incident.is_due(app, &excuses, pass) {
-            return Wish::Nothing;
+            return Action::Nothing;
         }
         if incident.is_proven(&excuses, wanted_look, pass) {
-            return Wish::Block;
+            return Action::Block;
         }
-        incident.wants_look = Some(Box::new(wanted_look.unwrap_or(pass.now)));
-        Wish::Nothing
+        incident.read_wanted_since = Some(Box::new(wanted_look.unwrap_or(pass.now)));
+        Action::Nothing
     }
 
     /// What follows from the book as it is.
-    pub fn plan(&mut self, policy: &Policy, facts: &Facts, now: Moment) -> Plan {
+    pub fn plan(&mut self, policy: &Policy, facts: &ClusterFacts, now: Moment) -> Plan {
         // Whatever has been decided has been kept by now, so both are as they will be for a while.
         let [incidents, effective] = &mut self.dense;
-        incidents.fill(&mut self.incidents);
-        effective.fill(&mut self.effective);
+        incidents.fill(&mut self.by_app);
+        effective.fill(&mut self.committed);
         let mode = policy.mode;
-        let last = std::mem::take(&mut self.last);
+        let last = std::mem::take(&mut self.last_plan);
         let mut blocks = Vec::with_capacity(last.blocks.len());
         let mut notices = Vec::with_capacity(last.notices.len());
         let (mut last_blocks, mut last_notices) = (last.blocks.into_iter(), last.notices.into_iter());
@@ -345,10 +345,10 @@ impl Book {
         // that look the same.
         let mut standing = last.standing.0.build_hasher();
         let mut summary = Summary { blocked: 0, in_grace: 0, held: 0, changed: now.wall() };
-        for (app, incident) in &self.incidents {
-            let phase = phase(incident, mode);
-            match (phase, incident.standing) {
-                (NoticePhase::Blocked, Standing::Blocked { since, .. }) => {
+        for (app, incident) in &self.by_app {
+            let phase = notice_phase(incident, mode);
+            match (phase, incident.phase) {
+                (NoticePhase::Blocked, Phase::Blocked { since, .. }) => {
                     summary.blocked += 1;
                     (app, 0_u8).hash(&mut standing);
                     blocks.push(same(
@@ -357,22 +357,22 @@ impl Book {
                         block(app, incident, since.wall()),
                     ));
                 }
-                (_, Standing::Grace { .. }) => {
+                (_, Phase::Grace { .. }) => {
                     summary.in_grace += 1;
                     (app, 1_u8).hash(&mut standing);
                 }
-                (_, Standing::Held) => {
+                (_, Phase::Held) => {
                     summary.held += 1;
                     (app, 2_u8).hash(&mut standing);
                 }
                 _ => {}
             }
             // A tenant that waits to be told, or is not to be told, keeps the Notification that it has.
-            let told = incident.told.filter(|told| told.what == telling(&phase));
-            if let Some(told) = told.filter(|_| may_be_told(app, incident, policy, facts)) {
+            let told = incident.notification.filter(|told| told.kind == notification_kind(&phase));
+            if let Some(told) = told.filter(|_| may_be_notified(app, incident, policy, facts)) {
                 let notice = Notice {
                     app: app.clone(),
-                    told: told.at.get(),
+                    sent_at: told.sent_at.get(),
                     inherited: told.inherited,
                     phase,
                     processes: incident.processes.iter().cloned().collect(),
@@ -381,9 +381,9 @@ impl Book {
                 notices.push(same(&mut last_notices, |last| last.app.cmp(app), notice));
             }
         }
-        summary.blocked += self.aside.blocks().count();
-        self.aside.blocks().for_each(|block| (&block.app, 0_u8).hash(&mut standing));
-        self.aside.add_to(&mut blocks);
+        summary.blocked += self.unreadable.blocks().count();
+        self.unreadable.blocks().for_each(|block| (&block.app, 0_u8).hash(&mut standing));
+        self.unreadable.add_to(&mut blocks);
         // They live until the next plan, and `last` has copies of them.
         blocks.shrink_to_fit();
         notices.shrink_to_fit();
@@ -392,41 +392,41 @@ impl Book {
         let before = before.filter(|(before, _)| *before == standing);
         summary.changed = before.map_or(summary.changed, |(_, changed)| changed);
         let standing = (hashing, Some((standing, summary.changed)));
-        self.last = Last { blocks: blocks.clone(), notices: notices.clone(), standing };
+        self.last_plan = LastPlan { blocks: blocks.clone(), notices: notices.clone(), standing };
         Plan { mode, blocks, notices, summary }
     }
 }
 
 /// What is happening to an App, as its tenant is told.
-pub(super) fn phase(incident: &Incident, mode: Mode) -> NoticePhase {
-    match incident.standing {
-        Standing::Blocked { dry_run, .. } if !dry_run || mode == Mode::DryRun => NoticePhase::Blocked,
-        Standing::Grace { until } => NoticePhase::Grace { until: until.wall() },
+pub(super) fn notice_phase(incident: &Incident, mode: Mode) -> NoticePhase {
+    match incident.phase {
+        Phase::Blocked { dry_run, .. } if !dry_run || mode == Mode::DryRun => NoticePhase::Blocked,
+        Phase::Grace { until } => NoticePhase::Grace { until: until.wall() },
         _ => NoticePhase::Recovered,
     }
 }
 
-impl Book {
+impl Incidents {
     /// What is blocked and held as of the last decision, without deciding anything: what a replica shows that only follows.
-    pub fn standing(&self, policy: &Policy, now: Moment) -> Plan {
+    pub fn current_plan(&self, policy: &Policy, now: Moment) -> Plan {
         let mut plan = Plan::empty(policy.mode, now.wall());
-        for (app, incident) in &self.incidents {
-            match incident.standing {
-                Standing::Blocked { since, .. } => {
+        for (app, incident) in &self.by_app {
+            match incident.phase {
+                Phase::Blocked { since, .. } => {
                     plan.blocks.push(Arc::new(block(app, incident, since.wall())));
                 }
-                Standing::Grace { .. } => plan.summary.in_grace += 1,
-                Standing::Held => plan.summary.held += 1,
-                Standing::Watched | Standing::Ended { .. } => {}
+                Phase::Grace { .. } => plan.summary.in_grace += 1,
+                Phase::Held => plan.summary.held += 1,
+                Phase::Watched | Phase::Ended { .. } => {}
             }
         }
-        self.aside.add_to(&mut plan.blocks);
+        self.unreadable.add_to(&mut plan.blocks);
         plan.summary.blocked = plan.blocks.len();
         plan
     }
 }
 
-impl Pass<'_> {
+impl EvaluationContext<'_> {
     pub(super) fn alert(&mut self, alert: Alert) {
         self.alerts.push(alert);
     }
@@ -438,7 +438,7 @@ impl Pass<'_> {
 
     /// Whether an exemption that can't be read completely may cover accusations of `app`.
     fn may_exempt(&self, app: &App) -> bool {
-        let is_over = |until| self.dates.force(until, self.now) == Force::Over;
+        let is_over = |until| self.dates.validity(until, self.now) == Validity::Over;
         let mut unread = self.policy.unread_exemptions.iter();
         unread.any(|exemption| !exemption.until.is_some_and(is_over) && exemption.may_cover(app))
     }
@@ -455,7 +455,7 @@ impl Pass<'_> {
     }
 }
 
-fn doubt(dates: usize, first: Timestamp, now: Moment) -> String {
+fn clock_doubt(dates: usize, first: Timestamp, now: Moment) -> String {
     format!(
         "the wall clock of this replica says {}, and disagrees with the time that leaders have measured or believed about whether {dates} \
          dates of exemptions or releases ({first} and later) have passed. What these cover is neither blocked anew nor opened until both \
@@ -465,21 +465,21 @@ fn doubt(dates: usize, first: Timestamp, now: Moment) -> String {
     )
 }
 
-pub(super) fn cleared_reason(app: &App, cleared: Option<ClearedGround>, pass: &Pass<'_>) -> String {
+pub(super) fn cleared_reason(app: &App, cleared: Option<ClearingCause>, pass: &EvaluationContext<'_>) -> String {
     match cleared {
-        Some(ClearedGround::AppGone) if pass.facts.is_gone(app) => "no Pod of the App remains".to_owned(),
-        Some(ClearedGround::AppGone) => {
+        Some(ClearingCause::AppGone) if pass.facts.is_gone(app) => "no Pod of the App remains".to_owned(),
+        Some(ClearingCause::AppGone) => {
             "no Pod of the App remained, and nothing has been accepted against it since".to_owned()
         }
-        Some(ClearedGround::By(Cleared::Unreachable)) => {
+        Some(ClearingCause::By(Cleared::Unreachable)) => {
             "its node has not answered for detection.unreachable_limit".to_owned()
         }
-        Some(ClearedGround::By(Cleared::Hidden)) => {
+        Some(ClearingCause::By(Cleared::Hidden)) => {
             "its node has answered for detection.unreachable_limit in sum, but during too much of it another process's record hid it, or \
              records of its namespace were left out"
                 .to_owned()
         }
-        Some(ClearedGround::By(Cleared::ByClock | Cleared::PodGone)) => {
+        Some(ClearingCause::By(Cleared::ByClock | Cleared::PodGone)) => {
             "its node has answered for the whole clearing time without fresh evidence".to_owned()
         }
         None => format!("nothing is left of the accusation as of {}", pass.now.wall()),

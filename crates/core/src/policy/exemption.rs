@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use regex::Regex;
 
-use super::book::Book;
-use super::dates::Force;
+use super::incidents::Incidents;
+use super::dates::Validity;
 use super::decision::Alert;
-use super::evaluate::Pass;
-use super::incident::{Incident, Standing};
+use super::evaluate::EvaluationContext;
+use super::incident::{Incident, Phase};
 use super::{BrakeRules, Policy};
 use crate::hash::stable_hash;
 use crate::names::{App, Text};
@@ -159,14 +159,14 @@ pub struct Withheld {
     pub reason: String,
 }
 
-impl Book {
+impl Incidents {
     /// The place of what [`Book::withheld`] says of namespaces that may not be blocked.
     pub const REFUSALS: &str = "enforcement.namespaces, enforcement.protected_namespaces";
 
     /// Withholds exemptions that would open more tenants than allowed without an operator's confirmation. A withheld
     /// exemption has no effect until an operator changes it, even if the number of tenants falls meanwhile or another
     /// replica leads.
-    pub(super) fn admit(&mut self, pass: &mut Pass<'_>) {
+    pub(super) fn admit(&mut self, pass: &mut EvaluationContext<'_>) {
         let mut before = std::mem::take(&mut self.admissions.known);
         if pass.dates.is_forgotten {
             // An exemption that was over is counted again before it opens anything.
@@ -179,13 +179,13 @@ impl Book {
             match before.remove(&identity) {
                 Some(withheld) => {
                     if withheld.is_some() {
-                        *force = Force::Over;
+                        *force = Validity::Over;
                     }
                     self.admissions.known.insert(identity, withheld);
                 }
                 // An exemption that has ended or is in doubt opens nothing.
-                None if *force == Force::Full => {
-                    *force = Force::Over;
+                None if *force == Validity::InForce => {
+                    *force = Validity::Over;
                     unknown.push((index, identity));
                 }
                 None => {}
@@ -201,18 +201,18 @@ impl Book {
             else {
                 continue;
             };
-            *force = Force::Full;
+            *force = Validity::InForce;
             let now_open = self.excused(pass, |app| !open.contains(app) && exemption.may_cover(app));
             let tenants = now_open.iter().map(|app| &app.namespace).collect::<BTreeSet<&Text>>().len();
             let fingerprint = exemption.fingerprint();
             // An earlier leader withheld it. It may cover fewer tenants now, but no operator has confirmed it.
-            let was_withheld = self.incidents.values().any(|it| it.withheld.contains(&fingerprint));
+            let was_withheld = self.by_app.values().any(|it| it.withheld.contains(&fingerprint));
             let mut withheld = None;
             if tenants <= exemption.may_open(&pass.policy.brake) && !was_withheld {
                 open.extend(now_open);
             } else {
                 if let Some(force) = pass.exemptions.get_mut(index) {
-                    *force = Force::Over;
+                    *force = Validity::Over;
                 }
                 let message = exemption.too_much(tenants, was_withheld, &pass.policy.brake);
                 withheld = Some(Withheld { place: exemption.place.clone(), reason: message.clone() });
@@ -224,8 +224,8 @@ impl Book {
 
     /// Keeps closed what is blocked in namespaces that may not be blocked any more, if that is more tenants than may be
     /// opened at once: `enforcement.namespaces` or `enforcement.protected_namespaces` may be a mistake.
-    pub(super) fn admit_refusals(&mut self, pass: &mut Pass<'_>) {
-        let blocked = self.incidents.iter().filter(|(_, it)| matches!(it.standing, Standing::Blocked { .. }));
+    pub(super) fn admit_refusals(&mut self, pass: &mut EvaluationContext<'_>) {
+        let blocked = self.by_app.iter().filter(|(_, it)| matches!(it.phase, Phase::Blocked { .. }));
         let refused = blocked.filter_map(|(app, _)| pass.refusals.of(&app.namespace).map(|why| (app, why)));
         let tenants: BTreeMap<&Text, &str> = refused.map(|(app, why)| (&app.namespace, why)).collect();
         let most = pass.policy.brake.max_releases.max(1);
@@ -254,28 +254,28 @@ impl Book {
         let withheld: Vec<&Exemption> = policy.exemptions.iter().filter(is_withheld).collect();
         // While some exemptions can't be read, a missing one may be among them, so no record is removed.
         let is_complete = policy.unread_exemptions.is_empty();
-        if is_complete && self.incidents.values().any(|incident| !incident.withheld.is_empty()) {
+        if is_complete && self.by_app.values().any(|incident| !incident.withheld.is_empty()) {
             // An exemption that an operator changed or deleted is judged anew if it is declared again.
             let declared: BTreeSet<Text> = policy.exemptions.iter().map(Exemption::fingerprint).collect();
-            for incident in self.incidents.values_mut() {
+            for incident in self.by_app.values_mut() {
                 if !incident.withheld.iter().all(|it| declared.contains(it)) {
                     let left = incident.withheld.iter().filter(|it| declared.contains(*it)).cloned();
-                    incident.file().rare_mut().withheld = left.collect();
+                    incident.persisted_mut().rare_mut().withheld = left.collect();
                 }
             }
         }
         for exemption in withheld {
             let fingerprint = exemption.fingerprint();
-            let is_blocked = |incident: &Incident| matches!(incident.standing, Standing::Blocked { .. });
+            let is_blocked = |incident: &Incident| matches!(incident.phase, Phase::Blocked { .. });
             let carries = |incident: &Incident| incident.withheld.contains(&fingerprint);
-            let marked = self.incidents.values().filter(|it| is_blocked(it) && carries(it)).count();
-            let others = self.incidents.iter_mut().filter(|(app, incident)| {
+            let marked = self.by_app.values().filter(|it| is_blocked(it) && carries(it)).count();
+            let others = self.by_app.iter_mut().filter(|(app, incident)| {
                 let has_room = incident.withheld.len() < MAX_WITHHELD;
                 is_blocked(incident) && !carries(incident) && has_room && exemption.may_cover(app)
             });
             for (_, incident) in others.take(RECORDS.saturating_sub(marked)) {
                 let more = incident.withheld.iter().cloned().chain([fingerprint.clone()]);
-                incident.file().rare_mut().withheld = more.collect();
+                incident.persisted_mut().rare_mut().withheld = more.collect();
             }
         }
     }
@@ -287,11 +287,11 @@ impl Book {
     }
 
     /// The blocked Apps among `those` whose accusations are all covered by an exemption or a release.
-    fn excused(&self, pass: &Pass<'_>, those: impl Fn(&App) -> bool) -> BTreeSet<App> {
+    fn excused(&self, pass: &EvaluationContext<'_>, those: impl Fn(&App) -> bool) -> BTreeSet<App> {
         let blocked = self
-            .incidents
+            .by_app
             .iter()
-            .filter(|(app, incident)| matches!(incident.standing, Standing::Blocked { .. }) && those(app));
+            .filter(|(app, incident)| matches!(incident.phase, Phase::Blocked { .. }) && those(app));
         let excused = blocked
             .filter(|(app, incident)| incident.excuses(app, pass).iter().all(Option::is_some))
             .map(|(app, _)| app.clone());

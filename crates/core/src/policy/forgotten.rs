@@ -6,9 +6,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::evaluate::Pass;
-use super::ground::Ground;
-use super::incident::{EvidenceId, Incident, Standing};
+use super::evaluate::EvaluationContext;
+use super::accepted_evidence::AcceptedEvidence;
+use super::incident::{EvidenceId, Incident, Phase};
 use crate::names::{App, NodeName};
 use crate::report::Record;
 
@@ -21,39 +21,39 @@ const MAX_FORGOTTEN: usize = 64;
 
 impl Incident {
     /// Limits the grounds of violations that the ledger no longer knows.
-    pub(super) fn limit_forgotten(&mut self, app: &App, pass: &Pass<'_>) {
-        let is_forgotten = |(key, node): &EvidenceId, ground: &Ground| {
+    pub(super) fn limit_forgotten(&mut self, app: &App, pass: &EvaluationContext<'_>) {
+        let is_forgotten = |(key, node): &EvidenceId, ground: &AcceptedEvidence| {
             !ground.active && pass.snapshot.unheard(key, node).is_none()
         };
         self.drop_cmdlines(is_forgotten);
-        if self.grounds.len() <= MAX_EVIDENCE.min(MAX_FORGOTTEN) {
+        if self.accepted.len() <= MAX_EVIDENCE.min(MAX_FORGOTTEN) {
             return;
         }
         // What an exemption in doubt covers does not count as covered while the App is blocked. Once the doubt is over, it would.
         let covered: Vec<bool> =
-            self.grounds.values().map(|ground| self.may_be_covered(app, &ground.record, pass)).collect();
-        self.grounds.iter_mut().zip(covered).for_each(|((_, ground), covered)| ground.covered = covered);
+            self.accepted.values().map(|ground| self.may_be_covered(app, &ground.record, pass)).collect();
+        self.accepted.iter_mut().zip(covered).for_each(|((_, ground), covered)| ground.covered = covered);
         let dropped = self.beyond_limit(is_forgotten);
-        self.grounds.retain(|id, _| !dropped.contains(id));
+        self.accepted.retain(|id, _| !dropped.contains(id));
     }
 
     /// Whether an exemption or a release covers an accusation of `app`, or may cover it once a doubt about its date is over.
-    fn may_be_covered(&self, app: &App, record: &Record, pass: &Pass<'_>) -> bool {
+    fn may_be_covered(&self, app: &App, record: &Record, pass: &EvaluationContext<'_>) -> bool {
         self.excuse_while(false, app, record, pass).is_some()
     }
 
     /// Drops the long command lines of grounds that the ledger no longer knows.
-    fn drop_cmdlines(&mut self, is_forgotten: impl Fn(&EvidenceId, &Ground) -> bool) {
+    fn drop_cmdlines(&mut self, is_forgotten: impl Fn(&EvidenceId, &AcceptedEvidence) -> bool) {
         // Nearly all grounds are active, and nearly none has a long one, so the ledger is seldom asked.
-        let long = self.grounds.iter_mut().filter(|(_, ground)| !ground.active && ground.has_long_cmdline());
+        let long = self.accepted.iter_mut().filter(|(_, ground)| !ground.active && ground.has_long_cmdline());
         long.filter(|(id, ground)| is_forgotten(id, ground)).for_each(|(_, ground)| ground.drop_cmdline());
     }
 
     /// The forgotten grounds that are too many on their nodes. Those stay that [`rank`] puts first, then those that are counted from
     /// last, because they clear last.
-    fn beyond_limit(&self, is_forgotten: impl Fn(&EvidenceId, &Ground) -> bool) -> BTreeSet<EvidenceId> {
-        let mut of_nodes: BTreeMap<&NodeName, Vec<(&EvidenceId, &Ground)>> = BTreeMap::new();
-        for (id, ground) in self.grounds.iter().filter(|(id, ground)| is_forgotten(id, ground)) {
+    fn beyond_limit(&self, is_forgotten: impl Fn(&EvidenceId, &AcceptedEvidence) -> bool) -> BTreeSet<EvidenceId> {
+        let mut of_nodes: BTreeMap<&NodeName, Vec<(&EvidenceId, &AcceptedEvidence)>> = BTreeMap::new();
+        for (id, ground) in self.accepted.iter().filter(|(id, ground)| is_forgotten(id, ground)) {
             of_nodes.entry(&id.1).or_default().push((id, ground));
         }
         let mut beyond = BTreeSet::new();
@@ -67,7 +67,7 @@ impl Incident {
 
     /// What covers all that `app` is accused of, whose incident this is; nothing if something may be left. `excuses` is what
     /// [`Incident::excuses`] returned.
-    pub(super) fn covered(&self, app: &App, excuses: &[Option<String>], pass: &Pass<'_>) -> Option<String> {
+    pub(super) fn covered(&self, app: &App, excuses: &[Option<String>], pass: &EvaluationContext<'_>) -> Option<String> {
         let is_covered = excuses.iter().all(Option::is_some) && !self.may_be_accused_of_more(app, pass);
         // The first excuse speaks for all.
         if is_covered { excuses.first().cloned().flatten() } else { None }
@@ -75,12 +75,12 @@ impl Incident {
 
     /// Whether some accusations were not persisted, and their nodes may still list them again. What covers the known accusations need not
     /// cover these, unless it is an exemption of the App as such. A release ends a block at once, so it does not matter here.
-    fn may_be_accused_of_more(&self, app: &App, pass: &Pass<'_>) -> bool {
+    fn may_be_accused_of_more(&self, app: &App, pass: &EvaluationContext<'_>) -> bool {
         let exemptions = || pass.policy.exemptions.iter().zip(&pass.exemptions);
         let is_heard_out = || {
             !pass.doubtful.contains(&app.namespace) && pass.snapshot.is_settled(pass.policy.unreachable_limit)
         };
-        matches!(self.standing, Standing::Blocked { .. })
+        matches!(self.phase, Phase::Blocked { .. })
             && self.omitted > 0
             && !is_heard_out()
             && !exemptions().any(|(exemption, force)| force.covers(true) && exemption.covers_app(app))
@@ -90,7 +90,7 @@ impl Incident {
 /// Puts first the grounds that must not be lost where not all can be held: those that nothing covers, because an exemption must not open
 /// a block of which something is not covered; then the last one of each rule in each Pod, because an exemption may be made for the rule
 /// of the others. Otherwise the order stays.
-pub(super) fn rank(grounds: &mut Vec<(&EvidenceId, &Ground)>) {
+pub(super) fn rank(grounds: &mut Vec<(&EvidenceId, &AcceptedEvidence)>) {
     let mut rules = BTreeSet::new();
     let mut ranked = Vec::with_capacity(grounds.len());
     for (id, ground) in grounds.drain(..) {

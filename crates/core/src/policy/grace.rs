@@ -8,10 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::book::Book;
+use super::incidents::Incidents;
 use super::decision::DecisionKind;
-use super::evaluate::Pass;
-use super::incident::{Incident, Standing, Telling};
+use super::evaluate::EvaluationContext;
+use super::incident::{Incident, Phase, NotificationKind};
 use super::{Mode, Policy};
 use crate::Moment;
 use crate::names::{App, Text};
@@ -41,13 +41,13 @@ impl Incident {
             return Some(until);
         }
         // From when its tenant was told, it has the whole grace of the present configuration, even if that is longer now.
-        let known = self.grace_told?.uptime().saturating_add(policy.grace);
+        let known = self.grace_written_at?.uptime().saturating_add(policy.grace);
         Some(until.max(known))
     }
 
     /// What the reason of a block without a new warning says: when the grace ended that its tenant was given before.
     pub(super) fn warned_before(&self, policy: &Policy) -> Option<String> {
-        if self.approved || policy.grace.is_zero() || matches!(self.standing, Standing::Grace { .. }) {
+        if self.approved || policy.grace.is_zero() || matches!(self.phase, Phase::Grace { .. }) {
             return None;
         }
         let until = self.grace.as_ref()?.until.wall();
@@ -56,19 +56,19 @@ impl Incident {
 
     /// Whether its tenant has known of the grace for less time than the grace lasts. In dry-run no tenant is told
     /// anything.
-    pub(super) fn is_untold(&self, pass: &Pass<'_>) -> bool {
-        let has_known = self.grace_told.is_some_and(|at| pass.now.since(at) >= pass.policy.grace);
+    pub(super) fn is_untold(&self, pass: &EvaluationContext<'_>) -> bool {
+        let has_known = self.grace_written_at.is_some_and(|at| pass.now.since(at) >= pass.policy.grace);
         !has_known && pass.policy.mode != Mode::DryRun
     }
 
     /// When its grace may end: at its time, when its tenant has known of it for long enough, or when that is waited for no longer.
     pub(super) fn deadlines(&self, policy: &Policy) -> impl Iterator<Item = Moment> {
         let after = |at: Moment, wait: Duration| Moment::new(at.uptime().saturating_add(wait), at.wall());
-        let until = match self.standing {
-            Standing::Grace { until } => Some(until),
+        let until = match self.phase {
+            Phase::Grace { until } => Some(until),
             _ => None,
         };
-        let told = self.grace_told.filter(|_| until.is_some());
+        let told = self.grace_written_at.filter(|_| until.is_some());
         let known = told.map(|at| after(at, policy.grace));
         let untold = until.map(|until| after(until, policy.grace.max(UNTOLD_LIMIT)));
         until.into_iter().chain(known).chain(untold)
@@ -76,13 +76,13 @@ impl Incident {
 
     /// Whether `app`, whose incident this is, may be blocked now because its grace is over, or there is none. Begins the
     /// grace if it has not begun, or lets its tenant have what is left of it. `excuses` are those of its grounds.
-    pub(super) fn is_due(&mut self, app: &App, excuses: &[Option<String>], pass: &mut Pass<'_>) -> bool {
+    pub(super) fn is_due(&mut self, app: &App, excuses: &[Option<String>], pass: &mut EvaluationContext<'_>) -> bool {
         let grace = pass.policy.grace;
         if grace.is_zero() || self.approved {
             return true;
         }
         let now = pass.now;
-        if let Standing::Grace { until } = self.standing {
+        if let Phase::Grace { until } = self.phase {
             // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
             return now.uptime() >= until.uptime()
                 && (!self.is_untold(pass)
@@ -97,15 +97,15 @@ impl Incident {
         };
         if left.is_zero() {
             if self.grace.as_ref().is_some_and(|grace| grace.idle_since.is_some()) {
-                self.file().grace =
+                self.persisted_mut().grace =
                     self.grace.clone().map(|grace| Box::new(Grace { idle_since: None, ..*grace }));
             }
             return true;
         }
         let wall = now.wall().checked_add(left).unwrap_or(now.wall());
         let until = Moment::new(now.uptime().saturating_add(left), wall);
-        let file = self.file();
-        file.standing = Standing::Grace { until };
+        let file = self.persisted_mut();
+        file.phase = Phase::Grace { until };
         file.grace = Some(Box::new(Grace { until, record, idle_since: None }));
         let rest =
             if given.is_some() { ", when the grace ends that its tenant was told of before" } else { "" };
@@ -115,28 +115,28 @@ impl Incident {
     }
 
     /// An accusation that justifies a block now.
-    fn reason_record(&self, excuses: &[Option<String>], pass: &Pass<'_>) -> Option<Arc<Record>> {
-        let mut grounds = self.grounds.values().zip(excuses);
-        let reason = grounds.find(|(ground, excuse)| self.is_reason(ground, excuse.as_deref(), pass));
+    fn reason_record(&self, excuses: &[Option<String>], pass: &EvaluationContext<'_>) -> Option<Arc<Record>> {
+        let mut grounds = self.accepted.values().zip(excuses);
+        let reason = grounds.find(|(ground, excuse)| self.justifies_block(ground, excuse.as_deref(), pass));
         reason.map(|(ground, _)| ground.record.clone())
     }
 
     /// Takes the grace back when an exemption or a release covers what it was given for, or when all that the App is
     /// accused of has been covered for longer than `same_incident`: what is covered does not keep an old grace.
-    pub(super) fn review_grace(&mut self, app: &App, excuses: &[Option<String>], pass: &Pass<'_>) {
+    pub(super) fn review_grace(&mut self, app: &App, excuses: &[Option<String>], pass: &EvaluationContext<'_>) {
         let Some(grace) = self.grace.as_deref() else { return };
         let is_over = |since: Moment| pass.now.since(since) > pass.policy.same_incident;
         let is_covered =
             pass.refusals.of(&app.namespace).is_some() || self.excuse_of(app, &grace.record, pass).is_some();
         if is_covered {
-            let other = matches!(self.standing, Standing::Grace { .. })
+            let other = matches!(self.phase, Phase::Grace { .. })
                 .then(|| self.reason_record(excuses, pass))
                 .flatten();
             match other {
                 // The warning was for this accusation, too.
                 Some(record) => {
                     let grace = Grace { record, ..grace.clone() };
-                    self.file().grace = Some(Box::new(grace));
+                    self.persisted_mut().grace = Some(Box::new(grace));
                 }
                 None => self.take_grace_back(),
             }
@@ -149,34 +149,34 @@ impl Incident {
         let is_idle = !excuses.is_empty() && excuses.iter().all(Option::is_some);
         if is_idle && grace.idle_since.is_none() {
             let grace = Grace { idle_since: Some(pass.now), ..grace.clone() };
-            self.file().grace = Some(Box::new(grace));
+            self.persisted_mut().grace = Some(Box::new(grace));
         }
     }
 
     /// The next grace is a whole one.
     pub(super) fn take_grace_back(&mut self) {
-        self.grace_told = None;
+        self.grace_written_at = None;
         if self.grace.is_some() {
-            let is_running = matches!(self.standing, Standing::Grace { .. });
-            let file = self.file();
+            let is_running = matches!(self.phase, Phase::Grace { .. });
+            let file = self.persisted_mut();
             file.grace = None;
             if is_running {
-                file.standing = Standing::Watched;
+                file.phase = Phase::Watched;
             }
             // The next warning is written as a new one, even if the next grace begins at once.
-            if let Some(told) = file.told.as_mut().filter(|told| told.what == Telling::Grace) {
-                told.what = Telling::Recovered;
+            if let Some(told) = file.notification.as_mut().filter(|told| told.kind == NotificationKind::Grace) {
+                told.kind = NotificationKind::Recovered;
             }
         }
     }
 }
 
-impl Book {
+impl Incidents {
     /// Takes back the grace of `app` and of its earlier names.
     pub(super) fn take_grace_back(&mut self, app: &App) {
-        let names = self.incidents.get(app).map(|incident| incident.formerly.clone());
+        let names = self.by_app.get(app).map(|incident| incident.formerly.clone());
         for name in names.iter().flat_map(|names| names.iter()).chain([app]) {
-            if let Some(incident) = self.incidents.get_mut(name) {
+            if let Some(incident) = self.by_app.get_mut(name) {
                 incident.take_grace_back();
             }
         }
@@ -194,10 +194,10 @@ impl Book {
         let others = self.of_tenant(&app.namespace).filter(|(name, _)| *name != app);
         let others = others.filter(|(_, other)| other.origins.contains(origin));
         let (_, last) = others.max_by_key(|(_, other)| other.opened)?;
-        let is_same = match last.standing {
-            Standing::Ended { at } => now.since(at) <= policy.same_incident,
+        let is_same = match last.phase {
+            Phase::Ended { at } => now.since(at) <= policy.same_incident,
             _ => true,
         };
-        Some((last.grace.as_deref().filter(|_| is_same)?.clone(), last.grace_told?))
+        Some((last.grace.as_deref().filter(|_| is_same)?.clone(), last.grace_written_at?))
     }
 }

@@ -6,15 +6,15 @@ use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 
-use super::book::released_by;
-use super::evaluate::Pass;
+use super::incidents::released_by;
+use super::evaluate::EvaluationContext;
 use super::grace::Grace;
-use super::ground::{ClearedGround, Ground, Tombstone};
+use super::accepted_evidence::{ClearingCause, AcceptedEvidence, Tombstone};
 use super::window::{Due, ReleaseDue};
 use super::{Brake, Decision, Policy};
 use crate::Moment;
-use crate::few::{FewMap, FewSet};
-use crate::moment::WallTime;
+use crate::sorted_vec::{SortedVecMap, SortedVecSet};
+use crate::time::CompactTimestamp;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
 use crate::report::Record;
@@ -42,48 +42,48 @@ pub(super) type EvidenceId = (Key, NodeName);
 #[derive(Clone, Debug)]
 pub struct Incident {
     /// What it rests on. Each ground clears by the clock of its own node.
-    pub(super) grounds: FewMap<EvidenceId, Ground>,
+    pub(super) accepted: SortedVecMap<EvidenceId, AcceptedEvidence>,
     /// Grounds that have cleared: the record may still be listed, and must not be believed again as it is.
-    pub(super) tombstones: FewMap<EvidenceId, Tombstone>,
+    pub(super) tombstones: SortedVecMap<EvidenceId, Tombstone>,
     /// By which rule its last ground cleared.
-    pub(super) cleared: Option<ClearedGround>,
+    pub(super) cleared: Option<ClearingCause>,
     /// When what its tenant has been told last had been written. Not in the file: in a storm it would have to be copied for each App
     /// only to enter this.
-    pub(super) delivered: Option<Moment>,
+    pub(super) written_at: Option<Moment>,
     /// When its tenant had been told of [`File::grace`]. Stays when the tenant is told something else. Not in the file, as above.
-    pub(super) grace_told: Option<Moment>,
+    pub(super) grace_written_at: Option<Moment>,
     /// How many accusations, at least, were not kept when this was persisted: their nodes may list them again.
     pub(super) omitted: u32,
     /// When it was read it was blocked, although everything that was kept of it had cleared.
     pub(super) had_cleared: bool,
     /// Since when its block waits for a direct read of its Pods. Reports of the watches are enough for a block to
     /// continue, but not to begin one. Boxed, because few incidents wait.
-    pub(super) wants_look: Option<Box<Moment>>,
+    pub(super) read_wanted_since: Option<Box<Moment>>,
     /// Shared with what is in effect of it for as long as nothing else is decided.
-    file: Arc<File>,
+    persisted: Arc<PersistedIncident>,
 }
 
 /// What is decided of an incident, and what is known of its App. Boxed is what few have.
 #[derive(Clone, Debug)]
-pub struct File {
+pub struct PersistedIncident {
     /// When it opened.
     pub opened: Moment,
     /// What has come of it.
-    pub standing: Standing,
+    pub phase: Phase,
     /// The names of its processes. They only grow, so that what the tenant is told does not change back and forth.
-    pub(super) processes: FewSet<Text>,
+    pub(super) processes: SortedVecSet<Text>,
     /// Why it is blocked, as of when that was decided.
     pub(super) reason: Text,
     /// An operator has approved its block.
     pub(super) approved: bool,
     /// What its tenant has been told last.
-    pub(super) told: Option<Told>,
+    pub(super) notification: Option<SentNotification>,
     /// The last grace that has begun. Stays when its accusations clear, and when the App is blocked.
     pub(super) grace: Option<Box<Grace>>,
     /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
     pub(super) exposure: Arc<Exposure>,
     /// What made its accused Pods, as `Kind/name`.
-    pub(super) origins: FewSet<Text>,
+    pub(super) origins: SortedVecSet<Text>,
     /// What the brakes have counted of it: the window's entry of this App.
     pub(super) due: Option<Arc<Due>>,
     /// The last decisions, the latest last.
@@ -93,13 +93,13 @@ pub struct File {
     /// Up to which number operators' acts have been done.
     pub(super) observed: i64,
     /// `None` if all its fields have their defaults.
-    pub(super) rare: Option<Box<Rare>>,
+    pub(super) rare: Option<Box<RareFields>>,
 }
 
 /// The fields of a [`File`] that have their defaults in most incidents. Allocated separately, so that those incidents take
 /// less memory.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rare {
+pub struct RareFields {
     /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
     pub(super) held: Option<(Moment, Brake)>,
     /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
@@ -111,7 +111,7 @@ pub struct Rare {
     /// any more, they are closed again.
     pub(super) once_closed: Vec<Text>,
     /// Earlier names of the App, as far as known: what operators have said of these names counts.
-    pub(super) formerly: FewSet<App>,
+    pub(super) formerly: SortedVecSet<App>,
     /// What covers it, as last logged.
     pub(super) exempted: Option<Box<str>>,
     /// Fingerprints of exemptions that are withheld: each would open this App and those of too many other tenants.
@@ -125,19 +125,19 @@ pub struct Rare {
 }
 
 /// The fields of a [`File`] without a [`Rare`].
-static DEFAULT_RARE: LazyLock<Rare> = LazyLock::new(Rare::default);
+static DEFAULT_RARE: LazyLock<RareFields> = LazyLock::new(RareFields::default);
 
 /// What a tenant has been told, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Told {
-    pub(super) at: WallTime,
-    pub(super) what: Telling,
+pub(super) struct SentNotification {
+    pub(super) sent_at: CompactTimestamp,
+    pub(super) kind: NotificationKind,
     /// It had been written before the start.
     pub(super) inherited: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Telling {
+pub(super) enum NotificationKind {
     Grace,
     Blocked,
     Recovered,
@@ -145,7 +145,7 @@ pub(super) enum Telling {
 
 /// What has come of an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Phase {
     /// Nothing yet: not due, or exempt.
     Watched,
     /// The tenant is told, and will be blocked.
@@ -177,20 +177,20 @@ pub(super) struct StickyRelease {
     pub(super) until: Timestamp,
     /// The reading of the leader clock at which the time that the operator asked for has been measured. An earlier
     /// version persisted none.
-    pub(super) until_by_clock: Option<WallTime>,
+    pub(super) until_by_clock: Option<CompactTimestamp>,
     pub(super) actor: Text,
 }
 
-impl Told {
+impl SentNotification {
     /// To be told for the first time.
-    pub(super) fn news(what: Telling, at: Timestamp) -> Self {
-        Self { at: at.into(), what, inherited: false }
+    pub(super) fn first(what: NotificationKind, at: Timestamp) -> Self {
+        Self { sent_at: at.into(), kind: what, inherited: false }
     }
 }
 
 impl StickyRelease {
     /// What an operator has said.
-    pub(super) fn words(&self) -> (Option<&Text>, Option<&Text>, Timestamp, &Text) {
+    pub(super) fn declared(&self) -> (Option<&Text>, Option<&Text>, Timestamp, &Text) {
         (self.process.as_ref(), self.rule.as_ref(), self.until, &self.actor)
     }
 
@@ -202,34 +202,34 @@ impl StickyRelease {
 }
 
 impl Deref for Incident {
-    type Target = File;
+    type Target = PersistedIncident;
 
-    fn deref(&self) -> &File {
-        &self.file
+    fn deref(&self) -> &PersistedIncident {
+        &self.persisted
     }
 }
 
-impl Deref for File {
-    type Target = Rare;
+impl Deref for PersistedIncident {
+    type Target = RareFields;
 
-    fn deref(&self) -> &Rare {
+    fn deref(&self) -> &RareFields {
         self.rare.as_deref().unwrap_or(&DEFAULT_RARE)
     }
 }
 
-impl File {
+impl PersistedIncident {
     /// Replaces the rare fields. Allocates nothing if all have their defaults.
-    pub(super) fn set_rare(&mut self, rare: Rare) {
+    pub(super) fn set_rare(&mut self, rare: RareFields) {
         self.rare = (rare != *DEFAULT_RARE).then(|| Box::new(rare));
     }
 
     /// Returns the rare fields, to set one. Allocates them if the file has none.
-    pub(super) fn rare_mut(&mut self) -> &mut Rare {
+    pub(super) fn rare_mut(&mut self) -> &mut RareFields {
         self.rare.get_or_insert_default()
     }
 
     /// Resets rare fields to their defaults by `reset`, which is not called if all have them already.
-    pub(super) fn reset_rare(&mut self, reset: impl FnOnce(&mut Rare)) {
+    pub(super) fn reset_rare(&mut self, reset: impl FnOnce(&mut RareFields)) {
         if let Some(mut rare) = self.rare.take() {
             reset(&mut rare);
             self.rare = Some(rare).filter(|rare| **rare != *DEFAULT_RARE);
@@ -237,7 +237,7 @@ impl File {
     }
 
     /// What the brakes have counted of it.
-    pub(super) fn count(&mut self, (due, release): (Option<Arc<Due>>, Option<ReleaseDue>)) {
+    pub(super) fn set_window_entries(&mut self, (due, release): (Option<Arc<Due>>, Option<ReleaseDue>)) {
         self.due = due;
         if self.release_due != release {
             self.rare_mut().release_due = release;
@@ -288,14 +288,14 @@ impl File {
     pub(super) fn new(opened: Moment) -> Self {
         Self {
             opened,
-            standing: Standing::Watched,
-            processes: FewSet::default(),
+            phase: Phase::Watched,
+            processes: SortedVecSet::default(),
             reason: Text::from(""),
             approved: false,
-            told: None,
+            notification: None,
             grace: None,
             exposure: Arc::default(),
-            origins: FewSet::default(),
+            origins: SortedVecSet::default(),
             due: None,
             decisions: Vec::new(),
             decided: 0,
@@ -308,46 +308,46 @@ impl File {
 impl Incident {
     pub(super) fn new(opened: Moment) -> Self {
         Self {
-            grounds: FewMap::default(),
-            tombstones: FewMap::default(),
+            accepted: SortedVecMap::default(),
+            tombstones: SortedVecMap::default(),
             cleared: None,
-            delivered: None,
-            grace_told: None,
+            written_at: None,
+            grace_written_at: None,
             omitted: 0,
             had_cleared: false,
-            wants_look: None,
-            file: Arc::new(File::new(opened)),
+            read_wanted_since: None,
+            persisted: Arc::new(PersistedIncident::new(opened)),
         }
     }
 
     /// To enter something into its file. Makes a copy of it, if it is still the one that is in effect: so nothing is entered
     /// that is there already.
-    pub(super) fn file(&mut self) -> &mut File {
-        Arc::make_mut(&mut self.file)
+    pub(super) fn persisted_mut(&mut self) -> &mut PersistedIncident {
+        Arc::make_mut(&mut self.persisted)
     }
 
     /// Its file as it is now. What is entered later is not in it.
-    pub(super) fn share_file(&self) -> Arc<File> {
-        self.file.clone()
+    pub(super) fn share_persisted(&self) -> Arc<PersistedIncident> {
+        self.persisted.clone()
     }
 
     /// Whether nothing has been entered since `file` was shared.
-    pub(super) fn has_file(&self, file: &Arc<File>) -> bool {
-        Arc::ptr_eq(&self.file, file)
+    pub(super) fn has_persisted(&self, file: &Arc<PersistedIncident>) -> bool {
+        Arc::ptr_eq(&self.persisted, file)
     }
 
     /// Takes back all that has been entered since `file` was shared. What has been heard stays.
-    pub(super) fn refile(&mut self, file: Arc<File>, [delivered, grace_told]: [Option<Moment>; 2]) {
-        (self.file, self.delivered, self.grace_told) = (file, delivered, grace_told);
+    pub(super) fn restore_persisted(&mut self, file: Arc<PersistedIncident>, [delivered, grace_told]: [Option<Moment>; 2]) {
+        (self.persisted, self.written_at, self.grace_written_at) = (file, delivered, grace_told);
     }
 
-    pub(super) fn stand(&mut self, standing: Standing) {
-        self.file().standing = standing;
+    pub(super) fn set_phase(&mut self, standing: Phase) {
+        self.persisted_mut().phase = standing;
     }
 
     /// The name under which it is kept.
     pub fn name(&self, app: &App) -> String {
-        self.file.name(app)
+        self.persisted.name(app)
     }
 
     /// Up to which number operators' acts have been done.
@@ -357,7 +357,7 @@ impl Incident {
 
     /// Why, for people: its first ground, and how many more there are.
     pub(super) fn accusation(&self) -> String {
-        let Some(((key, node), ground)) = self.grounds.iter().min_by_key(|(_, ground)| !ground.active) else {
+        let Some(((key, node), ground)) = self.accepted.iter().min_by_key(|(_, ground)| !ground.active) else {
             return "no accusation is left".to_owned();
         };
         let record = &ground.record;
@@ -366,7 +366,7 @@ impl Incident {
         } else {
             format!("rule `{}`", record.regex.escape_debug())
         };
-        let more = match self.grounds.len() {
+        let more = match self.accepted.len() {
             1 => String::new(),
             n => format!(" (and {} more)", n - 1),
         };
@@ -381,39 +381,39 @@ impl Incident {
 
     pub(super) fn note_process(&mut self, process: &Text) {
         if self.processes.len() < MAX_PROCESSES && !self.processes.contains(process) {
-            self.file().processes.insert(process.clone());
+            self.persisted_mut().processes.insert(process.clone());
         }
     }
 
     /// Sets what its tenant is to be told from now on.
-    pub(super) fn tell(&mut self, told: Told) {
-        self.file().told = Some(told);
-        if told.what != Telling::Recovered {
-            self.delivered = None;
+    pub(super) fn notify(&mut self, told: SentNotification) {
+        self.persisted_mut().notification = Some(told);
+        if told.kind != NotificationKind::Recovered {
+            self.written_at = None;
         }
     }
 
     /// Notes that the Notification that tells the tenant something as of `at` had been written by `now`. Returns true if it
     /// is the warning of a running grace: the grace counts from then, so something may be decided. Does nothing if
     /// something else was told last, or if this is noted already.
-    pub(super) fn note_delivered(&mut self, at: WallTime, now: Moment) -> bool {
-        if self.delivered.is_some() || self.told.is_none_or(|told| told.at != at) {
+    pub(super) fn note_written(&mut self, at: CompactTimestamp, now: Moment) -> bool {
+        if self.written_at.is_some() || self.notification.is_none_or(|told| told.sent_at != at) {
             return false;
         }
-        self.delivered = Some(now);
-        let is_warned = matches!(self.standing, Standing::Grace { .. })
-            && self.told.is_some_and(|told| told.what == Telling::Grace);
+        self.written_at = Some(now);
+        let is_warned = matches!(self.phase, Phase::Grace { .. })
+            && self.notification.is_some_and(|told| told.kind == NotificationKind::Grace);
         if is_warned {
-            self.grace_told.get_or_insert(now);
+            self.grace_written_at.get_or_insert(now);
         }
         is_warned
     }
 
     /// Since when its tenant has been waiting for news.
-    pub(super) fn waits_since(&self, policy: &Policy) -> Moment {
-        match (self.told, self.standing) {
-            (Some(_), Standing::Blocked { since, .. }) => since,
-            (Some(_), Standing::Grace { until }) => {
+    pub(super) fn waiting_since(&self, policy: &Policy) -> Moment {
+        match (self.notification, self.phase) {
+            (Some(_), Phase::Blocked { since, .. }) => since,
+            (Some(_), Phase::Grace { until }) => {
                 Moment::new(until.uptime().saturating_sub(policy.grace), until.wall())
             }
             // Its tenant has been told nothing of this incident yet.
@@ -422,8 +422,8 @@ impl Incident {
     }
 
     /// Enters a decision into its log.
-    pub(super) fn note(&mut self, decision: &Decision) {
-        let file = self.file();
+    pub(super) fn log_decision(&mut self, decision: &Decision) {
+        let file = self.persisted_mut();
         if file.decisions.len() == MAX_DECISIONS {
             file.decisions.remove(0);
         }
@@ -436,12 +436,12 @@ impl Incident {
     }
 
     /// Whether `evidence` is still listed as it was when it cleared: of an earlier Pod, for example.
-    pub(super) fn has_buried(&self, id: &EvidenceId, evidence: &EvidenceView, fresh_at: Moment) -> bool {
-        self.tombstones.get(id).is_some_and(|buried| buried.ground.knows(evidence, fresh_at))
+    pub(super) fn has_tombstone(&self, id: &EvidenceId, evidence: &EvidenceView, fresh_at: Moment) -> bool {
+        self.tombstones.get(id).is_some_and(|buried| buried.evidence.knows(evidence, fresh_at))
     }
 
     /// A ground has cleared. The oldest that is remembered gives way.
-    pub(super) fn bury(&mut self, id: EvidenceId, mut ground: Ground, by: ClearedGround, at: Timestamp) {
+    pub(super) fn add_tombstone(&mut self, id: EvidenceId, mut ground: AcceptedEvidence, by: ClearingCause, at: Timestamp) {
         ground.drop_cmdline();
         if self.tombstones.len() >= MAX_TOMBSTONES {
             let oldest = self.tombstones.iter().min_by_key(|(_, tombstone)| tombstone.at);
@@ -449,12 +449,12 @@ impl Incident {
                 self.tombstones.remove(&oldest);
             }
         }
-        self.tombstones.insert(id, Tombstone { ground, at: at.into(), by, is_kept: false });
+        self.tombstones.insert(id, Tombstone { evidence: ground, at: at.into(), by, is_persisted: false });
     }
 
     /// Notes that its state is persisted: if it has ended, what its release waited for does not count when it begins again.
     pub(super) fn note_end(&mut self) {
-        if matches!(self.standing, Standing::Ended { .. }) {
+        if matches!(self.phase, Phase::Ended { .. }) {
             (self.omitted, self.had_cleared) = (0, false);
         }
     }
@@ -467,26 +467,26 @@ impl Incident {
     /// Whether `app`, whose incident this is, may be accused again by what can't be judged yet: a node whose accusation has
     /// cleared accuses the same Pod, perhaps of another process, or any node accuses any Pod of a namespace that can't be
     /// looked at; or that may have been so before the start.
-    pub(super) fn may_be_accused(&self, app: &App, pass: &Pass<'_>) -> bool {
+    pub(super) fn may_be_accused(&self, app: &App, pass: &EvaluationContext<'_>) -> bool {
         let is_heard_out = || self.tombstones.keys().all(|(_, node)| pass.snapshot.has_settled(node));
         // Its Pods may be replaced by others, on other nodes, and its tenant may be what makes the looks fail.
         let is_hidden = || pass.doubtful.contains(&app.namespace) && pass.facts.is_unreadable(&app.namespace);
         self.is_accused_anew(pass) || is_hidden() || (self.had_cleared && !is_heard_out())
     }
 
-    fn is_accused_anew(&self, pass: &Pass<'_>) -> bool {
+    fn is_accused_anew(&self, pass: &EvaluationContext<'_>) -> bool {
         !pass.unjudged.is_empty() && self.tombstones.keys().any(|id| pass.is_unjudged(id))
     }
 
     /// Whether a node that accuses it has new evidence of the same Pod that can't be judged yet.
-    pub(super) fn has_unjudged(&self, pass: &Pass<'_>) -> bool {
-        self.grounds.keys().any(|id| pass.is_unjudged(id))
+    pub(super) fn has_unjudged(&self, pass: &EvaluationContext<'_>) -> bool {
+        self.accepted.keys().any(|id| pass.is_unjudged(id))
     }
 
     /// What it is for, where no ground is left: what has cleared, else what it was inherited with, else the App as such.
     pub(super) fn last_records(&self, app: &App) -> Vec<Arc<Record>> {
         if !self.tombstones.is_empty() {
-            return self.tombstones.values().map(|tombstone| tombstone.ground.record.clone()).collect();
+            return self.tombstones.values().map(|tombstone| tombstone.evidence.record.clone()).collect();
         }
         let nothing = Key::new(app.namespace.clone(), "", "");
         let keys = self.inherited.iter().flat_map(|keys| keys.iter()).cloned();
@@ -503,38 +503,38 @@ impl Incident {
         &self,
         excuses: &[Option<String>],
         since: Option<Moment>,
-        pass: &Pass<'_>,
+        pass: &EvaluationContext<'_>,
     ) -> bool {
-        let is_proven = |key: &Key, ground: &Ground| {
+        let is_proven = |key: &Key, ground: &AcceptedEvidence| {
             let after = since.map_or(ground.fresh_at, |since| since.min(ground.fresh_at)).uptime();
             pass.facts.read_at(&key.pod_ref()).is_some_and(|read| read.uptime() >= after)
         };
-        let mut grounds = self.grounds.iter().zip(excuses);
+        let mut grounds = self.accepted.iter().zip(excuses);
         !pass.policy.verify_pods
             || grounds.any(|(((key, _), ground), excuse)| {
-                self.is_reason(ground, excuse.as_deref(), pass) && is_proven(key, ground)
+                self.justifies_block(ground, excuse.as_deref(), pass) && is_proven(key, ground)
             })
     }
 
     /// Whether `ground` justifies a new block. A ground that an exemption or a release covers does not. Neither does an
     /// old one, however seldom its node scans, unless an operator has approved the block.
-    pub(super) fn is_reason(&self, ground: &Ground, excuse: Option<&str>, pass: &Pass<'_>) -> bool {
+    pub(super) fn justifies_block(&self, ground: &AcceptedEvidence, excuse: Option<&str>, pass: &EvaluationContext<'_>) -> bool {
         let is_young = self.approved || ground.is_young(pass.policy.max_age, pass.now);
         ground.active && is_young && excuse.is_none()
     }
 
     /// The excuse of each ground, in order.
-    pub(super) fn excuses(&self, app: &App, pass: &Pass<'_>) -> Vec<Option<String>> {
-        if self.grounds.is_empty() && matches!(self.standing, Standing::Blocked { .. }) {
+    pub(super) fn excuses(&self, app: &App, pass: &EvaluationContext<'_>) -> Vec<Option<String>> {
+        if self.accepted.is_empty() && matches!(self.phase, Phase::Blocked { .. }) {
             // Blocked still, for what has cleared or was there before anything was kept.
             return self.last_records(app).iter().map(|record| self.excuse_of(app, record, pass)).collect();
         }
-        self.grounds.values().map(|ground| self.excuse_of(app, &ground.record, pass)).collect()
+        self.accepted.values().map(|ground| self.excuse_of(app, &ground.record, pass)).collect()
     }
 
     /// What covers an accusation of `app`, whose incident this is; nothing if nothing does.
-    pub(super) fn excuse_of(&self, app: &App, record: &Record, pass: &Pass<'_>) -> Option<String> {
-        let is_blocked = matches!(self.standing, Standing::Blocked { .. });
+    pub(super) fn excuse_of(&self, app: &App, record: &Record, pass: &EvaluationContext<'_>) -> Option<String> {
+        let is_blocked = matches!(self.phase, Phase::Blocked { .. });
         let excuse = self.excuse_while(is_blocked, app, record, pass);
         if is_blocked { excuse } else { excuse.or_else(|| self.excuse_by_earlier_name(record, pass)) }
     }
@@ -545,7 +545,7 @@ impl Incident {
         is_blocked: bool,
         app: &App,
         record: &Record,
-        pass: &Pass<'_>,
+        pass: &EvaluationContext<'_>,
     ) -> Option<String> {
         let exemptions = pass.policy.exemptions.iter().zip(&pass.exemptions);
         let mut in_force = exemptions.filter(|(_, force)| force.covers(is_blocked));
@@ -553,14 +553,14 @@ impl Incident {
             return Some(format!("exempted: {}", exemption.reason));
         }
         let is_in_force =
-            |release: &StickyRelease| pass.dates.force(release.until, pass.now).covers(is_blocked);
+            |release: &StickyRelease| pass.dates.validity(release.until, pass.now).covers(is_blocked);
         let release = self.releases.iter().find(|release| release.covers(record) && is_in_force(release));
         release.map(|release| released_by(&release.actor, release.until))
     }
 
     /// The exemption or release that covers an accusation by an earlier name of the App. It only prevents new blocks:
     /// if it opened a block, a tenant could do that by changing labels.
-    fn excuse_by_earlier_name(&self, record: &Record, pass: &Pass<'_>) -> Option<String> {
+    fn excuse_by_earlier_name(&self, record: &Record, pass: &EvaluationContext<'_>) -> Option<String> {
         let exemptions = || pass.policy.exemptions.iter().zip(&pass.exemptions);
         let of = |name: &App| {
             let mut in_force = exemptions().filter(|(_, force)| force.covers(false));
@@ -569,7 +569,7 @@ impl Incident {
             }
             let mut releases = pass.released.get(name).into_iter().flatten();
             let release = releases.find(|release| {
-                release.covers(record) && pass.dates.force(release.until, pass.now).covers(false)
+                release.covers(record) && pass.dates.validity(release.until, pass.now).covers(false)
             })?;
             Some(format!("{}; as App {name}, its name before", released_by(&release.actor, release.until)))
         };
@@ -578,28 +578,28 @@ impl Incident {
 
     /// All that it is accused of is covered.
     pub(super) fn excuse(&mut self, why: String, now: Moment) {
-        let is_watched = self.standing == Standing::Watched && !self.grounds.is_empty();
+        let is_watched = self.phase == Phase::Watched && !self.accepted.is_empty();
         let is_covered_as_before = is_watched && self.exempted.as_deref() == Some(&*why);
         if is_covered_as_before && self.release_held.is_none() && !self.approved {
             return;
         }
-        let file = self.file();
+        let file = self.persisted_mut();
         let rare = file.rare_mut();
         (rare.exempted, rare.release_held) = (Some(why.into()), None);
         // What was approved is covered now. When it is covered no longer, the brakes and the grace come first again.
         file.approved = false;
-        if self.grounds.is_empty() {
+        if self.accepted.is_empty() {
             self.end(now);
         } else {
-            self.stand(Standing::Watched);
+            self.set_phase(Phase::Watched);
         }
     }
 
     pub(super) fn end(&mut self, now: Moment) {
-        let file = self.file();
+        let file = self.persisted_mut();
         // What was approved was this offence. Another one is asked about again.
         file.approved = false;
-        file.standing = Standing::Ended { at: now };
+        file.phase = Phase::Ended { at: now };
         file.reset_rare(|rare| (rare.release_held, rare.exempted) = (None, None));
     }
 }

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::book::Book;
+use super::incidents::Incidents;
 use super::decision::{Actor, Decision, DecisionKind};
-use super::facts::Facts;
-use super::incident::{Incident, Standing, Telling, Told};
-use super::keep::Effective;
+use super::cluster_facts::ClusterFacts;
+use super::incident::{Incident, Phase, NotificationKind, SentNotification};
+use super::persist::Committed;
 use super::{Mode, Policy};
 use crate::Moment;
 use crate::names::{App, Key, Text};
@@ -21,7 +21,7 @@ use crate::plan::Exposure;
 
 /// An App that was blocked before the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inherited {
+pub struct InheritedBlock {
     /// The App.
     pub app: App,
     /// When its tenant was told, if that is known.
@@ -43,7 +43,7 @@ pub struct OnIngresses {
     pub ingresses: BTreeSet<Text>,
 }
 
-impl Inherited {
+impl InheritedBlock {
     /// The exposure that closes `services` in the way that was found.
     pub(super) fn exposure(&self, services: impl IntoIterator<Item = Text>) -> Exposure {
         let mut exposure = Exposure::plain(services);
@@ -55,16 +55,16 @@ impl Inherited {
 
 /// The Apps that were blocked before this term, until all of them have been looked up in it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Before {
+pub(super) struct BlockedBefore {
     blocked: BTreeSet<App>,
     /// The Apps that have not been looked up in this term.
     unseen: BTreeSet<App>,
 }
 
-impl Before {
+impl BlockedBefore {
     /// Notes which Apps have been looked up by now, whatever the result. After the last one no App counts as blocked
     /// before.
-    pub(super) fn look(&mut self, policy: &Policy, facts: &Facts, is_blocked: impl Fn(&App) -> bool) {
+    pub(super) fn look(&mut self, policy: &Policy, facts: &ClusterFacts, is_blocked: impl Fn(&App) -> bool) {
         self.blocked.retain(is_blocked);
         let blocked = &self.blocked;
         self.unseen.retain(|app| blocked.contains(app) && !facts.apps.contains_key(app));
@@ -86,40 +86,40 @@ struct Known {
     ingresses: BTreeSet<Text>,
 }
 
-impl Book {
+impl Incidents {
     /// Takes over what the objects block although nothing is kept of it: an earlier version blocked it, or what was
     /// kept is lost. It stays blocked, because our own start is no evidence. What is kept counts more: an incident that
     /// has just ended is not reopened because its object could not be written in time.
     pub fn inherit(
         &mut self,
-        blocked: impl IntoIterator<Item = Inherited>,
+        blocked: impl IntoIterator<Item = InheritedBlock>,
         policy: &Policy,
         now: Moment,
     ) -> Vec<Decision> {
         let services = |incident: &Incident| incident.exposure.services.clone();
-        let known: BTreeSet<Text> = self.incidents.values().flat_map(services).collect();
+        let known: BTreeSet<Text> = self.by_app.values().flat_map(services).collect();
         // If a Service of an ended incident is still closed, it is closed for another App.
-        let blocked_now = || self.incidents.values().filter(|incident| is_blocked(incident));
+        let blocked_now = || self.by_app.values().filter(|incident| is_blocked(incident));
         let closed = Known {
             services: blocked_now().flat_map(services).collect(),
             ingresses: blocked_now().flat_map(|incident| incident.exposure.ingresses.clone()).collect(),
         };
         let mut decisions = Vec::new();
         for found in blocked {
-            if self.aside.contains(&found.app) {
-                self.aside.close(&found, &closed.services, now);
+            if self.unreadable.contains(&found.app) {
+                self.unreadable.close(&found, &closed.services, now);
                 continue;
             }
             self.keep_closed(&found, &closed);
-            let Inherited { app, told, accused, services, .. } = &found;
+            let InheritedBlock { app, told, accused, services, .. } = &found;
             let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
-            let has_unknown = self.aside.has_unknown;
+            let has_unknown = self.unreadable.has_unknown;
             let counts = |incident: &Incident| {
-                let has_ended = matches!(incident.standing, Standing::Ended { .. });
+                let has_ended = matches!(incident.phase, Phase::Ended { .. });
                 let is_released = !incident.releases.is_empty();
                 is_released || !(has_unknown && has_ended || is_blocked_by_another(incident, policy, now))
             };
-            let is_known = self.incidents.get(app).is_some_and(counts);
+            let is_known = self.by_app.get(app).is_some_and(counts);
             if is_known || (accused.is_empty() && is_explained) {
                 continue;
             }
@@ -128,13 +128,13 @@ impl Book {
             for key in accused {
                 incident.note_process(&key.process);
             }
-            let file = incident.file();
-            file.standing = Standing::Blocked { since: now, dry_run: false };
-            file.told = Some(Told { at: told.into(), what: Telling::Blocked, inherited: true });
+            let file = incident.persisted_mut();
+            file.phase = Phase::Blocked { since: now, dry_run: false };
+            file.notification = Some(SentNotification { sent_at: told.into(), kind: NotificationKind::Blocked, inherited: true });
             file.exposure = Arc::new(found.exposure(services.iter().cloned()));
             file.reason = "it was blocked before anything was kept of it".into();
             file.rare_mut().inherited = Some(accused.clone());
-            incident.delivered = Some(now);
+            incident.written_at = Some(now);
             let decision = Decision {
                 at: now.wall(),
                 app: app.clone(),
@@ -143,14 +143,14 @@ impl Book {
                 reason: incident.reason.clone(),
                 dry_run: policy.mode == Mode::DryRun,
             };
-            incident.note(&decision);
+            incident.log_decision(&decision);
             decisions.push(decision);
-            self.effective.insert(app.clone(), Effective::unkept(&incident));
-            self.incidents.insert(app.clone(), incident);
+            self.committed.insert(app.clone(), Committed::not_persisted(&incident));
+            self.by_app.insert(app.clone(), incident);
         }
-        let blocked = self.incidents.iter().filter(|(_, incident)| is_blocked(incident));
+        let blocked = self.by_app.iter().filter(|(_, incident)| is_blocked(incident));
         let blocked: BTreeSet<App> = blocked.map(|(app, _)| app.clone()).collect();
-        self.before = Before { unseen: blocked.clone(), blocked };
+        self.blocked_before = BlockedBefore { unseen: blocked.clone(), blocked };
         decisions
     }
 
@@ -158,8 +158,8 @@ impl Book {
     /// was closed last, or what an earlier version did not keep. It stays closed until it is known how the App is
     /// reached. The objects do not say what belongs to which App, so what is known to belong to another blocked App is
     /// left to that one.
-    fn keep_closed(&mut self, found: &Inherited, known: &Known) {
-        let Some(incident) = self.incidents.get_mut(&found.app).filter(|incident| is_blocked(incident))
+    fn keep_closed(&mut self, found: &InheritedBlock, known: &Known) {
+        let Some(incident) = self.by_app.get_mut(&found.app).filter(|incident| is_blocked(incident))
         else {
             return;
         };
@@ -179,19 +179,19 @@ impl Book {
         if exposure == *incident.exposure {
             return;
         }
-        incident.file().exposure = Arc::new(exposure);
-        let effective = Effective::unkept(incident);
-        self.effective.insert(found.app.clone(), effective);
+        incident.persisted_mut().exposure = Arc::new(exposure);
+        let effective = Committed::not_persisted(incident);
+        self.committed.insert(found.app.clone(), effective);
     }
 }
 
 /// Whether `known`, the last incident of an App of which anything is kept, ended so long ago that the App is blocked by a
 /// later one, of which nothing is kept.
 fn is_blocked_by_another(known: &Incident, policy: &Policy, now: Moment) -> bool {
-    let Standing::Ended { at } = known.standing else { return false };
+    let Phase::Ended { at } = known.phase else { return false };
     now.since(at) > policy.same_incident
 }
 
 fn is_blocked(incident: &Incident) -> bool {
-    matches!(incident.standing, Standing::Blocked { .. })
+    matches!(incident.phase, Phase::Blocked { .. })
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::Moment;
-use crate::moment::WallTime;
+use crate::time::CompactTimestamp;
 
 /// The leader clock; see the module.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,12 +18,12 @@ pub(super) struct LeaderClock {
     /// A monotonic time of this process with the reading at that time. `None` before the first reading.
     base: Option<Moment>,
     /// The last reading, with the wall clock's.
-    read: Option<(WallTime, WallTime)>,
+    read: Option<(CompactTimestamp, CompactTimestamp)>,
 }
 
 impl LeaderClock {
     /// Continues from `newest`, the latest reading that is persisted.
-    pub(super) fn restored(newest: Option<WallTime>, now: Moment) -> Self {
+    pub(super) fn restored(newest: Option<CompactTimestamp>, now: Moment) -> Self {
         let read = newest.map(|at| (at, now.wall().into()));
         Self { base: newest.map(|at| Moment::new(now.uptime(), at.get())), read }
     }
@@ -35,7 +35,7 @@ impl LeaderClock {
     }
 
     /// The reading now. The first one is the wall clock's time.
-    pub(super) fn read(&mut self, now: Moment) -> WallTime {
+    pub(super) fn read(&mut self, now: Moment) -> CompactTimestamp {
         self.base.get_or_insert(now);
         let reading = self.at(now.uptime());
         self.read = Some((reading, now.wall().into()));
@@ -43,12 +43,12 @@ impl LeaderClock {
     }
 
     /// The last reading, with the wall clock's.
-    pub(super) fn last(&self) -> Option<(WallTime, WallTime)> {
+    pub(super) fn last(&self) -> Option<(CompactTimestamp, CompactTimestamp)> {
         self.read
     }
 
     /// The reading at the monotonic time `uptime`.
-    pub(super) fn at(&self, uptime: Duration) -> WallTime {
+    pub(super) fn at(&self, uptime: Duration) -> CompactTimestamp {
         let Some(base) = self.base else { return Timestamp::UNIX_EPOCH.into() };
         let after = uptime.saturating_sub(base.uptime());
         let before = base.uptime().saturating_sub(uptime);
@@ -57,21 +57,21 @@ impl LeaderClock {
     }
 
     /// The reading after as much more time as the wall clock says is left until `date`.
-    pub(super) fn at_date(&mut self, date: Timestamp, now: Moment) -> WallTime {
+    pub(super) fn at_date(&mut self, date: Timestamp, now: Moment) -> CompactTimestamp {
         let left = date.duration_since(now.wall());
         let reading = self.read(now);
         reading.get().saturating_add(left).unwrap_or(date).into()
     }
 
     /// The moment of the reading `reading`, with `wall` as its wall time for people.
-    pub(super) fn moment(&self, reading: WallTime, wall: Timestamp) -> Moment {
+    pub(super) fn moment(&self, reading: CompactTimestamp, wall: Timestamp) -> Moment {
         let uptime = self.base.map_or(Duration::ZERO, |base| base.at_wall(reading.get()).uptime());
         Moment::new(uptime, wall)
     }
 }
 
 /// The time from `earlier` to `now`, both readings of the same clock; zero if `earlier` is later.
-pub(super) fn age(now: WallTime, earlier: WallTime) -> Duration {
+pub(super) fn age(now: CompactTimestamp, earlier: CompactTimestamp) -> Duration {
     let age = now.get().duration_since(earlier.get());
     if age.is_negative() { Duration::ZERO } else { age.unsigned_abs() }
 }

@@ -13,29 +13,29 @@
 //! 4. the tenant's grace is over;
 //! 5. no brake holds it. A held App is blocked by an operator's approval only, never by time.
 
-mod aside;
-mod believed;
-mod book;
+mod unreadable;
+mod believed_time;
+mod incidents;
 mod brake;
-mod braking;
+mod apply_brakes;
 mod dates;
 mod decision;
 mod evaluate;
 mod exemption;
-mod facts;
+mod cluster_facts;
 mod forgotten;
 mod grace;
-mod ground;
-mod hearing;
+mod accepted_evidence;
+mod apply_evidence;
 mod incident;
 mod inherited;
-mod keep;
+mod persist;
 mod leader_clock;
 mod notify;
 mod plan_builder;
-mod questions;
-mod refusals;
-mod refused;
+mod lookup_requests;
+mod namespace_refusals;
+mod refused_accusations;
 mod renamed;
 mod simulate;
 mod window;
@@ -46,17 +46,17 @@ use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::book::{Act, ActError, Book, By};
+pub use self::incidents::{IncidentCommand, IncidentCommandError, Incidents, IssuedBy};
 pub use self::brake::{Brake, BrakeRules};
 pub use self::decision::{Actor, Alert, Decision, DecisionKind};
 pub use self::evaluate::{Decided, Evaluation};
 pub use self::exemption::{Exemption, Pattern, Withheld, is_too_far};
-pub use self::facts::{AGE_TOLERANCE, AcceptedPod, AppFact, Facts, Lineage, PodFact, PodState, Verdict};
-pub use self::incident::{Incident, Standing};
-pub use self::inherited::{Inherited, OnIngresses};
-pub use self::keep::remembered;
-pub use self::questions::{AccusedPod, Accusers, Questions, WhichPod};
-pub use self::simulate::{Fate, simulate, withheld_at_start};
+pub use self::cluster_facts::{AGE_TOLERANCE, AcceptedPod, AppFact, ClusterFacts, Lineage, PodFact, PodState, Verdict};
+pub use self::incident::{Incident, Phase};
+pub use self::inherited::{InheritedBlock, OnIngresses};
+pub use self::persist::remembered;
+pub use self::lookup_requests::{AccusedPod, AccusingNodes, LookupRequests, PodIdentity};
+pub use self::simulate::{SimulatedOutcome, simulate, withheld_at_start};
 
 #[cfg(doc)]
 use crate::plan::Plan;

@@ -4,75 +4,75 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::book::Book;
+use super::incidents::Incidents;
 use super::decision::{Alert, DecisionKind};
-use super::evaluate::{Pass, phase};
-use super::facts::Facts;
-use super::incident::{Incident, Standing, Telling, Told};
+use super::evaluate::{EvaluationContext, notice_phase};
+use super::cluster_facts::ClusterFacts;
+use super::incident::{Incident, Phase, NotificationKind, SentNotification};
 use super::{Brake, Policy};
 use crate::Moment;
 use crate::names::{App, Text};
 use crate::plan::{NoticePhase, SharedServices};
 
-impl Book {
+impl Incidents {
     /// Decides which tenants are told what, and updates how blocked Apps are reached.
-    pub(super) fn tell(&mut self, pass: &mut Pass<'_>) {
+    pub(super) fn notify_tenants(&mut self, pass: &mut EvaluationContext<'_>) {
         if self.notices.0 != pass.snapshot.rounds {
             self.notices = (pass.snapshot.rounds, 0);
         }
         let is_blocked = |app: &App| {
-            self.incidents.get(app).is_some_and(|it| matches!(it.standing, Standing::Blocked { .. }))
+            self.by_app.get(app).is_some_and(|it| matches!(it.phase, Phase::Blocked { .. }))
         };
-        self.before.look(pass.policy, pass.facts, is_blocked);
+        self.blocked_before.look(pass.policy, pass.facts, is_blocked);
         let mut waiting = Vec::new();
-        for (app, incident) in &mut self.incidents {
-            let what = telling(&phase(incident, pass.policy.mode));
-            if what == Telling::Blocked
+        for (app, incident) in &mut self.by_app {
+            let what = notification_kind(&notice_phase(incident, pass.policy.mode));
+            if what == NotificationKind::Blocked
                 && let Some(exposure) = pass.facts.to_close(app, pass.policy, incident)
                 && *incident.exposure != *exposure
             {
                 let exposure = exposure.into_owned();
-                let exposure = if self.before.has(app) { incident.exposure.and(&exposure) } else { exposure };
+                let exposure = if self.blocked_before.has(app) { incident.exposure.and(&exposure) } else { exposure };
                 if *incident.exposure != exposure {
-                    incident.file().close(exposure);
+                    incident.persisted_mut().close(exposure);
                 }
             }
-            if what == Telling::Blocked {
+            if what == NotificationKind::Blocked {
                 hold_what_is_left_open(app, incident, pass);
             }
-            if !may_be_told(app, incident, pass.policy, pass.facts) {
+            if !may_be_notified(app, incident, pass.policy, pass.facts) {
                 continue;
             }
-            match incident.told {
+            match incident.notification {
                 // A tenant that was never told of the incident is not told of its end.
-                None if what == Telling::Recovered => {}
-                Some(told) if told.what == what => {}
-                Some(told) if what == Telling::Recovered => incident.tell(Told { what, ..told }),
+                None if what == NotificationKind::Recovered => {}
+                Some(told) if told.kind == what => {}
+                Some(told) if what == NotificationKind::Recovered => incident.notify(SentNotification { kind: what, ..told }),
                 // A tenant that was warned does not count as newly told.
-                Some(Told { what: Telling::Grace, .. }) => {
-                    incident.tell(Told::news(what, pass.now.wall()));
+                Some(SentNotification { kind: NotificationKind::Grace, .. }) => {
+                    incident.notify(SentNotification::first(what, pass.now.wall()));
                 }
-                _ => waiting.push((incident.waits_since(pass.policy), app.clone())),
+                _ => waiting.push((incident.waiting_since(pass.policy), app.clone())),
             }
         }
-        self.tell_in_turn(waiting, pass);
+        self.notify_in_turn(waiting, pass);
     }
 
     /// Tells as many waiting tenants as a round allows, in the order of [`Book::turns`].
-    fn tell_in_turn(&mut self, mut waiting: Vec<(Moment, App)>, pass: &mut Pass<'_>) {
+    fn notify_in_turn(&mut self, mut waiting: Vec<(Moment, App)>, pass: &mut EvaluationContext<'_>) {
         let free = pass.policy.max_notices_per_round.saturating_sub(self.notices.1);
         let left = waiting.len().saturating_sub(free);
         if left > 0 {
-            let mut turns = self.turns(waiting);
+            let mut turns = self.notification_order(waiting);
             turns.sort_unstable();
             waiting = turns.into_iter().take(free).map(|(_, since, app)| (since, app)).collect();
             pass.alerts.push(Alert::Notices { waiting: left });
         }
         self.notices.1 += waiting.len();
         for (_, app) in waiting {
-            if let Some(incident) = self.incidents.get_mut(&app) {
-                let what = telling(&phase(incident, pass.policy.mode));
-                incident.tell(Told::news(what, pass.now.wall()));
+            if let Some(incident) = self.by_app.get_mut(&app) {
+                let what = notification_kind(&notice_phase(incident, pass.policy.mode));
+                incident.notify(SentNotification::first(what, pass.now.wall()));
             }
         }
     }
@@ -80,13 +80,13 @@ impl Book {
     /// The order in which tenants are told: each App's place is the number of Apps of the same tenant that have waited
     /// longer or were told since it began to wait; for equal places, the longest wait goes first. So no tenant waits
     /// because another one makes many Apps.
-    fn turns(&self, mut waiting: Vec<(Moment, App)>) -> Vec<(usize, Moment, App)> {
+    fn notification_order(&self, mut waiting: Vec<(Moment, App)>) -> Vec<(usize, Moment, App)> {
         waiting.sort_unstable();
         let mut of_tenant: BTreeMap<Text, (usize, Vec<Timestamp>)> =
             waiting.iter().map(|(_, app)| (app.namespace.clone(), (0, Vec::new()))).collect();
-        for (app, incident) in &self.incidents {
-            if let (Some(told), Some((_, times))) = (incident.told, of_tenant.get_mut(&app.namespace)) {
-                times.push(told.at.get());
+        for (app, incident) in &self.by_app {
+            if let (Some(told), Some((_, times))) = (incident.notification, of_tenant.get_mut(&app.namespace)) {
+                times.push(told.sent_at.get());
             }
         }
         for (_, times) in of_tenant.values_mut() {
@@ -105,7 +105,7 @@ impl Book {
 
 /// With `enforcement.shared_services: hold`, a Service that comes to be shared after the block stays open until an
 /// operator approves. That is logged once, whatever else the tenant makes.
-fn hold_what_is_left_open(app: &App, incident: &mut Incident, pass: &mut Pass<'_>) {
+fn hold_what_is_left_open(app: &App, incident: &mut Incident, pass: &mut EvaluationContext<'_>) {
     if pass.policy.shared_services != SharedServices::Hold || incident.approved || incident.held.is_some() {
         return;
     }
@@ -116,20 +116,20 @@ fn hold_what_is_left_open(app: &App, incident: &mut Incident, pass: &mut Pass<'_
         brake.reason(&pass.policy.brake)
     );
     pass.decide(app, DecisionKind::Held, reason);
-    incident.file().rare_mut().held = Some((pass.now, brake));
+    incident.persisted_mut().rare_mut().held = Some((pass.now, brake));
 }
 
-pub(super) fn telling(phase: &NoticePhase) -> Telling {
+pub(super) fn notification_kind(phase: &NoticePhase) -> NotificationKind {
     match phase {
-        NoticePhase::Grace { .. } => Telling::Grace,
-        NoticePhase::Blocked => Telling::Blocked,
-        NoticePhase::Recovered => Telling::Recovered,
+        NoticePhase::Grace { .. } => NotificationKind::Grace,
+        NoticePhase::Blocked => NotificationKind::Blocked,
+        NoticePhase::Recovered => NotificationKind::Recovered,
     }
 }
 
 /// Whether the tenant of `app` may be told anything. The tenant of an App that stays blocked is told, even if the
 /// namespace may not be blocked any more.
-pub(super) fn may_be_told(app: &App, incident: &Incident, policy: &Policy, facts: &Facts) -> bool {
-    let is_blocked = matches!(incident.standing, Standing::Blocked { .. });
+pub(super) fn may_be_notified(app: &App, incident: &Incident, policy: &Policy, facts: &ClusterFacts) -> bool {
+    let is_blocked = matches!(incident.phase, Phase::Blocked { .. });
     !facts.terminating.contains(&app.namespace) && (is_blocked || policy.refuses(&app.namespace).is_none())
 }

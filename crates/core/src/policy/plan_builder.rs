@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::ground::Ground;
+use super::accepted_evidence::AcceptedEvidence;
 use super::incident::Incident;
 use crate::names::{App, Key, NodeName};
 use crate::plan::{Accusation, Block, NoticePhase, OtherApps};
@@ -23,8 +23,8 @@ pub(super) fn block(app: &App, incident: &Incident, since: Timestamp) -> Block {
 }
 
 fn accusations(incident: &Incident) -> Box<[Accusation]> {
-    let grounds = incident.grounds.iter();
-    let accusation = |((key, node), ground): (&(Key, NodeName), &Ground)| Accusation {
+    let grounds = incident.accepted.iter();
+    let accusation = |((key, node), ground): (&(Key, NodeName), &AcceptedEvidence)| Accusation {
         key: key.clone(),
         rule: ground.record.rule().clone(),
         by_keyword: ground.record.regex.is_empty(),
@@ -36,7 +36,7 @@ fn accusations(incident: &Incident) -> Box<[Accusation]> {
 /// The violations of a block that no ground supports any more.
 fn left(incident: &Incident) -> Box<[Key]> {
     match &incident.inherited {
-        _ if !incident.grounds.is_empty() => Box::default(),
+        _ if !incident.accepted.is_empty() => Box::default(),
         Some(accused) => accused.iter().cloned().collect(),
         // Its release is held, so it is still blocked for what has cleared.
         None => incident.tombstones.keys().map(|(key, _)| key.clone()).collect(),

@@ -8,11 +8,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::book::Book;
+use super::incidents::Incidents;
 use super::brake::Brake;
-use super::evaluate::Pass;
-use super::facts::Lineage;
-use super::incident::{Incident, MAX_NAMES, Standing, StickyRelease};
+use super::evaluate::EvaluationContext;
+use super::cluster_facts::Lineage;
+use super::incident::{Incident, MAX_NAMES, Phase, StickyRelease};
 use crate::Moment;
 use crate::names::{App, Text};
 
@@ -21,13 +21,13 @@ pub(super) type Releases = BTreeMap<App, Vec<StickyRelease>>;
 /// The holds of brakes, by App.
 pub(super) type Holds = BTreeMap<App, (Moment, Brake)>;
 
-impl Book {
+impl Incidents {
     /// Notes what links a Pod of `app`, which has just been accused, with earlier names.
-    pub(super) fn note_lineage(&mut self, app: &App, lineage: Lineage, pass: &Pass<'_>) {
+    pub(super) fn note_lineage(&mut self, app: &App, lineage: Lineage, pass: &EvaluationContext<'_>) {
         if lineage.origin.is_none() && lineage.earlier.is_none() {
             return;
         }
-        let Some(incident) = self.incidents.get(app) else { return };
+        let Some(incident) = self.by_app.get(app) else { return };
         let is_new = |origin: &Text| !incident.origins.contains(origin) && incident.origins.len() < MAX_NAMES;
         let mut names: BTreeSet<App> = lineage.earlier.into_iter().collect();
         // A workload may come back to a name that it had before, so a known origin is looked at, too.
@@ -43,15 +43,15 @@ impl Book {
         }
         // By the App's own controller only, so that no other workload is taken for one that was warned.
         let given = origin.as_ref().and_then(|origin| self.given_before(app, origin, pass.policy, pass.now));
-        let Some(incident) = self.incidents.get_mut(app) else { return };
+        let Some(incident) = self.by_app.get_mut(app) else { return };
         if let Some((grace, told)) = given
             && incident.decided == 0
             && incident.releases.is_empty()
         {
-            incident.file().grace = Some(Box::new(grace));
-            incident.grace_told = Some(told);
+            incident.persisted_mut().grace = Some(Box::new(grace));
+            incident.grace_written_at = Some(told);
         }
-        let file = incident.file();
+        let file = incident.persisted_mut();
         if let Some(origin) = origin {
             file.origins.insert(origin);
         }
@@ -66,18 +66,18 @@ impl Book {
         namespace: &'a Text,
     ) -> impl Iterator<Item = (&'a App, &'a Incident)> {
         let from = App::new(namespace.clone(), "", "");
-        self.incidents.range(from..).take_while(move |(app, _)| app.namespace == *namespace)
+        self.by_app.range(from..).take_while(move |(app, _)| app.namespace == *namespace)
     }
 
     /// Operators' releases, and the holds of brakes, by the earlier names of Apps.
     pub(super) fn of_earlier_names(&self) -> (Releases, Holds) {
         let (mut releases, mut holds) = (Releases::new(), Holds::new());
-        for name in self.incidents.values().flat_map(|incident| incident.formerly.iter()) {
-            let Some(other) = self.incidents.get(name) else { continue };
+        for name in self.by_app.values().flat_map(|incident| incident.formerly.iter()) {
+            let Some(other) = self.by_app.get(name) else { continue };
             if !other.releases.is_empty() {
                 releases.insert(name.clone(), other.releases.clone());
             }
-            let is_held = !other.approved && !matches!(other.standing, Standing::Blocked { .. });
+            let is_held = !other.approved && !matches!(other.phase, Phase::Blocked { .. });
             if let Some(held) = other.held.clone().filter(|_| is_held) {
                 holds.insert(name.clone(), held);
             }
@@ -94,7 +94,7 @@ impl Incident {
         }
         let held = self.formerly.iter().find_map(|name| by_name.get(name).cloned());
         if held.is_some() {
-            self.file().rare_mut().held = held;
+            self.persisted_mut().rare_mut().held = held;
         }
     }
 }

@@ -17,22 +17,22 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::Policy;
-use super::book::{Act, Book, released_until};
+use super::incidents::{IncidentCommand, Incidents, released_until};
 use super::decision::DecisionKind;
 use super::exemption::Withheld;
-use super::facts::{AppFact, Facts, Lineage, PodFact, PodState};
-use super::keep::record;
+use super::cluster_facts::{AppFact, ClusterFacts, Lineage, PodFact, PodState};
+use super::persist::record;
 use crate::Moment;
 use crate::ledger::{NodeClock, Presence, Reading};
-use crate::moment::Span;
+use crate::time::CompactDuration;
 use crate::names::{App, Key, NodeName, Text};
 use crate::report::Rejections;
-use crate::snapshot::{Coverage, EvidenceView, Heard, NodeView, Snapshot, Violation};
+use crate::snapshot::{Coverage, EvidenceView, EvidenceDetails, NodeView, Snapshot, Violation};
 use crate::state::incident::{self as kept, IncidentState};
 
 /// What one App's fate was, and would have been.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Fate {
+pub struct SimulatedOutcome {
     /// The App.
     pub app: App,
     /// It was blocked in that time.
@@ -45,7 +45,7 @@ pub struct Fate {
     pub would_be: String,
 }
 
-impl Fate {
+impl SimulatedOutcome {
     /// Whether the rules make a difference to it.
     pub fn differs(&self) -> bool {
         self.was_blocked != self.would_be_blocked
@@ -56,9 +56,9 @@ impl Fate {
 const BASE: Duration = Duration::from_hours(24 * 1000);
 
 /// One recorded piece of evidence.
-struct Piece<'a> {
+struct RecordedEvidence<'a> {
     app: App,
-    evidence: &'a kept::Evidence,
+    evidence: &'a kept::EvidenceStatus,
     from: Timestamp,
     until: Option<Timestamp>,
 }
@@ -69,7 +69,7 @@ pub fn simulate(
     policy: &Policy,
     since: Timestamp,
     now: Timestamp,
-) -> Vec<Fate> {
+) -> Vec<SimulatedOutcome> {
     let mut policy = Policy {
         // The Pods and nodes of recorded evidence were checked when it was accepted.
         verify_pods: true,
@@ -92,8 +92,8 @@ pub fn simulate(
     }
     moments.extend(acts.iter().map(|(at, _, _)| *at));
     let ends = acts.iter().filter_map(|(_, act, _)| match act {
-        Act::Release { until, .. } => Some(*until),
-        Act::Approve { .. } => None,
+        IncidentCommand::Release { until, .. } => Some(*until),
+        IncidentCommand::Approve { .. } => None,
     });
     for end in ends.chain(policy.exemptions.iter().filter_map(|exemption| exemption.until)) {
         moments.insert(end);
@@ -102,17 +102,17 @@ pub fn simulate(
     }
     moments.retain(|at| *at >= since);
 
-    let mut book = Book::default();
+    let mut book = Incidents::default();
     let mut blocked: BTreeSet<App> = BTreeSet::new();
     let mut why: BTreeMap<App, String> = BTreeMap::new();
     for at in moments.into_iter().filter(|at| *at <= now) {
         let moment = moment(at, since);
         for (_, act, actor) in acts.iter().filter(|(done, _, _)| *done == at) {
-            if let Ok(decision) = book.act(act, &**actor, &policy, moment) {
+            if let Ok(decision) = book.execute(act, &**actor, &policy, moment) {
                 why.insert(decision.app, decision.reason.to_string());
             }
         }
-        let live: Vec<&Piece<'_>> = pieces
+        let live: Vec<&RecordedEvidence<'_>> = pieces
             .iter()
             .filter(|piece| piece.from <= at && piece.until.is_none_or(|until| at < until))
             .collect();
@@ -125,8 +125,8 @@ pub fn simulate(
                 why.insert(decision.app, format!("{}: {}", decision.kind.as_str(), decision.reason));
             }
         }
-        let told = evaluation.plan.notices.iter().map(|notice| (notice.app.clone(), notice.told.into()));
-        book.delivered(&told.collect(), moment);
+        let told = evaluation.plan.notices.iter().map(|notice| (notice.app.clone(), notice.sent_at.into()));
+        book.note_written(&told.collect(), moment);
         blocked.extend(evaluation.plan.blocks.iter().map(|block| block.app.clone()));
     }
     let recorded = recorded(incidents, since);
@@ -136,7 +136,7 @@ pub fn simulate(
             let (was_blocked, was) = recorded.get(app).cloned().unwrap_or_default();
             let would_be =
                 why.get(app).cloned().unwrap_or_else(|| "nothing would have been decided".to_owned());
-            Fate { app: app.clone(), was_blocked, was, would_be_blocked: blocked.contains(app), would_be }
+            SimulatedOutcome { app: app.clone(), was_blocked, was, would_be_blocked: blocked.contains(app), would_be }
         })
         .collect()
 }
@@ -146,7 +146,7 @@ pub fn simulate(
 pub fn withheld_at_start(incidents: &[kept::Incident], policy: &Policy, now: Timestamp) -> Vec<Withheld> {
     let at = moment(now, now);
     let (snapshot, facts) = scene(&[], &BTreeSet::new(), at, now);
-    let mut book = Book::restore(incidents, &snapshot, at);
+    let mut book = Incidents::restore(incidents, &snapshot, at);
     book.decide(&snapshot, policy, &facts, at);
     book.withheld()
 }
@@ -155,7 +155,7 @@ fn moment(at: Timestamp, since: Timestamp) -> Moment {
     Moment::new(BASE, since).at_wall(at)
 }
 
-fn pieces(incidents: &[kept::Incident], since: Timestamp) -> Vec<Piece<'_>> {
+fn pieces(incidents: &[kept::Incident], since: Timestamp) -> Vec<RecordedEvidence<'_>> {
     let mut pieces = Vec::new();
     for incident in incidents {
         let app = App::from(&incident.spec.app);
@@ -165,7 +165,7 @@ fn pieces(incidents: &[kept::Incident], since: Timestamp) -> Vec<Piece<'_>> {
                 continue;
             }
             let from = evidence.first_seen.max(since);
-            pieces.push(Piece {
+            pieces.push(RecordedEvidence {
                 app: app.clone(),
                 evidence,
                 from,
@@ -177,16 +177,16 @@ fn pieces(incidents: &[kept::Incident], since: Timestamp) -> Vec<Piece<'_>> {
 }
 
 /// What operators did, in order.
-fn acts(incidents: &[kept::Incident], since: Timestamp) -> Vec<(Timestamp, Act, Text)> {
+fn acts(incidents: &[kept::Incident], since: Timestamp) -> Vec<(Timestamp, IncidentCommand, Text)> {
     let mut acts = Vec::new();
     for incident in incidents {
         let app = App::from(&incident.spec.app);
         let by_people = |decision: &&kept::Decision| decision.at >= since && *decision.actor != *"policy";
         for decision in incident.status.decisions.iter().filter(by_people) {
             let act = match decision.decision.known() {
-                Some(DecisionKind::Approved) => Act::Approve { app: app.clone() },
+                Some(DecisionKind::Approved) => IncidentCommand::Approve { app: app.clone() },
                 Some(DecisionKind::Released) => {
-                    Act::Release { app: app.clone(), until: release_end(incident, decision) }
+                    IncidentCommand::Release { app: app.clone(), until: release_end(incident, decision) }
                 }
                 _ => continue,
             };
@@ -259,13 +259,13 @@ fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bo
 }
 
 /// What the ledger and the cluster would say at one moment.
-fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timestamp) -> (Snapshot, Facts) {
-    let mut facts = Facts::default();
+fn scene(live: &[&RecordedEvidence<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timestamp) -> (Snapshot, ClusterFacts) {
+    let mut facts = ClusterFacts::default();
     let mut nodes = BTreeMap::new();
     let mut violations: BTreeMap<Key, Vec<EvidenceView>> = BTreeMap::new();
     // Known by now, whenever it is asked: it was known then.
     let asked = Moment::new(Duration::MAX, now.wall());
-    for Piece { app, evidence, from, .. } in live {
+    for RecordedEvidence { app, evidence, from, .. } in live {
         let node = NodeName(evidence.node.clone());
         let record = Arc::new(record(&app.namespace, evidence));
         let state = PodState::Present {
@@ -280,21 +280,21 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
         facts.pods.insert(record.key.pod_ref(), PodFact { asked, state });
         nodes.entry(node.clone()).or_insert_with(|| patient(now));
         let seen = moment(*from, since);
-        let heard = Heard {
+        let heard = EvidenceDetails {
             record: record.clone(),
             fresh_at: Some(seen),
-            age: Some(Span::ZERO),
+            age: Some(CompactDuration::ZERO),
             mark: Reading::ZERO,
-            away: Span::ZERO,
+            away: CompactDuration::ZERO,
             first_seen: seen,
             last_seen: seen,
             evidence_time: record.detected_at.into(),
             observations: evidence.observations,
         };
         let presence = Presence::Active;
-        let (unheard, hidden_by) = (Span::ZERO, None);
+        let (unheard, hidden_by) = (CompactDuration::ZERO, None);
         let heard = Arc::new(heard);
-        let view = EvidenceView { node: node.clone(), presence, cleared: None, unheard, hidden_by, heard };
+        let view = EvidenceView { node: node.clone(), presence, cleared: None, unheard, hidden_by, details: heard };
         violations.entry(record.key.clone()).or_default().push(view);
     }
     let accused: BTreeSet<&App> = live.iter().map(|piece| &piece.app).collect();
@@ -307,7 +307,7 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
         at: now,
         since: Moment::new(BASE, since),
         revision: 0,
-        news: 0,
+        changes: 0,
         rounds: 1,
         violations: violations.into_iter().filter_map(|(key, all)| Violation::new(key, all)).collect(),
         list: Arc::new([]),
@@ -323,8 +323,8 @@ fn scene(live: &[&Piece<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timesta
 /// A node by whose clock nothing clears: what cleared is known.
 fn patient(now: Moment) -> NodeView {
     let clock = NodeClock {
-        odometer: Span::ZERO,
-        unheard: Span::ZERO,
+        odometer: CompactDuration::ZERO,
+        unheard: CompactDuration::ZERO,
         required: Duration::MAX.into(),
         has_scanned: true,
         since: now,

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::brake::{Brake, BrakeRules};
 use super::leader_clock::age;
-use crate::few::FewSet;
-use crate::moment::WallTime;
+use crate::sorted_vec::SortedVecSet;
+use crate::time::CompactTimestamp;
 use crate::names::{App, NodeName, Text};
 
 /// What happened within the window. A part of the book, so it is persisted like the rest. Times are readings of the
@@ -22,13 +22,13 @@ pub(super) struct Window {
     due: BTreeMap<App, Arc<Due>>,
     releases: BTreeMap<App, ReleaseDue>,
     /// When brakes last held a block and a release: an alert is raised once per storm, not once per App.
-    held_block: Option<WallTime>,
-    held_release: Option<WallTime>,
-    held_gone: Option<WallTime>,
+    held_block: Option<CompactTimestamp>,
+    held_release: Option<CompactTimestamp>,
+    held_gone: Option<CompactTimestamp>,
 }
 
 /// The nodes and rules that accuse an App. An empty rule stands for all keyword hits.
-pub(super) type Accusers = FewSet<(NodeName, Text)>;
+pub(super) type Accusers = SortedVecSet<(NodeName, Text)>;
 
 /// How many accusers of one App are counted, because a node can make up any number of rules. An accuser that is not
 /// counted lets nothing through.
@@ -38,7 +38,7 @@ pub(super) const MAX_ACCUSERS: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Due {
     /// When it last passed; if it never did, since when it counts as held.
-    pub(super) at: WallTime,
+    pub(super) at: CompactTimestamp,
     /// No brake held it. False with an empty `held`: it passed, and an operator has released it since, or an earlier
     /// version wrote this. It keeps its places, but does not pass by them.
     pub(super) passed: bool,
@@ -51,7 +51,7 @@ pub(super) struct Due {
 /// An App was to be released without an operator's act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReleaseDue {
-    pub(super) at: WallTime,
+    pub(super) at: CompactTimestamp,
     pub(super) passed: bool,
     /// The cluster proved that it is gone; such releases are counted separately from those by the rules.
     pub(super) proven: bool,
@@ -61,7 +61,7 @@ pub(super) struct ReleaseDue {
 pub(super) struct Tally<'a> {
     window: &'a mut Window,
     rules: &'a BrakeRules,
-    now: WallTime,
+    now: CompactTimestamp,
     counts: Counts,
 }
 
@@ -71,7 +71,7 @@ struct Places<K> {
     /// Those that passed, and whether they may pass again by their place; after an operator's release they may not.
     passed: HashMap<K, bool>,
     /// Those that were held, and since when each counts.
-    held: HashMap<K, WallTime>,
+    held: HashMap<K, CompactTimestamp>,
     /// How many are in `passed`, `held` or both.
     taken: usize,
 }
@@ -102,7 +102,7 @@ impl<K: Eq + Hash + Clone> Places<K> {
         *self.passed.entry(one.clone()).or_default() |= again;
     }
 
-    fn hold(&mut self, one: &K, at: WallTime) {
+    fn hold(&mut self, one: &K, at: CompactTimestamp) {
         self.taken += usize::from(!self.is_known(one));
         let first = self.held.entry(one.clone()).or_insert(at);
         *first = (*first).min(at);
@@ -216,7 +216,7 @@ impl Counts {
     }
 
     /// Since when the tenant of `app` (for [`Brake::Tenant`], the App) has counted as held by `brake`, if it does.
-    fn held_since(&self, app: &App, brake: &Brake) -> Option<WallTime> {
+    fn held_since(&self, app: &App, brake: &Brake) -> Option<CompactTimestamp> {
         let tenant = &app.namespace;
         match brake {
             Brake::NewTenants => self.tenants.held.get(tenant).copied(),
@@ -232,13 +232,13 @@ impl Counts {
 
 impl Window {
     /// Forgets entries older than the window.
-    pub(super) fn forget(&mut self, rules: &BrakeRules, now: WallTime) {
+    pub(super) fn forget(&mut self, rules: &BrakeRules, now: CompactTimestamp) {
         self.due.retain(|_, due| age(now, due.at) < rules.window);
         self.releases.retain(|_, due| age(now, due.at) < rules.window);
     }
 
     /// Counts the entries within the window.
-    pub(super) fn tally<'a>(&'a mut self, rules: &'a BrakeRules, now: WallTime) -> Tally<'a> {
+    pub(super) fn tally<'a>(&'a mut self, rules: &'a BrakeRules, now: CompactTimestamp) -> Tally<'a> {
         self.forget(rules, now);
         let mut counts = Counts::default();
         self.due.iter().for_each(|(app, due)| counts.add(app, due));
@@ -352,7 +352,7 @@ impl Tally<'_> {
     }
 
     /// Notes that `brake` holds something. Returns whether this begins a storm.
-    pub(super) fn is_news(&mut self, brake: &Brake) -> bool {
+    pub(super) fn begins_storm(&mut self, brake: &Brake) -> bool {
         let last = match brake {
             Brake::Releases => &mut self.window.held_release,
             Brake::Gone => &mut self.window.held_gone,

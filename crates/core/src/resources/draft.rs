@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 
-use super::{Object, Upkeep};
+use super::{Object, WritePolicy};
 
 /// What an object will be called, and how to make it.
 pub struct Draft<'a> {
@@ -18,7 +18,7 @@ pub struct Draft<'a> {
     /// Its name.
     pub name: String,
     /// How an output looks after it.
-    pub upkeep: Upkeep,
+    pub write_policy: WritePolicy,
     recipe: Box<dyn Recipe + 'a>,
 }
 
@@ -48,11 +48,11 @@ impl<'a> Draft<'a> {
         kind: &'static str,
         namespace: impl Into<Cow<'a, str>>,
         name: String,
-        upkeep: Upkeep,
+        upkeep: WritePolicy,
         inputs: T,
         make: impl Fn(&T) -> Object + 'a,
     ) -> Self {
-        Self { kind, namespace: namespace.into(), name, upkeep, recipe: Box::new(From { inputs, make }) }
+        Self { kind, namespace: namespace.into(), name, write_policy: upkeep, recipe: Box::new(From { inputs, make }) }
     }
 
     /// Makes the object.
@@ -72,7 +72,7 @@ impl<'a> Draft<'a> {
 impl std::convert::From<Object> for Draft<'_> {
     /// An object that is made already.
     fn from(object: Object) -> Self {
-        let (kind, upkeep) = (object.kind, object.upkeep);
+        let (kind, upkeep) = (object.kind, object.write_policy);
         let (namespace, name) = (object.metadata.namespace.clone(), object.metadata.name.clone());
         let text = serde_json::to_string(&object).unwrap_or_default();
         Self::new(kind, namespace, name, upkeep, text, move |_| object.clone())

@@ -79,25 +79,25 @@ pub struct Object {
     pub spec: Value,
     /// How an output looks after it. Not a part of the object.
     #[serde(skip)]
-    pub upkeep: Upkeep,
+    pub write_policy: WritePolicy,
 }
 
 /// How an object is looked after once it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Upkeep {
+pub enum WritePolicy {
     /// Always exactly like this.
-    Kept,
+    Reconcile,
     /// A message: written when it is news. From then on its reader may mark or delete it.
-    News {
+    SendOnce {
         /// It says that something is blocked, so it has to be.
         of_block: bool,
     },
     /// A message that was written before the start: no news.
-    Known,
+    AlreadySent,
     /// A message that is news only if its words differ from those that are there.
-    Words,
+    UpdateText,
     /// A message whose cause is over: if it is still there, it is marked as read.
-    Retired,
+    MarkRead,
 }
 
 /// The part of `metadata` that is ours.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::template::Template;
-use super::{Draft, Drafts, Existing, Metadata, Object, Settings, Upkeep};
+use super::{Draft, Drafts, Existing, Metadata, Object, Settings, WritePolicy};
 use crate::hash::stable_hash;
 use crate::names::{App, readable};
 use crate::plan::{Notice, NoticePhase, OtherApps, Plan, Summary};
@@ -102,9 +102,9 @@ struct Translation {
 pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Drafts<'a> {
     let draft = move |notice: &'a Notice| {
         let upkeep = match notice.phase {
-            NoticePhase::Recovered => Upkeep::Retired,
-            _ if notice.inherited => Upkeep::Known,
-            phase => Upkeep::News { of_block: phase == NoticePhase::Blocked },
+            NoticePhase::Recovered => WritePolicy::MarkRead,
+            _ if notice.inherited => WritePolicy::AlreadySent,
+            phase => WritePolicy::SendOnce { of_block: phase == NoticePhase::Blocked },
         };
         let make = move |notice: &&Notice| object(notice, &settings.notification, upkeep);
         Draft::new(KIND, &*notice.app.namespace, name(&notice.app), upkeep, notice, make)
@@ -112,7 +112,7 @@ pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Drafts<
     Box::new(plan.notices.iter().map(AsRef::as_ref).map(draft))
 }
 
-fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
+fn object(notice: &Notice, texts: &Texts, upkeep: WritePolicy) -> Object {
     let processes: Vec<String> = notice.processes.iter().map(|process| printable(process, 64)).collect();
     let processes = processes.join(", ");
     let (message, until) = match notice.phase {
@@ -143,7 +143,7 @@ fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
     let mut metadata = Metadata::new(name(&notice.app), &*notice.app.namespace);
     metadata.labels.insert(IS_READ.to_owned(), (notice.phase == NoticePhase::Recovered).to_string().into());
     metadata.annotations.insert(APP.to_owned(), format!("{kind}/{app}").into());
-    metadata.annotations.insert(INCIDENT.to_owned(), notice.told.to_string().into());
+    metadata.annotations.insert(INCIDENT.to_owned(), notice.sent_at.to_string().into());
     Object {
         api_version: API_VERSION,
         kind: KIND,
@@ -151,7 +151,7 @@ fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
         spec: json!(Spec {
             title: fill(&message.title, &also_en),
             message: whole(&message.message, &also_en),
-            timestamp: notice.told.as_second(),
+            timestamp: notice.sent_at.as_second(),
             from: FROM,
             importance: "High",
             desktop_popup: true,
@@ -164,7 +164,7 @@ fn object(notice: &Notice, texts: &Texts, upkeep: Upkeep) -> Object {
                 }
             },
         }),
-        upkeep,
+        write_policy: upkeep,
     }
 }
 
@@ -196,7 +196,7 @@ pub fn name(app: &App) -> String {
 
 /// Drafts the administrators' summary.
 pub fn draft_summary<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Drafts<'a> {
-    let upkeep = if plan.summary.apps() == 0 { Upkeep::Retired } else { Upkeep::Words };
+    let upkeep = if plan.summary.apps() == 0 { WritePolicy::MarkRead } else { WritePolicy::UpdateText };
     let namespace = &settings.notification.summary_namespace;
     let make = move |of: &&Summary| summary(of, namespace, upkeep);
     Box::new(std::iter::once(Draft::new(
@@ -209,7 +209,7 @@ pub fn draft_summary<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) ->
     )))
 }
 
-fn summary(summary: &Summary, namespace: &str, upkeep: Upkeep) -> Object {
+fn summary(summary: &Summary, namespace: &str, upkeep: WritePolicy) -> Object {
     let n = summary.apps();
     let zh = format!("检测到 {n} 个不合规应用");
     let mut parts = vec![format!("{} blocked", summary.blocked)];
@@ -241,7 +241,7 @@ fn summary(summary: &Summary, namespace: &str, upkeep: Upkeep) -> Object {
                 zh: Translation { title: "ProcScan".to_owned(), message: zh, from: FROM },
             },
         }),
-        upkeep,
+        write_policy: upkeep,
     }
 }
 

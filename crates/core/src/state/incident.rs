@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::brake::{Accuser, BrakeKind, Due, HeldBy, ReleaseDue, Scope};
-pub use self::evidence::{ClearedBy, ClearedEvidence, Evidence, PodProcess};
+pub use self::evidence::{ClearedBy, ClearedEvidence, EvidenceStatus, PodProcess};
 pub use self::grace::Grace;
 pub use self::log::{Decision, LoggedKind};
 pub use self::spec::{AppRef, Approval, IncidentSpec, Release};
@@ -105,7 +105,7 @@ pub struct IncidentStatus {
     pub withheld: Vec<Text>,
     /// The accusations, and those that have cleared: a record that is still listed but does not change is not believed again.
     #[serde(default)]
-    pub evidence: Vec<Evidence>,
+    pub evidence: Vec<EvidenceStatus>,
     /// How many accusations there are beyond those in `evidence`.
     #[serde(default)]
     pub evidence_omitted: usize,
@@ -135,7 +135,7 @@ pub struct IncidentStatus {
     pub also_closes_more: usize,
     /// What the tenant has been told last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub told: Option<Told>,
+    pub told: Option<NotificationStatus>,
     /// The grace, which the tenant is given once in an incident. It stays when the accusations clear.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace: Option<Grace>,
@@ -215,11 +215,11 @@ pub struct DoubtedClock {
 
 /// What a tenant has been told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Told {
+pub struct NotificationStatus {
     /// When: the Notification's own time.
     pub at: Timestamp,
     /// What.
-    pub what: Telling,
+    pub what: NotifiedOf,
     /// When the Notification had been written, if it has.
     #[serde(rename = "deliveredAt", default, skip_serializing_if = "Option::is_none")]
     pub delivered: Option<Timestamp>,
@@ -230,7 +230,7 @@ pub struct Told {
 
 /// The kinds of news for a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Telling {
+pub enum NotifiedOf {
     /// The App will be blocked.
     Grace,
     /// It is blocked.
@@ -249,8 +249,8 @@ impl IncidentStatus {
         (self.until, self.grace_ends, self.grace, self.release_held) = (None, None, None, None);
         (self.approved, self.exempted, self.inherited, self.evidence_omitted) = (false, None, None, 0);
         // The next warning is written as a new one, even if the next grace begins at once.
-        if let Some(told) = self.told.as_mut().filter(|told| told.what == Telling::Grace) {
-            told.what = Telling::Recovered;
+        if let Some(told) = self.told.as_mut().filter(|told| told.what == NotifiedOf::Grace) {
+            told.what = NotifiedOf::Recovered;
         }
         for evidence in &mut self.evidence {
             if !evidence.cleared.as_ref().is_some_and(|cleared| cleared.ended) {

@@ -60,7 +60,7 @@ fn trap_2_a_listed_record_does_not_mean_running() {
     world.rounds(31, |w| drop(w.answer("n1", vec![last.clone()])));
     let cleared = world.violation("ns-a");
     assert_eq!(cleared.state, State::Cleared);
-    assert_eq!(cleared.speaker.cleared, Some(Cleared::ByClock));
+    assert_eq!(cleared.leading.cleared, Some(Cleared::ByClock));
     assert!(world.blocked().is_empty());
     // The tombstone knows the record: a day of it changes nothing.
     let mut changes = Vec::new();
@@ -270,7 +270,7 @@ fn a_pod_that_moves_leaves_a_record_behind_that_neither_blocks_nor_releases() {
     });
     assert_eq!(decisions, []);
     assert_eq!(world.blocked(), ["ns-a"]);
-    assert_eq!(&*world.violation("ns-a").speaker.node.0, "new");
+    assert_eq!(&*world.violation("ns-a").leading.node.0, "new");
 }
 
 #[test]

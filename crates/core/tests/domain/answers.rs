@@ -39,7 +39,7 @@ fn only_silence_lets_the_wait_for_a_lost_node_run() {
         world.answer("n1", vec![record("ns-a", 0)]);
         assert_eq!(world.blocked(), ["ns-a"]);
         world.rounds(26 * 60, |w| drop(w.report("n1", failed(reason))));
-        let cleared = world.violation("ns-a").speaker.cleared;
+        let cleared = world.violation("ns-a").leading.cleared;
         assert_eq!(cleared, is_silent.then_some(Cleared::Unreachable), "{reason:?}");
         assert_eq!(world.blocked().len(), usize::from(!is_silent), "{reason:?}");
         if is_silent {
@@ -265,7 +265,7 @@ fn too_many_records_of_one_tenant_delay_no_release_of_another() {
     assert_eq!(world.blocked(), ["ns-f", "ns-f"]);
     let left_out = |w: &mut World| {
         let mut all = w.snapshot().violations.into_iter();
-        all.find(|violation| *violation.key.pod == *"other").unwrap().speaker
+        all.find(|violation| *violation.key.pod == *"other").unwrap().leading
     };
     world.rounds(23 * 60, |w| answer(w, &[]));
     assert_eq!(left_out(&mut world).cleared, None);

@@ -2,7 +2,7 @@
 
 use crate::common::{HOUR, MINUTE, World, app, record};
 use procscan_core::names::Key;
-use procscan_core::policy::{Book, DecisionKind, Inherited, OnIngresses};
+use procscan_core::policy::{Incidents, DecisionKind, InheritedBlock, OnIngresses};
 use procscan_core::state::exemption;
 use procscan_core::state::incident::Decision;
 use serde_json::json;
@@ -50,9 +50,9 @@ fn an_app_whose_incident_can_not_be_read_is_not_touched_and_what_is_closed_of_it
     // A restart that can't read what is kept of two of them: one was blocked, one was released.
     let mut kept: Vec<_> = world.kept.values().cloned().collect();
     kept.retain(|incident| *incident.spec.app.namespace == *"ns-c");
-    world.book = Book::restore(&kept, &world.ledger.snapshot(world.now), world.now);
-    world.book.set_aside([app("ns-a"), app("ns-b")]);
-    let found = Inherited {
+    world.book = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+    world.book.mark_unreadable([app("ns-a"), app("ns-b")]);
+    let found = InheritedBlock {
         app: app("ns-a"),
         told: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
@@ -77,7 +77,7 @@ fn an_app_whose_incident_can_not_be_read_is_not_touched_and_what_is_closed_of_it
     assert_eq!(evaluation.plan.blocks.len(), 1);
     assert_eq!(*evaluation.plan.blocks[0].app, *app("ns-a"));
     assert_eq!(*evaluation.plan.blocks[0].exposure.services, ["web.ns-a.svc".into()]);
-    assert_eq!(world.book.standing(&world.policy, world.now).blocks.len(), 1);
+    assert_eq!(world.book.current_plan(&world.policy, world.now).blocks.len(), 1);
 }
 
 #[test]

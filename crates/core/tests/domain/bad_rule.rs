@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::common::{HOUR, MINUTE, World, record_of};
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{Act, Alert, Brake, Decision, DecisionKind, Evaluation, Facts};
+use procscan_core::policy::{IncidentCommand, Alert, Brake, Decision, DecisionKind, Evaluation, ClusterFacts};
 use procscan_core::report::Record;
 
 /// How long everything has to stay as it is.
@@ -40,7 +40,7 @@ impl Pod {
 struct Story {
     world: World,
     /// What the cluster says. The world forgets it with each restart.
-    facts: Facts,
+    facts: ClusterFacts,
     decisions: Vec<Decision>,
     alerts: Vec<Alert>,
 }
@@ -94,14 +94,14 @@ impl Story {
     /// Starts again with what is kept. Neither a node nor the cluster has said anything yet.
     fn restart(&mut self) {
         self.world.restart();
-        self.world.facts = Facts::default();
+        self.world.facts = ClusterFacts::default();
     }
 
     /// Decides, and is killed when only so many of the documents are kept: nothing of it has been told.
     fn is_killed_after_keeping(&mut self, documents: usize) {
         let snapshot = self.world.snapshot();
         self.world.book.evaluate(&snapshot, &self.world.policy, &self.facts, self.world.now);
-        for app in self.world.book.unsaved().into_iter().take(documents) {
+        for app in self.world.book.dirty().into_iter().take(documents) {
             let incident = self.world.book.document(&app).unwrap();
             self.world.kept.insert(incident.name.clone(), incident);
         }
@@ -241,8 +241,8 @@ fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released
 
     // One word of an operator's is for one App.
     let approved = flooded.held.iter().nth(flooded.held.len() / 2).unwrap().clone();
-    let act = Act::Approve { app: approved.clone() };
-    story.world.book.act(&act, "ops", &story.world.policy, story.world.now).unwrap();
+    let act = IncidentCommand::Approve { app: approved.clone() };
+    story.world.book.execute(&act, "ops", &story.world.policy, story.world.now).unwrap();
     let mut after = Standing { ..flooded };
     after.held.remove(&approved);
     after.blocked.insert(approved.clone());
@@ -273,7 +273,7 @@ fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released
     let about_releases = story.alerts.iter().filter(|alert| is_of(alert, &Brake::Releases)).count();
     assert_eq!((story.alerts.len(), about_releases), (1 + left.min(1), left.min(1)), "{:?}", story.alerts);
     for app in calm.held {
-        story.world.book.act(&Act::Approve { app }, "ops", &story.world.policy, story.world.now).unwrap();
+        story.world.book.execute(&IncidentCommand::Approve { app }, "ops", &story.world.policy, story.world.now).unwrap();
     }
     assert_eq!(story.evaluate(), before, "as it was before the rule");
 }

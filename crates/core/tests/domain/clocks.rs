@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
 use procscan_core::ledger::Detection;
-use procscan_core::policy::{Act, Alert, DecisionKind, Evaluation, Pattern};
+use procscan_core::policy::{IncidentCommand, Alert, DecisionKind, Evaluation, Pattern};
 
 pub(crate) const DAY: i64 = 86_400;
 pub(crate) const MONTH: i64 = 31 * DAY;
@@ -32,9 +32,9 @@ pub(crate) fn nodes(n: usize) -> World {
 
 fn release(world: &mut World, namespace: &str, hours: i64) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(hours);
-    let act = Act::Release { app: app(namespace), until };
+    let act = IncidentCommand::Release { app: app(namespace), until };
     assert_eq!(world.blocked(), [namespace]);
-    world.book.act(&act, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
     assert!(world.blocked().is_empty());
 }
 

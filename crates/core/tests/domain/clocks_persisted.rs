@@ -57,20 +57,20 @@ fn a_running_grace_is_waited_for_with_a_write_each_half_minute_and_nothing_else_
     let due = |world: &World| world.book.clocks_due(world.now).map(|at| at.since(world.now).as_secs());
     assert_eq!(due(&world), Some(30));
     world.wait(29);
-    assert_eq!((due(&world), world.book.unsaved()), (Some(1), vec![]));
+    assert_eq!((due(&world), world.book.dirty()), (Some(1), vec![]));
     world.evaluate();
     assert_eq!(due(&world), Some(1), "nothing was written");
     world.wait(1);
     world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-    assert_eq!((due(&world), world.book.unsaved()), (None, vec![app("ns-a")]));
+    assert_eq!((due(&world), world.book.dirty()), (None, vec![app("ns-a")]));
     assert!(world.keep().is_empty());
-    assert_eq!((due(&world), world.book.unsaved()), (Some(30), vec![]));
+    assert_eq!((due(&world), world.book.dirty()), (Some(30), vec![]));
     // Blocked, its clock is of no concern.
     world.wait(HOUR);
     assert!(is_blocked(&offend(&mut world)));
     world.wait(MINUTE);
     world.evaluate();
-    assert_eq!((due(&world), world.book.unsaved()), (None, vec![]));
+    assert_eq!((due(&world), world.book.dirty()), (None, vec![]));
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn an_incident_that_can_not_be_written_does_not_carry_the_clocks() {
     world.evaluate();
     world.wait(MINUTE);
     world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-    assert!(world.book.unsaved().contains(&app("ns-b")), "{:?}", world.book.unsaved());
+    assert!(world.book.dirty().contains(&app("ns-b")), "{:?}", world.book.dirty());
     world.keep();
     assert!(world.book.clocks_due(world.now).is_some());
     // It is tried again and again, and another one is written for the clocks all the same.
@@ -105,7 +105,7 @@ fn while_writes_fail_no_more_than_one_more_incident_is_tried_each_half_minute_fo
     world.wait(MINUTE);
     let tried = |world: &mut World| {
         world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-        let tried = world.book.unsaved().len();
+        let tried = world.book.dirty().len();
         assert_eq!(world.keep().len(), tried);
         tried
     };
@@ -119,11 +119,11 @@ fn a_stop_persists_the_clocks_with_one_open_incident_and_never_with_an_ended_one
     let mut world = nodes(3);
     accuse(&mut world, 0..3);
     world.wait(20 * MINUTE);
-    assert!(world.book.unsaved().is_empty());
+    assert!(world.book.dirty().is_empty());
     world.book.persist_clocks();
-    assert_eq!(world.book.unsaved().len(), 1);
+    assert_eq!(world.book.dirty().len(), 1);
     world.evaluate();
-    assert!(world.book.unsaved().is_empty());
+    assert!(world.book.dirty().is_empty());
     world.rounds(120, |world| {
         for node in ["n0", "n1", "n2"] {
             world.answer(node, vec![]);
@@ -132,7 +132,7 @@ fn a_stop_persists_the_clocks_with_one_open_incident_and_never_with_an_ended_one
     });
     assert!(world.blocked().is_empty());
     world.book.persist_clocks();
-    assert!(world.book.unsaved().is_empty());
+    assert!(world.book.dirty().is_empty());
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn where_no_date_is_ahead_the_clocks_alone_lead_to_no_write() {
     let unsaved = |world: &mut World| {
         world.wait(15 * MINUTE);
         world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-        let unsaved = world.book.unsaved();
+        let unsaved = world.book.dirty();
         assert!(world.keep().is_empty());
         unsaved
     };

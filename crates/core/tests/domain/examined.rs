@@ -3,7 +3,7 @@
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::Exposure;
-use procscan_core::policy::{Act, AppFact, Book, Inherited, OnIngresses, Pattern};
+use procscan_core::policy::{IncidentCommand, AppFact, Incidents, InheritedBlock, OnIngresses, Pattern};
 use procscan_core::report::{Answer, Failure, FailureReason, Limits, Outcome, decode};
 use procscan_core::snapshot::State;
 
@@ -200,12 +200,12 @@ fn what_an_ended_incident_had_closed_stays_closed_for_an_app_that_is_set_aside()
     assert_eq!(world.evaluate().plan.blocks.len(), 1);
     let ended: Vec<_> = world.kept.values().filter(|it| &*it.spec.app.name == "c").cloned().collect();
     let snapshot = world.snapshot();
-    let mut book = Book::restore(&ended, &snapshot, world.now);
-    book.set_aside([of("a")]);
+    let mut book = Incidents::restore(&ended, &snapshot, world.now);
+    book.mark_unreadable([of("a")]);
     let services = vec!["a.ns-x.svc".into(), "all.ns-x.svc".into()];
     let accused = [Key::new("ns-x", "a", "xmrig")].into();
     let found =
-        Inherited { app: of("a"), told: None, accused, services, on_ingresses: OnIngresses::default() };
+        InheritedBlock { app: of("a"), told: None, accused, services, on_ingresses: OnIngresses::default() };
     book.inherit([found], &world.policy, world.now);
     let plan = book.evaluate(&snapshot, &world.policy, &world.facts, world.now).plan;
     let closed: Vec<&str> =
@@ -219,7 +219,7 @@ fn what_an_operator_approved_before_an_exemption_is_judged_anew_when_the_exempti
     world.policy.brake.max_new_tenants = 0;
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.held(), ["ns-a"]);
-    world.book.act(&Act::Approve { app: app("ns-a") }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);
     let covers = |e: &mut procscan_core::policy::Exemption| e.namespace = Some(Pattern::Exact("ns-a".into()));
     world.policy.exemptions = vec![exemption(covers, None)];

@@ -2,7 +2,7 @@
 //! its objects.
 
 use crate::common::{MINUTE, World, app, namespaces, record};
-use procscan_core::policy::{Act, Alert, Brake, DecisionKind, Evaluation, Mode};
+use procscan_core::policy::{IncidentCommand, Alert, Brake, DecisionKind, Evaluation, Mode};
 
 const TENANTS: usize = 12;
 
@@ -61,7 +61,7 @@ fn when_the_apps_of_many_tenants_are_gone_at_once_most_stay_blocked_until_an_ope
             }
         }
         let held = world.evaluate().held[0].app.clone();
-        world.book.act(&Act::Approve { app: held }, "ops", &world.policy, world.now).unwrap();
+        world.book.execute(&IncidentCommand::Approve { app: held }, "ops", &world.policy, world.now).unwrap();
         assert_eq!(world.blocked().len(), 6);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{Act, Evaluation, Lineage, Mode, Pattern, Standing};
+use procscan_core::policy::{IncidentCommand, Evaluation, Lineage, Mode, Pattern, Phase};
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, policy, record_of};
 
@@ -30,8 +30,8 @@ pub(crate) fn accuse(world: &mut World) -> Evaluation {
     find(world, &["xmrig"])
 }
 
-pub(crate) fn standing(world: &World) -> Standing {
-    world.book.incident(&app("ns-a")).expect("an incident").standing
+pub(crate) fn standing(world: &World) -> Phase {
+    world.book.incident(&app("ns-a")).expect("an incident").phase
 }
 
 /// Nothing is found until the incident is over, half an hour later, or as many scans as long as it was away before. Gives the
@@ -39,7 +39,7 @@ pub(crate) fn standing(world: &World) -> Standing {
 pub(crate) fn stops(world: &mut World) -> u64 {
     for minute in 1..=400 {
         world.rounds(1, |w| drop(find(w, &[])));
-        if matches!(standing(world), Standing::Ended { .. }) {
+        if matches!(standing(world), Phase::Ended { .. }) {
             return minute;
         }
     }
@@ -49,7 +49,7 @@ pub(crate) fn stops(world: &mut World) -> u64 {
 /// The tenant offends, is told of the grace, and stops.
 pub(crate) fn is_warned_and_stops(world: &mut World) -> u64 {
     assert!(accuse(world).plan.blocks.is_empty());
-    assert!(matches!(standing(world), Standing::Grace { .. }));
+    assert!(matches!(standing(world), Phase::Grace { .. }));
     stops(world)
 }
 
@@ -68,8 +68,8 @@ pub(crate) fn is_blocked_in(world: &mut World, minutes: u64, what: &str) {
 
 pub(crate) fn release(world: &mut World, hours: i64) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(hours);
-    let act = Act::Release { app: app("ns-a"), until };
-    world.book.act(&act, "ops", &world.policy, world.now).unwrap();
+    let act = IncidentCommand::Release { app: app("ns-a"), until };
+    world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
 }
 
@@ -195,7 +195,7 @@ fn a_tenant_gets_no_new_grace_by_starting_what_is_exempt() {
     accuse(&mut world);
     find(&mut world, &["xmrig", "zmap"]);
     world.rounds(31, |w| drop(find(w, &["zmap"])));
-    assert_eq!(standing(&world), Standing::Watched);
+    assert_eq!(standing(&world), Phase::Watched);
     stops(&mut world);
     world.restart();
     find(&mut world, &["zmap"]);
@@ -257,7 +257,7 @@ fn an_exempt_process_that_runs_on_keeps_no_old_grace() {
         world.restart();
         assert_eq!(is_blocked(&find(&mut world, &["xmrig", "zmap"])), !is_new, "{hours}");
         if is_new {
-            assert!(matches!(standing(&world), Standing::Grace { .. }));
+            assert!(matches!(standing(&world), Phase::Grace { .. }));
         }
     }
 }
@@ -269,7 +269,7 @@ fn each_pause_counts_for_itself_while_an_exempt_process_runs_on() {
     world.policy.exemptions = vec![exemption(|e| e.process = Some(Pattern::Exact("zmap".into())), None)];
     find(&mut world, &["xmrig", "zmap"]);
     for _ in 0..2 {
-        while standing(&world) != Standing::Watched {
+        while standing(&world) != Phase::Watched {
             world.rounds(1, |w| drop(find(w, &["zmap"])));
         }
         world.rounds(90, |w| drop(find(w, &["zmap"])));
@@ -315,7 +315,7 @@ fn other_labels_on_the_same_controllers_pods_give_no_new_grace() {
             world.evaluate()
         };
         pod(&mut world, "web-1", "web", "Deployment/web");
-        assert!(matches!(standing(&world), Standing::Grace { .. }));
+        assert!(matches!(standing(&world), Phase::Grace { .. }));
         world.wait(11 * MINUTE);
         let evaluation = pod(&mut world, "web-2", "renamed", origin);
         let is_blocked = evaluation.plan.blocks.iter().any(|block| *block.app.name == *"renamed");
@@ -361,8 +361,8 @@ fn a_release_of_the_app_under_its_new_name_covers_the_old_one_too_and_it_has_a_w
     found(&mut world, "web");
     found(&mut world, "renamed");
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-    let act = Act::Release { app: App::new("ns-a", "app", "renamed"), until };
-    world.book.act(&act, "ops", &world.policy, world.now).unwrap();
+    let act = IncidentCommand::Release { app: App::new("ns-a", "app", "renamed"), until };
+    world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
     world.wait(20 * MINUTE);
     let evaluation = found(&mut world, "web");

@@ -6,7 +6,7 @@ use crate::common::{MINUTE, World, app, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{Key, NodeName, PodRef};
 use procscan_core::policy::{
-    AccusedPod, DecisionKind, Facts, Inherited, Mode, OnIngresses, PodFact, PodState, WhichPod,
+    AccusedPod, DecisionKind, ClusterFacts, InheritedBlock, Mode, OnIngresses, PodFact, PodState, PodIdentity,
 };
 use procscan_core::snapshot::State;
 
@@ -32,15 +32,15 @@ fn what_was_known_before_an_accusation_came_does_not_judge_it() {
         );
     }
     let snapshot = world.snapshot();
-    let questions = world.book.questions(&snapshot, &world.policy);
+    let questions = world.book.lookup_requests(&snapshot, &world.policy);
     assert_eq!(questions.pods[&pod].since, crate::common::at(100));
     assert!(!questions.are_answered_by(&world.facts));
     world.facts.pods.insert(pod.clone(), fact(100, present));
     assert!(questions.are_answered_by(&world.facts));
     assert_eq!(world.blocked(), ["ns-a"]);
     let snapshot = world.snapshot();
-    let questions = world.book.questions(&snapshot, &world.policy);
-    let accused = AccusedPod { pod, which: WhichPod::Uid("uid of web".into()) };
+    let questions = world.book.lookup_requests(&snapshot, &world.policy);
+    let accused = AccusedPod { pod, which: PodIdentity::Uid("uid of web".into()) };
     assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[accused]]);
 }
 
@@ -55,7 +55,7 @@ fn every_node_that_accuses_a_pod_is_named_with_the_time_of_its_own_evidence() {
         world.answer(node, vec![record("ns-a", now)]);
     }
     let snapshot = world.snapshot();
-    let questions = world.book.questions(&snapshot, &world.policy);
+    let questions = world.book.lookup_requests(&snapshot, &world.policy);
     let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
     let at = crate::common::at;
     let nodes = [("n1", at(30)), ("n2", at(40)), ("n3", at(20))].map(|(node, at)| (NodeName::new(node), at));
@@ -121,7 +121,7 @@ fn evidence_that_can_not_be_verified_clears_nothing() {
         world.pod_on("ns-a", "web", "n1", "web");
         if is_inherited {
             let accused = [Key::new("ns-a", "web", "xmrig")].into();
-            let inherited = Inherited {
+            let inherited = InheritedBlock {
                 app: app("ns-a"),
                 told: None,
                 accused,
@@ -281,7 +281,7 @@ fn a_new_leader_releases_nothing_in_an_accused_namespace_that_it_has_not_looked_
         assert_eq!(w.blocked(), ["ns-a"]);
     });
     world.fail_over();
-    world.facts = Facts::default();
+    world.facts = ClusterFacts::default();
     assert_eq!(world.blocked(), ["ns-a"]);
     // It looks, and the other Pod is of another App.
     world.pod_is("ns-a", "web-1", PodState::Gone);
@@ -334,7 +334,7 @@ fn is_released_when_n2_has_answered(mut world: World, why: &str) {
 #[test]
 fn a_new_leader_releases_nothing_for_which_it_has_old_evidence_that_it_has_not_looked_up() {
     let mut world = only_the_new_leader_has_heard_of_the_other_pod();
-    world.facts = Facts::default();
+    world.facts = ClusterFacts::default();
     is_released_when_n2_has_answered(world, "the other Pod has not been looked up");
 }
 
@@ -416,7 +416,7 @@ fn a_new_leader_counts_no_answers_from_before_it_led_whatever_its_clock_says() {
         assert_eq!(world.blocked(), ["ns-a"]);
         world.fail_over();
         if !is_looked_at {
-            world.facts = Facts::default();
+            world.facts = ClusterFacts::default();
         }
         assert_eq!(world.blocked(), ["ns-a"]);
         world.rounds(29, |w| {

@@ -1,7 +1,7 @@
 //! A hold outlasts the incident in which a brake began it, where it is still known.
 
 use crate::common::{HOUR, MINUTE, World, app, record};
-use procscan_core::policy::Act;
+use procscan_core::policy::IncidentCommand;
 
 /// The hold is older than the time in which offending again continues an incident. The operator who released the App has not
 /// approved its block.
@@ -9,7 +9,7 @@ use procscan_core::policy::Act;
 fn a_hold_outlasts_a_release_however_long_that_lasts() {
     let mut world = held_beside_another();
     let until = world.now.wall() + std::time::Duration::from_hours(72);
-    world.book.act(&Act::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now).unwrap();
     clear(&mut world);
     let (mut blocked, mut held) = (Vec::new(), Vec::new());
     for hour in 0..80 {

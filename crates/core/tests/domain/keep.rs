@@ -3,7 +3,7 @@
 use crate::common::{HOUR, MINUTE, World, app, exemption, many_blocked, namespaces, record, record_of};
 use procscan_core::names::Key;
 use procscan_core::policy::{
-    Act, ActError, Alert, Book, DecisionKind, Exemption, Inherited, Mode, OnIngresses, Pattern, Policy,
+    IncidentCommand, IncidentCommandError, Alert, Incidents, DecisionKind, Exemption, InheritedBlock, Mode, OnIngresses, Pattern, Policy,
 };
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {
@@ -13,14 +13,14 @@ fn kinds(world: &mut World) -> Vec<DecisionKind> {
 #[test]
 fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answered_long_enough() {
     let inherited = |names: &[&str], policy: &Policy| {
-        let of = |name: &&str| Inherited {
+        let of = |name: &&str| InheritedBlock {
             app: app(name),
             told: None,
             accused: [Key::new(*name, "web", "xmrig")].into(),
             services: vec![format!("old.{name}.svc").into()],
             on_ingresses: OnIngresses::default(),
         };
-        let mut book = Book::default();
+        let mut book = Incidents::default();
         book.inherit(names.iter().map(of).collect::<Vec<_>>(), policy, crate::common::at(0));
         book
     };
@@ -70,7 +70,7 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
 #[test]
 fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_for_a_day_at_most() {
     let mut world = World::new(&["n1"]);
-    let inherited = Inherited {
+    let inherited = InheritedBlock {
         app: app("ns-a"),
         told: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
@@ -92,7 +92,7 @@ fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_f
 fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
     let blocked = || {
         let mut world = World::new(&["n1"]);
-        let inherited = Inherited {
+        let inherited = InheritedBlock {
             app: app("ns-a"),
             told: None,
             accused: [Key::new("ns-a", "web", "xmrig")].into(),
@@ -108,8 +108,8 @@ fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
     world.policy.exemptions = vec![exemption(|e| e.namespace.clone_from(&namespace), None)];
     assert!(world.blocked().is_empty());
     let mut world = blocked();
-    let release = Act::Release { app: app("ns-a"), until: crate::common::at(2 * HOUR).wall() };
-    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(2 * HOUR).wall() };
+    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 60)]);
     assert!(world.blocked().is_empty());
@@ -147,8 +147,8 @@ fn no_app_is_released_while_its_release_can_not_be_kept_nor_by_an_operator() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.insert("ns-a".to_owned());
-    let release = Act::Release { app: app("ns-a"), until: crate::common::at(HOUR).wall() };
-    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(HOUR).wall() };
+    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-a"], "to be asked for again once it can be kept");
     world.rounds(40, |w| {
         w.answer("n1", vec![]);
@@ -165,7 +165,7 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was
     let accused = [Key::new("ns-a", "web", "xmrig")].into();
     let services = vec!["web.ns-a.svc".into()];
     let inherited =
-        Inherited { app: app("ns-a"), told: None, accused, services, on_ingresses: OnIngresses::default() };
+        InheritedBlock { app: app("ns-a"), told: None, accused, services, on_ingresses: OnIngresses::default() };
     world.book.inherit([inherited], &world.policy, crate::common::at(0));
     world.unwritable.insert("ns-a".to_owned());
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -174,7 +174,7 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was
     assert_eq!(world.kept.len(), 1);
 
     world.kept.clear();
-    world.book.forget_saved(|_| true);
+    world.book.mark_deleted(|_| true);
     world.unwritable.insert("ns-a".to_owned());
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.clear();
@@ -184,7 +184,7 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was
 
 fn release(world: &mut World, name: &str) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 30);
-    world.book.act(&Act::Release { app: app(name), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Release { app: app(name), until }, "ops", &world.policy, world.now).unwrap();
 }
 
 /// An App that an operator has released, and whose incident ended more than a day ago.
@@ -315,8 +315,8 @@ fn a_release_after_a_restart_covers_what_is_accused_and_not_the_app_because_much
     assert_eq!((kept.evidence.len(), kept.evidence_omitted), (64, 0));
     world.restart();
     world.rounds(2, |w| lists(w, 0..10));
-    let release = Act::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
-    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
+    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
     world.rounds(2, |w| lists(w, 0..10));
     assert!(world.blocked().is_empty());
     world.rounds(2, |w| lists(w, 200..201));
@@ -340,12 +340,12 @@ fn a_release_of_more_accusations_than_are_kept_covers_those_that_are_heard_again
         world.restart();
         world.wait(MINUTE);
         assert_eq!(world.blocked(), ["ns-a"]);
-        world.book.forget_saved(|_| true);
+        world.book.mark_deleted(|_| true);
         world.evaluate();
         assert_eq!(world.kept.values().next().unwrap().status.evidence_omitted, 36);
     }
-    let release = Act::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
-    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
+    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
     world.rounds(5, |w| {
         mine(w);
         assert!(w.blocked().is_empty());
@@ -363,8 +363,8 @@ fn a_release_covers_what_the_app_was_accused_of_and_no_other_rule() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.restart();
-    let release = Act::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
-    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
+    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
     world.rounds(1, |w| {
         let now = w.clock();
         w.answer("n1", vec![record("ns-a", now)]);
@@ -383,8 +383,8 @@ fn a_release_until_a_time_that_is_over_is_refused_and_the_log_says_so() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     for until in [world.now.wall(), crate::common::at(0).wall()] {
-        let release = Act::Release { app: app("ns-a"), until };
-        let refused = world.book.act(&release, "ops", &world.policy, world.now).unwrap_err();
+        let release = IncidentCommand::Release { app: app("ns-a"), until };
+        let refused = world.book.execute(&release, "ops", &world.policy, world.now).unwrap_err();
         assert!(refused.to_string().contains("is over already"), "{refused}");
         assert_eq!(world.blocked(), ["ns-a"]);
     }
@@ -416,7 +416,7 @@ fn what_the_gateway_closes_stays_closed_over_a_change_of_leader_until_it_is_know
     // A new leader knows nothing of the cluster yet, and finds one more Service closed, and one of another App.
     let facts = std::mem::take(&mut world.facts);
     world.restart();
-    let found = Inherited {
+    let found = InheritedBlock {
         app: app("ns-a"),
         told: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
@@ -453,7 +453,7 @@ fn a_new_leader_changes_nothing_that_has_not_changed() {
     let facts = std::mem::take(&mut world.facts);
     world.restart();
     assert_eq!(world.evaluate().plan.blocks, before, "before anything is known of the cluster");
-    assert!(world.book.unsaved().is_empty());
+    assert!(world.book.dirty().is_empty());
     world.facts = facts;
     assert_eq!(world.evaluate().plan.blocks, before);
 }
@@ -564,8 +564,8 @@ fn a_release_for_more_than_ten_years_is_refused() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 366 * 11);
-    let refused = world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now);
-    assert_eq!(refused, Err(ActError::TooFar(until)));
+    let refused = world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now);
+    assert_eq!(refused, Err(IncidentCommandError::TooFar(until)));
     assert_eq!(world.blocked(), ["ns-a"]);
     let log = &world.book.documents()[0].status.decisions;
     assert!(log.last().unwrap().reason.contains("more than ten years ahead"), "{log:?}");

@@ -218,9 +218,9 @@ proptest! {
             }
             tell(world.ledger.advance(world.now));
             prop_assert!(world.ledger.advance(world.now).is_empty(), "once is enough");
-            let news = world.ledger.news();
+            let news = world.ledger.changes();
             let snapshot = world.ledger.snapshot(world.now);
-            prop_assert_eq!(snapshot.news, news);
+            prop_assert_eq!(snapshot.changes, news);
             for violation in &snapshot.violations {
                 for evidence in violation.evidence() {
                     let id = (violation.key.clone(), evidence.node.clone());
@@ -433,7 +433,7 @@ fn a_node_that_never_returns_is_waited_for_until_the_limit() {
     world.wait(24 * 3600 - 1);
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
     world.wait(1);
-    assert_eq!(world.violation("ns-a").speaker.cleared, Some(Cleared::Unreachable));
+    assert_eq!(world.violation("ns-a").leading.cleared, Some(Cleared::Unreachable));
     // A day after that the tombstone, and the node, are forgotten.
     world.wait(24 * 3600 + 1);
     let snapshot = world.snapshot();

@@ -1,7 +1,7 @@
 //! Incidents that are kept under other names than their own: copies made by hand, and objects of a version with other names.
 
 use crate::common::{MINUTE, World, app, record};
-use procscan_core::policy::Act;
+use procscan_core::policy::IncidentCommand;
 use procscan_core::state::{Incident, IncidentState};
 
 /// App `web` is blocked, held or released, and its Incident is kept under another name only. Returns its own name.
@@ -57,7 +57,7 @@ fn what_can_not_be_written_under_its_own_name_is_tried_again() {
 fn an_operators_release_is_not_lost_with_an_object_of_another_name() {
     let mut world = blocked();
     let until = world.now.wall() + std::time::Duration::from_hours(24);
-    world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
     assert!(world.blocked().is_empty());
     let own = misnamed(&mut world);
     world.restart();
@@ -75,7 +75,7 @@ fn an_operators_release_is_not_lost_with_an_object_of_another_name() {
 #[test]
 fn acts_in_an_object_of_another_name_do_not_count_for_the_apps_own() {
     let mut world = blocked();
-    world.book.observe(&app("ns-a"), 2);
+    world.book.note_done_up_to(&app("ns-a"), 2);
     world.evaluate();
     let observed = |world: &World| world.book.incident(&app("ns-a")).unwrap().observed();
     // A copy beside it, which says that more has been done.

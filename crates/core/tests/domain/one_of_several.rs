@@ -8,7 +8,7 @@ use crate::common::agent::{Process, RealAgent};
 use crate::common::{HOUR, MINUTE, World, app, complete, record, settings};
 use procscan_core::ledger::{ChangeKind, Cleared, Detection};
 use procscan_core::names::{Key, NodeName};
-use procscan_core::policy::{Inherited, OnIngresses};
+use procscan_core::policy::{InheritedBlock, OnIngresses};
 use procscan_core::report::{Answer, Outcome};
 use procscan_core::resources::{Existing, render};
 use procscan_core::snapshot::{EvidenceView, State, Violation};
@@ -152,7 +152,7 @@ fn a_process_that_changes_its_name_hides_others_like_any_other() {
 
 /// The evidence of a namespace's only violation on its only node.
 fn evidence(world: &mut World, namespace: &str) -> EvidenceView {
-    world.violation(namespace).speaker
+    world.violation(namespace).leading
 }
 
 fn hidden_by(world: &mut World, namespace: &str) -> Option<String> {
@@ -256,7 +256,7 @@ fn what_is_hidden_stays_hidden_over_restarts_of_ours() {
 fn what_was_blocked_before_the_start_may_be_hidden_too() {
     let mut world = World::new(&["n1"]);
     let accused = [Key::new("ns-j", "web", "xmrig")].into();
-    let inherited = Inherited {
+    let inherited = InheritedBlock {
         app: app("ns-j"),
         told: None,
         accused,

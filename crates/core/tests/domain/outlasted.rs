@@ -56,7 +56,7 @@ fn restarts_let_what_is_hidden_wait_a_little_longer_but_not_anew() {
         assert!((LIMIT / MINUTE - 3..=most).contains(&minutes), "{minutes} min, a restart each {every} min");
         assert!(world.blocked().contains(&"ns-k".to_owned()));
         if world.state("ns-j") == State::Cleared {
-            assert_eq!(world.violation("ns-j").speaker.cleared, Some(Cleared::Hidden));
+            assert_eq!(world.violation("ns-j").leading.cleared, Some(Cleared::Hidden));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::common::{MINUTE, World, always, at, complete, record, record_of};
 use jiff::Timestamp;
 use procscan_core::names::{App, NodeName, PodRef};
-use procscan_core::policy::{AGE_TOLERANCE, DecisionKind, Lineage, PodFact, PodState, WhichPod};
+use procscan_core::policy::{AGE_TOLERANCE, DecisionKind, Lineage, PodFact, PodState, PodIdentity};
 use procscan_core::report::{Answer, Outcome, Record};
 use procscan_core::state::Incident;
 use proptest::collection::vec;
@@ -126,11 +126,11 @@ fn a_pods_successor_of_another_app_is_not_accused_of_what_its_predecessor_did() 
         assert_eq!(blocked(&mut world), ["miner"]);
     }
     let snapshot = world.snapshot();
-    let questions = world.book.questions(&snapshot, &world.policy);
+    let questions = world.book.lookup_requests(&snapshot, &world.policy);
     let accused = &questions.apps[&App::new("ns-a", "app", "miner")];
     assert_eq!(
         accused.iter().map(|pod| &pod.which).collect::<Vec<_>>(),
-        [&WhichPod::Uid("uid of web".into())]
+        [&PodIdentity::Uid("uid of web".into())]
     );
     // The new Pod begins to do the same.
     world.wait(MINUTE);
@@ -222,8 +222,8 @@ fn without_a_cluster_ages_do_not_matter() {
     world.report("n1", without_date(vec![record("ns-a", 20)]));
     assert_eq!(blocked(&mut world), ["web"]);
     let snapshot = world.snapshot();
-    let questions = world.book.questions(&snapshot, &world.policy);
-    assert_eq!(questions.apps[&App::new("ns-a", "app", "web")][0].which, WhichPod::Any);
+    let questions = world.book.lookup_requests(&snapshot, &world.policy);
+    assert_eq!(questions.apps[&App::new("ns-a", "app", "web")][0].which, PodIdentity::Any);
 }
 
 #[test]
@@ -368,9 +368,9 @@ proptest! {
                 );
             }
             let snapshot = story.world.snapshot();
-            let questions = story.world.book.questions(&snapshot, &story.world.policy);
+            let questions = story.world.book.lookup_requests(&snapshot, &story.world.policy);
             for accused in questions.apps.values().flatten() {
-                let WhichPod::Uid(uid) = &accused.which else { panic!("{accused:?}") };
+                let PodIdentity::Uid(uid) = &accused.which else { panic!("{accused:?}") };
                 prop_assert!(story.truths[&**uid].has_offended, "{uid} has not");
             }
         }

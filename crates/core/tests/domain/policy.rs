@@ -7,7 +7,7 @@ use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, PodRef};
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{Act, ActError, Actor, Alert, DecisionKind, Exemption, Mode, Pattern, PodState};
+use procscan_core::policy::{IncidentCommand, IncidentCommandError, Actor, Alert, DecisionKind, Exemption, Mode, Pattern, PodState};
 use procscan_core::report::Record;
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {
@@ -227,8 +227,8 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();
     let until = crate::common::at(2 * HOUR).wall();
-    let act = Act::Release { app: app("ns-a"), until };
-    assert_eq!(world.book.act(&act, "ops", &world.policy, world.now).unwrap().kind, DecisionKind::Released);
+    let act = IncidentCommand::Release { app: app("ns-a"), until };
+    assert_eq!(world.book.execute(&act, "ops", &world.policy, world.now).unwrap().kind, DecisionKind::Released);
     assert!(world.blocked().is_empty());
     world.wait(HOUR);
     let now = world.clock();
@@ -236,8 +236,8 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     assert!(world.blocked().is_empty(), "the same accusation");
     world.answer("n1", vec![record("ns-a", now), record_of("ns-a", "web", "zmap", now)]);
     assert_eq!(world.blocked(), ["ns-a"], "another process is another accusation");
-    let nobody = Act::Release { app: App::new("ns-x", "app", "web"), until };
-    assert!(matches!(world.book.act(&nobody, "ops", &world.policy, world.now), Err(ActError::NoIncident(_))));
+    let nobody = IncidentCommand::Release { app: App::new("ns-x", "app", "web"), until };
+    assert!(matches!(world.book.execute(&nobody, "ops", &world.policy, world.now), Err(IncidentCommandError::NoIncident(_))));
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn an_incident_is_one_app_and_continues_within_a_day() {
     world.answer("n1", vec![record("ns-a", 0)]);
     world.answer("n1", vec![record("ns-a", 60)]);
     let opened = |w: &World| w.book.incidents().next().unwrap().1.opened;
-    let notice = |w: &mut World| w.evaluate().plan.notices.pop().map(|notice| (notice.phase, notice.told));
+    let notice = |w: &mut World| w.evaluate().plan.notices.pop().map(|notice| (notice.phase, notice.sent_at));
     let told = notice(&mut world).unwrap();
     let first = opened(&world);
     assert_eq!(told, (NoticePhase::Blocked, first.wall()));
@@ -411,7 +411,7 @@ fn a_wall_clock_that_is_wrong_for_a_while_undoes_no_release_by_hand() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
-    world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
     world.policy.mode = Mode::Paused;
     let right = world.now;
     world.now =

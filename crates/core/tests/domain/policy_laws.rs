@@ -11,7 +11,7 @@ use procscan_core::ledger::Cleared;
 use procscan_core::names::{App, Key, PodRef};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{
-    Act, Book, DecisionKind, Evaluation, Exemption, Mode, Pattern, PodState, Standing,
+    IncidentCommand, Incidents, DecisionKind, Evaluation, Exemption, Mode, Pattern, PodState, Phase,
 };
 use procscan_core::report::FailureReason;
 use procscan_core::snapshot::{EvidenceView, State, Violation};
@@ -159,12 +159,12 @@ impl Step {
             Step::Protect(tenant) => world.policy.protected = vec![namespace(*tenant)],
             Step::Terminate(tenant) => world.facts.terminating = BTreeSet::from([namespace(*tenant).into()]),
             Step::Approve(tenant) => {
-                let _ = world.book.act(&Act::Approve { app: app(*tenant) }, "ops", &world.policy, world.now);
+                let _ = world.book.execute(&IncidentCommand::Approve { app: app(*tenant) }, "ops", &world.policy, world.now);
             }
             Step::Release(tenant) => {
                 let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-                let _ = world.book.act(
-                    &Act::Release { app: app(*tenant), until },
+                let _ = world.book.execute(
+                    &IncidentCommand::Release { app: app(*tenant), until },
                     "ops",
                     &world.policy,
                     world.now,
@@ -176,7 +176,7 @@ impl Step {
                 if before == Mode::DryRun && *mode != Mode::DryRun {
                     let kept: Vec<_> = world.kept.values().cloned().collect();
                     let snapshot = world.snapshot();
-                    world.book = Book::restore(&kept, &snapshot, world.now);
+                    world.book = Incidents::restore(&kept, &snapshot, world.now);
                 }
             }
             Step::Grace(seconds) => world.policy.grace = Duration::from_secs(*seconds),
@@ -315,7 +315,7 @@ proptest! {
             let before = world.evaluate();
             let kept: Vec<_> = world.kept.values().cloned().collect();
             let snapshot = world.snapshot();
-            let restored = Book::restore(&kept, &snapshot, world.now);
+            let restored = Incidents::restore(&kept, &snapshot, world.now);
             let is_same = |(a, b): (&Incident, &Incident)| {
                 // The time of the last fresh evidence is kept once an hour, and the scan interval to the minute.
                 let bare = |incident: &Incident| {
@@ -337,7 +337,7 @@ proptest! {
                 bare(a) == bare(b)
             };
             // Of what can't be kept only the effect is the same.
-            let of_kept = |book: &Book| {
+            let of_kept = |book: &Incidents| {
                 let mut documents = book.documents();
                 documents.retain(|incident| !world.unwritable.contains(&incident.spec.app.namespace.to_string()));
                 documents
@@ -381,7 +381,7 @@ proptest! {
                 e.held.retain(|held| known.contains(&held.app));
                 e.plan.notices.retain(|notice| known.contains(&notice.app));
                 e.decisions.retain(|decision| known.contains(&decision.app) && decision.kind != DecisionKind::Disputed);
-                let told: Vec<_> = e.plan.notices.iter().map(|n| (n.app.clone(), n.told)).collect();
+                let told: Vec<_> = e.plan.notices.iter().map(|n| (n.app.clone(), n.sent_at)).collect();
                 (e.plan.blocks, e.held, told, e.decisions)
             };
             let (after, before) = (of_known(&after), of_known(&before));
@@ -416,8 +416,8 @@ proptest! {
         let accused: Vec<usize> = (0..TENANTS).filter(has_grounds).collect();
         let Some(&tenant) = accused.get(pick % accused.len().max(1)) else { return Ok(()) };
         let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-        let release = Act::Release { app: app(tenant), until };
-        prop_assert!(world.book.act(&release, "ops", &world.policy, world.now).is_ok());
+        let release = IncidentCommand::Release { app: app(tenant), until };
+        prop_assert!(world.book.execute(&release, "ops", &world.policy, world.now).is_ok());
         world.evaluate();
         let is_ours = |step: &&Step| {
             // Another word of the same operator may shorten it.
@@ -494,7 +494,7 @@ proptest! {
             }
             world.policy.brake.max_new_tenants = 100;
             let blocked = world.blocked();
-            let forgotten = world.book.incidents().all(|(_, i)| matches!(i.standing, Standing::Ended { .. }));
+            let forgotten = world.book.incidents().all(|(_, i)| matches!(i.phase, Phase::Ended { .. }));
             prop_assert!(blocked.is_empty() || forgotten);
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use procscan_core::Moment;
 use procscan_core::names::PodRef;
-use procscan_core::policy::{Act, Pattern};
+use procscan_core::policy::{IncidentCommand, Pattern};
 
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record};
 
@@ -35,7 +35,7 @@ fn is_blocked_after_a_look(world: &mut World) {
     }
     let asked = |world: &mut World| {
         let snapshot = world.snapshot();
-        world.book.questions(&snapshot, &world.policy).direct
+        world.book.lookup_requests(&snapshot, &world.policy).direct
     };
     let direct = asked(world);
     assert_eq!(direct.keys().collect::<Vec<_>>(), [&pod()]);
@@ -74,7 +74,7 @@ fn a_grace_that_ends_blocks_after_another_look() {
         accuse(&mut world);
         assert!(world.blocked().is_empty());
         let snapshot = world.snapshot();
-        assert!(world.book.questions(&snapshot, &world.policy).direct.is_empty(), "nothing is to be decided");
+        assert!(world.book.lookup_requests(&snapshot, &world.policy).direct.is_empty(), "nothing is to be decided");
         world.wait(MINUTE);
     }
     accuse(&mut world);
@@ -103,7 +103,7 @@ fn a_release_that_ends_blocks_after_another_look() {
     accuse(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
     let until = at(HOUR).wall();
-    world.book.act(&Act::Release { app: app("ns-a"), until }, "alice", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "alice", &world.policy, world.now).unwrap();
     for _ in 0..61 {
         world.wait(MINUTE);
         accuse(&mut world);
@@ -139,7 +139,7 @@ fn a_look_is_waited_for_although_the_record_is_renewed_before_it_begins() {
     }
     let asked = |world: &mut World| {
         let snapshot = world.snapshot();
-        world.book.questions(&snapshot, &world.policy).direct
+        world.book.lookup_requests(&snapshot, &world.policy).direct
     };
     let direct = asked(&mut world);
     assert_eq!(direct.len(), 1, "the grace has ended");

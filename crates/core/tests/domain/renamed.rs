@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, at, exemption, record_of};
 use procscan_core::names::App;
-use procscan_core::policy::{Act, DecisionKind, Evaluation, Lineage, Pattern, PodState};
+use procscan_core::policy::{IncidentCommand, DecisionKind, Evaluation, Lineage, Pattern, PodState};
 use procscan_core::resources::{Existing, render};
 
 /// A world with one node that verifies Pods.
@@ -47,7 +47,7 @@ fn blocked(evaluation: &Evaluation) -> Vec<&str> {
 
 fn release(world: &mut World, name: &str) {
     let until = world.now.wall() + Duration::from_secs(24 * HOUR);
-    world.book.act(&Act::Release { app: app(name), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Release { app: app(name), until }, "ops", &world.policy, world.now).unwrap();
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn what_is_held_is_held_under_another_name_too_and_blocked_by_an_approval_only()
     assert!(evaluation.held.iter().any(|held| held.app == app("site") && !held.release));
     world.restart();
     assert_eq!(blocked(&accuse(&mut world, "web-2")), [""; 0]);
-    world.book.act(&Act::Approve { app: app("site") }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Approve { app: app("site") }, "ops", &world.policy, world.now).unwrap();
     assert_eq!(blocked(&accuse(&mut world, "web-2")), ["site"]);
 }
 
@@ -325,8 +325,8 @@ fn a_hold_of_an_earlier_name_counts_although_it_began_after_the_names_were_linke
         let evaluation = renamed(&mut world, "web-3", ("web-4", "site"));
         assert_eq!(blocked(&evaluation), [""; 0], "restart: {restarts}");
         assert!(evaluation.held.iter().any(|held| held.app == app("site")), "{:?}", evaluation.held);
-        let act = Act::Approve { app: app("site") };
-        world.book.act(&act, "ops", &world.policy, world.now).unwrap();
+        let act = IncidentCommand::Approve { app: app("site") };
+        world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
         assert_eq!(blocked(&accuse(&mut world, "web-4")), ["site"]);
     }
 }
@@ -360,7 +360,7 @@ fn an_app_is_not_blocked_while_the_incident_of_an_earlier_name_can_not_be_read()
     release(&mut world, "web");
     assert_eq!(blocked(&renamed(&mut world, "web-1", ("web-2", "site"))), [""; 0]);
     world.restart();
-    world.book.set_aside([app("web")]);
+    world.book.mark_unreadable([app("web")]);
     world.answer("n1", vec![]);
     for _ in 0..3 {
         let evaluation = accuse(&mut world, "web-2");

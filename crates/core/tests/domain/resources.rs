@@ -8,7 +8,7 @@ use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure, Plan};
 use procscan_core::policy::{Mode, OnIngresses};
 use procscan_core::resources::wasm_plugin::SENTINEL;
-use procscan_core::resources::{Existing, Object, Upkeep, render, wasm_plugin};
+use procscan_core::resources::{Existing, Object, WritePolicy, render, wasm_plugin};
 use serde_json::{Value, json};
 
 fn plan_of(apps: usize) -> Plan {
@@ -49,7 +49,7 @@ fn shards(plan: &Plan, existing: usize) -> Vec<Object> {
 fn an_empty_plan_is_one_plugin_with_the_sentinel_and_nothing_else() {
     let objects = render(&plan_of(0), &settings(), Existing::default());
     assert_eq!(objects.len(), 2);
-    assert_eq!((objects[0].upkeep, objects[1].upkeep), (Upkeep::Kept, Upkeep::Retired));
+    assert_eq!((objects[0].write_policy, objects[1].write_policy), (WritePolicy::Reconcile, WritePolicy::MarkRead));
     let json = serde_json::to_value(&objects[0]).unwrap();
     let expected = serde_json::json!({
         "apiVersion": "extensions.higress.io/v1alpha1",

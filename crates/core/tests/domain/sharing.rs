@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::common::{MINUTE, World, record, settings};
 use procscan_core::names::App;
 use procscan_core::plan::{Block, SharedServices};
-use procscan_core::policy::{Act, DecisionKind, Evaluation};
+use procscan_core::policy::{IncidentCommand, DecisionKind, Evaluation};
 use procscan_core::resources::template::Template;
 use procscan_core::resources::{Existing, Object, notification, render};
 use procscan_core::state::Incident;
@@ -214,7 +214,7 @@ fn with_hold_an_operator_decides_and_no_place_of_a_brake_is_taken() {
     world.answer("n1", vec![record("ns-a", now), record("ns-b", now)]);
     assert_eq!(world.blocked(), ["ns-b"]);
     share(&mut world);
-    world.book.act(&Act::Approve { app: web() }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Approve { app: web() }, "ops", &world.policy, world.now).unwrap();
     let blocks = world.evaluate().plan.blocks;
     assert_eq!(closed(&blocks[0]), (BOTH.into(), vec![], OTHERS.into()), "what is approved is closed whole");
 }
@@ -294,7 +294,7 @@ fn with_hold_what_is_left_open_is_said_once_and_an_approval_closes_it() {
         assert_eq!((evaluation.decisions.len(), evaluation.held.len()), (0, 1));
         assert_eq!(closed(&evaluation.plan.blocks[0]).0, BOTH);
     }
-    world.book.act(&Act::Approve { app: web() }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Approve { app: web() }, "ops", &world.policy, world.now).unwrap();
     let evaluation = world.evaluate();
     let names = ["all.ns-a.svc", "newer.ns-a.svc", "newest.ns-a.svc", "web-x7k2.ns-a.svc"];
     assert_eq!(closed(&evaluation.plan.blocks[0]), (names.into(), vec![], vec!["mail"]));

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, at, namespaces, record, record_of};
 use procscan_core::names::App;
-use procscan_core::policy::{Act, By, Exemption, Fate, Pattern, Policy, simulate};
+use procscan_core::policy::{IncidentCommand, IssuedBy, Exemption, SimulatedOutcome, Pattern, Policy, simulate};
 use procscan_core::state::Incident;
 
-fn fates(world: &World, policy: &Policy) -> Vec<Fate> {
+fn fates(world: &World, policy: &Policy) -> Vec<SimulatedOutcome> {
     let kept: Vec<Incident> = world.kept.values().cloned().collect();
     simulate(&kept, policy, at(0).wall(), world.now.wall())
 }
 
 fn differing(world: &World, policy: &Policy) -> Vec<(String, bool, String)> {
-    let fates = fates(world, policy).into_iter().filter(Fate::differs);
+    let fates = fates(world, policy).into_iter().filter(SimulatedOutcome::differs);
     fates.map(|fate| (fate.app.namespace.to_string(), fate.would_be_blocked, fate.would_be)).collect()
 }
 
@@ -41,7 +41,7 @@ fn recorded() -> World {
     world.evaluate();
     world.wait(MINUTE);
     let until = at(2 * HOUR).wall();
-    world.book.act(&Act::Release { app: app("ns-1"), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Release { app: app("ns-1"), until }, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
     world
 }
@@ -112,7 +112,7 @@ fn less_strict_rules_block_what_was_held_or_exempt() {
     // An approval is repeated when it was given.
     let first: App = world.evaluate().held[0].app.clone();
     world.wait(MINUTE);
-    world.book.act(&Act::Approve { app: first.clone() }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Approve { app: first.clone() }, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
     assert_eq!(differing(&world, &world.policy), []);
 }
@@ -159,8 +159,8 @@ fn a_release_ends_in_the_replay_when_it_ended() {
         minute(&mut world);
     }
     let until = world.now.wall() + jiff::SignedDuration::from_mins(15);
-    let by = By { name: "ops", reason: Some("let it finish until 2030-01-01T00:00:00Z") };
-    world.book.act(&Act::Release { app: app("ns-a"), until }, by, &world.policy, world.now).unwrap();
+    let by = IssuedBy { name: "ops", reason: Some("let it finish until 2030-01-01T00:00:00Z") };
+    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, by, &world.policy, world.now).unwrap();
     for _ in 0..14 {
         minute(&mut world);
         assert!(world.blocked().is_empty());

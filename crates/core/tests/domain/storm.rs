@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::common::{World, record_of};
 use procscan_core::names::App;
-use procscan_core::policy::{Act, DecisionKind, Pattern};
+use procscan_core::policy::{IncidentCommand, DecisionKind, Pattern};
 use procscan_core::report::Record;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -98,8 +98,8 @@ proptest! {
                 }
                 StormStep::Release(tenant, app) => {
                     let until = world.now.wall() + Duration::from_mins(1);
-                    let release = Act::Release { app: storm_app(*tenant, *app), until };
-                    let _ = world.book.act(&release, "ops", &world.policy, world.now);
+                    let release = IncidentCommand::Release { app: storm_app(*tenant, *app), until };
+                    let _ = world.book.execute(&release, "ops", &world.policy, world.now);
                 }
                 StormStep::Exempt(tenant) => {
                     let namespace = Pattern::Exact(namespace(*tenant));

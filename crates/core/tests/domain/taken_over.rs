@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use procscan_core::names::{Key, Text};
 use procscan_core::plan::Exposure;
-use procscan_core::policy::{Act, Facts, Inherited, OnIngresses};
+use procscan_core::policy::{IncidentCommand, ClusterFacts, InheritedBlock, OnIngresses};
 
 use crate::common::{HOUR, World, app, at, record};
 
@@ -23,7 +23,7 @@ fn reached(services: &[&str], ingresses: &[&str], otherwise: &[&str]) -> Exposur
 }
 
 /// What the gateway closes of the App in `namespace`.
-fn found(namespace: &str, services: &[&str], ingresses: &[&str], plain: &[&str]) -> Inherited {
+fn found(namespace: &str, services: &[&str], ingresses: &[&str], plain: &[&str]) -> InheritedBlock {
     let plain: BTreeSet<&str> = plain.iter().copied().collect();
     let on_ingresses = OnIngresses {
         services: services
@@ -34,7 +34,7 @@ fn found(namespace: &str, services: &[&str], ingresses: &[&str], plain: &[&str])
         ingresses: texts(ingresses).into_iter().collect(),
     };
     let accused = [Key::new(namespace, "web", "xmrig")].into();
-    Inherited { app: app(namespace), told: None, accused, services: texts(services), on_ingresses }
+    InheritedBlock { app: app(namespace), told: None, accused, services: texts(services), on_ingresses }
 }
 
 /// A world in which these Apps are blocked, each with its exposure.
@@ -84,7 +84,7 @@ fn where_no_routes_were_kept_what_is_closed_keeps_its_form() {
     for incident in world.kept.values_mut() {
         (incident.status.exposure.ingresses, incident.status.exposure.otherwise) = (Vec::new(), None);
     }
-    world.facts = Facts::default();
+    world.facts = ClusterFacts::default();
     world.restart();
     world.book.inherit([found("ns-a", &services, &["ns-a/in"], &[])], &world.policy, world.now);
     assert_eq!(exposure_of(&mut world, "ns-a"), before);
@@ -105,7 +105,7 @@ fn a_service_that_was_kept_closed_on_every_route_stays_so_where_the_gateway_name
     let services = ["a.ns-a.svc", "b.ns-a.svc"];
     let before = reached(&services, &["ns-a/in"], &services[1..]);
     let mut world = blocked(&[("ns-a", before.clone())]);
-    world.facts = Facts::default();
+    world.facts = ClusterFacts::default();
     world.restart();
     world.book.inherit([found("ns-a", &services, &["ns-a/in"], &[])], &world.policy, world.now);
     assert_eq!(exposure_of(&mut world, "ns-a"), before);
@@ -121,7 +121,7 @@ fn what_nothing_is_kept_of_is_closed_in_the_form_in_which_it_is_found() {
     assert_eq!(exposure_of(&mut world, "ns-a"), expected);
     // The same holds for an App whose incident can't be read.
     let mut world = World::new(&["n1"]);
-    world.book.set_aside([app("ns-a")]);
+    world.book.mark_unreadable([app("ns-a")]);
     world.book.inherit([found("ns-a", &services, &["ns-a/in"], &["b.ns-a.svc"])], &world.policy, at(0));
     assert_eq!(exposure_of(&mut world, "ns-a"), expected);
 }
@@ -174,8 +174,8 @@ fn what_an_operator_releases_is_opened_at_once_and_what_can_not_be_looked_at_hol
         .map(|name| found(name, &[&format!("web.{name}.svc")], &[&format!("{name}/in")], &[]));
     world.restart();
     world.book.inherit(gateway.clone(), &world.policy, world.now);
-    let release = Act::Release { app: app("ns-a"), until: at(2 * HOUR).wall() };
-    world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+    let release = IncidentCommand::Release { app: app("ns-a"), until: at(2 * HOUR).wall() };
+    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-b"]);
 
     // The other App was looked at, but could not be read.
@@ -192,11 +192,11 @@ fn what_an_operator_releases_is_opened_at_once_and_what_can_not_be_looked_at_hol
 #[test]
 fn how_many_services_are_closed_is_said_with_the_first_question() {
     let mut world = blocked(&[("ns-a", reached(&["a.ns-a.svc", "b.ns-a.svc"], &["ns-a/in"], &[]))]);
-    world.facts = Facts::default();
+    world.facts = ClusterFacts::default();
     world.restart();
     world.evaluate();
     let snapshot = world.snapshot();
-    assert_eq!(world.book.questions(&snapshot, &world.policy).services, 2);
+    assert_eq!(world.book.lookup_requests(&snapshot, &world.policy).services, 2);
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn what_is_closed_by_an_incident_that_is_lost_stays_closed_although_an_older_one
         assert_eq!(world.blocked(), ["ns-b"]);
         world.restart();
         if is_unknown {
-            world.book.set_aside_unknown();
+            world.book.mark_unknown_unreadable();
         }
         let gateway =
             ["ns-a", "ns-b"].map(|namespace| found(namespace, &[&format!("web.{namespace}.svc")], &[], &[]));
@@ -244,7 +244,7 @@ fn what_an_operator_has_released_is_not_taken_over_as_blocked_however_long_ago_t
         world.answer("n1", vec![record("ns-a", 0)]);
         world.evaluate();
         let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 30);
-        world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+        world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
         world.rounds(60, |world| drop(world.answer("n1", vec![])));
         world.evaluate();
         world.wait(72 * HOUR);
@@ -253,7 +253,7 @@ fn what_an_operator_has_released_is_not_taken_over_as_blocked_however_long_ago_t
         world.evaluate();
         world.restart();
         if is_unknown {
-            world.book.set_aside_unknown();
+            world.book.mark_unknown_unreadable();
         }
         let gateway = [found("ns-a", &["web.ns-a.svc"], &[], &[])];
         assert!(world.book.inherit(gateway, &world.policy, world.now).is_empty());

@@ -88,7 +88,7 @@ fn stays(world: &mut World, agent: &mut RealAgent) -> u64 {
         seconds += 10;
         assert!(seconds < 10_000, "never released");
     }
-    assert_eq!(world.violation("ns-j").speaker.cleared, Some(Cleared::ByClock));
+    assert_eq!(world.violation("ns-j").leading.cleared, Some(Cleared::ByClock));
     seconds
 }
 

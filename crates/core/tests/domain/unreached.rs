@@ -2,7 +2,7 @@
 
 use crate::common::{World, record};
 use procscan_core::names::App;
-use procscan_core::policy::{Act, DecisionKind};
+use procscan_core::policy::{IncidentCommand, DecisionKind};
 use procscan_core::state::IncidentState;
 
 fn world() -> World {
@@ -43,7 +43,7 @@ fn the_reason_says_it_of_an_approved_block_too_and_only_for_as_long_as_it_is_so(
     world.policy.brake.max_new_tenants = 0;
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();
-    world.book.act(&Act::Approve { app }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Approve { app }, "ops", &world.policy, world.now).unwrap();
     let said = |world: &mut World| {
         let block = world.evaluate().plan.blocks[0].clone();
         let kept = &world.kept.values().next().unwrap().status;

@@ -1,6 +1,6 @@
 //! Exemptions that would open too many tenants: the next leader decides of them as the one before did.
 
-use procscan_core::policy::{Act, Alert, Exemption, Mode, Pattern};
+use procscan_core::policy::{IncidentCommand, Alert, Exemption, Mode, Pattern};
 use procscan_core::state;
 use serde_json::json;
 
@@ -139,7 +139,7 @@ fn that_an_exemption_is_withheld_is_kept_in_a_few_incidents_and_once() {
     let before = world.kept.clone();
     for _ in 0..3 {
         world.evaluate();
-        assert!(world.book.unsaved().is_empty());
+        assert!(world.book.dirty().is_empty());
     }
     assert_eq!(world.kept, before);
 }
@@ -186,8 +186,8 @@ fn namespaces_that_may_not_be_blocked_any_more_open_no_more_tenants_at_once_than
         // An operator releases some; the others are not opened by that.
         for namespace in &namespaces(25)[..6] {
             let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-            let act = Act::Release { app: app(namespace), until };
-            world.book.act(&act, "ops", &world.policy, world.now).unwrap();
+            let act = IncidentCommand::Release { app: app(namespace), until };
+            world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
         }
         assert_eq!(world.blocked().len(), 19);
         // The operator raises the limit, because the change was meant.

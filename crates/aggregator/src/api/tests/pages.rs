@@ -63,7 +63,7 @@ fn decided() -> Decided {
     let notice = |n: usize| {
         let phase = NoticePhase::Blocked;
         let (told, processes) = (Timestamp::UNIX_EPOCH, Box::default());
-        Arc::new(Notice { app: app(n), told, inherited: false, phase, processes, others: None })
+        Arc::new(Notice { app: app(n), sent_at: told, inherited: false, phase, processes, others: None })
     };
     // Not ordered, and one of them twice.
     let held = [(4, true), (2, false), (4, false)];

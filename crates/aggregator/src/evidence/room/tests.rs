@@ -39,11 +39,11 @@ fn seen(pods: &[(&str, Pod)], absent: &[&str]) -> Seen {
 }
 
 fn wanted() -> Wanted {
-    accused(WhichPod::Unknown)
+    accused(PodIdentity::Unknown)
 }
 
 /// Wanted is an App whose Pod of that name was accused.
-fn accused(which: WhichPod) -> Wanted {
+fn accused(which: PodIdentity) -> Wanted {
     let pod = ("web-0".into(), which);
     Wanted { apps: [(app(), [pod].into())].into(), pods: ["web-0".into()].into() }
 }
@@ -103,7 +103,7 @@ fn more_pods_than_one_look_gets_to_take_turns_and_a_proof_that_has_begun_is_fini
     let names = ["a", "b", "web-0"].map(Text::from);
     let wanted = Wanted {
         pods: names.clone().into(),
-        apps: [(app(), [(names[2].clone(), WhichPod::Unknown)].into())].into(),
+        apps: [(app(), [(names[2].clone(), PodIdentity::Unknown)].into())].into(),
     };
     let mut room = Room::default();
     let urgent = |room: &Room| room.urgent(&wanted).iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -142,7 +142,7 @@ fn a_pod_that_ended_or_is_another_object_now_is_gone() {
 
 /// What is known of the App after its Pod was accused, and two looks found a Pod of UID 1 of another App there. The Services that
 /// select no Pod are left out.
-fn known(which: &WhichPod) -> AppFact {
+fn known(which: &PodIdentity) -> AppFact {
     let mut room = Room::default();
     for seconds in [0, 600] {
         let mut found = seen(&[("web-0", pod("1", "other", false))], &[]);
@@ -157,7 +157,7 @@ fn known(which: &WhichPod) -> AppFact {
 fn an_accused_pod_under_another_label_still_stands_for_its_app() {
     let exposure = Some(Exposure::plain(["other-a1b2.ns-a.svc".into()]));
     assert_eq!(
-        known(&WhichPod::Uid("1".into())),
+        known(&PodIdentity::Uid("1".into())),
         AppFact { exposure, ..AppFact::default() },
         "it is still that Pod that is reached"
     );
@@ -165,12 +165,12 @@ fn an_accused_pod_under_another_label_still_stands_for_its_app() {
 
 #[test]
 fn another_pod_of_the_same_name_is_no_pod_of_the_app() {
-    assert_eq!(known(&WhichPod::Uid("0".into())), AppFact { gone: true, ..AppFact::default() });
+    assert_eq!(known(&PodIdentity::Uid("0".into())), AppFact { gone: true, ..AppFact::default() });
 }
 
 #[test]
 fn where_it_is_not_known_which_pod_was_accused_one_of_its_name_opens_and_closes_nothing() {
-    assert_eq!(known(&WhichPod::Unknown), AppFact::default());
+    assert_eq!(known(&PodIdentity::Unknown), AppFact::default());
 }
 
 /// The App's own Pod and others, behind a Service for all of them and others for some.
@@ -192,7 +192,7 @@ fn together(pods: &[(&str, Pod)]) -> Seen {
 /// A shared Service, the other Apps that are named, and how many more there are.
 type Shared = (String, Vec<String>, usize);
 
-fn shared(found: Seen, which: WhichPod) -> (Vec<String>, Vec<Shared>) {
+fn shared(found: Seen, which: PodIdentity) -> (Vec<String>, Vec<Shared>) {
     let mut room = Room::default();
     room.see(&"ns-a".into(), &accused(which), Some(found), at(0), PATIENCE);
     let AppFact { exposure, shared, .. } = room.apps[&app()].clone();
@@ -207,7 +207,7 @@ fn selecting_none(other: Pod) -> Vec<String> {
     let pods = [("web-0", pod("1", "web", false)), ("blog-0", other)];
     let mut room = Room::default();
     let found = Some(together(&pods));
-    room.see(&"ns-a".into(), &accused(WhichPod::Uid("1".into())), found, at(0), PATIENCE);
+    room.see(&"ns-a".into(), &accused(PodIdentity::Uid("1".into())), found, at(0), PATIENCE);
     room.apps[&app()].selecting_none.iter().map(ToString::to_string).collect()
 }
 
@@ -242,18 +242,18 @@ fn a_service_of_several_apps_is_known_with_the_others_that_run() {
         ("blog-0", pod("5", "blog", false)),
         ("blog-1", pod("6", "blog", false)),
     ];
-    let (services, others) = shared(together(&pods), WhichPod::Uid("1".into()));
+    let (services, others) = shared(together(&pods), PodIdentity::Uid("1".into()));
     assert_eq!(services, ["a-all.ns-a.svc", "by-hand.ns-a.svc", "web-x7k2.ns-a.svc"]);
     assert_eq!(others, [("a-all.ns-a.svc".into(), vec!["blog".into(), "shop".into()], 0)]);
-    let (_, alone) = shared(together(&pods[..2]), WhichPod::Uid("1".into()));
+    let (_, alone) = shared(together(&pods[..2]), PodIdentity::Uid("1".into()));
     assert_eq!(alone, []);
 }
 
 #[test]
 fn an_accused_pod_under_another_label_is_no_other_app() {
     let pods = [("web-0", pod("1", "mask", false)), ("web-1", pod("2", "web", false))];
-    assert_eq!(shared(together(&pods), WhichPod::Uid("1".into())).1, []);
-    let (_, others) = shared(together(&pods), WhichPod::Uid("0".into()));
+    assert_eq!(shared(together(&pods), PodIdentity::Uid("1".into())).1, []);
+    let (_, others) = shared(together(&pods), PodIdentity::Uid("0".into()));
     assert_eq!(others, [("a-all.ns-a.svc".into(), vec!["mask".into()], 0)], "another Pod of its name is");
 }
 
@@ -262,19 +262,19 @@ fn of_many_apps_behind_one_service_some_are_named() {
     let names: Vec<String> = (0..30).map(|n| format!("app-{n:02}")).collect();
     let mut pods = vec![("web-0", pod("1", "web", false))];
     pods.extend(names.iter().map(|name| (name.as_str(), pod(name, name, false))));
-    let (_, others) = shared(together(&pods), WhichPod::Uid("1".into()));
+    let (_, others) = shared(together(&pods), PodIdentity::Uid("1".into()));
     assert_eq!((others[0].1.len(), others[0].2), (20, 10));
 }
 
 #[test]
 fn where_accusations_are_not_verified_a_pods_name_is_enough() {
     let exposure = Some(Exposure::plain(["other-a1b2.ns-a.svc".into()]));
-    assert_eq!(known(&WhichPod::Any), AppFact { exposure, ..AppFact::default() });
+    assert_eq!(known(&PodIdentity::Any), AppFact { exposure, ..AppFact::default() });
 }
 
 #[test]
 fn an_app_with_one_of_several_accused_pods_left_is_not_gone() {
-    let two = [("web-0", "1"), ("web-1", "2")].map(|(name, uid)| (name.into(), WhichPod::Uid(uid.into())));
+    let two = [("web-0", "1"), ("web-1", "2")].map(|(name, uid)| (name.into(), PodIdentity::Uid(uid.into())));
     let wanted = Wanted { apps: [(app(), two.into_iter().collect())].into(), pods: BTreeSet::new() };
     let mut room = Room::default();
     let mut is_gone = |pods: &[(&str, Pod)], absent: &[&str], seconds| {

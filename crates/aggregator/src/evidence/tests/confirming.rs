@@ -23,10 +23,10 @@ fn watched(uid: &str) -> (State, Told, Text) {
     let looked = Looked { namespace: namespace.clone(), asked: at(10), seen: Ok(Some(found)) };
     state.see(looked, ROUND).unwrap();
     let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
-    let pods = [(pod.clone(), Accusers::one(NodeName::new("n1"), at(20)))].into();
+    let pods = [(pod.clone(), AccusingNodes::one(NodeName::new("n1"), at(20)))].into();
     let apps =
-        [(App::new("ns-a", "app", "web"), vec![AccusedPod { pod, which: WhichPod::Uid(uid.into()) }])].into();
-    state.ask(&Questions { pods, apps, ..Questions::default() }, at(20));
+        [(App::new("ns-a", "app", "web"), vec![AccusedPod { pod, which: PodIdentity::Uid(uid.into()) }])].into();
+    state.ask(&LookupRequests { pods, apps, ..LookupRequests::default() }, at(20));
     for kind in changes::Kind::ALL {
         told.changes().expect(kind, "7".to_owned(), at(30));
         told.changes().reach(kind, "8");

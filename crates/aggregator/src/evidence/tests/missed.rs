@@ -24,13 +24,13 @@ async fn what_changed_while_a_namespace_was_not_asked_about_during_a_look_is_not
     let stage = Stage::settled(20).await;
     let ask = |with: bool| {
         let now = stage.clock.now();
-        let mut questions = Questions::default();
+        let mut questions = LookupRequests::default();
         for namespace in
             stage.names.iter().chain([&Text::from("ns-late")]).filter(|n| with || ***n != *"ns-late")
         {
             let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
             // A Pod that is not believed to be on n2 is disputed.
-            questions.pods.insert(pod, Accusers::one(NodeName::new("n2"), now));
+            questions.pods.insert(pod, AccusingNodes::one(NodeName::new("n2"), now));
         }
         stage.questions.send_replace(Arc::new(questions));
     };

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use procscan_core::names::{App, NodeName};
-use procscan_core::policy::{AccusedPod, Accusers, Lineage, PodFact, PodState, WhichPod};
+use procscan_core::policy::{AccusedPod, AccusingNodes, Lineage, PodFact, PodState, PodIdentity};
 
 use super::due::GAP;
 use super::lookup::{Pod, Seen};
@@ -26,15 +26,15 @@ fn at(seconds: u64) -> Moment {
     Moment::new(Duration::from_secs(seconds), Timestamp::UNIX_EPOCH)
 }
 
-fn accusation(namespace: &str, node: &str, since: u64) -> (PodRef, Accusers) {
+fn accusation(namespace: &str, node: &str, since: u64) -> (PodRef, AccusingNodes) {
     let pod = PodRef { namespace: namespace.into(), pod: "web".into() };
-    (pod, Accusers::one(NodeName::new(node), at(since)))
+    (pod, AccusingNodes::one(NodeName::new(node), at(since)))
 }
 
 fn state(accusations: &[(&str, &str, u64)]) -> State {
     let mut state = State::default();
     let pods = accusations.iter().map(|(namespace, node, since)| accusation(namespace, node, *since));
-    state.ask(&Questions { pods: pods.collect(), ..Questions::default() }, at(0));
+    state.ask(&LookupRequests { pods: pods.collect(), ..LookupRequests::default() }, at(0));
     state
 }
 
@@ -47,7 +47,7 @@ fn due(state: &mut State, now: u64) -> Vec<String> {
 #[test]
 fn a_namespace_is_looked_at_for_news_once_a_second_and_otherwise_once_a_round() {
     let questions =
-        |since| Questions { pods: [accusation("ns-a", "n1", since)].into(), ..Questions::default() };
+        |since| LookupRequests { pods: [accusation("ns-a", "n1", since)].into(), ..LookupRequests::default() };
     let mut state = state(&[("ns-a", "n1", 5)]);
     let room = state.rooms.entry("ns-a".into()).or_default();
     room.asked = Some(at(10));
@@ -62,7 +62,7 @@ fn a_namespace_is_looked_at_for_news_once_a_second_and_otherwise_once_a_round() 
     assert_eq!(state.due(at(10), ROUND).next, GAP);
     // An App that nothing is known of yet does not wait for the next round either.
     let app = App::new("ns-a", "app", "web");
-    state.ask(&Questions { apps: [(app, Vec::new())].into(), ..questions(5) }, at(11));
+    state.ask(&LookupRequests { apps: [(app, Vec::new())].into(), ..questions(5) }, at(11));
     assert_eq!(due(&mut state, 11), ["ns-a"]);
 }
 
@@ -71,7 +71,7 @@ fn what_is_not_asked_any_more_is_forgotten() {
     let mut state = state(&[("ns-a", "n1", 5)]);
     state.rooms.entry("ns-a".into()).or_default().is_terminating = true;
     assert!(state.facts().terminating.contains("ns-a"));
-    state.ask(&Questions::default(), at(6));
+    state.ask(&LookupRequests::default(), at(6));
     assert!(state.facts().terminating.is_empty() && due(&mut state, 100).is_empty());
 }
 
@@ -108,8 +108,8 @@ impl World {
     }
 
     /// Each node's scans come at a time of their own.
-    fn questions(&self) -> Questions {
-        let mut questions = Questions::default();
+    fn questions(&self) -> LookupRequests {
+        let mut questions = LookupRequests::default();
         for (namespace, nodes) in &self.accused {
             let mut nodes = nodes.iter().map(|node| {
                 let offset = node.0.bytes().map(u64::from).sum::<u64>() * 997 % SCAN;
@@ -123,7 +123,7 @@ impl World {
                 )
             });
             let Some((node, since)) = nodes.next() else { continue };
-            let mut accusers = Accusers::one(node.clone(), since);
+            let mut accusers = AccusingNodes::one(node.clone(), since);
             nodes.for_each(|(node, since)| accusers.add(node, since));
             questions.pods.insert(PodRef { namespace: namespace.clone(), pod: "web".into() }, accusers);
         }
@@ -232,7 +232,7 @@ fn what_waits_for_too_long_is_said_until_it_is_over() {
     assert!(late.late > 100 && late.longest_wait > Duration::from_mins(2), "{late:?}");
     assert!(late.trouble().unwrap().contains("namespaces have waited for more than 2m"));
     assert!(world.state.is_late);
-    world.state.ask(&Questions::default(), at(200));
+    world.state.ask(&LookupRequests::default(), at(200));
     assert_eq!((show(&mut world), world.state.is_late), (EvidenceStatus::default(), false));
 }
 
@@ -240,12 +240,12 @@ fn what_waits_for_too_long_is_said_until_it_is_over() {
 fn of_pods_that_no_app_is_known_of_only_some_are_looked_up_with_each_look() {
     let pods = (0..100).map(|n| {
         let pod = PodRef { namespace: "ns-a".into(), pod: format!("web-{n:03}").into() };
-        (pod, Accusers::one(NodeName::new("n1"), at(1)))
+        (pod, AccusingNodes::one(NodeName::new("n1"), at(1)))
     });
     let own = (90..100).map(|n| PodRef { namespace: "ns-a".into(), pod: format!("web-{n:03}").into() });
-    let own: Vec<AccusedPod> = own.map(|pod| AccusedPod { pod, which: WhichPod::Unknown }).collect();
+    let own: Vec<AccusedPod> = own.map(|pod| AccusedPod { pod, which: PodIdentity::Unknown }).collect();
     let apps = [(App::new("ns-a", "app", "web"), own)].into();
     let mut state = State::default();
-    state.ask(&Questions { pods: pods.collect(), apps, ..Questions::default() }, at(1));
+    state.ask(&LookupRequests { pods: pods.collect(), apps, ..LookupRequests::default() }, at(1));
     assert_eq!(state.urgent(&"ns-a".into()).len(), MAX_UNKNOWN_PODS + 10);
 }

@@ -38,14 +38,14 @@ async fn first_fact(server: &Server, closed: usize, max_service_entries: usize) 
     };
     let app = App::new("ns-a", "app", "web");
     let asked =
-        Questions { apps: [(app.clone(), Vec::new())].into(), services: closed, ..Questions::default() };
+        LookupRequests { apps: [(app.clone(), Vec::new())].into(), services: closed, ..LookupRequests::default() };
     let (_questions, asked) = watch::channel(Arc::new(asked));
     let (facts_tx, mut facts) = watch::channel(Arc::default());
     let (gone, _listening) = mpsc::channel(8);
     let cancel = CancellationToken::new();
     let status = watch::channel(EvidenceStatus::default()).0;
     let running = tokio::spawn(evidence.run(asked, facts_tx, gone, status, cancel.clone()));
-    let known = |facts: &Arc<Facts>| facts.apps.get(&app).filter(|fact| fact.exposure.is_some()).cloned();
+    let known = |facts: &Arc<ClusterFacts>| facts.apps.get(&app).filter(|fact| fact.exposure.is_some()).cloned();
     let fact = known(&facts.wait_for(|facts| known(facts).is_some()).await.unwrap()).unwrap();
     cancel.cancel();
     running.await.unwrap();

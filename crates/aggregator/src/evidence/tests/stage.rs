@@ -10,8 +10,8 @@ use crate::kubernetes::Cluster;
 pub(super) struct Stage {
     pub(super) server: Server,
     pub(super) clock: Clock,
-    pub(super) questions: watch::Sender<Arc<Questions>>,
-    pub(super) facts: watch::Receiver<Arc<Facts>>,
+    pub(super) questions: watch::Sender<Arc<LookupRequests>>,
+    pub(super) facts: watch::Receiver<Arc<ClusterFacts>>,
     pub(super) gone: mpsc::Receiver<PodGone>,
     pub(super) status: watch::Receiver<EvidenceStatus>,
     pub(super) names: Vec<Text>,
@@ -50,12 +50,12 @@ impl Stage {
     /// Accuses every Pod now; with `is_accepted`, it was accepted before.
     pub(super) fn accuse(&self, is_accepted: bool) {
         let now = self.clock.now();
-        let mut questions = Questions::default();
+        let mut questions = LookupRequests::default();
         for namespace in &self.names {
             let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
-            questions.pods.insert(pod.clone(), Accusers::one(NodeName::new("n1"), now));
+            questions.pods.insert(pod.clone(), AccusingNodes::one(NodeName::new("n1"), now));
             if is_accepted {
-                let accused = AccusedPod { pod, which: WhichPod::Uid("1".into()) };
+                let accused = AccusedPod { pod, which: PodIdentity::Uid("1".into()) };
                 questions.apps.insert(App::new(namespace.clone(), "app", "web"), vec![accused]);
             }
         }

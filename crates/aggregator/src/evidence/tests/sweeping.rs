@@ -50,13 +50,13 @@ async fn two_thousand_accused_namespaces_are_judged_within_a_round() {
 async fn evidence_that_keeps_coming_is_judged_within_two_rounds() {
     let stage = Stage::new(2000, PACE);
     // Each node scans at a time of its own, and renews everything each minute; nothing is accepted.
-    let mut questions = Questions::default();
+    let mut questions = LookupRequests::default();
     for second in 0..180 {
         for (n, namespace) in stage.names.iter().enumerate().filter(|(n, _)| n % 60 == second % 60) {
             let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
             questions
                 .pods
-                .insert(pod, Accusers::one(NodeName::new(format!("n{}", n % 60)), stage.clock.now()));
+                .insert(pod, AccusingNodes::one(NodeName::new(format!("n{}", n % 60)), stage.clock.now()));
         }
         stage.questions.send_replace(Arc::new(questions.clone()));
         wait(1).await;
@@ -202,7 +202,7 @@ async fn a_sweep_of_an_earlier_term_counts_for_nothing() {
     let stage = Stage::new(600, 2);
     stage.accuse(false);
     wait(2).await;
-    let mut questions = Questions::clone(&stage.questions.borrow());
+    let mut questions = LookupRequests::clone(&stage.questions.borrow());
     questions.epoch += 1;
     stage.questions.send_replace(Arc::new(questions));
     let begun = stage.clock.now();

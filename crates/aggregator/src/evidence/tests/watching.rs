@@ -43,9 +43,9 @@ async fn a_new_accusation_is_judged_within_two_seconds_by_a_direct_read() {
         stage.server.put("pods", namespace, name, pod("7", "other", "n1"));
         stage.server.put("services", namespace, "other", service("other"));
         wait(30).await;
-        let mut questions = Questions::clone(&stage.questions.borrow());
+        let mut questions = LookupRequests::clone(&stage.questions.borrow());
         let pod = PodRef { namespace: namespace.into(), pod: name.into() };
-        questions.pods.insert(pod.clone(), Accusers::one(NodeName::new("n1"), stage.clock.now()));
+        questions.pods.insert(pod.clone(), AccusingNodes::one(NodeName::new("n1"), stage.clock.now()));
         let accused = stage.clock.now();
         stage.questions.send_replace(Arc::new(questions));
         stage.facts.mark_unchanged();
@@ -212,10 +212,10 @@ async fn what_is_not_believed_is_not_looked_up_again_with_each_scan() {
     let accuse = |node: &str, pod: &str| {
         let accusation = |namespace: &Text| {
             let pod = PodRef { namespace: namespace.clone(), pod: pod.into() };
-            (pod, Accusers::one(NodeName::new(node), stage.clock.now()))
+            (pod, AccusingNodes::one(NodeName::new(node), stage.clock.now()))
         };
         let pods = stage.names.iter().map(accusation).collect();
-        stage.questions.send_replace(Arc::new(Questions { pods, ..Questions::default() }));
+        stage.questions.send_replace(Arc::new(LookupRequests { pods, ..LookupRequests::default() }));
     };
     // Pods that run on another node, which may have dots in its name or be known by its address; then Pods that do not
     // exist.
@@ -275,10 +275,10 @@ async fn an_accusation_by_the_address_of_the_pods_own_node_needs_a_direct_read()
     for _ in 0..2 {
         let accusation = |namespace: &Text| {
             let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
-            (pod, Accusers::one(NodeName::new("10.0.0.1:9090"), stage.clock.now()))
+            (pod, AccusingNodes::one(NodeName::new("10.0.0.1:9090"), stage.clock.now()))
         };
         let pods = stage.names.iter().map(accusation).collect();
-        stage.questions.send_replace(Arc::new(Questions { pods, ..Questions::default() }));
+        stage.questions.send_replace(Arc::new(LookupRequests { pods, ..LookupRequests::default() }));
         let requests = stage.requests(wait(5)).await;
         assert!(requests >= 60, "{requests}");
     }
@@ -293,11 +293,11 @@ async fn what_a_new_block_waits_for_is_read_directly_whatever_the_watches_report
     let fact = stage.fact("ns-00003");
     let read = stage.facts.borrow().carried[&pod];
     assert!(read.uptime() < fact.asked.uptime(), "reported, not read");
-    let mut questions = Questions::clone(&stage.questions.borrow());
+    let mut questions = LookupRequests::clone(&stage.questions.borrow());
     let since = stage.clock.now();
     questions.direct.insert(pod.clone(), since);
     stage.questions.send_replace(Arc::new(questions.clone()));
-    let is_read = |facts: &Arc<Facts>| {
+    let is_read = |facts: &Arc<ClusterFacts>| {
         !facts.carried.contains_key(&pod) && facts.pods[&pod].asked.uptime() >= since.uptime()
     };
     tokio::time::timeout(Duration::from_secs(2), stage.facts.wait_for(is_read)).await.unwrap().unwrap();

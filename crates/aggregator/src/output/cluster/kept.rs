@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
-use procscan_core::resources::{Object, Upkeep, wasm_plugin};
+use procscan_core::resources::{Object, WritePolicy, wasm_plugin};
 use serde_json::json;
 
 use super::ClusterOutput;
@@ -20,7 +20,7 @@ impl ClusterOutput {
         // If an operator has opened the gateway by hand, no further object may close it.
         let is_open = live.iter().any(|live| is_ours(live) && is_suspended(live));
         let mut unclosed: BTreeSet<&str> = BTreeSet::new();
-        for object in objects.iter().rev().filter(|object| object.upkeep == Upkeep::Kept) {
+        for object in objects.iter().rev().filter(|object| object.write_policy == WritePolicy::Reconcile) {
             let is_plugin = object.kind == wasm_plugin::KIND;
             let listed = live.iter().find(|live| is_plugin && live.name_any() == object.metadata.name);
             let wanted = closes(&object.spec);

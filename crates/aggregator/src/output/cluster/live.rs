@@ -9,7 +9,7 @@ use kube::core::{DynamicObject, GroupVersionKind};
 use kube::discovery::ApiResource;
 use procscan_core::resources::notification::{self, IS_READ};
 use procscan_core::resources::wasm_plugin::{self, Gateway};
-use procscan_core::resources::{self, MANAGED_BY, Object, Upkeep};
+use procscan_core::resources::{self, MANAGED_BY, Object, WritePolicy};
 use serde_json::Value;
 
 use super::{FIELD_MANAGER, SUSPEND};
@@ -80,14 +80,14 @@ pub(super) fn left_alone(live: &Live) -> Option<String> {
 /// What `write` has to do to make `live` like `object`, without what it remembers.
 pub(super) fn difference(object: &Object, live: Option<&Live>) -> Option<Difference> {
     let is_read = |live: &Live| live.labels().get(IS_READ).is_some_and(|read| read == "true");
-    let (action, lines) = match (object.upkeep, live) {
-        (Upkeep::Retired | Upkeep::Known, None) | (Upkeep::Known, Some(_)) => return None,
-        (Upkeep::Retired, Some(live)) if is_read(live) => return None,
-        (Upkeep::Retired, Some(_)) => (Action::Retire, vec![format!("+ metadata.labels.{IS_READ}: true")]),
-        (Upkeep::Words, Some(live)) if has_same_words(object, live) => return None,
+    let (action, lines) = match (object.write_policy, live) {
+        (WritePolicy::MarkRead | WritePolicy::AlreadySent, None) | (WritePolicy::AlreadySent, Some(_)) => return None,
+        (WritePolicy::MarkRead, Some(live)) if is_read(live) => return None,
+        (WritePolicy::MarkRead, Some(_)) => (Action::Retire, vec![format!("+ metadata.labels.{IS_READ}: true")]),
+        (WritePolicy::UpdateText, Some(live)) if has_same_words(object, live) => return None,
         (_, None) => (Action::Create, lines("spec", None, Some(&object.spec))),
         (_, Some(live)) => {
-            if object.upkeep == Upkeep::Kept
+            if object.write_policy == WritePolicy::Reconcile
                 && let Some(why) = left_alone(live)
             {
                 return Some(Difference { action: Action::Leave, object: named(object), lines: vec![why] });

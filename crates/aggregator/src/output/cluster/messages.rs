@@ -6,7 +6,7 @@ use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use procscan_core::plan::Notice;
 use procscan_core::resources::notification::{self, IS_READ};
-use procscan_core::resources::{Object, Upkeep};
+use procscan_core::resources::{Object, WritePolicy};
 use serde_json::{Value, json};
 
 use super::aside::{self, Unanswered};
@@ -45,7 +45,7 @@ impl ClusterOutput {
     pub fn has_told(&self, notice: &Notice) -> bool {
         let name = notification::name(&notice.app);
         let key = (notification::KIND, notice.app.namespace.to_string(), name);
-        self.told.get(&key).is_some_and(|told| told.news == hash_of(&notice.told.to_string()))
+        self.told.get(&key).is_some_and(|told| told.news == hash_of(&notice.sent_at.to_string()))
     }
 
     pub(super) async fn tell_all(
@@ -62,7 +62,7 @@ impl ClusterOutput {
         for object in messages {
             let key = key(object);
             // A tenant is not told of a block that the gateway does not have.
-            if !is_closed && matches!(object.upkeep, Upkeep::News { of_block: true } | Upkeep::Words) {
+            if !is_closed && matches!(object.write_policy, WritePolicy::SendOnce { of_block: true } | WritePolicy::UpdateText) {
                 continue;
             }
             if self.told.get(&key).is_some_and(|told| told.hash == hash(object))
@@ -76,7 +76,7 @@ impl ClusterOutput {
                     outcome.written += usize::from(written);
                     self.aside.is_done(&key);
                     // A message that its tenant may have deleted is not read, so it proves no answer.
-                    if object.upkeep != Upkeep::Known {
+                    if object.write_policy != WritePolicy::AlreadySent {
                         unanswered.is_interrupted();
                     }
                     if !go_on() {
@@ -110,7 +110,7 @@ impl ClusterOutput {
     async fn tell(&mut self, object: &Object) -> Result<bool, Refusal> {
         let told = Told::of(object);
         let is_news = self.told.get(&key(object)).is_none_or(|before| before.news != told.news);
-        if object.upkeep == Upkeep::Known {
+        if object.write_policy == WritePolicy::AlreadySent {
             // Its reader may have deleted it since, and then it stays deleted.
             self.told.insert(key(object), Told { is_ours: false, ..told });
             return Ok(false);
@@ -123,16 +123,16 @@ impl ClusterOutput {
             }
             live => live?,
         };
-        let (written, is_ours) = match (object.upkeep, live) {
-            (Upkeep::Retired, None) => (Ok(false), false),
+        let (written, is_ours) = match (object.write_policy, live) {
+            (WritePolicy::MarkRead, None) => (Ok(false), false),
             // The summary stays, so its text has to say that nothing is blocked any more.
-            (Upkeep::Retired, Some(live)) if is_summary(object) && !has_same_words(object, &live) => {
+            (WritePolicy::MarkRead, Some(live)) if is_summary(object) && !has_same_words(object, &live) => {
                 (self.apply(object, live.metadata.resource_version).await.map(|_| true), false)
             }
-            (Upkeep::Retired, Some(live)) => (self.mark_read(object, &live).await, false),
-            (Upkeep::Words, Some(live)) if has_same_words(object, &live) => (Ok(false), false),
+            (WritePolicy::MarkRead, Some(live)) => (self.mark_read(object, &live).await, false),
+            (WritePolicy::UpdateText, Some(live)) if has_same_words(object, &live) => (Ok(false), false),
             // Told before the start, or by another replica: what it says may have other words now, but it is no news.
-            (Upkeep::News { .. }, Some(live)) if is_news && is_told(object, &live) => {
+            (WritePolicy::SendOnce { .. }, Some(live)) if is_news && is_told(object, &live) => {
                 let is_same = live.data.get("spec") == Some(&object.spec);
                 let same = with_labels_of(&live, object);
                 let version = live.metadata.resource_version;

@@ -18,9 +18,9 @@ use std::collections::BTreeMap;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use procscan_core::plan::Plan;
-use procscan_core::policy::Inherited;
+use procscan_core::policy::InheritedBlock;
 use procscan_core::resources::wasm_plugin::{self, Gateway};
-use procscan_core::resources::{self, Object, Settings, Upkeep};
+use procscan_core::resources::{self, Object, Settings, WritePolicy};
 use serde_json::json;
 
 use self::aside::Aside;
@@ -75,7 +75,7 @@ impl ClusterOutput {
         gateway: &Gateway,
         pen: &Pen,
         may_touch: bool,
-    ) -> Result<Vec<Inherited>, Refusal> {
+    ) -> Result<Vec<InheritedBlock>, Refusal> {
         self.pen = pen.clone();
         // Others may have written since.
         self.told.clear();
@@ -125,7 +125,7 @@ impl ClusterOutput {
     }
 
     /// The Apps that our `WasmPlugins` block now. Read from the gateway's namespace only: tenants can't write there.
-    pub async fn blocked(&self, gateway: &Gateway) -> Result<Vec<Inherited>, Refusal> {
+    pub async fn blocked(&self, gateway: &Gateway) -> Result<Vec<InheritedBlock>, Refusal> {
         match self.plugins(gateway).await {
             Ok(live) => {
                 let ours = live.iter().filter(|object| is_ours(object)).map(|object| &object.data);
@@ -169,7 +169,7 @@ impl ClusterOutput {
                 resources::render(plan, settings, resources::Existing::default())
             }
         };
-        let messages: Vec<&Object> = objects.iter().filter(|object| object.upkeep != Upkeep::Kept).collect();
+        let messages: Vec<&Object> = objects.iter().filter(|object| object.write_policy != WritePolicy::Reconcile).collect();
         self.tell_all(&messages, &mut outcome, go_on).await;
         if outcome.problems.is_empty() && !outcome.is_unfinished {
             self.compare_again(&messages, &mut outcome).await;
@@ -187,7 +187,7 @@ impl ClusterOutput {
         let mut differences = Vec::new();
         for object in resources::render(plan, settings, existing(&live, &settings.gateway)) {
             let read;
-            let live = if object.upkeep == Upkeep::Kept {
+            let live = if object.write_policy == WritePolicy::Reconcile {
                 live.iter().find(|live| live.name_any() == object.metadata.name)
             } else {
                 read = self.read(&object).await?;

@@ -14,7 +14,7 @@ use kube::Client;
 use kube::client::Body;
 use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure};
-use procscan_core::policy::{Book, Facts, Mode};
+use procscan_core::policy::{Incidents, ClusterFacts, Mode};
 use procscan_core::resources::notification;
 use serde_json::Value;
 
@@ -218,9 +218,9 @@ async fn another_leader_writes_nothing_where_nothing_has_changed_in_the_long_for
         // The output has kept nothing, and nothing is known of the cluster yet.
         let mut output = server.output();
         let found = output.take_over(&settings.gateway, &Pen::always(), false).await.unwrap();
-        let (mut book, policy, now) = (Book::default(), Config::default().policy(), Clock::start().now());
+        let (mut book, policy, now) = (Incidents::default(), Config::default().policy(), Clock::start().now());
         assert_eq!(book.inherit(found, &policy, now).len(), apps);
-        let plan = book.plan(&policy, &Facts::default(), now);
+        let plan = book.plan(&policy, &ClusterFacts::default(), now);
         let outcome = output.write(&plan, &settings, &Pen::always(), || true).await;
         assert_eq!(server.plugins(), objects, "{outcome:?}");
     }

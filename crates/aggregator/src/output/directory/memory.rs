@@ -10,7 +10,7 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 
 use jiff::{SignedDuration, Timestamp};
-use procscan_core::moment::WallTime;
+use procscan_core::time::CompactTimestamp;
 use procscan_core::resources::Draft;
 
 /// How long after its last change a file's stamp may still be that of another change: file systems count time in steps.
@@ -28,7 +28,7 @@ fn nonzero(hash: u64) -> Hash {
 pub(super) struct Stamp {
     inode: u64,
     size: u64,
-    changed: WallTime,
+    changed: CompactTimestamp,
 }
 
 impl From<&Metadata> for Stamp {

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use procscan_core::names::{App, is_dns_label, is_dns_subdomain};
 use procscan_core::plan::Plan;
 use procscan_core::resources::wasm_plugin::{self, Gateway};
-use procscan_core::resources::{self, Existing, Object, Settings, Upkeep, notification};
+use procscan_core::resources::{self, Existing, Object, Settings, WritePolicy, notification};
 use serde_json::Value;
 
 use self::found::{Found, parse};
@@ -299,7 +299,7 @@ impl Directory {
         let existing = self.existing(&settings.gateway)?;
         let mut differences = Vec::new();
         for object in resources::render(plan, settings, existing) {
-            if object.upkeep == Upkeep::Retired {
+            if object.write_policy == WritePolicy::MarkRead {
                 continue;
             }
             let (namespace, name) = (&object.metadata.namespace, &object.metadata.name);
@@ -337,7 +337,7 @@ fn first_of(all: impl ExactSizeIterator<Item = String>) -> Option<String> {
 }
 
 fn has_same_words(object: &Object, is: &Value) -> bool {
-    object.upkeep == Upkeep::Words
+    object.write_policy == WritePolicy::UpdateText
         && is.get("spec").is_some_and(|spec| notification::has_same_words(spec, &object.spec))
 }
 

@@ -1,7 +1,7 @@
 //! What our files block, as a start finds them.
 
 use jiff::Timestamp;
-use procscan_core::policy::Inherited;
+use procscan_core::policy::InheritedBlock;
 use procscan_core::resources::notification;
 use procscan_core::resources::wasm_plugin::{self, Gateway};
 use serde_json::Value;
@@ -23,7 +23,7 @@ impl Directory {
         &self,
         gateway: &Gateway,
         persisted: Option<&Persisted>,
-    ) -> Result<Vec<Inherited>, DirectoryError> {
+    ) -> Result<Vec<InheritedBlock>, DirectoryError> {
         let (mut plugins, mut damaged) = (Vec::new(), Vec::new());
         let shards = self.shards(gateway)?;
         for (name, found) in &shards {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 
 use procscan_core::resources::wasm_plugin::{self, Gateway};
-use procscan_core::resources::{Draft, Object, Upkeep};
+use procscan_core::resources::{Draft, Object, WritePolicy};
 
 use super::found::{Damage, Found, parse, parse_plugin};
 use super::memory::{Known, Memory, Stamp};
@@ -43,7 +43,7 @@ impl Directory {
         let pass = memory.next_pass();
         let mut done = Written::default();
         let (mut failed, mut is_finished) = (Vec::new(), true);
-        for draft in drafts.into_iter().filter(|draft| draft.upkeep != Upkeep::Retired) {
+        for draft in drafts.into_iter().filter(|draft| draft.write_policy != WritePolicy::MarkRead) {
             if draft.kind != wasm_plugin::KIND && !go_on() {
                 is_finished = false;
                 break;
@@ -155,7 +155,7 @@ impl Directory {
     /// A message that says the same at another time is no news.
     fn is_as_good(&self, object: &Object, name: &str) -> bool {
         // Only such a message is worth reading for it.
-        object.upkeep == Upkeep::Words
+        object.write_policy == WritePolicy::UpdateText
             && self
                 .read(name)
                 .and_then(|text| parse(&text).ok())

@@ -9,7 +9,7 @@ fn noticed(names: &[&str], told: &str) -> Plan {
     let mut plan = plan(names);
     plan.notices.push(Arc::new(Notice {
         app: App::new("ns-a", "app", "web"),
-        told: told.parse().unwrap(),
+        sent_at: told.parse().unwrap(),
         inherited: false,
         phase: NoticePhase::Blocked,
         processes: ["xmrig".into()].into(),

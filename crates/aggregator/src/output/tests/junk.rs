@@ -12,7 +12,7 @@ const SUMMARY: &str = "notification_default_procscan-notification.yaml";
 fn notice(name: &str) -> Arc<Notice> {
     Arc::new(Notice {
         app: App::new("ns-a", "app", name),
-        told: Timestamp::UNIX_EPOCH,
+        sent_at: Timestamp::UNIX_EPOCH,
         inherited: false,
         phase: NoticePhase::Blocked,
         processes: ["xmrig".into()].into(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use procscan_core::names::App;
-use procscan_core::policy::{By, DecisionKind, Policy};
+use procscan_core::policy::{IssuedBy, DecisionKind, Policy};
 use procscan_core::state::Incident;
 use procscan_core::state::incident as kept;
 use tokio::time::Instant;
@@ -68,12 +68,12 @@ impl Lead<'_> {
                 continue;
             }
             if was_replaced {
-                self.book.renumber(&app, seen.observed());
+                self.book.restart_numbering(&app, seen.observed());
             }
             names.insert(name);
         }
         if !names.is_empty() {
-            self.book.forget_saved(|name| names.contains(name));
+            self.book.mark_deleted(|name| names.contains(name));
         }
     }
 
@@ -139,11 +139,11 @@ impl Lead<'_> {
             if known.observed() >= number && !done.contains(&incident) {
                 continue;
             }
-            match self.book.act(&act, By { name: &actor, reason: reason.as_deref() }, policy, now) {
+            match self.book.execute(&act, IssuedBy { name: &actor, reason: reason.as_deref() }, policy, now) {
                 Ok(decision) => self.decisions.push(decision),
                 Err(error) => tracing::info!(%app, actor, %error, "an operator's act has no effect"),
             }
-            self.book.observe(&app, number);
+            self.book.note_done_up_to(&app, number);
             done.insert(incident);
         }
         Obeyed { done, history }
@@ -157,7 +157,7 @@ impl Lead<'_> {
         let may_try = |name: &str| is_time || !self.failing.contains(name);
         let (apps, waiting): (Vec<App>, Vec<App>) = self
             .book
-            .unsaved()
+            .dirty()
             .into_iter()
             .partition(|app| self.book.name_of(app).is_none_or(|name| may_try(&name)));
         let waiting: BTreeSet<App> = waiting.into_iter().collect();
@@ -178,9 +178,9 @@ impl Lead<'_> {
         }
         let is_lost = |app: &App| self.book.name_of(app).is_some_and(|name| failed.contains_key(&name));
         let (lost, saved): (Vec<App>, Vec<App>) = apps.into_iter().partition(is_lost);
-        self.book.saved(&saved);
+        self.book.commit(&saved);
         let taken_back: BTreeSet<App> = lost.into_iter().chain(waiting).collect();
-        self.book.take_back(&taken_back);
+        self.book.roll_back(&taken_back);
         // That an App was found blocked is true whether it can be kept or not.
         self.decisions.retain(|decision| {
             let is_of_nobody = matches!(decision.kind, DecisionKind::Disputed | DecisionKind::Inherited);

@@ -21,7 +21,7 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn of(snapshot: &Snapshot) -> Self {
-        Self { news: snapshot.news, rounds: snapshot.rounds, at: snapshot.at }
+        Self { news: snapshot.changes, rounds: snapshot.rounds, at: snapshot.at }
     }
 
     pub(super) fn of_published(published: &Published) -> Self {

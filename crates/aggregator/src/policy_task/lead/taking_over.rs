@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use procscan_core::names::App;
-use procscan_core::policy::{Inherited, Mode, remembered};
+use procscan_core::policy::{InheritedBlock, Mode, remembered};
 use procscan_core::state::{Incident, IncidentState};
 use tokio::sync::oneshot;
 
@@ -63,9 +63,9 @@ impl Lead<'_> {
         self.began = (now, written.map_or(now.wall(), |written| written.min(now.wall())));
         self.changed.clear();
         self.book = self.book.restore_again(&kept, &snapshot, now);
-        self.book.set_aside(self.unreadable.values().filter_map(|unreadable| unreadable.app.clone()));
+        self.book.mark_unreadable(self.unreadable.values().filter_map(|unreadable| unreadable.app.clone()));
         if self.unreadable.values().any(|unreadable| unreadable.app.is_none()) {
-            self.book.set_aside_unknown();
+            self.book.mark_unknown_unreadable();
         }
         (self.decisions, self.failing, self.again) = (Vec::new(), BTreeSet::new(), None);
         self.reopened.clear();
@@ -176,7 +176,7 @@ impl Lead<'_> {
     }
 
     /// What the objects block.
-    async fn blocked(&mut self, persisted: Option<Persisted>) -> Result<Vec<Inherited>, End> {
+    async fn blocked(&mut self, persisted: Option<Persisted>) -> Result<Vec<InheritedBlock>, End> {
         let (tell, blocked) = oneshot::channel();
         let question = TakeOver { pen: self.pen.clone(), may_touch: !self.is_copy, persisted, blocked: tell };
         if self.task.channels.take_over.send(question).await.is_err() {

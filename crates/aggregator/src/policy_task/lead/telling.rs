@@ -13,7 +13,7 @@ impl Lead<'_> {
     pub(super) fn hear_of_deliveries(&mut self) -> bool {
         let now = self.now();
         let delivered = self.task.channels.delivered.borrow_and_update().clone();
-        self.book.delivered(&delivered, now)
+        self.book.note_written(&delivered, now)
     }
 
     /// Reports the decisions that have been kept.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use procscan_core::names::{App, Key};
-use procscan_core::policy::{Inherited, OnIngresses};
+use procscan_core::policy::{InheritedBlock, OnIngresses};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -68,7 +68,7 @@ async fn the_alert_about_clocks_ends_when_they_agree_and_begins_again_when_they_
 /// Then releases, exemptions and pauses may be lost, too.
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_enforces_raises_an_alert_when_it_finds_blocks_of_which_nothing_is_kept() {
-    let found = Inherited {
+    let found = InheritedBlock {
         app: App::new("ns-a", "app", "miner"),
         told: None,
         accused: [Key::new("ns-a", "miner-0", "xmrig")].into(),

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::{App, NodeName};
 use procscan_core::plan::Plan;
-use procscan_core::policy::{Facts, Inherited, Mode, Policy, Questions};
+use procscan_core::policy::{ClusterFacts, InheritedBlock, Mode, Policy, LookupRequests};
 use procscan_core::report::{Answer, Limits, Outcome, Report, Target, decode};
 use procscan_core::state::incident;
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ pub(super) struct Replica {
     pub(super) trouble: watch::Receiver<Option<String>>,
     pub(super) watching: watch::Receiver<Option<String>>,
     pub(super) observations: mpsc::Sender<Observation>,
-    pub(super) questions: watch::Receiver<Arc<Questions>>,
+    pub(super) questions: watch::Receiver<Arc<LookupRequests>>,
     /// The news that the output has written.
     pub(super) delivered: watch::Sender<Arc<Delivered>>,
     /// Whether the leader that took over last may touch the objects, and whether all incidents could be read.
@@ -57,9 +57,9 @@ pub(super) struct Wanted {
     /// Whether the objects are watched; otherwise the test calls `look`.
     pub(super) is_watched: bool,
     /// The Apps that the gateway's objects block.
-    pub(super) blocked: Vec<Inherited>,
+    pub(super) blocked: Vec<InheritedBlock>,
     /// What was known of the cluster in an earlier term.
-    pub(super) facts: Facts,
+    pub(super) facts: ClusterFacts,
     /// How far the API server's clock is ahead of this replica's.
     pub(super) server_ahead: SignedDuration,
     /// How many tenants are newly told per round.
@@ -77,7 +77,7 @@ impl Wanted {
             network,
             is_watched: false,
             blocked: Vec::new(),
-            facts: Facts::default(),
+            facts: ClusterFacts::default(),
             server_ahead: SignedDuration::ZERO,
             max_notices: policy().max_notices_per_round,
             has_round: true,
@@ -115,14 +115,14 @@ impl Replica {
     }
 
     /// A service that keeps its decisions in a file. With `has_agent` there is an agent for [`Replica::accuse`].
-    pub(super) fn with_file(store: FileStore, blocked: Vec<Inherited>, has_agent: bool) -> Self {
+    pub(super) fn with_file(store: FileStore, blocked: Vec<InheritedBlock>, has_agent: bool) -> Self {
         let (kept_tx, _) = watch::channel(Arc::default());
         let kept = store.shown();
         Self::over(
             Store::File(store),
             (kept_tx, kept),
             1,
-            (blocked, Facts::default()),
+            (blocked, ClusterFacts::default()),
             (policy(), true, has_agent),
         )
     }
@@ -131,7 +131,7 @@ impl Replica {
         store: Store,
         (kept_tx, kept): (watch::Sender<Arc<Kept>>, watch::Receiver<Arc<Kept>>),
         term: u64,
-        (blocked, facts): (Vec<Inherited>, Facts),
+        (blocked, facts): (Vec<InheritedBlock>, ClusterFacts),
         (policy, has_round, has_agent): (Policy, bool, bool),
     ) -> Self {
         let clock = Clock::start();
@@ -163,7 +163,7 @@ impl Replica {
             watch::channel(Arc::new(Decided::nothing(Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH))));
         let (trouble_tx, trouble) = watch::channel(None);
         let (questions_tx, questions) =
-            watch::channel(Arc::new(Questions { epoch: 1, ..Questions::default() }));
+            watch::channel(Arc::new(LookupRequests { epoch: 1, ..LookupRequests::default() }));
         let (delivered_tx, delivered) = watch::channel(Arc::default());
         let cancel = CancellationToken::new();
         let channels = Channels {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use procscan_core::names::{App, Key};
-use procscan_core::policy::{AppFact, Facts, Inherited, OnIngresses};
+use procscan_core::policy::{AppFact, ClusterFacts, InheritedBlock, OnIngresses};
 use procscan_core::state::incident::Approval;
 use serde_json::json;
 use tokio::sync::watch;
@@ -86,8 +86,8 @@ async fn of_an_exemption_with_a_mistake_the_last_good_one_counts_whatever_the_mi
     }
 }
 
-pub(super) fn found(app: &str) -> Inherited {
-    Inherited {
+pub(super) fn found(app: &str) -> InheritedBlock {
+    InheritedBlock {
         app: App::new("ns-a", "app", app),
         told: None,
         accused: [Key::new("ns-a", format!("{app}-0"), "xmrig")].into(),
@@ -286,7 +286,7 @@ async fn what_was_known_in_an_earlier_term_releases_no_app() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("miner"), body("miner", "Blocked"));
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-    let mut facts = Facts::default();
+    let mut facts = ClusterFacts::default();
     let gone = AppFact { gone: true, ..AppFact::default() };
     facts.apps.insert(App::new("ns-a", "app", "miner"), gone);
     let replica = Replica::start(&server, Wanted { is_watched: true, facts, ..Wanted::new(1, network) });

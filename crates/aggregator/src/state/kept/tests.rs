@@ -74,7 +74,7 @@ fn a_release_without_an_end_lasts_thirty_days_and_an_outline_shows_what_is_new()
     };
     let orders = kept(&["a"], json!({"by": "bob"})).orders(at, |_, _| None);
     assert!(
-        matches!(&orders[..], [Order { act: Act::Release { until, .. }, .. }] if *until == at + DEFAULT_RELEASE)
+        matches!(&orders[..], [Order { act: IncidentCommand::Release { until, .. }, .. }] if *until == at + DEFAULT_RELEASE)
     );
     assert_eq!(kept(&["a"], json!({"by": "bob"})).orders(at, |_, _| Some(1)), []);
 

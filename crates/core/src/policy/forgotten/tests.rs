@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use super::*;
 use crate::Moment;
 use crate::ledger::{Detection, Ledger, Reading, SHORT_CMDLINE};
-use crate::moment::Span;
+use crate::time::CompactDuration;
 use crate::names::Key;
-use crate::policy::ground::ClearedGround;
-use crate::policy::{Book, BrakeRules, Facts, Mode, Policy, SharedServices};
+use crate::policy::accepted_evidence::ClearingCause;
+use crate::policy::{Incidents, BrakeRules, ClusterFacts, Mode, Policy, SharedServices};
 use crate::report::{Answer, Claim, Outcome, Report, Target};
 
 const NONE: [usize; 0] = [];
@@ -23,11 +23,11 @@ fn id(node: usize, process: usize) -> EvidenceId {
 }
 
 /// A ground of a violation of that rule, found in that minute.
-fn ground(key: &Key, rule: &str, minute: usize) -> Ground {
+fn ground(key: &Key, rule: &str, minute: usize) -> AcceptedEvidence {
     let mut record = Record::of(key.clone());
     let claim = Arc::make_mut(&mut record.claim);
     (claim.regex, claim.cmdline) = (rule.into(), "x".repeat(SHORT_CMDLINE + 1).into());
-    Ground {
+    AcceptedEvidence {
         record: Arc::new(record),
         pod_uid: None,
         fresh_at: at(minute),
@@ -37,13 +37,13 @@ fn ground(key: &Key, rule: &str, minute: usize) -> Ground {
         mark: Reading::ZERO,
         first_seen: Timestamp::UNIX_EPOCH.into(),
         scan_interval: None,
-        away: Span::ZERO,
-        hidden_for: Span::ZERO,
+        away: CompactDuration::ZERO,
+        hidden_for: CompactDuration::ZERO,
         active: false,
         covered: false,
         gone: false,
         observations: 1,
-        kept: None,
+        persisted: None,
     }
 }
 
@@ -52,7 +52,7 @@ fn incident(grounds: impl IntoIterator<Item = (EvidenceId, &'static str, usize)>
     let mut incident = Incident::new(at(0));
     for (id, rule, minute) in grounds {
         let ground = ground(&id.0, rule, minute);
-        incident.grounds.insert(id, ground);
+        incident.accepted.insert(id, ground);
     }
     incident
 }
@@ -74,7 +74,7 @@ fn of_what_the_ledger_no_longer_knows_the_latest_grounds_stay() {
     assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |n| n > 2), NONE);
     // Of equally late ones those stay that were hidden for less time before.
     let mut equal = incident((0..=MAX_FORGOTTEN).map(|n| (id(0, n), "a", 0)));
-    equal.grounds.get_mut(&id(0, 5)).unwrap().mark.before = Duration::from_secs(1).into();
+    equal.accepted.get_mut(&id(0, 5)).unwrap().mark.before = Duration::from_secs(1).into();
     assert_eq!(dropped(&equal, |_| true), [5]);
 }
 
@@ -98,7 +98,7 @@ fn what_nothing_covers_stays_before_all_that_is_covered() {
     let old = (0..2).map(|n| (id(0, n), "b", n));
     let mut incident = incident(old.chain((2..MAX_FORGOTTEN + 2).map(|n| (id(0, n), "a", n))));
     for n in 2..MAX_FORGOTTEN + 2 {
-        incident.grounds.get_mut(&id(0, n)).unwrap().covered = true;
+        incident.accepted.get_mut(&id(0, n)).unwrap().covered = true;
     }
     assert_eq!(dropped(&incident, |_| true), [2, 3]);
 }
@@ -108,7 +108,7 @@ fn what_nothing_covers_stays_before_all_that_is_covered() {
 fn the_last_ground_of_a_rule_that_nothing_covers_is_not_the_last_one_that_is_covered() {
     let old = [(id(0, 0), "a", 0), (id(0, 1), "a", 1)];
     let mut incident = incident(old.into_iter().chain((2..MAX_FORGOTTEN + 2).map(|n| (id(0, n), "b", n))));
-    incident.grounds.get_mut(&id(0, 1)).unwrap().covered = true;
+    incident.accepted.get_mut(&id(0, 1)).unwrap().covered = true;
     assert_eq!(dropped(&incident, |_| true), [1, 2]);
 }
 
@@ -116,18 +116,18 @@ fn the_last_ground_of_a_rule_that_nothing_covers_is_not_the_last_one_that_is_cov
 fn only_what_the_ledger_no_longer_knows_loses_its_long_command_line() {
     let mut incident = incident((0..3).map(|n| (id(0, n), "a", n)));
     incident.drop_cmdlines(|known, _| *known == id(0, 1));
-    let lengths: Vec<usize> = incident.grounds.values().map(|ground| ground.record.cmdline.len()).collect();
+    let lengths: Vec<usize> = incident.accepted.values().map(|ground| ground.record.cmdline.len()).collect();
     assert_eq!(lengths, [SHORT_CMDLINE + 1, 0, SHORT_CMDLINE + 1]);
     let short = Record {
         claim: Arc::new(Claim {
             cmdline: "x".into(),
-            ..(*incident.grounds.get(&id(0, 0)).unwrap().record.claim).clone()
+            ..(*incident.accepted.get(&id(0, 0)).unwrap().record.claim).clone()
         }),
         ..Record::of(id(0, 0).0)
     };
-    incident.grounds.get_mut(&id(0, 0)).unwrap().record = Arc::new(short);
+    incident.accepted.get_mut(&id(0, 0)).unwrap().record = Arc::new(short);
     incident.drop_cmdlines(|_, _| true);
-    let left: Vec<&str> = incident.grounds.values().map(|ground| &*ground.record.cmdline).collect();
+    let left: Vec<&str> = incident.accepted.values().map(|ground| &*ground.record.cmdline).collect();
     assert_eq!(left, ["x", "", ""]);
 }
 
@@ -156,7 +156,7 @@ fn a_block_holds_no_command_line_that_the_ledger_has_dropped() {
     let mut ledger = Ledger::new(Detection { max_keys_per_pod: 1, ..Detection::default() }, at(0));
     let target = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
     ledger.expect([target.clone()], 0);
-    let mut book = Book::default();
+    let mut book = Incidents::default();
     let mut lengths = |minute, process| {
         let now = at(minute);
         ledger.advance(now);
@@ -166,9 +166,9 @@ fn a_block_holds_no_command_line_that_the_ledger_has_dropped() {
         let answer =
             Answer { records: [record].into_iter().collect(), date: Some(now.wall()), ..Answer::default() };
         ledger.absorb(&Report { target: target.clone(), at: now, outcome: Outcome::Complete(answer) });
-        book.decide(&ledger.snapshot(now), &policy(), &Facts::default(), now);
+        book.decide(&ledger.snapshot(now), &policy(), &ClusterFacts::default(), now);
         let (_, incident) = book.incidents().next().unwrap();
-        incident.grounds.values().map(|ground| ground.record.cmdline.len()).collect::<Vec<_>>()
+        incident.accepted.values().map(|ground| ground.record.cmdline.len()).collect::<Vec<_>>()
     };
     assert_eq!(lengths(0, "miner"), [SHORT_CMDLINE + 1]);
     assert_eq!(lengths(200, "other"), [0, SHORT_CMDLINE + 1]);
@@ -177,8 +177,8 @@ fn a_block_holds_no_command_line_that_the_ledger_has_dropped() {
 #[test]
 fn what_has_cleared_holds_no_long_command_line() {
     let mut incident = incident([(id(0, 0), "a", 0)]);
-    let ground = incident.grounds.remove(&id(0, 0)).unwrap();
-    incident.bury(id(0, 0), ground, ClearedGround::AppGone, Timestamp::UNIX_EPOCH);
-    let buried = &incident.tombstones.get(&id(0, 0)).unwrap().ground.record;
+    let ground = incident.accepted.remove(&id(0, 0)).unwrap();
+    incident.add_tombstone(id(0, 0), ground, ClearingCause::AppGone, Timestamp::UNIX_EPOCH);
+    let buried = &incident.tombstones.get(&id(0, 0)).unwrap().evidence.record;
     assert_eq!((&*buried.cmdline, &*buried.regex), ("", "a"));
 }

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use self::form::{Form, Part};
 pub use self::form::{Surplus, surplus};
 pub use self::read::{blocked, existing, has_long_list, is_whole, shard_index};
-use super::{Draft, Drafts, Existing, Metadata, Object, Settings, Upkeep, shards};
+use super::{Draft, Drafts, Existing, Metadata, Object, Settings, WritePolicy, shards};
 use crate::hash::shard_of;
 use crate::names::{AppParts, Text};
 use crate::plan::{Block, Exposure, Plan};
@@ -156,7 +156,7 @@ pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> 
     let draft = move |(index, blocks)| {
         let make = move |shard: &Shard| object(index, &shard.blocks, form, gateway);
         let shard = Shard { blocks, form };
-        Draft::new(KIND, &gateway.namespace, shard_name(index, gateway), Upkeep::Kept, shard, make)
+        Draft::new(KIND, &gateway.namespace, shard_name(index, gateway), WritePolicy::Reconcile, shard, make)
     };
     Box::new(shards.into_iter().enumerate().map(draft))
 }
@@ -241,7 +241,7 @@ fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway) ->
             default_config_disable: true,
             match_rules: &match_rules,
         }),
-        upkeep: Upkeep::Kept,
+        write_policy: WritePolicy::Reconcile,
     };
     // The list is for people: it gives way to what blocks.
     let all = violations.len();

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Gateway, MAX_SHARDS};
 use crate::names::{App, Key, Text};
-use crate::policy::{Inherited, OnIngresses};
+use crate::policy::{InheritedBlock, OnIngresses};
 use crate::resources::Existing;
 
 /// The number of the shard with that name, counted from 0; `None` if the name is not ours.
@@ -46,7 +46,7 @@ pub fn is_whole(spec: &Value) -> bool {
 /// belongs to which App, so every listed App of a namespace keeps all of the namespace's Services until its own are
 /// known. Where the list for people was left out, each Service counts as an App of its own. The same applies to the
 /// Ingresses of the objects that list the App.
-pub fn blocked<'a>(objects: impl IntoIterator<Item = &'a Value>, gateway: &Gateway) -> Vec<Inherited> {
+pub fn blocked<'a>(objects: impl IntoIterator<Item = &'a Value>, gateway: &Gateway) -> Vec<InheritedBlock> {
     let mut found = Found::default();
     for (index, object) in objects.into_iter().enumerate() {
         found.take_in(index, object, &format!(".svc.{}", gateway.cluster_domain));
@@ -106,7 +106,7 @@ impl Found {
         }
     }
 
-    fn blocked(mut self) -> Vec<Inherited> {
+    fn blocked(mut self) -> Vec<InheritedBlock> {
         let listed: BTreeSet<&Text> = self.apps.keys().map(|app| &app.namespace).collect();
         for (namespace, hosts) in self.services.iter().filter(|(namespace, _)| !listed.contains(namespace)) {
             let name = |host: &Text| host.split('.').next().unwrap_or_default().into();
@@ -119,7 +119,7 @@ impl Found {
                 objects.is_some_and(|in_it| in_it.contains(&index))
             });
             let app = App::new(namespace.clone(), "app", name.clone());
-            Inherited { app, told: None, accused: BTreeSet::new(), services: vec![host], on_ingresses }
+            InheritedBlock { app, told: None, accused: BTreeSet::new(), services: vec![host], on_ingresses }
         });
         let of_list = self.apps.iter().map(|(app, (accused, objects))| {
             let of_namespace = self.services.get(&app.namespace);
@@ -127,11 +127,11 @@ impl Found {
             // The further objects of a very large App do not list it for people.
             let is_its = |index: usize| objects.contains(&index) || !self.lists(&app.namespace, index);
             let on_ingresses = self.on_ingresses(&app.namespace, &services, is_its);
-            Inherited { app: app.clone(), told: None, accused: accused.clone(), services, on_ingresses }
+            InheritedBlock { app: app.clone(), told: None, accused: accused.clone(), services, on_ingresses }
         });
         // What is known replaces what is guessed.
         let all = alone.chain(of_list).map(|inherited| (inherited.app.clone(), inherited));
-        all.collect::<BTreeMap<App, Inherited>>().into_values().collect()
+        all.collect::<BTreeMap<App, InheritedBlock>>().into_values().collect()
     }
 
     /// Whether the object at `index` lists an App of `namespace`.

@@ -10,7 +10,7 @@ use crate::names::Text;
 /// One node's word of one violation. The command line stays out: it may hold secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Evidence {
+pub struct EvidenceStatus {
     /// The Pod.
     pub pod: Text,
     /// The Pod's UID. Missing where there was no cluster to ask, and in what an earlier version kept.

@@ -13,7 +13,7 @@ use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName, PodRef};
 use procscan_core::plan::{Exposure, OtherApps, SharedService, SharedServices};
 use procscan_core::policy::{
-    AppFact, Book, BrakeRules, Decided, Decision, Evaluation, Exemption, Facts, Inherited, Lineage, Mode,
+    AppFact, Incidents, BrakeRules, Decided, Decision, Evaluation, Exemption, ClusterFacts, InheritedBlock, Lineage, Mode,
     PodFact, PodState, Policy, remembered,
 };
 use procscan_core::report::{Answer, Claim, Failure, FailureReason, Outcome, Record, Report, Target};
@@ -41,9 +41,9 @@ pub fn cases(usual: u32) -> ProptestConfig {
 
 pub struct World {
     pub ledger: Ledger,
-    pub book: Book,
+    pub book: Incidents,
     pub policy: Policy,
-    pub facts: Facts,
+    pub facts: ClusterFacts,
     pub now: Moment,
     pub rules: Detection,
     /// What is kept of the incidents, by name.
@@ -55,7 +55,7 @@ pub struct World {
     /// What was decided last and written so.
     pub decided_late: Vec<Decision>,
     /// What the gateway closes, for the next leader.
-    pub closed: Vec<Inherited>,
+    pub closed: Vec<InheritedBlock>,
     /// Notifications can't be written.
     pub is_mute: bool,
     /// Another replica's ledger, and whether it hears what this one hears.
@@ -168,9 +168,9 @@ impl World {
         ledger.expect(targets.clone(), 0);
         Self {
             ledger,
-            book: Book::default(),
+            book: Incidents::default(),
             policy: policy(),
-            facts: Facts::default(),
+            facts: ClusterFacts::default(),
             now: at(0),
             rules,
             kept: BTreeMap::new(),
@@ -201,7 +201,7 @@ impl World {
         let is_in =
             |namespaces: &BTreeSet<String>, app: &App| namespaces.contains(&app.namespace.to_string());
         let (mut failed, written): (Vec<_>, Vec<_>) =
-            self.book.unsaved().into_iter().partition(|app| is_in(&self.unwritable, app));
+            self.book.dirty().into_iter().partition(|app| is_in(&self.unwritable, app));
         // Through the form in which it is kept.
         for incident in written.iter().filter_map(|app| self.book.document(app)) {
             let spec = serde_json::from_str(&serde_json::to_string(&incident.spec).unwrap()).unwrap();
@@ -209,9 +209,9 @@ impl World {
             self.kept.insert(incident.name.clone(), Incident { name: incident.name, spec, status });
         }
         let (late, saved): (Vec<_>, Vec<_>) = written.into_iter().partition(|app| is_in(&self.late, app));
-        self.book.saved(&saved);
+        self.book.commit(&saved);
         failed.extend(late);
-        self.book.take_back(&failed);
+        self.book.roll_back(&failed);
         failed.into_iter().collect()
     }
 
@@ -239,7 +239,7 @@ impl World {
     pub fn read_again(&mut self) {
         let kept: Vec<Incident> = self.kept.values().cloned().collect();
         self.ledger.remember(remembered(&kept), self.now);
-        self.book = Book::restore(&kept, &self.ledger.snapshot(self.now), self.now);
+        self.book = Incidents::restore(&kept, &self.ledger.snapshot(self.now), self.now);
         self.book.inherit(std::mem::take(&mut self.closed), &self.policy, self.now);
     }
 
@@ -330,8 +330,8 @@ impl World {
         self.decided_late = lost.into_iter().filter(|it| is_late(&it.app)).collect();
         let plan = self.book.plan(&self.policy, &self.facts, self.now);
         if !self.is_mute {
-            let told = plan.notices.iter().map(|notice| (notice.app.clone(), notice.told.into()));
-            self.book.delivered(&told.collect(), self.now);
+            let told = plan.notices.iter().map(|notice| (notice.app.clone(), notice.sent_at.into()));
+            self.book.note_written(&told.collect(), self.now);
             self.keep();
         }
         let held = self.book.held(&self.policy);

@@ -7,7 +7,7 @@ use procscan_core::Moment;
 use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::{App, NodeName, PodRef};
 use procscan_core::plan::{Exposure, OtherApps, SharedService};
-use procscan_core::policy::{AppFact, Facts, Lineage, PodFact, PodState, Questions, WhichPod};
+use procscan_core::policy::{AppFact, ClusterFacts, Lineage, PodFact, PodState, LookupRequests, PodIdentity};
 
 use super::tenants::{ALL_APPS, Pod, Tenant, app_of, host, namespace, tenant_in};
 use super::{MINUTE, Soak};
@@ -41,8 +41,8 @@ impl Soak {
         }
         let now = self.world.now;
         let nothing = Ledger::new(Detection::default(), now).snapshot(now);
-        let questions = self.world.book.questions(&nothing, &self.world.policy);
-        let mut facts = Facts::default();
+        let questions = self.world.book.lookup_requests(&nothing, &self.world.policy);
+        let mut facts = ClusterFacts::default();
         for (number, tenant) in self.tenants.iter().enumerate() {
             if tenant.is_terminating && tenant.living().next().is_some() {
                 facts.terminating.insert(namespace(number).into());
@@ -91,7 +91,7 @@ impl Soak {
     }
 
     /// Which Pods have gone since the last look: the ledger is told.
-    fn note_lives(&mut self, questions: &Questions) {
+    fn note_lives(&mut self, questions: &LookupRequests) {
         let now = self.world.now;
         let mut gone: Vec<(PodRef, Moment)> = Vec::new();
         let mut there: BTreeMap<PodRef, String> = BTreeMap::new();
@@ -115,19 +115,19 @@ impl Soak {
         }
     }
 
-    fn app(&mut self, app: &App, questions: &Questions) -> AppFact {
+    fn app(&mut self, app: &App, questions: &LookupRequests) -> AppFact {
         let number = tenant_in(&app.namespace);
         let tenant = &self.tenants[number];
         let accused = questions.apps.get(app).map(Vec::as_slice).unwrap_or_default();
         let is_accused = |pod: &Pod| {
-            let is_it = |which: &WhichPod| matches!(which, WhichPod::Uid(uid) if **uid == *pod.uid);
+            let is_it = |which: &PodIdentity| matches!(which, PodIdentity::Uid(uid) if **uid == *pod.uid);
             accused.iter().any(|accused| is_it(&accused.which) && *accused.pod.pod == *pod.name)
         };
         let pods: Vec<&Pod> =
             tenant.living().filter(|pod| *pod.app == *app.name || is_accused(pod)).collect();
         // Of which Pod of a name it is, may not be known: then one of that name may be it.
         let may_be_there = accused.iter().any(|accused| {
-            accused.which == WhichPod::Unknown && tenant.living().any(|pod| *pod.name == *accused.pod.pod)
+            accused.which == PodIdentity::Unknown && tenant.living().any(|pod| *pod.name == *accused.pod.pod)
         });
         let now = self.now();
         let (fact, is_empty) = (reach(number, tenant, app, &pods, now), pods.is_empty() && !may_be_there);

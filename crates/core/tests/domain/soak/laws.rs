@@ -7,7 +7,7 @@ use std::sync::Arc;
 use procscan_core::Moment;
 use procscan_core::names::{App, Text};
 use procscan_core::plan::{Block, SharedServices};
-use procscan_core::policy::{Actor, Decision, DecisionKind, Evaluation, Standing};
+use procscan_core::policy::{Actor, Decision, DecisionKind, Evaluation, Phase};
 use procscan_core::snapshot::Violation;
 
 use super::nodes::{LEADER, Node};
@@ -133,7 +133,7 @@ impl Soak {
                 // What is found under another name after it has another label counts for the other App.
                 let is_open = |app: &str| {
                     let incident = self.world.book.incident(&app_of(number, app));
-                    incident.is_some_and(|incident| !matches!(incident.standing, Standing::Ended { .. }))
+                    incident.is_some_and(|incident| !matches!(incident.phase, Phase::Ended { .. }))
                 };
                 if is_wrong && !pod.apps.iter().any(|app| is_open(app)) {
                     self.fail(&format!(
@@ -244,7 +244,7 @@ impl Soak {
                 self.nodes[home].disturbed = now;
             } else {
                 let incidents =
-                    ALL_APPS.map(|app| self.world.book.incident(&app_of(number, app)).map(|it| it.standing));
+                    ALL_APPS.map(|app| self.world.book.incident(&app_of(number, app)).map(|it| it.phase));
                 let uid = &self.tenants[number].pods[place].uid;
                 let what = format!("{uid} of {number} offends for {undisturbed} s in peace: {incidents:?}");
                 let known = self.known_of(number);
@@ -371,8 +371,8 @@ impl Soak {
         self.nodes.iter_mut().for_each(|node| node.restart(now));
         (0..patience + 8 * 60).for_each(|_| self.minute(true));
         let left = self.world.snapshot().violations.len();
-        let open = |standing: &Standing| !matches!(standing, Standing::Ended { .. });
-        let incidents = self.world.book.incidents().filter(|(_, it)| open(&it.standing)).count();
+        let open = |standing: &Phase| !matches!(standing, Phase::Ended { .. });
+        let incidents = self.world.book.incidents().filter(|(_, it)| open(&it.phase)).count();
         if left + incidents > 0 {
             let known: Vec<String> = (0..TENANTS).map(|tenant| self.known_of(tenant)).collect();
             let known = known.concat();

@@ -7,7 +7,7 @@ use procscan_core::Moment;
 use procscan_core::ledger::Presence;
 use procscan_core::names::{App, Text};
 use procscan_core::plan::Plan;
-use procscan_core::policy::{Decision, Facts, Inherited};
+use procscan_core::policy::{Decision, ClusterFacts, InheritedBlock};
 use procscan_core::resources::{Existing, render, wasm_plugin};
 use procscan_core::state::{Incident, IncidentState};
 
@@ -141,7 +141,7 @@ impl Soak {
         self.leaders.plan = Some(plan);
     }
 
-    fn closed(&self) -> Vec<Inherited> {
+    fn closed(&self) -> Vec<InheritedBlock> {
         let Some(plan) = &self.leaders.plan else { return Vec::new() };
         let settings = settings();
         let objects = render(plan, &settings, Existing::default()).into_iter();
@@ -203,7 +203,7 @@ impl Soak {
         self.cluster.forget();
         self.forget_uncertain();
         self.leaders.since = self.now();
-        self.world.facts = Facts::default();
+        self.world.facts = ClusterFacts::default();
         // Everything that is persisted of these has cleared. They wait for nodes' answers because not all of it could be
         // persisted, or because the leader before has begun since and has not heard their nodes for the clearing time.
         // This one may have, and then it releases them at once; `judge` compares that with what has run where. Not while
@@ -290,7 +290,7 @@ impl Soak {
             let kept = &self.world.kept;
             let is_other =
                 |name: &str| kept.get(name).map(|it| &it.status) != before.get(name).map(|it| &it.status);
-            self.world.book.forget_saved(is_other);
+            self.world.book.mark_deleted(is_other);
             // Until it is written anew, where that can't be done now.
             let others = before.values().filter(|incident| is_other(&incident.name));
             self.leaders.uncertain.extend(others.map(|incident| App::from(&incident.spec.app)));

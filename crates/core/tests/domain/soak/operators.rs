@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::SignedDuration;
 use procscan_core::names::App;
 use procscan_core::plan::SharedServices;
-use procscan_core::policy::{Act, Decision, Evaluation};
+use procscan_core::policy::{IncidentCommand, Decision, Evaluation};
 
 use super::tenants::{Pod, app_of, host, tenant_in};
 use super::{OFFENDERS, Soak};
@@ -36,7 +36,7 @@ impl Soak {
         for app in held {
             let number = tenant_in(&app.namespace);
             if number.is_multiple_of(2) && !self.is_hindered(number) && self.random.once_in(60) {
-                self.act(&Act::Approve { app: app.clone() });
+                self.act(&IncidentCommand::Approve { app: app.clone() });
                 self.operators.approved.insert(app);
                 self.told.approvals += 1;
             }
@@ -50,7 +50,7 @@ impl Soak {
                 continue;
             };
             let until = self.world.now.wall() + SignedDuration::from_secs(RELEASE.cast_signed());
-            self.act(&Act::Release { app: app.clone(), until });
+            self.act(&IncidentCommand::Release { app: app.clone(), until });
             let until = self.now() + RELEASE;
             self.operators.released_at.insert(app.clone(), self.now());
             self.operators.released.insert(app, until);
@@ -59,8 +59,8 @@ impl Soak {
         }
     }
 
-    fn act(&mut self, act: &Act) {
-        match self.world.book.act(act, "ops", &self.world.policy, self.world.now) {
+    fn act(&mut self, act: &IncidentCommand) {
+        match self.world.book.execute(act, "ops", &self.world.policy, self.world.now) {
             Ok(decision) => self.operators.decisions.push(decision),
             Err(error) => self.fail(&format!("{act:?} has no effect: {error}")),
         }

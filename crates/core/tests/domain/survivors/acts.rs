@@ -1,10 +1,10 @@
 //! What operators do, and how it is recorded.
 
 use crate::common::{HOUR, MINUTE, World, app, record, record_of};
-use procscan_core::policy::{Act, ActError, Actor, By, Decision, Mode, is_too_far};
+use procscan_core::policy::{IncidentCommand, IncidentCommandError, Actor, IssuedBy, Decision, Mode, is_too_far};
 
-fn release(world: &World) -> Act {
-    Act::Release { app: app("ns-a"), until: world.now.wall() + jiff::SignedDuration::from_hours(1) }
+fn release(world: &World) -> IncidentCommand {
+    IncidentCommand::Release { app: app("ns-a"), until: world.now.wall() + jiff::SignedDuration::from_hours(1) }
 }
 
 fn blocked() -> World {
@@ -14,15 +14,15 @@ fn blocked() -> World {
     world
 }
 
-fn act(world: &mut World, by: By<'_>) -> Decision {
+fn act(world: &mut World, by: IssuedBy<'_>) -> Decision {
     let release = release(world);
-    world.book.act(&release, by, &world.policy, world.now).unwrap()
+    world.book.execute(&release, by, &world.policy, world.now).unwrap()
 }
 
 #[test]
 fn an_operators_words_are_in_the_log_if_there_are_any() {
     let reason = |words: Option<&str>| {
-        let decision = act(&mut blocked(), By { name: "alice", reason: words });
+        let decision = act(&mut blocked(), IssuedBy { name: "alice", reason: words });
         assert_eq!(decision.actor, Actor::Operator("alice".into()));
         decision.reason.to_string()
     };
@@ -55,19 +55,19 @@ fn what_has_been_done_of_operators_acts_is_counted_and_never_counted_back_by_its
     let mut world = blocked();
     let observed = |world: &World| world.book.incident(&app("ns-a")).unwrap().observed();
     for (number, is) in [(3, 3), (2, 3), (5, 5)] {
-        world.book.observe(&app("ns-a"), number);
+        world.book.note_done_up_to(&app("ns-a"), number);
         assert_eq!(observed(&world), is);
         let kept = world.book.document(&app("ns-a")).unwrap().status.observed;
         assert_eq!(kept, is);
     }
     // The object was restored from a backup, so its numbers start lower.
     world.keep();
-    world.book.renumber(&app("ns-a"), 1);
+    world.book.restart_numbering(&app("ns-a"), 1);
     assert_eq!(observed(&world), 1);
-    assert_eq!(world.book.unsaved(), [app("ns-a")], "that is to be kept");
+    assert_eq!(world.book.dirty(), [app("ns-a")], "that is to be kept");
     world.keep();
-    world.book.renumber(&app("ns-a"), 1);
-    assert!(world.book.unsaved().is_empty(), "nothing has changed");
+    world.book.restart_numbering(&app("ns-a"), 1);
+    assert!(world.book.dirty().is_empty(), "nothing has changed");
 }
 
 #[test]
@@ -79,21 +79,21 @@ fn an_incident_is_kept_under_one_name() {
     assert_eq!(world.book.name_of(&app("ns-b")), None);
 }
 
-fn approve(world: &mut World) -> Result<Decision, ActError> {
-    world.book.act(&Act::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
+fn approve(world: &mut World) -> Result<Decision, IncidentCommandError> {
+    world.book.execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
 }
 
 #[test]
 fn what_no_brake_holds_can_not_be_approved_and_what_is_over_not_be_acted_upon() {
     let mut world = blocked();
-    assert_eq!(approve(&mut world).unwrap_err(), ActError::NotHeld(app("ns-a")));
+    assert_eq!(approve(&mut world).unwrap_err(), IncidentCommandError::NotHeld(app("ns-a")));
     assert_eq!(world.blocked(), ["ns-a"]);
     world.rounds(31, |w| drop(w.answer("n1", vec![])));
     assert!(world.blocked().is_empty());
-    assert_eq!(approve(&mut world).unwrap_err(), ActError::NoIncident(app("ns-a")));
+    assert_eq!(approve(&mut world).unwrap_err(), IncidentCommandError::NoIncident(app("ns-a")));
     let release = release(&world);
-    let refused = world.book.act(&release, "ops", &world.policy, world.now).unwrap_err();
-    assert_eq!(refused, ActError::NoIncident(app("ns-a")));
+    let refused = world.book.execute(&release, "ops", &world.policy, world.now).unwrap_err();
+    assert_eq!(refused, IncidentCommandError::NoIncident(app("ns-a")));
 }
 
 /// Finds the App's processes with these numbers.
@@ -138,8 +138,8 @@ fn the_last_word_of_a_release_counts_and_is_forgotten_a_day_after_its_date() {
     let mut world = blocked();
     let until = |hours| crate::common::at(hours * HOUR).wall();
     let release = |world: &mut World, hours| {
-        let release = Act::Release { app: app("ns-a"), until: until(hours) };
-        world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+        let release = IncidentCommand::Release { app: app("ns-a"), until: until(hours) };
+        world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
         assert!(world.blocked().is_empty());
     };
     release(&mut world, 50);
@@ -163,7 +163,7 @@ fn the_last_word_of_a_release_counts_and_is_forgotten_a_day_after_its_date() {
     };
     world
         .book
-        .act(&Act::Release { app: app("ns-a"), until: until(2) }, "ops", &world.policy, world.now)
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until: until(2) }, "ops", &world.policy, world.now)
         .unwrap();
     assert_eq!(releases(&mut world), [until(2), until(2)]);
     world.wait(HOUR);
@@ -209,8 +209,8 @@ fn why_an_exemption_is_withheld_says_how_many_it_would_open_now() {
     assert_eq!(why(&mut world), first, "another leader");
     for namespace in ["ns-a", "ns-b"] {
         let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-        let release = Act::Release { app: app(namespace), until };
-        world.book.act(&release, "ops", &world.policy, world.now).unwrap();
+        let release = IncidentCommand::Release { app: app(namespace), until };
+        world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
     }
     // The next leader judges it anew, and knows that it was withheld.
     world.evaluate();

@@ -3,12 +3,12 @@
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, Key, NodeName, PodRef};
-use procscan_core::policy::{AppFact, Book, DecisionKind, Inherited, Mode, Pattern, PodFact, PodState};
+use procscan_core::policy::{AppFact, Incidents, DecisionKind, InheritedBlock, Mode, Pattern, PodFact, PodState};
 use procscan_core::state::incident::ClearedBy;
 
-fn inherited(accused: &[&str]) -> Inherited {
+fn inherited(accused: &[&str]) -> InheritedBlock {
     let accused = accused.iter().map(|process| Key::new("ns-a", "web", *process)).collect();
-    Inherited {
+    InheritedBlock {
         app: app("ns-a"),
         told: None,
         accused,
@@ -167,7 +167,7 @@ fn what_a_node_that_is_not_there_any_more_has_said_counts_until_the_limit() {
     // The ledger of a new leader does not know the node.
     world.ledger = world.new_ledger();
     let kept: Vec<_> = world.kept.values().cloned().collect();
-    world.book = Book::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+    world.book = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.wait(24 * HOUR - 1);
     assert_eq!(world.blocked(), ["ns-a"]);

@@ -69,7 +69,7 @@ fn the_list_is_the_same_when_another_node_goes_on_with_the_same_record() {
     // The first one's word has grown old, so the other one's counts.
     world.wait(25 * MINUTE);
     let after = world.snapshot();
-    assert_ne!(before.violations[0].speaker.node, after.violations[0].speaker.node);
+    assert_ne!(before.violations[0].leading.node, after.violations[0].leading.node);
     assert!(std::sync::Arc::ptr_eq(&before.list, &after.list));
     assert_eq!(before.list_changed_at, after.list_changed_at);
 }

@@ -16,7 +16,7 @@ fn what_may_change_a_decision_is_news_and_what_is_only_renewed_is_none() {
     let mut since = |world: &mut World| {
         let now = world.snapshot();
         let before = std::mem::replace(&mut counts, now.clone());
-        (now.news > before.news, now.revision > before.revision, now.rounds - before.rounds)
+        (now.changes > before.changes, now.revision > before.revision, now.rounds - before.rounds)
     };
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(since(&mut world), (true, true, 0), "it has appeared");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
 use procscan_core::names::Key;
-use procscan_core::policy::{Alert, Book, Inherited, Pattern, PodState};
+use procscan_core::policy::{Alert, Incidents, InheritedBlock, Pattern, PodState};
 
 #[test]
 fn apps_in_grace_held_and_blocked_are_counted_by_leaders_and_followers() {
@@ -21,7 +21,7 @@ fn apps_in_grace_held_and_blocked_are_counted_by_leaders_and_followers() {
     world.policy.grace = Duration::from_mins(10);
     let summary = accuse(&mut world, &["ns-f", "ns-g"]).plan.summary;
     assert_eq!((summary.blocked, summary.in_grace, summary.held, summary.apps()), (3, 2, 3, 8));
-    let follower = world.book.standing(&world.policy, world.now).summary;
+    let follower = world.book.current_plan(&world.policy, world.now).summary;
     assert_eq!((follower.blocked, follower.in_grace, follower.held), (3, 2, 3));
 }
 
@@ -57,9 +57,9 @@ fn a_round_is_reason_to_decide_only_where_something_waits_for_answers() {
     world.evaluate();
     assert!(world.book.waits_for_rounds());
     // It was blocked before the start.
-    let mut book = Book::default();
+    let mut book = Incidents::default();
     let (told, accused) = (None, [Key::new("ns-a", "web", "xmrig")].into());
-    let found = Inherited {
+    let found = InheritedBlock {
         app: app("ns-a"),
         told,
         accused,

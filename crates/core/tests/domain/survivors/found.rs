@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use crate::common::{World, app, record};
 use procscan_core::names::{App, Key};
-use procscan_core::policy::{Act, Inherited, Mode};
+use procscan_core::policy::{IncidentCommand, InheritedBlock, Mode};
 
 /// An object that blocks `app` and closes those Services.
-fn found(app: App, accused: &[&str], services: &[&str]) -> Inherited {
+fn found(app: App, accused: &[&str], services: &[&str]) -> InheritedBlock {
     let key = |process: &&str| Key::new(app.namespace.clone(), "web", *process);
-    Inherited {
+    InheritedBlock {
         accused: accused.iter().map(key).collect(),
         told: None,
         on_ingresses: procscan_core::policy::OnIngresses::default(),
@@ -57,7 +57,7 @@ fn an_app_that_is_set_aside_keeps_closed_what_is_no_other_apps() {
         (&["web.ns-a.svc"], &["web.ns-a.svc"]),
     ] {
         let mut world = blocked();
-        world.book.set_aside([other.clone()]);
+        world.book.mark_unreadable([other.clone()]);
         world.book.inherit([found(other.clone(), &["xmrig"], services)], &world.policy, world.now);
         assert_eq!(services_of(&mut world, &other), closed);
     }
@@ -82,7 +82,7 @@ fn what_is_found_closed_is_added_to_a_blocked_app_only() {
     // An operator has released it: what the gateway still closes must not be closed again later.
     let mut world = blocked();
     let until = crate::common::at(3600).wall();
-    world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
     world.book.inherit(more(), &world.policy, world.now);
     assert_eq!(kept(&mut world), ["web.ns-a.svc".to_owned()].into());
 }

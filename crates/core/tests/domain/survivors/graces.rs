@@ -10,7 +10,7 @@ use crate::grace::{
 use jiff::SignedDuration;
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{Act, Evaluation, Lineage, Pattern, Standing};
+use procscan_core::policy::{IncidentCommand, Evaluation, Lineage, Pattern, Phase};
 
 fn exempt(world: &mut World, process: &str) {
     let it = exemption(|e| e.process = Some(Pattern::Exact(process.into())), None);
@@ -59,14 +59,14 @@ fn that_a_warning_was_written_is_news_once_and_whatever_else_was_written() {
     let evaluation = find(&mut world, &["xmrig"]);
     let warning = &evaluation.plan.notices[0];
     assert!(matches!(warning.phase, NoticePhase::Grace { .. }));
-    let others = ["ns-0", "ns-z"].map(|other| (app(other), warning.told.into()));
+    let others = ["ns-0", "ns-z"].map(|other| (app(other), warning.sent_at.into()));
     let mut told: BTreeMap<_, _> = others.into();
-    assert!(!world.book.delivered(&told, world.now));
-    told.insert(warning.app.clone(), (warning.told - SignedDuration::from_secs(1)).into());
-    assert!(!world.book.delivered(&told, world.now), "what was told before");
-    told.insert(warning.app.clone(), warning.told.into());
-    assert!(world.book.delivered(&told, world.now));
-    assert!(!world.book.delivered(&told, world.now));
+    assert!(!world.book.note_written(&told, world.now));
+    told.insert(warning.app.clone(), (warning.sent_at - SignedDuration::from_secs(1)).into());
+    assert!(!world.book.note_written(&told, world.now), "what was told before");
+    told.insert(warning.app.clone(), warning.sent_at.into());
+    assert!(world.book.note_written(&told, world.now));
+    assert!(!world.book.note_written(&told, world.now));
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_release_takes_back_the_grace_of_a_process_that_has_ended_since() {
     accuse(&mut world);
     find(&mut world, &["xmrig", "zmap"]);
     world.rounds(60, |w| drop(find(w, &["zmap"])));
-    assert!(matches!(standing(&world), Standing::Grace { .. }));
+    assert!(matches!(standing(&world), Phase::Grace { .. }));
     release(&mut world, 1);
     let blocked = (0..=121).find(|_| {
         world.wait(MINUTE);
@@ -91,10 +91,10 @@ fn a_grace_that_begins_right_after_a_release_is_told_anew() {
     accuse(&mut world);
     world.wait(4 * MINUTE);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(2);
-    world.book.act(&Act::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
     let evaluation = find(&mut world, &["xmrig", "zmap"]);
     let [notice] = &evaluation.plan.notices[..] else { panic!("one tenant is told: {evaluation:?}") };
-    assert_eq!(notice.told, world.now.wall());
+    assert_eq!(notice.sent_at, world.now.wall());
     assert!(matches!(notice.phase, NoticePhase::Grace { .. }));
     for minute in 1..=10 {
         world.wait(MINUTE);
@@ -113,9 +113,9 @@ fn only_the_warning_itself_counts_as_told() {
     // It begins anew, and so many others are warned in this round that this tenant has to wait.
     world.policy.max_notices_per_round = 0;
     accuse(&mut world);
-    assert!(matches!(standing(&world), Standing::Grace { .. }));
+    assert!(matches!(standing(&world), Phase::Grace { .. }));
     // Only now is it written that the last grace is over.
-    assert!(!world.book.delivered(&[(over.app.clone(), over.told.into())].into(), world.now));
+    assert!(!world.book.note_written(&[(over.app.clone(), over.sent_at.into())].into(), world.now));
     world.wait(5 * MINUTE);
     (world.policy.max_notices_per_round, world.is_mute) = (10, false);
     is_blocked_in(&mut world, 10, "once it is warned");
@@ -199,7 +199,7 @@ fn named(name: &str) -> App {
 }
 
 fn is_over(world: &World, name: &str) -> bool {
-    matches!(world.book.incident(&named(name)).unwrap().standing, Standing::Ended { .. })
+    matches!(world.book.incident(&named(name)).unwrap().phase, Phase::Ended { .. })
 }
 
 fn blocks(evaluation: &Evaluation, name: &str) -> bool {
@@ -208,8 +208,8 @@ fn blocks(evaluation: &Evaluation, name: &str) -> bool {
 
 fn release_named(world: &mut World, name: &str) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
-    let act = Act::Release { app: named(name), until };
-    world.book.act(&act, "ops", &world.policy, world.now).unwrap();
+    let act = IncidentCommand::Release { app: named(name), until };
+    world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
 }
 

@@ -1,14 +1,14 @@
 //! What is kept of an incident, when it is kept again, and what a restart makes of it.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
-use procscan_core::policy::{Act, Book, Mode, Pattern, remembered};
+use procscan_core::policy::{IncidentCommand, Incidents, Mode, Pattern, remembered};
 use procscan_core::state::incident::IncidentState;
 
 /// Whether every incident is as it was when it was kept; some may have been borrowed mutably since.
 fn is_kept(world: &mut World, namespace: &str) -> bool {
     let observed = world.book.incident(&app(namespace)).unwrap().observed();
-    world.book.observe(&app(namespace), observed);
-    !world.book.unsaved().contains(&app(namespace))
+    world.book.note_done_up_to(&app(namespace), observed);
+    !world.book.dirty().contains(&app(namespace))
 }
 
 #[test]
@@ -20,13 +20,13 @@ fn what_has_not_changed_is_not_kept_again_whatever_its_state() {
     assert_eq!((world.blocked().len(), world.held().len()), (1, 1));
     assert!(is_kept(&mut world, "ns-a") && is_kept(&mut world, "ns-b"));
     // Approved.
-    world.book.act(&Act::Approve { app: app("ns-b") }, "ops", &world.policy, world.now).unwrap();
-    assert_eq!(world.book.unsaved(), [app("ns-b")]);
+    world.book.execute(&IncidentCommand::Approve { app: app("ns-b") }, "ops", &world.policy, world.now).unwrap();
+    assert_eq!(world.book.dirty(), [app("ns-b")]);
     assert_eq!(world.blocked().len(), 2);
     assert!(is_kept(&mut world, "ns-b"));
     // Released by an operator, and exempted.
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-    world.book.act(&Act::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.execute(&IncidentCommand::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now).unwrap();
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
     assert!(world.blocked().is_empty());
     assert!(is_kept(&mut world, "ns-a") && is_kept(&mut world, "ns-b"));
@@ -52,7 +52,7 @@ fn the_time_of_the_last_evidence_is_kept_once_an_hour() {
         world.answer("n1", vec![record("ns-a", now)]);
         let snapshot = world.snapshot();
         world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
-        world.book.unsaved().len()
+        world.book.dirty().len()
     };
     // The scan interval of its agent is kept with it.
     world.wait(MINUTE);
@@ -80,12 +80,12 @@ fn a_new_decision_does_not_wait_until_the_evidence_of_all_others_is_kept_anew() 
     world.keep();
     world.wait(HOUR);
     decide(&mut world, 121);
-    let unsaved = world.book.unsaved();
+    let unsaved = world.book.dirty();
     assert_eq!((&unsaved[0], unsaved.len()), (&app("ns-120"), 51));
     // The others follow in turn.
     for left in [50, 20, 0] {
         world.keep();
-        assert_eq!(world.book.unsaved().len(), left);
+        assert_eq!(world.book.dirty().len(), left);
     }
 }
 
@@ -107,12 +107,12 @@ fn what_blocks_and_opens_is_kept_before_anything_else() {
     let snapshot = world.snapshot();
     world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
     // The first one is held, the other one is blocked.
-    assert_eq!(world.book.unsaved(), [app("ns-z"), app("ns-a")]);
-    world.book.saved(&[app("ns-z"), app("ns-a")]);
+    assert_eq!(world.book.dirty(), [app("ns-z"), app("ns-a")]);
+    world.book.commit(&[app("ns-z"), app("ns-a")]);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-    world.book.act(&Act::Release { app: app("ns-z"), until }, "ops", &world.policy, world.now).unwrap();
-    world.book.observe(&app("ns-a"), 1);
-    assert_eq!(world.book.unsaved(), [app("ns-z"), app("ns-a")], "it is to be opened");
+    world.book.execute(&IncidentCommand::Release { app: app("ns-z"), until }, "ops", &world.policy, world.now).unwrap();
+    world.book.note_done_up_to(&app("ns-a"), 1);
+    assert_eq!(world.book.dirty(), [app("ns-z"), app("ns-a")], "it is to be opened");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn of_two_incidents_of_an_app_the_later_one_goes_on_and_of_two_words_of_a_node_t
     assert_eq!(kept.len(), 2);
     let name = world.book.name_of(&app("ns-a"));
     for _ in 0..2 {
-        let book = Book::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+        let book = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
         assert_eq!(book.name_of(&app("ns-a")), name);
         let known = remembered(&kept);
         assert_eq!((known.len(), known[0].fresh_at, known[0].cleared), (1, world.now.wall(), None));

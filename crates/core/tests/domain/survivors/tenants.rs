@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{MINUTE, World, app, exemption, record_of};
 use procscan_core::names::Key;
-use procscan_core::policy::{Inherited, Mode, OnIngresses, Pattern, simulate};
+use procscan_core::policy::{InheritedBlock, Mode, OnIngresses, Pattern, simulate};
 
 #[test]
 fn a_reason_names_what_goes_on_and_not_what_may_have_ended() {
@@ -49,7 +49,7 @@ fn a_tenant_that_can_not_be_told_again_of_a_grace_that_goes_on_has_what_is_left_
 fn a_block_says_what_it_is_for_even_if_nothing_is_left_of_it() {
     let keys: Vec<Key> = ["miner", "xmrig"].map(|process| Key::new("ns-a", "web", process)).into();
     let mut world = World::new(&["n1"]);
-    let found = Inherited {
+    let found = InheritedBlock {
         app: app("ns-a"),
         told: None,
         accused: keys.iter().cloned().collect(),
@@ -81,7 +81,7 @@ fn no_pod_is_asked_about_that_may_not_be_touched_or_whose_accusation_has_cleared
     world.answer("n1", records.into());
     let asked = |world: &mut World| {
         let snapshot = world.snapshot();
-        let questions = world.book.questions(&snapshot, &world.policy);
+        let questions = world.book.lookup_requests(&snapshot, &world.policy);
         questions.pods.keys().map(|pod| pod.namespace.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(asked(&mut world), ["ns-a"]);

@@ -112,7 +112,7 @@ fn notices(apps: &[&str]) -> Plan {
             let phase = NoticePhase::Grace { until: told };
             Arc::new(Notice {
                 app,
-                told,
+                sent_at: told,
                 inherited: false,
                 phase,
                 processes: ["xmrig".into()].into(),

@@ -62,7 +62,7 @@ fn looks(server: &ApiServer) -> usize {
 fn notice(namespace: &str, phase: NoticePhase) -> Arc<Notice> {
     Arc::new(Notice {
         app: App::new(namespace, "app", "web"),
-        told: "2026-01-02T03:04:05Z".parse().unwrap(),
+        sent_at: "2026-01-02T03:04:05Z".parse().unwrap(),
         inherited: false,
         phase,
         processes: ["xmrig".into()].into(),

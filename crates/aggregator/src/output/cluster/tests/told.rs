@@ -14,7 +14,7 @@ fn at(text: &str) -> Timestamp {
 fn notice(phase: NoticePhase) -> Notice {
     Notice {
         app: App::new(NAMESPACE, "app", "web"),
-        told: at("2026-01-02T03:04:05Z"),
+        sent_at: at("2026-01-02T03:04:05Z"),
         inherited: false,
         phase,
         processes: ["xmrig".into()].into(),
@@ -102,7 +102,7 @@ async fn what_its_tenant_has_deleted_stays_deleted_until_there_is_news() {
     Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
     write(&mut output, &plan).await;
     assert!(message(&server).is_none());
-    let news = Notice { told: at("2026-01-03T00:00:00Z"), ..grace() };
+    let news = Notice { sent_at: at("2026-01-03T00:00:00Z"), ..grace() };
     let plan = plan_of(vec![news]);
     assert!(!output.has_told(&plan.notices[0]));
     write(&mut output, &plan).await;
@@ -118,7 +118,7 @@ async fn other_words_of_the_same_news_are_written_and_stay_read_and_news_is_unre
     let now = message(&server).unwrap();
     assert!(now["spec"].to_string().contains("other"), "{now:#}");
     assert_eq!(now["metadata"]["labels"]["isRead"], "true");
-    let plan = plan_of(vec![Notice { told: at("2026-01-03T00:00:00Z"), ..grace() }]);
+    let plan = plan_of(vec![Notice { sent_at: at("2026-01-03T00:00:00Z"), ..grace() }]);
     assert_eq!(write(&mut output, &plan).await.written, 1);
     assert_eq!(message(&server).unwrap()["metadata"]["labels"]["isRead"], "false");
 }
@@ -142,7 +142,7 @@ async fn another_leader_tells_no_tenant_again_what_the_one_before_has_told() {
         assert_eq!(now["metadata"]["labels"]["isRead"], "true");
     }
     // What is there is of an earlier block.
-    let plan = plan_of(vec![Notice { told: at("2026-01-03T00:00:00Z"), ..grace() }]);
+    let plan = plan_of(vec![Notice { sent_at: at("2026-01-03T00:00:00Z"), ..grace() }]);
     let mut next = server.output();
     assert_eq!(write(&mut next, &plan).await.written, 1);
     assert_eq!(message(&server).unwrap()["metadata"]["labels"]["isRead"], "false");
@@ -325,7 +325,7 @@ async fn a_preview_names_what_would_be_written_and_writes_nothing() {
     later.summary.changed += jiff::SignedDuration::from_hours(1);
     assert_eq!(preview(&later).await, Vec::<String>::new());
     let mut more = plan(2);
-    more.notices = vec![Arc::new(Notice { told: at("2026-01-03T00:00:00Z"), ..grace() })];
+    more.notices = vec![Arc::new(Notice { sent_at: at("2026-01-03T00:00:00Z"), ..grace() })];
     more.summary = summed(2).summary;
     let change = ["change WasmPlugin", "change Notification", "change Notification"];
     assert_eq!(preview(&more).await, change);

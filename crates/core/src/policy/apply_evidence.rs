@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::book::Book;
+use super::incidents::Incidents;
 use super::decision::DecisionKind;
-use super::evaluate::Pass;
-use super::facts::{AcceptedPod, Verdict};
-use super::ground::{ClearedGround, Ground, Silence};
-use super::incident::{EvidenceId, Incident, Standing};
-use super::refused::{self, RefusedNow};
+use super::evaluate::EvaluationContext;
+use super::cluster_facts::{AcceptedPod, Verdict};
+use super::accepted_evidence::{ClearingCause, AcceptedEvidence, Silence};
+use super::incident::{EvidenceId, Incident, Phase};
+use super::refused_accusations::{self, RefusedAccusations};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
-use crate::moment::Span;
+use crate::time::CompactDuration;
 use crate::names::{App, Key, NodeName};
 use crate::snapshot::{EvidenceView, NodeView, State};
 
@@ -55,18 +55,18 @@ fn accused_app<'a>(known: &'a [Known], node: &NodeName) -> Option<&'a App> {
     known.get(place).filter(|((_, other), ..)| other == node).map(|(.., app)| app)
 }
 
-impl Book {
+impl Incidents {
     /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns how much can't be judged.
-    pub(super) fn hear(&mut self, pass: &mut Pass<'_>) -> usize {
+    pub(super) fn apply_evidence(&mut self, pass: &mut EvaluationContext<'_>) -> usize {
         let violations = &pass.snapshot.violations;
         debug_assert!(violations.is_sorted_by(|a, b| a.key <= b.key), "they are looked up in order");
-        let mut known = self.begin_anew();
-        let (mut disputes, mut refused) = (BTreeMap::new(), RefusedNow::default());
-        let mut disputed_now = RefusedNow::default();
+        let mut known = self.deactivate_all();
+        let (mut disputes, mut refused) = (BTreeMap::new(), RefusedAccusations::default());
+        let mut disputed_now = RefusedAccusations::default();
         let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
         for violation in &pass.snapshot.violations {
             if let Some(why) = pass.refusals.of(&violation.key.namespace) {
-                if violation.state == State::Active && !refused::is_known(&self.incidents, violation.record())
+                if violation.state == State::Active && !refused_accusations::is_known(&self.by_app, violation.record())
                 {
                     let active = violation.evidence().filter(|e| e.presence == Presence::Active);
                     active.for_each(|it| refused.count(&it.node, &it.record, || why.into()));
@@ -80,7 +80,7 @@ impl Book {
                 };
                 let id = (violation.key.clone(), evidence.node.clone());
                 let before = accused_app(accused, &evidence.node);
-                let ground = before.and_then(|app| self.incidents.get_mut(app)?.grounds.get_mut(&id));
+                let ground = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(&id));
                 let already = ground.as_ref().is_some_and(|ground| ground.knows(evidence, fresh_at));
                 if evidence.presence == Presence::Cleared {
                     let is_gone = evidence.cleared == Some(Cleared::PodGone);
@@ -121,15 +121,15 @@ impl Book {
                         // Pod, even if its labels or other rules name another App now.
                         let stays = already || ground.is_some_and(|ground| ground.is_of(&pod));
                         let app = before.filter(|_| stays).unwrap_or(&pod.app).clone();
-                        if self.aside.contains(&app) {
+                        if self.unreadable.contains(&app) {
                             continue;
                         }
                         if evidence.presence == Presence::Active {
                             self.accuse(&app, id, (evidence, fresh_at, pod), silence, pass);
                         } else if !self
-                            .incidents
+                            .by_app
                             .get(&app)
-                            .is_some_and(|it| it.has_buried(&id, evidence, fresh_at))
+                            .is_some_and(|it| it.has_tombstone(&id, evidence, fresh_at))
                         {
                             self.count(&app, &id, (fresh_at, already), silence);
                             self.hold(&app, id, (evidence, fresh_at, pod), silence);
@@ -148,7 +148,7 @@ impl Book {
                             continue;
                         }
                         unverified += 1;
-                        let ground = before.and_then(|app| self.incidents.get_mut(app)?.grounds.get_mut(&id));
+                        let ground = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(&id));
                         // Not accepted, but no sign of absence either: nothing is cleared by it.
                         if let Some(ground) = ground {
                             ground.count_anew(silence);
@@ -163,16 +163,16 @@ impl Book {
             }
         }
         self.disputes = disputes;
-        self.refused.log(refused, DecisionKind::Exempted, pass);
-        self.disputed.log(disputed_now, DecisionKind::Disputed, pass);
+        self.logged_refusals.log(refused, DecisionKind::Exempted, pass);
+        self.logged_disputes.log(disputed_now, DecisionKind::Disputed, pass);
         unverified
     }
 
     /// Marks all grounds inactive; accepted evidence activates them again. Returns the App of each.
-    fn begin_anew(&mut self) -> Accused {
-        let mut known = Vec::with_capacity(self.incidents.len());
-        for (app, incident) in &mut self.incidents {
-            for (id, ground) in incident.grounds.iter_mut() {
+    fn deactivate_all(&mut self) -> Accused {
+        let mut known = Vec::with_capacity(self.by_app.len());
+        for (app, incident) in &mut self.by_app {
+            for (id, ground) in incident.accepted.iter_mut() {
                 ground.active = false;
                 known.push((id.clone(), ground.fresh_at, app.clone()));
             }
@@ -183,7 +183,7 @@ impl Book {
     /// Restarts the clearing clock for evidence that was renewed since the last evaluation and is old by now. Evidence
     /// that was not known `already` was found anew.
     fn count(&mut self, app: &App, id: &EvidenceId, (fresh_at, already): (Moment, bool), silence: Silence) {
-        let ground = self.incidents.get_mut(app).and_then(|incident| incident.grounds.get_mut(id));
+        let ground = self.by_app.get_mut(app).and_then(|incident| incident.accepted.get_mut(id));
         match ground {
             Some(ground) if !already => ground.count_anew(silence),
             Some(ground) if ground.fresh_at < fresh_at => ground.count(silence),
@@ -200,13 +200,13 @@ impl Book {
         (evidence, fresh_at, pod): (&EvidenceView, Moment, AcceptedPod),
         silence: Silence,
     ) {
-        let Some(incident) = self.incidents.get_mut(app) else { return };
-        if matches!(incident.standing, Standing::Blocked { .. }) && incident.grounds.get(&id).is_none() {
-            let mut ground = Ground::of(evidence, pod.uid, fresh_at);
+        let Some(incident) = self.by_app.get_mut(app) else { return };
+        if matches!(incident.phase, Phase::Blocked { .. }) && incident.accepted.get(&id).is_none() {
+            let mut ground = AcceptedEvidence::of(evidence, pod.uid, fresh_at);
             ground.active = false;
             ground.count(silence);
             incident.tombstones.remove(&id);
-            incident.grounds.insert(id, ground);
+            incident.accepted.insert(id, ground);
         }
     }
 
@@ -216,60 +216,60 @@ impl Book {
         id: EvidenceId,
         (evidence, fresh_at, pod): (&EvidenceView, Moment, AcceptedPod),
         silence: Silence,
-        pass: &Pass<'_>,
+        pass: &EvaluationContext<'_>,
     ) {
         let same_incident = pass.policy.same_incident;
-        let incident = self.incidents.entry(app.clone()).or_insert_with(|| Incident::new(fresh_at));
-        if incident.has_buried(&id, evidence, fresh_at) {
+        let incident = self.by_app.entry(app.clone()).or_insert_with(|| Incident::new(fresh_at));
+        if incident.has_tombstone(&id, evidence, fresh_at) {
             return;
         }
-        if let Standing::Ended { at } = incident.standing {
+        if let Phase::Ended { at } = incident.phase {
             if pass.now.since(at) > same_incident {
                 // What an operator has released stays released, and what a brake held waits for an approval.
                 let (releases, held) = (incident.releases.clone(), incident.held.clone());
                 *incident = Incident::new(fresh_at);
                 if !releases.is_empty() || held.is_some() {
-                    let rare = incident.file().rare_mut();
+                    let rare = incident.persisted_mut().rare_mut();
                     (rare.releases, rare.held) = (releases, held);
                 }
             }
             incident.note_end();
-            incident.stand(Standing::Watched);
+            incident.set_phase(Phase::Watched);
         }
         if incident.release_held.is_some() {
-            incident.file().reset_rare(|rare| rare.release_held = None);
+            incident.persisted_mut().reset_rare(|rare| rare.release_held = None);
         }
         if incident.inherited.is_some() {
-            incident.file().reset_rare(|rare| rare.inherited = None);
+            incident.persisted_mut().reset_rare(|rare| rare.inherited = None);
         }
         incident.note_process(&id.0.process);
         incident.tombstones.remove(&id);
-        if let Some(old) = incident.grounds.get_mut(&id).filter(|old| old.knows(evidence, fresh_at)) {
+        if let Some(old) = incident.accepted.get_mut(&id).filter(|old| old.knows(evidence, fresh_at)) {
             old.renew(evidence);
         } else {
-            let mut ground = Ground::of(evidence, pod.uid, fresh_at);
+            let mut ground = AcceptedEvidence::of(evidence, pod.uid, fresh_at);
             ground.count(silence);
-            if let Some(old) = incident.grounds.get(&id) {
+            if let Some(old) = incident.accepted.get(&id) {
                 ground.count_anew(old.silence());
                 // Evidence of another Pod has to be kept anew.
-                ground.kept = old.kept.filter(|_| old.pod_uid == ground.pod_uid);
+                ground.persisted = old.persisted.filter(|_| old.pod_uid == ground.pod_uid);
             }
-            incident.grounds.insert(id, ground);
+            incident.accepted.insert(id, ground);
         }
         self.note_lineage(app, pod.lineage, pass);
     }
 
     /// Lets grounds go by the clocks of their nodes, and all grounds of an App that is gone.
-    pub(super) fn clear_grounds(&mut self, pass: &Pass<'_>) {
-        for (app, incident) in &mut self.incidents {
+    pub(super) fn clear_evidence(&mut self, pass: &EvaluationContext<'_>) {
+        for (app, incident) in &mut self.by_app {
             let app_is_gone = pass.facts.is_gone(app);
             // A block of which only the Services are known can't be matched with Pods, present or gone.
             if app_is_gone && incident.inherited.as_ref().is_some_and(|accused| !accused.is_empty()) {
-                incident.file().reset_rare(|rare| rare.inherited = None);
+                incident.persisted_mut().reset_rare(|rare| rare.inherited = None);
             }
-            let why = |(key, node): &EvidenceId, ground: &Ground, view: Option<&NodeView>| {
+            let why = |(key, node): &EvidenceId, ground: &AcceptedEvidence, view: Option<&NodeView>| {
                 if app_is_gone {
-                    return Some(ClearedGround::AppGone);
+                    return Some(ClearingCause::AppGone);
                 }
                 // If the ledger does not know a violation, none of its node's answers said anything of it.
                 let unheard = || pass.snapshot.unheard(key, node).unwrap_or(Duration::MAX.into());
@@ -286,10 +286,10 @@ impl Book {
                     None => (pass.now.since(ground.counted_from) >= pass.policy.unreachable_limit)
                         .then_some(Cleared::Unreachable),
                 };
-                cleared.map(ClearedGround::By)
+                cleared.map(ClearingCause::By)
             };
-            let mut cleared: Vec<(EvidenceId, ClearedGround)> = Vec::new();
-            for (id, ground) in incident.grounds.iter_mut() {
+            let mut cleared: Vec<(EvidenceId, ClearingCause)> = Vec::new();
+            for (id, ground) in incident.accepted.iter_mut() {
                 let view = pass.snapshot.nodes.get(&id.1);
                 if let Some(view) = view {
                     ground.scan_interval = view.interval;
@@ -298,17 +298,17 @@ impl Book {
                     cleared.push((id.clone(), by));
                 }
                 if let Some(view) = view {
-                    let unheard = || pass.snapshot.unheard(&id.0, &id.1).unwrap_or(Span::ZERO);
+                    let unheard = || pass.snapshot.unheard(&id.0, &id.1).unwrap_or(CompactDuration::ZERO);
                     ground.note_hidden(&view.clock, unheard);
                 }
             }
             if app_is_gone {
-                incident.cleared = Some(ClearedGround::AppGone);
+                incident.cleared = Some(ClearingCause::AppGone);
             }
             for (id, by) in cleared {
-                if let Some(ground) = incident.grounds.remove(&id) {
+                if let Some(ground) = incident.accepted.remove(&id) {
                     incident.cleared = Some(by);
-                    incident.bury(id, ground, by, pass.now.wall());
+                    incident.add_tombstone(id, ground, by, pass.now.wall());
                 }
             }
         }

@@ -4,14 +4,14 @@ use jiff::Timestamp;
 
 use crate::Moment;
 use crate::ledger::Cleared;
-use crate::moment::WallTime;
+use crate::time::CompactTimestamp;
 use crate::names::{App, Key, Text};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
 use crate::policy::decision::{Decision, DecisionKind};
 use crate::policy::forgotten::{MAX_EVIDENCE, rank};
-use crate::policy::ground::{ClearedGround, Ground, Tombstone, whole_seconds};
-use crate::policy::incident::{EvidenceId, File, Incident, MAX_DECISIONS, Standing, Telling};
+use crate::policy::accepted_evidence::{ClearingCause, AcceptedEvidence, Tombstone, whole_seconds};
+use crate::policy::incident::{EvidenceId, PersistedIncident, Incident, MAX_DECISIONS, Phase, NotificationKind};
 use crate::policy::leader_clock::LeaderClock;
 use crate::state::incident::{
     self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus, MAX_SERVICES,
@@ -24,18 +24,18 @@ pub(super) fn document(app: &App, incident: &Incident, clock: &LeaderClock, date
 
 fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentStatus {
     let reading = |at: Moment| clock.at(at.uptime()).get();
-    let (state, since, until) = match incident.standing {
-        Standing::Watched => (IncidentState::Watched, None, None),
-        Standing::Grace { until } => (IncidentState::Grace, None, Some(until.wall())),
-        Standing::Held => (IncidentState::Held, incident.held.as_ref().map(|held| held.0.wall()), None),
-        Standing::Blocked { since, .. } if incident.release_held.is_some() => {
+    let (state, since, until) = match incident.phase {
+        Phase::Watched => (IncidentState::Watched, None, None),
+        Phase::Grace { until } => (IncidentState::Grace, None, Some(until.wall())),
+        Phase::Held => (IncidentState::Held, incident.held.as_ref().map(|held| held.0.wall()), None),
+        Phase::Blocked { since, .. } if incident.release_held.is_some() => {
             (IncidentState::ReleaseHeld, Some(since.wall()), None)
         }
-        Standing::Blocked { since, .. } => (IncidentState::Blocked, Some(since.wall()), None),
-        Standing::Ended { at } => (IncidentState::Ended, Some(at.wall()), None),
+        Phase::Blocked { since, .. } => (IncidentState::Blocked, Some(since.wall()), None),
+        Phase::Ended { at } => (IncidentState::Ended, Some(at.wall()), None),
     };
-    let omitted = match incident.standing {
-        Standing::Ended { .. } => 0,
+    let omitted = match incident.phase {
+        Phase::Ended { .. } => 0,
         _ => usize::try_from(incident.omitted).unwrap_or(usize::MAX),
     };
     let grounds = in_order(incident);
@@ -45,7 +45,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         let gone = kept::ClearedEvidence { at: ground.fresh_at.wall(), by: ClearedBy::PodGone, ended: false };
         evidence(id, ground, ground.gone.then_some(gone))
     });
-    let buried = tombstones.into_iter().map(|(id, Tombstone { ground, at, by, .. })| {
+    let buried = tombstones.into_iter().map(|(id, Tombstone { evidence: ground, at, by, .. })| {
         let cleared = kept::ClearedEvidence { at: at.get(), by: cleared_by(*by), ended: true };
         evidence(id, ground, Some(cleared))
     });
@@ -61,13 +61,13 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         opened: incident.opened.wall(),
         since,
         until,
-        grace_ends: match incident.standing {
-            Standing::Grace { until } => Some(reading(until)),
+        grace_ends: match incident.phase {
+            Phase::Grace { until } => Some(reading(until)),
             _ => None,
         },
         clock: clock.last().map(|(reading, _)| reading.get()),
         written: clock.last().map(|(_, wall)| wall.get()),
-        wall_clock: dates.kept(),
+        wall_clock: dates.persisted(),
         reason: reason(incident),
         brake: incident.held.as_ref().and_then(|(since, brake)| held_by(since.wall(), brake)),
         release_held: incident.release_held.as_ref().map(|at| at.wall()),
@@ -76,7 +76,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         withheld: incident.withheld.clone(),
         evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
         // Cleared evidence comes last, and need not be waited for.
-        evidence_omitted: incident.grounds.len().saturating_sub(MAX_EVIDENCE).max(omitted),
+        evidence_omitted: incident.accepted.len().saturating_sub(MAX_EVIDENCE).max(omitted),
         processes: incident.processes.iter().cloned().collect(),
         inherited: incident.inherited.as_ref().map(|accused| {
             let process = |key: &Key| kept::PodProcess { pod: key.pod.clone(), process: key.process.clone() };
@@ -112,7 +112,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
                 process: release.process.clone(),
                 rule: release.rule.clone(),
                 until: release.until,
-                until_by_clock: release.until_by_clock.map(WallTime::get),
+                until_by_clock: release.until_by_clock.map(CompactTimestamp::get),
                 by: release.actor.clone(),
             })
             .collect(),
@@ -124,8 +124,8 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
 }
 
 /// The accusations that still count, the freshest first. If not all fit, those that nothing covers come first.
-fn in_order(incident: &Incident) -> Vec<(&EvidenceId, &Ground)> {
-    let mut grounds: Vec<(&EvidenceId, &Ground)> = incident.grounds.iter().collect();
+fn in_order(incident: &Incident) -> Vec<(&EvidenceId, &AcceptedEvidence)> {
+    let mut grounds: Vec<(&EvidenceId, &AcceptedEvidence)> = incident.accepted.iter().collect();
     grounds.sort_by_key(|(_, ground)| std::cmp::Reverse(ground.fresh_at));
     if grounds.len() > MAX_EVIDENCE {
         rank(&mut grounds);
@@ -141,38 +141,38 @@ fn reason(incident: &Incident) -> Text {
         decision.map(|decision| decision.reason.clone())
     };
     let own = || Some(incident.reason.clone()).filter(|reason| !reason.is_empty());
-    let found = match incident.standing {
-        Standing::Watched => Some(match &incident.exempted {
+    let found = match incident.phase {
+        Phase::Watched => Some(match &incident.exempted {
             Some(excuse) => Text::from(&**excuse),
             None => undecided(incident).into(),
         }),
-        Standing::Grace { .. } => last(&|kind| kind == DecisionKind::Warned).or_else(own),
-        Standing::Held => last(&|kind| kind == DecisionKind::Held).or_else(own),
-        Standing::Blocked { .. } => own().map(|reason| incident.exposure.complete(&reason)),
-        Standing::Ended { .. } => None,
+        Phase::Grace { .. } => last(&|kind| kind == DecisionKind::Warned).or_else(own),
+        Phase::Held => last(&|kind| kind == DecisionKind::Held).or_else(own),
+        Phase::Blocked { .. } => own().map(|reason| incident.exposure.complete(&reason)),
+        Phase::Ended { .. } => None,
     };
     found.or_else(|| last(&|_| true)).unwrap_or_else(|| Text::from(""))
 }
 
 /// The reason of an incident without a decision. It names only what does not change with each scan, because each change
 /// is written.
-fn undecided(file: &File) -> String {
+fn undecided(file: &PersistedIncident) -> String {
     let processes: Vec<String> =
         file.processes.iter().map(|process| format!("`{}`", process.escape_debug())).collect();
     format!("neither blocked nor held yet; accused of {}", processes.join(", "))
 }
 
 /// What its tenant was told last, in the form that is kept.
-fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::Told> {
-    incident.told.map(|told| kept::Told {
-        at: told.at.get(),
-        what: match told.what {
-            Telling::Grace => kept::Telling::Grace,
-            Telling::Blocked => kept::Telling::Blocked,
-            Telling::Recovered => kept::Telling::Recovered,
+fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::NotificationStatus> {
+    incident.notification.map(|told| kept::NotificationStatus {
+        at: told.sent_at.get(),
+        what: match told.kind {
+            NotificationKind::Grace => kept::NotifiedOf::Grace,
+            NotificationKind::Blocked => kept::NotifiedOf::Blocked,
+            NotificationKind::Recovered => kept::NotifiedOf::Recovered,
         },
-        delivered: incident.delivered.map(Moment::wall),
-        delivered_by_clock: incident.delivered.map(reading),
+        delivered: incident.written_at.map(Moment::wall),
+        delivered_by_clock: incident.written_at.map(reading),
     })
 }
 
@@ -181,8 +181,8 @@ fn grace(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<k
     incident.grace.as_deref().map(|grace| kept::Grace {
         until: grace.until.wall(),
         until_by_clock: reading(grace.until),
-        told: incident.grace_told.map(Moment::wall),
-        told_by_clock: incident.grace_told.map(&reading),
+        told: incident.grace_written_at.map(Moment::wall),
+        told_by_clock: incident.grace_written_at.map(&reading),
         process: grace.record.key.process.clone(),
         regex: grace.record.regex.clone(),
         idle_since: grace.idle_since.map(reading),
@@ -200,7 +200,7 @@ fn log(own: impl Iterator<Item = kept::Decision>, foreign: &[kept::Decision]) ->
 }
 
 /// How an App is reached. Bounded, because its tenant makes the Services.
-fn exposure(file: &File) -> kept::Exposure {
+fn exposure(file: &PersistedIncident) -> kept::Exposure {
     let exposure = &file.exposure;
     let some = |all: &[Text]| all.iter().take(MAX_SERVICES).cloned().collect::<Vec<Text>>();
     let is_plain = exposure.otherwise == exposure.services;
@@ -216,10 +216,10 @@ fn exposure(file: &File) -> kept::Exposure {
 
 fn evidence(
     (key, node): &EvidenceId,
-    ground: &Ground,
+    ground: &AcceptedEvidence,
     cleared: Option<kept::ClearedEvidence>,
-) -> kept::Evidence {
-    kept::Evidence {
+) -> kept::EvidenceStatus {
+    kept::EvidenceStatus {
         pod: key.pod.clone(),
         pod_uid: ground.pod_uid.clone(),
         process: key.process.clone(),
@@ -257,12 +257,12 @@ fn scope(brake: &Brake) -> Option<kept::Scope> {
     Some(kept::Scope { brake, of })
 }
 
-fn cleared_by(cleared: ClearedGround) -> ClearedBy {
+fn cleared_by(cleared: ClearingCause) -> ClearedBy {
     match cleared {
-        ClearedGround::AppGone => ClearedBy::AppGone,
-        ClearedGround::By(Cleared::ByClock) => ClearedBy::Clock,
-        ClearedGround::By(Cleared::Unreachable) => ClearedBy::Unreachable,
-        ClearedGround::By(Cleared::Hidden) => ClearedBy::Hidden,
-        ClearedGround::By(Cleared::PodGone) => ClearedBy::PodGone,
+        ClearingCause::AppGone => ClearedBy::AppGone,
+        ClearingCause::By(Cleared::ByClock) => ClearedBy::Clock,
+        ClearingCause::By(Cleared::Unreachable) => ClearedBy::Unreachable,
+        ClearingCause::By(Cleared::Hidden) => ClearedBy::Hidden,
+        ClearingCause::By(Cleared::PodGone) => ClearedBy::PodGone,
     }
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::Moment;
-use crate::moment::WallTime;
+use crate::time::CompactTimestamp;
 use crate::names::App;
-use crate::policy::book::Book;
+use crate::policy::incidents::Incidents;
 use crate::policy::dates::Dates;
-use crate::policy::incident::{Incident, Standing};
+use crate::policy::incident::{Incident, Phase};
 use crate::policy::leader_clock::{LeaderClock, age};
 
 /// How much measured time a replica that is killed may lose, while a grace runs.
@@ -25,10 +25,10 @@ const DATES_REFRESH: Duration = Duration::from_mins(10);
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::policy) struct ClockWritten {
     /// The reading of the leader clock; `None` if it is to be persisted as soon as possible.
-    reading: Option<WallTime>,
+    reading: Option<CompactTimestamp>,
     latest_over: Option<Timestamp>,
     /// The reading when the write of an incident that was persisted before failed last.
-    failed: Option<WallTime>,
+    failed: Option<CompactTimestamp>,
 }
 
 impl ClockWritten {
@@ -39,17 +39,17 @@ impl ClockWritten {
     }
 }
 
-impl Book {
+impl Incidents {
     /// Asks for the clocks to be persisted, because the process ends: [`Book::unsaved`] then names an open incident for it,
     /// if there is one.
     pub fn persist_clocks(&mut self) {
-        self.written.reading = None;
+        self.written_clocks.reading = None;
     }
 
     /// The write of an incident has failed that was persisted before, perhaps of the one that was written for the clocks. It
     /// is written again and again from now on, so the next one is not tried for the clocks at once.
     pub(super) fn note_failed_write(&mut self) {
-        self.written.failed = self.clock.last().map(|(reading, _)| reading);
+        self.written_clocks.failed = self.clock.last().map(|(reading, _)| reading);
     }
 
     /// The open incident to write because the persisted clocks are outdated. Never one that has ended: its document says
@@ -57,16 +57,16 @@ impl Book {
     pub(super) fn to_write_for_clocks(&self) -> Option<&App> {
         let (reading, _) = self.clock.last()?;
         let is_open = |(app, incident): &(&App, &Incident)| {
-            let is_kept = self.effective.get(app).is_some_and(|before| before.is_kept);
-            is_kept && !matches!(incident.standing, Standing::Ended { .. })
+            let is_kept = self.committed.get(app).is_some_and(|before| before.is_persisted);
+            is_kept && !matches!(incident.phase, Phase::Ended { .. })
         };
-        let open = self.incidents.iter().find(is_open).map(|(app, _)| app);
+        let open = self.by_app.iter().find(is_open).map(|(app, _)| app);
         open.filter(|_| self.are_clocks_outdated(reading))
     }
 
-    fn are_clocks_outdated(&self, reading: WallTime) -> bool {
-        let Some(written) = self.written.reading else { return true };
-        if self.written.failed.is_some_and(|failed| age(reading, failed) < GRACE_REFRESH) {
+    fn are_clocks_outdated(&self, reading: CompactTimestamp) -> bool {
+        let Some(written) = self.written_clocks.reading else { return true };
+        if self.written_clocks.failed.is_some_and(|failed| age(reading, failed) < GRACE_REFRESH) {
             return false;
         }
         let limit = match (self.is_grace_running(), self.dates.is_any_ahead()) {
@@ -74,17 +74,17 @@ impl Book {
             (false, true) => Some(DATES_REFRESH),
             (false, false) => None,
         };
-        self.dates.latest_over() != self.written.latest_over
+        self.dates.latest_over() != self.written_clocks.latest_over
             || limit.is_some_and(|limit| age(reading, written) >= limit)
     }
 
     fn is_grace_running(&self) -> bool {
-        self.incidents.values().any(|incident| matches!(incident.standing, Standing::Grace { .. }))
+        self.by_app.values().any(|incident| matches!(incident.phase, Phase::Grace { .. }))
     }
 
     /// When the clocks have to be persisted because a grace runs; `None` if they have to be now.
     pub fn clocks_due(&self, now: Moment) -> Option<Moment> {
-        let written = self.written.reading.filter(|_| self.is_grace_running())?;
+        let written = self.written_clocks.reading.filter(|_| self.is_grace_running())?;
         let left = GRACE_REFRESH.checked_sub(age(self.clock.at(now.uptime()), written))?;
         Some(Moment::new(now.uptime().saturating_add(left), now.wall())).filter(|_| !left.is_zero())
     }

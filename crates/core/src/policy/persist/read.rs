@@ -9,15 +9,15 @@ use jiff::Timestamp;
 use super::count;
 use crate::Moment;
 use crate::ledger::{Reading, Remembered};
-use crate::moment::{Span, WallTime};
+use crate::time::{CompactDuration, CompactTimestamp};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Exposure, OtherApps};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
 use crate::policy::decision::{Actor, Decision};
 use crate::policy::grace::Grace;
-use crate::policy::ground::{self, ClearedGround, Ground, Tombstone};
-use crate::policy::incident::{EvidenceId, Incident, Rare, Standing, StickyRelease, Telling, Told};
+use crate::policy::accepted_evidence::{self, ClearingCause, AcceptedEvidence, Tombstone};
+use crate::policy::incident::{EvidenceId, Incident, RareFields, Phase, StickyRelease, NotificationKind, SentNotification};
 use crate::policy::leader_clock::LeaderClock;
 use crate::policy::window::{Due, ReleaseDue};
 use crate::report::{Claim, Record};
@@ -57,7 +57,7 @@ fn recency(known: &Remembered) -> (Timestamp, bool, Timestamp) {
     (known.record.detected_at, known.cleared.is_none(), known.fresh_at)
 }
 
-fn hidden_for(evidence: &kept::Evidence) -> Duration {
+fn hidden_for(evidence: &kept::EvidenceStatus) -> Duration {
     Duration::from_secs(evidence.hidden_for.unwrap_or_default())
 }
 
@@ -72,15 +72,15 @@ fn brake_of(brake: BrakeKind, of: Option<&Text>) -> Brake {
     }
 }
 
-fn cleared_ground(by: ClearedBy) -> ClearedGround {
+fn clearing_cause(by: ClearedBy) -> ClearingCause {
     match by {
-        ClearedBy::AppGone => ClearedGround::AppGone,
-        by => ClearedGround::By(by.into()),
+        ClearedBy::AppGone => ClearingCause::AppGone,
+        by => ClearingCause::By(by.into()),
     }
 }
 
 /// The record of kept evidence; its command line was not kept.
-pub(in crate::policy) fn record(namespace: &Text, evidence: &kept::Evidence) -> Record {
+pub(in crate::policy) fn record(namespace: &Text, evidence: &kept::EvidenceStatus) -> Record {
     Record {
         key: Key::new(namespace.clone(), evidence.pod.clone(), evidence.process.clone()),
         claim: Arc::new(Claim {
@@ -152,31 +152,31 @@ pub(super) fn restored(
 ) -> Incident {
     let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
     let mut incident = Incident::new(now.at_wall(status.opened));
-    let file = incident.file();
+    let file = incident.persisted_mut();
     let since = past(status.since.unwrap_or(status.opened));
-    file.standing = match status.state {
-        IncidentState::Watched => Standing::Watched,
-        IncidentState::Grace => Standing::Grace { until: grace_end(status, clock, now) },
-        IncidentState::Held => Standing::Held,
-        IncidentState::Blocked | IncidentState::ReleaseHeld => Standing::Blocked { since, dry_run: false },
+    file.phase = match status.state {
+        IncidentState::Watched => Phase::Watched,
+        IncidentState::Grace => Phase::Grace { until: grace_end(status, clock, now) },
+        IncidentState::Held => Phase::Held,
+        IncidentState::Blocked | IncidentState::ReleaseHeld => Phase::Blocked { since, dry_run: false },
         // An ended incident was written when it ended, or later.
         IncidentState::Ended => {
-            Standing::Ended { at: reading(status).map_or(now, |at| clock.moment(at.into(), since.wall())) }
+            Phase::Ended { at: reading(status).map_or(now, |at| clock.moment(at.into(), since.wall())) }
         }
     };
     let mut held =
         status.brake.as_ref().map(|held| (past(held.since), brake_of(held.brake, held.of.as_ref())));
-    if held.is_none() && file.standing == Standing::Held {
+    if held.is_none() && file.phase == Phase::Held {
         held = Some((since, Brake::NewTenants));
     }
     file.processes = status.processes.iter().cloned().collect();
     file.approved = status.approved;
-    file.told = status.told.map(|told| Told {
-        at: told.at.into(),
-        what: match told.what {
-            kept::Telling::Grace => Telling::Grace,
-            kept::Telling::Blocked => Telling::Blocked,
-            kept::Telling::Recovered => Telling::Recovered,
+    file.notification = status.told.map(|told| SentNotification {
+        sent_at: told.at.into(),
+        kind: match told.what {
+            kept::NotifiedOf::Grace => NotificationKind::Grace,
+            kept::NotifiedOf::Blocked => NotificationKind::Blocked,
+            kept::NotifiedOf::Recovered => NotificationKind::Recovered,
         },
         inherited: told.delivered.is_some(),
     });
@@ -209,7 +209,7 @@ pub(super) fn restored(
         Some(Arc::new(Decision { at, app, kind, actor, reason, dry_run: false }))
     };
     file.decisions = status.decisions.iter().filter_map(decision).collect();
-    file.decided = ground::saturating_u32(status.decided);
+    file.decided = accepted_evidence::saturating_u32(status.decided);
     file.observed = status.observed;
     let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
     let release_due =
@@ -218,11 +218,11 @@ pub(super) fn restored(
         process: release.process.clone(),
         rule: release.rule.clone(),
         until: release.until,
-        until_by_clock: release.until_by_clock.map(WallTime::from),
+        until_by_clock: release.until_by_clock.map(CompactTimestamp::from),
         actor: release.by.clone(),
     };
     let is_foreign = |entry: &&kept::Decision| entry.decision.known().is_none();
-    file.set_rare(Rare {
+    file.set_rare(RareFields {
         held,
         inherited: status.inherited.as_ref().map(|accused| accused.iter().map(key).collect()),
         release_held: status.release_held.map(past),
@@ -234,9 +234,9 @@ pub(super) fn restored(
         releases: status.releases.iter().map(release).collect(),
         foreign: status.decisions.iter().filter(is_foreign).cloned().collect(),
     });
-    incident.cleared = status.cleared.map(cleared_ground);
+    incident.cleared = status.cleared.map(clearing_cause);
     incident.omitted = count(status.evidence_omitted);
-    incident.delivered = status.told.and_then(|told| {
+    incident.written_at = status.told.and_then(|told| {
         let wall = told.delivered?;
         // If it is not known how long ago that was, it counts from now.
         Some(
@@ -244,10 +244,10 @@ pub(super) fn restored(
                 .map_or(Moment::new(now.uptime(), wall), |at| clock.moment(at.into(), wall)),
         )
     });
-    hear_again(&mut incident, app, &status.evidence, snapshot, now);
+    restore_evidence(&mut incident, app, &status.evidence, snapshot, now);
     restore_grace(&mut incident, app, status, clock);
     incident.had_cleared =
-        matches!(incident.standing, Standing::Blocked { .. }) && incident.grounds.is_empty();
+        matches!(incident.phase, Phase::Blocked { .. }) && incident.accepted.is_empty();
     incident
 }
 
@@ -259,29 +259,29 @@ fn restore_grace(incident: &mut Incident, app: &App, status: &IncidentStatus, cl
         Arc::new(record)
     };
     if let Some(grace) = &status.grace {
-        incident.file().grace = Some(Box::new(Grace {
+        incident.persisted_mut().grace = Some(Box::new(Grace {
             until: clock.moment(grace.until_by_clock.into(), grace.until),
             record: of(&grace.process, &grace.regex),
             idle_since: grace.idle_since.map(|reading| clock.moment(reading.into(), reading)),
         }));
         let told = grace.told.zip(grace.told_by_clock);
-        incident.grace_told = told.map(|(wall, reading)| clock.moment(reading.into(), wall));
+        incident.grace_written_at = told.map(|(wall, reading)| clock.moment(reading.into(), wall));
         return;
     }
-    if let Standing::Grace { until } = incident.standing {
-        let record = incident.grounds.values().next().map(|ground| ground.record.clone());
+    if let Phase::Grace { until } = incident.phase {
+        let record = incident.accepted.values().next().map(|ground| ground.record.clone());
         let record = record.unwrap_or_else(|| of(&"".into(), &"".into()));
-        incident.grace_told =
-            incident.delivered.filter(|_| incident.told.is_some_and(|told| told.what == Telling::Grace));
-        incident.file().grace = Some(Box::new(Grace { until, record, idle_since: None }));
+        incident.grace_written_at =
+            incident.written_at.filter(|_| incident.notification.is_some_and(|told| told.kind == NotificationKind::Grace));
+        incident.persisted_mut().grace = Some(Box::new(Grace { until, record, idle_since: None }));
     }
 }
 
 /// Restores the evidence. None of it is fresh, and clearing clocks start anew.
-fn hear_again(
+fn restore_evidence(
     incident: &mut Incident,
     app: &App,
-    evidence: &[kept::Evidence],
+    evidence: &[kept::EvidenceStatus],
     snapshot: &Snapshot,
     now: Moment,
 ) {
@@ -290,11 +290,11 @@ fn hear_again(
         let record = Arc::new(record(&app.namespace, evidence));
         let (key, node) = (record.key.clone(), NodeName(evidence.node.clone()));
         let mark = Reading {
-            answered: snapshot.nodes.get(&node).map_or(Span::ZERO, |node| node.clock.odometer),
-            unheard: snapshot.unheard(&key, &node).unwrap_or(Span::ZERO),
+            answered: snapshot.nodes.get(&node).map_or(CompactDuration::ZERO, |node| node.clock.odometer),
+            unheard: snapshot.unheard(&key, &node).unwrap_or(CompactDuration::ZERO),
             before: hidden_for(evidence).into(),
         };
-        let ground = Ground {
+        let ground = AcceptedEvidence {
             pod_uid: evidence.pod_uid.clone(),
             fresh_at: past(evidence.fresh_at),
             found_at: None,
@@ -309,16 +309,16 @@ fn hear_again(
             active: false,
             covered: false,
             gone: evidence.cleared.as_ref().is_some_and(|cleared| !cleared.ended),
-            observations: ground::saturating_u32(evidence.observations),
-            kept: None,
+            observations: accepted_evidence::saturating_u32(evidence.observations),
+            persisted: None,
         };
         match &evidence.cleared {
             Some(cleared) if cleared.ended => {
-                let by = cleared_ground(cleared.by);
-                let tombstone = Tombstone { ground, at: cleared.at.into(), by, is_kept: false };
+                let by = clearing_cause(cleared.by);
+                let tombstone = Tombstone { evidence: ground, at: cleared.at.into(), by, is_persisted: false };
                 incident.tombstones.insert((key, node), tombstone);
             }
-            _ => drop(incident.grounds.insert((key, node), ground)),
+            _ => drop(incident.accepted.insert((key, node), ground)),
         }
     }
 }

@@ -7,12 +7,12 @@ use crate::names::Text;
 
 /// Returns what [`Policy::refuses`] returns, and caches the latest answer: Apps and violations are ordered by namespace, so most
 /// calls ask about the same namespace as the call before.
-pub(super) struct Refusals<'a> {
+pub(super) struct NamespaceRefusals<'a> {
     policy: &'a Policy,
     last: RefCell<Option<(Text, Option<&'static str>)>>,
 }
 
-impl<'a> Refusals<'a> {
+impl<'a> NamespaceRefusals<'a> {
     pub(super) fn new(policy: &'a Policy) -> Self {
         Self { policy, last: RefCell::default() }
     }

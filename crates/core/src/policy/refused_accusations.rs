@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::decision::DecisionKind;
-use super::evaluate::Pass;
-use super::facts::claimed_app;
+use super::evaluate::EvaluationContext;
+use super::cluster_facts::claimed_app;
 use crate::Moment;
 use crate::names::{App, NodeName, Text};
 use crate::report::Record;
@@ -20,7 +20,7 @@ const MAX_NAMESPACES: usize = 16;
 
 /// What has been logged, by node.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Refused(BTreeMap<NodeName, Namespaces>);
+pub(super) struct LoggedAccusations(BTreeMap<NodeName, Namespaces>);
 
 /// When a node last accused each namespace.
 #[derive(Clone, Debug, Default)]
@@ -39,9 +39,9 @@ struct Accused<'a> {
 
 /// All refused accusations of one evaluation.
 #[derive(Default)]
-pub(super) struct RefusedNow<'a>(BTreeMap<(&'a NodeName, &'a Text), Accused<'a>>);
+pub(super) struct RefusedAccusations<'a>(BTreeMap<(&'a NodeName, &'a Text), Accused<'a>>);
 
-impl<'a> RefusedNow<'a> {
+impl<'a> RefusedAccusations<'a> {
     pub(super) fn count(
         &mut self,
         node: &'a NodeName,
@@ -53,10 +53,10 @@ impl<'a> RefusedNow<'a> {
     }
 }
 
-impl Refused {
+impl LoggedAccusations {
     /// Logs new accusations as decisions of that `kind`, and forgets those that no node has made for
     /// `policy.same_incident`.
-    pub(super) fn log(&mut self, now: RefusedNow<'_>, kind: DecisionKind, pass: &mut Pass<'_>) {
+    pub(super) fn log(&mut self, now: RefusedAccusations<'_>, kind: DecisionKind, pass: &mut EvaluationContext<'_>) {
         for ((node, namespace), accused) in now.0 {
             let logged = self.0.entry(node.clone()).or_default();
             let (reason, app) = match logged.begins(namespace, pass.now) {

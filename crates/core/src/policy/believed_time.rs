@@ -15,22 +15,22 @@ use crate::state::incident as kept;
 
 /// The believed time; see the module.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Believed {
+pub(super) struct BelievedTime {
     /// As of the last update.
     at: Moment,
-    doubted: Option<Doubted>,
+    doubted: Option<DoubtedTime>,
 }
 
 /// A wall clock that is ahead of the believed time.
 #[derive(Clone, Copy, Debug)]
-struct Doubted {
+struct DoubtedTime {
     /// Its time when the doubt began.
     since: Timestamp,
     /// Its time as of the last update. It goes on with the measured time only, like the believed one.
     at: Moment,
 }
 
-impl Doubted {
+impl DoubtedTime {
     fn new(now: Moment) -> Self {
         Self { since: now.wall(), at: now }
     }
@@ -41,7 +41,7 @@ impl Doubted {
     }
 }
 
-impl Believed {
+impl BelievedTime {
     /// Nothing is persisted, so the wall clock is believed.
     pub(super) fn new(now: Moment) -> Self {
         Self { at: now, doubted: None }
@@ -51,20 +51,20 @@ impl Believed {
     pub(super) fn restored(kept: &kept::WallClock, now: Moment) -> Self {
         let doubted = kept
             .doubted
-            .map(|doubted| Doubted { since: doubted.since, at: Moment::new(now.uptime(), doubted.time) });
+            .map(|doubted| DoubtedTime { since: doubted.since, at: Moment::new(now.uptime(), doubted.time) });
         Self { at: Moment::new(now.uptime(), kept.believed), doubted }
     }
 
     /// In the form that is persisted, as of the last update.
-    pub(super) fn kept(&self) -> kept::WallClock {
-        let doubted = self.doubted.map(|Doubted { since, at }| kept::DoubtedClock { time: at.wall(), since });
+    pub(super) fn persisted(&self) -> kept::WallClock {
+        let doubted = self.doubted.map(|DoubtedTime { since, at }| kept::DoubtedClock { time: at.wall(), since });
         kept::WallClock { believed: self.at.wall(), doubted, latest_over: None }
     }
 
     /// Takes a reading of the clocks.
     pub(super) fn update(&mut self, now: Moment) {
         self.at = run(self.at, now);
-        let mut doubted = self.doubted.map(|it| Doubted { at: run(it.at, now), ..it });
+        let mut doubted = self.doubted.map(|it| DoubtedTime { at: run(it.at, now), ..it });
         if let Some(known) = doubted.filter(|it| it.left().is_zero()) {
             (self.at, doubted) = (known.at, None);
         }
@@ -76,7 +76,7 @@ impl Believed {
         let is_ahead = distance(self.at.wall(), wall) > TOLERANCE;
         // Another clock, further behind than the doubted one, is doubted from now on.
         let known = doubted.filter(|it| distance(wall, it.at.wall()) <= TOLERANCE);
-        self.doubted = is_ahead.then(|| known.unwrap_or_else(|| Doubted::new(now)));
+        self.doubted = is_ahead.then(|| known.unwrap_or_else(|| DoubtedTime::new(now)));
     }
 
     /// How much time has to be measured, from the last update on, until the believed time is `until`.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use super::book::Book;
-use super::incident::Standing;
-use super::refusals::Refusals;
-use super::{Facts, Policy};
+use super::incidents::Incidents;
+use super::incident::Phase;
+use super::namespace_refusals::NamespaceRefusals;
+use super::{ClusterFacts, Policy};
 use crate::Moment;
 use crate::ledger::Presence;
 use crate::names::{App, Key, NodeName, PodRef, Text};
@@ -14,12 +14,12 @@ use crate::snapshot::{Snapshot, State};
 
 /// What has to be known before the next decisions. Whoever can ask the cluster answers with [`Facts`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Questions {
+pub struct LookupRequests {
     /// Changes when earlier answers must not count any more, because another replica may have decided meanwhile. See
     /// [`Facts::epoch`].
     pub epoch: u64,
     /// The accused Pods.
-    pub pods: BTreeMap<PodRef, Accusers>,
+    pub pods: BTreeMap<PodRef, AccusingNodes>,
     /// The Apps with an open incident, and the Pods that were accused as theirs: ordered, each once.
     pub apps: BTreeMap<App, Vec<AccusedPod>>,
     /// The Pods that have to be read directly, each not before that moment: a new block waits for it.
@@ -34,12 +34,12 @@ pub struct AccusedPod {
     /// Its name.
     pub pod: PodRef,
     /// Which Pod of that name.
-    pub which: WhichPod,
+    pub which: PodIdentity,
 }
 
 /// Which of several Pods that had the same name one after the other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WhichPod {
+pub enum PodIdentity {
     /// The Pod with this UID.
     Uid(Text),
     /// One of them, but it is not known which: an earlier version kept no UID, and nor do objects that were blocked
@@ -51,7 +51,7 @@ pub enum WhichPod {
 
 /// The nodes that accuse a Pod, and when each did so last.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Accusers {
+pub struct AccusingNodes {
     /// When the freshest evidence came. Only what is known from later on can judge it.
     pub since: Moment,
     /// Every accusing node with the time of its own freshest evidence, ordered by node, each once. Every node is
@@ -60,7 +60,7 @@ pub struct Accusers {
     pub nodes: Vec<(NodeName, Moment)>,
 }
 
-impl Accusers {
+impl AccusingNodes {
     /// The accusation of one node.
     pub fn one(node: NodeName, since: Moment) -> Self {
         Self { since, nodes: vec![(node, since)] }
@@ -80,21 +80,21 @@ impl Accusers {
     }
 }
 
-impl Questions {
+impl LookupRequests {
     /// Whether `facts` are recent enough to judge every accusation, and know every App.
-    pub fn are_answered_by(&self, facts: &Facts) -> bool {
-        let is_judged = |(pod, accusers): (&PodRef, &Accusers)| {
+    pub fn are_answered_by(&self, facts: &ClusterFacts) -> bool {
+        let is_judged = |(pod, accusers): (&PodRef, &AccusingNodes)| {
             facts.pods.get(pod).is_some_and(|fact| fact.asked.uptime() >= accusers.since.uptime())
         };
         self.pods.iter().all(is_judged) && self.apps.keys().all(|app| facts.apps.contains_key(app))
     }
 }
 
-impl Book {
+impl Incidents {
     /// What to ask, as of the last evaluation. Pods of namespaces that may not be touched are nobody's question.
-    pub fn questions(&self, snapshot: &Snapshot, policy: &Policy) -> Questions {
-        let mut questions = Questions::default();
-        let refusals = Refusals::new(policy);
+    pub fn lookup_requests(&self, snapshot: &Snapshot, policy: &Policy) -> LookupRequests {
+        let mut questions = LookupRequests::default();
+        let refusals = NamespaceRefusals::new(policy);
         for violation in &snapshot.violations {
             if violation.state == State::Cleared || refusals.of(&violation.key.namespace).is_some() {
                 continue;
@@ -102,27 +102,27 @@ impl Book {
             let believable = violation.evidence().filter(|e| e.presence != Presence::Cleared);
             for (node, since) in believable.filter_map(|e| Some((&e.node, e.fresh_at?))) {
                 match questions.pods.entry(violation.key.pod_ref()) {
-                    Entry::Vacant(place) => drop(place.insert(Accusers::one(node.clone(), since))),
+                    Entry::Vacant(place) => drop(place.insert(AccusingNodes::one(node.clone(), since))),
                     Entry::Occupied(mut accusers) => accusers.get_mut().add(node, since),
                 }
             }
         }
-        for (app, incident) in &self.incidents {
-            if matches!(incident.standing, Standing::Ended { .. }) {
+        for (app, incident) in &self.by_app {
+            if matches!(incident.phase, Phase::Ended { .. }) {
                 continue;
             }
-            if matches!(incident.standing, Standing::Blocked { .. }) {
+            if matches!(incident.phase, Phase::Blocked { .. }) {
                 questions.services += incident.exposure.services.len();
             }
-            if let Some(since) = incident.wants_look.as_deref().copied() {
-                questions.direct.extend(incident.grounds.iter().map(|((key, _), _)| (key.pod_ref(), since)));
+            if let Some(since) = incident.read_wanted_since.as_deref().copied() {
+                questions.direct.extend(incident.accepted.iter().map(|((key, _), _)| (key.pod_ref(), since)));
             }
             let accused = |key: &Key, uid: Option<&Text>| {
-                let known = uid.cloned().map_or(WhichPod::Unknown, WhichPod::Uid);
-                let which = if policy.verify_pods { known } else { WhichPod::Any };
+                let known = uid.cloned().map_or(PodIdentity::Unknown, PodIdentity::Uid);
+                let which = if policy.verify_pods { known } else { PodIdentity::Any };
                 AccusedPod { pod: key.pod_ref(), which }
             };
-            let grounds = incident.grounds.iter();
+            let grounds = incident.accepted.iter();
             let heard = grounds.map(|((key, _), ground)| accused(key, ground.pod_uid.as_ref()));
             let inherited = incident.inherited.iter().flat_map(|keys| keys.iter());
             let mut pods: Vec<AccusedPod> = heard.chain(inherited.map(|key| accused(key, None))).collect();

@@ -6,9 +6,9 @@ use std::iter::Peekable;
 
 /// Looks up ascending keys. All look-ups together go through the map once, which costs less than a search for each key if there
 /// are about as many keys as entries.
-pub(crate) struct InOrder<'a, K, V>(Peekable<Iter<'a, K, V>>);
+pub(crate) struct OrderedLookups<'a, K, V>(Peekable<Iter<'a, K, V>>);
 
-impl<'a, K: Ord, V> InOrder<'a, K, V> {
+impl<'a, K: Ord, V> OrderedLookups<'a, K, V> {
     pub(crate) fn new(map: &'a BTreeMap<K, V>) -> Self {
         Self(map.iter().peekable())
     }
@@ -37,7 +37,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_finds_what_the_map_finds(map in btree_map(0..40_u8, any::<u8>(), 0..20), keys in btree_set(0..40_u8, 0..20)) {
-            let mut in_order = InOrder::new(&map);
+            let mut in_order = OrderedLookups::new(&map);
             for key in keys {
                 prop_assert_eq!(in_order.get(&key), map.get(&key));
             }

@@ -4,20 +4,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::inherited::Inherited;
+use super::inherited::InheritedBlock;
 use crate::Moment;
 use crate::names::{App, Text};
 use crate::plan::Block;
 
 /// The Apps that are set aside, with the block that the gateway's objects show for each.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Aside {
+pub(super) struct UnreadableIncidents {
     apps: BTreeMap<App, Option<Arc<Block>>>,
     /// There is an incident of which not even the App can be read.
     pub(super) has_unknown: bool,
 }
 
-impl Aside {
+impl UnreadableIncidents {
     pub(super) fn insert(&mut self, app: App) {
         self.apps.entry(app).or_default();
     }
@@ -33,8 +33,8 @@ impl Aside {
 
     /// Keeps closed what was found closed of an App. The objects do not say which Service belongs to which App, so
     /// Services `known` to belong to other Apps are left to those, unless that would leave none.
-    pub(super) fn close(&mut self, found: &Inherited, known: &BTreeSet<Text>, now: Moment) {
-        let Inherited { app, accused, services, .. } = found;
+    pub(super) fn close(&mut self, found: &InheritedBlock, known: &BTreeSet<Text>, now: Moment) {
+        let InheritedBlock { app, accused, services, .. } = found;
         let own: Vec<Text> = services.iter().filter(|service| !known.contains(*service)).cloned().collect();
         let exposure = found.exposure(if own.is_empty() { services.clone() } else { own });
         let block = Block {

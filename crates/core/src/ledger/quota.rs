@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::evidence::Evidence;
+use super::evidence::ViolationEvidence;
 use super::node::Node;
 use crate::Moment;
 use crate::names::{Key, KeyRef, Text};
@@ -33,7 +33,7 @@ use crate::shares::fair_shares;
 
 /// What there is room for.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct NodeQuota {
     /// The violations that made room for others. They are no longer the node's.
     pub(super) evicted: Vec<Key>,
     /// Those for which there is no room, known before or not.
@@ -89,7 +89,7 @@ enum Class {
     Expendable,
 }
 
-impl Room {
+impl NodeQuota {
     pub(super) fn is_for(&self, key: KeyRef<'_>) -> bool {
         // Nearly always empty.
         self.refused.is_empty() || !self.refused.contains(&Key::new(key.namespace, key.pod, key.process))
@@ -105,13 +105,13 @@ impl Node {
         max: usize,
         max_of_pod: usize,
         judge: &Judge<A, G>,
-    ) -> Room
+    ) -> NodeQuota
     where
         A: Fn(Timestamp) -> Option<(Duration, bool)>,
-        G: Fn(&Key, &Evidence) -> bool,
+        G: Fn(&Key, &ViolationEvidence) -> bool,
     {
         if self.evidence.len() + listed.len() <= max.min(max_of_pod) {
-            return Room::default();
+            return NodeQuota::default();
         }
         let mut new = Vec::new();
         for record in listed.iter().filter(|record| self.evidence_of(record.key).is_none()) {
@@ -123,10 +123,10 @@ impl Node {
             new.push(New { key: record.key, rule: record.regex, worth });
         }
         if new.is_empty() {
-            return Room::default();
+            return NodeQuota::default();
         }
         let find = |key: &Key| listed.binary_search_by(|record| record.key.cmp(&key.view()));
-        let judge_known = |key: &Key, evidence: &Evidence| {
+        let judge_known = |key: &Key, evidence: &ViolationEvidence| {
             let record = find(key).ok().and_then(|place| listed.get(place));
             // The rule that this answer names. With an earlier rule, the same answer taken in twice would change something.
             let rule = record.map_or_else(|| evidence.rule().clone(), |record| record.regex.into());
@@ -148,7 +148,7 @@ impl Node {
             // Forgotten, it would be worth as much as any listed record whose age is not known.
             (if age == Some(None) { alone.min(Worth::Aged) } else { alone }, rule)
         };
-        let mut room = Room::default();
+        let mut room = NodeQuota::default();
         self.limit_pods(&new, max_of_pod, judge_known, &mut room);
         new.retain(|new| room.is_for(new.key));
         let free = max.saturating_sub(self.evidence.len());
@@ -164,8 +164,8 @@ impl Node {
         &mut self,
         new: &[New<'_>],
         max: usize,
-        judge_known: impl Fn(&Key, &Evidence) -> (Worth, Text),
-        room: &mut Room,
+        judge_known: impl Fn(&Key, &ViolationEvidence) -> (Worth, Text),
+        room: &mut NodeQuota,
     ) {
         // Counted in one pass: a node can list as many Pods as records.
         let mut known: BTreeMap<(&str, &str), usize> = BTreeMap::new();
@@ -194,8 +194,8 @@ impl Node {
         &mut self,
         new: &[New<'_>],
         max: usize,
-        judge_known: impl Fn(&Key, &Evidence) -> (Worth, Text),
-        room: &mut Room,
+        judge_known: impl Fn(&Key, &ViolationEvidence) -> (Worth, Text),
+        room: &mut NodeQuota,
     ) {
         let known = self.evidence.iter().map(|(key, evidence)| Candidate::known(key, evidence, &judge_known));
         let mut candidates = in_order_of_pods(known.chain(new.iter().map(Candidate::new)).collect());
@@ -226,7 +226,7 @@ impl Node {
         }
     }
 
-    fn refuse(&mut self, out: &Candidate, room: &mut Room) {
+    fn refuse(&mut self, out: &Candidate, room: &mut NodeQuota) {
         if out.first_seen.is_some() {
             self.evidence.remove(&out.key);
             room.evicted.push(out.key.clone());
@@ -236,7 +236,7 @@ impl Node {
 }
 
 impl Candidate {
-    fn known(key: &Key, evidence: &Evidence, judge: impl Fn(&Key, &Evidence) -> (Worth, Text)) -> Self {
+    fn known(key: &Key, evidence: &ViolationEvidence, judge: impl Fn(&Key, &ViolationEvidence) -> (Worth, Text)) -> Self {
         let first_seen = Some(evidence.first_seen());
         let (worth, rule) = judge(key, evidence);
         Self { key: key.clone(), rule, worth, first_seen, rank: 0, is_first_of_rule: false }

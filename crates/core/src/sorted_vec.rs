@@ -7,13 +7,13 @@ use std::cmp::Ordering;
 use std::fmt;
 
 /// Up to so many, a [`FewMap`] makes room for one at a time.
-const FEW: usize = 4;
+const GROW_BY_ONE_UP_TO: usize = 4;
 
 /// An ordered map that takes what its entries take.
 #[derive(Clone)]
-pub(crate) struct FewMap<K, V>(Vec<(K, Box<V>)>);
+pub(crate) struct SortedVecMap<K, V>(Vec<(K, Box<V>)>);
 
-impl<K: Ord, V> FewMap<K, V> {
+impl<K: Ord, V> SortedVecMap<K, V> {
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
@@ -41,7 +41,7 @@ impl<K: Ord, V> FewMap<K, V> {
         match self.find(&key) {
             Ok(at) => self.0.get_mut(at).map(|(_, old)| std::mem::replace(&mut **old, value)),
             Err(at) => {
-                if self.0.len() < FEW {
+                if self.0.len() < GROW_BY_ONE_UP_TO {
                     self.0.reserve_exact(1);
                 }
                 self.0.insert(at, (key, Box::new(value)));
@@ -81,13 +81,13 @@ impl<K: Ord, V> FewMap<K, V> {
     }
 }
 
-impl<K, V> Default for FewMap<K, V> {
+impl<K, V> Default for SortedVecMap<K, V> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for FewMap<K, V> {
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for SortedVecMap<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.0.iter().map(|(key, value)| (key, value))).finish()
     }
@@ -96,9 +96,9 @@ impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for FewMap<K, V> {
 /// An ordered set that allocates exactly what its items need. Each change reallocates, so it suits sets of few items that seldom
 /// change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FewSet<T>(Box<[T]>);
+pub(crate) struct SortedVecSet<T>(Box<[T]>);
 
-impl<T: Ord> FewSet<T> {
+impl<T: Ord> SortedVecSet<T> {
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
@@ -133,13 +133,13 @@ impl<T: Ord> FewSet<T> {
     }
 }
 
-impl<T> Default for FewSet<T> {
+impl<T> Default for SortedVecSet<T> {
     fn default() -> Self {
         Self(Box::default())
     }
 }
 
-impl<T: Ord> FromIterator<T> for FewSet<T> {
+impl<T: Ord> FromIterator<T> for SortedVecSet<T> {
     fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
         let mut items: Vec<T> = items.into_iter().collect();
         items.sort_unstable();
@@ -148,7 +148,7 @@ impl<T: Ord> FromIterator<T> for FewSet<T> {
     }
 }
 
-impl<T> IntoIterator for FewSet<T> {
+impl<T> IntoIterator for SortedVecSet<T> {
     type Item = T;
     type IntoIter = std::vec::IntoIter<T>;
 
@@ -169,7 +169,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_an_ordered_set(first in vec(0..9_u8, 0..9), acts in vec((any::<bool>(), 0..9_u8), 0..60)) {
-            let (mut few, mut model) = (FewSet::from_iter(first.clone()), BTreeSet::from_iter(first));
+            let (mut few, mut model) = (SortedVecSet::from_iter(first.clone()), BTreeSet::from_iter(first));
             for (is_new, item) in acts {
                 if is_new {
                     few.insert(item);
@@ -186,7 +186,7 @@ mod tests {
 
         #[test]
         fn it_is_an_ordered_map(acts in vec((0..4_u8, 0..12_u8, any::<u8>()), 0..60)) {
-            let (mut few, mut model) = (FewMap::default(), BTreeMap::new());
+            let (mut few, mut model) = (SortedVecMap::default(), BTreeMap::new());
             for (act, key, value) in acts {
                 match act {
                     0 => prop_assert_eq!(few.insert(key, value), model.insert(key, value)),

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::facts::AcceptedPod;
+use super::cluster_facts::AcceptedPod;
 use crate::Moment;
 use crate::ledger::{Cleared, NodeClock, Reading, SHORT_CMDLINE};
-use crate::moment::{Span, WallTime};
+use crate::time::{CompactDuration, CompactTimestamp};
 use crate::names::Text;
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
@@ -19,28 +19,28 @@ const HIDDEN_STEP: Duration = Duration::from_hours(1);
 /// Has a clearing clock of its own beside the ledger's, started at the last evidence that was *accepted*: a node that goes on
 /// accusing a Pod which has moved away resets the ledger's clock, but not this one.
 #[derive(Clone, Debug)]
-pub(super) struct Ground {
+pub(super) struct AcceptedEvidence {
     pub(super) record: Arc<Record>,
     /// The accused Pod's UID; `None` if there was no cluster to ask, or if an earlier version kept it.
     pub(super) pod_uid: Option<Text>,
     pub(super) fresh_at: Moment,
     /// When its agent found it, by our monotonic clock. Not known after a start until it is heard again, because the
     /// persisted time is a wall clock's.
-    pub(super) found_at: Option<Span>,
+    pub(super) found_at: Option<CompactDuration>,
     /// The agent's own time of it: two replicas see the same evidence at different moments.
-    pub(super) evidence_time: WallTime,
+    pub(super) evidence_time: CompactTimestamp,
     /// From when on its node's silence counts: not from before the start, when we may not have listened.
     pub(super) counted_from: Moment,
     /// The reading of its clearing clock when it was last accepted.
     pub(super) mark: Reading,
-    pub(super) first_seen: WallTime,
+    pub(super) first_seen: CompactTimestamp,
     /// How often its node's agent scans, as far as it was learned: a restart must not make its silence mean more.
-    pub(super) scan_interval: Option<Span>,
+    pub(super) scan_interval: Option<CompactDuration>,
     /// The longest time for which it was unseen and came back (see [`crate::snapshot::Heard::away`]).
-    pub(super) away: Span,
+    pub(super) away: CompactDuration,
     /// How long its node has answered since it was last fresh, earlier leaders' time included, if some of these answers
     /// said nothing of it; otherwise zero. Updated in steps of [`HIDDEN_STEP`].
-    pub(super) hidden_for: Span,
+    pub(super) hidden_for: CompactDuration,
     /// Fresh, and accepted, as of the last evaluation.
     pub(super) active: bool,
     /// An exemption or a release covers it, or may do so once a doubt about its date is over. Known only if the incident has more grounds
@@ -50,15 +50,15 @@ pub(super) struct Ground {
     pub(super) gone: bool,
     pub(super) observations: u32,
     /// What of it was kept last; nothing if it has not been kept yet.
-    pub(super) kept: Option<KeptGround>,
+    pub(super) persisted: Option<PersistedEvidence>,
 }
 
 /// What a restart would know of a ground.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct KeptGround {
+pub(super) struct PersistedEvidence {
     /// By the monotonic clock.
-    pub(super) fresh_at: Span,
-    pub(super) hidden_for: Span,
+    pub(super) fresh_at: CompactDuration,
+    pub(super) hidden_for: CompactDuration,
     /// In seconds, rounded up as in the document; zero while it is not known.
     pub(super) scan_interval: u32,
     pub(super) covered: bool,
@@ -68,15 +68,15 @@ pub(super) struct KeptGround {
 /// A ground that has cleared.
 #[derive(Clone, Debug)]
 pub(super) struct Tombstone {
-    pub(super) ground: Ground,
-    pub(super) at: WallTime,
-    pub(super) by: ClearedGround,
+    pub(super) evidence: AcceptedEvidence,
+    pub(super) at: CompactTimestamp,
+    pub(super) by: ClearingCause,
     /// It has been kept.
-    pub(super) is_kept: bool,
+    pub(super) is_persisted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ClearedGround {
+pub(super) enum ClearingCause {
     By(Cleared),
     AppGone,
 }
@@ -88,7 +88,7 @@ pub(super) struct Silence {
     pub(super) counted_from: Moment,
 }
 
-impl Ground {
+impl AcceptedEvidence {
     /// Restarts its clearing clock at `counted_from`, unless the clock already counts from a later moment. After a
     /// restart it counts from the restart, because another leader may have heard of the process until then.
     pub(super) fn count(&mut self, Silence { mark, counted_from }: Silence) {
@@ -100,7 +100,7 @@ impl Ground {
     /// Like [`Ground::count`], for evidence that was found anew: the time for which it was hidden before is dropped.
     pub(super) fn count_anew(&mut self, silence: Silence) {
         self.count(silence);
-        self.mark.before = Span::ZERO;
+        self.mark.before = CompactDuration::ZERO;
     }
 
     /// Where its clearing clock starts.
@@ -110,7 +110,7 @@ impl Ground {
 
     /// Notes how long it has been hidden, once in [`HIDDEN_STEP`] of answered time. `unheard` returns for how much of the
     /// node's answered time the answers said nothing of it.
-    pub(super) fn note_hidden(&mut self, clock: &NodeClock, unheard: impl FnOnce() -> Span) {
+    pub(super) fn note_hidden(&mut self, clock: &NodeClock, unheard: impl FnOnce() -> CompactDuration) {
         let answered = clock.odometer.saturating_sub(self.mark.answered);
         let before = self.mark.before.get();
         let by_now = before.saturating_add(answered);
@@ -151,12 +151,12 @@ impl Ground {
             // `clear_grounds` sets it in the same evaluation.
             scan_interval: None,
             away: evidence.away,
-            hidden_for: Span::ZERO,
+            hidden_for: CompactDuration::ZERO,
             active: true,
             covered: false,
             gone: false,
             observations: saturating_u32(evidence.observations),
-            kept: None,
+            persisted: None,
         }
     }
 
@@ -174,13 +174,13 @@ impl Ground {
     }
 
     /// The interval to keep, so that a restart knows how long it may be unseen.
-    pub(super) fn longest_interval(&self) -> Option<Span> {
-        self.scan_interval.max(Some(self.away).filter(|away| *away > Span::ZERO))
+    pub(super) fn longest_interval(&self) -> Option<CompactDuration> {
+        self.scan_interval.max(Some(self.away).filter(|away| *away > CompactDuration::ZERO))
     }
 
     /// It is kept as it is now.
-    pub(super) fn note_kept(&mut self) {
-        self.kept = Some(KeptGround {
+    pub(super) fn note_persisted(&mut self) {
+        self.persisted = Some(PersistedEvidence {
             fresh_at: self.fresh_at.uptime().into(),
             hidden_for: self.hidden_for,
             scan_interval: self.longest_interval().map_or(0, seconds_of_interval),
@@ -211,17 +211,17 @@ pub(super) fn saturating_u32(n: u64) -> u32 {
 }
 
 /// A scan interval in seconds, as it is persisted. Rounded up: too long an interval only delays the release.
-pub(super) fn whole_seconds(interval: Span) -> u64 {
+pub(super) fn whole_seconds(interval: CompactDuration) -> u64 {
     let interval = interval.get();
     interval.as_secs() + u64::from(interval.subsec_nanos() > 0)
 }
 
 /// The same as a `u32`.
-pub(super) fn seconds_of_interval(interval: Span) -> u32 {
+pub(super) fn seconds_of_interval(interval: CompactDuration) -> u32 {
     saturating_u32(whole_seconds(interval))
 }
 
-fn found_at(evidence: &EvidenceView) -> Option<Span> {
+fn found_at(evidence: &EvidenceView) -> Option<CompactDuration> {
     let fresh_at = evidence.fresh_at?.uptime();
     Some(fresh_at.saturating_sub(evidence.age?.get()).into())
 }

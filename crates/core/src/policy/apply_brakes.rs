@@ -3,24 +3,24 @@
 use std::collections::BTreeSet;
 
 use super::Mode;
-use super::book::Book;
+use super::incidents::Incidents;
 use super::brake::{Brake, RuleNames};
 use super::decision::{Alert, DecisionKind};
-use super::evaluate::{Basis, Pass, cleared_reason};
-use super::incident::Standing;
+use super::evaluate::{ReleaseBasis, EvaluationContext, cleared_reason};
+use super::incident::Phase;
 use super::window::{Accusers, Tally};
 use crate::Moment;
-use crate::moment::WallTime;
+use crate::time::CompactTimestamp;
 use crate::names::{App, NodeName, Text};
 
-impl Book {
+impl Incidents {
     /// Blocks and releases what is wished for, as far as the brakes let it.
-    pub(super) fn brake(
+    pub(super) fn apply_brakes(
         &mut self,
-        pass: &mut Pass<'_>,
-        reading: WallTime,
+        pass: &mut EvaluationContext<'_>,
+        reading: CompactTimestamp,
         blocks: Vec<(Moment, App)>,
-        releases: Vec<(App, Option<String>, Basis)>,
+        releases: Vec<(App, Option<String>, ReleaseBasis)>,
     ) {
         if blocks.is_empty() && releases.is_empty() {
             // No brake is asked, so nothing has to be counted.
@@ -39,7 +39,7 @@ impl Book {
             .collect();
         let mut tally = self.window.tally(&pass.policy.brake, reading);
         for (app, accusers) in accusers {
-            let Some(incident) = self.incidents.get_mut(&app) else {
+            let Some(incident) = self.by_app.get_mut(&app) else {
                 continue;
             };
             let shared = pass.facts.held_for(&app, pass.policy, incident.approved);
@@ -50,15 +50,15 @@ impl Book {
                 None => tally.due(&app, &accusers),
             };
             let accusation = incident.accusation();
-            let is_untold = matches!(incident.standing, Standing::Grace { .. }) && incident.is_untold(pass);
+            let is_untold = matches!(incident.phase, Phase::Grace { .. }) && incident.is_untold(pass);
             let before = incident.warned_before(pass.policy);
-            let file = incident.file();
-            file.count(tally.of(&app));
+            let file = incident.persisted_mut();
+            file.set_window_entries(tally.of(&app));
             if let Some(brake) = brake {
                 let others = shared.map(|shared| format!(": {}", shared.others)).unwrap_or_default();
                 let reason = format!("{}{others}; {accusation}", brake.reason(&pass.policy.brake));
                 pass.decide(&app, DecisionKind::Held, reason);
-                file.standing = Standing::Held;
+                file.phase = Phase::Held;
                 file.rare_mut().held = Some((pass.now, brake.clone()));
                 // A shared Service of one App is no sign of a storm, so it raises no alert.
                 if shared.is_none() {
@@ -73,12 +73,12 @@ impl Book {
                 pass.decide(&app, DecisionKind::Blocked, known.complete(&reason));
                 file.reason = reason;
                 let dry_run = pass.policy.mode == Mode::DryRun;
-                file.standing = Standing::Blocked { since: pass.now, dry_run };
+                file.phase = Phase::Blocked { since: pass.now, dry_run };
             }
         }
         for (app, why, basis) in releases {
-            let proven = basis == Basis::Proof;
-            let Some(incident) = self.incidents.get_mut(&app) else {
+            let proven = basis == ReleaseBasis::Proof;
+            let Some(incident) = self.by_app.get_mut(&app) else {
                 continue;
             };
             // What is held until an operator looks is opened neither by time nor by the same proof again.
@@ -93,8 +93,8 @@ impl Book {
                 }
             });
             let brake = tally.release(&app, proven);
-            let file = incident.file();
-            file.count(tally.of(&app));
+            let file = incident.persisted_mut();
+            file.set_window_entries(tally.of(&app));
             if let Some(brake) = brake {
                 pass.decide(
                     &app,
@@ -105,17 +105,17 @@ impl Book {
                 held_releases.push(brake);
             } else {
                 pass.decide(&app, DecisionKind::Released, why.clone());
-                if incident.grounds.is_empty() {
+                if incident.accepted.is_empty() {
                     incident.end(pass.now);
                 } else {
-                    let file = incident.file();
-                    file.standing = Standing::Watched;
+                    let file = incident.persisted_mut();
+                    file.phase = Phase::Watched;
                     file.rare_mut().exempted = Some(why.into());
                 }
             }
         }
         if let Some(brake) = held_blocks.first()
-            && tally.is_news(brake)
+            && tally.begins_storm(brake)
         {
             let message = format!(
                 "{}: from now on Apps are held, {} already, and stay unblocked until each is approved",
@@ -124,19 +124,19 @@ impl Book {
             );
             pass.alerts.push(Alert::Brake { brake: brake.clone(), message });
         }
-        tell_held_releases(&held_releases, &mut tally, pass);
+        alert_held_releases(&held_releases, &mut tally, pass);
     }
 
     /// The nodes and rules by which an App is to be blocked: those of its active grounds that are young enough and not
     /// exempted.
-    fn accusers(&self, app: &App, pass: &Pass<'_>, rules: &mut RuleNames) -> Accusers {
-        let Some(incident) = self.incidents.get(app) else {
+    fn accusers(&self, app: &App, pass: &EvaluationContext<'_>, rules: &mut RuleNames) -> Accusers {
+        let Some(incident) = self.by_app.get(app) else {
             return Accusers::default();
         };
         // One match is enough for each rule that a node names: all would give the same accuser.
         let mut matched: BTreeSet<(&NodeName, &Text)> = BTreeSet::new();
         incident
-            .grounds
+            .accepted
             .iter()
             // A ground that may not lead to a new block may not pass the brakes for one either.
             .filter(|(_, ground)| ground.active && ground.is_young(pass.policy.max_age, pass.now))
@@ -157,10 +157,10 @@ impl Book {
 }
 
 /// Raises the alerts of the brakes that hold `releases`.
-fn tell_held_releases(releases: &[Brake], tally: &mut Tally<'_>, pass: &mut Pass<'_>) {
+fn alert_held_releases(releases: &[Brake], tally: &mut Tally<'_>, pass: &mut EvaluationContext<'_>) {
     for brake in [Brake::Releases, Brake::Gone] {
         let held = releases.iter().filter(|other| **other == brake).count();
-        if held > 0 && tally.is_news(&brake) {
+        if held > 0 && tally.begins_storm(&brake) {
             let reason = brake.reason(&pass.policy.brake);
             let message = format!("{reason}: {held} Apps stay blocked until their release is approved");
             pass.alerts.push(Alert::Brake { brake, message });

@@ -15,8 +15,8 @@ use jiff::Timestamp;
 /// Ordered by the monotonic clock first. Takes 16 bytes, also as an option (see [`Span`] and [`WallTime`]).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment {
-    uptime: Span,
-    wall: WallTime,
+    uptime: CompactDuration,
+    wall: CompactTimestamp,
 }
 
 impl Moment {
@@ -65,12 +65,12 @@ impl fmt::Debug for Moment {
 /// How long something takes, to the nanosecond, in 8 bytes, also as an option: a [`Duration`] takes 16, and everything that is known of
 /// an App has several. More than 584 years are taken for as many.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(
+pub struct CompactDuration(
     /// In nanoseconds, and one more.
     NonZeroU64,
 );
 
-impl Span {
+impl CompactDuration {
     /// None.
     pub const ZERO: Self = Self(NonZeroU64::MIN);
 
@@ -80,19 +80,19 @@ impl Span {
     }
 
     /// By how much it is longer than `other`; zero if it is not.
-    pub fn saturating_sub(self, other: Span) -> Duration {
+    pub fn saturating_sub(self, other: CompactDuration) -> Duration {
         Duration::from_nanos(self.0.get().saturating_sub(other.0.get()))
     }
 }
 
-impl From<Duration> for Span {
+impl From<Duration> for CompactDuration {
     fn from(duration: Duration) -> Self {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self(NonZeroU64::MIN.saturating_add(nanos))
     }
 }
 
-impl fmt::Debug for Span {
+impl fmt::Debug for CompactDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.get().fmt(f)
     }
@@ -101,12 +101,12 @@ impl fmt::Debug for Span {
 /// A time by some wall clock, to the nanosecond, in 8 bytes, also as an option: a [`Timestamp`] takes 16. Before 1678 and after 2261 it is
 /// the nearest that can be told.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct WallTime(
+pub struct CompactTimestamp(
     /// In nanoseconds since the epoch, and from there on one more: zero is no time.
     NonZeroI64,
 );
 
-impl WallTime {
+impl CompactTimestamp {
     /// As a timestamp.
     pub fn get(self) -> Timestamp {
         let nanos = self.0.get();
@@ -115,7 +115,7 @@ impl WallTime {
     }
 }
 
-impl From<Timestamp> for WallTime {
+impl From<Timestamp> for CompactTimestamp {
     fn from(at: Timestamp) -> Self {
         let nearest = if at < Timestamp::UNIX_EPOCH { i64::MIN } else { i64::MAX };
         let nanos = i64::try_from(at.as_nanosecond()).unwrap_or(nearest);
@@ -124,7 +124,7 @@ impl From<Timestamp> for WallTime {
     }
 }
 
-impl fmt::Debug for WallTime {
+impl fmt::Debug for CompactTimestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.get().fmt(f)
     }
@@ -153,10 +153,10 @@ mod tests {
         fn times_keep_their_order(times in proptest::collection::vec(any::<i64>().prop_map(i128::from), 2), near in -2..=2_i64) {
             let at = |nanos| Timestamp::from_nanosecond(nanos).unwrap();
             let [a, b] = [at(times[0]), at(times[1])];
-            prop_assert_eq!(WallTime::from(a).cmp(&WallTime::from(b)), a.cmp(&b));
+            prop_assert_eq!(CompactTimestamp::from(a).cmp(&CompactTimestamp::from(b)), a.cmp(&b));
             let near = at(near.into());
-            prop_assert_eq!(WallTime::from(near).get(), near);
-            prop_assert_eq!(WallTime::from(a).cmp(&WallTime::from(near)), a.cmp(&near));
+            prop_assert_eq!(CompactTimestamp::from(near).get(), near);
+            prop_assert_eq!(CompactTimestamp::from(a).cmp(&CompactTimestamp::from(near)), a.cmp(&near));
         }
     }
 
@@ -169,7 +169,7 @@ mod tests {
         );
         assert!(ends[0].uptime() > Duration::from_hours(24 * 365 * 580) && ends[0] < ends[1]);
         assert_eq!(
-            [size_of::<Option<Moment>>(), 2 * size_of::<Option<Span>>(), 2 * size_of::<Option<WallTime>>()],
+            [size_of::<Option<Moment>>(), 2 * size_of::<Option<CompactDuration>>(), 2 * size_of::<Option<CompactTimestamp>>()],
             [16; 3]
         );
     }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Policy;
-use super::incident::File;
+use super::incident::PersistedIncident;
 use crate::Moment;
-use crate::moment::Span;
+use crate::time::CompactDuration;
 use crate::names::{App, NodeName, PodRef, Text};
 use crate::plan::{Exposure, SharedService, SharedServices, human};
 use crate::report::Record;
@@ -20,7 +20,7 @@ pub const AGE_TOLERANCE: Duration = Duration::from_secs(3);
 
 /// What is known of the accused Pods, Apps and namespaces. What is missing is unknown, never absent.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
+pub struct ClusterFacts {
     /// The epoch of the questions that they answer ([`super::Questions::epoch`]): every look-up was sent in that epoch
     /// or later.
     pub epoch: u64,
@@ -124,7 +124,7 @@ impl PodState {
     }
 }
 
-impl Facts {
+impl ClusterFacts {
     /// When the Pod was last read directly; `None` if it never was.
     pub(super) fn read_at(&self, pod: &PodRef) -> Option<Moment> {
         self.carried.get(pod).copied().or_else(|| Some(self.pods.get(pod)?.asked))
@@ -188,7 +188,7 @@ impl Facts {
     ///
     /// Without a cluster to ask, the only guess that can't hit another App is a Service of the App's own name in its own
     /// namespace.
-    pub(super) fn to_close(&self, app: &App, policy: &Policy, file: &File) -> Option<Cow<'_, Exposure>> {
+    pub(super) fn to_close(&self, app: &App, policy: &Policy, file: &PersistedIncident) -> Option<Cow<'_, Exposure>> {
         let fact = self.apps.get(app);
         let mut exposure = Self::closed_of(app, fact, policy, file)?;
         // A Service that was closed for it stays closed: otherwise its tenant could open it by removing the selector.
@@ -206,7 +206,7 @@ impl Facts {
         app: &App,
         fact: Option<&'a AppFact>,
         policy: &Policy,
-        file: &File,
+        file: &PersistedIncident,
     ) -> Option<Cow<'a, Exposure>> {
         let Some(fact) = fact else {
             let is_guess = !policy.verify_pods && crate::names::is_dns_label(&app.name);
@@ -236,7 +236,7 @@ impl Facts {
 
 /// Why a record of that `age` at `fresh_at` can't be assigned to the Pod that was `created` then: it may be about an
 /// earlier Pod of the same name.
-fn doubt(age: Option<Span>, fresh_at: Moment, created: Option<Moment>) -> Option<Verdict> {
+fn doubt(age: Option<CompactDuration>, fresh_at: Moment, created: Option<Moment>) -> Option<Verdict> {
     let Some(created) = created else {
         return Some(Verdict::Unverified("the age of the Pod is not known".to_owned()));
     };

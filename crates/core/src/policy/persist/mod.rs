@@ -12,14 +12,14 @@ mod write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::book::Book;
+use super::incidents::Incidents;
 use super::forgotten::MAX_EVIDENCE;
-use super::ground::{ClearedGround, Ground, KeptGround, seconds_of_interval};
-use super::incident::{File, Incident, Rare, Standing, StickyRelease, Told};
+use super::accepted_evidence::{ClearingCause, AcceptedEvidence, PersistedEvidence, seconds_of_interval};
+use super::incident::{PersistedIncident, Incident, RareFields, Phase, StickyRelease, SentNotification};
 use super::leader_clock::LeaderClock;
 use crate::Moment;
-use crate::in_order::InOrder;
-use crate::moment::WallTime;
+use crate::ordered_lookups::OrderedLookups;
+use crate::time::CompactTimestamp;
 use crate::names::App;
 use crate::snapshot::Snapshot;
 use crate::state::incident as kept;
@@ -39,60 +39,60 @@ const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
 /// What had been heard by then is not copied: each ground and tombstone notes what is kept of it, and the counts tell
 /// whether one has gone.
 #[derive(Clone, Debug)]
-pub(super) struct Effective {
-    file: Arc<File>,
-    cleared: Option<ClearedGround>,
+pub(super) struct Committed {
+    persisted: Arc<PersistedIncident>,
+    cleared: Option<ClearingCause>,
     delivered: Option<Moment>,
     /// Boxed, because few incidents have a grace.
     grace_told: Option<Box<Moment>>,
     grounds: u32,
     tombstones: u32,
     /// The incident as it was, if it had ended: evidence that reopens it may have to be taken back.
-    over: Option<Box<Incident>>,
+    ended: Option<Box<Incident>>,
     /// Whether it is known to be kept in this form.
-    is_kept: bool,
+    is_persisted: bool,
 }
 
-impl Effective {
+impl Committed {
     /// The incident as it is now, not known to be kept.
-    pub(super) fn unkept(incident: &Incident) -> Self {
+    pub(super) fn not_persisted(incident: &Incident) -> Self {
         Self {
-            file: incident.share_file(),
+            persisted: incident.share_persisted(),
             cleared: incident.cleared,
-            delivered: incident.delivered,
-            grace_told: incident.grace_told.map(Box::new),
-            grounds: count(incident.grounds.len()),
+            delivered: incident.written_at,
+            grace_told: incident.grace_written_at.map(Box::new),
+            grounds: count(incident.accepted.len()),
             tombstones: count(incident.tombstones.len()),
-            over: matches!(incident.standing, Standing::Ended { .. }).then(|| Box::new(incident.clone())),
-            is_kept: false,
+            ended: matches!(incident.phase, Phase::Ended { .. }).then(|| Box::new(incident.clone())),
+            is_persisted: false,
         }
     }
 
     /// The incident as it is now, after it was kept.
-    fn kept(incident: &mut Incident) -> Self {
+    fn persisted(incident: &mut Incident) -> Self {
         incident.note_end();
-        for (_, ground) in incident.grounds.iter_mut() {
-            ground.note_kept();
+        for (_, ground) in incident.accepted.iter_mut() {
+            ground.note_persisted();
         }
         for (_, tombstone) in incident.tombstones.iter_mut() {
-            tombstone.is_kept = true;
+            tombstone.is_persisted = true;
         }
-        Self { is_kept: true, ..Self::unkept(incident) }
+        Self { is_persisted: true, ..Self::not_persisted(incident) }
     }
 }
 
 /// How many seconds the kept scan interval of an agent may be shorter than the learned one. Most agents scan more often than
 /// this, so their intervals are kept only when something else is.
-const INTERVAL_SLACK: u32 = 60;
+const INTERVAL_SLACK_SECONDS: u32 = 60;
 
 /// How many incidents are written at once of which only the evidence is newer.
-const REFRESHES: usize = 50;
+const MAX_REFRESHES_AT_ONCE: usize = 50;
 
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-impl Book {
+impl Incidents {
     /// Restores the book from what was kept. It is as certain as it was then, but no evidence is fresh, and clearing
     /// clocks start anew. `snapshot` has the readings of the nodes' odometers.
     pub fn restore(documents: &[kept::Incident], snapshot: &Snapshot, now: Moment) -> Self {
@@ -104,11 +104,11 @@ impl Book {
     #[must_use]
     pub fn restore_again(&self, documents: &[kept::Incident], snapshot: &Snapshot, now: Moment) -> Self {
         let newest = documents.iter().filter_map(|document| reading(&document.status)).max();
-        let clock = LeaderClock::restored(newest.map(WallTime::from), now);
+        let clock = LeaderClock::restored(newest.map(CompactTimestamp::from), now);
         let dates = dates(documents, now);
         let written = ClockWritten::new(&clock, &dates);
         let (clock, dates) = (self.clock.or_later(clock, now), self.dates.clone().or(dates));
-        let mut book = Self { clock, dates, written, ..Self::default() };
+        let mut book = Self { clock, dates, written_clocks: written, ..Self::default() };
         let mut documents: Vec<&kept::Incident> = documents.iter().collect();
         // Only the latest incident of an App counts, so it has to come last. Of two that are equally late, the one that
         // has its own name counts.
@@ -119,14 +119,14 @@ impl Book {
             let is_kept = has_own_name(document);
             if !is_kept {
                 // Operators' acts are numbered for each object, so the numbers of another object say nothing here.
-                let own = book.incidents.get(&app).filter(|known| known.name(&app) == incident.name(&app));
-                incident.file().observed = own.map_or(0, Incident::observed);
+                let own = book.by_app.get(&app).filter(|known| known.name(&app) == incident.name(&app));
+                incident.persisted_mut().observed = own.map_or(0, Incident::observed);
             }
             book.window.restore(&app, incident.due.as_ref(), incident.release_due);
             // An incident that was read from an object of another name is written at once under its own name.
-            let effective = Effective { is_kept, ..Effective::kept(&mut incident) };
-            book.effective.insert(app.clone(), effective);
-            book.incidents.insert(app, incident);
+            let effective = Committed { is_persisted: is_kept, ..Committed::persisted(&mut incident) };
+            book.committed.insert(app.clone(), effective);
+            book.by_app.insert(app, incident);
         }
         book
     }
@@ -135,23 +135,23 @@ impl Book {
     /// releases wait for these writes. Last come a limited number of incidents of which only the evidence is newer than
     /// what is kept, those with the oldest kept evidence first, and one if the persisted clocks are outdated: no decision
     /// waits for these.
-    pub fn unsaved(&self) -> Vec<App> {
+    pub fn dirty(&self) -> Vec<App> {
         let (mut unsaved, mut refreshes) = (Vec::new(), Vec::new());
-        let mut effective = InOrder::new(&self.effective);
-        for (app, incident) in &self.incidents {
+        let mut effective = OrderedLookups::new(&self.committed);
+        for (app, incident) in &self.by_app {
             match effective.get(app) {
-                Some(before) if !is_kept_by(incident, before) => unsaved.push((app, incident)),
-                Some(_) => refreshes.extend(outdated_since(incident).map(|since| (since, app))),
+                Some(before) if !is_persisted_by(incident, before) => unsaved.push((app, incident)),
+                Some(_) => refreshes.extend(oldest_outdated_evidence(incident).map(|since| (since, app))),
                 None => unsaved.push((app, incident)),
             }
         }
         refreshes.sort_unstable();
         let is_urgent = |app: &App, incident: &Incident| {
-            let is_blocked = |file: &File| matches!(file.standing, Standing::Blocked { .. });
-            is_blocked(incident) || self.effective.get(app).is_some_and(|before| is_blocked(&before.file))
+            let is_blocked = |file: &PersistedIncident| matches!(file.phase, Phase::Blocked { .. });
+            is_blocked(incident) || self.committed.get(app).is_some_and(|before| is_blocked(&before.persisted))
         };
         unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
-        let refreshes = refreshes.into_iter().take(REFRESHES).map(|(_, app)| app);
+        let refreshes = refreshes.into_iter().take(MAX_REFRESHES_AT_ONCE).map(|(_, app)| app);
         let unsaved: Vec<App> = unsaved.into_iter().map(|(app, _)| app).chain(refreshes).cloned().collect();
         let for_clocks = self.to_write_for_clocks().filter(|app| !unsaved.contains(app)).cloned();
         unsaved.into_iter().chain(for_clocks).collect()
@@ -159,50 +159,50 @@ impl Book {
 
     /// The document to keep for the incident of `app`.
     pub fn document(&self, app: &App) -> Option<kept::Incident> {
-        self.incidents.get(app).map(|incident| document(app, incident, &self.clock, &self.dates))
+        self.by_app.get(app).map(|incident| document(app, incident, &self.clock, &self.dates))
     }
 
     /// The documents that [`Book::document`] returned for `apps` have been kept. The incidents may not have changed
     /// since.
-    pub fn saved<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
+    pub fn commit<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
         for app in apps {
-            if let Some(incident) = self.incidents.get_mut(app) {
-                self.effective.insert(app.clone(), Effective::kept(incident));
-                self.written = ClockWritten::new(&self.clock, &self.dates);
+            if let Some(incident) = self.by_app.get_mut(app) {
+                self.committed.insert(app.clone(), Committed::persisted(incident));
+                self.written_clocks = ClockWritten::new(&self.clock, &self.dates);
             }
         }
-        let mut incidents = InOrder::new(&self.incidents);
-        self.effective.retain(|app, _| incidents.get(app).is_some());
+        let mut incidents = OrderedLookups::new(&self.by_app);
+        self.committed.retain(|app, _| incidents.get(app).is_some());
     }
 
     /// The documents that [`Book::document`] returned for `apps` could not be kept. Their decisions, which had no
     /// effect, are taken back, and are made anew on evidence of a later moment. What has been heard stays.
-    pub fn take_back<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
+    pub fn roll_back<'a>(&mut self, apps: impl IntoIterator<Item = &'a App>) {
         let mut is_new_failure = false;
         for app in apps {
-            let Some(now) = self.incidents.get_mut(app) else { continue };
-            is_new_failure |= self.effective.get(app).is_some_and(|before| before.is_kept);
-            match self.effective.get(app) {
-                Some(Effective { file, over, delivered, grace_told, .. }) if file.opened == now.opened => {
+            let Some(now) = self.by_app.get_mut(app) else { continue };
+            is_new_failure |= self.committed.get(app).is_some_and(|before| before.is_persisted);
+            match self.committed.get(app) {
+                Some(Committed { persisted: file, ended: over, delivered, grace_told, .. }) if file.opened == now.opened => {
                     match over {
                         Some(over) => now.clone_from(over),
-                        None => now.refile(file.clone(), [*delivered, grace_told.as_deref().copied()]),
+                        None => now.restore_persisted(file.clone(), [*delivered, grace_told.as_deref().copied()]),
                     }
                 }
                 // The incident before this one has ended, but operators' releases and a brake's hold go on.
                 known => {
-                    let mut anew = File::new(now.opened);
-                    if let Some(Effective { file, .. }) = known
+                    let mut anew = PersistedIncident::new(now.opened);
+                    if let Some(Committed { persisted: file, .. }) = known
                         && (!file.releases.is_empty() || file.held.is_some())
                     {
                         let rare = anew.rare_mut();
                         (rare.releases, rare.held) = (file.releases.clone(), file.held.clone());
                     }
-                    now.refile(Arc::new(anew), [None, None]);
+                    now.restore_persisted(Arc::new(anew), [None, None]);
                 }
             }
             // A write whose answer was lost may have succeeded, so the incident is written again in any case.
-            self.effective.insert(app.clone(), Effective::unkept(now));
+            self.committed.insert(app.clone(), Committed::not_persisted(now));
         }
         if is_new_failure {
             self.note_failed_write();
@@ -210,16 +210,16 @@ impl Book {
     }
 
     /// Incidents for whose names `is_gone` returns true are no longer kept: they have to be written again.
-    pub fn forget_saved(&mut self, is_gone: impl Fn(&str) -> bool) {
-        for (app, effective) in &mut self.effective {
-            effective.is_kept &= !is_gone(&effective.file.name(app));
+    pub fn mark_deleted(&mut self, is_gone: impl Fn(&str) -> bool) {
+        for (app, effective) in &mut self.committed {
+            effective.is_persisted &= !is_gone(&effective.persisted.name(app));
         }
     }
 
     /// The documents of all incidents.
     pub fn documents(&self) -> Vec<kept::Incident> {
         let document = |(app, incident): (&App, &Incident)| document(app, incident, &self.clock, &self.dates);
-        self.incidents.iter().map(document).collect()
+        self.by_app.iter().map(document).collect()
     }
 }
 
@@ -231,48 +231,48 @@ fn has_own_name(document: &kept::Incident) -> bool {
 
 /// How old the oldest kept evidence of `now` is that has to be written again, as its moment on the monotonic clock;
 /// `None` if no evidence has to be.
-fn outdated_since(now: &Incident) -> Option<Duration> {
-    let kept = now.grounds.values().filter_map(|ground| Some((ground, ground.kept?)));
+fn oldest_outdated_evidence(now: &Incident) -> Option<Duration> {
+    let kept = now.accepted.values().filter_map(|ground| Some((ground, ground.persisted?)));
     let outdated = kept.filter(|(ground, kept)| {
         let interval = ground.longest_interval().map_or(0, seconds_of_interval);
         ground.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) >= EVIDENCE_REFRESH
-            || interval.saturating_sub(kept.scan_interval) > INTERVAL_SLACK
+            || interval.saturating_sub(kept.scan_interval) > INTERVAL_SLACK_SECONDS
             || ground.hidden_for > kept.hidden_for
     });
     outdated.map(|(_, kept)| kept.fresh_at.get().saturating_add(kept.hidden_for.get())).min()
 }
 
 /// Whether `saved` is kept, and a restart would lose nothing that matters of `now`, but for newer evidence.
-fn is_kept_by(now: &Incident, saved: &Effective) -> bool {
+fn is_persisted_by(now: &Incident, saved: &Committed) -> bool {
     // Evidence that was seen again must be written, or a restart would still count it as hidden from before.
     // What covers an accusation decides whether it is among those that are written, if not all are.
-    let are_all_written = now.grounds.len() <= MAX_EVIDENCE;
-    let is_same = |ground: &Ground, kept: KeptGround| {
+    let are_all_written = now.accepted.len() <= MAX_EVIDENCE;
+    let is_same = |ground: &AcceptedEvidence, kept: PersistedEvidence| {
         kept.gone == ground.gone
             && kept.hidden_for <= ground.hidden_for
             && (are_all_written || kept.covered == ground.covered)
     };
-    let is_same_ground = |ground: &Ground| ground.kept.is_some_and(|kept| is_same(ground, kept));
-    saved.is_kept
-        && count(now.grounds.len()) == saved.grounds
-        && now.grounds.values().all(is_same_ground)
+    let is_same_ground = |ground: &AcceptedEvidence| ground.persisted.is_some_and(|kept| is_same(ground, kept));
+    saved.is_persisted
+        && count(now.accepted.len()) == saved.grounds
+        && now.accepted.values().all(is_same_ground)
         && count(now.tombstones.len()) == saved.tombstones
-        && now.tombstones.values().all(|tombstone| tombstone.is_kept)
+        && now.tombstones.values().all(|tombstone| tombstone.is_persisted)
         && now.cleared == saved.cleared
-        && now.delivered == saved.delivered
-        && now.grace_told.as_ref() == saved.grace_told.as_deref()
-        && (now.has_file(&saved.file) || is_file_kept_by(now, &saved.file))
+        && now.written_at == saved.delivered
+        && now.grace_written_at.as_ref() == saved.grace_told.as_deref()
+        && (now.has_persisted(&saved.persisted) || is_part_persisted_by(now, &saved.persisted))
 }
 
 /// Lists every field, so that the compiler asks about a new one.
-fn is_file_kept_by(now: &File, saved: &File) -> bool {
-    let File {
+fn is_part_persisted_by(now: &PersistedIncident, saved: &PersistedIncident) -> bool {
+    let PersistedIncident {
         opened,
-        standing,
+        phase: standing,
         processes,
         reason,
         approved,
-        told,
+        notification: told,
         grace,
         exposure,
         origins,
@@ -284,25 +284,25 @@ fn is_file_kept_by(now: &File, saved: &File) -> bool {
         // `is_rare_kept_by` compares it.
         rare: _,
     } = now;
-    let told_of = |told: &Option<Told>| told.map(|told| (told.at, told.what));
+    let told_of = |told: &Option<SentNotification>| told.map(|told| (told.sent_at, told.kind));
     opened == &saved.opened
-        && standing == &saved.standing
+        && standing == &saved.phase
         && decided == &saved.decided
         && observed == &saved.observed
         && processes == &saved.processes
         && reason == &saved.reason
         && approved == &saved.approved
-        && told_of(told) == told_of(&saved.told)
+        && told_of(told) == told_of(&saved.notification)
         && grace == &saved.grace
         && exposure == &saved.exposure
         && origins == &saved.origins
         && due == &saved.due
-        && is_rare_kept_by(now, saved)
+        && are_rare_fields_persisted_by(now, saved)
 }
 
 /// Compares the rare fields for [`is_file_kept_by`]. Lists every field, so that the compiler asks about a new one.
-fn is_rare_kept_by(now: &Rare, saved: &Rare) -> bool {
-    let Rare {
+fn are_rare_fields_persisted_by(now: &RareFields, saved: &RareFields) -> bool {
+    let RareFields {
         held,
         inherited,
         release_held,
@@ -323,7 +323,7 @@ fn is_rare_kept_by(now: &Rare, saved: &Rare) -> bool {
         && exempted == &saved.exempted
         && withheld == &saved.withheld
         && release_due == &saved.release_due
-        && releases.iter().map(StickyRelease::words).eq(saved.releases.iter().map(StickyRelease::words))
+        && releases.iter().map(StickyRelease::declared).eq(saved.releases.iter().map(StickyRelease::declared))
 }
 
 #[cfg(test)]
@@ -350,34 +350,34 @@ mod tests {
         };
         let due = || ReleaseDue { at: Timestamp::UNIX_EPOCH.into(), passed: true, proven: false };
         let texts = || vec![Text::from("web.ns-a.svc")];
-        let all: [(&str, Rare); 9] = [
-            ("held", Rare { held: Some((now(), Brake::NewTenants)), ..Rare::default() }),
-            ("inherited", Rare { inherited: Some([].into()), ..Rare::default() }),
-            ("release_held", Rare { release_held: Some(now()), ..Rare::default() }),
-            ("once_closed", Rare { once_closed: texts(), ..Rare::default() }),
+        let all: [(&str, RareFields); 9] = [
+            ("held", RareFields { held: Some((now(), Brake::NewTenants)), ..RareFields::default() }),
+            ("inherited", RareFields { inherited: Some([].into()), ..RareFields::default() }),
+            ("release_held", RareFields { release_held: Some(now()), ..RareFields::default() }),
+            ("once_closed", RareFields { once_closed: texts(), ..RareFields::default() }),
             (
                 "formerly",
-                Rare { formerly: [App::new("ns-a", "app", "web")].into_iter().collect(), ..Rare::default() },
+                RareFields { formerly: [App::new("ns-a", "app", "web")].into_iter().collect(), ..RareFields::default() },
             ),
-            ("exempted", Rare { exempted: Some("why".into()), ..Rare::default() }),
-            ("withheld", Rare { withheld: texts(), ..Rare::default() }),
-            ("release_due", Rare { release_due: Some(due()), ..Rare::default() }),
-            ("releases", Rare { releases: vec![release()], ..Rare::default() }),
+            ("exempted", RareFields { exempted: Some("why".into()), ..RareFields::default() }),
+            ("withheld", RareFields { withheld: texts(), ..RareFields::default() }),
+            ("release_due", RareFields { release_due: Some(due()), ..RareFields::default() }),
+            ("releases", RareFields { releases: vec![release()], ..RareFields::default() }),
         ];
-        let none = File::new(now());
+        let none = PersistedIncident::new(now());
         for (field, rare) in all {
             let mut file = none.clone();
             file.set_rare(rare.clone());
-            assert!(is_file_kept_by(&file, &file.clone()), "{field}");
-            assert!(!is_file_kept_by(&file, &none) && !is_file_kept_by(&none, &file), "{field}");
+            assert!(is_part_persisted_by(&file, &file.clone()), "{field}");
+            assert!(!is_part_persisted_by(&file, &none) && !is_part_persisted_by(&none, &file), "{field}");
             // Reset, it takes no memory any more.
             file.reset_rare(|it| *it = rare);
             assert!(file.rare.is_some(), "{field}");
-            file.reset_rare(|it| *it = Rare::default());
-            assert!(file.rare.is_none() && is_file_kept_by(&file, &none), "{field}");
+            file.reset_rare(|it| *it = RareFields::default());
+            assert!(file.rare.is_none() && is_part_persisted_by(&file, &none), "{field}");
         }
         let mut file = none.clone();
-        file.set_rare(Rare::default());
+        file.set_rare(RareFields::default());
         file.reset_rare(|_| unreachable!());
         assert!(file.rare.is_none());
     }
@@ -385,7 +385,7 @@ mod tests {
     #[test]
     fn an_incident_that_has_ended_has_neither_a_held_release_nor_an_exemption() {
         let mut incident = Incident::new(now());
-        let rare = incident.file().rare_mut();
+        let rare = incident.persisted_mut().rare_mut();
         (rare.release_held, rare.exempted) = (Some(now()), Some("why".into()));
         incident.end(now());
         assert!(incident.release_held.is_none() && incident.exempted.is_none());
@@ -394,15 +394,15 @@ mod tests {
     #[test]
     fn what_was_persisted_of_an_incident_is_forgotten_with_it() {
         let apps = ["a", "b", "c"].map(|name| App::new("ns-a", "app", name));
-        let mut book = Book::default();
+        let mut book = Incidents::default();
         for app in &apps {
-            book.incidents.insert(app.clone(), Incident::new(now()));
+            book.by_app.insert(app.clone(), Incident::new(now()));
         }
-        assert_eq!(book.unsaved(), apps);
-        book.saved(&apps);
-        assert!(book.unsaved().is_empty());
-        book.incidents.remove(&apps[1]);
-        book.saved([]);
-        assert!(book.effective.keys().eq([&apps[0], &apps[2]]));
+        assert_eq!(book.dirty(), apps);
+        book.commit(&apps);
+        assert!(book.dirty().is_empty());
+        book.by_app.remove(&apps[1]);
+        book.commit([]);
+        assert!(book.committed.keys().eq([&apps[0], &apps[2]]));
     }
 }

@@ -6,59 +6,59 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::aside::Aside;
+use super::unreadable::UnreadableIncidents;
 use super::dates::Dates;
 use super::decision::{Actor, Decision, DecisionKind};
 use super::exemption::{Admissions, is_too_far};
-use super::incident::{EvidenceId, Incident, Standing, StickyRelease};
-use super::inherited::Before;
-use super::keep::{ClockWritten, Effective};
+use super::incident::{EvidenceId, Incident, Phase, StickyRelease};
+use super::inherited::BlockedBefore;
+use super::persist::{ClockWritten, Committed};
 use super::leader_clock::LeaderClock;
-use super::refused::Refused;
+use super::refused_accusations::LoggedAccusations;
 use super::window::Window;
 use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::dense::Dense;
-use crate::in_order::InOrder;
-use crate::moment::WallTime;
+use crate::ordered_lookups::OrderedLookups;
+use crate::time::CompactTimestamp;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Block, HeldApp, Notice};
 use crate::snapshot::EvidenceView;
 
 /// Everything that the policy remembers. Owned by one task.
 #[derive(Clone, Debug, Default)]
-pub struct Book {
-    pub(super) incidents: BTreeMap<App, Incident>,
+pub struct Incidents {
+    pub(super) by_app: BTreeMap<App, Incident>,
     pub(super) window: Window,
     pub(super) clock: LeaderClock,
     pub(super) dates: Dates,
     /// What is persisted of the two clocks.
-    pub(super) written: ClockWritten,
+    pub(super) written_clocks: ClockWritten,
     pub(super) admissions: Admissions,
     /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
-    pub(super) effective: BTreeMap<App, Effective>,
+    pub(super) committed: BTreeMap<App, Committed>,
     /// The Apps whose persisted incidents can't be read.
-    pub(super) aside: Aside,
+    pub(super) unreadable: UnreadableIncidents,
     /// The Apps that were blocked before this term.
-    pub(super) before: Before,
+    pub(super) blocked_before: BlockedBefore,
     /// The first evidence whose Pod has not been looked up since, and when it was fresh.
     pub(super) unjudged: BTreeMap<EvidenceId, (Moment, EvidenceView)>,
     /// Disputed evidence, with the reason.
     pub(super) disputes: BTreeMap<(Key, NodeName), String>,
     /// The accusations in namespaces that may not be touched which are already logged.
-    pub(super) refused: Refused,
+    pub(super) logged_refusals: LoggedAccusations,
     /// The disputed accusations which are already logged.
-    pub(super) disputed: Refused,
+    pub(super) logged_disputes: LoggedAccusations,
     /// New notices in the current round: the round's number and how many.
     pub(super) notices: (u64, usize),
-    pub(super) last: Last,
+    pub(super) last_plan: LastPlan,
     /// Of `incidents`, and of `effective`.
     pub(super) dense: [Dense; 2],
 }
 
 /// What the last plan came to. What stays the same is shared with the next one, and not made anew.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Last {
+pub(super) struct LastPlan {
     pub(super) blocks: Vec<Arc<Block>>,
     pub(super) notices: Vec<Arc<Notice>>,
     /// A hash of the Apps behind its summary, and of what is happening to each; and when that last changed.
@@ -67,7 +67,7 @@ pub(super) struct Last {
 
 /// Something that an operator does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum IncidentCommand {
     /// Approves what a brake holds: the App's block, or its release.
     Approve {
         /// The App.
@@ -84,20 +84,20 @@ pub enum Act {
 
 /// Who does it, and why.
 #[derive(Clone, Copy, Debug)]
-pub struct By<'a> {
+pub struct IssuedBy<'a> {
     /// The operator's name.
     pub name: &'a str,
     /// In the operator's own words.
     pub reason: Option<&'a str>,
 }
 
-impl<'a> From<&'a str> for By<'a> {
+impl<'a> From<&'a str> for IssuedBy<'a> {
     fn from(name: &'a str) -> Self {
         Self { name, reason: None }
     }
 }
 
-impl Act {
+impl IncidentCommand {
     /// The App that it is about.
     pub fn app(&self) -> &App {
         match self {
@@ -108,7 +108,7 @@ impl Act {
 
 /// Why an operator's act has no effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ActError {
+pub enum IncidentCommandError {
     /// There is no open incident of that App.
     #[error("{0} has no open incident")]
     NoIncident(App),
@@ -131,36 +131,36 @@ const MAX_ENDED_PER_NAMESPACE: usize = 200;
 /// App does not want it blocked for the rest.
 const MAX_RELEASES: usize = 64;
 
-impl Book {
+impl Incidents {
     /// Sets aside Apps whose persisted incidents can't be read: they are neither blocked nor released nor told until
     /// their incidents can be read, and what the objects close of them stays closed.
-    pub fn set_aside(&mut self, apps: impl IntoIterator<Item = App>) {
+    pub fn mark_unreadable(&mut self, apps: impl IntoIterator<Item = App>) {
         for app in apps {
-            self.incidents.remove(&app);
-            self.effective.remove(&app);
-            self.aside.insert(app);
+            self.by_app.remove(&app);
+            self.committed.remove(&app);
+            self.unreadable.insert(app);
         }
     }
 
     /// Notes that there is an incident of which not even the App can be read: it may be of any App that the objects block.
-    pub fn set_aside_unknown(&mut self) {
-        self.aside.has_unknown = true;
+    pub fn mark_unknown_unreadable(&mut self) {
+        self.unreadable.has_unknown = true;
     }
 
     /// The Notifications that tell the tenants of these Apps something, each as of that time, have been written by `now`. Returns
     /// whether something may be decided now: a grace counts from when its tenant could know of it.
-    pub fn delivered(&mut self, told: &BTreeMap<App, WallTime>, now: Moment) -> bool {
-        let mut told = InOrder::new(told);
+    pub fn note_written(&mut self, told: &BTreeMap<App, CompactTimestamp>, now: Moment) -> bool {
+        let mut told = OrderedLookups::new(told);
         let mut is_news = false;
-        for (app, incident) in &mut self.incidents {
-            is_news |= told.get(app).is_some_and(|at| incident.note_delivered(*at, now));
+        for (app, incident) in &mut self.by_app {
+            is_news |= told.get(app).is_some_and(|at| incident.note_written(*at, now));
         }
         is_news
     }
 
     /// The incidents, ended ones included, by App.
     pub fn incidents(&self) -> impl Iterator<Item = (&App, &Incident)> {
-        self.incidents.iter()
+        self.by_app.iter()
     }
 
     /// The reading of the clock that runs only while a replica leads.
@@ -170,7 +170,7 @@ impl Book {
 
     /// The incident of `app`, over or not.
     pub fn incident(&self, app: &App) -> Option<&Incident> {
-        self.incidents.get(app)
+        self.by_app.get(app)
     }
 
     /// The name under which the incident of `app` is kept.
@@ -180,16 +180,16 @@ impl Book {
 
     /// The Apps that brakes hold, blocks and releases.
     pub fn held(&self, policy: &Policy) -> Vec<HeldApp> {
-        self.incidents
+        self.by_app
             .iter()
             .filter_map(|(app, incident)| {
-                match (&incident.standing, incident.held.as_ref(), incident.release_held) {
-                    (Standing::Blocked { .. }, _, Some(since)) => {
+                match (&incident.phase, incident.held.as_ref(), incident.release_held) {
+                    (Phase::Blocked { .. }, _, Some(since)) => {
                         let brake = incident.holds_release().unwrap_or(Brake::Releases);
                         Some((app, since, brake.reason(&policy.brake), true))
                     }
                     // A blocked App counts as held for a Service that is left open.
-                    (Standing::Held | Standing::Blocked { .. }, Some((since, brake)), _) => {
+                    (Phase::Held | Phase::Blocked { .. }, Some((since, brake)), _) => {
                         Some((app, *since, brake.reason(&policy.brake), false))
                     }
                     _ => None,
@@ -207,22 +207,22 @@ impl Book {
     /// Does what an operator asks for. Takes effect in the next evaluation, and in paused mode too.
     ///
     /// An act that has no effect is in the incident's log all the same, if there is an incident.
-    pub fn act<'a>(
+    pub fn execute<'a>(
         &mut self,
-        act: &Act,
-        by: impl Into<By<'a>>,
+        act: &IncidentCommand,
+        by: impl Into<IssuedBy<'a>>,
         policy: &Policy,
         now: Moment,
-    ) -> Result<Decision, ActError> {
-        let By { name, reason: words } = by.into();
+    ) -> Result<Decision, IncidentCommandError> {
+        let IssuedBy { name, reason: words } = by.into();
         // Nobody's word is to be taken for the rules' own.
         let own = Actor::Policy.name();
         let actor = if *name == *own { format!("{name} (an operator)") } else { name.to_owned() };
         let actor = &*actor;
         let app = act.app().clone();
         let done = match act {
-            Act::Approve { app } => self.approve(app, policy, now).map(|why| (DecisionKind::Approved, why)),
-            Act::Release { app, until } => {
+            IncidentCommand::Approve { app } => self.approve(app, policy, now).map(|why| (DecisionKind::Approved, why)),
+            IncidentCommand::Release { app, until } => {
                 let done = self.release(app, *until, actor, now);
                 if done.is_ok() {
                     // What has passed a brake was wrong: the next accusation is asked about again.
@@ -247,75 +247,75 @@ impl Book {
             reason: reason.into(),
             dry_run: policy.mode == Mode::DryRun,
         };
-        if let Some(incident) = self.incidents.get_mut(&app) {
-            incident.note(&decision);
+        if let Some(incident) = self.by_app.get_mut(&app) {
+            incident.log_decision(&decision);
         }
         done.map(|_| decision)
     }
 
     /// Notes that everything which operators wanted of `app`'s incident up to `number` has been done.
-    pub fn observe(&mut self, app: &App, number: i64) {
-        if let Some(incident) = self.incidents.get_mut(app) {
-            let file = incident.file();
+    pub fn note_done_up_to(&mut self, app: &App, number: i64) {
+        if let Some(incident) = self.by_app.get_mut(app) {
+            let file = incident.persisted_mut();
             file.observed = file.observed.max(number);
         }
     }
 
     /// Restarts the numbering of operators' acts for the incident of `app`: acts up to `number` have been done.
-    pub fn renumber(&mut self, app: &App, number: i64) {
-        if let Some(incident) = self.incidents.get_mut(app).filter(|incident| incident.observed != number) {
-            incident.file().observed = number;
+    pub fn restart_numbering(&mut self, app: &App, number: i64) {
+        if let Some(incident) = self.by_app.get_mut(app).filter(|incident| incident.observed != number) {
+            incident.persisted_mut().observed = number;
         }
     }
 
-    fn open(&mut self, app: &App) -> Result<&mut Incident, ActError> {
-        match self.incidents.get_mut(app) {
-            Some(incident) if !matches!(incident.standing, Standing::Ended { .. }) => Ok(incident),
-            _ => Err(ActError::NoIncident(app.clone())),
+    fn open(&mut self, app: &App) -> Result<&mut Incident, IncidentCommandError> {
+        match self.by_app.get_mut(app) {
+            Some(incident) if !matches!(incident.phase, Phase::Ended { .. }) => Ok(incident),
+            _ => Err(IncidentCommandError::NoIncident(app.clone())),
         }
     }
 
-    fn approve(&mut self, app: &App, policy: &Policy, now: Moment) -> Result<String, ActError> {
+    fn approve(&mut self, app: &App, policy: &Policy, now: Moment) -> Result<String, IncidentCommandError> {
         let incident = self.open(app)?;
-        match incident.standing {
-            Standing::Held => {
+        match incident.phase {
+            Phase::Held => {
                 let reason = format!("the block that a brake held is approved: {}", incident.accusation());
-                let file = incident.file();
+                let file = incident.persisted_mut();
                 file.reset_rare(|rare| rare.held = None);
                 file.approved = true;
-                file.standing = Standing::Blocked { since: now, dry_run: policy.mode == Mode::DryRun };
+                file.phase = Phase::Blocked { since: now, dry_run: policy.mode == Mode::DryRun };
                 file.reason = reason.clone().into();
                 Ok(reason)
             }
-            Standing::Blocked { .. } if incident.release_held.is_some() => {
+            Phase::Blocked { .. } if incident.release_held.is_some() => {
                 incident.end(now);
                 Ok("the release that a brake held is approved".to_owned())
             }
-            Standing::Blocked { .. } if incident.held.is_some() => {
-                let file = incident.file();
+            Phase::Blocked { .. } if incident.held.is_some() => {
+                let file = incident.persisted_mut();
                 file.reset_rare(|rare| rare.held = None);
                 file.approved = true;
                 Ok("closing all its Services, and other Apps with them, is approved".to_owned())
             }
-            _ => Err(ActError::NotHeld(app.clone())),
+            _ => Err(IncidentCommandError::NotHeld(app.clone())),
         }
     }
 
-    fn release(&mut self, app: &App, until: Timestamp, actor: &str, now: Moment) -> Result<String, ActError> {
+    fn release(&mut self, app: &App, until: Timestamp, actor: &str, now: Moment) -> Result<String, IncidentCommandError> {
         if is_too_far(until, now.wall()) {
-            return Err(ActError::TooFar(until));
+            return Err(IncidentCommandError::TooFar(until));
         }
         let until_by_clock = self.clock.at_date(until, now);
         let incident = self.open(app)?;
         if until <= now.wall() {
-            return Err(ActError::Over(until));
+            return Err(IncidentCommandError::Over(until));
         }
         let mut sticky: BTreeSet<(Option<Text>, Option<Text>)> = incident
-            .grounds
+            .accepted
             .iter()
             .map(|((key, _), ground)| (Some(key.process.clone()), Some(ground.record.rule().clone())))
             .collect();
-        if incident.grounds.is_empty() || incident.omitted > 0 {
+        if incident.accepted.is_empty() || incident.omitted > 0 {
             // What it was blocked for is not all known, so it is the App that is released.
             sticky = [(None, None)].into();
         }
@@ -323,7 +323,7 @@ impl Book {
             sticky = [(None, None)].into();
         }
         // What an operator has released once more is released by the new word only.
-        let file = incident.file();
+        let file = incident.persisted_mut();
         let releases = &mut file.rare_mut().releases;
         releases.retain(|old| !sticky.contains(&(old.process.clone(), old.rule.clone())));
         releases.extend(sticky.into_iter().map(|(process, rule)| StickyRelease {
@@ -338,28 +338,28 @@ impl Book {
         }
         // A hold stays below the release: when the release runs out, time alone does not block either.
         file.approved = false;
-        if incident.grounds.is_empty() {
+        if incident.accepted.is_empty() {
             incident.end(now);
         } else {
-            let file = incident.file();
-            file.standing = Standing::Watched;
+            let file = incident.persisted_mut();
+            file.phase = Phase::Watched;
             // The release itself is in the log; what covers the App from now on need not be logged once more.
             let rare = file.rare_mut();
             (rare.release_held, rare.exempted) = (None, Some(released_by(actor, until).into()));
         }
         self.take_grace_back(app);
-        Ok(format!("{RELEASED_BY_HAND}{until}"))
+        Ok(format!("{RELEASED_UNTIL}{until}"))
     }
 
     /// Forgets incidents that ended long ago, and the oldest ended ones beyond a bound: a node that accuses ever new Apps must
     /// not fill the memory. One that is forgotten and comes back is a new incident, with all brakes before it.
     pub(super) fn forget(&mut self, policy: &Policy, now: Moment) {
-        let ended = |incident: &Incident| match incident.standing {
-            Standing::Ended { at } if incident.grounds.is_empty() && incident.releases.is_empty() => Some(at),
+        let ended = |incident: &Incident| match incident.phase {
+            Phase::Ended { at } if incident.accepted.is_empty() && incident.releases.is_empty() => Some(at),
             _ => None,
         };
         let mut count = 0;
-        self.incidents.retain(|_, incident| match ended(incident) {
+        self.by_app.retain(|_, incident| match ended(incident) {
             Some(at) if now.since(at) > policy.same_incident => false,
             over => {
                 count += usize::from(over.is_some());
@@ -370,7 +370,7 @@ impl Book {
             return;
         }
         let mut by_age: Vec<(Moment, App)> = self
-            .incidents
+            .by_app
             .iter()
             .filter_map(|(app, incident)| Some((ended(incident)?, app.clone())))
             .collect();
@@ -380,18 +380,18 @@ impl Book {
             let of_namespace = per_namespace.entry(app.namespace.clone()).or_default();
             *of_namespace += 1;
             if rank >= MAX_ENDED || *of_namespace > MAX_ENDED_PER_NAMESPACE {
-                self.incidents.remove(&app);
+                self.by_app.remove(&app);
             }
         }
     }
 }
 
 /// What the log says of an operator's release, before its date.
-const RELEASED_BY_HAND: &str = "released by hand; the same accusations do not block it until ";
+const RELEASED_UNTIL: &str = "released by hand; the same accusations do not block it until ";
 
 /// The date in what the log says of an operator's release. The operator's own words come after it.
 pub(super) fn released_until(reason: &str) -> Option<Timestamp> {
-    let date = reason.strip_prefix(RELEASED_BY_HAND)?;
+    let date = reason.strip_prefix(RELEASED_UNTIL)?;
     date.split_once(' ').map_or(date, |(date, _)| date).parse().ok()
 }
 

@@ -33,14 +33,14 @@ use self::server_clock::ServerClock;
 pub use self::trim::{Keep, Size, Trim};
 pub use self::watch::watch;
 use crate::config;
-use crate::leader::Pen;
+use crate::leader::WritePermit;
 
 /// The namespace that the Pod runs in, which is never a tenant's.
 const OWN_NAMESPACE: &str = "POD_NAMESPACE";
 
 /// How long a connection may bring nothing. The API server ends each watch after 290 s, so a working one never takes
 /// this long.
-const SILENCE: Duration = Duration::from_mins(5);
+const WATCH_IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// How much of a wrong name is shown, in characters.
 const MAX_SHOWN: usize = 120;
@@ -151,7 +151,7 @@ impl Cluster {
         config.default_retry = false;
         // Lists and the start of watches have no timeout of their own. This one counts from the last byte sent, not
         // from when a connection became idle.
-        config.read_timeout = Some(SILENCE);
+        config.read_timeout = Some(WATCH_IDLE_TIMEOUT);
         config.reset_reader_on_write = true;
         config.headers.push((
             hyper::header::USER_AGENT,
@@ -272,7 +272,7 @@ impl Cluster {
     /// have been done all the same, so nothing is written but by the version that was read.
     pub async fn write<T>(
         &self,
-        pen: &Pen,
+        pen: &WritePermit,
         ask: Ask<'_>,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Refusal> {

@@ -15,9 +15,9 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock::Clock;
+use crate::cluster_facts::PodGone;
 use crate::collector::Observation;
 use crate::discovery::TargetSet;
-use crate::evidence::PodGone;
 use intake::{LastRound, log, take_in};
 
 /// How soon after news a snapshot shows it. News within it share one snapshot.
@@ -28,26 +28,26 @@ const PAUSE_SHARE: u32 = 10;
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// How long a snapshot that nobody has asked for is put off because the one before is still being read, and how often it is looked whether
 /// it is: two at once would be much. Whoever asks waits for no other reader.
-const READERS: Duration = Duration::from_millis(200);
+const MAX_WAIT_FOR_READERS: Duration = Duration::from_millis(200);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How old a snapshot may be that a reader is given.
-const FRESH: Duration = Duration::from_secs(1);
+const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(1);
 /// How old the last snapshot is let become before it is given up: it is of no use to anybody, and all that has been renewed since is
 /// in memory twice because of it.
-const KEPT: Duration = Duration::from_secs(3);
+const DROP_SNAPSHOT_AFTER: Duration = Duration::from_secs(3);
 /// How long a reader waits for a newer one. Whoever reads is told something in any case.
-const PATIENCE: Duration = Duration::from_millis(500);
+const MAX_WAIT_FOR_SNAPSHOT: Duration = Duration::from_millis(500);
 /// How often time is let pass: evidence grows old without anybody saying so.
-const TICK: Duration = Duration::from_secs(1);
+const ADVANCE_PERIOD: Duration = Duration::from_secs(1);
 /// How many observations are taken in before others get their turn.
-const BATCH: usize = 64;
+const MAX_BATCH: usize = 64;
 /// How long answers are let gather before they are taken in. Agents are asked many at a time, and being woken for each of their
 /// answers would cost more than taking it in.
-const GATHER: Duration = Duration::from_millis(10);
+const BATCH_WINDOW: Duration = Duration::from_millis(10);
 
 /// What the ledger has to be reminded of: evidence from before the start, or known to another replica.
 #[derive(Debug)]
-pub struct Memory {
+pub struct Reminder {
     /// The evidence.
     pub evidence: Vec<Remembered>,
     /// It is in the snapshots from now on.
@@ -64,7 +64,7 @@ pub struct Inbox {
     /// The Pods that are gone.
     pub gone: mpsc::Receiver<PodGone>,
     /// What was known before.
-    pub memory: mpsc::Receiver<Memory>,
+    pub reminders: mpsc::Receiver<Reminder>,
 }
 
 /// How far the rounds have got, and how much of the cluster has answered by then.
@@ -90,7 +90,7 @@ pub struct Published {
     /// As of when.
     pub at: Moment,
     /// Which of the ledger's news it shows (see [`Ledger::news`]).
-    pub news: u64,
+    pub changes: u64,
     /// Rounds that were done by then.
     pub rounds: u64,
     /// The snapshot; nothing if it has been given up meanwhile. Whoever needs one asks for it: see [`Snapshots::fresh`].
@@ -106,7 +106,7 @@ impl Progress {
 impl Published {
     fn new(snapshot: Snapshot) -> Self {
         let Snapshot { at, changes: news, rounds, .. } = snapshot;
-        Self { at, news, rounds, snapshot: Some(Arc::new(snapshot)) }
+        Self { at, changes: news, rounds, snapshot: Some(Arc::new(snapshot)) }
     }
 }
 
@@ -123,7 +123,7 @@ pub struct Snapshots {
 impl Snapshots {
     /// What the ledger knows now, or knew a moment ago.
     pub async fn fresh(&self) -> Arc<Snapshot> {
-        let is_fresh = |snapshot: &Arc<Snapshot>| self.clock.now().since(snapshot.at) < FRESH;
+        let is_fresh = |snapshot: &Arc<Snapshot>| self.clock.now().since(snapshot.at) < MAX_SNAPSHOT_AGE;
         let mut watch = self.latest.clone();
         let latest = watch.borrow_and_update().snapshot.clone();
         if let Some(latest) = latest.as_ref().filter(|latest| is_fresh(latest)) {
@@ -131,7 +131,7 @@ impl Snapshots {
         }
         self.ask();
         let is_newer = |published: &Published| published.snapshot.as_ref().is_some_and(is_fresh);
-        let newer = tokio::time::timeout(PATIENCE, watch.wait_for(is_newer)).await;
+        let newer = tokio::time::timeout(MAX_WAIT_FOR_SNAPSHOT, watch.wait_for(is_newer)).await;
         let newer = newer.ok().and_then(Result::ok).and_then(|published| published.snapshot.clone());
         // Late, or ended: the last word is as good as any.
         match newer.or(latest) {
@@ -207,7 +207,7 @@ impl Publisher {
         // What a snapshot costs is real time, whatever the clock of a test says.
         let started = std::time::Instant::now();
         // Two would be much; whoever reads meanwhile waits for the new one.
-        self.give_up();
+        self.drop_snapshot();
         self.put_off = None;
         self.show(ledger.snapshot(clock.now()));
         let pause = started.elapsed().saturating_mul(PAUSE_SHARE).min(MAX_PAUSE);
@@ -219,7 +219,7 @@ impl Publisher {
         let is_read = |snapshot: &Arc<Snapshot>| Arc::strong_count(snapshot) > 1;
         let is_read = self.latest.borrow().snapshot.as_ref().is_some_and(is_read);
         let now = Instant::now();
-        if is_read && now < *self.put_off.get_or_insert(now) + READERS {
+        if is_read && now < *self.put_off.get_or_insert(now) + MAX_WAIT_FOR_READERS {
             return Some(now + LOOK_AGAIN);
         }
         None
@@ -232,7 +232,7 @@ impl Publisher {
     }
 
     /// Gives up the last snapshot. Nobody is woken by it.
-    fn give_up(&self) {
+    fn drop_snapshot(&self) {
         self.latest.send_if_modified(|published| {
             published.snapshot = None;
             false
@@ -243,10 +243,10 @@ impl Publisher {
     fn has_shown(&self, ledger: &Ledger) -> bool {
         let shown = self.latest.borrow();
         // Before the first round is done, nothing is decided.
-        shown.news == ledger.changes() && (shown.rounds > 0) == (ledger.rounds() > 0)
+        shown.changes == ledger.changes() && (shown.rounds > 0) == (ledger.rounds() > 0)
     }
 
-    fn tell_rounds(&self, ledger: &Ledger, clock: Clock) {
+    fn publish_rounds(&self, ledger: &Ledger, clock: Clock) {
         let rounds = ledger.rounds();
         if self.progress.borrow().rounds != rounds {
             let (coverage, all_refuse) = (ledger.coverage(clock.now()), ledger.all_refuse());
@@ -257,12 +257,12 @@ impl Publisher {
 
 /// Runs until every sender of observations is gone; what they have sent is in the last snapshot.
 pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: Publisher) {
-    let Inbox { mut observations, mut targets, mut gone, mut memory } = inbox;
-    let mut tick = tokio::time::interval(TICK);
+    let Inbox { mut observations, mut targets, mut gone, reminders: mut memory } = inbox;
+    let mut tick = tokio::time::interval(ADVANCE_PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut publish_at: Option<Instant> = None;
     let mut is_asked_for = false;
-    let mut batch = Vec::with_capacity(BATCH);
+    let mut batch = Vec::with_capacity(MAX_BATCH);
     let (mut targets_live, mut gone_live, mut memory_live) = (true, true, true);
     let mut last_round = LastRound::default();
     let wanted = publisher.wanted.clone();
@@ -272,13 +272,13 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
         tokio::select! {
             n = async {
                 tokio::time::sleep_until(gathered).await;
-                observations.recv_many(&mut batch, BATCH).await
+                observations.recv_many(&mut batch, MAX_BATCH).await
             } => {
                 if n == 0 {
                     break;
                 }
-                if n < BATCH {
-                    gathered = Instant::now() + GATHER;
+                if n < MAX_BATCH {
+                    gathered = Instant::now() + BATCH_WINDOW;
                 }
                 // Whoever is asked is in the set by now: the collector learned of it from the same one.
                 if targets.has_changed().unwrap_or(false) {
@@ -287,7 +287,7 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
                 for observation in batch.drain(..) {
                     take_in(&mut ledger, observation, &mut last_round);
                 }
-                publisher.tell_rounds(&ledger, clock);
+                publisher.publish_rounds(&ledger, clock);
             }
             changed = targets.changed(), if targets_live => match changed {
                 Ok(()) => expect(&mut ledger, &mut targets),
@@ -298,7 +298,7 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
                 None => gone_live = false,
             },
             past = memory.recv(), if memory_live => match past {
-                Some(Memory { evidence, done }) => {
+                Some(Reminder { evidence, done }) => {
                     ledger.remember(evidence, clock.now());
                     publish_at = None;
                     publisher.publish(&mut ledger, clock);
@@ -311,8 +311,8 @@ pub async fn run(mut ledger: Ledger, clock: Clock, inbox: Inbox, mut publisher: 
                 let now = clock.now();
                 publisher.alive.send_replace(now);
                 log(&ledger.advance(now));
-                if now.since(publisher.latest.borrow().at) >= KEPT {
-                    publisher.give_up();
+                if now.since(publisher.latest.borrow().at) >= DROP_SNAPSHOT_AFTER {
+                    publisher.drop_snapshot();
                 }
             }
             () = wanted.notified() => {
@@ -372,7 +372,7 @@ mod tests {
             expected.send_replace(Arc::new(known));
             let (publisher, snapshots) = snapshots(ledger.snapshot(clock.now()), clock);
             let (gone, memory) = (mpsc::channel(1).1, mpsc::channel(1).1);
-            let inbox = Inbox { observations: inbox, targets, gone, memory };
+            let inbox = Inbox { observations: inbox, targets, gone, reminders: memory };
             let task = tokio::spawn(run(ledger, clock, inbox, publisher));
             Self { clock, agent, observations, snapshots, task, _expected: expected }
         }
@@ -420,7 +420,7 @@ mod tests {
         published.wait_for(|published| shows(published, State::Unconfirmed)).await.unwrap();
         let aged = stage.clock.now().since(sent);
         assert!(
-            aged > Detection::default().max_age && aged < Detection::default().max_age + TICK * 2,
+            aged > Detection::default().max_age && aged < Detection::default().max_age + ADVANCE_PERIOD * 2,
             "{aged:?}"
         );
     }
@@ -428,19 +428,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_no_news_is_built_for_whoever_asks() {
         let stage = Stage::new();
-        tokio::time::sleep(FRESH).await;
+        tokio::time::sleep(MAX_SNAPSHOT_AGE).await;
         let mut published = stage.snapshots.published();
         // Whom to ask was news.
         published.mark_unchanged();
         stage.fail("first").await;
-        tokio::time::sleep(FRESH * 60).await;
+        tokio::time::sleep(MAX_SNAPSHOT_AGE * 60).await;
         assert!(!published.has_changed().unwrap(), "nobody has asked");
         assert!(tells(&*stage.snapshots.fresh().await, "first"));
 
         stage.fail("second").await;
         let before = stage.snapshots.fresh().await;
         assert!(tells(&before, "first"), "readers share what is fresh");
-        tokio::time::sleep(FRESH).await;
+        tokio::time::sleep(MAX_SNAPSHOT_AGE).await;
         assert!(tells(&*stage.snapshots.fresh().await, "second"));
     }
 
@@ -453,7 +453,7 @@ mod tests {
         published.wait_for(|snapshot| snapshot.rounds == 1).await.unwrap();
         stage.observations.send(done()).await.unwrap();
         progress.wait_for(|progress| progress.rounds == 2).await.unwrap();
-        tokio::time::sleep(FRESH * 60).await;
+        tokio::time::sleep(MAX_SNAPSHOT_AGE * 60).await;
         assert!(!published.has_changed().unwrap(), "nobody has asked");
         stage.snapshots.ask();
         published.wait_for(|snapshot| snapshot.rounds == 2).await.unwrap();
@@ -466,9 +466,9 @@ mod tests {
         let mut published = stage.snapshots.published();
         published.wait_for(|published| shows(published, State::Active)).await.unwrap();
         let shown = Arc::downgrade(&stage.snapshots.fresh().await);
-        tokio::time::sleep(KEPT + TICK).await;
+        tokio::time::sleep(DROP_SNAPSHOT_AFTER + ADVANCE_PERIOD).await;
         assert!(shown.upgrade().is_none() && published.borrow_and_update().snapshot.is_none());
-        tokio::time::sleep(KEPT * 20).await;
+        tokio::time::sleep(DROP_SNAPSHOT_AFTER * 20).await;
         assert!(!published.has_changed().unwrap(), "nobody is woken");
         assert_eq!(stage.snapshots.fresh().await.count(State::Active), 1);
     }
@@ -480,17 +480,17 @@ mod tests {
         let read = stage.snapshots.fresh().await;
         let sent = stage.clock.now();
         stage.accuse(Duration::ZERO).await;
-        tokio::time::sleep(PUBLISH_AFTER + READERS / 2).await;
+        tokio::time::sleep(PUBLISH_AFTER + MAX_WAIT_FOR_READERS / 2).await;
         assert!(!shows(&published.borrow_and_update(), State::Active), "it is being read");
         drop(read);
         published.wait_for(|published| shows(published, State::Active)).await.unwrap();
         let waited = stage.clock.now().since(sent);
-        assert!(waited <= PUBLISH_AFTER + READERS / 2 + LOOK_AGAIN, "{waited:?}");
+        assert!(waited <= PUBLISH_AFTER + MAX_WAIT_FOR_READERS / 2 + LOOK_AGAIN, "{waited:?}");
 
         let read = stage.snapshots.fresh().await;
         published.wait_for(|published| shows(published, State::Unconfirmed)).await.unwrap();
         let aged = stage.clock.now().since(sent);
-        assert!(aged < Detection::default().max_age + TICK * 2 + READERS, "{aged:?}");
+        assert!(aged < Detection::default().max_age + ADVANCE_PERIOD * 2 + MAX_WAIT_FOR_READERS, "{aged:?}");
         drop(read);
     }
 
@@ -498,9 +498,9 @@ mod tests {
     async fn whoever_asks_waits_for_no_other_reader() {
         let stage = Stage::new();
         // Whom to ask was news.
-        tokio::time::sleep(FRESH * 2).await;
+        tokio::time::sleep(MAX_SNAPSHOT_AGE * 2).await;
         let before = stage.snapshots.fresh().await;
-        tokio::time::sleep(FRESH).await;
+        tokio::time::sleep(MAX_SNAPSHOT_AGE).await;
         let asked = stage.clock.now();
         let after = stage.snapshots.fresh().await;
         assert!(!Arc::ptr_eq(&before, &after) && stage.clock.now().since(asked) < LOOK_AGAIN);
@@ -513,7 +513,7 @@ mod tests {
         drop(stage.observations);
         stage.task.await.unwrap();
         assert!(tells(stage.snapshots.published().borrow().snapshot.as_ref().unwrap(), "last"));
-        tokio::time::sleep(FRESH).await;
+        tokio::time::sleep(MAX_SNAPSHOT_AGE).await;
         assert!(tells(&*stage.snapshots.fresh().await, "last"), "readers are answered all the same");
     }
 }

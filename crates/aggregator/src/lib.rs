@@ -20,11 +20,11 @@
 pub mod api;
 mod args;
 pub mod clock;
+pub mod cluster_facts;
 pub mod collector;
 mod commands;
 pub mod config;
 pub mod discovery;
-pub mod evidence;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -40,7 +40,7 @@ mod reason;
 pub mod run;
 pub mod state;
 mod telemetry;
-mod words;
+mod wire_names;
 mod worker;
 
 pub use commands::main;

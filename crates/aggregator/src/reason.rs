@@ -1,7 +1,7 @@
 //! Reasons that operators give: the command line, the HTTP API and the configuration take the same ones.
 
 /// The most characters of a reason, and of a part of an exemption, as in the CRDs.
-pub(crate) const MAX: usize = 1024;
+pub(crate) const MAX_REASON_CHARS: usize = 1024;
 
 /// What is said where a reason is expected.
 pub(crate) const ALLOWED: &str = "a text of up to 1024 characters that is not blank";
@@ -12,7 +12,7 @@ pub(crate) fn mistake(text: &str) -> Option<String> {
         return Some("an empty reason".to_owned());
     }
     let len = text.chars().count();
-    (len > MAX).then(|| format!("a reason of {len} characters"))
+    (len > MAX_REASON_CHARS).then(|| format!("a reason of {len} characters"))
 }
 
 #[cfg(test)]
@@ -21,13 +21,16 @@ mod tests {
 
     #[test]
     fn a_reason_is_not_blank_and_has_a_bounded_number_of_characters() {
-        for allowed in ["x", " x ", "\u{e9}".repeat(MAX).as_str()] {
+        for allowed in ["x", " x ", "\u{e9}".repeat(MAX_REASON_CHARS).as_str()] {
             assert_eq!(mistake(allowed), None, "{allowed}");
         }
         for blank in ["", " ", "\t\n", "\u{3000}"] {
             assert_eq!(mistake(blank).as_deref(), Some("an empty reason"), "{blank:?}");
         }
-        assert_eq!(mistake(&"x".repeat(MAX + 1)).as_deref(), Some("a reason of 1025 characters"));
-        assert!(ALLOWED.contains(&MAX.to_string()));
+        assert_eq!(
+            mistake(&"x".repeat(MAX_REASON_CHARS + 1)).as_deref(),
+            Some("a reason of 1025 characters")
+        );
+        assert!(ALLOWED.contains(&MAX_REASON_CHARS.to_string()));
     }
 }

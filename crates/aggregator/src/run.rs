@@ -17,17 +17,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiServer, Authenticator, Views};
 use crate::clock::Clock;
+use crate::cluster_facts::{ClusterFactsStatus, ClusterFactsTask};
 use crate::collector::{Cadence, Client, ClientOptions, Collector, SMALL_ANSWER};
 use crate::config::{Config, DiscoveryMode, OutputMode, StateMode};
 use crate::discovery::{self, Dns, Kubernetes, Polled, Port, Source, TargetFile, TargetSet};
-use crate::evidence::{Evidence, EvidenceStatus};
 use crate::kubernetes::Cluster;
-use crate::leader::{self, Election, Leadership, Pen, Timing};
+use crate::leader::{self, Election, Leadership, Timing, WritePermit};
 use crate::output::cluster::ClusterOutput;
 use crate::output::{self, Directory, DirectoryError, Output, OutputStatus};
-use crate::policy_task::{Decided, Delivered, Journal, PolicyTask, TakeOver};
+use crate::policy_task::{Decided, Journal, PolicyTask, TakeOver, WrittenNotifications};
 use crate::state::cluster::{Objects, Watching};
-use crate::state::{ClusterStore, Desk, FileStore, Kept, Store};
+use crate::state::{ClusterStore, FileStore, OperatorCommands, PersistedState, Store};
 use crate::{ledger_task, open_files, policy_task};
 
 /// How many observations may wait for the ledger. A full channel slows the collector down.
@@ -83,9 +83,9 @@ pub struct Footing {
     /// Where incidents are kept.
     pub store: Store,
     /// What is kept, and what operators want.
-    pub kept: watch::Receiver<Arc<Kept>>,
+    pub kept: watch::Receiver<Arc<PersistedState>>,
     /// Where operators' words go.
-    pub desk: Desk,
+    pub desk: OperatorCommands,
     /// The namespace of what is kept, where it has one.
     pub own_namespace: Option<String>,
     /// Whether this replica leads.
@@ -93,7 +93,7 @@ pub struct Footing {
     /// Says what is blocked, at the beginning of a term.
     pub take_over: mpsc::Sender<TakeOver>,
     /// What has been told.
-    pub delivered: watch::Receiver<Arc<Delivered>>,
+    pub delivered: watch::Receiver<Arc<WrittenNotifications>>,
 }
 
 impl Pipeline {
@@ -116,7 +116,7 @@ impl Pipeline {
         let undecided = Decided::nothing(Plan::empty(policy.mode, now.wall()));
         let (decided_tx, decided) = watch::channel(Arc::new(undecided));
         let (output_tx, output) = watch::channel(OutputStatus::default());
-        let (evidence_tx, evidence) = watch::channel(EvidenceStatus::default());
+        let (evidence_tx, evidence) = watch::channel(ClusterFactsStatus::default());
         let (trouble_tx, trouble) = watch::channel(None);
         let (keeping_tx, keeping) = watch::channel(None);
         let (electing_tx, electing) = watch::channel(None);
@@ -125,16 +125,16 @@ impl Pipeline {
             snapshots,
             decided,
             targets,
-            evidence,
+            cluster_facts: evidence,
             output,
             api_server: cluster.and_then(|cluster| api_server(config, cluster)),
-            kept: kept.clone(),
-            trouble,
-            keeping,
-            electing,
+            persisted: kept.clone(),
+            policy_error: trouble,
+            state_error: keeping,
+            lease_error: electing,
             leadership: leadership.clone(),
             journal: journal.clone(),
-            desk,
+            operator_commands: desk,
             auth: Authenticator::new(config, cluster)?,
             own_namespace,
             configured_mode: config.enforcement.mode,
@@ -154,7 +154,7 @@ impl Pipeline {
         ];
         // Whoever only asks the cluster who somebody is has no right to look at Pods.
         if let Some(cluster) = cluster.filter(|_| config.looks_at_pods()) {
-            let evidence = Evidence {
+            let evidence = ClusterFactsTask {
                 cluster: cluster.clone(),
                 interval: config.aggregator.scan_interval,
                 max_service_entries: config.gateway.max_service_entries,
@@ -164,21 +164,22 @@ impl Pipeline {
             let task = evidence.run(questions, facts_tx, gone_tx, evidence_tx, sources.clone());
             stages.push(Stage::spawn("evidence", task));
         }
-        let inbox = ledger_task::Inbox { observations, targets: views.targets.clone(), gone, memory };
+        let inbox =
+            ledger_task::Inbox { observations, targets: views.targets.clone(), gone, reminders: memory };
         stages.push(Stage::spawn("ledger", ledger_task::run(ledger, clock, inbox, publisher)));
         let channels = policy_task::Channels {
             leadership,
-            kept,
+            persisted: kept,
             take_over,
-            memory: memory_tx,
+            reminders: memory_tx,
             snapshots: views.snapshots.published(),
             progress: views.snapshots.progress(),
             ledger: views.snapshots.clone(),
             facts,
-            delivered,
-            questions: questions_tx,
+            written: delivered,
+            lookups: questions_tx,
             decided: decided_tx,
-            trouble: trouble_tx,
+            error: trouble_tx,
         };
         let retention = config.state.retention;
         let policy = PolicyTask { policy, retention, store, clock, journal, channels };
@@ -206,10 +207,10 @@ pub(crate) const LEASE: &str = "procscan-aggregator";
 /// Where decisions are kept, and who may write.
 struct Place {
     store: Store,
-    desk: Desk,
+    desk: OperatorCommands,
     namespace: Option<String>,
-    kept: watch::Receiver<Arc<Kept>>,
-    watching: Option<(Watching, watch::Sender<Arc<Kept>>)>,
+    kept: watch::Receiver<Arc<PersistedState>>,
+    watching: Option<(Watching, watch::Sender<Arc<PersistedState>>)>,
     election: Option<Election>,
 }
 
@@ -248,7 +249,7 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
             Ok(Place {
                 kept,
                 store: Store::Cluster(Box::new(ClusterStore::new(objects.clone(), Some(relist)))),
-                desk: Desk::Cluster(objects.clone()),
+                desk: OperatorCommands::Cluster(objects.clone()),
                 namespace: Some(objects.namespace().to_owned()),
                 watching: Some((watching, show)),
                 election: Some(election(config, cluster)),
@@ -269,7 +270,7 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
                 .context("state.directory")?;
             Ok(Place {
                 kept: store.shown(),
-                desk: Desk::File(store.clone()),
+                desk: OperatorCommands::File(store.clone()),
                 store: Store::File(store),
                 namespace: None,
                 watching: None,
@@ -359,7 +360,7 @@ impl Service {
                 let task = election.run(leadership_tx, electing, cancel.clone());
                 stages.push(Stage::until(cancel, LEADER, task));
             }
-            None => drop(leadership_tx.send_replace(Leadership::Leading(Pen::always()))),
+            None => drop(leadership_tx.send_replace(Leadership::Leading(WritePermit::always()))),
         }
         let serving = CancellationToken::new();
         let api = api::serve(listener, api::routers(views.clone()), serving.clone());

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use common::service::{LIMIT, closed, runtime, scene, start};
 use common::{PROGRAM, get_json, wait_for};
 use procscan_aggregator::state::sqlite::Sqlite;
-use procscan_aggregator::state::{Desk, FileStore};
+use procscan_aggregator::state::{FileStore, OperatorCommands};
 use procscan_core::policy::Mode;
 use procscan_core::state::EnforcementSpec;
 
@@ -106,7 +106,7 @@ async fn the_next_start_is_paused_where_the_one_that_found_the_damage_was_killed
     let (store, first) = mode().await;
     assert_eq!(first, Some(Mode::Paused));
     // Who has looked resumes, once and for all.
-    Desk::File(store.clone()).enforce(&EnforcementSpec::default()).await.unwrap();
+    OperatorCommands::File(store.clone()).set_enforcement(&EnforcementSpec::default()).await.unwrap();
     drop(store);
     assert_eq!(mode().await.1, None);
 }

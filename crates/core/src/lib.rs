@@ -21,19 +21,19 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod dense;
-mod sorted_vec;
 mod hash;
 pub mod identity;
-mod ordered_lookups;
 pub mod ledger;
-pub mod time;
 pub mod names;
+mod ordered_lookups;
 pub mod plan;
 pub mod policy;
 pub mod report;
 pub mod resources;
 pub mod shares;
 pub mod snapshot;
+mod sorted_vec;
 pub mod state;
+pub mod time;
 
 pub use time::Moment;

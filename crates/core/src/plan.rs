@@ -125,12 +125,12 @@ pub struct SharedService {
 
 impl OtherApps {
     /// How many Apps are named at most.
-    pub const MOST: usize = 20;
+    pub const MAX_NAMED: usize = 20;
 
     /// From a set of Apps.
     pub fn of(apps: BTreeSet<&App>) -> Self {
-        let more = apps.len().saturating_sub(Self::MOST);
-        Self { named: apps.into_iter().take(Self::MOST).cloned().collect(), more }
+        let more = apps.len().saturating_sub(Self::MAX_NAMED);
+        Self { named: apps.into_iter().take(Self::MAX_NAMED).cloned().collect(), more }
     }
 
     /// `None` if there are no other Apps. Boxed, because few Apps share a Service, and the rest should take no memory for this.

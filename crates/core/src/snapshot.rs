@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use crate::Moment;
 use crate::ledger::{Cleared, NodeClock, Presence, Reading};
-use crate::time::{CompactDuration, CompactTimestamp};
 use crate::names::{Key, NodeName, Text};
 use crate::report::{Failure, Record, Rejections};
+use crate::time::{CompactDuration, CompactTimestamp};
 
 /// The ledger at one moment.
 #[derive(Clone, Debug)]
@@ -59,7 +59,9 @@ impl Snapshot {
     /// The same for one node.
     pub(crate) fn has_settled(&self, node: &NodeName) -> bool {
         self.nodes.get(node).is_some_and(|NodeView { clock, .. }| {
-            clock.cleared(Reading::ZERO, CompactDuration::ZERO, || clock.unheard, clock.since, self.at).is_some()
+            clock
+                .cleared(Reading::ZERO, CompactDuration::ZERO, || clock.unheard, clock.since, self.at)
+                .is_some()
         })
     }
 

@@ -169,7 +169,11 @@ mod tests {
         );
         assert!(ends[0].uptime() > Duration::from_hours(24 * 365 * 580) && ends[0] < ends[1]);
         assert_eq!(
-            [size_of::<Option<Moment>>(), 2 * size_of::<Option<CompactDuration>>(), 2 * size_of::<Option<CompactTimestamp>>()],
+            [
+                size_of::<Option<Moment>>(),
+                2 * size_of::<Option<CompactDuration>>(),
+                2 * size_of::<Option<CompactTimestamp>>()
+            ],
             [16; 3]
         );
     }

@@ -14,16 +14,16 @@ use serde_json::error::Category;
 use serde_json::{Value, json};
 
 use super::problem::Problem;
-use super::query::{LABEL, TEXT, refused, repeated};
+use super::query::{EXPECTED_LABEL, EXPECTED_TEXT, refused, repeated};
 use crate::config::values;
 use crate::reason;
 
 /// The largest body of a request, in bytes: approvals, releases and exemptions are short.
 pub(super) const MAX_BODY: usize = 64 << 10;
 /// How long a body may take to come. A client that was admitted must not keep its place for ever either.
-const PATIENCE: Duration = Duration::from_secs(10);
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// The place that is named for a mistake of the body as a whole.
-const WHOLE: &str = "body";
+const WHOLE_BODY: &str = "body";
 
 /// A body of which nothing has been read yet.
 pub(super) struct Body(Request);
@@ -60,20 +60,30 @@ impl Body {
 
     async fn bytes(self) -> Result<Bytes, Problem> {
         let read = Bytes::from_request(self.0, &());
-        let read = tokio::time::timeout(PATIENCE, read).await.map_err(|_| {
-            let limit = humantime::format_duration(PATIENCE);
+        let read = tokio::time::timeout(READ_TIMEOUT, read).await.map_err(|_| {
+            let limit = humantime::format_duration(READ_TIMEOUT);
             let allowed = format!("a whole body within {limit}");
-            refused(WHOLE, "", &allowed, format!("{WHOLE}: it has not come as a whole within {limit}"))
-                .with_status(StatusCode::REQUEST_TIMEOUT)
-                .with_header(header::CONNECTION, HeaderValue::from_static("close"))
+            refused(
+                WHOLE_BODY,
+                "",
+                &allowed,
+                format!("{WHOLE_BODY}: it has not come as a whole within {limit}"),
+            )
+            .with_status(StatusCode::REQUEST_TIMEOUT)
+            .with_header(header::CONNECTION, HeaderValue::from_static("close"))
         })?;
         read.map_err(|rejection| match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => {
                 let allowed = format!("up to {} KiB", MAX_BODY >> 10);
-                refused(WHOLE, "", &allowed, format!("{WHOLE}: it is too large; allowed is {allowed}"))
-                    .with_status(StatusCode::PAYLOAD_TOO_LARGE)
+                refused(
+                    WHOLE_BODY,
+                    "",
+                    &allowed,
+                    format!("{WHOLE_BODY}: it is too large; allowed is {allowed}"),
+                )
+                .with_status(StatusCode::PAYLOAD_TOO_LARGE)
             }
-            status => Problem::new(status, format!("{WHOLE}: the connection broke off before its end")),
+            status => Problem::new(status, format!("{WHOLE_BODY}: the connection broke off before its end")),
         })
     }
 }
@@ -89,8 +99,8 @@ fn is_json(kind: &str) -> bool {
 fn mistake(path: &str, error: &serde_json::Error, body: &[u8]) -> Problem {
     if error.classify() != Category::Data {
         let (line, column) = (error.line(), error.column());
-        let detail = format!("{WHOLE}: it is not valid JSON, at line {line}, column {column}");
-        return refused(WHOLE, &String::from_utf8_lossy(body), "a JSON object", detail);
+        let detail = format!("{WHOLE_BODY}: it is not valid JSON, at line {line}, column {column}");
+        return refused(WHOLE_BODY, &String::from_utf8_lossy(body), "a JSON object", detail);
     }
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(&*text, |(text, _)| text);
@@ -113,7 +123,7 @@ fn mistake(path: &str, error: &serde_json::Error, body: &[u8]) -> Problem {
     let given = value.map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
     let given = given.unwrap_or_default();
     let (what, expected) = text.split_once(", expected ").unwrap_or((text, "another value"));
-    let place = if path.is_empty() { WHOLE } else { path };
+    let place = if path.is_empty() { WHOLE_BODY } else { path };
     if what.starts_with("unknown field ") {
         let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
         let allowed = known.join(", ");
@@ -137,11 +147,11 @@ fn mistake(path: &str, error: &serde_json::Error, body: &[u8]) -> Problem {
 /// The refusal of an exemption that is well-formed but not valid.
 pub(super) fn exemption_mistake(error: &ExemptionError, spec: &ExemptionSpec) -> Problem {
     let (place, allowed) = match error {
-        ExemptionError::Empty => (WHOLE.to_owned(), "at least one of namespace, app, process and rule"),
+        ExemptionError::Empty => (WHOLE_BODY.to_owned(), "at least one of namespace, app, process and rule"),
         ExemptionError::Either(part) => ((*part).to_owned(), "either exact or regex"),
         ExemptionError::Regex(part, _) => (format!("{part}.regex"), "a regular expression"),
-        ExemptionError::Blank(part) => ((*part).to_owned(), TEXT),
-        ExemptionError::Namespace(_) => ("namespace".to_owned(), LABEL),
+        ExemptionError::Blank(part) => ((*part).to_owned(), EXPECTED_TEXT),
+        ExemptionError::Namespace(_) => ("namespace".to_owned(), EXPECTED_LABEL),
         ExemptionError::NoReason => ("reason".to_owned(), reason::ALLOWED),
         ExemptionError::TooFar(_) => ("until".to_owned(), "a time up to ten years ahead, or none for ever"),
     };

@@ -16,16 +16,18 @@ use serde::{Deserialize, Serialize};
 use super::Api;
 use super::page::{Page, Paging};
 use super::problem::Problem;
-use super::query::{LABEL, Parameters, TEXT, TIME, label, set, set_word, text, time, unknown};
-use crate::state::{DecisionFilter, Kept, LoggedDecision};
-use crate::words::DECISIONS;
+use super::query::{
+    EXPECTED_LABEL, EXPECTED_TEXT, Parameters, TIME, label, set, set_word, text, time, unknown,
+};
+use crate::state::{DecisionFilter, LoggedDecision, PersistedState};
+use crate::wire_names::DECISIONS;
 
 /// The parameters, as they are named in the refusal of another one.
 const PARAMETERS: &str = "namespace, name, decision, actor, since, until, limit, cursor";
 /// How many are shown without a `limit`.
-const LIMIT: usize = 100;
+const DEFAULT_LIMIT: usize = 100;
 /// How many rows of the log are in memory at once.
-const CHUNK: usize = 10_000;
+const ENTRIES_PER_READ: usize = 10_000;
 /// How many times so many are read for one page: more than the log can have.
 const MAX_CHUNKS: usize = 20;
 
@@ -47,7 +49,7 @@ struct Filter {
 type Place = Reverse<(Timestamp, Option<AppRef>, LoggedKind, bool, Text, u64)>;
 
 #[derive(Debug, Serialize)]
-struct Entry {
+struct DecisionEntry {
     at: Timestamp,
     /// `None` if an operator has declared something for more than one App.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,7 +78,7 @@ enum Logged {
     OfAll(Declaration),
 }
 
-impl Entry {
+impl DecisionEntry {
     fn kept(incident: String, app: AppRef, Decision { at, decision, actor, reason }: Decision) -> Self {
         let (app, incident) = (Some(app), Some(incident));
         Self { at, app, decision, actor, reason, dry_run: false, incident, mode: None, exemption: None }
@@ -108,11 +110,11 @@ pub(super) async fn decisions(
     let _reader = api.reading_turn().await?;
     let mut log = filter.of_log();
     // Before the log is read: what an incident drops meanwhile is in the log.
-    let mut kept = Some(api.views.kept.borrow().clone());
+    let mut kept = Some(api.views.persisted.borrow().clone());
     let (mut latest, mut chunks) = (Latest::new(filter), 0);
     loop {
         chunks += 1;
-        let rows = api.views.desk.logged(log.clone()).await.unwrap_or_else(|error| {
+        let rows = api.views.operator_commands.logged(log.clone()).await.unwrap_or_else(|error| {
             // What the incidents have is shown all the same; what is wrong with the file is told where it is written.
             tracing::warn!(%error, "the log of decisions can't be read");
             Vec::new()
@@ -120,7 +122,7 @@ pub(super) async fn decisions(
         // Rows that are written from now on must not move those that are counted.
         log.before = log.before.or_else(|| rows.first().and_then(|row| just_after(row.at)));
         log.skip += rows.len();
-        let oldest = rows.last().filter(|_| rows.len() == CHUNK).map(|row| row.at);
+        let oldest = rows.last().filter(|_| rows.len() == ENTRIES_PER_READ).map(|row| row.at);
         let (kept, turn) = (kept.take(), api.turn().await?);
         let add = move || {
             if let Some(kept) = kept {
@@ -152,7 +154,7 @@ fn just_after(at: Timestamp) -> Option<Timestamp> {
 struct Latest {
     filter: Filter,
     limit: usize,
-    entries: BTreeMap<Place, Entry>,
+    entries: BTreeMap<Place, DecisionEntry>,
     /// Fingerprints of the decisions that were seen, the page or not: the log has those of the incidents, too.
     known: HashSet<u64>,
     hasher: RandomState,
@@ -162,26 +164,26 @@ struct Latest {
 
 impl Latest {
     fn new(filter: Filter) -> Self {
-        let limit = filter.paging.limit_or(LIMIT);
+        let limit = filter.paging.limit_or(DEFAULT_LIMIT);
         let (known, hasher) = (HashSet::new(), RandomState::new());
         Self { filter, limit, entries: BTreeMap::new(), known, hasher, count: 0 }
     }
 
-    fn add_kept(&mut self, kept: &Kept) {
+    fn add_kept(&mut self, kept: &PersistedState) {
         for (name, incident) in &kept.incidents {
             // To unpack an incident is what takes most of the time.
             if !self.filter.wants_app(&incident.app) {
                 continue;
             }
-            let Some(incident) = incident.legible(name) else { continue };
+            let Some(incident) = incident.readable_document(name) else { continue };
             for decision in incident.status.decisions {
-                let entry = Entry::kept(name.to_string(), incident.spec.app.clone(), decision);
+                let entry = DecisionEntry::kept(name.to_string(), incident.spec.app.clone(), decision);
                 self.learn(&entry);
                 self.add(entry);
             }
         }
         for declaration in kept.declared.all() {
-            self.add(Entry::declared(declaration.clone()));
+            self.add(DecisionEntry::declared(declaration.clone()));
         }
     }
 
@@ -190,12 +192,12 @@ impl Latest {
         for logged in logged {
             match serde_json::from_str(&logged.body) {
                 Ok(Logged::OfApp { incident, app, decision }) => {
-                    let entry = Entry::kept(incident, app, decision);
+                    let entry = DecisionEntry::kept(incident, app, decision);
                     if self.learn(&entry) {
                         self.add(entry);
                     }
                 }
-                Ok(Logged::OfAll(declaration)) => self.add(Entry::declared(declaration)),
+                Ok(Logged::OfAll(declaration)) => self.add(DecisionEntry::declared(declaration)),
                 // Another version wrote it.
                 Err(_) => {}
             }
@@ -206,7 +208,7 @@ impl Latest {
     /// last: only those that are known from nowhere else belong to no incident.
     fn add_journal(&mut self, journal: Vec<policy::Decision>) {
         for decision in journal {
-            let entry = Entry {
+            let entry = DecisionEntry {
                 at: decision.at,
                 app: Some(AppRef::from(&decision.app)),
                 decision: decision.kind.into(),
@@ -224,16 +226,16 @@ impl Latest {
     }
 
     /// Whether the decision was not known.
-    fn learn(&mut self, entry: &Entry) -> bool {
+    fn learn(&mut self, entry: &DecisionEntry) -> bool {
         self.known.insert(self.fingerprint(entry))
     }
 
-    fn fingerprint(&self, entry: &Entry) -> u64 {
+    fn fingerprint(&self, entry: &DecisionEntry) -> u64 {
         let app = entry.app.as_ref().map(|AppRef { namespace, kind, name }| (namespace, kind, name));
         self.hasher.hash_one((entry.at, app, entry.decision.as_str()))
     }
 
-    fn add(&mut self, entry: Entry) {
+    fn add(&mut self, entry: DecisionEntry) {
         let place = entry.place();
         if !self.filter.wants(&entry) || self.filter.paging.after.as_ref().is_some_and(|last| place <= *last)
         {
@@ -255,7 +257,7 @@ impl Latest {
 
     fn page(self) -> serde_json::Result<Vec<u8>> {
         let mut page = Page::new(self.limit);
-        let shown = page.list("decisions", self.entries.into_values(), Entry::place)?;
+        let shown = page.list("decisions", self.entries.into_values(), DecisionEntry::place)?;
         let more = self.count.saturating_sub(shown);
         page.more(more > 0);
         page.member("more", &more)?;
@@ -269,10 +271,10 @@ impl Filter {
         for (parameter, value) in query {
             let (name, value) = (parameter.as_str(), value.as_str());
             match name {
-                "namespace" => set(&mut filter.namespace, name, value, LABEL, label),
-                "name" => set(&mut filter.name, name, value, TEXT, text),
+                "namespace" => set(&mut filter.namespace, name, value, EXPECTED_LABEL, label),
+                "name" => set(&mut filter.name, name, value, EXPECTED_TEXT, text),
                 "decision" => set_word(&mut filter.decision, name, value, &DECISIONS),
-                "actor" => set(&mut filter.actor, name, value, TEXT, text),
+                "actor" => set(&mut filter.actor, name, value, EXPECTED_TEXT, text),
                 "since" => set(&mut filter.since, name, value, TIME, time),
                 "until" => set(&mut filter.until, name, value, TIME, time),
                 _ => {
@@ -293,7 +295,7 @@ impl Filter {
             since: self.since,
             before: self.until.into_iter().chain(shown).min(),
             skip: 0,
-            limit: CHUNK,
+            limit: ENTRIES_PER_READ,
         }
     }
 
@@ -302,7 +304,7 @@ impl Filter {
             && self.name.as_ref().is_none_or(|wanted| **wanted == **name)
     }
 
-    fn wants(&self, entry: &Entry) -> bool {
+    fn wants(&self, entry: &DecisionEntry) -> bool {
         // What is declared for more than one App is of no namespace.
         let is_wanted = match &entry.app {
             Some(app) => self.wants_app(app),

@@ -6,7 +6,7 @@ use regex::{Regex, RegexBuilder};
 
 use super::page::Paging;
 use super::problem::Problem;
-use super::query::{LABEL, TEXT, label, set, text, unknown};
+use super::query::{EXPECTED_LABEL, EXPECTED_TEXT, label, set, text, unknown};
 
 /// The parameters, as they are named in the refusal of another one.
 const PARAMETERS: &str = "namespace, name, type, process, node, state, q, limit, cursor";
@@ -34,11 +34,11 @@ impl Filter {
         for (parameter, value) in query {
             let value = value.as_str();
             match parameter.as_str() {
-                "namespace" => set(&mut filter.namespace, &parameter, value, LABEL, label),
-                "name" => set(&mut filter.name, &parameter, value, TEXT, text),
-                "type" => set(&mut filter.kind, &parameter, value, TEXT, text),
-                "process" => set(&mut filter.process, &parameter, value, TEXT, text),
-                "node" => set(&mut filter.node, &parameter, value, TEXT, text),
+                "namespace" => set(&mut filter.namespace, &parameter, value, EXPECTED_LABEL, label),
+                "name" => set(&mut filter.name, &parameter, value, EXPECTED_TEXT, text),
+                "type" => set(&mut filter.kind, &parameter, value, EXPECTED_TEXT, text),
+                "process" => set(&mut filter.process, &parameter, value, EXPECTED_TEXT, text),
+                "node" => set(&mut filter.node, &parameter, value, EXPECTED_TEXT, text),
                 "state" => set(&mut filter.state, &parameter, value, "active, unconfirmed or cleared", state),
                 "q" => set(&mut filter.sought, &parameter, value, "a text of 1 to 256 bytes", sought),
                 name => {

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::problem::Problem;
 use super::{Api, ApiServer};
-use crate::evidence::EvidenceStatus;
+use crate::cluster_facts::ClusterFactsStatus;
 use crate::kubernetes::Reach;
 use crate::leader::Leadership;
 use crate::ledger_task::{ALL_REFUSE, Progress};
@@ -37,7 +37,7 @@ struct Readiness {
     /// Where there is a cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     api_server: Option<Server>,
-    evidence: Evidence,
+    evidence: ClusterFactsHealth,
     output: Part,
     state: Part,
     /// Whether operators' tokens can be checked.
@@ -103,7 +103,7 @@ struct Part {
 
 /// Whether the cluster can be asked about accusations, and how long they wait for it.
 #[derive(Serialize)]
-struct Evidence {
+struct ClusterFactsHealth {
     #[serde(flatten)]
     part: Part,
     /// The cluster is watched; otherwise each accused namespace is looked at every round.
@@ -118,10 +118,10 @@ struct Evidence {
     heavy: usize,
 }
 
-impl From<EvidenceStatus> for Evidence {
-    fn from(status: EvidenceStatus) -> Self {
+impl From<ClusterFactsStatus> for ClusterFactsHealth {
+    fn from(status: ClusterFactsStatus) -> Self {
         Self {
-            part: status.trouble().into(),
+            part: status.problem().into(),
             watched: status.is_watched,
             waiting: status.waiting,
             late: status.late,
@@ -171,28 +171,30 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
         discovery: api.views.targets.borrow().error.clone().into(),
         api_server: api_server.map(|api_server| Server::from(&api_server.reach)),
         evidence: {
-            let evidence = Evidence::from(api.views.evidence.borrow().clone());
-            Evidence { part: evidence.part.and(without(|it| it.has_evidence)), ..evidence }
+            let evidence = ClusterFactsHealth::from(api.views.cluster_facts.borrow().clone());
+            ClusterFactsHealth { part: evidence.part.and(without(|it| it.has_evidence)), ..evidence }
         },
         output: {
             let status = api.views.output.borrow().clone();
-            let errors: Vec<String> =
-                [status.error, status.left_open, status.aside, status.junk].into_iter().flatten().collect();
+            let errors: Vec<String> = [status.error, status.left_open, status.deferred, status.junk]
+                .into_iter()
+                .flatten()
+                .collect();
             let error = (!errors.is_empty()).then(|| errors.join("; "));
             Part { suspended: status.suspended, ..Part::from(error) }.and(without(|it| it.has_output))
         },
         state: {
-            let errors = [api.views.trouble.borrow().clone(), api.views.keeping.borrow().clone()];
+            let errors = [api.views.policy_error.borrow().clone(), api.views.state_error.borrow().clone()];
             let mut errors: Vec<String> = errors.into_iter().flatten().collect();
             if errors.is_empty() {
                 // No watch reports the rows of a state file that can't be read.
-                errors.extend(api.views.kept.borrow().unreadable().into_values().take(3));
+                errors.extend(api.views.persisted.borrow().unreadable().into_values().take(3));
             }
             (!errors.is_empty()).then(|| errors.join("; ")).into()
         },
         auth,
         leader: {
-            let error = api.views.electing.borrow().clone();
+            let error = api.views.lease_error.borrow().clone();
             match &*api.views.leadership.borrow() {
                 Leadership::Leading(pen) => {
                     Leader { leading: pen.holds(), name: Some(pen.identity().to_owned()), error }

@@ -18,12 +18,14 @@ use serde_json::{Value, json};
 use super::Api;
 use super::page::{Page, Paging};
 use super::problem::Problem;
-use super::query::{LABEL, NoParameters, Parameters, TEXT, label, set, set_word, text, unknown};
-use crate::leader::Pen;
+use super::query::{
+    EXPECTED_LABEL, EXPECTED_TEXT, NoParameters, Parameters, label, set, set_word, text, unknown,
+};
+use crate::leader::WritePermit;
 use crate::policy_task::Decided;
-use crate::state::kept::Brief;
-use crate::state::{Kept, KeptIncident, UnreadExemption};
-use crate::words::STATES;
+use crate::state::persisted_state::IncidentSummary;
+use crate::state::{IncidentEntry, PersistedState, UnreadExemption};
+use crate::wire_names::STATES;
 
 /// The parameters, as they are named in the refusal of another one.
 const PARAMETERS: &str = "namespace, name, state, limit, cursor";
@@ -46,8 +48,8 @@ impl Filter {
         for (parameter, value) in query {
             let (name, value) = (parameter.as_str(), value.as_str());
             match name {
-                "namespace" => set(&mut filter.namespace, name, value, LABEL, label),
-                "name" => set(&mut filter.name, name, value, TEXT, text),
+                "namespace" => set(&mut filter.namespace, name, value, EXPECTED_LABEL, label),
+                "name" => set(&mut filter.name, name, value, EXPECTED_TEXT, text),
                 "state" => set_word(&mut state, name, value, &STATES),
                 _ => {
                     let paged = filter.paging.take(name, value);
@@ -61,7 +63,7 @@ impl Filter {
         Ok(filter)
     }
 
-    fn wants(&self, incident: &KeptIncident, brief: &Brief) -> bool {
+    fn wants(&self, incident: &IncidentEntry, brief: &IncidentSummary) -> bool {
         let app = &incident.app;
         self.namespace.as_ref().is_none_or(|namespace| **namespace == *app.namespace)
             && self.name.as_ref().is_none_or(|name| **name == *app.name)
@@ -91,16 +93,16 @@ pub(super) async fn incidents(
 ) -> Result<Response, Problem> {
     let filter = Filter::of(query)?;
     let turn = api.turn().await?;
-    let kept = api.views.kept.borrow().clone();
+    let kept = api.views.persisted.borrow().clone();
     Ok(api.make(turn, move || page(&kept, &filter)).await)
 }
 
-fn page(kept: &Kept, filter: &Filter) -> serde_json::Result<Vec<u8>> {
-    let place = |name: &Text, brief: &Brief| (Reverse(brief.opened.get()), name.clone());
-    let mut wanted: Vec<(Place, &KeptIncident)> = Vec::new();
+fn page(kept: &PersistedState, filter: &Filter) -> serde_json::Result<Vec<u8>> {
+    let place = |name: &Text, brief: &IncidentSummary| (Reverse(brief.opened.get()), name.clone());
+    let mut wanted: Vec<(Place, &IncidentEntry)> = Vec::new();
     let mut total = 0_usize;
     for (name, incident) in &kept.incidents {
-        let Some(brief) = incident.brief().filter(|brief| filter.wants(incident, brief)) else { continue };
+        let Some(brief) = incident.summary().filter(|brief| filter.wants(incident, brief)) else { continue };
         total += 1;
         let place = place(name, brief);
         if filter.paging.after.as_ref().is_none_or(|last| place > *last) {
@@ -110,7 +112,7 @@ fn page(kept: &Kept, filter: &Filter) -> serde_json::Result<Vec<u8>> {
     wanted.sort_by(|(a, _), (b, _)| a.cmp(b));
     // Only those of the page are unpacked.
     let shown = wanted.into_iter().filter_map(|(place, incident)| {
-        let shown = Shown::from(incident.legible(&place.1)?);
+        let shown = Shown::from(incident.readable_document(&place.1)?);
         Some(Listed { place, shown })
     });
     let mut page = Page::new(filter.paging.limit());
@@ -133,7 +135,7 @@ pub(super) async fn incident(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     api.find_room()?;
-    let kept = api.views.kept.borrow().clone();
+    let kept = api.views.persisted.borrow().clone();
     match kept.incidents.get(&*name).map(|incident| incident.document(&name)).transpose() {
         Ok(Some(Some(incident))) => Ok(api.make_small(serde_json::to_vec(&Shown::from(incident)))),
         Ok(_) => Err(Problem::new(StatusCode::NOT_FOUND, "there is no incident of that name")),
@@ -185,8 +187,8 @@ pub(super) async fn exemptions(
 ) -> Result<Response, Problem> {
     let paging = Paging::of(query)?;
     let turn = api.turn().await?;
-    let kept = api.views.kept.borrow().clone();
-    let leads = api.views.leadership.borrow().pen().is_some_and(Pen::holds);
+    let kept = api.views.persisted.borrow().clone();
+    let leads = api.views.leadership.borrow().permit().is_some_and(WritePermit::holds);
     let decided = leads.then(|| api.views.decided.borrow().clone());
     Ok(api.make(turn, move || page_of_exemptions(&kept, decided.as_deref(), &paging)).await)
 }
@@ -194,7 +196,7 @@ pub(super) async fn exemptions(
 /// `decided` is nothing if this replica does not lead: only the leader knows which exemptions are withheld, those of the
 /// configuration included.
 fn page_of_exemptions(
-    kept: &Kept,
+    kept: &PersistedState,
     decided: Option<&Decided>,
     paging: &Paging<ExemptionPlace>,
 ) -> serde_json::Result<Vec<u8>> {
@@ -223,7 +225,7 @@ struct Indexed<'a> {
     withheld: &'a Withheld,
 }
 
-fn shown_exemptions(kept: &Kept, withheld: Option<&[Withheld]>) -> Vec<Exemption> {
+fn shown_exemptions(kept: &PersistedState, withheld: Option<&[Withheld]>) -> Vec<Exemption> {
     let now = Timestamp::now();
     let unread = &kept.unread.exemptions;
     let why_withheld = |name: &str| {
@@ -274,7 +276,7 @@ struct Enforcement {
 }
 
 pub(super) async fn enforcement(State(api): State<Api>, _: NoParameters) -> Response {
-    let said = api.views.kept.borrow().enforcement.clone();
+    let said = api.views.persisted.borrow().enforcement.clone();
     let shown = Enforcement { mode: api.mode(), operators: said.mode, reason: said.reason, by: said.by };
     Json(shown).into_response()
 }

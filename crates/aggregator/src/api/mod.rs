@@ -1,9 +1,9 @@
 //! The HTTP API: reads snapshots and what is kept, never the collector or an output; what operators say goes to the desk.
 
-mod acts;
 mod auth;
 mod body;
 mod budget;
+mod compat;
 mod cursor;
 mod decisions;
 mod filter;
@@ -14,12 +14,12 @@ mod incidents;
 mod list;
 mod negotiation;
 mod nodes;
+mod operator_commands;
 mod page;
 mod pieces;
 mod plan;
 mod problem;
 mod query;
-mod seed;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -39,14 +39,14 @@ pub use self::problem::Problem;
 pub use self::server::{MAX_CONNECTIONS, Routers, serve};
 
 use crate::clock::Clock;
+use crate::cluster_facts::ClusterFactsStatus;
 use crate::discovery::TargetSet;
-use crate::evidence::EvidenceStatus;
 use crate::kubernetes::Reach;
 use crate::leader::Leadership;
 use crate::ledger_task::Snapshots;
 use crate::output::OutputStatus;
 use crate::policy_task::{Decided, Journal};
-use crate::state::{Desk, Kept};
+use crate::state::{OperatorCommands, PersistedState};
 use crate::worker::Worker;
 
 /// What the API reads.
@@ -59,25 +59,25 @@ pub struct Views {
     /// The targets.
     pub targets: watch::Receiver<Arc<TargetSet>>,
     /// Whether the cluster can be asked about accusations, and how long they wait for it.
-    pub evidence: watch::Receiver<EvidenceStatus>,
+    pub cluster_facts: watch::Receiver<ClusterFactsStatus>,
     /// The output.
     pub output: watch::Receiver<OutputStatus>,
     /// The API server, where there is a cluster.
     pub api_server: Option<ApiServer>,
     /// What is kept, and what operators want.
-    pub kept: watch::Receiver<Arc<Kept>>,
+    pub persisted: watch::Receiver<Arc<PersistedState>>,
     /// Why decisions can't be kept, if so.
-    pub trouble: watch::Receiver<Option<String>>,
+    pub policy_error: watch::Receiver<Option<String>>,
     /// Why what is kept can't be watched, if so.
-    pub keeping: watch::Receiver<Option<String>>,
+    pub state_error: watch::Receiver<Option<String>>,
     /// Why no leader can be elected, if so.
-    pub electing: watch::Receiver<Option<String>>,
+    pub lease_error: watch::Receiver<Option<String>>,
     /// Whether this replica leads.
     pub leadership: watch::Receiver<Leadership>,
     /// The last decisions of this replica.
     pub journal: Journal,
     /// Where operators' words go.
-    pub desk: Desk,
+    pub operator_commands: OperatorCommands,
     /// Who asks, and whether they may.
     pub auth: Authenticator,
     /// The namespace of what is kept, where it has one.
@@ -115,7 +115,7 @@ pub fn routers(views: Views) -> Routers {
 /// What operators' probes and those of the cluster ask for. These answers need little, and wait for no other request.
 fn probes() -> Router<Api> {
     Router::new()
-        .route("/health", get(seed::health))
+        .route("/health", get(compat::health))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .method_not_allowed_fallback(problem::method_not_allowed)
@@ -129,18 +129,18 @@ async fn all_taken() -> Problem {
 
 fn routes(api: Api) -> Router {
     Router::new()
-        .route("/api/violations", get(seed::violations))
+        .route("/api/violations", get(compat::violations))
         .route("/api/v1/violations", get(violations::violations))
         .route("/api/v1/nodes", get(nodes::nodes))
         .route("/api/v1/plan", get(plan::plan))
         .route("/api/v1/decisions", get(decisions::decisions))
         .route("/api/v1/incidents", get(incidents::incidents))
         .route("/api/v1/incidents/{name}", get(incidents::incident))
-        .route("/api/v1/incidents/{name}/approve", post(acts::approve))
-        .route("/api/v1/incidents/{name}/release", post(acts::release))
-        .route("/api/v1/exemptions", get(incidents::exemptions).post(acts::exempt))
-        .route("/api/v1/exemptions/{name}", delete(acts::withdraw))
-        .route("/api/v1/enforcement", get(incidents::enforcement).put(acts::enforce))
+        .route("/api/v1/incidents/{name}/approve", post(operator_commands::approve))
+        .route("/api/v1/incidents/{name}/release", post(operator_commands::release))
+        .route("/api/v1/exemptions", get(incidents::exemptions).post(operator_commands::exempt))
+        .route("/api/v1/exemptions/{name}", delete(operator_commands::withdraw))
+        .route("/api/v1/enforcement", get(incidents::enforcement).put(operator_commands::enforce))
         .merge(probes())
         .layer(DefaultBodyLimit::max(body::MAX_BODY))
         .fallback(problem::not_found)

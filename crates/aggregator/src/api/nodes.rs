@@ -3,14 +3,14 @@
 use axum::extract::State;
 use axum::response::Response;
 use jiff::Timestamp;
-use procscan_core::time::CompactTimestamp;
 use procscan_core::names::{NodeName, Text};
 use procscan_core::report::{FailureReason, Rejections};
 use procscan_core::snapshot::{Snapshot, TargetState, TargetView};
+use procscan_core::time::CompactTimestamp;
 use serde::Serialize;
 
 use super::Api;
-use super::page::{FEW, Page, Paging};
+use super::page::{Page, Paging, SMALL_PAGE_ENTRIES};
 use super::problem::Problem;
 use super::query::Parameters;
 
@@ -74,7 +74,7 @@ pub(super) async fn nodes(
     let paging = Paging::of(query)?;
     api.find_room()?;
     let snapshot = api.snapshot().await;
-    if snapshot.targets.len() <= FEW {
+    if snapshot.targets.len() <= SMALL_PAGE_ENTRIES {
         return Ok(api.make_small(page(&snapshot, &paging)));
     }
     drop(snapshot);

@@ -16,21 +16,21 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::budget::busy;
 use super::problem::Problem;
-use super::query::{CURSOR, LIMIT, MAX_LIMIT, limit, set, unknown};
+use super::query::{EXPECTED_CURSOR, EXPECTED_LIMIT, MAX_LIMIT, limit, set, unknown};
 use super::{Api, cursor};
 
 /// The length at which a page ends, in bytes. The entry that reaches it is its last one.
 const MAX_PAGE: usize = 512 << 10;
 /// What a page takes in memory at first, in bytes. Most pages fit into it.
-const SMALL_ROOM: usize = 16 << 10;
+const SMALL_PAGE_BUFFER_BYTES: usize = 16 << 10;
 /// What a larger page takes in memory while it is written, in bytes: most last entries fit into it. It does not grow step by step,
 /// because the allocator keeps memory for each size.
-const ROOM: usize = MAX_PAGE + (32 << 10);
+const PAGE_BUFFER_BYTES: usize = MAX_PAGE + (32 << 10);
 /// How many entries are looked through and written in well under a millisecond. More would keep other requests waiting, probes
 /// included, so that is done on another thread.
-pub(super) const FEW: usize = 200;
+pub(super) const SMALL_PAGE_ENTRIES: usize = 200;
 /// How long a request waits until its answer can be made.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const MAX_WAIT_FOR_PAGE: Duration = Duration::from_secs(5);
 
 /// Which page is asked for.
 #[derive(Debug)]
@@ -60,8 +60,8 @@ impl<C: Serialize + DeserializeOwned> Paging<C> {
     /// Takes a parameter if it says which page.
     pub(super) fn take(&mut self, name: &str, value: &str) -> Option<Result<(), Problem>> {
         match name {
-            "limit" => Some(set(&mut self.limit, name, value, LIMIT, limit)),
-            "cursor" => Some(set(&mut self.after, name, value, CURSOR, cursor::read)),
+            "limit" => Some(set(&mut self.limit, name, value, EXPECTED_LIMIT, limit)),
+            "cursor" => Some(set(&mut self.after, name, value, EXPECTED_CURSOR, cursor::read)),
             _ => None,
         }
     }
@@ -89,7 +89,7 @@ pub(super) struct Page {
 impl Page {
     /// For up to `limit` entries.
     pub(super) fn new(limit: usize) -> Self {
-        let mut body = BytesMut::with_capacity(SMALL_ROOM);
+        let mut body = BytesMut::with_capacity(SMALL_PAGE_BUFFER_BYTES);
         body.put_u8(b'{');
         Self { body, left: limit, last: None, has_more: false }
     }
@@ -122,8 +122,8 @@ impl Page {
             if last.is_some() {
                 self.body.put_u8(b',');
             }
-            if self.body.len() > SMALL_ROOM / 2 && self.body.capacity() < ROOM {
-                self.body.reserve(ROOM - self.body.len());
+            if self.body.len() > SMALL_PAGE_BUFFER_BYTES / 2 && self.body.capacity() < PAGE_BUFFER_BYTES {
+                self.body.reserve(PAGE_BUFFER_BYTES - self.body.len());
             }
             serde_json::to_writer((&mut self.body).writer(), &entry)?;
             self.left -= 1;
@@ -174,7 +174,7 @@ impl Api {
 
     async fn wait_for(&self, turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
         self.find_room()?;
-        let turn = tokio::time::timeout(PATIENCE, turns.clone().acquire_owned()).await;
+        let turn = tokio::time::timeout(MAX_WAIT_FOR_PAGE, turns.clone().acquire_owned()).await;
         // The semaphore is never closed, so this is the time limit.
         let Ok(Ok(turn)) = turn else {
             return Err(busy(1, "many requests for lists are waiting already; try again later"));

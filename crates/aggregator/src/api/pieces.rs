@@ -21,7 +21,7 @@ use zstd::bulk::{Compressor, Decompressor};
 
 /// The least length of a piece but the last, in bytes: a piece ends with the record that reaches it. A connection holds about two
 /// pieces.
-const PIECE: usize = 8 << 10;
+const PIECE_BYTES: usize = 8 << 10;
 /// After so many pieces a body yields, so that other tasks of its thread go on, probes among them.
 const PIECES_PER_YIELD: usize = 8;
 /// How many bytes replaced lists may keep in memory in addition to the current list, as [`ReplacedLists`] counts them.
@@ -126,7 +126,7 @@ impl Pieces {
         let records = records.ok_or_else(|| io::Error::other(CUT_OFF))?;
         let mut next = self.starts.get(number).copied().unwrap_or(records.len());
         // The record that ends a piece is nearly always shorter than a piece.
-        let mut piece = Vec::with_capacity(2 * PIECE);
+        let mut piece = Vec::with_capacity(2 * PIECE_BYTES);
         write(&records, self.changed, &mut next, &mut piece)?;
         // A slow client keeps it for long.
         piece.shrink_to_fit();
@@ -174,7 +174,7 @@ fn write(
     next: &mut usize,
     piece: &mut Vec<u8>,
 ) -> serde_json::Result<()> {
-    let end = piece.len() + PIECE;
+    let end = piece.len() + PIECE_BYTES;
     if *next == 0 {
         piece.extend_from_slice(b"{\"violations\":[");
     }

@@ -10,7 +10,7 @@ use procscan_core::snapshot::Coverage;
 use serde::{Deserialize, Serialize};
 
 use super::Api;
-use super::page::{FEW, Page, Paging};
+use super::page::{Page, Paging, SMALL_PAGE_ENTRIES};
 use super::problem::Problem;
 use super::query::Parameters;
 use crate::policy_task::Decided;
@@ -35,7 +35,8 @@ pub(super) async fn plan(State(api): State<Api>, Parameters(query): Parameters) 
     let is_small = {
         let decided = api.views.decided.borrow();
         let plan = &decided.plan;
-        plan.blocks.len() + plan.notices.len() + decided.held.len() + decided.disputes.len() <= FEW
+        plan.blocks.len() + plan.notices.len() + decided.held.len() + decided.disputes.len()
+            <= SMALL_PAGE_ENTRIES
     };
     let turn = if is_small { None } else { Some(api.turn().await?) };
     let coverage = api.snapshot().await.coverage;

@@ -11,7 +11,7 @@ use procscan_core::names::is_dns_label;
 use serde_json::json;
 
 use super::problem::Problem;
-use crate::words;
+use crate::wire_names;
 
 /// How many entries one page shows at most.
 pub(super) const MAX_LIMIT: usize = 1000;
@@ -19,15 +19,16 @@ pub(super) const MAX_LIMIT: usize = 1000;
 const MAX_REPEATED: usize = 200;
 
 /// What is said where a namespace is expected.
-pub(super) const LABEL: &str = "a namespace's name: 1 to 63 of a-z, 0-9 and -, with no - at either end";
+pub(super) const EXPECTED_LABEL: &str =
+    "a namespace's name: 1 to 63 of a-z, 0-9 and -, with no - at either end";
 /// What is said where any text is expected.
-pub(super) const TEXT: &str = "a text of 1 character or more";
+pub(super) const EXPECTED_TEXT: &str = "a text of 1 character or more";
 /// What is said where a time is expected.
 pub(super) use crate::config::values::A_TIME as TIME;
 /// What is said where a number of entries is expected.
-pub(super) const LIMIT: &str = "a whole number from 1 to 1000";
+pub(super) const EXPECTED_LIMIT: &str = "a whole number from 1 to 1000";
 /// What is said where a cursor is expected.
-pub(super) const CURSOR: &str = "the next of an answer";
+pub(super) const EXPECTED_CURSOR: &str = "the next of an answer";
 
 /// The parameters of a query, in their order, decoded.
 pub(super) struct Parameters(pub(super) Vec<(String, String)>);
@@ -86,7 +87,9 @@ pub(super) fn set_word(
     value: &str,
     words: &'static [&'static str],
 ) -> Result<(), Problem> {
-    set(place, parameter, value, &format!("one of {}", words.join(", ")), |said| words::spelt(words, said))
+    set(place, parameter, value, &format!("one of {}", words.join(", ")), |said| {
+        wire_names::as_spelt_here(words, said)
+    })
 }
 
 /// The refusal of a parameter that `allowed` does not list.

@@ -20,7 +20,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::config::Config;
 use crate::ledger_task::{self, Publisher, Snapshots};
-use crate::state::{FileStore, Kept};
+use crate::state::{FileStore, PersistedState};
 
 /// The whole router over views that the test sets.
 struct Stage {
@@ -49,19 +49,19 @@ fn without_cluster() -> Config {
 
 impl Stage {
     fn new() -> Self {
-        Self::at(Desk::Nowhere)
+        Self::at(OperatorCommands::Unavailable)
     }
 
-    fn at(desk: Desk) -> Self {
+    fn at(desk: OperatorCommands) -> Self {
         Self::over(desk, watch::channel(Arc::default()).1)
     }
 
-    fn over(desk: Desk, kept: watch::Receiver<Arc<Kept>>) -> Self {
+    fn over(desk: OperatorCommands, kept: watch::Receiver<Arc<PersistedState>>) -> Self {
         Self::under(&without_cluster(), desk, kept)
     }
 
     /// With the authentication of `config`.
-    fn under(config: &Config, desk: Desk, kept: watch::Receiver<Arc<Kept>>) -> Self {
+    fn under(config: &Config, desk: OperatorCommands, kept: watch::Receiver<Arc<PersistedState>>) -> Self {
         let clock = Clock::start();
         let now = clock.now();
         // These tests make long lists of long command lines, so none may be cut.
@@ -71,7 +71,7 @@ impl Stage {
         let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(now), clock);
         let shown = snapshots.clone();
         let (targets, target_sets) = watch::channel(Arc::default());
-        let evidence = watch::channel(EvidenceStatus::default()).1;
+        let evidence = watch::channel(ClusterFactsStatus::default()).1;
         let (output, outputs) = watch::channel(OutputStatus::default());
         let undecided = Decided::nothing(Plan::empty(Mode::Enforce, now.wall()));
         let (decided, decisions) = watch::channel(Arc::new(undecided));
@@ -79,16 +79,16 @@ impl Stage {
             snapshots,
             decided: decisions,
             targets: target_sets,
-            evidence,
+            cluster_facts: evidence,
             output: outputs,
             api_server: None,
-            kept,
-            trouble: watch::channel(None).1,
-            keeping: watch::channel(None).1,
-            electing: watch::channel(None).1,
+            persisted: kept,
+            policy_error: watch::channel(None).1,
+            state_error: watch::channel(None).1,
+            lease_error: watch::channel(None).1,
             leadership: crate::leader::alone(),
             journal: Journal::default(),
-            desk,
+            operator_commands: desk,
             auth: Authenticator::new(config, None).unwrap(),
             own_namespace: None,
             configured_mode: Mode::Enforce,
@@ -152,7 +152,7 @@ async fn in_a_file_more_decisions_are_logged_than_an_incident_has_and_the_old_on
         let incident = Incident { name: "web".into(), spec, status: serde_json::from_value(status).unwrap() };
         assert!(store.save(vec![incident]).await.is_empty());
     }
-    let stage = Stage::at(Desk::File(store.clone()));
+    let stage = Stage::at(OperatorCommands::File(store.clone()));
     let reasons = async |path: &str| -> Vec<String> {
         let found = json(&stage.get(path).await.2);
         let all = found["decisions"].as_array().unwrap().iter();
@@ -351,10 +351,10 @@ async fn errors_are_problems() {
 async fn an_exemption_that_is_withheld_is_shown_with_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path()).await.unwrap();
-    let desk = Desk::File(store.clone());
+    let desk = OperatorCommands::File(store.clone());
     for name in ["all", "one"] {
         let spec = json!({"namespace": {"regex": "."}, "reason": "x"});
-        desk.exempt(name, &serde_json::from_value(spec).unwrap()).await.unwrap();
+        desk.add_exemption(name, &serde_json::from_value(spec).unwrap()).await.unwrap();
     }
     let stage = Stage::over(desk, store.shown());
     let withheld =
@@ -373,7 +373,10 @@ async fn an_exemption_that_is_withheld_is_shown_with_the_reason() {
 
     // A replica that does not lead knows only what is written in the exemptions.
     let past = json!({"app": {"exact": "a"}, "reason": "x", "until": "2020-01-01T00:00:00Z"});
-    Desk::File(store.clone()).exempt("past", &serde_json::from_value(past).unwrap()).await.unwrap();
+    OperatorCommands::File(store.clone())
+        .add_exemption("past", &serde_json::from_value(past).unwrap())
+        .await
+        .unwrap();
     let following = watch::channel(Leadership::Following { leader: None });
     let mut views = Views::clone(&stage.api.views);
     (views.leadership, views.decided) = (following.1, watch::channel(Arc::new(Decided::nothing(plan()))).1);

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Api;
 use super::filter::Filter;
-use super::page::{FEW, Page};
+use super::page::{Page, SMALL_PAGE_ENTRIES};
 use super::problem::Problem;
 use super::query::Parameters;
 
@@ -31,11 +31,11 @@ struct Violation<'a> {
     evidence_time: Timestamp,
     /// How many different timestamps were seen.
     observations: u64,
-    evidence: Vec<Evidence<'a>>,
+    evidence: Vec<NodeEvidence<'a>>,
 }
 
 #[derive(Serialize)]
-struct Evidence<'a> {
+struct NodeEvidence<'a> {
     node: &'a NodeName,
     presence: Presence,
     /// Whether it ever was fresh; if not, it is never a reason for anything.
@@ -49,7 +49,7 @@ struct Evidence<'a> {
 
 impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
     fn from(violation: &'a snapshot::Violation) -> Self {
-        let evidence = violation.evidence().map(|evidence| Evidence {
+        let evidence = violation.evidence().map(|evidence| NodeEvidence {
             node: &evidence.node,
             presence: evidence.presence,
             was_fresh: evidence.fresh_at.is_some(),
@@ -78,7 +78,7 @@ pub(super) async fn violations(
     let filter = Filter::of(query)?;
     api.find_room()?;
     let snapshot = api.snapshot().await;
-    if snapshot.violations.len() <= FEW {
+    if snapshot.violations.len() <= SMALL_PAGE_ENTRIES {
         return Ok(api.make_small(page(&snapshot, &filter)));
     }
     drop(snapshot);

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use procscan_core::policy::is_too_far;
 
-use crate::words::{DECISIONS, MODES, STATES, spelt};
+use crate::wire_names::{DECISIONS, MODES, STATES, as_spelt_here};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Operate {
@@ -61,7 +61,7 @@ that must not be blocked.")]
   procscan-aggregator mode dry-run --reason 'new rules today'
 
 `resume` goes back to what the configuration says.")]
-    Mode(Mode),
+    Mode(SetMode),
 }
 
 /// Which service, and who asks.
@@ -108,7 +108,7 @@ pub(crate) struct Decisions {
     pub(crate) actor: Option<String>,
     /// Only those since then: so long ago (24h), or a time (2026-01-02T10:30:00Z).
     #[arg(long, value_name = "WHEN", value_parser = since)]
-    pub(crate) since: Option<When>,
+    pub(crate) since: Option<TimeArgument>,
     /// How many, at most.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) limit: u32,
@@ -156,7 +156,7 @@ pub(crate) struct Release {
     pub(crate) incident: String,
     /// How long these accusations don't block the App again: so long (30d, as if not given), or up to a time.
     #[arg(long, value_name = "WHEN", value_parser = until)]
-    pub(crate) until: Option<When>,
+    pub(crate) until: Option<TimeArgument>,
     /// Why, for the log: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
@@ -183,7 +183,7 @@ pub(crate) struct Exempt {
     pub(crate) rule: Option<String>,
     /// How long it counts: so long (30d), or up to a time; for ever if not given.
     #[arg(long, value_name = "WHEN", value_parser = until)]
-    pub(crate) until: Option<When>,
+    pub(crate) until: Option<TimeArgument>,
     /// How many tenants with blocked Apps it may open; needed beyond `brake.max_releases`.
     #[arg(long, value_name = "N")]
     pub(crate) confirm: Option<u32>,
@@ -216,7 +216,7 @@ pub(crate) struct Pause {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Mode {
+pub(crate) struct SetMode {
     #[command(flatten)]
     pub(crate) service: Service,
     /// The mode from now on; shown if not given.
@@ -229,19 +229,19 @@ pub(crate) struct Mode {
 
 /// One of the words that the API knows, in its own spelling.
 fn one_of(words: &'static [&'static str]) -> impl TypedValueParser<Value = &'static str> {
-    PossibleValuesParser::new(words).try_map(move |said| spelt(words, &said).ok_or("no such word"))
+    PossibleValuesParser::new(words).try_map(move |said| as_spelt_here(words, &said).ok_or("no such word"))
 }
 
 /// A time as people say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum When {
+pub(crate) enum TimeArgument {
     /// So far from now, in the direction that the option says.
     Away(Duration),
     /// That time.
     At(Timestamp),
 }
 
-impl When {
+impl TimeArgument {
     /// The time, if spans go back from `now`.
     pub(crate) fn before(self, now: Timestamp) -> Result<Timestamp, String> {
         self.time(|span| now.checked_sub(span))
@@ -284,19 +284,19 @@ impl When {
 const ALLOWED_TIME: &str = "allowed is a duration with its unit, such as 24h or 30d, or a time with its zone, such as 2026-01-02T10:30:00Z";
 
 /// A time for `--since`.
-fn since(text: &str) -> Result<When, String> {
+fn since(text: &str) -> Result<TimeArgument, String> {
     match until(text)? {
-        When::Away(Duration::ZERO) => Err(ALLOWED_TIME.to_owned()),
+        TimeArgument::Away(Duration::ZERO) => Err(ALLOWED_TIME.to_owned()),
         when => Ok(when),
     }
 }
 
 /// A time for `--until`. [`When::after`] checks that it is in the future.
-fn until(text: &str) -> Result<When, String> {
+fn until(text: &str) -> Result<TimeArgument, String> {
     if let Ok(span) = humantime::parse_duration(text) {
-        return Ok(When::Away(span));
+        return Ok(TimeArgument::Away(span));
     }
-    text.parse().map(When::At).map_err(|_: jiff::Error| ALLOWED_TIME.to_owned())
+    text.parse().map(TimeArgument::At).map_err(|_: jiff::Error| ALLOWED_TIME.to_owned())
 }
 
 #[cfg(test)]

@@ -14,13 +14,13 @@ use tokio::time::Instant;
 use super::budget::{Lease, Share};
 use super::http::{HttpError, Incoming};
 use super::reading::{Read, Reading};
-use super::unpack::{Encoding, STEP, Unpacker};
+use super::unpack::{BYTES_PER_STEP, Encoding, Unpacker};
 use crate::worker::Worker;
 
 /// How many bytes of a large answer are received before they are decoded.
-const BATCH: usize = 64 << 10;
+const DECODE_BATCH_BYTES: usize = 64 << 10;
 /// How many bytes are decoded at a time. Short, so that large answers take turns.
-const TURN: usize = 256 << 10;
+const BYTES_PER_TURN: usize = 256 << 10;
 
 /// How bodies are read. Clones share their limits for all answers together.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Reader {
     /// The most bytes, on either side of decompression, of an answer that is decoded where it is waited for.
     small: usize,
     reading: Arc<Reading>,
-    standing: Decoding,
+    healthy: Decoding,
     probation: Decoding,
 }
 
@@ -79,7 +79,7 @@ impl Reader {
             limits,
             small,
             reading: Arc::new(Reading::new(max_read, timeout)),
-            standing: Decoding::new("decode-standing"),
+            healthy: Decoding::new("decode-standing"),
             probation: Decoding::new("decode-failing"),
         }
     }
@@ -248,7 +248,7 @@ impl Intake {
 
     /// Decodes some of the batch, until more than `most` bytes of the answer have been decompressed.
     fn turn(&mut self, most: usize) -> Result<Turn, Failure> {
-        let end = self.unpacked.saturating_add(TURN);
+        let end = self.unpacked.saturating_add(BYTES_PER_TURN);
         loop {
             let is_list = self.decoder.push(&self.bytes);
             self.bytes.clear();
@@ -340,7 +340,7 @@ impl Large<'_> {
             intake.taken = 0;
             intake.batch.clear();
             while let Ok(End::More) = end
-                && intake.batch.len() < BATCH
+                && intake.batch.len() < DECODE_BATCH_BYTES
             {
                 if self.deadline.has_passed() {
                     let stalled = self.deadline.failure(FailureReason::Stalled);
@@ -360,7 +360,9 @@ impl Large<'_> {
     /// Waits until there is room for what a turn may add.
     async fn cover(&mut self, decoder: &Decoder) -> Result<(), Failure> {
         // A record may take more than its text: its places are counted too.
-        let most = decoder.held() + self.encoding.state() + 2 * (BATCH + STEP + TURN);
+        let most = decoder.held()
+            + self.encoding.state()
+            + 2 * (DECODE_BATCH_BYTES + BYTES_PER_STEP + BYTES_PER_TURN);
         let covered = self.deadline.limit(self.lease.cover(most)).await;
         self.deadline.is_no_later_than(self.lease.ends_at());
         covered
@@ -368,7 +370,7 @@ impl Large<'_> {
 
     /// Decodes a batch, turn by turn.
     async fn decode(&mut self, mut intake: Box<Intake>) -> (Box<Intake>, Result<(), Failure>) {
-        let decoding = if self.is_on_probation { &self.reader.probation } else { &self.reader.standing };
+        let decoding = if self.is_on_probation { &self.reader.probation } else { &self.reader.healthy };
         loop {
             if let Err(failure) = self.cover(&intake.decoder).await {
                 return (intake, Err(self.read.defer_if_stalled(failure)));

@@ -11,9 +11,9 @@ use super::PROBATION_SHARE;
 
 /// How many bytes each body may take outside the budget. Enough for an ordinary answer, so that hostile nodes that have taken the whole
 /// budget do not delay the others. All bodies together take at most so much times `collector.concurrency`.
-const FREE: usize = 16 << 10;
+const FREE_BYTES: usize = 16 << 10;
 /// The unit of the budget, in bytes; a semaphore counts no further than 2^32.
-const UNIT: usize = 1 << 10;
+const BYTES_PER_UNIT: usize = 1 << 10;
 /// How long a body may exceed its pool. That is enough to receive and decode an answer that the agent has already sent.
 const OVERDRAFT_TIME: Duration = Duration::from_millis(500);
 /// How much of that time may pass in waits for the agent's bytes while another body waits for memory.
@@ -39,7 +39,7 @@ const END_EVERY: Duration = Duration::from_millis(50);
 /// have taken [`MAX_OVERDRAFT_WAIT`].
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
-    standing: Pool,
+    healthy: Pool,
     probation: Pool,
 }
 
@@ -140,25 +140,25 @@ async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePerm
 
 impl Budget {
     pub(super) fn new(bytes: usize) -> Self {
-        let probation = bytes / PROBATION_SHARE / UNIT;
-        Self { standing: Pool::new(bytes / UNIT - probation), probation: Pool::new(probation) }
+        let probation = bytes / PROBATION_SHARE / BYTES_PER_UNIT;
+        Self { healthy: Pool::new(bytes / BYTES_PER_UNIT - probation), probation: Pool::new(probation) }
     }
 
     /// How many bytes are free for targets that are not on probation.
     #[cfg(test)]
     pub(super) fn left(&self) -> usize {
-        self.standing.units.available_permits() * UNIT
+        self.healthy.units.available_permits() * BYTES_PER_UNIT
     }
 
     /// Whether the overdraft of targets that are not on probation is free.
     #[cfg(test)]
     pub(super) fn has_overdraft(&self) -> bool {
-        self.standing.overdraft.available_permits() == 1
+        self.healthy.overdraft.available_permits() == 1
     }
 
     /// The lease of a new body, which holds nothing yet.
     pub(super) fn lease(&self, is_on_probation: bool) -> Lease {
-        let pool = if is_on_probation { &self.probation } else { &self.standing };
+        let pool = if is_on_probation { &self.probation } else { &self.healthy };
         Lease {
             pool: pool.clone(),
             held: None,
@@ -203,7 +203,7 @@ impl Lease {
     /// Waits until the body may take `bytes` in all, or may exceed its pool. Has no time limit of its own: the caller limits the wait.
     pub(super) async fn cover(&mut self, bytes: usize) {
         self.bytes = self.bytes.max(bytes);
-        let needed = self.bytes.saturating_sub(FREE).div_ceil(UNIT);
+        let needed = self.bytes.saturating_sub(FREE_BYTES).div_ceil(BYTES_PER_UNIT);
         // A body that needs more than its pool has waits until no other body holds units of it.
         let needed = u32::try_from(needed).unwrap_or(u32::MAX).min(self.pool.size);
         let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);

@@ -11,7 +11,7 @@ pub(super) struct Health {
 }
 
 /// How many failures in a row are taken for an accident: the target is asked in the very next round.
-const PATIENCE: u32 = 2;
+const MAX_FAILURES_WITHOUT_BACKOFF: u32 = 2;
 
 impl Health {
     /// Whether it is to be asked in `round`.
@@ -26,7 +26,7 @@ impl Health {
 
     /// Whether this ends a time of failures that was worth a word.
     pub(super) fn answered(&mut self, etag: Option<String>) -> bool {
-        let was_lost = self.consecutive_failures > PATIENCE;
+        let was_lost = self.consecutive_failures > MAX_FAILURES_WITHOUT_BACKOFF;
         *self = Self { etag, ..Self::default() };
         was_lost
     }
@@ -36,12 +36,12 @@ impl Health {
     /// Whether this is the failure from which on it is no accident any more.
     pub(super) fn failed(&mut self, round: u64, max: u32) -> bool {
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);
-        let left_out = match self.consecutive_failures.checked_sub(PATIENCE + 1) {
+        let left_out = match self.consecutive_failures.checked_sub(MAX_FAILURES_WITHOUT_BACKOFF + 1) {
             Some(beyond) => 1_u32.checked_shl(beyond).unwrap_or(u32::MAX).min(max),
             None => 0,
         };
         self.next_round = round + 1 + u64::from(left_out);
-        self.consecutive_failures == PATIENCE + 1
+        self.consecutive_failures == MAX_FAILURES_WITHOUT_BACKOFF + 1
     }
 }
 

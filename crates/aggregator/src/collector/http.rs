@@ -21,7 +21,7 @@ const MAX_HEAD: usize = 16 << 10;
 /// The most headers of an answer.
 const MAX_HEADERS: usize = 100;
 /// How much is read at a time: an ordinary answer fits.
-const READ: usize = 16 << 10;
+const BYTES_PER_READ: usize = 16 << 10;
 
 /// Why there is no answer, or not a whole one.
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +160,7 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
 /// requests reserve would be asked from the kernel, and given back to it, in every slot of a round.
 async fn receive(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> io::Result<usize> {
     poll_fn(|cx| {
-        let mut room = [const { MaybeUninit::uninit() }; READ];
+        let mut room = [const { MaybeUninit::uninit() }; BYTES_PER_READ];
         let mut read = ReadBuf::uninit(&mut room);
         ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
         buffer.extend_from_slice(read.filled());

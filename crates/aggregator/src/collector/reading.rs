@@ -49,19 +49,19 @@ struct State {
     round: u64,
     /// The targets whose answers were large lately, by address.
     large: BTreeMap<Box<str>, LargeTarget>,
-    standing: Part,
-    probation: Part,
+    healthy: LaneBudget,
+    probation: LaneBudget,
 }
 
 impl State {
-    fn part(&mut self, is_on_probation: bool) -> &mut Part {
-        if is_on_probation { &mut self.probation } else { &mut self.standing }
+    fn part(&mut self, is_on_probation: bool) -> &mut LaneBudget {
+        if is_on_probation { &mut self.probation } else { &mut self.healthy }
     }
 }
 
 /// The part of the budget that is for targets on probation, or for all others.
 #[derive(Debug)]
-struct Part {
+struct LaneBudget {
     /// How many of 8 bytes it has.
     eighths: usize,
     /// How many bytes of this round are free.
@@ -69,7 +69,7 @@ struct Part {
     decoded: Decoded,
 }
 
-impl Part {
+impl LaneBudget {
     fn new(eighths: usize) -> Self {
         Self { eighths, free: 0, decoded: Decoded::default() }
     }
@@ -128,11 +128,11 @@ struct Reservation {
 impl Reading {
     /// For answers of up to `max` bytes that take up to `timeout`.
     pub(super) fn new(max: usize, timeout: Duration) -> Self {
-        let [mut standing, mut probation] = [8 - PROBATION_EIGHTHS, PROBATION_EIGHTHS].map(Part::new);
+        let [mut standing, mut probation] = [8 - PROBATION_EIGHTHS, PROBATION_EIGHTHS].map(LaneBudget::new);
         for part in [&mut standing, &mut probation] {
             part.begin_round(max, timeout);
         }
-        let state = State { round: 0, large: BTreeMap::new(), standing, probation };
+        let state = State { round: 0, large: BTreeMap::new(), healthy: standing, probation };
         Self { max, timeout, state: Mutex::new(state) }
     }
 
@@ -140,7 +140,7 @@ impl Reading {
     /// probation.
     pub(super) fn begin_round(&self, asked: impl Fn(&str) -> Option<bool>) {
         let mut state = self.state();
-        let State { round, large, standing, probation } = &mut *state;
+        let State { round, large, healthy: standing, probation } = &mut *state;
         *round += 1;
         for part in [&mut *standing, &mut *probation] {
             part.begin_round(self.max, self.timeout);

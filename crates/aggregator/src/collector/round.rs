@@ -36,16 +36,16 @@ pub struct Cadence {
 }
 
 /// The first round is spread over no more than this: a new start should not take a minute to know something.
-const FIRST_SPREAD: Duration = Duration::from_secs(2);
+const FIRST_ROUND_SPREAD: Duration = Duration::from_secs(2);
 /// The part of a round over which its requests are spread. The rest is left for the answers.
-const SPREAD: f64 = 0.8;
+const ROUND_SHARE_FOR_STARTS: f64 = 0.8;
 /// How many slots there are in that part. With the most, there is one each second of a round of a minute; the fewer, the
 /// cheaper: half as many cost an eighth less. A slot of a large fleet has about as many targets as may be asked at once.
-const SLOTS: [u16; 3] = [12, 24, 48];
+const SLOTS_PER_ROUND: [u16; 3] = [12, 24, 48];
 
 /// Whoever has not answered for so long hands its place on, and lingers beside as many others as there are places: one answers
 /// within milliseconds or not at all, and when many stop answering at once, the others must not wait for their timeouts.
-const LINGER: Duration = Duration::from_secs(1);
+const SLOW_AFTER: Duration = Duration::from_secs(1);
 
 /// Asks every target once per round.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub struct Collector {
     /// Boxed, because a map has room for up to twice as many as are in it.
     slots: HashMap<Text, Box<Slot>>,
     /// Targets whose last answer was whole, and new ones.
-    standing: Lane,
+    healthy: Lane,
     /// Targets whose last answer failed. With places of their own, those that hang hold up each other only.
     probation: Lane,
     in_flight: JoinSet<Finished>,
@@ -79,7 +79,7 @@ struct Lane {
     /// When each of them began, in order, and of some that are done.
     begun: VecDeque<(Instant, task::Id)>,
     /// Requests that have handed their place on; no more than there are places.
-    lingering: HashSet<task::Id>,
+    slow: HashSet<task::Id>,
 }
 
 #[derive(Debug)]
@@ -132,7 +132,7 @@ impl Collector {
             clock,
             observations,
             slots: HashMap::new(),
-            standing: Lane::new(cadence.concurrency.saturating_sub(probation).max(1)),
+            healthy: Lane::new(cadence.concurrency.saturating_sub(probation).max(1)),
             probation: Lane::new(probation),
             in_flight: JoinSet::new(),
             asked: HashMap::new(),
@@ -152,7 +152,7 @@ impl Collector {
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.update(&targets.borrow_and_update().clone());
         loop {
-            let next = self.standing.next().into_iter().chain(self.probation.next()).min();
+            let next = self.healthy.next().into_iter().chain(self.probation.next()).min();
             let done = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
@@ -193,11 +193,11 @@ impl Collector {
         let now: HashMap<&Text, &Target> =
             targets.targets.iter().map(|target| (&target.address, target)).collect();
         self.slots.retain(|address, slot| now.get(address).is_some_and(|target| **target == slot.target));
-        for lane in [&mut self.standing, &mut self.probation] {
+        for lane in [&mut self.healthy, &mut self.probation] {
             lane.retain(|address| now.contains_key(address));
         }
-        let slots = slots(targets.targets.len(), self.standing.places);
-        let (begin, spread) = (Instant::now(), FIRST_SPREAD.min(self.cadence.interval));
+        let slots = slots(targets.targets.len(), self.healthy.places);
+        let (begin, spread) = (Instant::now(), FIRST_ROUND_SPREAD.min(self.cadence.interval));
         for target in &targets.targets {
             if self.slots.contains_key(&target.address) {
                 continue;
@@ -209,7 +209,7 @@ impl Collector {
                 is_in_flight: false,
             };
             if self.round.is_open {
-                self.standing.push(begin + offset(spread, slot.place, slots), target.address.clone());
+                self.healthy.push(begin + offset(spread, slot.place, slots), target.address.clone());
             }
             self.slots.insert(target.address.clone(), Box::new(slot));
         }
@@ -223,10 +223,10 @@ impl Collector {
         self.round = Current::begin(number, true);
         let now = self.round.started;
         let spread =
-            if number == 1 { FIRST_SPREAD.min(self.cadence.interval) } else { self.cadence.interval };
-        let slots = slots(self.slots.len(), self.standing.places);
+            if number == 1 { FIRST_ROUND_SPREAD.min(self.cadence.interval) } else { self.cadence.interval };
+        let slots = slots(self.slots.len(), self.healthy.places);
         let waiting: HashSet<Text> =
-            self.standing.waiting().chain(self.probation.waiting()).cloned().collect();
+            self.healthy.waiting().chain(self.probation.waiting()).cloned().collect();
         self.client.begin_round(|address| {
             let (address, slot) = self.slots.get_key_value(address)?;
             let is_asked = waiting.contains(address) || (!slot.is_in_flight && slot.health.is_due(number));
@@ -240,7 +240,7 @@ impl Collector {
                 self.round.counts.skipped += 1;
                 continue;
             }
-            let lane = if slot.health.is_failing() { &mut self.probation } else { &mut self.standing };
+            let lane = if slot.health.is_failing() { &mut self.probation } else { &mut self.healthy };
             lane.push(now + offset(spread, slot.place, slots), address.clone());
         }
         // A round without anybody to ask is done at once.
@@ -250,9 +250,9 @@ impl Collector {
     /// Asks everybody who is due, as far as there are places.
     fn ask_due(&mut self) -> Option<Round> {
         let now = Instant::now();
-        self.standing.let_linger(now);
-        self.probation.let_linger(now);
-        while self.standing.next().is_some_and(|due| due <= now) {
+        self.healthy.move_slow_aside(now);
+        self.probation.move_slow_aside(now);
+        while self.healthy.next().is_some_and(|due| due <= now) {
             self.ask_next(now, false);
         }
         while self.probation.next().is_some_and(|due| due <= now) {
@@ -263,7 +263,7 @@ impl Collector {
     }
 
     fn ask_next(&mut self, now: Instant, is_on_probation: bool) {
-        let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };
+        let lane = if is_on_probation { &mut self.probation } else { &mut self.healthy };
         let Some((due, address)) = lane.pop() else { return };
         let Some(slot) = self.slots.get_mut(&address).filter(|slot| !slot.is_in_flight) else { return };
         slot.is_in_flight = true;
@@ -313,7 +313,7 @@ impl Collector {
             self.heard.push(Observation::Report(report, share));
             etag
         });
-        let lane = if is_on_probation { &mut self.probation } else { &mut self.standing };
+        let lane = if is_on_probation { &mut self.probation } else { &mut self.healthy };
         lane.finished(id);
         let is_current = round == self.round.counts.number && self.round.is_open;
         if is_current {
@@ -348,7 +348,7 @@ impl Collector {
     }
 
     fn close_if_done(&mut self) -> Option<Round> {
-        let is_idle = self.standing.queue.is_empty() && self.probation.queue.is_empty();
+        let is_idle = self.healthy.queue.is_empty() && self.probation.queue.is_empty();
         (self.round.is_open && self.round.pending == 0 && is_idle).then(|| self.close())
     }
 
@@ -371,7 +371,7 @@ impl Current {
 impl Lane {
     fn new(places: usize) -> Self {
         let (holding, lingering) = (HashSet::new(), HashSet::new());
-        Self { queue: BTreeMap::new(), places, holding, begun: VecDeque::new(), lingering }
+        Self { queue: BTreeMap::new(), places, holding, begun: VecDeque::new(), slow: lingering }
     }
 
     fn push(&mut self, due: Instant, address: Text) {
@@ -402,24 +402,24 @@ impl Lane {
         if self.holding.len() < self.places {
             return Some(*due);
         }
-        let (begun, _) = self.begun.front().filter(|_| self.lingering.len() < self.places)?;
-        Some((*due).max(*begun + LINGER))
+        let (begun, _) = self.begun.front().filter(|_| self.slow.len() < self.places)?;
+        Some((*due).max(*begun + SLOW_AFTER))
     }
 
     /// Those who have held their places for long enough hand them on.
-    fn let_linger(&mut self, now: Instant) {
-        while self.lingering.len() < self.places
-            && let Some((_, id)) = self.begun.pop_front_if(|(begun, _)| *begun + LINGER <= now)
+    fn move_slow_aside(&mut self, now: Instant) {
+        while self.slow.len() < self.places
+            && let Some((_, id)) = self.begun.pop_front_if(|(begun, _)| *begun + SLOW_AFTER <= now)
         {
             if self.holding.remove(&id) {
-                self.lingering.insert(id);
+                self.slow.insert(id);
             }
         }
     }
 
     fn finished(&mut self, id: task::Id) {
         if !self.holding.remove(&id) {
-            self.lingering.remove(&id);
+            self.slow.remove(&id);
         }
     }
 
@@ -437,15 +437,15 @@ fn place_of(target: &Target) -> f64 {
 
 /// Into how many slots a round over so many targets is divided.
 fn slots(targets: usize, places: usize) -> u16 {
-    let [fewest, ..] = SLOTS;
+    let [fewest, ..] = SLOTS_PER_ROUND;
     let wanted = targets / places;
-    SLOTS.into_iter().rfind(|slots| usize::from(*slots) <= wanted).unwrap_or(fewest)
+    SLOTS_PER_ROUND.into_iter().rfind(|slots| usize::from(*slots) <= wanted).unwrap_or(fewest)
 }
 
 /// When a target is asked within a round that is spread over `spread`: at the beginning of its slot.
 fn offset(spread: Duration, place: f64, slots: u16) -> Duration {
     let slots = f64::from(slots);
-    spread.mul_f64(SPREAD * (place * slots).floor() / slots)
+    spread.mul_f64(ROUND_SHARE_FOR_STARTS * (place * slots).floor() / slots)
 }
 
 /// Waits until `due`, or for ever if there is nothing to wait for.
@@ -502,33 +502,33 @@ mod tests {
         assert_eq!(lane.next(), Some(begin));
         let [first, _] = ask_two(&mut lane, begin);
         assert_eq!(lane.next(), Some(second(1)), "all places are taken until then");
-        lane.let_linger(begin);
-        assert_eq!((lane.holding.len(), lane.lingering.len()), (2, 0));
-        lane.let_linger(second(1));
-        assert_eq!((lane.holding.len(), lane.lingering.len(), lane.next()), (0, 2, Some(begin)));
+        lane.move_slow_aside(begin);
+        assert_eq!((lane.holding.len(), lane.slow.len()), (2, 0));
+        lane.move_slow_aside(second(1));
+        assert_eq!((lane.holding.len(), lane.slow.len(), lane.next()), (0, 2, Some(begin)));
         let [done, _] = ask_two(&mut lane, second(1));
-        lane.let_linger(second(9));
+        lane.move_slow_aside(second(9));
         assert_eq!((lane.holding.len(), lane.next()), (2, None), "no more linger than there are places");
         lane.finished(first);
         assert_eq!(lane.next(), Some(second(2)));
         lane.finished(done);
         assert_eq!(lane.next(), Some(begin), "there is a place");
-        lane.let_linger(second(9));
-        assert_eq!((lane.holding.len(), lane.lingering.len(), lane.begun.len()), (0, 2, 0));
+        lane.move_slow_aside(second(9));
+        assert_eq!((lane.holding.len(), lane.slow.len(), lane.begun.len()), (0, 2, 0));
     }
 
     fn collector(observations: mpsc::Sender<Observation>) -> Collector {
         use crate::collector::ClientOptions;
         let options = ClientOptions {
             path: "/".to_owned(),
-            connect_timeout: LINGER,
-            timeout: LINGER,
+            connect_timeout: SLOW_AFTER,
+            timeout: SLOW_AFTER,
             max_read: 0,
             small: 0,
             byte_budget: 0,
             limits: procscan_core::report::Limits::default(),
         };
-        let cadence = Cadence { interval: LINGER, concurrency: 4, max_backoff_rounds: 1 };
+        let cadence = Cadence { interval: SLOW_AFTER, concurrency: 4, max_backoff_rounds: 1 };
         Collector::new(cadence, Client::new(options), Clock::start(), observations)
     }
 

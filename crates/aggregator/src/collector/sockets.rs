@@ -8,7 +8,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 /// How many idle sockets are kept, of each family: as many as are in use at once with the default of `collector.concurrency`. With a larger
 /// one, those beyond are closed.
-const MOST: usize = 256;
+const MAX_IDLE_SOCKETS: usize = 256;
 
 /// Makes connections and ends them. The sockets of those that have done their work are used for others: to make one and to close it is a
 /// tenth of what it costs to ask an agent.
@@ -42,7 +42,7 @@ impl Sockets {
         let Ok(idle) = stream.into_std() else { return };
         if rustix::net::connect_unspec(&idle).is_ok() {
             let mut all = self.idle(address).lock().unwrap_or_else(PoisonError::into_inner);
-            if all.len() < MOST {
+            if all.len() < MAX_IDLE_SOCKETS {
                 all.push(idle);
             }
         }

@@ -10,7 +10,7 @@ use procscan_core::report::{Failure, FailureReason};
 use zstd::stream::raw::{DParameter, Decoder as ZstdDecoder, Operation, Status};
 
 /// How much is decompressed at a time: twice as much at most, where a member ends.
-pub(super) const STEP: usize = 32 << 10;
+pub(super) const BYTES_PER_STEP: usize = 32 << 10;
 /// How much longer than its text so far a body may be. What compresses badly is stored, which costs a few bytes for each 64 KiB. But a
 /// zstd block, of 128 KiB at most, gives no text before all of it is there.
 const SLACK: usize = 256 << 10;
@@ -123,7 +123,7 @@ impl Unpacker {
     fn step_or_error(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
         match &mut self.part {
             Part::Plain => {
-                let piece = input.get(..STEP).unwrap_or(input);
+                let piece = input.get(..BYTES_PER_STEP).unwrap_or(input);
                 output.extend_from_slice(piece);
                 Ok(piece.len())
             }
@@ -152,7 +152,7 @@ impl Unpacker {
             Part::Zeros => Err(io::Error::other("something follows the zeros behind its end")),
             Part::Zstd { decoder, is_between_frames } => {
                 let before = output.len();
-                output.resize(before + STEP, 0);
+                output.resize(before + BYTES_PER_STEP, 0);
                 let room = output.get_mut(before..).unwrap_or_default();
                 let status = decoder.run_on_buffers(input, room);
                 output.truncate(before + status.as_ref().map_or(0, |status| status.bytes_written));
@@ -228,7 +228,7 @@ mod tests {
                     Ok(taken) => piece = &piece[taken..],
                     Err(failure) => return Err((output, failure)),
                 }
-                assert!(output.len() - before <= 2 * STEP, "{}", output.len() - before);
+                assert!(output.len() - before <= 2 * BYTES_PER_STEP, "{}", output.len() - before);
             }
         }
         match unpacker.finish(&mut output) {

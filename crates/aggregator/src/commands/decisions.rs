@@ -11,13 +11,13 @@ use crate::args;
 
 #[derive(Deserialize)]
 struct Log {
-    decisions: Vec<Entry>,
+    decisions: Vec<LogEntry>,
     #[serde(default)]
     more: u64,
 }
 
 #[derive(Deserialize)]
-struct Entry {
+struct LogEntry {
     at: Timestamp,
     /// `None` where an operator has declared something for more than one App.
     app: Option<App>,
@@ -51,7 +51,7 @@ pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), Co
         return Ok(());
     }
     let mut table = Table::new(["TIME", "APP", "DECISION", "ACTOR", "REASON"]);
-    for Entry { at, app, exemption, decision, actor, reason, dry_run } in &log.decisions {
+    for LogEntry { at, app, exemption, decision, actor, reason, dry_run } in &log.decisions {
         let of = match (app, exemption) {
             (Some(app), _) => app.to_string(),
             (None, Some(exemption)) => format!("(exemption {exemption})"),

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::CommandError;
-use super::acts::{reason, report, until};
 use super::client::{Client, Endpoint, check_name, has_cluster};
+use super::operator_commands::{reason, report, until};
 use super::printed::{self, Table, escaped};
 use crate::args::operators as args;
 
@@ -59,7 +59,7 @@ struct Declared {
 }
 
 #[derive(Deserialize)]
-struct Kept {
+struct PersistedExemption {
     name: String,
     exemption: ExemptionSpec,
 }
@@ -74,7 +74,7 @@ pub(super) async fn exempt(args: args::Exempt) -> Result<(), CommandError> {
     let declared = declared(&args)?;
     let client = Client::new(&args.service).await?;
     let told = client.tell(Method::POST, &Endpoint::at(&["exemptions"]), Some(&declared)).await?;
-    report(told, |Kept { name, exemption }| {
+    report(told, |PersistedExemption { name, exemption }| {
         format!("{}: exempt is {}, {}", escaped(&name), escaped(&covers(&json!(exemption))), ends(&exemption))
     })
 }

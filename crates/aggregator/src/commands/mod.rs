@@ -1,6 +1,5 @@
 //! The subcommands, one file each, and what they share: exit codes and signals.
 
-mod acts;
 mod agent;
 mod check_config;
 mod client;
@@ -10,11 +9,12 @@ mod demo;
 mod emergency;
 mod exempt;
 mod incidents;
-mod kept;
+mod operator_commands;
 mod plan;
 mod printed;
 mod run;
 mod simulate;
+mod state_copy;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ use crate::args::{Arguments, Command};
 use crate::config::ConfigError;
 
 /// How long threads that are stuck in a system call are waited for at the end.
-const LINGER: Duration = Duration::from_millis(200);
+const FLUSH_TIME: Duration = Duration::from_millis(200);
 
 /// Why a command fails, which decides its exit code.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
             Err(said) => explain(&said),
         }
     });
-    runtime.shutdown_timeout(LINGER);
+    runtime.shutdown_timeout(FLUSH_TIME);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -128,12 +128,12 @@ async fn operate(command: Operate, mut stop: Stop) -> Result<(), CommandError> {
         match command {
             Operate::Decisions(args) => decisions::decisions(args).await,
             Operate::Incidents(args) => incidents::incidents(args).await,
-            Operate::Approve(args) => acts::approve(args).await,
-            Operate::Release(args) => acts::release(args).await,
+            Operate::Approve(args) => operator_commands::approve(args).await,
+            Operate::Release(args) => operator_commands::release(args).await,
             Operate::Exempt(args) => exempt::exempt(*args).await,
-            Operate::Pause(args) => acts::pause(args).await,
-            Operate::Resume(args) => acts::resume(args).await,
-            Operate::Mode(args) => acts::mode(args).await,
+            Operate::Pause(args) => operator_commands::pause(args).await,
+            Operate::Resume(args) => operator_commands::resume(args).await,
+            Operate::Mode(args) => operator_commands::mode(args).await,
         }
     };
     tokio::select! {

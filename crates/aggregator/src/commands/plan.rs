@@ -12,21 +12,21 @@ use tokio::sync::{mpsc, watch};
 
 use super::printed::{self, escaped};
 use super::run::text;
-use super::{CommandError, Stop, check_config::warn, kept};
+use super::{CommandError, Stop, check_config::warn, state_copy};
 use crate::config::{Config, Level, Logger};
 use crate::leader;
 use crate::ledger_task::ALL_REFUSE;
 use crate::output::difference::{Action, Difference};
-use crate::output::{Directory, Persisted};
+use crate::output::{Directory, PersistedBlocks};
 use crate::policy_task::{Decided, TakeOver};
 use crate::run::{self, Footing, Pipeline};
-use crate::state::{Desk, Kept, Store};
+use crate::state::{OperatorCommands, PersistedState, Store};
 use crate::telemetry;
 
 /// How many lines of one object are shown. Tens of thousands of Services are read elsewhere.
 const MAX_LINES: usize = 40;
 /// How long the cluster may take to answer every question after the round.
-const PATIENCE: Duration = Duration::from_mins(2);
+const ROUND_TIMEOUT: Duration = Duration::from_mins(2);
 
 pub(super) async fn plan(path: &Path, mut stop: Stop) -> Result<(), CommandError> {
     let config = Config::load(path, std::env::vars_os().filter_map(text))?;
@@ -47,11 +47,11 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     let cluster = run::cluster(config).await?;
     let output = run::output(config, cluster.as_ref(), |path| Ok(Directory::at(path)))?;
     // Before the first start nothing is kept.
-    let nothing = Kept { is_complete: true, ..Kept::default() };
-    let kept = kept::read(config, cluster.as_ref()).await?.unwrap_or(nothing);
+    let nothing = PersistedState { is_complete: true, ..PersistedState::default() };
+    let kept = state_copy::read(config, cluster.as_ref()).await?.unwrap_or(nothing);
     let documents = kept.documents().map_err(anyhow::Error::msg)?;
     let same_incident = config.policy().same_incident;
-    let persisted = Persisted::of(&documents, same_incident, Timestamp::now())
+    let persisted = PersistedBlocks::of(&documents, same_incident, Timestamp::now())
         .filter(|_| kept.unread.incidents.is_empty());
     let blocked = output.blocked(&settings, persisted.as_ref()).await.map_err(anyhow::Error::msg)?;
     let (take_over, mut questions) = mpsc::channel::<TakeOver>(1);
@@ -63,7 +63,7 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     let footing = Footing {
         store: Store::Copy(documents),
         kept: watch::channel(Arc::new(kept)).1,
-        desk: Desk::Nowhere,
+        desk: OperatorCommands::Unavailable,
         own_namespace: None,
         leadership: leader::alone(),
         take_over,
@@ -84,11 +84,11 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     }
     if cluster.is_some() && config.looks_at_pods() {
         // What is not answered by then is shown as unverified.
-        let _ = tokio::time::timeout(PATIENCE, decided.wait_for(|decided| decided.is_answered)).await;
+        let _ = tokio::time::timeout(ROUND_TIMEOUT, decided.wait_for(|decided| decided.is_answered)).await;
     }
     let decided = decided.borrow().clone();
     let snapshot = pipeline.views.snapshots.fresh().await;
-    let evidence = pipeline.views.evidence.borrow().error.clone();
+    let evidence = pipeline.views.cluster_facts.borrow().error.clone();
     pipeline.stop();
 
     let coverage = snapshot.coverage;

@@ -13,7 +13,7 @@ use super::client::{Client, ClientError};
 use crate::args::operators::Format;
 
 /// What is between two columns.
-const GAP: usize = 3;
+const COLUMN_GAP: usize = 3;
 
 /// On one line, with everything unprintable escaped. What is escaped already stays as it is.
 pub(super) fn escaped(text: &str) -> String {
@@ -58,7 +58,7 @@ impl<const N: usize> fmt::Display for Table<N> {
                     write!(f, "{:pending$}{cell}", "")?;
                     pending = 0;
                 }
-                pending += width + GAP - cell.width();
+                pending += width + COLUMN_GAP - cell.width();
             }
             writeln!(f)?;
         }

@@ -9,7 +9,7 @@ use procscan_core::policy::{SimulatedOutcome, Withheld, simulate, withheld_at_st
 
 use super::printed::{self, escaped};
 use super::run::text;
-use super::{CommandError, check_config::warn, kept};
+use super::{CommandError, check_config::warn, state_copy};
 use crate::config::{Config, Level, Logger};
 use crate::run;
 use crate::telemetry;
@@ -22,7 +22,7 @@ pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError
     let cluster = run::cluster(&config).await?;
     let no_state =
         || anyhow::anyhow!("state.directory: {}: there is no state", config.state.directory().display());
-    let kept = kept::read(&config, cluster.as_ref()).await?.ok_or_else(no_state)?;
+    let kept = state_copy::read(&config, cluster.as_ref()).await?.ok_or_else(no_state)?;
     let mut policy = config.policy();
     policy.exemptions.extend(kept.rules().0);
     let now = Timestamp::now();

@@ -15,7 +15,7 @@ use crate::plain_file;
 #[serde(default, deny_unknown_fields)]
 pub struct Discovery {
     /// Where the addresses come from.
-    pub mode: Mode,
+    pub mode: DiscoveryMode,
     /// With `static`: the targets, as `host`, `host:port` or `host:port node=NAME`.
     pub targets: Vec<String>,
     /// With `file`: a file with one such target per line.
@@ -31,7 +31,7 @@ pub struct Discovery {
 /// Where the agents' addresses come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub enum DiscoveryMode {
     /// The EndpointSlices of the Service `daemonset.service_name`.
     #[default]
     Kubernetes,
@@ -46,7 +46,7 @@ pub enum Mode {
 impl Default for Discovery {
     fn default() -> Self {
         Self {
-            mode: Mode::default(),
+            mode: DiscoveryMode::default(),
             targets: Vec::new(),
             file: None,
             refresh: Duration::from_secs(10),
@@ -65,7 +65,7 @@ impl Discovery {
             shown,
             "100ms to 1h",
         );
-        let is_static = self.mode == Mode::Static;
+        let is_static = self.mode == DiscoveryMode::Static;
         // Blank entries and comments name none.
         if is_static && self.static_targets(port).is_ok_and(|targets| targets.is_empty()) {
             let value = if self.targets.is_empty() { "an empty list" } else { "a list without a target" };
@@ -77,7 +77,7 @@ impl Discovery {
         }
         match (self.mode, &self.file) {
             // A list that is wrong from the start is a mistake to be told now; one that becomes wrong later is not.
-            (Mode::File, Some(file)) => match plain_file::read_text(file, plain_file::MAX_TEXT) {
+            (DiscoveryMode::File, Some(file)) => match plain_file::read_text(file, plain_file::MAX_TEXT) {
                 Ok(text) => {
                     if let Err(error) = fixed::parse(text.lines(), port) {
                         problems.say("discovery.file", format!("{}: {error}", file.display()));
@@ -88,7 +88,7 @@ impl Discovery {
                     problems.refuse("discovery.file", file.display(), allowed);
                 }
             },
-            (Mode::File, None) => {
+            (DiscoveryMode::File, None) => {
                 problems.refuse("discovery.file", "nothing", "a file's path with `discovery.mode: file`");
             }
             (_, Some(file)) => {
@@ -103,7 +103,7 @@ impl Discovery {
 
     /// Finds a file of targets that names none: agents may be added later, but until then nothing is collected.
     pub(super) fn warn(&self, port: u16, found: &mut Problems) {
-        let Some(file) = self.file.as_ref().filter(|_| self.mode == Mode::File) else { return };
+        let Some(file) = self.file.as_ref().filter(|_| self.mode == DiscoveryMode::File) else { return };
         let text = plain_file::read_text(file, plain_file::MAX_TEXT).unwrap_or_default();
         if fixed::parse(text.lines(), port).is_ok_and(|targets| targets.is_empty()) {
             found.say("discovery.file", format!("{}: {}", file.display(), fixed::EMPTY));

@@ -71,7 +71,7 @@ impl Match {
         if text.is_empty() {
             return Some(("\"\"".to_owned(), "a text, or `{regex: …}`, that is not empty"));
         }
-        if len > reason::MAX {
+        if len > reason::MAX_REASON_CHARS {
             return Some((format!("a text of {len} characters"), "a text of up to 1024 characters"));
         }
         let is_name = part != "namespace" || matches!(self, Self::Regex { .. }) || is_dns_label(text);

@@ -21,7 +21,7 @@ pub struct Gateway {
     /// When it is pulled.
     pub image_pull_policy: PullPolicy,
     /// Where in the filter chain it runs.
-    pub phase: Phase,
+    pub phase: PluginPhase,
     /// The order within the phase; higher comes first.
     pub priority: i32,
     /// The HTTP status that callers of a blocked App get.
@@ -52,7 +52,7 @@ pub enum PullPolicy {
 /// `spec.phase`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub enum Phase {
+pub enum PluginPhase {
     /// Before authentication, where Higress itself runs `request-block`.
     #[default]
     Authn,
@@ -73,7 +73,7 @@ impl Default for Gateway {
             sha256: None,
             image_pull_secret: None,
             image_pull_policy: PullPolicy::default(),
-            phase: Phase::default(),
+            phase: PluginPhase::default(),
             priority: 320,
             status_code: 403,
             message: "This application has been blocked by the platform. See your notifications for details."
@@ -148,10 +148,10 @@ impl Gateway {
             }
             .to_owned(),
             phase: match self.phase {
-                Phase::Authn => "AUTHN",
-                Phase::Authz => "AUTHZ",
-                Phase::Stats => "STATS",
-                Phase::Unspecified => "UNSPECIFIED_PHASE",
+                PluginPhase::Authn => "AUTHN",
+                PluginPhase::Authz => "AUTHZ",
+                PluginPhase::Stats => "STATS",
+                PluginPhase::Unspecified => "UNSPECIFIED_PHASE",
             }
             .to_owned(),
             priority: self.priority,

@@ -39,14 +39,14 @@ pub use self::aggregator::Aggregator;
 pub use self::api::{Api, Auth};
 pub use self::collector::Collector;
 pub use self::daemonset::DaemonSet;
-pub use self::discovery::{Discovery, Mode as DiscoveryMode};
+pub use self::discovery::{Discovery, DiscoveryMode};
 pub use self::enforcement::Enforcement;
 pub use self::gateway::Gateway;
 pub use self::kubernetes::Kubernetes;
 pub use self::logger::{Format, Level, Logger};
 pub use self::notification::Notification;
-pub use self::output::{Mode as OutputMode, Output};
-pub use self::state::{Mode as StateMode, State};
+pub use self::output::{Output, OutputMode};
+pub use self::state::{State, StateMode};
 use crate::plain_file;
 
 /// The whole configuration.

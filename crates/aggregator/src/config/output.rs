@@ -11,7 +11,7 @@ use super::Problems;
 #[serde(default, deny_unknown_fields)]
 pub struct Output {
     /// The kind of place.
-    pub mode: Mode,
+    pub mode: OutputMode,
     /// With `directory`: the directory, made if it is not there; `procscan-objects` if none is given.
     pub directory: Option<PathBuf>,
 }
@@ -19,7 +19,7 @@ pub struct Output {
 /// The kind of place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub enum OutputMode {
     /// The cluster itself.
     #[default]
     Cluster,
@@ -38,6 +38,6 @@ impl Output {
         let shown = format!("{:?}", directory.display().to_string());
         problems.require(!directory.as_os_str().is_empty(), "output.directory", &shown, "a directory's path");
         let allowed = "none unless `output.mode` is `directory`";
-        problems.require(self.mode == Mode::Directory, "output.directory", &shown, allowed);
+        problems.require(self.mode == OutputMode::Directory, "output.directory", &shown, allowed);
     }
 }

@@ -12,7 +12,7 @@ use super::{Problems, values};
 #[serde(default, deny_unknown_fields)]
 pub struct State {
     /// The kind of place. Without it: where the objects go, so `cluster` with `output.mode: cluster`, else `file`.
-    pub mode: Option<Mode>,
+    pub mode: Option<StateMode>,
     /// With `cluster`: the namespace of the Incidents, Exemptions and the Lease; the aggregator's own if nothing is said.
     pub namespace: Option<String>,
     /// With `file`: the directory, made if it is not there; `procscan-state` if none is given.
@@ -25,7 +25,7 @@ pub struct State {
 /// The kind of place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub enum StateMode {
     /// Objects in the cluster.
     Cluster,
     /// A file in a directory, which is one process's alone.
@@ -44,7 +44,7 @@ impl State {
         self.directory.as_deref().unwrap_or(Path::new("procscan-state"))
     }
 
-    pub(super) fn check(&self, mode: Mode, problems: &mut Problems) {
+    pub(super) fn check(&self, mode: StateMode, problems: &mut Problems) {
         if let Some(directory) = &self.directory {
             let shown = format!("{:?}", directory.display().to_string());
             problems.require(
@@ -54,14 +54,14 @@ impl State {
                 "a directory's path",
             );
             let allowed = "none unless `state.mode` is `file`";
-            problems.require(mode == Mode::File, "state.directory", &shown, allowed);
+            problems.require(mode == StateMode::File, "state.directory", &shown, allowed);
         }
         if let Some(namespace) = &self.namespace {
             let shown = format!("{namespace:?}");
             let is_name = procscan_core::names::is_dns_label(namespace);
             problems.require(is_name, "state.namespace", &shown, "a namespace");
             let allowed = "none unless `state.mode` is `cluster`";
-            problems.require(mode == Mode::Cluster, "state.namespace", &shown, allowed);
+            problems.require(mode == StateMode::Cluster, "state.namespace", &shown, allowed);
         }
         problems.require(
             (Duration::from_hours(1)..=Duration::from_hours(24 * 3660)).contains(&self.retention),

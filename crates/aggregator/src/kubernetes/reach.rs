@@ -20,7 +20,7 @@ use tower::{BoxError, Layer, Service};
 use super::{Ask, Cluster};
 
 /// How long nothing has to be answered before the API server is asked for its version, only to see whether it answers.
-const QUIET: Duration = Duration::from_secs(10);
+const CHECK_AFTER_IDLE: Duration = Duration::from_secs(10);
 
 /// Whether one API server can be reached. Clones share what they know.
 #[derive(Clone, Debug)]
@@ -109,7 +109,7 @@ impl Reach {
     }
 
     fn is_quiet(&self) -> bool {
-        self.seen().answered.is_none_or(|at| at.elapsed() >= QUIET)
+        self.seen().answered.is_none_or(|at| at.elapsed() >= CHECK_AFTER_IDLE)
     }
 }
 
@@ -117,7 +117,7 @@ impl Cluster {
     /// Asks the API server for its version when nothing else is asked, until cancelled, so that [`Self::reach`] knows whether it
     /// can be reached.
     pub async fn keep_asking(self, cancel: CancellationToken) {
-        let mut timer = tokio::time::interval(QUIET);
+        let mut timer = tokio::time::interval(CHECK_AFTER_IDLE);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -249,7 +249,7 @@ mod tests {
         assert!(reach.trouble().is_none() && !reach.is_quiet());
         assert!(logged.lines().is_empty());
 
-        tokio::time::advance(QUIET).await;
+        tokio::time::advance(CHECK_AFTER_IDLE).await;
         assert!(reach.is_quiet());
         let before = Timestamp::now().as_second();
         reach.failed(Instant::now(), "refused");

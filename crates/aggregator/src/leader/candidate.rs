@@ -8,7 +8,7 @@ use kube::api::PostParams;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Election, LEASES, Leadership, Pen, lease};
+use super::{Election, LEASES, Leadership, WritePermit, lease};
 use crate::clock::Clock;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
@@ -78,14 +78,14 @@ impl Candidate {
 
     /// The Pen goes first: whoever hears of it must not find that it still writes.
     fn step_down(&mut self, why: &str) {
-        let Some(pen) = self.leadership.borrow().pen().cloned() else { return };
+        let Some(pen) = self.leadership.borrow().permit().cloned() else { return };
         pen.end();
         self.leadership.send_replace(Leadership::Following { leader: None });
         tracing::info!(term = pen.term(), why, "no longer leading");
     }
 
     /// Looks at the Lease until it is ours.
-    async fn follow(&mut self) -> (Pen, Lease) {
+    async fn follow(&mut self) -> (WritePermit, Lease) {
         // What was seen while leading says nothing of how long another has been silent.
         self.seen = None;
         loop {
@@ -139,7 +139,7 @@ impl Candidate {
     }
 
     /// Asks for the Lease. It is only given if it is still as it was seen.
-    async fn take(&mut self, lease: Option<Lease>) -> Result<(Pen, Lease), Refusal> {
+    async fn take(&mut self, lease: Option<Lease>) -> Result<(WritePermit, Lease), Refusal> {
         let Election { name, identity, lease: timing, .. } = &self.election;
         let is_new = lease.is_none();
         let lease = lease.unwrap_or_else(|| lease::new(name));
@@ -156,11 +156,11 @@ impl Candidate {
         self.works();
         self.was_there = true;
         let term = u64::try_from(lease::transitions(&lease)).unwrap_or_default();
-        Ok((Pen::begin(term, identity, asked, timing.term()), lease))
+        Ok((WritePermit::begin(term, identity, asked, timing.term()), lease))
     }
 
     /// Renews the Lease as long as that works in time; why it no longer does.
-    async fn lead(&self, pen: &Pen, mut lease: Lease) -> String {
+    async fn lead(&self, pen: &WritePermit, mut lease: Lease) -> String {
         const LATE: &str = "the Lease could not be renewed in time";
         let timing = self.election.lease;
         let mut next = Instant::now() + timing.renew;

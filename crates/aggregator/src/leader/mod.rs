@@ -7,10 +7,10 @@
 
 mod candidate;
 mod lease;
-mod pen;
 pub mod removal;
 #[cfg(test)]
 mod tests;
+mod write_permit;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::candidate::Candidate;
-pub use self::pen::Pen;
+pub use self::write_permit::WritePermit;
 use crate::kubernetes::Cluster;
 
 const LEASES: &str = "leases.coordination.k8s.io";
@@ -36,7 +36,7 @@ pub enum Leadership {
         leader: Option<String>,
     },
     /// This process, as long as the Pen holds: it may have ended without anybody having said so yet.
-    Leading(Pen),
+    Leading(WritePermit),
 }
 
 /// When what is done to the Lease.
@@ -71,7 +71,7 @@ pub struct Election {
 
 impl Leadership {
     /// The right to write, if this process leads.
-    pub fn pen(&self) -> Option<&Pen> {
+    pub fn permit(&self) -> Option<&WritePermit> {
         match self {
             Self::Following { .. } => None,
             Self::Leading(pen) => Some(pen),
@@ -121,7 +121,7 @@ impl Election {
 
 /// The lead of a process that needs no Lease. Nothing ever changes, and nobody is there to say so: `changed()` fails.
 pub fn alone() -> watch::Receiver<Leadership> {
-    watch::channel(Leadership::Leading(Pen::always())).1
+    watch::channel(Leadership::Leading(WritePermit::always())).1
 }
 
 /// What the Lease calls this process: the Pod's name, else the host's, and something that the next process of that name does

@@ -6,7 +6,7 @@
 pub mod cluster;
 pub mod difference;
 mod directory;
-mod persisted;
+mod persisted_blocks;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -25,22 +25,22 @@ use tokio::time::Instant;
 use self::cluster::ClusterOutput;
 use self::difference::Difference;
 pub use self::directory::{Directory, DirectoryError, Pass, Written};
-pub use self::persisted::Persisted;
+pub use self::persisted_blocks::PersistedBlocks;
 pub use self::status::OutputStatus;
 use self::status::{forget, report};
 use crate::kubernetes::{Refusal, RefusalKind};
-use crate::leader::Pen;
-use crate::policy_task::{Decided, Delivered, TakeOver};
+use crate::leader::WritePermit;
+use crate::policy_task::{Decided, TakeOver, WrittenNotifications};
 
 /// The pause after the first failure; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_mins(1);
 /// The least pause between two writes: the gateways get each one, so a burst of changes should be one.
-const SETTLE: Duration = Duration::from_millis(500);
+const MIN_WRITE_PAUSE: Duration = Duration::from_millis(500);
 /// How long messages may still be written as files at the end. What is not written is written after the next start.
-const LAST: Duration = Duration::from_millis(150);
+const FINAL_WRITE_TIME: Duration = Duration::from_millis(150);
 /// How many problems are told in one line.
-const TOLD: usize = 3;
+const MAX_PROBLEMS_SHOWN: usize = 3;
 
 /// Where the objects go.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub struct Outcome {
     /// The objects that an operator keeps us from writing.
     pub suspended: Vec<String>,
     /// The messages that could not be written; they are tried again while everything else goes on.
-    pub aside: SetAside,
+    pub deferred: DeferredSummary,
     /// The Services of blocked Apps that stay open; `None` if this pass did not find out.
     pub left_open: Option<LeftOpen>,
     /// There is more to do, but something else has to be looked at first, or nothing could be done at all.
@@ -93,7 +93,7 @@ impl LeftOpen {
         Self {
             services: surplus.iter().map(|surplus| surplus.services.len()).sum(),
             room: settings.gateway.max_service_entries,
-            apps: surplus.iter().take(TOLD).map(of_app).collect(),
+            apps: surplus.iter().take(MAX_PROBLEMS_SHOWN).map(of_app).collect(),
         }
     }
 
@@ -112,7 +112,7 @@ impl LeftOpen {
 
 /// Messages that could not be written for reasons of their own: neither the plan nor the API server is at fault.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SetAside {
+pub struct DeferredSummary {
     /// The number of messages.
     pub count: usize,
     /// The reasons of the first few.
@@ -121,7 +121,7 @@ pub struct SetAside {
     pub next: Option<Instant>,
 }
 
-impl SetAside {
+impl DeferredSummary {
     /// The text for the status.
     fn text(&self) -> Option<String> {
         (self.count > 0).then(|| {
@@ -139,8 +139,8 @@ impl Outcome {
     }
 
     fn error(&self) -> Option<String> {
-        let more = self.problems.len().saturating_sub(TOLD);
-        let mut told = self.problems.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
+        let more = self.problems.len().saturating_sub(MAX_PROBLEMS_SHOWN);
+        let mut told = self.problems.iter().take(MAX_PROBLEMS_SHOWN).cloned().collect::<Vec<_>>().join("; ");
         if more > 0 {
             told = format!("{told}; and {more} more");
         }
@@ -162,7 +162,7 @@ impl Output {
     pub async fn blocked(
         &self,
         settings: &Settings,
-        persisted: Option<&Persisted>,
+        persisted: Option<&PersistedBlocks>,
     ) -> Result<Vec<InheritedBlock>, String> {
         match self {
             Self::Directory(directory) => {
@@ -178,23 +178,25 @@ impl Output {
     async fn take_over(
         &mut self,
         settings: &Settings,
-        pen: &Pen,
+        pen: &WritePermit,
         may_touch: bool,
-        persisted: Option<&Persisted>,
-    ) -> Result<Vec<InheritedBlock>, Refused> {
+        persisted: Option<&PersistedBlocks>,
+    ) -> Result<Vec<InheritedBlock>, TakeOverError> {
         match self {
             Self::Directory(directory) => {
-                directory.identify().await.map_err(Refused::Unknown)?;
+                directory.identify().await.map_err(TakeOverError::Unknown)?;
                 // Only the process that may write clears it away.
                 if may_touch && let Err(error) = directory.tidy() {
                     tracing::warn!(%error, "temporary files stay in the output directory");
                 }
-                directory.blocked(&settings.gateway, persisted).map_err(|e| Refused::Unknown(e.to_string()))
+                directory
+                    .blocked(&settings.gateway, persisted)
+                    .map_err(|e| TakeOverError::Unknown(e.to_string()))
             }
             Self::Cluster(cluster) => match cluster.take_over(&settings.gateway, pen, may_touch).await {
                 Ok(blocked) => Ok(blocked),
-                Err(refusal) if refusal.kind == RefusalKind::NotLeading => Err(Refused::Lost),
-                Err(refusal) => Err(Refused::Unknown(refusal.text)),
+                Err(refusal) if refusal.kind == RefusalKind::NotLeading => Err(TakeOverError::Lost),
+                Err(refusal) => Err(TakeOverError::Unknown(refusal.text)),
             },
         }
     }
@@ -208,7 +210,7 @@ impl Output {
         was_true: bool,
         is_seen: bool,
         settings: &Arc<Settings>,
-        pen: &Pen,
+        pen: &WritePermit,
         decided: &watch::Receiver<Arc<Decided>>,
     ) -> Outcome {
         match self {
@@ -233,7 +235,7 @@ impl Output {
 }
 
 /// Why what is blocked is not known.
-enum Refused {
+enum TakeOverError {
     /// The right to write has passed on.
     Lost,
     /// This stands in the way.
@@ -248,7 +250,7 @@ pub struct Channels {
     /// What should be true.
     pub decided: watch::Receiver<Arc<Decided>>,
     /// The news that have been written.
-    pub delivered: watch::Sender<Arc<Delivered>>,
+    pub delivered: watch::Sender<Arc<WrittenNotifications>>,
     /// How it goes.
     pub status: watch::Sender<OutputStatus>,
 }
@@ -280,7 +282,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
             () = tokio::time::sleep_until(due) => {}
         }
         let now = decided.borrow_and_update().clone();
-        let pen = now.pen.clone().filter(Pen::holds);
+        let pen = now.permit.clone().filter(WritePermit::holds);
         // Before the first round is over, an empty plan means that no node has answered yet.
         let (Some(pen), false, false) = (pen, now.rounds == 0, now.plan.mode == Mode::DryRun) else {
             forget(&status);
@@ -308,7 +310,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
         let pause;
         (pause, backoff) = if outcome.problems.is_empty() {
             // A pass is unfinished only because another decision waits, and that is written at once.
-            (outcome.aside.next.map_or(repair, |next| repair.min(next - Instant::now())), MIN_BACKOFF)
+            (outcome.deferred.next.map_or(repair, |next| repair.min(next - Instant::now())), MIN_BACKOFF)
         } else {
             // What could be written is looked after in every round all the same.
             (backoff.min(repair), (backoff * 2).min(MAX_BACKOFF))
@@ -319,7 +321,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
         let has_written = outcome.written > 0;
         report(&output, outcome, &status);
         if has_written && is_live && decided.has_changed().is_ok() {
-            tokio::time::sleep(SETTLE).await;
+            tokio::time::sleep(MIN_WRITE_PAUSE).await;
         }
     }
 }
@@ -329,16 +331,16 @@ fn announce(
     output: &Output,
     decided: &Decided,
     outcome: &Outcome,
-    delivered: &watch::Sender<Arc<Delivered>>,
+    delivered: &watch::Sender<Arc<WrittenNotifications>>,
 ) {
     let is_written = |notice: &&Arc<Notice>| match output {
         Output::Directory(_) => {
             !outcome.is_unfinished && !outcome.failed.contains(&directory::file_of(&notice.app))
         }
-        Output::Cluster(cluster) => cluster.has_told(notice),
+        Output::Cluster(cluster) => cluster.has_sent(notice),
     };
     let is_news = |notice: &&Arc<Notice>| !notice.inherited && notice.phase != NoticePhase::Recovered;
-    let now: Delivered = decided
+    let now: WrittenNotifications = decided
         .plan
         .notices
         .iter()
@@ -363,7 +365,7 @@ async fn answer(
     decided: &mut watch::Receiver<Arc<Decided>>,
     status: &watch::Sender<OutputStatus>,
 ) {
-    let TakeOver { pen, may_touch, persisted, blocked: tell } = question;
+    let TakeOver { permit: pen, may_touch, persisted, blocked: tell } = question;
     let mut backoff = MIN_BACKOFF;
     while pen.holds() && !tell.is_closed() {
         match output.take_over(settings, &pen, may_touch, persisted.as_ref()).await {
@@ -373,8 +375,8 @@ async fn answer(
                 let _ = tell.send(blocked);
                 return;
             }
-            Err(Refused::Lost) => return,
-            Err(Refused::Unknown(error)) => {
+            Err(TakeOverError::Lost) => return,
+            Err(TakeOverError::Unknown(error)) => {
                 let place = output.place();
                 if status.borrow().error.as_ref() != Some(&error) {
                     tracing::error!(
@@ -398,7 +400,8 @@ async fn answer(
 fn until_the_end(decided: watch::Receiver<Arc<Decided>>) -> impl FnMut() -> bool + Send + 'static {
     let mut ended: Option<std::time::Instant> = None;
     move || {
-        decided.has_changed().is_ok() || ended.get_or_insert_with(std::time::Instant::now).elapsed() < LAST
+        decided.has_changed().is_ok()
+            || ended.get_or_insert_with(std::time::Instant::now).elapsed() < FINAL_WRITE_TIME
     }
 }
 

@@ -13,7 +13,7 @@ pub struct OutputStatus {
     /// What stands in the way, if anything does.
     pub error: Option<String>,
     /// The messages that are set aside, if any; everything else is written.
-    pub aside: Option<String>,
+    pub deferred: Option<String>,
     /// Which Services of blocked Apps stay open because the plain list has no room for them.
     pub left_open: Option<String>,
     /// What is in the output directory that no program can read objects from; everything else is written.
@@ -47,13 +47,13 @@ pub(super) fn report(output: &Output, outcome: Outcome, status: &watch::Sender<O
         None if before.error.is_some() => tracing::info!(place, "objects can be written again"),
         _ => {}
     }
-    let aside = outcome.aside.text();
+    let aside = outcome.deferred.text();
     match &aside {
         // Logged once, however many there are: tenants can choose their number and their faults.
-        Some(messages) if before.aside.is_none() => {
+        Some(messages) if before.deferred.is_none() => {
             tracing::warn!(place, messages, "messages can't be written; everything else goes on");
         }
-        None if before.aside.is_some() => tracing::info!(place, "all messages are written again"),
+        None if before.deferred.is_some() => tracing::info!(place, "all messages are written again"),
         _ => {}
     }
     let left_open = outcome.left_open.map_or_else(|| before.left_open.clone(), |left_open| left_open.text());
@@ -66,7 +66,7 @@ pub(super) fn report(output: &Output, outcome: Outcome, status: &watch::Sender<O
         }
         _ => {}
     }
-    tell_junk(&place, before.junk.as_ref(), outcome.junk.as_ref());
+    log_junk(&place, before.junk.as_ref(), outcome.junk.as_ref());
     if outcome.suspended != before.suspended {
         let annotation = cluster::SUSPEND;
         if outcome.suspended.is_empty() {
@@ -77,7 +77,7 @@ pub(super) fn report(output: &Output, outcome: Outcome, status: &watch::Sender<O
     }
     let has_written = before.has_written || error.is_none();
     let (junk, suspended) = (outcome.junk, outcome.suspended);
-    let now = OutputStatus { has_written, error, aside, left_open, junk, suspended };
+    let now = OutputStatus { has_written, error, deferred: aside, left_open, junk, suspended };
     status.send_if_modified(|status| {
         let is_news = *status != now;
         *status = now;
@@ -85,7 +85,7 @@ pub(super) fn report(output: &Output, outcome: Outcome, status: &watch::Sender<O
     });
 }
 
-fn tell_junk(place: &str, before: Option<&String>, now: Option<&String>) {
+fn log_junk(place: &str, before: Option<&String>, now: Option<&String>) {
     match now {
         Some(files) if before != Some(files) => {
             tracing::warn!(

@@ -8,7 +8,7 @@ use procscan_core::Moment;
 use procscan_core::names::Text;
 use procscan_core::state::IncidentState;
 
-use crate::state::Kept;
+use crate::state::PersistedState;
 
 /// How many ended incidents of one namespace are kept: a tenant can make any number of Apps.
 const MAX_PER_NAMESPACE: usize = 1000;
@@ -33,14 +33,14 @@ struct End<'a> {
 /// except those that are `known`, because they may go on. `wall` and `clock` are the time by the wall clock and by the
 /// clock that runs only while a replica leads. An incident is old only if both say so.
 pub(super) fn over(
-    kept: &Kept,
+    kept: &PersistedState,
     known: &BTreeSet<String>,
     retention: Duration,
     (wall, clock): (Timestamp, Timestamp),
 ) -> Vec<String> {
     let mut ended: BTreeMap<&Text, Vec<End<'_>>> = BTreeMap::new();
     for (name, incident) in kept.incidents.iter().filter(|(name, _)| !known.contains(&***name)) {
-        let Some(brief) = incident.brief() else { continue };
+        let Some(brief) = incident.summary() else { continue };
         if let Some(since) = brief.since.filter(|_| brief.state == IncidentState::Ended)
             && brief.released_until.is_none_or(|until| until.get() <= wall)
         {
@@ -74,18 +74,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::state::KeptIncident;
+    use crate::state::IncidentEntry;
 
     const RETENTION: Duration = Duration::from_hours(1);
 
-    fn kept(incidents: &[(&str, &str, &str, i64)]) -> Kept {
-        let mut kept = Kept::default();
+    fn kept(incidents: &[(&str, &str, &str, i64)]) -> PersistedState {
+        let mut kept = PersistedState::default();
         for (name, namespace, state, minutes) in incidents {
             let since = Timestamp::UNIX_EPOCH + SignedDuration::from_mins(*minutes);
             let status = json!({"state": state, "opened": since, "since": since});
             let status: IncidentStatus = serde_json::from_value(status).unwrap();
             let spec = IncidentSpec::of(&App::new(*namespace, "app", *name));
-            let incident = KeptIncident::new(spec, Some(&status), 1, None).unwrap();
+            let incident = IncidentEntry::new(spec, Some(&status), 1, None).unwrap();
             kept.incidents.insert((*name).into(), Arc::new(incident));
         }
         kept

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use procscan_core::policy::{Alert, Decision, DecisionKind, Mode};
 use procscan_core::state::EnforcementSpec;
 
-use crate::words::of_mode;
+use crate::wire_names::mode_name;
 
 /// How many decisions are remembered. What is decided of an incident is kept with it; this also has what belongs to none.
-const REMEMBERED: usize = 2000;
+const MAX_DECISIONS: usize = 2000;
 
 /// The last decisions of this replica.
 #[derive(Clone, Debug, Default)]
@@ -22,10 +22,10 @@ impl Journal {
     }
 
     /// Tells a decision.
-    pub(super) fn tell(&self, decision: &Decision) {
+    pub(super) fn report(&self, decision: &Decision) {
         log(decision);
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.len() == REMEMBERED {
+        if last.len() == MAX_DECISIONS {
             last.pop_front();
         }
         last.push_back(decision.clone());
@@ -50,17 +50,17 @@ fn log(decision: &Decision) {
 
 /// Logs the mode in force, its source, and how to change it. A mode that operators declared outlives restarts, so the configuration
 /// alone does not tell which mode is in force.
-pub(super) fn tell_mode(configured: Mode, declared: &EnforcementSpec) {
+pub(super) fn log_mode(configured: Mode, declared: &EnforcementSpec) {
     let Some(mode) = declared.mode else {
         tracing::info!(
-            mode = of_mode(configured),
+            mode = mode_name(configured),
             "the mode of enforcement is that of the configuration (enforcement.mode); `pause` and `mode` change it at run time"
         );
         return;
     };
     let (by, reason) = (declared.by.as_deref(), declared.reason.as_deref());
     let (mode, configured, is_weaker) =
-        (of_mode(mode), of_mode(configured), mode != configured && mode != Mode::Enforce);
+        (mode_name(mode), mode_name(configured), mode != configured && mode != Mode::Enforce);
     if is_weaker {
         tracing::warn!(mode, actor = by, reason, configured, "{DECLARED}");
     } else {
@@ -115,12 +115,12 @@ mod tests {
     #[test]
     fn the_last_two_thousand_decisions_are_shown_the_latest_first() {
         let journal = Journal::default();
-        for n in 0..REMEMBERED + 2 {
-            journal.tell(&decision(DecisionKind::Released, &format!("web-{n}")));
+        for n in 0..MAX_DECISIONS + 2 {
+            journal.report(&decision(DecisionKind::Released, &format!("web-{n}")));
         }
         let last = journal.last();
         let apps: Vec<&str> = last.iter().map(|decision| &*decision.app.name).collect();
-        assert_eq!((apps.len(), apps[0], apps[REMEMBERED - 1]), (2000, "web-2001", "web-2"));
+        assert_eq!((apps.len(), apps[0], apps[MAX_DECISIONS - 1]), (2000, "web-2001", "web-2"));
     }
 
     #[test]
@@ -139,7 +139,7 @@ mod tests {
             (&[DecisionKind::Released, DecisionKind::Approved, DecisionKind::Refused][..], "INFO"),
         ] {
             for kind in kinds {
-                journal.tell(&decision(*kind, "web"));
+                journal.report(&decision(*kind, "web"));
                 let lines = logged.lines();
                 assert_eq!(lines.len(), 1, "{lines:?}");
                 let said = format!("decision=\"{}\"", kind.as_str());
@@ -210,7 +210,7 @@ mod tests {
             ),
         ] {
             let (logged, _guard) = Logged::start();
-            tell_mode(configured, &spec);
+            log_mode(configured, &spec);
             let lines = logged.lines();
             assert_eq!(lines.len(), 1, "{lines:?}");
             assert!(lines[0].starts_with(level), "{lines:?}");
@@ -230,7 +230,7 @@ mod tests {
             reason: forged.into(),
             dry_run: false,
         };
-        Journal::default().tell(&decision);
+        Journal::default().report(&decision);
         let lines = logged.lines();
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(!lines[0].contains(['\r', '\u{1b}', '\u{2028}']), "{lines:?}");

@@ -6,7 +6,7 @@
 
 mod history;
 mod journal;
-mod lead;
+mod leader_term;
 #[cfg(test)]
 mod tests;
 
@@ -14,20 +14,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use procscan_core::time::CompactTimestamp;
 use procscan_core::names::App;
 use procscan_core::plan::{Dispute, HeldApp, Plan};
-use procscan_core::policy::{Incidents, ClusterFacts, InheritedBlock, Policy, LookupRequests, Withheld};
+use procscan_core::policy::{ClusterFacts, Incidents, InheritedBlock, LookupRequests, Policy, Withheld};
+use procscan_core::time::CompactTimestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 pub use self::journal::Journal;
-use self::lead::{End, Lead};
+use self::leader_term::{LeaderTerm, TermEnd};
 use crate::clock::Clock;
-use crate::leader::{Leadership, Pen};
-use crate::ledger_task::{Memory, Progress, Published, Snapshots};
-use crate::output::Persisted;
-use crate::state::{Kept, Store};
+use crate::leader::{Leadership, WritePermit};
+use crate::ledger_task::{Progress, Published, Reminder, Snapshots};
+use crate::output::PersistedBlocks;
+use crate::state::{PersistedState, Store};
 
 /// What the policy has decided as of the last snapshot.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub struct Decided {
     /// Rounds that were done when it was decided. Before the first, the plan knows too little to be written.
     pub rounds: u64,
     /// The right to make it true; `None` on a replica that shows what another has decided.
-    pub pen: Option<Pen>,
+    pub permit: Option<WritePermit>,
 }
 
 impl Decided {
@@ -61,7 +61,7 @@ impl Decided {
             unverified: 0,
             is_answered: false,
             rounds: 0,
-            pen: None,
+            permit: None,
         }
     }
 }
@@ -70,18 +70,18 @@ impl Decided {
 #[derive(Debug)]
 pub struct TakeOver {
     /// The right to write.
-    pub pen: Pen,
+    pub permit: WritePermit,
     /// Whether the objects may be touched: not in dry-run.
     pub may_touch: bool,
     /// What the persisted Incidents know, if there are any and all of them can be read: if an object is damaged, they say
     /// what it closed.
-    pub persisted: Option<Persisted>,
+    pub persisted: Option<PersistedBlocks>,
     /// What they block.
     pub blocked: oneshot::Sender<Vec<InheritedBlock>>,
 }
 
 /// The news that have been written, by App, and as of when they are news.
-pub type Delivered = BTreeMap<App, CompactTimestamp>;
+pub type WrittenNotifications = BTreeMap<App, CompactTimestamp>;
 
 /// What the policy reads and writes.
 #[derive(Debug)]
@@ -89,11 +89,11 @@ pub struct Channels {
     /// Whether this replica leads.
     pub leadership: watch::Receiver<Leadership>,
     /// What is kept, and what operators want.
-    pub kept: watch::Receiver<Arc<Kept>>,
+    pub persisted: watch::Receiver<Arc<PersistedState>>,
     /// To the output, at the beginning of a term.
     pub take_over: mpsc::Sender<TakeOver>,
     /// To the ledger, at the beginning of a term.
-    pub memory: mpsc::Sender<Memory>,
+    pub reminders: mpsc::Sender<Reminder>,
     /// The ledger.
     pub snapshots: watch::Receiver<Published>,
     /// How far the rounds have got.
@@ -103,13 +103,13 @@ pub struct Channels {
     /// What the cluster says of the accusations.
     pub facts: watch::Receiver<Arc<ClusterFacts>>,
     /// What the output has told.
-    pub delivered: watch::Receiver<Arc<Delivered>>,
+    pub written: watch::Receiver<Arc<WrittenNotifications>>,
     /// What the cluster should be asked.
-    pub questions: watch::Sender<Arc<LookupRequests>>,
+    pub lookups: watch::Sender<Arc<LookupRequests>>,
     /// What has been decided.
     pub decided: watch::Sender<Arc<Decided>>,
     /// Why what is decided can't be kept, if so.
-    pub trouble: watch::Sender<Option<String>>,
+    pub error: watch::Sender<Option<String>>,
 }
 
 /// Decides, while it may.
@@ -131,12 +131,12 @@ pub struct PolicyTask {
 
 /// The pause after an evaluation, or after what was kept has been read, as a multiple of what it took: in a storm of news no more
 /// than a part of a core goes into them. At most [`MAX_REST`].
-const REST_SHARE: u32 = 4;
+const REST_FACTOR: u32 = 4;
 const MAX_REST: Duration = Duration::from_millis(500);
 
 /// When to look again for the sake of news alone.
 fn rest(took: Duration) -> Instant {
-    Instant::now() + took.saturating_mul(REST_SHARE).min(MAX_REST)
+    Instant::now() + took.saturating_mul(REST_FACTOR).min(MAX_REST)
 }
 
 impl PolicyTask {
@@ -144,34 +144,36 @@ impl PolicyTask {
     pub async fn run(mut self) {
         loop {
             let Some(pen) = self.follow().await else { return };
-            match Lead::new(&mut self, pen).run().await {
-                End::Lost => {}
-                End::Over => return,
+            match LeaderTerm::new(&mut self, pen).run().await {
+                TermEnd::Lost => {}
+                TermEnd::Over => return,
             }
         }
     }
 
     /// Shows what the leader has decided, until this replica leads. Nothing at the end.
-    async fn follow(&mut self) -> Option<Pen> {
+    async fn follow(&mut self) -> Option<WritePermit> {
         // A replica without decisions has no questions. Earlier answers do not count when it leads again.
-        self.channels.questions.send_modify(|questions| {
+        self.channels.lookups.send_modify(|questions| {
             let was_asked = !questions.pods.is_empty() || !questions.apps.is_empty();
             let epoch = questions.epoch + u64::from(was_asked);
             *questions = Arc::new(LookupRequests { epoch, ..LookupRequests::default() });
         });
-        self.channels.trouble.send_replace(None);
+        self.channels.error.send_replace(None);
         let mut shown = None;
         let mut rested = Instant::now();
         loop {
-            if let Some(pen) = self.channels.leadership.borrow_and_update().pen().filter(|pen| pen.holds()) {
+            if let Some(pen) = self.channels.leadership.borrow_and_update().permit().filter(|pen| pen.holds())
+            {
                 return Some(pen.clone());
             }
             let has_begun = self.channels.snapshots.borrow_and_update().rounds > 0;
             let has_rested = Instant::now() >= rested;
             if has_rested {
-                let kept = self.channels.kept.borrow_and_update().clone();
-                let is_same =
-                    |(before, began): &(Arc<Kept>, bool)| Arc::ptr_eq(before, &kept) && *began == has_begun;
+                let kept = self.channels.persisted.borrow_and_update().clone();
+                let is_same = |(before, began): &(Arc<PersistedState>, bool)| {
+                    Arc::ptr_eq(before, &kept) && *began == has_begun
+                };
                 if !shown.as_ref().is_some_and(is_same) {
                     let started = std::time::Instant::now();
                     self.show(&kept).await;
@@ -179,7 +181,7 @@ impl PolicyTask {
                     shown = Some((kept, has_begun));
                 }
             }
-            let Channels { leadership, snapshots, kept, .. } = &mut self.channels;
+            let Channels { leadership, snapshots, persisted: kept, .. } = &mut self.channels;
             tokio::select! {
                 Ok(()) = leadership.changed() => {}
                 // The end is announced by the ledger's; a store that is gone for good changes nothing any more.
@@ -190,7 +192,7 @@ impl PolicyTask {
         }
     }
 
-    async fn show(&mut self, kept: &Kept) {
+    async fn show(&mut self, kept: &PersistedState) {
         let snapshot = self.channels.ledger.fresh().await;
         let now = self.clock.now();
         let policy = self.policy_now(kept);
@@ -213,7 +215,7 @@ impl PolicyTask {
     }
 
     /// The policy with operators' exemptions and mode.
-    fn policy_now(&self, kept: &Kept) -> Policy {
+    fn policy_now(&self, kept: &PersistedState) -> Policy {
         let mut policy = self.policy.clone();
         policy.mode = kept.enforcement.mode.unwrap_or(policy.mode);
         let (rules, unread) = kept.rules();

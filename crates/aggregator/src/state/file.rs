@@ -23,9 +23,9 @@ use tokio::sync::{Mutex, watch};
 use self::rows::{
     Rows, declared, document, enforced, everything, exempted, incident, logged, unreadable, written,
 };
-use super::desk::{DeskError, Want};
+use super::operator_commands::{IncidentRequest, OperatorCommandError};
 use super::sqlite::{self, Sqlite, StateErrorKind};
-use super::{Batch, DecisionFilter, Document, Kept, Kind, Loaded, LoggedDecision, StateError};
+use super::{Batch, DecisionFilter, Document, Kind, Loaded, LoggedDecision, PersistedState, StateError};
 
 /// How many decisions the log has at most: some tens of MiB.
 const MAX_LOG: usize = 100_000;
@@ -40,7 +40,7 @@ struct Shared {
     /// With what to go on if the state was damaged or is gone, and with it what operators wanted.
     after_loss: Option<EnforcementSpec>,
     inner: Mutex<Inner>,
-    shown: watch::Sender<Arc<Kept>>,
+    shown: watch::Sender<Arc<PersistedState>>,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +48,7 @@ struct Inner {
     /// Nothing as long as it could not be opened.
     sqlite: Option<Sqlite>,
     /// What is in it, as far as we know.
-    kept: Arc<Kept>,
+    kept: Arc<PersistedState>,
     /// The rows that can't be read, unchanged: they are copied into every file that replaces this one.
     aside: Vec<Document>,
     /// All rows have been read at least once.
@@ -95,7 +95,7 @@ impl FileStore {
     }
 
     /// What is kept, and what operators want.
-    pub fn shown(&self) -> watch::Receiver<Arc<Kept>> {
+    pub fn shown(&self) -> watch::Receiver<Arc<PersistedState>> {
         self.0.shown.subscribe()
     }
 
@@ -150,7 +150,7 @@ impl FileStore {
         }
         let Rows { kept, aside, enforcement } = Rows::of(&documents);
         (inner.kept, inner.aside, inner.is_read) = (Arc::new(kept), aside, true);
-        inner.say_what_is_unread();
+        inner.log_unread();
         self.show(inner);
         if let Some(error) = enforcement {
             return Err(error);
@@ -170,7 +170,7 @@ impl FileStore {
         };
         let mut failed: Vec<(String, StateError)> = kept_as_they_are.into_iter().map(refuse).collect();
         let names: Vec<String> = incidents.iter().map(|incident| incident.name.clone()).collect();
-        let change = |kept: &mut Kept| {
+        let change = |kept: &mut PersistedState| {
             let mut batch = Batch::default();
             for Incident { name, spec, status } in incidents {
                 batch.decisions.extend(logged(&name, &spec, &status)?);
@@ -192,12 +192,12 @@ impl FileStore {
     }
 
     /// Takes away what operators wanted of an incident, unless they want something else since.
-    pub async fn clear_orders(&self, name: &str) -> Result<(), StateError> {
-        let change = |kept: &mut Kept| {
+    pub async fn remove_commands(&self, name: &str) -> Result<(), StateError> {
+        let change = |kept: &mut PersistedState| {
             let mut batch = Batch::default();
             if let Some(incident) = kept.incidents.get_mut(name).filter(|incident| incident.is_done()) {
                 let incident = Arc::make_mut(incident);
-                incident.wanted = None;
+                incident.requested = None;
                 batch.put.push(document(name, incident)?);
             }
             Ok(batch)
@@ -207,7 +207,7 @@ impl FileStore {
 
     /// Forgets incidents.
     pub async fn remove(&self, names: &[String]) -> Result<(), StateError> {
-        let change = |kept: &mut Kept| {
+        let change = |kept: &mut PersistedState| {
             kept.incidents.retain(|name, _| !names.iter().any(|gone| **gone == **name));
             let remove = names.iter().map(|name| (Kind::Incident, name.clone())).collect();
             Ok(Batch { remove, ..Batch::default() })
@@ -239,32 +239,38 @@ impl FileStore {
         self.0.inner.lock().await
     }
 
-    pub(super) async fn want(&self, name: &str, want: &Want) -> Result<i64, DeskError> {
+    pub(super) async fn submit(
+        &self,
+        name: &str,
+        want: &IncidentRequest,
+    ) -> Result<i64, OperatorCommandError> {
         let mut number = 0;
-        let change = |kept: &mut Kept| {
+        let change = |kept: &mut PersistedState| {
             if let Some(error) = kept.unread.incidents.get(name) {
-                return Err(DeskError::Unkept(format!("Incident {name} can't be read: {error}")));
+                return Err(OperatorCommandError::NotPersisted(format!(
+                    "Incident {name} can't be read: {error}"
+                )));
             }
             let Some(incident) = kept.incidents.get_mut(name) else {
-                return Err(DeskError::Unknown("incident", name.to_owned()));
+                return Err(OperatorCommandError::Unknown("incident", name.to_owned()));
             };
             let incident = Arc::make_mut(incident);
-            let observed = incident.brief().map_or(0, |brief| brief.observed);
+            let observed = incident.summary().map_or(0, |brief| brief.observed);
             let waits = incident.generation > observed;
             if !waits {
                 // What has been done is not to be done again with the next word.
-                incident.wanted = None;
+                incident.requested = None;
             }
-            let wanted = incident.wanted.get_or_insert_default();
+            let wanted = incident.requested.get_or_insert_default();
             match want {
-                Want::Approve(_) if wanted.approve.is_some() => {
-                    return Err(DeskError::Busy(name.to_owned()));
+                IncidentRequest::Approve(_) if wanted.approve.is_some() => {
+                    return Err(OperatorCommandError::Busy(name.to_owned()));
                 }
-                Want::Release(_) if wanted.release.is_some() => {
-                    return Err(DeskError::Busy(name.to_owned()));
+                IncidentRequest::Release(_) if wanted.release.is_some() => {
+                    return Err(OperatorCommandError::Busy(name.to_owned()));
                 }
-                Want::Approve(approval) => wanted.approve = Some(approval.clone()),
-                Want::Release(release) => wanted.release = Some(release.clone()),
+                IncidentRequest::Approve(approval) => wanted.approve = Some(approval.clone()),
+                IncidentRequest::Release(release) => wanted.release = Some(release.clone()),
             }
             incident.generation = incident.generation.max(observed) + 1;
             number = incident.generation;
@@ -274,10 +280,14 @@ impl FileStore {
         Ok(number)
     }
 
-    pub(super) async fn exempt(&self, name: &str, exemption: &ExemptionSpec) -> Result<(), DeskError> {
-        let change = |kept: &mut Kept| {
+    pub(super) async fn add_exemption(
+        &self,
+        name: &str,
+        exemption: &ExemptionSpec,
+    ) -> Result<(), OperatorCommandError> {
+        let change = |kept: &mut PersistedState| {
             if kept.exemptions.contains_key(name) || kept.unread.exemptions.contains_key(name) {
-                return Err(DeskError::Exists("exemption", name.to_owned()));
+                return Err(OperatorCommandError::Exists("exemption", name.to_owned()));
             }
             kept.exemptions.insert(name.to_owned(), exemption.clone());
             let told = declared(&Declaration::of_exemption(name, exemption, Timestamp::now()))?;
@@ -286,12 +296,12 @@ impl FileStore {
         self.change(change).await
     }
 
-    pub(super) async fn withdraw(&self, name: &str, by: &str) -> Result<(), DeskError> {
-        let change = |kept: &mut Kept| {
+    pub(super) async fn remove_exemption(&self, name: &str, by: &str) -> Result<(), OperatorCommandError> {
+        let change = |kept: &mut PersistedState| {
             let unread = kept.unread.exemptions.remove(name);
             let spec = kept.exemptions.remove(name);
             if spec.is_none() && unread.is_none() {
-                return Err(DeskError::Unknown("exemption", name.to_owned()));
+                return Err(OperatorCommandError::Unknown("exemption", name.to_owned()));
             }
             let told = declared(&Declaration::of_withdrawal(name, spec.as_ref(), by, Timestamp::now()))?;
             let remove = vec![(Kind::Exemption, name.to_owned())];
@@ -300,8 +310,8 @@ impl FileStore {
         self.change(change).await
     }
 
-    pub(super) async fn enforce(&self, spec: &EnforcementSpec) -> Result<(), DeskError> {
-        let change = |kept: &mut Kept| {
+    pub(super) async fn set_enforcement(&self, spec: &EnforcementSpec) -> Result<(), OperatorCommandError> {
+        let change = |kept: &mut PersistedState| {
             (kept.enforcement, kept.is_complete) = (spec.clone(), true);
             let told = declared(&Declaration::of_mode(spec, Timestamp::now()))?;
             Ok(Batch { put: vec![enforced(spec)?], decisions: vec![told], ..Batch::default() })
@@ -312,11 +322,11 @@ impl FileStore {
     /// Changes what is kept, in the file first. After an error it is as it was.
     async fn change<E: From<StateError>>(
         &self,
-        change: impl FnOnce(&mut Kept) -> Result<Batch, E>,
+        change: impl FnOnce(&mut PersistedState) -> Result<Batch, E>,
     ) -> Result<(), E> {
         let mut inner = self.0.inner.lock().await;
         let inner = &mut *inner;
-        let mut changed = Kept::clone(&inner.kept);
+        let mut changed = PersistedState::clone(&inner.kept);
         let batch = change(&mut changed)?;
         if batch == Batch::default() {
             return Ok(());
@@ -339,7 +349,7 @@ impl FileStore {
                 inner.is_new &= batch.put.iter().all(|row| row.kind == Kind::Exemption);
                 inner.aside.retain(|row| rows::is_aside(&changed, row));
                 inner.kept = Arc::new(changed);
-                inner.say_what_is_unread();
+                inner.log_unread();
                 self.show(inner);
                 Ok(())
             }
@@ -378,7 +388,7 @@ impl Inner {
 
     /// Logs each exemption that can't be read once. The policy logs incidents, because it decides nothing about their
     /// Apps.
-    fn say_what_is_unread(&mut self) {
+    fn log_unread(&mut self) {
         let mut unread = self.kept.unreadable();
         unread.retain(|object, _| object.starts_with(Kind::Exemption.as_str()));
         for (object, error) in &unread {

@@ -5,12 +5,12 @@
 //! are answered; the leader sees them in what is kept, does them, and says so there.
 
 pub mod cluster;
+mod compressed_json;
 pub mod crd;
-mod desk;
 mod document;
 mod file;
-pub mod kept;
-mod packed;
+mod operator_commands;
+pub mod persisted_state;
 pub mod sqlite;
 
 use std::collections::BTreeMap;
@@ -22,14 +22,17 @@ use procscan_core::policy::Decision;
 use procscan_core::state::Incident;
 
 pub use self::cluster::{Changed, ClusterStore};
-pub use self::desk::{Desk, DeskError};
 pub use self::document::{Batch, DecisionFilter, Document, Kind, LoggedDecision};
 pub use self::file::FileStore;
-pub use self::kept::{Declared, Kept, KeptIncident, Order, Outline, Stamp, Unread, UnreadExemption};
+pub use self::operator_commands::{OperatorCommandError, OperatorCommands};
+pub use self::persisted_state::{
+    Declared, IncidentEntry, ObjectVersion, PendingCommand, PersistedState, StateDigest, Unread,
+    UnreadExemption,
+};
 use tokio::time::Instant;
 
 use crate::kubernetes::{Refusal, RefusalKind};
-use crate::leader::Pen;
+use crate::leader::WritePermit;
 
 /// Why what is kept can't be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -113,7 +116,7 @@ pub enum Store {
 
 impl Store {
     /// Reads what operators want, where nothing watches it: a file that could not be read at the start.
-    pub async fn hear(&mut self) -> Result<(), StateError> {
+    pub async fn read_declarations(&mut self) -> Result<(), StateError> {
         match self {
             Self::File(store) if !store.is_known() => store.load().await.map(drop),
             Self::Cluster(_) | Self::File(_) | Self::Copy(_) => Ok(()),
@@ -130,9 +133,9 @@ impl Store {
     }
 
     /// The incidents that were read in a later version than the watch shows.
-    pub fn unseen(&self, kept: &Kept) -> BTreeMap<String, Stamp> {
+    pub fn unseen(&self, persisted: &PersistedState) -> BTreeMap<String, ObjectVersion> {
         match self {
-            Self::Cluster(store) => store.unseen(kept),
+            Self::Cluster(store) => store.unseen(persisted),
             Self::File(_) | Self::Copy(_) => BTreeMap::new(),
         }
     }
@@ -146,7 +149,7 @@ impl Store {
     }
 
     /// Reads everything that is kept. `seen` is what is shown of it already.
-    pub async fn load(&mut self, pen: &Pen, seen: &Kept) -> Result<Loaded, StateError> {
+    pub async fn load(&mut self, pen: &WritePermit, seen: &PersistedState) -> Result<Loaded, StateError> {
         match self {
             Self::Cluster(store) => store.load(pen, seen).await,
             Self::File(store) => store.load().await,
@@ -168,7 +171,7 @@ impl Store {
 
     /// Keeps incidents. Whatever follows from one may only follow after this. One that can't be kept does not stand in the way of
     /// the others: gives their names, and why.
-    pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
+    pub async fn save(&mut self, pen: &WritePermit, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
         match self {
             Self::Cluster(store) => store.save(pen, incidents).await,
             Self::File(store) => store.save(incidents).await,
@@ -177,25 +180,25 @@ impl Store {
     }
 
     /// Tells decisions, by the names of their incidents, to whoever listens where they are kept.
-    pub fn announce(&self, pen: &Pen, decisions: &[(String, Decision)]) {
+    pub fn announce(&self, pen: &WritePermit, decisions: &[(String, Decision)]) {
         if let Self::Cluster(store) = self {
             store.announce(pen, decisions);
         }
     }
 
     /// Takes away what operators wanted of an incident, because it has been done.
-    pub async fn clear_orders(&mut self, pen: &Pen, name: &str) -> Result<(), StateError> {
+    pub async fn remove_commands(&mut self, pen: &WritePermit, name: &str) -> Result<(), StateError> {
         match self {
-            Self::Cluster(store) => store.clear_orders(pen, name).await,
-            Self::File(store) => store.clear_orders(name).await,
+            Self::Cluster(store) => store.remove_commands(pen, name).await,
+            Self::File(store) => store.remove_commands(name).await,
             Self::Copy(_) => Ok(()),
         }
     }
 
     /// The incidents whose objects differ from what was written last.
-    pub fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
+    pub fn changed(&mut self, persisted: &PersistedState) -> Vec<Changed> {
         match self {
-            Self::Cluster(store) => store.changed(kept),
+            Self::Cluster(store) => store.changed(persisted),
             Self::File(_) | Self::Copy(_) => Vec::new(),
         }
     }
@@ -209,9 +212,9 @@ impl Store {
     }
 
     /// Takes an incident's object as it is, where nothing can be written in its place.
-    pub fn accept(&mut self, kept: &Kept, name: &str) {
+    pub fn accept(&mut self, persisted: &PersistedState, name: &str) {
         if let Self::Cluster(store) = self {
-            store.accept(kept, name);
+            store.accept(persisted, name);
         }
     }
 
@@ -224,7 +227,7 @@ impl Store {
     }
 
     /// Forgets incidents.
-    pub async fn remove(&mut self, pen: &Pen, names: &[String]) -> Result<(), StateError> {
+    pub async fn remove(&mut self, pen: &WritePermit, names: &[String]) -> Result<(), StateError> {
         match self {
             Self::Cluster(store) => store.remove(pen, names).await,
             Self::File(store) => store.remove(names).await,

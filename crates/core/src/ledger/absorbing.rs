@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::evidence::{ViolationEvidence, Listed};
+use super::evidence::{Listed, ViolationEvidence};
 use super::node::Node;
 use super::quota::Judge;
 use super::texts::Texts;
 use super::totals::Totals;
-use super::{Change, ChangeKind, Detection, ViolationEntry, Ledger, forget, schedule};
+use super::{Change, ChangeKind, Detection, Ledger, ViolationEntry, forget, schedule};
 use crate::Moment;
 use crate::names::{Key, KeyRef, NodeName};
 use crate::report::{Answer, LeftOut, Outcome, RecordRef, Rejection, Rejections, Report};
@@ -144,8 +144,10 @@ impl Common<'_> {
                 let cmdline = self.totals.cmdline(&mut cmdline_bytes, record.cmdline, None, self.rules);
                 let record = self.texts.record(RecordRef { cmdline: &cmdline, ..record });
                 let key = record.key.clone();
-                node.evidence
-                    .insert(key.clone(), ViolationEvidence::first_sight(record, at, mark, young.map(|(age, _)| age)));
+                node.evidence.insert(
+                    key.clone(),
+                    ViolationEvidence::first_sight(record, at, mark, young.map(|(age, _)| age)),
+                );
                 self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
                 let kind = if young.is_some() { ChangeKind::Appeared } else { ChangeKind::Sighted };
                 changes.push(Change { key, node: name.clone(), kind });

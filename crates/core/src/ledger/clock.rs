@@ -7,7 +7,7 @@ use crate::Moment;
 use crate::time::CompactDuration;
 
 /// How many scans without it prove that it is absent.
-pub(super) const SCANS: u32 = 6;
+pub(super) const SCANS_WITHOUT_EVIDENCE: u32 = 6;
 
 /// A reading of one violation's clearing clock on one node: how long the node has answered, and how much of that said
 /// nothing of the violation.
@@ -25,7 +25,11 @@ pub struct Reading {
 
 impl Reading {
     /// The reading at the node's first answer.
-    pub const ZERO: Self = Self { answered: CompactDuration::ZERO, unheard: CompactDuration::ZERO, before: CompactDuration::ZERO };
+    pub const ZERO: Self = Self {
+        answered: CompactDuration::ZERO,
+        unheard: CompactDuration::ZERO,
+        before: CompactDuration::ZERO,
+    };
 }
 
 /// What clears a node's evidence: its odometer of answered time, and the limits.
@@ -68,7 +72,7 @@ impl NodeClock {
     /// How much answered time without fresh evidence proves absence, if the violation was once unseen for `away` and
     /// came back.
     pub(super) fn required_of(&self, away: CompactDuration) -> Duration {
-        self.required.get().max(away.get().saturating_mul(SCANS))
+        self.required.get().max(away.get().saturating_mul(SCANS_WITHOUT_EVIDENCE))
     }
 
     /// Whether the node's answers have cleared the evidence, and by which rule.

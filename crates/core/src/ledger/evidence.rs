@@ -9,10 +9,10 @@ use serde::Serialize;
 use super::steps::{Longest, MAX_INTERVAL};
 use super::{ChangeKind, NodeClock, Reading, Remembered};
 use crate::Moment;
-use crate::time::{CompactDuration, CompactTimestamp};
 use crate::names::{Key, NodeName, Text};
 use crate::report::{Record, RecordRef};
-use crate::snapshot::{EvidenceView, EvidenceDetails};
+use crate::snapshot::{EvidenceDetails, EvidenceView};
+use crate::time::{CompactDuration, CompactTimestamp};
 
 /// How sure one node's evidence makes us that the process is there. Ordered from the strongest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -57,7 +57,7 @@ impl Cleared {
 ///
 /// While an agent's pod is being replaced, two agents of one node answer in turn. With only the last timestamp, their
 /// two *old* records would look like a change each round.
-const REMEMBERED: usize = 4;
+const MAX_TIMESTAMPS: usize = 4;
 
 /// For how long fresh evidence keeps a violation active: heard here, or known from before the start only.
 #[derive(Clone, Copy, Debug)]
@@ -71,12 +71,12 @@ pub(super) struct ActiveFor {
 #[derive(Debug)]
 struct Timestamps(
     /// Nothing comes before the oldest.
-    [Option<CompactTimestamp>; REMEMBERED],
+    [Option<CompactTimestamp>; MAX_TIMESTAMPS],
 );
 
 impl Timestamps {
     fn of(only: Timestamp) -> Self {
-        let mut of = Self([None; REMEMBERED]);
+        let mut of = Self([None; MAX_TIMESTAMPS]);
         of.push(only.into());
         of
     }
@@ -464,7 +464,7 @@ mod tests {
                 if is_last {
                     prop_assert_eq!(known.see_again(timestamp), place.is_some());
                 }
-                if place.is_none() && model.len() == REMEMBERED {
+                if place.is_none() && model.len() == MAX_TIMESTAMPS {
                     let latest = *model.iter().max().unwrap();
                     let oldest = model.iter().position(|known| *known != latest).unwrap();
                     model.remove(oldest);

@@ -11,9 +11,9 @@ use super::node::Node;
 use super::steps::Longest;
 use super::{Cleared, Ledger};
 use crate::Moment;
-use crate::time::CompactDuration;
 use crate::names::{Key, NodeName};
 use crate::report::Record;
+use crate::time::CompactDuration;
 
 /// One node's evidence as it was known before the start, or to another replica.
 #[derive(Clone, Debug)]

@@ -39,10 +39,10 @@ use self::texts::Texts;
 use self::totals::Totals;
 use crate::Moment;
 use crate::dense::Dense;
-use crate::sorted_vec::SortedVecSet;
-use crate::time::CompactDuration;
 use crate::names::{Key, NodeName, PodRef, Text};
 use crate::report::{Record, Rejections, Target};
+use crate::sorted_vec::SortedVecSet;
+use crate::time::CompactDuration;
 
 /// Every violation, every node, every target. Owned by one task; others read its snapshots.
 #[derive(Debug)]

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::clock::{NodeClock, Reading, SCANS};
+use super::clock::{NodeClock, Reading, SCANS_WITHOUT_EVIDENCE};
 use super::evidence::{ActiveFor, ViolationEvidence};
 use super::steps::{Longest, MAX_INTERVAL, Steps};
 use super::{ChangeKind, Detection, NodeChange};
 use crate::Moment;
-use crate::sorted_vec::SortedVecMap;
-use crate::time::{CompactDuration, CompactTimestamp};
 use crate::names::{Key, KeyRef, Text};
 #[cfg(doc)]
 use crate::report::Outcome;
 use crate::report::{FailureReason, LeftOut, Rejections, Report};
 use crate::snapshot::NodeView;
+use crate::sorted_vec::SortedVecMap;
+use crate::time::{CompactDuration, CompactTimestamp};
 
 /// The violation that an agent which lists one of several listed last. Until the agent must have scanned again, its
 /// answers say nothing of any other violation.
@@ -306,7 +306,7 @@ impl Node {
 
     /// The least answered time without fresh evidence that proves absence.
     fn required(&self, rules: &Detection) -> Duration {
-        let scans = self.steps.usual().map(|interval| interval.saturating_mul(SCANS));
+        let scans = self.steps.usual().map(|interval| interval.saturating_mul(SCANS_WITHOUT_EVIDENCE));
         rules.clear_after.max(scans.unwrap_or(first_scan(rules)))
     }
 

@@ -236,7 +236,11 @@ impl Node {
 }
 
 impl Candidate {
-    fn known(key: &Key, evidence: &ViolationEvidence, judge: impl Fn(&Key, &ViolationEvidence) -> (Worth, Text)) -> Self {
+    fn known(
+        key: &Key,
+        evidence: &ViolationEvidence,
+        judge: impl Fn(&Key, &ViolationEvidence) -> (Worth, Text),
+    ) -> Self {
         let first_seen = Some(evidence.first_seen());
         let (worth, rule) = judge(key, evidence);
         Self { key: key.clone(), rule, worth, first_seen, rank: 0, is_first_of_rule: false }

@@ -7,16 +7,16 @@ use crate::time::CompactDuration;
 /// The longest scan interval that is believed: otherwise an agent could keep its violations for ever.
 pub(super) const MAX_INTERVAL: Duration = Duration::from_hours(1);
 /// From how many steps the scan interval is learned: after so many scans a changed interval is known.
-const STEPS: u8 = 8;
+const REMEMBERED_STEPS: u8 = 8;
 /// From how many steps on the median counts: of fewer, one long pause could pass for the interval.
-const ENOUGH: usize = 4;
+const MIN_STEPS: usize = 4;
 
 /// The last steps in microseconds, to save memory: there are many nodes. Rounded up, because too long an interval only
 /// delays the release.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
     /// The next step replaces the oldest.
-    micros: [u32; STEPS as usize],
+    micros: [u32; REMEMBERED_STEPS as usize],
     /// See [`Steps::usual`]; zero while there are no steps. Computed once for each step, because it is read several times
     /// for each answer.
     usual: u32,
@@ -31,12 +31,12 @@ impl Steps {
         if let Some(place) = self.micros.get_mut(usize::from(self.next)) {
             *place = u32::try_from(micros).unwrap_or(u32::MAX);
         }
-        self.next = (self.next + 1) % STEPS;
-        self.count = self.count.saturating_add(1).min(STEPS);
+        self.next = (self.next + 1) % REMEMBERED_STEPS;
+        self.count = self.count.saturating_add(1).min(REMEMBERED_STEPS);
         let mut known = self.micros;
         if let Some(known) = known.get_mut(..usize::from(self.count)) {
             known.sort_unstable();
-            let place = if known.len() < ENOUGH { 0 } else { known.len() / 2 };
+            let place = if known.len() < MIN_STEPS { 0 } else { known.len() / 2 };
             self.usual = known.get(place).copied().unwrap_or_default();
         }
     }
@@ -51,7 +51,7 @@ impl Steps {
 }
 
 /// The longest step is forgotten within this many times its own length.
-const MEMORY: u32 = 8;
+const REMEMBERED_LONGEST: u32 = 8;
 
 /// The longest of the last steps, [`MAX_INTERVAL`] at most.
 ///
@@ -72,7 +72,7 @@ impl Longest {
     }
 
     pub(super) fn push(&mut self, next: Duration) {
-        let left = self.0.saturating_sub((next / MEMORY).into());
+        let left = self.0.saturating_sub((next / REMEMBERED_LONGEST).into());
         self.0 = next.min(MAX_INTERVAL).max(left).into();
     }
 
@@ -119,7 +119,7 @@ mod tests {
             for part in parts.into_iter().map(Duration::from_secs) {
                 known.push(part);
                 since += part;
-                let least = Duration::from_secs(long).saturating_sub(since / MEMORY);
+                let least = Duration::from_secs(long).saturating_sub(since / REMEMBERED_LONGEST);
                 prop_assert!(known.get().get() >= least.max(part));
                 prop_assert!(known.get().get() <= Duration::from_secs(long).max(Duration::from_secs(500)));
             }

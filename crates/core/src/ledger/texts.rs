@@ -7,7 +7,7 @@ use crate::names::{Key, KeyRef, Text};
 use crate::report::{Claim, Record, RecordRef};
 
 /// How many texts are held before it is looked for the first time which of them are still in use.
-const MANY: usize = 1024;
+const MIN_SWEEP_TEXTS: usize = 1024;
 
 /// Holds each text once. At most twice as many as are in use, or [`MANY`].
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Texts {
 
 impl Default for Texts {
     fn default() -> Self {
-        Self { known: HashSet::new(), full: MANY }
+        Self { known: HashSet::new(), full: MIN_SWEEP_TEXTS }
     }
 }
 
@@ -50,7 +50,7 @@ impl Texts {
         }
         if self.known.len() >= self.full {
             self.known.retain(|text| Arc::strong_count(text) > 1);
-            self.full = MANY.max(self.known.len() * 2);
+            self.full = MIN_SWEEP_TEXTS.max(self.known.len() * 2);
         }
         let text = Text::from(text);
         self.known.insert(text.clone());
@@ -80,10 +80,10 @@ mod tests {
     fn what_nobody_holds_any_more_is_let_go() {
         let mut texts = Texts::default();
         let kept = texts.record(record("ns-kept").view());
-        for n in 0..10 * MANY {
+        for n in 0..10 * MIN_SWEEP_TEXTS {
             texts.record(record(&format!("ns-{n}")).view());
         }
-        assert!(texts.known.len() <= MANY, "{}", texts.known.len());
+        assert!(texts.known.len() <= MIN_SWEEP_TEXTS, "{}", texts.known.len());
         assert!(Arc::ptr_eq(&kept.key.namespace, &texts.record(record("ns-kept").view()).key.namespace));
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::target::TargetEntry;
-use super::{Cleared, ViolationEntry, Ledger, Presence};
+use super::{Cleared, Ledger, Presence, ViolationEntry};
 use crate::Moment;
 use crate::names::Key;
 use crate::snapshot::{Coverage, Snapshot, State, TargetState, TargetView, Violation};

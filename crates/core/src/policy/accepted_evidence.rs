@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::cluster_facts::AcceptedPod;
 use crate::Moment;
 use crate::ledger::{Cleared, NodeClock, Reading, SHORT_CMDLINE};
-use crate::time::{CompactDuration, CompactTimestamp};
 use crate::names::Text;
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
+use crate::time::{CompactDuration, CompactTimestamp};
 
 /// How much longer a ground must have been hidden before the time is noted again: each note is written to the state.
 const HIDDEN_STEP: Duration = Duration::from_hours(1);

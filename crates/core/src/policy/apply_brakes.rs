@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 
 use super::Mode;
-use super::incidents::Incidents;
 use super::brake::{Brake, RuleNames};
 use super::decision::{Alert, DecisionKind};
-use super::evaluate::{ReleaseBasis, EvaluationContext, cleared_reason};
+use super::evaluate::{EvaluationContext, ReleaseBasis, cleared_reason};
 use super::incident::Phase;
+use super::incidents::Incidents;
 use super::window::{Accusers, Tally};
 use crate::Moment;
-use crate::time::CompactTimestamp;
 use crate::names::{App, NodeName, Text};
+use crate::time::CompactTimestamp;
 
 impl Incidents {
     /// Blocks and releases what is wished for, as far as the brakes let it.

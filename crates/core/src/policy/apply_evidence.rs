@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::incidents::Incidents;
+use super::accepted_evidence::{AcceptedEvidence, ClearingCause, Silence};
+use super::cluster_facts::{AcceptedPod, Verdict};
 use super::decision::DecisionKind;
 use super::evaluate::EvaluationContext;
-use super::cluster_facts::{AcceptedPod, Verdict};
-use super::accepted_evidence::{ClearingCause, AcceptedEvidence, Silence};
 use super::incident::{EvidenceId, Incident, Phase};
+use super::incidents::Incidents;
 use super::refused_accusations::{self, RefusedAccusations};
 use crate::Moment;
 use crate::ledger::{Cleared, Presence};
-use crate::time::CompactDuration;
 use crate::names::{App, Key, NodeName};
 use crate::snapshot::{EvidenceView, NodeView, State};
+use crate::time::CompactDuration;
 
 /// The evidence of grounds, each with the `fresh_at` of its ground and the App of that ground.
 type Known = (EvidenceId, Moment, App);
@@ -66,7 +66,8 @@ impl Incidents {
         let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
         for violation in &pass.snapshot.violations {
             if let Some(why) = pass.refusals.of(&violation.key.namespace) {
-                if violation.state == State::Active && !refused_accusations::is_known(&self.by_app, violation.record())
+                if violation.state == State::Active
+                    && !refused_accusations::is_known(&self.by_app, violation.record())
                 {
                     let active = violation.evidence().filter(|e| e.presence == Presence::Active);
                     active.for_each(|it| refused.count(&it.node, &it.record, || why.into()));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::dates::{LINGER, TOLERANCE, distance};
+use super::dates::{MAX_DOUBT, TOLERANCE, distance};
 use crate::Moment;
 use crate::state::incident as kept;
 
@@ -37,7 +37,7 @@ impl DoubtedTime {
 
     /// How much time has to be measured until it is believed.
     fn left(&self) -> Duration {
-        LINGER.saturating_sub(distance(self.since, self.at.wall()))
+        MAX_DOUBT.saturating_sub(distance(self.since, self.at.wall()))
     }
 }
 
@@ -57,7 +57,8 @@ impl BelievedTime {
 
     /// In the form that is persisted, as of the last update.
     pub(super) fn persisted(&self) -> kept::WallClock {
-        let doubted = self.doubted.map(|DoubtedTime { since, at }| kept::DoubtedClock { time: at.wall(), since });
+        let doubted =
+            self.doubted.map(|DoubtedTime { since, at }| kept::DoubtedClock { time: at.wall(), since });
         kept::WallClock { believed: self.at.wall(), doubted, latest_over: None }
     }
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 use super::Policy;
 use super::incident::PersistedIncident;
 use crate::Moment;
-use crate::time::CompactDuration;
 use crate::names::{App, NodeName, PodRef, Text};
 use crate::plan::{Exposure, SharedService, SharedServices, human};
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
+use crate::time::CompactDuration;
 
 /// How much older than its Pod a record may seem: agents and API servers round times to seconds, and clocks drift. A
 /// true record that seems older than that is believed with the next scan.
@@ -188,7 +188,12 @@ impl ClusterFacts {
     ///
     /// Without a cluster to ask, the only guess that can't hit another App is a Service of the App's own name in its own
     /// namespace.
-    pub(super) fn to_close(&self, app: &App, policy: &Policy, file: &PersistedIncident) -> Option<Cow<'_, Exposure>> {
+    pub(super) fn to_close(
+        &self,
+        app: &App,
+        policy: &Policy,
+        file: &PersistedIncident,
+    ) -> Option<Cow<'_, Exposure>> {
         let fact = self.apps.get(app);
         let mut exposure = Self::closed_of(app, fact, policy, file)?;
         // A Service that was closed for it stays closed: otherwise its tenant could open it by removing the selector.

@@ -14,17 +14,17 @@ use jiff::Timestamp;
 use super::believed_time::BelievedTime;
 use super::leader_clock::LeaderClock;
 use crate::Moment;
-use crate::time::CompactTimestamp;
 use crate::state::incident as kept;
+use crate::time::CompactTimestamp;
 
 /// How far the monotonic clock may lag behind a correct wall clock.
 pub(super) const TOLERANCE: Duration = Duration::from_secs(5);
 /// The longest that a date stays in doubt after it has passed, since the time between two leaders can't be measured.
 /// Also how long a release is remembered after its date.
-pub(super) const LINGER: Duration = Duration::from_hours(24);
+pub(super) const MAX_DOUBT: Duration = Duration::from_hours(24);
 
 /// The longest doubt that raises no alert. A stop of the service causes a doubt of its length.
-const SHORT: Duration = Duration::from_mins(10);
+const MAX_SILENT_DOUBT: Duration = Duration::from_mins(10);
 
 /// All dates in use.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +81,7 @@ impl Known {
     /// `known_left` is the time left that leaders have not measured yet, where it is known.
     fn new(until: Timestamp, known_left: Duration, before: Option<Timestamp>, now: Moment) -> Self {
         let left = distance(now.wall(), until);
-        let needed = known_left.clamp(left, left.saturating_add(LINGER));
+        let needed = known_left.clamp(left, left.saturating_add(MAX_DOUBT));
         let was_over = before.is_some_and(|before| distance(before, until) <= TOLERANCE);
         Self { since: now.uptime(), needed, was_over, over_since: None, is_alerted: false }
     }
@@ -193,7 +193,10 @@ impl Dates {
             if force == Validity::Over && by_clock.is_none() {
                 self.latest_over = self.latest_over.max(Some(until));
             }
-            if force == Validity::Doubtful && !known.is_alerted && known.doubt_left(until, now) > SHORT {
+            if force == Validity::Doubtful
+                && !known.is_alerted
+                && known.doubt_left(until, now) > MAX_SILENT_DOUBT
+            {
                 known.is_alerted = true;
                 doubtful.push(until);
             }
@@ -210,7 +213,7 @@ impl Dates {
         let is_behind = self.latest_over.is_some_and(|over| distance(now.wall(), over) > TOLERANCE);
         self.behind_since = is_behind.then(|| self.behind_since.unwrap_or(now.uptime()));
         let is_forgotten =
-            self.behind_since.is_some_and(|since| now.uptime().saturating_sub(since) >= LINGER);
+            self.behind_since.is_some_and(|since| now.uptime().saturating_sub(since) >= MAX_DOUBT);
         if is_forgotten {
             (self.latest_over, self.behind_since) = (None, None);
         }
@@ -226,7 +229,7 @@ impl Dates {
     /// wrong for a while does not delete an operator's release.
     pub(super) fn is_history(&self, until: Timestamp, now: Moment) -> bool {
         let since = self.known.get(&until).and_then(|known| known.over_since);
-        since.is_some_and(|since| now.uptime().saturating_sub(since) >= LINGER)
+        since.is_some_and(|since| now.uptime().saturating_sub(since) >= MAX_DOUBT)
     }
 
     /// The moments at which the force of a date may change.

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::incidents::{Incidents, LastPlan};
+use super::accepted_evidence::{AcceptedEvidence, ClearingCause};
+use super::cluster_facts::ClusterFacts;
 use super::dates::{Dates, Validity};
 use super::decision::{Actor, Alert, Decision, DecisionKind};
-use super::cluster_facts::ClusterFacts;
-use super::accepted_evidence::{ClearingCause, AcceptedEvidence};
 use super::incident::{EvidenceId, Incident, Phase};
+use super::incidents::{Incidents, LastPlan};
+use super::namespace_refusals::NamespaceRefusals;
 use super::notify::{may_be_notified, notification_kind};
 use super::plan_builder::{block, closed_too, same};
-use super::namespace_refusals::NamespaceRefusals;
 use super::renamed::{Holds, Releases};
 use super::{Mode, Policy};
 use crate::Moment;
@@ -114,7 +114,13 @@ impl Incidents {
     }
 
     /// Decides. What follows is said by [`Book::plan`], after what could not be kept is taken back (see [`Book::take_back`]).
-    pub fn decide(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &ClusterFacts, now: Moment) -> Decided {
+    pub fn decide(
+        &mut self,
+        snapshot: &Snapshot,
+        policy: &Policy,
+        facts: &ClusterFacts,
+        now: Moment,
+    ) -> Decided {
         let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
         let reading = self.clock.read(now);
         let dates = std::mem::take(&mut self.dates);
@@ -200,8 +206,9 @@ impl Incidents {
                 });
             }
         }
-        let force =
-            |until: Option<Timestamp>| until.map_or(Validity::InForce, |until| pass.dates.validity(until, now));
+        let force = |until: Option<Timestamp>| {
+            until.map_or(Validity::InForce, |until| pass.dates.validity(until, now))
+        };
         pass.exemptions = pass.policy.exemptions.iter().map(|exemption| force(exemption.until)).collect();
     }
 
@@ -228,8 +235,9 @@ impl Incidents {
         let wanted_look = incident.read_wanted_since.take().map(|since| *since);
         let excuses = incident.excuses(app, pass);
         incident.review_grace(app, &excuses, pass);
-        let is_reason =
-            |(g, excuse): (&AcceptedEvidence, &Option<String>)| incident.justifies_block(g, excuse.as_deref(), pass);
+        let is_reason = |(g, excuse): (&AcceptedEvidence, &Option<String>)| {
+            incident.justifies_block(g, excuse.as_deref(), pass)
+        };
         let active = incident.accepted.values().zip(&excuses).any(is_reason);
         let is_kept = pass.keeps_refused && matches!(incident.phase, Phase::Blocked { .. });
         let refused = pass.refusals.of(&app.namespace).filter(|_| !is_kept);
@@ -465,7 +473,11 @@ fn clock_doubt(dates: usize, first: Timestamp, now: Moment) -> String {
     )
 }
 
-pub(super) fn cleared_reason(app: &App, cleared: Option<ClearingCause>, pass: &EvaluationContext<'_>) -> String {
+pub(super) fn cleared_reason(
+    app: &App,
+    cleared: Option<ClearingCause>,
+    pass: &EvaluationContext<'_>,
+) -> String {
     match cleared {
         Some(ClearingCause::AppGone) if pass.facts.is_gone(app) => "no Pod of the App remains".to_owned(),
         Some(ClearingCause::AppGone) => {

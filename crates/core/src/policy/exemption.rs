@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use regex::Regex;
 
-use super::incidents::Incidents;
 use super::dates::Validity;
 use super::decision::Alert;
 use super::evaluate::EvaluationContext;
 use super::incident::{Incident, Phase};
+use super::incidents::Incidents;
 use super::{BrakeRules, Policy};
 use crate::hash::stable_hash;
 use crate::names::{App, Text};
@@ -137,7 +137,7 @@ impl Exemption {
 }
 
 /// How many incidents of blocked Apps record that an exemption is withheld. One would be enough, but its block may end.
-const RECORDS: usize = 8;
+const MAX_RECORDING_INCIDENTS: usize = 8;
 /// How many withheld exemptions an incident keeps at most.
 const MAX_WITHHELD: usize = 16;
 
@@ -273,7 +273,7 @@ impl Incidents {
                 let has_room = incident.withheld.len() < MAX_WITHHELD;
                 is_blocked(incident) && !carries(incident) && has_room && exemption.may_cover(app)
             });
-            for (_, incident) in others.take(RECORDS.saturating_sub(marked)) {
+            for (_, incident) in others.take(MAX_RECORDING_INCIDENTS.saturating_sub(marked)) {
                 let more = incident.withheld.iter().cloned().chain([fingerprint.clone()]);
                 incident.persisted_mut().rare_mut().withheld = more.collect();
             }

@@ -6,8 +6,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::evaluate::EvaluationContext;
 use super::accepted_evidence::AcceptedEvidence;
+use super::evaluate::EvaluationContext;
 use super::incident::{EvidenceId, Incident, Phase};
 use crate::names::{App, NodeName};
 use crate::report::Record;
@@ -51,7 +51,10 @@ impl Incident {
 
     /// The forgotten grounds that are too many on their nodes. Those stay that [`rank`] puts first, then those that are counted from
     /// last, because they clear last.
-    fn beyond_limit(&self, is_forgotten: impl Fn(&EvidenceId, &AcceptedEvidence) -> bool) -> BTreeSet<EvidenceId> {
+    fn beyond_limit(
+        &self,
+        is_forgotten: impl Fn(&EvidenceId, &AcceptedEvidence) -> bool,
+    ) -> BTreeSet<EvidenceId> {
         let mut of_nodes: BTreeMap<&NodeName, Vec<(&EvidenceId, &AcceptedEvidence)>> = BTreeMap::new();
         for (id, ground) in self.accepted.iter().filter(|(id, ground)| is_forgotten(id, ground)) {
             of_nodes.entry(&id.1).or_default().push((id, ground));
@@ -67,7 +70,12 @@ impl Incident {
 
     /// What covers all that `app` is accused of, whose incident this is; nothing if something may be left. `excuses` is what
     /// [`Incident::excuses`] returned.
-    pub(super) fn covered(&self, app: &App, excuses: &[Option<String>], pass: &EvaluationContext<'_>) -> Option<String> {
+    pub(super) fn covered(
+        &self,
+        app: &App,
+        excuses: &[Option<String>],
+        pass: &EvaluationContext<'_>,
+    ) -> Option<String> {
         let is_covered = excuses.iter().all(Option::is_some) && !self.may_be_accused_of_more(app, pass);
         // The first excuse speaks for all.
         if is_covered { excuses.first().cloned().flatten() } else { None }

@@ -8,10 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::incidents::Incidents;
 use super::decision::DecisionKind;
 use super::evaluate::EvaluationContext;
-use super::incident::{Incident, Phase, NotificationKind};
+use super::incident::{Incident, NotificationKind, Phase};
+use super::incidents::Incidents;
 use super::{Mode, Policy};
 use crate::Moment;
 use crate::names::{App, Text};
@@ -76,7 +76,12 @@ impl Incident {
 
     /// Whether `app`, whose incident this is, may be blocked now because its grace is over, or there is none. Begins the
     /// grace if it has not begun, or lets its tenant have what is left of it. `excuses` are those of its grounds.
-    pub(super) fn is_due(&mut self, app: &App, excuses: &[Option<String>], pass: &mut EvaluationContext<'_>) -> bool {
+    pub(super) fn is_due(
+        &mut self,
+        app: &App,
+        excuses: &[Option<String>],
+        pass: &mut EvaluationContext<'_>,
+    ) -> bool {
         let grace = pass.policy.grace;
         if grace.is_zero() || self.approved {
             return true;
@@ -123,7 +128,12 @@ impl Incident {
 
     /// Takes the grace back when an exemption or a release covers what it was given for, or when all that the App is
     /// accused of has been covered for longer than `same_incident`: what is covered does not keep an old grace.
-    pub(super) fn review_grace(&mut self, app: &App, excuses: &[Option<String>], pass: &EvaluationContext<'_>) {
+    pub(super) fn review_grace(
+        &mut self,
+        app: &App,
+        excuses: &[Option<String>],
+        pass: &EvaluationContext<'_>,
+    ) {
         let Some(grace) = self.grace.as_deref() else { return };
         let is_over = |since: Moment| pass.now.since(since) > pass.policy.same_incident;
         let is_covered =
@@ -164,7 +174,8 @@ impl Incident {
                 file.phase = Phase::Watched;
             }
             // The next warning is written as a new one, even if the next grace begins at once.
-            if let Some(told) = file.notification.as_mut().filter(|told| told.kind == NotificationKind::Grace) {
+            if let Some(told) = file.notification.as_mut().filter(|told| told.kind == NotificationKind::Grace)
+            {
                 told.kind = NotificationKind::Recovered;
             }
         }

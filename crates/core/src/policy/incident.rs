@@ -6,20 +6,20 @@ use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 
-use super::incidents::released_by;
+use super::accepted_evidence::{AcceptedEvidence, ClearingCause, Tombstone};
 use super::evaluate::EvaluationContext;
 use super::grace::Grace;
-use super::accepted_evidence::{ClearingCause, AcceptedEvidence, Tombstone};
+use super::incidents::released_by;
 use super::window::{Due, ReleaseDue};
 use super::{Brake, Decision, Policy};
 use crate::Moment;
-use crate::sorted_vec::{SortedVecMap, SortedVecSet};
-use crate::time::CompactTimestamp;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
+use crate::sorted_vec::{SortedVecMap, SortedVecSet};
 use crate::state;
+use crate::time::CompactTimestamp;
 
 /// How many process names of an incident its tenant is told: a tenant can start processes of any number of names.
 const MAX_PROCESSES: usize = 8;
@@ -337,7 +337,11 @@ impl Incident {
     }
 
     /// Takes back all that has been entered since `file` was shared. What has been heard stays.
-    pub(super) fn restore_persisted(&mut self, file: Arc<PersistedIncident>, [delivered, grace_told]: [Option<Moment>; 2]) {
+    pub(super) fn restore_persisted(
+        &mut self,
+        file: Arc<PersistedIncident>,
+        [delivered, grace_told]: [Option<Moment>; 2],
+    ) {
         (self.persisted, self.written_at, self.grace_written_at) = (file, delivered, grace_told);
     }
 
@@ -357,7 +361,8 @@ impl Incident {
 
     /// Why, for people: its first ground, and how many more there are.
     pub(super) fn accusation(&self) -> String {
-        let Some(((key, node), ground)) = self.accepted.iter().min_by_key(|(_, ground)| !ground.active) else {
+        let Some(((key, node), ground)) = self.accepted.iter().min_by_key(|(_, ground)| !ground.active)
+        else {
             return "no accusation is left".to_owned();
         };
         let record = &ground.record;
@@ -441,7 +446,13 @@ impl Incident {
     }
 
     /// A ground has cleared. The oldest that is remembered gives way.
-    pub(super) fn add_tombstone(&mut self, id: EvidenceId, mut ground: AcceptedEvidence, by: ClearingCause, at: Timestamp) {
+    pub(super) fn add_tombstone(
+        &mut self,
+        id: EvidenceId,
+        mut ground: AcceptedEvidence,
+        by: ClearingCause,
+        at: Timestamp,
+    ) {
         ground.drop_cmdline();
         if self.tombstones.len() >= MAX_TOMBSTONES {
             let oldest = self.tombstones.iter().min_by_key(|(_, tombstone)| tombstone.at);
@@ -518,7 +529,12 @@ impl Incident {
 
     /// Whether `ground` justifies a new block. A ground that an exemption or a release covers does not. Neither does an
     /// old one, however seldom its node scans, unless an operator has approved the block.
-    pub(super) fn justifies_block(&self, ground: &AcceptedEvidence, excuse: Option<&str>, pass: &EvaluationContext<'_>) -> bool {
+    pub(super) fn justifies_block(
+        &self,
+        ground: &AcceptedEvidence,
+        excuse: Option<&str>,
+        pass: &EvaluationContext<'_>,
+    ) -> bool {
         let is_young = self.approved || ground.is_young(pass.policy.max_age, pass.now);
         ground.active && is_young && excuse.is_none()
     }
@@ -533,7 +549,12 @@ impl Incident {
     }
 
     /// What covers an accusation of `app`, whose incident this is; nothing if nothing does.
-    pub(super) fn excuse_of(&self, app: &App, record: &Record, pass: &EvaluationContext<'_>) -> Option<String> {
+    pub(super) fn excuse_of(
+        &self,
+        app: &App,
+        record: &Record,
+        pass: &EvaluationContext<'_>,
+    ) -> Option<String> {
         let is_blocked = matches!(self.phase, Phase::Blocked { .. });
         let excuse = self.excuse_while(is_blocked, app, record, pass);
         if is_blocked { excuse } else { excuse.or_else(|| self.excuse_by_earlier_name(record, pass)) }

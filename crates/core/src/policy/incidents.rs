@@ -6,24 +6,24 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::unreadable::UnreadableIncidents;
 use super::dates::Dates;
 use super::decision::{Actor, Decision, DecisionKind};
 use super::exemption::{Admissions, is_too_far};
 use super::incident::{EvidenceId, Incident, Phase, StickyRelease};
 use super::inherited::BlockedBefore;
-use super::persist::{ClockWritten, Committed};
 use super::leader_clock::LeaderClock;
+use super::persist::{ClockWritten, Committed};
 use super::refused_accusations::LoggedAccusations;
+use super::unreadable::UnreadableIncidents;
 use super::window::Window;
 use super::{Brake, Mode, Policy};
 use crate::Moment;
 use crate::dense::Dense;
-use crate::ordered_lookups::OrderedLookups;
-use crate::time::CompactTimestamp;
 use crate::names::{App, Key, NodeName, Text};
+use crate::ordered_lookups::OrderedLookups;
 use crate::plan::{Block, HeldApp, Notice};
 use crate::snapshot::EvidenceView;
+use crate::time::CompactTimestamp;
 
 /// Everything that the policy remembers. Owned by one task.
 #[derive(Clone, Debug, Default)]
@@ -221,7 +221,9 @@ impl Incidents {
         let actor = &*actor;
         let app = act.app().clone();
         let done = match act {
-            IncidentCommand::Approve { app } => self.approve(app, policy, now).map(|why| (DecisionKind::Approved, why)),
+            IncidentCommand::Approve { app } => {
+                self.approve(app, policy, now).map(|why| (DecisionKind::Approved, why))
+            }
             IncidentCommand::Release { app, until } => {
                 let done = self.release(app, *until, actor, now);
                 if done.is_ok() {
@@ -301,7 +303,13 @@ impl Incidents {
         }
     }
 
-    fn release(&mut self, app: &App, until: Timestamp, actor: &str, now: Moment) -> Result<String, IncidentCommandError> {
+    fn release(
+        &mut self,
+        app: &App,
+        until: Timestamp,
+        actor: &str,
+        now: Moment,
+    ) -> Result<String, IncidentCommandError> {
         if is_too_far(until, now.wall()) {
             return Err(IncidentCommandError::TooFar(until));
         }
@@ -369,11 +377,8 @@ impl Incidents {
         if count <= MAX_ENDED_PER_NAMESPACE {
             return;
         }
-        let mut by_age: Vec<(Moment, App)> = self
-            .by_app
-            .iter()
-            .filter_map(|(app, incident)| Some((ended(incident)?, app.clone())))
-            .collect();
+        let mut by_age: Vec<(Moment, App)> =
+            self.by_app.iter().filter_map(|(app, incident)| Some((ended(incident)?, app.clone()))).collect();
         by_age.sort_unstable_by(|a, b| b.cmp(a));
         let mut per_namespace: BTreeMap<Text, usize> = BTreeMap::new();
         for (rank, (_, app)) in by_age.into_iter().enumerate() {

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::incidents::Incidents;
-use super::decision::{Actor, Decision, DecisionKind};
 use super::cluster_facts::ClusterFacts;
-use super::incident::{Incident, Phase, NotificationKind, SentNotification};
+use super::decision::{Actor, Decision, DecisionKind};
+use super::incident::{Incident, NotificationKind, Phase, SentNotification};
+use super::incidents::Incidents;
 use super::persist::Committed;
 use super::{Mode, Policy};
 use crate::Moment;
@@ -130,7 +130,11 @@ impl Incidents {
             }
             let file = incident.persisted_mut();
             file.phase = Phase::Blocked { since: now, dry_run: false };
-            file.notification = Some(SentNotification { sent_at: told.into(), kind: NotificationKind::Blocked, inherited: true });
+            file.notification = Some(SentNotification {
+                sent_at: told.into(),
+                kind: NotificationKind::Blocked,
+                inherited: true,
+            });
             file.exposure = Arc::new(found.exposure(services.iter().cloned()));
             file.reason = "it was blocked before anything was kept of it".into();
             file.rare_mut().inherited = Some(accused.clone());
@@ -159,8 +163,7 @@ impl Incidents {
     /// reached. The objects do not say what belongs to which App, so what is known to belong to another blocked App is
     /// left to that one.
     fn keep_closed(&mut self, found: &InheritedBlock, known: &Known) {
-        let Some(incident) = self.by_app.get_mut(&found.app).filter(|incident| is_blocked(incident))
-        else {
+        let Some(incident) = self.by_app.get_mut(&found.app).filter(|incident| is_blocked(incident)) else {
             return;
         };
         let on = &found.on_ingresses;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use super::incidents::Incidents;
 use super::incident::Phase;
+use super::incidents::Incidents;
 use super::namespace_refusals::NamespaceRefusals;
 use super::{ClusterFacts, Policy};
 use crate::Moment;

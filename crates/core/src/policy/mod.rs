@@ -13,31 +13,31 @@
 //! 4. the tenant's grace is over;
 //! 5. no brake holds it. A held App is blocked by an operator's approval only, never by time.
 
-mod unreadable;
-mod believed_time;
-mod incidents;
-mod brake;
+mod accepted_evidence;
 mod apply_brakes;
+mod apply_evidence;
+mod believed_time;
+mod brake;
+mod cluster_facts;
 mod dates;
 mod decision;
 mod evaluate;
 mod exemption;
-mod cluster_facts;
 mod forgotten;
 mod grace;
-mod accepted_evidence;
-mod apply_evidence;
 mod incident;
+mod incidents;
 mod inherited;
-mod persist;
 mod leader_clock;
-mod notify;
-mod plan_builder;
 mod lookup_requests;
 mod namespace_refusals;
+mod notify;
+mod persist;
+mod plan_builder;
 mod refused_accusations;
 mod renamed;
 mod simulate;
+mod unreadable;
 mod window;
 
 use std::time::Duration;
@@ -46,16 +46,18 @@ use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::incidents::{IncidentCommand, IncidentCommandError, Incidents, IssuedBy};
 pub use self::brake::{Brake, BrakeRules};
+pub use self::cluster_facts::{
+    AGE_TOLERANCE, AcceptedPod, AppFact, ClusterFacts, Lineage, PodFact, PodState, Verdict,
+};
 pub use self::decision::{Actor, Alert, Decision, DecisionKind};
 pub use self::evaluate::{Decided, Evaluation};
 pub use self::exemption::{Exemption, Pattern, Withheld, is_too_far};
-pub use self::cluster_facts::{AGE_TOLERANCE, AcceptedPod, AppFact, ClusterFacts, Lineage, PodFact, PodState, Verdict};
 pub use self::incident::{Incident, Phase};
+pub use self::incidents::{IncidentCommand, IncidentCommandError, Incidents, IssuedBy};
 pub use self::inherited::{InheritedBlock, OnIngresses};
-pub use self::persist::remembered;
 pub use self::lookup_requests::{AccusedPod, AccusingNodes, LookupRequests, PodIdentity};
+pub use self::persist::remembered;
 pub use self::simulate::{SimulatedOutcome, simulate, withheld_at_start};
 
 #[cfg(doc)]

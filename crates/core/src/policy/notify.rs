@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::incidents::Incidents;
+use super::cluster_facts::ClusterFacts;
 use super::decision::{Alert, DecisionKind};
 use super::evaluate::{EvaluationContext, notice_phase};
-use super::cluster_facts::ClusterFacts;
-use super::incident::{Incident, Phase, NotificationKind, SentNotification};
+use super::incident::{Incident, NotificationKind, Phase, SentNotification};
+use super::incidents::Incidents;
 use super::{Brake, Policy};
 use crate::Moment;
 use crate::names::{App, Text};
@@ -20,9 +20,8 @@ impl Incidents {
         if self.notices.0 != pass.snapshot.rounds {
             self.notices = (pass.snapshot.rounds, 0);
         }
-        let is_blocked = |app: &App| {
-            self.by_app.get(app).is_some_and(|it| matches!(it.phase, Phase::Blocked { .. }))
-        };
+        let is_blocked =
+            |app: &App| self.by_app.get(app).is_some_and(|it| matches!(it.phase, Phase::Blocked { .. }));
         self.blocked_before.look(pass.policy, pass.facts, is_blocked);
         let mut waiting = Vec::new();
         for (app, incident) in &mut self.by_app {
@@ -32,7 +31,8 @@ impl Incidents {
                 && *incident.exposure != *exposure
             {
                 let exposure = exposure.into_owned();
-                let exposure = if self.blocked_before.has(app) { incident.exposure.and(&exposure) } else { exposure };
+                let exposure =
+                    if self.blocked_before.has(app) { incident.exposure.and(&exposure) } else { exposure };
                 if *incident.exposure != exposure {
                     incident.persisted_mut().close(exposure);
                 }
@@ -47,7 +47,9 @@ impl Incidents {
                 // A tenant that was never told of the incident is not told of its end.
                 None if what == NotificationKind::Recovered => {}
                 Some(told) if told.kind == what => {}
-                Some(told) if what == NotificationKind::Recovered => incident.notify(SentNotification { kind: what, ..told }),
+                Some(told) if what == NotificationKind::Recovered => {
+                    incident.notify(SentNotification { kind: what, ..told })
+                }
                 // A tenant that was warned does not count as newly told.
                 Some(SentNotification { kind: NotificationKind::Grace, .. }) => {
                     incident.notify(SentNotification::first(what, pass.now.wall()));
@@ -85,7 +87,8 @@ impl Incidents {
         let mut of_tenant: BTreeMap<Text, (usize, Vec<Timestamp>)> =
             waiting.iter().map(|(_, app)| (app.namespace.clone(), (0, Vec::new()))).collect();
         for (app, incident) in &self.by_app {
-            if let (Some(told), Some((_, times))) = (incident.notification, of_tenant.get_mut(&app.namespace)) {
+            if let (Some(told), Some((_, times))) = (incident.notification, of_tenant.get_mut(&app.namespace))
+            {
                 times.push(told.sent_at.get());
             }
         }

@@ -8,9 +8,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::cluster_facts::claimed_app;
 use super::decision::DecisionKind;
 use super::evaluate::EvaluationContext;
-use super::cluster_facts::claimed_app;
 use crate::Moment;
 use crate::names::{App, NodeName, Text};
 use crate::report::Record;
@@ -56,7 +56,12 @@ impl<'a> RefusedAccusations<'a> {
 impl LoggedAccusations {
     /// Logs new accusations as decisions of that `kind`, and forgets those that no node has made for
     /// `policy.same_incident`.
-    pub(super) fn log(&mut self, now: RefusedAccusations<'_>, kind: DecisionKind, pass: &mut EvaluationContext<'_>) {
+    pub(super) fn log(
+        &mut self,
+        now: RefusedAccusations<'_>,
+        kind: DecisionKind,
+        pass: &mut EvaluationContext<'_>,
+    ) {
         for ((node, namespace), accused) in now.0 {
             let logged = self.0.entry(node.clone()).or_default();
             let (reason, app) = match logged.begins(namespace, pass.now) {

@@ -8,11 +8,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::incidents::Incidents;
 use super::brake::Brake;
-use super::evaluate::EvaluationContext;
 use super::cluster_facts::Lineage;
+use super::evaluate::EvaluationContext;
 use super::incident::{Incident, MAX_NAMES, Phase, StickyRelease};
+use super::incidents::Incidents;
 use crate::Moment;
 use crate::names::{App, Text};
 

@@ -17,18 +17,18 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::Policy;
-use super::incidents::{IncidentCommand, Incidents, released_until};
+use super::cluster_facts::{AppFact, ClusterFacts, Lineage, PodFact, PodState};
 use super::decision::DecisionKind;
 use super::exemption::Withheld;
-use super::cluster_facts::{AppFact, ClusterFacts, Lineage, PodFact, PodState};
+use super::incidents::{IncidentCommand, Incidents, released_until};
 use super::persist::record;
 use crate::Moment;
 use crate::ledger::{NodeClock, Presence, Reading};
-use crate::time::CompactDuration;
 use crate::names::{App, Key, NodeName, Text};
 use crate::report::Rejections;
-use crate::snapshot::{Coverage, EvidenceView, EvidenceDetails, NodeView, Snapshot, Violation};
+use crate::snapshot::{Coverage, EvidenceDetails, EvidenceView, NodeView, Snapshot, Violation};
 use crate::state::incident::{self as kept, IncidentState};
+use crate::time::CompactDuration;
 
 /// What one App's fate was, and would have been.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -136,7 +136,13 @@ pub fn simulate(
             let (was_blocked, was) = recorded.get(app).cloned().unwrap_or_default();
             let would_be =
                 why.get(app).cloned().unwrap_or_else(|| "nothing would have been decided".to_owned());
-            SimulatedOutcome { app: app.clone(), was_blocked, was, would_be_blocked: blocked.contains(app), would_be }
+            SimulatedOutcome {
+                app: app.clone(),
+                was_blocked,
+                was,
+                would_be_blocked: blocked.contains(app),
+                would_be,
+            }
         })
         .collect()
 }
@@ -259,7 +265,12 @@ fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bo
 }
 
 /// What the ledger and the cluster would say at one moment.
-fn scene(live: &[&RecordedEvidence<'_>], apps: &BTreeSet<&App>, now: Moment, since: Timestamp) -> (Snapshot, ClusterFacts) {
+fn scene(
+    live: &[&RecordedEvidence<'_>],
+    apps: &BTreeSet<&App>,
+    now: Moment,
+    since: Timestamp,
+) -> (Snapshot, ClusterFacts) {
     let mut facts = ClusterFacts::default();
     let mut nodes = BTreeMap::new();
     let mut violations: BTreeMap<Key, Vec<EvidenceView>> = BTreeMap::new();
@@ -294,7 +305,8 @@ fn scene(live: &[&RecordedEvidence<'_>], apps: &BTreeSet<&App>, now: Moment, sin
         let presence = Presence::Active;
         let (unheard, hidden_by) = (CompactDuration::ZERO, None);
         let heard = Arc::new(heard);
-        let view = EvidenceView { node: node.clone(), presence, cleared: None, unheard, hidden_by, details: heard };
+        let view =
+            EvidenceView { node: node.clone(), presence, cleared: None, unheard, hidden_by, details: heard };
         violations.entry(record.key.clone()).or_default().push(view);
     }
     let accused: BTreeSet<&App> = live.iter().map(|piece| &piece.app).collect();

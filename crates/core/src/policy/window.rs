@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use super::brake::{Brake, BrakeRules};
 use super::leader_clock::age;
+use crate::names::{App, NodeName, Text};
 use crate::sorted_vec::SortedVecSet;
 use crate::time::CompactTimestamp;
-use crate::names::{App, NodeName, Text};
 
 /// What happened within the window. A part of the book, so it is persisted like the rest. Times are readings of the
 /// leader clock.

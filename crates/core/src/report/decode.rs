@@ -42,7 +42,7 @@ impl Default for Limits {
 pub struct DecodeError(String);
 
 /// For an answer of usual size there is room from the start.
-const LIKELY: usize = 4 << 10;
+const LIKELY_RECORDS: usize = 4 << 10;
 
 impl DecodeError {
     /// The byte at this position, counted from 0, can't be there. The input is not quoted.
@@ -76,7 +76,7 @@ pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>)
 /// list that has anything odd in it.
 pub(super) fn decode_usual(body: &[u8], limits: &Limits) -> Option<Answer> {
     let text = std::str::from_utf8(body).ok()?;
-    let mut gathering = Gathering::new(limits, text.len().min(LIKELY));
+    let mut gathering = Gathering::new(limits, text.len().min(LIKELY_RECORDS));
     let mut json = serde_json::Deserializer::from_str(text);
     ListSeed { gathering: &mut gathering, limits, nested: false }
         .deserialize(&mut json)

@@ -52,7 +52,13 @@ impl<'a> Draft<'a> {
         inputs: T,
         make: impl Fn(&T) -> Object + 'a,
     ) -> Self {
-        Self { kind, namespace: namespace.into(), name, write_policy: upkeep, recipe: Box::new(From { inputs, make }) }
+        Self {
+            kind,
+            namespace: namespace.into(),
+            name,
+            write_policy: upkeep,
+            recipe: Box::new(From { inputs, make }),
+        }
     }
 
     /// Makes the object.

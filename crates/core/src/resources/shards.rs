@@ -19,13 +19,13 @@ pub(super) fn count(needs: &[(u64, usize)], room: usize, existing: usize, max: u
     };
     let total: usize = needs.iter().map(|(_, need)| need).sum();
     let least = total.div_ceil(room.max(1)).clamp(1, needs.len().max(1));
-    let most = (least * 2 + SPARE).min(max);
+    let most = (least * 2 + SPARE_SHARE).min(max);
     let first = least.max(existing).min(max);
     (first..most).find(|count| fits(*count)).unwrap_or(first.max(most.min(needs.len())))
 }
 
 /// How many more than twice as many as the bytes ask for.
-const SPARE: usize = 4;
+const SPARE_SHARE: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -54,7 +54,7 @@ mod tests {
         let meeting =
             (0_u64..).map(|n| stable_hash(&[&n.to_string()])).filter(|hash| shard_of(*hash, 512) == 0);
         let needs: Vec<(u64, usize)> = meeting.take(40).map(|hash| (hash, 60)).collect();
-        assert_eq!(count(&needs, 1000, 1, 1024), 3 * 2 + SPARE);
+        assert_eq!(count(&needs, 1000, 1, 1024), 3 * 2 + SPARE_SHARE);
     }
 
     proptest! {
@@ -66,8 +66,8 @@ mod tests {
                 names.iter().map(|(name, need)| (stable_hash(&[&name.to_string()]), *need)).collect();
             let least = needs.iter().map(|(_, need)| need).sum::<usize>().div_ceil(1000);
             let count = count(&needs, 1000, existing, 1024);
-            prop_assert!(count >= existing && count <= existing.max(least * 2 + SPARE));
-            if count < least * 2 + SPARE {
+            prop_assert!(count >= existing && count <= existing.max(least * 2 + SPARE_SHARE));
+            if count < least * 2 + SPARE_SHARE {
                 prop_assert!(load(&needs, count).iter().all(|load| *load <= 1000));
             }
         }

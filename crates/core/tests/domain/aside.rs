@@ -2,7 +2,7 @@
 
 use crate::common::{HOUR, MINUTE, World, app, record};
 use procscan_core::names::Key;
-use procscan_core::policy::{Incidents, DecisionKind, InheritedBlock, OnIngresses};
+use procscan_core::policy::{DecisionKind, Incidents, InheritedBlock, OnIngresses};
 use procscan_core::state::exemption;
 use procscan_core::state::incident::Decision;
 use serde_json::json;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use crate::common::{HOUR, MINUTE, World, record_of};
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{IncidentCommand, Alert, Brake, Decision, DecisionKind, Evaluation, ClusterFacts};
+use procscan_core::policy::{
+    Alert, Brake, ClusterFacts, Decision, DecisionKind, Evaluation, IncidentCommand,
+};
 use procscan_core::report::Record;
 
 /// How long everything has to stay as it is.
@@ -273,7 +275,11 @@ fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released
     let about_releases = story.alerts.iter().filter(|alert| is_of(alert, &Brake::Releases)).count();
     assert_eq!((story.alerts.len(), about_releases), (1 + left.min(1), left.min(1)), "{:?}", story.alerts);
     for app in calm.held {
-        story.world.book.execute(&IncidentCommand::Approve { app }, "ops", &story.world.policy, story.world.now).unwrap();
+        story
+            .world
+            .book
+            .execute(&IncidentCommand::Approve { app }, "ops", &story.world.policy, story.world.now)
+            .unwrap();
     }
     assert_eq!(story.evaluate(), before, "as it was before the rule");
 }

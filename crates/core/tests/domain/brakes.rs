@@ -2,7 +2,9 @@
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
 use procscan_core::ledger::Detection;
-use procscan_core::policy::{IncidentCommand, IncidentCommandError, Actor, Alert, DecisionKind, Mode, Pattern};
+use procscan_core::policy::{
+    Actor, Alert, DecisionKind, IncidentCommand, IncidentCommandError, Mode, Pattern,
+};
 
 #[test]
 fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days() {
@@ -43,12 +45,15 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
 
     // One approval blocks one App.
     let held = world.evaluate().held[0].app.clone();
-    let decision =
-        world.book.execute(&IncidentCommand::Approve { app: held.clone() }, "ops", &world.policy, world.now).unwrap();
+    let decision = world
+        .book
+        .execute(&IncidentCommand::Approve { app: held.clone() }, "ops", &world.policy, world.now)
+        .unwrap();
     assert_eq!((decision.kind, decision.actor), (DecisionKind::Approved, Actor::Operator("ops".into())));
     let evaluation = world.evaluate();
     assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (11, 489));
-    let again = world.book.execute(&IncidentCommand::Approve { app: held.clone() }, "ops", &world.policy, world.now);
+    let again =
+        world.book.execute(&IncidentCommand::Approve { app: held.clone() }, "ops", &world.policy, world.now);
     assert_eq!(again, Err(IncidentCommandError::NotHeld(held)));
 
     scans(&mut world);
@@ -162,7 +167,10 @@ fn an_approval_is_for_one_offence_and_what_is_held_again_is_said_again() {
         decisions[0].kind == DecisionKind::Held && decisions[0].reason.starts_with("still held"),
         "{decisions:?}"
     );
-    world.book.execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
+        .unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);
     // It was found twice, far apart, so its agent seems to scan seldom.
     world.rounds(400, |w| {
@@ -263,7 +271,10 @@ fn a_node_has_the_places_that_it_used_and_a_release_by_hand_gives_no_free_pass()
     assert_eq!(world.blocked(), ["ns-a"]);
     // Released by an operator and accused of something else: the brakes are asked again, and its own place is taken.
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 0), record_of("ns-a", "web", "zmap", 60)]);
     assert!(world.blocked().is_empty());
@@ -490,7 +501,10 @@ fn an_approved_app_is_blocked_without_asking_the_brakes_or_waiting_for_the_grace
     world.policy.mode = Mode::DryRun;
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.held(), ["ns-a"]);
-    world.book.execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
+        .unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);
     // What dry-run decided takes effect once decisions are enforced, but not while they are paused.
     world.policy.mode = Mode::Paused;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
 use procscan_core::ledger::Detection;
-use procscan_core::policy::{IncidentCommand, Alert, DecisionKind, Evaluation, Pattern};
+use procscan_core::policy::{Alert, DecisionKind, Evaluation, IncidentCommand, Pattern};
 
 pub(crate) const DAY: i64 = 86_400;
 pub(crate) const MONTH: i64 = 31 * DAY;

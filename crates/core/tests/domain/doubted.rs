@@ -2,7 +2,7 @@
 
 use crate::clocks::{DAY, MONTH, accuse, accuse_one, leader, nodes};
 use crate::common::{HOUR, MINUTE, World, app, exemption, many_blocked, namespaces, record_of};
-use procscan_core::policy::{IncidentCommand, Incidents, Exemption, Pattern};
+use procscan_core::policy::{Exemption, IncidentCommand, Incidents, Pattern};
 
 /// Exempts the namespaces that match for so many hours.
 fn exempt(world: &mut World, place: &str, namespaces: &str, hours: i64) {
@@ -164,7 +164,10 @@ fn a_release_that_is_over_by_the_measured_time_opens_nothing_where_the_wall_cloc
     accuse_one(&mut world);
     let until = world.now.wall() + std::time::Duration::from_secs(3 * HOUR);
     world.evaluate();
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     assert!(world.blocked().is_empty());
     let hour = i64::try_from(HOUR).unwrap();
     assert!(!blocks_with_another(&mut world, -hour, 1));

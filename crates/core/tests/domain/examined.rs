@@ -3,7 +3,7 @@
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::Exposure;
-use procscan_core::policy::{IncidentCommand, AppFact, Incidents, InheritedBlock, OnIngresses, Pattern};
+use procscan_core::policy::{AppFact, IncidentCommand, Incidents, InheritedBlock, OnIngresses, Pattern};
 use procscan_core::report::{Answer, Failure, FailureReason, Limits, Outcome, decode};
 use procscan_core::snapshot::State;
 
@@ -219,7 +219,10 @@ fn what_an_operator_approved_before_an_exemption_is_judged_anew_when_the_exempti
     world.policy.brake.max_new_tenants = 0;
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.held(), ["ns-a"]);
-    world.book.execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
+        .unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);
     let covers = |e: &mut procscan_core::policy::Exemption| e.namespace = Some(Pattern::Exact("ns-a".into()));
     world.policy.exemptions = vec![exemption(covers, None)];

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::{HOUR, MINUTE, World, app, exemption, failed, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::names::NodeName;
-use procscan_core::policy::{IncidentCommand, Exemption, Pattern, PodState};
+use procscan_core::policy::{Exemption, IncidentCommand, Pattern, PodState};
 use procscan_core::report::{FailureReason, Record};
 
 /// How many violations of a Pod the ledger has room for.
@@ -213,7 +213,10 @@ fn what_covers_an_app_whatever_it_is_accused_of_covers_what_was_not_persisted() 
     // An operator releases the App as a whole, because not all is known. Then comes the next restart.
     let mut world = restarted(miner());
     let until = world.now.wall() + Duration::from_secs(HOUR);
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     assert!(world.blocked().is_empty());
     world.restart();
     assert!(world.blocked().is_empty());

@@ -2,7 +2,7 @@
 //! its objects.
 
 use crate::common::{MINUTE, World, app, namespaces, record};
-use procscan_core::policy::{IncidentCommand, Alert, Brake, DecisionKind, Evaluation, Mode};
+use procscan_core::policy::{Alert, Brake, DecisionKind, Evaluation, IncidentCommand, Mode};
 
 const TENANTS: usize = 12;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{IncidentCommand, Evaluation, Lineage, Mode, Pattern, Phase};
+use procscan_core::policy::{Evaluation, IncidentCommand, Lineage, Mode, Pattern, Phase};
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, policy, record_of};
 

@@ -6,7 +6,7 @@ use crate::common::{MINUTE, World, app, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{Key, NodeName, PodRef};
 use procscan_core::policy::{
-    AccusedPod, DecisionKind, ClusterFacts, InheritedBlock, Mode, OnIngresses, PodFact, PodState, PodIdentity,
+    AccusedPod, ClusterFacts, DecisionKind, InheritedBlock, Mode, OnIngresses, PodFact, PodIdentity, PodState,
 };
 use procscan_core::snapshot::State;
 

@@ -9,7 +9,10 @@ use procscan_core::policy::IncidentCommand;
 fn a_hold_outlasts_a_release_however_long_that_lasts() {
     let mut world = held_beside_another();
     let until = world.now.wall() + std::time::Duration::from_hours(72);
-    world.book.execute(&IncidentCommand::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     clear(&mut world);
     let (mut blocked, mut held) = (Vec::new(), Vec::new());
     for hour in 0..80 {

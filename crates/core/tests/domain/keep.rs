@@ -3,7 +3,8 @@
 use crate::common::{HOUR, MINUTE, World, app, exemption, many_blocked, namespaces, record, record_of};
 use procscan_core::names::Key;
 use procscan_core::policy::{
-    IncidentCommand, IncidentCommandError, Alert, Incidents, DecisionKind, Exemption, InheritedBlock, Mode, OnIngresses, Pattern, Policy,
+    Alert, DecisionKind, Exemption, IncidentCommand, IncidentCommandError, Incidents, InheritedBlock, Mode,
+    OnIngresses, Pattern, Policy,
 };
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {
@@ -164,8 +165,13 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was
     let mut world = World::new(&["n1"]);
     let accused = [Key::new("ns-a", "web", "xmrig")].into();
     let services = vec!["web.ns-a.svc".into()];
-    let inherited =
-        InheritedBlock { app: app("ns-a"), told: None, accused, services, on_ingresses: OnIngresses::default() };
+    let inherited = InheritedBlock {
+        app: app("ns-a"),
+        told: None,
+        accused,
+        services,
+        on_ingresses: OnIngresses::default(),
+    };
     world.book.inherit([inherited], &world.policy, crate::common::at(0));
     world.unwritable.insert("ns-a".to_owned());
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -184,7 +190,10 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was
 
 fn release(world: &mut World, name: &str) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 30);
-    world.book.execute(&IncidentCommand::Release { app: app(name), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app(name), until }, "ops", &world.policy, world.now)
+        .unwrap();
 }
 
 /// An App that an operator has released, and whose incident ended more than a day ago.
@@ -564,7 +573,12 @@ fn a_release_for_more_than_ten_years_is_refused() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 366 * 11);
-    let refused = world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now);
+    let refused = world.book.execute(
+        &IncidentCommand::Release { app: app("ns-a"), until },
+        "ops",
+        &world.policy,
+        world.now,
+    );
     assert_eq!(refused, Err(IncidentCommandError::TooFar(until)));
     assert_eq!(world.blocked(), ["ns-a"]);
     let log = &world.book.documents()[0].status.decisions;

@@ -57,7 +57,10 @@ fn what_can_not_be_written_under_its_own_name_is_tried_again() {
 fn an_operators_release_is_not_lost_with_an_object_of_another_name() {
     let mut world = blocked();
     let until = world.now.wall() + std::time::Duration::from_hours(24);
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     assert!(world.blocked().is_empty());
     let own = misnamed(&mut world);
     world.restart();

@@ -7,7 +7,9 @@ use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, PodRef};
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{IncidentCommand, IncidentCommandError, Actor, Alert, DecisionKind, Exemption, Mode, Pattern, PodState};
+use procscan_core::policy::{
+    Actor, Alert, DecisionKind, Exemption, IncidentCommand, IncidentCommandError, Mode, Pattern, PodState,
+};
 use procscan_core::report::Record;
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {
@@ -228,7 +230,10 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     world.evaluate();
     let until = crate::common::at(2 * HOUR).wall();
     let act = IncidentCommand::Release { app: app("ns-a"), until };
-    assert_eq!(world.book.execute(&act, "ops", &world.policy, world.now).unwrap().kind, DecisionKind::Released);
+    assert_eq!(
+        world.book.execute(&act, "ops", &world.policy, world.now).unwrap().kind,
+        DecisionKind::Released
+    );
     assert!(world.blocked().is_empty());
     world.wait(HOUR);
     let now = world.clock();
@@ -237,7 +242,10 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     world.answer("n1", vec![record("ns-a", now), record_of("ns-a", "web", "zmap", now)]);
     assert_eq!(world.blocked(), ["ns-a"], "another process is another accusation");
     let nobody = IncidentCommand::Release { app: App::new("ns-x", "app", "web"), until };
-    assert!(matches!(world.book.execute(&nobody, "ops", &world.policy, world.now), Err(IncidentCommandError::NoIncident(_))));
+    assert!(matches!(
+        world.book.execute(&nobody, "ops", &world.policy, world.now),
+        Err(IncidentCommandError::NoIncident(_))
+    ));
 }
 
 #[test]
@@ -411,7 +419,10 @@ fn a_wall_clock_that_is_wrong_for_a_while_undoes_no_release_by_hand() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     world.policy.mode = Mode::Paused;
     let right = world.now;
     world.now =

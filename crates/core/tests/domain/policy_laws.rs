@@ -11,7 +11,7 @@ use procscan_core::ledger::Cleared;
 use procscan_core::names::{App, Key, PodRef};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{
-    IncidentCommand, Incidents, DecisionKind, Evaluation, Exemption, Mode, Pattern, PodState, Phase,
+    DecisionKind, Evaluation, Exemption, IncidentCommand, Incidents, Mode, Pattern, Phase, PodState,
 };
 use procscan_core::report::FailureReason;
 use procscan_core::snapshot::{EvidenceView, State, Violation};
@@ -159,7 +159,12 @@ impl Step {
             Step::Protect(tenant) => world.policy.protected = vec![namespace(*tenant)],
             Step::Terminate(tenant) => world.facts.terminating = BTreeSet::from([namespace(*tenant).into()]),
             Step::Approve(tenant) => {
-                let _ = world.book.execute(&IncidentCommand::Approve { app: app(*tenant) }, "ops", &world.policy, world.now);
+                let _ = world.book.execute(
+                    &IncidentCommand::Approve { app: app(*tenant) },
+                    "ops",
+                    &world.policy,
+                    world.now,
+                );
             }
             Step::Release(tenant) => {
                 let until = world.now.wall() + jiff::SignedDuration::from_hours(1);

@@ -74,7 +74,10 @@ fn a_grace_that_ends_blocks_after_another_look() {
         accuse(&mut world);
         assert!(world.blocked().is_empty());
         let snapshot = world.snapshot();
-        assert!(world.book.lookup_requests(&snapshot, &world.policy).direct.is_empty(), "nothing is to be decided");
+        assert!(
+            world.book.lookup_requests(&snapshot, &world.policy).direct.is_empty(),
+            "nothing is to be decided"
+        );
         world.wait(MINUTE);
     }
     accuse(&mut world);
@@ -103,7 +106,10 @@ fn a_release_that_ends_blocks_after_another_look() {
     accuse(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
     let until = at(HOUR).wall();
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "alice", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "alice", &world.policy, world.now)
+        .unwrap();
     for _ in 0..61 {
         world.wait(MINUTE);
         accuse(&mut world);

@@ -33,7 +33,10 @@ fn go_on(world: &mut World) {
 fn after_a_release_it_says_by_which_operator_and_until_when() {
     let mut world = blocked();
     let until = at(2 * HOUR).wall();
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     world.evaluate();
     let released = (IncidentState::Watched, format!("released by ops until {until}"));
     assert_eq!(reason(&world), released);
@@ -71,7 +74,10 @@ fn of_a_held_or_announced_block_it_is_the_decision_that_holds_and_not_an_earlier
     world.evaluate();
     world.policy.exemptions.clear();
     let until = at(HOUR).wall();
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     world.evaluate();
     world.wait(HOUR);
     world.policy.brake.max_new_tenants = 0;

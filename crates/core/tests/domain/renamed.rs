@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, at, exemption, record_of};
 use procscan_core::names::App;
-use procscan_core::policy::{IncidentCommand, DecisionKind, Evaluation, Lineage, Pattern, PodState};
+use procscan_core::policy::{DecisionKind, Evaluation, IncidentCommand, Lineage, Pattern, PodState};
 use procscan_core::resources::{Existing, render};
 
 /// A world with one node that verifies Pods.
@@ -47,7 +47,10 @@ fn blocked(evaluation: &Evaluation) -> Vec<&str> {
 
 fn release(world: &mut World, name: &str) {
     let until = world.now.wall() + Duration::from_secs(24 * HOUR);
-    world.book.execute(&IncidentCommand::Release { app: app(name), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app(name), until }, "ops", &world.policy, world.now)
+        .unwrap();
 }
 
 #[test]
@@ -153,7 +156,10 @@ fn what_is_held_is_held_under_another_name_too_and_blocked_by_an_approval_only()
     assert!(evaluation.held.iter().any(|held| held.app == app("site") && !held.release));
     world.restart();
     assert_eq!(blocked(&accuse(&mut world, "web-2")), [""; 0]);
-    world.book.execute(&IncidentCommand::Approve { app: app("site") }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Approve { app: app("site") }, "ops", &world.policy, world.now)
+        .unwrap();
     assert_eq!(blocked(&accuse(&mut world, "web-2")), ["site"]);
 }
 

@@ -49,7 +49,10 @@ fn shards(plan: &Plan, existing: usize) -> Vec<Object> {
 fn an_empty_plan_is_one_plugin_with_the_sentinel_and_nothing_else() {
     let objects = render(&plan_of(0), &settings(), Existing::default());
     assert_eq!(objects.len(), 2);
-    assert_eq!((objects[0].write_policy, objects[1].write_policy), (WritePolicy::Reconcile, WritePolicy::MarkRead));
+    assert_eq!(
+        (objects[0].write_policy, objects[1].write_policy),
+        (WritePolicy::Reconcile, WritePolicy::MarkRead)
+    );
     let json = serde_json::to_value(&objects[0]).unwrap();
     let expected = serde_json::json!({
         "apiVersion": "extensions.higress.io/v1alpha1",

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, at, namespaces, record, record_of};
 use procscan_core::names::App;
-use procscan_core::policy::{IncidentCommand, IssuedBy, Exemption, SimulatedOutcome, Pattern, Policy, simulate};
+use procscan_core::policy::{
+    Exemption, IncidentCommand, IssuedBy, Pattern, Policy, SimulatedOutcome, simulate,
+};
 use procscan_core::state::Incident;
 
 fn fates(world: &World, policy: &Policy) -> Vec<SimulatedOutcome> {
@@ -41,7 +43,10 @@ fn recorded() -> World {
     world.evaluate();
     world.wait(MINUTE);
     let until = at(2 * HOUR).wall();
-    world.book.execute(&IncidentCommand::Release { app: app("ns-1"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-1"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     world.evaluate();
     world
 }
@@ -112,7 +117,10 @@ fn less_strict_rules_block_what_was_held_or_exempt() {
     // An approval is repeated when it was given.
     let first: App = world.evaluate().held[0].app.clone();
     world.wait(MINUTE);
-    world.book.execute(&IncidentCommand::Approve { app: first.clone() }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Approve { app: first.clone() }, "ops", &world.policy, world.now)
+        .unwrap();
     world.evaluate();
     assert_eq!(differing(&world, &world.policy), []);
 }
@@ -160,7 +168,10 @@ fn a_release_ends_in_the_replay_when_it_ended() {
     }
     let until = world.now.wall() + jiff::SignedDuration::from_mins(15);
     let by = IssuedBy { name: "ops", reason: Some("let it finish until 2030-01-01T00:00:00Z") };
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, by, &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, by, &world.policy, world.now)
+        .unwrap();
     for _ in 0..14 {
         minute(&mut world);
         assert!(world.blocked().is_empty());

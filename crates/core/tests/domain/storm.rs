@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::common::{World, record_of};
 use procscan_core::names::App;
-use procscan_core::policy::{IncidentCommand, DecisionKind, Pattern};
+use procscan_core::policy::{DecisionKind, IncidentCommand, Pattern};
 use procscan_core::report::Record;
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use procscan_core::names::{Key, Text};
 use procscan_core::plan::Exposure;
-use procscan_core::policy::{IncidentCommand, ClusterFacts, InheritedBlock, OnIngresses};
+use procscan_core::policy::{ClusterFacts, IncidentCommand, InheritedBlock, OnIngresses};
 
 use crate::common::{HOUR, World, app, at, record};
 
@@ -244,7 +244,10 @@ fn what_an_operator_has_released_is_not_taken_over_as_blocked_however_long_ago_t
         world.answer("n1", vec![record("ns-a", 0)]);
         world.evaluate();
         let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 30);
-        world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+        world
+            .book
+            .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+            .unwrap();
         world.rounds(60, |world| drop(world.answer("n1", vec![])));
         world.evaluate();
         world.wait(72 * HOUR);

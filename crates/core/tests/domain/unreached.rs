@@ -2,7 +2,7 @@
 
 use crate::common::{World, record};
 use procscan_core::names::App;
-use procscan_core::policy::{IncidentCommand, DecisionKind};
+use procscan_core::policy::{DecisionKind, IncidentCommand};
 use procscan_core::state::IncidentState;
 
 fn world() -> World {

@@ -1,6 +1,6 @@
 //! Exemptions that would open too many tenants: the next leader decides of them as the one before did.
 
-use procscan_core::policy::{IncidentCommand, Alert, Exemption, Mode, Pattern};
+use procscan_core::policy::{Alert, Exemption, IncidentCommand, Mode, Pattern};
 use procscan_core::state;
 use serde_json::json;
 

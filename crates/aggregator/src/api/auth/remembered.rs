@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::fingerprint::Fingerprint;
 
 /// How many answers are remembered.
-const MAX: usize = 1024;
+const MAX_REMEMBERED: usize = 1024;
 
 /// Answers by the fingerprint of the question, each until its time is over; a bounded number of them.
 pub(super) struct Remembered<T>(Mutex<HashMap<Fingerprint, Answer<T>>>);
@@ -45,7 +45,7 @@ impl<T: Clone> Remembered<T> {
         let now = Instant::now();
         let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         answers.retain(|_, answer| answer.until > now);
-        if answers.len() >= MAX && !answers.contains_key(&question) {
+        if answers.len() >= MAX_REMEMBERED && !answers.contains_key(&question) {
             // The one that ends first: among them are the tokens that nobody has, which live the shortest.
             let first = answers.iter().min_by_key(|(_, answer)| answer.until).map(|(question, _)| *question);
             first.and_then(|first| answers.remove(&first));
@@ -65,14 +65,17 @@ mod tests {
         let of = |n: usize| fingerprints.of(&n.to_be_bytes());
         let remembered = Remembered::default();
         remembered.put(of(0), 0, Duration::from_secs(10));
-        for n in 1..=5 * MAX {
+        for n in 1..=5 * MAX_REMEMBERED {
             remembered.put(of(n), n, Duration::from_secs(3));
         }
-        assert_eq!(remembered.0.lock().unwrap().len(), MAX);
+        assert_eq!(remembered.0.lock().unwrap().len(), MAX_REMEMBERED);
         // A flood of answers that end soon does not drive out those that hold longer.
-        assert_eq!((remembered.get(&of(0)), remembered.get(&of(5 * MAX))), (Some(0), Some(5 * MAX)));
+        assert_eq!(
+            (remembered.get(&of(0)), remembered.get(&of(5 * MAX_REMEMBERED))),
+            (Some(0), Some(5 * MAX_REMEMBERED))
+        );
         tokio::time::advance(Duration::from_secs(3)).await;
-        assert_eq!((remembered.get(&of(0)), remembered.get(&of(5 * MAX))), (Some(0), None));
+        assert_eq!((remembered.get(&of(0)), remembered.get(&of(5 * MAX_REMEMBERED))), (Some(0), None));
         remembered.put(of(1), 1, Duration::from_secs(3));
         assert_eq!(remembered.0.lock().unwrap().len(), 2);
     }

@@ -29,9 +29,9 @@ const UNKNOWN_FOR: Duration = Duration::from_secs(3);
 /// How long a right holds, or its lack.
 const RIGHT_FOR: Duration = Duration::from_secs(3);
 /// How many questions of one kind are asked at the same time.
-const PLACES: usize = 8;
+const MAX_CONCURRENT_REVIEWS: usize = 8;
 /// How long a question waits for its place. With an API server that answers, a thousand have their turn within it.
-const PATIENCE: Duration = Duration::from_secs(1);
+const MAX_WAIT_FOR_REVIEW: Duration = Duration::from_secs(1);
 
 /// The cluster, and what it has said lately.
 #[derive(Debug)]
@@ -74,8 +74,8 @@ impl Reviews {
             fingerprints,
             callers: Remembered::default(),
             rights: Remembered::default(),
-            token_places: Semaphore::new(PLACES),
-            right_places: Semaphore::new(PLACES),
+            token_places: Semaphore::new(MAX_CONCURRENT_REVIEWS),
+            right_places: Semaphore::new(MAX_CONCURRENT_REVIEWS),
             is_failing: AtomicBool::new(false),
         }
     }
@@ -186,7 +186,7 @@ fn caller(user: UserInfo) -> Option<Caller> {
 }
 
 async fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
-    match tokio::time::timeout(PATIENCE, places.acquire()).await {
+    match tokio::time::timeout(MAX_WAIT_FOR_REVIEW, places.acquire()).await {
         // Never closed, so only time can be over.
         Ok(Ok(place)) => Ok(place),
         _ => Err(later(1, "too many ask at the same time, or the API server is slow to say who they are")),

@@ -19,7 +19,7 @@ use crate::config::token_file::{self, Person, TokenFile, TokenFileError};
 /// one tick of the file system's clock look like one.
 const REFRESH: Duration = Duration::from_secs(1);
 /// How long a probe waits for the file.
-const GLANCE: Duration = Duration::from_millis(50);
+const MIN_CHECK_PAUSE: Duration = Duration::from_millis(50);
 
 /// The file, and who was in it when it was last read well.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Tokens {
 
     /// What is wrong with the file, without its path: every client may read `/readyz`.
     pub(super) async fn trouble(&self) -> Option<String> {
-        let Ok(list) = tokio::time::timeout(GLANCE, self.look()).await else {
+        let Ok(list) = tokio::time::timeout(MIN_CHECK_PAUSE, self.look()).await else {
             return Some("api.token_file is not read in time".to_owned());
         };
         let error = list.error.as_ref()?;

@@ -38,7 +38,7 @@ const MAX_HEAD: usize = 16 << 10;
 /// How much of an answer waits in the kernel unsent. What its buffers hold of slow clients counts as the service's memory, too.
 const MAX_UNSENT: u32 = 256 << 10;
 /// How long connections have to finish once we are told to stop.
-const GOODBYE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is served.
 #[derive(Clone, Debug)]
@@ -113,7 +113,7 @@ async fn serve_within(bounds: Bounds, listener: TcpListener, routers: Routers, c
         });
     }
     drop((listener, reserve));
-    let _ = tokio::time::timeout(GOODBYE, graceful.shutdown()).await;
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, graceful.shutdown()).await;
 }
 
 fn http(head: Duration) -> http1::Builder {

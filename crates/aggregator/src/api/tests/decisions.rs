@@ -66,7 +66,7 @@ async fn a_log_of_any_length_is_shown_page_by_page_to_its_end() {
         _ => "policy",
     };
     long_log(&store, last, actor).await;
-    let stage = Stage::at(Desk::File(store));
+    let stage = Stage::at(OperatorCommands::File(store));
     let expected = |seconds: std::ops::Range<usize>| -> Vec<(Timestamp, String)> {
         let all = seconds.rev().flat_map(|second| [2, 1, 0].map(|app| (second, app)));
         let all = all.filter(|(second, app)| *app > 0 || *second < last);
@@ -83,7 +83,7 @@ async fn a_log_of_any_length_is_shown_page_by_page_to_its_end() {
 async fn while_the_log_is_not_read_other_lists_are_answered() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path()).await.unwrap();
-    let stage = Stage::at(Desk::File(store.clone()));
+    let stage = Stage::at(OperatorCommands::File(store.clone()));
     let disk = store.hold().await;
     let mut decisions = std::pin::pin!(stage.get("/api/v1/decisions"));
     assert!(futures_util::FutureExt::now_or_never(decisions.as_mut()).is_none());
@@ -108,9 +108,10 @@ async fn an_exemption_that_is_taken_back_from_a_cluster_is_logged_with_what_it_c
     let spec = json!({"namespace": {"exact": "ns-a"}, "reason": "a course"});
     server.put("exemptions", "course", json!({"metadata": {}, "spec": spec}));
     let exemption: ExemptionSpec = serde_json::from_value(spec).unwrap();
-    let kept = Kept { exemptions: [("course".to_owned(), exemption)].into(), ..Kept::default() };
+    let kept =
+        PersistedState { exemptions: [("course".to_owned(), exemption)].into(), ..PersistedState::default() };
     let kept = watch::channel(Arc::new(kept)).1;
-    let stage = Stage::under(&config, Desk::Cluster(server.objects()), kept);
+    let stage = Stage::under(&config, OperatorCommands::Cluster(server.objects()), kept);
     let request = Request::delete("/api/v1/exemptions/course")
         .header("authorization", "Bearer alice-alice-alice")
         .body(Body::empty());

@@ -14,7 +14,7 @@ impl Full {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = FileStore::open(directory.path()).await.unwrap();
-        let desk = Desk::File(store.clone());
+        let desk = OperatorCommands::File(store.clone());
         let at = |n: i64| Timestamp::from_second(1_766_399_400 + n).unwrap();
         let mut incidents = Vec::new();
         for n in 0..7_i64 {
@@ -30,7 +30,7 @@ impl Full {
         assert!(store.save(incidents).await.is_empty());
         for name in ["a", "b", "c"] {
             let spec = json!({"namespace": {"exact": "ns-a"}, "reason": "x"});
-            desk.exempt(name, &serde_json::from_value(spec).unwrap()).await.unwrap();
+            desk.add_exemption(name, &serde_json::from_value(spec).unwrap()).await.unwrap();
         }
         let mut stage = Stage::over(desk, store.shown());
         stage.decided.send_replace(Arc::new(decided()));
@@ -183,7 +183,7 @@ async fn incidents_are_listed_by_their_time_and_those_that_come_meanwhile_move_n
     };
     // The latest first, those of one time by name.
     assert_eq!(names(&first), ["web-6", "web-4", "web-5"]);
-    let Desk::File(store) = &full.stage.api.views.desk else { panic!() };
+    let OperatorCommands::File(store) = &full.stage.api.views.operator_commands else { panic!() };
     let status = json!({"state": "Held", "opened": Timestamp::now()});
     let spec = IncidentSpec::of(&App::new("ns-a", "app", "new"));
     let new = Incident { name: "new".into(), spec, status: serde_json::from_value(status).unwrap() };
@@ -200,7 +200,7 @@ async fn incidents_are_listed_by_their_time_and_those_that_come_meanwhile_move_n
 fn stage_for(most: usize) -> Stage {
     let mut config = without_cluster();
     config.api.max_in_flight = most;
-    Stage::under(&config, Desk::Nowhere, watch::channel(Arc::default()).1)
+    Stage::under(&config, OperatorCommands::Unavailable, watch::channel(Arc::default()).1)
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ impl Office {
         let spec = IncidentSpec::of(&App::new("ns-a", "app", "web"));
         let incident = Incident { name: "web".into(), spec, status: serde_json::from_value(status).unwrap() };
         assert!(store.save(vec![incident]).await.is_empty());
-        let stage = Stage::under(&config, Desk::File(store.clone()), store.shown());
+        let stage = Stage::under(&config, OperatorCommands::File(store.clone()), store.shown());
         Self { stage, directory }
     }
 
@@ -224,7 +224,7 @@ async fn the_words_for_states_and_decisions_are_those_of_the_command_line_in_any
     for query in ["Held", "held", "HELD"] {
         assert_eq!(names(query).await, ["\"web\""], "{query}");
     }
-    for word in crate::words::STATES {
+    for word in crate::wire_names::STATES {
         let state: IncidentState = serde_json::from_value(word.into()).unwrap();
         let expected = usize::from(state == IncidentState::Held);
         assert_eq!(names(&word.to_lowercase()).await.len(), expected, "{word}");

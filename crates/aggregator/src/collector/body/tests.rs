@@ -29,9 +29,9 @@ fn a_turn_is_short_and_the_next_one_goes_on_where_it_ended() {
     let mut turns = 0;
     while matches!(intake.turn(usize::MAX), Ok(Turn::More)) {
         turns += 1;
-        assert!(intake.unpacked <= turns * (TURN + STEP));
+        assert!(intake.unpacked <= turns * (BYTES_PER_TURN + BYTES_PER_STEP));
     }
-    assert_eq!((turns, intake.unpacked), (body.len() / TURN, body.len()));
+    assert_eq!((turns, intake.unpacked), (body.len() / BYTES_PER_TURN, body.len()));
     let (answer, trouble) = intake.finish(None);
     assert_eq!((answer.records.len(), trouble), (1000, None));
 }

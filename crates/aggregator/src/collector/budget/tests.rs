@@ -7,7 +7,7 @@ async fn an_answer_that_needs_more_than_all_of_the_budget_takes_all_of_it() {
     lease.cover(1 << 30).await;
     assert_eq!(budget.probation.units.available_permits(), 0);
     drop(lease);
-    assert_eq!(budget.probation.units.available_permits(), (1 << 20) / UNIT);
+    assert_eq!(budget.probation.units.available_permits(), (1 << 20) / BYTES_PER_UNIT);
 }
 
 #[tokio::test(start_paused = true)]
@@ -15,7 +15,7 @@ async fn bodies_that_have_taken_all_of_the_budget_and_need_more_end_one_after_th
     let budget = Budget::new(4 << 20);
     let mut leases: Vec<_> = (0..4).map(|_| budget.lease(false)).collect();
     for lease in &mut leases {
-        lease.cover((3 << 18) + FREE).await;
+        lease.cover((3 << 18) + FREE_BYTES).await;
     }
     assert_eq!(budget.left(), 0);
     let begun = Instant::now();
@@ -29,7 +29,7 @@ async fn bodies_that_have_taken_all_of_the_budget_and_need_more_end_one_after_th
     let all = futures_util::future::join_all(leases.into_iter().map(end));
     let exceeded = tokio::time::timeout(Duration::from_secs(1), all).await.expect("they end");
     assert!(exceeded.contains(&true) && begun.elapsed().is_zero());
-    assert_eq!((budget.left(), budget.standing.overdraft.available_permits()), (3 << 20, 1));
+    assert_eq!((budget.left(), budget.healthy.overdraft.available_permits()), (3 << 20, 1));
 }
 
 /// A budget without free units, the leases that hold them, and a lease with the overdraft. Any further body has to wait.
@@ -37,7 +37,7 @@ async fn all_taken(bodies: usize) -> (Budget, Vec<Lease>, Lease) {
     let budget = Budget::new(4 << 20);
     let mut leases: Vec<_> = (0..bodies).map(|_| budget.lease(false)).collect();
     for lease in &mut leases {
-        lease.cover((3 << 20) / bodies + FREE).await;
+        lease.cover((3 << 20) / bodies + FREE_BYTES).await;
     }
     let mut overdrawn = budget.lease(false);
     overdrawn.cover(1 << 20).await;
@@ -132,7 +132,7 @@ async fn no_more_slow_bodies_end_than_a_waiting_one_needs() {
     let (budget, leases, _overdrawn) = all_taken(6).await;
     let waiting = async {
         let mut lease = budget.lease(false);
-        lease.cover((1 << 20) + FREE).await;
+        lease.cover((1 << 20) + FREE_BYTES).await;
         lease
     };
     let slow = leases.into_iter().map(async |mut lease| {
@@ -147,7 +147,7 @@ async fn no_more_slow_bodies_end_than_a_waiting_one_needs() {
 async fn a_body_that_holds_none_of_the_budget_goes_on_however_slow_its_agent_is() {
     let (budget, _leases, _overdrawn) = all_taken(1).await;
     let (mut small, mut waiting) = (budget.lease(false), budget.lease(false));
-    small.cover(FREE).await;
+    small.cover(FREE_BYTES).await;
     let limit = Duration::from_secs(10);
     let waiting = tokio::time::timeout(limit, waiting.cover(1 << 20));
     let (small, waiting) = tokio::join!(receive_for(limit, &mut small, Duration::from_millis(50)), waiting);

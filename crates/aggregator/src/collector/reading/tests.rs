@@ -301,7 +301,7 @@ fn a_reservation_is_used_before_what_is_free_and_is_for_one_round() {
     let reading = Arc::new(Reading::new(MAX, TIME));
     whole_in(&reading, &[("a", MAX)], 3);
     reading.begin_round(|_| Some(false));
-    let free = || reading.state().standing.free;
+    let free = || reading.state().healthy.free;
     let before = free();
     let mut read = reading.begin("a", false);
     read.note(MAX).unwrap();
@@ -322,7 +322,7 @@ fn a_round_has_the_budget_that_can_be_decoded_in_half_of_the_time() {
             reading.begin_round(|_| None);
         }
         let state = reading.state();
-        [state.standing.free, state.probation.free]
+        [state.healthy.free, state.probation.free]
     };
     let at_first = [FIRST_BUDGET * MAX / 8 * 7, FIRST_BUDGET * MAX / 8];
     assert_eq!(budgets(&[]), at_first);
@@ -361,12 +361,12 @@ fn of_an_answer_over_two_rounds_only_the_first_one_gets_back_what_is_left() {
     whole_in(&reading, &[("a", MAX)], 3);
     reading.begin_round(|_| Some(false));
     let read = reading.begin("a", false);
-    assert_eq!(reading.state().standing.free, ALL - (MAX - MIB));
+    assert_eq!(reading.state().healthy.free, ALL - (MAX - MIB));
     drop(read);
-    assert_eq!(reading.state().standing.free, ALL);
+    assert_eq!(reading.state().healthy.free, ALL);
     reading.begin_round(|_| Some(false));
     let read = reading.begin("a", false);
     reading.begin_round(|_| None);
     drop(read);
-    assert_eq!(reading.state().standing.free, ALL);
+    assert_eq!(reading.state().healthy.free, ALL);
 }

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::Cluster;
-use crate::leader::{Election, Leadership, Pen, Timing};
+use crate::leader::{Election, Leadership, Timing, WritePermit};
 
 const NAME: &str = "procscan-aggregator";
 
@@ -32,7 +32,7 @@ pub(super) struct Store {
     /// How often it was written.
     pub(super) writes: usize,
     /// Every Pen that there has been.
-    pub(super) pens: Vec<Pen>,
+    pub(super) pens: Vec<WritePermit>,
     /// Who was given the Lease while another could still write.
     pub(super) overlaps: Vec<String>,
 }
@@ -188,13 +188,13 @@ impl Replica {
     }
 
     /// Waits until it leads.
-    pub(super) async fn leads(&mut self) -> Pen {
-        self.comes_to(|leadership| leadership.pen().is_some()).await.pen().unwrap().clone()
+    pub(super) async fn leads(&mut self) -> WritePermit {
+        self.comes_to(|leadership| leadership.permit().is_some()).await.permit().unwrap().clone()
     }
 
     /// Waits until it says that it does not lead.
     pub(super) async fn steps_down(&mut self) {
-        self.comes_to(|leadership| leadership.pen().is_none()).await;
+        self.comes_to(|leadership| leadership.permit().is_none()).await;
     }
 
     /// Waits until it follows this one.
@@ -240,7 +240,7 @@ async fn freezable(process: impl Future<Output = ()>, ice: Arc<Ice>) {
 
 async fn keep(server: Server, mut leadership: watch::Receiver<Leadership>) {
     while leadership.changed().await.is_ok() {
-        if let Some(pen) = leadership.borrow_and_update().pen() {
+        if let Some(pen) = leadership.borrow_and_update().permit() {
             server.store().pens.push(pen.clone());
         }
     }

@@ -22,7 +22,7 @@ fn ask() -> Ask<'static> {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_written_without_the_right_to() {
     let cluster = cluster();
-    let pen = Pen::begin(1, "a", Instant::now(), TERM);
+    let pen = WritePermit::begin(1, "a", Instant::now(), TERM);
     assert_eq!(cluster.write(&pen, ask(), ready(Ok(7))).await, Ok(7));
     let is_sent = Cell::new(false);
     let request = async {
@@ -44,7 +44,7 @@ async fn nothing_is_written_without_the_right_to() {
 async fn no_answer_is_waited_for_beyond_the_end_of_the_term() {
     let start = Instant::now();
     let cluster = cluster();
-    let pen = Pen::begin(1, "a", start, TERM);
+    let pen = WritePermit::begin(1, "a", start, TERM);
     let refusal = cluster.write::<()>(&pen, ask(), pending()).await.unwrap_err();
     assert_eq!((refusal.kind, start.elapsed()), (RefusalKind::Unavailable, ms(5000)));
     let refusal = cluster.write::<()>(&pen, ask(), pending()).await.unwrap_err();
@@ -54,7 +54,7 @@ async fn no_answer_is_waited_for_beyond_the_end_of_the_term() {
 #[tokio::test(start_paused = true)]
 async fn a_write_that_was_frozen_before_it_was_sent_does_not_go_on() {
     let cluster = cluster();
-    let pen = Pen::begin(1, "a", Instant::now(), TERM);
+    let pen = WritePermit::begin(1, "a", Instant::now(), TERM);
     let polls = Cell::new(0);
     // Such as a connection that has been made meanwhile.
     let request = poll_fn(|_| {

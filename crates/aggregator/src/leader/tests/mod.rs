@@ -53,7 +53,7 @@ async fn the_first_takes_it_and_keeps_it_by_renewing_it() {
     for _ in 0..600 {
         sleep(ms(1000)).await;
         assert!(pen.holds());
-        assert!(b.leadership.borrow().pen().is_none());
+        assert!(b.leadership.borrow().permit().is_none());
     }
     b.follows("a").await;
     // One to take it, and one each 2 s.
@@ -160,7 +160,7 @@ async fn a_leader_that_nobody_answers_ends_before_another_can_begin() {
             if !pen.holds() {
                 ended.get_or_insert_with(Instant::now);
             }
-            if b.leadership.borrow().pen().is_some() {
+            if b.leadership.borrow().permit().is_some() {
                 began = Some(Instant::now());
             }
             sleep(ms(10)).await;
@@ -256,7 +256,7 @@ async fn a_frozen_leader_finds_that_it_has_lost_before_anything_else_runs() {
     assert!(pen.holds());
     assert!(advance(ms(1)).now_or_never().is_none());
     assert!(!pen.holds());
-    assert!(a.leadership.borrow().pen().is_some());
+    assert!(a.leadership.borrow().permit().is_some());
 
     a.freeze();
     let next = b.leads().await;
@@ -280,7 +280,7 @@ async fn a_request_whose_answer_is_lost_may_have_been_granted() {
         sleep_until(start + ms(1500)).await;
         a.network.send_replace(Network::default());
         assert_eq!(holder(&server).as_deref(), Some("a"));
-        assert!(a.leadership.borrow().pen().is_none());
+        assert!(a.leadership.borrow().permit().is_none());
         if stops {
             a.cancel.cancel();
             (&mut a.task).await.unwrap();
@@ -359,5 +359,5 @@ fn no_two_processes_have_the_same_identity() {
 async fn who_is_alone_leads_for_ever() {
     let leadership = alone();
     sleep(Duration::from_hours(24 * 365)).await;
-    assert!(leadership.borrow().pen().is_some_and(Pen::holds));
+    assert!(leadership.borrow().permit().is_some_and(WritePermit::holds));
 }

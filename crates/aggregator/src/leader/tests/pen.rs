@@ -7,7 +7,7 @@ const TERM: Duration = Duration::from_secs(8);
 #[tokio::test(start_paused = true)]
 async fn a_pen_once_lost_never_comes_back() {
     let asked = Instant::now();
-    let pen = Pen::begin(3, "a", asked, TERM);
+    let pen = WritePermit::begin(3, "a", asked, TERM);
     let copy = pen.clone();
     sleep(ms(7999)).await;
     assert!(pen.extend(asked + ms(2000), TERM));
@@ -20,7 +20,7 @@ async fn a_pen_once_lost_never_comes_back() {
     assert!(!pen.extend(Instant::now(), TERM), "nobody has looked yet, and it is too late all the same");
     assert!(!copy.holds());
 
-    let pen = Pen::begin(4, "a", Instant::now(), TERM);
+    let pen = WritePermit::begin(4, "a", Instant::now(), TERM);
     pen.end();
     assert!(!pen.extend(Instant::now(), TERM));
     assert!(!pen.holds());
@@ -28,14 +28,14 @@ async fn a_pen_once_lost_never_comes_back() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_took_longer_than_the_term_gives_no_right() {
-    assert!(!Pen::begin(1, "a", Instant::now() - TERM, TERM).holds());
-    assert!(Pen::begin(1, "a", Instant::now() - TERM, TERM + ms(1)).holds());
+    assert!(!WritePermit::begin(1, "a", Instant::now() - TERM, TERM).holds());
+    assert!(WritePermit::begin(1, "a", Instant::now() - TERM, TERM + ms(1)).holds());
 }
 
 #[tokio::test(start_paused = true)]
 async fn work_lasts_as_long_as_the_pen_however_often_that_is_extended() {
     let start = Instant::now();
-    let pen = Pen::begin(1, "a", start, TERM);
+    let pen = WritePermit::begin(1, "a", start, TERM);
     let owner = pen.clone();
     let renewals = async {
         for _ in 0..3 {
@@ -51,7 +51,7 @@ async fn work_lasts_as_long_as_the_pen_however_often_that_is_extended() {
     assert_eq!(start.elapsed(), ms(23_000));
 
     // Whoever waits is woken by an end before the deadline.
-    let pen = Pen::begin(2, "a", Instant::now(), TERM);
+    let pen = WritePermit::begin(2, "a", Instant::now(), TERM);
     let waits = tokio::spawn({
         let pen = pen.clone();
         async move { pen.while_held(std::future::pending::<()>()).await }
@@ -59,5 +59,5 @@ async fn work_lasts_as_long_as_the_pen_however_often_that_is_extended() {
     sleep(ms(100)).await;
     pen.end();
     assert!(timeout(ms(1), waits).await.unwrap().unwrap().is_none());
-    assert_eq!(Pen::always().while_held(async { 1 }).await, Some(1));
+    assert_eq!(WritePermit::always().while_held(async { 1 }).await, Some(1));
 }

@@ -81,9 +81,13 @@ pub(super) fn left_alone(live: &Live) -> Option<String> {
 pub(super) fn difference(object: &Object, live: Option<&Live>) -> Option<Difference> {
     let is_read = |live: &Live| live.labels().get(IS_READ).is_some_and(|read| read == "true");
     let (action, lines) = match (object.write_policy, live) {
-        (WritePolicy::MarkRead | WritePolicy::AlreadySent, None) | (WritePolicy::AlreadySent, Some(_)) => return None,
+        (WritePolicy::MarkRead | WritePolicy::AlreadySent, None) | (WritePolicy::AlreadySent, Some(_)) => {
+            return None;
+        }
         (WritePolicy::MarkRead, Some(live)) if is_read(live) => return None,
-        (WritePolicy::MarkRead, Some(_)) => (Action::Retire, vec![format!("+ metadata.labels.{IS_READ}: true")]),
+        (WritePolicy::MarkRead, Some(_)) => {
+            (Action::Retire, vec![format!("+ metadata.labels.{IS_READ}: true")])
+        }
         (WritePolicy::UpdateText, Some(live)) if has_same_words(object, live) => return None,
         (_, None) => (Action::Create, lines("spec", None, Some(&object.spec))),
         (_, Some(live)) => {

@@ -9,7 +9,7 @@ use procscan_core::resources::notification::{self, IS_READ};
 use procscan_core::resources::{Object, WritePolicy};
 use serde_json::{Value, json};
 
-use super::aside::{self, Unanswered};
+use super::deferred::{self, Unanswered};
 use super::live::{Key, Live, has_same_words, hash, hash_of, key, with_labels_of};
 use super::{ClusterOutput, FIELD_MANAGER};
 use crate::kubernetes::{Refusal, RefusalKind};
@@ -19,7 +19,7 @@ use crate::output::Outcome;
 const COMPARED_AGAIN: usize = 20;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Told {
+pub(super) struct SentMessage {
     /// Of the object as it was wanted.
     hash: u64,
     /// Of the time at which it was news.
@@ -28,7 +28,7 @@ pub(super) struct Told {
     is_ours: bool,
 }
 
-impl Told {
+impl SentMessage {
     /// As we are about to write it.
     fn of(object: &Object) -> Self {
         let news = object.metadata.annotations.get(notification::INCIDENT);
@@ -42,13 +42,13 @@ impl Told {
 
 impl ClusterOutput {
     /// Whether a notice has been written, or its namespace is gone.
-    pub fn has_told(&self, notice: &Notice) -> bool {
+    pub fn has_sent(&self, notice: &Notice) -> bool {
         let name = notification::name(&notice.app);
         let key = (notification::KIND, notice.app.namespace.to_string(), name);
         self.told.get(&key).is_some_and(|told| told.news == hash_of(&notice.sent_at.to_string()))
     }
 
-    pub(super) async fn tell_all(
+    pub(super) async fn send_all(
         &mut self,
         messages: &[&Object],
         outcome: &mut Outcome,
@@ -62,7 +62,12 @@ impl ClusterOutput {
         for object in messages {
             let key = key(object);
             // A tenant is not told of a block that the gateway does not have.
-            if !is_closed && matches!(object.write_policy, WritePolicy::SendOnce { of_block: true } | WritePolicy::UpdateText) {
+            if !is_closed
+                && matches!(
+                    object.write_policy,
+                    WritePolicy::SendOnce { of_block: true } | WritePolicy::UpdateText
+                )
+            {
                 continue;
             }
             if self.told.get(&key).is_some_and(|told| told.hash == hash(object))
@@ -71,7 +76,7 @@ impl ClusterOutput {
             {
                 continue;
             }
-            match self.tell(object).await {
+            match self.send(object).await {
                 Ok(written) => {
                     outcome.written += usize::from(written);
                     self.aside.is_done(&key);
@@ -91,7 +96,7 @@ impl ClusterOutput {
                     outcome.problems.push(refusal.text);
                     return;
                 }
-                Err(refusal) if aside::is_no_answer(&refusal) => {
+                Err(refusal) if deferred::is_no_answer(&refusal) => {
                     let text = refusal.text.clone();
                     if unanswered.put(key, refusal, &mut self.aside) {
                         outcome.problems.push(text);
@@ -107,18 +112,18 @@ impl ClusterOutput {
     }
 
     /// Writes a message if it is news. Whether something was written.
-    async fn tell(&mut self, object: &Object) -> Result<bool, Refusal> {
-        let told = Told::of(object);
+    async fn send(&mut self, object: &Object) -> Result<bool, Refusal> {
+        let told = SentMessage::of(object);
         let is_news = self.told.get(&key(object)).is_none_or(|before| before.news != told.news);
         if object.write_policy == WritePolicy::AlreadySent {
             // Its reader may have deleted it since, and then it stays deleted.
-            self.told.insert(key(object), Told { is_ours: false, ..told });
+            self.told.insert(key(object), SentMessage { is_ours: false, ..told });
             return Ok(false);
         }
         let live = match self.read(object).await {
             // A namespace that is being deleted takes no message, and its tenant reads none.
             Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
-                self.told.insert(key(object), Told { is_ours: false, ..told });
+                self.told.insert(key(object), SentMessage { is_ours: false, ..told });
                 return Ok(false);
             }
             live => live?,
@@ -132,7 +137,7 @@ impl ClusterOutput {
             (WritePolicy::MarkRead, Some(live)) => (self.mark_read(object, &live).await, false),
             (WritePolicy::UpdateText, Some(live)) if has_same_words(object, &live) => (Ok(false), false),
             // Told before the start, or by another replica: what it says may have other words now, but it is no news.
-            (WritePolicy::SendOnce { .. }, Some(live)) if is_news && is_told(object, &live) => {
+            (WritePolicy::SendOnce { .. }, Some(live)) if is_news && is_sent(object, &live) => {
                 let is_same = live.data.get("spec") == Some(&object.spec);
                 let same = with_labels_of(&live, object);
                 let version = live.metadata.resource_version;
@@ -151,11 +156,11 @@ impl ClusterOutput {
         };
         match written {
             Ok(written) => {
-                self.told.insert(key(object), Told { is_ours, ..told });
+                self.told.insert(key(object), SentMessage { is_ours, ..told });
                 Ok(written)
             }
             Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
-                self.told.insert(key(object), Told { is_ours: false, ..told });
+                self.told.insert(key(object), SentMessage { is_ours: false, ..told });
                 Ok(false)
             }
             Err(refusal) => Err(refusal),
@@ -199,7 +204,9 @@ impl ClusterOutput {
                     outcome.written += usize::from(written);
                     self.aside.is_done(&key(object));
                 }
-                Err(refusal) if refusal.kind == RefusalKind::NotLeading || aside::is_no_answer(&refusal) => {
+                Err(refusal)
+                    if refusal.kind == RefusalKind::NotLeading || deferred::is_no_answer(&refusal) =>
+                {
                     outcome.problems.push(refusal.text);
                     return;
                 }
@@ -212,7 +219,7 @@ impl ClusterOutput {
     async fn compare(&mut self, object: &Object) -> Result<bool, Refusal> {
         let Some(live) = self.read(object).await? else {
             // Its tenant has deleted it.
-            self.told.insert(key(object), Told { is_ours: false, ..Told::of(object) });
+            self.told.insert(key(object), SentMessage { is_ours: false, ..SentMessage::of(object) });
             return Ok(false);
         };
         if live.data.get("spec") == Some(&object.spec) {
@@ -224,7 +231,7 @@ impl ClusterOutput {
 }
 
 /// Whether what is there has told the same news.
-fn is_told(object: &Object, live: &Live) -> bool {
+fn is_sent(object: &Object, live: &Live) -> bool {
     let news = object.metadata.annotations.get(notification::INCIDENT).and_then(Value::as_str);
     news.is_some() && live.annotations().get(notification::INCIDENT).map(String::as_str) == news
 }

@@ -4,11 +4,11 @@
 //! whoever was faster wins, and the next pass looks again. The gateway's objects are kept exactly as they should be. Tenants'
 //! Notifications are messages: written when they are news, and the reader may mark or delete them.
 
-mod aside;
+mod deferred;
 mod emergency;
-mod kept;
 mod live;
 mod messages;
+mod reconcile;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -23,14 +23,14 @@ use procscan_core::resources::wasm_plugin::{self, Gateway};
 use procscan_core::resources::{self, Object, Settings, WritePolicy};
 use serde_json::json;
 
-use self::aside::Aside;
+use self::deferred::DeferredMessages;
 pub use self::emergency::LeftBehind;
 use self::live::{Key, Live, difference, existing, is_ours, is_suspended, plural, resource};
-use self::messages::Told;
+use self::messages::SentMessage;
 use super::difference::Difference;
-use super::{LeftOpen, Outcome, TOLD};
+use super::{LeftOpen, MAX_PROBLEMS_SHOWN, Outcome};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
-use crate::leader::Pen;
+use crate::leader::WritePermit;
 
 /// Who we are to the API server.
 pub const FIELD_MANAGER: &str = "procscan-aggregator";
@@ -46,11 +46,11 @@ const TRIES: usize = 5;
 pub struct ClusterOutput {
     cluster: Cluster,
     /// The right to write, of the term in which `told` and the others were learned.
-    pen: Pen,
+    pen: WritePermit,
     /// The messages that need nothing more, by kind, namespace and name.
-    told: BTreeMap<Key, Told>,
+    told: BTreeMap<Key, SentMessage>,
     /// The messages that could not be written.
-    aside: Aside,
+    aside: DeferredMessages,
     /// Where the comparison of old messages goes on.
     compared: Option<Key>,
 }
@@ -58,7 +58,13 @@ pub struct ClusterOutput {
 impl ClusterOutput {
     /// Nothing is read or written yet.
     pub fn new(cluster: Cluster) -> Self {
-        Self { cluster, pen: Pen::none(), told: BTreeMap::new(), aside: Aside::default(), compared: None }
+        Self {
+            cluster,
+            pen: WritePermit::none(),
+            told: BTreeMap::new(),
+            aside: DeferredMessages::default(),
+            compared: None,
+        }
     }
 
     /// The connection to the cluster.
@@ -73,7 +79,7 @@ impl ClusterOutput {
     pub async fn take_over(
         &mut self,
         gateway: &Gateway,
-        pen: &Pen,
+        pen: &WritePermit,
         may_touch: bool,
     ) -> Result<Vec<InheritedBlock>, Refusal> {
         self.pen = pen.clone();
@@ -142,7 +148,7 @@ impl ClusterOutput {
         &mut self,
         plan: &Plan,
         settings: &Settings,
-        pen: &Pen,
+        pen: &WritePermit,
         go_on: impl Fn() -> bool,
     ) -> Outcome {
         self.pen = pen.clone();
@@ -161,7 +167,7 @@ impl ClusterOutput {
                 let existing = existing(&live, &settings.gateway);
                 outcome.left_open = Some(LeftOpen::of(plan, settings, existing));
                 let objects = resources::render(plan, settings, existing);
-                self.keep_all(&objects, &live, &mut outcome).await;
+                self.reconcile_all(&objects, &live, &mut outcome).await;
                 objects
             }
             Err(refusal) => {
@@ -169,12 +175,13 @@ impl ClusterOutput {
                 resources::render(plan, settings, resources::Existing::default())
             }
         };
-        let messages: Vec<&Object> = objects.iter().filter(|object| object.write_policy != WritePolicy::Reconcile).collect();
-        self.tell_all(&messages, &mut outcome, go_on).await;
+        let messages: Vec<&Object> =
+            objects.iter().filter(|object| object.write_policy != WritePolicy::Reconcile).collect();
+        self.send_all(&messages, &mut outcome, go_on).await;
         if outcome.problems.is_empty() && !outcome.is_unfinished {
             self.compare_again(&messages, &mut outcome).await;
         }
-        outcome.aside = self.aside.told(TOLD);
+        outcome.deferred = self.aside.told(MAX_PROBLEMS_SHOWN);
         outcome
     }
 

@@ -14,7 +14,7 @@ use kube::Client;
 use kube::client::Body;
 use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure};
-use procscan_core::policy::{Incidents, ClusterFacts, Mode};
+use procscan_core::policy::{ClusterFacts, Incidents, Mode};
 use procscan_core::resources::notification;
 use serde_json::Value;
 
@@ -45,7 +45,7 @@ impl Server {
             async move { Ok::<_, std::io::Error>(server.answer(request).await) }
         });
         ClusterOutput {
-            pen: Pen::always(),
+            pen: WritePermit::always(),
             ..ClusterOutput::new(Cluster::with_client(Client::new(service, "x")))
         }
     }
@@ -120,7 +120,7 @@ async fn with_one_shard_more_nobody_is_opened_in_between_not_even_when_it_can_no
     let server = Server::default();
     let mut output = server.output();
     let mut write = async |apps| {
-        let outcome = output.write(&plan(apps), &settings, &Pen::always(), || true).await;
+        let outcome = output.write(&plan(apps), &settings, &WritePermit::always(), || true).await;
         outcome.problems.into_iter().filter(|problem| problem.contains("WasmPlugin")).collect::<Vec<_>>()
     };
     assert_eq!(write(150).await, Vec::<String>::new());
@@ -157,7 +157,7 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
     let settings = Config::default().settings();
     let server = Server::default();
     let mut output = server.output();
-    let pen = Pen::of_term(3, "a");
+    let pen = WritePermit::of_term(3, "a");
     output.write(&plan(1), &settings, &pen, || true).await;
     let mark = |mark: &str| {
         for object in server.0.lock().unwrap().objects.values_mut() {
@@ -173,7 +173,7 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
     let writes = server.0.lock().unwrap().closed.len();
     for later in ["b in term 4", "b in term 3"] {
         mark(later);
-        let pen = Pen::of_term(3, "a");
+        let pen = WritePermit::of_term(3, "a");
         output.write(&plan(0), &settings, &pen, || true).await;
         assert!(!pen.holds(), "{later}");
         assert_eq!(server.0.lock().unwrap().closed.len(), writes);
@@ -181,7 +181,7 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
     // A replica that begins to lead after the Lease was deleted ranks after the marks that are there, once it is
     // certain that it leads.
     mark("b in term 4");
-    let pen = Pen::of_term(1, "c");
+    let pen = WritePermit::of_term(1, "c");
     output.take_over(&settings.gateway, &pen, false).await.unwrap();
     assert!(pen.holds() && pen.mark() == "c in term 5");
     assert!(!pen.is_later("b in term 4") && pen.is_later("d in term 6"));
@@ -210,18 +210,19 @@ async fn another_leader_writes_nothing_where_nothing_has_changed_in_the_long_for
     for (apps, is_long) in [(1, false), (3, true)] {
         let server = Server::default();
         let plan = routed(apps);
-        let outcome = server.output().write(&plan, &settings, &Pen::always(), || true).await;
+        let outcome = server.output().write(&plan, &settings, &WritePermit::always(), || true).await;
         assert!(outcome.problems.is_empty(), "{outcome:?}");
         let objects = server.plugins();
         assert_eq!(objects.values().any(|object| wasm_plugin::has_long_list(&object["spec"])), is_long);
 
         // The output has kept nothing, and nothing is known of the cluster yet.
         let mut output = server.output();
-        let found = output.take_over(&settings.gateway, &Pen::always(), false).await.unwrap();
-        let (mut book, policy, now) = (Incidents::default(), Config::default().policy(), Clock::start().now());
+        let found = output.take_over(&settings.gateway, &WritePermit::always(), false).await.unwrap();
+        let (mut book, policy, now) =
+            (Incidents::default(), Config::default().policy(), Clock::start().now());
         assert_eq!(book.inherit(found, &policy, now).len(), apps);
         let plan = book.plan(&policy, &ClusterFacts::default(), now);
-        let outcome = output.write(&plan, &settings, &Pen::always(), || true).await;
+        let outcome = output.write(&plan, &settings, &WritePermit::always(), || true).await;
         assert_eq!(server.plugins(), objects, "{outcome:?}");
     }
 }
@@ -231,12 +232,12 @@ async fn what_the_plain_list_has_no_room_for_is_said() {
     let mut settings = Config::default().settings();
     settings.gateway.max_service_entries = 2;
     let mut output = Server::default().output();
-    let outcome = output.write(&routed(5), &settings, &Pen::always(), || true).await;
+    let outcome = output.write(&routed(5), &settings, &WritePermit::always(), || true).await;
     let left_open = outcome.left_open.unwrap();
     assert_eq!((left_open.services, left_open.room), (3, 2));
     let text = left_open.text().unwrap();
     assert!(text.contains("3 Services") && text.contains("ns-a/app/web-002 (1)"), "{text}");
     settings.gateway.max_service_entries = 5;
-    let outcome = output.write(&routed(5), &settings, &Pen::always(), || true).await;
+    let outcome = output.write(&routed(5), &settings, &WritePermit::always(), || true).await;
     assert_eq!(outcome.left_open.unwrap().text(), None);
 }

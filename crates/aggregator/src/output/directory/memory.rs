@@ -10,8 +10,8 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 
 use jiff::{SignedDuration, Timestamp};
-use procscan_core::time::CompactTimestamp;
 use procscan_core::resources::Draft;
+use procscan_core::time::CompactTimestamp;
 
 /// How long after its last change a file's stamp may still be that of another change: file systems count time in steps.
 const STEP: SignedDuration = SignedDuration::from_secs(1);

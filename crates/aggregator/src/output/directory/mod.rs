@@ -36,7 +36,7 @@ use crate::kubernetes::Cluster;
 /// The first line of our files, by which we know them again.
 const HEADER: &str = "# Written by procscan-aggregator; changes are overwritten.\n";
 /// How many Apps and Services, or files, an error names.
-const TOLD: usize = 5;
+const MAX_NAMES_SHOWN: usize = 5;
 
 /// What can go wrong, with the file that it went wrong with.
 #[derive(Debug, thiserror::Error)]
@@ -328,11 +328,11 @@ impl Directory {
 
 /// The first few of them, and how many more there are; `None` if there are none.
 fn first_of(all: impl ExactSizeIterator<Item = String>) -> Option<String> {
-    let more = match all.len().saturating_sub(TOLD) {
+    let more = match all.len().saturating_sub(MAX_NAMES_SHOWN) {
         0 => String::new(),
         n => format!(" and {n} more"),
     };
-    let first: Vec<String> = all.take(TOLD).collect();
+    let first: Vec<String> = all.take(MAX_NAMES_SHOWN).collect();
     (!first.is_empty()).then(|| format!("{}{more}", first.join(", ")))
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::found::{Found, parse};
 use super::{Directory, DirectoryError, file_of, first_of, has_kubernetes_names, shard};
-use crate::output::persisted::{Listed, Persisted};
+use crate::output::persisted_blocks::{ListedBlocks, PersistedBlocks};
 
 impl Directory {
     /// The Apps that our `WasmPlugin`s block now: what a start inherits. A damaged file is an error, unless the persisted
@@ -22,7 +22,7 @@ impl Directory {
     pub fn blocked(
         &self,
         gateway: &Gateway,
-        persisted: Option<&Persisted>,
+        persisted: Option<&PersistedBlocks>,
     ) -> Result<Vec<InheritedBlock>, DirectoryError> {
         let (mut plugins, mut damaged) = (Vec::new(), Vec::new());
         let shards = self.shards(gateway)?;
@@ -39,7 +39,7 @@ impl Directory {
                 let next = "can't be read, so what is blocked is not known; repair or remove it";
                 return Err(error(format!("{next}: {problem}")));
             };
-            let mut listed = Listed::default();
+            let mut listed = ListedBlocks::default();
             shards.iter().filter_map(|(_, found)| found.text()).for_each(|text| listed.read(text));
             if let Some(unknown) = first_of(persisted.lacks(&listed).into_iter()) {
                 return Err(error(format!(
@@ -50,7 +50,7 @@ impl Directory {
             }
         }
         for (name, found, problem) in damaged {
-            let mut listed = Listed::default();
+            let mut listed = ListedBlocks::default();
             found.text().into_iter().for_each(|text| listed.read(text));
             tracing::warn!(
                 file = %self.path.join(name).display(),

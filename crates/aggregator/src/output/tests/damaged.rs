@@ -30,12 +30,12 @@ fn incident(namespace: &str, name: &str, services: &[Text]) -> Incident {
     Incident { name: format!("{namespace}.{name}"), spec, status: serde_json::from_value(status).unwrap() }
 }
 
-fn of(incidents: &[Incident]) -> Option<Persisted> {
-    Persisted::of(incidents, Duration::from_hours(1), "2026-01-02T06:00:00Z".parse().unwrap())
+fn of(incidents: &[Incident]) -> Option<PersistedBlocks> {
+    PersistedBlocks::of(incidents, Duration::from_hours(1), "2026-01-02T06:00:00Z".parse().unwrap())
 }
 
 /// A state with an Incident of each of those Apps of `ns-a`, each with a Service of its own name.
-pub(super) fn persisted(names: &[&str]) -> Option<Persisted> {
+pub(super) fn persisted(names: &[&str]) -> Option<PersistedBlocks> {
     let incident_of = |name: &&str| incident("ns-a", name, &[format!("{name}.ns-a.svc").into()]);
     of(&names.iter().map(incident_of).collect::<Vec<_>>())
 }

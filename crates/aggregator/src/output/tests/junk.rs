@@ -102,7 +102,7 @@ async fn junk_in_the_place_of_one_file_is_an_error_that_names_it_and_delays_no_o
         make(&path);
         let decided = Decided {
             rounds: 1,
-            pen: Some(Pen::of_term(1, "a")),
+            permit: Some(WritePermit::of_term(1, "a")),
             ..Decided::nothing(told(&["other", "web"]))
         };
         let (_decide, decided) = watch::channel(Arc::new(decided));

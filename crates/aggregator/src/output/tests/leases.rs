@@ -146,10 +146,10 @@ fn installation(path: &Path, uid: Option<&'static str>) -> Directory {
 
 async fn begin(directory: &Directory) -> Result<(), String> {
     let mut output = Output::Directory(directory.clone());
-    match output.take_over(&settings(), &Pen::of_term(1, "a"), true, None).await {
+    match output.take_over(&settings(), &WritePermit::of_term(1, "a"), true, None).await {
         Ok(_) => Ok(()),
-        Err(Refused::Unknown(error)) => Err(error),
-        Err(Refused::Lost) => panic!("no other replica leads"),
+        Err(TakeOverError::Unknown(error)) => Err(error),
+        Err(TakeOverError::Lost) => panic!("no other replica leads"),
     }
 }
 

@@ -38,7 +38,8 @@ fn each_state_of_the_output_is_logged_once_when_it_begins_and_once_when_it_ends(
     one(says(well()), "INFO", "objects can be written again");
     assert_eq!(says(well()), none);
 
-    let aside = |count| Outcome { aside: SetAside { count, ..SetAside::default() }, ..well() };
+    let aside =
+        |count| Outcome { deferred: DeferredSummary { count, ..DeferredSummary::default() }, ..well() };
     one(says(aside(1)), "WARN", "messages can't be written; everything else goes on");
     // However many there are: tenants choose their number.
     assert_eq!(says(aside(2)), none);

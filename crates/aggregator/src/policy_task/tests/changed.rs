@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
-use crate::state::Desk;
+use crate::state::OperatorCommands;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 use crate::telemetry::logged::Logged;
 
@@ -16,13 +16,13 @@ async fn settle() {
 }
 
 /// A leader with one App that a brake held and an operator has approved.
-async fn blocked() -> (Server, Replica, Desk) {
+async fn blocked() -> (Server, Replica, OperatorCommands) {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
     let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
     settle().await;
-    let desk = Desk::Cluster(server.objects());
+    let desk = OperatorCommands::Cluster(server.objects());
     desk.approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None }).await.unwrap();
     settle().await;
     assert_eq!(replica.blocked(), ["web"]);
@@ -42,7 +42,7 @@ fn status(server: &Server) -> Value {
 }
 
 /// An operator's release takes effect without a restart, whatever the object's generations are now.
-async fn releases(server: &Server, replica: &Replica, desk: &Desk) {
+async fn releases(server: &Server, replica: &Replica, desk: &OperatorCommands) {
     let release = Release { by: Some("bob".into()), ..Release::default() };
     desk.release(&name_of("web"), release).await.unwrap();
     settle().await;
@@ -105,7 +105,7 @@ async fn an_incident_that_is_deleted_as_the_first_change_of_a_term_is_made_again
     for part in ["state", "brake", "evidence", "decisions"] {
         assert_eq!(now[part], before[part]);
     }
-    let desk = Desk::Cluster(server.objects());
+    let desk = OperatorCommands::Cluster(server.objects());
     desk.approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None }).await.unwrap();
     settle().await;
     assert_eq!(replica.blocked(), ["web"]);
@@ -135,7 +135,7 @@ async fn a_restored_backup_is_put_right_and_operators_are_heard_without_a_restar
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
     let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
     settle().await;
-    let desk = Desk::Cluster(server.objects());
+    let desk = OperatorCommands::Cluster(server.objects());
     desk.approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None }).await.unwrap();
     settle().await;
     let before = status(&server);
@@ -196,7 +196,7 @@ async fn what_the_leader_before_writes_too_late_is_put_right() {
 async fn a_leader_that_meets_the_mark_of_a_later_one_stops_and_writes_nothing() {
     for mark in ["replica-4 in term 4", "replica-x in term 3"] {
         let (server, replica, _) = blocked().await;
-        let pen = replica.decided.borrow().pen.clone().unwrap();
+        let pen = replica.decided.borrow().permit.clone().unwrap();
         server.edit(INCIDENTS, &name_of("web"), |object| {
             object["spec"]["release"] = json!({"by": "bob"});
             object["status"]["writer"] = mark.into();

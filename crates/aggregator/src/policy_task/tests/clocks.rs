@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::stage::{INCIDENTS, Replica, Wanted, body, name_of};
-use crate::state::Desk;
+use crate::state::OperatorCommands;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 
 #[tokio::test(start_paused = true)]
@@ -20,7 +20,7 @@ async fn an_exemption_lasts_through_starts_under_clocks_that_are_a_month_ahead()
         let until = Timestamp::now() + SignedDuration::from_hours(2);
         let spec = json!({"app": {"exact": "web"}, "reason": "a contract", "until": until});
         server.put("exemptions", "one", json!({"metadata": {}, "spec": spec}));
-        let desk = Desk::Cluster(server.objects());
+        let desk = OperatorCommands::Cluster(server.objects());
         for (term, days) in (1..).zip(starts) {
             let other = format!("other{term}");
             server.put(INCIDENTS, &name_of(&other), body(&other, "Held"));

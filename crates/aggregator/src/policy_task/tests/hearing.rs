@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
-use crate::leader::{Leadership, Pen};
+use crate::leader::{Leadership, WritePermit};
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 
 const ENFORCEMENTS: &str = "enforcements";
@@ -45,12 +45,12 @@ async fn follower(server: &Server, refusal: &Arc<AtomicU16>) -> Replica {
     replica.follow();
     replica.accuse("miner").await;
     sleep(Duration::from_secs(5)).await;
-    assert!(replica.kept.borrow().is_complete && replica.decided.borrow().pen.is_none());
+    assert!(replica.kept.borrow().is_complete && replica.decided.borrow().permit.is_none());
     replica
 }
 
 fn lead(replica: &Replica) {
-    replica.leadership.send_replace(Leadership::Leading(Pen::of_term(2, "replica-2")));
+    replica.leadership.send_replace(Leadership::Leading(WritePermit::of_term(2, "replica-2")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,7 +68,7 @@ async fn a_new_leader_obeys_what_was_declared_while_its_watch_hung() {
         sleep(Duration::from_secs(5)).await;
         lead(&replica);
         sleep(Duration::from_secs(5)).await;
-        assert!(replica.decided.borrow().pen.is_some(), "{declaration:?}");
+        assert!(replica.decided.borrow().permit.is_some(), "{declaration:?}");
         assert_eq!(replica.blocked(), [""; 0], "{declaration:?}");
         // What is taken back is heard, too.
         server.remove(declaration.0, declaration.1);
@@ -88,14 +88,14 @@ async fn a_new_leader_that_can_not_list_what_is_declared_decides_nothing_until_i
         refusal.store(code, Ordering::Relaxed);
         lead(&replica);
         sleep(Duration::from_mins(10)).await;
-        assert!(replica.decided.borrow().pen.is_none(), "{declaration:?}");
+        assert!(replica.decided.borrow().permit.is_none(), "{declaration:?}");
         let trouble = replica.trouble.borrow().clone().unwrap();
         assert!(trouble.starts_with("Exemptions and Enforcements were not listed within"), "{trouble}");
         let watching = replica.watching.borrow().clone().unwrap();
         assert!(watching.ends_with(&format!("not today ({code})")), "{watching}");
         refusal.store(0, Ordering::Relaxed);
         sleep(Duration::from_mins(1)).await;
-        assert!(replica.decided.borrow().pen.is_some(), "{declaration:?}");
+        assert!(replica.decided.borrow().permit.is_some(), "{declaration:?}");
         assert_eq!(replica.blocked(), [""; 0], "{declaration:?}");
         assert_eq!(replica.trouble.borrow().clone(), None);
     }
@@ -111,9 +111,9 @@ async fn a_list_that_hangs_is_asked_for_again() {
     lead(&replica);
     sleep(Duration::from_secs(10)).await;
     refusal.store(0, Ordering::Relaxed);
-    assert!(replica.decided.borrow().pen.is_none());
+    assert!(replica.decided.borrow().permit.is_none());
     sleep(Duration::from_secs(10)).await;
-    assert!(replica.decided.borrow().pen.is_some());
+    assert!(replica.decided.borrow().permit.is_some());
     assert_eq!(replica.blocked(), [""; 0]);
 }
 
@@ -128,7 +128,7 @@ async fn a_new_leader_does_what_operators_asked_of_an_incident_while_its_watch_h
     sleep(Duration::from_secs(5)).await;
     lead(&replica);
     sleep(Duration::from_secs(30)).await;
-    assert!(replica.decided.borrow().pen.is_some());
+    assert!(replica.decided.borrow().permit.is_some());
     let miner = server.get(INCIDENTS, &name_of("miner")).unwrap();
     assert_eq!(decisions(&miner), ["held by policy", "released by alice"]);
     assert_eq!(replica.blocked(), [""; 0]);

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::stage::{Replica, body, name_of};
 use super::unreadable::found;
 use crate::state::sqlite::Sqlite;
-use crate::state::{Batch, Desk, Document, FileStore, Kept, Kind};
+use crate::state::{Batch, Document, FileStore, Kind, OperatorCommands, PersistedState};
 use crate::telemetry::logged::Logged;
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -36,16 +36,16 @@ async fn file(directory: &Path, put: Vec<Document>) {
 }
 
 async fn leads(replica: &mut Replica) {
-    let leads = replica.decided.wait_for(|decided| decided.pen.is_some());
+    let leads = replica.decided.wait_for(|decided| decided.permit.is_some());
     timeout(LIMIT, leads).await.expect("it leads").unwrap();
 }
 
 /// Accuses App `miner`, and says what is persisted of it then.
 async fn accused(replica: &Replica, store: &FileStore) -> IncidentState {
     replica.accuse("miner").await;
-    let state = |kept: &Arc<Kept>| {
+    let state = |kept: &Arc<PersistedState>| {
         let miner = kept.incidents.values().find(|incident| &*incident.app.name == "miner")?;
-        Some(miner.brief()?.state)
+        Some(miner.summary()?.state)
     };
     let mut shown = store.shown();
     let kept =
@@ -78,7 +78,7 @@ async fn where_apps_are_blocked_and_the_state_file_is_new_nothing_new_is_blocked
     assert_eq!(replica.decided.borrow().plan.mode, Mode::Paused);
 
     let resumed = EnforcementSpec { mode: None, by: Some("alice".into()), reason: None };
-    Desk::File(store.clone()).enforce(&resumed).await.unwrap();
+    OperatorCommands::File(store.clone()).set_enforcement(&resumed).await.unwrap();
     let both = replica.decided.wait_for(|decided| decided.plan.blocks.len() == 2);
     timeout(LIMIT, both).await.expect("it enforces again").unwrap();
     assert_eq!(replica.blocked(), ["miner", "web"]);

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
-use crate::state::Desk;
+use crate::state::OperatorCommands;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 
 fn approve(store: &mut Store) {
@@ -155,7 +155,7 @@ async fn an_act_that_comes_while_another_may_be_undone_waits_and_wipes_nothing()
         object["spec"]["release"] = json!({"by": "alice"});
         object["status"]["observed"] = 2.into();
     });
-    let desk = Desk::Cluster(server.objects());
+    let desk = OperatorCommands::Cluster(server.objects());
     let answer = desk.approve(&name, Approval { by: Some("bob".into()), reason: None }).await;
     assert!(answer.is_err(), "{answer:?}");
     let answer = desk.release(&name, Release { by: Some("bob".into()), ..Release::default() }).await;

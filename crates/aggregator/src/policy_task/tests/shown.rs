@@ -36,7 +36,7 @@ async fn a_replica_shows_that_the_first_round_is_done_whether_it_leads_or_not() 
         }
         settle().await;
         let decided = replica.decided.borrow_and_update().clone();
-        assert_eq!((decided.pen.is_some(), decided.rounds), (leads, 0));
+        assert_eq!((decided.permit.is_some(), decided.rounds), (leads, 0));
         assert_eq!(replica.blocked(), ["web"]);
         replica.round_done().await;
         settle().await;
@@ -91,11 +91,14 @@ async fn that_a_tenant_was_told_is_kept_without_reading_everything_again() {
 async fn a_leader_whose_right_to_write_is_over_keeps_no_delivery_and_shows_what_is_kept() {
     let (server, replica) = telling(network()).await;
     let before = reads(&server);
-    replica.decided.borrow().pen.as_ref().unwrap().give_up();
+    replica.decided.borrow().permit.as_ref().unwrap().give_up();
     deliver(&replica);
     settle().await;
     assert_eq!((delivered_at(&server), server.store().writes.len()), (Value::Null, 0));
-    assert_eq!((replica.blocked(), replica.decided.borrow().pen.is_some()), (vec!["web".to_owned()], false));
+    assert_eq!(
+        (replica.blocked(), replica.decided.borrow().permit.is_some()),
+        (vec!["web".to_owned()], false)
+    );
     assert_eq!(reads(&server), before);
 }
 
@@ -115,7 +118,10 @@ async fn a_leader_that_meets_a_later_ones_mark_when_it_keeps_a_delivery_stops() 
     deliver(&replica);
     sleep(Duration::from_secs(10)).await;
     assert_eq!(delivered_at(&server), Value::Null);
-    assert_eq!((replica.blocked(), replica.decided.borrow().pen.is_some()), (vec!["web".to_owned()], false));
+    assert_eq!(
+        (replica.blocked(), replica.decided.borrow().permit.is_some()),
+        (vec!["web".to_owned()], false)
+    );
     assert_eq!(reads(&server), before);
 }
 
@@ -141,7 +147,10 @@ async fn an_object_that_another_program_changes_before_every_write_costs_a_few_r
     sleep(Duration::from_mins(2)).await;
     let times = reads(&server) - before;
     assert!((5..=12).contains(&times), "everything was read {times} times");
-    assert_eq!((replica.blocked(), replica.decided.borrow().pen.is_some()), (vec!["web".to_owned()], true));
+    assert_eq!(
+        (replica.blocked(), replica.decided.borrow().permit.is_some()),
+        (vec!["web".to_owned()], true)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,5 +161,5 @@ async fn what_can_not_be_kept_because_others_write_too_is_read_again_and_kept_in
     sleep(Duration::from_secs(10)).await;
     assert!(delivered_at(&server).is_string());
     assert_eq!(reads(&server), before + 1, "what is there was read again");
-    assert_eq!((replica.questions.borrow().epoch, replica.decided.borrow().pen.is_some()), (epoch, true));
+    assert_eq!((replica.questions.borrow().epoch, replica.decided.borrow().permit.is_some()), (epoch, true));
 }

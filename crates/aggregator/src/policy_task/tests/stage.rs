@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::{App, NodeName};
 use procscan_core::plan::Plan;
-use procscan_core::policy::{ClusterFacts, InheritedBlock, Mode, Policy, LookupRequests};
+use procscan_core::policy::{ClusterFacts, InheritedBlock, LookupRequests, Mode, Policy};
 use procscan_core::report::{Answer, Limits, Outcome, Report, Target, decode};
 use procscan_core::state::incident;
 use serde_json::{Value, json};
@@ -21,18 +21,18 @@ use crate::collector::{Observation, Round, Share};
 use crate::config::Config;
 use crate::discovery::TargetSet;
 use crate::kubernetes::Cluster;
-use crate::leader::{Leadership, Pen};
+use crate::leader::{Leadership, WritePermit};
 use crate::ledger_task;
-use crate::policy_task::{Channels, Decided, Delivered, Journal, PolicyTask, TakeOver};
+use crate::policy_task::{Channels, Decided, Journal, PolicyTask, TakeOver, WrittenNotifications};
 use crate::state::cluster::fake::{Network, Server};
 use crate::state::cluster::{Objects, Watching};
-use crate::state::{ClusterStore, FileStore, Kept, Store};
+use crate::state::{ClusterStore, FileStore, PersistedState, Store};
 
 pub(super) const INCIDENTS: &str = "incidents";
 
 /// A replica that leads until the test drops it.
 pub(super) struct Replica {
-    pub(super) kept: watch::Sender<Arc<Kept>>,
+    pub(super) kept: watch::Sender<Arc<PersistedState>>,
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) decided: watch::Receiver<Arc<Decided>>,
     pub(super) trouble: watch::Receiver<Option<String>>,
@@ -40,7 +40,7 @@ pub(super) struct Replica {
     pub(super) observations: mpsc::Sender<Observation>,
     pub(super) questions: watch::Receiver<Arc<LookupRequests>>,
     /// The news that the output has written.
-    pub(super) delivered: watch::Sender<Arc<Delivered>>,
+    pub(super) delivered: watch::Sender<Arc<WrittenNotifications>>,
     /// Whether the leader that took over last may touch the objects, and whether all incidents could be read.
     pub(super) took_over: watch::Receiver<Option<(bool, bool)>>,
     pub(super) ledger: ledger_task::Snapshots,
@@ -91,7 +91,7 @@ impl Replica {
         let Wanted { term, network, is_watched, blocked, facts, server_ahead, max_notices, .. } = wanted;
         let cluster = server.cluster_over(network);
         let objects = Objects::new(cluster.clone(), "ours".to_owned());
-        let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
+        let (kept_tx, kept) = watch::channel(Arc::new(PersistedState::default()));
         let (watching, relist) = Watching::new(objects.clone());
         let relist = Some(relist).filter(|_| is_watched);
         let store = Store::Cluster(Box::new(ClusterStore::new(objects, relist)));
@@ -129,7 +129,7 @@ impl Replica {
 
     fn over(
         store: Store,
-        (kept_tx, kept): (watch::Sender<Arc<Kept>>, watch::Receiver<Arc<Kept>>),
+        (kept_tx, kept): (watch::Sender<Arc<PersistedState>>, watch::Receiver<Arc<PersistedState>>),
         term: u64,
         (blocked, facts): (Vec<InheritedBlock>, ClusterFacts),
         (policy, has_round, has_agent): (Policy, bool, bool),
@@ -147,7 +147,7 @@ impl Replica {
         let (memory_tx, memory) = mpsc::channel(1);
         let (_, targets) = watch::channel(Arc::new(TargetSet::default()));
         let (_, gone) = mpsc::channel(1);
-        let inbox = ledger_task::Inbox { observations: heard, targets, gone, memory };
+        let inbox = ledger_task::Inbox { observations: heard, targets, gone, reminders: memory };
         let mut tasks = vec![tokio::spawn(ledger_task::run(ledger, clock, inbox, publisher))];
         let (take_over, mut questions) = mpsc::channel::<TakeOver>(1);
         let (took_over_tx, took_over) = watch::channel(None);
@@ -157,7 +157,7 @@ impl Replica {
                 let _ = question.blocked.send(blocked.clone());
             }
         }));
-        let pen = Pen::of_term(term, &format!("replica-{term}"));
+        let pen = WritePermit::of_term(term, &format!("replica-{term}"));
         let (leadership_tx, leadership) = watch::channel(Leadership::Leading(pen));
         let (decided_tx, decided) =
             watch::channel(Arc::new(Decided::nothing(Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH))));
@@ -168,17 +168,17 @@ impl Replica {
         let cancel = CancellationToken::new();
         let channels = Channels {
             leadership,
-            kept,
+            persisted: kept,
             take_over,
-            memory: memory_tx,
+            reminders: memory_tx,
             snapshots: snapshots.published(),
             progress: snapshots.progress(),
             ledger: snapshots.clone(),
             facts: watch::channel(Arc::new(facts)).1,
-            delivered,
-            questions: questions_tx,
+            written: delivered,
+            lookups: questions_tx,
             decided: decided_tx,
-            trouble: trouble_tx,
+            error: trouble_tx,
         };
         let task = PolicyTask {
             policy,

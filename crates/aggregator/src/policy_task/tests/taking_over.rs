@@ -24,7 +24,7 @@ async fn a_new_leader_reads_page_by_page_and_writes_only_what_it_decides() {
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
     let mut replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
     let started = std::time::Instant::now();
-    replica.decided.wait_for(|decided| decided.pen.is_some()).await.unwrap();
+    replica.decided.wait_for(|decided| decided.permit.is_some()).await.unwrap();
     eprintln!("first decision with {INCIDENTS_KEPT} Incidents after {:?}", started.elapsed());
     assert_eq!(replica.decided.borrow().held.len(), INCIDENTS_KEPT / 100);
     assert_eq!(server.store().writes.len(), 0, "nothing has changed");
@@ -57,7 +57,7 @@ async fn what_has_changed_since_the_watch_saw_it_counts_as_it_is() {
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
     let mut replica = Replica::start(&server, Wanted::new(1, network));
     replica.kept.send_replace(Arc::new(seen));
-    replica.decided.wait_for(|decided| decided.pen.is_some()).await.unwrap();
+    replica.decided.wait_for(|decided| decided.permit.is_some()).await.unwrap();
     let held: BTreeSet<String> =
         replica.decided.borrow().held.iter().map(|held| held.app.name.to_string()).collect();
     assert_eq!(held, ["new", "renewed", "same"].map(str::to_owned).into());
@@ -125,7 +125,7 @@ async fn a_new_leader_of_a_large_cluster_decides_within_seconds() {
     // The replica can't begin before it knows what the watch has seen, so nothing is decided before `started`.
     let started = std::time::Instant::now();
     replica.kept.send_replace(Arc::new(seen));
-    replica.decided.wait_for(|decided| decided.pen.is_some()).await.unwrap();
+    replica.decided.wait_for(|decided| decided.permit.is_some()).await.unwrap();
     let took = started.elapsed();
     println!("{MANY} Incidents: read in {read:?}, first decision {took:?} later");
     assert_eq!(replica.blocked().len(), MANY / 10);

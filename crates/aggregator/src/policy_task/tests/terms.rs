@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of, opened};
-use crate::leader::{Leadership, Pen};
+use crate::leader::{Leadership, WritePermit};
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 use crate::telemetry::logged::Logged;
 
@@ -95,7 +95,7 @@ async fn what_can_not_be_read_is_read_again_less_and_less_often_and_nothing_is_d
     assert!((15..=30).contains(&tried), "{tried} times in five minutes");
     let trouble = replica.trouble.borrow().clone().unwrap();
     assert!(trouble.ends_with("not today (403)"), "{trouble}");
-    assert!(replica.decided.borrow().pen.is_none() && server.store().writes.is_empty());
+    assert!(replica.decided.borrow().permit.is_none() && server.store().writes.is_empty());
     refuses.store(false, Ordering::Relaxed);
     sleep(Duration::from_secs(20)).await;
     assert_eq!((replica.blocked(), replica.trouble.borrow().clone()), (vec!["web".to_owned()], None));
@@ -112,7 +112,7 @@ async fn what_can_not_be_kept_is_tried_again_less_and_less_often_and_has_no_effe
     assert!((15..=40).contains(&tried), "{tried} times in five minutes");
     let trouble = replica.trouble.borrow().clone().unwrap();
     assert!(trouble.ends_with("not today (403)"), "{trouble}");
-    assert!(replica.decided.borrow().pen.is_some() && replica.blocked().is_empty());
+    assert!(replica.decided.borrow().permit.is_some() && replica.blocked().is_empty());
     // Others do not wait for the next try.
     server.edit(INCIDENTS, &name_of("shop"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
     replica.look(&server).await;
@@ -238,7 +238,7 @@ async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_not
     let replica = watching(&server);
     replica.follow();
     settle().await;
-    let shown = || (replica.blocked(), replica.decided.borrow().pen.is_some());
+    let shown = || (replica.blocked(), replica.decided.borrow().permit.is_some());
     assert_eq!(shown(), (vec!["web".to_owned()], false));
     let held: Vec<_> = replica.decided.borrow().held.iter().map(|held| held.app.name.to_string()).collect();
     assert_eq!(held, ["shop"]);
@@ -252,7 +252,8 @@ async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_not
 
     // A leader asks about the Apps with an incident. Answers of an earlier term do not count.
     let epoch = replica.questions.borrow().epoch;
-    let leads = |term| drop(replica.leadership.send(Leadership::Leading(Pen::of_term(term, "replica"))));
+    let leads =
+        |term| drop(replica.leadership.send(Leadership::Leading(WritePermit::of_term(term, "replica"))));
     leads(2);
     settle().await;
     assert_eq!(shown(), (vec!["web".to_owned()], true));

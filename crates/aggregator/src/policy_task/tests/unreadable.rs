@@ -13,22 +13,22 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
-use crate::leader::{Leadership, Pen};
+use crate::leader::{Leadership, WritePermit};
 use crate::state::cluster::Watching;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 use crate::state::sqlite::Sqlite;
-use crate::state::{Batch, Desk, Document, FileStore, Kept, Kind};
+use crate::state::{Batch, Document, FileStore, Kind, OperatorCommands, PersistedState};
 
 const EXEMPTIONS: &str = "exemptions";
 
 struct Watch {
-    kept: watch::Receiver<Arc<Kept>>,
+    kept: watch::Receiver<Arc<PersistedState>>,
     error: watch::Receiver<Option<String>>,
     cancel: CancellationToken,
 }
 
 fn watching(server: &Server) -> Watch {
-    let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
+    let (kept_tx, kept) = watch::channel(Arc::new(PersistedState::default()));
     let (error_tx, error) = watch::channel(None);
     let cancel = CancellationToken::new();
     let watching = Watching::new(server.objects()).0;
@@ -156,11 +156,11 @@ async fn an_app_whose_row_in_the_state_file_can_not_be_read_is_not_touched_and_t
 
     let store = FileStore::open(directory.path()).await.unwrap();
     let mut replica = Replica::with_file(store.clone(), vec![found("miner"), found("web")], false);
-    let leads = replica.decided.wait_for(|decided| decided.pen.is_some());
+    let leads = replica.decided.wait_for(|decided| decided.permit.is_some());
     timeout(Duration::from_mins(1), leads).await.expect("others are decided about").unwrap();
     assert_eq!(replica.blocked(), ["miner", "web"], "what is closed stays closed");
     assert_eq!(replica.trouble.borrow().clone(), None);
-    let desk = Desk::File(store.clone());
+    let desk = OperatorCommands::File(store.clone());
     let approval = Approval { by: Some("alice".into()), reason: None };
     desk.approve(&name_of("shop"), approval.clone()).await.unwrap();
     replica.decided.wait_for(|decided| decided.plan.blocks.len() == 3).await.unwrap();
@@ -191,7 +191,7 @@ async fn where_not_even_the_app_can_be_read_nothing_new_is_blocked() {
     let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
     sleep(Duration::from_secs(2)).await;
     assert!(replica.watching.borrow().as_ref().is_some_and(|error| error.contains("Incident odd")));
-    assert!(replica.decided.borrow().pen.is_some(), "it leads all the same");
+    assert!(replica.decided.borrow().permit.is_some(), "it leads all the same");
     server.remove(INCIDENTS, "odd");
     sleep(Duration::from_secs(2)).await;
     assert!(replica.watching.borrow().is_none());
@@ -274,7 +274,7 @@ async fn an_act_on_an_incident_that_can_not_be_read_writes_nothing_over_it() {
     });
     refuses.store(false, Ordering::Relaxed);
     sleep(Duration::from_secs(1)).await;
-    drop(replica.leadership.send(Leadership::Leading(Pen::of_term(3, "replica-3"))));
+    drop(replica.leadership.send(Leadership::Leading(WritePermit::of_term(3, "replica-3"))));
     sleep(Duration::from_secs(30)).await;
     let status = server.get(INCIDENTS, &name_of("miner")).unwrap()["status"].clone();
     assert_eq!(status["state"], "Quarantined");

@@ -15,11 +15,11 @@ use tokio::sync::mpsc;
 
 use super::{FIELD_MANAGER, Objects};
 use crate::kubernetes::{Ask, RefusalKind};
-use crate::leader::Pen;
+use crate::leader::WritePermit;
 use crate::state::crd::Resource;
 
 /// How many Events may wait to be written.
-const WAITING: usize = 256;
+const MAX_QUEUED: usize = 256;
 /// The longest note that the API server takes, in bytes.
 const MAX_NOTE: usize = 1024;
 /// The longest name of whoever reports that the API server takes.
@@ -27,7 +27,7 @@ const MAX_INSTANCE: usize = 128;
 
 /// One Event that is to be written.
 #[derive(Debug)]
-pub(super) struct News {
+pub(super) struct QueuedEvent {
     /// The Incident's name and UID.
     pub(super) incident: (String, String),
     pub(super) kind: DecisionKind,
@@ -35,28 +35,28 @@ pub(super) struct News {
     /// Who has decided, and why.
     pub(super) note: String,
     /// Whose word it is: nobody's any more once the right to write has passed on.
-    pub(super) pen: Pen,
+    pub(super) pen: WritePermit,
 }
 
 /// Where Events go to be written.
 #[derive(Clone, Debug)]
-pub(super) struct Events(mpsc::Sender<News>);
+pub(super) struct Events(mpsc::Sender<QueuedEvent>);
 
 impl Events {
     /// Starts writing. Ends when nobody has anything to tell any more.
     pub(super) fn start(objects: Objects) -> Self {
-        let (news, waiting) = mpsc::channel(WAITING);
+        let (news, waiting) = mpsc::channel(MAX_QUEUED);
         tokio::spawn(write(objects, waiting));
         Self(news)
     }
 
     /// Whether there was still room for it.
-    pub(super) fn tell(&self, news: News) -> bool {
+    pub(super) fn tell(&self, news: QueuedEvent) -> bool {
         self.0.try_send(news).is_ok()
     }
 }
 
-async fn write(objects: Objects, mut waiting: mpsc::Receiver<News>) {
+async fn write(objects: Objects, mut waiting: mpsc::Receiver<QueuedEvent>) {
     let api: Api<Event> = Api::namespaced(objects.cluster.client(), &objects.namespace);
     let mut is_refused = false;
     while let Some(news) = waiting.recv().await {
@@ -84,7 +84,7 @@ async fn write(objects: Objects, mut waiting: mpsc::Receiver<News>) {
     }
 }
 
-fn event(namespace: &str, news: &News) -> Event {
+fn event(namespace: &str, news: &QueuedEvent) -> Event {
     let (name, uid) = &news.incident;
     let is_loud = matches!(
         news.kind,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::objects::stamp;
-use crate::state::kept::{Kept, KeptIncident, Stamp};
+use crate::state::persisted_state::{IncidentEntry, ObjectVersion, PersistedState};
 
 /// How long the watch may lag behind our own writes before an older version is taken for a restored backup.
 const BEHIND: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ const BEHIND: Duration = Duration::from_secs(10);
 pub(super) struct Known {
     pub(super) version: Box<str>,
     pub(super) uid: Box<str>,
-    pub(super) stamp: Stamp,
+    pub(super) stamp: ObjectVersion,
     /// The object's generation: it changes with what operators want.
     pub(super) generation: i64,
     /// Up to which generation operators' acts have been done, as its status says. `None` while that is not certain
@@ -46,7 +46,7 @@ impl Known {
     }
 
     /// An incident's object as the watch has seen it, for which operators want nothing.
-    pub(super) fn of_seen(live: ObjectMeta, stamp: Stamp, observed: i64) -> Self {
+    pub(super) fn of_seen(live: ObjectMeta, stamp: ObjectVersion, observed: i64) -> Self {
         Self {
             version: live.resource_version.unwrap_or_default().into(),
             uid: live.uid.unwrap_or_default().into(),
@@ -114,7 +114,7 @@ impl AllKnown {
     }
 
     /// The incidents whose objects exist with another status than the one that we wrote last, and open ones that we did not write.
-    pub(super) fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
+    pub(super) fn changed(&mut self, kept: &PersistedState) -> Vec<Changed> {
         let now = Instant::now();
         let mut changed = Vec::new();
         // What is removed is not waited for, and a later object of that name is another one.
@@ -122,7 +122,7 @@ impl AllKnown {
         self.said.retain(|name, _| self.all.contains_key(name));
         let mut live = kept.incidents.iter().peekable();
         let mut strange = Vec::new();
-        let mut note = |name: &str, seen: &KeptIncident| {
+        let mut note = |name: &str, seen: &IncidentEntry| {
             if seen.is_open() && !kept.unread.incidents.contains_key(name) {
                 strange.push(Changed { name: name.to_owned(), was_replaced: false });
             }
@@ -136,8 +136,8 @@ impl AllKnown {
                 // A write of ours that had no answer may be there; it is tried again in any case.
                 continue;
             }
-            let is_same_object = seen.stamp.uid == known.stamp.uid;
-            let is_behind = is_same_object && seen.stamp.version < known.stamp.version;
+            let is_same_object = seen.version.uid == known.stamp.uid;
+            let is_behind = is_same_object && seen.version.version < known.stamp.version;
             if is_behind && now < *self.behind.entry(name.clone()).or_insert(now) + BEHIND {
                 continue;
             }
@@ -147,8 +147,8 @@ impl AllKnown {
                 || seen.generation < known.generation
                 || known.observed.is_some_and(|observed| observed > known.generation);
             // The watch shows an unreadable object as it was read last.
-            let is_other = is_unread || seen.stamp.status != known.stamp.status;
-            if is_other && self.said.insert(name.clone(), seen.stamp.status) != Some(seen.stamp.status) {
+            let is_other = is_unread || seen.version.status != known.stamp.status;
+            if is_other && self.said.insert(name.clone(), seen.version.status) != Some(seen.version.status) {
                 tracing::error!(
                     alert = "state",
                     incident = name,
@@ -182,7 +182,7 @@ impl AllKnown {
     }
 
     /// Takes the object as it is, because nothing can be written in its place.
-    pub(super) fn accept(&mut self, name: &str, seen: Stamp, generation: i64) {
+    pub(super) fn accept(&mut self, name: &str, seen: ObjectVersion, generation: i64) {
         if let Some(known) = self.all.get_mut(name) {
             (known.stamp, known.version) = (seen, seen.version.to_string().into());
             (known.generation, known.observed) = (generation, None);
@@ -198,10 +198,10 @@ mod tests {
     use procscan_core::state::IncidentSpec;
 
     use super::*;
-    use crate::state::KeptIncident;
+    use crate::state::IncidentEntry;
 
-    fn stamp(version: u64, status: u64) -> Stamp {
-        Stamp { uid: 1, version, status }
+    fn stamp(version: u64, status: u64) -> ObjectVersion {
+        ObjectVersion { uid: 1, version, status }
     }
 
     /// So many incidents, as they were written last.
@@ -214,11 +214,11 @@ mod tests {
     }
 
     /// What the watch shows of them.
-    fn shown(incidents: usize, stamp: Stamp) -> Kept {
-        let mut kept = Kept::default();
+    fn shown(incidents: usize, stamp: ObjectVersion) -> PersistedState {
+        let mut kept = PersistedState::default();
         for n in 0..incidents {
             let spec = IncidentSpec::of(&App::new("ns-a", "app", "web"));
-            let incident = KeptIncident::new(spec, None, 1, None).unwrap().stamped(stamp);
+            let incident = IncidentEntry::new(spec, None, 1, None).unwrap().with_version(stamp);
             kept.incidents.insert(format!("i-{n}").into(), Arc::new(incident));
         }
         kept

@@ -26,14 +26,14 @@ use procscan_core::state::Incident;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use self::events::{Events, News};
+use self::events::{Events, QueuedEvent};
 use self::objects::{api_resource, body, kept, plural};
 use self::taking_over::Read;
 use super::crd::Resource;
-use super::kept::Stamp;
-use super::{Kept, Loaded, StateError};
+use super::persisted_state::ObjectVersion;
+use super::{Loaded, PersistedState, StateError};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
-use crate::leader::Pen;
+use crate::leader::WritePermit;
 
 pub use self::known::Changed;
 use self::known::{AllKnown, Known};
@@ -79,7 +79,7 @@ impl ClusterStore {
     }
 
     /// The incidents that we know in a later version than the watch shows.
-    pub fn unseen(&self, kept: &Kept) -> BTreeMap<String, Stamp> {
+    pub fn unseen(&self, kept: &PersistedState) -> BTreeMap<String, ObjectVersion> {
         let all = self.known.all.iter().filter(|_| self.relist.is_some());
         let unseen = all.filter(|(name, known)| !known.stamp.is_in(kept, name));
         unseen.map(|(name, known)| (name.clone(), known.stamp)).collect()
@@ -92,7 +92,7 @@ impl ClusterStore {
     /// other change of a status.
     ///
     /// Incidents of which nothing was decided yet are left out: the program that made them ended in between.
-    pub async fn load(&mut self, pen: &Pen, seen: &Kept) -> Result<Loaded, StateError> {
+    pub async fn load(&mut self, pen: &WritePermit, seen: &PersistedState) -> Result<Loaded, StateError> {
         let Read { loaded, known, marks } = self.objects.take_over(seen).await?;
         pen.rank_after(marks.iter().map(String::as_str)).await;
         self.known = known;
@@ -100,7 +100,7 @@ impl ClusterStore {
     }
 
     /// Writes incidents. Gives the names of those that can't be written, and why.
-    pub async fn save(&mut self, pen: &Pen, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
+    pub async fn save(&mut self, pen: &WritePermit, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
         let put = |incident: Incident| {
             let (objects, pen) = (self.objects.clone(), pen.clone());
             let known = self.known.all.get(&incident.name).map(|known| known.version.to_string());
@@ -128,11 +128,11 @@ impl ClusterStore {
     }
 
     /// Tells decisions as Events of their Incidents, as far as there is room for them.
-    pub fn announce(&self, pen: &Pen, decisions: &[(String, Decision)]) {
+    pub fn announce(&self, pen: &WritePermit, decisions: &[(String, Decision)]) {
         let mut lost = 0;
         for (name, decision) in decisions {
             let Some(known) = self.known.all.get(name) else { continue };
-            let news = News {
+            let news = QueuedEvent {
                 incident: (name.clone(), known.uid.to_string()),
                 kind: decision.kind,
                 at: decision.at,
@@ -148,7 +148,7 @@ impl ClusterStore {
 
     /// Removes what operators wanted after it has been done: only if our last answered write says so, and only exactly
     /// what it had done. What operators have wanted since stays for the next time.
-    pub async fn clear_orders(&mut self, pen: &Pen, name: &str) -> Result<(), StateError> {
+    pub async fn remove_commands(&mut self, pen: &WritePermit, name: &str) -> Result<(), StateError> {
         let Some(tests) = self.known.all.get(name).and_then(Known::clearing) else { return Ok(()) };
         let place = || format!("Incident {name}");
         let clearing = serde_json::from_value(tests)
@@ -172,7 +172,7 @@ impl ClusterStore {
     }
 
     /// The incidents whose objects differ from what we wrote last.
-    pub fn changed(&mut self, kept: &Kept) -> Vec<Changed> {
+    pub fn changed(&mut self, kept: &PersistedState) -> Vec<Changed> {
         self.known.changed(kept)
     }
 
@@ -187,14 +187,14 @@ impl ClusterStore {
     }
 
     /// Takes an incident's object as it is.
-    pub fn accept(&mut self, kept: &Kept, name: &str) {
+    pub fn accept(&mut self, kept: &PersistedState, name: &str) {
         if let Some(incident) = kept.incidents.get(name) {
-            self.known.accept(name, incident.stamp, incident.generation);
+            self.known.accept(name, incident.version, incident.generation);
         }
     }
 
     /// Removes incidents that are kept no longer.
-    pub async fn remove(&mut self, pen: &Pen, names: &[String]) -> Result<(), StateError> {
+    pub async fn remove(&mut self, pen: &WritePermit, names: &[String]) -> Result<(), StateError> {
         for name in names {
             let preconditions = self
                 .known
@@ -227,8 +227,8 @@ impl Objects {
     }
 
     /// Everything as it is at the moment.
-    pub async fn read(&self) -> Result<Kept, StateError> {
-        let mut all = Kept { is_complete: true, ..Kept::default() };
+    pub async fn read(&self) -> Result<PersistedState, StateError> {
+        let mut all = PersistedState { is_complete: true, ..PersistedState::default() };
         for resource in Resource::ALL {
             for live in self.list(resource).await? {
                 let name = live.name_any();
@@ -295,7 +295,7 @@ impl Objects {
         &self,
         incident: &Incident,
         known: Option<String>,
-        pen: &Pen,
+        pen: &WritePermit,
     ) -> Result<DynamicObject, StateError> {
         let mut version = known;
         for _ in 0..TRIES {
@@ -325,7 +325,7 @@ impl Objects {
 
     /// The resourceVersion to write over, unless a later leader has written the status: then this replica must not
     /// write any more, whatever its own clock says. A status that was edited, wiped or restored is written over.
-    async fn version_of(&self, incident: &Incident, pen: &Pen) -> Result<String, StateError> {
+    async fn version_of(&self, incident: &Incident, pen: &WritePermit) -> Result<String, StateError> {
         let live = self.get(Resource::Incident, &incident.name).await?;
         let writer = live.data.pointer("/status/writer").and_then(Value::as_str);
         if let Some(writer) = writer.filter(|writer| pen.is_later(writer)) {
@@ -335,7 +335,7 @@ impl Objects {
         Ok(live.resource_version().unwrap_or_default())
     }
 
-    async fn create(&self, incident: &Incident, pen: &Pen) -> Result<DynamicObject, Refusal> {
+    async fn create(&self, incident: &Incident, pen: &WritePermit) -> Result<DynamicObject, Refusal> {
         let object = body(&self.namespace, incident, None, None);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let ask = self.ask("create", "incidents.procscan.sealos.io");
@@ -346,7 +346,7 @@ impl Objects {
         &self,
         incident: &Incident,
         over: String,
-        pen: &Pen,
+        pen: &WritePermit,
     ) -> Result<DynamicObject, Refusal> {
         let object = body(&self.namespace, incident, Some(over), Some(pen.mark()));
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };

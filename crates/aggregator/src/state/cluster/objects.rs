@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::Objects;
 use crate::state::crd::Resource;
-use crate::state::kept::{KeptIncident, Stamp, UnreadExemption};
+use crate::state::persisted_state::{IncidentEntry, ObjectVersion, UnreadExemption};
 
 pub(super) fn api_resource(resource: Resource) -> ApiResource {
     let kind = GroupVersionKind::gvk(GROUP, VERSION, resource.kind());
@@ -70,30 +70,30 @@ impl Objects {
 }
 
 /// What an object says of an incident.
-pub(super) fn kept(live: &DynamicObject) -> Result<KeptIncident, String> {
+pub(super) fn kept(live: &DynamicObject) -> Result<IncidentEntry, String> {
     let status: Option<IncidentStatus> = match live.data.get("status") {
         None | Some(Value::Null) => None,
         Some(status) if status.as_object().is_some_and(serde_json::Map::is_empty) => None,
         Some(_) => Some(part(live, "status")?),
     };
     let generation = live.metadata.generation.unwrap_or(0);
-    let incident = KeptIncident::new(part(live, "spec")?, status.as_ref(), generation, manager(live))?;
-    Ok(incident.stamped(stamp(live)))
+    let incident = IncidentEntry::new(part(live, "spec")?, status.as_ref(), generation, manager(live))?;
+    Ok(incident.with_version(stamp(live)))
 }
 
 /// The version of the object that was read.
-pub(super) fn stamp(live: &DynamicObject) -> Stamp {
+pub(super) fn stamp(live: &DynamicObject) -> ObjectVersion {
     let mut uid = DefaultHasher::new();
     live.metadata.uid.hash(&mut uid);
     let mut status = Hashing(DefaultHasher::new());
     // Serializing can't fail: the value came from the API server as JSON.
     let _ = serde_json::to_writer(&mut status, live.data.get("status").unwrap_or(&Value::Null));
     let version = live.metadata.resource_version.as_deref().and_then(|version| version.parse().ok());
-    Stamp { uid: uid.finish(), version: version.unwrap_or(0), status: status.0.finish() }
+    ObjectVersion { uid: uid.finish(), version: version.unwrap_or(0), status: status.0.finish() }
 }
 
 /// Whether the stamp belongs to the object version with this metadata.
-pub(super) fn is_version_of(stamp: Stamp, live: &ObjectMeta) -> bool {
+pub(super) fn is_version_of(stamp: ObjectVersion, live: &ObjectMeta) -> bool {
     let mut uid = DefaultHasher::new();
     live.uid.hash(&mut uid);
     let version = live.resource_version.as_deref().and_then(|version| version.parse().ok());

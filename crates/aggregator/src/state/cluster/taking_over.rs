@@ -13,7 +13,7 @@ use super::objects::{app_of, is_version_of, kept, plural, was_written};
 use super::{CONCURRENCY, Objects, PAGE};
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::state::crd::Resource;
-use crate::state::{Kept, Loaded, Unreadable};
+use crate::state::{Loaded, PersistedState, Unreadable};
 
 /// How many objects a page of a list with metadata only holds.
 const NAMES_PAGE: u32 = 2000;
@@ -31,7 +31,7 @@ pub(super) struct Read {
 
 impl Objects {
     /// Reads every incident as it is now; the watch has `seen` most of them.
-    pub(super) async fn take_over(&self, seen: &Kept) -> Result<Read, Refusal> {
+    pub(super) async fn take_over(&self, seen: &PersistedState) -> Result<Read, Refusal> {
         let (mut read, mut news) = (Read::default(), Vec::new());
         let (api, plural) = (self.api(Resource::Incident), plural(Resource::Incident));
         let mut page = ListParams::default().limit(NAMES_PAGE);
@@ -66,17 +66,17 @@ impl Objects {
 impl Read {
     /// Takes over what the watch has if it is the current version; otherwise returns the name, to be read. An incident
     /// with an operator's act is read in any case, because the act is removed by its exact content.
-    fn take_over(&mut self, live: PartialObjectMeta<DynamicObject>, seen: &Kept) -> Option<String> {
+    fn take_over(&mut self, live: PartialObjectMeta<DynamicObject>, seen: &PersistedState) -> Option<String> {
         let name = live.name_any();
         let incident = seen.incidents.get(&*name).filter(|incident| {
             !seen.unread.incidents.contains_key(&*name)
-                && incident.wanted.is_none()
-                && is_version_of(incident.stamp, &live.metadata)
+                && incident.requested.is_none()
+                && is_version_of(incident.version, &live.metadata)
         });
         match incident.map(|incident| (incident, incident.document(&name))) {
             Some((incident, Ok(Some(document)))) => {
                 let observed = document.status.observed;
-                self.known.all.insert(name, Known::of_seen(live.metadata, incident.stamp, observed));
+                self.known.all.insert(name, Known::of_seen(live.metadata, incident.version, observed));
                 self.marks.extend(document.status.writer.clone());
                 self.loaded.incidents.push(document);
                 None

@@ -39,9 +39,9 @@ fn incident(name: &str, state: &str) -> Incident {
 }
 
 /// A leader that has read what is there, over `network`.
-async fn leader(server: &Server, pen: &Pen, network: Network) -> ClusterStore {
+async fn leader(server: &Server, pen: &WritePermit, network: Network) -> ClusterStore {
     let mut store = store_over(server, network);
-    store.load(pen, &Kept::default()).await.unwrap();
+    store.load(pen, &PersistedState::default()).await.unwrap();
     store
 }
 
@@ -67,7 +67,7 @@ async fn history_is_removed_only_as_the_leader_knows_it() {
     for name in ["asked-for", "gone", "over", "stays"] {
         server.put(INCIDENTS, name, object(name, "Ended"));
     }
-    let pen = Pen::of_term(2, "a");
+    let pen = WritePermit::of_term(2, "a");
     let mut store = leader(&server, &pen, good()).await;
     // An operator has asked for something since, and another incident is removed already.
     server.edit(INCIDENTS, "asked-for", |object| object["spec"]["release"] = json!({"by": "bob"}));
@@ -88,7 +88,7 @@ async fn history_is_removed_only_as_the_leader_knows_it() {
 #[tokio::test]
 async fn an_act_is_cleared_away_only_if_it_is_still_the_one_that_was_done() {
     let server = Server::default();
-    let pen = Pen::of_term(2, "a");
+    let pen = WritePermit::of_term(2, "a");
     let release = |by: &'static str| move |object: &mut Value| object["spec"]["release"] = json!({"by": by});
     for name in ["cleared", "changed", "gone", "refused"] {
         server.put(INCIDENTS, name, object(name, "Blocked"));
@@ -99,12 +99,12 @@ async fn an_act_is_cleared_away_only_if_it_is_still_the_one_that_was_done() {
     server.edit(INCIDENTS, "changed", release("bob"));
     server.remove(INCIDENTS, "gone");
     for name in ["cleared", "changed", "gone", "nobody"] {
-        store.clear_orders(&pen, name).await.unwrap();
+        store.remove_commands(&pen, name).await.unwrap();
     }
     assert!(server.get(INCIDENTS, "cleared").unwrap()["spec"]["release"].is_null());
     assert_eq!(server.get(INCIDENTS, "changed").unwrap()["spec"]["release"]["by"], "bob");
     let mut store = leader(&server, &pen, refusing(Method::PATCH, 403)).await;
-    let error = store.clear_orders(&pen, "refused").await.unwrap_err();
+    let error = store.remove_commands(&pen, "refused").await.unwrap_err();
     assert!(error.to_string().ends_with("not today (403)"), "{error}");
     assert_eq!(server.get(INCIDENTS, "refused").unwrap()["spec"]["release"]["by"], "alice");
 }
@@ -114,7 +114,7 @@ async fn an_act_is_cleared_away_only_if_it_is_still_the_one_that_was_done() {
 #[tokio::test]
 async fn an_incident_that_another_has_made_meanwhile_is_written_over_unless_by_a_later_leader() {
     let server = Server::default();
-    let pen = Pen::of_term(2, "a");
+    let pen = WritePermit::of_term(2, "a");
     let mut store = leader(&server, &pen, good()).await;
     for (name, writer) in [("earlier", "b in term 1"), ("own", "a in term 2"), ("later", "b in term 3")] {
         server.put(INCIDENTS, name, object(name, "Watched"));
@@ -139,7 +139,7 @@ async fn an_incident_that_another_has_made_meanwhile_is_written_over_unless_by_a
 #[tokio::test]
 async fn an_incident_that_can_not_be_made_is_refused_with_the_reason_and_the_others_are_kept() {
     let server = Server::default();
-    let pen = Pen::of_term(2, "a");
+    let pen = WritePermit::of_term(2, "a");
     let network = Box::new(|_: &mut Store, call: &Call| match call.method {
         Method::POST => Fault::Refused(403),
         _ => Fault::None,
@@ -158,7 +158,7 @@ async fn an_incident_that_can_not_be_made_is_refused_with_the_reason_and_the_oth
 async fn an_incident_that_changes_before_each_write_is_contended_and_everything_is_read_again() {
     let server = Server::default();
     server.put(INCIDENTS, "web", object("web", "Held"));
-    let pen = Pen::of_term(2, "a");
+    let pen = WritePermit::of_term(2, "a");
     let network = Box::new(|store: &mut Store, call: &Call| {
         if call.method == Method::PUT && call.is_status {
             store.edit(INCIDENTS, "web", |object| object["metadata"]["annotations"] = json!({"x": "y"}));
@@ -178,20 +178,20 @@ async fn an_incident_that_is_deleted_while_a_new_leader_reads_is_none_and_any_ot
     for name in ["a", "b"] {
         server.put(INCIDENTS, name, object(name, "Held"));
     }
-    let pen = Pen::of_term(2, "a");
+    let pen = WritePermit::of_term(2, "a");
     let network = Box::new(|store: &mut Store, call: &Call| {
         if call.name.as_deref() == Some("a") {
             store.remove(INCIDENTS, "a");
         }
         Fault::None
     });
-    let loaded = store_over(&server, network).load(&pen, &Kept::default()).await.unwrap();
+    let loaded = store_over(&server, network).load(&pen, &PersistedState::default()).await.unwrap();
     assert_eq!(loaded.incidents.iter().map(|it| &*it.name).collect::<Vec<_>>(), ["b"]);
     let network = Box::new(|_: &mut Store, call: &Call| match call.name.as_deref() {
         Some("b") => Fault::Refused(403),
         _ => Fault::None,
     });
-    let error = store_over(&server, network).load(&pen, &Kept::default()).await.unwrap_err();
+    let error = store_over(&server, network).load(&pen, &PersistedState::default()).await.unwrap_err();
     assert!(error.to_string().ends_with("not today (403)"), "{error}");
 }
 
@@ -208,7 +208,10 @@ async fn an_incident_without_a_status_is_none_unless_the_api_server_knows_that_i
         object["metadata"]["managedFields"] =
             json!([{"manager": "x", "operation": "Update", "subresource": "status"}]);
     });
-    let loaded = store_over(&server, good()).load(&Pen::of_term(2, "a"), &Kept::default()).await.unwrap();
+    let loaded = store_over(&server, good())
+        .load(&WritePermit::of_term(2, "a"), &PersistedState::default())
+        .await
+        .unwrap();
     assert!(loaded.incidents.is_empty());
     let unreadable: Vec<_> = loaded.unreadable.iter().map(|(name, it)| (&**name, &*it.error)).collect();
     assert_eq!(unreadable, [("wiped", "its status was written, and is gone")]);
@@ -218,14 +221,14 @@ async fn an_incident_without_a_status_is_none_unless_the_api_server_knows_that_i
 #[tokio::test(start_paused = true)]
 async fn the_api_server_records_that_the_leader_has_written() {
     let server = Server::default();
-    let pen = Pen::of_term(2, "a");
+    let pen = WritePermit::of_term(2, "a");
     let mut store = leader(&server, &pen, good()).await;
     store.save(&pen, vec![incident("web", "Held")]).await;
     server.edit(INCIDENTS, "web", |object| object["spec"]["approve"] = json!({"by": "alice"}));
     let mut acted = incident("web", "Blocked");
     acted.status.observed = 2;
     store.save(&pen, vec![acted]).await;
-    store.clear_orders(&pen, "web").await.unwrap();
+    store.remove_commands(&pen, "web").await.unwrap();
     store.announce(&pen, &[("web".to_owned(), decision(DecisionKind::Blocked, "too many"))]);
     sleep(Duration::from_secs(1)).await;
     let store = server.store();
@@ -252,7 +255,7 @@ fn decision(kind: DecisionKind, reason: &str) -> Decision {
 async fn each_decision_is_an_event_of_its_incident_until_the_right_to_write_is_lost() {
     let server = Server::default();
     server.put(INCIDENTS, "web", object("web", "Held"));
-    let pen = Pen::of_term(2, "a");
+    let pen = WritePermit::of_term(2, "a");
     let store = leader(&server, &pen, good()).await;
     let tell = |name: &str, kind| store.announce(&pen, &[(name.to_owned(), decision(kind, "too many"))]);
     for kind in [DecisionKind::Blocked, DecisionKind::ReleaseHeld, DecisionKind::Released] {
@@ -289,7 +292,7 @@ async fn each_decision_is_an_event_of_its_incident_until_the_right_to_write_is_l
 async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written() {
     let server = Server::default();
     server.put(INCIDENTS, "web", object("web", "Held"));
-    let pen = Pen::of_term(2, "a");
+    let pen = WritePermit::of_term(2, "a");
     let mut left = 3;
     let network = Box::new(move |_: &mut Store, call: &Call| {
         let is_refused = call.plural == "events" && left > 0;

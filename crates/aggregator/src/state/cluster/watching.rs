@@ -18,7 +18,7 @@ use super::Objects;
 use super::objects::{created, declared_mode, exemption, kept, logged, part, plural};
 use crate::kubernetes::{self, Refusal};
 use crate::state::crd::Resource;
-use crate::state::kept::{Declared, Kept, KeptIncident, Unread};
+use crate::state::persisted_state::{Declared, IncidentEntry, PersistedState, Unread};
 
 /// Changes within it are shown together: a storm writes many incidents.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -62,7 +62,7 @@ type Changes = BoxStream<'static, (Resource, Result<Event<DynamicObject>, watche
 /// The objects of each kind, as the watch has told of them.
 #[derive(Default)]
 struct Known {
-    kept: Kept,
+    kept: PersistedState,
     /// What a list that is still coming in has brought so far.
     coming: BTreeMap<Resource, Part>,
     /// The kinds that have been listed whole.
@@ -78,7 +78,7 @@ struct Known {
 
 #[derive(Default)]
 struct Part {
-    incidents: BTreeMap<Text, Arc<KeptIncident>>,
+    incidents: BTreeMap<Text, Arc<IncidentEntry>>,
     exemptions: BTreeMap<String, ExemptionSpec>,
     enforcement: EnforcementSpec,
     declared: Declared,
@@ -96,11 +96,11 @@ impl Watching {
     /// Runs until cancelled. `error` says why the objects can't be watched, if so; the last that was known stays.
     pub async fn run(
         mut self,
-        shown: watch::Sender<Arc<Kept>>,
+        shown: watch::Sender<Arc<PersistedState>>,
         error: watch::Sender<Option<String>>,
         cancel: CancellationToken,
     ) {
-        let (mut known, mut said) = (Known::default(), Said::default());
+        let (mut known, mut said) = (Known::default(), ReportedErrors::default());
         known.asked = self.asked.borrow_and_update().number;
         known.asked_for = Resource::ALL.into();
         let (mut incidents, mut declared) = (self.changes(Resource::Incident), self.declared());
@@ -141,7 +141,7 @@ impl Watching {
             }
             known.kept.is_complete = Resource::ALL.iter().all(|resource| known.listed.contains_key(resource));
             shown.send_replace(Arc::new(known.kept.clone()));
-            said.news(&known).iter().for_each(News::log);
+            said.news(&known).iter().for_each(WatchUpdate::log);
             let unreadable = known.unreadable().into_values();
             let problems: Vec<String> = known.errors.values().cloned().chain(unreadable).take(3).collect();
             let now = (!problems.is_empty()).then(|| problems.join("; "));
@@ -283,42 +283,42 @@ impl Known {
 
 /// What has been logged of the watch: each state once, when it begins and when it ends.
 #[derive(Default)]
-struct Said {
+struct ReportedErrors {
     is_lost: bool,
     unreadable: BTreeMap<String, String>,
 }
 
 /// A line for the log.
 #[derive(Debug, PartialEq, Eq)]
-enum News {
+enum WatchUpdate {
     Lost(String),
     Back,
     Unreadable(String),
     Readable(String),
 }
 
-impl Said {
+impl ReportedErrors {
     /// The lines to log now.
-    fn news(&mut self, known: &Known) -> Vec<News> {
+    fn news(&mut self, known: &Known) -> Vec<WatchUpdate> {
         let mut news = Vec::new();
         let lost = known.errors.values().next();
         if let Some(error) = lost.filter(|_| !self.is_lost) {
-            news.push(News::Lost(error.clone()));
+            news.push(WatchUpdate::Lost(error.clone()));
         } else if lost.is_none() && self.is_lost {
-            news.push(News::Back);
+            news.push(WatchUpdate::Back);
         }
         self.is_lost = lost.is_some();
         let unreadable = known.unreadable();
         let is_new = |(id, text): &(&String, &String)| self.unreadable.get(*id) != Some(*text);
-        news.extend(unreadable.iter().filter(is_new).map(|(_, text)| News::Unreadable(text.clone())));
+        news.extend(unreadable.iter().filter(is_new).map(|(_, text)| WatchUpdate::Unreadable(text.clone())));
         let is_over = |id: &&String| !unreadable.contains_key(*id);
-        news.extend(self.unreadable.keys().filter(is_over).map(|id| News::Readable(id.clone())));
+        news.extend(self.unreadable.keys().filter(is_over).map(|id| WatchUpdate::Readable(id.clone())));
         self.unreadable = unreadable;
         news
     }
 }
 
-impl News {
+impl WatchUpdate {
     fn log(&self) {
         match self {
             Self::Lost(error) => tracing::error!(
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn each_state_is_said_once_when_it_begins_and_when_it_ends() {
-        let (mut known, mut said) = (Known::default(), Said::default());
+        let (mut known, mut said) = (Known::default(), ReportedErrors::default());
         let list = |known: &mut Known, regex: &str| {
             for resource in Resource::ALL {
                 known.errors.remove(&resource);
@@ -392,7 +392,7 @@ mod tests {
             }
         };
         list(&mut known, "(");
-        assert!(matches!(said.news(&known)[..], [News::Unreadable(_)]));
+        assert!(matches!(said.news(&known)[..], [WatchUpdate::Unreadable(_)]));
         assert!(said.news(&known).is_empty());
         // An outage, in which each kind fails in its own words and its own time, and is listed anew after it.
         for (resource, error) in Resource::ALL.into_iter().zip(["timeout", "refused", "reset"]) {
@@ -405,10 +405,10 @@ mod tests {
         known.errors.remove(&Resource::Incident);
         assert!(said.news(&known).is_empty(), "the others are still out");
         list(&mut known, "(");
-        assert_eq!(said.news(&known), [News::Back]);
+        assert_eq!(said.news(&known), [WatchUpdate::Back]);
         // Mended.
         known.apply(Resource::Exemption, Event::Apply(exemption("one", "^ns-a$")));
-        assert_eq!(said.news(&known), [News::Readable("Exemption one".to_owned())]);
+        assert_eq!(said.news(&known), [WatchUpdate::Readable("Exemption one".to_owned())]);
         assert!(said.news(&known).is_empty());
     }
 

@@ -5,7 +5,7 @@ use procscan_core::state::{Declaration, EnforcementSpec};
 use serde_json::json;
 
 use super::rows::{declared, enforced};
-use super::{FileStore, Kept};
+use super::{FileStore, PersistedState};
 use crate::state::{Batch, StateError};
 
 /// The reason of the pause.
@@ -23,7 +23,7 @@ impl FileStore {
         let Some(spec) = self.0.after_loss.clone().filter(|_| is_new) else { return Ok(()) };
         let spec = EnforcementSpec { reason: Some(NEW_FILE.to_owned()), ..spec };
         let mut is_changed = false;
-        let change = |kept: &mut Kept| {
+        let change = |kept: &mut PersistedState| {
             if kept.enforcement != EnforcementSpec::default() {
                 return Ok(Batch::default());
             }

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::state::{
-    Batch, Document, Kept, KeptIncident, Kind, LoggedDecision, StateError, UnreadExemption, Unreadable,
+    Batch, Document, IncidentEntry, Kind, LoggedDecision, PersistedState, StateError, UnreadExemption,
+    Unreadable,
 };
 
 /// An incident's row, for reading.
@@ -33,13 +34,13 @@ struct BodyRef<'a> {
 
 /// An entry of the log.
 #[derive(Serialize)]
-struct Entry<'a> {
+struct DecisionRow<'a> {
     incident: &'a str,
     app: &'a AppRef,
     decision: &'a Decision,
 }
 
-pub(super) fn document(name: &str, incident: &KeptIncident) -> Result<Document, StateError> {
+pub(super) fn document(name: &str, incident: &IncidentEntry) -> Result<Document, StateError> {
     // A status that can't be unpacked must not be written as if nothing had been decided.
     let status =
         incident.status().map_err(|error| StateError::Unwritable(place(Kind::Incident, name), error))?;
@@ -51,8 +52,8 @@ pub(super) fn incident(
     spec: IncidentSpec,
     status: Option<&IncidentStatus>,
     generation: i64,
-) -> Result<KeptIncident, StateError> {
-    KeptIncident::new(spec, status, generation, None)
+) -> Result<IncidentEntry, StateError> {
+    IncidentEntry::new(spec, status, generation, None)
         .map_err(|error| StateError::Unwritable(place(Kind::Incident, name), error))
 }
 
@@ -90,7 +91,7 @@ pub(super) fn logged(
     status: &IncidentStatus,
 ) -> Result<Vec<LoggedDecision>, StateError> {
     let entry = |decision: &Decision| {
-        let entry = Entry { incident: name, app: &spec.app, decision };
+        let entry = DecisionRow { incident: name, app: &spec.app, decision };
         Ok(LoggedDecision {
             at: decision.at,
             namespace: spec.app.namespace.to_string(),
@@ -107,7 +108,7 @@ pub(super) fn declared(declaration: &Declaration) -> Result<LoggedDecision, Stat
 }
 
 /// Everything that is kept, to be written into an empty file, with the rows that can't be read unchanged.
-pub(super) fn everything(kept: &Kept, aside: &[Document]) -> Result<Batch, StateError> {
+pub(super) fn everything(kept: &PersistedState, aside: &[Document]) -> Result<Batch, StateError> {
     let mut batch = Batch { put: aside.to_vec(), ..Batch::default() };
     for (name, incident) in &kept.incidents {
         batch.put.push(document(name, incident)?);
@@ -128,7 +129,7 @@ pub(super) fn everything(kept: &Kept, aside: &[Document]) -> Result<Batch, State
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     /// The rows that can be read. Complete unless the Enforcement can't be read.
-    pub(super) kept: Kept,
+    pub(super) kept: PersistedState,
     /// The rows that can't be read, unchanged.
     pub(super) aside: Vec<Document>,
     /// Why the Enforcement can't be read.
@@ -137,7 +138,10 @@ pub(super) struct Rows {
 
 impl Rows {
     pub(super) fn of(documents: &[Document]) -> Self {
-        let mut rows = Self { kept: Kept { is_complete: true, ..Kept::default() }, ..Self::default() };
+        let mut rows = Self {
+            kept: PersistedState { is_complete: true, ..PersistedState::default() },
+            ..Self::default()
+        };
         for document in documents {
             if !rows.take(document) {
                 rows.aside.push(document.clone());
@@ -179,7 +183,7 @@ impl Rows {
 }
 
 /// Whether a row is still one of those that can't be read, by `kept`.
-pub(super) fn is_aside(kept: &Kept, Document { kind, name, .. }: &Document) -> bool {
+pub(super) fn is_aside(kept: &PersistedState, Document { kind, name, .. }: &Document) -> bool {
     match kind {
         Kind::Incident => kept.unread.incidents.contains_key(&**name),
         Kind::Exemption => kept.unread.exemptions.contains_key(name),
@@ -194,7 +198,7 @@ pub(super) fn unreadable(document: &Document, error: &str) -> Unreadable {
     Unreadable { app: app.as_ref().map(App::from), error: error.to_owned() }
 }
 
-fn read_incident(name: &str, body: &str) -> Result<KeptIncident, String> {
+fn read_incident(name: &str, body: &str) -> Result<IncidentEntry, String> {
     let Body { spec, status, generation } = read(body)?;
     incident(name, spec, status.as_ref(), generation).map_err(|error| error.to_string())
 }

@@ -7,7 +7,7 @@ use procscan_core::state::{IncidentSpec, IncidentStatus, Match};
 use serde_json::Value;
 
 use super::*;
-use crate::leader::Pen;
+use crate::leader::WritePermit;
 use crate::state::{Store, Unreadable};
 use crate::telemetry::logged::Logged;
 
@@ -24,23 +24,23 @@ async fn only_what_has_been_done_is_cleared_away_and_the_next_word_waits_for_not
         store.save(vec![incident])
     };
     assert!(save(&status).await.is_empty());
-    let alice = Want::Approve(Approval { by: Some("alice".into()), reason: None });
-    let bob = Want::Release(Release { by: Some("bob".into()), ..Release::default() });
-    assert_eq!(store.want("a", &alice).await.unwrap(), 1);
+    let alice = IncidentRequest::Approve(Approval { by: Some("alice".into()), reason: None });
+    let bob = IncidentRequest::Release(Release { by: Some("bob".into()), ..Release::default() });
+    assert_eq!(store.submit("a", &alice).await.unwrap(), 1);
     // Bob acts after the leader has looked, and before it has kept what it did.
-    assert_eq!(store.want("a", &bob).await.unwrap(), 2);
+    assert_eq!(store.submit("a", &bob).await.unwrap(), 2);
     status.observed = 1;
     assert!(save(&status).await.is_empty());
-    store.clear_orders("a").await.unwrap();
+    store.remove_commands("a").await.unwrap();
     let kept = store.shown().borrow().incidents["a"].clone();
-    let wanted = kept.wanted.as_deref().unwrap();
+    let wanted = kept.requested.as_deref().unwrap();
     assert!(wanted.release.is_some() && wanted.approve.is_some());
     status.observed = 2;
     assert!(save(&status).await.is_empty());
-    store.clear_orders("a").await.unwrap();
+    store.remove_commands("a").await.unwrap();
     let kept = store.shown().borrow().incidents["a"].clone();
-    assert!(kept.wanted.is_none());
-    assert_eq!(store.want("a", &alice).await.unwrap(), 3);
+    assert!(kept.requested.is_none());
+    assert_eq!(store.submit("a", &alice).await.unwrap(), 3);
 }
 
 fn row(kind: Kind, name: &str, body: &Value) -> Document {
@@ -96,20 +96,23 @@ async fn rows_that_can_not_be_read_are_set_aside_and_stay_as_they_are() {
     let over = Incident { name: "later".to_owned(), ..written.clone() };
     let failed = store.save(vec![over, written]).await;
     assert!(matches!(&failed[..], [(name, StateError::Unreadable(..))] if name == "later"), "{failed:?}");
-    assert!(matches!(store.exempt("later", &exemption("ns-c")).await, Err(DeskError::Exists(..))));
+    assert!(matches!(
+        store.add_exemption("later", &exemption("ns-c")).await,
+        Err(OperatorCommandError::Exists(..))
+    ));
     let paused = EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() };
-    store.enforce(&paused).await.unwrap();
+    store.set_enforcement(&paused).await.unwrap();
     let rows = store.0.inner.lock().await.sqlite.clone().unwrap().load().await.unwrap();
     assert!(odd.iter().all(|row| rows.contains(row)), "{rows:?}");
 
     // They are also in the file that replaces a deleted one.
     std::fs::remove_file(directory.path().join("state.db")).unwrap();
-    while store.enforce(&paused).await.is_err() {}
+    while store.set_enforcement(&paused).await.is_err() {}
     let rows = store.0.inner.lock().await.sqlite.clone().unwrap().load().await.unwrap();
     assert!(odd.iter().all(|row| rows.contains(row)), "{rows:?}");
 
     // An exemption can be removed by its name.
-    store.withdraw("later", "alice").await.unwrap();
+    store.remove_exemption("later", "alice").await.unwrap();
     let rows = store.0.inner.lock().await.sqlite.clone().unwrap().load().await.unwrap();
     assert!(!rows.contains(&odd[0]) && rows.contains(&odd[1]));
     assert!(store.shown().borrow().rules().1.is_empty());
@@ -127,9 +130,12 @@ async fn while_it_can_not_be_read_what_operators_say_of_all_decisions_nothing_is
     let kept = store.shown().borrow().clone();
     assert!(!kept.is_complete && !store.is_known() && kept.incidents.len() == 1);
     // Another act of operators does not hide the error.
-    store.exempt("other", &exemption("ns-b")).await.unwrap();
+    store.add_exemption("other", &exemption("ns-b")).await.unwrap();
     assert!(!store.is_known());
-    store.enforce(&EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() }).await.unwrap();
+    store
+        .set_enforcement(&EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() })
+        .await
+        .unwrap();
     assert!(store.is_known());
     assert_eq!(store.load().await.unwrap().incidents.len(), 1);
     assert_eq!(store.shown().borrow().enforcement.mode, Some(Mode::Paused));
@@ -186,7 +192,7 @@ async fn after_damage_what_is_configured_for_it_counts_until_operators_say_more(
         let store = FileStore::open(path).await.unwrap();
         assert_eq!(store.shown().borrow().enforcement, paused());
         let resumed = EnforcementSpec { mode: Some(Mode::Enforce), ..EnforcementSpec::default() };
-        store.enforce(&resumed).await.unwrap();
+        store.set_enforcement(&resumed).await.unwrap();
         drop(store);
         let store = FileStore::open_with(path, Some(paused())).await.unwrap();
         assert_eq!(store.shown().borrow().enforcement, resumed, "an operator has said more");
@@ -215,12 +221,12 @@ async fn a_file_that_is_anothers_or_newer_ends_the_start_and_anything_else_is_wa
     std::fs::create_dir(&database).unwrap();
     let store = FileStore::open(path).await.unwrap();
     assert!(!store.is_known() && !store.shown().borrow().is_complete);
-    assert!(matches!(store.enforce(&paused()).await, Err(DeskError::Unkept(_))));
+    assert!(matches!(store.set_enforcement(&paused()).await, Err(OperatorCommandError::NotPersisted(_))));
     store.load().await.unwrap_err();
     std::fs::remove_dir(&database).unwrap();
     assert!(store.load().await.unwrap().incidents.is_empty());
     assert!(store.is_known());
-    store.enforce(&paused()).await.unwrap();
+    store.set_enforcement(&paused()).await.unwrap();
 }
 
 /// What the leader does with a file through [`Store`], from a start at which the disk was not ready.
@@ -232,13 +238,13 @@ async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of
     std::fs::create_dir(&database).unwrap();
     let file_store = FileStore::open(path).await.unwrap();
     let mut store = Store::File(file_store.clone());
-    store.hear().await.unwrap_err();
+    store.read_declarations().await.unwrap_err();
     assert!(!file_store.is_known());
     std::fs::remove_dir(&database).unwrap();
-    store.hear().await.unwrap();
+    store.read_declarations().await.unwrap();
     assert!(file_store.is_known());
 
-    let pen = Pen::always();
+    let pen = WritePermit::always();
     let at = |day: i64| Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * day);
     let decided = |day| json!({"at": at(day), "decision": "held", "actor": "policy", "reason": "too many"});
     let incidents = ["a", "b"].map(|name| {
@@ -250,20 +256,20 @@ async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of
     assert!(store.save(&pen, incidents.to_vec()).await.is_empty());
     assert_eq!(store.retain(at(2)).await.unwrap(), 2, "one entry of each");
     let filter = DecisionFilter { namespace: None, since: None, before: None, skip: 0, limit: 10 };
-    let desk = crate::state::Desk::File(file_store.clone());
+    let desk = crate::state::OperatorCommands::File(file_store.clone());
     assert_eq!(desk.logged(filter).await.unwrap().len(), 2);
     store.remove(&pen, &["a".to_owned()]).await.unwrap();
-    let loaded = store.load(&pen, &Kept::default()).await.unwrap();
+    let loaded = store.load(&pen, &PersistedState::default()).await.unwrap();
     assert_eq!(loaded.incidents, incidents[1..]);
     assert!(store.server_time().is_none() && store.next_look().is_none());
     // What is known needs no file: an operator's word waits for no disk.
     std::fs::remove_file(&database).unwrap();
-    store.hear().await.unwrap();
+    store.read_declarations().await.unwrap();
 
     // A copy has the same, and nothing of it is ever kept.
     let mut copy = Store::Copy(incidents.to_vec());
     assert!(copy.save(&pen, Vec::new()).await.is_empty());
-    assert_eq!(copy.load(&pen, &Kept::default()).await.unwrap().incidents, incidents);
+    assert_eq!(copy.load(&pen, &PersistedState::default()).await.unwrap().incidents, incidents);
     assert_eq!(copy.retain(at(9)).await.unwrap(), 0);
 }
 
@@ -272,21 +278,27 @@ async fn in_a_file_too_a_second_word_of_the_same_kind_waits_for_the_first() {
     let directory = tempfile::tempdir().unwrap();
     file(directory.path(), vec![row(Kind::Incident, "a", &incident_of("web", "Held"))]).await;
     let store = FileStore::open(directory.path()).await.unwrap();
-    let approve = Want::Approve(Approval { by: Some("alice".into()), reason: None });
-    let release = Want::Release(Release { by: Some("bob".into()), ..Release::default() });
+    let approve = IncidentRequest::Approve(Approval { by: Some("alice".into()), reason: None });
+    let release = IncidentRequest::Release(Release { by: Some("bob".into()), ..Release::default() });
     for (want, number) in [(&approve, 1), (&release, 2)] {
-        assert_eq!(store.want("a", want).await.unwrap(), number);
-        assert!(matches!(store.want("a", want).await, Err(DeskError::Busy(_))));
+        assert_eq!(store.submit("a", want).await.unwrap(), number);
+        assert!(matches!(store.submit("a", want).await, Err(OperatorCommandError::Busy(_))));
     }
-    assert!(matches!(store.want("nobody", &approve).await, Err(DeskError::Unknown(..))));
-    assert!(matches!(store.withdraw("nobody", "alice").await, Err(DeskError::Unknown(..))));
-    store.exempt("vendor", &exemption("ns-a")).await.unwrap();
-    assert!(matches!(store.exempt("vendor", &exemption("ns-b")).await, Err(DeskError::Exists(..))));
+    assert!(matches!(store.submit("nobody", &approve).await, Err(OperatorCommandError::Unknown(..))));
+    assert!(matches!(
+        store.remove_exemption("nobody", "alice").await,
+        Err(OperatorCommandError::Unknown(..))
+    ));
+    store.add_exemption("vendor", &exemption("ns-a")).await.unwrap();
+    assert!(matches!(
+        store.add_exemption("vendor", &exemption("ns-b")).await,
+        Err(OperatorCommandError::Exists(..))
+    ));
     drop(store);
     let store = FileStore::open(directory.path()).await.unwrap();
     let kept = store.shown().borrow().clone();
     let incident = &kept.incidents["a"];
-    let wanted = incident.wanted.as_deref().unwrap();
+    let wanted = incident.requested.as_deref().unwrap();
     assert_eq!((incident.generation, wanted.approve.is_some(), wanted.release.is_some()), (2, true, true));
     assert_eq!(kept.exemptions["vendor"], exemption("ns-a"));
 }

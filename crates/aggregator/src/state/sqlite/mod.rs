@@ -35,9 +35,9 @@ use self::store::{Aside, Store};
 use super::{Batch, DecisionFilter, Document, LoggedDecision};
 
 /// How long the disk may take for one thing, waiting for those before it included.
-const PATIENCE: Duration = Duration::from_secs(10);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take to open the file: all of it is read.
-const OPENING: Duration = Duration::from_mins(5);
+const MAX_OPEN_TIME: Duration = Duration::from_mins(5);
 /// How many decisions are removed at once: others get their turn in between.
 const CHUNK: usize = 1000;
 
@@ -59,8 +59,9 @@ impl Sqlite {
     pub async fn open(directory: &Path) -> Result<(Self, Vec<SetAside>), StateError> {
         let (directory, aside) = (Arc::<Path>::from(directory), Aside::default());
         let (place, told) = (directory.clone(), aside.clone());
-        let opened = timeout(OPENING, spawn_blocking(move || Store::open(&place, told))).await;
-        let store = opened.map_err(|_| late(&directory, OPENING))?.map_err(|e| died(&directory, &e))??;
+        let opened = timeout(MAX_OPEN_TIME, spawn_blocking(move || Store::open(&place, told))).await;
+        let store =
+            opened.map_err(|_| late(&directory, MAX_OPEN_TIME))?.map_err(|e| died(&directory, &e))??;
         let sqlite = Self { directory, store: Arc::new(Mutex::new(store)), reader: Arc::default(), aside };
         let warnings = sqlite.warnings();
         Ok((sqlite, warnings))
@@ -73,7 +74,7 @@ impl Sqlite {
 
     /// All documents, by kind and name.
     pub async fn load(&self) -> Result<Vec<Document>, StateError> {
-        self.ask(PATIENCE, Store::load).await
+        self.ask(OPEN_TIMEOUT, Store::load).await
     }
 
     /// Writes a batch: all of it, for good, when this returns; or nothing.
@@ -81,7 +82,7 @@ impl Sqlite {
     /// After an error it is not known whether it was written. It can simply be committed again.
     pub async fn commit(&self, batch: &Batch) -> Result<(), StateError> {
         let batch = batch.clone();
-        self.ask(PATIENCE, move |store| store.commit(&batch)).await
+        self.ask(OPEN_TIMEOUT, move |store| store.commit(&batch)).await
     }
 
     /// Opens the file again after an error; does nothing if there was none and all is well.
@@ -90,20 +91,20 @@ impl Sqlite {
     /// or has been set aside, or an old copy that somebody has put there. Then the caller writes everything again from memory;
     /// it is told so until something has been committed.
     pub async fn recover(&self) -> Result<bool, StateError> {
-        self.ask(OPENING, Store::recover).await
+        self.ask(MAX_OPEN_TIME, Store::recover).await
     }
 
     /// Entries of the log, newest first.
     pub async fn decisions(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
         let _turn = self.reader.lock().await;
-        self.ask(PATIENCE, move |store| store.decisions(&filter)).await
+        self.ask(OPEN_TIMEOUT, move |store| store.decisions(&filter)).await
     }
 
     /// Removes the entries of the log from before `before`, and the oldest beyond `max_rows`. How many.
     pub async fn retain(&self, before: Timestamp, max_rows: usize) -> Result<usize, StateError> {
         let mut removed = 0;
         loop {
-            let chunk = self.ask(PATIENCE, move |store| store.retain(before, max_rows, CHUNK)).await?;
+            let chunk = self.ask(OPEN_TIMEOUT, move |store| store.retain(before, max_rows, CHUNK)).await?;
             removed += chunk;
             if chunk < CHUNK {
                 return Ok(removed);

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use super::*;
 use crate::Moment;
 use crate::ledger::{Detection, Ledger, Reading, SHORT_CMDLINE};
-use crate::time::CompactDuration;
 use crate::names::Key;
 use crate::policy::accepted_evidence::ClearingCause;
-use crate::policy::{Incidents, BrakeRules, ClusterFacts, Mode, Policy, SharedServices};
+use crate::policy::{BrakeRules, ClusterFacts, Incidents, Mode, Policy, SharedServices};
 use crate::report::{Answer, Claim, Outcome, Report, Target};
+use crate::time::CompactDuration;
 
 const NONE: [usize; 0] = [];
 

@@ -9,12 +9,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::Moment;
-use crate::time::CompactTimestamp;
 use crate::names::App;
-use crate::policy::incidents::Incidents;
 use crate::policy::dates::Dates;
 use crate::policy::incident::{Incident, Phase};
+use crate::policy::incidents::Incidents;
 use crate::policy::leader_clock::{LeaderClock, age};
+use crate::time::CompactTimestamp;
 
 /// How much measured time a replica that is killed may lose, while a grace runs.
 const GRACE_REFRESH: Duration = Duration::from_secs(30);

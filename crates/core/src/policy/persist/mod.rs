@@ -12,17 +12,17 @@ mod write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::incidents::Incidents;
+use super::accepted_evidence::{AcceptedEvidence, ClearingCause, PersistedEvidence, seconds_of_interval};
 use super::forgotten::MAX_EVIDENCE;
-use super::accepted_evidence::{ClearingCause, AcceptedEvidence, PersistedEvidence, seconds_of_interval};
-use super::incident::{PersistedIncident, Incident, RareFields, Phase, StickyRelease, SentNotification};
+use super::incident::{Incident, PersistedIncident, Phase, RareFields, SentNotification, StickyRelease};
+use super::incidents::Incidents;
 use super::leader_clock::LeaderClock;
 use crate::Moment;
-use crate::ordered_lookups::OrderedLookups;
-use crate::time::CompactTimestamp;
 use crate::names::App;
+use crate::ordered_lookups::OrderedLookups;
 use crate::snapshot::Snapshot;
 use crate::state::incident as kept;
+use crate::time::CompactTimestamp;
 
 pub(super) use self::clocks::ClockWritten;
 pub(super) use self::read::record;
@@ -148,7 +148,8 @@ impl Incidents {
         refreshes.sort_unstable();
         let is_urgent = |app: &App, incident: &Incident| {
             let is_blocked = |file: &PersistedIncident| matches!(file.phase, Phase::Blocked { .. });
-            is_blocked(incident) || self.committed.get(app).is_some_and(|before| is_blocked(&before.persisted))
+            is_blocked(incident)
+                || self.committed.get(app).is_some_and(|before| is_blocked(&before.persisted))
         };
         unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
         let refreshes = refreshes.into_iter().take(MAX_REFRESHES_AT_ONCE).map(|(_, app)| app);
@@ -183,10 +184,14 @@ impl Incidents {
             let Some(now) = self.by_app.get_mut(app) else { continue };
             is_new_failure |= self.committed.get(app).is_some_and(|before| before.is_persisted);
             match self.committed.get(app) {
-                Some(Committed { persisted: file, ended: over, delivered, grace_told, .. }) if file.opened == now.opened => {
+                Some(Committed { persisted: file, ended: over, delivered, grace_told, .. })
+                    if file.opened == now.opened =>
+                {
                     match over {
                         Some(over) => now.clone_from(over),
-                        None => now.restore_persisted(file.clone(), [*delivered, grace_told.as_deref().copied()]),
+                        None => {
+                            now.restore_persisted(file.clone(), [*delivered, grace_told.as_deref().copied()])
+                        }
                     }
                 }
                 // The incident before this one has ended, but operators' releases and a brake's hold go on.
@@ -252,7 +257,8 @@ fn is_persisted_by(now: &Incident, saved: &Committed) -> bool {
             && kept.hidden_for <= ground.hidden_for
             && (are_all_written || kept.covered == ground.covered)
     };
-    let is_same_ground = |ground: &AcceptedEvidence| ground.persisted.is_some_and(|kept| is_same(ground, kept));
+    let is_same_ground =
+        |ground: &AcceptedEvidence| ground.persisted.is_some_and(|kept| is_same(ground, kept));
     saved.is_persisted
         && count(now.accepted.len()) == saved.grounds
         && now.accepted.values().all(is_same_ground)
@@ -357,7 +363,10 @@ mod tests {
             ("once_closed", RareFields { once_closed: texts(), ..RareFields::default() }),
             (
                 "formerly",
-                RareFields { formerly: [App::new("ns-a", "app", "web")].into_iter().collect(), ..RareFields::default() },
+                RareFields {
+                    formerly: [App::new("ns-a", "app", "web")].into_iter().collect(),
+                    ..RareFields::default()
+                },
             ),
             ("exempted", RareFields { exempted: Some("why".into()), ..RareFields::default() }),
             ("withheld", RareFields { withheld: texts(), ..RareFields::default() }),

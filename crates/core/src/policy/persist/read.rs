@@ -9,20 +9,22 @@ use jiff::Timestamp;
 use super::count;
 use crate::Moment;
 use crate::ledger::{Reading, Remembered};
-use crate::time::{CompactDuration, CompactTimestamp};
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Exposure, OtherApps};
+use crate::policy::accepted_evidence::{self, AcceptedEvidence, ClearingCause, Tombstone};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
 use crate::policy::decision::{Actor, Decision};
 use crate::policy::grace::Grace;
-use crate::policy::accepted_evidence::{self, ClearingCause, AcceptedEvidence, Tombstone};
-use crate::policy::incident::{EvidenceId, Incident, RareFields, Phase, StickyRelease, NotificationKind, SentNotification};
+use crate::policy::incident::{
+    EvidenceId, Incident, NotificationKind, Phase, RareFields, SentNotification, StickyRelease,
+};
 use crate::policy::leader_clock::LeaderClock;
 use crate::policy::window::{Due, ReleaseDue};
 use crate::report::{Claim, Record};
 use crate::snapshot::Snapshot;
 use crate::state::incident::{self as kept, BrakeKind, ClearedBy, IncidentState, IncidentStatus, WallClock};
+use crate::time::{CompactDuration, CompactTimestamp};
 
 /// The evidence in `documents`, for the ledger.
 pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
@@ -246,8 +248,7 @@ pub(super) fn restored(
     });
     restore_evidence(&mut incident, app, &status.evidence, snapshot, now);
     restore_grace(&mut incident, app, status, clock);
-    incident.had_cleared =
-        matches!(incident.phase, Phase::Blocked { .. }) && incident.accepted.is_empty();
+    incident.had_cleared = matches!(incident.phase, Phase::Blocked { .. }) && incident.accepted.is_empty();
     incident
 }
 
@@ -271,8 +272,9 @@ fn restore_grace(incident: &mut Incident, app: &App, status: &IncidentStatus, cl
     if let Phase::Grace { until } = incident.phase {
         let record = incident.accepted.values().next().map(|ground| ground.record.clone());
         let record = record.unwrap_or_else(|| of(&"".into(), &"".into()));
-        incident.grace_written_at =
-            incident.written_at.filter(|_| incident.notification.is_some_and(|told| told.kind == NotificationKind::Grace));
+        incident.grace_written_at = incident
+            .written_at
+            .filter(|_| incident.notification.is_some_and(|told| told.kind == NotificationKind::Grace));
         incident.persisted_mut().grace = Some(Box::new(Grace { until, record, idle_since: None }));
     }
 }
@@ -315,7 +317,8 @@ fn restore_evidence(
         match &evidence.cleared {
             Some(cleared) if cleared.ended => {
                 let by = clearing_cause(cleared.by);
-                let tombstone = Tombstone { evidence: ground, at: cleared.at.into(), by, is_persisted: false };
+                let tombstone =
+                    Tombstone { evidence: ground, at: cleared.at.into(), by, is_persisted: false };
                 incident.tombstones.insert((key, node), tombstone);
             }
             _ => drop(incident.accepted.insert((key, node), ground)),

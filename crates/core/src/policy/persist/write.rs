@@ -4,18 +4,20 @@ use jiff::Timestamp;
 
 use crate::Moment;
 use crate::ledger::Cleared;
-use crate::time::CompactTimestamp;
 use crate::names::{App, Key, Text};
+use crate::policy::accepted_evidence::{AcceptedEvidence, ClearingCause, Tombstone, whole_seconds};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
 use crate::policy::decision::{Decision, DecisionKind};
 use crate::policy::forgotten::{MAX_EVIDENCE, rank};
-use crate::policy::accepted_evidence::{ClearingCause, AcceptedEvidence, Tombstone, whole_seconds};
-use crate::policy::incident::{EvidenceId, PersistedIncident, Incident, MAX_DECISIONS, Phase, NotificationKind};
+use crate::policy::incident::{
+    EvidenceId, Incident, MAX_DECISIONS, NotificationKind, PersistedIncident, Phase,
+};
 use crate::policy::leader_clock::LeaderClock;
 use crate::state::incident::{
     self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus, MAX_SERVICES,
 };
+use crate::time::CompactTimestamp;
 
 pub(super) fn document(app: &App, incident: &Incident, clock: &LeaderClock, dates: &Dates) -> kept::Incident {
     let spec = IncidentSpec::of(app);

@@ -13,8 +13,8 @@ use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName, PodRef};
 use procscan_core::plan::{Exposure, OtherApps, SharedService, SharedServices};
 use procscan_core::policy::{
-    AppFact, Incidents, BrakeRules, Decided, Decision, Evaluation, Exemption, ClusterFacts, InheritedBlock, Lineage, Mode,
-    PodFact, PodState, Policy, remembered,
+    AppFact, BrakeRules, ClusterFacts, Decided, Decision, Evaluation, Exemption, Incidents, InheritedBlock,
+    Lineage, Mode, PodFact, PodState, Policy, remembered,
 };
 use procscan_core::report::{Answer, Claim, Failure, FailureReason, Outcome, Record, Report, Target};
 use procscan_core::resources::template::Template;

@@ -7,7 +7,7 @@ use procscan_core::Moment;
 use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::{App, NodeName, PodRef};
 use procscan_core::plan::{Exposure, OtherApps, SharedService};
-use procscan_core::policy::{AppFact, ClusterFacts, Lineage, PodFact, PodState, LookupRequests, PodIdentity};
+use procscan_core::policy::{AppFact, ClusterFacts, Lineage, LookupRequests, PodFact, PodIdentity, PodState};
 
 use super::tenants::{ALL_APPS, Pod, Tenant, app_of, host, namespace, tenant_in};
 use super::{MINUTE, Soak};

@@ -7,7 +7,7 @@ use procscan_core::Moment;
 use procscan_core::ledger::Presence;
 use procscan_core::names::{App, Text};
 use procscan_core::plan::Plan;
-use procscan_core::policy::{Decision, ClusterFacts, InheritedBlock};
+use procscan_core::policy::{ClusterFacts, Decision, InheritedBlock};
 use procscan_core::resources::{Existing, render, wasm_plugin};
 use procscan_core::state::{Incident, IncidentState};
 

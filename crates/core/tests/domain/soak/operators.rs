@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::SignedDuration;
 use procscan_core::names::App;
 use procscan_core::plan::SharedServices;
-use procscan_core::policy::{IncidentCommand, Decision, Evaluation};
+use procscan_core::policy::{Decision, Evaluation, IncidentCommand};
 
 use super::tenants::{Pod, app_of, host, tenant_in};
 use super::{OFFENDERS, Soak};

@@ -1,10 +1,15 @@
 //! What operators do, and how it is recorded.
 
 use crate::common::{HOUR, MINUTE, World, app, record, record_of};
-use procscan_core::policy::{IncidentCommand, IncidentCommandError, Actor, IssuedBy, Decision, Mode, is_too_far};
+use procscan_core::policy::{
+    Actor, Decision, IncidentCommand, IncidentCommandError, IssuedBy, Mode, is_too_far,
+};
 
 fn release(world: &World) -> IncidentCommand {
-    IncidentCommand::Release { app: app("ns-a"), until: world.now.wall() + jiff::SignedDuration::from_hours(1) }
+    IncidentCommand::Release {
+        app: app("ns-a"),
+        until: world.now.wall() + jiff::SignedDuration::from_hours(1),
+    }
 }
 
 fn blocked() -> World {
@@ -163,7 +168,12 @@ fn the_last_word_of_a_release_counts_and_is_forgotten_a_day_after_its_date() {
     };
     world
         .book
-        .execute(&IncidentCommand::Release { app: app("ns-a"), until: until(2) }, "ops", &world.policy, world.now)
+        .execute(
+            &IncidentCommand::Release { app: app("ns-a"), until: until(2) },
+            "ops",
+            &world.policy,
+            world.now,
+        )
         .unwrap();
     assert_eq!(releases(&mut world), [until(2), until(2)]);
     world.wait(HOUR);

@@ -3,7 +3,9 @@
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, Key, NodeName, PodRef};
-use procscan_core::policy::{AppFact, Incidents, DecisionKind, InheritedBlock, Mode, Pattern, PodFact, PodState};
+use procscan_core::policy::{
+    AppFact, DecisionKind, Incidents, InheritedBlock, Mode, Pattern, PodFact, PodState,
+};
 use procscan_core::state::incident::ClearedBy;
 
 fn inherited(accused: &[&str]) -> InheritedBlock {

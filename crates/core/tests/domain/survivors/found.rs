@@ -82,7 +82,10 @@ fn what_is_found_closed_is_added_to_a_blocked_app_only() {
     // An operator has released it: what the gateway still closes must not be closed again later.
     let mut world = blocked();
     let until = crate::common::at(3600).wall();
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     world.book.inherit(more(), &world.policy, world.now);
     assert_eq!(kept(&mut world), ["web.ns-a.svc".to_owned()].into());
 }

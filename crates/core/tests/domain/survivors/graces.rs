@@ -10,7 +10,7 @@ use crate::grace::{
 use jiff::SignedDuration;
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{IncidentCommand, Evaluation, Lineage, Pattern, Phase};
+use procscan_core::policy::{Evaluation, IncidentCommand, Lineage, Pattern, Phase};
 
 fn exempt(world: &mut World, process: &str) {
     let it = exemption(|e| e.process = Some(Pattern::Exact(process.into())), None);
@@ -91,7 +91,10 @@ fn a_grace_that_begins_right_after_a_release_is_told_anew() {
     accuse(&mut world);
     world.wait(4 * MINUTE);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(2);
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     let evaluation = find(&mut world, &["xmrig", "zmap"]);
     let [notice] = &evaluation.plan.notices[..] else { panic!("one tenant is told: {evaluation:?}") };
     assert_eq!(notice.sent_at, world.now.wall());

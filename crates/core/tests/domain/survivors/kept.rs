@@ -20,13 +20,19 @@ fn what_has_not_changed_is_not_kept_again_whatever_its_state() {
     assert_eq!((world.blocked().len(), world.held().len()), (1, 1));
     assert!(is_kept(&mut world, "ns-a") && is_kept(&mut world, "ns-b"));
     // Approved.
-    world.book.execute(&IncidentCommand::Approve { app: app("ns-b") }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Approve { app: app("ns-b") }, "ops", &world.policy, world.now)
+        .unwrap();
     assert_eq!(world.book.dirty(), [app("ns-b")]);
     assert_eq!(world.blocked().len(), 2);
     assert!(is_kept(&mut world, "ns-b"));
     // Released by an operator, and exempted.
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-    world.book.execute(&IncidentCommand::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
     assert!(world.blocked().is_empty());
     assert!(is_kept(&mut world, "ns-a") && is_kept(&mut world, "ns-b"));
@@ -110,7 +116,10 @@ fn what_blocks_and_opens_is_kept_before_anything_else() {
     assert_eq!(world.book.dirty(), [app("ns-z"), app("ns-a")]);
     world.book.commit(&[app("ns-z"), app("ns-a")]);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-    world.book.execute(&IncidentCommand::Release { app: app("ns-z"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-z"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     world.book.note_done_up_to(&app("ns-a"), 1);
     assert_eq!(world.book.dirty(), [app("ns-z"), app("ns-a")], "it is to be opened");
 }

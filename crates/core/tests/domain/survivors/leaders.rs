@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, record};
 use crate::grace::{accuse, is_blocked, with_grace};
-use procscan_core::policy::{IncidentCommand, DecisionKind, Mode};
+use procscan_core::policy::{DecisionKind, IncidentCommand, Mode};
 
 #[test]
 fn a_grace_ends_with_the_block_at_its_time_though_another_replica_leads_and_the_agent_scans_seldom() {
@@ -46,7 +46,10 @@ fn what_was_approved_in_dry_run_becomes_real_however_old_the_evidence_is_that_st
         other.ledger = other.new_ledger();
         std::mem::swap(&mut other.ledger, &mut world.ledger);
         if is_approved {
-            other.book.execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &other.policy, other.now).unwrap();
+            other
+                .book
+                .execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &other.policy, other.now)
+                .unwrap();
         }
         other.rounds(40, list);
         other.policy.mode = Mode::Enforce;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
-use procscan_core::policy::{IncidentCommand, DecisionKind, SimulatedOutcome, Mode, Pattern, Policy, simulate};
+use procscan_core::policy::{
+    DecisionKind, IncidentCommand, Mode, Pattern, Policy, SimulatedOutcome, simulate,
+};
 use procscan_core::state::Incident;
 
 fn fates(world: &World, policy: &Policy, since: u64) -> Vec<SimulatedOutcome> {
@@ -88,7 +90,10 @@ fn an_operators_release_comes_again_and_lasts_for_a_month() {
     let mut world = blocked();
     world.wait(MINUTE);
     let until = at(100 * HOUR).wall();
-    world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+    world
+        .book
+        .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+        .unwrap();
     world.evaluate();
     // With a grace it comes before the block.
     let policy = with_grace(&world, 5 * MINUTE);
@@ -134,7 +139,10 @@ fn of_two_releases_by_one_operator_each_ends_in_the_replay_when_it_ended() {
     };
     let release = |world: &mut World, seconds: u64| {
         let until = world.now.wall() + Duration::from_secs(seconds);
-        world.book.execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now).unwrap();
+        world
+            .book
+            .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
+            .unwrap();
         assert!(world.blocked().is_empty());
     };
     offend(&mut world, 3);
@@ -159,7 +167,8 @@ fn a_release_whose_date_is_lost_lasts_as_long_as_its_operator_said_or_for_a_mont
     };
     (0..3).for_each(|_| offend(&mut world, MINUTE));
     let beginning = world.now.wall();
-    let act = IncidentCommand::Release { app: app("ns-a"), until: beginning + Duration::from_secs(100 * HOUR) };
+    let act =
+        IncidentCommand::Release { app: app("ns-a"), until: beginning + Duration::from_secs(100 * HOUR) };
     world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
     (0..60).for_each(|_| offend(&mut world, HOUR));
     // What is left of the release, and for how many hours it lasts.

@@ -11,7 +11,7 @@ fn settings() -> Settings {
 }
 
 async fn write(server: &ApiServer, apps: usize) -> Outcome {
-    server.output().write(&plan(apps), &settings(), &Pen::always(), || true).await
+    server.output().write(&plan(apps), &settings(), &WritePermit::always(), || true).await
 }
 
 fn closed(server: &ApiServer) -> usize {

@@ -36,7 +36,7 @@ impl Messages {
             async move { Ok::<_, std::io::Error>(server.answer(request).await) }
         });
         ClusterOutput {
-            pen: Pen::always(),
+            pen: WritePermit::always(),
             ..ClusterOutput::new(Cluster::with_client(Client::new(service, "x")))
         }
     }
@@ -132,7 +132,7 @@ fn all_but(left: &[&str]) -> BTreeSet<String> {
 }
 
 async fn write(output: &mut ClusterOutput, plan: &Plan) -> Outcome {
-    output.write(plan, &Config::default().settings(), &Pen::always(), || true).await
+    output.write(plan, &Config::default().settings(), &WritePermit::always(), || true).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,13 +157,13 @@ async fn a_message_that_can_not_be_written_is_set_aside_and_all_others_are_writt
         let plan = notices(&APPS);
         let outcome = write(&mut output, &plan).await;
         assert_eq!(server.told(), all_but(&["ns-a", "ns-c"]), "{does:?}");
-        assert_eq!((outcome.problems, outcome.aside.count), (Vec::new(), 2), "{does:?}");
-        assert!(!output.has_told(&plan.notices[0]) && output.has_told(&plan.notices[1]), "{does:?}");
+        assert_eq!((outcome.problems, outcome.deferred.count), (Vec::new(), 2), "{does:?}");
+        assert!(!output.has_sent(&plan.notices[0]) && output.has_sent(&plan.notices[1]), "{does:?}");
 
         // It is not tried again at once, and then less and less often.
         server.asked();
         let is_slow = matches!(does, Does::Hangs);
-        assert_eq!(write(&mut output, &plan).await.aside.count, 2);
+        assert_eq!(write(&mut output, &plan).await.deferred.count, 2);
         assert!(is_slow || !server.asked().iter().any(|namespace| namespace == "ns-a"), "{does:?}");
         let mut tries = 0;
         for _ in 0..60 {
@@ -176,7 +176,7 @@ async fn a_message_that_can_not_be_written_is_set_aside_and_all_others_are_writt
         server.0.lock().unwrap().does.clear();
         tokio::time::advance(Duration::from_mins(5)).await;
         let outcome = write(&mut output, &plan).await;
-        assert_eq!((server.told(), outcome.aside.count), (all_but(&[]), 0), "{does:?}");
+        assert_eq!((server.told(), outcome.deferred.count), (all_but(&[]), 0), "{does:?}");
     }
 }
 
@@ -186,7 +186,7 @@ async fn in_a_namespace_that_is_being_deleted_no_message_is_written() {
     let going = "unable to create new content in namespace ns-a because it is being terminated";
     server.0.lock().unwrap().does.insert("ns-a".to_owned(), Does::Refuses(403, going));
     let outcome = write(&mut server.output(), &notices(&APPS)).await;
-    assert_eq!((server.told(), outcome.aside.count), (all_but(&["ns-a"]), 0));
+    assert_eq!((server.told(), outcome.deferred.count), (all_but(&["ns-a"]), 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,7 +212,7 @@ async fn a_pass_ends_only_when_three_namespaces_in_a_row_have_no_answer() {
     server.0.lock().unwrap().all = None;
     tokio::time::advance(Duration::from_secs(6)).await;
     let outcome = write(&mut output, &plan).await;
-    assert_eq!((outcome.problems.len(), outcome.aside.count), (0, 0));
+    assert_eq!((outcome.problems.len(), outcome.deferred.count), (0, 0));
     assert_eq!(server.told().len(), 6);
 
     // Two without an answer, one with an answer, and two without: no outage.
@@ -243,8 +243,8 @@ async fn what_is_set_aside_does_not_keep_old_messages_from_being_put_right() {
         kept.does.insert("ns-b".to_owned(), Does::Refuses(500, "etcdserver: request is too large"));
     }
     let outcome = write(&mut output, &plan).await;
-    assert_eq!((outcome.problems, outcome.aside.count), (Vec::new(), 1));
-    assert!(outcome.aside.why[0].contains("request is too large"), "{:?}", outcome.aside);
+    assert_eq!((outcome.problems, outcome.deferred.count), (Vec::new(), 1));
+    assert!(outcome.deferred.why[0].contains("request is too large"), "{:?}", outcome.deferred);
     let kept = server.0.lock().unwrap();
     let changed: Vec<&String> = kept
         .objects
@@ -259,13 +259,13 @@ async fn what_is_set_aside_does_not_keep_old_messages_from_being_put_right() {
 async fn what_is_set_aside_is_said_beside_what_stands_in_the_way_of_everything() {
     let (status, now) = tokio::sync::watch::channel(crate::output::OutputStatus::default());
     let output = crate::output::Output::Cluster(Box::new(Messages::default().output()));
-    let aside = crate::output::SetAside { count: 7, why: vec!["too large".to_owned()], next: None };
-    crate::output::report(&output, Outcome { aside, ..Outcome::default() }, &status);
+    let deferred = crate::output::DeferredSummary { count: 7, why: vec!["too large".to_owned()], next: None };
+    crate::output::report(&output, Outcome { deferred, ..Outcome::default() }, &status);
     let shown = now.borrow().clone();
     assert!(shown.has_written && shown.error.is_none(), "{shown:?}");
-    assert_eq!(shown.aside.as_deref(), Some("set aside and tried again later: 7 messages: too large"));
+    assert_eq!(shown.deferred.as_deref(), Some("set aside and tried again later: 7 messages: too large"));
     crate::output::report(&output, Outcome::default(), &status);
-    assert_eq!(now.borrow().aside, None);
+    assert_eq!(now.borrow().deferred, None);
 }
 
 #[tokio::test]

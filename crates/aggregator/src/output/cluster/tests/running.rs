@@ -9,22 +9,22 @@ use tokio::time::sleep;
 use super::world::{ApiServer, MESSAGES, PLUGINS};
 use super::*;
 use crate::output::{Channels, Output, OutputStatus, run};
-use crate::policy_task::{Decided, Delivered, TakeOver};
+use crate::policy_task::{Decided, TakeOver, WrittenNotifications};
 
 const REPAIR: Duration = Duration::from_mins(1);
 
 struct Running {
     decide: watch::Sender<Arc<Decided>>,
     take_over: mpsc::Sender<TakeOver>,
-    delivered: watch::Receiver<Arc<Delivered>>,
+    delivered: watch::Receiver<Arc<WrittenNotifications>>,
     status: watch::Receiver<OutputStatus>,
-    pen: Pen,
+    pen: WritePermit,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
     fn start(server: &ApiServer, decided: Plan) -> Self {
-        let pen = Pen::of_term(1, "a");
+        let pen = WritePermit::of_term(1, "a");
         let (decide, decided) = watch::channel(Arc::new(of(decided, &pen)));
         let (take_over, asked) = mpsc::channel(1);
         let (delivered_tx, delivered) = watch::channel(Arc::default());
@@ -50,8 +50,8 @@ impl Drop for Running {
     }
 }
 
-fn of(plan: Plan, pen: &Pen) -> Decided {
-    Decided { rounds: 1, pen: Some(pen.clone()), ..Decided::nothing(plan) }
+fn of(plan: Plan, pen: &WritePermit) -> Decided {
+    Decided { rounds: 1, permit: Some(pen.clone()), ..Decided::nothing(plan) }
 }
 
 fn looks(server: &ApiServer) -> usize {
@@ -209,25 +209,25 @@ async fn only_news_that_is_written_counts_as_delivered() {
     sleep(Duration::from_secs(2)).await;
     assert_eq!(delivered(), ["ns-a"]);
     assert_eq!(running.error(), None);
-    let aside = running.status.borrow().aside.clone().unwrap();
+    let aside = running.status.borrow().deferred.clone().unwrap();
     assert!(aside.contains("1 messages") && aside.contains("is invalid"), "{aside}");
     // It is tried again before the round is over.
     server.well();
     sleep(Duration::from_secs(6)).await;
     assert_eq!(delivered(), ["ns-a", "ns-b"]);
-    assert_eq!(running.status.borrow().aside, None);
+    assert_eq!(running.status.borrow().deferred, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_leader_is_answered_as_soon_as_the_api_server_says_what_is_blocked() {
     let server = ApiServer::default();
     let settings = Config::default().settings();
-    server.output().write(&plan(2), &settings, &Pen::always(), || true).await;
+    server.output().write(&plan(2), &settings, &WritePermit::always(), || true).await;
     server.before(|_, _| Some((403, "not today".to_owned())));
     let running = Running::start(&server, Plan::empty(Mode::DryRun, Timestamp::UNIX_EPOCH));
     let (tell, blocked) = oneshot::channel();
-    let pen = Pen::of_term(2, "b");
-    let question = TakeOver { pen: pen.clone(), may_touch: true, persisted: None, blocked: tell };
+    let pen = WritePermit::of_term(2, "b");
+    let question = TakeOver { permit: pen.clone(), may_touch: true, persisted: None, blocked: tell };
     assert!(running.take_over.send(question).await.is_ok());
     looks(&server);
     sleep(Duration::from_secs(10)).await;
@@ -243,7 +243,7 @@ async fn a_new_leader_is_answered_as_soon_as_the_api_server_says_what_is_blocked
     assert!(
         running
             .take_over
-            .send(TakeOver { pen: pen.clone(), may_touch: true, persisted: None, blocked: tell })
+            .send(TakeOver { permit: pen.clone(), may_touch: true, persisted: None, blocked: tell })
             .await
             .is_ok()
     );

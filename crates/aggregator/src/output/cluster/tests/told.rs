@@ -33,7 +33,7 @@ fn plan_of(notices: Vec<Notice>) -> Plan {
 }
 
 async fn write(output: &mut ClusterOutput, plan: &Plan) -> Outcome {
-    let outcome = output.write(plan, &Config::default().settings(), &Pen::always(), || true).await;
+    let outcome = output.write(plan, &Config::default().settings(), &WritePermit::always(), || true).await;
     assert_eq!(outcome.problems, Vec::<String>::new());
     outcome
 }
@@ -68,7 +68,7 @@ async fn told() -> (ApiServer, ClusterOutput, Plan) {
     let (server, plan) = (open().await, plan_of(vec![grace()]));
     let mut output = server.output();
     write(&mut output, &plan).await;
-    assert!(output.has_told(&plan.notices[0]) && message(&server).is_some());
+    assert!(output.has_sent(&plan.notices[0]) && message(&server).is_some());
     server.writes();
     (server, output, plan)
 }
@@ -92,21 +92,21 @@ async fn what_its_tenant_has_deleted_stays_deleted_until_there_is_news() {
     let (server, mut output, mut plan) = told().await;
     server.world().remove(MESSAGES, NAMESPACE, &name());
     write(&mut output, &plan).await;
-    assert!(message(&server).is_none() && output.has_told(&plan.notices[0]));
+    assert!(message(&server).is_none() && output.has_sent(&plan.notices[0]));
     // It is not looked for again.
     server.world().asked.clear();
     write(&mut output, &plan).await;
     assert!(!server.world().asked.iter().any(|asked| asked.namespace.as_deref() == Some(NAMESPACE)));
-    assert!(message(&server).is_none() && output.has_told(&plan.notices[0]));
+    assert!(message(&server).is_none() && output.has_sent(&plan.notices[0]));
     // Other words of the same news are no news either.
     Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
     write(&mut output, &plan).await;
     assert!(message(&server).is_none());
     let news = Notice { sent_at: at("2026-01-03T00:00:00Z"), ..grace() };
     let plan = plan_of(vec![news]);
-    assert!(!output.has_told(&plan.notices[0]));
+    assert!(!output.has_sent(&plan.notices[0]));
     write(&mut output, &plan).await;
-    assert!(message(&server).is_some() && output.has_told(&plan.notices[0]));
+    assert!(message(&server).is_some() && output.has_sent(&plan.notices[0]));
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn another_leader_tells_no_tenant_again_what_the_one_before_has_told() {
     edit(&server, read);
     let mut next = server.output();
     assert_eq!(write(&mut next, &plan).await.written, 0);
-    assert!(next.has_told(&plan.notices[0]));
+    assert!(next.has_sent(&plan.notices[0]));
     assert_eq!(server.writes(), Vec::<String>::new());
     // It has other words for it, such as those of a newer version, and puts its own right from then on.
     Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
@@ -166,7 +166,7 @@ async fn what_was_told_before_the_start_is_neither_read_nor_written() {
     let plan = plan_of(vec![Notice { inherited: true, ..notice(NoticePhase::Blocked) }]);
     let mut output = server.output();
     assert_eq!(write(&mut output, &plan).await.written, 0);
-    assert!(output.has_told(&plan.notices[0]) && message(&server).is_none());
+    assert!(output.has_sent(&plan.notices[0]) && message(&server).is_none());
     assert!(!server.world().asked.iter().any(|asked| asked.namespace.as_deref() == Some(NAMESPACE)));
 }
 
@@ -194,11 +194,11 @@ async fn a_message_whose_cause_is_over_is_marked_as_read_and_nothing_is_made_for
         None
     });
     let outcome = write(&mut output, &recovered).await;
-    assert_eq!((outcome.written, outcome.aside.count), (0, 0));
+    assert_eq!((outcome.written, outcome.deferred.count), (0, 0));
     // Any other refusal is tried again later.
     let (server, mut output, _) = told().await;
     server.before(|_, asked| (asked.method == Method::PATCH).then(|| (403, "not today".to_owned())));
-    assert_eq!(write(&mut output, &recovered).await.aside.count, 1);
+    assert_eq!(write(&mut output, &recovered).await.deferred.count, 1);
 }
 
 /// A namespace that is being deleted takes no message, whichever request finds that out.
@@ -213,8 +213,8 @@ async fn where_the_namespace_is_gone_the_tenant_counts_as_told() {
         });
         let mut output = server.output();
         let outcome = write(&mut output, &plan).await;
-        assert_eq!((outcome.written, outcome.aside.count), (0, 0));
-        assert!(output.has_told(&plan.notices[0]));
+        assert_eq!((outcome.written, outcome.deferred.count), (0, 0));
+        assert!(output.has_sent(&plan.notices[0]));
         let of_tenant = |asked: &&world::Asked| asked.namespace.as_deref() == Some(NAMESPACE);
         let tried = server.world().asked.iter().filter(of_tenant).count();
         assert_eq!(tried, if method == Method::GET { 1 } else { 2 });
@@ -296,10 +296,10 @@ async fn without_the_crd_of_messages_the_gateway_is_closed_and_one_problem_says_
     let of = |n: usize| Arc::new(Notice { app: App::new(format!("ns-{n}"), "app", "web"), ..grace() });
     plan.notices = (0..3).map(of).collect();
     let settings = Config::default().settings();
-    let outcome = server.output().write(&plan, &settings, &Pen::always(), || true).await;
+    let outcome = server.output().write(&plan, &settings, &WritePermit::always(), || true).await;
     let [problem] = &outcome.problems[..] else { panic!("{outcome:?}") };
     assert!(problem.contains("notifications.notification.sealos.io: is its CRD installed?"), "{problem}");
-    assert_eq!((outcome.written, outcome.aside.count), (1, 0));
+    assert_eq!((outcome.written, outcome.deferred.count), (1, 0));
 }
 
 /// What `plan` says would happen.
@@ -318,7 +318,7 @@ async fn a_preview_names_what_would_be_written_and_writes_nothing() {
     let create = ["create WasmPlugin", "create Notification", "create Notification"];
     assert_eq!(preview(&all).await, create);
     assert!(server.world().objects.is_empty() && server.writes().is_empty());
-    server.output().write(&all, &settings, &Pen::always(), || true).await;
+    server.output().write(&all, &settings, &WritePermit::always(), || true).await;
     assert_eq!(preview(&all).await, Vec::<String>::new());
     // The same words at another time are no difference.
     let mut later = all.clone();

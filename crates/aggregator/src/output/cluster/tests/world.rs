@@ -51,11 +51,11 @@ impl ApiServer {
     }
 
     pub(super) fn output(&self) -> ClusterOutput {
-        self.output_of(&Pen::always())
+        self.output_of(&WritePermit::always())
     }
 
     /// The output of a process that may write as long as `pen` holds.
-    pub(super) fn output_of(&self, pen: &Pen) -> ClusterOutput {
+    pub(super) fn output_of(&self, pen: &WritePermit) -> ClusterOutput {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let server = server.clone();

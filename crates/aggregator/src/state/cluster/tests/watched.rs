@@ -9,14 +9,14 @@ use super::*;
 const ENFORCEMENTS: &str = "enforcements";
 
 struct Watched {
-    kept: watch::Receiver<Arc<Kept>>,
+    kept: watch::Receiver<Arc<PersistedState>>,
     error: watch::Receiver<Option<String>>,
     cancel: CancellationToken,
 }
 
 impl Watched {
     fn start(server: &Server) -> Self {
-        let (kept_tx, kept) = watch::channel(Arc::new(Kept::default()));
+        let (kept_tx, kept) = watch::channel(Arc::new(PersistedState::default()));
         let (error_tx, error) = watch::channel(None);
         let cancel = CancellationToken::new();
         tokio::spawn(Watching::new(server.objects()).0.run(kept_tx, error_tx, cancel.clone()));
@@ -100,7 +100,7 @@ async fn after_a_restored_backup_the_watch_shows_what_the_backup_has() {
     let shown = || {
         let kept = watched.kept.borrow().clone();
         let states =
-            kept.incidents.iter().map(|(name, it)| format!("{name} {:?}", it.brief().unwrap().state));
+            kept.incidents.iter().map(|(name, it)| format!("{name} {:?}", it.summary().unwrap().state));
         (states.collect::<Vec<_>>(), kept.exemptions.keys().cloned().collect::<Vec<_>>())
     };
     let both = vec!["shop Held".to_owned(), "web Ended".to_owned()];

@@ -1,0 +1,309 @@
+use jiff::Timestamp;
+use procscan_core::identity::Labels;
+
+use procscan_core::policy::Lineage;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+fn at(seconds: u64) -> Moment {
+    Moment::new(Duration::from_secs(seconds), Timestamp::UNIX_EPOCH)
+}
+
+fn labels(app: &str) -> Labels {
+    [("app".to_owned(), app.to_owned())].into()
+}
+
+fn pod(uid: &str, app: &str, has_ended: bool) -> Pod {
+    Pod {
+        uid: uid.into(),
+        created: Some(at(0)),
+        node: Some("n1".into()),
+        host_ips: Vec::new(),
+        labels: labels(app),
+        app: App::new("ns-a", "app", app),
+        lineage: Lineage::default(),
+        has_ended,
+        is_pending: false,
+    }
+}
+
+fn seen(pods: &[(&str, Pod)], absent: &[&str]) -> Seen {
+    Seen {
+        pods: pods.iter().map(|(name, pod)| ((*name).into(), pod.clone())).collect(),
+        absent: absent.iter().map(|name| (*name).into()).collect(),
+        services: vec![Service { name: "web-x7k2".into(), selector: labels("web"), ..Service::default() }],
+        ..Seen::default()
+    }
+}
+
+fn wanted() -> RequestedFacts {
+    accused(PodIdentity::Unknown)
+}
+
+/// Wanted is an App whose Pod of that name was accused.
+fn accused(which: PodIdentity) -> RequestedFacts {
+    let pod = ("web-0".into(), which);
+    RequestedFacts { apps: [(app(), [pod].into())].into(), pods: ["web-0".into()].into() }
+}
+
+fn app() -> App {
+    App::new("ns-a", "app", "web")
+}
+
+fn see(room: &mut NamespaceFacts, seen: impl Into<Option<Seen>>, seconds: u64) -> Vec<Moment> {
+    room.see(&"ns-a".into(), &wanted(), seen.into(), at(seconds), PATIENCE)
+        .into_iter()
+        .map(|(_, until)| until)
+        .collect()
+}
+
+#[test]
+fn an_app_is_gone_only_when_none_of_its_pods_was_there_for_a_while() {
+    let mut room = NamespaceFacts::default();
+    see(&mut room, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
+    let exposure = room.apps[&app()].exposure.clone().unwrap();
+    assert_eq!(exposure, Exposure::plain(["web-x7k2.ns-a.svc".into()]));
+    assert_eq!(see(&mut room, seen(&[], &["web-0"]), 10), [at(10)]);
+    assert_eq!(room.apps[&app()], AppFact::default(), "it may be coming back");
+    see(&mut room, seen(&[("web-1", pod("2", "web", false))], &["web-0"]), 40);
+    see(&mut room, seen(&[], &["web-0"]), 60);
+    see(&mut room, seen(&[], &["web-0"]), 119);
+    assert!(!room.apps[&app()].gone, "the wait begins anew");
+    see(&mut room, seen(&[], &["web-0"]), 120);
+    assert!(room.apps[&app()].gone);
+}
+
+#[test]
+fn the_services_of_an_app_are_known_with_its_first_accusation() {
+    let mut room = NamespaceFacts::default();
+    let wanted = RequestedFacts { pods: ["web-0".into()].into(), apps: BTreeMap::new() };
+    room.see(&"ns-a".into(), &wanted, Some(seen(&[("web-0", pod("1", "web", false))], &[])), at(0), PATIENCE);
+    assert_eq!(room.apps[&app()].exposure, Some(Exposure::plain(["web-x7k2.ns-a.svc".into()])));
+}
+
+#[test]
+fn neither_a_failure_nor_a_listing_without_a_direct_look_proves_anything_gone() {
+    let mut room = NamespaceFacts::default();
+    see(&mut room, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
+    for seconds in [60, 120, 180] {
+        let before = room.pods["web-0"].clone();
+        assert!(see(&mut room, seen(&[], &[]), seconds).is_empty());
+        assert_eq!(room.pods["web-0"], before, "as old as it was");
+        assert!(!room.apps[&app()].gone);
+        room.fail(&wanted(), "503", at(seconds + 30));
+        assert!(matches!(room.pods["web-0"].state, PodState::Unreadable(_)));
+        assert_eq!(room.apps[&app()], AppFact::default());
+    }
+}
+
+#[test]
+fn more_pods_than_one_look_gets_to_take_turns_and_a_proof_that_has_begun_is_finished_first() {
+    let names = ["a", "b", "web-0"].map(Text::from);
+    let wanted = RequestedFacts {
+        pods: names.clone().into(),
+        apps: [(app(), [(names[2].clone(), PodIdentity::Unknown)].into())].into(),
+    };
+    let mut room = NamespaceFacts::default();
+    let urgent =
+        |room: &NamespaceFacts| room.urgent(&wanted).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(urgent(&room), ["a", "b", "web-0"]);
+    let look = |room: &mut NamespaceFacts, absent: &[&str], seconds| {
+        room.see(&"ns-a".into(), &wanted, Some(seen(&[], absent)), at(seconds), PATIENCE);
+    };
+    look(&mut room, &["a"], 10);
+    assert_eq!(urgent(&room), ["b", "web-0", "a"]);
+    look(&mut room, &["b"], 20);
+    assert_eq!(urgent(&room), ["web-0", "a", "b"]);
+    look(&mut room, &["web-0"], 30);
+    assert_eq!(urgent(&room), ["web-0", "a", "b"], "it may be proven gone with the next look");
+    look(&mut room, &["web-0"], 90);
+    assert!(room.apps[&app()].gone);
+}
+
+#[test]
+fn a_pod_that_ended_or_is_another_object_now_is_gone() {
+    let mut room = NamespaceFacts::default();
+    see(&mut room, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
+    // What came after the old one was last seen may be of the new one.
+    assert_eq!(see(&mut room, seen(&[("web-0", pod("2", "web", false))], &[]), 50), [at(0)]);
+    assert_eq!(see(&mut room, seen(&[("web-0", pod("2", "web", false))], &[]), 60), []);
+    assert_eq!(see(&mut room, seen(&[("web-0", pod("2", "web", true))], &[]), 70), [at(70)]);
+    assert_eq!(room.pods["web-0"].state, PodState::Gone);
+    assert_eq!(see(&mut room, None, 80), [], "told once");
+    // Believed before the start.
+    let mut room = NamespaceFacts::default();
+    assert_eq!(see(&mut room, None, 5), [at(5)]);
+    assert_eq!(see(&mut room, None, 80), [], "told once");
+    // No accusation of it was ever accepted.
+    let wanted = RequestedFacts { pods: ["web-0".into()].into(), apps: BTreeMap::new() };
+    assert!(NamespaceFacts::default().see(&"ns-a".into(), &wanted, None, at(5), PATIENCE).is_empty());
+}
+
+/// What is known of the App after its Pod was accused, and two looks found a Pod of UID 1 of another App there. The Services that
+/// select no Pod are left out.
+fn known(which: &PodIdentity) -> AppFact {
+    let mut room = NamespaceFacts::default();
+    for seconds in [0, 600] {
+        let mut found = seen(&[("web-0", pod("1", "other", false))], &[]);
+        let (name, selector) = ("other-a1b2".into(), labels("other"));
+        found.services.push(Service { name, selector, ..Service::default() });
+        room.see(&"ns-a".into(), &accused(which.clone()), Some(found), at(seconds), PATIENCE);
+    }
+    AppFact { selecting_none: Arc::default(), ..room.apps[&app()].clone() }
+}
+
+#[test]
+fn an_accused_pod_under_another_label_still_stands_for_its_app() {
+    let exposure = Some(Exposure::plain(["other-a1b2.ns-a.svc".into()]));
+    assert_eq!(
+        known(&PodIdentity::Uid("1".into())),
+        AppFact { exposure, ..AppFact::default() },
+        "it is still that Pod that is reached"
+    );
+}
+
+#[test]
+fn another_pod_of_the_same_name_is_no_pod_of_the_app() {
+    assert_eq!(known(&PodIdentity::Uid("0".into())), AppFact { gone: true, ..AppFact::default() });
+}
+
+#[test]
+fn where_it_is_not_known_which_pod_was_accused_one_of_its_name_opens_and_closes_nothing() {
+    assert_eq!(known(&PodIdentity::Unknown), AppFact::default());
+}
+
+/// The App's own Pod and others, behind a Service for all of them and others for some.
+fn together(pods: &[(&str, Pod)]) -> Seen {
+    let mut found = seen(pods, &[]);
+    for pod in found.pods.values_mut() {
+        pod.labels.insert("tier".to_owned(), "front".to_owned());
+    }
+    let all: Labels = [("tier".to_owned(), "front".to_owned())].into();
+    for (name, selector) in [("a-all", all), ("blog-x", labels("blog"))] {
+        found.services.push(Service { name: name.into(), selector, ..Service::default() });
+    }
+    let manager = "cloud.sealos.io/app-deploy-manager".to_owned();
+    let by_hand = [(manager, "web".to_owned())].into();
+    found.services.push(Service { name: "by-hand".into(), labels: by_hand, ..Service::default() });
+    found
+}
+
+/// A shared Service, the other Apps that are named, and how many more there are.
+type Shared = (String, Vec<String>, usize);
+
+fn shared(found: Seen, which: PodIdentity) -> (Vec<String>, Vec<Shared>) {
+    let mut room = NamespaceFacts::default();
+    room.see(&"ns-a".into(), &accused(which), Some(found), at(0), PATIENCE);
+    let AppFact { exposure, shared, .. } = room.apps[&app()].clone();
+    let text = |text: &Text| text.to_string();
+    let names = |others: &OtherApps| others.named.iter().map(|app| text(&app.name)).collect();
+    let shared = shared.iter().map(|it| (text(&it.service), names(&it.others), it.others.more));
+    (exposure.unwrap().services.iter().map(text).collect(), shared.collect())
+}
+
+/// The Services that select no running Pod, where there is a Pod of the App and that one of another App.
+fn selecting_none(other: Pod) -> Vec<String> {
+    let pods = [("web-0", pod("1", "web", false)), ("blog-0", other)];
+    let mut room = NamespaceFacts::default();
+    let found = Some(together(&pods));
+    room.see(&"ns-a".into(), &accused(PodIdentity::Uid("1".into())), found, at(0), PATIENCE);
+    room.apps[&app()].selecting_none.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn services_that_select_no_running_pod_are_known() {
+    let other = |has_ended, is_pending| Pod { is_pending, ..pod("5", "blog", has_ended) };
+    assert_eq!(selecting_none(other(false, false)), ["by-hand.ns-a.svc"]);
+    assert_eq!(selecting_none(other(true, false)), ["blog-x.ns-a.svc", "by-hand.ns-a.svc"]);
+    // It waits for a node, or for its image: no traffic reaches it.
+    assert_eq!(selecting_none(other(false, true)), ["blog-x.ns-a.svc", "by-hand.ns-a.svc"]);
+}
+
+/// Any Pod of the App may start in a moment.
+#[test]
+fn a_service_of_the_apps_own_pod_that_has_not_started_exposes_it() {
+    let mut room = NamespaceFacts::default();
+    let own = Pod { is_pending: true, ..pod("1", "web", false) };
+    see(&mut room, seen(&[("web-0", own)], &[]), 0);
+    let exposure = room.apps[&app()].exposure.clone();
+    assert_eq!(exposure, Some(Exposure::plain(["web-x7k2.ns-a.svc".into()])));
+}
+
+#[test]
+fn a_service_of_several_apps_is_known_with_the_others_that_run() {
+    let mut ended = pod("4", "old", true);
+    ended.app = App::new("ns-a", "app", "old");
+    let pods = [
+        ("web-0", pod("1", "web", false)),
+        ("web-1", pod("2", "web", false)),
+        ("shop-0", pod("3", "shop", false)),
+        ("old-0", ended),
+        ("blog-0", pod("5", "blog", false)),
+        ("blog-1", pod("6", "blog", false)),
+    ];
+    let (services, others) = shared(together(&pods), PodIdentity::Uid("1".into()));
+    assert_eq!(services, ["a-all.ns-a.svc", "by-hand.ns-a.svc", "web-x7k2.ns-a.svc"]);
+    assert_eq!(others, [("a-all.ns-a.svc".into(), vec!["blog".into(), "shop".into()], 0)]);
+    let (_, alone) = shared(together(&pods[..2]), PodIdentity::Uid("1".into()));
+    assert_eq!(alone, []);
+}
+
+#[test]
+fn an_accused_pod_under_another_label_is_no_other_app() {
+    let pods = [("web-0", pod("1", "mask", false)), ("web-1", pod("2", "web", false))];
+    assert_eq!(shared(together(&pods), PodIdentity::Uid("1".into())).1, []);
+    let (_, others) = shared(together(&pods), PodIdentity::Uid("0".into()));
+    assert_eq!(others, [("a-all.ns-a.svc".into(), vec!["mask".into()], 0)], "another Pod of its name is");
+}
+
+#[test]
+fn of_many_apps_behind_one_service_some_are_named() {
+    let names: Vec<String> = (0..30).map(|n| format!("app-{n:02}")).collect();
+    let mut pods = vec![("web-0", pod("1", "web", false))];
+    pods.extend(names.iter().map(|name| (name.as_str(), pod(name, name, false))));
+    let (_, others) = shared(together(&pods), PodIdentity::Uid("1".into()));
+    assert_eq!((others[0].1.len(), others[0].2), (20, 10));
+}
+
+#[test]
+fn where_accusations_are_not_verified_a_pods_name_is_enough() {
+    let exposure = Some(Exposure::plain(["other-a1b2.ns-a.svc".into()]));
+    assert_eq!(known(&PodIdentity::Any), AppFact { exposure, ..AppFact::default() });
+}
+
+#[test]
+fn an_app_with_one_of_several_accused_pods_left_is_not_gone() {
+    let two = [("web-0", "1"), ("web-1", "2")].map(|(name, uid)| (name.into(), PodIdentity::Uid(uid.into())));
+    let wanted = RequestedFacts { apps: [(app(), two.into_iter().collect())].into(), pods: BTreeSet::new() };
+    let mut room = NamespaceFacts::default();
+    let mut is_gone = |pods: &[(&str, Pod)], absent: &[&str], seconds| {
+        room.see(&"ns-a".into(), &wanted, Some(seen(pods, absent)), at(seconds), PATIENCE);
+        room.apps[&app()].gone
+    };
+    let other = |uid| pod(uid, "other", false);
+    for seconds in [0, 600] {
+        assert!(!is_gone(&[("web-0", other("9")), ("web-1", other("2"))], &[], seconds));
+        assert!(!is_gone(&[("web-0", other("9"))], &[], seconds), "not looked for");
+    }
+    assert!(!is_gone(&[("web-0", other("9"))], &["web-1"], 700));
+    assert!(is_gone(&[("web-0", other("9"))], &["web-1"], 760));
+}
+
+#[test]
+fn with_routes_ingresses_are_named_and_what_is_reached_otherwise_stays_plain() {
+    let mut found = seen(&[("web-0", pod("1", "web", false))], &[]);
+    found.services.push(Service { name: "web-2".into(), selector: labels("web"), ..Service::default() });
+    found.routes = Some(super::super::lookup::Routes {
+        ingresses: [("web-x7k2".into(), ["in".into()].into())].into(),
+        otherwise: ["web-2".into(), "stranger".into()].into(),
+    });
+    let mut room = NamespaceFacts::default();
+    see(&mut room, found, 0);
+    let exposure = room.apps[&app()].exposure.clone().unwrap();
+    let texts = |texts: &[Text]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(&exposure.services), ["web-2.ns-a.svc", "web-x7k2.ns-a.svc"]);
+    assert_eq!(texts(&exposure.ingresses), ["ns-a/in"]);
+    assert_eq!(texts(&exposure.otherwise), ["web-2.ns-a.svc"]);
+}

@@ -1,0 +1,124 @@
+//! Compares what can still be read in our files, of which one is damaged, with the persisted Incidents.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use procscan_core::names::{App, Text, is_dns_label};
+use procscan_core::state::incident::MAX_SERVICES;
+use procscan_core::state::{Incident, IncidentState, IncidentStatus};
+
+/// The Apps that there are persisted Incidents of, and the Services that these name.
+#[derive(Clone, Debug)]
+pub struct PersistedBlocks {
+    apps: BTreeSet<App>,
+    /// As `service.namespace.svc`: those that are closed, were once, or are left open.
+    services: BTreeSet<Text>,
+    /// The namespaces of Apps with more Services than an Incident names.
+    many: BTreeSet<Text>,
+}
+
+impl PersistedBlocks {
+    /// What `incidents` name at `now`; `None` if there are none, because then the state may be lost.
+    ///
+    /// One that ended longer than `same_incident` ago does not count: if its App is blocked, a later one is lost. An
+    /// operator's release counts for longer.
+    pub fn of(incidents: &[Incident], same_incident: Duration, now: Timestamp) -> Option<Self> {
+        let has_passed =
+            |since: Timestamp| now.duration_since(since).unsigned_abs() > same_incident && now > since;
+        let counts = |incident: &&Incident| {
+            let IncidentStatus { state, since, releases, .. } = &incident.status;
+            *state != IncidentState::Ended || !releases.is_empty() || !since.is_some_and(has_passed)
+        };
+        let known = || incidents.iter().filter(counts);
+        let exposures = || known().map(|incident| &incident.status.exposure);
+        let services =
+            exposures().flat_map(|it| it.services.iter().chain(&it.once_closed).chain(&it.left_open));
+        let many = known().filter(|it| it.status.exposure.services.len() >= MAX_SERVICES);
+        (!incidents.is_empty()).then(|| Self {
+            apps: known().map(|incident| App::from(&incident.spec.app)).collect(),
+            services: services.cloned().collect(),
+            many: many.map(|incident| incident.spec.app.namespace.clone()).collect(),
+        })
+    }
+
+    /// The listed Apps that there is no Incident of, and the listed Services that no Incident names, for people, ordered.
+    /// Services in the namespace of such an App are not repeated.
+    pub(super) fn lacks(&self, listed: &ListedBlocks) -> Vec<String> {
+        let apps: Vec<&App> = listed.apps.difference(&self.apps).collect();
+        let is_told = |namespace: &str| apps.iter().any(|app| *app.namespace == *namespace);
+        let services = listed.services.difference(&self.services).filter(|service| {
+            let namespace = service.split('.').nth(1).unwrap_or_default();
+            !self.many.contains(namespace) && !is_told(namespace)
+        });
+        let services = services.map(|service| format!("Service {service}"));
+        apps.iter().map(ToString::to_string).chain(services).collect()
+    }
+}
+
+/// The Apps and the closed Services that can be read in the text of a file of ours, however damaged it is.
+#[derive(Debug, Default)]
+pub(super) struct ListedBlocks {
+    apps: BTreeSet<App>,
+    services: BTreeSet<Text>,
+}
+
+impl ListedBlocks {
+    /// Adds what can be read in `text`. It is read line by line in the form in which we write it: each part of an App, and
+    /// each Service, has its own line. Tenants choose names, but a name is quoted and never begins a line.
+    pub(super) fn read(&mut self, text: &str) {
+        let mut entry = ListEntry::default();
+        for line in text.lines().map(str::trim) {
+            let item = line.strip_prefix("- ");
+            if item.is_some() {
+                entry = ListEntry::default();
+            }
+            let line = item.unwrap_or(line);
+            match line.split_once(": ") {
+                Some((key, value)) => self.apps.extend(entry.read(key, value)),
+                None if item.is_some() => self.services.extend(text_of(line).as_deref().and_then(service)),
+                None => {}
+            }
+        }
+    }
+
+    /// Whether nothing can be read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.apps.is_empty() && self.services.is_empty()
+    }
+}
+
+/// One entry of the list of violations, as far as it has been read.
+#[derive(Default)]
+struct ListEntry {
+    name: Option<String>,
+    namespace: Option<String>,
+}
+
+impl ListEntry {
+    /// Reads one part of it. Returns the App when it is complete: its type is written last.
+    fn read(&mut self, key: &str, value: &str) -> Option<App> {
+        match key {
+            "name" => self.name = text_of(value),
+            "namespace" => self.namespace = text_of(value),
+            "type" => {
+                return Some(App::new(self.namespace.as_deref()?, text_of(value)?, self.name.as_deref()?));
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+/// The text that a YAML scalar stands for.
+fn text_of(scalar: &str) -> Option<String> {
+    serde_saphyr::from_str(scalar).ok()
+}
+
+/// The Service of a host name, `service.namespace.svc` and the cluster's domain, whichever that was.
+fn service(host: &str) -> Option<Text> {
+    let mut parts = host.split('.');
+    let (name, namespace) = (parts.next()?, parts.next()?);
+    let is_service = parts.next()? == "svc" && is_dns_label(name) && is_dns_label(namespace);
+    is_service.then(|| format!("{name}.{namespace}.svc").into())
+}

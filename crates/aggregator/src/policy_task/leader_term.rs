@@ -1,0 +1,366 @@
+//! One term of leading: from what was kept to decisions that are kept.
+
+mod evaluated_inputs;
+mod persisting;
+mod reporting;
+mod taking_over;
+mod wall_time;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use procscan_core::Moment;
+use procscan_core::policy::{ClusterFacts, Decision, Incidents, LookupRequests, Mode, Policy};
+use procscan_core::snapshot::Snapshot;
+use procscan_core::state::exemption::readable;
+use tokio::time::Instant;
+
+use self::evaluated_inputs::EvaluatedInputs;
+use self::persisting::AppliedCommands;
+use super::{Decided, PolicyTask, journal, rest};
+use crate::leader::WritePermit;
+use crate::state::{Changed, PersistedState, StateDigest, Unreadable};
+
+/// The pause after which what can't be kept is tried again; doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+
+/// How a term ends.
+pub(super) enum TermEnd {
+    /// Another replica leads, or nobody does.
+    Lost,
+    /// Nobody publishes snapshots any more.
+    Over,
+}
+
+/// One term.
+pub(super) struct LeaderTerm<'a> {
+    task: &'a mut PolicyTask,
+    permit: WritePermit,
+    incidents: Incidents,
+    /// Everything that is kept was read when this was the mode: dry-run decides on a copy that is never kept.
+    is_copy: bool,
+    /// Told once they are kept.
+    decisions: Vec<Decision>,
+    /// The incidents that could not be kept, by name: what is decided of them has no effect.
+    failing: BTreeSet<String>,
+    /// When they are tried again, and the pause after that.
+    retry: Option<(Instant, Duration)>,
+    has_waited: bool,
+    swept: Option<Instant>,
+    /// The incidents that can't be read, by name: nothing is decided about their Apps.
+    unreadable: BTreeMap<String, Unreadable>,
+    /// The incidents whose objects differ from what we wrote last.
+    changed: Vec<Changed>,
+    /// The names of Incidents that say that they are open, and are not their Apps' own ones.
+    reopened: BTreeSet<String>,
+    /// What operators wanted, and which incidents existed, when what is kept was last looked at.
+    digest: StateDigest,
+    /// This replica's clock differs from the API server's.
+    is_clock_wrong: bool,
+    /// When the term began, with a wall time that had certainly passed by then.
+    began: (Moment, Timestamp),
+    /// What has been decided on.
+    evaluated: Option<EvaluatedInputs>,
+    /// When time alone may change a decision.
+    deadline: Option<Instant>,
+}
+
+/// What one evaluation has come to.
+enum Step {
+    /// The plan is published.
+    Done,
+    /// What is known is not what is kept.
+    Outdated,
+    Lost,
+}
+
+impl<'a> LeaderTerm<'a> {
+    pub(super) fn new(task: &'a mut PolicyTask, pen: WritePermit) -> Self {
+        let now = task.clock.now();
+        let began = (now, now.wall());
+        Self {
+            task,
+            permit: pen,
+            incidents: Incidents::default(),
+            is_copy: false,
+            decisions: Vec::new(),
+            failing: BTreeSet::new(),
+            retry: None,
+            has_waited: false,
+            swept: None,
+            unreadable: BTreeMap::new(),
+            changed: Vec::new(),
+            reopened: BTreeSet::new(),
+            digest: StateDigest::default(),
+            is_clock_wrong: false,
+            began,
+            evaluated: None,
+            deadline: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> TermEnd {
+        let mut pause = MIN_PAUSE;
+        let mut is_mode_told = false;
+        loop {
+            if let Err(end) = self.take_over().await {
+                return end;
+            }
+            if !std::mem::replace(&mut is_mode_told, true) {
+                journal::log_mode(self.task.policy.mode, &self.task.channels.persisted.borrow().enforcement);
+            }
+            let began = Instant::now();
+            if let Err(end) = self.decide().await {
+                return end;
+            }
+            // Another program may change again and again what is written here: to read everything anew each time would
+            // leave time for nothing else.
+            let lasted = began.elapsed();
+            if let Err(end) = self.pause(pause.saturating_sub(lasted)).await {
+                return end;
+            }
+            pause = if lasted < MAX_PAUSE { (pause * 2).min(MAX_PAUSE) } else { MIN_PAUSE };
+        }
+    }
+
+    /// The policy with operators' exemptions and mode.
+    fn policy_now(&self, kept: &PersistedState) -> Policy {
+        let mut policy = self.task.policy_now(kept);
+        if self.unreadable.values().any(|unreadable| unreadable.app.is_none()) {
+            // The incident may be of any App, and may contain a release.
+            policy.unread_exemptions.push(readable(&serde_json::Value::Null));
+        }
+        policy
+    }
+
+    /// Waits, but not beyond the term.
+    async fn pause(&mut self, pause: Duration) -> Result<(), TermEnd> {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(()),
+            end = self.is_over() => Err(end),
+        }
+    }
+
+    /// Waits until the term is over.
+    async fn is_over(&mut self) -> TermEnd {
+        let channels = &mut self.task.channels;
+        loop {
+            tokio::select! {
+                // Whoever is alone leads for ever, and nobody says so again.
+                Ok(()) = channels.leadership.changed() => if !self.permit.holds() { return TermEnd::Lost },
+                changed = channels.snapshots.changed() => if changed.is_err() { return TermEnd::Over },
+            }
+        }
+    }
+
+    /// Decides on all news, until the term is over, or what is kept has to be read again.
+    ///
+    /// What is no news by itself (evidence is renewed, clearing clocks go on) is looked at with the next news, and after
+    /// [`seen::QUIET_ROUNDS`] at the latest.
+    async fn decide(&mut self) -> Result<(), TermEnd> {
+        let mut is_live = true;
+        let mut is_verified = true;
+        let mut is_kept = true;
+        let mut is_told = true;
+        self.task.channels.snapshots.mark_changed();
+        self.evaluated = None;
+        let mut rested = Instant::now();
+        while is_live {
+            let again = self.retry.map(|(at, _)| at);
+            let look = self.task.store.next_look();
+            let channels = &mut self.task.channels;
+            let due = again.into_iter().chain(self.deadline).chain(look).min();
+            tokio::select! {
+                changed = async {
+                    tokio::time::sleep_until(rested).await;
+                    channels.snapshots.changed().await
+                } => {
+                    is_live = changed.is_ok();
+                    let now = EvaluatedInputs::of_published(&channels.snapshots.borrow_and_update());
+                    if is_live && self.evaluated.is_some_and(|seen| seen.is_as_good_as(now, self.is_waiting())) {
+                        continue;
+                    }
+                }
+                Ok(()) = channels.progress.changed() => {
+                    let rounds = channels.progress.borrow_and_update().rounds;
+                    let at = self.task.clock.now();
+                    if let Some(seen) = self.evaluated
+                        && !seen.is_as_good_as(EvaluatedInputs { rounds, at, ..seen }, self.is_waiting())
+                    {
+                        self.task.channels.ledger.ask();
+                    }
+                    continue;
+                }
+                changed = channels.facts.changed(), if is_verified => is_verified = changed.is_ok(),
+                changed = channels.persisted.changed(), if is_kept => {
+                    is_kept = changed.is_ok();
+                    let kept = channels.persisted.borrow_and_update().clone();
+                    // The watch reports no error of an incident without a status: it looks like one of which nothing
+                    // was decided yet.
+                    let has_no_status = |name: &str| kept.incidents.get(name).is_some_and(|it| it.summary().is_none());
+                    let is_unread = |name: &String| {
+                        kept.unread.incidents.contains_key(&**name) || has_no_status(name)
+                    };
+                    if !self.unreadable.keys().all(is_unread) {
+                        // One of them has been mended or deleted.
+                        return Ok(());
+                    }
+                    let now = kept.digest();
+                    if !self.is_copy {
+                        self.changed = self.task.store.changed(&kept);
+                    }
+                    drop(kept);
+                    // What we have written ourselves is no news: in a storm it comes back thousands of times.
+                    let gone = now.lacks(&self.digest);
+                    let wants_the_same = now.requests_the_same(&self.digest);
+                    self.digest = now;
+                    if wants_the_same && gone.is_empty() && self.changed.is_empty() {
+                        continue;
+                    }
+                    // Somebody has deleted them. What they say is still true.
+                    self.incidents.mark_deleted(|name| gone.contains(name));
+                }
+                changed = channels.written.changed(), if is_told => {
+                    is_told = changed.is_ok();
+                    if self.evaluated.is_some() && !self.note_written() {
+                        match self.persist_written().await {
+                            Step::Done => continue,
+                            Step::Lost => return Err(TermEnd::Lost),
+                            Step::Outdated => return Ok(()),
+                        }
+                    }
+                }
+                Ok(()) = channels.leadership.changed() => {}
+                () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
+            }
+            if !self.permit.holds() {
+                return Err(TermEnd::Lost);
+            }
+            if !is_live {
+                self.incidents.persist_clocks();
+            }
+            let started = std::time::Instant::now();
+            let step = self.step().await;
+            rested = rest(started.elapsed());
+            match step {
+                Step::Done => {}
+                Step::Lost => return Err(TermEnd::Lost),
+                Step::Outdated => return Ok(()),
+            }
+        }
+        Err(TermEnd::Over)
+    }
+
+    /// Whether something waits for the end of a round, or for the answers of all nodes.
+    fn is_waiting(&self) -> bool {
+        self.has_waited || self.incidents.waits_for_rounds()
+    }
+
+    fn policy(&self) -> Policy {
+        let kept = self.task.channels.persisted.borrow().clone();
+        self.policy_now(&kept)
+    }
+
+    async fn step(&mut self) -> Step {
+        let channels = &mut self.task.channels;
+        let published = channels.snapshots.borrow_and_update().snapshot.clone();
+        let snapshot = match published {
+            Some(snapshot) => snapshot,
+            // It was no news for anybody, and has been given up.
+            None => channels.ledger.fresh().await,
+        };
+        let now = self.now();
+        self.compare_clocks(now);
+        let channels = &mut self.task.channels;
+        // The change stays unseen, so that the main loop compares it with what was there before.
+        let kept = channels.persisted.borrow().clone();
+        let facts = channels.facts.borrow_and_update().clone();
+        let is_of_this_term = facts.epoch == channels.lookups.borrow().epoch;
+        let facts = if is_of_this_term { facts } else { Arc::default() };
+        let policy = self.policy_now(&kept);
+        let is_copy = policy.mode == Mode::DryRun;
+        if self.is_copy && !is_copy {
+            // What dry-run has decided on its copy had no effect.
+            return Step::Outdated;
+        }
+        if is_copy && !self.is_copy {
+            // From here on nothing is kept.
+            self.is_copy = true;
+        }
+        self.note_written();
+        if !self.is_copy {
+            self.mark_differing(&kept);
+        }
+        let AppliedCommands { done, mut history } = self.apply_commands(&kept, &policy);
+        if !is_copy {
+            self.end_again(&kept, &mut history);
+        }
+        // What is kept next takes its place; both at once would be much.
+        drop(kept);
+        let decided = self.incidents.decide(&snapshot, &policy, &facts, now);
+        self.evaluated = Some(EvaluatedInputs::of(&snapshot));
+        self.decisions.extend(decided.decisions);
+        // Before anything is kept: whoever is killed in between finds what is held, and takes its alert for raised.
+        self.raise_alerts(&decided.alerts);
+        let is_answered = self.ask(&snapshot, &policy, &facts);
+        let rounds = snapshot.rounds;
+        // The next one may be made while this is being kept; both at once would be much.
+        drop(snapshot);
+        if !is_copy && let Err(error) = self.persist(history).await {
+            if error.is_lost() {
+                return Step::Lost;
+            }
+            tracing::warn!(%error, "what is kept is read again");
+            return Step::Outdated;
+        }
+        self.report_decisions();
+        let deadline = self.incidents.next_deadline(&policy, now);
+        // A copy is never kept, nor are its clocks.
+        let clocks = self.incidents.clocks_due(now).filter(|_| !is_copy);
+        self.deadline = deadline.into_iter().chain(clocks).min().map(|at| Instant::now() + at.since(now));
+        let plan = self.incidents.plan(&policy, &facts, now);
+        let (held, withheld) = (self.incidents.held(&policy), self.incidents.withheld());
+        let (disputes, unverified) = (decided.disputes, decided.unverified);
+        let pen = Some(self.permit.clone());
+        self.publish(Decided {
+            plan,
+            held,
+            withheld,
+            disputes,
+            unverified,
+            is_answered,
+            rounds,
+            permit: pen,
+        });
+        let kept = self.task.channels.persisted.borrow().clone();
+        if !is_copy && let Err(error) = self.clean_up(&kept, &done).await {
+            if error.is_lost() {
+                return Step::Lost;
+            }
+            tracing::warn!(%error, "what is done or over can't be cleared away yet");
+        }
+        Step::Done
+    }
+
+    /// Asks the cluster what has to be known. Whether it has said all of it; never, where there is nobody to ask.
+    fn ask(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &ClusterFacts) -> bool {
+        let questions = &self.task.channels.lookups;
+        if questions.is_closed() {
+            return false;
+        }
+        let epoch = questions.borrow().epoch;
+        let asked = LookupRequests { epoch, ..self.incidents.lookup_requests(snapshot, policy) };
+        let is_answered = asked.are_answered_by(facts);
+        questions.send_if_modified(|before| {
+            let is_news = **before != asked;
+            if is_news {
+                *before = Arc::new(asked);
+            }
+            is_news
+        });
+        is_answered
+    }
+}

@@ -1,0 +1,121 @@
+//! Reports decisions to operators, to the log and to the other tasks.
+
+use std::sync::Arc;
+
+use procscan_core::policy::{Alert, Decision, DecisionKind};
+
+use super::LeaderTerm;
+use crate::leader::WritePermit;
+use crate::policy_task::{Decided, journal};
+
+impl LeaderTerm<'_> {
+    /// Notes which tenants have been told. Returns whether something may be decided because of it.
+    pub(super) fn note_written(&mut self) -> bool {
+        let now = self.now();
+        let delivered = self.task.channels.written.borrow_and_update().clone();
+        self.incidents.note_written(&delivered, now)
+    }
+
+    /// Reports the decisions that have been kept.
+    pub(super) fn report_decisions(&mut self) {
+        let decisions = std::mem::take(&mut self.decisions);
+        for decision in &decisions {
+            self.task.journal.report(decision);
+        }
+        if !self.is_copy {
+            let named = decisions.into_iter().filter(|decision| decision.kind != DecisionKind::Disputed);
+            let named: Vec<(String, Decision)> = named
+                .filter_map(|decision| Some((self.incidents.name_of(&decision.app)?, decision)))
+                .collect();
+            self.task.store.announce(&self.permit, &named);
+        }
+    }
+
+    pub(super) fn raise_alerts(&mut self, alerts: &[Alert]) {
+        let is_waiting = alerts.iter().any(|alert| matches!(alert, Alert::Notices { .. }));
+        // While tenants wait, each evaluation raises this alert: it is logged once.
+        let is_news = |alert: &&Alert| !(self.has_waited && matches!(alert, Alert::Notices { .. }));
+        alerts.iter().filter(is_news).for_each(journal::raise);
+        if self.has_waited && !is_waiting {
+            tracing::info!("every tenant has been told");
+        }
+        self.has_waited = is_waiting;
+    }
+
+    pub(super) fn publish(&mut self, now: Decided) {
+        self.task.channels.decided.send_if_modified(|before| {
+            let is_news = has_changed(before, &now);
+            if is_news {
+                *before = Arc::new(now);
+            }
+            is_news
+        });
+    }
+}
+
+/// Whether `now` says anything that `before` did not say.
+fn has_changed(before: &Decided, now: &Decided) -> bool {
+    let term = |decided: &Decided| decided.permit.as_ref().map(WritePermit::term);
+    before.plan != now.plan
+        || before.held != now.held
+        || before.withheld != now.withheld
+        || before.disputes != now.disputes
+        || before.unverified != now.unverified
+        || before.is_answered != now.is_answered
+        || term(before) != term(now)
+        // The receivers only need to know whether the first round is over.
+        || (before.rounds == 0) != (now.rounds == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use procscan_core::names::{App, Key, NodeName};
+    use procscan_core::plan::{Dispute, HeldApp, Plan};
+    use procscan_core::policy::{Mode, Withheld};
+
+    use super::*;
+
+    #[test]
+    fn each_part_of_what_is_decided_is_published_when_it_changes_and_a_later_round_is_not() {
+        let plan = Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
+        let before = Decided {
+            rounds: 1,
+            permit: Some(WritePermit::of_term(1, "replica-1")),
+            ..Decided::nothing(plan.clone())
+        };
+        assert!(!has_changed(&before, &before));
+        assert!(!has_changed(&before, &Decided { rounds: 2, ..before.clone() }));
+        assert!(!has_changed(
+            &Decided { rounds: 0, ..before.clone() },
+            &Decided { rounds: 0, ..before.clone() }
+        ));
+        let held = HeldApp {
+            app: App::new("ns-a", "app", "web"),
+            since: Timestamp::UNIX_EPOCH,
+            reason: "too many".to_owned(),
+            release: false,
+        };
+        let withheld = Withheld { place: "Exemption one".to_owned(), reason: "too many".to_owned() };
+        let dispute = Dispute {
+            key: Key::new("ns-a", "web-0", "xmrig"),
+            node: NodeName("node-1".into()),
+            reason: "the Pod runs elsewhere".to_owned(),
+        };
+        let changes = [
+            Decided { plan: Plan { mode: Mode::DryRun, ..plan }, ..before.clone() },
+            Decided { held: vec![held], ..before.clone() },
+            Decided { withheld: vec![withheld], ..before.clone() },
+            Decided { disputes: vec![dispute], ..before.clone() },
+            Decided { unverified: 1, ..before.clone() },
+            Decided { is_answered: true, ..before.clone() },
+            Decided { permit: None, ..before.clone() },
+            Decided { permit: Some(WritePermit::of_term(2, "replica-1")), ..before.clone() },
+            Decided { rounds: 0, ..before.clone() },
+        ];
+        for (n, now) in changes.iter().enumerate() {
+            assert!(has_changed(&before, now), "change {n}");
+            assert!(has_changed(now, &before), "change {n} taken back");
+        }
+    }
+}

@@ -272,11 +272,11 @@ impl Cluster {
     /// have been done all the same, so nothing is written but by the version that was read.
     pub async fn write<T>(
         &self,
-        pen: &WritePermit,
+        permit: &WritePermit,
         ask: Ask<'_>,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Refusal> {
-        let answer = pen.while_held(self.ask(ask.clone(), request)).await;
+        let answer = permit.while_held(self.ask(ask.clone(), request)).await;
         answer.unwrap_or_else(|| {
             Err(Refusal {
                 kind: RefusalKind::NotLeading,

@@ -85,7 +85,7 @@ pub struct Footing {
     /// What is kept, and what operators want.
     pub kept: watch::Receiver<Arc<PersistedState>>,
     /// Where operators' words go.
-    pub desk: OperatorCommands,
+    pub operator_commands: OperatorCommands,
     /// The namespace of what is kept, where it has one.
     pub own_namespace: Option<String>,
     /// Whether this replica leads.
@@ -99,7 +99,8 @@ pub struct Footing {
 impl Pipeline {
     /// Starts it. Nothing is decided before this replica leads.
     pub fn start(config: &Config, cluster: Option<&Cluster>, footing: Footing) -> anyhow::Result<Self> {
-        let Footing { store, kept, desk, own_namespace, leadership, take_over, delivered } = footing;
+        let Footing { store, kept, operator_commands, own_namespace, leadership, take_over, delivered } =
+            footing;
         let clock = Clock::start();
         let now = clock.now();
         let source = source(config, cluster)?;
@@ -134,7 +135,7 @@ impl Pipeline {
             lease_error: electing,
             leadership: leadership.clone(),
             journal: journal.clone(),
-            operator_commands: desk,
+            operator_commands,
             auth: Authenticator::new(config, cluster)?,
             own_namespace,
             configured_mode: config.enforcement.mode,
@@ -207,7 +208,7 @@ pub(crate) const LEASE: &str = "procscan-aggregator";
 /// Where decisions are kept, and who may write.
 struct Place {
     store: Store,
-    desk: OperatorCommands,
+    operator_commands: OperatorCommands,
     namespace: Option<String>,
     kept: watch::Receiver<Arc<PersistedState>>,
     watching: Option<(Watching, watch::Sender<Arc<PersistedState>>)>,
@@ -249,7 +250,7 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
             Ok(Place {
                 kept,
                 store: Store::Cluster(Box::new(ClusterStore::new(objects.clone(), Some(relist)))),
-                desk: OperatorCommands::Cluster(objects.clone()),
+                operator_commands: OperatorCommands::Cluster(objects.clone()),
                 namespace: Some(objects.namespace().to_owned()),
                 watching: Some((watching, show)),
                 election: Some(election(config, cluster)),
@@ -270,7 +271,7 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
                 .context("state.directory")?;
             Ok(Place {
                 kept: store.shown(),
-                desk: OperatorCommands::File(store.clone()),
+                operator_commands: OperatorCommands::File(store.clone()),
                 store: Store::File(store),
                 namespace: None,
                 watching: None,
@@ -328,7 +329,7 @@ impl Service {
         }
         let footing = Footing {
             store: place.store,
-            desk: place.desk,
+            operator_commands: place.operator_commands,
             own_namespace: place.namespace,
             kept: place.kept,
             leadership,

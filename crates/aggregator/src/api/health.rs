@@ -196,8 +196,8 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
         leader: {
             let error = api.views.lease_error.borrow().clone();
             match &*api.views.leadership.borrow() {
-                Leadership::Leading(pen) => {
-                    Leader { leading: pen.holds(), name: Some(pen.identity().to_owned()), error }
+                Leadership::Leading(permit) => {
+                    Leader { leading: permit.holds(), name: Some(permit.identity().to_owned()), error }
                 }
                 Leadership::Following { leader } => Leader { leading: false, name: leader.clone(), error },
             }

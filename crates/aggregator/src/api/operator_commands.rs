@@ -99,11 +99,12 @@ pub(super) async fn approve(
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
+    let (operator_commands, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
     let ApproveBody { reason } = body.read().await?;
     let before = api.find_open(&name)?;
-    let number =
-        desk.approve(&name, Approval { by: Some(by.clone()), reason: reason.map(String::from) }).await?;
+    let number = operator_commands
+        .approve(&name, Approval { by: Some(by.clone()), reason: reason.map(String::from) })
+        .await?;
     api.until_done(&name, number, DecisionKind::Approved, &by, before).await
 }
 
@@ -114,12 +115,12 @@ pub(super) async fn release(
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (desk, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
+    let (operator_commands, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
     let ReleaseBody { reason, until } = body.read().await?;
-    let until = check_until(until, desk.wall_time())?;
+    let until = check_until(until, operator_commands.wall_time())?;
     let before = api.find_open(&name)?;
     let reason = reason.map(String::from);
-    let number = desk.release(&name, Release { by: Some(by.clone()), reason, until }).await?;
+    let number = operator_commands.release(&name, Release { by: Some(by.clone()), reason, until }).await?;
     api.until_done(&name, number, DecisionKind::Released, &by, before).await
 }
 
@@ -129,19 +130,19 @@ pub(super) async fn exempt(
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (desk, by) = api.admit(&headers, "create", "exemptions", None).await?;
+    let (operator_commands, by) = api.admit(&headers, "create", "exemptions", None).await?;
     let ExemptBody { id, namespace, app, process, rule, reason, until, confirm } = body.read().await?;
     let id = id.unwrap_or_else(|| format!("exemption-{:x}", Timestamp::now().as_microsecond()));
     if !is_dns_subdomain(&id) {
         let allowed = "small letters, digits, hyphens and dots, as in a host name";
         return Err(refused("id", &id, allowed, format!("id: {:?} is not {allowed}", repeated(&id))));
     }
-    let until = check_until(until, desk.wall_time())?;
+    let until = check_until(until, operator_commands.wall_time())?;
     let [namespace, app, process, rule] = [namespace, app, process, rule].map(|part| part.map(Match::from));
     let exemption =
         ExemptionSpec { namespace, app, process, rule, reason: reason.into(), until, confirm, by: Some(by) };
     api.check_opening(&exemption)?;
-    desk.add_exemption(&id, &exemption).await?;
+    operator_commands.add_exemption(&id, &exemption).await?;
     Ok((StatusCode::CREATED, Json(json!({"name": id, "exemption": exemption}))).into_response())
 }
 
@@ -151,10 +152,10 @@ pub(super) async fn withdraw(
     headers: HeaderMap,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let (desk, by) = api.admit(&headers, "delete", "exemptions", Some(&name)).await?;
+    let (operator_commands, by) = api.admit(&headers, "delete", "exemptions", Some(&name)).await?;
     // What it covers is known only as long as it is there.
     let seen = api.views.persisted.borrow().exemptions.get(&name).cloned();
-    desk.remove_exemption(&name, &by, seen.as_ref()).await?;
+    operator_commands.remove_exemption(&name, &by, seen.as_ref()).await?;
     tracing::info!(exemption = name, actor = by, "an exemption is taken back");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -165,10 +166,10 @@ pub(super) async fn enforce(
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (desk, by) = api.admit(&headers, "patch", "enforcements", None).await?;
+    let (operator_commands, by) = api.admit(&headers, "patch", "enforcements", None).await?;
     let EnforceBody { mode, reason } = body.read().await?;
     let spec = EnforcementSpec { mode, reason: reason.map(String::from), by: Some(by) };
-    desk.set_enforcement(&spec).await?;
+    operator_commands.set_enforcement(&spec).await?;
     let said = mode.map_or("as configured", mode_name);
     tracing::warn!(mode = said, actor = spec.by, reason = spec.reason, "the mode of enforcement is changed");
     let in_force = mode.unwrap_or(api.views.configured_mode);

@@ -52,16 +52,20 @@ impl Stage {
         Self::at(OperatorCommands::Unavailable)
     }
 
-    fn at(desk: OperatorCommands) -> Self {
-        Self::over(desk, watch::channel(Arc::default()).1)
+    fn at(operator_commands: OperatorCommands) -> Self {
+        Self::over(operator_commands, watch::channel(Arc::default()).1)
     }
 
-    fn over(desk: OperatorCommands, kept: watch::Receiver<Arc<PersistedState>>) -> Self {
-        Self::under(&without_cluster(), desk, kept)
+    fn over(operator_commands: OperatorCommands, kept: watch::Receiver<Arc<PersistedState>>) -> Self {
+        Self::under(&without_cluster(), operator_commands, kept)
     }
 
     /// With the authentication of `config`.
-    fn under(config: &Config, desk: OperatorCommands, kept: watch::Receiver<Arc<PersistedState>>) -> Self {
+    fn under(
+        config: &Config,
+        operator_commands: OperatorCommands,
+        kept: watch::Receiver<Arc<PersistedState>>,
+    ) -> Self {
         let clock = Clock::start();
         let now = clock.now();
         // These tests make long lists of long command lines, so none may be cut.
@@ -88,7 +92,7 @@ impl Stage {
             lease_error: watch::channel(None).1,
             leadership: crate::leader::alone(),
             journal: Journal::default(),
-            operator_commands: desk,
+            operator_commands,
             auth: Authenticator::new(config, None).unwrap(),
             own_namespace: None,
             configured_mode: Mode::Enforce,
@@ -351,12 +355,12 @@ async fn errors_are_problems() {
 async fn an_exemption_that_is_withheld_is_shown_with_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path()).await.unwrap();
-    let desk = OperatorCommands::File(store.clone());
+    let operator_commands = OperatorCommands::File(store.clone());
     for name in ["all", "one"] {
         let spec = json!({"namespace": {"regex": "."}, "reason": "x"});
-        desk.add_exemption(name, &serde_json::from_value(spec).unwrap()).await.unwrap();
+        operator_commands.add_exemption(name, &serde_json::from_value(spec).unwrap()).await.unwrap();
     }
-    let stage = Stage::over(desk, store.shown());
+    let stage = Stage::over(operator_commands, store.shown());
     let withheld =
         |place: &str| Withheld { place: place.to_owned(), reason: format!("{place} has no effect") };
     let plan = || Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);

@@ -63,7 +63,7 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     let footing = Footing {
         store: Store::Copy(documents),
         kept: watch::channel(Arc::new(kept)).1,
-        desk: OperatorCommands::Unavailable,
+        operator_commands: OperatorCommands::Unavailable,
         own_namespace: None,
         leadership: leader::alone(),
         take_over,

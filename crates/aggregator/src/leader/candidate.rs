@@ -59,11 +59,11 @@ impl Candidate {
     /// Follows and leads, in turn, for ever.
     pub(super) async fn stand(&mut self) {
         loop {
-            let (pen, lease) = self.follow().await;
-            let (term, identity) = (pen.term(), pen.identity());
+            let (permit, lease) = self.follow().await;
+            let (term, identity) = (permit.term(), permit.identity());
             tracing::info!(term, identity, "leading");
-            self.leadership.send_replace(Leadership::Leading(pen.clone()));
-            let why = self.lead(&pen, lease).await;
+            self.leadership.send_replace(Leadership::Leading(permit.clone()));
+            let why = self.lead(&permit, lease).await;
             self.step_down(&why);
         }
     }
@@ -78,10 +78,10 @@ impl Candidate {
 
     /// The Pen goes first: whoever hears of it must not find that it still writes.
     fn step_down(&mut self, why: &str) {
-        let Some(pen) = self.leadership.borrow().permit().cloned() else { return };
-        pen.end();
+        let Some(permit) = self.leadership.borrow().permit().cloned() else { return };
+        permit.end();
         self.leadership.send_replace(Leadership::Following { leader: None });
-        tracing::info!(term = pen.term(), why, "no longer leading");
+        tracing::info!(term = permit.term(), why, "no longer leading");
     }
 
     /// Looks at the Lease until it is ours.
@@ -160,12 +160,12 @@ impl Candidate {
     }
 
     /// Renews the Lease as long as that works in time; why it no longer does.
-    async fn lead(&self, pen: &WritePermit, mut lease: Lease) -> String {
+    async fn lead(&self, permit: &WritePermit, mut lease: Lease) -> String {
         const LATE: &str = "the Lease could not be renewed in time";
         let timing = self.election.lease;
         let mut next = Instant::now() + timing.renew;
         loop {
-            if pen.while_held(sleep_until(next)).await.is_none() {
+            if permit.while_held(sleep_until(next)).await.is_none() {
                 return LATE.to_owned();
             }
             let asked = Instant::now();
@@ -173,10 +173,10 @@ impl Candidate {
             let by_us = PostParams::default();
             let request = self.api.replace(&self.election.name, &by_us, &renewed);
             next = asked + timing.renew;
-            match self.cluster.write(pen, self.ask("update").of(&self.election.name), request).await {
+            match self.cluster.write(permit, self.ask("update").of(&self.election.name), request).await {
                 Ok(renewed) => {
                     lease = renewed;
-                    if !pen.extend(asked, timing.term()) {
+                    if !permit.extend(asked, timing.term()) {
                         return LATE.to_owned();
                     }
                     self.works();
@@ -184,7 +184,7 @@ impl Candidate {
                 }
                 Err(refusal) if refusal.kind == RefusalKind::NotLeading => return LATE.to_owned(),
                 Err(refusal) if matches!(refusal.kind, RefusalKind::Conflict | RefusalKind::NotFound) => {
-                    match pen.while_held(self.read()).await {
+                    match permit.while_held(self.read()).await {
                         None => return LATE.to_owned(),
                         Some(Ok(Some(now))) if is_same_term(&now, &lease) => lease = now,
                         Some(Ok(now)) => {

@@ -74,7 +74,7 @@ impl Leadership {
     pub fn permit(&self) -> Option<&WritePermit> {
         match self {
             Self::Following { .. } => None,
-            Self::Leading(pen) => Some(pen),
+            Self::Leading(permit) => Some(permit),
         }
     }
 }

@@ -177,15 +177,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_extension_that_was_decided_in_time_comes_too_late_once_somebody_has_found_it_over() {
         let lasts = Duration::from_secs(1);
-        let pen = WritePermit::begin(1, "a", Instant::now(), lasts);
+        let permit = WritePermit::begin(1, "a", Instant::now(), lasts);
         // The two steps of an extension, on another thread, and what happens between them.
-        let deadline = pen.term.deadline.load(Ordering::Acquire);
+        let deadline = permit.term.deadline.load(Ordering::Acquire);
         tokio::time::advance(lasts).await;
-        assert!(!pen.holds());
+        assert!(!permit.holds());
         let later = deadline + nanos(lasts);
         let extended =
-            pen.term.deadline.compare_exchange(deadline, later, Ordering::AcqRel, Ordering::Acquire);
+            permit.term.deadline.compare_exchange(deadline, later, Ordering::AcqRel, Ordering::Acquire);
         assert!(extended.is_err());
-        assert!(!pen.holds());
+        assert!(!permit.holds());
     }
 }

@@ -178,7 +178,7 @@ impl Output {
     async fn take_over(
         &mut self,
         settings: &Settings,
-        pen: &WritePermit,
+        permit: &WritePermit,
         may_touch: bool,
         persisted: Option<&PersistedBlocks>,
     ) -> Result<Vec<InheritedBlock>, TakeOverError> {
@@ -193,7 +193,7 @@ impl Output {
                     .blocked(&settings.gateway, persisted)
                     .map_err(|e| TakeOverError::Unknown(e.to_string()))
             }
-            Self::Cluster(cluster) => match cluster.take_over(&settings.gateway, pen, may_touch).await {
+            Self::Cluster(cluster) => match cluster.take_over(&settings.gateway, permit, may_touch).await {
                 Ok(blocked) => Ok(blocked),
                 Err(refusal) if refusal.kind == RefusalKind::NotLeading => Err(TakeOverError::Lost),
                 Err(refusal) => Err(TakeOverError::Unknown(refusal.text)),
@@ -210,7 +210,7 @@ impl Output {
         was_true: bool,
         is_seen: bool,
         settings: &Arc<Settings>,
-        pen: &WritePermit,
+        permit: &WritePermit,
         decided: &watch::Receiver<Arc<Decided>>,
     ) -> Outcome {
         match self {
@@ -220,7 +220,7 @@ impl Output {
             }
             Self::Cluster(cluster) => {
                 let go_on = || !decided.has_changed().unwrap_or(true);
-                cluster.write(&plan.plan, settings, pen, go_on).await
+                cluster.write(&plan.plan, settings, permit, go_on).await
             }
         }
     }
@@ -282,9 +282,9 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
             () = tokio::time::sleep_until(due) => {}
         }
         let now = decided.borrow_and_update().clone();
-        let pen = now.permit.clone().filter(WritePermit::holds);
+        let permit = now.permit.clone().filter(WritePermit::holds);
         // Before the first round is over, an empty plan means that no node has answered yet.
-        let (Some(pen), false, false) = (pen, now.rounds == 0, now.plan.mode == Mode::DryRun) else {
+        let (Some(permit), false, false) = (permit, now.rounds == 0, now.plan.mode == Mode::DryRun) else {
             forget(&status);
             due = Instant::now() + repair;
             continue;
@@ -300,8 +300,8 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
         if is_same || !is_seen {
             seen = Some(Instant::now());
         }
-        let outcome = output.write(&now, is_same, is_seen, &settings, &pen, &decided).await;
-        if !pen.holds() {
+        let outcome = output.write(&now, is_same, is_seen, &settings, &permit, &decided).await;
+        if !permit.holds() {
             // What could not be written any more is another's to write.
             written = None;
             forget(&status);
@@ -365,10 +365,10 @@ async fn answer(
     decided: &mut watch::Receiver<Arc<Decided>>,
     status: &watch::Sender<OutputStatus>,
 ) {
-    let TakeOver { permit: pen, may_touch, persisted, blocked: tell } = question;
+    let TakeOver { permit, may_touch, persisted, blocked: tell } = question;
     let mut backoff = MIN_BACKOFF;
-    while pen.holds() && !tell.is_closed() {
-        match output.take_over(settings, &pen, may_touch, persisted.as_ref()).await {
+    while permit.holds() && !tell.is_closed() {
+        match output.take_over(settings, &permit, may_touch, persisted.as_ref()).await {
             Ok(blocked) => {
                 status.send_modify(|status| status.error = None);
                 // Whoever asked may have ended meanwhile.

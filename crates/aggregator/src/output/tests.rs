@@ -341,8 +341,8 @@ fn one_file_that_can_not_be_written_stops_no_other() {
 async fn a_replica_that_leads_no_longer_shows_no_errors_of_its_term() {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join(PLUGIN), "kind: Mine\n").unwrap();
-    let pen = WritePermit::of_term(1, "a");
-    let decided = Decided { rounds: 1, permit: Some(pen), ..Decided::nothing(plan(&["web"])) };
+    let permit = WritePermit::of_term(1, "a");
+    let decided = Decided { rounds: 1, permit: Some(permit), ..Decided::nothing(plan(&["web"])) };
     let (decide, decided) = watch::channel(Arc::new(decided));
     let (status, mut shown) = watch::channel(OutputStatus::default());
     let (_asks, take_over) = mpsc::channel(1);

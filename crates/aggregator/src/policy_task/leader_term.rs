@@ -78,12 +78,12 @@ enum Step {
 }
 
 impl<'a> LeaderTerm<'a> {
-    pub(super) fn new(task: &'a mut PolicyTask, pen: WritePermit) -> Self {
+    pub(super) fn new(task: &'a mut PolicyTask, permit: WritePermit) -> Self {
         let now = task.clock.now();
         let began = (now, now.wall());
         Self {
             task,
-            permit: pen,
+            permit,
             incidents: Incidents::default(),
             is_copy: false,
             decisions: Vec::new(),
@@ -324,17 +324,8 @@ impl<'a> LeaderTerm<'a> {
         let plan = self.incidents.plan(&policy, &facts, now);
         let (held, withheld) = (self.incidents.held(&policy), self.incidents.withheld());
         let (disputes, unverified) = (decided.disputes, decided.unverified);
-        let pen = Some(self.permit.clone());
-        self.publish(Decided {
-            plan,
-            held,
-            withheld,
-            disputes,
-            unverified,
-            is_answered,
-            rounds,
-            permit: pen,
-        });
+        let permit = Some(self.permit.clone());
+        self.publish(Decided { plan, held, withheld, disputes, unverified, is_answered, rounds, permit });
         let kept = self.task.channels.persisted.borrow().clone();
         if !is_copy && let Err(error) = self.clean_up(&kept, &done).await {
             if error.is_lost() {

@@ -143,8 +143,8 @@ impl PolicyTask {
     /// Runs until nobody publishes snapshots any more; the last one is evaluated too.
     pub async fn run(mut self) {
         loop {
-            let Some(pen) = self.follow().await else { return };
-            match LeaderTerm::new(&mut self, pen).run().await {
+            let Some(permit) = self.follow().await else { return };
+            match LeaderTerm::new(&mut self, permit).run().await {
                 TermEnd::Lost => {}
                 TermEnd::Over => return,
             }
@@ -163,9 +163,10 @@ impl PolicyTask {
         let mut shown = None;
         let mut rested = Instant::now();
         loop {
-            if let Some(pen) = self.channels.leadership.borrow_and_update().permit().filter(|pen| pen.holds())
+            if let Some(permit) =
+                self.channels.leadership.borrow_and_update().permit().filter(|permit| permit.holds())
             {
-                return Some(pen.clone());
+                return Some(permit.clone());
             }
             let has_begun = self.channels.snapshots.borrow_and_update().rounds > 0;
             let has_rested = Instant::now() >= rested;
@@ -207,9 +208,9 @@ impl PolicyTask {
                 return;
             }
         };
-        let book = Incidents::restore(&documents, &snapshot, now);
-        let plan = book.current_plan(&policy, now);
-        let held = book.held(&policy);
+        let incidents = Incidents::restore(&documents, &snapshot, now);
+        let plan = incidents.current_plan(&policy, now);
+        let held = incidents.held(&policy);
         let shown = Decided { held, rounds: snapshot.rounds, ..Decided::nothing(plan) };
         self.channels.decided.send_replace(Arc::new(shown));
     }

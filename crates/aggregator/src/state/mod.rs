@@ -149,9 +149,9 @@ impl Store {
     }
 
     /// Reads everything that is kept. `seen` is what is shown of it already.
-    pub async fn load(&mut self, pen: &WritePermit, seen: &PersistedState) -> Result<Loaded, StateError> {
+    pub async fn load(&mut self, permit: &WritePermit, seen: &PersistedState) -> Result<Loaded, StateError> {
         match self {
-            Self::Cluster(store) => store.load(pen, seen).await,
+            Self::Cluster(store) => store.load(permit, seen).await,
             Self::File(store) => store.load().await,
             Self::Copy(incidents) => Ok(incidents.clone().into()),
         }
@@ -171,25 +171,29 @@ impl Store {
 
     /// Keeps incidents. Whatever follows from one may only follow after this. One that can't be kept does not stand in the way of
     /// the others: gives their names, and why.
-    pub async fn save(&mut self, pen: &WritePermit, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
+    pub async fn save(
+        &mut self,
+        permit: &WritePermit,
+        incidents: Vec<Incident>,
+    ) -> Vec<(String, StateError)> {
         match self {
-            Self::Cluster(store) => store.save(pen, incidents).await,
+            Self::Cluster(store) => store.save(permit, incidents).await,
             Self::File(store) => store.save(incidents).await,
             Self::Copy(_) => Vec::new(),
         }
     }
 
     /// Tells decisions, by the names of their incidents, to whoever listens where they are kept.
-    pub fn announce(&self, pen: &WritePermit, decisions: &[(String, Decision)]) {
+    pub fn announce(&self, permit: &WritePermit, decisions: &[(String, Decision)]) {
         if let Self::Cluster(store) = self {
-            store.announce(pen, decisions);
+            store.announce(permit, decisions);
         }
     }
 
     /// Takes away what operators wanted of an incident, because it has been done.
-    pub async fn remove_commands(&mut self, pen: &WritePermit, name: &str) -> Result<(), StateError> {
+    pub async fn remove_commands(&mut self, permit: &WritePermit, name: &str) -> Result<(), StateError> {
         match self {
-            Self::Cluster(store) => store.remove_commands(pen, name).await,
+            Self::Cluster(store) => store.remove_commands(permit, name).await,
             Self::File(store) => store.remove_commands(name).await,
             Self::Copy(_) => Ok(()),
         }
@@ -227,9 +231,9 @@ impl Store {
     }
 
     /// Forgets incidents.
-    pub async fn remove(&mut self, pen: &WritePermit, names: &[String]) -> Result<(), StateError> {
+    pub async fn remove(&mut self, permit: &WritePermit, names: &[String]) -> Result<(), StateError> {
         match self {
-            Self::Cluster(store) => store.remove(pen, names).await,
+            Self::Cluster(store) => store.remove(permit, names).await,
             Self::File(store) => store.remove(names).await,
             Self::Copy(_) => Ok(()),
         }

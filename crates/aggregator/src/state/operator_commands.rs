@@ -119,9 +119,9 @@ impl OperatorCommands {
     }
 
     async fn submit(&self, incident: &str, want: IncidentRequest) -> Result<i64, OperatorCommandError> {
-        let (desk, incident) = (self.clone(), incident.to_owned());
+        let (operator_commands, incident) = (self.clone(), incident.to_owned());
         to_completion(async move {
-            match desk {
+            match operator_commands {
                 Self::Cluster(objects) => objects.submit(&incident, &want).await,
                 Self::File(store) => store.submit(&incident, &want).await,
                 Self::Unavailable => Err(unavailable()),
@@ -138,9 +138,9 @@ impl OperatorCommands {
     ) -> Result<(), OperatorCommandError> {
         let checked = exemption.rule().and_then(|_| exemption.check_until(self.wall_time()));
         checked.map_err(|error| OperatorCommandError::Invalid(error.to_string()))?;
-        let (desk, name, exemption) = (self.clone(), name.to_owned(), exemption.clone());
+        let (operator_commands, name, exemption) = (self.clone(), name.to_owned(), exemption.clone());
         to_completion(async move {
-            match desk {
+            match operator_commands {
                 Self::Cluster(objects) => objects.add_exemption(&name, &exemption).await,
                 Self::File(store) => store.add_exemption(&name, &exemption).await,
                 Self::Unavailable => Err(unavailable()),
@@ -156,9 +156,10 @@ impl OperatorCommands {
         by: &str,
         seen: Option<&ExemptionSpec>,
     ) -> Result<(), OperatorCommandError> {
-        let (desk, name, by, seen) = (self.clone(), name.to_owned(), by.to_owned(), seen.cloned());
+        let (operator_commands, name, by, seen) =
+            (self.clone(), name.to_owned(), by.to_owned(), seen.cloned());
         to_completion(async move {
-            match desk {
+            match operator_commands {
                 Self::Cluster(objects) => objects.remove_exemption(&name, &by, seen).await,
                 Self::File(store) => store.remove_exemption(&name, &by).await,
                 Self::Unavailable => Err(unavailable()),
@@ -169,9 +170,9 @@ impl OperatorCommands {
 
     /// Says whether decisions take effect.
     pub async fn set_enforcement(&self, enforcement: &EnforcementSpec) -> Result<(), OperatorCommandError> {
-        let (desk, enforcement) = (self.clone(), enforcement.clone());
+        let (operator_commands, enforcement) = (self.clone(), enforcement.clone());
         to_completion(async move {
-            match desk {
+            match operator_commands {
                 Self::Cluster(objects) => objects.set_enforcement(&enforcement).await,
                 Self::File(store) => store.set_enforcement(&enforcement).await,
                 Self::Unavailable => Err(unavailable()),

@@ -25,7 +25,7 @@ pub(super) struct Fleet {
     targets: Vec<Target>,
     bodies: Vec<String>,
     pub(super) ledger: Ledger,
-    pub(super) book: Incidents,
+    pub(super) incidents: Incidents,
     pub(super) policy: Policy,
     pub(super) facts: ClusterFacts,
     pub(super) now: Moment,
@@ -71,8 +71,8 @@ impl Fleet {
         };
         let mut ledger = Ledger::new(Detection::default(), now);
         ledger.expect(targets.clone(), 0);
-        let (book, facts) = (Incidents::default(), ClusterFacts::default());
-        let mut fleet = Self { targets, bodies: Vec::new(), ledger, book, policy, facts, now };
+        let (incidents, facts) = (Incidents::default(), ClusterFacts::default());
+        let mut fleet = Self { targets, bodies: Vec::new(), ledger, incidents, policy, facts, now };
         for _ in 0..2 {
             fleet.scan();
             let reports = fleet.reports();
@@ -126,10 +126,10 @@ impl Fleet {
     }
 
     pub(super) fn decide(&mut self, snapshot: &Snapshot) -> (Decided, Plan) {
-        let decided = self.book.decide(snapshot, &self.policy, &self.facts, self.now);
-        let unsaved = self.book.dirty();
-        self.book.commit(&unsaved);
-        (decided, self.book.plan(&self.policy, &self.facts, self.now))
+        let decided = self.incidents.decide(snapshot, &self.policy, &self.facts, self.now);
+        let unsaved = self.incidents.dirty();
+        self.incidents.commit(&unsaved);
+        (decided, self.incidents.plan(&self.policy, &self.facts, self.now))
     }
 }
 

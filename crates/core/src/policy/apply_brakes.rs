@@ -17,14 +17,14 @@ impl Incidents {
     /// Blocks and releases what is wished for, as far as the brakes let it.
     pub(super) fn apply_brakes(
         &mut self,
-        pass: &mut EvaluationContext<'_>,
+        context: &mut EvaluationContext<'_>,
         reading: CompactTimestamp,
         blocks: Vec<(Moment, App)>,
         releases: Vec<(App, Option<String>, ReleaseBasis)>,
     ) {
         if blocks.is_empty() && releases.is_empty() {
             // No brake is asked, so nothing has to be counted.
-            self.window.forget(&pass.policy.brake, reading);
+            self.window.forget(&context.policy.brake, reading);
             return;
         }
         let mut held_blocks: Vec<Brake> = Vec::new();
@@ -33,16 +33,16 @@ impl Incidents {
         let accusers: Vec<(App, Accusers)> = blocks
             .into_iter()
             .map(|(_, app)| {
-                let accusers = self.accusers(&app, pass, &mut rules);
+                let accusers = self.accusers(&app, context, &mut rules);
                 (app, accusers)
             })
             .collect();
-        let mut tally = self.window.tally(&pass.policy.brake, reading);
+        let mut tally = self.window.tally(&context.policy.brake, reading);
         for (app, accusers) in accusers {
             let Some(incident) = self.by_app.get_mut(&app) else {
                 continue;
             };
-            let shared = pass.facts.held_for(&app, pass.policy, incident.approved);
+            let shared = context.facts.held_for(&app, context.policy, incident.approved);
             // An App that an operator has to look at anyway takes no place in the brakes' window.
             let brake = match shared {
                 Some(shared) => Some(Brake::SharedService(shared.service.clone())),
@@ -50,16 +50,16 @@ impl Incidents {
                 None => tally.due(&app, &accusers),
             };
             let accusation = incident.accusation();
-            let is_untold = matches!(incident.phase, Phase::Grace { .. }) && incident.is_untold(pass);
-            let before = incident.warned_before(pass.policy);
+            let is_untold = matches!(incident.phase, Phase::Grace { .. }) && incident.is_untold(context);
+            let before = incident.warned_before(context.policy);
             let file = incident.persisted_mut();
             file.set_window_entries(tally.of(&app));
             if let Some(brake) = brake {
                 let others = shared.map(|shared| format!(": {}", shared.others)).unwrap_or_default();
-                let reason = format!("{}{others}; {accusation}", brake.reason(&pass.policy.brake));
-                pass.decide(&app, DecisionKind::Held, reason);
+                let reason = format!("{}{others}; {accusation}", brake.reason(&context.policy.brake));
+                context.decide(&app, DecisionKind::Held, reason);
                 file.phase = Phase::Held;
-                file.rare_mut().held = Some((pass.now, brake.clone()));
+                file.rare_mut().held = Some((context.now, brake.clone()));
                 // A shared Service of one App is no sign of a storm, so it raises no alert.
                 if shared.is_none() {
                     held_blocks.push(brake);
@@ -67,13 +67,13 @@ impl Incidents {
             } else {
                 let untold = if is_untold { "; its tenant could not be told before" } else { "" };
                 let before = before.unwrap_or_default();
-                let known = pass.facts.to_close(&app, pass.policy, file);
+                let known = context.facts.to_close(&app, context.policy, file);
                 let known = known.unwrap_or_default();
                 let reason = Text::from(format!("{accusation}{untold}{before}{}", known.remarks()));
-                pass.decide(&app, DecisionKind::Blocked, known.complete(&reason));
+                context.decide(&app, DecisionKind::Blocked, known.complete(&reason));
                 file.reason = reason;
-                let dry_run = pass.policy.mode == Mode::DryRun;
-                file.phase = Phase::Blocked { since: pass.now, dry_run };
+                let dry_run = context.policy.mode == Mode::DryRun;
+                file.phase = Phase::Blocked { since: context.now, dry_run };
             }
         }
         for (app, why, basis) in releases {
@@ -89,24 +89,24 @@ impl Incidents {
                 if incident.inherited.is_some() {
                     "every node has answered for the whole clearing time without evidence of it".to_owned()
                 } else {
-                    cleared_reason(&app, incident.cleared, pass)
+                    cleared_reason(&app, incident.cleared, context)
                 }
             });
             let brake = tally.release(&app, proven);
             let file = incident.persisted_mut();
             file.set_window_entries(tally.of(&app));
             if let Some(brake) = brake {
-                pass.decide(
+                context.decide(
                     &app,
                     DecisionKind::ReleaseHeld,
-                    format!("{}; {why}", brake.reason(&pass.policy.brake)),
+                    format!("{}; {why}", brake.reason(&context.policy.brake)),
                 );
-                file.rare_mut().release_held = Some(pass.now);
+                file.rare_mut().release_held = Some(context.now);
                 held_releases.push(brake);
             } else {
-                pass.decide(&app, DecisionKind::Released, why.clone());
+                context.decide(&app, DecisionKind::Released, why.clone());
                 if incident.accepted.is_empty() {
-                    incident.end(pass.now);
+                    incident.end(context.now);
                 } else {
                     let file = incident.persisted_mut();
                     file.phase = Phase::Watched;
@@ -119,17 +119,17 @@ impl Incidents {
         {
             let message = format!(
                 "{}: from now on Apps are held, {} already, and stay unblocked until each is approved",
-                brake.reason(&pass.policy.brake),
+                brake.reason(&context.policy.brake),
                 held_blocks.len()
             );
-            pass.alerts.push(Alert::Brake { brake: brake.clone(), message });
+            context.alerts.push(Alert::Brake { brake: brake.clone(), message });
         }
-        alert_held_releases(&held_releases, &mut tally, pass);
+        alert_held_releases(&held_releases, &mut tally, context);
     }
 
     /// The nodes and rules by which an App is to be blocked: those of its active grounds that are young enough and not
     /// exempted.
-    fn accusers(&self, app: &App, pass: &EvaluationContext<'_>, rules: &mut RuleNames) -> Accusers {
+    fn accusers(&self, app: &App, context: &EvaluationContext<'_>, rules: &mut RuleNames) -> Accusers {
         let Some(incident) = self.by_app.get(app) else {
             return Accusers::default();
         };
@@ -139,14 +139,14 @@ impl Incidents {
             .accepted
             .iter()
             // A ground that may not lead to a new block may not pass the brakes for one either.
-            .filter(|(_, ground)| ground.active && ground.is_young(pass.policy.max_age, pass.now))
-            .filter(|(_, ground)| incident.excuse_of(app, &ground.record, pass).is_none())
-            .filter_map(|((_, node), ground)| {
-                let regex = &ground.record.regex;
+            .filter(|(_, accepted)| accepted.active && accepted.is_young(context.policy.max_age, context.now))
+            .filter(|(_, accepted)| incident.excuse_of(app, &accepted.record, context).is_none())
+            .filter_map(|((_, node), accepted)| {
+                let regex = &accepted.record.regex;
                 if matched.contains(&(node, regex)) {
                     return None;
                 }
-                let rule = rules.of(&ground.record);
+                let rule = rules.of(&accepted.record);
                 if rule == *regex {
                     matched.insert((node, regex));
                 }
@@ -157,13 +157,13 @@ impl Incidents {
 }
 
 /// Raises the alerts of the brakes that hold `releases`.
-fn alert_held_releases(releases: &[Brake], tally: &mut Tally<'_>, pass: &mut EvaluationContext<'_>) {
+fn alert_held_releases(releases: &[Brake], tally: &mut Tally<'_>, context: &mut EvaluationContext<'_>) {
     for brake in [Brake::Releases, Brake::Gone] {
         let held = releases.iter().filter(|other| **other == brake).count();
         if held > 0 && tally.begins_storm(&brake) {
-            let reason = brake.reason(&pass.policy.brake);
+            let reason = brake.reason(&context.policy.brake);
             let message = format!("{reason}: {held} Apps stay blocked until their release is approved");
-            pass.alerts.push(Alert::Brake { brake, message });
+            context.alerts.push(Alert::Brake { brake, message });
         }
     }
 }

@@ -57,15 +57,15 @@ fn accused_app<'a>(known: &'a [Known], node: &NodeName) -> Option<&'a App> {
 
 impl Incidents {
     /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns how much can't be judged.
-    pub(super) fn apply_evidence(&mut self, pass: &mut EvaluationContext<'_>) -> usize {
-        let violations = &pass.snapshot.violations;
+    pub(super) fn apply_evidence(&mut self, context: &mut EvaluationContext<'_>) -> usize {
+        let violations = &context.snapshot.violations;
         debug_assert!(violations.is_sorted_by(|a, b| a.key <= b.key), "they are looked up in order");
         let mut known = self.deactivate_all();
         let (mut disputes, mut refused) = (BTreeMap::new(), RefusedAccusations::default());
         let mut disputed_now = RefusedAccusations::default();
         let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
-        for violation in &pass.snapshot.violations {
-            if let Some(why) = pass.refusals.of(&violation.key.namespace) {
+        for violation in &context.snapshot.violations {
+            if let Some(why) = context.refusals.of(&violation.key.namespace) {
                 if violation.state == State::Active
                     && !refused_accusations::is_known(&self.by_app, violation.record())
                 {
@@ -81,20 +81,20 @@ impl Incidents {
                 };
                 let id = (violation.key.clone(), evidence.node.clone());
                 let before = accused_app(accused, &evidence.node);
-                let ground = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(&id));
-                let already = ground.as_ref().is_some_and(|ground| ground.knows(evidence, fresh_at));
+                let accepted = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(&id));
+                let already = accepted.as_ref().is_some_and(|accepted| accepted.knows(evidence, fresh_at));
                 if evidence.presence == Presence::Cleared {
                     let is_gone = evidence.cleared == Some(Cleared::PodGone);
                     // With the Pod is gone whatever it did before, too.
-                    if let Some(ground) = ground.filter(|_| already || is_gone) {
-                        ground.gone = is_gone;
+                    if let Some(accepted) = accepted.filter(|_| already || is_gone) {
+                        accepted.gone = is_gone;
                     }
                     continue;
                 }
                 let judge = |e: &EvidenceView, at| {
-                    let accepted = ground.as_ref().filter(|ground| ground.knows(e, at));
-                    let accepted = before.zip(accepted.map(|ground| ground.pod_uid.as_ref()));
-                    pass.facts.judge(e, at, accepted, pass.policy.verify_pods)
+                    let accepted = accepted.as_ref().filter(|accepted| accepted.knows(e, at));
+                    let accepted = before.zip(accepted.map(|accepted| accepted.pod_uid.as_ref()));
+                    context.facts.judge(e, at, accepted, context.policy.verify_pods)
                 };
                 // Whatever is believed of it, its node is not silent.
                 let silence = Silence { mark: evidence.mark, counted_from: fresh_at };
@@ -110,7 +110,8 @@ impl Incidents {
                             Verdict::Unverified(_) => first = (*at, earlier),
                             judged => {
                                 (verdict, evidence, fresh_at) = (judged, earlier, *at);
-                                already = ground.as_ref().is_some_and(|ground| ground.knows(earlier, *at));
+                                already =
+                                    accepted.as_ref().is_some_and(|accepted| accepted.knows(earlier, *at));
                             }
                         }
                     }
@@ -120,13 +121,13 @@ impl Incidents {
                     Verdict::Accepted(pod) => {
                         // What was accepted against one App stays against it, and so does later evidence of the same
                         // Pod, even if its labels or other rules name another App now.
-                        let stays = already || ground.is_some_and(|ground| ground.is_of(&pod));
+                        let stays = already || accepted.is_some_and(|accepted| accepted.is_of(&pod));
                         let app = before.filter(|_| stays).unwrap_or(&pod.app).clone();
                         if self.unreadable.contains(&app) {
                             continue;
                         }
                         if evidence.presence == Presence::Active {
-                            self.accuse(&app, id, (evidence, fresh_at, pod), silence, pass);
+                            self.accuse(&app, id, (evidence, fresh_at, pod), silence, context);
                         } else if !self
                             .by_app
                             .get(&app)
@@ -149,23 +150,23 @@ impl Incidents {
                             continue;
                         }
                         unverified += 1;
-                        let ground = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(&id));
+                        let accepted = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(&id));
                         // Not accepted, but no sign of absence either: nothing is cleared by it.
-                        if let Some(ground) = ground {
-                            ground.count_anew(silence);
+                        if let Some(accepted) = accepted {
+                            accepted.count_anew(silence);
                         }
                         // Old evidence too: once judged, it would keep a blocked App blocked.
-                        pass.doubtful.insert(id.0.namespace.clone());
+                        context.doubtful.insert(id.0.namespace.clone());
                         if evidence.presence == Presence::Active {
-                            pass.unjudged.insert((id.0.pod_ref(), id.1.clone()));
+                            context.unjudged.insert((id.0.pod_ref(), id.1.clone()));
                         }
                     }
                 }
             }
         }
         self.disputes = disputes;
-        self.logged_refusals.log(refused, DecisionKind::Exempted, pass);
-        self.logged_disputes.log(disputed_now, DecisionKind::Disputed, pass);
+        self.logged_refusals.log(refused, DecisionKind::Exempted, context);
+        self.logged_disputes.log(disputed_now, DecisionKind::Disputed, context);
         unverified
     }
 
@@ -173,9 +174,9 @@ impl Incidents {
     fn deactivate_all(&mut self) -> Accused {
         let mut known = Vec::with_capacity(self.by_app.len());
         for (app, incident) in &mut self.by_app {
-            for (id, ground) in incident.accepted.iter_mut() {
-                ground.active = false;
-                known.push((id.clone(), ground.fresh_at, app.clone()));
+            for (id, accepted) in incident.accepted.iter_mut() {
+                accepted.active = false;
+                known.push((id.clone(), accepted.fresh_at, app.clone()));
             }
         }
         Accused::new(known)
@@ -184,10 +185,10 @@ impl Incidents {
     /// Restarts the clearing clock for evidence that was renewed since the last evaluation and is old by now. Evidence
     /// that was not known `already` was found anew.
     fn count(&mut self, app: &App, id: &EvidenceId, (fresh_at, already): (Moment, bool), silence: Silence) {
-        let ground = self.by_app.get_mut(app).and_then(|incident| incident.accepted.get_mut(id));
-        match ground {
-            Some(ground) if !already => ground.count_anew(silence),
-            Some(ground) if ground.fresh_at < fresh_at => ground.count(silence),
+        let accepted = self.by_app.get_mut(app).and_then(|incident| incident.accepted.get_mut(id));
+        match accepted {
+            Some(accepted) if !already => accepted.count_anew(silence),
+            Some(accepted) if accepted.fresh_at < fresh_at => accepted.count(silence),
             _ => {}
         }
     }
@@ -203,11 +204,11 @@ impl Incidents {
     ) {
         let Some(incident) = self.by_app.get_mut(app) else { return };
         if matches!(incident.phase, Phase::Blocked { .. }) && incident.accepted.get(&id).is_none() {
-            let mut ground = AcceptedEvidence::of(evidence, pod.uid, fresh_at);
-            ground.active = false;
-            ground.count(silence);
+            let mut accepted = AcceptedEvidence::of(evidence, pod.uid, fresh_at);
+            accepted.active = false;
+            accepted.count(silence);
             incident.tombstones.remove(&id);
-            incident.accepted.insert(id, ground);
+            incident.accepted.insert(id, accepted);
         }
     }
 
@@ -217,15 +218,15 @@ impl Incidents {
         id: EvidenceId,
         (evidence, fresh_at, pod): (&EvidenceView, Moment, AcceptedPod),
         silence: Silence,
-        pass: &EvaluationContext<'_>,
+        context: &EvaluationContext<'_>,
     ) {
-        let same_incident = pass.policy.same_incident;
+        let same_incident = context.policy.same_incident;
         let incident = self.by_app.entry(app.clone()).or_insert_with(|| Incident::new(fresh_at));
         if incident.has_tombstone(&id, evidence, fresh_at) {
             return;
         }
         if let Phase::Ended { at } = incident.phase {
-            if pass.now.since(at) > same_incident {
+            if context.now.since(at) > same_incident {
                 // What an operator has released stays released, and what a brake held waits for an approval.
                 let (releases, held) = (incident.releases.clone(), incident.held.clone());
                 *incident = Incident::new(fresh_at);
@@ -248,68 +249,68 @@ impl Incidents {
         if let Some(old) = incident.accepted.get_mut(&id).filter(|old| old.knows(evidence, fresh_at)) {
             old.renew(evidence);
         } else {
-            let mut ground = AcceptedEvidence::of(evidence, pod.uid, fresh_at);
-            ground.count(silence);
+            let mut accepted = AcceptedEvidence::of(evidence, pod.uid, fresh_at);
+            accepted.count(silence);
             if let Some(old) = incident.accepted.get(&id) {
-                ground.count_anew(old.silence());
+                accepted.count_anew(old.silence());
                 // Evidence of another Pod has to be kept anew.
-                ground.persisted = old.persisted.filter(|_| old.pod_uid == ground.pod_uid);
+                accepted.persisted = old.persisted.filter(|_| old.pod_uid == accepted.pod_uid);
             }
-            incident.accepted.insert(id, ground);
+            incident.accepted.insert(id, accepted);
         }
-        self.note_lineage(app, pod.lineage, pass);
+        self.note_lineage(app, pod.lineage, context);
     }
 
     /// Lets grounds go by the clocks of their nodes, and all grounds of an App that is gone.
-    pub(super) fn clear_evidence(&mut self, pass: &EvaluationContext<'_>) {
+    pub(super) fn clear_evidence(&mut self, context: &EvaluationContext<'_>) {
         for (app, incident) in &mut self.by_app {
-            let app_is_gone = pass.facts.is_gone(app);
+            let app_is_gone = context.facts.is_gone(app);
             // A block of which only the Services are known can't be matched with Pods, present or gone.
             if app_is_gone && incident.inherited.as_ref().is_some_and(|accused| !accused.is_empty()) {
                 incident.persisted_mut().reset_rare(|rare| rare.inherited = None);
             }
-            let why = |(key, node): &EvidenceId, ground: &AcceptedEvidence, view: Option<&NodeView>| {
+            let why = |(key, node): &EvidenceId, accepted: &AcceptedEvidence, view: Option<&NodeView>| {
                 if app_is_gone {
                     return Some(ClearingCause::AppGone);
                 }
                 // If the ledger does not know a violation, none of its node's answers said anything of it.
-                let unheard = || pass.snapshot.unheard(key, node).unwrap_or(Duration::MAX.into());
+                let unheard = || context.snapshot.unheard(key, node).unwrap_or(Duration::MAX.into());
                 let cleared = match view {
                     // As of the snapshot: a node may have answered since.
                     Some(view) => view.clock.cleared(
-                        ground.mark,
-                        ground.away,
+                        accepted.mark,
+                        accepted.away,
                         unheard,
-                        ground.counted_from,
-                        pass.snapshot.at,
+                        accepted.counted_from,
+                        context.snapshot.at,
                     ),
                     // A node that the ledger does not know has not answered since.
-                    None => (pass.now.since(ground.counted_from) >= pass.policy.unreachable_limit)
+                    None => (context.now.since(accepted.counted_from) >= context.policy.unreachable_limit)
                         .then_some(Cleared::Unreachable),
                 };
                 cleared.map(ClearingCause::By)
             };
             let mut cleared: Vec<(EvidenceId, ClearingCause)> = Vec::new();
-            for (id, ground) in incident.accepted.iter_mut() {
-                let view = pass.snapshot.nodes.get(&id.1);
+            for (id, accepted) in incident.accepted.iter_mut() {
+                let view = context.snapshot.nodes.get(&id.1);
                 if let Some(view) = view {
-                    ground.scan_interval = view.interval;
+                    accepted.scan_interval = view.interval;
                 }
-                if let Some(by) = why(id, ground, view) {
+                if let Some(by) = why(id, accepted, view) {
                     cleared.push((id.clone(), by));
                 }
                 if let Some(view) = view {
-                    let unheard = || pass.snapshot.unheard(&id.0, &id.1).unwrap_or(CompactDuration::ZERO);
-                    ground.note_hidden(&view.clock, unheard);
+                    let unheard = || context.snapshot.unheard(&id.0, &id.1).unwrap_or(CompactDuration::ZERO);
+                    accepted.note_hidden(&view.clock, unheard);
                 }
             }
             if app_is_gone {
                 incident.cleared = Some(ClearingCause::AppGone);
             }
             for (id, by) in cleared {
-                if let Some(ground) = incident.accepted.remove(&id) {
+                if let Some(accepted) = incident.accepted.remove(&id) {
                     incident.cleared = Some(by);
-                    incident.add_tombstone(id, ground, by, pass.now.wall());
+                    incident.add_tombstone(id, accepted, by, context.now.wall());
                 }
             }
         }
@@ -328,11 +329,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn evidence_counts_against_the_app_with_the_latest_ground(grounds in vec((0..4_u8, 0..3_u8, 0..3_u64, 0..3_u8), 0..16)) {
+        fn evidence_counts_against_the_app_with_the_latest_ground(accepted in vec((0..4_u8, 0..3_u8, 0..3_u64, 0..3_u8), 0..16)) {
             let key = |n: u8| Key::new("ns-a", format!("web-{n}"), "xmrig");
             let node = |n: u8| NodeName::new(format!("node-{n}"));
             let mut latest: BTreeMap<(u8, u8), (u64, u8)> = BTreeMap::new();
-            let known = grounds.iter().map(|(pod, of, at, app)| {
+            let known = accepted.iter().map(|(pod, of, at, app)| {
                 let last = latest.entry((*pod, *of)).or_insert((*at, *app));
                 if last.0 < *at || last.0 == *at && *app < last.1 {
                     *last = (*at, *app);

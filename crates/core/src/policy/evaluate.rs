@@ -125,7 +125,7 @@ impl Incidents {
         let reading = self.clock.read(now);
         let dates = std::mem::take(&mut self.dates);
         let (exemptions, unjudged) = (Vec::new(), BTreeSet::new());
-        let mut pass = EvaluationContext {
+        let mut context = EvaluationContext {
             snapshot,
             policy,
             facts,
@@ -142,33 +142,33 @@ impl Incidents {
             decisions,
             alerts,
         };
-        self.note_dates(&mut pass);
-        let unverified = self.apply_evidence(&mut pass);
-        (pass.released, pass.held) = self.of_earlier_names();
-        self.clear_evidence(&pass);
-        self.admit(&mut pass);
-        self.admit_refusals(&mut pass);
+        self.note_dates(&mut context);
+        let unverified = self.apply_evidence(&mut context);
+        (context.released, context.held) = self.of_earlier_names();
+        self.clear_evidence(&context);
+        self.admit(&mut context);
+        self.admit_refusals(&mut context);
 
         let mut blocks: Vec<(Moment, App)> = Vec::new();
         let mut releases: Vec<(App, Option<String>, ReleaseBasis)> = Vec::new();
         for (app, incident) in &mut self.by_app {
-            incident.limit_forgotten(app, &pass);
-            match Self::judge(app, incident, &mut pass) {
+            incident.limit_forgotten(app, &context);
+            match Self::judge(app, incident, &mut context) {
                 Action::Nothing => {}
                 Action::Release(why, basis) => releases.push((app.clone(), why, basis)),
                 Action::Block => {
-                    let fresh_at = incident.accepted.values().map(|ground| ground.fresh_at).min();
+                    let fresh_at = incident.accepted.values().map(|accepted| accepted.fresh_at).min();
                     blocks.push((fresh_at.unwrap_or(now), app.clone()));
                 }
             }
         }
         // First come, first blocked; what arrived together goes by name, so that the outcome is the same each time.
         blocks.sort();
-        self.apply_brakes(&mut pass, reading, blocks, releases);
+        self.apply_brakes(&mut context, reading, blocks, releases);
         self.note_withheld(policy);
         self.forget(policy, now);
-        self.notify_tenants(&mut pass);
-        let EvaluationContext { decisions, alerts, dates, .. } = pass;
+        self.notify_tenants(&mut context);
+        let EvaluationContext { decisions, alerts, dates, .. } = context;
         self.dates = dates;
         // A dispute is not the App's doing: whoever lies about it must not push its decisions out of its log.
         for decision in decisions.iter().filter(|decision| decision.kind != DecisionKind::Disputed) {
@@ -186,30 +186,31 @@ impl Incidents {
     }
 
     /// Updates which exemptions and releases are in force, and forgets releases that ended long ago.
-    fn note_dates(&mut self, pass: &mut EvaluationContext<'_>) {
-        let now = pass.now;
-        let exemptions = pass.policy.exemptions.iter().chain(&pass.policy.unread_exemptions);
+    fn note_dates(&mut self, context: &mut EvaluationContext<'_>) {
+        let now = context.now;
+        let exemptions = context.policy.exemptions.iter().chain(&context.policy.unread_exemptions);
         let exempted = exemptions.filter_map(|exemption| Some((exemption.until?, None)));
         let with_releases = self.by_app.iter().filter(|(_, incident)| !incident.releases.is_empty());
         let apps: Vec<App> = with_releases.map(|(app, _)| app.clone()).collect();
         let releases = apps.iter().filter_map(|app| self.by_app.get(app)).flat_map(|it| &it.releases);
         let until = releases.map(|release| (release.until, release.until_by_clock));
-        let doubtful = pass.dates.note(exempted.chain(until), &self.clock, now);
+        let doubtful = context.dates.note(exempted.chain(until), &self.clock, now);
         if let Some(first) = doubtful.first() {
-            pass.alerts.push(Alert::Clock { message: clock_doubt(doubtful.len(), *first, now) });
+            context.alerts.push(Alert::Clock { message: clock_doubt(doubtful.len(), *first, now) });
         }
         for app in apps {
             let Some(incident) = self.by_app.get_mut(&app) else { continue };
-            if incident.releases.iter().any(|release| pass.dates.is_history(release.until, now)) {
+            if incident.releases.iter().any(|release| context.dates.is_history(release.until, now)) {
                 incident.persisted_mut().reset_rare(|rare| {
-                    rare.releases.retain(|release| !pass.dates.is_history(release.until, now));
+                    rare.releases.retain(|release| !context.dates.is_history(release.until, now));
                 });
             }
         }
         let force = |until: Option<Timestamp>| {
-            until.map_or(Validity::InForce, |until| pass.dates.validity(until, now))
+            until.map_or(Validity::InForce, |until| context.dates.validity(until, now))
         };
-        pass.exemptions = pass.policy.exemptions.iter().map(|exemption| force(exemption.until)).collect();
+        context.exemptions =
+            context.policy.exemptions.iter().map(|exemption| force(exemption.until)).collect();
     }
 
     /// When time alone may change a decision: a grace ends, an exemption or a release runs out. Clearing clocks run with answers,
@@ -227,40 +228,40 @@ impl Incidents {
     }
 
     /// What one incident asks for. Does at once what no brake is asked about.
-    fn judge(app: &App, incident: &mut Incident, pass: &mut EvaluationContext<'_>) -> Action {
+    fn judge(app: &App, incident: &mut Incident, context: &mut EvaluationContext<'_>) -> Action {
         if matches!(incident.phase, Phase::Ended { .. }) {
-            incident.review_grace(app, &[], pass);
+            incident.review_grace(app, &[], context);
             return Action::Nothing;
         }
         let wanted_look = incident.read_wanted_since.take().map(|since| *since);
-        let excuses = incident.excuses(app, pass);
-        incident.review_grace(app, &excuses, pass);
+        let excuses = incident.excuses(app, context);
+        incident.review_grace(app, &excuses, context);
         let is_reason = |(g, excuse): (&AcceptedEvidence, &Option<String>)| {
-            incident.justifies_block(g, excuse.as_deref(), pass)
+            incident.justifies_block(g, excuse.as_deref(), context)
         };
         let active = incident.accepted.values().zip(&excuses).any(is_reason);
-        let is_kept = pass.keeps_refused && matches!(incident.phase, Phase::Blocked { .. });
-        let refused = pass.refusals.of(&app.namespace).filter(|_| !is_kept);
-        let covered = refused.map(str::to_owned).or_else(|| incident.covered(app, &excuses, pass));
+        let is_kept = context.keeps_refused && matches!(incident.phase, Phase::Blocked { .. });
+        let refused = context.refusals.of(&app.namespace).filter(|_| !is_kept);
+        let covered = refused.map(str::to_owned).or_else(|| incident.covered(app, &excuses, context));
         // What runs on in it while it is being deleted stays closed: a Pod may take its time to end.
         let is_closed = matches!(incident.phase, Phase::Blocked { dry_run: false, .. });
         let is_ending =
-            pass.facts.terminating.contains(&app.namespace) && (!is_closed || pass.facts.is_gone(app));
+            context.facts.terminating.contains(&app.namespace) && (!is_closed || context.facts.is_gone(app));
         let covered = covered.or_else(|| is_ending.then(|| NAMESPACE_IS_BEING_DELETED.to_owned()));
         if is_ending
             && covered.as_deref() == Some(NAMESPACE_IS_BEING_DELETED)
             && matches!(incident.phase, Phase::Blocked { .. })
         {
-            let may = pass.policy.mode != Mode::Paused;
+            let may = context.policy.mode != Mode::Paused;
             return if may { Action::Release(covered, ReleaseBasis::Proof) } else { Action::Nothing };
         }
         if let Some(why) = covered {
             if matches!(incident.phase, Phase::Blocked { .. }) {
-                pass.decide(app, DecisionKind::Released, why.clone());
+                context.decide(app, DecisionKind::Released, why.clone());
             } else if incident.exempted.is_none() {
-                pass.decide(app, DecisionKind::Exempted, why.clone());
+                context.decide(app, DecisionKind::Exempted, why.clone());
             }
-            incident.excuse(why, pass.now);
+            incident.excuse(why, context.now);
             return Action::Nothing;
         }
         if incident.exempted.is_some() {
@@ -269,72 +270,72 @@ impl Incidents {
 
         if incident.accepted.is_empty() {
             // Not as of when its last ground cleared: what could not be released then may have come back since.
-            let is_gone = pass.facts.is_gone(app);
+            let is_gone = context.facts.is_gone(app);
             return match incident.phase {
-                Phase::Blocked { .. } if pass.policy.mode == Mode::Paused => Action::Nothing,
+                Phase::Blocked { .. } if context.policy.mode == Mode::Paused => Action::Nothing,
                 // An App that is gone can't be opened, so no hold on its release matters.
                 Phase::Blocked { .. } if is_gone => Action::Release(None, ReleaseBasis::Proof),
                 // Accusations in this namespace are not taken in, so having none left proves no absence.
-                Phase::Blocked { .. } if pass.refusals.of(&app.namespace).is_some() => Action::Nothing,
+                Phase::Blocked { .. } if context.refusals.of(&app.namespace).is_some() => Action::Nothing,
                 Phase::Blocked { .. } if incident.release_held.is_some() => Action::Nothing,
                 // Some of its nodes are not known, so all nodes must have answered for long enough.
                 Phase::Blocked { .. }
                     if (incident.inherited.is_some() || incident.omitted > 0)
-                        && (pass.doubtful.contains(&app.namespace)
-                            || !pass.snapshot.is_settled(pass.policy.unreachable_limit)) =>
+                        && (context.doubtful.contains(&app.namespace)
+                            || !context.snapshot.is_settled(context.policy.unreachable_limit)) =>
                 {
                     Action::Nothing
                 }
-                Phase::Blocked { .. } if incident.may_be_accused(app, pass) => Action::Nothing,
+                Phase::Blocked { .. } if incident.may_be_accused(app, context) => Action::Nothing,
                 Phase::Blocked { .. } => Action::Release(None, ReleaseBasis::Rules),
                 _ => {
-                    let reason = cleared_reason(app, incident.cleared, pass);
-                    pass.decide(app, DecisionKind::Closed, reason);
-                    incident.end(pass.now);
+                    let reason = cleared_reason(app, incident.cleared, context);
+                    context.decide(app, DecisionKind::Closed, reason);
+                    incident.end(context.now);
                     Action::Nothing
                 }
             };
         }
         if let Phase::Blocked { dry_run, .. } = incident.phase {
-            if !dry_run || pass.policy.mode != Mode::Enforce {
+            if !dry_run || context.policy.mode != Mode::Enforce {
                 return Action::Nothing;
             }
             // What dry-run decided had no effect: it becomes real like any new block, brakes included.
             incident.set_phase(Phase::Watched);
         }
-        incident.take_earlier_hold(&pass.held);
+        incident.take_earlier_hold(&context.held);
         if incident.phase != Phase::Held
             && let Some((_, brake)) = incident.held.as_ref().filter(|_| !incident.approved)
         {
             let reason =
-                format!("still held: {}; {}", brake.reason(&pass.policy.brake), incident.accusation());
-            pass.decide(app, DecisionKind::Held, reason);
+                format!("still held: {}; {}", brake.reason(&context.policy.brake), incident.accusation());
+            context.decide(app, DecisionKind::Held, reason);
             incident.set_phase(Phase::Held);
         }
-        if incident.phase == Phase::Held || pass.policy.mode == Mode::Paused {
+        if incident.phase == Phase::Held || context.policy.mode == Mode::Paused {
             return Action::Nothing;
         }
         if !active {
             // Evidence that was renewed since is not judged yet: it waits for the look that was wanted before.
-            incident.read_wanted_since = wanted_look.filter(|_| incident.has_unjudged(pass)).map(Box::new);
+            incident.read_wanted_since = wanted_look.filter(|_| incident.has_unjudged(context)).map(Box::new);
             return Action::Nothing;
         }
         if incident
             .formerly
             .iter()
             .chain([app])
-            .any(|name| pass.may_exempt(name) || pass.aside.contains(name))
+            .any(|name| context.may_exempt(name) || context.aside.contains(name))
         {
             // What can't be read may say that the App is not to be blocked. A late block is better than a wrong one.
             return Action::Nothing;
         }
-        if !incident.is_due(app, &excuses, pass) {
+        if !incident.is_due(app, &excuses, context) {
             return Action::Nothing;
         }
-        if incident.is_proven(&excuses, wanted_look, pass) {
+        if incident.is_proven(&excuses, wanted_look, context) {
             return Action::Block;
         }
-        incident.read_wanted_since = Some(Box::new(wanted_look.unwrap_or(pass.now)));
+        incident.read_wanted_since = Some(Box::new(wanted_look.unwrap_or(context.now)));
         Action::Nothing
     }
 
@@ -476,10 +477,10 @@ fn clock_doubt(dates: usize, first: Timestamp, now: Moment) -> String {
 pub(super) fn cleared_reason(
     app: &App,
     cleared: Option<ClearingCause>,
-    pass: &EvaluationContext<'_>,
+    context: &EvaluationContext<'_>,
 ) -> String {
     match cleared {
-        Some(ClearingCause::AppGone) if pass.facts.is_gone(app) => "no Pod of the App remains".to_owned(),
+        Some(ClearingCause::AppGone) if context.facts.is_gone(app) => "no Pod of the App remains".to_owned(),
         Some(ClearingCause::AppGone) => {
             "no Pod of the App remained, and nothing has been accepted against it since".to_owned()
         }
@@ -494,6 +495,6 @@ pub(super) fn cleared_reason(
         Some(ClearingCause::By(Cleared::ByClock | Cleared::PodGone)) => {
             "its node has answered for the whole clearing time without fresh evidence".to_owned()
         }
-        None => format!("nothing is left of the accusation as of {}", pass.now.wall()),
+        None => format!("nothing is left of the accusation as of {}", context.now.wall()),
     }
 }

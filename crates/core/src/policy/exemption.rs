@@ -90,10 +90,9 @@ impl Exemption {
     /// How many tenants have blocks in `plan` that it would open.
     pub fn opens(&self, plan: &Plan) -> usize {
         let is_opened = |block: &&Block| {
-            let of_grounds = block
-                .grounds
-                .iter()
-                .map(|ground| (&ground.key.process, Some(&*ground.rule).filter(|_| !ground.by_keyword)));
+            let of_grounds = block.grounds.iter().map(|accepted| {
+                (&accepted.key.process, Some(&*accepted.rule).filter(|_| !accepted.by_keyword))
+            });
             let left = block.left.iter().map(|key| (&key.process, None));
             of_grounds.chain(left).all(|(process, rule)| self.covers_accusation(&block.app, process, rule))
         };
@@ -166,14 +165,15 @@ impl Incidents {
     /// Withholds exemptions that would open more tenants than allowed without an operator's confirmation. A withheld
     /// exemption has no effect until an operator changes it, even if the number of tenants falls meanwhile or another
     /// replica leads.
-    pub(super) fn admit(&mut self, pass: &mut EvaluationContext<'_>) {
+    pub(super) fn admit(&mut self, context: &mut EvaluationContext<'_>) {
         let mut before = std::mem::take(&mut self.admissions.known);
-        if pass.dates.is_forgotten {
+        if context.dates.is_forgotten {
             // An exemption that was over is counted again before it opens anything.
             before.retain(|_, withheld| withheld.is_some());
         }
         let mut unknown = Vec::new();
-        for (index, (exemption, force)) in pass.policy.exemptions.iter().zip(&mut pass.exemptions).enumerate()
+        for (index, (exemption, force)) in
+            context.policy.exemptions.iter().zip(&mut context.exemptions).enumerate()
         {
             let identity = exemption.identity();
             match before.remove(&identity) {
@@ -194,29 +194,29 @@ impl Incidents {
         if unknown.is_empty() {
             return;
         }
-        let mut open = self.excused(pass, |_| true);
+        let mut open = self.excused(context, |_| true);
         for (index, identity) in unknown {
             let (Some(exemption), Some(force)) =
-                (pass.policy.exemptions.get(index), pass.exemptions.get_mut(index))
+                (context.policy.exemptions.get(index), context.exemptions.get_mut(index))
             else {
                 continue;
             };
             *force = Validity::InForce;
-            let now_open = self.excused(pass, |app| !open.contains(app) && exemption.may_cover(app));
+            let now_open = self.excused(context, |app| !open.contains(app) && exemption.may_cover(app));
             let tenants = now_open.iter().map(|app| &app.namespace).collect::<BTreeSet<&Text>>().len();
             let fingerprint = exemption.fingerprint();
             // An earlier leader withheld it. It may cover fewer tenants now, but no operator has confirmed it.
             let was_withheld = self.by_app.values().any(|it| it.withheld.contains(&fingerprint));
             let mut withheld = None;
-            if tenants <= exemption.may_open(&pass.policy.brake) && !was_withheld {
+            if tenants <= exemption.may_open(&context.policy.brake) && !was_withheld {
                 open.extend(now_open);
             } else {
-                if let Some(force) = pass.exemptions.get_mut(index) {
+                if let Some(force) = context.exemptions.get_mut(index) {
                     *force = Validity::Over;
                 }
-                let message = exemption.too_much(tenants, was_withheld, &pass.policy.brake);
+                let message = exemption.too_much(tenants, was_withheld, &context.policy.brake);
                 withheld = Some(Withheld { place: exemption.place.clone(), reason: message.clone() });
-                pass.alert(Alert::Exemption { message });
+                context.alert(Alert::Exemption { message });
             }
             self.admissions.known.insert(identity, withheld);
         }
@@ -224,11 +224,12 @@ impl Incidents {
 
     /// Keeps closed what is blocked in namespaces that may not be blocked any more, if that is more tenants than may be
     /// opened at once: `enforcement.namespaces` or `enforcement.protected_namespaces` may be a mistake.
-    pub(super) fn admit_refusals(&mut self, pass: &mut EvaluationContext<'_>) {
+    pub(super) fn admit_refusals(&mut self, context: &mut EvaluationContext<'_>) {
         let blocked = self.by_app.iter().filter(|(_, it)| matches!(it.phase, Phase::Blocked { .. }));
-        let refused = blocked.filter_map(|(app, _)| pass.refusals.of(&app.namespace).map(|why| (app, why)));
+        let refused =
+            blocked.filter_map(|(app, _)| context.refusals.of(&app.namespace).map(|why| (app, why)));
         let tenants: BTreeMap<&Text, &str> = refused.map(|(app, why)| (&app.namespace, why)).collect();
-        let most = pass.policy.brake.max_releases.max(1);
+        let most = context.policy.brake.max_releases.max(1);
         let before = self.admissions.refusals.take().map(|(_, tenants)| tenants);
         // The count does not fall within a term while operators open some of them: the change may be a mistake all the same.
         let count = tenants.len().max(before.unwrap_or(0));
@@ -240,10 +241,10 @@ impl Incidents {
             tenants.len()
         );
         if before.is_none() {
-            pass.alert(Alert::Exemption { message: reason.clone() });
+            context.alert(Alert::Exemption { message: reason.clone() });
         }
         self.admissions.refusals = Some((Withheld { place: Self::REFUSALS.into(), reason }, count));
-        pass.keeps_refused = true;
+        context.keeps_refused = true;
     }
 
     /// Records in the incidents of a few blocked Apps which exemptions are withheld, so that the next leader withholds
@@ -287,13 +288,13 @@ impl Incidents {
     }
 
     /// The blocked Apps among `those` whose accusations are all covered by an exemption or a release.
-    fn excused(&self, pass: &EvaluationContext<'_>, those: impl Fn(&App) -> bool) -> BTreeSet<App> {
+    fn excused(&self, context: &EvaluationContext<'_>, those: impl Fn(&App) -> bool) -> BTreeSet<App> {
         let blocked = self
             .by_app
             .iter()
             .filter(|(app, incident)| matches!(incident.phase, Phase::Blocked { .. }) && those(app));
         let excused = blocked
-            .filter(|(app, incident)| incident.excuses(app, pass).iter().all(Option::is_some))
+            .filter(|(app, incident)| incident.excuses(app, context).iter().all(Option::is_some))
             .map(|(app, _)| app.clone());
         excused.collect()
     }

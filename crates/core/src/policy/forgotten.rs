@@ -21,32 +21,37 @@ const MAX_FORGOTTEN: usize = 64;
 
 impl Incident {
     /// Limits the grounds of violations that the ledger no longer knows.
-    pub(super) fn limit_forgotten(&mut self, app: &App, pass: &EvaluationContext<'_>) {
-        let is_forgotten = |(key, node): &EvidenceId, ground: &AcceptedEvidence| {
-            !ground.active && pass.snapshot.unheard(key, node).is_none()
+    pub(super) fn limit_forgotten(&mut self, app: &App, context: &EvaluationContext<'_>) {
+        let is_forgotten = |(key, node): &EvidenceId, accepted: &AcceptedEvidence| {
+            !accepted.active && context.snapshot.unheard(key, node).is_none()
         };
         self.drop_cmdlines(is_forgotten);
         if self.accepted.len() <= MAX_EVIDENCE.min(MAX_FORGOTTEN) {
             return;
         }
         // What an exemption in doubt covers does not count as covered while the App is blocked. Once the doubt is over, it would.
-        let covered: Vec<bool> =
-            self.accepted.values().map(|ground| self.may_be_covered(app, &ground.record, pass)).collect();
-        self.accepted.iter_mut().zip(covered).for_each(|((_, ground), covered)| ground.covered = covered);
+        let covered: Vec<bool> = self
+            .accepted
+            .values()
+            .map(|accepted| self.may_be_covered(app, &accepted.record, context))
+            .collect();
+        self.accepted.iter_mut().zip(covered).for_each(|((_, accepted), covered)| accepted.covered = covered);
         let dropped = self.beyond_limit(is_forgotten);
         self.accepted.retain(|id, _| !dropped.contains(id));
     }
 
     /// Whether an exemption or a release covers an accusation of `app`, or may cover it once a doubt about its date is over.
-    fn may_be_covered(&self, app: &App, record: &Record, pass: &EvaluationContext<'_>) -> bool {
-        self.excuse_while(false, app, record, pass).is_some()
+    fn may_be_covered(&self, app: &App, record: &Record, context: &EvaluationContext<'_>) -> bool {
+        self.excuse_while(false, app, record, context).is_some()
     }
 
     /// Drops the long command lines of grounds that the ledger no longer knows.
     fn drop_cmdlines(&mut self, is_forgotten: impl Fn(&EvidenceId, &AcceptedEvidence) -> bool) {
         // Nearly all grounds are active, and nearly none has a long one, so the ledger is seldom asked.
-        let long = self.accepted.iter_mut().filter(|(_, ground)| !ground.active && ground.has_long_cmdline());
-        long.filter(|(id, ground)| is_forgotten(id, ground)).for_each(|(_, ground)| ground.drop_cmdline());
+        let long =
+            self.accepted.iter_mut().filter(|(_, accepted)| !accepted.active && accepted.has_long_cmdline());
+        long.filter(|(id, accepted)| is_forgotten(id, accepted))
+            .for_each(|(_, accepted)| accepted.drop_cmdline());
     }
 
     /// The forgotten grounds that are too many on their nodes. Those stay that [`rank`] puts first, then those that are counted from
@@ -56,14 +61,14 @@ impl Incident {
         is_forgotten: impl Fn(&EvidenceId, &AcceptedEvidence) -> bool,
     ) -> BTreeSet<EvidenceId> {
         let mut of_nodes: BTreeMap<&NodeName, Vec<(&EvidenceId, &AcceptedEvidence)>> = BTreeMap::new();
-        for (id, ground) in self.accepted.iter().filter(|(id, ground)| is_forgotten(id, ground)) {
-            of_nodes.entry(&id.1).or_default().push((id, ground));
+        for (id, accepted) in self.accepted.iter().filter(|(id, accepted)| is_forgotten(id, accepted)) {
+            of_nodes.entry(&id.1).or_default().push((id, accepted));
         }
         let mut beyond = BTreeSet::new();
-        for mut grounds in of_nodes.into_values().filter(|grounds| grounds.len() > MAX_FORGOTTEN) {
-            grounds.sort_by_key(|(_, ground)| (Reverse(ground.counted_from), ground.mark.before));
-            rank(&mut grounds);
-            beyond.extend(grounds.into_iter().skip(MAX_FORGOTTEN).map(|(id, _)| id.clone()));
+        for mut accepted in of_nodes.into_values().filter(|accepted| accepted.len() > MAX_FORGOTTEN) {
+            accepted.sort_by_key(|(_, accepted)| (Reverse(accepted.counted_from), accepted.mark.before));
+            rank(&mut accepted);
+            beyond.extend(accepted.into_iter().skip(MAX_FORGOTTEN).map(|(id, _)| id.clone()));
         }
         beyond
     }
@@ -74,19 +79,20 @@ impl Incident {
         &self,
         app: &App,
         excuses: &[Option<String>],
-        pass: &EvaluationContext<'_>,
+        context: &EvaluationContext<'_>,
     ) -> Option<String> {
-        let is_covered = excuses.iter().all(Option::is_some) && !self.may_be_accused_of_more(app, pass);
+        let is_covered = excuses.iter().all(Option::is_some) && !self.may_be_accused_of_more(app, context);
         // The first excuse speaks for all.
         if is_covered { excuses.first().cloned().flatten() } else { None }
     }
 
     /// Whether some accusations were not persisted, and their nodes may still list them again. What covers the known accusations need not
     /// cover these, unless it is an exemption of the App as such. A release ends a block at once, so it does not matter here.
-    fn may_be_accused_of_more(&self, app: &App, pass: &EvaluationContext<'_>) -> bool {
-        let exemptions = || pass.policy.exemptions.iter().zip(&pass.exemptions);
+    fn may_be_accused_of_more(&self, app: &App, context: &EvaluationContext<'_>) -> bool {
+        let exemptions = || context.policy.exemptions.iter().zip(&context.exemptions);
         let is_heard_out = || {
-            !pass.doubtful.contains(&app.namespace) && pass.snapshot.is_settled(pass.policy.unreachable_limit)
+            !context.doubtful.contains(&app.namespace)
+                && context.snapshot.is_settled(context.policy.unreachable_limit)
         };
         matches!(self.phase, Phase::Blocked { .. })
             && self.omitted > 0
@@ -98,15 +104,15 @@ impl Incident {
 /// Puts first the grounds that must not be lost where not all can be held: those that nothing covers, because an exemption must not open
 /// a block of which something is not covered; then the last one of each rule in each Pod, because an exemption may be made for the rule
 /// of the others. Otherwise the order stays.
-pub(super) fn rank(grounds: &mut Vec<(&EvidenceId, &AcceptedEvidence)>) {
+pub(super) fn rank(accepted: &mut Vec<(&EvidenceId, &AcceptedEvidence)>) {
     let mut rules = BTreeSet::new();
-    let mut ranked = Vec::with_capacity(grounds.len());
-    for (id, ground) in grounds.drain(..) {
-        let is_last = rules.insert((ground.covered, id.0.pod.clone(), ground.record.regex.clone()));
-        ranked.push((ground.covered, !is_last, (id, ground)));
+    let mut ranked = Vec::with_capacity(accepted.len());
+    for (id, accepted) in accepted.drain(..) {
+        let is_last = rules.insert((accepted.covered, id.0.pod.clone(), accepted.record.regex.clone()));
+        ranked.push((accepted.covered, !is_last, (id, accepted)));
     }
     ranked.sort_by_key(|(covered, is_earlier, _)| (*covered, *is_earlier));
-    grounds.extend(ranked.into_iter().map(|(.., ground)| ground));
+    accepted.extend(ranked.into_iter().map(|(.., accepted)| accepted));
 }
 
 #[cfg(test)]

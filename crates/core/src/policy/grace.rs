@@ -56,9 +56,9 @@ impl Incident {
 
     /// Whether its tenant has known of the grace for less time than the grace lasts. In dry-run no tenant is told
     /// anything.
-    pub(super) fn is_untold(&self, pass: &EvaluationContext<'_>) -> bool {
-        let has_known = self.grace_written_at.is_some_and(|at| pass.now.since(at) >= pass.policy.grace);
-        !has_known && pass.policy.mode != Mode::DryRun
+    pub(super) fn is_untold(&self, context: &EvaluationContext<'_>) -> bool {
+        let has_known = self.grace_written_at.is_some_and(|at| context.now.since(at) >= context.policy.grace);
+        !has_known && context.policy.mode != Mode::DryRun
     }
 
     /// When its grace may end: at its time, when its tenant has known of it for long enough, or when that is waited for no longer.
@@ -80,22 +80,22 @@ impl Incident {
         &mut self,
         app: &App,
         excuses: &[Option<String>],
-        pass: &mut EvaluationContext<'_>,
+        context: &mut EvaluationContext<'_>,
     ) -> bool {
-        let grace = pass.policy.grace;
+        let grace = context.policy.grace;
         if grace.is_zero() || self.approved {
             return true;
         }
-        let now = pass.now;
+        let now = context.now;
         if let Phase::Grace { until } = self.phase {
             // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
             return now.uptime() >= until.uptime()
-                && (!self.is_untold(pass)
+                && (!self.is_untold(context)
                     || now.uptime() >= until.uptime().saturating_add(grace.max(UNTOLD_LIMIT)));
         }
-        let given = self.given_until(pass.policy);
+        let given = self.given_until(context.policy);
         let left = given.map_or(grace, |until| until.saturating_sub(now.uptime()));
-        let record = match (given.and(self.grace.as_ref()), self.reason_record(excuses, pass)) {
+        let record = match (given.and(self.grace.as_ref()), self.reason_record(excuses, context)) {
             (Some(given), _) => given.record.clone(),
             (None, Some(record)) => record,
             (None, None) => return false,
@@ -115,15 +115,20 @@ impl Incident {
         let rest =
             if given.is_some() { ", when the grace ends that its tenant was told of before" } else { "" };
         let reason = format!("{}; to be blocked in {}{rest}", self.accusation(), human(left));
-        pass.decide(app, DecisionKind::Warned, reason);
+        context.decide(app, DecisionKind::Warned, reason);
         false
     }
 
     /// An accusation that justifies a block now.
-    fn reason_record(&self, excuses: &[Option<String>], pass: &EvaluationContext<'_>) -> Option<Arc<Record>> {
-        let mut grounds = self.accepted.values().zip(excuses);
-        let reason = grounds.find(|(ground, excuse)| self.justifies_block(ground, excuse.as_deref(), pass));
-        reason.map(|(ground, _)| ground.record.clone())
+    fn reason_record(
+        &self,
+        excuses: &[Option<String>],
+        context: &EvaluationContext<'_>,
+    ) -> Option<Arc<Record>> {
+        let mut accepted = self.accepted.values().zip(excuses);
+        let reason =
+            accepted.find(|(accepted, excuse)| self.justifies_block(accepted, excuse.as_deref(), context));
+        reason.map(|(accepted, _)| accepted.record.clone())
     }
 
     /// Takes the grace back when an exemption or a release covers what it was given for, or when all that the App is
@@ -132,15 +137,15 @@ impl Incident {
         &mut self,
         app: &App,
         excuses: &[Option<String>],
-        pass: &EvaluationContext<'_>,
+        context: &EvaluationContext<'_>,
     ) {
         let Some(grace) = self.grace.as_deref() else { return };
-        let is_over = |since: Moment| pass.now.since(since) > pass.policy.same_incident;
-        let is_covered =
-            pass.refusals.of(&app.namespace).is_some() || self.excuse_of(app, &grace.record, pass).is_some();
+        let is_over = |since: Moment| context.now.since(since) > context.policy.same_incident;
+        let is_covered = context.refusals.of(&app.namespace).is_some()
+            || self.excuse_of(app, &grace.record, context).is_some();
         if is_covered {
             let other = matches!(self.phase, Phase::Grace { .. })
-                .then(|| self.reason_record(excuses, pass))
+                .then(|| self.reason_record(excuses, context))
                 .flatten();
             match other {
                 // The warning was for this accusation, too.
@@ -158,7 +163,7 @@ impl Incident {
         }
         let is_idle = !excuses.is_empty() && excuses.iter().all(Option::is_some);
         if is_idle && grace.idle_since.is_none() {
-            let grace = Grace { idle_since: Some(pass.now), ..grace.clone() };
+            let grace = Grace { idle_since: Some(context.now), ..grace.clone() };
             self.persisted_mut().grace = Some(Box::new(grace));
         }
     }

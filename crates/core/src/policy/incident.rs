@@ -340,9 +340,9 @@ impl Incident {
     pub(super) fn restore_persisted(
         &mut self,
         file: Arc<PersistedIncident>,
-        [delivered, grace_told]: [Option<Moment>; 2],
+        [written_at, grace_written_at]: [Option<Moment>; 2],
     ) {
-        (self.persisted, self.written_at, self.grace_written_at) = (file, delivered, grace_told);
+        (self.persisted, self.written_at, self.grace_written_at) = (file, written_at, grace_written_at);
     }
 
     pub(super) fn set_phase(&mut self, standing: Phase) {
@@ -361,11 +361,11 @@ impl Incident {
 
     /// Why, for people: its first ground, and how many more there are.
     pub(super) fn accusation(&self) -> String {
-        let Some(((key, node), ground)) = self.accepted.iter().min_by_key(|(_, ground)| !ground.active)
+        let Some(((key, node), accepted)) = self.accepted.iter().min_by_key(|(_, accepted)| !accepted.active)
         else {
             return "no accusation is left".to_owned();
         };
-        let record = &ground.record;
+        let record = &accepted.record;
         let by = if record.regex.is_empty() {
             "a keyword of its command line".to_owned()
         } else {
@@ -449,18 +449,18 @@ impl Incident {
     pub(super) fn add_tombstone(
         &mut self,
         id: EvidenceId,
-        mut ground: AcceptedEvidence,
+        mut accepted: AcceptedEvidence,
         by: ClearingCause,
         at: Timestamp,
     ) {
-        ground.drop_cmdline();
+        accepted.drop_cmdline();
         if self.tombstones.len() >= MAX_TOMBSTONES {
             let oldest = self.tombstones.iter().min_by_key(|(_, tombstone)| tombstone.at);
             if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
                 self.tombstones.remove(&oldest);
             }
         }
-        self.tombstones.insert(id, Tombstone { evidence: ground, at: at.into(), by, is_persisted: false });
+        self.tombstones.insert(id, Tombstone { evidence: accepted, at: at.into(), by, is_persisted: false });
     }
 
     /// Notes that its state is persisted: if it has ended, what its release waited for does not count when it begins again.
@@ -478,20 +478,21 @@ impl Incident {
     /// Whether `app`, whose incident this is, may be accused again by what can't be judged yet: a node whose accusation has
     /// cleared accuses the same Pod, perhaps of another process, or any node accuses any Pod of a namespace that can't be
     /// looked at; or that may have been so before the start.
-    pub(super) fn may_be_accused(&self, app: &App, pass: &EvaluationContext<'_>) -> bool {
-        let is_heard_out = || self.tombstones.keys().all(|(_, node)| pass.snapshot.has_settled(node));
+    pub(super) fn may_be_accused(&self, app: &App, context: &EvaluationContext<'_>) -> bool {
+        let is_heard_out = || self.tombstones.keys().all(|(_, node)| context.snapshot.has_settled(node));
         // Its Pods may be replaced by others, on other nodes, and its tenant may be what makes the looks fail.
-        let is_hidden = || pass.doubtful.contains(&app.namespace) && pass.facts.is_unreadable(&app.namespace);
-        self.is_accused_anew(pass) || is_hidden() || (self.had_cleared && !is_heard_out())
+        let is_hidden =
+            || context.doubtful.contains(&app.namespace) && context.facts.is_unreadable(&app.namespace);
+        self.is_accused_anew(context) || is_hidden() || (self.had_cleared && !is_heard_out())
     }
 
-    fn is_accused_anew(&self, pass: &EvaluationContext<'_>) -> bool {
-        !pass.unjudged.is_empty() && self.tombstones.keys().any(|id| pass.is_unjudged(id))
+    fn is_accused_anew(&self, context: &EvaluationContext<'_>) -> bool {
+        !context.unjudged.is_empty() && self.tombstones.keys().any(|id| context.is_unjudged(id))
     }
 
     /// Whether a node that accuses it has new evidence of the same Pod that can't be judged yet.
-    pub(super) fn has_unjudged(&self, pass: &EvaluationContext<'_>) -> bool {
-        self.accepted.keys().any(|id| pass.is_unjudged(id))
+    pub(super) fn has_unjudged(&self, context: &EvaluationContext<'_>) -> bool {
+        self.accepted.keys().any(|id| context.is_unjudged(id))
     }
 
     /// What it is for, where no ground is left: what has cleared, else what it was inherited with, else the App as such.
@@ -514,16 +515,16 @@ impl Incident {
         &self,
         excuses: &[Option<String>],
         since: Option<Moment>,
-        pass: &EvaluationContext<'_>,
+        context: &EvaluationContext<'_>,
     ) -> bool {
-        let is_proven = |key: &Key, ground: &AcceptedEvidence| {
-            let after = since.map_or(ground.fresh_at, |since| since.min(ground.fresh_at)).uptime();
-            pass.facts.read_at(&key.pod_ref()).is_some_and(|read| read.uptime() >= after)
+        let is_proven = |key: &Key, accepted: &AcceptedEvidence| {
+            let after = since.map_or(accepted.fresh_at, |since| since.min(accepted.fresh_at)).uptime();
+            context.facts.read_at(&key.pod_ref()).is_some_and(|read| read.uptime() >= after)
         };
-        let mut grounds = self.accepted.iter().zip(excuses);
-        !pass.policy.verify_pods
-            || grounds.any(|(((key, _), ground), excuse)| {
-                self.justifies_block(ground, excuse.as_deref(), pass) && is_proven(key, ground)
+        let mut accepted = self.accepted.iter().zip(excuses);
+        !context.policy.verify_pods
+            || accepted.any(|(((key, _), accepted), excuse)| {
+                self.justifies_block(accepted, excuse.as_deref(), context) && is_proven(key, accepted)
             })
     }
 
@@ -531,21 +532,25 @@ impl Incident {
     /// old one, however seldom its node scans, unless an operator has approved the block.
     pub(super) fn justifies_block(
         &self,
-        ground: &AcceptedEvidence,
+        accepted: &AcceptedEvidence,
         excuse: Option<&str>,
-        pass: &EvaluationContext<'_>,
+        context: &EvaluationContext<'_>,
     ) -> bool {
-        let is_young = self.approved || ground.is_young(pass.policy.max_age, pass.now);
-        ground.active && is_young && excuse.is_none()
+        let is_young = self.approved || accepted.is_young(context.policy.max_age, context.now);
+        accepted.active && is_young && excuse.is_none()
     }
 
     /// The excuse of each ground, in order.
-    pub(super) fn excuses(&self, app: &App, pass: &EvaluationContext<'_>) -> Vec<Option<String>> {
+    pub(super) fn excuses(&self, app: &App, context: &EvaluationContext<'_>) -> Vec<Option<String>> {
         if self.accepted.is_empty() && matches!(self.phase, Phase::Blocked { .. }) {
             // Blocked still, for what has cleared or was there before anything was kept.
-            return self.last_records(app).iter().map(|record| self.excuse_of(app, record, pass)).collect();
+            return self
+                .last_records(app)
+                .iter()
+                .map(|record| self.excuse_of(app, record, context))
+                .collect();
         }
-        self.accepted.values().map(|ground| self.excuse_of(app, &ground.record, pass)).collect()
+        self.accepted.values().map(|accepted| self.excuse_of(app, &accepted.record, context)).collect()
     }
 
     /// What covers an accusation of `app`, whose incident this is; nothing if nothing does.
@@ -553,11 +558,11 @@ impl Incident {
         &self,
         app: &App,
         record: &Record,
-        pass: &EvaluationContext<'_>,
+        context: &EvaluationContext<'_>,
     ) -> Option<String> {
         let is_blocked = matches!(self.phase, Phase::Blocked { .. });
-        let excuse = self.excuse_while(is_blocked, app, record, pass);
-        if is_blocked { excuse } else { excuse.or_else(|| self.excuse_by_earlier_name(record, pass)) }
+        let excuse = self.excuse_while(is_blocked, app, record, context);
+        if is_blocked { excuse } else { excuse.or_else(|| self.excuse_by_earlier_name(record, context)) }
     }
 
     /// What covers an accusation of `app` if that `is_blocked` or is not.
@@ -566,31 +571,31 @@ impl Incident {
         is_blocked: bool,
         app: &App,
         record: &Record,
-        pass: &EvaluationContext<'_>,
+        context: &EvaluationContext<'_>,
     ) -> Option<String> {
-        let exemptions = pass.policy.exemptions.iter().zip(&pass.exemptions);
+        let exemptions = context.policy.exemptions.iter().zip(&context.exemptions);
         let mut in_force = exemptions.filter(|(_, force)| force.covers(is_blocked));
         if let Some((exemption, _)) = in_force.find(|(exemption, _)| exemption.covers(app, record)) {
             return Some(format!("exempted: {}", exemption.reason));
         }
         let is_in_force =
-            |release: &StickyRelease| pass.dates.validity(release.until, pass.now).covers(is_blocked);
+            |release: &StickyRelease| context.dates.validity(release.until, context.now).covers(is_blocked);
         let release = self.releases.iter().find(|release| release.covers(record) && is_in_force(release));
         release.map(|release| released_by(&release.actor, release.until))
     }
 
     /// The exemption or release that covers an accusation by an earlier name of the App. It only prevents new blocks:
     /// if it opened a block, a tenant could do that by changing labels.
-    fn excuse_by_earlier_name(&self, record: &Record, pass: &EvaluationContext<'_>) -> Option<String> {
-        let exemptions = || pass.policy.exemptions.iter().zip(&pass.exemptions);
+    fn excuse_by_earlier_name(&self, record: &Record, context: &EvaluationContext<'_>) -> Option<String> {
+        let exemptions = || context.policy.exemptions.iter().zip(&context.exemptions);
         let of = |name: &App| {
             let mut in_force = exemptions().filter(|(_, force)| force.covers(false));
             if let Some((exemption, _)) = in_force.find(|(exemption, _)| exemption.covers(name, record)) {
                 return Some(format!("exempted: {}; as App {name}, its name before", exemption.reason));
             }
-            let mut releases = pass.released.get(name).into_iter().flatten();
+            let mut releases = context.released.get(name).into_iter().flatten();
             let release = releases.find(|release| {
-                release.covers(record) && pass.dates.validity(release.until, pass.now).covers(false)
+                release.covers(record) && context.dates.validity(release.until, context.now).covers(false)
             })?;
             Some(format!("{}; as App {name}, its name before", released_by(&release.actor, release.until)))
         };

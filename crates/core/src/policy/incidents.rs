@@ -321,7 +321,7 @@ impl Incidents {
         let mut sticky: BTreeSet<(Option<Text>, Option<Text>)> = incident
             .accepted
             .iter()
-            .map(|((key, _), ground)| (Some(key.process.clone()), Some(ground.record.rule().clone())))
+            .map(|((key, _), accepted)| (Some(key.process.clone()), Some(accepted.record.rule().clone())))
             .collect();
         if incident.accepted.is_empty() || incident.omitted > 0 {
             // What it was blocked for is not all known, so it is the App that is released.

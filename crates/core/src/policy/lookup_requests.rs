@@ -122,8 +122,8 @@ impl Incidents {
                 let which = if policy.verify_pods { known } else { PodIdentity::Any };
                 AccusedPod { pod: key.pod_ref(), which }
             };
-            let grounds = incident.accepted.iter();
-            let heard = grounds.map(|((key, _), ground)| accused(key, ground.pod_uid.as_ref()));
+            let accepted = incident.accepted.iter();
+            let heard = accepted.map(|((key, _), accepted)| accused(key, accepted.pod_uid.as_ref()));
             let inherited = incident.inherited.iter().flat_map(|keys| keys.iter());
             let mut pods: Vec<AccusedPod> = heard.chain(inherited.map(|key| accused(key, None))).collect();
             pods.sort_unstable();

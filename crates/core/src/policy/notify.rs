@@ -16,18 +16,18 @@ use crate::plan::{NoticePhase, SharedServices};
 
 impl Incidents {
     /// Decides which tenants are told what, and updates how blocked Apps are reached.
-    pub(super) fn notify_tenants(&mut self, pass: &mut EvaluationContext<'_>) {
-        if self.notices.0 != pass.snapshot.rounds {
-            self.notices = (pass.snapshot.rounds, 0);
+    pub(super) fn notify_tenants(&mut self, context: &mut EvaluationContext<'_>) {
+        if self.notices.0 != context.snapshot.rounds {
+            self.notices = (context.snapshot.rounds, 0);
         }
         let is_blocked =
             |app: &App| self.by_app.get(app).is_some_and(|it| matches!(it.phase, Phase::Blocked { .. }));
-        self.blocked_before.look(pass.policy, pass.facts, is_blocked);
+        self.blocked_before.look(context.policy, context.facts, is_blocked);
         let mut waiting = Vec::new();
         for (app, incident) in &mut self.by_app {
-            let what = notification_kind(&notice_phase(incident, pass.policy.mode));
+            let what = notification_kind(&notice_phase(incident, context.policy.mode));
             if what == NotificationKind::Blocked
-                && let Some(exposure) = pass.facts.to_close(app, pass.policy, incident)
+                && let Some(exposure) = context.facts.to_close(app, context.policy, incident)
                 && *incident.exposure != *exposure
             {
                 let exposure = exposure.into_owned();
@@ -38,9 +38,9 @@ impl Incidents {
                 }
             }
             if what == NotificationKind::Blocked {
-                hold_what_is_left_open(app, incident, pass);
+                hold_what_is_left_open(app, incident, context);
             }
-            if !may_be_notified(app, incident, pass.policy, pass.facts) {
+            if !may_be_notified(app, incident, context.policy, context.facts) {
                 continue;
             }
             match incident.notification {
@@ -52,29 +52,29 @@ impl Incidents {
                 }
                 // A tenant that was warned does not count as newly told.
                 Some(SentNotification { kind: NotificationKind::Grace, .. }) => {
-                    incident.notify(SentNotification::first(what, pass.now.wall()));
+                    incident.notify(SentNotification::first(what, context.now.wall()));
                 }
-                _ => waiting.push((incident.waiting_since(pass.policy), app.clone())),
+                _ => waiting.push((incident.waiting_since(context.policy), app.clone())),
             }
         }
-        self.notify_in_turn(waiting, pass);
+        self.notify_in_turn(waiting, context);
     }
 
     /// Tells as many waiting tenants as a round allows, in the order of [`Book::turns`].
-    fn notify_in_turn(&mut self, mut waiting: Vec<(Moment, App)>, pass: &mut EvaluationContext<'_>) {
-        let free = pass.policy.max_notices_per_round.saturating_sub(self.notices.1);
+    fn notify_in_turn(&mut self, mut waiting: Vec<(Moment, App)>, context: &mut EvaluationContext<'_>) {
+        let free = context.policy.max_notices_per_round.saturating_sub(self.notices.1);
         let left = waiting.len().saturating_sub(free);
         if left > 0 {
             let mut turns = self.notification_order(waiting);
             turns.sort_unstable();
             waiting = turns.into_iter().take(free).map(|(_, since, app)| (since, app)).collect();
-            pass.alerts.push(Alert::Notices { waiting: left });
+            context.alerts.push(Alert::Notices { waiting: left });
         }
         self.notices.1 += waiting.len();
         for (_, app) in waiting {
             if let Some(incident) = self.by_app.get_mut(&app) {
-                let what = notification_kind(&notice_phase(incident, pass.policy.mode));
-                incident.notify(SentNotification::first(what, pass.now.wall()));
+                let what = notification_kind(&notice_phase(incident, context.policy.mode));
+                incident.notify(SentNotification::first(what, context.now.wall()));
             }
         }
     }
@@ -108,18 +108,19 @@ impl Incidents {
 
 /// With `enforcement.shared_services: hold`, a Service that comes to be shared after the block stays open until an
 /// operator approves. That is logged once, whatever else the tenant makes.
-fn hold_what_is_left_open(app: &App, incident: &mut Incident, pass: &mut EvaluationContext<'_>) {
-    if pass.policy.shared_services != SharedServices::Hold || incident.approved || incident.held.is_some() {
+fn hold_what_is_left_open(app: &App, incident: &mut Incident, context: &mut EvaluationContext<'_>) {
+    if context.policy.shared_services != SharedServices::Hold || incident.approved || incident.held.is_some()
+    {
         return;
     }
     let Some(service) = incident.exposure.left_open.first().cloned() else { return };
     let brake = Brake::SharedService(service);
     let reason = format!(
         "{}: it stays open until that is approved; the App's other Services are closed",
-        brake.reason(&pass.policy.brake)
+        brake.reason(&context.policy.brake)
     );
-    pass.decide(app, DecisionKind::Held, reason);
-    incident.persisted_mut().rare_mut().held = Some((pass.now, brake));
+    context.decide(app, DecisionKind::Held, reason);
+    incident.persisted_mut().rare_mut().held = Some((context.now, brake));
 }
 
 pub(super) fn notification_kind(phase: &NoticePhase) -> NotificationKind {

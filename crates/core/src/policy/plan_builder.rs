@@ -23,14 +23,14 @@ pub(super) fn block(app: &App, incident: &Incident, since: Timestamp) -> Block {
 }
 
 fn accusations(incident: &Incident) -> Box<[Accusation]> {
-    let grounds = incident.accepted.iter();
-    let accusation = |((key, node), ground): (&(Key, NodeName), &AcceptedEvidence)| Accusation {
+    let accepted = incident.accepted.iter();
+    let accusation = |((key, node), accepted): (&(Key, NodeName), &AcceptedEvidence)| Accusation {
         key: key.clone(),
-        rule: ground.record.rule().clone(),
-        by_keyword: ground.record.regex.is_empty(),
+        rule: accepted.record.rule().clone(),
+        by_keyword: accepted.record.regex.is_empty(),
         node: node.clone(),
     };
-    grounds.map(accusation).collect()
+    accepted.map(accusation).collect()
 }
 
 /// The violations of a block that no ground supports any more.

@@ -60,11 +60,11 @@ impl LoggedAccusations {
         &mut self,
         now: RefusedAccusations<'_>,
         kind: DecisionKind,
-        pass: &mut EvaluationContext<'_>,
+        context: &mut EvaluationContext<'_>,
     ) {
         for ((node, namespace), accused) in now.0 {
             let logged = self.0.entry(node.clone()).or_default();
-            let (reason, app) = match logged.begins(namespace, pass.now) {
+            let (reason, app) = match logged.begins(namespace, context.now) {
                 None => continue,
                 Some(Begins::Namespace) => (accused.reason(node, namespace), claimed_app(accused.first)),
                 Some(Begins::Beyond) => (
@@ -81,9 +81,9 @@ impl LoggedAccusations {
                     claimed_app(accused.first),
                 ),
             };
-            pass.decide(&app, kind, reason);
+            context.decide(&app, kind, reason);
         }
-        self.forget(pass.now, pass.policy.same_incident);
+        self.forget(context.now, context.policy.same_incident);
     }
 
     fn forget(&mut self, now: Moment, after: Duration) {

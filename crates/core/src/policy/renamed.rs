@@ -23,7 +23,7 @@ pub(super) type Holds = BTreeMap<App, (Moment, Brake)>;
 
 impl Incidents {
     /// Notes what links a Pod of `app`, which has just been accused, with earlier names.
-    pub(super) fn note_lineage(&mut self, app: &App, lineage: Lineage, pass: &EvaluationContext<'_>) {
+    pub(super) fn note_lineage(&mut self, app: &App, lineage: Lineage, context: &EvaluationContext<'_>) {
         if lineage.origin.is_none() && lineage.earlier.is_none() {
             return;
         }
@@ -42,7 +42,8 @@ impl Incidents {
             return;
         }
         // By the App's own controller only, so that no other workload is taken for one that was warned.
-        let given = origin.as_ref().and_then(|origin| self.given_before(app, origin, pass.policy, pass.now));
+        let given =
+            origin.as_ref().and_then(|origin| self.given_before(app, origin, context.policy, context.now));
         let Some(incident) = self.by_app.get_mut(app) else { return };
         if let Some((grace, told)) = given
             && incident.decided == 0

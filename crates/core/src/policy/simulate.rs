@@ -102,13 +102,13 @@ pub fn simulate(
     }
     moments.retain(|at| *at >= since);
 
-    let mut book = Incidents::default();
+    let mut replayed = Incidents::default();
     let mut blocked: BTreeSet<App> = BTreeSet::new();
     let mut why: BTreeMap<App, String> = BTreeMap::new();
     for at in moments.into_iter().filter(|at| *at <= now) {
         let moment = moment(at, since);
         for (_, act, actor) in acts.iter().filter(|(done, _, _)| *done == at) {
-            if let Ok(decision) = book.execute(act, &**actor, &policy, moment) {
+            if let Ok(decision) = replayed.execute(act, &**actor, &policy, moment) {
                 why.insert(decision.app, decision.reason.to_string());
             }
         }
@@ -117,7 +117,7 @@ pub fn simulate(
             .filter(|piece| piece.from <= at && piece.until.is_none_or(|until| at < until))
             .collect();
         let (snapshot, facts) = scene(&live, &accused, moment, since);
-        let evaluation = book.evaluate(&snapshot, &policy, &facts, moment);
+        let evaluation = replayed.evaluate(&snapshot, &policy, &facts, moment);
         for decision in evaluation.decisions {
             let is_end = matches!(decision.kind, DecisionKind::Closed | DecisionKind::Released);
             // That it ended is no reason for what it was.
@@ -126,7 +126,7 @@ pub fn simulate(
             }
         }
         let told = evaluation.plan.notices.iter().map(|notice| (notice.app.clone(), notice.sent_at.into()));
-        book.note_written(&told.collect(), moment);
+        replayed.note_written(&told.collect(), moment);
         blocked.extend(evaluation.plan.blocks.iter().map(|block| block.app.clone()));
     }
     let recorded = recorded(incidents, since);
@@ -152,9 +152,9 @@ pub fn simulate(
 pub fn withheld_at_start(incidents: &[kept::Incident], policy: &Policy, now: Timestamp) -> Vec<Withheld> {
     let at = moment(now, now);
     let (snapshot, facts) = scene(&[], &BTreeSet::new(), at, now);
-    let mut book = Incidents::restore(incidents, &snapshot, at);
-    book.decide(&snapshot, policy, &facts, at);
-    book.withheld()
+    let mut replayed = Incidents::restore(incidents, &snapshot, at);
+    replayed.decide(&snapshot, policy, &facts, at);
+    replayed.withheld()
 }
 
 fn moment(at: Timestamp, since: Timestamp) -> Moment {

@@ -50,8 +50,8 @@ fn an_app_whose_incident_can_not_be_read_is_not_touched_and_what_is_closed_of_it
     // A restart that can't read what is kept of two of them: one was blocked, one was released.
     let mut kept: Vec<_> = world.kept.values().cloned().collect();
     kept.retain(|incident| *incident.spec.app.namespace == *"ns-c");
-    world.book = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
-    world.book.mark_unreadable([app("ns-a"), app("ns-b")]);
+    world.incidents = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+    world.incidents.mark_unreadable([app("ns-a"), app("ns-b")]);
     let found = InheritedBlock {
         app: app("ns-a"),
         told: None,
@@ -59,7 +59,7 @@ fn an_app_whose_incident_can_not_be_read_is_not_touched_and_what_is_closed_of_it
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),
     };
-    let inherited = world.book.inherit([found], &world.policy, world.now);
+    let inherited = world.incidents.inherit([found], &world.policy, world.now);
     assert!(inherited.is_empty(), "{inherited:?}");
     for _ in 0..3 {
         world.wait(MINUTE);
@@ -77,7 +77,7 @@ fn an_app_whose_incident_can_not_be_read_is_not_touched_and_what_is_closed_of_it
     assert_eq!(evaluation.plan.blocks.len(), 1);
     assert_eq!(*evaluation.plan.blocks[0].app, *app("ns-a"));
     assert_eq!(*evaluation.plan.blocks[0].exposure.services, ["web.ns-a.svc".into()]);
-    assert_eq!(world.book.current_plan(&world.policy, world.now).blocks.len(), 1);
+    assert_eq!(world.incidents.current_plan(&world.policy, world.now).blocks.len(), 1);
 }
 
 #[test]

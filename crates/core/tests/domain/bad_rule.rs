@@ -102,9 +102,9 @@ impl Story {
     /// Decides, and is killed when only so many of the documents are kept: nothing of it has been told.
     fn is_killed_after_keeping(&mut self, documents: usize) {
         let snapshot = self.world.snapshot();
-        self.world.book.evaluate(&snapshot, &self.world.policy, &self.facts, self.world.now);
-        for app in self.world.book.dirty().into_iter().take(documents) {
-            let incident = self.world.book.document(&app).unwrap();
+        self.world.incidents.evaluate(&snapshot, &self.world.policy, &self.facts, self.world.now);
+        for app in self.world.incidents.dirty().into_iter().take(documents) {
+            let incident = self.world.incidents.document(&app).unwrap();
             self.world.kept.insert(incident.name.clone(), incident);
         }
         self.restart();
@@ -244,7 +244,7 @@ fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released
     // One word of an operator's is for one App.
     let approved = flooded.held.iter().nth(flooded.held.len() / 2).unwrap().clone();
     let act = IncidentCommand::Approve { app: approved.clone() };
-    story.world.book.execute(&act, "ops", &story.world.policy, story.world.now).unwrap();
+    story.world.incidents.execute(&act, "ops", &story.world.policy, story.world.now).unwrap();
     let mut after = Standing { ..flooded };
     after.held.remove(&approved);
     after.blocked.insert(approved.clone());
@@ -277,7 +277,7 @@ fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released
     for app in calm.held {
         story
             .world
-            .book
+            .incidents
             .execute(&IncidentCommand::Approve { app }, "ops", &story.world.policy, story.world.now)
             .unwrap();
     }

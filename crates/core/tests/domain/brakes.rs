@@ -46,14 +46,18 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
     // One approval blocks one App.
     let held = world.evaluate().held[0].app.clone();
     let decision = world
-        .book
+        .incidents
         .execute(&IncidentCommand::Approve { app: held.clone() }, "ops", &world.policy, world.now)
         .unwrap();
     assert_eq!((decision.kind, decision.actor), (DecisionKind::Approved, Actor::Operator("ops".into())));
     let evaluation = world.evaluate();
     assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (11, 489));
-    let again =
-        world.book.execute(&IncidentCommand::Approve { app: held.clone() }, "ops", &world.policy, world.now);
+    let again = world.incidents.execute(
+        &IncidentCommand::Approve { app: held.clone() },
+        "ops",
+        &world.policy,
+        world.now,
+    );
     assert_eq!(again, Err(IncidentCommandError::NotHeld(held)));
 
     scans(&mut world);
@@ -140,7 +144,10 @@ fn a_mass_release_is_held_until_approved() {
     assert_eq!(world.blocked().len(), 10);
     let held = world.evaluate().held[0].clone();
     assert!(held.release);
-    world.book.execute(&IncidentCommand::Approve { app: held.app }, "ops", &world.policy, world.now).unwrap();
+    world
+        .incidents
+        .execute(&IncidentCommand::Approve { app: held.app }, "ops", &world.policy, world.now)
+        .unwrap();
     assert_eq!(world.blocked().len(), 9);
     // Fresh evidence ends the hold on a release.
     let left = world.blocked()[0].clone();
@@ -168,7 +175,7 @@ fn an_approval_is_for_one_offence_and_what_is_held_again_is_said_again() {
         "{decisions:?}"
     );
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
         .unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -272,7 +279,7 @@ fn a_node_has_the_places_that_it_used_and_a_release_by_hand_gives_no_free_pass()
     // Released by an operator and accused of something else: the brakes are asked again, and its own place is taken.
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     world.wait(MINUTE);
@@ -502,7 +509,7 @@ fn an_approved_app_is_blocked_without_asking_the_brakes_or_waiting_for_the_grace
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.held(), ["ns-a"]);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
         .unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);

@@ -34,7 +34,7 @@ fn release(world: &mut World, namespace: &str, hours: i64) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(hours);
     let act = IncidentCommand::Release { app: app(namespace), until };
     assert_eq!(world.blocked(), [namespace]);
-    world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
     assert!(world.blocked().is_empty());
 }
 
@@ -355,7 +355,7 @@ fn what_a_brake_holds_is_held_still_whatever_clock_the_next_leader_has() {
 #[test]
 fn time_alone_is_waited_for_where_it_changes_a_decision() {
     let deadline = |world: &World| {
-        let at = world.book.next_deadline(&world.policy, world.now);
+        let at = world.incidents.next_deadline(&world.policy, world.now);
         at.map(|at| at.uptime().saturating_sub(world.now.uptime()).as_secs())
     };
     let mut world = nodes(1);

@@ -10,7 +10,7 @@ use crate::grace::{accuse as offend, is_blocked, with_grace};
 
 /// The service is stopped for so many seconds, and started again.
 fn stop(world: &mut World, seconds: u64) {
-    world.book.persist_clocks();
+    world.incidents.persist_clocks();
     world.evaluate();
     world.wait(seconds);
     world.restart();
@@ -54,23 +54,23 @@ fn a_grace_goes_on_over_any_number_of_starts() {
 fn a_running_grace_is_waited_for_with_a_write_each_half_minute_and_nothing_else_is() {
     let mut world = with_grace(60);
     offend(&mut world);
-    let due = |world: &World| world.book.clocks_due(world.now).map(|at| at.since(world.now).as_secs());
+    let due = |world: &World| world.incidents.clocks_due(world.now).map(|at| at.since(world.now).as_secs());
     assert_eq!(due(&world), Some(30));
     world.wait(29);
-    assert_eq!((due(&world), world.book.dirty()), (Some(1), vec![]));
+    assert_eq!((due(&world), world.incidents.dirty()), (Some(1), vec![]));
     world.evaluate();
     assert_eq!(due(&world), Some(1), "nothing was written");
     world.wait(1);
-    world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-    assert_eq!((due(&world), world.book.dirty()), (None, vec![app("ns-a")]));
+    world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
+    assert_eq!((due(&world), world.incidents.dirty()), (None, vec![app("ns-a")]));
     assert!(world.keep().is_empty());
-    assert_eq!((due(&world), world.book.dirty()), (Some(30), vec![]));
+    assert_eq!((due(&world), world.incidents.dirty()), (Some(30), vec![]));
     // Blocked, its clock is of no concern.
     world.wait(HOUR);
     assert!(is_blocked(&offend(&mut world)));
     world.wait(MINUTE);
     world.evaluate();
-    assert_eq!((due(&world), world.book.dirty()), (None, vec![]));
+    assert_eq!((due(&world), world.incidents.dirty()), (None, vec![]));
 }
 
 #[test]
@@ -81,18 +81,21 @@ fn an_incident_that_can_not_be_written_does_not_carry_the_clocks() {
     world.answer("n1", vec![record("ns-b", world.clock())]);
     world.evaluate();
     world.wait(MINUTE);
-    world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-    assert!(world.book.dirty().contains(&app("ns-b")), "{:?}", world.book.dirty());
+    world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
+    assert!(world.incidents.dirty().contains(&app("ns-b")), "{:?}", world.incidents.dirty());
     world.keep();
-    assert!(world.book.clocks_due(world.now).is_some());
+    assert!(world.incidents.clocks_due(world.now).is_some());
     // It is tried again and again, and another one is written for the clocks all the same.
     for _ in 0..8 {
         world.wait(15);
-        world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
+        world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
         world.keep();
     }
     assert!(
-        world.book.clocks_due(world.now).is_some_and(|due| due.since(world.now) > Duration::from_secs(10))
+        world
+            .incidents
+            .clocks_due(world.now)
+            .is_some_and(|due| due.since(world.now) > Duration::from_secs(10))
     );
 }
 
@@ -104,8 +107,8 @@ fn while_writes_fail_no_more_than_one_more_incident_is_tried_each_half_minute_fo
     world.unwritable.extend((1..11).map(|tenant| format!("ns-{tenant:03}")));
     world.wait(MINUTE);
     let tried = |world: &mut World| {
-        world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-        let tried = world.book.dirty().len();
+        world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
+        let tried = world.incidents.dirty().len();
         assert_eq!(world.keep().len(), tried);
         tried
     };
@@ -119,11 +122,11 @@ fn a_stop_persists_the_clocks_with_one_open_incident_and_never_with_an_ended_one
     let mut world = nodes(3);
     accuse(&mut world, 0..3);
     world.wait(20 * MINUTE);
-    assert!(world.book.dirty().is_empty());
-    world.book.persist_clocks();
-    assert_eq!(world.book.dirty().len(), 1);
+    assert!(world.incidents.dirty().is_empty());
+    world.incidents.persist_clocks();
+    assert_eq!(world.incidents.dirty().len(), 1);
     world.evaluate();
-    assert!(world.book.dirty().is_empty());
+    assert!(world.incidents.dirty().is_empty());
     world.rounds(120, |world| {
         for node in ["n0", "n1", "n2"] {
             world.answer(node, vec![]);
@@ -131,8 +134,8 @@ fn a_stop_persists_the_clocks_with_one_open_incident_and_never_with_an_ended_one
         world.evaluate();
     });
     assert!(world.blocked().is_empty());
-    world.book.persist_clocks();
-    assert!(world.book.dirty().is_empty());
+    world.incidents.persist_clocks();
+    assert!(world.incidents.dirty().is_empty());
 }
 
 #[test]
@@ -196,7 +199,7 @@ fn what_a_process_measures_counts_although_it_reads_what_is_persisted_again() {
         }
         world.policy.mode = Mode::Enforce;
         let kept: Vec<_> = world.kept.values().cloned().collect();
-        world.book = world.book.restore_again(&kept, &world.ledger.snapshot(world.now), world.now);
+        world.incidents = world.incidents.restore_again(&kept, &world.ledger.snapshot(world.now), world.now);
         assert!(!is_blocked(&offend(&mut world)), "{is_dry_run}: early");
         world.wait(MINUTE);
         assert!(!is_blocked(&offend(&mut world)), "{is_dry_run}: early");
@@ -235,8 +238,8 @@ fn where_no_date_is_ahead_the_clocks_alone_lead_to_no_write() {
     // What is to be written after a quarter of an hour in which nothing is heard.
     let unsaved = |world: &mut World| {
         world.wait(15 * MINUTE);
-        world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-        let unsaved = world.book.dirty();
+        world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
+        let unsaved = world.incidents.dirty();
         assert!(world.keep().is_empty());
         unsaved
     };

@@ -165,7 +165,7 @@ fn a_release_that_is_over_by_the_measured_time_opens_nothing_where_the_wall_cloc
     let until = world.now.wall() + std::time::Duration::from_secs(3 * HOUR);
     world.evaluate();
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     assert!(world.blocked().is_empty());
@@ -233,7 +233,7 @@ fn an_exemption_that_a_clock_years_ahead_took_for_over_is_in_force_again_after_a
 #[test]
 fn an_exemption_that_is_in_force_again_under_a_clock_that_was_set_back_is_counted_before_it_opens_anything() {
     let mut world = many_blocked();
-    world.book = Incidents::default();
+    world.incidents = Incidents::default();
     world.kept.clear();
     // It is in force while nothing is blocked, and ends.
     exempt(&mut world, "Exemption a", "^ns-", 1);
@@ -256,5 +256,5 @@ fn an_exemption_that_is_in_force_again_under_a_clock_that_was_set_back_is_counte
         assert_eq!(accuse_all(&mut world), 25, "{hour}");
         world.jump(-1800);
     }
-    assert_eq!(world.book.withheld().len(), 1, "it is withheld");
+    assert_eq!(world.incidents.withheld().len(), 1, "it is withheld");
 }

@@ -200,14 +200,14 @@ fn what_an_ended_incident_had_closed_stays_closed_for_an_app_that_is_set_aside()
     assert_eq!(world.evaluate().plan.blocks.len(), 1);
     let ended: Vec<_> = world.kept.values().filter(|it| &*it.spec.app.name == "c").cloned().collect();
     let snapshot = world.snapshot();
-    let mut book = Incidents::restore(&ended, &snapshot, world.now);
-    book.mark_unreadable([of("a")]);
+    let mut incidents = Incidents::restore(&ended, &snapshot, world.now);
+    incidents.mark_unreadable([of("a")]);
     let services = vec!["a.ns-x.svc".into(), "all.ns-x.svc".into()];
     let accused = [Key::new("ns-x", "a", "xmrig")].into();
     let found =
         InheritedBlock { app: of("a"), told: None, accused, services, on_ingresses: OnIngresses::default() };
-    book.inherit([found], &world.policy, world.now);
-    let plan = book.evaluate(&snapshot, &world.policy, &world.facts, world.now).plan;
+    incidents.inherit([found], &world.policy, world.now);
+    let plan = incidents.evaluate(&snapshot, &world.policy, &world.facts, world.now).plan;
     let closed: Vec<&str> =
         plan.blocks.iter().flat_map(|block| block.exposure.services.iter().map(|text| &**text)).collect();
     assert_eq!(closed, ["a.ns-x.svc", "all.ns-x.svc"]);
@@ -220,7 +220,7 @@ fn what_an_operator_approved_before_an_exemption_is_judged_anew_when_the_exempti
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.held(), ["ns-a"]);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
         .unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -257,6 +257,6 @@ fn a_release_that_could_not_be_written_waits_again_for_the_nodes_that_are_not_kn
     world.unwritable.clear();
     world.fail("n2");
     world.rounds(20, |world| drop((world.answer("n1", vec![]), world.fail("n2"))));
-    let incident = world.book.document(&app("ns-a")).unwrap();
+    let incident = world.incidents.document(&app("ns-a")).unwrap();
     assert_eq!(incident.status.evidence_omitted, 3, "{:?}", incident.status);
 }

@@ -214,7 +214,7 @@ fn what_covers_an_app_whatever_it_is_accused_of_covers_what_was_not_persisted() 
     let mut world = restarted(miner());
     let until = world.now.wall() + Duration::from_secs(HOUR);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     assert!(world.blocked().is_empty());

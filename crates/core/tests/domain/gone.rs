@@ -61,7 +61,10 @@ fn when_the_apps_of_many_tenants_are_gone_at_once_most_stay_blocked_until_an_ope
             }
         }
         let held = world.evaluate().held[0].app.clone();
-        world.book.execute(&IncidentCommand::Approve { app: held }, "ops", &world.policy, world.now).unwrap();
+        world
+            .incidents
+            .execute(&IncidentCommand::Approve { app: held }, "ops", &world.policy, world.now)
+            .unwrap();
         assert_eq!(world.blocked().len(), 6);
     }
 }

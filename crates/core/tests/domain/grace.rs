@@ -31,7 +31,7 @@ pub(crate) fn accuse(world: &mut World) -> Evaluation {
 }
 
 pub(crate) fn standing(world: &World) -> Phase {
-    world.book.incident(&app("ns-a")).expect("an incident").phase
+    world.incidents.incident(&app("ns-a")).expect("an incident").phase
 }
 
 /// Nothing is found until the incident is over, half an hour later, or as many scans as long as it was away before. Gives the
@@ -69,7 +69,7 @@ pub(crate) fn is_blocked_in(world: &mut World, minutes: u64, what: &str) {
 pub(crate) fn release(world: &mut World, hours: i64) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(hours);
     let act = IncidentCommand::Release { app: app("ns-a"), until };
-    world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
 }
 
@@ -362,7 +362,7 @@ fn a_release_of_the_app_under_its_new_name_covers_the_old_one_too_and_it_has_a_w
     found(&mut world, "renamed");
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
     let act = IncidentCommand::Release { app: App::new("ns-a", "app", "renamed"), until };
-    world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
     world.wait(20 * MINUTE);
     let evaluation = found(&mut world, "web");

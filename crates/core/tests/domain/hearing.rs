@@ -32,14 +32,14 @@ fn what_was_known_before_an_accusation_came_does_not_judge_it() {
         );
     }
     let snapshot = world.snapshot();
-    let questions = world.book.lookup_requests(&snapshot, &world.policy);
+    let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
     assert_eq!(questions.pods[&pod].since, crate::common::at(100));
     assert!(!questions.are_answered_by(&world.facts));
     world.facts.pods.insert(pod.clone(), fact(100, present));
     assert!(questions.are_answered_by(&world.facts));
     assert_eq!(world.blocked(), ["ns-a"]);
     let snapshot = world.snapshot();
-    let questions = world.book.lookup_requests(&snapshot, &world.policy);
+    let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
     let accused = AccusedPod { pod, which: PodIdentity::Uid("uid of web".into()) };
     assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[accused]]);
 }
@@ -55,7 +55,7 @@ fn every_node_that_accuses_a_pod_is_named_with_the_time_of_its_own_evidence() {
         world.answer(node, vec![record("ns-a", now)]);
     }
     let snapshot = world.snapshot();
-    let questions = world.book.lookup_requests(&snapshot, &world.policy);
+    let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
     let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
     let at = crate::common::at;
     let nodes = [("n1", at(30)), ("n2", at(40)), ("n3", at(20))].map(|(node, at)| (NodeName::new(node), at));
@@ -128,7 +128,7 @@ fn evidence_that_can_not_be_verified_clears_nothing() {
                 services: vec!["web.ns-a.svc".into()],
                 on_ingresses: OnIngresses::default(),
             };
-            world.book.inherit([inherited], &world.policy, crate::common::at(0));
+            world.incidents.inherit([inherited], &world.policy, crate::common::at(0));
         } else {
             world.answer("n1", vec![record("ns-a", 0)]);
         }

@@ -10,7 +10,7 @@ fn a_hold_outlasts_a_release_however_long_that_lasts() {
     let mut world = held_beside_another();
     let until = world.now.wall() + std::time::Duration::from_hours(72);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now)
         .unwrap();
     clear(&mut world);

@@ -21,12 +21,12 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
             services: vec![format!("old.{name}.svc").into()],
             on_ingresses: OnIngresses::default(),
         };
-        let mut book = Incidents::default();
-        book.inherit(names.iter().map(of).collect::<Vec<_>>(), policy, crate::common::at(0));
-        book
+        let mut incidents = Incidents::default();
+        incidents.inherit(names.iter().map(of).collect::<Vec<_>>(), policy, crate::common::at(0));
+        incidents
     };
     let mut world = World::new(&["n1", "n2"]);
-    world.book = inherited(&["ns-a", "ns-b"], &world.policy);
+    world.incidents = inherited(&["ns-a", "ns-b"], &world.policy);
     assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
     // No node answers, or only one of two: silence is evidence of nothing.
     world.rounds(120, |w| {
@@ -56,14 +56,14 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
     let many = namespaces(50);
     let names: Vec<&str> = many.iter().map(String::as_str).collect();
     let mut world = World::new(&["n1"]);
-    world.book = inherited(&names, &world.policy);
+    world.incidents = inherited(&names, &world.policy);
     world.policy.mode = Mode::Paused;
     world.rounds(60, |w| drop(w.answer("n1", vec![])));
     assert_eq!(world.blocked().len(), 50);
     world.policy.mode = Mode::Enforce;
     assert_eq!(world.blocked().len(), 30);
     let mut alone = World::new(&[]);
-    alone.book = inherited(&names, &alone.policy);
+    alone.incidents = inherited(&names, &alone.policy);
     alone.wait(48 * HOUR);
     assert_eq!(alone.blocked().len(), 50);
 }
@@ -78,7 +78,7 @@ fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_f
         services: vec!["old.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),
     };
-    world.book.inherit([inherited], &world.policy, crate::common::at(0));
+    world.incidents.inherit([inherited], &world.policy, crate::common::at(0));
     world.ledger.expect([crate::common::target("n1")], 1);
     world.policy.verify_pods = true;
     world.rounds(24 * 60 - 1, |w| drop(w.answer("n1", vec![])));
@@ -100,7 +100,7 @@ fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
             services: vec!["web.ns-a.svc".into()],
             on_ingresses: OnIngresses::default(),
         };
-        world.book.inherit([inherited], &world.policy, crate::common::at(0));
+        world.incidents.inherit([inherited], &world.policy, crate::common::at(0));
         assert_eq!(world.blocked(), ["ns-a"]);
         world
     };
@@ -110,7 +110,7 @@ fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
     assert!(world.blocked().is_empty());
     let mut world = blocked();
     let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(2 * HOUR).wall() };
-    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 60)]);
     assert!(world.blocked().is_empty());
@@ -149,7 +149,7 @@ fn no_app_is_released_while_its_release_can_not_be_kept_nor_by_an_operator() {
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.insert("ns-a".to_owned());
     let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(HOUR).wall() };
-    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-a"], "to be asked for again once it can be kept");
     world.rounds(40, |w| {
         w.answer("n1", vec![]);
@@ -172,7 +172,7 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was
         services,
         on_ingresses: OnIngresses::default(),
     };
-    world.book.inherit([inherited], &world.policy, crate::common::at(0));
+    world.incidents.inherit([inherited], &world.policy, crate::common::at(0));
     world.unwritable.insert("ns-a".to_owned());
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.clear();
@@ -180,7 +180,7 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was
     assert_eq!(world.kept.len(), 1);
 
     world.kept.clear();
-    world.book.mark_deleted(|_| true);
+    world.incidents.mark_deleted(|_| true);
     world.unwritable.insert("ns-a".to_owned());
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.clear();
@@ -191,7 +191,7 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was
 fn release(world: &mut World, name: &str) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 30);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app(name), until }, "ops", &world.policy, world.now)
         .unwrap();
 }
@@ -239,11 +239,11 @@ fn a_release_covers_the_process_and_the_rule_that_it_was_given_for_and_nothing_e
 #[test]
 fn a_new_incident_of_an_app_keeps_what_operators_have_released() {
     let mut world = released_long_ago();
-    let before = world.book.incident(&app("ns-a")).map(|incident| incident.opened);
+    let before = world.incidents.incident(&app("ns-a")).map(|incident| incident.opened);
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
     assert!(world.blocked().is_empty());
-    assert_ne!(world.book.incident(&app("ns-a")).map(|incident| incident.opened), before);
+    assert_ne!(world.incidents.incident(&app("ns-a")).map(|incident| incident.opened), before);
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn brakes_of_the_version_before_are_read_and_are_written_in_its_terms() {
         let said = serde_json::json!({"since": kept.status.opened, "brake": brake, "of": of});
         kept.status.brake = Some(serde_json::from_value(said).unwrap());
         world.restart();
-        let documents = world.book.documents();
+        let documents = world.incidents.documents();
         assert_eq!(documents[0].status.brake, world.kept.values().next().unwrap().status.brake);
         world.evaluate().held[0].reason.clone()
     };
@@ -325,7 +325,7 @@ fn a_release_after_a_restart_covers_what_is_accused_and_not_the_app_because_much
     world.restart();
     world.rounds(2, |w| lists(w, 0..10));
     let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
-    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
     world.rounds(2, |w| lists(w, 0..10));
     assert!(world.blocked().is_empty());
     world.rounds(2, |w| lists(w, 200..201));
@@ -349,12 +349,12 @@ fn a_release_of_more_accusations_than_are_kept_covers_those_that_are_heard_again
         world.restart();
         world.wait(MINUTE);
         assert_eq!(world.blocked(), ["ns-a"]);
-        world.book.mark_deleted(|_| true);
+        world.incidents.mark_deleted(|_| true);
         world.evaluate();
         assert_eq!(world.kept.values().next().unwrap().status.evidence_omitted, 36);
     }
     let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
-    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
     world.rounds(5, |w| {
         mine(w);
         assert!(w.blocked().is_empty());
@@ -373,7 +373,7 @@ fn a_release_covers_what_the_app_was_accused_of_and_no_other_rule() {
     assert_eq!(world.blocked(), ["ns-a"]);
     world.restart();
     let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
-    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
     world.rounds(1, |w| {
         let now = w.clock();
         w.answer("n1", vec![record("ns-a", now)]);
@@ -393,7 +393,7 @@ fn a_release_until_a_time_that_is_over_is_refused_and_the_log_says_so() {
     assert_eq!(world.blocked(), ["ns-a"]);
     for until in [world.now.wall(), crate::common::at(0).wall()] {
         let release = IncidentCommand::Release { app: app("ns-a"), until };
-        let refused = world.book.execute(&release, "ops", &world.policy, world.now).unwrap_err();
+        let refused = world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap_err();
         assert!(refused.to_string().contains("is over already"), "{refused}");
         assert_eq!(world.blocked(), ["ns-a"]);
     }
@@ -432,7 +432,7 @@ fn what_the_gateway_closes_stays_closed_over_a_change_of_leader_until_it_is_know
         services: vec!["later.ns-a.svc".into(), "web-x7k2.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),
     };
-    assert!(world.book.inherit([found], &world.policy, world.now).is_empty());
+    assert!(world.incidents.inherit([found], &world.policy, world.now).is_empty());
     world.unwritable.insert("ns-a".to_owned());
     for _ in 0..2 {
         let exposure = world.evaluate().plan.blocks[0].exposure.clone();
@@ -462,7 +462,7 @@ fn a_new_leader_changes_nothing_that_has_not_changed() {
     let facts = std::mem::take(&mut world.facts);
     world.restart();
     assert_eq!(world.evaluate().plan.blocks, before, "before anything is known of the cluster");
-    assert!(world.book.dirty().is_empty());
+    assert!(world.incidents.dirty().is_empty());
     world.facts = facts;
     assert_eq!(world.evaluate().plan.blocks, before);
 }
@@ -482,7 +482,7 @@ fn an_exemption_that_would_open_many_tenants_has_no_effect_until_it_is_confirmed
     let [Alert::Exemption { message }] = &evaluation.alerts[..] else { panic!("{:?}", evaluation.alerts) };
     assert!(message.contains("Exemption a would open the gateway to 25 tenants"), "{message}");
     assert!(message.contains("`confirm: 25`"), "{message}");
-    let withheld = world.book.withheld();
+    let withheld = world.incidents.withheld();
     assert_eq!(withheld.len(), 1);
     assert_eq!((&*withheld[0].place, &withheld[0].reason), ("Exemption a", message));
     // The alert is raised once. A smaller number does not confirm it, nor does the number of tenants falling.
@@ -501,10 +501,10 @@ fn an_exemption_that_would_open_many_tenants_has_no_effect_until_it_is_confirmed
     for _ in 0..3 {
         assert_eq!(world.blocked().len(), 6, "it covers nothing at all");
     }
-    assert_eq!(world.book.withheld().len(), 1, "it is shown for as long as it is so");
+    assert_eq!(world.incidents.withheld().len(), 1, "it is shown for as long as it is so");
     world.policy.exemptions = vec![all_tenants(Some(6))];
     assert!(world.blocked().is_empty());
-    assert!(world.book.withheld().is_empty());
+    assert!(world.incidents.withheld().is_empty());
 
     // With the number it takes effect at once; for few tenants it needs none.
     let mut world = many_blocked();
@@ -573,7 +573,7 @@ fn a_release_for_more_than_ten_years_is_refused() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 366 * 11);
-    let refused = world.book.execute(
+    let refused = world.incidents.execute(
         &IncidentCommand::Release { app: app("ns-a"), until },
         "ops",
         &world.policy,
@@ -581,6 +581,6 @@ fn a_release_for_more_than_ten_years_is_refused() {
     );
     assert_eq!(refused, Err(IncidentCommandError::TooFar(until)));
     assert_eq!(world.blocked(), ["ns-a"]);
-    let log = &world.book.documents()[0].status.decisions;
+    let log = &world.incidents.documents()[0].status.decisions;
     assert!(log.last().unwrap().reason.contains("more than ten years ahead"), "{log:?}");
 }

@@ -58,7 +58,7 @@ fn an_operators_release_is_not_lost_with_an_object_of_another_name() {
     let mut world = blocked();
     let until = world.now.wall() + std::time::Duration::from_hours(24);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     assert!(world.blocked().is_empty());
@@ -78,9 +78,9 @@ fn an_operators_release_is_not_lost_with_an_object_of_another_name() {
 #[test]
 fn acts_in_an_object_of_another_name_do_not_count_for_the_apps_own() {
     let mut world = blocked();
-    world.book.note_done_up_to(&app("ns-a"), 2);
+    world.incidents.note_done_up_to(&app("ns-a"), 2);
     world.evaluate();
-    let observed = |world: &World| world.book.incident(&app("ns-a")).unwrap().observed();
+    let observed = |world: &World| world.incidents.incident(&app("ns-a")).unwrap().observed();
     // A copy beside it, which says that more has been done.
     let mut copy = world.kept.values().next().unwrap().clone();
     (copy.name, copy.status.observed) = ("a-copy".into(), 7);

@@ -263,7 +263,7 @@ fn what_was_blocked_before_the_start_may_be_hidden_too() {
         services: vec!["web.ns-j.svc".into()],
         on_ingresses: OnIngresses::default(),
     };
-    world.book.inherit([inherited], &world.policy, world.now);
+    world.incidents.inherit([inherited], &world.policy, world.now);
     let mut agent = RealAgent::new(100, 0);
     agent.run(999, Process::of("ns-k"));
     world.rounds(23 * 60, |w| {

@@ -126,7 +126,7 @@ fn a_pods_successor_of_another_app_is_not_accused_of_what_its_predecessor_did() 
         assert_eq!(blocked(&mut world), ["miner"]);
     }
     let snapshot = world.snapshot();
-    let questions = world.book.lookup_requests(&snapshot, &world.policy);
+    let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
     let accused = &questions.apps[&App::new("ns-a", "app", "miner")];
     assert_eq!(
         accused.iter().map(|pod| &pod.which).collect::<Vec<_>>(),
@@ -222,7 +222,7 @@ fn without_a_cluster_ages_do_not_matter() {
     world.report("n1", without_date(vec![record("ns-a", 20)]));
     assert_eq!(blocked(&mut world), ["web"]);
     let snapshot = world.snapshot();
-    let questions = world.book.lookup_requests(&snapshot, &world.policy);
+    let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
     assert_eq!(questions.apps[&App::new("ns-a", "app", "web")][0].which, PodIdentity::Any);
 }
 
@@ -368,7 +368,7 @@ proptest! {
                 );
             }
             let snapshot = story.world.snapshot();
-            let questions = story.world.book.lookup_requests(&snapshot, &story.world.policy);
+            let questions = story.world.incidents.lookup_requests(&snapshot, &story.world.policy);
             for accused in questions.apps.values().flatten() {
                 let PodIdentity::Uid(uid) = &accused.which else { panic!("{accused:?}") };
                 prop_assert!(story.truths[&**uid].has_offended, "{uid} has not");

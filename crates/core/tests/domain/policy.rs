@@ -231,7 +231,7 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     let until = crate::common::at(2 * HOUR).wall();
     let act = IncidentCommand::Release { app: app("ns-a"), until };
     assert_eq!(
-        world.book.execute(&act, "ops", &world.policy, world.now).unwrap().kind,
+        world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap().kind,
         DecisionKind::Released
     );
     assert!(world.blocked().is_empty());
@@ -243,7 +243,7 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     assert_eq!(world.blocked(), ["ns-a"], "another process is another accusation");
     let nobody = IncidentCommand::Release { app: App::new("ns-x", "app", "web"), until };
     assert!(matches!(
-        world.book.execute(&nobody, "ops", &world.policy, world.now),
+        world.incidents.execute(&nobody, "ops", &world.policy, world.now),
         Err(IncidentCommandError::NoIncident(_))
     ));
 }
@@ -271,7 +271,7 @@ fn an_incident_is_one_app_and_continues_within_a_day() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.answer("n1", vec![record("ns-a", 60)]);
-    let opened = |w: &World| w.book.incidents().next().unwrap().1.opened;
+    let opened = |w: &World| w.incidents.incidents().next().unwrap().1.opened;
     let notice = |w: &mut World| w.evaluate().plan.notices.pop().map(|notice| (notice.phase, notice.sent_at));
     let told = notice(&mut world).unwrap();
     let first = opened(&world);
@@ -349,7 +349,7 @@ fn a_node_that_accuses_ever_new_apps_does_not_fill_the_book() {
     assert!(world.held().len() > 24_900);
     world.wait(24 * HOUR);
     world.evaluate();
-    let remembered = world.book.incidents().count();
+    let remembered = world.incidents.incidents().count();
     assert!(remembered <= 200 + 50, "{remembered} of one namespace");
 }
 
@@ -420,7 +420,7 @@ fn a_wall_clock_that_is_wrong_for_a_while_undoes_no_release_by_hand() {
     assert_eq!(world.blocked(), ["ns-a"]);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     world.policy.mode = Mode::Paused;

@@ -159,7 +159,7 @@ impl Step {
             Step::Protect(tenant) => world.policy.protected = vec![namespace(*tenant)],
             Step::Terminate(tenant) => world.facts.terminating = BTreeSet::from([namespace(*tenant).into()]),
             Step::Approve(tenant) => {
-                let _ = world.book.execute(
+                let _ = world.incidents.execute(
                     &IncidentCommand::Approve { app: app(*tenant) },
                     "ops",
                     &world.policy,
@@ -168,7 +168,7 @@ impl Step {
             }
             Step::Release(tenant) => {
                 let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-                let _ = world.book.execute(
+                let _ = world.incidents.execute(
                     &IncidentCommand::Release { app: app(*tenant), until },
                     "ops",
                     &world.policy,
@@ -181,7 +181,7 @@ impl Step {
                 if before == Mode::DryRun && *mode != Mode::DryRun {
                     let kept: Vec<_> = world.kept.values().cloned().collect();
                     let snapshot = world.snapshot();
-                    world.book = Incidents::restore(&kept, &snapshot, world.now);
+                    world.incidents = Incidents::restore(&kept, &snapshot, world.now);
                 }
             }
             Step::Grace(seconds) => world.policy.grace = Duration::from_secs(*seconds),
@@ -218,7 +218,7 @@ proptest! {
             let is_restart = matches!(step, Step::Restart | Step::FailOver);
             if mode == Mode::DryRun && (is_restart || world.policy.mode != mode) {
                 // What dry-run has held is held no more: it was held in a copy only.
-                held = world.book.held(&world.policy).into_iter().map(|held| held.app).collect();
+                held = world.incidents.held(&world.policy).into_iter().map(|held| held.app).collect();
             }
             let snapshot = world.snapshot();
             for violation in &snapshot.violations {
@@ -290,7 +290,7 @@ proptest! {
                 for app in before.difference(&now).filter(|_| is_effective && !matches!(step, Step::Release(_))) {
                     let is_covered = world.policy.refuses(&app.namespace).is_some()
                         || !world.policy.exemptions.is_empty()
-                        || world.book.documents().iter().any(|incident| {
+                        || world.incidents.documents().iter().any(|incident| {
                             App::from(&incident.spec.app) == *app && !incident.status.releases.is_empty()
                         });
                     prop_assert!(is_covered, "{app} is released while paused");
@@ -299,7 +299,7 @@ proptest! {
             mode = world.policy.mode;
             before = now;
             // After the incident is forgotten, a new accusation is a new matter.
-            held.retain(|app| world.book.incidents().any(|(known, _)| known == app));
+            held.retain(|app| world.incidents.incidents().any(|(known, _)| known == app));
 
             let again = world.evaluate();
             prop_assert_eq!(again.plan, evaluation.plan, "evaluating again is idempotent");
@@ -342,12 +342,12 @@ proptest! {
                 bare(a) == bare(b)
             };
             // Of what can't be kept only the effect is the same.
-            let of_kept = |book: &Incidents| {
-                let mut documents = book.documents();
+            let of_kept = |incidents: &Incidents| {
+                let mut documents = incidents.documents();
                 documents.retain(|incident| !world.unwritable.contains(&incident.spec.app.namespace.to_string()));
                 documents
             };
-            let (known, again) = (of_kept(&world.book), of_kept(&restored));
+            let (known, again) = (of_kept(&world.incidents), of_kept(&restored));
             prop_assert!(
                 known.len() == again.len() && known.iter().zip(&again).all(is_same),
                 "known:\n{known:#?}\nkept:\n{again:#?}"
@@ -413,7 +413,7 @@ proptest! {
             world.evaluate();
         }
         let has_grounds = |tenant: &usize| {
-            world.book.documents().iter().any(|incident| {
+            world.incidents.documents().iter().any(|incident| {
                 App::from(&incident.spec.app) == app(*tenant)
                     && incident.status.evidence.iter().any(|e| e.cleared.as_ref().is_none_or(|c| !c.ended))
             })
@@ -422,7 +422,7 @@ proptest! {
         let Some(&tenant) = accused.get(pick % accused.len().max(1)) else { return Ok(()) };
         let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
         let release = IncidentCommand::Release { app: app(tenant), until };
-        prop_assert!(world.book.execute(&release, "ops", &world.policy, world.now).is_ok());
+        prop_assert!(world.incidents.execute(&release, "ops", &world.policy, world.now).is_ok());
         world.evaluate();
         let is_ours = |step: &&Step| {
             // Another word of the same operator may shorten it.
@@ -499,7 +499,7 @@ proptest! {
             }
             world.policy.brake.max_new_tenants = 100;
             let blocked = world.blocked();
-            let forgotten = world.book.incidents().all(|(_, i)| matches!(i.phase, Phase::Ended { .. }));
+            let forgotten = world.incidents.incidents().all(|(_, i)| matches!(i.phase, Phase::Ended { .. }));
             prop_assert!(blocked.is_empty() || forgotten);
         }
     }

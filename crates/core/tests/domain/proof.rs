@@ -35,7 +35,7 @@ fn is_blocked_after_a_look(world: &mut World) {
     }
     let asked = |world: &mut World| {
         let snapshot = world.snapshot();
-        world.book.lookup_requests(&snapshot, &world.policy).direct
+        world.incidents.lookup_requests(&snapshot, &world.policy).direct
     };
     let direct = asked(world);
     assert_eq!(direct.keys().collect::<Vec<_>>(), [&pod()]);
@@ -75,7 +75,7 @@ fn a_grace_that_ends_blocks_after_another_look() {
         assert!(world.blocked().is_empty());
         let snapshot = world.snapshot();
         assert!(
-            world.book.lookup_requests(&snapshot, &world.policy).direct.is_empty(),
+            world.incidents.lookup_requests(&snapshot, &world.policy).direct.is_empty(),
             "nothing is to be decided"
         );
         world.wait(MINUTE);
@@ -107,7 +107,7 @@ fn a_release_that_ends_blocks_after_another_look() {
     assert_eq!(world.blocked(), ["ns-a"]);
     let until = at(HOUR).wall();
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "alice", &world.policy, world.now)
         .unwrap();
     for _ in 0..61 {
@@ -145,7 +145,7 @@ fn a_look_is_waited_for_although_the_record_is_renewed_before_it_begins() {
     }
     let asked = |world: &mut World| {
         let snapshot = world.snapshot();
-        world.book.lookup_requests(&snapshot, &world.policy).direct
+        world.incidents.lookup_requests(&snapshot, &world.policy).direct
     };
     let direct = asked(&mut world);
     assert_eq!(direct.len(), 1, "the grace has ended");

@@ -34,7 +34,7 @@ fn after_a_release_it_says_by_which_operator_and_until_when() {
     let mut world = blocked();
     let until = at(2 * HOUR).wall();
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     world.evaluate();
@@ -75,7 +75,7 @@ fn of_a_held_or_announced_block_it_is_the_decision_that_holds_and_not_an_earlier
     world.policy.exemptions.clear();
     let until = at(HOUR).wall();
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     world.evaluate();

@@ -69,7 +69,7 @@ fn two(ahead: SignedDuration, before: &str, now: &str) -> [Incident; 2] {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();
-    let [incident] = &world.book.documents()[..] else { panic!("one incident") };
+    let [incident] = &world.incidents.documents()[..] else { panic!("one incident") };
     let (mut old, mut new) = (incident.clone(), incident.clone());
     old.spec.app = AppRef::from(&app("ns-a"));
     old.name = format!("{}-before", old.name);
@@ -128,7 +128,7 @@ fn the_scan_interval_beside_the_agents_latest_record_is_taken_over_whatever_the_
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 60)]);
     world.evaluate();
-    let mut kept = world.book.documents();
+    let mut kept = world.incidents.documents();
     let [a, b] = &mut kept[..] else { panic!("two incidents") };
     // The first was written when the agent scanned often, by a leader whose clock was a day ahead.
     a.status.evidence[0].scan_interval = Some(100);

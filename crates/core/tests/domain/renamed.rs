@@ -48,7 +48,7 @@ fn blocked(evaluation: &Evaluation) -> Vec<&str> {
 fn release(world: &mut World, name: &str) {
     let until = world.now.wall() + Duration::from_secs(24 * HOUR);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app(name), until }, "ops", &world.policy, world.now)
         .unwrap();
 }
@@ -157,7 +157,7 @@ fn what_is_held_is_held_under_another_name_too_and_blocked_by_an_approval_only()
     world.restart();
     assert_eq!(blocked(&accuse(&mut world, "web-2")), [""; 0]);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Approve { app: app("site") }, "ops", &world.policy, world.now)
         .unwrap();
     assert_eq!(blocked(&accuse(&mut world, "web-2")), ["site"]);
@@ -223,7 +223,7 @@ fn names_and_origins_are_remembered_within_bounds() {
         pod(&mut world, &format!("job-{n}"), "job", &format!("Job/job-{n}"));
         accuse(&mut world, &format!("job-{n}"));
     }
-    assert_eq!(world.book.document(&app("job")).unwrap().status.origins.len(), 8);
+    assert_eq!(world.incidents.document(&app("job")).unwrap().status.origins.len(), 8);
     // Tenants see nothing of it.
     let plan = world.evaluate().plan;
     let objects = render(&plan, &crate::common::settings(), Existing::default());
@@ -272,7 +272,7 @@ fn no_app_is_an_earlier_name_of_itself() {
         accuse(&mut world, name);
     }
     let formerly = |name| {
-        let names = world.book.document(&app(name)).unwrap().status.formerly;
+        let names = world.incidents.document(&app(name)).unwrap().status.formerly;
         names.iter().map(|name| name.name.to_string()).collect::<Vec<_>>()
     };
     assert_eq!((formerly("web"), formerly("api")), (vec!["api".to_owned()], vec!["web".to_owned()]));
@@ -332,7 +332,7 @@ fn a_hold_of_an_earlier_name_counts_although_it_began_after_the_names_were_linke
         assert_eq!(blocked(&evaluation), [""; 0], "restart: {restarts}");
         assert!(evaluation.held.iter().any(|held| held.app == app("site")), "{:?}", evaluation.held);
         let act = IncidentCommand::Approve { app: app("site") };
-        world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
+        world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
         assert_eq!(blocked(&accuse(&mut world, "web-4")), ["site"]);
     }
 }
@@ -355,7 +355,7 @@ fn an_app_that_a_brake_holds_stays_held_for_that_when_it_gets_the_pods_of_anothe
     for _ in 0..3 {
         assert_eq!(why(&accuse(&mut world, "site-2")), before);
     }
-    assert_eq!(world.book.document(&app("site")).unwrap().status.formerly.len(), 1);
+    assert_eq!(world.incidents.document(&app("site")).unwrap().status.formerly.len(), 1);
 }
 
 #[test]
@@ -366,7 +366,7 @@ fn an_app_is_not_blocked_while_the_incident_of_an_earlier_name_can_not_be_read()
     release(&mut world, "web");
     assert_eq!(blocked(&renamed(&mut world, "web-1", ("web-2", "site"))), [""; 0]);
     world.restart();
-    world.book.mark_unreadable([app("web")]);
+    world.incidents.mark_unreadable([app("web")]);
     world.answer("n1", vec![]);
     for _ in 0..3 {
         let evaluation = accuse(&mut world, "web-2");

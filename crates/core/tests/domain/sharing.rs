@@ -214,7 +214,10 @@ fn with_hold_an_operator_decides_and_no_place_of_a_brake_is_taken() {
     world.answer("n1", vec![record("ns-a", now), record("ns-b", now)]);
     assert_eq!(world.blocked(), ["ns-b"]);
     share(&mut world);
-    world.book.execute(&IncidentCommand::Approve { app: web() }, "ops", &world.policy, world.now).unwrap();
+    world
+        .incidents
+        .execute(&IncidentCommand::Approve { app: web() }, "ops", &world.policy, world.now)
+        .unwrap();
     let blocks = world.evaluate().plan.blocks;
     assert_eq!(closed(&blocks[0]), (BOTH.into(), vec![], OTHERS.into()), "what is approved is closed whole");
 }
@@ -294,7 +297,10 @@ fn with_hold_what_is_left_open_is_said_once_and_an_approval_closes_it() {
         assert_eq!((evaluation.decisions.len(), evaluation.held.len()), (0, 1));
         assert_eq!(closed(&evaluation.plan.blocks[0]).0, BOTH);
     }
-    world.book.execute(&IncidentCommand::Approve { app: web() }, "ops", &world.policy, world.now).unwrap();
+    world
+        .incidents
+        .execute(&IncidentCommand::Approve { app: web() }, "ops", &world.policy, world.now)
+        .unwrap();
     let evaluation = world.evaluate();
     let names = ["all.ns-a.svc", "newer.ns-a.svc", "newest.ns-a.svc", "web-x7k2.ns-a.svc"];
     assert_eq!(closed(&evaluation.plan.blocks[0]), (names.into(), vec![], vec!["mail"]));

@@ -44,7 +44,7 @@ fn recorded() -> World {
     world.wait(MINUTE);
     let until = at(2 * HOUR).wall();
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-1"), until }, "ops", &world.policy, world.now)
         .unwrap();
     world.evaluate();
@@ -118,7 +118,7 @@ fn less_strict_rules_block_what_was_held_or_exempt() {
     let first: App = world.evaluate().held[0].app.clone();
     world.wait(MINUTE);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Approve { app: first.clone() }, "ops", &world.policy, world.now)
         .unwrap();
     world.evaluate();
@@ -169,7 +169,7 @@ fn a_release_ends_in_the_replay_when_it_ended() {
     let until = world.now.wall() + jiff::SignedDuration::from_mins(15);
     let by = IssuedBy { name: "ops", reason: Some("let it finish until 2030-01-01T00:00:00Z") };
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, by, &world.policy, world.now)
         .unwrap();
     for _ in 0..14 {

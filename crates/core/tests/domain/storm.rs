@@ -99,7 +99,7 @@ proptest! {
                 StormStep::Release(tenant, app) => {
                     let until = world.now.wall() + Duration::from_mins(1);
                     let release = IncidentCommand::Release { app: storm_app(*tenant, *app), until };
-                    let _ = world.book.execute(&release, "ops", &world.policy, world.now);
+                    let _ = world.incidents.execute(&release, "ops", &world.policy, world.now);
                 }
                 StormStep::Exempt(tenant) => {
                     let namespace = Pattern::Exact(namespace(*tenant));

@@ -68,7 +68,7 @@ fn an_ingress_that_the_gateway_names_and_nothing_is_kept_of_stays_closed_until_i
     let facts = std::mem::take(&mut world.facts);
     world.restart();
     let gateway = found("ns-a", &[web], &["ns-a/first", "ns-a/later"], &[]);
-    assert!(world.book.inherit([gateway], &world.policy, world.now).is_empty());
+    assert!(world.incidents.inherit([gateway], &world.policy, world.now).is_empty());
     assert_eq!(exposure_of(&mut world, "ns-a"), before, "in the form that it had");
     world.facts = facts;
     let now = reached(&[web], &["ns-a/first"], &[]);
@@ -86,7 +86,7 @@ fn where_no_routes_were_kept_what_is_closed_keeps_its_form() {
     }
     world.facts = ClusterFacts::default();
     world.restart();
-    world.book.inherit([found("ns-a", &services, &["ns-a/in"], &[])], &world.policy, world.now);
+    world.incidents.inherit([found("ns-a", &services, &["ns-a/in"], &[])], &world.policy, world.now);
     assert_eq!(exposure_of(&mut world, "ns-a"), before);
     // A list without Ingresses closes a Service on every route, and that stays so.
     for (closed, plain) in [(&services[..], &services[..]), (&services[..], &services[1..])] {
@@ -95,7 +95,7 @@ fn where_no_routes_were_kept_what_is_closed_keeps_its_form() {
             (incident.status.exposure.ingresses, incident.status.exposure.otherwise) = (Vec::new(), None);
         }
         world.restart();
-        world.book.inherit([found("ns-a", closed, &["ns-a/in"], plain)], &world.policy, world.now);
+        world.incidents.inherit([found("ns-a", closed, &["ns-a/in"], plain)], &world.policy, world.now);
         assert_eq!(exposure_of(&mut world, "ns-a").otherwise, texts(&services));
     }
 }
@@ -107,7 +107,7 @@ fn a_service_that_was_kept_closed_on_every_route_stays_so_where_the_gateway_name
     let mut world = blocked(&[("ns-a", before.clone())]);
     world.facts = ClusterFacts::default();
     world.restart();
-    world.book.inherit([found("ns-a", &services, &["ns-a/in"], &[])], &world.policy, world.now);
+    world.incidents.inherit([found("ns-a", &services, &["ns-a/in"], &[])], &world.policy, world.now);
     assert_eq!(exposure_of(&mut world, "ns-a"), before);
 }
 
@@ -116,13 +116,13 @@ fn what_nothing_is_kept_of_is_closed_in_the_form_in_which_it_is_found() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     let services = ["a.ns-a.svc", "b.ns-a.svc"];
-    world.book.inherit([found("ns-a", &services, &["ns-a/in"], &["b.ns-a.svc"])], &world.policy, at(0));
+    world.incidents.inherit([found("ns-a", &services, &["ns-a/in"], &["b.ns-a.svc"])], &world.policy, at(0));
     let expected = reached(&services, &["ns-a/in"], &["b.ns-a.svc"]);
     assert_eq!(exposure_of(&mut world, "ns-a"), expected);
     // The same holds for an App whose incident can't be read.
     let mut world = World::new(&["n1"]);
-    world.book.mark_unreadable([app("ns-a")]);
-    world.book.inherit([found("ns-a", &services, &["ns-a/in"], &["b.ns-a.svc"])], &world.policy, at(0));
+    world.incidents.mark_unreadable([app("ns-a")]);
+    world.incidents.inherit([found("ns-a", &services, &["ns-a/in"], &["b.ns-a.svc"])], &world.policy, at(0));
     assert_eq!(exposure_of(&mut world, "ns-a"), expected);
 }
 
@@ -140,7 +140,7 @@ fn nothing_is_opened_before_every_app_has_been_looked_at_and_then_all_together()
     world.restart();
     let gateway =
         [found("ns-a", &[&web_a], &[&first_a], &[&web_a]), found("ns-b", &[&web_b], &[&first_b], &[])];
-    world.book.inherit(gateway, &world.policy, world.now);
+    world.incidents.inherit(gateway, &world.policy, world.now);
     assert_eq!(exposure_of(&mut world, "ns-a"), before_a);
 
     // Meanwhile the first App has another Ingress, and no other way in.
@@ -173,14 +173,14 @@ fn what_an_operator_releases_is_opened_at_once_and_what_can_not_be_looked_at_hol
     let gateway = ["ns-a", "ns-b"]
         .map(|name| found(name, &[&format!("web.{name}.svc")], &[&format!("{name}/in")], &[]));
     world.restart();
-    world.book.inherit(gateway.clone(), &world.policy, world.now);
+    world.incidents.inherit(gateway.clone(), &world.policy, world.now);
     let release = IncidentCommand::Release { app: app("ns-a"), until: at(2 * HOUR).wall() };
-    world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-b"]);
 
     // The other App was looked at, but could not be read.
     world.restart();
-    world.book.inherit([gateway[1].clone()], &world.policy, world.now);
+    world.incidents.inherit([gateway[1].clone()], &world.policy, world.now);
     world.facts = facts;
     world.facts.apps.get_mut(&app("ns-b")).unwrap().exposure = None;
     assert_eq!(exposure_of(&mut world, "ns-b").ingresses, texts(&["ns-b/in"]));
@@ -196,7 +196,7 @@ fn how_many_services_are_closed_is_said_with_the_first_question() {
     world.restart();
     world.evaluate();
     let snapshot = world.snapshot();
-    assert_eq!(world.book.lookup_requests(&snapshot, &world.policy).services, 2);
+    assert_eq!(world.incidents.lookup_requests(&snapshot, &world.policy).services, 2);
 }
 
 #[test]
@@ -217,11 +217,11 @@ fn what_is_closed_by_an_incident_that_is_lost_stays_closed_although_an_older_one
         assert_eq!(world.blocked(), ["ns-b"]);
         world.restart();
         if is_unknown {
-            world.book.mark_unknown_unreadable();
+            world.incidents.mark_unknown_unreadable();
         }
         let gateway =
             ["ns-a", "ns-b"].map(|namespace| found(namespace, &[&format!("web.{namespace}.svc")], &[], &[]));
-        let inherited = world.book.inherit(gateway, &world.policy, world.now);
+        let inherited = world.incidents.inherit(gateway, &world.policy, world.now);
         assert_eq!(inherited.len(), usize::from(is_closed), "{hours} {is_unknown}: {inherited:?}");
         assert_eq!(world.blocked().contains(&"ns-a".to_owned()), is_closed, "{hours} {is_unknown}");
         if is_closed {
@@ -245,7 +245,7 @@ fn what_an_operator_has_released_is_not_taken_over_as_blocked_however_long_ago_t
         world.evaluate();
         let until = world.now.wall() + jiff::SignedDuration::from_hours(24 * 30);
         world
-            .book
+            .incidents
             .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
             .unwrap();
         world.rounds(60, |world| drop(world.answer("n1", vec![])));
@@ -256,10 +256,10 @@ fn what_an_operator_has_released_is_not_taken_over_as_blocked_however_long_ago_t
         world.evaluate();
         world.restart();
         if is_unknown {
-            world.book.mark_unknown_unreadable();
+            world.incidents.mark_unknown_unreadable();
         }
         let gateway = [found("ns-a", &["web.ns-a.svc"], &[], &[])];
-        assert!(world.book.inherit(gateway, &world.policy, world.now).is_empty());
+        assert!(world.incidents.inherit(gateway, &world.policy, world.now).is_empty());
         assert_eq!(world.blocked(), ["ns-b"]);
     }
 }
@@ -283,7 +283,7 @@ fn what_the_gateway_closes_is_another_incidents_once_the_older_one_can_not_go_on
         assert_eq!(world.blocked(), ["ns-b"]);
         world.restart();
         let gateway = [found("ns-a", &["web.ns-a.svc"], &[], &[])];
-        let inherited = world.book.inherit(gateway, &world.policy, world.now);
+        let inherited = world.incidents.inherit(gateway, &world.policy, world.now);
         assert_eq!(!inherited.is_empty(), is_closed, "{more} s more: {inherited:?}");
     }
 }

@@ -43,7 +43,7 @@ fn the_reason_says_it_of_an_approved_block_too_and_only_for_as_long_as_it_is_so(
     world.policy.brake.max_new_tenants = 0;
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();
-    world.book.execute(&IncidentCommand::Approve { app }, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&IncidentCommand::Approve { app }, "ops", &world.policy, world.now).unwrap();
     let said = |world: &mut World| {
         let block = world.evaluate().plan.blocks[0].clone();
         let kept = &world.kept.values().next().unwrap().status;
@@ -85,7 +85,7 @@ fn without_a_plain_list_a_block_of_an_app_without_an_ingress_says_that_nothing_i
     let kept = |world: &World| world.kept.values().next().unwrap().status.exposure.clone();
     assert_eq!(kept(&world).nothing_closed.as_deref(), Some(why));
     world.restart();
-    assert_eq!(world.book.documents()[0].status.exposure, kept(&world), "it outlasts a restart");
+    assert_eq!(world.incidents.documents()[0].status.exposure, kept(&world), "it outlasts a restart");
 
     // As soon as an Ingress leads to it, it is closed.
     let fact = world.facts.apps.get_mut(&App::new("ns-a", "app", "web")).unwrap();

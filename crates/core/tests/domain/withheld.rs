@@ -40,7 +40,7 @@ fn what_was_withheld_is_not_opened_by_the_next_leader_because_fewer_tenants_are_
             let evaluation = world.evaluate();
             assert_eq!(evaluation.plan.blocks.len(), left, "{left} left, {fails_over}");
             assert_eq!(evaluation.alerts.len(), 1, "it is said anew: {:?}", evaluation.alerts);
-            let [withheld] = &world.book.withheld()[..] else { panic!("one is withheld") };
+            let [withheld] = &world.incidents.withheld()[..] else { panic!("one is withheld") };
             assert!(withheld.reason.contains(&format!("`confirm: {left}`")), "{}", withheld.reason);
         }
         // It holds back no new block either, and takes effect with the number.
@@ -52,7 +52,7 @@ fn what_was_withheld_is_not_opened_by_the_next_leader_because_fewer_tenants_are_
         assert!(world.blocked().is_empty());
         change_leader(&mut world, fails_over);
         assert!(world.blocked().is_empty());
-        assert!(world.book.withheld().is_empty());
+        assert!(world.incidents.withheld().is_empty());
     }
 }
 
@@ -70,7 +70,7 @@ fn what_is_withheld_stays_so_while_it_can_not_be_read() {
     (world.policy.exemptions, world.policy.unread_exemptions) = (all, Vec::new());
     world.restart();
     assert_eq!(world.blocked().len(), 5);
-    assert_eq!(world.book.withheld().len(), 1);
+    assert_eq!(world.incidents.withheld().len(), 1);
 }
 
 /// The first exemption covers all tenants, the second only one of them.
@@ -82,7 +82,7 @@ fn that_one_exemption_is_withheld_says_nothing_of_another() {
     world.restart();
     world.policy.exemptions.push(of("^ns-003$", None));
     assert_eq!(world.blocked().len(), 24);
-    assert_eq!(world.book.withheld().len(), 1);
+    assert_eq!(world.incidents.withheld().len(), 1);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn what_was_in_force_is_not_withheld_by_the_next_leader_because_it_covers_more_t
         assert_eq!(world.blocked().len(), 20);
         change_leader(&mut world, fails_over);
         assert_eq!(world.blocked().len(), 20);
-        assert!(world.book.withheld().is_empty());
+        assert!(world.incidents.withheld().is_empty());
         world.wait(MINUTE);
         let now = world.clock();
         more(&mut world, now);
@@ -139,7 +139,7 @@ fn that_an_exemption_is_withheld_is_kept_in_a_few_incidents_and_once() {
     let before = world.kept.clone();
     for _ in 0..3 {
         world.evaluate();
-        assert!(world.book.dirty().is_empty());
+        assert!(world.incidents.dirty().is_empty());
     }
     assert_eq!(world.kept, before);
 }
@@ -165,7 +165,7 @@ fn namespaces_that_may_not_be_blocked_any_more_open_no_more_tenants_at_once_than
             panic!("{:?}", evaluation.alerts)
         };
         assert!(message.contains("25 tenants") && message.contains("raise brake.max_releases"), "{message}");
-        assert_eq!(world.book.withheld().len(), 1);
+        assert_eq!(world.incidents.withheld().len(), 1);
         assert!(world.evaluate().alerts.is_empty(), "said once");
         // The next leader says so, too.
         world.restart();
@@ -187,13 +187,13 @@ fn namespaces_that_may_not_be_blocked_any_more_open_no_more_tenants_at_once_than
         for namespace in &namespaces(25)[..6] {
             let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
             let act = IncidentCommand::Release { app: app(namespace), until };
-            world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
+            world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
         }
         assert_eq!(world.blocked().len(), 19);
         // The operator raises the limit, because the change was meant.
         world.policy.brake.max_releases = 25;
         let evaluation = world.evaluate();
-        assert_eq!((evaluation.plan.blocks.len(), world.book.withheld().len()), (0, 0));
+        assert_eq!((evaluation.plan.blocks.len(), world.incidents.withheld().len()), (0, 0));
         assert!(evaluation.plan.notices.is_empty());
     }
 }

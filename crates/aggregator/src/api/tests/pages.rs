@@ -14,7 +14,7 @@ impl Full {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = FileStore::open(directory.path()).await.unwrap();
-        let desk = OperatorCommands::File(store.clone());
+        let operator_commands = OperatorCommands::File(store.clone());
         let at = |n: i64| Timestamp::from_second(1_766_399_400 + n).unwrap();
         let mut incidents = Vec::new();
         for n in 0..7_i64 {
@@ -30,9 +30,9 @@ impl Full {
         assert!(store.save(incidents).await.is_empty());
         for name in ["a", "b", "c"] {
             let spec = json!({"namespace": {"exact": "ns-a"}, "reason": "x"});
-            desk.add_exemption(name, &serde_json::from_value(spec).unwrap()).await.unwrap();
+            operator_commands.add_exemption(name, &serde_json::from_value(spec).unwrap()).await.unwrap();
         }
-        let mut stage = Stage::over(desk, store.shown());
+        let mut stage = Stage::over(operator_commands, store.shown());
         stage.decided.send_replace(Arc::new(decided()));
         let nodes: Vec<Target> = (0..9).map(|n| target(&format!("n{n}"))).collect();
         stage.ledger.expect(nodes, 0);

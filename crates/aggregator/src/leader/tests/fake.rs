@@ -32,7 +32,7 @@ pub(super) struct Store {
     /// How often it was written.
     pub(super) writes: usize,
     /// Every Pen that there has been.
-    pub(super) pens: Vec<WritePermit>,
+    pub(super) permits: Vec<WritePermit>,
     /// Who was given the Lease while another could still write.
     pub(super) overlaps: Vec<String>,
 }
@@ -151,8 +151,9 @@ impl Store {
             _ => {}
         }
         let holder = written["spec"]["holderIdentity"].as_str().unwrap_or_default();
-        if let Some(pen) = self.pens.iter().find(|pen| pen.holds() && pen.identity() != holder) {
-            self.overlaps.push(format!("{holder:?} has the Lease while {pen:?} holds"));
+        if let Some(permit) = self.permits.iter().find(|permit| permit.holds() && permit.identity() != holder)
+        {
+            self.overlaps.push(format!("{holder:?} has the Lease while {permit:?} holds"));
         }
         self.version += 1;
         self.writes += 1;
@@ -240,8 +241,8 @@ async fn freezable(process: impl Future<Output = ()>, ice: Arc<Ice>) {
 
 async fn keep(server: Server, mut leadership: watch::Receiver<Leadership>) {
     while leadership.changed().await.is_ok() {
-        if let Some(pen) = leadership.borrow_and_update().permit() {
-            server.store().pens.push(pen.clone());
+        if let Some(permit) = leadership.borrow_and_update().permit() {
+            server.store().permits.push(permit.clone());
         }
     }
 }

@@ -22,14 +22,14 @@ fn ask() -> Ask<'static> {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_written_without_the_right_to() {
     let cluster = cluster();
-    let pen = WritePermit::begin(1, "a", Instant::now(), TERM);
-    assert_eq!(cluster.write(&pen, ask(), ready(Ok(7))).await, Ok(7));
+    let permit = WritePermit::begin(1, "a", Instant::now(), TERM);
+    assert_eq!(cluster.write(&permit, ask(), ready(Ok(7))).await, Ok(7));
     let is_sent = Cell::new(false);
     let request = async {
         is_sent.set(true);
         Ok(8)
     };
-    let write = cluster.write(&pen, ask(), request);
+    let write = cluster.write(&permit, ask(), request);
     sleep(TERM).await;
     let refusal = write.await.unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::NotLeading);
@@ -44,24 +44,24 @@ async fn nothing_is_written_without_the_right_to() {
 async fn no_answer_is_waited_for_beyond_the_end_of_the_term() {
     let start = Instant::now();
     let cluster = cluster();
-    let pen = WritePermit::begin(1, "a", start, TERM);
-    let refusal = cluster.write::<()>(&pen, ask(), pending()).await.unwrap_err();
+    let permit = WritePermit::begin(1, "a", start, TERM);
+    let refusal = cluster.write::<()>(&permit, ask(), pending()).await.unwrap_err();
     assert_eq!((refusal.kind, start.elapsed()), (RefusalKind::Unavailable, ms(5000)));
-    let refusal = cluster.write::<()>(&pen, ask(), pending()).await.unwrap_err();
+    let refusal = cluster.write::<()>(&permit, ask(), pending()).await.unwrap_err();
     assert_eq!((refusal.kind, start.elapsed()), (RefusalKind::NotLeading, TERM));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_write_that_was_frozen_before_it_was_sent_does_not_go_on() {
     let cluster = cluster();
-    let pen = WritePermit::begin(1, "a", Instant::now(), TERM);
+    let permit = WritePermit::begin(1, "a", Instant::now(), TERM);
     let polls = Cell::new(0);
     // Such as a connection that has been made meanwhile.
     let request = poll_fn(|_| {
         polls.set(polls.get() + 1);
         if polls.get() == 1 { Poll::Pending } else { Poll::Ready(Ok(())) }
     });
-    let mut write = pin!(cluster.write(&pen, ask(), request));
+    let mut write = pin!(cluster.write(&permit, ask(), request));
     assert!(write.as_mut().now_or_never().is_none());
     assert!(advance(TERM).now_or_never().is_none());
     assert_eq!(write.await.unwrap_err().kind, RefusalKind::NotLeading);

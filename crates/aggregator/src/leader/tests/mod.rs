@@ -2,7 +2,7 @@
 
 mod fake;
 mod gate;
-mod pen;
+mod permit;
 mod removal;
 mod schedules;
 mod stopping;
@@ -40,9 +40,9 @@ async fn the_first_takes_it_and_keeps_it_by_renewing_it() {
     let start = Instant::now();
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
-    let pen = a.leads().await;
+    let permit = a.leads().await;
     assert_eq!(start.elapsed(), Duration::ZERO);
-    assert_eq!((pen.term(), pen.identity()), (1, "a"));
+    assert_eq!((permit.term(), permit.identity()), (1, "a"));
     let spec = server.lease().unwrap().spec.unwrap();
     assert_eq!(spec.holder_identity.as_deref(), Some("a"));
     assert_eq!((spec.lease_transitions, spec.lease_duration_seconds), (Some(1), Some(10)));
@@ -52,7 +52,7 @@ async fn the_first_takes_it_and_keeps_it_by_renewing_it() {
     sleep(ms(500)).await;
     for _ in 0..600 {
         sleep(ms(1000)).await;
-        assert!(pen.holds());
+        assert!(permit.holds());
         assert!(b.leadership.borrow().permit().is_none());
     }
     b.follows("a").await;
@@ -68,7 +68,7 @@ async fn another_takes_over_when_it_has_seen_no_change_for_the_duration_of_the_l
     let start = Instant::now();
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
-    let pen = a.leads().await;
+    let permit = a.leads().await;
     sleep(ms(300)).await;
     let mut b = Replica::start(&server, "b");
     // Renewed at 4 s; seen at 4.3 s.
@@ -76,9 +76,9 @@ async fn another_takes_over_when_it_has_seen_no_change_for_the_duration_of_the_l
     a.network.send_replace(CUT);
 
     sleep_until(start + ms(12_000) - ms(1)).await;
-    assert!(pen.holds(), "8 s from the last renewal");
+    assert!(permit.holds(), "8 s from the last renewal");
     sleep(ms(1)).await;
-    assert!(!pen.holds());
+    assert!(!permit.holds());
     a.steps_down().await;
     assert!(start.elapsed() <= ms(12_001), "{:?}", start.elapsed());
     assert!(a.error.borrow().as_ref().is_some_and(|error| error.contains("no answer within 2s")));
@@ -135,7 +135,7 @@ async fn to_be_the_slower_one_is_no_error() {
     let mut a = Replica::start(&server, "a");
     let mut b = Replica::start(&server, "b");
     let (first, other) =
-        tokio::select! { pen = a.leads() => (pen, &mut b), pen = b.leads() => (pen, &mut a) };
+        tokio::select! { permit = a.leads() => (permit, &mut b), permit = b.leads() => (permit, &mut a) };
     other.follows(first.identity()).await;
     assert!(first.holds());
     assert!(!a.error.has_changed().unwrap() && !b.error.has_changed().unwrap());
@@ -146,7 +146,7 @@ async fn a_leader_that_nobody_answers_ends_before_another_can_begin() {
     for answers in [false, true] {
         let server = Server::default();
         let mut a = Replica::start(&server, "a");
-        let pen = a.leads().await;
+        let permit = a.leads().await;
         let b = Replica::start(&server, "b");
         sleep(ms(3000)).await;
         // A renewal whose answer is lost puts the other off, and gives the first nothing.
@@ -157,7 +157,7 @@ async fn a_leader_that_nobody_answers_ends_before_another_can_begin() {
         });
         let (mut ended, mut began) = (None, None);
         while began.is_none() {
-            if !pen.holds() {
+            if !permit.holds() {
                 ended.get_or_insert_with(Instant::now);
             }
             if b.leadership.borrow().permit().is_some() {
@@ -192,11 +192,11 @@ async fn a_renewal_that_meets_a_change_goes_on_if_the_lease_is_still_ours_and_el
     let start = Instant::now();
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
-    let pen = a.leads().await;
+    let permit = a.leads().await;
     for _ in 0..10 {
         server.edit(|lease| lease["metadata"]["labels"] = json!({ "looked-at": "by somebody" }));
         sleep(ms(2500)).await;
-        assert!(pen.holds());
+        assert!(permit.holds());
     }
     assert_eq!(server.lease().unwrap().metadata.labels.unwrap()["looked-at"], "by somebody");
 
@@ -204,7 +204,7 @@ async fn a_renewal_that_meets_a_change_goes_on_if_the_lease_is_still_ours_and_el
     server.edit(held_by("b"));
     let edited = Instant::now();
     a.steps_down().await;
-    assert!(!pen.holds());
+    assert!(!permit.holds());
     assert!(edited.elapsed() <= Timing::default().renew, "{:?}", edited.elapsed());
     a.follows("b").await;
     let seen = Instant::now();
@@ -228,8 +228,12 @@ async fn what_others_say_of_the_time_means_nothing_but_how_long_their_lease_is_g
             });
             let start = Instant::now();
             let mut a = Replica::start(&server, "a");
-            let pen = a.leads().await;
-            assert_eq!((start.elapsed(), pen.term()), (Duration::from_secs(waits), 8), "{seconds} {years}");
+            let permit = a.leads().await;
+            assert_eq!(
+                (start.elapsed(), permit.term()),
+                (Duration::from_secs(waits), 8),
+                "{seconds} {years}"
+            );
         }
     }
 }
@@ -248,14 +252,14 @@ async fn a_lease_that_was_given_back_is_taken_at_once() {
 async fn a_frozen_leader_finds_that_it_has_lost_before_anything_else_runs() {
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
-    let pen = a.leads().await;
+    let permit = a.leads().await;
     let mut b = Replica::start(&server, "b");
     b.follows("a").await;
     // One poll moves the clock, and no task has run.
     assert!(advance(ms(7999)).now_or_never().is_none());
-    assert!(pen.holds());
+    assert!(permit.holds());
     assert!(advance(ms(1)).now_or_never().is_none());
-    assert!(!pen.holds());
+    assert!(!permit.holds());
     assert!(a.leadership.borrow().permit().is_some());
 
     a.freeze();
@@ -263,7 +267,7 @@ async fn a_frozen_leader_finds_that_it_has_lost_before_anything_else_runs() {
     sleep(ms(60_000)).await;
     a.thaw();
     a.follows("b").await;
-    assert!(next.holds() && !pen.holds());
+    assert!(next.holds() && !permit.holds());
     assert!(server.store().overlaps.is_empty());
 }
 
@@ -286,8 +290,8 @@ async fn a_request_whose_answer_is_lost_may_have_been_granted() {
             (&mut a.task).await.unwrap();
             assert_eq!(holder(&server), None);
         } else {
-            let pen = a.leads().await;
-            assert_eq!((start.elapsed(), pen.term()), (ms(2100), 2));
+            let permit = a.leads().await;
+            assert_eq!((start.elapsed(), permit.term()), (ms(2100), 2));
         }
     }
 }
@@ -297,7 +301,7 @@ async fn a_lease_that_somebody_removes_is_made_anew_when_its_holder_must_know() 
     let start = Instant::now();
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
-    let pen = a.leads().await;
+    let permit = a.leads().await;
     let mut b = Replica::start(&server, "b");
     b.follows("a").await;
     a.freeze();
@@ -312,9 +316,9 @@ async fn a_lease_that_somebody_removes_is_made_anew_when_its_holder_must_know() 
     a.follows("b").await;
     server.remove();
     b.steps_down().await;
-    assert!(!pen.holds() && !next.holds());
+    assert!(!permit.holds() && !next.holds());
     let (a, b) = (a.leads(), b.leads());
-    let third = tokio::select! { pen = a => pen, pen = b => pen };
+    let third = tokio::select! { permit = a => permit, permit = b => permit };
     assert_eq!(third.term(), 3);
 }
 
@@ -330,7 +334,7 @@ async fn what_is_wrong_is_said_until_it_works_again() {
     sleep(ms(60_000)).await;
     assert!(!a.error.has_changed().unwrap());
     a.network.send_replace(Network::default());
-    let pen = a.leads().await;
+    let permit = a.leads().await;
     assert!(a.error.borrow_and_update().is_none());
 
     a.network.send_replace(Network { refuses_writes: Some(503), ..Network::default() });
@@ -338,7 +342,7 @@ async fn what_is_wrong_is_said_until_it_works_again() {
     assert_eq!(said, "update leases.coordination.k8s.io in namespace ours: not today (503)");
     a.network.send_replace(Network::default());
     a.error.wait_for(Option::is_none).await.unwrap();
-    assert!(pen.holds(), "it went on all the time");
+    assert!(permit.holds(), "it went on all the time");
 }
 
 #[test]

@@ -64,7 +64,7 @@ async fn play(seed: u64) -> (usize, u64) {
         }
         sleep(STEP).await;
         let store = server.store();
-        let holding: Vec<_> = store.pens.iter().filter(|pen| pen.holds()).collect();
+        let holding: Vec<_> = store.permits.iter().filter(|permit| permit.holds()).collect();
         assert!(holding.len() <= 1, "seed {seed}, step {step}: {holding:?}");
         assert!(store.overlaps.is_empty(), "seed {seed}, step {step}: {:?}", store.overlaps);
         led += u64::try_from(holding.len()).unwrap();
@@ -76,8 +76,8 @@ async fn play(seed: u64) -> (usize, u64) {
     }
     sleep(HEALED).await;
     let store = server.store();
-    assert_eq!(store.pens.iter().filter(|pen| pen.holds()).count(), 1, "seed {seed}");
-    (store.pens.len(), led)
+    assert_eq!(store.permits.iter().filter(|permit| permit.holds()).count(), 1, "seed {seed}");
+    (store.permits.len(), led)
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,14 +6,14 @@ use super::*;
 async fn a_leader_that_stops_gives_the_lease_back() {
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
-    let pen = a.leads().await;
+    let permit = a.leads().await;
     let mut b = Replica::start(&server, "b");
     b.follows("a").await;
     sleep(ms(3500)).await;
     a.cancel.cancel();
     let stopped = Instant::now();
     a.steps_down().await;
-    assert!(!pen.holds());
+    assert!(!permit.holds());
     let next = b.leads().await;
     assert!(stopped.elapsed() <= Timing::default().retry, "{:?}", stopped.elapsed());
     assert_eq!(next.term(), 2);
@@ -42,12 +42,12 @@ async fn a_renewal_under_way_does_not_keep_the_lease_from_being_given_back() {
 async fn an_api_server_that_does_not_answer_holds_nobody_up_who_stops() {
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
-    let pen = a.leads().await;
+    let permit = a.leads().await;
     a.network.send_replace(CUT);
     a.cancel.cancel();
     let stopped = Instant::now();
     (&mut a.task).await.unwrap();
-    assert!(!pen.holds());
+    assert!(!permit.holds());
     assert!(stopped.elapsed() <= ms(1001), "{:?}", stopped.elapsed());
     // Who never asked for the Lease has nothing to give back.
     let mut b = Replica::start(&server, "b");

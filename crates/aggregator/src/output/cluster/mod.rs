@@ -46,7 +46,7 @@ const TRIES: usize = 5;
 pub struct ClusterOutput {
     cluster: Cluster,
     /// The right to write, of the term in which `told` and the others were learned.
-    pen: WritePermit,
+    permit: WritePermit,
     /// The messages that need nothing more, by kind, namespace and name.
     told: BTreeMap<Key, SentMessage>,
     /// The messages that could not be written.
@@ -60,7 +60,7 @@ impl ClusterOutput {
     pub fn new(cluster: Cluster) -> Self {
         Self {
             cluster,
-            pen: WritePermit::none(),
+            permit: WritePermit::none(),
             told: BTreeMap::new(),
             aside: DeferredMessages::default(),
             compared: None,
@@ -79,10 +79,10 @@ impl ClusterOutput {
     pub async fn take_over(
         &mut self,
         gateway: &Gateway,
-        pen: &WritePermit,
+        permit: &WritePermit,
         may_touch: bool,
     ) -> Result<Vec<InheritedBlock>, Refusal> {
-        self.pen = pen.clone();
+        self.permit = permit.clone();
         // Others may have written since.
         self.told.clear();
         self.aside.clear();
@@ -94,7 +94,7 @@ impl ClusterOutput {
                 Err(refusal) if refusal.kind == RefusalKind::NotServed => return Ok(Vec::new()),
                 live => live?,
             };
-            pen.rank_after(marks(&live)).await;
+            permit.rank_after(marks(&live)).await;
             match self.mark_all(&live, may_touch).await {
                 Ok(()) => {
                     let ours = live.iter().filter(|object| is_ours(object)).map(|object| &object.data);
@@ -115,13 +115,14 @@ impl ClusterOutput {
             let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
             let mark = json!({"metadata": {
                 "resourceVersion": plugin.metadata.resource_version,
-                "annotations": {WRITER: self.pen.mark()},
+                "annotations": {WRITER: self.permit.mark()},
             }});
             let name = plugin.name_any();
             let ask =
                 Ask { verb: "patch", resource: &plural, namespace: Some(&namespace), name: Some(&name) };
             let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-            match self.cluster.write(&self.pen, ask, api.patch(&name, &by_us, &Patch::Merge(&mark))).await {
+            match self.cluster.write(&self.permit, ask, api.patch(&name, &by_us, &Patch::Merge(&mark))).await
+            {
                 // Deleted meanwhile: then it blocks nobody.
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
                 marked => drop(marked?),
@@ -148,20 +149,20 @@ impl ClusterOutput {
         &mut self,
         plan: &Plan,
         settings: &Settings,
-        pen: &WritePermit,
+        permit: &WritePermit,
         go_on: impl Fn() -> bool,
     ) -> Outcome {
-        self.pen = pen.clone();
+        self.permit = permit.clone();
         let mut outcome = Outcome::default();
         let objects = match self.plugins(&settings.gateway).await {
             Ok(live) => {
-                if let Some(mark) = marks(&live).find(|mark| pen.is_later(mark)) {
+                if let Some(mark) = marks(&live).find(|mark| permit.is_later(mark)) {
                     // Our own clock may say otherwise, because this replica may have been stopped for a while.
                     tracing::error!(
                         mark,
                         "a later leader has written the objects; this replica stops leading"
                     );
-                    pen.give_up();
+                    permit.give_up();
                     return outcome;
                 }
                 let existing = existing(&live, &settings.gateway);

@@ -37,7 +37,7 @@ impl ClusterOutput {
             Refusal { kind: RefusalKind::Invalid, subject: named(object), text: error.to_string() }
         })?;
         self.cluster
-            .write(&self.pen, ask, self.api(object, &resource).create(&params, &body))
+            .write(&self.permit, ask, self.api(object, &resource).create(&params, &body))
             .await
             .map_err(|refusal| Refusal { text: format!("{}: {}", named(object), refusal.text), ..refusal })
     }
@@ -64,7 +64,7 @@ impl ClusterOutput {
         let ask = ask_for("patch", &plural, object).of(&object.metadata.name);
         let api = self.api(object, &resource);
         self.cluster
-            .write(&self.pen, ask, api.patch(&object.metadata.name, params, patch))
+            .write(&self.permit, ask, api.patch(&object.metadata.name, params, patch))
             .await
             .map_err(|refusal| Refusal { text: format!("{}: {}", named(object), refusal.text), ..refusal })
     }

@@ -45,7 +45,7 @@ impl Server {
             async move { Ok::<_, std::io::Error>(server.answer(request).await) }
         });
         ClusterOutput {
-            pen: WritePermit::always(),
+            permit: WritePermit::always(),
             ..ClusterOutput::new(Cluster::with_client(Client::new(service, "x")))
         }
     }
@@ -157,8 +157,8 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
     let settings = Config::default().settings();
     let server = Server::default();
     let mut output = server.output();
-    let pen = WritePermit::of_term(3, "a");
-    output.write(&plan(1), &settings, &pen, || true).await;
+    let permit = WritePermit::of_term(3, "a");
+    output.write(&plan(1), &settings, &permit, || true).await;
     let mark = |mark: &str| {
         for object in server.0.lock().unwrap().objects.values_mut() {
             object["metadata"]["annotations"] = json!({WRITER: mark});
@@ -167,24 +167,24 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
     // The mark of an earlier leader, and its own.
     for earlier in ["b in term 2", "a in term 3"] {
         mark(earlier);
-        assert!(output.write(&plan(2), &settings, &pen, || true).await.problems.is_empty());
-        assert!(pen.holds());
+        assert!(output.write(&plan(2), &settings, &permit, || true).await.problems.is_empty());
+        assert!(permit.holds());
     }
     let writes = server.0.lock().unwrap().closed.len();
     for later in ["b in term 4", "b in term 3"] {
         mark(later);
-        let pen = WritePermit::of_term(3, "a");
-        output.write(&plan(0), &settings, &pen, || true).await;
-        assert!(!pen.holds(), "{later}");
+        let permit = WritePermit::of_term(3, "a");
+        output.write(&plan(0), &settings, &permit, || true).await;
+        assert!(!permit.holds(), "{later}");
         assert_eq!(server.0.lock().unwrap().closed.len(), writes);
     }
     // A replica that begins to lead after the Lease was deleted ranks after the marks that are there, once it is
     // certain that it leads.
     mark("b in term 4");
-    let pen = WritePermit::of_term(1, "c");
-    output.take_over(&settings.gateway, &pen, false).await.unwrap();
-    assert!(pen.holds() && pen.mark() == "c in term 5");
-    assert!(!pen.is_later("b in term 4") && pen.is_later("d in term 6"));
+    let permit = WritePermit::of_term(1, "c");
+    output.take_over(&settings.gateway, &permit, false).await.unwrap();
+    assert!(permit.holds() && permit.mark() == "c in term 5");
+    assert!(!permit.is_later("b in term 4") && permit.is_later("d in term 6"));
 }
 
 /// A plan with Apps that two Ingresses lead to each; one of their two Services is reached in another way too.
@@ -218,10 +218,10 @@ async fn another_leader_writes_nothing_where_nothing_has_changed_in_the_long_for
         // The output has kept nothing, and nothing is known of the cluster yet.
         let mut output = server.output();
         let found = output.take_over(&settings.gateway, &WritePermit::always(), false).await.unwrap();
-        let (mut book, policy, now) =
+        let (mut incidents, policy, now) =
             (Incidents::default(), Config::default().policy(), Clock::start().now());
-        assert_eq!(book.inherit(found, &policy, now).len(), apps);
-        let plan = book.plan(&policy, &ClusterFacts::default(), now);
+        assert_eq!(incidents.inherit(found, &policy, now).len(), apps);
+        let plan = incidents.plan(&policy, &ClusterFacts::default(), now);
         let outcome = output.write(&plan, &settings, &WritePermit::always(), || true).await;
         assert_eq!(server.plugins(), objects, "{outcome:?}");
     }

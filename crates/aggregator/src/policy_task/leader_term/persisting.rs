@@ -271,7 +271,7 @@ impl LeaderTerm<'_> {
 /// In parts, to bound the memory: there may be as many as Apps, and each takes a few times its size while it is written.
 async fn save_in_parts(
     store: &mut Store,
-    pen: &WritePermit,
+    permit: &WritePermit,
     mut left: impl Iterator<Item = Incident>,
     failed: &mut BTreeMap<String, StateError>,
 ) -> Result<(), StateError> {
@@ -280,7 +280,7 @@ async fn save_in_parts(
         if part.is_empty() {
             return Ok(());
         }
-        failed.extend(store.save(pen, part).await);
+        failed.extend(store.save(permit, part).await);
         if let Some(error) = failed.values().find(|error| error.is_lost() || error.is_outdated()) {
             return Err(error.clone());
         }

@@ -22,11 +22,14 @@ async fn blocked() -> (Server, Replica, OperatorCommands) {
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
     let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
     settle().await;
-    let desk = OperatorCommands::Cluster(server.objects());
-    desk.approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None }).await.unwrap();
+    let operator_commands = OperatorCommands::Cluster(server.objects());
+    operator_commands
+        .approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None })
+        .await
+        .unwrap();
     settle().await;
     assert_eq!(replica.blocked(), ["web"]);
-    (server, replica, desk)
+    (server, replica, operator_commands)
 }
 
 /// The status without the fields that differ in each write.
@@ -42,9 +45,9 @@ fn status(server: &Server) -> Value {
 }
 
 /// An operator's release takes effect without a restart, whatever the object's generations are now.
-async fn releases(server: &Server, replica: &Replica, desk: &OperatorCommands) {
+async fn releases(server: &Server, replica: &Replica, operator_commands: &OperatorCommands) {
     let release = Release { by: Some("bob".into()), ..Release::default() };
-    desk.release(&name_of("web"), release).await.unwrap();
+    operator_commands.release(&name_of("web"), release).await.unwrap();
     settle().await;
     assert!(replica.blocked().is_empty());
     let now = server.get(INCIDENTS, &name_of("web")).unwrap();
@@ -62,7 +65,7 @@ async fn a_status_that_is_edited_wiped_or_spoilt_is_written_again() {
         |object| object["status"]["releases"] = json!([{"until": "2099-01-01T00:00:00Z", "by": "mallory"}]),
     ];
     for harm in harms {
-        let (server, replica, desk) = blocked().await;
+        let (server, replica, operator_commands) = blocked().await;
         let before = status(&server);
         let (logged, _guard) = Logged::start();
         server.edit(INCIDENTS, &name_of("web"), harm);
@@ -73,20 +76,20 @@ async fn a_status_that_is_edited_wiped_or_spoilt_is_written_again() {
         let writes = server.store().writes.len();
         sleep(Duration::from_mins(1)).await;
         assert_eq!(server.store().writes.len(), writes, "once");
-        releases(&server, &replica, &desk).await;
+        releases(&server, &replica, &operator_commands).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_incident_that_is_deleted_is_made_again_and_operators_are_heard_as_before() {
-    let (server, replica, desk) = blocked().await;
+    let (server, replica, operator_commands) = blocked().await;
     let before = status(&server);
     let (logged, _guard) = Logged::start();
     server.remove(INCIDENTS, &name_of("web"));
     settle().await;
     assert_eq!(status(&server), before);
     assert_eq!(logged.count("was restored from a backup"), 0);
-    releases(&server, &replica, &desk).await;
+    releases(&server, &replica, &operator_commands).await;
 }
 
 /// The first change is compared with what existed when the term began.
@@ -105,8 +108,11 @@ async fn an_incident_that_is_deleted_as_the_first_change_of_a_term_is_made_again
     for part in ["state", "brake", "evidence", "decisions"] {
         assert_eq!(now[part], before[part]);
     }
-    let desk = OperatorCommands::Cluster(server.objects());
-    desk.approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None }).await.unwrap();
+    let operator_commands = OperatorCommands::Cluster(server.objects());
+    operator_commands
+        .approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None })
+        .await
+        .unwrap();
     settle().await;
     assert_eq!(replica.blocked(), ["web"]);
 }
@@ -135,8 +141,11 @@ async fn a_restored_backup_is_put_right_and_operators_are_heard_without_a_restar
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
     let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
     settle().await;
-    let desk = OperatorCommands::Cluster(server.objects());
-    desk.approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None }).await.unwrap();
+    let operator_commands = OperatorCommands::Cluster(server.objects());
+    operator_commands
+        .approve(&name_of("web"), Approval { by: Some("alice".into()), reason: None })
+        .await
+        .unwrap();
     settle().await;
     let before = status(&server);
     let (logged, _guard) = Logged::start();
@@ -153,7 +162,7 @@ async fn a_restored_backup_is_put_right_and_operators_are_heard_without_a_restar
     let now = server.get(INCIDENTS, &name_of("web")).unwrap();
     assert!(now["status"]["observed"].as_i64() <= now["metadata"]["generation"].as_i64(), "{now:#}");
     assert_eq!(replica.blocked(), ["web"]);
-    releases(&server, &replica, &desk).await;
+    releases(&server, &replica, &operator_commands).await;
 }
 
 /// The backup has no Incident of it, which looks like a deletion, but the versions go back.
@@ -196,14 +205,14 @@ async fn what_the_leader_before_writes_too_late_is_put_right() {
 async fn a_leader_that_meets_the_mark_of_a_later_one_stops_and_writes_nothing() {
     for mark in ["replica-4 in term 4", "replica-x in term 3"] {
         let (server, replica, _) = blocked().await;
-        let pen = replica.decided.borrow().permit.clone().unwrap();
+        let permit = replica.decided.borrow().permit.clone().unwrap();
         server.edit(INCIDENTS, &name_of("web"), |object| {
             object["spec"]["release"] = json!({"by": "bob"});
             object["status"]["writer"] = mark.into();
         });
         let there = server.get(INCIDENTS, &name_of("web"));
         sleep(Duration::from_secs(30)).await;
-        assert!(!pen.holds(), "{mark}");
+        assert!(!permit.holds(), "{mark}");
         assert_eq!(server.get(INCIDENTS, &name_of("web")), there);
     }
 }

@@ -20,7 +20,7 @@ async fn an_exemption_lasts_through_starts_under_clocks_that_are_a_month_ahead()
         let until = Timestamp::now() + SignedDuration::from_hours(2);
         let spec = json!({"app": {"exact": "web"}, "reason": "a contract", "until": until});
         server.put("exemptions", "one", json!({"metadata": {}, "spec": spec}));
-        let desk = OperatorCommands::Cluster(server.objects());
+        let operator_commands = OperatorCommands::Cluster(server.objects());
         for (term, days) in (1..).zip(starts) {
             let other = format!("other{term}");
             server.put(INCIDENTS, &name_of(&other), body(&other, "Held"));
@@ -30,7 +30,8 @@ async fn an_exemption_lasts_through_starts_under_clocks_that_are_a_month_ahead()
             let replica = Replica::start(&server, wanted);
             sleep(Duration::from_secs(3)).await;
             // What this leader writes has the time of its clock.
-            desk.approve(&name_of(&other), Approval { by: Some("alice".into()), reason: None })
+            operator_commands
+                .approve(&name_of(&other), Approval { by: Some("alice".into()), reason: None })
                 .await
                 .unwrap();
             sleep(Duration::from_secs(3)).await;

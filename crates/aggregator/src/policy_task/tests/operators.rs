@@ -155,16 +155,17 @@ async fn an_act_that_comes_while_another_may_be_undone_waits_and_wipes_nothing()
         object["spec"]["release"] = json!({"by": "alice"});
         object["status"]["observed"] = 2.into();
     });
-    let desk = OperatorCommands::Cluster(server.objects());
-    let answer = desk.approve(&name, Approval { by: Some("bob".into()), reason: None }).await;
+    let operator_commands = OperatorCommands::Cluster(server.objects());
+    let answer = operator_commands.approve(&name, Approval { by: Some("bob".into()), reason: None }).await;
     assert!(answer.is_err(), "{answer:?}");
-    let answer = desk.release(&name, Release { by: Some("bob".into()), ..Release::default() }).await;
+    let answer =
+        operator_commands.release(&name, Release { by: Some("bob".into()), ..Release::default() }).await;
     assert!(answer.is_err(), "{answer:?}");
     assert_eq!(server.get(INCIDENTS, &name).unwrap()["spec"]["release"]["by"], "alice");
     // The leader clears it away while the next act waits.
     let waits = tokio::spawn({
-        let (desk, name) = (desk.clone(), name.clone());
-        async move { desk.approve(&name, Approval { by: Some("bob".into()), reason: None }).await }
+        let (operator_commands, name) = (operator_commands.clone(), name.clone());
+        async move { operator_commands.approve(&name, Approval { by: Some("bob".into()), reason: None }).await }
     });
     sleep(Duration::from_millis(10)).await;
     server.edit(INCIDENTS, &name, |object| drop(object["spec"].as_object_mut().unwrap().remove("release")));

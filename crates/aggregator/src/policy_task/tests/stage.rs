@@ -157,8 +157,8 @@ impl Replica {
                 let _ = question.blocked.send(blocked.clone());
             }
         }));
-        let pen = WritePermit::of_term(term, &format!("replica-{term}"));
-        let (leadership_tx, leadership) = watch::channel(Leadership::Leading(pen));
+        let permit = WritePermit::of_term(term, &format!("replica-{term}"));
+        let (leadership_tx, leadership) = watch::channel(Leadership::Leading(permit));
         let (decided_tx, decided) =
             watch::channel(Arc::new(Decided::nothing(Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH))));
         let (trouble_tx, trouble) = watch::channel(None);
@@ -242,8 +242,8 @@ impl Replica {
     /// The Lease has passed to another replica.
     pub(super) fn follow(&self) {
         self.leadership.send_modify(|leadership| {
-            if let Leadership::Leading(pen) = leadership {
-                pen.give_up();
+            if let Leadership::Leading(permit) = leadership {
+                permit.give_up();
             }
             *leadership = Leadership::Following { leader: None };
         });

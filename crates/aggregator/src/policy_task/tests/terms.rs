@@ -133,8 +133,8 @@ async fn a_term_that_ends_while_nothing_can_be_read_leaves_no_trouble_behind() {
     sleep(Duration::from_mins(1)).await;
     assert!(replica.trouble.borrow().is_some());
     replica.leadership.send_modify(|leadership| {
-        if let Leadership::Leading(pen) = leadership {
-            pen.give_up();
+        if let Leadership::Leading(permit) = leadership {
+            permit.give_up();
         }
         *leadership = Leadership::Following { leader: Some("another".to_owned()) };
     });

@@ -160,18 +160,18 @@ async fn an_app_whose_row_in_the_state_file_can_not_be_read_is_not_touched_and_t
     timeout(Duration::from_mins(1), leads).await.expect("others are decided about").unwrap();
     assert_eq!(replica.blocked(), ["miner", "web"], "what is closed stays closed");
     assert_eq!(replica.trouble.borrow().clone(), None);
-    let desk = OperatorCommands::File(store.clone());
+    let operator_commands = OperatorCommands::File(store.clone());
     let approval = Approval { by: Some("alice".into()), reason: None };
-    desk.approve(&name_of("shop"), approval.clone()).await.unwrap();
+    operator_commands.approve(&name_of("shop"), approval.clone()).await.unwrap();
     replica.decided.wait_for(|decided| decided.plan.blocks.len() == 3).await.unwrap();
-    let answer = desk.approve(&name_of("miner"), approval).await.unwrap_err().to_string();
+    let answer = operator_commands.approve(&name_of("miner"), approval).await.unwrap_err().to_string();
     assert!(
         answer.starts_with(&format!("Incident {} can't be read: status.state: ", name_of("miner"))),
         "{answer}"
     );
     drop(replica);
     // Drops them to end the tasks that use the file.
-    drop((desk, store));
+    drop((operator_commands, store));
     while Sqlite::open(directory.path()).await.is_err() {
         tokio::task::yield_now().await;
     }

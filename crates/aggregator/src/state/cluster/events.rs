@@ -35,7 +35,7 @@ pub(super) struct QueuedEvent {
     /// Who has decided, and why.
     pub(super) note: String,
     /// Whose word it is: nobody's any more once the right to write has passed on.
-    pub(super) pen: WritePermit,
+    pub(super) permit: WritePermit,
 }
 
 /// Where Events go to be written.
@@ -68,7 +68,7 @@ async fn write(objects: Objects, mut waiting: mpsc::Receiver<QueuedEvent>) {
             namespace: Some(&objects.namespace),
             name: None,
         };
-        let written = objects.cluster.write(&news.pen, ask, api.create(&params, &event)).await;
+        let written = objects.cluster.write(&news.permit, ask, api.create(&params, &event)).await;
         match &written {
             Err(refusal) if refusal.kind == RefusalKind::NotLeading => continue,
             Err(refusal) if !is_refused => {
@@ -109,7 +109,7 @@ fn event(namespace: &str, news: &QueuedEvent) -> Event {
             ..ObjectReference::default()
         }),
         reporting_controller: Some(format!("{GROUP}/aggregator")),
-        reporting_instance: Some(cut(news.pen.identity(), MAX_INSTANCE)),
+        reporting_instance: Some(cut(news.permit.identity(), MAX_INSTANCE)),
         type_: Some(if is_loud { "Warning" } else { "Normal" }.to_owned()),
         ..Event::default()
     }

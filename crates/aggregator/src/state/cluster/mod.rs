@@ -92,20 +92,24 @@ impl ClusterStore {
     /// other change of a status.
     ///
     /// Incidents of which nothing was decided yet are left out: the program that made them ended in between.
-    pub async fn load(&mut self, pen: &WritePermit, seen: &PersistedState) -> Result<Loaded, StateError> {
+    pub async fn load(&mut self, permit: &WritePermit, seen: &PersistedState) -> Result<Loaded, StateError> {
         let Read { loaded, known, marks } = self.objects.take_over(seen).await?;
-        pen.rank_after(marks.iter().map(String::as_str)).await;
+        permit.rank_after(marks.iter().map(String::as_str)).await;
         self.known = known;
         Ok(loaded)
     }
 
     /// Writes incidents. Gives the names of those that can't be written, and why.
-    pub async fn save(&mut self, pen: &WritePermit, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
+    pub async fn save(
+        &mut self,
+        permit: &WritePermit,
+        incidents: Vec<Incident>,
+    ) -> Vec<(String, StateError)> {
         let put = |incident: Incident| {
-            let (objects, pen) = (self.objects.clone(), pen.clone());
+            let (objects, permit) = (self.objects.clone(), permit.clone());
             let known = self.known.all.get(&incident.name).map(|known| known.version.to_string());
             async move {
-                let written = objects.put(&incident, known, &pen).await;
+                let written = objects.put(&incident, known, &permit).await;
                 (incident.name, written)
             }
         };
@@ -128,7 +132,7 @@ impl ClusterStore {
     }
 
     /// Tells decisions as Events of their Incidents, as far as there is room for them.
-    pub fn announce(&self, pen: &WritePermit, decisions: &[(String, Decision)]) {
+    pub fn announce(&self, permit: &WritePermit, decisions: &[(String, Decision)]) {
         let mut lost = 0;
         for (name, decision) in decisions {
             let Some(known) = self.known.all.get(name) else { continue };
@@ -137,7 +141,7 @@ impl ClusterStore {
                 kind: decision.kind,
                 at: decision.at,
                 note: format!("{}: {}", decision.actor, decision.reason),
-                pen: pen.clone(),
+                permit: permit.clone(),
             };
             lost += usize::from(!self.events.tell(news));
         }
@@ -148,7 +152,7 @@ impl ClusterStore {
 
     /// Removes what operators wanted after it has been done: only if our last answered write says so, and only exactly
     /// what it had done. What operators have wanted since stays for the next time.
-    pub async fn remove_commands(&mut self, pen: &WritePermit, name: &str) -> Result<(), StateError> {
+    pub async fn remove_commands(&mut self, permit: &WritePermit, name: &str) -> Result<(), StateError> {
         let Some(tests) = self.known.all.get(name).and_then(Known::clearing) else { return Ok(()) };
         let place = || format!("Incident {name}");
         let clearing = serde_json::from_value(tests)
@@ -158,7 +162,7 @@ impl ClusterStore {
         let api = self.objects.api(Resource::Incident);
         let ask = self.objects.ask("patch", "incidents.procscan.sealos.io").of(name);
         let request = api.patch(name, &params, &clearing);
-        match self.objects.cluster.write(pen, ask, request).await {
+        match self.objects.cluster.write(permit, ask, request).await {
             Ok(live) => drop(self.known.all.insert(name.to_owned(), Known::of(&live))),
             // Something has changed, so one of the tests failed.
             Err(refusal)
@@ -194,7 +198,7 @@ impl ClusterStore {
     }
 
     /// Removes incidents that are kept no longer.
-    pub async fn remove(&mut self, pen: &WritePermit, names: &[String]) -> Result<(), StateError> {
+    pub async fn remove(&mut self, permit: &WritePermit, names: &[String]) -> Result<(), StateError> {
         for name in names {
             let preconditions = self
                 .known
@@ -204,7 +208,7 @@ impl ClusterStore {
             let params = DeleteParams { preconditions, ..DeleteParams::default() };
             let api = self.objects.api(Resource::Incident);
             let ask = self.objects.ask("delete", "incidents.procscan.sealos.io").of(name);
-            match self.objects.cluster.write(pen, ask, api.delete(name, &params)).await {
+            match self.objects.cluster.write(permit, ask, api.delete(name, &params)).await {
                 Err(refusal) if !matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::Conflict) => {
                     return Err(refusal.into());
                 }
@@ -295,25 +299,25 @@ impl Objects {
         &self,
         incident: &Incident,
         known: Option<String>,
-        pen: &WritePermit,
+        permit: &WritePermit,
     ) -> Result<DynamicObject, StateError> {
         let mut version = known;
         for _ in 0..TRIES {
             let over = match version.take() {
                 Some(version) => version,
-                None => match self.create(incident, pen).await {
+                None => match self.create(incident, permit).await {
                     Ok(live) => live.resource_version().unwrap_or_default(),
                     Err(refusal) if refusal.kind == RefusalKind::Conflict => {
-                        self.version_of(incident, pen).await?
+                        self.version_of(incident, permit).await?
                     }
                     Err(refusal) => return Err(refusal.into()),
                 },
             };
-            match self.write_status(incident, over, pen).await {
+            match self.write_status(incident, over, permit).await {
                 Ok(live) => return Ok(live),
                 // An operator has changed what is wanted, or another leader has written.
                 Err(refusal) if refusal.kind == RefusalKind::Conflict => {
-                    version = Some(self.version_of(incident, pen).await?);
+                    version = Some(self.version_of(incident, permit).await?);
                 }
                 // Somebody has deleted it. What it says is still true.
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
@@ -325,33 +329,33 @@ impl Objects {
 
     /// The resourceVersion to write over, unless a later leader has written the status: then this replica must not
     /// write any more, whatever its own clock says. A status that was edited, wiped or restored is written over.
-    async fn version_of(&self, incident: &Incident, pen: &WritePermit) -> Result<String, StateError> {
+    async fn version_of(&self, incident: &Incident, permit: &WritePermit) -> Result<String, StateError> {
         let live = self.get(Resource::Incident, &incident.name).await?;
         let writer = live.data.pointer("/status/writer").and_then(Value::as_str);
-        if let Some(writer) = writer.filter(|writer| pen.is_later(writer)) {
-            pen.give_up();
+        if let Some(writer) = writer.filter(|writer| permit.is_later(writer)) {
+            permit.give_up();
             return Err(StateError::Superseded(incident.name.clone(), writer.to_owned()));
         }
         Ok(live.resource_version().unwrap_or_default())
     }
 
-    async fn create(&self, incident: &Incident, pen: &WritePermit) -> Result<DynamicObject, Refusal> {
+    async fn create(&self, incident: &Incident, permit: &WritePermit) -> Result<DynamicObject, Refusal> {
         let object = body(&self.namespace, incident, None, None);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let ask = self.ask("create", "incidents.procscan.sealos.io");
-        self.cluster.write(pen, ask, self.api(Resource::Incident).create(&params, &object)).await
+        self.cluster.write(permit, ask, self.api(Resource::Incident).create(&params, &object)).await
     }
 
     async fn write_status(
         &self,
         incident: &Incident,
         over: String,
-        pen: &WritePermit,
+        permit: &WritePermit,
     ) -> Result<DynamicObject, Refusal> {
-        let object = body(&self.namespace, incident, Some(over), Some(pen.mark()));
+        let object = body(&self.namespace, incident, Some(over), Some(permit.mark()));
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let ask = self.ask("update", "incidents.procscan.sealos.io/status").of(&incident.name);
         let api = self.api(Resource::Incident);
-        self.cluster.write(pen, ask, api.replace_status(&incident.name, &params, &object)).await
+        self.cluster.write(permit, ask, api.replace_status(&incident.name, &params, &object)).await
     }
 }

@@ -39,9 +39,9 @@ fn incident(name: &str, state: &str) -> Incident {
 }
 
 /// A leader that has read what is there, over `network`.
-async fn leader(server: &Server, pen: &WritePermit, network: Network) -> ClusterStore {
+async fn leader(server: &Server, permit: &WritePermit, network: Network) -> ClusterStore {
     let mut store = store_over(server, network);
-    store.load(pen, &PersistedState::default()).await.unwrap();
+    store.load(permit, &PersistedState::default()).await.unwrap();
     store
 }
 
@@ -67,44 +67,44 @@ async fn history_is_removed_only_as_the_leader_knows_it() {
     for name in ["asked-for", "gone", "over", "stays"] {
         server.put(INCIDENTS, name, object(name, "Ended"));
     }
-    let pen = WritePermit::of_term(2, "a");
-    let mut store = leader(&server, &pen, good()).await;
+    let permit = WritePermit::of_term(2, "a");
+    let mut store = leader(&server, &permit, good()).await;
     // An operator has asked for something since, and another incident is removed already.
     server.edit(INCIDENTS, "asked-for", |object| object["spec"]["release"] = json!({"by": "bob"}));
     server.remove(INCIDENTS, "gone");
     let over = ["asked-for", "gone", "over"].map(str::to_owned);
-    store.remove(&pen, &over).await.unwrap();
+    store.remove(&permit, &over).await.unwrap();
     assert_eq!(names(&server), ["asked-for", "stays"]);
 
-    let mut store = leader(&server, &pen, refusing(Method::DELETE, 403)).await;
-    let error = store.remove(&pen, &["stays".to_owned()]).await.unwrap_err();
+    let mut store = leader(&server, &permit, refusing(Method::DELETE, 403)).await;
+    let error = store.remove(&permit, &["stays".to_owned()]).await.unwrap_err();
     assert!(error.to_string().ends_with("not today (403)"), "{error}");
-    let mut store = leader(&server, &pen, good()).await;
-    pen.give_up();
-    assert!(store.remove(&pen, &["stays".to_owned()]).await.unwrap_err().is_lost());
+    let mut store = leader(&server, &permit, good()).await;
+    permit.give_up();
+    assert!(store.remove(&permit, &["stays".to_owned()]).await.unwrap_err().is_lost());
     assert_eq!(names(&server), ["asked-for", "stays"]);
 }
 
 #[tokio::test]
 async fn an_act_is_cleared_away_only_if_it_is_still_the_one_that_was_done() {
     let server = Server::default();
-    let pen = WritePermit::of_term(2, "a");
+    let permit = WritePermit::of_term(2, "a");
     let release = |by: &'static str| move |object: &mut Value| object["spec"]["release"] = json!({"by": by});
     for name in ["cleared", "changed", "gone", "refused"] {
         server.put(INCIDENTS, name, object(name, "Blocked"));
         server.edit(INCIDENTS, name, release("alice"));
         server.edit(INCIDENTS, name, |object| object["status"]["observed"] = 2.into());
     }
-    let mut store = leader(&server, &pen, good()).await;
+    let mut store = leader(&server, &permit, good()).await;
     server.edit(INCIDENTS, "changed", release("bob"));
     server.remove(INCIDENTS, "gone");
     for name in ["cleared", "changed", "gone", "nobody"] {
-        store.remove_commands(&pen, name).await.unwrap();
+        store.remove_commands(&permit, name).await.unwrap();
     }
     assert!(server.get(INCIDENTS, "cleared").unwrap()["spec"]["release"].is_null());
     assert_eq!(server.get(INCIDENTS, "changed").unwrap()["spec"]["release"]["by"], "bob");
-    let mut store = leader(&server, &pen, refusing(Method::PATCH, 403)).await;
-    let error = store.remove_commands(&pen, "refused").await.unwrap_err();
+    let mut store = leader(&server, &permit, refusing(Method::PATCH, 403)).await;
+    let error = store.remove_commands(&permit, "refused").await.unwrap_err();
     assert!(error.to_string().ends_with("not today (403)"), "{error}");
     assert_eq!(server.get(INCIDENTS, "refused").unwrap()["spec"]["release"]["by"], "alice");
 }
@@ -114,39 +114,39 @@ async fn an_act_is_cleared_away_only_if_it_is_still_the_one_that_was_done() {
 #[tokio::test]
 async fn an_incident_that_another_has_made_meanwhile_is_written_over_unless_by_a_later_leader() {
     let server = Server::default();
-    let pen = WritePermit::of_term(2, "a");
-    let mut store = leader(&server, &pen, good()).await;
+    let permit = WritePermit::of_term(2, "a");
+    let mut store = leader(&server, &permit, good()).await;
     for (name, writer) in [("earlier", "b in term 1"), ("own", "a in term 2"), ("later", "b in term 3")] {
         server.put(INCIDENTS, name, object(name, "Watched"));
         server.edit(INCIDENTS, name, |object| object["status"]["writer"] = writer.into());
     }
-    let failed = store.save(&pen, vec![incident("earlier", "Blocked"), incident("own", "Blocked")]).await;
+    let failed = store.save(&permit, vec![incident("earlier", "Blocked"), incident("own", "Blocked")]).await;
     assert!(failed.is_empty(), "{failed:?}");
     for name in ["earlier", "own"] {
         let status = server.get(INCIDENTS, name).unwrap()["status"].clone();
         assert_eq!((&status["state"], &status["writer"]), (&json!("Blocked"), &json!("a in term 2")));
     }
-    assert!(pen.holds());
-    let failed = store.save(&pen, vec![incident("later", "Blocked")]).await;
+    assert!(permit.holds());
+    let failed = store.save(&permit, vec![incident("later", "Blocked")]).await;
     let [(name, error)] = &failed[..] else { panic!("{failed:?}") };
     assert_eq!(name, "later");
     let text = "Incident later was written by b in term 3, a later leader: this replica stops leading";
     assert!(error.is_lost() && error.to_string() == text, "{error}");
-    assert!(!pen.holds());
+    assert!(!permit.holds());
     assert_eq!(server.get(INCIDENTS, "later").unwrap()["status"]["state"], "Watched");
 }
 
 #[tokio::test]
 async fn an_incident_that_can_not_be_made_is_refused_with_the_reason_and_the_others_are_kept() {
     let server = Server::default();
-    let pen = WritePermit::of_term(2, "a");
+    let permit = WritePermit::of_term(2, "a");
     let network = Box::new(|_: &mut Store, call: &Call| match call.method {
         Method::POST => Fault::Refused(403),
         _ => Fault::None,
     });
     server.put(INCIDENTS, "known", object("known", "Held"));
-    let mut store = leader(&server, &pen, network).await;
-    let failed = store.save(&pen, vec![incident("new", "Held"), incident("known", "Blocked")]).await;
+    let mut store = leader(&server, &permit, network).await;
+    let failed = store.save(&permit, vec![incident("new", "Held"), incident("known", "Blocked")]).await;
     let [(name, error)] = &failed[..] else { panic!("{failed:?}") };
     assert!(name == "new" && error.to_string().ends_with("not today (403)"), "{error}");
     assert!(!error.is_lost() && !error.is_outdated());
@@ -158,15 +158,15 @@ async fn an_incident_that_can_not_be_made_is_refused_with_the_reason_and_the_oth
 async fn an_incident_that_changes_before_each_write_is_contended_and_everything_is_read_again() {
     let server = Server::default();
     server.put(INCIDENTS, "web", object("web", "Held"));
-    let pen = WritePermit::of_term(2, "a");
+    let permit = WritePermit::of_term(2, "a");
     let network = Box::new(|store: &mut Store, call: &Call| {
         if call.method == Method::PUT && call.is_status {
             store.edit(INCIDENTS, "web", |object| object["metadata"]["annotations"] = json!({"x": "y"}));
         }
         Fault::None
     });
-    let mut store = leader(&server, &pen, network).await;
-    let failed = store.save(&pen, vec![incident("web", "Blocked")]).await;
+    let mut store = leader(&server, &permit, network).await;
+    let failed = store.save(&permit, vec![incident("web", "Blocked")]).await;
     let [(_, error)] = &failed[..] else { panic!("{failed:?}") };
     assert!(error.is_outdated() && !error.is_lost(), "{error}");
     assert_eq!(error.to_string(), "Incident web is being written by another replica");
@@ -178,20 +178,20 @@ async fn an_incident_that_is_deleted_while_a_new_leader_reads_is_none_and_any_ot
     for name in ["a", "b"] {
         server.put(INCIDENTS, name, object(name, "Held"));
     }
-    let pen = WritePermit::of_term(2, "a");
+    let permit = WritePermit::of_term(2, "a");
     let network = Box::new(|store: &mut Store, call: &Call| {
         if call.name.as_deref() == Some("a") {
             store.remove(INCIDENTS, "a");
         }
         Fault::None
     });
-    let loaded = store_over(&server, network).load(&pen, &PersistedState::default()).await.unwrap();
+    let loaded = store_over(&server, network).load(&permit, &PersistedState::default()).await.unwrap();
     assert_eq!(loaded.incidents.iter().map(|it| &*it.name).collect::<Vec<_>>(), ["b"]);
     let network = Box::new(|_: &mut Store, call: &Call| match call.name.as_deref() {
         Some("b") => Fault::Refused(403),
         _ => Fault::None,
     });
-    let error = store_over(&server, network).load(&pen, &PersistedState::default()).await.unwrap_err();
+    let error = store_over(&server, network).load(&permit, &PersistedState::default()).await.unwrap_err();
     assert!(error.to_string().ends_with("not today (403)"), "{error}");
 }
 
@@ -221,15 +221,15 @@ async fn an_incident_without_a_status_is_none_unless_the_api_server_knows_that_i
 #[tokio::test(start_paused = true)]
 async fn the_api_server_records_that_the_leader_has_written() {
     let server = Server::default();
-    let pen = WritePermit::of_term(2, "a");
-    let mut store = leader(&server, &pen, good()).await;
-    store.save(&pen, vec![incident("web", "Held")]).await;
+    let permit = WritePermit::of_term(2, "a");
+    let mut store = leader(&server, &permit, good()).await;
+    store.save(&permit, vec![incident("web", "Held")]).await;
     server.edit(INCIDENTS, "web", |object| object["spec"]["approve"] = json!({"by": "alice"}));
     let mut acted = incident("web", "Blocked");
     acted.status.observed = 2;
-    store.save(&pen, vec![acted]).await;
-    store.remove_commands(&pen, "web").await.unwrap();
-    store.announce(&pen, &[("web".to_owned(), decision(DecisionKind::Blocked, "too many"))]);
+    store.save(&permit, vec![acted]).await;
+    store.remove_commands(&permit, "web").await.unwrap();
+    store.announce(&permit, &[("web".to_owned(), decision(DecisionKind::Blocked, "too many"))]);
     sleep(Duration::from_secs(1)).await;
     let store = server.store();
     let kinds: Vec<_> = store.writes.iter().map(|call| (call.method.as_str(), call.is_status)).collect();
@@ -255,9 +255,9 @@ fn decision(kind: DecisionKind, reason: &str) -> Decision {
 async fn each_decision_is_an_event_of_its_incident_until_the_right_to_write_is_lost() {
     let server = Server::default();
     server.put(INCIDENTS, "web", object("web", "Held"));
-    let pen = WritePermit::of_term(2, "a");
-    let store = leader(&server, &pen, good()).await;
-    let tell = |name: &str, kind| store.announce(&pen, &[(name.to_owned(), decision(kind, "too many"))]);
+    let permit = WritePermit::of_term(2, "a");
+    let store = leader(&server, &permit, good()).await;
+    let tell = |name: &str, kind| store.announce(&permit, &[(name.to_owned(), decision(kind, "too many"))]);
     for kind in [DecisionKind::Blocked, DecisionKind::ReleaseHeld, DecisionKind::Released] {
         tell("web", kind);
     }
@@ -282,7 +282,7 @@ async fn each_decision_is_an_event_of_its_incident_until_the_right_to_write_is_l
 
     // Those that wait when the right is lost are another's to tell.
     tell("web", DecisionKind::Blocked);
-    pen.give_up();
+    permit.give_up();
     sleep(Duration::from_secs(1)).await;
     assert_eq!(server.store().events.len(), 3);
 }
@@ -292,7 +292,7 @@ async fn each_decision_is_an_event_of_its_incident_until_the_right_to_write_is_l
 async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written() {
     let server = Server::default();
     server.put(INCIDENTS, "web", object("web", "Held"));
-    let pen = WritePermit::of_term(2, "a");
+    let permit = WritePermit::of_term(2, "a");
     let mut left = 3;
     let network = Box::new(move |_: &mut Store, call: &Call| {
         let is_refused = call.plural == "events" && left > 0;
@@ -300,10 +300,10 @@ async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written
         if is_refused { Fault::Refused(403) } else { Fault::None }
     });
     let (logged, _guard) = Logged::start();
-    let store = leader(&server, &pen, network).await;
+    let store = leader(&server, &permit, network).await;
     let one = |n: usize| ("web".to_owned(), decision(DecisionKind::Blocked, &format!("{n}")));
     let many: Vec<_> = (0..1000).map(one).collect();
-    store.announce(&pen, &many);
+    store.announce(&permit, &many);
     sleep(Duration::from_mins(1)).await;
     let written = server.store().events.len();
     assert!((100..1000).contains(&written), "{written}");
@@ -318,12 +318,12 @@ async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written
         )),
         1
     );
-    store.announce(&pen, &[one(1000)]);
+    store.announce(&permit, &[one(1000)]);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(server.store().events.last().unwrap().1["note"], "policy: 1000");
     // That the right to write is lost is no trouble of the Events.
-    store.announce(&pen, &[one(1001)]);
-    pen.give_up();
+    store.announce(&permit, &[one(1001)]);
+    permit.give_up();
     sleep(Duration::from_secs(1)).await;
     assert_eq!(logged.count("Events"), 0);
 }

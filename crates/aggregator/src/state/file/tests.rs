@@ -244,7 +244,7 @@ async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of
     store.read_declarations().await.unwrap();
     assert!(file_store.is_known());
 
-    let pen = WritePermit::always();
+    let permit = WritePermit::always();
     let at = |day: i64| Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * day);
     let decided = |day| json!({"at": at(day), "decision": "held", "actor": "policy", "reason": "too many"});
     let incidents = ["a", "b"].map(|name| {
@@ -253,13 +253,13 @@ async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of
         let spec = IncidentSpec::of(&App::new("ns-a", "app", name));
         Incident { name: name.to_owned(), spec, status: serde_json::from_value(status).unwrap() }
     });
-    assert!(store.save(&pen, incidents.to_vec()).await.is_empty());
+    assert!(store.save(&permit, incidents.to_vec()).await.is_empty());
     assert_eq!(store.retain(at(2)).await.unwrap(), 2, "one entry of each");
     let filter = DecisionFilter { namespace: None, since: None, before: None, skip: 0, limit: 10 };
-    let desk = crate::state::OperatorCommands::File(file_store.clone());
-    assert_eq!(desk.logged(filter).await.unwrap().len(), 2);
-    store.remove(&pen, &["a".to_owned()]).await.unwrap();
-    let loaded = store.load(&pen, &PersistedState::default()).await.unwrap();
+    let operator_commands = crate::state::OperatorCommands::File(file_store.clone());
+    assert_eq!(operator_commands.logged(filter).await.unwrap().len(), 2);
+    store.remove(&permit, &["a".to_owned()]).await.unwrap();
+    let loaded = store.load(&permit, &PersistedState::default()).await.unwrap();
     assert_eq!(loaded.incidents, incidents[1..]);
     assert!(store.server_time().is_none() && store.next_look().is_none());
     // What is known needs no file: an operator's word waits for no disk.
@@ -268,8 +268,8 @@ async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of
 
     // A copy has the same, and nothing of it is ever kept.
     let mut copy = Store::Copy(incidents.to_vec());
-    assert!(copy.save(&pen, Vec::new()).await.is_empty());
-    assert_eq!(copy.load(&pen, &PersistedState::default()).await.unwrap().incidents, incidents);
+    assert!(copy.save(&permit, Vec::new()).await.is_empty());
+    assert_eq!(copy.load(&permit, &PersistedState::default()).await.unwrap().incidents, incidents);
     assert_eq!(copy.retain(at(9)).await.unwrap(), 0);
 }
 

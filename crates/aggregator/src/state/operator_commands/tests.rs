@@ -29,7 +29,7 @@ fn desk_over(server: &Server, network: Network) -> OperatorCommands {
     OperatorCommands::Cluster(Objects::new(server.cluster_over(network), NAMESPACE.to_owned()))
 }
 
-fn desk(server: &Server) -> OperatorCommands {
+fn operator_commands(server: &Server) -> OperatorCommands {
     OperatorCommands::Cluster(server.objects())
 }
 
@@ -58,13 +58,16 @@ async fn a_name_that_leads_elsewhere_is_refused_and_the_api_server_is_not_asked(
         counted.fetch_add(1, Ordering::Relaxed);
         Fault::None
     });
-    let desk = desk_over(&server, network);
+    let operator_commands = desk_over(&server, network);
     held(&server, "web");
     for name in ["../incidents/web", "web?dryRun=All", "web#", "..", "web/status"] {
         for error in [
-            desk.approve(name, approval()).await.unwrap_err(),
-            desk.release(name, Release { by: None, reason: None, until: None }).await.unwrap_err(),
-            desk.remove_exemption(name, "ops", None).await.unwrap_err(),
+            operator_commands.approve(name, approval()).await.unwrap_err(),
+            operator_commands
+                .release(name, Release { by: None, reason: None, until: None })
+                .await
+                .unwrap_err(),
+            operator_commands.remove_exemption(name, "ops", None).await.unwrap_err(),
         ] {
             let told = format!("the name {name:?} is not allowed; allowed is a Kubernetes name");
             assert!(matches!(&error, OperatorCommandError::Invalid(text) if text.contains(&told)), "{error}");
@@ -76,18 +79,18 @@ async fn a_name_that_leads_elsewhere_is_refused_and_the_api_server_is_not_asked(
 #[tokio::test]
 async fn an_exemption_is_declared_once_and_taken_back_by_its_name() {
     let server = Server::default();
-    let desk = desk(&server);
-    desk.add_exemption("vendor", &exemption()).await.unwrap();
+    let operator_commands = operator_commands(&server);
+    operator_commands.add_exemption("vendor", &exemption()).await.unwrap();
     let spec = json!({"namespace": {"exact": "ns-a"}, "reason": "a contract"});
     assert_eq!(server.get(EXEMPTIONS, "vendor").unwrap()["spec"], spec);
     let other = ExemptionSpec { reason: "another".to_owned(), ..exemption() };
-    let error = desk.add_exemption("vendor", &other).await.unwrap_err();
+    let error = operator_commands.add_exemption("vendor", &other).await.unwrap_err();
     assert_eq!(error.to_string(), "the exemption vendor exists already");
     assert!(matches!(error, OperatorCommandError::Exists(..)));
     assert_eq!(server.get(EXEMPTIONS, "vendor").unwrap()["spec"], spec);
-    desk.remove_exemption("vendor", "alice", None).await.unwrap();
+    operator_commands.remove_exemption("vendor", "alice", None).await.unwrap();
     assert!(server.get(EXEMPTIONS, "vendor").is_none());
-    let error = desk.remove_exemption("vendor", "alice", None).await.unwrap_err();
+    let error = operator_commands.remove_exemption("vendor", "alice", None).await.unwrap_err();
     assert_eq!(error.to_string(), "there is no exemption vendor");
     assert!(matches!(error, OperatorCommandError::Unknown(..)));
 }
@@ -95,17 +98,17 @@ async fn an_exemption_is_declared_once_and_taken_back_by_its_name() {
 #[tokio::test]
 async fn the_mode_is_written_to_one_object_and_what_is_left_out_is_removed_from_it() {
     let server = Server::default();
-    let desk = desk(&server);
+    let operator_commands = operator_commands(&server);
     let paused = EnforcementSpec {
         mode: Some(Mode::Paused),
         reason: Some("a migration".to_owned()),
         by: Some("alice".to_owned()),
     };
-    desk.set_enforcement(&paused).await.unwrap();
+    operator_commands.set_enforcement(&paused).await.unwrap();
     let said = json!({"mode": "paused", "reason": "a migration", "by": "alice"});
     assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], said);
     let resumed = EnforcementSpec { by: Some("bob".to_owned()), ..EnforcementSpec::default() };
-    desk.set_enforcement(&resumed).await.unwrap();
+    operator_commands.set_enforcement(&resumed).await.unwrap();
     assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], json!({"by": "bob"}));
     assert_eq!(server.store().objects.len(), 1);
 }
@@ -114,14 +117,15 @@ async fn the_mode_is_written_to_one_object_and_what_is_left_out_is_removed_from_
 #[tokio::test]
 async fn the_api_server_records_that_each_word_came_through_us() {
     let server = Server::default();
-    let desk = desk(&server);
+    let operator_commands = operator_commands(&server);
     held(&server, "web");
-    desk.add_exemption("vendor", &exemption()).await.unwrap();
-    desk.set_enforcement(&EnforcementSpec::default()).await.unwrap();
-    desk.set_enforcement(&EnforcementSpec { mode: Some(Mode::Enforce), ..EnforcementSpec::default() })
+    operator_commands.add_exemption("vendor", &exemption()).await.unwrap();
+    operator_commands.set_enforcement(&EnforcementSpec::default()).await.unwrap();
+    operator_commands
+        .set_enforcement(&EnforcementSpec { mode: Some(Mode::Enforce), ..EnforcementSpec::default() })
         .await
         .unwrap();
-    desk.approve("web", approval()).await.unwrap();
+    operator_commands.approve("web", approval()).await.unwrap();
     let writes = server.store().writes.clone();
     let by = |manager: &str| writes.iter().filter(|call| call.manager.as_deref() == Some(manager)).count();
     // One write for each of the four acts, and one for the Enforcement, which the first entry of the log needs.
@@ -137,16 +141,22 @@ async fn a_word_that_the_api_server_refuses_is_not_kept_and_the_operator_is_told
     held(&server, "web");
     let enforce = EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() };
     let say = async |method: Method, code: u16| {
-        let desk = desk_over(&server, refusing(method.clone(), code));
+        let operator_commands = desk_over(&server, refusing(method.clone(), code));
         match method {
             Method::POST => {
-                vec![desk.add_exemption("x", &exemption()).await, desk.set_enforcement(&enforce).await]
+                vec![
+                    operator_commands.add_exemption("x", &exemption()).await,
+                    operator_commands.set_enforcement(&enforce).await,
+                ]
             }
             Method::PATCH => {
-                vec![desk.set_enforcement(&enforce).await, desk.approve("web", approval()).await.map(drop)]
+                vec![
+                    operator_commands.set_enforcement(&enforce).await,
+                    operator_commands.approve("web", approval()).await.map(drop),
+                ]
             }
-            Method::DELETE => vec![desk.remove_exemption("x", "alice", None).await],
-            _ => vec![desk.approve("web", approval()).await.map(drop)],
+            Method::DELETE => vec![operator_commands.remove_exemption("x", "alice", None).await],
+            _ => vec![operator_commands.approve("web", approval()).await.map(drop)],
         }
     };
     for method in [Method::POST, Method::PATCH, Method::DELETE, Method::GET] {
@@ -160,7 +170,7 @@ async fn a_word_that_the_api_server_refuses_is_not_kept_and_the_operator_is_told
         }
     }
     assert!(server.store().writes.is_empty());
-    let error = desk(&server).approve("nobody", approval()).await.unwrap_err();
+    let error = operator_commands(&server).approve("nobody", approval()).await.unwrap_err();
     assert_eq!(error.to_string(), "there is no incident nobody");
 }
 
@@ -198,15 +208,21 @@ async fn a_word_is_written_however_another_program_writes_at_the_same_time_but_n
 async fn a_second_word_of_the_same_kind_waits_for_the_first_and_one_of_another_kind_does_not() {
     let server = Server::default();
     held(&server, "web");
-    let desk = desk(&server);
-    assert_eq!(desk.approve("web", approval()).await.unwrap(), 2);
-    let error = desk.approve("web", Approval { by: Some("bob".into()), reason: None }).await.unwrap_err();
+    let operator_commands = operator_commands(&server);
+    assert_eq!(operator_commands.approve("web", approval()).await.unwrap(), 2);
+    let error = operator_commands
+        .approve("web", Approval { by: Some("bob".into()), reason: None })
+        .await
+        .unwrap_err();
     assert!(matches!(error, OperatorCommandError::Busy(_)), "{error:?}");
     assert_eq!(
-        desk.release("web", Release { by: Some("bob".into()), ..Release::default() }).await.unwrap(),
+        operator_commands
+            .release("web", Release { by: Some("bob".into()), ..Release::default() })
+            .await
+            .unwrap(),
         3
     );
-    let error = desk.release("web", Release::default()).await.unwrap_err();
+    let error = operator_commands.release("web", Release::default()).await.unwrap_err();
     assert!(matches!(error, OperatorCommandError::Busy(_)), "{error:?}");
     let spec = server.get(INCIDENTS, "web").unwrap()["spec"].clone();
     assert_eq!((&spec["approve"]["by"], &spec["release"]["by"]), (&json!("alice"), &json!("bob")));
@@ -220,25 +236,25 @@ async fn an_exemption_for_more_than_ten_years_by_the_api_servers_clock_is_refuse
     let days = |days: i64| SignedDuration::from_hours(24 * days);
     let server_time = Timestamp::now() - days(3650);
     objects.cluster.tell_time(server_time);
-    let desk = OperatorCommands::Cluster(objects);
-    assert!(desk.wall_time().duration_since(server_time).abs() < days(1));
+    let operator_commands = OperatorCommands::Cluster(objects);
+    assert!(operator_commands.wall_time().duration_since(server_time).abs() < days(1));
     let lasts = |time| ExemptionSpec { until: Some(server_time + time), ..exemption() };
     // By this replica's own clock it would be for two years.
-    let error = desk.add_exemption("long", &lasts(days(12 * 365))).await.unwrap_err();
+    let error = operator_commands.add_exemption("long", &lasts(days(12 * 365))).await.unwrap_err();
     assert!(matches!(error, OperatorCommandError::Invalid(_)), "{error:?}");
-    desk.add_exemption("a-year", &lasts(days(365))).await.unwrap();
+    operator_commands.add_exemption("a-year", &lasts(days(365))).await.unwrap();
     assert!(server.get(EXEMPTIONS, "a-year").is_some() && server.get(EXEMPTIONS, "long").is_none());
 }
 
 #[tokio::test]
 async fn where_decisions_are_not_kept_no_word_is_taken() {
-    let desk = OperatorCommands::Unavailable;
+    let operator_commands = OperatorCommands::Unavailable;
     let answers = [
-        desk.approve("web", approval()).await.map(drop),
-        desk.release("web", Release::default()).await.map(drop),
-        desk.add_exemption("x", &exemption()).await,
-        desk.remove_exemption("x", "alice", None).await,
-        desk.set_enforcement(&EnforcementSpec::default()).await,
+        operator_commands.approve("web", approval()).await.map(drop),
+        operator_commands.release("web", Release::default()).await.map(drop),
+        operator_commands.add_exemption("x", &exemption()).await,
+        operator_commands.remove_exemption("x", "alice", None).await,
+        operator_commands.set_enforcement(&EnforcementSpec::default()).await,
     ];
     for answer in answers {
         assert_eq!(answer.unwrap_err().to_string(), "this process takes no requests of operators");
@@ -262,14 +278,15 @@ fn paused() -> EnforcementSpec {
 #[tokio::test]
 async fn what_is_declared_is_entered_into_the_log_of_the_enforcement() {
     let server = Server::default();
-    let desk = desk(&server);
+    let operator_commands = operator_commands(&server);
     let by_bob = ExemptionSpec { by: Some("bob".to_owned()), ..exemption() };
     // There is no Enforcement yet, and it says nothing of a mode when it is made for the log.
-    desk.add_exemption("vendor", &by_bob).await.unwrap();
+    operator_commands.add_exemption("vendor", &by_bob).await.unwrap();
     assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], json!({}));
-    desk.set_enforcement(&paused()).await.unwrap();
-    desk.remove_exemption("vendor", "alice", None).await.unwrap();
-    desk.set_enforcement(&EnforcementSpec { by: Some("carol".to_owned()), ..EnforcementSpec::default() })
+    operator_commands.set_enforcement(&paused()).await.unwrap();
+    operator_commands.remove_exemption("vendor", "alice", None).await.unwrap();
+    operator_commands
+        .set_enforcement(&EnforcementSpec { by: Some("carol".to_owned()), ..EnforcementSpec::default() })
         .await
         .unwrap();
     let expected = [
@@ -285,10 +302,10 @@ async fn what_is_declared_is_entered_into_the_log_of_the_enforcement() {
 #[tokio::test]
 async fn the_log_has_a_bound_and_the_oldest_entries_give_way() {
     let server = Server::default();
-    let desk = desk(&server);
+    let operator_commands = operator_commands(&server);
     let name = |n: usize| EnforcementSpec { by: Some(format!("alice-{n}")), ..paused() };
     for n in 0..MAX_LOG_ENTRIES + 2 {
-        desk.set_enforcement(&name(n)).await.unwrap();
+        operator_commands.set_enforcement(&name(n)).await.unwrap();
     }
     let actors: Vec<String> = log(&server).into_iter().map(|[_, _, actor]| actor).collect();
     assert_eq!((actors.len(), &*actors[0]), (MAX_LOG_ENTRIES, "alice-2"));
@@ -311,11 +328,14 @@ fn an_entry_that_comes_late_has_the_place_of_its_act() {
 #[tokio::test]
 async fn the_entry_of_the_mode_stays_in_the_log_whatever_follows() {
     let server = Server::default();
-    let desk = desk(&server);
-    desk.set_enforcement(&EnforcementSpec { by: Some("carol".to_owned()), ..paused() }).await.unwrap();
-    desk.set_enforcement(&paused()).await.unwrap();
+    let operator_commands = operator_commands(&server);
+    operator_commands
+        .set_enforcement(&EnforcementSpec { by: Some("carol".to_owned()), ..paused() })
+        .await
+        .unwrap();
+    operator_commands.set_enforcement(&paused()).await.unwrap();
     for n in 0..MAX_LOG_ENTRIES + 2 {
-        desk.add_exemption(&format!("vendor-{n}"), &exemption()).await.unwrap();
+        operator_commands.add_exemption(&format!("vendor-{n}"), &exemption()).await.unwrap();
     }
     let log = log(&server);
     let modes: Vec<&[String; 3]> = log.iter().filter(|[decision, ..]| decision == "paused").collect();
@@ -336,11 +356,11 @@ async fn an_act_whose_client_has_gone_is_done_and_logged() {
         }
         Fault::None
     });
-    let desk = desk_over(&server, network);
+    let operator_commands = desk_over(&server, network);
     tokio::select! {
         biased;
         told = deleted => told.unwrap(),
-        _ = desk.remove_exemption("vendor", "alice", None) => panic!("the client waits"),
+        _ = operator_commands.remove_exemption("vendor", "alice", None) => panic!("the client waits"),
     }
     assert!(server.get(EXEMPTIONS, "vendor").is_none());
     let is_logged =
@@ -358,11 +378,11 @@ async fn an_act_whose_client_has_gone_is_done_and_logged() {
 async fn an_act_whose_client_has_gone_is_done_in_a_file_too() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path()).await.unwrap();
-    let desk = OperatorCommands::File(store.clone());
+    let operator_commands = OperatorCommands::File(store.clone());
     let held = store.hold().await;
-    assert!(desk.add_exemption("vendor", &exemption()).now_or_never().is_none());
+    assert!(operator_commands.add_exemption("vendor", &exemption()).now_or_never().is_none());
     drop(held);
-    desk.remove_exemption("vendor", "alice", None).await.unwrap();
+    operator_commands.remove_exemption("vendor", "alice", None).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ fn id(node: usize, process: usize) -> EvidenceId {
 }
 
 /// A ground of a violation of that rule, found in that minute.
-fn ground(key: &Key, rule: &str, minute: usize) -> AcceptedEvidence {
+fn accepted(key: &Key, rule: &str, minute: usize) -> AcceptedEvidence {
     let mut record = Record::of(key.clone());
     let claim = Arc::make_mut(&mut record.claim);
     (claim.regex, claim.cmdline) = (rule.into(), "x".repeat(SHORT_CMDLINE + 1).into());
@@ -48,11 +48,11 @@ fn ground(key: &Key, rule: &str, minute: usize) -> AcceptedEvidence {
 }
 
 /// An incident with a ground of each of these, found in those minutes.
-fn incident(grounds: impl IntoIterator<Item = (EvidenceId, &'static str, usize)>) -> Incident {
+fn incident(all: impl IntoIterator<Item = (EvidenceId, &'static str, usize)>) -> Incident {
     let mut incident = Incident::new(at(0));
-    for (id, rule, minute) in grounds {
-        let ground = ground(&id.0, rule, minute);
-        incident.accepted.insert(id, ground);
+    for (id, rule, minute) in all {
+        let found = accepted(&id.0, rule, minute);
+        incident.accepted.insert(id, found);
     }
     incident
 }
@@ -116,7 +116,8 @@ fn the_last_ground_of_a_rule_that_nothing_covers_is_not_the_last_one_that_is_cov
 fn only_what_the_ledger_no_longer_knows_loses_its_long_command_line() {
     let mut incident = incident((0..3).map(|n| (id(0, n), "a", n)));
     incident.drop_cmdlines(|known, _| *known == id(0, 1));
-    let lengths: Vec<usize> = incident.accepted.values().map(|ground| ground.record.cmdline.len()).collect();
+    let lengths: Vec<usize> =
+        incident.accepted.values().map(|accepted| accepted.record.cmdline.len()).collect();
     assert_eq!(lengths, [SHORT_CMDLINE + 1, 0, SHORT_CMDLINE + 1]);
     let short = Record {
         claim: Arc::new(Claim {
@@ -127,7 +128,7 @@ fn only_what_the_ledger_no_longer_knows_loses_its_long_command_line() {
     };
     incident.accepted.get_mut(&id(0, 0)).unwrap().record = Arc::new(short);
     incident.drop_cmdlines(|_, _| true);
-    let left: Vec<&str> = incident.accepted.values().map(|ground| &*ground.record.cmdline).collect();
+    let left: Vec<&str> = incident.accepted.values().map(|accepted| &*accepted.record.cmdline).collect();
     assert_eq!(left, ["x", "", ""]);
 }
 
@@ -156,19 +157,19 @@ fn a_block_holds_no_command_line_that_the_ledger_has_dropped() {
     let mut ledger = Ledger::new(Detection { max_keys_per_pod: 1, ..Detection::default() }, at(0));
     let target = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
     ledger.expect([target.clone()], 0);
-    let mut book = Incidents::default();
+    let mut incidents = Incidents::default();
     let mut lengths = |minute, process| {
         let now = at(minute);
         ledger.advance(now);
-        let found = ground(&Key::new("ns-a", "web", process), "a", minute).record;
+        let found = accepted(&Key::new("ns-a", "web", process), "a", minute).record;
         let record =
             Record { timestamp: now.wall().to_string().into(), detected_at: now.wall(), ..(*found).clone() };
         let answer =
             Answer { records: [record].into_iter().collect(), date: Some(now.wall()), ..Answer::default() };
         ledger.absorb(&Report { target: target.clone(), at: now, outcome: Outcome::Complete(answer) });
-        book.decide(&ledger.snapshot(now), &policy(), &ClusterFacts::default(), now);
-        let (_, incident) = book.incidents().next().unwrap();
-        incident.accepted.values().map(|ground| ground.record.cmdline.len()).collect::<Vec<_>>()
+        incidents.decide(&ledger.snapshot(now), &policy(), &ClusterFacts::default(), now);
+        let (_, incident) = incidents.incidents().next().unwrap();
+        incident.accepted.values().map(|accepted| accepted.record.cmdline.len()).collect::<Vec<_>>()
     };
     assert_eq!(lengths(0, "miner"), [SHORT_CMDLINE + 1]);
     assert_eq!(lengths(200, "other"), [0, SHORT_CMDLINE + 1]);
@@ -177,8 +178,8 @@ fn a_block_holds_no_command_line_that_the_ledger_has_dropped() {
 #[test]
 fn what_has_cleared_holds_no_long_command_line() {
     let mut incident = incident([(id(0, 0), "a", 0)]);
-    let ground = incident.accepted.remove(&id(0, 0)).unwrap();
-    incident.add_tombstone(id(0, 0), ground, ClearingCause::AppGone, Timestamp::UNIX_EPOCH);
+    let accepted = incident.accepted.remove(&id(0, 0)).unwrap();
+    incident.add_tombstone(id(0, 0), accepted, ClearingCause::AppGone, Timestamp::UNIX_EPOCH);
     let buried = &incident.tombstones.get(&id(0, 0)).unwrap().evidence.record;
     assert_eq!((&*buried.cmdline, &*buried.regex), ("", "a"));
 }

@@ -42,10 +42,10 @@ const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
 pub(super) struct Committed {
     persisted: Arc<PersistedIncident>,
     cleared: Option<ClearingCause>,
-    delivered: Option<Moment>,
+    written_at: Option<Moment>,
     /// Boxed, because few incidents have a grace.
-    grace_told: Option<Box<Moment>>,
-    grounds: u32,
+    grace_written_at: Option<Box<Moment>>,
+    accepted: u32,
     tombstones: u32,
     /// The incident as it was, if it had ended: evidence that reopens it may have to be taken back.
     ended: Option<Box<Incident>>,
@@ -59,9 +59,9 @@ impl Committed {
         Self {
             persisted: incident.share_persisted(),
             cleared: incident.cleared,
-            delivered: incident.written_at,
-            grace_told: incident.grace_written_at.map(Box::new),
-            grounds: count(incident.accepted.len()),
+            written_at: incident.written_at,
+            grace_written_at: incident.grace_written_at.map(Box::new),
+            accepted: count(incident.accepted.len()),
             tombstones: count(incident.tombstones.len()),
             ended: matches!(incident.phase, Phase::Ended { .. }).then(|| Box::new(incident.clone())),
             is_persisted: false,
@@ -71,8 +71,8 @@ impl Committed {
     /// The incident as it is now, after it was kept.
     fn persisted(incident: &mut Incident) -> Self {
         incident.note_end();
-        for (_, ground) in incident.accepted.iter_mut() {
-            ground.note_persisted();
+        for (_, accepted) in incident.accepted.iter_mut() {
+            accepted.note_persisted();
         }
         for (_, tombstone) in incident.tombstones.iter_mut() {
             tombstone.is_persisted = true;
@@ -108,7 +108,7 @@ impl Incidents {
         let dates = dates(documents, now);
         let written = ClockWritten::new(&clock, &dates);
         let (clock, dates) = (self.clock.or_later(clock, now), self.dates.clone().or(dates));
-        let mut book = Self { clock, dates, written_clocks: written, ..Self::default() };
+        let mut incidents = Self { clock, dates, written_clocks: written, ..Self::default() };
         let mut documents: Vec<&kept::Incident> = documents.iter().collect();
         // Only the latest incident of an App counts, so it has to come last. Of two that are equally late, the one that
         // has its own name counts.
@@ -119,16 +119,16 @@ impl Incidents {
             let is_kept = has_own_name(document);
             if !is_kept {
                 // Operators' acts are numbered for each object, so the numbers of another object say nothing here.
-                let own = book.by_app.get(&app).filter(|known| known.name(&app) == incident.name(&app));
+                let own = incidents.by_app.get(&app).filter(|known| known.name(&app) == incident.name(&app));
                 incident.persisted_mut().observed = own.map_or(0, Incident::observed);
             }
-            book.window.restore(&app, incident.due.as_ref(), incident.release_due);
+            incidents.window.restore(&app, incident.due.as_ref(), incident.release_due);
             // An incident that was read from an object of another name is written at once under its own name.
             let effective = Committed { is_persisted: is_kept, ..Committed::persisted(&mut incident) };
-            book.committed.insert(app.clone(), effective);
-            book.by_app.insert(app, incident);
+            incidents.committed.insert(app.clone(), effective);
+            incidents.by_app.insert(app, incident);
         }
-        book
+        incidents
     }
 
     /// The Apps whose incidents differ from what is kept. Those that are or were blocked come first, because blocks and
@@ -184,14 +184,15 @@ impl Incidents {
             let Some(now) = self.by_app.get_mut(app) else { continue };
             is_new_failure |= self.committed.get(app).is_some_and(|before| before.is_persisted);
             match self.committed.get(app) {
-                Some(Committed { persisted: file, ended: over, delivered, grace_told, .. })
+                Some(Committed { persisted: file, ended: over, written_at, grace_written_at, .. })
                     if file.opened == now.opened =>
                 {
                     match over {
                         Some(over) => now.clone_from(over),
-                        None => {
-                            now.restore_persisted(file.clone(), [*delivered, grace_told.as_deref().copied()])
-                        }
+                        None => now.restore_persisted(
+                            file.clone(),
+                            [*written_at, grace_written_at.as_deref().copied()],
+                        ),
                     }
                 }
                 // The incident before this one has ended, but operators' releases and a brake's hold go on.
@@ -237,12 +238,12 @@ fn has_own_name(document: &kept::Incident) -> bool {
 /// How old the oldest kept evidence of `now` is that has to be written again, as its moment on the monotonic clock;
 /// `None` if no evidence has to be.
 fn oldest_outdated_evidence(now: &Incident) -> Option<Duration> {
-    let kept = now.accepted.values().filter_map(|ground| Some((ground, ground.persisted?)));
-    let outdated = kept.filter(|(ground, kept)| {
-        let interval = ground.longest_interval().map_or(0, seconds_of_interval);
-        ground.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) >= EVIDENCE_REFRESH
+    let kept = now.accepted.values().filter_map(|accepted| Some((accepted, accepted.persisted?)));
+    let outdated = kept.filter(|(accepted, kept)| {
+        let interval = accepted.longest_interval().map_or(0, seconds_of_interval);
+        accepted.fresh_at.uptime().saturating_sub(kept.fresh_at.get()) >= EVIDENCE_REFRESH
             || interval.saturating_sub(kept.scan_interval) > INTERVAL_SLACK_SECONDS
-            || ground.hidden_for > kept.hidden_for
+            || accepted.hidden_for > kept.hidden_for
     });
     outdated.map(|(_, kept)| kept.fresh_at.get().saturating_add(kept.hidden_for.get())).min()
 }
@@ -252,21 +253,21 @@ fn is_persisted_by(now: &Incident, saved: &Committed) -> bool {
     // Evidence that was seen again must be written, or a restart would still count it as hidden from before.
     // What covers an accusation decides whether it is among those that are written, if not all are.
     let are_all_written = now.accepted.len() <= MAX_EVIDENCE;
-    let is_same = |ground: &AcceptedEvidence, kept: PersistedEvidence| {
-        kept.gone == ground.gone
-            && kept.hidden_for <= ground.hidden_for
-            && (are_all_written || kept.covered == ground.covered)
+    let is_same = |accepted: &AcceptedEvidence, kept: PersistedEvidence| {
+        kept.gone == accepted.gone
+            && kept.hidden_for <= accepted.hidden_for
+            && (are_all_written || kept.covered == accepted.covered)
     };
     let is_same_ground =
-        |ground: &AcceptedEvidence| ground.persisted.is_some_and(|kept| is_same(ground, kept));
+        |accepted: &AcceptedEvidence| accepted.persisted.is_some_and(|kept| is_same(accepted, kept));
     saved.is_persisted
-        && count(now.accepted.len()) == saved.grounds
+        && count(now.accepted.len()) == saved.accepted
         && now.accepted.values().all(is_same_ground)
         && count(now.tombstones.len()) == saved.tombstones
         && now.tombstones.values().all(|tombstone| tombstone.is_persisted)
         && now.cleared == saved.cleared
-        && now.written_at == saved.delivered
-        && now.grace_written_at.as_ref() == saved.grace_told.as_deref()
+        && now.written_at == saved.written_at
+        && now.grace_written_at.as_ref() == saved.grace_written_at.as_deref()
         && (now.has_persisted(&saved.persisted) || is_part_persisted_by(now, &saved.persisted))
 }
 
@@ -403,15 +404,15 @@ mod tests {
     #[test]
     fn what_was_persisted_of_an_incident_is_forgotten_with_it() {
         let apps = ["a", "b", "c"].map(|name| App::new("ns-a", "app", name));
-        let mut book = Incidents::default();
+        let mut incidents = Incidents::default();
         for app in &apps {
-            book.by_app.insert(app.clone(), Incident::new(now()));
+            incidents.by_app.insert(app.clone(), Incident::new(now()));
         }
-        assert_eq!(book.dirty(), apps);
-        book.commit(&apps);
-        assert!(book.dirty().is_empty());
-        book.by_app.remove(&apps[1]);
-        book.commit([]);
-        assert!(book.committed.keys().eq([&apps[0], &apps[2]]));
+        assert_eq!(incidents.dirty(), apps);
+        incidents.commit(&apps);
+        assert!(incidents.dirty().is_empty());
+        incidents.by_app.remove(&apps[1]);
+        incidents.commit([]);
+        assert!(incidents.committed.keys().eq([&apps[0], &apps[2]]));
     }
 }

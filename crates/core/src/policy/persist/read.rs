@@ -270,7 +270,7 @@ fn restore_grace(incident: &mut Incident, app: &App, status: &IncidentStatus, cl
         return;
     }
     if let Phase::Grace { until } = incident.phase {
-        let record = incident.accepted.values().next().map(|ground| ground.record.clone());
+        let record = incident.accepted.values().next().map(|accepted| accepted.record.clone());
         let record = record.unwrap_or_else(|| of(&"".into(), &"".into()));
         incident.grace_written_at = incident
             .written_at
@@ -296,7 +296,7 @@ fn restore_evidence(
             unheard: snapshot.unheard(&key, &node).unwrap_or(CompactDuration::ZERO),
             before: hidden_for(evidence).into(),
         };
-        let ground = AcceptedEvidence {
+        let accepted = AcceptedEvidence {
             pod_uid: evidence.pod_uid.clone(),
             fresh_at: past(evidence.fresh_at),
             found_at: None,
@@ -318,10 +318,10 @@ fn restore_evidence(
             Some(cleared) if cleared.ended => {
                 let by = clearing_cause(cleared.by);
                 let tombstone =
-                    Tombstone { evidence: ground, at: cleared.at.into(), by, is_persisted: false };
+                    Tombstone { evidence: accepted, at: cleared.at.into(), by, is_persisted: false };
                 incident.tombstones.insert((key, node), tombstone);
             }
-            _ => drop(incident.accepted.insert((key, node), ground)),
+            _ => drop(incident.accepted.insert((key, node), accepted)),
         }
     }
 }

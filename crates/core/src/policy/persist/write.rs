@@ -40,16 +40,17 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         Phase::Ended { .. } => 0,
         _ => usize::try_from(incident.omitted).unwrap_or(usize::MAX),
     };
-    let grounds = in_order(incident);
+    let accepted = in_order(incident);
     let mut tombstones: Vec<(&EvidenceId, &Tombstone)> = incident.tombstones.iter().collect();
     tombstones.sort_by_key(|(_, tombstone)| std::cmp::Reverse(tombstone.at));
-    let live = grounds.into_iter().map(|(id, ground)| {
-        let gone = kept::ClearedEvidence { at: ground.fresh_at.wall(), by: ClearedBy::PodGone, ended: false };
-        evidence(id, ground, ground.gone.then_some(gone))
+    let live = accepted.into_iter().map(|(id, accepted)| {
+        let gone =
+            kept::ClearedEvidence { at: accepted.fresh_at.wall(), by: ClearedBy::PodGone, ended: false };
+        evidence(id, accepted, accepted.gone.then_some(gone))
     });
-    let buried = tombstones.into_iter().map(|(id, Tombstone { evidence: ground, at, by, .. })| {
+    let buried = tombstones.into_iter().map(|(id, Tombstone { evidence: accepted, at, by, .. })| {
         let cleared = kept::ClearedEvidence { at: at.get(), by: cleared_by(*by), ended: true };
-        evidence(id, ground, Some(cleared))
+        evidence(id, accepted, Some(cleared))
     });
     let decision = |decision: &Decision| kept::Decision {
         at: decision.at,
@@ -127,12 +128,12 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
 
 /// The accusations that still count, the freshest first. If not all fit, those that nothing covers come first.
 fn in_order(incident: &Incident) -> Vec<(&EvidenceId, &AcceptedEvidence)> {
-    let mut grounds: Vec<(&EvidenceId, &AcceptedEvidence)> = incident.accepted.iter().collect();
-    grounds.sort_by_key(|(_, ground)| std::cmp::Reverse(ground.fresh_at));
-    if grounds.len() > MAX_EVIDENCE {
-        rank(&mut grounds);
+    let mut accepted: Vec<(&EvidenceId, &AcceptedEvidence)> = incident.accepted.iter().collect();
+    accepted.sort_by_key(|(_, accepted)| std::cmp::Reverse(accepted.fresh_at));
+    if accepted.len() > MAX_EVIDENCE {
+        rank(&mut accepted);
     }
-    grounds
+    accepted
 }
 
 /// Why the incident is in its state, for people. The reason of a block is kept with the block, because the log keeps
@@ -218,23 +219,23 @@ fn exposure(file: &PersistedIncident) -> kept::Exposure {
 
 fn evidence(
     (key, node): &EvidenceId,
-    ground: &AcceptedEvidence,
+    accepted: &AcceptedEvidence,
     cleared: Option<kept::ClearedEvidence>,
 ) -> kept::EvidenceStatus {
     kept::EvidenceStatus {
         pod: key.pod.clone(),
-        pod_uid: ground.pod_uid.clone(),
+        pod_uid: accepted.pod_uid.clone(),
         process: key.process.clone(),
         node: node.0.clone(),
-        regex: ground.record.regex.clone(),
-        kind: ground.record.kind.clone(),
-        name: ground.record.name.clone(),
-        first_seen: ground.first_seen.get(),
-        fresh_at: ground.fresh_at.wall(),
-        timestamp: ground.record.timestamp.clone(),
-        observations: ground.observations.into(),
-        scan_interval: ground.longest_interval().map(whole_seconds),
-        hidden_for: Some(ground.hidden_for.get().as_secs()).filter(|seconds| *seconds > 0),
+        regex: accepted.record.regex.clone(),
+        kind: accepted.record.kind.clone(),
+        name: accepted.record.name.clone(),
+        first_seen: accepted.first_seen.get(),
+        fresh_at: accepted.fresh_at.wall(),
+        timestamp: accepted.record.timestamp.clone(),
+        observations: accepted.observations.into(),
+        scan_interval: accepted.longest_interval().map(whole_seconds),
+        hidden_for: Some(accepted.hidden_for.get().as_secs()).filter(|seconds| *seconds > 0),
         cleared,
     }
 }

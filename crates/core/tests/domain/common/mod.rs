@@ -41,7 +41,7 @@ pub fn cases(usual: u32) -> ProptestConfig {
 
 pub struct World {
     pub ledger: Ledger,
-    pub book: Incidents,
+    pub incidents: Incidents,
     pub policy: Policy,
     pub facts: ClusterFacts,
     pub now: Moment,
@@ -168,7 +168,7 @@ impl World {
         ledger.expect(targets.clone(), 0);
         Self {
             ledger,
-            book: Incidents::default(),
+            incidents: Incidents::default(),
             policy: policy(),
             facts: ClusterFacts::default(),
             now: at(0),
@@ -201,17 +201,17 @@ impl World {
         let is_in =
             |namespaces: &BTreeSet<String>, app: &App| namespaces.contains(&app.namespace.to_string());
         let (mut failed, written): (Vec<_>, Vec<_>) =
-            self.book.dirty().into_iter().partition(|app| is_in(&self.unwritable, app));
+            self.incidents.dirty().into_iter().partition(|app| is_in(&self.unwritable, app));
         // Through the form in which it is kept.
-        for incident in written.iter().filter_map(|app| self.book.document(app)) {
+        for incident in written.iter().filter_map(|app| self.incidents.document(app)) {
             let spec = serde_json::from_str(&serde_json::to_string(&incident.spec).unwrap()).unwrap();
             let status = serde_json::from_str(&serde_json::to_string(&incident.status).unwrap()).unwrap();
             self.kept.insert(incident.name.clone(), Incident { name: incident.name, spec, status });
         }
         let (late, saved): (Vec<_>, Vec<_>) = written.into_iter().partition(|app| is_in(&self.late, app));
-        self.book.commit(&saved);
+        self.incidents.commit(&saved);
         failed.extend(late);
-        self.book.roll_back(&failed);
+        self.incidents.roll_back(&failed);
         failed.into_iter().collect()
     }
 
@@ -239,8 +239,8 @@ impl World {
     pub fn read_again(&mut self) {
         let kept: Vec<Incident> = self.kept.values().cloned().collect();
         self.ledger.remember(remembered(&kept), self.now);
-        self.book = Incidents::restore(&kept, &self.ledger.snapshot(self.now), self.now);
-        self.book.inherit(std::mem::take(&mut self.closed), &self.policy, self.now);
+        self.incidents = Incidents::restore(&kept, &self.ledger.snapshot(self.now), self.now);
+        self.incidents.inherit(std::mem::take(&mut self.closed), &self.policy, self.now);
     }
 
     /// What time it is to the other replica.
@@ -321,20 +321,20 @@ impl World {
 
     pub fn evaluate(&mut self) -> Evaluation {
         let snapshot = self.snapshot();
-        let mut decided = self.book.decide(&snapshot, &self.policy, &self.facts, self.now);
+        let mut decided = self.incidents.decide(&snapshot, &self.policy, &self.facts, self.now);
         let failed = self.keep();
         let is_late = |app: &App| self.late.contains(&app.namespace.to_string());
         let decisions = std::mem::take(&mut decided.decisions);
         let (lost, kept): (Vec<_>, Vec<_>) = decisions.into_iter().partition(|it| failed.contains(&it.app));
         decided.decisions = kept;
         self.decided_late = lost.into_iter().filter(|it| is_late(&it.app)).collect();
-        let plan = self.book.plan(&self.policy, &self.facts, self.now);
+        let plan = self.incidents.plan(&self.policy, &self.facts, self.now);
         if !self.is_mute {
             let told = plan.notices.iter().map(|notice| (notice.app.clone(), notice.sent_at.into()));
-            self.book.note_written(&told.collect(), self.now);
+            self.incidents.note_written(&told.collect(), self.now);
             self.keep();
         }
-        let held = self.book.held(&self.policy);
+        let held = self.incidents.held(&self.policy);
         let Decided { decisions, alerts, disputes, unverified } = decided;
         Evaluation { plan, held, decisions, alerts, disputes, unverified }
     }

@@ -41,7 +41,7 @@ impl Soak {
         }
         let now = self.world.now;
         let nothing = Ledger::new(Detection::default(), now).snapshot(now);
-        let questions = self.world.book.lookup_requests(&nothing, &self.world.policy);
+        let questions = self.world.incidents.lookup_requests(&nothing, &self.world.policy);
         let mut facts = ClusterFacts::default();
         for (number, tenant) in self.tenants.iter().enumerate() {
             if tenant.is_terminating && tenant.living().next().is_some() {

@@ -132,7 +132,7 @@ impl Soak {
             if pod.apps.len() > 1 {
                 // What is found under another name after it has another label counts for the other App.
                 let is_open = |app: &str| {
-                    let incident = self.world.book.incident(&app_of(number, app));
+                    let incident = self.world.incidents.incident(&app_of(number, app));
                     incident.is_some_and(|incident| !matches!(incident.phase, Phase::Ended { .. }))
                 };
                 if is_wrong && !pod.apps.iter().any(|app| is_open(app)) {
@@ -243,8 +243,8 @@ impl Soak {
             } else if self.accusations(home) >= MAX_KEYS {
                 self.nodes[home].disturbed = now;
             } else {
-                let incidents =
-                    ALL_APPS.map(|app| self.world.book.incident(&app_of(number, app)).map(|it| it.phase));
+                let incidents = ALL_APPS
+                    .map(|app| self.world.incidents.incident(&app_of(number, app)).map(|it| it.phase));
                 let uid = &self.tenants[number].pods[place].uid;
                 let what = format!("{uid} of {number} offends for {undisturbed} s in peace: {incidents:?}");
                 let known = self.known_of(number);
@@ -301,7 +301,7 @@ impl Soak {
 
     /// What has been decided of an App, for people.
     pub(super) fn log_of(&self, app: &App) -> String {
-        let document = self.world.book.document(app);
+        let document = self.world.incidents.document(app);
         let log = document.iter().flat_map(|it| &it.status.decisions);
         let lines: Vec<String> =
             log.map(|it| format!("{} {:?}: {}", it.at, it.decision, it.reason)).collect();
@@ -336,7 +336,7 @@ impl Soak {
     }
 
     fn bounded(&mut self) {
-        let incidents = self.world.book.incidents().count();
+        let incidents = self.world.incidents.incidents().count();
         if incidents > TENANTS * ALL_APPS.len() {
             self.fail(&format!("{incidents} incidents"));
         }
@@ -372,7 +372,7 @@ impl Soak {
         (0..patience + 8 * 60).for_each(|_| self.minute(true));
         let left = self.world.snapshot().violations.len();
         let open = |standing: &Phase| !matches!(standing, Phase::Ended { .. });
-        let incidents = self.world.book.incidents().filter(|(_, it)| open(&it.phase)).count();
+        let incidents = self.world.incidents.incidents().filter(|(_, it)| open(&it.phase)).count();
         if left + incidents > 0 {
             let known: Vec<String> = (0..TENANTS).map(|tenant| self.known_of(tenant)).collect();
             let known = known.concat();

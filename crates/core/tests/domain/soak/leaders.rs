@@ -268,7 +268,7 @@ impl Soak {
         leaders.reopened.clear();
         for incident in world.kept.values_mut().filter(|it| it.status.state != IncidentState::Ended) {
             let app = App::from(&incident.spec.app);
-            if world.book.name_of(&app).as_ref() == Some(&incident.name) {
+            if world.incidents.name_of(&app).as_ref() == Some(&incident.name) {
                 continue;
             }
             if world.unwritable.contains(&*app.namespace) {
@@ -290,7 +290,7 @@ impl Soak {
             let kept = &self.world.kept;
             let is_other =
                 |name: &str| kept.get(name).map(|it| &it.status) != before.get(name).map(|it| &it.status);
-            self.world.book.mark_deleted(is_other);
+            self.world.incidents.mark_deleted(is_other);
             // Until it is written anew, where that can't be done now.
             let others = before.values().filter(|incident| is_other(&incident.name));
             self.leaders.uncertain.extend(others.map(|incident| App::from(&incident.spec.app)));

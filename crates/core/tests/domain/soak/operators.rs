@@ -32,7 +32,8 @@ impl Soak {
     /// What operators do in this minute: they release Apps of some tenants, and approve what is held of others.
     pub(super) fn operate(&mut self) {
         self.operators.decisions.clear();
-        let held: Vec<App> = self.world.book.held(&self.world.policy).into_iter().map(|it| it.app).collect();
+        let held: Vec<App> =
+            self.world.incidents.held(&self.world.policy).into_iter().map(|it| it.app).collect();
         for app in held {
             let number = tenant_in(&app.namespace);
             if number.is_multiple_of(2) && !self.is_hindered(number) && self.random.once_in(60) {
@@ -60,7 +61,7 @@ impl Soak {
     }
 
     fn act(&mut self, act: &IncidentCommand) {
-        match self.world.book.execute(act, "ops", &self.world.policy, self.world.now) {
+        match self.world.incidents.execute(act, "ops", &self.world.policy, self.world.now) {
             Ok(decision) => self.operators.decisions.push(decision),
             Err(error) => self.fail(&format!("{act:?} has no effect: {error}")),
         }

@@ -21,7 +21,7 @@ fn blocked() -> World {
 
 fn act(world: &mut World, by: IssuedBy<'_>) -> Decision {
     let release = release(world);
-    world.book.execute(&release, by, &world.policy, world.now).unwrap()
+    world.incidents.execute(&release, by, &world.policy, world.now).unwrap()
 }
 
 #[test]
@@ -58,34 +58,34 @@ fn an_act_in_dry_run_says_so() {
 #[test]
 fn what_has_been_done_of_operators_acts_is_counted_and_never_counted_back_by_itself() {
     let mut world = blocked();
-    let observed = |world: &World| world.book.incident(&app("ns-a")).unwrap().observed();
+    let observed = |world: &World| world.incidents.incident(&app("ns-a")).unwrap().observed();
     for (number, is) in [(3, 3), (2, 3), (5, 5)] {
-        world.book.note_done_up_to(&app("ns-a"), number);
+        world.incidents.note_done_up_to(&app("ns-a"), number);
         assert_eq!(observed(&world), is);
-        let kept = world.book.document(&app("ns-a")).unwrap().status.observed;
+        let kept = world.incidents.document(&app("ns-a")).unwrap().status.observed;
         assert_eq!(kept, is);
     }
     // The object was restored from a backup, so its numbers start lower.
     world.keep();
-    world.book.restart_numbering(&app("ns-a"), 1);
+    world.incidents.restart_numbering(&app("ns-a"), 1);
     assert_eq!(observed(&world), 1);
-    assert_eq!(world.book.dirty(), [app("ns-a")], "that is to be kept");
+    assert_eq!(world.incidents.dirty(), [app("ns-a")], "that is to be kept");
     world.keep();
-    world.book.restart_numbering(&app("ns-a"), 1);
-    assert!(world.book.dirty().is_empty(), "nothing has changed");
+    world.incidents.restart_numbering(&app("ns-a"), 1);
+    assert!(world.incidents.dirty().is_empty(), "nothing has changed");
 }
 
 #[test]
 fn an_incident_is_kept_under_one_name() {
     let world = blocked();
-    let name = world.book.name_of(&app("ns-a")).unwrap();
-    assert_eq!(name, world.book.document(&app("ns-a")).unwrap().name);
-    assert_eq!(name, world.book.incident(&app("ns-a")).unwrap().name(&app("ns-a")));
-    assert_eq!(world.book.name_of(&app("ns-b")), None);
+    let name = world.incidents.name_of(&app("ns-a")).unwrap();
+    assert_eq!(name, world.incidents.document(&app("ns-a")).unwrap().name);
+    assert_eq!(name, world.incidents.incident(&app("ns-a")).unwrap().name(&app("ns-a")));
+    assert_eq!(world.incidents.name_of(&app("ns-b")), None);
 }
 
 fn approve(world: &mut World) -> Result<Decision, IncidentCommandError> {
-    world.book.execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
+    world.incidents.execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn what_no_brake_holds_can_not_be_approved_and_what_is_over_not_be_acted_upon() 
     assert!(world.blocked().is_empty());
     assert_eq!(approve(&mut world).unwrap_err(), IncidentCommandError::NoIncident(app("ns-a")));
     let release = release(&world);
-    let refused = world.book.execute(&release, "ops", &world.policy, world.now).unwrap_err();
+    let refused = world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap_err();
     assert_eq!(refused, IncidentCommandError::NoIncident(app("ns-a")));
 }
 
@@ -144,12 +144,12 @@ fn the_last_word_of_a_release_counts_and_is_forgotten_a_day_after_its_date() {
     let until = |hours| crate::common::at(hours * HOUR).wall();
     let release = |world: &mut World, hours| {
         let release = IncidentCommand::Release { app: app("ns-a"), until: until(hours) };
-        world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
+        world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
         assert!(world.blocked().is_empty());
     };
     release(&mut world, 50);
     release(&mut world, 1);
-    let document = |world: &World| world.book.document(&app("ns-a")).unwrap().status;
+    let document = |world: &World| world.incidents.document(&app("ns-a")).unwrap().status;
     assert_eq!(document(&world).exempted.unwrap(), format!("released by ops until {}", until(1)));
     world.rounds(61, |w| {
         let now = w.clock();
@@ -167,7 +167,7 @@ fn the_last_word_of_a_release_counts_and_is_forgotten_a_day_after_its_date() {
         document(world).releases.iter().map(|release| release.until).collect::<Vec<_>>()
     };
     world
-        .book
+        .incidents
         .execute(
             &IncidentCommand::Release { app: app("ns-a"), until: until(2) },
             "ops",
@@ -210,7 +210,7 @@ fn why_an_exemption_is_withheld_says_how_many_it_would_open_now() {
     world.policy.exemptions = vec![crate::common::exemption(all, None)];
     let why = |world: &mut World| {
         world.evaluate();
-        world.book.withheld()[0].reason.clone()
+        world.incidents.withheld()[0].reason.clone()
     };
     let first = why(&mut world);
     assert!(first.starts_with("Exemption a would open the gateway to 3 tenants at once"), "{first}");
@@ -220,7 +220,7 @@ fn why_an_exemption_is_withheld_says_how_many_it_would_open_now() {
     for namespace in ["ns-a", "ns-b"] {
         let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
         let release = IncidentCommand::Release { app: app(namespace), until };
-        world.book.execute(&release, "ops", &world.policy, world.now).unwrap();
+        world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
     }
     // The next leader judges it anew, and knows that it was withheld.
     world.evaluate();

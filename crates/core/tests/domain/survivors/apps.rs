@@ -55,7 +55,7 @@ fn that_a_pod_is_gone_is_kept_with_what_it_was_accused_of() {
         }
         world.ledger.pod_gone(&record("ns-a", 0).key.pod_ref(), world.now);
         assert_eq!(world.blocked(), ["ns-a"], "its processes may come back with the next Pod");
-        let cleared = &world.book.document(&app("ns-a")).unwrap().status.evidence[0].cleared;
+        let cleared = &world.incidents.document(&app("ns-a")).unwrap().status.evidence[0].cleared;
         let cleared = cleared.as_ref().unwrap_or_else(|| panic!("{again}"));
         assert_eq!((cleared.by, cleared.ended), (ClearedBy::PodGone, false));
     }
@@ -69,7 +69,7 @@ fn what_can_not_be_verified_keeps_what_was_blocked_before_the_start_and_what_is_
     {
         let mut world = World::new(&["n1"]);
         world.policy.verify_pods = true;
-        world.book.inherit([inherited(&["xmrig"])], &world.policy, world.now);
+        world.incidents.inherit([inherited(&["xmrig"])], &world.policy, world.now);
         world.pod_is("ns-a", "other", state);
         world.rounds(40, |w| {
             let now = w.clock();
@@ -83,7 +83,7 @@ fn what_can_not_be_verified_keeps_what_was_blocked_before_the_start_and_what_is_
 #[test]
 fn an_app_that_is_gone_is_opened_for_that_reason_whatever_it_was_blocked_for_before_the_start() {
     let mut world = World::new(&["n1"]);
-    world.book.inherit([inherited(&["xmrig"])], &world.policy, world.now);
+    world.incidents.inherit([inherited(&["xmrig"])], &world.policy, world.now);
     world.facts.apps.insert(app("ns-a"), AppFact { gone: true, ..AppFact::default() });
     let decisions = world.evaluate().decisions;
     assert_eq!(decisions[0].kind, DecisionKind::Released);
@@ -149,14 +149,14 @@ fn an_app_that_offends_again_within_a_day_has_the_same_incident_and_later_anothe
         let mut world = World::new(&["n1"]);
         world.answer("n1", vec![record("ns-a", 0)]);
         assert_eq!(world.blocked(), ["ns-a"]);
-        let name = world.book.name_of(&app("ns-a"));
+        let name = world.incidents.name_of(&app("ns-a"));
         world.rounds(30, |w| drop(w.answer("n1", vec![])));
         assert!(world.blocked().is_empty());
         world.wait(24 * HOUR + more);
         let now = world.clock();
         world.answer("n1", vec![record("ns-a", now)]);
         assert_eq!(world.blocked(), ["ns-a"]);
-        assert_eq!(world.book.name_of(&app("ns-a")) == name, is_same);
+        assert_eq!(world.incidents.name_of(&app("ns-a")) == name, is_same);
     }
 }
 
@@ -169,7 +169,7 @@ fn what_a_node_that_is_not_there_any_more_has_said_counts_until_the_limit() {
     // The ledger of a new leader does not know the node.
     world.ledger = world.new_ledger();
     let kept: Vec<_> = world.kept.values().cloned().collect();
-    world.book = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+    world.incidents = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.wait(24 * HOUR - 1);
     assert_eq!(world.blocked(), ["ns-a"]);

@@ -16,7 +16,7 @@ fn accused(world: &mut World, namespace: &str, apps: std::ops::Range<usize>) {
 }
 
 fn known(world: &World, namespace: &str) -> Vec<String> {
-    let apps = world.book.incidents().filter(|(app, _)| *app.namespace == *namespace);
+    let apps = world.incidents.incidents().filter(|(app, _)| *app.namespace == *namespace);
     apps.map(|(app, _)| app.name.to_string()).collect()
 }
 
@@ -80,11 +80,11 @@ fn the_leader_clock_goes_on_where_the_leader_before_left_it() {
     let start = world.now.wall();
     world.answer("n1", vec![record_of("ns-a", "web", "xmrig", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    assert_eq!(world.book.leader_time(world.now), start);
+    assert_eq!(world.incidents.leader_time(world.now), start);
     world.jump(7200);
     world.wait(HOUR);
     assert_eq!(
-        world.book.leader_time(world.now),
+        world.incidents.leader_time(world.now),
         start + Duration::from_secs(HOUR),
         "a wall clock that jumps is not asked"
     );

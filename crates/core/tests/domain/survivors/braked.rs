@@ -141,7 +141,7 @@ fn as_many_accusers_of_an_app_are_counted_as_are_kept() {
         world.answer(&format!("n{n}"), vec![record("ns-a", 0)]);
     }
     assert_eq!(world.blocked(), ["ns-a"]);
-    let due = world.book.document(&app("ns-a")).unwrap().status.due.unwrap();
+    let due = world.incidents.document(&app("ns-a")).unwrap().status.due.unwrap();
     assert_eq!(due.accusers.len(), 16);
 }
 

@@ -21,7 +21,7 @@ fn apps_in_grace_held_and_blocked_are_counted_by_leaders_and_followers() {
     world.policy.grace = Duration::from_mins(10);
     let summary = accuse(&mut world, &["ns-f", "ns-g"]).plan.summary;
     assert_eq!((summary.blocked, summary.in_grace, summary.held, summary.apps()), (3, 2, 3, 8));
-    let follower = world.book.current_plan(&world.policy, world.now).summary;
+    let follower = world.incidents.current_plan(&world.policy, world.now).summary;
     assert_eq!((follower.blocked, follower.in_grace, follower.held), (3, 2, 3));
 }
 
@@ -46,18 +46,18 @@ fn when_one_more_app_waits_or_is_held_the_numbers_are_new() {
 #[test]
 fn a_round_is_reason_to_decide_only_where_something_waits_for_answers() {
     let mut world = World::new(&["n1"]);
-    assert!(!world.book.waits_for_rounds());
+    assert!(!world.incidents.waits_for_rounds());
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    assert!(!world.book.waits_for_rounds(), "clearing clocks say themselves when they have run");
+    assert!(!world.incidents.waits_for_rounds(), "clearing clocks say themselves when they have run");
     // It is accused, and its Pod could not be read.
     world.policy.verify_pods = true;
     world.pod_is("ns-b", "web", PodState::Unreadable("forbidden".to_owned()));
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     world.evaluate();
-    assert!(world.book.waits_for_rounds());
+    assert!(world.incidents.waits_for_rounds());
     // It was blocked before the start.
-    let mut book = Incidents::default();
+    let mut incidents = Incidents::default();
     let (told, accused) = (None, [Key::new("ns-a", "web", "xmrig")].into());
     let found = InheritedBlock {
         app: app("ns-a"),
@@ -66,15 +66,15 @@ fn a_round_is_reason_to_decide_only_where_something_waits_for_answers() {
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: procscan_core::policy::OnIngresses::default(),
     };
-    book.inherit([found], &world.policy, world.now);
-    assert!(book.waits_for_rounds());
+    incidents.inherit([found], &world.policy, world.now);
+    assert!(incidents.waits_for_rounds());
     // It was blocked for more than was kept.
     let mut world = World::new(&["n1"]);
     world.answer("n1", (0..70).map(|n| record_of("ns-a", "web", &format!("miner{n}"), 0)).collect());
     assert_eq!(world.blocked(), ["ns-a"]);
-    assert!(!world.book.waits_for_rounds());
+    assert!(!world.incidents.waits_for_rounds());
     world.restart();
-    assert!(world.book.waits_for_rounds());
+    assert!(world.incidents.waits_for_rounds());
 }
 
 #[test]

@@ -38,8 +38,8 @@ fn an_app_that_is_found_blocked_is_taken_over_unless_all_that_is_closed_is_anoth
     let taken_over = |accused: &[&str], services: &[&str]| {
         let mut world = blocked();
         let decisions =
-            world.book.inherit([found(other.clone(), accused, services)], &world.policy, world.now);
-        decisions.len() == 1 && world.book.incident(&other).is_some()
+            world.incidents.inherit([found(other.clone(), accused, services)], &world.policy, world.now);
+        decisions.len() == 1 && world.incidents.incident(&other).is_some()
     };
     // Nothing shows what it was blocked for, and its only Service is closed for another App.
     assert!(!taken_over(&[], &["web.ns-a.svc"]));
@@ -57,8 +57,8 @@ fn an_app_that_is_set_aside_keeps_closed_what_is_no_other_apps() {
         (&["web.ns-a.svc"], &["web.ns-a.svc"]),
     ] {
         let mut world = blocked();
-        world.book.mark_unreadable([other.clone()]);
-        world.book.inherit([found(other.clone(), &["xmrig"], services)], &world.policy, world.now);
+        world.incidents.mark_unreadable([other.clone()]);
+        world.incidents.inherit([found(other.clone(), &["xmrig"], services)], &world.policy, world.now);
         assert_eq!(services_of(&mut world, &other), closed);
     }
 }
@@ -67,7 +67,7 @@ fn an_app_that_is_set_aside_keeps_closed_what_is_no_other_apps() {
 fn what_is_found_closed_is_added_to_a_blocked_app_only() {
     let more = || [found(app("ns-a"), &["xmrig"], &["old.ns-a.svc"])];
     let kept = |world: &mut World| {
-        let document = world.book.document(&app("ns-a")).unwrap();
+        let document = world.incidents.document(&app("ns-a")).unwrap();
         document
             .status
             .exposure
@@ -77,16 +77,16 @@ fn what_is_found_closed_is_added_to_a_blocked_app_only() {
             .collect::<BTreeSet<_>>()
     };
     let mut world = blocked();
-    world.book.inherit(more(), &world.policy, world.now);
+    world.incidents.inherit(more(), &world.policy, world.now);
     assert_eq!(kept(&mut world), ["old.ns-a.svc", "web.ns-a.svc"].map(str::to_owned).into());
     // An operator has released it: what the gateway still closes must not be closed again later.
     let mut world = blocked();
     let until = crate::common::at(3600).wall();
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
-    world.book.inherit(more(), &world.policy, world.now);
+    world.incidents.inherit(more(), &world.policy, world.now);
     assert_eq!(kept(&mut world), ["web.ns-a.svc".to_owned()].into());
 }
 
@@ -95,7 +95,7 @@ fn what_is_taken_over_in_dry_run_says_so() {
     for mode in [Mode::Enforce, Mode::DryRun, Mode::Paused] {
         let mut world = World::new(&["n1"]);
         world.policy.mode = mode;
-        let decisions = world.book.inherit([found(app("ns-a"), &[], &[])], &world.policy, world.now);
+        let decisions = world.incidents.inherit([found(app("ns-a"), &[], &[])], &world.policy, world.now);
         assert_eq!(decisions[0].dry_run, mode == Mode::DryRun);
     }
 }

@@ -61,12 +61,12 @@ fn that_a_warning_was_written_is_news_once_and_whatever_else_was_written() {
     assert!(matches!(warning.phase, NoticePhase::Grace { .. }));
     let others = ["ns-0", "ns-z"].map(|other| (app(other), warning.sent_at.into()));
     let mut told: BTreeMap<_, _> = others.into();
-    assert!(!world.book.note_written(&told, world.now));
+    assert!(!world.incidents.note_written(&told, world.now));
     told.insert(warning.app.clone(), (warning.sent_at - SignedDuration::from_secs(1)).into());
-    assert!(!world.book.note_written(&told, world.now), "what was told before");
+    assert!(!world.incidents.note_written(&told, world.now), "what was told before");
     told.insert(warning.app.clone(), warning.sent_at.into());
-    assert!(world.book.note_written(&told, world.now));
-    assert!(!world.book.note_written(&told, world.now));
+    assert!(world.incidents.note_written(&told, world.now));
+    assert!(!world.incidents.note_written(&told, world.now));
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn a_grace_that_begins_right_after_a_release_is_told_anew() {
     world.wait(4 * MINUTE);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(2);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     let evaluation = find(&mut world, &["xmrig", "zmap"]);
@@ -118,7 +118,7 @@ fn only_the_warning_itself_counts_as_told() {
     accuse(&mut world);
     assert!(matches!(standing(&world), Phase::Grace { .. }));
     // Only now is it written that the last grace is over.
-    assert!(!world.book.note_written(&[(over.app.clone(), over.sent_at.into())].into(), world.now));
+    assert!(!world.incidents.note_written(&[(over.app.clone(), over.sent_at.into())].into(), world.now));
     world.wait(5 * MINUTE);
     (world.policy.max_notices_per_round, world.is_mute) = (10, false);
     is_blocked_in(&mut world, 10, "once it is warned");
@@ -202,7 +202,7 @@ fn named(name: &str) -> App {
 }
 
 fn is_over(world: &World, name: &str) -> bool {
-    matches!(world.book.incident(&named(name)).unwrap().phase, Phase::Ended { .. })
+    matches!(world.incidents.incident(&named(name)).unwrap().phase, Phase::Ended { .. })
 }
 
 fn blocks(evaluation: &Evaluation, name: &str) -> bool {
@@ -212,7 +212,7 @@ fn blocks(evaluation: &Evaluation, name: &str) -> bool {
 fn release_named(world: &mut World, name: &str) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
     let act = IncidentCommand::Release { app: named(name), until };
-    world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
 }
 

@@ -216,7 +216,7 @@ fn a_tombstone_is_kept_for_a_day_after_it_was_listed_last() {
     assert!(world.snapshot().violations.is_empty());
     // A tenant that offends again by then continues the same incident.
     assert_eq!(world.now.since(cleared), Duration::from_secs(24 * HOUR + 1));
-    assert!(world.book.incident(&app("ns-a")).is_none());
+    assert!(world.incidents.incident(&app("ns-a")).is_none());
 }
 
 #[test]

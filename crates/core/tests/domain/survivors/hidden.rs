@@ -107,7 +107,7 @@ fn what_a_full_ledger_does_not_know_is_released_by_its_nodes_answers_only_after_
         if hours == 0 {
             world.answer("n1", vec![record("ns-b", 0)]);
             world.ledger.remember(remembered(&kept), world.now);
-            world.book = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+            world.incidents = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
         }
         world.blocked().contains(&"ns-a".to_owned())
     };

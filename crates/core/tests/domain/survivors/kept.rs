@@ -6,9 +6,9 @@ use procscan_core::state::incident::IncidentState;
 
 /// Whether every incident is as it was when it was kept; some may have been borrowed mutably since.
 fn is_kept(world: &mut World, namespace: &str) -> bool {
-    let observed = world.book.incident(&app(namespace)).unwrap().observed();
-    world.book.note_done_up_to(&app(namespace), observed);
-    !world.book.dirty().contains(&app(namespace))
+    let observed = world.incidents.incident(&app(namespace)).unwrap().observed();
+    world.incidents.note_done_up_to(&app(namespace), observed);
+    !world.incidents.dirty().contains(&app(namespace))
 }
 
 #[test]
@@ -21,16 +21,16 @@ fn what_has_not_changed_is_not_kept_again_whatever_its_state() {
     assert!(is_kept(&mut world, "ns-a") && is_kept(&mut world, "ns-b"));
     // Approved.
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Approve { app: app("ns-b") }, "ops", &world.policy, world.now)
         .unwrap();
-    assert_eq!(world.book.dirty(), [app("ns-b")]);
+    assert_eq!(world.incidents.dirty(), [app("ns-b")]);
     assert_eq!(world.blocked().len(), 2);
     assert!(is_kept(&mut world, "ns-b"));
     // Released by an operator, and exempted.
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-b"), until }, "ops", &world.policy, world.now)
         .unwrap();
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
@@ -57,8 +57,8 @@ fn the_time_of_the_last_evidence_is_kept_once_an_hour() {
         let now = world.clock();
         world.answer("n1", vec![record("ns-a", now)]);
         let snapshot = world.snapshot();
-        world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
-        world.book.dirty().len()
+        world.incidents.decide(&snapshot, &world.policy, &world.facts, world.now);
+        world.incidents.dirty().len()
     };
     // The scan interval of its agent is kept with it.
     world.wait(MINUTE);
@@ -80,18 +80,18 @@ fn a_new_decision_does_not_wait_until_the_evidence_of_all_others_is_kept_anew() 
         let now = world.clock();
         world.answer("n1", (0..tenants).map(|n| record(&format!("ns-{n:03}"), now)).collect());
         let snapshot = world.snapshot();
-        world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
+        world.incidents.decide(&snapshot, &world.policy, &world.facts, world.now);
     };
     decide(&mut world, 120);
     world.keep();
     world.wait(HOUR);
     decide(&mut world, 121);
-    let unsaved = world.book.dirty();
+    let unsaved = world.incidents.dirty();
     assert_eq!((&unsaved[0], unsaved.len()), (&app("ns-120"), 51));
     // The others follow in turn.
     for left in [50, 20, 0] {
         world.keep();
-        assert_eq!(world.book.dirty().len(), left);
+        assert_eq!(world.incidents.dirty().len(), left);
     }
 }
 
@@ -102,7 +102,7 @@ fn what_blocks_and_opens_is_kept_before_anything_else() {
     world.unwritable = namespaces(2).into_iter().chain(["ns-z".to_owned()]).collect();
     world.answer("n1", vec![record("ns-z", 0)]);
     let snapshot = world.snapshot();
-    world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
+    world.incidents.decide(&snapshot, &world.policy, &world.facts, world.now);
     world.policy.grace = std::time::Duration::ZERO;
     world.policy.brake.max_new_tenants = 1;
     for namespace in ["ns-z", "ns-a"] {
@@ -111,17 +111,17 @@ fn what_blocks_and_opens_is_kept_before_anything_else() {
         world.answer("n1", vec![record(namespace, now)]);
     }
     let snapshot = world.snapshot();
-    world.book.decide(&snapshot, &world.policy, &world.facts, world.now);
+    world.incidents.decide(&snapshot, &world.policy, &world.facts, world.now);
     // The first one is held, the other one is blocked.
-    assert_eq!(world.book.dirty(), [app("ns-z"), app("ns-a")]);
-    world.book.commit(&[app("ns-z"), app("ns-a")]);
+    assert_eq!(world.incidents.dirty(), [app("ns-z"), app("ns-a")]);
+    world.incidents.commit(&[app("ns-z"), app("ns-a")]);
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-z"), until }, "ops", &world.policy, world.now)
         .unwrap();
-    world.book.note_done_up_to(&app("ns-a"), 1);
-    assert_eq!(world.book.dirty(), [app("ns-z"), app("ns-a")], "it is to be opened");
+    world.incidents.note_done_up_to(&app("ns-a"), 1);
+    assert_eq!(world.incidents.dirty(), [app("ns-z"), app("ns-a")], "it is to be opened");
 }
 
 #[test]
@@ -139,10 +139,10 @@ fn of_two_incidents_of_an_app_the_later_one_goes_on_and_of_two_words_of_a_node_t
     assert_eq!(world.blocked(), ["ns-a"]);
     let mut kept: Vec<_> = world.kept.values().cloned().collect();
     assert_eq!(kept.len(), 2);
-    let name = world.book.name_of(&app("ns-a"));
+    let name = world.incidents.name_of(&app("ns-a"));
     for _ in 0..2 {
-        let book = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
-        assert_eq!(book.name_of(&app("ns-a")), name);
+        let incidents = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+        assert_eq!(incidents.name_of(&app("ns-a")), name);
         let known = remembered(&kept);
         assert_eq!((known.len(), known[0].fresh_at, known[0].cleared), (1, world.now.wall(), None));
         kept.reverse();
@@ -156,7 +156,7 @@ fn an_incident_says_its_state_and_the_reason_of_its_block_or_of_its_end() {
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     assert_eq!(world.blocked().len(), 2);
     let said = |world: &World, namespace: &str| {
-        let status = world.book.document(&app(namespace)).unwrap().status;
+        let status = world.incidents.document(&app(namespace)).unwrap().status;
         (status.state, status.reason.to_string())
     };
     let why = "process `xmrig` in Pod web matches rule";
@@ -188,7 +188,7 @@ fn how_often_an_agent_scans_is_kept_in_whole_seconds_and_never_as_less() {
             world.wait(millis / 1000 + 1);
         }
         world.evaluate();
-        let status = world.book.document(&app("ns-a")).unwrap().status;
+        let status = world.incidents.document(&app("ns-a")).unwrap().status;
         assert_eq!(status.evidence[0].scan_interval, Some(seconds));
     }
 }
@@ -204,7 +204,7 @@ fn eight_processes_are_named_and_each_that_has_cleared_is_remembered() {
     list(&mut world, 8);
     world.wait(1);
     list(&mut world, 9);
-    let status = |world: &World| world.book.document(&app("ns-a")).unwrap().status;
+    let status = |world: &World| world.incidents.document(&app("ns-a")).unwrap().status;
     assert_eq!(status(&world).processes.len(), 8);
     // They end one after the other.
     for n in [3, 2, 1] {
@@ -254,7 +254,7 @@ fn what_had_cleared_and_what_had_not_is_the_same_after_a_restart() {
     world.ledger.pod_gone(&record_of("ns-a", "web", "zmap", 0).key.pod_ref(), world.now);
     let evidence = |world: &mut World| {
         let grounds = world.evaluate().plan.blocks[0].grounds.len();
-        let status = world.book.document(&app("ns-a")).unwrap().status;
+        let status = world.incidents.document(&app("ns-a")).unwrap().status;
         let cleared = |cleared: &procscan_core::state::incident::ClearedEvidence| (cleared.by, cleared.ended);
         let of = status.evidence.iter().map(|it| (it.process.to_string(), it.cleared.as_ref().map(cleared)));
         (grounds, of.collect::<Vec<_>>())
@@ -267,7 +267,7 @@ fn what_had_cleared_and_what_had_not_is_the_same_after_a_restart() {
     ];
     assert_eq!(before, (1, expected.to_vec()));
     world.restart();
-    let status = world.book.document(&app("ns-a")).unwrap().status;
+    let status = world.incidents.document(&app("ns-a")).unwrap().status;
     assert!(status.evidence.iter().all(|it| it.cleared.is_some()), "before anything is heard");
     assert_eq!(evidence(&mut world), before);
     // It is restored from a backup after it has ended.
@@ -291,7 +291,7 @@ fn the_longest_time_for_which_it_was_unseen_is_kept_where_it_is_known() {
         w.evaluate();
     };
     let interval = |world: &World| {
-        let status = world.book.document(&app("ns-a")).unwrap().status;
+        let status = world.incidents.document(&app("ns-a")).unwrap().status;
         status.evidence[0].scan_interval
     };
     list(&mut world, "ns-a");
@@ -336,7 +336,7 @@ fn evidence_that_is_found_anew_after_it_has_cleared_is_kept_once() {
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    let status = world.book.document(&app("ns-a")).unwrap().status;
+    let status = world.incidents.document(&app("ns-a")).unwrap().status;
     let [evidence] = &status.evidence[..] else { panic!("{:?}", status.evidence) };
     assert!(evidence.cleared.is_none());
 }

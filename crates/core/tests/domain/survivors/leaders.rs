@@ -34,7 +34,7 @@ fn what_was_approved_in_dry_run_becomes_real_however_old_the_evidence_is_that_st
     world.policy.mode = Mode::DryRun;
     for is_approved in [false, true] {
         let mut other = World {
-            book: world.book.clone(),
+            incidents: world.incidents.clone(),
             policy: world.policy.clone(),
             facts: world.facts.clone(),
             rules: world.rules.clone(),
@@ -47,7 +47,7 @@ fn what_was_approved_in_dry_run_becomes_real_however_old_the_evidence_is_that_st
         std::mem::swap(&mut other.ledger, &mut world.ledger);
         if is_approved {
             other
-                .book
+                .incidents
                 .execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &other.policy, other.now)
                 .unwrap();
         }
@@ -69,7 +69,7 @@ fn what_is_persisted_counts_where_leaders_have_measured_more_than_this_process()
         for status in kept.iter_mut().map(|incident| &mut incident.status) {
             status.clock = status.clock.map(|reading| reading + Duration::from_secs(more));
         }
-        world.book = world.book.restore_again(&kept, &world.ledger.snapshot(world.now), world.now);
+        world.incidents = world.incidents.restore_again(&kept, &world.ledger.snapshot(world.now), world.now);
         world.wait(MINUTE);
         assert_eq!(is_blocked(&accuse(&mut world)), blocks, "{more}");
     }
@@ -82,6 +82,6 @@ fn a_start_alone_leads_to_no_write_for_the_clocks() {
     assert_eq!(world.blocked(), ["ns-a"]);
     world.wait(MINUTE);
     world.restart();
-    world.book.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-    assert_eq!(world.book.dirty(), []);
+    world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
+    assert_eq!(world.incidents.dirty(), []);
 }

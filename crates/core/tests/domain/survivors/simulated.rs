@@ -91,7 +91,7 @@ fn an_operators_release_comes_again_and_lasts_for_a_month() {
     world.wait(MINUTE);
     let until = at(100 * HOUR).wall();
     world
-        .book
+        .incidents
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     world.evaluate();
@@ -140,7 +140,7 @@ fn of_two_releases_by_one_operator_each_ends_in_the_replay_when_it_ended() {
     let release = |world: &mut World, seconds: u64| {
         let until = world.now.wall() + Duration::from_secs(seconds);
         world
-            .book
+            .incidents
             .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
             .unwrap();
         assert!(world.blocked().is_empty());
@@ -169,7 +169,7 @@ fn a_release_whose_date_is_lost_lasts_as_long_as_its_operator_said_or_for_a_mont
     let beginning = world.now.wall();
     let act =
         IncidentCommand::Release { app: app("ns-a"), until: beginning + Duration::from_secs(100 * HOUR) };
-    world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
     (0..60).for_each(|_| offend(&mut world, HOUR));
     // What is left of the release, and for how many hours it lasts.
     for (by, hours, is_blocked) in
@@ -207,7 +207,7 @@ fn a_warning_of_the_moment_of_a_release_does_not_end_it() {
         offend(&mut world);
     }
     let act = IncidentCommand::Release { app: app("ns-a"), until: until + Duration::from_secs(100 * HOUR) };
-    world.book.execute(&act, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
     (0..20).for_each(|_| offend(&mut world));
     for incident in world.kept.values_mut() {
         let log = &mut incident.status.decisions;

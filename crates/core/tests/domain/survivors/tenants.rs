@@ -56,7 +56,7 @@ fn a_block_says_what_it_is_for_even_if_nothing_is_left_of_it() {
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),
     };
-    world.book.inherit([found], &world.policy, world.now);
+    world.incidents.inherit([found], &world.policy, world.now);
     let accused = |world: &mut World| {
         let block = world.evaluate().plan.blocks[0].clone();
         (block.grounds.len(), block.left.to_vec(), block.accused().cloned().collect::<Vec<_>>())
@@ -81,7 +81,7 @@ fn no_pod_is_asked_about_that_may_not_be_touched_or_whose_accusation_has_cleared
     world.answer("n1", records.into());
     let asked = |world: &mut World| {
         let snapshot = world.snapshot();
-        let questions = world.book.lookup_requests(&snapshot, &world.policy);
+        let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
         questions.pods.keys().map(|pod| pod.namespace.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(asked(&mut world), ["ns-a"]);
@@ -139,7 +139,7 @@ fn what_is_covered_is_logged_once_and_ends_with_its_evidence() {
         w.answer("n1", vec![]);
         w.evaluate();
     });
-    let state = world.book.document(&app("ns-a")).unwrap().status.state;
+    let state = world.incidents.document(&app("ns-a")).unwrap().status.state;
     assert_eq!(state, procscan_core::state::incident::IncidentState::Ended);
 }
 

@@ -36,7 +36,7 @@ impl Messages {
             async move { Ok::<_, std::io::Error>(server.answer(request).await) }
         });
         ClusterOutput {
-            pen: WritePermit::always(),
+            permit: WritePermit::always(),
             ..ClusterOutput::new(Cluster::with_client(Client::new(service, "x")))
         }
     }

@@ -18,25 +18,25 @@ struct Running {
     take_over: mpsc::Sender<TakeOver>,
     delivered: watch::Receiver<Arc<WrittenNotifications>>,
     status: watch::Receiver<OutputStatus>,
-    pen: WritePermit,
+    permit: WritePermit,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
     fn start(server: &ApiServer, decided: Plan) -> Self {
-        let pen = WritePermit::of_term(1, "a");
-        let (decide, decided) = watch::channel(Arc::new(of(decided, &pen)));
+        let permit = WritePermit::of_term(1, "a");
+        let (decide, decided) = watch::channel(Arc::new(of(decided, &permit)));
         let (take_over, asked) = mpsc::channel(1);
         let (delivered_tx, delivered) = watch::channel(Arc::default());
         let (status_tx, status) = watch::channel(OutputStatus::default());
         let channels = Channels { take_over: asked, decided, delivered: delivered_tx, status: status_tx };
-        let output = Output::Cluster(Box::new(server.output_of(&pen)));
+        let output = Output::Cluster(Box::new(server.output_of(&permit)));
         let task = tokio::spawn(run(output, Config::default().settings(), REPAIR, channels));
-        Self { decide, take_over, delivered, status, pen, task }
+        Self { decide, take_over, delivered, status, permit, task }
     }
 
     fn decides(&self, plan: Plan) {
-        self.decide.send_replace(Arc::new(of(plan, &self.pen)));
+        self.decide.send_replace(Arc::new(of(plan, &self.permit)));
     }
 
     fn error(&self) -> Option<String> {
@@ -50,8 +50,8 @@ impl Drop for Running {
     }
 }
 
-fn of(plan: Plan, pen: &WritePermit) -> Decided {
-    Decided { rounds: 1, permit: Some(pen.clone()), ..Decided::nothing(plan) }
+fn of(plan: Plan, permit: &WritePermit) -> Decided {
+    Decided { rounds: 1, permit: Some(permit.clone()), ..Decided::nothing(plan) }
 }
 
 fn looks(server: &ApiServer) -> usize {
@@ -142,16 +142,16 @@ async fn a_right_that_is_lost_while_it_writes_leaves_no_error_and_no_further_wri
     let running = Running::start(&server, plan(1));
     sleep(Duration::from_secs(2)).await;
     server.writes();
-    let pen = running.pen.clone();
+    let permit = running.permit.clone();
     server.before(move |_, asked| {
         if asked.method != Method::GET {
-            pen.give_up();
+            permit.give_up();
         }
         (asked.method != Method::GET).then(|| (403, "not today".to_owned()))
     });
     running.decides(plan(2));
     sleep(Duration::from_secs(2)).await;
-    assert!(!running.pen.holds());
+    assert!(!running.permit.holds());
     assert_eq!(running.error(), None);
     server.well();
     looks(&server);
@@ -170,7 +170,7 @@ async fn what_is_decided_while_messages_are_written_is_closed_before_the_next_me
     let running = Running::start(&server, plan(1));
     sleep(Duration::from_secs(2)).await;
     server.writes();
-    let (decide, news) = (running.decide.clone(), Arc::new(of(with(3), &running.pen)));
+    let (decide, news) = (running.decide.clone(), Arc::new(of(with(3), &running.permit)));
     let mut is_first = true;
     server.before(move |_, asked| {
         if asked.plural == MESSAGES && asked.method == Method::POST && is_first {
@@ -226,8 +226,8 @@ async fn a_new_leader_is_answered_as_soon_as_the_api_server_says_what_is_blocked
     server.before(|_, _| Some((403, "not today".to_owned())));
     let running = Running::start(&server, Plan::empty(Mode::DryRun, Timestamp::UNIX_EPOCH));
     let (tell, blocked) = oneshot::channel();
-    let pen = WritePermit::of_term(2, "b");
-    let question = TakeOver { permit: pen.clone(), may_touch: true, persisted: None, blocked: tell };
+    let permit = WritePermit::of_term(2, "b");
+    let question = TakeOver { permit: permit.clone(), may_touch: true, persisted: None, blocked: tell };
     assert!(running.take_over.send(question).await.is_ok());
     looks(&server);
     sleep(Duration::from_secs(10)).await;
@@ -243,11 +243,11 @@ async fn a_new_leader_is_answered_as_soon_as_the_api_server_says_what_is_blocked
     assert!(
         running
             .take_over
-            .send(TakeOver { permit: pen.clone(), may_touch: true, persisted: None, blocked: tell })
+            .send(TakeOver { permit: permit.clone(), may_touch: true, persisted: None, blocked: tell })
             .await
             .is_ok()
     );
     sleep(Duration::from_secs(2)).await;
-    pen.give_up();
+    permit.give_up();
     assert!(blocked.await.is_err());
 }

@@ -39,16 +39,16 @@ fn busy(server: &ApiServer, times: usize) -> Arc<Mutex<usize>> {
 #[tokio::test]
 async fn a_new_leader_marks_its_objects_so_that_late_writes_of_the_one_before_are_refused() {
     let (server, settings) = closed(2).await;
-    let pen = WritePermit::of_term(2, "b");
-    let blocked = server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.unwrap();
+    let permit = WritePermit::of_term(2, "b");
+    let blocked = server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.unwrap();
     assert_eq!(blocked.len(), 2);
     assert_eq!(writer(&server), "b in term 2");
     assert_eq!(server.world().writes[0].manager.as_deref(), Some(FIELD_MANAGER));
     assert_eq!(server.writes().len(), 1);
     // In dry-run nothing is touched, nor is what an operator has suspended or another program has written.
-    let pen = WritePermit::of_term(3, "c");
+    let permit = WritePermit::of_term(3, "c");
     let take_over = async |may_touch| {
-        let taken = server.output_of(&pen).take_over(&settings.gateway, &pen, may_touch).await;
+        let taken = server.output_of(&permit).take_over(&settings.gateway, &permit, may_touch).await;
         taken.unwrap().len()
     };
     assert_eq!(take_over(false).await, 2);
@@ -65,27 +65,28 @@ async fn a_new_leader_marks_its_objects_so_that_late_writes_of_the_one_before_ar
 #[tokio::test]
 async fn an_object_that_changes_at_the_same_time_is_marked_all_the_same_but_not_for_ever() {
     let (server, settings) = closed(1).await;
-    let pen = WritePermit::of_term(2, "b");
+    let permit = WritePermit::of_term(2, "b");
     let tried = busy(&server, TRIES);
-    assert_eq!(server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.unwrap().len(), 1);
+    assert_eq!(server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.unwrap().len(), 1);
     assert_eq!((writer(&server), *tried.lock().unwrap()), (json!("b in term 2"), TRIES + 1));
 
     let tried = busy(&server, 50);
-    let pen = WritePermit::of_term(3, "c");
-    let refusal = server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.unwrap_err();
+    let permit = WritePermit::of_term(3, "c");
+    let refusal = server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.unwrap_err();
     assert_eq!((refusal.kind, *tried.lock().unwrap()), (RefusalKind::Conflict, TRIES + 1));
 }
 
 #[tokio::test]
 async fn a_new_leader_goes_on_where_there_is_nothing_to_mark_and_waits_where_it_is_refused() {
-    let pen = WritePermit::of_term(2, "b");
+    let permit = WritePermit::of_term(2, "b");
     let (server, settings) = closed(1).await;
     let refuse = |method: Method| {
         server.before(move |_, asked| (asked.method == method).then(|| (403, "not today".to_owned())));
     };
     for method in [Method::GET, Method::PATCH] {
         refuse(method);
-        let refusal = server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.unwrap_err();
+        let refusal =
+            server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.unwrap_err();
         assert!(refusal.text.ends_with("not today (403)"), "{}", refusal.text);
     }
     refuse(Method::GET);
@@ -103,11 +104,11 @@ async fn a_new_leader_goes_on_where_there_is_nothing_to_mark_and_waits_where_it_
         }
         None
     });
-    assert!(server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.is_ok());
+    assert!(server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.is_ok());
     // The kind is not installed: nothing is blocked by it.
     server.well();
     server.world().unserved.insert(PLUGINS.to_owned());
-    assert_eq!(server.output_of(&pen).take_over(&settings.gateway, &pen, true).await.unwrap(), []);
+    assert_eq!(server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.unwrap(), []);
     assert_eq!(server.output().blocked(&settings.gateway).await.unwrap(), []);
 }
 
@@ -115,16 +116,16 @@ async fn a_new_leader_goes_on_where_there_is_nothing_to_mark_and_waits_where_it_
 #[tokio::test]
 async fn a_leader_that_loses_the_lead_meanwhile_gives_no_answer() {
     let (server, settings) = closed(1).await;
-    let pen = WritePermit::of_term(2, "b");
-    let lost = pen.clone();
+    let permit = WritePermit::of_term(2, "b");
+    let lost = permit.clone();
     server.before(move |_, asked| {
         if asked.method == Method::GET {
             lost.give_up();
         }
         None
     });
-    let mut output = Output::Cluster(Box::new(server.output_of(&pen)));
-    let answer = output.take_over(&settings, &pen, true, None).await;
+    let mut output = Output::Cluster(Box::new(server.output_of(&permit)));
+    let answer = output.take_over(&settings, &permit, true, None).await;
     assert!(matches!(answer, Err(crate::output::TakeOverError::Lost)));
     server.before(|_, asked| (asked.method == Method::PATCH).then(|| (403, "not today".to_owned())));
     let answer = output.take_over(&settings, &WritePermit::of_term(2, "b"), true, None).await;

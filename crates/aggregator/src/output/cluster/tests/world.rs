@@ -55,14 +55,14 @@ impl ApiServer {
     }
 
     /// The output of a process that may write as long as `pen` holds.
-    pub(super) fn output_of(&self, pen: &WritePermit) -> ClusterOutput {
+    pub(super) fn output_of(&self, permit: &WritePermit) -> ClusterOutput {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let server = server.clone();
             async move { Ok::<_, std::io::Error>(server.answer(request).await) }
         });
         ClusterOutput {
-            pen: pen.clone(),
+            permit: permit.clone(),
             ..ClusterOutput::new(Cluster::with_client(Client::new(service, "x")))
         }
     }

@@ -7,23 +7,23 @@ const TERM: Duration = Duration::from_secs(8);
 #[tokio::test(start_paused = true)]
 async fn a_pen_once_lost_never_comes_back() {
     let asked = Instant::now();
-    let pen = WritePermit::begin(3, "a", asked, TERM);
-    let copy = pen.clone();
+    let permit = WritePermit::begin(3, "a", asked, TERM);
+    let copy = permit.clone();
     sleep(ms(7999)).await;
-    assert!(pen.extend(asked + ms(2000), TERM));
+    assert!(permit.extend(asked + ms(2000), TERM));
     sleep(ms(2000)).await;
     assert!(copy.holds(), "the copies share one deadline");
     // An answer to what was asked before does not bring the end nearer.
-    assert!(pen.extend(asked, TERM));
+    assert!(permit.extend(asked, TERM));
     assert!(copy.holds());
     sleep(ms(1)).await;
-    assert!(!pen.extend(Instant::now(), TERM), "nobody has looked yet, and it is too late all the same");
+    assert!(!permit.extend(Instant::now(), TERM), "nobody has looked yet, and it is too late all the same");
     assert!(!copy.holds());
 
-    let pen = WritePermit::begin(4, "a", Instant::now(), TERM);
-    pen.end();
-    assert!(!pen.extend(Instant::now(), TERM));
-    assert!(!pen.holds());
+    let permit = WritePermit::begin(4, "a", Instant::now(), TERM);
+    permit.end();
+    assert!(!permit.extend(Instant::now(), TERM));
+    assert!(!permit.holds());
 }
 
 #[tokio::test(start_paused = true)]
@@ -35,8 +35,8 @@ async fn an_answer_that_took_longer_than_the_term_gives_no_right() {
 #[tokio::test(start_paused = true)]
 async fn work_lasts_as_long_as_the_pen_however_often_that_is_extended() {
     let start = Instant::now();
-    let pen = WritePermit::begin(1, "a", start, TERM);
-    let owner = pen.clone();
+    let permit = WritePermit::begin(1, "a", start, TERM);
+    let owner = permit.clone();
     let renewals = async {
         for _ in 0..3 {
             sleep(ms(5000)).await;
@@ -45,19 +45,19 @@ async fn work_lasts_as_long_as_the_pen_however_often_that_is_extended() {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        done = pen.while_held(std::future::pending::<()>()) => assert!(done.is_none()),
+        done = permit.while_held(std::future::pending::<()>()) => assert!(done.is_none()),
         () = renewals => {}
     }
     assert_eq!(start.elapsed(), ms(23_000));
 
     // Whoever waits is woken by an end before the deadline.
-    let pen = WritePermit::begin(2, "a", Instant::now(), TERM);
+    let permit = WritePermit::begin(2, "a", Instant::now(), TERM);
     let waits = tokio::spawn({
-        let pen = pen.clone();
-        async move { pen.while_held(std::future::pending::<()>()).await }
+        let permit = permit.clone();
+        async move { permit.while_held(std::future::pending::<()>()).await }
     });
     sleep(ms(100)).await;
-    pen.end();
+    permit.end();
     assert!(timeout(ms(1), waits).await.unwrap().unwrap().is_none());
     assert_eq!(WritePermit::always().while_held(async { 1 }).await, Some(1));
 }

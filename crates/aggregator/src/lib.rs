@@ -1,7 +1,7 @@
 //! ProcScan Aggregator: from a miner on any node to a closed gateway and a told tenant, within one round, and never a wrong
 //! block.
 //!
-//! Data flows in one direction, and nothing reaches back:
+//! Data flows in one direction:
 //!
 //! ```text
 //! discovery ─► collector ─► ledger_task ─► policy_task ─► output
@@ -10,6 +10,8 @@
 //!                               │          evidence
 //!                               └────────────────┴────────► api
 //! ```
+//!
+//! Six channels go back, such as Pods that are gone and written notices: `docs/architecture.md` lists them.
 //!
 //! Each arrow is a bounded channel or a `watch`; each state has one task that owns it. [`run`] is the only place that knows
 //! all modules. The rules themselves are in [`procscan_core`].

@@ -1,6 +1,6 @@
 //! Makes the plan true outside.
 //!
-//! Sees plans only, never the policy. Writes on difference only, tries again with backoff, and says what is wrong; a failing
+//! Gets plans, and decides nothing. Writes on difference only, tries again with backoff, and says what is wrong; a failing
 //! output stops neither collecting nor serving.
 
 pub mod cluster;

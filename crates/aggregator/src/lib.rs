@@ -7,7 +7,7 @@
 //! discovery ─► collector ─► ledger_task ─► policy_task ─► output
 //!                               │           ▲    │
 //!                               │           │    ▼
-//!                               │          evidence
+//!                               │        cluster_facts
 //!                               └────────────────┴────────► api
 //! ```
 //!

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use procscan_core::decision::Mode;
 use procscan_core::ledger::Ledger;
 use procscan_core::plan::Plan;
-use procscan_core::policy::Mode;
 use procscan_core::state::EnforcementSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};

@@ -1,6 +1,6 @@
 //! The words for states, kinds of decisions and modes: the API and the command line take the same ones.
 
-use procscan_core::policy::Mode;
+use procscan_core::decision::Mode;
 
 /// The kinds of decisions, those about single Apps first.
 pub(crate) const DECISIONS: [&str; 16] = [

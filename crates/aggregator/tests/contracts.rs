@@ -5,9 +5,9 @@ mod common;
 
 use common::crd::{contracts, problems};
 use procscan_aggregator::config::Config;
+use procscan_core::decision::Mode;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
-use procscan_core::policy::Mode;
 use procscan_core::resources::{self, Existing};
 use serde_json::{Value, json};
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use common::service::{LIMIT, NODES, Outage, closed, runtime, scene, start};
 use common::{objects, wait_for};
 use procscan_agent::simulate::{Behaviour, Fleet};
 use procscan_aggregator::state::FileStore;
-use procscan_core::policy::DecisionKind;
+use procscan_core::decision::DecisionKind;
 use procscan_core::state::{Incident, IncidentState};
 use serde_json::Value;
 

@@ -11,7 +11,7 @@ use common::service::{LIMIT, closed, runtime, scene, start};
 use common::{PROGRAM, get_json, wait_for};
 use procscan_aggregator::state::sqlite::Sqlite;
 use procscan_aggregator::state::{FileStore, OperatorCommands};
-use procscan_core::policy::Mode;
+use procscan_core::decision::Mode;
 use procscan_core::state::EnforcementSpec;
 
 fn simulate(directory: &Path) -> Output {

@@ -20,7 +20,10 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod clearing;
+pub mod decision;
 mod dense;
+pub mod exemption;
 mod hash;
 pub mod identity;
 pub mod ledger;

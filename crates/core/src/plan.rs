@@ -8,8 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::decision::Mode;
 use crate::names::{App, Key, NodeName, Text};
-use crate::policy::Mode;
 
 /// The desired blocks and notifications. Equal plans make equal objects.
 #[derive(Clone, Debug, PartialEq, Eq)]

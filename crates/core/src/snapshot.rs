@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::Moment;
-use crate::ledger::{Cleared, NodeClock, Presence, Reading};
+use crate::clearing::{Cleared, NodeClock, Presence, Reading};
 use crate::names::{Key, NodeName, Text};
 use crate::report::{Failure, Record, Rejections};
 use crate::time::{CompactDuration, CompactTimestamp};

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use procscan_core::decision::Mode;
 use procscan_core::names::{App, Key, NodeName};
 use procscan_core::plan::{Accusation, Block, Exposure, Notice, NoticePhase, OtherApps, Plan};
-use procscan_core::policy::Mode;
 use procscan_core::resources::template::Template;
 use procscan_core::resources::wasm_plugin::Gateway;
 use procscan_core::resources::{Existing, Object, Settings, notification, render};

@@ -7,10 +7,10 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use axum::extract::State;
 use axum::response::Response;
 use jiff::{SignedDuration, Timestamp};
+use procscan_core::decision;
 use procscan_core::names::Text;
-use procscan_core::policy;
 use procscan_core::state::Declaration;
-use procscan_core::state::incident::{AppRef, Decision, LoggedKind};
+use procscan_core::state::incident::{AppRef, IncidentDecision, LoggedKind};
 use serde::{Deserialize, Serialize};
 
 use super::Api;
@@ -74,12 +74,16 @@ struct DecisionEntry {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Logged {
-    OfApp { incident: String, app: AppRef, decision: Decision },
+    OfApp { incident: String, app: AppRef, decision: IncidentDecision },
     OfAll(Declaration),
 }
 
 impl DecisionEntry {
-    fn kept(incident: String, app: AppRef, Decision { at, decision, actor, reason }: Decision) -> Self {
+    fn kept(
+        incident: String,
+        app: AppRef,
+        IncidentDecision { at, decision, actor, reason }: IncidentDecision,
+    ) -> Self {
         let (app, incident) = (Some(app), Some(incident));
         Self { at, app, decision, actor, reason, dry_run: false, incident, mode: None, exemption: None }
     }
@@ -206,7 +210,7 @@ impl Latest {
 
     /// Adds decisions of no incident, decisions in dry-run, and earlier decisions that their incident no longer holds. They come
     /// last: only those that are known from nowhere else belong to no incident.
-    fn add_journal(&mut self, journal: Vec<policy::Decision>) {
+    fn add_journal(&mut self, journal: Vec<decision::Decision>) {
         for decision in journal {
             let entry = DecisionEntry {
                 at: decision.at,

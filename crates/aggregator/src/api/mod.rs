@@ -30,7 +30,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
-use procscan_core::policy::{BrakeRules, Mode};
+use procscan_core::decision::Mode;
+use procscan_core::policy::BrakeRules;
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::{Semaphore, watch};
 

@@ -8,8 +8,9 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
+use procscan_core::decision::{DecisionKind, Mode};
+use procscan_core::exemption::is_too_far;
 use procscan_core::names::{SUBDOMAIN, is_dns_subdomain};
-use procscan_core::policy::{DecisionKind, Mode, is_too_far};
 use procscan_core::state::incident::{Approval, Release};
 use procscan_core::state::{EnforcementSpec, ExemptionSpec, IncidentState, Match};
 use serde::{Deserialize, Serialize};
@@ -244,7 +245,7 @@ impl Api {
     pub(super) fn check_opening(&self, exemption: &ExemptionSpec) -> Result<(), Problem> {
         let rule = exemption.rule().map_err(|error| exemption_mistake(&error, exemption))?;
         let (tenants, may) =
-            (rule.opens(&self.views.decided.borrow().plan), rule.may_open(&self.views.brake));
+            (rule.opens(&self.views.decided.borrow().plan), rule.may_open(self.views.brake.max_releases));
         if tenants <= may {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::response::Response;
 use jiff::Timestamp;
-use procscan_core::ledger::{Cleared, Presence};
+use procscan_core::clearing::{Cleared, Presence};
 use procscan_core::names::{Key, NodeName, Text};
 use procscan_core::snapshot::{self, Snapshot, State as ViolationState};
 use serde::Serialize;

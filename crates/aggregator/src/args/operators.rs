@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
-use procscan_core::policy::is_too_far;
+use procscan_core::exemption::is_too_far;
 
 use crate::wire_names::{DECISIONS, MODES, STATES, as_spelt_here};
 
@@ -301,7 +301,7 @@ fn until(text: &str) -> Result<TimeArgument, String> {
 
 #[cfg(test)]
 mod tests {
-    use procscan_core::policy::{DecisionKind, Mode};
+    use procscan_core::decision::{DecisionKind, Mode};
     use procscan_core::state::{DeclarationKind, IncidentState};
     use serde_json::{Value, json};
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use procscan_core::decision::Mode;
 use procscan_core::plan::Dispute;
-use procscan_core::policy::Mode;
 use tokio::sync::{mpsc, watch};
 
 use super::printed::{self, escaped};

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use procscan_core::decision::Mode;
+use procscan_core::exemption;
 use procscan_core::names::is_dns_label;
 use procscan_core::plan::SharedServices;
-use procscan_core::policy::{self, BrakeRules, Mode, Policy};
+use procscan_core::policy::{BrakeRules, Policy};
 use serde::Deserialize;
 
 use super::values::Pattern;
@@ -82,10 +84,10 @@ impl Match {
         })
     }
 
-    fn pattern(&self) -> policy::Pattern {
+    fn pattern(&self) -> exemption::Pattern {
         match self {
-            Self::Exact(text) => policy::Pattern::Exact(text.clone()),
-            Self::Regex { regex } => policy::Pattern::Regex(regex.0.clone()),
+            Self::Exact(text) => exemption::Pattern::Exact(text.clone()),
+            Self::Regex { regex } => exemption::Pattern::Regex(regex.0.clone()),
         }
     }
 }
@@ -102,9 +104,9 @@ impl ExemptionConfig {
     }
 
     /// The policy's rule; `index` is the place in the list.
-    pub(super) fn rule(&self, index: usize) -> policy::Exemption {
+    pub(super) fn rule(&self, index: usize) -> exemption::Exemption {
         let part = |part: &Option<Match>| part.as_ref().map(Match::pattern);
-        policy::Exemption {
+        exemption::Exemption {
             place: place(index),
             namespace: part(&self.namespace),
             app: part(&self.app),
@@ -239,7 +241,7 @@ impl Enforcement {
                 let problem = format!("{until} has passed: the exemption covers nothing");
                 found.say(format!("{}.until", place(index)), problem);
             }
-            if let Some(until) = exemption.until.filter(|until| policy::is_too_far(*until, now)) {
+            if let Some(until) = exemption.until.filter(|until| exemption::is_too_far(*until, now)) {
                 let problem = format!(
                     "{until} is more than ten years after {now}, the time of this machine: the date or the clock is wrong"
                 );

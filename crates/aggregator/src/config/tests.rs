@@ -2,8 +2,8 @@ mod effect;
 
 use std::time::Duration;
 
+use procscan_core::decision::Mode;
 use procscan_core::plan::SharedServices;
-use procscan_core::policy::Mode;
 
 use super::*;
 

@@ -15,8 +15,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use procscan_core::decision::Mode;
 use procscan_core::plan::{Notice, NoticePhase, Plan};
-use procscan_core::policy::{InheritedBlock, Mode};
+use procscan_core::policy::InheritedBlock;
 use procscan_core::resources::wasm_plugin::{self, Surplus};
 use procscan_core::resources::{self, Existing, Settings};
 use tokio::sync::{mpsc, watch};

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use procscan_core::policy::{Alert, Decision, DecisionKind, Mode};
+use procscan_core::decision::{Decision, DecisionKind, Mode};
+use procscan_core::policy::Alert;
 use procscan_core::state::EnforcementSpec;
 
 use crate::wire_names::mode_name;
@@ -95,8 +96,9 @@ pub(super) fn raise(alert: &Alert) {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
+    use procscan_core::decision::Actor;
     use procscan_core::names::App;
-    use procscan_core::policy::{Actor, Brake};
+    use procscan_core::policy::Brake;
 
     use super::*;
     use crate::telemetry::logged::Logged;

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use procscan_core::Moment;
-use procscan_core::policy::{ClusterFacts, Decision, Incidents, LookupRequests, Mode, Policy};
+use procscan_core::decision::{Decision, Mode};
+use procscan_core::policy::{ClusterFacts, Incidents, LookupRequests, Policy};
 use procscan_core::snapshot::Snapshot;
 use procscan_core::state::exemption::readable;
 use tokio::time::Instant;

@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use procscan_core::decision::Decision;
 use procscan_core::names::App;
-use procscan_core::policy::Decision;
 use procscan_core::state::Incident;
 
 pub use self::cluster::{Changed, ClusterStore};

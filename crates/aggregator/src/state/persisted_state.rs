@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use procscan_core::exemption::Exemption;
 use procscan_core::names::{App, Text};
-use procscan_core::policy::{self, IncidentCommand};
+use procscan_core::policy::IncidentCommand;
 use procscan_core::state::exemption::readable;
 use procscan_core::state::incident::{AppRef, Approval, Release};
 use procscan_core::state::{
@@ -354,7 +355,7 @@ impl PersistedState {
 
     /// The exemptions as rules; and, for exemptions that can't be read and never could, the parts that can be read (see
     /// [`policy::Policy::unread_exemptions`]).
-    pub fn rules(&self) -> (Vec<policy::Exemption>, Vec<policy::Exemption>) {
+    pub fn rules(&self) -> (Vec<Exemption>, Vec<Exemption>) {
         let (mut rules, mut unread) = (Vec::new(), Vec::new());
         for (name, exemption) in &self.exemptions {
             match exemption.rule() {

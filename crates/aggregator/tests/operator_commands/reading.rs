@@ -3,7 +3,7 @@
 use std::process::{Output, Stdio};
 
 use jiff::Timestamp;
-use procscan_core::policy::DecisionKind;
+use procscan_core::decision::DecisionKind;
 use serde_json::{Value, json};
 
 use crate::played::{Api, Ran, command, incident, incidents, said};

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use procscan_core::Moment;
+use procscan_core::decision::Mode;
 use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::NodeName;
 use procscan_core::plan::{Plan, SharedServices};
-use procscan_core::policy::{BrakeRules, ClusterFacts, Decided, Incidents, Mode, Policy};
+use procscan_core::policy::{BrakeRules, ClusterFacts, Decided, Incidents, Policy};
 use procscan_core::report::{Answer, Limits, Outcome, Report, Target, decode};
 use procscan_core::snapshot::Snapshot;
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Cleared;
+use crate::clearing::Cleared;
 use crate::names::{Key, NodeName, Text};
 
 /// Something that changed, for logs and streams.

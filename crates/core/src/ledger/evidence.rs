@@ -4,54 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
 
 use super::steps::{Longest, MAX_INTERVAL};
-use super::{ChangeKind, NodeClock, Reading, Remembered};
+use super::{ChangeKind, Remembered};
 use crate::Moment;
+use crate::clearing::{Cleared, NodeClock, Presence, Reading};
 use crate::names::{Key, NodeName, Text};
 use crate::report::{Record, RecordRef};
 use crate::snapshot::{EvidenceDetails, EvidenceView};
 use crate::time::{CompactDuration, CompactTimestamp};
-
-/// How sure one node's evidence makes us that the process is there. Ordered from the strongest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Presence {
-    /// Fresh evidence.
-    Active,
-    /// Neither fresh evidence nor proof of absence.
-    Unconfirmed,
-    /// Proven absent by one of the rules in [`Cleared`].
-    Cleared,
-}
-
-/// By which rule a violation counts as absent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Cleared {
-    /// Its node has answered for long enough without fresh evidence.
-    ByClock,
-    /// Its node has not answered for `detection.unreachable_limit`.
-    Unreachable,
-    /// Its node has answered for `detection.unreachable_limit` in sum, but too many answers said nothing of it: they
-    /// listed another process instead, or left out records of its namespace.
-    Hidden,
-    /// Its Pod is proven gone.
-    PodGone,
-}
-
-impl Cleared {
-    /// The rule as a label, `snake_case`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ByClock => "by_clock",
-            Self::Unreachable => "unreachable",
-            Self::Hidden => "hidden",
-            Self::PodGone => "pod_gone",
-        }
-    }
-}
 
 /// How many of an agent's timestamps are remembered per violation.
 ///

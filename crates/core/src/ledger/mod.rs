@@ -10,11 +10,11 @@
 
 mod absorbing;
 mod change;
-mod clock;
 mod evidence;
 mod memory;
 mod node;
 mod quota;
+mod remembered;
 mod rules;
 mod steps;
 mod target;
@@ -27,9 +27,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 pub use self::change::{Change, ChangeKind, NodeChange};
-pub use self::clock::{NodeClock, Reading};
-pub use self::evidence::{Cleared, Presence};
-pub use self::memory::Remembered;
+pub use self::remembered::Remembered;
 pub use self::rules::Detection;
 pub(crate) use self::totals::SHORT_CMDLINE;
 
@@ -38,6 +36,7 @@ use self::target::TargetEntry;
 use self::texts::Texts;
 use self::totals::Totals;
 use crate::Moment;
+use crate::clearing::Cleared;
 use crate::dense::Dense;
 use crate::names::{Key, NodeName, PodRef, Text};
 use crate::report::{Record, Rejections, Target};

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::clock::{NodeClock, Reading, SCANS_WITHOUT_EVIDENCE};
 use super::evidence::{ActiveFor, ViolationEvidence};
 use super::steps::{Longest, MAX_INTERVAL, Steps};
 use super::{ChangeKind, Detection, NodeChange};
 use crate::Moment;
+use crate::clearing::{NodeClock, Reading, SCANS_WITHOUT_EVIDENCE};
 use crate::names::{Key, KeyRef, Text};
 #[cfg(doc)]
 use crate::report::Outcome;

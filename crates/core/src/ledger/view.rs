@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::target::TargetEntry;
-use super::{Cleared, Ledger, Presence, ViolationEntry};
+use super::{Ledger, ViolationEntry};
 use crate::Moment;
+use crate::clearing::{Cleared, Presence};
 use crate::names::Key;
 use crate::snapshot::{Coverage, Snapshot, State, TargetState, TargetView, Violation};
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::cluster_facts::AcceptedPod;
 use crate::Moment;
-use crate::ledger::{Cleared, NodeClock, Reading, SHORT_CMDLINE};
+use crate::clearing::{Cleared, NodeClock, Reading};
+use crate::ledger::SHORT_CMDLINE;
 use crate::names::Text;
 use crate::report::Record;
 use crate::snapshot::EvidenceView;

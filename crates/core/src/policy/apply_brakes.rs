@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use super::Mode;
+use super::alert::Alert;
 use super::brake::{Brake, RuleNames};
-use super::decision::{Alert, DecisionKind};
 use super::evaluate::{EvaluationContext, ReleaseBasis, cleared_reason};
 use super::incident::Phase;
 use super::incidents::Incidents;
 use super::window::{Accusers, Tally};
 use crate::Moment;
+use crate::decision::DecisionKind;
+use crate::decision::Mode;
 use crate::names::{App, NodeName, Text};
 use crate::time::CompactTimestamp;
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use super::accepted_evidence::{AcceptedEvidence, ClearingCause, Silence};
 use super::cluster_facts::{AcceptedPod, Verdict};
-use super::decision::DecisionKind;
 use super::evaluate::EvaluationContext;
 use super::incident::{EvidenceId, Incident, Phase};
 use super::incidents::Incidents;
 use super::refused_accusations::{self, RefusedAccusations};
 use crate::Moment;
-use crate::ledger::{Cleared, Presence};
+use crate::clearing::{Cleared, Presence};
+use crate::decision::DecisionKind;
 use crate::names::{App, Key, NodeName};
 use crate::snapshot::{EvidenceView, NodeView, State};
 use crate::time::CompactDuration;

@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::Policy;
 use super::accepted_evidence::{AcceptedEvidence, ClearingCause};
+use super::alert::Alert;
 use super::cluster_facts::ClusterFacts;
 use super::dates::{Dates, Validity};
-use super::decision::{Actor, Alert, Decision, DecisionKind};
 use super::incident::{EvidenceId, Incident, Phase};
 use super::incidents::{Incidents, LastPlan};
 use super::namespace_refusals::NamespaceRefusals;
 use super::notify::{may_be_notified, notification_kind};
 use super::plan_builder::{block, closed_too, same};
 use super::renamed::{Holds, Releases};
-use super::{Mode, Policy};
 use crate::Moment;
-use crate::ledger::Cleared;
+use crate::clearing::Cleared;
+use crate::decision::Mode;
+use crate::decision::{Actor, Decision, DecisionKind};
 use crate::names::{App, Key, NodeName, PodRef, Text};
 use crate::plan::{Dispute, HeldApp, Notice, NoticePhase, Plan, Summary};
 use crate::snapshot::Snapshot;

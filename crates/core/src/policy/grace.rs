@@ -8,12 +8,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::decision::DecisionKind;
+use super::Policy;
 use super::evaluate::EvaluationContext;
 use super::incident::{Incident, NotificationKind, Phase};
 use super::incidents::Incidents;
-use super::{Mode, Policy};
 use crate::Moment;
+use crate::decision::DecisionKind;
+use crate::decision::Mode;
 use crate::names::{App, Text};
 use crate::plan::human;
 use crate::report::Record;

@@ -11,8 +11,9 @@ use super::evaluate::EvaluationContext;
 use super::grace::Grace;
 use super::incidents::released_by;
 use super::window::{Due, ReleaseDue};
-use super::{Brake, Decision, Policy};
+use super::{Brake, Policy};
 use crate::Moment;
+use crate::decision::Decision;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::Exposure;
 use crate::report::Record;
@@ -121,7 +122,7 @@ pub struct RareFields {
     /// What operators' releases cover.
     pub(super) releases: Vec<StickyRelease>,
     /// Entries of the log with kinds that only another version knows.
-    pub(super) foreign: Vec<state::incident::Decision>,
+    pub(super) foreign: Vec<state::incident::IncidentDecision>,
 }
 
 /// The fields of a [`File`] without a [`Rare`].

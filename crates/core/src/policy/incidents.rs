@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::admissions::Admissions;
 use super::dates::Dates;
-use super::decision::{Actor, Decision, DecisionKind};
-use super::exemption::{Admissions, is_too_far};
 use super::incident::{EvidenceId, Incident, Phase, StickyRelease};
 use super::inherited::BlockedBefore;
 use super::leader_clock::LeaderClock;
@@ -16,9 +15,12 @@ use super::persist::{ClockWritten, Committed};
 use super::refused_accusations::LoggedAccusations;
 use super::unreadable::UnreadableIncidents;
 use super::window::Window;
-use super::{Brake, Mode, Policy};
+use super::{Brake, Policy};
 use crate::Moment;
+use crate::decision::Mode;
+use crate::decision::{Actor, Decision, DecisionKind};
 use crate::dense::Dense;
+use crate::exemption::is_too_far;
 use crate::names::{App, Key, NodeName, Text};
 use crate::ordered_lookups::OrderedLookups;
 use crate::plan::{Block, HeldApp, Notice};

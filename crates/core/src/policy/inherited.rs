@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::Policy;
 use super::cluster_facts::ClusterFacts;
-use super::decision::{Actor, Decision, DecisionKind};
 use super::incident::{Incident, NotificationKind, Phase, SentNotification};
 use super::incidents::Incidents;
 use super::persist::Committed;
-use super::{Mode, Policy};
 use crate::Moment;
+use crate::decision::Mode;
+use crate::decision::{Actor, Decision, DecisionKind};
 use crate::names::{App, Key, Text};
 use crate::plan::Exposure;
 

@@ -8,7 +8,7 @@ use super::incidents::Incidents;
 use super::namespace_refusals::NamespaceRefusals;
 use super::{ClusterFacts, Policy};
 use crate::Moment;
-use crate::ledger::Presence;
+use crate::clearing::Presence;
 use crate::names::{App, Key, NodeName, PodRef, Text};
 use crate::snapshot::{Snapshot, State};
 

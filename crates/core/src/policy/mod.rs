@@ -14,15 +14,15 @@
 //! 5. no brake holds it. A held App is blocked by an operator's approval only, never by time.
 
 mod accepted_evidence;
+mod admissions;
+mod alert;
 mod apply_brakes;
 mod apply_evidence;
 mod believed_time;
 mod brake;
 mod cluster_facts;
 mod dates;
-mod decision;
 mod evaluate;
-mod exemption;
 mod forgotten;
 mod grace;
 mod incident;
@@ -43,16 +43,14 @@ mod window;
 use std::time::Duration;
 
 use regex::Regex;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
+pub use self::admissions::Withheld;
+pub use self::alert::Alert;
 pub use self::brake::{Brake, BrakeRules};
 pub use self::cluster_facts::{
     AGE_TOLERANCE, AcceptedPod, AppFact, ClusterFacts, Lineage, PodFact, PodState, Verdict,
 };
-pub use self::decision::{Actor, Alert, Decision, DecisionKind};
 pub use self::evaluate::{Decided, Evaluation};
-pub use self::exemption::{Exemption, Pattern, Withheld, is_too_far};
 pub use self::incident::{Incident, Phase};
 pub use self::incidents::{IncidentCommand, IncidentCommandError, Incidents, IssuedBy};
 pub use self::inherited::{InheritedBlock, OnIngresses};
@@ -60,22 +58,11 @@ pub use self::lookup_requests::{AccusedPod, AccusingNodes, LookupRequests, PodId
 pub use self::persist::remembered;
 pub use self::simulate::{SimulatedOutcome, simulate, withheld_at_start};
 
+use crate::decision::Mode;
+use crate::exemption::Exemption;
 #[cfg(doc)]
 use crate::plan::Plan;
 use crate::plan::SharedServices;
-
-/// Whether decisions take effect.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    /// They do.
-    #[default]
-    Enforce,
-    /// They are made and logged; nothing outside is touched.
-    DryRun,
-    /// Existing blocks stay, nothing new is blocked or released but by an operator.
-    Paused,
-}
 
 /// The rules of enforcement.
 #[derive(Clone, Debug)]

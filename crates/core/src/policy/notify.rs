@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::alert::Alert;
 use super::cluster_facts::ClusterFacts;
-use super::decision::{Alert, DecisionKind};
 use super::evaluate::{EvaluationContext, notice_phase};
 use super::incident::{Incident, NotificationKind, Phase, SentNotification};
 use super::incidents::Incidents;
 use super::{Brake, Policy};
 use crate::Moment;
+use crate::decision::DecisionKind;
 use crate::names::{App, Text};
 use crate::plan::{NoticePhase, SharedServices};
 

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::cluster_facts::claimed_app;
-use super::decision::DecisionKind;
 use super::evaluate::EvaluationContext;
 use crate::Moment;
+use crate::decision::DecisionKind;
 use crate::names::{App, NodeName, Text};
 use crate::report::Record;
 

@@ -17,13 +17,13 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::Policy;
+use super::admissions::Withheld;
 use super::cluster_facts::{AppFact, ClusterFacts, Lineage, PodFact, PodState};
-use super::decision::DecisionKind;
-use super::exemption::Withheld;
 use super::incidents::{IncidentCommand, Incidents, released_until};
 use super::persist::record;
 use crate::Moment;
-use crate::ledger::{NodeClock, Presence, Reading};
+use crate::clearing::{NodeClock, Presence, Reading};
+use crate::decision::DecisionKind;
 use crate::names::{App, Key, NodeName, Text};
 use crate::report::Rejections;
 use crate::snapshot::{Coverage, EvidenceDetails, EvidenceView, NodeView, Snapshot, Violation};
@@ -187,7 +187,8 @@ fn acts(incidents: &[kept::Incident], since: Timestamp) -> Vec<(Timestamp, Incid
     let mut acts = Vec::new();
     for incident in incidents {
         let app = App::from(&incident.spec.app);
-        let by_people = |decision: &&kept::Decision| decision.at >= since && *decision.actor != *"policy";
+        let by_people =
+            |decision: &&kept::IncidentDecision| decision.at >= since && *decision.actor != *"policy";
         for decision in incident.status.decisions.iter().filter(by_people) {
             let act = match decision.decision.known() {
                 Some(DecisionKind::Approved) => IncidentCommand::Approve { app: app.clone() },
@@ -204,7 +205,7 @@ fn acts(incidents: &[kept::Incident], since: Timestamp) -> Vec<(Timestamp, Incid
 }
 
 /// When the release that `decision` records ended.
-fn release_end(incident: &kept::Incident, decision: &kept::Decision) -> Timestamp {
+fn release_end(incident: &kept::Incident, decision: &kept::IncidentDecision) -> Timestamp {
     let status = &incident.status;
     let later = |at: &Timestamp| *at > decision.at;
     let in_log = || released_until(&decision.reason);
@@ -216,7 +217,7 @@ fn release_end(incident: &kept::Incident, decision: &kept::Decision) -> Timestam
     // Without these: when the rules next took action against the App, or else after 30 days.
     let next = || {
         use DecisionKind::{Blocked, Held, Warned};
-        let acts = |entry: &&kept::Decision| {
+        let acts = |entry: &&kept::IncidentDecision| {
             matches!(entry.decision.known(), Some(Blocked | Held | Warned)) && later(&entry.at)
         };
         status.decisions.iter().find(acts).map(|entry| entry.at)
@@ -235,7 +236,7 @@ fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bo
         let is_blocked = matches!(status.state, IncidentState::Blocked | IncidentState::ReleaseHeld);
         // Whoever was released in that time was blocked in it, unless an operator released what was only announced or held.
         let mut is_waiting = false;
-        let mut tells = |decision: &kept::Decision| {
+        let mut tells = |decision: &kept::IncidentDecision| {
             let Some(kind) = decision.decision.known() else { return false };
             let tells = matches!(kind, Approved | Blocked | Inherited | ReleaseHeld)
                 || kind == Released && !is_waiting;
@@ -247,7 +248,7 @@ fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bo
         // All of them are looked at, in order.
         let was_blocked =
             status.decisions.iter().filter(|decision| tells(decision)).count() > 0 || is_blocked;
-        let is_end = |decision: &&kept::Decision| {
+        let is_end = |decision: &&kept::IncidentDecision| {
             !matches!(
                 decision.decision.known(),
                 Some(DecisionKind::Closed | DecisionKind::Released | DecisionKind::Refused)

@@ -5,8 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{EnforcementSpec, ExemptionSpec};
+use crate::decision::Mode;
 use crate::names::Text;
-use crate::policy::Mode;
 
 /// The actor in the log if the object names none.
 const UNNAMED_ACTOR: &str = "somebody";

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::Mode;
+use crate::decision::Mode;
 
 /// The name of the only one.
 pub const NAME: &str = "procscan";

@@ -5,8 +5,9 @@ use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::exemption::Exemption;
+use crate::exemption::{Pattern, is_too_far};
 use crate::names::is_dns_label;
-use crate::policy::{self, Pattern, is_too_far};
 
 /// Accusations that are shown but not enforced. All given parts must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -123,9 +124,9 @@ impl Match {
 
 impl ExemptionSpec {
     /// As the policy's rule.
-    pub fn rule(&self) -> Result<policy::Exemption, ExemptionError> {
+    pub fn rule(&self) -> Result<Exemption, ExemptionError> {
         let part = |part: &Option<Match>, name| part.as_ref().map(|part| part.pattern(name)).transpose();
-        let exemption = policy::Exemption {
+        let exemption = Exemption {
             place: String::new(),
             namespace: part(&self.namespace, "namespace")?,
             app: part(&self.app, "app")?,
@@ -162,7 +163,7 @@ impl ExemptionSpec {
 }
 
 /// The readable parts of an exemption that can't be read as a whole, for [`policy::Policy::unread_exemptions`].
-pub fn readable(spec: &serde_json::Value) -> policy::Exemption {
+pub fn readable(spec: &serde_json::Value) -> Exemption {
     let part = |name: &'static str| {
         let part: Match = Match::deserialize(spec.get(name)?).ok()?;
         let pattern = part.pattern(name).ok()?;
@@ -170,7 +171,7 @@ pub fn readable(spec: &serde_json::Value) -> policy::Exemption {
         let is_none = name == "namespace" && matches!(&pattern, Pattern::Exact(text) if !is_dns_label(text));
         (!is_none).then_some(pattern)
     };
-    policy::Exemption {
+    Exemption {
         place: String::new(),
         namespace: part("namespace"),
         app: part("app"),

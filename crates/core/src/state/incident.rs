@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 pub use self::brake::{Accuser, BrakeKind, Due, HeldBy, ReleaseDue, Scope};
 pub use self::evidence::{ClearedBy, ClearedEvidence, EvidenceStatus, PodProcess};
 pub use self::grace::Grace;
-pub use self::log::{Decision, LoggedKind};
+pub use self::log::{IncidentDecision, LoggedKind};
 pub use self::spec::{AppRef, Approval, IncidentSpec, Release};
+use crate::decision::{Actor, DecisionKind};
 use crate::hash::stable_hash;
 use crate::names::{App, Text, readable};
-use crate::policy::{Actor, DecisionKind};
 
 /// How many Services of one App are kept: they are needed only until the cluster has been asked again.
 pub const MAX_SERVICES: usize = 1000;
@@ -150,7 +150,7 @@ pub struct IncidentStatus {
     pub releases: Vec<StickyRelease>,
     /// The last decisions, the latest last.
     #[serde(default)]
-    pub decisions: Vec<Decision>,
+    pub decisions: Vec<IncidentDecision>,
     /// How many decisions there have been.
     #[serde(default)]
     pub decided: u64,
@@ -261,7 +261,7 @@ impl IncidentStatus {
         }
         self.reason =
             Text::from("it had ended before, or is a copy; it was edited, copied, or restored from a backup");
-        self.decisions.push(Decision {
+        self.decisions.push(IncidentDecision {
             at,
             decision: DecisionKind::Closed.into(),
             actor: Actor::Policy.name(),

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use crate::common::{HOUR, World, app, complete, failed, record, record_of, settings};
-use procscan_core::ledger::{ChangeKind, Cleared, Remembered};
+use procscan_core::clearing::Cleared;
+use procscan_core::decision::DecisionKind;
+use procscan_core::ledger::{ChangeKind, Remembered};
 use procscan_core::names::{App, NodeName, PodRef};
-use procscan_core::policy::{DecisionKind, PodState};
+use procscan_core::policy::PodState;
 use procscan_core::report::FailureReason;
 use procscan_core::resources;
 use procscan_core::snapshot::State;

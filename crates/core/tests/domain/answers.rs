@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use crate::common::{HOUR, MINUTE, World, complete, exemption, failed, record, record_of};
-use procscan_core::ledger::{Cleared, Detection, NodeChange};
+use procscan_core::clearing::Cleared;
+use procscan_core::exemption::Pattern;
+use procscan_core::ledger::{Detection, NodeChange};
 use procscan_core::names::NodeName;
-use procscan_core::policy::Pattern;
 use procscan_core::report::{Answer, Failure, FailureReason, LeftOut, Outcome, Record, Report, Target};
 use procscan_core::snapshot::{Coverage, State, TargetState};
 

@@ -1,10 +1,11 @@
 //! What can't be read is neither guessed nor forgotten.
 
 use crate::common::{HOUR, MINUTE, World, app, record};
+use procscan_core::decision::DecisionKind;
 use procscan_core::names::Key;
-use procscan_core::policy::{DecisionKind, Incidents, InheritedBlock, OnIngresses};
+use procscan_core::policy::{Incidents, InheritedBlock, OnIngresses};
 use procscan_core::state::exemption;
-use procscan_core::state::incident::Decision;
+use procscan_core::state::incident::IncidentDecision;
 use serde_json::json;
 
 #[test]
@@ -88,7 +89,7 @@ fn an_entry_of_the_log_that_only_another_version_knows_is_kept_in_its_place() {
     let at = world.now.wall();
     let entry =
         json!({"at": at, "decision": "quarantined", "actor": "policy", "reason": "by a newer version"});
-    let entry: Decision = serde_json::from_value(entry).unwrap();
+    let entry: IncidentDecision = serde_json::from_value(entry).unwrap();
     for incident in world.kept.values_mut() {
         incident.status.decisions.push(entry.clone());
     }

@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::common::{HOUR, MINUTE, World, record_of};
+use procscan_core::decision::{Decision, DecisionKind};
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{
-    Alert, Brake, ClusterFacts, Decision, DecisionKind, Evaluation, IncidentCommand,
-};
+use procscan_core::policy::{Alert, Brake, ClusterFacts, Evaluation, IncidentCommand};
 use procscan_core::report::Record;
 
 /// How long everything has to stay as it is.

@@ -1,10 +1,10 @@
 //! What the brakes hold, and for how long.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
+use procscan_core::decision::{Actor, DecisionKind, Mode};
+use procscan_core::exemption::Pattern;
 use procscan_core::ledger::Detection;
-use procscan_core::policy::{
-    Actor, Alert, DecisionKind, IncidentCommand, IncidentCommandError, Mode, Pattern,
-};
+use procscan_core::policy::{Alert, IncidentCommand, IncidentCommandError};
 
 #[test]
 fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days() {

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
+use procscan_core::decision::DecisionKind;
+use procscan_core::exemption::Pattern;
 use procscan_core::ledger::Detection;
-use procscan_core::policy::{Alert, DecisionKind, Evaluation, IncidentCommand, Pattern};
+use procscan_core::policy::{Alert, Evaluation, IncidentCommand};
 
 pub(crate) const DAY: i64 = 86_400;
 pub(crate) const MONTH: i64 = 31 * DAY;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use procscan_core::policy::{Alert, DecisionKind, Mode, Pattern};
+use procscan_core::decision::{DecisionKind, Mode};
+use procscan_core::exemption::Pattern;
+use procscan_core::policy::Alert;
 
 use crate::clocks::{DAY, accuse, accuse_one, nodes};
 use crate::common::{HOUR, MINUTE, World, app, exemption, record};
@@ -25,7 +27,8 @@ fn kill(world: &mut World, seconds: u64) {
 /// Exempts `ns-a` for so many hours.
 fn exempt(world: &mut World, hours: i64) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(hours);
-    let covers = |e: &mut procscan_core::policy::Exemption| e.namespace = Some(Pattern::Exact("ns-a".into()));
+    let covers =
+        |e: &mut procscan_core::exemption::Exemption| e.namespace = Some(Pattern::Exact("ns-a".into()));
     world.policy.exemptions = vec![exemption(covers, Some(until))];
 }
 

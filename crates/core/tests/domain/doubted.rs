@@ -2,7 +2,8 @@
 
 use crate::clocks::{DAY, MONTH, accuse, accuse_one, leader, nodes};
 use crate::common::{HOUR, MINUTE, World, app, exemption, many_blocked, namespaces, record_of};
-use procscan_core::policy::{Exemption, IncidentCommand, Incidents, Pattern};
+use procscan_core::exemption::{Exemption, Pattern};
+use procscan_core::policy::{IncidentCommand, Incidents};
 
 /// Exempts the namespaces that match for so many hours.
 fn exempt(world: &mut World, place: &str, namespaces: &str, hours: i64) {

@@ -1,9 +1,10 @@
 //! Ways to a wrong release or a wrong block that a review has found.
 
+use procscan_core::exemption::Pattern;
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::Exposure;
-use procscan_core::policy::{AppFact, IncidentCommand, Incidents, InheritedBlock, OnIngresses, Pattern};
+use procscan_core::policy::{AppFact, IncidentCommand, Incidents, InheritedBlock, OnIngresses};
 use procscan_core::report::{Answer, Failure, FailureReason, Limits, Outcome, decode};
 use procscan_core::snapshot::State;
 
@@ -224,7 +225,8 @@ fn what_an_operator_approved_before_an_exemption_is_judged_anew_when_the_exempti
         .execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
         .unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);
-    let covers = |e: &mut procscan_core::policy::Exemption| e.namespace = Some(Pattern::Exact("ns-a".into()));
+    let covers =
+        |e: &mut procscan_core::exemption::Exemption| e.namespace = Some(Pattern::Exact("ns-a".into()));
     world.policy.exemptions = vec![exemption(covers, None)];
     assert!(world.blocked().is_empty());
     world.policy.exemptions.clear();

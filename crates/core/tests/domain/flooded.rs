@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, failed, record, record_of};
+use procscan_core::exemption::{Exemption, Pattern};
 use procscan_core::ledger::Detection;
 use procscan_core::names::NodeName;
-use procscan_core::policy::{Exemption, IncidentCommand, Pattern, PodState};
+use procscan_core::policy::{IncidentCommand, PodState};
 use procscan_core::report::{FailureReason, Record};
 
 /// How many violations of a Pod the ledger has room for.

@@ -2,7 +2,8 @@
 //! its objects.
 
 use crate::common::{MINUTE, World, app, namespaces, record};
-use procscan_core::policy::{Alert, Brake, DecisionKind, Evaluation, IncidentCommand, Mode};
+use procscan_core::decision::{DecisionKind, Mode};
+use procscan_core::policy::{Alert, Brake, Evaluation, IncidentCommand};
 
 const TENANTS: usize = 12;
 

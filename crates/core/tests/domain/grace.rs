@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use procscan_core::decision::Mode;
+use procscan_core::exemption::Pattern;
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{Evaluation, IncidentCommand, Lineage, Mode, Pattern, Phase};
+use procscan_core::policy::{Evaluation, IncidentCommand, Lineage, Phase};
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, policy, record_of};
 

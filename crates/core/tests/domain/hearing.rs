@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use crate::common::{MINUTE, World, app, record, record_of};
+use procscan_core::decision::{DecisionKind, Mode};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{Key, NodeName, PodRef};
 use procscan_core::policy::{
-    AccusedPod, ClusterFacts, DecisionKind, InheritedBlock, Mode, OnIngresses, PodFact, PodIdentity, PodState,
+    AccusedPod, ClusterFacts, InheritedBlock, OnIngresses, PodFact, PodIdentity, PodState,
 };
 use procscan_core::snapshot::State;
 

@@ -1,10 +1,11 @@
 //! What is found blocked, what is kept, and what follows if something can't be kept.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, many_blocked, namespaces, record, record_of};
+use procscan_core::decision::{DecisionKind, Mode};
+use procscan_core::exemption::{Exemption, Pattern};
 use procscan_core::names::Key;
 use procscan_core::policy::{
-    Alert, DecisionKind, Exemption, IncidentCommand, IncidentCommandError, Incidents, InheritedBlock, Mode,
-    OnIngresses, Pattern, Policy,
+    Alert, IncidentCommand, IncidentCommandError, Incidents, InheritedBlock, OnIngresses, Policy,
 };
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::common::agent::{Process, RealAgent};
 use crate::common::{HOUR, MINUTE, World, app, complete, record, settings};
-use procscan_core::ledger::{ChangeKind, Cleared, Detection};
+use procscan_core::clearing::Cleared;
+use procscan_core::ledger::{ChangeKind, Detection};
 use procscan_core::names::{Key, NodeName};
 use procscan_core::policy::{InheritedBlock, OnIngresses};
 use procscan_core::report::{Answer, Outcome};

@@ -4,7 +4,8 @@ use crate::common::agent::{Process, RealAgent};
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, record};
-use procscan_core::ledger::{Cleared, Detection};
+use procscan_core::clearing::Cleared;
+use procscan_core::ledger::Detection;
 use procscan_core::snapshot::State;
 
 const LIMIT: u64 = 24 * HOUR;

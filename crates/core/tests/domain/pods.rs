@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::common::{MINUTE, World, always, at, complete, record, record_of};
 use jiff::Timestamp;
+use procscan_core::decision::DecisionKind;
 use procscan_core::names::{App, NodeName, PodRef};
-use procscan_core::policy::{AGE_TOLERANCE, DecisionKind, Lineage, PodFact, PodIdentity, PodState};
+use procscan_core::policy::{AGE_TOLERANCE, Lineage, PodFact, PodIdentity, PodState};
 use procscan_core::report::{Answer, Outcome, Record};
 use procscan_core::state::Incident;
 use proptest::collection::vec;

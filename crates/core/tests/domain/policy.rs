@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
+use procscan_core::decision::{Actor, DecisionKind, Mode};
+use procscan_core::exemption::{Exemption, Pattern};
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, PodRef};
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{
-    Actor, Alert, DecisionKind, Exemption, IncidentCommand, IncidentCommandError, Mode, Pattern, PodState,
-};
+use procscan_core::policy::{Alert, IncidentCommand, IncidentCommandError, PodState};
 use procscan_core::report::Record;
 
 fn kinds(world: &mut World) -> Vec<DecisionKind> {

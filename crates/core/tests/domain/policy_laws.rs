@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::common::{World, record_of, target};
 use jiff::Timestamp;
 use procscan_core::Moment;
-use procscan_core::ledger::Cleared;
+use procscan_core::clearing::Cleared;
+use procscan_core::decision::{DecisionKind, Mode};
+use procscan_core::exemption::{Exemption, Pattern};
 use procscan_core::names::{App, Key, PodRef};
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{
-    DecisionKind, Evaluation, Exemption, IncidentCommand, Incidents, Mode, Pattern, Phase, PodState,
-};
+use procscan_core::policy::{Evaluation, IncidentCommand, Incidents, Phase, PodState};
 use procscan_core::report::FailureReason;
 use procscan_core::snapshot::{EvidenceView, State, Violation};
 use procscan_core::state::Incident;
@@ -452,7 +452,7 @@ proptest! {
                 }
                 let fresh = snapshot.violations.iter().any(|violation| {
                     violation.evidence().any(|evidence| {
-                        evidence.presence == procscan_core::ledger::Presence::Active
+                        evidence.presence == procscan_core::clearing::Presence::Active
                             && matches!(
                                 world.facts.pods.get(&violation.key.pod_ref()).map(|fact| &fact.state),
                                 Some(PodState::Present { node, .. }) if *node == evidence.node

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use procscan_core::Moment;
+use procscan_core::exemption::Pattern;
 use procscan_core::names::PodRef;
-use procscan_core::policy::{IncidentCommand, Pattern};
+use procscan_core::policy::IncidentCommand;
 
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record};
 

@@ -1,7 +1,9 @@
 //! The reason of an incident says what holds now.
 
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record};
-use procscan_core::policy::{IncidentCommand, Mode, Pattern};
+use procscan_core::decision::Mode;
+use procscan_core::exemption::Pattern;
+use procscan_core::policy::IncidentCommand;
 use procscan_core::state::IncidentState;
 
 /// One tenant, which is blocked.

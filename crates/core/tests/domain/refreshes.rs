@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::common::{HOUR, MINUTE, World, app, namespaces, record};
-use procscan_core::ledger::Cleared;
+use procscan_core::clearing::Cleared;
 use procscan_core::names::NodeName;
 use procscan_core::policy::remembered;
 use procscan_core::state::Incident;

@@ -1,7 +1,8 @@
 //! Accusations that lead to nothing: in namespaces that may not be touched, and disputed ones.
 
+use procscan_core::decision::DecisionKind;
 use procscan_core::names::PodRef;
-use procscan_core::policy::{DecisionKind, PodState};
+use procscan_core::policy::PodState;
 use procscan_core::report::Record;
 
 use crate::common::*;

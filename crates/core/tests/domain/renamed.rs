@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, at, exemption, record_of};
+use procscan_core::decision::DecisionKind;
+use procscan_core::exemption::Pattern;
 use procscan_core::names::App;
-use procscan_core::policy::{DecisionKind, Evaluation, IncidentCommand, Lineage, Pattern, PodState};
+use procscan_core::policy::{Evaluation, IncidentCommand, Lineage, PodState};
 use procscan_core::resources::{Existing, render};
 
 /// A world with one node that verifies Pods.

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::common::{World, record, record_of, settings};
+use procscan_core::decision::Mode;
 use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure, Plan};
-use procscan_core::policy::{Mode, OnIngresses};
+use procscan_core::policy::OnIngresses;
 use procscan_core::resources::wasm_plugin::SENTINEL;
 use procscan_core::resources::{Existing, Object, WritePolicy, render, wasm_plugin};
 use serde_json::{Value, json};

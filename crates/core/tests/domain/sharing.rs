@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use crate::common::{MINUTE, World, record, settings};
+use procscan_core::decision::DecisionKind;
 use procscan_core::names::App;
 use procscan_core::plan::{Block, SharedServices};
-use procscan_core::policy::{DecisionKind, Evaluation, IncidentCommand};
+use procscan_core::policy::{Evaluation, IncidentCommand};
 use procscan_core::resources::template::Template;
 use procscan_core::resources::{Existing, Object, notification, render};
 use procscan_core::state::Incident;

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, at, namespaces, record, record_of};
+use procscan_core::exemption::{Exemption, Pattern};
 use procscan_core::names::App;
-use procscan_core::policy::{
-    Exemption, IncidentCommand, IssuedBy, Pattern, Policy, SimulatedOutcome, simulate,
-};
+use procscan_core::policy::{IncidentCommand, IssuedBy, Policy, SimulatedOutcome, simulate};
 use procscan_core::state::Incident;
 
 fn fates(world: &World, policy: &Policy) -> Vec<SimulatedOutcome> {

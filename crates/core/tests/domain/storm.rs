@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{World, record_of};
+use procscan_core::decision::DecisionKind;
+use procscan_core::exemption::Pattern;
 use procscan_core::names::App;
-use procscan_core::policy::{DecisionKind, IncidentCommand, Pattern};
+use procscan_core::policy::IncidentCommand;
 use procscan_core::report::Record;
 use proptest::collection::vec;
 use proptest::prelude::*;

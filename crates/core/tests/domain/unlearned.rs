@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::common::agent::{Process, RealAgent};
 use crate::common::{World, complete, failed, record};
-use procscan_core::ledger::{Cleared, Detection};
+use procscan_core::clearing::Cleared;
+use procscan_core::ledger::Detection;
 use procscan_core::report::FailureReason;
 use procscan_core::snapshot::State;
 

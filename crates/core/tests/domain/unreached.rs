@@ -1,8 +1,9 @@
 //! Apps that the gateway can't close: the decision, the plan and the incident say so.
 
 use crate::common::{World, record};
+use procscan_core::decision::DecisionKind;
 use procscan_core::names::App;
-use procscan_core::policy::{DecisionKind, IncidentCommand};
+use procscan_core::policy::IncidentCommand;
 use procscan_core::state::IncidentState;
 
 fn world() -> World {

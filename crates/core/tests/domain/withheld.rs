@@ -1,6 +1,8 @@
 //! Exemptions that would open too many tenants: the next leader decides of them as the one before did.
 
-use procscan_core::policy::{Alert, Exemption, IncidentCommand, Mode, Pattern};
+use procscan_core::decision::Mode;
+use procscan_core::exemption::{Exemption, Pattern};
+use procscan_core::policy::{Alert, IncidentCommand};
 use procscan_core::state;
 use serde_json::json;
 

@@ -12,9 +12,10 @@ use hyper::{Method, Request, Response};
 use jiff::Timestamp;
 use kube::Client;
 use kube::client::Body;
+use procscan_core::decision::Mode;
 use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure};
-use procscan_core::policy::{ClusterFacts, Incidents, Mode};
+use procscan_core::policy::{ClusterFacts, Incidents};
 use procscan_core::resources::notification;
 use serde_json::Value;
 

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use procscan_core::decision::DecisionKind;
 use procscan_core::names::App;
-use procscan_core::policy::{DecisionKind, IssuedBy, Policy};
+use procscan_core::policy::{IssuedBy, Policy};
 use procscan_core::state::Incident;
 use procscan_core::state::incident as kept;
 use tokio::time::Instant;
@@ -292,7 +293,7 @@ fn refused(seen: &PersistedState, name: &str, actor: &str, number: i64, at: Time
     let mut incident = seen.incidents.get(name).and_then(|incident| incident.readable_document(name))?;
     let reason = format!("{} has no open incident", App::from(&incident.spec.app));
     let decision = DecisionKind::Refused;
-    incident.status.decisions.push(kept::Decision {
+    incident.status.decisions.push(kept::IncidentDecision {
         at,
         decision: decision.into(),
         actor: actor.into(),

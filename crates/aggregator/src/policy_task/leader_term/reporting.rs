@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use procscan_core::policy::{Alert, Decision, DecisionKind};
+use procscan_core::decision::{Decision, DecisionKind};
+use procscan_core::policy::Alert;
 
 use super::LeaderTerm;
 use crate::leader::WritePermit;
@@ -70,9 +71,10 @@ fn has_changed(before: &Decided, now: &Decided) -> bool {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
+    use procscan_core::decision::Mode;
     use procscan_core::names::{App, Key, NodeName};
     use procscan_core::plan::{Dispute, HeldApp, Plan};
-    use procscan_core::policy::{Mode, Withheld};
+    use procscan_core::policy::Withheld;
 
     use super::*;
 

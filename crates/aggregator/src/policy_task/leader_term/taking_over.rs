@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use procscan_core::decision::Mode;
 use procscan_core::names::App;
-use procscan_core::policy::{InheritedBlock, Mode, remembered};
+use procscan_core::policy::{InheritedBlock, remembered};
 use procscan_core::state::{Incident, IncidentState};
 use tokio::sync::oneshot;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use procscan_core::policy::Mode;
+use procscan_core::decision::Mode;
 use procscan_core::state::{EnforcementSpec, ExemptionSpec, IncidentState};
 use serde_json::json;
 use tokio::time::timeout;

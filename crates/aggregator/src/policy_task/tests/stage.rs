@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use procscan_core::decision::Mode;
 use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::{App, NodeName};
 use procscan_core::plan::Plan;
-use procscan_core::policy::{ClusterFacts, InheritedBlock, LookupRequests, Mode, Policy};
+use procscan_core::policy::{ClusterFacts, InheritedBlock, LookupRequests, Policy};
 use procscan_core::report::{Answer, Limits, Outcome, Report, Target, decode};
 use procscan_core::state::incident;
 use serde_json::{Value, json};

@@ -9,7 +9,7 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Api;
 use kube::api::PostParams;
-use procscan_core::policy::DecisionKind;
+use procscan_core::decision::DecisionKind;
 use procscan_core::state::{GROUP, VERSION};
 use tokio::sync::mpsc;
 

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
-use procscan_core::policy::Decision;
+use procscan_core::decision::Decision;
 use procscan_core::state::Incident;
 use serde_json::Value;
 use tokio::time::Instant;

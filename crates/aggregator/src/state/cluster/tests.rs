@@ -5,7 +5,7 @@ mod watched;
 use std::time::Duration;
 
 use hyper::Method;
-use procscan_core::policy::{Actor, DecisionKind};
+use procscan_core::decision::{Actor, DecisionKind};
 use serde_json::json;
 use tokio::time::sleep;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use procscan_core::names::App;
-use procscan_core::state::incident::{AppRef, Decision};
+use procscan_core::state::incident::{AppRef, IncidentDecision};
 use procscan_core::state::{
     Declaration, EnforcementSpec, ExemptionSpec, IncidentSpec, IncidentStatus, enforcement,
 };
@@ -37,7 +37,7 @@ struct BodyRef<'a> {
 struct DecisionRow<'a> {
     incident: &'a str,
     app: &'a AppRef,
-    decision: &'a Decision,
+    decision: &'a IncidentDecision,
 }
 
 pub(super) fn document(name: &str, incident: &IncidentEntry) -> Result<Document, StateError> {
@@ -90,7 +90,7 @@ pub(super) fn logged(
     spec: &IncidentSpec,
     status: &IncidentStatus,
 ) -> Result<Vec<LoggedDecision>, StateError> {
-    let entry = |decision: &Decision| {
+    let entry = |decision: &IncidentDecision| {
         let entry = DecisionRow { incident: name, app: &spec.app, decision };
         Ok(LoggedDecision {
             at: decision.at,

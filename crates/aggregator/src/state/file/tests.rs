@@ -1,7 +1,7 @@
 //! The state file, with rows that another version has written.
 
+use procscan_core::decision::Mode;
 use procscan_core::names::App;
-use procscan_core::policy::Mode;
 use procscan_core::state::incident::{Approval, Release};
 use procscan_core::state::{IncidentSpec, IncidentStatus, Match};
 use serde_json::Value;

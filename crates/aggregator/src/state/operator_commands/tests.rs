@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures_util::FutureExt;
 use hyper::Method;
 use jiff::SignedDuration;
-use procscan_core::policy::Mode;
+use procscan_core::decision::Mode;
 use procscan_core::state::Match;
 
 use super::*;

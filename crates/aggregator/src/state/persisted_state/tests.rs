@@ -1,4 +1,4 @@
-use procscan_core::policy::Mode;
+use procscan_core::decision::Mode;
 use serde_json::json;
 
 use super::*;

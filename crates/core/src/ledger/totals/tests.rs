@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Moment;
-use crate::ledger::{Cleared, Ledger, Remembered};
+use crate::clearing::Cleared;
+use crate::ledger::{Ledger, Remembered};
 use crate::names::{Key, NodeName};
 use crate::report::{Answer, Outcome, Record, Report, Target};
 

@@ -5,10 +5,12 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::Moment;
-use crate::ledger::{Detection, Ledger, Reading, SHORT_CMDLINE};
+use crate::clearing::Reading;
+use crate::decision::Mode;
+use crate::ledger::{Detection, Ledger, SHORT_CMDLINE};
 use crate::names::Key;
 use crate::policy::accepted_evidence::ClearingCause;
-use crate::policy::{BrakeRules, ClusterFacts, Incidents, Mode, Policy, SharedServices};
+use crate::policy::{BrakeRules, ClusterFacts, Incidents, Policy, SharedServices};
 use crate::report::{Answer, Claim, Outcome, Report, Target};
 use crate::time::CompactDuration;
 

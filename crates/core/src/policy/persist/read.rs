@@ -8,13 +8,14 @@ use jiff::Timestamp;
 
 use super::count;
 use crate::Moment;
-use crate::ledger::{Reading, Remembered};
+use crate::clearing::Reading;
+use crate::decision::{Actor, Decision};
+use crate::ledger::Remembered;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Exposure, OtherApps};
 use crate::policy::accepted_evidence::{self, AcceptedEvidence, ClearingCause, Tombstone};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
-use crate::policy::decision::{Actor, Decision};
 use crate::policy::grace::Grace;
 use crate::policy::incident::{
     EvidenceId, Incident, NotificationKind, Phase, RareFields, SentNotification, StickyRelease,
@@ -205,7 +206,7 @@ pub(super) fn restored(
         let held = due.held.iter().map(|scope| brake_of(scope.brake, scope.of.as_ref())).collect();
         Arc::new(Due { at: due.at.into(), passed: due.passed, accusers, held })
     });
-    let decision = |entry: &kept::Decision| {
+    let decision = |entry: &kept::IncidentDecision| {
         let (at, app, kind) = (entry.at, app.clone(), entry.decision.known()?);
         let (actor, reason) = (Actor::named(&entry.actor), entry.reason.clone());
         Some(Arc::new(Decision { at, app, kind, actor, reason, dry_run: false }))
@@ -223,7 +224,7 @@ pub(super) fn restored(
         until_by_clock: release.until_by_clock.map(CompactTimestamp::from),
         actor: release.by.clone(),
     };
-    let is_foreign = |entry: &&kept::Decision| entry.decision.known().is_none();
+    let is_foreign = |entry: &&kept::IncidentDecision| entry.decision.known().is_none();
     file.set_rare(RareFields {
         held,
         inherited: status.inherited.as_ref().map(|accused| accused.iter().map(key).collect()),

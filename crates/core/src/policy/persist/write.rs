@@ -3,12 +3,12 @@
 use jiff::Timestamp;
 
 use crate::Moment;
-use crate::ledger::Cleared;
+use crate::clearing::Cleared;
+use crate::decision::{Decision, DecisionKind};
 use crate::names::{App, Key, Text};
 use crate::policy::accepted_evidence::{AcceptedEvidence, ClearingCause, Tombstone, whole_seconds};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
-use crate::policy::decision::{Decision, DecisionKind};
 use crate::policy::forgotten::{MAX_EVIDENCE, rank};
 use crate::policy::incident::{
     EvidenceId, Incident, MAX_DECISIONS, NotificationKind, PersistedIncident, Phase,
@@ -52,7 +52,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         let cleared = kept::ClearedEvidence { at: at.get(), by: cleared_by(*by), ended: true };
         evidence(id, accepted, Some(cleared))
     });
-    let decision = |decision: &Decision| kept::Decision {
+    let decision = |decision: &Decision| kept::IncidentDecision {
         at: decision.at,
         decision: decision.kind.into(),
         actor: decision.actor.name(),
@@ -193,11 +193,14 @@ fn grace(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<k
 }
 
 /// The log, with the entries that only another version knows in their places.
-fn log(own: impl Iterator<Item = kept::Decision>, foreign: &[kept::Decision]) -> Vec<kept::Decision> {
+fn log(
+    own: impl Iterator<Item = kept::IncidentDecision>,
+    foreign: &[kept::IncidentDecision],
+) -> Vec<kept::IncidentDecision> {
     if foreign.is_empty() {
         return own.collect();
     }
-    let mut all: Vec<kept::Decision> = foreign.iter().cloned().chain(own).collect();
+    let mut all: Vec<kept::IncidentDecision> = foreign.iter().cloned().chain(own).collect();
     all.sort_by_key(|entry| entry.at);
     all.split_off(all.len().saturating_sub(MAX_DECISIONS))
 }

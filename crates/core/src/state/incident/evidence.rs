@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::Cleared;
+use crate::clearing::Cleared;
 use crate::names::Text;
 
 /// One node's word of one violation. The command line stays out: it may hold secrets.

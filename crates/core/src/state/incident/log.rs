@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::decision::DecisionKind;
 use crate::names::Text;
-use crate::policy::DecisionKind;
 
 /// A kind of decision. Kinds that only another version knows are kept as they are.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -49,7 +49,7 @@ impl PartialEq<DecisionKind> for LoggedKind {
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Decision {
+pub struct IncidentDecision {
     /// When.
     pub at: Timestamp,
     /// What.

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use procscan_core::Moment;
+use procscan_core::decision::{Decision, Mode};
+use procscan_core::exemption::Exemption;
 use procscan_core::ledger::{Change, Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName, PodRef};
 use procscan_core::plan::{Exposure, OtherApps, SharedService, SharedServices};
 use procscan_core::policy::{
-    AppFact, BrakeRules, ClusterFacts, Decided, Decision, Evaluation, Exemption, Incidents, InheritedBlock,
-    Lineage, Mode, PodFact, PodState, Policy, remembered,
+    AppFact, BrakeRules, ClusterFacts, Decided, Evaluation, Incidents, InheritedBlock, Lineage, PodFact,
+    PodState, Policy, remembered,
 };
 use procscan_core::report::{Answer, Claim, Failure, FailureReason, Outcome, Record, Report, Target};
 use procscan_core::resources::template::Template;

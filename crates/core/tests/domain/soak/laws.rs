@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use procscan_core::Moment;
+use procscan_core::decision::{Actor, Decision, DecisionKind};
 use procscan_core::names::{App, Text};
 use procscan_core::plan::{Block, SharedServices};
-use procscan_core::policy::{Actor, Decision, DecisionKind, Evaluation, Phase};
+use procscan_core::policy::{Evaluation, Phase};
 use procscan_core::snapshot::Violation;
 
 use super::nodes::{LEADER, Node};

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::SignedDuration;
 use procscan_core::Moment;
-use procscan_core::ledger::Presence;
+use procscan_core::clearing::Presence;
+use procscan_core::decision::Decision;
 use procscan_core::names::{App, Text};
 use procscan_core::plan::Plan;
-use procscan_core::policy::{ClusterFacts, Decision, InheritedBlock};
+use procscan_core::policy::{ClusterFacts, InheritedBlock};
 use procscan_core::resources::{Existing, render, wasm_plugin};
 use procscan_core::state::{Incident, IncidentState};
 

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::SignedDuration;
+use procscan_core::decision::Decision;
 use procscan_core::names::App;
 use procscan_core::plan::SharedServices;
-use procscan_core::policy::{Decision, Evaluation, IncidentCommand};
+use procscan_core::policy::{Evaluation, IncidentCommand};
 
 use super::tenants::{Pod, app_of, host, tenant_in};
 use super::{OFFENDERS, Soak};

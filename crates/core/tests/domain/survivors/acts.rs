@@ -1,9 +1,9 @@
 //! What operators do, and how it is recorded.
 
 use crate::common::{HOUR, MINUTE, World, app, record, record_of};
-use procscan_core::policy::{
-    Actor, Decision, IncidentCommand, IncidentCommandError, IssuedBy, Mode, is_too_far,
-};
+use procscan_core::decision::{Actor, Decision, Mode};
+use procscan_core::exemption::is_too_far;
+use procscan_core::policy::{IncidentCommand, IncidentCommandError, IssuedBy};
 
 fn release(world: &World) -> IncidentCommand {
     IncidentCommand::Release {
@@ -204,8 +204,8 @@ fn why_an_exemption_is_withheld_says_how_many_it_would_open_now() {
     world.policy.brake.max_releases = 1;
     world.answer("n1", ["ns-a", "ns-b", "ns-c"].map(|namespace| record(namespace, 0)).into());
     assert_eq!(world.blocked().len(), 3);
-    let all = |e: &mut procscan_core::policy::Exemption| {
-        e.process = Some(procscan_core::policy::Pattern::Exact("xmrig".into()));
+    let all = |e: &mut procscan_core::exemption::Exemption| {
+        e.process = Some(procscan_core::exemption::Pattern::Exact("xmrig".into()));
     };
     world.policy.exemptions = vec![crate::common::exemption(all, None)];
     let why = |world: &mut World| {

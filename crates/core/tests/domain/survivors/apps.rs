@@ -1,11 +1,11 @@
 //! Pods, their Apps and their namespaces: what is gone, what belongs to another App, and what can't be known.
 
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
+use procscan_core::decision::{DecisionKind, Mode};
+use procscan_core::exemption::Pattern;
 use procscan_core::ledger::Detection;
 use procscan_core::names::{App, Key, NodeName, PodRef};
-use procscan_core::policy::{
-    AppFact, DecisionKind, Incidents, InheritedBlock, Mode, Pattern, PodFact, PodState,
-};
+use procscan_core::policy::{AppFact, Incidents, InheritedBlock, PodFact, PodState};
 use procscan_core::state::incident::ClearedBy;
 
 fn inherited(accused: &[&str]) -> InheritedBlock {

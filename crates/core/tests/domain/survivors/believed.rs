@@ -2,7 +2,7 @@
 
 use crate::clocks::{DAY, MONTH, accuse, accuse_one, leader, nodes};
 use crate::common::{HOUR, MINUTE, World, exemption};
-use procscan_core::policy::Pattern;
+use procscan_core::exemption::Pattern;
 
 /// Exempts `ns-a` for so many hours from now.
 fn exempt(world: &mut World, hours: i64) {

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, exemption, record_of};
+use procscan_core::exemption::Pattern;
 use procscan_core::ledger::Detection;
-use procscan_core::policy::{Pattern, remembered};
+use procscan_core::policy::remembered;
 
 /// A minute later, every one of these `apps` of the namespace is accused; an exemption covers all, so that nothing follows.
 fn accused(world: &mut World, namespace: &str, apps: std::ops::Range<usize>) {

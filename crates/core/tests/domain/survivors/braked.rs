@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::common::{MINUTE, World, app, record, record_of};
+use procscan_core::decision::DecisionKind;
 use procscan_core::ledger::Detection;
-use procscan_core::policy::{DecisionKind, Evaluation};
+use procscan_core::policy::Evaluation;
 
 /// Nodes `n0`, `n1` and so on, by whose answers an accusation clears within three minutes.
 fn world(nodes: usize) -> World {

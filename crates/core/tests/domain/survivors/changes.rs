@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, at, complete, record, record_of, target};
+use procscan_core::decision::DecisionKind;
 use procscan_core::names::{NodeName, PodRef};
-use procscan_core::policy::DecisionKind;
 use procscan_core::report::{Answer, Outcome, Rejection, Report, Target};
 use procscan_core::snapshot::{State, TargetState};
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, record, record_of};
+use procscan_core::exemption::Pattern;
 use procscan_core::names::Key;
-use procscan_core::policy::{Alert, Incidents, InheritedBlock, Pattern, PodState};
+use procscan_core::policy::{Alert, Incidents, InheritedBlock, PodState};
 
 #[test]
 fn apps_in_grace_held_and_blocked_are_counted_by_leaders_and_followers() {
@@ -83,7 +84,7 @@ fn a_clock_that_is_right_raises_no_alert_when_a_date_is_over_and_a_wrong_one_say
         let mut world = World::new(&["n1"]);
         let until = Some(crate::common::at(HOUR).wall());
         let covers =
-            |e: &mut procscan_core::policy::Exemption| e.namespace = Some(Pattern::Exact("ns-a".into()));
+            |e: &mut procscan_core::exemption::Exemption| e.namespace = Some(Pattern::Exact("ns-a".into()));
         world.policy.exemptions = vec![exemption(covers, until)];
         world.evaluate();
         world

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::common::{World, app, record};
+use procscan_core::decision::Mode;
 use procscan_core::names::{App, Key};
-use procscan_core::policy::{IncidentCommand, InheritedBlock, Mode};
+use procscan_core::policy::{IncidentCommand, InheritedBlock};
 
 /// An object that blocks `app` and closes those Services.
 fn found(app: App, accused: &[&str], services: &[&str]) -> InheritedBlock {

@@ -8,9 +8,10 @@ use crate::grace::{
     accuse, find, is_blocked, is_blocked_in, is_warned_and_stops, release, standing, stops, with_grace,
 };
 use jiff::SignedDuration;
+use procscan_core::exemption::Pattern;
 use procscan_core::names::App;
 use procscan_core::plan::NoticePhase;
-use procscan_core::policy::{Evaluation, IncidentCommand, Lineage, Pattern, Phase};
+use procscan_core::policy::{Evaluation, IncidentCommand, Lineage, Phase};
 
 fn exempt(world: &mut World, process: &str) {
     let it = exemption(|e| e.process = Some(Pattern::Exact(process.into())), None);

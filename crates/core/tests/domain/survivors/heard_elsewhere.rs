@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, START, World, app, record};
 use jiff::Timestamp;
-use procscan_core::ledger::{ChangeKind, Cleared, Detection, Remembered};
+use procscan_core::clearing::Cleared;
+use procscan_core::ledger::{ChangeKind, Detection, Remembered};
 use procscan_core::names::NodeName;
 use procscan_core::snapshot::State;
 

@@ -1,7 +1,9 @@
 //! What is kept of an incident, when it is kept again, and what a restart makes of it.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
-use procscan_core::policy::{IncidentCommand, Incidents, Mode, Pattern, remembered};
+use procscan_core::decision::Mode;
+use procscan_core::exemption::Pattern;
+use procscan_core::policy::{IncidentCommand, Incidents, remembered};
 use procscan_core::state::incident::IncidentState;
 
 /// Whether every incident is as it was when it was kept; some may have been borrowed mutably since.
@@ -279,7 +281,7 @@ fn what_had_cleared_and_what_had_not_is_the_same_after_a_restart() {
     );
     assert!(again.evidence.iter().all(|it| it.cleared.as_ref().unwrap().ended));
     assert_eq!(again.evidence[1], status.evidence[1], "what had cleared has cleared then");
-    assert!(again.decisions.last().unwrap().decision == procscan_core::policy::DecisionKind::Closed);
+    assert!(again.decisions.last().unwrap().decision == procscan_core::decision::DecisionKind::Closed);
 }
 
 #[test]

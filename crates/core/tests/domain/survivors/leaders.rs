@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, record};
 use crate::grace::{accuse, is_blocked, with_grace};
-use procscan_core::policy::{DecisionKind, IncidentCommand, Mode};
+use procscan_core::decision::{DecisionKind, Mode};
+use procscan_core::policy::IncidentCommand;
 
 #[test]
 fn a_grace_ends_with_the_block_at_its_time_though_another_replica_leads_and_the_agent_scans_seldom() {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
-use procscan_core::policy::{
-    DecisionKind, IncidentCommand, Mode, Pattern, Policy, SimulatedOutcome, simulate,
-};
+use procscan_core::decision::{DecisionKind, Mode};
+use procscan_core::exemption::Pattern;
+use procscan_core::policy::{IncidentCommand, Policy, SimulatedOutcome, simulate};
 use procscan_core::state::Incident;
 
 fn fates(world: &World, policy: &Policy, since: u64) -> Vec<SimulatedOutcome> {

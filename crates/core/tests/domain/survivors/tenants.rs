@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use crate::common::{MINUTE, World, app, exemption, record_of};
+use procscan_core::decision::Mode;
+use procscan_core::exemption::Pattern;
 use procscan_core::names::Key;
-use procscan_core::policy::{InheritedBlock, Mode, OnIngresses, Pattern, simulate};
+use procscan_core::policy::{InheritedBlock, OnIngresses, simulate};
 
 #[test]
 fn a_reason_names_what_goes_on_and_not_what_may_have_ended() {

@@ -89,8 +89,10 @@ fn a_tenant_that_was_warned_is_told_of_the_block_in_time_however_many_wait_for_t
 #[test]
 fn a_tenant_of_which_nothing_is_decided_is_told_nothing() {
     let mut world = world();
-    world.policy.exemptions =
-        vec![exemption(|e| e.namespace = Some(procscan_core::policy::Pattern::Exact("ns-a".into())), None)];
+    world.policy.exemptions = vec![exemption(
+        |e| e.namespace = Some(procscan_core::exemption::Pattern::Exact("ns-a".into())),
+        None,
+    )];
     world.answer("n1", vec![record_of("ns-a", "web", "xmrig", 0)]);
     for _ in 0..2 {
         assert!(told(&mut world).is_empty());
@@ -100,7 +102,7 @@ fn a_tenant_of_which_nothing_is_decided_is_told_nothing() {
 #[test]
 fn in_dry_run_a_grace_lasts_as_long_as_in_earnest() {
     let mut world = world();
-    world.policy.mode = procscan_core::policy::Mode::DryRun;
+    world.policy.mode = procscan_core::decision::Mode::DryRun;
     world.policy.grace = Duration::from_mins(10);
     let mut blocked = |minute: u64| {
         world.now = crate::common::at(minute * MINUTE);

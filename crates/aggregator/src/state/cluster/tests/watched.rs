@@ -1,6 +1,6 @@
 //! What every replica sees of the objects, whatever becomes of the watch.
 
-use procscan_core::policy::Mode;
+use procscan_core::decision::Mode;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

@@ -6,8 +6,20 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Brake;
 use crate::names::{App, Text};
+
+/// Whether decisions take effect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// They do.
+    #[default]
+    Enforce,
+    /// They are made and logged; nothing outside is touched.
+    DryRun,
+    /// Existing blocks stay, nothing new is blocked or released but by an operator.
+    Paused,
+}
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -108,31 +120,4 @@ impl fmt::Display for Actor {
             Self::Operator(name) => write!(f, "{}", name.escape_debug()),
         }
     }
-}
-
-/// Something that an operator should look at now. Raised once, not once per App.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Alert {
-    /// A brake holds what the rules would have done.
-    Brake {
-        /// Which one.
-        brake: Brake,
-        /// What it holds and what to do, for people.
-        message: String,
-    },
-    /// An exemption is withheld, because it would open too many tenants at once.
-    Exemption {
-        /// The exemption, the number of tenants, and what to do.
-        message: String,
-    },
-    /// The wall clock says that a date has passed, but too little monotonic time has been measured.
-    Clock {
-        /// What follows from it.
-        message: String,
-    },
-    /// More tenants are to be told than one round may.
-    Notices {
-        /// How many wait for the next round.
-        waiting: usize,
-    },
 }

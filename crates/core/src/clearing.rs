@@ -1,13 +1,55 @@
-//! The clearing clock: readings of answered time, and the rule by which they clear evidence.
+//! When evidence of a violation has cleared: the rules, and the clock of each node by which they count.
+//!
+//! The ledger keeps these clocks, and the snapshot shows them to the policy, so both use this module.
 
 use std::time::Duration;
 
-use super::evidence::Cleared;
+use serde::Serialize;
+
 use crate::Moment;
 use crate::time::CompactDuration;
 
+/// How sure one node's evidence makes us that the process is there. Ordered from the strongest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    /// Fresh evidence.
+    Active,
+    /// Neither fresh evidence nor proof of absence.
+    Unconfirmed,
+    /// Proven absent by one of the rules in [`Cleared`].
+    Cleared,
+}
+
+/// By which rule a violation counts as absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cleared {
+    /// Its node has answered for long enough without fresh evidence.
+    ByClock,
+    /// Its node has not answered for `detection.unreachable_limit`.
+    Unreachable,
+    /// Its node has answered for `detection.unreachable_limit` in sum, but too many answers said nothing of it: they
+    /// listed another process instead, or left out records of its namespace.
+    Hidden,
+    /// Its Pod is proven gone.
+    PodGone,
+}
+
+impl Cleared {
+    /// The rule as a label, `snake_case`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ByClock => "by_clock",
+            Self::Unreachable => "unreachable",
+            Self::Hidden => "hidden",
+            Self::PodGone => "pod_gone",
+        }
+    }
+}
+
 /// How many scans without it prove that it is absent.
-pub(super) const SCANS_WITHOUT_EVIDENCE: u32 = 6;
+pub(crate) const SCANS_WITHOUT_EVIDENCE: u32 = 6;
 
 /// A reading of one violation's clearing clock on one node: how long the node has answered, and how much of that said
 /// nothing of the violation.
@@ -71,12 +113,12 @@ impl NodeClock {
 
     /// How much answered time without fresh evidence proves absence, if the violation was once unseen for `away` and
     /// came back.
-    pub(super) fn required_of(&self, away: CompactDuration) -> Duration {
+    pub(crate) fn required_of(&self, away: CompactDuration) -> Duration {
         self.required.get().max(away.get().saturating_mul(SCANS_WITHOUT_EVIDENCE))
     }
 
     /// Whether the node's answers have cleared the evidence, and by which rule.
-    pub(super) fn cleared_by_answers(
+    pub(crate) fn cleared_by_answers(
         &self,
         mark: Reading,
         away: CompactDuration,
@@ -97,7 +139,7 @@ impl NodeClock {
 
     /// When the wait for a node that never returns ends, for evidence that was last fresh at `since`; by the monotonic
     /// clock.
-    pub(super) fn lost_at(&self, since: Moment) -> Duration {
+    pub(crate) fn lost_at(&self, since: Moment) -> Duration {
         self.last_sign.max(since).uptime().saturating_add(self.unreachable_limit.get())
     }
 }

@@ -1,139 +1,15 @@
-//! What operators have declared not to be enforced.
+//! Which exemptions take effect: one that would open too many tenants at once is withheld.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::{SignedDuration, Timestamp};
-use regex::Regex;
-
+use super::Policy;
+use super::alert::Alert;
 use super::dates::Validity;
-use super::decision::Alert;
 use super::evaluate::EvaluationContext;
 use super::incident::{Incident, Phase};
 use super::incidents::Incidents;
-use super::{BrakeRules, Policy};
-use crate::hash::stable_hash;
+use crate::exemption::Exemption;
 use crate::names::{App, Text};
-use crate::plan::{Block, Plan};
-use crate::report::Record;
-
-/// How far ahead an `until` may be: ten years. A later date can only be a mistake.
-const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(24 * 3653);
-
-/// Whether `until` is more than ten years after `now`.
-pub fn is_too_far(until: Timestamp, now: Timestamp) -> bool {
-    until.duration_since(now) > MAX_AHEAD
-}
-
-/// Accusations that are shown but not enforced. All given parts must match.
-#[derive(Clone, Debug)]
-pub struct Exemption {
-    /// Where it is declared, for people: `Exemption NAME`, or its place in the configuration.
-    pub place: String,
-    /// The tenant's namespace.
-    pub namespace: Option<Pattern>,
-    /// The App's name.
-    pub app: Option<Pattern>,
-    /// The process name.
-    pub process: Option<Pattern>,
-    /// The regular expression that matched. An accusation without one, by a keyword, is covered by `process` only.
-    pub rule: Option<Pattern>,
-    /// Why, for people.
-    pub reason: String,
-    /// Until when, by our own wall clock; forever if absent.
-    pub until: Option<Timestamp>,
-    /// The number of tenants with blocked Apps that an operator allows it to open; needed beyond `brake.max_releases`.
-    pub confirm: Option<usize>,
-}
-
-impl Exemption {
-    fn parts(&self) -> [Option<&Pattern>; 4] {
-        [&self.namespace, &self.app, &self.process, &self.rule].map(Option::as_ref)
-    }
-
-    /// Whether no part is given, so that it covers nothing.
-    pub fn is_empty(&self) -> bool {
-        self.parts().iter().all(Option::is_none)
-    }
-
-    /// Whether its namespace and App parts match `app`; it does not look at `until`. An exemption without parts may
-    /// cover anything.
-    pub fn may_cover(&self, app: &App) -> bool {
-        let parts = [(&self.namespace, &app.namespace), (&self.app, &app.name)];
-        parts.iter().all(|(pattern, text)| pattern.as_ref().is_none_or(|pattern| pattern.matches(text)))
-    }
-
-    /// Whether it covers `record` as an accusation of `app`; it does not look at `until`. An exemption without parts
-    /// covers nothing.
-    ///
-    /// A record without a regular expression, by a keyword, is not covered by an exemption with a `rule`: a tenant could give its process
-    /// the text of the rule as a name.
-    pub fn covers(&self, app: &App, record: &Record) -> bool {
-        self.covers_accusation(
-            app,
-            &record.key.process,
-            Some(&*record.regex).filter(|regex| !regex.is_empty()),
-        )
-    }
-
-    /// Whether it covers all accusations of `app`, whatever their process and rule; it does not look at `until`.
-    pub(super) fn covers_app(&self, app: &App) -> bool {
-        self.process.is_none() && self.rule.is_none() && self.covers_accusation(app, "", None)
-    }
-
-    fn covers_accusation(&self, app: &App, process: &str, rule: Option<&str>) -> bool {
-        let texts = [Some(&*app.namespace), Some(&*app.name), Some(process), rule];
-        let matches = |part: &Pattern, text: Option<&str>| text.is_some_and(|text| part.matches(text));
-        !self.is_empty()
-            && self.parts().iter().zip(texts).all(|(part, text)| part.is_none_or(|part| matches(part, text)))
-    }
-
-    /// How many tenants have blocks in `plan` that it would open.
-    pub fn opens(&self, plan: &Plan) -> usize {
-        let is_opened = |block: &&Block| {
-            let of_grounds = block.grounds.iter().map(|accepted| {
-                (&accepted.key.process, Some(&*accepted.rule).filter(|_| !accepted.by_keyword))
-            });
-            let left = block.left.iter().map(|key| (&key.process, None));
-            of_grounds.chain(left).all(|(process, rule)| self.covers_accusation(&block.app, process, rule))
-        };
-        let opened = plan.blocks.iter().map(|block| &**block).filter(is_opened);
-        opened.map(|block| &block.app.namespace).collect::<BTreeSet<&Text>>().len()
-    }
-
-    /// Why the exemption is withheld. `tenants` is how many tenants it would open now.
-    fn too_much(&self, tenants: usize, was_withheld: bool, rules: &BrakeRules) -> String {
-        let (place, most) = (&self.place, self.may_open(rules));
-        if was_withheld && tenants <= most {
-            return format!(
-                "{place} has no effect, because when it was first judged it would have opened the gateway to more than {most} tenants \
-                 at once (brake.max_releases). Now it would open {tenants}: write `confirm: {tenants}` into it if that is meant, or \
-                 narrow it down"
-            );
-        }
-        format!(
-            "{place} would open the gateway to {tenants} tenants at once, more than {most} (brake.max_releases): it has no effect. Write \
-             `confirm: {tenants}` into it if that is meant, or narrow it down"
-        )
-    }
-
-    /// How many tenants it may open at once.
-    pub fn may_open(&self, rules: &BrakeRules) -> usize {
-        // At least one, as many as a release by an operator opens.
-        rules.max_releases.max(1).max(self.confirm.unwrap_or(0))
-    }
-
-    /// All that decides its effect: a changed exemption counts as another one.
-    fn identity(&self) -> String {
-        let Self { place, until, confirm, .. } = self;
-        let parts = self.parts().map(|part| part.map(Pattern::text));
-        format!("{place} {parts:?} {until:?} {confirm:?}")
-    }
-
-    /// Identifies the exemption in incidents that record that it is withheld.
-    fn fingerprint(&self) -> Text {
-        format!("{:016x}", stable_hash(&[&self.identity()])).into()
-    }
-}
 
 /// How many incidents of blocked Apps record that an exemption is withheld. One would be enough, but its block may end.
 const MAX_RECORDING_INCIDENTS: usize = 8;
@@ -208,13 +84,13 @@ impl Incidents {
             // An earlier leader withheld it. It may cover fewer tenants now, but no operator has confirmed it.
             let was_withheld = self.by_app.values().any(|it| it.withheld.contains(&fingerprint));
             let mut withheld = None;
-            if tenants <= exemption.may_open(&context.policy.brake) && !was_withheld {
+            if tenants <= exemption.may_open(context.policy.brake.max_releases) && !was_withheld {
                 open.extend(now_open);
             } else {
                 if let Some(force) = context.exemptions.get_mut(index) {
                     *force = Validity::Over;
                 }
-                let message = exemption.too_much(tenants, was_withheld, &context.policy.brake);
+                let message = too_much(exemption, tenants, was_withheld, context.policy.brake.max_releases);
                 withheld = Some(Withheld { place: exemption.place.clone(), reason: message.clone() });
                 context.alert(Alert::Exemption { message });
             }
@@ -300,29 +176,18 @@ impl Incidents {
     }
 }
 
-/// A text to match: as a whole, or by a regular expression.
-#[derive(Clone, Debug)]
-pub enum Pattern {
-    /// The whole text, byte for byte.
-    Exact(String),
-    /// A regular expression, unanchored.
-    Regex(Regex),
-}
-
-impl Pattern {
-    /// Whether `text` matches.
-    pub fn matches(&self, text: &str) -> bool {
-        match self {
-            Self::Exact(exact) => exact == text,
-            Self::Regex(regex) => regex.is_match(text),
-        }
+/// Why `exemption` is withheld. `tenants` is how many tenants it would open now.
+fn too_much(exemption: &Exemption, tenants: usize, was_withheld: bool, max_releases: usize) -> String {
+    let (place, most) = (&exemption.place, exemption.may_open(max_releases));
+    if was_withheld && tenants <= most {
+        return format!(
+            "{place} has no effect, because when it was first judged it would have opened the gateway to more than {most} tenants \
+                 at once (brake.max_releases). Now it would open {tenants}: write `confirm: {tenants}` into it if that is meant, or \
+                 narrow it down"
+        );
     }
-
-    /// Whether it is a regular expression, and its text.
-    fn text(&self) -> (bool, &str) {
-        match self {
-            Self::Exact(exact) => (false, exact),
-            Self::Regex(regex) => (true, regex.as_str()),
-        }
-    }
+    format!(
+        "{place} would open the gateway to {tenants} tenants at once, more than {most} (brake.max_releases): it has no effect. Write \
+             `confirm: {tenants}` into it if that is meant, or narrow it down"
+    )
 }

@@ -1,0 +1,142 @@
+//! What operators have declared not to be enforced: which accusations an exemption covers.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use regex::Regex;
+
+use crate::hash::stable_hash;
+use crate::names::{App, Text};
+use crate::plan::{Block, Plan};
+use crate::report::Record;
+
+/// How far ahead an `until` may be: ten years. A later date can only be a mistake.
+const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(24 * 3653);
+
+/// Whether `until` is more than ten years after `now`.
+pub fn is_too_far(until: Timestamp, now: Timestamp) -> bool {
+    until.duration_since(now) > MAX_AHEAD
+}
+
+/// Accusations that are shown but not enforced. All given parts must match.
+#[derive(Clone, Debug)]
+pub struct Exemption {
+    /// Where it is declared, for people: `Exemption NAME`, or its place in the configuration.
+    pub place: String,
+    /// The tenant's namespace.
+    pub namespace: Option<Pattern>,
+    /// The App's name.
+    pub app: Option<Pattern>,
+    /// The process name.
+    pub process: Option<Pattern>,
+    /// The regular expression that matched. An accusation without one, by a keyword, is covered by `process` only.
+    pub rule: Option<Pattern>,
+    /// Why, for people.
+    pub reason: String,
+    /// Until when, by our own wall clock; forever if absent.
+    pub until: Option<Timestamp>,
+    /// The number of tenants with blocked Apps that an operator allows it to open; needed beyond `brake.max_releases`.
+    pub confirm: Option<usize>,
+}
+
+impl Exemption {
+    fn parts(&self) -> [Option<&Pattern>; 4] {
+        [&self.namespace, &self.app, &self.process, &self.rule].map(Option::as_ref)
+    }
+
+    /// Whether no part is given, so that it covers nothing.
+    pub fn is_empty(&self) -> bool {
+        self.parts().iter().all(Option::is_none)
+    }
+
+    /// Whether its namespace and App parts match `app`; it does not look at `until`. An exemption without parts may
+    /// cover anything.
+    pub fn may_cover(&self, app: &App) -> bool {
+        let parts = [(&self.namespace, &app.namespace), (&self.app, &app.name)];
+        parts.iter().all(|(pattern, text)| pattern.as_ref().is_none_or(|pattern| pattern.matches(text)))
+    }
+
+    /// Whether it covers `record` as an accusation of `app`; it does not look at `until`. An exemption without parts
+    /// covers nothing.
+    ///
+    /// A record without a regular expression, by a keyword, is not covered by an exemption with a `rule`: a tenant could give its process
+    /// the text of the rule as a name.
+    pub fn covers(&self, app: &App, record: &Record) -> bool {
+        self.covers_accusation(
+            app,
+            &record.key.process,
+            Some(&*record.regex).filter(|regex| !regex.is_empty()),
+        )
+    }
+
+    /// Whether it covers all accusations of `app`, whatever their process and rule; it does not look at `until`.
+    pub(crate) fn covers_app(&self, app: &App) -> bool {
+        self.process.is_none() && self.rule.is_none() && self.covers_accusation(app, "", None)
+    }
+
+    fn covers_accusation(&self, app: &App, process: &str, rule: Option<&str>) -> bool {
+        let texts = [Some(&*app.namespace), Some(&*app.name), Some(process), rule];
+        let matches = |part: &Pattern, text: Option<&str>| text.is_some_and(|text| part.matches(text));
+        !self.is_empty()
+            && self.parts().iter().zip(texts).all(|(part, text)| part.is_none_or(|part| matches(part, text)))
+    }
+
+    /// How many tenants have blocks in `plan` that it would open.
+    pub fn opens(&self, plan: &Plan) -> usize {
+        let is_opened = |block: &&Block| {
+            let of_grounds = block.grounds.iter().map(|accepted| {
+                (&accepted.key.process, Some(&*accepted.rule).filter(|_| !accepted.by_keyword))
+            });
+            let left = block.left.iter().map(|key| (&key.process, None));
+            of_grounds.chain(left).all(|(process, rule)| self.covers_accusation(&block.app, process, rule))
+        };
+        let opened = plan.blocks.iter().map(|block| &**block).filter(is_opened);
+        opened.map(|block| &block.app.namespace).collect::<BTreeSet<&Text>>().len()
+    }
+
+    /// How many tenants it may open at once.
+    /// `max_releases` is the number that brakes let through (`brake.max_releases`).
+    pub fn may_open(&self, max_releases: usize) -> usize {
+        // At least one, as many as a release by an operator opens.
+        max_releases.max(1).max(self.confirm.unwrap_or(0))
+    }
+
+    /// All that decides its effect: a changed exemption counts as another one.
+    pub(crate) fn identity(&self) -> String {
+        let Self { place, until, confirm, .. } = self;
+        let parts = self.parts().map(|part| part.map(Pattern::text));
+        format!("{place} {parts:?} {until:?} {confirm:?}")
+    }
+
+    /// Identifies the exemption in incidents that record that it is withheld.
+    pub(crate) fn fingerprint(&self) -> Text {
+        format!("{:016x}", stable_hash(&[&self.identity()])).into()
+    }
+}
+
+/// A text to match: as a whole, or by a regular expression.
+#[derive(Clone, Debug)]
+pub enum Pattern {
+    /// The whole text, byte for byte.
+    Exact(String),
+    /// A regular expression, unanchored.
+    Regex(Regex),
+}
+
+impl Pattern {
+    /// Whether `text` matches.
+    pub fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Exact(exact) => exact == text,
+            Self::Regex(regex) => regex.is_match(text),
+        }
+    }
+
+    /// Whether it is a regular expression, and its text.
+    fn text(&self) -> (bool, &str) {
+        match self {
+            Self::Exact(exact) => (false, exact),
+            Self::Regex(regex) => (true, regex.as_str()),
+        }
+    }
+}

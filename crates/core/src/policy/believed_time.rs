@@ -9,9 +9,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::dates::{MAX_DOUBT, TOLERANCE, distance};
 use crate::Moment;
 use crate::state::incident as kept;
+
+/// How far the monotonic clock may lag behind a correct wall clock.
+pub(super) const TOLERANCE: Duration = Duration::from_secs(5);
+/// The longest that a date stays in doubt after it has passed, since the time between two leaders can't be measured.
+/// Also how long a release is remembered after its date.
+pub(super) const MAX_DOUBT: Duration = Duration::from_hours(24);
 
 /// The believed time; see the module.
 #[derive(Clone, Copy, Debug)]
@@ -92,4 +97,10 @@ impl BelievedTime {
 fn run(at: Moment, now: Moment) -> Moment {
     let wall = at.wall().saturating_add(now.since(at)).unwrap_or(at.wall());
     Moment::new(now.uptime(), wall)
+}
+
+/// The time from `earlier` to `later`; zero if `later` is not later.
+pub(super) fn distance(earlier: Timestamp, later: Timestamp) -> Duration {
+    let distance = later.duration_since(earlier);
+    if distance.is_negative() { Duration::ZERO } else { distance.unsigned_abs() }
 }

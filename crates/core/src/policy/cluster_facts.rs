@@ -1,12 +1,10 @@
 //! What the cluster itself says of an accusation. Gathered elsewhere and passed in.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Policy;
-use super::incident::PersistedIncident;
 use crate::Moment;
 use crate::names::{App, NodeName, PodRef, Text};
 use crate::plan::{Exposure, SharedService, SharedServices, human};
@@ -181,53 +179,6 @@ impl ClusterFacts {
         let pods = self.pods.range(first..).take_while(|(pod, _)| pod.namespace == *namespace);
         let mut pods = pods.map(|(_, fact)| fact).peekable();
         pods.peek().is_none() || pods.any(|fact| matches!(fact.state, PodState::Unreadable(_)))
-    }
-
-    /// What is closed when `app` is blocked; `file` knows what has been closed already. `None` if it is not known at
-    /// the moment how the App is reached.
-    ///
-    /// Without a cluster to ask, the only guess that can't hit another App is a Service of the App's own name in its own
-    /// namespace.
-    pub(super) fn to_close(
-        &self,
-        app: &App,
-        policy: &Policy,
-        file: &PersistedIncident,
-    ) -> Option<Cow<'_, Exposure>> {
-        let fact = self.apps.get(app);
-        let mut exposure = Self::closed_of(app, fact, policy, file)?;
-        // A Service that was closed for it stays closed: otherwise its tenant could open it by removing the selector.
-        let selecting_none = fact.map(|fact| &*fact.selecting_none).unwrap_or_default();
-        for service in selecting_none.iter().filter(|service| file.has_closed(service)) {
-            exposure.to_mut().add_unseen(service);
-        }
-        if let Some(why) = exposure.closes_nothing(policy.has_plain_list) {
-            exposure.to_mut().nothing_closed = Some(why.into());
-        }
-        Some(exposure)
-    }
-
-    fn closed_of<'a>(
-        app: &App,
-        fact: Option<&'a AppFact>,
-        policy: &Policy,
-        file: &PersistedIncident,
-    ) -> Option<Cow<'a, Exposure>> {
-        let Some(fact) = fact else {
-            let is_guess = !policy.verify_pods && crate::names::is_dns_label(&app.name);
-            let guess = || Exposure::plain([format!("{}.{}.svc", app.name, app.namespace).into()]);
-            return is_guess.then(|| Cow::Owned(guess()));
-        };
-        let exposure = fact.exposure.as_ref()?;
-        if fact.shared.is_empty() {
-            return Some(Cow::Borrowed(exposure));
-        }
-        let stays_open = |service: &Text| match policy.shared_services {
-            SharedServices::Block => false,
-            SharedServices::Skip => true,
-            SharedServices::Hold => !file.approved && !file.has_closed(service),
-        };
-        Some(Cow::Owned(exposure.apart_from(&fact.shared, stays_open)))
     }
 
     /// The first Service of `app` that exposes other Apps too, if the App is to be held for that reason.

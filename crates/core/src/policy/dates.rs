@@ -11,17 +11,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::believed_time::BelievedTime;
+use super::believed_time::{BelievedTime, MAX_DOUBT, TOLERANCE, distance};
 use super::leader_clock::LeaderClock;
 use crate::Moment;
 use crate::state::incident as kept;
 use crate::time::CompactTimestamp;
-
-/// How far the monotonic clock may lag behind a correct wall clock.
-pub(super) const TOLERANCE: Duration = Duration::from_secs(5);
-/// The longest that a date stays in doubt after it has passed, since the time between two leaders can't be measured.
-/// Also how long a release is remembered after its date.
-pub(super) const MAX_DOUBT: Duration = Duration::from_hours(24);
 
 /// The longest doubt that raises no alert. A stop of the service causes a doubt of its length.
 const MAX_SILENT_DOUBT: Duration = Duration::from_mins(10);
@@ -239,10 +233,4 @@ impl Dates {
             [now.at_wall(*until), Moment::new(elapsed, now.wall())]
         })
     }
-}
-
-/// The time from `earlier` to `later`; zero if `later` is not later.
-pub(super) fn distance(earlier: Timestamp, later: Timestamp) -> Duration {
-    let distance = later.duration_since(earlier);
-    if distance.is_negative() { Duration::ZERO } else { distance.unsigned_abs() }
 }

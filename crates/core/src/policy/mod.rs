@@ -13,49 +13,37 @@
 //! 4. the tenant's grace is over;
 //! 5. no brake holds it. A held App is blocked by an operator's approval only, never by time.
 
-mod accepted_evidence;
-mod admissions;
 mod alert;
-mod apply_brakes;
-mod apply_evidence;
 mod believed_time;
 mod brake;
 mod cluster_facts;
 mod dates;
-mod evaluate;
-mod forgotten;
-mod grace;
+mod evaluation;
 mod incident;
 mod incidents;
-mod inherited;
 mod leader_clock;
 mod lookup_requests;
 mod namespace_refusals;
-mod notify;
-mod persist;
-mod plan_builder;
-mod refused_accusations;
-mod renamed;
 mod simulate;
-mod unreadable;
 mod window;
 
 use std::time::Duration;
 
 use regex::Regex;
 
-pub use self::admissions::Withheld;
 pub use self::alert::Alert;
 pub use self::brake::{Brake, BrakeRules};
 pub use self::cluster_facts::{
     AGE_TOLERANCE, AcceptedPod, AppFact, ClusterFacts, Lineage, PodFact, PodState, Verdict,
 };
-pub use self::evaluate::{Decided, Evaluation};
+pub use self::evaluation::{Decided, Evaluation};
 pub use self::incident::{Incident, Phase};
-pub use self::incidents::{IncidentCommand, IncidentCommandError, Incidents, IssuedBy};
-pub use self::inherited::{InheritedBlock, OnIngresses};
+pub use self::incidents::Incidents;
+pub use self::incidents::admissions::Withheld;
+pub use self::incidents::commands::{IncidentCommand, IncidentCommandError, IssuedBy};
+pub use self::incidents::inherited::{InheritedBlock, OnIngresses};
+pub use self::incidents::persist::remembered;
 pub use self::lookup_requests::{AccusedPod, AccusingNodes, LookupRequests, PodIdentity};
-pub use self::persist::remembered;
 pub use self::simulate::{SimulatedOutcome, simulate, withheld_at_start};
 
 use crate::decision::Mode;

@@ -17,10 +17,11 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::Policy;
-use super::admissions::Withheld;
 use super::cluster_facts::{AppFact, ClusterFacts, Lineage, PodFact, PodState};
-use super::incidents::{IncidentCommand, Incidents, released_until};
-use super::persist::record;
+use super::incidents::Incidents;
+use super::incidents::admissions::Withheld;
+use super::incidents::commands::{IncidentCommand, released_until};
+use super::incidents::persist::record;
 use crate::Moment;
 use crate::clearing::{NodeClock, Presence, Reading};
 use crate::decision::DecisionKind;

@@ -4,36 +4,36 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::inherited::InheritedBlock;
 use crate::Moment;
 use crate::names::{App, Text};
 use crate::plan::Block;
+use crate::policy::incidents::inherited::InheritedBlock;
 
 /// The Apps that are set aside, with the block that the gateway's objects show for each.
 #[derive(Clone, Debug, Default)]
-pub(super) struct UnreadableIncidents {
+pub(in crate::policy) struct UnreadableIncidents {
     apps: BTreeMap<App, Option<Arc<Block>>>,
     /// There is an incident of which not even the App can be read.
-    pub(super) has_unknown: bool,
+    pub(in crate::policy) has_unknown: bool,
 }
 
 impl UnreadableIncidents {
-    pub(super) fn insert(&mut self, app: App) {
+    pub(in crate::policy) fn insert(&mut self, app: App) {
         self.apps.entry(app).or_default();
     }
 
-    pub(super) fn contains(&self, app: &App) -> bool {
+    pub(in crate::policy) fn contains(&self, app: &App) -> bool {
         self.apps.contains_key(app)
     }
 
     /// All Apps that are set aside.
-    pub(super) fn apps(&self) -> BTreeSet<App> {
+    pub(in crate::policy) fn apps(&self) -> BTreeSet<App> {
         self.apps.keys().cloned().collect()
     }
 
     /// Keeps closed what was found closed of an App. The objects do not say which Service belongs to which App, so
     /// Services `known` to belong to other Apps are left to those, unless that would leave none.
-    pub(super) fn close(&mut self, found: &InheritedBlock, known: &BTreeSet<Text>, now: Moment) {
+    pub(in crate::policy) fn close(&mut self, found: &InheritedBlock, known: &BTreeSet<Text>, now: Moment) {
         let InheritedBlock { app, accused, services, .. } = found;
         let own: Vec<Text> = services.iter().filter(|service| !known.contains(*service)).cloned().collect();
         let exposure = found.exposure(if own.is_empty() { services.clone() } else { own });
@@ -49,12 +49,12 @@ impl UnreadableIncidents {
     }
 
     /// The blocks that stay.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
+    pub(in crate::policy) fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
         self.apps.values().flatten()
     }
 
     /// Adds the blocks that stay to `blocks`, which are ordered by App.
-    pub(super) fn add_to(&self, blocks: &mut Vec<Arc<Block>>) {
+    pub(in crate::policy) fn add_to(&self, blocks: &mut Vec<Arc<Block>>) {
         if self.apps.is_empty() {
             return;
         }

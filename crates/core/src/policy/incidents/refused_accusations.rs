@@ -8,11 +8,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::cluster_facts::claimed_app;
-use super::evaluate::EvaluationContext;
 use crate::Moment;
 use crate::decision::DecisionKind;
 use crate::names::{App, NodeName, Text};
+use crate::policy::cluster_facts::claimed_app;
 use crate::report::Record;
 
 /// How many namespaces of one node are remembered, and so logged one by one.
@@ -20,7 +19,7 @@ const MAX_NAMESPACES: usize = 16;
 
 /// What has been logged, by node.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LoggedAccusations(BTreeMap<NodeName, Namespaces>);
+pub(in crate::policy) struct LoggedAccusations(BTreeMap<NodeName, Namespaces>);
 
 /// When a node last accused each namespace.
 #[derive(Clone, Debug, Default)]
@@ -39,10 +38,10 @@ struct Accused<'a> {
 
 /// All refused accusations of one evaluation.
 #[derive(Default)]
-pub(super) struct RefusedAccusations<'a>(BTreeMap<(&'a NodeName, &'a Text), Accused<'a>>);
+pub(in crate::policy) struct RefusedAccusations<'a>(BTreeMap<(&'a NodeName, &'a Text), Accused<'a>>);
 
 impl<'a> RefusedAccusations<'a> {
-    pub(super) fn count(
+    pub(in crate::policy) fn count(
         &mut self,
         node: &'a NodeName,
         record: &'a Record,
@@ -54,36 +53,27 @@ impl<'a> RefusedAccusations<'a> {
 }
 
 impl LoggedAccusations {
-    /// Logs new accusations as decisions of that `kind`, and forgets those that no node has made for
-    /// `policy.same_incident`.
-    pub(super) fn log(
+    /// Notes the accusations of one evaluation. Returns those that have begun, to be logged as decisions of that `kind`: the App that
+    /// each names, and the reason. Forgets those that no node has made for `forget_after`.
+    pub(in crate::policy) fn note(
         &mut self,
-        now: RefusedAccusations<'_>,
+        accusations: RefusedAccusations<'_>,
         kind: DecisionKind,
-        context: &mut EvaluationContext<'_>,
-    ) {
-        for ((node, namespace), accused) in now.0 {
+        now: Moment,
+        forget_after: Duration,
+    ) -> Vec<(App, String)> {
+        let mut begun = Vec::new();
+        for ((node, namespace), accused) in accusations.0 {
             let logged = self.0.entry(node.clone()).or_default();
-            let (reason, app) = match logged.begins(namespace, context.now) {
+            let reason = match logged.begins(namespace, now) {
                 None => continue,
-                Some(Begins::Namespace) => (accused.reason(node, namespace), claimed_app(accused.first)),
-                Some(Begins::Beyond) => (
-                    format!(
-                        "node {} {} more than {MAX_NAMESPACES} namespaces{}; no more of them are logged",
-                        node.0.escape_debug(),
-                        if kind == DecisionKind::Disputed {
-                            "makes disputed accusations in"
-                        } else {
-                            "accuses processes in"
-                        },
-                        if kind == DecisionKind::Disputed { "" } else { " that may not be touched" },
-                    ),
-                    claimed_app(accused.first),
-                ),
+                Some(Begins::Namespace) => accused.reason(node, namespace),
+                Some(Begins::Beyond) => reason_beyond(node, kind),
             };
-            context.decide(&app, kind, reason);
+            begun.push((claimed_app(accused.first), reason));
         }
-        self.forget(context.now, context.policy.same_incident);
+        self.forget(now, forget_after);
+        begun
     }
 
     fn forget(&mut self, now: Moment, after: Duration) {
@@ -136,6 +126,17 @@ impl Accused<'_> {
 }
 
 /// Whether `record` names an App with an incident, whose decisions are logged there.
-pub(super) fn is_known<T>(incidents: &BTreeMap<App, T>, record: &Record) -> bool {
+pub(in crate::policy) fn is_known<T>(incidents: &BTreeMap<App, T>, record: &Record) -> bool {
     incidents.contains_key(&claimed_app(record))
+}
+
+/// The reason of the one decision that stands for all further namespaces of a node.
+fn reason_beyond(node: &NodeName, kind: DecisionKind) -> String {
+    let (accuses, which) = if kind == DecisionKind::Disputed {
+        ("makes disputed accusations in", "")
+    } else {
+        ("accuses processes in", " that may not be touched")
+    };
+    let node = node.0.escape_debug();
+    format!("node {node} {accuses} more than {MAX_NAMESPACES} namespaces{which}; no more of them are logged")
 }

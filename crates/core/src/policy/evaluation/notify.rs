@@ -4,20 +4,21 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::alert::Alert;
-use super::cluster_facts::ClusterFacts;
-use super::evaluate::{EvaluationContext, notice_phase};
-use super::incident::{Incident, NotificationKind, Phase, SentNotification};
-use super::incidents::Incidents;
-use super::{Brake, Policy};
+use super::context::EvaluationContext;
 use crate::Moment;
 use crate::decision::DecisionKind;
+use crate::decision::Mode;
 use crate::names::{App, Text};
 use crate::plan::{NoticePhase, SharedServices};
+use crate::policy::alert::Alert;
+use crate::policy::cluster_facts::ClusterFacts;
+use crate::policy::incident::{Incident, NotificationKind, Phase, SentNotification};
+use crate::policy::incidents::Incidents;
+use crate::policy::{Brake, Policy};
 
 impl Incidents {
     /// Decides which tenants are told what, and updates how blocked Apps are reached.
-    pub(super) fn notify_tenants(&mut self, context: &mut EvaluationContext<'_>) {
+    pub(in crate::policy) fn notify_tenants(&mut self, context: &mut EvaluationContext<'_>) {
         if self.notices.0 != context.snapshot.rounds {
             self.notices = (context.snapshot.rounds, 0);
         }
@@ -124,7 +125,7 @@ fn hold_what_is_left_open(app: &App, incident: &mut Incident, context: &mut Eval
     incident.persisted_mut().rare_mut().held = Some((context.now, brake));
 }
 
-pub(super) fn notification_kind(phase: &NoticePhase) -> NotificationKind {
+pub(in crate::policy) fn notification_kind(phase: &NoticePhase) -> NotificationKind {
     match phase {
         NoticePhase::Grace { .. } => NotificationKind::Grace,
         NoticePhase::Blocked => NotificationKind::Blocked,
@@ -134,7 +135,21 @@ pub(super) fn notification_kind(phase: &NoticePhase) -> NotificationKind {
 
 /// Whether the tenant of `app` may be told anything. The tenant of an App that stays blocked is told, even if the
 /// namespace may not be blocked any more.
-pub(super) fn may_be_notified(app: &App, incident: &Incident, policy: &Policy, facts: &ClusterFacts) -> bool {
+pub(in crate::policy) fn may_be_notified(
+    app: &App,
+    incident: &Incident,
+    policy: &Policy,
+    facts: &ClusterFacts,
+) -> bool {
     let is_blocked = matches!(incident.phase, Phase::Blocked { .. });
     !facts.terminating.contains(&app.namespace) && (is_blocked || policy.refuses(&app.namespace).is_none())
+}
+
+/// What is happening to an App, as its tenant is told.
+pub(in crate::policy) fn notice_phase(incident: &Incident, mode: Mode) -> NoticePhase {
+    match incident.phase {
+        Phase::Blocked { dry_run, .. } if !dry_run || mode == Mode::DryRun => NoticePhase::Blocked,
+        Phase::Grace { until } => NoticePhase::Grace { until: until.wall() },
+        _ => NoticePhase::Recovered,
+    }
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cluster_facts::AcceptedPod;
 use crate::Moment;
 use crate::clearing::{Cleared, NodeClock, Reading};
 use crate::ledger::SHORT_CMDLINE;
 use crate::names::Text;
+use crate::policy::cluster_facts::AcceptedPod;
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
 use crate::time::{CompactDuration, CompactTimestamp};
@@ -20,98 +20,102 @@ const HIDDEN_STEP: Duration = Duration::from_hours(1);
 /// Has a clearing clock of its own beside the ledger's, started at the last evidence that was *accepted*: a node that goes on
 /// accusing a Pod which has moved away resets the ledger's clock, but not this one.
 #[derive(Clone, Debug)]
-pub(super) struct AcceptedEvidence {
-    pub(super) record: Arc<Record>,
+pub(in crate::policy) struct AcceptedEvidence {
+    pub(in crate::policy) record: Arc<Record>,
     /// The accused Pod's UID; `None` if there was no cluster to ask, or if an earlier version kept it.
-    pub(super) pod_uid: Option<Text>,
-    pub(super) fresh_at: Moment,
+    pub(in crate::policy) pod_uid: Option<Text>,
+    pub(in crate::policy) fresh_at: Moment,
     /// When its agent found it, by our monotonic clock. Not known after a start until it is heard again, because the
     /// persisted time is a wall clock's.
-    pub(super) found_at: Option<CompactDuration>,
+    pub(in crate::policy) found_at: Option<CompactDuration>,
     /// The agent's own time of it: two replicas see the same evidence at different moments.
-    pub(super) evidence_time: CompactTimestamp,
+    pub(in crate::policy) evidence_time: CompactTimestamp,
     /// From when on its node's silence counts: not from before the start, when we may not have listened.
-    pub(super) counted_from: Moment,
+    pub(in crate::policy) counted_from: Moment,
     /// The reading of its clearing clock when it was last accepted.
-    pub(super) mark: Reading,
-    pub(super) first_seen: CompactTimestamp,
+    pub(in crate::policy) mark: Reading,
+    pub(in crate::policy) first_seen: CompactTimestamp,
     /// How often its node's agent scans, as far as it was learned: a restart must not make its silence mean more.
-    pub(super) scan_interval: Option<CompactDuration>,
+    pub(in crate::policy) scan_interval: Option<CompactDuration>,
     /// The longest time for which it was unseen and came back (see [`crate::snapshot::Heard::away`]).
-    pub(super) away: CompactDuration,
+    pub(in crate::policy) away: CompactDuration,
     /// How long its node has answered since it was last fresh, earlier leaders' time included, if some of these answers
     /// said nothing of it; otherwise zero. Updated in steps of [`HIDDEN_STEP`].
-    pub(super) hidden_for: CompactDuration,
+    pub(in crate::policy) hidden_for: CompactDuration,
     /// Fresh, and accepted, as of the last evaluation.
-    pub(super) active: bool,
+    pub(in crate::policy) active: bool,
     /// An exemption or a release covers it, or may do so once a doubt about its date is over. Known only if the incident has more grounds
     /// than are persisted.
-    pub(super) covered: bool,
+    pub(in crate::policy) covered: bool,
     /// Its Pod is proven gone. The App's block goes on: its processes may come back with the next Pod.
-    pub(super) gone: bool,
-    pub(super) observations: u32,
+    pub(in crate::policy) gone: bool,
+    pub(in crate::policy) observations: u32,
     /// What of it was kept last; nothing if it has not been kept yet.
-    pub(super) persisted: Option<PersistedEvidence>,
+    pub(in crate::policy) persisted: Option<PersistedEvidence>,
 }
 
 /// What a restart would know of a ground.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PersistedEvidence {
+pub(in crate::policy) struct PersistedEvidence {
     /// By the monotonic clock.
-    pub(super) fresh_at: CompactDuration,
-    pub(super) hidden_for: CompactDuration,
+    pub(in crate::policy) fresh_at: CompactDuration,
+    pub(in crate::policy) hidden_for: CompactDuration,
     /// In seconds, rounded up as in the document; zero while it is not known.
-    pub(super) scan_interval: u32,
-    pub(super) covered: bool,
-    pub(super) gone: bool,
+    pub(in crate::policy) scan_interval: u32,
+    pub(in crate::policy) covered: bool,
+    pub(in crate::policy) gone: bool,
 }
 
 /// A ground that has cleared.
 #[derive(Clone, Debug)]
-pub(super) struct Tombstone {
-    pub(super) evidence: AcceptedEvidence,
-    pub(super) at: CompactTimestamp,
-    pub(super) by: ClearingCause,
+pub(in crate::policy) struct Tombstone {
+    pub(in crate::policy) evidence: AcceptedEvidence,
+    pub(in crate::policy) at: CompactTimestamp,
+    pub(in crate::policy) by: ClearingCause,
     /// It has been kept.
-    pub(super) is_persisted: bool,
+    pub(in crate::policy) is_persisted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ClearingCause {
+pub(in crate::policy) enum ClearingCause {
     By(Cleared),
     AppGone,
 }
 
 /// From when on a node's silence counts: a reading of the clearing clock and the moment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Silence {
-    pub(super) mark: Reading,
-    pub(super) counted_from: Moment,
+pub(in crate::policy) struct Silence {
+    pub(in crate::policy) mark: Reading,
+    pub(in crate::policy) counted_from: Moment,
 }
 
 impl AcceptedEvidence {
     /// Restarts its clearing clock at `counted_from`, unless the clock already counts from a later moment. After a
     /// restart it counts from the restart, because another leader may have heard of the process until then.
-    pub(super) fn count(&mut self, Silence { mark, counted_from }: Silence) {
+    pub(in crate::policy) fn count(&mut self, Silence { mark, counted_from }: Silence) {
         if self.counted_from < counted_from {
             (self.mark, self.counted_from) = (mark, counted_from);
         }
     }
 
     /// Like [`Ground::count`], for evidence that was found anew: the time for which it was hidden before is dropped.
-    pub(super) fn count_anew(&mut self, silence: Silence) {
+    pub(in crate::policy) fn count_anew(&mut self, silence: Silence) {
         self.count(silence);
         self.mark.before = CompactDuration::ZERO;
     }
 
     /// Where its clearing clock starts.
-    pub(super) fn silence(&self) -> Silence {
+    pub(in crate::policy) fn silence(&self) -> Silence {
         Silence { mark: self.mark, counted_from: self.counted_from }
     }
 
     /// Notes how long it has been hidden, once in [`HIDDEN_STEP`] of answered time. `unheard` returns for how much of the
     /// node's answered time the answers said nothing of it.
-    pub(super) fn note_hidden(&mut self, clock: &NodeClock, unheard: impl FnOnce() -> CompactDuration) {
+    pub(in crate::policy) fn note_hidden(
+        &mut self,
+        clock: &NodeClock,
+        unheard: impl FnOnce() -> CompactDuration,
+    ) {
         let answered = clock.odometer.saturating_sub(self.mark.answered);
         let before = self.mark.before.get();
         let by_now = before.saturating_add(answered);
@@ -127,19 +131,19 @@ impl AcceptedEvidence {
     }
 
     /// Whether its command line counts in the ledger's limit for command lines.
-    pub(super) fn has_long_cmdline(&self) -> bool {
+    pub(in crate::policy) fn has_long_cmdline(&self) -> bool {
         self.record.cmdline.len() > SHORT_CMDLINE
     }
 
     /// Drops a long command line, because no decision reads it and no limit counts it here.
-    pub(super) fn drop_cmdline(&mut self) {
+    pub(in crate::policy) fn drop_cmdline(&mut self) {
         if self.has_long_cmdline() {
             self.record = Arc::new(self.record.without_cmdline());
         }
     }
 
     /// What a node says of the Pod with that UID, as of now.
-    pub(super) fn of(evidence: &EvidenceView, pod_uid: Option<Text>, fresh_at: Moment) -> Self {
+    pub(in crate::policy) fn of(evidence: &EvidenceView, pod_uid: Option<Text>, fresh_at: Moment) -> Self {
         Self {
             record: evidence.record.clone(),
             pod_uid,
@@ -162,25 +166,25 @@ impl AcceptedEvidence {
     }
 
     /// Whether its agent found it so recently that a new block may follow from it.
-    pub(super) fn is_young(&self, max_age: Duration, now: Moment) -> bool {
+    pub(in crate::policy) fn is_young(&self, max_age: Duration, now: Moment) -> bool {
         self.found_at.is_some_and(|at| now.uptime().saturating_sub(at.get()) <= max_age)
     }
 
     /// Takes over what `evidence` adds, which is still fresh and no other than this: its record may have been read
     /// again, but its clock goes on.
-    pub(super) fn renew(&mut self, evidence: &EvidenceView) {
+    pub(in crate::policy) fn renew(&mut self, evidence: &EvidenceView) {
         (self.active, self.gone) = (true, false);
         self.observations = saturating_u32(evidence.observations);
         self.found_at = self.found_at.max(found_at(evidence));
     }
 
     /// The interval to keep, so that a restart knows how long it may be unseen.
-    pub(super) fn longest_interval(&self) -> Option<CompactDuration> {
+    pub(in crate::policy) fn longest_interval(&self) -> Option<CompactDuration> {
         self.scan_interval.max(Some(self.away).filter(|away| *away > CompactDuration::ZERO))
     }
 
     /// It is kept as it is now.
-    pub(super) fn note_persisted(&mut self) {
+    pub(in crate::policy) fn note_persisted(&mut self) {
         self.persisted = Some(PersistedEvidence {
             fresh_at: self.fresh_at.uptime().into(),
             hidden_for: self.hidden_for,
@@ -192,7 +196,7 @@ impl AcceptedEvidence {
 
     /// Whether it is about `pod` and not about another Pod of the same name. What an earlier version kept is about the
     /// Pod that existed then.
-    pub(super) fn is_of(&self, pod: &AcceptedPod) -> bool {
+    pub(in crate::policy) fn is_of(&self, pod: &AcceptedPod) -> bool {
         match (&self.pod_uid, &pod.uid) {
             (Some(known), Some(uid)) => known == uid,
             (None, Some(_)) => pod.created.is_some_and(|at| at.uptime() <= self.fresh_at.uptime()),
@@ -201,24 +205,24 @@ impl AcceptedEvidence {
     }
 
     /// Whether `evidence`, fresh at `fresh_at`, is no more than what it rests on already.
-    pub(super) fn knows(&self, evidence: &EvidenceView, fresh_at: Moment) -> bool {
+    pub(in crate::policy) fn knows(&self, evidence: &EvidenceView, fresh_at: Moment) -> bool {
         self.fresh_at >= fresh_at || self.evidence_time == evidence.evidence_time
     }
 }
 
 /// `n` as a `u32`, which takes less memory in each incident and ground; [`u32::MAX`] if it is greater.
-pub(super) fn saturating_u32(n: u64) -> u32 {
+pub(in crate::policy) fn saturating_u32(n: u64) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 /// A scan interval in seconds, as it is persisted. Rounded up: too long an interval only delays the release.
-pub(super) fn whole_seconds(interval: CompactDuration) -> u64 {
+pub(in crate::policy) fn whole_seconds(interval: CompactDuration) -> u64 {
     let interval = interval.get();
     interval.as_secs() + u64::from(interval.subsec_nanos() > 0)
 }
 
 /// The same as a `u32`.
-pub(super) fn seconds_of_interval(interval: CompactDuration) -> u32 {
+pub(in crate::policy) fn seconds_of_interval(interval: CompactDuration) -> u32 {
     saturating_u32(whole_seconds(interval))
 }
 

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::accepted_evidence::{AcceptedEvidence, ClearingCause, Silence};
-use super::cluster_facts::{AcceptedPod, Verdict};
-use super::evaluate::EvaluationContext;
-use super::incident::{EvidenceId, Incident, Phase};
-use super::incidents::Incidents;
-use super::refused_accusations::{self, RefusedAccusations};
+use super::context::EvaluationContext;
 use crate::Moment;
 use crate::clearing::{Cleared, Presence};
 use crate::decision::DecisionKind;
 use crate::names::{App, Key, NodeName};
+use crate::policy::cluster_facts::{AcceptedPod, Verdict};
+use crate::policy::incident::accepted_evidence::{AcceptedEvidence, ClearingCause, Silence};
+use crate::policy::incident::{EvidenceId, Incident, Phase};
+use crate::policy::incidents::Incidents;
+use crate::policy::incidents::refused_accusations::{self, RefusedAccusations};
 use crate::snapshot::{EvidenceView, NodeView, State};
 use crate::time::CompactDuration;
 
@@ -57,7 +57,7 @@ fn accused_app<'a>(known: &'a [Known], node: &NodeName) -> Option<&'a App> {
 
 impl Incidents {
     /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns how much can't be judged.
-    pub(super) fn apply_evidence(&mut self, context: &mut EvaluationContext<'_>) -> usize {
+    pub(in crate::policy) fn apply_evidence(&mut self, context: &mut EvaluationContext<'_>) -> usize {
         let violations = &context.snapshot.violations;
         debug_assert!(violations.is_sorted_by(|a, b| a.key <= b.key), "they are looked up in order");
         let mut known = self.deactivate_all();
@@ -165,9 +165,26 @@ impl Incidents {
             }
         }
         self.disputes = disputes;
-        self.logged_refusals.log(refused, DecisionKind::Exempted, context);
-        self.logged_disputes.log(disputed_now, DecisionKind::Disputed, context);
+        self.log_accusations(refused, disputed_now, context);
         unverified
+    }
+
+    /// Logs refused and disputed accusations that have begun.
+    fn log_accusations(
+        &mut self,
+        refused: RefusedAccusations<'_>,
+        disputed: RefusedAccusations<'_>,
+        context: &mut EvaluationContext<'_>,
+    ) {
+        let (now, forget_after) = (context.now, context.policy.same_incident);
+        for (accusations, logged, kind) in [
+            (refused, &mut self.logged_refusals, DecisionKind::Exempted),
+            (disputed, &mut self.logged_disputes, DecisionKind::Disputed),
+        ] {
+            for (app, reason) in logged.note(accusations, kind, now, forget_after) {
+                context.decide(&app, kind, reason);
+            }
+        }
     }
 
     /// Marks all grounds inactive; accepted evidence activates them again. Returns the App of each.
@@ -262,7 +279,7 @@ impl Incidents {
     }
 
     /// Lets grounds go by the clocks of their nodes, and all grounds of an App that is gone.
-    pub(super) fn clear_evidence(&mut self, context: &EvaluationContext<'_>) {
+    pub(in crate::policy) fn clear_evidence(&mut self, context: &EvaluationContext<'_>) {
         for (app, incident) in &mut self.by_app {
             let app_is_gone = context.facts.is_gone(app);
             // A block of which only the Services are known can't be matched with Pods, present or gone.

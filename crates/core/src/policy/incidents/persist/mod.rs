@@ -12,20 +12,24 @@ mod write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::accepted_evidence::{AcceptedEvidence, ClearingCause, PersistedEvidence, seconds_of_interval};
-use super::forgotten::MAX_EVIDENCE;
-use super::incident::{Incident, PersistedIncident, Phase, RareFields, SentNotification, StickyRelease};
-use super::incidents::Incidents;
-use super::leader_clock::LeaderClock;
 use crate::Moment;
 use crate::names::App;
 use crate::ordered_lookups::OrderedLookups;
+use crate::policy::incident::accepted_evidence::{
+    AcceptedEvidence, ClearingCause, PersistedEvidence, seconds_of_interval,
+};
+use crate::policy::incident::ranking::MAX_EVIDENCE;
+use crate::policy::incident::{
+    Incident, PersistedIncident, Phase, RareFields, SentNotification, StickyRelease,
+};
+use crate::policy::incidents::Incidents;
+use crate::policy::leader_clock::LeaderClock;
 use crate::snapshot::Snapshot;
 use crate::state::incident as kept;
 use crate::time::CompactTimestamp;
 
-pub(super) use self::clocks::ClockWritten;
-pub(super) use self::read::record;
+pub(in crate::policy) use self::clocks::ClockWritten;
+pub(in crate::policy) use self::read::record;
 pub use self::read::remembered;
 use self::read::{dates, order, reading, restored};
 use self::write::document;
@@ -39,7 +43,7 @@ const EVIDENCE_REFRESH: Duration = Duration::from_hours(1);
 /// What had been heard by then is not copied: each ground and tombstone notes what is kept of it, and the counts tell
 /// whether one has gone.
 #[derive(Clone, Debug)]
-pub(super) struct Committed {
+pub(in crate::policy) struct Committed {
     persisted: Arc<PersistedIncident>,
     cleared: Option<ClearingCause>,
     written_at: Option<Moment>,
@@ -55,7 +59,7 @@ pub(super) struct Committed {
 
 impl Committed {
     /// The incident as it is now, not known to be kept.
-    pub(super) fn not_persisted(incident: &Incident) -> Self {
+    pub(in crate::policy) fn not_persisted(incident: &Incident) -> Self {
         Self {
             persisted: incident.share_persisted(),
             cleared: incident.cleared,

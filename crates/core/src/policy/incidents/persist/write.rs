@@ -6,10 +6,10 @@ use crate::Moment;
 use crate::clearing::Cleared;
 use crate::decision::{Decision, DecisionKind};
 use crate::names::{App, Key, Text};
-use crate::policy::accepted_evidence::{AcceptedEvidence, ClearingCause, Tombstone, whole_seconds};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
-use crate::policy::forgotten::{MAX_EVIDENCE, rank};
+use crate::policy::incident::accepted_evidence::{AcceptedEvidence, ClearingCause, Tombstone, whole_seconds};
+use crate::policy::incident::ranking::{MAX_EVIDENCE, rank};
 use crate::policy::incident::{
     EvidenceId, Incident, MAX_DECISIONS, NotificationKind, PersistedIncident, Phase,
 };
@@ -19,7 +19,12 @@ use crate::state::incident::{
 };
 use crate::time::CompactTimestamp;
 
-pub(super) fn document(app: &App, incident: &Incident, clock: &LeaderClock, dates: &Dates) -> kept::Incident {
+pub(in crate::policy) fn document(
+    app: &App,
+    incident: &Incident,
+    clock: &LeaderClock,
+    dates: &Dates,
+) -> kept::Incident {
     let spec = IncidentSpec::of(app);
     kept::Incident { name: incident.name(app), spec, status: status(incident, clock, dates) }
 }

@@ -1,71 +1,17 @@
-//! The book of incidents: what the policy remembers between two evaluations, and what operators do to it.
+//! What operators do to an incident: approve what a brake holds, or release the App.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::RandomState;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::admissions::Admissions;
-use super::dates::Dates;
-use super::incident::{EvidenceId, Incident, Phase, StickyRelease};
-use super::inherited::BlockedBefore;
-use super::leader_clock::LeaderClock;
-use super::persist::{ClockWritten, Committed};
-use super::refused_accusations::LoggedAccusations;
-use super::unreadable::UnreadableIncidents;
-use super::window::Window;
-use super::{Brake, Policy};
+use super::Incidents;
 use crate::Moment;
-use crate::decision::Mode;
-use crate::decision::{Actor, Decision, DecisionKind};
-use crate::dense::Dense;
+use crate::decision::{Actor, Decision, DecisionKind, Mode};
 use crate::exemption::is_too_far;
-use crate::names::{App, Key, NodeName, Text};
-use crate::ordered_lookups::OrderedLookups;
-use crate::plan::{Block, HeldApp, Notice};
-use crate::snapshot::EvidenceView;
-use crate::time::CompactTimestamp;
-
-/// Everything that the policy remembers. Owned by one task.
-#[derive(Clone, Debug, Default)]
-pub struct Incidents {
-    pub(super) by_app: BTreeMap<App, Incident>,
-    pub(super) window: Window,
-    pub(super) clock: LeaderClock,
-    pub(super) dates: Dates,
-    /// What is persisted of the two clocks.
-    pub(super) written_clocks: ClockWritten,
-    pub(super) admissions: Admissions,
-    /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
-    pub(super) committed: BTreeMap<App, Committed>,
-    /// The Apps whose persisted incidents can't be read.
-    pub(super) unreadable: UnreadableIncidents,
-    /// The Apps that were blocked before this term.
-    pub(super) blocked_before: BlockedBefore,
-    /// The first evidence whose Pod has not been looked up since, and when it was fresh.
-    pub(super) unjudged: BTreeMap<EvidenceId, (Moment, EvidenceView)>,
-    /// Disputed evidence, with the reason.
-    pub(super) disputes: BTreeMap<(Key, NodeName), String>,
-    /// The accusations in namespaces that may not be touched which are already logged.
-    pub(super) logged_refusals: LoggedAccusations,
-    /// The disputed accusations which are already logged.
-    pub(super) logged_disputes: LoggedAccusations,
-    /// New notices in the current round: the round's number and how many.
-    pub(super) notices: (u64, usize),
-    pub(super) last_plan: LastPlan,
-    /// Of `incidents`, and of `effective`.
-    pub(super) dense: [Dense; 2],
-}
-
-/// What the last plan came to. What stays the same is shared with the next one, and not made anew.
-#[derive(Clone, Debug, Default)]
-pub(super) struct LastPlan {
-    pub(super) blocks: Vec<Arc<Block>>,
-    pub(super) notices: Vec<Arc<Notice>>,
-    /// A hash of the Apps behind its summary, and of what is happening to each; and when that last changed.
-    pub(super) standing: (RandomState, Option<(u64, Timestamp)>),
-}
+use crate::names::{App, Text};
+use crate::policy::Policy;
+use crate::policy::incident::{Incident, Phase, StickyRelease, released_by};
 
 /// Something that an operator does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,87 +71,20 @@ pub enum IncidentCommandError {
     TooFar(Timestamp),
 }
 
-/// How many ended incidents are remembered at most, and how many of one namespace: a tenant can make any number of Apps.
-const MAX_ENDED: usize = 20_000;
-const MAX_ENDED_PER_NAMESPACE: usize = 200;
-
 /// How many accusations a release sticks to one by one. Beyond, it covers the App as a whole: an operator who releases an
 /// App does not want it blocked for the rest.
 const MAX_RELEASES: usize = 64;
 
+/// What the log says of an operator's release, before its date.
+const RELEASED_UNTIL: &str = "released by hand; the same accusations do not block it until ";
+
+/// The date in what the log says of an operator's release. The operator's own words come after it.
+pub(in crate::policy) fn released_until(reason: &str) -> Option<Timestamp> {
+    let date = reason.strip_prefix(RELEASED_UNTIL)?;
+    date.split_once(' ').map_or(date, |(date, _)| date).parse().ok()
+}
+
 impl Incidents {
-    /// Sets aside Apps whose persisted incidents can't be read: they are neither blocked nor released nor told until
-    /// their incidents can be read, and what the objects close of them stays closed.
-    pub fn mark_unreadable(&mut self, apps: impl IntoIterator<Item = App>) {
-        for app in apps {
-            self.by_app.remove(&app);
-            self.committed.remove(&app);
-            self.unreadable.insert(app);
-        }
-    }
-
-    /// Notes that there is an incident of which not even the App can be read: it may be of any App that the objects block.
-    pub fn mark_unknown_unreadable(&mut self) {
-        self.unreadable.has_unknown = true;
-    }
-
-    /// The Notifications that tell the tenants of these Apps something, each as of that time, have been written by `now`. Returns
-    /// whether something may be decided now: a grace counts from when its tenant could know of it.
-    pub fn note_written(&mut self, told: &BTreeMap<App, CompactTimestamp>, now: Moment) -> bool {
-        let mut told = OrderedLookups::new(told);
-        let mut is_news = false;
-        for (app, incident) in &mut self.by_app {
-            is_news |= told.get(app).is_some_and(|at| incident.note_written(*at, now));
-        }
-        is_news
-    }
-
-    /// The incidents, ended ones included, by App.
-    pub fn incidents(&self) -> impl Iterator<Item = (&App, &Incident)> {
-        self.by_app.iter()
-    }
-
-    /// The reading of the clock that runs only while a replica leads.
-    pub fn leader_time(&self, now: Moment) -> Timestamp {
-        self.clock.at(now.uptime()).get()
-    }
-
-    /// The incident of `app`, over or not.
-    pub fn incident(&self, app: &App) -> Option<&Incident> {
-        self.by_app.get(app)
-    }
-
-    /// The name under which the incident of `app` is kept.
-    pub fn name_of(&self, app: &App) -> Option<String> {
-        self.incident(app).map(|incident| incident.name(app))
-    }
-
-    /// The Apps that brakes hold, blocks and releases.
-    pub fn held(&self, policy: &Policy) -> Vec<HeldApp> {
-        self.by_app
-            .iter()
-            .filter_map(|(app, incident)| {
-                match (&incident.phase, incident.held.as_ref(), incident.release_held) {
-                    (Phase::Blocked { .. }, _, Some(since)) => {
-                        let brake = incident.holds_release().unwrap_or(Brake::Releases);
-                        Some((app, since, brake.reason(&policy.brake), true))
-                    }
-                    // A blocked App counts as held for a Service that is left open.
-                    (Phase::Held | Phase::Blocked { .. }, Some((since, brake)), _) => {
-                        Some((app, *since, brake.reason(&policy.brake), false))
-                    }
-                    _ => None,
-                }
-            })
-            .map(|(app, since, reason, release)| HeldApp {
-                app: app.clone(),
-                since: since.wall(),
-                reason,
-                release,
-            })
-            .collect()
-    }
-
     /// Does what an operator asks for. Takes effect in the next evaluation, and in paused mode too.
     ///
     /// An act that has no effect is in the incident's log all the same, if there is an incident.
@@ -360,48 +239,4 @@ impl Incidents {
         self.take_grace_back(app);
         Ok(format!("{RELEASED_UNTIL}{until}"))
     }
-
-    /// Forgets incidents that ended long ago, and the oldest ended ones beyond a bound: a node that accuses ever new Apps must
-    /// not fill the memory. One that is forgotten and comes back is a new incident, with all brakes before it.
-    pub(super) fn forget(&mut self, policy: &Policy, now: Moment) {
-        let ended = |incident: &Incident| match incident.phase {
-            Phase::Ended { at } if incident.accepted.is_empty() && incident.releases.is_empty() => Some(at),
-            _ => None,
-        };
-        let mut count = 0;
-        self.by_app.retain(|_, incident| match ended(incident) {
-            Some(at) if now.since(at) > policy.same_incident => false,
-            over => {
-                count += usize::from(over.is_some());
-                true
-            }
-        });
-        if count <= MAX_ENDED_PER_NAMESPACE {
-            return;
-        }
-        let mut by_age: Vec<(Moment, App)> =
-            self.by_app.iter().filter_map(|(app, incident)| Some((ended(incident)?, app.clone()))).collect();
-        by_age.sort_unstable_by(|a, b| b.cmp(a));
-        let mut per_namespace: BTreeMap<Text, usize> = BTreeMap::new();
-        for (rank, (_, app)) in by_age.into_iter().enumerate() {
-            let of_namespace = per_namespace.entry(app.namespace.clone()).or_default();
-            *of_namespace += 1;
-            if rank >= MAX_ENDED || *of_namespace > MAX_ENDED_PER_NAMESPACE {
-                self.by_app.remove(&app);
-            }
-        }
-    }
-}
-
-/// What the log says of an operator's release, before its date.
-const RELEASED_UNTIL: &str = "released by hand; the same accusations do not block it until ";
-
-/// The date in what the log says of an operator's release. The operator's own words come after it.
-pub(super) fn released_until(reason: &str) -> Option<Timestamp> {
-    let date = reason.strip_prefix(RELEASED_UNTIL)?;
-    date.split_once(' ').map_or(date, |(date, _)| date).parse().ok()
-}
-
-pub(super) fn released_by(actor: &str, until: Timestamp) -> String {
-    format!("released by {} until {until}", actor.escape_debug())
 }

@@ -6,24 +6,23 @@
 //! name that it had before. A tenant gains nothing by that: any Pod with the labels of a
 //! released App belongs to the released App anyway.
 
-use std::collections::{BTreeMap, BTreeSet};
+use super::context::{Holds, Releases};
+use std::collections::BTreeSet;
 
-use super::brake::Brake;
-use super::cluster_facts::Lineage;
-use super::evaluate::EvaluationContext;
-use super::incident::{Incident, MAX_NAMES, Phase, StickyRelease};
-use super::incidents::Incidents;
-use crate::Moment;
+use super::context::EvaluationContext;
 use crate::names::{App, Text};
-
-/// Operators' releases, by App.
-pub(super) type Releases = BTreeMap<App, Vec<StickyRelease>>;
-/// The holds of brakes, by App.
-pub(super) type Holds = BTreeMap<App, (Moment, Brake)>;
+use crate::policy::cluster_facts::Lineage;
+use crate::policy::incident::{Incident, MAX_NAMES, Phase};
+use crate::policy::incidents::Incidents;
 
 impl Incidents {
     /// Notes what links a Pod of `app`, which has just been accused, with earlier names.
-    pub(super) fn note_lineage(&mut self, app: &App, lineage: Lineage, context: &EvaluationContext<'_>) {
+    pub(in crate::policy) fn note_lineage(
+        &mut self,
+        app: &App,
+        lineage: Lineage,
+        context: &EvaluationContext<'_>,
+    ) {
         if lineage.origin.is_none() && lineage.earlier.is_none() {
             return;
         }
@@ -62,7 +61,7 @@ impl Incidents {
     }
 
     /// The incidents of a tenant's Apps.
-    pub(super) fn of_tenant<'a>(
+    pub(in crate::policy) fn of_tenant<'a>(
         &'a self,
         namespace: &'a Text,
     ) -> impl Iterator<Item = (&'a App, &'a Incident)> {
@@ -71,7 +70,7 @@ impl Incidents {
     }
 
     /// Operators' releases, and the holds of brakes, by the earlier names of Apps.
-    pub(super) fn of_earlier_names(&self) -> (Releases, Holds) {
+    pub(in crate::policy) fn of_earlier_names(&self) -> (Releases, Holds) {
         let (mut releases, mut holds) = (Releases::new(), Holds::new());
         for name in self.by_app.values().flat_map(|incident| incident.formerly.iter()) {
             let Some(other) = self.by_app.get(name) else { continue };
@@ -89,7 +88,7 @@ impl Incidents {
 
 impl Incident {
     /// Takes over the hold of an earlier name, unless it has one, or an operator has approved what it is accused of.
-    pub(super) fn take_earlier_hold(&mut self, by_name: &Holds) {
+    pub(in crate::policy) fn take_earlier_hold(&mut self, by_name: &Holds) {
         if self.held.is_some() || self.approved {
             return;
         }

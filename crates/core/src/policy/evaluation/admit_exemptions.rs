@@ -2,37 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Policy;
-use super::alert::Alert;
-use super::dates::Validity;
-use super::evaluate::EvaluationContext;
-use super::incident::{Incident, Phase};
-use super::incidents::Incidents;
+use super::context::EvaluationContext;
 use crate::exemption::Exemption;
 use crate::names::{App, Text};
+use crate::policy::Policy;
+use crate::policy::alert::Alert;
+use crate::policy::dates::Validity;
+use crate::policy::incident::{Incident, Phase};
+use crate::policy::incidents::Incidents;
+use crate::policy::incidents::admissions::Withheld;
 
 /// How many incidents of blocked Apps record that an exemption is withheld. One would be enough, but its block may end.
 const MAX_RECORDING_INCIDENTS: usize = 8;
 /// How many withheld exemptions an incident keeps at most.
 const MAX_WITHHELD: usize = 16;
-
-/// Which exemptions may open blocked Apps.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Admissions {
-    /// By [`Exemption::identity`]: `None` if it took effect, otherwise why it is withheld.
-    known: BTreeMap<String, Option<Withheld>>,
-    /// Why what is blocked in namespaces that may not be blocked stays closed, and for how many tenants.
-    refusals: Option<(Withheld, usize)>,
-}
-
-/// An exemption that has no effect because it would open too many tenants.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Withheld {
-    /// Where it is declared; see [`Exemption::place`].
-    pub place: String,
-    /// How many tenants it would open, and what an operator can do.
-    pub reason: String,
-}
 
 impl Incidents {
     /// The place of what [`Book::withheld`] says of namespaces that may not be blocked.
@@ -41,7 +24,7 @@ impl Incidents {
     /// Withholds exemptions that would open more tenants than allowed without an operator's confirmation. A withheld
     /// exemption has no effect until an operator changes it, even if the number of tenants falls meanwhile or another
     /// replica leads.
-    pub(super) fn admit(&mut self, context: &mut EvaluationContext<'_>) {
+    pub(in crate::policy) fn admit(&mut self, context: &mut EvaluationContext<'_>) {
         let mut before = std::mem::take(&mut self.admissions.known);
         if context.dates.is_forgotten {
             // An exemption that was over is counted again before it opens anything.
@@ -100,7 +83,7 @@ impl Incidents {
 
     /// Keeps closed what is blocked in namespaces that may not be blocked any more, if that is more tenants than may be
     /// opened at once: `enforcement.namespaces` or `enforcement.protected_namespaces` may be a mistake.
-    pub(super) fn admit_refusals(&mut self, context: &mut EvaluationContext<'_>) {
+    pub(in crate::policy) fn admit_refusals(&mut self, context: &mut EvaluationContext<'_>) {
         let blocked = self.by_app.iter().filter(|(_, it)| matches!(it.phase, Phase::Blocked { .. }));
         let refused =
             blocked.filter_map(|(app, _)| context.refusals.of(&app.namespace).map(|why| (app, why)));
@@ -125,7 +108,7 @@ impl Incidents {
 
     /// Records in the incidents of a few blocked Apps which exemptions are withheld, so that the next leader withholds
     /// them too.
-    pub(super) fn note_withheld(&mut self, policy: &Policy) {
+    pub(in crate::policy) fn note_withheld(&mut self, policy: &Policy) {
         let known = &self.admissions.known;
         let is_withheld = |it: &&Exemption| known.get(&it.identity()).is_some_and(Option::is_some);
         let withheld: Vec<&Exemption> = policy.exemptions.iter().filter(is_withheld).collect();

@@ -33,7 +33,7 @@ pub(in crate::policy) struct ClockWritten {
 
 impl ClockWritten {
     /// The clocks are persisted as they are.
-    pub(super) fn new(clock: &LeaderClock, dates: &Dates) -> Self {
+    pub(in crate::policy) fn new(clock: &LeaderClock, dates: &Dates) -> Self {
         let reading = clock.last().map(|(reading, _)| reading);
         Self { reading, latest_over: dates.latest_over(), failed: None }
     }
@@ -48,13 +48,13 @@ impl Incidents {
 
     /// The write of an incident has failed that was persisted before, perhaps of the one that was written for the clocks. It
     /// is written again and again from now on, so the next one is not tried for the clocks at once.
-    pub(super) fn note_failed_write(&mut self) {
+    pub(in crate::policy) fn note_failed_write(&mut self) {
         self.written_clocks.failed = self.clock.last().map(|(reading, _)| reading);
     }
 
     /// The open incident to write because the persisted clocks are outdated. Never one that has ended: its document says
     /// by the leader clock when it ended.
-    pub(super) fn to_write_for_clocks(&self) -> Option<&App> {
+    pub(in crate::policy) fn to_write_for_clocks(&self) -> Option<&App> {
         let (reading, _) = self.clock.last()?;
         let is_open = |(app, incident): &(&App, &Incident)| {
             let is_kept = self.committed.get(app).is_some_and(|before| before.is_persisted);

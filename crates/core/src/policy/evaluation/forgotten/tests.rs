@@ -9,7 +9,7 @@ use crate::clearing::Reading;
 use crate::decision::Mode;
 use crate::ledger::{Detection, Ledger, SHORT_CMDLINE};
 use crate::names::Key;
-use crate::policy::accepted_evidence::ClearingCause;
+use crate::policy::incident::accepted_evidence::ClearingCause;
 use crate::policy::{BrakeRules, ClusterFacts, Incidents, Policy, SharedServices};
 use crate::report::{Answer, Claim, Outcome, Report, Target};
 use crate::time::CompactDuration;

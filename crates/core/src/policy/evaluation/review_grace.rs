@@ -5,33 +5,23 @@
 //! given when the warning has been written. An operator's release takes it back, and so does an exemption that covers
 //! what the warning was for; the tenant is then given a whole one again. It is measured by the leader clock.
 
+use crate::policy::incident::grace::Grace;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Policy;
-use super::evaluate::EvaluationContext;
-use super::incident::{Incident, NotificationKind, Phase};
-use super::incidents::Incidents;
+use super::context::EvaluationContext;
 use crate::Moment;
 use crate::decision::DecisionKind;
 use crate::decision::Mode;
 use crate::names::{App, Text};
 use crate::plan::human;
+use crate::policy::Policy;
+use crate::policy::incident::{Incident, NotificationKind, Phase};
+use crate::policy::incidents::Incidents;
 use crate::report::Record;
 
 /// How long a block waits for a tenant that can't be told of the grace, beyond it; another grace if that is longer.
 const UNTOLD_LIMIT: Duration = Duration::from_hours(1);
-
-/// A grace that has begun. It counts as given when its tenant has been told (see [`Incident::grace_told`]).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Grace {
-    /// When it ends.
-    pub(super) until: Moment,
-    /// What it was given for: an accusation that nothing covered then.
-    pub(super) record: Arc<Record>,
-    /// Since when all that the App is accused of has been covered, although the incident goes on.
-    pub(super) idle_since: Option<Moment>,
-}
 
 impl Incident {
     /// When the grace ends that its tenant was given, as monotonic time; `None` if none was. In dry-run, where no tenant is
@@ -47,7 +37,7 @@ impl Incident {
     }
 
     /// What the reason of a block without a new warning says: when the grace ended that its tenant was given before.
-    pub(super) fn warned_before(&self, policy: &Policy) -> Option<String> {
+    pub(in crate::policy) fn warned_before(&self, policy: &Policy) -> Option<String> {
         if self.approved || policy.grace.is_zero() || matches!(self.phase, Phase::Grace { .. }) {
             return None;
         }
@@ -57,13 +47,13 @@ impl Incident {
 
     /// Whether its tenant has known of the grace for less time than the grace lasts. In dry-run no tenant is told
     /// anything.
-    pub(super) fn is_untold(&self, context: &EvaluationContext<'_>) -> bool {
+    pub(in crate::policy) fn is_untold(&self, context: &EvaluationContext<'_>) -> bool {
         let has_known = self.grace_written_at.is_some_and(|at| context.now.since(at) >= context.policy.grace);
         !has_known && context.policy.mode != Mode::DryRun
     }
 
     /// When its grace may end: at its time, when its tenant has known of it for long enough, or when that is waited for no longer.
-    pub(super) fn deadlines(&self, policy: &Policy) -> impl Iterator<Item = Moment> {
+    pub(in crate::policy) fn deadlines(&self, policy: &Policy) -> impl Iterator<Item = Moment> {
         let after = |at: Moment, wait: Duration| Moment::new(at.uptime().saturating_add(wait), at.wall());
         let until = match self.phase {
             Phase::Grace { until } => Some(until),
@@ -77,7 +67,7 @@ impl Incident {
 
     /// Whether `app`, whose incident this is, may be blocked now because its grace is over, or there is none. Begins the
     /// grace if it has not begun, or lets its tenant have what is left of it. `excuses` are those of its grounds.
-    pub(super) fn is_due(
+    pub(in crate::policy) fn is_due(
         &mut self,
         app: &App,
         excuses: &[Option<String>],
@@ -134,7 +124,7 @@ impl Incident {
 
     /// Takes the grace back when an exemption or a release covers what it was given for, or when all that the App is
     /// accused of has been covered for longer than `same_incident`: what is covered does not keep an old grace.
-    pub(super) fn review_grace(
+    pub(in crate::policy) fn review_grace(
         &mut self,
         app: &App,
         excuses: &[Option<String>],
@@ -170,7 +160,7 @@ impl Incident {
     }
 
     /// The next grace is a whole one.
-    pub(super) fn take_grace_back(&mut self) {
+    pub(in crate::policy) fn take_grace_back(&mut self) {
         self.grace_written_at = None;
         if self.grace.is_some() {
             let is_running = matches!(self.phase, Phase::Grace { .. });
@@ -190,7 +180,7 @@ impl Incident {
 
 impl Incidents {
     /// Takes back the grace of `app` and of its earlier names.
-    pub(super) fn take_grace_back(&mut self, app: &App) {
+    pub(in crate::policy) fn take_grace_back(&mut self, app: &App) {
         let names = self.by_app.get(app).map(|incident| incident.formerly.clone());
         for name in names.iter().flat_map(|names| names.iter()).chain([app]) {
             if let Some(incident) = self.by_app.get_mut(name) {
@@ -201,7 +191,7 @@ impl Incidents {
 
     /// The grace that was given to the workload of `origin` under the last name by which it was accused, and when its
     /// tenant was told; `None` if that incident ended so long ago that a new one begins.
-    pub(super) fn given_before(
+    pub(in crate::policy) fn given_before(
         &self,
         app: &App,
         origin: &Text,

@@ -2,21 +2,21 @@
 
 use std::collections::BTreeSet;
 
-use super::alert::Alert;
-use super::brake::{Brake, RuleNames};
-use super::evaluate::{EvaluationContext, ReleaseBasis, cleared_reason};
-use super::incident::Phase;
-use super::incidents::Incidents;
-use super::window::{Accusers, Tally};
+use super::context::{EvaluationContext, ReleaseBasis, cleared_reason};
 use crate::Moment;
 use crate::decision::DecisionKind;
 use crate::decision::Mode;
 use crate::names::{App, NodeName, Text};
+use crate::policy::alert::Alert;
+use crate::policy::brake::{Brake, RuleNames};
+use crate::policy::incident::Phase;
+use crate::policy::incidents::Incidents;
+use crate::policy::window::{Accusers, Tally};
 use crate::time::CompactTimestamp;
 
 impl Incidents {
     /// Blocks and releases what is wished for, as far as the brakes let it.
-    pub(super) fn apply_brakes(
+    pub(in crate::policy) fn apply_brakes(
         &mut self,
         context: &mut EvaluationContext<'_>,
         reading: CompactTimestamp,

@@ -3,25 +3,23 @@
 //! A tenant can push out what the ledger knows of its App by new processes, and only a limited number of accusations is persisted. An
 //! exemption that covers the remaining accusations may not cover the dropped ones, so dropping must not open the App.
 
+use crate::policy::incident::ranking::{MAX_EVIDENCE, rank};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::accepted_evidence::AcceptedEvidence;
-use super::evaluate::EvaluationContext;
-use super::incident::{EvidenceId, Incident, Phase};
+use super::context::EvaluationContext;
 use crate::names::{App, NodeName};
+use crate::policy::incident::accepted_evidence::AcceptedEvidence;
+use crate::policy::incident::{EvidenceId, Incident, Phase};
 use crate::report::Record;
 
-/// How many accusations of one incident are persisted: a tenant can start any number of processes, and the size of an object is limited.
-/// Agents list the others again.
-pub(super) const MAX_EVIDENCE: usize = 64;
 /// How many grounds of one node an incident has of violations that the ledger no longer knows: a tenant can push out its own violations
 /// by new ones, for as long as it likes.
 const MAX_FORGOTTEN: usize = 64;
 
 impl Incident {
     /// Limits the grounds of violations that the ledger no longer knows.
-    pub(super) fn limit_forgotten(&mut self, app: &App, context: &EvaluationContext<'_>) {
+    pub(in crate::policy) fn limit_forgotten(&mut self, app: &App, context: &EvaluationContext<'_>) {
         let is_forgotten = |(key, node): &EvidenceId, accepted: &AcceptedEvidence| {
             !accepted.active && context.snapshot.unheard(key, node).is_none()
         };
@@ -75,7 +73,7 @@ impl Incident {
 
     /// What covers all that `app` is accused of, whose incident this is; nothing if something may be left. `excuses` is what
     /// [`Incident::excuses`] returned.
-    pub(super) fn covered(
+    pub(in crate::policy) fn covered(
         &self,
         app: &App,
         excuses: &[Option<String>],
@@ -99,20 +97,6 @@ impl Incident {
             && !is_heard_out()
             && !exemptions().any(|(exemption, force)| force.covers(true) && exemption.covers_app(app))
     }
-}
-
-/// Puts first the grounds that must not be lost where not all can be held: those that nothing covers, because an exemption must not open
-/// a block of which something is not covered; then the last one of each rule in each Pod, because an exemption may be made for the rule
-/// of the others. Otherwise the order stays.
-pub(super) fn rank(accepted: &mut Vec<(&EvidenceId, &AcceptedEvidence)>) {
-    let mut rules = BTreeSet::new();
-    let mut ranked = Vec::with_capacity(accepted.len());
-    for (id, accepted) in accepted.drain(..) {
-        let is_last = rules.insert((accepted.covered, id.0.pod.clone(), accepted.record.regex.clone()));
-        ranked.push((accepted.covered, !is_last, (id, accepted)));
-    }
-    ranked.sort_by_key(|(covered, is_earlier, _)| (*covered, *is_earlier));
-    accepted.extend(ranked.into_iter().map(|(.., accepted)| accepted));
 }
 
 #[cfg(test)]

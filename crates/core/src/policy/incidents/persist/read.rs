@@ -13,10 +13,10 @@ use crate::decision::{Actor, Decision};
 use crate::ledger::Remembered;
 use crate::names::{App, Key, NodeName, Text};
 use crate::plan::{Exposure, OtherApps};
-use crate::policy::accepted_evidence::{self, AcceptedEvidence, ClearingCause, Tombstone};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
-use crate::policy::grace::Grace;
+use crate::policy::incident::accepted_evidence::{self, AcceptedEvidence, ClearingCause, Tombstone};
+use crate::policy::incident::grace::Grace;
 use crate::policy::incident::{
     EvidenceId, Incident, NotificationKind, Phase, RareFields, SentNotification, StickyRelease,
 };
@@ -102,19 +102,19 @@ pub(in crate::policy) fn record(namespace: &Text, evidence: &kept::EvidenceStatu
 
 /// The reading of the leader clock when this was written, as far as it is known. The version before had no such clock;
 /// its wall clock takes the place.
-pub(super) fn reading(status: &IncidentStatus) -> Option<Timestamp> {
+pub(in crate::policy) fn reading(status: &IncidentStatus) -> Option<Timestamp> {
     let counted = [status.due.as_ref().map(|due| due.at), status.release_due.map(|due| due.at)];
     counted.into_iter().flatten().chain(status.clock.or(status.since)).max()
 }
 
 /// The order of the incidents of one App, the latest last. Leaders' wall clocks differ, so the opening date does not
 /// tell which is the latest; the reading of the leader clock when it was written does.
-pub(super) fn order(status: &IncidentStatus) -> (Option<Timestamp>, bool, Timestamp) {
+pub(in crate::policy) fn order(status: &IncidentStatus) -> (Option<Timestamp>, bool, Timestamp) {
     (reading(status), status.state != IncidentState::Ended, status.opened)
 }
 
 /// Which dates have passed, as the leaders before knew it. The version before persisted only its wall clock.
-pub(super) fn dates(documents: &[kept::Incident], now: Moment) -> Dates {
+pub(in crate::policy) fn dates(documents: &[kept::Incident], now: Moment) -> Dates {
     let believed = |status: &IncidentStatus| {
         status.wall_clock.map_or_else(|| last_written(status), |wall_clock| wall_clock.believed)
     };
@@ -146,7 +146,7 @@ fn grace_end(status: &IncidentStatus, clock: &LeaderClock, now: Moment) -> Momen
     Moment::new(now.uptime().saturating_add(grace), until)
 }
 
-pub(super) fn restored(
+pub(in crate::policy) fn restored(
     app: &App,
     status: &IncidentStatus,
     snapshot: &Snapshot,

@@ -9,16 +9,16 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::Policy;
-use super::cluster_facts::ClusterFacts;
-use super::incident::{Incident, NotificationKind, Phase, SentNotification};
-use super::incidents::Incidents;
-use super::persist::Committed;
 use crate::Moment;
 use crate::decision::Mode;
 use crate::decision::{Actor, Decision, DecisionKind};
 use crate::names::{App, Key, Text};
 use crate::plan::Exposure;
+use crate::policy::Policy;
+use crate::policy::cluster_facts::ClusterFacts;
+use crate::policy::incident::{Incident, NotificationKind, Phase, SentNotification};
+use crate::policy::incidents::Incidents;
+use crate::policy::incidents::persist::Committed;
 
 /// An App that was blocked before the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub struct OnIngresses {
 
 impl InheritedBlock {
     /// The exposure that closes `services` in the way that was found.
-    pub(super) fn exposure(&self, services: impl IntoIterator<Item = Text>) -> Exposure {
+    pub(in crate::policy) fn exposure(&self, services: impl IntoIterator<Item = Text>) -> Exposure {
         let mut exposure = Exposure::plain(services);
         exposure.otherwise.retain(|service| !self.on_ingresses.services.contains(service));
         exposure.ingresses = self.on_ingresses.ingresses.iter().cloned().collect();
@@ -56,7 +56,7 @@ impl InheritedBlock {
 
 /// The Apps that were blocked before this term, until all of them have been looked up in it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct BlockedBefore {
+pub(in crate::policy) struct BlockedBefore {
     blocked: BTreeSet<App>,
     /// The Apps that have not been looked up in this term.
     unseen: BTreeSet<App>,
@@ -65,7 +65,12 @@ pub(super) struct BlockedBefore {
 impl BlockedBefore {
     /// Notes which Apps have been looked up by now, whatever the result. After the last one no App counts as blocked
     /// before.
-    pub(super) fn look(&mut self, policy: &Policy, facts: &ClusterFacts, is_blocked: impl Fn(&App) -> bool) {
+    pub(in crate::policy) fn look(
+        &mut self,
+        policy: &Policy,
+        facts: &ClusterFacts,
+        is_blocked: impl Fn(&App) -> bool,
+    ) {
         self.blocked.retain(is_blocked);
         let blocked = &self.blocked;
         self.unseen.retain(|app| blocked.contains(app) && !facts.apps.contains_key(app));
@@ -76,7 +81,7 @@ impl BlockedBefore {
     }
 
     /// Whether what is closed of `app` has to stay closed for now.
-    pub(super) fn has(&self, app: &App) -> bool {
+    pub(in crate::policy) fn has(&self, app: &App) -> bool {
         self.blocked.contains(app)
     }
 }

@@ -1,0 +1,127 @@
+//! Which accusations of an App count: what covers each of them, and whether one of them justifies a new block.
+
+use super::context::EvaluationContext;
+use crate::Moment;
+use crate::names::{App, Key};
+use crate::policy::incident::accepted_evidence::AcceptedEvidence;
+use crate::policy::incident::{Incident, Phase, StickyRelease, released_by};
+use crate::report::Record;
+
+impl Incident {
+    /// Whether `app`, whose incident this is, may be accused again by what can't be judged yet: a node whose accusation has
+    /// cleared accuses the same Pod, perhaps of another process, or any node accuses any Pod of a namespace that can't be
+    /// looked at; or that may have been so before the start.
+    pub(in crate::policy) fn may_be_accused(&self, app: &App, context: &EvaluationContext<'_>) -> bool {
+        let is_heard_out = || self.tombstones.keys().all(|(_, node)| context.snapshot.has_settled(node));
+        // Its Pods may be replaced by others, on other nodes, and its tenant may be what makes the looks fail.
+        let is_hidden =
+            || context.doubtful.contains(&app.namespace) && context.facts.is_unreadable(&app.namespace);
+        self.is_accused_anew(context) || is_hidden() || (self.had_cleared && !is_heard_out())
+    }
+
+    fn is_accused_anew(&self, context: &EvaluationContext<'_>) -> bool {
+        !context.unjudged.is_empty() && self.tombstones.keys().any(|id| context.is_unjudged(id))
+    }
+
+    /// Whether a node that accuses it has new evidence of the same Pod that can't be judged yet.
+    pub(in crate::policy) fn has_unjudged(&self, context: &EvaluationContext<'_>) -> bool {
+        self.accepted.keys().any(|id| context.is_unjudged(id))
+    }
+
+    /// Whether the Pod of an accusation that justifies a new block was read directly after the accusation. A report of a
+    /// watch is not enough. `since` is when the block began to wait for that read.
+    pub(in crate::policy) fn is_proven(
+        &self,
+        excuses: &[Option<String>],
+        since: Option<Moment>,
+        context: &EvaluationContext<'_>,
+    ) -> bool {
+        let is_proven = |key: &Key, accepted: &AcceptedEvidence| {
+            let after = since.map_or(accepted.fresh_at, |since| since.min(accepted.fresh_at)).uptime();
+            context.facts.read_at(&key.pod_ref()).is_some_and(|read| read.uptime() >= after)
+        };
+        let mut accepted = self.accepted.iter().zip(excuses);
+        !context.policy.verify_pods
+            || accepted.any(|(((key, _), accepted), excuse)| {
+                self.justifies_block(accepted, excuse.as_deref(), context) && is_proven(key, accepted)
+            })
+    }
+
+    /// Whether `ground` justifies a new block. A ground that an exemption or a release covers does not. Neither does an
+    /// old one, however seldom its node scans, unless an operator has approved the block.
+    pub(in crate::policy) fn justifies_block(
+        &self,
+        accepted: &AcceptedEvidence,
+        excuse: Option<&str>,
+        context: &EvaluationContext<'_>,
+    ) -> bool {
+        let is_young = self.approved || accepted.is_young(context.policy.max_age, context.now);
+        accepted.active && is_young && excuse.is_none()
+    }
+
+    /// The excuse of each ground, in order.
+    pub(in crate::policy) fn excuses(
+        &self,
+        app: &App,
+        context: &EvaluationContext<'_>,
+    ) -> Vec<Option<String>> {
+        if self.accepted.is_empty() && matches!(self.phase, Phase::Blocked { .. }) {
+            // Blocked still, for what has cleared or was there before anything was kept.
+            return self
+                .last_records(app)
+                .iter()
+                .map(|record| self.excuse_of(app, record, context))
+                .collect();
+        }
+        self.accepted.values().map(|accepted| self.excuse_of(app, &accepted.record, context)).collect()
+    }
+
+    /// What covers an accusation of `app`, whose incident this is; nothing if nothing does.
+    pub(in crate::policy) fn excuse_of(
+        &self,
+        app: &App,
+        record: &Record,
+        context: &EvaluationContext<'_>,
+    ) -> Option<String> {
+        let is_blocked = matches!(self.phase, Phase::Blocked { .. });
+        let excuse = self.excuse_while(is_blocked, app, record, context);
+        if is_blocked { excuse } else { excuse.or_else(|| self.excuse_by_earlier_name(record, context)) }
+    }
+
+    /// What covers an accusation of `app` if that `is_blocked` or is not.
+    pub(in crate::policy) fn excuse_while(
+        &self,
+        is_blocked: bool,
+        app: &App,
+        record: &Record,
+        context: &EvaluationContext<'_>,
+    ) -> Option<String> {
+        let exemptions = context.policy.exemptions.iter().zip(&context.exemptions);
+        let mut in_force = exemptions.filter(|(_, force)| force.covers(is_blocked));
+        if let Some((exemption, _)) = in_force.find(|(exemption, _)| exemption.covers(app, record)) {
+            return Some(format!("exempted: {}", exemption.reason));
+        }
+        let is_in_force =
+            |release: &StickyRelease| context.dates.validity(release.until, context.now).covers(is_blocked);
+        let release = self.releases.iter().find(|release| release.covers(record) && is_in_force(release));
+        release.map(|release| released_by(&release.actor, release.until))
+    }
+
+    /// The exemption or release that covers an accusation by an earlier name of the App. It only prevents new blocks:
+    /// if it opened a block, a tenant could do that by changing labels.
+    fn excuse_by_earlier_name(&self, record: &Record, context: &EvaluationContext<'_>) -> Option<String> {
+        let exemptions = || context.policy.exemptions.iter().zip(&context.exemptions);
+        let of = |name: &App| {
+            let mut in_force = exemptions().filter(|(_, force)| force.covers(false));
+            if let Some((exemption, _)) = in_force.find(|(exemption, _)| exemption.covers(name, record)) {
+                return Some(format!("exempted: {}; as App {name}, its name before", exemption.reason));
+            }
+            let mut releases = context.released.get(name).into_iter().flatten();
+            let release = releases.find(|release| {
+                release.covers(record) && context.dates.validity(release.until, context.now).covers(false)
+            })?;
+            Some(format!("{}; as App {name}, its name before", released_by(&release.actor, release.until)))
+        };
+        self.formerly.iter().find_map(of)
+    }
+}

@@ -1,0 +1,132 @@
+//! What one incident asks for, before the brakes are asked.
+
+use super::context::{EvaluationContext, ReleaseBasis, cleared_reason};
+use crate::decision::{DecisionKind, Mode};
+use crate::names::App;
+use crate::policy::incident::accepted_evidence::AcceptedEvidence;
+use crate::policy::incident::{Incident, Phase};
+use crate::policy::incidents::Incidents;
+
+const NAMESPACE_IS_BEING_DELETED: &str = "the namespace is being deleted";
+
+/// What an incident asks for, before the brakes are asked.
+pub(super) enum Action {
+    Nothing,
+    Block,
+    /// With the reason, if it is another than that nothing is left.
+    Release(Option<String>, ReleaseBasis),
+}
+
+impl Incidents {
+    /// What one incident asks for. Does at once what no brake is asked about.
+    pub(super) fn judge(app: &App, incident: &mut Incident, context: &mut EvaluationContext<'_>) -> Action {
+        if matches!(incident.phase, Phase::Ended { .. }) {
+            incident.review_grace(app, &[], context);
+            return Action::Nothing;
+        }
+        let wanted_look = incident.read_wanted_since.take().map(|since| *since);
+        let excuses = incident.excuses(app, context);
+        incident.review_grace(app, &excuses, context);
+        let is_reason = |(g, excuse): (&AcceptedEvidence, &Option<String>)| {
+            incident.justifies_block(g, excuse.as_deref(), context)
+        };
+        let active = incident.accepted.values().zip(&excuses).any(is_reason);
+        let is_kept = context.keeps_refused && matches!(incident.phase, Phase::Blocked { .. });
+        let refused = context.refusals.of(&app.namespace).filter(|_| !is_kept);
+        let covered = refused.map(str::to_owned).or_else(|| incident.covered(app, &excuses, context));
+        // What runs on in it while it is being deleted stays closed: a Pod may take its time to end.
+        let is_closed = matches!(incident.phase, Phase::Blocked { dry_run: false, .. });
+        let is_ending =
+            context.facts.terminating.contains(&app.namespace) && (!is_closed || context.facts.is_gone(app));
+        let covered = covered.or_else(|| is_ending.then(|| NAMESPACE_IS_BEING_DELETED.to_owned()));
+        if is_ending
+            && covered.as_deref() == Some(NAMESPACE_IS_BEING_DELETED)
+            && matches!(incident.phase, Phase::Blocked { .. })
+        {
+            let may = context.policy.mode != Mode::Paused;
+            return if may { Action::Release(covered, ReleaseBasis::Proof) } else { Action::Nothing };
+        }
+        if let Some(why) = covered {
+            if matches!(incident.phase, Phase::Blocked { .. }) {
+                context.decide(app, DecisionKind::Released, why.clone());
+            } else if incident.exempted.is_none() {
+                context.decide(app, DecisionKind::Exempted, why.clone());
+            }
+            incident.excuse(why, context.now);
+            return Action::Nothing;
+        }
+        if incident.exempted.is_some() {
+            incident.persisted_mut().reset_rare(|rare| rare.exempted = None);
+        }
+
+        if incident.accepted.is_empty() {
+            // Not as of when its last ground cleared: what could not be released then may have come back since.
+            let is_gone = context.facts.is_gone(app);
+            return match incident.phase {
+                Phase::Blocked { .. } if context.policy.mode == Mode::Paused => Action::Nothing,
+                // An App that is gone can't be opened, so no hold on its release matters.
+                Phase::Blocked { .. } if is_gone => Action::Release(None, ReleaseBasis::Proof),
+                // Accusations in this namespace are not taken in, so having none left proves no absence.
+                Phase::Blocked { .. } if context.refusals.of(&app.namespace).is_some() => Action::Nothing,
+                Phase::Blocked { .. } if incident.release_held.is_some() => Action::Nothing,
+                // Some of its nodes are not known, so all nodes must have answered for long enough.
+                Phase::Blocked { .. }
+                    if (incident.inherited.is_some() || incident.omitted > 0)
+                        && (context.doubtful.contains(&app.namespace)
+                            || !context.snapshot.is_settled(context.policy.unreachable_limit)) =>
+                {
+                    Action::Nothing
+                }
+                Phase::Blocked { .. } if incident.may_be_accused(app, context) => Action::Nothing,
+                Phase::Blocked { .. } => Action::Release(None, ReleaseBasis::Rules),
+                _ => {
+                    let reason = cleared_reason(app, incident.cleared, context);
+                    context.decide(app, DecisionKind::Closed, reason);
+                    incident.end(context.now);
+                    Action::Nothing
+                }
+            };
+        }
+        if let Phase::Blocked { dry_run, .. } = incident.phase {
+            if !dry_run || context.policy.mode != Mode::Enforce {
+                return Action::Nothing;
+            }
+            // What dry-run decided had no effect: it becomes real like any new block, brakes included.
+            incident.set_phase(Phase::Watched);
+        }
+        incident.take_earlier_hold(&context.held);
+        if incident.phase != Phase::Held
+            && let Some((_, brake)) = incident.held.as_ref().filter(|_| !incident.approved)
+        {
+            let reason =
+                format!("still held: {}; {}", brake.reason(&context.policy.brake), incident.accusation());
+            context.decide(app, DecisionKind::Held, reason);
+            incident.set_phase(Phase::Held);
+        }
+        if incident.phase == Phase::Held || context.policy.mode == Mode::Paused {
+            return Action::Nothing;
+        }
+        if !active {
+            // Evidence that was renewed since is not judged yet: it waits for the look that was wanted before.
+            incident.read_wanted_since = wanted_look.filter(|_| incident.has_unjudged(context)).map(Box::new);
+            return Action::Nothing;
+        }
+        if incident
+            .formerly
+            .iter()
+            .chain([app])
+            .any(|name| context.may_exempt(name) || context.unreadable.contains(name))
+        {
+            // What can't be read may say that the App is not to be blocked. A late block is better than a wrong one.
+            return Action::Nothing;
+        }
+        if !incident.is_due(app, &excuses, context) {
+            return Action::Nothing;
+        }
+        if incident.is_proven(&excuses, wanted_look, context) {
+            return Action::Block;
+        }
+        incident.read_wanted_since = Some(Box::new(wanted_look.unwrap_or(context.now)));
+        Action::Nothing
+    }
+}

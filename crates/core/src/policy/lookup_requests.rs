@@ -108,11 +108,11 @@ impl Incidents {
             }
         }
         for (app, incident) in &self.by_app {
-            if matches!(incident.phase, Phase::Ended { .. }) {
+            if matches!(incident.phase(), Phase::Ended { .. }) {
                 continue;
             }
-            if matches!(incident.phase, Phase::Blocked { .. }) {
-                questions.services += incident.exposure.services.len();
+            if matches!(incident.phase(), Phase::Blocked { .. }) {
+                questions.services += incident.persisted.exposure.services.len();
             }
             if let Some(since) = incident.read_wanted_since.as_deref().copied() {
                 questions.direct.extend(incident.accepted.iter().map(|((key, _), _)| (key.pod_ref(), since)));
@@ -124,7 +124,7 @@ impl Incidents {
             };
             let accepted = incident.accepted.iter();
             let heard = accepted.map(|((key, _), accepted)| accused(key, accepted.pod_uid.as_ref()));
-            let inherited = incident.inherited.iter().flat_map(|keys| keys.iter());
+            let inherited = incident.persisted.rare().inherited.iter().flat_map(|keys| keys.iter());
             let mut pods: Vec<AccusedPod> = heard.chain(inherited.map(|key| accused(key, None))).collect();
             pods.sort_unstable();
             pods.dedup();

@@ -33,7 +33,7 @@ pub(crate) fn accuse(world: &mut World) -> Evaluation {
 }
 
 pub(crate) fn standing(world: &World) -> Phase {
-    world.incidents.incident(&app("ns-a")).expect("an incident").phase
+    world.incidents.incident(&app("ns-a")).expect("an incident").phase()
 }
 
 /// Nothing is found until the incident is over, half an hour later, or as many scans as long as it was away before. Gives the

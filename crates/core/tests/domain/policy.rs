@@ -271,7 +271,7 @@ fn an_incident_is_one_app_and_continues_within_a_day() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.answer("n1", vec![record("ns-a", 60)]);
-    let opened = |w: &World| w.incidents.incidents().next().unwrap().1.opened;
+    let opened = |w: &World| w.incidents.incidents().next().unwrap().1.opened();
     let notice = |w: &mut World| w.evaluate().plan.notices.pop().map(|notice| (notice.phase, notice.sent_at));
     let told = notice(&mut world).unwrap();
     let first = opened(&world);

@@ -499,7 +499,7 @@ proptest! {
             }
             world.policy.brake.max_new_tenants = 100;
             let blocked = world.blocked();
-            let forgotten = world.incidents.incidents().all(|(_, i)| matches!(i.phase, Phase::Ended { .. }));
+            let forgotten = world.incidents.incidents().all(|(_, i)| matches!(i.phase(), Phase::Ended { .. }));
             prop_assert!(blocked.is_empty() || forgotten);
         }
     }

@@ -55,7 +55,8 @@ impl Incident {
         excuse: Option<&str>,
         context: &EvaluationContext<'_>,
     ) -> bool {
-        let is_young = self.approved || accepted.is_young(context.policy.max_age, context.now);
+        let is_young =
+            self.persisted.hold.is_approved() || accepted.is_young(context.policy.max_age, context.now);
         accepted.active && is_young && excuse.is_none()
     }
 
@@ -65,7 +66,7 @@ impl Incident {
         app: &App,
         context: &EvaluationContext<'_>,
     ) -> Vec<Option<String>> {
-        if self.accepted.is_empty() && matches!(self.phase, Phase::Blocked { .. }) {
+        if self.accepted.is_empty() && matches!(self.phase(), Phase::Blocked { .. }) {
             // Blocked still, for what has cleared or was there before anything was kept.
             return self
                 .last_records(app)
@@ -83,7 +84,7 @@ impl Incident {
         record: &Record,
         context: &EvaluationContext<'_>,
     ) -> Option<String> {
-        let is_blocked = matches!(self.phase, Phase::Blocked { .. });
+        let is_blocked = matches!(self.phase(), Phase::Blocked { .. });
         let excuse = self.excuse_while(is_blocked, app, record, context);
         if is_blocked { excuse } else { excuse.or_else(|| self.excuse_by_earlier_name(record, context)) }
     }
@@ -103,7 +104,12 @@ impl Incident {
         }
         let is_in_force =
             |release: &StickyRelease| context.dates.validity(release.until, context.now).covers(is_blocked);
-        let release = self.releases.iter().find(|release| release.covers(record) && is_in_force(release));
+        let release = self
+            .persisted
+            .rare()
+            .releases
+            .iter()
+            .find(|release| release.covers(record) && is_in_force(release));
         release.map(|release| released_by(&release.actor, release.until))
     }
 
@@ -122,6 +128,6 @@ impl Incident {
             })?;
             Some(format!("{}; as App {name}, its name before", released_by(&release.actor, release.until)))
         };
-        self.formerly.iter().find_map(of)
+        self.persisted.rare().formerly.iter().find_map(of)
     }
 }

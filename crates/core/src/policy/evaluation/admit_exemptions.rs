@@ -65,7 +65,8 @@ impl Incidents {
             let tenants = now_open.iter().map(|app| &app.namespace).collect::<BTreeSet<&Text>>().len();
             let fingerprint = exemption.fingerprint();
             // An earlier leader withheld it. It may cover fewer tenants now, but no operator has confirmed it.
-            let was_withheld = self.by_app.values().any(|it| it.withheld.contains(&fingerprint));
+            let was_withheld =
+                self.by_app.values().any(|it| it.persisted.rare().withheld.contains(&fingerprint));
             let mut withheld = None;
             if tenants <= exemption.may_open(context.policy.brake.max_releases) && !was_withheld {
                 open.extend(now_open);
@@ -84,7 +85,7 @@ impl Incidents {
     /// Keeps closed what is blocked in namespaces that may not be blocked any more, if that is more tenants than may be
     /// opened at once: `enforcement.namespaces` or `enforcement.protected_namespaces` may be a mistake.
     pub(in crate::policy) fn admit_refusals(&mut self, context: &mut EvaluationContext<'_>) {
-        let blocked = self.by_app.iter().filter(|(_, it)| matches!(it.phase, Phase::Blocked { .. }));
+        let blocked = self.by_app.iter().filter(|(_, it)| matches!(it.phase(), Phase::Blocked { .. }));
         let refused =
             blocked.filter_map(|(app, _)| context.refusals.of(&app.namespace).map(|why| (app, why)));
         let tenants: BTreeMap<&Text, &str> = refused.map(|(app, why)| (&app.namespace, why)).collect();
@@ -114,27 +115,34 @@ impl Incidents {
         let withheld: Vec<&Exemption> = policy.exemptions.iter().filter(is_withheld).collect();
         // While some exemptions can't be read, a missing one may be among them, so no record is removed.
         let is_complete = policy.unread_exemptions.is_empty();
-        if is_complete && self.by_app.values().any(|incident| !incident.withheld.is_empty()) {
+        if is_complete && self.by_app.values().any(|incident| !incident.persisted.rare().withheld.is_empty())
+        {
             // An exemption that an operator changed or deleted is judged anew if it is declared again.
             let declared: BTreeSet<Text> = policy.exemptions.iter().map(Exemption::fingerprint).collect();
             for incident in self.by_app.values_mut() {
-                if !incident.withheld.iter().all(|it| declared.contains(it)) {
-                    let left = incident.withheld.iter().filter(|it| declared.contains(*it)).cloned();
+                if !incident.persisted.rare().withheld.iter().all(|it| declared.contains(it)) {
+                    let left = incident
+                        .persisted
+                        .rare()
+                        .withheld
+                        .iter()
+                        .filter(|it| declared.contains(*it))
+                        .cloned();
                     incident.persisted_mut().rare_mut().withheld = left.collect();
                 }
             }
         }
         for exemption in withheld {
             let fingerprint = exemption.fingerprint();
-            let is_blocked = |incident: &Incident| matches!(incident.phase, Phase::Blocked { .. });
-            let carries = |incident: &Incident| incident.withheld.contains(&fingerprint);
+            let is_blocked = |incident: &Incident| matches!(incident.phase(), Phase::Blocked { .. });
+            let carries = |incident: &Incident| incident.persisted.rare().withheld.contains(&fingerprint);
             let marked = self.by_app.values().filter(|it| is_blocked(it) && carries(it)).count();
             let others = self.by_app.iter_mut().filter(|(app, incident)| {
-                let has_room = incident.withheld.len() < MAX_WITHHELD;
+                let has_room = incident.persisted.rare().withheld.len() < MAX_WITHHELD;
                 is_blocked(incident) && !carries(incident) && has_room && exemption.may_cover(app)
             });
             for (_, incident) in others.take(MAX_RECORDING_INCIDENTS.saturating_sub(marked)) {
-                let more = incident.withheld.iter().cloned().chain([fingerprint.clone()]);
+                let more = incident.persisted.rare().withheld.iter().cloned().chain([fingerprint.clone()]);
                 incident.persisted_mut().rare_mut().withheld = more.collect();
             }
         }
@@ -151,7 +159,7 @@ impl Incidents {
         let blocked = self
             .by_app
             .iter()
-            .filter(|(app, incident)| matches!(incident.phase, Phase::Blocked { .. }) && those(app));
+            .filter(|(app, incident)| matches!(incident.phase(), Phase::Blocked { .. }) && those(app));
         let excused = blocked
             .filter(|(app, incident)| incident.excuses(app, context).iter().all(Option::is_some))
             .map(|(app, _)| app.clone());

@@ -9,7 +9,7 @@ use crate::decision::Mode;
 use crate::names::{App, NodeName, Text};
 use crate::policy::alert::Alert;
 use crate::policy::brake::{Brake, RuleNames};
-use crate::policy::incident::Phase;
+use crate::policy::incident::{Hold, Phase};
 use crate::policy::incidents::Incidents;
 use crate::policy::window::{Accusers, Tally};
 use crate::time::CompactTimestamp;
@@ -43,15 +43,15 @@ impl Incidents {
             let Some(incident) = self.by_app.get_mut(&app) else {
                 continue;
             };
-            let shared = context.facts.held_for(&app, context.policy, incident.approved);
+            let shared = context.facts.held_for(&app, context.policy, incident.persisted.hold.is_approved());
             // An App that an operator has to look at anyway takes no place in the brakes' window.
             let brake = match shared {
                 Some(shared) => Some(Brake::SharedService(shared.service.clone())),
-                None if incident.approved => None,
+                None if incident.persisted.hold.is_approved() => None,
                 None => tally.due(&app, &accusers),
             };
             let accusation = incident.accusation();
-            let is_untold = matches!(incident.phase, Phase::Grace { .. }) && incident.is_untold(context);
+            let is_untold = matches!(incident.phase(), Phase::Grace { .. }) && incident.is_untold(context);
             let before = incident.warned_before(context.policy);
             let file = incident.persisted_mut();
             file.set_window_entries(tally.of(&app));
@@ -60,7 +60,7 @@ impl Incidents {
                 let reason = format!("{}{others}; {accusation}", brake.reason(&context.policy.brake));
                 context.decide(&app, DecisionKind::Held, reason);
                 file.phase = Phase::Held;
-                file.rare_mut().held = Some((context.now, brake.clone()));
+                file.hold = Hold::by(brake.clone(), context.now);
                 // A shared Service of one App is no sign of a storm, so it raises no alert.
                 if shared.is_none() {
                     held_blocks.push(brake);
@@ -74,7 +74,7 @@ impl Incidents {
                 context.decide(&app, DecisionKind::Blocked, known.complete(&reason));
                 file.reason = reason;
                 let dry_run = context.policy.mode == Mode::DryRun;
-                file.phase = Phase::Blocked { since: context.now, dry_run };
+                file.phase = Phase::Blocked { since: context.now, dry_run, release_held: None };
             }
         }
         for (app, why, basis) in releases {
@@ -83,11 +83,11 @@ impl Incidents {
                 continue;
             };
             // What is held until an operator looks is opened neither by time nor by the same proof again.
-            if proven && incident.holds_release() == Some(Brake::Gone) {
+            if proven && incident.persisted.holds_release() == Some(Brake::Gone) {
                 continue;
             }
             let why = why.unwrap_or_else(|| {
-                if incident.inherited.is_some() {
+                if incident.persisted.rare().inherited.is_some() {
                     "every node has answered for the whole clearing time without evidence of it".to_owned()
                 } else {
                     cleared_reason(&app, incident.cleared, context)
@@ -102,7 +102,9 @@ impl Incidents {
                     DecisionKind::ReleaseHeld,
                     format!("{}; {why}", brake.reason(&context.policy.brake)),
                 );
-                file.rare_mut().release_held = Some(context.now);
+                if let Phase::Blocked { release_held, .. } = &mut file.phase {
+                    *release_held = Some(context.now);
+                }
                 held_releases.push(brake);
             } else {
                 context.decide(&app, DecisionKind::Released, why.clone());

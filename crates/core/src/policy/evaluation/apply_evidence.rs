@@ -220,7 +220,7 @@ impl Incidents {
         silence: Silence,
     ) {
         let Some(incident) = self.by_app.get_mut(app) else { return };
-        if matches!(incident.phase, Phase::Blocked { .. }) && incident.accepted.get(&id).is_none() {
+        if matches!(incident.phase(), Phase::Blocked { .. }) && incident.accepted.get(&id).is_none() {
             let mut accepted = AcceptedEvidence::of(evidence, pod.uid, fresh_at);
             accepted.active = false;
             accepted.count(silence);
@@ -242,23 +242,18 @@ impl Incidents {
         if incident.has_tombstone(&id, evidence, fresh_at) {
             return;
         }
-        if let Phase::Ended { at } = incident.phase {
+        if let Phase::Ended { at } = incident.phase() {
             if context.now.since(at) > same_incident {
                 // What an operator has released stays released, and what a brake held waits for an approval.
-                let (releases, held) = (incident.releases.clone(), incident.held.clone());
+                let outlasts = incident.persisted.clone();
                 *incident = Incident::new(fresh_at);
-                if !releases.is_empty() || held.is_some() {
-                    let rare = incident.persisted_mut().rare_mut();
-                    (rare.releases, rare.held) = (releases, held);
-                }
+                incident.persisted_mut().outlast(&outlasts);
             }
             incident.note_end();
             incident.set_phase(Phase::Watched);
         }
-        if incident.release_held.is_some() {
-            incident.persisted_mut().reset_rare(|rare| rare.release_held = None);
-        }
-        if incident.inherited.is_some() {
+        incident.resume_block();
+        if incident.persisted.rare().inherited.is_some() {
             incident.persisted_mut().reset_rare(|rare| rare.inherited = None);
         }
         incident.note_process(&id.0.process);
@@ -283,7 +278,9 @@ impl Incidents {
         for (app, incident) in &mut self.by_app {
             let app_is_gone = context.facts.is_gone(app);
             // A block of which only the Services are known can't be matched with Pods, present or gone.
-            if app_is_gone && incident.inherited.as_ref().is_some_and(|accused| !accused.is_empty()) {
+            if app_is_gone
+                && incident.persisted.rare().inherited.as_ref().is_some_and(|accused| !accused.is_empty())
+            {
                 incident.persisted_mut().reset_rare(|rare| rare.inherited = None);
             }
             let why = |(key, node): &EvidenceId, accepted: &AcceptedEvidence, view: Option<&NodeView>| {

@@ -24,8 +24,8 @@ pub(in crate::policy) fn block(app: &App, incident: &Incident, since: Timestamp)
         since,
         grounds: accusations(incident),
         left: left(incident),
-        exposure: incident.exposure.clone(),
-        reason: incident.exposure.complete(&incident.reason),
+        exposure: incident.persisted.exposure.clone(),
+        reason: incident.persisted.exposure.complete(&incident.persisted.reason),
     }
 }
 
@@ -42,7 +42,7 @@ fn accusations(incident: &Incident) -> Box<[Accusation]> {
 
 /// The violations of a block that no ground supports any more.
 fn left(incident: &Incident) -> Box<[Key]> {
-    match &incident.inherited {
+    match &incident.persisted.rare().inherited {
         _ if !incident.accepted.is_empty() => Box::default(),
         Some(accused) => accused.iter().cloned().collect(),
         // Its release is held, so it is still blocked for what has cleared.
@@ -71,7 +71,7 @@ pub(in crate::policy) fn same<T: PartialEq>(
 
 /// The other Apps that are closed with it in `phase`.
 pub(in crate::policy) fn closed_too(incident: &Incident, phase: NoticePhase) -> Option<Box<OtherApps>> {
-    incident.exposure.others.clone().filter(|_| phase == NoticePhase::Blocked)
+    incident.persisted.exposure.others.clone().filter(|_| phase == NoticePhase::Blocked)
 }
 
 impl Incidents {
@@ -92,7 +92,7 @@ impl Incidents {
         let mut summary = Summary { blocked: 0, in_grace: 0, held: 0, changed: now.wall() };
         for (app, incident) in &self.by_app {
             let phase = notice_phase(incident, mode);
-            match (phase, incident.phase) {
+            match (phase, incident.phase()) {
                 (NoticePhase::Blocked, Phase::Blocked { since, .. }) => {
                     summary.blocked += 1;
                     (app, 0_u8).hash(&mut standing);
@@ -113,14 +113,14 @@ impl Incidents {
                 _ => {}
             }
             // A tenant that waits to be told, or is not to be told, keeps the Notification that it has.
-            let told = incident.notification.filter(|told| told.kind == notification_kind(&phase));
+            let told = incident.persisted.notification.filter(|told| told.kind == notification_kind(&phase));
             if let Some(told) = told.filter(|_| may_be_notified(app, incident, policy, facts)) {
                 let notice = Notice {
                     app: app.clone(),
                     sent_at: told.sent_at.get(),
                     inherited: told.inherited,
                     phase,
-                    processes: incident.processes.iter().cloned().collect(),
+                    processes: incident.persisted.processes.iter().cloned().collect(),
                     others: closed_too(incident, phase),
                 };
                 notices.push(same(&mut last_notices, |last| last.app.cmp(app), notice));
@@ -145,7 +145,7 @@ impl Incidents {
     pub fn current_plan(&self, policy: &Policy, now: Moment) -> Plan {
         let mut plan = Plan::empty(policy.mode, now.wall());
         for (app, incident) in &self.by_app {
-            match incident.phase {
+            match incident.phase() {
                 Phase::Blocked { since, .. } => {
                     plan.blocks.push(Arc::new(block(app, incident, since.wall())));
                 }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use super::context::EvaluationContext;
 use crate::names::{App, Text};
 use crate::policy::cluster_facts::Lineage;
-use crate::policy::incident::{Incident, MAX_NAMES, Phase};
+use crate::policy::incident::{Hold, Incident, MAX_NAMES, Phase};
 use crate::policy::incidents::Incidents;
 
 impl Incidents {
@@ -27,16 +27,22 @@ impl Incidents {
             return;
         }
         let Some(incident) = self.by_app.get(app) else { return };
-        let is_new = |origin: &Text| !incident.origins.contains(origin) && incident.origins.len() < MAX_NAMES;
+        let is_new = |origin: &Text| {
+            !incident.persisted.origins.contains(origin) && incident.persisted.origins.len() < MAX_NAMES
+        };
         let mut names: BTreeSet<App> = lineage.earlier.into_iter().collect();
         // A workload may come back to a name that it had before, so a known origin is looked at, too.
         if let Some(origin) = &lineage.origin {
-            let others = self.of_tenant(&app.namespace).filter(|(_, other)| other.origins.contains(origin));
-            names.extend(others.flat_map(|(name, other)| other.formerly.iter().chain([name]).cloned()));
+            let others =
+                self.of_tenant(&app.namespace).filter(|(_, other)| other.persisted.origins.contains(origin));
+            names.extend(
+                others
+                    .flat_map(|(name, other)| other.persisted.rare().formerly.iter().chain([name]).cloned()),
+            );
         }
         let origin = lineage.origin.filter(is_new);
-        let has_room = incident.formerly.len() < MAX_NAMES;
-        names.retain(|name| has_room && name != app && !incident.formerly.contains(name));
+        let has_room = incident.persisted.rare().formerly.len() < MAX_NAMES;
+        names.retain(|name| has_room && name != app && !incident.persisted.rare().formerly.contains(name));
         if origin.is_none() && names.is_empty() {
             return;
         }
@@ -45,8 +51,8 @@ impl Incidents {
             origin.as_ref().and_then(|origin| self.given_before(app, origin, context.policy, context.now));
         let Some(incident) = self.by_app.get_mut(app) else { return };
         if let Some((grace, told)) = given
-            && incident.decided == 0
-            && incident.releases.is_empty()
+            && incident.persisted.decided == 0
+            && incident.persisted.rare().releases.is_empty()
         {
             incident.persisted_mut().grace = Some(Box::new(grace));
             incident.grace_written_at = Some(told);
@@ -72,13 +78,13 @@ impl Incidents {
     /// Operators' releases, and the holds of brakes, by the earlier names of Apps.
     pub(in crate::policy) fn of_earlier_names(&self) -> (Releases, Holds) {
         let (mut releases, mut holds) = (Releases::new(), Holds::new());
-        for name in self.by_app.values().flat_map(|incident| incident.formerly.iter()) {
+        for name in self.by_app.values().flat_map(|incident| incident.persisted.rare().formerly.iter()) {
             let Some(other) = self.by_app.get(name) else { continue };
-            if !other.releases.is_empty() {
-                releases.insert(name.clone(), other.releases.clone());
+            if !other.persisted.rare().releases.is_empty() {
+                releases.insert(name.clone(), other.persisted.rare().releases.clone());
             }
-            let is_held = !other.approved && !matches!(other.phase, Phase::Blocked { .. });
-            if let Some(held) = other.held.clone().filter(|_| is_held) {
+            let is_held = !matches!(other.phase(), Phase::Blocked { .. });
+            if let Some(held) = other.persisted.hold.brake().cloned().filter(|_| is_held) {
                 holds.insert(name.clone(), held);
             }
         }
@@ -89,12 +95,12 @@ impl Incidents {
 impl Incident {
     /// Takes over the hold of an earlier name, unless it has one, or an operator has approved what it is accused of.
     pub(in crate::policy) fn take_earlier_hold(&mut self, by_name: &Holds) {
-        if self.held.is_some() || self.approved {
+        if self.persisted.hold != Hold::Free {
             return;
         }
-        let held = self.formerly.iter().find_map(|name| by_name.get(name).cloned());
-        if held.is_some() {
-            self.persisted_mut().rare_mut().held = held;
+        let held = self.persisted.rare().formerly.iter().find_map(|name| by_name.get(name).cloned());
+        if let Some((since, brake)) = held {
+            self.persisted_mut().hold = Hold::by(brake, since);
         }
     }
 }

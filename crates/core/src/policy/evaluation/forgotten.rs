@@ -92,7 +92,7 @@ impl Incident {
             !context.doubtful.contains(&app.namespace)
                 && context.snapshot.is_settled(context.policy.unreachable_limit)
         };
-        matches!(self.phase, Phase::Blocked { .. })
+        matches!(self.phase(), Phase::Blocked { .. })
             && self.omitted > 0
             && !is_heard_out()
             && !exemptions().any(|(exemption, force)| force.covers(true) && exemption.covers_app(app))

@@ -20,7 +20,7 @@ pub(super) enum Action {
 impl Incidents {
     /// What one incident asks for. Does at once what no brake is asked about.
     pub(super) fn judge(app: &App, incident: &mut Incident, context: &mut EvaluationContext<'_>) -> Action {
-        if matches!(incident.phase, Phase::Ended { .. }) {
+        if matches!(incident.phase(), Phase::Ended { .. }) {
             incident.review_grace(app, &[], context);
             return Action::Nothing;
         }
@@ -31,47 +31,47 @@ impl Incidents {
             incident.justifies_block(g, excuse.as_deref(), context)
         };
         let active = incident.accepted.values().zip(&excuses).any(is_reason);
-        let is_kept = context.keeps_refused && matches!(incident.phase, Phase::Blocked { .. });
+        let is_kept = context.keeps_refused && matches!(incident.phase(), Phase::Blocked { .. });
         let refused = context.refusals.of(&app.namespace).filter(|_| !is_kept);
         let covered = refused.map(str::to_owned).or_else(|| incident.covered(app, &excuses, context));
         // What runs on in it while it is being deleted stays closed: a Pod may take its time to end.
-        let is_closed = matches!(incident.phase, Phase::Blocked { dry_run: false, .. });
+        let is_closed = matches!(incident.phase(), Phase::Blocked { dry_run: false, .. });
         let is_ending =
             context.facts.terminating.contains(&app.namespace) && (!is_closed || context.facts.is_gone(app));
         let covered = covered.or_else(|| is_ending.then(|| NAMESPACE_IS_BEING_DELETED.to_owned()));
         if is_ending
             && covered.as_deref() == Some(NAMESPACE_IS_BEING_DELETED)
-            && matches!(incident.phase, Phase::Blocked { .. })
+            && matches!(incident.phase(), Phase::Blocked { .. })
         {
             let may = context.policy.mode != Mode::Paused;
             return if may { Action::Release(covered, ReleaseBasis::Proof) } else { Action::Nothing };
         }
         if let Some(why) = covered {
-            if matches!(incident.phase, Phase::Blocked { .. }) {
+            if matches!(incident.phase(), Phase::Blocked { .. }) {
                 context.decide(app, DecisionKind::Released, why.clone());
-            } else if incident.exempted.is_none() {
+            } else if incident.persisted.rare().exempted.is_none() {
                 context.decide(app, DecisionKind::Exempted, why.clone());
             }
             incident.excuse(why, context.now);
             return Action::Nothing;
         }
-        if incident.exempted.is_some() {
+        if incident.persisted.rare().exempted.is_some() {
             incident.persisted_mut().reset_rare(|rare| rare.exempted = None);
         }
 
         if incident.accepted.is_empty() {
             // Not as of when its last ground cleared: what could not be released then may have come back since.
             let is_gone = context.facts.is_gone(app);
-            return match incident.phase {
+            return match incident.phase() {
                 Phase::Blocked { .. } if context.policy.mode == Mode::Paused => Action::Nothing,
                 // An App that is gone can't be opened, so no hold on its release matters.
                 Phase::Blocked { .. } if is_gone => Action::Release(None, ReleaseBasis::Proof),
                 // Accusations in this namespace are not taken in, so having none left proves no absence.
                 Phase::Blocked { .. } if context.refusals.of(&app.namespace).is_some() => Action::Nothing,
-                Phase::Blocked { .. } if incident.release_held.is_some() => Action::Nothing,
+                Phase::Blocked { release_held: Some(_), .. } => Action::Nothing,
                 // Some of its nodes are not known, so all nodes must have answered for long enough.
                 Phase::Blocked { .. }
-                    if (incident.inherited.is_some() || incident.omitted > 0)
+                    if (incident.persisted.rare().inherited.is_some() || incident.omitted > 0)
                         && (context.doubtful.contains(&app.namespace)
                             || !context.snapshot.is_settled(context.policy.unreachable_limit)) =>
                 {
@@ -87,7 +87,7 @@ impl Incidents {
                 }
             };
         }
-        if let Phase::Blocked { dry_run, .. } = incident.phase {
+        if let Phase::Blocked { dry_run, .. } = incident.phase() {
             if !dry_run || context.policy.mode != Mode::Enforce {
                 return Action::Nothing;
             }
@@ -95,15 +95,15 @@ impl Incidents {
             incident.set_phase(Phase::Watched);
         }
         incident.take_earlier_hold(&context.held);
-        if incident.phase != Phase::Held
-            && let Some((_, brake)) = incident.held.as_ref().filter(|_| !incident.approved)
+        if incident.phase() != Phase::Held
+            && let Some((_, brake)) = incident.persisted.hold.brake()
         {
             let reason =
                 format!("still held: {}; {}", brake.reason(&context.policy.brake), incident.accusation());
             context.decide(app, DecisionKind::Held, reason);
             incident.set_phase(Phase::Held);
         }
-        if incident.phase == Phase::Held || context.policy.mode == Mode::Paused {
+        if incident.phase() == Phase::Held || context.policy.mode == Mode::Paused {
             return Action::Nothing;
         }
         if !active {
@@ -112,6 +112,8 @@ impl Incidents {
             return Action::Nothing;
         }
         if incident
+            .persisted
+            .rare()
             .formerly
             .iter()
             .chain([app])

@@ -154,9 +154,11 @@ impl Incidents {
         let now = context.now;
         let exemptions = context.policy.exemptions.iter().chain(&context.policy.unread_exemptions);
         let exempted = exemptions.filter_map(|exemption| Some((exemption.until?, None)));
-        let with_releases = self.by_app.iter().filter(|(_, incident)| !incident.releases.is_empty());
+        let with_releases =
+            self.by_app.iter().filter(|(_, incident)| !incident.persisted.rare().releases.is_empty());
         let apps: Vec<App> = with_releases.map(|(app, _)| app.clone()).collect();
-        let releases = apps.iter().filter_map(|app| self.by_app.get(app)).flat_map(|it| &it.releases);
+        let releases =
+            apps.iter().filter_map(|app| self.by_app.get(app)).flat_map(|it| &it.persisted.rare().releases);
         let until = releases.map(|release| (release.until, release.until_by_clock));
         let doubtful = context.dates.note(exempted.chain(until), &self.clock, now);
         if let Some(first) = doubtful.first() {
@@ -164,7 +166,13 @@ impl Incidents {
         }
         for app in apps {
             let Some(incident) = self.by_app.get_mut(&app) else { continue };
-            if incident.releases.iter().any(|release| context.dates.is_history(release.until, now)) {
+            if incident
+                .persisted
+                .rare()
+                .releases
+                .iter()
+                .any(|release| context.dates.is_history(release.until, now))
+            {
                 incident.persisted_mut().reset_rare(|rare| {
                     rare.releases.retain(|release| !context.dates.is_history(release.until, now));
                 });

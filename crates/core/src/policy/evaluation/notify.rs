@@ -12,7 +12,7 @@ use crate::names::{App, Text};
 use crate::plan::{NoticePhase, SharedServices};
 use crate::policy::alert::Alert;
 use crate::policy::cluster_facts::ClusterFacts;
-use crate::policy::incident::{Incident, NotificationKind, Phase, SentNotification};
+use crate::policy::incident::{Hold, Incident, NotificationKind, Phase, SentNotification};
 use crate::policy::incidents::Incidents;
 use crate::policy::{Brake, Policy};
 
@@ -23,19 +23,22 @@ impl Incidents {
             self.notices = (context.snapshot.rounds, 0);
         }
         let is_blocked =
-            |app: &App| self.by_app.get(app).is_some_and(|it| matches!(it.phase, Phase::Blocked { .. }));
+            |app: &App| self.by_app.get(app).is_some_and(|it| matches!(it.phase(), Phase::Blocked { .. }));
         self.blocked_before.look(context.policy, context.facts, is_blocked);
         let mut waiting = Vec::new();
         for (app, incident) in &mut self.by_app {
             let what = notification_kind(&notice_phase(incident, context.policy.mode));
             if what == NotificationKind::Blocked
-                && let Some(exposure) = context.facts.to_close(app, context.policy, incident)
-                && *incident.exposure != *exposure
+                && let Some(exposure) = context.facts.to_close(app, context.policy, &incident.persisted)
+                && *incident.persisted.exposure != *exposure
             {
                 let exposure = exposure.into_owned();
-                let exposure =
-                    if self.blocked_before.has(app) { incident.exposure.and(&exposure) } else { exposure };
-                if *incident.exposure != exposure {
+                let exposure = if self.blocked_before.has(app) {
+                    incident.persisted.exposure.and(&exposure)
+                } else {
+                    exposure
+                };
+                if *incident.persisted.exposure != exposure {
                     incident.persisted_mut().close(exposure);
                 }
             }
@@ -45,7 +48,7 @@ impl Incidents {
             if !may_be_notified(app, incident, context.policy, context.facts) {
                 continue;
             }
-            match incident.notification {
+            match incident.persisted.notification {
                 // A tenant that was never told of the incident is not told of its end.
                 None if what == NotificationKind::Recovered => {}
                 Some(told) if told.kind == what => {}
@@ -89,7 +92,8 @@ impl Incidents {
         let mut of_tenant: BTreeMap<Text, (usize, Vec<Timestamp>)> =
             waiting.iter().map(|(_, app)| (app.namespace.clone(), (0, Vec::new()))).collect();
         for (app, incident) in &self.by_app {
-            if let (Some(told), Some((_, times))) = (incident.notification, of_tenant.get_mut(&app.namespace))
+            if let (Some(told), Some((_, times))) =
+                (incident.persisted.notification, of_tenant.get_mut(&app.namespace))
             {
                 times.push(told.sent_at.get());
             }
@@ -111,18 +115,17 @@ impl Incidents {
 /// With `enforcement.shared_services: hold`, a Service that comes to be shared after the block stays open until an
 /// operator approves. That is logged once, whatever else the tenant makes.
 fn hold_what_is_left_open(app: &App, incident: &mut Incident, context: &mut EvaluationContext<'_>) {
-    if context.policy.shared_services != SharedServices::Hold || incident.approved || incident.held.is_some()
-    {
+    if context.policy.shared_services != SharedServices::Hold || incident.persisted.hold != Hold::Free {
         return;
     }
-    let Some(service) = incident.exposure.left_open.first().cloned() else { return };
+    let Some(service) = incident.persisted.exposure.left_open.first().cloned() else { return };
     let brake = Brake::SharedService(service);
     let reason = format!(
         "{}: it stays open until that is approved; the App's other Services are closed",
         brake.reason(&context.policy.brake)
     );
     context.decide(app, DecisionKind::Held, reason);
-    incident.persisted_mut().rare_mut().held = Some((context.now, brake));
+    incident.persisted_mut().hold = Hold::by(brake, context.now);
 }
 
 pub(in crate::policy) fn notification_kind(phase: &NoticePhase) -> NotificationKind {
@@ -141,13 +144,13 @@ pub(in crate::policy) fn may_be_notified(
     policy: &Policy,
     facts: &ClusterFacts,
 ) -> bool {
-    let is_blocked = matches!(incident.phase, Phase::Blocked { .. });
+    let is_blocked = matches!(incident.phase(), Phase::Blocked { .. });
     !facts.terminating.contains(&app.namespace) && (is_blocked || policy.refuses(&app.namespace).is_none())
 }
 
 /// What is happening to an App, as its tenant is told.
 pub(in crate::policy) fn notice_phase(incident: &Incident, mode: Mode) -> NoticePhase {
-    match incident.phase {
+    match incident.phase() {
         Phase::Blocked { dry_run, .. } if !dry_run || mode == Mode::DryRun => NoticePhase::Blocked,
         Phase::Grace { until } => NoticePhase::Grace { until: until.wall() },
         _ => NoticePhase::Recovered,

@@ -27,7 +27,7 @@ impl Incident {
     /// When the grace ends that its tenant was given, as monotonic time; `None` if none was. In dry-run, where no tenant is
     /// told anything, each grace that has begun counts.
     fn given_until(&self, policy: &Policy) -> Option<Duration> {
-        let until = self.grace.as_ref()?.until.uptime();
+        let until = self.persisted.grace.as_ref()?.until.uptime();
         if policy.mode == Mode::DryRun {
             return Some(until);
         }
@@ -38,10 +38,13 @@ impl Incident {
 
     /// What the reason of a block without a new warning says: when the grace ended that its tenant was given before.
     pub(in crate::policy) fn warned_before(&self, policy: &Policy) -> Option<String> {
-        if self.approved || policy.grace.is_zero() || matches!(self.phase, Phase::Grace { .. }) {
+        if self.persisted.hold.is_approved()
+            || policy.grace.is_zero()
+            || matches!(self.phase(), Phase::Grace { .. })
+        {
             return None;
         }
-        let until = self.grace.as_ref()?.until.wall();
+        let until = self.persisted.grace.as_ref()?.until.wall();
         Some(format!("; its tenant was warned before, and the grace ended at {until}"))
     }
 
@@ -55,7 +58,7 @@ impl Incident {
     /// When its grace may end: at its time, when its tenant has known of it for long enough, or when that is waited for no longer.
     pub(in crate::policy) fn deadlines(&self, policy: &Policy) -> impl Iterator<Item = Moment> {
         let after = |at: Moment, wait: Duration| Moment::new(at.uptime().saturating_add(wait), at.wall());
-        let until = match self.phase {
+        let until = match self.phase() {
             Phase::Grace { until } => Some(until),
             _ => None,
         };
@@ -74,11 +77,11 @@ impl Incident {
         context: &mut EvaluationContext<'_>,
     ) -> bool {
         let grace = context.policy.grace;
-        if grace.is_zero() || self.approved {
+        if grace.is_zero() || self.persisted.hold.is_approved() {
             return true;
         }
         let now = context.now;
-        if let Phase::Grace { until } = self.phase {
+        if let Phase::Grace { until } = self.phase() {
             // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
             return now.uptime() >= until.uptime()
                 && (!self.is_untold(context)
@@ -86,15 +89,15 @@ impl Incident {
         }
         let given = self.given_until(context.policy);
         let left = given.map_or(grace, |until| until.saturating_sub(now.uptime()));
-        let record = match (given.and(self.grace.as_ref()), self.reason_record(excuses, context)) {
+        let record = match (given.and(self.persisted.grace.as_ref()), self.reason_record(excuses, context)) {
             (Some(given), _) => given.record.clone(),
             (None, Some(record)) => record,
             (None, None) => return false,
         };
         if left.is_zero() {
-            if self.grace.as_ref().is_some_and(|grace| grace.idle_since.is_some()) {
+            if self.persisted.grace.as_ref().is_some_and(|grace| grace.idle_since.is_some()) {
                 self.persisted_mut().grace =
-                    self.grace.clone().map(|grace| Box::new(Grace { idle_since: None, ..*grace }));
+                    self.persisted.grace.clone().map(|grace| Box::new(Grace { idle_since: None, ..*grace }));
             }
             return true;
         }
@@ -130,12 +133,12 @@ impl Incident {
         excuses: &[Option<String>],
         context: &EvaluationContext<'_>,
     ) {
-        let Some(grace) = self.grace.as_deref() else { return };
+        let Some(grace) = self.persisted.grace.as_deref() else { return };
         let is_over = |since: Moment| context.now.since(since) > context.policy.same_incident;
         let is_covered = context.refusals.of(&app.namespace).is_some()
             || self.excuse_of(app, &grace.record, context).is_some();
         if is_covered {
-            let other = matches!(self.phase, Phase::Grace { .. })
+            let other = matches!(self.phase(), Phase::Grace { .. })
                 .then(|| self.reason_record(excuses, context))
                 .flatten();
             match other {
@@ -162,8 +165,8 @@ impl Incident {
     /// The next grace is a whole one.
     pub(in crate::policy) fn take_grace_back(&mut self) {
         self.grace_written_at = None;
-        if self.grace.is_some() {
-            let is_running = matches!(self.phase, Phase::Grace { .. });
+        if self.persisted.grace.is_some() {
+            let is_running = matches!(self.phase(), Phase::Grace { .. });
             let file = self.persisted_mut();
             file.grace = None;
             if is_running {
@@ -181,7 +184,7 @@ impl Incident {
 impl Incidents {
     /// Takes back the grace of `app` and of its earlier names.
     pub(in crate::policy) fn take_grace_back(&mut self, app: &App) {
-        let names = self.by_app.get(app).map(|incident| incident.formerly.clone());
+        let names = self.by_app.get(app).map(|incident| incident.persisted.rare().formerly.clone());
         for name in names.iter().flat_map(|names| names.iter()).chain([app]) {
             if let Some(incident) = self.by_app.get_mut(name) {
                 incident.take_grace_back();
@@ -199,12 +202,12 @@ impl Incidents {
         now: Moment,
     ) -> Option<(Grace, Moment)> {
         let others = self.of_tenant(&app.namespace).filter(|(name, _)| *name != app);
-        let others = others.filter(|(_, other)| other.origins.contains(origin));
-        let (_, last) = others.max_by_key(|(_, other)| other.opened)?;
-        let is_same = match last.phase {
+        let others = others.filter(|(_, other)| other.persisted.origins.contains(origin));
+        let (_, last) = others.max_by_key(|(_, other)| other.persisted.opened)?;
+        let is_same = match last.phase() {
             Phase::Ended { at } => now.since(at) <= policy.same_incident,
             _ => true,
         };
-        Some((last.grace.as_deref().filter(|_| is_same)?.clone(), last.grace_written_at?))
+        Some((last.persisted.grace.as_deref().filter(|_| is_same)?.clone(), last.grace_written_at?))
     }
 }

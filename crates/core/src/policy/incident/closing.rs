@@ -51,7 +51,7 @@ impl ClusterFacts {
         let stays_open = |service: &Text| match policy.shared_services {
             SharedServices::Block => false,
             SharedServices::Skip => true,
-            SharedServices::Hold => !file.approved && !file.has_closed(service),
+            SharedServices::Hold => !file.hold.is_approved() && !file.has_closed(service),
         };
         Some(Cow::Owned(exposure.apart_from(&fact.shared, stays_open)))
     }

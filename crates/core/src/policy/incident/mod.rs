@@ -3,26 +3,30 @@
 pub(in crate::policy) mod accepted_evidence;
 mod closing;
 pub(in crate::policy) mod grace;
+mod notification;
+mod persisted;
+mod phase;
 pub(in crate::policy) mod ranking;
+mod release;
 
-use std::collections::BTreeSet;
-use std::ops::Deref;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use self::accepted_evidence::{AcceptedEvidence, ClearingCause, Tombstone};
-use self::grace::Grace;
+pub(in crate::policy) use self::notification::{NotificationKind, SentNotification};
+pub(in crate::policy) use self::persisted::PersistedIncident;
+pub(in crate::policy) use self::persisted::{MAX_NAMES, RareFields};
+pub(in crate::policy) use self::phase::Hold;
+pub use self::phase::Phase;
+pub(in crate::policy) use self::release::{StickyRelease, released_by};
 use crate::Moment;
 use crate::decision::Decision;
 use crate::names::{App, Key, NodeName, Text};
-use crate::plan::Exposure;
-use crate::policy::window::{Due, ReleaseDue};
-use crate::policy::{Brake, Policy};
+use crate::policy::Policy;
 use crate::report::Record;
 use crate::snapshot::EvidenceView;
-use crate::sorted_vec::{SortedVecMap, SortedVecSet};
-use crate::state;
+use crate::sorted_vec::SortedVecMap;
 use crate::time::CompactTimestamp;
 
 /// How many process names of an incident its tenant is told: a tenant can start processes of any number of names.
@@ -31,11 +35,6 @@ const MAX_PROCESSES: usize = 8;
 pub(in crate::policy) const MAX_DECISIONS: usize = 20;
 /// How much cleared evidence an incident remembers: a tenant can start any number of processes.
 const MAX_TOMBSTONES: usize = 64;
-
-/// How many Services that were closed once are remembered, because a tenant can make any number.
-const MAX_ONCE_CLOSED: usize = 1000;
-/// How many earlier names of an App are remembered, and how many origins of its Pods.
-pub(in crate::policy) const MAX_NAMES: usize = 8;
 
 /// One node's word of one violation.
 pub(in crate::policy) type EvidenceId = (Key, NodeName);
@@ -64,252 +63,7 @@ pub struct Incident {
     /// continue, but not to begin one. Boxed, because few incidents wait.
     pub(in crate::policy) read_wanted_since: Option<Box<Moment>>,
     /// Shared with what is in effect of it for as long as nothing else is decided.
-    persisted: Arc<PersistedIncident>,
-}
-
-/// What is decided of an incident, and what is known of its App. Boxed is what few have.
-#[derive(Clone, Debug)]
-pub struct PersistedIncident {
-    /// When it opened.
-    pub opened: Moment,
-    /// What has come of it.
-    pub phase: Phase,
-    /// The names of its processes. They only grow, so that what the tenant is told does not change back and forth.
-    pub(in crate::policy) processes: SortedVecSet<Text>,
-    /// Why it is blocked, as of when that was decided.
-    pub(in crate::policy) reason: Text,
-    /// An operator has approved its block.
-    pub(in crate::policy) approved: bool,
-    /// What its tenant has been told last.
-    pub(in crate::policy) notification: Option<SentNotification>,
-    /// The last grace that has begun. Stays when its accusations clear, and when the App is blocked.
-    pub(in crate::policy) grace: Option<Box<Grace>>,
-    /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
-    pub(in crate::policy) exposure: Arc<Exposure>,
-    /// What made its accused Pods, as `Kind/name`.
-    pub(in crate::policy) origins: SortedVecSet<Text>,
-    /// What the brakes have counted of it: the window's entry of this App.
-    pub(in crate::policy) due: Option<Arc<Due>>,
-    /// The last decisions, the latest last.
-    pub(in crate::policy) decisions: Vec<Arc<Decision>>,
-    /// How many decisions there have been.
-    pub(in crate::policy) decided: u32,
-    /// Up to which number operators' acts have been done.
-    pub(in crate::policy) observed: i64,
-    /// `None` if all its fields have their defaults.
-    pub(in crate::policy) rare: Option<Box<RareFields>>,
-}
-
-/// The fields of a [`File`] that have their defaults in most incidents. Allocated separately, so that those incidents take
-/// less memory.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct RareFields {
-    /// The brake that holds its block. Stays through the end of the incident: coming back does not free it.
-    pub(in crate::policy) held: Option<(Moment, Brake)>,
-    /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
-    /// the whole fleet's answers can prove that its processes are gone.
-    pub(in crate::policy) inherited: Option<BTreeSet<Key>>,
-    /// The brake's hold on its release.
-    pub(in crate::policy) release_held: Option<Moment>,
-    /// Services that were closed once and are not closed at the moment, ordered: if they are made again, or select no Pod
-    /// any more, they are closed again.
-    pub(in crate::policy) once_closed: Vec<Text>,
-    /// Earlier names of the App, as far as known: what operators have said of these names counts.
-    pub(in crate::policy) formerly: SortedVecSet<App>,
-    /// What covers it, as last logged.
-    pub(in crate::policy) exempted: Option<Box<str>>,
-    /// Fingerprints of exemptions that are withheld: each would open this App and those of too many other tenants.
-    pub(in crate::policy) withheld: Vec<Text>,
-    /// What the brake on releases has counted of it: the window's entry of this App.
-    pub(in crate::policy) release_due: Option<ReleaseDue>,
-    /// What operators' releases cover.
-    pub(in crate::policy) releases: Vec<StickyRelease>,
-    /// Entries of the log with kinds that only another version knows.
-    pub(in crate::policy) foreign: Vec<state::incident::IncidentDecision>,
-}
-
-/// The fields of a [`File`] without a [`Rare`].
-static DEFAULT_RARE: LazyLock<RareFields> = LazyLock::new(RareFields::default);
-
-/// What a tenant has been told, and when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::policy) struct SentNotification {
-    pub(in crate::policy) sent_at: CompactTimestamp,
-    pub(in crate::policy) kind: NotificationKind,
-    /// It had been written before the start.
-    pub(in crate::policy) inherited: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::policy) enum NotificationKind {
-    Grace,
-    Blocked,
-    Recovered,
-}
-
-/// What has come of an incident.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Nothing yet: not due, or exempt.
-    Watched,
-    /// The tenant is told, and will be blocked.
-    Grace {
-        /// When.
-        until: Moment,
-    },
-    /// A brake holds the block: only an approval blocks it.
-    Held,
-    /// Blocked.
-    Blocked {
-        /// Since when.
-        since: Moment,
-        /// Decided in dry-run, and so without effect.
-        dry_run: bool,
-    },
-    /// Over. Kept for a while, because offending again continues it.
-    Ended {
-        /// Since when.
-        at: Moment,
-    },
-}
-
-/// An operator's release: sticks to the App, the process and the rule; to any of them where there are too many.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::policy) struct StickyRelease {
-    pub(in crate::policy) process: Option<Text>,
-    pub(in crate::policy) rule: Option<Text>,
-    pub(in crate::policy) until: Timestamp,
-    /// The reading of the leader clock at which the time that the operator asked for has been measured. An earlier
-    /// version persisted none.
-    pub(in crate::policy) until_by_clock: Option<CompactTimestamp>,
-    pub(in crate::policy) actor: Text,
-}
-
-impl SentNotification {
-    /// To be told for the first time.
-    pub(in crate::policy) fn first(what: NotificationKind, at: Timestamp) -> Self {
-        Self { sent_at: at.into(), kind: what, inherited: false }
-    }
-}
-
-impl StickyRelease {
-    /// What an operator has said.
-    pub(in crate::policy) fn declared(&self) -> (Option<&Text>, Option<&Text>, Timestamp, &Text) {
-        (self.process.as_ref(), self.rule.as_ref(), self.until, &self.actor)
-    }
-
-    /// Whether it covers `record`; it does not look at `until`.
-    pub(in crate::policy) fn covers(&self, record: &Record) -> bool {
-        self.process.as_ref().is_none_or(|process| *process == record.key.process)
-            && self.rule.as_ref().is_none_or(|rule| rule == record.rule())
-    }
-}
-
-impl Deref for Incident {
-    type Target = PersistedIncident;
-
-    fn deref(&self) -> &PersistedIncident {
-        &self.persisted
-    }
-}
-
-impl Deref for PersistedIncident {
-    type Target = RareFields;
-
-    fn deref(&self) -> &RareFields {
-        self.rare.as_deref().unwrap_or(&DEFAULT_RARE)
-    }
-}
-
-impl PersistedIncident {
-    /// Replaces the rare fields. Allocates nothing if all have their defaults.
-    pub(in crate::policy) fn set_rare(&mut self, rare: RareFields) {
-        self.rare = (rare != *DEFAULT_RARE).then(|| Box::new(rare));
-    }
-
-    /// Returns the rare fields, to set one. Allocates them if the file has none.
-    pub(in crate::policy) fn rare_mut(&mut self) -> &mut RareFields {
-        self.rare.get_or_insert_default()
-    }
-
-    /// Resets rare fields to their defaults by `reset`, which is not called if all have them already.
-    pub(in crate::policy) fn reset_rare(&mut self, reset: impl FnOnce(&mut RareFields)) {
-        if let Some(mut rare) = self.rare.take() {
-            reset(&mut rare);
-            self.rare = Some(rare).filter(|rare| **rare != *DEFAULT_RARE);
-        }
-    }
-
-    /// What the brakes have counted of it.
-    pub(in crate::policy) fn set_window_entries(
-        &mut self,
-        (due, release): (Option<Arc<Due>>, Option<ReleaseDue>),
-    ) {
-        self.due = due;
-        if self.release_due != release {
-            self.rare_mut().release_due = release;
-        }
-    }
-
-    /// Whether that Service is closed or was once.
-    pub(in crate::policy) fn has_closed(&self, service: &Text) -> bool {
-        let is_in = |services: &[Text]| services.binary_search(service).is_ok();
-        is_in(&self.exposure.services) || is_in(&self.once_closed)
-    }
-
-    /// Sets what is closed from now on.
-    pub(in crate::policy) fn close(&mut self, exposure: Exposure) {
-        let is_in = |services: &[Text], service: &Text| services.binary_search(service).is_ok();
-        // Also one that is left open because it is shared: it is closed again when it selects no Pod any more.
-        let goes = |service: &&Text| !is_in(&exposure.services, service);
-        // The first ones stay, so that a tenant can't push them out by making others.
-        let closed = self.once_closed.iter().chain(&self.exposure.services).filter(goes);
-        let mut closed: Vec<Text> = closed.take(MAX_ONCE_CLOSED).cloned().collect();
-        closed.sort_unstable();
-        closed.dedup();
-        if *closed != *self.once_closed {
-            self.rare_mut().once_closed = closed;
-        }
-        self.exposure = Arc::new(exposure);
-    }
-
-    /// Notes an earlier name of the App.
-    pub(in crate::policy) fn note_name(&mut self, name: App) {
-        if self.formerly.len() < MAX_NAMES {
-            self.rare_mut().formerly.insert(name);
-        }
-    }
-
-    /// The brake that holds its release.
-    pub(in crate::policy) fn holds_release(&self) -> Option<Brake> {
-        self.release_held?;
-        let is_gone = self.release_due.as_ref().is_some_and(|due| due.proven && !due.passed);
-        Some(if is_gone { Brake::Gone } else { Brake::Releases })
-    }
-
-    /// The name under which the incident of `app` is kept.
-    pub(in crate::policy) fn name(&self, app: &App) -> String {
-        state::incident::name(app, self.opened.wall())
-    }
-
-    pub(in crate::policy) fn new(opened: Moment) -> Self {
-        Self {
-            opened,
-            phase: Phase::Watched,
-            processes: SortedVecSet::default(),
-            reason: Text::from(""),
-            approved: false,
-            notification: None,
-            grace: None,
-            exposure: Arc::default(),
-            origins: SortedVecSet::default(),
-            due: None,
-            decisions: Vec::new(),
-            decided: 0,
-            observed: 0,
-            rare: None,
-        }
-    }
+    pub(in crate::policy) persisted: Arc<PersistedIncident>,
 }
 
 impl Incident {
@@ -356,14 +110,24 @@ impl Incident {
         self.persisted_mut().phase = standing;
     }
 
-    /// The name under which it is kept.
+    /// What has come of it.
+    pub fn phase(&self) -> Phase {
+        self.persisted.phase
+    }
+
+    /// When it opened.
+    pub fn opened(&self) -> Moment {
+        self.persisted.opened
+    }
+
+    /// The name under which it is persisted.
     pub fn name(&self, app: &App) -> String {
         self.persisted.name(app)
     }
 
     /// Up to which number operators' acts have been done.
     pub fn observed(&self) -> i64 {
-        self.observed
+        self.persisted.observed
     }
 
     /// Why, for people: its first ground, and how many more there are.
@@ -392,7 +156,7 @@ impl Incident {
     }
 
     pub(in crate::policy) fn note_process(&mut self, process: &Text) {
-        if self.processes.len() < MAX_PROCESSES && !self.processes.contains(process) {
+        if self.persisted.processes.len() < MAX_PROCESSES && !self.persisted.processes.contains(process) {
             self.persisted_mut().processes.insert(process.clone());
         }
     }
@@ -409,12 +173,12 @@ impl Incident {
     /// is the warning of a running grace: the grace counts from then, so something may be decided. Does nothing if
     /// something else was told last, or if this is noted already.
     pub(in crate::policy) fn note_written(&mut self, at: CompactTimestamp, now: Moment) -> bool {
-        if self.written_at.is_some() || self.notification.is_none_or(|told| told.sent_at != at) {
+        if self.written_at.is_some() || self.persisted.notification.is_none_or(|told| told.sent_at != at) {
             return false;
         }
         self.written_at = Some(now);
-        let is_warned = matches!(self.phase, Phase::Grace { .. })
-            && self.notification.is_some_and(|told| told.kind == NotificationKind::Grace);
+        let is_warned = matches!(self.phase(), Phase::Grace { .. })
+            && self.persisted.notification.is_some_and(|told| told.kind == NotificationKind::Grace);
         if is_warned {
             self.grace_written_at.get_or_insert(now);
         }
@@ -423,13 +187,13 @@ impl Incident {
 
     /// Since when its tenant has been waiting for news.
     pub(in crate::policy) fn waiting_since(&self, policy: &Policy) -> Moment {
-        match (self.notification, self.phase) {
+        match (self.persisted.notification, self.phase()) {
             (Some(_), Phase::Blocked { since, .. }) => since,
             (Some(_), Phase::Grace { until }) => {
                 Moment::new(until.uptime().saturating_sub(policy.grace), until.wall())
             }
             // Its tenant has been told nothing of this incident yet.
-            _ => self.opened,
+            _ => self.persisted.opened,
         }
     }
 
@@ -477,14 +241,14 @@ impl Incident {
 
     /// Notes that its state is persisted: if it has ended, what its release waited for does not count when it begins again.
     pub(in crate::policy) fn note_end(&mut self) {
-        if matches!(self.phase, Phase::Ended { .. }) {
+        if matches!(self.phase(), Phase::Ended { .. }) {
             (self.omitted, self.had_cleared) = (0, false);
         }
     }
 
     /// Whether its release waits for the answers of all nodes, including those that never accused it.
     pub(in crate::policy) fn waits_for_all(&self) -> bool {
-        self.inherited.is_some() || self.omitted > 0 || self.had_cleared
+        self.persisted.rare().inherited.is_some() || self.omitted > 0 || self.had_cleared
     }
 
     /// What it is for, where no ground is left: what has cleared, else what it was inherited with, else the App as such.
@@ -493,7 +257,7 @@ impl Incident {
             return self.tombstones.values().map(|tombstone| tombstone.evidence.record.clone()).collect();
         }
         let nothing = Key::new(app.namespace.clone(), "", "");
-        let keys = self.inherited.iter().flat_map(|keys| keys.iter()).cloned();
+        let keys = self.persisted.rare().inherited.iter().flat_map(|keys| keys.iter()).cloned();
         let mut records: Vec<Arc<Record>> = keys.map(|key| Arc::new(Record::of(key))).collect();
         if records.is_empty() {
             records.push(Arc::new(Record::of(nothing)));
@@ -501,18 +265,24 @@ impl Incident {
         records
     }
 
+    /// Ends a brake's hold on its release: it is accused again.
+    pub(in crate::policy) fn resume_block(&mut self) {
+        if let Phase::Blocked { since, dry_run, release_held: Some(_) } = self.phase() {
+            self.set_phase(Phase::Blocked { since, dry_run, release_held: None });
+        }
+    }
+
     /// All that it is accused of is covered.
     pub(in crate::policy) fn excuse(&mut self, why: String, now: Moment) {
-        let is_watched = self.phase == Phase::Watched && !self.accepted.is_empty();
-        let is_covered_as_before = is_watched && self.exempted.as_deref() == Some(&*why);
-        if is_covered_as_before && self.release_held.is_none() && !self.approved {
+        let is_watched = self.phase() == Phase::Watched && !self.accepted.is_empty();
+        let is_covered_as_before = is_watched && self.persisted.rare().exempted.as_deref() == Some(&*why);
+        if is_covered_as_before && !self.persisted.hold.is_approved() {
             return;
         }
         let file = self.persisted_mut();
-        let rare = file.rare_mut();
-        (rare.exempted, rare.release_held) = (Some(why.into()), None);
+        file.rare_mut().exempted = Some(why.into());
         // What was approved is covered now. When it is covered no longer, the brakes and the grace come first again.
-        file.approved = false;
+        file.hold.end_approval();
         if self.accepted.is_empty() {
             self.end(now);
         } else {
@@ -523,12 +293,8 @@ impl Incident {
     pub(in crate::policy) fn end(&mut self, now: Moment) {
         let file = self.persisted_mut();
         // What was approved was this offence. Another one is asked about again.
-        file.approved = false;
+        file.hold.end_approval();
         file.phase = Phase::Ended { at: now };
-        file.reset_rare(|rare| (rare.release_held, rare.exempted) = (None, None));
+        file.reset_rare(|rare| rare.exempted = None);
     }
-}
-
-pub(in crate::policy) fn released_by(actor: &str, until: Timestamp) -> String {
-    format!("released by {} until {until}", actor.escape_debug())
 }

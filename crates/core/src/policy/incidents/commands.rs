@@ -11,7 +11,7 @@ use crate::decision::{Actor, Decision, DecisionKind, Mode};
 use crate::exemption::is_too_far;
 use crate::names::{App, Text};
 use crate::policy::Policy;
-use crate::policy::incident::{Incident, Phase, StickyRelease, released_by};
+use crate::policy::incident::{Hold, Incident, Phase, StickyRelease, released_by};
 
 /// Something that an operator does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,38 +146,37 @@ impl Incidents {
 
     /// Restarts the numbering of operators' acts for the incident of `app`: acts up to `number` have been done.
     pub fn restart_numbering(&mut self, app: &App, number: i64) {
-        if let Some(incident) = self.by_app.get_mut(app).filter(|incident| incident.observed != number) {
+        if let Some(incident) = self.by_app.get_mut(app).filter(|incident| incident.observed() != number) {
             incident.persisted_mut().observed = number;
         }
     }
 
     fn open(&mut self, app: &App) -> Result<&mut Incident, IncidentCommandError> {
         match self.by_app.get_mut(app) {
-            Some(incident) if !matches!(incident.phase, Phase::Ended { .. }) => Ok(incident),
+            Some(incident) if !matches!(incident.phase(), Phase::Ended { .. }) => Ok(incident),
             _ => Err(IncidentCommandError::NoIncident(app.clone())),
         }
     }
 
     fn approve(&mut self, app: &App, policy: &Policy, now: Moment) -> Result<String, IncidentCommandError> {
         let incident = self.open(app)?;
-        match incident.phase {
+        match incident.phase() {
             Phase::Held => {
                 let reason = format!("the block that a brake held is approved: {}", incident.accusation());
                 let file = incident.persisted_mut();
-                file.reset_rare(|rare| rare.held = None);
-                file.approved = true;
-                file.phase = Phase::Blocked { since: now, dry_run: policy.mode == Mode::DryRun };
+                file.hold = Hold::Approved;
+                file.phase =
+                    Phase::Blocked { since: now, dry_run: policy.mode == Mode::DryRun, release_held: None };
                 file.reason = reason.clone().into();
                 Ok(reason)
             }
-            Phase::Blocked { .. } if incident.release_held.is_some() => {
+            Phase::Blocked { release_held: Some(_), .. } => {
                 incident.end(now);
                 Ok("the release that a brake held is approved".to_owned())
             }
-            Phase::Blocked { .. } if incident.held.is_some() => {
+            Phase::Blocked { .. } if incident.persisted.hold.brake().is_some() => {
                 let file = incident.persisted_mut();
-                file.reset_rare(|rare| rare.held = None);
-                file.approved = true;
+                file.hold = Hold::Approved;
                 Ok("closing all its Services, and other Apps with them, is approved".to_owned())
             }
             _ => Err(IncidentCommandError::NotHeld(app.clone())),
@@ -226,15 +225,14 @@ impl Incidents {
             Arc::make_mut(due).passed = false;
         }
         // A hold stays below the release: when the release runs out, time alone does not block either.
-        file.approved = false;
+        file.hold.end_approval();
         if incident.accepted.is_empty() {
             incident.end(now);
         } else {
             let file = incident.persisted_mut();
             file.phase = Phase::Watched;
             // The release itself is in the log; what covers the App from now on need not be logged once more.
-            let rare = file.rare_mut();
-            (rare.release_held, rare.exempted) = (None, Some(released_by(actor, until).into()));
+            file.rare_mut().exempted = Some(released_by(actor, until).into());
         }
         self.take_grace_back(app);
         Ok(format!("{RELEASED_UNTIL}{until}"))

@@ -102,13 +102,15 @@ impl Incidents {
         policy: &Policy,
         now: Moment,
     ) -> Vec<Decision> {
-        let services = |incident: &Incident| incident.exposure.services.clone();
+        let services = |incident: &Incident| incident.persisted.exposure.services.clone();
         let known: BTreeSet<Text> = self.by_app.values().flat_map(services).collect();
         // If a Service of an ended incident is still closed, it is closed for another App.
         let blocked_now = || self.by_app.values().filter(|incident| is_blocked(incident));
         let closed = Known {
             services: blocked_now().flat_map(services).collect(),
-            ingresses: blocked_now().flat_map(|incident| incident.exposure.ingresses.clone()).collect(),
+            ingresses: blocked_now()
+                .flat_map(|incident| incident.persisted.exposure.ingresses.clone())
+                .collect(),
         };
         let mut decisions = Vec::new();
         for found in blocked {
@@ -121,8 +123,8 @@ impl Incidents {
             let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
             let has_unknown = self.unreadable.has_unknown;
             let counts = |incident: &Incident| {
-                let has_ended = matches!(incident.phase, Phase::Ended { .. });
-                let is_released = !incident.releases.is_empty();
+                let has_ended = matches!(incident.phase(), Phase::Ended { .. });
+                let is_released = !incident.persisted.rare().releases.is_empty();
                 is_released || !(has_unknown && has_ended || is_blocked_by_another(incident, policy, now))
             };
             let is_known = self.by_app.get(app).is_some_and(counts);
@@ -135,7 +137,7 @@ impl Incidents {
                 incident.note_process(&key.process);
             }
             let file = incident.persisted_mut();
-            file.phase = Phase::Blocked { since: now, dry_run: false };
+            file.phase = Phase::Blocked { since: now, dry_run: false, release_held: None };
             file.notification = Some(SentNotification {
                 sent_at: told.into(),
                 kind: NotificationKind::Blocked,
@@ -150,7 +152,7 @@ impl Incidents {
                 app: app.clone(),
                 kind: DecisionKind::Inherited,
                 actor: Actor::Policy,
-                reason: incident.reason.clone(),
+                reason: incident.persisted.reason.clone(),
                 dry_run: policy.mode == Mode::DryRun,
             };
             incident.log_decision(&decision);
@@ -173,7 +175,7 @@ impl Incidents {
             return;
         };
         let on = &found.on_ingresses;
-        let mut exposure = (*incident.exposure).clone();
+        let mut exposure = (*incident.persisted.exposure).clone();
         let is_plain = !exposure.services.is_empty() && exposure.otherwise == exposure.services;
         if is_plain && exposure.services.iter().all(|service| on.services.contains(service)) {
             // It was closed on some Ingresses only, which an earlier version did not keep.
@@ -185,7 +187,7 @@ impl Incidents {
         let mut more = found.exposure(more);
         more.ingresses.retain(|name| is_more(&known.ingresses, name));
         let exposure = more.and(&exposure);
-        if exposure == *incident.exposure {
+        if exposure == *incident.persisted.exposure {
             return;
         }
         incident.persisted_mut().exposure = Arc::new(exposure);
@@ -197,10 +199,10 @@ impl Incidents {
 /// Whether `known`, the last incident of an App of which anything is kept, ended so long ago that the App is blocked by a
 /// later one, of which nothing is kept.
 fn is_blocked_by_another(known: &Incident, policy: &Policy, now: Moment) -> bool {
-    let Phase::Ended { at } = known.phase else { return false };
+    let Phase::Ended { at } = known.phase() else { return false };
     now.since(at) > policy.same_incident
 }
 
 fn is_blocked(incident: &Incident) -> bool {
-    matches!(incident.phase, Phase::Blocked { .. })
+    matches!(incident.phase(), Phase::Blocked { .. })
 }

@@ -127,13 +127,13 @@ impl Incidents {
         self.by_app
             .iter()
             .filter_map(|(app, incident)| {
-                match (&incident.phase, incident.held.as_ref(), incident.release_held) {
-                    (Phase::Blocked { .. }, _, Some(since)) => {
-                        let brake = incident.holds_release().unwrap_or(Brake::Releases);
+                match (incident.phase(), incident.persisted.hold.brake()) {
+                    (Phase::Blocked { release_held: Some(since), .. }, _) => {
+                        let brake = incident.persisted.holds_release().unwrap_or(Brake::Releases);
                         Some((app, since, brake.reason(&policy.brake), true))
                     }
                     // A blocked App counts as held for a Service that is left open.
-                    (Phase::Held | Phase::Blocked { .. }, Some((since, brake)), _) => {
+                    (Phase::Held | Phase::Blocked { .. }, Some((since, brake))) => {
                         Some((app, *since, brake.reason(&policy.brake), false))
                     }
                     _ => None,
@@ -151,8 +151,12 @@ impl Incidents {
     /// Forgets incidents that ended long ago, and the oldest ended ones beyond a bound: a node that accuses ever new Apps must
     /// not fill the memory. One that is forgotten and comes back is a new incident, with all brakes before it.
     pub(in crate::policy) fn forget(&mut self, policy: &Policy, now: Moment) {
-        let ended = |incident: &Incident| match incident.phase {
-            Phase::Ended { at } if incident.accepted.is_empty() && incident.releases.is_empty() => Some(at),
+        let ended = |incident: &Incident| match incident.phase() {
+            Phase::Ended { at }
+                if incident.accepted.is_empty() && incident.persisted.rare().releases.is_empty() =>
+            {
+                Some(at)
+            }
             _ => None,
         };
         let mut count = 0;

@@ -134,7 +134,7 @@ impl Soak {
                 // What is found under another name after it has another label counts for the other App.
                 let is_open = |app: &str| {
                     let incident = self.world.incidents.incident(&app_of(number, app));
-                    incident.is_some_and(|incident| !matches!(incident.phase, Phase::Ended { .. }))
+                    incident.is_some_and(|incident| !matches!(incident.phase(), Phase::Ended { .. }))
                 };
                 if is_wrong && !pod.apps.iter().any(|app| is_open(app)) {
                     self.fail(&format!(
@@ -245,7 +245,7 @@ impl Soak {
                 self.nodes[home].disturbed = now;
             } else {
                 let incidents = ALL_APPS
-                    .map(|app| self.world.incidents.incident(&app_of(number, app)).map(|it| it.phase));
+                    .map(|app| self.world.incidents.incident(&app_of(number, app)).map(|it| it.phase()));
                 let uid = &self.tenants[number].pods[place].uid;
                 let what = format!("{uid} of {number} offends for {undisturbed} s in peace: {incidents:?}");
                 let known = self.known_of(number);
@@ -373,7 +373,7 @@ impl Soak {
         (0..patience + 8 * 60).for_each(|_| self.minute(true));
         let left = self.world.snapshot().violations.len();
         let open = |standing: &Phase| !matches!(standing, Phase::Ended { .. });
-        let incidents = self.world.incidents.incidents().filter(|(_, it)| open(&it.phase)).count();
+        let incidents = self.world.incidents.incidents().filter(|(_, it)| open(&it.phase())).count();
         if left + incidents > 0 {
             let known: Vec<String> = (0..TENANTS).map(|tenant| self.known_of(tenant)).collect();
             let known = known.concat();

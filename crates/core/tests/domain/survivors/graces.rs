@@ -203,7 +203,7 @@ fn named(name: &str) -> App {
 }
 
 fn is_over(world: &World, name: &str) -> bool {
-    matches!(world.incidents.incident(&named(name)).unwrap().phase, Phase::Ended { .. })
+    matches!(world.incidents.incident(&named(name)).unwrap().phase(), Phase::Ended { .. })
 }
 
 fn blocks(evaluation: &Evaluation, name: &str) -> bool {

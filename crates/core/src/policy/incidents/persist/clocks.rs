@@ -58,7 +58,7 @@ impl Incidents {
         let (reading, _) = self.clock.last()?;
         let is_open = |(app, incident): &(&App, &Incident)| {
             let is_kept = self.committed.get(app).is_some_and(|before| before.is_persisted);
-            is_kept && !matches!(incident.phase, Phase::Ended { .. })
+            is_kept && !matches!(incident.phase(), Phase::Ended { .. })
         };
         let open = self.by_app.iter().find(is_open).map(|(app, _)| app);
         open.filter(|_| self.are_clocks_outdated(reading))
@@ -79,7 +79,7 @@ impl Incidents {
     }
 
     fn is_grace_running(&self) -> bool {
-        self.by_app.values().any(|incident| matches!(incident.phase, Phase::Grace { .. }))
+        self.by_app.values().any(|incident| matches!(incident.phase(), Phase::Grace { .. }))
     }
 
     /// When the clocks have to be persisted because a grace runs; `None` if they have to be now.

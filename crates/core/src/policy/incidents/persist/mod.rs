@@ -67,7 +67,7 @@ impl Committed {
             grace_written_at: incident.grace_written_at.map(Box::new),
             accepted: count(incident.accepted.len()),
             tombstones: count(incident.tombstones.len()),
-            ended: matches!(incident.phase, Phase::Ended { .. }).then(|| Box::new(incident.clone())),
+            ended: matches!(incident.phase(), Phase::Ended { .. }).then(|| Box::new(incident.clone())),
             is_persisted: false,
         }
     }
@@ -126,7 +126,11 @@ impl Incidents {
                 let own = incidents.by_app.get(&app).filter(|known| known.name(&app) == incident.name(&app));
                 incident.persisted_mut().observed = own.map_or(0, Incident::observed);
             }
-            incidents.window.restore(&app, incident.due.as_ref(), incident.release_due);
+            incidents.window.restore(
+                &app,
+                incident.persisted.due.as_ref(),
+                incident.persisted.rare().release_due,
+            );
             // An incident that was read from an object of another name is written at once under its own name.
             let effective = Committed { is_persisted: is_kept, ..Committed::persisted(&mut incident) };
             incidents.committed.insert(app.clone(), effective);
@@ -152,7 +156,7 @@ impl Incidents {
         refreshes.sort_unstable();
         let is_urgent = |app: &App, incident: &Incident| {
             let is_blocked = |file: &PersistedIncident| matches!(file.phase, Phase::Blocked { .. });
-            is_blocked(incident)
+            is_blocked(&incident.persisted)
                 || self.committed.get(app).is_some_and(|before| is_blocked(&before.persisted))
         };
         unsaved.sort_by_key(|(app, incident)| !is_urgent(app, incident));
@@ -189,7 +193,7 @@ impl Incidents {
             is_new_failure |= self.committed.get(app).is_some_and(|before| before.is_persisted);
             match self.committed.get(app) {
                 Some(Committed { persisted: file, ended: over, written_at, grace_written_at, .. })
-                    if file.opened == now.opened =>
+                    if file.opened == now.persisted.opened =>
                 {
                     match over {
                         Some(over) => now.clone_from(over),
@@ -201,12 +205,9 @@ impl Incidents {
                 }
                 // The incident before this one has ended, but operators' releases and a brake's hold go on.
                 known => {
-                    let mut anew = PersistedIncident::new(now.opened);
-                    if let Some(Committed { persisted: file, .. }) = known
-                        && (!file.releases.is_empty() || file.held.is_some())
-                    {
-                        let rare = anew.rare_mut();
-                        (rare.releases, rare.held) = (file.releases.clone(), file.held.clone());
+                    let mut anew = PersistedIncident::new(now.persisted.opened);
+                    if let Some(Committed { persisted: before, .. }) = known {
+                        anew.outlast(before);
                     }
                     now.restore_persisted(Arc::new(anew), [None, None]);
                 }
@@ -272,7 +273,7 @@ fn is_persisted_by(now: &Incident, saved: &Committed) -> bool {
         && now.cleared == saved.cleared
         && now.written_at == saved.written_at
         && now.grace_written_at.as_ref() == saved.grace_written_at.as_deref()
-        && (now.has_persisted(&saved.persisted) || is_part_persisted_by(now, &saved.persisted))
+        && (now.has_persisted(&saved.persisted) || is_part_persisted_by(&now.persisted, &saved.persisted))
 }
 
 /// Lists every field, so that the compiler asks about a new one.
@@ -282,7 +283,7 @@ fn is_part_persisted_by(now: &PersistedIncident, saved: &PersistedIncident) -> b
         phase: standing,
         processes,
         reason,
-        approved,
+        hold,
         notification: told,
         grace,
         exposure,
@@ -302,21 +303,19 @@ fn is_part_persisted_by(now: &PersistedIncident, saved: &PersistedIncident) -> b
         && observed == &saved.observed
         && processes == &saved.processes
         && reason == &saved.reason
-        && approved == &saved.approved
+        && hold == &saved.hold
         && told_of(told) == told_of(&saved.notification)
         && grace == &saved.grace
         && exposure == &saved.exposure
         && origins == &saved.origins
         && due == &saved.due
-        && are_rare_fields_persisted_by(now, saved)
+        && are_rare_fields_persisted_by(now.rare(), saved.rare())
 }
 
 /// Compares the rare fields for [`is_file_kept_by`]. Lists every field, so that the compiler asks about a new one.
 fn are_rare_fields_persisted_by(now: &RareFields, saved: &RareFields) -> bool {
     let RareFields {
-        held,
         inherited,
-        release_held,
         once_closed,
         formerly,
         exempted,
@@ -326,9 +325,7 @@ fn are_rare_fields_persisted_by(now: &RareFields, saved: &RareFields) -> bool {
         // Never changes.
         foreign: _,
     } = now;
-    held == &saved.held
-        && inherited == &saved.inherited
-        && release_held == &saved.release_held
+    inherited == &saved.inherited
         && once_closed == &saved.once_closed
         && formerly == &saved.formerly
         && exempted == &saved.exempted
@@ -343,7 +340,6 @@ mod tests {
 
     use super::*;
     use crate::names::Text;
-    use crate::policy::Brake;
     use crate::policy::window::ReleaseDue;
 
     fn now() -> Moment {
@@ -361,10 +357,8 @@ mod tests {
         };
         let due = || ReleaseDue { at: Timestamp::UNIX_EPOCH.into(), passed: true, proven: false };
         let texts = || vec![Text::from("web.ns-a.svc")];
-        let all: [(&str, RareFields); 9] = [
-            ("held", RareFields { held: Some((now(), Brake::NewTenants)), ..RareFields::default() }),
+        let all: [(&str, RareFields); 7] = [
             ("inherited", RareFields { inherited: Some([].into()), ..RareFields::default() }),
-            ("release_held", RareFields { release_held: Some(now()), ..RareFields::default() }),
             ("once_closed", RareFields { once_closed: texts(), ..RareFields::default() }),
             (
                 "formerly",
@@ -399,10 +393,11 @@ mod tests {
     #[test]
     fn an_incident_that_has_ended_has_neither_a_held_release_nor_an_exemption() {
         let mut incident = Incident::new(now());
-        let rare = incident.persisted_mut().rare_mut();
-        (rare.release_held, rare.exempted) = (Some(now()), Some("why".into()));
+        incident.set_phase(Phase::Blocked { since: now(), dry_run: false, release_held: Some(now()) });
+        incident.persisted_mut().rare_mut().exempted = Some("why".into());
         incident.end(now());
-        assert!(incident.release_held.is_none() && incident.exempted.is_none());
+        assert_eq!(incident.persisted.holds_release(), None);
+        assert_eq!(incident.persisted.rare().exempted, None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::policy::dates::Dates;
 use crate::policy::incident::accepted_evidence::{self, AcceptedEvidence, ClearingCause, Tombstone};
 use crate::policy::incident::grace::Grace;
 use crate::policy::incident::{
-    EvidenceId, Incident, NotificationKind, Phase, RareFields, SentNotification, StickyRelease,
+    EvidenceId, Hold, Incident, NotificationKind, Phase, RareFields, SentNotification, StickyRelease,
 };
 use crate::policy::leader_clock::LeaderClock;
 use crate::policy::window::{Due, ReleaseDue};
@@ -161,19 +161,23 @@ pub(in crate::policy) fn restored(
         IncidentState::Watched => Phase::Watched,
         IncidentState::Grace => Phase::Grace { until: grace_end(status, clock, now) },
         IncidentState::Held => Phase::Held,
-        IncidentState::Blocked | IncidentState::ReleaseHeld => Phase::Blocked { since, dry_run: false },
+        IncidentState::Blocked | IncidentState::ReleaseHeld => {
+            Phase::Blocked { since, dry_run: false, release_held: status.release_held.map(past) }
+        }
         // An ended incident was written when it ended, or later.
         IncidentState::Ended => {
             Phase::Ended { at: reading(status).map_or(now, |at| clock.moment(at.into(), since.wall())) }
         }
     };
-    let mut held =
-        status.brake.as_ref().map(|held| (past(held.since), brake_of(held.brake, held.of.as_ref())));
-    if held.is_none() && file.phase == Phase::Held {
-        held = Some((since, Brake::NewTenants));
-    }
+    let held = status.brake.as_ref();
+    file.hold = match held.map(|held| (past(held.since), brake_of(held.brake, held.of.as_ref()))) {
+        // Of a document that has both, the hold counts: a late block is better than a wrong one.
+        Some((since, brake)) => Hold::by(brake, since),
+        None if file.phase == Phase::Held => Hold::by(Brake::NewTenants, since),
+        None if status.approved => Hold::Approved,
+        None => Hold::Free,
+    };
     file.processes = status.processes.iter().cloned().collect();
-    file.approved = status.approved;
     file.notification = status.told.map(|told| SentNotification {
         sent_at: told.at.into(),
         kind: match told.what {
@@ -226,9 +230,7 @@ pub(in crate::policy) fn restored(
     };
     let is_foreign = |entry: &&kept::IncidentDecision| entry.decision.known().is_none();
     file.set_rare(RareFields {
-        held,
         inherited: status.inherited.as_ref().map(|accused| accused.iter().map(key).collect()),
-        release_held: status.release_held.map(past),
         once_closed: status.exposure.once_closed.clone(),
         formerly: status.formerly.iter().map(App::from).collect(),
         exempted: status.exempted.as_deref().map(Box::from),
@@ -249,7 +251,7 @@ pub(in crate::policy) fn restored(
     });
     restore_evidence(&mut incident, app, &status.evidence, snapshot, now);
     restore_grace(&mut incident, app, status, clock);
-    incident.had_cleared = matches!(incident.phase, Phase::Blocked { .. }) && incident.accepted.is_empty();
+    incident.had_cleared = matches!(incident.phase(), Phase::Blocked { .. }) && incident.accepted.is_empty();
     incident
 }
 
@@ -270,12 +272,12 @@ fn restore_grace(incident: &mut Incident, app: &App, status: &IncidentStatus, cl
         incident.grace_written_at = told.map(|(wall, reading)| clock.moment(reading.into(), wall));
         return;
     }
-    if let Phase::Grace { until } = incident.phase {
+    if let Phase::Grace { until } = incident.phase() {
         let record = incident.accepted.values().next().map(|accepted| accepted.record.clone());
         let record = record.unwrap_or_else(|| of(&"".into(), &"".into()));
-        incident.grace_written_at = incident
-            .written_at
-            .filter(|_| incident.notification.is_some_and(|told| told.kind == NotificationKind::Grace));
+        incident.grace_written_at = incident.written_at.filter(|_| {
+            incident.persisted.notification.is_some_and(|told| told.kind == NotificationKind::Grace)
+        });
         incident.persisted_mut().grace = Some(Box::new(Grace { until, record, idle_since: None }));
     }
 }

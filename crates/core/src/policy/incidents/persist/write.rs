@@ -31,17 +31,19 @@ pub(in crate::policy) fn document(
 
 fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentStatus {
     let reading = |at: Moment| clock.at(at.uptime()).get();
-    let (state, since, until) = match incident.phase {
+    let (state, since, until) = match incident.phase() {
         Phase::Watched => (IncidentState::Watched, None, None),
         Phase::Grace { until } => (IncidentState::Grace, None, Some(until.wall())),
-        Phase::Held => (IncidentState::Held, incident.held.as_ref().map(|held| held.0.wall()), None),
-        Phase::Blocked { since, .. } if incident.release_held.is_some() => {
+        Phase::Held => {
+            (IncidentState::Held, incident.persisted.hold.brake().map(|(since, _)| since.wall()), None)
+        }
+        Phase::Blocked { since, release_held: Some(_), .. } => {
             (IncidentState::ReleaseHeld, Some(since.wall()), None)
         }
         Phase::Blocked { since, .. } => (IncidentState::Blocked, Some(since.wall()), None),
         Phase::Ended { at } => (IncidentState::Ended, Some(at.wall()), None),
     };
-    let omitted = match incident.phase {
+    let omitted = match incident.phase() {
         Phase::Ended { .. } => 0,
         _ => usize::try_from(incident.omitted).unwrap_or(usize::MAX),
     };
@@ -63,13 +65,13 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         actor: decision.actor.name(),
         reason: decision.reason.clone(),
     };
-    let others = incident.exposure.others.as_deref();
+    let others = incident.persisted.exposure.others.as_deref();
     IncidentStatus {
         state,
-        opened: incident.opened.wall(),
+        opened: incident.persisted.opened.wall(),
         since,
         until,
-        grace_ends: match incident.phase {
+        grace_ends: match incident.phase() {
             Phase::Grace { until } => Some(reading(until)),
             _ => None,
         },
@@ -77,28 +79,31 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         written: clock.last().map(|(_, wall)| wall.get()),
         wall_clock: dates.persisted(),
         reason: reason(incident),
-        brake: incident.held.as_ref().and_then(|(since, brake)| held_by(since.wall(), brake)),
-        release_held: incident.release_held.as_ref().map(|at| at.wall()),
-        approved: incident.approved,
-        exempted: incident.exempted.as_deref().map(str::to_owned),
-        withheld: incident.withheld.clone(),
+        brake: incident.persisted.hold.brake().and_then(|(since, brake)| held_by(since.wall(), brake)),
+        release_held: match incident.phase() {
+            Phase::Blocked { release_held, .. } => release_held.map(Moment::wall),
+            _ => None,
+        },
+        approved: incident.persisted.hold.is_approved(),
+        exempted: incident.persisted.rare().exempted.as_deref().map(str::to_owned),
+        withheld: incident.persisted.rare().withheld.clone(),
         evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
         // Cleared evidence comes last, and need not be waited for.
         evidence_omitted: incident.accepted.len().saturating_sub(MAX_EVIDENCE).max(omitted),
-        processes: incident.processes.iter().cloned().collect(),
-        inherited: incident.inherited.as_ref().map(|accused| {
+        processes: incident.persisted.processes.iter().cloned().collect(),
+        inherited: incident.persisted.rare().inherited.as_ref().map(|accused| {
             let process = |key: &Key| kept::PodProcess { pod: key.pod.clone(), process: key.process.clone() };
             accused.iter().take(MAX_EVIDENCE).map(process).collect()
         }),
         cleared: incident.cleared.map(cleared_by),
-        exposure: exposure(incident),
-        origins: incident.origins.iter().cloned().collect(),
-        formerly: incident.formerly.iter().map(AppRef::from).collect(),
+        exposure: exposure(&incident.persisted),
+        origins: incident.persisted.origins.iter().cloned().collect(),
+        formerly: incident.persisted.rare().formerly.iter().map(AppRef::from).collect(),
         also_closes: others.iter().flat_map(|others| &others.named).map(AppRef::from).collect(),
         also_closes_more: others.map_or(0, |others| others.more),
         told: told(incident, reading),
         grace: grace(incident, reading),
-        due: incident.due.as_ref().map(|due| kept::Due {
+        due: incident.persisted.due.as_ref().map(|due| kept::Due {
             at: due.at.get(),
             passed: due.passed,
             accusers: due
@@ -108,12 +113,14 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
                 .collect(),
             held: due.held.iter().filter_map(scope).collect(),
         }),
-        release_due: incident.release_due.as_ref().map(|due| kept::ReleaseDue {
+        release_due: incident.persisted.rare().release_due.as_ref().map(|due| kept::ReleaseDue {
             at: due.at.get(),
             passed: due.passed,
             proven: due.proven,
         }),
         releases: incident
+            .persisted
+            .rare()
             .releases
             .iter()
             .map(|release| kept::StickyRelease {
@@ -124,9 +131,12 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
                 by: release.actor.clone(),
             })
             .collect(),
-        decisions: log(incident.decisions.iter().map(|entry| decision(entry)), &incident.foreign),
-        decided: incident.decided.into(),
-        observed: incident.observed,
+        decisions: log(
+            incident.persisted.decisions.iter().map(|entry| decision(entry)),
+            &incident.persisted.rare().foreign,
+        ),
+        decided: incident.persisted.decided.into(),
+        observed: incident.observed(),
         writer: None,
     }
 }
@@ -145,18 +155,18 @@ fn in_order(incident: &Incident) -> Vec<(&EvidenceId, &AcceptedEvidence)> {
 /// only the last [`MAX_DECISIONS`].
 fn reason(incident: &Incident) -> Text {
     let last = |is: &dyn Fn(DecisionKind) -> bool| {
-        let decision = incident.decisions.iter().rev().find(|decision| is(decision.kind));
+        let decision = incident.persisted.decisions.iter().rev().find(|decision| is(decision.kind));
         decision.map(|decision| decision.reason.clone())
     };
-    let own = || Some(incident.reason.clone()).filter(|reason| !reason.is_empty());
-    let found = match incident.phase {
-        Phase::Watched => Some(match &incident.exempted {
+    let own = || Some(incident.persisted.reason.clone()).filter(|reason| !reason.is_empty());
+    let found = match incident.phase() {
+        Phase::Watched => Some(match &incident.persisted.rare().exempted {
             Some(excuse) => Text::from(&**excuse),
-            None => undecided(incident).into(),
+            None => undecided(&incident.persisted).into(),
         }),
         Phase::Grace { .. } => last(&|kind| kind == DecisionKind::Warned).or_else(own),
         Phase::Held => last(&|kind| kind == DecisionKind::Held).or_else(own),
-        Phase::Blocked { .. } => own().map(|reason| incident.exposure.complete(&reason)),
+        Phase::Blocked { .. } => own().map(|reason| incident.persisted.exposure.complete(&reason)),
         Phase::Ended { .. } => None,
     };
     found.or_else(|| last(&|_| true)).unwrap_or_else(|| Text::from(""))
@@ -172,7 +182,7 @@ fn undecided(file: &PersistedIncident) -> String {
 
 /// What its tenant was told last, in the form that is kept.
 fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::NotificationStatus> {
-    incident.notification.map(|told| kept::NotificationStatus {
+    incident.persisted.notification.map(|told| kept::NotificationStatus {
         at: told.sent_at.get(),
         what: match told.kind {
             NotificationKind::Grace => kept::NotifiedOf::Grace,
@@ -186,7 +196,7 @@ fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<ke
 
 /// The last grace that has begun, in the form that is kept.
 fn grace(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::Grace> {
-    incident.grace.as_deref().map(|grace| kept::Grace {
+    incident.persisted.grace.as_deref().map(|grace| kept::Grace {
         until: grace.until.wall(),
         until_by_clock: reading(grace.until),
         told: incident.grace_written_at.map(Moment::wall),
@@ -220,7 +230,7 @@ fn exposure(file: &PersistedIncident) -> kept::Exposure {
         ingresses: some(&exposure.ingresses),
         otherwise: (!is_plain).then(|| some(&exposure.otherwise)),
         left_open: some(&exposure.left_open),
-        once_closed: some(&file.once_closed),
+        once_closed: some(&file.rare().once_closed),
         nothing_closed: exposure.nothing_closed.clone(),
     }
 }

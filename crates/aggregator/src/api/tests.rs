@@ -19,7 +19,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::config::Config;
-use crate::ledger_task::{self, Publisher, Snapshots};
+use crate::ledger_task::{self, SnapshotPublisher, Snapshots};
 use crate::state::{FileStore, PersistedState};
 
 /// The whole router over views that the test sets.
@@ -28,7 +28,7 @@ struct Stage {
     lists: Arc<super::list::Lists>,
     ledger: Ledger,
     clock: Clock,
-    publisher: Publisher,
+    publisher: SnapshotPublisher,
     snapshots: Snapshots,
     targets: watch::Sender<Arc<TargetSet>>,
     output: watch::Sender<OutputStatus>,

@@ -78,6 +78,61 @@ enum Step {
     Lost,
 }
 
+/// The reason why the leader looks at the inputs again. `false` says that the sender is gone.
+#[derive(Clone, Copy)]
+enum Wakeup {
+    /// A snapshot was published.
+    Snapshot(bool),
+    /// A round is done, with or without a change.
+    RoundDone,
+    /// The cluster facts have changed.
+    Facts(bool),
+    /// The persisted state has changed: operators, other programs or this leader have written.
+    PersistedState(bool),
+    /// The output has written notifications.
+    Written(bool),
+    /// Another replica may lead.
+    Leadership,
+    /// A deadline has passed, or a failed write has to be tried again.
+    Due,
+}
+
+/// What follows from a [`Wakeup`].
+enum Judgement {
+    /// There is nothing to decide.
+    Wait,
+    /// The inputs have to be evaluated.
+    Evaluate,
+    /// The persisted state has to be read again.
+    ReadAgain,
+}
+
+/// Which channels still have senders.
+struct OpenChannels {
+    snapshots: bool,
+    facts: bool,
+    persisted: bool,
+    written: bool,
+}
+
+impl Default for OpenChannels {
+    fn default() -> Self {
+        Self { snapshots: true, facts: true, persisted: true, written: true }
+    }
+}
+
+impl OpenChannels {
+    fn note(&mut self, wakeup: Wakeup) {
+        match wakeup {
+            Wakeup::Snapshot(is_open) => self.snapshots = is_open,
+            Wakeup::Facts(is_open) => self.facts = is_open,
+            Wakeup::PersistedState(is_open) => self.persisted = is_open,
+            Wakeup::Written(is_open) => self.written = is_open,
+            Wakeup::RoundDone | Wakeup::Leadership | Wakeup::Due => {}
+        }
+    }
+}
+
 impl<'a> LeaderTerm<'a> {
     pub(super) fn new(task: &'a mut PolicyTask, permit: WritePermit) -> Self {
         let now = task.clock.now();
@@ -157,90 +212,27 @@ impl<'a> LeaderTerm<'a> {
         }
     }
 
-    /// Decides on all news, until the term is over, or what is kept has to be read again.
+    /// Decides on each change, until the term is over, or the persisted state has to be read again.
     ///
-    /// What is no news by itself (evidence is renewed, clearing clocks go on) is looked at with the next news, and after
-    /// [`seen::QUIET_ROUNDS`] at the latest.
+    /// Renewed evidence and clearing clocks are no changes: they are evaluated with the next change, and after
+    /// [`evaluated_inputs::QUIET_ROUNDS`] rounds at the latest.
     async fn decide(&mut self) -> Result<(), TermEnd> {
-        let mut is_live = true;
-        let mut is_verified = true;
-        let mut is_kept = true;
-        let mut is_told = true;
+        let mut open = OpenChannels::default();
         self.task.channels.snapshots.mark_changed();
         self.evaluated = None;
         let mut rested = Instant::now();
-        while is_live {
-            let again = self.retry.map(|(at, _)| at);
-            let look = self.task.store.next_look();
-            let channels = &mut self.task.channels;
-            let due = again.into_iter().chain(self.deadline).chain(look).min();
-            tokio::select! {
-                changed = async {
-                    tokio::time::sleep_until(rested).await;
-                    channels.snapshots.changed().await
-                } => {
-                    is_live = changed.is_ok();
-                    let now = EvaluatedInputs::of_published(&channels.snapshots.borrow_and_update());
-                    if is_live && self.evaluated.is_some_and(|seen| seen.is_as_good_as(now, self.is_waiting())) {
-                        continue;
-                    }
-                }
-                Ok(()) = channels.progress.changed() => {
-                    let rounds = channels.progress.borrow_and_update().rounds;
-                    let at = self.task.clock.now();
-                    if let Some(seen) = self.evaluated
-                        && !seen.is_as_good_as(EvaluatedInputs { rounds, at, ..seen }, self.is_waiting())
-                    {
-                        self.task.channels.ledger.ask();
-                    }
-                    continue;
-                }
-                changed = channels.facts.changed(), if is_verified => is_verified = changed.is_ok(),
-                changed = channels.persisted.changed(), if is_kept => {
-                    is_kept = changed.is_ok();
-                    let kept = channels.persisted.borrow_and_update().clone();
-                    // The watch reports no error of an incident without a status: it looks like one of which nothing
-                    // was decided yet.
-                    let has_no_status = |name: &str| kept.incidents.get(name).is_some_and(|it| it.summary().is_none());
-                    let is_unread = |name: &String| {
-                        kept.unread.incidents.contains_key(&**name) || has_no_status(name)
-                    };
-                    if !self.unreadable.keys().all(is_unread) {
-                        // One of them has been mended or deleted.
-                        return Ok(());
-                    }
-                    let now = kept.digest();
-                    if !self.is_copy {
-                        self.changed = self.task.store.changed(&kept);
-                    }
-                    drop(kept);
-                    // What we have written ourselves is no news: in a storm it comes back thousands of times.
-                    let gone = now.lacks(&self.digest);
-                    let wants_the_same = now.requests_the_same(&self.digest);
-                    self.digest = now;
-                    if wants_the_same && gone.is_empty() && self.changed.is_empty() {
-                        continue;
-                    }
-                    // Somebody has deleted them. What they say is still true.
-                    self.incidents.mark_deleted(|name| gone.contains(name));
-                }
-                changed = channels.written.changed(), if is_told => {
-                    is_told = changed.is_ok();
-                    if self.evaluated.is_some() && !self.note_written() {
-                        match self.persist_written().await {
-                            Step::Done => continue,
-                            Step::Lost => return Err(TermEnd::Lost),
-                            Step::Outdated => return Ok(()),
-                        }
-                    }
-                }
-                Ok(()) = channels.leadership.changed() => {}
-                () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
+        while open.snapshots {
+            let wakeup = self.wakeup(&open, rested).await;
+            open.note(wakeup);
+            match self.judge(wakeup).await? {
+                Judgement::Wait => continue,
+                Judgement::ReadAgain => return Ok(()),
+                Judgement::Evaluate => {}
             }
             if !self.permit.holds() {
                 return Err(TermEnd::Lost);
             }
-            if !is_live {
+            if !open.snapshots {
                 self.incidents.persist_clocks();
             }
             let started = std::time::Instant::now();
@@ -253,6 +245,95 @@ impl<'a> LeaderTerm<'a> {
             }
         }
         Err(TermEnd::Over)
+    }
+
+    /// Waits for the next reason to look at the inputs. No snapshot is taken before `rested`.
+    async fn wakeup(&mut self, open: &OpenChannels, rested: Instant) -> Wakeup {
+        let retry = self.retry.map(|(at, _)| at);
+        let look = self.task.store.next_look();
+        let due = retry.into_iter().chain(self.deadline).chain(look).min();
+        let channels = &mut self.task.channels;
+        tokio::select! {
+            changed = async {
+                tokio::time::sleep_until(rested).await;
+                channels.snapshots.changed().await
+            } => Wakeup::Snapshot(changed.is_ok()),
+            Ok(()) = channels.progress.changed() => Wakeup::RoundDone,
+            changed = channels.facts.changed(), if open.facts => Wakeup::Facts(changed.is_ok()),
+            changed = channels.persisted.changed(), if open.persisted => Wakeup::PersistedState(changed.is_ok()),
+            changed = channels.written.changed(), if open.written => Wakeup::Written(changed.is_ok()),
+            Ok(()) = channels.leadership.changed() => Wakeup::Leadership,
+            () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => Wakeup::Due,
+        }
+    }
+
+    /// Whether the inputs have to be evaluated after `wakeup`.
+    async fn judge(&mut self, wakeup: Wakeup) -> Result<Judgement, TermEnd> {
+        match wakeup {
+            Wakeup::Snapshot(is_open) => Ok(self.judge_snapshot(is_open)),
+            Wakeup::RoundDone => {
+                self.ask_for_snapshot_after_round();
+                Ok(Judgement::Wait)
+            }
+            Wakeup::PersistedState(_) => Ok(self.judge_persisted_state()),
+            Wakeup::Written(_) => self.judge_written().await,
+            Wakeup::Facts(_) | Wakeup::Leadership | Wakeup::Due => Ok(Judgement::Evaluate),
+        }
+    }
+
+    fn judge_snapshot(&mut self, is_open: bool) -> Judgement {
+        let now = EvaluatedInputs::of_published(&self.task.channels.snapshots.borrow_and_update());
+        let is_waiting = self.is_waiting();
+        let is_evaluated = self.evaluated.is_some_and(|before| before.is_as_good_as(now, is_waiting));
+        if is_open && is_evaluated { Judgement::Wait } else { Judgement::Evaluate }
+    }
+
+    /// Asks for a snapshot if the round that has ended has to be evaluated. Without a change the ledger publishes none.
+    fn ask_for_snapshot_after_round(&mut self) {
+        let rounds = self.task.channels.progress.borrow_and_update().rounds;
+        let at = self.task.clock.now();
+        if let Some(before) = self.evaluated
+            && !before.is_as_good_as(EvaluatedInputs { rounds, at, ..before }, self.is_waiting())
+        {
+            self.task.channels.ledger.ask();
+        }
+    }
+
+    fn judge_persisted_state(&mut self) -> Judgement {
+        let state = self.task.channels.persisted.borrow_and_update().clone();
+        // The watch reports no error for an incident without a status: it looks like one of which nothing was decided yet.
+        let has_no_status = |name: &str| state.incidents.get(name).is_some_and(|it| it.summary().is_none());
+        let is_unread = |name: &String| state.unread.incidents.contains_key(&**name) || has_no_status(name);
+        if !self.unreadable.keys().all(is_unread) {
+            // An operator has mended or deleted one of them.
+            return Judgement::ReadAgain;
+        }
+        let digest = state.digest();
+        if !self.is_copy {
+            self.changed = self.task.store.changed(&state);
+        }
+        drop(state);
+        // In a storm, the writes of this leader come back thousands of times. They are no change.
+        let deleted = digest.lacks(&self.digest);
+        let requests_the_same = digest.requests_the_same(&self.digest);
+        self.digest = digest;
+        if requests_the_same && deleted.is_empty() && self.changed.is_empty() {
+            return Judgement::Wait;
+        }
+        // Another program has deleted these objects. The incidents still exist, so they are written again.
+        self.incidents.mark_deleted(|name| deleted.contains(name));
+        Judgement::Evaluate
+    }
+
+    async fn judge_written(&mut self) -> Result<Judgement, TermEnd> {
+        if self.evaluated.is_none() || self.note_written() {
+            return Ok(Judgement::Evaluate);
+        }
+        match self.persist_written().await {
+            Step::Done => Ok(Judgement::Wait),
+            Step::Lost => Err(TermEnd::Lost),
+            Step::Outdated => Ok(Judgement::ReadAgain),
+        }
     }
 
     /// Whether something waits for the end of a round, or for the answers of all nodes.

@@ -346,74 +346,93 @@ impl<'a> LeaderTerm<'a> {
         self.policy_now(&kept)
     }
 
+    /// Evaluates the inputs once: applies operator commands, decides, persists, and publishes what follows.
     async fn step(&mut self) -> Step {
-        let channels = &mut self.task.channels;
-        let published = channels.snapshots.borrow_and_update().snapshot.clone();
-        let snapshot = match published {
-            Some(snapshot) => snapshot,
-            // It was no news for anybody, and has been given up.
-            None => channels.ledger.fresh().await,
-        };
+        let snapshot = self.latest_snapshot().await;
         let now = self.now();
         self.compare_clocks(now);
-        let channels = &mut self.task.channels;
-        // The change stays unseen, so that the main loop compares it with what was there before.
-        let kept = channels.persisted.borrow().clone();
-        let facts = channels.facts.borrow_and_update().clone();
-        let is_of_this_term = facts.epoch == channels.lookups.borrow().epoch;
-        let facts = if is_of_this_term { facts } else { Arc::default() };
-        let policy = self.policy_now(&kept);
+        // The change stays unseen, so that `decide` compares it with the state before.
+        let state = self.task.channels.persisted.borrow().clone();
+        let facts = self.facts_of_this_term();
+        let policy = self.policy_now(&state);
         let is_copy = policy.mode == Mode::DryRun;
         if self.is_copy && !is_copy {
-            // What dry-run has decided on its copy had no effect.
+            // The decisions of dry-run, on its copy, had no effect.
             return Step::Outdated;
         }
-        if is_copy && !self.is_copy {
-            // From here on nothing is kept.
-            self.is_copy = true;
-        }
+        // From the first evaluation in dry-run on, nothing is persisted.
+        self.is_copy |= is_copy;
         self.note_written();
         if !self.is_copy {
-            self.mark_differing(&kept);
+            self.mark_differing(&state);
         }
-        let AppliedCommands { done, mut history } = self.apply_commands(&kept, &policy);
+        let AppliedCommands { done, mut history } = self.apply_commands(&state, &policy);
         if !is_copy {
-            self.end_again(&kept, &mut history);
+            self.end_again(&state, &mut history);
         }
-        // What is kept next takes its place; both at once would be much.
-        drop(kept);
+        // The state that is persisted next takes its place, and both together would take much memory.
+        drop(state);
         let decided = self.incidents.decide(&snapshot, &policy, &facts, now);
         self.evaluated = Some(EvaluatedInputs::of(&snapshot));
         self.decisions.extend(decided.decisions);
-        // Before anything is kept: whoever is killed in between finds what is held, and takes its alert for raised.
+        // Before the decisions are persisted: a leader that finds a hold persisted takes its alert for raised.
         self.raise_alerts(&decided.alerts);
         let is_answered = self.ask(&snapshot, &policy, &facts);
         let rounds = snapshot.rounds;
-        // The next one may be made while this is being kept; both at once would be much.
+        // The next snapshot may be made while the decisions are persisted, and both together would take much memory.
         drop(snapshot);
         if !is_copy && let Err(error) = self.persist(history).await {
             if error.is_lost() {
                 return Step::Lost;
             }
-            tracing::warn!(%error, "what is kept is read again");
+            tracing::warn!(%error, "the persisted state is read again");
             return Step::Outdated;
         }
         self.report_decisions();
-        let deadline = self.incidents.next_deadline(&policy, now);
-        // A copy is never kept, nor are its clocks.
-        let clocks = self.incidents.clocks_due(now).filter(|_| !is_copy);
-        self.deadline = deadline.into_iter().chain(clocks).min().map(|at| Instant::now() + at.since(now));
+        self.set_deadline(&policy, now);
         let plan = self.incidents.plan(&policy, &facts, now);
         let (held, withheld) = (self.incidents.held(&policy), self.incidents.withheld());
         let (disputes, unverified) = (decided.disputes, decided.unverified);
         let permit = Some(self.permit.clone());
         self.publish(Decided { plan, held, withheld, disputes, unverified, is_answered, rounds, permit });
-        let kept = self.task.channels.persisted.borrow().clone();
-        if !is_copy && let Err(error) = self.clean_up(&kept, &done).await {
-            if error.is_lost() {
-                return Step::Lost;
+        if is_copy { Step::Done } else { self.clean_up_done(&done).await }
+    }
+
+    async fn latest_snapshot(&mut self) -> Arc<Snapshot> {
+        let channels = &mut self.task.channels;
+        let published = channels.snapshots.borrow_and_update().snapshot.clone();
+        match published {
+            Some(snapshot) => snapshot,
+            // The ledger has dropped it, because no reader has asked for it.
+            None => channels.ledger.fresh().await,
+        }
+    }
+
+    /// The cluster facts; none if they answer the requests of an earlier term.
+    fn facts_of_this_term(&mut self) -> Arc<ClusterFacts> {
+        let channels = &mut self.task.channels;
+        let facts = channels.facts.borrow_and_update().clone();
+        let is_of_this_term = facts.epoch == channels.lookups.borrow().epoch;
+        if is_of_this_term { facts } else { Arc::default() }
+    }
+
+    /// Sets when time alone may change a decision, or the clocks have to be persisted.
+    fn set_deadline(&mut self, policy: &Policy, now: Moment) {
+        let decision = self.incidents.next_deadline(policy, now);
+        // A copy is never persisted, and neither are its clocks.
+        let clocks = self.incidents.clocks_due(now).filter(|_| !self.is_copy);
+        self.deadline = decision.into_iter().chain(clocks).min().map(|at| Instant::now() + at.since(now));
+    }
+
+    /// Removes the commands that are done, and the history that is over. A failure is tried again with the next evaluation.
+    async fn clean_up_done(&mut self, done: &BTreeSet<String>) -> Step {
+        let state = self.task.channels.persisted.borrow().clone();
+        match self.clean_up(&state, done).await {
+            Err(error) if error.is_lost() => return Step::Lost,
+            Err(error) => {
+                tracing::warn!(%error, "commands that are done, or history that is over, can't be removed yet");
             }
-            tracing::warn!(%error, "what is done or over can't be cleared away yet");
+            Ok(()) => {}
         }
         Step::Done
     }

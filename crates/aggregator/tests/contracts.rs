@@ -8,7 +8,7 @@ use procscan_aggregator::config::Config;
 use procscan_core::decision::Mode;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
-use procscan_core::resources::{self, Existing};
+use procscan_core::resources::{self, wasm_plugin::existing_shards};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -51,9 +51,8 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
                image_pull_secret: s, image_pull_policy: Always, phase: UNSPECIFIED_PHASE, priority: -1}\n";
     let phases = ["AUTHN", "AUTHZ", "STATS"].map(|phase| format!("gateway: {{phase: {phase}}}\n"));
     for text in phases.iter().map(String::as_str).chain(["", all]) {
-        let config = Config::parse(text, "config", []).unwrap();
-        let objects =
-            resources::render(&plan, &config.settings(), Existing { wasm_plugins: 3, has_long_list: false });
+        let settings = Config::parse(text, "config", []).unwrap().settings();
+        let objects = resources::render(&plan, &settings, existing_shards(3, false, &settings.gateway));
         assert_eq!(objects.len(), 3 + 6 + 1);
         for object in objects {
             let object: Value = serde_json::to_value(&object).unwrap();

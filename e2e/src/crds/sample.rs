@@ -9,8 +9,8 @@ use procscan_core::decision::Mode;
 use procscan_core::names::{App, Key, NodeName};
 use procscan_core::plan::{Accusation, Block, Exposure, Notice, NoticePhase, OtherApps, Plan};
 use procscan_core::resources::template::Template;
-use procscan_core::resources::wasm_plugin::Gateway;
-use procscan_core::resources::{Existing, Object, Settings, notification, render};
+use procscan_core::resources::wasm_plugin::{Gateway, existing_shards};
+use procscan_core::resources::{Existing, KINDS, Object, Settings, notification, render};
 
 /// All objects of the plan, in both forms of the list of Services.
 pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
@@ -50,15 +50,17 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
         };
         plan.notices.push(Arc::new(notice));
     }
-    let forms = [true, false].map(|has_long_list| Existing { wasm_plugins: 1, has_long_list });
     let mut settings = settings()?;
+    let shard = |has_long_list| existing_shards(1, has_long_list, &settings.gateway);
+    let forms = [true, false].map(shard);
+    let long = shard(true);
     let mut objects = Vec::new();
     for existing in forms {
         objects.extend(render(&plan, &settings, existing));
     }
     // With more Services than `max_service_entries`, the WasmPlugin names Ingresses too.
     let limit = std::mem::replace(&mut settings.gateway.max_service_entries, 0);
-    objects.extend(render(&plan, &settings, Existing { wasm_plugins: 1, has_long_list: true }));
+    objects.extend(render(&plan, &settings, long));
     settings.gateway.max_service_entries = limit;
     // A list of violations that had to give way leaves a trace of its own.
     settings.gateway.max_bytes = 1;
@@ -77,6 +79,7 @@ fn settings() -> anyhow::Result<Settings> {
         })
     };
     Ok(Settings {
+        kinds: KINDS,
         gateway: Gateway {
             namespace: "higress-system".to_owned(),
             name: "procscan-violations".to_owned(),

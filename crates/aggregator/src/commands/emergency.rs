@@ -3,40 +3,55 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use procscan_core::resources::Home;
+
 use super::CommandError;
 use super::printed::{self, note};
 use super::run::text;
 use crate::config::{Config, Logger, OutputMode};
 use crate::kubernetes::Cluster;
 use crate::leader::removal::{self, Unheld};
-use crate::output::cluster::{ClusterOutput, LeftBehind, SUSPEND};
+use crate::output::cluster::{ClusterOutput, LeftBehind, Opened, OpenedObject, SUSPEND};
 use crate::run::{LEASE, objects};
 use crate::telemetry;
 
 pub(super) async fn unblock_all(path: &Path) -> Result<(), CommandError> {
     let (config, output) = connect(path).await?;
-    let opened = output.unblock_all(&config.settings().gateway).await.map_err(anyhow::Error::from)?;
-    if opened.is_empty() {
-        let namespace = config.gateway.namespace;
-        let text = format!("There is no WasmPlugin of ours in {namespace}: nothing is blocked.\n");
-        return Ok(printed::print(&text)?);
+    let settings = config.settings();
+    let Opened { objects, refused } = output.unblock_all(&settings).await;
+    let refused: Vec<String> = refused.into_iter().map(|refusal| refusal.text).collect();
+    if objects.is_empty() && refused.is_empty() {
+        let kinds: Vec<String> = settings
+            .kinds
+            .iter()
+            .filter(|kind| kind.blocking().is_some())
+            .map(|kind| match kind.home(&settings) {
+                Home::Namespace(namespace) => format!("{kind} of ours in {namespace}"),
+                Home::Tenants => format!("{kind} of ours"),
+            })
+            .collect();
+        return Ok(printed::print(&format!(
+            "There is no {}: nothing is blocked.\n",
+            kinds.join(" and no ")
+        ))?);
     }
     let mut text = String::new();
-    for object in &opened {
-        let _ = writeln!(text, "{object}: open to all, and suspended");
+    for OpenedObject { kind, namespace, name } in &objects {
+        let _ = writeln!(text, "{kind} {namespace}/{name}: open to all, and suspended");
     }
-    text.push_str("\nThe service leaves them alone until the annotation is removed:\n");
-    for object in opened {
-        let name = object.rsplit_once('/').map_or("", |(_, name)| name);
-        let namespace = &config.gateway.namespace;
-        let _ = writeln!(text, "  kubectl annotate wasmplugins -n {namespace} {name} {SUSPEND}-");
+    if !objects.is_empty() {
+        text.push_str("\nThe service leaves them alone until the annotation is removed:\n");
     }
-    Ok(printed::print(&text)?)
+    for OpenedObject { kind, namespace, name } in &objects {
+        let _ = writeln!(text, "  kubectl annotate {} -n {namespace} {name} {SUSPEND}-", kind.plural());
+    }
+    printed::print(&text)?;
+    if refused.is_empty() { Ok(()) } else { Err(anyhow::Error::msg(refused.join("; ")).into()) }
 }
 
 pub(super) async fn uninstall(path: &Path, dry_run: bool) -> Result<(), CommandError> {
     let (config, output) = connect(path).await?;
-    let gateway = config.settings().gateway;
+    let settings = config.settings();
     let namespace = objects(&config, output.cluster()).namespace().to_owned();
     // Before anything is removed: a leader would make the objects again.
     let lease = if dry_run {
@@ -48,7 +63,7 @@ pub(super) async fn uninstall(path: &Path, dry_run: bool) -> Result<(), CommandE
         let found = Unheld::find(output.cluster(), &namespace, LEASE).await;
         found.map_err(anyhow::Error::from)?.map(Some)
     };
-    let mut removed = output.uninstall(&gateway, dry_run).await.map_err(anyhow::Error::from)?;
+    let mut removed = output.uninstall(&settings, dry_run).await.map_err(anyhow::Error::from)?;
     if let Some(lease) = lease {
         if let Some(lease) = lease {
             lease.remove().await.map_err(anyhow::Error::from)?;
@@ -62,7 +77,7 @@ pub(super) async fn uninstall(path: &Path, dry_run: bool) -> Result<(), CommandE
     if removed.is_empty() {
         text.push_str("There is nothing of ours.\n");
     }
-    match output.left_behind(&gateway).await {
+    match output.left_behind(&settings).await {
         Ok(left) => left.iter().for_each(|left| name_left_behind(left, &mut text)),
         Err(refusal) => {
             note(format_args!("Could not look for objects of the program before this one: {refusal}"));
@@ -71,7 +86,8 @@ pub(super) async fn uninstall(path: &Path, dry_run: bool) -> Result<(), CommandE
     Ok(printed::print(&text)?)
 }
 
-fn name_left_behind(LeftBehind { kind, plural, namespace, name }: &LeftBehind, text: &mut String) {
+fn name_left_behind(LeftBehind { kind, namespace, name }: &LeftBehind, text: &mut String) {
+    let plural = kind.resource();
     let _ = writeln!(
         text,
         "\n{kind} {namespace}/{name} was left behind by the program before this one, and has no effect there. To remove it:\n  \
@@ -84,9 +100,16 @@ async fn connect(path: &Path) -> Result<(Config, ClusterOutput), CommandError> {
     telemetry::init(Logger { level: crate::config::Level::Warn, ..config.logger }, false);
     if config.output.mode != OutputMode::Cluster {
         let directory = config.output.directory().display();
+        let kinds = config.settings().kinds;
+        let blocking: Vec<_> = kinds.iter().filter(|kind| kind.blocking().is_some()).collect();
+        let files: Vec<String> =
+            blocking.iter().map(|kind| format!("{}*.yaml", kind.file_prefix())).collect();
+        let objects: Vec<String> = blocking.iter().map(|kind| format!("{kind}s")).collect();
         return Err(CommandError::Usage(format!(
             "output.mode: directory: the objects are the files in {directory}, and this command changes only objects in a cluster. \
-             To open the gateway, stop the service, delete the files wasmplugin_*.yaml in {directory}, and delete these WasmPlugins in each cluster to which the files were applied"
+             To open the gateway, stop the service, delete the files {} in {directory}, and delete these {} in each cluster to which the files were applied",
+            files.join(" and "),
+            objects.join(" and ")
         )));
     }
     let cluster = Cluster::connect(&config.kubernetes).await?;

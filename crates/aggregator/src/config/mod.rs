@@ -32,7 +32,7 @@ use jiff::Timestamp;
 use procscan_core::ledger::Detection;
 use procscan_core::policy::Policy;
 use procscan_core::report::Limits;
-use procscan_core::resources::Settings;
+use procscan_core::resources::{KINDS, Settings};
 use serde::Deserialize;
 
 pub use self::aggregator::Aggregator;
@@ -341,7 +341,8 @@ impl Config {
             OutputMode::Cluster => 512 << 10,
             OutputMode::Directory => 192 << 10,
         };
-        Settings { gateway: self.gateway.settings(max_bytes), notification: self.notification.settings() }
+        let (gateway, notification) = (self.gateway.settings(max_bytes), self.notification.settings());
+        Settings { kinds: KINDS, gateway, notification }
     }
 }
 

@@ -31,6 +31,14 @@ pub struct Difference {
     pub lines: Vec<String>,
 }
 
+impl Difference {
+    /// The removal of an object, or the reason why it is left.
+    pub(super) fn removal(object: String, why_not: Option<String>) -> Self {
+        let action = if why_not.is_some() { Action::Leave } else { Action::Remove };
+        Self { action, object, lines: why_not.into_iter().collect() }
+    }
+}
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -18,8 +18,7 @@ use std::time::Duration;
 use procscan_core::decision::Mode;
 use procscan_core::plan::{Notice, NoticePhase, Plan};
 use procscan_core::policy::InheritedBlock;
-use procscan_core::resources::wasm_plugin::{self, Surplus};
-use procscan_core::resources::{self, Existing, Settings};
+use procscan_core::resources::{self, Settings};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -65,50 +64,14 @@ pub struct Outcome {
     pub suspended: Vec<String>,
     /// The messages that could not be written; they are tried again while everything else goes on.
     pub deferred: DeferredSummary,
-    /// The Services of blocked Apps that stay open; `None` if this pass did not find out.
-    pub left_open: Option<LeftOpen>,
+    /// Which parts of the plan can't be blocked, and why; `None` if this pass did not find out.
+    pub left_open: Option<Vec<String>>,
     /// There is more to do, but something else has to be looked at first, or nothing could be done at all.
     pub is_unfinished: bool,
     /// The files that could not be written, by name.
     pub failed: BTreeSet<String>,
     /// What is in the directory that no program can read objects from.
     pub junk: Option<String>,
-}
-
-/// The Services that the plain list has no room for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LeftOpen {
-    /// The number of these Services.
-    pub services: usize,
-    /// How many Services the list has room for.
-    pub room: usize,
-    /// The first few of their Apps, with the number of Services of each.
-    pub apps: Vec<String>,
-}
-
-impl LeftOpen {
-    /// For `plan`, if it is written into the `existing` objects.
-    fn of(plan: &Plan, settings: &Settings, existing: Existing) -> Self {
-        let surplus = wasm_plugin::surplus(plan, &settings.gateway, existing);
-        let of_app = |surplus: &Surplus<'_>| format!("{} ({})", surplus.app, surplus.services.len());
-        Self {
-            services: surplus.iter().map(|surplus| surplus.services.len()).sum(),
-            room: settings.gateway.max_service_entries,
-            apps: surplus.iter().take(MAX_PROBLEMS_SHOWN).map(of_app).collect(),
-        }
-    }
-
-    /// The text for the status and the log.
-    fn text(&self) -> Option<String> {
-        let Self { services, room, apps } = self;
-        (*services > 0).then(|| {
-            format!(
-                "{services} Services of blocked Apps stay open where no Ingress leads to them: the plain list has room for {room} \
-                 (gateway.max_service_entries): {}",
-                apps.join(", ")
-            )
-        })
-    }
 }
 
 /// Messages that could not be written for reasons of their own: neither the plan nor the API server is at fault.
@@ -166,10 +129,8 @@ impl Output {
         persisted: Option<&PersistedBlocks>,
     ) -> Result<Vec<InheritedBlock>, String> {
         match self {
-            Self::Directory(directory) => {
-                directory.blocked(&settings.gateway, persisted).map_err(|e| e.to_string())
-            }
-            Self::Cluster(cluster) => cluster.blocked(&settings.gateway).await.map_err(|e| e.to_string()),
+            Self::Directory(directory) => directory.blocked(settings, persisted).map_err(|e| e.to_string()),
+            Self::Cluster(cluster) => cluster.blocked(settings).await.map_err(|e| e.to_string()),
         }
     }
 
@@ -187,14 +148,12 @@ impl Output {
             Self::Directory(directory) => {
                 directory.identify().await.map_err(TakeOverError::Unknown)?;
                 // Only the process that may write clears it away.
-                if may_touch && let Err(error) = directory.tidy() {
+                if may_touch && let Err(error) = directory.tidy(settings.kinds) {
                     tracing::warn!(%error, "temporary files stay in the output directory");
                 }
-                directory
-                    .blocked(&settings.gateway, persisted)
-                    .map_err(|e| TakeOverError::Unknown(e.to_string()))
+                directory.blocked(settings, persisted).map_err(|e| TakeOverError::Unknown(e.to_string()))
             }
-            Self::Cluster(cluster) => match cluster.take_over(&settings.gateway, permit, may_touch).await {
+            Self::Cluster(cluster) => match cluster.take_over(settings, permit, may_touch).await {
                 Ok(blocked) => Ok(blocked),
                 Err(refusal) if refusal.kind == RefusalKind::NotLeading => Err(TakeOverError::Lost),
                 Err(refusal) => Err(TakeOverError::Unknown(refusal.text)),
@@ -317,7 +276,7 @@ pub async fn run(mut output: Output, settings: Settings, repair: Duration, chann
             (backoff.min(repair), (backoff * 2).min(MAX_BACKOFF))
         };
         due = Instant::now() + pause;
-        announce(&output, &now, &outcome, &delivered);
+        announce(&output, &now, &outcome, &settings, &delivered);
         written = outcome.problems.is_empty().then_some(now);
         let has_written = outcome.written > 0;
         report(&output, outcome, &status);
@@ -332,13 +291,15 @@ fn announce(
     output: &Output,
     decided: &Decided,
     outcome: &Outcome,
+    settings: &Settings,
     delivered: &watch::Sender<Arc<WrittenNotifications>>,
 ) {
     let is_written = |notice: &&Arc<Notice>| match output {
         Output::Directory(_) => {
-            !outcome.is_unfinished && !outcome.failed.contains(&directory::file_of(&notice.app))
+            let mut files = directory::files_of(&notice.app, settings);
+            !outcome.is_unfinished && files.any(|file| !outcome.failed.contains(&file))
         }
-        Output::Cluster(cluster) => cluster.has_sent(notice),
+        Output::Cluster(cluster) => cluster.has_sent(notice, settings),
     };
     let is_news = |notice: &&Arc<Notice>| !notice.inherited && notice.phase != NoticePhase::Recovered;
     let now: WrittenNotifications = decided
@@ -422,8 +383,8 @@ async fn write_files(
         if was_true || !is_seen {
             directory.refresh()?;
         }
-        let existing = directory.existing(&settings.gateway)?;
-        let left_open = LeftOpen::of(&decided.plan, &settings, existing);
+        let existing = directory.existing(&settings)?;
+        let left_open = resources::left_open(&decided.plan, &settings, &existing);
         let drafts = resources::drafts(&decided.plan, &settings, existing);
         Ok((directory.apply_while(drafts, go_on)?, Some(left_open)))
     };

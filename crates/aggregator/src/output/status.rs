@@ -56,7 +56,10 @@ pub(super) fn report(output: &Output, outcome: Outcome, status: &watch::Sender<O
         None if before.deferred.is_some() => tracing::info!(place, "all messages are written again"),
         _ => {}
     }
-    let left_open = outcome.left_open.map_or_else(|| before.left_open.clone(), |left_open| left_open.text());
+    let left_open = match outcome.left_open {
+        Some(left_open) => (!left_open.is_empty()).then(|| left_open.join("; ")),
+        None => before.left_open.clone(),
+    };
     match &left_open {
         Some(services) if before.left_open.is_none() => {
             tracing::error!(alert = "gateway", place, services, "blocked Apps are not closed on every route");

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use procscan_core::names::{App, Key};
 use procscan_core::plan::{Block, Exposure, Notice, NoticePhase, Plan};
 use procscan_core::policy::{InheritedBlock, OnIngresses};
+use procscan_core::resources::wasm_plugin::{KIND, existing_shards};
 use procscan_core::resources::{Draft, Existing, Object, WritePolicy};
 
 use super::directory::DirectoryError;
@@ -40,7 +41,7 @@ fn plan(names: &[&str]) -> Plan {
 }
 
 fn objects(names: &[&str], shards: usize) -> Vec<Object> {
-    resources::render(&plan(names), &settings(), Existing { wasm_plugins: shards, has_long_list: false })
+    resources::render(&plan(names), &settings(), existing_shards(shards, false, &settings().gateway))
 }
 
 /// Puts right whatever somebody has changed, too.
@@ -83,7 +84,7 @@ fn files_are_written_on_difference_only_and_strangers_are_left_alone() {
     // Shards that are there stay, released objects go.
     let shards = objects(&[], 3);
     put(&directory, &shards).unwrap();
-    assert_eq!(directory.existing(&settings().gateway).unwrap().wasm_plugins, 3);
+    assert_eq!(directory.existing(&settings()).unwrap().of(KIND).len(), 3);
     assert_eq!(put(&directory, &shards[..1]).unwrap(), Written { written: 0, removed: 2 });
     assert_eq!(listing(&path), ["README", "mine.yaml", PLUGIN]);
 }
@@ -154,7 +155,7 @@ fn whatever_somebody_does_to_the_files_is_seen() {
     fs::remove_dir_all(&path).unwrap();
     assert!(directory.has_changed().unwrap(), "all removed");
     directory.refresh().unwrap();
-    assert_eq!(directory.existing(&settings().gateway).unwrap(), Existing::default());
+    assert_eq!(directory.existing(&settings()).unwrap(), Existing::default());
     assert_eq!(put().written, 1);
 }
 
@@ -204,7 +205,7 @@ fn what_a_crash_has_left_unfinished_is_cleared_away() {
     directory.refresh().unwrap();
     assert_eq!(listing(temp.path()), unfinished);
     directory.lock(None).unwrap();
-    directory.tidy().unwrap();
+    directory.tidy(resources::KINDS).unwrap();
     assert_eq!(listing(temp.path()), [LOCK]);
 }
 
@@ -276,8 +277,7 @@ fn what_is_written_reads_back_as_the_same_object() {
 fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
-    let gateway = settings().gateway;
-    assert_eq!(directory.blocked(&gateway, None).unwrap(), []);
+    assert_eq!(directory.blocked(&settings(), None).unwrap(), []);
     let told: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
     let mut plan = plan(&["web", "other"]);
     Arc::make_mut(&mut plan.blocks[0]).left = [Key::new("ns-a", "web-0", "xmrig")].into();
@@ -290,9 +290,9 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
         others: None,
     }));
     directory
-        .apply(resources::drafts(&plan, &settings(), Existing { wasm_plugins: 2, has_long_list: false }))
+        .apply(resources::drafts(&plan, &settings(), existing_shards(2, false, &settings().gateway)))
         .unwrap();
-    let inherited = directory.blocked(&gateway, None).unwrap();
+    let inherited = directory.blocked(&settings(), None).unwrap();
     let expected = |name: &str, told, accused: &[Key], services: &[&str]| InheritedBlock {
         app: App::new("ns-a", "app", name),
         told,
@@ -308,10 +308,10 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     // Not knowing what is blocked is no reason to release it, unless it is known from elsewhere.
     let edited = temp.path().join(PLUGIN);
     fs::write(&edited, fs::read_to_string(&edited).unwrap() + "a: [\n").unwrap();
-    let error = directory.blocked(&gateway, None).unwrap_err().to_string();
+    let error = directory.blocked(&settings(), None).unwrap_err().to_string();
     assert!(error.contains(PLUGIN) && error.contains("repair or remove it"), "{error}");
     let persisted = damaged::persisted(&["other", "web"]);
-    let left = directory.blocked(&gateway, persisted.as_ref()).unwrap();
+    let left = directory.blocked(&settings(), persisted.as_ref()).unwrap();
     let left: Vec<App> = left.into_iter().map(|inherited| inherited.app).collect();
     assert_eq!(left, [App::new("ns-a", "app", "other")], "what the other object says");
 }

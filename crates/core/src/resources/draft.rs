@@ -7,12 +7,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 
-use super::{Object, WritePolicy};
+use super::{Kind, Object, WritePolicy};
 
 /// What an object will be called, and how to make it.
 pub struct Draft<'a> {
-    /// Its Kubernetes kind.
-    pub kind: &'static str,
+    /// Its kind.
+    pub kind: Kind,
     /// Its namespace.
     pub namespace: Cow<'a, str>,
     /// Its name.
@@ -45,7 +45,7 @@ impl<T: Hash, F: Fn(&T) -> Object> Recipe for From<T, F> {
 impl<'a> Draft<'a> {
     /// The draft of an object that is made from `inputs` and the settings, and from nothing else.
     pub fn new<T: Hash + 'a>(
-        kind: &'static str,
+        kind: Kind,
         namespace: impl Into<Cow<'a, str>>,
         name: String,
         upkeep: WritePolicy,

@@ -1,85 +1,85 @@
 //! The plan as Kubernetes objects: pure functions, one module for each kind of object.
 //!
-//! To add a kind: write a module with a function from [`Plan`] to [`Draft`]s of [`Object`]s, and add it to [`KINDS`]. Nothing else
-//! needs to know of it; every output writes what is registered here.
+//! All that is particular to a kind is in its module, which implements [`ResourceKind`], and in its section of the
+//! configuration. To add a kind: write such a module, and add it to [`KINDS`]. The outputs and the commands handle every kind
+//! of [`Settings::kinds`] in the same way.
 
 mod draft;
+mod existing;
+mod kind;
 pub mod notification;
 mod shards;
 pub mod template;
 pub mod wasm_plugin;
 
-use serde::Serialize;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 pub use self::draft::Draft;
+pub use self::existing::{Existing, ExistingObject, union};
+pub use self::kind::{BlockingKind, FoundObject, Home, Kind, MessageKind, ResourceKind, Role, Rule};
 
 use crate::plan::Plan;
 
 /// What the objects look like, apart from the plan.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// The kinds of objects that the plan is rendered to: [`KINDS`], and others in tests.
+    pub kinds: &'static [Kind],
     /// The WasmPlugin.
     pub gateway: wasm_plugin::Gateway,
     /// The Notifications.
     pub notification: notification::Texts,
 }
 
-/// What exists already and must not be given up: see [`wasm_plugin`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Existing {
-    /// How many `WasmPlugins` there are.
-    pub wasm_plugins: usize,
-    /// They list Ingresses beside the Services.
-    pub has_long_list: bool,
-}
-
-/// A kind of object that is made from the plan.
-pub struct Kind {
-    /// The Kubernetes kind.
-    pub name: &'static str,
-    /// Drafts all objects of this kind.
-    pub draft: for<'a> fn(&'a Plan, &'a Settings, Existing) -> Drafts<'a>,
-}
-
 /// Drafts, made one after the other: there may be as many as there are Apps.
 pub type Drafts<'a> = Box<dyn Iterator<Item = Draft<'a>> + 'a>;
 
-/// All kinds of objects that are made from the plan.
-pub const KINDS: &[Kind] = &[
-    Kind { name: "WasmPlugin", draft: wasm_plugin::draft },
-    Kind { name: "Notification", draft: notification::draft },
-    Kind { name: "Notification (summary)", draft: notification::draft_summary },
-];
+/// All kinds of objects that are made from the plan. What blocks is written in this order.
+pub const KINDS: &[Kind] = &[wasm_plugin::KIND, notification::KIND];
 
-/// Drafts all objects of the plan, in the order of [`KINDS`].
+/// Drafts all objects of the plan, in the order of the kinds.
 pub fn drafts<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> Drafts<'a> {
-    Box::new(KINDS.iter().flat_map(move |kind| (kind.draft)(plan, settings, existing)))
+    Box::new(settings.kinds.iter().flat_map(move |kind| kind.drafts(plan, settings, existing.of(*kind))))
 }
 
-/// Makes all objects of the plan, in the order of [`KINDS`].
+/// Makes all objects of the plan, in the order of the kinds.
 pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Object> {
     drafts(plan, settings, existing).map(|draft| draft.object()).collect()
+}
+
+/// Which parts of the plan can't be blocked, and why, for people: a text for each kind that can't.
+pub fn left_open(plan: &Plan, settings: &Settings, existing: &Existing) -> Vec<String> {
+    let blocking = settings.kinds.iter().filter_map(|kind| Some((*kind, kind.blocking()?)));
+    blocking.filter_map(|(kind, blocking)| blocking.left_open(plan, settings, existing.of(kind))).collect()
 }
 
 /// The label that names us. Labels of Notifications do not last (see [`notification`]), so nothing depends on it.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "procscan-aggregator");
 
 /// One Kubernetes object. Serialises as the object itself.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Object {
-    /// Group and version.
-    pub api_version: &'static str,
     /// Kind.
-    pub kind: &'static str,
+    pub kind: Kind,
     /// Name, namespace, labels, annotations.
     pub metadata: Metadata,
-    /// The object's `spec`.
+    /// The object's content: its `spec`, or the field that its kind has instead ([`ResourceKind::content_field`]).
     pub spec: Value,
     /// How an output looks after it. Not a part of the object.
-    #[serde(skip)]
     pub write_policy: WritePolicy,
+}
+
+impl Serialize for Object {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(4))?;
+        map.serialize_entry("apiVersion", self.kind.api_version())?;
+        map.serialize_entry("kind", &self.kind)?;
+        map.serialize_entry("metadata", &self.metadata)?;
+        map.serialize_entry(self.kind.content_field(), &self.spec)?;
+        map.end()
+    }
 }
 
 /// How an object is looked after once it is there.
@@ -115,7 +115,8 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    fn new(name: impl Into<String>, namespace: impl Into<String>) -> Self {
+    /// The metadata of an object of ours, with our label.
+    pub fn new(name: impl Into<String>, namespace: impl Into<String>) -> Self {
         let (label, value) = MANAGED_BY;
         Self {
             name: name.into(),

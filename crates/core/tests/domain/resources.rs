@@ -40,10 +40,8 @@ fn services(object: &Object) -> Vec<String> {
 fn shards(plan: &Plan, existing: usize) -> Vec<Object> {
     let mut settings = settings();
     settings.gateway.max_service_entries = usize::MAX;
-    render(plan, &settings, Existing { wasm_plugins: existing, has_long_list: false })
-        .into_iter()
-        .filter(|object| object.kind == "WasmPlugin")
-        .collect()
+    let existing = wasm_plugin::existing_shards(existing, false, &settings.gateway);
+    render(plan, &settings, existing).into_iter().filter(|object| object.kind == "WasmPlugin").collect()
 }
 
 #[test]
@@ -183,7 +181,7 @@ fn list(object: &Object, pointer: &str) -> Option<Vec<String>> {
 #[test]
 fn a_long_list_names_the_ingresses_too_and_goes_back_only_well_below_its_limit() {
     let form = |apps: usize, has_long_list: bool| {
-        let existing = Existing { wasm_plugins: 1, has_long_list };
+        let existing = wasm_plugin::existing_shards(1, has_long_list, &settings().gateway);
         let object = render(&routed(apps), &settings(), existing).remove(0);
         let rules = object.spec["matchRules"].as_array().unwrap().len();
         (rules, object)
@@ -205,7 +203,7 @@ fn a_long_list_names_the_ingresses_too_and_goes_back_only_well_below_its_limit()
         let value = serde_json::to_value(object).unwrap();
         wasm_plugin::existing([("procscan-violations-2", &value)], &settings().gateway)
     };
-    assert_eq!((existing(&long).wasm_plugins, existing(&long).has_long_list), (3, true));
+    assert_eq!((existing(&long).count, existing(&long).has_long_list), (3, true));
     assert!(!existing(&short).has_long_list);
 }
 
@@ -342,7 +340,7 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
         let host = format!("{service}.cluster.local");
         assert!(on_ingresses[&host].contains(&format!("{namespace}/in")), "{host}");
     }
-    let surplus = wasm_plugin::surplus(&plan, &settings.gateway, Existing::default());
+    let surplus = wasm_plugin::surplus(&plan, &settings.gateway, wasm_plugin::Shards::default());
     let left: usize = surplus.iter().map(|surplus| surplus.services.len()).sum();
     assert_eq!(left, 10_000 - 201 + 2000 - 201);
     let listed_or_left = on_every_route.len() + left;
@@ -365,7 +363,7 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
     found.blocks.splice(50..51, same);
     settings.gateway.max_service_entries = 100;
     assert_eq!(listed(&render(&found, &settings, Existing::default())).0.len(), 100);
-    assert!(wasm_plugin::surplus(&found, &settings.gateway, Existing::default()).is_empty());
+    assert!(wasm_plugin::surplus(&found, &settings.gateway, wasm_plugin::Shards::default()).is_empty());
     settings.gateway.max_service_entries = 200;
     let short = render(&found, &settings, Existing::default());
     assert_eq!(short[0].spec["matchRules"].as_array().unwrap().len(), 1, "there are 200 Services");
@@ -382,7 +380,7 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
     settings.gateway.max_service_entries = 0;
     assert_eq!(listed(&render(&plan, &settings, Existing::default())).0.len(), 0);
     settings.gateway.max_service_entries = 20_000;
-    assert!(wasm_plugin::surplus(&plan, &settings.gateway, Existing::default()).is_empty());
+    assert!(wasm_plugin::surplus(&plan, &settings.gateway, wasm_plugin::Shards::default()).is_empty());
 }
 
 #[test]

@@ -108,7 +108,7 @@ fn remove(config: &Config) -> anyhow::Result<usize> {
     if is_there(objects)? {
         let directory = Directory::at(objects);
         directory.lock(None)?;
-        removed = directory.clear(&config.settings().gateway)?;
+        removed = directory.clear(&config.settings())?;
     }
     sqlite::remove(state)?;
     Ok(removed)

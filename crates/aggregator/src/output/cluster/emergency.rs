@@ -1,29 +1,40 @@
-//! What people do by hand, with the service alive or dead: open the gateway, and remove what is ours.
+//! What people do by hand, with the service alive or dead: open what is blocked, and remove what is ours.
 
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use kube::{Api, ResourceExt};
-use procscan_core::resources::notification;
-use procscan_core::resources::wasm_plugin::{self, Gateway};
+use kube::Api;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use procscan_core::resources::{FoundObject, Kind, Settings};
 use serde_json::{Value, json};
 
-use super::live::{Live, is_ours, plural, resource};
+use super::live::{Live, as_found, found, is_ours, place, resource};
 use super::{ClusterOutput, FIELD_MANAGER, SUSPEND};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
-/// The objects that the program before this one wrote, all in [`LEGACY_NAMESPACE`].
-const LEGACY_OBJECTS: [(&str, &str, &str); 2] = [
-    (wasm_plugin::API_VERSION, wasm_plugin::KIND, "procscan-violations"),
-    (notification::API_VERSION, notification::KIND, notification::SUMMARY_NAME),
-];
-const LEGACY_NAMESPACE: &str = "default";
+/// What was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// The objects that block nobody any more, and are suspended.
+    pub objects: Vec<OpenedObject>,
+    /// What could not be opened, and why.
+    pub refused: Vec<Refusal>,
+}
+
+/// An object that was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenedObject {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
 
 /// An object that an operator has to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftBehind {
     /// Its kind.
-    pub kind: &'static str,
-    /// The name of its kind for kubectl.
-    pub plural: String,
+    pub kind: Kind,
     /// Its namespace.
     pub namespace: &'static str,
     /// Its name.
@@ -31,47 +42,47 @@ pub struct LeftBehind {
 }
 
 impl ClusterOutput {
-    /// Opens the gateway to everybody, and keeps it from being closed again: the rules keep their sentinel only, and the
-    /// objects are suspended. Returns what was opened.
-    pub async fn unblock_all(&self, gateway: &Gateway) -> Result<Vec<String>, Refusal> {
-        let mut opened = Vec::new();
-        for live in self.plugins(gateway).await?.iter().filter(|live| is_ours(live)) {
-            // Its first rule, with nobody in it; without one it blocks nobody, and is suspended all the same.
-            let first = live.data.pointer("/spec/matchRules/0").and_then(Value::as_object).cloned();
-            let mut rule = first.unwrap_or_default();
-            rule.remove("ingress");
-            rule.remove("domain");
-            rule.insert("service".to_owned(), json!([wasm_plugin::SENTINEL]));
-            let patch = json!({
-                "metadata": {"annotations": {SUSPEND: "true"}},
-                "spec": {"matchRules": [rule], "defaultConfig": {"violations": [], "omitted": null}},
-            });
-            self.patch_live(live, &patch).await?;
-            opened.push(format!("WasmPlugin {}/{}", gateway.namespace, live.name_any()));
+    /// Opens what our objects block, and keeps it from being blocked again: the objects are suspended. What is refused keeps
+    /// nothing else from being opened.
+    pub async fn unblock_all(&self, settings: &Settings) -> Opened {
+        let mut opened = Opened::default();
+        for listed in self.list_all(settings).await {
+            let listed = match listed {
+                Ok(listed) => listed,
+                Err(refusal) => {
+                    opened.refused.push(refusal);
+                    continue;
+                }
+            };
+            let ours: Vec<&Live> = listed.ours().collect();
+            for live in ours {
+                let mut patch = listed.blocking.open(&as_found(live));
+                if let Some(patch) = patch.as_object_mut() {
+                    patch.insert("metadata".to_owned(), json!({"annotations": {SUSPEND: "true"}}));
+                }
+                let (namespace, name) = place(live);
+                match self.patch_live(listed.kind, live, &patch).await {
+                    Ok(_) => opened.objects.push(OpenedObject { kind: listed.kind, namespace, name }),
+                    Err(refusal) => opened.refused.push(refusal),
+                }
+            }
         }
-        Ok(opened)
+        opened
     }
 
-    /// Removes everything that is ours: messages first, then the gateway's objects, whose removal is the one step that its
-    /// users notice. `dry_run` only says what there is.
-    pub async fn uninstall(&self, gateway: &Gateway, dry_run: bool) -> Result<Vec<String>, Refusal> {
-        let mut removed = Vec::new();
+    /// Removes everything that is ours: messages first, then what blocks, and the permanent objects last, because their removal
+    /// is the one step that the gateway's users notice. `dry_run` only says what there is.
+    pub async fn uninstall(&self, settings: &Settings, dry_run: bool) -> Result<Vec<String>, Refusal> {
         let mut doomed = Vec::new();
-        for live in self.messages().await? {
-            doomed.push((resource(notification::API_VERSION, notification::KIND), live));
+        for kind in removal_order(settings.kinds) {
+            doomed.extend(self.ours(kind, settings).await?.into_iter().map(|live| (kind, live)));
         }
-        let plugins = match self.plugins(gateway).await {
-            Err(refusal) if refusal.kind == RefusalKind::NotServed => Vec::new(),
-            plugins => plugins?,
-        };
-        let plugins = plugins.into_iter().filter(is_ours);
-        doomed.extend(plugins.map(|live| (resource(wasm_plugin::API_VERSION, wasm_plugin::KIND), live)));
-        for (resource, live) in doomed {
-            let namespace = live.namespace().unwrap_or_default();
-            let name = live.name_any();
+        let mut removed = Vec::new();
+        for (kind, live) in doomed {
             if !dry_run {
-                let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
-                let plural = plural(&resource);
+                let (namespace, name) = place(&live);
+                let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource(kind));
+                let plural = kind.resource();
                 let ask =
                     Ask { verb: "delete", resource: &plural, namespace: Some(&namespace), name: Some(&name) };
                 match self.cluster.ask(ask, api.delete(&name, &DeleteParams::default())).await {
@@ -79,71 +90,64 @@ impl ClusterOutput {
                     _ => {}
                 }
             }
-            removed.push(format!("{} {namespace}/{name}", resource.kind));
+            removed.push(format!("{kind} {}", found(&live)));
         }
         Ok(removed)
     }
 
+    /// Our objects of a kind. A kind that is not served has none.
+    async fn ours(&self, kind: Kind, settings: &Settings) -> Result<Vec<Live>, Refusal> {
+        let objects = match kind.blocking() {
+            Some(blocking) => self.list(kind, blocking, settings).await.map(|listed| listed.into_objects()),
+            // Labels of messages do not last, so all are listed.
+            None => self.objects(kind, None, None).await,
+        };
+        let is_ours = |live: &Live| {
+            let is_our_name =
+                kind.is_our_name(&live.namespace().unwrap_or_default(), &live.name_any(), settings);
+            is_our_name && is_ours(kind, live)
+        };
+        match objects {
+            Err(refusal) if refusal.kind == RefusalKind::NotServed => Ok(Vec::new()),
+            objects => Ok(objects?.into_iter().filter(is_ours).collect()),
+        }
+    }
+
     /// The objects of the program before this one. They have no effect where they are, and are not ours to remove.
-    pub async fn left_behind(&self, gateway: &Gateway) -> Result<Vec<LeftBehind>, Refusal> {
-        let mut found = Vec::new();
-        for (version, kind, name) in LEGACY_OBJECTS {
-            let resource = resource(version, kind);
-            let plural = plural(&resource);
-            let api: Api<Live> = Api::namespaced_with(self.cluster.client(), LEGACY_NAMESPACE, &resource);
-            let ask =
-                Ask { verb: "get", resource: &plural, namespace: Some(LEGACY_NAMESPACE), name: Some(name) };
+    pub async fn left_behind(&self, settings: &Settings) -> Result<Vec<LeftBehind>, Refusal> {
+        let mut left = Vec::new();
+        for kind in settings.kinds {
+            let Some((namespace, name)) = kind.legacy_object() else { continue };
+            let plural = kind.resource();
+            let api: Api<Live> = Api::namespaced_with(self.cluster.client(), namespace, &resource(*kind));
+            let ask = Ask { verb: "get", resource: &plural, namespace: Some(namespace), name: Some(name) };
             let live = match self.cluster.ask(ask, api.get(name)).await {
                 Err(refusal) if matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::NotServed) => {
                     continue;
                 }
                 live => live?,
             };
-            let is_ours = match kind {
-                wasm_plugin::KIND => gateway.namespace == LEGACY_NAMESPACE,
-                _ => live.annotations().contains_key(notification::INCIDENT),
-            };
-            if !is_ours {
-                found.push(LeftBehind { kind, plural, namespace: LEGACY_NAMESPACE, name });
+            let live = FoundObject { namespace: namespace.into(), name: name.into(), ..as_found(&live) };
+            if !kind.is_legacy_ours(&live, settings) {
+                left.push(LeftBehind { kind: *kind, namespace, name });
             }
         }
-        Ok(found)
+        Ok(left)
     }
 
-    /// Our Notifications, in all namespaces.
-    async fn messages(&self) -> Result<Vec<Live>, Refusal> {
-        let resource = resource(notification::API_VERSION, notification::KIND);
-        let api: Api<Live> = Api::all_with(self.cluster.client(), &resource);
-        let plural = plural(&resource);
-        let mut all = Vec::new();
-        let mut page = ListParams::default().limit(500);
-        loop {
-            let ask = Ask { verb: "list", resource: &plural, namespace: None, name: None };
-            let found = match self.cluster.ask(ask, api.list(&page)).await {
-                Err(refusal) if refusal.kind == RefusalKind::NotServed => return Ok(all),
-                found => found?,
-            };
-            // Labels do not last, so it is by name and annotation that they are known.
-            let is_message = |live: &Live| {
-                live.name_any().starts_with("procscan-")
-                    && live.annotations().contains_key(notification::INCIDENT)
-            };
-            all.extend(found.items.into_iter().filter(is_message));
-            match found.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => return Ok(all),
-            }
-        }
-    }
-
-    async fn patch_live(&self, live: &Live, patch: &Value) -> Result<Live, Refusal> {
-        let resource = resource(wasm_plugin::API_VERSION, wasm_plugin::KIND);
-        let plural = plural(&resource);
-        let namespace = live.namespace().unwrap_or_default();
-        let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
-        let name = live.name_any();
+    async fn patch_live(&self, kind: Kind, live: &Live, patch: &Value) -> Result<Live, Refusal> {
+        let (namespace, name) = place(live);
+        let plural = kind.resource();
+        let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource(kind));
         let ask = Ask { verb: "patch", resource: &plural, namespace: Some(&namespace), name: Some(&name) };
         let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         self.cluster.ask(ask, api.patch(&name, &by_us, &Patch::Merge(patch))).await
     }
+}
+
+/// Messages first, and permanent objects last.
+fn removal_order(kinds: &[Kind]) -> Vec<Kind> {
+    let mut kinds = kinds.to_vec();
+    kinds.sort_by_key(|kind| kind.blocking().map(|blocking| blocking.is_permanent()));
+    kinds
 }

@@ -1,15 +1,13 @@
 //! Objects as they are in the cluster, and how they compare to what they should be. Pure.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
 use kube::ResourceExt;
 use kube::core::{DynamicObject, GroupVersionKind};
 use kube::discovery::ApiResource;
-use procscan_core::resources::notification::{self, IS_READ};
-use procscan_core::resources::wasm_plugin::{self, Gateway};
-use procscan_core::resources::{self, MANAGED_BY, Object, WritePolicy};
+use procscan_core::resources::{FoundObject, Kind, MANAGED_BY, MessageKind, Object, WritePolicy};
 use serde_json::Value;
 
 use super::{FIELD_MANAGER, SUSPEND};
@@ -20,55 +18,54 @@ pub(super) type Key = (&'static str, String, String);
 /// An object as it is in the cluster.
 pub(super) type Live = DynamicObject;
 
-pub(super) fn existing(live: &[Live], gateway: &Gateway) -> resources::Existing {
-    let ours: Vec<(String, &Value)> = live
-        .iter()
-        .filter(|object| is_ours(object))
-        .map(|object| (object.name_any(), &object.data))
-        .collect();
-    wasm_plugin::existing(ours.iter().map(|(name, data)| (name.as_str(), *data)), gateway)
+/// As the kinds see it.
+pub(super) fn as_found(live: &Live) -> FoundObject<'_> {
+    FoundObject {
+        namespace: live.metadata.namespace.as_deref().unwrap_or_default().into(),
+        name: live.metadata.name.as_deref().unwrap_or_default().into(),
+        labels: Cow::Borrowed(live.labels()),
+        annotations: Cow::Borrowed(live.annotations()),
+        is_written_by_us: live
+            .managed_fields()
+            .iter()
+            .any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER)),
+        object: &live.data,
+    }
 }
 
 /// Written by us, as far as the object itself tells.
-pub(super) fn is_ours(live: &Live) -> bool {
-    let (label, value) = MANAGED_BY;
-    live.labels().get(label).is_some_and(|manager| manager == value)
-        || live.managed_fields().iter().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
+pub(super) fn is_ours(kind: Kind, live: &Live) -> bool {
+    kind.is_ours(&as_found(live))
 }
 
-/// Loads nothing into the gateway, as what the program before this one left behind: nothing is lost by taking it over.
-pub(super) fn is_inert(live: &Live) -> bool {
-    live.data.pointer("/spec/url").and_then(Value::as_str).is_none_or(str::is_empty)
+/// Its namespace and its name.
+pub(super) fn place(live: &Live) -> (String, String) {
+    (live.namespace().unwrap_or_default(), live.name_any())
 }
 
-/// The Services that a WasmPlugin's `spec` closes, by their hosts.
-pub(super) fn closes(spec: &Value) -> BTreeSet<&str> {
-    let rules = spec.get("matchRules").and_then(Value::as_array).into_iter().flatten();
-    let hosts = rules.filter_map(|rule| rule.get("service")?.as_array()).flatten();
-    hosts.filter_map(Value::as_str).collect()
-}
-
-/// The same WasmPlugin, which closes `hosts` as well.
-pub(super) fn with_services(object: &Object, hosts: &[&str]) -> Object {
-    let mut object = object.clone();
-    let list = object.spec.pointer_mut("/matchRules/0/service").and_then(Value::as_array_mut);
-    if let Some(list) = list {
-        list.extend(hosts.iter().map(|host| Value::from(*host)));
-    }
-    object
+/// The same, for people.
+pub(super) fn found(live: &Live) -> String {
+    let (namespace, name) = place(live);
+    format!("{namespace}/{name}")
 }
 
 pub(super) fn is_suspended(live: &Live) -> bool {
     live.annotations().get(SUSPEND).is_some_and(|value| value == "true")
 }
 
-pub(super) fn has_same_words(object: &Object, live: &Live) -> bool {
-    live.data.get("spec").is_some_and(|spec| notification::has_same_words(spec, &object.spec))
+pub(super) fn has_same_words(message: &dyn MessageKind, object: &Object, live: &Live) -> bool {
+    object.kind.content(&live.data).is_some_and(|content| message.has_same_words(content, &object.spec))
+}
+
+/// Whether a message is marked as read.
+pub(super) fn is_read(message: &dyn MessageKind, live: &Live) -> bool {
+    live.labels().get(message.read_label()).is_some_and(|read| read == "true")
 }
 
 /// Why an object that we keep is left as it is, if so.
-pub(super) fn left_alone(live: &Live) -> Option<String> {
-    if !is_ours(live) && !is_inert(live) {
+pub(super) fn left_alone(kind: Kind, live: &Live) -> Option<String> {
+    let is_inert = || kind.blocking().is_some_and(|blocking| blocking.is_inert(&as_found(live)));
+    if !is_ours(kind, live) && !is_inert() {
         return Some(format!(
             "is there, but not written by procscan-aggregator. Delete it, or hand it over with the label {}={}",
             MANAGED_BY.0, MANAGED_BY.1
@@ -79,24 +76,26 @@ pub(super) fn left_alone(live: &Live) -> Option<String> {
 
 /// What `write` has to do to make `live` like `object`, without what it remembers.
 pub(super) fn difference(object: &Object, live: Option<&Live>) -> Option<Difference> {
-    let is_read = |live: &Live| live.labels().get(IS_READ).is_some_and(|read| read == "true");
-    let (action, lines) = match (object.write_policy, live) {
-        (WritePolicy::MarkRead | WritePolicy::AlreadySent, None) | (WritePolicy::AlreadySent, Some(_)) => {
+    let field = object.kind.content_field();
+    let (action, lines) = match (object.write_policy, live, object.kind.message()) {
+        (WritePolicy::MarkRead | WritePolicy::AlreadySent, None, _)
+        | (WritePolicy::AlreadySent, Some(_), _)
+        | (WritePolicy::MarkRead, Some(_), None) => return None,
+        (WritePolicy::MarkRead, Some(live), Some(message)) if is_read(message, live) => return None,
+        (WritePolicy::MarkRead, Some(_), Some(message)) => {
+            (Action::Retire, vec![format!("+ metadata.labels.{}: true", message.read_label())])
+        }
+        (WritePolicy::UpdateText, Some(live), Some(message)) if has_same_words(message, object, live) => {
             return None;
         }
-        (WritePolicy::MarkRead, Some(live)) if is_read(live) => return None,
-        (WritePolicy::MarkRead, Some(_)) => {
-            (Action::Retire, vec![format!("+ metadata.labels.{IS_READ}: true")])
-        }
-        (WritePolicy::UpdateText, Some(live)) if has_same_words(object, live) => return None,
-        (_, None) => (Action::Create, lines("spec", None, Some(&object.spec))),
-        (_, Some(live)) => {
+        (_, None, _) => (Action::Create, lines(field, None, Some(&object.spec))),
+        (_, Some(live), _) => {
             if object.write_policy == WritePolicy::Reconcile
-                && let Some(why) = left_alone(live)
+                && let Some(why) = left_alone(object.kind, live)
             {
                 return Some(Difference { action: Action::Leave, object: named(object), lines: vec![why] });
             }
-            let mut all = lines("spec", live.data.get("spec"), Some(&object.spec));
+            let mut all = lines(field, object.kind.content(&live.data), Some(&object.spec));
             for (name, value) in &object.metadata.labels {
                 let is = live.labels().get(name).map(|label| Value::from(label.clone()));
                 all.extend(self::lines(&format!("metadata.labels.{name}"), is.as_ref(), Some(value)));
@@ -125,7 +124,7 @@ pub(super) fn named(object: &Object) -> String {
 }
 
 pub(super) fn key(object: &Object) -> Key {
-    (object.kind, object.metadata.namespace.clone(), object.metadata.name.clone())
+    (object.kind.name(), object.metadata.namespace.clone(), object.metadata.name.clone())
 }
 
 pub(super) fn hash(object: &Object) -> u64 {
@@ -138,11 +137,7 @@ pub(super) fn hash_of(text: &str) -> u64 {
     hasher.finish()
 }
 
-pub(super) fn resource(api_version: &str, kind: &str) -> ApiResource {
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
-}
-
-pub(super) fn plural(resource: &ApiResource) -> String {
-    format!("{}.{}", resource.plural, resource.group)
+pub(super) fn resource(kind: Kind) -> ApiResource {
+    let (group, version) = kind.api_version().split_once('/').unwrap_or(("", kind.api_version()));
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.name()), kind.plural())
 }

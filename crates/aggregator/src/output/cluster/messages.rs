@@ -5,12 +5,11 @@ use std::collections::BTreeSet;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use procscan_core::plan::Notice;
-use procscan_core::resources::notification::{self, IS_READ};
-use procscan_core::resources::{Object, WritePolicy};
+use procscan_core::resources::{Kind, MessageKind, Object, Settings, WritePolicy};
 use serde_json::{Value, json};
 
 use super::deferred::{self, Unanswered};
-use super::live::{Key, Live, has_same_words, hash, hash_of, key, with_labels_of};
+use super::live::{Key, Live, has_same_words, hash, hash_of, is_read, key, with_labels_of};
 use super::{ClusterOutput, FIELD_MANAGER};
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::output::Outcome;
@@ -31,37 +30,35 @@ pub(super) struct SentMessage {
 impl SentMessage {
     /// As we are about to write it.
     fn of(object: &Object) -> Self {
-        let news = object.metadata.annotations.get(notification::INCIDENT);
-        Self {
-            hash: hash(object),
-            news: hash_of(news.and_then(Value::as_str).unwrap_or_default()),
-            is_ours: true,
-        }
+        Self { hash: hash(object), news: hash_of(news(object).unwrap_or_default()), is_ours: true }
     }
 }
 
 impl ClusterOutput {
-    /// Whether a notice has been written, or its namespace is gone.
-    pub fn has_sent(&self, notice: &Notice) -> bool {
-        let name = notification::name(&notice.app);
-        let key = (notification::KIND, notice.app.namespace.to_string(), name);
-        self.told.get(&key).is_some_and(|told| told.news == hash_of(&notice.sent_at.to_string()))
+    /// Whether a notice has been written as a message of one of the kinds, or its namespace is gone.
+    pub fn has_sent(&self, notice: &Notice, settings: &Settings) -> bool {
+        let is_sent = |(kind, message): (Kind, &dyn MessageKind)| {
+            let key = (kind.name(), notice.app.namespace.to_string(), message.message_name(&notice.app));
+            self.told.get(&key).is_some_and(|told| told.news == hash_of(&notice.sent_at.to_string()))
+        };
+        settings.kinds.iter().filter_map(|kind| Some((*kind, kind.message()?))).any(is_sent)
     }
 
+    /// Sends what is news. Unless everything in the plan `is_closed`, no tenant is told of a block that the cluster may not
+    /// have.
     pub(super) async fn send_all(
         &mut self,
         messages: &[&Object],
+        is_closed: bool,
         outcome: &mut Outcome,
         go_on: impl Fn() -> bool,
     ) {
         let wanted: BTreeSet<Key> = messages.iter().map(|object| key(object)).collect();
         self.told.retain(|key, _| wanted.contains(key));
         self.aside.retain(&wanted);
-        let is_closed = outcome.problems.is_empty() && outcome.suspended.is_empty();
         let mut unanswered = Unanswered::default();
         for object in messages {
             let key = key(object);
-            // A tenant is not told of a block that the gateway does not have.
             if !is_closed
                 && matches!(
                     object.write_policy,
@@ -113,6 +110,7 @@ impl ClusterOutput {
 
     /// Writes a message if it is news. Whether something was written.
     async fn send(&mut self, object: &Object) -> Result<bool, Refusal> {
+        let Some(message) = object.kind.message() else { return Ok(false) };
         let told = SentMessage::of(object);
         let is_news = self.told.get(&key(object)).is_none_or(|before| before.news != told.news);
         if object.write_policy == WritePolicy::AlreadySent {
@@ -130,15 +128,19 @@ impl ClusterOutput {
         };
         let (written, is_ours) = match (object.write_policy, live) {
             (WritePolicy::MarkRead, None) => (Ok(false), false),
-            // The summary stays, so its text has to say that nothing is blocked any more.
-            (WritePolicy::MarkRead, Some(live)) if is_summary(object) && !has_same_words(object, &live) => {
+            // It stays, so its text has to say that nothing is blocked any more.
+            (WritePolicy::MarkRead, Some(live))
+                if message.stays(&object.metadata.name) && !has_same_words(message, object, &live) =>
+            {
                 (self.apply(object, live.metadata.resource_version).await.map(|_| true), false)
             }
-            (WritePolicy::MarkRead, Some(live)) => (self.mark_read(object, &live).await, false),
-            (WritePolicy::UpdateText, Some(live)) if has_same_words(object, &live) => (Ok(false), false),
+            (WritePolicy::MarkRead, Some(live)) => (self.mark_read(message, object, &live).await, false),
+            (WritePolicy::UpdateText, Some(live)) if has_same_words(message, object, &live) => {
+                (Ok(false), false)
+            }
             // Told before the start, or by another replica: what it says may have other words now, but it is no news.
             (WritePolicy::SendOnce { .. }, Some(live)) if is_news && is_sent(object, &live) => {
-                let is_same = live.data.get("spec") == Some(&object.spec);
+                let is_same = object.kind.content(&live.data) == Some(&object.spec);
                 let same = with_labels_of(&live, object);
                 let version = live.metadata.resource_version;
                 (if is_same { Ok(false) } else { self.apply(&same, version).await.map(|_| true) }, true)
@@ -168,12 +170,17 @@ impl ClusterOutput {
     }
 
     /// Marks a message as read whose cause is over.
-    async fn mark_read(&self, object: &Object, live: &Live) -> Result<bool, Refusal> {
-        if live.labels().get(IS_READ).is_some_and(|read| read == "true") {
+    async fn mark_read(
+        &self,
+        message: &dyn MessageKind,
+        object: &Object,
+        live: &Live,
+    ) -> Result<bool, Refusal> {
+        if is_read(message, live) {
             return Ok(false);
         }
         let read = json!({
-            "metadata": {"labels": {IS_READ: "true"}, "resourceVersion": live.metadata.resource_version},
+            "metadata": {"labels": {message.read_label(): "true"}, "resourceVersion": live.metadata.resource_version},
         });
         let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         match self.patch(object, &by_us, &Patch::Merge(&read)).await {
@@ -222,7 +229,7 @@ impl ClusterOutput {
             self.told.insert(key(object), SentMessage { is_ours: false, ..SentMessage::of(object) });
             return Ok(false);
         };
-        if live.data.get("spec") == Some(&object.spec) {
+        if object.kind.content(&live.data) == Some(&object.spec) {
             return Ok(false);
         }
         self.apply(&with_labels_of(&live, object), live.metadata.resource_version.clone()).await?;
@@ -232,10 +239,14 @@ impl ClusterOutput {
 
 /// Whether what is there has told the same news.
 fn is_sent(object: &Object, live: &Live) -> bool {
-    let news = object.metadata.annotations.get(notification::INCIDENT).and_then(Value::as_str);
-    news.is_some() && live.annotations().get(notification::INCIDENT).map(String::as_str) == news
+    let annotation = object.kind.message().map(MessageKind::news_annotation);
+    let told = annotation.and_then(|annotation| live.annotations().get(annotation));
+    let news = news(object);
+    news.is_some() && told.map(String::as_str) == news
 }
 
-fn is_summary(object: &Object) -> bool {
-    object.metadata.name == notification::SUMMARY_NAME
+/// When the news of a message happened.
+fn news(object: &Object) -> Option<&str> {
+    let annotation = object.kind.message()?.news_annotation();
+    object.metadata.annotations.get(annotation).and_then(Value::as_str)
 }

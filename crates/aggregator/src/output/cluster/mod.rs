@@ -1,34 +1,38 @@
 //! The objects in the cluster, by server-side apply.
 //!
 //! Each object is read before it is written, written only if it differs, and written with the resourceVersion that was read:
-//! whoever was faster wins, and the next pass looks again. The gateway's objects are kept exactly as they should be. Tenants'
-//! Notifications are messages: written when they are news, and the reader may mark or delete them.
+//! whoever was faster wins, and the next pass looks again. The objects that block are kept exactly as they should be. Tenants'
+//! messages are written when they are news, and the reader may mark or delete them. What is particular to a kind of object is
+//! in [`procscan_core::resources`].
 
 mod deferred;
 mod emergency;
+mod listing;
 mod live;
 mod messages;
+mod prune;
 mod reconcile;
 mod requests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, ResourceExt};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use procscan_core::plan::Plan;
 use procscan_core::policy::InheritedBlock;
-use procscan_core::resources::wasm_plugin::{self, Gateway};
 use procscan_core::resources::{self, Object, Settings, WritePolicy};
 use serde_json::json;
 
 use self::deferred::DeferredMessages;
-pub use self::emergency::LeftBehind;
-use self::live::{Key, Live, difference, existing, is_ours, is_suspended, plural, resource};
+pub use self::emergency::{LeftBehind, Opened, OpenedObject};
+use self::listing::{Listed, blocked, existing, marks, served};
+use self::live::{Key, Live, difference, found, is_suspended, place, resource};
 use self::messages::SentMessage;
+use self::prune::{Wanted, surplus_objects};
 use super::difference::Difference;
-use super::{LeftOpen, MAX_PROBLEMS_SHOWN, Outcome};
+use super::{MAX_PROBLEMS_SHOWN, Outcome};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 use crate::leader::WritePermit;
 
@@ -47,6 +51,9 @@ pub struct ClusterOutput {
     cluster: Cluster,
     /// The right to write, of the term in which `told` and the others were learned.
     permit: WritePermit,
+    /// The mark of the term in which all our objects were read before anything was decided. Only in it are objects deleted
+    /// that have left the plan.
+    taken_over: Option<String>,
     /// The messages that need nothing more, by kind, namespace and name.
     told: BTreeMap<Key, SentMessage>,
     /// The messages that could not be written.
@@ -61,6 +68,7 @@ impl ClusterOutput {
         Self {
             cluster,
             permit: WritePermit::none(),
+            taken_over: None,
             told: BTreeMap::new(),
             aside: DeferredMessages::default(),
             compared: None,
@@ -72,33 +80,31 @@ impl ClusterOutput {
         &self.cluster
     }
 
-    /// Marks our `WasmPlugins` as those of a new leader, and says what they block. What a leader before it has still on its
-    /// way is refused from then on, because it is for another version of the object.
+    /// Marks our objects that block as those of a new leader, and says what they block. What a leader before it has still on
+    /// its way is refused from then on, because it is for another version of the object.
     ///
     /// A suspended object is not touched, not even for this.
     pub async fn take_over(
         &mut self,
-        gateway: &Gateway,
+        settings: &Settings,
         permit: &WritePermit,
         may_touch: bool,
     ) -> Result<Vec<InheritedBlock>, Refusal> {
         self.permit = permit.clone();
+        self.taken_over = None;
         // Others may have written since.
         self.told.clear();
         self.aside.clear();
         self.compared = None;
+        let mut marked = BTreeSet::new();
         let mut tries = TRIES;
         loop {
-            let live = match self.plugins(gateway).await {
-                // Where there is no such kind, nothing is blocked by it.
-                Err(refusal) if refusal.kind == RefusalKind::NotServed => return Ok(Vec::new()),
-                live => live?,
-            };
-            permit.rank_after(marks(&live)).await;
-            match self.mark_all(&live, may_touch).await {
+            let listed = served(self.list_all(settings).await)?;
+            permit.rank_after(marks(&listed, settings).into_iter()).await;
+            match self.mark_all(&listed, may_touch, &mut marked).await {
                 Ok(()) => {
-                    let ours = live.iter().filter(|object| is_ours(object)).map(|object| &object.data);
-                    return Ok(wasm_plugin::blocked(ours, gateway));
+                    self.taken_over = Some(permit.mark());
+                    return Ok(blocked(&listed, settings));
                 }
                 // Somebody has changed one of them meanwhile.
                 Err(refusal) if refusal.kind == RefusalKind::Conflict && tries > 0 => tries -= 1,
@@ -107,41 +113,43 @@ impl ClusterOutput {
         }
     }
 
-    async fn mark_all(&self, plugins: &[Live], may_touch: bool) -> Result<(), Refusal> {
-        let resource = resource(wasm_plugin::API_VERSION, wasm_plugin::KIND);
-        let plural = plural(&resource);
-        for plugin in plugins.iter().filter(|plugin| may_touch && is_ours(plugin) && !is_suspended(plugin)) {
-            let namespace = plugin.namespace().unwrap_or_default();
-            let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource);
+    /// Marks each object once; those in `marked` have been marked in this term.
+    async fn mark_all(
+        &self,
+        listed: &[Listed],
+        may_touch: bool,
+        marked: &mut BTreeSet<Key>,
+    ) -> Result<(), Refusal> {
+        let ours = listed.iter().flat_map(|listed| listed.ours().map(|live| (listed.kind, live)));
+        let to_mark: Vec<_> = ours.filter(|(_, live)| may_touch && !is_suspended(live)).collect();
+        for (kind, live) in to_mark {
+            let (namespace, name) = place(live);
+            let key = (kind.name(), namespace, name);
+            if marked.contains(&key) {
+                continue;
+            }
+            let (_, namespace, name) = &key;
+            let api: Api<Live> = Api::namespaced_with(self.cluster.client(), namespace, &resource(kind));
             let mark = json!({"metadata": {
-                "resourceVersion": plugin.metadata.resource_version,
+                "resourceVersion": live.metadata.resource_version,
                 "annotations": {WRITER: self.permit.mark()},
             }});
-            let name = plugin.name_any();
-            let ask =
-                Ask { verb: "patch", resource: &plural, namespace: Some(&namespace), name: Some(&name) };
+            let plural = kind.resource();
+            let ask = Ask { verb: "patch", resource: &plural, namespace: Some(namespace), name: Some(name) };
             let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-            match self.cluster.write(&self.permit, ask, api.patch(&name, &by_us, &Patch::Merge(&mark))).await
-            {
+            match self.cluster.write(&self.permit, ask, api.patch(name, &by_us, &Patch::Merge(&mark))).await {
                 // Deleted meanwhile: then it blocks nobody.
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
-                marked => drop(marked?),
+                answer => drop(answer?),
             }
+            marked.insert(key);
         }
         Ok(())
     }
 
-    /// The Apps that our `WasmPlugins` block now. Read from the gateway's namespace only: tenants can't write there.
-    pub async fn blocked(&self, gateway: &Gateway) -> Result<Vec<InheritedBlock>, Refusal> {
-        match self.plugins(gateway).await {
-            Ok(live) => {
-                let ours = live.iter().filter(|object| is_ours(object)).map(|object| &object.data);
-                Ok(wasm_plugin::blocked(ours, gateway))
-            }
-            // Where there is no such kind, nothing is blocked by it.
-            Err(refusal) if refusal.kind == RefusalKind::NotServed => Ok(Vec::new()),
-            Err(refusal) => Err(refusal),
-        }
+    /// The Apps that our objects block now.
+    pub async fn blocked(&self, settings: &Settings) -> Result<Vec<InheritedBlock>, Refusal> {
+        Ok(blocked(&served(self.list_all(settings).await)?, settings))
     }
 
     /// Makes the cluster like the plan, as far as `go_on` lets it. Problems stop nothing but what they are about.
@@ -154,32 +162,36 @@ impl ClusterOutput {
     ) -> Outcome {
         self.permit = permit.clone();
         let mut outcome = Outcome::default();
-        let objects = match self.plugins(&settings.gateway).await {
-            Ok(live) => {
-                if let Some(mark) = marks(&live).find(|mark| permit.is_later(mark)) {
-                    // Our own clock may say otherwise, because this replica may have been stopped for a while.
-                    tracing::error!(
-                        mark,
-                        "a later leader has written the objects; this replica stops leading"
-                    );
-                    permit.give_up();
-                    return outcome;
-                }
-                let existing = existing(&live, &settings.gateway);
-                outcome.left_open = Some(LeftOpen::of(plan, settings, existing));
-                let objects = resources::render(plan, settings, existing);
-                self.reconcile_all(&objects, &live, &mut outcome).await;
-                objects
+        let all = self.list_all(settings).await;
+        let (listed, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+        let listed: Vec<Listed> = listed.into_iter().flatten().collect();
+        let refused: Vec<Refusal> = refused.into_iter().filter_map(Result::err).collect();
+        if let Some(mark) = marks(&listed, settings).into_iter().find(|mark| permit.is_later(mark)) {
+            // Our own clock may say otherwise, because this replica may have been stopped for a while.
+            tracing::error!(mark, "a later leader has written the objects; this replica stops leading");
+            permit.give_up();
+            return outcome;
+        }
+        let existing = existing(&listed);
+        outcome.left_open = refused.is_empty().then(|| resources::left_open(plan, settings, &existing));
+        let objects = resources::render(plan, settings, existing);
+        // Where one kind is not served, the Apps are blocked by the others.
+        let is_blocked_by_others =
+            |refusal: &&Refusal| refusal.kind == RefusalKind::NotServed && !listed.is_empty();
+        let harmless = refused.iter().filter(is_blocked_by_others).count();
+        outcome.problems.extend(refused.into_iter().map(|refusal| refusal.text));
+        for listed in &listed {
+            let objects: Vec<&Object> = objects.iter().filter(|object| object.kind == listed.kind).collect();
+            let unclosed = self.reconcile_all(listed, &objects, &mut outcome).await;
+            if self.taken_over == Some(permit.mark()) {
+                self.prune(listed, &Wanted::of(&objects), &unclosed, &mut outcome).await;
             }
-            Err(refusal) => {
-                outcome.problems.push(refusal.text);
-                resources::render(plan, settings, resources::Existing::default())
-            }
-        };
+        }
         let messages: Vec<&Object> =
             objects.iter().filter(|object| object.write_policy != WritePolicy::Reconcile).collect();
-        self.send_all(&messages, &mut outcome, go_on).await;
-        if outcome.problems.is_empty() && !outcome.is_unfinished {
+        let is_closed = outcome.problems.len() == harmless && outcome.suspended.is_empty();
+        self.send_all(&messages, is_closed, &mut outcome, go_on).await;
+        if outcome.problems.len() == harmless && !outcome.is_unfinished {
             self.compare_again(&messages, &mut outcome).await;
         }
         outcome.deferred = self.aside.told(MAX_PROBLEMS_SHOWN);
@@ -188,39 +200,31 @@ impl ClusterOutput {
 
     /// What `write` would do.
     pub async fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, Refusal> {
-        let live = match self.plugins(&settings.gateway).await {
-            Err(refusal) if refusal.kind == RefusalKind::NotServed => Vec::new(),
-            live => live?,
-        };
+        let listed = served(self.list_all(settings).await)?;
+        let objects = resources::render(plan, settings, existing(&listed));
         let mut differences = Vec::new();
-        for object in resources::render(plan, settings, existing(&live, &settings.gateway)) {
+        for object in &objects {
             let read;
-            let live = if object.write_policy == WritePolicy::Reconcile {
-                live.iter().find(|live| live.name_any() == object.metadata.name)
-            } else {
-                read = self.read(&object).await?;
-                read.as_ref()
+            let of_kind = listed.iter().find(|listed| listed.kind == object.kind);
+            let live = match of_kind.and_then(|listed| listed.get(object)) {
+                Some(live) => Some(live),
+                // Every object of its namespace has been listed.
+                None if of_kind.is_some_and(|listed| listed.is_whole) => None,
+                // The kind is not served.
+                None if of_kind.is_none() && object.kind.blocking().is_some() => None,
+                None => {
+                    read = self.read(object).await?;
+                    read.as_ref()
+                }
             };
-            differences.extend(difference(&object, live));
+            differences.extend(difference(object, live));
+        }
+        for listed in &listed {
+            let wanted = Wanted::of(objects.iter().filter(|object| object.kind == listed.kind));
+            differences.extend(surplus_objects(listed, &wanted).into_iter().map(|(live, why_not)| {
+                Difference::removal(format!("{} {}", listed.kind, found(live)), why_not)
+            }));
         }
         Ok(differences)
     }
-
-    /// Every WasmPlugin of the gateway's namespace whose name could be ours.
-    async fn plugins(&self, gateway: &Gateway) -> Result<Vec<Live>, Refusal> {
-        let resource = resource(wasm_plugin::API_VERSION, wasm_plugin::KIND);
-        let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &gateway.namespace, &resource);
-        let plural = plural(&resource);
-        let ask = Ask { verb: "list", resource: &plural, namespace: Some(&gateway.namespace), name: None };
-        let mut all = self.cluster.ask(ask, api.list(&ListParams::default())).await?.items;
-        all.retain(|object| wasm_plugin::shard_index(&object.name_any(), gateway).is_some());
-        Ok(all)
-    }
-}
-
-/// The marks of the leaders that wrote our objects.
-fn marks(live: &[Live]) -> impl Iterator<Item = &str> {
-    live.iter()
-        .filter(|live| is_ours(live))
-        .filter_map(|live| live.annotations().get(WRITER).map(String::as_str))
 }

@@ -6,7 +6,7 @@ use kube::discovery::ApiResource;
 use procscan_core::resources::Object;
 use serde_json::Value;
 
-use super::live::{Live, named, plural, resource};
+use super::live::{Live, named, resource};
 use super::{ClusterOutput, FIELD_MANAGER};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
@@ -16,8 +16,8 @@ fn ask_for<'a>(verb: &'static str, plural: &'a str, object: &'a Object) -> Ask<'
 
 impl ClusterOutput {
     pub(super) async fn read(&self, object: &Object) -> Result<Option<Live>, Refusal> {
-        let resource = resource(object.api_version, object.kind);
-        let plural = plural(&resource);
+        let resource = resource(object.kind);
+        let plural = object.kind.resource();
         let ask = ask_for("get", &plural, object).of(&object.metadata.name);
         match self.cluster.ask_in_turn(ask, self.api(object, &resource).get(&object.metadata.name)).await {
             Ok(live) => Ok(Some(live)),
@@ -29,8 +29,8 @@ impl ClusterOutput {
     /// Creates an object that was not there. If another writer has created it by now, this is an error, and the next pass
     /// looks again.
     pub(super) async fn create(&self, object: &Object) -> Result<Live, Refusal> {
-        let resource = resource(object.api_version, object.kind);
-        let plural = plural(&resource);
+        let resource = resource(object.kind);
+        let plural = object.kind.resource();
         let ask = ask_for("create", &plural, object);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let body: Live = serde_json::to_value(object).and_then(serde_json::from_value).map_err(|error| {
@@ -59,8 +59,8 @@ impl ClusterOutput {
         params: &PatchParams,
         patch: &Patch<&Value>,
     ) -> Result<Live, Refusal> {
-        let resource = resource(object.api_version, object.kind);
-        let plural = plural(&resource);
+        let resource = resource(object.kind);
+        let plural = object.kind.resource();
         let ask = ask_for("patch", &plural, object).of(&object.metadata.name);
         let api = self.api(object, &resource);
         self.cluster

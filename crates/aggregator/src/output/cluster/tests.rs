@@ -16,14 +16,18 @@ use procscan_core::decision::Mode;
 use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure};
 use procscan_core::policy::{ClusterFacts, Incidents};
-use procscan_core::resources::notification;
+use procscan_core::resources::{notification, wasm_plugin};
 use serde_json::Value;
 
-use super::live::closes;
 use super::*;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::output::difference::Action;
+
+/// The hosts that the `spec` of a `WasmPlugin` closes, with the sentinel.
+fn hosts(spec: &Value) -> BTreeSet<&str> {
+    wasm_plugin::KIND.blocking().unwrap().closes(spec)
+}
 
 /// An API server that keeps `WasmPlugins` in memory.
 #[derive(Clone, Default)]
@@ -54,7 +58,7 @@ impl Server {
     /// The `WasmPlugins`, with their versions.
     fn plugins(&self) -> BTreeMap<String, Value> {
         let objects = self.0.lock().unwrap().objects.clone();
-        objects.into_iter().filter(|(_, object)| object["kind"] == wasm_plugin::KIND).collect()
+        objects.into_iter().filter(|(_, object)| object["kind"] == wasm_plugin::KIND.name()).collect()
     }
 
     async fn answer(&self, request: Request<Body>) -> Response<Body> {
@@ -64,7 +68,7 @@ impl Server {
         if head.method == Method::GET {
             let items: Vec<&Value> = plugins.objects.values().collect();
             let list = json!({
-                "apiVersion": wasm_plugin::API_VERSION, "kind": "WasmPluginList",
+                "apiVersion": wasm_plugin::KIND.api_version(), "kind": "WasmPluginList",
                 "metadata": {"resourceVersion": "1"}, "items": items,
             });
             return answer(200, &list);
@@ -89,7 +93,7 @@ impl Server {
 
 impl Plugins {
     fn closed(&self) -> BTreeSet<String> {
-        let hosts = self.objects.values().flat_map(|object| closes(&object["spec"]));
+        let hosts = self.objects.values().flat_map(|object| hosts(&object["spec"]));
         hosts.filter(|host| *host != wasm_plugin::SENTINEL).map(str::to_owned).collect()
     }
 }
@@ -183,7 +187,7 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_writes_nothing_more() {
     // certain that it leads.
     mark("b in term 4");
     let permit = WritePermit::of_term(1, "c");
-    output.take_over(&settings.gateway, &permit, false).await.unwrap();
+    output.take_over(&settings, &permit, false).await.unwrap();
     assert!(permit.holds() && permit.mark() == "c in term 5");
     assert!(!permit.is_later("b in term 4") && permit.is_later("d in term 6"));
 }
@@ -218,7 +222,7 @@ async fn another_leader_writes_nothing_where_nothing_has_changed_in_the_long_for
 
         // The output has kept nothing, and nothing is known of the cluster yet.
         let mut output = server.output();
-        let found = output.take_over(&settings.gateway, &WritePermit::always(), false).await.unwrap();
+        let found = output.take_over(&settings, &WritePermit::always(), false).await.unwrap();
         let (mut incidents, policy, now) =
             (Incidents::default(), Config::default().policy(), Clock::start().now());
         assert_eq!(incidents.inherit(found, &policy, now).len(), apps);
@@ -234,11 +238,13 @@ async fn what_the_plain_list_has_no_room_for_is_said() {
     settings.gateway.max_service_entries = 2;
     let mut output = Server::default().output();
     let outcome = output.write(&routed(5), &settings, &WritePermit::always(), || true).await;
-    let left_open = outcome.left_open.unwrap();
-    assert_eq!((left_open.services, left_open.room), (3, 2));
-    let text = left_open.text().unwrap();
-    assert!(text.contains("3 Services") && text.contains("ns-a/app/web-002 (1)"), "{text}");
+    let [text] = &outcome.left_open.unwrap()[..] else { panic!("one kind") };
+    assert!(
+        text.starts_with("3 Services of blocked Apps stay open") && text.contains("room for 2 "),
+        "{text}"
+    );
+    assert!(text.contains("ns-a/app/web-002 (1)"), "{text}");
     settings.gateway.max_service_entries = 5;
     let outcome = output.write(&routed(5), &settings, &WritePermit::always(), || true).await;
-    assert_eq!(outcome.left_open.unwrap().text(), None);
+    assert_eq!(outcome.left_open.unwrap(), Vec::<String>::new());
 }

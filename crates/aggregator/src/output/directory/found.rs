@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 
-use procscan_core::resources::wasm_plugin;
+use procscan_core::resources::Kind;
 use serde_json::Value;
 
 use super::HEADER;
@@ -82,10 +82,10 @@ impl Found {
         }
     }
 
-    /// The `WasmPlugin` in a file of such a name, or what is wrong with it; `None` if it is another program's.
-    pub(super) fn plugin(&self) -> Result<Option<Value>, String> {
+    /// The object of a kind that blocks in a file of such a name, or what is wrong with it; `None` if it is another program's.
+    pub(super) fn object(&self, kind: Kind) -> Result<Option<Value>, String> {
         match self {
-            Self::Ours(text) => parse_plugin(text).map(Some),
+            Self::Ours(text) => parse_whole(text, kind).map(Some),
             Self::Cut => Err("it is empty, or cut short".to_owned()),
             // A version before this one wrote through a link, so what it leads to may block Apps.
             Self::Junk(problem) | Self::Unreadable(problem) => Err(problem.clone()),
@@ -105,11 +105,13 @@ pub(super) fn parse(text: &str) -> Result<Value, String> {
     }
 }
 
-/// The `WasmPlugin` in a text. A text that was cut off after a whole line can be parsed, but lacks the part that is written last.
-pub(super) fn parse_plugin(text: &str) -> Result<Value, String> {
+/// The object of a kind that blocks in a text. A text that was cut off after a whole line can be parsed, but lacks the part that
+/// is written last.
+pub(super) fn parse_whole(text: &str, kind: Kind) -> Result<Value, String> {
     let object = parse(text)?;
-    match object.get("spec") {
-        Some(spec) if wasm_plugin::is_whole(spec) => Ok(object),
-        _ => Err("a part of its spec is missing".to_owned()),
+    let is_whole = |content| kind.blocking().is_none_or(|blocking| blocking.is_whole(content));
+    match kind.content(&object) {
+        Some(content) if is_whole(content) => Ok(object),
+        _ => Err(format!("a part of its {} is missing", kind.content_field())),
     }
 }

@@ -116,8 +116,8 @@ impl Known {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     pub(super) files: HashMap<Box<str>, Known>,
-    /// Whether those that hold a `WasmPlugin` have the long list, as far as it is known.
-    pub(super) long_lists: HashMap<Box<str>, bool>,
+    /// What the kinds of permanent objects note of the content of theirs, as far as it is known.
+    pub(super) notes: HashMap<Box<str>, u8>,
     /// The files from which no program can read objects, by name, each with the reason.
     pub(super) junk: BTreeMap<Box<str>, String>,
     /// Every file has been looked at once.

@@ -1,8 +1,8 @@
 //! The objects as YAML files, for GitOps or for `kubectl apply -f`.
 //!
 //! Every file is written whole or not at all: into a temporary file first, which is flushed and then takes the place of the
-//! old one. Files that do not begin with our header are another program's and never touched. A damaged `WasmPlugin` of ours is
-//! written anew from what is decided, and what was there is kept beside it.
+//! old one. Files that do not begin with our header are another program's and never touched. A damaged file of ours that
+//! blocks Apps is written anew from what is decided, and what was there is kept beside it.
 
 pub(super) mod found;
 mod home;
@@ -21,8 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use procscan_core::names::{App, is_dns_label, is_dns_subdomain};
 use procscan_core::plan::Plan;
-use procscan_core::resources::wasm_plugin::{self, Gateway};
-use procscan_core::resources::{self, Existing, Object, Settings, WritePolicy, notification};
+use procscan_core::resources::{self, Existing, Kind, MessageKind, Object, Settings, WritePolicy};
 use serde_json::Value;
 
 use self::found::{Found, parse};
@@ -132,11 +131,11 @@ impl Directory {
 
     /// Removes temporary files that a crash has left. Only for the one process that writes: the temporary files of another one look
     /// the same.
-    pub fn tidy(&self) -> Result<(), DirectoryError> {
+    pub fn tidy(&self, kinds: &[Kind]) -> Result<(), DirectoryError> {
         self.held().keep(&self.path)?;
         let files = self.names()?.into_iter().map(|name| self.path.join(name));
         let mut failed = Ok(());
-        for file in files.filter(|file| temporary::is_ours(file)) {
+        for file in files.filter(|file| temporary::is_ours(file, kinds)) {
             let removed = fs::remove_file(&file).map_err(|e| error(&file, "can't be removed", &e));
             failed = failed.and(removed);
         }
@@ -215,7 +214,7 @@ impl Directory {
                 (Found::Cut | Found::Foreign | Found::Junk(_), Some(stamp)) => Known::foreign(stamp),
             };
             if now.text.is_none() || before.is_none_or(|before| before.text != now.text) {
-                memory.long_lists.remove(name);
+                memory.notes.remove(name);
             }
             memory.files.insert(name.into(), now.seen_by(look));
         }
@@ -254,27 +253,28 @@ impl Directory {
     }
 
     /// What is there that must not be given up, as of the last look.
-    pub fn existing(&self, gateway: &Gateway) -> Result<Existing, DirectoryError> {
+    pub fn existing(&self, settings: &Settings) -> Result<Existing, DirectoryError> {
         let mut memory = self.memory();
         if !memory.has_looked {
             self.look(&mut memory)?;
         }
         let mut all = Existing::default();
-        let Memory { files, long_lists, .. } = &mut *memory;
-        for (file, plugin) in files.keys().filter_map(|file| Some((file, shard(file, gateway)?))) {
-            let has_long_list = match long_lists.get(file) {
-                Some(known) => *known,
-                None => match self.find(file).map(|found| found.plugin()) {
-                    Some(Ok(Some(object))) => object.get("spec").is_some_and(wasm_plugin::has_long_list),
-                    // A damaged one may have had a long list.
-                    Some(Err(_)) => true,
-                    Some(Ok(None)) | None => continue,
-                },
-            };
-            long_lists.insert(file.clone(), has_long_list);
-            let index = wasm_plugin::shard_index(plugin, gateway).unwrap_or_default();
-            all.wasm_plugins = all.wasm_plugins.max(index + 1);
-            all.has_long_list |= has_long_list;
+        let Memory { files, notes, .. } = &mut *memory;
+        for kind in settings.kinds {
+            let Some(blocking) = kind.blocking().filter(|blocking| blocking.is_permanent()) else { continue };
+            for file in files.keys() {
+                let Some((_, name)) = kind.object_of(file, settings) else { continue };
+                let note = match notes.get(file) {
+                    Some(known) => *known,
+                    None => match self.find(file).map(|found| found.object(*kind)) {
+                        Some(Ok(Some(object))) => blocking.note(kind.content(&object)),
+                        Some(Err(_)) => blocking.note(None),
+                        Some(Ok(None)) | None => continue,
+                    },
+                };
+                notes.insert(file.clone(), note);
+                all.add(*kind, name, note);
+            }
         }
         Ok(all)
     }
@@ -296,7 +296,7 @@ impl Directory {
     /// What writing `plan` would do.
     pub fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, DirectoryError> {
         let mut ours = self.ours()?;
-        let existing = self.existing(&settings.gateway)?;
+        let existing = self.existing(settings)?;
         let mut differences = Vec::new();
         for object in resources::render(plan, settings, existing) {
             if object.write_policy == WritePolicy::MarkRead {
@@ -306,7 +306,7 @@ impl Directory {
             if !has_kubernetes_names(namespace, name) {
                 continue;
             }
-            let name = file_name(object.kind, namespace, name);
+            let name = object.kind.file_name(namespace, name);
             let before = ours.remove(&name);
             let is = before.as_deref().and_then(|text| parse(text).ok());
             if is.as_ref().is_some_and(|is| has_same_words(&object, is)) {
@@ -337,8 +337,9 @@ fn first_of(all: impl ExactSizeIterator<Item = String>) -> Option<String> {
 }
 
 fn has_same_words(object: &Object, is: &Value) -> bool {
-    object.write_policy == WritePolicy::UpdateText
-        && is.get("spec").is_some_and(|spec| notification::has_same_words(spec, &object.spec))
+    let message = object.kind.message().filter(|_| object.write_policy == WritePolicy::UpdateText);
+    let content = object.kind.content(is);
+    message.zip(content).is_some_and(|(message, is)| message.has_same_words(is, &object.spec))
 }
 
 /// Our files are among those.
@@ -346,27 +347,24 @@ fn is_like_ours(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|extension| extension == "yaml") && !name.starts_with('.')
 }
 
-/// The name of the `WasmPlugin` that a file of ours holds, if it holds one of the gateway's.
-fn shard<'a>(file: &'a str, gateway: &Gateway) -> Option<&'a str> {
-    let start = file_name("WasmPlugin", &gateway.namespace, "");
-    let name = file.strip_prefix(start.trim_end_matches(".yaml"))?.strip_suffix(".yaml")?;
-    wasm_plugin::shard_index(name, gateway).map(|_| name)
+/// The names of the files with the messages about an App.
+pub(super) fn files_of<'a>(app: &'a App, settings: &Settings) -> impl Iterator<Item = String> + use<'a> {
+    messages_of(app, settings).map(|(kind, _, name)| kind.file_name(&app.namespace, &name))
 }
 
-/// The name of the file with an App's message.
-pub(super) fn file_of(app: &App) -> String {
-    file_name(notification::KIND, &app.namespace, &notification::name(app))
+/// The messages about an App: the kind of each, and its name.
+fn messages_of<'a>(
+    app: &'a App,
+    settings: &Settings,
+) -> impl Iterator<Item = (Kind, &'static dyn MessageKind, String)> + use<'a> {
+    let kinds = settings.kinds.iter().filter_map(|kind| Some((*kind, kind.message()?)));
+    let kinds: Vec<_> = kinds.collect();
+    kinds.into_iter().map(|(kind, message)| (kind, message, message.message_name(app)))
 }
 
 /// Whether an object of such names can exist. What was persisted may have been edited, so the namespace may be no Kubernetes name.
 fn has_kubernetes_names(namespace: &str, name: &str) -> bool {
     is_dns_label(namespace) && is_dns_subdomain(name)
-}
-
-/// Namespaces and names are those of Kubernetes ([`has_kubernetes_names`]), so the parts can't contain what separates them from
-/// the rest of a path.
-fn file_name(kind: &str, namespace: &str, name: &str) -> String {
-    format!("{}_{namespace}_{name}.yaml", kind.to_ascii_lowercase())
 }
 
 fn error(path: &Path, what: &str, e: &io::Error) -> DirectoryError {

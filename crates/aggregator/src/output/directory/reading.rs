@@ -1,77 +1,109 @@
 //! What our files block, as a start finds them.
 
 use jiff::Timestamp;
+use procscan_core::names::App;
 use procscan_core::policy::InheritedBlock;
-use procscan_core::resources::notification;
-use procscan_core::resources::wasm_plugin::{self, Gateway};
+use procscan_core::resources::{FoundObject, Kind, Settings, union};
 use serde_json::Value;
 
 use super::found::{Found, parse};
-use super::{Directory, DirectoryError, file_of, first_of, has_kubernetes_names, shard};
+use super::{Directory, DirectoryError, first_of, has_kubernetes_names, messages_of};
 use crate::output::persisted_blocks::{ListedBlocks, PersistedBlocks};
 
+/// A file of an object that blocks.
+struct BlockingFile {
+    name: String,
+    kind: Kind,
+    found: Found,
+}
+
 impl Directory {
-    /// The Apps that our `WasmPlugin`s block now: what a start inherits. A damaged file is an error, unless the persisted
+    /// The Apps that our objects block now: what a start inherits. A damaged file is an error, unless the persisted
     /// Incidents say what it blocked: then the answer leaves it out.
     ///
     /// They say it if they name each App and each Service that can still be read in our files. If they lack one, the state
     /// is older than the files, and may also lack Apps that can't be read any more. Where nothing can be read, the
     /// Incidents count as well, because each block is persisted before it is written.
     ///
-    /// When their tenants were told is in the Notifications.
+    /// When their tenants were told is in the messages.
     pub fn blocked(
         &self,
-        gateway: &Gateway,
+        settings: &Settings,
         persisted: Option<&PersistedBlocks>,
     ) -> Result<Vec<InheritedBlock>, DirectoryError> {
-        let (mut plugins, mut damaged) = (Vec::new(), Vec::new());
-        let shards = self.shards(gateway)?;
-        for (name, found) in &shards {
-            match found.plugin() {
-                Ok(plugin) => plugins.extend(plugin),
-                Err(problem) => damaged.push((name, found, problem)),
+        let (mut whole, mut damaged) = (Vec::new(), Vec::new());
+        let files = self.blocking_files(settings)?;
+        for file in &files {
+            match file.found.object(file.kind) {
+                Ok(object) => whole.extend(object.map(|object| (file.kind, object))),
+                Err(problem) => damaged.push((file, problem)),
             }
         }
-        if let Some((name, _, problem)) = damaged.first() {
-            let error =
-                |problem| DirectoryError { path: self.path.join(name).display().to_string(), problem };
-            let Some(persisted) = persisted else {
-                let next = "can't be read, so what is blocked is not known; repair or remove it";
-                return Err(error(format!("{next}: {problem}")));
-            };
-            let mut listed = ListedBlocks::default();
-            shards.iter().filter_map(|(_, found)| found.text()).for_each(|text| listed.read(text));
-            if let Some(unknown) = first_of(persisted.lacks(&listed).into_iter()) {
-                return Err(error(format!(
-                    "can't be read ({problem}), and no Incident is persisted of blocks that our files list: {unknown}. The state is \
-                     probably older than the file, so what is blocked is not known. Restore the latest state, or repair the \
-                     file, or remove it if what it closed may be opened"
-                )));
-            }
+        if let Some((file, problem)) = damaged.first() {
+            self.refuse_damage(&files, file, problem, persisted)?;
         }
-        for (name, found, problem) in damaged {
+        for (file, problem) in damaged {
             let mut listed = ListedBlocks::default();
-            found.text().into_iter().for_each(|text| listed.read(text));
+            file.found.text().into_iter().for_each(|text| listed.read(text));
             tracing::warn!(
-                file = %self.path.join(name).display(),
+                file = %self.path.join(&file.name).display(),
                 problem,
                 legible = !listed.is_empty(),
                 "a file of ours is damaged: the persisted Incidents say what stays closed"
             );
         }
-        let mut blocked = wasm_plugin::blocked(&plugins, gateway);
+        let of_kind = |kind: &Kind| {
+            let objects = whole.iter().filter(|(of, _)| of == kind);
+            let found: Vec<FoundObject<'_>> =
+                objects.map(|(_, object)| FoundObject::of_file(object)).collect();
+            kind.blocking().map(|blocking| blocking.blocked(&found, settings)).unwrap_or_default()
+        };
+        let mut blocked = union(settings.kinds.iter().flat_map(of_kind));
         for inherited in &mut blocked {
-            let app = &inherited.app;
-            // The file may have been edited, so the namespace may be no Kubernetes name.
-            if !has_kubernetes_names(&app.namespace, &notification::name(app)) {
-                continue;
-            }
-            let Some(object) = self.read(&file_of(app)).and_then(|text| parse(&text).ok()) else { continue };
-            let told =
-                object.pointer("/metadata/annotations").and_then(|all| all.get(notification::INCIDENT));
-            inherited.told = told.and_then(Value::as_str).and_then(|told| told.parse::<Timestamp>().ok());
+            inherited.told = inherited.told.max(self.told(&inherited.app, settings));
         }
         Ok(blocked)
+    }
+
+    /// An error unless the persisted Incidents say what the damaged `file` blocked.
+    fn refuse_damage(
+        &self,
+        files: &[BlockingFile],
+        file: &BlockingFile,
+        problem: &str,
+        persisted: Option<&PersistedBlocks>,
+    ) -> Result<(), DirectoryError> {
+        let error =
+            |problem| DirectoryError { path: self.path.join(&file.name).display().to_string(), problem };
+        let Some(persisted) = persisted else {
+            let next = "can't be read, so what is blocked is not known; repair or remove it";
+            return Err(error(format!("{next}: {problem}")));
+        };
+        let mut listed = ListedBlocks::default();
+        files.iter().filter_map(|file| file.found.text()).for_each(|text| listed.read(text));
+        match first_of(persisted.lacks(&listed).into_iter()) {
+            None => Ok(()),
+            Some(unknown) => Err(error(format!(
+                "can't be read ({problem}), and no Incident is persisted of blocks that our files list: {unknown}. The state is \
+                 probably older than the file, so what is blocked is not known. Restore the latest state, or repair the \
+                 file, or remove it if what it closed may be opened"
+            ))),
+        }
+    }
+
+    /// When the tenant of an App was told last, by the files of its messages.
+    fn told(&self, app: &App, settings: &Settings) -> Option<Timestamp> {
+        let told = messages_of(app, settings).filter_map(|(kind, message, name)| {
+            // The file may have been edited, so the namespace may be no Kubernetes name.
+            if !has_kubernetes_names(&app.namespace, &name) {
+                return None;
+            }
+            let object =
+                self.read(&kind.file_name(&app.namespace, &name)).and_then(|text| parse(&text).ok())?;
+            let annotations = object.pointer("/metadata/annotations")?;
+            annotations.get(message.news_annotation()).and_then(Value::as_str)?.parse::<Timestamp>().ok()
+        });
+        told.max()
     }
 
     /// Whether the directory can be read, whatever the files in it are.
@@ -79,11 +111,17 @@ impl Directory {
         self.names().map(drop)
     }
 
-    /// The files of our `WasmPlugin`s, ordered by name.
-    fn shards(&self, gateway: &Gateway) -> Result<Vec<(String, Found)>, DirectoryError> {
+    /// The files of our objects that block, ordered by name.
+    fn blocking_files(&self, settings: &Settings) -> Result<Vec<BlockingFile>, DirectoryError> {
         let mut names = self.names()?;
         names.sort();
-        let ours = names.into_iter().filter(|name| shard(name, gateway).is_some());
-        Ok(ours.filter_map(|name| self.find(&name).map(|found| (name, found))).collect())
+        let blocking: Vec<Kind> =
+            settings.kinds.iter().filter(|kind| kind.blocking().is_some()).copied().collect();
+        let file_of = |name: String| {
+            let kind = *blocking.iter().find(|kind| kind.object_of(&name, settings).is_some())?;
+            let found = self.find(&name)?;
+            Some(BlockingFile { name, kind, found })
+        };
+        Ok(names.into_iter().filter_map(file_of).collect())
     }
 }

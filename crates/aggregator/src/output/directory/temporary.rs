@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use procscan_core::resources::{notification, wasm_plugin};
+use procscan_core::resources::Kind;
 
 /// What the names begin with: a dot, so that `kubectl apply` does not read them.
 const PREFIX: &str = ".procscan-";
@@ -23,7 +23,7 @@ pub(super) fn make(directory: &Path, name: &str) -> io::Result<(PathBuf, File)> 
 }
 
 /// Whether it is a file that [`make`] has made. Earlier versions made files of objects without digits at the end.
-pub(super) fn is_ours(path: &Path) -> bool {
+pub(super) fn is_ours(path: &Path, kinds: &[Kind]) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX));
     let Some(name) = name else { return false };
     let is_number = |text: &str| text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -31,17 +31,21 @@ pub(super) fn is_ours(path: &Path) -> bool {
         Some((stem, number)) if is_number(number) => (stem, true),
         _ => (name, false),
     };
-    let of_kind =
-        |kind: &str| stem.strip_prefix(&kind.to_ascii_lowercase()).is_some_and(|rest| rest.starts_with('_'));
     let is_object =
-        super::is_like_ours(stem) && [wasm_plugin::KIND, notification::KIND].into_iter().any(of_kind);
+        super::is_like_ours(stem) && kinds.iter().any(|kind| stem.starts_with(&kind.file_prefix()));
     let is_named = is_object || has_number && stem == super::lease::STEM;
     is_named && fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
 #[cfg(test)]
 mod tests {
+    use procscan_core::resources::KINDS;
+
     use super::*;
+
+    fn is_ours(path: &Path) -> bool {
+        super::is_ours(path, KINDS)
+    }
 
     #[test]
     fn each_file_has_a_name_of_its_own_and_is_known_again() {

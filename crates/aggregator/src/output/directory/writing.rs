@@ -3,14 +3,13 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 
-use procscan_core::resources::wasm_plugin::{self, Gateway};
-use procscan_core::resources::{Draft, Object, WritePolicy};
+use procscan_core::resources::{Draft, Object, Settings, WritePolicy};
 
-use super::found::{Damage, Found, parse, parse_plugin};
+use super::found::{Damage, Found, parse, parse_whole};
 use super::memory::{Known, Memory, Stamp};
 use super::{
-    Directory, DirectoryError, HEADER, Pass, Written, error, file_name, has_kubernetes_names, has_same_words,
-    is_like_ours, shard, temporary,
+    Directory, DirectoryError, HEADER, Pass, Written, error, has_kubernetes_names, has_same_words,
+    is_like_ours, temporary,
 };
 
 /// What is added to the name of a damaged file that is kept. `kubectl apply` and the tools of GitOps do not read such a file.
@@ -28,7 +27,7 @@ impl Directory {
         failed.into_iter().next().map_or(Ok(written), |(_, error)| Err(error))
     }
 
-    /// Does the same as [`Self::apply`] as long as `go_on` returns true. After that it writes only `WasmPlugin`s, removes nothing,
+    /// Does the same as [`Self::apply`] as long as `go_on` returns true. After that it writes only what blocks, removes nothing,
     /// and leaves the rest to the next pass. Fails only if nothing more can be done in the directory at all.
     pub fn apply_while<'a>(
         &self,
@@ -44,11 +43,11 @@ impl Directory {
         let mut done = Written::default();
         let (mut failed, mut is_finished) = (Vec::new(), true);
         for draft in drafts.into_iter().filter(|draft| draft.write_policy != WritePolicy::MarkRead) {
-            if draft.kind != wasm_plugin::KIND && !go_on() {
+            if draft.write_policy != WritePolicy::Reconcile && !go_on() {
                 is_finished = false;
                 break;
             }
-            let name = file_name(draft.kind, &draft.namespace, &draft.name);
+            let name = draft.kind.file_name(&draft.namespace, &draft.name);
             if let Some(known) = memory.files.get_mut(&*name) {
                 known.wanted = pass;
             }
@@ -70,7 +69,7 @@ impl Directory {
             // Another program may have put its own file in this place since the last look.
             if Found::at(&path).is_some_and(|found| found.ours().is_none()) {
                 memory.files.remove(&*name);
-                memory.long_lists.remove(&*name);
+                memory.notes.remove(&*name);
                 continue;
             }
             self.held().keep(&self.path)?;
@@ -80,7 +79,7 @@ impl Directory {
                 }
                 _ => {
                     memory.files.remove(&*name);
-                    memory.long_lists.remove(&*name);
+                    memory.notes.remove(&*name);
                     done.removed += 1;
                 }
             }
@@ -93,8 +92,12 @@ impl Directory {
 
     /// Removes every file of ours, those that were cut short and those that are kept beside them too. Returns how many. For a
     /// directory that this process has locked, and in which no object is needed any more.
-    pub fn clear(&self, gateway: &Gateway) -> Result<usize, DirectoryError> {
+    pub fn clear(&self, settings: &Settings) -> Result<usize, DirectoryError> {
         let mut removed = 0;
+        let blocks = |file: &str| {
+            let mut blocking = settings.kinds.iter().filter(|kind| kind.blocking().is_some());
+            blocking.any(|kind| kind.object_of(file, settings).is_some())
+        };
         for name in self.names()? {
             let path = self.path.join(&name);
             let is_object = is_like_ours(&name);
@@ -104,7 +107,7 @@ impl Directory {
             let is_ours = match Found::at(&path) {
                 Some(Found::Ours(_)) => true,
                 // An empty file of another name may be another program's.
-                Some(Found::Cut) => is_object && shard(&name, gateway).is_some(),
+                Some(Found::Cut) => is_object && blocks(&name),
                 Some(Found::Foreign | Found::Junk(_) | Found::Unreadable(_)) | None => false,
             };
             if is_ours {
@@ -141,12 +144,14 @@ impl Directory {
         // A text that we have written is whole.
         let made = before.filter(|known| known.from.is_some()).and_then(|known| known.text);
         let is_whole = |text: &str| {
-            object.kind != wasm_plugin::KIND || made == Some(memory.hash(text)) || parse_plugin(text).is_ok()
+            object.kind.blocking().is_none()
+                || made == Some(memory.hash(text))
+                || parse_whole(text, object.kind).is_ok()
         };
         let stamp = self.write(name, &text, is_whole)?;
         let written = Known::new(stamp, hash).made_from(from).wanted_in(memory.pass);
-        if object.kind == wasm_plugin::KIND {
-            memory.long_lists.insert(name.into(), wasm_plugin::has_long_list(&object.spec));
+        if let Some(blocking) = object.kind.blocking().filter(|blocking| blocking.is_permanent()) {
+            memory.notes.insert(name.into(), blocking.note(Some(&object.spec)));
         }
         memory.files.insert(name.into(), written);
         Ok(true)

@@ -45,18 +45,18 @@ pub(super) fn persisted(names: &[&str]) -> Option<PersistedBlocks> {
 fn damage_is_an_error_where_an_app_can_be_read_that_no_incident_is_persisted_of() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
-    let (path, gateway) = (temp.path().join(PLUGIN), settings().gateway);
+    let path = temp.path().join(PLUGIN);
     put(&directory, &objects(&["shop", "web"], 0)).unwrap();
     let whole = fs::read_to_string(&path).unwrap();
     let mut refused = Vec::new();
     for damaged in damages(&whole) {
         fs::write(&path, &damaged).unwrap();
         assert_eq!(
-            directory.blocked(&gateway, persisted(&["shop", "web"]).as_ref()).unwrap(),
+            directory.blocked(&settings(), persisted(&["shop", "web"]).as_ref()).unwrap(),
             [],
             "{damaged}"
         );
-        match directory.blocked(&gateway, persisted(&["web"]).as_ref()) {
+        match directory.blocked(&settings(), persisted(&["web"]).as_ref()) {
             Ok(blocked) => assert_eq!(blocked, []),
             Err(error) => {
                 let error = error.to_string();
@@ -65,16 +65,16 @@ fn damage_is_an_error_where_an_app_can_be_read_that_no_incident_is_persisted_of(
                 assert!(error.contains(PLUGIN) && error.contains(listed), "{error}");
             }
         }
-        refused.push(directory.blocked(&gateway, persisted(&["web"]).as_ref()).is_err());
+        refused.push(directory.blocked(&settings(), persisted(&["web"]).as_ref()).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), damaged);
     }
     // In the ones without an object, with the header only, and with the first third, there is no App to be read.
     assert_eq!(refused, [true, true, false, false, false, true, true]);
     // What a file that is whole lists shows it as well.
     fs::write(&path, &whole[..20]).unwrap();
-    assert_eq!(directory.blocked(&gateway, persisted(&["web"]).as_ref()).unwrap(), []);
+    assert_eq!(directory.blocked(&settings(), persisted(&["web"]).as_ref()).unwrap(), []);
     fs::write(temp.path().join(PLUGIN.replace(".yaml", "-1.yaml")), &whole).unwrap();
-    let error = directory.blocked(&gateway, persisted(&["web"]).as_ref()).unwrap_err().to_string();
+    let error = directory.blocked(&settings(), persisted(&["web"]).as_ref()).unwrap_err().to_string();
     assert!(error.contains("cut short") && error.contains("ns-a/app/shop"), "{error}");
     // A file that lacks the list of Apps, and still has that of Services.
     let start = whole.find("    - name").unwrap();
@@ -82,9 +82,9 @@ fn damage_is_an_error_where_an_app_can_be_read_that_no_incident_is_persisted_of(
         whole[..start].to_owned() + &whole[whole.find("  defaultConfigDisable").unwrap()..] + "a: [\n";
     fs::write(&path, services).unwrap();
     fs::remove_file(temp.path().join(PLUGIN.replace(".yaml", "-1.yaml"))).unwrap();
-    let error = directory.blocked(&gateway, persisted(&["web"]).as_ref()).unwrap_err().to_string();
+    let error = directory.blocked(&settings(), persisted(&["web"]).as_ref()).unwrap_err().to_string();
     assert!(error.contains("that our files list: Service shop.ns-a.svc. The state"), "{error}");
-    assert_eq!(directory.blocked(&gateway, persisted(&["shop", "web"]).as_ref()).unwrap(), []);
+    assert_eq!(directory.blocked(&settings(), persisted(&["shop", "web"]).as_ref()).unwrap(), []);
 }
 
 /// The App's block is later, and nothing is persisted of it.
@@ -102,7 +102,7 @@ fn an_incident_that_ended_long_ago_does_not_count_unless_its_app_was_released() 
         let release = json!({ "until": "2026-02-01T00:00:00Z", "by": "ops" });
         it.status.releases =
             is_released.then(|| serde_json::from_value(release).unwrap()).into_iter().collect();
-        directory.blocked(&settings().gateway, of(&[it.clone()]).as_ref()).is_err()
+        directory.blocked(&settings(), of(&[it.clone()]).as_ref()).is_err()
     };
     assert!(is_refused(IncidentState::Ended, "2026-01-02T04:59:59Z", false));
     assert!(!is_refused(IncidentState::Ended, "2026-01-02T04:59:59Z", true));
@@ -140,7 +140,7 @@ fn of_damage_only_apps_and_closed_services_are_read() {
     assert!(damaged.contains("ns-a/x.ns-x.svc") && damaged.contains("help.ops.svc"), "{damaged}");
     fs::write(&path, damaged).unwrap();
     let blocked = |incidents: &[Incident]| {
-        let blocked = directory.blocked(&settings.gateway, of(incidents).as_ref());
+        let blocked = directory.blocked(&settings, of(incidents).as_ref());
         blocked.map_err(|error| error.to_string())
     };
     assert_eq!(blocked(&[incident("ns-a", &app.name, &["web.ns-a.svc".into()])]), Ok(Vec::new()));
@@ -161,7 +161,7 @@ fn a_damaged_file_is_written_anew_from_what_is_decided_and_kept_beside_it() {
     let (logged, _guard) = Logged::start();
     let pass = |directory: &Directory, plan: &Plan| {
         directory.refresh().unwrap();
-        let existing = directory.existing(&settings().gateway).unwrap();
+        let existing = directory.existing(&settings()).unwrap();
         directory.apply(resources::drafts(plan, &settings(), existing)).unwrap()
     };
     let plan = plan(&["web"]);
@@ -203,9 +203,9 @@ fn what_is_wrong_with_a_damaged_file_is_said_on_one_line() {
     for damaged in damages(&whole) {
         fs::write(&path, &damaged).unwrap();
         let new = Directory::open(temp.path()).unwrap();
-        let error = new.blocked(&settings().gateway, None).unwrap_err().to_string();
+        let error = new.blocked(&settings(), None).unwrap_err().to_string();
         assert_eq!(error.lines().count(), 1, "{error}");
-        new.blocked(&settings().gateway, persisted(&["web"]).as_ref()).unwrap();
+        new.blocked(&settings(), persisted(&["web"]).as_ref()).unwrap();
         let lines = logged.lines();
         assert!(lines.len() == 1 && lines[0].contains("a file of ours is damaged"), "{damaged}: {lines:?}");
     }
@@ -220,16 +220,15 @@ fn an_emptied_file_of_our_name_is_written_anew_and_other_empty_files_stay() {
     let (path, other) = (temp.path().join(PLUGIN), temp.path().join("other.yaml"));
     let whole = fs::read_to_string(&path).unwrap();
     fs::write(&other, "").unwrap();
-    let gateway = settings().gateway;
     for left in ["", &whole[..20]] {
         fs::write(&path, left).unwrap();
         fs::write(temp.path().join(PLUGIN.replace(".yaml", "-1.yaml")), left).unwrap();
         let new = Directory::open(temp.path()).unwrap();
-        let error = new.blocked(&gateway, None).unwrap_err().to_string();
+        let error = new.blocked(&settings(), None).unwrap_err().to_string();
         assert!(error.contains(PLUGIN.trim_end_matches(".yaml")) && error.contains("cut short"), "{error}");
         for directory in [&directory, &new] {
             directory.refresh().unwrap();
-            assert_eq!(directory.existing(&gateway).unwrap().wasm_plugins, 2);
+            assert_eq!(directory.existing(&settings()).unwrap().of(KIND).len(), 2);
         }
         assert_eq!(put(&directory, &all).unwrap(), Written { written: 2, removed: 0 });
         assert_eq!(fs::read_to_string(&path).unwrap(), whole);
@@ -242,7 +241,7 @@ fn a_pipe_of_our_name_is_not_waited_for() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, temp.path().join(PLUGIN), rustix::fs::Mode::RUSR).unwrap();
-    assert!(directory.blocked(&settings().gateway, None).unwrap_err().to_string().contains("it is a pipe"));
+    assert!(directory.blocked(&settings(), None).unwrap_err().to_string().contains("it is a pipe"));
     let error = put(&directory, &objects(&["web"], 0)).unwrap_err().to_string();
     assert!(error.contains(PLUGIN) && error.contains("move it away"), "{error}");
 }

@@ -25,7 +25,7 @@ const SUMMARY: &str = "notification_default_procscan-notification.yaml";
 
 fn apply(directory: &Directory, plan: &Plan) -> Written {
     directory.refresh().unwrap();
-    let existing = directory.existing(&settings().gateway).unwrap();
+    let existing = directory.existing(&settings()).unwrap();
     directory.apply(resources::drafts(plan, &settings(), existing)).unwrap()
 }
 
@@ -114,7 +114,7 @@ fn a_link_in_the_place_of_our_file_is_left_alone_whatever_it_leads_to() {
     assert!(error.contains("move it away"), "{error}");
     assert_eq!(fs::read_to_string(&elsewhere).unwrap(), text);
     assert_eq!(fs::read_link(path.join(PLUGIN)).unwrap(), elsewhere);
-    let error = directory.blocked(&settings().gateway, None).unwrap_err().to_string();
+    let error = directory.blocked(&settings(), None).unwrap_err().to_string();
     assert!(error.contains("what is blocked is not known"), "{error}");
     fs::remove_file(path.join(PLUGIN)).unwrap();
     assert_eq!(put(&directory, &objects(&["web", "x"], 0)).unwrap().written, 1);
@@ -130,7 +130,7 @@ fn a_directory_that_can_not_be_read_is_an_error_with_its_path() {
     fs::write(&path, "a file").unwrap();
     for error in [
         directory.refresh().unwrap_err(),
-        directory.blocked(&settings().gateway, None).unwrap_err(),
+        directory.blocked(&settings(), None).unwrap_err(),
         directory.apply(objects(&["x"], 0).into_iter().map(Draft::from)).unwrap_err(),
     ] {
         assert!(error.to_string().starts_with(&path.display().to_string()), "{error}");
@@ -147,10 +147,10 @@ fn a_pass_that_is_broken_off_writes_what_closes_the_gateway_and_the_next_one_doe
     fs::copy(temp.path().join(SUMMARY), &surplus).unwrap();
     directory.refresh().unwrap();
     let changed = noticed(&["web", "x"], LATER);
-    let existing = directory.existing(&settings().gateway).unwrap();
+    let existing = directory.existing(&settings()).unwrap();
     let pass = |go_on: bool| {
         let settings = settings();
-        let drafts = resources::drafts(&changed, &settings, existing);
+        let drafts = resources::drafts(&changed, &settings, existing.clone());
         let Pass { written, is_finished, .. } = directory.apply_while(drafts, || go_on).unwrap();
         (written, is_finished)
     };

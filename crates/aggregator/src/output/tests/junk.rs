@@ -27,7 +27,7 @@ fn told(names: &[&str]) -> Plan {
 }
 
 fn message(name: &str) -> String {
-    crate::output::directory::file_of(&App::new("ns-a", "app", name))
+    crate::output::directory::files_of(&App::new("ns-a", "app", name), &settings()).next().unwrap()
 }
 
 /// A name, what is made under it, and what is wrong with that.
@@ -67,11 +67,11 @@ fn what_is_no_regular_file_is_named_and_left_alone_and_everything_else_is_writte
     let before = listing(temp.path());
     for _ in 0..2 {
         directory.check().unwrap();
-        assert_eq!(directory.blocked(&settings().gateway, None).unwrap().len(), 0);
+        assert_eq!(directory.blocked(&settings(), None).unwrap().len(), 0);
         let written = put(&directory, &objects(&["web"], 0)).unwrap();
         assert_eq!(written, Written { written: 1, removed: 0 });
         assert_eq!(directory.junk(), Some(expected.join(", ")));
-        assert_eq!(directory.existing(&settings().gateway).unwrap().wasm_plugins, 1);
+        assert_eq!(directory.existing(&settings()).unwrap().of(KIND).len(), 1);
         fs::remove_file(temp.path().join(PLUGIN)).unwrap();
     }
     assert_eq!(listing(temp.path()), before);
@@ -139,14 +139,14 @@ fn junk_in_the_place_of_a_wasm_plugin_is_not_taken_for_nothing_blocked() {
         let path = temp.path().join(PLUGIN);
         make(&path);
         let directory = Directory::open(temp.path()).unwrap();
-        let error = directory.blocked(&settings().gateway, None).unwrap_err().to_string();
+        let error = directory.blocked(&settings(), None).unwrap_err().to_string();
         let path = path.display();
         let expected =
             format!("{path}: can't be read, so what is blocked is not known; repair or remove it: {why}");
         assert_eq!(error, expected);
         // What is blocked is known from the persisted Incidents.
         let persisted = damaged::persisted(&["web"]);
-        assert_eq!(directory.blocked(&settings().gateway, persisted.as_ref()).unwrap(), []);
+        assert_eq!(directory.blocked(&settings(), persisted.as_ref()).unwrap(), []);
     }
 }
 
@@ -181,7 +181,7 @@ fn of_a_file_without_end_only_so_much_is_read_and_it_is_kept_beside_the_new_one(
     }
     let text = crate::output::directory::found::Found::at(&path).unwrap();
     assert!(text.text().unwrap().len() <= (16 << 20) + whole.len());
-    let error = directory.blocked(&settings().gateway, None).unwrap_err().to_string();
+    let error = directory.blocked(&settings(), None).unwrap_err().to_string();
     assert!(error.contains(PLUGIN), "{error}");
     assert_eq!(put(&directory, &objects(&["web"], 0)).unwrap(), Written { written: 1, removed: 1 });
     assert_eq!(fs::read_to_string(&path).unwrap(), whole);
@@ -207,7 +207,7 @@ fn what_is_called_like_a_temporary_file_or_a_damaged_one_and_is_not_ours_stays()
     let crashed = path.join(format!(".procscan-{SUMMARY}-{}", digits.to_uppercase()));
     fs::write(&crashed, "half").unwrap();
     directory.lock(None).unwrap();
-    directory.tidy().unwrap();
+    directory.tidy(resources::KINDS).unwrap();
     assert_eq!(listing(&path), before);
     put(&directory, &objects(&["web"], 0)).unwrap();
     let whole = fs::read_to_string(path.join(PLUGIN)).unwrap();

@@ -76,7 +76,7 @@ fn a_directory_that_another_lease_has_taken_is_not_written_any_more() {
     for _ in 0..2 {
         let error = write(&first, &["web"]).unwrap_err();
         assert!(error.contains(MARKER) && error.contains(OURS) && error.contains(OTHER), "{error}");
-        assert!(first.tidy().is_err());
+        assert!(first.tidy(resources::KINDS).is_err());
     }
     assert_eq!(fs::read_to_string(temp.path().join(PLUGIN)).unwrap(), text);
     drop(second);
@@ -105,11 +105,11 @@ fn the_file_of_the_lease_outlasts_clearing_away_and_a_crash_that_emptied_it() {
     fs::write(&marker, "").unwrap();
     let first = replica(temp.path(), Some(OURS)).unwrap();
     fs::write(temp.path().join(".procscan-lease-0123456789abcdef"), "half").unwrap();
-    first.tidy().unwrap();
+    first.tidy(resources::KINDS).unwrap();
     assert_eq!(listing(temp.path()), [MARKER, LOCK]);
     assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS}\n"));
     fs::write(&marker, "\u{1b}[31m".repeat(1000)).unwrap();
-    let error = first.tidy().unwrap_err().to_string();
+    let error = first.tidy(resources::KINDS).unwrap_err().to_string();
     assert!(error.len() < 4000 && !error.contains('\u{1b}'), "{error}");
 }
 

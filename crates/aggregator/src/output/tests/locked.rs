@@ -23,7 +23,7 @@ fn a_directory_that_was_made_again_and_is_another_processs_now_is_not_written_an
         let error = write(&first, &["x"]).unwrap_err();
         assert!(error.contains("another process writes there"), "{error}");
         assert!(first.apply(objects(&[], 0).into_iter().map(Draft::from)).is_err());
-        assert!(first.tidy().is_err());
+        assert!(first.tidy(resources::KINDS).is_err());
     }
     assert_eq!(fs::read_to_string(path.join(PLUGIN)).unwrap(), text);
     assert_eq!(listing(&path).len(), 3);
@@ -52,7 +52,7 @@ async fn a_preview_neither_makes_the_directory_nor_changes_anything_in_it() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("objects");
     let reading = Directory::at(&path);
-    assert_eq!(reading.blocked(&settings().gateway, None).unwrap(), []);
+    assert_eq!(reading.blocked(&settings(), None).unwrap(), []);
     let all = Output::Directory(reading.clone()).preview(&plan(&["web"]), &settings()).await.unwrap();
     assert_eq!((all.len(), path.exists()), (1, false));
     let unfinished = format!(".procscan-{PLUGIN}");

@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::Gateway;
+use super::{Gateway, Shards};
 use crate::hash::stable_hash;
 use crate::names::{App, AppParts, Text};
 use crate::plan::{Block, Exposure, Plan};
-use crate::resources::Existing;
 
 /// Two quotes and a comma.
 const SEPARATORS: usize = 3;
@@ -28,7 +27,7 @@ pub struct Surplus<'a> {
 
 /// The Services for which the plain list has no room, although they are reached in ways that no Ingress names: they
 /// stay open in these ways.
-pub fn surplus<'a>(plan: &'a Plan, gateway: &Gateway, existing: Existing) -> Vec<Surplus<'a>> {
+pub fn surplus<'a>(plan: &'a Plan, gateway: &Gateway, existing: Shards) -> Vec<Surplus<'a>> {
     let Some(listed) = Form::of(plan, gateway, existing).plain(plan, gateway) else { return Vec::new() };
     let surplus = plan.blocks.iter().map(|block| Surplus {
         app: &block.app,
@@ -125,7 +124,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    pub(super) fn of(plan: &Plan, gateway: &Gateway, existing: Existing) -> Self {
+    pub(super) fn of(plan: &Plan, gateway: &Gateway, existing: Shards) -> Self {
         let services = || plan.blocks.iter().map(|block| &block.exposure.services);
         let mut entries: usize = services().map(Vec::len).sum();
         if entries > gateway.max_service_entries / 5 * 4 {

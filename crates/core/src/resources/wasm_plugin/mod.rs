@@ -8,9 +8,10 @@
 //!
 //! An object over [`Gateway::max_bytes`] continues in `…-1`, `…-2`: an App stays in its shard (a very large one in
 //! several), and a shard once made stays, even if it is empty. `form` decides how Services are listed, `read` reads the
-//! objects back.
+//! objects back, `kind` says how they are written.
 
 mod form;
+mod kind;
 mod read;
 
 use std::collections::BTreeSet;
@@ -18,20 +19,16 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::form::{Form, Part};
 pub use self::form::{Surplus, surplus};
-pub use self::read::{blocked, existing, has_long_list, is_whole, shard_index};
-use super::{Draft, Drafts, Existing, Metadata, Object, Settings, WritePolicy, shards};
+pub use self::kind::{KIND, existing_shards};
+pub use self::read::{Shards, blocked, existing, has_long_list, is_whole, shard_index};
+use super::{Draft, Drafts, Metadata, Object, Settings, WritePolicy, shards};
 use crate::hash::shard_of;
 use crate::names::{AppParts, Text};
 use crate::plan::{Block, Exposure, Plan};
-
-/// The API group and version.
-pub const API_VERSION: &str = "extensions.higress.io/v1alpha1";
-/// The kind.
-pub const KIND: &str = "WasmPlugin";
 
 /// Always in the rule, so that it always is valid. `.invalid` is reserved (RFC 2606): no Service can have this name.
 pub const SENTINEL: &str = "procscan-sentinel.invalid";
@@ -135,7 +132,7 @@ fn is_zero(n: &usize) -> bool {
 }
 
 /// Drafts the `WasmPlugins`: at least one, and at least as many as there are.
-pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> Drafts<'a> {
+fn draft<'a>(plan: &'a Plan, settings: &'a Settings, existing: Shards) -> Drafts<'a> {
     let gateway = &settings.gateway;
     let form = Form::of(plan, gateway, existing);
     let room = gateway.max_bytes.saturating_sub(size(&object(0, &[], form, gateway)));
@@ -146,7 +143,7 @@ pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> 
         .collect();
     let needs: Vec<(u64, usize)> =
         parts.iter().map(|part| (part.hash, form.bytes(&part.block, gateway))).collect();
-    let count = shards::count(&needs, room, existing.wasm_plugins.max(1), MAX_SHARDS);
+    let count = shards::count(&needs, room, existing.count.max(1), MAX_SHARDS);
     let mut shards: Vec<Vec<Arc<Block>>> = vec![Vec::new(); count];
     for part in parts {
         if let Some(shard) = shards.get_mut(shard_of(part.hash, count)) {
@@ -226,7 +223,6 @@ fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway) ->
         .collect();
     let name = shard_name(index, gateway);
     let make = |violations: Vec<InertViolation<'_>>, omitted| Object {
-        api_version: API_VERSION,
         kind: KIND,
         metadata: Metadata::new(name.clone(), gateway.namespace.clone()),
         spec: json!(Spec {
@@ -257,18 +253,6 @@ fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway) ->
         .collect();
     let omitted = all - fits.len();
     make(fits, omitted)
-}
-
-/// The same `WasmPlugin`, blocking nobody.
-pub fn empty(object: &Object) -> Object {
-    let mut empty = object.clone();
-    let first = object.spec.pointer("/matchRules/0").cloned();
-    if let (Some(spec), Some(Value::Object(mut rule))) = (empty.spec.as_object_mut(), first) {
-        rule.insert("service".to_owned(), json!([SENTINEL]));
-        spec.insert("matchRules".to_owned(), json!([rule]));
-        spec.insert("defaultConfig".to_owned(), json!({"violations": []}));
-    }
-    empty
 }
 
 /// The object's size as the API server gets it.

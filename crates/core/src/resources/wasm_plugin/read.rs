@@ -7,7 +7,6 @@ use serde_json::Value;
 use super::{Gateway, MAX_SHARDS};
 use crate::names::{App, Key, Text};
 use crate::policy::{InheritedBlock, OnIngresses};
-use crate::resources::Existing;
 
 /// The number of the shard with that name, counted from 0; `None` if the name is not ours.
 pub fn shard_index(name: &str, gateway: &Gateway) -> Option<usize> {
@@ -18,13 +17,29 @@ pub fn shard_index(name: &str, gateway: &Gateway) -> Option<usize> {
     (is_ours && index < MAX_SHARDS).then_some(index)
 }
 
-/// What the WasmPlugins contain already.
-pub fn existing<'a>(objects: impl IntoIterator<Item = (&'a str, &'a Value)>, gateway: &Gateway) -> Existing {
-    let mut existing = Existing::default();
+/// The shards that exist and must not be given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shards {
+    /// The number of shards.
+    pub count: usize,
+    /// One of them lists Ingresses beside the Services.
+    pub has_long_list: bool,
+}
+
+impl Shards {
+    /// Adds the shard of that name. A name that is not ours adds nothing.
+    pub(super) fn add(&mut self, name: &str, has_long_list: bool, gateway: &Gateway) {
+        let Some(index) = shard_index(name, gateway) else { return };
+        self.count = self.count.max(index + 1);
+        self.has_long_list |= has_long_list;
+    }
+}
+
+/// The shards among the objects, by their names.
+pub fn existing<'a>(objects: impl IntoIterator<Item = (&'a str, &'a Value)>, gateway: &Gateway) -> Shards {
+    let mut existing = Shards::default();
     for (name, object) in objects {
-        let Some(index) = shard_index(name, gateway) else { continue };
-        existing.wasm_plugins = existing.wasm_plugins.max(index + 1);
-        existing.has_long_list |= object.get("spec").is_some_and(has_long_list);
+        existing.add(name, object.get("spec").is_some_and(has_long_list), gateway);
     }
     existing
 }

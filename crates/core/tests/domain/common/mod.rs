@@ -428,6 +428,7 @@ pub fn settings() -> Settings {
         message_zh: template(text),
     };
     Settings {
+        kinds: procscan_core::resources::KINDS,
         gateway: wasm_plugin::Gateway {
             namespace: "higress-system".into(),
             name: "procscan-violations".into(),

@@ -16,12 +16,18 @@ async fn write(server: &ApiServer, apps: usize) -> Outcome {
 
 fn closed(server: &ApiServer) -> usize {
     let plugin = server.get(PLUGINS, GATEWAY, PLUGIN).unwrap();
-    closes(&plugin["spec"]).into_iter().filter(|host| *host != wasm_plugin::SENTINEL).count()
+    hosts(&plugin["spec"]).into_iter().filter(|host| *host != wasm_plugin::SENTINEL).count()
 }
 
 /// A `WasmPlugin` of our name that another program has made.
 fn foreign(url: &str) -> Value {
     json!({"metadata": {}, "spec": {"url": url, "matchRules": [{"service": ["shop.ns-b.svc"]}]}})
+}
+
+async fn opened(server: &ApiServer) -> Vec<String> {
+    let Opened { objects, refused } = server.output().unblock_all(&settings()).await;
+    assert_eq!(refused, []);
+    objects.iter().map(|it| format!("{} {}/{}", it.kind, it.namespace, it.name)).collect()
 }
 
 #[tokio::test]
@@ -30,7 +36,7 @@ async fn an_operator_opens_the_gateway_and_it_stays_open_until_the_annotation_is
     write(&server, 3).await;
     server.world().put(PLUGINS, GATEWAY, "procscan-violations-1", foreign("oci://another"));
     server.writes();
-    let opened = server.output().unblock_all(&settings().gateway).await.unwrap();
+    let opened = opened(&server).await;
     assert_eq!(opened, ["WasmPlugin higress-system/procscan-violations"]);
     assert_eq!(server.world().writes[0].manager.as_deref(), Some(FIELD_MANAGER));
     assert_eq!(server.writes(), ["PATCH wasmplugins higress-system/procscan-violations"]);
@@ -78,7 +84,7 @@ async fn an_object_of_another_program_is_left_alone_until_it_is_handed_over() {
                     Delete it, or hand it over with the label app.kubernetes.io/managed-by=procscan-aggregator";
     assert_eq!(outcome.problems, [expected]);
     assert_eq!(server.get(PLUGINS, GATEWAY, PLUGIN), before);
-    assert_eq!(server.output().blocked(&settings().gateway).await.unwrap(), [], "what it closes is not ours");
+    assert_eq!(server.output().blocked(&settings()).await.unwrap(), [], "what it closes is not ours");
     let preview = server.output().preview(&plan(1), &settings()).await.unwrap();
     let plugin = preview.iter().find(|difference| difference.object.starts_with("WasmPlugin")).unwrap();
     assert_eq!(plugin.action, Action::Leave);
@@ -125,11 +131,10 @@ async fn uninstalling_removes_all_our_objects_and_no_others_and_messages_first()
         world.put(PLUGINS, GATEWAY, "procscan-violations-1", foreign("oci://another"));
         world.put(PLUGINS, GATEWAY, "waf", foreign("oci://waf"));
     }
-    let gateway = settings().gateway;
     server.writes();
-    let would = server.output().uninstall(&gateway, true).await.unwrap();
+    let would = server.output().uninstall(&settings(), true).await.unwrap();
     assert_eq!((would.len(), server.writes().len()), (502, 0), "dry");
-    let done = server.output().uninstall(&gateway, false).await.unwrap();
+    let done = server.output().uninstall(&settings(), false).await.unwrap();
     assert_eq!(done, would);
     assert_eq!(done[0], "Notification ns-000/procscan-abc");
     assert_eq!(done[501], "WasmPlugin higress-system/procscan-violations", "its users notice only this one");
@@ -142,7 +147,6 @@ async fn uninstalling_removes_all_our_objects_and_no_others_and_messages_first()
 
 #[tokio::test]
 async fn uninstalling_goes_on_where_something_is_gone_already_and_ends_where_it_is_refused() {
-    let gateway = settings().gateway;
     let stage = async || {
         let server = ApiServer::default();
         write(&server, 1).await;
@@ -159,13 +163,13 @@ async fn uninstalling_goes_on_where_something_is_gone_already_and_ends_where_it_
         }
         None
     });
-    assert_eq!(server.output().uninstall(&gateway, false).await.unwrap(), both);
+    assert_eq!(server.output().uninstall(&settings(), false).await.unwrap(), both);
     assert!(server.world().objects.is_empty());
     // A kind that is not installed has no objects.
     for (plural, left) in [(MESSAGES, both[1]), (PLUGINS, both[0])] {
         let server = stage().await;
         server.world().unserved.insert(plural.to_owned());
-        assert_eq!(server.output().uninstall(&gateway, false).await.unwrap(), [left]);
+        assert_eq!(server.output().uninstall(&settings(), false).await.unwrap(), [left]);
     }
     for method in [Method::GET, Method::DELETE] {
         for plural in [MESSAGES, PLUGINS] {
@@ -174,7 +178,7 @@ async fn uninstalling_goes_on_where_something_is_gone_already_and_ends_where_it_
             server.before(move |_, asked| {
                 (asked.method == verb && asked.plural == plural).then(|| (403, "not today".to_owned()))
             });
-            let refusal = server.output().uninstall(&gateway, false).await.unwrap_err();
+            let refusal = server.output().uninstall(&settings(), false).await.unwrap_err();
             assert!(refusal.text.ends_with("not today (403)"), "{method} {plural}: {}", refusal.text);
             assert!(server.get(PLUGINS, GATEWAY, PLUGIN).is_some(), "{method} {plural}");
         }

@@ -158,7 +158,11 @@ async fn a_message_that_can_not_be_written_is_set_aside_and_all_others_are_writt
         let outcome = write(&mut output, &plan).await;
         assert_eq!(server.told(), all_but(&["ns-a", "ns-c"]), "{does:?}");
         assert_eq!((outcome.problems, outcome.deferred.count), (Vec::new(), 2), "{does:?}");
-        assert!(!output.has_sent(&plan.notices[0]) && output.has_sent(&plan.notices[1]), "{does:?}");
+        assert!(
+            !output.has_sent(&plan.notices[0], &Config::default().settings())
+                && output.has_sent(&plan.notices[1], &Config::default().settings()),
+            "{does:?}"
+        );
 
         // It is not tried again at once, and then less and less often.
         server.asked();
@@ -272,21 +276,21 @@ async fn what_is_set_aside_is_said_beside_what_stands_in_the_way_of_everything()
 async fn what_the_program_before_has_left_behind_is_named_and_ours_is_not() {
     let server = Messages::default();
     let output = server.output();
-    let gateway = Config::default().settings().gateway;
-    let named = async |gateway: &Gateway| {
-        let left = output.left_behind(gateway).await.unwrap();
+    let settings = Config::default().settings();
+    let named = async |settings: &Settings| {
+        let left = output.left_behind(settings).await.unwrap();
         left.iter()
-            .map(|left| format!("{} {}/{}", left.plural, left.namespace, left.name))
+            .map(|left| format!("{} {}/{}", left.kind.resource(), left.namespace, left.name))
             .collect::<Vec<_>>()
     };
-    assert_eq!(named(&gateway).await, Vec::<String>::new());
+    assert_eq!(named(&settings).await, Vec::<String>::new());
     let put = |path: &str, object: Value| {
         server.0.lock().unwrap().objects.insert(path.to_owned(), object);
     };
-    let plugin = json!({"apiVersion": wasm_plugin::API_VERSION, "kind": "WasmPlugin", "metadata": {"name": "x"}, "spec": {}});
+    let plugin = json!({"apiVersion": wasm_plugin::KIND.api_version(), "kind": "WasmPlugin", "metadata": {"name": "x"}, "spec": {}});
     put("/apis/extensions.higress.io/v1alpha1/namespaces/default/wasmplugins/procscan-violations", plugin);
     let message = |annotations: Value| {
-        json!({"apiVersion": notification::API_VERSION, "kind": "Notification",
+        json!({"apiVersion": notification::KIND.api_version(), "kind": "Notification",
                "metadata": {"name": "x", "annotations": annotations}})
     };
     let path = "/apis/notification.sealos.io/v1/namespaces/default/notifications/procscan-notification";
@@ -295,10 +299,11 @@ async fn what_the_program_before_has_left_behind_is_named_and_ours_is_not() {
         "wasmplugins.extensions.higress.io default/procscan-violations",
         "notifications.notification.sealos.io default/procscan-notification",
     ];
-    assert_eq!(named(&gateway).await, both);
+    assert_eq!(named(&settings).await, both);
     // The summary has the same name, and the gateway's namespace may be this one.
     put(path, message(json!({notification::INCIDENT: "x"})));
-    assert_eq!(named(&gateway).await, both[..1]);
-    let there = Gateway { namespace: "default".into(), ..gateway };
+    assert_eq!(named(&settings).await, both[..1]);
+    let mut there = settings.clone();
+    there.gateway.namespace = "default".into();
     assert_eq!(named(&there).await, Vec::<String>::new());
 }

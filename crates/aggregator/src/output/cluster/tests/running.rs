@@ -73,7 +73,7 @@ fn notice(namespace: &str, phase: NoticePhase) -> Arc<Notice> {
 fn closed(server: &ApiServer) -> usize {
     let world = server.world();
     let plugins = world.objects.iter().filter(|((plural, ..), _)| plural == PLUGINS);
-    let hosts: BTreeSet<&str> = plugins.flat_map(|(_, plugin)| closes(&plugin["spec"])).collect();
+    let hosts: BTreeSet<&str> = plugins.flat_map(|(_, plugin)| hosts(&plugin["spec"])).collect();
     hosts.into_iter().filter(|host| *host != wasm_plugin::SENTINEL).count()
 }
 

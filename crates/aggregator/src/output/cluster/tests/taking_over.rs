@@ -40,7 +40,7 @@ fn busy(server: &ApiServer, times: usize) -> Arc<Mutex<usize>> {
 async fn a_new_leader_marks_its_objects_so_that_late_writes_of_the_one_before_are_refused() {
     let (server, settings) = closed(2).await;
     let permit = WritePermit::of_term(2, "b");
-    let blocked = server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.unwrap();
+    let blocked = server.output_of(&permit).take_over(&settings, &permit, true).await.unwrap();
     assert_eq!(blocked.len(), 2);
     assert_eq!(writer(&server), "b in term 2");
     assert_eq!(server.world().writes[0].manager.as_deref(), Some(FIELD_MANAGER));
@@ -48,7 +48,7 @@ async fn a_new_leader_marks_its_objects_so_that_late_writes_of_the_one_before_ar
     // In dry-run nothing is touched, nor is what an operator has suspended or another program has written.
     let permit = WritePermit::of_term(3, "c");
     let take_over = async |may_touch| {
-        let taken = server.output_of(&permit).take_over(&settings.gateway, &permit, may_touch).await;
+        let taken = server.output_of(&permit).take_over(&settings, &permit, may_touch).await;
         taken.unwrap().len()
     };
     assert_eq!(take_over(false).await, 2);
@@ -67,12 +67,12 @@ async fn an_object_that_changes_at_the_same_time_is_marked_all_the_same_but_not_
     let (server, settings) = closed(1).await;
     let permit = WritePermit::of_term(2, "b");
     let tried = busy(&server, TRIES);
-    assert_eq!(server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.unwrap().len(), 1);
+    assert_eq!(server.output_of(&permit).take_over(&settings, &permit, true).await.unwrap().len(), 1);
     assert_eq!((writer(&server), *tried.lock().unwrap()), (json!("b in term 2"), TRIES + 1));
 
     let tried = busy(&server, 50);
     let permit = WritePermit::of_term(3, "c");
-    let refusal = server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.unwrap_err();
+    let refusal = server.output_of(&permit).take_over(&settings, &permit, true).await.unwrap_err();
     assert_eq!((refusal.kind, *tried.lock().unwrap()), (RefusalKind::Conflict, TRIES + 1));
 }
 
@@ -85,13 +85,12 @@ async fn a_new_leader_goes_on_where_there_is_nothing_to_mark_and_waits_where_it_
     };
     for method in [Method::GET, Method::PATCH] {
         refuse(method);
-        let refusal =
-            server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.unwrap_err();
+        let refusal = server.output_of(&permit).take_over(&settings, &permit, true).await.unwrap_err();
         assert!(refusal.text.ends_with("not today (403)"), "{}", refusal.text);
     }
     refuse(Method::GET);
     // Not knowing what is blocked is no reason to take nothing for blocked.
-    assert!(server.output().blocked(&settings.gateway).await.is_err());
+    assert!(server.output().blocked(&settings).await.is_err());
     let output = Output::Cluster(Box::new(server.output()));
     assert!(output.blocked(&settings, None).await.unwrap_err().ends_with("not today (403)"));
     server.well();
@@ -104,12 +103,12 @@ async fn a_new_leader_goes_on_where_there_is_nothing_to_mark_and_waits_where_it_
         }
         None
     });
-    assert!(server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.is_ok());
+    assert!(server.output_of(&permit).take_over(&settings, &permit, true).await.is_ok());
     // The kind is not installed: nothing is blocked by it.
     server.well();
     server.world().unserved.insert(PLUGINS.to_owned());
-    assert_eq!(server.output_of(&permit).take_over(&settings.gateway, &permit, true).await.unwrap(), []);
-    assert_eq!(server.output().blocked(&settings.gateway).await.unwrap(), []);
+    assert_eq!(server.output_of(&permit).take_over(&settings, &permit, true).await.unwrap(), []);
+    assert_eq!(server.output().blocked(&settings).await.unwrap(), []);
 }
 
 /// A right that is lost while the objects are read is another replica's: its new leader answers.

@@ -68,7 +68,7 @@ async fn told() -> (ApiServer, ClusterOutput, Plan) {
     let (server, plan) = (open().await, plan_of(vec![grace()]));
     let mut output = server.output();
     write(&mut output, &plan).await;
-    assert!(output.has_sent(&plan.notices[0]) && message(&server).is_some());
+    assert!(output.has_sent(&plan.notices[0], &Config::default().settings()) && message(&server).is_some());
     server.writes();
     (server, output, plan)
 }
@@ -92,21 +92,21 @@ async fn what_its_tenant_has_deleted_stays_deleted_until_there_is_news() {
     let (server, mut output, mut plan) = told().await;
     server.world().remove(MESSAGES, NAMESPACE, &name());
     write(&mut output, &plan).await;
-    assert!(message(&server).is_none() && output.has_sent(&plan.notices[0]));
+    assert!(message(&server).is_none() && output.has_sent(&plan.notices[0], &Config::default().settings()));
     // It is not looked for again.
     server.world().asked.clear();
     write(&mut output, &plan).await;
     assert!(!server.world().asked.iter().any(|asked| asked.namespace.as_deref() == Some(NAMESPACE)));
-    assert!(message(&server).is_none() && output.has_sent(&plan.notices[0]));
+    assert!(message(&server).is_none() && output.has_sent(&plan.notices[0], &Config::default().settings()));
     // Other words of the same news are no news either.
     Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
     write(&mut output, &plan).await;
     assert!(message(&server).is_none());
     let news = Notice { sent_at: at("2026-01-03T00:00:00Z"), ..grace() };
     let plan = plan_of(vec![news]);
-    assert!(!output.has_sent(&plan.notices[0]));
+    assert!(!output.has_sent(&plan.notices[0], &Config::default().settings()));
     write(&mut output, &plan).await;
-    assert!(message(&server).is_some() && output.has_sent(&plan.notices[0]));
+    assert!(message(&server).is_some() && output.has_sent(&plan.notices[0], &Config::default().settings()));
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn another_leader_tells_no_tenant_again_what_the_one_before_has_told() {
     edit(&server, read);
     let mut next = server.output();
     assert_eq!(write(&mut next, &plan).await.written, 0);
-    assert!(next.has_sent(&plan.notices[0]));
+    assert!(next.has_sent(&plan.notices[0], &Config::default().settings()));
     assert_eq!(server.writes(), Vec::<String>::new());
     // It has other words for it, such as those of a newer version, and puts its own right from then on.
     Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
@@ -166,7 +166,7 @@ async fn what_was_told_before_the_start_is_neither_read_nor_written() {
     let plan = plan_of(vec![Notice { inherited: true, ..notice(NoticePhase::Blocked) }]);
     let mut output = server.output();
     assert_eq!(write(&mut output, &plan).await.written, 0);
-    assert!(output.has_sent(&plan.notices[0]) && message(&server).is_none());
+    assert!(output.has_sent(&plan.notices[0], &Config::default().settings()) && message(&server).is_none());
     assert!(!server.world().asked.iter().any(|asked| asked.namespace.as_deref() == Some(NAMESPACE)));
 }
 
@@ -214,7 +214,7 @@ async fn where_the_namespace_is_gone_the_tenant_counts_as_told() {
         let mut output = server.output();
         let outcome = write(&mut output, &plan).await;
         assert_eq!((outcome.written, outcome.deferred.count), (0, 0));
-        assert!(output.has_sent(&plan.notices[0]));
+        assert!(output.has_sent(&plan.notices[0], &Config::default().settings()));
         let of_tenant = |asked: &&world::Asked| asked.namespace.as_deref() == Some(NAMESPACE);
         let tried = server.world().asked.iter().filter(of_tenant).count();
         assert_eq!(tried, if method == Method::GET { 1 } else { 2 });

@@ -44,6 +44,7 @@ pub(super) struct ApiServer {
 
 pub(super) const PLUGINS: &str = "wasmplugins";
 pub(super) const MESSAGES: &str = "notifications";
+pub(super) const POLICIES: &str = "configmaps";
 
 impl ApiServer {
     pub(super) fn world(&self) -> std::sync::MutexGuard<'_, World> {
@@ -109,7 +110,9 @@ impl ApiServer {
 }
 
 fn asked(method: Method, path: &str) -> Asked {
-    let parts: Vec<&str> = path.trim_start_matches('/').split('/').skip(3).collect();
+    // The core group is `api/v1`, and any other one `apis/GROUP/VERSION`.
+    let prefix = if path.starts_with("/api/") { 2 } else { 3 };
+    let parts: Vec<&str> = path.trim_start_matches('/').split('/').skip(prefix).collect();
     let (namespace, rest) = match &parts[..] {
         ["namespaces", namespace, rest @ ..] => (Some((*namespace).to_owned()), rest),
         rest => (None, rest),
@@ -134,14 +137,18 @@ impl World {
     pub(super) fn put(&mut self, plural: &str, namespace: &str, name: &str, mut object: Value) {
         self.version += 1;
         let (api_version, kind) = match plural {
-            PLUGINS => (wasm_plugin::API_VERSION, wasm_plugin::KIND),
-            _ => (notification::API_VERSION, notification::KIND),
+            PLUGINS => (wasm_plugin::KIND.api_version(), wasm_plugin::KIND.name()),
+            POLICIES => ("v1", "ConfigMap"),
+            _ => (notification::KIND.api_version(), notification::KIND.name()),
         };
         object["apiVersion"] = api_version.into();
         object["kind"] = kind.into();
         object["metadata"]["name"] = name.into();
         object["metadata"]["namespace"] = namespace.into();
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = format!("uid-{}", self.version).into();
+        }
         self.objects.insert((plural.to_owned(), namespace.to_owned(), name.to_owned()), object);
     }
 
@@ -180,6 +187,14 @@ impl World {
         let object = format!("{plural} {namespace}/{name}");
         let write = Write { verb: method.clone(), object, manager: manager.clone() };
         if *method == Method::DELETE {
+            let live = live.unwrap_or_default();
+            let is_as_wanted = |field: &str| {
+                let wanted = &wanted["preconditions"][field];
+                wanted.is_null() || *wanted == live["metadata"][field]
+            };
+            if !is_as_wanted("uid") || !is_as_wanted("resourceVersion") {
+                return (409, refused(409, "the object has been modified"));
+            }
             self.writes.push(write);
             self.remove(plural, &namespace, &name);
             return (200, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}));
@@ -207,10 +222,16 @@ impl World {
         let from: usize = parameter(query, "continue").and_then(|from| from.parse().ok()).unwrap_or(0);
         let is_asked_for =
             |of: &str, place: &str| of == plural && namespace.is_none_or(|wanted| wanted == place);
+        let has_label = |object: &Value| {
+            let Some(selector) = parameter(query, "labelSelector") else { return true };
+            let selector = selector.replace("%2F", "/").replace("%3D", "=");
+            let (label, value) = selector.split_once('=').unwrap();
+            object["metadata"]["labels"][label] == value
+        };
         let all: Vec<&Value> = self
             .objects
             .iter()
-            .filter(|((of, place, _), _)| is_asked_for(of, place))
+            .filter(|((of, place, _), object)| is_asked_for(of, place) && has_label(object))
             .map(|(_, object)| object)
             .collect();
         let page: Vec<&&Value> = all.iter().skip(from).take(limit).collect();

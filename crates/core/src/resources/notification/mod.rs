@@ -5,19 +5,17 @@
 //! *replacing all labels*. So ours are recognised by name and annotations, and their content depends on the incident only,
 //! never on the round: writing one again would mark it unread.
 
+mod kind;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
+pub use self::kind::KIND;
 use super::template::Template;
-use super::{Draft, Drafts, Existing, Metadata, Object, Settings, WritePolicy};
+use super::{Draft, Drafts, Metadata, Object, Settings, WritePolicy};
 use crate::hash::stable_hash;
 use crate::names::{App, readable};
 use crate::plan::{Notice, NoticePhase, OtherApps, Plan, Summary};
-
-/// The API group and version.
-pub const API_VERSION: &str = "notification.sealos.io/v1";
-/// The kind.
-pub const KIND: &str = "Notification";
 
 /// The sender. The desktop gives `Debt-System` and `Desktop-Alert` special meanings, and ours none.
 const FROM: &str = "ProcScan";
@@ -99,7 +97,7 @@ struct Translation {
 }
 
 /// Drafts the tenants' Notifications: one for each notice.
-pub fn draft<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Drafts<'a> {
+fn draft<'a>(plan: &'a Plan, settings: &'a Settings) -> Drafts<'a> {
     let draft = move |notice: &'a Notice| {
         let upkeep = match notice.phase {
             NoticePhase::Recovered => WritePolicy::MarkRead,
@@ -145,7 +143,6 @@ fn object(notice: &Notice, texts: &Texts, upkeep: WritePolicy) -> Object {
     metadata.annotations.insert(APP.to_owned(), format!("{kind}/{app}").into());
     metadata.annotations.insert(INCIDENT.to_owned(), notice.sent_at.to_string().into());
     Object {
-        api_version: API_VERSION,
         kind: KIND,
         metadata,
         spec: json!(Spec {
@@ -195,7 +192,7 @@ pub fn name(app: &App) -> String {
 }
 
 /// Drafts the administrators' summary.
-pub fn draft_summary<'a>(plan: &'a Plan, settings: &'a Settings, _: Existing) -> Drafts<'a> {
+fn draft_summary<'a>(plan: &'a Plan, settings: &'a Settings) -> Drafts<'a> {
     let upkeep = if plan.summary.apps() == 0 { WritePolicy::MarkRead } else { WritePolicy::UpdateText };
     let namespace = &settings.notification.summary_namespace;
     let make = move |of: &&Summary| summary(of, namespace, upkeep);
@@ -225,7 +222,6 @@ fn summary(summary: &Summary, namespace: &str, upkeep: WritePolicy) -> Object {
     metadata.labels.insert(IS_READ.to_owned(), (n == 0).to_string().into());
     metadata.annotations.insert(INCIDENT.to_owned(), summary.changed.to_string().into());
     Object {
-        api_version: API_VERSION,
         kind: KIND,
         metadata,
         spec: json!(Spec {

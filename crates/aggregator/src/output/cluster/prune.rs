@@ -1,0 +1,93 @@
+//! Deletes what has left the plan.
+
+use std::collections::BTreeSet;
+
+use kube::Api;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Preconditions};
+use procscan_core::resources::Object;
+
+use super::ClusterOutput;
+use super::listing::Listed;
+use super::live::{Live, as_found, found, is_suspended, place, resource};
+use crate::kubernetes::{Ask, Refusal, RefusalKind};
+use crate::output::Outcome;
+
+/// The objects of one kind that are in the plan, by namespace and name.
+pub(super) struct Wanted<'a>(BTreeSet<(&'a str, &'a str)>);
+
+impl<'a> Wanted<'a> {
+    pub(super) fn of(objects: impl IntoIterator<Item = impl std::borrow::Borrow<&'a Object>>) -> Self {
+        let place = |object: &'a Object| (&*object.metadata.namespace, &*object.metadata.name);
+        Self(objects.into_iter().map(|object| place(object.borrow())).collect())
+    }
+}
+
+/// The objects that have left the plan, each with the reason why it is not deleted, if there is one.
+///
+/// Ours are known by label and name. What a suspended object does is its operator's decision, so it is not among them.
+pub(super) fn surplus_objects<'a>(
+    listed: &'a Listed,
+    wanted: &Wanted<'_>,
+) -> Vec<(&'a Live, Option<String>)> {
+    let is_surplus = |live: &&Live| {
+        let (namespace, name) = place(live);
+        let is_wanted = wanted.0.contains(&(&*namespace, &*name));
+        !is_wanted && as_found(live).has_our_label() && !is_suspended(live)
+    };
+    let why_not = |live: &Live| {
+        let content = listed.kind.content(&live.data);
+        // Somebody has edited it, so it may block an App that no decision is known of.
+        (!content.is_some_and(|content| listed.blocking.is_whole(content))).then(|| {
+            "is not in the plan, and is damaged, so it is not known what it blocks. Delete it if that may be opened"
+                .to_owned()
+        })
+    };
+    let all = if listed.blocking.is_permanent() { &[] } else { listed.all() };
+    all.iter().filter(is_surplus).map(|live| (live, why_not(live))).collect()
+}
+
+impl ClusterOutput {
+    /// Deletes the objects that have left the plan. What `unclosed` names could not be blocked by another object, so the object
+    /// that blocks it stays.
+    pub(super) async fn prune(
+        &self,
+        listed: &Listed,
+        wanted: &Wanted<'_>,
+        unclosed: &BTreeSet<String>,
+        outcome: &mut Outcome,
+    ) {
+        for (live, why_not) in surplus_objects(listed, wanted) {
+            if let Some(why_not) = why_not {
+                outcome.problems.push(format!("{} {} {why_not}", listed.kind, found(live)));
+                continue;
+            }
+            let content = listed.kind.content(&live.data);
+            let closes = content.map(|content| listed.blocking.closes(content)).unwrap_or_default();
+            if closes.iter().any(|it| unclosed.contains(*it)) {
+                continue;
+            }
+            match self.delete(listed, live).await {
+                Ok(deleted) => outcome.removed += usize::from(deleted),
+                Err(refusal) => outcome.problems.push(refusal.text),
+            }
+        }
+    }
+
+    /// Deletes an object if it is still as it was read. Returns whether it was there.
+    async fn delete(&self, listed: &Listed, live: &Live) -> Result<bool, Refusal> {
+        let (namespace, name) = place(live);
+        let api: Api<Live> = Api::namespaced_with(self.cluster.client(), &namespace, &resource(listed.kind));
+        let plural = listed.kind.resource();
+        let ask = Ask { verb: "delete", resource: &plural, namespace: Some(&namespace), name: Some(&name) };
+        let as_read = Preconditions { uid: live.uid(), resource_version: live.resource_version() };
+        let params = DeleteParams { preconditions: Some(as_read), ..DeleteParams::default() };
+        match self.cluster.write(&self.permit, ask, api.delete(&name, &params)).await {
+            Ok(_) => Ok(true),
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(false),
+            Err(refusal) => {
+                Err(Refusal { text: format!("{} {}: {}", listed.kind, found(live), refusal.text), ..refusal })
+            }
+        }
+    }
+}

@@ -3,6 +3,10 @@
 //! Gets plans, and decides nothing. Writes on difference only, tries again with backoff, and says what is wrong; a failing
 //! output stops neither collecting nor serving.
 
+#[cfg(test)]
+#[path = "../../tests/common/app_policies.rs"]
+#[allow(unreachable_pub, reason = "the scenarios use the same file")]
+mod app_policies;
 pub mod cluster;
 pub mod difference;
 mod directory;

@@ -1,6 +1,7 @@
 mod damaged;
 mod files;
 mod junk;
+mod kinds;
 mod leases;
 mod locked;
 mod said;

@@ -1,4 +1,5 @@
 mod by_hand;
+mod kinds;
 mod messages;
 mod running;
 mod taking_over;

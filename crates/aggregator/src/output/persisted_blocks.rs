@@ -65,7 +65,8 @@ pub(super) struct ListedBlocks {
 
 impl ListedBlocks {
     /// Adds what can be read in `text`. It is read line by line in the form in which we write it: each part of an App, and
-    /// each Service, has its own line. Tenants choose names, but a name is quoted and never begins a line.
+    /// each Service, has its own line. What a tenant chooses follows a key on its line, and is quoted if it has `: ` in it. A kind
+    /// whose content has another form lists nothing here.
     pub(super) fn read(&mut self, text: &str) {
         let mut entry = ListEntry::default();
         for line in text.lines().map(str::trim) {

@@ -5,6 +5,7 @@ mod kinds;
 mod leases;
 mod locked;
 mod said;
+mod yaml;
 
 use std::fs;
 use std::sync::Arc;

@@ -238,9 +238,10 @@ impl Directory {
     }
 }
 
-/// One YAML document. Every text is quoted: YAML 1.1, which `kubectl` reads, takes a bare `on` or `0x1` for something else.
+/// One YAML document. A text is quoted where YAML 1.1, which `kubectl` reads, or YAML 1.2 takes it for something else without the
+/// quotes, such as `on` and `0x1`. Each text has one line.
 fn to_yaml(object: &Object) -> Result<String, String> {
-    let options = serde_saphyr::ser_options! { quote_all: true };
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
     let mut text = HEADER.to_owned();
     serde_saphyr::to_fmt_writer_with_options(&mut text, object, options).map_err(|e| e.to_string())?;
     if !text.ends_with('\n') {

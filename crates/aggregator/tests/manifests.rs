@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use procscan_aggregator::config::Config;
+use procscan_core::resources::Rule;
 use procscan_core::resources::wasm_plugin::shard_index;
 
 #[test]
@@ -29,6 +30,43 @@ fn rules() -> Vec<(String, serde_json::Value)> {
 
 fn texts(list: &serde_json::Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().map(|text| text.as_str().unwrap()).collect()
+}
+
+/// The kinds say which rights they need: the roles have these, and no others for them.
+#[test]
+fn the_rights_for_each_kind_of_object_are_those_that_it_names() {
+    let settings = Config::default().settings();
+    let manifest = include_str!("../../../deploy/manifests/rbac.yaml");
+    let documents: Vec<serde_json::Value> =
+        manifest.split("\n---\n").map(|text| serde_saphyr::from_str(text).unwrap()).collect();
+    for kind in settings.kinds {
+        let mut granted = Vec::new();
+        for role in &documents {
+            let namespace = match role["kind"].as_str() {
+                Some("Role") => role["metadata"]["namespace"].as_str().map(str::to_owned),
+                Some("ClusterRole") => None,
+                _ => continue,
+            };
+            for rule in role["rules"].as_array().unwrap() {
+                // A rule for several resources would have to be for all of their kinds.
+                if texts(&rule["apiGroups"]).contains(&kind.group())
+                    && texts(&rule["resources"]).contains(&kind.plural())
+                {
+                    assert_eq!(rule["apiGroups"].as_array().unwrap().len(), 1);
+                    assert_eq!(rule["resources"].as_array().unwrap().len(), 1);
+                    let names: Vec<String> =
+                        texts(&rule["resourceNames"]).into_iter().map(str::to_owned).collect();
+                    let verbs: Vec<String> = texts(&rule["verbs"]).into_iter().map(str::to_owned).collect();
+                    granted.push((namespace.clone(), verbs, names));
+                }
+            }
+        }
+        let needed = kind.rules(&settings).into_iter().map(|Rule { namespace, verbs, names }| {
+            (namespace, verbs.iter().map(|verb| (*verb).to_owned()).collect(), names)
+        });
+        assert_eq!(granted, needed.collect::<Vec<_>>(), "{kind}");
+        assert!(!granted.is_empty() && kind.group() != "*");
+    }
 }
 
 /// A token that was stolen must not give the Lease of another program, nor a plugin of another one in the gateway.

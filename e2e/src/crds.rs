@@ -119,7 +119,7 @@ fn generate(name: &str, kind: &str, open: &[&str]) -> anyhow::Result<Value> {
     let version = objects
         .iter()
         .find(|object| object.kind == kind)
-        .map(|object| object.api_version)
+        .map(|object| object.kind.api_version())
         .unwrap_or_default();
     let (group, version) = version.split_once('/').context("an apiVersion without a group")?;
     let mut spec = schema::of(first);

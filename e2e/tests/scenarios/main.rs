@@ -10,6 +10,7 @@ mod fleet;
 mod handover;
 mod history;
 mod hostile;
+mod kinds;
 mod many_namespaces;
 mod objects;
 mod operators;

@@ -1,4 +1,4 @@
-//! A kind of object that exists only in tests: a ConfigMap for each blocked App. All that it takes is this file, and its name
+//! A kind of object that exists only in tests: a `ConfigMap` for each blocked App. All that it takes is this file, and its name
 //! in the list of kinds.
 
 use procscan_core::names::{App, Text};

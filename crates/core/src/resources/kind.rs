@@ -211,7 +211,7 @@ impl<'a> FoundObject<'a> {
     }
 }
 
-/// A registered kind. Equal to another one, and to a text, by its name.
+/// A registered kind. Equal to another one, and to a text, by its name: no two kinds of one list have the same.
 #[derive(Clone, Copy)]
 pub struct Kind(&'static dyn ResourceKind);
 
@@ -261,7 +261,7 @@ impl Kind {
     }
 
     /// The content of an object as it was found.
-    pub fn content<'v>(self, object: &'v Value) -> Option<&'v Value> {
+    pub fn content(self, object: &Value) -> Option<&Value> {
         object.get(self.content_field())
     }
 

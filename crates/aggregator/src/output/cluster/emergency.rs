@@ -3,9 +3,11 @@
 use kube::Api;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use procscan_core::resources::{FoundObject, Kind, Settings};
+use procscan_core::resources::{BlockingKind, FoundObject, Kind, Settings};
+
 use serde_json::{Value, json};
 
+use super::listing::Listed;
 use super::live::{Live, as_found, found, is_ours, place, resource};
 use super::{ClusterOutput, FIELD_MANAGER, SUSPEND};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
@@ -98,7 +100,7 @@ impl ClusterOutput {
     /// Our objects of a kind. A kind that is not served has none.
     async fn ours(&self, kind: Kind, settings: &Settings) -> Result<Vec<Live>, Refusal> {
         let objects = match kind.blocking() {
-            Some(blocking) => self.list(kind, blocking, settings).await.map(|listed| listed.into_objects()),
+            Some(blocking) => self.list(kind, blocking, settings).await.map(Listed::into_objects),
             // Labels of messages do not last, so all are listed.
             None => self.objects(kind, None, None).await,
         };
@@ -148,6 +150,6 @@ impl ClusterOutput {
 /// Messages first, and permanent objects last.
 fn removal_order(kinds: &[Kind]) -> Vec<Kind> {
     let mut kinds = kinds.to_vec();
-    kinds.sort_by_key(|kind| kind.blocking().map(|blocking| blocking.is_permanent()));
+    kinds.sort_by_key(|kind| kind.blocking().map(BlockingKind::is_permanent));
     kinds
 }

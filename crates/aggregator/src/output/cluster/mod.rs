@@ -101,7 +101,7 @@ impl ClusterOutput {
         loop {
             let listed = served(self.list_all(settings).await)?;
             permit.rank_after(marks(&listed, settings).into_iter()).await;
-            match self.mark_all(&listed, may_touch, &mut marked).await {
+            match self.mark_all(&listed, may_touch, tries == 0, &mut marked).await {
                 Ok(()) => {
                     self.taken_over = Some(permit.mark());
                     return Ok(blocked(&listed, settings));
@@ -114,15 +114,20 @@ impl ClusterOutput {
     }
 
     /// Marks each object once; those in `marked` have been marked in this term.
+    ///
+    /// A tenant must not keep a leader from its work, so an object in a tenant's namespace that can't be marked is left: on the
+    /// last try if it changes each time, and at once if it is refused for itself.
     async fn mark_all(
         &self,
         listed: &[Listed],
         may_touch: bool,
+        is_last_try: bool,
         marked: &mut BTreeSet<Key>,
     ) -> Result<(), Refusal> {
-        let ours = listed.iter().flat_map(|listed| listed.ours().map(|live| (listed.kind, live)));
+        let ours = listed.iter().flat_map(|listed| listed.ours().map(move |live| (listed, live)));
         let to_mark: Vec<_> = ours.filter(|(_, live)| may_touch && !is_suspended(live)).collect();
-        for (kind, live) in to_mark {
+        for (Listed { kind, is_whole, .. }, live) in to_mark {
+            let (kind, is_of_tenant) = (*kind, !is_whole);
             let (namespace, name) = place(live);
             let key = (kind.name(), namespace, name);
             if marked.contains(&key) {
@@ -140,6 +145,10 @@ impl ClusterOutput {
             match self.cluster.write(&self.permit, ask, api.patch(name, &by_us, &Patch::Merge(&mark))).await {
                 // Deleted meanwhile: then it blocks nobody.
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
+                Err(refusal) if is_of_tenant && is_its_own_fault(&refusal, is_last_try) => {
+                    let object = format!("{kind} {namespace}/{name}");
+                    tracing::warn!(object, error = %refusal, "the mark of the new leader is not written");
+                }
                 answer => drop(answer?),
             }
             marked.insert(key);
@@ -172,6 +181,9 @@ impl ClusterOutput {
             permit.give_up();
             return outcome;
         }
+        // If a kind can't be read, a later leader may have written its objects.
+        let may_delete = self.taken_over == Some(permit.mark())
+            && refused.iter().all(|refusal| refusal.kind == RefusalKind::NotServed);
         let existing = existing(&listed);
         outcome.left_open = refused.is_empty().then(|| resources::left_open(plan, settings, &existing));
         let objects = resources::render(plan, settings, existing);
@@ -183,7 +195,7 @@ impl ClusterOutput {
         for listed in &listed {
             let objects: Vec<&Object> = objects.iter().filter(|object| object.kind == listed.kind).collect();
             let unclosed = self.reconcile_all(listed, &objects, &mut outcome).await;
-            if self.taken_over == Some(permit.mark()) {
+            if may_delete {
                 self.prune(listed, &Wanted::of(&objects), &unclosed, &mut outcome).await;
             }
         }
@@ -226,5 +238,14 @@ impl ClusterOutput {
             }));
         }
         Ok(differences)
+    }
+}
+
+/// Whether a refusal concerns the object alone.
+fn is_its_own_fault(refusal: &Refusal, is_last_try: bool) -> bool {
+    match refusal.kind {
+        RefusalKind::Conflict => is_last_try,
+        RefusalKind::Forbidden | RefusalKind::Invalid | RefusalKind::NoNamespace => true,
+        _ => false,
     }
 }

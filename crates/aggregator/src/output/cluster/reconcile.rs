@@ -10,7 +10,7 @@ use serde_json::json;
 use super::ClusterOutput;
 use super::listing::Listed;
 use super::live::{Live, difference, is_ours, is_suspended, left_alone, named};
-use crate::kubernetes::Refusal;
+use crate::kubernetes::{Refusal, RefusalKind};
 use crate::output::Outcome;
 use crate::output::difference::surplus;
 
@@ -60,7 +60,9 @@ impl ClusterOutput {
                 },
                 live => self.reconcile(listed, object, live, outcome).await,
             };
-            outcome.note(kept);
+            let is_gone = |refusal: &Refusal| refusal.kind == RefusalKind::NoNamespace && !listed.is_whole;
+            // A namespace that does not exist, or is being deleted, has nothing to block.
+            outcome.note(if kept.as_ref().is_err_and(is_gone) { Ok(false) } else { kept });
             if before != (outcome.problems.len(), outcome.suspended.len()) {
                 unclosed.extend(wanted.difference(&is).map(|host| (*host).to_owned()));
             }

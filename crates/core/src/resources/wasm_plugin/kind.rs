@@ -161,7 +161,9 @@ impl BlockingKind for WasmPlugin {
 
 fn noted(existing: &[ExistingObject], gateway: &Gateway) -> Shards {
     let mut shards = Shards::default();
-    existing.iter().for_each(|object| shards.add(&object.name, object.note == LONG_LIST, gateway));
+    for object in existing {
+        shards.add(&object.name, object.note == LONG_LIST, gateway);
+    }
     shards
 }
 

@@ -255,6 +255,60 @@ async fn an_operator_opens_the_objects_and_they_stay_open_until_the_annotation_i
     }
 }
 
+/// A tenant that keeps the mark from being written keeps no leader from its work. In a namespace of operators, what is not marked
+/// is an error, because late writes of the leader before may still come.
+#[tokio::test]
+async fn an_object_of_a_tenant_that_can_not_be_marked_stops_no_leader() {
+    for home in HOMES {
+        let mut stage = Stage::begin(home).await;
+        stage.write(&plan(2)).await;
+        let take_over = async |term| {
+            let permit = WritePermit::of_term(term, "b");
+            stage.server.output_of(&permit).take_over(&settings(home), &permit, true).await
+        };
+        let first = stage.place(0);
+        stage.server.before(move |world, asked| {
+            if asked.method == Method::PATCH && asked.name.as_ref() == Some(&first.1) {
+                world
+                    .edit(POLICIES, &first.0, &first.1, |policy| policy["metadata"]["generation"] = 7.into());
+            }
+            None
+        });
+        assert_eq!(take_over(2).await.map(|blocked| blocked.len()).ok(), home.is_none().then_some(2));
+        stage.server.before(|_, asked| {
+            let is_mark = asked.method == Method::PATCH && asked.plural == POLICIES;
+            is_mark.then(|| (403, "not today".to_owned()))
+        });
+        assert_eq!(take_over(3).await.is_ok(), home.is_none());
+        // That the API server does not answer says nothing of the object.
+        stage.server.before(|_, asked| (asked.method == Method::PATCH).then(|| (500, "not well".to_owned())));
+        assert!(take_over(4).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn in_a_namespace_that_is_gone_there_is_nothing_to_block() {
+    let mut stage = Stage::begin(None).await;
+    let gone = "namespaces \"ns-a\" not found";
+    stage.server.before(move |_, asked| {
+        (asked.plural == POLICIES && asked.method == Method::POST).then(|| (404, gone.to_owned()))
+    });
+    assert_eq!(stage.write(&plan(1)).await.problems, Vec::<String>::new());
+}
+
+/// Its objects may be those of a later leader.
+#[tokio::test]
+async fn nothing_is_deleted_while_another_kind_can_not_be_read() {
+    let mut stage = Stage::begin(None).await;
+    stage.write(&plan(1)).await;
+    stage.server.before(|_, asked| {
+        (asked.plural == PLUGINS && asked.method == Method::GET).then(|| (403, "not today".to_owned()))
+    });
+    assert_eq!(stage.write(&plan(0)).await.removed, 0);
+    stage.server.well();
+    assert_eq!(stage.write(&plan(0)).await.removed, 1);
+}
+
 /// A tenant that may write in its own namespace must not open what is blocked elsewhere.
 #[tokio::test]
 async fn in_the_namespaces_of_tenants_a_suspension_counts_for_one_namespace() {

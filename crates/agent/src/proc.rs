@@ -4,6 +4,7 @@
 //! kubelet names its log files after both.
 
 mod cgroup;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod listing;
@@ -13,13 +14,7 @@ mod process;
 mod sight;
 mod turns;
 
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    io::{self, Read},
-    mem,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, fs, io, mem, path::PathBuf};
 
 use jiff::Zoned;
 
@@ -29,11 +24,11 @@ use crate::{
 };
 
 pub(crate) use self::cgroup::Home;
+use self::files::{number, read_bounded};
 use self::listing::Listing;
 pub use self::listing::{LeftOut, MOST_OF_POD, MOST_RECORDS, Omitted};
 use self::names::{Names, Owner};
 use self::pod::{PodScan, Turn};
-use self::process::number;
 use self::sight::Unseen;
 pub use self::sight::{Partial, ScanError};
 pub use self::turns::Limits;
@@ -238,12 +233,6 @@ impl Scanner {
         }
         tenants
     }
-}
-
-fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

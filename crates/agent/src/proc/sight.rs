@@ -8,8 +8,7 @@ use std::{
 
 use super::{
     CGROUP_LIMIT, Home, Scanner,
-    process::{base_name, has_ended},
-    read_bounded,
+    files::{base_name, has_ended, read_bounded},
 };
 
 /// Longer than the command line of any program that makes a container's sandbox.

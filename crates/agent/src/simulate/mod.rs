@@ -5,6 +5,7 @@
 //! hosts. Every node can be told to misbehave, by hand, by a list of faults or by a script.
 
 mod behaviour;
+mod http;
 mod node;
 mod payload;
 mod script;

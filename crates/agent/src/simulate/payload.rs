@@ -1,11 +1,13 @@
 //! What each behaviour puts on the wire.
 
-use std::{borrow::Cow, time::Duration};
-
-use jiff::Timestamp;
 use serde_json::json;
 
-use super::{behaviour::Behaviour, node::Node, stream, wire::Request};
+use super::{
+    behaviour::Behaviour,
+    http::{Head, Play, Request},
+    node::Node,
+    stream,
+};
 use crate::record::{Record, encode};
 
 /// The command line of [`Behaviour::HugeRecord`].
@@ -14,25 +16,6 @@ const HUGE: usize = 1024 * 1024;
 const LONG_RECORDS: (u32, usize) = (80, 62 * 1024);
 /// The zeros of [`Behaviour::ZeroPadding`].
 const PADDING: usize = 1024;
-
-/// An answer in pieces, made as the reader takes them: what all of them are together is never in memory.
-pub(super) type Pieces = Box<dyn Iterator<Item = Cow<'static, [u8]>> + Send>;
-
-/// How an answer is played out on the socket.
-pub(super) enum Play {
-    /// All at once; the connection may live on.
-    Whole(Vec<u8>),
-    /// All at once, later.
-    After(Duration, Vec<u8>),
-    /// One byte per interval.
-    Drip(Duration, Vec<u8>),
-    /// Nothing, until the peer gives up.
-    Silence,
-    /// A reset instead of an answer.
-    Reset,
-    /// One piece after the other.
-    Pieces(Pieces),
-}
 
 /// Decides how `node` answers `request`. `keep` says whether the connection may live on.
 pub(super) fn play(node: &mut Node, request: &Request, keep: bool) -> Play {
@@ -105,48 +88,6 @@ fn violations(node: &Node, head: &Head) -> Play {
         }
         Behaviour::XGzip => Play::Whole(head.encoded("x-gzip", &stream::gzip(&encode(&list)))),
         Behaviour::LoneSurrogates => whole(&stream::with_lone_surrogates(list)),
-    }
-}
-
-/// What all answers have in common.
-#[derive(Clone, Copy)]
-pub(super) struct Head {
-    pub(super) date: Option<Timestamp>,
-    pub(super) keep: bool,
-}
-
-impl Head {
-    fn json(&self, body: &[u8]) -> Vec<u8> {
-        self.render("200 OK\r\nContent-Type: application/json", body)
-    }
-
-    fn encoded(&self, encoding: &str, body: &[u8]) -> Vec<u8> {
-        let lines = format!("200 OK\r\nContent-Type: application/json\r\nContent-Encoding: {encoding}");
-        self.render(&lines, body)
-    }
-
-    /// A status line without its version, possibly followed by header lines, made into a whole answer.
-    pub(super) fn render(&self, lines: &str, body: &[u8]) -> Vec<u8> {
-        self.assemble(lines, &format!("Content-Length: {}", body.len()), body)
-    }
-
-    /// The beginning of an answer whose length is told by `framing`.
-    pub(super) fn unsized_json(&self, framing: &str, start: &[u8]) -> Vec<u8> {
-        self.assemble("200 OK\r\nContent-Type: application/json", framing, start)
-    }
-
-    fn assemble(&self, lines: &str, framing: &str, start: &[u8]) -> Vec<u8> {
-        let mut answer = format!("HTTP/1.1 {lines}\r\n{framing}\r\n");
-        if let Some(date) = self.date {
-            answer.push_str(&date.strftime("Date: %a, %d %b %Y %H:%M:%S GMT\r\n").to_string());
-        }
-        if !self.keep {
-            answer.push_str("Connection: close\r\n");
-        }
-        answer.push_str("\r\n");
-        let mut answer = answer.into_bytes();
-        answer.extend_from_slice(start);
-        answer
     }
 }
 

@@ -11,8 +11,8 @@ use std::{
 use flate2::{Compress, Compression, Crc, FlushCompress, write::GzEncoder};
 
 use super::{
+    http::{Head, Pieces},
     node::offender,
-    payload::{Head, Pieces},
 };
 use crate::record::{Record, encode};
 

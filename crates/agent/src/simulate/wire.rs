@@ -12,9 +12,10 @@ use tokio::{
 };
 
 use super::{
+    http::{Head, Play, Request},
     lock,
     node::Node,
-    payload::{Head, Play, play},
+    payload::play,
 };
 
 /// A real agent drops connections that are idle for this long.
@@ -24,12 +25,6 @@ const LIFETIME: Duration = Duration::from_mins(2);
 /// How long to wait for the peer to close after its last answer.
 const PARTING: Duration = Duration::from_secs(1);
 const HEAD_LIMIT: usize = 8 * 1024;
-
-pub(super) struct Request {
-    pub(super) method: String,
-    pub(super) path: String,
-    keep: bool,
-}
 
 enum Incoming {
     Request(Request),
@@ -81,32 +76,13 @@ async fn receive(stream: &mut TcpStream, received: &mut Vec<u8>) -> io::Result<I
         }
         if let Some(end) = end {
             let head: Vec<u8> = received.drain(..end + 4).collect();
-            return Ok(Incoming::Request(parse(&String::from_utf8_lossy(&head))));
+            return Ok(Incoming::Request(Request::parse(&String::from_utf8_lossy(&head))));
         }
         received.reserve(1024);
         if stream.read_buf(received).await? == 0 {
             return Ok(Incoming::Gone);
         }
     }
-}
-
-fn parse(head: &str) -> Request {
-    let mut lines = head.lines();
-    let mut words = lines.next().unwrap_or_default().split(' ').map(str::to_owned);
-    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    // A body is not read, so nothing after it could be.
-    let ends = |line: &str| {
-        let line = line.to_ascii_lowercase();
-        let (name, value) = line.split_once(':').unwrap_or_default();
-        match name {
-            "connection" => value.contains("close"),
-            "content-length" => value.trim() != "0",
-            "transfer-encoding" => true,
-            _ => false,
-        }
-    };
-    let keep = !lines.any(ends) && words.next().as_deref() == Some("HTTP/1.1");
-    Request { method, path, keep }
 }
 
 async fn perform(stream: &mut TcpStream, answer: Play) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::*;
-use crate::simulate::payload::Head;
+use crate::simulate::http::Head;
 use crate::simulate::stream;
 
 /// The data of a chunked body up to its last whole chunk, and whether the body is whole.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use procscan_agent::simulate::{Behaviour, Fault, Fleet, FleetOptions};
@@ -95,7 +95,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
                 waiting.retain(|Waiting { node, requests, pod }| {
                     let has_answered = fleet.requests(*node) >= *requests;
                     if has_answered {
-                        println!("answered {node} {pod} {}", crate::rounds::micros());
+                        println!("answered {node} {pod} {}", micros());
                     }
                     !has_answered
                 });
@@ -217,4 +217,10 @@ impl Simulated {
             }
         }
     }
+}
+
+/// Microseconds since the epoch.
+pub(crate) fn micros() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

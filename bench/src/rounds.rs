@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
 use crate::aggregator::{self, Aggregator, Setup};
-use crate::fleet::{BASE, PORT, Simulated};
+use crate::fleet::{BASE, PORT, Simulated, micros};
 use crate::process::Cpu;
 use crate::table::{Row, Table};
 
@@ -253,10 +253,4 @@ pub(crate) fn plugin(index: usize) -> String {
         0 => "wasmplugin_higress-system_procscan-violations.yaml".to_owned(),
         n => format!("wasmplugin_higress-system_procscan-violations-{n}.yaml"),
     }
-}
-
-/// Microseconds since the epoch.
-pub(crate) fn micros() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::CHANGE_LIMIT;
 use crate::fleet::Simulated;
-use crate::rounds::{micros, plugin};
+use crate::fleet::micros;
+use crate::rounds::plugin;
 
 /// How often it is looked whether the output has changed.
 const LOOK: Duration = Duration::from_millis(5);

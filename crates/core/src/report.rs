@@ -11,16 +11,18 @@ mod instant;
 mod json;
 mod record;
 mod stream;
+mod wire_record;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-pub(crate) use self::decode::clip;
-pub use self::decode::{DecodeError, Limits, decode};
+pub use self::decode::decode;
+pub use self::gathering::Limits;
 pub use self::record::{Claim, DATE_TOLERANCE, Record, RecordRef, Records, age_by_own_clock};
-pub use self::stream::Decoder;
+pub use self::stream::{DecodeError, Decoder};
+pub(crate) use self::wire_record::clip;
 
 use crate::Moment;
 use crate::names::{NodeName, Text};

@@ -8,10 +8,31 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::decode::Limits;
 use super::record::{RecordRef, Records};
 use super::{Answer, LeftOut, Rejection, Rejections};
 use crate::shares::fair_share;
+
+/// How much of one answer is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Records per answer, shared fairly among namespaces. The rest is read and counted, and its namespaces are noted (see
+    /// [`LeftOut`]).
+    pub records: usize,
+    /// Bytes that all records of an answer take, shared in the same way. While the answer is being read, up to a quarter more.
+    pub bytes: usize,
+    /// Bytes of a process name. It is part of the key, so cutting it may merge two violations of one Pod, which is harmless.
+    pub process: usize,
+    /// Bytes of a command line.
+    pub cmdline: usize,
+    /// Bytes of any other field.
+    pub field: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { records: 1000, bytes: 4 << 20, process: 256, cmdline: 4096, field: 512 }
+    }
+}
 
 /// The good records of an answer while it is being read.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! From an answer that arrives in pieces to its records.
 
-use super::decode::{DecodeError, Field, Limits, WireRecord, take_in};
-use super::gathering::Gathering;
+use super::gathering::{Gathering, Limits};
 use super::json::{Container, Role, Scalar, ScanError, Scanner, Sink, Unexpected};
+use super::wire_record::{Field, WireRecord};
 use super::{Answer, Rejection};
 
 /// The members of a record that are used, in the order of [`WireRecord`]'s fields.
@@ -22,6 +22,26 @@ pub struct Decoder {
     scanner: Scanner,
     list: List,
     broken: Option<DecodeError>,
+}
+
+/// The answer as a whole is not a list of records. The records before the error are used all the same.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DecodeError(String);
+
+impl DecodeError {
+    /// The byte at this position, counted from 0, can't be there. The input is not quoted.
+    fn syntax(at: u64) -> Self {
+        Self(format!("not JSON at byte {at}"))
+    }
+
+    fn eof(at: u64) -> Self {
+        Self(format!("the JSON breaks off at byte {at}"))
+    }
+
+    fn shape() -> Self {
+        Self("expected an array of records, null, or an object with `violations`".to_owned())
+    }
 }
 
 /// The list of records, as far as it has been read.
@@ -176,7 +196,7 @@ impl List {
         let taken = if self.is_ambiguous {
             Err(Rejection::NotARecord)
         } else {
-            take_in(&wire, &self.limits, &mut self.gathering)
+            wire.take_in(&self.limits, &mut self.gathering)
         };
         if let Err(reason) = taken {
             self.gathering.rejected.count(reason);

@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, watch};
 use self::rows::{
     Rows, declared, document, enforced, everything, exempted, incident, logged, unreadable, written,
 };
-use super::operator_commands::{IncidentRequest, OperatorCommandError};
+use super::command::{IncidentRequest, OperatorCommandError};
 use super::sqlite::{self, Sqlite, StateErrorKind};
 use super::{Batch, DecisionFilter, Document, Kind, Loaded, LoggedDecision, PersistedState, StateError};
 

@@ -5,6 +5,7 @@
 //! are answered; the leader sees them in what is kept, does them, and says so there.
 
 pub mod cluster;
+mod command;
 mod compressed_json;
 pub mod crd;
 mod document;
@@ -22,9 +23,10 @@ use procscan_core::names::App;
 use procscan_core::state::Incident;
 
 pub use self::cluster::{Changed, ClusterStore};
+pub use self::command::OperatorCommandError;
 pub use self::document::{Batch, DecisionFilter, Document, Kind, LoggedDecision};
 pub use self::file::FileStore;
-pub use self::operator_commands::{OperatorCommandError, OperatorCommands};
+pub use self::operator_commands::OperatorCommands;
 pub use self::persisted_state::{
     Declared, IncidentEntry, ObjectVersion, PendingCommand, PersistedState, StateDigest, Unread,
     UnreadExemption,

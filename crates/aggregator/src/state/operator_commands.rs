@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::cluster::objects::{LOG, logged, part};
 use super::cluster::{FIELD_MANAGER, Objects};
+use super::command::{IncidentRequest, OperatorCommandError};
 use super::crd::Resource;
 use super::file::FileStore;
 use super::{DecisionFilter, LoggedDecision, StateError};
@@ -47,26 +48,6 @@ pub enum OperatorCommands {
     Unavailable,
 }
 
-/// Why a word was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum OperatorCommandError {
-    /// There is no such thing.
-    #[error("there is no {0} {1}")]
-    Unknown(&'static str, String),
-    /// There is one already.
-    #[error("the {0} {1} exists already")]
-    Exists(&'static str, String),
-    /// Another word about the same is just being done.
-    #[error("what was asked of {0} just before is still being done; try again in a moment")]
-    Busy(String),
-    /// It can't be kept.
-    #[error("{0}")]
-    NotPersisted(String),
-    /// What was said makes no sense.
-    #[error("{0}")]
-    Invalid(String),
-}
-
 impl OperatorCommands {
     /// The decisions that are logged beside the incidents, the latest first: in a file, there are more than the incidents have.
     pub async fn logged(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
@@ -75,30 +56,7 @@ impl OperatorCommands {
             Self::Cluster(_) | Self::Unavailable => Ok(Vec::new()),
         }
     }
-}
 
-impl From<Refusal> for OperatorCommandError {
-    fn from(refusal: Refusal) -> Self {
-        match refusal.kind {
-            RefusalKind::Invalid => Self::Invalid(refusal.text),
-            _ => Self::NotPersisted(refusal.text),
-        }
-    }
-}
-
-impl From<StateError> for OperatorCommandError {
-    fn from(error: StateError) -> Self {
-        Self::NotPersisted(error.to_string())
-    }
-}
-
-/// What is wanted of an incident.
-pub(super) enum IncidentRequest {
-    Approve(Approval),
-    Release(Release),
-}
-
-impl OperatorCommands {
     /// The wall time by which dates are judged: the API server's if it is known, otherwise this replica's.
     pub fn wall_time(&self) -> Timestamp {
         let server = match self {

@@ -1,0 +1,47 @@
+//! One command of an operator, and why it is refused.
+
+use procscan_core::state::incident::{Approval, Release};
+
+use super::StateError;
+use crate::kubernetes::{Refusal, RefusalKind};
+
+/// What is wanted of an incident.
+pub(super) enum IncidentRequest {
+    Approve(Approval),
+    Release(Release),
+}
+
+/// Why a word was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorCommandError {
+    /// There is no such thing.
+    #[error("there is no {0} {1}")]
+    Unknown(&'static str, String),
+    /// There is one already.
+    #[error("the {0} {1} exists already")]
+    Exists(&'static str, String),
+    /// Another word about the same is just being done.
+    #[error("what was asked of {0} just before is still being done; try again in a moment")]
+    Busy(String),
+    /// It can't be kept.
+    #[error("{0}")]
+    NotPersisted(String),
+    /// What was said makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl From<Refusal> for OperatorCommandError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal.kind {
+            RefusalKind::Invalid => Self::Invalid(refusal.text),
+            _ => Self::NotPersisted(refusal.text),
+        }
+    }
+}
+
+impl From<StateError> for OperatorCommandError {
+    fn from(error: StateError) -> Self {
+        Self::NotPersisted(error.to_string())
+    }
+}

@@ -9,8 +9,6 @@ use crate::plain_file;
 
 /// The name of the file. It begins with a dot, so `kubectl apply` does not read it, and it is no temporary file.
 pub(super) const MARKER: &str = ".procscan.lease";
-/// What its temporary files are called after.
-pub(super) const STEM: &str = "lease";
 /// How many bytes of the file are read: a namespace and a name have 63 and 253 bytes at most, a UID has 36.
 const MAX_MARKER: u64 = 512;
 
@@ -94,7 +92,7 @@ fn read(marker: &Path) -> io::Result<String> {
 
 /// Replicas of one Lease may write it at the same time, so each has a temporary file of its own.
 fn write(path: &Path, marker: &Path, owner: &Owner) -> io::Result<()> {
-    let (temporary, mut file) = temporary::make(path, STEM)?;
+    let (temporary, mut file) = temporary::make(path, temporary::LEASE)?;
     let written = file
         .write_all(owner.text().as_bytes())
         .and_then(|()| file.sync_all())

@@ -10,6 +10,8 @@ use procscan_core::resources::Kind;
 
 /// What the names begin with: a dot, so that `kubectl apply` does not read them.
 const PREFIX: &str = ".procscan-";
+/// The name under which the lease file is written, because its own begins with a dot.
+pub(super) const LEASE: &str = "lease";
 /// How many hexadecimal digits end the names.
 const DIGITS: usize = 16;
 
@@ -33,7 +35,7 @@ pub(super) fn is_ours(path: &Path, kinds: &[Kind]) -> bool {
     };
     let is_object =
         super::is_like_ours(stem) && kinds.iter().any(|kind| stem.starts_with(&kind.file_prefix()));
-    let is_named = is_object || has_number && stem == super::lease::STEM;
+    let is_named = is_object || has_number && stem == LEASE;
     is_named && fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 

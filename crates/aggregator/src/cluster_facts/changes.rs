@@ -12,7 +12,7 @@ use procscan_core::Moment;
 use procscan_core::names::Text;
 
 use super::listing::MAX_OBJECTS;
-use super::watches::compare;
+use super::resource_version::{compare, reaches};
 
 /// A watch proves nothing if its bookmarks have not shown for this long that it has reported everything. The API server
 /// sends a bookmark each minute, and each one covers the time up to the list after the bookmark before it.
@@ -122,7 +122,7 @@ impl Changes {
     pub(super) fn reach(&mut self, kind: Kind, reached: &str) -> bool {
         let Some(Watched::Until { at, version, goal }) = self.watches.get_mut(&kind) else { return false };
         reached.clone_into(version);
-        let is_reached = |goal: &mut Goal| compare(reached, &goal.version).is_some_and(Ordering::is_ge);
+        let is_reached = |goal: &mut Goal| reaches(reached, &goal.version);
         if let Some(goal) = goal.take_if(is_reached) {
             *at = goal.at;
         }

@@ -38,6 +38,7 @@ mod listing;
 mod lookup;
 mod namespace_facts;
 mod reporting;
+mod resource_version;
 mod state;
 mod sweep;
 mod sweeps;

@@ -34,7 +34,6 @@ use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-pub(super) use self::event::compare;
 use super::changes::{Changes, Kind, MAX_SILENCE};
 use super::fields;
 use crate::clock::Clock;

@@ -1,11 +1,10 @@
 //! The events of a watch, one per line.
 
-use std::cmp::Ordering;
-
 use serde::Deserialize;
 
 use super::{End, Watch};
 use crate::cluster_facts::changes::{Kind, MAX_SILENCE};
+use crate::cluster_facts::resource_version::reaches;
 use crate::kubernetes::{Refusal, RefusalKind, Trim};
 
 #[derive(Deserialize)]
@@ -92,19 +91,6 @@ impl Watch {
             ),
         }
     }
-}
-
-/// Whether `version` is `other` or a later one.
-fn reaches(version: &str, other: &str) -> bool {
-    !version.is_empty() && compare(version, other).is_some_and(Ordering::is_ge)
-}
-
-/// Compares resourceVersions. They are numbers; of others only equality is known.
-pub(in crate::cluster_facts) fn compare(version: &str, other: &str) -> Option<Ordering> {
-    if version == other {
-        return Some(Ordering::Equal);
-    }
-    Some(version.parse::<u64>().ok()?.cmp(&other.parse::<u64>().ok()?))
 }
 
 #[cfg(test)]

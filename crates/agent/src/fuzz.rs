@@ -1,7 +1,7 @@
-//! Laws of what an agent reads that others have written: tenants name control groups, operators write rules.
+//! Laws of the foreign bytes that an agent reads: tenants name control groups, operators write rules.
 //!
-//! Each function takes any bytes at all and panics where a law is broken. `make fuzz` feeds them with made-up bytes; the tests
-//! feed them with those in `fuzz/corpus`.
+//! Each function takes any bytes and panics where a law is broken. `make fuzz` passes made-up bytes to them; the tests pass
+//! the inputs in `fuzz/corpus`.
 
 pub use crate::proc::fuzz::cgroup;
 pub use crate::rules::fuzz::rules;
@@ -18,7 +18,7 @@ mod replay {
         assert!(!inputs.is_empty(), "{} is empty", directory.display());
         for path in inputs {
             let input = fs::read(&path).unwrap();
-            // Says which one it was: a panic tells of the law only.
+            // The panic names the law only, so the input is named here.
             let done = panic::catch_unwind(|| law(&input));
             assert!(done.is_ok(), "{}", path.display());
         }

@@ -1,8 +1,7 @@
-//! The reference node agent, and a simulator of many.
+//! The reference node agent, and a simulated fleet of agents.
 //!
-//! The aggregator is only as good as what it was tried against. This crate gives it two honest counterparts: a small
-//! agent that looks at real processes and answers the wire contract as it was meant ([`server`]), and a fleet of
-//! simulated nodes that misbehave on command, including the ways the agents in the field misbehave ([`simulate`]).
+//! The agent ([`server`]) scans real processes and follows the wire contract. The nodes of the fleet ([`simulate`])
+//! misbehave on command, also in the ways in which the agents in the field misbehave.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 

@@ -34,16 +34,16 @@ pub use self::sight::{Partial, ScanError};
 pub use self::turns::Limits;
 use self::turns::Tenants;
 
-/// Only namespaces of tenants are reported; those of the platform are not for this system to judge.
+/// Only namespaces of tenants are reported; this system does not judge the platform's own.
 pub const TENANT_PREFIX: &str = "ns-";
 
 /// Far above the longest real list of control groups (one line per v1 hierarchy).
 const CGROUP_LIMIT: u64 = 16 * 1024;
 
-/// What processes outside of any pod are reported as, for machines without Kubernetes.
+/// The namespace and Pod under which processes outside of any Pod are reported, for machines without Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostIdentity {
-    /// Must start with [`TENANT_PREFIX`], or nothing would be reported.
+    /// Must start with [`TENANT_PREFIX`], because other namespaces are not reported.
     pub namespace: String,
     /// Any name.
     pub pod: String,
@@ -59,19 +59,19 @@ pub struct Finding {
     /// The name that broke the rule; for a keyword, the name of its program as its command line has it. Cut to
     /// [`MOST_PROCESS`](crate::record::MOST_PROCESS).
     pub process: String,
-    /// Its command line, or what fits into [`MOST_CMDLINE`](crate::record::MOST_CMDLINE) of its beginning and of what broke the rule; bytes
-    /// that are not UTF-8 became U+FFFD.
+    /// Its command line, shortened to [`MOST_CMDLINE`](crate::record::MOST_CMDLINE): its beginning and the match. Bytes that are
+    /// not UTF-8 became U+FFFD.
     pub cmdline: String,
     /// The process pattern that matched, cut to [`MOST_REGEX`](crate::record::MOST_REGEX); empty for a keyword.
     pub regex: String,
-    /// The process ID of the oldest among those that share namespace, pod and process name.
+    /// The process ID of the oldest process with the same namespace, pod and process name.
     pub pid: u32,
-    /// When that one started, in ticks of the kernel's clock.
+    /// When that process started, in ticks of the kernel's clock.
     pub started: u64,
 }
 
 impl Finding {
-    /// What there is one record of.
+    /// A list has one record for each key.
     fn key(&self) -> (&str, &str, &str) {
         (&self.namespace, &self.pod, &self.process)
     }
@@ -92,25 +92,25 @@ impl Finding {
     }
 }
 
-/// What one scan has found.
+/// The result of one scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
-    /// What offends, one finding per namespace, pod and process name, in that order.
+    /// The offending processes: one finding per namespace, pod and process name, in that order.
     pub findings: Vec<Finding>,
-    /// What was found or not looked at, and is not in `findings`.
+    /// The offending processes that are not in `findings`, and the processes that were not read.
     pub left_out: LeftOut,
     /// Offending processes that were skipped because the kubelet's directories do not know their pod.
     pub unknown_pods: usize,
     /// Processes of containers that are skipped: the kubelet's links, which name the pods of containers, can't be read.
     pub doubtful_containers: usize,
-    /// Processes that are skipped: the paths of their control groups are longer than what the kernel tells (4,096 bytes), so
-    /// their owners are not known.
+    /// Processes that are skipped because their owners are not known: the paths of their control groups are longer than the
+    /// 4,096 bytes that the kernel shows.
     pub deep_groups: usize,
     /// Processes whose program file could not be seen. They are judged only by the names that a process can choose.
     pub hidden_programs: usize,
 }
 
-/// Looks at all processes below `proc_root`.
+/// Scans all processes below `proc_root`.
 #[derive(Clone, Debug)]
 pub struct Scanner {
     /// Where the node's processes are mounted, normally `/proc`.
@@ -120,18 +120,18 @@ pub struct Scanner {
     /// The kubelet's links `<pod>_<namespace>_<container>-<id>.log`, normally `/var/log/containers`; needed only where
     /// control groups do not name pods.
     pub containers_root: PathBuf,
-    /// What to look for.
+    /// The rules by which processes are judged.
     pub rules: Rules,
-    /// How to report processes outside of pods; `None` ignores them, and makes this a node's agent, which must see all
-    /// of its node. On a person's own machine, what that person may see is enough.
+    /// The name under which processes outside of pods are reported. `None` ignores them, and makes this the agent of a node,
+    /// which must see all of its node. On a person's own machine, the processes that this person may see are enough.
     pub host: Option<HostIdentity>,
-    /// How much a scan reads.
+    /// The most that a scan reads.
     pub limits: Limits,
     /// For each Pod that has more than its share, where the last scan stopped.
     turns: HashMap<Owner, Turn>,
 }
 
-/// What a scan has seen so far.
+/// The state of a scan that runs.
 #[derive(Default)]
 struct Seen {
     unseen: Unseen,
@@ -140,7 +140,7 @@ struct Seen {
 }
 
 impl Scanner {
-    /// A scanner that has not looked yet.
+    /// A scanner before its first scan.
     pub fn new(proc_root: PathBuf, pods_root: PathBuf, rules: Rules, host: Option<HostIdentity>) -> Self {
         Self {
             proc_root,
@@ -153,7 +153,7 @@ impl Scanner {
         }
     }
 
-    /// One pass: what offends now.
+    /// Scans all processes once.
     ///
     /// # Errors
     /// Fails if processes can't be listed, or if a node's agent does not see all of its node. A process that ends
@@ -165,8 +165,8 @@ impl Scanner {
             sight::of_node(&self.proc_root)?;
         }
         let processes = self.pids()?;
-        // After the processes: the kubelet makes a pod's directory before it starts the pod's first process, so the
-        // names can't be older than the processes.
+        // Names are read after the processes: the kubelet makes a pod's directory before it starts the pod's first process, so
+        // that each process has a name.
         let (names, names_read) = Names::read(&self.pods_root, &self.containers_root);
         let mut seen = Seen::default();
         let tenants = self.tenants(&processes, &names, &mut seen.unseen);
@@ -192,7 +192,7 @@ impl Scanner {
 
     /// Process IDs in ascending order, without our own.
     fn pids(&self) -> io::Result<Vec<u32>> {
-        // `self` speaks the numbers of the mount, which may be another PID namespace than ours.
+        // `self` has the number of the mount's PID namespace, which may be another than ours.
         let own = fs::read_link(self.proc_root.join("self")).ok().and_then(|link| number(link.as_os_str()));
         let mut pids = Vec::new();
         for entry in fs::read_dir(&self.proc_root)? {
@@ -212,7 +212,7 @@ impl Scanner {
         Ok(Home::of(&String::from_utf8_lossy(&cgroup)))
     }
 
-    /// The processes that may have to be reported, by owner. Of others nothing more is read.
+    /// The processes that may have to be reported, by owner. Of other processes nothing more is read.
     fn tenants(&self, processes: &[u32], names: &Names, unseen: &mut Unseen) -> Tenants {
         let mut tenants = Tenants::new();
         let host = self.host.as_ref();

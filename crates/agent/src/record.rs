@@ -1,7 +1,7 @@
 //! The wire record, written byte for byte as the agents in the field write it.
 //!
-//! Those are Go programs whose encoder escapes for HTML. A reader that only ever met our own encoder could come to
-//! depend on the unescaped form, so this one escapes too.
+//! They are Go programs whose encoder escapes for HTML. This encoder escapes too, so that no reader comes to depend on the
+//! unescaped form.
 
 use std::io;
 
@@ -9,14 +9,14 @@ use jiff::Zoned;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::Formatter;
 
-/// One process that broke a rule, as it is listed on the wire. Always nine strings, none of them to be trusted.
+/// One process that broke a rule, as it is listed on the wire: nine strings, none of which a reader may trust.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Name of the pod the process runs in.
     pub pod: String,
     /// Namespace of that pod, `ns-…`.
     pub namespace: String,
-    /// The process's name: by its command line, or the one of its program or of the kernel's that broke the rule.
+    /// The name of the process that broke the rule: from its command line, its program or the kernel.
     pub process: String,
     /// The command line, words separated by spaces; agents in the field send all of it.
     pub cmdline: String,
@@ -24,7 +24,7 @@ pub struct Record {
     pub regex: String,
     /// Always `active`.
     pub status: String,
-    /// What kind of application the pod belongs to; in practice always `app`.
+    /// The kind of application that the pod belongs to; in practice always `app`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The application's name; in practice always the pod's.
@@ -53,9 +53,9 @@ pub const MOST_PROCESS: usize = 256;
 pub const MOST_CMDLINE: usize = 4096;
 /// The most bytes of a pattern in a body.
 pub const MOST_REGEX: usize = 512;
-/// Stands where a command line is cut in its middle.
+/// Replaces the part that is cut out of a command line.
 const GAP: &str = " \u{2026} ";
-/// How many bytes before a match are kept of a command line that is cut.
+/// How many bytes before a match a shortened command line contains.
 const BEFORE_MATCH: usize = 64;
 
 /// The beginning of `text` that takes up to `most` bytes in a body.
@@ -71,7 +71,8 @@ pub fn cut(text: &str, most: usize) -> &str {
     end.and_then(|end| text.get(..end)).unwrap_or(text)
 }
 
-/// What takes up to `most` bytes in a body: `text`, or its beginning and what stands from byte `at` on.
+/// `text` shortened to at most `most` bytes in a body: its beginning, and if that does not reach byte `at`, the text around
+/// `at`.
 pub fn excerpt(text: &str, at: usize, most: usize) -> String {
     let beginning = cut(text, most);
     if beginning.len() == text.len() || at + BEFORE_MATCH < beginning.len() {
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_takes_so_many_bytes_in_a_body_at_most() {
+    fn a_cut_text_takes_at_most_its_limit_in_a_body() {
         let every: String = ('\0'..'\u{3000}').chain(['\u{fffd}', '\u{1f600}']).collect();
         let taken = |text: &str| {
             let record = Record { cmdline: text.to_owned(), ..Record::default() };
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_broke_the_rule_is_in_what_is_kept_of_a_long_command_line() {
+    fn a_shortened_command_line_contains_the_match() {
         let text = format!("/bin/a {} --url=pool {}", "x".repeat(70_000), "y".repeat(70_000));
         let kept = excerpt(&text, text.find("--url").unwrap(), 400);
         assert!(kept.starts_with("/bin/a xxx") && kept.contains("xx --url=pool yy"), "{kept}");

@@ -28,7 +28,7 @@ pub enum RulesError {
     /// The file has no `detectionRules`, so nothing could ever be detected.
     #[error("the rules have no section `detectionRules`")]
     Missing,
-    /// It is not known which of several sections is meant.
+    /// Several sections are given, and which one counts is not known.
     #[error("the file has {0} sections `detectionRules`; one is allowed")]
     Several(usize),
     /// All rules are refused, so nothing could ever be detected.
@@ -69,7 +69,7 @@ pub struct Refused {
 /// Why a rule is not in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// It is no regular expression of Go's.
+    /// It is not a regular expression of Go.
     #[error("`{pattern}` is not a regular expression that this agent understands: {source}")]
     Pattern {
         /// The entry as written.
@@ -80,15 +80,15 @@ pub enum Problem {
     /// It is empty.
     #[error("an empty pattern would match everything, and is taken for a mistake")]
     Empty,
-    /// The agents read no such list in this place.
+    /// Agents read no list of this name here.
     #[error("agents do not read this list; the number of its patterns without effect is {0}")]
     NotRead(usize),
 }
 
-/// A process broke a rule.
+/// The rule that a process broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hit {
-    /// Which of the names matched, by its index; `None` for a keyword.
+    /// The index of the name that matched; `None` for a keyword.
     pub name: Option<usize>,
     /// Text of the process pattern; empty when a keyword of the command line matched.
     pub regex: String,
@@ -96,7 +96,7 @@ pub struct Hit {
     pub at: usize,
 }
 
-/// What to look for, and which processes to leave alone. All patterns are regular expressions of Go's, without implied anchors.
+/// The patterns that accuse processes, and those that exempt them. All are regular expressions of Go, without implied anchors.
 #[derive(Clone, Debug)]
 pub struct Rules {
     processes: Vec<Pattern>,
@@ -160,7 +160,7 @@ impl Rules {
         self.processes.is_empty() && self.keywords.is_empty()
     }
 
-    /// Judges a process by its names and its whole command line. Names are tried before keywords.
+    /// Judges a process by its names and its whole command line. Names come before keywords.
     ///
     /// A process can choose some of its names, so a name exempts no other name. It does exempt a keyword.
     pub fn judge(&self, names: &[String], cmdline: &str) -> Option<Hit> {
@@ -178,12 +178,12 @@ impl Rules {
         (!any(&self.exempt_commands, cmdline)).then_some(hit)
     }
 
-    /// Whether a command line may exempt its process, by any part of it.
+    /// Whether any part of a command line may exempt its process.
     pub fn exempts_commands(&self) -> bool {
         !self.exempt_commands.is_empty()
     }
 
-    /// Whether everything in this pod is exempt, by its namespace or its name.
+    /// Whether all processes of this pod are exempt, by its namespace or its name.
     pub fn exempts_pod(&self, namespace: &str, pod: &str) -> bool {
         any(&self.exempt_namespaces, namespace) || any(&self.exempt_pods, pod)
     }
@@ -191,7 +191,8 @@ impl Rules {
 
 impl Default for Rules {
     /// A short list of miners and mass scanners, and two command lines that only they have. Names are whole and
-    /// keywords demand the option in front, so that an editor or a search that mentions one stays unharmed.
+    /// keywords demand the option in front, so that an editor or a search with such a name among its arguments matches
+    /// none.
     fn default() -> Self {
         let built_in = Self::from_yaml(include_str!("rules.yaml"));
         debug_assert!(built_in.is_ok(), "the built-in rules are tested");

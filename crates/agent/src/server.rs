@@ -1,9 +1,9 @@
-//! The agent itself: scans on a schedule and answers for the latest scan.
+//! The agent: scans on a schedule and answers with the list of the latest scan.
 //!
-//! Each scan replaces the published list as a whole. That is what the agents in the field get wrong: here an empty
-//! answer means clean, and a listed record means running at its timestamp. An agent that can't see its whole node, or whose scan
-//! has failed or takes too long, answers 503 and says why. What is left out of a list is counted in the header
-//! `procscan-left-out`.
+//! Each scan replaces the published list as a whole, which the agents in the field do not do. So an empty answer means that
+//! no process offends, and a listed process ran at its timestamp. An agent that can't see its whole node, or whose scan has
+//! failed or takes too long, answers 503 and names the reason. The header `procscan-left-out` counts what is left out of a
+//! list.
 
 use std::{
     io,
@@ -40,15 +40,14 @@ mod troubles;
 
 use connection::Bounded;
 use published::Published;
-use troubles::{News, Trouble, Troubles};
+use troubles::{Change, Trouble, Troubles};
 
-/// How long answers under way may take after cancellation.
+/// How long running answers may take after cancellation.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// How long a scan may take before the list of the one before is too old to answer with; or a few intervals, if those
-/// are longer.
+/// How long a scan may take until the list of the last one is too old for an answer. A few intervals, if those are longer.
 const SLOWEST_SCAN: Duration = Duration::from_secs(30);
 const LATE_INTERVALS: u32 = 3;
-/// Scanning in a tighter loop than this would cost more than it tells.
+/// A scan costs CPU time, and shorter intervals show hardly more.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How to run an agent.
@@ -58,7 +57,7 @@ pub struct Options {
     pub bind: SocketAddr,
     /// Time between the starts of two scans; at least 100 ms are kept.
     pub scan_interval: Duration,
-    /// What to look for.
+    /// The rules by which processes are judged.
     pub rules: Rules,
     /// Where the node's processes are mounted.
     pub proc_root: PathBuf,
@@ -66,7 +65,8 @@ pub struct Options {
     pub pods_root: PathBuf,
     /// The kubelet's links to the logs of containers.
     pub containers_root: PathBuf,
-    /// How to report processes outside of pods; `None` ignores them, and requires that the whole node is seen.
+    /// The name under which processes outside of pods are reported. `None` ignores them, and requires that the agent sees the
+    /// whole node.
     pub host: Option<HostIdentity>,
 }
 
@@ -87,13 +87,13 @@ impl Default for Options {
 /// Why an agent did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The host's identity would never be reported.
+    /// Processes of the host would never be reported.
     #[error("the host's namespace `{0}` must start with `{TENANT_PREFIX}`: others are not reported")]
     HostNamespace(String),
     /// The first scan failed, most likely because a root is not what it should be.
     #[error("cannot scan the processes in {}: {source}", proc_root.display())]
     Scan {
-        /// Where processes were looked for.
+        /// The root of the processes.
         proc_root: PathBuf,
         /// Why that failed.
         source: io::Error,
@@ -106,12 +106,12 @@ pub enum AgentError {
         /// Why that failed.
         source: io::Error,
     },
-    /// A task of the agent died.
+    /// A task of the agent ended early.
     #[error("the agent stopped: {0}")]
     Stopped(io::Error),
 }
 
-/// The list an agent answers with: a cheap handle, shared by the scans that publish and the server that reads.
+/// The list of an agent's answers. Cheap to clone: the scans that publish and the server that reads share it.
 #[derive(Clone, Debug, Default)]
 pub struct Agent {
     said: Arc<Mutex<Said>>,
@@ -133,7 +133,7 @@ impl Default for Said {
 }
 
 impl Agent {
-    /// An agent that lists nothing yet.
+    /// An agent with an empty list.
     pub fn new() -> Self {
         Self::default()
     }
@@ -143,12 +143,12 @@ impl Agent {
         self.publish_part(records, &LeftOut::default());
     }
 
-    /// Replaces the list, and tells what is left out of it.
+    /// Replaces the list. `left_out` is not in it.
     pub fn publish_part(&self, records: &[Record], left_out: &LeftOut) {
         self.say(Said::List(Arc::new(Published::new(records, left_out))));
     }
 
-    /// Answers 503 until a list is published, because it is not known what offends.
+    /// Answers 503 until a list is published, because the offending processes are not known.
     pub fn publish_nothing(&self, why: &str) {
         self.say(Said::Nothing(why.into()));
     }
@@ -181,7 +181,7 @@ pub async fn start(
     let mut publisher = Publisher { agent: agent.clone(), troubles: Troubles::default() };
     let mut scanner = Scanner::new(proc_root.clone(), pods_root, rules, host);
     scanner.containers_root = containers_root;
-    // The first scan comes before the first answer: an agent that has not looked must not say `[]`.
+    // The first scan comes before the first answer: an agent that has not scanned must not answer `[]`.
     let (scanner, seen) = scan(scanner).await.map_err(AgentError::Stopped)?;
     match seen {
         Err(ScanError::Processes(source)) => return Err(AgentError::Scan { proc_root, source }),
@@ -203,7 +203,7 @@ pub async fn start(
     Ok((address, task))
 }
 
-/// Answers for `agent` on `listener` until `cancel`, then finishes the answers under way.
+/// Answers for `agent` on `listener` until `cancel`, then finishes the running answers.
 ///
 /// Connections are bounded in number, and dropped 10 s after the last answer.
 pub async fn serve(listener: TcpListener, agent: Agent, cancel: CancellationToken) -> io::Result<()> {
@@ -273,7 +273,7 @@ async fn scan(mut scanner: Scanner) -> io::Result<(Scanner, Result<Scan, ScanErr
     tokio::task::spawn_blocking(look).await.map_err(io::Error::from)
 }
 
-/// Publishes what scans have seen, and tells the log what was wrong with them.
+/// Publishes the results of scans, and logs their problems.
 struct Publisher {
     agent: Agent,
     troubles: Troubles,
@@ -285,7 +285,7 @@ impl Publisher {
             Ok(seen) => seen,
             Err(why) => return self.publish_nothing(why.kind(), &why.to_string()),
         };
-        self.tell(troubles_of(&seen, scanner));
+        self.log_changes(troubles_of(&seen, scanner));
         tracing::debug!(found = seen.findings.len(), left_out = %seen.left_out.total(), "scanned");
         let at = Zoned::now();
         let records: Vec<Record> =
@@ -295,21 +295,21 @@ impl Publisher {
 
     fn publish_nothing(&mut self, kind: &str, why: &str) {
         let text = format!("answering 503, because the list would not be complete: {why}");
-        self.tell(vec![Trouble { kind: format!("answering 503 ({kind})"), text }]);
+        self.log_changes(vec![Trouble { kind: format!("answering 503 ({kind})"), text }]);
         self.agent.publish_nothing(why);
     }
 
-    fn tell(&mut self, present: Vec<Trouble>) {
-        for news in self.troubles.see(present, Instant::now()) {
-            match news {
-                News::Begun(text) => tracing::warn!("{text}"),
-                News::Over(kind) => tracing::info!("no longer: {kind}"),
+    fn log_changes(&mut self, present: Vec<Trouble>) {
+        for change in self.troubles.update(present, Instant::now()) {
+            match change {
+                Change::Begun(text) => tracing::warn!("{text}"),
+                Change::Over(kind) => tracing::info!("no longer: {kind}"),
             }
         }
     }
 }
 
-/// What is wrong with a scan whose list is published all the same.
+/// The problems of a scan whose list is published all the same.
 fn troubles_of(seen: &Scan, scanner: &Scanner) -> Vec<Trouble> {
     let mut troubles = Vec::new();
     if seen.unknown_pods > 0 {
@@ -322,7 +322,7 @@ fn troubles_of(seen: &Scan, scanner: &Scanner) -> Vec<Trouble> {
     }
     if seen.doubtful_containers > 0 && scanner.host.is_none() {
         let text = format!(
-            "{} processes of containers are skipped: {} can't be read, which tells if they are of Pods",
+            "{} processes of containers are skipped: {} can't be read, so it is not known whether they are of Pods",
             seen.doubtful_containers,
             scanner.containers_root.display()
         );
@@ -336,7 +336,7 @@ fn troubles_of(seen: &Scan, scanner: &Scanner) -> Vec<Trouble> {
         );
         troubles.push(Trouble { kind: "processes in control groups with too long a path".into(), text });
     }
-    // On a person's own machine, what that person may see is enough.
+    // On a person's own machine, the processes that this person may see are enough.
     if seen.hidden_programs > 0 && scanner.host.is_none() {
         let text = format!(
             "the programs of {} processes can't be seen, so that only names are judged which a process can choose: run the \

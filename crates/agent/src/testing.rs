@@ -1,4 +1,4 @@
-//! A client that shows answers as the bytes they are.
+//! A client that returns answers as bytes.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::record::Record;
 
-/// Longer than anything here takes, shorter than anybody waits.
+/// No answer in a test takes longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Answer {
@@ -76,8 +76,8 @@ pub(crate) async fn violations(of: SocketAddr) -> Answer {
     ask(of, "GET /api/violations", "").await
 }
 
-/// Reads until the server closes, and tells how many seconds that took. For tests whose clock is paused: it then jumps
-/// to the server's deadline.
+/// Reads until the server closes. Returns how many seconds that took, for tests whose clock is paused: it jumps to the
+/// server's deadline.
 pub(crate) async fn seconds_until_closed(mut stream: TcpStream) -> u64 {
     let start = Instant::now();
     let mut received = Vec::new();

@@ -1,22 +1,22 @@
-//! Reads in which Pod or container a process lives, from its control groups.
+//! Reads the Pod or container of a process from its control groups.
 //!
 //! The kubelet makes a control group for each Pod and the container runtime one for each container in it. Their drivers
-//! `systemd` and `cgroupfs` name them differently, and where the two use different drivers, a name meant for one is
-//! taken literally by the other. Below its container a tenant may name control groups as it likes, so the outermost
+//! `systemd` and `cgroupfs` name them differently. Where kubelet and runtime use different drivers, one takes a name of the
+//! other's form literally. Below its container a tenant may name control groups as it likes, so the outermost
 //! name counts.
 
-/// Where a process lives.
+/// The Pod or container of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Home {
-    /// On the host itself.
+    /// The process runs on the host itself.
     Outside,
-    /// In the Pod with this UID; empty when the path belongs to Kubernetes but names no Pod.
+    /// The Pod with this UID; empty when the path belongs to Kubernetes but names no Pod.
     Pod(String),
-    /// In the container with this ID, of a Pod that the path does not name.
+    /// The container with this ID, of a Pod that the path does not name.
     Container {
         /// 64 hexadecimal digits.
         id: String,
-        /// Whether it is certainly a container of Kubernetes; others may be, too.
+        /// It is certainly a container of Kubernetes. Without this mark it may be one, too.
         is_of_kubernetes: bool,
         /// The UID of a Pod in it, if it is not certainly one of Kubernetes: a node may be a container itself.
         inside: Option<String>,
@@ -69,8 +69,8 @@ fn of_path(path: &str) -> Option<Home> {
 }
 
 /// The Pod's UID in one segment of a path: `pod<uid>`, or with systemd `kubepods-besteffort-pod<uid with underscores>.slice`.
-/// The latter with `:cri-containerd:<id>` behind it is what a runtime with the other driver makes of it. No parent
-/// is demanded: seen from within a control-group namespace, the upper part of a path is cut off.
+/// A runtime with the other driver appends `:cri-containerd:<id>` to the latter. Any parent is accepted, because seen from
+/// within a control-group namespace, the upper part of a path is cut off.
 fn pod_uid(segment: &str) -> Option<String> {
     let name = segment.split(':').next()?;
     let uid = match name.strip_suffix(".slice") {
@@ -178,13 +178,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_tenant_makes_below_its_container_does_not_name_another_pod() {
+    fn control_groups_below_a_container_name_no_other_pod() {
         let id = id();
         for outer in ["cri-containerd-", "crio-", "k8s.io/", "x.slice:cri-containerd:"] {
             let cgroup = format!("0::/{outer}{id}/kubepods/pod{UID}");
             assert_eq!(Home::of(&cgroup), of_container(true), "{cgroup}");
         }
-        // Unless the node itself is the container, which only the kubelet can tell.
+        // The node itself may be the container. Only the kubelet's links show that.
         let of_node =
             Home::Container { id: id.clone(), is_of_kubernetes: false, inside: Some(UID.to_owned()) };
         assert_eq!(Home::of(&format!("0::/docker/{id}/kubelet/kubepods/pod{UID}/{id}")), of_node);

@@ -40,7 +40,7 @@ pub(super) fn number(name: &OsStr) -> Option<u32> {
     name.to_str()?.parse().ok()
 }
 
-/// Whether an error says that the process, or what was asked of it, is no longer there.
+/// Whether the error means that the process or its file no longer exists.
 pub(super) fn has_ended(error: &io::Error) -> bool {
     const NO_SUCH_PROCESS: i32 = 3;
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(NO_SUCH_PROCESS)

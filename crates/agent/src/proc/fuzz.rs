@@ -19,7 +19,7 @@ pub fn cgroup(input: &[u8]) {
     }
 }
 
-/// Nothing is named that is not written there.
+/// Each name in the result stands in the text.
 fn named(text: &str, home: &Home) {
     let is_uid = |uid: &str| {
         assert!(
@@ -44,7 +44,7 @@ fn named(text: &str, home: &Home) {
     }
 }
 
-/// What a tenant makes below its own control group does not change the owner of a process.
+/// Control groups that a tenant makes below its own do not change the owner of a process.
 fn below(line: &str, home: &Home) {
     let other_id = "0".repeat(64);
     for nested in [
@@ -68,12 +68,12 @@ fn below(line: &str, home: &Home) {
     }
 }
 
-/// An agent in a control-group namespace sees the same.
+/// An agent in a control-group namespace gets the same result.
 fn within_a_namespace(line: &str, home: &Home) {
     let mut parts = line.splitn(3, ':');
     if let (Some(id), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
         && path.starts_with('/')
-        // A line feed behind it would make one end of a line of both.
+        // With a line feed behind it, the carriage return would belong to the line end.
         && !path.ends_with('\r')
     {
         assert_eq!(Home::of(&format!("{id}:{controllers}:/../..{path}")), *home, "{line}");

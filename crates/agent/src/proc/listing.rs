@@ -1,8 +1,8 @@
-//! Shares the list among the tenants of a node, and counts what is left out of it.
+//! Shares the list among the tenants of a node, and counts the findings that are left out.
 //!
 //! A reader takes a limited number of records from one node, and a tenant can have any number of offending processes. So
 //! the namespaces take turns, and in each namespace its Pods. A Pod loses a record only after each other Pod of its
-//! namespace has as many. In a Pod the oldest processes are preferred, so that new ones don't change what is listed.
+//! namespace has as many. In a Pod the oldest processes are preferred, so that new ones do not change the list.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -10,17 +10,17 @@ use super::{Finding, names::Owner};
 
 /// The most records of one node. With the limits of a record, all of them are smaller than what an aggregator reads by default.
 pub const MOST_RECORDS: usize = 500;
-/// The most records of one Pod, whatever room there is.
+/// The most records of one Pod, even if the list has fewer than [`MOST_RECORDS`].
 pub const MOST_OF_POD: usize = 32;
 /// Namespaces that are named in the header of an answer.
 pub(super) const MOST_NAMED: usize = 64;
 
-/// What a scan, or its list, leaves out of one namespace.
+/// How much of one namespace a scan or its list leaves out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Omitted {
     /// Offending processes without a record.
     pub offenders: usize,
-    /// Processes that this scan did not look at; the next ones do.
+    /// Processes that this scan did not read; the next scans do.
     pub processes: usize,
     /// Command lines that were not read to their end.
     pub command_lines: usize,
@@ -33,7 +33,7 @@ impl fmt::Display for Omitted {
     }
 }
 
-/// What a scan, or its list, leaves out, by namespace. Namespaces of which nothing is left out are not in it.
+/// How much a scan or its list leaves out, by namespace. Namespaces of which nothing is left out are not in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut(pub BTreeMap<String, Omitted>);
 
@@ -72,8 +72,8 @@ impl LeftOut {
     }
 }
 
-/// When a record has its turn. Each Pod of the node has its first record before any has a second one; of the Pods that wait for the
-/// same, each namespace has one in turn.
+/// When a record has its turn. Each Pod of the node has its first record before any Pod has a second one. Among Pods with the
+/// same number of records, the namespaces take turns.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     record: usize,
@@ -95,7 +95,7 @@ impl Found {
     }
 }
 
-/// What was found in one Pod, by process name.
+/// The findings of one Pod, by process name.
 #[derive(Debug, Default)]
 struct OfPod {
     found: BTreeMap<String, Found>,
@@ -121,7 +121,7 @@ impl OfPod {
         }
     }
 
-    /// The youngest that broke the rule which most of them broke: a reader may exempt some rules, so each keeps a record.
+    /// The youngest process of the rule that most of them broke. A reader may exempt some rules, so each rule keeps a record.
     fn expendable(&self) -> Option<String> {
         let mut by_rule: BTreeMap<&str, usize> = BTreeMap::new();
         for found in self.found.values() {
@@ -133,7 +133,7 @@ impl OfPod {
         youngest.map(|found| found.finding.process.clone())
     }
 
-    /// The oldest of each rule, then the second of each, and so on.
+    /// The oldest finding of each rule, then the second oldest of each rule, and so on.
     fn in_order(self) -> Vec<Found> {
         let mut found: Vec<Found> = self.found.into_values().collect();
         found.sort_unstable_by_key(Found::age);
@@ -151,7 +151,7 @@ impl OfPod {
     }
 }
 
-/// What a scan has found, by namespace and Pod.
+/// The findings of a scan, by namespace and Pod.
 #[derive(Debug, Default)]
 pub(super) struct Listing(BTreeMap<String, BTreeMap<String, OfPod>>);
 
@@ -161,7 +161,7 @@ impl Listing {
         pods.entry(finding.pod.clone()).or_default().add(finding);
     }
 
-    /// What was found of one Pod.
+    /// The findings of one Pod.
     pub(super) fn of(&self, owner: &Owner) -> Vec<Finding> {
         let Owner::Named { namespace, pod } = owner else { return Vec::new() };
         let found = self.0.get(namespace).and_then(|pods| pods.get(pod));

@@ -1,5 +1,5 @@
-//! Names of Pods, from the kubelet's log directories. These are plain files, so the agent needs no socket with the power
-//! to start containers.
+//! Names of Pods, from the kubelet's log directories. These are plain files, so the agent needs no access to the container
+//! runtime's socket, which would let it start containers.
 
 use std::{collections::HashMap, fs, io, path::Path};
 
@@ -8,7 +8,7 @@ use super::cgroup::Home;
 /// A Pod's namespace and name.
 pub(super) type PodName = (String, String);
 
-/// What the kubelet says of the Pods and containers that run here.
+/// The names of the Pods and containers of this node, from the kubelet.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     by_uid: HashMap<String, PodName>,
@@ -35,7 +35,8 @@ impl Owner {
         Self::Named { namespace, pod }
     }
 
-    /// What shares the costs of a scan: a namespace. Each unknown Pod is one of its own, because it may be in any.
+    /// The name under which its share of a scan is counted: its namespace. Each unknown Pod has a share of its own, because its
+    /// namespace is not known.
     pub(super) fn tenant(&self) -> &str {
         match self {
             Self::Named { namespace, .. } => namespace,
@@ -75,7 +76,7 @@ impl Names {
         Ok(())
     }
 
-    /// Whether it can't be told if this is a container of Kubernetes.
+    /// Whether this may be a container of Kubernetes, but the links that would show it can't be read.
     pub(super) fn is_in_doubt(&self, home: &Home) -> bool {
         self.by_container.is_none() && matches!(home, Home::Container { .. }) && !home.is_pod()
     }

@@ -10,13 +10,13 @@ use super::{
 };
 use crate::record;
 
-/// What a scan leaves of a Pod to the next one.
+/// The state of a Pod that the next scan continues from.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Turn {
-    /// Where it stopped, if the Pod has more than its share.
+    /// Where the scan stopped, if the Pod has more than its share.
     round: Round,
-    /// What was found so far. As long as these processes run, they are listed. If a record came and went with the turn of
-    /// its process, the aggregator would take the process for gone.
+    /// The findings so far. These processes are listed as long as they run. If a record came and went with the turn of its
+    /// process, the aggregator would take the process for gone.
     findings: Vec<Finding>,
 }
 
@@ -45,8 +45,8 @@ impl<'a> PodScan<'a> {
         Self { scanner, owner, pids, share, seen, settled: HashSet::new(), omitted: Omitted::default() }
     }
 
-    /// Goes on from where the last scan stopped. Returns how many bytes were read, which may be a little more than the
-    /// share, and what the next scan goes on from, if anything.
+    /// Continues where the last scan stopped. Returns how many bytes were read, which may be a little more than the share,
+    /// and the state for the next scan, if it needs one.
     ///
     /// If half of the share is enough for the beginnings of all command lines, they are read first. So a short command
     /// line is judged in each scan, however many long ones there are.
@@ -101,10 +101,11 @@ impl<'a> PodScan<'a> {
             }
             let limit = left.clamp(head, most);
             let Some(process) = self.read(pid, limit) else { continue };
-            // A command line that only others have cut is read further in the next scan, where it comes first. No scan
-            // reads more of it than one in which it is the first, so a process does not hide itself by a line beyond the share.
+            // A command line may be cut because earlier ones used up the share. Then it is read further in the next scan, where
+            // it comes first. A scan in which it comes first reads the most of it that any scan can, so it is judged then: a
+            // process can't hide by a line beyond the share.
             let has_had_turn = process.is_whole || limit == most || index == 0;
-            // What exempts the process may be in the rest.
+            // The rest may contain the text that exempts the process.
             if has_had_turn || !self.scanner.rules.exempts_commands() {
                 self.judge(pid, &process);
             }
@@ -124,7 +125,7 @@ impl<'a> PodScan<'a> {
     fn read(&mut self, pid: u32, limit: u64) -> Option<Process> {
         let read = Process::read(&self.scanner.directory(pid), limit, &mut self.seen.unseen);
         if read.is_none() {
-            // It has ended, though its number may stay until its parent asks for the result.
+            // It has ended. Its directory may stay until its parent has waited for it.
             self.settled.insert(pid);
         }
         read

@@ -25,7 +25,7 @@ const DELETED: &str = " (deleted)";
 /// A process as the rules see it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Process {
-    /// The name that is listed if no rule prefers another one; then the others that it has. Never empty.
+    /// The name that is listed unless a rule matches another one; then its other names. Never empty.
     pub(super) names: Vec<String>,
     /// Its command line, words separated by spaces; each byte that is not UTF-8 became U+FFFD, as in Go.
     pub(super) cmdline: String,
@@ -36,14 +36,14 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Reads the process in `directory` and up to `limit` bytes of its command line. `None` if it has ended, or is a thread of
-    /// the kernel's.
+    /// Reads the process in `directory` and up to `limit` bytes of its command line. `None` if it has ended or is a kernel
+    /// thread.
     pub(super) fn read(directory: &Path, limit: u64, unseen: &mut Unseen) -> Option<Self> {
         let first = Self::read_thread(directory, limit, unseen);
         if first.is_some() {
             return first;
         }
-        // The first thread of a program may end before the others. What the process is, is seen at those only.
+        // The first thread of a program may end before the others. Then only the others have a command line and a program.
         let threads = fs::read_dir(directory.join("task")).ok()?.flatten().map(|entry| entry.path());
         let others = threads.filter(|thread| thread.file_name() != directory.file_name());
         others.take(MOST_THREADS).find_map(|thread| Self::read_thread(&thread, limit, unseen))
@@ -61,7 +61,7 @@ impl Process {
         let cmdline = decode(bytes);
         let trimmed = cmdline.trim();
         let program = program(unseen.read_program(fs::read_link(directory.join("exe"))));
-        // Zombies and threads of the kernel have neither a command line nor a program. A program may empty its command line.
+        // Zombies and kernel threads have neither a command line nor a program. A running program may empty its command line.
         if trimmed.is_empty() && program.is_none() {
             return None;
         }
@@ -82,8 +82,7 @@ pub(super) fn started(directory: &Path) -> u64 {
     after_name.split_ascii_whitespace().nth(FIELD).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
 }
 
-/// The names of a process with the first argument `first`: as its command line calls it, its program's file, and what the kernel
-/// calls it.
+/// The names of a process with the first argument `first`: from its command line, its program's file, and the kernel.
 fn names(first: &str, cmdline: &str, program: Option<String>, comm: &str) -> Vec<String> {
     let comm = comm.strip_prefix("memfd:").unwrap_or(comm);
     // A path may contain spaces, and a process may write a title into its first argument. It is a path if it ends as
@@ -91,7 +90,7 @@ fn names(first: &str, cmdline: &str, program: Option<String>, comm: &str) -> Vec
     let of_path = base_name(first);
     let is_path = match &program {
         Some(program) => program == of_path,
-        // The kernel's is cut.
+        // The kernel's name may be cut.
         None => {
             !comm.is_empty() && (comm == of_path || comm.len() >= COMM_LENGTH && of_path.starts_with(comm))
         }

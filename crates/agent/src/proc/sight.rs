@@ -1,5 +1,5 @@
-//! Checks that an agent can see what runs on its node. An agent that can't must not answer with a clean list, because
-//! that would clear processes which it only no longer sees.
+//! Checks that an agent can see all processes of its node. An agent that can't must not answer with a clean list, because
+//! that would clear processes that still run.
 
 use std::{
     io,
@@ -11,10 +11,10 @@ use super::{
     files::{base_name, has_ended, read_bounded},
 };
 
-/// Longer than the command line of any program that makes a container's sandbox.
+/// Longer than the command line of the program in any container's sandbox.
 const COMMAND_LIMIT: u64 = 64 * 1024;
 
-/// Why a scan does not show what runs on the node.
+/// Why a scan does not show all processes of the node.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     /// The processes can't be listed at all.
@@ -25,7 +25,7 @@ pub enum ScanError {
     Partial(#[from] Partial),
 }
 
-/// What keeps an agent from seeing all processes of its node, and how to change that.
+/// Why an agent does not see all processes of its node, and how to change that.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Partial {
     /// It has a PID namespace of its own.
@@ -84,8 +84,8 @@ pub enum Partial {
 /// Checks that `root` shows the processes of a node.
 ///
 /// Kernel threads exist only in a machine's first PID namespace, and `hidepid` hides them, so an agent that sees them
-/// sees everything. A node that is a container itself has none; its process 1 belongs to no Pod, and is not one of
-/// ours.
+/// sees everything. A node that is a container itself has none. Its process 1 belongs to no Pod, and is not in the agent's
+/// control group.
 pub(super) fn of_node(root: &Path) -> Result<(), Partial> {
     let read = |process: &str, file: &str, limit| read_bounded(&root.join(process).join(file), limit);
     if read("2", "comm", COMMAND_LIMIT).is_ok_and(|name| name.trim_ascii() == b"kthreadd") {
@@ -106,14 +106,14 @@ pub(super) fn of_node(root: &Path) -> Result<(), Partial> {
     Ok(())
 }
 
-/// What one scan could not see.
+/// The processes and files that one scan could not read.
 #[derive(Debug, Default)]
 pub(super) struct Unseen {
     /// The number of processes that could not be read, and the error of the first.
     refused: Option<(usize, io::Error)>,
     /// A process of a Pod was seen.
     pub(super) sees_pods: bool,
-    /// The number of processes in containers of which it can't be told if they are of Kubernetes.
+    /// The number of processes in containers that may be of Kubernetes, where the kubelet's links can't be read.
     pub(super) doubtful_containers: usize,
     /// The number of processes in control groups with too long a path.
     pub(super) deep_groups: usize,
@@ -124,7 +124,7 @@ pub(super) struct Unseen {
 }
 
 impl ScanError {
-    /// The same text for the same trouble, whatever it counts.
+    /// The same text for the same kind of error, whatever it counts.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Processes(_) => "processes",
@@ -151,8 +151,8 @@ impl Unseen {
         None
     }
 
-    /// The owner of a process, if it was read. Where the path of its control group is too long, the process is only counted:
-    /// a tenant can make such groups, and must not make the list partial by it.
+    /// The owner of a process, if it was read. A process whose control group has too long a path is only counted: a tenant can
+    /// make such groups, and must not make the list partial by them.
     pub(super) fn read_home(&mut self, read: io::Result<Home>) -> Option<Home> {
         if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidFilename) {
             self.deep_groups += 1;
@@ -161,7 +161,7 @@ impl Unseen {
         self.read(read)
     }
 
-    /// The program of a process, if it was seen. Where it is not, the process has other names, so that the list is not
+    /// The program of a process, if it can be read. If not, the process is judged by its other names, so that the list is not
     /// partial.
     pub(super) fn read_program(&mut self, read: io::Result<PathBuf>) -> Option<PathBuf> {
         match read {
@@ -182,7 +182,7 @@ impl Unseen {
         self.unknown.map_or(0, |(count, _)| count)
     }
 
-    /// Whether the scan of `scanner` saw everything, with the names of Pods read or not.
+    /// Whether the scan of `scanner` saw everything. `names` is the result of reading the names of Pods.
     pub(super) fn verdict(self, scanner: &Scanner, names: io::Result<()>) -> Result<(), Partial> {
         if let Some((count, error)) = self.refused {
             let root = scanner.proc_root.clone();

@@ -81,7 +81,7 @@ fn host() -> HostIdentity {
 }
 
 #[test]
-fn a_pods_offender_is_reported_with_what_the_wire_needs() {
+fn a_pods_offender_is_reported_with_all_fields_of_the_wire() {
     let node = Node::new();
     node.pod("ns-a", "web-1", UID);
     node.process(PID, b"/opt/xmrig\0-o\0pool \xff\0", &in_pod(UID));
@@ -177,11 +177,11 @@ fn listed_command_lines_are_bounded_and_missing_roots_are_told_apart() {
 #[test]
 fn a_real_process_is_found_while_it_runs() {
     let directory = tempfile::tempdir().unwrap();
-    // A name of its own: other offenders may well be running on this machine.
+    // A name of its own, because other offenders may run on this machine.
     let name = format!("xmrig-{}", std::process::id());
     let program = directory.path().join(&name);
     fs::copy("/bin/sleep", &program).unwrap();
-    // Should this test itself run in a pod, let that pod be known.
+    // If this test itself runs in a Pod, the Pod is known.
     if let Home::Pod(uid) = Home::of(&fs::read_to_string("/proc/self/cgroup").unwrap()) {
         fs::create_dir(directory.path().join(format!("ns-host_this_{uid}"))).unwrap();
     }
@@ -311,7 +311,7 @@ fn processes_that_are_hidden_or_can_not_be_read_make_the_list_partial() {
     }
 }
 
-/// The kernel does not tell the control group of a process if its path has more than 4,096 bytes. A tenant can make such groups.
+/// The kernel does not show the control group of a process if its path has more than 4,096 bytes. A tenant can make such groups.
 #[test]
 fn a_process_in_too_deep_a_control_group_is_skipped_and_counted_and_hides_no_other() {
     let node = Node::new();

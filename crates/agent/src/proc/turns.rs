@@ -1,23 +1,23 @@
-//! Shares what a scan may read among the tenants of a node.
+//! Shares the bytes that a scan may read among the tenants of a node.
 //!
 //! Reading a command line and judging it takes time, and a tenant may have any number of processes with command lines of
-//! megabytes. So a scan reads a limited number of bytes. Each namespace gets the same part of them, and in it each Pod;
-//! what one of them does not need is for the others. Where a Pod has more, the next scan goes on where this one stopped,
-//! so that each process has its turn.
+//! megabytes. So a scan reads a limited number of bytes. Each namespace gets the same part of them, and in it each Pod.
+//! A part that is not needed is for the others. If a Pod has more than its share, the next scan continues where this one
+//! stopped, so that each process has its turn.
 
 use std::collections::HashMap;
 
 use super::names::Owner;
 
-/// How much a scan reads.
+/// The most that a scan reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of command lines in a scan.
     pub scan: u64,
     /// Bytes of one command line. The kernel starts no program with more than 6 MiB of arguments.
     pub cmdline: u64,
-    /// Bytes of each command line that are read before any is read further. Each process counts as that many at least,
-    /// because other files of it are read too.
+    /// Bytes of each command line that are read before any is read further. Each process counts as at least that many, because
+    /// other files of it are read too.
     pub head: u64,
 }
 
@@ -30,8 +30,8 @@ impl Default for Limits {
 /// For each namespace its Pods, with their process IDs in ascending order.
 pub(super) type Tenants = HashMap<String, HashMap<Owner, Vec<u32>>>;
 
-/// Where the processes of a Pod have got to in their round. New ones wait for the next round: if there are more of them
-/// with each scan than a scan looks at, a round would never come back to the old ones.
+/// Where the processes of a Pod are in their round. New processes wait for the next round: a tenant may start more of them
+/// between two scans than one scan reads, and the round would never come back to the old ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Round {
     /// The last process that had its turn.
@@ -54,10 +54,11 @@ impl Round {
     }
 }
 
-/// Calls `read` for each Pod, with how many bytes it may read. It returns how many it has read: fewer, or a few more.
+/// Calls `read` for each Pod with the number of bytes that it may read. `read` returns how many it has read: fewer, or a few
+/// more.
 pub(super) fn share(tenants: Tenants, bytes: u64, mut read: impl FnMut(Owner, &[u32], u64) -> u64) {
     let mut left = bytes;
-    // Those with few processes first: what they leave is for those with many.
+    // Namespaces with few processes come first: the bytes that they leave are for those with many.
     let mut tenants: Vec<(usize, HashMap<Owner, Vec<u32>>)> =
         tenants.into_values().map(|pods| (pods.values().map(Vec::len).sum(), pods)).collect();
     tenants.sort_unstable_by_key(|(processes, _)| *processes);

@@ -3,7 +3,8 @@
 //!
 //! Both lists of rules are of one type in those agents. So their files have `commands`, `namespaces` and `podNames` below
 //! `blacklist`, and `keywords` below `whitelist`, although the agents do not read them there. A key beyond those is an error,
-//! because a misspelt one would exempt a miner without a word. The file's other sections steer features that this agent does not have.
+//! because a misspelt one would exempt a miner without any message. The file's other sections belong to features that this agent
+//! does not have.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +40,7 @@ pub(super) struct Lists {
     pub(super) pod_names: Option<Vec<String>>,
 }
 
-/// The section `detectionRules` of a file, and where it stands if that is not the file itself.
+/// The section `detectionRules` of a file, and its path within a `ConfigMap`, which is empty for a plain file.
 pub(super) fn read(text: &str) -> Result<(String, Detection), RulesError> {
     let mut found = Vec::new();
     for document in serde_saphyr::from_multiple::<Document>(text)? {

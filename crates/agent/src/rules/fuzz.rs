@@ -1,11 +1,11 @@
 //! Laws of rule files and their patterns.
-#![allow(clippy::panic, clippy::expect_used, reason = "whatever is not as expected stops the run")]
+#![allow(clippy::panic, clippy::expect_used, reason = "a broken law stops the run")]
 
 use serde_json::{Value, json};
 
 use super::{Pattern, PatternError, Problem, Rules, RulesError};
 
-/// So many lines are taken for patterns, of up to so many bytes: large ones take long to compile.
+/// How many lines are taken for patterns, and their longest length: large ones take long to compile.
 const PATTERNS: usize = 8;
 const LONGEST: usize = 256;
 
@@ -24,9 +24,9 @@ pub fn rules(input: &[u8]) {
     together(&lines);
 }
 
-/// A file says the same again, alone or in a `ConfigMap`.
+/// A file has the same rules when it is read again, alone or in a `ConfigMap`.
 fn file(text: &str) {
-    let told = |read: &Result<Rules, RulesError>| match read {
+    let summary = |read: &Result<Rules, RulesError>| match read {
         Ok(rules) => {
             format!("{:?}", rules.refused().iter().map(|refused| &refused.problem).collect::<Vec<_>>())
         }
@@ -34,24 +34,24 @@ fn file(text: &str) {
         Err(_) => "refused".to_owned(),
     };
     let read = Rules::from_yaml(text);
-    assert_eq!(told(&Rules::from_yaml(text)), told(&read));
+    assert_eq!(summary(&Rules::from_yaml(text)), summary(&read));
     match &read {
         Ok(rules) => {
             for refused in rules.refused() {
                 assert!(refused.place.contains("detectionRules."), "{refused}");
             }
-            // A manifest within a manifest is none, and neither is one file of several.
+            // A manifest within a manifest is not read, nor is a file of several documents.
             let is_file = !text.contains("ConfigMap") && !text.contains("---");
             if is_file && text.contains("detectionRules") {
                 let manifest = json!({"kind": "ConfigMap", "data": {"other": "a: [", "rules.yaml": text}});
-                assert_eq!(told(&Rules::from_yaml(&yaml(&manifest))), told(&read), "{manifest}");
+                assert_eq!(summary(&Rules::from_yaml(&yaml(&manifest))), summary(&read), "{manifest}");
             }
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
 
-/// JSON is YAML, but for some characters that YAML does not allow as they are.
+/// JSON is YAML, except for some characters that YAML requires to be escaped.
 fn yaml(tree: &Value) -> String {
     let escape = |sign: char| match sign {
         ' '..='~' => sign.to_string(),
@@ -60,7 +60,7 @@ fn yaml(tree: &Value) -> String {
     tree.to_string().chars().map(escape).collect()
 }
 
-/// A pattern is taken or refused in whatever group it stands, with the same meaning.
+/// A pattern in a group is accepted or refused as without it, and has the same meaning.
 fn pattern(text: &str, samples: &[&str]) {
     match Pattern::new(text) {
         Err(PatternError::Syntax { problem, part }) => {
@@ -70,7 +70,7 @@ fn pattern(text: &str, samples: &[&str]) {
         Err(PatternError::Depth | PatternError::Size(_)) => {}
         Ok(pattern) => {
             assert_eq!(pattern.as_str(), text);
-            // In a group that is quoted the end of the group would be, too.
+            // The quotation would go on over the end of the group.
             if text.contains(r"\Q") {
                 return;
             }
@@ -99,7 +99,7 @@ fn pattern(text: &str, samples: &[&str]) {
     }
 }
 
-/// Text that is quoted is found, and nothing else.
+/// A quoted pattern matches its own text and no other.
 fn quoted(text: &str) {
     if text.contains(r"\E") {
         return;
@@ -111,7 +111,7 @@ fn quoted(text: &str) {
     }
 }
 
-/// Those that can't be used are named, and the others are in force.
+/// Patterns that can't be used are named, and the others are in force.
 fn together(lines: &[&str]) {
     let file = yaml(&json!({"detectionRules": {"blacklist": {"processes": lines}}}));
     let usable: Vec<Pattern> =

@@ -2,7 +2,7 @@
 //!
 //! The agents in the field are Go programs, and their rule files are written for Go. The `regex` crate reads some of the
 //! same texts otherwise (`[a-z&&x]`, `\<`, `a{,5}`, `\d`) and refuses others (`x{`, `\Q..\E`). So a pattern is read by
-//! Go's grammar and written anew, in forms that leave nothing to interpret.
+//! Go's grammar and written anew, in forms that have one meaning only.
 
 mod class;
 mod cursor;
@@ -14,16 +14,16 @@ use self::{cursor::Cursor, groups::Groups};
 
 /// Deeper patterns are refused: the compiler of the `regex` crate uses the stack for each level.
 const MAX_DEPTH: usize = 100;
-/// What a pattern of [`MAX_DEPTH`] levels takes in the form in which it is written anew.
+/// The depth of a pattern of [`MAX_DEPTH`] levels after it is written anew.
 const MAX_WRITTEN_DEPTH: u32 = 16 * 100;
 
-/// No pattern is known for which this is so.
+/// The problem of a pattern that Go takes and the `regex` crate refuses. No such pattern is known.
 pub(super) const NO_FORM: &str = "Go takes it, but the `regex` crate has no form for it";
 
 /// Why a pattern is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// Go refuses it, too, or this agent has no place for it.
+    /// Go refuses it too, or this agent does not support it.
     #[error("{problem}: `{part}`")]
     Syntax {
         /// What is wrong.
@@ -39,7 +39,7 @@ pub enum PatternError {
     Size(usize),
 }
 
-/// A pattern of a rule: its text as the operator wrote it, and what it matches.
+/// A pattern of a rule: its text as the operator wrote it, and its compiled form.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: String,
@@ -75,8 +75,8 @@ impl Pattern {
     }
 }
 
-/// What the flags of a group say of the rest of the group. `U` is not among them: which of several matches is preferred does not
-/// matter to a rule.
+/// The flags in force for the rest of a group. `U` is not among them, because a rule does not depend on which of several matches
+/// is preferred.
 #[derive(Clone, Copy, Debug, Default)]
 struct Flags {
     /// `i`: upper and lower case are the same.
@@ -164,7 +164,7 @@ fn literal(plain: char, flags: Flags) -> String {
     text
 }
 
-/// What begins with a backslash, outside of brackets.
+/// Writes the pattern part after a backslash, outside of brackets.
 fn escaped(rest: &mut Cursor<'_>, groups: &mut Groups, flags: Flags) -> Result<(), PatternError> {
     if rest.eat(r"\Q") {
         let (quoted, _) = rest.split_at(r"\E");
@@ -182,7 +182,7 @@ fn escaped(rest: &mut Cursor<'_>, groups: &mut Groups, flags: Flags) -> Result<(
     }
     let whole = rest.text();
     let Some(plain) = char::from_u32(rest.escape()?) else {
-        // Go takes it for U+FFFD in some places, and in others for nothing.
+        // Go reads it as U+FFFD in some places, and in others as a pattern that matches nothing.
         let part = whole.strip_suffix(rest.text()).unwrap_or(whole);
         return syntax("half of a surrogate pair, which no text has", part);
     };
@@ -190,8 +190,8 @@ fn escaped(rest: &mut Cursor<'_>, groups: &mut Groups, flags: Flags) -> Result<(
     Ok(())
 }
 
-/// What begins with `(?`: flags, with a group of their own or for the rest of this one, or a group with a name. Returns which flags
-/// are in force then.
+/// Writes the pattern part after `(?`: flags for a group of their own or for the rest of this one, or a group with a name.
+/// Returns the flags in force after it.
 fn special_group(rest: &mut Cursor<'_>, groups: &mut Groups, flags: Flags) -> Result<Flags, PatternError> {
     const PROBLEM: &str = "flags or a kind of group that Go does not know";
     let whole = rest.text();

@@ -1,7 +1,7 @@
-//! Bounds on who may hold a connection, and for how long.
+//! Limits the number of connections, and how long one may be silent.
 //!
-//! The agent listens on the node's own network without authentication. Whoever opens connections and then says nothing,
-//! or one byte every few seconds, must not be able to use up its descriptors.
+//! The agent listens on the node's own network without authentication. A client that opens connections and
+//! sends nothing, or one byte every few seconds, must not use up its file descriptors.
 
 use std::{
     future::Future,
@@ -21,9 +21,9 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// One aggregator holds one connection; this leaves room for many and for people with `curl`.
+/// One aggregator holds one connection, so this is enough for many aggregators and for operators with `curl`.
 const MOST_CONNECTIONS: usize = 512;
-/// As the agents in the field: silent connections are dropped after 10 s.
+/// Silent connections are dropped after 10 s, as by the agents in the field.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A listener that stops accepting while all permits are out.
@@ -43,7 +43,7 @@ impl Listener for Bounded {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
-        // Only a closed semaphore refuses, and nobody closes this one.
+        // Only a closed semaphore refuses, and this one is never closed.
         let permit = self.permits.clone().acquire_owned().await.ok();
         let (stream, peer) = Listener::accept(&mut self.listener).await;
         (Connection { stream, deadline: Box::pin(sleep(PATIENCE)), _permit: permit }, peer)
@@ -54,8 +54,8 @@ impl Listener for Bounded {
     }
 }
 
-/// A connection that fails once nothing was sent on it for [`PATIENCE`]. Received bytes do not count: they are cheap
-/// for the peer, an answer is what it should be here for.
+/// A connection that fails once nothing was sent on it for [`PATIENCE`]. Received bytes do not count, because they are cheap
+/// for the client.
 pub(super) struct Connection {
     stream: TcpStream,
     deadline: Pin<Box<Sleep>>,

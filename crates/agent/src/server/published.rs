@@ -1,4 +1,4 @@
-//! One scan's list, encoded once for all who ask.
+//! The list of one scan, encoded once for all requests.
 
 use std::{
     hash::{DefaultHasher, Hasher},
@@ -17,20 +17,20 @@ use crate::{
     record::{Record, encode},
 };
 
-/// What is left out of the list, as three numbers; it is missing where nothing is.
+/// The header that counts what is left out of the list, as three numbers. Without it, nothing is left out.
 const LEFT_OUT: HeaderName = HeaderName::from_static("procscan-left-out");
-/// The namespaces of which something is left out: that a record is missing there says nothing.
+/// The header with the namespaces of which something is left out. A missing record there does not show absence.
 const LEFT_OUT_NAMESPACES: HeaderName = HeaderName::from_static("procscan-left-out-namespaces");
 /// Below this, compression saves no packet.
 const WORTH_COMPRESSING: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Published {
-    /// Weak, because the same list travels both plain and compressed.
+    /// Weak, because the same list is sent plain and compressed.
     etag: String,
     plain: Bytes,
     gzip: Option<Bytes>,
-    /// What is left out, and of which namespaces.
+    /// The values of the two headers, if something is left out.
     left_out: Option<(HeaderValue, HeaderValue)>,
 }
 
@@ -39,7 +39,7 @@ impl Published {
         let plain = encode(records);
         let mut hash = DefaultHasher::new();
         hash.write(&plain);
-        // The same list is another answer if something is left out of it now.
+        // The same list with another part left out is another answer.
         let (counts, namespaces) = (left_out.total().to_string(), left_out.namespaces());
         if !left_out.is_empty() {
             hash.write(counts.as_bytes());
@@ -58,7 +58,7 @@ impl Published {
         }
     }
 
-    /// Answers a request with these headers: in full, compressed, or that nothing changed.
+    /// Answers a request with these headers: plain, compressed, or with 304.
     pub(super) fn answer(&self, asked: &HeaderMap) -> Response {
         let mut response = self.answer_with_list(asked);
         if let Some((left_out, namespaces)) = &self.left_out {
@@ -91,7 +91,7 @@ impl Default for Published {
     }
 }
 
-/// `None` would only mean that memory refused to be written to; the plain form is then served alone.
+/// `None` if compression fails, which it does not in memory; then only the plain form is served.
 fn compress(plain: &[u8]) -> Option<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(plain).ok()?;

@@ -83,7 +83,7 @@ async fn what_is_left_out_is_counted_in_a_header() {
 }
 
 #[test]
-fn a_trouble_of_each_scan_is_told_once() {
+fn a_trouble_of_each_scan_is_logged_once() {
     let scanner = Scanner::new("/proc".into(), "/pods".into(), Rules::default(), None);
     let omitted = |offenders| Omitted { offenders, ..Omitted::default() };
     let of = |count| Scan {
@@ -95,11 +95,11 @@ fn a_trouble_of_each_scan_is_told_once() {
         ..Scan::default()
     };
     let mut troubles = Troubles::default();
-    let told = troubles.see(troubles_of(&of(3), &scanner), Instant::now());
-    assert_eq!(told.len(), 6, "{told:?}");
+    let changes = troubles.update(troubles_of(&of(3), &scanner), Instant::now());
+    assert_eq!(changes.len(), 6, "{changes:?}");
     let left_out = "there is more in ns-a than its share of the scan or of the list; left out: offenders=3, processes=0, command-lines=0";
-    assert!(told.contains(&News::Begun(left_out.into())), "{told:?}");
-    assert_eq!(troubles.see(troubles_of(&of(4), &scanner), Instant::now()), []);
+    assert!(changes.contains(&Change::Begun(left_out.into())), "{changes:?}");
+    assert_eq!(troubles.update(troubles_of(&of(4), &scanner), Instant::now()), []);
 
     // Nor is a failure that counts otherwise in each scan.
     let partial = |count| {

@@ -1,8 +1,8 @@
-//! The ways a simulated node can misbehave, and how people name them.
+//! The ways in which a simulated node can misbehave, and their names in options and scripts.
 
 use std::{fmt, str::FromStr, time::Duration};
 
-/// How a simulated node answers `/api/violations`. Its `/health` stays well, as that of a stuck agent often does.
+/// How a simulated node answers `/api/violations`. Its `/health` always answers `ok`, as that of a stuck agent often does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Behaviour {
     /// Answers at once and truthfully.
@@ -44,7 +44,7 @@ pub enum Behaviour {
     NoDate,
     /// The clock is off by this many seconds, in the `Date` header and in timestamps alike.
     Skewed(i64),
-    /// Redirects to `/elsewhere` on the same node; who follows shows in [`Fleet::requests`](super::Fleet::requests).
+    /// Redirects to `/elsewhere` on the same node; [`Fleet::requests`](super::Fleet::requests) counts requests that follow.
     Redirect,
     /// A tenant beside the offenders has a command line of so many bytes on the wire, rounded up to 48 KiB: all of it `<`,
     /// which the agent escapes. Its timestamp comes after it, and then records of other tenants.
@@ -58,7 +58,7 @@ pub enum Behaviour {
     ChunkExtensions,
     /// The normal records as gzip, and then two million gzip members that are empty.
     GzipMembers,
-    /// gzip with 1 KiB of zeros after its end, as a file on a tape or in blocks has.
+    /// gzip with 1 KiB of zeros after its end, as files in blocks of fixed size have.
     ZeroPadding,
     /// gzip under its old name.
     XGzip,
@@ -66,7 +66,7 @@ pub enum Behaviour {
     LoneSurrogates,
 }
 
-/// Behaviours that take no argument. The rest is spelled out where it is parsed and shown.
+/// Behaviours without an argument. `from_str` and `Display` have the others.
 const PLAIN: [(&str, Behaviour); 23] = [
     ("healthy", Behaviour::Healthy),
     ("hang", Behaviour::Hang),
@@ -127,12 +127,12 @@ impl fmt::Display for Behaviour {
     }
 }
 
-/// Durations are parsed with or without spaces; without, a behaviour stays one word.
+/// A duration without spaces, so that a behaviour stays one word. It is parsed with or without them.
 fn compact(duration: Duration) -> String {
     humantime::format_duration(duration).to_string().replace(' ', "")
 }
 
-/// In the largest unit of which it is a whole number.
+/// A size in the largest unit of which it is a whole number.
 fn size(bytes: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     let whole = units.into_iter().find(|(_, bits)| bytes > 0 && bytes.trailing_zeros() >= *bits);
@@ -142,40 +142,40 @@ fn size(bytes: u64) -> String {
 /// Why a text names no behaviour or mode.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum BehaviourError {
-    /// Nothing is called that, or it was given an argument it does not take, or lacks one.
-    #[error("`{given}` is no behaviour; one of: {}", Behaviour::forms())]
+    /// There is no behaviour of this name, or its argument is missing or not expected.
+    #[error("invalid behaviour `{given}`: expected one of {}", Behaviour::forms())]
     Unknown {
         /// The text.
         given: String,
     },
     /// The part after `=` is no duration.
-    #[error("`{given}`: {source}; write a duration such as `500ms` or `1h30m`")]
+    #[error("invalid duration `{given}`: {source}; expected a duration such as `500ms` or `1h30m`")]
     Duration {
         /// The text.
         given: String,
         /// What is wrong with it.
         source: humantime::DurationError,
     },
-    /// The part after `=` is no size, or one that is not allowed.
-    #[error("`{given}` is not allowed; write a size from 1B to 1GiB, such as `24MiB`")]
+    /// The part after `=` is not a size, or out of bounds.
+    #[error("invalid size `{given}`: expected 1B to 1GiB, such as `24MiB`")]
     Size {
         /// The text.
         given: String,
     },
-    /// The part after `=` is no number of records, or one that is not allowed.
-    #[error("`{given}` is not allowed; write a number of records from 1 to {MOST_RECORDS}")]
+    /// The part after `=` is not a number of records, or out of bounds.
+    #[error("invalid number of records `{given}`: expected 1 to {MOST_RECORDS}")]
     Records {
         /// The text.
         given: String,
     },
     /// The count after `:` is no number above zero.
-    #[error("`{given}`: after the colon comes how many nodes, at least 1")]
+    #[error("invalid value `{given}`: expected the number of nodes, at least 1, after the colon")]
     Count {
         /// The text.
         given: String,
     },
-    /// Nothing is called that.
-    #[error("`{given}` is no mode; one of: correct, upstream")]
+    /// There is no mode of this name.
+    #[error("invalid mode `{given}`: expected one of correct, upstream")]
     Mode {
         /// The text.
         given: String,
@@ -220,7 +220,7 @@ impl FromStr for Behaviour {
 /// How a node's scans fill its list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Each scan lists all that runs, and nothing else, with the scan's timestamp.
+    /// Each scan lists exactly the offenders that run, with the scan's timestamp.
     #[default]
     Correct,
     /// As the agents in the field: each scan leaves at most one record, the offenders taking turns, and a scan that
@@ -252,7 +252,7 @@ impl FromStr for Mode {
 /// A behaviour for some nodes, written `BEHAVIOUR[:COUNT]`: `hang`, `reset:3`, `slow=5s:2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What those nodes do.
+    /// How these nodes behave.
     pub behaviour: Behaviour,
     /// How many nodes.
     pub count: usize,
@@ -279,7 +279,7 @@ impl FromStr for Fault {
     }
 }
 
-/// There are more faults than nodes to have them.
+/// The fleet has fewer nodes than the faults need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the faults need {wanted} nodes, the fleet has {nodes}")]
 pub struct TooManyFaults {
@@ -325,29 +325,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_behaviour_is_told_what_would_be() {
+    fn an_error_names_the_valid_behaviours() {
         let error = |text: &str| text.parse::<Behaviour>().unwrap_err().to_string();
         for text in ["", "hung", "hang=1s", "slow", "Hang"] {
             let message = error(text);
             assert!(
-                message.starts_with(&format!("`{text}` is no behaviour; one of: healthy, hang,")),
+                message.starts_with(&format!("invalid behaviour `{text}`: expected one of healthy, hang,")),
                 "{message}"
             );
         }
         assert!(error("slow=soon").contains("such as `500ms`"));
         for size in ["", "0", "large", "-1MiB", "1025MiB"] {
             let text = format!("long-cmdline={size}");
-            let allowed = "is not allowed; write a size from 1B to 1GiB, such as `24MiB`";
-            assert_eq!(error(&text), format!("`{text}` {allowed}"));
+            let expected = "expected 1B to 1GiB, such as `24MiB`";
+            assert_eq!(error(&text), format!("invalid size `{text}`: {expected}"));
         }
         for records in ["", "0", "many", "1000001"] {
             let text = format!("flood={records}");
-            let allowed = "is not allowed; write a number of records from 1 to 1000000";
-            assert_eq!(error(&text), format!("`{text}` {allowed}"));
+            let expected = "expected 1 to 1000000";
+            assert_eq!(error(&text), format!("invalid number of records `{text}`: {expected}"));
         }
         assert_eq!(
             "best".parse::<Mode>().unwrap_err().to_string(),
-            "`best` is no mode; one of: correct, upstream"
+            "invalid mode `best`: expected one of correct, upstream"
         );
     }
 

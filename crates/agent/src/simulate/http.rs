@@ -4,7 +4,7 @@ use std::{borrow::Cow, time::Duration};
 
 use jiff::Timestamp;
 
-/// What is read of a request.
+/// The parts of a request that matter.
 pub(super) struct Request {
     pub(super) method: String,
     pub(super) path: String,
@@ -18,7 +18,7 @@ impl Request {
         let mut lines = head.lines();
         let mut words = lines.next().unwrap_or_default().split(' ').map(str::to_owned);
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        // A body is not read, so nothing after it could be.
+        // Bodies are not read, so the connection can't be used after a request with a body.
         let ends = |line: &str| {
             let line = line.to_ascii_lowercase();
             let (name, value) = line.split_once(':').unwrap_or_default();
@@ -34,10 +34,10 @@ impl Request {
     }
 }
 
-/// An answer in pieces, made as the reader takes them: what all of them are together is never in memory.
+/// An answer in pieces, which are made while the client reads, so that the whole answer is never in memory.
 pub(super) type Pieces = Box<dyn Iterator<Item = Cow<'static, [u8]>> + Send>;
 
-/// How an answer is played out on the socket.
+/// How an answer is sent.
 pub(super) enum Play {
     /// All at once; the connection may live on.
     Whole(Vec<u8>),
@@ -45,7 +45,7 @@ pub(super) enum Play {
     After(Duration, Vec<u8>),
     /// One byte per interval.
     Drip(Duration, Vec<u8>),
-    /// Nothing, until the peer gives up.
+    /// No answer, until the client closes.
     Silence,
     /// A reset instead of an answer.
     Reset,
@@ -53,7 +53,7 @@ pub(super) enum Play {
     Pieces(Pieces),
 }
 
-/// What all answers have in common.
+/// The header fields of all answers.
 #[derive(Clone, Copy)]
 pub(super) struct Head {
     pub(super) date: Option<Timestamp>,
@@ -75,7 +75,7 @@ impl Head {
         self.assemble(lines, &format!("Content-Length: {}", body.len()), body)
     }
 
-    /// The beginning of an answer whose length is told by `framing`.
+    /// The beginning of an answer whose length the header `framing` gives.
     pub(super) fn unsized_json(&self, framing: &str, start: &[u8]) -> Vec<u8> {
         self.assemble("200 OK\r\nContent-Type: application/json", framing, start)
     }

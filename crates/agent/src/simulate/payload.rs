@@ -1,4 +1,4 @@
-//! What each behaviour puts on the wire.
+//! The answer of each behaviour.
 
 use serde_json::json;
 
@@ -91,7 +91,7 @@ fn violations(node: &Node, head: &Head) -> Play {
     }
 }
 
-/// Each kind of malformed element, with the good ones in between.
+/// Each kind of malformed element, with the good records in between.
 fn mixed(list: &[Record]) -> Vec<u8> {
     let bad = [
         json!(42),

@@ -1,4 +1,4 @@
-//! Scenarios: what happens to which nodes, and when.
+//! Scenarios: timed changes of nodes.
 
 use std::{fmt, ops::RangeInclusive, str::FromStr, time::Duration};
 
@@ -17,17 +17,17 @@ pub enum ScriptError {
     /// Not YAML, or not of the expected shape; the source says where.
     #[error("cannot read the script: {0}")]
     Shape(#[from] serde_saphyr::Error),
-    /// A step says something that means nothing.
+    /// A step is invalid.
     #[error("step {step}: {problem}")]
     Step {
         /// Which step, counted from 1 in the order of the file.
         step: usize,
-        /// What is wrong, and what is allowed.
+        /// What is wrong, and what is expected.
         problem: String,
     },
 }
 
-/// What happens in a step.
+/// The action of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// The nodes answer differently from now on.
@@ -40,7 +40,7 @@ pub enum Action {
     Offenders(usize),
 }
 
-/// Which nodes a step is about: `all`, or numbers and ranges such as `0-3,7`.
+/// The nodes of a step: `all`, or numbers and ranges such as `0-3,7`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selection {
     /// Every node.
@@ -88,20 +88,20 @@ impl FromStr for Selection {
     }
 }
 
-/// One thing that happens.
+/// One step of a scenario.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// When, counted from the start of the script.
+    /// The time since the start of the script.
     pub at: Duration,
-    /// To which nodes.
+    /// The nodes that it changes.
     pub nodes: Selection,
-    /// What.
+    /// The change.
     pub action: Action,
     /// Its place in the file, counted from 1.
     number: usize,
 }
 
-/// A scenario, its steps in the order they happen.
+/// A scenario, its steps in the order of their times.
 ///
 /// ```yaml
 /// steps:
@@ -117,7 +117,7 @@ pub struct Script {
 }
 
 impl Script {
-    /// Reads a script. Steps may be written in any order; those of the same time happen as written.
+    /// Reads a script. Steps may be written in any order; steps of the same time happen in the order of the file.
     pub fn from_yaml(text: &str) -> Result<Self, ScriptError> {
         let File { steps } = serde_saphyr::from_str(text)?;
         let read = |(step, raw): (usize, RawStep)| {
@@ -128,7 +128,7 @@ impl Script {
         Ok(Self { steps })
     }
 
-    /// The steps in the order they happen.
+    /// The steps in the order of their times.
     pub fn steps(&self) -> &[Step] {
         &self.steps
     }
@@ -269,8 +269,11 @@ steps:
             ("{at: 1s, nodes: '', restart: true}", "step 2: `nodes: ` selects nothing"),
             ("{at: 1s, nodes: all}", "step 2: wants exactly one of `behaviour`"),
             ("{at: 1s, nodes: all, restart: false}", "step 2: wants exactly one of"),
-            ("{at: 1s, nodes: all, behaviour: hung}", "step 2: `hung` is no behaviour; one of: healthy, "),
-            ("{at: 1s, nodes: all, mode: best}", "step 2: `best` is no mode; one of: correct"),
+            (
+                "{at: 1s, nodes: all, behaviour: hung}",
+                "step 2: invalid behaviour `hung`: expected one of healthy, ",
+            ),
+            ("{at: 1s, nodes: all, mode: best}", "step 2: invalid mode `best`: expected one of correct"),
             ("{at: 1s, nodes: all, restrat: true}", "cannot read the script: "),
         ] {
             let message = error(step);

@@ -1,5 +1,5 @@
-//! Bodies that are too large to be held: each is made piece by piece while it is read, and what repeats itself is shared by
-//! all nodes.
+//! Bodies that are too large for memory: each is made piece by piece while it is read, and all nodes share the pieces that
+//! repeat.
 
 use std::{
     borrow::Cow,
@@ -19,7 +19,7 @@ use crate::record::{Record, encode};
 const CHUNKED: &str = "Transfer-Encoding: chunked";
 /// The end of a chunked body.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
-/// A character that no record has: it holds a place in a body.
+/// A placeholder in a body. No record has this character.
 const PLACE: &str = "\u{e000}";
 
 /// The bombs' spaces come in this many blocks of [`BLOCK`].
@@ -29,7 +29,7 @@ const BLOCK: usize = 1024 * 1024;
 /// How many characters of a long command line are in one piece, and how many bytes the agent writes for each.
 const ESCAPES: usize = 8192;
 const ESCAPE: &str = "\\u003c";
-/// What one chunk takes with its extension and its one byte.
+/// The length of one chunk with its extension and its one byte.
 const EXTENDED_CHUNK: usize = 16 * 1024;
 
 /// How many empty gzip members are in one piece, and how many pieces follow the list.
@@ -96,7 +96,7 @@ pub(super) fn flood(head: &Head, list: &[Record], neighbour: Record, records: u3
         cmdline: format!("{}{filler}", neighbour.cmdline),
         ..neighbour.clone()
     };
-    // The last one is put before those of the others, so that there is no comma without a record after it.
+    // The last record is joined with the records of other tenants, so that each comma has a record after it.
     let in_pieces = records.saturating_sub(1);
     let ending = [&[process(in_pieces)], after].concat();
     let ending = [elements(&ending).as_slice(), b"]\n"].concat();
@@ -116,7 +116,7 @@ pub(super) fn flood(head: &Head, list: &[Record], neighbour: Record, records: u3
     Box::new(once(Cow::Owned(start)).chain(pieces).chain(once(Cow::Owned(end))))
 }
 
-/// `[`, a gigabyte of spaces, `]`: valid JSON, so that only a limit on what is decompressed can refuse it.
+/// `[`, a gigabyte of spaces, `]`: valid JSON, so that only a limit on decompressed bytes can refuse it.
 pub(super) fn gzip_bomb(head: &Head) -> Pieces {
     /// One deflate block of spaces that ends on a byte and refers to nothing before it, so that it can be repeated.
     static SPACES: LazyLock<(Vec<u8>, Crc)> = LazyLock::new(|| {

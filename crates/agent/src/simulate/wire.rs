@@ -1,7 +1,7 @@
-//! HTTP by hand.
+//! The server of the simulated nodes.
 //!
-//! Resets, drips and answers without end need the socket itself, which a proper server rightly hides. So this speaks
-//! the little HTTP/1.1 an aggregator needs: requests without bodies, answers with a length, connections that live on.
+//! Resets, drips and answers without end need the socket itself, which an HTTP library hides. So this is the small part of
+//! HTTP/1.1 that an aggregator needs: requests without bodies, answers with a length, connections that live on.
 
 use std::{io, sync::Mutex, time::Duration};
 
@@ -20,7 +20,7 @@ use super::{
 
 /// A real agent drops connections that are idle for this long.
 const IDLE: Duration = Duration::from_secs(10);
-/// No answer takes longer, not even one that is meant never to end, and no connection takes requests for longer.
+/// No answer takes longer, not even an endless one, and no connection takes requests for longer.
 const LIFETIME: Duration = Duration::from_mins(2);
 /// How long to wait for the peer to close after its last answer.
 const PARTING: Duration = Duration::from_secs(1);
@@ -32,9 +32,9 @@ enum Incoming {
     Gone,
 }
 
-/// Answers requests on one connection until either side has had enough.
+/// Answers requests on one connection until either side closes it.
 pub(super) async fn converse(mut stream: TcpStream, node: &Mutex<Node>) -> io::Result<()> {
-    // Drips are meant to be seen byte by byte.
+    // Dripped bytes are sent one by one.
     stream.set_nodelay(true)?;
     let opened = Instant::now();
     let mut received = Vec::new();
@@ -60,7 +60,7 @@ pub(super) async fn converse(mut stream: TcpStream, node: &Mutex<Node>) -> io::R
             Err(_overdue) => return Ok(()),
         }
         if !keep {
-            // Closed with bytes unread, a connection is reset, which may cost the peer the answer.
+            // A connection that is closed with unread bytes is reset, and the client may lose the answer.
             stream.shutdown().await?;
             return timeout(PARTING, departure(&mut stream)).await.unwrap_or(Ok(()));
         }
@@ -102,7 +102,7 @@ async fn perform(stream: &mut TcpStream, answer: Play) -> io::Result<()> {
             Ok(())
         }
         Play::Silence => departure(stream).await,
-        // Dropped with a lingering time of zero, a connection is reset.
+        // A connection that is dropped with a lingering time of zero is reset.
         Play::Reset => stream.set_zero_linger().and(Err(io::ErrorKind::ConnectionAborted.into())),
         Play::Pieces(pieces) => {
             for piece in pieces {
@@ -113,7 +113,7 @@ async fn perform(stream: &mut TcpStream, answer: Play) -> io::Result<()> {
     }
 }
 
-/// Waits for the peer to leave, so that a node that hangs does not hold what nobody waits for.
+/// Waits until the client closes, so that a node that hangs frees the connection then.
 async fn departure(stream: &mut TcpStream) -> io::Result<()> {
     let mut ignored = [0; 512];
     while stream.read(&mut ignored).await? > 0 {}

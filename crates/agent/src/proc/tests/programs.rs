@@ -18,7 +18,7 @@ impl Node {
     }
 }
 
-/// What each of these processes is listed as.
+/// The names under which these processes are listed.
 fn listed(processes: &[(&[u8], &str, &str)]) -> Vec<String> {
     let node = Node::new();
     node.pod("ns-a", "web-1", UID);
@@ -33,7 +33,7 @@ fn listed(processes: &[(&[u8], &str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn a_program_is_found_under_its_own_name_whatever_it_calls_itself() {
+fn a_program_is_found_under_its_own_name_despite_its_own_title() {
     let listed = listed(&[
         (b"/tmp/my dir/xmrig\0-o\0pool\0", "/tmp/my dir/xmrig", "xmrig"),
         (b"java\0-jar\0app.jar\0", "/opt/xmrig", "java"),

@@ -1,4 +1,4 @@
-//! What one tenant can take from others: room in the list, and what a scan reads.
+//! One tenant takes from others neither places in the list nor bytes of a scan.
 
 use super::*;
 use crate::proc::turns::Round;
@@ -9,13 +9,13 @@ fn uid(number: u32) -> String {
     format!("0f5e6a52-8c1d-4b8a-9a53-{number:012x}")
 }
 
-/// What an aggregator reads of one answer by default.
+/// The most that an aggregator reads of one answer by default.
 const MAX_BODY: usize = 4 << 20;
 /// More than are listed of one Pod, with more bytes than fit into an answer.
 const NAMES: u32 = 300;
 const MINER: &[u8] = b"./a\0--url\0stratum+tcp://pool.example.com\0";
 
-/// A scanner with rules that cost little, for much that is read.
+/// A scanner with cheap rules, because these tests read many bytes.
 fn scanner(node: &Node, limits: Limits) -> Scanner {
     let rules = "detectionRules: {blacklist: {processes: [^xmrig$, ^masscan$], keywords: [stratum]}}";
     let mut scanner = node.scanner(None);
@@ -112,7 +112,7 @@ fn each_process_has_its_turn() {
         let first = scans.iter().position(|seen| !seen.findings.is_empty());
         let first = first.unwrap_or_else(|| panic!("{processes} of {padding}: never in {most_scans} scans"));
         assert!(first > 0, "{processes} of {padding}: others have their turn before");
-        // What was found stays listed until its process ends, or another process has the same ID.
+        // A finding stays listed until its process ends, or another process has the same ID.
         let is_listed = |seen: &Scan| seen.findings.len() == 1;
         assert!(scans.iter().skip(first).all(is_listed), "{processes} of {padding}");
         node.file(PID + processes, "stat", &format!("1 (a) S{} 77\n", " 0".repeat(18)));
@@ -123,7 +123,7 @@ fn each_process_has_its_turn() {
     }
 }
 
-/// A Pod that ends and starts more processes with each scan than a scan looks at.
+/// A Pod that ends and starts more processes between two scans than a scan reads.
 #[test]
 fn new_processes_do_not_keep_old_ones_from_their_turn() {
     const STANDING: u32 = 50;
@@ -200,7 +200,7 @@ fn a_round_ends_with_the_processes_that_were_there_when_it_began() {
     assert!(order(round, &[]).is_empty());
 }
 
-/// What exempts a process may be at the end of its command line.
+/// The text that exempts a process may be at the end of its command line.
 #[test]
 fn a_command_line_that_others_have_cut_accuses_no_process_where_commands_are_exempt() {
     let lists = "blacklist: {processes: [^xmrig$]}, whitelist: {commands: [--approved-by=ops]}";
@@ -249,7 +249,7 @@ fn a_scan_reads_no_more_than_its_limit_of_all_tenants() {
         share
     });
     assert!(total <= 10_000 && least >= 100, "{total} {least}");
-    // What others leave is for those with the most.
+    // The bytes that others leave are for the namespaces with the most processes.
     let mut most = 0;
     turns::share(tenants(), 10_000, |owner, _, share| {
         most = most.max(share);

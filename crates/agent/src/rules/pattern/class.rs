@@ -6,7 +6,7 @@ use regex::Regex;
 
 use super::{Flags, PatternError, cursor::Cursor, syntax};
 
-/// Matches nothing: what halves of surrogate pairs match, which no text has.
+/// Matches nothing. It stands for the halves of surrogate pairs, which no text has.
 pub(super) const NOTHING: &str = r"[^\x{0}-\x{10ffff}]";
 
 /// Go's own sets have ASCII characters only; `\s` lacks the vertical tab that `[:space:]` has.
@@ -120,7 +120,7 @@ fn posix(rest: &mut Cursor<'_>) -> Result<Option<String>, PatternError> {
     Ok(Some(format!("[{}{members}]", if is_negated { "^" } else { "" })))
 }
 
-/// `\d`, `\s`, `\w`, and what is not in them: `\D`, `\S`, `\W`.
+/// `\d`, `\s`, `\w`, and their complements `\D`, `\S`, `\W`.
 fn perl(rest: &mut Cursor<'_>) -> Option<String> {
     ESCAPED.iter().find_map(|(name, members)| {
         if rest.eat(&format!("\\{name}")) {
@@ -130,7 +130,7 @@ fn perl(rest: &mut Cursor<'_>) -> Option<String> {
     })
 }
 
-/// `\pL`, `\p{Greek}`, and what is not in them: `\PL`, `\P{Greek}`, `\p{^Greek}`.
+/// `\pL`, `\p{Greek}`, and their complements `\PL`, `\P{Greek}`, `\p{^Greek}`.
 fn unicode(rest: &mut Cursor<'_>) -> Result<Option<String>, PatternError> {
     let whole = rest.text();
     let mut is_negated = rest.starts_with(r"\P");
@@ -155,8 +155,8 @@ fn unicode(rest: &mut Cursor<'_>) -> Result<Option<String>, PatternError> {
     Ok(Some(format!("[{}{set}]", if is_negated { "^" } else { "" })))
 }
 
-/// What the `regex` crate calls a general category or a script. It would take other properties by the same form, which
-/// Go does not.
+/// The form of a general category or a script for the `regex` crate. It takes other properties in the same form, but Go does
+/// not.
 fn set(name: &str) -> Option<String> {
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_- ".contains(&byte);
     if name.is_empty() || !name.bytes().all(is_name) {

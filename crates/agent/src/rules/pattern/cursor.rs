@@ -1,4 +1,4 @@
-//! What is left to be read of a pattern.
+//! The rest of a pattern that is not read yet.
 
 use super::{PatternError, syntax};
 
@@ -46,7 +46,7 @@ impl<'a> Cursor<'a> {
         after.is_some()
     }
 
-    /// What stands before `end`, or all that is left; and whether `end` was there.
+    /// The text before `end`, or the whole rest; and whether `end` was found.
     pub(super) fn split_at(&mut self, end: &str) -> (&'a str, bool) {
         match self.rest.split_once(end) {
             Some((before, after)) => {
@@ -57,8 +57,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A repetition and its text. `None` is a brace that stands for itself, because nothing that Go takes for a number of
-    /// repetitions follows it.
+    /// A repetition and its text. `None` is a brace that stands for itself, because no number of repetitions in Go's form
+    /// follows it.
     pub(super) fn repetition(&mut self) -> Result<Option<(Repetition, &'a str)>, PatternError> {
         let whole = self.rest;
         let (least, most) = match self.bump() {
@@ -74,7 +74,7 @@ impl<'a> Cursor<'a> {
             }
         };
         let text = whole.strip_suffix(self.rest).unwrap_or(whole);
-        // The match that is longer or shorter is no other verdict.
+        // A longer or shorter match is the same verdict.
         self.eat("?");
         let most_or_least = most.unwrap_or(least);
         if least > MAX_REPETITIONS || most_or_least > MAX_REPETITIONS || least > most_or_least {
@@ -86,7 +86,7 @@ impl<'a> Cursor<'a> {
         Ok(Some((Repetition { least, most }, text)))
     }
 
-    /// What follows an opening brace: `5}`, `5,}` or `5,7}`.
+    /// The numbers after an opening brace: `5}`, `5,}` or `5,7}`.
     fn braces(&mut self) -> Option<(u32, Option<u32>)> {
         let least = self.decimal()?;
         let most = if !self.eat(",") {
@@ -124,7 +124,7 @@ impl<'a> Cursor<'a> {
             Some('v') => Some(0xb),
             Some('x') => self.hexadecimal(),
             Some('0') => Some(self.octal(0)),
-            // One digit alone would refer to a group.
+            // One digit alone refers to a group.
             Some(digit @ '1'..='7') if self.peek().is_some_and(|next| next.is_digit(8)) => {
                 digit.to_digit(8).map(|digit| self.octal(digit))
             }
@@ -157,7 +157,7 @@ impl<'a> Cursor<'a> {
         let (digits, is_closed) = self.split_at("}");
         let are_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
         let value = u32::from_str_radix(digits.trim_start_matches('0'), 16);
-        // Zeros only leave nothing to read.
+        // Zeros alone leave no digits.
         let value = if digits.bytes().all(|byte| byte == b'0') { 0 } else { value.ok()? };
         (is_closed && are_digits && value <= u32::from(char::MAX)).then_some(value)
     }

@@ -1,4 +1,4 @@
-//! The groups of a pattern that are open, and what was written anew of each.
+//! The open groups of a pattern, and the text written for each.
 
 use std::mem;
 
@@ -7,11 +7,11 @@ use super::{Flags, MAX_DEPTH, PatternError, cursor::Repetition, syntax};
 /// Go's highest number of repetitions of repetitions.
 const MAX_PRODUCT: u32 = 1000;
 
-/// The text of something, and what has to be known of it.
+/// A text that was written anew, with the counts by which Go limits patterns.
 #[derive(Debug, Default)]
 struct Piece {
     text: String,
-    /// How often the innermost part of it is repeated at most.
+    /// How often its innermost part is repeated at most.
     product: u32,
     /// The number of groups and repetitions around its innermost part.
     depth: usize,
@@ -24,7 +24,7 @@ struct Group {
     outside: Flags,
     /// All but the last piece of the present alternative, and the alternatives before it.
     before: Piece,
-    /// What a repetition would repeat.
+    /// The piece that a repetition would repeat.
     last: Option<Piece>,
 }
 
@@ -82,7 +82,7 @@ impl Groups {
         self.inner.push(Piece { text: text.to_owned(), product: 1, depth: 0 });
     }
 
-    /// Repeats the last piece; `operator` is how the pattern says that.
+    /// Repeats the last piece; `operator` is the text of the repetition in the pattern.
     pub(super) fn repeat(&mut self, repetition: Repetition, operator: &str) -> Result<(), PatternError> {
         let Some(piece) = self.inner.last.take() else {
             return syntax("a repetition of nothing", operator);
@@ -90,7 +90,7 @@ impl Groups {
         let Repetition { least, most } = repetition;
         let factor = match most {
             Some(0) => 0,
-            // These three are no numbers to Go.
+            // Go does not count `*`, `+` and `?`.
             None if least < 2 => 1,
             Some(1) if least == 0 => 1,
             most => most.unwrap_or(least),

@@ -2,7 +2,7 @@ use super::*;
 
 /// Patterns with texts, and whether Go's `regexp.MatchString` finds them there.
 const VERDICTS: &[(&str, &[&str], &[&str])] = &[
-    // Braces that are no repetition stand for themselves.
+    // Braces without a repetition stand for themselves.
     ("^x{$", &["x{"], &["x"]),
     ("^a{,5}$", &["a{,5}"], &["", "a", "aaaaa"]),
     ("^a{01}$", &["a{01}"], &["a"]),
@@ -69,7 +69,7 @@ const VERDICTS: &[(&str, &[&str], &[&str])] = &[
     ("^[^a]$", &["\u{fffd}", "\n"], &["a"]),
 ];
 
-/// Patterns that Go refuses, and the problem that is told.
+/// Patterns that Go refuses, and the reported problem.
 const REFUSED: &[(&str, &str)] = &[
     ("a**", "a repetition of a repetition: `*`"),
     ("a{2}{3}", "a repetition of a repetition: `{3}`"),
@@ -107,7 +107,7 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn patterns_mean_what_they_mean_to_go() {
+fn patterns_match_as_in_go() {
     for (pattern, found, not_found) in VERDICTS {
         let compiled = Pattern::new(pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
         assert_eq!(compiled.as_str(), *pattern);
@@ -121,7 +121,7 @@ fn patterns_mean_what_they_mean_to_go() {
 }
 
 #[test]
-fn what_go_refuses_is_refused_and_the_part_named() {
+fn patterns_that_go_refuses_are_refused_and_the_part_is_named() {
     for (pattern, problem) in REFUSED {
         let error = Pattern::new(pattern).expect_err(pattern);
         assert_eq!(error.to_string(), *problem, "{pattern}");

@@ -1,4 +1,4 @@
-//! The aggregator as users build and run it, and what its log says of rounds.
+//! The aggregator as users build and run it, and the figures of rounds in its log.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,20 +8,20 @@ use anyhow::Context;
 
 use crate::process::Running;
 
-/// Where its API is.
+/// The port of its API.
 pub(crate) const API: u16 = 18_090;
 
-/// What the image sets (`Dockerfile`): memory that is free is given back at once.
+/// The setting of the image (`Dockerfile`): free memory is given back to the kernel at once.
 const ALLOCATOR: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "0");
 
-/// How it is run.
+/// How the aggregator runs.
 pub(crate) struct Setup<'a> {
     pub(crate) program: &'a Path,
     /// The length of a round.
     pub(crate) interval: Duration,
-    /// With the brakes as they are shipped.
+    /// With the default brakes.
     pub(crate) braked: bool,
-    /// How many threads serve; as many as there are cores if it isn't said.
+    /// How many threads serve; by default as many as there are cores.
     pub(crate) workers: Option<usize>,
     /// Further sections of the configuration, whole lines.
     pub(crate) more: &'a str,
@@ -42,7 +42,7 @@ impl Aggregator {
     pub(crate) fn start(setup: &Setup<'_>, directory: &Path) -> anyhow::Result<Self> {
         let shown = |name: &str| directory.join(name).display().to_string();
         let brakes = "brake: {max_new_tenants: 1000000, max_tenants_per_node: 1000000, max_apps_per_node: 1000000, max_apps_per_tenant: 1000000, max_tenants_per_rule: 1000000, max_releases: 1000000}\n";
-        // The plain list has room for every block, so that all of them are written: without a cluster, no block can name Ingresses.
+        // Every block is written, because the plain list takes all of them: without a cluster, no block can name Ingresses.
         let config = format!(
             "aggregator: {{address: 127.0.0.1, scan_interval: {}, port: {API}}}\n\
              discovery: {{mode: file, file: {}}}\n\
@@ -55,7 +55,7 @@ impl Aggregator {
             shown("objects"),
             shown("state"),
             if setup.braked { "" } else { brakes },
-            // Rounds without news are told of only there.
+            // Only this level logs rounds without changes.
             if setup.workers.is_some() { "logger: {level: debug}\n" } else { "" },
             setup.more,
         );
@@ -77,7 +77,7 @@ impl Aggregator {
         Ok(Duration::from_millis(took))
     }
 
-    /// How late agents were asked on average in each of the next `count` whole rounds; nothing if the log doesn't say.
+    /// How late agents were asked on average in each of the next `count` whole rounds; `None` if the log has no figures.
     pub(crate) fn lags(&self, count: usize, interval: Duration) -> anyhow::Result<Option<Vec<u64>>> {
         // The round that runs now is not whole.
         let skip = rounds_of(&std::fs::read_to_string(&self.log)?).count() + 1;
@@ -102,7 +102,7 @@ impl Aggregator {
 }
 
 fn rounds_of(log: &str) -> impl Iterator<Item = &str> {
-    // The last line may not be there as a whole yet.
+    // The last line may be incomplete.
     let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
     whole.lines().filter(|line| line.contains("\"round done"))
 }

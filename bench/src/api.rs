@@ -9,15 +9,15 @@ use anyhow::Context;
 
 use crate::aggregator::{self, API, Aggregator, Setup};
 use crate::fleet::Simulated;
-use crate::load::{Load, Outcome};
+use crate::load::{Answer, Load, Outcome};
 use crate::nginx::{self, Files, Nginx};
 use crate::process::Cpu;
 
 const LIST: &str = "/api/violations";
-/// So rarely that the list stays what it is while it is measured beside a file.
+/// So rarely that the list does not change while it is measured beside a file.
 const NEVER: Duration = Duration::from_hours(24);
 /// Longer than any measurement.
-const UNTIL_TOLD: Duration = Duration::from_hours(24);
+const UNTIL_STOPPED: Duration = Duration::from_hours(24);
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -80,7 +80,7 @@ fn start(options: &Options, scans: Duration, directory: &Path) -> anyhow::Result
     };
     let aggregator = Aggregator::start(&setup, directory)?;
     aggregator.first_round(options.interval)?;
-    // The second round has everybody in its usual place.
+    // From the second round on, every target is asked in its own slot.
     aggregator.lags(1, options.interval)?;
     Ok((fleet, aggregator))
 }
@@ -91,24 +91,9 @@ fn beside_nginx(options: &Options, program: Option<&Path>) -> anyhow::Result<()>
     let plain = load(options, API, LIST, "").once()?;
     let gzip = load(options, API, LIST, GZIP).once()?;
     anyhow::ensure!(gzip.header("content-encoding") == Some("gzip"), "not compressed:\n{}", gzip.head);
-    let files = Files { path: LIST, plain: &plain.body, gzip: &gzip.body };
-    let nginx = program
-        .map(|program| Nginx::start(program, options.workers, options.nodes, &files, directory.path()))
-        .transpose()?;
-    if nginx.is_some() {
-        for (headers, ours) in [("", &plain), (GZIP, &gzip)] {
-            let theirs = load(options, nginx::PORT, LIST, headers).once()?;
-            let encoding =
-                |answer: &crate::load::Answer| answer.header("content-encoding").map(str::to_owned);
-            let is_same = theirs.body == ours.body && encoding(&theirs) == encoding(ours);
-            anyhow::ensure!(is_same, "nginx sends something else:\n{}", theirs.head);
-        }
-    }
-    let text = String::from_utf8(plain.body)?;
-    // The last one, so that everything is looked through.
-    let (_, last) = text.rsplit_once("\"namespace\":\"").context("a record in the list")?;
-    let page =
-        format!("/api/v1/violations?namespace={}&limit=100", last.split('"').next().unwrap_or_default());
+    let nginx =
+        program.map(|program| start_nginx(options, program, &plain, &gzip, directory.path())).transpose()?;
+    let page = filtered_page(&String::from_utf8(plain.body)?)?;
     let tag = |port: u16| {
         let answer = load(options, port, LIST, "").once()?;
         anyhow::Ok(format!("If-None-Match: {}\r\n", answer.header("etag").context("no ETag")?))
@@ -121,6 +106,41 @@ fn beside_nginx(options: &Options, program: Option<&Path>) -> anyhow::Result<()>
         // A file can't be filtered.
         ("filtered page", &|port| Ok((port == API).then(|| Kind { path: page.clone(), ..Kind::list() }))),
     ];
+    print_header();
+    for (name, kind) in rows {
+        row(options, name, kind, &aggregator, nginx.as_ref()).with_context(|| name.to_owned())?;
+    }
+    drop(nginx);
+    aggregator.process.stop()
+}
+
+/// Starts nginx with the aggregator's answers as files, and checks that it sends the same.
+fn start_nginx(
+    options: &Options,
+    program: &Path,
+    plain: &Answer,
+    gzip: &Answer,
+    directory: &Path,
+) -> anyhow::Result<Nginx> {
+    let files = Files { path: LIST, plain: &plain.body, gzip: &gzip.body };
+    let nginx = Nginx::start(program, options.workers, options.nodes, &files, directory)?;
+    for (headers, ours) in [("", plain), (GZIP, gzip)] {
+        let theirs = load(options, nginx::PORT, LIST, headers).once()?;
+        let encoding = |answer: &Answer| answer.header("content-encoding").map(str::to_owned);
+        let is_same = theirs.body == ours.body && encoding(&theirs) == encoding(ours);
+        anyhow::ensure!(is_same, "nginx sends something else:\n{}", theirs.head);
+    }
+    Ok(nginx)
+}
+
+/// The path of a page of one namespace: the last one of the list, so that the aggregator has to search all of it.
+fn filtered_page(list: &str) -> anyhow::Result<String> {
+    let (_, last) = list.rsplit_once("\"namespace\":\"").context("a record in the list")?;
+    let namespace = last.split('"').next().unwrap_or_default();
+    Ok(format!("/api/v1/violations?namespace={namespace}&limit=100"))
+}
+
+fn print_header() {
     println!();
     println!(
         "| {:<15} | {:<10} | {:>10} | {:>8} | {:>16} | {:>7} | {:>7} | {:>15} | {:>12} |",
@@ -134,16 +154,11 @@ fn beside_nginx(options: &Options, program: Option<&Path>) -> anyhow::Result<()>
         "requests, ratio",
         "bytes, ratio"
     );
-    for (name, kind) in rows {
-        row(options, name, kind, &aggregator, nginx.as_ref()).with_context(|| name.to_owned())?;
-    }
-    drop(nginx);
-    aggregator.process.stop()
 }
 
 const GZIP: &str = "Accept-Encoding: gzip\r\n";
 
-/// What is asked for, if whoever listens on the port has it.
+/// The request for the server on a port; `None` if that server has no such answer.
 type KindOf<'a> = &'a dyn Fn(u16) -> anyhow::Result<Option<Kind>>;
 
 struct Kind {
@@ -168,7 +183,7 @@ fn load<'a>(options: &Options, port: u16, path: &'a str, headers: &'a str) -> Lo
 struct Figures {
     requests: f64,
     bytes: f64,
-    /// CPU seconds per request; what the aggregator needs for collecting included.
+    /// CPU seconds per request, with those of collecting.
     cpu: f64,
     p50: f64,
     p99: f64,
@@ -193,14 +208,14 @@ fn row(
         }
     }
     let (ours, theirs) = (median(&ours), median(&theirs));
-    for (who, figures, other) in [("aggregator", ours, theirs), ("nginx", theirs, None)] {
+    for (server, figures, other) in [("aggregator", ours, theirs), ("nginx", theirs, None)] {
         let Some(Figures { requests, bytes, cpu, p50, p99 }) = figures else { continue };
         let ratio = |ours: f64, of: &dyn Fn(Figures) -> f64| {
             let theirs = other.map(of).filter(|theirs| *theirs > 0.0);
             theirs.map_or("-".to_owned(), |theirs| format!("{:.2}", ours / theirs))
         };
         println!(
-            "| {name:<15} | {who:<10} | {requests:>10.0} | {:>8.1} | {:>16.1} | {:>7.2} | {:>7.2} | {:>15} | {:>12} |",
+            "| {name:<15} | {server:<10} | {requests:>10.0} | {:>8.1} | {:>16.1} | {:>7.2} | {:>7.2} | {:>15} | {:>12} |",
             bytes / 1e6,
             cpu * 1e6,
             p50 * 1e3,
@@ -215,7 +230,7 @@ fn row(
 fn pass(options: &Options, port: u16, kind: &Kind, cpu: &[Cpu]) -> anyhow::Result<Figures> {
     let mut load = load(options, port, &kind.path, &kind.headers);
     load.status = kind.status;
-    // A page tells of when it was made, and is as long as that.
+    // The length of a page depends on the time that is in it.
     let is_fixed = kind.status == 200 && kind.path == LIST;
     load.length = is_fixed.then(|| anyhow::Ok(load.once()?.body.len())).transpose()?;
     let before = cpu.iter().map(Cpu::spent).sum::<anyhow::Result<Duration>>()?;
@@ -232,7 +247,7 @@ fn pass(options: &Options, port: u16, kind: &Kind, cpu: &[Cpu]) -> anyhow::Resul
     })
 }
 
-/// Of each figure by itself.
+/// The median of each figure by itself.
 fn median(passes: &[Figures]) -> Option<Figures> {
     let of = |figure: fn(&Figures) -> f64| {
         let mut all: Vec<f64> = passes.iter().map(figure).collect();
@@ -248,7 +263,7 @@ fn median(passes: &[Figures]) -> Option<Figures> {
     })
 }
 
-/// How late agents are asked with and without load, while every round brings another list.
+/// How late agents are asked with and without load, while the list changes with every round.
 fn beside_the_collector(options: &Options) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let (_fleet, aggregator) = start(options, options.interval / 2, directory.path())?;
@@ -261,13 +276,18 @@ fn beside_the_collector(options: &Options) -> anyhow::Result<()> {
     load.per_second = Some(options.rate);
     let stop = AtomicBool::new(false);
     let (loaded, outcome) = std::thread::scope(|scope| {
-        let asking = scope.spawn(|| load.run(UNTIL_TOLD, &stop));
+        let asking = scope.spawn(|| load.run(UNTIL_STOPPED, &stop));
         let loaded = lag();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let outcome = asking.join().map_err(|_| anyhow::anyhow!("the load has panicked"))?;
         anyhow::Ok((loaded?, outcome?))
     })?;
     aggregator.process.stop()?;
+    print_lags(options, idle, loaded, &outcome);
+    Ok(())
+}
+
+fn print_lags(options: &Options, idle: Option<f64>, loaded: Option<f64>, outcome: &Outcome) {
     let shown = |lag: Option<f64>| lag.map_or("-".to_owned(), |lag| format!("{lag:.0}"));
     let ratio = idle.zip(loaded).filter(|(idle, _)| *idle > 0.0).map(|(idle, loaded)| loaded / idle);
     let answered = outcome.latencies.len() as f64 / outcome.took.as_secs_f64();
@@ -280,5 +300,4 @@ fn beside_the_collector(options: &Options) -> anyhow::Result<()> {
     println!("| {:<38} | {answered:>8.1} |", "answered per second");
     println!("| {:<38} | {:>8.2} |", "p50 ms", at(50));
     println!("| {:<38} | {:>8.2} |", "p99 ms", at(99));
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Faulty agents, flooding tenants and hostile clients at once, and what that does to probes, memory and healthy nodes.
+//! Faulty agents, flooding tenants and hostile clients at once, and their effect on probes, memory and healthy nodes.
 //!
 //! The bars: each probe is answered within [`PROBE_LIMIT`], and memory stays below [`MEMORY_LIMIT`]. Each change of a healthy node
 //! is in the output within [`CHANGE_LIMIT`] of the answer that shows it. Every miner is listed.
@@ -31,14 +31,14 @@ const MEMORY_LIMIT: u64 = 100_000_000;
 const CHANGE_LIMIT: Duration = Duration::from_secs(2);
 /// A token of the aggregator's file: half of the clients that send no body have it.
 const TOKEN: &str = "a-token-of-the-simulated-attack";
-/// Words that the log has only after a failure of the program.
+/// Texts that the log has only after a failure of the program.
 const FAILED: [&str; 2] = ["panicked", "died"];
 
 /// The flooding tenants' behaviours, in turns.
 const FLOODS: [&str; 2] = ["flood=3000", "flood-long"];
 
-/// The faults, and whether the miners of their nodes have to be listed. They need not be where the agent gives no usable answer,
-/// or one without end.
+/// The faults, and whether the miners of their nodes have to be listed. They need not be listed if the agent gives no usable
+/// answer, or one without end.
 const FAULTS: [(&str, bool); 29] = [
     ("hang", false),
     ("reset", false),
@@ -132,7 +132,7 @@ fn measure(options: &Options, directory: &Path) -> anyhow::Result<Vec<String>> {
     let nodes = options.healthy + options.flooding + options.faulty;
     // Each answer shows another scan.
     let mut fleet = Simulated::start(nodes, 1, options.interval / 4, &faults, directory)?;
-    fleet.order("misbehave")?;
+    fleet.command("misbehave")?;
     let miners = miners(&mut fleet, options.healthy, &groups)?;
     println!("{nodes} nodes, {} miners that have to be listed, {} clients", miners.len(), options.clients);
 
@@ -148,7 +148,7 @@ fn measure(options: &Options, directory: &Path) -> anyhow::Result<Vec<String>> {
     let stop = AtomicBool::new(false);
     let (waits, probes, listed) = std::thread::scope(|scope| {
         let probes = scope.spawn(|| probes::run(API, &stop));
-        // Floods take two rounds until they are known as a whole.
+        // All records of a flood are known after two rounds.
         let listed = scope.spawn(|| listed::watch(API, &miners, options.interval * 2, &stop));
         let waits = changes::run(&mut fleet, directory, options.healthy, options.interval, time);
         if waits.is_ok() {
@@ -180,7 +180,7 @@ fn measure(options: &Options, directory: &Path) -> anyhow::Result<Vec<String>> {
     Ok(missed)
 }
 
-/// Which nodes behave how: the healthy nodes come first, and those with faults last.
+/// The behaviour of all nodes: the healthy nodes come first, and the nodes with faults last.
 fn groups(options: &Options) -> Vec<Group> {
     let mut next = options.healthy;
     let mut group = |behaviour, count, must_be_listed| {
@@ -200,7 +200,7 @@ fn groups(options: &Options) -> Vec<Group> {
     groups
 }
 
-/// The Pods of the miners that have to be listed the whole time, each with what its node does.
+/// The Pods of the miners that have to be listed the whole time, each with the behaviour of its node.
 fn miners(
     fleet: &mut Simulated,
     healthy: usize,
@@ -238,7 +238,7 @@ fn start(options: &Options, directory: &Path) -> anyhow::Result<Aggregator> {
     with_usual_files(|| Aggregator::start(&setup, directory))
 }
 
-/// Prints each bar with what was measured; returns those that were missed.
+/// Prints each bar with the measured value; returns the bars that were missed.
 fn judge(probes: &[Latencies], peak: u64, waits: &Waits, listed: &Listed) -> Vec<String> {
     let mut missed = Vec::new();
     println!("\n| {:<26} | {:<16} | {:<66} | {:<6} |", "", "bar", "measured", "");
@@ -267,7 +267,7 @@ fn judge(probes: &[Latencies], peak: u64, waits: &Waits, listed: &Listed) -> Vec
     row("peak memory", bar, format!("{:.1} MB", megabytes(peak)), peak < MEMORY_LIMIT);
     for (name, waits, is_needed) in [
         ("miner begins to output", &waits.begun, true),
-        // In a short attack none ends soon enough.
+        // A short attack is over before the first miner ends.
         ("miner ends to output", &waits.ended, false),
     ] {
         let all = &waits.seen;

@@ -1,5 +1,5 @@
-//! The limit: one connection per node by raw sockets, a fixed request, the answer read and thrown away. One thread, many
-//! connections at a time: whatever asks a fleet pays at least this.
+//! The lower limit of the costs of a round: one connection per node by raw sockets, a fixed request, and the answer read and
+//! dropped. One thread, many connections at a time.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::process::Running;
 
-/// Where the fleets are: one address per node.
+/// The first address and the port of the fleets: one address per node.
 pub(crate) const BASE: Ipv4Addr = Ipv4Addr::new(127, 64, 0, 1);
 pub(crate) const PORT: u16 = 19_090;
 
@@ -33,23 +33,23 @@ pub(crate) struct Options {
     scan_interval: Duration,
     #[arg(long)]
     fault: Vec<Fault>,
-    /// Where the list of targets goes
+    /// The file for the list of targets
     #[arg(long)]
     targets: PathBuf,
 }
 
-/// How often it is looked whether a node has been asked: how exactly its answer is timed.
-const LOOK: Duration = Duration::from_millis(1);
+/// How often the fleet checks whether a node has been asked. So exact is the time of an answer.
+const CHECK_EVERY: Duration = Duration::from_millis(1);
 
-/// A change that is to be answered.
+/// A change that is reported once its node has answered with it.
 struct Waiting {
     node: usize,
-    /// Answered once the node has had so many requests.
+    /// Reported once the node has had so many requests.
     requests: u64,
     pod: String,
 }
 
-/// Prints `ready`, then obeys: `offend NODE` starts one more process on a node. When the node has answered with it, prints
+/// Prints `ready`, then takes commands from its standard input. `offend NODE` starts one more process on a node. When the node has answered with it, prints
 /// `answered NODE POD MICROSECONDS`, the time since the epoch. `calm NODE ANSWERS` ends the last one, and the same is printed
 /// when the node has answered so often without it. `misbehave` begins the faults, `behave` ends them. `miners` prints
 /// `miner NODE POD` for each Pod that has an offender, and then `all`.
@@ -73,25 +73,25 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
         writeln!(list, "{address} node={node}")?;
     }
     std::fs::write(&options.targets, list)?;
-    let (tell, mut told) = tokio::sync::mpsc::channel(1024);
-    // Ends with whoever has started it.
+    let (sender, mut commands) = tokio::sync::mpsc::channel(1024);
+    // Its standard input ends with the process that has started it.
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            if tell.blocking_send(line).is_err() {
+            if sender.blocking_send(line).is_err() {
                 return;
             }
         }
     });
     println!("ready");
     let mut waiting: Vec<Waiting> = Vec::new();
-    let mut looks = tokio::time::interval(LOOK);
+    let mut checks = tokio::time::interval(CHECK_EVERY);
     loop {
         tokio::select! {
-            line = told.recv() => {
+            line = commands.recv() => {
                 let Some(line) = line else { return Ok(()) };
-                waiting.extend(obey(&fleet, options, &line)?);
+                waiting.extend(carry_out(&fleet, options, &line)?);
             }
-            _ = looks.tick(), if !waiting.is_empty() => {
+            _ = checks.tick(), if !waiting.is_empty() => {
                 waiting.retain(|Waiting { node, requests, pod }| {
                     let has_answered = fleet.requests(*node) >= *requests;
                     if has_answered {
@@ -105,8 +105,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     }
 }
 
-/// Does what a line says; returns what has to be answered.
-fn obey(fleet: &Fleet, options: &Options, line: &str) -> anyhow::Result<Option<Waiting>> {
+/// Carries out a command; returns the change that has to be reported.
+fn carry_out(fleet: &Fleet, options: &Options, line: &str) -> anyhow::Result<Option<Waiting>> {
     let words: Vec<&str> = line.split(' ').collect();
     let last = |node| fleet.offenders(node).last().map(|offender| offender.pod.clone()).unwrap_or_default();
     match words.as_slice() {
@@ -138,17 +138,17 @@ fn obey(fleet: &Fleet, options: &Options, line: &str) -> anyhow::Result<Option<W
             let answers: u64 = answers.parse()?;
             return Ok(Some(Waiting { node, requests: fleet.requests(node) + answers, pod }));
         }
-        _ => anyhow::bail!("not an order: {line}"),
+        _ => anyhow::bail!("invalid command: {line}"),
     }
     Ok(None)
 }
 
-/// Nobody waits for a fleet longer than this.
+/// The longest wait for an answer of the fleet.
 const READY: Duration = Duration::from_mins(1);
 
-/// The process, as whoever has started it sees it.
+/// The process of a fleet, for the process that has started it.
 pub(crate) struct Simulated {
-    orders: ChildStdin,
+    commands: ChildStdin,
     pub(crate) answers: Receiver<String>,
     pub(crate) process: Running,
 }
@@ -184,28 +184,28 @@ impl Simulated {
             }
         }
         let mut process = Running::start(&mut command)?;
-        let orders = process.child().stdin.take().context("a pipe")?;
+        let commands = process.child().stdin.take().context("a pipe")?;
         let output = process.child().stdout.take().context("a pipe")?;
-        let (tell, answers) = channel();
+        let (sender, answers) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
+                if sender.send(line).is_err() {
                     return;
                 }
             }
         });
         let ready = answers.recv_timeout(READY).context("the fleet does not start")?;
         anyhow::ensure!(ready == "ready", "the fleet says: {ready}");
-        Ok(Self { orders, answers, process })
+        Ok(Self { commands, answers, process })
     }
 
-    pub(crate) fn order(&mut self, order: &str) -> anyhow::Result<()> {
-        writeln!(self.orders, "{order}").context("the fleet has ended")
+    pub(crate) fn command(&mut self, command: &str) -> anyhow::Result<()> {
+        writeln!(self.commands, "{command}").context("the fleet has ended")
     }
 
-    /// The nodes and Pods of all offenders. To be asked before anything that is answered later.
+    /// The nodes and Pods of all offenders. Called while no change waits for its report.
     pub(crate) fn miners(&mut self) -> anyhow::Result<Vec<(usize, String)>> {
-        self.order("miners")?;
+        self.command("miners")?;
         let mut miners = Vec::new();
         loop {
             let line = self.answers.recv_timeout(READY).context("the fleet does not answer")?;

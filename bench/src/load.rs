@@ -1,4 +1,4 @@
-//! Asks one URL over kept connections, from one thread: the same for whoever is measured.
+//! Asks one URL over persistent connections, from one thread. The load is the same for each server that is measured.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -10,32 +10,32 @@ use anyhow::Context;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
-/// As much as is read at once: fits into a core's cache.
+/// How much is read at once: it fits into a core's cache.
 const BUFFER: usize = 256 << 10;
 /// The longest head of an answer.
 const MAX_HEAD: usize = 16 << 10;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is asked, and by how many.
+/// The request, and how many connections send it.
 pub(crate) struct Load<'a> {
     pub(crate) port: u16,
     pub(crate) path: &'a str,
     /// Further headers, each with its end of line.
     pub(crate) headers: &'a str,
     pub(crate) status: u16,
-    /// The length of each body; any if it isn't said.
+    /// The length of each body; `None` accepts any.
     pub(crate) length: Option<usize>,
     pub(crate) connections: usize,
-    /// By schedule, however late the answers are; each after the one before if it isn't said.
+    /// Requests per second on a schedule, however late the answers are. `None`: each request follows the answer before it.
     pub(crate) per_second: Option<u32>,
 }
 
-/// What has come back.
+/// The answers of a load.
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) took: Duration,
     pub(crate) bytes: u64,
-    /// From when it was due to its last byte, ordered.
+    /// The times from when a request was due to the last byte of its answer, ordered.
     pub(crate) latencies: Vec<Duration>,
 }
 
@@ -61,7 +61,7 @@ impl Load<'_> {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
-    /// Asks once, and keeps what comes.
+    /// Asks once, and returns the whole answer.
     pub(crate) fn once(&self) -> anyhow::Result<Answer> {
         let mut stream = std::net::TcpStream::connect(self.address())?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -85,14 +85,14 @@ impl Load<'_> {
         Ok(Answer { head, body })
     }
 
-    /// Asks until it has been long enough, or told to stop.
+    /// Asks for `duration`, or until `stop` is set.
     pub(crate) fn run(&self, duration: Duration, stop: &AtomicBool) -> anyhow::Result<Outcome> {
         let request = self.request();
         let mut poll = Poll::new()?;
         let mut events = Events::with_capacity(self.connections);
         let mut all = Vec::new();
         for token in 0..self.connections {
-            // Connects at once over loopback, and is in nobody's figures.
+            // Connects at once over loopback. The time is in no figure.
             let stream = std::net::TcpStream::connect(self.address())?;
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
@@ -150,7 +150,7 @@ struct Connection {
 
 enum Reading {
     Nothing,
-    /// What has come of the head.
+    /// The received part of the head.
     Head(Vec<u8>),
     /// How much of the body is missing.
     Body(usize),
@@ -158,13 +158,13 @@ enum Reading {
 
 impl Connection {
     fn ask(&mut self, request: &str, due: Instant) -> anyhow::Result<()> {
-        // Far smaller than what the kernel takes.
+        // A request is far smaller than the kernel's send buffer.
         self.stream.write_all(request.as_bytes())?;
         (self.reading, self.due) = (Reading::Head(Vec::new()), due);
         Ok(())
     }
 
-    /// Reads what there is; whether the answer is whole now.
+    /// Reads the bytes that have arrived. Returns whether the answer is whole now.
     fn read(&mut self, load: &Load<'_>, buffer: &mut [u8], outcome: &mut Outcome) -> anyhow::Result<bool> {
         loop {
             let n = match self.stream.read(buffer) {
@@ -180,7 +180,7 @@ impl Connection {
                 self.reading = Reading::Nothing;
                 return Ok(true);
             }
-            // There is another event once more has come.
+            // The next event comes with more bytes.
             if is_all {
                 return Ok(false);
             }
@@ -190,7 +190,7 @@ impl Connection {
     /// Whether these bytes end the answer.
     fn take(&mut self, bytes: &[u8], load: &Load<'_>, outcome: &mut Outcome) -> anyhow::Result<bool> {
         let (missing, body) = match &mut self.reading {
-            Reading::Nothing => anyhow::bail!("an answer that nobody has asked for"),
+            Reading::Nothing => anyhow::bail!("an answer without a request"),
             Reading::Body(missing) => (*missing, bytes.len()),
             Reading::Head(head) => {
                 head.extend_from_slice(bytes.get(..bytes.len().min(MAX_HEAD)).unwrap_or_default());
@@ -214,7 +214,7 @@ impl Connection {
     }
 }
 
-/// What the head of an answer says of it.
+/// The head of an answer, as far as it matters.
 #[derive(Debug, PartialEq, Eq)]
 struct Head {
     status: u16,
@@ -228,7 +228,7 @@ impl Head {
             .and_then(|rest| rest.get(..3)?.parse().ok())
             .context("not an answer")?;
         let length = match (status, header(head, "content-length")) {
-            // May name the length of what it does not send.
+            // A 304 may name the length of a body that it does not send.
             (304, _) => 0,
             (_, Some(length)) => length.parse()?,
             (_, None) => anyhow::bail!("a body of unknown length:\n{head}"),

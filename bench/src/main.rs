@@ -1,5 +1,5 @@
-//! Measures the aggregator on this machine, beside what the machine can do: a bare loop over raw sockets for the rounds, nginx for
-//! the API. It also kills the aggregator, to see what is left, and attacks it with hostile agents, tenants and clients.
+//! Measures the aggregator on this machine, beside the limits of the machine: a bare loop over raw sockets for the rounds, nginx
+//! for the API. It also kills the aggregator and checks what is left, and attacks it with hostile agents, tenants and clients.
 //! Every part runs in a process of its own, so that its CPU and memory are its own.
 
 mod aggregator;
@@ -33,12 +33,12 @@ enum What {
     Api(api::Options),
     /// Kills while the fleet misbehaves, and what they leave behind
     Soak(soak::Options),
-    /// Faulty agents, flooding tenants and hostile clients at once, and what healthy nodes and probes notice of them
+    /// Faulty agents, flooding tenants and hostile clients at once, and their effect on healthy nodes and probes
     Attack(attack::Options),
     /// Hostile clients of the API
     #[command(hide = true)]
     Clients(attack::ClientOptions),
-    /// A simulated fleet, told on standard input what happens on its nodes
+    /// A simulated fleet that takes commands from its standard input
     #[command(hide = true)]
     Fleet(fleet::Options),
     /// One pass over a fleet by raw sockets

@@ -11,9 +11,9 @@ use nix::unistd::Pid;
 use crate::process::{Cpu, Running};
 
 const CONFIG: &str = include_str!("../nginx.conf");
-/// Where it listens.
+/// The port of nginx.
 pub(crate) const PORT: u16 = 18_091;
-/// Where Debian has it, which is not in everybody's `PATH`.
+/// The path of Debian's package, which is not in every `PATH`.
 const USUAL: &str = "/usr/sbin/nginx";
 const START: Duration = Duration::from_secs(10);
 
@@ -22,7 +22,7 @@ pub(crate) struct Nginx {
     workers: Vec<Pid>,
 }
 
-/// The program, if it is there and can do what is asked of it.
+/// The program, if it exists and has the modules that are needed.
 pub(crate) fn find(program: &Path) -> anyhow::Result<PathBuf> {
     let candidates = [program, Path::new(USUAL)];
     let version = |path| Some((path, Command::new(path).arg("-V").output().ok()?.stderr));
@@ -42,7 +42,7 @@ pub(crate) fn find(program: &Path) -> anyhow::Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// What is served at the API's path.
+/// The files that are served at the API's path.
 pub(crate) struct Files<'a> {
     pub(crate) path: &'a str,
     pub(crate) plain: &'a [u8],
@@ -62,7 +62,7 @@ impl Nginx {
         std::fs::create_dir_all(plain.parent().context("a path below the root")?)?;
         std::fs::write(&plain, files.plain)?;
         std::fs::write(plain.with_extension("gz"), files.gzip)?;
-        // Workers of somebody else could not read our directory.
+        // Workers of another user could not read our directory.
         let is_root = std::fs::metadata("/proc/self")?.uid() == 0;
         let config = CONFIG
             .replace("@USER@", if is_root { "user root;" } else { "" })
@@ -74,7 +74,7 @@ impl Nginx {
         let log = directory.join("nginx.log");
         let mut command = Command::new(program);
         command.arg("-p").arg(directory).arg("-c").arg(&path).stdin(Stdio::null());
-        // Before it has read where errors go, it writes them where its package says.
+        // Before nginx has read its configuration, it writes errors to the file of its package.
         command.args(["-e", "stderr"]).stderr(std::fs::File::create(&log)?);
         let mut process = Running::start(&mut command)?;
         let children = format!("/proc/{0}/task/{0}/children", process.pid()?);
@@ -96,7 +96,7 @@ impl Nginx {
         Ok(Self { process: Some(process), workers })
     }
 
-    /// The CPU of those that serve.
+    /// The CPU time of the workers.
     pub(crate) fn cpu(&self) -> anyhow::Result<Vec<Cpu>> {
         self.workers.iter().map(|pid| Cpu::of(*pid)).collect()
     }
@@ -104,7 +104,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Told, not killed: it would leave its workers behind.
+        // A signal that ends it in order: killed, it would leave its workers running.
         if let Some(Err(error)) = self.process.take().map(Running::stop) {
             eprintln!("nginx: {error:#}");
         }

@@ -1,4 +1,4 @@
-//! Processes that we start and end, and what the kernel says of them.
+//! Processes that the bench starts and ends, and their CPU time and memory.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -10,10 +10,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 
-/// How long a process may take to end once it is told to.
+/// How long a process may take to end after the signal.
 const GOODBYE: Duration = Duration::from_secs(20);
 
-/// The CPU time of a process, all of its threads together, those that have ended included.
+/// The CPU time of a process: all of its threads, ended ones included.
 pub(crate) struct Cpu {
     clock: ClockId,
     since: Duration,
@@ -30,7 +30,7 @@ impl Cpu {
         Self::of(Pid::this())
     }
 
-    /// How much it has used since we began to look.
+    /// How much it has used since this value was made.
     pub(crate) fn spent(&self) -> anyhow::Result<Duration> {
         Ok(self.now()?.saturating_sub(self.since))
     }
@@ -43,7 +43,7 @@ impl Cpu {
 /// The soft limit of open files that a program gets from systemd and from current container runtimes.
 const USUAL_FILES: u64 = 1024;
 
-/// Starts what `start` starts with the usual soft limit of open files, whatever ours is.
+/// Runs `start` with the usual soft limit of open files, which its child processes inherit.
 pub(crate) fn with_usual_files<T>(start: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, USUAL_FILES.min(hard), hard)?;
@@ -52,7 +52,7 @@ pub(crate) fn with_usual_files<T>(start: impl FnOnce() -> anyhow::Result<T>) -> 
     started
 }
 
-/// A process of ours; it does not outlive this.
+/// A child process; it is ended when this is dropped.
 pub(crate) struct Running(Child);
 
 impl Running {
@@ -78,7 +78,7 @@ impl Running {
         Ok(kib.parse()?)
     }
 
-    /// Lets it end by itself.
+    /// Waits until it ends by itself.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         kill(self.pid()?, Signal::SIGTERM)?;
         let deadline = Instant::now() + GOODBYE;
@@ -92,7 +92,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Ended already, or to be ended now.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

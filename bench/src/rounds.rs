@@ -1,4 +1,4 @@
-//! Rounds over simulated fleets: what the aggregator pays for them, and how soon what is answered is written.
+//! Rounds over simulated fleets: their CPU time and memory, and the time from an answer to the output.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::fleet::{BASE, PORT, Simulated, micros};
 use crate::process::Cpu;
 use crate::table::{Row, Table};
 
-/// How many rounds after the last fault memory is looked at: whoever has failed is asked again by then.
+/// How many rounds after the last fault the memory is measured. By then all failed targets have been asked again.
 const RECOVERY: u32 = 3;
-/// How often it is looked whether the output has changed.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often the output is checked for changes.
+const CHECK_EVERY: Duration = Duration::from_millis(5);
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -31,19 +31,19 @@ pub(crate) struct Options {
     /// The length of a round
     #[arg(long, value_parser = humantime::parse_duration, default_value = "60s")]
     interval: Duration,
-    /// How many rounds are measured in which nothing changes but the timestamps: in every fifth everything is decided on again
+    /// How many rounds are measured in which only timestamps change; every fifth round decides on all incidents again
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// How many changes are timed, over one more round
     #[arg(long, default_value_t = 200)]
     changes: usize,
-    /// Faults of the last nodes, as `BEHAVIOUR:PERCENT`, from before what is measured until after it
+    /// Faults of the last nodes during the measurement, as `BEHAVIOUR:PERCENT`
     #[arg(long)]
     fault: Vec<String>,
-    /// Keep the brakes as they are shipped, so that all but the first Apps are held
+    /// Use the default brakes, so that all but the first Apps are held
     #[arg(long)]
     braked: bool,
-    /// Where files and logs stay
+    /// A directory for files and logs, which are not removed
     #[arg(long)]
     keep: Option<PathBuf>,
 }
@@ -72,12 +72,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<Row> {
-    // Agents scan between any two rounds, so no answer is like the one before.
+    // Agents scan between any two rounds, so that each answer differs from the one before.
     let scans = options.interval / 2;
     let faults =
         options.fault.iter().map(|fault| of_nodes(fault, nodes)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut fleet = Simulated::start(nodes, options.records, scans, &faults, directory)?;
-    // Nobody misbehaves yet, but whoever will is left out: a node that hangs would be waited for afterwards.
+    // The bare loop leaves out the nodes that will misbehave, because it would wait for those that hang.
     let answering = healthy(options, nodes);
     let setup = Setup {
         program: &options.program,
@@ -89,31 +89,31 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     let aggregator = Aggregator::start(&setup, directory)?;
     let started = Instant::now();
     let first_round = aggregator.first_round(options.interval)?;
-    // The second round has everybody in its usual place, and by the third everything has been written and looked at once more.
+    // From the second round on, every target is asked in its own slot. By the third, all objects have been written and compared.
     let settled = options.interval.mul_f64(2.9);
     std::thread::sleep(settled.saturating_sub(started.elapsed()));
     let idle = aggregator.process.memory("VmRSS")?;
     if !options.fault.is_empty() {
-        fleet.order("misbehave")?;
-        // From here on every node has been asked since.
+        fleet.command("misbehave")?;
+        // Every node has been asked since.
         std::thread::sleep(options.interval);
     }
     let cpu = Cpu::of(aggregator.process.pid()?)?;
     let started = Instant::now();
     let mut bare = Pass::default();
     for round in 1..=options.rounds {
-        // The last fifth of a round is quiet: nobody is asked in it but by the bare loop. What a connection costs differs from minute to
-        // minute on a machine that shares its host, so that only what was measured in turns can be compared.
+        // In the last fifth of a round only the bare loop asks the nodes. The cost of a connection differs from minute to minute on
+        // a machine that shares its host, so only measurements that take turns can be compared.
         bare.add(&Pass::run(answering)?);
         std::thread::sleep((options.interval * round).saturating_sub(started.elapsed()));
     }
-    // Where rounds are too short for the bare loop, it were more of them.
+    // If the rounds are too short for the bare loop, more of them have passed.
     let per_round = cpu.spent()?.div_duration_f64(started.elapsed()) * options.interval.as_secs_f64();
     let cpu = Cpu::of(aggregator.process.pid()?)?;
     let waits = changes(options, nodes, directory, &mut fleet)?;
     let with_changes = cpu.spent()?;
     if !options.fault.is_empty() {
-        fleet.order("behave")?;
+        fleet.command("behave")?;
         std::thread::sleep(options.interval * RECOVERY);
     }
     let rss = aggregator.process.memory("VmRSS")?;
@@ -145,7 +145,7 @@ pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted.get((last * percent).div_ceil(100)).copied().unwrap_or_default()
 }
 
-/// What the bare loop has cost.
+/// The costs of the bare loop.
 #[derive(Default)]
 struct Pass {
     cpu: f64,
@@ -173,20 +173,20 @@ impl Pass {
     }
 }
 
-/// A fault for so many nodes, of one for so many per cent of them.
+/// Turns a fault with a percentage of the nodes into one with their number.
 fn of_nodes(fault: &str, nodes: usize) -> anyhow::Result<String> {
     let (behaviour, percent) = fault.rsplit_once(':').context("a fault is BEHAVIOUR:PERCENT")?;
     let percent: usize = percent.parse().context("a fault is BEHAVIOUR:PERCENT")?;
     Ok(format!("{behaviour}:{}", nodes * percent / 100))
 }
 
-/// How many nodes answer as they should: what hangs or lies is at the end of the fleet.
+/// How many nodes never misbehave. The others are at the end of the fleet.
 fn healthy(options: &Options, nodes: usize) -> usize {
     let percents = options.fault.iter().filter_map(|fault| fault.rsplit_once(':')?.1.parse::<usize>().ok());
     nodes - percents.map(|percent| nodes * percent / 100).sum::<usize>().min(nodes)
 }
 
-/// Changes nodes evenly over a round. How long it took from each answer to the output, ordered.
+/// Changes nodes evenly over a round. Returns the times from each answer to the output, ordered.
 fn changes(
     options: &Options,
     nodes: usize,
@@ -200,20 +200,20 @@ fn changes(
     let started = Instant::now();
     let mut seen: BTreeMap<PathBuf, SystemTime> = BTreeMap::new();
     let mut answered: BTreeMap<String, u64> = BTreeMap::new();
-    let (mut asked, mut waits) = (0, Vec::new());
-    // What is there already is not looked at.
-    look(&objects, &mut seen, |_| ())?;
+    let (mut changed, mut waits) = (0, Vec::new());
+    // Files that exist already are not read.
+    read_changed(&objects, &mut seen, |_| ())?;
     while waits.len() < count && started.elapsed() < options.interval * 3 {
-        while asked < count && started.elapsed() >= pause * u32::try_from(asked)? {
-            fleet.order(&format!("offend {}", asked * healthy / count))?;
-            asked += 1;
+        while changed < count && started.elapsed() >= pause * u32::try_from(changed)? {
+            fleet.command(&format!("offend {}", changed * healthy / count))?;
+            changed += 1;
         }
         for line in fleet.answers.try_iter() {
             let mut words = line.split(' ').skip(2);
             let (Some(pod), Some(at)) = (words.next(), words.next()) else { continue };
             answered.insert(pod.to_owned(), at.parse()?);
         }
-        look(&objects, &mut seen, |text| {
+        read_changed(&objects, &mut seen, |text| {
             let now = micros();
             answered.retain(|pod, at| {
                 let is_written = text.contains(pod.as_str());
@@ -223,19 +223,19 @@ fn changes(
                 !is_written
             });
         })?;
-        std::thread::sleep(LOOK);
+        std::thread::sleep(CHECK_EVERY);
     }
     waits.sort_unstable();
     Ok(waits)
 }
 
-/// Reads the gateway's objects that have changed since the last look.
-fn look(
+/// Reads the gateway's objects that have changed since the last call.
+fn read_changed(
     objects: &Path,
     seen: &mut BTreeMap<PathBuf, SystemTime>,
     mut read: impl FnMut(&str),
 ) -> anyhow::Result<()> {
-    // Far fewer than the tenants' objects, and known by name: there is no need to list the others each time.
+    // These files are known by name, and far fewer than those of the tenants' objects, so the directory need not be listed.
     for index in 0.. {
         let path = objects.join(plugin(index));
         let Ok(metadata) = path.metadata() else { return Ok(()) };
@@ -247,7 +247,7 @@ fn look(
     Ok(())
 }
 
-/// The file of a WasmPlugin: the first one, and those that go on with what has no room in it.
+/// The file of a WasmPlugin: the first one, or a further one for the blocks beyond its size.
 pub(crate) fn plugin(index: usize) -> String {
     match index {
         0 => "wasmplugin_higress-system_procscan-violations.yaml".to_owned(),

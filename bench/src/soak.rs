@@ -1,8 +1,8 @@
-//! Kills the aggregator again and again while a fleet misbehaves, and holds what it has written against what really ran where.
+//! Kills the aggregator again and again while a fleet misbehaves, and compares its output with the offenders that really ran.
 //!
-//! The laws: no block is lost, nobody is blocked who never offended, every file is whole, whoever offends on a node that answers
-//! is blocked in the end, and whoever does not is released. Everything but the moments of the kills, which depend on the machine,
-//! follows from the seed.
+//! The laws: no block is lost. No App is blocked that never offended. Every file is whole. An App that offends on a node that
+//! answers is blocked in the end, and an App that does not is released. The seed decides everything except the moments of the
+//! kills, which depend on the machine.
 #![expect(clippy::indexing_slicing, reason = "what a JSON value does not have is null")]
 
 use std::collections::BTreeSet;
@@ -24,15 +24,15 @@ use crate::process::Running;
 const CLEAR_AFTER: Duration = Duration::from_secs(8);
 /// The fleet's scans, and the aggregator's rounds.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Evidence may be so old when it arrives, and what a node has answered since counts.
+/// How old evidence may be when it arrives. Answers of a node in this time count.
 const SLACK: Duration = Duration::from_secs(3);
-/// Nothing that has to come is waited for longer.
+/// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_mins(2);
-/// How often something happens.
+/// How often a node may change.
 const TICK: Duration = Duration::from_millis(100);
-/// So many kills, and then it is left alone until all is as it should be.
+/// After this many kills, it runs undisturbed until its output is as expected.
 const KILLS_BETWEEN_RESTS: u32 = 10;
-/// What ends the name of the Service that is closed for nobody.
+/// The end of the name of a Service that is never closed.
 const SENTINEL: &str = ".invalid";
 
 #[derive(clap::Args)]
@@ -43,7 +43,7 @@ pub(crate) struct Options {
     /// For how long; it ends with the rest after that
     #[arg(long, default_value_t = 120)]
     seconds: u64,
-    /// What happens: another one each time if it isn't said
+    /// The seed of all events; by default a new one each time
     #[arg(long)]
     seed: Option<u64>,
     /// The size of the fleet
@@ -51,14 +51,14 @@ pub(crate) struct Options {
     nodes: usize,
 }
 
-/// What a node's agent does, as far as it matters to the laws.
+/// The behaviour of a node's agent, as far as the laws depend on it.
 #[derive(Clone, Copy, PartialEq)]
 enum Speech {
-    /// It tells what runs.
+    /// It lists the offenders that run.
     True,
-    /// It says nothing that could be understood: that proves nothing.
+    /// It gives no usable answer, which proves nothing.
     None,
-    /// It says that nothing runs, which is believed in the end.
+    /// It answers that nothing runs, which is believed in the end.
     Empty,
 }
 
@@ -83,13 +83,13 @@ const BEHAVIOURS: [(&str, Speech); 17] = [
 ];
 
 struct Node {
-    /// How the name of its App's Service begins.
+    /// The beginning of the name of its App's Service.
     service: String,
     offends: bool,
     speech: Speech,
-    /// Whether anything ever ran there.
+    /// Whether an offender ever ran there.
     has_offended: bool,
-    /// Since when its agent could have told that nothing runs.
+    /// Since when its agent could have answered that nothing runs.
     absent_since: Option<Instant>,
 }
 
@@ -123,7 +123,7 @@ struct Soak<'a> {
     fleet: &'a Fleet,
     nodes: Vec<Node>,
     closed: BTreeSet<String>,
-    told: Told,
+    figures: Told,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -155,10 +155,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         fleet: &fleet,
         nodes,
         closed: BTreeSet::new(),
-        told: Told::default(),
+        figures: Told::default(),
     };
     let done = soak.run(Duration::from_secs(options.seconds));
-    let Told { kills, rests, changes, looks, most_blocked, new_blocks, releases, peak_kib } = soak.told;
+    let Told { kills, rests, changes, looks, most_blocked, new_blocks, releases, peak_kib } = soak.figures;
     println!(
         "{kills} kills, {rests} rests, {changes} changes, the directory looked at {looks} times; \
          {new_blocks} blocks, {releases} releases, {most_blocked} blocked at most; peak memory {} MiB",
@@ -170,7 +170,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     done.with_context(|| format!("seed {seed}"))
 }
 
-/// Learns what a node's App is called, and lets nothing run there.
+/// Learns the name of a node's App, and lets no offender run there.
 fn quiet(fleet: &Fleet, node: usize) -> anyhow::Result<Node> {
     let offender = fleet.offenders(node).into_iter().next().context("an offender")?;
     fleet.set_offender_count(node, 0);
@@ -184,7 +184,7 @@ fn quiet(fleet: &Fleet, node: usize) -> anyhow::Result<Node> {
     })
 }
 
-/// The files by which an aggregator finds the fleet; returns where its API will be.
+/// Writes the files by which an aggregator finds the fleet; returns the address of its API.
 fn prepare(fleet: &Fleet, directory: &Path) -> anyhow::Result<SocketAddr> {
     let lines = fleet.targets().into_iter().map(|(node, address)| format!("{address} node={node}"));
     std::fs::write(directory.join("targets"), lines.map(|line| line + "\n").collect::<String>())?;
@@ -221,7 +221,7 @@ impl Soak<'_> {
         Ok(())
     }
 
-    /// Starts it, lets things happen, and kills it at some moment: soon, or after a few rounds.
+    /// Starts it, changes nodes, and kills it at some moment: soon, or after a few rounds.
     fn until_killed(&mut self) -> anyhow::Result<()> {
         let mut process = self.start()?;
         let most = if self.random.below(3) == 0 { 300 } else { 6000 };
@@ -236,14 +236,14 @@ impl Soak<'_> {
             self.look()?;
         }
         ensure!(process.child().try_wait()?.is_none(), "it has ended by itself; see its log");
-        self.told.peak_kib = self.told.peak_kib.max(process.memory("VmHWM")?);
+        self.figures.peak_kib = self.figures.peak_kib.max(process.memory("VmHWM")?);
         // SIGKILL.
         drop(process);
-        self.told.kills += 1;
+        self.figures.kills += 1;
         self.look()
     }
 
-    /// All is well from now on: who offends is blocked, who does not is released, and it says so.
+    /// No more kills: checks that each offending App is blocked, each other one is released, and the API shows it.
     fn rest(&mut self) -> anyhow::Result<()> {
         for node in 0..self.nodes.len() {
             self.behave(node, "healthy", Speech::True);
@@ -262,7 +262,7 @@ impl Soak<'_> {
             self.look()?;
         }
         let ready = get(self.api, "/readyz")?;
-        ensure!(ready["state"]["ok"] == true, "what is kept is not well: {ready}");
+        ensure!(ready["state"]["ok"] == true, "the state is not ok: {ready}");
         let plan = get(self.api, "/api/v1/plan")?;
         ensure!(plan["mode"] == "enforce", "it does not enforce any more: {}", plan["mode"]);
         let blocks = plan["blocks"].as_array().context("blocks")?.len();
@@ -270,9 +270,9 @@ impl Soak<'_> {
         let is_left = |name: &String| name.starts_with('.') && name != ".procscan.lock";
         let leftovers = self.listing()?.into_iter().filter(is_left).collect::<Vec<_>>();
         ensure!(leftovers.len() <= 1, "what kills have left is never tidied away: {leftovers:?}");
-        self.told.peak_kib = self.told.peak_kib.max(process.memory("VmHWM")?);
+        self.figures.peak_kib = self.figures.peak_kib.max(process.memory("VmHWM")?);
         process.stop()?;
-        self.told.rests += 1;
+        self.figures.rests += 1;
         self.look()
     }
 
@@ -284,7 +284,7 @@ impl Soak<'_> {
         )
     }
 
-    /// Something happens on a node, now and then.
+    /// Changes a node from time to time.
     fn change(&mut self) {
         let node = self.random.below(self.nodes.len());
         match self.random.below(6) {
@@ -306,7 +306,7 @@ impl Soak<'_> {
             3 => self.fleet.restart(node),
             _ => return,
         }
-        self.told.changes += 1;
+        self.figures.changes += 1;
     }
 
     fn behave(&mut self, node: usize, behaviour: &str, speech: Speech) {
@@ -317,7 +317,7 @@ impl Soak<'_> {
         }
     }
 
-    /// Notes since when nothing shows that something runs on a node.
+    /// Notes since when no answer lists an offender of a node.
     fn note(&mut self, node: usize) {
         let Some(it) = self.nodes.get_mut(node) else { return };
         if it.offends && it.speech == Speech::True {
@@ -327,9 +327,9 @@ impl Soak<'_> {
         }
     }
 
-    /// Holds the directory against the truth.
+    /// Compares the directory with the offenders that run.
     fn look(&mut self) -> anyhow::Result<()> {
-        self.told.looks += 1;
+        self.figures.looks += 1;
         let Some(now) = self.closed_now()? else {
             ensure!(self.closed.is_empty(), "the WasmPlugin is gone, and blocked {:?}", self.closed);
             return Ok(());
@@ -343,16 +343,16 @@ impl Soak<'_> {
             let is_right = quiet.is_some_and(|quiet| quiet + SLACK >= CLEAR_AFTER);
             ensure!(is_right, "the block of {service} is lost; nothing shows that it runs for {quiet:?}");
         }
-        self.told.new_blocks += now.difference(&self.closed).count();
-        self.told.releases += self.closed.difference(&now).count();
-        self.told.most_blocked = self.told.most_blocked.max(now.len());
+        self.figures.new_blocks += now.difference(&self.closed).count();
+        self.figures.releases += self.closed.difference(&now).count();
+        self.figures.most_blocked = self.figures.most_blocked.max(now.len());
         self.closed = now;
         Ok(())
     }
 
     fn node_of(&self, service: &str) -> anyhow::Result<&Node> {
         let node = self.nodes.iter().find(|node| node.service == service);
-        node.with_context(|| format!("{service} is closed, and is nobody's"))
+        node.with_context(|| format!("{service} is closed, and belongs to no node"))
     }
 
     fn listing(&self) -> anyhow::Result<Vec<String>> {
@@ -360,7 +360,7 @@ impl Soak<'_> {
         entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     }
 
-    /// The Services that are closed; nothing before the WasmPlugin is written. Reads every file, because each has to be whole.
+    /// The Services that are closed; `None` before the WasmPlugin is written. Reads every file, because each has to be whole.
     fn closed_now(&self) -> anyhow::Result<Option<BTreeSet<String>>> {
         let mut closed = None;
         for name in self.listing()?.into_iter().filter(|name| !name.starts_with('.')) {

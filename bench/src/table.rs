@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// What one fleet has cost. Times in seconds, memory in KiB.
+/// The costs of one fleet. Times in seconds, memory in KiB.
 pub(crate) struct Row {
     pub(crate) nodes: usize,
     /// How many of them misbehaved.
@@ -16,7 +16,7 @@ pub(crate) struct Row {
     pub(crate) bare_wall: f64,
     pub(crate) first_round: f64,
     pub(crate) bytes: u64,
-    /// Memory when everybody was known, and nothing else had happened.
+    /// Memory when all nodes were known, before any change.
     pub(crate) idle: u64,
     pub(crate) peak: u64,
     pub(crate) rss: u64,
@@ -27,10 +27,10 @@ pub(crate) struct Row {
     pub(crate) slowest: Duration,
 }
 
-/// How a figure is shown.
+/// The text of a figure.
 type Cell<'a> = &'a dyn Fn(&Row) -> String;
 
-/// All of them.
+/// All figures, with their names.
 #[derive(Default)]
 pub(crate) struct Table(Vec<Row>);
 

@@ -1,4 +1,4 @@
-//! Miners that begin and end on healthy nodes, and when the output says so.
+//! Miners that begin and end on healthy nodes, and how soon the output shows it.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 use std::os::unix::fs::MetadataExt;
@@ -10,8 +10,8 @@ use crate::fleet::Simulated;
 use crate::fleet::micros;
 use crate::rounds::plugin;
 
-/// How often it is looked whether the output has changed.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often the output is checked for changes.
+const CHECK_EVERY: Duration = Duration::from_millis(5);
 /// A miner has ended with the answer that comes so many rounds after the last one that listed it: the first one after
 /// [`clear_after`].
 const ROUNDS_TO_CLEAR: u32 = 7;
@@ -29,9 +29,9 @@ pub(super) fn clear_after(interval: Duration) -> Duration {
 /// How long changes took to the output.
 #[derive(Default)]
 pub(super) struct Waits {
-    /// From the first answer that lists a miner.
+    /// Times from the first answer that lists a miner.
     pub(super) begun: Kind,
-    /// From the answer after which its end is believed.
+    /// Times from the answer after which its end is believed.
     pub(super) ended: Kind,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Waits {
 pub(super) struct Kind {
     /// How long each took, ordered.
     pub(super) seen: Vec<Duration>,
-    /// Those that were not in the output at the end.
+    /// Changes that were not in the output at the end.
     pub(super) missing: usize,
 }
 
@@ -72,7 +72,7 @@ pub(super) fn run(
     let (started, mut begun) = (Instant::now(), 0);
     while started.elapsed() < time {
         while begun < healthy && started.elapsed() >= before_miners + pause * u32::try_from(begun)? {
-            fleet.order(&format!("offend {begun}"))?;
+            fleet.command(&format!("offend {begun}"))?;
             waiting.insert(begun, Change { begins: true, answered: None });
             begun += 1;
         }
@@ -90,12 +90,12 @@ pub(super) fn run(
         if is_news {
             for node in seen(&mut waiting, &output, &mut waits) {
                 if started.elapsed() + to_clear < time {
-                    fleet.order(&format!("calm {node} {ROUNDS_TO_CLEAR}"))?;
+                    fleet.command(&format!("calm {node} {ROUNDS_TO_CLEAR}"))?;
                     waiting.insert(node, Change { begins: false, answered: None });
                 }
             }
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(CHECK_EVERY);
     }
     for change in waiting.values() {
         waits.of(change.begins).missing += 1;
@@ -105,7 +105,7 @@ pub(super) fn run(
     Ok(waits)
 }
 
-/// Takes out what is in the output now. Returns the nodes on which a miner has begun.
+/// Removes the changes that are in the output now. Returns the nodes on which a miner has begun.
 fn seen(waiting: &mut BTreeMap<usize, Change>, output: &Output, waits: &mut Waits) -> Vec<usize> {
     let now = micros();
     let mut begun = Vec::new();
@@ -116,8 +116,8 @@ fn seen(waiting: &mut BTreeMap<usize, Change>, output: &Output, waits: &mut Wait
         }
         let took = Duration::from_micros(now.saturating_sub(*at));
         if took >= CHANGE_LIMIT {
-            let what = if *begins { "begins" } else { "ends" };
-            println!("late: the miner of Pod {pod} {what} after {took:.1?}");
+            let change = if *begins { "begins" } else { "ends" };
+            println!("late: the miner of Pod {pod} {change} after {took:.1?}");
         }
         waits.of(*begins).seen.push(took);
         if *begins {
@@ -134,7 +134,7 @@ impl Waits {
     }
 }
 
-/// The WasmPlugins, as they were at the last look.
+/// The WasmPlugins, as they were last read.
 struct Output {
     objects: PathBuf,
     files: Vec<File>,
@@ -147,7 +147,7 @@ struct File {
 }
 
 impl Output {
-    /// Reads what has changed, and says whether anything has.
+    /// Reads the changed files. Returns whether there are any.
     fn refresh(&mut self) -> anyhow::Result<bool> {
         let mut has_changed = false;
         for index in 0.. {

@@ -26,7 +26,7 @@ use crate::process::Running;
 
 /// How long a client waits before its next connection.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The same for a client that reads what it has asked for, as an ordinary one does.
+/// The same for a client that reads its answers, as an ordinary one does.
 const READER_PAUSE: Duration = Duration::from_millis(200);
 /// How often a client that withholds something sends a byte or another request.
 const BEAT: Duration = Duration::from_secs(2);
@@ -41,7 +41,7 @@ const SPREAD: Duration = Duration::from_secs(2);
 /// How long the process has to start, or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a client does.
+/// The behaviour of a client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Announces a body and does not send it, or sends a byte of it every [`BEAT`]. Half of them have a token. Two connections each.
@@ -86,14 +86,14 @@ pub(crate) struct Options {
     clients: usize,
 }
 
-/// What has come of the connections of one kind.
+/// The results of the connections of one kind.
 #[derive(Default)]
 struct Count {
-    /// Those that were made.
+    /// Connections that were made.
     opened: AtomicU64,
     /// Answers by the first digit of their status; those of another one are first.
     answers: [AtomicU64; 6],
-    /// Those that could not be made.
+    /// Connections that could not be made.
     failed: AtomicU64,
     bytes: AtomicU64,
 }
@@ -163,7 +163,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
 
 struct Client {
     kind: Kind,
-    /// Which of its kind.
+    /// Its number among the clients of its kind.
     number: usize,
     address: SocketAddr,
     count: Arc<Count>,
@@ -210,7 +210,7 @@ impl Client {
         connected
     }
 
-    /// Reads to the end, as fast as it comes.
+    /// Reads to the end, as fast as the bytes arrive.
     async fn drain(&self, stream: &mut TcpStream) -> io::Result<()> {
         let (mut buffer, mut is_first) = (vec![0; 64 << 10], true);
         loop {

@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use crate::load::Load;
 
-/// How often the list is looked at.
+/// How often the list is read.
 const PERIOD: Duration = Duration::from_secs(5);
 /// How soon a client that got no list tries again: hostile clients hold all places most of the time.
 const RETRY: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_millis(100);
 
-/// What the looks have shown.
+/// The results of the reads.
 #[derive(Default)]
 pub(super) struct Listed {
     /// How many lists were read.
     pub(super) looks: usize,
-    /// How many could not be within [`PERIOD`].
+    /// How many could not be read within [`PERIOD`].
     refused: usize,
     /// The most miners of one behaviour that a list lacked.
     pub(super) missing: BTreeMap<&'static str, usize>,
@@ -39,7 +39,7 @@ impl fmt::Display for Listed {
     }
 }
 
-/// Looks at the list until it is stopped, for the first time after `start`. `miners` are Pods, and what their nodes do.
+/// Reads the list until it is stopped, for the first time after `start`. `miners` are Pods, and the behaviour of their nodes.
 pub(super) fn watch(
     port: u16,
     miners: &[(String, &'static str)],

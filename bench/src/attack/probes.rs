@@ -1,4 +1,4 @@
-//! Probes as a kubelet sends them: a new connection each time, and nothing but the time of the answer counts.
+//! Probes as a kubelet sends them: a new connection each time, and only the time of the answer counts.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -9,24 +9,24 @@ use anyhow::Context;
 
 /// How often each path is asked for.
 const PERIOD: Duration = Duration::from_millis(200);
-/// What has no answer by then has none.
+/// A probe without an answer by then counts as unanswered.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer.
 const MAX_ANSWER: usize = 64 << 10;
 
-/// What one path has answered.
+/// The answers of one path.
 pub(super) struct Latencies {
     pub(super) name: &'static str,
-    /// Whether the bar concerns it.
+    /// Whether the bar applies to it.
     pub(super) is_judged: bool,
-    /// From when it was due to the end of the answer, ordered.
+    /// The times from when a probe was due to the end of its answer, ordered.
     pub(super) answered: Vec<Duration>,
     /// No answer, or not the right one.
     pub(super) failed: usize,
 }
 
-/// Asks until it is stopped. Beside the aggregator a bare socket in this process is asked by the same means: what it takes is
-/// the machine's.
+/// Asks until it is stopped. A bare socket in this process is asked by the same means, and shows how much of the time is due to
+/// the machine.
 pub(super) fn run(port: u16, stop: &AtomicBool) -> anyhow::Result<Vec<Latencies>> {
     let bare = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let bare_port = bare.local_addr()?.port();

@@ -24,7 +24,7 @@ const PROGRAM: &str = "PROCSCAN_E2E_PROGRAM";
 /// How long it may take to end after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a command may take that is no service.
+/// How long a command may take that is not a service.
 const COMMAND_LIMIT: Duration = Duration::from_mins(1);
 
 /// How the aggregator is started.
@@ -34,7 +34,7 @@ pub struct Options {
     pub kubeconfig: Option<PathBuf>,
     /// Further environment variables, such as `PROCSCAN_LOGGER__LEVEL`; they win.
     pub env: Vec<(String, String)>,
-    /// Where its HTTP API listens; a free port of 127.0.0.1 if nothing is said.
+    /// The address of its HTTP API; by default a free port of 127.0.0.1.
     pub address: Option<SocketAddr>,
 }
 
@@ -51,11 +51,11 @@ pub struct Aggregator {
     process: Process,
     address: SocketAddr,
     logs: Mutex<Logs>,
-    // The last field: the directory goes when the program is gone.
+    // The last field, so that the directory is removed after the program has ended.
     _dir: tempfile::TempDir,
 }
 
-/// What was read of the log so far.
+/// The part of the log that was read so far.
 #[derive(Debug, Default)]
 struct Logs {
     offset: u64,
@@ -88,7 +88,7 @@ impl Aggregator {
         Ok(Self { process, address, logs: Mutex::default(), _dir: dir })
     }
 
-    /// Where its HTTP API listens.
+    /// The address of its HTTP API.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -98,15 +98,15 @@ impl Aggregator {
         &self.process
     }
 
-    /// What it has logged so far. A line that is no JSON is a string.
+    /// Its log so far. A line that is not JSON is a string.
     pub fn logs(&self) -> Vec<Value> {
         let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
-        // An unreadable log shows as one that says nothing, and tests name what they missed.
+        // An unreadable log counts as empty, and tests name the entry that they missed.
         drop(logs.read(self.process.log()));
         logs.entries.clone()
     }
 
-    /// Waits for a log entry, one of before included, and gives it.
+    /// Waits for a log entry, which may be there already, and returns it.
     pub async fn wait_for_log(
         &self,
         what: &str,
@@ -123,7 +123,7 @@ impl Aggregator {
         found.await.and_then(std::convert::identity).map_err(|error| self.process.explain(&error))
     }
 
-    /// `GET`; a body that is no JSON is a string.
+    /// `GET`; a body that is not JSON is a string.
     pub async fn get(&self, path: &str) -> anyhow::Result<(u16, Value)> {
         let answer = self.send("GET", path, &[], None).await?;
         Ok((answer.status, answer.json()))
@@ -225,10 +225,10 @@ impl Logs {
     }
 }
 
-/// How a command ended and what it said.
+/// The exit and the output of a command.
 #[derive(Debug)]
 pub struct CommandOutput {
-    /// The exit code; nothing after a signal.
+    /// The exit code; `None` after a signal.
     pub code: Option<i32>,
     /// Standard output.
     pub stdout: String,
@@ -236,7 +236,7 @@ pub struct CommandOutput {
     pub stderr: String,
 }
 
-/// Runs a command of the program that ends by itself.
+/// Runs a command of the program, and waits until it ends.
 pub async fn run_command(args: &[&str], options: &Options) -> anyhow::Result<CommandOutput> {
     let dir = tempfile::tempdir()?;
     let (stdout, stderr) = (dir.path().join("stdout"), dir.path().join("stderr"));
@@ -251,7 +251,7 @@ pub async fn run_command(args: &[&str], options: &Options) -> anyhow::Result<Com
     Ok(CommandOutput { code: status.code(), stdout: read(&stdout)?, stderr: read(&stderr)? })
 }
 
-/// The program with nothing of our own environment that could tell it where a cluster is.
+/// The program without variables of our own environment by which it could find a cluster.
 fn command(dir: &Path, options: &Options) -> anyhow::Result<Command> {
     let Some(program) = std::env::var_os(PROGRAM) else {
         bail!("{PROGRAM} does not name the aggregator's program: start this by e2e/run");

@@ -1,21 +1,21 @@
-//! Who wrote while who led, by the API server's own records.
+//! Finds writes of a replica that did not lead, from the API server's own records.
 //!
-//! Clocks and the order of lines in the audit log say only roughly what came first. What was stored says it exactly: each write
-//! has a resourceVersion, which is etcd's revision and so counts the writes to all objects.
+//! Clocks and the order of lines in the audit log show the order of writes only roughly. The stored objects show it exactly: each
+//! write has a resourceVersion, which is etcd's revision and so counts the writes to all objects.
 
 use anyhow::Context;
 use serde_json::Value;
 
-/// Reads of these are asked for by `create`; nothing is stored.
+/// Resources that are read by `create`, which stores nothing.
 const REVIEWS: [&str; 2] = ["tokenreviews", "subjectaccessreviews"];
 const LEASES: &str = "leases";
 
-/// A write of the aggregator's that was done.
+/// A write of the aggregator that was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
     /// The object's resourceVersion after it.
     pub version: u64,
-    /// The UID of who wrote.
+    /// The UID of the Pod that wrote.
     pub replica: String,
     /// `create`, `update`, `patch` or `delete`.
     pub verb: String,
@@ -23,11 +23,11 @@ pub struct Write {
     pub resource: String,
     /// Namespace and name of the object.
     pub object: String,
-    /// With a Lease: who holds it after this.
+    /// For a Lease: its holder after the write.
     pub holder: Option<String>,
 }
 
-/// The writes that were done, in the order in which they were stored.
+/// The stored writes, in their order.
 ///
 /// # Errors
 /// When the log has no bodies for them, see [`crate::cluster::Options::audit_bodies`].
@@ -65,7 +65,7 @@ pub fn writes(events: &[Value]) -> anyhow::Result<Vec<Write>> {
     Ok(writes)
 }
 
-/// Those writes to anything but the Lease that were done by a replica while the Lease was not its own.
+/// The writes to objects other than the Lease by a replica that did not hold the Lease.
 pub fn without_lease<'a>(writes: &'a [Write], lease: &str) -> Vec<&'a Write> {
     let (mut holder, mut leader) = (None, None);
     let mut wrong = Vec::new();
@@ -111,7 +111,7 @@ mod tests {
             event(1, "a", LEASES, Some("x")),
             event(4, "b", LEASES, Some("y")),
             event(2, "a", "things", None),
-            // Asked for later than the Lease was taken by the other, and the other way round.
+            // Requested later than the other replica took the Lease, and the reverse.
             event(5, "a", "things", None),
             event(6, "b", "things", None),
             event(3, "a", LEASES, Some("x")),

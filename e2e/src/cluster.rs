@@ -17,13 +17,13 @@ use servers::Servers;
 /// Three servers on a busy machine; they take two seconds on an idle one.
 const START_LIMIT: Duration = Duration::from_mins(1);
 
-/// Says where the servers' programs are.
+/// Names the directory of the servers' programs.
 const SERVERS: &str = "PROCSCAN_E2E_SERVERS";
 
-/// Keeps the clusters' files, and says where they are.
+/// Names a directory in which the clusters' files stay.
 const KEEP: &str = "PROCSCAN_E2E_KEEP";
 
-/// Who asks the API server. The name is the token too: nobody outside of the namespace can ask.
+/// A user of the API server. The name is the token too, because the API server can't be reached from outside of the namespace.
 #[derive(Clone, Copy)]
 struct Identity {
     token: &'static str,
@@ -34,28 +34,28 @@ struct Identity {
 const ADMIN: Identity = Identity { token: "admin", user: "admin", groups: "system:masters" };
 const CONTROLLERS: Identity =
     Identity { token: "controllers", user: "system:kube-controller-manager", groups: "system:masters" };
-/// As the API server knows a Pod's ServiceAccount, so that RBAC decides as in a cluster.
+/// The name of a Pod's ServiceAccount for the API server, so that RBAC decides as in a cluster.
 const AGGREGATOR: Identity = Identity {
     token: "aggregator",
     user: "system:serviceaccount:kube-system:procscan-aggregator",
     groups: "system:serviceaccounts,system:serviceaccounts:kube-system,system:authenticated",
 };
 
-/// The same ServiceAccount in another Pod: by its UID the audit log tells the two apart.
+/// The same ServiceAccount in another Pod: the audit log shows which of the two it was by its UID.
 const SECOND_REPLICA: Identity = Identity { token: "aggregator-2", ..AGGREGATOR };
-/// A person whom nothing is allowed yet.
+/// A person without any rights yet.
 const PERSON: Identity = Identity { token: "token-of-alice", user: "alice", groups: "system:authenticated" };
 /// Another one.
 const STRANGER: Identity = Identity { token: "token-of-bob", user: "bob", groups: "system:authenticated" };
-/// Everybody.
+/// All users.
 const IDENTITIES: [Identity; 6] = [ADMIN, CONTROLLERS, AGGREGATOR, SECOND_REPLICA, PERSON, STRANGER];
 
-/// What cluster to start.
+/// The cluster to start.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Whether the controllers run: EndpointSlices, Deployments, `StatefulSets`, garbage collection and what these need.
     pub controllers: bool,
-    /// Whether the audit log also has what the aggregator wrote, and what became of it: for [`crate::audit`].
+    /// Whether the audit log also has the bodies of the aggregator's writes and of the answers, for [`crate::audit`].
     pub audit_bodies: bool,
     /// Further flags of kube-apiserver, such as `--runtime-config=discovery.k8s.io/v1=false`; they win.
     pub apiserver_args: Vec<String>,
@@ -74,7 +74,7 @@ pub struct Cluster {
     apiserver: Option<Process>,
     controllers: Option<Process>,
     admin: kube::Client,
-    // The last field: the directory goes when the servers are gone.
+    // The last field, so that the directory is removed after the servers have ended.
     dir: tempfile::TempDir,
 }
 
@@ -140,7 +140,7 @@ impl Cluster {
         self.start_apiserver().await
     }
 
-    /// SIGKILL for the controllers: from here on nothing follows from anything.
+    /// SIGKILL for the controllers: from here on no object is made because of another.
     pub fn stop_controllers(&mut self) -> anyhow::Result<()> {
         self.controllers.take().map_or(Ok(()), |controllers| controllers.kill())
     }
@@ -155,12 +155,12 @@ impl Cluster {
         self.admin.clone()
     }
 
-    /// A client that may do what the aggregator may.
+    /// A client with the aggregator's rights.
     pub async fn aggregator(&self) -> anyhow::Result<kube::Client> {
         client(&self.kubeconfig_aggregator()).await
     }
 
-    /// The kubeconfig of somebody who may do anything.
+    /// The kubeconfig of the administrator.
     pub fn kubeconfig_admin(&self) -> PathBuf {
         self.servers.kubeconfig(&ADMIN)
     }
@@ -185,7 +185,7 @@ impl Cluster {
         STRANGER.token
     }
 
-    /// Where the API server is.
+    /// The URL of the API server.
     pub fn url(&self) -> String {
         self.servers.url()
     }
@@ -212,7 +212,7 @@ impl Cluster {
         output.with_context(|| format!("kubectl {args:?}"))
     }
 
-    /// `kubectl apply --server-side` of YAML documents; kubectl's own words if it fails.
+    /// `kubectl apply --server-side` of YAML documents; with kubectl's output if it fails.
     pub async fn apply(&self, yaml: &str) -> anyhow::Result<()> {
         let file = tempfile::Builder::new().suffix(".yaml").tempfile_in(self.dir.path())?;
         std::fs::write(file.path(), yaml)?;
@@ -224,17 +224,17 @@ impl Cluster {
         Ok(())
     }
 
-    /// All requests that have been answered so far, as audit events, but for those of the servers among themselves.
+    /// All requests that have been answered so far, as audit events, except those between the servers.
     ///
-    /// Their level is `Metadata`: verb, URI with its parameters, user, object and the answer's code, but no bodies; but for what
-    /// [`Options::audit_bodies`] adds.
+    /// Their level is `Metadata`: verb, URI with its parameters, user, object and the answer's code, but no bodies, unless
+    /// [`Options::audit_bodies`] adds them.
     pub fn audit(&self) -> anyhow::Result<Vec<Value>> {
         let text = std::fs::read_to_string(self.servers.audit_log())?;
-        // The last line may not be whole yet.
+        // The last line may be incomplete.
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
-    /// The audit events of what the aggregator asked, see [`Cluster::audit`].
+    /// The audit events of the aggregator's requests, see [`Cluster::audit`].
     pub fn audit_of_aggregator(&self) -> anyhow::Result<Vec<Value>> {
         let mut events = self.audit()?;
         events.retain(|event| event.pointer("/user/username") == Some(&AGGREGATOR.user.into()));
@@ -261,7 +261,7 @@ async fn start_apiserver(servers: &Servers, etcd: &Process) -> anyhow::Result<(P
     let apiserver = servers.apiserver()?;
     let ready = until("the API server to be ready", START_LIMIT, async || {
         for process in [etcd, &apiserver] {
-            // No use in waiting any longer.
+            // A server that has ended never becomes ready.
             if let Ok(Some(status)) = process.exited() {
                 let error = anyhow::anyhow!("a server has ended: {status}");
                 return Ok(Err(process.explain(&error)));
@@ -287,7 +287,7 @@ async fn is_ready(servers: &Servers) -> anyhow::Result<kube::Client> {
     *request.uri_mut() = servers.readiness().parse()?;
     match client.request_text(request).await {
         Ok(_) => Ok(client),
-        // Of three dozen checks, those that matter.
+        // Of three dozen checks, the failed ones.
         Err(kube::Error::Api(status)) => {
             let failed: Vec<_> = status.message.lines().filter(|line| line.starts_with("[-]")).collect();
             bail!("{} {failed:?}", status.code)

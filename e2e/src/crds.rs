@@ -1,7 +1,7 @@
 //! The kinds that the aggregator writes: Higress's WasmPlugin and Sealos's Notification.
 //!
-//! Where the real CRDs are at hand they are the judge. Everywhere else their place is taken by CRDs made from what the
-//! aggregator renders: they know exactly those fields, so that at least nothing else gets through.
+//! The real CRDs are used if they are available. Otherwise CRDs are made from the objects that the aggregator renders. They have
+//! exactly these fields, so that the API server refuses others.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,17 +28,17 @@ pub const WASM_PLUGINS: &str = "wasmplugins.extensions.higress.io";
 /// The full name of the Notification's CRD.
 pub const NOTIFICATIONS: &str = "notifications.notification.sealos.io";
 
-/// Which CRDs.
+/// The CRDs to install.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crds {
     /// The real ones, from the folder that `PROCSCAN_CONTRACTS` names, or beside the checkout.
     Contracts,
-    /// Made from what the aggregator renders.
+    /// Made from the objects that the aggregator renders.
     Generated,
 }
 
 impl Crds {
-    /// The real ones if they are at hand.
+    /// The real ones if they are available.
     pub fn best() -> Self {
         if contracts().is_some() { Self::Contracts } else { Self::Generated }
     }
@@ -81,7 +81,7 @@ pub async fn install(client: &Client, which: Crds) -> anyhow::Result<()> {
             Ok(())
         })
         .await?;
-        // Established is a little earlier than served.
+        // A CRD is established a little earlier than it is served.
         let (group, plural) = (crd.spec.group.as_str(), crd.spec.names.plural.as_str());
         let version = crd.spec.versions.first().context("a CRD without versions")?.name.as_str();
         until(&format!("{name} to be served"), LIMIT, async || {
@@ -111,7 +111,7 @@ fn contracts() -> Option<PathBuf> {
     folder.is_dir().then_some(folder)
 }
 
-/// A CRD for all objects of a kind that the sample renders. What is below `open` may hold anything.
+/// A CRD for all objects of a kind that the sample renders. Fields below `open` may have any value.
 fn generate(name: &str, kind: &str, open: &[&str]) -> anyhow::Result<Value> {
     let objects = sample::objects()?;
     let mut specs = objects.iter().filter(|object| object.kind == kind).map(|object| &object.spec);

@@ -1,6 +1,6 @@
-//! The kubelets of all simulated nodes: what is bound to a node runs, and what is deleted ends.
+//! The kubelets of all simulated nodes: a Pod that is bound to a node runs, and a Pod that is deleted ends.
 //!
-//! Without them no Pod would ever be ready, so that no EndpointSlice names it, and none would ever go away.
+//! Without them no Pod would ever be ready, no EndpointSlice would name one, and no Pod would ever go away.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
@@ -22,10 +22,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::network::FIRST_POD;
 
-/// How often everything that is not done yet is tried, and how long an event waits for its like.
+/// How often failed work is tried again, and how long an event waits for further ones.
 const STEP: Duration = Duration::from_millis(50);
 
-/// How many Pods are seen to at the same time.
+/// How many Pods are updated at the same time.
 const CONCURRENCY: usize = 16;
 
 /// Running kubelets. They stop when dropped.
@@ -108,14 +108,14 @@ enum Duty {
     End,
 }
 
-/// What a Pod's kubelet has to do about it. What runs is left alone, so that tests may say how it does.
+/// The kubelet's work for a Pod. A running Pod is not changed, so that tests can set its status.
 fn duty(pod: &Pod) -> Duty {
     let is_bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if !is_bound {
         Duty::None
     } else if pod.metadata.deletion_timestamp.is_some() {
-        // Otherwise it waits for its finalizers, which are not the kubelet's.
+        // Otherwise it waits for its finalizers, which the kubelet does not remove.
         let has_ended = pod.metadata.deletion_grace_period_seconds == Some(0);
         if has_ended { Duty::None } else { Duty::End }
     } else if matches!(phase, None | Some("Pending")) {
@@ -143,7 +143,7 @@ impl Nodes {
             }
         };
         match result {
-            // Gone, or another Pod of the same name: its own events tell.
+            // Gone, or another Pod of the same name, which has events of its own.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(()),
             other => Ok(other?),
         }

@@ -1,7 +1,7 @@
-//! A real Kubernetes API server with real controllers, without a cluster: where the aggregator is tested as a whole.
+//! A real Kubernetes API server with real controllers, without a cluster, for tests of the whole aggregator.
 //!
 //! Real are etcd, kube-apiserver with RBAC and TLS, and kube-controller-manager with those controllers that the aggregator
-//! depends on. Played are the nodes: their agents by [`procscan_agent::simulate::Fleet`], their kubelets by [`kubelet`].
+//! depends on. Simulated are the nodes: their agents by [`procscan_agent::simulate::Fleet`], their kubelets by [`kubelet`].
 //! The aggregator is the program that users run, as a process of its own.
 //!
 //! It runs inside a network namespace in which all of 10.64.0.0/10 is local, because the API server refuses loopback

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow, ensure};
 
-/// How much of a log belongs into an error.
+/// How many bytes of a log an error contains.
 const TAIL_LINES: usize = 15;
 
 /// A running child process. Killed when dropped.
@@ -31,7 +31,7 @@ impl Process {
         Ok(Self { name: name.to_owned(), child: Mutex::new(child), log })
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn exited(&self) -> anyhow::Result<Option<ExitStatus>> {
         self.child().try_wait().with_context(|| format!("waiting for {}", self.name))
     }
@@ -39,7 +39,7 @@ impl Process {
     /// SIGKILL. Returns when it is gone.
     pub fn kill(&self) -> anyhow::Result<()> {
         let mut child = self.child();
-        // Fails when it has ended already, which is as good.
+        // An error means that it has ended already.
         drop(child.kill());
         child.wait().map(drop).with_context(|| format!("waiting for {}", self.name))
     }
@@ -47,7 +47,7 @@ impl Process {
     /// Sends a signal by its name, such as `TERM` or `STOP`.
     pub fn signal(&self, signal: &str) -> anyhow::Result<()> {
         let mut child = self.child();
-        // Whoever has ended and was waited for may have given its id to somebody else.
+        // After it has ended and was waited for, its id may belong to another process.
         ensure!(child.try_wait()?.is_none(), "{} has ended, SIG{signal} comes too late", self.name);
         let status = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status()?;
         ensure!(status.success(), "SIG{signal} was not sent to {}", self.name);
@@ -67,12 +67,12 @@ impl Process {
         anyhow!("{error:#}\n{} logged last, in {}:\n{}", self.name, self.log.display(), tail(&self.log))
     }
 
-    /// Where it logs to.
+    /// The file of its log.
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// Nothing can be left half done in it, so a panic elsewhere does not spoil it.
+    /// No change of it can be incomplete, so a panic elsewhere does not matter.
     fn child(&self) -> MutexGuard<'_, Child> {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! Sets the scene: nodes, agents, tenants and what they run, as a Sealos cluster would hold them.
+//! Makes the objects of a scenario: nodes, agents, tenants and their Apps, as in a Sealos cluster.
 
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::wait::until;
 
-/// Where the agents and the aggregator are.
+/// The namespace of the agents and the aggregator.
 pub const NAMESPACE: &str = "kube-system";
 
 /// The agents' Service, as the aggregator expects it by default.
@@ -30,14 +30,14 @@ const ENDPOINTS_PER_SLICE: usize = 100;
 /// How many objects are made at the same time.
 const CONCURRENCY: usize = 32;
 
-/// Makes objects, as the administrator. Whatever exists already is an error.
+/// Makes objects, as the administrator. An object that exists already is an error.
 #[derive(Clone)]
 pub struct Stage {
     client: Client,
 }
 
 impl Stage {
-    /// A stage in the cluster that the client belongs to.
+    /// A stage in the cluster of the client.
     pub fn new(client: Client) -> Self {
         Self { client }
     }
@@ -127,7 +127,7 @@ impl Stage {
                     "namespace": NAMESPACE,
                     "labels": {
                         "kubernetes.io/service-name": SERVICE,
-                        // Not the controller's, which would delete what no Service selects.
+                        // Not the controller's, which would delete a slice that no Service selects.
                         "endpointslice.kubernetes.io/managed-by": "procscan-e2e",
                     },
                 },

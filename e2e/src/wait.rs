@@ -1,4 +1,4 @@
-//! Waiting for something to become so: the only way in which tests let time pass, so that each of them says what for.
+//! Waits for a condition. Tests let time pass in no other way, so that each wait has a condition.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long nothing happens between two looks.
+/// The pause between two checks.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What one look may give: `Ok`, `Some` and `true` end the waiting, anything else is the last state seen.
+/// The result of a check: `Ok`, `Some` and `true` end the wait, other results are the last state.
 pub trait Look {
-    /// What the waiting gives in the end.
+    /// The result of the wait.
     type Found;
 
-    /// What was found, or the state instead.
+    /// The result, or the state instead.
     fn look(self) -> Result<Self::Found, String>;
 }
 
@@ -43,7 +43,7 @@ impl Look for bool {
     }
 }
 
-/// Looks again and again until it is there, for at most `limit`. The error says what was waited for and what was seen last.
+/// Checks until the result is there, for at most `limit`. The error has the condition and the last state.
 pub async fn until<L: Look>(
     what: &str,
     limit: Duration,
@@ -52,7 +52,7 @@ pub async fn until<L: Look>(
     until_every(PAUSE, what, limit, look).await
 }
 
-/// The same, with a pause of its own between two looks: for looks that cost what they look at a part of its time.
+/// The same, with a pause of its own between two checks: for checks that cost CPU time of the service.
 pub async fn until_every<L: Look>(
     pause: Duration,
     what: &str,
@@ -74,7 +74,7 @@ pub async fn until_every<L: Look>(
     }
 }
 
-/// Looks for as long as `period` and fails at the first time that it is not so: for what must *not* happen.
+/// Checks for as long as `period`, and fails as soon as the condition is not met: for changes that must *not* happen.
 pub async fn throughout<L: Look>(
     what: &str,
     period: Duration,

@@ -12,13 +12,13 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Twice as long as the API waits for what an operator wants to be done.
+/// Twice as long as the API waits until a command is carried out.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// More than the largest answer about the largest fleet.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 
-/// What the server answered.
+/// An answer of the server.
 #[derive(Debug)]
 pub struct Answer {
     /// The status code.
@@ -30,7 +30,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body as JSON, or as a string if it is none.
+    /// The body as JSON, or as a string if it is not JSON.
     pub fn json(&self) -> Value {
         json_or_text(&self.body)
     }

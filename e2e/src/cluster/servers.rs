@@ -1,4 +1,4 @@
-//! How each of the servers is started: its flags and its files.
+//! The flags and files of each server.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use super::{ADMIN, AGGREGATOR, CONTROLLERS, IDENTITIES, Identity, Options};
 use crate::network::{APISERVER, SERVICES, free_port};
 use crate::process::Process;
 
-/// What the aggregator's world needs. Not those for Nodes and for orphaned Pods, which would clear the stage: nobody renews
-/// the simulated nodes' leases.
+/// The controllers that the aggregator depends on. Without those for Nodes and for orphaned Pods, which would delete the Pods:
+/// simulated nodes do not renew their Leases.
 const CONTROLLERS_ON: &[&str] = &[
     "daemonset-controller",
     "deployment-controller",
@@ -105,9 +105,9 @@ impl Servers {
         format!("https://{}:{}", Ipv4Addr::LOCALHOST, self.apiserver_port)
     }
 
-    /// Where the API server says whether it is ready.
+    /// The URL of the API server's readiness.
     pub(super) fn readiness(&self) -> &'static str {
-        // It watches EndpointSlices itself. Told not to serve them, it serves everything else and never has them.
+        // It watches EndpointSlices itself. If they are disabled, this informer never syncs, but all other resources are served.
         let lacks_resources =
             self.options.apiserver_args.iter().any(|arg| arg.starts_with("--runtime-config"));
         if lacks_resources { "/readyz?exclude=informer-sync" } else { "/readyz" }
@@ -131,7 +131,7 @@ impl Servers {
                 advertised,
                 peers,
                 format!("--data-dir={}", self.data().display()),
-                // It has to outlive SIGKILL of the API server, not the machine.
+                // The data has to outlast SIGKILL of the API server, not a failure of the machine.
                 "--unsafe-no-fsync".into(),
                 "--log-level=warn".into(),
             ],
@@ -158,7 +158,7 @@ impl Servers {
             "--disable-admission-plugins=ServiceAccount".into(),
             format!("--audit-policy-file={}", file("audit-policy.yaml")),
             format!("--audit-log-path={}", self.audit_log().display()),
-            // A rotated file would hide what happened.
+            // A rotated file would hide earlier events.
             "--audit-log-maxsize=0".into(),
         ];
         let mut all = flags.to_vec();
@@ -186,14 +186,14 @@ impl Servers {
         ensure!(program.is_file(), "there is no kubectl beside the servers in {}", self.programs.display());
         let mut command = Command::new(program);
         command.arg("--kubeconfig").arg(self.kubeconfig(&ADMIN)).arg("--request-timeout=30s");
-        // Its cache of what the API server knows.
+        // Its cache of the API server's resources.
         command.env("HOME", &self.dir);
         Ok(command)
     }
 
     fn start(&self, name: &str, flags: &[String]) -> anyhow::Result<Process> {
         let mut command = Command::new(self.programs.join(name));
-        // Their home is where they leave what nobody asked for.
+        // They write further files into their home directory.
         command.args(flags).current_dir(&self.dir).stdout(std::process::Stdio::null());
         Process::start(name, &mut command, self.dir.join(format!("{name}.log")))
     }

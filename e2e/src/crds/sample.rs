@@ -1,4 +1,4 @@
-//! One plan in which everything occurs that the aggregator can write.
+//! One plan with every field that the aggregator can write.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
     let limit = std::mem::replace(&mut settings.gateway.max_service_entries, 0);
     objects.extend(render(&plan, &settings, long));
     settings.gateway.max_service_entries = limit;
-    // A list of violations that had to give way leaves a trace of its own.
+    // A list of violations that was shortened has a field of its own.
     settings.gateway.max_bytes = 1;
     objects.extend(render(&plan, &settings, Existing::default()));
     Ok(objects)

@@ -1,11 +1,11 @@
-//! Structural schemas from values: what was seen is allowed, and nothing else.
+//! Structural schemas from values: they allow the fields of these values, and no others.
 
 use serde_json::{Map, Value, json};
 
 /// The schema of one value.
 pub(super) fn of(value: &Value) -> Value {
     match value {
-        // Nothing is known of what it would be.
+        // The type of a null is not known.
         Value::Null => json!({"x-kubernetes-preserve-unknown-fields": true, "nullable": true}),
         Value::Bool(_) => json!({"type": "boolean"}),
         Value::Number(number) if number.is_f64() => json!({"type": "number"}),
@@ -23,14 +23,14 @@ pub(super) fn of(value: &Value) -> Value {
     }
 }
 
-/// The schema of what fits either of two.
+/// The schema that allows the values of either of two.
 pub(super) fn merge(one: Value, other: Value) -> Value {
     let (Value::Object(mut one), Value::Object(other)) = (one, other) else {
         return json!({"x-kubernetes-preserve-unknown-fields": true});
     };
     match (one.get("type"), other.get("type")) {
         (a, b) if a != b => {
-            // One of them was empty, or null: the other knows more.
+            // One of them was empty or null, so the other one counts.
             let known = if a.is_none() { other } else { one };
             return Value::Object(known);
         }
